@@ -1,4 +1,4 @@
-"""States of batch jobs on S3: one JSON object a job, changed by compare-and-swap."""
+"""States of batch jobs on S3: one JSON object per job, updated by compare-and-swap."""
 
 import hashlib
 import json
@@ -22,23 +22,23 @@ _log = logging.getLogger(__name__)
 
 
 def job_id(batch: BatchSpec) -> str:
-    """Return the job's id, the same for the same input, output and version."""
+    """Return the job's id, a hash of the input, the output and the version."""
     key = json.dumps([batch.input, batch.output, batch.digest])
     return hashlib.sha256(key.encode()).hexdigest()[:ID_CHARS]
 
 
 def read_job(task_uri: str, batch_id: str) -> BatchJob | None:
-    """Return a job's state, or None if there is no such job."""
+    """Return a job's state, or None if the job does not exist."""
     stored = storage.read_versioned(TaskPaths(task_uri).batch(batch_id))
     return None if stored is None else BatchJob.model_validate_json(stored[0])
 
 
 def update_job(task_uri: str, batch_id: str, change: Callable[[BatchJob], BatchJob | None]) -> BatchJob:
-    """Store what `change` makes of a job's state (None: leave it as it is) and return the state that is stored then."""
+    """Replace a job's state with the result of `change`, or keep it if that is None. Return the stored state."""
     from tailorbird.registry.versions import now
 
     def changed(stored: Any) -> Any:
-        assert stored is not None, f"{batch_id} is changed by whoever has read it"
+        assert stored is not None, f"no job {batch_id}; read it before changing it"
         job = change(BatchJob.model_validate(stored))
         return None if job is None else job.model_copy(update={"updated_at": now()}).model_dump(mode="json")
 
@@ -46,14 +46,17 @@ def update_job(task_uri: str, batch_id: str, change: Callable[[BatchJob], BatchJ
 
 
 def update_running_job(task_uri: str, batch_id: str, **fields: object) -> BatchJob:
-    """Set fields of a job if it is still running; a cancelled one stays cancelled. Return the state stored then."""
+    """Set fields of a job if it is still running, for example not cancelled. Return the stored state."""
     return update_job(
         task_uri, batch_id, lambda job: job.model_copy(update=fields) if job.status == "running" else None
     )
 
 
 def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion") -> BatchJob:
-    """Store a new queued job; queue one again that has ended. Raises RequestError 409 if its columns differ."""
+    """Queue a job, or return the existing job if it is unfinished. A job that has ended is queued again.
+
+    Raises RequestError 409 if the existing job reads other columns.
+    """
     from tailorbird.registry.versions import now
 
     created_at = now()
@@ -73,7 +76,10 @@ def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion") -> Batc
         current = BatchJob.model_validate(stored)
         column, id_column = current.column, current.id_column
         if (column, id_column) != (batch.column, batch.id_column):
-            message = f"batch {job.id} reads {column!r} and {id_column!r}: give the same, or another output"
+            message = (
+                f"batch {job.id} reads column {column!r} and id column {id_column!r}; "
+                "give the same columns, or another output"
+            )
             raise RequestError(409, "other_columns", message, param="column")
         if current.is_unfinished:
             return None
@@ -84,11 +90,11 @@ def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion") -> Batc
 
 
 def unfinished_jobs(task_uri: str) -> list[BatchJob]:
-    """Return the jobs that are queued or were interrupted, oldest first."""
+    """Return the jobs that are queued or running, oldest first."""
     jobs = []
     for uri in storage.list_files(TaskPaths(task_uri).batches, missing_ok=True):
         try:
             jobs.append(BatchJob.model_validate_json(storage.read_bytes(uri)))
-        except ValidationError as error:  # written by other code, or no job at all: it must not stop the others
-            _log.error("%s is left out: %s", uri, error)
+        except ValidationError as error:  # a file of another format or code must not block the other jobs
+            _log.error("batch job %s is skipped, because its state is not valid: %s", uri, error)
     return sorted((job for job in jobs if job.is_unfinished), key=lambda job: (job.created_at, job.id))

@@ -1,4 +1,4 @@
-"""Which S3 locations a batch may read and write."""
+"""The S3 locations that a batch may read and write."""
 
 from serving.batch_jobs.schema import BatchError
 from tailorbird.config.serving import ServingConfig
@@ -6,7 +6,7 @@ from tailorbird.storage.paths import TaskPaths
 
 
 def is_under(uri: str, prefix: str) -> bool:
-    """Return True if a URI is a prefix or is stored under it."""
+    """Return True if a URI equals a prefix or is under it."""
     return uri == prefix or uri.startswith(f"{prefix}/")
 
 
@@ -16,17 +16,17 @@ def normalized_locations(*, input: str, output: str) -> tuple[str, str]:
     for name, uri in (("input", input), ("output", output)):
         parts = uri.removeprefix("s3://").split("/")
         if not uri.startswith("s3://") or len(parts) < 2 or not all(parts) or {".", ".."} & set(parts):
-            raise BatchError(f"{name} is {uri!r}; give s3://bucket/prefix, with no empty part and no `..`")
+            raise BatchError(f"{name} is {uri!r}; give s3://bucket/prefix without empty parts, `.` and `..`")
     if is_under(input, output) or is_under(output, input):
-        raise BatchError(f"{input} and {output} lie in each other; give the output a place of its own")
+        raise BatchError(f"input {input} and output {output} overlap; give another output")
     return input, output
 
 
 def location_error(uri: str, *, task_uri: str, config: ServingConfig) -> str | None:
-    """Return why no batch may read or write at `uri`, or None if it may."""
+    """Return the reason why a batch must not read or write at `uri`, or None if it may."""
     for prefix, name in ((TaskPaths(task_uri).registry, "registry of models"), (config.request_log, "request log")):
         if prefix is not None and (is_under(uri, prefix.rstrip("/")) or is_under(prefix.rstrip("/"), uri)):
-            return f"{uri} meets the {name}, which no batch reads or writes; give another prefix"
+            return f"{uri} overlaps the {name}, which batches must not read or write; give another prefix"
     if not any(is_under(uri, prefix) for prefix in config.batch_prefixes):
-        return f"{uri} is under none of {', '.join(config.batch_prefixes)} (the recipe's serving.batch_prefixes)"
+        return f"{uri} is not under {', '.join(config.batch_prefixes)} (the recipe's serving.batch_prefixes)"
     return None

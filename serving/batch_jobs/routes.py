@@ -1,4 +1,4 @@
-"""Routes of batch jobs: a request stores a job's state on S3, where every replica reads it, and starts the runner."""
+"""HTTP routes of batch jobs. The states are on S3, where every replica reads them; a replica starts the runner."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ class _Engine(Protocol):
 
 
 class BatchRoutes:
-    """A replica's routes of batch jobs; `engine_of` returns the engine for a request's `model`."""
+    """The batch routes of a replica. `engine_of` returns the engine for a request's `model`."""
 
     def __init__(self, engine_of: Callable[[str], _Engine], *, task_uri: str, config: ServingConfig) -> None:
         self._engine_of = engine_of
@@ -50,12 +50,12 @@ class BatchRoutes:
         }
 
     async def resume(self) -> None:
-        """Take over the jobs that a former runner, with other code or another config, has not begun."""
+        """Start a runner for unfinished jobs, for example of a former runner with other code or another config."""
         self._watcher = asyncio.create_task(self._watch_runner())
 
     async def _create(self, body: bytes, _request_id: str) -> tuple[int, bytes]:
         if not self._config.batch_prefixes:
-            message = "batches are closed here: the recipe's serving.batch_prefixes names no prefix that they may use"
+            message = "batches are not enabled, because the recipe does not set serving.batch_prefixes"
             raise RequestError(404, "no_batches", message)
         request = parse_body(BatchRequest, body)
         version = self._engine_of(request.model).version
@@ -71,11 +71,11 @@ class BatchRoutes:
         requested = await asyncio.to_thread(self._requested_job)
         job = await asyncio.to_thread(update_job, self._task_uri, requested.id, cancelled)
         if job.status != "cancelled":
-            raise RequestError(409, "batch_over", f"batch {job.id} is {job.status}: there is nothing to cancel")
+            raise RequestError(409, "batch_over", f"batch {job.id} is {job.status} and cannot be cancelled")
         return self._answer(job)
 
     def _answer(self, job: BatchJob, *, status: int = 200) -> tuple[int, bytes]:
-        """Return the answer; make sure that a runner works on an unfinished job, whose replica may have ended."""
+        """Return the response. For an unfinished job, make sure that a runner exists: its replica may have ended."""
         if job.is_unfinished:
             self._has_new_job = True
             if self._watcher is None or self._watcher.done():
@@ -83,7 +83,7 @@ class BatchRoutes:
         return status, job.model_dump_json().encode()
 
     async def _watch_runner(self) -> None:
-        """Restart the runner until no job is left: it ends when it finds none, or when another one takes over."""
+        """Restart the runner until no job is left. A runner ends when there are no jobs or a newer runner exists."""
         while True:
             try:
                 self._has_new_job = False
@@ -91,15 +91,15 @@ class BatchRoutes:
                     return
                 await wait_for_runner(await asyncio.to_thread(start_runner, self._task_uri, self._config))
             except Exception:
-                _log.exception("the runner of batches cannot work; it is started again in %s s", RETRY_S)
+                _log.exception("the runner of batch jobs failed; it is restarted in %s s", RETRY_S)
             await asyncio.sleep(RETRY_S)
 
     def _requested_job(self) -> BatchJob:
-        """Return the job that the path names, even if batches are closed by now: a running one can be cancelled."""
+        """Return the job with the id in the path. Existing jobs can be cancelled even if batches are disabled."""
         batch_id = path_id.get()
         job = read_job(self._task_uri, batch_id) if re.fullmatch(rf"[0-9a-f]{{{ID_CHARS}}}", batch_id) else None
         if job is None:
-            message = "no batch has this id; POST /v1/batches answers with one"
+            message = "no batch has this id; use the `id` in the response of POST /v1/batches"
             raise RequestError(404, "unknown_batch", message, param="id")
         return job
 
@@ -123,8 +123,8 @@ class BatchRoutes:
 
 
 def _public_message(error: Exception, request: BatchRequest) -> str:
-    """Return what a client may read: storage errors name locations that it must not see."""
+    """Return the message for the client. Storage errors are replaced, because they name internal locations."""
     if storage.comes_from_storage(error):
         _log.warning("a batch was refused: %s", error)
-        return f"{request.input} or {request.output} is not there, or not ours to use; check both"
+        return f"{request.input} or {request.output} does not exist or is not accessible; check both URIs"
     return str(error)

@@ -1,4 +1,4 @@
-"""Run the batch jobs of an application, one after the other, in one detached Ray actor."""
+"""The runner of an application's batch jobs: a detached Ray actor that runs one job at a time."""
 
 import hashlib
 import json
@@ -31,14 +31,14 @@ _log = logging.getLogger(__name__)
 
 
 class BatchNotRunning(Exception):
-    """The job was cancelled."""
+    """A job that is no longer running, because it was cancelled."""
 
 
 def start_runner(task_uri: str, config: ServingConfig) -> "ObjectRef[None]":
-    """Make sure that the application's runner exists and works; return the call, for `wait_for_runner`.
+    """Create the application's runner if it does not exist, start its work, and return the call for `wait_for_runner`.
 
-    The runner outlives the process that starts it. One with other code or another config ends after its current job,
-    and the new one continues with the next.
+    The runner outlives the process that starts it. A runner with other code or another config ends after its current
+    job, and the new runner continues with the next job.
     """
     import ray
 
@@ -54,7 +54,7 @@ def start_runner(task_uri: str, config: ServingConfig) -> "ObjectRef[None]":
 
 
 def running_runners(task_uri: str) -> set[str]:
-    """Return the names of the application's live runners: one, except while another takes over."""
+    """Return the names of the application's live runners: one, or more while a new runner replaces an old one."""
     from ray.util import list_named_actors
 
     pattern = re.compile(rf"batches-{re.escape(application_name(task_uri))}(-[0-9a-f]{{{CONFIG_HASH_CHARS}}})?")
@@ -64,7 +64,7 @@ def running_runners(task_uri: str) -> set[str]:
 
 
 async def wait_for_runner(call: "ObjectRef[None]") -> None:
-    """Wait until the runner has no jobs left or its process has ended; raise what it raised."""
+    """Wait until the runner has no jobs left or its process has ended. Errors of the runner are raised."""
     import ray
 
     with suppress(ray.exceptions.RayActorError):
@@ -72,9 +72,9 @@ async def wait_for_runner(call: "ObjectRef[None]") -> None:
 
 
 class BatchRunner:
-    """Used as a detached Ray actor. All its state is on S3.
+    """The class of the detached Ray actor. All its state is on S3.
 
-    `predecessors` are the runners that existed when it was created: it starts once they have ended.
+    `predecessors` are the runners that existed at its creation. It starts its work after they have ended.
     """
 
     def __init__(self, task_uri: str, config: ServingConfig, predecessors: set[str]) -> None:
@@ -84,7 +84,7 @@ class BatchRunner:
         self._predecessors = predecessors
 
     def work(self) -> None:
-        """Run the unfinished jobs until none is left or a newer runner exists, then end the process."""
+        """Run unfinished jobs until none is left or a newer runner exists, then end the process."""
         import ray
 
         known = self._predecessors | {ray.get_runtime_context().get_actor_name()}
@@ -95,7 +95,7 @@ class BatchRunner:
         ray.actor.exit_actor()
 
     def _run(self, batch_id: str) -> None:
-        """Run one job in a process of its own, which is killed when the job is cancelled."""
+        """Run one job in a separate process, which is killed if the job is cancelled."""
         import ray
 
         update_job(
@@ -110,10 +110,10 @@ class BatchRunner:
                 job = read_job(self._task_uri, batch_id)
                 if job is None or job.status != "running":
                     ray.cancel(call, force=True)
-        except s3.StorageError:  # the job is taken up again: no second process may run it
+        except s3.StorageError:  # the job will be run again, and two processes must not run it at once
             ray.cancel(call, force=True)
             raise
-        error: str | None = "its process failed; the cluster's log says why"
+        error: str | None = "the process of the job failed; see the cluster's log"
         with suppress(ray.exceptions.RayError):
             error = ray.get(call)
         if error is not None:
@@ -121,7 +121,7 @@ class BatchRunner:
 
 
 def run_job(task_uri: str, batch_id: str, config: ServingConfig) -> str | None:
-    """Score a job's batch and keep its state up to date; return why it failed, or None."""
+    """Score a job's batch and update its state. Return the reason of a failure, or None."""
     from tailorbird.registry.versions import RegistryError, read_version
 
     job = read_job(task_uri, batch_id)
@@ -132,7 +132,7 @@ def run_job(task_uri: str, batch_id: str, config: ServingConfig) -> str | None:
             raise BatchNotRunning
 
     batch = BatchSpec.model_validate(job.model_dump(include=set(BatchSpec.model_fields)))
-    for uri in (batch.input, batch.output):  # anybody may have written the state, and the prefixes may have changed
+    for uri in (batch.input, batch.output):  # the stored state is not trusted, and the prefixes may have changed
         error = location_error(uri, task_uri=task_uri, config=config)
         if error is not None:
             return error
@@ -144,6 +144,6 @@ def run_job(task_uri: str, batch_id: str, config: ServingConfig) -> str | None:
         if isinstance(error, (BatchError, DataError)) and not storage.comes_from_storage(error):
             return str(error)
         _log.exception("batch %s failed", batch_id)
-        return "the store or the registry failed; the cluster's log says how. Ask for the same batch again to go on"
+        return "storage or the registry failed; see the cluster's log. Repeat the request to resume the batch"
     update_running_job(task_uri, batch_id, status="completed")
     return None

@@ -1,4 +1,4 @@
-"""Types of a batch job: what is scored, its parts, and what an output folder stores about itself."""
+"""Types of batch jobs: the specification, the parts, and the metadata files of an output folder."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class BatchError(ValueError):
-    """A batch that cannot be scored as requested; the message says what to do."""
+    """A batch that cannot be scored as requested. The message states what to change."""
 
 
 class _Stored(BaseModel):
@@ -14,29 +14,29 @@ class _Stored(BaseModel):
 
 
 class BatchSpec(_Stored):
-    """What to score, by which version, and where the answers go."""
+    """The input, the version and the output of a batch."""
 
     input: str
-    """URI of a Parquet file or a folder of them on S3."""
+    """URI of a Parquet file or of a folder of Parquet files on S3."""
     output: str
     """URI of a folder on S3."""
     version_uri: str
     digest: str
     column: str
-    """The column with the texts; for a chat model, with prompts or conversations."""
+    """Column with the texts; for chat models, with prompts or conversations."""
     id_column: str | None = None
-    """The input column that the output repeats as `id`."""
+    """Input column to copy to the output as `id`."""
 
 
 class InputFile(_Stored):
-    """A file of the input, as it was when the batch began."""
+    """A file of the input at the start of the batch."""
 
     uri: str
     etag: str
     size_bytes: int
     num_rows: int
     read_bytes: int
-    """Uncompressed bytes of the columns that are read."""
+    """Uncompressed size of the columns that are read."""
 
 
 class Part(_Stored):
@@ -50,28 +50,28 @@ class Part(_Stored):
     """Position of the first row in the whole input."""
     num_rows: int
     etag: str
-    """The file's ETag when its rows were counted."""
+    """The file's ETag at the start of the batch."""
 
     def output_uri(self, output: str) -> str:
-        """URI of the part's answers."""
+        """Return the URI of the part's output file."""
         return f"{output}/part-{self.number:06d}.parquet"
 
 
 class PartResult(_Stored):
-    """What a worker reports of a part."""
+    """A worker's report on a part."""
 
     part: int
     num_rows: int = 0
     started: float | None = None
-    """`time.time()`; None if the part was stored already."""
+    """Start time by `time.time()`; None if the part was already stored."""
     ended: float | None = None
     error: str | None = None
-    """Why the part cannot be scored."""
+    """Reason why the part cannot be scored, or None."""
     is_storage_error: bool = False
 
 
 class PartSource(_Stored):
-    """What a part's file was made from, stored in its Parquet metadata."""
+    """The source of a part's output file, stored in its Parquet metadata."""
 
     part: Part
     digest: str
@@ -80,7 +80,7 @@ class PartSource(_Stored):
 
 
 class OutputClaim(_Stored):
-    """What an output folder was begun for: `batch.json`, its first file."""
+    """The batch to which an output folder belongs: `batch.json`, the first file in the folder."""
 
     format: Literal[1] = 1
     batch: BatchSpec
@@ -89,7 +89,7 @@ class OutputClaim(_Stored):
 
 
 class OutputManifest(_Stored):
-    """What a complete output folder holds: `manifest.json`, its last file."""
+    """The contents of a complete output folder: `manifest.json`, the last file in the folder."""
 
     format: Literal[1] = 1
     batch: BatchSpec

@@ -1,4 +1,4 @@
-"""How rows of each task are scored: one `Scorer` a task."""
+"""Scoring of rows: one `Scorer` per task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Columns = Mapping[str, pa.Array]
 
 @dataclass(frozen=True)
 class PartRows:
-    """The rows of a part as they were read, and the name of the column to score."""
+    """The rows of a part, and the name of the column to score."""
 
     table: pa.Table
     part: Part
@@ -30,12 +30,12 @@ class PartRows:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Answers rows with the versions of one task."""
+    """The scoring function and the defaults of one task."""
 
-    part_rows: int  # rows a worker holds at once and repeats after a kill: seconds to a minute of work
+    part_rows: int  # rows in a worker's memory, and rows to repeat after a failure: seconds to a minute of work
     default_column: str
     answer: Callable[..., Columns]
-    """`(loaded, rows, batch_size=...)`: return the answers to the rows, in order, by output column."""
+    """`(loaded, rows, batch_size=...)` -> answers in row order, by output column."""
 
 
 def _classify(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", rows: PartRows, *, batch_size: int) -> Columns:
@@ -59,7 +59,7 @@ def _classify(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", rows: Par
 
 
 def _answer_chat(loaded: "LoadedChat[ModelVersion]", rows: PartRows, *, batch_size: int) -> Columns:  # noqa: ARG001
-    """Answer greedily, as in the evaluation, by continuous batching over the whole part."""
+    """Return greedy answers, as in the evaluation, by continuous batching over the whole part."""
     from tailorbird.models.generation import answer_prompts
 
     lm, tokenizer, prompting = loaded.model.lm, loaded.tokenizer, loaded.prompting
@@ -75,15 +75,15 @@ def _answer_chat(loaded: "LoadedChat[ModelVersion]", rows: PartRows, *, batch_si
 
 
 def _prompts(rows: PartRows, *, tokenizer: Any, prompting: "Prompting", max_length: int | None) -> list[list[int]]:
-    """Return each row's prompt as token ids; raise DataError, which names the row, for one that cannot be answered."""
+    """Return the token ids of each row's prompt; raise DataError, which names the row, if it cannot be answered."""
     from tailorbird.data.chat_template import prompt_tokens
 
     uri, prompts = rows.part.uri, []
     for position, conversation in enumerate(_conversations(rows), start=rows.part.start):
         if not conversation or conversation[-1][0] != "user":
             raise DataError(
-                f"{uri}: the conversation in row {position} does not end with a turn of the user, so there is "
-                "nothing to answer; leave out what follows that turn"
+                f"{uri}: the conversation in row {position} does not end with a user message; "
+                "remove the messages after the last user message"
             )
         try:
             prompt = prompt_tokens(conversation, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
@@ -91,9 +91,8 @@ def _prompts(rows: PartRows, *, tokenizer: Any, prompting: "Prompting", max_leng
             raise DataError(f"{uri}: row {position}: {error}") from None
         if max_length is not None and len(prompt) + prompting.max_new_tokens > max_length:
             raise DataError(
-                f"{uri}: row {position} has {len(prompt)} tokens and its answer may have "
-                f"{prompting.max_new_tokens}, together more than the {max_length} that this model takes; "
-                "shorten the row"
+                f"{uri}: row {position} has {len(prompt)} tokens and the answer up to {prompting.max_new_tokens}, "
+                f"but the model accepts {max_length} in total; shorten the row"
             )
         prompts.append(prompt)
     return prompts
@@ -107,7 +106,7 @@ def _conversations(rows: PartRows) -> Sequence[Conversation]:
 
 
 def _max_length(lm: Any) -> int | None:
-    """Return the most tokens a prompt and its answer may have together; None if neither model nor cache bounds them."""
+    """Return the maximum number of tokens of a prompt and its answer, or None if model and cache set no limit."""
     import torch
 
     from tailorbird.models.generation import CACHE_TOKENS
@@ -121,4 +120,4 @@ SCORERS = {
     "classification": Scorer(1 << 12, DataConfig.model_fields["text"].default, _classify),
     "chat": Scorer(1 << 8, DataConfig.model_fields["prompt"].default, _answer_chat),
 }
-"""By the version's task."""
+"""Scorers, by the version's task."""

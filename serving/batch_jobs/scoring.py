@@ -1,4 +1,4 @@
-"""Score Parquet files on the cluster: each input row goes through a version, in parts that are written once."""
+"""Score Parquet files on the cluster with a version, in parts that are each written once."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -23,35 +23,39 @@ from tailorbird.storage.paths import TaskPaths
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
-PART_BYTES = 64 << 20  # most uncompressed bytes of a part's columns that are read: long rows go into smaller parts
+PART_BYTES = 64 << 20  # maximum uncompressed size of a part's columns; parts with long rows have fewer rows
 CLAIM, MANIFEST = "batch.json", "manifest.json"  # first and last file of an output
 PROGRESS_INTERVAL_S = 15.0
 RESTARTS = 3
 
-ProgressCallback = Callable[[int, int], None]  # called with the rows done and the rows in all after each part
+ProgressCallback = Callable[[int, int], None]  # called after each part with the scored rows and the total rows
 
 
 @dataclass(frozen=True)
 class ScoringResult:
-    """What `score_batch` did."""
+    """The result of `score_batch`."""
 
     manifest: str  # URI of the output's manifest
     num_rows: int
     num_parts: int
-    num_new: int  # rows that this call scored; the others were stored already
+    num_new: int  # rows that this call scored; the other rows were already stored
     busy_s: float
-    """From the first part's start to the last part's end, without starting the workers and loading the model."""
+    """Seconds from the start of the first part to the end of the last part, without the start of the workers and the
+    loading of the model."""
 
     def line(self) -> str:
         """Return a one-line summary."""
-        rate = f", {self.num_new / self.busy_s:,.0f} rows/s once the workers ran" if self.busy_s else ""
+        rate = f", {self.num_new / self.busy_s:,.0f} rows/s after the workers started" if self.busy_s else ""
         before = self.num_rows - self.num_new
-        stored = f" ({before:,} of them were there)" if before else ""
+        stored = f" ({before:,} were already stored)" if before else ""
         return f"{self.num_rows:,} rows in, {self.num_rows:,} rows out{stored}, {self.num_parts} parts{rate}"
 
 
 def resolve_version(task_uri: str, model: str) -> "ModelVersion":
-    """Return the version that `champion`, `pretrained`, a name or a URI stands for; raise RegistryError if none."""
+    """Return the version for `champion`, `pretrained`, a version's name or its URI.
+
+    Raises RegistryError if it does not exist.
+    """
     from tailorbird.registry.champion import champion_version, read_champion
     from tailorbird.registry.versions import RegistryError, read_version
 
@@ -59,19 +63,22 @@ def resolve_version(task_uri: str, model: str) -> "ModelVersion":
         return read_version(model if "://" in model else TaskPaths(task_uri).version(model))
     stored = read_champion(task_uri)
     if stored is None:
-        raise RegistryError(f"{task_uri} has no champion; `tailorbird promote RECIPE` makes one, or name a version")
+        raise RegistryError(f"{task_uri} has no champion; run `tailorbird promote RECIPE`, or name a version")
     champion = stored[0]
     if model == CHAMPION:
         return champion_version(champion)
     if champion.pretrained is None:
-        raise RegistryError(f"{champion.uri} was compared with no pretrained model; name a version")
+        raise RegistryError(f"champion {champion.uri} has no pretrained model; name a version")
     return read_version(champion.pretrained.uri)
 
 
 def new_batch(
     version: "ModelVersion", *, input: str, output: str, column: str | None = None, id_column: str | None = None
 ) -> BatchSpec:
-    """Return the batch with normalized URIs; `column` defaults to that of the version's task. Raises BatchError."""
+    """Return the specification of a batch, with normalized URIs; `column` defaults to the task's default.
+
+    Raises BatchError for invalid URIs.
+    """
     input, output = normalized_locations(input=input, output=output)
     return BatchSpec(
         input=input,
@@ -84,17 +91,17 @@ def new_batch(
 
 
 def check_batch(batch: BatchSpec, *, version: "ModelVersion") -> None:
-    """Check quickly, before any work, that a batch can be scored.
+    """Check that a batch can be scored, without reading rows.
 
-    Raises DataError for an input without files, BatchError for one without the columns, and if the output holds
-    something else.
+    Raises DataError for an input without files, and BatchError if the first file lacks a column or the output folder
+    contains other files.
     """
     first = parquet_files(batch.input)[0]
     with open_parquet(first, columns=(), in_parts=True) as file:
         _require_columns(file, first, columns_of(batch, version))
     claim = _read_claim(batch)
     if claim is None and storage.exists(batch.output):
-        raise BatchError(f"{batch.output} is not empty and holds no batch; give an empty folder")
+        raise BatchError(f"{batch.output} is not empty and contains no batch; give an empty folder")
     if claim is not None:
         _require_equal(batch.output, claim.batch, batch)
 
@@ -102,18 +109,19 @@ def check_batch(batch: BatchSpec, *, version: "ModelVersion") -> None:
 def score_batch(
     batch: BatchSpec, config: ServingConfig, *, version: "ModelVersion", on_progress: ProgressCallback
 ) -> ScoringResult:
-    """Score the input on the connected Ray: one output row for each input row, by the forward pass that serves.
+    """Score the input on the connected Ray cluster: one output row per input row, with the code of the service.
 
-    Started again after an interruption, it scores the missing parts; the manifest is written last. Memory is bounded:
-    a worker holds one part. Raises BatchError for rows that cannot be scored, an output that holds something else and
-    an input that changed meanwhile; DataError, StorageError. What `on_progress` raises ends the batch.
+    After an interruption, a new call scores only the missing parts. The manifest is written last. A worker keeps one
+    part in memory. Raises BatchError for rows that cannot be scored, for an output folder with other files, and for an
+    input that changed during the batch. Also raises DataError and StorageError. An exception in `on_progress` ends the
+    batch.
     """
     check_batch(batch, version=version)
     inputs = tuple(_inputs(batch, columns=columns_of(batch, version)))
     part_rows = SCORERS[version.task].part_rows
     parts = list(parts_of(inputs, size=part_rows))
     if not parts:
-        raise BatchError(f"{batch.input} has no rows; give files with at least one")
+        raise BatchError(f"{batch.input} has no rows; give files with at least one row")
     _claim(OutputClaim(batch=batch, inputs=inputs, part_rows=part_rows))
     total = sum(part.num_rows for part in parts)
     manifest_uri = f"{batch.output}/{MANIFEST}"
@@ -131,7 +139,7 @@ def score_batch(
             on_progress(num_done, total)
     _require_all_rows(parts, results, output=batch.output)
     if storage.heads([file.uri for file in inputs]) != [(file.etag, file.size_bytes) for file in inputs]:
-        raise BatchError(f"{batch.input} was changed while it was read; score it again to another output")
+        raise BatchError(f"{batch.input} changed during the batch; score it again to another output")
     manifest = OutputManifest(
         batch=batch, model=version.name, version=version.version, inputs=inputs, num_rows=total, num_parts=len(parts)
     )
@@ -143,7 +151,7 @@ def score_batch(
 
 
 def progress_notes(progress: ProgressReporter) -> ProgressCallback:
-    """Return a callback that reports the progress to a display every few seconds."""
+    """Return a callback that reports the progress every few seconds."""
     reported_at = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -156,9 +164,9 @@ def progress_notes(progress: ProgressReporter) -> ProgressCallback:
 
 
 def parts_of(inputs: Sequence[InputFile], *, size: int) -> Iterator[Part]:
-    """Yield the rows of each file in parts of at most `size` rows; the same files give the same parts.
+    """Yield the rows of each file in parts of at most `size` rows. The same files give the same parts.
 
-    Parts of a file with long rows have as many rows as hold `PART_BYTES` on average.
+    Files with long rows have smaller parts, of about `PART_BYTES`.
     """
     number = first = 0
     for file in inputs:
@@ -170,7 +178,7 @@ def parts_of(inputs: Sequence[InputFile], *, size: int) -> Iterator[Part]:
 
 
 def _inputs(batch: BatchSpec, *, columns: list[str]) -> Iterator[InputFile]:
-    """Yield the input's files; ids must have one type in all files, so that the output is one table."""
+    """Yield the input's files. The id column must have the same type in all files, so that the output is one table."""
     id_type = None
     files = parquet_files(batch.input)
     for uri, (etag, size_bytes) in zip(files, storage.heads(files), strict=True):
@@ -181,7 +189,8 @@ def _inputs(batch: BatchSpec, *, columns: list[str]) -> Iterator[InputFile]:
                 id_type = id_type or file_type
                 if file_type != id_type:
                     raise BatchError(
-                        f"{uri}: column {batch.id_column!r} is {file_type}, in other files {id_type}; write them alike"
+                        f"{uri}: column {batch.id_column!r} has type {file_type}, but {id_type} in other files; "
+                        "use one type in all files"
                     )
             metadata = file.metadata
             yield InputFile(
@@ -194,7 +203,7 @@ def _inputs(batch: BatchSpec, *, columns: list[str]) -> Iterator[InputFile]:
 
 
 def _read_bytes(metadata: Any, columns: Sequence[str]) -> int:
-    """Return the uncompressed bytes of the columns, nested ones too, in all row groups."""
+    """Return the uncompressed size of the columns, including nested columns, in all row groups."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
     return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
@@ -205,7 +214,7 @@ def _require_columns(file: Any, uri: str, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in names:
             raise BatchError(
-                f"{uri} has no column {column!r}; it has {', '.join(names)}: name the batch's columns, or write it"
+                f"{uri} has no column {column!r}, only {', '.join(names)}; set the batch's columns, or add the column"
             )
 
 
@@ -215,11 +224,11 @@ def _read_claim(batch: BatchSpec) -> OutputClaim | None:
     try:
         return None if stored is None else OutputClaim.model_validate_json(stored[0])
     except ValidationError as error:
-        raise BatchError(f"{uri} is not a batch that this code can read ({error}); give an empty folder") from None
+        raise BatchError(f"{uri} is not a valid batch of this version ({error}); give an empty folder") from None
 
 
 def _claim(claim: OutputClaim) -> None:
-    """Write what the output is for, before anything else; if that is stored already, it must be the same."""
+    """Write the output folder's first file, or check that the stored one is equal."""
     stored = _read_claim(claim.batch)
     if stored is None:
         content = claim.model_dump_json(indent=1).encode()
@@ -233,20 +242,20 @@ def _require_equal(output: str, stored: BaseModel, requested: BaseModel) -> None
     differing = sorted(name for name in fields if getattr(stored, name) != getattr(requested, name))
     if differing:
         raise BatchError(
-            f"{output} holds a batch with another {' and '.join(differing)}; give an empty folder, or ask for the "
-            "same as before to go on with it"
+            f"{output} contains a batch with another {' and '.join(differing)}; give an empty folder, or repeat the "
+            "former request to resume it"
         )
 
 
 def _score_parts(parts: Sequence[Part], batch: BatchSpec, config: ServingConfig) -> Generator[PartResult, None, None]:
-    """Yield the workers' result of each part, in the order of completion."""
+    """Yield the result of each part, in the order of completion."""
     import ray
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     cores = int(ray.cluster_resources().get("CPU", 1)) // config.cpus_per_replica
     workers = max(1, min(len(parts), cores, config.max_batch_workers or cores))
-    # At least one: a batch does not wait for cores that serve.
+    # One worker is enough to start: the batch does not wait for cores that are in use by replicas.
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
     )
@@ -257,7 +266,7 @@ def _score_parts(parts: Sequence[Part], batch: BatchSpec, config: ServingConfig)
         compute=pool,
         num_cpus=config.cpus_per_replica,
         num_gpus=config.gpus_per_replica,
-        max_restarts=RESTARTS,  # Ray Data's default is unlimited: a row that kills its worker would never end
+        max_restarts=RESTARTS,  # with Ray Data's default, unlimited, a row that kills its worker would repeat forever
         max_task_retries=RESTARTS,
     )
     for row in dataset.iter_rows():
@@ -265,10 +274,11 @@ def _score_parts(parts: Sequence[Part], batch: BatchSpec, config: ServingConfig)
 
 
 def _require_all_rows(parts: Sequence[Part], results: dict[int, PartResult], *, output: str) -> None:
-    """Raise BatchError unless each part has a result with as many rows as the part."""
+    """Raise BatchError unless each part has a result with the part's number of rows."""
     for part in parts:
         num_rows = results[part.number].num_rows if part.number in results else 0
         if num_rows != part.num_rows:
             raise BatchError(
-                f"{output}: part {part.number} has {num_rows} rows, not {part.num_rows}; delete its file and ask again"
+                f"{output}: part {part.number} has {num_rows} rows, not {part.num_rows}; delete its file and repeat "
+                "the request"
             )

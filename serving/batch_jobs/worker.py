@@ -1,4 +1,4 @@
-"""The Ray Data worker of a batch: scores one part of the input and writes its answers as one Parquet file."""
+"""The Ray Data worker of a batch, which scores one part at a time and writes its answers to a Parquet file."""
 
 import io
 import os
@@ -24,13 +24,13 @@ SOURCE_KEY = b"tailorbird"  # key of the `PartSource` in a part's Parquet metada
 
 
 def columns_of(batch: BatchSpec, version: "ModelVersion") -> list[str]:
-    """Return the columns to read, each once; a hybrid that routes by group also reads the group's column."""
+    """Return the columns to read, without duplicates. A hybrid that routes by group also reads the group column."""
     names = (batch.column, batch.id_column, version.hybrid and version.hybrid.routing.column)
     return list(dict.fromkeys(name for name in names if name))
 
 
 class PartScorer:
-    """Used as an actor of Ray Data. Holds the version, which is loaded at the first part that is not stored yet."""
+    """The class of Ray Data's actors. It loads the version at the first part that is not stored."""
 
     def __init__(self, batch: BatchSpec, config: ServingConfig) -> None:
         self._batch = batch
@@ -38,9 +38,9 @@ class PartScorer:
         self._loaded: Any = None
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        """Score the `Part` in `row["part"]` and return its `PartResult` as `result`, both as JSON.
+        """Score the `Part` in `row["part"]` and return its `PartResult` in `result`, both as JSON.
 
-        Errors of data and storage are part of the result: raised, they would reach the driver as a traceback.
+        Data and storage errors are returned in the result, because raised errors reach the driver as a traceback.
         """
         part = Part.model_validate_json(row["part"])
         try:
@@ -57,7 +57,7 @@ class PartScorer:
             with open_parquet(uri, columns=(), in_parts=True) as file:
                 if (file.schema_arrow.metadata or {}).get(SOURCE_KEY) != source:
                     raise DataError(
-                        f"{uri} holds answers to other rows, or of another version; delete it and ask again"
+                        f"{uri} has answers of other rows or another version; delete it and repeat the request"
                     )
                 return PartResult(part=part.number, num_rows=file.metadata.num_rows)
         if self._loaded is None:
@@ -65,7 +65,7 @@ class PartScorer:
         started = time.time()
         table = score_part(part, batch, loaded=self._loaded, batch_size=self._config.max_batch_size)
         if storage.head(part.uri)[0] != part.etag:
-            raise DataError(f"{part.uri} was changed while it was read; score it to another output")
+            raise DataError(f"{part.uri} changed during the batch; score it again to another output")
         sink = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({SOURCE_KEY: source}), sink)
         storage.write_bytes(uri, sink.getvalue(), retry_policy=s3.PERSISTENT)
@@ -78,13 +78,13 @@ def _load(batch: BatchSpec, *, threads: int) -> Any:
     from tailorbird.models.loading import load_model
 
     torch.set_num_threads(threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the cores belong to the workers
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core is used by a worker
     try:
         loaded = load_model(batch.version_uri)
         require_digest(loaded.version, digest=batch.digest)
     except s3.StorageError:
         raise
-    except ValueError as error:  # raised by models and registry for a damaged version
+    except ValueError as error:  # from the models or the registry, for a damaged version
         raise DataError(str(error)) from None
     return loaded
 
@@ -102,7 +102,7 @@ def score_part(part: Part, batch: BatchSpec, *, loaded: Any, batch_size: int) ->
 
 
 def _read(part: Part, *, columns: list[str]) -> pa.Table:
-    """Return the part's rows, without holding more rows of the row groups that it shares with other parts."""
+    """Return the part's rows. Other rows of the same row groups are not kept in memory."""
     with open_parquet(part.uri, columns=columns, in_parts=True) as file:
         groups, skip, group_start = [], part.start, 0
         for group in range(file.num_row_groups):
@@ -123,5 +123,5 @@ def _read(part: Part, *, columns: list[str]) -> pa.Table:
             if not missing:
                 break
     if missing:
-        raise DataError(f"{part.uri} was changed while it was read; give files that stay, and an output of its own")
+        raise DataError(f"{part.uri} changed during the batch; score it again to another output")
     return pa.Table.from_batches(batches)

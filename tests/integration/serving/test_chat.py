@@ -29,7 +29,7 @@ from tailorbird.registry import versions as registry
 from tests import small_chat
 from tests.browser import BROWSER, seen
 from tests.fuzz import fuzz
-from tests.unit.serving.http.test_openapi import fits
+from tests.unit.serving.http.test_openapi import is_valid
 
 ROOT = Path(__file__).parents[3]
 TASK_URI = "s3://models/chat-serving-test"
@@ -307,11 +307,11 @@ def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) 
     document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
     body = {"messages": [{"role": "user", "content": "abc"}]}
     url = f"{service.url}/v1/chat/completions"
-    assert fits(document, "ChatAnswer", requests.post(url, json=body, timeout=60).json())
+    assert is_valid(document, "ChatAnswer", requests.post(url, json=body, timeout=60).json())
     events = requests.post(url, json=body | {"stream": True}, timeout=60).text.split("\n\n")
     for event in events[:-2]:
-        assert fits(document, "ChatChunk", json.loads(event.removeprefix("data: ")))
-    assert fits(document, "ErrorBody", requests.post(url, json={}, timeout=60).json())
+        assert is_valid(document, "ChatChunk", json.loads(event.removeprefix("data: ")))
+    assert is_valid(document, "ErrorBody", requests.post(url, json={}, timeout=60).json())
 
 
 def test_a_client_that_hangs_up_makes_room(service: Service) -> None:

@@ -20,7 +20,7 @@ from tests.integration.serving.classification.service import (
     TEXTS,
     Service,
 )
-from tests.unit.serving.http.test_openapi import fits
+from tests.unit.serving.http.test_openapi import is_valid
 
 
 def test_it_answers_as_the_same_version_does_in_memory(service: Service) -> None:
@@ -105,10 +105,10 @@ def test_the_score_served_is_the_one_after_temperature(service: Service) -> None
 
 def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) -> None:
     document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
-    assert fits(document, "ClassifyAnswer", service.ask({"input": TEXTS, "scores": True}))
-    assert fits(document, "ErrorBody", service.ask({"input": 1}, status=422))
+    assert is_valid(document, "ClassifyAnswer", service.ask({"input": TEXTS, "scores": True}))
+    assert is_valid(document, "ErrorBody", service.ask({"input": 1}, status=422))
     for path, name in (("/v1/models", "Models"), ("/readyz", "Readiness"), ("/healthz", "Health")):
-        assert fits(document, name, requests.get(service.url + path, timeout=60).json())
+        assert is_valid(document, name, requests.get(service.url + path, timeout=60).json())
     assert "/v1/classify" in requests.get(f"{service.url}/docs", timeout=60).text
 
 

@@ -1,4 +1,4 @@
-"""A job's state: submitted once, changed on what is stored, and cancelled for good."""
+"""States of batch jobs: submission, updates and cancellation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from tests.unit.serving.batch_jobs.test_scoring import version
 
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """JSON objects by URI, in the place of S3."""
+    """Replace S3 by a dict of JSON objects by URI, and return it."""
     objects: dict[str, Any] = {}
 
     def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
@@ -35,7 +35,7 @@ def _batch(**fields: Any) -> BatchSpec:
 
 
 @pytest.mark.usefixtures("stored")
-def test_the_same_batch_again_is_the_same_job_and_one_that_ended_is_queued_again() -> None:
+def test_a_repeated_request_returns_the_same_job_and_requeues_an_ended_one() -> None:
     job = submit_job(TASK_URI, _batch(), version())
     assert (job.id, job.status, job.column) == (job_id(_batch()), "queued", "text")
     assert submit_job(TASK_URI, _batch(), version()) == job
@@ -54,7 +54,7 @@ def test_the_same_batch_with_other_columns_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("stored")
-def test_only_a_running_job_makes_progress() -> None:
+def test_only_a_running_job_is_updated() -> None:
     job = submit_job(TASK_URI, _batch(), version())
     assert update_running_job(TASK_URI, job.id, rows_done=5).rows_done == 0
     update_job(TASK_URI, job.id, lambda job: job.model_copy(update={"status": "running"}))
@@ -63,7 +63,7 @@ def test_only_a_running_job_makes_progress() -> None:
     assert update_running_job(TASK_URI, job.id, status="completed").status == "cancelled"
 
 
-def test_a_state_of_a_newer_format_is_refused_by_that_name(stored: dict[str, Any]) -> None:
+def test_a_state_of_a_newer_format_is_refused(stored: dict[str, Any]) -> None:
     job = submit_job(TASK_URI, _batch(), version())
     (state,) = stored.values()
     assert state["format"] == 1

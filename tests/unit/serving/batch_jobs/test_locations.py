@@ -1,4 +1,4 @@
-"""Where a batch may read and write."""
+"""The locations that a batch may read and write."""
 
 import pytest
 
@@ -23,7 +23,7 @@ REFUSED = [
     "s3://lake/pre/requests/day=1",
     "s3://lake/pre",
 ]
-"""The last ones overlap the registry or the request log."""
+"""Locations that are refused. The last ones overlap the registry or the request log."""
 AMBIGUOUS = [
     "s3://lake/pre/../x",
     "s3://lake/pre/./x",
@@ -36,18 +36,18 @@ AMBIGUOUS = [
 
 
 @pytest.mark.parametrize("uri", REFUSED)
-def test_a_location_outside_the_prefixes_or_that_overlaps_our_own_is_refused(uri: str) -> None:
+def test_a_location_outside_the_prefixes_or_in_the_registry_or_the_log_is_refused(uri: str) -> None:
     assert location_error(uri, task_uri=TASK_URI, config=CONFIG) is not None
 
 
 @pytest.mark.parametrize("uri", ["s3://lake/pre/in", "s3://lake/pre/in/%2e%2e/x", "s3://lake/pre/requests-of-may"])
-def test_a_prefix_opens_what_is_under_it_and_a_name_is_never_decoded(uri: str) -> None:
+def test_a_location_under_a_prefix_is_allowed_and_names_are_not_decoded(uri: str) -> None:
     assert location_error(uri, task_uri=TASK_URI, config=CONFIG) is None
 
 
 @pytest.mark.parametrize("uri", AMBIGUOUS)
 def test_an_ambiguous_uri_is_refused(uri: str) -> None:
-    with pytest.raises(BatchError, match=r"give s3://bucket/prefix, with no empty part and no `..`"):
+    with pytest.raises(BatchError, match=r"give s3://bucket/prefix without empty parts, `\.` and `\.\.`"):
         normalized_locations(input=uri, output="s3://lake/pre/out")
 
 
@@ -64,7 +64,7 @@ def test_an_ambiguous_uri_is_refused(uri: str) -> None:
         ("s3://lake/out/in", "s3://lake/out"),
     ],
 )
-def test_a_batch_over_a_wrong_or_a_shared_location_is_refused(input: str, output: str) -> None:
+def test_an_invalid_or_overlapping_location_is_refused(input: str, output: str) -> None:
     with pytest.raises(BatchError):
         normalized_locations(input=input, output=output)
 

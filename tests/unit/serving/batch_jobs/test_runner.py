@@ -1,4 +1,4 @@
-"""One runner an application, and a job's locations checked again before it runs."""
+"""One runner per application, and the check of a job's locations before it runs."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from serving.http.schemas import BatchJob
 from tests.unit.serving.batch_jobs.test_locations import CONFIG, TASK_URI
 
 
-def test_a_runner_waits_for_its_predecessors_and_leaves_to_its_successors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runner_waits_for_its_predecessors_and_ends_for_a_successor(monkeypatch: pytest.MonkeyPatch) -> None:
     running = iter([{"old", "me"}, {"old", "me"}, {"me"}, {"me"}, {"me"}, {"me", "new"}])
     calls: list[str] = []
     monkeypatch.setattr(runner, "POLL_S", 0.0)
@@ -25,7 +25,7 @@ def test_a_runner_waits_for_its_predecessors_and_leaves_to_its_successors(monkey
     assert next(running, None) is None
 
 
-def test_a_state_that_somebody_wrote_on_s3_opens_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manipulated_state_on_s3_gives_no_access_to_other_locations(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {name: "x" for name in BatchJob.model_fields if BatchJob.model_fields[name].is_required()}
     fields |= {"status": "running", "input": "s3://lake/pre/in", "output": "s3://lake/secrets"}
     job = BatchJob.model_validate(fields)
@@ -33,4 +33,4 @@ def test_a_state_that_somebody_wrote_on_s3_opens_nothing_more(monkeypatch: pytes
     monkeypatch.setattr(runner, "score_batch", None)  # not reached
     error = runner.run_job(TASK_URI, "0" * 24, CONFIG)
     assert error is not None
-    assert "s3://lake/secrets is under none of s3://lake/pre" in error
+    assert "s3://lake/secrets is not under s3://lake/pre" in error

@@ -1,4 +1,4 @@
-"""A batch and its parts."""
+"""Specifications of batches, and the parts of their input."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def _file(uri: str, *, num_rows: int, read_bytes: int = 0) -> InputFile:
 
 
 @given(st.lists(st.integers(0, 300), max_size=8), st.integers(1, 100))
-def test_every_row_is_in_one_part_and_parts_do_not_span_files(sizes: list[int], size: int) -> None:
+def test_every_row_is_in_one_part_and_no_part_spans_files(sizes: list[int], size: int) -> None:
     inputs = [_file(f"s3://lake/{number}", num_rows=num_rows) for number, num_rows in enumerate(sizes)]
     parts = list(parts_of(inputs, size=size))
     assert [part.number for part in parts] == list(range(len(parts)))
@@ -52,14 +52,14 @@ def test_every_row_is_in_one_part_and_parts_do_not_span_files(sizes: list[int], 
     assert all(0 < part.num_rows <= size for part in parts)
 
 
-def test_long_rows_go_into_smaller_parts() -> None:
+def test_parts_with_long_rows_are_smaller() -> None:
     file = _file("s3://lake/long", num_rows=100, read_bytes=100 * (PART_BYTES // 8))
     assert [part.num_rows for part in parts_of([file], size=50)] == [8] * 12 + [4]
     larger = _file("s3://lake/longer", num_rows=3, read_bytes=9 * PART_BYTES)
     assert [part.num_rows for part in parts_of([larger], size=50)] == [1, 1, 1]
 
 
-def test_bytes_are_counted_of_the_columns_that_are_read(tmp_path: Path) -> None:
+def test_only_the_columns_that_are_read_count_for_the_size(tmp_path: Path) -> None:
     messages = [[{"role": "user", "content": "x" * 1000 + str(row)}] for row in range(50)]
     table = pa.table({"messages": messages, "other": [str(row) * 5000 for row in range(50)]})
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=20)
@@ -69,15 +69,15 @@ def test_bytes_are_counted_of_the_columns_that_are_read(tmp_path: Path) -> None:
     assert read + other == _read_bytes(metadata, ["messages", "other"]) > 5 * read
 
 
-def test_of_an_error_that_is_behind_another_it_is_known_whether_it_is_the_stores() -> None:
+def test_an_error_that_was_caused_by_a_storage_error_is_recognized() -> None:
     with pytest.raises(DataError) as caught:
         parquet_files("file:///nowhere/at/all")
     assert storage.comes_from_storage(caught.value)
-    assert not storage.comes_from_storage(BatchError("of its own"))
-    assert storage.comes_from_storage(s3.StorageError("away"))
+    assert not storage.comes_from_storage(BatchError("no storage error"))
+    assert storage.comes_from_storage(s3.StorageError("unavailable"))
 
 
-def test_the_column_is_that_of_the_versions_task() -> None:
+def test_the_default_column_depends_on_the_versions_task() -> None:
     uris = {"input": "s3://lake/in/", "output": "s3://lake/out/"}
     classified = new_batch(version(), **uris)
     assert (classified.input, classified.output, classified.column) == ("s3://lake/in", "s3://lake/out", "text")
@@ -85,7 +85,7 @@ def test_the_column_is_that_of_the_versions_task() -> None:
     assert new_batch(version(), **uris, column="words").column == "words"
 
 
-def test_prefixes_for_batches_are_on_s3() -> None:
+def test_batch_prefixes_must_be_on_s3() -> None:
     assert ServingConfig(batch_prefixes=("s3://lake/a/",)).batch_prefixes == ("s3://lake/a",)
     with pytest.raises(ValidationError, match="s3://"):
         ServingConfig(batch_prefixes=("file:///lake",))

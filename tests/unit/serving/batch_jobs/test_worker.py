@@ -1,4 +1,4 @@
-"""What one worker makes of a part of the input."""
+"""Scoring of one part of the input."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def _scored(
     return columns
 
 
-def test_a_chat_models_part_has_the_evaluated_answers_of_its_rows_alone(
+def test_a_part_of_a_chat_batch_has_the_same_answers_as_the_evaluation(
     loaded: LoadedChat[ModelVersion], tmp_path: Path
 ) -> None:
     answers = _scored(tmp_path, pa.array(QUESTIONS), loaded=loaded, start=1, num_rows=3)
@@ -63,31 +63,25 @@ def test_a_chat_models_part_has_the_evaluated_answers_of_its_rows_alone(
     assert whole["answer"][1:4] == texts
 
 
-def test_a_conversation_that_is_answered_already_is_refused_by_its_row(
+def test_a_conversation_that_ends_with_an_answer_is_refused_by_row(
     loaded: LoadedChat[ModelVersion], tmp_path: Path
 ) -> None:
     roles = ("user", "user", "assistant")
     turns = pa.array([[{"role": role, "content": "abc"}] for role in roles])
-    with pytest.raises(DataError, match="row 2 does not end with a turn of the user"):
+    with pytest.raises(DataError, match="row 2 does not end with a user message"):
         _scored(tmp_path, turns, loaded=loaded, start=1, num_rows=2)
 
 
-def test_a_prompt_that_the_model_cannot_take_is_refused_by_its_row(
-    loaded: LoadedChat[ModelVersion], tmp_path: Path
-) -> None:
-    with pytest.raises(
-        DataError, match=r"row 1 has 2\d\d tokens and its answer may have 8, together more than the 256"
-    ):
+def test_a_prompt_that_is_too_long_is_refused_by_row(loaded: LoadedChat[ModelVersion], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row 1 has 2\d\d tokens and the answer up to 8, but the model accepts 256"):
         _scored(tmp_path, pa.array(["abc", "x" * 240]), loaded=loaded, start=0, num_rows=2)
 
 
-def test_a_null_is_refused_by_its_row_and_not_left_out(loaded: LoadedChat[ModelVersion], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"column 'question' is null in 1 of 2 rows from row 2 on \(first: row 3\)"):
+def test_a_null_is_refused_by_row_and_not_skipped(loaded: LoadedChat[ModelVersion], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"column 'question' is null in 1 of 2 rows starting at row 2 \(first: row 3\)"):
         _scored(tmp_path, pa.array(["a", "b", "c", None]), loaded=loaded, start=2, num_rows=2)
 
 
-def test_a_file_that_lost_rows_since_it_was_counted_is_refused(
-    loaded: LoadedChat[ModelVersion], tmp_path: Path
-) -> None:
-    with pytest.raises(DataError, match="was changed while it was read"):
+def test_a_file_that_lost_rows_during_the_batch_is_refused(loaded: LoadedChat[ModelVersion], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="changed during the batch"):
         _scored(tmp_path, pa.array(QUESTIONS), loaded=loaded, start=3, num_rows=3)

@@ -61,7 +61,7 @@ def _document(service: type, config: ServingConfig = CONFIG) -> dict[str, Any]:
     return document
 
 
-def _is_valid(document: dict[str, Any], name: str, value: Any) -> bool:
+def is_valid(document: dict[str, Any], name: str, value: Any) -> bool:
     """Return True if a value is valid for a schema of the document."""
     schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
     try:
@@ -100,24 +100,24 @@ def test_examples_are_valid_and_errors_are_documented(service: type) -> None:
         for method, operation in item.items():
             if "requestBody" in operation:
                 content = operation["requestBody"]["content"]["application/json"]
-                assert _is_valid(document, content["schema"]["$ref"].rsplit("/", 1)[-1], content["example"])
+                assert is_valid(document, content["schema"]["$ref"].rsplit("/", 1)[-1], content["example"])
             # The body is an empty object, and no version is loaded.
             status, _, body = _request(_app(service), method.upper(), path)
             assert str(status) in operation["responses"]
             if status >= 400 and path != "/readyz":
-                assert _is_valid(document, "ErrorBody", json.loads(body))
+                assert is_valid(document, "ErrorBody", json.loads(body))
 
 
 def test_the_document_rejects_the_requests_that_the_server_rejects() -> None:
     document = _document(Classifier)
     invalid: dict[str, Any]
     for invalid in ({}, {"input": 1}, {"input": []}, {"input": ["a"] * 3}, {"input": "a", "inputs": "b"}):
-        assert not _is_valid(document, "ClassifyRequest", invalid)
-    assert _is_valid(document, "ClassifyRequest", {"input": ["a"] * 2, "attributes": [{"sex": "f"}] * 2})
+        assert not is_valid(document, "ClassifyRequest", invalid)
+    assert is_valid(document, "ClassifyRequest", {"input": ["a"] * 2, "attributes": [{"sex": "f"}] * 2})
     document = _document(Chat)
     message = {"role": "user", "content": "a"}
     for invalid in ({"n": 2}, {"temperature": 3}, {"stop": []}, {"best_of": 1}, {"tool": 1}):
-        assert not _is_valid(document, "ChatRequest", {"messages": [message], **invalid})
+        assert not is_valid(document, "ChatRequest", {"messages": [message], **invalid})
     fine = {
         "n": 1,
         "store": True,
@@ -126,8 +126,8 @@ def test_the_document_rejects_the_requests_that_the_server_rejects() -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    assert _is_valid(document, "ChatRequest", {"messages": [message], **fine})
-    assert _is_valid(document, "CompletionRequest", {"prompt": ["a"], "best_of": 1})
+    assert is_valid(document, "ChatRequest", {"messages": [message], **fine})
+    assert is_valid(document, "CompletionRequest", {"prompt": ["a"], "best_of": 1})
 
 
 def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,11 +150,11 @@ def test_chat_responses_are_valid_for_the_document(format: AnswerFormat, name: s
     document = _document(Chat)
     head: dict[str, Any] = {"request_id": "r", "created": 1, "model": "m", "version": "v"}
     whole = format.whole(format.head(format.object, **head), text="a", finish_reason="stop", usage=Usage(1, 2))
-    assert _is_valid(document, f"{name}Answer", json.loads(whole))
+    assert is_valid(document, f"{name}Answer", json.loads(whole))
     chunk = format.head(format.chunk, **head)
     events = [*format.first(chunk), format.piece(chunk, text="a"), format.last(chunk, finish_reason="length")]
     for event in [*events, usage_event(chunk, usage=Usage(1, 2))]:
-        assert _is_valid(document, f"{name}Chunk", json.loads(event.removeprefix(b"data: ")))
+        assert is_valid(document, f"{name}Chunk", json.loads(event.removeprefix(b"data: ")))
 
 
 @pytest.mark.parametrize("service", SERVICES)
