@@ -1,4 +1,4 @@
-"""Compare stored JSON with what it should be, and read files that may be missing or damaged."""
+"""Compare stored JSON with expected values, and read files that may be missing or damaged."""
 
 import json
 import math
@@ -10,11 +10,11 @@ from pydantic_core import to_jsonable_python
 
 from tailorbird import storage
 
-TOLERANCE = 1e-9  # floats may differ by this much: libraries on another machine may add in another order
+TOLERANCE = 1e-9  # of floats; on another machine, a library may sum in another order
 
 
 def differences(stated: object, expected: object, *, at: str, other: str) -> Iterator[str]:
-    """Yield a sentence for each path at which two values differ as JSON; `other` introduces the expected value."""
+    """Yield a sentence for each JSON path at which two values differ; `other` introduces the expected value."""
     yield from _differences(to_jsonable_python(stated), to_jsonable_python(expected), at=at, other=other)
 
 
@@ -24,8 +24,8 @@ def _differences(stated: JsonValue, expected: JsonValue, *, at: str, other: str)
             path = f"{at}.{name}" if at else name
             yield from _differences(stated.get(name, "missing"), expected.get(name, "missing"), at=path, other=other)
     elif isinstance(stated, list) and isinstance(expected, list) and len(stated) == len(expected):
-        for index, (ours, theirs) in enumerate(zip(stated, expected, strict=True)):
-            yield from _differences(ours, theirs, at=f"{at}.{index}", other=other)
+        for index, (left, right) in enumerate(zip(stated, expected, strict=True)):
+            yield from _differences(left, right, at=f"{at}.{index}", other=other)
     elif not _equal(stated, expected):
         yield f"{at} is {json.dumps(stated)} in evidence.json; {other} {json.dumps(expected)}"
 
@@ -41,12 +41,12 @@ def _is_number(value: JsonValue) -> TypeGuard[float]:
 
 
 def read_content(uri: str) -> bytes | None:
-    """Return an object's content; None if there is no such object."""
+    """Return the content of an object, or None if it does not exist."""
     return storage.read_bytes(uri) if storage.exists(uri) else None
 
 
 def read_value(uri: str) -> JsonValue:
-    """Return a file's JSON value; None if there is no such file, or it is not JSON."""
+    """Return the JSON value of a file, or None if it does not exist or is not JSON."""
     try:
         value: JsonValue = json.loads(read_content(uri) or b"null")
     except ValueError:

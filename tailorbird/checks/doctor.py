@@ -1,4 +1,4 @@
-"""`tailorbird doctor`: report what is missing on this machine with the command that fixes it; imports nothing heavy."""
+"""`tailorbird doctor`: check the installation on this machine. Third-party packages are not imported."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tailorbird.checks.result import CheckResult, State, fault, note, ok, passes
 GIB = 1 << 30
 LITTLE_MEMORY, LITTLE_DISK, NO_DISK, LITTLE_SHM = 6 * GIB, 10 * GIB, GIB, GIB
 STACK_PORTS, STACK_BLOCK = (11_000, 20_000), 256
-"""As in `cluster.local.ports`, which imports psutil: where a stack looks for a block of free ports."""
+"""Range of ports and size of the block that a stack uses; equal to `cluster.local.ports`, which imports psutil."""
 RAY_PORTS = {
     6379: "Ray's GCS",
     8000: "Serve's HTTP",
@@ -26,18 +26,18 @@ RAY_PORTS = {
     9101: "HAProxy's metrics",
     10001: "Ray's client",
 }
-"""Ports of a Ray that is started by hand."""
+"""Default ports of a Ray cluster that is started by hand."""
 EXTRAS = {
-    "stack": "the embedded stack of one machine and the demo's data",
+    "stack": "the embedded stack and the data of the demo",
     "engines": "OpenVINO and ONNX Runtime for classifiers on CPU (promote --engine)",
-    "mlflow": "trials in MLflow (tuning.trackers)",
-    "tensorboard": "trials in TensorBoard (tuning.trackers)",
-    "gpu": "chat answers by vLLM on GPUs (serving.engine)",
+    "mlflow": "logging of trials to MLflow (tuning.trackers)",
+    "tensorboard": "logging of trials to TensorBoard (tuning.trackers)",
+    "gpu": "serving chat models with vLLM on GPUs (serving.engine)",
     "dev": "the tests and checks of this project",
 }
 """Purpose of each optional group of packages."""
 PROGRAMS = {
-    "git": "to have the code in versions",
+    "git": "for version control",
     "make": "for `make demo` and the other targets",
     "chromium": "for the tests of the pages in a browser",
 }
@@ -47,7 +47,7 @@ SETTINGS = re.compile(r"(AWS|RAY|TAILORBIRD|MLFLOW|HF)_[A-Z0-9_]+")
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts about this machine; None where there is no such thing, or it cannot be read."""
+    """Facts about this machine. A fact is None if it does not apply or cannot be read."""
 
     python: str
     wanted_python: str
@@ -55,25 +55,25 @@ class Machine:
     packages: tuple[Package, ...]
     extras: Mapping[str, tuple[Package, ...]]  # packages of each optional group
     memory_bytes: int
-    disk_bytes: int  # free where the stack keeps its data
+    disk_bytes: int  # free disk space for the data of the stack
     shm_bytes: int | None  # size of /dev/shm
     cores: int
-    programs: Mapping[str, str | None]  # path of each program, by its name
+    programs: Mapping[str, str | None]  # path of each program by name
     listening: frozenset[int] | None  # ports in use
     stack: str | None  # addresses of the running embedded stack
-    settings: frozenset[str]  # names, not values, of the environment variables that we, S3 or Ray read
-    gpu: str | None  # the GPU's name by its driver
+    settings: frozenset[str]  # names of environment variables of Tailorbird, S3 or Ray, without values
+    gpu: str | None  # name of the GPU, from its driver
     torch_sees_gpu: bool | None
 
 
 def check_machine(machine: Machine) -> tuple[CheckResult, ...]:
-    """Return the result of every check, in the order in which faults are best fixed."""
+    """Return the results of all checks, in the order in which to fix the faults."""
     parts = (_python, _packages, _extras, _hardware, _programs, _ports, _stack, _environment, _gpu)
     return tuple(result for part in parts for result in part(machine))
 
 
 def check_this_machine() -> tuple[CheckResult, ...]:
-    """Check this machine, with the stack's folder that the environment names."""
+    """Check this machine; the stack's folder is TAILORBIRD_HOME, or .tailorbird."""
     return check_machine(inspect_machine(Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()))
 
 
@@ -82,7 +82,7 @@ def _python(machine: Machine) -> Iterator[CheckResult]:
     if machine.python_fits:
         yield ok("Python", text)
     else:
-        yield fault("Python", text, "make setup PYTHON=python3.11, or another that fits")
+        yield fault("Python", text, "make setup PYTHON=python3.11, or another supported version")
 
 
 def _packages(machine: Machine) -> Iterator[CheckResult]:
@@ -90,7 +90,7 @@ def _packages(machine: Machine) -> Iterator[CheckResult]:
     if wrong:
         yield fault("packages", mismatches(wrong), "pip install " + " ".join(f"'{p.line}'" for p in wrong))
     else:
-        yield ok("packages", f"all {len(machine.packages)} are installed, at versions that fit")
+        yield ok("packages", f"all {len(machine.packages)} are installed in supported versions")
 
 
 def _extras(machine: Machine) -> Iterator[CheckResult]:
@@ -99,8 +99,8 @@ def _extras(machine: Machine) -> Iterator[CheckResult]:
         missing = [package for package in packages if not package.fits]
         if missing:
             names = ", ".join(f"{p.name} {p.installed}" if p.installed else p.name for p in missing)
-            text = f"incomplete ({names} missing or of another version); for {purpose}"
-            yield note(f"extra {name}", text, f"in the project's folder: pip install --editable '.[{name}]'")
+            text = f"incomplete ({names}: missing or unsupported version); for {purpose}"
+            yield note(f"extra {name}", text, f"in the project's folder, run: pip install --editable '.[{name}]'")
         else:
             yield ok(f"extra {name}", f"installed; for {purpose}")
 
@@ -109,18 +109,20 @@ def _hardware(machine: Machine) -> Iterator[CheckResult]:
     yield ok("cores", str(machine.cores))
     text = f"{machine.memory_bytes / GIB:.1f} GiB"
     if machine.memory_bytes < LITTLE_MEMORY:
-        text += "; a stack with two small training workers takes about 5 GiB"
-        yield note("memory", text, "set training.num_workers to 1, or take a larger machine")
+        text += "; a stack with two small training workers needs about 5 GiB"
+        yield note("memory", text, "set training.num_workers to 1, or use a larger machine")
     else:
         yield ok("memory", text)
     text = f"{machine.disk_bytes / GIB:.1f} GiB free"
     if machine.disk_bytes < LITTLE_DISK:
         state: State = "fault" if machine.disk_bytes < NO_DISK else "note"
-        yield CheckResult("disk", state, text, "free some, or set TAILORBIRD_HOME to a folder on a larger disk")
+        yield CheckResult("disk", state, text, "free disk space, or set TAILORBIRD_HOME to a folder on a larger disk")
     else:
         yield ok("disk", text)
     if machine.shm_bytes is not None and machine.shm_bytes < LITTLE_SHM:
-        text = f"/dev/shm has {machine.shm_bytes / GIB:.2f} GiB; Ray's objects go to the disk, which is slow"
+        text = (
+            f"/dev/shm has {machine.shm_bytes / GIB:.2f} GiB; Ray's object store uses the disk instead, which is slow"
+        )
         yield note("shared memory", text, "in a container, start it with --shm-size=2g")
     elif machine.shm_bytes is not None:
         yield ok("shared memory", f"/dev/shm has {machine.shm_bytes / GIB:.1f} GiB")
@@ -136,28 +138,30 @@ def _programs(machine: Machine) -> Iterator[CheckResult]:
 
 def _ports(machine: Machine) -> Iterator[CheckResult]:
     if machine.listening is None:
-        yield note("ports", "which are taken cannot be told on this system")
+        yield note("ports", "the ports in use cannot be read on this system")
         return
     first, last = STACK_PORTS
     blocks = (range(base, base + STACK_BLOCK) for base in range(first, last, STACK_BLOCK))
     if any(machine.listening.isdisjoint(block) for block in blocks):
-        yield ok("ports", f"{STACK_BLOCK} in a row are free for a stack")
+        yield ok("ports", f"a block of {STACK_BLOCK} ports is free for a stack")
     else:
-        text = f"no {STACK_BLOCK} in a row are free between {first:,} and {last:,}, as the embedded stack wants"
-        yield note("ports", text, "end what holds them (ss -ltnp shows it), or use another Ray and S3")
+        text = f"no block of {STACK_BLOCK} ports is free between {first:,} and {last:,}, which the embedded stack needs"
+        yield note(
+            "ports", text, "stop the processes that use them (see ss -ltnp), or use another Ray cluster and S3 server"
+        )
     taken = ", ".join(f"{port} ({RAY_PORTS[port]})" for port in sorted(machine.listening & RAY_PORTS.keys()))
     if taken:
-        text = f"taken: {taken}. The embedded stack uses others; a Ray that is started by hand wants these"
+        text = f"in use: {taken}. The embedded stack uses other ports; a Ray cluster started by hand needs these"
         yield note("Ray's usual ports", text)
 
 
 def _stack(machine: Machine) -> Iterator[CheckResult]:
     if machine.stack:
-        yield ok("stack", f"runs: {machine.stack}")
+        yield ok("stack", f"running: {machine.stack}")
     elif machine.settings & {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"}:
-        yield ok("stack", "none runs, and the environment names a Ray")
+        yield ok("stack", "not running; the environment names another Ray cluster")
     else:
-        yield note("stack", "none runs, and the environment names no Ray", "tailorbird stack up")
+        yield note("stack", "not running, and the environment names no other Ray cluster", "tailorbird stack up")
 
 
 def _environment(machine: Machine) -> Iterator[CheckResult]:
@@ -167,12 +171,12 @@ def _environment(machine: Machine) -> Iterator[CheckResult]:
     if len(keys - machine.settings) == 1:
         (missing,), (present,) = keys - machine.settings, keys & machine.settings
         yield fault(
-            "S3", f"{present} is set and {missing} is not", f"export {missing}=..., or unset both to use a role"
+            "S3", f"{present} is set, but {missing} is not", f"export {missing}=..., or unset both to use a role"
         )
     elif variables:
         yield ok("S3", f"set: {variables} (values not shown)")
     else:
-        yield ok("S3", "nothing is set: the running stack's, or a role's, credentials are used")
+        yield ok("S3", "no variable is set; the credentials of the running stack or of a role are used")
     variables = ", ".join(name for name in names if not name.startswith("AWS_"))
     text = f"set: {variables} (values not shown)" if variables else "no variable of Ray or Tailorbird is set"
     yield ok("environment", text)
@@ -182,14 +186,14 @@ def _gpu(machine: Machine) -> Iterator[CheckResult]:
     if machine.gpu is None:
         yield ok("GPU", "none; training and serving run on CPU")
     elif machine.torch_sees_gpu:
-        yield ok("GPU", f"{machine.gpu}, and torch sees it")
+        yield ok("GPU", f"{machine.gpu}, detected by torch")
     else:
-        todo = "pip install --force-reinstall torch from the index of the CUDA version that nvidia-smi shows"
-        yield note("GPU", f"{machine.gpu}, but torch does not see it; everything runs on CPU", todo)
+        remedy = "reinstall torch with pip from the index for the CUDA version that nvidia-smi shows"
+        yield note("GPU", f"{machine.gpu}, not detected by torch; everything runs on CPU", remedy)
 
 
 def inspect_machine(folder: Path) -> Machine:
-    """Collect the facts; `folder` is where the embedded stack keeps its data."""
+    """Collect the facts; `folder` is the folder of the embedded stack."""
     wanted, gpu = requirements(), _gpu_name()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return Machine(
@@ -212,7 +216,7 @@ def inspect_machine(folder: Path) -> Machine:
 
 
 def _listening() -> frozenset[int] | None:
-    """Return the ports on which something listens; only Linux reports them without further packages."""
+    """Return the ports in use; None except on Linux, because other systems need further packages for it."""
     ports: set[int] = set()
     for name in ("tcp", "tcp6"):
         try:
@@ -227,12 +231,12 @@ def _listening() -> frozenset[int] | None:
 
 
 def _running_stack(folder: Path) -> str | None:
-    """Return the addresses of the folder's stack; None also if our own packages do not load, as `packages` reports."""
+    """Return the addresses of the running stack; None if there is none, or if a package does not load."""
     try:
         from cluster.local.stack import status
 
         state = status(folder)
-    except Exception:  # whatever a broken package raises
+    except Exception:  # a broken package may raise anything; `packages` reports it
         return None
     return f"S3 {state.s3_endpoint}, Ray {state.ray_address}" if state else None
 
@@ -240,7 +244,7 @@ def _running_stack(folder: Path) -> str | None:
 def _gpu_name() -> str | None:
     program = shutil.which("nvidia-smi")
     if program is None:
-        return "an NVIDIA GPU without its driver's programs" if Path("/dev/nvidia0").exists() else None
+        return "an NVIDIA GPU without nvidia-smi" if Path("/dev/nvidia0").exists() else None
     names = _output([program, "--query-gpu=name", "--format=csv,noheader"])
     return ", ".join(names.split("\n")) if names else None
 
@@ -259,7 +263,7 @@ def _output(command: Sequence[str]) -> str | None:
 
 
 def main() -> None:
-    """Entry point of `python -m tailorbird.checks.doctor`, for an environment in which `tailorbird` does not start."""
+    """Run the checks by `python -m tailorbird.checks.doctor`, in case the command `tailorbird` does not start."""
     results = check_this_machine()
     print(json.dumps(to_json(results)) if "--json" in sys.argv else "\n".join(to_lines(results)))
     sys.exit(0 if passes(results) else 1)

@@ -1,4 +1,4 @@
-"""`tailorbird preflight`: decide from collected facts what would go wrong in a run, before it costs anything."""
+"""`tailorbird preflight`: check whether a run would fail, from collected facts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,30 +16,30 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
 from training.memory_estimate import Batch, WorkerMemory, worker_memory
 
-RAY_KILLS_AT = 0.95  # share of a node's memory in use at which Ray ends workers on it
-LEAST_STORED = 0.9  # share of a model's parameters that its files must hold: unused heads and poolers may be missing
+RAY_KILLS_AT = 0.95  # share of a node's memory in use above which Ray kills workers
+LEAST_STORED = 0.9  # minimum share of parameters in the files; unused heads may be missing
 SIZES = ("method", "batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "lora_r")
-"""Fields of the training section that a sweep may vary and that change a worker's memory."""
+"""Fields of `training` that a sweep may vary and that change the memory of a worker."""
 LESS = (
-    "lower data.max_length or training.batch_size, or give more gradient_accumulation_steps, gradient_checkpointing, "
-    "method: lora, or more cpus_per_worker, so that fewer workers share a node"
+    "lower data.max_length or training.batch_size, raise gradient_accumulation_steps, set gradient_checkpointing or "
+    "method: lora, or raise cpus_per_worker, so that fewer workers share a node"
 )
 NUM_LISTED = 5
 
 
 def check_recipe(recipe: Recipe) -> tuple[CheckResult, ...]:
-    """Check everything that a run of the recipe needs, in a few seconds."""
+    """Check everything that a run of the recipe needs."""
     return check_facts(recipe, collect_facts(recipe))
 
 
 def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...]:
-    """Decide on the facts: if there is a fault among the results, a run would fail or wait for nothing."""
+    """Return the results of all checks; with a fault among them, a run would fail or wait forever."""
     results = [*_ray(facts), *_tables(recipe, facts), *_registry("registry", facts.written, recipe=recipe)]
     results += _model(recipe, facts)
     cluster = facts.cluster
     if cluster is None:
-        text = "workers, memory and the nodes' own access to S3 were not checked: no cluster let us in"
-        return (*results, fault("nodes", text, "fix what stands above, then run preflight again"))
+        text = "workers, memory and the nodes' access to S3 were not checked, because no cluster could be joined"
+        return (*results, fault("nodes", text, "fix the faults above, then run preflight again"))
     return (*results, *_workers(recipe, cluster), *_nodes(recipe, facts, cluster), *_memory(recipe, facts, cluster))
 
 
@@ -50,79 +50,86 @@ def _ray(facts: PreflightFacts) -> Iterator[CheckResult]:
         yield fault("Ray", facts.unreachable)
         return
     if theirs is not None and not versions_match(here, theirs, any_patch=facts.any_patch):
-        text = f"here {versions}; the cluster Ray {theirs.ray}, Python {theirs.python}: Ray lets no driver of others in"
-        as_job = "submit it as a job, which runs with the cluster's own: ray job submit --working-dir . -- "
-        yield fault("Ray", text, f"{as_job}python -m tailorbird preflight RECIPE; or install the same here")
+        text = f"this machine has {versions}, but the cluster has Ray {theirs.ray}, Python {theirs.python}"
+        as_job = "submit a job, which runs with the cluster's versions: ray job submit --working-dir . -- "
+        yield fault("Ray", text, f"{as_job}python -m tailorbird preflight RECIPE; or install the same versions here")
     else:
         num_nodes = _count(len(facts.cluster.nodes) if facts.cluster else 0, "node")
-        yield ok("Ray", f"reached, {num_nodes}; {versions}{', here and there' if theirs else ''}")
+        yield ok("Ray", f"reachable, {num_nodes}; {versions}{', here and on the cluster' if theirs else ''}")
     if theirs is None:
         return
     wanted = dict(facts.wanted.packages[ALWAYS]).get("ray", "")
-    if not fits(theirs.ray, wanted):  # a job runs with the cluster's versions
+    if not fits(theirs.ray, wanted):  # a job would run with these versions
         text = f"the cluster runs Ray {theirs.ray}, wanted {wanted}"
-        yield fault("versions", text, "start the cluster with a Ray of these versions")
+        yield fault("versions", text, "start the cluster with a supported version of Ray")
     if not fits(theirs.python, facts.wanted.python):
         text = f"the cluster runs Python {theirs.python}, wanted {facts.wanted.python}"
-        yield fault("versions", text, "build its image on a Python of these versions")
+        yield fault("versions", text, "build its image with a supported version of Python")
 
 
 def _tables(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
-    """Check that this machine can read every data URI, and that it has the recipe's columns."""
+    """Check that this machine can read all data URIs and that they have the recipe's columns."""
     for table in facts.tables:
         if table.fault:
-            yield fault(f"data.{table.split}", table.fault)  # with the remedy in it
+            yield fault(f"data.{table.split}", table.fault)  # the message includes the remedy
             continue
-        part = f" in the {table.num_read} that were read" if table.num_read < table.num_files else ""
+        part = f" in the {table.num_read} files that were read" if table.num_read < table.num_files else ""
         text = f"{table.uri} has the columns; {table.num_rows:,} rows{part}, {_count(table.num_files, 'file')}"
         yield ok(f"data.{table.split}", text)
     train = sum(table.num_rows for table in facts.tables if table.split == "train")
     if train > recipe.data.stream_above_rows and recipe.data.validation is None:
-        text = f"{train:,} training rows are streamed, and then data.validation and data.test must be named"
-        yield fault("data.validation", text, "name them, or raise data.stream_above_rows")
+        text = f"{train:,} training rows are streamed, which requires data.validation and data.test"
+        yield fault("data.validation", text, "set both, or raise data.stream_above_rows")
 
 
 def _registry(name: str, written: WriteCheck, *, recipe: Recipe) -> Iterator[CheckResult]:
     headers = (("If-None-Match", written.refuses_second), ("If-Match", written.refuses_stale))
     ignored = " and ".join(header for header, is_honoured in headers if not is_honoured)
     if written.fault is not None:
-        yield fault(name, written.fault, "make the bucket, or allow to write, read and delete there")
+        yield fault(name, written.fault, "create the bucket, or grant permission to write, read and delete there")
     elif ignored:
-        text = f"{recipe.task_uri}: the store does not honour {ignored}, so two promotions could both win"
-        yield fault(name, text, "take a store with conditional writes, as AWS S3 and SeaweedFS have them")
+        text = f"{recipe.task_uri}: the S3 server ignores {ignored}, so two promotions at a time could both succeed"
+        yield fault(name, text, "use an S3 server with conditional writes, such as AWS S3 or SeaweedFS")
     else:
-        yield ok(name, f"{recipe.task_uri} can be written, read and deleted, and conditional writes hold")
+        yield ok(name, f"{recipe.task_uri}: write, read, delete and conditional writes work")
 
 
 def _model(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
-    """Check that the base model is complete, of a kind for the task, and reads rows as long as the recipe's."""
+    """Check that the base model is complete, suits the task, and supports the recipe's row length."""
     model, uri = facts.model, recipe.base_model
     if model is None:
         yield fault("base model", facts.model_fault or f"{uri} was not checked")
         return
     faults: list[tuple[str, str]] = []
     if recipe.task == "chat" and not model.is_causal:
-        faults.append((f"{uri} is a {model.kind}, no causal language model", "name one that is for a chat task"))
+        faults.append(
+            (f"{uri} is a {model.kind}, not a causal language model", "a chat task needs one; change base_model")
+        )
     if recipe.task == "classification" and model.is_encoder_decoder:
-        faults.append((f"{uri} is a {model.kind}, an encoder with a decoder", "name an encoder for a classification"))
+        faults.append(
+            (
+                f"{uri} is a {model.kind}, an encoder with a decoder",
+                "classification needs an encoder; change base_model",
+            )
+        )
     if model.template_error:
-        faults.append((model.template_error, "name an instruction-tuned model, whose tokenizer has a chat template"))
+        faults.append((model.template_error, "choose an instruction-tuned model, whose tokenizer has a chat template"))
     if model.longest is not None and recipe.data.max_length > model.longest:
-        text = f"data.max_length {recipe.data.max_length} is more than the {model.longest} tokens that a training row"
-        faults.append((f"{text} of {uri} may have", f"set data.max_length to {model.longest} or less"))
+        text = f"data.max_length {recipe.data.max_length} is more than {model.longest} tokens, the maximum of {uri}"
+        faults.append((text, f"set data.max_length to {model.longest} or less"))
     if model.num_stored < LEAST_STORED * model.shape.num_parameters:
-        text = f"its files hold {model.num_stored:,} numbers of {model.shape.num_parameters:,} parameters"
-        faults.append((f"{uri}: {text}", "put all of its safetensors there, not quantised"))
+        text = f"its files contain {model.num_stored:,} of {model.shape.num_parameters:,} parameters"
+        faults.append((f"{uri}: {text}", "store all of its safetensors files there, unquantised"))
     yield from (fault("base model", text, remedy) for text, remedy in faults)
     if not faults:
         length = f", rows of up to {model.longest:,} tokens" if model.longest else ""
-        template = ", its chat template tells turns apart" if recipe.task == "chat" else ""
+        template = ", chat template with separable turns" if recipe.task == "chat" else ""
         text = f"{model.kind}, {model.shape.num_parameters:,} parameters{length}{template}; staged at {model.uri}"
         yield ok("base model", text)
 
 
 def _workers(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check that the workers fit, each on one node: in all, and now."""
+    """Check that the workers fit the cluster, each on one node: its total and its free resources."""
     config = recipe.training
     worker = worker_resources(config)
     least, most = config.min_workers, config.max_workers
@@ -132,54 +139,54 @@ def _workers(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
     if scaled < least:
         yield _too_few(cluster, worker, wanted=wanted, have=scaled)
         return
-    grows = f"; {have} now, the autoscaler may bring nodes for {_many(scaled)}" if scaled > have else ""
-    fewer = f"; there is room for {_many(scaled)} of {most}, with which it trains" if scaled < most else ""
+    grows = f"; {have} now, {_many(scaled)} after the autoscaler has added nodes" if scaled > have else ""
+    fewer = f"; training uses the {_many(scaled)} of {most} that fit" if scaled < most else ""
     yield ok("workers", f"room for {wanted} on {_count(len(cluster.nodes), 'node')}{fewer}{grows}")
     groups = recipe.tuning.trials_at_once(room=1)
     if groups * most > scaled:
-        text = f"tuning.max_concurrent_trials asks for {groups} at a time, there is room for {scaled // most}"
-        text += ": the others wait half an hour for nodes, which an autoscaler may bring that tells nothing here"
+        text = f"tuning.max_concurrent_trials is {groups}, but only {scaled // most} fit the cluster"
+        text += ": the others wait up to half an hour for nodes that an autoscaler may add"
         yield note("trials", text)
     free = workers_that_fit((node.free for node in cluster.nodes), worker)
-    text = f"room for {free} of {_count(least, 'worker')} is free now; {_held(cluster.holders)}"
+    text = f"resources for {free} of {_count(least, 'worker')} are free now; {_held(cluster.holders)}"
     if free >= least:
-        yield ok("free now", f"room for {_many(free)} such workers is free")
+        yield ok("free now", f"resources for {_many(free)} such workers are free")
     elif scaled > have:
-        yield note("free now", f"{text}. A run waits for what is missing, which the autoscaler may bring")
+        yield note("free now", f"{text}. A run waits until the autoscaler adds the missing nodes")
     else:
-        yield fault("free now", text, "end what holds them, wait for it, or add nodes")
+        yield fault("free now", text, "stop what uses them, wait for it to end, or add nodes")
 
 
 def _too_few(cluster: Cluster, worker: Resources, *, wanted: str, have: int) -> CheckResult:
     rooms = [node.total for node in cluster.nodes] + [kind.resources for kind in cluster.node_types or ()]
     largest = max(rooms, key=lambda room: (room.gpus, room.cpus), default=Resources(0))
     if not any(room.num_workers(worker) for room in rooms):
-        text = f"there is no room for {wanted}: no node holds one, the largest has {_room(largest)}"
+        text = f"there is no room for {wanted}: the largest node has {_room(largest)}"
         remedy = "lower training.cpus_per_worker or gpus_per_worker, or add larger nodes"
     else:
-        text = f"there is no room for {wanted}: the cluster holds {have}"
-        remedy = "lower training.num_workers, give it as {min, max}, or add nodes"
+        text = f"there is no room for {wanted}: the cluster has room for {have}"
+        remedy = "lower training.num_workers, set it to {min, max}, or add nodes"
     if cluster.node_types is None and any(report.in_kubernetes for report in cluster.reports.values()):
-        text += ". Whether an autoscaler of this Kubernetes cluster would bring more cannot be known from within Ray"
-        remedy += "; where one would, start the nodes first (minReplicas) and run preflight again"
+        text += ". Ray does not report whether an autoscaler of this Kubernetes cluster can add nodes"
+        remedy += "; with an autoscaler, start the nodes first (minReplicas) and run preflight again"
     elif cluster.node_types is None:
-        text += "; no autoscaler tells of more"
+        text += "; no autoscaler reports more nodes"
     return fault("workers", text, remedy)
 
 
 def _held(holders: Sequence[Holder] | None) -> str:
     if holders is None:
-        return "what holds the rest cannot be told: the dashboard does not answer"
+        return "the users of the rest are unknown, because the dashboard does not answer"
     if not holders:
-        return "nothing that Ray names holds the rest; tasks that end may"
-    return f"held by {_listed([f'{holder.name} ({_room(holder.resources)})' for holder in holders])}"
+        return "Ray lists no actor or job that uses the rest; it may be used by tasks that are ending"
+    return f"used by {_listed([f'{holder.name} ({_room(holder.resources)})' for holder in holders])}"
 
 
 def _nodes(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check what the nodes report, which have the credentials of workers; the same fault of several is one result."""
+    """Check the reports of the nodes, which use the workers' credentials; merge equal faults into one result."""
     addresses = {node.id: node.address for node in cluster.nodes}
     for node, error in cluster.probe_errors.items():
-        remedy = "see that the node is well and has this code: in its image, or by a job with --working-dir"
+        remedy = "check the node, and that it has this code: in its image, or from a job with --working-dir"
         yield fault(f"node {addresses[node]}", f"it could not be probed: {error}", remedy)
     faulty: dict[CheckResult, list[str]] = {}
     for node, report in cluster.reports.items():
@@ -188,29 +195,33 @@ def _nodes(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator[
     for result, names in faulty.items():
         yield replace(result, name=f"node {_listed(names)}")
     if not faulty and cluster.reports:
-        text = f"{_count(len(cluster.reports), 'node')} probed: data and model can be read, the registry be written"
-        yield ok("nodes", f"{text}, and the packages fit")
+        text = f"{_count(len(cluster.reports), 'node')} probed: can read data and model and write to the registry"
+        yield ok("nodes", f"{text}; package versions match")
 
 
 def _node_faults(report: NodeReport, *, recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
     for error in report.unread.values():
-        yield fault("", error, "give the nodes' role or environment, in which Ray is started, access to it")
+        yield fault(
+            "",
+            error,
+            "grant access to the role of the nodes, or set credentials in the environment in which Ray is started",
+        )
     for result in _registry("", report.written, recipe=recipe):
         if result.state == "fault":
-            remedy = f"{result.remedy}; workers have what Ray was started with on their node"
+            remedy = f"{result.remedy}; workers use the credentials that Ray was started with on their node"
             yield replace(result, remedy=remedy)
     packages = (Package(name, versions, report.packages.get(name)) for name, versions in facts.wanted.packages[ALWAYS])
     if text := mismatches(package for package in packages if not package.fits):
-        yield fault("", text, "install them in the nodes' image")
+        yield fault("", text, "install these versions in the nodes' image")
     if not fits(report.versions.python, facts.wanted.python):
         text = f"it runs Python {report.versions.python}, wanted {facts.wanted.python}"
-        yield fault("", text, "build the nodes' image on another Python")
+        yield fault("", text, "build the nodes' image with a supported version of Python")
 
 
 def _memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check that as many workers as a node may get fit in its memory, and one in a GPU's."""
+    """Check that the workers fit the memory of each node, and one worker fits the memory of a GPU."""
     if facts.model is None:
-        yield fault("memory", "not estimated: the base model could not be read", "fix what stands above")
+        yield fault("memory", "not estimated, because the base model could not be read", "fix the fault above")
         return
     config, total = recipe.training, sum(node.total.cpus for node in cluster.nodes)
     worker = worker_resources(config)
@@ -225,12 +236,12 @@ def _memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator
         num_workers = min(most, node.total.num_workers(worker))
         allowed = max(0, report.free_bytes - int((1 - RAY_KILLS_AT) * report.memory_bytes))
         if num_workers * needed.host_bytes > allowed:
-            short.append(f"{node.address} has {_size(allowed)} free for {num_workers}")
-    text = f"up to about {_size(needed.host_bytes)} a worker ({parts})"
+            short.append(f"{node.address} has {_size(allowed)} free for {num_workers} workers")
+    text = f"up to about {_size(needed.host_bytes)} per worker ({parts})"
     if short:
         yield fault("memory", f"{text}; {', '.join(short[:NUM_LISTED])}", LESS)
     elif probed:
-        yield ok("memory", f"{text}; every node has enough for as many as it may get")
+        yield ok("memory", f"{text}; every node has enough for its workers")
     else:
         yield note("memory", f"{text}; no node reported its memory")
     if needed.device:
@@ -238,15 +249,18 @@ def _memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator
 
 
 def _gpu_memory(needed: int, sizes: Sequence[int]) -> CheckResult:
-    text = f"up to about {_size(needed)} of a GPU"
+    text = f"up to about {_size(needed)} per GPU"
     if not sizes:
-        return note("GPU memory", f"{text}; the nodes reported no GPU's memory (nvidia-smi on the nodes shows it)")
+        return note(
+            "GPU memory",
+            f"{text}; the nodes did not report the memory of their GPUs (check with nvidia-smi on the nodes)",
+        )
     text += f"; the smallest has {_size(min(sizes))}"
     return fault("GPU memory", text, LESS) if needed > min(sizes) else ok("GPU memory", text)
 
 
 def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool) -> WorkerMemory:
-    """Return the most that a worker takes in the sweep, with the fewest workers, which hold the most each."""
+    """Return the maximum memory of a worker in the sweep; with the fewest workers, each needs most."""
     batch = Batch(recipe.data.max_length, packed=recipe.task == "chat", autocast=autocast)
     estimates = [
         worker_memory(config, shape=shape, batch=batch, num_workers=config.min_workers)
@@ -256,12 +270,12 @@ def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool) -> Worke
 
 
 def tried_configs(recipe: Recipe) -> list[TrainingConfig]:
-    """Return the training section with each combination of the values in `SIZES` that the sweep may set."""
+    """Return the training config for each combination of values of `SIZES` in the search space."""
     space = recipe.tuning.space
     varied: dict[str, Any] = {name: space[name].choice for name in SIZES if name in space and space[name].choice}
     plain = recipe.training.model_dump()
-    drawn = product(*varied.values())
-    return [TrainingConfig.model_validate(plain | dict(zip(varied, values, strict=True))) for values in drawn]
+    combinations = product(*varied.values())
+    return [TrainingConfig.model_validate(plain | dict(zip(varied, values, strict=True))) for values in combinations]
 
 
 def _listed(names: Sequence[str]) -> str:

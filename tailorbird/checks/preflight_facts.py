@@ -1,4 +1,4 @@
-"""Collect the facts that `preflight` decides on: data, registry, base model and cluster."""
+"""Collect the facts that `preflight` checks: data, registry, base model and cluster."""
 
 import os
 from collections.abc import Callable
@@ -19,60 +19,62 @@ from tailorbird.data.tasks import DataTask, data_task
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.metadata import ModelMetadata, read_metadata
 
-FOOTERS = 16  # parquet files of a folder whose footers are read: the first ones and the last
+FOOTERS = 16  # maximum footers to read of a folder of Parquet files: the first ones and the last
 NUM_READERS = 8
 MATCH_LEVEL = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
-"""Ray's environment variable; `minor` allows another patch version of Python."""
+"""Environment variable of Ray; `minor` allows a different patch version of Python."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A data URI, by the footers of its Parquet files."""
+    """A data URI, described by the footers of its Parquet files."""
 
     split: str
     uri: str
     num_rows: int = 0  # in the files whose footers were read
     num_files: int = 0
     num_read: int = 0
-    file: str | None = None  # one of them, for the nodes to read
+    file: str | None = None  # one of the files, which the nodes try to read
     fault: str | None = None
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray that this process could join."""
+    """A Ray cluster that this process can join."""
 
     nodes: tuple[Node, ...]
-    node_types: tuple[NodeType, ...] | None  # what an autoscaler may start; None if none reports it
-    holders: tuple[Holder, ...] | None  # what holds CPUs and GPUs; None if the dashboard does not answer
+    node_types: tuple[NodeType, ...] | None  # node types of an autoscaler; None if unknown
+    holders: tuple[Holder, ...] | None  # actors and jobs that use CPUs and GPUs; None if unknown
     reports: dict[str, NodeReport]  # by node id
-    probe_errors: dict[str, str]  # why there is no report, by node id
+    probe_errors: dict[str, str]  # reason for a missing report, by node id
 
 
 @dataclass(frozen=True)
 class PreflightFacts:
+    """The facts that `preflight` checks."""
+
     wanted: Requirements
     here: Versions
-    theirs: Versions | None  # the cluster's; None if it does not report them
-    any_patch: bool  # true if Ray allows another patch version of Python
-    unreachable: str | None  # why Ray could not be joined
+    theirs: Versions | None  # versions on the cluster; None if unknown
+    any_patch: bool  # True if Ray allows a different patch version of Python
+    unreachable: str | None  # reason why this process cannot join Ray
     cluster: Cluster | None
     tables: tuple[Table, ...]
-    written: WriteCheck  # result of writing in the registry from this machine
+    written: WriteCheck  # result of a write to the registry from this machine
     model: ModelMetadata | None
     model_fault: str | None
 
 
 def collect_facts(recipe: Recipe) -> PreflightFacts:
-    """Collect facts on data, registry, base model and cluster, from here and from each node.
+    """Collect facts about data, registry, base model and cluster, on this machine and on each node.
 
-    The base model is staged if it is not yet, as a run would do first.
+    Like a run, stages the base model if it is not staged yet.
     """
     tables, written = inspect_tables(recipe), check_writing(recipe.task_uri)
     model, model_fault = _or_fault(lambda: _model(recipe))
     wanted, here, any_patch = requirements(), resources.local_versions(), os.environ.get(MATCH_LEVEL) == "minor"
     theirs = None
-    with suppress(Exception):  # whatever Ray raises for a token, a name or an answer: `connect` has a message for it
+    with suppress(Exception):  # Ray raises many types of errors; `connect` below reports them
         theirs = resources.cluster_versions(os.environ.get("RAY_ADDRESS", ""))
     cluster, unreachable = None, None
     if versions_match(here, theirs, any_patch=any_patch):
@@ -89,7 +91,7 @@ def collect_facts(recipe: Recipe) -> PreflightFacts:
 
 
 def versions_match(here: Versions, theirs: Versions | None, *, any_patch: bool) -> bool:
-    """Return True if Ray lets in a driver of these versions: the same Ray and Python, up to the patch version."""
+    """True if Ray accepts a driver of these versions: the same Ray and Python, or any patch version of that Python."""
     if theirs is None:
         return True
     parts = 2 if any_patch else 3
@@ -97,11 +99,11 @@ def versions_match(here: Versions, theirs: Versions | None, *, any_patch: bool) 
 
 
 def inspect_cluster(request: ProbeRequest) -> Cluster:
-    """Join the cluster for a moment; raise SessionError if that fails."""
+    """Join the cluster, inspect and leave it; raise SessionError if it cannot be joined."""
     with connect():
         nodes = resources.live_nodes()
         node_types, holders = resources.reported_node_types(), None
-        with suppress(Exception):  # whatever the dashboard or the way to it raises: a run needs none
+        with suppress(Exception):  # a run does not need the dashboard
             holders = resources.holders()
         reports, errors = probe_nodes(nodes, request)
     if node_types is None:
@@ -110,7 +112,7 @@ def inspect_cluster(request: ProbeRequest) -> Cluster:
 
 
 def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
-    """Read every data URI that the recipe names, several at a time."""
+    """Inspect all data URIs of the recipe, in parallel."""
     config, task = recipe.data, data_task(recipe.task)
     uris = [("train", uri) for uri in config.train_uris]
     uris += [(name, uri) for name in ("validation", "test") if (uri := getattr(config, name)) is not None]
@@ -140,7 +142,7 @@ def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table
 
 
 def _or_fault(act: Callable[[], Any]) -> tuple[Any, str | None]:
-    """Return what `act` returns, or the message of an error that the user can fix."""
+    """Return the result of `act`, or the message of a user error."""
     try:
         return act(), None
     except (ValueError, OSError) as error:

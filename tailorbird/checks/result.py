@@ -1,4 +1,4 @@
-"""The result of one check, as `doctor` and `preflight` print it; imports nothing heavy."""
+"""The result of one check by `doctor` or `preflight`. This module imports only the standard library."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ State = Literal["ok", "note", "fault"]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that was checked: a `note` is worth knowing, a `fault` keeps the work from being done."""
+    """The result of a check. A `note` is information; a `fault` prevents a run."""
 
     name: str
     state: State
@@ -34,7 +34,7 @@ def fault(name: str, message: str, remedy: str = "") -> CheckResult:
 
 
 def passes(results: Sequence[CheckResult]) -> bool:
-    """Return True if no result is a fault."""
+    """True if no result is a fault."""
     return all(result.state != "fault" for result in results)
 
 

@@ -1,4 +1,4 @@
-"""Verify a run or a version: its evidence is complete, and its predictions still give the verdict that it states."""
+"""Verify that the evidence of a run or a version is complete and its predictions give the stored verdict."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ RECOMPUTED = "recomputed it is"
 
 
 def verify_evidence(uri: str) -> tuple[str, ...]:
-    """Return what is wrong with the evidence of a run or a version, a sentence a fault; empty if its verdict holds.
+    """Return the faults in the evidence of a run or a version, one sentence each; empty if its verdict holds.
 
     Raises ValueError if there is no evidence at the URI.
     """
@@ -63,7 +63,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     tables, unreadable = verify_files.load_readable_tables(uri)
     faults += unreadable
     checks: tuple[Callable[[], Iterator[str]], ...] = (
-        lambda: differences(stored, evidence, at="", other="read as evidence it is"),
+        lambda: differences(stored, evidence, at="", other="parsed as evidence it is"),
         lambda: _protocol_faults(uri, evidence=evidence, registration=registration),
         lambda: _routing_faults(evidence, tables=tables),
         lambda: _verdict_faults(evidence, tables=tables),
@@ -82,14 +82,14 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         except verify_files.UNREADABLE as error:
             faults.append(f"{EVIDENCE_FILE} is damaged: {type(error).__name__}: {error}")
     if faults and evidence.code.sha256 != code_sha256(PROJECT_ROOT):
-        faults.insert(0, f"this is not the code that decided: verify again with the code at {evidence.code.uri}")
+        faults.insert(0, f"this is not the code of the run: verify again with the code at {evidence.code.uri}")
     return tuple(dict.fromkeys(faults))
 
 
 def restore_pages(uri: str) -> tuple[str, ...]:
-    """Write report.html and MODEL_CARD.md again from evidence.json; return the names of those that had changed.
+    """Rewrite report.html and MODEL_CARD.md from evidence.json; return the names of the files that changed.
 
-    Raises ValueError if evidence.json is not what the manifest names: pages of it would look like evidence.
+    Raises ValueError if evidence.json does not match the manifest, because its pages would look like evidence.
     """
     uri = uri.rstrip("/")
     if not storage.exists(f"{uri}/{MANIFEST}"):
@@ -97,31 +97,31 @@ def restore_pages(uri: str) -> tuple[str, ...]:
     try:
         evidence = evidence_files.read_evidence(uri)
     except ValueError as error:
-        raise ValueError(f"no page is made from it: {error}; run the recipe again") from None
+        raise ValueError(f"cannot render the pages: {error}; run the recipe again") from None
     pages = evidence_files.render_pages(evidence, role=evidence.role_of(uri))
     changed = [name for name, page in pages.items() if read_content(f"{uri}/{name}") != page]
     for name in changed:
         storage.write_bytes(f"{uri}/{name}", pages[name])
     manifest = storage.read_json(f"{uri}/{MANIFEST}")
     updated = manifest | {name: hashlib.sha256(page).hexdigest() for name, page in pages.items()}
-    if updated != manifest:  # this code renders the pages differently from the code that wrote the evidence
+    if updated != manifest:  # this code renders other pages than the code that wrote the evidence
         storage.write_bytes(f"{uri}/{MANIFEST}", json.dumps(updated, indent=1).encode())
     return tuple(changed)
 
 
 def _protocol_faults(uri: str, *, evidence: Evidence, registration: Preregistration | None) -> Iterator[str]:
-    """Compare the evidence with what was registered before training."""
+    """Compare the evidence with the test protocol that was registered before training."""
     if registration is None:
-        yield f"{PROTOCOL_FILE} is missing, or no protocol: what was registered before training is unknown"
+        yield f"{PROTOCOL_FILE} is missing or damaged, so the test protocol registered before training is unknown"
         return
     recipe, base_model = registration.recipe, registration.base_model
     sha256 = request_digest(recipe, code=registration.code, data=registration.data, base_model=base_model)
     if registration.request_sha256 != sha256:
         stated = registration.request_sha256
-        yield f"{PROTOCOL_FILE} was changed: its request has the digest {sha256}, and it says {stated}"
+        yield f"{PROTOCOL_FILE} was changed: the digest of its request is {sha256}, not {stated}"
     name = run_name(sha256, champion=registration.champion)
     if evidence.run.rpartition("/")[2] != name:
-        yield f"{evidence.run} is not the run of this protocol, whose name is {name}"
+        yield f"{evidence.run} is not the run of this protocol, which is {name}"
     pairs = {
         "base_model": (evidence.base_model, base_model),
         "champion": (evidence.champion, registration.champion),
@@ -132,37 +132,37 @@ def _protocol_faults(uri: str, *, evidence: Evidence, registration: Preregistrat
         "requested_by": (evidence.requested_by, registration.requested_by),
     }
     for part, (value, registered) in pairs.items():
-        yield from differences(value, registered, at=part, other=f"{PROTOCOL_FILE} says")
-    # A protocol that was eased afterwards in both files.
+        yield from differences(value, registered, at=part, other=f"in {PROTOCOL_FILE} it is")
+    # Detect a protocol that was weakened afterwards in both files.
     protocol = evidence.protocol
     of_recipe = build_protocol(
         recipe.evaluation, test_sha256=protocol.test_sha256, num_test_rows=protocol.num_test_rows
     )
-    yield from differences(protocol, of_recipe, at="protocol", other="the recipe asks")
+    yield from differences(protocol, of_recipe, at="protocol", other="by the recipe it is")
     fitted = read_value(f"{uri}/routing.json")
     if isinstance(fitted, dict):
-        yield from differences(evidence.routing, fitted.get("routing"), at="routing", other="routing.json says")
+        yield from differences(evidence.routing, fitted.get("routing"), at="routing", other="in routing.json it is")
     elif evidence.routing is not None:
-        yield "routing.json is missing, or no routing: what was fitted on validation is unknown"
+        yield "routing.json is missing or damaged, so the routing fitted on validation is unknown"
 
 
 def _routing_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Compare the routing of a hybrid with the one that fits the predictions of the validation rows."""
+    """Compare the routing of a hybrid with one fitted again on the predictions of the validation rows."""
     config = evidence.recipe.evaluation.hybrid
     predictions = {role: tables[name] for role in ROLES if (name := f"{role}_{VALIDATION}") in tables}
     if len(predictions) < len(ROLES):
-        return  # reported as missing files already
+        return  # already reported as missing files
     align(*predictions.values())
     for table in predictions.values():
         require_valid_scores(table)
     routing = None
     if config is not None and evidence.versions["incumbent"].kind != "hybrid":
         routing = fit_routing(config, **predictions, metric=evidence.protocol.metric)
-    yield from differences(evidence.routing, routing, at="routing", other="the validation rows give")
+    yield from differences(evidence.routing, routing, at="routing", other="by the validation rows it is")
 
 
 def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Recompute the verdict, and what the report draws of the predictions."""
+    """Recompute the verdict and the report's figures from the predictions."""
     needed = (*ROLES, "reference") if evidence.protocol.has_reference else ROLES
     missing = [name for name in needed if name not in tables]
     if missing:
@@ -178,21 +178,21 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
 
 
 def _test_access_faults(evidence: Evidence) -> Iterator[str]:
-    """Compare the access to the test rows, and the time at which the verdict expires, with the test-set ledger."""
-    stated, other = evidence.test_access, "the test-set ledger says"
+    """Compare the test-set access and the expiry of the verdict with the test-set ledger."""
+    stated, other = evidence.test_access, "in the test-set ledger it is"
     paths, _ = parse_run_uri(evidence.run)
     entries = read_test_accesses(paths.task_uri, evidence.test_rows)
     key = (stated.candidate, stated.protocol)
     entry = next((entry for entry in entries if (entry.candidate, entry.protocol) == key), None)
     if entry is None:
-        yield f"the test-set ledger of the test rows {evidence.test_rows} does not have this access"
+        yield f"the test-set ledger of the test rows {evidence.test_rows} does not contain this access"
         return
     yield from differences(stated, entry, at="test_access", other=other)
     protocol = digest(evidence.protocol)
     yield from differences(stated.protocol, protocol, at="test_access.protocol", other="by the protocol it is")
     expires = datetime.fromisoformat(entry.at) + timedelta(days=evidence.protocol.valid_days)
     expires_at = expires.isoformat(timespec="seconds")
-    yield from differences(evidence.expires_at, expires_at, at="expires_at", other="by the access to test it is")
+    yield from differences(evidence.expires_at, expires_at, at="expires_at", other="by the test-set access it is")
 
 
 def _engine_faults(uri: str) -> tuple[str, ...]:
@@ -213,7 +213,7 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
         equivalence = evaluate_equivalence(inputs, protocol=record.protocol)
         faults += differences(record.equivalence, equivalence, at="equivalence", other=RECOMPUTED)
         faults += verify_files.registered_faults(
-            "the judged version", record.evaluated.uri, digest=record.evaluated.digest
+            "the evaluated version", record.evaluated.uri, digest=record.evaluated.digest
         )
         faults += verify_files.registered_faults("the version", uri, digest=read_version(uri).digest)
         faults += verify_files.code_faults(record.code)
@@ -225,17 +225,17 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
 
 
 def _run_faults(record: EngineEvidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Compare an engine's evidence with the run whose verdict is about the weights."""
+    """Compare the evidence of an engine with the run that evaluated the same weights."""
     run = record.run
     try:
         evidence = Evidence.model_validate(read_value(f"{run}/{EVIDENCE_FILE}"))
     except ValueError:
-        yield f"the evidence of the run {run} that judged these weights is missing or damaged"
+        yield f"the evidence of {run}, which evaluated these weights, is missing or damaged"
         return
-    yield from differences(record.protocol, evidence.protocol, at="protocol", other=f"{run} has")
+    yield from differences(record.protocol, evidence.protocol, at="protocol", other=f"in {run} it is")
     roles = [role for role, version in evidence.versions.items() if version.digest == record.evaluated.digest]
     if not roles:
-        yield f"the run {run} is not about the version {record.evaluated.uri}"
+        yield f"{run} did not evaluate the version {record.evaluated.uri}"
         return
     names = {f"incumbent{suffix}": f"{roles[0]}{suffix}" for suffix in ("", *(f"_{name}" for name in CHANGED_SETS))}
     for ours, theirs in {**names, "reference": "reference"}.items():
@@ -244,4 +244,4 @@ def _run_faults(record: EngineEvidence, *, tables: Mapping[str, Predictions]) ->
         pair = (tables[ours], load_predictions(f"{run}/predictions/{theirs}.parquet"))
         first, second = (table.to_table().replace_schema_metadata(None) for table in pair)  # without the model's name
         if not first.equals(second):
-            yield f"predictions/{ours}.parquet is not what {run} has as {theirs}"
+            yield f"predictions/{ours}.parquet differs from {theirs} in {run}"

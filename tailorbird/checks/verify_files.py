@@ -1,4 +1,4 @@
-"""Whether the files of a run are what their manifests name: evidence, predictions, versions, base model and code."""
+"""Compare the files of a run with their manifests: evidence, predictions, versions, base model and code."""
 
 import hashlib
 import json
@@ -18,32 +18,32 @@ from tailorbird.storage import s3
 from tailorbird.storage.node_cache import sha256_files
 
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, ArrowException)
-"""Errors of reading damaged JSON or Parquet; storage that fails raises StorageError, which is not caught."""
+"""Errors raised for damaged JSON or Parquet. StorageError, raised by failing storage, must propagate."""
 
 
 def file_faults(uri: str, *, needed: tuple[str, ...], tables: tuple[str, ...]) -> Iterator[str]:
-    """Compare files with the evidence manifest: missing, changed, or foreign among the predictions."""
+    """Yield files that are missing, changed, or among the predictions but not in the evidence manifest."""
     manifest = read_value(f"{uri}/{MANIFEST}")
     if not isinstance(manifest, dict):
-        yield f"{MANIFEST} is missing, or no manifest: the original files are unknown"
+        yield f"{MANIFEST} is missing or damaged, so the original files are unknown"
         return
     for name in (*needed, *(f"predictions/{table}.parquet" for table in tables)):
         if name not in manifest:
-            yield f"{name} is not named in {MANIFEST}"
+            yield f"{name} is not listed in {MANIFEST}"
     for name, expected in manifest.items():
         content = read_content(f"{uri}/{name}")
         if content is None:
             yield f"{name} is missing"
         elif (sha256 := hashlib.sha256(content).hexdigest()) != expected:
-            yield f"{name} was changed: its sha256 is {sha256}, {MANIFEST} says {expected}"
+            yield f"{name} was changed: its sha256 is {sha256}, but {expected} in {MANIFEST}"
     for file in storage.list_files(f"{uri}/predictions", missing_ok=True):
         name = f"predictions/{file.rpartition('/predictions/')[2]}"
         if name not in manifest:
-            yield f"{name} is foreign: {MANIFEST} does not name it"
+            yield f"{name} is not listed in {MANIFEST}"
 
 
 def load_readable_tables(uri: str) -> tuple[dict[str, Predictions], list[str]]:
-    """Return the tables of predictions that can be read, by name, and a fault for each that cannot."""
+    """Return the readable prediction tables by name, and a fault for each unreadable one."""
     tables, faults = {}, []
     for file in storage.list_files(f"{uri}/predictions", missing_ok=True):
         name = file.rpartition("/")[2].removesuffix(".parquet")
@@ -57,14 +57,14 @@ def load_readable_tables(uri: str) -> tuple[dict[str, Predictions], list[str]]:
 
 
 def base_model_faults(base_model: BaseModelRecord) -> Iterator[str]:
-    """Compare the files of the pretrained model with what they were when the protocol was registered."""
+    """Compare the files of the base model with their hashes at the registration of the test protocol."""
     uri = base_model.uri
     files = sha256_files(uri) if storage.exists(uri) else {}
-    yield from differences(base_model.files, files, at=f"the base model {uri}", other="in the store")
+    yield from differences(base_model.files, files, at=f"the base model {uri}", other="in storage")
 
 
 def version_faults(evidence: Evidence) -> Iterator[str]:
-    """Check manifest and files of the registered versions, and what is left of an unregistered one's files."""
+    """Check the manifests and files of registered versions, and the remaining files of unregistered ones."""
     for role, version in evidence.versions.items():
         if version.digest != UNREGISTERED:
             yield from registered_faults(f"the {role}", version.uri, digest=version.digest)
@@ -75,13 +75,13 @@ def version_faults(evidence: Evidence) -> Iterator[str]:
 
 
 def registered_faults(subject: str, uri: str, *, digest: str) -> Iterator[str]:
-    """Check a version's manifest and files, and those of both parts of a hybrid; `subject` begins the sentences."""
+    """Check the manifest and files of a version and of the parts of a hybrid; `subject` begins each sentence."""
     content = read_content(f"{uri}/manifest.json")
     if content is None:
         yield f"{subject} {uri} is missing: it has no manifest.json"
         return
     if (sha256 := hashlib.sha256(content).hexdigest()) != digest:
-        yield f"{subject} {uri} is not what was judged: its manifest.json has the digest {sha256}, not {digest}"
+        yield f"{subject} {uri} changed after its evaluation; its manifest.json has the digest {sha256}, not {digest}"
         return
     for name, expected in json.loads(content).items():
         file_sha256 = _sha256(f"{uri}/{name}")
@@ -97,7 +97,7 @@ def registered_faults(subject: str, uri: str, *, digest: str) -> Iterator[str]:
 
 
 def code_faults(code: CodeVersion) -> Iterator[str]:
-    """Compare the shipped code with the sha256 that names it."""
+    """Compare the shipped code with its recorded sha256."""
     content = read_content(code.uri)
     if content is None:
         yield f"the code {code.uri} is missing"
@@ -108,9 +108,9 @@ def code_faults(code: CodeVersion) -> Iterator[str]:
         yield f"the code {code.uri} was changed: {error}"
         return
     if sha256 != code.sha256:
-        yield f"the code {code.uri} was changed: its files give the sha256 {sha256}, not {code.sha256}"
+        yield f"the code {code.uri} was changed: its sha256 is {sha256}, not {code.sha256}"
 
 
 def _sha256(uri: str) -> str | None:
-    """Return the hash of an object that may be larger than memory; None if there is no such object."""
+    """Return the hash of an object, which may be larger than memory, or None if it does not exist."""
     return storage.sha256_object(uri) if storage.exists(uri) else None

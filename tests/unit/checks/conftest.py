@@ -1,4 +1,4 @@
-"""Fixtures: a finished run under a local folder."""
+"""Fixtures with a finished run in a local folder."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from tests.unit.evaluation.simulated import Simulation
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     concluded(folder, Simulation(num_rows=600))
     return folder
 
 
 @pytest.fixture
-def task_folder(whole: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy to damage, at the place that its evidence names."""
+def task_folder(finished: Path, tmp_path: Path) -> Iterator[Path]:
+    """Yield the task's folder, which the test may damage; restore it afterwards."""
     kept = tmp_path / "kept"
-    shutil.copytree(whole, kept)
-    yield whole
-    shutil.rmtree(whole)
-    shutil.copytree(kept, whole)
+    shutil.copytree(finished, kept)
+    yield finished
+    shutil.rmtree(finished)
+    shutil.copytree(kept, finished)

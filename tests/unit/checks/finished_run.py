@@ -1,4 +1,4 @@
-"""A finished run under a local folder, for tests that damage it."""
+"""A finished run in a local folder, for tests that damage it."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ def parquet(table: Predictions) -> bytes:
 
 
 def concluded(folder: Path, simulation: Simulation) -> str:
-    """A run with its registered versions and code under a local folder; returns the run's URI."""
+    """Write a run with its registered versions and code to a local folder; return the run's URI."""
     task_uri = folder.as_uri()
     kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
     digests = {role: registered(folder / "versions" / f"{kind}-1", kind) for role, kind in kinds.items()}
@@ -72,7 +72,7 @@ def flip(file: Path, *, at: int) -> None:
 
 
 def rewrite(run: Path, **changes: Any) -> None:
-    """Changes evidence.json and makes the manifest say so: a forger who knows the manifest."""
+    """Change evidence.json and update its hash in the manifest, as a forger would."""
     evidence = json.loads((run / "evidence.json").read_text())
     evidence |= changes
     content = json.dumps(evidence, indent=1).encode()

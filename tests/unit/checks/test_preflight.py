@@ -25,7 +25,7 @@ SHAPE = ModelShape(
     vocabulary=30_522,
 )
 HERE = Versions("2.60.0", "3.11.7")
-LOOK = NodeReport(
+REPORT = NodeReport(
     versions=HERE,
     packages={"ray": "2.60.0"},
     unread={},
@@ -42,7 +42,7 @@ CLUSTER = Cluster(
     nodes=(Node("1", "10.0.0.1", True, total=Resources(4), free=Resources(4)),),
     node_types=None,
     holders=(),
-    reports={"1": LOOK},
+    reports={"1": REPORT},
     probe_errors={},
 )
 GOOD = PreflightFacts(
@@ -74,14 +74,14 @@ def nodes(*rooms: Resources, free: Resources | None = None) -> tuple[Node, ...]:
 
 
 def only_fault(facts: PreflightFacts, changed_recipe: Recipe | None = None) -> CheckResult:
-    """The one fault among the lines; what to do about it is told, of data with the fault itself."""
+    """Return the only fault, which must have a remedy; a fault of data has it in the message."""
     faults = [line for line in check_facts(changed_recipe or recipe(), facts) if line.state == "fault"]
     assert len(faults) == 1, faults
     assert faults[0].remedy or any(faults[0].message == table.fault for table in facts.tables)
     return faults[0]
 
 
-def test_what_holds_is_told_line_by_line() -> None:
+def test_a_good_recipe_has_one_result_per_check() -> None:
     lines = check_facts(recipe(), GOOD)
     assert passes(lines)
     assert [line.name for line in lines] == [
@@ -89,7 +89,7 @@ def test_what_holds_is_told_line_by_line() -> None:
     ]
 
 
-def test_a_ray_that_is_not_reached_leaves_the_rest_unseen() -> None:
+def test_without_a_reachable_ray_the_nodes_are_not_checked() -> None:
     lines = check_facts(recipe(), replace(GOOD, theirs=None, unreachable="Ray is not reachable at x:1", cluster=None))
     faults = {line.name: line.message for line in lines if line.state == "fault"}
     assert faults.keys() == {"Ray", "nodes"}
@@ -100,7 +100,7 @@ def test_a_ray_that_is_not_reached_leaves_the_rest_unseen() -> None:
 @pytest.mark.parametrize(
     "theirs", [Versions("2.59.0", "3.11.7"), Versions("2.60.0", "3.12.1"), Versions("2.60.0", "3.11.9")]
 )
-def test_a_driver_of_other_versions_is_told_to_go_as_a_job(theirs: Versions) -> None:
+def test_a_driver_with_other_versions_is_advised_to_submit_a_job(theirs: Versions) -> None:
     lines = check_facts(recipe(), replace(GOOD, theirs=theirs, cluster=None))
     (line,) = [line for line in lines if line.name == "Ray"]
     assert line.state == "fault"
@@ -109,11 +109,11 @@ def test_a_driver_of_other_versions_is_told_to_go_as_a_job(theirs: Versions) -> 
     assert "ray job submit" in line.remedy
 
 
-def test_another_patch_of_python_will_do_where_ray_was_told_so() -> None:
+def test_another_patch_version_of_python_passes_if_ray_allows_it() -> None:
     assert passes(check_facts(recipe(), replace(GOOD, theirs=Versions("2.60.0", "3.11.9"), any_patch=True)))
 
 
-def test_a_cluster_whose_versions_our_code_does_not_run_with_is_no_place_for_a_job() -> None:
+def test_a_cluster_with_unsupported_versions_is_a_fault() -> None:
     lines = check_facts(recipe(), replace(GOOD, theirs=Versions("2.55.0", "3.10.2"), cluster=None))
     states = [line.message for line in lines if line.name == "versions"]
     assert states == [
@@ -122,13 +122,13 @@ def test_a_cluster_whose_versions_our_code_does_not_run_with_is_no_place_for_a_j
     ]
 
 
-def test_a_data_uri_that_cannot_be_used_is_told_with_its_reason() -> None:
+def test_an_unusable_data_uri_is_reported_with_its_reason() -> None:
     bad = Table("test", "s3://lake/none", fault="s3://lake/none has no column 'label'")
     line = only_fault(replace(GOOD, tables=(*GOOD.tables, bad)))
     assert (line.name, line.message) == ("data.test", "s3://lake/none has no column 'label'")
 
 
-def test_rows_that_would_be_streamed_need_named_test_rows() -> None:
+def test_streamed_rows_require_a_test_uri() -> None:
     many = replace(GOOD.tables[0], num_rows=600_000)
     assert "600,000 training rows are streamed" in only_fault(replace(GOOD, tables=(many,))).message
 
@@ -137,22 +137,22 @@ def test_rows_that_would_be_streamed_need_named_test_rows() -> None:
     ("written", "message"),
     [
         (WriteCheck(fault="there is no bucket 'm'"), "there is no bucket 'm'"),
-        (WriteCheck(refuses_second=False), "does not honour If-None-Match, so two promotions could both win"),
-        (WriteCheck(refuses_stale=False), "does not honour If-Match, so"),
+        (WriteCheck(refuses_second=False), "ignores If-None-Match, so two promotions at a time could both succeed"),
+        (WriteCheck(refuses_stale=False), "ignores If-Match, so"),
         (WriteCheck(refuses_second=False, refuses_stale=False), "If-None-Match and If-Match"),
     ],
 )
-def test_a_registry_that_promotions_cannot_rest_on(written: WriteCheck, message: str) -> None:
+def test_a_registry_without_writes_or_conditional_writes_is_a_fault(written: WriteCheck, message: str) -> None:
     line = only_fault(replace(GOOD, written=written))
     assert line.name == "registry"
     assert message in line.message
 
 
-def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
-    denied = replace(LOOK, written=WriteCheck(fault="access denied"))
+def test_equal_faults_of_several_nodes_are_reported_once() -> None:
+    denied = replace(REPORT, written=WriteCheck(fault="access denied"))
     line = only_fault(on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), reports={"1": denied, "2": denied}))
     assert line.name == "node 10.0.0.1, 10.0.0.2"
-    assert "what Ray was started with" in line.remedy
+    assert "that Ray was started with" in line.remedy
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_what_nodes_cannot_do_is_told_once_for_all_that_cannot() -> None:
         ({"versions": Versions("2.60.0", "3.10.1")}, "it runs Python 3.10.1"),
     ],
 )
-def test_a_node_that_lacks_something(changed: dict[str, Any], message: str) -> None:
-    assert message in only_fault(on(CLUSTER, reports={"1": replace(LOOK, **changed)})).message
+def test_a_node_with_a_fault_is_reported(changed: dict[str, Any], message: str) -> None:
+    assert message in only_fault(on(CLUSTER, reports={"1": replace(REPORT, **changed)})).message
 
 
-def test_a_node_that_gives_no_look() -> None:
+def test_a_node_that_cannot_be_probed_is_reported() -> None:
     line = only_fault(on(CLUSTER, nodes=nodes(Resources(4), Resources(4)), probe_errors={"2": "no answer within 60 s"}))
     assert (line.name, line.message) == ("node 10.0.0.2", "it could not be probed: no answer within 60 s")
 
@@ -176,10 +176,10 @@ def test_a_node_that_gives_no_look() -> None:
 @pytest.mark.parametrize(
     ("changed", "sections", "message"),
     [
-        ({"longest": 128}, {"data": {"train": "s3://l/r", "max_length": 256}}, "256 is more than the 128 tokens"),
-        ({"num_stored": 5_000_000}, {}, "5,000,000 numbers of 22,000,000 parameters"),
+        ({"longest": 128}, {"data": {"train": "s3://l/r", "max_length": 256}}, "256 is more than 128 tokens"),
+        ({"num_stored": 5_000_000}, {}, "5,000,000 of 22,000,000 parameters"),
         ({"is_encoder_decoder": True, "kind": "t5"}, {}, "a t5, an encoder with a decoder"),
-        ({}, {"task": "chat", "evaluation": {"metric": "rouge_l"}}, "is a bert, no causal language model"),
+        ({}, {"task": "chat", "evaluation": {"metric": "rouge_l"}}, "is a bert, not a causal language model"),
         (
             {"is_causal": True, "template_error": "the tokenizer has no chat template"},
             {"task": "chat", "evaluation": {"metric": "rouge_l"}},
@@ -187,85 +187,90 @@ def test_a_node_that_gives_no_look() -> None:
         ),
     ],
 )
-def test_a_base_model_that_is_not_for_the_task(changed: dict[str, Any], sections: dict[str, Any], message: str) -> None:
+def test_a_base_model_that_does_not_suit_the_task_is_a_fault(
+    changed: dict[str, Any], sections: dict[str, Any], message: str
+) -> None:
     line = only_fault(replace(GOOD, model=replace(MODEL, **changed)), recipe(**sections))
     assert line.name == "base model"
     assert message in line.message
 
 
-def test_a_base_model_that_cannot_be_had_leaves_memory_unknown() -> None:
+def test_without_a_base_model_memory_is_not_estimated() -> None:
     lines = check_facts(recipe(), replace(GOOD, model=None, model_fault="pypi://model cannot be downloaded"))
     faults = {line.name: line.message for line in lines if line.state == "fault"}
     assert faults["base model"] == "pypi://model cannot be downloaded"
     assert "not estimated" in faults["memory"]
 
 
-def test_too_few_cpus_in_all() -> None:
+def test_too_few_cpus_are_a_fault() -> None:
     line = only_fault(on(CLUSTER, nodes=nodes(Resources(1))))
     assert line.name == "workers"
-    assert line.message == "there is no room for 2 workers of 1 CPU: the cluster holds 1; no autoscaler tells of more"
+    assert (
+        line.message
+        == "there is no room for 2 workers of 1 CPU: the cluster has room for 1; no autoscaler reports more nodes"
+    )
 
 
 def test_a_worker_must_fit_on_one_node() -> None:
     changed_recipe = recipe(training={"cpus_per_worker": 3})
-    reports = {"1": LOOK, "2": LOOK}
+    reports = {"1": REPORT, "2": REPORT}
     line = only_fault(on(CLUSTER, nodes=nodes(Resources(2), Resources(2)), reports=reports), changed_recipe)
-    assert "no node holds one, the largest has 2 CPUs" in line.message
+    assert "the largest node has 2 CPUs" in line.message
 
 
-def test_gpus_count_as_cpus_do() -> None:
+def test_gpus_are_checked_like_cpus() -> None:
     changed_recipe = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
     assert (
-        "no room for 1 worker of 1 CPU and 1 GPU: no node holds one, the largest has 4 CPUs"
+        "no room for 1 worker of 1 CPU and 1 GPU: the largest node has 4 CPUs"
         in only_fault(GOOD, changed_recipe).message
     )
 
 
-def test_elastic_workers_train_with_what_there_is() -> None:
+def test_elastic_workers_train_with_the_available_room() -> None:
     changed_recipe = recipe(training={"num_workers": {"min": 1, "max": 4}, "batch_size": 24})
     lines = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(2))))
     assert passes(lines)
     (line,) = [line for line in lines if line.name == "workers"]
-    assert line.message == "room for 1 to 4 workers of 1 CPU on 1 node; there is room for 2 of 4, with which it trains"
+    assert line.message == "room for 1 to 4 workers of 1 CPU on 1 node; training uses the 2 of 4 that fit"
 
 
-def test_trials_at_a_time_that_there_is_no_room_for_are_told_to_wait() -> None:
+def test_concurrent_trials_that_do_not_fit_are_a_note() -> None:
     changed_recipe = recipe(tuning={"max_concurrent_trials": 3, "num_trials": 4})
     lines = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(4))))
     assert passes(lines)
     (line,) = [line for line in lines if line.name == "trials"]
-    assert line.message.startswith("tuning.max_concurrent_trials asks for 3 at a time, there is room for 2: ")
+    assert line.message.startswith("tuning.max_concurrent_trials is 3, but only 2 fit the cluster: ")
     types = (NodeType("worker", Resources(4), 2),)
     grown = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(4)), node_types=types))
     assert not [line for line in grown if line.name == "trials"]
 
 
 @pytest.mark.parametrize(("most", "fits"), [(1, False), (2, True), (None, True)])
-def test_an_autoscaler_that_tells_its_node_types_counts(most: int | None, fits: bool) -> None:
+def test_node_types_of_an_autoscaler_count_as_room(most: int | None, fits: bool) -> None:
     types = (NodeType("worker", Resources(1), most),)
     lines = check_facts(recipe(), on(CLUSTER, nodes=nodes(Resources(0)), node_types=types))
     assert passes(lines) is fits
     (line,) = [line for line in lines if line.name == "workers"]
-    assert ("the autoscaler may bring nodes" in line.message) is fits
+    assert ("after the autoscaler has added nodes" in line.message) is fits
 
 
-def test_a_kubernetes_autoscaler_that_tells_nothing_is_named_as_unknown() -> None:
-    reports = {"1": replace(LOOK, in_kubernetes=True)}
+def test_an_unknown_kubernetes_autoscaler_is_mentioned() -> None:
+    reports = {"1": replace(REPORT, in_kubernetes=True)}
     line = only_fault(on(CLUSTER, nodes=nodes(Resources(1)), reports=reports))
-    assert "cannot be known" in line.message
+    assert "Ray does not report whether an autoscaler" in line.message
     assert "minReplicas" in line.remedy
 
 
-def test_what_holds_the_cpus_now_is_named() -> None:
+def test_users_of_cpus_are_listed() -> None:
     busy = on(
         CLUSTER, nodes=nodes(Resources(4), free=Resources(1)), holders=(Holder("replica of icd10", Resources(3)),)
     )
     line = only_fault(busy)
     assert line.name == "free now"
-    assert line.message == "room for 1 of 2 workers is free now; held by replica of icd10 (3 CPUs)"
+    assert line.message == "resources for 1 of 2 workers are free now; used by replica of icd10 (3 CPUs)"
 
 
-def test_what_is_busy_waits_for_an_autoscaler_without_a_fault() -> None:
+def test_busy_resources_are_a_note_if_an_autoscaler_can_add_nodes() -> None:
     types = (NodeType("worker", Resources(4), 3),)
     lines = check_facts(
         recipe(), on(CLUSTER, nodes=nodes(Resources(4), free=Resources(0)), node_types=types, holders=None)
@@ -275,32 +280,37 @@ def test_what_is_busy_waits_for_an_autoscaler_without_a_fault() -> None:
     assert "the dashboard does not answer" in line.message
 
 
-def test_workers_that_one_node_may_get_must_fit_in_its_memory() -> None:
-    little = replace(LOOK, memory_bytes=4 * GIB, free_bytes=2 * GIB)
+def test_the_workers_of_a_node_must_fit_its_memory() -> None:
+    little = replace(REPORT, memory_bytes=4 * GIB, free_bytes=2 * GIB)
     line = only_fault(on(CLUSTER, reports={"1": little}))
     assert line.name == "memory"
-    assert "10.0.0.1 has 1.80 GiB free for 4" in line.message  # two groups of two trials at once fit by CPUs
+    assert "10.0.0.1 has 1.80 GiB free for 4 workers" in line.message  # the CPUs fit two trials of two workers
     assert "gradient_checkpointing" in line.remedy
 
 
-def test_a_gpu_too_small_is_a_fault_and_one_that_is_not_told_a_note() -> None:
+def test_a_small_gpu_is_a_fault_and_an_unknown_one_a_note() -> None:
     changed_recipe = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
     room = nodes(Resources(4, 1))
     states = {}
     for sizes in ((), (GIB,), (80 * GIB,)):
-        reports = {"1": replace(LOOK, gpu_bytes=sizes)}
+        reports = {"1": replace(REPORT, gpu_bytes=sizes)}
         lines = check_facts(changed_recipe, on(CLUSTER, nodes=room, reports=reports))
         states[sizes] = next(line.state for line in lines if line.name == "GPU memory")
     assert list(states.values()) == ["note", "fault", "ok"]
 
 
-def test_memory_is_that_of_the_largest_of_what_the_sweep_may_try() -> None:
+def test_memory_is_estimated_for_all_configurations_of_the_sweep() -> None:
     space = {"batch_size": {"choice": [16, 64]}, "method": {"choice": ["full", "lora"]}}
     tried = tried_configs(recipe(tuning={"space": space}))
-    assert {(one.batch_size, one.method) for one in tried} == {(16, "full"), (16, "lora"), (64, "full"), (64, "lora")}
+    assert {(config.batch_size, config.method) for config in tried} == {
+        (16, "full"),
+        (16, "lora"),
+        (64, "full"),
+        (64, "lora"),
+    }
 
 
-def test_memory_of_nodes_that_could_not_be_looked_at_is_a_note() -> None:
+def test_unknown_memory_of_nodes_is_a_note() -> None:
     lines = check_facts(recipe(), on(CLUSTER, reports={}, probe_errors={"1": "no answer within 60 s"}))
     (line,) = [line for line in lines if line.name == "memory"]
     assert line.state == "note"

@@ -1,4 +1,4 @@
-"""A verdict is verified from its files alone: what was changed in them is detected, though every hash fits."""
+"""Verification of a verdict from its files: changes are detected even if every hash matches."""
 
 import hashlib
 import json
@@ -24,12 +24,12 @@ HYBRID = Simulation(
 )
 
 
-def test_an_untouched_run_and_its_versions_hold(whole: Path) -> None:
-    assert verify_evidence(run_of(whole).as_uri()) == ()
-    assert verify_evidence((whole / "versions" / "full-1").as_uri() + "/") == ()
+def test_the_verdict_of_an_unchanged_run_and_its_versions_holds(finished: Path) -> None:
+    assert verify_evidence(run_of(finished).as_uri()) == ()
+    assert verify_evidence((finished / "versions" / "full-1").as_uri() + "/") == ()
 
 
-def test_a_hybrid_is_recomputed_too(tmp_path: Path) -> None:
+def test_the_verdict_of_a_hybrid_is_recomputed(tmp_path: Path) -> None:
     run = concluded(tmp_path, HYBRID)
     evidence = json.loads((run_of(tmp_path) / "evidence.json").read_text())
     assert evidence["verdict"]["outcome"] == "HYBRID"
@@ -39,7 +39,7 @@ def test_a_hybrid_is_recomputed_too(tmp_path: Path) -> None:
     assert any("verdict.hybrid.p_holm is 0.5" in fault for fault in verify_evidence(run))
 
 
-def test_a_chat_run_is_recomputed_too(tmp_path: Path) -> None:
+def test_the_verdict_of_a_chat_run_is_recomputed(tmp_path: Path) -> None:
     run = concluded(tmp_path, Simulation(num_rows=300, chat=True))
     assert verify_evidence(run) == ()
     evidence = json.loads((run_of(tmp_path) / "evidence.json").read_text())
@@ -48,7 +48,7 @@ def test_a_chat_run_is_recomputed_too(tmp_path: Path) -> None:
     assert any(fault.startswith("measures.log_likelihood.candidate is") for fault in verify_evidence(run))
 
 
-def test_a_protocol_that_was_eased_in_both_files_is_detected(task_folder: Path) -> None:
+def test_a_protocol_weakened_in_both_files_is_detected(task_folder: Path) -> None:
     run = run_of(task_folder)
     registration = json.loads((run / "protocol.json").read_text())
     registration["protocol"]["minimum_gain"] = 0.001
@@ -58,10 +58,10 @@ def test_a_protocol_that_was_eased_in_both_files_is_detected(task_folder: Path) 
     manifest["protocol.json"] = hashlib.sha256(content).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
     rewrite(run, protocol=registration["protocol"])
-    assert "protocol.minimum_gain is 0.001 in evidence.json; the recipe asks 0.01" in verify_evidence(run.as_uri())
+    assert "protocol.minimum_gain is 0.001 in evidence.json; by the recipe it is 0.01" in verify_evidence(run.as_uri())
 
 
-def test_a_protocol_and_recipe_that_were_eased_everywhere_are_no_longer_those_of_the_runs_name(
+def test_a_protocol_and_recipe_weakened_in_all_files_do_not_match_the_name_of_the_run(
     task_folder: Path,
 ) -> None:
     run = run_of(task_folder)
@@ -75,11 +75,11 @@ def test_a_protocol_and_recipe_that_were_eased_everywhere_are_no_longer_those_of
     (run / MANIFEST).write_text(json.dumps(manifest))
     rewrite(run, protocol=evidence["protocol"], recipe=evidence["recipe"])
     faults = verify_evidence(run.as_uri())
-    assert any(fault.startswith("protocol.json was changed: its request has the digest") for fault in faults)
+    assert any(fault.startswith("protocol.json was changed: the digest of its request is") for fault in faults)
     assert any("is not the run of this protocol" in fault for fault in faults)
 
 
-def test_a_forged_verdict_is_detected_though_every_hash_fits(task_folder: Path) -> None:
+def test_a_forged_verdict_is_detected_even_if_every_hash_matches(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     forged = evidence["verdict"] | {"gain": 0.2, "p_value": evidence["verdict"]["p_value"] + 1e-15}
     rewrite(run_of(task_folder), verdict=forged)
@@ -87,33 +87,35 @@ def test_a_forged_verdict_is_detected_though_every_hash_fits(task_folder: Path) 
     assert fault.startswith("verdict.gain is 0.2 in evidence.json; recomputed it is 0.0")
 
 
-def test_a_protocol_changed_after_the_fact_is_detected_by_what_was_registered(task_folder: Path) -> None:
+def test_a_protocol_that_differs_from_the_registered_one_is_detected(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     rewrite(run_of(task_folder), protocol=evidence["protocol"] | {"alpha": 0.2})
     faults = verify_evidence(run_of(task_folder).as_uri())
-    assert any(fault.startswith("protocol.alpha is 0.2 in evidence.json; protocol.json says 0.05") for fault in faults)
+    assert any(
+        fault.startswith("protocol.alpha is 0.2 in evidence.json; in protocol.json it is 0.05") for fault in faults
+    )
     assert any(fault.startswith("verdict.alpha") for fault in faults)
 
 
-def test_evidence_of_other_test_rows_is_refused_by_name(task_folder: Path) -> None:
+def test_evidence_of_other_test_rows_is_refused(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     rewrite(run_of(task_folder), data=evidence["data"] | {"sha256": {"test": "0" * 64}})
     faults = verify_evidence(run_of(task_folder).as_uri())
     assert any(fault.startswith("the verdict is refused (rule 1): the test rows changed") for fault in faults)
 
 
-def test_a_second_access_that_is_stated_as_the_first_is_detected(task_folder: Path) -> None:
+def test_a_second_test_access_recorded_as_the_first_is_detected(task_folder: Path) -> None:
     (ledger,) = (task_folder / "test_set_ledgers").iterdir()
     (entry,) = json.loads(ledger.read_text())["entries"]
     ledger.write_text(json.dumps({"entries": [entry | {"number": 2}]}))
     faults = verify_evidence(run_of(task_folder).as_uri())
-    assert "test_access.number is 1 in evidence.json; the test-set ledger says 2" in faults
+    assert "test_access.number is 1 in evidence.json; in the test-set ledger it is 2" in faults
     ledger.write_text('{"entries": []}')
     (fault,) = verify_evidence(run_of(task_folder).as_uri())
-    assert fault.endswith("does not have this access")
+    assert fault.endswith("does not contain this access")
 
 
-def test_a_routing_where_the_recipe_asks_for_no_hybrid_is_detected(task_folder: Path) -> None:
+def test_a_routing_without_a_hybrid_in_the_recipe_is_detected(task_folder: Path) -> None:
     run, routing = run_of(task_folder), {"by": "group", "column": "sex", "values": ["male"], "threshold": None}
     content = json.dumps({"routing": routing}).encode()
     (run / "routing.json").write_bytes(content)
@@ -123,21 +125,21 @@ def test_a_routing_where_the_recipe_asks_for_no_hybrid_is_detected(task_folder: 
     rewrite(run, routing=routing)
     (fault,) = verify_evidence(run.as_uri())
     assert fault.startswith("routing is ")
-    assert fault.endswith("the validation rows give null")
+    assert fault.endswith("by the validation rows it is null")
 
 
-def test_an_expiry_put_off_is_detected(task_folder: Path) -> None:
+def test_a_postponed_expiry_is_detected(task_folder: Path) -> None:
     rewrite(run_of(task_folder), expires_at="2037-11-24T16:30:00+00:00")
     assert any(fault.startswith("expires_at is ") for fault in verify_evidence(run_of(task_folder).as_uri()))
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"{", b""])
-def test_evidence_that_is_none_is_a_fault_and_no_traceback(task_folder: Path, content: bytes) -> None:
+def test_invalid_evidence_is_a_fault(task_folder: Path, content: bytes) -> None:
     (run_of(task_folder) / "evidence.json").write_bytes(content)
     assert verify_evidence(run_of(task_folder).as_uri())
 
 
-def test_where_nothing_is_there_is_nothing_to_verify(tmp_path: Path) -> None:
+def test_a_folder_without_evidence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="finished run or a version"):
         verify_evidence(tmp_path.as_uri())
 
@@ -151,16 +153,16 @@ def test_damaged_pages_are_restored_and_the_verdict_holds_again(task_folder: Pat
     assert restore_pages(run.as_uri()) == ()
 
 
-def test_pages_are_not_made_from_evidence_that_was_changed(task_folder: Path) -> None:
+def test_pages_are_not_rendered_from_changed_evidence(task_folder: Path) -> None:
     flip(run_of(task_folder) / "evidence.json", at=40)
-    with pytest.raises(ValueError, match="no page is made from it"):
+    with pytest.raises(ValueError, match="cannot render the pages"):
         restore_pages(run_of(task_folder).as_uri())
 
 
-def test_the_verb_ends_with_0_only_where_the_verdict_holds(task_folder: Path) -> None:
+def test_the_verb_exits_with_0_only_if_the_verdict_holds(task_folder: Path) -> None:
     runner, uri = CliRunner(), run_of(task_folder).as_uri()
-    whole = runner.invoke(app, ["verify", uri, "--json"])
-    assert (whole.exit_code, json.loads(whole.stdout)) == (0, {"uri": uri, "holds": True, "faults": []})
+    intact = runner.invoke(app, ["verify", uri, "--json"])
+    assert (intact.exit_code, json.loads(intact.stdout)) == (0, {"uri": uri, "holds": True, "faults": []})
     flip(run_of(task_folder) / "report.html", at=100)
     damaged = runner.invoke(app, ["verify", uri])
     assert damaged.exit_code == 1
@@ -170,17 +172,17 @@ def test_the_verb_ends_with_0_only_where_the_verdict_holds(task_folder: Path) ->
     assert runner.invoke(app, ["verify", f"{uri}-not-there"]).exit_code == 2
 
 
-def test_the_verb_compares_two_versions_of_a_run(whole: Path) -> None:
-    uris = [(whole / "versions" / name).as_uri() for name in ("full-1", "probe-1")]
+def test_the_verb_compares_two_versions_of_a_run(finished: Path) -> None:
+    uris = [(finished / "versions" / name).as_uri() for name in ("full-1", "probe-1")]
     done = CliRunner().invoke(app, ["compare", *uris, "--json"])
-    verdict = json.loads((run_of(whole) / "evidence.json").read_text())["verdict"]
+    verdict = json.loads((run_of(finished) / "evidence.json").read_text())["verdict"]
     assert json.loads(done.stdout)["comparison"]["gain"] == pytest.approx(verdict["gain"])
 
 
-def test_pages_written_by_newer_code_are_named_in_the_manifest(task_folder: Path) -> None:
+def test_pages_rewritten_by_newer_code_are_listed_in_the_manifest(task_folder: Path) -> None:
     run = run_of(task_folder)
     manifest = json.loads((run / MANIFEST).read_text())
-    (run / "report.html").write_text("<p>as an older version wrote it</p>")
+    (run / "report.html").write_text("<p>written by an older version</p>")
     manifest["report.html"] = hashlib.sha256((run / "report.html").read_bytes()).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
     assert restore_pages(run.as_uri()) == ("report.html",)
@@ -198,7 +200,7 @@ def test_serving_may_change_when_a_run_resumes(task_folder: Path) -> None:
     assert fault.startswith("recipe.training.epochs is 77")
 
 
-def test_a_routing_changed_after_it_was_frozen_is_detected(tmp_path: Path) -> None:
+def test_a_changed_routing_file_is_detected(tmp_path: Path) -> None:
     run = concluded(tmp_path, HYBRID)
     (run_of(tmp_path) / "routing.json").write_text(json.dumps({"routing": None}))
     assert any(fault.startswith("routing is ") for fault in verify_evidence(run))
@@ -206,7 +208,7 @@ def test_a_routing_changed_after_it_was_frozen_is_detected(tmp_path: Path) -> No
     assert any("routing.json is missing" in fault for fault in verify_evidence(run))
 
 
-def test_a_routing_that_validation_does_not_speak_for_is_detected_though_both_files_say_it(tmp_path: Path) -> None:
+def test_a_routing_that_validation_does_not_give_is_detected(tmp_path: Path) -> None:
     fitted_to_test = Routing("group", "sex", ("male",), None)
     run = concluded(tmp_path, replace(HYBRID, routing=fitted_to_test))
     assert any(fault.startswith("routing.values is ") for fault in verify_evidence(run))

@@ -1,4 +1,4 @@
-"""A changed, missing or foreign file of a run is detected and named."""
+"""Detection of changed, missing and unlisted files of a run."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
-def test_a_changed_byte_is_detected_and_its_file_named(task_folder: Path, name: str, share: float) -> None:
+def test_a_changed_byte_is_reported_with_its_file(task_folder: Path, name: str, share: float) -> None:
     file = run_of(task_folder) / name
     flip(file, at=int(share * (file.stat().st_size - 1)))
     assert any(fault.startswith(f"{name} was changed") for fault in verify_evidence(run_of(task_folder).as_uri()))
@@ -35,14 +35,14 @@ def test_a_changed_byte_of_a_registered_version_is_detected(task_folder: Path, n
     assert "versions/" + name.split("/")[1] in fault
 
 
-def test_changed_or_lost_code_is_detected(task_folder: Path) -> None:
+def test_changed_or_missing_code_is_detected(task_folder: Path) -> None:
     (archive,) = (task_folder / "code").glob("*.zip")
-    with zipfile.ZipFile(archive) as there:
-        entries = {name: there.read(name) for name in there.namelist()}
+    with zipfile.ZipFile(archive) as file:
+        entries = {name: file.read(name) for name in file.namelist()}
     entries["code/tailorbird/pipeline/run.py"] += b"# changed\n"
-    with zipfile.ZipFile(archive, "w") as there:
+    with zipfile.ZipFile(archive, "w") as file:
         for name, content in entries.items():
-            there.writestr(name, content)
+            file.writestr(name, content)
     assert any("code" in fault and "was changed" in fault for fault in verify_evidence(run_of(task_folder).as_uri()))
     flip(archive, at=archive.stat().st_size // 2)
     assert any("code" in fault and "was changed" in fault for fault in verify_evidence(run_of(task_folder).as_uri()))
@@ -51,20 +51,20 @@ def test_changed_or_lost_code_is_detected(task_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*NAMES, MANIFEST])
-def test_a_lost_file_is_named(task_folder: Path, name: str) -> None:
+def test_a_missing_file_is_reported(task_folder: Path, name: str) -> None:
     (run_of(task_folder) / name).unlink()
     assert any(name in fault and "missing" in fault for fault in verify_evidence(run_of(task_folder).as_uri()))
 
 
-def test_a_foreign_table_is_named(task_folder: Path) -> None:
+def test_an_unlisted_table_is_reported(task_folder: Path) -> None:
     shutil.copy(
         run_of(task_folder) / "predictions/candidate.parquet", run_of(task_folder) / "predictions/better.parquet"
     )
     faults = verify_evidence(run_of(task_folder).as_uri())
-    assert faults == (f"predictions/better.parquet is foreign: {MANIFEST} does not name it",)
+    assert faults == (f"predictions/better.parquet is not listed in {MANIFEST}",)
 
 
-def test_a_version_that_was_not_registered_needs_no_files(task_folder: Path) -> None:
+def test_an_unregistered_version_needs_no_files(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     weights = task_folder / "versions" / "full-1" / "head.safetensors"
     files = {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
@@ -87,10 +87,10 @@ def test_a_changed_base_model_is_detected(task_folder: Path) -> None:
     assert "base.model.safetensors is " in fault
     shutil.rmtree(task_folder / "base")
     (fault,) = verify_evidence(run_of(task_folder).as_uri())
-    assert fault.endswith('in the store "missing"')
+    assert fault.endswith('in storage "missing"')
 
 
-def test_a_changed_weight_of_a_hybrids_part_is_detected(task_folder: Path) -> None:
+def test_a_changed_weight_in_a_part_of_a_hybrid_is_detected(task_folder: Path) -> None:
     part = task_folder / "versions" / "probe-1"
     digest = hashlib.sha256((part / "manifest.json").read_bytes()).hexdigest()
     named = {"uri": part.as_uri(), "digest": digest}
