@@ -1,4 +1,4 @@
-"""The alarms are those of the documentation and ring when they should; panels and monitors ask for what there is."""
+"""The alerts are those of docs/operations.md and fire when they should; panels and monitors query existing metrics."""
 
 import json
 import re
@@ -19,23 +19,23 @@ SERIES = {f"ray_{metric.name}": metric for metric in vars(metrics).values() if i
 HISTOGRAMS = {
     f"{name}_{end}": metric for name, metric in SERIES.items() if metric.buckets for end in ("bucket", "sum", "count")
 }
-PUT_ON_BY_PROMETHEUS = {"namespace", "pod", "job", "instance"}
-PUT_ON_BY_RAY = {"application", "deployment", "replica", "le", "ip", "status_code"}
+PROMETHEUS_LABELS = {"namespace", "pod", "job", "instance"}
+RAY_LABELS = {"application", "deployment", "replica", "le", "ip", "status_code"}
 A = 'namespace="n", application="a"'
 
 
 def table(heading: str) -> list[list[str]]:
-    """The rows of the first table after a heading of docs/operations.md."""
+    """Return the rows of the first table after a heading of docs/operations.md."""
     text = queries.OPERATIONS.read_text().split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
     rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
-def test_there_is_an_alarm_for_each_that_the_documentation_names_and_no_other() -> None:
+def test_the_alerts_are_those_of_the_documentation() -> None:
     assert [rule["annotations"]["alarm"] for rule in queries.rules()] == [row[0] for row in table("Alerts")]
 
 
-def test_an_alarm_waits_as_long_and_for_as_much_as_the_documentation_says() -> None:
+def test_durations_and_thresholds_of_alerts_are_those_of_the_documentation() -> None:
     expected = {row[0]: row[1] for row in table("Alerts")}
     for rule in queries.rules():
         condition = expected[rule["annotations"]["alarm"]]
@@ -49,7 +49,7 @@ def test_an_alarm_waits_as_long_and_for_as_much_as_the_documentation_says() -> N
             assert name in rule["expr"]
 
 
-def test_the_dashboard_has_a_panel_for_each_that_the_documentation_names() -> None:
+def test_the_dashboard_has_every_panel_of_the_documentation() -> None:
     rows = table("Dashboard")
     panels = queries.panels()
     assert set(panels) >= {row[0] for row in rows}
@@ -58,28 +58,28 @@ def test_the_dashboard_has_a_panel_for_each_that_the_documentation_names() -> No
         assert {name for query in panels[title] for name in queries.NAME.findall(query)} == expected, title
 
 
-def test_every_query_asks_for_metrics_and_labels_that_we_make_or_ray_does() -> None:
+def test_every_query_uses_existing_metrics_and_labels() -> None:
     ours = {name for name in queries.queried_series() if name.startswith("ray_tailorbird")}
     assert len(ours) > 7
     assert ours <= {*(name for name, metric in SERIES.items() if not metric.buckets), *HISTOGRAMS}
     every = [rule["expr"] for rule in queries.rules()] + [expr for panel in queries.panels().values() for expr in panel]
     for query in every:
         for name, chosen in re.findall(r"(ray_tailorbird_\w+)\{([^}]*)\}", query):
-            labels = {*(SERIES | HISTOGRAMS)[name].labels, *PUT_ON_BY_PROMETHEUS, *PUT_ON_BY_RAY}
+            labels = {*(SERIES | HISTOGRAMS)[name].labels, *PROMETHEUS_LABELS, *RAY_LABELS}
             assert set(re.findall(r"(\w+)=", chosen)) <= labels, query
         for by in re.findall(r"by \(([^)]*)\)", query):
             names = set(queries.NAME.findall(query)) & {*SERIES, *HISTOGRAMS}
             labels = set().union(*((SERIES | HISTOGRAMS)[name].labels for name in names))
-            assert set(by.split(", ")) <= labels | PUT_ON_BY_PROMETHEUS | PUT_ON_BY_RAY, query
+            assert set(by.split(", ")) <= labels | PROMETHEUS_LABELS | RAY_LABELS, query
 
 
-def test_what_is_asked_for_is_kept() -> None:
+def test_every_queried_series_is_kept() -> None:
     for name in queries.queried_series() - queries.OF_THE_EXPORTER:
         assert any(re.fullmatch(pattern, name) for pattern in queries.kept()), name
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])
-def test_the_pod_monitor_selects_ray_pods_and_a_port_that_they_have(name: str) -> None:
+def test_the_pod_monitor_selects_ray_pods_and_their_metrics_port(name: str) -> None:
     (monitor,) = of_kind(build(name), "PodMonitor")
     ray = [
         pod for part in ("service", "job") for pod in pods_of(build(f"{name}/{part}")) if "ray.io/cluster" in pod.labels
@@ -94,7 +94,7 @@ def test_the_pod_monitor_selects_ray_pods_and_a_port_that_they_have(name: str) -
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])
-def test_the_probe_is_applied_with_the_service_by_the_job_that_the_alarm_names(name: str) -> None:
+def test_the_probe_belongs_to_the_service_and_has_the_job_name_of_the_alert(name: str) -> None:
     (probe,) = of_kind(build(f"{name}/service"), "Probe")
     assert len(of_kind(environment(name), "Probe")) == 1
     # `render` writes the service's address (tests/unit/release/test_manifests.py); one that is missing fires at once.
@@ -103,7 +103,7 @@ def test_the_probe_is_applied_with_the_service_by_the_job_that_the_alarm_names(n
     assert f'job="{probe["spec"]["jobName"]}"' in rule["expr"]
 
 
-def test_grafana_is_given_the_dashboard_that_is_looked_into_here() -> None:
+def test_grafana_loads_the_tested_dashboard() -> None:
     (config,) = of_kind(build("prod"), "ConfigMap")
     assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(config["data"]["dashboard.json"]) == json.loads(
@@ -113,7 +113,7 @@ def test_grafana_is_given_the_dashboard_that_is_looked_into_here() -> None:
 
 @pytest.fixture(scope="module")
 def promtool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the rules as Prometheus reads them; the tests are skipped where promtool is not."""
+    """Return a folder with the rules as Prometheus reads them; skip the tests if promtool is not installed."""
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (Debian's package promtool)")
     folder = tmp_path_factory.mktemp("rules")
@@ -122,14 +122,14 @@ def promtool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ask_promtool(folder: Path, *arguments: str) -> str:
+def run_promtool(folder: Path, *arguments: str) -> str:
     done = subprocess.run(["promtool", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_prometheus_takes_the_rules(promtool: Path) -> None:
-    assert f"{len(queries.rules())} rules found" in ask_promtool(promtool, "check", "rules", "rules.yaml")
+def test_prometheus_accepts_the_rules(promtool: Path) -> None:
+    assert f"{len(queries.rules())} rules found" in run_promtool(promtool, "check", "rules", "rules.yaml")
 
 
 def series(name: str, labels: str, values: str) -> dict[str, str]:
@@ -141,7 +141,7 @@ def requests(status: str, each_minute: int) -> dict[str, str]:
 
 
 def buckets(*, slow: int) -> list[dict[str, str]]:
-    """A hundred answers a minute, of which so many take longer than a second."""
+    """Return the series of a hundred answers a minute, `slow` of them longer than a second."""
     route = f'{A}, route="/v1/classify"'
     name = "ray_tailorbird_request_seconds_bucket"
     return [
@@ -157,9 +157,9 @@ def node(used: int) -> list[dict[str, str]]:
     ]
 
 
-OF_A = {"namespace": "n", "application": "a"}
-# An alarm, what makes it ring, minutes until it does, whose it is and what it says, and what must not make it ring.
-RINGS: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict[str, str]]]] = [
+LABELS_OF_A = {"namespace": "n", "application": "a"}
+# An alert, series that fire it, minutes until it fires, its labels and summary, and series that must not fire it.
+CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict[str, str]]]] = [
     (
         "TailorbirdUnavailable",
         [series("probe_success", 'job="tailorbird-readyz", instance="u"', "0x60")],
@@ -172,7 +172,7 @@ RINGS: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         "TailorbirdErrors",
         [requests("200", 998), requests("503", 2)],
         6,
-        OF_A,
+        LABELS_OF_A,
         "0.2% of the requests to a fail with 5xx",
         [requests("200", 9999), requests("500", 1)],
     ),
@@ -180,24 +180,33 @@ RINGS: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         "TailorbirdRejections",
         [requests("200", 98), requests("429", 2)],
         11,
-        OF_A,
+        LABELS_OF_A,
         "2% of the requests to a are rejected with 429",
         [requests("200", 199), requests("429", 1)],
     ),
-    ("TailorbirdHighLatency", buckets(slow=2), 11, OF_A, "the 99th percentile of the latency of a is 1.75s", buckets(slow=0)),
+    (
+        "TailorbirdHighLatency",
+        buckets(slow=2),
+        11,
+        LABELS_OF_A,
+        "the 99th percentile of the latency of a is 1.75s",
+        buckets(slow=0),
+    ),
     (
         "TailorbirdVersionRefused",
         [series("ray_tailorbird_version_refused", f'{A}, replica="{replica}"', f"{replica}x60") for replica in (0, 1)],
         5,
-        OF_A,
+        LABELS_OF_A,
         "the last version deployed for a cannot be loaded; the previous one still serves",
         [series("ray_tailorbird_version_refused", A, "0x60")],
     ),
     (
         "TailorbirdLogRowsLost",
-        [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "_x6 3x60")],  # told from the first on
+        [
+            series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "_x6 3x60")
+        ],  # exported from the first lost row on
         7,
-        OF_A | {"kind": "answer"},
+        LABELS_OF_A | {"kind": "answer"},
         "rows of the request log of a were dropped: 3",
         [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "3x60")],
     ),
@@ -205,7 +214,7 @@ RINGS: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         "TailorbirdLogRowsLost",
         [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "3x20 5x60")],
         22,
-        OF_A | {"kind": "answer"},
+        LABELS_OF_A | {"kind": "answer"},
         "rows of the request log of a were dropped: 2",
         [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "0+0x60")],
     ),
@@ -220,19 +229,19 @@ RINGS: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
 ]
 
 
-def test_each_alarm_is_tried() -> None:
-    assert {name for name, *_ in RINGS} == {rule["alert"] for rule in queries.rules()}
+def test_each_alert_has_a_case() -> None:
+    assert {name for name, *_ in CASES} == {rule["alert"] for rule in queries.rules()}
 
 
-def test_each_alarm_rings_when_it_must_not_before_and_not_for_less(promtool: Path) -> None:
+def test_each_alert_fires_on_time_and_only_above_its_threshold(promtool: Path) -> None:
     tests: list[dict[str, Any]] = []
     alerts = {rule["alert"]: rule for rule in queries.rules()}
-    for name, loud, minutes, labels, summary, quiet in RINGS:
+    for name, firing, minutes, labels, summary, quiet in CASES:
         annotations = {"alarm": alerts[name]["annotations"]["alarm"], "summary": summary}
         alert = {"exp_labels": labels | alerts[name]["labels"], "exp_annotations": annotations}
-        rings = {"eval_time": f"{minutes + 1}m", "alertname": name, "exp_alerts": [alert]}
-        waits = {"eval_time": f"{max(minutes - 2, 0)}m", "alertname": name, "exp_alerts": []}
-        tests.append({"interval": "1m", "input_series": loud, "alert_rule_test": [waits, rings]})
+        fires = {"eval_time": f"{minutes + 1}m", "alertname": name, "exp_alerts": [alert]}
+        silent = {"eval_time": f"{max(minutes - 2, 0)}m", "alertname": name, "exp_alerts": []}
+        tests.append({"interval": "1m", "input_series": firing, "alert_rule_test": [silent, fires]})
         tests.append(
             {
                 "interval": "1m",
@@ -241,4 +250,4 @@ def test_each_alarm_rings_when_it_must_not_before_and_not_for_less(promtool: Pat
             }
         )
     (promtool / "tests.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": tests}))
-    ask_promtool(promtool, "test", "rules", "tests.yaml")
+    run_promtool(promtool, "test", "rules", "tests.yaml")

@@ -1,4 +1,4 @@
-"""What the runbook tells to type names what there is."""
+"""The commands of docs/deploy/kubernetes.md name existing files, targets and secrets, in a safe order."""
 
 import re
 from pathlib import Path
@@ -12,16 +12,16 @@ from tests.k8s.manifests import K8S, PARTS, ROOT, of_kind, text_of
 
 RUNBOOK = (ROOT / "docs" / "deploy" / "kubernetes.md").read_text()
 BLOCKS = re.findall(r"```\n(.*?)```", RUNBOOK, flags=re.DOTALL)
-"""What is typed together."""
+"""Commands that are run together."""
 
 
-def test_every_file_of_ours_that_it_names_is_there() -> None:
+def test_every_named_file_exists() -> None:
     named = set(re.findall(r"k8s/[\w./-]*\w", RUNBOOK))
     assert len(named) > 6
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_every_door_that_it_renders_to_there_is_and_gets_a_part_of_an_overlay_that_fits() -> None:
+def test_every_render_target_is_documented_with_a_matching_overlay() -> None:
     commands = re.findall(r"kubectl kustomize k8s/overlays/(\S+) \| tailorbird render \S+ --to (\w+) --base -", RUNBOOK)
     assert {to for _, to in commands} == {to for to, target in TARGETS.items() if target.template is not None}
     folders = {"rayjob": "job", "rayservice": "service", "promote": "promote", "prove": "promote", "watch": "watch"}
@@ -31,8 +31,8 @@ def test_every_door_that_it_renders_to_there_is_and_gets_a_part_of_an_overlay_th
 
 
 @pytest.mark.parametrize("to", ["promote", "prove"])
-def test_a_job_that_may_be_there_still_is_deleted_before_it_is_asked_for_again(to: str) -> None:
-    """Kubernetes refuses to change a Job's pod, and an unchanged one it does not run again."""
+def test_an_earlier_job_is_deleted_before_it_is_applied_again(to: str) -> None:
+    """Kubernetes refuses to change the pod of a Job, and does not run an unchanged Job again."""
     recipe = load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=("name=my-task",))
     documents = list(yaml.safe_load_all(render_manifest(recipe, to=to, base=text_of("prod/promote")).text))
     (name,) = (job["metadata"]["name"] for job in of_kind(documents, "Job"))
@@ -44,18 +44,18 @@ def test_a_job_that_may_be_there_still_is_deleted_before_it_is_asked_for_again(t
         assert f"logs -f job/{name}" in after
 
 
-def test_a_trial_has_lines_of_its_own_that_tell_the_service_first_and_the_manifest_then() -> None:
+def test_a_challenger_is_changed_in_the_service_first_and_in_the_manifest_second() -> None:
     _, _, after = RUNBOOK.partition("`serving.challenger`")
     block = re.findall(r"```\n(.*?)```", after, flags=re.DOTALL)[0]
     assert re.findall(r"--to (\w+)", block) == ["prove", "rayservice"]
 
 
-def test_preflight_comes_before_a_training_that_would_be_tried_three_times() -> None:
+def test_preflight_comes_before_a_training_that_would_be_retried() -> None:
     (block,) = (block for block in BLOCKS if "--to rayjob" in block)
     assert "tailorbird preflight" in block.split("--to rayjob")[0]
 
 
-def test_the_secrets_that_it_makes_are_those_of_the_example() -> None:
+def test_the_created_secrets_are_those_of_the_example() -> None:
     made = re.findall(r"create secret generic (\S+) --from-literal=(\w+)=", RUNBOOK)
     examples = list(yaml.safe_load_all((K8S / "examples" / "secrets.yaml").read_text()))
     assert set(made) == {
