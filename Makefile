@@ -1,32 +1,50 @@
 # Each target works on a fresh clone: it makes .venv first if it has to.
 PYTHON ?= python3
 BIN := .venv/bin
-SETUP := .venv/.installed
+DEMO := .venv/.installed
+SETUP := .venv/.installed-dev
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo test test-slow test-long check docs bench clean
+# On x86 Linux, PyPI's torch is the build for CUDA, with 4 GB of libraries. Without an NVIDIA driver, install PyTorch's
+# build for CPUs if its index answers within 3 seconds. `make setup TORCH_INDEX=` uses PyPI in any case.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= $(shell [ "$$(uname -sm)" != "Linux x86_64" ] || [ -e /proc/driver/nvidia/version ] || \
+	! curl --silent --fail --head --max-time 3 --output /dev/null $(CPU_INDEX)/torch/ || echo $(CPU_INDEX))
+# Python compiles a module when it is first imported: compiling all of them here takes longer than the download.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	$(addprefix --extra-index-url ,$(TORCH_INDEX))
 
-setup: $(SETUP)
+.PHONY: setup setup-dev demo test test-slow test-long check docs bench clean
 
-$(SETUP): pyproject.toml
+setup: $(DEMO)
+
+setup-dev: $(SETUP)
+
+.venv/bin/python:
 	$(PYTHON) -m venv .venv || { echo "no venv module: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip  # Python 3.11's own takes four times as long
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) --upgrade pip  # Python 3.11's own takes four times as long
+
+$(DEMO): pyproject.toml | .venv/bin/python
+	$(INSTALL) --editable '.[stack]'
 	@touch $@
 
-demo: $(SETUP)
+$(SETUP): pyproject.toml | .venv/bin/python
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(DEMO)
+
+demo: $(DEMO)
 	$(BIN)/python -m tailorbird.demo $(if $(KEEP),--keep)
 
 test: $(SETUP)
 	$(BIN)/pytest -m "not slow and not long" -n 2 tests/unit tests/k8s
-	$(BIN)/pytest -m "not slow and not long" --durations=25 tests/integration
+	$(BIN)/pytest -m "not slow and not long" tests/integration
 
 test-slow: $(SETUP)
-	$(BIN)/pytest -m slow --durations=25
+	$(BIN)/pytest -m slow
 
 test-long: $(SETUP)
-	$(BIN)/pytest -m long --durations=25
+	$(BIN)/pytest -m long
 
 check: $(SETUP)
 	$(BIN)/ruff check .

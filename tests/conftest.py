@@ -1,29 +1,62 @@
-"""Settings of every test: property tests never fail by the clock, for machines differ; a run ends with its own code."""
+"""Settings and the final summary of every test run: property tests have no deadline, Ray starts are counted."""
 
 import atexit
 import os
+import signal
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
+
+RAY_STARTS = ("cluster.local.supervisor", "bin/ray start", "gcs/gcs_server", "tests.integration.training.nodes")
+"""Parts of the command lines that start a Ray node, or a process that starts one."""
 
 _sessions: list[pytest.Session] = []
+_num_ray_starts = 0
+
+
+def _count_ray_starts(event: str, arguments: tuple[Any, ...]) -> None:
+    global _num_ray_starts
+    if event == "subprocess.Popen":
+        command = " ".join(map(str, arguments[1]))
+        _num_ray_starts += any(part in command for part in RAY_STARTS)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):  # a worker of pytest-xdist hands its results over and ends by itself
+    if not hasattr(session.config, "workerinput"):  # a worker of pytest-xdist ends by itself
         _sessions.append(session)
+    sys.addaudithook(_count_ray_starts)
+    # A shell starts a background job with SIGINT ignored, which the processes that tests start and interrupt inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput"):
+        session.config.workeroutput["ray_starts"] = _num_ray_starts  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add the Ray starts of a worker of pytest-xdist."""
+    global _num_ray_starts
+    _num_ray_starts += getattr(node, "workeroutput", {}).get("ray_starts", 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the number of Ray starts; `--durations` in pyproject.toml prints the slowest tests."""
+    terminalreporter.write_line(f"Ray starts: {_num_ray_starts}")
 
 
 def _leave() -> None:
-    """Ends the process with pytest's code, without the destructors of C++.
+    """Exit with pytest's code, without running C++ destructors.
 
-    Each `ray.init` of a process but the first leaves a thread behind that exports metrics (Ray 2.60). One whose cluster
-    is gone says so in Ray's log, which the destructors have taken from it: a run in which all had passed ended in a
-    segmentation fault. Tests connect dozens of times; a process of Tailorbird connects once.
+    Each `ray.init` of a process except the first leaves a thread behind that exports metrics (Ray 2.60). If its cluster
+    is gone, the thread logs an error, but the destructors have already deleted Ray's logger: a run in which all tests
+    passed ended with a segmentation fault. Tests connect dozens of times; a process of Tailorbird connects once.
     """
     for session in _sessions:
         sys.stdout.flush()
@@ -31,4 +64,4 @@ def _leave() -> None:
         os._exit(int(session.exitstatus))
 
 
-atexit.register(_leave)  # before Ray and Arrow are imported: it runs after all that they have registered
+atexit.register(_leave)  # before Ray and Arrow are imported, so that it runs after their exit handlers
