@@ -50,25 +50,31 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def item(name: str, kind: str, condition: str, meaning: str) -> str:
+    """Return a list item for a field; `condition` is its default, or whether it is required."""
+    facts = ", ".join(part for part in (kind, condition) if part)
+    return " ".join(f"- **`{name}`** ({facts}). {meaning}".split())
+
+
 def recipe() -> str:
-    """Return a table for each section of the recipe, from the pydantic models in `tailorbird/config/`."""
+    """Return a list of fields for each section of the recipe, from the pydantic models in `tailorbird/config/`."""
     head = """# Recipe
 
 A recipe is one YAML file. The command line, a submitted job and the service read the same file. The command line can
 override any field: `tailorbird run RECIPE section.key=value`.
 """
-    distribution = _fields_table("A distribution in `tuning.space`", Distribution.model_fields)
-    return "\n".join([head, *_section_tables("Top level", model=Recipe, prefix=""), distribution])
+    distribution = _fields_list("A distribution in `tuning.space`", Distribution.model_fields)
+    return "\n".join([head, *_section_lists("Top level", model=Recipe, prefix=""), distribution])
 
 
-def _section_tables(title: str, *, model: type[BaseModel], prefix: str) -> list[str]:
-    """Return a table of the model's own fields, followed by those of its sections, each titled with its full path."""
+def _section_lists(title: str, *, model: type[BaseModel], prefix: str) -> list[str]:
+    """Return a list of the model's own fields, followed by those of its sections, each titled with its full path."""
     inner = {name: config for name, field in model.model_fields.items() if (config := _section(field))}
     own = {name: field for name, field in model.model_fields.items() if name not in inner or prefix}
-    tables = [_fields_table(title, own)]
+    lists = [_fields_list(title, own)]
     for name, config in inner.items():
-        tables += _section_tables(f"`{prefix}{name}`", model=config, prefix=f"{prefix}{name}.")
-    return tables
+        lists += _section_lists(f"`{prefix}{name}`", model=config, prefix=f"{prefix}{name}.")
+    return lists
 
 
 def _section(field: FieldInfo) -> type[ConfigSection] | None:
@@ -79,9 +85,9 @@ def _section(field: FieldInfo) -> type[ConfigSection] | None:
     return None
 
 
-def _fields_table(title: str, fields: Mapping[str, FieldInfo]) -> str:
-    rows = [[f"`{name}`", _type(field), _default(field), field.description or ""] for name, field in fields.items()]
-    return f"## {title}\n\n" + table(["field", "type", "default", "meaning"], rows)
+def _fields_list(title: str, fields: Mapping[str, FieldInfo]) -> str:
+    items = [item(name, _type(field), _default(field), field.description or "") for name, field in fields.items()]
+    return f"## {title}\n\n" + "\n".join(items) + "\n"
 
 
 def _type(field: FieldInfo) -> str:
@@ -91,7 +97,8 @@ def _type(field: FieldInfo) -> str:
     if choices and all(isinstance(choice, str | int) for choice in choices):
         return " or ".join(f"`{choice}`" for choice in choices)
     name = getattr(field.annotation, "__name__", "") if not choices else str(field.annotation)
-    return "`" + re.sub(r"(tailorbird\.config\.\w+|typing)\.", "", name).replace(" | None", "").replace("|", "or") + "`"
+    name = re.sub(r"(tailorbird\.config\.\w+|typing)\.", "", name).replace(" | None", "")
+    return "`" + re.sub(r"tuple\[(\w+), \.\.\.\]", r"list[\1]", name).replace("|", "or") + "`"
 
 
 def _default(field: FieldInfo) -> str:
@@ -99,8 +106,8 @@ def _default(field: FieldInfo) -> str:
         return "required"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, ConfigSection):
-        return "see its section"
-    return "" if value is None or value in ({}, ()) else f"`{value}`"
+        return ""
+    return "" if value is None or value in ({}, ()) else f"default `{value}`"
 
 
 def cli() -> str:
@@ -189,13 +196,11 @@ def _responses(operation: Schema, statuses: dict[str, str]) -> str:
 def _type_text(schema: Schema) -> str:
     description = schema.get("description", "")
     required = schema.get("required", ())
-    rows = [
-        [f"`{name}`", _schema_type(field), "yes" if name in required else "", field.get("description", "")]
+    fields = [
+        item(name, _schema_type(field), "required" if name in required else "", field.get("description", ""))
         for name, field in schema.get("properties", {}).items()
     ]
-    return "\n".join(
-        [*([description, ""] if description else []), table(["field", "type", "required", "meaning"], rows)]
-    )
+    return "\n".join([*([description, ""] if description else []), *fields]) + "\n"
 
 
 def _schema_type(schema: Schema) -> str:
