@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Sampling(NamedTuple):
-    """How a request's tokens are chosen; temperature 0 takes the most likely one each time."""
+    """Sampling options of a request. Temperature 0 is greedy decoding."""
 
     temperature: float
     top_p: float
@@ -21,14 +21,14 @@ class Sampling(NamedTuple):
 
 
 class ChatEngine(ABC):
-    """Generates answers with one chat version.
+    """A generator of answers with one chat version. Use it in one event loop.
 
-    Lives in one event loop. A request is answered by one version, whatever is swapped meanwhile: the engine ends once
-    it is unloaded and the last request that uses it is over.
+    One version answers a request completely, even if versions are swapped during the answer. An unloaded engine ends
+    after the last request that uses it.
     """
 
     max_length: int
-    """Most tokens that a prompt and its answer may have together."""
+    """Maximum number of tokens of a prompt and its answer."""
 
     def __init__(
         self, *, version: "ModelVersion", tokenizer: "PreTrainedTokenizerBase", prompting: "Prompting"
@@ -44,25 +44,25 @@ class ChatEngine(ABC):
     @property
     @abstractmethod
     def running(self) -> bool:
-        """Return True while it answers; an error outside of a single request ends it."""
+        """Return True until the engine stops. An error outside of a single request stops it."""
 
     @abstractmethod
     def generate(
         self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
-        """Yield all tokens so far and whether the answer is complete; if not `streaming`, only the complete answer.
+        """Yield all tokens so far, and True if the answer is complete. If not `streaming`, yield only the last state.
 
-        The end-of-turn token is included. Closing the generator cancels the request. Raises RequestError if the engine
-        fails.
+        The tokens include the end-of-turn token. Closing the generator cancels the request. Raises RequestError if the
+        engine fails.
         """
 
     @abstractmethod
     def end(self) -> None:
-        """Release the engine's resources; blocks."""
+        """Release the engine's resources. This call blocks."""
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the engine running during the block, and during work that the block starts without awaiting."""
+        """Keep the engine running during the block, and until the next iteration of the event loop after it."""
         self.num_active += 1
         try:
             yield
@@ -71,7 +71,7 @@ class ChatEngine(ABC):
             asyncio.get_running_loop().call_soon(self._end_if_unused)
 
     def unload(self) -> None:
-        """End the engine once its requests are over."""
+        """End the engine after its last request."""
         self._unloaded = True
         self._end_if_unused()
 

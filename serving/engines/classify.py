@@ -1,4 +1,4 @@
-"""Predict texts with a version's model, or with the part of a hybrid that its routing chooses."""
+"""Predictions of texts by a version's model, or by the model of a hybrid that its routing selects."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 PASS_TOKENS = 50
-"""Fixed cost of a forward pass, in tokens: about 5 ms against 0.13 ms a token for a six-layer encoder on one core. Only
-the order of magnitude matters."""
+"""Fixed cost of a forward pass, in tokens. A six-layer encoder on one core takes about 5 ms per pass and 0.13 ms per
+token. Only the order of magnitude matters."""
 
 
 def pass_cost(num_rows: np.ndarray, longest: np.ndarray) -> np.ndarray:
@@ -31,17 +31,17 @@ class Prediction(NamedTuple):
 
     label: str
     score: float
-    """The label's probability, after temperature."""
+    """Probability of the label, after temperature scaling."""
     scores: np.ndarray
     """Probabilities of all classes of the model that answered, [L]."""
     answered_by: Literal["incumbent", "candidate"] | None = None
-    """The part of a hybrid that answered."""
+    """The model of a hybrid that answered; None for other versions."""
 
 
 def predict_texts(
     loaded: "LoadedClassifier[ModelVersion]", texts: Sequence[str], *, batch_size: int
 ) -> list[Prediction]:
-    """Return the predictions of texts, in order, by the same tokenization and forward pass as the evaluation."""
+    """Return the predictions of texts, in order, with the tokenization and the forward pass of the evaluation."""
     from tailorbird.data.tokenize import encode_texts
     from tailorbird.models.classifier import logits_rows
 
@@ -56,9 +56,10 @@ def predict_texts(
 def predict_shared(
     encoder: "SharedEncoder", rows: Sequence[tuple["LoadedClassifier[ModelVersion]", str]], *, batch_size: int
 ) -> list[Prediction]:
-    """Return the predictions of texts, each with its version over the encoder, in order; passes mix versions.
+    """Return the predictions of texts, in order. Each text is paired with its version over the shared encoder.
 
-    Up to rounding, each is the prediction of `predict_texts` with its version alone.
+    A forward pass can contain texts for several versions. Up to rounding, the predictions equal those of
+    `predict_texts`.
     """
     members = {loaded.version.digest: loaded for loaded, _ in rows}
     if len(members) == 1:
@@ -96,7 +97,7 @@ def predict_shared(
 def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -> list[Prediction]:
     """Return the predictions of one model's logits [N, L]."""
     scores = temperature_softmax(logits, temperature=loaded.version.temperature)
-    best = logits.argmax(axis=-1).tolist()  # a high temperature rounds close probabilities to a tie
+    best = logits.argmax(axis=-1).tolist()  # not from `scores`: a high temperature can round them to ties
     highest = scores.max(axis=-1).tolist()
     return [
         Prediction(loaded.classes[index], score, row) for index, score, row in zip(best, highest, scores, strict=True)
@@ -104,7 +105,7 @@ def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -
 
 
 def hybrid_rows(routing: Routing, request: ClassifyRequest) -> list[tuple[str, str | None]]:
-    """Return each text with the value of the attribute that routes it, None if there is none or none routes."""
+    """Return each text with the value of the routing attribute, or None if it has none or routing uses confidence."""
     texts, attributes = request.texts, request.attributes
     if attributes is None or routing.column is None:
         return [(text, None) for text in texts]
@@ -115,9 +116,9 @@ def hybrid_rows(routing: Routing, request: ClassifyRequest) -> list[tuple[str, s
 def predict_hybrid(
     loaded: "LoadedHybrid", rows: Sequence[tuple[str, str | None]], *, batch_size: int
 ) -> list[Prediction]:
-    """Return the prediction of the part that `routes_to_candidate` chooses, for each row of `hybrid_rows`, in order.
+    """Return the predictions of `hybrid_rows`, in order, each by the model that `routes_to_candidate` selects.
 
-    If it routes by confidence, the incumbent reads every text first, and the candidate those it is not sure of.
+    With routing by confidence, the incumbent predicts all texts first, and the candidate those with low confidence.
     """
     texts = [text for text, _ in rows]
     results: list[Any] = [None] * len(rows)
@@ -143,12 +144,12 @@ def predict_hybrid(
 def scores_by_class(
     loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", prediction: Prediction
 ) -> dict[str, float]:
-    """Return the probability of each class; 0 for a class that the answering part of a hybrid does not know."""
+    """Return the probability of each class. It is 0 for a class that the model of a hybrid does not have."""
     scores = dict(zip(classes_of(loaded, prediction), prediction.scores.tolist(), strict=True))
     return scores if prediction.answered_by is None else dict.fromkeys(loaded.classes, 0.0) | scores
 
 
 def classes_of(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", prediction: Prediction) -> tuple[str, ...]:
-    """Return the classes that the prediction's scores belong to: those of the model that answered."""
+    """Return the classes of the prediction's scores, which are those of the model that answered."""
     part = loaded if prediction.answered_by is None else getattr(loaded, prediction.answered_by)
     return tuple(part.classes)

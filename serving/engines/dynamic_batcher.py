@@ -1,4 +1,4 @@
-"""Dynamic batching: all requests that wait when the model is free go through it together."""
+"""Dynamic batching: when the model becomes idle, all waiting requests form the next batch."""
 
 import asyncio
 from collections import deque
@@ -22,18 +22,18 @@ class _Request(Generic[RowT, ResultT]):
     results: list[ResultT] = field(default_factory=list)
 
 
-Shares = list[tuple[_Request[RowT, ResultT], int]]  # how many rows of a batch belong to which request, in order
+Shares = list[tuple[_Request[RowT, ResultT], int]]  # the requests of a batch and their numbers of rows, in order
 
 
 class DynamicBatcher(Generic[RowT, ResultT]):
-    """Runs `run(rows) -> results` on `executor`, one call at a time, over rows of waiting requests in order of arrival.
+    """A batcher that calls `run(rows) -> results` on `executor`, one call at a time, with rows in order of arrival.
 
-    A lone request starts at once, and while a call runs the next batch gathers. Clients that wait for an answer before
-    they send the next request would fall into two groups that take turns, each with half a batch: so a call that
-    follows another within `linger_s` waits, no longer, until as many requests are there as were when the other ended.
-    A request larger than `max_rows` goes through in several calls. (`serve.batch` gathers its next batch *before* the
-    model is free, refuses an item larger than a batch and sends one that does not fit to the end of the queue.)
-    Lives in one event loop.
+    A request that finds the model idle starts immediately. Requests that arrive during a call form the next batch.
+    Without a delay, clients that send one request after another would split into two alternating groups with half
+    batches. Therefore, after a call, the next call waits up to `linger_s` for as many requests as were waiting or
+    answered at the end of the call. A request with more than `max_rows` rows is split over several calls.
+    (`serve.batch` collects its next batch *before* the model is idle, rejects items that are larger than a batch, and
+    moves items that do not fit to the end of the queue.) Use the batcher in one event loop.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class DynamicBatcher(Generic[RowT, ResultT]):
         self._ended_at = float("-inf")
 
     async def submit(self, rows: Sequence[RowT]) -> list[ResultT]:
-        """Return the results of the rows, in order; raise what `run` raises. Cancelling leaves the queue."""
+        """Return the results of the rows, in order. Errors of `run` are raised. A cancelled call leaves the queue."""
         request = _Request[RowT, ResultT](rows, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         if self._is_gathered():
@@ -60,7 +60,7 @@ class DynamicBatcher(Generic[RowT, ResultT]):
         return await request.done
 
     def idle_s(self) -> float:
-        """Return the seconds since the last call ended; 0 while there is work."""
+        """Return the number of seconds since the last call ended, or 0 during a call."""
         return 0.0 if self._task is not None else asyncio.get_running_loop().time() - self._ended_at
 
     def _take(self) -> tuple[list[RowT], Shares[RowT, ResultT]]:

@@ -1,4 +1,4 @@
-"""The versions that a classification replica holds in memory: one engine a version, shared weights once."""
+"""The versions in the memory of a classification replica: one engine per version, and one copy of shared weights."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
 LINGER_S = 0.003
-"""Most time that the next pass waits for the clients that were answered just now to send their next request."""
-PASSES = 4  # texts taken from the queue at once, in forward passes: with more texts to sort by length, less is padding
+"""Maximum time that the next pass waits for new requests of clients that have just received a response."""
+PASSES = 4  # forward passes per call; sorting more texts by length reduces padding
 WARM_UP = "the first pass prepares kernels"
-SHARED = "shared"  # the version in metrics of a pass that may hold rows of several versions
+SHARED = "shared"  # version label in metrics of passes over several versions
 
 
 @dataclass(frozen=True)
 class ClassifierEngine:
-    """A loaded version behind a queue. A request is answered by one version, whatever is swapped meanwhile."""
+    """A loaded version and its queue. One version answers a request completely, even if versions are swapped."""
 
     loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid"
     submit: Callable[[Sequence[Any]], Awaitable[list[Prediction]]]
-    """Return the predictions of texts, in order; for a hybrid, of `hybrid_rows`."""
-    idle_s: Callable[[], float]  # return the seconds since its queue had work; 0 while it has
-    routing: "Routing | None" = None  # a hybrid's; None if one model answers everything
+    """Returns the predictions of texts (for a hybrid, of `hybrid_rows`), in order."""
+    idle_s: Callable[[], float]  # returns the seconds since the last call, or 0 during a call
+    routing: "Routing | None" = None  # routing of a hybrid; None for other versions
 
     @property
     def version(self) -> "ModelVersion":
@@ -41,7 +41,7 @@ class ClassifierEngine:
 
 
 class _SharedRow(NamedTuple):
-    """A text for a version over a shared encoder; without a text, the request to unload the version."""
+    """A text for a version over a shared encoder. A row without a text is a request to unload the version."""
 
     loaded: "LoadedClassifier[ModelVersion]"
     text: str | None
@@ -49,7 +49,7 @@ class _SharedRow(NamedTuple):
 
 @dataclass
 class _SharedBase:
-    """A base model, its queue, and the number of versions over it."""
+    """A shared base model, its queue, and the number of versions that use it."""
 
     encoder: "SharedEncoder"
     batcher: "DynamicBatcher[_SharedRow, Prediction | None]"
@@ -57,7 +57,7 @@ class _SharedBase:
 
 
 class ModelPool:
-    """Loads versions into engines; all models run on the one thread of `worker`."""
+    """A loader of versions into engines. All models run in the single thread of `worker`."""
 
     def __init__(self, *, worker: Executor, batch_size: int, meter: Meter) -> None:
         self._worker = worker
@@ -67,7 +67,10 @@ class ModelPool:
         self._unloading: set[asyncio.Future[list[Prediction | None]]] = set()
 
     def load(self, uri: str, digest: str) -> ClassifierEngine:
-        """Return the version's engine, warmed up. Reads files on the caller's thread; one call at a time."""
+        """Load a version, run a warm-up pass, and return its engine.
+
+        Files are read in the caller's thread. Make one call at a time.
+        """
         from tailorbird.models.loading import LoadedClassifier, LoadedHybrid, checked_copy, load_model
         from tailorbird.registry.versions import read_version, shares_base
 
@@ -88,7 +91,7 @@ class ModelPool:
         return ClassifierEngine(loaded, batcher.submit, batcher.idle_s)
 
     def _load_shared(self, version: "ModelVersion") -> ClassifierEngine:
-        """Add a head or an adapter to the shared encoder, between two passes of the versions that serve."""
+        """Add a head or an adapter to the shared encoder, between two passes of the served versions."""
         from tailorbird.models.shared_encoder import SharedEncoder
 
         key = (version.base_model, version.dtype)
@@ -119,7 +122,7 @@ class ModelPool:
         return DynamicBatcher(run, executor=self._worker, max_rows=PASSES * self._batch_size, linger_s=LINGER_S)
 
     def unload(self, engine: ClassifierEngine) -> None:
-        """Release a version that no longer serves, after the answers that it still owes."""
+        """Release a version that no longer serves, after the requests in its queue."""
         from tailorbird.registry.versions import shares_base
 
         version = engine.version
@@ -127,7 +130,7 @@ class ModelPool:
         if shared is None or not shares_base(version):
             return
         last = _SharedRow(cast("LoadedClassifier[ModelVersion]", engine.loaded), None)
-        unloading = asyncio.ensure_future(shared.batcher.submit([last]))  # behind the version's rows in the queue
+        unloading = asyncio.ensure_future(shared.batcher.submit([last]))  # after the version's rows in the queue
         self._unloading.add(unloading)
         unloading.add_done_callback(self._unloading.discard)
         shared.num_versions -= 1

@@ -1,16 +1,16 @@
-"""Stop texts: which part of a growing answer a client may read already."""
+"""Stop texts, and the part of a growing answer that can be sent to the client."""
 
 from collections.abc import Sequence
 
-REPLACEMENT_CHARACTER = "\ufffd"  # what a decoder writes for a character whose bytes are not complete
+REPLACEMENT_CHARACTER = "\ufffd"  # output of a decoder for a character with incomplete bytes
 
 
 def visible_text(decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = True) -> tuple[str, bool]:
-    """Return the part of an answer that no later token changes, and whether a stop text ended it: whole characters
-    before the first stop text; if `stripped`, without outer white space.
+    """Return the part of an answer that no later token changes, and True if a stop text ended it.
 
-    Each result begins with the previous results, and the last is that of the whole text. So the stop text that is
-    complete first counts, and text that may become a stop text is held back.
+    The part has complete characters and ends before the first stop text; if `stripped`, it has no outer white space.
+    For a growing answer, each result starts with the previous result, and the last result equals that of the whole
+    text. Therefore, the stop text that is complete first counts, and text that may become a stop text is held back.
     """
     matches = [(decoded.find(stop) + len(stop), -len(stop)) for stop in stops if stop in decoded]
     if matches:
@@ -23,5 +23,5 @@ def visible_text(decoded: str, *, stops: Sequence[str], ended: bool, stripped: b
 
 
 def _partial_match(text: str, stop: str) -> int:
-    """Return how many characters at the end of the text begin a stop text."""
+    """Return the number of characters at the end of the text that are the start of a stop text."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

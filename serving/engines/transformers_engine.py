@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
-WARM_UP_S = 120  # most time for the first answer
+WARM_UP_S = 120  # timeout of the first answer
 
 
 class TransformersEngine(ChatEngine):
-    """Runs forward passes over all requests in flight in a thread of its own."""
+    """An engine that runs forward passes over all active requests in a separate thread."""
 
     def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int) -> None:
         super().__init__(version=loaded.version, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
@@ -40,10 +40,10 @@ class TransformersEngine(ChatEngine):
         latest: list[Any] = []
 
         def on_output(output: Any) -> None:
-            latest[:] = [output]  # each output holds all tokens: a slow reader misses none
+            latest[:] = [output]  # each output contains all tokens so far, so a slow reader misses none
             updated.set()
 
-        discard_unrouted_outputs(self._manager)  # of requests that were cancelled before the engine knew
+        discard_unrouted_outputs(self._manager)  # outputs of requests that were cancelled during a pass
         self._manager.register_result_handler(request_id, on_output)
         options = sampling._asdict() if sampling.temperature else {}
         accepted = self._manager.add_request(
@@ -59,7 +59,7 @@ class TransformersEngine(ChatEngine):
                 output = latest[0]
                 ended = output.is_finished()
                 if output.error is not None:
-                    raise RequestError(500, "engine_failed", f"the engine gave up on the request: {output.error}")
+                    raise RequestError(500, "engine_failed", f"the engine failed to answer the request: {output.error}")
                 yield list(output.generated_tokens), ended
         finally:
             if not ended:
@@ -68,7 +68,7 @@ class TransformersEngine(ChatEngine):
 
 
 def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: int) -> Any:
-    """Return the running engine, after a first answer that prepares kernels; raise RuntimeError if it gives none."""
+    """Return the running engine after a first answer, which prepares kernels; raise RuntimeError if that fails."""
     import torch
 
     from serving.engines.sampling import Sampler
@@ -95,12 +95,12 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: i
     if output is None or output.error is not None:
         manager.stop(hard_stop=True)
         manager.destroy()
-        raise RuntimeError(f"the model gives no answer: {output.error if output else 'its engine stopped'}")
+        raise RuntimeError(f"the model does not answer: {output.error if output else 'the engine has stopped'}")
     return manager
 
 
 def _max_length(lm: Any, manager: Any) -> int:
-    """Return the most tokens a prompt and its answer may have together, by the model's positions and the cache."""
+    """Return the maximum number of tokens of a prompt and its answer, by the model's positions and the cache."""
     from tailorbird.models.transformers_private import cache_size
 
     cached = cache_size(manager)

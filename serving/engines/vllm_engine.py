@@ -1,10 +1,10 @@
 """Chat engine on vLLM, for `serving.engine: vllm`: the server of `ray.serve.llm` as a `ChatEngine`.
 
-Each version has a server in an actor of its own, on the replica's node and in its resources: the server has no method
-that ends it, so it ends with the actor. A replica holds two versions on its GPU while one replaces the other.
+Each version has a server in a separate actor, in the placement group of the replica. The server has no method that ends
+it, so it ends with the actor. A replica keeps two versions on its GPU while one replaces the other.
 
-This is the only file that uses vLLM's private parts, directly or through Ray's. tests/unit/serving/engines/
-test_vllm_private.py fails with the name of what another version moved.
+This is the only file that uses private parts of vLLM, directly or through Ray. If another version moves one of them,
+tests/unit/serving/engines/test_vllm_private.py fails with its name.
 """
 
 import asyncio
@@ -30,38 +30,38 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
 VLLM_VERSION = "0.29"
-GPU_SHARE = 0.42  # share of a GPU and its memory for one version: a replica holds two while one replaces the other
+GPU_SHARE = 0.42  # share of a GPU and its memory per version; two versions are loaded during a replacement
 MAX_SERVERS_PER_GPU = 2
 CACHE_BYTES = 1 << 30  # size of the KV cache without a GPU, instead of a share of the machine's memory
-START_S = 1800  # most time to start: a large model's kernels are compiled before its first answer
+START_S = 1800  # timeout of the start, during which a large model's kernels are compiled
 SHUTDOWN_S = 30
 STREAM_INTERVAL_S = 0.02  # tokens that are generated within this time are streamed together
 HEALTH_CHECK_S = 1.0  # time between two health checks of the server
 MODEL_ID = "version"
-LlmConfig = dict[str, Any]  # fields of Ray's `LLMConfig`, which only a process with vLLM can make
+LlmConfig = dict[str, Any]  # fields of Ray's `LLMConfig`, which needs vLLM to be installed
 FINISH_REASONS = ("stop", "length")  # finish reasons of complete answers
 
-_servers: set[Any] = set()  # the servers that this process started
+_servers: set[Any] = set()  # running servers that this process started
 
 
 class EngineNotInstalled(RuntimeError):
-    """vLLM is not installed where the replica runs."""
+    """The error that vLLM is not installed on the replica's node."""
 
 
 class TokenDelta(NamedTuple):
-    """The tokens that an answer grew by."""
+    """The new tokens of an answer."""
 
     tokens: list[int]
     ended: bool
 
 
 class EngineStopped(RuntimeError):
-    """The server's engine has stopped."""
+    """The error that the server's engine has stopped."""
 
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """The fields of a `CompletionRequest` that the engine sets."""
+    """The fields of a `CompletionRequest` that this engine sets."""
 
     prompt: list[int]
     stream: bool
@@ -73,14 +73,14 @@ class TokenRequest:
 
 
 class VllmServer:
-    """The actor: a server of `ray.serve.llm` that takes and returns token ids."""
+    """The class of the actor: a server of `ray.serve.llm` with token ids as input and output."""
 
     def __init__(self, config: LlmConfig) -> None:
         from ray.serve.llm import LLMConfig
         from ray.serve.llm.deployment import LLMServer
 
         class Quiet(LLMServer):  # type: ignore[misc]
-            """Without the actor that reports the model to Ray's usage statistics and outlives all servers."""
+            """A server without the actor that reports the model to Ray's usage statistics and outlives the servers."""
 
             async def _start_engine(self) -> None:
                 await self.engine.start()
@@ -88,27 +88,27 @@ class VllmServer:
         self._server = Quiet.sync_init(LLMConfig(**config))
 
     async def start(self) -> int:
-        """Start the engine; return the most tokens that a prompt and its answer may have together."""
+        """Start the engine, and return the maximum number of tokens of a prompt and its answer."""
         await self._server.start()
         return int(self._client.model_config.max_model_len)
 
     @property
     def _client(self) -> Any:
-        """vLLM's engine client, which the server has no public name for."""
+        """Return vLLM's engine client, for which the server has no public attribute."""
         return self._server.engine._engine_client
 
     async def run(self) -> None:
-        """Check the engine's health for ever; raise once it has stopped."""
+        """Check the engine's health periodically; raise an error when it has stopped."""
         while True:
             await self._server.check_health()
             await asyncio.sleep(HEALTH_CHECK_S)
 
     async def stop(self) -> None:
-        """End the engine's processes, which then release their shared memory."""
+        """Stop the engine's processes, which release their shared memory."""
         await asyncio.to_thread(self._client.shutdown)
 
     async def answer(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
-        """Yield the answer's tokens. Raises EngineStopped, and ValueError if the server refuses the request."""
+        """Yield the answer's tokens. Raises EngineStopped, and ValueError if the server rejects the request."""
         from ray.serve.llm.openai_api_models import CompletionRequest
 
         completion = CompletionRequest(model=MODEL_ID, return_token_ids=True, **asdict(request))
@@ -128,9 +128,9 @@ class VllmServer:
 
 
 def _token_delta(response: Any) -> TokenDelta | None:
-    """Return the tokens of a whole answer or of a list of stream events, None for none; raise ValueError for an error.
+    """Return the tokens of a complete answer or of a list of stream events, or None if there are none.
 
-    A stream event is a string `data: {...}`, or an error object.
+    A stream event is a string `data: {...}` or an error object. Raises ValueError for an error.
     """
     tokens: list[int] = []
     ended = False
@@ -142,7 +142,7 @@ def _token_delta(response: Any) -> TokenDelta | None:
             tokens += choice["token_ids"] or []
             reason = choice["finish_reason"]
             if reason not in (None, *FINISH_REASONS):
-                raise ValueError(f"the answer broke off ({reason})")
+                raise ValueError(f"the generation failed ({reason})")
             ended = ended or reason is not None
     return TokenDelta(tokens, ended) if tokens or ended else None
 
@@ -155,7 +155,7 @@ def _event_fields(event: Any) -> Any:
 
 
 class VllmEngine(ChatEngine):
-    """One version in a server of its own, which batches all requests in flight."""
+    """An engine with one version in a separate server, which batches all active requests."""
 
     def __init__(self, loaded: "LoadedChat[ModelVersion]", *, server: Any, max_length: int) -> None:
         super().__init__(version=loaded.version, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
@@ -195,11 +195,12 @@ class VllmEngine(ChatEngine):
         except RayTaskError as error:
             if isinstance(error.cause, EngineStopped) or not self.running:
                 raise _stopped_error() from None
-            raise RequestError(500, "engine_failed", f"the engine gave up on the request: {error.cause}") from None
+            message = f"the engine failed to answer the request: {error.cause}"
+            raise RequestError(500, "engine_failed", message) from None
         except RayActorError:
             raise _stopped_error() from None
         finally:
-            if not ended:  # the client is gone
+            if not ended:  # the client has disconnected
                 ray.cancel(deltas)
 
 
@@ -208,7 +209,7 @@ def _stopped_error() -> RequestError:
 
 
 def load_engine(uri: str, digest: str, *, max_batch_size: int, num_gpus: int) -> VllmEngine:
-    """Load a version, check it and start its server. Raises as `start_engine` and the loading of a version."""
+    """Load a version, check its digest and start its server. Raises as `load_model` and `start_engine`."""
     from tailorbird.models.loading import LoadedChat, load_model
 
     loaded = load_model(uri, LoadedChat, device="cpu")
@@ -217,14 +218,14 @@ def load_engine(uri: str, digest: str, *, max_batch_size: int, num_gpus: int) ->
 
 
 def start_engine(loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num_gpus: int = 0) -> VllmEngine:
-    """Start a server over a version of any kind: it reads a folder with the adapter merged, as it was evaluated.
+    """Start a server for a version. An adapter is merged into the weights, as in the evaluation.
 
-    Raises EngineNotInstalled, and RuntimeError if the server does not start, or the GPU holds all versions it can.
+    Raises EngineNotInstalled, and RuntimeError if the server does not start or the GPU has no room for the version.
     """
     if importlib.util.find_spec("vllm") is None:
         raise EngineNotInstalled(
-            "serving.engine is vllm, which the cluster does not have: pip install --editable '.[gpu]' in the project's "
-            "folder there, or leave serving.engine out"
+            "serving.engine is vllm, but vLLM is not installed on the replica's node; run pip install --editable "
+            "'.[gpu]' in the project's folder on the node, or omit serving.engine"
         )
     if num_gpus:
         _wait_for_capacity()
@@ -242,16 +243,18 @@ def start_engine(loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num
         except RayError as error:
             _stop_server(server)
             cause = error.cause if isinstance(error, RayTaskError) else error
-            raise RuntimeError(f"vLLM does not start with {loaded.version.version}: {cause}") from None
+            raise RuntimeError(f"vLLM cannot start version {loaded.version.version}: {cause}") from None
     return VllmEngine(loaded, server=server, max_length=max_length)
 
 
 def _wait_for_capacity() -> None:
-    """Wait for a server that is about to end; raise RuntimeError if none does."""
+    """Wait until a server ends if the GPU is full; raise RuntimeError if none ends in time."""
     started = time.monotonic()
     while len(_servers) >= MAX_SERVERS_PER_GPU:
         if time.monotonic() - started > SHUTDOWN_S:
-            raise RuntimeError(f"a GPU holds {MAX_SERVERS_PER_GPU} versions at a time, and does: end the trial first")
+            raise RuntimeError(
+                f"the GPU already has {MAX_SERVERS_PER_GPU} versions, the maximum; remove the challenger first"
+            )
         time.sleep(0.2)
 
 
@@ -263,12 +266,12 @@ def _stop_server(server: Any) -> None:
 
 
 def _llm_config(folder: str, *, engine_kwargs: LlmConfig, num_gpus: int) -> tuple[LlmConfig, dict[str, str]]:
-    """Return the config for the model in a folder, and the environment of its actor."""
+    """Return the server's config for the model in a folder, and the environment of its actor."""
     engine_kwargs |= {
-        "generation_config": "vllm",  # only what the request sets, nothing from a model's files
+        "generation_config": "vllm",  # ignore the generation defaults in the model's files
         "disable_log_stats": True,
     }
-    env_vars = {"VLLM_NO_USAGE_STATS": "1"}  # else vLLM reports the model and the machine to its makers
+    env_vars = {"VLLM_NO_USAGE_STATS": "1"}  # vLLM must not send usage statistics
     if num_gpus:
         hardware: LlmConfig = {"placement_group_config": {"bundles": [{"GPU": GPU_SHARE}]}}
         engine_kwargs["gpu_memory_utilization"] = GPU_SHARE

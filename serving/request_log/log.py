@@ -1,4 +1,4 @@
-"""The request log: inputs and answers as Parquet on S3 by day, written in batches off the request path."""
+"""The request log: inputs and answers as Parquet files on S3, by day. Writing does not delay requests."""
 
 import asyncio
 import hashlib
@@ -15,14 +15,14 @@ from serving.request_log.writer import BufferedParquetWriter
 from tailorbird.data.pii import redact
 
 COPIED_COLUMNS = [name for name in ANSWERS if name not in ("latency_ms", "subject", "attributes", "top")]
-"""Columns that are fields of a LogEntry as they are."""
+"""Columns that are copied from the LogEntry field of the same name."""
 
 
 class RequestLog:
-    """Answers under `<uri>/answers` and feedback under `<uri>/feedback`.
+    """The request log of a replica, with answers under `<uri>/answers` and feedback under `<uri>/feedback`.
 
-    Only the HMAC-SHA256 of a subject is written, also to the write-ahead log in `wal_folder` on this node's disk. Texts
-    are written only if `texts` is True.
+    Subjects are stored only as HMAC-SHA256, also in the write-ahead log in `wal_folder` on the node's disk. Texts are
+    stored only if `texts` is True.
     """
 
     def __init__(self, uri: str, *, subject_key: bytes | None, texts: bool, wal_folder: Path | None = None) -> None:
@@ -39,18 +39,18 @@ class RequestLog:
 
     @property
     def takes_subjects(self) -> bool:
-        """Return True if there is a key to hash them with."""
+        """Return True if the log has a key for hashing subjects."""
         return self._subject_key is not None
 
     def loggable(self, text: str) -> str | None:
         """Return the text with personal data redacted by patterns, or None if texts are not logged.
 
-        Call it before a LogEntry is made: what may not be written is not held in memory either.
+        Call this before making a LogEntry, so that text which must not be stored is not kept in memory either.
         """
         return redact(text) if self._texts else None
 
     async def keep_writing(self) -> None:
-        """Write answers and feedback, until cancelled."""
+        """Write answers and feedback periodically until cancelled."""
         await asyncio.gather(self.answers.keep_writing(), self.feedback.keep_writing())
 
     async def close(self) -> None:
@@ -58,7 +58,7 @@ class RequestLog:
         await asyncio.gather(self.answers.close(), self.feedback.close())
 
     def _attributes_json(self, attributes: Mapping[str, str]) -> str:
-        """Return the attributes as JSON, the same string for the same object: all texts of a request may share it."""
+        """Return the attributes as JSON. The texts of a request can share one object, and then share one string."""
         if self._attributes[0] is not attributes:
             self._attributes = attributes, json.dumps(attributes, sort_keys=True, ensure_ascii=False)
         return self._attributes[1]

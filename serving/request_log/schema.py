@@ -1,4 +1,4 @@
-"""Rows of the request log: their types and their Parquet columns."""
+"""Types and Parquet columns of the request log's rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-Row = dict[str, Any]  # a row by column, as it is written to Parquet; JSON but for the time `at`
+Row = dict[str, Any]  # values by Parquet column; all are JSON values except the time `at`
 
 NUM_TOP_CLASSES = 3
 ANSWERS = {
@@ -41,12 +41,12 @@ class LogEntry:
     """The answer to one text."""
 
     request_id: str
-    at: datetime  # when the answer was ready, UTC
+    at: datetime  # time of the answer, UTC
     model: str
     version: str
     digest: str
-    row: int  # the text's position in the request, which feedback refers to
-    latency_s: float  # from the request's body to the answer
+    row: int  # position of the text in the request, for feedback
+    latency_s: float  # from the end of the request's body to the answer
     subject: str | None = None
     attributes: Mapping[str, str] | None = None
     label: str | None = None
@@ -56,14 +56,14 @@ class LogEntry:
     scores: np.ndarray | None = None  # probabilities of the classes, [L]
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    text: str | None = None  # the input; of a conversation, its last message
-    answer: str | None = None  # a chat model's answer
-    finish_reason: str | None = None  # a chat model's; None if the answer broke off
-    route: str = "classify"  # `classify`, `compare_answers`, `chat` or `completion`
-    caller: str | None = None  # name of the API key that the request carried
+    text: str | None = None  # the input, or the last message of a conversation
+    answer: str | None = None  # answer of a chat model
+    finish_reason: str | None = None  # finish reason of a chat model; None if the generation failed
+    route: str = "classify"  # `classify`, `compare`, `chat` or `completion`
+    caller: str | None = None  # name of the request's API key
     arm: str | None = None
-    """`champion`, or `canary` if the challenger answered instead; `shadow` for the challenger's answer to a request
-    that the champion answered under the same id. None if the request named another model."""
+    """Arm of the experiment: `champion`; `canary` if the challenger answered the request; `shadow` for the challenger's
+    answer to a mirrored request, whose answer by the champion has the same id. None for requests of other models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class FeedbackEntry:
     """The correct label of one text of an earlier request."""
 
     request_id: str
-    at: datetime  # when the feedback came, UTC
-    row: int  # the text's position in the request
+    at: datetime  # time of the feedback, UTC
+    row: int  # position of the text in the request
     label: str
-    caller: str | None = None  # name of the API key that the feedback carried
+    caller: str | None = None  # name of the API key of the feedback request

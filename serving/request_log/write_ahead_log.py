@@ -1,4 +1,4 @@
-"""Write-ahead log on the node's disk: rows that are not on S3 yet survive a replica that is killed."""
+"""Write-ahead log on the node's disk, which keeps rows that are not yet on S3 if a replica is killed."""
 
 import fcntl
 import json
@@ -15,26 +15,27 @@ from tailorbird.storage.node_cache import cache_folder
 
 _log = logging.getLogger("ray.serve")
 
-MAX_BYTES = 1 << 30  # most bytes of one replica's rows on disk, which the node's other processes need too
+MAX_BYTES = 1 << 30  # maximum size of one replica's rows on the disk, which other processes of the node also need
 _ENCODE = json.JSONEncoder(default=datetime.isoformat, check_circular=False, ensure_ascii=False).encode
 
 
 class AbandonedBatch(NamedTuple):
-    """Rows of a replica that has ended."""
+    """A batch of rows of a replica that has ended."""
 
     name: str
     number: int
     rows: list[Row]
     delete: Callable[[], None]
-    """To be called once the rows are stored; otherwise the batch is listed again."""
+    """Deletes the batch. Call it after the rows are stored; otherwise the batch is listed again."""
 
 
 class WriteAheadLog:
-    """A replica's batches of rows as files `<name>-<number>.jsonl` in a folder that the replicas of one log share.
+    """A replica's batches of rows, as files `<name>-<number>.jsonl` in a folder that the replicas of one log share.
 
-    Rows that `add` was called with survive the process, not the node. A file `<name>.lock` is locked while the replica
-    lives; a replica that can lock it writes what the other one left (`abandoned_batches`). Rows have a time `at`; all
-    other values are JSON. If the disk is full, the replica's log says so once, and the batch is in memory only.
+    After `add`, rows survive the end of the process, but not the loss of the node. A replica locks the file
+    `<name>.lock` during its life. Another replica that can lock this file writes the abandoned batches. Rows have a
+    time `at`; all other values are JSON. If the disk is full, an error is logged once, and the batch stays only in
+    memory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,10 +50,10 @@ class WriteAheadLog:
         unlocked = folder / f"{self.name}.begun"
         self._lock = unlocked.open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        unlocked.rename(folder / f"{self.name}.lock")  # once it is locked: else another replica takes it for abandoned
+        unlocked.rename(folder / f"{self.name}.lock")  # after locking: an unlocked `.lock` file means an ended replica
 
     def add(self, number: int, rows: Sequence[Row]) -> None:
-        """Append rows to the batch of that number; numbers never decrease."""
+        """Append rows to the batch `number`. Numbers must not decrease between calls."""
         try:
             if self._file is None or number != self._number:
                 if self._file is not None:
@@ -62,31 +63,31 @@ class WriteAheadLog:
             text = "".join([f"{_ENCODE(row)}\n" for row in rows]).encode()
             self._sizes[number] = self._sizes.get(number, 0) + len(text)
             if sum(self._sizes.values()) > MAX_BYTES:
-                raise OSError(f"{MAX_BYTES >> 20} MiB of rows wait in {self._folder}, which is enough")
+                raise OSError(f"{self._folder} has reached its limit of {MAX_BYTES >> 20} MiB")
             self._file.write(text)
-            self._file.flush()  # hands the rows to the kernel, before the answer is sent
+            self._file.flush()  # the kernel has the rows before the response is sent
         except OSError as error:
             self._broken |= {self._number, number}
             self._report(error)
 
     def holds(self, number: int) -> bool:
-        """Return True if all rows of a batch are on disk."""
+        """Return True if all rows of a batch are on the disk."""
         return number <= self._number and number not in self._broken
 
     def rows(self, number: int) -> list[Row]:
-        """Return the rows of a batch that it holds."""
+        """Return the rows of a batch."""
         return _read_rows(self._path(self.name, number))
 
     def delete(self, number: int) -> None:
-        """Delete a batch that is stored."""
+        """Delete a batch whose rows are stored."""
         self._sizes.pop(number, None)
         try:
             self._path(self.name, number).unlink(missing_ok=True)
-        except OSError as error:  # the batch will be written once more, over the same file
+        except OSError as error:  # the batch will be written again, to the same file
             self._report(error)
 
     def abandoned_batches(self) -> Iterator[AbandonedBatch]:
-        """Yield the batches of replicas that ended before they were stored."""
+        """Yield the batches that ended replicas did not store."""
         for lock in sorted(self._folder.glob("*.lock")):
             if lock.stem == self.name:
                 continue
@@ -107,7 +108,7 @@ class WriteAheadLog:
                 lock.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Release the lock: what is left is another replica's."""
+        """Release the lock. Another replica writes the remaining batches."""
         if not list(self._folder.glob(f"{self.name}-*.jsonl")):
             (self._folder / f"{self.name}.lock").unlink(missing_ok=True)
         self._lock.close()
@@ -117,29 +118,29 @@ class WriteAheadLog:
 
     def _report(self, error: Exception) -> None:
         if str(error) != self._last_error:
-            _log.error("rows of the request log may be in memory alone, the disk says: %s", error)
+            _log.error("rows of the request log may be only in memory, because of a disk error: %s", error)
         self._last_error = str(error)
 
 
 def write_ahead_log_folder() -> Path:
     """Return the node's folder for write-ahead logs: TAILORBIRD_JOURNAL, or a folder in the node's cache.
 
-    Use one folder for one store: what replicas left is written to the store of the replicas that come after them.
+    Use one folder per S3 server, because a replica writes abandoned batches to its own server.
     """
     return Path(os.environ.get("TAILORBIRD_JOURNAL") or cache_folder() / "request-log")
 
 
 def open_write_ahead_log(folder: Path) -> WriteAheadLog | None:
-    """Return a write-ahead log in the folder, or None, with an entry in the replica's log, if none can be created."""
+    """Return a write-ahead log in the folder. If it cannot be created, log the error and return None."""
     try:
         return WriteAheadLog(folder)
     except OSError as error:
-        _log.error("rows of the request log are in memory alone, no file can be made in %s: %s", folder, error)
+        _log.error("rows of the request log are only in memory, because %s is not writable: %s", folder, error)
         return None
 
 
 def _read_rows(path: Path) -> list[Row]:
-    """Return the rows of a file, without those that are cut off."""
+    """Return the rows of a file, without incomplete rows."""
     rows = []
     with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         for line in lines:
@@ -147,5 +148,5 @@ def _read_rows(path: Path) -> list[Row]:
                 row = json.loads(line)
                 rows.append(row | {"at": datetime.fromisoformat(row["at"])})
             except (ValueError, KeyError, TypeError):
-                _log.error("a row in %s was cut off", path)
+                _log.error("an incomplete row in %s was skipped", path)
     return rows

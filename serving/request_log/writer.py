@@ -1,4 +1,4 @@
-"""Write log entries to Parquet files on S3, buffered in memory and in a write-ahead log."""
+"""Write log entries to Parquet files on S3, with a buffer in memory and in a write-ahead log."""
 
 import asyncio
 import hashlib
@@ -19,11 +19,12 @@ from tailorbird.storage import write_bytes
 
 FLUSH_S = 10.0
 MAX_BYTES = 64 << 20
-"""Most bytes of rows in memory while the store is unavailable; beyond them the oldest rows are dropped and counted."""
+"""Maximum size of the rows in memory while storage is unavailable. Beyond it, the oldest rows are dropped and
+counted."""
 FILE_ROWS = 10_000
-FILE_BYTES = 16 << 20  # most bytes of the rows of a file, which are copied in memory when the file is written
-ROW_BYTES = 1400  # memory that a row takes without its strings, by tracemalloc: 1,310 with three scores, 340 without
-CLOSE_S = 4.0  # time to write the remaining rows: Serve ends a replica a few seconds after its last answer
+FILE_BYTES = 16 << 20  # maximum size of a file's rows in memory; writing a file copies them
+ROW_BYTES = 1400  # memory of a row without its strings; tracemalloc: 1,310 with three scores, 340 without scores
+CLOSE_S = 4.0  # time to write the remaining rows; Serve stops a replica a few seconds after its last response
 
 _log = logging.getLogger("ray.serve")
 
@@ -33,20 +34,21 @@ EntryT = TypeVar("EntryT", bound=LogEntry | FeedbackEntry)
 
 @dataclass
 class _FileBuffer:
-    """Rows of one file a day, each with the approximate bytes that it takes in memory."""
+    """The rows of one file number, each with its approximate size in memory."""
 
     number: int
     rows: deque[tuple[int, Row]] = field(default_factory=deque)
-    num_bytes: int = 0  # bytes of all its rows, also of those on disk only
-    on_disk: bool = False  # whether some rows are in the write-ahead log only
+    num_bytes: int = 0  # size of all rows, including those that are only on the disk
+    on_disk: bool = False  # True if some rows are only in the write-ahead log
 
 
 class BufferedParquetWriter(Generic[EntryT]):
-    """Writes rows to `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day, UTC.
+    """A writer of rows to `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day in UTC.
 
-    A file is written whole or not at all. Rows that cannot be written wait, up to `MAX_BYTES`; `close` writes the rest.
-    With `wal_folder` they wait on disk too, and the next writer that uses the folder writes what a killed replica left.
-    `to_row` makes a row with `columns` of an entry. Lives in one event loop.
+    A file is written completely or not at all. Rows that cannot be written stay in memory, up to `MAX_BYTES`. `close`
+    writes the remaining rows. With `wal_folder`, rows are also on the disk, and the next writer that uses the folder
+    writes the rows of a killed replica. `to_row` converts an entry to a row with `columns`. Use the writer in one event
+    loop.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class BufferedParquetWriter(Generic[EntryT]):
         self.num_dropped = 0
 
     def add(self, entries: Sequence[EntryT]) -> None:
-        """Buffer entries, without waiting for the store."""
+        """Buffer entries without waiting for storage."""
         rows: list[Row] = []
         for row in map(self._to_row, entries):
             num_bytes = _size(row)
@@ -92,7 +94,7 @@ class BufferedParquetWriter(Generic[EntryT]):
         self._open = _FileBuffer(self._open.number + 1)
 
     def _drop_excess(self) -> None:
-        """Drop the oldest rows beyond `MAX_BYTES`, from memory, or for good if the write-ahead log lacks them."""
+        """Drop the oldest rows beyond `MAX_BYTES` from memory. Rows that are not in the write-ahead log are lost."""
         while self._num_bytes > MAX_BYTES:
             oldest = next((buffer for buffer in self._sealed if buffer.rows), self._open)
             if not oldest.rows:  # all rows are being written
@@ -103,14 +105,14 @@ class BufferedParquetWriter(Generic[EntryT]):
             self.num_dropped += not oldest.on_disk
 
     async def keep_writing(self) -> None:
-        """Write the buffered rows every few seconds, until cancelled."""
+        """Write the buffered rows every few seconds until cancelled."""
         while True:
             await asyncio.sleep(FLUSH_S)
             await self.flush()
             await self._write_abandoned()
 
     async def flush(self) -> None:
-        """Write the buffered rows now; if that fails they keep waiting, and the replica's log says so once."""
+        """Write the buffered rows now. On failure, the rows stay in the buffer and the error is logged once."""
         async with self._writing:
             if self._open.rows or self._open.on_disk:
                 self._seal()
@@ -118,7 +120,7 @@ class BufferedParquetWriter(Generic[EntryT]):
                 buffer = self._sealed.popleft()
                 try:
                     await asyncio.to_thread(self._write_buffer, buffer)
-                except BaseException as error:  # an unavailable store must not stop the answers
+                except BaseException as error:  # unavailable storage must not stop the responses
                     self._sealed.appendleft(buffer)
                     self._drop_excess()
                     if not isinstance(error, Exception):
@@ -135,7 +137,7 @@ class BufferedParquetWriter(Generic[EntryT]):
         self._write(self._name, buffer.number, on_disk or [row for _, row in buffer.rows])
 
     async def _write_abandoned(self) -> None:
-        """Write the rows of this node's replicas that ended before they were stored."""
+        """Write the rows that ended replicas of this node did not store."""
         if self._wal is None:
             return
         wal = self._wal
@@ -145,10 +147,10 @@ class BufferedParquetWriter(Generic[EntryT]):
                 try:
                     self._write(batch.name, batch.number, batch.rows)
                     batch.delete()
-                except Exception as error:  # of the store or of one damaged file: write the other batches too
+                except Exception as error:  # storage is unavailable or a file is damaged; try the other batches
                     self._report(error)
                     continue
-                message = "%d rows of %s were left by a replica that ended, and are kept"
+                message = "wrote %d rows to %s that an ended replica had not stored"
                 _log.warning(message, len(batch.rows), self._uri)
 
         async with self._writing:
@@ -156,13 +158,13 @@ class BufferedParquetWriter(Generic[EntryT]):
 
     def _report(self, error: Exception) -> None:
         if str(error) != self._last_error:
-            _log.error("%s waits, it cannot be written: %s", self._uri, error)
+            _log.error("rows of %s cannot be written and stay buffered: %s", self._uri, error)
         if self.num_dropped > self._num_reported:
             _log.error("%d rows of %s are lost", self.num_dropped - self._num_reported, self._uri)
         self._last_error, self._num_reported = str(error), self.num_dropped
 
     async def close(self) -> None:
-        """Write the remaining rows; those that cannot be written stay on disk, or are counted in the replica's log."""
+        """Write the remaining rows. Rows that cannot be written stay in the write-ahead log, or are logged as lost."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await self.flush()
@@ -173,7 +175,7 @@ class BufferedParquetWriter(Generic[EntryT]):
         if self._wal:
             self._wal.close()
         if on_wal:
-            _log.error("rows of %s wait on this node's disk for the next replica", self._uri)
+            _log.error("rows of %s stay on this node's disk, and the next replica writes them", self._uri)
         if num_lost:
             _log.error("%d rows of %s are lost", num_lost, self._uri)
 
@@ -187,17 +189,17 @@ class BufferedParquetWriter(Generic[EntryT]):
         for day, day_rows in by_day.items():
             sink = pa.BufferOutputStream()
             pq.write_table(pa.Table.from_pylist(day_rows, schema=arrow_schema(self._columns)), sink)
-            # the same name again: a file that was written before a failure is overwritten, not duplicated.
+            # A retry uses the same name, so that it overwrites a file that was written before a failure.
             write_bytes(f"{self._uri}/day={day}/{name}-{number:06d}.parquet", sink.getvalue().to_pybytes())
 
 
 def _size(row: Row) -> int:
-    """Return the approximate bytes of a row in memory, as if it shared its strings with no other row."""
+    """Return the approximate size of a row in memory. Strings that rows share count for each row."""
     return ROW_BYTES + sum(getsizeof(value) for value in row.values() if isinstance(value, str))
 
 
 def utc_now() -> datetime:
-    """Return the time with its zone."""
+    """Return the current time in UTC, with its time zone."""
     return datetime.now(UTC)
 
 

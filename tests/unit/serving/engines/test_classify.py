@@ -1,4 +1,4 @@
-"""What a hybrid answers is what the part that the rule names answers alone."""
+"""Predictions of hybrids equal those of the selected model alone."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ BATCH = 4
 
 
 def part(tokenizer: Any, *, seed: int, classes: tuple[str, ...], temperature: float) -> LoadedClassifier[ModelVersion]:
-    """A small random model."""
+    """Return a small model with random weights."""
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
@@ -52,7 +52,7 @@ def part(tokenizer: Any, *, seed: int, classes: tuple[str, ...], temperature: fl
 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedHybrid:
-    """By group, of two models that do not know the same classes."""
+    """Return a hybrid of two models with different classes that routes by group."""
     tokenizer = load_tokenizer(wordpiece(tmp_path_factory.mktemp("bert"), **BERT))
     incumbent = part(tokenizer, seed=0, classes=("a", "b", "c"), temperature=0.5)
     candidate = part(tokenizer, seed=1, classes=("a", "b", "d"), temperature=2.0)
@@ -66,7 +66,7 @@ def rows_of(routing: Routing, body: dict[str, Any]) -> list[tuple[str, str | Non
 
 
 def check(loaded: LoadedHybrid, rows: list[tuple[str, str | None]], routed: np.ndarray) -> None:
-    """Every row was answered by the part that `apply_routing` names, as that part answers alone."""
+    """Assert that each row is answered by the model in `routed`, with the prediction of that model alone."""
     texts = [text for text, _ in rows]
     alone = {
         "incumbent": predict_texts(loaded.incumbent, texts, batch_size=BATCH),
@@ -89,7 +89,7 @@ generated_rows = st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(["f"
 
 @given(generated_rows)
 @settings(max_examples=30, deadline=None)
-def test_by_group_each_text_is_answered_by_the_part_that_its_attribute_names(
+def test_routing_by_group_selects_the_model_by_the_attribute(
     hybrid: LoadedHybrid, rows: list[tuple[str, str | None]]
 ) -> None:
     check(hybrid, rows, routes_to_candidate(BY_GROUP, groups=[value for _, value in rows]))
@@ -97,7 +97,7 @@ def test_by_group_each_text_is_answered_by_the_part_that_its_attribute_names(
 
 @given(generated_rows, st.floats(0, 1))
 @settings(max_examples=30, deadline=None)
-def test_by_confidence_the_candidate_answers_what_the_incumbent_is_not_sure_of(
+def test_routing_by_confidence_sends_uncertain_texts_to_the_candidate(
     hybrid: LoadedHybrid, rows: list[tuple[str, str | None]], threshold: float
 ) -> None:
     loaded = replace(hybrid, routing=Routing(by="confidence", threshold=threshold))
@@ -105,14 +105,14 @@ def test_by_confidence_the_candidate_answers_what_the_incumbent_is_not_sure_of(
     check(loaded, rows, routes_to_candidate(loaded.routing, confidences=[prediction.score for prediction in sure]))
 
 
-def test_confidences_are_split_where_the_threshold_lies_between_them(hybrid: LoadedHybrid) -> None:
+def test_a_threshold_splits_the_texts_by_confidence(hybrid: LoadedHybrid) -> None:
     scores = sorted(prediction.score for prediction in predict_texts(hybrid.incumbent, TEXTS, batch_size=BATCH))
     loaded = replace(hybrid, routing=Routing(by="confidence", threshold=(scores[2] + scores[3]) / 2))
     predictions = predict_hybrid(loaded, [(text, None) for text in TEXTS], batch_size=BATCH)
     assert sorted(str(prediction.answered_by) for prediction in predictions) == ["candidate"] * 3 + ["incumbent"] * 3
 
 
-def test_temperature_changes_the_score_and_no_label(hybrid: LoadedHybrid) -> None:
+def test_temperature_changes_scores_but_not_labels(hybrid: LoadedHybrid) -> None:
     warm = hybrid.incumbent
     plain = replace(warm, version=warm.version.model_copy(update={"temperature": 1.0}))
     flat = replace(warm, version=warm.version.model_copy(update={"temperature": 1e9}))
@@ -123,7 +123,7 @@ def test_temperature_changes_the_score_and_no_label(hybrid: LoadedHybrid) -> Non
         assert sure.score == pytest.approx(less.scores.max() ** 2 / (less.scores**2).sum(), abs=1e-5)
 
 
-def test_a_class_that_the_part_does_not_know_has_probability_zero(hybrid: LoadedHybrid) -> None:
+def test_a_class_that_the_model_does_not_have_gets_probability_zero(hybrid: LoadedHybrid) -> None:
     first, second = predict_hybrid(hybrid, [("fever", "m"), ("fever", "f")], batch_size=BATCH)
     by_incumbent, by_candidate = scores_by_class(hybrid, first), scores_by_class(hybrid, second)
     assert set(by_incumbent) == set(by_candidate) == {"a", "b", "c", "d"}
@@ -143,12 +143,12 @@ def test_a_class_that_the_part_does_not_know_has_probability_zero(hybrid: Loaded
         ([{"sex": "f"}, {"age": "9"}], ["f", None]),
     ],
 )
-def test_each_text_gets_the_value_that_routes_it(attributes: Any, values: list[str | None]) -> None:
+def test_each_text_gets_its_routing_value(attributes: Any, values: list[str | None]) -> None:
     rows = rows_of(BY_GROUP, {"input": ["one", "two"], "attributes": attributes})
     assert rows == list(zip(["one", "two"], values, strict=True))
 
 
-def test_by_confidence_no_attribute_is_looked_at() -> None:
+def test_routing_by_confidence_ignores_attributes() -> None:
     assert rows_of(Routing(by="confidence", threshold=0.5), {"input": "one", "attributes": {"sex": "f"}}) == [
         ("one", None)
     ]

@@ -1,4 +1,4 @@
-"""How waiting requests share the model."""
+"""Dynamic batching of concurrent requests."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ Batcher = DynamicBatcher[int, int]
 
 
 class Model:
-    """Doubles numbers, remembers its batches, and holds each until it is let go."""
+    """A model that doubles numbers and records its batches. Each batch waits for the semaphore `gate`."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -39,7 +39,7 @@ async def _submit(batcher: Batcher, *rows: int) -> "asyncio.Task[list[int]]":
     return task
 
 
-def test_a_lone_request_starts_at_once_and_those_that_come_meanwhile_go_together() -> None:
+def test_a_lone_request_starts_at_once_and_later_ones_form_one_batch() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 1)
         await model.wait_started()
@@ -49,19 +49,19 @@ def test_a_lone_request_starts_at_once_and_those_that_come_meanwhile_go_together
         assert await asyncio.gather(*others) == [[4], [6], [8]]
         assert model.batches == [[1], [2, 3, 4]]
 
-    _play(scenario, max_rows=8)
+    _run(scenario, max_rows=8)
 
 
-def test_a_request_larger_than_a_batch_goes_through_in_parts_in_its_order() -> None:
+def test_a_request_larger_than_a_batch_is_split_in_order() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         model.gate.release(9)
         assert await batcher.submit(list(range(10))) == [2 * row for row in range(10)]
         assert model.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
-    _play(scenario, max_rows=4)
+    _run(scenario, max_rows=4)
 
 
-def test_requests_are_taken_in_the_order_they_came() -> None:
+def test_requests_are_processed_in_order_of_arrival() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 0)
         await model.wait_started()
@@ -70,10 +70,10 @@ def test_requests_are_taken_in_the_order_they_came() -> None:
         await asyncio.gather(first, large, small)
         assert model.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
-    _play(scenario, max_rows=4)
+    _run(scenario, max_rows=4)
 
 
-def test_an_error_reaches_those_of_its_batch_alone() -> None:
+def test_an_error_affects_only_the_requests_of_its_batch() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 0)
         await model.wait_started()
@@ -84,10 +84,10 @@ def test_an_error_reaches_those_of_its_batch_alone() -> None:
             await bad
         assert await after == [4]
 
-    _play(scenario, max_rows=2)
+    _run(scenario, max_rows=2)
 
 
-def test_a_request_that_is_cancelled_while_it_waits_costs_no_pass() -> None:
+def test_a_request_that_is_cancelled_in_the_queue_costs_no_pass() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 0)
         await model.wait_started()
@@ -99,19 +99,19 @@ def test_a_request_that_is_cancelled_while_it_waits_costs_no_pass() -> None:
         assert await stays == [4]
         assert model.batches == [[0], [2]]
 
-    _play(scenario, max_rows=8)
+    _run(scenario, max_rows=8)
 
 
-def test_the_engine_is_started_again_after_a_pause() -> None:
+def test_the_batcher_starts_again_after_a_pause() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         model.gate.release(2)
         assert await batcher.submit([1]) == [2]
         assert await batcher.submit([2]) == [4]
 
-    _play(scenario, max_rows=8)
+    _run(scenario, max_rows=8)
 
 
-def test_those_answered_just_now_are_waited_for_so_that_no_two_groups_take_turns() -> None:
+def test_a_batch_waits_for_clients_that_were_just_answered() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 0)
         await model.wait_started()
@@ -122,10 +122,10 @@ def test_those_answered_just_now_are_waited_for_so_that_no_two_groups_take_turns
         assert (await first, await second) == ([4], [2])
         assert model.batches == [[0], [1, 2]]
 
-    _play(scenario, max_rows=8, linger_s=60)
+    _run(scenario, max_rows=8, linger_s=60)
 
 
-def test_a_full_batch_waits_for_nobody() -> None:
+def test_a_full_batch_does_not_wait() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 0)
         await model.wait_started()
@@ -134,12 +134,12 @@ def test_a_full_batch_waits_for_nobody() -> None:
         assert await first == [0]
         assert await full == [2, 4]
 
-    _play(scenario, max_rows=2, linger_s=60)
+    _run(scenario, max_rows=2, linger_s=60)
 
 
-def test_it_is_idle_from_the_end_of_its_last_call_on() -> None:
+def test_idle_time_starts_at_the_end_of_the_last_call() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
-        assert batcher.idle_s() > 1e9  # never had anything to do
+        assert batcher.idle_s() > 1e9  # there was no call yet
         first = await _submit(batcher, 0)
         assert batcher.idle_s() == 0
         await model.wait_started()
@@ -149,10 +149,10 @@ def test_it_is_idle_from_the_end_of_its_last_call_on() -> None:
         await asyncio.sleep(0.01)
         assert 0 < batcher.idle_s() < 30
 
-    _play(scenario, max_rows=8)
+    _run(scenario, max_rows=8)
 
 
-def _play(
+def _run(
     scenario: Callable[[Batcher, Model], Coroutine[Any, Any, None]], *, max_rows: int, linger_s: float = 0
 ) -> None:
     model = Model()

@@ -1,4 +1,4 @@
-"""Versions over one copy of their base model answer as each does alone, mixed in one batch or not."""
+"""Versions over a shared base model give the same predictions as separate models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ BATCH = 4
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random BERT with its tokenizer."""
+    """Return a folder with a tiny random BERT and its tokenizer."""
     folder = wordpiece(tmp_path_factory.mktemp("base"), **BERT)
     torch.manual_seed(0)
     config = BertConfig(
@@ -38,11 +38,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def versions(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelVersion]:
-    """A probe and two adapters, of different classes and lengths."""
-    return {name: a_version(base, tmp_path_factory.mktemp(name), name=name) for name in KINDS}
+    """Return a probe and two adapters with different classes and lengths."""
+    return {name: make_version(base, tmp_path_factory.mktemp(name), name=name) for name in KINDS}
 
 
-def a_version(base: Path, folder: Path, *, name: str) -> ModelVersion:
+def make_version(base: Path, folder: Path, *, name: str) -> ModelVersion:
     generator = torch.Generator().manual_seed(ord(name))
     classes = ("x", "y", name)
     head = torch.nn.Linear(16, len(classes))
@@ -84,7 +84,7 @@ def shared(base: Path, versions: dict[str, ModelVersion]) -> Shared:
 
 
 def alone(version: ModelVersion, base: Path) -> list[Prediction]:
-    """What the version answers from weights of its own, its adapter merged into them."""
+    """Return the version's predictions with its own weights, into which the adapter is merged."""
     folder = Path(version.uri.removeprefix("file://"))
     model = load_weights(folder, encoder=load_encoder(base), kind=version.kind).eval()
     tokenizer = SharedEncoder(base.as_uri(), dtype="float32").tokenizer
@@ -98,14 +98,14 @@ def assert_same(predictions: Sequence[Prediction], expected: Sequence[Prediction
 
 
 @pytest.mark.parametrize("name", list(KINDS))
-def test_each_answers_as_from_weights_of_its_own(
+def test_each_version_predicts_as_with_its_own_weights(
     shared: Shared, versions: dict[str, ModelVersion], base: Path, name: str
 ) -> None:
     rows = [(shared.loaded[name], text) for text in TEXTS]
     assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
 
 
-def test_mixed_in_one_batch_each_row_gets_its_own_versions_answer(
+def test_rows_of_a_mixed_batch_get_the_predictions_of_their_versions(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
     rows = [(shared.loaded[name], text) for text in TEXTS for name in KINDS]
@@ -114,12 +114,12 @@ def test_mixed_in_one_batch_each_row_gets_its_own_versions_answer(
         assert_same(predictions[index :: len(KINDS)], alone(versions[name], base))
 
 
-def test_the_base_weights_are_there_once(shared: Shared) -> None:
+def test_the_base_weights_are_loaded_once(shared: Shared) -> None:
     models = [loaded.model for loaded in shared.loaded.values()]
     assert all({name for name, _ in model.named_parameters()} == {"head.weight", "head.bias"} for model in models)
 
 
-def test_one_that_leaves_takes_its_adapter_along_and_the_others_answer_on(
+def test_removing_a_version_removes_its_adapter_and_keeps_the_others(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
     for removed, others in (("b", ("a", "c")), ("c", ("a",))):
@@ -136,10 +136,10 @@ def test_one_that_leaves_takes_its_adapter_along_and_the_others_answer_on(
     )
 
 
-def test_an_adapter_that_lacks_weights_is_refused_and_leaves_nothing(
+def test_an_incomplete_adapter_is_refused_and_leaves_nothing(
     shared: Shared, versions: dict[str, ModelVersion], base: Path, tmp_path: Path
 ) -> None:
-    broken = a_version(base, tmp_path, name="b").model_copy(update={"digest": "broken"})
+    broken = make_version(base, tmp_path, name="b").model_copy(update={"digest": "broken"})
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file(dict(sorted(load_file(file).items())[:5]), file)
     with pytest.raises(ModelError, match="lacks 19 weights"):
@@ -149,12 +149,12 @@ def test_an_adapter_that_lacks_weights_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("before", ["a", "ac"])
-def test_an_adapter_that_does_not_fit_changes_no_answer_of_others(
+def test_an_adapter_that_does_not_fit_changes_no_prediction_of_others(
     versions: dict[str, ModelVersion], base: Path, tmp_path: Path, before: str
 ) -> None:
     encoder = SharedEncoder(base.as_uri(), dtype="float32")
     loaded = {name: encoder.add(versions[name]) for name in before}
-    broken = a_version(base, tmp_path, name="b")
+    broken = make_version(base, tmp_path, name="b")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     weights = load_file(file)
     last = sorted(weights)[-1]
@@ -166,7 +166,7 @@ def test_an_adapter_that_does_not_fit_changes_no_answer_of_others(
         assert_same(predict_shared(encoder, rows, batch_size=BATCH), alone(versions[name], base))
 
 
-def test_a_version_that_comes_back_before_it_has_left_answers_on(
+def test_a_version_that_is_added_again_before_its_removal_still_predicts(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
     again = shared.encoder.add(versions["b"])

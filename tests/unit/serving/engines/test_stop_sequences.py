@@ -1,4 +1,4 @@
-"""The visible part of a growing answer is the same, however its text arrives."""
+"""The visible part of a growing answer does not depend on how its text arrives."""
 
 import pytest
 from hypothesis import given
@@ -28,25 +28,25 @@ def test_an_answer_ends_before_the_stop_text_that_is_complete_first(
     assert visible_text(decoded, stops=stops, ended=True) == (text, stopped)
 
 
-def test_what_may_become_a_stop_text_is_held_back_until_it_is_not() -> None:
+def test_a_possible_start_of_a_stop_text_is_held_back() -> None:
     assert visible_text("so it EN", stops=("END",), ended=False)[0] == "so it"
     assert visible_text("so it ENds", stops=("END",), ended=False)[0] == "so it ENds"
     assert visible_text("so it EN", stops=("END",), ended=True)[0] == "so it EN"
 
 
-def test_half_a_character_is_held_back_until_its_other_half_is_there() -> None:
+def test_an_incomplete_character_is_held_back() -> None:
     assert visible_text("a \ufffd", stops=(), ended=False)[0] == "a"
     assert visible_text("a é", stops=(), ended=False)[0] == "a é"
     assert visible_text("a \ufffd", stops=(), ended=True)[0] == "a \ufffd"
 
 
-def test_what_continues_a_text_keeps_the_white_space_at_its_ends() -> None:
+def test_a_completion_keeps_its_outer_white_space() -> None:
     assert visible_text(" a\n", stops=(), ended=False, stripped=False)[0] == " a\n"
     assert visible_text(" a END", stops=("END",), ended=True, stripped=False) == (" a ", True)
 
 
 @given(LETTERS, STOPS, st.booleans())
-def test_each_result_begins_with_those_before_it_and_the_last_is_the_whole_texts(
+def test_each_result_starts_with_the_previous_one_and_the_last_equals_the_whole(
     text: str, stops: list[str], stripped: bool
 ) -> None:
     whole = visible_text(text, stops=stops, ended=True, stripped=stripped)

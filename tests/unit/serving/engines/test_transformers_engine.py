@@ -1,4 +1,4 @@
-"""The engine behind a chat replica, over a tiny model with random weights."""
+"""The transformers engine with a tiny model with random weights."""
 
 import asyncio
 import gc
@@ -48,15 +48,15 @@ def shared() -> Iterator[TransformersEngine]:
 async def tokens(
     generator: ChatEngine, prompt: list[int], *, sampling: Sampling = GREEDY, streaming: bool = True
 ) -> list[list[int]]:
-    """Each state of an answer."""
+    """Return the successive states of an answer."""
     generating = generator.generate(prompt, max_new_tokens=LIMIT, sampling=sampling, streaming=streaming)
     with generator.in_use():
         async with aclosing(generating):
             return [tokens_so_far async for tokens_so_far, _ in generating]
 
 
-async def ends_what_it_began(make: Callable[[], ChatEngine]) -> None:
-    """Unload an engine while it answers; it is created in the event loop that it lives in."""
+async def check_unload(make: Callable[[], ChatEngine]) -> None:
+    """Unload an engine during an answer, and check that the answer is finished. `make` runs in the event loop."""
     old = make()
     answering = asyncio.create_task(tokens(old, PROMPTS[0]))
     while not old.num_active:
@@ -78,7 +78,7 @@ async def together(*works: Coroutine[Any, Any, T]) -> list[T]:
     return list(await asyncio.gather(*works))
 
 
-def test_without_a_temperature_the_answers_are_those_that_are_evaluated(shared: TransformersEngine) -> None:
+def test_greedy_answers_equal_those_of_the_evaluation(shared: TransformersEngine) -> None:
     lm = language_model()
     expected = answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id)
     for streaming in (True, False):
@@ -87,14 +87,14 @@ def test_without_a_temperature_the_answers_are_those_that_are_evaluated(shared: 
             assert [token for token in states[-1] if token != TOKENIZER.eos_token_id] == answer.tokens
 
 
-def test_a_stream_grows_by_what_comes_next(shared: TransformersEngine) -> None:
+def test_each_state_of_a_stream_extends_the_previous_one(shared: TransformersEngine) -> None:
     states = asyncio.run(tokens(shared, PROMPTS[0]))
     assert len(states) > 1
     assert all(states[-1][: len(state)] == state for state in states)
     assert states[-1] == asyncio.run(tokens(shared, PROMPTS[0], streaming=False))[0]
 
 
-def test_a_seed_draws_the_same_answer_alone_and_among_others(shared: TransformersEngine) -> None:
+def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(shared: TransformersEngine) -> None:
     warm = Sampling(temperature=1.5, top_p=0.9, seed=5)
     alone = asyncio.run(tokens(shared, PROMPTS[1], sampling=warm))[-1]
     others = [warm._replace(seed=seed) for seed in range(6)]
@@ -106,26 +106,26 @@ def test_a_seed_draws_the_same_answer_alone_and_among_others(shared: Transformer
     assert answers[-1][-1] == asyncio.run(tokens(shared, PROMPTS[1]))[-1]
 
 
-def test_an_answer_that_nobody_waits_for_leaves_the_engine(shared: TransformersEngine) -> None:
-    async def hang_up() -> None:
+def test_a_cancelled_request_leaves_the_engine(shared: TransformersEngine) -> None:
+    async def cancel() -> None:
         generating = shared.generate(PROMPTS[0], max_new_tokens=200, sampling=GREEDY, streaming=True)
         async with aclosing(generating):
             await anext(generating)
         await tokens(shared, PROMPTS[1])
         await tokens(shared, PROMPTS[1])
 
-    asyncio.run(hang_up())
+    asyncio.run(cancel())
     scheduler = shared._manager.batch_processor.scheduler
     assert not scheduler.active_requests
     assert not scheduler.waiting_requests
     assert not shared._manager.output_router.result_handlers
 
 
-def test_a_retired_engine_ends_what_it_began_and_then_itself() -> None:
-    asyncio.run(ends_what_it_began(engine))
+def test_an_unloaded_engine_finishes_its_answers_and_then_ends() -> None:
+    asyncio.run(check_unload(engine))
 
 
-def test_a_retired_engine_leaves_no_model_behind() -> None:
+def test_an_unloaded_engine_releases_its_model() -> None:
     import weakref
 
     async def swap() -> Any:
@@ -141,5 +141,5 @@ def test_a_retired_engine_leaves_no_model_behind() -> None:
     assert left() is None
 
 
-def test_a_prompt_and_its_answer_have_the_models_positions(shared: TransformersEngine) -> None:
+def test_the_maximum_length_is_the_models_number_of_positions(shared: TransformersEngine) -> None:
     assert shared.max_length == 256

@@ -1,4 +1,4 @@
-"""vLLM behind a chat replica, over a tiny model with random weights; without vLLM, the error that says so."""
+"""The vLLM engine with a tiny model with random weights, and its error if vLLM is not installed."""
 
 import asyncio
 import importlib.util
@@ -27,13 +27,13 @@ from tests.unit.serving.engines.test_transformers_engine import (
     LIMIT,
     PROMPTS,
     TOKENIZER,
-    ends_what_it_began,
+    check_unload,
     tokens,
 )
 
 needs_vllm = pytest.mark.skipif(not importlib.util.find_spec("vllm"), reason="vLLM is not installed")
 ROOT = Path(__file__).parents[4]
-WIDTH = 128  # heads of 32, as small as vLLM takes them
+WIDTH = 128  # heads of size 32, the smallest that vLLM supports
 
 
 def loaded() -> Any:
@@ -47,7 +47,7 @@ def loaded() -> Any:
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.Runner]:
-    """Every call of one engine is from one."""
+    """Return the event loop in which the tests use an engine."""
     with asyncio.Runner() as runner:
         yield runner
 
@@ -60,14 +60,14 @@ def in_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def engine(in_ray: None) -> Iterator[VllmEngine]:  # noqa: ARG001  it runs
+def engine(in_ray: None) -> Iterator[VllmEngine]:  # noqa: ARG001  starts Ray
     started = start_engine(loaded(), max_batch_size=8)
     yield started
     started.end()
 
 
 def unfinished(server: Any) -> bool:
-    """Whether vLLM still works on a request; it has no public word for that."""
+    """Return True if vLLM has unfinished requests, for which it has no public attribute."""
     return bool(server._server.engine._engine_client.output_processor.has_unfinished_requests())
 
 
@@ -76,15 +76,13 @@ async def together(engine: VllmEngine, prompts: list[list[int]], **options: Any)
 
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("vllm")), reason="vLLM is installed")
-def test_without_vllm_it_is_said_what_to_install() -> None:
+def test_without_vllm_the_error_gives_the_install_command() -> None:
     with pytest.raises(EngineNotInstalled, match=r"pip install --editable '\.\[gpu\]'"):
         start_engine(loaded(), max_batch_size=8)
 
 
 @needs_vllm
-def test_without_a_temperature_the_answers_are_those_that_are_evaluated(
-    engine: VllmEngine, loop: asyncio.Runner
-) -> None:
+def test_greedy_answers_equal_those_of_the_evaluation(engine: VllmEngine, loop: asyncio.Runner) -> None:
     lm = language_model(width=WIDTH)
     expected = answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id)
     for streaming in (True, False):
@@ -98,7 +96,7 @@ def test_without_a_temperature_the_answers_are_those_that_are_evaluated(
 
 
 @needs_vllm
-def test_a_seed_draws_the_same_answer_alone_and_among_others(engine: VllmEngine, loop: asyncio.Runner) -> None:
+def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(engine: VllmEngine, loop: asyncio.Runner) -> None:
     warm = Sampling(temperature=1.5, top_p=0.9, seed=2**64 - 5)
     alone = loop.run(tokens(engine, PROMPTS[1], sampling=warm))[-1]
     answers = loop.run(together(engine, [PROMPTS[0], PROMPTS[1], PROMPTS[2]], sampling=warm))
@@ -107,55 +105,55 @@ def test_a_seed_draws_the_same_answer_alone_and_among_others(engine: VllmEngine,
 
 
 @needs_vllm
-def test_an_answer_that_nobody_waits_for_leaves_the_engine(engine: VllmEngine, loop: asyncio.Runner) -> None:
-    async def hang_up() -> None:
+def test_a_cancelled_request_leaves_the_engine(engine: VllmEngine, loop: asyncio.Runner) -> None:
+    async def cancel() -> None:
         generating = engine.generate(PROMPTS[0], max_new_tokens=200, sampling=GREEDY, streaming=True)
         async with aclosing(generating):
             await anext(generating)
         await tokens(engine, PROMPTS[1])
 
-    loop.run(hang_up())
+    loop.run(cancel())
     assert not ray.get(engine._server.__ray_call__.remote(unfinished))
 
 
 @needs_vllm
 @pytest.mark.usefixtures("in_ray")
-def test_a_retired_engine_ends_what_it_began_and_then_itself(loop: asyncio.Runner) -> None:
-    loop.run(ends_what_it_began(lambda: start_engine(loaded(), max_batch_size=8)))
+def test_an_unloaded_engine_finishes_its_answers_and_then_ends(loop: asyncio.Runner) -> None:
+    loop.run(check_unload(lambda: start_engine(loaded(), max_batch_size=8)))
 
 
 def shared_memory() -> set[str]:
-    """Names of what processes share."""
+    """Return the names of shared memory segments."""
     return {file.name for file in Path("/dev/shm").glob("psm_*")}
 
 
-def processes(server: Any) -> list[int]:  # noqa: ARG001  the actor itself, which Ray hands over
-    """Ids of the engine's."""
+def processes(server: Any) -> list[int]:  # noqa: ARG001  Ray passes the actor itself
+    """Return the ids of the engine's processes."""
     return [child.pid for child in psutil.Process().children(recursive=True)]
 
 
 @needs_vllm
 @pytest.mark.usefixtures("in_ray")
-def test_an_engine_that_died_says_so_and_its_end_leaves_no_process(loop: asyncio.Runner) -> None:
+def test_a_killed_engine_is_reported_and_leaves_no_process(loop: asyncio.Runner) -> None:
     engine = start_engine(loaded(), max_batch_size=8)
     pids = ray.get(engine._server.__ray_call__.remote(processes))
     assert pids
     assert engine.running
 
-    async def ask() -> None:
+    async def request() -> None:
         answering = asyncio.create_task(tokens(engine, PROMPTS[0]))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(RequestError) as caught:
             await answering
-        assert caught.value.status in (500, 503)  # the server has seen that its engine is dead, or only that it failed
+        assert caught.value.status in (500, 503)  # 500 if the server has not yet detected that its engine ended
         while engine.running:
             await asyncio.sleep(0.1)
         with pytest.raises(RequestError) as caught:
             await tokens(engine, PROMPTS[1])
         assert caught.value.status == 503
 
-    loop.run(ask())
+    loop.run(request())
     before = shared_memory()
     again = start_engine(loaded(), max_batch_size=8)
     pids = ray.get(again._server.__ray_call__.remote(processes))
@@ -166,16 +164,16 @@ def test_an_engine_that_died_says_so_and_its_end_leaves_no_process(loop: asyncio
     assert not left, ended
 
 
-def test_an_answer_ends_with_an_event_without_tokens_too() -> None:
+def test_an_event_without_tokens_can_end_an_answer() -> None:
     event = 'data: {"choices": [{"token_ids": [], "finish_reason": "stop"}]}\n\n'
     assert vllm_engine._token_delta([event]) == ([], True)
     assert vllm_engine._token_delta(["data: [DONE]\n\n"]) is None
 
 
-def test_a_third_version_on_a_gpu_is_refused_and_comes_in_once_one_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_third_version_on_a_gpu_is_refused_until_another_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "SHUTDOWN_S", 0)
     monkeypatch.setattr(vllm_engine, "_servers", {"one", "two"})
-    with pytest.raises(RuntimeError, match="a GPU holds 2 versions"):
+    with pytest.raises(RuntimeError, match="the GPU already has 2 versions"):
         vllm_engine._wait_for_capacity()
     vllm_engine._servers.discard("one")
     vllm_engine._wait_for_capacity()

@@ -1,6 +1,6 @@
-"""The private parts of vLLM, and of Ray's server around it, that serving/engines/vllm_engine.py uses are still there.
+"""Contract tests of the private parts of vLLM and of Ray's server that serving/engines/vllm_engine.py uses.
 
-A failure names what moved. Ray's part is read from its source, as it cannot be imported without vLLM.
+A failure names the part that moved. Ray's part is read from its source, because it cannot be imported without vLLM.
 """
 
 import ast
@@ -45,12 +45,12 @@ def _assigned(node: ast.ClassDef) -> set[str]:
 
 
 @pytest.mark.parametrize("method", ["sync_init", "start", "_start_engine", "check_health", "completions"])
-def test_rays_server_has_the_methods_that_are_called_or_overridden(method: str) -> None:
+def test_rays_server_has_the_methods_that_the_engine_uses(method: str) -> None:
     methods = _methods(_class("core/server/llm_server.py", "LLMServer"))
     assert method in methods, f"Ray {ray.__version__}: LLMServer.{method} moved"
 
 
-def test_rays_server_holds_its_engine_and_the_engine_its_vllm_client() -> None:
+def test_rays_server_has_its_engine_and_the_engine_its_vllm_client() -> None:
     assert "engine" in _assigned(_class("core/server/llm_server.py", "LLMServer")), (
         f"Ray {ray.__version__}: LLMServer.engine moved"
     )
@@ -59,20 +59,20 @@ def test_rays_server_holds_its_engine_and_the_engine_its_vllm_client() -> None:
     assert "_engine_client" in _assigned(engine), f"Ray {ray.__version__}: VLLMEngine._engine_client moved"
 
 
-def test_rays_server_leaves_a_given_share_of_a_gpu_to_vllm() -> None:
+def test_rays_server_accepts_a_share_of_a_gpu() -> None:
     source = (RAY_LLM / "engines/vllm/vllm_models.py").read_text()
     assert "VLLM_RAY_PER_WORKER_GPUS" in source, f"Ray {ray.__version__}: VLLM_RAY_PER_WORKER_GPUS moved"
 
 
 @needs_vllm
-def test_vllm_is_the_version_that_the_engine_was_written_for() -> None:
+def test_vllm_has_the_version_of_the_engine() -> None:
     assert importlib.metadata.version("vllm").startswith(f"{VLLM_VERSION}."), (
         f"check serving/engines/vllm_engine.py against the installed vLLM, then set VLLM_VERSION ({VLLM_VERSION})"
     )
 
 
 @needs_vllm
-def test_vllms_client_has_the_parts_that_are_used() -> None:
+def test_vllms_client_has_the_parts_that_the_engine_uses() -> None:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.output_processor import OutputProcessor
 
@@ -84,7 +84,7 @@ def test_vllms_client_has_the_parts_that_are_used() -> None:
 
 
 @needs_vllm
-def test_a_completion_takes_the_fields_that_are_sent() -> None:
+def test_a_completion_request_has_the_fields_that_the_engine_sets() -> None:
     from ray.serve.llm.openai_api_models import CompletionRequest
 
     for name in ("model", "return_token_ids", *TokenRequest.__dataclass_fields__):

@@ -1,4 +1,4 @@
-"""The request log: every row once, by day, hashed where it is about somebody, and waiting while the store is away."""
+"""Rows of the request log: columns, hashed subjects, optional texts, and files by day."""
 
 import asyncio
 import hashlib
@@ -41,7 +41,7 @@ def written(folder: Path) -> list[dict[str, Any]]:
 
 
 def counted_bytes(entry: LogEntry) -> int:
-    """Bytes that are counted for a row."""
+    """Return the size that the writer counts for a row."""
     return writer._size(RequestLog("file:///none", subject_key=None, texts=False)._row(entry))
 
 
@@ -57,7 +57,7 @@ def log_and_read(
     return written(folder)
 
 
-def test_a_row_holds_the_answer_and_nothing_that_was_not_allowed(tmp_path: Path) -> None:
+def test_a_row_has_the_answer_and_a_hash_of_the_subject(tmp_path: Path) -> None:
     answer = entry(
         1,
         row=3,
@@ -83,20 +83,20 @@ def test_a_row_holds_the_answer_and_nothing_that_was_not_allowed(tmp_path: Path)
     assert (row["route"], row["caller"]) == ("compare", "app")
 
 
-def test_texts_are_kept_where_the_recipe_says_so_and_no_subject_without_a_key(tmp_path: Path) -> None:
+def test_texts_are_logged_only_on_request_and_subjects_only_with_a_key(tmp_path: Path) -> None:
     (row,) = log_and_read(tmp_path, [entry(1, text="input", answer="output", subject="s")], key=None, texts=True)
     assert (row["text"], row["answer"], row["subject"]) == ("input", "output", None)
     for texts, expected in ((True, "input"), (False, None)):
         assert RequestLog(tmp_path.as_uri(), subject_key=None, texts=texts).loggable("input") == expected
 
 
-def test_rows_lie_by_day_of_their_answer(tmp_path: Path) -> None:
+def test_rows_are_stored_by_the_day_of_their_answer(tmp_path: Path) -> None:
     log_and_read(tmp_path, [entry(1), entry(2, at=NOON.replace(day=2)), entry(3)])
     assert sorted(folder.name for folder in (tmp_path / "answers").iterdir()) == ["day=2026-05-01", "day=2026-05-02"]
     assert {row["request_id"] for row in written(tmp_path)} == {"r1", "r2", "r3"}
 
 
-def test_texts_that_share_their_attributes_share_what_is_written_of_them(tmp_path: Path) -> None:
+def test_texts_with_the_same_attributes_object_share_its_json(tmp_path: Path) -> None:
     log, attributes = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False), {"sex": "f", "smile": FACE}
     first, second = (log._row(entry(1, row=row, attributes=attributes)) for row in range(2))
     assert first["attributes"] is second["attributes"]
@@ -104,7 +104,7 @@ def test_texts_that_share_their_attributes_share_what_is_written_of_them(tmp_pat
     assert log._row(entry(2, attributes={"sex": "m"}))["attributes"] == '{"sex": "m"}'
 
 
-def test_feedback_is_kept_next_to_the_answers(tmp_path: Path) -> None:
+def test_feedback_is_stored_in_a_separate_folder(tmp_path: Path) -> None:
     async def keep() -> None:
         log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False)
         log.feedback.add([FeedbackEntry("r1", NOON, 3, "b")])

@@ -1,4 +1,4 @@
-"""Rows that are not stored yet survive their replica."""
+"""The write-ahead log keeps rows that an ended replica did not store."""
 
 import asyncio
 import hashlib
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[4]
 async def keep_in_wal(
     folder: Path, numbers: Sequence[int] = (), *, end: bool = True, write_abandoned: bool = False
 ) -> None:
-    """A replica of the log in `folder`, which takes rows, and ends."""
+    """Add rows to a log in `folder` as a replica does, and close the log if `end`."""
     log = RequestLog(folder.as_uri(), subject_key=KEY, texts=False, wal_folder=folder / "wal")
     log.answers.add([entry(number, subject=f"patient {number}", scores=None) for number in numbers])
     if write_abandoned:
@@ -38,7 +38,7 @@ def wal_files(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "wal").rglob("*") if path.is_file())
 
 
-def test_rows_of_a_killed_replica_are_written_by_the_next_once_and_hashed(tmp_path: Path) -> None:
+def test_the_next_replica_writes_the_rows_of_a_killed_replica_once_and_with_hashed_subjects(tmp_path: Path) -> None:
     code = (
         "import asyncio, os, signal, sys; from pathlib import Path;"
         "from tests.unit.serving.request_log import test_write_ahead_log as t;"
@@ -55,7 +55,7 @@ def test_rows_of_a_killed_replica_are_written_by_the_next_once_and_hashed(tmp_pa
     assert {row["subject"] for row in written(tmp_path)} >= {hmac.new(KEY, b"patient 0", hashlib.sha256).hexdigest()}
 
 
-def test_rows_of_a_replica_that_lives_are_left_to_it(tmp_path: Path) -> None:
+def test_rows_of_a_running_replica_are_not_written_by_another(tmp_path: Path) -> None:
     async def both_alive() -> None:
         log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "wal")
         log.answers.add([entry(1)])
@@ -67,32 +67,33 @@ def test_rows_of_a_replica_that_lives_are_left_to_it(tmp_path: Path) -> None:
     assert [row["request_id"] for row in written(tmp_path)] == ["r1"]
 
 
-def test_what_a_store_that_is_away_at_the_end_did_not_take_is_written_by_the_next_replica(
+def test_the_next_replica_writes_the_rows_that_unavailable_storage_did_not_accept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def away(*_: Any) -> None:
-        raise OSError("away")
+    def fail(*_: Any) -> None:
+        raise OSError("unavailable")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write_bytes", away)
+        patch.setattr(writer, "write_bytes", fail)
         asyncio.run(keep_in_wal(tmp_path, [1, 2], write_abandoned=True))
-        asyncio.run(keep_in_wal(tmp_path, [3], write_abandoned=True))  # it finds them, and cannot write them either
-    assert "wait on this node's disk for the next replica" in caplog.text
+        asyncio.run(keep_in_wal(tmp_path, [3], write_abandoned=True))  # reads them, but cannot write them either
+    assert "stay on this node's disk, and the next replica writes them" in caplog.text
     assert "are lost" not in caplog.text
     file = next(path for path in wal_files(tmp_path) if path.suffix == ".jsonl")
-    with file.open("a") as cut:  # as a node leaves it whose disk was full
+    with file.open("a") as cut:  # as on a node with a full disk
         cut.write('{"request_id": "r9", "at')
-    damaged = {"request_id": "r8", "at": NOON.isoformat(), "top": 1}  # which is no list
+    damaged = {"request_id": "r8", "at": NOON.isoformat(), "top": 1}  # `top` must be a list
     file.with_name("0000-000000.jsonl").write_text(json.dumps(damaged))
     file.with_name("0000.lock").touch()
     asyncio.run(keep_in_wal(tmp_path, write_abandoned=True))
     assert sorted(row["request_id"] for row in written(tmp_path)) == ["r1", "r2", "r3"]
-    assert [path.name for path in wal_files(tmp_path)] == ["0000-000000.jsonl", "0000.lock"]  # which holds up no other
+    assert [path.name for path in wal_files(tmp_path)] == [
+        "0000-000000.jsonl",
+        "0000.lock",
+    ]  # the damaged batch stays, and does not block the others
 
 
-def test_a_full_disk_is_told_and_rows_go_to_the_store_nevertheless(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_full_disk_is_logged_and_rows_are_still_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     async def keep() -> None:
@@ -108,10 +109,10 @@ def test_a_full_disk_is_told_and_rows_go_to_the_store_nevertheless(
 
     asyncio.run(keep())
     assert [row["request_id"] for row in written(tmp_path)] == ["r1", "r2"]
-    assert len([record for record in caplog.records if "the disk says" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "because of a disk error" in record.getMessage()]) == 1
 
 
-def test_what_lies_on_disk_is_bounded_by_its_bytes(
+def test_the_size_on_disk_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(write_ahead_log, "MAX_BYTES", 1 << 20)
@@ -122,13 +123,11 @@ def test_what_lies_on_disk_is_bounded_by_its_bytes(
         await log.close()
 
     asyncio.run(keep())
-    assert "1 MiB of rows wait" in caplog.text
+    assert "has reached its limit of 1 MiB" in caplog.text
     assert [row["request_id"] for row in written(tmp_path)] == ["r1"]
 
 
-def test_if_no_write_ahead_log_can_be_made_rows_go_to_the_store_nevertheless(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_writable_folder_rows_are_still_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def keep() -> None:
         log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=Path("/proc/nowhere"))
         log.answers.add([entry(3)])
@@ -136,20 +135,20 @@ def test_if_no_write_ahead_log_can_be_made_rows_go_to_the_store_nevertheless(
 
     asyncio.run(keep())
     assert [row["request_id"] for row in written(tmp_path)] == ["r3"]
-    assert "no file can be made in /proc/nowhere" in caplog.text
+    assert "only in memory, because /proc/nowhere" in caplog.text
 
 
-def test_what_is_too_much_for_memory_is_on_disk_and_nothing_is_lost(
+def test_rows_beyond_the_memory_limit_are_on_disk_and_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    label = "a\u2028b\x85c\n"  # which some take for the ends of lines
+    label = "a\u2028b\x85c\n"  # characters that some readers treat as line ends
     monkeypatch.setattr(writer, "MAX_BYTES", 5 * counted_bytes(entry(20, label=label)))
     monkeypatch.setattr(writer, "FILE_ROWS", 4)
 
     async def keep() -> None:
         log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "wal")
-        with monkeypatch.context() as away:
-            away.setattr(writer, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("away")))
+        with monkeypatch.context() as patch:
+            patch.setattr(writer, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("unavailable")))
             for number in range(21):
                 log.answers.add([entry(number, label=label)])
                 await log.answers.flush() if number % 6 == 5 else await asyncio.sleep(0)

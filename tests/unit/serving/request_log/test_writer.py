@@ -1,4 +1,4 @@
-"""Rows are written once, wait while the store is unavailable, and are bounded in memory."""
+"""Rows are written once, stay buffered while storage is unavailable, and are bounded in memory."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ from tailorbird.storage import write_bytes
 from tests.unit.serving.request_log.test_log import FACE, KEY, NOON, counted_bytes, entry, log_and_read, written
 
 
-def test_what_a_store_that_is_away_did_not_take_is_written_later_and_once(
+def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = 0
@@ -26,7 +26,7 @@ def test_what_a_store_that_is_away_did_not_take_is_written_later_and_once(
         nonlocal calls
         calls += 1
         if calls in (2, 3):  # the second day of the first attempt, and the second attempt
-            raise OSError("away")
+            raise OSError("unavailable")
         write_bytes(uri, data)
 
     async def keep() -> None:
@@ -43,10 +43,19 @@ def test_what_a_store_that_is_away_did_not_take_is_written_later_and_once(
     monkeypatch.setattr(writer, "write_bytes", failing)
     asyncio.run(keep())
     assert sorted(row["request_id"] for row in written(tmp_path)) == ["r1", "r2", "r3", "r4"]
-    assert len([record for record in caplog.records if "cannot be written: away" in record.getMessage()]) == 1
+    assert (
+        len(
+            [
+                record
+                for record in caplog.records
+                if "cannot be written and stay buffered: unavailable" in record.getMessage()
+            ]
+        )
+        == 1
+    )
 
 
-def test_memory_is_bounded_and_what_is_given_up_is_counted(
+def test_memory_is_bounded_and_dropped_rows_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(writer, "MAX_BYTES", 5 * counted_bytes(entry(0)))
@@ -57,7 +66,9 @@ def test_memory_is_bounded_and_what_is_given_up_is_counted(
 
 
 @pytest.mark.parametrize("attributes", [None, {f"{number:02d}{FACE * 254}": FACE * 256 for number in range(32)}])
-def test_what_is_counted_is_what_rows_hold_in_memory_or_more(tmp_path: Path, attributes: dict[str, str] | None) -> None:
+def test_the_counted_size_is_not_below_the_memory_that_rows_use(
+    tmp_path: Path, attributes: dict[str, str] | None
+) -> None:
     classes, scores = ("a", "b", "c", "d"), np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32)
 
     def request(number: int) -> list[LogEntry]:
@@ -77,14 +88,14 @@ def test_what_is_counted_is_what_rows_hold_in_memory_or_more(tmp_path: Path, att
     assert held_bytes <= log.answers._num_bytes <= 2.5 * held_bytes
 
 
-def test_a_file_holds_only_what_may_lie_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_a_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "FILE_BYTES", 2 * counted_bytes(entry(0)))
     log_and_read(tmp_path, [entry(number) for number in range(5)] + [entry(5, label="a" * 10_000)])
     sizes = [pq.read_table(file, partitioning=None).num_rows for file in sorted(tmp_path.rglob("*.parquet"))]
     assert sizes == [2, 2, 1, 1]
 
 
-def test_a_store_that_does_not_answer_holds_up_the_end_for_a_moment_only(
+def test_unresponsive_storage_delays_closing_only_up_to_a_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     released = threading.Event()
