@@ -1,1 +1,1 @@
-"""Score whole Parquet files."""
+"""Batch jobs, which score Parquet files."""

@@ -110,8 +110,9 @@ def staged(task_uri: str, *, version: ModelVersion) -> Iterator[str | None]:
         url = _apply(candidate, declared=declared)
         absent = _replica_status(url).absent or {}
         if version.version in absent:
+            reason = absent[version.version]
             raise VersionRefusedError(
-                f"{name}: the version could not be loaded, and the former one still serves: {absent[version.version]}"
+                f"{name}: the former version still serves, the new one cannot be loaded: {reason}"
             )
         yield url
     except BaseException:
@@ -264,8 +265,9 @@ def _wait_ready(application: ServeApplication) -> None:
         if status.config != wanted:  # the replica still has a former configuration
             status = UNREACHABLE
         if status.refused == digest:
+            reason = status.reason
             raise VersionRefusedError(
-                f"{name}: the version could not be loaded, and the former one still serves: {status.reason}"
+                f"{name}: the former version still serves, the new one cannot be loaded: {reason}"
             )
         matches = status.digest == digest
         in_a_row, answered = (in_a_row + 1, {*answered, status.replica}) if matches else (0, set())

@@ -1,1 +1,1 @@
-"""Run models for many requests at once."""
+"""Engines, which run models for concurrent requests."""

@@ -45,7 +45,7 @@ _servers: set[Any] = set()  # running servers that this process started
 
 
 class EngineNotInstalled(RuntimeError):
-    """The error that vLLM is not installed on the replica's node."""
+    """A missing installation of vLLM on the replica's node."""
 
 
 class TokenDelta(NamedTuple):
@@ -56,7 +56,7 @@ class TokenDelta(NamedTuple):
 
 
 class EngineStopped(RuntimeError):
-    """The error that the server's engine has stopped."""
+    """An engine of a server that has stopped."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class VllmServer:
         from ray.serve.llm import LLMConfig
         from ray.serve.llm.deployment import LLMServer
 
-        class Quiet(LLMServer):  # type: ignore[misc]
+        class ServerWithoutReports(LLMServer):  # type: ignore[misc]
             """A server without the actor that reports the model to Ray's usage statistics and outlives the servers."""
 
             async def _start_engine(self) -> None:
                 await self.engine.start()
 
-        self._server = Quiet.sync_init(LLMConfig(**config))
+        self._server = ServerWithoutReports.sync_init(LLMConfig(**config))
 
     async def start(self) -> int:
         """Start the engine, and return the maximum number of tokens of a prompt and its answer."""

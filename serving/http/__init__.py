@@ -1,1 +1,1 @@
-"""HTTP: routes, schemas, API keys, metrics."""
+"""The HTTP layer: routes, schemas, API keys and metrics."""

@@ -72,7 +72,7 @@ class _Head(Wire):
     """The version that answered."""
 
 
-class ChatAnswer(_Head):
+class ChatResponse(_Head):
     object: Literal["chat.completion"]
     choices: list[ChatChoice] = Field(min_length=1, max_length=1)
     usage: TokenUsage
@@ -87,7 +87,7 @@ class ChatChunk(_Head):
     usage: TokenUsage | None = None
 
 
-class CompletionAnswer(_Head):
+class CompletionResponse(_Head):
     object: Literal["text_completion"]
     choices: list[CompletionChoice] = Field(min_length=1, max_length=1)
     usage: TokenUsage
@@ -141,7 +141,7 @@ class ChatMessage(_RequestModel):
 
     @property
     def text(self) -> str:
-        """Return the content, its parts concatenated."""
+        """Return the content as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 

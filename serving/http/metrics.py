@@ -54,7 +54,7 @@ REQUEST_SECONDS = Metric(
 )
 FIRST_TOKEN_SECONDS = Metric(
     "tailorbird_first_token_seconds",
-    "Time from a request's headers to the first event of a stream.",
+    "Time from a request's headers to the first token of a stream.",
     _REQUEST_LABELS,
     _SECONDS,
 )
@@ -111,7 +111,7 @@ def record_failure(status: int) -> None:
 
 @cache
 def ray_instrument(metric: Metric) -> Any:
-    """Return Ray Serve's counter, histogram or gauge. Call this in a replica: Ray labels the metric with its id."""
+    """Return Ray Serve's counter, histogram or gauge. Call this in a replica: Ray adds the replica's labels."""
     from ray.serve import metrics
 
     options = {"description": metric.description, "tag_keys": metric.labels}

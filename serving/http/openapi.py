@@ -16,7 +16,7 @@ NO_EFFECT = "x-no-effect"  # marks fields that are accepted for OpenAI's clients
 REF = "#/components/schemas/{model}"
 PER_TEXT_FIELDS = {"ClassifyRequest": ("input", "attributes")}
 """Fields with one entry per text, whose length `serving.max_texts` limits."""
-REFUSALS = {
+ERROR_DESCRIPTIONS = {
     400: "The body is not JSON, or a field is not supported. The message names the field.",
     401: "The API key is missing or not valid.",
     403: "The batch's prefix is not allowed. Without API keys: the request is not to 127.0.0.1 or localhost, or comes "
@@ -24,7 +24,7 @@ REFUSALS = {
     404: "The model or batch does not exist, or the recipe does not set the request log (for feedback) or "
     "`serving.batch_prefixes` (for batches).",
     408: "The body did not arrive within 20 s.",
-    409: "The batch exists with other columns, or has already ended.",
+    409: "The batch exists with other columns, or has already ended and cannot be cancelled.",
     413: "The body has more than {max_body_bytes} bytes.",
     422: "A field is missing, unknown or out of range. The message names the field.",
     429: "Too many requests with this key or in total. Retry after the time in `retry-after`.",
@@ -41,12 +41,12 @@ class Operation:
     """The documentation of a route."""
 
     summary: str
-    answer: type[BaseModel] | None  # type of the response with `status`; None for pages and the OpenAPI document
+    response: type[BaseModel] | None  # type of the response with `status`; None for pages and the OpenAPI document
     request: type[BaseModel] | None = None
     example: Mapping[str, object] = field(default_factory=dict)  # body of an example request
     status: int = 200
     events: type[BaseModel] | None = None  # type of a stream's events; None if the route does not stream
-    refusals: tuple[int, ...] = ()
+    errors: tuple[int, ...] = ()
     """Error statuses of this route, in addition to those of its method, of authentication and of all routes."""
     also: Mapping[int, type[BaseModel]] = field(
         default_factory=dict
@@ -58,33 +58,33 @@ _CONVERSATION = {"messages": [{"role": "user", "content": "What is a fracture?"}
 OPERATIONS: Mapping[str, Operation] = {
     "/v1/classify": Operation(
         "Classify texts",
-        schemas.ClassifyAnswer,
+        schemas.ClassifyResponse,
         schemas.ClassifyRequest,
         _TEXT,
-        refusals=(404, 422),
+        errors=(404, 422),
     ),
     "/v1/compare": Operation(
         "Classify texts with the pretrained model and with the champion",
-        schemas.CompareAnswer,
+        schemas.CompareResponse,
         schemas.ClassifyRequest,
         _TEXT,
-        refusals=(404, 422),
+        errors=(404, 422),
     ),
     "/v1/chat/completions": Operation(
         "Answer the last message of a conversation, optionally as a stream",
-        chat_schemas.ChatAnswer,
+        chat_schemas.ChatResponse,
         chat_schemas.ChatRequest,
         _CONVERSATION,
         events=chat_schemas.ChatChunk,
-        refusals=(404,),
+        errors=(404,),
     ),
     "/v1/completions": Operation(
         "Continue a text without the chat template, optionally as a stream",
-        chat_schemas.CompletionAnswer,
+        chat_schemas.CompletionResponse,
         chat_schemas.CompletionRequest,
         {"prompt": "A fracture is", "max_tokens": 32},
         events=chat_schemas.CompletionChunk,
-        refusals=(404,),
+        errors=(404,),
     ),
     "/v1/models": Operation("List the served versions", schemas.Models),
     "/v1/feedback": Operation(
@@ -93,7 +93,7 @@ OPERATIONS: Mapping[str, Operation] = {
         schemas.FeedbackRequest,
         {"request_id": "2c9a7f40", "label": "injury and poisoning"},
         status=202,
-        refusals=(404, 422),
+        errors=(404, 422),
     ),
     "/v1/batches": Operation(
         "Start a batch job that scores Parquet files",
@@ -101,10 +101,10 @@ OPERATIONS: Mapping[str, Operation] = {
         schemas.BatchRequest,
         {"input": "s3://lake/letters", "output": "s3://lake/letters-scored"},
         status=202,
-        refusals=(403, 404, 409, 422),
+        errors=(403, 404, 409, 422),
     ),
-    "/v1/batches/{id}": Operation("Return the state of a batch job", schemas.BatchJob, refusals=(404,)),
-    "/v1/batches/{id}/cancel": Operation("Cancel a batch job", schemas.BatchJob, refusals=(404, 409)),
+    "/v1/batches/{id}": Operation("Return the state of a batch job", schemas.BatchJob, errors=(404,)),
+    "/v1/batches/{id}/cancel": Operation("Cancel a batch job", schemas.BatchJob, errors=(404, 409)),
     "/healthz": Operation("Liveness probe", schemas.Health),
     "/readyz": Operation("Readiness probe with the loaded versions", schemas.Readiness, also={503: schemas.Readiness}),
     "/openapi.json": Operation("Return this OpenAPI document", None),
@@ -166,7 +166,7 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
 
 def _responses(operation: Operation, *, content_type: str) -> Schema:
     schema = {"type": "object"} if content_type == JSON else {"type": "string"}
-    content: Schema = {content_type: {"schema": _ref(operation.answer) if operation.answer else schema}}
+    content: Schema = {content_type: {"schema": _ref(operation.response) if operation.response else schema}}
     if operation.events is not None:
         data = {"type": "string", "description": f"A {operation.events.__name__} as JSON. The last event is [DONE]."}
         text = "server-sent events, if `stream` is true"
@@ -179,7 +179,7 @@ def _responses(operation: Operation, *, content_type: str) -> Schema:
 
 
 def _error_statuses(operation: Operation, route: Route, config: ServingConfig) -> list[int]:
-    statuses = {*operation.refusals, 429, 500, 503}
+    statuses = {*operation.errors, 429, 500, 503}
     if route.method == "POST":
         statuses |= {400, 408, 413}
     if config.api_keys is not None and not route.open:
@@ -195,7 +195,10 @@ def _error_response(status: int, *, config: ServingConfig) -> Schema:
         content["text/plain"] = {"schema": {"type": "string", "description": "Sent if Ray Serve rejects the request."}}
     if status == 408:
         content["text/html"] = {"schema": {"type": "string", "description": "Sent if the proxy rejects the request."}}
-    response = {"description": REFUSALS[status].format(max_body_bytes=config.max_body_bytes), "content": content}
+    response = {
+        "description": ERROR_DESCRIPTIONS[status].format(max_body_bytes=config.max_body_bytes),
+        "content": content,
+    }
     if status == 429:
         response["headers"] = {"retry-after": {"schema": {"type": "integer"}, "description": "Seconds."}}
     return response
@@ -206,7 +209,7 @@ def _schemas(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
     models: dict[type[BaseModel], None] = {schemas.ErrorBody: None}
     for path in routes:
         operation = OPERATIONS[path]
-        types = (operation.request, operation.answer, operation.events, *operation.also.values())
+        types = (operation.request, operation.response, operation.events, *operation.also.values())
         models |= dict.fromkeys(model for model in types if model is not None)
     _, generated = models_json_schema([(model, "validation") for model in models], ref_template=REF)
     components: Schema = generated["$defs"]

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 CHAMPION = "champion"
 PRETRAINED = "pretrained"
-CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes before the request's id in the ids of a chat model's responses
+CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes of the request's id in the ids of chat responses
 LOCAL = ("127.0.0.1", "localhost", "::1")  # loopback host names
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
@@ -62,7 +62,7 @@ class BatchRequest(Wire):
     input: StrictStr
     """URI of a Parquet file, or of a folder of Parquet files, under one of the recipe's `serving.batch_prefixes`."""
     output: StrictStr
-    """URI of a folder under one of these prefixes. The folder must be empty, or hold the files of this same batch."""
+    """URI of a folder under one of these prefixes. The folder must be empty, or contain files of the same batch."""
     model: StrictStr = CHAMPION
     """The model, as in other requests. Its current version scores the whole batch, even if another version is promoted
     before the end."""
@@ -114,7 +114,7 @@ class Result(Wire):
     """The model of a hybrid that answered; absent for other models."""
 
 
-class ClassifyAnswer(Wire):
+class ClassifyResponse(Wire):
     request_id: str
     """Also in the header `x-request-id`."""
     model: str
@@ -123,10 +123,10 @@ class ClassifyAnswer(Wire):
     """One result per text, in input order."""
 
 
-class CompareAnswer(Wire):
+class CompareResponse(Wire):
     request_id: str
-    pretrained: ClassifyAnswer
-    champion: ClassifyAnswer
+    pretrained: ClassifyResponse
+    champion: ClassifyResponse
 
 
 class ServedModel(Wire):
@@ -239,7 +239,7 @@ def parse_body(model: type[WireT], body: bytes) -> WireT:
 
 
 def write_answer(answer: dict[str, object]) -> bytes:
-    """Return the JSON of a ClassifyAnswer's fields, without the cost of building pydantic models."""
+    """Return the JSON of a ClassifyResponse's fields, without the cost of building pydantic models."""
     return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
 
 

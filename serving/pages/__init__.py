@@ -1,1 +1,1 @@
-"""The pages to try a model in a browser."""
+"""HTML pages for trying a model, and the API documentation as a page."""

@@ -59,7 +59,7 @@ def _templates() -> Environment:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.do"]
     )
     environment.filters |= {"prose": _prose, "curl": _curl}
-    environment.tests["refusal"] = _is_error_response
+    environment.tests["error_response"] = _is_error_response
     return environment
 
 

@@ -1,4 +1,4 @@
-"""Base of the replicas of all tasks: authentication, request log, metrics, and the routes that all tasks share."""
+"""Base of the replicas of all tasks: authentication, request log, metrics, and shared routes."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ class RequestContext(NamedTuple):
 
     route: str
     request_id: str
-    begun: float
+    started_at: float
     """Start time, by `time.perf_counter()`."""
     caller: str | None
     """Name of the API key."""
@@ -50,7 +50,7 @@ class RequestContext(NamedTuple):
         return self.subject or self.request_id
 
     def log_entry(self, version: ModelVersion) -> Callable[..., LogEntry]:
-        """Return a constructor of log entries for an answer of `version` that is ready now."""
+        """Return a constructor of log entries for an answer by `version`, with the current time and latency."""
         return partial(
             LogEntry,
             request_id=self.request_id,
@@ -58,7 +58,7 @@ class RequestContext(NamedTuple):
             model=version.name,
             version=version.version,
             digest=version.digest,
-            latency_s=time.perf_counter() - self.begun,
+            latency_s=time.perf_counter() - self.started_at,
             subject=self.subject,
             route=self.route,
             caller=self.caller,

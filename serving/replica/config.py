@@ -33,7 +33,7 @@ class Challenger(VersionRef):
         """Return True if `unit`, a subject or a request id, is in the arm.
 
         The result is the same for each request and replica, and a unit stays in the arm when the share grows. The hash
-        includes the challenger's digest, so each challenger gets other units.
+        includes the challenger's digest, so the assignments of two challengers are independent.
         """
         share = self.canary if arm == "canary" else self.shadow
         digest = hashlib.sha256(f"{arm}|{self.digest}|{unit}".encode("utf-8", "surrogatepass")).digest()

@@ -49,7 +49,7 @@ OnFinish = Callable[[PartialAnswer], None]  # called with the answer, which is p
 def generation_request(
     request: PromptRequest, prompt: list[int], *, engine: ChatEngine, param: str, max_new_tokens: int | None
 ) -> GenerationRequest:
-    """Return the generation for a request; `param` names the request's field with the prompt.
+    """Return the GenerationRequest for a request; `param` names the request's field with the prompt.
 
     `max_new_tokens` is the recipe's limit. Raises RequestError 400 if the request exceeds it or the model's length.
     """
@@ -111,12 +111,12 @@ async def stream_events(
 ) -> Events:
     """Yield the answer as OpenAI's events. An error before the first event is raised; a later one is the last event."""
     last = PartialAnswer("", 0, None)
-    begun = False
+    started = False
     try:
         async with aclosing(partial_answers(generation, streaming=True)) as answers:
             async for answer in answers:
-                if not begun:
-                    begun = True
+                if not started:
+                    started = True
                     for data in format.first(head):
                         yield data
                 new, last = answer.text[len(last.text) :], answer
@@ -127,7 +127,7 @@ async def stream_events(
             yield usage_event(head, usage=Usage(len(generation.prompt), last.num_tokens))
         yield LAST_EVENT
     except Exception as error:
-        if not begun:
+        if not started:
             raise
         _log.exception("the stream of %s failed", head.id)
         message = "the generation failed; see the replica's log"
@@ -135,5 +135,5 @@ async def stream_events(
         record_failure(failure.status)
         yield event(failure.body)
     finally:
-        if begun:  # a client that disconnected has received this part
+        if started:  # a client that disconnected has received this part
             on_finish(last)

@@ -307,7 +307,7 @@ def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) 
     document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
     body = {"messages": [{"role": "user", "content": "abc"}]}
     url = f"{service.url}/v1/chat/completions"
-    assert is_valid(document, "ChatAnswer", requests.post(url, json=body, timeout=60).json())
+    assert is_valid(document, "ChatResponse", requests.post(url, json=body, timeout=60).json())
     events = requests.post(url, json=body | {"stream": True}, timeout=60).text.split("\n\n")
     for event in events[:-2]:
         assert is_valid(document, "ChatChunk", json.loads(event.removeprefix("data: ")))

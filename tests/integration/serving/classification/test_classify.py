@@ -105,7 +105,7 @@ def test_the_score_served_is_the_one_after_temperature(service: Service) -> None
 
 def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) -> None:
     document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
-    assert is_valid(document, "ClassifyAnswer", service.ask({"input": TEXTS, "scores": True}))
+    assert is_valid(document, "ClassifyResponse", service.ask({"input": TEXTS, "scores": True}))
     assert is_valid(document, "ErrorBody", service.ask({"input": 1}, status=422))
     for path, name in (("/v1/models", "Models"), ("/readyz", "Readiness"), ("/healthz", "Health")):
         assert is_valid(document, name, requests.get(service.url + path, timeout=60).json())

@@ -200,7 +200,7 @@ def test_a_staged_version_that_cannot_be_loaded_is_refused(monkeypatch: pytest.M
     status = rollout.ReplicaStatus(status="ready", absent={"full-2": "the version is damaged"})
     monkeypatch.setattr(rollout, "_replica_status", lambda _url: status)
     with (
-        pytest.raises(VersionRefusedError, match="the former one still serves: the version is damaged"),
+        pytest.raises(VersionRefusedError, match="the new one cannot be loaded: the version is damaged"),
         rollout.staged("s3://models/t", version=registered("full-2")),
     ):
         raise AssertionError

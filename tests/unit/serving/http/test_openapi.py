@@ -150,7 +150,7 @@ def test_chat_responses_are_valid_for_the_document(format: AnswerFormat, name: s
     document = _document(Chat)
     head: dict[str, Any] = {"request_id": "r", "created": 1, "model": "m", "version": "v"}
     whole = format.whole(format.head(format.object, **head), text="a", finish_reason="stop", usage=Usage(1, 2))
-    assert is_valid(document, f"{name}Answer", json.loads(whole))
+    assert is_valid(document, f"{name}Response", json.loads(whole))
     chunk = format.head(format.chunk, **head)
     events = [*format.first(chunk), format.piece(chunk, text="a"), format.last(chunk, finish_reason="length")]
     for event in [*events, usage_event(chunk, usage=Usage(1, 2))]:

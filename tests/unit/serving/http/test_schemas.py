@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from serving.http.schemas import ClassifyAnswer, FeedbackRequest, RequestError, parse_body, parse_request, write_answer
+from serving.http.schemas import (
+    ClassifyResponse,
+    FeedbackRequest,
+    RequestError,
+    parse_body,
+    parse_request,
+    write_answer,
+)
 
 
 def test_one_text_becomes_a_list_of_one() -> None:
@@ -107,14 +114,14 @@ def test_a_written_answer_is_valid_for_its_schema() -> None:
             "results": [{"label": "é", "score": 0.5, "scores": {"é": 0.5}}],
         }
     )
-    result = ClassifyAnswer.model_validate_json(written).results[0]
+    result = ClassifyResponse.model_validate_json(written).results[0]
     assert (result.scores, result.answered_by) == ({"é": 0.5}, None)
 
 
 def test_a_hybrid_answer_names_the_model_that_answered() -> None:
     result: dict[str, object] = {"label": "a", "score": 0.5, "answered_by": "candidate"}
     written = write_answer({"request_id": "r", "model": "m", "version": "v", "results": [result]})
-    assert ClassifyAnswer.model_validate_json(written).results[0].answered_by == "candidate"
+    assert ClassifyResponse.model_validate_json(written).results[0].answered_by == "candidate"
 
 
 @pytest.mark.parametrize(
