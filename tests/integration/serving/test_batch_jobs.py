@@ -126,10 +126,10 @@ def test_the_command_goes_on_after_a_kill_repeats_no_part_and_gives_each_row_onc
         return scoring.score_batch(batch, CONFIG, version=version, on_progress=lambda _done, _total: None)
 
     assert (again_by(hybrid).num_new, _parts(output)) == (0, after)
-    with pytest.raises(BatchError, match="holds a batch with another digest and version_uri; give an empty"):
+    with pytest.raises(BatchError, match="contains a batch with another digest and version_uri; give an empty"):
         again_by(service.first)
     write_table(f"{uri}/file-99.parquet", rows.slice(0, 1))
-    with pytest.raises(BatchError, match="holds a batch with another inputs"):
+    with pytest.raises(BatchError, match="contains a batch with another inputs"):
         again_by(hybrid)
 
 

@@ -286,7 +286,7 @@ def test_another_version_comes_in_while_answers_stream_and_none_breaks_off(servi
 
 
 def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(service: Service) -> None:
-    with pytest.raises(serve_client.VersionRefusedError, match=f"not {'0' * 64}"):
+    with pytest.raises(serve_client.VersionRefusedError, match=f"but {'0' * 64} was evaluated"):
         service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
     assert service.ask("abc").version == service.first.version
 
@@ -297,7 +297,7 @@ def test_people_see_who_answers_and_the_words_it_says(service: Service, tmp_path
     document = seen(tmp_path, f"{service.url}/#text=abc", "--window-size=390,900", until=answer)
     bubble = re.search(answer, document, re.DOTALL)
     assert bubble is not None
-    assert f"{service.first.version} (zero_shot) answers" in document
+    assert f"Champion: {service.first.version} (zero_shot)" in document
     assert '<li class="user"><span>abc</span>' in document
     assert html.unescape(bubble[1]) == service.ask("abc").choices[0].message.content
     assert bubble[2].startswith(service.first.version)

@@ -88,7 +88,7 @@ def test_the_champion_changes_under_load_and_every_answer_is_its_versions_own(se
 
 
 def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(service: Service) -> None:
-    with pytest.raises(serve_client.VersionRefusedError, match=f"has digest {service.second.digest}, not {'0' * 64}"):
+    with pytest.raises(serve_client.VersionRefusedError, match=f"has digest {service.second.digest}, but {'0' * 64}"):
         service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
     declared = serve_client.declared_applications()["serving-test"]
