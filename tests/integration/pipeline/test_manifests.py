@@ -158,7 +158,7 @@ def test_what_strangers_could_ask_and_what_does_not_serve_is_not_rendered(recipe
     render_manifest(keyless, to="serve")  # on this machine alone
     guarded = keyless.model_copy(update={"serving": keyless.serving.model_copy(update={"guarded": True})})
     render_manifest(guarded, to="rayservice")
-    with pytest.raises(RenderError, match=r"other has no champion; `tailorbird promote RECIPE`"):
+    with pytest.raises(RenderError, match=r"other has no champion; run `tailorbird promote RECIPE`"):
         render_manifest(recipe.model_copy(update={"name": "other"}), to="rayservice")
 
 
