@@ -1,1 +1,1 @@
-"""From Parquet to tokens: read, check, split and tokenize, for training, evaluation and serving."""
+"""Read, check, split and tokenize data for training, evaluation and serving."""

@@ -6,10 +6,10 @@ import pyarrow as pa
 
 
 def extension_columns(schema: pa.Schema, *, columns: Iterable[str] | None = None) -> list[str]:
-    """Return the columns (of all, or of `columns`) with an extension type that Python code instantiates, at any depth.
+    """Return the columns (of `columns`, or of all) that contain an extension type implemented in Python, at any depth.
 
-    They are unsafe in untrusted files: the file names the type, and Ray Data registers one whose values are pickles, so
-    reading a value runs code. pyarrow's own extension types, such as UUID, are safe.
+    Such columns are unsafe in untrusted files: Ray Data registers a type whose values are pickles, and a file can use
+    it, so reading a value runs code. The extension types of pyarrow itself, such as UUID, are safe.
     """
     names = schema.names if columns is None else columns
     return [name for name in names if _has_extension(schema.field(name).type)]

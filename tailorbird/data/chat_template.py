@@ -16,10 +16,10 @@ MAX_LISTED = 5
 
 @dataclass(frozen=True)
 class Tokens:
-    """A conversation's token ids, and which of them are learned and scored."""
+    """Token ids of a conversation, and the mask of those that are trained on."""
 
     ids: list[int]
-    assistant_mask: NDArray[np.bool_]  # true for the tokens that the assistant wrote
+    assistant_mask: NDArray[np.bool_]  # True for tokens of the assistant
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -28,10 +28,10 @@ class Tokens:
 def prompt_tokens(
     conversation: Conversation, *, tokenizer: "PreTrainedTokenizerBase", system: str | None, shots: Conversation = ()
 ) -> list[int]:
-    """Return the token ids up to where the assistant answers; `shots` are turns put before the conversation's own.
+    """Return the token ids of a conversation up to the start of the assistant's answer.
 
-    Raises DataError for a tokenizer without a chat template, a conversation that its template refuses, or a turn that
-    spells a special token.
+    `shots` are example turns that precede those of the conversation. Raises DataError for a tokenizer without a chat
+    template, a conversation that the template rejects, or a turn that contains a special token.
     """
     turns = _with_system(conversation, system=system, shots=shots)
     _refuse_special_tokens(turns, tokenizer=tokenizer)
@@ -46,9 +46,10 @@ def conversation_tokens(
     system: str | None,
     shots: Conversation = (),
 ) -> Tokens:
-    """Tokenize a conversation with its answer, up to the answer's end-of-turn token; DataError as `prompt_tokens`.
+    """Tokenize a conversation with its answer, including the answer's end-of-turn token.
 
-    The assistant mask covers every assistant turn with its end-of-turn token, and none of `shots`.
+    The assistant mask covers every assistant turn with its end-of-turn token, but not `shots`. Raises DataError as
+    `prompt_tokens`.
     """
     prompt = _with_system(conversation, system=system, shots=shots)
     turns = (*prompt, ("assistant", answer))
@@ -64,8 +65,8 @@ def conversation_tokens(
         after = ids if index + 1 == len(turns) else _rendered(turns[: index + 1], tokenizer=tokenizer, answering=False)
         if ids[: len(before)] != before or ids[: len(after)] != after or len(after) <= len(before):
             raise DataError(
-                "the model's chat template does not write a conversation turn by turn: what comes before an answer "
-                "changes once the answer is there, so answers cannot be masked; give the model another template"
+                "the model's chat template changes earlier turns when an answer is added, so the tokens of answers "
+                "cannot be identified; use a model with another chat template"
             )
         ends = [position for position in range(len(before), len(after)) if ids[position] == tokenizer.eos_token_id]
         end = ends[-1] + 1 if ends else len(after)
@@ -78,7 +79,7 @@ def training_tokens(
 ) -> list[Tokens]:
     """Tokenize each conversation with its answer, truncated to `max_length`.
 
-    Raises DataError as `prompt_tokens`, with the row, and if truncation leaves no token of an answer.
+    Raises DataError as `prompt_tokens`, with the row id, and if truncation removes all tokens of the assistant.
     """
     assert rows.conversations is not None
     tokens = []
@@ -91,41 +92,43 @@ def training_tokens(
     unanswered = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.assistant_mask.any()]
     if unanswered:
         raise DataError(
-            f"of {len(unanswered)} training conversations nothing of an answer is left within data.max_length "
-            f"{max_length} tokens (rows {', '.join(unanswered[:MAX_LISTED])}); raise it, or shorten or drop them"
+            f"{len(unanswered)} training conversations have no answer within data.max_length {max_length} tokens "
+            f"(rows {', '.join(unanswered[:MAX_LISTED])}); raise data.max_length, or shorten or drop these rows"
         )
     return tokens
 
 
 def _with_system(conversation: Conversation, *, system: str | None, shots: Conversation) -> Conversation:
-    """Return system message, shots and turns; the conversation's own system message takes precedence."""
+    """Return the system message, the shots and the turns. A system message in the conversation takes precedence."""
     own = tuple(turn for turn in conversation if turn[0] == "system")
     first = own or ((("system", system),) if system is not None else ())
     return (*first, *shots, *(turn for turn in conversation if turn[0] != "system"))
 
 
 def _refuse_special_tokens(turns: Conversation, *, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise DataError for content that spells a special token, which would end the turn and begin another."""
+    """Raise DataError for content that contains a special token, which could end the turn and start another."""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - {tokenizer.unk_token}
     for role, content in turns:
         spelt = next((token for token in sorted(special) if token in content), None)
         if spelt is not None:
-            raise DataError(f"a turn of the {role} spells {spelt!r}, a token that tells turns apart; take it out")
+            raise DataError(f"a turn of the {role} contains the special token {spelt!r}; remove it")
 
 
 def _rendered(turns: Conversation, *, tokenizer: "PreTrainedTokenizerBase", answering: bool) -> list[int]:
     from jinja2 import TemplateError
 
     if tokenizer.chat_template is None:
-        raise DataError("the model's tokenizer has no chat template; name an instruction-tuned model for task: chat")
+        raise DataError(
+            "the model's tokenizer has no chat template; use an instruction-tuned base model for `task: chat`"
+        )
     messages = [{"role": role, "content": content} for role, content in turns]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answering)
     except TemplateError as error:
         roles = ", ".join(role for role, _ in turns)
         raise DataError(
-            f"the model's chat template refuses a conversation of the turns {roles}: {error}; shape the conversations "
-            "as the model wants them, or leave data.system out if it takes none"
+            f"the model's chat template rejects a conversation with the turns {roles}: {error}; change the order of "
+            "the turns, or unset data.system if the template does not support system messages"
         ) from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

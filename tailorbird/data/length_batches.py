@@ -1,4 +1,4 @@
-"""Group rows of similar length into batches, so that little of a forward pass is padding."""
+"""Group rows of similar length into batches to reduce padding."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -7,16 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Cost = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
-"""Cost of batches [B] by their numbers of rows [B] and longest rows [B]; infinite where a batch is not allowed."""
+"""Costs [B] of batches from their numbers of rows [B] and longest rows [B]; infinite if a batch is not allowed."""
 
 
 def length_batches(
     lengths: Sequence[int] | NDArray[np.int64], *, max_rows: int, cost: Cost | None = None, longest_first: bool = True
 ) -> list[NDArray[np.int64]]:
-    """Return row indices in batches of up to `max_rows` rows of similar length, each row once.
+    """Return batches of row indices, each of up to `max_rows` rows of similar length. Each row is in one batch.
 
-    Without `cost` every batch but the last is full. With it, the batches of the sorted rows minimise its sum (dynamic
-    programming, O(N * max_rows)). Longest first, a batch that does not fit in memory fails at once.
+    Without `cost`, every batch but the last is full. With `cost`, the rows are sorted by length and divided so that the
+    sum of the costs is minimal (dynamic programming, O(N * max_rows)). With `longest_first`, a batch that does not fit
+    in memory fails at the start.
     """
     if max_rows < 1:
         raise ValueError(f"max_rows {max_rows} must be at least 1")
@@ -30,7 +31,7 @@ def length_batches(
 
 
 def _cheapest_bounds(ordered: NDArray[np.int64], *, max_rows: int, cost: Cost) -> list[int]:
-    """Return where the batches of rows in descending length begin, and the last one ends."""
+    """Return the start of each batch and the end of the last, as indices of rows in descending length."""
     num_rows = len(ordered)
     total = np.zeros(num_rows + 1)
     start = np.zeros(num_rows + 1, dtype=np.int64)

@@ -13,11 +13,11 @@ SPLIT_SEED = 0
 
 
 def read_splits(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Splits:
-    """Read the three splits; without `validation` and `test`, split `train` 72/11/17.
+    """Read the three splits.
 
-    Without `validation` alone, draw `validation_share` of `train`. Both split by `split_by`, or by normalised text if
-    the recipe has none (so copies of a text stay together). Raises DataError as `read_rows`; whether the splits fit
-    each other is checked by `quality.clean`.
+    Without `test`, `train` is split 72/11/17. Without `validation` only, `validation_share` of `train` is split off.
+    Rows with the same value of `split_by`, or by default the same normalised text, stay in one split. Raises DataError
+    as `read_rows`. `quality.clean` checks the splits against each other.
     """
     train = read_rows(*config.train_uris, config=config, task=task)
     if config.test is None:
@@ -32,7 +32,7 @@ def read_splits(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Split
 
 
 def read_validation_and_test(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> tuple[Rows, Rows]:
-    """Read validation and test of a config that names both; see `read_splits`."""
+    """Read validation and test of a config that sets both; see `read_splits`."""
     assert config.validation is not None
     assert config.test is not None
     validation, test = (read_rows(uri, config=config, task=task) for uri in (config.validation, config.test))
@@ -40,17 +40,17 @@ def read_validation_and_test(config: DataConfig, *, task: DataTask = CLASSIFICAT
 
 
 def read_test(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Rows:
-    """Read the test rows alone, the same as in `read_splits`, which is run if they are a part of `train`."""
+    """Return the test rows of `read_splits`; read other splits only if the test rows are split off `train`."""
     if config.test is None:
         return read_splits(config, task=task).test
     return _at_most(read_rows(config.test, config=config, task=task), config.max_test_rows)
 
 
 def read_rows(*uris: str, config: DataConfig, task: DataTask = CLASSIFICATION) -> Rows:
-    """Read rows of Parquet files or folders, one after the other; integer labels become strings.
+    """Read the rows of Parquet files or folders in the given order. Integer labels become strings.
 
-    Raises DataError if the store cannot be read, a file is not Parquet, a column is missing or of a wrong type, a
-    text, label or split key is null, a conversation does not end with an answer, or there are no rows.
+    Raises DataError if a URI cannot be read, a file is not Parquet, a column is missing or has a wrong type, a text,
+    label or split key is null, a conversation does not end with an answer, or there are no rows.
     """
     tables = [read_table(uri, columns=task.columns(config)) for uri in uris]
     uri = ", ".join(uris)

@@ -1,4 +1,4 @@
-"""Count near-duplicates of training texts by character TF-IDF cosine."""
+"""Count near-duplicates of training texts by the cosine of character TF-IDF vectors."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from tailorbird.data.splits import normalise, subsample
 THRESHOLD = 0.9  # cosine from which two texts are near-duplicates
 NUM_COLUMNS = 1 << 20
 CHUNK_CHARACTERS = 1 << 20
-CHUNK_PAIRS = 1 << 22  # cosines in memory at once: at most 8 bytes each with their column
+CHUNK_PAIRS = 1 << 22  # cosines in memory at once; each takes at most 8 bytes with its column
 IDF_CHARACTERS = 5_000_000
 MAX_WORK = 1e10
-"""Characters of `texts` x number of `among`: ten seconds of one core (1.1 ns each, measured on texts of 60 and 1,200
-characters), for example 3,300 texts of 60 characters among 50,000."""
+"""Maximum product of the characters of `texts` and the number of `among`: about ten seconds on one core (1.1 ns each,
+measured on texts of 60 and 1,200 characters). For example, 3,300 texts of 60 characters among 50,000."""
 MIN_COMPARED = 500
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Number of texts with a near-duplicate, among those compared."""
+    """Numbers of texts with a near-duplicate and of texts compared."""
 
     num_duplicates: int
     num_compared: int
@@ -31,11 +31,11 @@ class NearDuplicates:
 def near_duplicates(texts: Sequence[str], *, among: Sequence[str], threshold: float = THRESHOLD) -> NearDuplicates:
     """Count the texts whose nearest text in `among` has a cosine of `threshold` or more.
 
-    The cosine is that of the TF-IDF weights of character 3- to 5-grams within words, of normalised texts, so case and
-    white space do not count. N-grams are hashed into 2^20 columns: a vocabulary fitted on `among` alone would miss the
-    new n-grams of a text and overestimate its similarity. Document frequencies come from the texts compared and from
-    random IDF_CHARACTERS of `among`. If the characters of `texts` times the number of `among` exceed MAX_WORK, a random
-    sample of at least MIN_COMPARED texts (seed 0) is compared with all of `among`. Memory does not grow with `among`.
+    Texts are normalised, so case and white space do not matter, and represented by the TF-IDF weights of the character
+    3- to 5-grams within words. N-grams are hashed into 2^20 columns: a vocabulary fitted on `among` would ignore the
+    n-grams that occur only in a text and overestimate its similarity. Document frequencies are computed on the compared
+    texts and a random sample of `among` with IDF_CHARACTERS characters. If the work exceeds MAX_WORK, a random sample
+    of at least MIN_COMPARED texts (seed 0) is compared with all of `among`. Memory does not grow with `among`.
     """
     work = float(sum(map(len, texts))) * len(among)
     compared = [normalise(texts[row]) for row in _share(texts, MAX_WORK / max(1.0, work), at_least=MIN_COMPARED)]
@@ -60,12 +60,12 @@ def near_duplicates(texts: Sequence[str], *, among: Sequence[str], threshold: fl
 
 
 def _share(texts: Sequence[str], share: float, *, at_least: int = 1) -> np.ndarray:
-    """Return sorted indices of a random share of the texts, at least `at_least`; of all from 1."""
+    """Return the sorted indices of a random share of the texts, at least `at_least` of them; all if `share` >= 1."""
     return subsample(len(texts), size=max(at_least, int(len(texts) * min(1.0, share))), seed=0)
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the normalised texts in chunks of about CHUNK_CHARACTERS."""
+    """Yield the normalised texts in chunks of about CHUNK_CHARACTERS characters."""
     chunk: list[str] = []
     num_characters = 0
     for text in texts:

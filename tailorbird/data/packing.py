@@ -9,32 +9,32 @@ from numpy.typing import NDArray
 from tailorbird.data.chat_template import Tokens
 
 PACKED_TOKENS, MAX_PADDING = 128, 0.03
-"""Target width of packed rows, where attention costs little compared with the rest of a model, and the largest share of
-padding before rows become fewer and wider."""
+"""Target width of packed rows, at which attention is cheap compared with the rest of the model, and maximum share of
+padding, above which rows become fewer and wider."""
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Conversations packed into rows [B, T]; a token attends to its own conversation only."""
+    """Conversations packed into rows [B, T]. Tokens attend to their own conversation only."""
 
     input_ids: NDArray[np.int64]
-    position_ids: NDArray[np.int64]  # restart at each conversation's first token
-    conversation_ids: NDArray[np.int64]  # index of the conversation that a token belongs to; -1 is padding
-    positions: NDArray[np.int64]  # [N] flat positions in [B, T] whose next token the assistant wrote
-    targets: NDArray[np.int64]  # [N] next tokens at `positions`
+    position_ids: NDArray[np.int64]  # position within the conversation
+    conversation_ids: NDArray[np.int64]  # conversation index of each token; -1 for padding
+    positions: NDArray[np.int64]  # [N] flat positions in [B, T] whose next token is the assistant's
+    targets: NDArray[np.int64]  # [N] next token at each of `positions`
 
     @property
     def target_conversation_ids(self) -> NDArray[np.int64]:
-        """[N]: conversation of each target."""
+        """[N] conversation index of each target."""
         return np.asarray(self.conversation_ids.reshape(-1)[self.positions])
 
 
 def pack(rows: Sequence[Tokens], *, pad_id: int) -> PackedRows:
-    """Pack conversations into rows of about `PACKED_TOKENS`, or fewer and wider ones to keep `MAX_PADDING`."""
+    """Pack conversations into rows of about `PACKED_TOKENS` tokens, or into wider ones to stay within `MAX_PADDING`."""
     lengths = [len(row) for row in rows]
     num_bins = max(1, min(len(rows), round(sum(lengths) / max(PACKED_TOKENS, *lengths))))
     bins, width = _fill_evenly(lengths, num_bins=num_bins)
-    while sum(lengths) < (1 - MAX_PADDING) * width * len(bins):  # a single row has none
+    while sum(lengths) < (1 - MAX_PADDING) * width * len(bins):  # ends at one row, which has no padding
         bins, width = _fill_evenly(lengths, num_bins=len(bins) - 1)
     shape = len(bins), width
     input_ids, position_ids = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -53,8 +53,8 @@ def pack(rows: Sequence[Tokens], *, pad_id: int) -> PackedRows:
 
 
 def _fill_evenly(lengths: Sequence[int], *, num_bins: int) -> tuple[list[list[int]], int]:
-    """Put each conversation, longest first, into the row with the fewest tokens (Graham, Bounds on multiprocessing
-    timing, 1969). Return the conversations in each row, and the width of the fullest row."""
+    """Assign each conversation, longest first, to the row with the fewest tokens (Graham, Bounds on multiprocessing
+    timing anomalies, 1969). Return the conversation indices of each row, and the width of the widest row."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     filled = [0] * num_bins
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

@@ -1,11 +1,11 @@
-"""Redact e-mail addresses, network addresses and numbers in texts, by regular expressions."""
+"""Redact e-mail addresses, network addresses and numbers in texts with regular expressions."""
 
 import re
 
 LOCAL = r"\w.!#$%&'*+/=?^`{|}~-"
 JOIN = r" \t\u00a0\u2000-\u200a\u202f\u3000.()/x_\u2010\u2011\-"
-"""Characters between the digits of a number: spaces, dots, brackets, slashes, hyphens."""
-DASH = r"\s\u2012-\u2015\u2212"  # characters that also join two numbers, as a range (2003 to 2011), or two lines
+"""Characters between the digits of a number: spaces, dots, brackets, slashes and hyphens."""
+DASH = r"\s\u2012-\u2015\u2212"  # characters that also separate the numbers of a range (2003–2011), and line breaks
 PATTERNS = (
     ("email", re.compile(rf"(?<![{LOCAL}])[{LOCAL}]++@[\w-]++(?:\.[\w-]++)++")),
     ("address", re.compile(r"\b(?:https?://|www\.)[^\s<>\"']+", re.IGNORECASE)),
@@ -23,17 +23,17 @@ PATTERNS = (
         ),
     ),
 )
-"""Each is bounded, possessive, or anchored at a word, so matching takes linear time.
+"""Placeholders and patterns. Each pattern is bounded, possessive or anchored at a word, so matching takes linear time.
 
-Numbers have six or more digits, with any letters around them: telephone, card, account, insurance, licence and record
-numbers; and international bank account numbers. Dashes, line breaks and commas between digits count from nine digits
-on, commas with spaces from thirteen, so that ranges, years and doses are kept."""
+A number has six or more digits: telephone, card, account, insurance, licence, record and international bank account
+numbers. Dashes, line breaks and commas between digits are allowed only in numbers of nine or more digits, and commas
+with spaces only in numbers of thirteen or more, so that ranges, years and doses are kept."""
 
 
 def redact(text: str) -> str:
-    """Replace matches by `[email]`, `[address]` and `[number]`.
+    """Replace e-mail addresses, URLs, IP addresses and numbers by `[email]`, `[address]` and `[number]`.
 
-    Names of people, streets and cities are kept: do not log what must not be stored at all.
+    Names of people, streets and cities are kept, so do not log texts that must not be stored.
     """
     for placeholder, pattern in PATTERNS:
         text = pattern.sub(f"[{placeholder}]", text)

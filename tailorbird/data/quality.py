@@ -1,4 +1,4 @@
-"""Data quality gates: drop copies across splits, count, and refuse data that cannot be evaluated."""
+"""Data quality checks: drop copies across splits, count problems, and reject data that cannot be evaluated."""
 
 import hashlib
 from collections import Counter
@@ -16,35 +16,35 @@ MAX_LISTED = 5
 
 @dataclass(frozen=True)
 class DataReport:
-    """Results of the data gates; counts are of rows unless stated otherwise."""
+    """Results of the data quality checks. Counts are numbers of rows unless stated otherwise."""
 
     num_train: int
     num_validation: int
     num_test: int
-    num_classes: int  # different labels in train; for a chat task, different answers
-    train_copies_of_test: int  # training rows dropped because their normalised text is in test
-    train_copies_of_validation: int  # likewise for validation; a row that is in both counts for test only
+    num_classes: int  # distinct labels in train; for chat tasks, distinct answers
+    train_copies_of_test: int  # training rows dropped since their normalised text is in test
+    train_copies_of_validation: int  # likewise for validation; texts in both count for test only
     validation_copies_of_test: int
     near_duplicates_of_test: int
-    """Test rows with a near-duplicate in train (character TF-IDF cosine of 0.9 or more); they are kept."""
-    near_duplicates_compared: int  # test rows that were compared with train: all, or a random sample of large data
+    """Test rows with a near-duplicate in train (cosine of character TF-IDF of 0.9 or more). They are kept."""
+    near_duplicates_compared: int  # test rows compared with train: all, or a random sample of large data
     near_duplicates_of_validation: int
     near_duplicates_compared_in_validation: int
-    conflicting_texts: int  # normalised texts, over all splits as read, with more than one label
-    empty_texts: int  # rows, over all splits as read, with an empty or blank text
-    rare_classes: tuple[str, ...]  # (classification only) Classes with fewer than 10 training rows after cleaning
-    leaks: tuple[str, ...]  # as `leaks_of`
+    conflicting_texts: int  # normalised texts with more than one label, over all splits before cleaning
+    empty_texts: int  # rows with an empty or blank text, over all splits before cleaning
+    rare_classes: tuple[str, ...]  # (classification only) classes with fewer than 10 training rows after cleaning
+    leaks: tuple[str, ...]  # sentences of `leaks_of`
     num_in_memory: int | None = None
-    """(sharded only) Training rows of the random sample in memory, on which conflicts and near-duplicates are counted
-    and baselines are fitted."""
+    """(sharded data only) Training rows of the random sample in memory. Conflicts and near-duplicates are counted, and
+    baselines fitted, on this sample."""
 
 
 def clean(splits: Splits) -> tuple[Splits, DataReport]:
-    """Drop rows of train and validation whose normalised text is in a later split; test is not changed.
+    """Drop rows of train and validation whose normalised text is in a later split. Test is not changed.
 
-    Near-duplicates are only counted: real data contain them, and without them the test would be easier or harder than
-    production traffic.
-    Raises DataError for an empty split, a single class, or a label in validation or test that train lacks.
+    Near-duplicates are counted but kept: production traffic contains them too, so a test without them would not be
+    representative. Raises DataError for an empty split, a single class, or a label in validation or test that is not
+    in train.
     """
     _require_rows(splits, when="")
     texts = {name: [normalise(text) for text in rows.texts] for name, rows in splits.items()}
@@ -78,7 +78,7 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
 
 
 def leaks_between(splits: Splits) -> tuple[str, ...]:
-    """Return `leaks_of` of splits in memory."""
+    """Return the sentences of `leaks_of` for splits in memory."""
     return leaks_of(
         {name: set(rows.split_keys or ()) for name, rows in splits.items()},
         {name: set(map(normalise, rows.texts)) for name, rows in splits.items()},
@@ -86,15 +86,15 @@ def leaks_between(splits: Splits) -> tuple[str, ...]:
 
 
 def leaks_of(keys: Mapping[str, Set[str]], texts: Mapping[str, Set[str]]) -> tuple[str, ...]:
-    """Return a sentence for each pair of splits that share a value of `split_by`, or a normalised text."""
+    """Return sentences about the pairs of splits that share values of `split_by` or normalised texts."""
     sentences: list[str] = []
     for earlier, later in combinations(keys, 2):
         if shared := keys[earlier] & keys[later]:
             digests = (hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12] for key in shared)
             hashes = ", ".join(f"{digest}…" for digest in sorted(digests)[:MAX_LISTED])  # a key may identify a patient
-            sentences.append(f"{len(shared):,} split_by values stand in {earlier} and in {later} (sha256 {hashes})")
+            sentences.append(f"{len(shared):,} values of split_by are in both {earlier} and {later} (sha256 {hashes})")
         if copies := texts[earlier] & texts[later]:
-            sentences.append(f"{len(copies):,} texts stand in {earlier} and in {later}")
+            sentences.append(f"{len(copies):,} texts are in both {earlier} and {later}")
     return tuple(sentences)
 
 
@@ -104,10 +104,10 @@ def rare_classes(counts: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def take_training_rows(splits: Splits, *, size: int | None, seed: int) -> Splits:
-    """Return the splits with a random subset of `size` training rows, in which every class keeps a row; None keeps all.
+    """Return the splits with a random subset of `size` training rows that has every class; None keeps all rows.
 
-    Call it after `clean`, to draw from rows that may be trained on. Raises DataError if `size` is less than the number
-    of classes.
+    Call it after `clean`, so that dropped rows are not drawn. Raises DataError if `size` is less than the number of
+    classes.
     """
     if size is None or size >= len(splits.train):
         return splits
@@ -122,23 +122,25 @@ def take_training_rows(splits: Splits, *, size: int | None, seed: int) -> Splits
 def _require_rows(splits: Splits, *, when: str) -> None:
     for name, rows in splits.items():
         if not len(rows):
-            raise DataError(f"the {name} split has no rows{when}; give more data, or name the three splits yourself")
+            raise DataError(
+                f"the {name} split has no rows{when}; give more data, or set data.train, data.validation and data.test"
+            )
 
 
 def _require_classes(splits: Splits) -> None:
-    """(classification only) Raise DataError for a single class, or a label that train lacks."""
+    """(classification only) Raise DataError for a single class, or a label that is not in train."""
     known = set(splits.train.class_labels)
     if len(known) == 1:
         [label] = known
-        raise DataError(f"train has one class only, {label!r}; a classifier needs at least two: check data.label")
+        raise DataError(f"train has only one class, {label!r}, but a classifier needs at least two; check data.label")
     for name in ("validation", "test"):
         counts = Counter(label for label in getattr(splits, name).class_labels if label not in known)
         if counts:
             more = f" and {len(counts) - MAX_LISTED} more" if len(counts) > MAX_LISTED else ""
             labels = ", ".join(map(repr, sorted(counts)[:MAX_LISTED])) + more
             raise DataError(
-                f"{name} has {sum(counts.values())} rows with labels that train never shows: {labels}; "
-                f"add training rows of them, or take them out of {name}"
+                f"{name} has {sum(counts.values())} rows with labels that are not in train: {labels}; "
+                f"add training rows with these labels, or remove the rows from {name}"
             )
 
 

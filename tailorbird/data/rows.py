@@ -17,14 +17,14 @@ NO_GROUP = "(none)"
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message names the URI or split, what is wrong and what to do."""
+    """Data that cannot be used. The message contains the URI or split, the problem and what to do."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one split, column by column, all of one length.
+    """Rows of a split, stored by column. All columns have the same length.
 
-    `row_ids` are positions in the file or folder ("0", "1", ...), assigned before anything is dropped.
+    `row_ids` are positions in the file or folder ("0", "1", ...), assigned before any row is dropped.
     """
 
     row_ids: tuple[str, ...]
@@ -33,7 +33,7 @@ class Rows:
     split_keys: tuple[str, ...] | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     conversations: tuple[Conversation, ...] | None = None
-    """(chat only) The turns before the answer; the answer is the row's label, and its text joins these turns."""
+    """(chat only) Turns before the answer. The label is the answer, and the text is the joined content of the turns."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -56,20 +56,20 @@ class Rows:
 
     @property
     def class_labels(self) -> tuple[str, ...]:
-        """The labels if they are classes; empty for conversations, whose labels are answers."""
+        """The labels if they are classes; empty for chat tasks, where labels are answers."""
         return self.labels if self.conversations is None else ()
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Only the final evaluation reads `test`."""
+    """Rows of the three splits. Models are evaluated on `test` only in the final test."""
 
     train: Rows
     validation: Rows
     test: Rows
 
     def items(self) -> Iterator[tuple[str, Rows]]:
-        """Yield name and rows of each split, train first."""
+        """Iterate over the name and rows of each split, train first."""
         return iter((name, getattr(self, name)) for name in SPLIT_NAMES)
 
 
@@ -86,23 +86,23 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
 
 
 def fingerprint(splits: Splits) -> dict[str, str]:
-    """Return the sha256 of each split, over its row ids, texts, labels, other columns and groups by name, in order."""
+    """Return the sha256 of each split over all of its columns; it depends on the order of the rows."""
     return {name: rows_sha256(rows) for name, rows in splits.items()}
 
 
 def digest_of(digests: Iterable[str]) -> str:
-    """Return the sha256 of digests in their order, for rows that are read part by part."""
+    """Return the sha256 of a sequence of digests, for rows that are read in parts."""
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def content_sha256(rows: Rows) -> str:
-    """Return the sha256 of texts and labels only, independent of row order and of the recipe's other columns."""
+    """Return the sha256 of texts and labels only, independent of the row order and of other columns."""
     pairs = sorted(zip(rows.texts, rows.labels, strict=True))
     return _digest({"text": tuple(text for text, _ in pairs), "label": tuple(label for _, label in pairs)})
 
 
 def rows_sha256(rows: Rows) -> str:
-    """Return the sha256 of rows, as in `fingerprint`."""
+    """Return the sha256 of rows over all columns, as in `fingerprint`."""
     columns = {"row_id": rows.row_ids, "text": rows.texts, "label": rows.labels}
     columns |= {} if rows.split_keys is None else {"split_key": rows.split_keys}
     if rows.conversations is not None:
@@ -113,8 +113,8 @@ def rows_sha256(rows: Rows) -> str:
 
 def _digest(columns: dict[str, tuple[str, ...]]) -> str:
     digest = hashlib.sha256()
-    for row in (columns, *zip(*columns.values(), strict=True)):  # names first, so that a group differs from a split key
+    for row in (columns, *zip(*columns.values(), strict=True)):  # the names distinguish equal columns of other names
         for value in row:
             encoded = value.encode("utf-8", "surrogatepass")
-            digest.update(len(encoded).to_bytes(8, "big") + encoded)  # the length keeps ("ab", "c") from ("a", "bc")
+            digest.update(len(encoded).to_bytes(8, "big") + encoded)  # the length tells ("ab", "c") from ("a", "bc")
     return digest.hexdigest()

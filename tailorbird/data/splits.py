@@ -1,4 +1,4 @@
-"""Assign rows to splits, as pure functions of key and seed."""
+"""Assign rows to splits and draw subsets, deterministically for a seed."""
 
 import hashlib
 import unicodedata
@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 
 def normalise(text: str) -> str:
-    """Return the form in which two texts count as equal: NFKC, case folded, white space collapsed."""
+    """Return a text in the form in which copies are equal: NFKC, case folded, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 def split_by_key(keys: Sequence[str], *, fractions: tuple[float, float, float], seed: int) -> np.ndarray:
-    """Return 0 (train), 1 (validation) or 2 (test) for each row, int64 [N]; rows with the same key share a split.
+    """Return the split of each row, int64 [N]: 0 (train), 1 (validation) or 2 (test).
 
-    A key's split depends on key, fractions and seed only, not on other rows. Raises ValueError if the fractions are not
-    three shares that add up to 1.
+    The split depends only on the key, the fractions and the seed, not on other rows. Raises ValueError if the fractions
+    are not three shares that add up to 1.
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"fractions {fractions} must be three shares of at least 0 that add up to 1")
@@ -28,7 +28,7 @@ def split_by_key(keys: Sequence[str], *, fractions: tuple[float, float, float], 
 
 
 def subsample(n: int, *, size: int, seed: int) -> np.ndarray:
-    """Return sorted indices, int64, of `size` of `n` rows drawn without replacement; all rows if `size` >= `n`."""
+    """Return the sorted int64 indices of `size` of `n` rows, drawn without replacement; all rows if `size` >= `n`."""
     if n < 0 or size < 0:
         raise ValueError(f"n {n} and size {size} must be at least 0")
     if size >= n:
@@ -37,10 +37,10 @@ def subsample(n: int, *, size: int, seed: int) -> np.ndarray:
 
 
 def subsample_of_classes(labels: Sequence[str], *, size: int, seed: int) -> np.ndarray:
-    """Return `subsample` with at least one row of each class; raises ValueError if `size` is less than their number."""
+    """Return a `subsample` with at least one row of each class; raise ValueError if `size` is too small for that."""
     num_classes = len(set(labels))
     if size < num_classes:
-        raise ValueError(f"{size} rows cannot hold all {num_classes} classes; take at least {num_classes}")
+        raise ValueError(f"{size} rows cannot contain all {num_classes} classes; give at least {num_classes}")
     if size >= len(labels):
         return np.arange(len(labels), dtype=np.int64)
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -62,8 +62,9 @@ def stratified_split(
 ) -> NDArray[np.int64]:
     """Return the split (0 train, 1 validation, 2 test) of each row, int64 [N], grouped by key and stratified by label.
 
-    `folds` is the number of equal parts for each split. Unlike in `split_by_key`, a row's split depends on other rows,
-    so use it for a data set that is written once. Raises ValueError with fewer keys than folds.
+    `folds` is the number of equal folds for each split. In contrast to `split_by_key`, the split of a row depends on
+    the other rows, so use it only for data sets that are written once. Raises ValueError if there are fewer keys than
+    folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 

@@ -1,4 +1,4 @@
-"""Data objects of the tasks: which columns a task reads, how they become rows, and how rows become tokens."""
+"""Data handling of each task: the columns to read, and their conversion to rows and tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,38 +21,38 @@ TaskName = Literal["classification", "chat"]
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """A text and its label."""
+    """Data of classification tasks: texts and labels."""
 
     name: ClassVar[TaskName] = "classification"
 
     def columns(self, config: DataConfig) -> list[str]:
-        """Return the columns that the task reads, each once."""
+        """Return the names of the columns that the task reads, without duplicates."""
         return _column_names(config, config.text, config.label)
 
     def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
-        """Return a table's rows; its first row has position `first` in `uri`. DataError as `loader.read_rows`."""
+        """Return the rows of a table that starts at row `first` of `uri`; raise DataError as `loader.read_rows`."""
         texts = texts_of(table, config.text, uri=uri, first=first)
         labels = read_strings(table, config.label, uri=uri, first=first, allowed="string or integer")
         return _with_keys_and_groups(Rows((), texts, labels), table, config=config, uri=uri, first=first)
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
-        """Raise DataError for a column that cannot hold rows, without reading any."""
+        """Raise DataError for a column of an unsupported type, without reading rows."""
         self.rows(_empty(schema, self.columns(config)), config=config, uri=uri)
 
     def encode(self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenLists:
-        """Tokenize training rows, truncated to `max_length` tokens; raises DataError as `training_tokens`."""
+        """Tokenize training rows, truncated to `max_length` tokens; raise DataError as `training_tokens`."""
         return TokenLists(encode_texts(rows.texts, tokenizer=tokenizer, max_length=max_length), labels=rows.labels)
 
     def longest_row(self, config: Any) -> int | None:
-        """Return the maximum tokens of a training row by a model's transformers config; None if it has no limit."""
+        """Return the maximum tokens of a training row for a transformers config; None if there is no limit."""
         return getattr(config, "max_position_embeddings", None) or None
 
     def template_error(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:  # noqa: ARG002  chat only
-        """Return why the tokenizer's chat template cannot be used; None if it can or is not needed."""
+        """Return the reason that the tokenizer's chat template cannot be used; None if it can, or is not needed."""
         return None
 
     def model_class(self, *, is_causal: bool) -> Any:  # noqa: ARG002  chat only
-        """Return the transformers auto class of the model that the task trains."""
+        """Return the transformers auto class for the model that the task trains."""
         from transformers import AutoModel
 
         return AutoModel
@@ -60,10 +60,10 @@ class ClassificationData:
 
 @dataclass(frozen=True)
 class ChatData:
-    """A conversation that ends with an answer of the assistant; methods as `ClassificationData`."""
+    """Data of chat tasks: conversations that end with an answer. The methods are those of `ClassificationData`."""
 
     name: ClassVar[TaskName] = "chat"
-    system: str | None = None  # system message of conversations that have none
+    system: str | None = None  # system message for conversations without one
 
     def columns(self, config: DataConfig) -> list[str]:
         inputs = [config.messages] if config.messages else [config.prompt, config.completion]
@@ -80,8 +80,8 @@ class ChatData:
         for position, turns in enumerate(conversations, start=first):
             if len(turns) < 2 or turns[-1][0] != "assistant" or not turns[-1][1].strip():
                 raise DataError(
-                    f"{uri}: the conversation in row {position} has no answer: it must end with a turn of the "
-                    "assistant that is not empty, after at least one other; mend the row or drop it"
+                    f"{uri}: the conversation in row {position} has no answer; it must have at least two turns and end "
+                    "with a non-empty turn of the assistant. Correct or drop the row"
                 )
         texts = tuple("\n".join(content for _, content in turns[:-1]) for turns in conversations)
         labels = tuple(turns[-1][1] for turns in conversations)
@@ -98,7 +98,8 @@ class ChatData:
             fields = {turn.field(index).name for index in range(turn.num_fields)} if turn is not None else set()
             if not {"role", "content"} <= fields:
                 raise DataError(
-                    f"{uri}: column {config.messages!r} is {column}, no lists of {{role, content}}; name another column"
+                    f"{uri}: column {config.messages!r} has type {column}, but must have lists of {{role, content}}; "
+                    "name another column"
                 )
 
     def encode(self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenLists:
@@ -106,7 +107,7 @@ class ChatData:
         return TokenLists([row.ids for row in tokens], assistant_masks=[row.assistant_mask for row in tokens])
 
     def longest_row(self, config: Any) -> int | None:
-        """Attention reaches back over a whole packed conversation, so none may exceed a sliding window."""
+        """A packed conversation is attended to as a whole, so it must also fit into a sliding attention window."""
         config = config.get_text_config(decoder=True)
         limits = [getattr(config, "max_position_embeddings", None)]
         if "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]):
@@ -126,17 +127,17 @@ class ChatData:
         return AutoModelForCausalLM if is_causal else AutoModel
 
 
-DataTask = ClassificationData | ChatData  # what differs between tasks from the Parquet file to the tokens
+DataTask = ClassificationData | ChatData
 CLASSIFICATION = ClassificationData()
 
 
 def data_task(name: TaskName, *, system: str | None = None) -> DataTask:
-    """Return a task's data object by its name in the recipe; `system` is `ChatData.system`."""
+    """Return the data handling of a task by its name in the recipe. `system` is for chat tasks."""
     return ChatData(system) if name == "chat" else CLASSIFICATION
 
 
 def _column_names(config: DataConfig, *inputs: str) -> list[str]:
-    """Return these and the columns that every task reads, without repeats."""
+    """Return `inputs` and the columns that every task reads, without duplicates."""
     names = (*inputs, config.split_by, *config.groups)
     return list(dict.fromkeys(name for name in names if name is not None))
 

@@ -1,4 +1,4 @@
-"""Tokenize texts and number labels; training, evaluation and serving use the same code."""
+"""Tokenization and class indices, shared by training, evaluation and serving."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer in a model's folder; nothing is downloaded and no code of the folder runs.
+    """Load the tokenizer in a model's folder, without downloads and without running code from the folder.
 
-    A tokenizer without a padding token pads with its end or unknown token, which the mask hides.
-    Raises DataError if the folder has no tokenizer.
+    A tokenizer without a padding token uses its end-of-sequence or unknown token, which the mask excludes. Raises
+    DataError if the folder has no tokenizer.
     """
     from transformers import AutoTokenizer  # slow to import
 
@@ -26,7 +26,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder} holds no tokenizer that can be read ({error}); it needs tokenizer.json") from None
+        raise DataError(
+            f"cannot read a tokenizer in {folder} ({error}); the folder must contain tokenizer.json"
+        ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
@@ -35,19 +37,19 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def encode_texts(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[list[int]]:
-    """Return the token ids of each text, with special tokens, truncated to `max_length`, unpadded and never empty."""
+    """Return the token ids of each text with special tokens, truncated to `max_length`; at least one per text."""
     if not texts:
         return []
     encoded = tokenizer(
         list(texts), truncation=True, max_length=max_length, return_attention_mask=False, return_token_type_ids=False
     )
     unknown = tokenizer.pad_token_id if tokenizer.unk_token_id is None else tokenizer.unk_token_id
-    return [list(tokens) or [unknown] for tokens in encoded["input_ids"]]  # the mean of zero tokens is NaN
+    return [list(tokens) or [unknown] for tokens in encoded["input_ids"]]  # the mean over zero tokens would be NaN
 
 
 def collate(token_lists: Sequence[Sequence[int]], *, pad_id: int) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Return (input_ids, attention_mask), both torch int64 [B, T], padded on the right to the longest row."""
-    import torch  # data preparation runs without it
+    """Return (input_ids, attention_mask), torch int64 [B, T], padded on the right to the longest row."""
+    import torch  # imported here, since data preparation does not need it
 
     lengths = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
     width = int(lengths.max(initial=0))
@@ -58,14 +60,14 @@ def collate(token_lists: Sequence[Sequence[int]], *, pad_id: int) -> tuple["torc
 
 
 def labels_of(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the classes: each label once, sorted; a class index is a position in it."""
+    """Return the classes: the sorted distinct labels. A class index is a position in them."""
     return tuple(sorted(set(labels)))
 
 
 def label_indices(labels: Sequence[str], *, classes: Sequence[str]) -> np.ndarray:
-    """Return the class index of each label, int64 [N]; raises DataError for an unknown label."""
+    """Return the class index of each label, int64 [N]; raise DataError for unknown labels."""
     indices = {label: index for index, label in enumerate(classes)}
     unknown = sorted({label for label in labels if label not in indices})
     if unknown:
-        raise DataError(f"labels {unknown[:5]} are none of the {len(indices)} classes; train on rows that show them")
+        raise DataError(f"labels {unknown[:5]} are not among the {len(indices)} classes; add training rows with them")
     return np.fromiter((indices[label] for label in labels), dtype=np.int64, count=len(labels))

@@ -17,27 +17,27 @@ RowIndices = Sequence[int] | NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenLists:
-    """Token ids of N rows, and what is learned from each."""
+    """Token ids of N rows with their targets."""
 
     ids: list[list[int]]
     assistant_masks: list[NDArray[np.bool_]] | None = None
-    """(chat only) True for the tokens of each row that the assistant wrote."""
+    """(chat only) For each row, True for tokens of the assistant."""
     labels: tuple[str, ...] | None = None  # (classification only) [N] labels
 
 
 @dataclass(frozen=True)
 class TokenizedRows:
-    """N training rows as tokens, end to end in one array: lists take ten times its memory."""
+    """Tokens of N training rows, concatenated in one array. Lists would take ten times the memory."""
 
     row_ids: tuple[str, ...]
-    ids: NDArray[np.int32]  # [T] token ids, row after row
-    offsets: NDArray[np.int64]  # [N + 1]: start of each row in `ids`, and the end of the last
-    assistant_mask: NDArray[np.bool_] | None = None  # (chat only) [T]: True for the tokens that the assistant wrote
-    labels: NDArray[np.int64] | None = None  # (classification only) [N]: class indices
+    ids: NDArray[np.int32]  # [T] token ids of all rows
+    offsets: NDArray[np.int64]  # [N + 1] start of each row in `ids`, and the end of the last
+    assistant_mask: NDArray[np.bool_] | None = None  # (chat only) [T] True for tokens of the assistant
+    labels: NDArray[np.int64] | None = None  # (classification only) [N] class indices
 
     @classmethod
     def from_lists(cls, row_ids: tuple[str, ...], tokens: TokenLists, *, classes: Sequence[str]) -> Self:
-        """Flatten lists; raises DataError for a label that is none of `classes`."""
+        """Concatenate lists; raise DataError for a label that is not in `classes`."""
         offsets = offsets_of([len(ids) for ids in tokens.ids])
         return cls(
             row_ids=row_ids,
@@ -52,7 +52,7 @@ class TokenizedRows:
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """[N]: tokens of each row."""
+        """[N] number of tokens of each row."""
         return np.diff(self.offsets)
 
     def tokens(self, rows: RowIndices) -> list[list[int]]:
@@ -60,11 +60,11 @@ class TokenizedRows:
         return [self.ids[self.offsets[row] : self.offsets[row + 1]].tolist() for row in rows]
 
     def conversations(self, rows: RowIndices) -> list[Tokens]:
-        """(chat only) Return these rows with their masks."""
+        """(chat only) Return these rows with their assistant masks."""
         return [Tokens(*row) for row in zip(self.tokens(rows), self._assistant_masks(rows), strict=True)]
 
     def num_assistant_tokens(self, rows: RowIndices) -> int:
-        """(chat only) Count the tokens of these rows that the assistant wrote."""
+        """(chat only) Return the number of assistant tokens in these rows."""
         return sum(int(assistant_mask.sum()) for assistant_mask in self._assistant_masks(rows))
 
     def _assistant_masks(self, rows: RowIndices) -> list[NDArray[np.bool_]]:
@@ -73,5 +73,5 @@ class TokenizedRows:
 
 
 def offsets_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return `TokenizedRows.offsets` of rows with these numbers of tokens."""
+    """Return `TokenizedRows.offsets` for rows of these lengths."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

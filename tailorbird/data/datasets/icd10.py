@@ -1,4 +1,4 @@
-"""Demo data: diagnostic terms of ICD-10-CM with their chapters, from a Python package, written as Parquet."""
+"""Demo data: diagnostic terms of ICD-10-CM with their chapters and codes, written as Parquet."""
 
 import io
 import re
@@ -13,12 +13,12 @@ from tailorbird import storage
 from tailorbird.data.rows import SPLIT_NAMES, DataError
 from tailorbird.data.splits import normalise, stratified_split
 
-FOLDS = (13, 2, 3)  # of 18: 72 %, 11 % and 17 % of the rows
+FOLDS = (13, 2, 3)  # of 18 folds: 72 %, 11 % and 17 % of the rows
 SPLIT_SEED = 0
 MAX_TITLED = len("A00.0")
-"""Longest code whose title is a training text: titles of longer ones only add side, stage or encounter."""
+"""Maximum length of codes whose titles are training texts. Longer codes only add side, stage or encounter."""
 CODER_TERMS, CODER_HELD_OUT, CODER_TEST_ROWS = 6, 2, 300
-"""(chat only) Inclusion terms that a code must have, terms of each code that are held out, and test rows."""
+"""(chat only) Minimum inclusion terms of a code, held-out terms per code, and test rows."""
 
 CHAPTER_NAMES = {
     "1": "infectious and parasitic diseases",
@@ -43,8 +43,8 @@ CHAPTER_NAMES = {
     "20": "external causes of injury",
     "21": "health status and contact with health services",
 }
-"""Short English name of each chapter, used as its label. Chapter 22 (codes for special purposes) is omitted: it is no
-subject and has half a dozen terms."""
+"""Short name of each chapter, used as its label. Chapter 22 (codes for special purposes) is omitted, since it is not a
+medical subject and has only about six terms."""
 
 GROUP_RULES = {
     "newborn": r"newborns?|neonat\w*|perinatal|stillb\w+|premature infants?|preterm infants?",
@@ -56,7 +56,7 @@ GROUP_RULES = {
     "male": r"males?|m[ae]n|boys?|prostat\w+|testi[sc]\w*|testes|penis|penile|scrot\w+|sperm\w*|epididym\w+|preputial|"
     r"husband|son|brother",
 }
-"""Pattern of words by group: the first that matches a whole word of the term decides."""
+"""Regular expression of each patient group. The first that matches whole words of a term determines its group."""
 _GROUPS = {group: re.compile(rf"\b(?:{words})\b") for group, words in GROUP_RULES.items()}
 Wording = tuple[str, str, str, str, str]  # (text, code, title of the code, chapter number, block)
 CODE, CHAPTER = 1, 3  # positions in a Wording
@@ -65,14 +65,15 @@ CODE, CHAPTER = 1, 3  # positions in a Wording
 def build() -> dict[str, pa.Table]:
     """Build train, validation and test with string columns text, code, title, chapter, block, category and group.
 
-    A row is an *inclusion term*, the wording under which a clinician's diagnosis is coded. Terms in two chapters are
-    dropped, repeated terms are kept once. Split 72/11/17 by three-character category, so that near-identical terms of
+    A row is an inclusion term: a wording under which clinicians' diagnoses are coded. Terms in two chapters are
+    dropped, repeated terms are kept once. The split is 72/11/17 by three-character category, so that similar terms of
     one disease share a split, and stratified by chapter: categories differ in size, and a split by hash gave a chapter
-    14 % of one split and 7 % of another. With another seed the accuracy of any model changes by 3 to 4 points, so
-    results of different splits are not comparable. Raises DataError without the package.
+    14 % of one split and 7 % of another. With another seed, the accuracy of any model changes by 3 to 4 points, so
+    results of different splits are not comparable.
 
-    Train also has the titles of the codes of up to four characters in every category that is in no other split: twice
-    the rows, and 470 categories without a term. Validation and test have terms only.
+    Train also contains the titles of codes with up to four characters, from all categories that are not in validation
+    or test. The titles double the number of rows and add 470 categories without a term. Validation and test contain
+    terms only. Raises DataError if the package is not installed.
     """
     icd = _package()
     codes = _codes(icd)
@@ -89,12 +90,12 @@ def build() -> dict[str, pa.Table]:
 
 
 def build_coder() -> dict[str, pa.Table]:
-    """Build tables train, validation and test of the chat task: from a term to its code and title.
+    """Build train, validation and test of the chat task, which is to answer a term with its code and title.
 
-    String columns prompt, completion, code, category and group. The codes are the 230 with at least six inclusion
-    terms, and all are in train: a coder knows the codes and meets new wordings. Two random terms of each code are held
-    out, for test (300 in all) or validation (the rest); train has the others and the title, few enough to train on two
-    cores in minutes.
+    The string columns are prompt, completion, code, category and group. The codes are the 230 with at least six
+    inclusion terms. All of them are in train, so the test measures new wordings of known codes. Two random terms of
+    each code are held out: 300 of them are the test rows, the others the validation rows. Train contains the remaining
+    terms and the titles, which takes minutes to train on two cores.
     """
     icd = _package()
     wordings = _unambiguous(_terms(icd, _codes(icd)), by=CODE)
@@ -115,7 +116,10 @@ def build_coder() -> dict[str, pa.Table]:
 
 
 def write(uri_prefix: str, *, coder: bool = False) -> dict[str, int]:
-    """Write `build` (`build_coder` with `coder`) to `<uri_prefix>/<split>/part-0.parquet`; return rows by split."""
+    """Write the tables of `build`, or with `coder` of `build_coder`, to `<uri_prefix>/<split>/part-0.parquet`.
+
+    Return the number of rows of each split.
+    """
     tables = build_coder() if coder else build()
     for name, table in tables.items():
         buffer = io.BytesIO()
@@ -135,8 +139,8 @@ def _package() -> ModuleType:
         return import_module("simple_icd_10_cm")  # in the optional extra `stack`
     except ModuleNotFoundError as error:
         raise DataError(
-            f"the ICD-10-CM data comes with the package simple-icd-10-cm, which is not installed ({error}); "
-            "install it with `pip install --editable '.[stack]'` in the project's folder"
+            f"the ICD-10-CM data requires the package simple-icd-10-cm, which is not installed ({error}); run "
+            "`pip install --editable '.[stack]'` in the project's folder"
         ) from None
 
 
@@ -145,7 +149,7 @@ def _terms(icd: ModuleType, codes: list[tuple[str, str, str, str]]) -> list[Word
 
 
 def _codes(icd: ModuleType) -> list[tuple[str, str, str, str]]:
-    """Return (code, title, chapter number, block) of each category and subcategory; blocks are no diagnoses."""
+    """Return (code, title, chapter number, block) of each category and subcategory."""
     codes = [code for code in dict.fromkeys(icd.get_all_codes()) if icd.is_category_or_subcategory(code)]
     rows = [(code, icd.get_description(code), icd.get_ancestors(code)) for code in codes]
     return [(code, title, parents[-1], parents[-2]) for code, title, parents in rows if parents[-1] in CHAPTER_NAMES]

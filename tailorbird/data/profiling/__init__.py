@@ -1,1 +1,1 @@
-"""Look at unknown data: samples, roles of columns, lengths."""
+"""Profiles of unknown data: samples, column roles and token lengths."""

@@ -1,4 +1,4 @@
-"""Infer which columns of a sample a recipe reads, each with its reason."""
+"""Infer the columns of a sample that a recipe reads, with a reason for each."""
 
 import re
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ PROMPTS, ANSWERS = ("prompt", "question", "instruction", "input"), ("completion"
 GROUPS = ("group", "sex", "gender", "language", "lang", "age", "region", "country", "source", "channel", "ethnicity")
 IDENTITIES = ("id", "patient", "document", "doc", "user", "customer", "case", "focus", "subject", "author", "template")
 MOST_CLASSES, MOST_GROUP_VALUES, MOST_GROUPS = 1000, 20, 4
-LEAST_KEYS = 20  # distinct values that a column must have to split rows by
-ANSWER_WORDS = 2.0  # mean words of a value from which a column holds answers, not labels
+LEAST_KEYS = 20  # minimum number of distinct values of a column to split by
+ANSWER_WORDS = 2.0  # minimum mean number of words of a column with answers instead of labels
 
 
 @dataclass(frozen=True)
 class ColumnRole:
-    """A column with the reason for its role."""
+    """A column and the reason for its role."""
 
     column: Column
     reason: str
@@ -32,7 +32,7 @@ class ColumnRole:
 
 @dataclass(frozen=True)
 class ColumnRoles:
-    """Roles of a sample's columns: `text` and `label` for classification, the others for a chat task."""
+    """Roles of the columns of a sample: `text` and `label` for classification, `prompt` to `messages` for chat."""
 
     text: ColumnRole | None = None
     label: ColumnRole | None = None
@@ -40,7 +40,7 @@ class ColumnRoles:
     completion: ColumnRole | None = None
     messages: ColumnRole | None = None
     groups: tuple[ColumnRole, ...] = ()
-    keys: tuple[ColumnRole, ...] = ()  # columns to split by, the most likely first
+    keys: tuple[ColumnRole, ...] = ()  # candidates for `split_by`, the most likely first
 
     @property
     def task(self) -> TaskName:
@@ -48,7 +48,7 @@ class ColumnRoles:
 
 
 def infer_column_roles(sample: Sample, *, text: str | None = None, label: str | None = None) -> ColumnRoles:
-    """Infer the task and its columns; `text` and `label` name columns and imply classification.
+    """Infer the task and its columns. `text` and `label` are column names that imply classification.
 
     Raises DataError if the sample has neither conversations nor a text with a label.
     """
@@ -62,7 +62,7 @@ def infer_column_roles(sample: Sample, *, text: str | None = None, label: str | 
     keys.sort(key=lambda column: (not _is_called(column, IDENTITIES), -len(column.counts)))
     return replace(
         inputs,
-        groups=tuple(ColumnRole(column, f"{len(column.counts)} different values") for column in groups),
+        groups=tuple(ColumnRole(column, f"{len(column.counts)} distinct values") for column in groups),
         keys=tuple(ColumnRole(column, _rows_per_value(column)) for column in keys),
     )
 
@@ -71,44 +71,46 @@ def _input_roles(sample: Sample, *, text: str | None, label: str | None) -> Colu
     if text is None and label is None:
         messages = next((column for column in sample.columns if column.kind == "messages"), None)
         if messages is not None:
-            return ColumnRoles(messages=ColumnRole(messages, "it holds lists of {role, content}"))
+            return ColumnRoles(messages=ColumnRole(messages, "its values are lists of {role, content}"))
         prompt, answer = _called(sample, PROMPTS), _called(sample, ANSWERS)
         labelled = _called(sample, LABELS) is not None and _called(sample, TEXTS) is not None
         if prompt and answer and not labelled and answer.mean_words >= ANSWER_WORDS:
-            words = f"it is called so, and has {answer.mean_words:.0f} words a row"
-            return ColumnRoles(prompt=ColumnRole(prompt, "it is called so"), completion=ColumnRole(answer, words))
+            words = f"chosen by its name; {answer.mean_words:.0f} words per row"
+            return ColumnRoles(prompt=ColumnRole(prompt, "chosen by its name"), completion=ColumnRole(answer, words))
     text_role = _text(sample, text)
     return ColumnRoles(text=text_role, label=_label(sample, label, text=text_role.name))
 
 
 def _text(sample: Sample, name: str | None) -> ColumnRole:
     if name is not None:
-        return ColumnRole(_required(sample, name, kinds=("string",), option="--text"), "as you said")
+        return ColumnRole(_required(sample, name, kinds=("string",), option="--text"), "set with --text")
     called = _called(sample, TEXTS)
     if called is not None:
-        return ColumnRole(called, "it is called so")
+        return ColumnRole(called, "chosen by its name")
     strings = [column for column in sample.columns if column.kind == "string" and column.mean_words > 1]
     if not strings:
-        raise DataError(f"{sample.uri}: no column looks like a text; it has {_all(sample)}. Name one by --text")
+        raise DataError(f"{sample.uri}: no column looks like a text; it has {_all(sample)}. Name one with --text")
     longest = max(strings, key=lambda column: column.mean_words)
-    return ColumnRole(longest, f"of all columns of strings it has the most words a row, {longest.mean_words:.0f}")
+    return ColumnRole(longest, f"string column with the most words per row ({longest.mean_words:.0f})")
 
 
 def _label(sample: Sample, name: str | None, *, text: str) -> ColumnRole:
     if name is not None:
-        return ColumnRole(_required(sample, name, kinds=("string", "integer"), option="--label"), "as you said")
+        return ColumnRole(_required(sample, name, kinds=("string", "integer"), option="--label"), "set with --label")
     most = min(MOST_CLASSES, sample.num_sampled // 2)
     other = [column for column in sample.columns if column.kind in ("string", "integer") and column.name != text]
     fitting = [column for column in other if 2 <= len(column.counts) <= most]
     called = next((column for name in LABELS for column in fitting if column.name.lower() == name), None)
     if called is not None:
-        return ColumnRole(called, f"it is called so, and has {len(called.counts)} different values")
+        return ColumnRole(called, f"chosen by its name; {len(called.counts)} distinct values")
     others = [column for column in fitting if not _is_called(column, (*GROUPS, *IDENTITIES)) and not column.num_null]
     if not others:
-        raise DataError(f"{sample.uri}: no column looks like a label; it has {_all(sample)}. Name one by --label")
+        raise DataError(f"{sample.uri}: no column looks like a label; it has {_all(sample)}. Name one with --label")
     column = max(others, key=lambda column: len(column.counts))
     num_values = len(column.counts)
-    reason = f"of the columns with few values it has the most, {num_values}; look whether it is what you want to know"
+    reason = (
+        f"of the columns with few distinct values, the one with the most ({num_values}); check that it is the label"
+    )
     return ColumnRole(column, reason)
 
 
@@ -116,18 +118,18 @@ def _required(sample: Sample, name: str, *, kinds: Sequence[str], option: str) -
     column = sample.column(name)
     if column is None or column.kind not in kinds:
         allowed = " or ".join(f"{kind}s" for kind in kinds)
-        raise DataError(f"{option} {name}: {sample.uri} has no such column of {allowed}; it has {_all(sample)}")
+        raise DataError(f"{option} {name}: {sample.uri} has no column {name!r} of {allowed}; it has {_all(sample)}")
     return column
 
 
 def _called(sample: Sample, names: Sequence[str]) -> Column | None:
-    """Return the string column with the first of these names."""
+    """Return the string column with the first of these names that exists."""
     strings = [column for column in sample.columns if column.kind == "string"]
     return next((column for name in names for column in strings if column.name.lower() == name), None)
 
 
 def _is_called(column: Column, names: tuple[str, ...]) -> bool:
-    """Return True if a part of the column's name is one of these, as in `patient_id`."""
+    """Return True if a part of the column's name is one of these names, as in `patient_id`."""
     parts = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column.name).lower())
     return any(part.startswith(names) if len(part) > 3 else part in names for part in parts)
 

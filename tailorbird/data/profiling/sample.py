@@ -12,8 +12,8 @@ from tailorbird.data.parquet import TEXT_TYPES, open_parquet, parquet_files, pla
 from tailorbird.data.splits import normalise
 
 SAMPLE_ROWS, SAMPLE_BYTES = 50_000, 256 << 20
-"""Rows, and bytes as Parquet counts them uncompressed, after which no further row group is read."""
-NEAR_EMPTY = 3  # characters under which a text counts as near-empty
+"""Numbers of rows, and of uncompressed bytes, after which no further row group is read."""
+NEAR_EMPTY = 3  # number of characters below which a text is near-empty
 
 Kind = Literal["string", "integer", "boolean", "date", "messages", "other"]
 _KINDS: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
@@ -26,11 +26,11 @@ _KINDS: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a sample; values are strings, or conversations."""
+    """A column of a sample. Its values are strings or conversations."""
 
     name: str
     kind: Kind
-    values: tuple[Any, ...]  # value of each row, or None
+    values: tuple[Any, ...]  # None for null
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -52,9 +52,9 @@ class Sample:
     """The first rows of a file or folder."""
 
     uri: str
-    num_rows: int  # in the whole file or folder
+    num_rows: int  # in the file or folder
     num_sampled: int
-    columns: tuple[Column, ...]  # columns that a recipe can use, in the file's order
+    columns: tuple[Column, ...]  # columns that a recipe can use, in file order
     left_out: tuple[str, ...]  # names and types of the other columns
 
     @property
@@ -66,9 +66,9 @@ class Sample:
 
 
 def read_sample(uri: str) -> Sample:
-    """Read the first rows of a Parquet file, or of the files of a folder in the order of their paths; raises DataError.
+    """Read the first rows of a Parquet file, or of the files of a folder in the order of their paths.
 
-    Reads all footers, and as many row groups as SAMPLE_ROWS and SAMPLE_BYTES allow.
+    Reads all footers, and row groups up to SAMPLE_ROWS and SAMPLE_BYTES. Raises DataError if a file cannot be read.
     """
     parts: list[pa.Table] = []
     num_rows, num_sampled, num_bytes = 0, 0, 0
@@ -89,7 +89,7 @@ def read_sample(uri: str) -> Sample:
 
 
 def count_rows(uri: str) -> int:
-    """Return the number of rows of a Parquet file or folder, by its footers; raises DataError."""
+    """Return the number of rows of a Parquet file or folder from its footers; raise DataError if one cannot be read."""
     total = 0
     for name in parquet_files(uri):
         with open_parquet(name, columns=(), in_parts=True) as file:
@@ -98,7 +98,7 @@ def count_rows(uri: str) -> int:
 
 
 def kind_of(type_: pa.DataType) -> Kind:
-    """Return the kind of a column of this type."""
+    """Return the kind of columns of this type."""
     plain = plain_type(type_)
     for kind, tests in _KINDS:
         if any(test(plain) for test in tests):
@@ -124,5 +124,5 @@ def num_copies(texts: Sequence[str]) -> int:
 
 
 def num_near_empty(texts: Sequence[str]) -> int:
-    """Return the number of rows whose text has fewer than NEAR_EMPTY characters besides white space."""
+    """Return the number of rows whose text has fewer than NEAR_EMPTY characters other than white space."""
     return sum(len("".join(text.split())) < NEAR_EMPTY for text in texts)

@@ -1,4 +1,4 @@
-"""Count a sample's tokens, by a tokenizer or estimated from words."""
+"""Token lengths of a sample, counted with a tokenizer or estimated from words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENS_PER_WORD, SPECIAL_TOKENS = 1.6, 2
-"""Estimate without a tokenizer: everyday English has 1.3 tokens a word, medical English 1.7."""
-TURN_TOKENS = 40  # special tokens of a conversation, with the system message that its template may add
-SAMPLE_ROWS = 2000  # evenly spaced rows whose tokens are counted
+"""Estimates without a tokenizer. Everyday English has 1.3 tokens per word, medical English 1.7."""
+TURN_TOKENS = 40  # special tokens of a conversation and a system message that the template may add
+SAMPLE_ROWS = 2000  # number of evenly spaced rows whose tokens are counted
 UNLIMITED = 1 << 20
 
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Median and 99th percentile of the number of tokens of rows."""
+    """Median and 99th percentile of the number of tokens per row."""
 
     median: int
     p99: int
-    answer_p99: int  # (chat only) Of the answers alone, with their end-of-turn token; else 0
-    counted: bool  # false if they are estimated
+    answer_p99: int  # (chat only) 99th percentile of the answers with their end-of-turn token; otherwise 0
+    counted: bool  # False if the lengths are estimated
 
 
 def text_lengths(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase | None") -> TokenLengths:
@@ -42,7 +42,10 @@ def text_lengths(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase | 
 def conversation_lengths(
     conversations: Sequence[Conversation], *, tokenizer: "PreTrainedTokenizerBase | None"
 ) -> TokenLengths:
-    """Return the token lengths of conversations that end with an answer; DataError if the template refuses one."""
+    """Return the token lengths of conversations that end with an answer.
+
+    Raises DataError if the chat template rejects a conversation.
+    """
     sample = _spread(conversations)
     if tokenizer is None:
         sizes = [[_estimate(content) for _, content in conversation] for conversation in sample]

@@ -1,1 +1,1 @@
-"""Training rows that memory does not hold: Ray Data checks and tokenizes them once, into shards on S3."""
+"""Training data larger than memory. Ray Data checks and tokenizes it once and writes shards to S3."""

@@ -1,4 +1,4 @@
-"""Load a recipe's rows: all into memory, or the training rows into shards on S3."""
+"""Load the rows of a recipe into memory, or its training rows into shards on S3."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from tailorbird.storage.stage_cache import cached_stage
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """A recipe's rows, checked."""
+    """The checked rows of a recipe."""
 
     splits: Splits
-    """If training rows are sharded, train is a random sample of about `data.stream_above_rows`, with every class."""
+    """If training rows are sharded, `train` is a random sample of about `data.stream_above_rows` with every class."""
     report: DataReport
-    hashes: dict[str, str]  # sha256 of each split; of train over all of its rows
-    shards: Shards | None = None  # all training rows, if they are sharded
-    sample_sha256: str | None = None  # of the training rows in memory, if they are a sample
+    hashes: dict[str, str]  # sha256 of each split; for train, over all rows
+    shards: Shards | None = None  # all training rows if they are sharded
+    sample_sha256: str | None = None  # of the training rows in memory if they are a sample
 
     @property
     def num_train(self) -> int:
@@ -36,14 +36,17 @@ class LoadedDataset:
 
 
 class _ShardsStage(BaseModel):
-    """Value of the stage that writes shards."""
+    """Output of the stage that writes shards."""
 
     uri: str
     reports: tuple[ShardReport, ...]
 
 
 def load_in_memory(config: DataConfig, task: DataTask, *, seed: int) -> LoadedDataset | None:
-    """Read and check a recipe's rows; None for more training rows than `stream_above_rows`; DataError as `clean`."""
+    """Read and check the rows of a recipe; return None if train has more rows than `data.stream_above_rows`.
+
+    Raises DataError as `quality.clean`.
+    """
     if sum(spec.num_rows for spec in shard_specs(config)) > config.stream_above_rows:
         return None
     splits, report = clean(read_splits(config, task=task))
@@ -54,11 +57,12 @@ def load_in_memory(config: DataConfig, task: DataTask, *, seed: int) -> LoadedDa
 def load_sharded(
     config: DataConfig, task: DataTask, *, base_model: str, task_uri: str, inputs: Mapping[str, object]
 ) -> LoadedDataset:
-    """Read and check a recipe's rows where `load_in_memory` returns None; training rows are tokenized into shards.
+    """Read and check the rows of a recipe, and tokenize the training rows into shards.
 
-    The shards are a stage under `task_uri`, with `inputs` and the state of the files as its key. Memory is bounded: a
-    task holds a few thousand rows, this process the sample. Rows whose text is in validation or test are dropped, as by
-    `quality.clean`. Raises DataError as that, and if the recipe names no validation or test.
+    The shards are the output of a stage under `task_uri`, cached by `inputs` and the state of the files. Memory is
+    bounded: a task holds a few thousand rows, and this process holds the sample. As in `quality.clean`, training rows
+    whose text is in validation or test are dropped. Raises DataError as `quality.clean`, and if the recipe does not set
+    validation and test.
     """
     _require_shardable(config)
     specs = list(shard_specs(config))
@@ -91,7 +95,7 @@ def load_sharded(
 
 
 def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
-    """Check the splits with the sample as train, and count what concerns train over the shards."""
+    """Check the splits with the sample as train, and compute the figures of train over all shards."""
     splits, sample_report = clean(evaluated)
     reports = stage.reports
     sizes = tuple(report.num_rows for report in reports)
@@ -104,7 +108,7 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
         sample_report,
         num_train=sum(sizes),
         num_in_memory=len(splits.train),
-        num_classes=len(labels) or sample_report.num_classes,  # a chat task's answers are counted in memory
+        num_classes=len(labels) or sample_report.num_classes,  # for chat tasks, the answers in the sample
         train_copies_of_test=copies["test"],
         train_copies_of_validation=copies["validation"],
         empty_texts=num_empty + sum(report.num_empty for report in reports),
@@ -117,9 +121,9 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
 
 
 def _require_shardable(config: DataConfig) -> None:
-    reason = f"train has more than data.stream_above_rows {config.stream_above_rows:,} rows and is streamed: "
-    alternative = ", or raise stream_above_rows if every worker's memory holds them all"
+    reason = f"train has more than data.stream_above_rows {config.stream_above_rows:,} rows and is streamed; "
+    alternative = ", or raise stream_above_rows if all rows fit in the memory of each worker"
     if config.validation is None or config.test is None:
-        raise DataError(f"{reason}name data.validation and data.test too{alternative}")
+        raise DataError(f"{reason}set data.validation and data.test{alternative}")
     if config.max_train_rows is not None:
-        raise DataError(f"{reason}leave out data.max_train_rows{alternative}")
+        raise DataError(f"{reason}remove data.max_train_rows{alternative}")

@@ -18,7 +18,7 @@ from tailorbird.data.tokenized import TokenizedRows, TokenLists, offsets_of
 from tailorbird.storage import upload_file
 from tailorbird.storage.s3 import PERSISTENT, StorageError, filesystem, storage_errors
 
-CHUNK_ROWS = 256  # rows that are read together: few, so that a window has rows from all over the data
+CHUNK_ROWS = 256  # rows that are read together; few, so that a window samples the whole data
 NUM_READS = 8
 _COLUMNS = {
     "row_id": pa.string(),
@@ -30,18 +30,18 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Shards:
-    """Training rows as tokens in `uri`/<number>.arrow, in chunks of `CHUNK_ROWS` rows; a file's last may be smaller."""
+    """Tokenized training rows in `<uri>/<number>.arrow`, in chunks of `CHUNK_ROWS` rows (the last can be smaller)."""
 
     uri: str
-    sizes: tuple[int, ...]  # rows of each file, in the order of their numbers
-    classes: tuple[str, ...]  # (classification only) Empty for a chat task
+    sizes: tuple[int, ...]  # rows of each file, by file number
+    classes: tuple[str, ...]  # empty for chat tasks
     window_rows: int = 1 << 14  # rows that a worker shuffles together
 
     def __len__(self) -> int:
         return sum(self.sizes)
 
     def chunks(self) -> NDArray[np.int64]:
-        """Return int64 [number of chunks, 3]: file, index in the file, and number of rows of each chunk."""
+        """Return the file number, index in the file and number of rows of each chunk, int64 [number of chunks, 3]."""
         parts = []
         for file, size in enumerate(self.sizes):
             indices = np.arange(-(-size // CHUNK_ROWS))
@@ -50,7 +50,7 @@ class Shards:
         return np.concatenate(parts, axis=1).T
 
     def read(self, chunks: NDArray[np.int64]) -> TokenizedRows:
-        """Read the rows of a subset of `chunks()`, in that order."""
+        """Read the rows of a subset of `chunks()`, in the given order."""
         order = np.argsort(chunks[:, 0], kind="stable")
         files, starts = np.unique(chunks[order, 0], return_index=True)
         batches: list[pa.RecordBatch] = [None] * len(chunks)
@@ -75,11 +75,11 @@ class Shards:
         store, path = filesystem(uri, retry_policy=PERSISTENT)
         try:
             with storage_errors(uri), store.open_input_file(path) as source, pa.ipc.open_file(source) as reader:
-                if reader.schema != pa.schema(_COLUMNS):  # a foreign extension type could run code
-                    raise pa.ArrowInvalid("its columns are not those of shards")
+                if reader.schema != pa.schema(_COLUMNS):  # another extension type could run code
+                    raise pa.ArrowInvalid("its columns are not those of a shard")
                 return [reader.get_batch(int(index)) for index in indices]
         except pa.ArrowInvalid as error:
-            raise StorageError(f"{uri} is not whole ({error}); delete {self.uri} and run again") from None
+            raise StorageError(f"{uri} is damaged ({error}); delete {self.uri} and run again") from None
 
 
 def file_uri(uri: str, number: int) -> str:
@@ -89,7 +89,7 @@ def file_uri(uri: str, number: int) -> str:
 
 @contextmanager
 def write_shard_file(uri: str, number: int) -> Iterator["ShardWriter"]:
-    """Write one file of shards to the local disk, and upload it if the block succeeds."""
+    """Yield a writer of a file of shards on the local disk; upload the file if the block succeeds."""
     with TemporaryDirectory(prefix="tailorbird-") as folder:
         path = Path(folder) / "shard.arrow"
         options = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -101,7 +101,7 @@ def write_shard_file(uri: str, number: int) -> Iterator["ShardWriter"]:
 
 
 class ShardWriter:
-    """Write tokenized rows to an Arrow file in chunks of `CHUNK_ROWS`."""
+    """Writer of tokenized rows to an Arrow file in chunks of `CHUNK_ROWS`."""
 
     def __init__(self, file: pa.ipc.RecordBatchFileWriter) -> None:
         self._file = file
@@ -126,7 +126,7 @@ class ShardWriter:
 
 
 def window_chunks(num_chunks: int, *, rows: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Yield the chunk numbers of each window of about `rows` rows of an epoch: each chunk once, in random order."""
+    """Iterate over the windows of an epoch: chunk numbers of about `rows` rows, each chunk once, in random order."""
     order = np.random.default_rng((seed, epoch, 0, 1)).permutation(num_chunks)
     size = -(-rows // CHUNK_ROWS)
     return (order[start : start + size] for start in range(0, num_chunks, size))

@@ -1,4 +1,4 @@
-"""Tasks of Ray Data: each checks and tokenizes a few row groups and writes them as one file of shards."""
+"""Ray Data tasks. Each checks and tokenizes several row groups and writes them as one file of shards."""
 
 import os
 from collections import Counter
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHARD_ROWS = 1 << 17
-BATCH_ROWS = 1 << 13  # rows that a task holds in memory at once
+BATCH_ROWS = 1 << 13  # rows in memory of a task
 SEED = 0
 EVALUATION_SPLITS = ("test", "validation")
-"""Splits that may not share a text with train; a copy in both counts for the first."""
+"""Splits whose texts are dropped from train. A text in both counts for the first."""
 
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """Row groups of a Parquet file of which one task makes one file of shards."""
+    """Row groups of a Parquet file that a task writes as one file of shards."""
 
     number: int
     uri: str
@@ -48,19 +48,19 @@ class ShardSpec:
 
 @dataclass(frozen=True)
 class ShardingJob:
-    """What every task needs besides its spec."""
+    """Inputs that all tasks share."""
 
     config: DataConfig
     task: DataTask
     base_model: str
     uri: str
-    sample_share: float  # share of the rows that the driver keeps in memory
-    evaluation_texts: dict[str, frozenset[str]]  # normalised texts of validation and of test
-    evaluation_keys: frozenset[str]  # values of `split_by` in either
+    sample_share: float  # share of the training rows that the driver keeps in memory
+    evaluation_texts: dict[str, frozenset[str]]  # normalised texts of validation and test, by split
+    evaluation_keys: frozenset[str]  # values of `split_by` in validation or test
 
 
 class ShardReport(BaseModel, frozen=True):
-    """What the driver needs to know of a file of shards."""
+    """Figures of a file of shards that the driver needs."""
 
     number: int
     num_rows: int
@@ -68,14 +68,14 @@ class ShardReport(BaseModel, frozen=True):
     copies: dict[str, int]
     """Rows dropped because their text is in an evaluation split, by split."""
     shared_keys: tuple[str, ...]
-    """Values of `split_by` that an evaluation split has too."""
+    """Values of `split_by` that are also in an evaluation split."""
     labels: dict[str, int]
     """(classification only) Rows of each label."""
     sha256: str
 
 
 class ShardRecord(StoredModel):
-    """JSON next to a file of shards, written last: the report, and the rows that stay in memory."""
+    """JSON file next to a file of shards, written last, with the report and the rows for the driver's memory."""
 
     report: ShardReport
     sample: tuple[Rows, ...]
@@ -84,7 +84,7 @@ class ShardRecord(StoredModel):
 
 
 def shard_specs(config: DataConfig) -> Iterator[ShardSpec]:
-    """Group row groups into shards of about `SHARD_ROWS` rows; a row group is never split."""
+    """Group row groups into shards of about `SHARD_ROWS` rows. Row groups are not split."""
     number = first = 0
     for file, row_groups in groupby(_row_groups(config), key=lambda row_group: row_group[0]):
         indices: list[int] = []
@@ -101,7 +101,7 @@ def shard_specs(config: DataConfig) -> Iterator[ShardSpec]:
 
 
 def _row_groups(config: DataConfig) -> Iterator[tuple[str, int]]:
-    """Yield file URI and number of rows of each row group of the training rows, in order."""
+    """Yield the file URI and number of rows of each row group of the training data, in order."""
     for uri in config.train_uris:
         for file in parquet_files(uri):
             with open_parquet(file, columns=(), in_parts=True) as parquet:
@@ -110,7 +110,7 @@ def _row_groups(config: DataConfig) -> Iterator[tuple[str, int]]:
 
 
 def run_job(specs: Sequence[ShardSpec], job: ShardingJob) -> list[ShardReport]:
-    """Write all files of shards on the cluster and return their reports by number; raise the first DataError."""
+    """Write all files of shards on the cluster and return the reports by number; raise the first DataError."""
     import ray
     import ray.data
 
@@ -129,7 +129,8 @@ _SPEC = TypeAdapter(ShardSpec)
 
 
 def _task(row: dict[str, str], job: Any) -> dict[str, str]:
-    """Write one file of shards. An error of data or storage is returned: raised, Ray would report a traceback."""
+    """Write a file of shards. Errors of data or storage are returned, since Ray reports raised ones with a
+    traceback."""
     try:
         report = write_shard(_SPEC.validate_json(row["spec"]), *_job_and_tokenizer(job))
     except (DataError, s3.StorageError) as error:
@@ -139,7 +140,7 @@ def _task(row: dict[str, str], job: Any) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _job_and_tokenizer(reference: Any) -> tuple[ShardingJob, "PreTrainedTokenizerBase"]:
-    """Load both once a process."""
+    """Load the job and its tokenizer once per process."""
     import ray
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
@@ -148,7 +149,7 @@ def _job_and_tokenizer(reference: Any) -> tuple[ShardingJob, "PreTrainedTokenize
 
 
 def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokenizerBase") -> ShardReport:
-    """Write a file of shards and its record, unless an earlier run has."""
+    """Write a file of shards and its record, unless an earlier run has written them."""
     record_uri = _record_uri(job.uri, spec.number)
     if storage.exists(record_uri):
         return ShardRecord.model_validate(storage.read_json(record_uri)).report
@@ -188,7 +189,7 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
 
 
 def _evaluation_split(text: str, job: ShardingJob) -> str | None:
-    """Return the first evaluation split that has a normalised text."""
+    """Return the first evaluation split that contains a normalised text; None if there is none."""
     return next((split for split in EVALUATION_SPLITS if text in job.evaluation_texts[split]), None)
 
 
@@ -198,7 +199,7 @@ def _batches(spec: ShardSpec, job: ShardingJob) -> Iterator[Rows]:
     with open_parquet(spec.uri, columns=columns, in_parts=True) as parquet:
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=list(spec.row_groups), columns=columns):
             table = pa.Table.from_batches([batch])
-            # an error names the position in the file; row ids are positions among all training rows.
+            # An error names the position in the file; row ids are positions among all training rows.
             rows = job.task.rows(table, config=job.config, uri=spec.uri, first=spec.first_in_file + num_read)
             ids = range(spec.first + num_read, spec.first + num_read + len(rows))
             yield replace(rows, row_ids=tuple(map(str, ids)))
@@ -210,7 +211,7 @@ def _record_uri(uri: str, number: int) -> str:
 
 
 def read_sample(uri: str, *, num_files: int) -> Rows:
-    """Read the rows that stay in memory: the sample, and the first row of each class that the sample lacks."""
+    """Read the rows for the driver's memory: the sample, and the first row of each class that is not in the sample."""
     stored = (storage.read_json(_record_uri(uri, number)) for number in range(num_files))
     records = [ShardRecord.model_validate(record) for record in stored]
     parts = [rows for record in records for rows in record.sample]

@@ -100,7 +100,7 @@ def test_a_registry_bucket_that_is_not_there(bucket: str, name: str, tmp_path: P
 def test_a_column_that_is_not_there(bucket: str, name: str, tmp_path: Path) -> None:
     write_toys(bucket)
     result = invoke(tmp_path, toy(name, bucket), "data.label=chaptre")
-    refused(result, name, "has no column 'chaptre'", "it has text, chapter", "Correct the recipe's data section")
+    refused(result, name, "has no column 'chaptre'", "it has text, chapter", "Correct the section `data` of the recipe")
 
 
 def test_wrong_credentials(bucket: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,10 +129,10 @@ NULL: Table = {"text": ["a", None, "b"], "chapter": ["x", "y", "y"]}
             ("the train split has no rows after exact copies", "give more data"),
             id="a split empty after cleaning",
         ),
-        pytest.param(ONE_CLASS, ("one class only, 'x'", "at least two"), id="one class only"),
+        pytest.param(ONE_CLASS, ("only one class, 'x'", "at least two"), id="one class only"),
         pytest.param(
             {"test": UNSEEN},
-            ("test has 1 rows with labels that train never shows: 'z'", "add training rows of them"),
+            ("test has 1 rows with labels that are not in train: 'z'", "add training rows with these labels"),
             id="an unseen label",
         ),
         pytest.param(
@@ -142,7 +142,7 @@ NULL: Table = {"text": ["a", None, "b"], "chapter": ["x", "y", "y"]}
         ),
         pytest.param(
             {"train": {"text": [1, 2], "chapter": ["x", "y"]}},
-            ("column 'text' is int64, allowed: string", "convert it"),
+            ("column 'text' has type int64, allowed: string", "convert it"),
             id="text that is none",
         ),
     ],
@@ -162,7 +162,7 @@ def test_a_parquet_file_that_is_not_one(bucket: str, name: str, tmp_path: Path) 
     write_toys(bucket)
     storage.write_bytes(f"{bucket}/validation/part-0.parquet", b"text,chapter\na,x\n")
     result = invoke(tmp_path, toy(name, bucket))
-    refused(result, name, f"{bucket}/validation/part-0.parquet is not a readable Parquet file", "write it again")
+    refused(result, name, f"{bucket}/validation/part-0.parquet is not a valid Parquet file", "write it again")
 
 
 @pytest.mark.parametrize(

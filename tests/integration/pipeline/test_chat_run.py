@@ -31,6 +31,8 @@ from tests import small_chat
 from tests.integration.small import SmallRun, write_table
 from tests.progress import ProgressRecorder
 
+pytestmark = pytest.mark.usefixtures("connected")
+
 BASE = "s3://lake/tiny-chat-base"
 DATA = "s3://lake/tiny-chat"
 SIZES = {"train": 96, "validation": 16, "test": 60}
@@ -125,7 +127,7 @@ def test_the_champion_is_served_and_says_what_it_learned(chat_run: SmallRun, tmp
         answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("yes", "stop")
         listing = CliRunner().invoke(app.app, ["models", str(tmp_path / "recipe.yaml")]).output
-        assert "champion: 60 of 60 test rows answered over HTTP as evaluated\n" in listing
+        assert "champion: 60 of 60 test rows have the same answer over HTTP as in the evaluation\n" in listing
     finally:
         undeploy(application_name(chat_run.recipe.task_uri))
 
@@ -149,5 +151,5 @@ def test_a_row_that_cannot_be_trained_on_ends_a_run_before_its_baselines_as_the_
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     result = CliRunner().invoke(app.app, ["run", str(tmp_path / "recipe.yaml")])
     assert result.exit_code == 2, result.output
-    assert "training row 1: a turn of the user spells '</s>'" in " ".join(result.stderr.split())
+    assert "training row 1: a turn of the user contains the special token '</s>'" in " ".join(result.stderr.split())
     assert not storage.exists("s3://models/forged/stages")

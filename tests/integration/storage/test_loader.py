@@ -80,7 +80,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(bucket: str) ->
 
 def test_an_object_that_is_not_parquet_is_named(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/rows/part-0.parquet", b"text,label\na,x\n")
-    with pytest.raises(DataError, match=r"part-0.parquet is not a readable Parquet file"):
+    with pytest.raises(DataError, match=r"part-0.parquet is not a valid Parquet file"):
         read_table(f"{bucket}/rows", columns=["text"])
 
 
@@ -95,7 +95,7 @@ def test_wrong_credentials_are_told_apart_from_missing_data(
 
 def test_an_endpoint_that_does_not_answer_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(DataError, match="cannot be reached"):
+    with pytest.raises(DataError, match="is not reachable"):
         read_table(f"{bucket}/rows.parquet", columns=["text"])
 
 

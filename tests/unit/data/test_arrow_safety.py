@@ -1,4 +1,4 @@
-"""Files with a column of Ray Data's type of pickles: refused before a value is looked at, wherever we read Arrow."""
+"""Columns of Ray Data's pickle type are rejected before a value is read, wherever Arrow files are read."""
 
 import os
 import pickle
@@ -22,11 +22,11 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.storage.s3 import StorageError
 
 PICKLED = {"ARROW:extension:name": "ray.data.arrow_pickled_object", "ARROW:extension:metadata": ""}
-"""Metadata of such a column in a file; nothing else is needed to write one."""
+"""Field metadata that is sufficient to write such a column."""
 
 
 class Payload:
-    """Make a folder when unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -44,31 +44,33 @@ def written(path: Path, fields: list[pa.Field], row: dict[str, Any]) -> str:
     return path.as_uri()
 
 
-def test_a_conversation_that_is_a_pickle_is_refused_and_not_looked_at(tmp_path: Path) -> None:
+def test_a_pickled_conversation_is_rejected_without_being_read(tmp_path: Path) -> None:
     marker = tmp_path / "it-ran"
     turns = pa.list_(pa.struct([pa.field("role", pa.string()), pickled("content")]))
     messages = [{"role": "user", "content": pickle.dumps(Payload(marker))}, {"role": "assistant", "content": b""}]
     uri = written(tmp_path / "rows.parquet", [pa.field("messages", turns)], {"messages": messages})
-    with pytest.raises(DataError, match=r"column 'messages' is list<.*whose values code would make; write it as plain"):
+    with pytest.raises(
+        DataError, match=r"column 'messages' has type list<.*whose values can run code when read; write it as strings"
+    ):
         read_rows(uri, config=DataConfig(train=uri, messages="messages"), task=ChatData())
     assert not marker.exists()
-    with pytest.raises(EOFError):  # the second content is no pickle
+    with pytest.raises(EOFError):  # the second value is not a pickle
         pq.read_table(tmp_path / "rows.parquet").column("messages").to_pylist()
-    assert marker.exists()  # so the payload was live
+    assert marker.exists()  # the payload works
 
 
 @pytest.mark.parametrize("name", ["text", "label", "patient"])
-def test_so_is_a_text_a_label_or_a_group(tmp_path: Path, name: str) -> None:
+def test_a_pickled_text_label_or_group_is_rejected(tmp_path: Path, name: str) -> None:
     marker = tmp_path / "it-ran"
     fields = [pickled(column) if column == name else plain(column) for column in ("text", "label", "patient")]
     row = dict.fromkeys(("text", "label", "patient"), "a") | {name: pickle.dumps(Payload(marker))}
     uri = written(tmp_path / "rows.parquet", fields, row)
-    with pytest.raises(DataError, match=f"column {name!r} is .*whose values code would make"):
+    with pytest.raises(DataError, match=f"column {name!r} has type .*whose values can run code when read"):
         read_rows(uri, config=DataConfig(train=uri, groups=("patient",)))
     assert not marker.exists()
 
 
-def test_a_column_that_no_recipe_names_is_not_read_at_all(tmp_path: Path) -> None:
+def test_an_unused_pickle_column_is_not_read(tmp_path: Path) -> None:
     marker = tmp_path / "it-ran"
     row = {"text": "a", "label": "b", "other": pickle.dumps(Payload(marker))}
     uri = written(tmp_path / "rows.parquet", [*map(plain, ("text", "label")), pickled("other")], row)
@@ -76,7 +78,7 @@ def test_a_column_that_no_recipe_names_is_not_read_at_all(tmp_path: Path) -> Non
     assert not marker.exists()
 
 
-def test_stored_predictions_with_pickles_in_them_are_none(tmp_path: Path) -> None:
+def test_stored_predictions_with_pickles_are_rejected(tmp_path: Path) -> None:
     marker, ones = tmp_path / "it-ran", np.ones(1)
     table = Predictions("full", ("0",), ("a",), ("a",), scores=ones, confidences=ones, calibrated=ones).to_table()
     index = table.column_names.index("output")
@@ -87,7 +89,7 @@ def test_stored_predictions_with_pickles_in_them_are_none(tmp_path: Path) -> Non
     assert not marker.exists()
 
 
-def test_shards_of_other_columns_are_not_read(tmp_path: Path) -> None:
+def test_shards_with_other_columns_are_rejected(tmp_path: Path) -> None:
     marker = tmp_path / "it-ran"
     schema = pa.schema([pickled("row_id"), *(pa.field(name, kind) for name, kind in list(_COLUMNS.items())[1:])])
     row: dict[str, Any] = dict.fromkeys(_COLUMNS) | {"ids": [1], "row_id": pickle.dumps(Payload(marker))}
@@ -100,7 +102,7 @@ def test_shards_of_other_columns_are_not_read(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_types_of_arrow_itself_pass_and_a_foreign_one_is_found_at_any_depth() -> None:
+def test_arrow_types_are_allowed_and_extension_types_are_detected_at_any_depth() -> None:
     kind = registered()
     nested = [pa.list_(kind), pa.struct([("a", pa.map_(pa.string(), kind))]), pa.dictionary(pa.int8(), kind)]
     assert extension_columns(pa.schema([(str(index), column) for index, column in enumerate(nested)])) == [
@@ -117,7 +119,7 @@ def plain(name: str) -> pa.Field:
 
 
 def registered() -> pa.DataType:
-    """Return the type as a reader sees it."""
+    """Return the type that a reader of the file gets."""
     with pa.BufferOutputStream() as sink:
         with pa.ipc.new_stream(sink, pa.schema([pickled("a")])):
             pass

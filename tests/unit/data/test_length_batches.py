@@ -1,4 +1,4 @@
-"""Length batches: every row once, rows of similar length together, and the cheapest batches by a cost function."""
+"""Length batches contain every row once, have little padding, and minimise the cost."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ few_lengths = st.lists(st.integers(1, 64), max_size=60)
     token_lists=st.lists(st.lists(st.integers(1, 500), min_size=1, max_size=20), min_size=1, max_size=40),
     max_rows=st.integers(1, 12),
 )
-def test_batches_cover_each_row_once(token_lists: list[list[int]], max_rows: int) -> None:
+def test_batches_contain_each_row_once(token_lists: list[list[int]], max_rows: int) -> None:
     batches = length_batches([len(tokens) for tokens in token_lists], max_rows=max_rows)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(token_lists)))
     assert all(len(batch) == max_rows for batch in batches[:-1])
@@ -32,26 +32,26 @@ def test_batches_cover_each_row_once(token_lists: list[list[int]], max_rows: int
 
 
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=200), max_rows=st.integers(1, 16))
-def test_batches_of_like_length_pad_little(lengths: list[int], max_rows: int) -> None:
+def test_batches_of_similar_length_have_little_padding(lengths: list[int], max_rows: int) -> None:
     batches = length_batches(lengths, max_rows=max_rows)
     longest = [max(lengths[row] for row in batch) for batch in batches]
     padding = padded_tokens(lengths, batches)
     assert longest == sorted(longest, reverse=True)
-    assert padding <= (max_rows - 1) * max(lengths)  # each batch pads at most down to where the next one starts
+    assert padding <= (max_rows - 1) * max(lengths)  # a batch pads at most to the length at which the next one starts
 
 
-def test_sorted_batches_pad_a_tenth_of_what_batches_in_order_pad() -> None:
+def test_sorted_batches_have_a_tenth_of_the_padding_of_unsorted_ones() -> None:
     lengths = np.random.default_rng(0).geometric(1 / 12, size=2000).clip(1, 64)
     in_order = [np.arange(start, min(start + 32, 2000)) for start in range(0, 2000, 32)]
     assert padded_tokens(lengths, length_batches(lengths, max_rows=32)) < 0.1 * padded_tokens(lengths, in_order)
 
 
-def test_a_batch_of_no_rows_is_refused() -> None:
+def test_a_batch_size_of_zero_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         length_batches([3, 2], max_rows=0)
 
 
-def test_shortest_first_the_last_batch_has_the_longest_rows() -> None:
+def test_with_shortest_first_the_last_batch_has_the_longest_rows() -> None:
     batches = length_batches([3, 1, 2, 1, 5], max_rows=2, longest_first=False)
     assert [batch.tolist() for batch in batches] == [[1, 3], [2, 0], [4]]
 
@@ -72,7 +72,7 @@ def test_with_a_cost_every_row_is_in_one_batch_and_no_batch_is_too_large(lengths
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=7))
-def test_no_other_batches_of_the_sorted_rows_are_cheaper(lengths: list[int]) -> None:
+def test_batches_have_the_lowest_cost_of_all_divisions_of_the_sorted_rows(lengths: list[int]) -> None:
     ordered = sorted(lengths, reverse=True)
     cheapest = min(
         total_cost([ordered[start:end] for start, end in itertools.pairwise((0, *cuts, len(ordered)))])
@@ -83,11 +83,11 @@ def test_no_other_batches_of_the_sorted_rows_are_cheaper(lengths: list[int]) -> 
     assert total_cost([[lengths[row] for row in batch] for batch in batches]) == cheapest
 
 
-def test_rows_of_one_length_are_one_batch() -> None:
+def test_rows_of_equal_length_form_one_batch() -> None:
     assert [len(batch) for batch in length_batches(np.full(64, 12), max_rows=64, cost=cost)] == [64]
 
 
-def test_a_batch_of_infinite_cost_is_not_made() -> None:
+def test_batches_of_infinite_cost_are_avoided() -> None:
     def at_most_ten_tokens(num_rows: np.ndarray, longest: np.ndarray) -> np.ndarray:
         return np.where((num_rows > 1) & (num_rows * longest > 10), np.inf, 1.0)
 

@@ -1,4 +1,4 @@
-"""Parquet files on disk, real ones and broken ones: what is read, and what a reader of the error would know to do."""
+"""Rows and splits read from valid and broken Parquet files, and the messages of errors."""
 
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,12 @@ def test_a_folder_is_read_file_by_file_in_the_order_of_paths(tmp_path: Path) -> 
     assert rows.groups == {}
 
 
-def test_a_trailing_slash_names_the_same_folder(tmp_path: Path) -> None:
+def test_a_trailing_slash_does_not_matter(tmp_path: Path) -> None:
     put(tmp_path / "part-0.parquet", text=["a"], label=["x"])
     assert read_table(tmp_path.as_uri() + "/", columns=["text"]).num_rows == 1
 
 
-def test_a_file_of_any_name_is_read_when_named(tmp_path: Path) -> None:
+def test_a_file_is_read_whatever_its_suffix(tmp_path: Path) -> None:
     assert read_table(put(tmp_path / "rows with blanks.pq", text=["a"]), columns=["text"]).num_rows == 1
 
 
@@ -68,39 +68,39 @@ def test_dictionary_and_large_strings_are_read_as_strings(tmp_path: Path) -> Non
     assert (rows.texts, rows.labels) == (("a", "b"), ("x", "x"))
 
 
-def test_one_column_may_serve_as_label_key_and_group(tmp_path: Path) -> None:
+def test_a_column_can_be_label_split_key_and_group(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=["a"], label=["x"])
     rows = read_rows(uri, config=config_of(uri, split_by="label", groups=("label",)))
     assert rows.labels == rows.split_keys == rows.groups["label"] == ("x",)
 
 
-def test_a_missing_column_is_named_with_those_there(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_column_lists_the_columns(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=["a"], intent=["x"])
     with pytest.raises(DataError, match=r"rows.parquet has no column 'label'; it has text, intent"):
         read_rows(uri, config=config_of(uri))
 
 
-def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_path_names_it(tmp_path: Path) -> None:
     uri = (tmp_path / "nothing").as_uri()
     with pytest.raises(DataError, match="nothing"):
         read_table(uri, columns=["text"])
 
 
-def test_a_folder_without_parquet_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_parquet_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\n")
-    with pytest.raises(DataError, match=r"holds no \.parquet file"):
+    with pytest.raises(DataError, match=r"contains no \.parquet file"):
         read_table(tmp_path.as_uri(), columns=["text"])
 
 
 @pytest.mark.parametrize("content", [b"", b"text,label\na,b\n", b"PAR1 not really PAR1"])
-def test_a_file_that_is_not_parquet_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_parquet_is_rejected_with_its_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.parquet"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"rows.parquet is not a readable Parquet file"):
+    with pytest.raises(DataError, match=r"rows.parquet is not a valid Parquet file"):
         read_table(path.as_uri(), columns=["text"])
 
 
-def test_a_parquet_file_cut_short_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_parquet_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     put(path, text=[f"text {number}" for number in range(1000)])
     path.write_bytes(path.read_bytes()[:-100])
@@ -108,7 +108,7 @@ def test_a_parquet_file_cut_short_is_refused(tmp_path: Path) -> None:
         read_table(path.as_uri(), columns=["text"])
 
 
-def test_a_parquet_file_damaged_inside_is_refused(tmp_path: Path) -> None:
+def test_a_corrupt_parquet_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     put(path, text=[f"text {number}" for number in range(1000)])
     whole = path.read_bytes()
@@ -117,14 +117,14 @@ def test_a_parquet_file_damaged_inside_is_refused(tmp_path: Path) -> None:
         read_table(path.as_uri(), columns=["text"])
 
 
-def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+def test_a_table_without_rows_is_rejected(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=pa.array([], pa.string()), label=pa.array([], pa.string()))
     with pytest.raises(DataError, match="has no rows"):
         read_rows(uri, config=config_of(uri))
 
 
 @pytest.mark.parametrize("column", ["text", "label", "patient"])
-def test_a_null_is_refused_with_its_column_and_first_row(tmp_path: Path, column: str) -> None:
+def test_a_null_is_rejected_with_its_column_and_first_row(tmp_path: Path, column: str) -> None:
     columns = {"text": ["a", "b", "c"], "label": ["x", "y", "x"], "patient": ["1", "2", "3"]}
     uri = put(tmp_path / "rows.parquet", **{**columns, column: ["a", None, None]})
     with pytest.raises(DataError, match=rf"column '{column}' is null in 2 of 3 rows \(first: row 1\)"):
@@ -139,21 +139,23 @@ def test_a_null_is_refused_with_its_column_and_first_row(tmp_path: Path, column:
         ("sex", [["f"], ["m"]], "boolean or date"),
     ],
 )
-def test_a_column_of_another_type_is_refused(tmp_path: Path, column: str, values: list[Any], allowed: str) -> None:
+def test_a_column_of_an_unsupported_type_is_rejected(
+    tmp_path: Path, column: str, values: list[Any], allowed: str
+) -> None:
     columns: dict[str, list[Any]] = {"text": ["a", "b"], "label": ["x", "y"], "sex": ["f", "m"]}
     uri = put(tmp_path / "rows.parquet", **{**columns, column: values})
     with pytest.raises(DataError, match=rf"column '{column}' is .*, allowed: .*{allowed}"):
         read_rows(uri, config=config_of(uri, groups=("sex",)))
 
 
-def test_files_of_one_folder_with_other_types_are_refused(tmp_path: Path) -> None:
+def test_files_with_different_column_types_are_rejected(tmp_path: Path) -> None:
     put(tmp_path / "part-0.parquet", text=["a"], label=["x"])
     put(tmp_path / "part-1.parquet", text=["b"], label=[1])
     with pytest.raises(DataError, match="do not have the same column types"):
         read_rows(tmp_path.as_uri(), config=config_of(tmp_path.as_uri()))
 
 
-def test_three_uris_give_three_splits_each_counting_its_own_rows(tmp_path: Path) -> None:
+def test_three_uris_give_three_splits_with_their_own_row_ids(tmp_path: Path) -> None:
     uris = {
         name: put(tmp_path / f"{name}.parquet", text=[name, name + "!"], label=["x", "y"])
         for name in ("train", "validation", "test")
@@ -164,7 +166,7 @@ def test_three_uris_give_three_splits_each_counting_its_own_rows(tmp_path: Path)
     ]
 
 
-def test_one_uri_is_split_by_the_key_and_rows_keep_their_place_as_id(tmp_path: Path) -> None:
+def test_a_single_uri_is_split_by_key_and_rows_keep_their_position_as_id(tmp_path: Path) -> None:
     texts = [f"text {number}" for number in range(600)]
     patients = [number // 3 for number in range(600)]
     uri = put(tmp_path / "rows.parquet", text=texts, label=["x", "y"] * 300, patient=patients)
@@ -181,7 +183,7 @@ def test_one_uri_is_split_by_the_key_and_rows_keep_their_place_as_id(tmp_path: P
     assert splits == read_splits(config_of(uri, split_by="patient"))
 
 
-def test_validation_left_out_is_a_share_of_train_and_test_stays_whole(tmp_path: Path) -> None:
+def test_omitted_validation_is_a_share_of_train_and_test_is_unchanged(tmp_path: Path) -> None:
     texts = [f"text {number}" for number in range(1000)]
     patients = [number // 2 for number in range(1000)]
     old = put(tmp_path / "old.parquet", text=texts[:900], label=["x", "y"] * 450, patient=patients[:900])
@@ -196,7 +198,7 @@ def test_validation_left_out_is_a_share_of_train_and_test_stays_whole(tmp_path: 
     assert texts_by_id == {str(number): text for number, text in enumerate(texts)}
 
 
-def test_files_named_together_must_be_of_one_kind(tmp_path: Path) -> None:
+def test_uris_of_train_must_have_the_same_column_types(tmp_path: Path) -> None:
     first = put(tmp_path / "one.parquet", text=["a"], label=["x"])
     second = put(tmp_path / "other.parquet", text=["b"], label=[1])
     with pytest.raises(DataError, match=r"one.parquet, .*other.parquet: its files do not have the same column types"):
@@ -215,7 +217,7 @@ def test_without_a_key_copies_of_a_text_stay_together(tmp_path: Path) -> None:
     assert sum(len(texts) for texts in texts_of_splits) == len(set.union(*texts_of_splits)) == 100
 
 
-def test_validation_and_test_may_be_parts_that_are_the_same_at_every_run(tmp_path: Path) -> None:
+def test_subsets_of_validation_and_test_are_the_same_in_every_run(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", text=[str(n) for n in range(50)], label=["x"] * 50)
     data = config_of(uri, validation=uri, test=uri, max_validation_rows=7, max_test_rows=9)
     first, second = read_splits(data), read_splits(data)

@@ -1,4 +1,4 @@
-"""Near-duplicates are found by what texts share and by what they do not; large sets are sampled, and say so."""
+"""Near-duplicates are counted by shared and unshared n-grams; large sets are sampled."""
 
 import pytest
 from hypothesis import given
@@ -18,28 +18,28 @@ words = st.sampled_from(["fever", "cough", "chronic", "acute", "pain", "of", "th
 text_lists = st.lists(st.lists(words, min_size=1, max_size=6).map(" ".join), min_size=1, max_size=8)
 
 
-def test_a_text_with_one_letter_changed_is_near_and_another_subject_is_not() -> None:
+def test_a_text_with_a_changed_letter_is_a_near_duplicate_and_an_unrelated_text_is_not() -> None:
     texts = ["kinking and strictures of the ureter without hydronephrosis", "fracture of the left femur"]
     assert near_duplicates(texts, among=TRAIN) == NearDuplicates(num_duplicates=1, num_compared=2)
 
 
-def test_case_and_white_space_do_not_count() -> None:
+def test_case_and_white_space_do_not_matter() -> None:
     assert near_duplicates(["  CHRONIC   inflammation of\nthe pancreas"], among=TRAIN).num_duplicates == 1
 
 
-def test_words_that_train_never_shows_make_a_text_less_alike() -> None:
+def test_words_that_are_not_in_train_reduce_the_similarity() -> None:
     text = "chronic inflammation of the pancreas xylophone quartz juggling bumblebee"
     assert near_duplicates([text], among=TRAIN).num_duplicates == 0
 
 
 @pytest.mark.parametrize("texts", [[], ["", " "]])
-def test_texts_with_nothing_in_them_are_near_to_nothing(texts: list[str]) -> None:
+def test_empty_texts_have_no_near_duplicates(texts: list[str]) -> None:
     assert near_duplicates(texts, among=TRAIN) == NearDuplicates(0, len(texts))
     assert near_duplicates(texts, among=["", " "]) == NearDuplicates(0, len(texts))
 
 
 @given(texts=text_lists, among=text_lists)
-def test_it_counts_as_a_vocabulary_of_all_texts_would(texts: list[str], among: list[str]) -> None:
+def test_counts_equal_those_of_a_vocabulary_of_all_texts(texts: list[str], among: list[str]) -> None:
     weigh = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit([*texts, *among])
     nearest = (weigh.transform(texts) @ weigh.transform(among).T).toarray().max(axis=1)
     unsure = abs(nearest - similar.THRESHOLD) < 1e-4  # float32 against float64
@@ -49,7 +49,7 @@ def test_it_counts_as_a_vocabulary_of_all_texts_would(texts: list[str], among: l
     )
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chunk_size_does_not_change_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["kinking and strictures of the ureter without hydronephrosis", "a fall", "my card hasn't arrived yet", "x"]
     whole = near_duplicates(texts, among=TRAIN, threshold=0.5)
     assert whole.num_duplicates == 2
@@ -58,7 +58,9 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert near_duplicates(texts, among=TRAIN, threshold=0.5) == whole
 
 
-def test_a_large_set_is_sampled_the_same_way_each_time_and_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_set_is_sampled_deterministically_and_the_sample_size_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     texts = [TRAIN[0]] * 60 + ["fracture of the left femur"] * 60
     assert near_duplicates(texts, among=TRAIN) == NearDuplicates(60, 120)
     monkeypatch.setattr(similar, "MIN_COMPARED", 10)

@@ -1,4 +1,4 @@
-"""Packed rows: every token once, its conversation's mask, and little padding."""
+"""Packed rows contain every token once, the assistant masks, and little padding."""
 
 import numpy as np
 from hypothesis import given
@@ -13,14 +13,14 @@ def rows_of(lengths: list[int]) -> list[Tokens]:
     for length in lengths:
         mask = np.zeros(length, dtype=np.bool_)
         mask[length // 2 :] = True
-        mask[0] = False  # the first token of a conversation follows nothing
+        mask[0] = False  # the first token of a conversation has no preceding token that predicts it
         rows.append(Tokens(list(range(token, token + length)), mask))
         token += length
     return rows
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
-def test_packed_rows_hold_every_token_once_and_learn_what_is_said(lengths: list[int]) -> None:
+def test_packed_rows_contain_every_token_once_and_target_assistant_tokens(lengths: list[int]) -> None:
     rows = rows_of(lengths)
     batch = pack(rows, pad_id=0)
     for index, row in enumerate(rows):
@@ -35,5 +35,5 @@ def test_packed_rows_hold_every_token_once_and_learn_what_is_said(lengths: list[
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
-def test_whatever_the_lengths_little_of_packed_rows_is_padding(lengths: list[int]) -> None:
+def test_packed_rows_have_little_padding_for_any_lengths(lengths: list[int]) -> None:
     assert (pack(rows_of(lengths), pad_id=0).conversation_ids == -1).mean() <= 0.03

@@ -29,7 +29,7 @@ SETS = os.environ.get("TAILORBIRD_DATA")
         (f"to {'a' * 70}@{'b' * 70}.example.org!", "to [email]!"),
     ],
 )
-def test_what_leads_to_a_person_is_replaced_by_its_kind(text: str, left: str) -> None:
+def test_personal_identifiers_are_replaced_by_placeholders(text: str, left: str) -> None:
     assert redact(text) == left
 
 
@@ -37,7 +37,7 @@ def test_what_leads_to_a_person_is_replaced_by_its_kind(text: str, left: str) ->
     "between",
     [" ", "-", ".", "\u00a0", "\u202f", "\u2011", "\u2013", " \u2013 ", " - ", "\n", "\r\n", ",", ", ", ";", "_"],
 )
-def test_a_card_is_found_whatever_stands_between_its_digits(between: str) -> None:
+def test_a_card_number_is_redacted_with_any_separator(between: str) -> None:
     assert redact(f"card {between.join(['4454', '7945', '1139', '0933'])} please") == "card [number] please"
 
 
@@ -57,7 +57,7 @@ def test_a_card_is_found_whatever_stands_between_its_digits(between: str) -> Non
         "Na 140\nK 4.1\n37.2",
     ],
 )
-def test_what_a_text_is_about_stays(text: str) -> None:
+def test_other_content_is_kept(text: str) -> None:
     assert redact(text) == text
 
 
@@ -65,12 +65,12 @@ def test_what_a_text_is_about_stays(text: str) -> None:
 @pytest.mark.parametrize(
     "piece", ["a.b", "a.b@", "1 ", "1-", "1, ", "12345,", "1\n", "1_a", "a:", "aa12 ", "a@a.", "a@", "x", "+("]
 )
-def test_a_text_that_is_made_to_be_slow_is_not(piece: str) -> None:
+def test_adversarial_texts_are_redacted_in_linear_time(piece: str) -> None:
     assert redact(piece * 30_000 + "!").endswith("!")
 
 
 @pytest.mark.skipif(SETS is None, reason="TAILORBIRD_DATA names no folder with the set pii_presidio")
-def test_of_a_thousand_made_up_texts_nearly_every_number_and_address_is_found() -> None:
+def test_nearly_all_numbers_and_addresses_in_a_thousand_synthetic_texts_are_redacted() -> None:
     missed, there = Counter[str](), Counter[str]()
     for split in ("train", "validation", "test"):
         for row in pq.read_table(Path(str(SETS)) / "pii_presidio" / f"{split}.parquet").to_pylist():

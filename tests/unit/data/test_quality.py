@@ -1,4 +1,4 @@
-"""The gates on random splits: no copy is left, test stays as it is, and cleaning twice is cleaning once."""
+"""Data quality checks on random splits: cleaning drops copies, keeps test, and is idempotent."""
 
 import pytest
 from hypothesis import given
@@ -26,7 +26,7 @@ pair_lists = st.lists(st.tuples(few_texts, st.sampled_from("ab")), max_size=12)
 
 @st.composite
 def any_splits(draw: st.DrawFn) -> Splits:
-    """Splits with many copies in which each split keeps a row of its own, so that cleaning always ends well."""
+    """Draw splits with many copies in which each split has a unique row, so that cleaning succeeds."""
     validation = (("only in validation", "a"), *draw(pair_lists))
     return Splits(
         train=rows(*BASE, *draw(pair_lists)),
@@ -36,7 +36,7 @@ def any_splits(draw: st.DrawFn) -> Splits:
 
 
 @given(splits=any_splits())
-def test_after_cleaning_no_text_stands_in_two_splits(splits: Splits) -> None:
+def test_after_cleaning_no_text_is_in_two_splits(splits: Splits) -> None:
     cleaned, report = clean(splits)
     train, validation, test = ({normalise(text) for text in part.texts} for _, part in cleaned.items())
     assert not train & validation
@@ -46,7 +46,7 @@ def test_after_cleaning_no_text_stands_in_two_splits(splits: Splits) -> None:
 
 
 @given(splits=any_splits())
-def test_test_rows_are_untouched(splits: Splits) -> None:
+def test_test_rows_are_not_changed(splits: Splits) -> None:
     cleaned, _ = clean(splits)
     assert cleaned.test == splits.test
 
@@ -73,14 +73,14 @@ def test_every_dropped_row_is_counted_once(splits: Splits) -> None:
 
 
 @given(splits=any_splits())
-def test_rows_that_stay_keep_their_ids_and_order(splits: Splits) -> None:
+def test_remaining_rows_keep_their_ids_and_order(splits: Splits) -> None:
     cleaned, _ = clean(splits)
     rows_kept = [int(row) for row in cleaned.train.row_ids]
     assert rows_kept == sorted(rows_kept)
     assert cleaned.train.texts == tuple(splits.train.texts[row] for row in rows_kept)
 
 
-def test_a_copy_of_a_test_row_goes_from_train_and_validation() -> None:
+def test_a_copy_of_a_test_row_is_dropped_from_train_and_validation() -> None:
     splits = Splits(
         train=rows(*BASE, ("Acute  pain", "a"), ("rash", "a")),
         validation=rows(("RASH", "a"), ("acute pain", "a"), ("itch", "b")),
@@ -111,7 +111,7 @@ def test_conflicting_labels_empty_texts_and_rare_classes_are_counted() -> None:
     assert report.num_classes == 2
 
 
-def test_near_duplicates_are_counted_in_test_and_validation_and_stay() -> None:
+def test_near_duplicates_in_test_and_validation_are_counted_and_kept() -> None:
     splits = Splits(
         train=rows(
             *BASE, ("kinking and stricture of the ureter", "a"), ("my card has not arrived yet, where is it", "b")
@@ -125,7 +125,7 @@ def test_near_duplicates_are_counted_in_test_and_validation_and_stay() -> None:
     assert (report.near_duplicates_of_validation, report.near_duplicates_compared_in_validation) == (1, 2)
 
 
-def test_a_split_by_value_in_two_splits_is_a_leak_that_is_reported_not_dropped() -> None:
+def test_a_split_by_value_in_two_splits_is_reported_but_not_dropped() -> None:
     splits = Splits(
         train=rows(*BASE, keys=["p1", "p2"]),
         validation=rows(("rash", "a"), keys=["p3"]),
@@ -133,60 +133,60 @@ def test_a_split_by_value_in_two_splits_is_a_leak_that_is_reported_not_dropped()
     )
     cleaned, report = clean(splits)
     assert len(cleaned.train) == 2
-    assert report.leaks == ("1 split_by values stand in train and in test (sha256 3946ca64ff78…)",)
+    assert report.leaks == ("1 values of split_by are in both train and test (sha256 3946ca64ff78…)",)
 
 
-def test_copies_left_between_splits_are_leaks() -> None:
+def test_remaining_copies_between_splits_are_reported_as_leaks() -> None:
     splits = Splits(train=rows(*BASE), validation=rows(("rash", "a")), test=rows(("FEVER", "a"), ("Rash", "b")))
     assert leaks_between(splits) == (
-        "1 texts stand in train and in test",
-        "1 texts stand in validation and in test",
+        "1 texts are in both train and test",
+        "1 texts are in both validation and test",
     )
 
 
-def test_the_report_survives_json() -> None:
+def test_the_report_is_restored_from_json() -> None:
     _, report = clean(Splits(train=rows(*BASE), validation=rows(("rash", "a")), test=rows(("itch", "b"))))
     adapter = TypeAdapter(DataReport)
     assert adapter.validate_json(adapter.dump_json(report)) == report
 
 
 @pytest.mark.parametrize("empty", ["train", "validation", "test"])
-def test_an_empty_split_is_refused_by_name(empty: str) -> None:
+def test_an_empty_split_is_rejected_with_its_name(empty: str) -> None:
     parts = {"train": rows(*BASE), "validation": rows(("rash", "a")), "test": rows(("itch", "b")), empty: rows()}
     with pytest.raises(DataError, match=f"the {empty} split has no rows"):
         clean(Splits(**parts))
 
 
-def test_a_split_emptied_by_dropping_copies_is_refused_and_says_why() -> None:
+def test_a_split_that_is_empty_after_cleaning_is_rejected_with_the_reason() -> None:
     splits = Splits(train=rows(*BASE), validation=rows(("itch", "a")), test=rows(("Itch", "a")))
     with pytest.raises(DataError, match="the validation split has no rows after exact copies"):
         clean(splits)
 
 
-def test_one_class_only_is_refused() -> None:
+def test_a_single_class_is_rejected() -> None:
     splits = Splits(train=rows(("fever", "a")), validation=rows(("rash", "a")), test=rows(("itch", "a")))
-    with pytest.raises(DataError, match="one class only, 'a'"):
+    with pytest.raises(DataError, match="only one class, 'a'"):
         clean(splits)
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])
-def test_a_label_that_train_never_shows_is_refused(name: str) -> None:
+def test_a_label_that_is_not_in_train_is_rejected(name: str) -> None:
     parts = {"train": rows(*BASE), "validation": rows(("rash", "a")), "test": rows(("itch", "b"))}
     parts[name] = rows(("burn", "c"), ("cold", "c"), ("ache", "a"))
-    with pytest.raises(DataError, match=f"{name} has 2 rows with labels that train never shows: 'c'"):
+    with pytest.raises(DataError, match=f"{name} has 2 rows with labels that are not in train: 'c'"):
         clean(Splits(**parts))
 
 
-def test_a_label_left_without_training_rows_by_dropping_copies_is_refused() -> None:
+def test_a_label_without_training_rows_after_cleaning_is_rejected() -> None:
     splits = Splits(
         train=rows(*BASE, ("itch", "c")), validation=rows(("rash", "a")), test=rows(("itch", "c"), ("burn", "c"))
     )
-    with pytest.raises(DataError, match="never shows: 'c'"):
+    with pytest.raises(DataError, match="not in train: 'c'"):
         clean(splits)
 
 
 @given(size=st.integers(3, 40), seed=st.integers(0, 1000))
-def test_a_part_of_the_training_rows_keeps_every_class_and_the_other_splits(size: int, seed: int) -> None:
+def test_a_subset_of_the_training_rows_has_every_class_and_keeps_the_other_splits(size: int, seed: int) -> None:
     many = [(f"text {number}", "abc"[number % 17 % 3]) for number in range(30)]
     splits = Splits(train=rows(*many), validation=rows(("rash", "a")), test=rows(("itch", "b")))
     part = take_training_rows(splits, size=size, seed=seed)
@@ -197,12 +197,12 @@ def test_a_part_of_the_training_rows_keeps_every_class_and_the_other_splits(size
     assert part == take_training_rows(splits, size=size, seed=seed)
 
 
-def test_no_size_keeps_all_training_rows() -> None:
+def test_without_a_size_all_training_rows_are_kept() -> None:
     splits = Splits(train=rows(*BASE), validation=rows(("rash", "a")), test=rows(("itch", "b")))
     assert take_training_rows(splits, size=None, seed=0) is splits
 
 
-def test_a_part_too_small_for_the_classes_names_the_field() -> None:
+def test_the_error_for_a_subset_smaller_than_the_number_of_classes_names_the_field() -> None:
     splits = Splits(train=rows(*BASE), validation=rows(("rash", "a")), test=rows(("itch", "b")))
     with pytest.raises(DataError, match="max_train_rows 1 is too small"):
         take_training_rows(splits, size=1, seed=0)

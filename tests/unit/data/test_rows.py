@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tailorbird.data.rows import Rows, Splits, content_sha256, fingerprint
 
 
-def test_rows_are_taken_in_the_order_asked() -> None:
+def test_rows_are_returned_in_the_requested_order() -> None:
     rows = Rows(("0", "1", "2"), ("a", "b", "c"), ("x", "y", "z"), ("k", "l", "m"), {"sex": ("f", "m", "f")})
     assert rows.take([2, 0]) == Rows(("2", "0"), ("c", "a"), ("z", "x"), ("m", "k"), {"sex": ("f", "f")})
     assert len(rows.take([])) == 0
@@ -18,7 +18,7 @@ triples = st.lists(st.tuples(st.text(max_size=4), st.text(max_size=4), st.text(m
 
 
 @given(first=triples, second=triples)
-def test_a_fingerprint_tells_any_two_splits_apart(
+def test_different_splits_have_different_fingerprints(
     first: list[tuple[str, str, str]], second: list[tuple[str, str, str]]
 ) -> None:
     empty = Rows((), (), ())
@@ -30,7 +30,7 @@ def test_a_fingerprint_tells_any_two_splits_apart(
     assert set(prints[0]) == {"train", "validation", "test"}
 
 
-def test_the_same_column_as_split_key_or_group_of_another_name_is_another_fingerprint() -> None:
+def test_the_fingerprint_depends_on_the_role_and_name_of_a_column() -> None:
     plain = Rows(("0",), ("text",), ("label",))
     variants = [
         plain,
@@ -44,7 +44,7 @@ def test_the_same_column_as_split_key_or_group_of_another_name_is_another_finger
     )
 
 
-def test_rows_have_the_same_content_in_any_order_and_with_any_columns_beside_them() -> None:
+def test_the_content_hash_does_not_depend_on_order_or_other_columns() -> None:
     rows = Rows(("0", "1"), ("a", "b"), ("x", "y"))
     same = [
         replace(rows, groups={"sex": ("f", "m")}),

@@ -1,4 +1,4 @@
-"""A split is a function of key and seed: it holds for every set of keys, not for the examples that were thought of."""
+"""Splits are functions of key and seed, tested on random sets of keys."""
 
 from collections import Counter
 from random import Random
@@ -16,7 +16,7 @@ seeds = st.integers(min_value=0, max_value=2**31)
 
 
 @given(keys=keys_of_rows, seed=seeds)
-def test_rows_of_one_key_are_never_parted(keys: list[str], seed: int) -> None:
+def test_rows_with_the_same_key_share_a_split(keys: list[str], seed: int) -> None:
     parts = split_by_key(keys + keys, fractions=FRACTIONS, seed=seed)
     part_of = dict(zip(keys, parts, strict=False))
     assert parts.shape == (2 * len(keys),)
@@ -25,7 +25,7 @@ def test_rows_of_one_key_are_never_parted(keys: list[str], seed: int) -> None:
 
 
 @given(keys=keys_of_rows, seed=seeds, shuffle=st.randoms(use_true_random=False))
-def test_order_and_company_of_rows_do_not_matter(keys: list[str], seed: int, shuffle: Random) -> None:
+def test_the_split_does_not_depend_on_the_order_or_on_other_rows(keys: list[str], seed: int, shuffle: Random) -> None:
     part_of = dict(zip(keys, split_by_key(keys, fractions=FRACTIONS, seed=seed).tolist(), strict=True))
     shuffled = [*keys, "one more"]
     shuffle.shuffle(shuffled)
@@ -34,38 +34,38 @@ def test_order_and_company_of_rows_do_not_matter(keys: list[str], seed: int, shu
 
 
 @given(seed=seeds)
-def test_shares_come_close_to_the_fractions(seed: int) -> None:
+def test_the_shares_of_the_splits_are_close_to_the_fractions(seed: int) -> None:
     keys = [f"patient {number}" for number in range(4000)]
     parts = split_by_key(keys, fractions=FRACTIONS, seed=seed)
     shares = np.bincount(parts, minlength=3) / len(keys)
-    assert np.abs(shares - FRACTIONS).max() < 0.045  # six standard deviations of the share of 4,000 draws
+    assert np.abs(shares - FRACTIONS).max() < 0.045  # six standard deviations of a share of 4,000 draws
 
 
-def test_another_seed_draws_another_split() -> None:
+def test_another_seed_gives_another_split() -> None:
     keys = [str(number) for number in range(200)]
     first, second = (split_by_key(keys, fractions=FRACTIONS, seed=seed) for seed in (0, 1))
     assert (first != second).any()
 
 
-def test_the_split_of_a_key_is_the_same_on_every_machine_and_in_every_version() -> None:
+def test_the_split_of_a_key_is_the_same_on_every_machine_and_version() -> None:
     keys = ["A00", "B20", "C34", "D50", "E11", "F32", "G40", "H25", "I10", "J45"]
     assert split_by_key(keys, fractions=(0.5, 0.25, 0.25), seed=0).tolist() == [2, 0, 0, 2, 0, 0, 1, 1, 0, 2]
 
 
-def test_a_share_of_nothing_gets_no_row() -> None:
+def test_a_fraction_of_zero_gets_no_rows() -> None:
     keys = [str(number) for number in range(300)]
     assert set(split_by_key(keys, fractions=(0.5, 0.0, 0.5), seed=3).tolist()) == {0, 2}
     assert set(split_by_key(keys, fractions=(1.0, 0.0, 0.0), seed=3).tolist()) == {0}
 
 
 @pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.2, -0.1, -0.1), (0.1, 0.1, 0.1)])
-def test_fractions_that_are_no_shares_are_refused(fractions: tuple[float, float, float]) -> None:
+def test_invalid_fractions_are_rejected(fractions: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="add up to 1"):
         split_by_key(["a"], fractions=fractions, seed=0)
 
 
 @given(n=st.integers(0, 200), size=st.integers(0, 250), seed=seeds)
-def test_a_subsample_is_sorted_distinct_rows_of_the_size_asked(n: int, size: int, seed: int) -> None:
+def test_a_subsample_has_sorted_distinct_rows_and_the_requested_size(n: int, size: int, seed: int) -> None:
     rows = subsample(n, size=size, seed=seed)
     assert rows.dtype == np.int64
     assert len(rows) == min(n, size)
@@ -74,11 +74,11 @@ def test_a_subsample_is_sorted_distinct_rows_of_the_size_asked(n: int, size: int
     assert (rows == subsample(n, size=size, seed=seed)).all()
 
 
-def test_a_smaller_subsample_of_the_same_seed_is_part_of_a_larger_one() -> None:
+def test_a_smaller_subsample_is_a_subset_of_a_larger_one_with_the_same_seed() -> None:
     assert set(subsample(100, size=20, seed=5).tolist()) <= set(subsample(100, size=60, seed=5).tolist())
 
 
-def test_a_negative_size_is_refused() -> None:
+def test_a_negative_size_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least 0"):
         subsample(3, size=-1, seed=0)
 
@@ -92,12 +92,12 @@ def test_a_subsample_of_classes_keeps_every_class(labels: list[str], extra: int,
     assert {labels[row] for row in rows} == set(labels)
 
 
-def test_a_subsample_too_small_for_the_classes_is_refused() -> None:
+def test_a_subsample_too_small_for_the_classes_is_rejected() -> None:
     with pytest.raises(ValueError, match="all 3 classes"):
         subsample_of_classes(["a", "b", "c", "c"], size=2, seed=0)
 
 
-def test_a_stratified_split_keeps_keys_whole_and_spreads_the_labels() -> None:
+def test_a_stratified_split_keeps_keys_together_and_distributes_labels_evenly() -> None:
     keys = [f"key {number // 3}" for number in range(1800)]
     labels = [("x", "y", "z")[number // 3 % 3] for number in range(1800)]
     parts = stratified_split(keys, labels=labels, folds=(13, 2, 3), seed=0)
@@ -108,13 +108,13 @@ def test_a_stratified_split_keeps_keys_whole_and_spreads_the_labels() -> None:
         assert max(counts.values()) - min(counts.values()) <= 12
 
 
-def test_a_stratified_split_of_fewer_keys_than_folds_is_refused() -> None:
+def test_a_stratified_split_of_fewer_keys_than_folds_is_rejected() -> None:
     with pytest.raises(ValueError, match="2 distinct keys"):
         stratified_split(["a", "b"], labels=["x", "y"], folds=(1, 1, 1), seed=0)
 
 
 @given(text=st.text(max_size=40))
-def test_normalising_twice_changes_nothing_more(text: str) -> None:
+def test_normalising_is_idempotent(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
 
 
@@ -122,9 +122,9 @@ def test_normalising_twice_changes_nothing_more(text: str) -> None:
     ("first", "second"),
     [("Chest  pain\n", "chest pain"), ("STRASSE", "straße"), ("ﬁbrosis", "Fibrosis"), ("café", "cafe\u0301")],
 )
-def test_texts_that_differ_in_case_blanks_or_encoding_are_the_same(first: str, second: str) -> None:
+def test_texts_that_differ_in_case_white_space_or_encoding_are_equal(first: str, second: str) -> None:
     assert normalise(first) == normalise(second)
 
 
-def test_texts_that_differ_in_a_letter_are_not_the_same() -> None:
+def test_texts_that_differ_in_a_letter_are_not_equal() -> None:
     assert normalise("ileum") != normalise("ilium")

@@ -1,4 +1,4 @@
-"""Task data objects: columns and conversations become rows, and limits of a training row."""
+"""Conversion of columns to rows for each task, and limits of training rows."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,7 +30,7 @@ def turns(*contents: str, roles: str = "uauaua") -> list[dict[str, str]]:
     return [{"role": names[role], "content": content} for role, content in zip(roles, contents, strict=False)]
 
 
-def test_prompts_with_completions_are_conversations_of_one_turn(tmp_path: Path) -> None:
+def test_a_prompt_and_its_completion_are_a_conversation(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", prompt=["ask", "more"], completion=["tell", "it"], doc=["d", "e"])
     rows = read_rows(uri, config=config_of(uri, split_by="doc"), task=ChatData())
     assert rows.conversations == ((("user", "ask"),), (("user", "more"),))
@@ -38,7 +38,7 @@ def test_prompts_with_completions_are_conversations_of_one_turn(tmp_path: Path) 
     assert rows.take([1]).conversations == ((("user", "more"),),)
 
 
-def test_messages_are_the_turns_before_the_last_answer(tmp_path: Path) -> None:
+def test_messages_are_split_into_turns_and_the_last_answer(tmp_path: Path) -> None:
     uri = put(tmp_path / "rows.parquet", chat=[turns("be kind", "hi", "hello", "bye", "ciao", roles="suaua")])
     rows = read_rows(uri, config=config_of(uri, messages="chat"), task=ChatData())
     assert rows.conversations == ((("system", "be kind"), ("user", "hi"), ("assistant", "hello"), ("user", "bye")),)
@@ -49,9 +49,9 @@ def test_messages_are_the_turns_before_the_last_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "conversation",
     [turns("hi"), turns("hi", "yes", "and"), turns("hi", " "), turns("yes", roles="a"), []],
-    ids=["no answer", "ends with a question", "blank", "an answer alone", "empty"],
+    ids=["no answer", "ends with a question", "blank", "only an answer", "empty"],
 )
-def test_a_conversation_without_an_assistant_turn_at_its_end_is_named(tmp_path: Path, conversation: Any) -> None:
+def test_a_conversation_without_an_answer_is_rejected_with_its_row(tmp_path: Path, conversation: Any) -> None:
     uri = put(tmp_path / "rows.parquet", messages=[turns("ok", "ok"), conversation])
     with pytest.raises(DataError, match="conversation in row 1 has no answer"):
         read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
@@ -62,9 +62,9 @@ def test_a_conversation_without_an_assistant_turn_at_its_end_is_named(tmp_path: 
     [["plain text"], [turns("call", "done", roles="ut")], [None], [[{"role": "user", "content": None}]]],
     ids=["text", "another role", "null", "null content"],
 )
-def test_what_is_no_list_of_turns_is_named(tmp_path: Path, column: Any) -> None:
+def test_a_value_that_is_not_a_list_of_turns_is_rejected(tmp_path: Path, column: Any) -> None:
     uri = put(tmp_path / "rows.parquet", messages=column)
-    with pytest.raises(DataError, match=r"holds no conversation in row 0; it takes a list of \{role, content\}"):
+    with pytest.raises(DataError, match=r"has no conversation in row 0; give a list of \{role, content\}"):
         read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
 
 
@@ -87,9 +87,7 @@ def test_the_roles_of_a_conversation_are_part_of_its_fingerprint(tmp_path: Path)
         ("modernbert", {"local_attention": 64}, 4096),
     ],
 )
-def test_packed_conversations_may_be_no_longer_than_a_window_that_slides(
-    kind: str, fields: dict[str, Any], longest: int
-) -> None:
+def test_packed_conversations_must_fit_into_the_sliding_window(kind: str, fields: dict[str, Any], longest: int) -> None:
     config = AutoConfig.for_model(kind, max_position_embeddings=4096, **fields)
     task = CLASSIFICATION if kind == "modernbert" else ChatData()
     assert task.longest_row(config) == longest
@@ -105,17 +103,17 @@ def test_packed_conversations_may_be_no_longer_than_a_window_that_slides(
         (pa.string(), False),
     ],
 )
-def test_a_column_that_cannot_hold_conversations_is_refused_by_its_type(type_: pa.DataType, fits: bool) -> None:
+def test_a_column_whose_type_cannot_contain_conversations_is_rejected(type_: pa.DataType, fits: bool) -> None:
     config, schema = config_of("file:///rows", messages="turns"), pa.schema([("turns", type_)])
     with (
         nullcontext()
         if fits
-        else pytest.raises(DataError, match=r"column 'turns' is .*, no lists of \{role, content\}")
+        else pytest.raises(DataError, match=r"column 'turns' has type .*, but must have lists of \{role, content\}")
     ):
         ChatData().require_types(schema, config=config, uri="file:///rows")
 
 
-def test_each_task_reads_its_own_columns_and_those_of_all_tasks_once() -> None:
+def test_a_task_reads_its_columns_and_the_shared_ones_once() -> None:
     config = config_of("file:///rows", split_by="doc", groups=("sex", "doc"))
     assert data_task("classification").columns(config) == ["text", "label", "doc", "sex"]
     assert data_task("chat", system="be brief") == ChatData("be brief")

@@ -1,4 +1,4 @@
-"""Texts to tokens by a small, real WordPiece tokenizer, and labels to class indices."""
+"""Tokenization with a small WordPiece tokenizer, and class indices of labels."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ token_lists_strategy = st.lists(st.lists(st.integers(1, 500), min_size=1, max_si
 
 
 def wordpiece(folder: Path, **special: str) -> Path:
-    """A lower-casing WordPiece tokenizer of nine words, saved as a model's folder has it."""
+    """Save a lower-casing WordPiece tokenizer with nine words in the format of a model folder."""
     tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -38,16 +38,16 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_tokenizer(wordpiece(tmp_path_factory.mktemp("bert"), **BERT))
 
 
-def test_texts_become_tokens_between_the_special_ones(tokenizer: Any) -> None:
+def test_a_text_is_encoded_with_special_tokens(tokenizer: Any) -> None:
     encoded = encode_texts(["Acute chest pains", "fever", ""], tokenizer=tokenizer, max_length=16)
     assert encoded == [[CLS, ACUTE, CHEST, PAIN, PLURAL, SEP], [CLS, FEVER, SEP], [CLS, SEP]]
 
 
-def test_a_long_text_is_cut_and_keeps_its_end_mark(tokenizer: Any) -> None:
+def test_a_long_text_is_truncated_before_its_end_token(tokenizer: Any) -> None:
     assert encode_texts(["pain " * 50], tokenizer=tokenizer, max_length=4) == [[CLS, PAIN, PAIN, SEP]]
 
 
-def test_texts_are_encoded_alone_as_in_company(tokenizer: Any) -> None:
+def test_the_encoding_of_a_text_does_not_depend_on_other_texts(tokenizer: Any) -> None:
     texts = ["fever", "acute chest pains and fever", "xyz"]
     together = encode_texts(texts, tokenizer=tokenizer, max_length=8)
     assert together == [encode_texts([text], tokenizer=tokenizer, max_length=8)[0] for text in texts]
@@ -62,22 +62,22 @@ def test_a_text_without_any_token_becomes_one_unknown_token(tmp_path: Path) -> N
     assert encode_texts(["", "pain"], tokenizer=bare, max_length=8) == [[UNK], [PAIN]]
 
 
-def test_a_tokenizer_without_padding_token_pads_with_one_it_has(tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_padding_token_uses_another_special_token(tmp_path: Path) -> None:
     assert load_tokenizer(wordpiece(tmp_path, unk_token="[UNK]")).pad_token_id == UNK
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a folder"):
         load_tokenizer(tmp_path / "nothing")
 
 
-def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no tokenizer that can be read"):
         load_tokenizer(tmp_path)
 
 
 @given(token_lists=token_lists_strategy)
-def test_a_batch_holds_each_token_once_and_masks_the_rest(token_lists: list[list[int]]) -> None:
+def test_a_batch_contains_each_token_once_and_masks_padding(token_lists: list[list[int]]) -> None:
     input_ids, mask = collate(token_lists, pad_id=0)
     width = max(len(tokens) for tokens in token_lists)
     assert input_ids.dtype == mask.dtype == torch.int64
@@ -93,7 +93,7 @@ def test_an_empty_batch_has_no_rows() -> None:
 
 
 @given(labels=st.lists(st.text(max_size=5), min_size=1, max_size=40))
-def test_labels_come_back_from_their_numbers(labels: list[str]) -> None:
+def test_class_indices_map_back_to_labels(labels: list[str]) -> None:
     classes = labels_of(labels)
     numbers = label_indices(labels, classes=classes)
     assert numbers.dtype == np.int64
@@ -101,6 +101,6 @@ def test_labels_come_back_from_their_numbers(labels: list[str]) -> None:
     assert list(classes) == sorted(set(labels))
 
 
-def test_a_label_that_is_no_class_is_refused() -> None:
-    with pytest.raises(DataError, match=r"\['c'\] are none of the 2 classes"):
+def test_an_unknown_label_is_rejected() -> None:
+    with pytest.raises(DataError, match=r"\['c'\] are not among the 2 classes"):
         label_indices(["a", "c"], classes=("a", "b"))

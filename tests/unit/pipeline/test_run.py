@@ -124,7 +124,7 @@ def test_an_untrainable_chat_row_is_reported_before_the_baselines_are_fitted(
     }.items():
         monkeypatch.setattr(run, name, replacement)
     for start in (run.run_pipeline, run.sweep_only):
-        with pytest.raises(DataError, match=r"training row 8: a turn of the user spells '</s>'"):
+        with pytest.raises(DataError, match=r"training row 8: a turn of the user contains the special token '</s>'"):
             start(recipe, progress=SILENT)
 
 

@@ -1,4 +1,4 @@
-"""A chat task in the loop, in one process on a tiny language model: what is learned, exported and refused."""
+"""Training of a chat task in one process, with a tiny language model: learning, export, resumes and rejected models."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ PROMPTING = Prompting(system=None, max_new_tokens=8)
 
 
 def rows_of(num: int = NUM_ROWS) -> Rows:
-    """Return letters of many lengths, each with itself as the answer."""
+    """Return conversations whose answer repeats the prompt, with prompts of several lengths."""
     texts = tuple("abcdefgh"[index % 8] * (1 + index % 5) for index in range(num))
     ids = tuple(str(index) for index in range(num))
     return Rows(ids, texts, texts, conversations=tuple((("user", text),) for text in texts))
@@ -46,19 +46,19 @@ def runtime_of() -> ChatRuntime:
 def test_a_chat_model_learns_to_answer() -> None:
     reports = reports_of(runtime_of(), epochs=60, learning_rate=1e-2)
     assert reports[-1].loss < 0.2 < 1 < reports[0].loss
-    assert reports[-1].score > 0.8 > reports[0].score  # by its own answers to the validation rows
+    assert reports[-1].score > 0.8 > reports[0].score  # exact match of generated answers on validation
     assert max(report.padding_share for report in reports) < 0.05
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_7900_trl_4416_what_is_exported_answers_as_what_was_trained(
+def test_deepspeed_7900_trl_4416_the_exported_model_predicts_as_the_trained_model(
     tmp_path: Path, stage: int, method: str
 ) -> None:
     runtime, config = runtime_of(), config_of(epochs=1, zero_stage=stage, method=method, learning_rate=1e-3)
     engine = build_engine(config, runtime)
     train(engine, config, runtime=runtime)
-    export_weights(engine, config, runtime=runtime, folder=tmp_path)  # which compares them
+    export_weights(engine, config, runtime=runtime, folder=tmp_path)  # raises if the predictions differ
     destroy_engine(engine)
     file = "model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
     assert (tmp_path / file).stat().st_size > 1000
@@ -69,13 +69,13 @@ def test_deepspeed_7900_trl_4416_what_is_exported_answers_as_what_was_trained(
     [{"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 8}, {"gradient_checkpointing": True}],
     ids=str,
 )
-def test_a_step_in_parts_is_the_mean_over_what_the_assistant_says(fields: dict[str, Any]) -> None:
+def test_options_that_save_memory_do_not_change_the_loss(fields: dict[str, Any]) -> None:
     plain = [report.loss for report in reports_of(runtime_of())]
     assert plain[-1] < plain[0]
     assert [report.loss for report in reports_of(runtime_of(), **fields)] == pytest.approx(plain, rel=0.01)
 
 
-def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
+def test_a_resume_within_an_epoch_gives_the_losses_of_an_uninterrupted_training(tmp_path: Path) -> None:
     fields = {"method": "lora", "lora_dropout": 0.1, "checkpoint_interval_s": 0.0, "zero_stage": 1, "epochs": 2}
     plain, config, runtime = reports_of(runtime_of(), **fields), config_of(**fields), runtime_of()
     engine = build_engine(config, runtime)
@@ -98,9 +98,7 @@ def test_resumed_within_an_epoch_the_losses_are_those_of_an_undisturbed_run(tmp_
     assert report.score == plain[-1].score
 
 
-def test_killed_while_it_answers_the_validation_rows_no_step_is_done_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_killed_during_validation_repeats_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"method": "lora", "epochs": 1, "zero_stage": 1}
     plain, config, runtime = reports_of(runtime_of(), **fields)[-1], config_of(**fields), runtime_of()
 
@@ -126,27 +124,27 @@ def test_killed_while_it_answers_the_validation_rows_no_step_is_done_again(
     assert (report.loss, report.score, report.padding_share) == (plain.loss, plain.score, plain.padding_share)
 
 
-def test_weights_that_are_no_numbers_are_found_before_they_answer() -> None:
+def test_weights_that_are_not_finite_raise_diverged_at_validation() -> None:
     runtime, config = runtime_of(), config_of(epochs=1, learning_rate=1e39, warmup_fraction=0.0, batch_size=NUM_ROWS)
     engine = build_engine(config, runtime)
-    with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
+    with pytest.raises(Diverged, match="diverged in epoch 1: predictions are not finite"):
         train(engine, config, runtime=runtime)
     destroy_engine(engine)
 
 
-def test_rows_are_encoded_and_cut_at_the_most_tokens(tmp_path: Path) -> None:
+def test_rows_are_truncated_at_max_length(tmp_path: Path) -> None:
     save(tmp_path)
     runtime = task_of(tmp_path.as_uri(), max_length=9).load_runtime()
     sample = runtime.train.sample()
     assert sample.lengths.max() == 9
     assert sample.lengths.tolist() == [len(tokens) for tokens in sample.tokens(range(len(sample)))]
-    assert runtime.weight(sample, np.array([0])) == 2  # `a` and the end of the turn
+    assert runtime.weight(sample, np.array([0])) == 2  # the tokens `a` and end of turn
     assert torch.isfinite(runtime.logits(runtime.build(config_of()), device="cpu")).all()
 
 
-def test_conversations_that_leave_no_room_for_an_answer_are_named(tmp_path: Path) -> None:
+def test_conversations_without_room_for_an_answer_are_rejected(tmp_path: Path) -> None:
     save(tmp_path)
-    with pytest.raises(DataError, match=r"of 12 training conversations nothing of an answer.*\(rows 2, 3, 4, 7, 8\)"):
+    with pytest.raises(DataError, match=r"12 training conversations have no answer.*\(rows 2, 3, 4, 7, 8\)"):
         check_trainable(task_of(tmp_path.as_uri(), max_length=6))
 
 
@@ -156,14 +154,12 @@ def test_conversations_that_leave_no_room_for_an_answer_are_named(tmp_path: Path
         ("lfm2", {"layer_types": ["conv", "full_attention"]}),
         ("falcon_h1", {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16}),
         ("jamba", {}),
-        ("bloom", {}),  # which takes no mask of four dimensions
+        ("bloom", {}),  # accepts no four-dimensional attention mask
     ],
 )
-def test_a_model_that_tells_packed_conversations_not_apart_is_refused(
-    tmp_path: Path, kind: str, fields: dict[str, Any]
-) -> None:
+def test_a_model_that_mixes_packed_conversations_is_rejected(tmp_path: Path, kind: str, fields: dict[str, Any]) -> None:
     save(tmp_path, model_of(kind, **fields))
-    with pytest.raises(ModelError, match=f"of the kind {kind} cannot be trained for a chat task here"):
+    with pytest.raises(ModelError, match=f"of type {kind} cannot be trained for a chat task"):
         check_trainable(task_of(tmp_path.as_uri()))
 
 
@@ -171,6 +167,8 @@ def test_a_model_that_tells_packed_conversations_not_apart_is_refused(
     ("kind", "fields"),
     [("gemma2", {"final_logit_softcapping": 0.5}), ("granite", {"logits_scaling": 8.0}), ("gemma3_text", {})],
 )
-def test_a_model_that_tells_them_apart_is_taken(tmp_path: Path, kind: str, fields: dict[str, Any]) -> None:
+def test_a_model_that_separates_packed_conversations_is_accepted(
+    tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
     save(tmp_path, model_of(kind, **fields))
     check_trainable(task_of(tmp_path.as_uri()))

@@ -1,4 +1,4 @@
-"""The demo's data as it is: built once from the real package, and checked for what the task promises."""
+"""Properties of the demo data, built once from the installed package."""
 
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,14 @@ def of(written: tuple[str, dict[str, int]], name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_some_twelve_thousand_terms_are_split_72_11_17(written: tuple[str, dict[str, int]]) -> None:
+def test_about_twelve_thousand_terms_are_split_72_11_17(written: tuple[str, dict[str, int]]) -> None:
     terms = {name: [row for row in of(written, name) if row["text"] != row["title"]] for name in SPLIT_NAMES}
     total = sum(len(rows) for rows in terms.values())
     assert 12_000 < total < 13_000
     assert [round(len(terms[name]) / total, 2) for name in SPLIT_NAMES] == pytest.approx([0.72, 0.11, 0.17], abs=0.015)
 
 
-def test_titles_of_short_codes_are_training_texts_and_no_others(written: tuple[str, dict[str, int]]) -> None:
+def test_only_titles_of_short_codes_are_training_texts(written: tuple[str, dict[str, int]]) -> None:
     held_out = {row["category"] for name in SPLIT_NAMES[1:] for row in of(written, name)}
     assert all(row["text"] != row["title"] for name in SPLIT_NAMES[1:] for row in of(written, name))
     titles = [row for row in of(written, "train") if row["text"] == row["title"]]
@@ -57,17 +57,17 @@ def test_titles_of_short_codes_are_training_texts_and_no_others(written: tuple[s
     assert {"A51", "D46.B"} <= {row["code"] for row in titles}
 
 
-def test_every_split_shows_all_21_chapters_in_like_shares(config: DataConfig) -> None:
+def test_every_split_has_all_21_chapters_in_similar_shares(config: DataConfig) -> None:
     splits = read_splits(config)
     shares = []
     for rows in (splits.train, splits.validation, splits.test):
         assert set(rows.labels) == set(icd10.CHAPTER_NAMES.values())
         shares.append({label: rows.labels.count(label) / len(rows) for label in set(rows.labels)})
-    # One category alone (L89, pressure ulcers) is 2 % of all rows, and is not parted.
+    # A single category (L89, pressure ulcers) has 2 % of all rows and is not divided.
     assert all(abs(shares[0][label] - share[label]) < 0.04 for share in shares[1:] for label in share)
 
 
-def test_the_gates_find_nothing_to_drop_and_no_leak(config: DataConfig) -> None:
+def test_the_quality_checks_find_no_copies_and_no_leaks(config: DataConfig) -> None:
     splits = read_splits(config)
     cleaned, report = clean(splits)
     assert cleaned == splits
@@ -75,12 +75,12 @@ def test_the_gates_find_nothing_to_drop_and_no_leak(config: DataConfig) -> None:
     assert (report.conflicting_texts, report.empty_texts, report.rare_classes) == (0, 0, ())
 
 
-def test_each_wording_stands_once(config: DataConfig) -> None:
+def test_each_wording_occurs_once(config: DataConfig) -> None:
     texts = [normalise(text) for _, rows in read_splits(config).items() for text in rows.texts]
     assert len(texts) == len(set(texts))
 
 
-def test_columns_carry_code_title_and_category_beside_the_text(written: tuple[str, dict[str, int]]) -> None:
+def test_rows_have_the_code_title_and_category_of_the_text(written: tuple[str, dict[str, int]]) -> None:
     rows = [row for name in written[1] for row in of(written, name)]
     [row] = [row for row in rows if row["text"] == "Kinking and stricture of ureter without hydronephrosis"]
     assert (row["code"], row["category"], row["group"]) == ("N13.5", "N13", "unstated")
@@ -115,11 +115,11 @@ def test_building_again_gives_the_same_bytes(written: tuple[str, dict[str, int]]
         ("Mental disorder of manner", "unstated"),
     ],
 )
-def test_the_group_is_what_the_words_of_a_term_state(text: str, group: str) -> None:
+def test_the_group_follows_from_the_words_of_the_term(text: str, group: str) -> None:
     assert icd10.group_of(text) == group
 
 
-def test_the_coders_codes_stand_in_train_and_two_of_their_wordings_do_not() -> None:
+def test_all_codes_of_the_chat_task_are_in_train_and_two_wordings_of_each_are_held_out() -> None:
     tables = icd10.build_coder()
     rows = {name: table.to_pylist() for name, table in tables.items()}
     assert len(rows["test"]) == 300

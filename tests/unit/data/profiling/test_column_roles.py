@@ -23,7 +23,7 @@ def sampled(tmp_path: Path) -> Any:
 
 
 def every(n: int) -> list[str]:
-    """Return `n` values in turn."""
+    """Return values that cycle through `n` names."""
     return [f"value {index % n}" for index in range(NUM)]
 
 
@@ -33,20 +33,20 @@ def names(roles: ColumnRoles) -> dict[str, str]:
     return {part: role.name for part in parts if (role := getattr(roles, part)) is not None}
 
 
-def test_columns_that_are_called_so(sampled: Any) -> None:
+def test_columns_are_chosen_by_name(sampled: Any) -> None:
     roles = infer_column_roles(sampled(id=list(range(NUM)), text=WORDS, label=every(3)))
     assert names(roles) == {"text": "text", "label": "label"}
     assert roles.task == "classification"
 
 
-def test_columns_that_are_called_otherwise(sampled: Any) -> None:
+def test_columns_with_other_names_are_chosen_by_their_values(sampled: Any) -> None:
     roles = infer_column_roles(sampled(note=WORDS, sex=every(2), queue=every(7)))
     assert names(roles) == {"text": "note", "label": "queue"}
     assert roles.label is not None
-    assert roles.label.reason.startswith("of the columns with few values it has the most, 7")
+    assert roles.label.reason.startswith("of the columns with few distinct values, the one with the most (7)")
 
 
-def test_columns_that_the_user_names(sampled: Any) -> None:
+def test_columns_can_be_set_by_the_user(sampled: Any) -> None:
     roles = infer_column_roles(
         sampled(text=WORDS, summary=WORDS, label=every(3), team=every(5)), text="summary", label="team"
     )
@@ -61,24 +61,24 @@ def test_conversations_and_pairs_are_a_chat_task(sampled: Any) -> None:
     assert roles.task == "chat"
 
 
-def test_an_answer_of_a_word_is_a_label(sampled: Any) -> None:
+def test_answers_of_one_word_are_labels(sampled: Any) -> None:
     roles = infer_column_roles(sampled(question=WORDS, answer=["yes", "no"] * (NUM // 2)))
     assert names(roles) == {"text": "question", "label": "answer"}
 
 
-def test_columns_of_few_values_are_groups_the_known_ones_first(sampled: Any) -> None:
+def test_columns_with_few_values_are_groups_with_known_names_first(sampled: Any) -> None:
     roles = infer_column_roles(sampled(text=WORDS, label=every(3), shift=every(2), language=every(6), town=every(50)))
     assert [role.name for role in roles.groups] == ["language", "shift"]
 
 
-def test_columns_that_rows_share_are_keys_the_known_ones_first(sampled: Any) -> None:
+def test_columns_with_repeated_values_are_split_keys_with_known_names_first(sampled: Any) -> None:
     columns = {"text": WORDS, "label": every(3), "batch": every(100), "patientId": every(150)}
     roles = infer_column_roles(sampled(row=list(range(NUM)), **columns))
     assert [role.name for role in roles.keys] == ["patientId", "batch"]
     assert roles.keys[0].reason == "150 values, 2.7 rows each"
 
 
-def test_a_key_has_no_nulls(sampled: Any) -> None:
+def test_a_split_key_has_no_nulls(sampled: Any) -> None:
     keys = [None, *every(100)[1:]]
     assert infer_column_roles(sampled(text=WORDS, label=every(3), patient=keys)).keys == ()
 
@@ -91,11 +91,11 @@ def test_a_key_has_no_nulls(sampled: Any) -> None:
         (
             {"text": WORDS, "label": WORDS},
             {"label": "topic"},
-            "--label topic.*has no such column of strings or integers",
+            "--label topic.*has no column 'topic' of strings or integers",
         ),
-        ({"text": WORDS, "n": [1] * NUM}, {"text": "n"}, "--text n.*has no such column of strings"),
+        ({"text": WORDS, "n": [1] * NUM}, {"text": "n"}, "--text n.*has no column 'n' of strings"),
     ],
 )
-def test_what_cannot_be_inferred_is_refused(sampled: Any, columns: Any, options: Any, message: str) -> None:
+def test_columns_that_cannot_be_inferred_raise_an_error(sampled: Any, columns: Any, options: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         infer_column_roles(sampled(**columns), **options)

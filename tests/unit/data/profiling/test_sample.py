@@ -25,11 +25,11 @@ TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
         (pa.binary(), "other"),
     ],
 )
-def test_what_a_type_can_be_for_a_recipe(type_: pa.DataType, kind: str) -> None:
+def test_the_kind_of_a_column_follows_from_its_type(type_: pa.DataType, kind: str) -> None:
     assert kind_of(type_) == kind
 
 
-def test_a_sample_has_the_usable_columns_and_names_the_others(tmp_path: Path) -> None:
+def test_a_sample_has_the_usable_columns_and_the_names_of_the_others(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a b", None], "n": [1, 1], "vector": [0.5, 0.5]}), tmp_path / "a.parquet")
     sample = read_sample(tmp_path.as_uri())
     assert [(column.name, column.values) for column in sample.columns] == [("text", ("a b", None)), ("n", ("1", "1"))]
@@ -40,7 +40,7 @@ def test_a_sample_has_the_usable_columns_and_names_the_others(tmp_path: Path) ->
     assert sample.is_whole
 
 
-def test_no_more_row_groups_are_read_than_the_bound_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_beyond_the_limit_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "SAMPLE_ROWS", 25)
     for name in ("a", "b"):
         pq.write_table(pa.table({"n": list(range(40))}), tmp_path / f"{name}.parquet", row_group_size=10)
@@ -49,6 +49,6 @@ def test_no_more_row_groups_are_read_than_the_bound_asks_for(tmp_path: Path, mon
     assert count_rows(tmp_path.as_uri()) == 80
 
 
-def test_copies_and_texts_that_say_nothing_are_counted() -> None:
+def test_copies_and_near_empty_texts_are_counted() -> None:
     assert num_copies(["A  b", "a b", "c"]) == 1
     assert num_near_empty(["", " a ", "abc"]) == 2

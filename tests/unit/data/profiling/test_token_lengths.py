@@ -9,10 +9,10 @@ def test_lengths_are_estimated_from_words_without_a_tokenizer() -> None:
     assert (chat.median, chat.answer_p99) == (4 + 8 + TURN_TOKENS, 9)
 
 
-def test_a_tokenizer_counts_what_a_training_would_see() -> None:
+def test_a_tokenizer_counts_the_tokens_that_training_uses() -> None:
     assert text_lengths(["abc", "abcde"], tokenizer=tokenizer()).p99 == 5
     conversation = (("user", "abc"), ("assistant", "de"), ("user", "f"), ("assistant", "ghij"))
     chat = conversation_lengths([conversation], tokenizer=tokenizer())
     assert chat.counted
-    assert chat.answer_p99 == 5  # its end of turn too
+    assert chat.answer_p99 == 5  # with the end-of-turn token
     assert chat.median == (1 + 3 + 1) + (1 + 2 + 1) + (1 + 1 + 1) + (1 + 4 + 1)

@@ -1,4 +1,4 @@
-"""Rows that a recipe shards."""
+"""A data config whose training rows are sharded."""
 
 from pathlib import Path
 

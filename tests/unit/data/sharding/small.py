@@ -1,4 +1,4 @@
-"""Rows on disk and a job to shard them."""
+"""Training rows on disk and a job that shards them."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Loading: rows in memory and in shards are checked and reported alike (Ray Data runs in the integration test)."""
+"""Rows in memory and in shards are checked and reported in the same way."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,21 +30,23 @@ def test_fewer_rows_than_stream_above_rows_are_loaded_into_memory(config: DataCo
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"validation": None}, "name data.validation and data.test too"),
-        ({"test": None, "validation": None}, "name data.validation and data.test too"),
-        ({"max_train_rows": 10}, "leave out data.max_train_rows"),
+        ({"validation": None}, "set data.validation and data.test"),
+        ({"test": None, "validation": None}, "set data.validation and data.test"),
+        ({"max_train_rows": 10}, "remove data.max_train_rows"),
     ],
 )
-def test_what_cannot_be_streamed_is_refused(config: DataConfig, fields: dict[str, object], message: str) -> None:
+def test_recipes_that_cannot_be_sharded_are_rejected(
+    config: DataConfig, fields: dict[str, object], message: str
+) -> None:
     unshardable = config.model_copy(update=fields)
     with pytest.raises(DataError, match=rf"more than data.stream_above_rows 500 rows and is streamed: {message}"):
         load_sharded(unshardable, CLASSIFICATION, base_model="", task_uri="", inputs={})
 
 
-def test_sharded_rows_are_reported_like_rows_in_memory(
+def test_sharded_rows_have_the_same_report_as_rows_in_memory(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tasks run here one after the other; Ray Data runs them in the integration test."""
+    """The tasks run here without Ray Data, which the integration tests use."""
     reports: list[ShardReport] = []
 
     def run(specs: Sequence[ShardSpec], job: ShardingJob) -> list[ShardReport]:

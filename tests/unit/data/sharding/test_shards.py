@@ -1,4 +1,4 @@
-"""Shards: what is written is read back in the requested order; an epoch's windows hold every chunk once."""
+"""Shards are read back in the requested order, and the windows of an epoch contain every chunk once."""
 
 from pathlib import Path
 
@@ -68,32 +68,32 @@ def test_the_assistant_mask_is_kept(tmp_path: Path) -> None:
     assert [row.assistant_mask.tolist() for row in rows.conversations([1, 0])] == [[True], [False, True, True]]
 
 
-def test_a_shard_whose_writing_failed_is_not_there(tmp_path: Path) -> None:
+def test_a_shard_whose_writing_failed_is_not_uploaded(tmp_path: Path) -> None:
     rows = rows_of(0, 600)
     with pytest.raises(ValueError, match="shorter"), write_shard_file(tmp_path.as_uri(), 0) as writer:
         writer.add(rows.row_ids, TokenLists([[1]] * 300, labels=rows.labels))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shard_that_is_not_whole_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_shard_names_it_and_what_to_do(tmp_path: Path) -> None:
     with write_shard_file(tmp_path.as_uri(), 0) as writer:
         rows = rows_of(0, 600)
         writer.add(rows.row_ids, TokenLists([[1]] * 600, labels=rows.labels))
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-100])
     shards = Shards(tmp_path.as_uri(), (600,), CLASSES)
-    with pytest.raises(StorageError, match=rf"{path.as_uri()} is not whole .*; delete {tmp_path.as_uri()}"):
+    with pytest.raises(StorageError, match=rf"{path.as_uri()} is damaged .*; delete {tmp_path.as_uri()}"):
         shards.read(shards.chunks())
 
 
-def test_a_label_that_is_no_class_is_refused(shards: Shards) -> None:
+def test_an_unknown_label_is_rejected(shards: Shards) -> None:
     foreign = Shards(shards.uri, shards.sizes, ("a", "b"))
     with pytest.raises(DataError, match="none of the 2 classes"):
         foreign.read(foreign.chunks()[:1])
 
 
 @given(num_chunks=st.integers(0, 300), rows=st.integers(1, 5000), seed=st.integers(0, 5), epoch=st.integers(0, 5))
-def test_an_epochs_windows_hold_every_chunk_once(num_chunks: int, rows: int, seed: int, epoch: int) -> None:
+def test_the_windows_of_an_epoch_contain_every_chunk_once(num_chunks: int, rows: int, seed: int, epoch: int) -> None:
     windows = list(window_chunks(num_chunks, rows=rows, seed=seed, epoch=epoch))
     assert sorted(chunk for window in windows for chunk in window) == list(range(num_chunks))
     assert all(len(window) * CHUNK_ROWS >= rows for window in windows[:-1])

@@ -1,4 +1,4 @@
-"""Sharding without Ray: which shards rows are grouped into, and what is written and reported of each."""
+"""Sharding without Ray: grouping of row groups, files and reports."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.small_chat import tokenizer
 from tests.unit.data.sharding.small import job_of, texts_of, write
 
 
-def test_row_groups_are_grouped_and_never_split(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_are_combined_but_not_split(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "SHARD_ROWS", 250)
     specs = list(worker.shard_specs(config))
     assert [spec.row_groups for spec in specs] == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10)]
@@ -50,7 +50,7 @@ def test_a_shard_is_written_without_copies_and_reported(
     assert len(set(sample.row_ids)) == len(sample)
 
 
-def test_every_class_has_a_row_in_memory(tmp_path: Path) -> None:
+def test_the_sample_in_memory_has_a_row_of_every_class(tmp_path: Path) -> None:
     labels = [f"c{index}" for index in range(40)] * 3
     uri = write(tmp_path, texts_of(120), label=labels)
     config = DataConfig(train=uri)
@@ -61,7 +61,7 @@ def test_every_class_has_a_row_in_memory(tmp_path: Path) -> None:
     assert len(sample) < 60
 
 
-def test_an_error_names_the_row_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_position_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "BATCH_ROWS", 64)
     texts: list[str | None] = [*texts_of(150), None]
     first, second = write(tmp_path, texts_of(70), name="a"), write(tmp_path, texts_of(151), name="b", text=texts)
@@ -69,14 +69,14 @@ def test_an_error_names_the_row_in_its_file(tmp_path: Path, monkeypatch: pytest.
     of_a, of_b = worker.shard_specs(config)
     assert (of_b.first, of_b.first_in_file) == (70, 0)
     write_shard(of_a, job_of(config, tmp_path), tokenizer())
-    message = r"b\.parquet: column 'text' is null in 1 of 23 rows from row 128 on \(first: row 150\)"
+    message = r"b\.parquet: column 'text' is null in 1 of 23 rows starting at row 128 \(first: row 150\)"
     with pytest.raises(DataError, match=message):
         write_shard(of_b, job_of(config, tmp_path), tokenizer())
     assert not (tmp_path / "shards" / "000001.arrow").exists()
     assert not (tmp_path / "shards" / "000001.json").exists()
 
 
-def test_a_shard_that_an_interrupted_run_wrote_is_not_written_again(
+def test_a_shard_of_an_interrupted_run_is_not_written_again(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (spec,) = worker.shard_specs(config)
@@ -107,7 +107,7 @@ def test_conversations_are_written_with_their_assistant_mask(tmp_path: Path) -> 
     assert rows.num_assistant_tokens(range(40)) == expected.assistant_mask.sum() > 40
 
 
-def test_a_record_survives_json() -> None:
+def test_a_record_is_restored_from_json() -> None:
     rows = Rows(
         ("0",),
         ("t",),
