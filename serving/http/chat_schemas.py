@@ -200,7 +200,7 @@ PromptRequestT = TypeVar("PromptRequestT", bound=PromptRequest)
 
 class ChatRequest(PromptRequest):
     messages: list[ChatMessage] = Field(min_length=1)
-    """The conversation. The last message must be the user's. A system message replaces the version's own."""
+    """The conversation. The last message must have the role `user`. A system message replaces the version's own."""
 
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
