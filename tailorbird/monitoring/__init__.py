@@ -1,1 +1,1 @@
-"""After serving: reads what was answered and what was right, and says whether the verdict still holds."""
+"""Monitoring of served versions: reads the request log and labels, and recommends re-evaluations."""

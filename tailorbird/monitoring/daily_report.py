@@ -1,4 +1,4 @@
-"""Make a report for each past day of the request log, once, and again if labels arrive late."""
+"""Make a report for each past day of the request log, and remake it if labels arrive late."""
 
 from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
@@ -17,22 +17,26 @@ from tailorbird.storage.paths import TaskPaths
 
 
 class MonitoringError(ValueError):
-    """A task that cannot be monitored; the message says why, and what to do."""
+    """Raised if a task cannot be monitored."""
 
 
 def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progress: ProgressReporter) -> list[Report]:
-    """Return the reports of the champion's days before `today`, from the first day with answers in the log, in order.
+    """Return the reports of the champion's days before `today`, from the first day with logged answers, in order.
 
-    A day's report covers `monitoring.window_days` days up to it. It is final once `monitoring.label_days` have passed.
-    Until then it is made again if new answers or labels arrive; new labels alone do not change drift and counterfactual
-    gate, which need none. A day of the log is read at most once in a run. Raises MonitoringError if the recipe keeps no
-    log, ReferenceMissing, and TrafficError for files that are no part of a log.
+    The report of a day covers the `monitoring.window_days` days up to it. It is final after `monitoring.label_days`;
+    until then it is remade if new answers or labels arrive. New labels alone do not change drift and the counterfactual
+    gate, which need no labels. A call reads each day of the log at most once.
+
+    Raises MonitoringError if the recipe has no request log, ReferenceMissing, and TrafficError for files that do not
+    belong to a log.
     """
     log = recipe.serving.request_log
     if not TASKS[recipe.task].is_monitored:
-        raise MonitoringError(f"a {recipe.task} task cannot be monitored yet: its answers are not compared")
+        raise MonitoringError(f"task: {recipe.task} does not support monitoring")
     if log is None:
-        raise MonitoringError("without a log nothing is monitored: give serving.request_log a prefix, and serve again")
+        raise MonitoringError(
+            "serving.request_log is not set; set it to an s3:// prefix and run `tailorbird serve RECIPE` again"
+        )
     paths = TaskPaths(recipe.task_uri)
     reference = read_reference(recipe.task_uri, served.champion)
     challenger = served.challenger.digest if served.challenger else None
@@ -52,13 +56,13 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
 
 
 def read_reports(task_uri: str) -> list[Report]:
-    """Return all stored reports, in order of their days."""
+    """Return all stored reports in order of their days."""
     uris = storage.list_files(TaskPaths(task_uri).monitoring, missing_ok=True)
     return [Report.model_validate_json(storage.read_bytes(uri)) for uri in uris if uri.endswith(".json")]
 
 
 def report_days(answered: Iterable[str], *, since: date, before: date) -> Iterator[date]:
-    """Return the days from the first with answers in the log, `since` if there is none, to the last before `before`."""
+    """Yield the days before `before`, from the first day with answers since `since`, or else from `since`."""
     first = min((day for day in map(date.fromisoformat, answered) if day >= since), default=since)
     return span(first, before - timedelta(days=1))
 
@@ -71,7 +75,7 @@ def _read_report(paths: TaskPaths, day: date) -> Report | None:
 def _store(paths: TaskPaths, report: Report, *, former: Report | None, progress: ProgressReporter) -> Report:
     storage.write_bytes(paths.daily_report(report.day), report.model_dump_json(indent=1).encode())
     if former is None or former.model_copy(update={"inputs": report.inputs}) != report:
-        alarms = f", {'; '.join(report.alarms)}" if report.alarms else ", nothing unusual"
+        alarms = f", {'; '.join(report.alarms)}" if report.alarms else ", no alarm"
         labelled = report.feedback.labelled + report.audit.labelled
         progress.note(f"{report.day}: {report.rows:,} rows, {labelled:,} labelled{alarms}")
     return report

@@ -1,7 +1,7 @@
-"""Drift of traffic from the rows that the champion was evaluated on: statistics, each with a computed threshold.
+"""Statistics of drift between traffic and the reference rows of the champion, each with a computed threshold.
 
-Clean windows, of independent rows, exceed a threshold at a stated rate. Which rows belong together (a document, a
-patient) is known of a reference but not of the traffic, so a window of few documents looks like drift.
+Windows without drift exceed a threshold at a given rate if their rows are independent. Dependent rows (of a document,
+of a patient) are known in the reference but not in traffic, so a window of few documents looks like drift.
 """
 
 from collections.abc import Sequence
@@ -15,34 +15,34 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Embeddings = NDArray[np.float32]
 
-FAR_SHARE = 0.01  # of the reference's rows, the farthest from their nearest neighbour, that count as far
+FAR_SHARE = 0.01  # share of the reference rows that count as far from their nearest neighbour
 NUM_BINS = 10
 NUM_DRAWS = 20_000
-PSEUDO_COUNT = 0.5  # rows added to each bin: a class that the reference lacks has some probability too (Jeffreys)
+PSEUDO_COUNT = 0.5  # rows added to each bin (Jeffreys), so that no bin has probability 0
 RIDGE = 1.0
 BLOCK_ROWS = 1024
 SEED = 1979
-MIN_ROWS = 50  # of a window or a reference
+MIN_ROWS = 50  # minimum rows of a window or a reference
 MIN_KEYS = 20
-"""Of a reference: few documents do not tell how much others differ. Of 2, 3, 5, 10, 20 and 50 the smallest with which
-clean windows alarmed no more often than stated."""
+"""Minimum keys of a reference: of 2, 3, 5, 10, 20 and 50, the smallest number with which windows without drift did not
+exceed the given rate. Few documents do not show how much documents differ."""
 DRAWS_AT_ONCE = 200
 
 
 class DriftError(ValueError):
-    """A window or a reference too small for any statistic; the message says why."""
+    """Raised if a window or a reference is too small for any statistic."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrafficSample:
-    """Answers of a window of time, or to the rows that the champion was evaluated on, without texts."""
+    """Answers in a window of time, or to the reference rows, without texts."""
 
-    confidences: FloatArray  # [N] the champion's calibrated confidence
-    outputs: Sequence[str]  # [N] the champion's answers
-    embeddings: Embeddings | None = None  # [M, D] of some or all rows, by the pretrained encoder; None without texts
+    confidences: FloatArray  # [N] calibrated confidences of the champion
+    outputs: Sequence[str]  # [N] answers of the champion
+    embeddings: Embeddings | None = None  # [M, D] of the rows with texts, by the pretrained encoder
     keys: IntArray | None = None
-    """[N] of a reference: integers that are equal for dependent rows (of a document, a patient). A reference with
-    embeddings has one per row, so M is N."""
+    """[N] (reference only) integers that are equal for dependent rows, such as those of a document or a patient. A
+    reference with embeddings has one embedding per row, so M is N."""
 
     def __len__(self) -> int:
         return len(self.confidences)
@@ -50,14 +50,14 @@ class TrafficSample:
 
 @dataclass(frozen=True)
 class DriftStatistic:
-    """A statistic of a window, with its threshold."""
+    """A drift statistic of a window, with its threshold."""
 
     name: str  # `unfamiliar`, `confidence`, `classes` or `two-sample`
     description: str
     value: float
-    threshold: float  # what a clean window of this size exceeds at `rate`
+    threshold: float  # exceeded at `rate` by windows of this size without drift
     rate: float
-    n: int  # rows of the window
+    n: int  # number of rows in the window
 
     @property
     def alarm(self) -> bool:
@@ -65,21 +65,20 @@ class DriftStatistic:
 
 
 def drift_statistics(window: TrafficSample, *, reference: TrafficSample, rate: float) -> tuple[DriftStatistic, ...]:
-    """Return every statistic that can be computed, the most powerful first; together they alarm on a clean window at
-    `rate`.
+    """Return all statistics that can be computed, the most powerful first; their joint false-alarm rate is `rate`.
 
-    Without embeddings of both, the first and the last are left out; if few keys have nearly all rows, the last. Raises
-    DriftError for less than 50 rows, and for a reference of less than 20 keys.
+    Without embeddings of both samples, the first and the last statistic are omitted. If few keys have nearly all rows,
+    the last one is omitted. Raises DriftError for fewer than 50 rows, and for a reference with fewer than 20 keys.
     """
     for name, sample in (("the window", window), ("the reference", reference)):
         if len(sample) < MIN_ROWS:
-            raise DriftError(f"{name} has {len(sample)} rows, which says nothing of drift; give at least {MIN_ROWS}")
+            raise DriftError(f"{name} has {len(sample)} rows; drift statistics need at least {MIN_ROWS}")
     keys = np.arange(len(reference)) if reference.keys is None else reference.keys
     num_keys = len(np.unique(keys))
     if num_keys < MIN_KEYS:
         raise DriftError(
-            f"all {len(reference)} rows of the reference share {num_keys} of data.split_by's keys, which do not say "
-            f"how much others differ; give validation rows of at least {MIN_KEYS}"
+            f"the {len(reference)} rows of the reference have only {num_keys} values of data.split_by; give validation "
+            f"rows with at least {MIN_KEYS}"
         )
     embeddings = [sample.embeddings for sample in (window, reference)]
     can_embed = all(rows is not None and len(rows) >= MIN_ROWS for rows in embeddings)
@@ -94,30 +93,30 @@ def drift_statistics(window: TrafficSample, *, reference: TrafficSample, rate: f
 
 
 def unfamiliar_statistic(window: Embeddings, *, reference: Embeddings, keys: IntArray, rate: float) -> DriftStatistic:
-    """Return the share of texts farther from their nearest reference row than 99 % of the reference rows are.
+    """Return the share of texts that are farther from their nearest reference row than 99 % of the reference rows.
 
-    Of a reference row the nearest with another key counts: traffic comes from other documents. The probability that a
-    fresh row is farther than the j-th farthest of n is Beta(j, n + 1 - j) if all come from one distribution; a clean
-    window of m rows draws from a binomial with it. n is the effective number of rows, since rows of one key are
-    dependent. Both embeddings [N, D] have length 1.
+    For a reference row, only neighbours with another key count, because traffic comes from other documents. If all rows
+    come from one distribution, the probability that a new row is farther than the j-th farthest of n has a
+    Beta(j, n + 1 - j) distribution, and the number of such rows in a window of m is binomial. n is the effective number
+    of rows, because rows of one key are dependent. Both embeddings [N, D] have length 1.
     """
     distances = np.sort(nearest_distances(reference, reference, keys=keys))
     far = max(1, int(FAR_SHARE * len(distances)))
     share = float((nearest_distances(window, reference) > distances[-far]).mean())
     generator = np.random.default_rng(SEED)
     num = _effective(keys)
-    farthest = max(1.0, far * num / len(distances))  # of few keys, the farthest key's rows
+    farthest = max(1.0, far * num / len(distances))  # at least one row, for references with few keys
     chances = generator.beta(farthest, num + 1 - farthest, NUM_DRAWS)
     clean = generator.binomial(len(window), chances) / len(window)
-    description = "texts farther from every reference text than 99 % of those from one another"
+    description = "share of texts farther from the reference than 99 % of the reference texts"
     return DriftStatistic("unfamiliar", description, share, threshold_at(clean, rate), rate, len(window))
 
 
 def confidence_statistic(window: TrafficSample, *, reference: TrafficSample, rate: float) -> DriftStatistic:
-    """Return the population stability index of the confidence, in ten bins with equally many reference rows."""
+    """Return the population stability index of the confidence, in ten bins with equal numbers of reference rows."""
     edges = np.unique(np.quantile(reference.confidences, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
     theirs, ours = (np.searchsorted(edges, sample.confidences, side="right") for sample in (reference, window))
-    description = "stability index of the confidence"
+    description = "population stability index of the confidence"
     value, threshold = _stability(theirs, window=ours, num_bins=len(edges) + 1, keys=reference.keys, rate=rate)
     return DriftStatistic("confidence", description, value, threshold, rate, len(window))
 
@@ -128,23 +127,27 @@ def classes_statistic(window: TrafficSample, *, reference: TrafficSample, rate: 
     codes = {name: code for code, name in enumerate(names)}
     theirs, ours = (np.array([codes[name] for name in sample.outputs]) for sample in (reference, window))
     value, threshold = _stability(theirs, window=ours, num_bins=len(names), keys=reference.keys, rate=rate)
-    description = "stability index of the answers' classes"
+    description = "population stability index of the predicted classes"
     return DriftStatistic("classes", description, value, threshold, rate, len(window))
 
 
 def classifier_two_sample_test(
     window: Embeddings, *, reference: Embeddings, keys: IntArray, rate: float
 ) -> DriftStatistic | None:
-    """Return the area under the ROC curve of a linear classifier that tells window texts from reference texts.
+    """Return the area under the ROC curve of a linear classifier of window texts against reference texts.
 
-    It is fitted on one half of both and evaluated on the other, whose scores are exchangeable if both come from one
-    distribution: the threshold is the Mann-Whitney statistic's, with the effective number of reference rows. All rows
-    of a key are in one half; None if a half is empty. Lopez-Paz and Oquab, ICLR 2017.
+    The classifier is fitted on one half of both and evaluated on the other. If both come from one distribution, the
+    scores of the second half are exchangeable, so the threshold is that of the Mann-Whitney statistic, with the
+    effective number of reference rows. All rows of a key are in one half. Returns None if a half is empty.
+    Source: Lopez-Paz and Oquab, ICLR 2017.
     """
     generator = np.random.default_rng(SEED)
     size = min(len(window), len(reference)) // 2
     first = np.isin(keys, generator.permutation(np.unique(keys))[::2])
-    ours, theirs = generator.permutation(len(window)), generator.permutation(len(reference))  # files are ordered
+    ours, theirs = (
+        generator.permutation(len(window)),
+        generator.permutation(len(reference)),
+    )  # the rows of files may be sorted
     is_first = first[theirs]
     window_halves = ours[::2][:size], ours[1::2][:size]
     reference_halves = theirs[is_first][:size], theirs[~is_first][:size]
@@ -159,17 +162,17 @@ def classifier_two_sample_test(
     other_effective = _effective(keys[reference_halves[1]])
     variance = (num + other_effective + 1) / (12 * num * other_effective)
     threshold = 0.5 + norm.isf(rate) * np.sqrt(variance)
-    description = "area under the curve of a classifier that tells the texts from reference texts"
+    description = "area under the ROC curve of a classifier of window texts against reference texts"
     return DriftStatistic("two-sample", description, area, float(threshold), rate, len(window))
 
 
 def _stability(
     reference: IntArray, *, window: IntArray, num_bins: int, keys: IntArray | None, rate: float
 ) -> tuple[float, float]:
-    """Return the index of binned rows [N], and its threshold at `rate` under one distribution.
+    """Return the stability index of binned rows [N], and its threshold at `rate` without drift.
 
-    References are resampled by whole keys, one less than there are: that many draws with replacement have the variance
-    of the whole number of independent ones (Rao and Wu, JASA 83, 1988). Window rows are resampled one by one.
+    The reference is resampled by whole keys, one fewer than it has: K - 1 draws with replacement have the variance of
+    K independent keys (Rao and Wu, JASA 83, 1988). The rows of the window are resampled individually.
     """
     generator = np.random.default_rng(SEED)
     theirs, ours = (np.bincount(rows, minlength=num_bins) for rows in (reference, window))
@@ -186,7 +189,7 @@ def _stability(
 def _resampled_by_key(
     generator: np.random.Generator, rows: IntArray, *, keys: IntArray, num_bins: int, num_draws: int
 ) -> IntArray:
-    """Return counts [K, B] of draws of whole keys with replacement."""
+    """Return the counts [K, B] of K resamples of whole keys with replacement."""
     codes = np.unique(keys, return_inverse=True)[1]
     num_keys = int(codes.max()) + 1
     counts = np.bincount(codes * num_bins + rows, minlength=num_keys * num_bins).reshape(num_keys, num_bins)
@@ -200,7 +203,7 @@ def _resampled_by_key(
 
 
 def _effective(keys: IntArray) -> float:
-    """Return Kish's effective number of independent rows; the number of keys if all have equally many rows."""
+    """Return Kish's effective number of independent rows, which is the number of keys if all have equal size."""
     sizes = np.unique(keys, return_counts=True)[1].astype(np.float64)
     return float(sizes.sum() ** 2 / (sizes**2).sum())
 
@@ -213,7 +216,7 @@ def stability_index(reference: IntArray, window: IntArray) -> FloatArray:
 
 
 def threshold_at(values: FloatArray, rate: float) -> float:
-    """Return the smallest value that at most a share `rate` of the values exceeds."""
+    """Return the smallest value that at most the share `rate` of the values exceeds."""
     return float(np.quantile(values, 1 - rate, method="higher"))
 
 
@@ -223,7 +226,7 @@ def _normalised(embeddings: Embeddings) -> Embeddings:
 
 
 def nearest_distances(rows: Embeddings, others: Embeddings, *, keys: IntArray | None = None) -> FloatArray:
-    """Return the cosine distance [N] of each row to the nearest other; with `keys`, to the nearest of another key."""
+    """Return the cosine distance [N] of each row to the nearest other row; with `keys`, to one of another key."""
     distances = np.empty(len(rows))
     for start in range(0, len(rows), BLOCK_ROWS):
         similarities = rows[start : start + BLOCK_ROWS] @ others.T

@@ -1,4 +1,4 @@
-"""What traffic is compared with: a version's answers to validation rows, as embeddings, confidences and groups."""
+"""The drift reference of a version: its answers to validation rows, as embeddings, confidences and groups."""
 
 import io
 from dataclasses import dataclass
@@ -27,35 +27,35 @@ from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.stored_model import StoredModel
 
-MAX_ROWS = 4_000  # drawn at random if there are more: each is compared with each
+MAX_ROWS = 4_000  # more rows are sampled, because all pairs of rows are compared
 SEED = 1979
-METADATA = b"tailorbird"  # key of the Parquet schema's metadata
+METADATA = b"tailorbird"  # key in the metadata of the Parquet schema
 
 
 class ReferenceMissing(ValueError):
-    """There is nothing to compare traffic with; the message says how to make it."""
+    """Raised if there is no drift reference."""
 
 
 class ReferenceMetadata(StoredModel):
-    """Metadata of a reference's Parquet file."""
+    """The metadata in the Parquet file of a reference."""
 
-    digest: str  # of the version
+    digest: str  # digest of the version
     made_at: str
     groups: tuple[str, ...]  # group columns
 
 
 @dataclass(frozen=True, eq=False)
 class DriftReference:
-    """A version's answers to validation rows, without their texts."""
+    """The answers of a version to validation rows, without the texts."""
 
-    digest: str  # of the version
+    digest: str  # digest of the version
     made_at: str
     sample: TrafficSample
     right: NDArray[np.bool_]  # [N]
     groups: dict[str, tuple[str, ...]]  # group columns by name, one value per row
 
     def group_accuracies(self) -> dict[str, GroupAccuracy]:
-        """Return the version's accuracy in each group, `column = value`."""
+        """Return the accuracy in each group by name, `column = value`."""
         accuracies = {}
         for column, values in self.groups.items():
             for value in sorted(set(values)):
@@ -65,9 +65,9 @@ class DriftReference:
 
 
 def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> str:
-    """Return the URI of the version's reference; build it from validation rows, on the cluster, if there is none.
+    """Return the URI of the version's reference; build it from validation rows on the cluster if it does not exist.
 
-    Embeddings can be turned back into words: the file is as personal as the rows are.
+    Texts can be reconstructed from embeddings, so the file is as sensitive as the rows.
     """
     uri = TaskPaths(recipe.task_uri).drift_reference(version.digest)
     if not storage.exists(uri):
@@ -81,13 +81,15 @@ def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> 
 
 
 def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
-    """Read the version's reference; raise ReferenceMissing if `ensure_reference` did not build one."""
+    """Return the version's reference; raise ReferenceMissing if `ensure_reference` has not built one."""
     uri = TaskPaths(task_uri).drift_reference(version.digest)
     if not storage.exists(uri):
-        raise ReferenceMissing(f"{uri} is not there; `tailorbird watch RECIPE` makes it of validation rows")
+        raise ReferenceMissing(f"{uri} does not exist; run `tailorbird watch RECIPE` to build it from validation rows")
     table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
     if extension_columns(table.schema):
-        raise ReferenceMissing(f"{uri} holds values that code would make; delete it: `tailorbird watch` makes it")
+        raise ReferenceMissing(
+            f"{uri} has extension types, which are unsafe to read; delete it and run `tailorbird watch RECIPE`"
+        )
     metadata = ReferenceMetadata.model_validate_json(table.schema.metadata[METADATA])
     embeddings = table["embedding"].combine_chunks().flatten().to_numpy()
     sample = TrafficSample(
@@ -102,10 +104,10 @@ def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
 
 
 def build_reference(uri: str, *, rows: Rows, made_at: str) -> bytes:
-    """Return a version's reference as Parquet: its answers to the rows, and their embeddings.
+    """Return the reference of a version as Parquet: its answers to the rows, and the embeddings of the texts.
 
-    Texts are embedded redacted, as the request log keeps them: otherwise the traffic of any task with numbers in its
-    texts would look like drift.
+    Texts are redacted before embedding, as in the request log. Otherwise traffic with numbers in its texts would look
+    like drift.
     """
     version = read_version(uri)
     predictions = predict_rows(uri, rows=rows)
@@ -118,7 +120,7 @@ def build_reference(uri: str, *, rows: Rows, made_at: str) -> bytes:
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel(), pa.float32()), embeddings.shape[1]),
     }
     columns |= {f"group:{name}": pa.array(values, pa.string()) for name, values in predictions.groups.items()}
-    if rows.split_keys is not None:  # as integers: a key may identify a patient
+    if rows.split_keys is not None:  # as integers, because a key may identify a patient
         columns["key"] = pa.array(np.unique(np.array(rows.split_keys), return_inverse=True)[1])
     metadata = ReferenceMetadata(digest=version.digest, made_at=made_at, groups=tuple(predictions.groups))
     sink = io.BytesIO()
@@ -127,7 +129,7 @@ def build_reference(uri: str, *, rows: Rows, made_at: str) -> bytes:
 
 
 def embed_texts(base_model: str, texts: tuple[str, ...], *, max_length: int) -> NDArray[np.float32]:
-    """Return embeddings [N, D] by the pretrained encoder: the same space for all champions of a base model."""
+    """Return embeddings [N, D] by the pretrained encoder, which all champions of a base model share."""
     base = local_copy(base_model)
     tokenizer, encoder = load_tokenizer(base), load_encoder(base)
     model = Classifier(encoder, zero_head(int(encoder.config.hidden_size), 1))  # type: ignore[union-attr, arg-type]

@@ -1,4 +1,4 @@
-"""Label audits: draw answers at random as Parquet for people to label blind, and import their labels."""
+"""Label audits: export a random sample of answers for blind labelling, and import the labels."""
 
 import hashlib
 import heapq
@@ -20,42 +20,44 @@ from tailorbird.monitoring.traffic import CANARY, CHAMPION
 from tailorbird.storage.paths import TaskPaths
 
 COLUMNS = ("request_id", "row", "at", "text", "attributes", "label")
-Row = dict[str, Any]  # of the request log or of an audit, by column
+Row = dict[str, Any]  # a row of the request log or an audit, by column
 
 
 class AuditError(ValueError):
-    """An audit that cannot be exported or imported; the message says what to do."""
+    """Raised if an audit cannot be exported or imported."""
 
 
 def parse_days(days: str) -> list[date]:
-    """Return the days of `YYYY-MM-DD:YYYY-MM-DD`, both included; raise AuditError for anything else."""
+    """Return the days from first to last of `YYYY-MM-DD:YYYY-MM-DD`; raise AuditError for anything else."""
     try:
         first, last = (date.fromisoformat(part) for part in days.split(":"))
     except ValueError:
-        raise AuditError(f"days are {days!r}; give the first and the last as YYYY-MM-DD:YYYY-MM-DD") from None
+        raise AuditError(f"--days is {days!r}; give the first and the last day as YYYY-MM-DD:YYYY-MM-DD") from None
     return [first + timedelta(days=number) for number in range((last - first).days + 1)]
 
 
 def export_answers(
     recipe: Recipe, *, digest: str, challenger: str | None = None, days: Sequence[date], num_rows: int, to: str
 ) -> int:
-    """Draw answers of these days at random and write them for labelling; return how many.
+    """Write a random sample of these days' answers for labelling; return the number of rows.
 
-    Draws answers of the champion (`digest`), and of the challenger's canary in proportion to its traffic. A shadow
-    needs no audit of its own: it answers the champion's texts. The draw depends on the request ids alone: the same days
-    give the same rows, and audited rows are not drawn again. The Parquet at `to`, an S3 or file URI, has `request_id`,
-    `row`, `at`, `text` (empty if the log keeps none), `attributes` and an empty `label`; the model's answer is left
-    out, so that it does not bias the labels. Memory holds the rows drawn so far, and the keys of audited rows.
+    Draws answers of the champion (`digest`), and of a canary challenger in proportion to its traffic. A shadow needs no
+    audit of its own, because it answers the champion's texts. The draw depends only on the request ids: the same days
+    give the same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has
+    `request_id`, `row`, `at`, `text` (empty without serving.log_texts), `attributes` and an empty `label`. It does not
+    have the model's answer, which would bias the labels. Memory holds the drawn rows and the keys of audited rows.
     """
     if num_rows < 1:
-        raise AuditError(f"{num_rows} rows cannot be drawn; give 1 or more")
+        raise AuditError(f"--rows is {num_rows}; it must be 1 or more")
     if recipe.serving.request_log is None:
-        raise AuditError("nothing can be drawn without a log: give serving.request_log a prefix, and serve again")
+        raise AuditError(
+            "serving.request_log is not set; set it to an s3:// prefix and run `tailorbird serve RECIPE` again"
+        )
     log = recipe.serving.request_log.rstrip("/")
     audited = {_key(row) for row in _audit_rows(recipe.task_uri)}
     arms = {(CHAMPION, digest), (CANARY, challenger)}
     drawn: dict[int, Row] = {}
-    largest: list[int] = []  # a heap of the drawn keys, negated: the first is the largest key
+    largest: list[int] = []  # a heap of the negated keys; its first item is the largest key
     for uri in files_of(log, "answers", [day.isoformat() for day in days]):
         for answer in read_columns(uri, ANSWERS).to_pylist():
             eligible = (answer["arm"], answer["digest"]) in arms and answer["label"] is not None
@@ -67,26 +69,28 @@ def export_answers(
             if len(drawn) > num_rows:
                 del drawn[-heapq.heappop(largest)]
     if not drawn:
-        raise AuditError(f"no answer of the champion in {log} on these days that was not audited; name other days")
+        raise AuditError(
+            f"{log} has no answer of the champion on these days that is not audited yet; choose other days"
+        )
     storage.write_bytes(to, _to_parquet([drawn[key] for key in sorted(drawn)]))
     return len(drawn)
 
 
 def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, int]:
-    """Store the labels that people filled into an exported file; return the URI and the number of labels.
+    """Store the labels of an exported file; return the URI and the number of labels.
 
-    Rows without a label are left out. Files are numbered in order of import, because the later of two labels of a text
-    counts; a file equal to the last one is stored once. Raises AuditError for a label that is no class, or a file that
-    was not exported. Texts are redacted here too: where the log keeps none, people fill in `text` as well.
+    Rows without a label are omitted. Files are numbered in order of import, because the latest label of a text counts.
+    A file equal to the last one is not stored again. Texts are redacted, because people fill in `text` if the log has
+    no texts. Raises AuditError for a label that is not a class, and for a file that was not exported.
     """
     try:
         table = read_columns(uri, COLUMNS)
     except TrafficError as error:
-        raise AuditError(f"{error}; give a file that `tailorbird audit export` wrote") from None
+        raise AuditError(f"{error}; give a file written by `tailorbird audit export`") from None
     rows = [row for row in table.to_pylist() if row["label"] is not None and str(row["label"]).strip()]
     unknown = sorted({str(row["label"]) for row in rows} - set(classes))
     if unknown or not rows:
-        fault = f"labels that are no class: {', '.join(unknown[:5])}" if unknown else "no label at all"
+        fault = f"labels that are not classes: {', '.join(unknown[:5])}" if unknown else "no labels"
         raise AuditError(f"{uri} has {fault}; the classes are {', '.join(classes[:10])}{' ...' * (len(classes) > 10)}")
     content = _to_parquet([row | {"text": row["text"] and redact(str(row["text"]))} for row in rows])
     digest = hashlib.sha256(content).hexdigest()[:16]
@@ -99,7 +103,7 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
 
 
 def audited_rows(recipe: Recipe) -> Rows:
-    """Return every audited text with its latest label; groups come from its attributes."""
+    """Return all audited texts with their latest labels; groups are read from the attributes."""
     rows = {_key(row): row for row in _audit_rows(recipe.task_uri) if row["text"]}
     ordered = [rows[key] for key in sorted(rows)]
     attributes = [json.loads(row["attributes"]) if row["attributes"] else {} for row in ordered]
@@ -112,7 +116,7 @@ def audited_rows(recipe: Recipe) -> Rows:
 
 
 def audit_files(task_uri: str) -> list[str]:
-    """Return the imported audits' files in order of import."""
+    """Return the files of imported audits in order of import."""
     uris = storage.list_files(TaskPaths(task_uri).audits, missing_ok=True)
     return [uri for uri in uris if uri.endswith(".parquet")]
 

@@ -1,4 +1,4 @@
-"""Read the request log's Parquet files into `Traffic`: each file is read once, and each row once."""
+"""Read the Parquet files of the request log into `Traffic`, each file and row once."""
 
 import hashlib
 import json
@@ -27,15 +27,15 @@ DAY = re.compile(r"/day(?:=|%3D)(\d{4}-\d\d-\d\d)/")
 FILES_PER_TASK = 64
 
 ReadPart = Callable[[list[str]], Traffic]
-MapParts = Callable[[ReadPart, Iterable[list[str]]], Iterable[Traffic]]  # as the built-in `map`, perhaps on a cluster
+MapParts = Callable[[ReadPart, Iterable[list[str]]], Iterable[Traffic]]  # like the built-in `map`; may run on a cluster
 
 
 class TrafficError(ValueError):
-    """A file that is no part of a request log; the message names it."""
+    """Raised for a file that does not belong to a request log."""
 
 
 def by_day(log: str, kind: str) -> dict[str, list[str]]:
-    """Return the Parquet files of `answers` or `feedback` by day, `YYYY-MM-DD`, both in order."""
+    """Return the Parquet files of `answers` or `feedback` by day, `YYYY-MM-DD`; days and files are in order."""
     files: dict[str, list[str]] = {}
     for uri in storage.list_files(f"{log}/{kind}", missing_ok=True):
         if uri.endswith(".parquet") and (day := day_of(uri)):
@@ -44,27 +44,27 @@ def by_day(log: str, kind: str) -> dict[str, list[str]]:
 
 
 def day_of(uri: str) -> str | None:
-    """Return the day in the URI of a file of the log."""
+    """Return the day in the URI of a log file, or None."""
     match = DAY.search(uri)
     return match and match[1]
 
 
 def files_of(log: str, kind: str, days: Iterable[str]) -> list[str]:
-    """Return the Parquet files of these days, of `answers` or `feedback`, in order."""
+    """Return the Parquet files of `answers` or `feedback` on these days, in order."""
     files = (uri for day in days for uri in storage.list_files(f"{log}/{kind}/day={day}", missing_ok=True))
     return sorted(uri for uri in files if uri.endswith(".parquet"))
 
 
 def key_of(request_id: str, row: int) -> int:
-    """Return the hash by which answers and labels of a text are joined."""
+    """Return the hash that joins the answers and labels of a text."""
     return int.from_bytes(hashlib.blake2b(f"{request_id}|{row}".encode(), digest_size=8).digest(), "big")
 
 
 def read_labels(files: Sequence[str], *, audits: Sequence[str] = ()) -> Labels:
-    """Read the labels in these feedback files and audits.
+    """Return the labels in these feedback files and audits, one label per text.
 
-    Keeps one label per text: an audit's before feedback, then the latest, then the one that was read last. Reads one
-    file at a time. A label takes 25 bytes once read, and about 80 while labels are sorted.
+    An audit takes precedence over feedback, then the latest label counts, then the one read last. Files are read one at
+    a time. A label needs 25 bytes, and about 80 while labels are sorted.
     """
     names: dict[str, int] = {}
     keys, codes, times, audited = (array(kind) for kind in "QiqB")
@@ -89,14 +89,14 @@ def read_labels(files: Sequence[str], *, audits: Sequence[str] = ()) -> Labels:
 def read_traffic(
     files: Sequence[str], versions: WatchedVersions, *, labels: Labels, map_parts: MapParts = map
 ) -> Traffic:
-    """Read these files; memory holds one part's rows, and of all parts the labelled outcomes and the sample."""
+    """Return the traffic in these files; memory holds the rows of one part and the results of all parts."""
     parts = (list(files[start : start + FILES_PER_TASK]) for start in range(0, len(files), FILES_PER_TASK))
     return traffic.merge_traffic(map_parts(Reader(versions, labels), parts))
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Reads a part of the log's files; picklable, with everything it needs."""
+    """A picklable function that reads a part of the log files."""
 
     versions: WatchedVersions
     labels: Labels
@@ -126,7 +126,7 @@ class Reader:
         )
 
     def _find_labels(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the indices of the rows' labels [N], and whether there is one [N]."""
+        """Return the indices of the rows' labels [N], and a mask [N] of the rows that have a label."""
         if not len(self.labels):
             return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
         indices = np.minimum(np.searchsorted(self.labels.keys, keys), len(self.labels) - 1)
@@ -148,13 +148,13 @@ class Reader:
 
 @lru_cache(maxsize=10_000)
 def _values(attributes: str | None, groups: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the values of the group columns; equal attributes give the same object, so rows hold no copies."""
+    """Return the values of the group columns; cached, so rows with equal attributes share one object."""
     parsed = json.loads(attributes) if attributes else {}
     return tuple(value_of(parsed, column) for column in groups)
 
 
 def value_of(attributes: Mapping[str, Any], column: str) -> str:
-    """Return a row's value of a group column, as `tailorbird.data.rows` has it."""
+    """Return the value of a group column, in the form of `tailorbird.data.rows`."""
     value = attributes.get(column)
     return NO_GROUP if value is None else str(value)
 
@@ -183,17 +183,21 @@ def _sample(table: pa.Table, *, keys: NDArray[np.uint64], rows: NDArray[np.int64
 
 
 def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
-    """Read columns of a file, `at` in microseconds, UTC; raise TrafficError if one is missing or it is unreadable."""
+    """Return columns of a file, `at` in microseconds, UTC; raise TrafficError if one is missing or cannot be read."""
     try:
         with pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))) as file:
             missing = ", ".join(name for name in columns if name not in file.schema_arrow.names)
             if missing:
-                raise TrafficError(f"{uri} is no part of a request log: it lacks {missing}; remove it from the log")
+                raise TrafficError(
+                    f"{uri} does not belong to a request log: it has no columns {missing}; remove it from the log"
+                )
             unsafe = extension_columns(file.schema_arrow, columns=columns)
             if unsafe:
-                raise TrafficError(f"{uri} is no part of a request log: code would make the values of {unsafe[0]}")
+                raise TrafficError(
+                    f"{uri} does not belong to a request log: {unsafe[0]} has an extension type; remove the file"
+                )
             table = file.read(columns=list(columns))
         at = table["at"].cast(pa.timestamp("us", tz="UTC"), safe=False)
         return table.set_column(table.column_names.index("at"), "at", at)
     except pa.ArrowException as error:
-        raise TrafficError(f"{uri} is no Parquet file that can be read: {error}; remove it from the log") from None
+        raise TrafficError(f"{uri} is not a readable Parquet file: {error}; remove it from the log") from None

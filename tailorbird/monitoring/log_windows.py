@@ -1,4 +1,4 @@
-"""Traffic of windows of days: each day of the log is read once, for all the windows that include it."""
+"""Traffic of windows of days. Each day of the log is read once for all windows that include it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,9 +13,9 @@ from tailorbird.monitoring.traffic import DAY_US, Labels, Traffic, WatchedVersio
 
 
 class LogDays:
-    """The days of a log. Holds the days of the last window in memory, and the labels.
+    """The days of a request log, with the labels and the days of the last window in memory.
 
-    Windows are requested in order. Feedback is read from the day `since` on.
+    Windows must be requested in order. Feedback is read from the day `since` on.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class LogDays:
         return read_labels([uri for day in days for uri in self.feedback[day]], audits=self.audits)
 
     def window(self, first: date, last: date, *, label_days: int) -> Traffic:
-        """Return the traffic of these days, with the feedback received at most `label_days` after the last."""
+        """Return the traffic of these days, with feedback received up to `label_days` after the last day."""
         for day in [day for day in self._days if day < first]:
             del self._days[day]
         for day in span(first, last):
@@ -46,7 +46,7 @@ class LogDays:
         return traffic if in_time.all() else replace(traffic, outcomes=outcomes.where(in_time))
 
     def num_unmatched(self, first: date, last: date, *, label_days: int) -> int:
-        """Return the number of texts with feedback on these days but no answer on them or `label_days` before."""
+        """Return the number of texts with feedback on these days and no answer on these days or `label_days` before."""
         labels = self.labels
         in_window = (labels.labelled_at >= microseconds(first)) & (labels.labelled_at < microseconds(last) + DAY_US)
         unmatched = np.flatnonzero(in_window & ~labels.audited)
@@ -71,7 +71,7 @@ def files_between(by_day: dict[str, list[str]], first: date, last: date) -> list
 
 
 def span(first: date, last: date) -> Iterator[date]:
-    """Return the days from first to last, both included."""
+    """Yield the days from first to last, both included."""
     return (first + timedelta(days=number) for number in range((last - first).days + 1))
 
 

@@ -1,7 +1,7 @@
 """Quality on labelled answers: the champion's accuracy, its change per group, and pairs with the challenger.
 
-Only audits (labels of texts drawn at random) are compared. Feedback is biased: it is given where the champion's answer
-was wrong, so it would speak against any champion.
+Only audits (labels of a random sample) are used for decisions. Feedback is biased, because clients correct wrong
+answers more often than they confirm right ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ from tailorbird.monitoring.sequential_test import Pairs
 from tailorbird.monitoring.traffic import ARMS, CANARY, CHAMPION, Outcomes, Traffic
 
 OTHERS = "(others)"
-"""Group of all values that the reference does not have. A client may send anything, also a person's name: only values
-of the reference are ever reported."""
-MAX_GROUP_VALUES = 20  # of a column: the reference's most common ones
+"""Group of all values that are not in the reference. Clients may send any value, even a person's name, so reports only
+contain values of the reference."""
+MAX_GROUP_VALUES = 20  # per column, the most common values of the reference
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Quality:
     right: int
     interval: tuple[float, float]  # Wilson interval of the accuracy; (0, 1) without labels
     estimate: float | None
-    """Mean confidence of the sampled answers: the accuracy if the champion were calibrated on this traffic. It is not a
-    measurement, and nothing acts on it."""
+    """Mean confidence of the sampled answers: the accuracy if the champion were calibrated on this traffic. For display
+    only, because it is not a measurement."""
 
     @property
     def accuracy(self) -> float | None:
@@ -42,7 +42,7 @@ class Quality:
 
     @property
     def coverage(self) -> float:
-        """Share of the answers with a label."""
+        """The share of answers with a label."""
         return self.labelled / self.answers if self.answers else 0.0
 
 
@@ -51,19 +51,19 @@ NO_ANSWERS = Quality(0, 0, 0, (0.0, 1.0), None)
 
 @dataclass(frozen=True)
 class GroupAccuracy:
-    """Right answers among the rows of a group."""
+    """The numbers of rows and of right answers in a group."""
 
     n: int
     right: int
 
 
 def feedback_as_audit(outcomes: Outcomes) -> Outcomes:
-    """Return the outcomes with feedback in the role of the audit, for display next to it; nothing may act on it."""
+    """Return the outcomes with feedback in place of the audit, for display only."""
     return replace(outcomes, audited=~outcomes.audited)
 
 
 def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> Quality:
-    """Return the champion's accuracy on audited answers, or on answers with feedback, which is a biased selection."""
+    """Return the champion's accuracy on audited answers, or on answers with feedback, a biased sample."""
     answers = traffic.num_rows_of(CHAMPION, champion)
     outcomes = traffic.outcomes if audited else feedback_as_audit(traffic.outcomes)
     right = outcomes.right[_audited(outcomes, CHAMPION)]
@@ -74,8 +74,10 @@ def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> 
 
 
 def fixed_groups(reference: Mapping[str, GroupAccuracy], *, columns: Sequence[str]) -> tuple[str, ...]:
-    """Return the names, `column = value`, of the groups to compare: the reference's most common values per column,
-    fixed before any traffic, so that their number does not depend on it."""
+    """Return the names, `column = value`, of the groups to compare: the most common values of the reference per column.
+
+    They are fixed before any traffic, so the number of hypotheses does not depend on it.
+    """
     groups: list[str] = []
     by_size = sorted(reference, key=lambda name: (-reference[name].n, name))
     for column in columns:
@@ -84,7 +86,7 @@ def fixed_groups(reference: Mapping[str, GroupAccuracy], *, columns: Sequence[st
 
 
 def group_masks(outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Return masks [F] of the rows of each fixed group, and of each column's other values, `column = (others)`."""
+    """Return masks [F] of the rows in each fixed group, and in the group of other values, `column = (others)`."""
     masks: dict[str, NDArray[np.bool_]] = {}
     for index, column in enumerate(columns):
         codes = {name: code for code, name in enumerate(fixed) if name.startswith(f"{column} = ")}
@@ -103,13 +105,13 @@ def group_gate(
     limits: SubgroupGateConfig,
     alpha: float,
 ) -> Gate:
-    """Compare each group's accuracy with the reference's; the rows differ, so the comparison is unpaired.
+    """Compare the accuracy of each group with the reference. The rows differ, so the comparison is unpaired.
 
-    A group fails if its loss is proven (Holm over the groups, and the upper end of Newcombe's interval for two
-    proportions at its level under 0). A point estimate never decides, as it may with paired rows: between two samples
-    of 100 rows one change in four is three points or more by chance. A group passes if the lower end of the unadjusted
-    interval is over -`max_loss`, and is not assessable otherwise. Rows of values that the reference does not have are
-    counted, not compared.
+    A group fails if its loss is proven: by Holm's test over the groups, and with the upper end of Newcombe's interval
+    for two proportions below 0 at the adjusted level. Unlike with paired rows, a point estimate never decides: between
+    two samples of 100 rows, one change in four is three points or more by chance. A group passes if the lower end of
+    the unadjusted interval is above -`max_loss`, and is not assessable otherwise. Rows with values that are not in the
+    reference are counted, not compared.
     """
     fixed, audited = fixed_groups(reference, columns=columns), _audited(outcomes, CHAMPION)
     counts = {
@@ -117,10 +119,10 @@ def group_gate(
         for name, mask in group_masks(outcomes, columns=columns, fixed=fixed).items()
     }
     others = [f"{accuracy.n:,} of {name}" for name, accuracy in counts.items() if accuracy.n and name not in fixed]
-    note = f"labelled rows that are not compared: {', '.join(others)}" if others else ""
+    note = f"labelled rows that were not compared: {', '.join(others)}" if others else ""
     known = {name: counts[name] for name in fixed if counts[name].n}
     if not known:
-        return gate("groups", (), note=note or "no labelled answer is of a group")
+        return gate("groups", (), note=note or "no labelled answer belongs to a group")
     p_values = [_p_value(now, reference[name]) for name, now in known.items()]
     ordered, bounds = sorted(p_values), []
     for (name, now), p_value, adjusted in zip(known.items(), p_values, holm(p_values), strict=True):
@@ -136,12 +138,12 @@ def group_gate(
 def challenger_pairs(
     outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str]
 ) -> tuple[Pairs, dict[str, Pairs], list[PairedCounts]]:
-    """Return audited pairs of champion and challenger: overall, by fixed group, and as tables of groups with pairs.
+    """Return the audited pairs of champion and challenger: overall, by fixed group, and as tables of groups with pairs.
 
-    A shadow answers the same text as the champion, which is a pair: the champion's audit is the shadow's. A canary
-    answers other texts: its n-th audited answer is paired with the champion's n-th by time, within a group with the
-    n-th of that group, since a group may be harder than others. Of a canary only answers without a subject count: a
-    subject stays in one arm, so the arms' subjects differ whatever the models do.
+    A shadow answers the champion's texts, so the two answers to a text are a pair, with the same audit label. A canary
+    answers other texts: its n-th audited answer is paired with the champion's n-th in order of time. In a group, it is
+    paired with the champion's n-th answer of that group, because groups may differ in difficulty. Answers of a canary
+    with a subject are not paired, because a subject stays in one arm and the subjects of the arms may differ.
     """
     arms = [np.flatnonzero(_audited(outcomes, arm)) for arm in ARMS]
     masks = group_masks(outcomes, columns=columns, fixed=fixed)
@@ -151,12 +153,12 @@ def challenger_pairs(
 
 
 def num_with_subject(outcomes: Outcomes) -> int:
-    """Return the number of a canary's audited answers that have a subject, and so are not paired."""
+    """Return the number of audited canary answers that are not paired because they have a subject."""
     return int((_audited(outcomes, CANARY) & outcomes.has_subject).sum())
 
 
 def paired_by_order(outcomes: Outcomes) -> bool:
-    """Return True if there are pairs of a canary, which change with late labels."""
+    """True if there are audited answers of a canary, whose pairs change with late labels."""
     return bool(_audited(outcomes, CANARY).any())
 
 
@@ -165,7 +167,7 @@ def challenger_group_gate(
 ) -> Gate:
     """Return the verdict's subgroup gate on the challenger's audited pairs."""
     if not tables:
-        return gate("groups", (), note="no audited pair is of a group that the champion was chosen on")
+        return gate("groups", (), note="no audited pair belongs to a group of the reference")
     names = [name for name, group in pairs.items() if group.num_pairs]
     tests = zip(names, tables, proven_harmed(tables, alpha=alpha), strict=True)
     bounds = [group_bound(name, counts=table, harmed=harm, limits=limits, alpha=alpha) for name, table, harm in tests]
@@ -173,7 +175,7 @@ def challenger_group_gate(
 
 
 def _audited(outcomes: Outcomes, arm: str) -> NDArray[np.bool_]:
-    """Return the mask [F] of the arm's audited rows; a row that the log holds twice counts once."""
+    """Return the mask [F] of the arm's audited rows, without duplicates."""
     ids = np.rec.fromarrays([outcomes.keys, outcomes.arms])
     first = np.zeros(len(outcomes), bool)
     first[np.unique(ids, return_index=True)[1]] = True
@@ -181,7 +183,7 @@ def _audited(outcomes: Outcomes, arm: str) -> NDArray[np.bool_]:
 
 
 def _paired(outcomes: Outcomes, arms: Sequence[NDArray[np.int64]]) -> PairedCounts | None:
-    """Pair rows of the champion with rows of a shadow, then with a canary's; None without pairs."""
+    """Pair rows of the champion with rows of a shadow, then with rows of a canary; None without pairs."""
     champion, canary, shadow = arms
     _, ours, theirs = np.intersect1d(outcomes.keys[champion], outcomes.keys[shadow], return_indices=True)
     unpaired = np.setdiff1d(champion, champion[ours])

@@ -1,4 +1,4 @@
-"""What the reports call for: nothing, a re-evaluation, or the end of an experiment. Others act on it."""
+"""Recommend a re-evaluation, and decide on the challenger, from reports. This module does not act on either."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from tailorbird.monitoring.sequential_test import ChallengerDecision, Pairs, dec
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What the reports call for."""
+    """What `watch` proposes for the champion and the challenger."""
 
-    reevaluate: bool  # whether the verdict should be made again, on newly labelled rows
+    reevaluate: bool  # True if the champion should be re-evaluated on newly labelled rows
     reasons: tuple[str, ...]
     challenger: ChallengerDecision | None  # None without a challenger
 
@@ -26,12 +26,12 @@ def recommend(
     alpha: float,
     since: str | None = None,
 ) -> Recommendation:
-    """Return what the reports of the champion's present term call for, and the decision on the challenger (a digest).
+    """Return the recommendation for the reports since the champion's promotion; `challenger` is a digest.
 
-    `expires` is when the champion's verdict expires, `since` when it was last re-evaluated, both ISO 8601. A
-    re-evaluation is called for by its expiry, by drift of the latest window with answers of the champion, and by a gate
-    that fails in that window or in any whose labels are incomplete: an audit is about past days. Reports made before
-    `since` are ignored. Feedback, and estimates without labels, call for nothing.
+    `expires` is the expiry of the champion's verdict, `since` the time of its last re-evaluation, both ISO 8601. A
+    re-evaluation is recommended if the verdict expired, if the latest window with answers of the champion has drift,
+    or if a gate fails in that window or in an earlier one whose labels are incomplete (audits are about past days).
+    Reports made before `since` are ignored. Feedback and estimates without labels never lead to a recommendation.
     """
     reasons = []
     if expires is not None and datetime.fromisoformat(expires).date() <= today:
@@ -52,10 +52,10 @@ def recommend(
 
 
 def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float, today: date) -> ChallengerDecision:
-    """Return the decision on the challenger over all of its days; a day counts once, by its last report.
+    """Return the decision on the challenger over all of its days; a day counts once, with its last report.
 
-    A shadow's pair that counted keeps counting, and a late label adds one: looks at a shadow are looks at one sequence.
-    A canary's pairs of a day change with each label, so the day counts once its labels are complete.
+    A late label only adds pairs of a shadow, so all decisions on a shadow are about one growing sequence. A late label
+    changes the pairs of a canary, so a canary's day counts only once its labels are complete.
     """
     days = {report.day: report for report in sorted(reports, key=lambda report: report.made_at)}
     challengers = [
@@ -72,6 +72,6 @@ def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float,
 
 
 def sum_pairs(days: Sequence[Pairs]) -> Pairs:
-    """Add up the pairs of several days."""
+    """Return the sum of the pairs of several days."""
     wins, losses = sum(day.only_challenger_right for day in days), sum(day.only_champion_right for day in days)
     return Pairs(wins, losses, sum(day.num_pairs for day in days))

@@ -1,4 +1,4 @@
-"""Render reports as one self-contained HTML page, `monitoring.html`, and as gauges in Prometheus' text format."""
+"""Render reports as a self-contained HTML page, `monitoring.html`, and as gauges in the Prometheus text format."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from tailorbird.monitoring.report import ChallengerPairs, Report
 
 MAX_REPORTS = 60
 WIDTH, HEIGHT = 300, 40
-ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # of a label's value, for Prometheus
+ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # escapes in a Prometheus label value
 
 GAUGES = {
     "tailorbird_watch_reevaluation_wanted": ("", "1 if a new verdict is recommended, otherwise 0."),
@@ -25,22 +25,22 @@ GAUGES = {
 
 
 def render_page(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
-    """Render the latest reports, the newest first, and what they call for; all values are escaped."""
+    """Render the latest reports, the newest first, and the recommendation; all values are escaped."""
     latest = [report for report in reports if report.rows][-MAX_REPORTS:]
-    sections = [f"<h1>{text(name)}: how the champion does</h1>", _recommendation(recommendation)]
+    sections = [f"<h1>{text(name)}: the champion in service</h1>", _recommendation(recommendation)]
     if latest:
         newest = latest[-1]
         days = f"{newest.day}" if newest.days == 1 else f"{newest.days} days up to {newest.day}"
         version = paragraph(f"{newest.version}; {newest.rows:,} rows", soft=True)
         sections += [
             section(f"Drift, {days}", version, _drift(latest)),
-            section("How often it is right", *_quality(newest)),
+            section("Accuracy", *_quality(newest)),
             _gate("Groups", newest.groups),
-            _gate("Groups by feedback, which nothing acts on", newest.groups_by_feedback),
-            _gate("Names, sexes and ages swapped", newest.counterfactual) if newest.counterfactual else "",
-            _gate("Groups of the challenger's pairs", newest.challenger.group_gate) if newest.challenger else "",
+            _gate("Groups by feedback (not used for decisions)", newest.groups_by_feedback),
+            _gate("Swapped names, sexes and ages", newest.counterfactual) if newest.counterfactual else "",
+            _gate("Groups, challenger against champion", newest.challenger.group_gate) if newest.challenger else "",
             _feedback_pairs(newest.challenger, latest) if newest.challenger else "",
-            section("What could not be computed, and irregularities", bullets(newest.notes)) if newest.notes else "",
+            section("Notes", bullets(newest.notes)) if newest.notes else "",
         ]
     sections.append(section("Days", _days(reports[-MAX_REPORTS:])))
     return document(f"{name}: monitoring", sections=sections)
@@ -79,7 +79,9 @@ def _samples(report: Report) -> dict[str, list[tuple[str, float]]]:
 
 def _recommendation(recommendation: Recommendation) -> str:
     title, tone = (
-        ("Make the verdict again", "INSUFFICIENT_EVIDENCE") if recommendation.reevaluate else ("Continue", "FINE_TUNE")
+        ("Re-evaluation recommended", "INSUFFICIENT_EVIDENCE")
+        if recommendation.reevaluate
+        else ("No re-evaluation recommended", "FINE_TUNE")
     )
     decision = recommendation.challenger
     challenger = paragraph(f"Challenger: {decision.decision}. {decision.reason}") if decision else ""
@@ -92,36 +94,36 @@ def _drift(reports: Sequence[Report]) -> str:
     for statistic in reports[-1].drift:
         values_by_day = [{past.name: past.value for past in report.drift} for report in reports]
         history = [values.get(statistic.name) for values in values_by_day]
-        state = '<span class="fails">alarm</span>' if statistic.alarm else '<span class="passes">usual</span>'
+        state = '<span class="fails">alarm</span>' if statistic.alarm else '<span class="passes">no alarm</span>'
         values = (f"{statistic.value:.3f}", f"{statistic.threshold:.3f}", f"{statistic.n:,}")
         rows.append((text(statistic.description), *values, state, _sparkline(history, limit=statistic.threshold)))
-    head = ("statistic", "window", "clean windows up to", "rows", "", "plot:days")
+    head = ("statistic", "value", "threshold", "rows", "", "plot:days")
     return table(head, rows=rows) if rows else paragraph("No drift statistic could be computed.")
 
 
 def _sparkline(values: Sequence[float | None], *, limit: float) -> str:
-    """Plot the days' values as a line, the threshold dashed."""
+    """Plot the values by day as a line, and the threshold as a dashed line."""
     known = [(index, value) for index, value in enumerate(values) if value is not None]
     top = max([limit, *(value for _, value in known)]) * 1.1 or 1.0
     step = WIDTH / max(1, len(values) - 1)
     points = " ".join(f"{index * step:.1f},{HEIGHT * (1 - value / top):.1f}" for index, value in known)
     at = f"{HEIGHT * (1 - limit / top):.1f}"
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="course over {len(values)} days">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="values of {len(values)} days">'
         f'<line class="guide" x1="0" x2="{WIDTH}" y1="{at}" y2="{at}"/>'
         f'<polyline class="path chosen" points="{points}"/></svg>'
     )
 
 
 def _quality(report: Report) -> tuple[str, str]:
-    kinds = {"texts drawn at random (audit)": report.audit, "texts with feedback": report.feedback}
+    kinds = {"audit (random sample)": report.audit, "feedback": report.feedback}
     rows = [(text(name), *_accuracy(quality)) for name, quality in kinds.items()]
-    accuracies = table(("labels", "right", "interval", "labelled", "of the answers"), rows=rows)
+    accuracies = table(("labels", "accuracy", "interval", "labelled", "share of answers"), rows=rows)
     estimate = report.feedback.estimate
     if estimate is None:
         return accuracies, ""
-    note = f"{100 * estimate:.1f} % of the answers would be right if their confidences were true"
-    return accuracies, paragraph(f"Without labels: {note}. An estimate, which nothing acts on.", soft=True)
+    note = "It estimates the accuracy if the confidences are calibrated, and is not used for decisions"
+    return accuracies, paragraph(f"Mean confidence: {100 * estimate:.1f} %. {note}.", soft=True)
 
 
 def _accuracy(quality: Quality) -> tuple[str, str, str, str]:
@@ -133,12 +135,12 @@ def _accuracy(quality: Quality) -> tuple[str, str, str, str]:
 
 
 def _feedback_pairs(challenger: ChallengerPairs, reports: Sequence[Report]) -> str:
-    """Render the challenger's pairs by feedback, summed over the reports' days."""
+    """Render the challenger's pairs by feedback, summed over the days of the reports."""
     days = [report.challenger for report in reports if report.challenger]
     pairs = sum_pairs([day.by_feedback for day in days if day.digest == challenger.digest])
     wins = pairs.only_challenger_right
-    counts = f"Of {pairs.discordant:,} pairs that differ the challenger alone is right in {wins:,}."
-    title = "The challenger by feedback, which nothing acts on"
+    counts = f"The challenger alone is right in {wins:,} of {pairs.discordant:,} discordant pairs."
+    title = "Challenger by feedback (not used for decisions)"
     return section(title, paragraph(counts, soft=True)) if pairs.num_pairs else ""
 
 
@@ -156,6 +158,6 @@ def _days(reports: Sequence[Report]) -> str:
     rows = []
     for report in reversed(reports):
         labelled = report.feedback.labelled + report.audit.labelled
-        alarms = "<br>".join(text(alarm) for alarm in report.alarms) or "nothing unusual"
+        alarms = "<br>".join(text(alarm) for alarm in report.alarms) or "no alarm"
         rows.append((text(report.day), f"{report.rows:,}", f"{labelled:,}", alarms))
     return table(("day", "rows", "labelled", "alarms"), rows=rows)

@@ -13,7 +13,7 @@ NO_GROUPS = gate("groups", (), note="no labelled answer")
 
 
 class ArmCount(Frozen):
-    """Rows of the log that one version answered in one arm."""
+    """The number of logged rows that one version answered in one arm."""
 
     arm: str  # `champion`, `canary`, `shadow`; empty if the request named the model
     digest: str
@@ -21,41 +21,41 @@ class ArmCount(Frozen):
 
 
 class ChallengerPairs(Frozen):
-    """Audited pairs of champion and challenger, of one day, so that days can be added up."""
+    """The audited pairs of champion and challenger on one day; the pairs of several days can be summed."""
 
-    digest: str  # of the challenger
+    digest: str  # digest of the challenger
     pairs: Pairs
-    groups: dict[str, Pairs]  # every group of the reference, including those without pairs
-    group_gate: Gate  # the verdict's subgroup gate on the whole window's pairs
+    groups: dict[str, Pairs]  # all groups of the reference, including those without pairs
+    group_gate: Gate  # subgroup gate of the verdict, on the pairs of the whole window
     by_order: bool = False
-    """Whether answers to different texts were paired by their order, as a canary's are: a late label changes them."""
-    by_feedback: Pairs  # displayed only
+    """True if answers to different texts were paired by order (canary); a late label changes such pairs."""
+    by_feedback: Pairs  # for display only
 
 
 class Report(StoredModel):
-    """The last `days` days up to `day`. Without an answer of the champion, quality, drift and gates are empty."""
+    """A report of the `days` days up to `day`; quality, drift and gates are empty without answers of the champion."""
 
     day: str
     days: int
     made_at: str  # ISO 8601
     inputs: str
-    """Fingerprints of the answers, the label files and the labels, `a:b:c`; the report is made again if they change."""
+    """Fingerprints of the answers, the label files and the labels, `a:b:c`; the report is remade if they change."""
     version: str
-    digest: str  # of the champion; answers of other versions are only counted
+    digest: str  # digest of the champion; answers of other versions are only counted
     rows: int
     counts: tuple[ArmCount, ...]
     labels_until: str  # the last day whose labels are included
     challenger: ChallengerPairs | None
-    notes: tuple[str, ...]  # what could not be computed, and irregularities of the log
+    notes: tuple[str, ...]  # statistics that could not be computed, irregularities of the log
     drift: tuple[DriftStatistic, ...] = ()
-    counterfactual: Gate | None = None  # None if the log keeps no texts
+    counterfactual: Gate | None = None  # None if the log has no texts
     feedback: Quality = NO_ANSWERS
     audit: Quality = NO_ANSWERS
-    groups: Gate = NO_GROUPS  # by audits
-    groups_by_feedback: Gate = NO_GROUPS  # displayed only
+    groups: Gate = NO_GROUPS  # from audits
+    groups_by_feedback: Gate = NO_GROUPS  # for display only
 
     def awaits_labels(self, today: date) -> bool:
-        """Return True if labels may still change the report: a day's labels are complete on the next."""
+        """True if labels may still change the report; the labels of a day are complete on the next day."""
         return today <= date.fromisoformat(self.labels_until) + timedelta(days=1)
 
     @property
@@ -66,15 +66,15 @@ class Report(StoredModel):
     @property
     def drift_alarms(self) -> tuple[str, ...]:
         return tuple(
-            f"{statistic.description}: {statistic.value:.3f}, a clean window stays at or under "
-            f"{statistic.threshold:.3f} {100 * (1 - statistic.rate):.4g} times in 100 (n = {statistic.n:,})"
+            f"{statistic.description}: {statistic.value:.3f}, above the threshold {statistic.threshold:.3f} "
+            f"(false-alarm rate {100 * statistic.rate:.3g} %, n = {statistic.n:,})"
             for statistic in self.drift
             if statistic.alarm
         )
 
     @property
     def failures(self) -> dict[str, str]:
-        """Failed bounds of gates as sentences, by what they bound."""
+        """Failed bounds of gates as sentences, by the bounded quantity."""
         return {
             bound.what: f"{bound.what}: {100 * bound.estimate:+.1f} points ({100 * bound.interval[0]:+.1f} to "
             f"{100 * bound.interval[1]:+.1f}, n = {bound.n:,})"

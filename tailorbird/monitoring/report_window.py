@@ -28,21 +28,21 @@ from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerPairs, R
 from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, AnswerSample, Outcomes, Traffic
 from tailorbird.registry.versions import ModelVersion, now
 
-MAX_COUNTERFACTUAL_TEXTS = 500  # sampled texts in which names, sexes and ages are swapped
+MAX_COUNTERFACTUAL_TEXTS = 500  # maximum sampled texts for the counterfactual gate
 RELABELLED = "texts were labelled more than once; the latest label counts"
 
 Unlabelled = tuple[tuple[DriftStatistic, ...], Gate | None, tuple[str, ...]]
-"""The part of a report that needs no labels: drift, counterfactual gate, notes."""
+"""The parts of a report that need no labels: drift, counterfactual gate, notes."""
 
 
 @dataclass(frozen=True)
 class ServedVersions:
-    """The versions that the registry says are served."""
+    """The served versions according to the registry."""
 
     champion: ModelVersion
     pretrained: ModelVersion | None  # the pretrained model that the champion was compared with
     challenger: ModelVersion | None
-    since: date  # first day of the champion, UTC; days before it keep the reports of former champions
+    since: date  # first day of the champion, UTC
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,24 +69,24 @@ class ReportWindow:
 
     @cached_property
     def answers_fingerprint(self) -> str:
-        """Hash of the answer files and of all that the report takes from them."""
+        """Hash of the answer files and of all settings that affect what the report reads from them."""
         config = self.recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"})
         files = files_between(self.days.answers, self.first, self.day)
         return _sha256([*files, self.served.champion.digest, self.reference.made_at, config, self.recipe.data.groups])
 
     @cached_property
     def labels_fingerprint(self) -> str:
-        """Hash of the files with labels, and of the challenger."""
+        """Hash of the label files and the challenger."""
         files = files_between(self.days.feedback, self.first, self.last_label_day)
         return _sha256([*files, *self.days.audits, self._challenger_digest])
 
     def unchanged(self, stored: Report | None) -> Report | None:
-        """Return the stored report if no file was added that may change it."""
+        """Return the stored report if no file that may change it was added, or else None."""
         prefix = f"{self.answers_fingerprint}:{self.labels_fingerprint}:"
         return stored if stored is not None and stored.inputs.startswith(prefix) else None
 
     def report(self, stored: Report | None) -> Report:
-        """Compute the report; what needs no labels is taken from a stored report of the same answers."""
+        """Compute the report; copy the parts without labels from a stored report of the same answers."""
         traffic = self.days.window(self.first, self.day, label_days=self.recipe.monitoring.label_days)
         relabelled = int((self.days.labels.counts[traffic.answered] > 1).sum())
         outcomes = _outcomes_fingerprint(traffic.outcomes, relabelled=relabelled, challenger=self._challenger_digest)
@@ -94,7 +94,7 @@ class ReportWindow:
         if stored is not None and not stored.inputs.startswith(f"{self.answers_fingerprint}:"):
             stored = None
         if stored is not None and stored.inputs.endswith(f":{outcomes}"):
-            return stored.model_copy(update={"inputs": inputs})  # the new labels are of other answers
+            return stored.model_copy(update={"inputs": inputs})  # the new labels belong to other answers
         drift, counterfactual, notes = self._unlabelled(traffic) if stored is None else _stored_unlabelled(stored)
         champion, alpha = self.served.champion, self.recipe.evaluation.alpha
         counts = sorted(traffic.rows.items(), key=lambda count: -count[1])
@@ -137,12 +137,12 @@ class ReportWindow:
         notes = _irregularities(traffic, unmatched=unmatched)
         if not self._has_answers(traffic):
             reason = "no traffic" if not traffic.num_rows else "no answer of the champion"
-            return (), None, (*notes, f"{reason} in this window: nothing is known of it")
+            return (), None, (*notes, f"{reason} in this window")
         drift, drift_notes = self._drift(traffic.sample)
         return drift, self._counterfactual(traffic.sample), (*notes, *drift_notes)
 
     def _drift(self, sample: AnswerSample) -> tuple[tuple[DriftStatistic, ...], list[str]]:
-        """Return the drift statistics, and notes on those that could not be computed."""
+        """Return the drift statistics, and notes on those that were not computed."""
         notes, embeddings = [], None
         texts = tuple(text for text in sample.texts if text is not None)
         if len(texts) >= MIN_ROWS:
@@ -150,8 +150,8 @@ class ReportWindow:
             embed = run_remote(embed_texts, resources=worker_resources(self.recipe.training))
             embeddings = embed(champion.base_model, texts, max_length=champion.max_length)
         else:
-            fault = f"{len(texts)} texts are in the log (serving.log_texts keeps them)"
-            notes.append(f"the texts' distance was not computed: {fault}")
+            fault = f"the log has {len(texts)} of at least {MIN_ROWS} texts (serving.log_texts)"
+            notes.append(f"drift of texts was not computed: {fault}")
         window = TrafficSample(sample.scores.astype(np.float64), sample.labels, embeddings)
         try:
             rate = self.recipe.monitoring.false_alarm_rate
@@ -178,7 +178,7 @@ class ReportWindow:
         return counterfactual_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha)
 
     def _challenger(self, outcomes: Outcomes) -> ChallengerPairs | None:
-        """Return the pairs of the window's last day, so that days add up, and the group gate of the whole window."""
+        """Return the pairs of the last day, which later sum over days, and the group gate of the whole window."""
         if self.served.challenger is None:
             return None
         start = microseconds(self.day)
@@ -198,7 +198,7 @@ class ReportWindow:
 
 
 def map_on_cluster(read_part: ReadPart, parts: Iterable[list[str]]) -> Iterator[Traffic]:
-    """Like `map`, on Ray Data with one CPU per part; in this process if there is only one part."""
+    """Like `map`, on Ray Data with one CPU per part, or in this process if there is only one part."""
     parts = list(parts)
     if len(parts) < 2:
         yield from map(read_part, parts)
@@ -216,7 +216,7 @@ def map_on_cluster(read_part: ReadPart, parts: Iterable[list[str]]) -> Iterator[
 
     dataset = ray.data.from_items([{"files": json.dumps(part)} for part in parts], override_num_blocks=len(parts))
     for row in dataset.map(read).iter_rows():
-        yield pickle.loads(row["traffic"])  # written by our own task just now
+        yield pickle.loads(row["traffic"])  # safe: written by the task above
 
 
 def _stored_unlabelled(stored: Report) -> Unlabelled:
@@ -225,7 +225,7 @@ def _stored_unlabelled(stored: Report) -> Unlabelled:
 
 
 def _outcomes_fingerprint(outcomes: Outcomes, *, relabelled: int, challenger: str | None) -> str:
-    """Hash all that a report takes from labels, independently of the order in which the log was read."""
+    """Hash the parts of a report that depend on labels, regardless of the order in which the log was read."""
     order = np.lexsort((outcomes.at, outcomes.arms, outcomes.keys))
     digest = hashlib.sha256(json.dumps([relabelled, challenger]).encode())
     for name in ("keys", "arms", "at", "right", "audited", "has_subject"):
@@ -240,17 +240,19 @@ def _sha256(values: list[object]) -> str:
 def _irregularities(traffic: Traffic, *, unmatched: int) -> list[str]:
     notes = []
     if traffic.without_class:
-        notes.append(f"{traffic.without_class:,} rows have no class or no score, and are only counted")
+        notes.append(f"{traffic.without_class:,} rows have no class or no score and are only counted")
     if traffic.misplaced:
-        notes.append(f"{traffic.misplaced:,} answers are stored under another day than their timestamp's")
+        notes.append(f"{traffic.misplaced:,} answers are stored under another day than that of their timestamp")
     if unmatched:
-        notes.append(f"feedback on {unmatched:,} texts has ids that no answer of the log has; it is ignored")
+        notes.append(f"feedback on {unmatched:,} texts is ignored: no logged answer has their ids")
     if with_subject := quality.num_with_subject(traffic.outcomes):
         notes.append(
-            f"{with_subject:,} audited answers of the canary have a subject, who stays in one arm, and are not "
-            "compared: a shadow's would be (serving.challenger.shadow)"
+            f"{with_subject:,} audited answers of the canary are not compared, because they have a subject, and a "
+            "subject stays in one arm; a shadow compares them too (serving.challenger.shadow)"
         )
     challengers = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}
     if len(challengers) > 1:
-        notes.append(f"{len(challengers)} challengers answered in this window; only the recipe's is evaluated")
+        notes.append(
+            f"{len(challengers)} challengers answered in this window; only the challenger of the recipe is evaluated"
+        )
     return notes

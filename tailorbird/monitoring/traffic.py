@@ -9,21 +9,21 @@ from numpy.typing import NDArray
 
 CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
 MAX_SAMPLE_ROWS = 5_000
-"""Rows of a window that drift is computed on: those with the smallest hashes, so that every reader draws the same."""
+"""Maximum rows of a window for drift: those with the smallest hashes, so every reader draws the same rows."""
 OUTCOME_ARRAYS = ("keys", "arms", "at", "right", "audited", "labelled_at", "has_subject")
 DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Correct labels [F] by request and row; the latest where a text was labelled more than once."""
+    """Correct labels [F] by request and row; the latest label if a text was labelled more than once."""
 
     keys: NDArray[np.uint64]  # sorted
     codes: NDArray[np.int32]  # indices into `names`
     names: tuple[str, ...]
-    audited: NDArray[np.bool_]  # the text was drawn at random for an audit; otherwise the label comes from feedback
-    labelled_at: NDArray[np.int64]  # microseconds since 1970, UTC; for an audit, when the text was answered
-    counts: NDArray[np.int32]  # labels received for the text
+    audited: NDArray[np.bool_]  # True for an audit, False for feedback
+    labelled_at: NDArray[np.int64]  # microseconds since 1970, UTC; for an audit, the time of the answer
+    counts: NDArray[np.int32]  # number of labels received for the text
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -31,7 +31,7 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Labelled answers [F]: the arm that answered, and whether the answer was right. Times are in microseconds, UTC."""
+    """Labelled answers [F] with their arm and correctness. Times are in microseconds since 1970, UTC."""
 
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     arms: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))  # indices into `ARMS`
@@ -41,7 +41,7 @@ class Outcomes:
     groups: tuple[tuple[str, ...], ...] = ()  # one tuple per row, one value per column
     labelled_at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     has_subject: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    """True if the request named a subject; a subject gets the same arm at every request."""
+    """True if the request has a subject; all requests of a subject go to the same arm."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -67,17 +67,17 @@ class AnswerSample:
 
 @dataclass(frozen=True, eq=False)
 class Traffic:
-    """A part of the log, as far as it concerns one champion and its challenger."""
+    """A part of the request log, reduced to the data about one champion and its challenger."""
 
     num_rows: int = 0
     rows: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """By arm and digest; the arm is empty if the request named the model."""
-    without_class: int = 0  # answers without a class or a score: from a chat model, or refused
+    """Number of rows by arm and digest; the arm is empty if the request named the model."""
+    without_class: int = 0  # rows without a class or a score: answers of a chat model, refused requests
     outcomes: Outcomes = Outcomes()
     sample: AnswerSample = AnswerSample()
-    misplaced: int = 0  # rows whose timestamp is not on the day of their folder
+    misplaced: int = 0  # rows whose timestamp is on another day than their folder
     answered: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    """Indices of the labels whose text was answered here, by any version; sorted."""
+    """Sorted indices of the labels whose text any version answered in this part."""
 
     def num_rows_of(self, arm: str, digest: str) -> int:
         return self.rows.get((arm, digest), 0)
@@ -88,12 +88,12 @@ class WatchedVersions:
     """The digests of the versions whose answers are read."""
 
     champion: str
-    challenger: str | None  # in the canary's or the shadow's arm
+    challenger: str | None  # in the arm of the canary or the shadow
     groups: tuple[str, ...]  # attributes by which outcomes are grouped
 
 
 def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
-    """Merge parts of the log; each part is released once it is merged."""
+    """Merge parts of the log; release each part after it is merged."""
     rows = Counter[tuple[str, str]]()
     num_rows = without_class = misplaced = 0
     sample, outcomes, answered = AnswerSample(), [Outcomes()], [Traffic().answered]
@@ -119,7 +119,7 @@ def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
 
 
 def smallest_keys(sample: AnswerSample) -> AnswerSample:
-    """Return the rows with the `MAX_SAMPLE_ROWS` smallest keys; a row that the log holds twice is kept once."""
+    """Return the rows with the `MAX_SAMPLE_ROWS` smallest keys, without duplicates."""
     order = np.unique(sample.keys, return_index=True)[1][:MAX_SAMPLE_ROWS]
     labels, texts = (tuple(column[index] for index in order) for column in (sample.labels, sample.texts))
     return AnswerSample(sample.keys[order], labels, sample.scores[order], texts)

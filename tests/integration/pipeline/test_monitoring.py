@@ -213,9 +213,9 @@ def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_
     output = _by_the_command_line(task)
     assert (output["reevaluate"], output["reports"][-1]["feedback"]["labelled"]) == (True, NUM_LABELLED)
     report, recommendation = watch_tomorrow(task.recipe)
-    assert any(
-        "a classifier that tells the texts from reference texts" in reason for reason in recommendation.reasons
-    ), recommendation
+    assert any("a classifier of window texts against reference texts" in reason for reason in recommendation.reasons), (
+        recommendation
+    )
     assert recommendation.challenger is not None
     assert (recommendation.challenger.decision, recommendation.challenger.pairs.num_pairs) == (
         "continue",
@@ -275,7 +275,7 @@ def _audit(task: Task, folder: Path) -> None:
     pq.write_table(table.set_column(index, "label", pa.array(labels)), folder / "labelled.parquet")
     wrong = table.set_column(index, "label", pa.array(["no such class", *labels[1:]]))
     pq.write_table(wrong, folder / "wrong.parquet")
-    with pytest.raises(AuditError, match="labels that are no class: no such class"):
+    with pytest.raises(AuditError, match="labels that are not classes: no such class"):
         import_labels(task.recipe, (folder / "wrong.parquet").as_uri(), classes=task.champion.classes)
     labelled = (folder / "labelled.parquet").as_uri()
     first, num = import_labels(task.recipe, labelled, classes=task.champion.classes)
@@ -283,7 +283,7 @@ def _audit(task: Task, folder: Path) -> None:
 
 
 def _reevaluated_under_load(task: Task) -> tuple[Reevaluation, list[tuple[int, str]]]:
-    """The verdict made again while four clients ask; it, and each answer's status and version in the order of time."""
+    """Re-evaluate while four clients send requests; return the result, and each answer's status and version by time."""
     over, answers = threading.Event(), list[tuple[int, str]]()
 
     def keep_requesting() -> None:
@@ -323,7 +323,7 @@ def _nothing_personal_is_left(recipe: Recipe, *, texts: list[str]) -> None:
 
 def test_a_task_that_keeps_no_log_or_has_no_champion_is_refused(task: Task) -> None:
     unlogged = task.recipe.model_copy(update={"serving": task.recipe.serving.model_copy(update={"request_log": None})})
-    with connect(), pytest.raises(MonitoringError, match=r"give serving\.request_log a prefix"):
+    with connect(), pytest.raises(MonitoringError, match=r"serving\.request_log is not set"):
         watch_champion(unlogged, today=datetime.now(UTC).date(), progress=SILENT)
     other = task.recipe.model_copy(update={"name": "nobody"})
     with pytest.raises(MonitoringError, match="has no champion"):

@@ -51,7 +51,7 @@ def write(log: Path, kind: str, day: date, rows: Sequence[dict[str, Any]]) -> No
 
 @dataclass
 class Task:
-    """A log and reports in a folder, and what was done to make them."""
+    """A task with a log and reports in a folder; records which texts were embedded and which files were read."""
 
     folder: Path
     embedded: list[tuple[str, ...]] = field(default_factory=list)
@@ -121,7 +121,7 @@ def log_days(task: Task, num: int, *, rows: int = 20) -> None:
         write(task.log, "answers", day, [answer(day, number) for number in range(rows)])
 
 
-def test_a_champion_is_monitored_from_its_first_day_on_and_quiet_days_are_days_too() -> None:
+def test_reports_cover_all_days_from_the_champions_first_day_with_answers() -> None:
     answered = ["2026-03-01", "2026-03-04", "2026-03-06", "2026-03-07"]
     days = report_days(answered, since=date(2026, 3, 3), before=date(2026, 3, 10))
     assert [day.day for day in days] == [4, 5, 6, 7, 8, 9]
@@ -129,27 +129,27 @@ def test_a_champion_is_monitored_from_its_first_day_on_and_quiet_days_are_days_t
     assert list(report_days([], since=date(2026, 4, 1), before=date(2026, 4, 1))) == []
 
 
-def test_traffic_that_stops_is_reported_each_day(task: Task) -> None:
+def test_days_without_traffic_are_reported(task: Task) -> None:
     log_days(task, 2)
     reports = task.watch(FIRST + timedelta(days=12))
     assert [report.day for report in reports] == [str(day) for day in days_from(FIRST, 12)]
     assert [report.rows for report in reports] == [20, *[40] * 6, 20, *[0] * 4]
-    assert reports[-1].notes == ("no traffic in this window: nothing is known of it",)
+    assert reports[-1].notes == ("no traffic in this window",)
     assert reports[-1].alarms == ()
 
 
-def test_a_label_that_came_late_is_joined_and_nothing_else_is_made_again(task: Task) -> None:
+def test_a_late_label_changes_only_the_reports_of_its_answer(task: Task) -> None:
     log_days(task, 10, rows=30)
     today = FIRST + timedelta(days=10)
     before = task.watch(today)
-    assert len(task.embedded) == 9  # the first day has less than 50 texts
+    assert len(task.embedded) == 9  # the first window has fewer than 50 texts
     files = task.files()
     task.embedded.clear()
     task.read.clear()
 
     write(task.log, "feedback", today, [feedback(today, f"{FIRST}-3", "b"), feedback(today, f"{FIRST}-4")])
     after = task.watch(today + timedelta(days=1))
-    assert len(task.embedded) == 1  # the new day's
+    assert len(task.embedded) == 1  # the new day
     assert [report.feedback.labelled for report in after] == [2] * 7 + [0] * 4
     assert [report.feedback.right for report in after[:7]] == [1] * 7
     assert [report.drift for report in after[:10]] == [report.drift for report in before]
@@ -167,7 +167,7 @@ def test_a_label_that_came_late_is_joined_and_nothing_else_is_made_again(task: T
     assert (task.read, task.recorder.events, task.files()) == ([], [], files)
 
 
-def test_a_new_challenger_changes_pairs_alone(task: Task) -> None:
+def test_a_new_challenger_changes_only_its_pairs(task: Task) -> None:
     shadows = [answer(FIRST, number, arm="shadow", digest="challenger-digest", label="b") for number in range(60)]
     write(task.log, "answers", FIRST, [*(answer(FIRST, number) for number in range(60)), *shadows])
     write(task.log, "feedback", FIRST, [feedback(FIRST, f"{FIRST}-{number}") for number in range(9)])
@@ -180,7 +180,7 @@ def test_a_new_challenger_changes_pairs_alone(task: Task) -> None:
     assert (after.drift, after.feedback, len(task.embedded)) == (before.drift, before.feedback, 1)
 
 
-def test_an_audit_and_a_file_of_answers_that_came_late_are_seen(task: Task) -> None:
+def test_an_audit_and_late_answers_change_the_reports(task: Task) -> None:
     log_days(task, 3, rows=30)
     today = FIRST + timedelta(days=3)
     before = task.watch(today)
@@ -199,7 +199,7 @@ def test_an_audit_and_a_file_of_answers_that_came_late_are_seen(task: Task) -> N
     assert len(task.embedded) == 2
 
 
-def test_what_is_over_stays_as_it_is(task: Task) -> None:
+def test_final_reports_do_not_change(task: Task) -> None:
     log_days(task, 2)
     today = FIRST + timedelta(days=2)
     task.watch(today)
@@ -210,7 +210,7 @@ def test_what_is_over_stays_as_it_is(task: Task) -> None:
     assert {name: content for name, content in task.files().items() if name in files} == files
 
 
-def test_feedback_that_came_after_the_days_that_it_is_waited_for_does_not_count(task: Task) -> None:
+def test_feedback_after_label_days_does_not_count(task: Task) -> None:
     log_days(task, 1)
     last = FIRST + timedelta(days=task.recipe.monitoring.label_days)
     write(task.log, "feedback", last, [feedback(last, f"{FIRST}-1")])
@@ -219,25 +219,25 @@ def test_feedback_that_came_after_the_days_that_it_is_waited_for_does_not_count(
     assert [report.feedback.labelled for report in reports[:2]] == [1, 2]
 
 
-def test_feedback_whose_ids_no_answer_has_is_reported(task: Task) -> None:
+def test_feedback_with_unknown_ids_is_reported(task: Task) -> None:
     log_days(task, 1)
     later = FIRST + timedelta(days=9)
     write(task.log, "answers", later, [answer(later, 0), answer(later, 1, arm=None, digest="another")])
     known = [feedback(later, f"{later}-0"), feedback(later, f"{later}-1"), feedback(later, f"{FIRST}-5")]
     write(task.log, "feedback", later, [*known, feedback(later, "mistyped"), feedback(later, "invented")])
     report = task.watch(later + timedelta(days=1))[-1]
-    assert "feedback on 2 texts has ids that no answer of the log has; it is ignored" in report.notes
+    assert "feedback on 2 texts is ignored: no logged answer has their ids" in report.notes
     assert report.feedback.labelled == 1
 
 
-def test_rows_that_are_stored_under_another_day_are_reported_labelled_or_not(task: Task) -> None:
+def test_answers_stored_under_the_wrong_day_are_reported(task: Task) -> None:
     other = FIRST + timedelta(days=3)
     write(task.log, "answers", FIRST, [answer(FIRST, 0), answer(other, 1), answer(other, 2, arm=None)])
     report = task.watch(FIRST + timedelta(days=1))[0]
-    assert "2 answers are stored under another day than their timestamp's" in report.notes
+    assert "2 answers are stored under another day than that of their timestamp" in report.notes
 
 
-def test_a_report_holds_no_text_no_subject_and_no_value_that_somebody_stated(task: Task) -> None:
+def test_a_report_contains_no_text_no_subject_and_no_unknown_group_value(task: Task) -> None:
     stated = {"attributes": json.dumps({"sex": "stated-by-somebody"}), "subject": "hash-of-somebody"}
     write(task.log, "answers", FIRST, [answer(FIRST, number, **stated) for number in range(60)])
     write(task.log, "feedback", FIRST, [feedback(FIRST, f"{FIRST}-{number}") for number in range(60)])
@@ -246,6 +246,6 @@ def test_a_report_holds_no_text_no_subject_and_no_value_that_somebody_stated(tas
         b"".join(task.files().values()) + " ".join(event.text for event in task.recorder.of_kind(NoteEvent)).encode()
     )
     assert b'"labelled": 60' in content
-    for kept_out in ("somebody", "a request of somebody", f"{FIRST}-1"):
-        assert kept_out.encode() not in content
+    for private in ("somebody", "a request of somebody", f"{FIRST}-1"):
+        assert private.encode() not in content
     assert NO_GROUP.encode() not in content

@@ -11,7 +11,7 @@ Chance = np.random.Generator
 
 
 def texts(chance: Chance, num: int, *, foreign: int = 0, shift: float = 0.0) -> TrafficSample:
-    """Rows about five topics, each its own class; `foreign` of them about a sixth that no model knows."""
+    """Return rows about five topics, one class each; `foreign` rows are about a sixth, unknown topic."""
     topics = 3 * np.eye(6, WIDTH)
     shares = np.array([1 + shift, 1, 1, 1, 1 - shift]) / 5
     chosen = np.concatenate([chance.choice(5, num - foreign, p=shares), np.full(foreign, 5)])
@@ -22,7 +22,7 @@ def texts(chance: Chance, num: int, *, foreign: int = 0, shift: float = 0.0) -> 
 
 
 def documents(chance: Chance, num: int, *, rows: int) -> TrafficSample:
-    """Documents of so many rows each, close together, of one class and about one confidence."""
+    """Return documents whose rows have similar embeddings, one class and similar confidences."""
     centres = texts(chance, num)
     assert centres.embeddings is not None
     keys = np.repeat(np.arange(num), rows)
@@ -31,7 +31,7 @@ def documents(chance: Chance, num: int, *, rows: int) -> TrafficSample:
 
 
 def alarms(make: Callable[[Chance], TrafficSample], *, runs: int = 25) -> dict[str, float]:
-    """Share of the runs in which each statistic alarms, and in which any does."""
+    """Return the share of runs in which each statistic alarms, and in which any alarms."""
     counts: dict[str, float] = {"any": 0.0}
     for seed in range(runs):
         chance = np.random.default_rng(seed)
@@ -43,23 +43,23 @@ def alarms(make: Callable[[Chance], TrafficSample], *, runs: int = 25) -> dict[s
 
 
 @pytest.mark.parametrize("num", [60, 400])
-def test_clean_windows_alarm_hardly_more_often_than_is_stated(num: int) -> None:
+def test_windows_without_drift_alarm_at_about_the_given_rate(num: int) -> None:
     assert alarms(lambda chance: texts(chance, num))["any"] <= RATE + 0.08  # two standard errors of 25 runs
 
 
-def test_a_tenth_of_foreign_texts_is_detected_by_their_distance_where_the_confidence_hardly_moves() -> None:
+def test_ten_percent_foreign_texts_are_detected_by_distance_and_hardly_by_confidence() -> None:
     rates = alarms(lambda chance: texts(chance, 200, foreign=20))
     assert rates["unfamiliar"] == 1.0
     assert rates["confidence"] < 1.0
 
 
-def test_other_shares_of_the_classes_are_detected_though_no_text_is_unfamiliar() -> None:
+def test_changed_class_shares_are_detected_without_unfamiliar_texts() -> None:
     rates = alarms(lambda chance: texts(chance, 400, shift=0.5))
     assert rates["classes"] > 0.9
     assert rates["unfamiliar"] < 0.2
 
 
-def test_texts_that_moved_without_leaving_their_topics_are_detected() -> None:
+def test_shifted_texts_of_known_topics_are_detected() -> None:
     def moved(chance: Chance) -> TrafficSample:
         window = texts(chance, 400)
         assert window.embeddings is not None
@@ -68,7 +68,7 @@ def test_texts_that_moved_without_leaving_their_topics_are_detected() -> None:
     assert alarms(moved)["two-sample"] > 0.9
 
 
-def test_a_reference_of_documents_is_not_nearer_to_itself_than_other_documents_are_to_it() -> None:
+def test_other_documents_of_the_same_distribution_do_not_alarm() -> None:
     alarmed = {"known": 0, "unknown": 0}
     for seed in range(20):
         chance = np.random.default_rng(seed)
@@ -80,7 +80,7 @@ def test_a_reference_of_documents_is_not_nearer_to_itself_than_other_documents_a
 
 
 @pytest.mark.parametrize("num", [MIN_KEYS, 100])
-def test_a_reference_of_few_documents_tells_less_than_its_rows(num: int) -> None:
+def test_windows_without_drift_do_not_alarm_with_few_documents(num: int) -> None:
     alarmed = {"known": 0, "unknown": 0}
     for seed in range(20):
         chance = np.random.default_rng(seed)
@@ -96,13 +96,13 @@ def test_a_reference_of_few_documents_tells_less_than_its_rows(num: int) -> None
     assert alarmed["unknown"] >= 15
 
 
-def test_other_shares_of_the_classes_are_detected_beside_a_reference_of_documents_too() -> None:
+def test_changed_class_shares_are_detected_with_a_reference_of_documents() -> None:
     chance = np.random.default_rng(0)
     statistics = drift_statistics(texts(chance, 1000, shift=0.9), reference=documents(chance, 200, rows=5), rate=RATE)
     assert next(statistic for statistic in statistics if statistic.name == "classes").alarm
 
 
-def test_documents_of_unlike_sizes_count_by_their_sizes() -> None:
+def test_windows_without_drift_do_not_alarm_with_documents_of_different_sizes() -> None:
     alarmed = 0
     for seed in range(20):
         chance = np.random.default_rng(seed)
@@ -116,7 +116,7 @@ def test_documents_of_unlike_sizes_count_by_their_sizes() -> None:
     assert alarmed <= 3
 
 
-def test_thresholds_are_as_wide_as_the_documents_are_few_and_unlike() -> None:
+def test_thresholds_are_larger_with_fewer_documents_or_unequal_sizes() -> None:
     chance = np.random.default_rng(0)
     reference, window = documents(chance, 100, rows=10), texts(chance, 1000)
     thresholds = []
@@ -132,12 +132,12 @@ def test_thresholds_are_as_wide_as_the_documents_are_few_and_unlike() -> None:
         )
     own, equal, one_large, few = thresholds
     assert own < equal < one_large
-    assert equal[1] < one_large[1]  # as many documents, of which one has six rows in ten
-    assert few[0] > 0.15  # with twenty documents a clean row is the farthest one time in 21
+    assert equal[1] < one_large[1]  # equally many documents, one with six rows in ten
+    assert few[0] > 0.15  # with twenty documents, a new row is the farthest one time in 21
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-def test_the_order_of_a_references_rows_is_no_drift(keyed: bool) -> None:
+def test_the_order_of_reference_rows_does_not_matter(keyed: bool) -> None:
     alarmed = 0
     for seed in range(10):
         chance = np.random.default_rng(seed)
@@ -151,14 +151,14 @@ def test_the_order_of_a_references_rows_is_no_drift(keyed: bool) -> None:
     assert alarmed <= 1
 
 
-def test_a_reference_of_one_document_says_nothing() -> None:
+def test_a_reference_of_one_document_is_refused() -> None:
     chance = np.random.default_rng(0)
     reference = documents(chance, 1, rows=500)
-    with pytest.raises(DriftError, match=r"all 500 rows of the reference share 1 of data\.split_by's keys"):
+    with pytest.raises(DriftError, match=r"the 500 rows of the reference have only 1 values of data\.split_by"):
         drift_statistics(texts(chance, 100), reference=reference, rate=RATE)
 
 
-def test_without_texts_only_answers_are_compared() -> None:
+def test_without_texts_only_confidences_and_classes_are_compared() -> None:
     chance = np.random.default_rng(0)
     window = replace(texts(chance, 100), embeddings=None)
     statistics = drift_statistics(window, reference=texts(chance, 800), rate=RATE)
@@ -168,14 +168,14 @@ def test_without_texts_only_answers_are_compared() -> None:
     ]
 
 
-def test_the_same_window_gives_the_same_signs() -> None:
+def test_the_same_window_gives_the_same_statistics() -> None:
     window, reference = texts(np.random.default_rng(1), 100), texts(np.random.default_rng(2), 800)
     assert drift_statistics(window, reference=reference, rate=RATE) == drift_statistics(
         window, reference=reference, rate=RATE
     )
 
 
-def test_a_class_that_the_reference_never_had_is_no_infinite_index() -> None:
+def test_a_new_class_gives_a_finite_index() -> None:
     chance = np.random.default_rng(3)
     window = replace(texts(chance, 100), outputs=["new"] * 100)
     statistic = next(
@@ -187,12 +187,12 @@ def test_a_class_that_the_reference_never_had_is_no_infinite_index() -> None:
     assert np.isfinite(statistic.value)
 
 
-def test_confidences_that_are_all_the_same_are_no_fault() -> None:
+def test_equal_confidences_are_allowed() -> None:
     same = TrafficSample(np.full(100, 0.5), ["a"] * 100)
     assert not any(statistic.alarm for statistic in drift_statistics(same, reference=same, rate=RATE))
 
 
-def test_a_window_too_small_to_say_anything_is_refused() -> None:
+def test_a_small_window_or_reference_is_refused() -> None:
     chance = np.random.default_rng(4)
     with pytest.raises(DriftError, match="the window has 49 rows"):
         drift_statistics(texts(chance, 49), reference=texts(chance, 800), rate=RATE)

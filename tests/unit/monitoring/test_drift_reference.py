@@ -8,7 +8,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.monitoring import drift_reference
 
 
-def test_what_is_embedded_are_the_texts_as_a_log_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_redacted_before_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
     def predict_rows(_: str, *, rows: Rows) -> Any:

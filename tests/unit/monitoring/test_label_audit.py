@@ -17,21 +17,21 @@ def task(tmp_path: Path) -> Task:
 
 
 def drawn(task: Task, *, num_rows: int) -> pa.Table:
-    """Return what an export wrote."""
+    """Export answers and return the table."""
     to = task.folder / "audit.parquet"
     export_answers(task.recipe, digest=DIGEST, days=[FIRST], num_rows=num_rows, to=to.as_uri())
     return pq.read_table(to)
 
 
 def import_with(task: Task, table: pa.Table, labels: list[str | None], **columns: list[Any]) -> tuple[str, int]:
-    """Import it with these labels."""
+    """Import the table with these labels."""
     for name, values in {"label": labels, **columns}.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
     pq.write_table(table, task.folder / "labelled.parquet")
     return import_labels(task.recipe, (task.folder / "labelled.parquet").as_uri(), classes=("a", "b"))
 
 
-def test_what_is_drawn_are_the_smallest_keys_however_the_log_is_cut_into_files(task: Task) -> None:
+def test_the_rows_with_the_smallest_keys_are_drawn_regardless_of_files(task: Task) -> None:
     rows = [answer(FIRST, number) for number in range(60)]
     for start in range(0, 60, 7):
         write(task.log, "answers", FIRST, [*rows[start : start + 7], rows[0], answer(FIRST, 100 + start, arm="shadow")])
@@ -43,11 +43,11 @@ def test_what_is_drawn_are_the_smallest_keys_however_the_log_is_cut_into_files(t
     others = drawn(task, num_rows=100)
     assert len(others) == 40
     assert not set(others["request_id"].to_pylist()) & set(table["request_id"].to_pylist())
-    with pytest.raises(AuditError, match="0 rows cannot be drawn"):
+    with pytest.raises(AuditError, match="--rows is 0"):
         drawn(task, num_rows=0)
 
 
-def test_what_a_canary_answered_in_the_champions_stead_is_drawn_too(task: Task) -> None:
+def test_answers_of_a_canary_are_drawn_and_those_of_a_shadow_are_not(task: Task) -> None:
     canary = [answer(FIRST, 10 + number, arm="canary", digest="challenger-digest") for number in range(3)]
     shadow = [answer(FIRST, number, arm="shadow", digest="challenger-digest") for number in range(3)]
     write(task.log, "answers", FIRST, [*(answer(FIRST, number) for number in range(3)), *canary, *shadow])
@@ -58,18 +58,18 @@ def test_what_a_canary_answered_in_the_champions_stead_is_drawn_too(task: Task) 
     assert len(drawn(task, num_rows=100)) == 3
 
 
-def test_of_corrections_the_last_one_that_was_imported_counts(task: Task) -> None:
+def test_the_last_imported_label_of_a_text_counts(task: Task) -> None:
     write(task.log, "answers", FIRST, [answer(FIRST, 0)])
     table, kept = drawn(task, num_rows=1), []
     for label in ("a", "b", "a", "b", "a"):
         kept.append(import_with(task, table, [label])[0])
-        assert import_with(task, table, [label])[0] == kept[-1]  # the same file twice is one
+        assert import_with(task, table, [label])[0] == kept[-1]  # the same file is stored once
         assert audited_rows(task.recipe).labels == (label,)
     assert audit_files(task.recipe.task_uri) == kept
     assert len(set(kept)) == 5
 
 
-def test_texts_that_people_filled_in_are_redacted(task: Task) -> None:
+def test_texts_filled_in_by_people_are_redacted(task: Task) -> None:
     write(task.log, "answers", FIRST, [answer(FIRST, number, text=None) for number in range(2)])
     kept, num = import_with(task, drawn(task, num_rows=2), ["a", "b"], text=["ann.lee@example.org is ill", None])
     assert num == 2
@@ -77,7 +77,7 @@ def test_texts_that_people_filled_in_are_redacted(task: Task) -> None:
     assert audited_rows(task.recipe).texts == ("[email] is ill",)
 
 
-def test_a_row_whose_client_stated_nothing_is_of_the_group_that_data_without_a_value_is_of(task: Task) -> None:
+def test_rows_without_a_group_value_belong_to_the_group_of_missing_values(task: Task) -> None:
     stated = [None, "{}", '{"sex": null}', '{"sex": "f"}']
     write(
         task.log,

@@ -31,7 +31,7 @@ def feedback_row(number: int, label: str, *, minute: int = 0) -> dict[str, Any]:
 
 
 def log_of(folder: Path, *, answers: Sequence[dict[str, Any]] = (), feedback: Sequence[dict[str, Any]] = ()) -> str:
-    """A log as serving writes it, of one file each."""
+    """Write a log in the schema of serving, with one file of each kind."""
     for kind, rows, schema in (("answers", answers, ANSWERS), ("feedback", feedback, FEEDBACK)):
         if rows:
             path = folder / kind / "day=2026-03-01"
@@ -46,7 +46,7 @@ def read(folder: Path, **kinds: Sequence[dict[str, Any]]) -> tuple[traffic.Traff
     return read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels), labels
 
 
-def test_answers_are_counted_by_who_gave_them_and_joined_with_what_was_right(tmp_path: Path) -> None:
+def test_answers_are_counted_by_version_and_joined_with_labels(tmp_path: Path) -> None:
     result, labels = read(
         tmp_path,
         answers=[
@@ -72,7 +72,7 @@ def test_answers_are_counted_by_who_gave_them_and_joined_with_what_was_right(tmp
     assert not result.outcomes.audited.any()
 
 
-def test_of_two_words_on_one_text_the_later_stands_and_is_counted(tmp_path: Path) -> None:
+def test_the_later_of_two_labels_of_a_text_counts(tmp_path: Path) -> None:
     result, labels = read(
         tmp_path,
         answers=[answer(0)],
@@ -82,7 +82,7 @@ def test_of_two_words_on_one_text_the_later_stands_and_is_counted(tmp_path: Path
     assert (labels.counts - 1).sum() == 2
 
 
-def test_an_audits_label_stands_before_feedback_whenever_that_came(tmp_path: Path) -> None:
+def test_an_audit_label_takes_precedence_over_feedback(tmp_path: Path) -> None:
     log = log_of(tmp_path, answers=[answer(0)], feedback=[feedback_row(0, "b", minute=50)])
     audit = tmp_path / "audit.parquet"
     pq.write_table(pa.Table.from_pylist([feedback_row(0, "a")], schema=arrow_schema(FEEDBACK)), audit)
@@ -92,9 +92,7 @@ def test_an_audits_label_stands_before_feedback_whenever_that_came(tmp_path: Pat
     assert result.outcomes.audited.tolist() == [True]
 
 
-def test_the_sample_is_the_same_however_the_log_is_cut_into_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sample_does_not_depend_on_the_files_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traffic, "MAX_SAMPLE_ROWS", 20)
     monkeypatch.setattr(log_reader, "FILES_PER_TASK", 2)
     rows = [answer(number, score=number / 100) for number in range(100)]
@@ -113,32 +111,34 @@ def test_the_sample_is_the_same_however_the_log_is_cut_into_files(
     assert cut.keys.tolist() == smallest
 
 
-def test_a_row_that_stands_twice_in_the_log_is_sampled_once(tmp_path: Path) -> None:
+def test_a_duplicate_row_is_sampled_once(tmp_path: Path) -> None:
     result, _ = read(tmp_path, answers=[answer(0), answer(0), answer(1)])
     assert len(result.sample) == 2
 
 
-def test_what_is_no_log_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_a_file_that_does_not_belong_to_a_log_is_refused(tmp_path: Path) -> None:
     text, other = tmp_path / "text.parquet", tmp_path / "other.parquet"
     text.write_text("not Parquet")
     pq.write_table(pa.table({"x": [1]}), other)
-    with pytest.raises(TrafficError, match=r"text\.parquet is no Parquet file"):
+    with pytest.raises(TrafficError, match=r"text\.parquet is not a readable Parquet file"):
         read_traffic([text.as_uri()], WATCHED, labels=read_labels([]))
-    with pytest.raises(TrafficError, match=r"other\.parquet is no part of a request log: it lacks .*request_id"):
+    with pytest.raises(
+        TrafficError, match=r"other\.parquet does not belong to a request log: it has no columns .*request_id"
+    ):
         read_traffic([other.as_uri()], WATCHED, labels=read_labels([]))
 
 
-def test_a_log_that_is_not_there_yet_has_no_days(tmp_path: Path) -> None:
+def test_a_missing_log_has_no_days(tmp_path: Path) -> None:
     assert by_day((tmp_path / "nothing").as_uri(), "answers") == {}
     assert files_of((tmp_path / "nothing").as_uri(), "feedback", ["2026-03-01"]) == []
 
 
-def test_what_is_read_is_what_serving_writes() -> None:
+def test_the_columns_read_are_those_that_serving_writes() -> None:
     assert set(log_reader.ANSWERS) <= set(ANSWERS)
     assert set(log_reader.FEEDBACK) <= set(FEEDBACK)
 
 
-def test_a_row_without_an_attribute_is_of_the_group_that_data_without_a_value_is_of(tmp_path: Path) -> None:
+def test_rows_without_an_attribute_belong_to_the_group_of_missing_values(tmp_path: Path) -> None:
     stated = [None, "{}", '{"sex": null}', '{"age": "7"}']
     result, _ = read(
         tmp_path,
@@ -151,7 +151,7 @@ def test_a_row_without_an_attribute_is_of_the_group_that_data_without_a_value_is
 @pytest.mark.parametrize(
     "kind", [pa.timestamp("s", tz="UTC"), pa.timestamp("ns", tz="Europe/Berlin"), pa.timestamp("ms")]
 )
-def test_times_in_another_unit_are_the_same_times(tmp_path: Path, kind: pa.DataType) -> None:
+def test_times_in_other_units_are_converted(tmp_path: Path, kind: pa.DataType) -> None:
     log = log_of(
         tmp_path, answers=[answer(0)], feedback=[feedback_row(0, "b", minute=1), feedback_row(0, "a", minute=2)]
     )
@@ -167,7 +167,7 @@ def test_times_in_another_unit_are_the_same_times(tmp_path: Path, kind: pa.DataT
     assert result.misplaced == 0
 
 
-def test_labels_whose_text_was_answered_are_known_whoever_answered_and_other_days_rows_are_counted(
+def test_answered_labels_of_all_versions_and_misplaced_rows_are_counted(
     tmp_path: Path,
 ) -> None:
     result, labels = read(
@@ -180,7 +180,7 @@ def test_labels_whose_text_was_answered_are_known_whoever_answered_and_other_day
     assert result.misplaced == 1
 
 
-def test_labels_take_a_few_bytes_a_word_while_they_are_read(tmp_path: Path) -> None:
+def test_labels_need_few_bytes_while_they_are_read(tmp_path: Path) -> None:
     num, log = 20_000, log_of(tmp_path, feedback=[feedback_row(number, "a") for number in range(20_000)])
     files = files_of(log, "feedback", ["2026-03-01"])
     small = log_of(tmp_path / "small", feedback=[feedback_row(0, "a")])

@@ -31,7 +31,7 @@ SEXES = ("sex = f", "sex = m")
 
 
 def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True, has_subject: bool = False) -> Outcomes:
-    """Rows of key, arm, right, sex; in the order of time."""
+    """Return outcomes from rows of (key, arm, right, sex) in order of time."""
     return Outcomes(
         np.array([row[0] for row in rows], np.uint64),
         np.array([ARMS.index(row[1]) for row in rows], np.uint8),
@@ -47,7 +47,7 @@ def of_champion(right: int, wrong: int, sex: str, *, first: int = 0) -> list[tup
     return [(first + number, "champion", number < right, sex) for number in range(right + wrong)]
 
 
-def test_accuracy_has_an_interval_and_says_of_how_many_answers_the_label_is_known() -> None:
+def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
     labelled = outcomes(*of_champion(80, 20, "f"), audited=False)
     sample = AnswerSample(
         np.arange(4, dtype=np.uint64), ("a",) * 4, np.array([1, 1, 0.5, 0.5], np.float32), (None,) * 4
@@ -56,13 +56,13 @@ def test_accuracy_has_an_interval_and_says_of_how_many_answers_the_label_is_know
     result = quality(traffic, champion="d", alpha=ALPHA, audited=False)
     # answers without a class have no confidence
     assert (result.accuracy, result.coverage, result.estimate) == (0.8, 0.1, 0.75)
-    assert result.interval == pytest.approx((0.711, 0.867), abs=1e-3)  # Wilson's for 80 of 100
+    assert result.interval == pytest.approx((0.711, 0.867), abs=1e-3)  # Wilson interval for 80 of 100
     audit = quality(traffic, champion="d", alpha=ALPHA, audited=True)
     assert (audit.accuracy, audit.interval, audit.estimate) == (None, (0.0, 1.0), 0.75)
     assert quality(Traffic(5, {("champion", "d"): 5}), champion="d", alpha=ALPHA, audited=True).estimate is None
 
 
-def test_a_row_that_stands_twice_in_the_log_counts_once() -> None:
+def test_a_duplicate_row_of_the_log_counts_once() -> None:
     labelled = outcomes(*of_champion(8, 2, "f"), *of_champion(8, 0, "f"))
     result = quality(Traffic(20, {("champion", "d"): 20}, outcomes=labelled), champion="d", alpha=ALPHA, audited=True)
     assert (result.labelled, result.right) == (10, 8)
@@ -72,7 +72,7 @@ def test_a_row_that_stands_twice_in_the_log_counts_once() -> None:
     assert gate.bounds[0].n == 10
 
 
-def test_feedback_fails_no_group_and_is_displayed_alone() -> None:
+def test_feedback_fails_no_group_and_is_only_displayed() -> None:
     labelled = outcomes(*of_champion(0, 200, "f"), audited=False)
     reference = {"sex = f": GroupAccuracy(1000, 800)}
     gate = group_gate(labelled, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
@@ -87,7 +87,7 @@ def test_feedback_fails_no_group_and_is_displayed_alone() -> None:
     assert (gate.state, gate.bounds[0].n) == (State.NOT_ASSESSABLE, 1000)
 
 
-def test_a_group_that_lost_fails_and_one_that_did_not_passes() -> None:
+def test_a_group_with_a_proven_loss_fails_and_another_passes() -> None:
     labelled = outcomes(*of_champion(600, 400, "f"), *of_champion(1900, 100, "m", first=1000))
     reference = {"sex = f": GroupAccuracy(1000, 800), "sex = m": GroupAccuracy(1000, 940)}
     gate = group_gate(labelled, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
@@ -96,7 +96,7 @@ def test_a_group_that_lost_fails_and_one_that_did_not_passes() -> None:
     assert gate.bounds[0].estimate == pytest.approx(-0.2)
 
 
-def test_a_few_labels_of_a_group_decide_nothing_however_bad_they_look() -> None:
+def test_few_labels_of_a_group_are_not_assessable() -> None:
     labelled = outcomes(*of_champion(5, 2, "f"))
     gate = group_gate(
         labelled, columns=("sex",), reference={"sex = f": GroupAccuracy(100, 80)}, limits=LIMITS, alpha=ALPHA
@@ -117,22 +117,22 @@ def test_unchanged_groups_fail_no_more_often_than_alpha() -> None:
     assert failed / 40 <= ALPHA + 0.08
 
 
-def test_what_clients_state_beyond_the_reference_is_counted_and_never_printed() -> None:
+def test_group_values_outside_the_reference_are_counted_but_not_printed() -> None:
     labelled = outcomes(*of_champion(5, 5, "Jane Doe"), *of_champion(5, 5, "f", first=100))
     gate = group_gate(
         labelled, columns=("sex",), reference={"sex = f": GroupAccuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
     )
     assert [bound.what for bound in gate.bounds] == ["change in sex = f"]
-    assert gate.note == "labelled rows that are not compared: 10 of sex = (others)"
+    assert gate.note == "labelled rows that were not compared: 10 of sex = (others)"
     nothing = group_gate(Outcomes(), columns=("sex",), reference={}, limits=LIMITS, alpha=ALPHA)
-    assert (nothing.state, nothing.note) == (State.NOT_ASSESSABLE, "no labelled answer is of a group")
+    assert (nothing.state, nothing.note) == (State.NOT_ASSESSABLE, "no labelled answer belongs to a group")
     alone = group_gate(
         labelled, columns=("sex",), reference={"sex = m": GroupAccuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
     )
-    assert (alone.bounds, alone.note) == ((), "labelled rows that are not compared: 20 of sex = (others)")
+    assert (alone.bounds, alone.note) == ((), "labelled rows that were not compared: 20 of sex = (others)")
 
 
-def test_rows_without_a_value_are_a_group_of_the_same_name_as_in_the_reference() -> None:
+def test_rows_without_a_value_form_the_same_group_as_in_the_reference() -> None:
     labelled = outcomes(*of_champion(5, 5, NO_GROUP))
     gate = group_gate(
         labelled, columns=("sex",), reference={"sex = (none)": GroupAccuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
@@ -140,7 +140,7 @@ def test_rows_without_a_value_are_a_group_of_the_same_name_as_in_the_reference()
     assert [(bound.what, bound.n) for bound in gate.bounds] == [("change in sex = (none)", 10)]
 
 
-def test_groups_are_fixed_by_the_reference_at_most_twenty_of_a_column() -> None:
+def test_groups_are_the_twenty_most_common_values_of_the_reference() -> None:
     reference = {f"ward = {number:02}": GroupAccuracy(100 - number, 50) for number in range(30)} | {
         "sex = f": GroupAccuracy(5, 5)
     }
@@ -153,7 +153,7 @@ def test_groups_are_fixed_by_the_reference_at_most_twenty_of_a_column() -> None:
     assert sum(int(mask.sum()) for mask in masks.values()) == 400
 
 
-def test_a_challengers_groups_are_as_many_before_any_request_as_afterwards() -> None:
+def test_the_number_of_a_challengers_groups_does_not_depend_on_traffic() -> None:
     for labelled in (Outcomes(), outcomes((1, "champion", True, "x"), (1, "shadow", False, "x"))):
         pairs, groups, tables = challenger_pairs(labelled, columns=("sex",), fixed=SEXES)
         assert groups == {"sex = f": Pairs(0, 0, 0), "sex = m": Pairs(0, 0, 0)}
@@ -162,8 +162,8 @@ def test_a_challengers_groups_are_as_many_before_any_request_as_afterwards() -> 
         assert challenger_group_gate(groups, tables, limits=LIMITS, alpha=ALPHA).bounds == ()
 
 
-def test_complaints_of_the_champion_alone_promote_no_equal_shadow() -> None:
-    """Both are right in 8 of 10, by chance of each other; feedback comes where the champion was wrong."""
+def test_feedback_on_wrong_answers_of_the_champion_does_not_promote_an_equal_shadow() -> None:
+    """Both are right in 8 of 10, independently; feedback is given only if the champion is wrong."""
     chance = np.random.default_rng(3)
     champion, shadow = chance.random((2, 2000)) < 0.8
     rows = [
@@ -176,10 +176,12 @@ def test_complaints_of_the_champion_alone_promote_no_equal_shadow() -> None:
     pairs, groups, _ = challenger_pairs(complained, columns=("sex",), fixed=SEXES)
     assert pairs == Pairs(0, 0, 0)
     by_feedback, _, _ = challenger_pairs(feedback_as_audit(complained), columns=("sex",), fixed=SEXES)
-    assert decide_challenger(by_feedback, groups=groups, alpha=ALPHA).decision is Decision.PROMOTE  # which is why
+    assert (
+        decide_challenger(by_feedback, groups=groups, alpha=ALPHA).decision is Decision.PROMOTE
+    )  # so feedback must not be used
 
 
-def test_the_audit_of_a_champions_answer_is_that_of_its_shadow_too(tmp_path: Path) -> None:
+def test_the_audit_label_of_a_champions_answer_also_applies_to_its_shadow(tmp_path: Path) -> None:
     at = datetime(2026, 3, 1, tzinfo=UTC)
     both = [
         {"request_id": f"r{number}", "row": 0, "at": at, "digest": arm, "arm": arm, "label": label, "score": 0.9}
@@ -206,14 +208,14 @@ def test_a_shadow_is_paired_with_the_champion_on_the_same_text() -> None:
         (2, "champion", False, "m"),
         (3, "champion", True, "m"),
         (4, "shadow", True, "m"),
-        (1, "shadow", False, "f"),  # stands twice in the log
+        (1, "shadow", False, "f"),  # a duplicate row
     )
     pairs, groups, _ = challenger_pairs(labelled, columns=("sex",), fixed=SEXES)
     assert pairs == Pairs(only_challenger_right=1, only_champion_right=1, num_pairs=2)
     assert groups == {"sex = f": Pairs(0, 1, 1), "sex = m": Pairs(1, 0, 1)}
 
 
-def test_a_canarys_answers_are_paired_with_the_champions_by_their_order_in_time() -> None:
+def test_answers_of_a_canary_are_paired_with_the_champions_in_order_of_time() -> None:
     labelled = outcomes(
         (1, "champion", True, "f"),
         (2, "champion", False, "f"),
@@ -229,7 +231,7 @@ def test_a_canarys_answers_are_paired_with_the_champions_by_their_order_in_time(
     )
 
 
-def test_a_canarys_answers_to_a_subject_are_paired_with_none_and_a_shadows_are() -> None:
+def test_answers_with_a_subject_are_paired_for_a_shadow_but_not_for_a_canary() -> None:
     rows = [
         (1, "champion", True, "f"),
         (2, "champion", False, "f"),
@@ -241,15 +243,17 @@ def test_a_canarys_answers_to_a_subject_are_paired_with_none_and_a_shadows_are()
     assert (pairs, groups["sex = f"], tables) == (Pairs(0, 0, 0), Pairs(0, 0, 0), [])
     assert num_with_subject(labelled) == 2
     mixed = replace(labelled, has_subject=np.array([True, False, True, False]))
-    assert challenger_pairs(mixed, columns=("sex",), fixed=SEXES)[0] == Pairs(1, 0, 1)  # the others' only
+    assert challenger_pairs(mixed, columns=("sex",), fixed=SEXES)[0] == Pairs(
+        1, 0, 1
+    )  # only the answers without a subject
     shadow = outcomes((1, "champion", True, "f"), (1, "shadow", False, "f"), has_subject=True)
     assert challenger_pairs(shadow, columns=("sex",), fixed=SEXES)[0] == Pairs(0, 1, 1)
     assert num_with_subject(shadow) == 0
 
 
-def test_in_a_group_a_canarys_answers_are_paired_with_the_champions_of_that_group() -> None:
+def test_in_a_group_answers_of_a_canary_are_paired_within_the_group() -> None:
     rows = []
-    for number in range(200):  # of f both are right in half, of m always; the champion is asked of m alone at first
+    for number in range(200):  # both are right in half of f and all of m; the champion gets only m at first
         rows.append((number, "champion", number < 100 or number % 2 == 0, "m" if number < 100 else "f"))
         rows.append((1000 + number, "canary", number >= 100 or number % 2 == 0, "f" if number < 100 else "m"))
     labelled = outcomes(*rows)
@@ -261,13 +265,13 @@ def test_in_a_group_a_canarys_answers_are_paired_with_the_champions_of_that_grou
     assert not paired_by_order(outcomes((1, "champion", True, "f"), (1, "shadow", True, "f")))
 
 
-def test_without_a_labelled_pair_there_is_none() -> None:
+def test_without_labelled_pairs_there_are_no_counts() -> None:
     pairs, groups, tables = challenger_pairs(outcomes((1, "champion", True, "f")), columns=("sex",), fixed=SEXES)
     assert pairs == Pairs(0, 0, 0)
     assert challenger_group_gate(groups, tables, limits=LIMITS, alpha=ALPHA).state is State.NOT_ASSESSABLE
 
 
-def test_a_challengers_groups_are_read_as_the_verdict_reads_them() -> None:
+def test_the_group_gate_of_a_challenger_equals_that_of_the_verdict() -> None:
     rows = [row for key in range(300) for row in ((key, "champion", True, "f"), (key, "shadow", key % 10 > 0, "f"))]
     _, groups, tables = challenger_pairs(outcomes(*rows), columns=("sex",), fixed=SEXES)
     gate = challenger_group_gate(groups, tables, limits=LIMITS, alpha=ALPHA)

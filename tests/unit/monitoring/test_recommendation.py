@@ -12,8 +12,8 @@ from tailorbird.monitoring.report import ChallengerPairs, Report
 from tailorbird.monitoring.sequential_test import Decision, Pairs
 
 TODAY = date(2026, 3, 9)
-ALARM = DriftStatistic("unfamiliar", "texts far from all", 0.12, 0.02, 0.0025, 500)
-USUAL = DriftStatistic("unfamiliar", "texts far from all", 0.01, 0.02, 0.0025, 500)
+ALARM = DriftStatistic("unfamiliar", "share of far texts", 0.12, 0.02, 0.0025, 500)
+USUAL = DriftStatistic("unfamiliar", "share of far texts", 0.01, 0.02, 0.0025, 500)
 NOTHING, NO_PAIRS = gate("groups", ()), Pairs(0, 0, 0)
 FIELDS: dict[str, Any] = {
     "day": "2026-03-08",
@@ -66,7 +66,7 @@ def reasons(*reports: Report, expires: str | None = None, since: str | None = No
     return result.reasons
 
 
-def test_a_report_is_read_back_as_it_was_written() -> None:
+def test_a_stored_report_is_read_back_unchanged() -> None:
     pairs = ChallengerPairs(
         digest="t",
         pairs=Pairs(3, 1, 10),
@@ -75,14 +75,14 @@ def test_a_report_is_read_back_as_it_was_written() -> None:
         by_order=True,
         by_feedback=Pairs(1, 0, 2),
     )
-    made = report(drift=(ALARM,), groups=failing(), groups_by_feedback=failing(), challenger=pairs)
-    assert Report.model_validate_json(made.model_dump_json()) == made
+    stored = report(drift=(ALARM,), groups=failing(), groups_by_feedback=failing(), challenger=pairs)
+    assert Report.model_validate_json(stored.model_dump_json()) == stored
 
 
-def test_drift_and_a_failed_group_call_for_the_verdict_and_say_by_what() -> None:
+def test_drift_and_a_failed_group_recommend_a_reevaluation_with_their_values() -> None:
     result = reasons(report(drift=(ALARM,), groups=failing()))
     assert result == (
-        "2026-03-08: texts far from all: 0.120, a clean window stays at or under 0.020 99.75 times in 100 (n = 500)",
+        "2026-03-08: share of far texts: 0.120, above the threshold 0.020 (false-alarm rate 0.25 %, n = 500)",
         "2026-03-08: change in sex = f: +10.0 points (+5.0 to +15.0, n = 100)",
     )
 
@@ -95,14 +95,14 @@ def test_the_latest_window_with_answers_decides() -> None:
     assert reasons() == ()
 
 
-def test_what_audits_find_of_days_gone_by_calls_for_the_verdict_while_labels_are_waited_for() -> None:
+def test_failed_gates_of_past_days_recommend_a_reevaluation_while_labels_are_incomplete() -> None:
     result = reasons(
         report(day="2026-02-20", groups=failing(0.2), labels_until="2026-03-08"),
         report(day="2026-02-21", groups=failing(), counterfactual=failing(what="flipped"), drift=(ALARM,)),
         report(),
     )
     assert result == (
-        "2026-02-21: change in sex = f: +10.0 points (+5.0 to +15.0, n = 100)",  # once, by the latest
+        "2026-02-21: change in sex = f: +10.0 points (+5.0 to +15.0, n = 100)",  # once, from the latest report
         "2026-02-21: flipped: +10.0 points (+5.0 to +15.0, n = 100)",
     )
     late = report(day="2026-02-20", groups=failing(), labels_until="2026-03-08")
@@ -110,28 +110,28 @@ def test_what_audits_find_of_days_gone_by_calls_for_the_verdict_while_labels_are
     assert reasons(report(day="2026-02-19", groups=failing(), labels_until="2026-03-07"), report()) == ()
 
 
-def test_what_was_reported_before_the_verdict_was_made_again_does_not_call_for_it_anew() -> None:
+def test_reports_made_before_the_last_reevaluation_are_ignored() -> None:
     before = report(day="2026-03-01", groups=failing()), report(drift=(ALARM,), groups=failing())
     assert len(reasons(*before, since="2026-03-09T00:59:59+00:00")) == 2
     assert reasons(*before, since="2026-03-09T01:00:00+00:00") == ()
-    made_anew = report(day="2026-03-01", groups=failing(), made_at="2026-03-10T01:00:00+00:00")
-    assert len(reasons(made_anew, *before[1:], since="2026-03-09T12:00:00+00:00")) == 1
+    remade = report(day="2026-03-01", groups=failing(), made_at="2026-03-10T01:00:00+00:00")
+    assert len(reasons(remade, *before[1:], since="2026-03-09T12:00:00+00:00")) == 1
 
 
-def test_feedback_calls_for_nothing() -> None:
+def test_feedback_recommends_nothing() -> None:
     assert reasons(report(groups_by_feedback=failing())) == ()
 
 
-def test_an_expired_verdict_is_made_again_without_any_traffic() -> None:
+def test_an_expired_verdict_recommends_a_reevaluation_without_traffic() -> None:
     assert reasons(expires="2026-03-09T23:00:00+00:00") == ("the champion's verdict expired on 2026-03-09",)
     assert reasons(expires="2026-03-10T00:00:00+00:00") == ()
 
 
-def test_low_confidence_alone_which_is_an_estimate_calls_for_nothing() -> None:
+def test_low_confidence_recommends_nothing() -> None:
     assert reasons(report(feedback=Quality(1000, 0, 0, (0.0, 1.0), 0.2))) == ()
 
 
-def test_a_challengers_days_add_up_and_each_counts_once_by_its_last_report() -> None:
+def test_the_pairs_of_a_challengers_days_are_summed_and_each_day_counts_once() -> None:
     def day(name: str, wins: int, *, made_at: str = "2026-03-09T01:00:00+00:00", digest: str = "t") -> Report:
         return report(day=name, made_at=made_at, challenger=paired(Pairs(wins, 2, 30), digest=digest))
 
@@ -151,7 +151,7 @@ def test_a_challengers_days_add_up_and_each_counts_once_by_its_last_report() -> 
     assert challenger_decision([], digest="t", alpha=0.05, today=TODAY).pairs == Pairs(0, 0, 0)
 
 
-def test_a_challenger_has_one_alpha_however_few_of_its_groups_were_seen() -> None:
+def test_alpha_is_divided_by_all_groups_even_those_without_pairs() -> None:
     def decided(groups: dict[str, Pairs]) -> Decision:
         days = [report(challenger=paired(Pairs(3, 17, 20), groups=groups))]
         return challenger_decision(days, digest="t", alpha=0.05, today=TODAY).decision
@@ -160,7 +160,7 @@ def test_a_challenger_has_one_alpha_however_few_of_its_groups_were_seen() -> Non
     assert decided({f"sex = {sex}": Pairs(0, 0, 0) for sex in "fm"}) is Decision.CONTINUE
 
 
-def test_a_canarys_day_counts_once_no_label_is_waited_for() -> None:
+def test_a_canarys_day_counts_only_when_its_labels_are_complete() -> None:
     days = [
         report(day="2026-02-05", labels_until="2026-03-07", challenger=paired(Pairs(5, 1, 9), by_order=True)),
         report(day="2026-02-06", labels_until="2026-03-08", challenger=paired(Pairs(7, 1, 9), by_order=True)),
@@ -170,7 +170,7 @@ def test_a_canarys_day_counts_once_no_label_is_waited_for() -> None:
     assert challenger_decision(days, digest="t", alpha=0.05, today=date(2026, 3, 10)).pairs == Pairs(21, 3, 28)
 
 
-def test_the_page_shows_alarms_labels_and_a_challenger_with_everything_escaped() -> None:
+def test_the_page_shows_alarms_labels_and_the_challenger_and_escapes_values() -> None:
     pairs = paired(Pairs(60, 10, 100), by_feedback=Pairs(3, 2, 9))
     reports = [
         report(day="2026-03-07", challenger=pairs.model_copy(update={"pairs": Pairs(0, 0, 0)})),
@@ -180,13 +180,13 @@ def test_the_page_shows_alarms_labels_and_a_challenger_with_everything_escaped()
     page = render_page("my <task>", reports, recommendation=recommendation)
     for text in (
         "my &lt;task&gt;",
-        "Make the verdict again",
-        "Challenger: promote. proven better: of 70 pairs that differ the challenger alone is right in 60",
+        "Re-evaluation recommended",
+        "Challenger: promote. proven better: the challenger alone is right in 60 of 70 discordant pairs",
         "80.0 %",
-        "Groups by feedback, which nothing acts on",
-        "Of 10 pairs that differ the challenger alone is right in 6.",
+        "Groups by feedback (not used for decisions)",
+        "The challenger alone is right in 6 of 10 discordant pairs.",
         "71.0 to 87.0",
-        "90.0 % of the answers would be right if their confidences were true. An estimate, which nothing acts on.",
+        "Mean confidence: 90.0 %. It estimates the accuracy if the confidences are calibrated, and is not used",
         "&lt;b&gt;odd&lt;/b&gt;",
         '<span class="fails">alarm</span>',
     ):
@@ -194,7 +194,7 @@ def test_the_page_shows_alarms_labels_and_a_challenger_with_everything_escaped()
     assert "<script" not in page
 
 
-def test_gauges_are_what_a_prometheus_reads() -> None:
+def test_gauges_are_in_the_prometheus_text_format() -> None:
     reports = [report(drift=(ALARM,))]
     recommendation = recommend(reports, expires=None, today=TODAY, challenger=None, alpha=0.05)
     metrics = render_metrics('my "task"', reports, recommendation=recommendation)
@@ -207,6 +207,6 @@ def test_gauges_are_what_a_prometheus_reads() -> None:
 
 
 @pytest.mark.parametrize("answers", [0, 10])
-def test_what_was_never_labelled_has_no_accuracy(answers: int) -> None:
+def test_answers_without_labels_have_no_accuracy(answers: int) -> None:
     result = Quality(answers, 0, 0, (0.0, 1.0), None)
     assert (result.accuracy, result.coverage) == (None, 0.0)

@@ -15,7 +15,7 @@ def pairs(wins: int, losses: int) -> Pairs:
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (3, 1), (1, 3), (40, 20), (20, 40)])
-def test_wealth_is_the_integral_that_it_is_said_to_be(wins: int, losses: int) -> None:
+def test_the_e_value_equals_the_numerical_integral(wins: int, losses: int) -> None:
     def bet(p: float) -> float:
         return float(2 * beta.pdf(p, SHAPE, SHAPE) * (2 * p) ** wins * (2 * (1 - p)) ** losses)
 
@@ -23,13 +23,13 @@ def test_wealth_is_the_integral_that_it_is_said_to_be(wins: int, losses: int) ->
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (5, 2), (2, 9), (300, 280)])
-def test_a_fair_game_leaves_the_bettor_what_he_had_on_average(wins: int, losses: int) -> None:
+def test_under_the_null_hypothesis_the_e_value_is_constant_on_average(wins: int, losses: int) -> None:
     now = math.exp(log_e_value(wins, losses))
     won, lost = math.exp(log_e_value(wins + 1, losses)), math.exp(log_e_value(wins, losses + 1))
     assert (won + lost) / 2 == pytest.approx(now)
 
 
-def test_looking_after_every_pair_raises_a_false_alarm_in_at_most_alpha_of_the_runs() -> None:
+def test_decisions_after_every_pair_err_in_at_most_alpha_of_the_runs() -> None:
     chance = np.random.default_rng(1979)
     alarms, runs, length = 0, 400, 300
     least = [
@@ -42,7 +42,7 @@ def test_looking_after_every_pair_raises_a_false_alarm_in_at_most_alpha_of_the_r
     assert alarms / runs < ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
 
 
-def test_the_pairs_needed_suffice_eight_times_in_ten() -> None:
+def test_the_pairs_needed_give_a_power_of_eighty_percent() -> None:
     chance, needed = np.random.default_rng(7), pairs_needed(0.6, alpha=ALPHA)
     assert 200 < needed < 300
     num_proven = 0
@@ -57,21 +57,21 @@ def test_a_challenger_is_promoted_stopped_or_continued() -> None:
     stopped = decide_challenger(pairs(20, 60), groups={}, alpha=ALPHA)
     assert (stopped.decision, stopped.reason) == (
         Decision.STOP,
-        "proven worse: of 80 pairs that differ the challenger alone is right in 20 (alpha 0.05)",
+        "proven worse: the challenger alone is right in 20 of 80 discordant pairs (alpha 0.05)",
     )
-    going = decide_challenger(pairs(30, 25), groups={}, alpha=ALPHA)
-    assert going.decision is Decision.CONTINUE
-    assert "60 to 40 would be found with about 276 " in going.reason
+    continued = decide_challenger(pairs(30, 25), groups={}, alpha=ALPHA)
+    assert continued.decision is Decision.CONTINUE
+    assert "60 to 40 needs about 276 discordant pairs" in continued.reason
 
 
-def test_one_group_that_is_proven_worse_stops_a_challenger_that_is_better_overall() -> None:
+def test_a_proven_loss_of_a_group_stops_a_challenger_that_is_better_overall() -> None:
     groups = {"sex = female": pairs(2, 30), "sex = male": pairs(90, 5)}
     decision = decide_challenger(pairs(92, 35), groups=groups, alpha=ALPHA)
     assert decision.decision is Decision.STOP
     assert decision.reason == "proven worse in sex = female (alpha 0.01667, one of 3 hypotheses)"
 
 
-def test_overall_and_groups_are_one_family_of_which_each_hypothesis_has_its_part_of_alpha() -> None:
+def test_alpha_is_divided_among_the_hypotheses() -> None:
     worse = pairs(3, 17)
     assert decide_challenger(worse, groups={}, alpha=ALPHA).decision is Decision.STOP
     unseen = {f"ward = {number}": pairs(0, 0) for number in range(20)}
@@ -81,10 +81,10 @@ def test_overall_and_groups_are_one_family_of_which_each_hypothesis_has_its_part
     assert decide_challenger(pairs(50, 50), groups=unseen | in_one, alpha=ALPHA).decision is Decision.CONTINUE
 
 
-def test_a_fair_challenger_in_fair_groups_is_stopped_in_at_most_alpha_of_the_runs() -> None:
+def test_an_equal_challenger_is_stopped_in_at_most_alpha_of_the_runs() -> None:
     chance, runs, stopped = np.random.default_rng(11), 200, 0
     for _ in range(runs):
-        groups = chance.random((60, 2)) < 0.5  # a pair of each group in turn
+        groups = chance.random((60, 2)) < 0.5  # one pair of each group in turn
         for num in range(5, 61, 5):
             wins = groups[:num].sum(0)
             by_group = {name: pairs(int(win), num - int(win)) for name, win in zip("ab", wins, strict=True)}
@@ -100,13 +100,13 @@ def test_a_fair_challenger_in_fair_groups_is_stopped_in_at_most_alpha_of_the_run
 
 
 @pytest.mark.parametrize("counts", [(-1, 0, 0), (2, 2, 3)])
-def test_counts_that_cannot_be_are_refused(counts: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="cannot be"):
+def test_invalid_counts_are_refused(counts: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="is invalid"):
         Pairs(*counts)
 
 
-def test_what_is_no_advantage_needs_no_number_of_pairs() -> None:
-    with pytest.raises(ValueError, match=r"allowed: over 0\.5"):
+def test_a_win_rate_without_a_provable_advantage_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must be above 0\.5"):
         pairs_needed(0.5, alpha=ALPHA)
-    with pytest.raises(ValueError, match="expect a larger one"):
+    with pytest.raises(ValueError, match="use a larger one"):
         pairs_needed(0.501, alpha=ALPHA)
