@@ -1,1 +1,1 @@
-"""Model versions, the champion of each task, and the ledger of test set accesses."""
+"""Model versions, the champion of each task, and the test-set ledger."""

@@ -1,4 +1,4 @@
-"""The champion of a task: the version that serves, why it does, and its history."""
+"""The champion of a task: the version that the task serves by default, with its reason and history."""
 
 import uuid
 from typing import Literal
@@ -10,23 +10,24 @@ from tailorbird.storage.stored_model import StoredModel
 
 
 class ParityResult(Frozen):
-    """How a deployed version answered test rows over HTTP, compared with its evaluation."""
+    """The result of the parity gate: answers of the deployed version over HTTP compared with its evaluation."""
 
     rows: int
-    matching: int  # answered as evaluated
+    matching: int  # rows with the evaluated answer
     ties: int = 0
-    """Matching rows answered by the other of two classes with almost equal probabilities: another batch decides."""
-    largest_difference: float | None = None  # of a probability, over the rows; None for a chat model
+    """Matching rows with another class of almost equal probability, which depends on the composition of the batch."""
+    largest_difference: float | None = None  # largest difference of a probability over the rows; None for chat models
     mean_difference: float | None = None
     at: str  # ISO 8601
 
     def sentence(self) -> str:
-        ties = f" ({self.ties} by the other of two equal classes)" if self.ties else ""
-        return f"{self.matching} of {self.rows} test rows answered over HTTP as evaluated{ties}"
+        """Return the result for messages."""
+        ties = f" ({self.ties} are ties between two classes)" if self.ties else ""
+        return f"{self.matching} of {self.rows} test rows have the same answer over HTTP as in the evaluation{ties}"
 
 
 class ChosenBy(Frozen):
-    """The verdict that chose a version."""
+    """The verdict that selected a version."""
 
     outcome: str
     rule: int
@@ -34,42 +35,43 @@ class ChosenBy(Frozen):
 
 
 class ChangeReason(Frozen):
-    """Why a version became the champion."""
+    """The reason why a version became the champion."""
 
-    change: Literal["promotion", "engine", "rollback"]  # `engine`: the same weights, run by another engine
+    change: Literal["promotion", "engine", "rollback"]  # `engine`: the same weights with another engine
     text: str
     override: str | None = None
-    """Why it was promoted although its verdict is not confirmatory, or it was rolled back before."""
-    runtime: str | None = None  # engine and dtype, if it was exported
+    """Reason for the promotion if the verdict is not confirmatory or the version was rolled back before."""
+    runtime: str | None = None  # engine and dtype of an exported version
 
     def sentence(self) -> str:
+        """Return the reason for messages."""
         override = f"; override: {self.override}" if self.override else ""
         return f"{self.text}{override}{f'; run by {self.runtime}' if self.runtime else ''}"
 
 
 class FormerChampion(Frozen):
-    """A version that was the champion."""
+    """A former champion of the task."""
 
     uri: str
     digest: str
-    run: str  # URI of the run whose verdict chose it; empty if none did
+    run: str  # URI of the run whose verdict selected it; empty if there is none
     verdict: ChosenBy | None = None
-    pretrained: PinnedVersion | None = None  # the pretrained model that it was compared with, or that it is
-    parity: ParityResult | None = None  # None if nothing was served at its promotion: `serve` checks it then
+    pretrained: PinnedVersion | None = None  # the pretrained model of the comparison, which may be this version
+    parity: ParityResult | None = None  # None if nothing was served at its promotion; `serve` then checks parity
 
 
 class Champion(StoredModel, FormerChampion):
-    """The version that serves."""
+    """The champion of a task, stored as `champion.json`."""
 
     version: str
     reason: ChangeReason
     since: str  # ISO 8601
-    former: tuple[FormerChampion, ...] = ()  # the latest last, without those that were rolled back
+    former: tuple[FormerChampion, ...] = ()  # latest last, without versions that were rolled back
     rolled_back: tuple[str, ...] = ()  # digests of versions that were rolled back
 
     @property
     def needs_parity(self) -> bool:
-        """True if test rows must be checked before it serves: not after a rollback, which restores what served."""
+        """True if the parity gate must pass before serving; a rollback restores a version that was served before."""
         return self.parity is None and self.reason.change != "rollback"
 
     @property
@@ -79,25 +81,27 @@ class Champion(StoredModel, FormerChampion):
 
 
 def read_champion(task_uri: str) -> tuple[Champion, str] | None:
-    """Return the champion, and the ETag to change it with; None if nothing serves yet."""
+    """Return the champion and its ETag for `write_champion`; None if the task has no champion."""
     stored = read_versioned(TaskPaths(task_uri).champion)
     return None if stored is None else (Champion.model_validate_json(stored[0]), stored[1])
 
 
 def champion_version(champion: Champion) -> ModelVersion:
-    """Return the version that serves; raise RegistryError if it is missing or changed since its promotion."""
+    """Return the version of the champion; raise RegistryError if it is missing or was changed after its promotion."""
     version = read_version(champion.uri)
     if version.digest != champion.digest:
         raise RegistryError(
-            f"{champion.uri} was changed after its promotion: its manifest has the digest {version.digest}, "
-            f"champion.json names {champion.digest}; restore it (`tailorbird verify` of it names the files)"
+            f"{champion.uri} was changed after its promotion: its manifest has the digest {version.digest}, but "
+            f"champion.json has {champion.digest}; restore the changed files (`tailorbird verify` lists them)"
         )
     return version
 
 
 def write_champion(task_uri: str, champion: Champion, *, etag: str | None) -> None:
-    """Write the champion by compare-and-swap, and an entry of `history/`; raise PreconditionFailed if it was changed
-    since `etag` was read (None: there was no champion)."""
+    """Write the champion with compare-and-swap, and an entry in `history/`.
+
+    `etag` is None if the task had no champion. Raises PreconditionFailed if the champion changed since `etag` was read.
+    """
     paths = TaskPaths(task_uri)
     write_if_match(paths.champion, champion.model_dump_json(indent=2).encode(), etag=etag)
     name = f"{champion.since.replace(':', '')}-{champion.version}-{uuid.uuid4().hex[:6]}"

@@ -1,4 +1,4 @@
-"""The ledger of accesses to a test set: whether a verdict is confirmatory depends on how often its rows were used."""
+"""The test-set ledger, which records every access to a set of test rows; only the first access is confirmatory."""
 
 import re
 from typing import ClassVar
@@ -15,31 +15,32 @@ from tailorbird.storage.stored_model import StoredModel
 class TestSetAccess(Frozen):
     """An entry of the ledger."""
 
-    __test__: ClassVar[bool] = False  # no test case for pytest
+    __test__: ClassVar[bool] = False  # tells pytest that this class is not a test case
     number: int  # from 1
-    candidate: str  # digest of the weights
+    candidate: str  # digest of the candidate's weights
     protocol: str  # digest of the test protocol
-    run: str  # URI of the run that made it
+    run: str  # URI of the run
     at: str  # ISO 8601
 
 
 class Ledger(StoredModel):
-    """Accesses to one set of test rows, in order."""
+    """The accesses to a set of test rows, in order."""
 
     entries: tuple[TestSetAccess, ...] = ()
 
 
 def record_test_access(task_uri: str, *, test_sha256: str, candidate: str, protocol: str, run: str) -> TestSetAccess:
-    """Add an access to the ledger; return the existing entry if this candidate was tested by this protocol before.
+    """Add an access to the ledger and return its entry.
 
-    `test_sha256` is `data.rows.content_sha256` of the test rows. `candidate` names weights, so that the same weights
-    run by another engine keep their entry. `protocol` is the digest of the test protocol: a second test with another
-    minimum gain or without a gate is another access. Call it before the candidate's first prediction, because a run may
-    fail after it has seen the results. Raises StorageError if the ledger cannot be read or written, ValueError if
-    `test_sha256` is no sha256.
+    Return the existing entry if the candidate was tested with this protocol before. `test_sha256` is
+    `data.rows.content_sha256` of the test rows. `candidate` identifies weights, so the same weights with another engine
+    keep their entry. `protocol` is the digest of the test protocol, so a test with another minimum gain or without a
+    gate is a further access. Call this function before the candidate's first prediction, because a run may fail after
+    its results are visible. Raises StorageError if the ledger cannot be read or written, ValueError if `test_sha256` is
+    not a sha256.
     """
     if not candidate:
-        raise ValueError("candidate is empty; give what names its weights by their content, as a digest")
+        raise ValueError("candidate is empty; give the digest of its weights")
     uri = _uri(task_uri, test_sha256)
 
     def add(stored: object) -> object:
@@ -61,7 +62,7 @@ def read_test_accesses(task_uri: str, test_sha256: str) -> tuple[TestSetAccess, 
 
 
 def num_other_test_sets(task_uri: str, test_sha256: str) -> int:
-    """Return the number of other test sets of the task: other rows, or the same rows changed."""
+    """Return the number of test sets of the task with other content."""
     ledgers = list_files(TaskPaths(task_uri).ledgers, missing_ok=True)
     return sum(uri != _uri(task_uri, test_sha256) for uri in ledgers)
 
@@ -72,7 +73,7 @@ def _find(entries: tuple[TestSetAccess, ...], candidate: str, protocol: str) -> 
 
 def _uri(task_uri: str, test_sha256: str) -> str:
     if not re.fullmatch("[0-9a-f]{64}", test_sha256):
-        raise ValueError(f"test_sha256 is {test_sha256!r}; give the 64 hexadecimal digits of the test rows' sha256")
+        raise ValueError(f"test_sha256 is {test_sha256!r}; give the sha256 of the test rows as 64 hexadecimal digits")
     return TaskPaths(task_uri).ledger(test_sha256)
 
 
@@ -81,4 +82,4 @@ def _parse(uri: str, content: object) -> Ledger:
     try:
         return Ledger.model_validate_json(content) if isinstance(content, bytes) else Ledger.model_validate(content)
     except ValidationError as error:
-        raise StorageError(f"{uri} is no ledger of test accesses: {error}; restore it: no access may be lost") from None
+        raise StorageError(f"{uri} is not a valid test-set ledger: {error}; restore the file from a copy") from None

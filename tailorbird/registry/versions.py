@@ -16,17 +16,16 @@ from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
 
 Kind = Literal["zero_shot", "few_shot", "centroid", "probe", "lora", "full", "hybrid"]
-PRETRAINED_KINDS = ("zero_shot", "few_shot", "centroid", "probe")  # with an unchanged base model
+PRETRAINED_KINDS = ("zero_shot", "few_shot", "centroid", "probe")  # kinds with an unchanged base model
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
-"""Runtime of a classifier's encoder: torch runs safetensors, the others files that `models.export` wrote, on CPU."""
+"""Runtime of a classifier's encoder; the engines other than torch run files that `models.export` wrote, on CPU."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
 CLASSIFIER_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "encoder.safetensors"}
-"""File of the weights by kind, besides a classifier's head; other kinds use the base model, and other engines have
-files of their own."""
+"""Weight file by kind, in addition to the head of a classifier (torch only); other kinds use the base model."""
 
 
 class RegistryError(ValueError):
-    """A version or champion that is missing or incomplete."""
+    """A version or champion is missing, incomplete or changed."""
 
 
 class Frozen(BaseModel):
@@ -36,14 +35,14 @@ class Frozen(BaseModel):
 
 
 class PinnedVersion(Frozen):
-    """A version, and the digest of its content."""
+    """The URI of a version and the digest of its content."""
 
     uri: str
     digest: str
 
 
 class Hybrid(Frozen):
-    """Two registered versions, and the routing that selects the one that answers."""
+    """Two registered versions and their routing rule."""
 
     routing: Routing
     incumbent: PinnedVersion
@@ -51,18 +50,20 @@ class Hybrid(Frozen):
 
 
 class Prompting(Frozen):
-    """Prompt and answer length of a chat version, in evaluation and serving."""
+    """The prompt and the maximum answer length of a chat version, in evaluation and serving."""
 
     system: str | None
-    """System message of conversations without one; None keeps the model's default."""
+    """System message for conversations without a system message; None keeps the model's default."""
     shots: tuple[tuple[str, str], ...] = ()
     """Turns (role, content) before each conversation: the examples of the kind `few_shot`."""
     max_new_tokens: int
 
 
 class VersionConfig(StoredModel):
-    """Everything of a version but its weights: `config.json` in its folder. A hybrid's own `base_model`, `max_length`,
-    `dtype` and `temperature` are ignored: its parts have theirs."""
+    """The content of `config.json` in the folder of a version.
+
+    The `base_model`, `max_length`, `dtype` and `temperature` of a hybrid are ignored; those of its parts are used.
+    """
 
     kind: Kind
     classes: tuple[str, ...]
@@ -74,10 +75,10 @@ class VersionConfig(StoredModel):
     created_at: str
     temperature: float = Field(default=1.0, gt=0)  # divides the logits before the softmax
     hybrid: Hybrid | None = None
-    prompting: Prompting | None = None  # (chat only) a chat version has no classes
+    prompting: Prompting | None = None  # (chat only)
     engine: Engine = "torch"
     exported_from: PinnedVersion | None = None
-    """The version with the same weights that the verdict evaluated; None for that version itself."""
+    """The evaluated version with the same weights; None if this version was evaluated itself."""
 
     @property
     def task(self) -> Literal["classification", "chat"]:
@@ -86,16 +87,18 @@ class VersionConfig(StoredModel):
     @model_validator(mode="after")
     def _fields_fit_kind_and_engine(self) -> Self:
         if (self.kind == "hybrid") != (self.hybrid is not None):
-            raise ValueError("the kind `hybrid`, and no other, has `hybrid`: its routing and two parts")
+            raise ValueError("the field `hybrid` is required for the kind `hybrid` and not allowed for other kinds")
         if self.exported_from is None and self.engine != "torch":
-            raise ValueError(f"a version for the engine {self.engine} names in `exported_from` what it was made of")
+            raise ValueError(f"the engine {self.engine} requires `exported_from`, the version that was exported")
         if self.exported_from is not None and (self.hybrid or self.task == "chat"):
-            raise ValueError("only a single classifier is exported for another engine, no hybrid and no chat model")
+            raise ValueError(
+                "`exported_from` is allowed for a single classifier only, not for a hybrid or a chat model"
+            )
         return self
 
 
 class ModelVersion(VersionConfig):
-    """A registered version; `digest` is the sha256 of its manifest and so covers every file."""
+    """A registered model version; `digest` is the sha256 of its manifest, which has the sha256 of every file."""
 
     name: str
     version: str
@@ -108,12 +111,12 @@ class ModelVersion(VersionConfig):
 
 
 def now() -> str:
-    """Return the time in UTC, ISO 8601, to the second."""
+    """Return the current time in UTC as ISO 8601, in seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write_config(folder: Path, config: VersionConfig) -> None:
-    """Write `config.json` into a version's local folder."""
+    """Write `config.json` to the local folder of a version."""
     (folder / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
 
 
@@ -128,7 +131,7 @@ def write_artifact_config(uri: str, config: VersionConfig) -> None:
 
 
 def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: Routing) -> VersionConfig:
-    """Return a hybrid's config: the classes of both parts, other fields of the candidate; equal for equal arguments."""
+    """Return the config of a hybrid, with the classes of both parts and other fields of the candidate."""
     return VersionConfig(
         kind="hybrid",
         classes=tuple(dict.fromkeys(candidate.classes + incumbent.classes)),
@@ -143,15 +146,15 @@ def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: 
 
 
 def register(task_uri: str, folder: Path) -> ModelVersion:
-    """Upload a version's folder; the manifest, written last, completes it. The same files give the same version, and
-    files that were lost or changed on S3 are uploaded again.
+    """Upload the folder of a version and return the version.
 
-    `task_uri` is `<registry>/<name>`. Raises RegistryError for a folder without config or weights; a hybrid needs no
-    weights, but its parts must be registered as it names them.
+    The manifest is written last, so its presence means that the version is complete. Equal files give an equal version.
+    Files that are missing or changed on S3 are uploaded again. `task_uri` is `<registry>/<name>`. Raises RegistryError
+    if config or weights are missing. A hybrid needs no weights, but its parts must be registered with the same digests.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     if "config.json" not in files:
-        raise RegistryError(f"{folder} is no model version: it lacks config.json")
+        raise RegistryError(f"{folder} is not a model version: config.json is missing")
     config = VersionConfig.model_validate_json(files["config.json"].read_bytes())
     _require_weights(config, folder=folder, files=files)
     sha256 = {name: storage.sha256_file(path) for name, path in files.items()}
@@ -169,7 +172,7 @@ def register(task_uri: str, folder: Path) -> ModelVersion:
     version = read_version(uri)
     if version.digest != digest:
         raise RegistryError(
-            f"{uri} was changed: its manifest has the digest {version.digest}, not {digest}; restore it"
+            f"{uri} was changed: its manifest has the digest {version.digest}, not {digest}; restore the version"
         )
     return version
 
@@ -184,11 +187,11 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
         required = ["head.safetensors", CLASSIFIER_WEIGHTS.get(config.kind) if config.engine == "torch" else None]
     missing = [name for name in required if name is not None and name not in files]
     if missing:
-        raise RegistryError(f"{folder} is no model version: it lacks {missing[0]}")
+        raise RegistryError(f"{folder} is not a model version: {missing[0]} is missing")
 
 
 def _name_prefix(config: VersionConfig) -> str:
-    """Return the version's kind, and the runtime that it was exported for."""
+    """Return the kind of a version, followed by its runtime if it is exported."""
     kind = config.kind.replace("_", "-")
     if config.exported_from is None:
         return kind
@@ -196,32 +199,36 @@ def _name_prefix(config: VersionConfig) -> str:
 
 
 def read_version(uri: str) -> ModelVersion:
-    """Return the version at a URI; raise RegistryError if there is none or its upload did not finish."""
+    """Return the version at a URI; raise RegistryError if it does not exist or its upload is incomplete."""
     try:
         manifest = storage.read_bytes(f"{uri}/manifest.json")
         config = storage.read_json(f"{uri}/config.json")
     except StorageError as error:
-        raise RegistryError(f"no whole model version at {uri}: {error}; `tailorbird models` lists them") from None
+        raise RegistryError(
+            f"no complete model version at {uri}: {error}; run `tailorbird models` to list the versions"
+        ) from None
     task, version = parse_version_uri(uri)
     digest = hashlib.sha256(manifest).hexdigest()
     return ModelVersion(**config, name=task.task_uri.rpartition("/")[2], version=version, uri=uri, digest=digest)
 
 
 def read_parts(hybrid: Hybrid) -> tuple[ModelVersion, ModelVersion]:
-    """Return a hybrid's incumbent and candidate; raise RegistryError if one is missing or not the one it names."""
+    """Return a hybrid's incumbent and candidate; raise RegistryError if one is missing or has another digest."""
     incumbent, candidate = read_version(hybrid.incumbent.uri), read_version(hybrid.candidate.uri)
     for part, pinned in ((incumbent, hybrid.incumbent), (candidate, hybrid.candidate)):
         if part.digest != pinned.digest:
-            raise RegistryError(f"{part.uri} has digest {part.digest}, but the hybrid names {pinned.digest}; run again")
+            raise RegistryError(
+                f"{part.uri} has the digest {part.digest}, but the hybrid requires {pinned.digest}; start a new run"
+            )
         if part.hybrid is not None:
-            raise RegistryError(f"{part.uri} is a hybrid itself; a hybrid's parts are single models")
+            raise RegistryError(f"{part.uri} is a hybrid; the parts of a hybrid must be single models")
     return incumbent, candidate
 
 
 def verify_files(uri: str, folder: Path) -> None:
     """Raise RegistryError if a file of the downloaded version differs from its manifest."""
     if name := _changed_file(folder):
-        raise RegistryError(f"{uri}/{name} is not what the version's manifest names; restore it from a copy")
+        raise RegistryError(f"{uri}/{name} is missing or differs from the manifest; restore it from a copy")
 
 
 def is_intact(folder: Path) -> bool:
@@ -238,12 +245,12 @@ def _changed_file(folder: Path) -> str | None:
 
 
 def weights_digest(version: ModelVersion) -> str:
-    """Return the digest of the version that the verdict evaluated: of an export, the one that it was exported from."""
+    """Return the digest of the evaluated version; for an export, that of the version it was exported from."""
     return version.exported_from.digest if version.exported_from else version.digest
 
 
 def list_versions(task_uri: str) -> list[ModelVersion]:
-    """Return every complete version, oldest first."""
+    """Return all complete versions, oldest first."""
     return sorted((read_version(uri) for uri in version_uris(task_uri)), key=lambda version: version.created_at)
 
 
@@ -254,20 +261,22 @@ def version_uris(task_uri: str) -> list[str]:
 
 
 def shares_base(config: VersionConfig) -> bool:
-    """Return True for a classifier that torch runs on the unchanged base model: a head, or an adapter with a head."""
+    """Return True for a torch classifier with an unchanged base model: a head, or an adapter with a head."""
     return config.task == "classification" and config.engine == "torch" and config.kind in (*PRETRAINED_KINDS, "lora")
 
 
 def versions_on_same_base(version: ModelVersion, *, task_uri: str, limit: int) -> list[ModelVersion]:
-    """Return the newest `limit` other versions that can share the version's base model in memory: heads and adapters
-    of the same base model, dtype and code."""
+    """Return the newest `limit` other versions that can share the version's base model in memory.
+
+    These are heads and adapters with the same base model, dtype and code.
+    """
     if not limit:
         return []
     others = []
     for uri in version_uris(task_uri):
         try:
             other = read_version(uri)
-        except ValueError:  # damaged, or of newer code: no reason not to serve the champion
+        except ValueError:  # a damaged version, or one of newer code, must not prevent serving the champion
             continue
         same_base = (other.base_model, other.dtype, other.code) == (version.base_model, version.dtype, version.code)
         if other.digest != version.digest and shares_base(other) and same_base:

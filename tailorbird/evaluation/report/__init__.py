@@ -1,1 +1,1 @@
-"""Evidence, report and model card."""
+"""Evidence, HTML report, model card and console output of a run."""

@@ -1,16 +1,16 @@
-"""The report's plots as inline SVG: each a pure function of its numbers, which the page prints next to it."""
+"""Plots of the HTML report as inline SVG; the report prints the plotted numbers next to each plot."""
 
 from collections.abc import Mapping, Sequence
 
 from tailorbird.evaluation.report.evidence import ReliabilityBin
 from tailorbird.evaluation.report.html_elements import text
 
-SQUARE = 240  # side of a plot with two axes, in its own units; its texts are as large as the page's small print
+SQUARE = 240  # side of a plot with two axes, in SVG units
 MARGIN = 34
 
 
 def bar(value: float, *, interval: tuple[float, float], label: str) -> str:
-    """Return a bar from 0 to `value`, of 0 to 1, with its interval as a whisker."""
+    """Return a bar from 0 to `value` on an axis from 0 to 1, with the interval as a whisker."""
     low, high = (100 * min(max(end, 0.0), 1.0) for end in interval)
     lines = ((low, high, 10, 10), (low, low, 6, 14), (high, high, 6, 14))
     whisker = "".join(
@@ -23,7 +23,10 @@ def bar(value: float, *, interval: tuple[float, float], label: str) -> str:
 def span(
     estimate: float, *, interval: tuple[float, float], guides: Sequence[float], bounds: tuple[float, float]
 ) -> str:
-    """Return an interval as a bar with its estimate as a line in it, on an axis over `bounds`; guides are dashed."""
+    """Return an interval as a bar, with a solid line at the estimate and dashed lines at `guides`.
+
+    `bounds` are the ends of the axis.
+    """
     left, right = bounds
     scale = 100 / (right - left or 1.0)
 
@@ -42,26 +45,26 @@ def span(
 
 
 def around(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of an axis that holds all of the values with a margin."""
+    """Return the ends of an axis that contains all values with a margin."""
     low, high = min(values), max(values)
     margin = 0.08 * (high - low or 0.01)
     return low - margin, high + margin
 
 
 def gain(value: float, *, interval: tuple[float, float], minimum: float) -> str:
-    """Return the gain with its interval on an axis that holds 0 and the minimum gain."""
+    """Return a plot of the gain and its interval, with 0 and the minimum gain."""
     low, high = interval
     drawn = span(value, interval=interval, guides=(0.0, minimum), bounds=around((low, high, 0.0, minimum)))
     return (
-        f"{drawn}<p class=soft>Bar: the interval, {100 * low:+.2f} to {100 * high:+.2f} points; line in it: the gain, "
-        f"{100 * value:+.2f}; dashed: 0 and the minimum gain, {100 * minimum:+.2f}.</p>"
+        f"{drawn}<p class=soft>Bar: interval from {100 * low:+.2f} to {100 * high:+.2f} points. Solid line: gain of "
+        f"{100 * value:+.2f} points. Dashed lines: 0 and the minimum gain of {100 * minimum:+.2f} points.</p>"
     )
 
 
 def outcomes(counts: Mapping[str, int]) -> str:
-    """Return the test rows as one bar, parted by who was right; the parts are named in the text under it."""
+    """Return a bar of the test rows, divided by which of the two models is right."""
     total, at, parts = sum(counts.values()), 0.0, []
-    shades = ("0.25", "1", "0.6", "0.1")  # the two in which the models differ stand out
+    shades = ("0.25", "1", "0.6", "0.1")  # emphasise the two parts in which the models differ
     for (name, count), shade in zip(counts.items(), shades, strict=True):
         width = 100 * count / total
         chosen = " chosen" if name == "only the candidate right" else ""
@@ -75,22 +78,22 @@ def outcomes(counts: Mapping[str, int]) -> str:
 
 
 def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> str:
-    """Return the share right over mean confidence of each bin, a line a model; a dot's area grows with its rows.
+    """Return a reliability diagram: accuracy against mean confidence per bin, one line per model.
 
-    `bins` by role; the candidate is elements in the chosen colour, over the incumbent.
+    `bins` are by role. The candidate is drawn over the incumbent. The area of a dot grows with the rows of the bin.
     """
     scale = SQUARE - 2 * MARGIN
-    elements = [_axes("confidence", "share right", ends=((0.0, 1.0), (0.0, 1.0)))]
+    elements = [_axes("confidence", "accuracy", ends=((0.0, 1.0), (0.0, 1.0)))]
     elements.append(f'<line class="guide" x1="{MARGIN}" y1="{SQUARE - MARGIN}" x2="{SQUARE - MARGIN}" y2="{MARGIN}"/>')
     for role, rows in sorted(bins.items(), key=lambda item: item[0] == "candidate"):
         most = max((row.n for row in rows), default=1)
         dots = [(MARGIN + scale * row.confidence, SQUARE - MARGIN - scale * row.accuracy, row.n / most) for row in rows]
         elements.append(_line(dots, chosen=role == "candidate"))
-    return _square("".join(elements), label="reliability: share right over confidence; the numbers are in the table")
+    return _square("".join(elements), label="reliability: accuracy against confidence; see the table")
 
 
 def curve(points: Sequence[tuple[float, float]], *, axes: tuple[str, str]) -> str:
-    """Return a line through (x, y) points in the order of x; the axes' ends are labelled."""
+    """Return a line through (x, y) points in the order of x, with labels at the ends of the axes."""
     across, up = [x for x, _ in points], [y for _, y in points]
     (left, right), (bottom, top) = around(across), around(up)
     scale = SQUARE - 2 * MARGIN
@@ -99,11 +102,11 @@ def curve(points: Sequence[tuple[float, float]], *, axes: tuple[str, str]) -> st
         for x, y in sorted(points)
     ]
     frame = _axes(*axes, ends=((min(across), max(across)), (bottom, top)))
-    return _square(frame + _line(dots, chosen=True), label=f"{axes[1]} over {axes[0]}; see the table")
+    return _square(frame + _line(dots, chosen=True), label=f"{axes[1]} against {axes[0]}; see the table")
 
 
 def rounds(values: Sequence[float], *, largest: float, chosen: bool) -> str:
-    """Return a tick a measurement on an axis from 0 to `largest`."""
+    """Return one tick per measurement on an axis from 0 to `largest`."""
     ticks = "".join(
         f'<rect class="bar{" chosen" if chosen else ""}" x="{98.5 * value / (largest or 1.0):.2f}" y="3" width="1.2" '
         'height="14"/>'
@@ -113,7 +116,7 @@ def rounds(values: Sequence[float], *, largest: float, chosen: bool) -> str:
 
 
 def _strip(content: str, *, height: int, label: str) -> str:
-    """Return a plot as wide as its container: 100 units across, stretched, and so without text in it."""
+    """Return a plot that is stretched from 100 units to the width of its container, so it must not contain text."""
     return (
         f'<svg viewBox="0 0 100 {height}" preserveAspectRatio="none" height="{height}" role="img" '
         f'aria-label="{text(label)}">{content}</svg>'
@@ -125,7 +128,7 @@ def _square(content: str, *, label: str) -> str:
 
 
 def _line(dots: Sequence[tuple[float, float, float]], *, chosen: bool) -> str:
-    """Return (x, y, weight) in the plot's units as a line with a dot each."""
+    """Return a line with a dot at each (x, y, weight), in SVG units."""
     kind = " chosen" if chosen else ""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in dots)
     return f'<polyline class="path{kind}" points="{path}"/>' + "".join(

@@ -1,4 +1,4 @@
-"""The verdict as lines for a terminal."""
+"""Format a verdict for the terminal."""
 
 from tailorbird.evaluation.report.evidence import Evidence, ModelScore
 from tailorbird.evaluation.verdict.formatting import size
@@ -6,15 +6,15 @@ from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 
 ADVICE = {
-    Outcome.FINE_TUNE: "Replace the incumbent by the fine-tuned candidate.",
-    Outcome.STAY: "Keep the incumbent; the fine-tuned candidate does not deserve to replace it.",
-    Outcome.HYBRID: "Let both serve: the candidate where the routing names it, the incumbent everywhere else.",
-    Outcome.INSUFFICIENT_EVIDENCE: "Keep the incumbent for now; this test cannot tell.",
+    Outcome.FINE_TUNE: "Replace the incumbent with the fine-tuned candidate.",
+    Outcome.STAY: "Keep the incumbent. The evidence does not justify replacing it with the fine-tuned candidate.",
+    Outcome.HYBRID: "Serve both models. The routing rule decides which model answers a request.",
+    Outcome.INSUFFICIENT_EVIDENCE: "Keep the incumbent for now. The evidence is not sufficient for a decision.",
 }
 
 
 def verdict_lines(evidence: Evidence) -> list[str]:
-    """Return the verdict, its reasons, its gates, the power of the test, and a table of the models' scores."""
+    """Return lines with the verdict, its reasons, the gates, the power of the test and a table of scores."""
     verdict = evidence.verdict
     rows = [("model", "validation", "interval", "test"), *map(score_cells, evidence.scores)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -33,40 +33,42 @@ def verdict_lines(evidence: Evidence) -> list[str]:
 
 
 def score_cells(score: ModelScore) -> tuple[str, str, str, str]:
-    """Return a model's row as texts: name, validation, interval, test."""
+    """Return the table cells of a model: name, validation score, interval, test score."""
     interval = "" if score.interval is None else "{:.3f} to {:.3f}".format(*score.interval)
     name = f"{score.kind} ({score.role})" if score.role else score.kind
     return name, f"{score.validation:.3f}", interval, "" if score.test is None else f"{score.test:.3f}"
 
 
 def power_sentence(verdict: Verdict) -> str:
-    """Return what gains the test can detect."""
-    needed = "no number of rows" if verdict.rows_needed is None else f"{verdict.rows_needed:,} rows"
+    """Return the power at the expected gain, the rows needed and the smallest detectable gain."""
+    needed = (
+        "no number of test rows gives" if verdict.rows_needed is None else f"{verdict.rows_needed:,} test rows give"
+    )
     return (
-        f"power {verdict.power_at_expected_gain:.0%} against the incumbent at an expected gain of "
-        f"{size(verdict.expected_gain)}; {needed} would give 80%; smallest gain this test finds with 80% power: "
+        f"power: {verdict.power_at_expected_gain:.0%} to prove a true gain of {size(verdict.expected_gain)} over the "
+        f"incumbent ({needed} 80%); the smallest gain detectable with 80% power is "
         f"{100 * verdict.minimum_detectable_effect:.2f} points"
     )
 
 
 def seed_sentence(evidence: Evidence) -> str:
-    """Return the spread over seeds, or that it was not assessed, and the score of the mean of their weights."""
+    """Return the range of validation scores over seeds (from 3 seeds), and the score of the averaged weights."""
     scores, averaged = [seed.validation for seed in evidence.seeds], evidence.averaged
-    spread = f"on validation {min(scores):.3f} to {max(scores):.3f}"
-    sentence = f"seeds: {len(scores)}, {spread if len(scores) >= 3 else 'spread not assessed (that takes 3)'}"
+    spread = f"validation scores {min(scores):.3f} to {max(scores):.3f}"
+    sentence = f"seeds: {len(scores)}, {spread if len(scores) >= 3 else 'spread not assessed (needs 3 seeds)'}"
     if averaged is None:
         return sentence
-    chosen = ", the candidate" if averaged.chosen else ""
-    return f"{sentence}; the mean of their weights {averaged.validation:.3f}{chosen}"
+    chosen = " (selected as the candidate)" if averaged.chosen else ""
+    return f"{sentence}, averaged weights {averaged.validation:.3f}{chosen}"
 
 
 def streaming_sentence(evidence: Evidence) -> str | None:
-    """Return which models were fitted on a part of the training rows, if these were streamed."""
+    """Return a sentence about the training rows of each model if the rows were streamed, else None."""
     report = evidence.data.report
     if report.num_in_memory is None:
         return None
     return (
-        f"training rows were streamed: the candidate learned from all {report.num_train:,}, the pretrained rungs and "
-        f"the reference from a random {report.num_in_memory:,} of them, among which conflicts and near-duplicates were "
-        "looked for"
+        f"training rows were streamed: the candidate was trained on all {report.num_train:,} rows, the baselines and "
+        f"the reference on a random sample of {report.num_in_memory:,} rows; conflicting labels and near-duplicates "
+        "were counted in this sample"
     )

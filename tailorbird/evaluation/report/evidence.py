@@ -1,4 +1,4 @@
-"""The evidence of a run: everything that led to its verdict, stored as `evidence.json` next to the predictions."""
+"""The evidence of a run: the inputs and results of its verdict, stored as `evidence.json` next to the predictions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from tailorbird.registry.versions import PinnedVersion
 from tailorbird.storage.stored_model import StoredModel
 
 EVIDENCE_FILE = "evidence.json"
-ENGINE_EVIDENCE = "engine_evidence.json"  # name of the `EngineEvidence` in the exported version's folder
-UNREGISTERED = "not registered"  # digest of a version that was not registered, because the verdict did not choose it
+ENGINE_EVIDENCE = "engine_evidence.json"  # file name of the `EngineEvidence` in the folder of an exported version
+UNREGISTERED = "not registered"  # digest of a version that the verdict did not select, so it was not registered
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,21 @@ class DataRecord:
     """The rows of a run."""
 
     report: DataReport
-    trained_on: int  # training rows, of which `report` may cover a part
-    sha256: Mapping[str, str]  # of each split, by its name
-    other_test_sets: int  # other sets of test rows that were evaluated under the recipe's name
+    trained_on: int  # number of training rows; `report` may cover a part of them
+    sha256: Mapping[str, str]  # sha256 of each split by name
+    other_test_sets: int  # number of other test sets that were evaluated under the recipe's name
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A row of the sweep's table: a trial, or a baseline (`status` is then `pretrained`)."""
+    """A row of the sweep table: a trial, or a baseline (with the status `pretrained`)."""
 
     trial: str
     kind: str
     config: Mapping[str, JsonValue]
     epochs: int
     validation: float
-    seconds: float  # inside training steps
+    seconds: float  # time in training steps
     status: str
 
 
@@ -59,23 +59,23 @@ class SeedRecord:
 
 @dataclass(frozen=True)
 class AverageRecord:
-    """The mean of the seeds' weights."""
+    """The average of the weights of all seeds."""
 
     validation: float
-    chosen: bool  # true if it is the candidate
+    chosen: bool  # True if the averaged weights are the candidate
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """The selected configuration, and the training of it that scored best on validation."""
+    """The selected configuration and its best training on validation."""
 
     selected: Mapping[str, JsonValue]  # fields of the training config
     num_workers: int
     zero_stage: int
     epochs: int
-    seconds: float  # inside training steps
+    seconds: float  # time in training steps
     samples_per_second: float
-    padding_share: float  # of the tokens computed, in [0, 1]
+    padding_share: float  # share of padding among the processed tokens, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,20 @@ class CurveRecord:
 
 @dataclass(frozen=True)
 class CostRecord:
-    """What was measured of the cost."""
+    """The measured cost."""
 
-    cpu: CpuRounds | None  # of serving; None if it was not measured
-    training_cpu_s: float  # CPU-seconds inside the training steps of every trial and seed
+    cpu: CpuRounds | None  # cost of serving; None if not measured
+    training_cpu_s: float  # CPU-seconds in the training steps of all trials and seeds
 
 
 @dataclass(frozen=True)
 class CandidateRecord:
-    """A version that the verdict compares or made: the run's incumbent, candidate or hybrid."""
+    """The incumbent, candidate or hybrid of a run."""
 
     kind: str
     uri: str
-    digest: str  # `UNREGISTERED` if the verdict did not choose it
-    files: Mapping[str, str] | None = None  # sha256 of each file by name, if it is not registered
+    digest: str  # `UNREGISTERED` if the verdict did not select it
+    files: Mapping[str, str] | None = None  # sha256 of each file by name; only for an unregistered version
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,14 @@ class ModelScore:
 
     kind: str
     validation: float
-    interval: tuple[float, float] | None  # Wilson interval of an accuracy on validation; None for another metric
-    test: float | None  # None where the model did not predict the test rows
+    interval: tuple[float, float] | None  # Wilson interval of the validation accuracy; None for other metrics
+    test: float | None  # None if the model did not predict the test rows
     role: Literal["incumbent", "candidate", "reference"] | None
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """A bin of confidence after temperature: mean confidence, share of right answers, number of rows."""
+    """A bin of confidence after temperature scaling: mean confidence, accuracy and number of rows."""
 
     confidence: float
     accuracy: float
@@ -136,66 +136,66 @@ class ReliabilityBin:
 
 
 class Evidence(StoredModel):
-    """Everything that led to a verdict; the report, the model card and `tailorbird verify` are functions of it."""
+    """The stored record of a verdict, from which report, model card and `tailorbird verify` are computed."""
 
     name: str
     run: str
-    """Its URI."""
+    """URI of the run."""
     created_at: str
-    """ISO 8601, as every time here."""
+    """ISO 8601, as all times in this record."""
     requested_by: str
     expires_at: str
-    """Time after which the verdict may promote nothing."""
+    """Time after which the verdict may no longer promote a model."""
     recipe: Recipe
     protocol: TestProtocol
     verdict: Verdict
     test_access: TestSetAccess
     """The entry in the test-set ledger."""
     test_rows: str
-    """sha256 of the test rows' content, which names the ledger."""
+    """sha256 of the content of the test rows, which identifies the ledger."""
     routing: Routing | None
-    """Of the hybrid, as fitted on validation."""
+    """Routing of the hybrid, fitted on validation."""
     data: DataRecord
     scores: tuple[ModelScore, ...]
-    """A row a baseline, and the candidate's last."""
+    """Scores of each baseline, then of the candidate."""
     sweep: tuple[TrialRecord, ...]
     sweep_ended: str | None
-    """Why the sweep ended before its last trial, if it did."""
+    """Reason why the sweep ended before its last trial; None if it did not."""
     seeds: tuple[SeedRecord, ...]
     averaged: AverageRecord | None
-    """The mean of the seeds' weights; None if it was not a candidate."""
+    """The averaged weights; None if they were not evaluated."""
     curve: CurveRecord | None
-    """The learning curve, if the recipe asks for one."""
+    """The learning curve, if the recipe requests it."""
     training: TrainingRecord
     cost: CostRecord
     reliability: dict[str, tuple[ReliabilityBin, ...]]
-    """By role; empty for a chat task."""
+    """Reliability bins by role; empty for chat tasks."""
     measures: dict[str, dict[str, float]]
-    """(chat only) `log_likelihood` by role: mean over the test rows, in nats a token."""
+    """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
     versions: dict[str, CandidateRecord]
-    """By role: `incumbent`, `candidate`, and `hybrid` if there is one."""
+    """Versions by role: `incumbent`, `candidate`, and `hybrid` if there is one."""
     champion: str | None
-    """URI of the version that served when the run began."""
+    """URI of the champion when the run began."""
     code: CodeVersion
     base_model: BaseModelRecord
 
     @property
     def winning_role(self) -> str:
-        """The role that the verdict chose."""
+        """The role that the verdict selected."""
         return winner(self.verdict.outcome)
 
     @property
     def winner(self) -> CandidateRecord:
-        """The version that the verdict chose."""
+        """The version that the verdict selected."""
         return self.versions[self.winning_role]
 
     def role_of(self, uri: str) -> str:
-        """Return the role of the version at a URI; for the run's URI, the role that the verdict chose."""
+        """Return the role of the version at a URI; for the run's URI, the role that the verdict selected."""
         roles = [role for role, version in self.versions.items() if version.uri == uri]
         return roles[0] if roles else self.winning_role
 
     def verdict_inputs(self, tables: Mapping[str, Predictions]) -> VerdictInputs:
-        """Return what the verdict was decided on; `tables` are the run's predictions by name."""
+        """Return the inputs of the verdict; `tables` are the run's predictions by name."""
         return VerdictInputs(
             incumbent=model_predictions("incumbent", tables),
             candidate=model_predictions("candidate", tables),
@@ -210,14 +210,14 @@ class Evidence(StoredModel):
 
 
 class EngineEvidence(StoredModel):
-    """An export for another engine, compared with the version that a run evaluated."""
+    """The comparison of an export for another engine with the version that a run evaluated."""
 
     engine: str
     equivalence: Equivalence
     evaluated: PinnedVersion
-    """The version that the run's verdict is about."""
+    """The version that the run evaluated."""
     run: str
-    """URI of that run."""
+    """URI of the run."""
     protocol: TestProtocol
     cpu: CpuRounds
     code: CodeVersion

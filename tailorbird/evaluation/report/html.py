@@ -1,4 +1,4 @@
-"""The HTML report of a run, a pure function of its evidence; `sections` has the sections about the verdict."""
+"""Render the HTML report of a run from its evidence; `sections` has the sections about the verdict."""
 
 from importlib.resources import files
 
@@ -15,7 +15,7 @@ from tailorbird.evaluation.verdict.formatting import size
 
 
 class Duty(BaseModel):
-    """A duty, what it requires, and the fields of `evidence.json` that serve it."""
+    """A documentation duty, its requirement, and the fields of `evidence.json` that support it."""
 
     duty: str
     requires: str
@@ -23,14 +23,16 @@ class Duty(BaseModel):
 
 
 class DutyTable(BaseModel):
+    """The content of `documentation_duties.yaml`."""
+
     duties: tuple[Duty, ...]
     caveat: str
 
 
 def to_html(evidence: Evidence) -> str:
-    """Return one page that needs nothing else: readable in light and dark, on a phone, and on paper.
+    """Return a self-contained page for light and dark mode, phones and print.
 
-    Elements that contain a figure name its position in `evidence.json` in their attribute `data-from`.
+    The attribute `data-from` of an element is the path of its value in `evidence.json`.
     """
     figures = Figures(evidence)
     return html.document(
@@ -58,7 +60,7 @@ def to_html(evidence: Evidence) -> str:
 def _head(evidence: Evidence, figures: Figures) -> str:
     verdict = evidence.verdict
     low, high = verdict.interval
-    first = "the first: confirmatory" if verdict.confirmatory else "not the first, so not confirmatory"
+    first = "first access, confirmatory" if verdict.confirmatory else "not the first access, so not confirmatory"
     sentence = verdict.sentence().removeprefix(f"{verdict.outcome}: ")
     request = {
         "requested by": figures("requested_by"),
@@ -93,9 +95,9 @@ def _scores_section(evidence: Evidence, figures: Figures) -> str:
     return html.section(
         "Scores",
         html.paragraph(
-            f"On validation: {sections.METRIC_NAMES[metric]}{interval}; bars run from 0 to 1. Models were chosen on "
-            "validation, so the best of many looks a little better there than it is; test was read only for what the "
-            "verdict compares.",
+            f"Validation: {sections.METRIC_NAMES[metric]}{interval}. Bars range from 0 to 1. Models were selected on "
+            "validation, so the validation score of the best model is slightly optimistic. Only the models in the "
+            "verdict have test scores.",
             soft=True,
         ),
         html.table(["model", "plot:validation", "", "test"], rows=rows, row_classes=classes),
@@ -103,7 +105,7 @@ def _scores_section(evidence: Evidence, figures: Figures) -> str:
 
 
 def _curve_section(evidence: Evidence, figures: Figures) -> str:
-    """Return the learning curve; empty if the recipe does not ask for it."""
+    """Return the learning curve; empty if the recipe does not request it."""
     curve = evidence.curve
     if curve is None:
         return ""
@@ -118,7 +120,7 @@ def _curve_section(evidence: Evidence, figures: Figures) -> str:
         "Learning curve",
         f"<p>{figures('curve.sentence')}.</p>",
         charts.curve(points, axes=("training rows", "validation")),
-        html.paragraph("The last point is predicted, the others were measured.", soft=True),
+        html.paragraph("The last point is a prediction. The other points are measured.", soft=True),
         html.table(["training rows", "validation score"], rows=rows),
     )
 
@@ -127,14 +129,16 @@ def _size_section(evidence: Evidence, figures: Figures) -> str:
     verdict = evidence.verdict
     expected = f"power at an expected gain of {size(verdict.expected_gain)}"
     rows = {
-        "rows": figures("verdict.n", ","),
+        "test rows": figures("verdict.n", ","),
         expected: figures("verdict.power_at_expected_gain", ".0%"),
-        "rows that would give 80 %": figures("verdict.rows_needed", lambda n: "no number" if n is None else f"{n:,}"),
-        "smallest gain found with 80 % power, points": figures(
+        "test rows needed for 80% power": figures(
+            "verdict.rows_needed", lambda n: "no number is enough" if n is None else f"{n:,}"
+        ),
+        "smallest gain detectable with 80% power, points": figures(
             "verdict.minimum_detectable_effect", lambda share: f"{100 * share:.2f}"
         ),
     }
-    return html.section("Was the test big enough", html.pairs(rows))
+    return html.section("Power of the test", html.pairs(rows))
 
 
 def _sweep_section(evidence: Evidence, figures: Figures) -> str:
@@ -150,11 +154,11 @@ def _sweep_section(evidence: Evidence, figures: Figures) -> str:
         [html.text(seed.seed), figures(f"seeds.{index}.validation", ".4f")] for index, seed in enumerate(evidence.seeds)
     ]
     if evidence.averaged is not None:
-        seeds.append(["mean of the weights", figures("averaged.validation", ".4f")])
+        seeds.append(["averaged weights", figures("averaged.validation", ".4f")])
     return html.section(
         "Sweep and seeds",
-        html.paragraph(f"{len(rows)} rows tried, chosen on validation.", soft=True),
-        f"<p>The sweep ended itself: {figures('sweep_ended')}.</p>" if evidence.sweep_ended else "",
+        html.paragraph(f"{len(rows)} trials and baselines. The best trial on validation was selected.", soft=True),
+        f"<p>The sweep ended early: {figures('sweep_ended')}.</p>" if evidence.sweep_ended else "",
         html.table(columns, rows=rows),
         html.paragraph(seed_sentence(evidence)),
         html.table(["seed", "validation"], rows=seeds),
@@ -180,14 +184,16 @@ def _provenance_section(evidence: Evidence, figures: Figures) -> str:
         "Provenance",
         html.table(["version", "kind", "uri", "digest"], rows=versions),
         html.pairs(sha256),
-        html.paragraph("`tailorbird verify` with the run's or the version's URI recomputes the verdict.", soft=True),
-        html.folded("The protocol, as it was registered before training", value=evidence.protocol),
-        html.folded("The recipe", value=evidence.recipe),
+        html.paragraph(
+            "`tailorbird verify URI` recomputes the verdict, where URI is the URI of the run or the version.", soft=True
+        ),
+        html.folded("Test protocol, registered before training", value=evidence.protocol),
+        html.folded("Recipe", value=evidence.recipe),
     )
 
 
 def load_duties() -> DutyTable:
-    """Return the table of `documentation_duties.yaml`."""
+    """Return the content of `documentation_duties.yaml`."""
     text = (files(__package__) / "documentation_duties.yaml").read_text("utf-8")
     return DutyTable.model_validate(yaml.safe_load(text))
 
@@ -196,7 +202,7 @@ def _duties_section() -> str:
     table = load_duties()
     rows = [[html.text(cell) for cell in (row.duty, row.requires, ", ".join(row.fields))] for row in table.duties]
     return html.section(
-        "What this documents",
+        "Documentation duties",
         html.paragraph(table.caveat, soft=True),
         html.table(["duty", "requires", "fields of evidence.json"], rows=rows),
     )

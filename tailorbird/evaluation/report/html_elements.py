@@ -1,4 +1,4 @@
-"""Elements of the HTML report; every argument is escaped unless it is called HTML."""
+"""Elements of the HTML report; arguments are escaped unless the docstring says that they are HTML."""
 
 import html
 import json
@@ -15,7 +15,7 @@ TONES = {"passes": "passes", "fails": "fails", "not assessable": "open"}
 
 
 class Figures:
-    """Figures of the evidence as HTML, each with the path of its value in evidence.json (`verdict.interval.0`)."""
+    """Values of the evidence as HTML elements with their path in evidence.json (`verdict.interval.0`)."""
 
     def __init__(self, evidence: BaseModel) -> None:
         self._values: Any = evidence.model_dump(mode="json")
@@ -31,7 +31,7 @@ class Figures:
         return [self(f"{path}.{index}", form) for index in range(len(self._value(path)))]
 
     def facts(self, path: str) -> dict[str, str]:
-        """Return each value of the mapping at a path by its name, as people read it."""
+        """Return each value of the mapping at a path by name, formatted by `plain`."""
         return {name: self(f"{path}.{name}", plain) for name in self._value(path)}
 
     def estimate(self, path: str, *, interval: str) -> str:
@@ -40,7 +40,7 @@ class Figures:
         return f"{self(path, points)} ({low} to {high})"
 
     def state(self, path: str) -> str:
-        """Return a gate's or a bound's state in its colour."""
+        """Return the state of a gate or a bound in its colour."""
         value = self._value(path)
         return f'<span class="{TONES[value]}" data-from="{text(path)}">{text(value)}</span>'
 
@@ -52,7 +52,7 @@ class Figures:
 
 
 def document(title: str, *, sections: Sequence[str]) -> str:
-    """Return a whole page that loads nothing and runs nothing; sections are HTML."""
+    """Return a page without scripts and external resources; sections are HTML."""
     page = Template((files(__package__) / "page.html").read_text("utf-8"))
     return page.substitute(title=text(title), sections="\n".join(sections))
 
@@ -63,7 +63,7 @@ def text(value: object) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """Return a heading and HTML parts; those that are empty are left out."""
+    """Return a section with a heading and HTML parts; empty parts are omitted."""
     return f"<section>\n<h2>{text(title)}</h2>\n" + "\n".join(part for part in parts if part) + "\n</section>"
 
 
@@ -83,7 +83,7 @@ def list_items(items: Sequence[str]) -> str:
 
 
 def table(headers: Sequence[str], *, rows: Sequence[Sequence[str]], row_classes: Sequence[str] = ()) -> str:
-    """Return a table that scrolls sideways; cells are HTML, a header `plot:x` makes a wide column headed x."""
+    """Return a table that scrolls horizontally; cells are HTML, and a header `plot:x` makes a wide column `x`."""
     heads = "".join(
         f"<th class=plot>{text(header.removeprefix('plot:'))}</th>"
         if header.startswith("plot:")
@@ -99,7 +99,7 @@ def table(headers: Sequence[str], *, rows: Sequence[Sequence[str]], row_classes:
 
 
 def pairs(values: Mapping[str, str]) -> str:
-    """Return names and values, which are HTML, as a table of two columns."""
+    """Return a table of two columns with names and values; values are HTML."""
     rows = "".join(
         f"<tr><th scope=row>{text(name.replace('_', ' '))}</th><td>{value}</td></tr>\n"
         for name, value in values.items()
@@ -108,7 +108,7 @@ def pairs(values: Mapping[str, str]) -> str:
 
 
 def plain(value: object) -> str:
-    """Return a value of JSON as people read it."""
+    """Return a JSON value in a readable format."""
     if value is None or value in ([], (), {}):
         return "none"
     if isinstance(value, bool):
@@ -125,11 +125,11 @@ def plain(value: object) -> str:
 
 
 def folded(title: str, *, value: BaseModel) -> str:
-    """Return a value as JSON that is hidden until it is opened."""
+    """Return a value as JSON in a collapsed element."""
     content = json.dumps(value.model_dump(mode="json"), indent=2, ensure_ascii=False)
     return details(title, f"<pre>{text(content)}</pre>")
 
 
 def details(title: str, content: str) -> str:
-    """Return HTML that is hidden until it is opened."""
+    """Return HTML in a collapsed element."""
     return f"<details><summary>{text(title)}</summary>{content}</details>"

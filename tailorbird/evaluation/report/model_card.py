@@ -1,4 +1,4 @@
-"""The model card that leaves with a version: the Hub's metadata, then what a reader must know, from the evidence."""
+"""Render the model card of a version from the evidence: Hub metadata, then text."""
 
 import yaml
 
@@ -19,17 +19,17 @@ HUB_METRICS = {
     "token_f1": "f1",
     "rouge_l": "rouge",
 }
-"""The Hub's name of each metric."""
+"""Name of each metric on the Hub."""
 BEHAVIORAL_GATES = {
-    "counterfactual": "Whether answers turn with a person's name, sex or age",
-    "robustness": "Whether answers survive typing errors, case and white space",
+    "counterfactual": "The effect of a person's name, sex or age on predictions",
+    "robustness": "The effect of typing errors, case and white space on predictions",
 }
 
 
 def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
-    """Return the card of the version in a role: Hub metadata as YAML (`ModelCard.load` reads it), then text.
+    """Return the card of the version in a role: Hub metadata as YAML (for `ModelCard.load`), then text.
 
-    The licence is the recipe's, if it names one. URIs of stores are named as they are, hf:// ones as Hub ids.
+    The licence is that of the recipe, if any. hf:// URIs are written as Hub ids, other URIs unchanged.
     """
     if role not in ROLES or role not in evidence.versions:
         known = ", ".join(name for name in ROLES if name in evidence.versions)
@@ -39,9 +39,9 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
     body = [
         f"# {evidence.name}: {version.kind} ({role})",
         _what(evidence, verdict, role=role),
-        "## How good it is",
+        "## Scores",
         _scores(evidence, verdict, role=role),
-        "## Fine-tuned against incumbent",
+        "## Candidate against incumbent",
         verdict.sentence() + ".",
         "\n".join(f"- {reason}" for reason in verdict.reasons),
         _access(evidence, verdict),
@@ -52,25 +52,25 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
         _groups(verdict, role=role),
         "## Limits",
         _limits(evidence, verdict, role=role),
-        "## Who should not use it",
-        _not_for(evidence),
-        "## Where it comes from",
+        "## Out-of-scope use",
+        _out_of_scope(evidence),
+        "## Provenance",
         f"- version `{version.uri}`, digest `{version.digest}`\n- code sha256 `{evidence.code.sha256}`\n"
-        f"- test rows sha256 `{evidence.protocol.test_sha256}`\n- made {evidence.created_at}, requested by "
+        f"- test rows sha256 `{evidence.protocol.test_sha256}`\n- created {evidence.created_at}, requested by "
         f"{evidence.requested_by}; the verdict expires {evidence.expires_at}",
     ]
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n" + "\n\n".join(body) + "\n"
 
 
 def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
-    """Return the scores of a role's version on the test rows: the verdict's metric, its second metric, and the ECE.
+    """Return the test scores of the version in a role: the verdict's metric, the second metric and the ECE.
 
-    The second metric is known for candidate and incumbent only, the ECE if the recipe has the calibration gate.
+    Only candidate and incumbent have the second metric. The ECE needs the calibration gate.
     """
     verdict = evidence.verdict
     second = verdict.second_metric
     if role == "hybrid":
-        assert verdict.hybrid is not None  # a version in this role comes from one
+        assert verdict.hybrid is not None  # the role requires a hybrid
         scores = {verdict.metric: verdict.hybrid.score}
     elif role == "candidate":
         scores = {verdict.metric: verdict.candidate_score, second.metric: second.candidate}
@@ -116,38 +116,38 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
 def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     task = TASKS[evidence.recipe.task]
     if role == "hybrid":
-        assert verdict.hybrid is not None  # a version in this role comes from one
-        parts = " and ".join(f"`{evidence.versions[part].uri}`" for part in ("incumbent", "candidate"))
+        assert verdict.hybrid is not None  # the role requires a hybrid
+        parts = " or ".join(f"`{evidence.versions[part].uri}`" for part in ("incumbent", "candidate"))
         built = (
-            f"it routes each row to one of {parts}; on the test rows the candidate answers "
-            f"{verdict.hybrid.share_to_candidate:.0%}"
+            f"it routes each row to {parts}; the candidate answers {verdict.hybrid.share_to_candidate:.0%} of the test "
+            "rows"
         )
     else:
         built = f"{task.architecture}kind `{evidence.versions[role].kind}`"
     return (
-        f"{task.model} for the task `{evidence.name}`, made from `{evidence.recipe.base_model}`: {built}. "
+        f"{task.model} for the task `{evidence.name}`, based on `{evidence.recipe.base_model}`: {built}. "
         f"It is the {role} of run `{evidence.run}`."
     )
 
 
 def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
-    names = METRIC_NAMES | {"ece": "expected calibration error (after temperature)"}
+    names = METRIC_NAMES | {"ece": "expected calibration error (after temperature scaling)"}
     lines = [f"- {names[name]}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
-    rows = f"{verdict.n:,} test rows" + (", on which nothing was chosen" if verdict.confirmatory else "")
+    rows = f"{verdict.n:,} test rows" + (" that were not used for any selection" if verdict.confirmatory else "")
     return f"On {rows}:\n\n" + "\n".join(lines)
 
 
 def _access(evidence: Evidence, verdict: Verdict) -> str:
     if verdict.confirmatory:
-        return "It was this recipe's first access to these test rows."
+        return "This is the first access of this recipe to these test rows."
     number = evidence.test_access.number
-    return f"It was access {number} of this recipe to these test rows: the figures confirm nothing."
+    return f"This is access {number} of this recipe to these test rows, so the result is not confirmatory."
 
 
 def _groups(verdict: Verdict, *, role: str) -> str:
     gate = _gates(verdict, role=role).get("groups")
     if gate is None:
-        return "The recipe has no gate on groups: how it serves single groups is not known."
+        return "The recipe has no groups gate, so the scores of single groups are not known."
     rows = []
     for bound in gate.bounds:
         low, high = bound.interval
@@ -155,47 +155,49 @@ def _groups(verdict: Verdict, *, role: str) -> str:
         rows.append(f"| {group} | {change} | {bound.n:,} | {bound.state} |")
     if not rows:
         return gate.note
-    compared = "Change against the incumbent"
+    compared = "Change from the incumbent to this version"
     if role == "incumbent":
-        compared = "Change that the candidate would bring, against this version"
+        compared = "Change from this version to the candidate"
     table = "| group | points (interval) | rows | state |\n|---|---|---|---|\n" + "\n".join(rows)
     metric = METRIC_NAMES[verdict.metric] if verdict.reference_score is None else "accuracy"
-    return f"{compared}, in {metric}. {gate.note}\n\n{table}"
+    return f"{compared}, in {metric}. {gate.note[:1].upper()}{gate.note[1:]}.\n\n{table}"
 
 
 def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     gates = _gates(verdict, role=role)
-    lines = ["Measured on rows like the test rows; on other text, language or time it is not known how good it is."]
+    lines = [
+        "The scores are valid for rows like the test rows. They are not known for other texts, languages or times."
+    ]
     if "calibration" not in gates:
-        lines.append("Whether its confidence says how often it is right was not assessed.")
+        lines.append("The calibration of the confidence was not assessed.")
     states = {State.PASSES: "passes", State.FAILS: "FAILS", State.NOT_ASSESSABLE: "could not be assessed"}
     subject = "hybrid" if role == "hybrid" else "candidate"
-    lines += [f"The gate {name} {states[gate.state]} for the {subject}." for name, gate in gates.items()]
+    lines += [f"The {name} gate {states[gate.state]} for the {subject}." for name, gate in gates.items()]
     lines += [f"{what} was not assessed." for name, what in BEHAVIORAL_GATES.items() if name not in gates]
     low, high = verdict.interval
     lines.append(
-        f"The candidate's gain on the incumbent lies between {points(low)} and {points(high)} points "
-        f"({p_text(verdict.p_value)}), not at one value."
+        f"The candidate's gain over the incumbent is uncertain: the interval is {points(low)} to {points(high)} points "
+        f"({p_text(verdict.p_value)})."
     )
     if part := streaming_sentence(evidence):
         lines.append(f"{part[0].upper()}{part[1:]}.")
     return "\n".join(f"- {sentence}" for sentence in lines)
 
 
-def _not_for(evidence: Evidence) -> str:
+def _out_of_scope(evidence: Evidence) -> str:
     sentences = (
-        f"Anyone whose texts are not like those of the task `{evidence.name}`: it always answers"
+        f"Do not use this model for texts that differ from those of the task `{evidence.name}`: it always answers"
         f"{TASKS[evidence.recipe.task].unfitting}.",
-        "Anyone who would decide about a person by its answer alone: the test says how often it errs, not what an "
-        "error does.",
-        "Anyone whose group is not in the table above, or could not be assessed, without a test of their own.",
-        f"Anyone after {evidence.expires_at}, without judging it again.",
+        "Do not base decisions about a person on its answer alone: the test measures how often it is wrong, not the "
+        "effect of a wrong answer.",
+        "Do not use it for a group that is not in the table above or could not be assessed without a separate test.",
+        f"Do not use it after {evidence.expires_at} without a new evaluation.",
     )
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def _gates(verdict: Verdict, *, role: str) -> dict[str, Gate]:
-    """Return the gates of the hybrid, or of the candidate for the other roles, by name."""
+    """Return the gates of the hybrid by name; for the other roles, those of the candidate."""
     gates = verdict.hybrid.gates if role == "hybrid" and verdict.hybrid else verdict.gates
     return {gate.name: gate for gate in gates}
 

@@ -1,4 +1,4 @@
-"""Scores and reliability of a run's models, computed from their predictions."""
+"""Compute the scores and the reliability of the models of a run from their predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,9 +18,9 @@ COMPARED = ("candidate", "incumbent")
 def model_scores(
     baselines: Sequence[Baseline], *, kind: str, validation: float, num_validation: int, verdict: Verdict
 ) -> tuple[ModelScore, ...]:
-    """Return a row for each baseline, then one for the candidate, of this kind and score on validation.
+    """Return the scores of each baseline, then of the candidate with this kind and validation score.
 
-    Only the models that predicted test have test scores.
+    Only models that predicted the test rows have test scores.
     """
     incumbent = select_incumbent(baselines)
     scores = []
@@ -32,22 +32,22 @@ def model_scores(
             score = replace(score, role="reference", test=verdict.reference_score)
         scores.append(score)
     scores.append(ModelScore(kind, validation, interval=None, test=verdict.candidate_score, role="candidate"))
-    if verdict.metric not in ROW_METRICS:  # no closed formula gives another metric's interval from a score
+    if verdict.metric not in ROW_METRICS:  # a Wilson interval needs a metric that is a share of rows
         return tuple(scores)
     n = num_validation
     return tuple(replace(score, interval=wilson_interval(round(score.validation * n), n=n)) for score in scores)
 
 
 def reliability_by_role(tables: Mapping[str, Predictions]) -> dict[str, tuple[ReliabilityBin, ...]]:
-    """Return `reliability_bins` of candidate and incumbent.
+    """Return `reliability_bins` of candidate and incumbent by role.
 
-    Empty for a chat task, where confidence is about tokens, not about the answer being right.
+    Empty for chat tasks, because their confidence is about tokens and not about the correctness of the answer.
     """
     return {} if mean_measures(tables) else {role: reliability_bins(tables[role]) for role in COMPARED}
 
 
 def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
-    """(chat only) Return the mean log-likelihood of the reference answers by role, in nats a token."""
+    """(chat only) Return the mean log-likelihood of the reference answers by role, in nats per token."""
     name = "log_likelihood"
     if not all(name in tables[role].measures for role in COMPARED):
         return {}
@@ -55,9 +55,9 @@ def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, floa
 
 
 def reliability_bins(table: Predictions, *, num_bins: int = NUM_BINS) -> tuple[ReliabilityBin, ...]:
-    """Return the bins that have rows, of equally wide bins of confidence after temperature.
+    """Return the non-empty bins of equal width of the confidence after temperature scaling.
 
-    These are the bins of `tailorbird.evaluation.gates.calibration.ece`, which is their mean gap, weighted by n.
+    The function `tailorbird.evaluation.gates.calibration.ece` uses the same bins.
     """
     right = np.array(table.labels, dtype=object) == np.array(table.outputs, dtype=object)
     bins = np.minimum((table.calibrated * num_bins).astype(np.int64), num_bins - 1)

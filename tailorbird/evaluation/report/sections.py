@@ -1,4 +1,4 @@
-"""The report's sections about the verdict: each a plot with its numbers."""
+"""Sections of the HTML report about the verdict."""
 
 from tailorbird.evaluation.gates.base import Bound, Gate
 from tailorbird.evaluation.predictions import ROW_METRICS
@@ -20,7 +20,7 @@ METRIC_NAMES = {
 
 
 def gain_section(evidence: Evidence, figures: Figures) -> str:
-    """Return candidate against incumbent and reference, with the metrics that no rule reads."""
+    """Return the section that compares the candidate with incumbent and reference."""
     verdict = evidence.verdict
     metric, second, at = (
         METRIC_NAMES[verdict.metric],
@@ -40,13 +40,13 @@ def gain_section(evidence: Evidence, figures: Figures) -> str:
         gain = figures.estimate("verdict.reference_gain", interval="verdict.reference_interval")
         rows["bag-of-words reference"] = (
             figures("verdict.reference_score", ".4f")
-            + f"; the candidate's gain on it {gain}, {figures('verdict.reference_p_value', p_text)}"
+            + f"; the candidate's gain over it is {gain}, {figures('verdict.reference_p_value', p_text)}"
         )
     scores = ", ".join(f"{role} " + figures(f"{at}.{role}", ".4f") for role in COMPARED)
     gain = figures.estimate(f"{at}.gain", interval=f"{at}.interval")
-    rows[f"for the record, {second}"] = f"{scores}, gain {gain}"
+    rows[f"{second} (does not affect the verdict)"] = f"{scores}, gain {gain}"
     for name in evidence.measures:
-        label = f"for the record, {name.replace('_', ' ')} of the reference, nats a token"
+        label = f"{name.replace('_', ' ')} of the reference answer, nats per token (does not affect the verdict)"
         rows[label] = ", ".join(f"{role} " + figures(f"measures.{name}.{role}", ".3f") for role in COMPARED)
     return html.section(
         "Candidate against incumbent",
@@ -57,7 +57,7 @@ def gain_section(evidence: Evidence, figures: Figures) -> str:
 
 
 def outcomes_section(verdict: Verdict, figures: Figures) -> str:
-    """Return the test rows by which of the two models was right."""
+    """Return the section with the numbers of test rows by which of the two models is right."""
     accuracy = verdict.incumbent_score if verdict.metric in ROW_METRICS else verdict.second_metric.incumbent
     candidate, incumbent = verdict.only_candidate_right, verdict.only_incumbent_right
     both = round(accuracy * verdict.n) - incumbent
@@ -77,21 +77,23 @@ def outcomes_section(verdict: Verdict, figures: Figures) -> str:
         "Paired outcomes",
         charts.outcomes(counts),
         html.paragraph(
-            "The bar's parts, from left to right; the second and third are where the models differ.", soft=True
+            "The table lists the parts of the bar from left to right. The models differ in the second and third part.",
+            soft=True,
         ),
         html.table(["test rows", "number", "share"], rows=rows),
     )
 
 
 def gates_section(verdict: Verdict, figures: Figures) -> str:
-    """Return each gate of the recipe, bound by bound, with a plot of the intervals."""
+    """Return the section with the bounds of each gate and a plot of their intervals."""
     if not verdict.gates:
-        return html.section("Gates", html.paragraph("The recipe asks for no gate."))
+        return html.section("Gates", html.paragraph("The recipe has no gates."))
     return html.section(
         "Gates",
         html.paragraph(
-            "What a better model must not break. A bound passes or fails with its whole interval, and cannot be "
-            "assessed where the interval holds the limit; groups have a rule of their own.",
+            "Gates are conditions in addition to the metric. A bound passes or fails if its whole interval is on one "
+            "side of the limit, and is not assessable if the interval contains the limit. A group fails if its loss is "
+            "proven, or if its estimated loss reaches the limit on enough rows.",
             soft=True,
         ),
         _gate_tables(verdict.gates, figures, at="verdict.gates"),
@@ -99,7 +101,7 @@ def gates_section(verdict: Verdict, figures: Figures) -> str:
 
 
 def _gate_tables(gates: tuple[Gate, ...], figures: Figures, *, at: str) -> str:
-    """Return a gate's state, its note, and a row a bound with its interval on an axis that holds the limit and 0."""
+    """Return the state and note of each gate, and a table with one row per bound."""
     parts = []
     for index, gate in enumerate(gates):
         path = f"{at}.{index}"
@@ -113,7 +115,7 @@ def _gate_tables(gates: tuple[Gate, ...], figures: Figures, *, at: str) -> str:
                 for number, bound in enumerate(gate.bounds)
             ]
             unit = "currency" if gate.name == "cost" else "points"
-            parts.append(html.table(["bound", "plot:0 and limit dashed", unit, "limit", "rows"], rows=rows))
+            parts.append(html.table(["bound", "plot:interval (dashed: 0, limit)", unit, "limit", "rows"], rows=rows))
     return "".join(parts)
 
 
@@ -124,7 +126,7 @@ def _bound_cells(bound: Bound, figures: Figures, *, at: str, money: bool, ends: 
     low, high = figures.items(f"{at}.interval", form)
     rows = figures(f"{at}.n", ",")
     if bound.rows_needed is not None:
-        rows += f"<small>needs {figures(f'{at}.rows_needed', ',')}</small>"
+        rows += f"<small>{figures(f'{at}.rows_needed', ',')} needed</small>"
     return [
         f"{figures(f'{at}.what')}<small>{figures.state(f'{at}.state')}</small>",
         charts.span(bound.estimate, interval=bound.interval, guides=(0.0, bound.limit), bounds=ends),
@@ -135,27 +137,29 @@ def _bound_cells(bound: Bound, figures: Figures, *, at: str, money: bool, ends: 
 
 
 def hybrid_section(verdict: Verdict, figures: Figures) -> str:
-    """Return the hybrid that was fitted on validation, evaluated as the candidate is; empty if there is none."""
+    """Return the section about the hybrid; empty if no hybrid was evaluated."""
     hybrid, at = verdict.hybrid, "verdict.hybrid"
     if hybrid is None:
         return ""
     if hybrid.routing.by == "group":
         values = ", ".join(figures.items(f"{at}.routing.values"))
-        rule = f"the candidate where {figures(f'{at}.routing.column')} is {values}, else the incumbent"
+        rule = f"candidate if {figures(f'{at}.routing.column')} is {values}, otherwise incumbent"
     else:
         threshold = figures(f"{at}.routing.threshold", ".3f")
-        rule = f"the incumbent where its confidence is at least {threshold}, else the candidate"
+        rule = f"incumbent if its confidence is at least {threshold}, otherwise candidate"
     rows = {
-        "who answers": rule,
-        "the candidate's share of test rows": figures(f"{at}.share_to_candidate", lambda share: f"{100 * share:.1f} %"),
+        "routing rule": rule,
+        "test rows that the candidate answers": figures(
+            f"{at}.share_to_candidate", lambda share: f"{100 * share:.1f}%"
+        ),
         METRIC_NAMES[verdict.metric]: figures(f"{at}.score", ".4f"),
-        "gain on the incumbent, points": figures.estimate(f"{at}.gain", interval=f"{at}.interval"),
-        "p, adjusted by Holm for candidate and hybrid": figures(f"{at}.p_holm", p_text),
+        "gain over the incumbent, points": figures.estimate(f"{at}.gain", interval=f"{at}.interval"),
+        "Holm-adjusted p (candidate and hybrid)": figures(f"{at}.p_holm", p_text),
         "proven": figures(f"{at}.proven", html.plain),
     }
     return html.section(
-        "The hybrid",
-        html.paragraph("Who answers which row was fixed on validation, before test was read.", soft=True),
+        "Hybrid",
+        html.paragraph("The routing rule was fixed on validation, before the test rows were read.", soft=True),
         charts.gain(hybrid.gain, interval=hybrid.interval, minimum=verdict.minimum_gain),
         html.pairs(rows),
         _gate_tables(hybrid.gates, figures, at=f"{at}.gates"),
@@ -163,7 +167,7 @@ def hybrid_section(verdict: Verdict, figures: Figures) -> str:
 
 
 def reliability_section(evidence: Evidence, figures: Figures) -> str:
-    """Return how often each model is right where it says so, after temperature; empty for a chat task."""
+    """Return the reliability diagram of both models after temperature scaling; empty for chat tasks."""
     bins, forms = evidence.reliability, {"confidence": ".3f", "accuracy": ".3f", "n": ","}
     if not bins:
         return ""
@@ -175,18 +179,18 @@ def reliability_section(evidence: Evidence, figures: Figures) -> str:
     return html.section(
         "Reliability",
         html.paragraph(
-            "Confidence after the temperature that validation gave, in equally wide bins. On the dashed line a model "
-            "is right as often as it says; under it, less often. A larger dot stands for more rows.",
+            "Accuracy in bins of confidence, after temperature scaling on validation. On the dashed line, accuracy "
+            "equals confidence. Below the line, the model is overconfident. Larger dots have more rows.",
             soft=True,
         ),
         "<p class=soft><span class='key chosen'></span>candidate<span class=key></span>incumbent</p>",
         charts.reliability(bins),
-        html.details("The bins", html.table(["model", "confidence", "share right", "rows"], rows=rows)),
+        html.details("Bins", html.table(["model", "confidence", "accuracy", "rows"], rows=rows)),
     )
 
 
 def cost_section(evidence: Evidence, figures: Figures) -> str:
-    """Return what both models cost to serve, round by round; empty where it was not measured."""
+    """Return the serving cost of both models by round; empty if it was not measured."""
     rounds = evidence.cost.cpu
     if rounds is None or evidence.verdict.cost_ratio is None:
         return ""
@@ -198,13 +202,14 @@ def cost_section(evidence: Evidence, figures: Figures) -> str:
         rows.append([role, plot, ", ".join(figures.items(f"cost.cpu.{role}", ".4g"))])
     ratio, low, high = figures.items("verdict.cost_ratio", ".3f")
     summary = {
-        "candidate over incumbent": f"{ratio} ({low} to {high})",
-        "CPU-seconds of training, sweep included": figures("cost.training_cpu_s", ",.0f"),
+        "candidate divided by incumbent": f"{ratio} ({low} to {high})",
+        "CPU-seconds of training, including the sweep": figures("cost.training_cpu_s", ",.0f"),
     }
     return html.section(
         "Cost to serve",
         html.paragraph(
-            f"CPU-seconds per thousand rows in alternating rounds, a tick a round, on an axis from 0 to {largest:.4g}.",
+            f"CPU-seconds per thousand rows in alternating rounds. The axis ranges from 0 to {largest:.4g}, with one "
+            "tick per round.",
             soft=True,
         ),
         html.table(["model", "plot:rounds", "CPU-seconds"], rows=rows),

@@ -1,4 +1,4 @@
-"""Compare two versions, or two runs' candidates, from the predictions that are stored with them."""
+"""Compare two versions, or the candidates of two runs, from their stored predictions."""
 
 from pydantic import BaseModel
 
@@ -14,41 +14,43 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 
 class VersionComparison(BaseModel, frozen=True):
-    """The first version against the second on the same test rows."""
+    """The comparison of two versions on the same test rows."""
 
     first: str
     second: str
     metric: str
     alpha: float
     comparison: Comparison
-    """The first is the candidate."""
+    """The comparison, with the first version as candidate."""
 
     def lines(self) -> list[str]:
-        """Return lines for the terminal: both scores, then gain, interval, p and n."""
+        """Return lines for the terminal with both scores, gain, interval, p and n."""
         result, name = self.comparison, METRIC_NAMES[self.metric]
         low, high = result.interval
         return [
             f"{result.candidate_score:.4f}  {self.first}",
             f"{result.other_score:.4f}  {self.second}",
             f"{name} of the first minus the second: {points(result.gain)} points "
-            f"({100 * (1 - self.alpha):g} % interval {points(low)} to {points(high)}, {p_text(result.p_value)}, "
-            f"n = {result.counts.n:,}); no verdict: no gate was evaluated, and comparing many versions finds gains by "
+            f"({100 * (1 - self.alpha):g}% interval {points(low)} to {points(high)}, {p_text(result.p_value)}, "
+            f"n = {result.counts.n:,})",
+            "this comparison is not a verdict: it evaluates no gates, and comparing many versions finds gains by "
             "chance",
         ]
 
 
 def compare_versions(first: str, *, second: str) -> VersionComparison:
-    """Compare two versions, or runs (then their candidates), by URI, by the first's metric and level.
+    """Compare two versions by URI; the URI of a run stands for its candidate.
 
-    Raises VerdictRefused if the two were tested on different rows, ValueError if there is no evidence.
+    Metric and level are those of the first. Raises VerdictRefused if the two were tested on different rows, ValueError
+    if there is no evidence.
     """
     (name, table, protocol), (other_name, other, other_protocol) = (
         _predicted(uri.rstrip("/")) for uri in (first, second)
     )
     if protocol.test_sha256 != other_protocol.test_sha256:
         raise VerdictRefused(
-            f"{name} and {other_name} were tested on other rows: their sha256 are {protocol.test_sha256} and "
-            f"{other_protocol.test_sha256}; compare versions that one run judged, or judge both in a new run"
+            f"{name} and {other_name} were tested on different rows: their sha256 are {protocol.test_sha256} and "
+            f"{other_protocol.test_sha256}; compare versions of the same run, or evaluate both in a new run"
         )
     align(table, other)
     metric, alpha = protocol.metric, protocol.alpha
@@ -57,7 +59,7 @@ def compare_versions(first: str, *, second: str) -> VersionComparison:
 
 
 def _predicted(uri: str) -> tuple[str, Predictions, TestProtocol]:
-    """Return the URI of the version that a URI stands for, its predictions of the test rows, and their protocol."""
+    """Return the version's URI, its predictions for the test rows, and the protocol."""
     if not storage.exists(f"{uri}/{EVIDENCE_FILE}"):
         raise ValueError(f"{uri} has no {EVIDENCE_FILE}; give the URI of a finished run or of a version")
     evidence = Evidence.model_validate_json(storage.read_bytes(f"{uri}/{EVIDENCE_FILE}"))
@@ -66,7 +68,7 @@ def _predicted(uri: str) -> tuple[str, Predictions, TestProtocol]:
     tables = load_all_predictions(uri)
     if role == "hybrid":
         inputs = evidence.verdict_inputs(tables)
-        assert inputs.routing is not None  # a version in this role comes from one
+        assert inputs.routing is not None  # the role requires a routing
         table = apply_routing(inputs.routing, incumbent=inputs.incumbent, candidate=inputs.candidate).clean
     else:
         table = tables[role]

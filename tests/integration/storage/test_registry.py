@@ -98,17 +98,19 @@ def test_an_upload_without_its_manifest_is_no_version(bucket: str, tmp_path: Pat
     folder = version_folder(tmp_path / "half")
     storage.upload_folder(folder, f"{bucket}/task/versions/probe-half")
     assert list_versions(f"{bucket}/task") == []
-    with pytest.raises(RegistryError, match=r"no whole model version at .*probe-half.*`tailorbird models` lists them"):
+    with pytest.raises(
+        RegistryError, match=r"no complete model version at .*probe-half.*run `tailorbird models` to list"
+    ):
         read_version(f"{bucket}/task/versions/probe-half")
 
 
 def test_a_folder_without_weights_is_refused_and_nothing_is_written(bucket: str, tmp_path: Path) -> None:
     folder = version_folder(tmp_path / "empty")
     (folder / "head.safetensors").unlink()
-    with pytest.raises(RegistryError, match=r"lacks head\.safetensors"):
+    with pytest.raises(RegistryError, match=r"head\.safetensors is missing"):
         register(f"{bucket}/task", folder)
     (folder / "config.json").unlink()
-    with pytest.raises(RegistryError, match=r"lacks config\.json"):
+    with pytest.raises(RegistryError, match=r"config\.json is missing"):
         register(f"{bucket}/task", folder)
     assert not storage.exists(f"{bucket}/task")
 
@@ -169,7 +171,9 @@ def test_a_verdict_that_compared_with_another_champion_promotes_nobody(
     newer = register(task_uri, version_folder(tmp_path / "newer", value=2))
     set_champion(task_uri, newer, etag=None, reason="by a later run", run="s3://none")
     write_run(task_uri, candidate=versions[1], incumbent=versions[0], outcome="FINE_TUNE")
-    with pytest.raises(PromotionRefused, match=r"compared with no champion, but the champion is now .*; run the recipe again"):
+    with pytest.raises(
+        PromotionRefused, match=r"compared with no champion, but the champion is now .*; run the recipe again"
+    ):
         promote_version(task_uri)
     champion = read_champion(task_uri)
     assert champion is not None
@@ -179,7 +183,7 @@ def test_a_verdict_that_compared_with_another_champion_promotes_nobody(
 def test_a_version_whose_weights_were_changed_is_not_loaded(versions: list[ModelVersion], tmp_path: Path) -> None:
     storage.write_bytes(f"{versions[0].uri}/head.safetensors", b"other weights")
     storage.download_folder(versions[0].uri, tmp_path / "copy")
-    with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names"):
+    with pytest.raises(RegistryError, match=r"head.safetensors is missing or differs from the manifest"):
         verify_files(versions[0].uri, tmp_path / "copy")
 
 
@@ -199,7 +203,7 @@ def test_a_version_is_loaded_again_on_the_node_that_had_a_damaged_copy_once_its_
             storage.delete(file)
         else:
             storage.write_bytes(file, damaged)
-        with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names; restore"):
+        with pytest.raises(RegistryError, match=r"head.safetensors is missing or differs from the manifest; restore"):
             checked_copy(version.uri)
         assert register(f"{bucket}/task", folder) == version
         assert (checked_copy(version.uri) / "head.safetensors").read_bytes() == head
@@ -220,7 +224,7 @@ def test_a_champion_that_was_changed_after_its_promotion_is_refused_by_name(
 def test_an_artifact_with_a_manifest_is_checked_against_it(bucket: str, tmp_path: Path) -> None:
     version = register(f"{bucket}/task", version_folder(tmp_path / "its own", value=7))
     storage.write_bytes(f"{version.uri}/head.safetensors", b"other weights")
-    with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names"):
+    with pytest.raises(RegistryError, match=r"head.safetensors is missing or differs from the manifest"):
         load_artifact(version.uri)
     manifest = storage.read_json(f"{version.uri}/manifest.json")
     manifest["head.safetensors"]["sha256"] = "0" * 64
@@ -269,7 +273,7 @@ def test_a_hybrid_of_what_is_not_there_or_is_a_hybrid_itself_is_refused(
     absent = versions[1].model_copy(update={"uri": f"{task_uri}/versions/full-absent"})
     other = versions[1].model_copy(update={"digest": "0" * 64})
     for number, (part, message) in enumerate(
-        ((absent, "no whole model version"), (other, "the hybrid names 000"), (hybrid, "is a hybrid itself"))
+        ((absent, "no complete model version"), (other, "the hybrid requires 000"), (hybrid, "is a hybrid; the parts"))
     ):
         with pytest.raises(RegistryError, match=message):
             register(task_uri, hybrid_folder(tmp_path / str(number + 10), [versions[0], part]))
@@ -283,7 +287,7 @@ def test_a_hybrid_one_of_whose_parts_was_changed_is_not_loaded(
     manifest = json.loads(storage.read_bytes(f"{versions[1].uri}/manifest.json"))
     manifest["head.safetensors"]["sha256"] = "0" * 64
     storage.write_json(f"{versions[1].uri}/manifest.json", manifest)
-    with pytest.raises(RegistryError, match=r"has digest .*, but the hybrid names"):
+    with pytest.raises(RegistryError, match=r"has the digest .*, but the hybrid requires"):
         load_model(hybrid.uri)
 
 

@@ -1,4 +1,4 @@
-"""Simulated runs: predictions of made-up models, with the verdict and the evidence that a pipeline would give them."""
+"""Simulated runs: predictions of synthetic models with their verdict and evidence."""
 
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
@@ -38,7 +38,7 @@ SHA = "5f" * 32
 CLASSES = ("circulatory", "digestive", "injury", "newborn", "respiratory")
 GROUPS = ("female", "male", "unstated")
 DIGEST, CODE = "c0" * 32, "ee" * 32
-BASE_WEIGHTS = b"what the pretrained model knows"
+BASE_WEIGHTS = b"weights of the pretrained model"
 NUM_VALIDATION = 1389
 TASK_URI = "s3://models/icd10-chapters"
 ACCESSED_AT = "2026-11-24T16:30:00+00:00"
@@ -46,21 +46,21 @@ ACCESSED_AT = "2026-11-24T16:30:00+00:00"
 
 @dataclass(frozen=True)
 class Simulation:
-    """How good the made-up models are, and how they are compared."""
+    """The parameters of a simulated run."""
 
     num_rows: int = 1800
     incumbent: float = 0.70
     candidate: float = 0.78
     by_group: dict[str, float] = field(default_factory=dict)
-    """The candidate's accuracy in groups where it is another."""
+    """The candidate's accuracy in groups where it differs from `candidate`."""
     evaluation: dict[str, Any] = field(default_factory=dict)
-    """The recipe's section."""
+    """Section `evaluation` of the recipe."""
     routing: Routing | None = None
     cpu: CpuRounds | None = None
     access_number: int = 1
     gates: bool = True
     chat: bool = False
-    """A chat task by token F1: no reference, no changed rows, and rows in clusters of three."""
+    """True for a chat task with token F1: no reference, no changed rows, clusters of three rows."""
     curve: CurveRecord | None = None
 
 
@@ -82,7 +82,7 @@ def recipe_of(simulation: Simulation) -> Recipe:
 
 
 def tables_of(simulation: Simulation) -> dict[str, Predictions]:
-    """The tables of a run by name: test rows, and validation and changed rows of both models."""
+    """Return the tables of a run by name: test rows of all models; validation and changed rows of two models."""
     generator = np.random.default_rng(7)
     n = simulation.num_rows
     clean = _clean(simulation, generator, num_rows=n)
@@ -90,20 +90,20 @@ def tables_of(simulation: Simulation) -> dict[str, Predictions]:
     if simulation.chat:
         sets = {"": clean, "_validation": held_out}
         return {
-            role + name: _in_words(tables[role], generator)
+            role + name: _chat_table(tables[role], generator)
             for role in ("incumbent", "candidate")
             for name, tables in sets.items()
         }
     tables = dict(clean)
     for role in ("incumbent", "candidate"):
         tables[f"{role}_validation"] = held_out[role]
-        tables[f"{role}_counterfactual"] = _changed(clean[role], kind="sex", rows=range(0, n, 3), turned=200)
-        tables[f"{role}_noise"] = _changed(clean[role], kind="noise", rows=range(n), turned=25)
+        tables[f"{role}_counterfactual"] = _changed(clean[role], kind="sex", rows=range(0, n, 3), flip_every=200)
+        tables[f"{role}_noise"] = _changed(clean[role], kind="noise", rows=range(n), flip_every=25)
     return tables
 
 
 def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: int) -> dict[str, Predictions]:
-    """Answers of both models and of the reference to rows as they are."""
+    """Return predictions of the two models and the reference for unchanged rows."""
     n = num_rows
     labels = generator.choice(CLASSES, n)
     sex = generator.choice(GROUPS, n, p=(0.4, 0.4, 0.2))
@@ -111,7 +111,7 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
     return {
         role: _answers(
             role,
-            level + spread,  # the chance of being right, and what the model says of itself
+            level + spread,  # probability of being right, which is also the confidence
             labels=labels,
             sex=sex,
             luck=np.where(generator.random(n) < 0.8, shared, generator.random(n)),
@@ -142,7 +142,7 @@ def protocol_of(simulation: Simulation) -> TestProtocol:
 
 
 def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: str = CODE) -> Preregistration:
-    """A simulated run's protocol.json."""
+    """Return the preregistration (protocol.json) of a simulated run."""
     recipe, data = recipe_of(simulation), {"test": SHA}
     base_model = BaseModelRecord(f"{task_uri}/base", {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()})
     return Preregistration(
@@ -161,7 +161,7 @@ def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: s
 def evidence_of(
     simulation: Simulation, *, task_uri: str = TASK_URI, digests: dict[str, str] | None = None, code: str = CODE
 ) -> Evidence:
-    """The evidence of a simulated run whose versions are stored under `task_uri`."""
+    """Return the evidence of a simulated run with versions under `task_uri`."""
     tables, registration = tables_of(simulation), registration_of(simulation, task_uri=task_uri, code=code)
     verdict = decide(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
     kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
@@ -190,7 +190,7 @@ def evidence_of(
         data=DataRecord(report_of(simulation), trained_on=8967, sha256={"test": SHA}, other_test_sets=0),
         sweep=(
             _trial("1", "full", 0.741, config={"learning_rate": 1e-4, "method": "full"}, status="completed"),
-            _trial("2", "lora", 0.702, config={"method": "lora"}, status="stopped: behind the other trials"),
+            _trial("2", "lora", 0.702, config={"method": "lora"}, status="stopped: worse than other trials"),
             _trial("probe", "probe", 0.66, config={}, status="pretrained"),
         ),
         sweep_ended=None,
@@ -245,8 +245,8 @@ def _answers(model: str, chance: np.ndarray, *, labels: np.ndarray, sex: np.ndar
     )
 
 
-def _in_words(table: Predictions, generator: np.random.Generator) -> Predictions:
-    """A chat model's table: hashes for texts, and of a wrong answer some of its words right."""
+def _chat_table(table: Predictions, generator: np.random.Generator) -> Predictions:
+    """Return the table of a chat model: hashes of texts, and token F1 above 0 for wrong answers."""
     partly = np.where(table.scores == 1, 1.0, generator.uniform(0, 0.6, len(table)))
     return replace(
         table,
@@ -257,10 +257,10 @@ def _in_words(table: Predictions, generator: np.random.Generator) -> Predictions
     )
 
 
-def _changed(clean: Predictions, *, kind: str, rows: range, turned: int) -> Predictions:
-    """The model's answers on changed rows: one in `turned` turns."""
+def _changed(clean: Predictions, *, kind: str, rows: range, flip_every: int) -> Predictions:
+    """Return predictions for changed rows, with another output at every row number divisible by `flip_every`."""
     outputs = [
-        CLASSES[(CLASSES.index(clean.outputs[row]) + 1) % len(CLASSES)] if row % turned == 0 else clean.outputs[row]
+        CLASSES[(CLASSES.index(clean.outputs[row]) + 1) % len(CLASSES)] if row % flip_every == 0 else clean.outputs[row]
         for row in rows
     ]
     labels = [clean.labels[row] for row in rows]

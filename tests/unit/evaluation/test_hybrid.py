@@ -1,4 +1,4 @@
-"""Who answers what in a hybrid, frozen on validation rows: by group and by confidence, or nobody but one."""
+"""Tests of a hybrid's routing rule, fitted on validation by group and by confidence."""
 
 import numpy as np
 import pytest
@@ -27,28 +27,28 @@ def answers(right: NDArray[np.bool_], *, sure: NDArray[np.float64], sex: tuple[s
     )
 
 
-def test_by_confidence_the_incumbent_keeps_the_rows_that_it_is_surest_of_and_right_on() -> None:
+def test_by_confidence_the_incumbent_answers_its_most_confident_rows() -> None:
     sure = np.linspace(0, 0.99, 100)
-    incumbent = answers(sure >= 0.4, sure=sure)  # right on the 60 rows that it is surest of
+    incumbent = answers(sure >= 0.4, sure=sure)  # right on its 60 most confident rows
     candidate = answers(np.arange(100) < 80, sure=np.full(100, 0.5))
     routing = fit_routing(BY_CONFIDENCE, incumbent=incumbent, candidate=candidate, metric="accuracy")
     assert routing is not None
     assert (routing.by, routing.column, routing.values) == ("confidence", None, ())
     assert routing.threshold is not None
-    # From the top as many rows as leave the hybrid right on 80 at least: here it is right on all from 0.2 on.
+    # The incumbent answers as many rows as possible while the hybrid is right on at least 80 rows.
     assert routing.threshold == pytest.approx(0.2, abs=0.03)
     kept = sure >= routing.threshold
     assert np.where(kept, incumbent.scores, candidate.scores).sum() >= candidate.scores.sum()
 
 
-def test_by_confidence_there_is_no_hybrid_where_the_incumbent_is_wrong_when_it_is_sure() -> None:
+def test_by_confidence_there_is_no_hybrid_if_the_incumbent_is_wrong_on_its_most_confident_rows() -> None:
     sure = np.linspace(0, 0.99, 100)
     incumbent = answers(sure < 0.5, sure=sure)
     candidate = answers(np.ones(100, dtype=np.bool_), sure=sure)
     assert fit_routing(BY_CONFIDENCE, incumbent=incumbent, candidate=candidate, metric="accuracy") is None
 
 
-def test_by_group_the_candidate_answers_the_named_groups_in_which_it_is_not_worse() -> None:
+def test_by_group_the_candidate_answers_the_groups_in_which_it_is_not_worse() -> None:
     sex = ("f", "f", "m", "m", "x", "x", NO_GROUP, NO_GROUP)
     sure = np.full(8, 0.5)
     incumbent = answers(np.array([1, 1, 0, 1, 0, 1, 0, 0], dtype=np.bool_), sure=sure, sex=sex)
@@ -59,7 +59,7 @@ def test_by_group_the_candidate_answers_the_named_groups_in_which_it_is_not_wors
 
 
 @pytest.mark.parametrize("better", [True, False])
-def test_by_group_there_is_no_hybrid_where_one_model_is_better_everywhere(better: bool) -> None:
+def test_by_group_there_is_no_hybrid_if_the_same_model_is_better_in_every_group(better: bool) -> None:
     sex, sure = ("f", "m"), np.full(2, 0.5)
     good, bad = (answers(np.full(2, right), sure=sure, sex=sex) for right in (True, False))
     incumbent, candidate = (bad, good) if better else (good, bad)

@@ -1,4 +1,4 @@
-"""Predictions travel as a table without text, and are compared only where they are of the same rows."""
+"""Tests of prediction tables and of the check that two tables have the same rows."""
 
 import io
 from dataclasses import replace
@@ -24,7 +24,7 @@ def three_predictions(model: str = "probe") -> Predictions:
     )
 
 
-def test_predictions_come_back_from_parquet_as_they_were() -> None:
+def test_predictions_survive_a_parquet_round_trip() -> None:
     before, file = three_predictions(), io.BytesIO()
     pq.write_table(before.to_table(), file)
     after = Predictions.from_table(pq.read_table(io.BytesIO(file.getvalue())))
@@ -41,11 +41,11 @@ def test_the_table_has_the_named_columns_and_no_text() -> None:
     ]  # fmt: skip
 
 
-def test_a_table_with_missing_or_foreign_columns_is_refused_by_name() -> None:
+def test_a_table_with_missing_or_unknown_columns_is_refused() -> None:
     table = three_predictions().to_table()
-    with pytest.raises(ValueError, match="missing \\['score'\\]"):
+    with pytest.raises(ValueError, match="missing columns \\['score'\\]"):
         Predictions.from_table(table.drop_columns(["score"]))
-    with pytest.raises(ValueError, match="foreign \\['text'\\]"):
+    with pytest.raises(ValueError, match="unknown columns \\['text'\\]"):
         Predictions.from_table(table.append_column("text", pa.array(["a", "b", "c"])))
     with pytest.raises(ValueError, match="name missing"):
         Predictions.from_table(table.replace_schema_metadata(None))
@@ -58,7 +58,7 @@ def test_columns_of_different_lengths_are_refused() -> None:
         replace(three_predictions(), groups={"sex": ("female",)})
 
 
-def test_scores_cannot_be_changed_afterwards() -> None:
+def test_scores_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         three_predictions().scores[0] = 0
 
@@ -77,18 +77,18 @@ def test_predictions_of_the_same_rows_align() -> None:
         ({"row_ids": ("0", "1", "1")}, "row ids"),
     ],
 )
-def test_misaligned_predictions_are_refused_with_the_first_fault(changes: dict[str, object], message: str) -> None:
+def test_misaligned_predictions_are_refused_with_the_first_difference(changes: dict[str, object], message: str) -> None:
     with pytest.raises(VerdictRefused, match=message):
         align(three_predictions(), replace(three_predictions("full"), **changes))  # type: ignore[arg-type]
 
 
-def test_repeated_rows_and_no_rows_are_refused() -> None:
+def test_repeated_rows_and_empty_tables_are_refused() -> None:
     twice = replace(three_predictions(), row_ids=("0", "1", "1"))
     with pytest.raises(VerdictRefused, match="'1' more than once"):
         align(twice, twice)
-    none = Predictions("probe", (), (), (), np.array([]), np.array([]), np.array([]))
-    with pytest.raises(VerdictRefused, match="no row"):
-        align(none, none)
+    empty = Predictions("probe", (), (), (), np.array([]), np.array([]), np.array([]))
+    with pytest.raises(VerdictRefused, match="no predictions"):
+        align(empty, empty)
     two = Predictions("full", ("0", "1"), ("a", "b"), ("a", "b"), np.ones(2), np.ones(2), np.ones(2))
     with pytest.raises(VerdictRefused, match="3 and 2 rows"):
         align(three_predictions(), two)

@@ -1,4 +1,4 @@
-"""What a champion says of itself."""
+"""Tests of the champion record."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def champion(**fields: Any) -> Champion:
     return Champion.model_validate(defaults | {"reason": reason, "since": NOW} | fields)
 
 
-def test_a_reason_names_its_override_and_its_runtime() -> None:
+def test_a_reason_includes_override_and_runtime() -> None:
     reason = ChangeReason(
         change="promotion", text="STAY by rule 9", override="we want it", runtime="openvino in float32"
     )
@@ -31,7 +31,7 @@ def test_parity_is_needed_once_and_not_after_a_rollback() -> None:
     assert not champion(reason=ChangeReason(change="rollback", text="rolled back from full-2: slow")).needs_parity
 
 
-def test_a_champion_becomes_a_former_one_with_all_that_is_known_of_it() -> None:
+def test_a_former_champion_keeps_the_fields_of_the_champion() -> None:
     former = champion(parity=PARITY).as_former
     assert former == FormerChampion(uri="s3://m/t/versions/full-1", digest="1", run="s3://m/t/runs/r", parity=PARITY)
     assert champion(former=(former,)).former[0].parity == PARITY
@@ -44,7 +44,7 @@ def test_a_champion_of_a_newer_format_is_refused() -> None:
         Champion.model_validate(stored | {"format": 2})
 
 
-def test_parity_counts_ties_among_matching_rows() -> None:
-    assert (
-        PARITY.sentence() == "63 of 64 test rows answered over HTTP as evaluated (2 by the other of two equal classes)"
+def test_parity_counts_ties_as_matching_rows() -> None:
+    assert PARITY.sentence() == (
+        "63 of 64 test rows have the same answer over HTTP as in the evaluation (2 are ties between two classes)"
     )

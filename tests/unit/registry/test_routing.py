@@ -1,4 +1,4 @@
-"""Which part of a hybrid answers which row."""
+"""Tests of the routing rule of a hybrid."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ probabilities = st.floats(0, 1)
 
 
 @given(st.lists(values))
-def test_by_group_each_row_is_answered_by_exactly_one_and_the_candidate_gets_its_values(
+def test_by_group_the_candidate_answers_the_rows_with_its_values(
     groups: list[str | None],
 ) -> None:
     routed = routes_to_candidate(GROUP, groups=groups)
@@ -30,7 +30,7 @@ def test_by_group_each_row_is_answered_by_exactly_one_and_the_candidate_gets_its
 
 
 @given(st.lists(probabilities), probabilities)
-def test_by_confidence_each_row_is_answered_by_exactly_one_and_the_incumbent_keeps_what_it_is_sure_of(
+def test_by_confidence_the_incumbent_answers_the_rows_at_or_above_the_threshold(
     confidences: list[float], threshold: float
 ) -> None:
     routed = routes_to_candidate(Routing(by="confidence", threshold=threshold), confidences=confidences)
@@ -41,7 +41,7 @@ def test_by_confidence_each_row_is_answered_by_exactly_one_and_the_incumbent_kee
 
 
 @given(st.floats(0.0, 1.0, width=32))
-def test_a_row_on_the_threshold_stays_with_the_incumbent_whatever_array_it_comes_in(confidence: float) -> None:
+def test_the_incumbent_answers_a_row_on_the_threshold_for_any_dtype(confidence: float) -> None:
     routing = Routing(by="confidence", threshold=confidence)
     assert not routes_to_candidate(routing, confidences=[confidence]).any()
     just_above = Routing(by="confidence", threshold=min(float(np.nextafter(confidence, 2.0)), 1.0))
@@ -51,17 +51,17 @@ def test_a_row_on_the_threshold_stays_with_the_incumbent_whatever_array_it_comes
         assert routes_to_candidate(just_above, confidences=column).all() == (confidence < 1.0)
 
 
-def test_a_row_without_a_group_is_the_incumbents() -> None:
+def test_the_incumbent_answers_rows_without_a_group() -> None:
     assert routes_to_candidate(GROUP, groups=[None, NO_GROUP, "", "f"]).tolist() == [False, False, False, True]
     assert read.NO_GROUP == NO_GROUP
 
 
-def test_a_confidence_that_is_no_number_is_not_taken_for_sure() -> None:
+def test_the_candidate_answers_a_row_with_a_nan_confidence() -> None:
     assert routes_to_candidate(CONFIDENCE, confidences=[float("nan"), 0.9]).tolist() == [True, False]
 
 
-def test_the_rules_inputs_are_required_and_others_are_ignored() -> None:
-    with pytest.raises(ValueError, match="looks at 'sex'; give the rows' values as `groups`"):
+def test_the_inputs_of_the_rule_are_required_and_others_are_ignored() -> None:
+    with pytest.raises(ValueError, match="needs the values of 'sex'; give them as `groups`"):
         routes_to_candidate(GROUP, confidences=[0.5])
     with pytest.raises(ValueError, match="give them as `confidences`"):
         routes_to_candidate(CONFIDENCE, groups=["f"])
@@ -71,23 +71,23 @@ def test_the_rules_inputs_are_required_and_others_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"by": "group"}, "takes a column and its values"),
-        ({"by": "group", "column": "sex"}, "takes a column and its values"),
+        ({"by": "group"}, "needs a column and values"),
+        ({"by": "group", "column": "sex"}, "needs a column and values"),
         ({"by": "group", "column": "sex", "values": ("f",), "threshold": 0.5}, "no threshold"),
-        ({"by": "group", "column": "sex", "values": ("f", NO_GROUP)}, "rows without a group are the incumbent's"),
-        ({"by": "confidence"}, "takes a threshold"),
+        ({"by": "group", "column": "sex", "values": ("f", NO_GROUP)}, "the incumbent answers rows without a group"),
+        ({"by": "confidence"}, "needs a threshold"),
         ({"by": "confidence", "threshold": 0.5, "values": ("f",)}, "no column or values"),
-        ({"by": "confidence", "threshold": 1.5}, "from 0 to 1, not 1.5"),
-        ({"by": "confidence", "threshold": float("nan")}, "from 0 to 1, not nan"),
-        ({"by": "chance"}, "not by 'chance'"),
+        ({"by": "confidence", "threshold": 1.5}, "threshold is 1.5; allowed: 0 to 1"),
+        ({"by": "confidence", "threshold": float("nan")}, "threshold is nan; allowed: 0 to 1"),
+        ({"by": "chance"}, "by is 'chance'; allowed"),
     ],
 )
-def test_a_rule_with_missing_or_needless_fields_is_refused(fields: dict[str, Any], message: str) -> None:
+def test_a_rule_with_missing_or_extra_fields_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Routing(**fields)
 
 
 @pytest.mark.parametrize("routing", [GROUP, CONFIDENCE, Routing(by="confidence", threshold=0.1 + 0.2)])
-def test_a_rule_survives_its_json(routing: Routing) -> None:
+def test_a_rule_survives_a_json_round_trip(routing: Routing) -> None:
     adapter = TypeAdapter(Routing)
     assert adapter.validate_json(adapter.dump_json(routing)) == routing

@@ -1,4 +1,4 @@
-"""What is checked before an access is stored; storing is covered by the integration tests."""
+"""Tests of the checks before an access is stored; integration tests cover storing."""
 
 import json
 
@@ -15,19 +15,19 @@ def access(*, candidate: str = "a", protocol: str = "q", test_sha256: str = SHA)
 
 
 @pytest.mark.parametrize("test_sha256", ["", "ab", "AB" * 32, "../" + "a" * 61])
-def test_what_is_no_sha256_is_refused(test_sha256: str) -> None:
+def test_an_invalid_sha256_is_refused(test_sha256: str) -> None:
     with pytest.raises(ValueError, match="64 hexadecimal digits"):
         access(test_sha256=test_sha256)
     with pytest.raises(ValueError, match="64 hexadecimal digits"):
         read_test_accesses(TASK_URI, test_sha256)
 
 
-def test_a_candidate_without_a_name_is_refused() -> None:
+def test_an_empty_candidate_is_refused() -> None:
     with pytest.raises(ValueError, match="candidate is empty"):
         access(candidate="")
 
 
-def test_an_access_that_others_always_precede_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_access_fails_if_other_writers_always_change_the_ledger_first(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(uri: str, data: bytes, *, etag: str | None) -> str:
         raise s3.PreconditionFailed(f"{uri} {len(data)} {etag}")
 
@@ -38,7 +38,7 @@ def test_an_access_that_others_always_precede_is_an_error(monkeypatch: pytest.Mo
         access()
 
 
-def test_the_same_candidate_by_another_protocol_is_a_new_access(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_candidate_with_another_protocol_is_a_new_access(monkeypatch: pytest.MonkeyPatch) -> None:
     stored: dict[str, bytes] = {}
 
     def write(uri: str, data: bytes, *, etag: str | None) -> str:

@@ -1,4 +1,4 @@
-"""A version's `config.json`: what older ones lack, and what a hybrid's must name."""
+"""Tests of a version's `config.json` and of registration."""
 
 import json
 from pathlib import Path
@@ -48,19 +48,19 @@ def parsed(content: dict[str, Any]) -> VersionConfig:
     return VersionConfig.model_validate_json(json.dumps(content))
 
 
-def test_an_older_config_has_no_temperature_and_no_parts() -> None:
+def test_temperature_and_hybrid_are_optional() -> None:
     config = parsed(PLAIN)
     assert (config.temperature, config.hybrid) == (1.0, None)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, "Infinity", None])
-def test_a_temperature_divides_so_it_is_a_number_above_zero(temperature: Any) -> None:
+def test_the_temperature_must_be_a_finite_number_above_zero(temperature: Any) -> None:
     with pytest.raises(ValidationError, match="temperature"):
         parsed(PLAIN | {"temperature": temperature})
 
 
 @pytest.mark.parametrize("routing", [ROUTING, {"by": "confidence", "threshold": 0.7}])
-def test_a_hybrid_survives_its_json(routing: dict[str, Any]) -> None:
+def test_a_hybrid_survives_a_json_round_trip(routing: dict[str, Any]) -> None:
     config = parsed(PLAIN | {"kind": "hybrid", "hybrid": {"routing": routing, **PARTS}})
     assert config.hybrid is not None
     assert isinstance(config.hybrid.routing, Routing)
@@ -72,20 +72,20 @@ def test_a_hybrid_survives_its_json(routing: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"kind": "hybrid"}, "the kind `hybrid`, and no other"),
-        ({"kind": "hybrid", "hybrid": None}, "the kind `hybrid`, and no other"),
-        ({"kind": "full", "hybrid": {"routing": ROUTING, **PARTS}}, "the kind `hybrid`, and no other"),
+        ({"kind": "hybrid"}, "required for the kind `hybrid`"),
+        ({"kind": "hybrid", "hybrid": None}, "required for the kind `hybrid`"),
+        ({"kind": "full", "hybrid": {"routing": ROUTING, **PARTS}}, "not allowed for other kinds"),
         ({"kind": "hybrid", "hybrid": {"routing": ROUTING, "incumbent": PARTS["incumbent"]}}, "candidate"),
-        ({"kind": "hybrid", "hybrid": {"routing": {"by": "group"}, **PARTS}}, "takes a column and its values"),
+        ({"kind": "hybrid", "hybrid": {"routing": {"by": "group"}, **PARTS}}, "needs a column and values"),
         ({"kind": "hybrid", "hybrid": {"routing": ROUTING | {"chance": 1}, **PARTS}}, "chance"),
     ],
 )
-def test_a_config_with_half_a_hybrid_is_refused(changed: dict[str, Any], message: str) -> None:
+def test_an_incomplete_hybrid_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         parsed(PLAIN | changed)
 
 
-def test_the_config_of_a_hybrid_names_both_and_knows_the_classes_of_either() -> None:
+def test_the_config_of_a_hybrid_has_both_parts_and_the_classes_of_both() -> None:
     incumbent = version("probe", classes=["b", "c"], created_at="2026-01-02T00:00:00+00:00")
     config = hybrid_config(
         version("full"), incumbent=incumbent, routing=Routing(by="group", column="sex", values=("f",))
@@ -111,48 +111,46 @@ def test_peft_2500_a_chat_version_without_its_weights_is_not_registered(tmp_path
     folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
     folder.mkdir()
     write_config(folder, config)
-    with pytest.raises(RegistryError, match=f"lacks {file}"):
+    with pytest.raises(RegistryError, match=f"{file} is missing"):
         register(task_uri, folder)
     write_config(folder, config.model_copy(update={"kind": "few_shot"}))
-    assert register(task_uri, folder).prompting == prompting  # a prompt has none
+    assert register(task_uri, folder).prompting == prompting  # the kind few_shot has no weights
 
 
-def test_who_registers_a_damaged_version_again_mends_it(tmp_path: Path) -> None:
+def test_registering_a_damaged_version_again_repairs_it(tmp_path: Path) -> None:
     config = VersionConfig.model_validate(PLAIN)
     folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
     folder.mkdir()
     write_config(folder, config)
     (folder / "head.safetensors").write_bytes(b"weights")
     version = register(task_uri, folder)
-    there = tmp_path / "task" / "versions" / version.version
-    (there / "head.safetensors").write_bytes(b"damaged")
-    assert not is_intact(there)
-    with pytest.raises(RegistryError, match=r"head.safetensors is not what the version's manifest names; restore it"):
+    stored = tmp_path / "task" / "versions" / version.version
+    (stored / "head.safetensors").write_bytes(b"damaged")
+    assert not is_intact(stored)
+    with pytest.raises(RegistryError, match=r"head.safetensors is missing or differs from the manifest; restore it"):
         checked_copy(version.uri)
-    assert not is_intact(there)  # what is no copy is not thrown away
+    assert not is_intact(stored)  # only copies in a cache are deleted
     assert register(task_uri, folder) == version
-    assert checked_copy(version.uri) == there
-    (there / "config.json").unlink()
+    assert checked_copy(version.uri) == stored
+    (stored / "config.json").unlink()
     assert register(task_uri, folder) == version
-    assert is_intact(there)
+    assert is_intact(stored)
 
 
 @pytest.mark.parametrize(
     ("kind", "file"), [("lora", "adapter/adapter_model.safetensors"), ("full", "encoder.safetensors")]
 )
-def test_a_classifier_with_a_head_alone_is_not_registered_as_what_was_trained(
-    tmp_path: Path, kind: str, file: str
-) -> None:
+def test_a_fine_tuned_classifier_without_its_weights_is_not_registered(tmp_path: Path, kind: str, file: str) -> None:
     folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
     folder.mkdir()
     (folder / "head.safetensors").write_bytes(b"a head")
     write_config(folder, parsed(PLAIN | {"kind": kind}))
-    with pytest.raises(RegistryError, match=f"lacks {file}"):
+    with pytest.raises(RegistryError, match=f"{file} is missing"):
         register(task_uri, folder)
     write_config(folder, parsed(PLAIN | {"kind": kind, "engine": "openvino", "exported_from": PARTS["candidate"]}))
-    assert register(task_uri, folder).engine == "openvino"  # whose encoder lies in files of the engine's
+    assert register(task_uri, folder).engine == "openvino"  # the encoder of other engines is in other files
 
 
-def test_the_task_of_a_version_is_chat_where_it_has_a_prompt() -> None:
+def test_the_task_of_a_version_with_prompting_is_chat() -> None:
     chat = version("full", classes=[], prompting={"system": None, "max_new_tokens": 8})
     assert (version("probe").task, chat.task) == ("classification", "chat")

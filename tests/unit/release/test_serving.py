@@ -42,7 +42,7 @@ def test_a_name_that_is_not_a_version_of_the_task_is_refused(task_uri: str, name
 
 
 def test_a_missing_version_and_a_candidate_without_a_run_are_refused(task_uri: str) -> None:
-    with pytest.raises(RegistryError, match="no whole model version"):
+    with pytest.raises(RegistryError, match="no complete model version"):
         challenger_version("full-2", task_uri=task_uri)
     with pytest.raises(PromotionRefused, match="has no finished run"):
         challenger_version("candidate", task_uri=task_uri)

@@ -1,4 +1,4 @@
-"""Evidence is built from the record of a run, stored as JSON, and read back as it was."""
+"""Tests of the evidence: JSON round trip, scores, reliability and evidence files."""
 
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.evaluation.simulated import Simulation, protocol_of, recipe_of, tables_of
 
 
-def test_it_goes_through_json_unchanged() -> None:
+def test_evidence_survives_a_json_round_trip() -> None:
     for outcome in SIMULATIONS:
         evidence = evidence_for(outcome)
         assert Evidence.model_validate_json(evidence.model_dump_json()) == evidence
         assert evidence.model_dump(mode="json")["format"] == 1
 
 
-def test_a_newer_format_and_foreign_fields_are_refused() -> None:
+def test_a_newer_format_and_unknown_fields_are_refused() -> None:
     value = evidence_for().model_dump(mode="json")
     with pytest.raises(ValueError, match="this Evidence has format 2"):
         Evidence.model_validate(value | {"format": 2})
@@ -30,12 +30,12 @@ def test_a_newer_format_and_foreign_fields_are_refused() -> None:
         Evidence.model_validate(value | {"data": value["data"] | {"surprise": 1}})
 
 
-def test_it_holds_recipe_and_protocol_of_the_run() -> None:
+def test_evidence_contains_recipe_and_protocol_of_the_run() -> None:
     evidence, simulation = evidence_for(), SIMULATIONS["FINE_TUNE"]
     assert (evidence.protocol, evidence.recipe) == (protocol_of(simulation), recipe_of(simulation))
 
 
-def test_scores_name_roles_and_have_test_figures_only_of_models_that_predicted_test() -> None:
+def test_only_models_that_predicted_the_test_rows_have_test_scores() -> None:
     evidence = evidence_for()
     scores, verdict = {score.kind: score for score in evidence.scores}, evidence.verdict
     assert {kind: (score.role, score.test) for kind, score in scores.items()} == {
@@ -50,7 +50,7 @@ def test_scores_name_roles_and_have_test_figures_only_of_models_that_predicted_t
         assert low <= score.validation <= high
 
 
-def test_reliability_is_what_the_calibration_error_is_made_of() -> None:
+def test_the_mean_gap_of_the_reliability_bins_is_the_ece() -> None:
     table = tables_of(Simulation())["candidate"]
     bins = reliability_bins(table)
     assert sum(row.n for row in bins) == len(table)
@@ -63,7 +63,7 @@ def test_reliability_is_what_the_calibration_error_is_made_of() -> None:
     ("outcome", "role"),
     [("FINE_TUNE", "candidate"), ("STAY", "incumbent"), ("HYBRID", "hybrid"), ("INSUFFICIENT_EVIDENCE", "incumbent")],
 )
-def test_the_files_that_leave_with_a_version_all_state_the_outcome(outcome: str, role: str) -> None:
+def test_every_evidence_file_states_the_outcome(outcome: str, role: str) -> None:
     evidence = evidence_for(outcome)
     assert winner(evidence.verdict.outcome) == role
     assert evidence.role_of(evidence.run) == role
@@ -77,7 +77,7 @@ def test_the_files_that_leave_with_a_version_all_state_the_outcome(outcome: str,
     assert any(outcome in line for line in verdict_lines(evidence))
 
 
-def test_evidence_that_was_changed_is_not_read(tmp_path: Path) -> None:
+def test_changed_evidence_is_refused(tmp_path: Path) -> None:
     evidence = evidence_for()
     write_evidence(tmp_path.as_uri(), render_files(evidence, role="candidate"))
     assert read_evidence(tmp_path.as_uri()) == evidence

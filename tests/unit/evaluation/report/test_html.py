@@ -1,4 +1,4 @@
-"""The page and the terminal lines say what the evidence says, escaped, self-contained, each figure with its path."""
+"""Tests of the HTML report and the console lines against the evidence."""
 
 from dataclasses import replace
 from functools import cache
@@ -44,12 +44,12 @@ VOID = ("meta", "br")
 
 @cache
 def evidence_for(outcome: str = "FINE_TUNE") -> Evidence:
-    """The evidence of the simulated run with this outcome."""
+    """Return the evidence of the simulated run with this outcome."""
     return evidence_of(SIMULATIONS[outcome])
 
 
 class Page(HTMLParser):
-    """Collects tags, attributes, text, and the text of each element that names its source."""
+    """A parser that collects tags, attributes, text, and the text of each element with `data-from`."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Page(HTMLParser):
 
 
 def value_at(evidence: Evidence, path: str) -> Any:
-    """The value at the path that an element's `data-from` names."""
+    """Return the value at a `data-from` path."""
     value = evidence.model_dump(mode="json")
     for key in path.split("."):
         value = value[int(key)] if isinstance(value, list) else value[key]
@@ -86,9 +86,9 @@ def value_at(evidence: Evidence, path: str) -> Any:
 
 
 def formats_of(value: Any) -> list[str]:
-    """Every way in which the page may write a value."""
+    """Return all formats in which the page may print a value."""
     if isinstance(value, bool) or value is None:
-        return ["yes" if value else "no", "none", "no number"]
+        return ["yes" if value else "no", "none", "no number is enough"]
     if isinstance(value, int | float):
         forms = (
             "+.2f", "+.1g", ".2f", ".3f", ".4f", ",.4g", ",.0f", ",", ".3g", ".0%", "+,.0f", ".1f",
@@ -98,14 +98,14 @@ def formats_of(value: Any) -> list[str]:
             *formatted,
             f"p = {value:.3g}",
             "p < 0.0001" if value < 1e-4 else "",
-            f"{100 * value:.1f} %",
+            f"{100 * value:.1f}%",
             str(value),
         ]
     return [str(value)]
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_each_outcome_has_its_page_and_lines(outcome: str) -> None:
+def test_report_and_console_show_outcome_and_reasons(outcome: str) -> None:
     evidence = evidence_for(outcome)
     assert evidence.verdict.outcome == outcome
     page = Page(to_html(evidence))
@@ -119,7 +119,7 @@ def test_each_outcome_has_its_page_and_lines(outcome: str) -> None:
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_each_figure_is_the_value_at_its_path_in_the_evidence(outcome: str) -> None:
+def test_each_figure_equals_the_value_at_its_path_in_the_evidence(outcome: str) -> None:
     evidence = evidence_for(outcome)
     figures = Page(to_html(evidence)).figures
     for path, text in figures:
@@ -138,7 +138,7 @@ def test_each_figure_is_the_value_at_its_path_in_the_evidence(outcome: str) -> N
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
-def test_the_page_is_well_formed_and_loads_and_runs_nothing(outcome: str) -> None:
+def test_the_page_is_well_formed_without_scripts_and_external_resources(outcome: str) -> None:
     source = to_html(evidence_for(outcome))
     parsed = Page(source)
     assert parsed.open == []
@@ -148,40 +148,41 @@ def test_the_page_is_well_formed_and_loads_and_runs_nothing(outcome: str) -> Non
         assert needed in source
 
 
-def test_optional_sections_are_left_out() -> None:
-    whole, bare = (Page(to_html(evidence_for(outcome))).text for outcome in ("FINE_TUNE", "STAY"))
+def test_optional_sections_are_omitted() -> None:
+    full, minimal = (Page(to_html(evidence_for(outcome))).text for outcome in ("FINE_TUNE", "STAY"))
     for title in ("Learning curve", "Cost to serve"):
-        assert title in whole
-        assert title not in bare
-    assert "The hybrid" in Page(to_html(evidence_for("HYBRID"))).text
-    assert "The hybrid" not in whole
+        assert title in full
+        assert title not in minimal
+    assert "routing rule" in Page(to_html(evidence_for("HYBRID"))).text
+    assert "routing rule" not in full
 
 
-def test_a_later_access_is_reported_to_confirm_nothing() -> None:
-    assert "2 (not the first, so not confirmatory)" in Page(to_html(evidence_for("INSUFFICIENT_EVIDENCE"))).text
-    assert "1 (the first: confirmatory)" in Page(to_html(evidence_for())).text
+def test_a_later_access_to_the_test_rows_is_reported_as_not_confirmatory() -> None:
+    page = Page(to_html(evidence_for("INSUFFICIENT_EVIDENCE"))).text
+    assert "2 (not the first access, so not confirmatory)" in page
+    assert "1 (first access, confirmatory)" in Page(to_html(evidence_for())).text
 
 
-def test_the_page_names_who_requested_the_run_its_expiry_and_the_duties_it_serves() -> None:
+def test_the_page_states_the_requester_the_expiry_and_the_documentation_duties() -> None:
     evidence = evidence_for()
     text = Page(to_html(evidence)).text
     for expected in (evidence.requested_by, evidence.expires_at, "Annex IV 2(g)", "Annex IV 3", "MEASURE 2"):
         assert expected in text
 
 
-def test_the_fields_that_serve_a_duty_are_fields_of_the_evidence() -> None:
+def test_the_fields_of_the_documentation_duties_exist_in_the_evidence() -> None:
     fields = [field for duty in load_duties().duties for field in duty.fields]
     for field in fields:
         assert value_at(evidence_for(), field) is not None, field
 
 
-def test_the_page_names_the_metric_of_its_scores() -> None:
+def test_the_page_names_the_metric_of_the_scores() -> None:
     text = Page(to_html(evidence_of(Simulation(evaluation={"metric": "macro_f1"})))).text
-    assert "On validation: macro-F1; bars" in text
-    assert "On validation: accuracy with Wilson's interval; bars" in Page(to_html(evidence_for())).text
+    assert "Validation: macro-F1. Bars" in text
+    assert "Validation: accuracy with Wilson's interval. Bars" in Page(to_html(evidence_for())).text
 
 
-def test_the_four_paired_outcomes_are_printed_and_add_up() -> None:
+def test_the_number_of_rows_on_which_both_models_are_right_is_printed() -> None:
     evidence = evidence_for()
     text = Page(to_html(evidence)).text
     verdict = evidence.verdict
@@ -226,23 +227,24 @@ def changed(outcome: str = "FINE_TUNE", **changes: object) -> Evidence:
     return evidence_for(outcome).model_copy(update=changes)
 
 
-def test_few_seeds_give_no_spread() -> None:
+def test_fewer_than_three_seeds_have_no_spread() -> None:
     assert "spread not assessed" in to_html(changed(sweep=(), seeds=(SeedRecord(0, 0.7),)))
-    assert "0.736 to 0.744; the mean of their weights 0.742" in to_html(evidence_for())
+    assert "0.736 to 0.744, averaged weights 0.742" in to_html(evidence_for())
 
 
-def test_the_mean_of_the_seeds_weights_is_reported_if_it_was_a_candidate() -> None:
+def test_the_score_of_the_averaged_weights_is_reported_if_they_were_evaluated() -> None:
     chosen = changed(averaged=AverageRecord(0.744, chosen=True))
-    assert "the mean of their weights 0.744, the candidate" in to_html(chosen)
-    assert "mean of their weights" not in to_html(changed(averaged=None))
+    assert "averaged weights 0.744 (selected as the candidate)" in to_html(chosen)
+    assert "averaged weights" not in to_html(changed(averaged=None))
 
 
-def test_models_fitted_on_a_part_of_streamed_rows_are_named_on_page_card_and_terminal() -> None:
+def test_report_card_and_console_describe_streamed_training_rows() -> None:
     data = evidence_for().data
     report = replace(data.report, num_train=10_000_000, num_in_memory=500_000)
     evidence = changed(data=replace(data, report=report))
     sentence = (
-        "raining rows were streamed: the candidate learned from all 10,000,000, the pretrained rungs and the reference"
+        "raining rows were streamed: the candidate was trained on all 10,000,000 rows, the baselines and the reference "
+        "on a random sample of 500,000 rows"
     )
     assert sentence in to_html(evidence)
     assert sentence in to_model_card(evidence, role="candidate")
@@ -250,7 +252,7 @@ def test_models_fitted_on_a_part_of_streamed_rows_are_named_on_page_card_and_ter
     assert "were streamed" not in to_html(evidence_for())
 
 
-def test_a_sweep_that_ended_itself_states_why() -> None:
-    assert "ended itself" not in to_html(evidence_for())
+def test_the_page_states_why_the_sweep_ended_early() -> None:
+    assert "ended early" not in to_html(evidence_for())
     page = to_html(changed(sweep_ended="0.900 is out of reach"))
-    assert 'The sweep ended itself: <span data-from="sweep_ended">0.900 is out of reach</span>' in page
+    assert 'The sweep ended early: <span data-from="sweep_ended">0.900 is out of reach</span>' in page

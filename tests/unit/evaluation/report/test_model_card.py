@@ -1,4 +1,4 @@
-"""The card is one that the Hub's own reader takes, with the scores of its version and no licence that nobody gave."""
+"""Tests of the model card, read with the Hub's `ModelCard` class."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from tailorbird.evaluation.report.model_card import to_model_card
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 
 
-def loaded(tmp_path: Path, outcome: str, role: str) -> Any:  # its `data` is filled from the front matter, untyped
+def loaded(tmp_path: Path, outcome: str, role: str) -> Any:  # `data` is filled from the front matter and untyped
     (tmp_path / "README.md").write_text(to_model_card(evidence_for(outcome), role=role), encoding="utf-8")
     return ModelCard.load(tmp_path / "README.md")
 
@@ -18,7 +18,7 @@ def loaded(tmp_path: Path, outcome: str, role: str) -> Any:  # its `data` is fil
 @pytest.mark.parametrize(
     ("outcome", "role"), [*((outcome, role) for outcome in SIMULATIONS for role in ("candidate", "incumbent"))]
 )
-def test_the_hubs_reader_finds_every_score_of_the_version(tmp_path: Path, outcome: str, role: str) -> None:
+def test_the_hub_metadata_contains_every_score_of_the_version(tmp_path: Path, outcome: str, role: str) -> None:
     evidence = evidence_for(outcome)
     data = loaded(tmp_path, outcome, role).data
     metrics = {result.metric_type: result.metric_value for result in data.eval_results}
@@ -31,7 +31,7 @@ def test_the_hubs_reader_finds_every_score_of_the_version(tmp_path: Path, outcom
     assert data.license is None
 
 
-def test_the_incumbents_ece_is_the_one_that_the_gate_tells(tmp_path: Path) -> None:
+def test_the_ece_of_the_incumbent_agrees_with_the_calibration_gate(tmp_path: Path) -> None:
     evidence = evidence_for()
     (gate,) = (gate for gate in evidence.verdict.gates if gate.name == "calibration")
     metrics = {
@@ -44,7 +44,7 @@ def test_the_incumbents_ece_is_the_one_that_the_gate_tells(tmp_path: Path) -> No
     assert metrics["candidate"]["ece"] - metrics["incumbent"]["ece"] == pytest.approx(difference, abs=2e-6)
 
 
-def test_the_hybrids_card_has_the_hybrids_score_and_names_its_parts(tmp_path: Path) -> None:
+def test_the_card_of_a_hybrid_has_its_score_and_the_uris_of_its_parts(tmp_path: Path) -> None:
     evidence = evidence_for("HYBRID")
     assert evidence.verdict.hybrid is not None
     card = loaded(tmp_path, "HYBRID", "hybrid")
@@ -54,7 +54,7 @@ def test_the_hybrids_card_has_the_hybrids_score_and_names_its_parts(tmp_path: Pa
         assert evidence.versions[role].uri in card.text
 
 
-def test_hub_ids_lose_their_scheme_and_roles_that_are_not_there_are_refused() -> None:
+def test_hub_ids_have_no_scheme_and_unknown_roles_are_refused() -> None:
     recipe = evidence_for().recipe.model_copy(update={"base_model": "hf://sentence-transformers/all-MiniLM-L6-v2"})
     evidence = evidence_for().model_copy(update={"recipe": recipe})
     assert "base_model: sentence-transformers/all-MiniLM-L6-v2\n" in to_model_card(evidence)
@@ -63,17 +63,17 @@ def test_hub_ids_lose_their_scheme_and_roles_that_are_not_there_are_refused() ->
             to_model_card(evidence, role=role)
 
 
-def test_the_card_tells_limits_groups_and_who_should_not_use_it() -> None:
+def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:
     card = to_model_card(evidence_for("HYBRID"), role="candidate")
     for expected in (
         "## Limits",
         "## Groups",
-        "## Who should not use it",
+        "## Out-of-scope use",
         "sex = female",
-        "The gate groups FAILS",
+        "The groups gate FAILS",
         "by rule 4",
     ):
         assert expected in card
     later = to_model_card(evidence_for("INSUFFICIENT_EVIDENCE"))
     assert "access 2 of this recipe" in later
-    assert "on which nothing was chosen" not in later
+    assert "that were not used for any selection" not in later

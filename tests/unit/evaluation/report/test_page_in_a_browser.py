@@ -1,4 +1,4 @@
-"""The report's page in a real browser: on phone and desk it shows what it must, and nothing runs off its side."""
+"""Tests of the HTML report in a real browser, at phone and desktop width."""
 
 import html
 import re
@@ -22,12 +22,12 @@ document.getElementById("page").onload = (event) => {{
 }};
 </script></body>"""
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-get install chromium` gives one")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed; run `apt-get install chromium`")
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_shows_outcome_and_interval_and_nothing_overflows(tmp_path: Path, outcome: str, width: int) -> None:
+def test_the_page_shows_outcome_and_interval_without_overflow(tmp_path: Path, outcome: str, width: int) -> None:
     evidence = evidence_for(outcome)
     (tmp_path / "report.html").write_text(to_html(evidence), encoding="utf-8")
     (tmp_path / "probe.html").write_text(PROBE.format(width=width), encoding="utf-8")
@@ -42,10 +42,10 @@ def test_the_page_shows_outcome_and_interval_and_nothing_overflows(tmp_path: Pat
         assert expected in text
 
 
-def test_a_screenshot_is_taken_of_it(tmp_path: Path) -> None:
+def test_a_screenshot_of_the_page_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(to_html(evidence_for("HYBRID")), encoding="utf-8")
     shot = tmp_path / "shot.png"
     chromium(tmp_path, "--window-size=1280,900", f"--screenshot={shot}", (tmp_path / "report.html").as_uri())
     content = shot.read_bytes()
     assert struct.unpack(">II", content[16:24]) == (1280, 900)
-    assert len(content) > 10_000  # an empty page of this size compresses to less
+    assert len(content) > 10_000  # a screenshot of an empty page is smaller

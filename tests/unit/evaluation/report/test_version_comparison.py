@@ -1,4 +1,4 @@
-"""Two versions are compared from the predictions that are stored with them, on the same rows or not at all."""
+"""Tests of the comparison of two versions from their stored predictions."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from tests.unit.evaluation.simulated import Simulation, evidence_of, tables_of
 
 
 def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
-    """A run and its versions under a folder; URIs by role, the run's as `run`."""
+    """Store a run and its versions in a folder; return the URIs by role, with that of the run as `run`."""
     evidence = evidence_of(simulation, task_uri=folder.as_uri())
     tables = {}
     for name, table in tables_of(simulation).items():
@@ -28,7 +28,7 @@ def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
     return uris
 
 
-def test_a_runs_versions_compare_as_its_verdict_did(tmp_path: Path) -> None:
+def test_versions_of_a_run_compare_as_in_its_verdict(tmp_path: Path) -> None:
     uris = stored(tmp_path, SIMULATIONS["HYBRID"])
     verdict = json.loads(next(tmp_path.glob("runs/*/evidence.json")).read_text())["verdict"]
     result = compare_versions(uris["candidate"], second=uris["incumbent"] + "/")
@@ -45,22 +45,22 @@ def test_a_runs_versions_compare_as_its_verdict_did(tmp_path: Path) -> None:
     assert result.model_dump(mode="json")["comparison"]["counts"]
 
 
-def test_two_runs_candidates_compare_and_equal_ones_have_no_gain(tmp_path: Path) -> None:
+def test_the_uri_of_a_run_stands_for_its_candidate(tmp_path: Path) -> None:
     first, second = (stored(tmp_path / name, Simulation(candidate=level)) for name, level in (("a", 0.78), ("b", 0.72)))
     assert compare_versions(first["run"], second=second["run"]).comparison.gain > 0
     assert compare_versions(first["run"], second=first["candidate"]).comparison.gain == 0
 
 
-def test_other_rows_are_refused(tmp_path: Path) -> None:
+def test_versions_with_different_test_rows_are_refused(tmp_path: Path) -> None:
     first, second = (stored(tmp_path / name, Simulation(num_rows=n)) for name, n in (("a", 200), ("b", 300)))
     with pytest.raises(VerdictRefused, match="200 and 300 rows"):
         compare_versions(first["run"], second=second["run"])
     evidence = next((tmp_path / "b").glob("runs/*/evidence.json"))
     evidence.write_text(evidence.read_text().replace("5f" * 32, "6f" * 32))
-    with pytest.raises(VerdictRefused, match="tested on other rows"):
+    with pytest.raises(VerdictRefused, match="tested on different rows"):
         compare_versions(first["run"], second=second["run"])
 
 
-def test_without_evidence_nothing_is_compared(tmp_path: Path) -> None:
+def test_a_uri_without_evidence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give the URI of a finished run"):
         compare_versions(tmp_path.as_uri(), second=tmp_path.as_uri())

@@ -1,4 +1,4 @@
-"""Resampled effects against scikit-learn and scipy, their own symmetries, and their promises on simulated truths."""
+"""Tests of the bootstrap and the sign-flip test against scikit-learn, scipy and simulated true effects."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def predictions(outputs: np.ndarray, *, labels: np.ndarray) -> Predictions:
 
 
 def answers(n: int, *, accuracies: tuple[float, float], seed: int) -> tuple[Predictions, Predictions]:
-    """Two models of three uneven classes; who is wrong gives a class at random."""
+    """Return two models on three unbalanced classes; a wrong answer is a random class."""
     generator = np.random.default_rng(seed)
     labels = generator.choice(["a", "b", "c"], n, p=[0.6, 0.3, 0.1])
     first, second = (
@@ -51,13 +51,13 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), letters), min_size=1, max_size=60))
-def test_macro_f1_is_scikit_learns_over_the_classes_that_occur_in_the_labels(rows: list[tuple[str, str]]) -> None:
+def test_macro_f1_equals_scikit_learns_over_the_classes_of_the_labels(rows: list[tuple[str, str]]) -> None:
     labels, outputs = zip(*rows, strict=True)
     expected = f1_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)
     assert macro_f1(labels, outputs=outputs) == pytest.approx(expected, abs=1e-12)
 
 
-def test_macro_f1_refuses_no_rows() -> None:
+def test_macro_f1_of_no_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         macro_f1([], outputs=[])
 
@@ -72,7 +72,7 @@ def test_the_gain_is_the_difference_of_the_two_scores(rows: list[tuple[str, str,
 
 @settings(deadline=None, max_examples=15)
 @given(answered)
-def test_swapping_the_models_flips_the_sign_of_gain_and_interval_and_keeps_p(rows: list[tuple[str, str, str]]) -> None:
+def test_swapping_the_models_changes_only_the_sign_of_a_macro_f1_effect(rows: list[tuple[str, str, str]]) -> None:
     effect, swapped = effect_of(rows), effect_of([(label, theirs, ours) for label, ours, theirs in rows])
     assert swapped.gain == -effect.gain
     assert swapped.interval == pytest.approx((-effect.interval[1], -effect.interval[0]), abs=1e-9)
@@ -80,7 +80,7 @@ def test_swapping_the_models_flips_the_sign_of_gain_and_interval_and_keeps_p(row
     assert swapped.standard_error == pytest.approx(effect.standard_error)
 
 
-def test_what_is_drawn_once_is_drawn_again() -> None:
+def test_effects_are_deterministic() -> None:
     first, second = answers(200, accuracies=(0.8, 0.7), seed=0)
     assert macro_f1_effect(first, other=second, alpha=0.05) == macro_f1_effect(first, other=second, alpha=0.05)
     scores = first.scores, second.scores
@@ -95,7 +95,7 @@ def test_a_model_against_itself_has_no_gain_and_p_is_one() -> None:
     assert (same.gain, same.p_value, same.standard_error) == (0.0, 1.0, 0.0)
 
 
-def test_few_rows_on_which_two_models_agree_rule_no_gain_in_macro_f1_out() -> None:
+def test_the_macro_f1_interval_of_identical_models_has_the_width_of_the_unseen_rate() -> None:
     agreed = {n: answers(n, accuracies=(0.8, 0.7), seed=0)[0] for n in (10, 4000)}
     intervals = {n: macro_f1_effect(model, other=model, alpha=0.05).interval for n, model in agreed.items()}
     assert intervals[10] == pytest.approx((-0.3085, 0.3085), abs=1e-4)  # Clopper and Pearson's limit at 0 of 10
@@ -110,7 +110,7 @@ def test_a_smaller_alpha_gives_a_wider_interval_around_the_gain() -> None:
     assert wider_low < low < macro_f1_effect(first, other=second, alpha=0.05).gain < high < wider_high
 
 
-def test_macro_f1s_interval_is_what_rows_drawn_one_by_one_and_scikit_learn_give() -> None:
+def test_the_macro_f1_interval_equals_that_of_resampled_rows_and_scikit_learn() -> None:
     first, second = answers(120, accuracies=(0.8, 0.65), seed=2)
     labels, ours, theirs = (np.array(values) for values in (first.labels, first.outputs, second.outputs))
 
@@ -125,14 +125,14 @@ def test_macro_f1s_interval_is_what_rows_drawn_one_by_one_and_scikit_learn_give(
     generator = np.random.default_rng(3)
     gains = np.array([gain(generator.integers(0, 120, 120)) for _ in range(500)])
     effect = macro_f1_effect(first, other=second, alpha=0.05)
-    # Five hundred draws place a 2.5 % point to about 0.12 standard errors.
+    # The 2.5% quantile of 500 draws is accurate to about 0.12 standard errors.
     assert effect.interval == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=0.35 * effect.standard_error)
     assert effect.standard_error == pytest.approx(np.std(gains), rel=0.12)
     assert effect.p_value == pytest.approx(two_sided(gains), abs=0.03)
 
 
 @pytest.mark.usefixtures("few_resamples")
-def test_macro_f1s_interval_holds_the_truth_as_often_as_it_says_and_equal_models_are_rarely_significant() -> None:
+def test_the_macro_f1_interval_has_its_nominal_coverage_and_the_p_value_its_nominal_level() -> None:
     population = [np.array(model.outputs) for model in answers(50_000, accuracies=(0.8, 0.7), seed=4)]
     labels = np.array(answers(50_000, accuracies=(0.8, 0.7), seed=4)[0].labels)
     truth = macro_f1(labels.tolist(), outputs=population[0].tolist()) - macro_f1(
@@ -163,13 +163,13 @@ def test_cells_are_drawn_from_the_multinomial(counts: list[int]) -> None:
     assert np.cov(drawn.T) == pytest.approx(covariance, abs=0.05 * covariance.max())
 
 
-def test_chunks_of_resamples_hold_few_elements_whatever_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_resamples_have_at_most_chunk_elements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "CHUNK_ELEMENTS", 1_000)
     chunks = [len(weights) for weights in multinomial_counts(np.full(300, 2), num_resamples=10, seed=0)]
     assert chunks == [3, 3, 3, 1]
 
 
-def test_resampled_rows_are_as_many_as_there_are_and_differ_from_draw_to_draw() -> None:
+def test_each_resample_has_n_rows_and_differs_from_the_others() -> None:
     weights = np.array(list(resampled(50, num_resamples=2_000, seed=0)))
     assert weights.shape == (2_000, 50)
     assert (weights.sum(axis=1) == 50).all()
@@ -177,13 +177,13 @@ def test_resampled_rows_are_as_many_as_there_are_and_differ_from_draw_to_draw() 
     assert len({tuple(row) for row in weights.tolist()}) == 2_000
 
 
-def test_p_counts_one_more_than_was_drawn_and_ties_on_both_sides() -> None:
+def test_the_two_sided_p_value_adds_1_and_counts_ties_on_both_sides() -> None:
     assert two_sided(np.array([0.1] * 99)) == 2 / 100
     assert two_sided(np.array([0.1] * 90 + [-0.1] * 9)) == pytest.approx(2 * 10 / 100)
     assert two_sided(np.zeros(99)) == 1
 
 
-def test_a_means_interval_is_scipys_percentile_bootstrap() -> None:
+def test_the_interval_of_a_mean_equals_scipys_percentile_bootstrap() -> None:
     generator = np.random.default_rng(6)
     ours, theirs = generator.random(80), generator.random(80) * 0.9
     effect = mean_effect(ours, other_scores=theirs, alpha=0.05)
@@ -196,11 +196,11 @@ def test_a_means_interval_is_scipys_percentile_bootstrap() -> None:
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.25])
-def test_a_means_p_is_scipys_exact_sign_flip(shift: float) -> None:
+def test_the_p_value_of_a_mean_equals_scipys_exact_sign_flip_test(shift: float) -> None:
     generator = np.random.default_rng(8)
     ours, theirs = generator.random(12) + shift, generator.random(12)
     exact = stats.permutation_test((ours - theirs,), np.sum, permutation_type="samples", n_resamples=np.inf)
-    # 10,000 flips: three standard errors of a p of a half are 0.015.
+    # With 10,000 flips, three standard errors of p = 0.5 are 0.015.
     assert mean_effect(ours, other_scores=theirs, alpha=0.05).p_value == pytest.approx(exact.pvalue, abs=0.015)
 
 
@@ -216,22 +216,22 @@ def test_a_cluster_is_flipped_as_a_whole() -> None:
     assert effect.gain == pytest.approx(np.mean(ours - theirs))
 
 
-def test_rows_repeated_in_clusters_tell_no_more_than_the_rows_themselves() -> None:
+def test_rows_repeated_within_clusters_do_not_change_the_effect() -> None:
     generator = np.random.default_rng(10)
     ours, theirs = generator.random(60) + 0.05, generator.random(60)
-    alone = mean_effect(ours, other_scores=theirs, alpha=0.05)
+    single = mean_effect(ours, other_scores=theirs, alpha=0.05)
     repeated = np.repeat(ours, 20), np.repeat(theirs, 20)
     names = [str(number) for number in np.repeat(np.arange(60), 20)]
     clustered = mean_effect(repeated[0], other_scores=repeated[1], alpha=0.05, clusters=names)
-    blind = mean_effect(repeated[0], other_scores=repeated[1], alpha=0.05)
-    assert clustered.interval == pytest.approx(alone.interval, abs=1e-9)
-    assert clustered.p_value == alone.p_value
-    assert blind.standard_error < alone.standard_error / 4
+    unclustered = mean_effect(repeated[0], other_scores=repeated[1], alpha=0.05)
+    assert clustered.interval == pytest.approx(single.interval, abs=1e-9)
+    assert clustered.p_value == single.p_value
+    assert unclustered.standard_error < single.standard_error / 4
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=60))
-def test_swapping_flips_a_means_effect_and_p_is_a_probability(rows: list[tuple[int, int]]) -> None:
+def test_swapping_the_models_changes_only_the_sign_of_a_mean_effect(rows: list[tuple[int, int]]) -> None:
     ours, theirs = np.array(rows, dtype=np.float64).T / 4
     effect = mean_effect(ours, other_scores=theirs, alpha=0.05)
     swapped = mean_effect(theirs, other_scores=ours, alpha=0.05)
@@ -252,14 +252,14 @@ def test_equal_means_are_significant_at_most_at_alpha() -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "clusters", "message"),
     [
-        ([0.1, 0.2], [0.1], None, "two finite ones for each row"),
-        ([0.1, np.nan], [0.1, 0.2], None, "two finite ones for each row"),
+        ([0.1, 0.2], [0.1], None, "two finite scores per row"),
+        ([0.1, np.nan], [0.1, 0.2], None, "two finite scores per row"),
         ([0.1], [0.2], None, "at least 2 rows"),
         ([0.1, 0.2], [0.1, 0.1], ["one", "one"], "at least 2 clusters"),
-        ([0.1, 0.2], [0.1, 0.1], ["one"], "give one a row"),
+        ([0.1, 0.2], [0.1, 0.1], ["one"], "give one per row"),
     ],
 )
-def test_a_mean_refuses_scores_that_have_no_effect_to_give(
+def test_invalid_scores_and_clusters_are_refused(
     ours: list[float], theirs: list[float], clusters: list[str] | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

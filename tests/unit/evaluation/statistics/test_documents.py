@@ -1,4 +1,4 @@
-"""Rows that share a document are no more evidence than their documents, whatever the metric, the gate or the size."""
+"""Tests that rows of the same document count as a single unit in every metric, gate and power analysis."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ LABELS = ("a", "b", "c", "d")
 
 
 def table(right: np.ndarray, *, documents: np.ndarray | None, seed: int = 0) -> Predictions:
-    """A model that is right on these rows [N]; wrong answers are the next class."""
+    """Return predictions that are right on the given rows [N]; a wrong answer is the next class."""
     labels = np.random.default_rng(seed).integers(0, len(LABELS), len(right))
     outputs = np.where(right, labels, (labels + 1) % len(LABELS))
     ones = np.ones(len(right))
@@ -36,7 +36,7 @@ def table(right: np.ndarray, *, documents: np.ndarray | None, seed: int = 0) -> 
 
 
 def equal_models(seed: int, *, documents: np.ndarray) -> tuple[Predictions, Predictions]:
-    """Two models, each right on 7 rows of 10: on half of a document's rows alike, on the others by their own luck."""
+    """Return two models with an expected accuracy of 0.7, whose correctness is correlated within documents."""
     generator = np.random.default_rng(seed)
 
     def right() -> np.ndarray:
@@ -52,12 +52,12 @@ def proven(comparison: Comparison) -> bool:
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
-def test_equal_models_are_significant_no_more_often_than_alpha_though_rows_share_documents(metric: str) -> None:
+def test_equal_models_are_significant_at_most_at_alpha_if_rows_share_documents(metric: str) -> None:
     documents = np.repeat(np.arange(50), 10)
     pairs = [equal_models(seed, documents=documents) for seed in range(100)]
     by_rows = [compare(replace(ours, clusters=None), other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
     by_documents = [compare(ours, other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
-    assert sum(map(proven, by_rows)) >= 6  # of one side alone, where 2.5 would be by alpha
+    assert sum(map(proven, by_rows)) >= 6  # one-sided; 2.5 are expected at alpha
     assert sum(map(proven, by_documents)) <= 4
     assert all(
         of.interval[0] <= rows.interval[0]
@@ -66,7 +66,7 @@ def test_equal_models_are_significant_no_more_often_than_alpha_though_rows_share
     )
 
 
-def test_ten_copies_of_a_test_prove_no_more_than_the_test() -> None:
+def test_ten_copies_of_the_test_rows_give_the_same_p_value_and_interval() -> None:
     right = np.arange(100) < np.array([[80], [73]])
     ours, theirs = (table(hits, documents=None) for hits in right)
     once = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
@@ -78,7 +78,7 @@ def test_ten_copies_of_a_test_prove_no_more_than_the_test() -> None:
     assert result.interval == pytest.approx(once.interval, abs=0.02)
 
 
-def test_texts_that_occur_again_are_one_document_where_nothing_else_says_what_rows_share() -> None:
+def test_rows_with_the_same_text_share_a_cluster_unless_split_keys_define_clusters() -> None:
     def of(texts: tuple[str, ...], split_keys: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
         n = len(texts)
         rows = Rows(row_ids=tuple(map(str, range(n))), texts=texts, labels=("a",) * n, split_keys=split_keys)
@@ -90,7 +90,7 @@ def test_texts_that_occur_again_are_one_document_where_nothing_else_says_what_ro
     assert of(("One text", "another", "one  TEXT"), ("patient 3", "patient 9", "patient 9")) == ("0", "1", "1")
 
 
-def test_macro_f1_of_documents_is_a_bootstrap_of_whole_documents() -> None:
+def test_the_macro_f1_bootstrap_resamples_whole_documents() -> None:
     documents = np.repeat(np.arange(40), 5)
     ours, theirs = equal_models(3, documents=documents)
     result = macro_f1_effect(ours, other=theirs, alpha=0.05)
@@ -105,14 +105,14 @@ def test_macro_f1_of_documents_is_a_bootstrap_of_whole_documents() -> None:
 
 
 @pytest.mark.parametrize(("num_rows", "provable"), [(1, False), (5, False), (6, True)])
-def test_macro_f1_of_so_few_rows_that_no_signs_reach_alpha_proves_nothing(num_rows: int, provable: bool) -> None:
+def test_macro_f1_is_significant_only_with_enough_rows(num_rows: int, provable: bool) -> None:
     ours, theirs = (table(np.full(num_rows, right), documents=None) for right in (True, False))
     result = compare(ours, other=theirs, metric="macro_f1", alpha=0.05)
     assert (result.p_value < 0.05) is provable
     assert -1 <= result.interval[0] <= result.gain <= result.interval[1] <= 1
 
 
-def test_power_is_that_of_the_documents_and_rows_needed_are_in_documents_as_large() -> None:
+def test_power_and_rows_needed_are_computed_for_documents() -> None:
     documents = np.repeat(np.arange(20), 20)
     generator = np.random.default_rng(1)
     ours, theirs = (table((generator.random(20) < 0.7)[documents], documents=documents) for _ in range(2))
@@ -130,7 +130,7 @@ def test_power_is_that_of_the_documents_and_rows_needed_are_in_documents_as_larg
     assert few.needed.rows % 20 == 0
 
 
-def test_five_documents_prove_nothing_and_promise_nothing() -> None:
+def test_five_documents_have_no_significant_effect_and_no_power() -> None:
     documents = np.repeat(np.arange(5), 40)
     ours, theirs = (table(np.full(200, right), documents=documents) for right in (True, False))
     result = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
@@ -139,9 +139,9 @@ def test_five_documents_prove_nothing_and_promise_nothing() -> None:
     assert (size.power_at_expected_gain, size.minimum_detectable_effect) == (0.0, 1.0)
 
 
-def test_no_group_is_harmed_because_its_rows_share_documents() -> None:
+def test_shared_documents_do_not_cause_false_harm_in_groups() -> None:
     documents = np.repeat(np.arange(40), 10)
-    limits = SubgroupGateConfig(max_loss=0.5, min_rows=100)  # the proof alone
+    limits = SubgroupGateConfig(max_loss=0.5, min_rows=100)  # only proven harm can fail
     num_proven = {True: 0, False: 0}
     for seed in range(60):
         ours, theirs = equal_models(seed, documents=documents)
@@ -156,7 +156,7 @@ def test_no_group_is_harmed_because_its_rows_share_documents() -> None:
     assert num_proven[True] <= 3
 
 
-def test_rows_that_a_group_needs_are_enough_for_it() -> None:
+def test_a_group_passes_with_the_rows_that_it_needs() -> None:
     limits = SubgroupGateConfig(max_loss=0.03, min_rows=1_000)
 
     def bound(num_documents: int) -> tuple[str, int | None]:

@@ -1,4 +1,4 @@
-"""Paired statistics against published examples, other implementations, and their own symmetries."""
+"""Tests of the paired statistics against published examples and other implementations."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ cells = st.tuples(*[st.integers(0, 3000)] * 4)
 
 
 def predictions(outputs: str, *, labels: str) -> Predictions:
-    """One row a letter."""
+    """Return predictions with one row per letter."""
     right = np.array([output == label for output, label in zip(outputs, labels, strict=True)], dtype=np.float64)
     ids = tuple(str(number) for number in range(len(labels)))
     return Predictions("model", ids, tuple(labels), tuple(outputs), right, *2 * (np.full(len(labels), 0.5),))
@@ -44,7 +44,7 @@ def swapped(counts: PairedCounts) -> PairedCounts:
         ((18, 12, 2, 18), (0.0562, 0.3290)),
         ((53, 0, 0, 1), (-0.0729, 0.0729)),
         ((0, 30, 0, 0), (0.8395, 1.0)),
-        # Altman and others, Statistics with Confidence (2000), table 6.2: 0.01 to 0.23.
+        # Altman et al., Statistics with Confidence (2000), table 6.2: 0.01 to 0.23.
         ((14, 5, 0, 22), (0.01, 0.23)),
         # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables (2017), chapter 8.
         ((59, 6, 16, 80), (-0.1186, -0.0046)),
@@ -64,7 +64,7 @@ def test_newcombe_interval_gives_the_published_limits(
         # Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013).
         ((1, 7), 0.070, 0.039),
         ((6, 16), 0.052, 0.035),
-        # Armitage and Berry (1994), page 127: exact 0.0129; the mid-p is its half-weighted tail.
+        # Armitage and Berry (1994), page 127: exact 0.0129; the mid-p value counts half of the observed probability.
         ((12, 2), 0.0129, 0.0074),
     ],
 )
@@ -75,7 +75,7 @@ def test_mcnemar_gives_the_published_p_values(discordant: tuple[int, int], exact
 
 
 @pytest.mark.parametrize("table", [(54, 0, 0, 0), (0, 0, 0, 54), (30, 0, 0, 24)])
-def test_models_that_never_differ_give_no_gain_and_an_interval_with_a_width(
+def test_identical_models_have_no_gain_and_a_symmetric_interval(
     table: tuple[int, int, int, int],
 ) -> None:
     counts = PairedCounts(*table)
@@ -85,14 +85,14 @@ def test_models_that_never_differ_give_no_gain_and_an_interval_with_a_width(
     assert low == pytest.approx(-high)
 
 
-def test_total_disagreement_stays_within_minus_one_and_one() -> None:
+def test_the_interval_of_total_disagreement_ends_at_one() -> None:
     low, high = newcombe_paired_interval(PairedCounts(0, 20, 0, 0))
     assert low < 1 == high
 
 
 @settings(deadline=None)
 @given(cells)
-def test_the_interval_holds_the_gain_and_lies_within_minus_one_and_one(table: tuple[int, int, int, int]) -> None:
+def test_the_interval_contains_the_gain_and_is_within_minus_one_and_one(table: tuple[int, int, int, int]) -> None:
     assume(sum(table))
     counts = PairedCounts(*table)
     low, high = newcombe_paired_interval(counts)
@@ -101,7 +101,7 @@ def test_the_interval_holds_the_gain_and_lies_within_minus_one_and_one(table: tu
 
 @settings(deadline=None)
 @given(cells)
-def test_swapping_the_models_flips_the_sign_of_gain_and_interval_and_keeps_p(table: tuple[int, int, int, int]) -> None:
+def test_swapping_the_models_changes_only_the_sign_of_the_effect(table: tuple[int, int, int, int]) -> None:
     assume(sum(table))
     counts = PairedCounts(*table)
     low, high = newcombe_paired_interval(counts)
@@ -122,7 +122,7 @@ def test_a_smaller_alpha_gives_a_wider_interval(table: tuple[int, int, int, int]
 
 @settings(deadline=None)
 @given(st.integers(0, 400), st.integers(0, 400))
-def test_midp_is_the_exact_p_less_the_probability_of_what_was_seen(ours: int, theirs: int) -> None:
+def test_the_midp_value_is_at_most_the_exact_p_value(ours: int, theirs: int) -> None:
     assume(ours + theirs)
     counts = PairedCounts(1, ours, theirs, 1)
     exact = binomtest(ours, ours + theirs, 0.5).pvalue
@@ -132,7 +132,7 @@ def test_midp_is_the_exact_p_less_the_probability_of_what_was_seen(ours: int, th
         assert mcnemar_midp(counts) == pytest.approx(1)
 
 
-def test_arrays_of_tables_give_what_single_tables_give() -> None:
+def test_arrays_of_tables_give_the_same_results_as_single_tables() -> None:
     tables = np.random.default_rng(0).integers(0, 300, size=(200, 4))
     lows, highs = newcombe_limits(tables)
     p_values = midp_values(tables[:, 1], only_other=tables[:, 2])
@@ -172,7 +172,7 @@ def test_macro_f1_is_compared_by_bootstrap_with_the_same_counts() -> None:
     assert 0 < comparison.standard_error < 0.1
 
 
-def test_only_the_same_rows_are_compared_and_only_by_a_known_metric() -> None:
+def test_different_rows_and_unknown_metrics_are_refused() -> None:
     with pytest.raises(VerdictRefused, match="labels"):
         compare(predictions("ab", labels="ab"), other=predictions("ab", labels="bb"), metric="macro_f1", alpha=0.05)
     with pytest.raises(ValueError, match="allowed: accuracy, macro_f1"):
@@ -187,18 +187,18 @@ def test_holm_steps_down_from_the_smallest_p_and_keeps_the_order() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_never_makes_a_p_value_smaller_and_never_more_than_bonferroni(p_values: list[float]) -> None:
+def test_holm_is_between_the_p_value_and_bonferroni(p_values: list[float]) -> None:
     for adjusted, p_value in zip(holm(p_values), p_values, strict=True):
         assert p_value <= adjusted <= min(1, len(p_values) * p_value) + 1e-12
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 40])
-def test_holm_is_statsmodels_(size: int) -> None:
-    p_values = np.random.default_rng(size).random(size).round(1)  # ties among them
+def test_holm_equals_statsmodels(size: int) -> None:
+    p_values = np.random.default_rng(size).random(size).round(1)  # rounding creates ties
     assert holm(p_values.tolist()) == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-15)
 
 
-def test_wilson_interval_is_statsmodels_and_holds_the_accuracy() -> None:
+def test_the_wilson_interval_equals_statsmodels() -> None:
     low, high = wilson_interval(741, n=1000)
     assert (low, high) == pytest.approx(proportion_confint(741, 1000, method="wilson"))
     assert low < 0.741 < high
@@ -206,12 +206,12 @@ def test_wilson_interval_is_statsmodels_and_holds_the_accuracy() -> None:
 
 
 @pytest.mark.parametrize(("num_right", "n"), [(11, 10), (-1, 10), (0, 0)])
-def test_wilson_interval_refuses_impossible_counts(num_right: int, n: int) -> None:
+def test_the_wilson_interval_of_invalid_counts_is_refused(num_right: int, n: int) -> None:
     with pytest.raises(ValueError, match="num_right"):
         wilson_interval(num_right, n=n)
 
 
 @pytest.mark.parametrize("table", [(0, 0, 0, 0), (5, -1, 2, 1)])
-def test_paired_counts_refuse_no_rows_and_negative_counts(table: tuple[int, int, int, int]) -> None:
+def test_empty_and_negative_paired_counts_are_refused(table: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="at least one row"):
         PairedCounts(*table)

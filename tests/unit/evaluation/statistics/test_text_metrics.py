@@ -1,4 +1,4 @@
-"""Scores of answers in words, against values worked out by hand and a plain algorithm."""
+"""Tests of the text metrics against manual calculations and a simple algorithm."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ from tailorbird.evaluation.statistics.text_metrics import (
 )
 
 
-def test_words_are_compared_without_case_punctuation_and_form() -> None:
+def test_words_are_compared_without_case_punctuation_and_unicode_form() -> None:
     assert words("J67.0  Farmer's LUNG, (acute) ﬁne; well-known.") == [
         "j67.0", "farmer", "s", "lung", "acute", "fine", "well-known",
     ]  # fmt: skip
@@ -28,14 +28,14 @@ def test_an_exact_match_has_the_same_words_in_the_same_order() -> None:
     assert exact_match("N13.5", "N135") == 0
 
 
-def test_token_f1_counts_each_word_as_often_as_it_occurs() -> None:
+def test_token_f1_counts_repeated_words() -> None:
     assert token_f1("a a b", "a b b") == pytest.approx(2 / 3)
     assert token_f1("the cat sat", "the cat") == pytest.approx(0.8)
     assert token_f1("", "") == 1
     assert token_f1("", "a") == token_f1("b", "a") == 0
 
 
-def test_rouge_l_of_lins_example() -> None:
+def test_rouge_l_agrees_with_lins_example() -> None:
     reference = "police killed the gunman"
     assert rouge_l("police kill the gunman", reference) == pytest.approx(0.75)
     assert rouge_l("the gunman kill police", reference) == pytest.approx(0.5)
@@ -45,7 +45,7 @@ TEXTS = st.text("ab c", max_size=40)
 
 
 @given(TEXTS, TEXTS)
-def test_rouge_l_is_that_of_the_plain_algorithm(answer: str, reference: str) -> None:
+def test_rouge_l_agrees_with_a_simple_algorithm(answer: str, reference: str) -> None:
     ours, theirs = words(answer), words(reference)
     table = [[0] * (len(theirs) + 1) for _ in range(len(ours) + 1)]
     for i, word in enumerate(ours):
@@ -56,7 +56,7 @@ def test_rouge_l_is_that_of_the_plain_algorithm(answer: str, reference: str) -> 
 
 
 @given(TEXTS, TEXTS)
-def test_every_score_is_a_share_the_same_both_ways_and_1_of_equals(answer: str, reference: str) -> None:
+def test_every_metric_is_symmetric_in_0_to_1_and_1_for_equal_texts(answer: str, reference: str) -> None:
     for score in TEXT_METRICS.values():
         assert 0 <= score(answer, reference) <= 1
         assert score(answer, reference) == score(reference, answer)
@@ -65,5 +65,5 @@ def test_every_score_is_a_share_the_same_both_ways_and_1_of_equals(answer: str, 
     assert (words_sha256(answer) == words_sha256(reference)) == (exact_match(answer, reference) == 1)
 
 
-def test_rows_are_scored_one_by_one() -> None:
+def test_each_row_has_its_score() -> None:
     assert per_row("exact_match", outputs=["a", "b"], references=["a", "c"]).tolist() == [1, 0]
