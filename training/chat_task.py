@@ -1,4 +1,4 @@
-"""The chat task: a language model, its loss over the assistant's tokens, its validation score and its export."""
+"""Training of a chat task: the language model, its loss, its validation score and its export."""
 
 import copy
 import math
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 COMPARED_ROWS = 4
 ISOLATION_TOKENS, ISOLATION_TOLERANCE = (8, 7), 1e-4
-"""Lengths of the two test conversations, and the largest difference of a logit, relative to the largest logit: rounding
-in fp32 is a thousandth of it, and a leak between conversations exceeds it even with random weights."""
+"""Lengths of the two conversations of the isolation check, and the tolerated difference of a logit, relative to the
+largest logit. Rounding in fp32 causes a thousandth of it. A leak exceeds it even with random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTrainingTask(TrainingTask):
-    """A chat task."""
+    """Training task of a chat recipe."""
 
     prompting: Prompting
 
@@ -57,7 +57,7 @@ class ChatTrainingTask(TrainingTask):
 
 @dataclass(frozen=True)
 class ChatRuntime:
-    """`training.task.TaskRuntime` of a chat task."""
+    """Runtime of a chat task; see `training.task.TaskRuntime`. The loss covers the assistant's tokens only."""
 
     lm: torch.nn.Module
     tokenizer: "PreTrainedTokenizerBase"
@@ -81,9 +81,10 @@ class ChatRuntime:
         return total, batch.input_ids.size
 
     def score(self, engine: Any, config: TrainingConfig) -> float:
-        """Return the score of the weights as exported, in the dtype and by the code of evaluation and serving.
+        """Return the score of the exported weights, in the dtype and with the code of evaluation and serving.
 
-        Each rank generates on its own copy of the weights: at ZeRO stage 3 ranks would wait at each token.
+        Each rank generates with its own copy of the weights. With the engine at ZeRO stage 3, the ranks would wait for
+        each other at each token.
         """
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
         state = full_state(engine, config, everywhere=True)
@@ -95,7 +96,7 @@ class ChatRuntime:
         answers = answer_rows(model, rows, tokenizer=self.tokenizer, prompting=self.task.prompting) if len(rows) else []
         finite = all(math.isfinite(answer.confidence) for answer in answers)
         if means_over_ranks(float(finite))[0] < 1:
-            raise Diverged("answers are no numbers")
+            raise Diverged("predictions are not finite")
         scores = per_row(self.task.metric, outputs=[answer.text for answer in answers], references=rows.labels)
         total = torch.tensor([float(scores.sum())], dtype=torch.float64, device=default_device())
         dist.all_reduce(total)
@@ -124,7 +125,7 @@ class ChatRuntime:
 
 
 def require_packing_isolation(lm: Any) -> None:
-    """Raise ModelError if two short conversations packed into one row get other logits than each of them alone.
+    """Raise ModelError if the logits of two short conversations change when both are packed into one row.
 
     Recurrent and convolutional layers (LFM2, Falcon-H1, Qwen3-Next, Jamba) carry state from one conversation to the
     next; Bloom and Mamba do not accept a four-dimensional attention mask.
@@ -139,11 +140,11 @@ def require_packing_isolation(lm: Any) -> None:
             difference = float((ChatModel(lm)(*as_tensors(batch, device="cpu")) - alone).abs().max())
         tolerance = ISOLATION_TOLERANCE * float(alone.abs().max())
         reason = f"a logit differs by {difference:.3g}" if not difference <= tolerance else ""
-    except Exception as error:  # whatever a model raises that does not accept such inputs
+    except Exception as error:  # models that do not accept these inputs raise various exceptions
         reason = f"{type(error).__name__}: {error}"
     if reason:
         raise ModelError(
-            f"a model of the kind {lm.config.model_type} cannot be trained for a chat task here: conversations are "
-            f"packed into one row, where it does not answer each as it does alone ({reason}); choose a model with "
-            "attention layers only, such as Llama, Qwen2 and 3, Gemma, Granite and SmolLM"
+            f"a model of type {lm.config.model_type} cannot be trained for a chat task: training packs several "
+            f"conversations into one row, and this model does not keep them apart ({reason}); choose a model that "
+            "has only attention layers, such as Llama, Qwen2, Qwen3, Gemma, Granite or SmolLM"
         )

@@ -1,4 +1,4 @@
-"""Checkpoints between two steps: DeepSpeed's shards, and each rank's progress and random states."""
+"""Checkpoints between two steps: DeepSpeed's shards, and the progress and random states of each rank."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ _PROGRESS = TypeAdapter(Progress)
 
 
 def save(engine: Any, config: TrainingConfig, *, folder: Path, progress: Progress) -> None:
-    """Write this rank's part. Every rank must call it, each with its own folder."""
+    """Write this rank's part of a checkpoint. Every rank must call it, each with another folder."""
     engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=config.method == "lora")
     (folder / f"progress-{dist.get_rank()}.json").write_bytes(_PROGRESS.dump_json(progress))
     save_file(_random_states(), folder / f"rng-{dist.get_rank()}.safetensors")
@@ -31,15 +31,15 @@ def save(engine: Any, config: TrainingConfig, *, folder: Path, progress: Progres
 def resume(config: TrainingConfig, runtime: TaskRuntime, *, folder: Path, uri: str) -> tuple[Any, Progress]:
     """Return an engine in the state of a checkpoint, and this rank's progress; `folder` is this rank's copy of `uri`.
 
-    With another number of ranks than wrote it, its shards are converted to DeepSpeed's universal checkpoint; dropout
-    masks then differ. Raises UnusableCheckpoint, on every rank, if one of its files is not what a training writes;
-    none of them runs code.
+    If the number of ranks has changed, the shards are converted to DeepSpeed's universal checkpoint, and dropout masks
+    differ from an uninterrupted training. No code from the files is run. Raises UnusableCheckpoint on every rank if a
+    file is unsafe or invalid.
     """
     unsafe = find_unsafe_file(folder)
     if means_over_ranks(float(unsafe is not None))[0]:
         raise UnusableCheckpoint(
-            f"checkpoint {uri} is not as a training left it: {unsafe or 'another worker says so'}; find out who else "
-            "may write there"
+            f"checkpoint {uri} was changed after it was written: {unsafe or 'see the error of another worker'}; check "
+            "the write permissions of this path"
         )
     with tensors_only():
         return _resumed(config, runtime, folder=folder, uri=uri)
@@ -68,8 +68,9 @@ def _restore(engine: Any, config: TrainingConfig, *, folder: Path, uri: str) -> 
     options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=config.method != "lora")
     if path is None:
-        raise UnusableCheckpoint(f"checkpoint {uri} holds no state")
-    # At stage 3 a universal checkpoint gives every group the rate and decay of the first, and shares one step tensor.
+        raise UnusableCheckpoint(f"checkpoint {uri} contains no state")
+    # At stage 3, a universal checkpoint gives all groups the learning rate and weight decay of the first group, and all
+    # parameters share one step tensor.
     for group, values, rate in zip(optimizer.param_groups, options, engine.lr_scheduler.get_last_lr(), strict=True):
         group.update(values | {"lr": rate})
     for state in optimizer.state.values():
@@ -77,7 +78,7 @@ def _restore(engine: Any, config: TrainingConfig, *, folder: Path, uri: str) -> 
 
 
 def _progress(folder: Path, *, num_ranks: int) -> Progress:
-    """Return this rank's progress; with another number of ranks, a rank's with the token counts of all of them."""
+    """Return this rank's progress. If the number of ranks has changed, return rank 0's with the token counts of all."""
     ranks = [_PROGRESS.validate_json((folder / f"progress-{rank}.json").read_bytes()) for rank in range(num_ranks)]
     if num_ranks == dist.get_world_size():
         return ranks[dist.get_rank()]

@@ -1,4 +1,7 @@
-"""The rows of each step, from memory or shards on S3: they depend on seed, epoch and step only, for exact resumes."""
+"""The rows of each training step, from memory or from shards on S3.
+
+They depend only on seed, epoch and step, so a resumed training sees the same batches.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SORTED_BATCHES = 64
-"""Batches whose rows are sorted by length together: enough to waste little padding, few enough to stay random. On
-ICD-10-CM's terms, with batches of 128 for two ranks, 7 % of the tokens are padding with 32, 4.5 % with 64."""
+"""Number of batches whose rows are sorted by length together. More batches need less padding, fewer are more random. On
+the terms of ICD-10-CM, with batches of 128 for two ranks, 7% of the tokens are padding with 32, and 4.5% with 64."""
 
 
 class TrainingDataset(Protocol):
-    """Tokenized training rows in windows; the rows of a window depend on seed and epoch only."""
+    """Tokenized training rows in windows. The rows of a window depend only on seed and epoch."""
 
     def __len__(self) -> int:
         """Return the number of rows of an epoch."""
@@ -34,22 +37,22 @@ class TrainingDataset(Protocol):
         """Return the number of rows of each window of an epoch."""
 
     def window(self, config: TrainingConfig, *, epoch: int, number: int) -> TokenizedRows:
-        """Return the window of this number."""
+        """Return the window with this number."""
 
     def sample(self) -> TokenizedRows:
-        """Return a few rows or all, the same at each call."""
+        """Return some or all rows, the same at each call."""
 
 
 @dataclass(frozen=True)
 class InMemoryDataset:
-    """One window of all rows."""
+    """A dataset in memory: one window with all rows."""
 
     rows: TokenizedRows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def sizes(self, config: TrainingConfig, *, epoch: int) -> list[int]:  # noqa: ARG002  it is always the same
+    def sizes(self, config: TrainingConfig, *, epoch: int) -> list[int]:  # noqa: ARG002
         return [len(self.rows)]
 
     def window(self, config: TrainingConfig, *, epoch: int, number: int) -> TokenizedRows:  # noqa: ARG002
@@ -61,7 +64,7 @@ class InMemoryDataset:
 
 @dataclass(frozen=True)
 class ShardedDataset:
-    """Windows of random chunks of the shards. Every rank reads the whole window."""
+    """A dataset on S3: windows of random chunks of the shards. Every rank reads whole windows."""
 
     shards: Shards
 
@@ -94,7 +97,7 @@ def load_dataset(
     max_length: int,
     classes: Sequence[str] = (),
 ) -> TrainingDataset:
-    """Return the training rows as tokens; rows in memory are tokenized now. Raises DataError."""
+    """Return the tokenized training rows. Tokenize rows that are in memory. Raises DataError."""
     if isinstance(train, Shards):
         return ShardedDataset(train)
     tokens = task.encode(train, tokenizer=tokenizer, max_length=max_length)
@@ -109,9 +112,9 @@ def num_steps(rows: TrainingDataset, config: TrainingConfig, *, epoch: int) -> i
 def steps(
     rows: TrainingDataset, config: TrainingConfig, *, epoch: int, start: int
 ) -> Iterator[tuple[TokenizedRows, NDArray[np.int64]]]:
-    """Yield the window of each step of an epoch from step `start`, and the indices of the batch's rows in it.
+    """Yield, for each step of an epoch from step `start`, its window and the indices of the batch's rows in the window.
 
-    The next window is read in a thread while one is trained on; windows before `start` are not read.
+    A thread reads the next window ahead. Windows before `start` are not read.
     """
     sizes, num_done, first = rows.sizes(config, epoch=epoch), 0, 0
     while first < len(sizes) and num_done + (num := num_batches(sizes[first], batch_size=config.batch_size)) <= start:
@@ -137,9 +140,10 @@ def steps(
 def epoch_batches(
     lengths: NDArray[np.int64], *, batch_size: int, seed: int, epoch: int, window: int = 0
 ) -> list[NDArray[np.int64]]:
-    """Return each step's row indices in a window: every row once, rows of similar length together, in random order.
+    """Return the row indices of each step of a window, in random order.
 
-    `lengths` [N] are token counts; one batch may be smaller than `batch_size`.
+    Every row occurs once, in a batch of rows with similar length. `lengths` [N] are token counts. One batch may be
+    smaller than `batch_size`.
     """
     generator = np.random.default_rng((seed, epoch, window))
     rows = generator.permutation(len(lengths))
@@ -152,11 +156,11 @@ def epoch_batches(
 
 
 def rank_rows(batch: NDArray[np.int64], *, rank: int, num_ranks: int) -> NDArray[np.int64]:
-    """Return a rank's rows of a batch, of the same lengths as the other ranks' (the batch is sorted by length)."""
+    """Return a rank's rows of a batch. All ranks get similar lengths, because the batch is sorted by length."""
     return batch[rank::num_ranks]
 
 
 def num_batches(num_rows: int, *, batch_size: int) -> int:
-    """Return the number of batches that `epoch_batches` makes of these rows."""
+    """Return the number of batches that `epoch_batches` returns for `num_rows` rows."""
     full, rest = divmod(num_rows, batch_size * SORTED_BATCHES)
     return full * SORTED_BATCHES + -(-rest // batch_size)

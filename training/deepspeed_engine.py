@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: its config, the learning rate schedule and the parameter groups of a training config."""
+"""The DeepSpeed engine: its configuration, learning rate schedule and parameter groups."""
 
 from typing import Any, TypedDict
 
@@ -24,11 +24,12 @@ class ParameterGroup(TypedDict):
 def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool) -> dict[str, Any]:
     """Return DeepSpeed's configuration; `config.deepspeed` overrides it key by key.
 
-    Parameters stay in fp32; with `autocast` they are cast to bf16 for computation.
+    Parameters stay in fp32. With `autocast`, they are cast to bf16 for computation.
 
-    Over gloo, gradients are reduced in place and in fp32, since DeepSpeed's defaults are meant for NCCL: its
-    reduce-scatter copies them first, and its autocast rounds those of linear layers to bf16, which takes longer than it
-    saves (MiniLM, stage 1, two workers, 64 rows of 12 tokens: 560 ms a step to 510, and 490 to 467).
+    DeepSpeed's defaults are meant for NCCL. Over gloo, two of them cost more time than they save, so gradients are
+    reduced in place and in fp32 (times of a step of MiniLM, stage 1, two workers, 64 rows of 12 tokens):
+    - reduce-scatter copies the gradients first: 510 ms without it, 560 ms with it;
+    - autocast rounds the gradients of linear layers to bf16: 467 ms without it, 490 ms with it.
     """
     over_gloo = config.gpus_per_worker == 0
     num_parts = num_workers * config.gradient_accumulation_steps
@@ -44,7 +45,7 @@ def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool
             **{name: {"device": "cpu"} for name in offloaded.get(config.offload, ())},
         },
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's optimizer for offloaded states is compiled at run time
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's CPU optimizer would be compiled at run time
         "torch_autocast": {
             "enabled": autocast,
             "dtype": "bfloat16",
@@ -66,17 +67,18 @@ def _merged(options: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
 def linear_schedule(optimizer: Optimizer, *, num_steps: int, warmup_fraction: float) -> LambdaLR:
     """Return a schedule that rises linearly to each group's rate, then falls linearly to 0 after the last step.
 
-    transformers' schedule has the rate 0 in its first step, which would learn nothing: it starts here at its second.
+    The schedule of transformers has rate 0 in its first step, which would train nothing, so it starts at its second
+    step.
     """
     for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]  # LambdaLR requires it if it starts at a later step
+        group["initial_lr"] = group["lr"]  # LambdaLR requires this field if it starts at a later step
     num_warmup_steps = int(num_steps * warmup_fraction)
     schedule: LambdaLR = get_linear_schedule_with_warmup(optimizer, num_warmup_steps + 1, num_steps + 1, last_epoch=0)
     return schedule
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[ParameterGroup]:
-    """Return the trainable parameters: the base model's matrices (with weight decay), its vectors, and the head."""
+    """Return the trainable parameters in three groups: matrices (with weight decay), vectors, and the head."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     base = [parameter for name, parameter in trainable if not name.startswith("head.")]
     head = [parameter for name, parameter in trainable if name.startswith("head.")]

@@ -1,4 +1,4 @@
-"""Every private or undocumented part of DeepSpeed that is used; its test names what another version moved."""
+"""All uses of private or undocumented parts of DeepSpeed. Its test fails if another version moves one of them."""
 
 import argparse
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-VERSION = "0.19.8"  # of DeepSpeed, for which this was written
+VERSION = "0.19.8"  # DeepSpeed version for which this module was written
 SHM_OP = "deepspeed_shm_comm"
 RECORDS = (
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
@@ -27,11 +27,11 @@ PARAMETER_ATTRIBUTES = ("_hp", "_lp", "ds_", "_z")  # prefixes of the attributes
 def import_deepspeed() -> Any:
     """Import DeepSpeed without mlflow.
 
-    If mlflow is installed, DeepSpeed imports it for its autotuner, which is never used here: seconds per worker.
+    If mlflow is installed, DeepSpeed imports it for its autotuner, which is never used. This takes seconds per worker.
     """
     hide = "mlflow" not in sys.modules
     if hide:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # makes an import of it fail, which DeepSpeed handles
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # `import mlflow` raises, which DeepSpeed handles
     try:
         import deepspeed
     finally:
@@ -41,12 +41,12 @@ def import_deepspeed() -> Any:
 
 
 def disable_shm_allreduce() -> None:
-    """Keep DeepSpeed from compiling a shared-memory all-reduce for CPUs, which training never calls."""
+    """Prevent DeepSpeed from compiling its shared-memory all-reduce for CPUs, which training never calls."""
     import_deepspeed().ops.__compatible_ops__[SHM_OP] = False
 
 
 def disable_gradient_allreduce(engine: Any) -> None:
-    """Skip the gradient all-reduce of a single rank at stage 0: it copies every gradient into one buffer and back."""
+    """Skip the gradient all-reduce of a single rank at stage 0, which only copies gradients to a buffer and back."""
     engine.enable_backward_allreduce = False
 
 
@@ -56,7 +56,7 @@ def inner_optimizer(engine: Any) -> Any:
 
 
 def checkpoint_records() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Return the classes that a checkpoint contains besides tensors and plain values."""
+    """Return the classes that a checkpoint contains in addition to tensors and plain values."""
     import_deepspeed()
     return [getattr(importlib.import_module(module), name) for module, name in RECORDS]
 
@@ -76,15 +76,15 @@ def convert_to_universal(shards: Path, folder: Path) -> None:
         strict=True,
         inject_missing_state=True,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints every step
+    with contextlib.redirect_stdout(io.StringIO()):  # the conversion prints every step
         ds_to_universal.main(arguments)
 
 
 def destroy_engine(engine: Any) -> None:
-    """Destroy an engine and cut the reference cycles between its optimizer, its hooks and the parameters.
+    """Destroy an engine, and break the reference cycles between its optimizer, its hooks and the parameters.
 
-    DeepSpeed's `destroy` leaves these cycles, which hold a copy of the weights (86 MiB of MiniLM) until Python's next
-    full collection.
+    DeepSpeed's `destroy` leaves these cycles. They keep a copy of the weights (86 MiB for MiniLM) in memory until
+    Python's next full garbage collection.
     """
     module: nn.Module = engine.module
     wrapper = engine.optimizer

@@ -1,4 +1,4 @@
-"""Errors of a training run (Ray Train's, and a full disk) as one line that says what to do."""
+"""Describe the failure of a training in one line, with what to do."""
 
 import errno
 import shutil
@@ -13,17 +13,17 @@ from training.preemption import Interrupted
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MIN_FREE_BYTES = 16 << 20
-"""With less free space, a failed write is attributed to the disk: torch raises only `unexpected pos`."""
+"""With less free space, any error is reported as a full disk, because torch raises only `unexpected pos`."""
 MAX_MESSAGE_CHARS = 600
 
 
 class DiskFull(OSError):
-    """A worker's temporary folder is full; the message names it, the free space and what to do."""
+    """The disk of a worker's temporary folder is full."""
 
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Yield a temporary folder that is deleted after the block. Raises DiskFull if it fails for lack of space."""
+    """Yield a temporary folder, and delete it after the block. Raise DiskFull if the block fails for lack of space."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             yield Path(folder)
@@ -32,20 +32,20 @@ def temporary_directory() -> Iterator[Path]:
             if free >= MIN_FREE_BYTES and getattr(error, "errno", None) not in DISK_FULL_ERRNOS:
                 raise
             raise DiskFull(
-                f"the disk is full: {free / 2**20:.1f} MB are left in {Path(folder).parent} ({error}); make room, or "
-                "start Ray with TMPDIR naming a larger disk: a checkpoint takes four times the trained weights there"
+                f"the disk is full: {Path(folder).parent} has {free / 2**20:.1f} MB left ({error}); free some space, "
+                "or start Ray with TMPDIR on a larger disk (a checkpoint needs four times the size of the weights)"
             ) from error
 
 
 def describe_failure(error: Exception, *, uri: str) -> str:
-    """Return the cause of a failed Ray Train run stored in `uri`, in one line, with what to do."""
+    """Return the cause of a failed Ray Train run, in one line with what to do; `uri` is the training's folder."""
     from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError):
         return _message(getattr(error, "controller_failure", error), uri=uri)
     failures = {rank: unwrap_worker_failure(failure) for rank, failure in sorted(error.worker_failures.items())}
-    # The end of a worker breaks the connections of the others, whose errors then say nothing.
+    # When a worker fails, the other workers lose their connections. Their errors do not name the cause.
     causes = {r: f for r, f in failures.items() if isinstance(f, (RayActorError, Interrupted, DiskFull, StorageError))}
     return "; ".join(f"worker {rank}: {_message(failure, uri=uri)}" for rank, failure in (causes or failures).items())
 
@@ -68,17 +68,17 @@ def _message(failure: BaseException, *, uri: str) -> str:
 
 
 def _death_message(text: str) -> str:
-    """Return why a worker died; `text` is Ray's long message."""
+    """Return the reason why a worker died; `text` is Ray's long message."""
     if "low on memory" in text or "OutOfMemory" in text:
         return (
             "Ray killed its process because the node ran out of memory; set training.gradient_checkpointing, lower "
             "training.batch_size, or raise training.gradient_accumulation_steps"
         )
     if "node has died" in text or "node died" in text or "node was terminated" in text.lower():
-        return f"its node was lost; see `ray status` for the nodes that are left ({_first_line(text, 'node')})"
+        return f"its node was lost; run `ray status` to list the remaining nodes ({_first_line(text, 'node')})"
     return (
-        "its process was killed or crashed, most often by SIGKILL of a kernel out of memory: look at dmesg on its "
-        f"node, and set training.gradient_checkpointing or lower training.batch_size ({_first_line(text, 'exit')})"
+        "its process crashed or was killed, most often by the kernel's out-of-memory killer; check dmesg on its node, "
+        f"and set training.gradient_checkpointing or lower training.batch_size ({_first_line(text, 'exit')})"
     )
 
 

@@ -1,4 +1,4 @@
-"""Export an engine's weights as a version's files, in fp32 safetensors, and average exported weights."""
+"""Export an engine's weights as fp32 safetensors, and average exported weights."""
 
 import tempfile
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from training.deepspeed_private import import_deepspeed
 from training.task import TaskRuntime
 
 TOLERANCE = 1e-3
-"""Largest difference of a logit, relative to the largest logit if that is over 1: merging an adapter rounds, and one
-wrong weight makes a thousand times as much."""
+"""Largest difference of a logit, relative to the largest logit if that exceeds 1. Merging an adapter rounds; one wrong
+weight causes a thousand times this difference."""
 
 
 class UnusableWeights(ValueError):
-    """A training that left weights that are empty, not finite, or not those of the trained model when loaded again."""
+    """Exported weights are empty, not finite, or differ from the trained model when they are loaded again."""
 
 
 def full_state(engine: Any, config: TrainingConfig, *, everywhere: bool = False) -> dict[str, torch.Tensor]:
-    """Return the full trained parameters on rank 0, or on every rank (`everywhere`). Every rank must call it."""
+    """Return the full trained parameters on rank 0, or on every rank if `everywhere`. Every rank must call it."""
     deepspeed = import_deepspeed()
     module = engine.module
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad or config.method == "full"]
@@ -40,8 +40,8 @@ def full_state(engine: Any, config: TrainingConfig, *, everywhere: bool = False)
 def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, folder: Path) -> None:
     """Write the trained weights as the task's artifact on rank 0. Every rank must call it.
 
-    The files are loaded into a copy of the base model and must give the logits of the engine's model. Raises
-    UnusableWeights, on rank 0, if they do not, if a weight is not finite or if an adapter is empty.
+    To check the files, load them into a copy of the base model and compare its logits with those of the trained model.
+    Raises UnusableWeights on rank 0 if they differ, a weight is not finite, or an adapter is empty.
     """
     state = full_state(engine, config)
     trained = _logits(engine.module, runtime, device=engine.device)
@@ -49,22 +49,24 @@ def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime,
         return
     broken = [name for name, value in state.items() if not torch.isfinite(value).all() or value.numel() == 0]
     if broken:
-        raise UnusableWeights(f"training left no usable weights in {', '.join(broken[:3])}; lower the learning rate")
+        raise UnusableWeights(
+            f"weights are empty or not finite in {', '.join(broken[:3])}; lower training.learning_rate"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     try:
         runtime.write(state, model=engine.module, config=config, folder=folder)
         loaded = runtime.load(folder, config=config).to(engine.device)
-    except ValueError as error:  # ModelError among them
+    except ValueError as error:  # includes ModelError
         raise UnusableWeights(str(error)) from None
     difference = float((_logits(loaded, runtime, device=engine.device) - trained).abs().max())
     if not difference < TOLERANCE * max(1.0, float(trained.abs().max())):
         raise UnusableWeights(
-            f"the exported weights, loaded again, answer otherwise than the trained model (a logit by {difference:.3g})"
+            f"the exported weights give other predictions than the trained model (a logit differs by {difference:.3g})"
         )
 
 
 def _logits(model: Any, runtime: TaskRuntime, *, device: Any) -> torch.Tensor:
-    """Return logits without dropout. At stage 3 the parameters are gathered, so every rank must call it."""
+    """Return logits without dropout. Stage 3 gathers the parameters, so every rank must call it."""
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -74,16 +76,16 @@ def _logits(model: Any, runtime: TaskRuntime, *, device: Any) -> torch.Tensor:
 
 
 def average_weights(uris: Sequence[str], uri: str) -> None:
-    """Write to `uri` the mean of the weights in each of `uris`: trainings of one base model with different seeds.
+    """Write to `uri` the mean of the weights in `uris`, which come from one base model trained with different seeds.
 
-    The mean costs no more at inference than one of them, and is often better: Wortsman et al., Model soups (ICML 2022).
-    For full weights only: a LoRA update is a product, and the mean of products is not the product of means. Raises
-    ValueError if the files, or the weights in them, do not match.
+    The averaged model costs no more at inference than one model, and is often better (Wortsman et al., Model soups,
+    ICML 2022). It works only for full weights: a LoRA update is a product of two matrices, and the product of mean
+    matrices is not the mean product. Raises ValueError if the files, or the weights in them, do not match.
     """
     folders = [local_copy(source) for source in uris]
     names = [sorted(path.name for path in folder.glob("*.safetensors")) for folder in folders]
     if not names[0] or any(other != names[0] for other in names):
-        raise ValueError(f"{', '.join(uris)} do not hold the same files of weights, so there is no mean of them")
+        raise ValueError(f"{', '.join(uris)} do not contain the same safetensors files and cannot be averaged")
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
         for name in names[0]:
             _average_file([folder / name for folder in folders], Path(temporary) / name)
@@ -91,7 +93,7 @@ def average_weights(uris: Sequence[str], uri: str) -> None:
 
 
 def _average_file(files: Sequence[Path], mean: Path) -> None:
-    """Write the mean of the files' tensors. One tensor of each file is in memory at a time, in addition to the mean."""
+    """Write the mean of the files' tensors. Memory holds one tensor of each file at a time, and the mean."""
     opened: list[Any] = [safe_open(file, framework="pt") for file in files]
     keys = set(opened[0].keys())
     if any(set(file.keys()) != keys for file in opened):

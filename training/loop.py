@@ -1,4 +1,4 @@
-"""The training loop of a Ray Train worker: steps, and at the end of each epoch the validation score."""
+"""The training loop of a Ray Train worker: training steps, and a validation score at the end of each epoch."""
 
 import math
 import time
@@ -26,23 +26,23 @@ REPORT_INTERVAL_S = 1.0
 
 OnStep = Callable[[StepEvent], None]
 OnEpoch = Callable[[EpochReport, Any], bool]
-"""Called with the report and the engine on every rank; False ends the training."""
+"""Called with the report and the engine on every rank. Return False to end the training."""
 OnSave = Callable[[Progress, Any], None]
 """Called with this rank's progress and the engine on every rank, between two steps."""
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a training calls."""
+    """Callbacks of a training."""
 
-    on_step: OnStep = lambda _: None  # on rank 0, about once a second
+    on_step: OnStep = lambda _: None  # called on rank 0, about once a second
     on_epoch: OnEpoch = lambda *_: True
     on_save: OnSave | None = None
-    """Every `checkpoint_interval_s` within an epoch, before a slow validation score, and when a rank has to stop."""
+    """Called every `checkpoint_interval_s` within an epoch, before a slow score, and when a rank must stop."""
 
 
 def build_engine(config: TrainingConfig, runtime: TaskRuntime) -> Any:
-    """Seed this process and return an engine on a new model."""
+    """Seed this process and return an engine with a new model."""
     torch.manual_seed(config.seed * 1000 + dist.get_rank())
     total_steps = sum(num_steps(runtime.train, config, epoch=epoch) for epoch in range(config.epochs))
     autocast = inference_dtype() == torch.bfloat16
@@ -57,7 +57,7 @@ def train(
     callbacks: Callbacks = Callbacks(),
     progress: Progress | None = None,
 ) -> EpochReport:
-    """Train from `progress` (None: from the start) and return the report of the last epoch. Raises Diverged."""
+    """Train from `progress`, or from the start if it is None. Return the report of the last epoch; raise Diverged."""
     progress = progress or Progress()
     while progress.epoch < config.epochs:
         report = _EpochRun(engine, config, runtime, callbacks, progress).run()
@@ -70,7 +70,7 @@ def train(
 
 @dataclass
 class _EpochRun:
-    """The steps of an epoch that `progress` does not count yet; `progress` is updated at each."""
+    """The remaining steps of an epoch. Each step updates `progress`."""
 
     engine: Any
     config: TrainingConfig
@@ -89,7 +89,7 @@ class _EpochRun:
             loss = self._step(window, batch)
             now = time.perf_counter()
             should_save = dist.get_rank() == 0 and now - saved > self.config.checkpoint_interval_s
-            if step + 1 == total:  # the end of an epoch is checkpointed with its report, after the score
+            if step + 1 == total:  # `on_epoch` writes the checkpoint at the end of an epoch, after the score
                 should_save = self.runtime.checkpoint_before_score
             loss, save_now = means_over_ranks(loss, float(should_save or preemption.preemption_reason() is not None))
             if not math.isfinite(loss):
@@ -107,14 +107,14 @@ class _EpochRun:
         return self._report(total)
 
     def _step(self, window: TokenizedRows, batch: NDArray[np.int64]) -> float:
-        """Run one optimizer step and return this rank's part of the mean loss of the batch."""
+        """Run one optimizer step, and return this rank's share of the batch's mean loss."""
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
         own = rank_rows(batch, rank=rank, num_ranks=num_ranks)
         num_parts = self.config.gradient_accumulation_steps
         step_loss = 0.0
-        share = self.runtime.weight(window, batch) / num_ranks  # the mean over ranks is then the mean over the batch
+        share = self.runtime.weight(window, batch) / num_ranks  # makes the mean over ranks the mean over the batch
         for rows in np.array_split(own, num_parts):
-            # A rank or a part without a row, in a small last batch, computes one row with weight 0.
+            # In a small last batch a rank or micro-batch may have no rows. It then computes one row with weight 0.
             computed = rows if len(rows) else np.zeros(1, dtype=np.int64)
             weight = (1.0 if len(rows) else 0.0) / share
             total, num_tokens = self.runtime.loss(self.engine, self.config, window, computed)
@@ -148,5 +148,5 @@ def _divergence(loss: float, *, epoch: int, step: int, rows: Sequence[str]) -> s
     more = f" and {len(rows) - MAX_NAMED_ROWS} more" if len(rows) > MAX_NAMED_ROWS else ""
     return (
         f"training diverged: the loss is {loss} in epoch {epoch + 1}, step {step + 1}, on training rows "
-        f"{', '.join(rows[:MAX_NAMED_ROWS])}{more}; lower training.learning_rate, or look at these rows"
+        f"{', '.join(rows[:MAX_NAMED_ROWS])}{more}; lower training.learning_rate, or inspect these rows"
     )

@@ -1,4 +1,4 @@
-"""Estimate the memory of a training worker from the config and the shape of the model. Pure arithmetic."""
+"""Estimate the memory of a training worker from its config and the shape of the model."""
 
 from dataclasses import dataclass
 
@@ -7,20 +7,21 @@ from tailorbird.models.shape import ModelShape
 
 FP32, BF16 = 4, 2
 RUNTIME_BYTES = 800 << 20
-"""A worker's process before it loads a model: Python with Ray, torch, transformers and DeepSpeed, and its rows."""
+"""Host memory of a worker without the model: Python with Ray, torch, transformers and DeepSpeed, and the rows."""
 DEVICE_RUNTIME_BYTES = 1 << 30
-"""The same on a GPU: CUDA's context, kernels and the allocator's rounding. Not measured: no GPU was available."""
+"""GPU memory of a worker without the model: CUDA context, kernels and rounding of the allocator. An assumption, not
+measured on a GPU."""
 LIVE_PARAMETERS, BUCKET_PARAMETERS = 1_000_000_000, 500_000_000
 """DeepSpeed's defaults: full parameters that stage 3 keeps at once, and gradients that it reduces at once."""
-PACKED_TOKENS = 128  # of a packed row, at least
+PACKED_TOKENS = 128  # minimum length of a packed row
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of a forward pass: padded, or conversations packed into one row with logits at each token (`packed`)."""
+    """Properties of a batch that determine the memory of a forward pass."""
 
     max_length: int
-    packed: bool = False
+    packed: bool = False  # conversations packed into one row, with logits at each token; else padded rows
     autocast: bool = False  # linear layers compute in bfloat16
 
 
@@ -41,14 +42,16 @@ class WorkerMemory:
 
 
 def worker_memory(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> WorkerMemory:
-    """Return the estimated peak memory of one of `num_workers` workers; on CPU everything is in the node's memory.
+    """Return the estimated peak memory of one of `num_workers` workers. A CPU worker uses only host memory.
 
-    Weights, gradients and AdamW's two moments are fp32: 4 + 4 + 8 bytes a parameter, of which ZeRO shards the last at
-    stage 1, gradients at stage 2 and weights at stage 3 (Rajbhandari et al., ZeRO, 2020, section 3). In addition its
-    optimizers keep a copy of their shard of the weights, and gradients in buffers while they are reduced. Activations
-    are counted per layer and token as Korthikanti et al. do (Reducing Activation Recomputation in Large Transformer
-    Models, 2022, equation 2), see `activation_bytes`. This code adds the base weights that each trial starts from,
-    and the full weights twice while they are exported and compared, when activations are free again.
+    - Model states: weights, gradients and the two moments of AdamW are fp32, 4 + 4 + 8 bytes per parameter. ZeRO shards
+      the moments at stage 1, the gradients at stage 2 and the weights at stage 3 (Rajbhandari et al., ZeRO, 2020,
+      section 3). ZeRO's optimizers also keep a copy of their shard of the weights, and gradients in buffers while they
+      are reduced.
+    - Activations: see `activation_bytes` (Korthikanti et al., Reducing Activation Recomputation in Large Transformer
+      Models, 2022, equation 2).
+    - Base weights, from which each trial starts.
+    - Export: two copies of the full weights while they are written and compared. Activations are free by then.
     """
     on_gpu, shards = config.gpus_per_worker > 0, num_workers
     trained = shape.num_parameters if config.method == "full" else config.lora_r * shape.num_linear_ends
@@ -57,8 +60,8 @@ def worker_memory(config: TrainingConfig, *, shape: ModelShape, batch: Batch, nu
     parts = {"weights": weights, "gradients": gradients, "optimizer states": states}
     if config.zero_stage >= 1:
         parts["optimizer states"] = states // shards
-        parts["their copy of the weights"] = gradients // shards
-        parts["gradients on their way"] = 2 * FP32 * min(trained, BUCKET_PARAMETERS) + gradients // shards
+        parts["weights of the optimizer"] = gradients // shards
+        parts["gradient buffers"] = 2 * FP32 * min(trained, BUCKET_PARAMETERS) + gradients // shards
     if config.zero_stage >= 2:
         parts["gradients"] = gradients // shards
     if config.zero_stage == 3:
@@ -71,7 +74,7 @@ def worker_memory(config: TrainingConfig, *, shape: ModelShape, batch: Batch, nu
     if not on_gpu:
         step_only = parts["activations"] + parts.get("weights in bfloat16", 0)
         return WorkerMemory(host | parts | {"export": max(0, export_bytes - step_only)}, {})
-    offloaded = ["optimizer states", "their copy of the weights"] if config.offload != "none" else []
+    offloaded = ["optimizer states", "weights of the optimizer"] if config.offload != "none" else []
     offloaded += ["weights"] if config.offload == "parameters" else []
     host |= {name: parts.pop(name) for name in offloaded if name in parts} | {"export": export_bytes}
     if config.offload == "parameters":
@@ -80,12 +83,13 @@ def worker_memory(config: TrainingConfig, *, shape: ModelShape, batch: Batch, nu
 
 
 def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:
-    """Return the bytes that a forward pass of a worker's micro-batch keeps for the backward pass.
+    """Return the bytes that the forward pass of a worker's micro-batch keeps for the backward pass.
 
-    All rows are assumed to have `max_length` tokens. A layer keeps for each token this many numbers of 4 bytes (in
-    autocast some have 2 bytes, and others a copy): 12 hidden + 2 intermediate with a plain feed-forward part,
-    16 hidden + 4 intermediate with a gated one. Attention with dropout on CPU keeps its weights (three numbers for each
-    head and each token attended to); otherwise they are recomputed. Each logit takes three numbers.
+    The estimate assumes that all rows have `max_length` tokens. For each token, a layer keeps this many fp32 numbers:
+    12 * hidden + 2 * intermediate with a plain feed-forward network, 16 * hidden + 4 * intermediate with a gated one.
+    (With autocast, some numbers have 2 bytes and others have a copy.) Attention with dropout on CPU also keeps three
+    numbers for each head and each attended token; otherwise attention weights are recomputed. Each logit needs three
+    numbers.
     """
     rows = -(-config.batch_size // (num_workers * config.gradient_accumulation_steps))
     tokens = rows * batch.max_length

@@ -1,4 +1,4 @@
-"""Notice that a worker or its node is about to be stopped (SIGTERM, Ray's preemption), checked at each step."""
+"""Detect that a worker or its node will be stopped (SIGTERM, or preemption in Ray). The loop checks it at each step."""
 
 import signal
 import threading
@@ -8,18 +8,18 @@ from typing import Any
 from cluster import ray_private
 
 _terminated = threading.Event()
-_preemption_context: Any = None  # Ray Train's record of preempted nodes; None outside a worker with handlers
+_preemption_context: Any = None  # Ray Train's record of preempted nodes; None if no handlers are installed
 
 
 class Interrupted(RuntimeError):
-    """A worker that had to stop, after its training was checkpointed; the message says why."""
+    """The worker stopped after writing a checkpoint, because it or its node will be stopped."""
 
 
 def install_handlers() -> None:
     """Checkpoint on the first SIGTERM; exit on the second (Ray's default).
 
-    Python sets signal handlers in the main thread only, and Ray Train runs the training function in another one, so
-    the handler is installed by a method of the worker's actor, which runs in the main thread.
+    Python sets signal handlers only in the main thread, but Ray Train runs the training function in another thread. A
+    method of the worker's actor, which runs in the main thread, therefore installs the handler.
     """
     global _preemption_context
     _preemption_context = ray_private.preemption_context()
@@ -27,11 +27,11 @@ def install_handlers() -> None:
 
 
 def preemption_reason() -> str | None:
-    """Return why this worker has to stop, or None."""
+    """Return the reason why this worker must stop, or None."""
     if _terminated.is_set():
-        return "the worker got SIGTERM"
+        return "the worker received SIGTERM"
     if _preemption_context is not None and _preemption_context.preemption_info is not None:
-        return "a node of the training is drained"
+        return "a node of the training is being drained"
     return None
 
 

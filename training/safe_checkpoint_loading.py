@@ -12,20 +12,20 @@ import torch
 from training.deepspeed_private import checkpoint_records
 
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-"""torch's switches; the first overrides the `weights_only` of any `torch.load`."""
+"""Environment variables of torch. The first overrides the `weights_only` argument of every `torch.load`."""
 SUFFIX = ".pt"
 MAX_NAMED = 3
 
 
 class UnusableCheckpoint(ValueError):
-    """A checkpoint that cannot be resumed from; the message names the file and what to do."""
+    """A training cannot resume from the checkpoint."""
 
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Restrict `torch.load` to tensors, plain values and DeepSpeed's own record classes within the block.
+    """Restrict `torch.load` within the block to tensors, plain values and DeepSpeed's record classes.
 
-    DeepSpeed loads with a full unpickle, which runs any code that a file names; in the block this raises
+    DeepSpeed loads with a full unpickle, which runs any code that a file names. Within the block, such a file raises
     `pickle.UnpicklingError`.
     """
     previous = {name: os.environ.pop(name, None) for name in (FORCE, FORBID)}
@@ -41,10 +41,10 @@ def tensors_only() -> Iterator[None]:
 
 
 def find_unsafe_file(folder: Path) -> str | None:
-    """Return the first file of a checkpoint that is not as a training writes it, and why; None if all are.
+    """Return a description of the first unsafe or invalid file of a checkpoint, or None.
 
-    The pickles' instructions are read, not executed. `tensors_only` is the protection; this names the file, on all
-    ranks alike, before any of them waits for the others.
+    Pickle instructions are read, not executed. The protection is `tensors_only`. This function finds the file on every
+    rank before the ranks wait for each other in a collective operation.
     """
     with torch.serialization.safe_globals(checkpoint_records()):
         for file in sorted(folder.rglob(f"*{SUFFIX}")):
@@ -52,7 +52,7 @@ def find_unsafe_file(folder: Path) -> str | None:
                 foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
             except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
                 first_line = (str(error).splitlines() or [type(error).__name__])[0]
-                return f"{file.relative_to(folder)} is no file of torch's ({first_line})"
+                return f"{file.relative_to(folder)} is not a torch file ({first_line})"
             if foreign:
-                return f"{file.relative_to(folder)} would run code when read: it names {', '.join(foreign[:MAX_NAMED])}"
+                return f"{file.relative_to(folder)} would run code when loaded ({', '.join(foreign[:MAX_NAMED])})"
     return None

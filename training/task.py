@@ -1,4 +1,4 @@
-"""A task to train (base model and rows), and its runtime in a worker (model, loss, validation score, export)."""
+"""A training task (base model and rows), and its runtime in a worker (model, loss, validation score, export)."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -22,32 +22,32 @@ from training.dataset import TrainingDataset
 
 
 class Diverged(ValueError):
-    """A loss or an answer that is no finite number; the message names epoch, step and rows. The same on every rank."""
+    """A loss or a prediction is not finite. Raised on every rank; the message names the epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask(ABC):
-    """A base model and its training and validation rows, sent to every worker. It never holds the test split."""
+    """A base model with its training and validation rows, sent to every worker. It never contains test rows."""
 
     base_model: str  # URI of the staged base model
     train: Rows | Shards  # rows in memory, or tokenized shards on S3
     validation: Rows
     max_length: int
-    metric: str  # of the validation score; one of the task's `metrics` in `tailorbird.config.tasks.TASKS`
+    metric: str  # metric of the validation score; one of the task's `metrics` in `tailorbird.config.tasks.TASKS`
 
     @abstractmethod
     def load_runtime(self, *, attention_dropout: float | None = None) -> "TaskRuntime":
         """Download the base model (once per node), load it and tokenize the rows.
 
-        `attention_dropout` overrides the base model's own. Raises ModelError or DataError for a base model or rows that
+        `attention_dropout` overrides the base model's value. Raises ModelError or DataError if the base model or a row
         cannot be trained on.
         """
 
 
 class TaskRuntime(Protocol):
-    """A task loaded into a worker, shared by all trainings that the worker runs.
+    """A task loaded into a worker. All trainings of the worker share it.
 
-    Every rank calls each method with the same arguments, except for the rows of a loss.
+    Every rank calls each method with the same arguments, except for the rows of `loss`.
     """
 
     @property
@@ -55,13 +55,13 @@ class TaskRuntime(Protocol):
 
     @property
     def checkpoint_before_score(self) -> bool:
-        """True if scoring is slow enough that the last step of an epoch is checkpointed before it."""
+        """True if scoring is so slow that a checkpoint is written before it."""
 
     def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float:
-        """Return the denominator of the mean loss of these rows of a window: the number of rows or of target tokens."""
+        """Return the denominator of the mean loss of these rows: the number of rows, or of target tokens."""
 
     def build(self, config: TrainingConfig) -> nn.Module:
-        """Return a model to train, initialised from the base model, on this process's device."""
+        """Return a model to train, initialized from the base model, on this process's device."""
 
     def loss(
         self, engine: Any, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
@@ -69,20 +69,20 @@ class TaskRuntime(Protocol):
         """Return the summed loss of these rows of a window, and the number of tokens computed, including padding."""
 
     def score(self, engine: Any, config: TrainingConfig) -> float:
-        """Return the task's metric on the validation rows, which the ranks share. Raises Diverged."""
+        """Return the task's metric on the validation rows, divided among the ranks. Raises Diverged."""
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
-        """Return fp32 logits of a few rows, by which exported weights are compared with the trained model."""
+        """Return fp32 logits of a few rows, to compare exported weights with the trained model."""
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """Write the full trained weights as the files of an artifact."""
 
     def load(self, folder: Path, *, config: TrainingConfig) -> nn.Module:
-        """Load what `write` wrote into a copy of the base model. Raises ModelError if it is unusable."""
+        """Load the files that `write` wrote into a copy of the base model. Raises ModelError if they are unusable."""
 
 
 def check_trainable(task: TrainingTask, *, attention_dropout: float | None = None) -> None:
-    """Load the task and discard it. Raises what `TrainingTask.load_runtime` would raise in every worker."""
+    """Load the task and discard it, to raise the errors of `TrainingTask.load_runtime` before workers start."""
     task.load_runtime(attention_dropout=attention_dropout)
 
 

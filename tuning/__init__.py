@@ -1,1 +1,1 @@
-"""The sweep: Ray Tune over configurations, trained one after another in a Ray Train worker group."""
+"""The sweep: Ray Tune samples configurations, and Ray Train worker groups train them."""

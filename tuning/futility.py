@@ -1,4 +1,4 @@
-"""Futility rules: whether a trial, or the whole sweep, can still reach the target. Pure functions of scores."""
+"""Futility rules: stop a trial or the whole sweep if it cannot reach the target. Pure functions of scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,36 +8,37 @@ from statistics import mean, stdev
 from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
 
 Z_TWO_SIDED_95 = 1.96
-MIN_FINAL_SCORES = 4  # trials with a known final score before a sweep may end: fewer do not show how much trials vary
-ALPHA = 0.05  # probability that a sweep is ended although one of its further trials would have reached the target
+MIN_FINAL_SCORES = 4
+"""Trials with an estimated final score before a sweep may end. Fewer trials do not show how much scores vary."""
+ALPHA = 0.05  # probability that a sweep ends although one of its remaining trials would have reached the target
 
 
 @dataclass(frozen=True)
 class Target:
-    """The score on validation from which a change of model can be worth it, and the baselines that it comes from."""
+    """The validation score that a candidate must reach, with the baselines from which it is computed."""
 
-    baselines: Mapping[str, float]  # each baseline's score on validation, by its kind
-    to_beat: float  # the incumbent's score and the minimum gain, or the bag-of-words reference's where that is higher
-    text: str  # `to_beat` in words
+    baselines: Mapping[str, float]  # validation scores by kind of baseline
+    to_beat: float  # the incumbent's score plus the minimum gain, or the reference's score if that is higher
+    text: str  # `to_beat` with its origin, for messages
 
 
 @dataclass(frozen=True)
 class TrialScores:
-    """The scores of a trial so far."""
+    """Scores of a trial."""
 
-    scores: Sequence[float]  # on validation, after each epoch
+    scores: Sequence[float]  # validation score after each finished epoch
     epochs_left: int
 
 
 def set_target(baselines: Sequence[Baseline], *, minimum_gain: float) -> Target:
-    """Return the score on validation that the verdict will require of the candidate.
+    """Return the validation score that the verdict will require of the candidate.
 
-    It is `minimum_gain` over the incumbent, and no less than the best baseline of all: the bag-of-words reference
-    cannot serve, but must be beaten too. At least one baseline is servable.
+    It is the incumbent's score plus `minimum_gain`, but at least the score of the best baseline: the candidate must
+    also beat the bag-of-words reference, which is not servable. At least one baseline must be servable.
     """
     incumbent = select_incumbent(baselines)
     best = max(baselines, key=lambda baseline: baseline.validation)
-    to_beat, text = incumbent.validation + minimum_gain, f"{incumbent.kind} and {minimum_gain:g}"
+    to_beat, text = incumbent.validation + minimum_gain, f"{incumbent.kind} + {minimum_gain:g}"
     if best.validation > to_beat:
         to_beat, text = best.validation, best.kind
     scores = {baseline.kind: baseline.validation for baseline in baselines}
@@ -45,12 +46,13 @@ def set_target(baselines: Sequence[Baseline], *, minimum_gain: float) -> Target:
 
 
 def optimistic_final_score(trial: TrialScores, *, num_rows: int) -> float | None:
-    """Return an upper estimate of the score after a trial's last epoch; None after one epoch of several.
+    """Return an upper estimate of the score after a trial's last epoch.
 
-    It assumes that each remaining epoch gains as much as the latest one (accuracy curves flatten, so later epochs
-    usually gain less), and that the score was measured 1.96 standard errors too low (sqrt(p (1 - p) / `num_rows`)).
-    After one epoch the slope is unknown. A training that has hardly begun to learn may exceed it: a recorded one went
-    from 0.18 by 0.12 to 0.28, and stayed far below every baseline.
+    The estimate assumes that each remaining epoch gains as much as the latest epoch (later epochs usually gain less,
+    because accuracy curves flatten), and that the measured score is 1.96 standard errors too low
+    (sqrt(p (1 - p) / `num_rows`)). Return None after the first of several epochs, because the slope is unknown. The
+    score of a trial that has hardly started to learn can exceed the estimate: a recorded trial scored 0.18, 0.12 and
+    then 0.28, but stayed far below every baseline.
     """
     scores, epochs_left = trial.scores, trial.epochs_left
     if not scores or (len(scores) < 2 and epochs_left):
@@ -66,14 +68,19 @@ def can_still_reach(trial: TrialScores, *, to_beat: float, num_rows: int) -> boo
 
 
 def sweep_futility(trials: Sequence[TrialScores], *, num_trials: int, to_beat: float, num_rows: int) -> str | None:
-    """Return why the whole sweep is ended, or None if it continues.
+    """Return the reason to end the whole sweep, or None to continue.
 
-    It ends when four optimistic final scores are known, all of them are below `to_beat`, and so is the upper end of the
-    one-sided 95 % prediction interval for the best of the other trials of `num_trials`, assuming that all come from one
-    normal distribution: mean + t s sqrt(1 + 1/k), t being Student's quantile at 1 - 0.05 / others with k - 1 degrees of
-    freedom (Hahn, Factors for calculating two-sided prediction intervals, JASA 64, 1969; for the best of several by
-    Bonferroni). Trials that learn nothing widen the interval, so the sweep continues rather than ends too early. Not
-    included: the search may sample better configurations later (Optuna's first ten are random).
+    The sweep ends if three conditions hold:
+
+    1. At least four trials have an optimistic final score (k in the formula below).
+    2. All these scores are below `to_beat`.
+    3. The one-sided 95% prediction limit for the best of the other trials is below `to_beat`. It assumes that all
+       scores come from one normal distribution: mean + t * s * sqrt(1 + 1/k), where t is Student's quantile at
+       1 - 0.05 / others with k - 1 degrees of freedom (Hahn, Factors for calculating two-sided prediction intervals,
+       JASA 64, 1969; Bonferroni correction for the best of several).
+
+    Trials that learn nothing widen the interval, so the sweep continues rather than ends too early. The limit ignores
+    that the search may sample better configurations later (Optuna's first ten are random).
     """
     estimates = [optimistic_final_score(trial, num_rows=num_rows) for trial in trials]
     finals = [final for final in estimates if final is not None]
@@ -87,6 +94,6 @@ def sweep_futility(trials: Sequence[TrialScores], *, num_trials: int, to_beat: f
     if limit >= to_beat:
         return None
     return (
-        f"{to_beat:.3f} is out of reach: {len(finals)} trials end at {max(finals):.3f} at most, and the best of "
-        f"{others} others under {max(limit, *finals):.3f} (95 % prediction limit)"
+        f"{to_beat:.3f} is out of reach: {len(finals)} trials reach at most {max(finals):.3f}, and the best of the "
+        f"other {others} at most {max(limit, *finals):.3f} (95% prediction limit)"
     )

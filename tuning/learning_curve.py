@@ -1,4 +1,4 @@
-"""Learning curve: predict the score with more data from the scores of one configuration on parts of the data."""
+"""Learning curve: predict the score with more training rows from the scores on parts of the rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from scipy.optimize import curve_fit
 MIN_SIZES = 3  # the power law has three parameters
 NUM_RESAMPLES = 400
 LEVEL = 0.95
-MAX_RATE = 2.0  # largest exponent fitted; measured learning curves lie under 1
+MAX_RATE = 2.0  # upper bound of the exponent; measured learning curves have exponents below 1
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,16 @@ class LearningCurve:
     """A learning curve and its prediction for twice the rows."""
 
     sizes: tuple[int, ...]  # training rows, ascending; the last is all of them
-    scores: tuple[float, ...]  # score on validation at each size, in [0, 1]
+    scores: tuple[float, ...]  # validation score at each size, in [0, 1]
     at_double: float  # predicted score with twice the last size
-    interval: tuple[float, float]  # 95 % interval of `at_double`; see `fit_curve` for what is not in it
+    interval: tuple[float, float]  # 95% interval of `at_double`; `fit_curve` lists the errors that it does not cover
     sentence: str  # the prediction as a sentence
 
 
 def curve_sizes(num_rows: int, num_classes: int, num_sizes: int = 5) -> tuple[int, ...]:
-    """Return `num_sizes` training sizes, ascending: ..., a quarter, half and all of `num_rows`.
+    """Return `num_sizes` ascending training sizes: ..., a quarter, half and all of `num_rows`.
 
-    Sizes below the number of classes are left out. Raises ValueError if fewer than three remain or are requested.
+    Sizes below the number of classes are omitted. Raises ValueError if fewer than three are requested or remain.
     """
     if num_sizes < MIN_SIZES:
         raise ValueError(f"num_sizes is {num_sizes}; a learning curve needs at least {MIN_SIZES}")
@@ -36,25 +36,30 @@ def curve_sizes(num_rows: int, num_classes: int, num_sizes: int = 5) -> tuple[in
     sizes = tuple(size for size in halved if size >= max(1, num_classes))
     if len(sizes) < MIN_SIZES:
         raise ValueError(
-            f"{num_rows} training rows of {num_classes} classes give {len(sizes)} of the {MIN_SIZES} sizes that a "
-            f"learning curve needs; give at least {max(1, num_classes) * 2 ** (MIN_SIZES - 1)} rows, or set "
+            f"a learning curve needs {MIN_SIZES} training sizes, but {num_rows} rows of {num_classes} classes give "
+            f"only {len(sizes)}; use at least {max(1, num_classes) * 2 ** (MIN_SIZES - 1)} rows, or set "
             "tuning.learning_curve to false"
         )
     return sizes
 
 
 def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int, seed: int = 0) -> LearningCurve:
-    """Fit error = a + b (n / N)^-c to the scores, and evaluate it at 2 N, N being the last size; scores are in [0, 1].
+    """Fit error = a + b (n / N)^-c to the scores, and predict the score at 2 N, where N is the last size.
 
-    Inverse power law as in Figueroa et al., Predicting sample size required for classification performance, BMC Med.
-    Inform. Decis. Mak. 12:8 (2012), by weighted least squares with a, b in [0, 1] and c in [0, 2]: more data are
-    never predicted to hurt. The interval is the percentiles of a parametric bootstrap: each score drawn from a binomial
-    of `num_validation` rows around the fitted curve, independently, and the curve fitted again. In fact the scores
-    share their validation rows, so their errors are correlated: independent draws make the curve's slope look less
-    certain than it is, and its height more. The interval does not cover the variance of each training (seed, part of
-    the data), the selection of the configuration by its score at N, which biases the last point upwards, and a misfit
-    of the law. For scores that are no share of rows (macro-F1) the binomial is an approximation. Raises ValueError for
-    fewer than three sizes, sizes that do not ascend, or scores outside [0, 1].
+    The inverse power law follows Figueroa et al., Predicting sample size required for classification performance, BMC
+    Med. Inform. Decis. Mak. 12:8 (2012). It is fitted by weighted least squares with a, b in [0, 1] and c in [0, 2], so
+    more data never lowers the predicted score.
+
+    The interval comes from a parametric bootstrap: each score is drawn independently from a binomial distribution of
+    `num_validation` rows around the fitted curve, and the curve is fitted again. Its limits:
+
+    - The scores share their validation rows, so their errors are correlated. Independent draws overstate the
+      uncertainty of the curve's slope and understate that of its height.
+    - It does not cover the variance between trainings (seed, part of the data), a misfit of the power law, or the
+      selection of the configuration by its score at N, which biases the last score upwards.
+    - For scores that are not a share of rows (macro-F1), the binomial distribution is an approximation.
+
+    Raises ValueError for fewer than three sizes, sizes that do not ascend, or scores outside [0, 1].
     """
     _validate(sizes, scores, num_validation=num_validation)
     shares = np.asarray(sizes, dtype=np.float64) / sizes[-1]
@@ -66,7 +71,8 @@ def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: 
     resampled = [_double(_fit(shares, row, num_validation=num_validation)) for row in drawn / num_validation]
     low, high = (float(end) for end in np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     at_double = _double(law)
-    interval = (min(low, at_double), max(high, at_double))  # at a bound of a parameter, all draws may be on one side
+    # If a parameter is at its bound, all draws may be on one side of the prediction.
+    interval = (min(low, at_double), max(high, at_double))
     on_curve = 1 - float(fitted[-1])
     sentence = _sentence(sizes[-1], measured=scores[-1], fitted=on_curve, at_double=at_double, interval=interval)
     return LearningCurve(tuple(sizes), tuple(scores), at_double, interval, sentence)
@@ -77,13 +83,13 @@ def _error(share: NDArray[np.float64], floor: float, excess: float, rate: float)
 
 
 def _slopes(share: NDArray[np.float64], _: float, excess: float, rate: float) -> NDArray[np.float64]:
-    """Return the derivatives of `_error` by floor, excess and rate, [N, 3]."""
+    """Return the derivatives of `_error` with respect to floor, excess and rate, [N, 3]."""
     power = share**-rate
     return np.stack([np.ones_like(share), power, -excess * np.log(share) * power], axis=1)
 
 
 def _fit(shares: NDArray[np.float64], errors: NDArray[np.float64], *, num_validation: int) -> tuple[float, ...]:
-    """Return (a, b, c) of the law."""
+    """Return the parameters (a, b, c) of the power law."""
     rates = _smoothed(errors, num_validation)
     sigma = np.sqrt(rates * (1 - rates) / num_validation)
     start, bounds = (errors.min() / 2, errors[-1] / 2, 0.5), ((0, 0, 0), (1, 1, MAX_RATE))
@@ -93,7 +99,7 @@ def _fit(shares: NDArray[np.float64], errors: NDArray[np.float64], *, num_valida
 
 
 def _smoothed(errors: NDArray[np.float64], num_rows: int) -> NDArray[np.float64]:
-    """Return the rates with one more right and one more wrong row, so that no rate has variance 0."""
+    """Return the error rates with one more correct and one more wrong row, so that no rate has variance 0."""
     return (errors * num_rows + 1) / (num_rows + 2)
 
 
@@ -104,23 +110,24 @@ def _double(law: tuple[float, ...]) -> float:
 
 def _sentence(num_rows: int, *, measured: float, fitted: float, at_double: float, interval: tuple[float, float]) -> str:
     low, high = interval
-    # Compared with the higher of the two: a last score below its own curve is no sign that more data would help.
+    # Compare with the higher value. A measured score below the curve is no evidence that more data helps.
     helps = round(low, 3) > round(max(measured, fitted), 3)
     return (
         f"twice the data ({2 * num_rows:,} rows) would give a validation score of about {at_double:.3f} "
-        f"(95 % interval {low:.3f} to {high:.3f}); all {num_rows:,} rows gave {measured:.3f}, {fitted:.3f} on the "
-        f"fitted curve: {'more data should help' if helps else 'whether more data would help is not certain'}"
+        f"(95% interval {low:.3f} to {high:.3f}); all {num_rows:,} rows gave {measured:.3f} ({fitted:.3f} on the "
+        f"fitted curve), so {'more data should help' if helps else 'it is not certain that more data would help'}"
     )
 
 
 def _validate(sizes: Sequence[int], scores: Sequence[float], *, num_validation: int) -> None:
     if len(sizes) != len(scores) or len(sizes) < MIN_SIZES:
         raise ValueError(
-            f"{len(sizes)} sizes and {len(scores)} scores; a learning curve needs at least {MIN_SIZES} of each, as many"
+            f"{len(sizes)} sizes and {len(scores)} scores; a learning curve needs at least {MIN_SIZES} sizes with a "
+            "score each"
         )
     if sizes[0] < 1 or any(after <= before for before, after in pairwise(sizes)):
-        raise ValueError(f"sizes {tuple(sizes)} do not ascend from 1 or more; give each once, the smallest first")
+        raise ValueError(f"sizes {tuple(sizes)} must be positive and strictly ascending")
     if not all(0 <= score <= 1 for score in scores):
-        raise ValueError(f"scores {tuple(scores)} must lie between 0 and 1")
+        raise ValueError(f"scores {tuple(scores)} must be between 0 and 1")
     if num_validation < 1:
-        raise ValueError(f"num_validation is {num_validation}; give the number of rows behind each score, at least 1")
+        raise ValueError(f"num_validation {num_validation} must be at least 1")

@@ -1,4 +1,4 @@
-"""How the sweep samples and schedules trials: Optuna or random search, and ASHA."""
+"""Search algorithm (Optuna or random) and scheduler (ASHA) of the sweep."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from tuning.trial_record import TrialRecord
 
 
 def build_scheduler(config: TuningConfig, *, training: TrainingConfig) -> ASHAScheduler:
-    """Return the ASHA scheduler, which stops trials that are behind the others."""
+    """Return the ASHA scheduler, which stops trials that score worse than the others."""
     longest = max_epochs(training, config)
     return ASHAScheduler(
         max_t=longest, grace_period=min(config.grace_epochs, longest), reduction_factor=config.reduction_factor
@@ -21,10 +21,10 @@ def build_scheduler(config: TuningConfig, *, training: TrainingConfig) -> ASHASc
 
 
 def build_search(config: TuningConfig, *, known: Sequence[TrialRecord], seed: int, max_concurrent: int) -> Any:
-    """Return Optuna's or a random search that first submits the configurations of `known` trials.
+    """Return an Optuna or random search that submits the configurations of the `known` trials first.
 
-    Without a search space every trial has the same configuration. The seed moves on with each known trial, since the
-    same seed would sample their configurations again.
+    Without a search space, every trial has the same configuration. The number of known trials is added to the seed,
+    because the same seed would sample their configurations again.
     """
     import optuna
     from ray.tune.search.optuna import OptunaSearch

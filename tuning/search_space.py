@@ -1,4 +1,4 @@
-"""The recipe's search space as Ray Tune's samplers, and a trial's training config from the sampled values."""
+"""Convert the recipe's search space to Ray Tune samplers, and sampled values to a training config."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def param_space(config: TuningConfig) -> dict[str, Any]:
 
 
 def trial_config(training: TrainingConfig, values: SampledValues) -> TrainingConfig:
-    """Return the training config with a trial's values. Raises ValidationError (a ValueError) if one is not allowed."""
+    """Return the training config with a trial's values. Raises ValidationError (a ValueError) for an invalid value."""
     return TrainingConfig.model_validate(training.model_dump() | values)
 
 

@@ -1,4 +1,4 @@
-"""The sweep: Ray Tune samples configurations, worker groups train them, and one is selected on validation."""
+"""The sweep: Ray Tune samples configurations, worker groups train them, and validation selects one."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,8 +20,7 @@ from tuning.search_space import trial_config
 from tuning.trial_broker import TrialBroker
 from tuning.trial_record import SampledValues, SweepJournal, TrialRecord, read_journal, write_journal
 from tuning.tuner import FutilityStopper, build_tuner
-from tuning.worker import WorkerGroupJob
-from tuning.worker_groups import num_groups_that_fit, run_worker_groups
+from tuning.worker_groups import WorkerGroupJob, num_groups_that_fit, run_worker_groups
 
 
 class TrialRow(BaseModel, frozen=True):
@@ -29,19 +28,19 @@ class TrialRow(BaseModel, frozen=True):
 
     trial: str
     config: SampledValues
-    score: float  # on validation, after the last epoch run
-    scores: tuple[float, ...]  # after each epoch
-    seconds: float  # inside training steps
+    score: float  # validation score after the last finished epoch
+    scores: tuple[float, ...]  # validation score after each epoch
+    seconds: float  # time in training steps
     status: str  # `pretrained`, `completed`, `stopped: …` or `failed: …`
 
 
 class SweepResult(StoredModel):
-    """The table, best first, and the trial selected on validation."""
+    """The sweep's table, best row first, and the trial selected on validation."""
 
     rows: tuple[TrialRow, ...]
     selected: TrainingConfig
     trained: TrainingResult
-    ended: str | None = None  # why the sweep ended before all trials had run, if it did
+    ended: str | None = None  # reason why the sweep ended before all trials had run
 
 
 def sweep(
@@ -49,10 +48,10 @@ def sweep(
 ) -> SweepResult:
     """Run the trials and select one on validation; all files are stored in `uri`.
 
-    Run again after the driver died, it resumes: finished trials are not trained again, others resume from their
+    If the driver fails, another call resumes: finished trials are not trained again, and others resume from their
     checkpoints. `events` is the handle of an EventQueue, or None. Raises TrainingFailed if no trial was exported.
     """
-    for name in ("tune", "groups"):  # Tune and Train would resume their runs of an interrupted sweep
+    for name in ("tune", "groups"):  # otherwise Tune and Train would resume their own runs of an interrupted sweep
         delete_folder(f"{uri}/{name}")
     known = read_journal(uri).trials
     actor = ray.remote(TrialBroker).options(num_cpus=0, max_concurrency=1000, label_selector=this_node_selector())
@@ -81,7 +80,7 @@ def sweep(
 
 
 def table(journal: SweepJournal, *, training: TrainingConfig, target: Target, num_rows: int) -> tuple[TrialRow, ...]:
-    """Return a row for each baseline and each trial, best first."""
+    """Return a row for each baseline and each trial, in descending order of score."""
     rows = [
         TrialRow(trial=kind, config={}, score=score, scores=(), seconds=0.0, status="pretrained")
         for kind, score in target.baselines.items()
@@ -102,11 +101,11 @@ def table(journal: SweepJournal, *, training: TrainingConfig, target: Target, nu
 
 
 def select_trial(journal: SweepJournal, *, errors: Sequence[str]) -> TrialRecord:
-    """Return the best trial with weights, completed trials before stopped ones. Raises TrainingFailed without one."""
+    """Return the best exported trial, completed trials before stopped ones. Raises TrainingFailed if there is none."""
     exported = [(rank, record.trial, record) for record in journal.trials if (rank := record.exported_rank) is not None]
     if not exported:
         failures = [*errors, *(record.failure for record in journal.trials if record.failure)]
-        raise TrainingFailed(f"no trial was trained to an export: {'; '.join(failures) or 'see the job log'}")
+        raise TrainingFailed(f"no trial produced weights: {'; '.join(failures) or 'see the job log'}")
     return max(exported, key=lambda candidate: candidate[:2])[2]
 
 
@@ -117,7 +116,7 @@ def _status(record: TrialRecord, *, num_epochs: int, to_beat: float, num_rows: i
     if len(scores) == num_epochs:
         return "completed"
     if not can_still_reach(TrialScores(scores, num_epochs - len(scores)), to_beat=to_beat, num_rows=num_rows):
-        return "stopped: cannot reach the goal any more"
+        return "stopped: cannot reach the target"
     if record.ended_with_sweep:
-        return "stopped: with the sweep"
-    return "stopped: behind the other trials" if scores else "failed: no epoch was finished"
+        return "stopped: the sweep ended early"
+    return "stopped: worse than other trials" if scores else "failed: no epoch was finished"

@@ -1,4 +1,4 @@
-"""A trial as Ray Tune sees it: it submits its configuration to the TrialBroker; each step returns one epoch."""
+"""Ray Tune's Trainable: it submits a trial's configuration to the TrialBroker, and each step returns one epoch."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from tuning.trial_record import SampledValues
 
 
 class BrokeredTrainable(tune.Trainable):  # type: ignore[misc]
-    """A Tune actor that computes nothing itself and is reused for trial after trial."""
+    """A Tune actor that waits for the reports of a trial. Tune reuses it for several trials."""
 
-    RESOURCES = {"CPU": 0, "memory": 128 * 2**20}  # noqa: RUF012  no CPU: the worker groups have them all
+    RESOURCES = {"CPU": 0, "memory": 128 * 2**20}  # noqa: RUF012  no CPU, because worker groups need all of them
 
     def setup(self, config: SampledValues, broker: Any = None, training: TrainingConfig | None = None) -> None:
         assert training is not None

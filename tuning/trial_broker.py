@@ -1,4 +1,4 @@
-"""The actor between Ray Tune and the worker groups: trials are submitted, taken, reported on and cancelled here."""
+"""The actor between Ray Tune and the worker groups, where trials are submitted, assigned, reported and cancelled."""
 
 import asyncio
 from collections import deque
@@ -9,17 +9,17 @@ from training.reports import EpochReport, TrainingResult
 from tuning.trial_record import SampledValues, SweepJournal, TrialRecord
 
 MAX_FAILURES = 2
-"""Failures of worker groups with a trial, without a new checkpoint in between, before the trial is given up. A group
-that restarts without an error, because Ray changed its number of workers, did not fail."""
+"""Consecutive failures of worker groups without a new checkpoint after which a trial fails. A group that restarts
+because Ray changed its number of workers did not fail."""
 
 
 class SweepFailed(RuntimeError):
-    """No worker group is left to run trials; the message is the last group's error."""
+    """All worker groups have failed, or a trial has failed."""
 
 
 @dataclass(frozen=True)
 class TrialAssignment:
-    """A trial for a worker group."""
+    """A trial assigned to a worker group."""
 
     trial: str
     config: SampledValues
@@ -28,43 +28,44 @@ class TrialAssignment:
 
 @dataclass(frozen=True)
 class TrialReport:
-    """An epoch of a trial, for Ray Tune."""
+    """Report of a trial's epoch to Ray Tune."""
 
     epoch: int
     score: float
-    done: bool  # no further epoch follows
+    done: bool  # true if this is the trial's last epoch
 
 
 @dataclass
 class _Trial:
     record: TrialRecord
-    num_delivered: int = 0  # reports that Tune has requested
+    num_requested: int = 0  # reports that Tune has requested
     cancelled: bool = False
-    failures: int = 0  # of worker groups with the trial, since its newest checkpoint
-    has_saved: bool = False  # a checkpoint, since it was taken
+    failures: int = 0  # failures of worker groups with this trial since its newest checkpoint
+    has_saved: bool = False  # true if the current group has written a checkpoint
 
     @property
     def pending(self) -> bool:
-        """True if a group has to take it. A cancelled trial is still taken if it is completed, for its weights."""
+        """True if a group must take the trial. If it is completed, a cancelled trial is taken to export its weights."""
         return not self.record.over and (self.record.completed or not self.cancelled)
 
 
 class TrialBroker:
-    """A Ray actor without a CPU. A group's report returns when Tune has requested the next one or cancelled the trial.
+    """A Ray actor that passes trials from Ray Tune to worker groups, and their reports back. It uses no CPU.
 
-    `keep` gets the journal after each change that a restarted driver must know. `known` are the trials of an
-    interrupted sweep: a configuration that is submitted again continues its trial, under its former name. Tune gets the
-    trial's former reports again, and a group takes it only if it was not over, from its checkpoint.
+    A group's `report` returns when Tune has requested the next epoch or cancelled the trial. `keep` is called with the
+    journal after each change that a restarted driver must know. `known` are the trials of an interrupted sweep. If Tune
+    submits the configuration of a known trial, the trial continues under its former name: Tune gets its former reports
+    again, and a group resumes it from its checkpoint if it is not over.
     """
 
     def __init__(self, *, keep: Callable[[SweepJournal], None], known: Sequence[TrialRecord] = ()) -> None:
         self._keep = keep
         self._known = list(known)
         self._trials: dict[str, _Trial] = {}
-        """By Tune's id of the trial, and by its name if it has a former one."""
+        """Trials by Tune's id and by name. The two differ for a known trial."""
         self._waiting: deque[str] = deque()
         self._assigned: dict[str, str] = {}
-        """The trial of each group."""
+        """Name of the trial of each group."""
         self._best = max((rank for record in known if (rank := record.exported_rank) is not None), default=None)
         self._closed = False
         self._ended: str | None = None
@@ -85,20 +86,20 @@ class TrialBroker:
         await self._notify()
 
     async def next_report(self, trial_id: str) -> TrialReport:
-        """(Tune) Wait for the trial's next epoch; the request lets the trial continue to it.
+        """(Tune) Let the trial continue to its next epoch, and wait for the report.
 
-        Raises SweepFailed if no group is left, or the trial was given up.
+        Raises SweepFailed if no group is left, or if the trial failed or was cancelled.
         """
         trial = self._trials[trial_id]
-        record, index = trial.record, trial.num_delivered
-        trial.num_delivered += 1
+        record, index = trial.record, trial.num_requested
+        trial.num_requested += 1
         await self._notify()
         async with self._changed:
             await self._changed.wait_for(
                 lambda: len(record.epochs) > index or self._failure or record.failure or trial.cancelled
             )
         if len(record.epochs) > index:
-            # A trial of an interrupted sweep may be over without being completed: it was stopped there.
+            # A trial that an interrupted sweep stopped early is over but not completed.
             done = index + 1 == len(record.epochs) and (record.completed or record.over)
             return TrialReport(index, record.epochs[index].score, done)
         raise SweepFailed(self._failure or record.failure or f"trial {trial_id} was cancelled")
@@ -109,9 +110,9 @@ class TrialBroker:
         await self._notify()
 
     async def take(self, group: str) -> TrialAssignment | None:
-        """(Worker group) Wait for the next trial; None if the sweep is over.
+        """(Worker group) Wait for the next trial; return None if the sweep is over.
 
-        A group that restarts without having finished its trial gets the same one, unless another group has it now.
+        A group that restarted before it finished its trial gets the same trial, unless another group has taken it.
         """
         unfinished = self._assigned.pop(group, None)
         if unfinished is not None:
@@ -129,13 +130,13 @@ class TrialBroker:
         return TrialAssignment(name, trial.record.config, trial.record.checkpoint)
 
     def _next(self) -> str | None:
-        """Return the pending trial that has waited longest."""
+        """Return the pending trial that has waited longest, or None."""
         while self._waiting and not self._trials[self._waiting[0]].pending:
             self._waiting.popleft()
         return self._waiting[0] if self._waiting else None
 
     async def report(self, name: str, epoch: EpochReport, *, last: bool) -> bool:
-        """(Worker group) Record an epoch and return True if the trial continues. A repeated epoch is not recorded."""
+        """(Worker group) Record an epoch, and return True if the trial continues. Repeated epochs are ignored."""
         trial = self._trials[name]
         record = trial.record
         if epoch.epoch < len(record.epochs):
@@ -148,12 +149,12 @@ class TrialBroker:
             return False
         async with self._changed:
             await self._changed.wait_for(
-                lambda: trial.num_delivered > len(record.epochs) or trial.cancelled or self._closed
+                lambda: trial.num_requested > len(record.epochs) or trial.cancelled or self._closed
             )
-        return trial.num_delivered > len(record.epochs)
+        return trial.num_requested > len(record.epochs)
 
     async def saved(self, name: str, checkpoint: str) -> str | None:
-        """(Worker group) Record the trial's new checkpoint and return the previous one, which can be deleted."""
+        """(Worker group) Record the trial's new checkpoint, and return the previous one, which can be deleted."""
         trial = self._trials[name]
         previous, trial.record.checkpoint = trial.record.checkpoint, checkpoint
         trial.has_saved = True
@@ -161,14 +162,14 @@ class TrialBroker:
         return previous
 
     def is_best(self, *, score: float, completed: bool) -> bool:
-        """(Worker group) Return True if the weights are to be exported. A completed trial ranks above a stopped one."""
+        """(Worker group) Return True if the weights are the best so far. Completed trials rank above stopped ones."""
         return self._best is None or (completed, score) > self._best
 
     async def finish(self, group: str, name: str, result: TrainingResult) -> None:
-        """(Worker group) Record that the trial is over."""
+        """(Worker group) Record the trial's result."""
         record = self._trials[name].record
         self._assigned.pop(group, None)
-        if record.over:  # another group has finished it: this one was taken for dead
+        if record.over:  # this group was considered dead, and another group has finished the trial
             return
         record.result = result
         if result.weights:
@@ -176,25 +177,25 @@ class TrialBroker:
         await self._write()
 
     async def give_up(self, group: str, name: str, message: str) -> None:
-        """(Worker group) Record that the trial itself failed; a retry would fail too."""
+        """(Worker group) Record that the trial failed and is not retried."""
         self._assigned.pop(group, None)
         await self._fail(name, message)
 
     async def end(self, reason: str) -> None:
-        """(Tune) End the whole sweep with all trials that are not over."""
+        """(Tune) End the sweep, and record which trials end with it."""
         self._ended = reason
         for trial in self._trials.values():
             trial.record.ended_with_sweep = not (trial.cancelled or trial.record.completed or trial.record.over)
         await self._write()
 
     def journal(self) -> SweepJournal:
-        """Return a copy of all records, including those of an interrupted sweep that were not submitted again."""
+        """Return a copy of all records, including known trials that were not submitted again."""
         records = {trial.record.trial: trial.record for trial in self._trials.values()}
         trials = tuple(record.model_copy(deep=True) for record in (*records.values(), *self._known))
         return SweepJournal(trials=trials, ended=self._ended)
 
     async def requeue(self, group: str, reason: str) -> None:
-        """(Ray Train) Make the trial of a group whose workers failed the next one to be taken, by any group."""
+        """(Ray Train) Put the trial of a group whose workers failed at the front of the queue, for any group."""
         name = self._assigned.pop(group, None)
         if name is None:
             return
@@ -202,18 +203,18 @@ class TrialBroker:
         trial.failures = 0 if trial.has_saved else trial.failures + 1
         if trial.failures >= MAX_FAILURES:
             trial.record.failed_by_workers = True
-            await self._fail(name, f"trial {name} was given up after {trial.failures} failures: {reason}")
+            await self._fail(name, f"trial {name} failed {trial.failures} times and is not retried: {reason}")
             return
         self._waiting.appendleft(name)
         await self._notify()
 
     async def close(self) -> None:
-        """(Sweep) Submit no more trials; waiting groups end."""
+        """(Sweep) Accept no more trials, and let waiting groups end."""
         self._closed = True
         await self._notify()
 
     async def group_lost(self, group: str, message: str, *, last: bool) -> None:
-        """(Sweep) Requeue the trial of a worker group that ended with an error; `last` if no group is left."""
+        """(Sweep) Requeue the trial of a worker group that ended with an error; `last` is true if no group is left."""
         await self.requeue(group, message)
         if last:
             self._failure = message
@@ -228,7 +229,7 @@ class TrialBroker:
         await self._notify()
 
     async def _write(self) -> None:
-        async with self._writing:  # one at a time, so that the newest journal is the last written
+        async with self._writing:  # one write at a time, so that the newest journal is written last
             await asyncio.to_thread(self._keep, self.journal())
 
     async def _notify(self) -> None:

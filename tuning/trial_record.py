@@ -1,4 +1,4 @@
-"""The state of each trial, as the sweep's journal stores it. Imports neither ray nor torch."""
+"""The sweep's journal: the stored state of each trial. Imports neither ray nor torch."""
 
 from pydantic import BaseModel, JsonValue
 
@@ -7,26 +7,26 @@ from tailorbird.storage.s3 import PERSISTENT
 from tailorbird.storage.stored_model import StoredModel
 from training.reports import EpochReport, TrainingResult
 
-SampledValues = dict[str, JsonValue]  # values of a trial's hyperparameters, by the field of the training config
+SampledValues = dict[str, JsonValue]  # a trial's hyperparameters, by field of the training config
 
 
 class TrialRecord(BaseModel, extra="forbid"):
-    """A trial and how far it is; updated in place by the TrialBroker."""
+    """State of a trial. The TrialBroker updates it in place."""
 
-    trial: str  # its name
+    trial: str  # name of the trial
     config: SampledValues
     epochs: list[EpochReport] = []
-    completed: bool = False  # the last epoch was reported; its weights may still be exported
+    completed: bool = False  # true if the last epoch was reported; the weights may not be exported yet
     checkpoint: str | None = None  # URI of the newest checkpoint, from which the trial resumes
-    result: TrainingResult | None = None  # of a finished trial
+    result: TrainingResult | None = None  # result of a finished trial
     failure: str | None = None
     failed_by_workers: bool = False
-    """True if the worker groups failed, not the trial itself: a sweep that is run again tries it again."""
-    ended_with_sweep: bool = False  # it was not over when the whole sweep was ended
+    """True if worker groups failed, and not the trial itself. A sweep that is run again retries such a trial."""
+    ended_with_sweep: bool = False  # true if the trial was not over when the sweep ended
 
     @property
     def over(self) -> bool:
-        """True if no worker group has to take the trial again."""
+        """True if no worker group must take the trial again."""
         return self.result is not None or self.failure is not None
 
     @property
@@ -41,18 +41,18 @@ class TrialRecord(BaseModel, extra="forbid"):
 
 
 class SweepJournal(StoredModel):
-    """The trials of a sweep in the order in which they were submitted; a sweep that is run again resumes from it."""
+    """The trials of a sweep in the order of submission. A sweep that is run again resumes from it."""
 
     trials: tuple[TrialRecord, ...] = ()
-    ended: str | None = None  # why the sweep ended before all trials had run, if it did
+    ended: str | None = None  # reason why the sweep ended before all trials had run
 
 
 def read_journal(uri: str) -> SweepJournal:
-    """Return the journal of the sweep in `uri`; an empty one if the sweep has not started."""
+    """Return the journal of the sweep in `uri`, or an empty journal if the sweep has not started."""
     location = f"{uri}/journal.json"
     return SweepJournal.model_validate(read_json(location)) if exists(location) else SweepJournal()
 
 
 def write_journal(journal: SweepJournal, *, uri: str) -> None:
-    """Write the journal, with as many retries as workers have: a worker's report waits for it."""
+    """Write the journal, with as many retries as workers use, because a worker's report waits for it."""
     write_json(f"{uri}/journal.json", journal.model_dump(mode="json"), retry_policy=PERSISTENT)

@@ -1,4 +1,4 @@
-"""The sweep's Ray Tune run: search, scheduler and stopper over trials that go through the broker."""
+"""The sweep's Ray Tune run: search algorithm, scheduler and stopper."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from tuning.trial_record import TrialRecord
 
 
 class FutilityStopper(tune.Stopper):  # type: ignore[misc]
-    """Stops a trial that cannot reach the target any more, and the sweep once no further trial is expected to."""
+    """Stop a trial that cannot reach the target, and end the sweep if no other trial is expected to reach it."""
 
     def __init__(self, target: Target, *, broker: Any, num_trials: int, num_rows: int) -> None:
         self._target, self._broker, self._num_trials, self._num_rows = target, broker, num_trials, num_rows
@@ -44,7 +44,7 @@ class FutilityStopper(tune.Stopper):  # type: ignore[misc]
 
 
 class ErrorsAsText(tune.Callback):  # type: ignore[misc]
-    """Keeps Tune from loading a failed trial's error from its pickle on S3; it reads the text stored next to it."""
+    """Make Tune read a failed trial's error as text, instead of loading its pickle from S3."""
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         keep_trial_error_as_text(trial)
@@ -61,10 +61,10 @@ def build_tuner(
     uri: str,
 ) -> tune.Tuner:
     """Return a Tuner whose trials go through the broker, starting with the `known` trials of an interrupted sweep."""
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's own tables, in addition to our progress
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # or TensorBoard's logger runs whenever it is installed
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # interrupted, Tune would return as if all trials had run
-    exclude_from_tune_actors("AWS_")  # the keys of S3 are in the environment that Ray was started in
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # suppress Tune's tables, because tailorbird prints its own progress
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # TensorBoard's logger would run whenever it is installed
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # after Ctrl-C, Tune would return as if all trials had run
+    exclude_from_tune_actors("AWS_")  # S3 credentials come from the environment in which Ray was started
     resources = tune.PlacementGroupFactory([BrokeredTrainable.RESOURCES], bundle_label_selector=[this_node_selector()])
     store, path = filesystem(uri, retry_policy=PERSISTENT)
     return tune.Tuner(
@@ -83,7 +83,7 @@ def build_tuner(
             storage_path=path,
             storage_filesystem=store,
             stop=stopper,
-            # Tune needs its own JSON at the end.
+            # Tune reads the results from its JSON files at the end.
             callbacks=[ErrorsAsText(), JsonLoggerCallback(), *tracker_callbacks(config, uri=uri)],
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

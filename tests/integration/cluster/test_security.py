@@ -95,7 +95,7 @@ def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
     killed: list[int] = []
 
     def report(event: ProgressEvent) -> None:
-        # Until Train's controller has written down that there is a checkpoint, a training begins anew.
+        # Ray Train resumes from a checkpoint only if its controller has written this snapshot.
         if (
             not killed
             and isinstance(event, StepEvent)
@@ -107,7 +107,7 @@ def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
     with connect():
         with (
             forward_events(ProgressReporter(report)) as events,
-            pytest.raises(TrainingFailed, match="goes on from the last checkpoint"),
+            pytest.raises(TrainingFailed, match="run it again to resume from the last checkpoint"),
         ):
             finetune(config, task=task, uri=uri, events=events)
         states = [name for name in storage.list_files(f"{uri}/train") if name.endswith("optim_states.pt")]
@@ -117,7 +117,9 @@ def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
         with pytest.raises(TrainingFailed) as refused:
             finetune(config, task=task, uri=uri)
     message = str(refused.value)
-    assert any(f"checkpoint {name.partition('/step/')[0]} is not as a training left it" in message for name in states)
-    assert "optim_states.pt is no file of torch's" in message
-    assert message.endswith(f"delete {uri}/train, and run again: the training begins anew")
+    assert any(
+        f"checkpoint {name.partition('/step/')[0]} was changed after it was written" in message for name in states
+    )
+    assert "optim_states.pt is not a torch file" in message
+    assert message.endswith(f"to start a new training, delete {uri}/train and run again")
     assert not marker.exists()

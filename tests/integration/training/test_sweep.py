@@ -2,16 +2,18 @@
 
 import os
 import signal
-import time
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 
 import pytest
 import ray
+from ray.util import placement_group_table
 
 from cluster.connection import connect
 from cluster.event_queue import forward_events
 from cluster.progress import EpochEvent, ProgressEvent, ProgressReporter, StepEvent
-from cluster.remote import RELEASE_TIMEOUT_S
 from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
@@ -19,36 +21,85 @@ from tests.integration.machines import wait
 from tests.integration.small import REGISTRY
 from tests.integration.training.test_training import training_task, worker_pid
 from tests.progress import ProgressRecorder
-from training.trainer import START_TIMEOUT_S
+from tuning.experiment_tracking import MLFLOW_URI, PACKAGES
 from tuning.futility import Target
 from tuning.sweep import SweepResult, sweep
 
+pytestmark = pytest.mark.usefixtures("connected")
+
 NO_TARGET = Target({}, 0.0, "")
 RATES = {"learning_rate": Distribution(log_uniform=(1e-4, 4e-4))}
+SMALL_RATES = {"learning_rate": Distribution(log_uniform=(1e-7, 1e-6))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppedSweep:
+    """A finished sweep, its inputs and its events."""
+
+    result: SweepResult
+    training: TrainingConfig
+    target: Target
+    uri: str
+    recorder: ProgressRecorder
 
 
 def a_uri() -> str:
     return f"{REGISTRY}/sweep-{uuid.uuid4().hex}"
 
 
-def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exported(small_data: str) -> None:
-    task = training_task(small_data, num_rows=64)
-    training = TrainingConfig(epochs=4, batch_size=16, learning_rate=1e-6)
-    baselines = {"majority": 0.2, "probe": 0.99}
-    recorder = ProgressRecorder()
-    with connect(), forward_events(recorder) as events:
-        config, target = TuningConfig(num_trials=2, grace_epochs=4), Target(baselines, 0.99, "")
-        result = sweep(config, training=training, task=task, target=target, uri=a_uri(), events=events)
+@pytest.fixture(scope="module")
+def stopped(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoppedSweep]:
+    """A tracked sweep whose trials cannot reach the incumbent."""
+    training = TrainingConfig(num_workers=1, epochs=4, batch_size=16)
+    trackers = tuple(name for name in ("mlflow", "tensorboard") if find_spec(PACKAGES[name]))
+    config = TuningConfig(num_trials=2, grace_epochs=4, space=SMALL_RATES, trackers=trackers)
+    target, uri, recorder = Target({"majority": 0.2, "probe": 0.99}, 0.99, ""), a_uri(), ProgressRecorder()
+    with connect(), pytest.MonkeyPatch.context() as patched, forward_events(recorder) as events:
+        patched.setenv(MLFLOW_URI, f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+        patched.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+        task = training_task(small_data, num_rows=64)
+        result = sweep(config, training=training, task=task, target=target, uri=uri, events=events)
+        yield StoppedSweep(result=result, training=training, target=target, uri=uri, recorder=recorder)
+
+
+def test_trials_that_cannot_reach_the_incumbent_stop_and_the_best_of_them_is_exported(stopped: StoppedSweep) -> None:
+    result = stopped.result
     trials = [row for row in result.rows if row.status != "pretrained"]
-    assert [row.status for row in trials] == ["stopped: cannot reach the goal any more"] * 2
+    assert [row.status.startswith("stopped: cannot reach") for row in trials] == [True, True]
     assert [len(row.scores) for row in trials] == [2, 2]
-    assert {row.trial: row.score for row in result.rows if row.status == "pretrained"} == baselines
+    assert {row.trial: row.score for row in result.rows if row.status == "pretrained"} == stopped.target.baselines
     assert result.rows[0].trial == "probe"
-    assert result.selected == training
+    rates = {row.config["learning_rate"] for row in trials}
+    assert result.selected == stopped.training.model_copy(update={"learning_rate": result.selected.learning_rate})
+    assert result.selected.learning_rate in rates
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     assert result.trained.score == max(row.score for row in trials)
     assert SweepResult.model_validate_json(result.model_dump_json()) == result
-    assert len(recorder.of_kind(EpochEvent)) == 4
+    assert len(stopped.recorder.of_kind(EpochEvent)) == 4
+
+
+def test_mlflow_has_each_trial_with_its_configuration_and_epochs(stopped: StoppedSweep) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    client = tracking.MlflowClient()
+    experiment = client.get_experiment_by_name(stopped.uri)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    tracked = {
+        (
+            float(run.data.params["learning_rate"]),
+            tuple(metric.value for metric in client.get_metric_history(run.info.run_id, "score")),
+        )
+        for run in runs
+    }
+    trials = [row for row in stopped.result.rows if row.status != "pretrained"]
+    assert tracked == {(row.config["learning_rate"], row.scores) for row in trials}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_tensorboard_has_each_trial(stopped: StoppedSweep) -> None:
+    pytest.importorskip("tensorboardX")
+    files = storage.list_files(f"{stopped.uri}/tune")
+    assert len([file for file in files if "events.out.tfevents" in file]) == 2
 
 
 def test_a_sweep_whose_target_is_out_of_reach_ends_itself_and_still_selects_a_trial(small_data: str) -> None:
@@ -62,7 +113,7 @@ def test_a_sweep_whose_target_is_out_of_reach_ends_itself_and_still_selects_a_tr
     assert "0.990 is out of reach" in result.ended
     completed = [row for row in trials if row.status == "completed"]
     assert 4 <= len(completed) <= len(trials) < config.num_trials
-    assert {row.status for row in trials} <= {"completed", "stopped: with the sweep"}
+    assert {row.status for row in trials} <= {"completed", "stopped: the sweep ended early"}
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     assert SweepResult.model_validate_json(result.model_dump_json()) == result
 
@@ -72,12 +123,10 @@ def test_a_group_without_free_cpus_ends_with_the_sweep_and_holds_none(small_data
     with connect():
         num_cpus = int(ray.cluster_resources()["CPU"])
         training = TrainingConfig(num_workers=num_cpus, epochs=1, batch_size=16)
-        config, started = TuningConfig(num_trials=2, max_concurrent_trials=2), time.monotonic()
+        config = TuningConfig(num_trials=2, max_concurrent_trials=2)
         result = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri())
-        assert time.monotonic() - started < START_TIMEOUT_S / 2
-        wait(lambda: ray.available_resources().get("CPU") == num_cpus, within_s=60)  # no CPU is held for it
-        time.sleep(RELEASE_TIMEOUT_S)
-        assert ray.available_resources()["CPU"] == num_cpus
+        wait(lambda: {group["state"] for group in placement_group_table().values()} == {"REMOVED"}, within_s=60)
+        wait(lambda: ray.available_resources().get("CPU") == num_cpus, within_s=60)
     assert [row.status for row in result.rows] == ["completed", "completed"]
 
 

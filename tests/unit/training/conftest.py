@@ -1,4 +1,4 @@
-"""One process group for all that trains in this process: DeepSpeed keeps the first it saw, and knows no second."""
+"""One process group for all tests of the package, because DeepSpeed keeps the first process group of a process."""
 
 from collections.abc import Iterator
 

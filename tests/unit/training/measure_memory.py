@@ -1,5 +1,6 @@
-"""Train MiniLM's shape in a process of its own, and print its peak memory in bytes:
-`python -m tests.unit.training.measure_memory CONFIG LENGTH`.
+"""Train a model of MiniLM's shape in a separate process, and print its peak memory in bytes.
+
+Run `python -m tests.unit.training.measure_memory CONFIG LENGTH`.
 """
 
 import os
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import BertConfig, BertModel
 
-import training.trainer  # noqa: F401  as in a worker's process
+import training.trainer  # noqa: F401  a worker's process imports it
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import TokenizedRows, TokenLists
@@ -28,7 +29,7 @@ CLASSES = ("0", "1", "2")
 
 
 def main(config: TrainingConfig, length: int) -> None:
-    """Train, validate and export, then print the peak."""
+    """Train, validate and export, then print the peak memory."""
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = "0"
     folder = Path(tempfile.mkdtemp())
@@ -42,7 +43,7 @@ def main(config: TrainingConfig, length: int) -> None:
 
 
 def random_runtime(num_rows: int, length: int) -> ClassifierRuntime:
-    """Return rows of random tokens on an encoder of random weights."""
+    """Return a runtime with random tokens and an encoder with random weights."""
     tokens = np.random.default_rng(0).integers(5, 5000, size=(num_rows, length)).tolist()
     names, labels = tuple(map(str, range(num_rows))), np.arange(num_rows) % len(CLASSES)
     rows = Rows(names, names, tuple(map(str, labels)))

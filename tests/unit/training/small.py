@@ -1,4 +1,4 @@
-"""A tiny task for the training loop: random tokens on an encoder of two layers."""
+"""A tiny task for the training loop: random tokens and an encoder with two layers."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ NUM_ROWS, NUM_CLASSES = 23, 3
 
 
 def rows_of(num: int, *, first: int = 0) -> tuple[Rows, list[list[int]]]:
-    """Return rows of random tokens and labels, the same at each call, and their tokens."""
+    """Return rows with random labels and their random tokens, the same at each call."""
     generator = np.random.default_rng(first)
     lengths = generator.integers(3, 12, size=num)
     tokens = [generator.integers(1, 50, size=length).tolist() for length in lengths]

@@ -1,4 +1,4 @@
-"""The rows of each step: every row once an epoch, the same for the same seed, in memory or sharded."""
+"""The rows of each step: every row once per epoch, the same order for the same seed, in memory or sharded."""
 
 from dataclasses import replace
 
@@ -38,11 +38,11 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
 
 
 def step_rows(rows: TrainingDataset, *, epoch: int, start: int = 0) -> list[list[str]]:
-    """Return the ids of the rows of each step."""
+    """Return the row ids of each step."""
     return [[window.row_ids[row] for row in batch] for window, batch in steps(rows, CONFIG, epoch=epoch, start=start)]
 
 
-def test_every_row_is_shown_once_an_epoch_in_another_order_each(sharded: ShardedDataset) -> None:
+def test_each_epoch_has_every_sharded_row_once_in_a_new_order(sharded: ShardedDataset) -> None:
     orders = []
     for epoch in (0, 1):
         batches = step_rows(sharded, epoch=epoch)
@@ -53,17 +53,17 @@ def test_every_row_is_shown_once_an_epoch_in_another_order_each(sharded: Sharded
     assert orders[0] == [row_id for batch in step_rows(sharded, epoch=0) for row_id in batch]
 
 
-def test_rows_of_a_step_come_from_far_apart(sharded: ShardedDataset) -> None:
+def test_the_rows_of_a_step_come_from_distant_chunks(sharded: ShardedDataset) -> None:
     batches = [[int(row_id) for row_id in batch] for batch in step_rows(sharded, epoch=0)]
     assert np.mean([np.std(batch) for batch in batches]) > sum(SIZES) / 10
 
 
 @pytest.mark.parametrize("start", [0, 1, 63, 64, 65, 200, 10_000])
-def test_from_any_step_on_the_rest_is_the_same(sharded: ShardedDataset, start: int) -> None:
+def test_the_steps_after_any_start_are_the_same(sharded: ShardedDataset, start: int) -> None:
     assert step_rows(sharded, epoch=1, start=start) == step_rows(sharded, epoch=1)[start:]
 
 
-def test_only_the_windows_from_a_step_on_are_read(sharded: ShardedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_before_the_first_step_are_not_read(sharded: ShardedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     window = ShardedDataset.window
 
@@ -78,14 +78,14 @@ def test_only_the_windows_from_a_step_on_are_read(sharded: ShardedDataset, monke
     assert read == [4, 5]
 
 
-def test_a_model_learns_as_much_from_sharded_rows_as_from_the_same_held_in_memory(sharded: ShardedDataset) -> None:
+def test_sharded_rows_and_rows_in_memory_give_the_same_loss(sharded: ShardedDataset) -> None:
     runtime = small_runtime(dropout=0.0)
     in_memory = InMemoryDataset(sharded.shards.read(sharded.shards.chunks()))
     first, second = (
         reports_of(replace(runtime, train=rows), epochs=1, batch_size=32, learning_rate=1e-3)[0].loss
         for rows in (sharded, in_memory)
     )
-    assert first == pytest.approx(second, rel=0.02)  # the same rows in another order
+    assert first == pytest.approx(second, rel=0.02)  # the order of the rows differs
 
 
 row_lengths = st.lists(st.integers(1, 64), min_size=1, max_size=400).map(lambda lengths: np.array(lengths))
@@ -93,7 +93,7 @@ batch_sizes = st.integers(1, 40)
 
 
 @given(lengths=row_lengths, batch_size=batch_sizes, seed=st.integers(0, 9), epoch=st.integers(0, 3))
-def test_an_epoch_shows_every_row_once(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
+def test_an_epoch_has_every_row_once(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
     batches = epoch_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch)
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
@@ -101,13 +101,13 @@ def test_an_epoch_shows_every_row_once(lengths: np.ndarray, batch_size: int, see
 
 
 @given(lengths=row_lengths, batch_size=batch_sizes)
-def test_batches_are_counted_exactly(lengths: np.ndarray, batch_size: int) -> None:
+def test_num_batches_is_exact(lengths: np.ndarray, batch_size: int) -> None:
     batches = epoch_batches(lengths, batch_size=batch_size, seed=0, epoch=0)
     assert num_batches(len(lengths), batch_size=batch_size) == len(batches)
 
 
 @given(lengths=row_lengths, batch_size=batch_sizes, num_ranks=st.integers(1, 5))
-def test_ranks_get_disjoint_rows_that_make_up_the_batch(lengths: np.ndarray, batch_size: int, num_ranks: int) -> None:
+def test_the_rows_of_the_ranks_partition_the_batch(lengths: np.ndarray, batch_size: int, num_ranks: int) -> None:
     for batch in epoch_batches(lengths, batch_size=batch_size, seed=1, epoch=0):
         shares = [rank_rows(batch, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
         assert sorted(np.concatenate(shares)) == sorted(batch)
@@ -130,7 +130,7 @@ def test_another_seed_or_epoch_gives_another_order() -> None:
     assert len(orders) == 9
 
 
-def test_rows_of_like_length_go_together_so_that_little_is_padded() -> None:
+def test_batches_of_similar_length_reduce_padding() -> None:
     lengths = np.random.default_rng(0).integers(3, 64, size=2048)
 
     def padded(batches: list[np.ndarray]) -> float:

@@ -12,7 +12,7 @@ from training.deepspeed_engine import deepspeed_config, linear_schedule, paramet
 
 
 def rates(steps: int, *, fraction: float) -> list[float]:
-    """Return the share of the peak rate at each step, at the one after the last and at the next."""
+    """Return the rate, as a share of the peak, at each step and at two more steps."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = linear_schedule(optimizer, num_steps=steps, warmup_fraction=fraction)
     values = []
@@ -24,7 +24,7 @@ def rates(steps: int, *, fraction: float) -> list[float]:
 
 
 @given(steps=st.integers(1, 500), fraction=st.floats(0, 0.9))
-def test_the_rate_rises_to_its_peak_then_falls_and_never_is_negative(steps: int, fraction: float) -> None:
+def test_the_rate_rises_to_its_peak_and_falls_to_zero_after_the_last_step(steps: int, fraction: float) -> None:
     *values, end, after = rates(steps, fraction=fraction)
     peak = values.index(max(values))
     assert all(0 < value <= 1 for value in values)
@@ -44,7 +44,7 @@ def test_without_warmup_the_first_step_has_the_full_rate() -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_gets_the_batch_of_all_workers_and_the_share_of_one(stage: int) -> None:
+def test_deepspeed_gets_the_batch_size_of_all_workers_and_of_each_worker(stage: int) -> None:
     training = TrainingConfig.model_validate({"zero_stage": stage, "batch_size": 24, "num_workers": 3})
     config = deepspeed_config(training, num_workers=3, autocast=True)
     assert config["train_batch_size"] == 24
@@ -54,7 +54,7 @@ def test_deepspeed_gets_the_batch_of_all_workers_and_the_share_of_one(stage: int
     assert deepspeed_config(training, num_workers=2, autocast=False)["torch_autocast"]["enabled"] is False
 
 
-def test_a_workers_share_of_a_step_comes_in_parts() -> None:
+def test_gradient_accumulation_divides_the_micro_batch() -> None:
     config = deepspeed_config(
         TrainingConfig(batch_size=24, gradient_accumulation_steps=3), num_workers=2, autocast=False
     )
@@ -62,7 +62,7 @@ def test_a_workers_share_of_a_step_comes_in_parts() -> None:
     assert config["gradient_accumulation_steps"] == 3
 
 
-def test_what_is_offloaded_waits_in_the_cpus_memory() -> None:
+def test_offload_selects_the_states_in_cpu_memory() -> None:
     def zero(offload: str) -> dict[str, object]:
         training = TrainingConfig.model_validate({"zero_stage": 3, "offload": offload})
         options: dict[str, object] = deepspeed_config(training, num_workers=2, autocast=False)["zero_optimization"]
@@ -73,7 +73,7 @@ def test_what_is_offloaded_waits_in_the_cpus_memory() -> None:
     assert zero("parameters") == {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
 
 
-def test_a_recipes_options_of_deepspeed_are_laid_over_ours() -> None:
+def test_deepspeed_options_of_a_recipe_override_the_defaults() -> None:
     options = {"zero_optimization": {"reduce_bucket_size": 1000}, "wall_clock_breakdown": True}
     plain, changed = (
         deepspeed_config(TrainingConfig(deepspeed=overrides), num_workers=2, autocast=True)
@@ -83,7 +83,7 @@ def test_a_recipes_options_of_deepspeed_are_laid_over_ours() -> None:
     assert changed == plain | {"zero_optimization": changed["zero_optimization"], "wall_clock_breakdown": True}
 
 
-def test_only_over_nccl_are_gradients_scattered_and_rounded() -> None:
+def test_gradients_are_scattered_and_rounded_only_over_nccl() -> None:
     on_gpus = deepspeed_config(TrainingConfig(gpus_per_worker=1), num_workers=2, autocast=True)
     assert on_gpus["zero_optimization"] == {"stage": 1}
     assert on_gpus["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
@@ -92,7 +92,7 @@ def test_only_over_nccl_are_gradients_scattered_and_rounded() -> None:
     assert on_cpus["torch_autocast"]["lower_precision_safe_modules"] == []
 
 
-def test_matrices_decay_vectors_do_not_and_the_head_learns_faster() -> None:
+def test_only_matrices_decay_and_the_head_has_a_higher_rate() -> None:
     encoder = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))
     frozen = encoder[2].weight
     frozen.requires_grad_(False)

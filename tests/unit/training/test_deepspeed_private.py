@@ -1,4 +1,4 @@
-"""Contract with DeepSpeed: each private part that `training.deepspeed_private` uses is where it was in its version."""
+"""Contract with DeepSpeed: each private part that `training.deepspeed_private` uses still exists."""
 
 import importlib
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ from training.deepspeed_private import (
 from training.loop import build_engine
 
 
-def moved(name: str) -> str:
-    """Return the message of a part that is missing."""
+def missing(name: str) -> str:
+    """Return the message for a missing part."""
     return f"DeepSpeed {import_deepspeed().__version__} has no {name}; deepspeed_private.py was written for {VERSION}"
 
 
@@ -33,30 +33,32 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("module", "name"), [*RECORDS, ("deepspeed.checkpoint.ds_to_universal", "main")])
-def test_a_class_or_function_is_where_it_was(module: str, name: str) -> None:
+def test_a_class_or_function_exists(module: str, name: str) -> None:
     import_deepspeed()
-    assert hasattr(importlib.import_module(module), name), moved(f"{module}.{name}")
+    assert hasattr(importlib.import_module(module), name), missing(f"{module}.{name}")
 
 
-def test_the_table_of_compiled_operators_names_the_shared_memory_one() -> None:
+def test_the_shared_memory_operator_can_be_disabled() -> None:
     deepspeed = import_deepspeed()
-    assert SHM_OP in getattr(deepspeed.ops, "__compatible_ops__", {}), moved(f"ops.__compatible_ops__[{SHM_OP!r}]")
+    assert SHM_OP in getattr(deepspeed.ops, "__compatible_ops__", {}), missing(f"ops.__compatible_ops__[{SHM_OP!r}]")
 
 
-def test_an_engine_has_the_switch_of_its_gradient_all_reduce(engine: Any) -> None:
-    assert isinstance(getattr(engine, "enable_backward_allreduce", None), bool), moved("enable_backward_allreduce")
+def test_the_gradient_all_reduce_of_an_engine_can_be_disabled(engine: Any) -> None:
+    assert isinstance(getattr(engine, "enable_backward_allreduce", None), bool), missing("enable_backward_allreduce")
 
 
-def test_an_engine_s_torch_optimizer_is_found_inside_zero_s(engine: Any) -> None:
-    assert isinstance(inner_optimizer(engine), torch.optim.AdamW), moved("engine.optimizer.optimizer")
+def test_the_torch_optimizer_is_found_inside_the_zero_optimizer(engine: Any) -> None:
+    assert isinstance(inner_optimizer(engine), torch.optim.AdamW), missing("engine.optimizer.optimizer")
 
 
-def test_destroy_removes_what_is_added_to_parameters_and_the_optimizer() -> None:
+def test_destroy_removes_the_optimizer_and_the_attributes_of_parameters() -> None:
     engine = build_engine(config_of(zero_stage=3), small_runtime(dropout=0.0))
     parameters = list(engine.module.parameters())
     added = {name for parameter in parameters for name in vars(parameter)}
-    assert any(name.startswith(PARAMETER_ATTRIBUTES) for name in added), moved(f"{PARAMETER_ATTRIBUTES} on parameters")
+    assert any(name.startswith(PARAMETER_ATTRIBUTES) for name in added), missing(
+        f"{PARAMETER_ATTRIBUTES} on parameters"
+    )
     destroy_engine(engine)
     remaining = {name for parameter in parameters for name in vars(parameter) if name.startswith(PARAMETER_ATTRIBUTES)}
     assert not remaining
-    assert "optimizer" not in vars(engine), moved("engine.optimizer")
+    assert "optimizer" not in vars(engine), missing("engine.optimizer")

@@ -1,4 +1,4 @@
-"""The message of a failed training: the cause and what to do, from what Ray Train raises."""
+"""The message of a failed training has the cause and what to do."""
 
 import tempfile
 from pathlib import Path
@@ -35,10 +35,10 @@ def group(*failures: Exception) -> WorkerGroupError:
     ("error", "message"),
     [
         (group(died("The actor died.\nThe actor died because its node has died. Node Id: 7f")), "its node was lost"),
-        (group(died("x\nWorker exit type: SYSTEM_ERROR Worker exit detail: End of file.")), "SIGKILL .* dmesg"),
+        (group(died("x\nWorker exit type: SYSTEM_ERROR Worker exit detail: End of file.")), "out-of-memory .* dmesg"),
         (group(died("Task was killed due to the node running low on memory.")), "out of memory; set training.gradient"),
         (group(raised(StorageError("s3://a cannot be reached"))), "worker 0: s3://a cannot be reached"),
-        (group(raised(Interrupted("the worker got SIGTERM"))), "worker 0: the worker got SIGTERM"),
+        (group(raised(Interrupted("the worker received SIGTERM"))), "worker 0: the worker received SIGTERM"),
         (group(raised(ZeroDivisionError("by zero"))), "worker 0: ZeroDivisionError: by zero"),
         (
             ControllerError(OSError("AWS Error NETWORK_CONNECTION during PutObject: curlCode: 7")),
@@ -51,18 +51,18 @@ def test_the_message_has_the_cause_and_what_to_do(error: Exception, message: str
         raise AssertionError(describe_failure(error, uri=URI))
 
 
-def test_a_dead_worker_is_told_of_and_not_the_connections_it_took_along() -> None:
+def test_the_message_names_the_dead_worker_and_not_lost_connections() -> None:
     error = group(raised(RuntimeError("Connection closed by peer")), died("Worker exit detail: End of file."))
     assert "Connection closed" not in describe_failure(error, uri=URI)
     assert describe_failure(error, uri=URI).startswith("worker 1: ")
 
 
-def test_a_full_disk_is_named() -> None:
+def test_a_full_disk_raises_disk_full() -> None:
     folder = tempfile.gettempdir()
-    with pytest.raises(DiskFull, match=f"the disk is full: .* left in {folder} "), temporary_directory():
+    with pytest.raises(DiskFull, match=f"the disk is full: {folder} has .* left "), temporary_directory():
         Path("/dev/full").write_bytes(b"weights")
 
 
-def test_what_fails_where_there_is_room_is_told_as_it_is() -> None:
+def test_another_error_passes_through_temporary_directory() -> None:
     with pytest.raises(ZeroDivisionError), temporary_directory():
         raise ZeroDivisionError

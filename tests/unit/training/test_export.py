@@ -1,4 +1,4 @@
-"""The mean of several trainings' weights, and what has none."""
+"""The mean of the weights of several trainings."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def weights(folder: Path, name: str, **tensors: torch.Tensor) -> str:
     return (folder / name).as_uri()
 
 
-def test_every_weight_is_the_mean_and_nothing_else_is_written(tmp_path: Path) -> None:
+def test_only_the_mean_of_the_weights_is_written(tmp_path: Path) -> None:
     uris = [weights(tmp_path, str(value), a=torch.full((2, 3), value), b=torch.ones(1)) for value in (1.0, 2.0, 6.0)]
     average_weights(uris, (tmp_path / "mean").as_uri())
     assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == ["encoder.safetensors", "head.safetensors"]
@@ -30,7 +30,7 @@ def test_every_weight_is_the_mean_and_nothing_else_is_written(tmp_path: Path) ->
         assert mean["a"].dtype == torch.float32
 
 
-def test_other_weights_have_no_mean(tmp_path: Path) -> None:
+def test_weights_that_do_not_match_are_rejected(tmp_path: Path) -> None:
     first = weights(tmp_path, "first", a=torch.ones(2))
     names, shapes = weights(tmp_path, "names", b=torch.ones(2)), weights(tmp_path, "shapes", a=torch.ones(3))
     with pytest.raises(ValueError, match="different names"):
@@ -38,6 +38,6 @@ def test_other_weights_have_no_mean(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'a' in .* have different shapes"):
         average_weights([first, shapes], (tmp_path / "mean").as_uri())
     (tmp_path / "names" / "head.safetensors").unlink()
-    with pytest.raises(ValueError, match="do not hold the same files"):
+    with pytest.raises(ValueError, match="do not contain the same safetensors files"):
         average_weights([first, names], (tmp_path / "mean").as_uri())
     assert not (tmp_path / "mean").exists()

@@ -1,4 +1,4 @@
-"""The training loop in one process on a tiny encoder: options that save memory do not change what is learned."""
+"""The training loop in one process with a tiny encoder: memory options, divergence, resumes and exported weights."""
 
 import itertools
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def runtime() -> ClassifierRuntime:
 
 @contextmanager
 def trained(runtime: ClassifierRuntime, **fields: Any) -> Iterator[tuple[Any, TrainingConfig]]:
-    """Yield an engine after its epochs, which is destroyed after the block."""
+    """Train an engine, yield it, and destroy it after the block."""
     config = config_of(**fields)
     engine = build_engine(config, runtime)
     train(engine, config, runtime=runtime)
@@ -37,7 +37,7 @@ def trained(runtime: ClassifierRuntime, **fields: Any) -> Iterator[tuple[Any, Tr
 
 
 def losses(runtime: ClassifierRuntime, **fields: Any) -> list[float]:
-    """Return the mean training loss of each of three epochs."""
+    """Return the mean training loss of each epoch."""
     return [report.loss for report in reports_of(runtime, **fields)]
 
 
@@ -52,27 +52,27 @@ def losses(runtime: ClassifierRuntime, **fields: Any) -> list[float]:
     ],
     ids=str,
 )
-def test_less_memory_a_step_teaches_the_same(runtime: ClassifierRuntime, fields: dict[str, Any]) -> None:
+def test_options_that_save_memory_do_not_change_the_losses(runtime: ClassifierRuntime, fields: dict[str, Any]) -> None:
     plain = losses(runtime)
     assert plain[2] < plain[0]
-    assert losses(runtime, **fields) == pytest.approx(plain, rel=0.01)  # bf16 where the machine has it
+    assert losses(runtime, **fields) == pytest.approx(plain, rel=0.01)  # rounding of bf16, if the machine supports it
 
 
-def test_deepspeeds_own_options_reach_it(runtime: ClassifierRuntime) -> None:
+def test_deepspeed_options_reach_the_engine(runtime: ClassifierRuntime) -> None:
     config = TrainingConfig(num_workers=1, zero_stage=1, deepspeed={"zero_optimization": {"reduce_bucket_size": 999}})
     engine = build_engine(config, runtime)
     assert engine.zero_reduce_bucket_size() == 999
     destroy_engine(engine)
 
 
-def test_an_adapter_learns_through_checkpointed_layers(runtime: ClassifierRuntime) -> None:
+def test_an_adapter_learns_with_gradient_checkpointing(runtime: ClassifierRuntime) -> None:
     lora = {"method": "lora", "lora_dropout": 0.0, "learning_rate": 1e-3}
     plain = losses(runtime, **lora)
     assert plain[2] < plain[0]
     assert losses(runtime, **lora, gradient_checkpointing=True) == pytest.approx(plain, rel=0.01)
 
 
-def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(runtime: ClassifierRuntime) -> None:
+def test_a_nan_loss_raises_diverged_with_step_and_rows(runtime: ClassifierRuntime) -> None:
     config = config_of(epochs=2)
     engine = build_engine(config, runtime)
     with torch.no_grad():
@@ -84,24 +84,26 @@ def test_a_loss_that_is_no_number_stops_training_and_names_step_and_rows(runtime
     destroy_engine(engine)
 
 
-def test_weights_that_the_last_step_broke_are_found_before_they_are_kept(runtime: ClassifierRuntime) -> None:
+def test_weights_that_the_last_step_broke_are_not_reported(runtime: ClassifierRuntime) -> None:
     config = config_of(epochs=1, learning_rate=1e37, warmup_fraction=0.0, batch_size=NUM_ROWS)
     engine = build_engine(config, runtime)
-    kept: list[EpochReport] = []
+    reports: list[EpochReport] = []
 
     def on_epoch(report: EpochReport, _: Any) -> bool:
-        kept.append(report)
+        reports.append(report)
         return True
 
-    with pytest.raises(Diverged, match="diverged in epoch 1: answers are no numbers"):
+    with pytest.raises(Diverged, match="diverged in epoch 1: predictions are not finite"):
         train(engine, config, runtime=runtime, callbacks=Callbacks(on_epoch=on_epoch))
-    assert kept == []
+    assert reports == []
     destroy_engine(engine)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, stage: int, method: str) -> None:
+def test_a_resume_from_any_step_gives_the_report_of_an_uninterrupted_training(
+    tmp_path: Path, stage: int, method: str
+) -> None:
     runtime = small_runtime(dropout=0.2)
     config = config_of(zero_stage=stage, method=method, epochs=2, checkpoint_interval_s=0)
     steps: list[tuple[int, int]] = []
@@ -116,24 +118,24 @@ def test_going_on_from_any_step_is_as_if_nothing_had_happened(tmp_path: Path, st
         return train(engine, config, runtime=runtime, **options)
 
     engine = build_engine(config, runtime)
-    undisturbed = run(callbacks=Callbacks(on_save=save))
+    uninterrupted = run(callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
     assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
     for epoch, step in ((0, 2), (1, 1)):
-        kept = tmp_path / f"{epoch}-{step}"
-        engine, progress = checkpoint.resume(config, runtime, folder=kept, uri=kept.as_uri())
+        saved = tmp_path / f"{epoch}-{step}"
+        engine, progress = checkpoint.resume(config, runtime, folder=saved, uri=saved.as_uri())
         assert (progress.epoch, progress.step, progress.last is None) == (epoch, step, epoch == 0)
         resumed = run(progress=progress)
         destroy_engine(engine)
         assert (resumed.loss, resumed.score, resumed.padding_share) == (
-            undisturbed.loss,
-            undisturbed.score,
-            undisturbed.padding_share,
+            uninterrupted.loss,
+            uninterrupted.score,
+            uninterrupted.padding_share,
         )
 
 
 @pytest.mark.parametrize(("stage", "method"), [(1, "full"), (3, "full"), (1, "lora")])
-def test_a_checkpoint_is_gone_on_from_with_checkpointed_layers(tmp_path: Path, stage: int, method: str) -> None:
+def test_a_training_can_resume_with_gradient_checkpointing(tmp_path: Path, stage: int, method: str) -> None:
     fields = {"zero_stage": stage, "method": method, "epochs": 1, "learning_rate": 1e-3, "checkpoint_interval_s": 0.0}
     runtime, config = small_runtime(dropout=0.2), config_of(**fields)
 
@@ -153,11 +155,11 @@ def test_a_checkpoint_is_gone_on_from_with_checkpointed_layers(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_told_to_go_at_an_epoch_s_last_step_it_goes_on_with_the_validation(
+def test_a_training_stopped_at_the_last_step_of_an_epoch_resumes_with_the_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
     runtime, config = small_runtime(dropout=0.2), config_of(zero_stage=stage, epochs=1)
-    undisturbed = reports_of(runtime, zero_stage=stage, epochs=1)[-1]
+    uninterrupted = reports_of(runtime, zero_stage=stage, epochs=1)[-1]
     saved_steps: list[int] = []
 
     def save(progress: Progress, engine: Any) -> None:
@@ -165,7 +167,7 @@ def test_told_to_go_at_an_epoch_s_last_step_it_goes_on_with_the_validation(
         checkpoint.save(engine, config, folder=tmp_path, progress=progress)
         raise Interrupted
 
-    monkeypatch.setattr(preemption, "preemption_reason", iter((None, None, "the worker got SIGTERM")).__next__)
+    monkeypatch.setattr(preemption, "preemption_reason", iter((None, None, "the worker received SIGTERM")).__next__)
     engine = build_engine(config, runtime)
     with pytest.raises(Interrupted):
         train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
@@ -175,15 +177,15 @@ def test_told_to_go_at_an_epoch_s_last_step_it_goes_on_with_the_validation(
     resumed = train(engine, config, runtime=runtime, progress=progress, callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
     assert (resumed.loss, resumed.score, resumed.padding_share) == (
-        undisturbed.loss,
-        undisturbed.score,
-        undisturbed.padding_share,
+        uninterrupted.loss,
+        uninterrupted.score,
+        uninterrupted.padding_share,
     )
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_what_is_exported_answers_as_the_trained_model(
+def test_the_exported_model_predicts_as_the_trained_model(
     runtime: ClassifierRuntime, tmp_path: Path, stage: int, method: str
 ) -> None:
     with trained(runtime, zero_stage=stage, method=method) as (engine, config):
@@ -192,7 +194,7 @@ def test_what_is_exported_answers_as_the_trained_model(
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_deepspeed_7900_weights_that_lost_what_was_learned_are_refused(
+def test_deepspeed_7900_weights_that_differ_from_the_trained_model_are_rejected(
     runtime: ClassifierRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     def lost(engine: Any, config: TrainingConfig) -> dict[str, torch.Tensor]:
@@ -204,10 +206,10 @@ def test_deepspeed_7900_weights_that_lost_what_was_learned_are_refused(
     monkeypatch.setattr(export, "full_state", lost)
     with trained(runtime, zero_stage=3, method=method) as (engine, config), pytest.raises(UnusableWeights) as raised:
         export_weights(engine, config, runtime=runtime, folder=tmp_path)
-    assert "answer otherwise than the trained model" in str(raised.value)
+    assert "give other predictions than the trained model" in str(raised.value)
 
 
-def test_a_report_counts_the_seconds_of_its_epoch_and_of_all() -> None:
+def test_a_report_has_the_seconds_of_its_epoch_and_of_all_epochs() -> None:
     reports = reports_of(small_runtime(dropout=0.0), epochs=3)
     assert [report.total_seconds for report in reports] == pytest.approx(
         list(itertools.accumulate(report.step_seconds for report in reports))

@@ -1,4 +1,4 @@
-"""The arithmetic of a worker's memory, and how near it comes to what a real training takes."""
+"""The memory estimate of a worker, and its comparison with the peak memory of a real training."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ MINILM = ModelShape(
     attention_dropout=0.1,
 )
 FACTOR = 1.5
-"""The estimate is at most so many times what is measured, and at least what is measured divided by this."""
+"""Largest allowed ratio between the estimate and the measured peak, in both directions."""
 MIB = 1 << 20
 
 
@@ -37,17 +37,17 @@ def parts(*, num_workers: int = 4, batch: Batch | None = None, **fields: Any) ->
     return memory.host | {f"device {name}": size for name, size in memory.device.items()}
 
 
-def test_each_stage_shards_one_thing_more() -> None:
+def test_each_stage_shards_one_more_state() -> None:
     number = MINILM.num_parameters
     none, states, gradients, weights = (parts(zero_stage=stage) for stage in (0, 1, 2, 3))
     assert (none["weights"], none["gradients"], none["optimizer states"]) == (4 * number, 4 * number, 8 * number)
     assert states["optimizer states"] == 8 * number // 4
-    assert states["their copy of the weights"] == 4 * number // 4
+    assert states["weights of the optimizer"] == 4 * number // 4
     assert gradients["gradients"] == 4 * number // 4
-    assert weights["weights"] == 4 * number // 4 + 4 * number  # and all of its weights are in use at once
+    assert weights["weights"] == 4 * number // 4 + 4 * number  # all weights of a small model are in use at once
 
 
-def test_stage_3_holds_no_whole_copy_of_a_large_model() -> None:
+def test_stage_3_keeps_no_full_copy_of_a_large_model() -> None:
     large = ModelShape(
         num_parameters=70_000_000_000,
         num_linear=0,
@@ -64,7 +64,7 @@ def test_stage_3_holds_no_whole_copy_of_a_large_model() -> None:
     assert device["weights"] < 4 * large.num_parameters / 10
 
 
-def test_an_adapter_needs_states_for_itself_alone() -> None:
+def test_only_the_adapter_has_gradients_and_optimizer_states() -> None:
     full, lora = parts(), parts(method="lora", lora_r=16)
     trained = 16 * MINILM.num_linear_ends
     assert lora["gradients"] == 4 * trained
@@ -72,7 +72,7 @@ def test_an_adapter_needs_states_for_itself_alone() -> None:
     assert lora["weights"] == full["weights"] + 4 * trained
 
 
-def test_fewer_rows_at_once_take_less() -> None:
+def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
     def activations(num_workers: int = 4, length: int = 64, **fields: Any) -> int:
         return activation_bytes(config_of(**fields), shape=MINILM, batch=Batch(length), num_workers=num_workers)
 
@@ -80,11 +80,11 @@ def test_fewer_rows_at_once_take_less() -> None:
     assert activations(batch_size=64, gradient_accumulation_steps=4) == full_batch // 4
     assert activations(batch_size=64, num_workers=2) == 2 * full_batch
     assert activations(batch_size=64, gradient_checkpointing=True) < full_batch / 2
-    assert activations(batch_size=64, length=128) > 2 * full_batch  # attention weights grow with the square
+    assert activations(batch_size=64, length=128) > 2 * full_batch  # attention weights grow quadratically
     assert activations(batch_size=64, length=128, attention_dropout=0.0) < activations(batch_size=64, length=128)
 
 
-def test_a_chat_model_s_vocabulary_counts() -> None:
+def test_logits_of_a_chat_model_need_memory_for_the_vocabulary() -> None:
     both = [
         activation_bytes(config_of(), shape=MINILM, batch=Batch(64, packed=packed), num_workers=4)
         for packed in (False, True)
@@ -92,18 +92,18 @@ def test_a_chat_model_s_vocabulary_counts() -> None:
     assert both[1] - both[0] >= 8 * 64 * 3 * 4 * MINILM.vocabulary
 
 
-def test_on_a_gpu_what_is_offloaded_waits_in_the_node_s_memory() -> None:
-    stayed = parts(zero_stage=3, gpus_per_worker=1)
-    moved = parts(zero_stage=3, gpus_per_worker=1, offload="parameters")
-    assert "device optimizer states" in stayed
-    assert "device activations" in moved
-    assert moved["optimizer states"] == stayed["device optimizer states"]
-    assert moved["weights"] == stayed["device weights"]
-    assert "device weights" not in moved
+def test_offloaded_states_are_counted_as_host_memory() -> None:
+    plain = parts(zero_stage=3, gpus_per_worker=1)
+    offloaded = parts(zero_stage=3, gpus_per_worker=1, offload="parameters")
+    assert "device optimizer states" in plain
+    assert "device activations" in offloaded
+    assert offloaded["optimizer states"] == plain["device optimizer states"]
+    assert offloaded["weights"] == plain["device weights"]
+    assert "device weights" not in offloaded
 
 
 def test_the_estimate_is_near_the_peak_of_a_real_training() -> None:
-    """A full fine-tuning of MiniLM's shape: two steps, validation and export, in a process as a worker's is."""
+    """Compare with a full fine-tuning of MiniLM's shape (two steps, validation and export) in a separate process."""
     config, length = config_of(num_workers=1, zero_stage=1, batch_size=16, epochs=2), 64
     process = subprocess.run(
         [sys.executable, "-m", "tests.unit.training.measure_memory", config.model_dump_json(), str(length)],

@@ -1,5 +1,4 @@
-"""Several ranks over gloo: every stage and method exports what it trained, and a training that resumes with another
-number of ranks has the losses of one whose number did not change."""
+"""Several ranks over gloo: the export of every stage and method, and resumes with another number of ranks."""
 
 import json
 import os
@@ -28,7 +27,7 @@ EXPORTED: list[Case] = [(stage, method) for stage in range(4) for method in METH
 
 
 def on_ranks(num_ranks: int, function: Callable[..., None], cases: list[Case], folder: Path, *arguments: Any) -> None:
-    """`function` of each case, one after the other in the same processes: starting them takes longer than training."""
+    """Run `function` for each case in the same processes, because starting processes takes longer than training."""
     spawn(_run_rank, (num_ranks, function, cases, folder, arguments), nprocs=num_ranks)  # type: ignore[no-untyped-call]
 
 
@@ -48,17 +47,17 @@ def _run_rank(
 
 
 def start_training(folder: Path, stage: int, method: str) -> None:
-    """A training of two epochs, of which each rank keeps what it has after two steps."""
+    """Train two epochs, and checkpoint after two steps."""
     train(folder, stage, method, resumed=False)
 
 
 def resume_training(folder: Path, stage: int, method: str) -> None:
-    """The same training from what was kept."""
+    """Resume the training of `start_training` from its checkpoint."""
     train(folder, stage, method, resumed=True)
 
 
 def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
-    """Rank 0 writes the last report."""
+    """Train two epochs; rank 0 writes the last report."""
     runtime = small_runtime(dropout=0.0)
     config = config_of(
         num_workers=dist.get_world_size(),
@@ -75,7 +74,8 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
             own.mkdir()
             checkpoint.save(engine, config, folder=own, progress=progress)
 
-    with mock.patch("training.loop.inference_dtype", return_value=torch.float32):  # bf16 rounds by a matrix's shape
+    # The rounding of bf16 depends on the shape of the batch, and so on the number of ranks.
+    with mock.patch("training.loop.inference_dtype", return_value=torch.float32):
         if resumed:
             merged = folder / "merged"
             engine, progress = checkpoint.resume(config, runtime, folder=merged, uri=merged.as_uri())
@@ -95,26 +95,26 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_deepspeed_3810_a_training_goes_on_with_another_number_of_workers(
+def test_deepspeed_3810_a_training_resumes_with_another_number_of_workers(
     tmp_path: Path, before: int, after: int
 ) -> None:
     on_ranks(before, start_training, RESIZED, tmp_path)
     for stage, method in RESIZED:
         folder = tmp_path / f"{stage}-{method}"
-        for rank in range(before):  # as Ray Train merges what the ranks report
+        for rank in range(before):  # Ray Train merges the folders of all ranks
             shutil.copytree(folder / f"rank-{rank}", folder / "merged", dirs_exist_ok=True)
     on_ranks(after, resume_training, RESIZED, tmp_path)
     for stage, method in RESIZED:
         folder = tmp_path / f"{stage}-{method}"
-        undisturbed, continued = (
+        uninterrupted, resumed_report = (
             json.loads((folder / f"report-{resumed}.json").read_text()) for resumed in (False, True)
         )
-        assert continued[0] == pytest.approx(undisturbed[0], rel=1e-5), (stage, method)
-        assert continued[1] == undisturbed[1], (stage, method)
+        assert resumed_report[0] == pytest.approx(uninterrupted[0], rel=1e-5), (stage, method)
+        assert resumed_report[1] == uninterrupted[1], (stage, method)
 
 
 def export(folder: Path, stage: int, method: str) -> None:
-    """A training and its weights, which `export_weights` loads again and compares with the engine's model."""
+    """Train and export; `export_weights` loads the files again and compares them with the engine's model."""
     runtime = small_runtime(dropout=0.0)
     config = config_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method, epochs=1)
     engine = loop.build_engine(config, runtime)
@@ -124,7 +124,7 @@ def export(folder: Path, stage: int, method: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_export_what_they_trained_at_every_stage_and_by_each_method(tmp_path: Path) -> None:
+def test_two_workers_export_the_trained_model_at_every_stage_and_method(tmp_path: Path) -> None:
     on_ranks(2, export, EXPORTED, tmp_path)
     for stage, method in EXPORTED:
         names = {path.name for path in (tmp_path / f"{stage}-{method}").iterdir()}

@@ -1,4 +1,4 @@
-"""A checkpoint with code in it: refused by whatever way a training that resumes would have read it, and not run."""
+"""A checkpoint that contains code is rejected, and the code does not run, no matter how the checkpoint is read."""
 
 import os
 import pickle
@@ -23,11 +23,11 @@ URI = "s3://models/task/runs/1/train/checkpoint"
 MODEL = {stage: f"step/{'zero_pp_rank_0_' if stage == 3 else ''}mp_rank_00_model_states.pt" for stage in (0, 1, 3)}
 OPTIMIZER = "step/zero_pp_rank_0_mp_rank_00_optim_states.pt"
 READ = [(0, MODEL[0]), (1, MODEL[1]), (1, OPTIMIZER), (3, MODEL[3]), (3, OPTIMIZER)]
-"""ZeRO stage, and a file that its resume reads."""
+"""Pairs of a ZeRO stage and a file that a resume reads."""
 
 
 class Payload:
-    """Unpickled, it makes a folder."""
+    """An object whose unpickling creates the folder `marker`."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -40,20 +40,20 @@ def inside_the_state(file: Path, payload: Payload) -> None:
     torch.save(torch.load(file, weights_only=False) | {"more": payload}, file)
 
 
-def in_the_format_before_zip(file: Path, payload: Payload) -> None:
+def in_legacy_format(file: Path, payload: Payload) -> None:
     torch.save({"more": payload}, file, _use_new_zipfile_serialization=False)
 
 
-def as_a_plain_pickle(file: Path, payload: Payload) -> None:
+def as_plain_pickle(file: Path, payload: Payload) -> None:
     file.write_bytes(pickle.dumps(payload))
 
 
-PUT: list[Callable[[Path, Payload], None]] = [inside_the_state, in_the_format_before_zip, as_a_plain_pickle]
+ATTACKS: list[Callable[[Path, Payload], None]] = [inside_the_state, in_legacy_format, as_plain_pickle]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """A checkpoint of each stage."""
+    """Checkpoints by ZeRO stage."""
     folders = {}
     for stage in MODEL:
         folders[stage] = tmp_path_factory.mktemp(f"stage-{stage}")
@@ -75,23 +75,26 @@ def resume(folder: Path, *, stage: int) -> None:
     destroy_engine(engine)
 
 
-@pytest.mark.parametrize("put", PUT)
+@pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize(("stage", "name"), READ)
-def test_code_in_a_checkpoint_is_refused_with_the_file_named_and_does_not_run(
-    checkpoints: dict[int, Path], tmp_path: Path, stage: int, name: str, put: Callable[[Path, Payload], None]
+def test_a_checkpoint_with_code_is_rejected_and_the_code_does_not_run(
+    checkpoints: dict[int, Path], tmp_path: Path, stage: int, name: str, attack: Callable[[Path, Payload], None]
 ) -> None:
     folder, marker = shutil.copytree(checkpoints[stage], tmp_path / "copy"), tmp_path / "it-ran"
-    put(folder / name, Payload(marker))
-    with pytest.raises(UnusableCheckpoint, match=rf"checkpoint {URI} .*{name}.* find out who else may write there"):
+    attack(folder / name, Payload(marker))
+    with pytest.raises(
+        UnusableCheckpoint, match=rf"checkpoint {URI} was changed .*{name}.* check the write permissions"
+    ):
         resume(folder, stage=stage)
     assert not marker.exists()
 
 
 @pytest.mark.parametrize(("stage", "name"), READ)
-def test_deepspeeds_own_reading_runs_nothing_either(
+def test_deepspeed_loads_a_checkpoint_without_running_its_code(
     checkpoints: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, name: str
 ) -> None:
-    monkeypatch.setattr(checkpoint, "find_unsafe_file", lambda _: None)  # as if the file were changed after the check
+    # Simulate a file that was changed after the check.
+    monkeypatch.setattr(checkpoint, "find_unsafe_file", lambda _: None)
     folder, marker = shutil.copytree(checkpoints[stage], tmp_path / "copy"), tmp_path / "it-ran"
     inside_the_state(folder / name, Payload(marker))
     with pytest.raises(pickle.UnpicklingError):
@@ -100,7 +103,7 @@ def test_deepspeeds_own_reading_runs_nothing_either(
 
 
 @pytest.mark.parametrize("name", [MODEL[1], OPTIMIZER])
-def test_neither_does_what_makes_shards_of_two_workers_one(
+def test_the_conversion_of_shards_does_not_run_code(
     checkpoints: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(checkpoint, "find_unsafe_file", lambda _: None)
@@ -112,37 +115,37 @@ def test_neither_does_what_makes_shards_of_two_workers_one(
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("put", PUT)
-def test_the_payload_runs_where_nothing_holds_it(
-    checkpoints: dict[int, Path], tmp_path: Path, put: Callable[[Path, Payload], None]
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_payload_runs_without_protection(
+    checkpoints: dict[int, Path], tmp_path: Path, attack: Callable[[Path, Payload], None]
 ) -> None:
     file, marker = tmp_path / "state.pt", tmp_path / "it-ran"
     shutil.copy(checkpoints[1] / OPTIMIZER, file)
-    put(file, Payload(marker))
-    torch.load(file, weights_only=False) if put is not as_a_plain_pickle else pickle.loads(file.read_bytes())
+    attack(file, Payload(marker))
+    torch.load(file, weights_only=False) if attack is not as_plain_pickle else pickle.loads(file.read_bytes())
     assert marker.exists()
 
 
 @pytest.mark.parametrize("stage", list(MODEL))
-def test_what_a_training_writes_names_nothing_foreign(checkpoints: dict[int, Path], stage: int) -> None:
+def test_the_checkpoint_of_a_training_is_accepted(checkpoints: dict[int, Path], stage: int) -> None:
     assert find_unsafe_file(checkpoints[stage]) is None
 
 
-def test_a_file_that_is_cut_off_is_refused_by_name(checkpoints: dict[int, Path], tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected(checkpoints: dict[int, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoints[1], tmp_path / "copy")
     content = (folder / OPTIMIZER).read_bytes()
     (folder / OPTIMIZER).write_bytes(content[: len(content) // 2])
-    with pytest.raises(UnusableCheckpoint, match=f"{OPTIMIZER} is no file of torch's"):
+    with pytest.raises(UnusableCheckpoint, match=f"{OPTIMIZER} is not a torch file"):
         resume(folder, stage=1)
 
 
-def test_no_environment_variable_disables_it_and_each_is_restored(
+def test_environment_variables_do_not_disable_the_protection_and_are_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FORBID, "1")
     monkeypatch.delenv(FORCE, raising=False)
     file, marker = tmp_path / "state.pt", tmp_path / "it-ran"
-    in_the_format_before_zip(file, Payload(marker))
+    in_legacy_format(file, Payload(marker))
     with tensors_only(), pytest.raises(pickle.UnpicklingError):
         torch.load(file, weights_only=False)
     assert not marker.exists()

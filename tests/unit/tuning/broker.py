@@ -1,4 +1,4 @@
-"""Helpers of the tests of the TrialBroker, which run it without Ray."""
+"""Helpers to test the TrialBroker without Ray."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,7 +9,7 @@ from tuning.trial_broker import TrialBroker
 from tuning.trial_record import SweepJournal, TrialRecord
 
 T = TypeVar("T")
-LIMIT_S = 20  # a hang is a failure, not a long wait
+LIMIT_S = 20  # a test that hangs fails after this time
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -45,6 +45,6 @@ async def take(broker: TrialBroker, group: str = "group-0") -> str:
 
 
 async def settle() -> None:
-    """Let every task that can continue do so."""
+    """Run all tasks until each of them waits."""
     for _ in range(20):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""A trial is stopped when its optimistic final score is below the target, a sweep when no other trial can reach it."""
+"""A trial stops if its optimistic final score is below the target; a sweep ends if no other trial can reach it."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ RECORDED = (
     ((0.2500, 0.3125, 0.3555), 256, 0.605),
     ((0.3516, 0.3047, 0.2812), 256, 0.605),
     ((0.3477, 0.2891, 0.2695), 256, 0.605),
-    # The same on 384 terms for four epochs.
+    # The same sweep on 384 terms for four epochs.
     ((0.4844, 0.5820, 0.6016, 0.6016), 256, 0.578),
     ((0.3750, 0.5508, 0.5977, 0.5977), 256, 0.578),
     ((0.3594, 0.5547, 0.6094, 0.5938), 256, 0.578),
@@ -34,7 +34,7 @@ RECORDED = (
     ((0.2891, 0.2422, 0.2070, 0.1953), 256, 0.578),
     ((0.2812, 0.2266, 0.1719, 0.1641), 256, 0.578),
 )
-"""Scores after each epoch of trainings run to their end, the rows behind each score, and the best baseline."""
+"""Recorded trainings: the score after each epoch, the number of scored rows, and the score of the best baseline."""
 scores = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
 
@@ -42,7 +42,7 @@ def continues(scores: list[float], *, epochs_left: int, to_beat: float, num_rows
     return can_still_reach(TrialScores(scores, epochs_left), to_beat=to_beat, num_rows=num_rows)
 
 
-def test_after_one_epoch_the_slope_is_unknown_and_it_goes_on() -> None:
+def test_a_trial_is_not_stopped_after_its_first_epoch() -> None:
     assert continues([0.0], epochs_left=9, to_beat=1.0)
     assert continues([], epochs_left=9, to_beat=1.0)
 
@@ -51,27 +51,27 @@ def test_a_finished_trial_is_not_stopped() -> None:
     assert continues([0.1, 0.1], epochs_left=0, to_beat=0.9)
 
 
-def test_a_flat_trial_far_under_the_target_is_stopped() -> None:
+def test_a_flat_trial_far_below_the_target_is_stopped() -> None:
     assert not continues([0.5, 0.5], epochs_left=3, to_beat=0.7)
 
 
-def test_a_falling_trial_gets_no_credit_for_its_slope() -> None:
+def test_a_negative_slope_is_treated_as_zero() -> None:
     assert not continues([0.6, 0.5], epochs_left=3, to_beat=0.7)
     assert continues([0.6, 0.5], epochs_left=3, to_beat=0.5)
 
 
-def test_a_rising_trial_goes_on_as_long_as_its_slope_can_carry_it() -> None:
+def test_a_rising_trial_continues_while_its_slope_can_reach_the_target() -> None:
     assert continues([0.5, 0.6], epochs_left=2, to_beat=0.79, num_rows=100_000)
     assert not continues([0.5, 0.6], epochs_left=1, to_beat=0.79, num_rows=100_000)
 
 
-def test_on_few_rows_the_doubt_is_larger_than_on_many() -> None:
+def test_fewer_rows_give_a_higher_optimistic_score() -> None:
     assert continues([0.5, 0.5], epochs_left=1, to_beat=0.55, num_rows=100)
     assert not continues([0.5, 0.5], epochs_left=1, to_beat=0.55, num_rows=10_000)
 
 
 @given(scores=scores, epochs_left=st.integers(1, 5), to_beat=st.floats(0, 1), num_rows=st.integers(1, 10_000))
-def test_what_has_reached_the_target_goes_on_and_a_lower_bar_never_stops_more(
+def test_a_trial_at_the_target_continues_and_a_lower_target_stops_no_more_trials(
     scores: list[float], epochs_left: int, to_beat: float, num_rows: int
 ) -> None:
     if scores[-1] >= to_beat:
@@ -81,7 +81,7 @@ def test_what_has_reached_the_target_goes_on_and_a_lower_bar_never_stops_more(
 
 
 def stopped_after(curve: tuple[float, ...], *, to_beat: float, num_rows: int) -> int | None:
-    """The epoch after which the rule would have ended a training, None if it lets it run to its end."""
+    """Return the epoch after which the rule stops a training, or None if it does not stop it."""
     for num in range(1, len(curve)):
         if not continues(list(curve[:num]), epochs_left=len(curve) - num, to_beat=to_beat, num_rows=num_rows):
             return num
@@ -89,7 +89,7 @@ def stopped_after(curve: tuple[float, ...], *, to_beat: float, num_rows: int) ->
 
 
 @pytest.mark.parametrize(("curve", "num_rows", "baseline"), RECORDED)
-def test_no_recorded_training_is_stopped_whose_end_lies_over_a_target_by_more_than_a_fifth_of_a_point(
+def test_no_recorded_training_that_exceeds_the_target_by_over_0_2_points_is_stopped(
     curve: tuple[float, ...], num_rows: int, baseline: float
 ) -> None:
     targets = [target / 1000 for target in range(round(1000 * baseline), 1001)]
@@ -97,15 +97,13 @@ def test_no_recorded_training_is_stopped_whose_end_lies_over_a_target_by_more_th
     assert max(lost) <= 0.002
 
 
-def test_of_a_recorded_sweep_the_trials_that_never_come_near_the_target_are_stopped_after_two_epochs() -> None:
+def test_hopeless_trials_of_a_recorded_sweep_are_stopped_after_two_epochs() -> None:
     ends = [stopped_after(curve, to_beat=0.615, num_rows=num_rows) for curve, num_rows, _ in RECORDED[2:10]]
     assert ends == [None, None, None, None, None, 2, 2, 2]
 
 
 @pytest.mark.parametrize("to_beat", [0.5, 0.62, 0.66, 0.7, 0.8, 0.95])
-def test_the_recorded_sweep_is_not_ended_in_any_order_while_a_trial_left_out_would_reach_the_target(
-    to_beat: float,
-) -> None:
+def test_the_recorded_sweep_is_not_ended_wrongly_in_any_order(to_beat: float) -> None:
     trials = [TrialScores(curve, 0) for curve, *_ in RECORDED[2:10]]
     generator = np.random.default_rng(0)
     for _ in range(200):
@@ -117,18 +115,18 @@ def baseline(kind: str, score: float, *, servable: bool = True) -> Baseline:
     return Baseline(kind, None, score, servable, "")
 
 
-def test_the_target_is_the_best_servable_baseline_and_the_minimum_gain() -> None:
+def test_the_target_is_the_best_servable_baseline_plus_the_minimum_gain() -> None:
     baselines = [baseline("majority", 0.1, servable=False), baseline("probe", 0.7), baseline("centroid", 0.6)]
     target = set_target(baselines, minimum_gain=0.02)
     assert target.to_beat == pytest.approx(0.72)
-    assert target.text == "0.720 (probe and 0.02)"
+    assert target.text == "0.720 (probe + 0.02)"
     assert target.baselines == {"majority": 0.1, "probe": 0.7, "centroid": 0.6}
 
 
-def test_a_reference_that_cannot_serve_is_the_target_only_if_it_scores_higher_still() -> None:
+def test_the_reference_is_the_target_only_if_it_scores_higher() -> None:
     probe = baseline("probe", 0.7)
     near, higher = (baseline("tf_idf", score, servable=False) for score in (0.705, 0.75))
-    assert set_target([probe, near], minimum_gain=0.01).text == "0.710 (probe and 0.01)"
+    assert set_target([probe, near], minimum_gain=0.01).text == "0.710 (probe + 0.01)"
     assert set_target([probe, higher], minimum_gain=0.01).text == "0.750 (tf_idf)"
 
 
@@ -140,48 +138,50 @@ def futility(trials: list[TrialScores], *, to_beat: float, num_trials: int = 8, 
     return sweep_futility(trials, num_trials=num_trials, to_beat=to_beat, num_rows=num_rows)
 
 
-def test_a_sweep_whose_trials_all_end_alike_and_far_under_the_target_ends() -> None:
+def test_a_sweep_ends_if_all_trials_score_far_below_the_target() -> None:
     reason = futility(finished(0.5, 0.51, 0.5, 0.52), to_beat=0.8)
     assert reason is not None
-    assert reason.startswith("0.800 is out of reach: 4 trials end at 0.551 at most, and the best of 4 others under 0.")
+    assert reason.startswith(
+        "0.800 is out of reach: 4 trials reach at most 0.551, and the best of the other 4 at most 0."
+    )
 
 
-def test_three_trials_say_too_little() -> None:
+def test_three_trials_are_too_few_to_end_a_sweep() -> None:
     assert futility(finished(0.5, 0.5, 0.5), to_beat=0.8) is None
 
 
-def test_trials_that_lie_far_apart_let_the_sweep_go_on() -> None:
+def test_a_sweep_with_widely_spread_scores_continues() -> None:
     assert futility(finished(0.1, 0.3, 0.5, 0.7), to_beat=0.8) is None
 
 
-def test_one_trial_that_can_still_reach_the_target_keeps_the_sweep_going() -> None:
+def test_a_sweep_continues_while_a_trial_can_reach_the_target() -> None:
     assert futility([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5, 0.65], 2)], to_beat=0.8) is None
 
 
-def test_a_trial_after_one_epoch_of_several_is_counted_among_those_to_come() -> None:
-    assert "4 others" in (futility([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5], 2)], to_beat=0.8) or "")
+def test_a_trial_after_its_first_epoch_counts_as_an_other_trial() -> None:
+    assert "the other 4" in (futility([*finished(0.5, 0.5, 0.5, 0.5), TrialScores([0.5], 2)], to_beat=0.8) or "")
 
 
-def test_a_sweep_whose_trials_have_all_run_has_nothing_to_end() -> None:
+def test_a_sweep_without_remaining_trials_is_not_ended() -> None:
     assert futility(finished(0.5, 0.5, 0.5, 0.5), to_beat=0.8, num_trials=4) is None
 
 
 @pytest.mark.parametrize("deviations", [1.0, 1.5, 2.0, 3.0])
-def test_of_sweeps_whose_trials_are_alike_at_most_one_in_twenty_is_ended_wrongly(deviations: float) -> None:
+def test_at_most_one_in_twenty_sweeps_with_similar_trials_is_ended_wrongly(deviations: float) -> None:
     sweeps = np.random.default_rng(0).normal(0.6, 0.03, size=(1000, 8))
-    to_beat = 0.6 + deviations * 0.03 + 0.03  # the doubt about each score adds 0.03 to every end
+    to_beat = 0.6 + deviations * 0.03 + 0.03  # each optimistic score is 0.03 above the measured score
     wrong = sum(ended_wrongly(finished(*ends), to_beat=to_beat, num_rows=1000) for ends in sweeps)
     assert wrong / len(sweeps) <= 0.05
 
 
 def ended_wrongly(trials: list[TrialScores], *, to_beat: float, num_rows: int) -> bool:
-    """Whether a sweep that looks after each trial is ended, and one of the trials it leaves out would have reached."""
+    """Return True if the rule, applied after each trial, ends the sweep before a trial that would reach the target."""
     for num in range(1, len(trials)):
         if futility(trials[:num], to_beat=to_beat, num_trials=len(trials), num_rows=num_rows) is not None:
             return any((optimistic_final_score(trial, num_rows=num_rows) or 0.0) >= to_beat for trial in trials[num:])
     return False
 
 
-def test_the_decision_needs_neither_ray_nor_torch() -> None:
+def test_the_module_imports_neither_ray_nor_torch() -> None:
     code = "import sys, tuning.futility, tailorbird.config.recipe; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""A learning curve recovers the power law of its scores, with an interval that is wide for few rows or sizes."""
+"""A learning curve recovers the power law of its scores, with a wide interval if there are few rows or sizes."""
 
 import math
 import subprocess
@@ -15,11 +15,11 @@ SIZES = (500, 1000, 2000, 4000, 8000)
 
 
 def law(size: int) -> float:
-    """A score of 0.7 at 8,000 rows and 0.9 at the end."""
+    """Return a score on a power law: 0.7 for 8,000 rows, 0.9 in the limit."""
     return 0.9 - 0.2 * math.sqrt(8000 / size)
 
 
-def test_scores_on_a_power_law_lead_where_the_law_leads() -> None:
+def test_the_curve_predicts_the_next_score_of_a_power_law() -> None:
     curve = fit_curve(SIZES, [law(size) for size in SIZES], num_validation=100_000)
     assert curve.at_double == pytest.approx(law(16000), abs=1e-4)
     low, high = curve.interval
@@ -31,29 +31,29 @@ def test_scores_on_a_power_law_lead_where_the_law_leads() -> None:
     assert "not certain" not in curve.sentence
 
 
-def test_few_validation_rows_make_it_unsure() -> None:
+def test_few_validation_rows_widen_the_interval() -> None:
     scores = [law(size) for size in SIZES]
     many, few = (fit_curve(SIZES, scores, num_validation=rows) for rows in (20_000, 200))
     assert few.interval[1] - few.interval[0] > 3 * (many.interval[1] - many.interval[0])
-    assert few.sentence.endswith("whether more data would help is not certain")
+    assert few.sentence.endswith("it is not certain that more data would help")
 
 
 @pytest.mark.parametrize("scores", [(0.7,) * 5, (0.72, 0.71, 0.7, 0.69, 0.68)])
-def test_scores_that_do_not_rise_promise_nothing(scores: tuple[float, ...]) -> None:
+def test_scores_that_do_not_rise_predict_no_gain(scores: tuple[float, ...]) -> None:
     curve = fit_curve(SIZES, scores, num_validation=1000)
     assert curve.at_double == pytest.approx(0.7, abs=0.01)
-    assert curve.sentence.endswith("whether more data would help is not certain")
+    assert curve.sentence.endswith("it is not certain that more data would help")
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
-def test_scores_at_an_end_stay_in_range_and_leave_doubt(score: float) -> None:
+def test_scores_of_0_and_1_have_an_interval_in_range(score: float) -> None:
     curve = fit_curve(SIZES[2:], [score] * 3, num_validation=50)
     low, high = curve.interval
     assert 0 <= low <= curve.at_double <= high <= 1
     assert high - low > 0.001
 
 
-def test_the_same_scores_give_the_same_curve_and_it_survives_json() -> None:
+def test_a_curve_is_deterministic_and_survives_json() -> None:
     curve = fit_curve(SIZES, (0.5, 0.58, 0.64, 0.69, 0.72), num_validation=1389)
     assert curve == fit_curve(SIZES, (0.5, 0.58, 0.64, 0.69, 0.72), num_validation=1389)
     adapter = TypeAdapter(LearningCurve)
@@ -65,14 +65,14 @@ def test_the_same_scores_give_the_same_curve_and_it_survives_json() -> None:
     [
         ((1, 2), (0.1, 0.2), 10, "at least 3"),
         ((1, 2, 3), (0.1, 0.2), 10, "3 sizes and 2 scores"),
-        ((1, 3, 3), (0.1, 0.2, 0.3), 10, "do not ascend"),
-        ((0, 2, 3), (0.1, 0.2, 0.3), 10, "do not ascend"),
+        ((1, 3, 3), (0.1, 0.2, 0.3), 10, "positive and strictly ascending"),
+        ((0, 2, 3), (0.1, 0.2, 0.3), 10, "positive and strictly ascending"),
         ((1, 2, 3), (0.1, 0.2, 1.3), 10, "between 0 and 1"),
         ((1, 2, 3), (0.1, 0.2, float("nan")), 10, "between 0 and 1"),
-        ((1, 2, 3), (0.1, 0.2, 0.3), 0, "num_validation is 0"),
+        ((1, 2, 3), (0.1, 0.2, 0.3), 0, "num_validation 0 must be"),
     ],
 )
-def test_what_is_no_curve_is_refused(
+def test_invalid_sizes_and_scores_are_rejected(
     sizes: tuple[int, ...], scores: tuple[float, ...], rows: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -84,22 +84,20 @@ def test_sizes_halve_down_to_a_sixteenth() -> None:
     assert curve_sizes(8000, 22, num_sizes=3) == SIZES[2:]
 
 
-def test_sizes_under_the_number_of_classes_are_left_out() -> None:
+def test_sizes_below_the_number_of_classes_are_omitted() -> None:
     assert curve_sizes(100, 12) == (12, 25, 50, 100)
     assert curve_sizes(88, 22) == (22, 44, 88)
 
 
-def test_too_few_rows_for_three_sizes_say_how_many_it_takes() -> None:
-    with pytest.raises(
-        ValueError, match=r"87 training rows of 22 classes .* at least 88 rows, or set tuning\.learning"
-    ):
+def test_the_error_for_too_few_rows_names_the_required_number() -> None:
+    with pytest.raises(ValueError, match=r"87 rows of 22 classes .* at least 88 rows, or set tuning\.learning"):
         curve_sizes(87, 22)
     with pytest.raises(ValueError, match="num_sizes is 2"):
         curve_sizes(8000, 22, num_sizes=2)
 
 
 @given(num_rows=st.integers(4, 100_000), num_classes=st.integers(1, 200))
-def test_sizes_ascend_to_all_rows_and_hold_every_class(num_rows: int, num_classes: int) -> None:
+def test_sizes_ascend_to_all_rows_and_allow_a_row_per_class(num_rows: int, num_classes: int) -> None:
     if num_rows < 4 * num_classes:
         with pytest.raises(ValueError, match="learning curve needs"):
             curve_sizes(num_rows, num_classes)
@@ -111,6 +109,6 @@ def test_sizes_ascend_to_all_rows_and_hold_every_class(num_rows: int, num_classe
     assert sizes[0] >= num_classes
 
 
-def test_the_curve_needs_neither_ray_nor_torch() -> None:
+def test_the_module_imports_neither_ray_nor_torch() -> None:
     code = "import sys, tuning.learning_curve; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""From the recipe's space to a trial's training config."""
+"""Samplers of the search space, and the training config of a trial."""
 
 import pytest
 
@@ -19,22 +19,22 @@ def test_each_field_becomes_a_sampler_within_its_bounds() -> None:
     assert list(space["method"].categories) == ["full", "lora"]
     assert (space["learning_rate"].lower, space["learning_rate"].upper) == (1e-5, 1e-3)
     for _ in range(20):
-        drawn = trial_config(TrainingConfig(), {name: sampler.sample() for name, sampler in space.items()})
-        assert 1e-5 <= drawn.learning_rate <= 1e-3
-        assert 0 <= drawn.lora_dropout <= 0.5
+        config = trial_config(TrainingConfig(), {name: sampler.sample() for name, sampler in space.items()})
+        assert 1e-5 <= config.learning_rate <= 1e-3
+        assert 0 <= config.lora_dropout <= 0.5
 
 
-def test_an_empty_space_tries_the_section_as_configured() -> None:
+def test_an_empty_space_gives_the_training_config_unchanged() -> None:
     assert param_space(TuningConfig()) == {}
     assert trial_config(TrainingConfig(epochs=5), {}) == TrainingConfig(epochs=5)
 
 
-def test_a_trial_changes_what_was_drawn_and_keeps_the_rest() -> None:
+def test_a_trial_changes_only_the_sampled_fields() -> None:
     config = trial_config(TrainingConfig(epochs=5, seed=3), {"method": "lora", "learning_rate": 0.01})
     assert config == TrainingConfig(epochs=5, seed=3, method="lora", learning_rate=0.01)
 
 
-def test_a_value_that_the_section_does_not_allow_is_refused() -> None:
+def test_an_invalid_value_is_rejected() -> None:
     with pytest.raises(ValueError, match="learning_rate"):
         trial_config(TrainingConfig(), {"learning_rate": -1.0})
 
@@ -43,8 +43,6 @@ def test_a_value_that_the_section_does_not_allow_is_refused() -> None:
     ("distribution", "maximum"),
     [(None, 4), (Distribution(choice=(1, 6, 2)), 6), (Distribution(uniform=(1, 3)), 3)],
 )
-def test_the_most_epochs_a_trial_may_run_are_known_before_any_is_drawn(
-    distribution: Distribution | None, maximum: int
-) -> None:
+def test_max_epochs_is_the_largest_value_of_the_search_space(distribution: Distribution | None, maximum: int) -> None:
     space = {} if distribution is None else {"epochs": distribution}
     assert max_epochs(TrainingConfig(epochs=4), TuningConfig(space=space)) == maximum

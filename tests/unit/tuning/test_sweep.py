@@ -1,4 +1,4 @@
-"""A sweep's storage and its selection of a trial, without Ray."""
+"""Storage of a sweep and selection of a trial, without Ray."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tuning.trial_record import SweepJournal, TrialRecord, write_journal
 from tuning.tuner import build_tuner
 
 
-def test_the_journal_and_tune_s_own_files_retry_s3_as_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_journal_and_tune_use_the_retry_policy_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     attempts: list[int] = []
 
@@ -33,7 +33,7 @@ def test_the_journal_and_tune_s_own_files_retry_s3_as_workers_do(monkeypatch: py
     assert attempts == [s3.PERSISTENT.min_attempts] * 2
 
 
-def test_a_sweep_without_an_export_fails_with_each_cause() -> None:
+def test_a_sweep_without_weights_fails_with_all_causes() -> None:
     journal = SweepJournal(trials=(TrialRecord(trial="a", config={}, failure="the loss is nan"),))
-    with pytest.raises(TrainingFailed, match="no trial was trained to an export: out of memory; the loss is nan"):
+    with pytest.raises(TrainingFailed, match="no trial produced weights: out of memory; the loss is nan"):
         select_trial(journal, errors=["out of memory"])

@@ -1,4 +1,4 @@
-"""The TrialBroker between Tune and the worker groups, without Ray: no trial is lost, repeated or waits for ever."""
+"""The TrialBroker without Ray: no trial is lost, repeated, or waits forever."""
 
 import asyncio
 import subprocess
@@ -11,8 +11,8 @@ from tuning.trial_broker import SweepFailed, TrialAssignment, TrialBroker
 from tuning.trial_record import SweepJournal, TrialRecord
 
 
-def test_a_trial_goes_from_tune_to_a_group_and_its_epochs_back() -> None:
-    async def story() -> None:
+def test_a_trial_is_passed_to_a_group_and_its_reports_to_tune() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {"learning_rate": 1})
         assert await broker.take("group-0") == TrialAssignment("a", {"learning_rate": 1}, None)
@@ -20,7 +20,7 @@ def test_a_trial_goes_from_tune_to_a_group_and_its_epochs_back() -> None:
         reported = asyncio.create_task(broker.report("a", epoch(0), last=False))
         assert (await first).epoch == 0
         await settle()
-        assert not reported.done()  # the group waits for Tune's word
+        assert not reported.done()  # the group waits until Tune requests the next epoch
         second = asyncio.create_task(broker.next_report("a"))
         assert await reported is True
         assert await broker.report("a", epoch(1), last=True) is False
@@ -38,11 +38,11 @@ def test_a_trial_goes_from_tune_to_a_group_and_its_epochs_back() -> None:
             ),
         )
 
-    run(story())
+    run(scenario())
 
 
-def test_trials_are_taken_in_order_of_submission_and_a_group_waits_for_the_next() -> None:
-    async def story() -> None:
+def test_groups_take_trials_in_order_of_submission_and_wait_for_the_next() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         waiting = asyncio.create_task(broker.take("group-0"))
         await settle()
@@ -51,11 +51,11 @@ def test_trials_are_taken_in_order_of_submission_and_a_group_waits_for_the_next(
             await broker.submit(name, {})
         assert [getattr(await waiting, "trial", None), await take(broker, "group-1")] == ["a", "b"]
 
-    run(story())
+    run(scenario())
 
 
-def test_a_cancelled_trial_ends_after_the_epoch_it_reports() -> None:
-    async def story() -> None:
+def test_a_cancelled_trial_ends_after_its_current_epoch() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {})
         await broker.take("group-0")
@@ -65,11 +65,11 @@ def test_a_cancelled_trial_ends_after_the_epoch_it_reports() -> None:
         await broker.cancel("a")
         assert await reported is False
 
-    run(story())
+    run(scenario())
 
 
-def test_closing_ends_waiting_groups_and_trials_that_tune_does_not_continue() -> None:
-    async def story() -> None:
+def test_close_ends_waiting_groups_and_reports() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {})
         await broker.take("group-0")
@@ -82,11 +82,11 @@ def test_closing_ends_waiting_groups_and_trials_that_tune_does_not_continue() ->
         assert await reported is False
         assert await broker.take("group-2") is None
 
-    run(story())
+    run(scenario())
 
 
 def test_a_finished_trial_is_not_assigned_again() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {})
         await broker.take("group-0")
@@ -94,11 +94,11 @@ def test_a_finished_trial_is_not_assigned_again() -> None:
         await broker.close()
         assert await broker.take("group-0") is None
 
-    run(story())
+    run(scenario())
 
 
-def test_a_trial_that_failed_by_itself_is_not_assigned_again() -> None:
-    async def story() -> None:
+def test_a_failed_trial_is_not_assigned_again() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("diverged", {})
         await broker.submit("next", {})
@@ -110,11 +110,11 @@ def test_a_trial_that_failed_by_itself_is_not_assigned_again() -> None:
         assert await broker.take("group") == TrialAssignment("next", {}, None)
         assert record(broker, "diverged").failure == "the loss is nan"
 
-    run(story())
+    run(scenario())
 
 
-def test_a_completed_trial_outranks_a_better_one_that_was_stopped() -> None:
-    async def story() -> None:
+def test_a_completed_trial_ranks_above_a_stopped_trial_with_a_higher_score() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await exported(broker, "stopped", score=0.8, completed=False)
         assert not broker.is_best(score=0.7, completed=False)
@@ -124,34 +124,34 @@ def test_a_completed_trial_outranks_a_better_one_that_was_stopped() -> None:
         assert not broker.is_best(score=0.6, completed=True)
         assert broker.is_best(score=0.65, completed=True)
 
-    run(story())
+    run(scenario())
 
 
-def test_a_trial_is_the_best_once_its_weights_are_exported() -> None:
-    async def story() -> None:
+def test_a_trial_is_the_best_only_after_its_weights_are_exported() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         assert broker.is_best(score=0.8, completed=True)
-        assert broker.is_best(score=0.8, completed=True)  # its group died while it exported: it may try again
+        assert broker.is_best(score=0.8, completed=True)  # a group that died during the export may try again
         await broker.submit("diverged", {})
         await broker.finish("group-0", "diverged", result(score=0.9))
         assert broker.is_best(score=0.1, completed=False)
 
-    run(story())
+    run(scenario())
 
 
-def test_a_trial_cancelled_before_a_group_took_it_is_not_taken() -> None:
-    async def story() -> None:
+def test_a_trial_cancelled_while_it_waits_is_not_assigned() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {})
         await broker.submit("b", {})
         await broker.cancel("a")
         assert await take(broker) == "b"
 
-    run(story())
+    run(scenario())
 
 
-def test_when_the_sweep_ends_itself_the_trials_that_end_with_it_are_marked() -> None:
-    async def story() -> None:
+def test_trials_that_end_with_the_sweep_are_marked() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         for name in ("stopped", "completed", "running"):
             await broker.submit(name, {})
@@ -161,7 +161,7 @@ def test_when_the_sweep_ends_itself_the_trials_that_end_with_it_are_marked() -> 
         assert broker.journal().ended == "out of reach"
         assert {record.trial for record in broker.journal().trials if record.ended_with_sweep} == {"running"}
 
-    run(story())
+    run(scenario())
 
 
 async def exported(broker: TrialBroker, trial_id: str, *, score: float, completed: bool) -> None:
@@ -171,6 +171,6 @@ async def exported(broker: TrialBroker, trial_id: str, *, score: float, complete
     await broker.finish("group-0", trial_id, result(f"s3://{trial_id}", score=score))
 
 
-def test_the_actor_s_process_imports_neither_torch_nor_tune() -> None:
+def test_the_module_imports_neither_torch_nor_tune() -> None:
     code = "import sys, tuning.trial_broker; sys.exit(bool({'torch', 'ray.tune', 'ray.train'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

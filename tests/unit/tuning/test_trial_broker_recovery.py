@@ -9,8 +9,8 @@ from tuning.trial_broker import MAX_FAILURES, SweepFailed, TrialAssignment
 from tuning.trial_record import SweepJournal, TrialRecord
 
 
-def test_a_group_that_died_gets_its_trial_again_and_tune_gets_each_epoch_once() -> None:
-    async def story() -> None:
+def test_a_restarted_group_gets_its_trial_again_and_tune_gets_each_epoch_once() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {"x": 1})
         await broker.submit("b", {})
@@ -20,20 +20,22 @@ def test_a_group_that_died_gets_its_trial_again_and_tune_gets_each_epoch_once() 
         await first
         second = asyncio.create_task(broker.next_report("a"))
         await reported
-        # Here the group dies; what comes back has the same name, and starts the trial from its first epoch.
+        # The group dies here. The restarted group has the same name, and starts the trial from its first epoch.
         assert await broker.take("group-0") == TrialAssignment("a", {"x": 1}, None)
-        assert await broker.report("a", epoch(0, score=0.9), last=False) is True  # at once: Tune has this one
+        assert (
+            await broker.report("a", epoch(0, score=0.9), last=False) is True
+        )  # returns at once, because Tune has this epoch
         assert not second.done()
         assert await broker.report("a", epoch(1), last=True) is False
         assert (await second).epoch == 1
         assert [report.epoch for report in record(broker, "a").epochs] == [0, 1]
         assert record(broker, "a").epochs[0].score == 0.5
 
-    run(story())
+    run(scenario())
 
 
-def test_a_trial_cancelled_while_its_group_was_dead_is_not_assigned_again() -> None:
-    async def story() -> None:
+def test_a_trial_cancelled_while_its_group_restarts_is_not_assigned_again() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {})
         await broker.take("group-0")
@@ -41,11 +43,11 @@ def test_a_trial_cancelled_while_its_group_was_dead_is_not_assigned_again() -> N
         await broker.submit("b", {})
         assert await take(broker) == "b"
 
-    run(story())
+    run(scenario())
 
 
-def test_a_trial_that_kills_its_group_each_time_is_given_up_and_the_next_one_runs() -> None:
-    async def story() -> None:
+def test_a_trial_that_repeatedly_kills_its_group_fails_and_the_next_trial_runs() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("deadly", {})
         await broker.submit("good", {})
@@ -54,14 +56,14 @@ def test_a_trial_that_kills_its_group_each_time_is_given_up_and_the_next_one_run
             assert await take(broker) == "deadly"
             await broker.requeue("group-0", "out of memory")
         assert await take(broker) == "good"
-        with pytest.raises(SweepFailed, match=f"deadly was given up after {MAX_FAILURES} failures: out of memory"):
+        with pytest.raises(SweepFailed, match=f"deadly failed {MAX_FAILURES} times and is not retried: out of memory"):
             await requested
 
-    run(story())
+    run(scenario())
 
 
-def test_when_no_group_is_left_tune_gets_the_error() -> None:
-    async def story() -> None:
+def test_tune_gets_the_error_of_the_last_group() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {})
         requested = asyncio.create_task(broker.next_report("a"))
@@ -70,22 +72,22 @@ def test_when_no_group_is_left_tune_gets_the_error() -> None:
         with pytest.raises(SweepFailed, match="out of memory"):
             await requested
 
-    run(story())
+    run(scenario())
 
 
-def test_a_lost_groups_trial_goes_to_another_group() -> None:
-    async def story() -> None:
+def test_the_trial_of_a_lost_group_goes_to_another_group() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {})
         assert await take(broker) == "a"
         await broker.group_lost("group-0", "no node", last=False)
         assert await take(broker, "group-1") == "a"
 
-    run(story())
+    run(scenario())
 
 
-def test_a_requeued_trial_goes_to_a_waiting_group_and_its_own_group_gets_the_next() -> None:
-    async def story() -> None:
+def test_a_requeued_trial_goes_to_a_waiting_group_and_the_restarted_group_gets_the_next_trial() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         for name in ("a", "b"):
             await broker.submit(name, {})
@@ -104,11 +106,11 @@ def test_a_requeued_trial_goes_to_a_waiting_group_and_its_own_group_gets_the_nex
         await broker.submit("c", {})
         assert await restarted == TrialAssignment("c", {}, None)
 
-    run(story())
+    run(scenario())
 
 
-def test_a_group_whose_number_of_workers_changes_keeps_its_trial_however_often() -> None:
-    async def story() -> None:
+def test_changes_of_the_number_of_workers_do_not_count_as_failures() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {})
         for _ in range(3 * MAX_FAILURES):
@@ -116,24 +118,24 @@ def test_a_group_whose_number_of_workers_changes_keeps_its_trial_however_often()
         await broker.requeue("group-0", "out of memory")  # one failure
         assert await take(broker) == "a"
 
-    run(story())
+    run(scenario())
 
 
-def test_a_trial_requeued_after_each_attempt_is_given_up() -> None:
-    async def story() -> None:
+def test_a_trial_that_fails_in_different_groups_is_not_retried() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {})
         for number in range(MAX_FAILURES):
             assert await broker.take(f"group-{number}") == TrialAssignment("a", {}, None)
             await broker.requeue(f"group-{number}", "out of memory")
-        assert record(broker, "a").failure == f"trial a was given up after {MAX_FAILURES} failures: out of memory"
-        await broker.requeue("group-0", "out of memory")  # which holds nothing now
+        assert record(broker, "a").failure == f"trial a failed {MAX_FAILURES} times and is not retried: out of memory"
+        await broker.requeue("group-0", "out of memory")  # does nothing, because the group has no trial
 
-    run(story())
+    run(scenario())
 
 
-def test_reports_on_a_trial_that_another_group_has_finished_change_nothing() -> None:
-    async def story() -> None:
+def test_reports_about_a_finished_trial_are_ignored() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {})
         await broker.take("group-0")
@@ -145,25 +147,25 @@ def test_reports_on_a_trial_that_another_group_has_finished_change_nothing() -> 
         await broker.give_up("group-1", "a", "diverged")
         assert (record(broker, "a").result, record(broker, "a").failure) == (finished, None)
 
-    run(story())
+    run(scenario())
 
 
-def test_a_trial_resumes_from_its_newest_checkpoint_and_the_previous_one_is_returned_for_deletion() -> None:
-    async def story() -> None:
+def test_a_trial_resumes_from_its_newest_checkpoint_and_saved_returns_the_previous_one() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("a", {})
         await broker.take("group-0")
         assert await broker.saved("a", "s3://first") is None
         assert await broker.saved("a", "s3://second") == "s3://first"
-        assert await broker.take("group-0") == TrialAssignment("a", {}, "s3://second")  # it died and came back
+        assert await broker.take("group-0") == TrialAssignment("a", {}, "s3://second")  # the group restarted
         await broker.group_lost("group-0", "no node", last=False)
         assert await broker.take("group-1") == TrialAssignment("a", {}, "s3://second")
 
-    run(story())
+    run(scenario())
 
 
-def test_a_trial_that_leaves_a_checkpoint_each_time_is_not_given_up() -> None:
-    async def story() -> None:
+def test_a_trial_with_a_new_checkpoint_before_each_failure_is_retried() -> None:
+    async def scenario() -> None:
         broker = new_broker()
         await broker.submit("long", {})
         for number in range(3 * MAX_FAILURES):
@@ -172,11 +174,11 @@ def test_a_trial_that_leaves_a_checkpoint_each_time_is_not_given_up() -> None:
             await broker.requeue("group-0", "out of memory")
         assert await take(broker) == "long"
 
-    run(story())
+    run(scenario())
 
 
-def test_a_finished_trial_of_an_interrupted_sweep_is_reported_to_tune_again_and_not_assigned() -> None:
-    async def story() -> None:
+def test_a_finished_trial_of_an_interrupted_sweep_is_reported_again_and_not_assigned() -> None:
+    async def scenario() -> None:
         done = TrialRecord(trial="old", config={"x": 1}, epochs=[epoch(0), epoch(1)], result=result("s3://old"))
         broker = new_broker(known=(done,))
         assert not broker.is_best(score=0.5, completed=False)
@@ -186,11 +188,11 @@ def test_a_finished_trial_of_an_interrupted_sweep_is_reported_to_tune_again_and_
         assert await broker.take("group-0") == TrialAssignment("other", {"x": 2}, None)
         assert [record.trial for record in broker.journal().trials] == ["old", "other"]
 
-    run(story())
+    run(scenario())
 
 
-def test_an_unfinished_trial_of_an_interrupted_sweep_resumes_under_its_name_from_its_checkpoint() -> None:
-    async def story() -> None:
+def test_an_unfinished_trial_of_an_interrupted_sweep_resumes_under_its_former_name() -> None:
+    async def scenario() -> None:
         broker = new_broker(
             known=(TrialRecord(trial="old", config={"x": 1}, epochs=[epoch(0)], checkpoint="s3://kept"),)
         )
@@ -201,11 +203,11 @@ def test_an_unfinished_trial_of_an_interrupted_sweep_resumes_under_its_name_from
         assert await broker.report("old", epoch(1), last=True) is False
         assert (await second).done
 
-    run(story())
+    run(scenario())
 
 
 def test_a_trial_that_failed_in_an_interrupted_sweep_fails_again_without_a_group() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         broker = new_broker(known=(TrialRecord(trial="old", config={}, failure="the loss is nan"),))
         await broker.submit("new", {})
         with pytest.raises(SweepFailed, match="the loss is nan"):
@@ -213,17 +215,17 @@ def test_a_trial_that_failed_in_an_interrupted_sweep_fails_again_without_a_group
         await broker.close()
         assert await broker.take("group-0") is None
 
-    run(story())
+    run(scenario())
 
 
-def test_a_trial_given_up_for_its_groups_failures_is_tried_again_after_a_restart() -> None:
-    async def story() -> None:
+def test_a_trial_that_failed_by_its_groups_is_retried_after_a_restart() -> None:
+    async def scenario() -> None:
         journals: list[SweepJournal] = []
         broker = new_broker(journals=journals)
         await broker.submit("a", {"x": 1})
         assert await broker.take("group-0") == TrialAssignment("a", {"x": 1}, None)
         await broker.saved("a", "s3://kept")
-        for _ in range(MAX_FAILURES):  # the first is forgiven: it had left a checkpoint
+        for _ in range(MAX_FAILURES):  # the first failure does not count, because there was a new checkpoint
             await broker.requeue("group-0", "out of memory")
             await broker.take("group-0")
         await broker.requeue("group-0", "out of memory")
@@ -233,11 +235,11 @@ def test_a_trial_given_up_for_its_groups_failures_is_tried_again_after_a_restart
         assert await restarted.take("group-0") == TrialAssignment("a", {"x": 1}, "s3://kept")
         assert record(restarted, "a").failure is None
 
-    run(story())
+    run(scenario())
 
 
-def test_trials_of_the_same_configuration_take_up_a_known_one_each() -> None:
-    async def story() -> None:
+def test_each_trial_continues_another_known_trial_of_the_same_configuration() -> None:
+    async def scenario() -> None:
         broker = new_broker(
             known=(
                 TrialRecord(trial="first", config={}, result=result(score=0.1)),
@@ -249,11 +251,11 @@ def test_trials_of_the_same_configuration_take_up_a_known_one_each() -> None:
         assert [record.trial for record in broker.journal().trials] == ["first", "second", "c"]
         assert [await take(broker, "group") for _ in range(2)] == ["second", "second"]
 
-    run(story())
+    run(scenario())
 
 
-def test_what_a_restarted_driver_must_know_is_written_at_once() -> None:
-    async def story() -> None:
+def test_the_journal_is_written_after_each_change() -> None:
+    async def scenario() -> None:
         journals: list[SweepJournal] = []
         broker = new_broker(journals=journals)
         await broker.submit("a", {"x": 1})
@@ -265,4 +267,4 @@ def test_what_a_restarted_driver_must_know_is_written_at_once() -> None:
         assert journals[-1] == broker.journal()
         assert [record.over for record in journals[-1].trials] == [True]
 
-    run(story())
+    run(scenario())

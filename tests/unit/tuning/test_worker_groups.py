@@ -1,4 +1,4 @@
-"""How a sweep handles failures of its worker groups, without Ray."""
+"""Failures of a sweep's worker groups, without Ray."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ from ray.exceptions import OutOfMemoryError
 from tuning.worker_groups import RequeueOnFailure
 
 
-def test_a_failed_group_s_trial_is_requeued_with_the_cause() -> None:
+def test_the_trial_of_a_failed_group_is_requeued_with_the_cause() -> None:
     calls: list[tuple[str, str]] = []
     broker = SimpleNamespace(requeue=SimpleNamespace(remote=lambda *arguments: calls.append(arguments)))
     callback = RequeueOnFailure(broker, "group-0", uri="s3://models/sweep")
