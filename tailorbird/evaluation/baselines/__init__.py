@@ -1,1 +1,1 @@
-"""Everything that works without fine-tuning."""
+"""Baselines: contenders that need no fine-tuning."""

@@ -1,4 +1,4 @@
-"""Baselines of a chat task: the pretrained model with the prompt alone, and with examples in the prompt."""
+"""Baselines for chat tasks: the pretrained model without and with examples in the prompt."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,10 +21,9 @@ from tailorbird.storage.node_cache import local_copy
 def fit_prompt_baselines(
     base_model: str, *, train: Rows, validation: Rows, prompting: Prompting, config: EvaluationConfig, seed: int
 ) -> tuple[tuple[Baseline, Prompting], ...]:
-    """Score zero-shot, and few-shot with the set of training examples that scores best on validation.
+    """Score zero-shot and few-shot on validation; return each baseline, without a URI, with its prompting.
 
-    Return each baseline, without a URI, and its prompting. `config.prompt_draws` random sets of `config.prompt_shots`
-    examples are tried.
+    Few-shot tries `config.prompt_draws` random sets of `config.prompt_shots` training examples and keeps the best set.
     """
     base = local_copy(base_model)
     tokenizer = load_tokenizer(base)
@@ -39,9 +38,9 @@ def fit_prompt_baselines(
     candidates = [replace_shots(prompting, train.take(sample)) for sample in samples]
     scores = [score(candidate) for candidate in candidates]
     best = int(np.argmax(scores))
-    note = f"{config.prompt_shots} examples in the prompt, the best of {config.prompt_draws} sets"
+    note = f"{config.prompt_shots} examples in the prompt, best of {config.prompt_draws} random sets"
     return (
-        (Baseline("zero_shot", None, score(prompting), True, "the prompt alone"), prompting),
+        (Baseline("zero_shot", None, score(prompting), True, "no examples in the prompt"), prompting),
         (Baseline("few_shot", None, scores[best], True, note), candidates[best]),
     )
 
@@ -49,7 +48,10 @@ def fit_prompt_baselines(
 def store_prompt_baselines(
     uri: str, baselines: Sequence[tuple[Baseline, Prompting]], *, config: VersionConfig
 ) -> tuple[Baseline, ...]:
-    """Write each baseline as a loadable artifact to `uri`/<kind>, with `config` for its kind and prompting."""
+    """Write each baseline as a loadable artifact to `uri`/<kind>; return the baselines with their URIs.
+
+    `config` supplies all fields except kind and prompting.
+    """
     for baseline, prompting in baselines:
         named = config.model_copy(update={"kind": baseline.kind, "prompting": prompting})
         write_artifact_config(f"{uri}/{baseline.kind}", named)
@@ -57,7 +59,7 @@ def store_prompt_baselines(
 
 
 def replace_shots(prompting: Prompting, rows: Rows) -> Prompting:
-    """Return the prompting with these rows as examples, without their system messages."""
+    """Return the prompting with the rows as examples, without their system messages."""
     shots: list[tuple[str, str]] = []
     for turns, answer in zip(conversations(rows), rows.labels, strict=True):
         shots += [turn for turn in turns if turn[0] != "system"]

@@ -1,4 +1,4 @@
-"""Baselines of a classification: heads over the pretrained encoder, and what needs no pretrained model."""
+"""Baselines for classification: heads on the pretrained encoder, majority and TF-IDF."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,19 +24,19 @@ from tailorbird.storage.node_cache import local_copy
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 
-PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # inverse regularisation strengths tried on validation
-COSINE_SCALE = 20.0  # cosine similarities, at most 1, times this are the logits of zero-shot and centroid
+PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # inverse regularisation strengths that are tried on validation
+COSINE_SCALE = 20.0  # factor from cosine similarities to the logits of zero-shot and centroid
 
 
 @dataclass(frozen=True)
 class Head:
-    """Weight [L, D] and bias [L] of a linear head on the mean-pooled embedding."""
+    """The weight [L, D] and bias [L] of a linear head on the mean-pooled embedding."""
 
     weight: FloatArray
     bias: FloatArray
 
     def __post_init__(self) -> None:
-        for name in ("weight", "bias"):  # safetensors stores memory in its order; scikit-learn's is by column
+        for name in ("weight", "bias"):  # safetensors stores raw memory, but scikit-learn's arrays are column-major
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
 
     def logits(self, embeddings: FloatArray) -> FloatArray:
@@ -49,18 +49,18 @@ class Head:
 
 @dataclass(frozen=True)
 class BaselineResults:
-    """Fitted baselines, before they are stored: none has a URI yet."""
+    """Fitted baselines before they are stored, so without URIs."""
 
     baselines: tuple[Baseline, ...]
-    heads: dict[str, Head]  # of the servable ones, by kind
-    temperatures: dict[str, float]  # of the same, fitted on validation
+    heads: dict[str, Head]  # heads of the servable baselines by kind
+    temperatures: dict[str, float]  # temperatures of these heads by kind, fitted on validation
     tfidf: tfidf.TfidfBaseline
 
 
 def fit_baselines(
     base_model: str, *, train: Rows, validation: Rows, max_length: int, config: EvaluationConfig, seed: int
 ) -> BaselineResults:
-    """Fit all baselines on the training rows; their settings are selected on validation by `config.metric`."""
+    """Fit all baselines on the training rows; select their settings on validation by `config.metric`."""
     base, classes, metric = local_copy(base_model), labels_of(train.labels), config.metric
     tokenizer = load_tokenizer(base)
     encoder = load_encoder(base, dtype=inference_dtype()).to(default_device())
@@ -77,7 +77,7 @@ def fit_baselines(
     directions = centroids(features, labels, shots=config.centroid_shots, seed=seed)
     zero_shot, centroid = (cosine_head(vectors, features) for vectors in (embed(classes), directions))
     heads = {"zero_shot": zero_shot, "centroid": centroid, "probe": probe}
-    notes = {"zero_shot": "label names", "centroid": f"{config.centroid_shots} examples a class", "probe": probe_note}
+    notes = {"zero_shot": "label names", "centroid": f"{config.centroid_shots} examples per class", "probe": probe_note}
     bag_of_words = tfidf.fit_tfidf(train, validation=validation, metric=metric)
     most_frequent, _ = tfidf.majority(train.labels)
 
@@ -95,9 +95,9 @@ def fit_baselines(
 
 
 def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:
-    """Write each baseline that has weights to `uri`/<kind>, and return all with their URIs.
+    """Write each baseline with weights to `uri`/<kind>; return all baselines with their URIs.
 
-    The servable ones become loadable artifacts, with `config` for their kind and temperature.
+    Servable baselines become loadable artifacts; `config` supplies all fields except kind and temperature.
     """
     for kind, head in results.heads.items():
         named = config.model_copy(update={"kind": kind, "temperature": results.temperatures[kind]})
@@ -124,12 +124,12 @@ def centroids(features: FloatArray, labels: IntArray, *, shots: int, seed: int) 
 def fit_probe(
     features: FloatArray, labels: IntArray, *, held_out: FloatArray, truth: IntArray, metric: str = "accuracy"
 ) -> tuple[Head, str]:
-    """Fit logistic regression on frozen embeddings, C selected on the held-out rows; return its head and a note."""
+    """Fit logistic regression on frozen embeddings and select C on the held-out rows; return the head and a note."""
     best: tuple[float, Head, str] | None = None
     for strength in PROBE_C:
         fitted = LogisticRegression(C=strength, max_iter=1000).fit(features, labels)
         weight, bias = fitted.coef_, fitted.intercept_
-        if len(bias) == 1:  # scikit-learn has one row for two classes
+        if len(bias) == 1:  # scikit-learn has a single row for two classes
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         head = Head(weight, bias)
         score = head.score(held_out, truth, metric=metric)

@@ -23,14 +23,14 @@ FloatArray = NDArray[np.float64]
 KIND = "tf_idf"
 NOTE = "bag of words, no neural model"
 REGULARISATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Values of the linear classifier's C that are tried, the most regularised first."""
+"""Values of the linear classifier's C that are tried, strongest regularisation first."""
 FEATURES = {"words": ("words",), "characters": ("characters",), "words and characters": ("words", "characters")}
-"""The features that are tried, each a concatenation of n-grams."""
+"""Features that are tried; each is a concatenation of kinds of n-grams."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One setting and its score on validation."""
+    """A setting and its validation score."""
 
     features: str
     c: float
@@ -39,17 +39,17 @@ class Attempt:
 
 @dataclass(frozen=True)
 class TfidfBaseline:
-    """The TF-IDF classifier that scored best on validation. It is not served; a candidate must beat it."""
+    """The best TF-IDF classifier on validation: the reference, which is not servable."""
 
     features: str  # a key of `FEATURES`
-    attempts: tuple[Attempt, ...]  # every setting tried, in order
+    attempts: tuple[Attempt, ...]  # all settings that were tried, in order
     classes: tuple[str, ...]
-    vectorizers: Mapping[str, TfidfVectorizer] = field(repr=False)  # one for each kind of n-grams in the features
-    weights: FloatArray = field(repr=False)  # [L, D]; [1, D], of the second, for two classes
+    vectorizers: Mapping[str, TfidfVectorizer] = field(repr=False)  # vectorizers by kind of n-grams
+    weights: FloatArray = field(repr=False)  # [L, D]; for two classes [1, D], the weights of the second class
     intercepts: FloatArray = field(repr=False)  # [L] or [1]
 
     def predict(self, texts: Sequence[str]) -> tuple[tuple[str, ...], FloatArray]:
-        """Return the label of each text, and its uncalibrated confidence, the softmax of the margins: [N] in (0, 1]."""
+        """Return the label of each text and its uncalibrated confidence (softmax of the margins) [N] in (0, 1]."""
         if not texts:
             return (), np.zeros(0)
         matrix = _stack(self.vectorizers[name].transform(list(texts)) for name in FEATURES[self.features])
@@ -59,13 +59,13 @@ class TfidfBaseline:
         return tuple(self.classes[index] for index in best), odds[np.arange(len(best)), best] / odds.sum(axis=1)
 
     def predictions(self, rows: Rows) -> Predictions:
-        """Return the predictions on rows."""
+        """Return the predictions for rows."""
         outputs, confidences = self.predict(rows.texts)
         return label_predictions(KIND, rows=rows, outputs=outputs, confidences=confidences, calibrated=confidences)
 
 
 class _StoredTfidf(StoredModel):
-    """What of a `TfidfBaseline` is stored as JSON."""
+    """The part of a `TfidfBaseline` that is stored as JSON."""
 
     features: str
     attempts: tuple[Attempt, ...]
@@ -75,15 +75,15 @@ class _StoredTfidf(StoredModel):
 
 
 def fit_tfidf(train: Rows, *, validation: Rows, metric: str = "accuracy", seed: int = 0) -> TfidfBaseline:
-    """Fit each of `FEATURES` with each of `REGULARISATIONS` on train, and return the best on validation by the metric.
+    """Fit all `FEATURES` with all `REGULARISATIONS` on train; return the best on validation by the metric.
 
-    The earlier, simpler one wins a tie. Raises ValueError if train has one class only or no text with a character, or
-    if validation is empty.
+    The earlier, simpler setting wins a tie. Raises ValueError if train has a single class or no text with a character,
+    or if validation is empty.
     """
     if len(set(train.labels)) < 2:
-        raise ValueError(f"a classifier needs two classes; train has {sorted(set(train.labels))}: check data.label")
+        raise ValueError(f"a classifier needs two classes, but train has {sorted(set(train.labels))}; check data.label")
     if not len(validation):
-        raise ValueError("the reference is chosen on validation, which has no rows; give some")
+        raise ValueError("validation has no rows; the reference needs validation rows to select its settings")
     vectorizers, matrices = _fit_vectorizers(train.texts)
     best: TfidfBaseline | None = None
     attempts: list[Attempt] = []
@@ -103,17 +103,17 @@ def fit_tfidf(train: Rows, *, validation: Rows, metric: str = "accuracy", seed: 
                 best = TfidfBaseline(features, (), classes, used, weights, intercepts)
             attempts.append(Attempt(features=features, c=c, validation_score=score))
     if best is None:
-        raise ValueError("no training text has a word or a character to count; check data.text")
+        raise ValueError("no training text contains a word or a character; check data.text")
     return replace(best, attempts=tuple(attempts))
 
 
 def fit_and_predict_tfidf(rows: Rows, *, train: Rows, validation: Rows, metric: str) -> Predictions:
-    """Return the predictions on rows of a baseline fitted for them alone."""
+    """Fit a baseline and return its predictions for rows."""
     return fit_tfidf(train, validation=validation, metric=metric).predictions(rows)
 
 
 def save_tfidf(uri: str, baseline: TfidfBaseline) -> None:
-    """Write a fitted baseline as `tfidf.json` and `tfidf.safetensors`, which load without running code."""
+    """Write a fitted baseline as `tfidf.json` and `tfidf.safetensors`, which execute no code when loaded."""
     arrays = {"weights": baseline.weights, "intercepts": baseline.intercepts}
     arrays |= {f"idf.{name}": np.asarray(vectorizer.idf_) for name, vectorizer in baseline.vectorizers.items()}
     terms = {name: tuple(item.get_feature_names_out().tolist()) for name, item in baseline.vectorizers.items()}
@@ -125,7 +125,7 @@ def save_tfidf(uri: str, baseline: TfidfBaseline) -> None:
 
 
 def load_tfidf(uri: str) -> TfidfBaseline:
-    """Read what `save_tfidf` wrote; its predictions are those of the fitted baseline, to the bit."""
+    """Read a baseline that `save_tfidf` wrote; its predictions equal those of the fitted baseline bit for bit."""
     stored = _StoredTfidf.model_validate_json(storage.read_bytes(f"{uri}/tfidf.json"))
     arrays = load(storage.read_bytes(f"{uri}/tfidf.safetensors"))
     vectorizers = {}
@@ -137,14 +137,14 @@ def load_tfidf(uri: str) -> TfidfBaseline:
 
 
 def predict_tfidf(uri: str, *, rows: Rows) -> Predictions:
-    """Return the predictions on rows of the baseline stored at `uri`."""
+    """Return the predictions of the baseline at `uri` for rows."""
     return load_tfidf(uri).predictions(rows)
 
 
 def majority(train_labels: Sequence[str]) -> tuple[str, float]:
-    """Return the most frequent training label, the first in the alphabet in a tie, and its share."""
+    """Return the most frequent training label and its share; the first in the alphabet wins a tie."""
     if not train_labels:
-        raise ValueError("there are no training labels to count; give a training split with rows")
+        raise ValueError("there are no training labels; give a training split with rows")
     counts = Counter(train_labels)
     label = min(counts, key=lambda name: (-counts[name], name))
     return label, counts[label] / len(train_labels)
@@ -157,7 +157,7 @@ def _vectorizer(name: str) -> TfidfVectorizer:
 
 
 def _fit_vectorizers(texts: Sequence[str]) -> tuple[dict[str, TfidfVectorizer], dict[str, csr_matrix]]:
-    """Return the vectorizers of words and characters with the texts' features; without those that find no term."""
+    """Return the vectorizers of words and characters and the features of the texts; omit vectorizers without terms."""
     vectorizers, matrices = {}, {}
     for name in FEATURES["words and characters"]:
         vectorizer = _vectorizer(name)
@@ -166,7 +166,7 @@ def _fit_vectorizers(texts: Sequence[str]) -> tuple[dict[str, TfidfVectorizer], 
         except ValueError as error:
             if "empty vocabulary" not in str(error):
                 raise
-            continue  # texts of punctuation only have no words, but have characters
+            continue  # texts with only punctuation contain characters but no words
         vectorizers[name] = vectorizer
     return vectorizers, matrices
 
@@ -178,4 +178,4 @@ def _stack(matrices: Iterable[csr_matrix]) -> csr_matrix:
 def _margins(matrix: csr_matrix, *, weights: FloatArray, intercepts: FloatArray) -> FloatArray:
     """Return [N, L] margins."""
     margins = np.asarray(matrix @ weights.T + intercepts, dtype=np.float64)
-    return margins if len(weights) > 1 else np.concatenate([-margins, margins], axis=1)  # two classes share a margin
+    return margins if len(weights) > 1 else np.concatenate([-margins, margins], axis=1)  # two classes have one margin

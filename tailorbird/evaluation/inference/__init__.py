@@ -1,1 +1,1 @@
-"""Run models on evaluation rows."""
+"""Inference on evaluation rows."""

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """One row's answer."""
+    """The answer to a row."""
 
     text: str
     confidence: float
-    """exp of the mean log-probability of its tokens."""
+    """exp of the mean log-probability of the tokens."""
 
 
 def answer_rows(

@@ -1,4 +1,4 @@
-"""Measure the CPU time of two models' answers on this machine, in alternating rounds."""
+"""Measure the CPU time of two models on this machine in alternating rounds."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -16,14 +16,14 @@ ROLES = ("incumbent", "candidate")
 def measure_cpu(uris: Mapping[str, str], *, rows: Rows, num_rounds: int = LEAST_ROUNDS) -> CpuRounds:
     """Return CPU-seconds per thousand rows, from text to answer, of the artifacts at `uris` (by role).
 
-    Both models are loaded into this process, on CPU, and answer all rows once to warm up; then both answer them in
-    each round, in alternating order. All threads of the process are counted. Raises ValueError for other keys, no row
-    or too few rounds.
+    Both models run in this process on CPU. After a warm-up on all rows, both models answer all rows in each round, in
+    alternating order. The time includes all threads of the process. Raises ValueError for other roles, no rows or too
+    few rounds.
     """
     if sorted(uris) != sorted(ROLES) or not len(rows) or num_rounds < LEAST_ROUNDS:
         raise ValueError(
-            f"CPU time of {sorted(uris)} on {len(rows)} texts in {num_rounds} rounds; give the URIs of "
-            f"{' and '.join(ROLES)}, some texts, and {LEAST_ROUNDS} rounds or more"
+            f"cannot measure the CPU time of {sorted(uris)} on {len(rows)} rows in {num_rounds} rounds; give the URIs "
+            f"of {' and '.join(ROLES)}, at least 1 row and at least {LEAST_ROUNDS} rounds"
         )
     models = {role: _answerer(uris[role]) for role in ROLES}
     for answer in models.values():

@@ -1,4 +1,4 @@
-"""Perturb texts: swap a person's sex, age or name, or add a typo."""
+"""Perturb texts: swap a person's sex, age or name, or add a typing error."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ SEXES = _both_ways(
 )  # fmt: skip
 TITLES = MappingProxyType({"Mr": "Ms", "Ms": "Mr", "Mrs": "Mr"})
 
-# Words that bind a text to one sex: swapping would make it nonsense.
+# Words that make a text specific to one sex. Swapping the sex would make the text meaningless.
 SEX_BOUND = re.compile(
     r"\b(?:(?:non)?pregnan|obstet|gestation|matern|patern|puerper|(?:ante|pre|post|intra)?part(?:um|al\b)|(?:ante|pre|post)nat"
     r"|lactat|breast-?fe|abort|miscarr|menstru|menarche|menopaus|birth|labou?r\b|deliver|uter(?:us|i)|ovar|ovulat"
@@ -44,7 +44,7 @@ GROWN = MappingProxyType({
     "toddler": "adult", "teenager": "adult", "schoolboy": "man", "schoolgirl": "woman",
 })  # fmt: skip
 
-# Words that bind a text to one time of life.
+# Words that make a text specific to an age group.
 AGE_BOUND = re.compile(
     r"\b(?:newborn|neonat|perinat|infan|baby|babies|birth|congenital|pregnan|obstet|gestation|puerper|menarche|menopaus"
     r"|juvenile|adolescen|pubert|senil|dementia|school|retire|bone age|orphan|custody|tapeworm"
@@ -58,8 +58,8 @@ STATED_AGE = re.compile(
 )
 FULL_AGE, OLDEST, YEARS_MOVED, MIDDLE_AGE = 18, 120, 30, 50
 
-# Five women's and five men's given names of each of eight origins, none of them a known English word or eponym of a
-# disease. A name is swapped for the one at the same index of another origin, so two people of a text keep two names.
+# Five female and five male given names of each of eight origins. No name is an English word or the eponym of a disease.
+# A name is replaced by the name with the same index of another origin, so two persons in a text keep different names.
 NAMES = (
     (("Emily", "Megan", "Susan", "Deborah", "Jennifer"), ("Kevin", "Brian", "Stephen", "Andrew", "Matthew")),
     (("Latoya", "Keisha", "Shanice", "Lakisha", "Tamika"), ("Jamal", "DeShawn", "Tyrone", "Darnell", "Terrell")),
@@ -77,10 +77,10 @@ NAME_POSITIONS = {
     for index, name in enumerate(names)
 }
 
-# An article before an age or before a word that may state one.
+# An article before an age, or before a word that may be an age word.
 ARTICLE = re.compile(r"\b(an?)(?= (\d+(?=[ -]?y)|[^\W\d_]+))", re.IGNORECASE)
 
-# A word of its own: not part of "man-made" or "HER-2".
+# A separate word, not a part of "man-made" or "HER-2".
 WORD = re.compile(r"(?<![\w-])[^\W\d_]+(?![\w-])")
 EPONYM = re.compile(r"(?:['’]s)? (?:disease|syndrome|sign|test|law|procedure|operation)\b", re.IGNORECASE)
 NOUN_AFTER = re.compile(r" (?!(?:and|or|in|on|at|to|for|from|with|was|is|by|as|after|before|when)\b)\w")
@@ -88,7 +88,7 @@ LONG_WORD = re.compile(r"(?<![\w])[^\W\d_]{4,}(?![\w])")
 
 
 def perturbed_rows(rows: Rows, gates: GatesConfig) -> dict[str, Rows]:
-    """Return the perturbed rows that the gates compare, by the suffix of their tables' names."""
+    """Return the perturbed rows that the gates need, by set name (the suffix of their tables)."""
     perturbed = {}
     if gates.counterfactual is not None:
         perturbed["counterfactual"] = swap_demographics(rows)
@@ -98,11 +98,11 @@ def perturbed_rows(rows: Rows, gates: GatesConfig) -> dict[str, Rows]:
 
 
 def swap_demographics(rows: Rows) -> Rows:
-    """Return a row for each sex, age and given name that a text states, with it swapped: at most three rows a text.
+    """Return rows with swapped sex, age or given names: up to three rows per text.
 
-    Row ids are `row_id|sex`, `row_id|age` and `row_id|name`; everything else is kept. English only, by lists of whole
-    words. A text with a word of `SEX_BOUND` or `AGE_BOUND` (pregnancy, prostate, newborn) is left out, since sex or age
-    is what it is about.
+    The row ids are `<row_id>|sex`, `<row_id>|age` and `<row_id>|name`; other fields are unchanged. The swap uses lists
+    of whole English words. Sex or age is not swapped in texts that match `SEX_BOUND` or `AGE_BOUND` (pregnancy,
+    prostate, newborn), because the meaning of these texts depends on it.
     """
     kinds: dict[str, Callable[[str, str], str]] = {
         "sex": lambda text, _: swap_sex(text),
@@ -123,13 +123,13 @@ def swap_demographics(rows: Rows) -> Rows:
 
 
 def add_typos(rows: Rows) -> Rows:
-    """Return each row, as `row_id|noise`, with one typo, wrong case or white space, chosen by a hash of its row id."""
+    """Return each row as `<row_id>|noise` with a typo, wrong case or extra space, selected by a hash of its id."""
     texts = tuple(add_typo(text, seed=row_id) for row_id, text in zip(rows.row_ids, rows.texts, strict=True))
     return replace(rows, row_ids=tuple(f"{row_id}|noise" for row_id in rows.row_ids), texts=texts)
 
 
 def swap_sex(text: str) -> str:
-    """Return the text with each word for one sex replaced by that for the other, and known names with them."""
+    """Return the text with words for a sex swapped; if any word changes, also swap the sex of known names."""
     if SEX_BOUND.search(text):
         return text
 
@@ -140,7 +140,7 @@ def swap_sex(text: str) -> str:
         is_acronym = len(word) <= 3 and word.isupper() and not text.isupper()  # HE is hepatic encephalopathy
         if is_acronym or EPONYM.match(text, match.end()):
             return word
-        # "her" becomes "him" or "his", "his" becomes "her" or "hers": the possessive before a noun.
+        # Before a noun, "her" becomes "his" and "his" becomes "her"; elsewhere "him" and "hers".
         owns = bool(NOUN_AFTER.match(text, match.end()))
         pronouns = {"her": "his" if owns else "him", "his": "her" if owns else "hers", "him": "her", "hers": "his"}
         return _like(word, {**SEXES, **pronouns}.get(word.lower(), word))
@@ -150,7 +150,10 @@ def swap_sex(text: str) -> str:
 
 
 def swap_age(text: str) -> str:
-    """Return the text with each age, and a child's words with it, moved by 30 years; else its age words swapped."""
+    """Return the text with each age moved by 30 years, and words for children replaced by words for adults.
+
+    In a text without ages, swap the age words.
+    """
     if AGE_BOUND.search(text):
         return text
     ages = [int(age) for match in STATED_AGE.finditer(text) for age in match.groups() if age]
@@ -166,32 +169,38 @@ def swap_age(text: str) -> str:
 
 
 def swap_name(text: str, *, seed: str) -> str:
-    """Return the text with each known given name replaced by one of another origin, chosen by the seed; sex is kept."""
+    """Return the text with each known given name replaced by a name of the same sex and another origin.
+
+    The seed selects the origin.
+    """
     shift = 1 + _hashed(seed, "name") % (len(NAMES) - 1)
     return _rename(text, lambda origin, sex, index: NAMES[(origin + shift) % len(NAMES)][sex][index])
 
 
 def add_typo(text: str, *, seed: str) -> str:
-    """Return the text with one typo, of the kind that the seed chooses or, if that is impossible, the next kind."""
-    slips = (_typing_error, _wrong_case, _white_space)
-    first = _hashed(seed, "slip") % len(slips)
-    for slip in slips[first:] + slips[:first]:
-        changed = slip(text, seed)
+    """Return the text with one typing error, wrong case or white space.
+
+    The seed selects the kind of change; if this kind is impossible, the next kind is used.
+    """
+    kinds = (_typing_error, _wrong_case, _white_space)
+    first = _hashed(seed, "slip") % len(kinds)
+    for perturb in kinds[first:] + kinds[:first]:
+        changed = perturb(text, seed)
         if changed != text:
             return changed
     raise AssertionError("white space can always be added")
 
 
 def _typing_error(text: str, seed: str) -> str:
-    """Exchange two inner letters of a longer word, or drop or double one."""
+    """Swap two adjacent inner letters of a long word, or drop or double a letter."""
     words = list(LONG_WORD.finditer(text))
     if not words:
         return text
     word = words[_hashed(seed, "word") % len(words)]
     at = word.start() + 1 + _hashed(seed, "letter") % (len(word.group()) - 2)
     here, after = text[at], text[at + 1]
-    slips = [here + here + after, after] + ([after + here] if here != after else [])
-    return text[:at] + slips[_hashed(seed, "error") % len(slips)] + text[at + 2 :]
+    errors = [here + here + after, after] + ([after + here] if here != after else [])
+    return text[:at] + errors[_hashed(seed, "error") % len(errors)] + text[at + 2 :]
 
 
 def _wrong_case(text: str, seed: str) -> str:
@@ -200,7 +209,7 @@ def _wrong_case(text: str, seed: str) -> str:
 
 
 def _white_space(text: str, seed: str) -> str:
-    """Add a blank within the text, or around it."""
+    """Add a space within the text or around it."""
     blanks = [match.start() for match in re.finditer(" ", text)]
     if not blanks or _hashed(seed, "edge") % 4 == 0:
         return f" {text} "
@@ -209,7 +218,7 @@ def _white_space(text: str, seed: str) -> str:
 
 
 def _rename(text: str, other: Callable[[int, int, int], str]) -> str:
-    """Replace every known name, capitalised as names are, by `other` of its origin, sex and index."""
+    """Replace each known capitalised name by `other(origin, sex, index)`."""
 
     def renamed(match: re.Match[str]) -> str:
         word = match.group()
@@ -222,7 +231,7 @@ def _rename(text: str, other: Callable[[int, int, int], str]) -> str:
 
 
 def _article(match: re.Match[str]) -> str:
-    """Fit the article: a young man, an elderly man; a 30-year-old, an 80-year-old."""
+    """Return the article that fits the following word: a young man, an elderly man; a 30-year-old, an 80-year-old."""
     article, following = match.group(1), match.group(2).lower()
     if following.isdecimal():
         vowel = following[0] == "8" or following in ("11", "18")

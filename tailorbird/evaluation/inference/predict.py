@@ -1,4 +1,4 @@
-"""Predict a split's rows with a stored model, by the forward pass that serving uses."""
+"""Predict rows with a stored model, using the same forward pass as serving."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ from tailorbird.registry.versions import VersionConfig, read_artifact_config, re
 
 
 def predict_rows(uri: str, *, rows: Rows) -> Predictions:
-    """Return the predictions of the artifact or version at `uri`; `model` is its kind."""
+    """Return the predictions of the artifact or version at `uri`, with its kind as `model`."""
     hybrid = read_artifact_config(uri).hybrid
     if hybrid is not None:
         parts = [ModelPredictions(predict_rows(part.uri, rows=rows)) for part in read_parts(hybrid)]
@@ -31,14 +31,14 @@ def predict_rows(uri: str, *, rows: Rows) -> Predictions:
 def calibrate(uri: str, *, rows: Rows) -> float:
     """Return the temperature that calibrates the classifier at `uri` on validation rows."""
     loaded = load_artifact(uri)
-    assert isinstance(loaded, LoadedClassifier), f"{uri} is no classifier"
+    assert isinstance(loaded, LoadedClassifier), f"{uri} is not a classifier"
     return fit_temperature(class_logits(loaded, rows), labels=label_indices(rows.labels, classes=loaded.classes))
 
 
 def label_predictions(
     model: str, *, rows: Rows, outputs: tuple[str, ...], confidences: np.ndarray, calibrated: np.ndarray
 ) -> Predictions:
-    """Return a classifier's labels on rows as predictions, scored 1 if they equal the row's label, else 0."""
+    """Return a classifier's outputs as predictions; the score is 1 if the output equals the label, else 0."""
     scores = np.array([a == b for a, b in zip(outputs, rows.labels, strict=True)], dtype=np.float64)
     return Predictions(
         model=model,
@@ -64,7 +64,7 @@ def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Pred
 
 
 def _predict_answers(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictions:
-    """Return a chat model's answers as scores and hashes: the evidence holds neither answers nor references."""
+    """Return a chat model's answers as scores and hashes, because the evidence must not contain texts."""
     answers = answer_rows(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
     outputs = [answer.text for answer in answers]
     likelihoods = reference_likelihoods(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
@@ -85,9 +85,10 @@ def _predict_answers(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictio
 
 
 def _documents(rows: Rows) -> tuple[str, ...] | None:
-    """Return the number of each row's document: its `split_by` value, or else its text; None if all texts differ.
+    """Return the document number of each row; rows with the same `split_by` value share a document.
 
-    Numbers, since the value may identify a patient.
+    Without `split_by`, rows with the same text share a document; the result is None if all texts differ. Documents are
+    numbered because `split_by` values may identify a person.
     """
     keys: Sequence[str] | None = rows.split_keys
     if keys is None:
@@ -99,6 +100,6 @@ def _documents(rows: Rows) -> tuple[str, ...] | None:
 
 
 def class_logits(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> np.ndarray:
-    """Return the classifier's logits [N, L] of rows."""
+    """Return the classifier's logits [N, L] for rows."""
     tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
     return logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))

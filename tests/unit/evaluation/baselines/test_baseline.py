@@ -1,4 +1,4 @@
-"""The incumbent is the best baseline that can serve."""
+"""Tests of the selection of the incumbent."""
 
 from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
 
@@ -7,10 +7,10 @@ def baseline(kind: str, validation: float, *, servable: bool = True) -> Baseline
     return Baseline(kind, f"s3://m/{kind}" if servable else None, validation, servable, "")
 
 
-def test_the_incumbent_is_the_best_on_validation_of_what_can_serve() -> None:
+def test_the_incumbent_is_the_best_servable_baseline_on_validation() -> None:
     baselines = [baseline("probe", 0.6), baseline("tf_idf", 0.8, servable=False), baseline("centroid", 0.7)]
     assert select_incumbent(baselines).kind == "centroid"
 
 
-def test_of_equals_the_first_is_the_incumbent() -> None:
+def test_the_first_of_equal_baselines_is_the_incumbent() -> None:
     assert select_incumbent([baseline("champion", 0.7), baseline("probe", 0.7)]).kind == "champion"

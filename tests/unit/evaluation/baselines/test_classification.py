@@ -1,4 +1,4 @@
-"""The heads of the baselines on embeddings that are known."""
+"""Tests of the heads of the baselines on synthetic embeddings."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ GENERATOR = np.random.default_rng(0)
 
 
 def clusters(num_classes: int, *, per_class: int = 40, width: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings around one direction a class, and their labels."""
+    """Return embeddings around one direction per class, and their labels."""
     labels = np.repeat(np.arange(num_classes), per_class)
     noise = GENERATOR.normal(scale=0.1, size=(len(labels), width))
     return (np.eye(num_classes, width)[labels] + noise).astype(np.float32), labels
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
-def test_a_probe_separates_what_is_separable_and_says_its_regularisation(num_classes: int) -> None:
+def test_a_probe_separates_separable_classes_and_notes_its_regularisation(num_classes: int) -> None:
     features, labels = clusters(num_classes)
     head, note = fit_probe(features, labels, held_out=features, truth=labels)
     assert head.weight.shape == (num_classes, 8)
@@ -26,7 +26,7 @@ def test_a_probe_separates_what_is_separable_and_says_its_regularisation(num_cla
     assert note.startswith("C = ")
 
 
-def test_the_probes_regularisation_is_the_best_on_held_out_rows() -> None:
+def test_the_regularisation_of_the_probe_is_selected_on_held_out_rows() -> None:
     features, labels = clusters(3)
     wrong = GENERATOR.permutation(labels)
     held_out, truth = clusters(3)
@@ -36,7 +36,7 @@ def test_the_probes_regularisation_is_the_best_on_held_out_rows() -> None:
     assert head.score(held_out, truth, metric="accuracy") > 0.8
 
 
-def test_a_cosine_head_scores_by_direction_alone_at_the_scale_of_the_features() -> None:
+def test_a_cosine_head_ignores_the_length_of_directions_and_scales_with_the_features() -> None:
     features, labels = clusters(3)
     head = cosine_head(np.eye(3, 8, dtype=np.float32) * np.array([[1], [5], [9]], dtype=np.float32), features)
     assert head.score(features, labels, metric="accuracy") == 1.0
@@ -45,7 +45,7 @@ def test_a_cosine_head_scores_by_direction_alone_at_the_scale_of_the_features() 
     np.testing.assert_array_equal(head.bias, 0)
 
 
-def test_centroids_use_up_to_k_examples_a_class_and_the_seed_chooses_them() -> None:
+def test_centroids_use_up_to_k_seeded_examples_per_class() -> None:
     features, labels = clusters(3)
     first, again, other = (centroids(features, labels, shots=2, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -54,7 +54,7 @@ def test_centroids_use_up_to_k_examples_a_class_and_the_seed_chooses_them() -> N
     np.testing.assert_allclose(everything[1], unit(features[labels == 1]).mean(0), atol=1e-6)
 
 
-def test_a_head_is_contiguous_fp32_however_its_matrix_lay_in_memory() -> None:
+def test_a_head_is_contiguous_fp32_for_any_memory_layout() -> None:
     weight: Any = np.asfortranarray(GENERATOR.normal(size=(3, 8)))
     bias: Any = np.zeros(3)
     head = Head(weight, bias)
@@ -63,7 +63,7 @@ def test_a_head_is_contiguous_fp32_however_its_matrix_lay_in_memory() -> None:
     np.testing.assert_allclose(head.weight, weight, rtol=1e-6)
 
 
-def test_unit_vectors_have_length_one_and_zero_stays_finite() -> None:
+def test_unit_vectors_have_length_one_and_a_zero_vector_stays_finite() -> None:
     np.testing.assert_allclose(
         np.linalg.norm(unit(GENERATOR.normal(size=(4, 8)).astype(np.float32)), axis=1), 1, rtol=1e-6
     )

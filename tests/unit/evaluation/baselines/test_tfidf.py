@@ -1,4 +1,4 @@
-"""The TF-IDF baseline on texts small enough to reason about, fitted and loaded."""
+"""Tests of the TF-IDF baseline on small sets of texts."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def fit(classes: tuple[str, ...] = ("eye", "ear", "skin"), seed: int = 0) -> Tfi
 
 
 @pytest.mark.parametrize("classes", [("eye", "ear", "skin"), ("eye", "skin")])
-def test_it_learns_which_words_tell_the_classes_apart(classes: tuple[str, ...]) -> None:
+def test_new_combinations_of_known_words_are_classified(classes: tuple[str, ...]) -> None:
     texts, labels = terms(FINDINGS[4:], classes)
     answers, confidence = fit(classes).predict(texts)
     assert list(answers) == labels
@@ -49,15 +49,15 @@ def test_it_learns_which_words_tell_the_classes_apart(classes: tuple[str, ...]) 
     assert (confidence <= 1).all()
 
 
-def test_a_text_of_known_words_is_answered_with_more_confidence_than_one_of_none() -> None:
+def test_a_text_with_known_words_has_a_higher_confidence_than_a_text_without() -> None:
     _, confidence = fit().predict(["retina injury", "zzz"])
     assert confidence[0] > confidence[1]
 
 
-def test_every_candidate_has_its_try_on_validation_and_the_best_is_kept() -> None:
+def test_all_settings_are_tried_and_the_best_on_validation_is_kept() -> None:
     baseline = fit()
-    tried = [(attempt.features, attempt.c) for attempt in baseline.attempts]
-    assert tried == [
+    settings = [(attempt.features, attempt.c) for attempt in baseline.attempts]
+    assert settings == [
         (features, c) for features in ("words", "characters", "words and characters") for c in REGULARISATIONS
     ]
     best = max(attempt.validation_score for attempt in baseline.attempts)
@@ -68,7 +68,7 @@ def test_every_candidate_has_its_try_on_validation_and_the_best_is_kept() -> Non
     assert np.mean([answer == label for answer, label in zip(answers, labels, strict=True)]) == pytest.approx(best)
 
 
-def test_parts_of_words_are_read_where_whole_words_are_new() -> None:
+def test_characters_classify_unknown_words() -> None:
     train = rows(
         ["gastritis", "colitis", "hepatitis", "gastroscopy", "colonoscopy", "arthroscopy"] * 2,
         ["disease", "disease", "disease", "procedure", "procedure", "procedure"] * 2,
@@ -99,23 +99,23 @@ def test_texts_of_punctuation_are_classified_by_characters() -> None:
 
 
 def test_texts_without_a_character_are_refused() -> None:
-    with pytest.raises(ValueError, match="no training text has a word or a character"):
+    with pytest.raises(ValueError, match="no training text contains a word or a character"):
         fit_tfidf(rows(["", " "], ["a", "b"]), validation=rows([""], ["a"]))
 
 
-def test_one_class_only_is_refused() -> None:
+def test_a_single_class_is_refused() -> None:
     with pytest.raises(ValueError, match="needs two classes"):
         fit_tfidf(rows(["x", "y"], ["a", "a"]), validation=rows(["x"], ["a"]))
 
 
-def test_an_empty_validation_is_refused() -> None:
-    with pytest.raises(ValueError, match="validation, which has no rows"):
+def test_an_empty_validation_split_is_refused() -> None:
+    with pytest.raises(ValueError, match="validation has no rows"):
         fit_tfidf(rows(["x", "y"], ["a", "b"]), validation=rows([], []))
 
 
 @pytest.mark.parametrize("classes", [("eye", "ear", "skin"), ("eye", "skin")])
 @pytest.mark.parametrize("train", [FINDINGS[:3], ("{}itis", "{}oscopy"), ("{}",)])
-def test_a_stored_baseline_predicts_what_the_fitted_one_predicts_to_the_bit(
+def test_a_loaded_baseline_has_the_same_predictions_as_the_fitted_baseline(
     tmp_path: Path, classes: tuple[str, ...], train: tuple[str, ...]
 ) -> None:
     fitted = fit_tfidf(rows(*terms(train, classes)), validation=rows(*terms(FINDINGS[3:4], classes)))
@@ -132,7 +132,7 @@ def test_a_stored_baseline_predicts_what_the_fitted_one_predicts_to_the_bit(
 
 
 @pytest.mark.parametrize("features", ["words", "characters", "words and characters"])
-def test_each_kind_of_features_is_stored_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: str) -> None:
+def test_every_kind_of_features_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: str) -> None:
     monkeypatch.setattr("tailorbird.evaluation.baselines.tfidf.FEATURES", {features: FEATURES[features]} | FEATURES)
     fitted = fit()
     assert fitted.features == features
@@ -145,7 +145,7 @@ def test_the_majority_is_the_most_frequent_label_and_its_share() -> None:
     assert majority(["b", "a", "b", "c"]) == ("b", 0.5)
 
 
-def test_among_equally_frequent_labels_the_first_in_the_alphabet_is_taken() -> None:
+def test_the_first_of_equally_frequent_labels_in_the_alphabet_is_the_majority() -> None:
     assert majority(["b", "a"]) == majority(["a", "b"]) == ("a", 0.5)
 
 

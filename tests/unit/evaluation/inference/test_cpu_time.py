@@ -1,4 +1,4 @@
-"""Both models are measured in this process, in turns, on a tiny encoder; no test looks at how long it took."""
+"""Tests of the CPU time measurement on a tiny encoder; no test checks a measured time."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
 
 @pytest.fixture
 def uris(tmp_path: Path) -> dict[str, str]:
-    """Two heads, of 2 and of 3 classes, over one tiny random BERT."""
+    """Return the URIs of two heads, with 2 and 3 classes, on a tiny random BERT."""
     base = tmp_path / "base"
     torch.manual_seed(0)
     config = BertConfig(
@@ -43,13 +43,13 @@ def rows_of(texts: list[str]) -> Rows:
     return Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("a",) * len(texts))
 
 
-def test_both_models_answer_really_and_give_a_time_for_each_round(uris: dict[str, str]) -> None:
+def test_both_models_have_a_time_for_each_round(uris: dict[str, str]) -> None:
     rounds = cpu_time.measure_cpu(uris, rows=rows_of(["heart", "lung heart"] * 20), num_rounds=6)
     assert len(rounds.incumbent) == len(rounds.candidate) == 6
     assert min(rounds.incumbent + rounds.candidate) > 0
 
 
-def test_after_a_warm_up_who_begins_takes_turns_and_times_are_of_a_thousand_rows(
+def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
     uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answered: list[str] = []
@@ -70,8 +70,8 @@ def test_after_a_warm_up_who_begins_takes_turns_and_times_are_of_a_thousand_rows
     ("roles", "texts", "num_rounds"),
     [(("incumbent",), ["a"], 5), (("incumbent", "candidate"), [], 5), (("incumbent", "candidate"), ["a"], 4)],
 )
-def test_what_cannot_be_measured_is_refused_before_a_model_is_loaded(
+def test_invalid_arguments_are_refused_before_a_model_is_loaded(
     roles: tuple[str, ...], texts: list[str], num_rounds: int
 ) -> None:
-    with pytest.raises(ValueError, match="5 rounds or more"):
+    with pytest.raises(ValueError, match="at least 5 rounds"):
         cpu_time.measure_cpu(dict.fromkeys(roles, "file:///nowhere"), rows=rows_of(texts), num_rounds=num_rounds)

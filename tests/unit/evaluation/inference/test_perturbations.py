@@ -1,4 +1,4 @@
-"""Swaps and slips, word for word, and what is left alone because it would become nonsense."""
+"""Tests of the swaps and typing errors, and of the texts that must not change."""
 
 import re
 
@@ -24,7 +24,7 @@ TEXTS = st.text(st.sampled_from("aAbB éßİ9.,-'\n\t😀"), max_size=30) | st.t
 
 
 def rows_of(*texts: str) -> Rows:
-    """Rows with a label, a split key and a group each."""
+    """Return rows with different labels, split keys and groups."""
     n = len(texts)
     numbers = tuple(str(number) for number in range(n))
     return Rows(
@@ -51,7 +51,7 @@ def rows_of(*texts: str) -> Rows:
         ("Emily said she coughs", "Kevin said he coughs"),
     ],
 )
-def test_sex_is_swapped_word_for_word_with_case_kept(text: str, swapped: str) -> None:
+def test_words_for_a_sex_are_swapped_with_their_case(text: str, swapped: str) -> None:
     assert swap_sex(text) == swapped
 
 
@@ -64,15 +64,15 @@ def test_sex_is_swapped_word_for_word_with_case_kept(text: str, swapped: str) ->
         "Man with prostatic hyperplasia",
         "female infertility",
         "nonpregnant woman",
-        "HE after liver failure, HER-2 positive",  # hepatic encephalopathy; a receptor
+        "HE after liver failure, HER-2 positive",  # HE: hepatic encephalopathy; HER-2: a receptor
         "man-made fibres, human, mankind",
         "a mandatory test in Manchester",
         "patient with MS",
         "Hers disease",
-        "Emily has a cough",  # a name alone is no word for a sex
+        "Emily has a cough",  # a name alone is not a word for a sex
     ],
 )
-def test_sex_is_left_where_it_is_the_matter_or_no_sex_is_meant(text: str) -> None:
+def test_texts_specific_to_a_sex_or_without_a_sex_do_not_change(text: str) -> None:
     assert swap_sex(text) == text
 
 
@@ -98,7 +98,7 @@ def test_sex_is_left_where_it_is_the_matter_or_no_sex_is_meant(text: str) -> Non
         ("45-year-old adult", "75-year-old adult"),
     ],
 )
-def test_ages_move_to_another_time_of_life(text: str, swapped: str) -> None:
+def test_ages_and_age_words_are_swapped(text: str, swapped: str) -> None:
     assert swap_age(text) == swapped
 
 
@@ -120,11 +120,11 @@ def test_ages_move_to_another_time_of_life(text: str, swapped: str) -> None:
         "adult T-cell leukaemia",
     ],
 )
-def test_ages_are_left_where_they_are_the_matter_or_no_age_of_a_person(text: str) -> None:
+def test_texts_specific_to_an_age_or_without_a_persons_age_do_not_change(text: str) -> None:
     assert swap_age(text) == text
 
 
-def test_names_become_names_of_another_origin_and_of_the_same_sex() -> None:
+def test_names_are_replaced_by_names_of_another_origin_and_the_same_sex() -> None:
     for name, (origin, sex, _) in NAME_POSITIONS.items():
         for seed in ("0", "1", "2"):
             other = swap_name(f"{name} has a cough", seed=seed).removesuffix(" has a cough")
@@ -132,29 +132,29 @@ def test_names_become_names_of_another_origin_and_of_the_same_sex() -> None:
             assert NAME_POSITIONS[other][0] != origin
 
 
-def test_two_people_of_a_text_stay_two_and_one_named_twice_stays_one() -> None:
+def test_different_names_stay_different_and_a_repeated_name_stays_the_same() -> None:
     first, second, again = swap_name("Fatima called Emily, and Fatima came", seed="7").replace(",", "").split()[::2][:3]
     assert {first, second, again} & set(NAME_POSITIONS)
     words = re.findall(r"\w+", swap_name("Fatima called Emily, and Fatima came", seed="7"))
     assert words[0] == words[4] != words[2]
 
 
-def test_names_are_capitalised_and_no_eponyms() -> None:
+def test_only_capitalised_names_that_are_not_eponyms_are_replaced() -> None:
     assert swap_name("jamal, KEVIN's chart, Jamal-Brian", seed="0") == "jamal, KEVIN's chart, Jamal-Brian"
     assert swap_name("Hassan syndrome and Omar's disease", seed="0") == "Hassan syndrome and Omar's disease"
-    shouted = swap_name("KEVIN HAS A COUGH", seed="0")
-    assert shouted != "KEVIN HAS A COUGH"
-    assert shouted.isupper()
+    upper = swap_name("KEVIN HAS A COUGH", seed="0")
+    assert upper != "KEVIN HAS A COUGH"
+    assert upper.isupper()
 
 
-def test_the_lists_fit_together() -> None:
-    assert len(NAME_POSITIONS) == sum(len(names) for sexes in NAMES for names in sexes) == 80  # no name stands twice
+def test_the_word_lists_are_consistent() -> None:
+    assert len(NAME_POSITIONS) == sum(len(names) for sexes in NAMES for names in sexes) == 80  # names are unique
     assert {len(names) for sexes in NAMES for names in sexes} == {5}
     assert all(SEXES[SEXES[word]] == word for word in SEXES)
     assert not set(SEXES) & set(AGES)
 
 
-def test_counterfactuals_are_one_row_a_kind_with_all_else_kept() -> None:
+def test_counterfactuals_are_one_row_per_kind_with_other_fields_unchanged() -> None:
     rows = rows_of("A cough", "Emily is a 45-year-old woman", "An elderly patient")
     changed = swap_demographics(rows)
     assert changed.row_ids == ("1|sex", "1|age", "1|name", "2|age")
@@ -165,13 +165,13 @@ def test_counterfactuals_are_one_row_a_kind_with_all_else_kept() -> None:
     assert swap_demographics(rows) == changed
 
 
-def test_rows_that_name_nobody_give_no_row() -> None:
+def test_texts_without_a_person_have_no_counterfactuals() -> None:
     changed = swap_demographics(rows_of("Kinking of ureter", "", "Typhoid fever"))
     assert len(changed) == 0
     assert changed.groups == {"site": ()}
 
 
-def test_misspelt_changes_each_text_and_keeps_all_else() -> None:
+def test_add_typos_changes_each_text_and_no_other_field() -> None:
     rows = rows_of("Typhoid fever with heart involvement", "", "5", "AB", "Kinking of ureter")
     changed = add_typos(rows)
     assert changed.row_ids == ("0|noise", "1|noise", "2|noise", "3|noise", "4|noise")
@@ -180,31 +180,31 @@ def test_misspelt_changes_each_text_and_keeps_all_else() -> None:
     assert add_typos(rows) == changed
 
 
-def test_all_three_slips_occur_and_a_row_has_the_same_one_wherever_it_stands() -> None:
+def test_all_kinds_of_typos_occur_and_the_typo_of_a_row_does_not_depend_on_its_position() -> None:
     text = "Typhoid fever with heart involvement"
-    slips = {"case": 0, "space": 0, "typing": 0}
+    kinds = {"case": 0, "space": 0, "typing": 0}
     for number in range(300):
         changed = add_typo(text, seed=str(number))
         if changed.lower() == text.lower():
-            slips["case"] += 1
+            kinds["case"] += 1
         elif changed.split() == text.split():
-            slips["space"] += 1
+            kinds["space"] += 1
         else:
-            slips["typing"] += 1
+            kinds["typing"] += 1
             assert abs(len(changed) - len(text)) <= 1
             assert [word[0] for word in changed.split()] == [word[0] for word in text.split()]
-    assert min(slips.values()) > 70
+    assert min(kinds.values()) > 70
     rows = rows_of(*[text] * 5)
     assert add_typos(rows.take([3])).texts[0] == add_typos(rows).texts[3]
 
 
 @given(TEXTS, st.text(max_size=5))
-def test_any_text_is_misspelt(text: str, seed: str) -> None:
+def test_a_typo_changes_any_text(text: str, seed: str) -> None:
     assert add_typo(text, seed=seed) != text
 
 
 @given(st.lists(st.sampled_from([*SEXES, *AGES, "her", "his", "Emily", "45-year-old", "pain", "."]), max_size=8))
-def test_swaps_keep_the_number_of_words_and_sex_comes_back(words: list[str]) -> None:
+def test_swaps_keep_the_number_of_words_and_swapping_sex_twice_restores_the_text(words: list[str]) -> None:
     text = " ".join(words)
     for swapped in (swap_sex(text), swap_age(text), swap_name(text, seed="0")):
         assert len(swapped.split()) == len(words)
