@@ -17,10 +17,10 @@ from training.task import TrainingTask
 from training.trainer import TrainingFailed
 from tuning.futility import Target, TrialScores, can_still_reach
 from tuning.search_space import trial_config
-from tuning.trial_broker import TrialBroker
+from tuning.trial_broker import TrialBroker, WorkerGroupJob
 from tuning.trial_record import SampledValues, SweepJournal, TrialRecord, read_journal, write_journal
 from tuning.tuner import FutilityStopper, build_tuner
-from tuning.worker_groups import WorkerGroupJob, num_groups_that_fit, run_worker_groups
+from tuning.worker_groups import num_groups_that_fit, run_worker_groups
 
 
 class TrialRow(BaseModel, frozen=True):

@@ -4,7 +4,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from tailorbird.config.training import TrainingConfig
 from training.reports import EpochReport, TrainingResult
 from tuning.trial_record import SampledValues, SweepJournal, TrialRecord
 
@@ -47,6 +49,18 @@ class _Trial:
     def pending(self) -> bool:
         """True if a group must take the trial. If it is completed, a cancelled trial is taken to export its weights."""
         return not self.record.over and (self.record.completed or not self.cancelled)
+
+
+@dataclass(frozen=True)
+class WorkerGroupJob:
+    """Arguments of a worker group's training function."""
+
+    group: str
+    training: TrainingConfig
+    task: Any  # ObjectRef of the TrainingTask
+    broker: Any  # handle of the TrialBroker
+    events: Any  # handle of a `cluster.event_queue.EventQueue`, or None
+    uri: str
 
 
 class TrialBroker:

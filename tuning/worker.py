@@ -1,16 +1,15 @@
-"""The training function of a worker group: it trains one trial after another."""
+"""The training function of a worker group, which trains one trial after another."""
 
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import ray
 import torch.distributed as dist
 
 from cluster.progress import TrialEvent
-from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder, download_folder, upload_folder
 from training import checkpoint, preemption
 from training.deepspeed_private import destroy_engine
@@ -20,34 +19,22 @@ from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport, Progress, TrainingResult
 from training.safe_checkpoint_loading import UnusableCheckpoint
 from training.task import Diverged, TaskRuntime
-from training.trainer import epoch_event, send_event
+from training.worker import epoch_event, send_event
 from tuning.search_space import trial_config
-from tuning.trial_broker import TrialAssignment
+from tuning.trial_broker import TrialAssignment, WorkerGroupJob
 
 CHECKPOINT_WORTH_S = 120.0
-"""Seconds of a trial's work that are worth a checkpoint at the end of an epoch: writing one takes up to 5 s (MiniLM, a
-busy machine of two cores)."""
+"""Minimum seconds between checkpoints at the end of an epoch. Writing one takes up to 5 s (MiniLM on a busy machine
+with two cores)."""
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class WorkerGroupJob:
-    """What the workers of a group get."""
-
-    group: str
-    training: TrainingConfig
-    task: Any  # ObjectRef of the TrainingTask
-    broker: Any  # handle of the TrialBroker
-    events: Any  # handle of a `cluster.event_queue.EventQueue`, or None
-    uri: str
-
-
 def train_trials(job: WorkerGroupJob) -> None:
-    """Take trials from the broker and train them until there are none."""
+    """Take trials from the broker and train them, until the broker has no more."""
     preemption.install_handlers()
     runtime = ray.get(job.task).load_runtime(attention_dropout=job.training.attention_dropout)
-    gc.freeze()  # what all trials share is not traversed when a trial's engine is collected
+    gc.freeze()  # exclude the shared runtime from the garbage collection after each trial
     while True:
         assignment = _from_rank_0(lambda: ray.get(job.broker.take.remote(job.group)))
         if assignment is None:
@@ -58,10 +45,10 @@ def train_trials(job: WorkerGroupJob) -> None:
 
 
 class _TrialRun:
-    """One trial on a worker, from its checkpoint or the first step.
+    """A trial on a worker, from its checkpoint or from the first step.
 
-    Checkpoints are written to S3 here and not by Ray Train's report: a group's Train run covers many trials, each with
-    checkpoints of its own, from which another group, or a restarted driver's, can resume.
+    This class writes checkpoints to S3 itself, instead of with `ray.train.report`, because a group's Ray Train run
+    covers many trials. Another group, or a group of a restarted driver, can resume each trial from its own checkpoints.
     """
 
     def __init__(self, job: WorkerGroupJob, assignment: TrialAssignment, runtime: TaskRuntime) -> None:
@@ -100,7 +87,7 @@ class _TrialRun:
         return "completed" if completed else "stopped"
 
     def _start_or_resume(self) -> tuple[Any, Progress]:
-        """Return an engine at the first step or as of the checkpoint, and the progress."""
+        """Return an engine and its progress, resumed from the trial's checkpoint if there is one."""
         source = self._assignment.checkpoint
         if source is None:
             return build_engine(self._config, self._runtime), Progress()
@@ -124,12 +111,12 @@ class _TrialRun:
         return continues
 
     def _save(self, progress: Progress, engine: Any) -> None:
-        """Write a checkpoint; raise Interrupted after it if this worker has to stop."""
+        """Write a checkpoint, then raise Interrupted if this worker must stop."""
         uri = f"{self._checkpoints}/{progress.epoch}-{progress.step}-{dist.get_world_size()}"
         with temporary_directory() as folder:
             checkpoint.save(engine, self._config, folder=folder, progress=progress)
             upload_folder(folder, uri)
-        dist.barrier()  # the checkpoint is complete when every rank's part is stored
+        dist.barrier()  # The checkpoint is complete when all ranks have stored their parts.
         if dist.get_rank() == 0:
             previous = ray.get(self._broker.saved.remote(self._trial, uri))
             if previous is not None:
@@ -138,11 +125,11 @@ class _TrialRun:
         reason = preemption.preemption_reason()
         if reason is not None:
             raise preemption.Interrupted(
-                f"{reason}; trial {self._trial} is kept at epoch {progress.epoch + 1}, step {progress.step}"
+                f"{reason}; trial {self._trial} is checkpointed at epoch {progress.epoch + 1}, step {progress.step}"
             )
 
     def _export(self, engine: Any, weights: str) -> bool:
-        """Upload the weights; return False on rank 0 if they are unusable, which is no failure of the group."""
+        """Upload the weights. Return False on rank 0 if they are unusable; the worker group does not fail."""
         with temporary_directory() as folder:
             try:
                 export_weights(engine, self._config, runtime=self._runtime, folder=folder)
@@ -153,7 +140,7 @@ class _TrialRun:
         return True
 
     def _give_up(self, message: str) -> str:
-        """Mark the trial as failed: a retry would fail the same way."""
+        """Mark the trial as failed without a retry, which would fail the same way."""
         if dist.get_rank() == 0:
             ray.get(self._broker.give_up.remote(self._job.group, self._trial, message))
             delete_folder(self._checkpoints)

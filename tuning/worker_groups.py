@@ -1,4 +1,4 @@
-"""The worker groups of a sweep: each is a Ray Train run that takes trials until none is left."""
+"""The worker groups of a sweep. Each is a Ray Train run that trains trials until none is left."""
 
 import threading
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from cluster.remote import this_node_selector
 from tailorbird.config.training import TrainingConfig
 from training.errors import describe_failure
 from training.trainer import build_torch_trainer
-from tuning.worker import WorkerGroupJob, train_trials
+from tuning.trial_broker import WorkerGroupJob
 
 
 def num_groups_that_fit(training: TrainingConfig) -> int:
-    """Return how many worker groups fit the cluster; at least 1, since an autoscaler may add nodes."""
+    """Return the number of worker groups that fit in the cluster, at least 1, since an autoscaler may add nodes."""
     total = ray.cluster_resources()
     by_cpu = int(total.get("CPU", 0)) // (training.max_workers * training.cpus_per_worker)
     if training.gpus_per_worker:
@@ -27,7 +27,7 @@ def num_groups_that_fit(training: TrainingConfig) -> int:
 
 @contextmanager
 def run_worker_groups(job: WorkerGroupJob, *, num_groups: int) -> Iterator[list[str]]:
-    """Run groups that take trials until the block ends, and yield a list that gets the error of each that failed."""
+    """Run worker groups until the block ends; yield a list to which the error of each failed group is appended."""
     start = ray.remote(num_cpus=0, max_retries=0, label_selector=this_node_selector())(_run_group)
     names = [f"group-{number}" for number in range(num_groups)]
     running = {start.remote(replace(job, group=name)): name for name in names}
@@ -43,7 +43,7 @@ def run_worker_groups(job: WorkerGroupJob, *, num_groups: int) -> Iterator[list[
                 error = f"a worker group's process died: {died}"
             if error is not None:
                 errors.append(error)
-                with suppress(ray.exceptions.RayActorError):  # the sweep was interrupted, and the broker with it
+                with suppress(ray.exceptions.RayActorError):  # if the sweep is interrupted, the broker is dead
                     ray.get(job.broker.group_lost.remote(running[ended], error, last=not unfinished))
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -51,17 +51,17 @@ def run_worker_groups(job: WorkerGroupJob, *, num_groups: int) -> Iterator[list[
     try:
         yield errors
     except BaseException:
-        ray.kill(job.broker)  # trials that are interrupted now must not be recorded as finished
+        ray.kill(job.broker)  # interrupted trials must not be recorded as finished
         raise
     ray.get(job.broker.close.remote())
-    watcher.join()  # a group that waits for CPUs gets those of the others, and ends
+    watcher.join()  # a group that still waits for CPUs gets them when other groups end, and then ends too
 
 
 class RequeueOnFailure(UserCallback):  # type: ignore[misc]
-    """Requeues a group's trial when workers of the group fail.
+    """Requeue a group's trial when workers of the group fail.
 
-    The group itself restarts only when its CPUs are free again, which may take long or never happen: its node may be
-    gone while the other groups keep their CPUs and wait for a trial.
+    The group restarts only when enough CPUs are free. This may never happen: its node may be lost while the other
+    groups keep their CPUs and wait for a trial.
     """
 
     def __init__(self, broker: Any, group: str, *, uri: str) -> None:
@@ -73,11 +73,17 @@ class RequeueOnFailure(UserCallback):  # type: ignore[misc]
 
 
 def _run_group(job: WorkerGroupJob) -> str | None:
-    """Run a group to its end and return the error that ended it, if any."""
+    """Run a group until it ends, and return its error or None."""
+
+    def work() -> None:
+        from tuning.worker import train_trials  # in the workers only: it imports DeepSpeed and transformers
+
+        train_trials(job)
+
     training = job.training
     callbacks = [RequeueOnFailure(job.broker, job.group, uri=job.uri)]
     uri = f"{job.uri}/groups/{job.group}"
-    trainer = build_torch_trainer(lambda: train_trials(job), config=training, uri=uri, callbacks=callbacks)
+    trainer = build_torch_trainer(work, config=training, uri=uri, callbacks=callbacks)
     try:
         trainer.fit()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Limits that keep the tree easy to find one's way in: sizes, names, types, one direction of imports."""
+"""Limits on the structure of the code: file sizes, names, types and imports."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ PACKAGES = ("cluster", "training", "tuning", "serving", "tailorbird")
 OURS = [path for package in (*PACKAGES, "tests", "benchmarks") for path in sorted((ROOT / package).rglob("*.py"))]
 MAX_LINES, MAX_FILES, MAX_UNTYPED = 400, 16, 80
 VAGUE = {"told", "asked", "found", "said", "place", "home"}
-"""Words that say nothing about a value; the field has a term for each."""
+"""Identifiers without meaning; use a term of the field instead."""
 VENDOR_FILES = {
     "ray": "cluster/ray_private.py",
     "deepspeed": "training/deepspeed_private.py",
@@ -35,7 +35,7 @@ def identifiers(source: str) -> set[str]:
 
 
 def private_imports(source: str) -> set[str]:
-    """Return the vendors of which a source file imports a module with a leading underscore in its path."""
+    """Return the vendors whose private modules (with a leading underscore) a source file imports."""
     modules: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -45,10 +45,13 @@ def private_imports(source: str) -> set[str]:
     return {module.partition(".")[0] for module in modules if "._" in module} & VENDOR_FILES.keys()
 
 
-def test_no_file_is_long_and_no_folder_is_full() -> None:
+def test_files_and_folders_are_small() -> None:
     assert [path for path in OURS if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES] == []
     folders = {path.parent for path in OURS}
-    files = {folder: [path for path in folder.iterdir() if path.is_file()] for folder in folders}
+    files = {
+        folder: [path for path in folder.iterdir() if path.is_file() and path.name != "__init__.py"]
+        for folder in folders
+    }
     assert {folder: len(paths) for folder, paths in files.items() if len(paths) > MAX_FILES} == {}
 
 
@@ -64,13 +67,13 @@ def test_a_vague_identifier_is_reported(source: str) -> None:
     assert len(identifiers(source) & VAGUE) == 1
 
 
-def test_values_that_travel_have_types() -> None:
+def test_few_values_are_untyped_dictionaries() -> None:
     sources = [path.read_text(encoding="utf-8") for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     assert len(sources) > 200
     assert sum(len(re.findall(r"dict\[str, Any\]", source)) for source in sources) <= MAX_UNTYPED
 
 
-def test_private_parts_of_a_vendor_are_imported_by_one_file() -> None:
+def test_private_modules_of_a_vendor_are_imported_by_one_file() -> None:
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     users = {path.relative_to(ROOT).as_posix(): private_imports(path.read_text(encoding="utf-8")) for path in files}
     assert {
@@ -79,7 +82,7 @@ def test_private_parts_of_a_vendor_are_imported_by_one_file() -> None:
     assert all((ROOT / file).is_file() for file in VENDOR_FILES.values())
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     graph = grimp.build_graph(*PACKAGES)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the cycle

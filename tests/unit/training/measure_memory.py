@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import BertConfig, BertModel
 
-import training.trainer  # noqa: F401  a worker's process imports it
+import training.worker  # noqa: F401  a worker's process imports it
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import TokenizedRows, TokenLists

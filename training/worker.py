@@ -1,0 +1,97 @@
+"""The training function of the workers of `finetune`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch.distributed as dist
+
+from cluster.progress import EpochEvent, ProgressEvent
+from tailorbird.config.training import TrainingConfig
+from tailorbird.storage import require_safe_names, upload_folder
+from tailorbird.storage.s3 import storage_errors
+from training import checkpoint, preemption
+from training.deepspeed_private import destroy_engine
+from training.errors import temporary_directory
+from training.export import export_weights
+from training.loop import Callbacks, OnSave, build_engine, train
+from training.reports import EpochReport, Progress, TrainingResult
+from training.safe_checkpoint_loading import UnusableCheckpoint
+from training.task import Diverged, TaskRuntime
+
+
+def send_event(events: Any, event: ProgressEvent) -> None:
+    """Send an event from rank 0 to an EventQueue without waiting. Do nothing if `events` is None."""
+    if events is not None and dist.get_rank() == 0:
+        events.put.remote(event)
+
+
+def epoch_event(report: EpochReport, *, seed: int | None = None, trial: str | None = None) -> EpochEvent:
+    """Return the progress event of an epoch's report."""
+    return EpochEvent(report.epoch, report.score, report.loss, report.rows_per_second, seed=seed, trial=trial)
+
+
+def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events: Any) -> TrainingResult | str:
+    """Train and export in a Ray Train worker.
+
+    Return a message instead of raising if a retry would fail again, because Ray Train retries after an exception.
+    """
+    preemption.install_handlers()
+    runtime = ray.get(task_ref).load_runtime(attention_dropout=config.attention_dropout)
+    try:
+        engine, progress = _start_or_resume(config, runtime, uri=uri)
+    except UnusableCheckpoint as error:
+        return f"{error}; to start a new training, delete {uri}/train and run again"
+    save = _checkpoint_callback(config, uri=uri)
+
+    def on_epoch(report: EpochReport, engine: Any) -> bool:
+        send_event(events, epoch_event(report, seed=config.seed))
+        save(Progress(epoch=report.epoch + 1, last=report), engine)
+        return True
+
+    callbacks = Callbacks(
+        on_step=lambda step: send_event(events, replace(step, seed=config.seed)), on_epoch=on_epoch, on_save=save
+    )
+    try:
+        report = train(engine, config, runtime=runtime, callbacks=callbacks, progress=progress)
+    except Diverged as error:
+        return str(error)
+    weights = f"{uri}/weights"
+    with temporary_directory() as folder:
+        export_weights(engine, config, runtime=runtime, folder=folder)
+        if dist.get_rank() == 0:
+            upload_folder(folder, weights)
+    dist.barrier()
+    destroy_engine(engine)
+    return TrainingResult.of_report(report, weights=weights)
+
+
+def _start_or_resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[Any, Progress]:
+    """Return an engine and its progress, resumed from Ray Train's last checkpoint if there is one."""
+    saved = ray.train.get_checkpoint()
+    if saved is None:
+        return build_engine(config, runtime), Progress()
+    source = f"{uri.partition('://')[0]}://{saved.path}"
+    require_safe_names(source)
+    with temporary_directory(), saved.as_directory() as folder:
+        dist.barrier()  # The workers of a node share the folder. Without the barrier, a late worker downloads it again.
+        return checkpoint.resume(config, runtime, folder=Path(folder), uri=source)
+
+
+def _checkpoint_callback(config: TrainingConfig, *, uri: str) -> OnSave:
+    """Return a callback that uploads a checkpoint with Ray Train, and raises Interrupted if this worker must stop."""
+
+    def save(progress: Progress, engine: Any) -> None:
+        with temporary_directory() as folder:
+            checkpoint.save(engine, config, folder=folder, progress=progress)
+            metrics = {"epoch": progress.epoch, "step": progress.step}
+            with storage_errors(uri):
+                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        reason = preemption.preemption_reason()
+        if reason is not None:
+            # Wait until the controller has the reports of all ranks, because only then is the checkpoint registered.
+            ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
+            raise preemption.Interrupted(f"{reason}; checkpointed at epoch {progress.epoch + 1}, step {progress.step}")
+
+    return save
