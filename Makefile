@@ -36,12 +36,15 @@ $(SETUP): pyproject.toml | .venv/bin/python
 demo: $(DEMO)
 	$(BIN)/python -m tailorbird.demo $(if $(KEEP),--keep)
 
+# Two processes, each with its own stack, so that one uses the cores while the other waits.
+TWO_STACKS := -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: $(SETUP)
 	$(BIN)/pytest -m "not slow and not long" -n 2 tests/unit tests/k8s
-	$(BIN)/pytest -m "not slow and not long" tests/integration
+	$(BIN)/pytest -m "not slow and not long" $(TWO_STACKS) tests/integration
 
 test-slow: $(SETUP)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(TWO_STACKS)
 
 test-long: $(SETUP)
 	$(BIN)/pytest -m long

@@ -1,6 +1,5 @@
 """One embedded stack for all integration tests: a real S3 server, a real Ray, and the environment that names them."""
 
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,33 +10,55 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 from cluster.connection import connect
 from cluster.local import stack as stacks
 from tailorbird.pipeline.run import run_pipeline
+from tailorbird.pipeline.tasks import ClassificationTask
 from tests.integration.small import SmallRun, small_recipe, write_data
 from tests.progress import ProgressRecorder
 
 HERE = Path(__file__).parent
 
+SHARES_THE_SMALL_RUN = ("test_security.py", "test_run.py", "test_resume.py")
+FOLDERS = ("pipeline", "training", "serving", "classification", "cluster", "storage")
+"""The folders in the order in which pytest-xdist starts them: the longest files first."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark, order and group the integration tests. A worker of pytest-xdist starts a stack and runs whole groups.
+
+    The tests of a file are a group; so are the files that share the small run, or a service.
+    """
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
+            folder, name = item.path.parent.name, item.path.name
+            group = "small-run" if name in SHARES_THE_SMALL_RUN else folder if folder == "classification" else name
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: FOLDERS.index(item.path.parent.name) if HERE in item.path.parents else len(FOLDERS))
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.StackState]:
-    """A running stack with two CPUs, whose environment is this process's while the session lasts."""
+    """A running stack with two CPUs. Its environment is this process's during the session."""
     folder = tmp_path_factory.mktemp("stack")
-    before = dict(os.environ)
-    state = stacks.up(folder, num_cpus=2)
-    try:
-        os.environ.update(state.environment())
-        os.environ["TAILORBIRD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-        reset_auth_token_state()  # Ray, which a unit test may have imported already, reads its token's place once
-        yield state
-    finally:
-        stacks.down(folder)
-        os.environ.clear()
-        os.environ.update(before)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ClassificationTask, "num_cost_rows", 32)  # a cost measurement answers each row twelve times
+        patched.setenv("RAY_worker_niceness", "0")  # with Ray's 15, workers starve if other processes use the cores
+        state = stacks.up(folder, num_cpus=2)
+        try:
+            for name, value in state.environment().items():
+                patched.setenv(name, value)
+            patched.setenv("TAILORBIRD_CACHE", str(tmp_path_factory.mktemp("cache")))
+            reset_auth_token_state()  # Ray reads the path of its token once, and a unit test may have imported it
+            yield state
+        finally:
+            stacks.down(folder)
+
+
+@pytest.fixture(scope="module")
+def connected(stack: stacks.StackState) -> Iterator[None]:
+    """Connect once for the module, so that its tests share the processes of Ray's tasks, which have imported torch."""
+    assert stack.ray_address
+    with connect():
+        yield
 
 
 @pytest.fixture

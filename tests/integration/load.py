@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from urllib.parse import urlsplit
 
-PAUSE_S = 0.05
-"""Before a client that was refused, or found nobody, asks again."""
+PAUSE_S = 0.05  # between two requests of a client: the tests need requests at any moment, not the highest rate
 
 
 @dataclass
@@ -31,8 +30,15 @@ class Responses:
     def ids(self, status: int) -> set[str]:
         return {request_id for _, _, answered, request_id in self.answers if answered == status}
 
-    def longest_s(self, *, since: float = 0.0, until: float = float("inf")) -> float:
-        return max((took for ended, took, _, _ in self.answers if since <= ended <= until), default=0.0)
+    def wait_for(self, number: int) -> None:
+        """Wait until this many further requests have ended, with any status."""
+        wanted = len(self.answers) + number
+        while len(self.answers) < wanted:
+            time.sleep(PAUSE_S)
+
+    def last(self, number: int) -> set[int]:
+        """Return the statuses of the last requests."""
+        return {status for _, _, status, _ in self.answers[-number:]}
 
     def without_answer_s(self) -> float:
         """The longest time in which no request was answered with 200."""
@@ -73,8 +79,7 @@ def under_load(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: f
                 connection = None
             heard.answers.append((time.monotonic(), time.monotonic() - begun, status, request_id))
             position += clients
-            if status != 200:
-                time.sleep(PAUSE_S)
+            over.wait(PAUSE_S)
         if connection is not None:
             connection.close()
 

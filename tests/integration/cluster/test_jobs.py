@@ -170,7 +170,7 @@ def test_a_job_that_is_not_there_is_an_error_that_says_what_is(verb: str, job_id
 
 @pytest.mark.usefixtures("stack")
 @pytest.mark.parametrize(
-    ("token", "message"), [("wrong", "refuses the token"), ("", "asks for a token, and none is set")]
+    ("token", "message"), [("wrong", "refuses the token"), ("", "requires a token, but none is set")]
 )
 def test_without_the_cluster_s_token_every_verb_says_what_to_set(
     token: str, message: str, monkeypatch: pytest.MonkeyPatch

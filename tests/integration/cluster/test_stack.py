@@ -116,7 +116,7 @@ def test_a_killed_stack_is_noticed_starts_again_with_its_data_and_ends_whole(
 
 def test_a_stack_that_cannot_start_says_where_its_log_lies(tmp_path: Path) -> None:
     (tmp_path / "s3").write_text("not a folder")
-    with pytest.raises(stacks.StackError, match=r"ended while starting[\s\S]*stack\.log[\s\S]*FileExistsError"):
+    with pytest.raises(stacks.StackError, match=r"ended during its start[\s\S]*stack\.log[\s\S]*FileExistsError"):
         stacks.up(tmp_path)
     assert stacks.status(tmp_path) is None
 

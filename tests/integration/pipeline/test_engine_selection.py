@@ -42,6 +42,8 @@ from tests.integration.small import BASE_MODEL, ROOT
 from tests.progress import ProgressRecorder
 from tests.unit.evaluation.simulated import Simulation, report_of
 
+pytestmark = pytest.mark.usefixtures("connected")
+
 DATA = "s3://lake/engines"
 TASK_URI = "s3://models/engines"
 
@@ -157,7 +159,10 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
 
         assert promote_version(TASK_URI) == stored[0]  # the weights serve already, and their engine stays
         back = promote_version(TASK_URI, engine="torch")
-        assert (back.uri, back.reason.sentence()) == (evaluated.uri, f"another engine for the weights of {version.version}")
+        assert (back.uri, back.reason.sentence()) == (
+            evaluated.uri,
+            f"another engine for the weights of {version.version}",
+        )
         assert (back.run, back.parity is not None) == (champion.run, True)
         assert _classify(url, ["Cholera"])["version"] == evaluated.version
         again = roll_back(TASK_URI, reason="int8 was faster")

@@ -101,7 +101,9 @@ def test_a_rung_that_was_ahead_of_the_champion_on_validation_alone_does_not_repl
     versions = {"incumbent": candidate_record(rung), "candidate": candidate_record(tuned)}
     verdict = verdict_of(outcome[0], rule=outcome[1])
     concluded(task_uri, chosen, verdict=verdict, versions=versions, champion=champion.uri)
-    with pytest.raises(PromotionRefused, match=rf"{chosen.version} stays the champion: .* on validation only, .* --override"):
+    with pytest.raises(
+        PromotionRefused, match=rf"{chosen.version} stays the champion: .* on validation only, .* --override"
+    ):
         promote_version(task_uri)
     stored = read_champion(task_uri)
     assert stored is not None
@@ -121,7 +123,9 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
     before = read_champion(task_uri)
     assert before is not None
     promoted = promote_version(task_uri)
-    with pytest.raises(PromotionRefused, match=rf"not rolled back: .* is no longer the champion, {promoted.version} is"):
+    with pytest.raises(
+        PromotionRefused, match=rf"not rolled back: .* is no longer the champion, {promoted.version} is"
+    ):
         roll_back(task_uri, reason="found wanting while another took its place", of=before[0])
     assert [former.uri for former in promoted.former] == [first.uri]
     assert (promoted.former[0].pretrained, promoted.pretrained) == (

@@ -22,6 +22,8 @@ from tailorbird.release.runs import PromotionRefused
 from tests.integration.small import REGISTRY, SmallRun, recipe_file, small_recipe, start_run, written
 from tests.progress import ProgressRecorder
 
+pytestmark = pytest.mark.usefixtures("connected")
+
 TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "training.batch_size=16")
 WAIT_S = 240
 

@@ -44,6 +44,8 @@ from tailorbird.storage.node_cache import local_copy
 from tests.integration.small import SmallRun, small_recipe, stages, written
 from tests.progress import ProgressRecorder
 
+pytestmark = pytest.mark.usefixtures("connected")
+
 ROLES = ("incumbent", "candidate", "reference")
 
 

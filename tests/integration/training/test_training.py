@@ -28,6 +28,8 @@ from training.classification_task import ClassificationTrainingTask
 from training.reports import TrainingResult
 from training.trainer import TrainingFailed, finetune
 
+pytestmark = pytest.mark.usefixtures("connected")
+
 
 def training_task(data: str, *, num_rows: int) -> ClassificationTrainingTask:
     config = DataConfig.model_validate(content("any", data)["data"])
