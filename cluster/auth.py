@@ -1,4 +1,4 @@
-"""Ray's token: where it is read from, and which dashboard it may be sent to."""
+"""Ray's authentication token: its source, and the dashboards to which it may be sent."""
 
 import os
 from pathlib import Path
@@ -6,21 +6,22 @@ from pathlib import Path
 from cluster.local import stack
 
 DASHBOARD = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
-HELP = "start one with `tailorbird stack up`, or set RAY_ADDRESS to a running one"
+HELP = "run `tailorbird stack up`, or set RAY_ADDRESS to a running cluster"
 
 
 class SessionError(ValueError):
-    """Ray cannot be reached; the message has the address and what to do."""
+    """Ray cannot be reached. The message contains the address and what to do."""
 
 
 class Unreachable(SessionError):
-    """Nothing answers at the dashboard's address; a later request may succeed."""
+    """The dashboard does not answer. A later request may succeed."""
 
 
 def is_token_for(token_path: str, address: str) -> bool:
-    """Return True if the token may be sent to the dashboard at `address`: a stack's only to its own dashboard.
+    """Return True if the token may be sent to the dashboard at `address`.
 
-    A stack's token is recognised by its path, whatever the working directory and whether the stack runs or not.
+    The token of an embedded stack may be sent only to the stack's own dashboard. It is recognised by its path, in any
+    working directory and also if the stack does not run.
     """
     path, marked = Path(token_path).resolve(), os.environ.get(stack.OWN_DASHBOARD)
     if path.name != stack.TOKEN_FILE or not (marked or (path.parent / stack.KEYS_FILE).exists()):
@@ -31,13 +32,13 @@ def is_token_for(token_path: str, address: str) -> bool:
 
 
 def auth_headers() -> dict[str, str]:
-    """Return HTTP headers with the token; none without RAY_AUTH_TOKEN and RAY_AUTH_TOKEN_PATH."""
+    """Return HTTP headers with the token; empty if there is no token."""
     token = read_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def read_token() -> str:
-    """Return the token for the dashboard that the environment names; empty if there is none."""
+    """Return the token for the dashboard in the environment; empty if there is none."""
     token, path = os.environ.get("RAY_AUTH_TOKEN", ""), os.environ.get("RAY_AUTH_TOKEN_PATH")
     address = next((os.environ[name] for name in DASHBOARD if os.environ.get(name)), "")
     if token or not path or (address and not is_token_for(path, address)):
@@ -45,4 +46,6 @@ def read_token() -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise SessionError(f"RAY_AUTH_TOKEN_PATH is {path}: {error.strerror}; give the token's file") from None
+        raise SessionError(
+            f"RAY_AUTH_TOKEN_PATH is {path}: {error.strerror}; set it to the file with the token"
+        ) from None

@@ -1,4 +1,4 @@
-"""A bearer token for `requests`, which would otherwise replace it by an entry for the host in `~/.netrc`."""
+"""Bearer authentication for `requests`, which overwrites a plain header if `~/.netrc` has an entry for the host."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
 
 def bearer(token: str) -> Auth:
-    """Return a value for the argument `auth` of a request."""
+    """Return the argument `auth` of a request that sends this token."""
 
     def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {token}"

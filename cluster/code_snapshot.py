@@ -1,4 +1,4 @@
-"""The project's code as a zip on S3, named by its content, which serving runs for the models made with it."""
+"""The project's code as a zip on S3, named by its hash. Models are served with the code that produced them."""
 
 import hashlib
 import io
@@ -15,22 +15,22 @@ from tailorbird.storage.paths import TaskPaths
 TOP_FOLDER = "code"
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o644 << 16
-MAX_UNPACKED_BYTES = 64 << 20  # limit of a code zip's files, unpacked; ours have under two megabytes
+MAX_UNPACKED_BYTES = 64 << 20  # limit for an unpacked code zip; the project's code has less than 2 MB
 
 
 @dataclass(frozen=True)
 class CodeVersion:
-    """A stored code zip: sha256 over the files' names and contents, and its URI."""
+    """A stored code zip: the sha256 over the names and contents of its files, and its URI."""
 
     sha256: str
     uri: str
 
 
 def ship_code(task_uri: str, root: Path) -> CodeVersion:
-    """Upload the project's runtime files under `root` as the task's code zip of this content, if it does not exist.
+    """Upload the project's runtime files under `root` as a code zip of the task, unless it exists.
 
-    Only our own files are included, so a git checkout and a submitted job's working directory give the same sha256. The
-    zip has one top-level folder, as Ray requires of a `working_dir`.
+    Only the project's own files are included, so a git checkout and the working directory of a submitted job have the
+    same sha256. The zip has one top-level folder, as Ray requires for a `working_dir`.
     """
     sha256 = code_sha256(root)
     uri = TaskPaths(task_uri.rstrip("/")).code_archive(sha256)
@@ -44,31 +44,33 @@ def ship_code(task_uri: str, root: Path) -> CodeVersion:
 
 
 def shipped_sha256(content: bytes) -> str:
-    """Return the sha256 that names a code zip, from its content; raise ValueError if it cannot be read."""
+    """Return the sha256 of the files in a code zip, by which it is named; raise ValueError if it cannot be read."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(info.file_size for info in archive.infolist()) > MAX_UNPACKED_BYTES:  # checked before a file is read
-                raise ValueError(f"over {MAX_UNPACKED_BYTES >> 20} MiB unpacked, which our code is not")
+            if sum(info.file_size for info in archive.infolist()) > MAX_UNPACKED_BYTES:  # checked before unpacking
+                raise ValueError(f"more than {MAX_UNPACKED_BYTES >> 20} MiB unpacked, so it is not the project's code")
             files = {name.removeprefix(f"{TOP_FOLDER}/"): archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError) as error:
-        raise ValueError(f"not a zip that can be read: {error}") from None
+        raise ValueError(f"not a valid zip: {error}") from None
     return digest_of_files({name: hashlib.sha256(file).hexdigest() for name, file in files.items()})
 
 
 def code_sha256(root: Path) -> str:
-    """Return the sha256 by which `ship_code` names the code under `root`."""
+    """Return the sha256 of the project's code under `root`, as in `ship_code`."""
     return digest_of_files({name: storage.sha256_file(root / name) for name in runtime_files(root)})
 
 
 def runtime_files(root: Path) -> tuple[str, ...]:
-    """Return the names under `root`, sorted, of the files that running needs: our packages' code and data.
+    """Return the sorted names under `root` of the project's runtime files: code and data of its packages.
 
-    `root` is a checkout, a job's working directory or the folder of an installed wheel. Raises ValueError if a package
-    is missing.
+    `root` is a checkout, the working directory of a job or the folder of an installed wheel. Raises ValueError if a
+    package is missing.
     """
     missing = [name for name in PACKAGES if not (root / name / "__init__.py").is_file()]
     if missing:
-        raise ValueError(f"{root} is not the project's folder: {', '.join(missing)} not there; give its root")
+        raise ValueError(
+            f"{root} is not the project's folder, since {', '.join(missing)} is missing; give the folder of the project"
+        )
     paths = list(root.glob("pyproject.toml"))
     for package, kind in product(PACKAGES, ("*.py", "*.html", "*.yaml")):
         paths += (root / package).rglob(kind)
@@ -76,7 +78,7 @@ def runtime_files(root: Path) -> tuple[str, ...]:
 
 
 def write_entry(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a file to a zip, with the same time and mode for all, so that the same files give the same zip."""
+    """Add a file to a zip with a fixed time and mode, so that the same files give the same zip."""
     entry = zipfile.ZipInfo(name, date_time=FIXED_TIME)
     entry.compress_type = zipfile.ZIP_DEFLATED
     entry.external_attr = FILE_MODE

@@ -1,4 +1,4 @@
-"""Connect to the running Ray and S3, by the environment or by the embedded stack of a folder."""
+"""Connect to Ray and S3, configured by the environment or by the embedded stack of a folder."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ _CONFIGURED_BY = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "
 
 
 def use_stack(folder: Path) -> None:
-    """Set the environment of the folder's running stack in `os.environ`, unless Ray or S3 are configured there."""
+    """Set the environment variables of the folder's running stack, unless Ray or S3 are already configured."""
     if any(os.environ.get(name) for name in _CONFIGURED_BY):
         return
     state = stack.status(folder)
@@ -28,10 +28,10 @@ def use_stack(folder: Path) -> None:
 
 @contextmanager
 def connect(**arguments: Any) -> Iterator[None]:
-    """Connect this process to the running Ray (`arguments` go to `ray.init`) and disconnect at the end.
+    """Connect this process to the running Ray, and disconnect at the end. `arguments` are passed to `ray.init`.
 
-    Inside a Ray job, or if the process is connected already, that connection is used. Raises SessionError within
-    seconds if no Ray answers.
+    An existing connection of the process, as in a Ray job, is used and kept. Raises SessionError within seconds if Ray
+    does not answer.
     """
     import ray
 
@@ -40,18 +40,18 @@ def connect(**arguments: Any) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        raise SessionError(f"no Ray is configured (RAY_ADDRESS is not set); {HELP}")
+        raise SessionError(f"no Ray cluster is configured (RAY_ADDRESS is not set); {HELP}")
     _require_reachable(address)
     try:
         ray.init(address=address, **{"log_to_driver": False, "configure_logging": False, **arguments})
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise SessionError(
-            f"Ray at {address} does not let us in ({error}); check RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or {HELP}"
+            f"Ray at {address} refuses the connection ({error}); check RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or {HELP}"
         ) from error
-    except OSError as error:  # a Ray of this process's own writes its token and its logs
+    except OSError as error:  # with RAY_ADDRESS=local, Ray writes its token and logs
         raise SessionError(
-            f"Ray at {address} does not start ({error}); it writes to ~/.ray and /tmp: set HOME to a folder that can "
-            "be written, and mind the room there"
+            f"Ray at {address} does not start ({error}); it needs write access and free space in ~/.ray and /tmp. Set "
+            "HOME to a writable folder, or free disk space"
         ) from error
     try:
         yield
@@ -60,7 +60,7 @@ def connect(**arguments: Any) -> Iterator[None]:
 
 
 def _require_reachable(address: str) -> None:
-    """Raise SessionError if nothing answers within seconds; `ray.init` would wait for minutes."""
+    """Raise SessionError if the address does not accept a connection. `ray.init` would wait for minutes."""
     if address in ("auto", LOCAL):
         return
     parts = urlsplit(address if "://" in address else f"//{address}")

@@ -1,4 +1,4 @@
-"""Ray's dashboard over REST."""
+"""REST requests to Ray's dashboard."""
 
 import os
 from typing import Any
@@ -10,22 +10,22 @@ from cluster.bearer_auth import bearer
 
 
 def use_dashboard(address: str | None) -> None:
-    """Use the dashboard at `address`, unless it is None; an embedded stack's token is not sent to another one."""
+    """Use the dashboard at `address`, unless it is None. The token of an embedded stack is not sent to another one."""
     if address is None:
         return
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if path and not is_token_for(path, address):
-        del os.environ["RAY_AUTH_TOKEN_PATH"]  # from Ray's own clients too
+        del os.environ["RAY_AUTH_TOKEN_PATH"]  # Ray's own clients would send it too
     os.environ["RAY_API_SERVER_ADDRESS"] = address
 
 
 def has_dashboard() -> bool:
-    """Return True if the environment names Ray's dashboard, reachable or not."""
+    """Return True if the address of Ray's dashboard is set, even if it is not reachable."""
     return any(os.environ.get(name) for name in DASHBOARD)
 
 
 def dashboard_url() -> str:
-    """Return the address of Ray's dashboard; raise SessionError if none is set."""
+    """Return the address of Ray's dashboard; raise SessionError if it is not set."""
     address = next((os.environ[name] for name in DASHBOARD if os.environ.get(name)), "")
     if not address.startswith(("http://", "https://")):
         raise SessionError(
@@ -35,9 +35,9 @@ def dashboard_url() -> str:
 
 
 def request_dashboard(method: str, path: str, *, timeout_s: float = 60, body: Any = None) -> requests.Response:
-    """Send a request to Ray's dashboard, with the token; a body is sent as JSON, or unchanged if it is bytes.
+    """Send a request with the token to Ray's dashboard. A body is sent as JSON, or unchanged if it is bytes.
 
-    Raises SessionError if the token is refused, and Unreachable if nothing answers.
+    Raises SessionError if the token is refused, and Unreachable if the dashboard does not answer.
     """
     url, token = f"{dashboard_url()}{path}", read_token()
     sent = {"data": body} if isinstance(body, bytes) else {"json": body}
@@ -46,8 +46,9 @@ def request_dashboard(method: str, path: str, *, timeout_s: float = 60, body: An
     except requests.RequestException as error:
         raise Unreachable(f"Ray's dashboard is not reachable at {url} ({type(error).__name__}); {HELP}") from error
     if answer.status_code in (401, 403):
-        how = "refuses the token" if token else "asks for a token, and none is set"
+        how = "refuses the token" if token else "requires a token, but none is set"
         raise SessionError(
-            f"Ray's dashboard at {url} {how}; set RAY_AUTH_TOKEN_PATH to the file with the cluster's, or RAY_AUTH_TOKEN"
+            f"Ray's dashboard at {url} {how}; set RAY_AUTH_TOKEN_PATH to the file with the token of the cluster, or "
+            "RAY_AUTH_TOKEN"
         )
     return answer

@@ -14,7 +14,7 @@ POLL_S = 0.5
 
 
 class EventQueue:
-    """A Ray actor without a CPU that keeps events until the driver fetches them."""
+    """Ray actor that keeps events until the driver fetches them. It needs no CPU."""
 
     def __init__(self) -> None:
         self._events: list[ProgressEvent] = []
@@ -30,7 +30,7 @@ class EventQueue:
 
 @contextmanager
 def forward_events(progress: ProgressReporter) -> Iterator[Any]:
-    """Yield the handle of an EventQueue whose events a thread reports to `progress` until the block ends."""
+    """Yield the handle of an EventQueue. A thread reports its events to `progress` until the block ends."""
     queue = ray.remote(EventQueue).options(num_cpus=0, label_selector=this_node_selector()).remote()
     over = threading.Event()
 

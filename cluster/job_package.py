@@ -1,4 +1,4 @@
-"""The package of a submitted job: the files that git tracks and the recipe, as one zip that Ray stores."""
+"""Package of a submitted job: a zip of the files that git tracks and the recipe, stored by Ray."""
 
 import io
 import os
@@ -13,19 +13,19 @@ from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
 
 RECIPE_FILE = "submitted_recipe.yaml"
-LIMIT_BYTES = 100 * 2**20  # above it, Ray's dashboard answers an upload with 413
+LIMIT_BYTES = 100 * 2**20  # Ray's dashboard answers larger uploads with 413
 UPLOAD_TIMEOUT_S = 600
 NUM_NAMED = 5
 
 
 class PackageError(ValueError):
-    """A package that Ray cannot take; the message has the reason and what to leave out."""
+    """A package that cannot be created or uploaded. The message contains the reason and what to do."""
 
 
 def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> bytes:
     """Return a zip of the files under `root` that a job needs, with the resolved recipe as `RECIPE_FILE`.
 
-    The same files give the same zip. Raises PackageError, which names the largest files, if it is over the limit.
+    The same files give the same zip. If the zip exceeds the limit, raises PackageError with the largest files.
     """
     names = shipped_files(root)
     buffer = io.BytesIO()
@@ -34,7 +34,7 @@ def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> bytes
         for name in names:
             if name != RECIPE_FILE:
                 write_entry(archive, name, (root / name).read_bytes())
-            if buffer.tell() > limit_bytes:  # before the rest, which may not fit in memory
+            if buffer.tell() > limit_bytes:  # checked for each file, since all files may not fit in memory
                 raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
     if buffer.tell() > limit_bytes:  # with the zip's directory
         raise PackageError(_too_large(root, names, limit_bytes=limit_bytes))
@@ -42,32 +42,32 @@ def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> bytes
 
 
 def shipped_files(root: Path) -> tuple[str, ...]:
-    """Return the names under `root`, sorted, of the files that git tracks and those that running needs.
+    """Return the sorted names under `root` of the files that git tracks and of the project's runtime files.
 
-    Our packages are included even if a `.gitignore` excludes them (a template's `data/` or `models/` would), with
-    untracked modules, so the job's code has the same sha256 as the code here. Without a git checkout, or from an
-    installed wheel, only they are included.
+    The runtime files include untracked modules and files that a `.gitignore` excludes (as templates do for `data/` or
+    `models/`), so the code of the job has the same sha256 as the code here. Without a git checkout, or from an
+    installed wheel, only the runtime files are included.
     """
     tracked = (name for name in _tracked(root) if (root / name).is_file())
     return tuple(sorted({*tracked, *runtime_files(root)}))
 
 
 def upload(package: bytes) -> str:
-    """Upload the package to Ray, unless it is stored already; return its URI. Raises PackageError if Ray refuses it."""
+    """Upload the package to Ray, unless it is stored; return its URI. Raises PackageError if Ray rejects it."""
     uri = package_uri(package)
     path = f"/api/packages/{uri.replace('://', '/')}"
-    # The GET makes Ray keep the package for ten minutes; otherwise it deletes packages that no job uses.
+    # The GET makes Ray keep the package for ten minutes. Otherwise Ray deletes packages that no job uses.
     answer = request_dashboard("GET", path)
     if answer.status_code == 404:
         answer = request_dashboard("PUT", path, body=package, timeout_s=UPLOAD_TIMEOUT_S)
     if answer.status_code != 200:
         size = f"{len(package) / 2**20:.1f} MiB"
-        raise PackageError(f"Ray does not take the package of {size} ({answer.status_code}): {answer.text[-500:]}")
+        raise PackageError(f"Ray rejects the package of {size} ({answer.status_code}): {answer.text[-500:]}")
     return uri
 
 
 def _tracked(root: Path) -> tuple[str, ...]:
-    """Return the names under `root` that git tracks; none without git or a checkout."""
+    """Return the names under `root` that git tracks; empty without git or outside a checkout."""
     command = ["git", "-C", str(root), "ls-files", "-z"]
     try:
         done = subprocess.run(command, capture_output=True, check=False, env=os.environ | {"LC_ALL": "C"})
@@ -77,7 +77,7 @@ def _tracked(root: Path) -> tuple[str, ...]:
         message = done.stderr.decode(errors="replace").strip()
         if "not a git repository" in message:
             return ()
-        raise PackageError(f"git does not tell what it tracks in {root}: {message}")
+        raise PackageError(f"git cannot list the tracked files in {root}: {message}")
     return tuple(os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
 
 
@@ -85,6 +85,6 @@ def _too_large(root: Path, names: tuple[str, ...], *, limit_bytes: int) -> str:
     sizes = sorted(((root / name).stat().st_size, name) for name in names)[: -NUM_NAMED - 1 : -1]
     largest = ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for size, name in sizes)
     return (
-        f"what git tracks in {root} makes a package of over {limit_bytes / 2**20:g} MiB, which Ray does not take; the "
-        f"largest files: {largest}. Put data on S3 (`tailorbird data put`) and untrack it here (`git rm --cached FILE`)"
+        f"the files that git tracks in {root} make a package over Ray's limit of {limit_bytes / 2**20:g} MiB. The "
+        f"largest files are {largest}. Upload data with `tailorbird data put`, and untrack it with `git rm --cached`"
     )

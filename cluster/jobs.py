@@ -1,4 +1,4 @@
-"""Submit a recipe as a Ray job, list, follow and stop jobs, all over HTTP."""
+"""Submit a recipe as a Ray job, and list, follow and stop jobs, over HTTP."""
 
 import asyncio
 import re
@@ -27,7 +27,7 @@ SUBMISSION = "SUBMISSION"
 SUCCEEDED, STOPPED = "SUCCEEDED", "STOPPED"
 OVER = (SUCCEEDED, STOPPED, "FAILED")
 FAILURE = 1
-SIGNALLED = 128  # a shell's exit code of a process that a signal ended, less the signal's number
+SIGNALLED = 128  # exit code of a process that a signal ended is this plus the signal's number
 
 BLIP_S = 120.0
 LOG_BLIP_S = 10.0
@@ -41,12 +41,12 @@ Write = Callable[[str], Any]
 
 
 class JobError(ValueError):
-    """A job that does not exist, or that Ray refuses; the message has the reason."""
+    """A job that does not exist, or that Ray rejects. The message contains the reason."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as Ray reports it, without its environment variables, which may be secrets."""
+    """A job as Ray reports it, without its environment variables, which may contain secrets."""
 
     id: str
     status: str
@@ -63,14 +63,14 @@ class Job:
 
     @property
     def exit_code(self) -> int | None:
-        """Exit code for a command that runs the job: 0 only if it succeeded, None while it runs."""
+        """Exit code for the command that runs the job: 0 if it succeeded, None while it runs."""
         if not self.is_over:
             return None
         if self.status == SUCCEEDED:
             return 0
         if self.status == STOPPED:
             return SIGNALLED + signal.SIGTERM
-        code = self.driver_exit_code or FAILURE  # without one, Ray could not start it or lost it
+        code = self.driver_exit_code or FAILURE  # without an exit code, Ray could not start the driver or lost it
         return SIGNALLED - code if code < 0 else code
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job, and whether submitting it started it or it ran or had succeeded already."""
+    """A job, and the effect of submitting it: whether it was started, or was already running or done."""
 
     job: Job
     how: Literal["started", "started again", "running", "done"]
@@ -92,20 +92,20 @@ class Submitted:
     def line(self) -> str:
         summary = {
             "started": "is started",
-            "started again": "is started after one that ended without success; what that finished is not done again",
-            "running": "waits or runs already; none was started",
-            "done": "has succeeded; none was started (`--again` starts one, for new data)",
+            "started again": "is started again; it reuses the stages that the earlier job finished",
+            "running": "is already waiting or running; no job was started",
+            "done": "has already succeeded; no job was started (use `--again` to start one, for example for new data)",
         }[self.how]
         return f"{self.job.id} {summary}"
 
 
 def submit(recipe: Recipe, *, root: Path, again: bool = False) -> Submitted:
-    """Run the recipe on the cluster with the code under `root`, once: a second call returns the same job.
+    """Run the recipe on the cluster with the code under `root`. A second call returns the same job.
 
-    A job is named by the recipe with its overrides and by the code, as a run is. After a job that failed or was
-    stopped, another is started under the next number, so the log of the first is kept; `again` does so after a success
-    too. The recipe is part of the package and not of the command, which everyone who may list jobs can read. No
-    environment variables are sent: a run uses those that Ray was started with.
+    As for a run, the name of a job is derived from the recipe with its overrides and from the code. After a job that
+    failed or was stopped, or with `again` also after one that succeeded, a new job with the next number is started, and
+    the earlier log is kept. The recipe is part of the package and not of the command, which all clients that can list
+    jobs can read. No environment variables are sent: a run uses those that Ray was started with.
     """
     hashes = {"recipe_sha256": digest(recipe), "code_sha256": code_sha256(root)}
     name = f"{recipe.name}-{digest(hashes)[:12]}"
@@ -116,7 +116,7 @@ def submit(recipe: Recipe, *, root: Path, again: bool = False) -> Submitted:
 def start(
     name: str, *, entrypoint: str, package: bytes, metadata: Mapping[str, str] | None = None, again: bool = False
 ) -> Submitted:
-    """Start the entrypoint as a job of this name unless one runs or has succeeded; see `submit`."""
+    """Start the entrypoint as a job with this name, unless one runs or has succeeded; see `submit`."""
     earlier = _attempts(name)
     last = earlier[-1] if earlier else None
     if last is not None and not last.is_over:
@@ -124,7 +124,7 @@ def start(
     if last is not None and last.status == SUCCEEDED and not again:
         return Submitted(last, "done")
     uri = upload(package)
-    job_id = name if last is None else f"{name}-{_number(last.id, name) + 1}"  # Ray takes no id twice
+    job_id = name if last is None else f"{name}-{_number(last.id, name) + 1}"  # Ray rejects an id that was used before
     body = {"entrypoint": entrypoint, "submission_id": job_id, "runtime_env": {"working_dir": uri}}
     body |= {"metadata": dict(metadata or {})}
     answer = request_dashboard("POST", "/api/jobs/", body=body)
@@ -137,17 +137,17 @@ def start(
 
 
 def list_jobs() -> tuple[Job, ...]:
-    """Return the jobs that were submitted to the cluster, by any client, in the order of their start."""
+    """Return the jobs that any client has submitted to the cluster, in order of their start."""
     jobs = [_job(value) for value in _value(_get("/api/jobs/")) if value["type"] == SUBMISSION]
     return tuple(sorted(jobs, key=lambda job: (job.started_s or 0.0, job.id)))
 
 
 def read_job(job_id: str) -> Job:
-    """Return the job; raise JobError, with the jobs that exist, if there is none."""
+    """Return the job; if it does not exist, raise JobError with the existing jobs."""
     job = _find(job_id)
     if job is None:
         others = ", ".join(f"{other.id} ({other.status})" for other in list_jobs())
-        known = f"there are: {others}" if others else "there is none"
+        known = f"existing jobs: {others}" if others else "no jobs exist"
         raise JobError(f"no job {job_id!r} was submitted to {dashboard_url()}; {known}")
     return job
 
@@ -157,9 +157,9 @@ def read_log(job_id: str) -> str:
 
 
 def stop(job_id: str) -> Job:
-    """End the job, by SIGTERM and soon after by SIGKILL, and wait for its end.
+    """Stop the job with SIGTERM, which Ray follows with SIGKILL, and wait until it has ended.
 
-    A job that has ended is left as it is. Raises RuntimeError if it does not end in time.
+    Does nothing if the job has ended. Raises RuntimeError if it does not end within STOP_S seconds.
     """
     job = read_job(job_id)
     if not job.is_over:
@@ -169,7 +169,9 @@ def stop(job_id: str) -> Job:
     deadline = time.monotonic() + STOP_S
     while not job.is_over:
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{job_id} was asked to stop and is {job.status} after {STOP_S:g} s; try again later")
+            raise RuntimeError(
+                f"{job_id} is still {job.status} {STOP_S:g} s after the request to stop it; try again later"
+            )
         time.sleep(RETRY_S / 4)
         job = read_job(job_id)
     return job
@@ -178,8 +180,7 @@ def stop(job_id: str) -> Job:
 def follow(job_id: str, *, write: Write, blip_s: float = BLIP_S) -> Job:
     """Write the job's log as it grows, and return the job when it has ended.
 
-    A dashboard that is unreachable for less than `blip_s` seconds only causes a delay; after that SessionError is
-    raised, and the job's end is not known.
+    Outages of the dashboard of up to `blip_s` seconds only cause a delay. Raises SessionError after a longer one.
     """
     read_job(job_id)
     num_written = 0
@@ -191,13 +192,13 @@ def follow(job_id: str, *, write: Write, blip_s: float = BLIP_S) -> Job:
             num_written = start + len(text)
 
     while True:
-        with suppress(aiohttp.ClientError, OSError):  # the status below says whether the job ended
+        with suppress(aiohttp.ClientError, OSError):  # whether the job has ended is read below
             asyncio.run(_tail(job_id, write_new))
         job = _retry_unreachable(lambda: read_job(job_id), blip_s=blip_s)
-        try:  # the part that the stream did not bring
+        try:  # write the part that the stream did not deliver
             write_new(_retry_unreachable(lambda: read_log(job_id), blip_s=LOG_BLIP_S if job.is_over else 0.0), 0)
         except (JobError, SessionError) as error:
-            if job.is_over:  # its end counts, whether its log can be read or not
+            if job.is_over:  # return the ended job even if its log cannot be read
                 write(f"\nthe rest of the log cannot be read: {error}\n")
         if job.is_over:
             return job
@@ -205,12 +206,12 @@ def follow(job_id: str, *, write: Write, blip_s: float = BLIP_S) -> Job:
 
 
 async def _tail(job_id: str, write_at: Callable[[str, int], None]) -> None:
-    """Pass Ray's stream of the log to `write_at(text, position)`, until the job ends or the stream breaks off."""
+    """Pass the stream of the log to `write_at(text, position)` until the job ends or the stream breaks off."""
     url, headers = f"{dashboard_url()}/api/jobs/{quote(job_id, safe='')}/logs/tail", auth_headers()
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
     position = 0
 
-    # In a middleware, since aiohttp refuses a header if ~/.netrc has an entry for the host.
+    # The header is set in a middleware, since aiohttp rejects it elsewhere if ~/.netrc has an entry for the host.
     async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         request.headers.update(headers)
         return await handler(request)
@@ -237,7 +238,7 @@ def _retry_unreachable(request: Callable[[], Value], *, blip_s: float) -> Value:
 
 
 def _attempts(name: str) -> list[Job]:
-    """Return the cluster's jobs of this name, by number."""
+    """Return the jobs with this name, ordered by number."""
     jobs = [job for job in list_jobs() if re.fullmatch(rf"{re.escape(name)}(-\d+)?", job.id)]
     return sorted(jobs, key=lambda job: _number(job.id, name))
 
@@ -250,12 +251,12 @@ def _find(job_id: str) -> Job | None:
     answer = _get(f"/api/jobs/{quote(job_id, safe='')}")
     if answer.status_code == 404:
         return None
-    value = _value(answer)  # of no id at all, Ray lists them; a driver that was not submitted has a type of its own
+    value = _value(answer)  # a list for an empty id; drivers that were not submitted have another type
     return _job(value) if isinstance(value, dict) and value["type"] == SUBMISSION else None
 
 
 def _get(path: str) -> requests.Response:
-    """Return the dashboard's answer; a server error counts as unreachable, since the dashboard may be restarting."""
+    """Send a GET request. A server error counts as unreachable, since the dashboard may be restarting."""
     answer = request_dashboard("GET", path)
     if answer.status_code >= 500:
         raise Unreachable(f"Ray's dashboard answers {answer.status_code} at {path}: {answer.text[-500:].strip()}")
@@ -266,8 +267,8 @@ def _value(answer: requests.Response) -> Any:
     with suppress(requests.JSONDecodeError):
         if answer.status_code == 200:
             return answer.json()
-    what = f"{answer.url} is no answer of Ray's dashboard ({answer.status_code})"
-    raise JobError(f"{what}; give its address as --address or RAY_API_SERVER_ADDRESS")
+    fault = f"{answer.url} does not answer like Ray's dashboard ({answer.status_code})"
+    raise JobError(f"{fault}; set the dashboard's address with --address or RAY_API_SERVER_ADDRESS")
 
 
 def _job(value: dict[str, Any]) -> Job:

@@ -1,4 +1,4 @@
-"""Probe the nodes of a cluster: a Ray task on each reports what it can read, write and compute."""
+"""Probe the nodes of a cluster with a Ray task on each, which reports access, versions, memory and GPUs."""
 
 import os
 import shutil
@@ -20,46 +20,46 @@ from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
 
 PROBE_TIMEOUT_S = 60
-ABSENT_ETAG = '"00000000000000000000000000000000"'  # an ETag that no object has
+ABSENT_ETAG = '"00000000000000000000000000000000"'  # ETag of no object
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
-"""Where `ray up` leaves the cluster's file on the head, for its autoscaler."""
+"""The cluster file that `ray up` stores on the head node for the autoscaler."""
 
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    data: tuple[str, ...]  # URIs of Parquet files that it must be able to read
-    task_uri: str  # URI that it must be able to write under
-    base_model: str | None  # URI of the model's folder, if there is one to check
+    data: tuple[str, ...]  # URIs of Parquet files that the node must be able to read
+    task_uri: str  # URI under which the node must be able to write
+    base_model: str | None  # URI of the base model's folder; None to skip the check
     packages: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class WriteCheck:
-    """The result of writing in the registry; `fault` is None if it succeeded."""
+    """Result of writing to the registry. `fault` is None on success."""
 
     fault: str | None = None
-    refuses_second: bool = True  # true if a write that must not replace an object was refused (If-None-Match)
-    refuses_stale: bool = True  # true if a write that expects another version was refused (If-Match)
+    refuses_second: bool = True  # True if overwriting an object was refused (If-None-Match)
+    refuses_stale: bool = True  # True if a write with another ETag was refused (If-Match)
 
 
 @dataclass(frozen=True)
 class NodeReport:
     versions: Versions
-    packages: dict[str, str | None]  # versions by name; None if a package is not installed
-    unread: dict[str, str]  # errors of the URIs that cannot be read, by URI
+    packages: dict[str, str | None]  # versions by package; None if not installed
+    unread: dict[str, str]  # errors by URI that cannot be read
     written: WriteCheck
-    memory_bytes: int  # of the node, or of its container
-    free_bytes: int  # memory not in use
-    gpu_bytes: tuple[int, ...]  # memory of each GPU, as `nvidia-smi` reports
-    bfloat16: bool  # true if its CPU computes in bfloat16
-    node_types: tuple[NodeType, ...]  # what an autoscaler may start, if the cluster file of `ray up` is on this node
+    memory_bytes: int  # memory of the node or its container
+    free_bytes: int  # free memory of the node or its container
+    gpu_bytes: tuple[int, ...]  # memory of each GPU as reported by `nvidia-smi`
+    bfloat16: bool  # True if the CPU supports bfloat16
+    node_types: tuple[NodeType, ...]  # node types in the cluster file of `ray up`, if it is on this node
     in_kubernetes: bool
 
 
 def probe_nodes(nodes: Sequence[Node], request: ProbeRequest) -> tuple[dict[str, NodeReport], dict[str, str]]:
-    """Probe all nodes at once; return the reports, and the errors of nodes without one, by node id.
+    """Probe all nodes concurrently; return the reports, and the errors of nodes without a report, by node id.
 
-    A probe requests no CPU, so it also runs on a busy cluster, and has PROBE_TIMEOUT_S seconds.
+    Probes request no CPU, so they also run on a busy cluster. They time out after PROBE_TIMEOUT_S seconds.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -84,7 +84,7 @@ def probe_nodes(nodes: Sequence[Node], request: ProbeRequest) -> tuple[dict[str,
 
 
 def probe_node(request: ProbeRequest) -> NodeReport:
-    """Return the report of the node that this runs on."""
+    """Return the report of this node."""
     unread = {uri: fault for uri in request.data if (fault := _read_fault(uri))}
     if request.base_model is not None and (fault := _absence(f"{request.base_model}/config.json")):
         unread[request.base_model] = fault
@@ -104,7 +104,7 @@ def probe_node(request: ProbeRequest) -> NodeReport:
 
 
 def check_writing(task_uri: str) -> WriteCheck:
-    """Write a small object under `task_uri` with the conditional writes that a promotion needs; delete it again."""
+    """Write and delete a small object under `task_uri` with the conditional writes that a promotion needs."""
     uri = TaskPaths(task_uri).preflight_probe(uuid.uuid4().hex)
     try:
         etag = storage.write_if_match(uri, b"one", etag=None)
@@ -113,7 +113,7 @@ def check_writing(task_uri: str) -> WriteCheck:
             if second and stale:
                 storage.write_if_match(uri, b"two", etag=etag)
                 if storage.read_bytes(uri) != b"two":
-                    return WriteCheck(f"{uri} was written, and something else was read back; check the store")
+                    return WriteCheck(f"the content read from {uri} is not the content written; check the S3 server")
             storage.write_bytes(uri, b"three")
         finally:
             storage.delete(uri)
@@ -131,14 +131,14 @@ def _is_refused(uri: str, *, etag: str | None) -> bool:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Return the total and free memory of this machine, or of its container if that has less."""
+    """Return the total and free memory in bytes of this machine, or of its container if that has less."""
     memory = psutil.virtual_memory()
     total, free = int(memory.total), int(memory.available)
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
-        with suppress(OSError, ValueError):  # `max` is no number: there is no limit
+        with suppress(OSError, ValueError):  # `max` is not a number and means no limit
             allowed = int(Path(limit).read_text())
             if allowed < total:
                 total, free = allowed, min(free, allowed - int(Path(used).read_text()))
@@ -146,26 +146,28 @@ def memory_bytes() -> tuple[int, int]:
 
 
 def _read_fault(uri: str) -> str | None:
-    """Return why the footer of a Parquet file cannot be read."""
+    """Return the error of reading the footer of a Parquet file; None on success."""
     try:
         store, path = s3.filesystem(uri)
         with s3.storage_errors(uri), store.open_input_file(path) as source:
             pq.read_schema(source)
-    except ValueError as error:  # also pyarrow's own, for a file that is not Parquet
+    except ValueError as error:  # includes pyarrow's error for a file that is not Parquet
         return str(error)
     return None
 
 
 def _absence(uri: str) -> str | None:
-    """Return an error if this node cannot see a file."""
+    """Return an error if a file does not exist for this node."""
     try:
-        return None if storage.exists(uri) else f"{uri} is not there; a base model on file:// must lie on every node"
+        if storage.exists(uri):
+            return None
+        return f"{uri} does not exist; a base model on file:// must be stored on every node"
     except ValueError as error:
         return str(error)
 
 
 def _gpu_bytes() -> tuple[int, ...]:
-    """Return each GPU's memory, by nvidia-smi, which creates no CUDA context."""
+    """Return the memory of each GPU in bytes. nvidia-smi is used because it creates no CUDA context."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
@@ -183,6 +185,6 @@ def _has_bfloat16() -> bool:
 
 
 def _bootstrap_types() -> tuple[NodeType, ...]:
-    with suppress(OSError, yaml.YAMLError, RuntimeError):  # RuntimeError: a user without a home
+    with suppress(OSError, yaml.YAMLError, RuntimeError):  # RuntimeError: the user has no home folder
         return parse_node_types(yaml.safe_load(BOOTSTRAP.expanduser().read_text(encoding="utf-8")))
     return ()

@@ -1,4 +1,4 @@
-"""Progress events of a run, and the reporter that functions hand them to."""
+"""Progress events of a run, and the reporter that functions pass them to."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StageEvent:
-    """A stage of a run begins."""
+    """The start of a stage of a run."""
 
     text: str
     baselines: Mapping[str, float] = field(default_factory=dict)
-    """Validation score by kind of baseline, which a sweep's table shows next to its trials."""
+    """Validation score by kind of baseline, shown in the table of a sweep."""
 
 
 @dataclass(frozen=True)
 class NoteEvent:
-    """A line about the stage that runs."""
+    """A line about the current stage."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class TrialEvent:
-    """A trial of a sweep changed its status."""
+    """A change of the status of a trial."""
 
     trial: str
     config: Mapping[str, object]
@@ -31,11 +31,11 @@ class TrialEvent:
 
 @dataclass(frozen=True)
 class EpochEvent:
-    """An epoch of a trial, or of the training of a seed, ended."""
+    """The end of an epoch of a trial or seed run."""
 
     epoch: int  # from 0
     score: float  # on the validation rows
-    loss: float  # mean training loss of the epoch
+    loss: float  # mean training loss over the epoch
     rows_per_second: float
     seed: int | None = None
     trial: str | None = None
@@ -43,7 +43,7 @@ class EpochEvent:
 
 @dataclass(frozen=True)
 class StepEvent:
-    """Training progressed; sent about once a second."""
+    """Progress within an epoch, sent about once per second."""
 
     epoch: int
     step: int
@@ -58,7 +58,7 @@ ProgressEvent = StageEvent | NoteEvent | TrialEvent | EpochEvent | StepEvent
 
 
 class ProgressReporter:
-    """Passes progress events to `report`, which displays or records them."""
+    """Reporter that passes progress events to the function `report`, which displays or records them."""
 
     def __init__(self, report: Callable[[ProgressEvent], None]) -> None:
         self.report = report

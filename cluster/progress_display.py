@@ -1,4 +1,4 @@
-"""Progress on a console: a live line and the sweep's table on a terminal, plain lines in a log."""
+"""Progress on a console: a live line and the table of the sweep on a terminal, plain lines in a log."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,16 +15,16 @@ from cluster.progress import EpochEvent, NoteEvent, ProgressEvent, ProgressRepor
 
 LOG_INTERVAL_S = 15.0
 
-Rows = Mapping[str, "Row"]  # by trial, or by kind of a baseline
+Rows = Mapping[str, "Row"]  # by trial or kind of baseline
 
 
 @dataclass(frozen=True)
 class Row:
-    """A baseline or a trial in the sweep's table."""
+    """A baseline or a trial in the table of the sweep."""
 
     name: str
     status: str
-    score: float | None = None  # on validation, after the latest epoch
+    score: float | None = None  # on the validation rows, after the latest epoch
     epochs: int = 0
     config: str = ""
 
@@ -33,7 +33,7 @@ class Row:
 def display(console: Console) -> Iterator[ProgressReporter]:
     """Yield a reporter that prints events on a console.
 
-    On a terminal a stage with `baselines` has a table of them and of its trials, which stays when the stage ends.
+    On a terminal, a stage with `baselines` shows a table of baselines and trials, which remains when the stage ends.
     """
     if not console.is_terminal:
         yield ProgressReporter(_lines(console))
@@ -47,7 +47,7 @@ def baseline_rows(baselines: Mapping[str, float]) -> Rows:
 
 
 def updated_rows(rows: Rows, event: ProgressEvent) -> Rows:
-    """Return the rows after an event; only a TrialEvent and the EpochEvent of a trial change them."""
+    """Return the rows after an event. Only a TrialEvent or the EpochEvent of a trial changes them."""
     if not isinstance(event, (TrialEvent, EpochEvent)) or event.trial is None:
         return rows
     row = rows.get(event.trial) or Row(event.trial, "training")
@@ -59,7 +59,7 @@ def updated_rows(rows: Rows, event: ProgressEvent) -> Rows:
 
 
 def progress_table(rows: Rows) -> Table:
-    """Return the table, best score first; trials before their first epoch come last."""
+    """Return the table with the best score first and trials without a score last."""
     table = Table("", "validation", "epochs", "status", "configuration", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for row in sorted(rows.values(), key=lambda row: -1.0 if row.score is None else row.score, reverse=True):
         score = "" if row.score is None else f"{row.score:.3f}"

@@ -1,6 +1,6 @@
-"""Every private part of Ray that the project uses, written for Ray 2.60.
+"""All uses of Ray's private API, written for Ray 2.60.
 
-tests/unit/cluster/test_ray_private.py fails with the name of what another version moved.
+tests/unit/cluster/test_ray_private.py names the part that another version of Ray has changed.
 """
 
 import hashlib
@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 RAY_VERSION = "2.60"
-HEAD_RESOURCE = "node:__internal_head__"  # a resource that the head node alone has
+HEAD_RESOURCE = "node:__internal_head__"  # a resource of the head node only
 GCS_TIMEOUT_S = 10
 
 
 def cluster_versions(address: str) -> tuple[str, str] | None:
-    """Return the versions of Ray and Python that GCS at `address` (host:port) has stored, without joining the cluster.
+    """Return the cluster's versions of Ray and Python from GCS at `address` (host:port), without joining the cluster.
 
-    Raises what Ray raises if it refuses the token or does not answer.
+    Returns None if GCS has no record. Raises Ray's own exceptions if GCS refuses the token or does not answer.
     """
     from ray._common.usage import usage_constants
     from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
@@ -41,8 +41,8 @@ def free_resources_by_node() -> Mapping[str, Mapping[str, float]]:
 def autoscaler_node_groups() -> tuple[Any, ...]:
     """Return the node types that the cluster's autoscaler has reported to GCS.
 
-    Each has `name`, `resources` by name, and `max_count`, which is -1 if there is no bound. Ray's own autoscalers
-    report none, up to 2.60 at least.
+    Each has `name`, `resources` by name, and `max_count`, which is -1 without a limit. Ray's own autoscalers do not
+    report any as of 2.60.
     """
     from ray._private.state import state
 
@@ -51,14 +51,14 @@ def autoscaler_node_groups() -> tuple[Any, ...]:
 
 
 def package_uri(content: bytes) -> str:
-    """Return the URI under which Ray's job client stores an uploaded working directory: by the zip's sha1."""
+    """Return the URI under which Ray's job client stores an uploaded working directory, named by the zip's sha1."""
     return f"gcs://_ray_pkg_{hashlib.sha1(content, usedforsecurity=False).hexdigest()}.zip"
 
 
 def preemption_context() -> Any:
-    """Return the preemption state of this Ray Train worker; its `preemption_info` is None until a node is drained.
+    """Return the preemption state of this Ray Train worker. Its `preemption_info` is None until a node is drained.
 
-    ray.train.get_preemption_info() is a barrier over all ranks: an actor call at each step.
+    The public ray.train.get_preemption_info() is a barrier over all ranks and would cost an actor call per step.
     """
     from ray.train.v2._internal.execution.context import get_train_context
 
@@ -66,23 +66,23 @@ def preemption_context() -> Any:
 
 
 def run_in_main_thread(function: Callable[[], None]) -> None:
-    """Run a function in the main thread of this Ray Train worker, which runs the training function in another one."""
+    """Run a function in the main thread of this Ray Train worker. The training function runs in another thread."""
     import ray
 
     ray.get(ray.get_runtime_context().current_actor.execute.remote(function))
 
 
 def unwrap_worker_failure(failure: BaseException) -> BaseException:
-    """Return a worker's own error from the exceptions that Ray Train wraps it in."""
+    """Return the error of a worker without the exceptions in which Ray Train wraps it."""
     for name in ("health_check_failure", "_base_exc"):
         failure = getattr(failure, name, failure)
     return failure
 
 
 def exclude_from_tune_actors(prefix: str) -> None:
-    """Do not pass environment variables with this prefix on to Tune's actors, for which Tune has no setting.
+    """Prevent Tune from passing environment variables with this prefix to its actors; Tune has no setting for that.
 
-    Ray writes what it passes on to its logs, and shows it to anyone who may list actors.
+    Ray writes such variables to its logs and shows them to all clients that can list actors.
     """
     from ray.tune.execution import class_cache
 
@@ -91,5 +91,5 @@ def exclude_from_tune_actors(prefix: str) -> None:
 
 
 def keep_trial_error_as_text(trial: Any) -> None:
-    """Do not let Tune load a failed trial's error from its pickle on S3; it reads the text stored next to it."""
+    """Make Tune read the error of a failed trial from a text file instead of a pickle on S3, which could run code."""
     trial.run_metadata.pickled_error_filename = None

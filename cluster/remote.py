@@ -11,14 +11,14 @@ from cluster.resources import Resources
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LOCAL = "local"  # as RAY_ADDRESS: `ray.init` starts a Ray of this process's own on this machine
+LOCAL = "local"  # value of RAY_ADDRESS with which `ray.init` starts Ray on this machine for this process only
 RELEASE_TIMEOUT_S = 2.0
 
 
 def run_remote(function: Callable[P, R], *, resources: Resources) -> Callable[P, R]:
-    """Return a function that runs `function` as a Ray task with these resources, and waits for its value.
+    """Return a function that runs `function` as a Ray task with these resources and waits for its result.
 
-    An error of the task is raised as itself.
+    It raises an error of the task with its original type.
     """
     import ray
 
@@ -29,17 +29,17 @@ def run_remote(function: Callable[P, R], *, resources: Resources) -> Callable[P,
         try:
             value: R = ray.get(task.options(**task_options(resources, available=available)).remote(*args, **kwargs))
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None  # the error itself: its dual's text is the remote traceback
+            raise error.cause from None  # the original error; the message of a RayTaskError is the remote traceback
         return value
 
     return call
 
 
 def task_options(resources: Resources, *, available: Mapping[str, float] | None) -> dict[str, float]:
-    """Return Ray's options for a task with these resources, but no more than a cluster of fixed size has.
+    """Return Ray's options for a task with these resources, limited to `available`.
 
-    `available` is None if nodes may join the cluster. A Ray in a pod of its own has one node, and a task that requests
-    more would wait forever.
+    `available` is the resources of a cluster of fixed size, where a task that requests more would wait forever. It is
+    None if nodes can join the cluster.
     """
     amounts = {"num_cpus": ("CPU", resources.cpus), "num_gpus": ("GPU", resources.gpus)}
     return {
@@ -49,9 +49,9 @@ def task_options(resources: Resources, *, available: Mapping[str, float] | None)
 
 
 def this_node_selector() -> dict[str, str]:
-    """Return a label selector that keeps an actor without a CPU on this process's node.
+    """Return a label selector that places an actor on the node of this process.
 
-    Ray places such an actor on any node, and the loss of that node would end work that did not run there.
+    Ray places an actor without a CPU on any node, whose loss would then end work that runs on other nodes.
     """
     import ray
 
@@ -59,12 +59,14 @@ def this_node_selector() -> dict[str, str]:
 
 
 def note_shortage(num_cpus: int, *, what: str, progress: ProgressReporter) -> None:
-    """Report if `what` has to wait for CPUs; those of a task that just ended are free a moment later."""
+    """Report to `progress` if `what` has to wait for CPUs. Wait up to 2 s for those of a task that has just ended."""
     import ray
 
     deadline = time.monotonic() + RELEASE_TIMEOUT_S
     while (free := ray.available_resources().get("CPU", 0.0)) < num_cpus and time.monotonic() < deadline:
         time.sleep(0.1)
     if free < num_cpus:
-        text = f"{what} needs {num_cpus} CPUs and {free:g} are free: it waits for a service or job to end, or for nodes"
+        text = (
+            f"{what} needs {num_cpus} CPUs, but {free:g} are free; it waits until a service or job ends or a node joins"
+        )
         progress.note(text)

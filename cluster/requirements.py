@@ -1,4 +1,4 @@
-"""The packages that the code requires, and those that are installed, by their metadata, without importing them."""
+"""Required and installed packages, from their metadata, without importing them."""
 
 import re
 import tomllib
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from tailorbird import PROJECT_ROOT
 
-ALWAYS = ""  # the group of the packages that are not optional
+ALWAYS = ""  # group of the packages that are not optional
 
 
 @dataclass(frozen=True)
 class Package:
     name: str
-    wanted: str  # versions, as `>=2.60,<2.61`
-    installed: str | None  # the installed version; None if it is not installed
-    features: str = ""  # its extras that are required, as `[serve,train]`; whether they are installed is not checked
+    wanted: str  # version specifier, such as `>=2.60,<2.61`
+    installed: str | None  # installed version; None if not installed
+    features: str = ""  # required extras, such as `[serve,train]`; their installation is not checked
 
     @property
     def fits(self) -> bool:
@@ -25,16 +25,16 @@ class Package:
 
     @property
     def line(self) -> str:
-        """The requirement as pip takes it."""
+        """The requirement in pip's syntax."""
         return f"{self.name}{self.features}{self.wanted}"
 
 
 @dataclass(frozen=True)
 class Requirements:
-    python: str  # versions, as `>=3.11,<3.14`
+    python: str  # version specifier, such as `>=3.11,<3.14`
     packages: dict[str, tuple[tuple[str, str], ...]]
-    """Name and versions of each package, by optional group, or under `ALWAYS`."""
-    features: dict[str, str]  # extras of a required package, as `[serve,train]`, by its name
+    """Name and version specifier of each package, by optional group or `ALWAYS`."""
+    features: dict[str, str]  # required extras, such as `[serve,train]`, by package
 
     def group(self, name: str) -> tuple[Package, ...]:
         """Return the packages of a group with their installed versions."""
@@ -47,8 +47,8 @@ class Requirements:
 def requirements(root: Path = PROJECT_ROOT) -> Requirements:
     """Return the requirements in pyproject.toml next to the code or, without one, those of the installed distribution.
 
-    In a checkout or a job's working directory the file is right: an editable installation keeps the requirements of the
-    time when it was made. Raises PackageNotFoundError if there is neither.
+    The file is preferred since the metadata of an editable installation can be outdated. Raises PackageNotFoundError if
+    neither exists.
     """
     if not (root / "pyproject.toml").is_file():
         installed = metadata("tailorbird")
@@ -61,8 +61,8 @@ def requirements(root: Path = PROJECT_ROOT) -> Requirements:
 
 
 def mismatches(packages: Iterable[Package]) -> str:
-    """Return the installed and the required version of each package as text."""
-    return "; ".join(f"{p.name} is {p.installed or 'not installed'}, wanted {p.wanted or 'any'}" for p in packages)
+    """Return a text with the installed and the required version of each package."""
+    return "; ".join(f"{p.name} is {p.installed or 'not installed'}, required {p.wanted or 'any'}" for p in packages)
 
 
 def installed_version(name: str) -> str | None:
@@ -77,13 +77,13 @@ def fits(version_text: str, wanted: str) -> bool:
     """Return True if a version satisfies a version specifier."""
     try:
         from packaging.specifiers import SpecifierSet
-    except ImportError:  # it is required itself, so its absence is reported
+    except ImportError:  # `packaging` is a requirement too, so its absence is reported
         return True
     return SpecifierSet(wanted).contains(version_text, prereleases=True)
 
 
 def _grouped(python: str, lines: Sequence[str]) -> Requirements:
-    """Parse lines as `ray[serve,train]<2.61,>=2.60; extra == "dev"`; references to our own extras are left out."""
+    """Parse lines like `ray[serve,train]<2.61,>=2.60; extra == "dev"`; skip references to the project's own extras."""
     groups: dict[str, list[tuple[str, str]]] = {ALWAYS: []}
     features: dict[str, str] = {}
     for line in lines:

@@ -1,4 +1,4 @@
-"""A Ray cluster's versions, nodes, node types and resource holders, and how many workers fit."""
+"""Versions, nodes, node types and resource holders of a Ray cluster, and the number of workers that fit."""
 
 import platform
 import socket
@@ -10,13 +10,13 @@ from cluster import ray_private
 from tailorbird.config.training import TrainingConfig
 
 REACH_TIMEOUT_S = 5
-MAX_LISTED = 1000  # actors and placement groups in one answer of Ray's state API
-UNBOUNDED = 1000  # number of workers or nodes if nothing bounds it
+MAX_LISTED = 1000  # maximum number of actors or placement groups in a response of Ray's state API
+UNBOUNDED = 1000  # number of workers or nodes without a limit
 
 
 @dataclass(frozen=True)
 class Versions:
-    """Versions of Ray and Python, as `2.60.0` and `3.11.2`."""
+    """Versions of Ray and Python, such as `2.60.0` and `3.11.2`."""
 
     ray: str
     python: str
@@ -24,13 +24,13 @@ class Versions:
 
 @dataclass(frozen=True)
 class Resources:
-    """CPUs and GPUs, of a node or for a task."""
+    """CPUs and GPUs of a node, or for a task."""
 
     cpus: float
     gpus: float = 0.0
 
     def num_workers(self, worker: "Resources") -> int:
-        """Return how many workers with these resources a node with `self` can hold."""
+        """Return the number of workers with these resources that fit a node with the resources `self`."""
         pairs = ((self.cpus, worker.cpus), (self.gpus, worker.gpus))
         return min(int(total / required + 1e-6) if required else UNBOUNDED for total, required in pairs)
 
@@ -54,9 +54,9 @@ class NodeType:
 
     name: str
     resources: Resources
-    max_nodes: int | None  # None if there is no bound
+    max_nodes: int | None  # None without a limit
     max_nodes_of_all_types: int | None = None
-    """Bound on the nodes of all types together; None if the cluster has no such bound."""
+    """Limit for the nodes of all types together; None without a limit."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Holder:
 
 
 def workers_that_fit(nodes: Iterable[Resources], worker: Resources) -> int:
-    """Return how many workers nodes with these resources can hold, each worker on one node."""
+    """Return the number of workers that fit nodes with these resources. A worker is on one node."""
     return sum(node.num_workers(worker) for node in nodes)
 
 
 def workers_of_types(types: Sequence[NodeType], worker: Resources) -> int:
-    """Return how many workers an autoscaler's node types can hold at most, the largest types first."""
+    """Return the maximum number of workers that fit an autoscaler's node types, using the largest types first."""
     bounds = (kind.max_nodes_of_all_types for kind in types)
     left = min((UNBOUNDED if bound is None else bound for bound in bounds), default=0)
     workers = 0
@@ -90,21 +90,21 @@ def local_versions() -> Versions:
 
 
 def cluster_versions(address: str) -> Versions | None:
-    """Return the versions that the cluster was started with, without joining it; None through Ray's client port.
+    """Return the versions of the cluster at `address`, without joining it; None for an address of Ray Client.
 
-    Raises what Ray raises if it refuses the token or does not answer.
+    Raises Ray's own exceptions if the cluster refuses the token or does not answer.
     """
     host, colon, port = address.rpartition(":")
     if "://" in address or not colon:
         return None
-    with socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S):  # Ray itself would wait for minutes
+    with socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S):  # Ray would wait for minutes
         pass
     versions = ray_private.cluster_versions(address)
     return None if versions is None else Versions(*versions)
 
 
 def live_nodes() -> tuple[Node, ...]:
-    """Return the nodes of the cluster that this process is connected to, the head first."""
+    """Return the live nodes of the connected cluster, the head node first."""
     import ray
 
     free = ray_private.free_resources_by_node()
@@ -123,7 +123,7 @@ def live_nodes() -> tuple[Node, ...]:
 
 
 def reported_node_types() -> tuple[NodeType, ...] | None:
-    """Return the node types that the cluster's autoscaler reported to GCS; None if it reported none."""
+    """Return the node types that the cluster's autoscaler has reported to GCS; None if there are none."""
     types = tuple(
         NodeType(group.name, _resources(group.resources), None if group.max_count < 0 else group.max_count)
         for group in ray_private.autoscaler_node_groups()
@@ -132,7 +132,7 @@ def reported_node_types() -> tuple[NodeType, ...] | None:
 
 
 def parse_node_types(content: Any) -> tuple[NodeType, ...]:
-    """Return the node types in a `ray up` cluster file, read as YAML; types without named resources are left out."""
+    """Return the node types in the parsed cluster file of `ray up`, except those without named resources."""
     types = content.get("available_node_types") if isinstance(content, dict) else None
     bound = content.get("max_workers", 2) if types else 0  # Ray's default for the whole cluster
     return tuple(
@@ -143,7 +143,7 @@ def parse_node_types(content: Any) -> tuple[NodeType, ...]:
 
 
 def holders() -> tuple[Holder, ...]:
-    """Return the actors and placement groups that hold CPUs or GPUs, the largest first, from the dashboard's API."""
+    """Return the actors and placement groups that hold CPUs or GPUs, the largest first."""
     from ray.util.state import list_actors, list_placement_groups
 
     actors_by_group: dict[str, list[str]] = {}

@@ -1,1 +1,1 @@
-"""The embedded stack: an S3 server and a Ray on this machine."""
+"""The embedded stack: an S3 server and Ray on this machine."""

@@ -1,4 +1,4 @@
-"""Ports of the embedded stack: each stack claims one block of consecutive ports."""
+"""Ports of the embedded stack. Each stack claims a block of consecutive ports."""
 
 import random
 import socket
@@ -7,8 +7,8 @@ import psutil
 
 from cluster.local.stack import StackError
 
-# A stack's own ports are one block below Linux's ephemeral range, so that no outgoing connection takes one of them.
-# SeaweedFS listens at each of its ports + 10,000 too (gRPC).
+# Blocks are below Linux's ephemeral port range, so outgoing connections do not use their ports. SeaweedFS also listens
+# on each of its ports + 10,000 (gRPC).
 FIRST_PORT, LAST_PORT, BLOCK = 11_000, 20_000, 256
 GRPC_SHIFT = 10_000
 S3, MASTER, VOLUME, FILER, ADMIN = range(5)
@@ -20,7 +20,7 @@ REPLICAS_HTTP, REPLICAS_GRPC, NUM_REPLICA_PORTS = 20, 120, 100
 CLAIM = 255
 
 SEAWEEDFS = {"s3": S3, "master": MASTER, "volume": VOLUME, "filer": FILER, "admin": ADMIN}
-"""Ports by SeaweedFS's name of what listens there."""
+"""Port offsets of SeaweedFS's servers, by their name in its options."""
 RAY_START = {
     "port": GCS,
     "dashboard-port": DASHBOARD,
@@ -31,11 +31,11 @@ RAY_START = {
     "ray-client-server-port": RAY_CLIENT,
     "metrics-export-port": METRICS,
 }
-"""Ports by the option of `ray start`."""
+"""Port offsets by the option of `ray start`."""
 
 
 def claim_ports() -> tuple[int, socket.socket]:
-    """Return the first port of a free block and the socket that claims it by binding the block's last port."""
+    """Return the first port of a free block, and the socket that claims the block by binding its last port."""
     bases = list(range(FIRST_PORT, LAST_PORT, BLOCK))
     random.shuffle(bases)
     taken = {connection.laddr.port for connection in psutil.net_connections("tcp") if connection.laddr}
@@ -51,7 +51,9 @@ def claim_ports() -> tuple[int, socket.socket]:
             claim.listen()
             return base, claim
         claim.close()
-    raise StackError(f"no {BLOCK} ports in a row are free between {FIRST_PORT} and {LAST_PORT}; stop what holds them")
+    raise StackError(
+        f"no block of {BLOCK} ports is free between {FIRST_PORT} and {LAST_PORT}; stop processes that use them"
+    )
 
 
 def listens(pid: int, port: int) -> bool:

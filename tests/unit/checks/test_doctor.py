@@ -44,11 +44,11 @@ def test_a_complete_machine_has_only_ok_results() -> None:
 @pytest.mark.parametrize(
     ("changed", "state", "message", "remedy"),
     [
-        ({"python": "3.10.1", "python_fits": False}, "fault", "3.10.1, wanted >=3.11,<3.14", "make setup PYTHON="),
+        ({"python": "3.10.1", "python_fits": False}, "fault", "3.10.1, required >=3.11,<3.14", "make setup PYTHON="),
         (
             {"packages": (Package("ray", ">=2.60,<2.61", "2.50.0", "[serve,train]"), Package("torch", ">=2.8", None))},
             "fault",
-            "ray is 2.50.0, wanted >=2.60,<2.61; torch is not installed, wanted >=2.8",
+            "ray is 2.50.0, required >=2.60,<2.61; torch is not installed, required >=2.8",
             "pip install 'ray[serve,train]>=2.60,<2.61' 'torch>=2.8'",
         ),
         (

@@ -117,8 +117,8 @@ def test_a_cluster_with_unsupported_versions_is_a_fault() -> None:
     lines = check_facts(recipe(), replace(GOOD, theirs=Versions("2.55.0", "3.10.2"), cluster=None))
     states = [line.message for line in lines if line.name == "versions"]
     assert states == [
-        "the cluster runs Ray 2.55.0, wanted >=2.60,<2.61",
-        "the cluster runs Python 3.10.2, wanted >=3.11,<3.14",
+        "the cluster runs Ray 2.55.0, required >=2.60,<2.61",
+        "the cluster runs Python 3.10.2, required >=3.11,<3.14",
     ]
 
 
@@ -159,7 +159,7 @@ def test_equal_faults_of_several_nodes_are_reported_once() -> None:
     ("changed", "message"),
     [
         ({"unread": {"s3://lake/rows/1": "s3://lake/rows/1: access denied"}}, "s3://lake/rows/1: access denied"),
-        ({"packages": {"ray": "2.59.0"}}, "ray is 2.59.0, wanted >=2.60,<2.61"),
+        ({"packages": {"ray": "2.59.0"}}, "ray is 2.59.0, required >=2.60,<2.61"),
         ({"packages": {}}, "ray is not installed"),
         ({"versions": Versions("2.60.0", "3.10.1")}, "it runs Python 3.10.1"),
     ],

@@ -26,7 +26,7 @@ def test_the_same_code_in_another_folder_has_the_same_sha256_and_zip(tmp_path: P
     assert storage.read_bytes(here.uri) == storage.read_bytes(there.uri)
 
 
-def test_other_files_in_the_folder_do_not_count(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_do_not_change_the_sha256(tmp_path: Path) -> None:
     root = _checkout(tmp_path / "job")
     before = code_snapshot.runtime_files(root)
     for name in ("README.md", ".venv/lib/x.py", "tests/unit/test_x.py", "data/rows.parquet", "data/__pycache__/x.pyc"):
@@ -41,7 +41,7 @@ def test_the_templates_of_pages_are_shipped() -> None:
     assert pages <= set(code_snapshot.runtime_files(ROOT))
 
 
-def test_of_an_installed_wheel_our_packages_alone_are_shipped_with_their_data(tmp_path: Path) -> None:
+def test_only_the_packages_and_data_of_an_installed_wheel_are_shipped(tmp_path: Path) -> None:
     site_packages = _checkout(tmp_path / "site-packages")
     (site_packages / "pyproject.toml").unlink()
     for name in ("torch/nn.py", "tailorbird-0.2.0.dist-info/METADATA", "tailorbird/recipes/icd10_demo.yaml"):
@@ -53,7 +53,7 @@ def test_of_an_installed_wheel_our_packages_alone_are_shipped_with_their_data(tm
     assert set(shipped_files(site_packages)) == names
 
 
-def test_a_changed_line_is_other_code(tmp_path: Path) -> None:
+def test_a_changed_line_changes_the_sha256(tmp_path: Path) -> None:
     root = _checkout(tmp_path / "job")
     before = code_snapshot.ship_code((tmp_path / "home").as_uri(), root)
     with (root / "cluster" / "code.py").open("a") as stream:
@@ -70,12 +70,12 @@ def test_the_zip_has_one_top_level_folder(tmp_path: Path) -> None:
     assert f"{code_snapshot.TOP_FOLDER}/tailorbird/config/recipe.py" in names
 
 
-def test_a_folder_that_is_not_the_project_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not the project's folder: cluster, training"):
+def test_a_folder_that_is_not_the_project_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not the project's folder, since cluster, training"):
         code_snapshot.ship_code(tmp_path.as_uri(), tmp_path)
 
 
-def test_a_shipped_zip_gives_its_name_back_and_a_changed_one_another_or_none(tmp_path: Path) -> None:
+def test_the_sha256_of_a_shipped_zip_is_its_name_and_changes_with_its_files(tmp_path: Path) -> None:
     shipped = code_snapshot.ship_code(tmp_path.as_uri(), ROOT)
     content = storage.read_bytes(shipped.uri)
     assert code_snapshot.shipped_sha256(content) == shipped.sha256
@@ -85,14 +85,14 @@ def test_a_shipped_zip_gives_its_name_back_and_a_changed_one_another_or_none(tmp
         archive.writestr("tailorbird/extra.py", "x = 1\n")
     assert code_snapshot.shipped_sha256(changed.read_bytes()) != shipped.sha256
     for broken in (b"", content[: len(content) // 2], bytes(len(content))):
-        with pytest.raises(ValueError, match="not a zip"):
+        with pytest.raises(ValueError, match="not a valid zip"):
             code_snapshot.shipped_sha256(broken)
 
 
-def test_a_zip_that_unpacks_to_more_than_code_has_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_larger_than_the_limit_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("tailorbird/a.py", bytes(code_snapshot.MAX_UNPACKED_BYTES + 1))
-    monkeypatch.setattr(zipfile.ZipFile, "read", None)  # what would unpack it
-    with pytest.raises(ValueError, match="over 64 MiB unpacked"):
+    monkeypatch.setattr(zipfile.ZipFile, "read", None)  # unpacks a file
+    with pytest.raises(ValueError, match="more than 64 MiB unpacked"):
         code_snapshot.shipped_sha256(bomb.getvalue())

@@ -23,14 +23,14 @@ NAMES = (
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
-        # Set first, so that what a test leaves behind is undone as well.
+        # Set first, so that monkeypatch also undoes changes that a test makes.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the state of a stack whose process is alive: this one."""
+    """A folder with the state of a running stack; its process is this one."""
     state = stack.StackState(
         pid=os.getpid(),
         started=psutil.Process().create_time(),
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_running_stack_fills_a_bare_environment(folder: Path) -> None:
+def test_a_running_stack_configures_an_empty_environment(folder: Path) -> None:
     connection.use_stack(folder)
     assert os.environ["RAY_ADDRESS"] == "127.0.0.1:2"
     assert os.environ["AWS_ENDPOINT_URL"] == "http://127.0.0.1:1"
@@ -59,14 +59,14 @@ def test_a_running_stack_fills_a_bare_environment(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["RAY_ADDRESS", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL"])
-def test_a_configured_environment_is_left_as_it_is(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configured_environment_is_not_changed(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "mine")
     before = dict(os.environ)
     connection.use_stack(folder)
     assert dict(os.environ) == before
 
 
-def test_without_a_stack_nothing_is_set(tmp_path: Path) -> None:
+def test_without_a_stack_no_variable_is_set(tmp_path: Path) -> None:
     before = dict(os.environ)
     connection.use_stack(tmp_path)
     assert dict(os.environ) == before
@@ -75,46 +75,42 @@ def test_without_a_stack_nothing_is_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "address", [None, "127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379", "nonsense:x"]
 )
-def test_a_ray_that_does_not_answer_is_an_error_with_what_to_do(
-    address: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_for_an_unreachable_ray_says_what_to_do(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with (
-        pytest.raises(auth.SessionError, match="start one with `tailorbird stack up`, or set RAY_ADDRESS"),
+        pytest.raises(auth.SessionError, match="run `tailorbird stack up`, or set RAY_ADDRESS"),
         connection.connect(),
     ):
         pass
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:8265", "http://127.0.0.1:1"])
-def test_a_dashboard_that_does_not_answer_is_an_error_with_what_to_do(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_for_an_unreachable_dashboard_says_what_to_do(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
     with pytest.raises(auth.SessionError, match="tailorbird stack up"):
         dashboard.request_dashboard("GET", "/api/version")
 
 
-def test_the_token_s_own_variable_comes_before_its_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_variable_takes_precedence_over_the_token_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connection.use_stack(folder)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "other")
     assert auth.auth_headers() == {"Authorization": "Bearer other"}
 
 
-def test_a_token_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_token_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(auth.SessionError, match="none: No such file"):
         auth.auth_headers()
 
 
-def test_a_dashboard_that_does_not_answer_may_be_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_dashboard_raises_an_error_that_can_be_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
     with pytest.raises(auth.Unreachable):
         dashboard.request_dashboard("GET", "/api/version")
 
 
-def test_an_address_that_is_given_comes_before_the_environment_s(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_address_takes_precedence_over_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connection.use_stack(folder)
     monkeypatch.setenv("TAILORBIRD_HOME", str(folder))
     dashboard.use_dashboard("http://127.0.0.1:99")
@@ -126,7 +122,7 @@ STRANGER = "http://ray.example.com:8265"
 
 @pytest.fixture(params=["there", "elsewhere", "gone", "elsewhere and exported without the marker", "a link to it"])
 def exported(folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The environment of a stack, in which a command runs in whatever folder, the stack still there or not."""
+    """The exported environment of a stack, used in any folder, with and without the running stack."""
     connection.use_stack(folder)
     monkeypatch.setenv("TAILORBIRD_HOME", str(folder if request.param == "there" else tmp_path / "another"))
     if request.param == "gone":
@@ -140,7 +136,7 @@ def exported(folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("exported")
-def test_the_stack_s_token_is_shown_to_the_stack_alone() -> None:
+def test_the_token_of_a_stack_is_not_sent_to_another_address() -> None:
     for same in (None, "http://127.0.0.1:3", "http://localhost:3/"):
         dashboard.use_dashboard(same)
         assert auth.auth_headers()
@@ -150,13 +146,15 @@ def test_the_stack_s_token_is_shown_to_the_stack_alone() -> None:
 
 
 @pytest.mark.usefixtures("exported")
-def test_nor_to_a_dashboard_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_of_a_stack_is_not_sent_to_another_dashboard_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", STRANGER)
     assert auth.auth_headers() == {}
 
 
 @pytest.mark.usefixtures("exported")
-def test_a_token_that_is_no_stack_s_goes_along_with_what_a_stack_exported(
+def test_a_token_that_is_not_from_a_stack_is_sent_in_the_environment_of_a_stack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "auth_token").write_text("theirs")
@@ -167,7 +165,7 @@ def test_a_token_that_is_no_stack_s_goes_along_with_what_a_stack_exported(
 
 @pytest.fixture
 def endpoint() -> Iterator[tuple[str, list[str | None]]]:
-    """A server's address, and the Authorization of each request that it got."""
+    """The address of a server, and the Authorization headers of the requests that it received."""
     tokens: list[str | None] = []
 
     class Listener(BaseHTTPRequestHandler):
@@ -182,11 +180,11 @@ def endpoint() -> Iterator[tuple[str, list[str | None]]]:
         server.shutdown()
 
 
-def test_the_token_goes_along_whatever_netrc_says_of_the_host(
+def test_the_token_is_sent_even_if_netrc_has_an_entry_for_the_host(
     endpoint: tuple[str, list[str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, tokens = endpoint
-    (tmp_path / "netrc").write_text("default login somebody password else\n")
+    (tmp_path / "netrc").write_text("default login another password other\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
@@ -194,7 +192,7 @@ def test_the_token_goes_along_whatever_netrc_says_of_the_host(
     assert tokens == ["Bearer ours"]
 
 
-def test_a_ray_of_its_own_that_cannot_write_its_files_is_an_error_with_what_to_do(
+def test_the_error_for_a_local_ray_without_write_access_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refused(**_: object) -> None:
@@ -202,21 +200,24 @@ def test_a_ray_of_its_own_that_cannot_write_its_files_is_an_error_with_what_to_d
 
     monkeypatch.setenv("RAY_ADDRESS", remote_module.LOCAL)
     monkeypatch.setattr("ray.init", refused)
-    with pytest.raises(auth.SessionError, match=r"Read-only file system.*set HOME to a folder"), connection.connect():
+    with (
+        pytest.raises(auth.SessionError, match=r"Read-only file system.*Set HOME to a writable folder"),
+        connection.connect(),
+    ):
         pass
 
 
 @pytest.mark.parametrize(
     ("available", "cpus", "gpus"),
     [
-        (None, 4, 1),  # nodes may come
+        (None, 4, 1),  # nodes can join
         ({"CPU": 2.0}, 2, 0),
         ({"CPU": 8.0, "GPU": 2.0}, 4, 1),
         ({"CPU": 8.0}, 4, 0),
         ({}, 0, 0),
     ],
 )
-def test_a_task_asks_for_no_more_than_a_ray_has_that_gets_no_more(
+def test_a_task_requests_at_most_the_resources_of_a_cluster_of_fixed_size(
     available: dict[str, float] | None, cpus: float, gpus: float
 ) -> None:
     options = remote_module.task_options(Resources(4, 1), available=available)
@@ -224,9 +225,7 @@ def test_a_task_asks_for_no_more_than_a_ray_has_that_gets_no_more(
 
 
 @pytest.mark.parametrize(("address", "cpus"), [("local", 2.0), ("10.0.0.1:6379", 4.0)])
-def test_only_in_a_ray_of_its_own_is_what_it_has_all_that_there_will_be(
-    address: str, cpus: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_a_local_ray_has_a_fixed_size(address: str, cpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
     options_used: list[dict[str, float]] = []
 
     class Task:
@@ -248,7 +247,9 @@ def test_only_in_a_ray_of_its_own_is_what_it_has_all_that_there_will_be(
     assert options_used == [{"num_cpus": cpus, "num_gpus": 0.0}]
 
 
-def test_another_cluster_s_token_goes_where_it_is_told_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_of_another_cluster_is_sent_to_the_given_address(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connection.use_stack(folder)
     monkeypatch.setenv("TAILORBIRD_HOME", str(folder))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")

@@ -25,7 +25,7 @@ def recipe() -> Recipe:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A project's folder: our packages, a page, a file with secrets, and a template's .gitignore."""
+    """A project folder with the packages, a page, a file with secrets, and the .gitignore of a template."""
     for name in (*PACKAGES, "tailorbird/data", "tailorbird/models"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f'"""{name}"""\n')
@@ -47,19 +47,19 @@ def _unpacked(content: bytes, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.stem))
-def test_a_recipe_that_is_shipped_is_read_as_the_same_recipe(path: Path, tmp_path: Path) -> None:
+def test_a_packaged_recipe_is_read_as_the_same_recipe(path: Path, tmp_path: Path) -> None:
     shipped = tmp_path / RECIPE_FILE
     shipped.write_text(recipe_text(load_recipe(path)), encoding="utf-8")
     assert digest(load_recipe(shipped)) == digest(load_recipe(path))
 
 
-def test_overrides_travel_in_the_shipped_recipe(root: Path, tmp_path: Path) -> None:
+def test_the_packaged_recipe_contains_overrides(root: Path, tmp_path: Path) -> None:
     changed = load_recipe(RECIPES[0], overrides=("training.learning_rate=1e-5",))
     folder = _unpacked(pack(root, recipe=changed), tmp_path / "shipped")
     assert load_recipe(folder / RECIPE_FILE).training.learning_rate == 1e-5
 
 
-def test_what_git_tracks_is_shipped_as_it_lies_in_the_working_tree(root: Path, recipe: Recipe, tmp_path: Path) -> None:
+def test_tracked_files_are_packaged_as_they_are_in_the_working_tree(root: Path, recipe: Recipe, tmp_path: Path) -> None:
     _git(root, "init", "-q")
     (root / "gone.md").write_text("soon\n")
     _git(root, "add", ".")
@@ -71,32 +71,32 @@ def test_what_git_tracks_is_shipped_as_it_lies_in_the_working_tree(root: Path, r
     assert not any((folder / name).exists() for name in (".env", ".git", "gone.md", "never-added.csv"))
 
 
-def test_our_packages_are_shipped_whatever_gitignore_says(root: Path) -> None:
+def test_the_packages_are_included_even_if_gitignore_excludes_them(root: Path) -> None:
     _git(root, "init", "-q")
     _git(root, "add", ".")
     assert {"tailorbird/data/__init__.py", "tailorbird/models/__init__.py"} <= set(shipped_files(root))
 
 
-def test_the_code_that_is_shipped_has_the_hash_of_the_code_here(root: Path, recipe: Recipe, tmp_path: Path) -> None:
+def test_the_packaged_code_has_the_sha256_of_the_local_code(root: Path, recipe: Recipe, tmp_path: Path) -> None:
     _git(root, "init", "-q")
     _git(root, "add", ".")
     (root / "tailorbird" / "data" / "new_module.py").write_text("VALUE = 1\n")
     assert code_sha256(_unpacked(pack(root, recipe=recipe), tmp_path / "shipped")) == code_sha256(root)
 
 
-def test_without_a_git_checkout_the_running_code_is_shipped_alone(root: Path) -> None:
+def test_without_a_git_checkout_only_runtime_files_are_packaged(root: Path) -> None:
     inner = (f"tailorbird/{name}/__init__.py" for name in ("data", "models"))
     assert set(shipped_files(root)) == {"pyproject.toml", *(f"{name}/__init__.py" for name in PACKAGES), *inner}
 
 
-def test_a_checkout_that_git_cannot_read_is_an_error_not_a_smaller_package(root: Path) -> None:
+def test_an_error_of_git_is_reported_instead_of_packaging_fewer_files(root: Path) -> None:
     _git(root, "init", "-q")
     (root / ".git" / "index").write_bytes(b"no index at all, and long enough")
-    with pytest.raises(PackageError, match="git does not tell what it tracks"):
+    with pytest.raises(PackageError, match="git cannot list the tracked files"):
         shipped_files(root)
 
 
-def test_the_same_files_make_the_same_package_and_others_another(root: Path, recipe: Recipe) -> None:
+def test_the_same_files_give_the_same_package_and_other_files_another(root: Path, recipe: Recipe) -> None:
     first = pack(root, recipe=recipe)
     (root / "pyproject.toml").touch()
     assert pack(root, recipe=recipe) == first
@@ -104,19 +104,19 @@ def test_the_same_files_make_the_same_package_and_others_another(root: Path, rec
     assert pack(root, recipe=recipe) != first
 
 
-def test_a_package_over_the_limit_is_refused_with_its_largest_files_named(root: Path, recipe: Recipe) -> None:
+def test_the_error_for_a_package_over_the_limit_lists_the_largest_files(root: Path, recipe: Recipe) -> None:
     _git(root, "init", "-q")
     for name, size in (("small.bin", 1), ("large.bin", 3)):
         (root / name).write_bytes(os.urandom(size * 2**20))
     _git(root, "add", ".")
     with pytest.raises(
-        PackageError, match=r"over 2 MiB.*large\.bin \(3\.0 MiB\), small\.bin \(1\.0 MiB\), "
+        PackageError, match=r"limit of 2 MiB.*large\.bin \(3\.0 MiB\), small\.bin \(1\.0 MiB\), "
     ) as refused:
         pack(root, recipe=recipe, limit_bytes=2 * 2**20)
     assert "git rm --cached" in str(refused.value)
 
 
-def test_what_only_lies_beside_the_code_does_not_count_against_the_limit(root: Path, recipe: Recipe) -> None:
+def test_untracked_files_do_not_count_towards_the_limit(root: Path, recipe: Recipe) -> None:
     _git(root, "init", "-q")
     _git(root, "add", ".")
     (root / "large.bin").write_bytes(os.urandom(3 * 2**20))

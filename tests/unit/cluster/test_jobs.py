@@ -17,7 +17,7 @@ from tailorbird.cli.app import app
 
 
 def _details(**changes: Any) -> dict[str, Any]:
-    """A job as Ray's REST API tells of it."""
+    """A job as Ray's REST API returns it."""
     return {
         "type": "SUBMISSION",
         "submission_id": "task-0123456789ab",
@@ -28,7 +28,7 @@ def _details(**changes: Any) -> dict[str, Any]:
         "start_time": 1_700_000_000_500,
         "end_time": None,
         "driver_exit_code": None,
-        "runtime_env": {"env_vars": {"HF_TOKEN": "hf_a-secret-of-somebody"}},
+        "runtime_env": {"env_vars": {"HF_TOKEN": "hf_a-secret-of-a-user"}},
     } | changes
 
 
@@ -37,8 +37,8 @@ def _details(**changes: Any) -> dict[str, Any]:
     [
         ("SUCCEEDED", 0, 0),
         ("FAILED", 7, 7),
-        ("FAILED", -9, 137),  # the shell itself was killed
-        ("FAILED", None, 1),  # Ray could not start it, or lost it
+        ("FAILED", -9, 137),  # the shell was killed
+        ("FAILED", None, 1),  # Ray could not start the driver, or lost it
         ("FAILED", 0, 1),
         ("STOPPED", None, 143),
         ("STOPPED", 0, 143),
@@ -46,18 +46,18 @@ def _details(**changes: Any) -> dict[str, Any]:
         ("PENDING", None, None),
     ],
 )
-def test_a_job_s_exit_code_is_its_driver_s_own(status: str, driver: int | None, expected: int | None) -> None:
+def test_the_exit_code_of_a_job_is_that_of_its_driver(status: str, driver: int | None, expected: int | None) -> None:
     assert _job(_details(status=status, driver_exit_code=driver)).exit_code == expected
 
 
 @given(status=st.sampled_from(["STOPPED", "FAILED"]), driver=st.none() | st.integers(-64, 255))
-def test_no_job_that_was_stopped_or_failed_has_exit_code_0(status: str, driver: int | None) -> None:
+def test_a_stopped_or_failed_job_has_a_non_zero_exit_code(status: str, driver: int | None) -> None:
     code = _job(_details(status=status, driver_exit_code=driver)).exit_code
     assert code is not None
     assert 0 < code < 256
 
 
-def test_nobody_s_environment_variables_are_shown() -> None:
+def test_environment_variables_of_a_job_are_not_shown() -> None:
     job = _job(_details())
     assert "hf_a-secret" not in json.dumps(job.to_dict()) + job.line() + repr(job)
 
@@ -71,12 +71,12 @@ def test_times_are_in_seconds() -> None:
     ("how", "text"),
     [
         ("started", "is started"),
-        ("started again", "what that finished is not done again"),
-        ("running", "none was started"),
+        ("started again", "it reuses the stages that the earlier job finished"),
+        ("running", "no job was started"),
         ("done", "--again"),
     ],
 )
-def test_asking_for_a_job_says_what_it_did(how: Any, text: str) -> None:
+def test_submitting_a_job_reports_its_effect(how: Any, text: str) -> None:
     job: Job = _job(_details())
     assert Submitted(job, how).line().startswith(job.id)
     assert text in Submitted(job, how).line()
@@ -85,8 +85,10 @@ def test_asking_for_a_job_says_what_it_did(how: Any, text: str) -> None:
 @pytest.mark.parametrize(
     "command", [["list"], ["status", "some"], ["logs", "some"], ["logs", "some", "--follow"], ["stop", "some"]]
 )
-def test_where_no_dashboard_answers_every_verb_says_so(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")  # undone after the test, and overridden in it
+def test_every_jobs_command_reports_an_unreachable_dashboard(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")  # the option --address overrides it
     done = CliRunner().invoke(app, ["jobs", *command, "--address", "http://127.0.0.1:1"])
     assert done.exit_code == 2
     assert "not reachable at http://127.0.0.1:1/" in done.stderr
@@ -94,7 +96,7 @@ def test_where_no_dashboard_answers_every_verb_says_so(command: list[str], monke
 
 @pytest.fixture
 def another_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An HTTP server that has pages and is no dashboard of Ray's."""
+    """An HTTP server that is not Ray's dashboard."""
     (tmp_path / "api" / "jobs").mkdir(parents=True)
 
     class Pages(SimpleHTTPRequestHandler):
@@ -109,16 +111,16 @@ def another_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.mark.parametrize("command", [["list"], ["status", "some"], ["logs", "some", "--follow"]])
-def test_another_server_s_page_is_no_answer(command: list[str], another_server: str) -> None:
+def test_a_response_of_another_server_is_rejected(command: list[str], another_server: str) -> None:
     done = CliRunner().invoke(app, ["jobs", *command, "--address", another_server])
     assert done.exit_code == 2
-    assert "is no answer of Ray's dashboard" in done.stderr
+    assert "does not answer like Ray's dashboard" in done.stderr
 
 
-def test_a_log_is_followed_with_the_token_whatever_netrc_says_of_the_host(
+def test_a_log_is_followed_with_the_token_even_if_netrc_has_an_entry_for_the_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "netrc").write_text("default login somebody password else\n")
+    (tmp_path / "netrc").write_text("default login another password other\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "ours")
     lines: list[str] = []

@@ -16,12 +16,12 @@ def model(tmp_path: Path) -> str:
     return (tmp_path / "model").as_uri()
 
 
-def test_memory_is_that_of_the_machine_or_less() -> None:
+def test_memory_is_at_most_that_of_the_machine() -> None:
     total, free = memory_bytes()
     assert 0 < free <= total
 
 
-def test_a_node_says_what_it_cannot_read(tmp_path: Path, model: str) -> None:
+def test_a_report_lists_uris_that_cannot_be_read(tmp_path: Path, model: str) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "good.parquet")
     (tmp_path / "bad.parquet").write_text("text")
     good, bad, none = (f"{tmp_path.as_uri()}/{name}.parquet" for name in ("good", "bad", "none"))
@@ -32,15 +32,15 @@ def test_a_node_says_what_it_cannot_read(tmp_path: Path, model: str) -> None:
     assert "Parquet" in report.unread[bad]
     assert report.packages["no-such-package"] is None
     assert report.packages["pytest"] == pytest.__version__
-    assert report.written.fault is not None  # no store
+    assert report.written.fault is not None  # no S3 server
 
 
-def test_a_model_that_lies_on_another_node_is_missed(tmp_path: Path) -> None:
+def test_a_missing_base_model_is_reported(tmp_path: Path) -> None:
     gone = (tmp_path / "elsewhere").as_uri()
     assert gone in probe_node(ProbeRequest((), task_uri="s3://", base_model=gone, packages=())).unread
 
 
-def test_the_head_of_a_ray_up_cluster_tells_its_node_types(
+def test_the_head_node_of_a_ray_up_cluster_reports_its_node_types(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "bootstrap.yaml"

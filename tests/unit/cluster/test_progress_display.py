@@ -1,4 +1,4 @@
-"""The sweep's table follows its events: baselines and trials in one order, best first."""
+"""The table of a sweep follows its events and lists baselines and trials by score."""
 
 import io
 from collections.abc import Sequence
@@ -41,19 +41,19 @@ def test_baselines_and_trials_are_sorted_best_first_and_a_trial_without_a_score_
     assert lines[1] == ["a", "0.700", "2", "completed", "learning_rate", "0.00021,", "method", "lora"]
 
 
-def test_other_events_and_the_epochs_of_a_further_seed_leave_the_table_as_it_is() -> None:
+def test_other_events_and_epochs_of_seed_runs_do_not_change_the_table() -> None:
     rows = baseline_rows(BASELINES)
     assert updated_rows(rows, NoteEvent("hello")) == rows
     assert updated_rows(rows, EpochEvent(0, 0.9, 1.0, 9.0, seed=1)) == rows
 
 
-def test_on_a_terminal_the_table_stays_when_the_next_stage_begins() -> None:
+def test_on_a_terminal_the_table_remains_when_the_next_stage_starts() -> None:
     text = printed(is_terminal=True, events=[SWEEP, *EVENTS, StageEvent("test")])
     table = text[text.rindex("validation  epochs") : text.rindex("test\n")].splitlines()
     assert [line.split()[0] for line in table[:5]] == ["validation", "a", "probe", "majority", "b"]
 
 
-def test_a_log_has_plain_lines_and_no_table() -> None:
+def test_a_log_has_plain_lines_without_a_table() -> None:
     lines = printed(is_terminal=False, events=[SWEEP, *EVENTS]).splitlines()
     assert lines[0] == "sweep: 2 trials"
     assert lines[1] == "  trial a epoch 1: validation 0.500, loss 1.000, 9 rows/s"

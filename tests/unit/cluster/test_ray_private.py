@@ -1,4 +1,4 @@
-"""The private parts of Ray that the project uses are where Ray 2.60 has them; a failure names what moved."""
+"""The parts of Ray's private API that the project uses exist; a failure names the part that has changed."""
 
 import importlib
 from pathlib import Path
@@ -15,7 +15,7 @@ from cluster import ray_private
 NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
-def test_the_installed_ray_is_the_version_that_the_private_parts_were_checked_with() -> None:
+def test_the_installed_ray_has_the_version_that_the_code_was_written_for() -> None:
     assert ray.__version__.startswith(f"{ray_private.RAY_VERSION}."), "check cluster/ray_private.py with the new Ray"
 
 
@@ -34,22 +34,22 @@ def test_the_installed_ray_is_the_version_that_the_private_parts_were_checked_wi
         "ray.tune.execution.class_cache:ENV_VARS_TO_PROPAGATE",
     ],
 )
-def test_a_private_part_is_where_it_was(path: str) -> None:
+def test_a_private_part_exists(path: str) -> None:
     module, _, attributes = path.partition(":")
     value: Any = importlib.import_module(module)
     for name in attributes.split("."):
         value = value[name] if isinstance(value, dict) else getattr(value, name, None)
-        assert value is not None, f"Ray {ray.__version__} has no {path}; it was there in {ray_private.RAY_VERSION}"
+        assert value is not None, f"Ray {ray.__version__} has no {path}; which Ray {ray_private.RAY_VERSION} has"
 
 
-def test_a_package_has_the_uri_that_ray_gives_it(tmp_path: Path) -> None:
+def test_a_package_has_the_same_uri_as_in_ray(tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import get_uri_for_package
 
     (tmp_path / "code.zip").write_bytes(b"content")
     assert ray_private.package_uri(b"content") == get_uri_for_package(tmp_path / "code.zip")
 
 
-def test_what_ray_train_wraps_an_error_in_is_removed() -> None:
+def test_the_exceptions_in_which_ray_train_wraps_an_error_are_removed() -> None:
     error = ZeroDivisionError("by zero")
     wrapped = UserExceptionWithTraceback(error, "Traceback (most recent call last): ...")
     failed_check = WorkerHealthCheckFailedError("Failed to check worker", failure=error)
@@ -66,20 +66,20 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def passed_on() -> dict[str, str]:
-    """Return the environment variables of an actor of Tune's."""
+    """Return the environment variables that Tune passes to an actor."""
     actor = class_cache._ActorClassCache().get(tune.Trainable)
     return dict(actor._default_options["runtime_env"]["env_vars"])
 
 
 @pytest.mark.usefixtures("keys")
-def test_tune_passes_no_key_of_s3_on_to_its_actors() -> None:
+def test_tune_does_not_pass_s3_keys_to_its_actors() -> None:
     assert "secret" in passed_on().values()
     ray_private.exclude_from_tune_actors("AWS_")
     assert "secret" not in passed_on().values()
-    assert passed_on()["RAY_CHDIR_TO_TRIAL_DIR"] == "0"  # the others are passed on still
+    assert passed_on()["RAY_CHDIR_TO_TRIAL_DIR"] == "0"  # other variables are still passed
 
 
-def test_a_failed_trial_of_tune_names_its_pickled_error_where_it_is_removed() -> None:
+def test_a_failed_trial_of_tune_has_the_attribute_with_its_pickled_error() -> None:
     from ray.tune.experiment.trial import _TrainingRunMetadata
 
     assert hasattr(_TrainingRunMetadata(), "pickled_error_filename")

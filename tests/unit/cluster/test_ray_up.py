@@ -1,4 +1,4 @@
-"""The files for `ray up`, as Ray itself prepares and checks them."""
+"""The cluster files for `ray up` pass Ray's own preparation and validation."""
 
 import copy
 import os
@@ -33,27 +33,27 @@ def _written(name: str) -> dict[str, Any]:
 
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:
-    """As `ray up` does before it asks the provider for anything: with Ray's defaults, and refused where it is wrong."""
+    """Return the content with Ray's defaults; raise if `ray up` would reject it before it contacts the provider."""
     prepared: dict[str, Any] = prepare_config(copy.deepcopy(content))
     validate_config(prepared)
     return prepared
 
 
 def _commands(prepared: dict[str, Any]) -> list[str]:
-    """Every command that a node would run."""
+    """Return all commands that nodes run."""
     kinds = ("initialization_commands", "head_setup_commands", "worker_setup_commands")
     starts = ("head_start_ray_commands", "worker_start_ray_commands")
     return [command for kind in (*kinds, *starts) for command in prepared[kind]]
 
 
 def _start_options(command: str) -> dict[str, Any]:
-    """The options of a `ray start`, as Ray's own command line reads them."""
+    """Return the options of a `ray start` command, parsed by Ray's own command line."""
     words = shlex.split(command.partition("ray start ")[2])
     return dict(ray_start.make_context("start", words).params)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_ray_takes_the_file(name: str) -> None:
+def test_ray_accepts_the_file(name: str) -> None:
     prepared = _checked(_written(name))
     assert prepared["head_node_type"] in prepared["available_node_types"]
 
@@ -63,7 +63,7 @@ def test_ray_takes_the_file(name: str) -> None:
     [
         ("aws", lambda content: content.update(max_worker=3)),
         ("aws", lambda content: content.update(max_workers="ten")),
-        ("aws", lambda content: content.update(max_workers=0)),  # under serving's min_workers
+        ("aws", lambda content: content.update(max_workers=0)),  # less than serving's min_workers
         ("aws", lambda content: content.update(head_node_type="heads")),
         ("aws", lambda content: content["provider"].update(type="awss")),
         ("aws", lambda content: content["auth"].update(ssh_key="~/.ssh/id")),
@@ -79,7 +79,7 @@ def test_ray_takes_the_file(name: str) -> None:
         ("onprem", lambda content: content.update(file_mount={})),
     ],
 )
-def test_ray_refuses_the_file_with_a_mistake_in_it(name: str, change: Change) -> None:
+def test_ray_rejects_the_file_with_an_error_in_it(name: str, change: Change) -> None:
     content = _written(name)
     change(content)
     with pytest.raises(REFUSALS):
@@ -87,7 +87,7 @@ def test_ray_refuses_the_file_with_a_mistake_in_it(name: str, change: Change) ->
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_command_is_one_that_a_shell_and_ray_can_read(name: str) -> None:
+def test_every_command_is_valid_for_the_shell_and_ray(name: str) -> None:
     commands = _commands(_checked(_written(name)))
     for command in commands:
         subprocess.run(["bash", "-n", "-c", command], check=True)
@@ -99,7 +99,7 @@ def test_every_command_is_one_that_a_shell_and_ray_can_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_ray_starts_where_fewer_files_may_be_open_than_is_wished(name: str, tmp_path: Path) -> None:
+def test_ray_starts_if_the_limit_of_open_files_is_lower_than_requested(name: str, tmp_path: Path) -> None:
     (tmp_path / "tailorbird").symlink_to(CLUSTER.parents[1])
     program = tmp_path / "tailorbird-venv" / "bin" / "ray"
     program.parent.mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_ray_starts_where_fewer_files_may_be_open_than_is_wished(name: str, tmp_
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_copied_to_nodes_is_all_that_git_tracks_without_settings_keys_and_rows(name: str) -> None:
+def test_all_tracked_files_are_copied_to_nodes_without_settings_keys_and_rows(name: str) -> None:
     left_out = _checked(_written(name))["rsync_exclude"]
     listing = subprocess.run(
         ["git", "ls-files"], cwd=CLUSTER.parents[1], capture_output=True, text=True, check=False
@@ -129,30 +129,30 @@ def test_what_is_copied_to_nodes_is_all_that_git_tracks_without_settings_keys_an
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_ray_starts_with_what_node_env_sets(name: str) -> None:
+def test_every_ray_command_loads_node_env(name: str) -> None:
     for command in _commands(_checked(_written(name))):
         assert "ray st" not in command or command.startswith(f". ~/tailorbird/cluster/ray_up/{NODE_ENV} && ")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_token_comes_from_a_file_and_no_secret_stands_in_ours(name: str) -> None:
+def test_the_token_comes_from_a_file_and_the_cluster_files_contain_no_secret(name: str) -> None:
     assert _checked(_written(name))["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     for file in (f"{name}.yaml", NODE_ENV):
         assert SECRETS.search((CLUSTER / file).read_text(encoding="utf-8")) is None
 
 
-def test_aws_has_a_role_for_each_node_and_asks_no_metadata_without_a_session() -> None:
+def test_aws_nodes_have_roles_and_require_session_tokens_for_metadata() -> None:
     prepared = _checked(_written("aws"))
     for kind in prepared["available_node_types"].values():
         config = kind["node_config"]
         assert config["IamInstanceProfile"]["Arn"].startswith("arn:aws:iam::")
         assert config["MetadataOptions"]["HttpTokens"] == "required"
-        assert config["SecurityGroupIds"]  # or Ray makes one that is open to the world
+        assert config["SecurityGroupIds"]  # otherwise Ray creates one that is open to the internet
         assert all(disk["Ebs"]["Encrypted"] for disk in config["BlockDeviceMappings"])
     assert prepared["provider"]["cache_stopped_nodes"] is False
 
 
-def test_aws_trains_on_spot_machines_and_serves_on_others() -> None:
+def test_aws_trains_on_spot_instances_and_serves_on_on_demand_instances() -> None:
     kinds = _checked(_written("aws"))["available_node_types"]
     spot = {name for name, kind in kinds.items() if "InstanceMarketOptions" in kind["node_config"]}
     assert spot == {"training"}
@@ -160,33 +160,33 @@ def test_aws_trains_on_spot_machines_and_serves_on_others() -> None:
     assert (kinds["training"]["min_workers"], kinds["serving"]["min_workers"]) == (0, 1)
 
 
-def test_nothing_of_ray_s_defaults_for_aws_is_left() -> None:
-    """They install another Ray and open the dashboard to every interface."""
+def test_ray_s_default_commands_for_aws_are_removed() -> None:
+    """The defaults install another Ray and open the dashboard on every interface."""
     commands = "\n".join(_commands(_checked(_written("aws"))))
     assert "0.0.0.0" not in commands
     assert "ray-wheels" not in commands
 
 
-def test_the_region_that_nodes_ask_s3_in_is_the_one_they_run_in() -> None:
+def test_nodes_use_s3_in_their_own_region() -> None:
     content = _written("aws")
     starts = [command for command in _commands(_checked(content)) if "ray start" in command]
     assert all(f"AWS_REGION={content['provider']['region']} " in command for command in starts)
 
 
-def test_nodes_start_ray_with_what_the_embedded_stack_starts_it_with(tmp_path: Path) -> None:
+def test_nodes_start_ray_with_the_same_settings_as_the_embedded_stack(tmp_path: Path) -> None:
     command = ["bash", "-c", f". {CLUSTER / NODE_ENV} && env -0"]
-    bare = {"HOME": "/home/somebody", "PATH": "/usr/bin:/bin"}
+    bare = {"HOME": "/home/user", "PATH": "/usr/bin:/bin"}
     output = subprocess.run(command, env=bare, capture_output=True, text=True, check=True).stdout
     here = dict(line.split("=", 1) for line in output.split("\0") if line)
     keys = ray_env.Keys(access_key="", secret_key="", token_path=tmp_path / "token")
     stack = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
     assert ray_env.CLUSTER_SETTINGS.items() <= here.items()
-    # What a stack sets for one machine alone: its ports and places, one thread for two cores, no node to drain to.
+    # Settings of the stack for a single machine: ports, paths, one HAProxy thread, no draining.
     machine = {name for name in stack if re.search("PORT|PATH|FILE|STATE|ADDRESS|URL|DASHBOARD|JOURNAL|AWS", name)}
     alone = {"RAY_SERVE_HAPROXY_NBTHREAD", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"}
     alone |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"}
     assert {name: value for name, value in stack.items() if name not in machine | alone} == {
         name: value for name, value in here.items() if name in stack and name not in machine
     }
-    assert here["RAY_AUTH_TOKEN_PATH"] == "/home/somebody/.ray/auth_token"
-    assert here["PATH"].startswith("/home/somebody/tailorbird-venv/bin:")
+    assert here["RAY_AUTH_TOKEN_PATH"] == "/home/user/.ray/auth_token"
+    assert here["PATH"].startswith("/home/user/tailorbird-venv/bin:")

@@ -8,7 +8,7 @@ from cluster.requirements import ALWAYS, Package, Requirements, fits, requiremen
 ROOT = Path(__file__).parents[3]
 
 
-def test_what_is_asked_for_is_what_pyproject_says() -> None:
+def test_requirements_are_those_in_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = requirements()
     assert wanted.python == project["requires-python"]
@@ -19,21 +19,21 @@ def test_what_is_asked_for_is_what_pyproject_says() -> None:
     assert {package.line for package in wanted.group(ALWAYS)} == {*project["dependencies"]}
 
 
-def test_without_that_file_the_installed_distribution_is_asked(tmp_path: Path) -> None:
+def test_without_pyproject_requirements_are_those_of_the_installed_distribution(tmp_path: Path) -> None:
     names = {name for name, _ in requirements(tmp_path).packages[ALWAYS]}
     assert {"ray", "torch", "deepspeed"} <= names
     assert names <= {canonicalize_name(name) for name, _ in requirements().packages[ALWAYS]}
     assert {"train", "serve", "tune"} <= set(requirements(tmp_path).features["ray"].strip("[]").split(","))
 
 
-def test_a_package_fits_by_its_version_alone() -> None:
+def test_a_package_fits_if_its_version_does() -> None:
     assert Package("ray", ">=2.60,<2.61", "2.60.3").fits
     assert not Package("ray", ">=2.60,<2.61", "2.61.0").fits
     assert not Package("ray", "", None).fits
     assert fits("2.13.0+cpu", ">=2.8,<2.14")
 
 
-def test_packages_are_found_by_their_metadata() -> None:
+def test_installed_packages_are_read_from_metadata() -> None:
     pytest_, absent = Requirements("", {ALWAYS: (("pytest", ">=8"), ("no-such-package-of-anybody", ""))}, {}).group(
         ALWAYS
     )

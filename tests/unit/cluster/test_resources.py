@@ -13,25 +13,25 @@ from cluster.resources import NodeType, Resources, parse_node_types, workers_of_
         (Resources(8), Resources(2, 1), 0),
     ],
 )
-def test_workers_that_a_node_holds_are_bounded_by_its_scarcest_resource(
+def test_the_number_of_workers_on_a_node_is_limited_by_its_scarcest_resource(
     node: Resources, worker: Resources, fits: int
 ) -> None:
     assert node.num_workers(worker) == fits
 
 
-def test_halves_of_two_nodes_hold_no_worker() -> None:
+def test_a_worker_does_not_span_two_nodes() -> None:
     assert workers_that_fit([Resources(2), Resources(2)], Resources(3)) == 0
     assert workers_that_fit([Resources(5), Resources(3)], Resources(2)) == 3
 
 
-def test_node_types_hold_workers_up_to_their_bound() -> None:
+def test_node_types_fit_workers_up_to_their_limit() -> None:
     types = [NodeType("small", Resources(2), 3), NodeType("gpu", Resources(8, 1), 1)]
     assert workers_of_types(types, Resources(2)) == 3 + 4
     assert workers_of_types(types, Resources(1, 1)) == 1
     assert workers_of_types([NodeType("any", Resources(2), None)], Resources(2)) > 100
 
 
-def test_node_types_together_hold_no_more_than_the_cluster_may_have() -> None:
+def test_node_types_together_fit_workers_up_to_the_limit_of_the_cluster() -> None:
     content = {
         "max_workers": 10,
         "available_node_types": {
@@ -41,12 +41,12 @@ def test_node_types_together_hold_no_more_than_the_cluster_may_have() -> None:
     }
     assert workers_of_types(parse_node_types(content), Resources(8)) == 10
     content["available_node_types"]["training"]["resources"] = {"CPU": 16}  # type: ignore[index]
-    assert workers_of_types(parse_node_types(content), Resources(8)) == 8 * 2 + 2  # the large ones first
+    assert workers_of_types(parse_node_types(content), Resources(8)) == 8 * 2 + 2  # the largest first
     assert workers_of_types(parse_node_types(content), Resources(16)) == 8
     assert workers_of_types((), Resources(1)) == 0
 
 
-def test_the_file_of_ray_up_tells_node_types() -> None:
+def test_node_types_are_read_from_the_file_of_ray_up() -> None:
     content = {
         "max_workers": 5,
         "available_node_types": {

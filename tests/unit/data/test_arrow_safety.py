@@ -84,7 +84,7 @@ def test_stored_predictions_with_pickles_are_rejected(tmp_path: Path) -> None:
     index = table.column_names.index("output")
     changed = table.set_column(index, pickled("output"), pa.array([pickle.dumps(Payload(marker))], pa.large_binary()))
     pq.write_table(changed, tmp_path / "predictions.parquet")
-    with pytest.raises(ValueError, match=r"no table of predictions: code would make the values of output"):
+    with pytest.raises(ValueError, match=r"is not a table of predictions: columns with an extension type are unsafe: output"):
         load_predictions((tmp_path / "predictions.parquet").as_uri())
     assert not marker.exists()
 
@@ -97,7 +97,7 @@ def test_shards_with_other_columns_are_rejected(tmp_path: Path) -> None:
     with pa.ipc.new_file(path, schema) as file:
         file.write_table(pa.Table.from_pylist([row], schema=schema))
     shards = Shards(tmp_path.as_uri(), sizes=(1,), classes=())
-    with pytest.raises(StorageError, match="its columns are not those of shards"):
+    with pytest.raises(StorageError, match="its columns are not those of a shard"):
         shards.read(shards.chunks())
     assert not marker.exists()
 

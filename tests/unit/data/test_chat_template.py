@@ -51,7 +51,7 @@ def test_tokens_after_the_last_end_of_turn_are_not_part_of_the_answer() -> None:
 
 def test_llamafactory_8720_a_template_that_changes_the_prompt_when_an_answer_follows_is_rejected() -> None:
     changing = "{% if add_generation_prompt %}x{% endif %}" + TEMPLATE
-    with pytest.raises(DataError, match="turn by turn"):
+    with pytest.raises(DataError, match="changes earlier turns when an answer is added"):
         conversation_tokens((("user", "a"),), "b", tokenizer=tokenizer(changing), system=None)
 
 

@@ -144,14 +144,14 @@ def test_a_column_of_an_unsupported_type_is_rejected(
 ) -> None:
     columns: dict[str, list[Any]] = {"text": ["a", "b"], "label": ["x", "y"], "sex": ["f", "m"]}
     uri = put(tmp_path / "rows.parquet", **{**columns, column: values})
-    with pytest.raises(DataError, match=rf"column '{column}' is .*, allowed: .*{allowed}"):
+    with pytest.raises(DataError, match=rf"column '{column}' has type .*, allowed: .*{allowed}"):
         read_rows(uri, config=config_of(uri, groups=("sex",)))
 
 
 def test_files_with_different_column_types_are_rejected(tmp_path: Path) -> None:
     put(tmp_path / "part-0.parquet", text=["a"], label=["x"])
     put(tmp_path / "part-1.parquet", text=["b"], label=[1])
-    with pytest.raises(DataError, match="do not have the same column types"):
+    with pytest.raises(DataError, match="the column types of the files differ"):
         read_rows(tmp_path.as_uri(), config=config_of(tmp_path.as_uri()))
 
 
@@ -201,7 +201,7 @@ def test_omitted_validation_is_a_share_of_train_and_test_is_unchanged(tmp_path: 
 def test_uris_of_train_must_have_the_same_column_types(tmp_path: Path) -> None:
     first = put(tmp_path / "one.parquet", text=["a"], label=["x"])
     second = put(tmp_path / "other.parquet", text=["b"], label=[1])
-    with pytest.raises(DataError, match=r"one.parquet, .*other.parquet: its files do not have the same column types"):
+    with pytest.raises(DataError, match=r"one.parquet, .*other.parquet: the column types of the files differ"):
         read_splits(DataConfig(train=(first, second)))
 
 

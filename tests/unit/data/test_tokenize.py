@@ -72,7 +72,7 @@ def test_a_missing_folder_is_rejected(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no tokenizer that can be read"):
+    with pytest.raises(DataError, match="cannot read a tokenizer"):
         load_tokenizer(tmp_path)
 
 

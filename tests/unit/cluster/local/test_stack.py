@@ -29,36 +29,36 @@ def _write(folder: Path, state: stack.StackState) -> None:
     (folder / stack.STATE_FILE).write_text(state.model_dump_json())
 
 
-def test_the_state_of_a_live_process_is_the_status(tmp_path: Path) -> None:
+def test_the_status_is_the_state_of_a_live_process(tmp_path: Path) -> None:
     _write(tmp_path, _state())
     assert stack.status(tmp_path) == _state()
 
 
-def test_a_folder_without_state_has_no_stack(tmp_path: Path) -> None:
+def test_a_folder_without_a_state_file_has_no_stack(tmp_path: Path) -> None:
     assert stack.status(tmp_path) is None
     assert stack.status(tmp_path / "none") is None
     assert not stack.down(tmp_path / "none")
 
 
-def test_a_process_id_used_again_is_not_taken_for_the_stack(tmp_path: Path) -> None:
+def test_a_reused_process_id_is_not_a_running_stack(tmp_path: Path) -> None:
     _write(tmp_path, _state(started=psutil.Process().create_time() - 3600))
     assert stack.status(tmp_path) is None
     assert not stack.down(tmp_path)
     assert not (tmp_path / stack.STATE_FILE).exists()
 
 
-def test_down_spares_a_process_that_only_has_a_dead_server_s_id(tmp_path: Path) -> None:
+def test_down_does_not_stop_a_process_that_reuses_the_id_of_a_dead_server(tmp_path: Path) -> None:
     _write(tmp_path, _state(started=0.0, server_pids=(os.getpid(),)))
     assert not stack.down(tmp_path)
 
 
-def test_a_broken_state_file_is_named(tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_state_file_names_it(tmp_path: Path) -> None:
     (tmp_path / stack.STATE_FILE).write_text("{}")
-    with pytest.raises(stack.StackError, match=r"stack\.json is not the state of a stack; remove it"):
+    with pytest.raises(stack.StackError, match=r"stack\.json is not a valid state of a stack .*; delete the file"):
         stack.status(tmp_path)
 
 
-def test_the_environment_names_s3_ray_jobs_and_serve() -> None:
+def test_the_environment_configures_s3_ray_jobs_and_serve() -> None:
     assert _state().environment() == {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
         "AWS_ACCESS_KEY_ID": "key",
@@ -73,7 +73,7 @@ def test_the_environment_names_s3_ray_jobs_and_serve() -> None:
     }
 
 
-def test_jobs_and_replicas_of_a_stack_know_whose_its_token_is_before_its_state_is_written(tmp_path: Path) -> None:
+def test_jobs_and_replicas_recognise_the_token_of_a_stack_before_its_state_is_written(tmp_path: Path) -> None:
     keys = ray_env.stack_keys(tmp_path)
     variables = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
     assert variables[stack.OWN_DASHBOARD] == variables["RAY_API_SERVER_ADDRESS"]

@@ -39,7 +39,7 @@ def test_recipes_that_cannot_be_sharded_are_rejected(
     config: DataConfig, fields: dict[str, object], message: str
 ) -> None:
     unshardable = config.model_copy(update=fields)
-    with pytest.raises(DataError, match=rf"more than data.stream_above_rows 500 rows and is streamed: {message}"):
+    with pytest.raises(DataError, match=rf"more than data.stream_above_rows 500 rows and is streamed; {message}"):
         load_sharded(unshardable, CLASSIFICATION, base_model="", task_uri="", inputs={})
 
 

@@ -87,9 +87,9 @@ def test_the_error_for_a_damaged_shard_names_it_and_what_to_do(tmp_path: Path) -
 
 
 def test_an_unknown_label_is_rejected(shards: Shards) -> None:
-    foreign = Shards(shards.uri, shards.sizes, ("a", "b"))
-    with pytest.raises(DataError, match="none of the 2 classes"):
-        foreign.read(foreign.chunks()[:1])
+    other = Shards(shards.uri, shards.sizes, ("a", "b"))
+    with pytest.raises(DataError, match="not among the 2 classes"):
+        other.read(other.chunks()[:1])
 
 
 @given(num_chunks=st.integers(0, 300), rows=st.integers(1, 5000), seed=st.integers(0, 5), epoch=st.integers(0, 5))

@@ -25,20 +25,20 @@ EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=
 
 
 def test_code_that_differs_from_its_name_is_not_deployed(tmp_path: Path) -> None:
-    ours = ship_code((tmp_path / "ours").as_uri(), ROOT).uri
-    require_unchanged(ours)
+    shipped = ship_code((tmp_path / "shipped").as_uri(), ROOT).uri
+    require_unchanged(shipped)
     changed = tmp_path / "project"
     for name in PACKAGES:
         shutil.copytree(ROOT / name, changed / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (changed / "serving" / "app.py").write_text("print('theirs')\n")
-    theirs = ship_code((tmp_path / "theirs").as_uri(), changed).uri
-    require_unchanged(theirs)
-    shutil.copy(theirs.removeprefix("file://"), ours.removeprefix("file://"))
+    (changed / "serving" / "app.py").write_text("print('changed')\n")
+    changed_zip = ship_code((tmp_path / "other").as_uri(), changed).uri
+    require_unchanged(changed_zip)
+    shutil.copy(changed_zip.removeprefix("file://"), shipped.removeprefix("file://"))
     with pytest.raises(DeployError, match=r"was changed: its files have the sha256 [0-9a-f]{64}; check who has write"):
-        require_unchanged(ours)
-    Path(ours.removeprefix("file://")).write_bytes(b"no zip")
-    with pytest.raises(DeployError, match="cannot be served: not a zip that can be read"):
-        require_unchanged(ours)
+        require_unchanged(shipped)
+    Path(shipped.removeprefix("file://")).write_bytes(b"no zip")
+    with pytest.raises(DeployError, match="cannot be served: not a valid zip"):
+        require_unchanged(shipped)
 
 
 class FakeServe:
@@ -118,8 +118,8 @@ def test_an_application_that_another_client_overwrote_is_put_again(monkeypatch: 
 
 def test_another_clients_change_of_the_same_task_is_kept_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = two_tasks(monkeypatch)
-    theirs = application_of(ServingConfig(), task_uri="s3://models/t", version=registered("full-3"))
-    serve.after_put = [lambda: serve.declare(theirs)]
+    other = application_of(ServingConfig(), task_uri="s3://models/t", version=registered("full-3"))
+    serve.after_put = [lambda: serve.declare(other)]
     with pytest.raises(OverwrittenError, match="another client changed or removed t during the deploy"):
         switch("t")
     assert serve.champion("t") == "d-full-3"
