@@ -1,4 +1,4 @@
-"""KubeRay's schemas made strict: what they do not know is refused, as `kubectl apply --validate=strict` does."""
+"""KubeRay's schemas without unknown fields, like `kubectl apply --validate=strict`."""
 
 import os
 from functools import cache
@@ -13,16 +13,16 @@ FILES = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayService": "rayser
 
 
 def needs_crds() -> Path:
-    """The folder that TAILORBIRD_CRDS names; the test is skipped without."""
+    """Return the folder TAILORBIRD_CRDS; skip the test if the variable is not set."""
     folder = os.environ.get("TAILORBIRD_CRDS")
     if not folder:
-        pytest.skip("TAILORBIRD_CRDS names no folder with KubeRay's CustomResourceDefinitions (ray.io_*.yaml)")
+        pytest.skip("TAILORBIRD_CRDS (folder with KubeRay's CustomResourceDefinitions, ray.io_*.yaml) is not set")
     return Path(folder)
 
 
 @cache
 def validator(folder: Path, kind: str) -> jsonschema.protocols.Validator:
-    """Of documents of the kind, version v1."""
+    """Return a validator of documents of this kind, version v1."""
     with (folder / f"ray.io_{FILES[kind]}.yaml").open() as stream:
         crd = yaml.load(stream, Loader=yaml.CSafeLoader)
     (version,) = (version for version in crd["spec"]["versions"] if version["name"] == "v1")
@@ -30,7 +30,7 @@ def validator(folder: Path, kind: str) -> jsonschema.protocols.Validator:
 
 
 def _strict(schema: Any) -> Any:
-    """The schema as JSON Schema has it: closed, `int-or-string` as both, and defaults not required."""
+    """Return the schema as strict JSON Schema: no unknown fields, and fields with defaults are not required."""
     if not isinstance(schema, dict):
         return schema
     if schema.get("x-kubernetes-int-or-string"):

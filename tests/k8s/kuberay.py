@@ -1,6 +1,6 @@
-"""What KubeRay's operator 1.7 refuses although its schema takes it: its validation's rules, beta gates on, alpha off.
+"""The validation rules of KubeRay's operator 1.7 that are not in its schema, with beta gates on and alpha gates off.
 
-A fault stands for a message of the operator's, in words of our own.
+The messages are not the operator's.
 """
 
 import re
@@ -17,18 +17,18 @@ DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 LABEL_NAME = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
 DURATION = re.compile(r"(\d+(\.\d+)?(ns|us|ms|s|m|h))+")
-MOST_OF_A_CLUSTER = 53
-MOST_OF_ITS_OWNER = MOST_OF_A_CLUSTER - 6
+MAX_CLUSTER_NAME = 53
+MAX_OWNER_NAME = MAX_CLUSTER_NAME - 6
 V2 = "RAY_enable_autoscaler_v2"
 DELETION_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 
 
 def faults(document: Document) -> list[str]:
-    """Why the operator would refuse the resource; nothing where it would not."""
+    """Return the reasons why the operator would refuse the resource."""
     metadata, spec = document["metadata"], document["spec"]
     annotations = metadata.get("annotations", {})
     kind = document["kind"]
-    faults = [*_name(metadata["name"], MOST_OF_A_CLUSTER if kind == "RayCluster" else MOST_OF_ITS_OWNER)]
+    faults = [*_name(metadata["name"], MAX_CLUSTER_NAME if kind == "RayCluster" else MAX_OWNER_NAME)]
     if kind == "RayCluster":
         faults += [*_cluster(spec, annotations), *_upgrade(spec, allowed=("Recreate", "None"))]
     elif kind == "RayService":
@@ -42,7 +42,7 @@ def _name(name: str, most: int) -> Iterator[str]:
     if len(name) > most:
         yield f"the name has more than {most} characters"
     if not DNS_LABEL.fullmatch(name) or len(name) > 63:
-        yield "the name is no DNS label that begins with a letter"
+        yield "the name is not a DNS label that begins with a letter"
 
 
 def _cluster(spec: Document, annotations: Document) -> Iterator[str]:
@@ -56,19 +56,19 @@ def _cluster(spec: Document, annotations: Document) -> Iterator[str]:
     for group in spec.get("workerGroupSpecs", []):
         yield from _workers(group, spec=spec, scales=scales)
     container = pod["containers"][0]
-    yield from _kept_state(spec, head, container, annotations)
+    yield from _fault_tolerance(spec, head, container, annotations)
     env = _env(container)
     options = spec.get("autoscalerOptions", {})
     if not scales and env.get(V2) in ("1", "true"):
-        yield "autoscaler v2 is asked for by environment, but nothing scales"
+        yield "autoscaler v2 is enabled by an environment variable, but autoscaling is disabled"
     if scales and "version" in options and V2 in env:
-        yield "autoscaler v2 is asked for twice: by its version and by environment"
+        yield "autoscaler v2 is enabled twice: by version and by environment variable"
     if scales and options.get("version") == "v2" and pod.get("restartPolicy", "Never") != "Never":
         yield "autoscaler v2: the head's restartPolicy is not Never"
     if options.get("idleTimeoutSeconds", 0) < 0:
         yield "idleTimeoutSeconds is negative"
     if "KUBERAY_GEN_AUTOSCALER_START_CMD" in {variable["name"] for variable in options.get("env", [])}:
-        yield "the autoscaler's start command is the operator's own"
+        yield "the autoscaler's start command is reserved for the operator"
     for field in ("historyServerOptions", "networkPolicy", "tlsOptions"):
         if field in spec:
             yield f"{field} is behind an alpha gate"
@@ -78,15 +78,15 @@ def _cluster(spec: Document, annotations: Document) -> Iterator[str]:
 def _group(name: str, group: Document) -> Iterator[str]:
     parameters = group.get("rayStartParams", {})
     if group.get("resources") and {"num-cpus", "num-gpus", "memory", "resources"} & set(parameters):
-        yield f"{name}: resources stand in rayStartParams and in resources"
+        yield f"{name}: resources are set in rayStartParams and in resources"
     if "labels" in parameters:
-        yield f"{name}: labels stand in rayStartParams"
+        yield f"{name}: labels are set in rayStartParams"
     for key, value in group.get("labels", {}).items():
         prefix, _, own = key.rpartition("/")
         if not LABEL_NAME.fullmatch(own) or len(own) > 63 or len(prefix) > 253:
-            yield f"{name}: {key!r} is no key of a label"
+            yield f"{name}: {key!r} is not a label key"
         if not LABEL_VALUE.fullmatch(value) or len(value) > 63:
-            yield f"{name}: {value!r} is no value of a label"
+            yield f"{name}: {value!r} is not a label value"
 
 
 def _workers(group: Document, *, spec: Document, scales: bool) -> Iterator[str]:
@@ -97,51 +97,51 @@ def _workers(group: Document, *, spec: Document, scales: bool) -> Iterator[str]:
         return
     fewest, most = group.get("minReplicas"), group.get("maxReplicas")
     if not scales and (fewest is None or most is None):
-        yield f"{name}: minReplicas and maxReplicas must be set where nothing scales"
+        yield f"{name}: minReplicas and maxReplicas must be set without autoscaling"
     for field in ("minReplicas", "maxReplicas", "idleTimeoutSeconds"):
         if group.get(field, 0) < 0:
             yield f"{name}: {field} is negative"
     if fewest is not None and most is not None and fewest > most:
-        yield f"{name}: minReplicas is over maxReplicas"
+        yield f"{name}: minReplicas is above maxReplicas"
     yield from _group(name, group)
     version = spec.get("autoscalerOptions", {}).get("version")
     head_env = _env(spec["headGroupSpec"]["template"]["spec"]["containers"][0])
     second = (scales and version == "v2") or head_env.get(V2) in ("1", "true")
     if "idleTimeoutSeconds" in group and not second:
-        yield f"{name}: idleTimeoutSeconds takes autoscaler v2"
+        yield f"{name}: idleTimeoutSeconds requires autoscaler v2"
     if group.get("priority"):
         if not _at_least(spec.get("rayVersion", ""), "2.56.0"):
-            yield f"{name}: priority takes Ray 2.56"
+            yield f"{name}: priority requires Ray 2.56"
         if not second:
-            yield f"{name}: priority takes autoscaler v2"
+            yield f"{name}: priority requires autoscaler v2"
     if scales and group.get("suspend"):
-        yield f"{name}: cannot be suspended where something scales"
+        yield f"{name}: cannot be suspended with autoscaling"
     if scales and version == "v2" and pod.get("restartPolicy", "Never") != "Never":
         yield f"{name}: autoscaler v2: restartPolicy is not Never"
 
 
-def _kept_state(spec: Document, head: Document, container: Document, annotations: Document) -> Iterator[str]:
-    """GCS fault tolerance."""
+def _fault_tolerance(spec: Document, head: Document, container: Document, annotations: Document) -> Iterator[str]:
+    """Check the GCS fault tolerance."""
     env, parameters, options = _env(container), head.get("rayStartParams", {}), spec.get("gcsFaultToleranceOptions")
     by_annotation = annotations.get("ray.io/ft-enabled")
     if by_annotation and options is not None:
-        yield "fault tolerance is asked for by annotation and by options"
+        yield "fault tolerance is enabled by annotation and by options"
     if options is None and by_annotation != "true" and "RAY_REDIS_ADDRESS" in env:
         yield "RAY_REDIS_ADDRESS is set without gcsFaultToleranceOptions"
     if options is not None:
         if parameters.get("redis-password"):
-            yield "redis-password stands in rayStartParams"
+            yield "redis-password is set in rayStartParams"
         for name in ("REDIS_PASSWORD", "RAY_REDIS_ADDRESS"):
             if name in env:
-                yield f"{name} stands in the head's environment"
+                yield f"{name} is set in the head's environment"
         if annotations.get("ray.io/external-storage-namespace"):
-            yield "the storage namespace stands in an annotation"
+            yield "the storage namespace is set in an annotation"
         if options.get("backend", "redis") == "rocksdb":
             yield "the backend rocksdb is behind an alpha gate"
         elif "storage" in options:
             yield "storage is for the backend rocksdb"
     if parameters.get("redis-username") or "REDIS_USERNAME" in env:
-        yield "the user of Redis stands outside of gcsFaultToleranceOptions"
+        yield "the Redis user is set outside of gcsFaultToleranceOptions"
 
 
 def _authentication(spec: Document) -> Iterator[str]:
@@ -149,30 +149,30 @@ def _authentication(spec: Document) -> Iterator[str]:
     by_kubernetes = bool(options.get("enableK8sTokenAuth"))
     if options.get("mode") != "token":
         if by_kubernetes:
-            yield "Kubernetes' tokens take the mode token"
+            yield "Kubernetes tokens require the mode token"
         return
     if not _at_least(version, "2.52.0"):
-        yield f"the mode token takes Ray 2.52, not {version!r}"
+        yield f"the mode token requires Ray 2.52, not {version!r}"
     if by_kubernetes and not _at_least(version, "2.55.0"):
-        yield f"Kubernetes' tokens take Ray 2.55, not {version!r}"
+        yield f"Kubernetes tokens require Ray 2.55, not {version!r}"
     if by_kubernetes and options.get("secretName"):
-        yield "Kubernetes' tokens and a secret are both asked for"
+        yield "Kubernetes tokens and a secret are both set"
 
 
 def _upgrade(spec: Document, *, allowed: tuple[str, ...]) -> Iterator[str]:
     kind = spec.get("upgradeStrategy", {}).get("type")
     if kind is not None and kind not in allowed:
-        yield f"upgradeStrategy.type is none of {', '.join(allowed)}"
+        yield f"upgradeStrategy.type is not one of {', '.join(allowed)}"
 
 
 def _service(spec: Document, annotations: Document) -> Iterator[str]:
     cluster = spec["rayClusterConfig"]
     if cluster.get("authOptions", {}).get("enableK8sTokenAuth"):
-        yield "Kubernetes' tokens are not for a RayService"
+        yield "a RayService does not support Kubernetes tokens"
     yield from _cluster(cluster, annotations)
     timeout = annotations.get("ray.io/initializing-timeout", "")
     if timeout and not (DURATION.fullmatch(timeout) or timeout.isdecimal()):
-        yield "initializing-timeout is no duration"
+        yield "initializing-timeout is not a duration"
     elif timeout and not any(char in "123456789" for char in timeout):
         yield "initializing-timeout is not positive"
     if cluster["headGroupSpec"].get("headService", {}).get("metadata", {}).get("name"):
@@ -181,27 +181,27 @@ def _service(spec: Document, annotations: Document) -> Iterator[str]:
     if spec.get("rayClusterDeletionDelaySeconds", 0) < 0:
         yield "rayClusterDeletionDelaySeconds is negative"
     if spec.get("upgradeStrategy", {}).get("type") == "NewClusterWithIncrementalUpgrade":
-        yield from _step_by_step(spec, cluster)
+        yield from _incremental_upgrade(spec, cluster)
     containers = cluster["headGroupSpec"]["template"]["spec"]["containers"][:1]
     names = [port.get("name", "") for container in containers for port in container.get("ports", [])]
     if "serveService" not in spec and not any(name == "serve" or name.startswith("serve-") for name in names):
-        yield "no port of the head is called serve, so there would be no service"
+        yield "the head has no port named serve, so it would have no service"
 
 
-def _step_by_step(spec: Document, cluster: Document) -> Iterator[str]:
+def _incremental_upgrade(spec: Document, cluster: Document) -> Iterator[str]:
     if not cluster.get("enableInTreeAutoscaling"):
-        yield "an upgrade by steps takes the autoscaler"
+        yield "an incremental upgrade requires the autoscaler"
     options = spec["upgradeStrategy"].get("clusterUpgradeOptions")
     if options is None:
-        yield "an upgrade by steps takes clusterUpgradeOptions"
+        yield "an incremental upgrade requires clusterUpgradeOptions"
         return
     surge, step = options.get("maxSurgePercent", 100), options.get("stepSizePercent")
     if not 0 <= surge <= 100:
-        yield "maxSurgePercent is no percentage"
+        yield "maxSurgePercent is not a percentage"
     if step is None or not 0 <= step <= 100:
-        yield "stepSizePercent is no percentage"
+        yield "stepSizePercent is not a percentage"
     elif step > surge:
-        yield "stepSizePercent is over maxSurgePercent"
+        yield "stepSizePercent is above maxSurgePercent"
     if options.get("intervalSeconds") is None or options["intervalSeconds"] <= 0:
         yield "intervalSeconds is not positive"
     if not options.get("gatewayClassName"):
@@ -212,34 +212,34 @@ def _job(spec: Document, annotations: Document) -> Iterator[str]:
     shuts_down = bool(spec.get("shutdownAfterJobFinishes"))
     cluster, selector, mode = spec.get("rayClusterSpec"), spec.get("clusterSelector"), spec.get("submissionMode")
     if spec.get("suspend") and not shuts_down:
-        yield "suspend takes shutdownAfterJobFinishes"
+        yield "suspend requires shutdownAfterJobFinishes"
     if spec.get("ttlSecondsAfterFinished", 0) < 0:
         yield "ttlSecondsAfterFinished is negative"
     if spec.get("ttlSecondsAfterFinished", 0) > 0 and not shuts_down:
-        yield "ttlSecondsAfterFinished takes shutdownAfterJobFinishes"
+        yield "ttlSecondsAfterFinished requires shutdownAfterJobFinishes"
     if spec.get("deletionStrategy") is not None:
         yield from _deletion(spec)
     if cluster is None and not selector:
         yield "neither rayClusterSpec nor clusterSelector is set"
     if selector:
-        yield from _on_a_standing_cluster(spec, selector)
+        yield from _existing_cluster(spec, selector)
     if mode == "InteractiveMode" and spec.get("backoffLimit", 0) > 0:
-        yield "InteractiveMode takes no backoffLimit"
+        yield "InteractiveMode does not support backoffLimit"
     if mode == "SidecarMode":
         for field in ("submitterPodTemplate", "submitterConfig"):
             if field in spec:
-                yield f"SidecarMode takes no {field}"
+                yield f"SidecarMode does not support {field}"
         if cluster and cluster["headGroupSpec"]["template"]["spec"].get("restartPolicy", "Never") != "Never":
             yield "SidecarMode: the head's restartPolicy is not Never"
     if cluster is not None:
         if cluster.get("authOptions", {}).get("enableK8sTokenAuth"):
-            yield "Kubernetes' tokens are not for a RayJob"
+            yield "a RayJob does not support Kubernetes tokens"
         yield from _cluster(cluster, annotations)
     try:
         if not isinstance(yaml.safe_load(spec.get("runtimeEnvYAML", "{}")), dict):
-            yield "runtimeEnvYAML is no mapping"
+            yield "runtimeEnvYAML is not a mapping"
     except yaml.YAMLError:
-        yield "runtimeEnvYAML is no YAML"
+        yield "runtimeEnvYAML is not YAML"
     for field in ("activeDeadlineSeconds", "preRunningDeadlineSeconds"):
         if spec.get(field, 1) <= 0:
             yield f"{field} is not positive"
@@ -247,15 +247,15 @@ def _job(spec: Document, annotations: Document) -> Iterator[str]:
         yield "backoffLimit is negative"
 
 
-def _on_a_standing_cluster(spec: Document, selector: Document) -> Iterator[str]:
+def _existing_cluster(spec: Document, selector: Document) -> Iterator[str]:
     if spec.get("suspend"):
-        yield "clusterSelector takes no suspend"
+        yield "clusterSelector does not support suspend"
     if not selector.get("ray.io/cluster"):
-        yield "clusterSelector names no cluster"
+        yield "clusterSelector has no cluster"
     if spec.get("submissionMode") == "SidecarMode":
-        yield "clusterSelector takes no SidecarMode"
+        yield "clusterSelector does not support SidecarMode"
     if spec.get("backoffLimit", 0) > 0:
-        yield "clusterSelector takes no backoffLimit"
+        yield "clusterSelector does not support backoffLimit"
 
 
 def _deletion(spec: Document) -> Iterator[str]:
@@ -263,7 +263,7 @@ def _deletion(spec: Document) -> Iterator[str]:
     rules = strategy.get("deletionRules", [])
     legacy = [strategy[name] for name in ("onSuccess", "onFailure") if name in strategy]
     if rules and spec.get("shutdownAfterJobFinishes"):
-        yield "deletionRules and shutdownAfterJobFinishes exclude each other"
+        yield "deletionRules and shutdownAfterJobFinishes are mutually exclusive"
     if rules and legacy:
         yield "deletionRules exclude onSuccess and onFailure"
     elif legacy:
@@ -271,19 +271,19 @@ def _deletion(spec: Document) -> Iterator[str]:
     elif rules:
         yield from _deletion_rules(spec, rules)
     else:
-        yield "deletionStrategy says nothing"
+        yield "deletionStrategy is empty"
 
 
 def _legacy_deletion(spec: Document, legacy: list[Document]) -> Iterator[str]:
     policies = {rule.get("policy") for rule in legacy}
     if len(legacy) < 2 or None in policies:
-        yield "onSuccess and onFailure must both name a policy"
+        yield "onSuccess and onFailure must both have a policy"
     if spec.get("clusterSelector") and policies & {"DeleteCluster", "DeleteWorkers"}:
-        yield "onSuccess and onFailure: no cluster of others is deleted"
+        yield "onSuccess and onFailure must not delete a selected cluster"
     if "DeleteWorkers" in policies and _scales(spec):
-        yield "DeleteWorkers does not go with the autoscaler"
+        yield "DeleteWorkers is incompatible with the autoscaler"
     if spec.get("shutdownAfterJobFinishes") and "DeleteNone" in policies:
-        yield "DeleteNone and shutdownAfterJobFinishes exclude each other"
+        yield "DeleteNone and shutdownAfterJobFinishes are mutually exclusive"
 
 
 def _deletion_rules(spec: Document, rules: list[Document]) -> Iterator[str]:
@@ -292,23 +292,23 @@ def _deletion_rules(spec: Document, rules: list[Document]) -> Iterator[str]:
         policy, condition = rule["policy"], rule["condition"]
         named = [(name, condition[name]) for name in ("jobStatus", "jobDeploymentStatus") if condition.get(name)]
         if len(named) != 1:
-            yield "a condition names exactly one of jobStatus and jobDeploymentStatus"
+            yield "a condition must have exactly one of jobStatus and jobDeploymentStatus"
             continue
         ttl = condition.get("ttlSeconds", 0)
         if ttl < 0:
             yield "ttlSeconds is negative"
         if spec.get("clusterSelector") and policy in ("DeleteCluster", "DeleteWorkers"):
-            yield "deletionRules: no cluster of others is deleted"
+            yield "deletionRules must not delete a selected cluster"
         if policy == "DeleteWorkers" and _scales(spec):
-            yield "DeleteWorkers does not go with the autoscaler"
+            yield "DeleteWorkers is incompatible with the autoscaler"
         known.setdefault(named[0], {}).setdefault(policy, ttl)
     named_twice = Counter((rule["policy"], str(sorted(rule["condition"].items())[0])) for rule in rules)
     if any(count > 1 for count in named_twice.values()):
-        yield "two rules of one policy and one status"
+        yield "two rules have the same policy and status"
     for ttls in known.values():
         ordered = [ttls[policy] for policy in DELETION_ORDER if policy in ttls]
         if ordered != sorted(ordered):
-            yield "workers go before the cluster, and that before the resource itself"
+            yield "workers must be deleted before the cluster, and the cluster before the resource"
 
 
 def _scales(spec: Document) -> bool:

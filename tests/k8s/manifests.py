@@ -1,4 +1,4 @@
-"""What the manifests are once kustomize has built them, and the pods that KubeRay's operator would make of them."""
+"""Manifests built by kustomize, and the pods that KubeRay's operator would create from them."""
 
 import copy
 import subprocess
@@ -21,7 +21,7 @@ ENVIRONMENTS = {
     "staging": ("staging", "staging/service", "staging/job", "staging/promote", "staging/watch"),
     "prod": ("prod", "prod/service", "prod/job", "prod/promote", "prod/watch"),
 }
-"""Each overlay's parts, which are applied apart."""
+"""The parts of each overlay, which are applied separately."""
 PARTS = tuple(part for parts in ENVIRONMENTS.values() for part in parts)
 CLUSTER_SPEC = {"RayCluster": (), "RayService": ("rayClusterConfig",), "RayJob": ("rayClusterSpec",)}
 RAY_CONTAINER = 0
@@ -40,17 +40,17 @@ def _parsed(folder: str) -> tuple[Document, ...]:
 
 
 def text_of(part: str) -> str:
-    """A part of an overlay as `kubectl kustomize` prints it."""
+    """Return a part of an overlay as printed by `kubectl kustomize`."""
     return _built(f"overlays/{part}")
 
 
 def build(part: str) -> list[Document]:
-    """The documents of a part of an overlay, to do with as one likes."""
+    """Return a copy of the documents of a part of an overlay."""
     return copy.deepcopy(list(_parsed(f"overlays/{part}")))
 
 
 def environment(name: str) -> list[Document]:
-    """All that an overlay has."""
+    """Return the documents of all parts of an overlay."""
     return [document for part in ENVIRONMENTS[name] for document in build(part)]
 
 
@@ -59,7 +59,7 @@ def of_kind(documents: list[Document], *kinds: str) -> list[Document]:
 
 
 def cluster_of(document: Document) -> Document:
-    """The specification of the cluster in a Ray resource."""
+    """Return the specification of the cluster in a Ray resource."""
     spec: Document = document["spec"]
     for key in CLUSTER_SPEC[document["kind"]]:
         spec = spec[key]
@@ -68,14 +68,14 @@ def cluster_of(document: Document) -> Document:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod as it would be asked for."""
+    """A pod that the manifests create."""
 
     name: str
     namespace: str
     labels: dict[str, str]
     spec: Document
     most: int = 1
-    """How many there are at most."""
+    """Maximum number of such pods."""
 
     @property
     def containers(self) -> list[Document]:
@@ -83,7 +83,7 @@ class Pod:
 
 
 def pods_of(documents: list[Document]) -> list[Pod]:
-    """Every pod that the documents bring about, with what the operator adds to Ray's."""
+    """Return all pods that the documents create, with the additions of the operator."""
     pods: list[Pod] = []
     for document in documents:
         namespace = document["metadata"].get("namespace", "")
@@ -129,7 +129,7 @@ def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> lis
 
 
 def _labels(template: Document, *, cluster: str, node_type: str, group: str) -> dict[str, str]:
-    """As the operator puts them; ours lie over its own, but for these three."""
+    """Return the labels of a Ray pod: ours override the operator's, except for three."""
     ours: dict[str, str] = template.get("metadata", {}).get("labels", {})
     own = {"ray.io/cluster": cluster, "ray.io/node-type": node_type, "ray.io/group": group}
     more = {"ray.io/is-ray-node": "yes", "app.kubernetes.io/name": "kuberay"}
@@ -137,7 +137,7 @@ def _labels(template: Document, *, cluster: str, node_type: str, group: str) -> 
 
 
 def matches(selector: Document, labels: dict[str, str]) -> bool:
-    """Kubernetes' label selector: an empty one takes everything."""
+    """True if a Kubernetes label selector matches the labels; an empty selector matches all."""
     if any(labels.get(key) != value for key, value in selector.get("matchLabels", {}).items()):
         return False
     for rule in selector.get("matchExpressions", []):
@@ -154,7 +154,7 @@ def matches(selector: Document, labels: dict[str, str]) -> bool:
 
 
 def put(document: Document, path: str, value: Any) -> None:
-    """Sets what stands at a path like `spec.workerGroupSpecs.0.maxReplicas`; None takes it away, `~` is a dot."""
+    """Set the value at a path like `spec.workerGroupSpecs.0.maxReplicas`; None deletes it, `~` stands for a dot."""
     *way, last = (key.replace("~", ".") for key in path.split("."))
     node: Any = document
     for key in way:

@@ -1,4 +1,4 @@
-"""What Kubernetes' admission refuses where a namespace enforces the Pod Security level `restricted`."""
+"""The rules of the Pod Security level `restricted`, as Kubernetes enforces them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ SECCOMP = ("RuntimeDefault", "Localhost")
 
 
 def refusals(pod: Pod) -> list[str]:
-    """Why the pod would not be let in; nothing where it would be."""
+    """Return the reasons why Kubernetes would refuse the pod."""
     return [
         *_of_pod(pod.spec),
         *(fault for container in pod.containers for fault in _of_container(container, pod.spec)),
@@ -37,7 +37,7 @@ def _of_container(container: dict[str, Any], spec: dict[str, Any]) -> Iterator[s
     if own.get("privileged"):
         yield f"{name}: privileged"
     if own.get("allowPrivilegeEscalation") is not False:
-        yield f"{name}: may escalate"
+        yield f"{name}: may escalate privileges"
     if not own.get("runAsNonRoot", pod.get("runAsNonRoot")):
         yield f"{name}: may be root"
     if own.get("runAsUser") == 0:
@@ -52,4 +52,4 @@ def _of_container(container: dict[str, Any], spec: dict[str, Any]) -> Iterator[s
     if own.get("procMount", "Default") != "Default":
         yield f"{name}: sees all of /proc"
     if any(port.get("hostPort") for port in container.get("ports", [])):
-        yield f"{name}: takes a port of the node"
+        yield f"{name}: uses a port of the node"

@@ -1,4 +1,4 @@
-"""What Prometheus is asked for: by the panels of the dashboard, by the alarms, and what it is told to keep."""
+"""Prometheus queries of the dashboard's panels and the alerts, and the series that Prometheus keeps."""
 
 import json
 import re
@@ -12,9 +12,9 @@ MONITORING = K8S / "components" / "monitoring"
 OPERATIONS = ROOT / "docs" / "operations.md"
 NAME = re.compile(r"\b(?:ray|probe)_\w+")
 OF_THE_EXPORTER = {"probe_success"}
-"""Of the blackbox exporter that the Probe asks, and no metric of Ray's."""
+"""Metrics of the blackbox exporter, which are not in Ray's output."""
 WHEN_IT_HAPPENS = {"ray_tailorbird_log_rows_dropped_total", "ray_tailorbird_first_token_seconds_bucket"}
-"""Not there before rows are lost, or a chat model streams."""
+"""Metrics that do not exist until rows are lost or a chat model streams."""
 
 
 def rules() -> list[dict[str, Any]]:
@@ -23,19 +23,19 @@ def rules() -> list[dict[str, Any]]:
 
 
 def panels() -> dict[str, list[str]]:
-    """The queries of each panel, by its title."""
+    """Return the queries of each panel by title."""
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
     return {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in dashboard["panels"]}
 
 
 def variables() -> list[str]:
-    """What the dashboard's variables are drawn from."""
+    """Return the queries of the dashboard's variables."""
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
     return [variable["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
 
 
 def queried_series() -> set[str]:
-    """Names of all metrics that an alarm or a panel asks for."""
+    """Return the names of all metrics in alerts and panels."""
     queries = (
         [rule["expr"] for rule in rules()] + [query for panel in panels().values() for query in panel] + variables()
     )
@@ -43,7 +43,7 @@ def queried_series() -> set[str]:
 
 
 def kept() -> list[str]:
-    """The patterns of names that are kept, of what Ray's nodes tell."""
+    """Return the patterns of the kept metrics of Ray nodes."""
     documents = yaml.safe_load_all((MONITORING / "monitors.yaml").read_text())
     (monitor,) = (document for document in documents if document["kind"] == "PodMonitor")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
@@ -57,5 +57,5 @@ def kept() -> list[str]:
 
 
 def exposed(exposition: str) -> set[str]:
-    """Names of the samples in what a Prometheus endpoint tells."""
+    """Return the names of the samples in the output of a metrics endpoint."""
     return {match[1] for match in re.finditer(r"^([a-zA-Z_:][\w:]*)(?:\{| )", exposition, re.MULTILINE)}

@@ -1,4 +1,4 @@
-"""What Ray's own autoscaler makes of each overlay's clusters is what is meant."""
+"""The configuration that Ray's autoscaler derives from the clusters of each overlay."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from tests.k8s.manifests import CLUSTER_SPEC, build, cluster_of, of_kind
 GIB = 2**30
 CPU_WORKER = {"CPU": 4, "memory": 16 * GIB}
 GPU_WORKER = {"CPU": 8, "GPU": 1, "memory": 48 * GIB}
-# Head's memory in GiB, then the groups: fewest pods, most, and what Ray sees in one.
-MEANT: dict[str, tuple[int, float, dict[str, tuple[int, int, dict[str, int]]]]] = {
+# Memory of the head in GiB, idle minutes, and the groups: minimum pods, maximum pods, resources of a pod.
+EXPECTED: dict[str, tuple[int, float, dict[str, tuple[int, int, dict[str, int]]]]] = {
     "dev": (16, 5.0, {"cpu": (0, 4, CPU_WORKER)}),
     "dev/job": (16, 2.0, {"cpu": (1, 1, CPU_WORKER)}),
     "staging/service": (8, 5.0, {"cpu": (1, 4, CPU_WORKER)}),
@@ -27,11 +27,11 @@ def autoscaling(cluster: dict[str, Any]) -> dict[str, Any]:
     return derived
 
 
-@pytest.mark.parametrize("part", MEANT)
-def test_the_autoscaler_starts_what_is_meant_and_no_work_runs_on_the_head(part: str) -> None:
+@pytest.mark.parametrize("part", EXPECTED)
+def test_the_autoscaler_has_the_expected_groups_and_no_cpus_on_the_head(part: str) -> None:
     (document,) = of_kind(build(part), *CLUSTER_SPEC)
     derived = autoscaling(cluster_of(document))
-    memory, idle_minutes, groups = MEANT[part]
+    memory, idle_minutes, groups = EXPECTED[part]
     head = derived["available_node_types"].pop(derived["head_node_type"])
     assert head["resources"] == {"CPU": 0, "memory": memory * GIB}
     bounds = {

@@ -1,4 +1,4 @@
-"""The image's packages are locked as the project asks for them, and the manifests say the Ray that is in it."""
+"""The locks satisfy the project's requirements, and the manifests match the image."""
 
 import re
 import tomllib
@@ -18,7 +18,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 
 
 def locked(device: str) -> dict[str, str]:
-    """Versions by name; each is followed by the sha256 of its files."""
+    """Return the locked versions by name; each must have hashes."""
     text = (K8S / "locks" / f"{device}.txt").read_text()
     pins = re.findall(
         r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+?)(?: ;.*?)? \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE
@@ -29,7 +29,7 @@ def locked(device: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("device", EXTRAS)
-def test_a_lock_has_everything_that_the_project_asks_for_in_a_version_that_it_allows(device: str) -> None:
+def test_a_lock_satisfies_the_requirements_of_the_project(device: str) -> None:
     pins = locked(device)
     requirements = [
         *PROJECT["dependencies"],
@@ -38,12 +38,14 @@ def test_a_lock_has_everything_that_the_project_asks_for_in_a_version_that_it_al
     for line in requirements:
         requirement = Requirement(line)
         version = pins.get(requirement.name.lower().replace("_", "-"))
-        assert version is not None, f"{requirement.name} is not locked; the lock's first lines say how it is made"
-        assert requirement.specifier.contains(version), f"{line} against {version}; make the lock again"
+        assert version is not None, f"{requirement.name} is not locked; run the command in the first lines of the lock"
+        assert requirement.specifier.contains(version), (
+            f"{line} does not allow the locked {version}; regenerate the lock"
+        )
 
 
 @pytest.mark.parametrize("device", EXTRAS)
-def test_a_lock_says_by_which_command_it_is_made_again(device: str) -> None:
+def test_a_lock_contains_the_command_that_generates_it(device: str) -> None:
     command = (K8S / "locks" / f"{device}.txt").read_text().splitlines()[1].lstrip("# ")
     assert command.startswith("uv pip compile pyproject.toml")
     assert re.findall(r"--extra (\S+)", command) == list(EXTRAS[device])
@@ -51,7 +53,7 @@ def test_a_lock_says_by_which_command_it_is_made_again(device: str) -> None:
     assert command.endswith(f"-o k8s/locks/{device}.txt")
 
 
-def test_the_image_is_rays_of_the_version_and_python_that_are_locked() -> None:
+def test_the_base_image_has_the_locked_ray_and_python() -> None:
     base = re.search(r"^ARG BASE=rayproject/ray:([\d.]+)-py(\d)(\d+)-\$\{DEVICE\}$", DOCKERFILE, re.MULTILINE)
     assert base is not None
     assert {locked(device)["ray"] for device in EXTRAS} == {base[1]}
@@ -62,7 +64,7 @@ def test_the_image_is_rays_of_the_version_and_python_that_are_locked() -> None:
             assert cluster_of(document)["rayVersion"] == base[1]
 
 
-def test_the_image_has_the_whole_code_after_its_packages_and_does_not_run_as_root() -> None:
+def test_the_image_installs_packages_before_code_and_does_not_run_as_root() -> None:
     copied = re.findall(r"^COPY (?!--)(\w+)/ \1/$", DOCKERFILE, re.MULTILINE)
     assert sorted(copied) == sorted(PACKAGES)
     assert DOCKERFILE.index("pip install") < DOCKERFILE.index("COPY pyproject.toml")
@@ -74,7 +76,7 @@ def test_the_image_has_the_whole_code_after_its_packages_and_does_not_run_as_roo
     assert not re.search(r"^(ARG|ENV) \S*(TOKEN|SECRET|PASSWORD|KEY)", DOCKERFILE, re.MULTILINE)
 
 
-def test_pods_run_as_the_user_that_the_image_has() -> None:
+def test_pods_run_as_the_user_of_the_image() -> None:
     for part in PARTS:
         for document in of_kind(build(part), *CLUSTER_SPEC):
             cluster = cluster_of(document)
@@ -83,7 +85,7 @@ def test_pods_run_as_the_user_that_the_image_has() -> None:
                 assert (context["runAsUser"], context["runAsGroup"]) == (1000, 100)
 
 
-def test_what_ray_is_started_with_is_what_the_local_stack_starts_it_with_and_the_documentation_tells_of() -> None:
+def test_the_ray_settings_equal_those_of_the_local_stack_and_the_documentation() -> None:
     keys = Keys(access_key="", secret_key="", token_path=ROOT)
     stack = environment(0, folder=ROOT, temp_dir=ROOT, keys=keys)
     documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
@@ -97,7 +99,7 @@ def test_what_ray_is_started_with_is_what_the_local_stack_starts_it_with_and_the
             assert {name: data[name] for name in documented} == {name: stack[name] for name in documented}
 
 
-def test_the_operator_is_of_one_release_watches_our_namespaces_and_opens_no_alpha_gate() -> None:
+def test_the_operator_has_one_release_watches_our_namespaces_and_enables_no_alpha_gate() -> None:
     values = yaml.safe_load((K8S / "operator" / "values.yaml").read_text())
     runbook = (ROOT / "docs" / "deploy" / "kubernetes.md").read_text()
     assert f"--version {values['image']['tag'].removeprefix('v')}" in runbook

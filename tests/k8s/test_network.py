@@ -1,4 +1,4 @@
-"""Who may speak to whom, as the policies of each overlay decide it."""
+"""Connections that the network policies of each overlay allow."""
 
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -13,7 +13,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class End:
-    """One end of a connection: a pod, in a namespace with labels."""
+    """One end of a connection: a pod in a namespace, both with labels."""
 
     labels: dict[str, str]
     namespace: dict[str, str] = field(default_factory=dict)
@@ -29,14 +29,14 @@ OPERATOR = End(
 PROMETHEUS = End({"app": "prometheus"}, {"kubernetes.io/metadata.name": "monitoring"}, ours=False)
 STRANGER = End({"app": "stranger"}, {"kubernetes.io/metadata.name": "default"}, ours=False)
 PRETENDER = End(GATEWAY_LABEL, {"kubernetes.io/metadata.name": "default"}, ours=False)
-NEWCOMER = End({"app": "put here by somebody"})
+NEWCOMER = End({"app": "unknown pod in our namespace"})
 DNS = End({"k8s-app": "kube-dns"}, {"kubernetes.io/metadata.name": "kube-system"}, ours=False)
 DNS_OF_THE_NODE = End({}, ours=False, address="169.254.20.10")
 METADATA = tuple(End({}, ours=False, address=f"169.254.{end}") for end in ("169.254", "169.252", "170.23"))
 
 
 class Network:
-    """The policies of an environment."""
+    """The network policies and pods of an environment."""
 
     def __init__(self, name: str) -> None:
         documents = environment(name)
@@ -47,24 +47,24 @@ class Network:
         }
 
     def may(self, source: End, target: End, port: int) -> bool:
-        """Whether a connection to the port is let out there and in here."""
+        """True if the policies of both ends allow a connection to the port."""
         out = not source.ours or self._allows("Egress", source, target, port)
         return out and (not target.ours or self._allows("Ingress", target, source, port))
 
-    def _allows(self, way: str, own: End, other: End, port: int) -> bool:
+    def _allows(self, direction: str, own: End, other: End, port: int) -> bool:
         mine = [
             policy
             for policy in self.policies
-            if way in policy["policyTypes"] and matches(policy["podSelector"], own.labels)
+            if direction in policy["policyTypes"] and matches(policy["podSelector"], own.labels)
         ]
-        rules = [rule for policy in mine for rule in policy.get(way.lower(), [])]
-        return not mine or any(_rule_allows(rule, way, other, port) for rule in rules)
+        rules = [rule for policy in mine for rule in policy.get(direction.lower(), [])]
+        return not mine or any(_rule_allows(rule, direction, other, port) for rule in rules)
 
 
-def _rule_allows(rule: Document, way: str, other: End, port: int) -> bool:
+def _rule_allows(rule: Document, direction: str, other: End, port: int) -> bool:
     if "ports" in rule and port not in [entry["port"] for entry in rule["ports"]]:
         return False
-    peers = rule.get("from" if way == "Ingress" else "to")
+    peers = rule.get("from" if direction == "Ingress" else "to")
     return peers is None or any(_is_peer(peer, other) for peer in peers)
 
 
@@ -84,11 +84,11 @@ NETWORKS = {name: Network(name) for name in ENVIRONMENTS}
 SERVING_HEAD, SERVING_WORKER = ("serving", "head"), ("serving", "worker")
 TRAINING_HEAD, TRAINING_WORKER = ("training", "head"), ("training", "worker")
 CODE_PORTS = (8265, 6379, 10001)
-"""Who reaches one of these runs code."""
+"""Ports whose clients can run code."""
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_nobody_from_elsewhere_reaches_a_port_that_runs_code_but_the_operator_the_dashboards(name: str) -> None:
+def test_from_outside_only_the_operator_reaches_a_code_port_and_only_the_dashboard(name: str) -> None:
     network = NETWORKS[name]
     for other in (GATEWAY, PROMETHEUS, STRANGER, PRETENDER, NEWCOMER, OPERATOR):
         for location, pod in network.pods.items():
@@ -110,7 +110,7 @@ def test_a_training_and_the_service_do_not_reach_each_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_the_pods_of_one_cluster_reach_each_other_at_any_port(name: str) -> None:
+def test_the_pods_of_a_cluster_reach_each_other_on_all_ports(name: str) -> None:
     network = NETWORKS[name]
     roles = {role for role, node_type in network.pods if node_type == "head"}
     assert len(roles) == 2
@@ -121,18 +121,18 @@ def test_the_pods_of_one_cluster_reach_each_other_at_any_port(name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])
-def test_the_gateway_reaches_serve_on_workers_alone_if_namespace_and_pod_carry_its_label(name: str) -> None:
+def test_only_a_gateway_with_labelled_namespace_and_pod_reaches_serve_on_workers(name: str) -> None:
     network = NETWORKS[name]
     assert network.may(GATEWAY, network.pods[SERVING_WORKER], 8000)
     assert not network.may(GATEWAY, network.pods[SERVING_HEAD], 8000)
-    for port in (8080, 9101, 8404, 30000):  # metrics, HAProxy's own, a replica past it
+    for port in (8080, 9101, 8404, 30000):  # metrics, HAProxy's ports, a replica
         assert not network.may(GATEWAY, network.pods[SERVING_WORKER], port)
     for other in (PRETENDER, STRANGER, NEWCOMER, PROMETHEUS):
         assert not network.may(other, network.pods[SERVING_WORKER], 8000)
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])
-def test_a_client_of_ours_reaches_dashboard_and_routes_of_the_service_and_no_training(name: str) -> None:
+def test_a_client_job_reaches_the_service_but_no_training(name: str) -> None:
     network = NETWORKS[name]
     client = network.pods["client", ""]
     assert network.may(client, network.pods[SERVING_HEAD], 8265)
@@ -142,7 +142,7 @@ def test_a_client_of_ours_reaches_dashboard_and_routes_of_the_service_and_no_tra
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_prometheus_reaches_the_metrics_of_every_ray_pod_and_the_operator_the_heads_proxy(name: str) -> None:
+def test_prometheus_reaches_all_metrics_and_the_operator_reaches_the_heads_proxy(name: str) -> None:
     network = NETWORKS[name]
     for (_, node_type), pod in network.pods.items():
         assert network.may(PROMETHEUS, pod, 8080) is bool(node_type)
@@ -151,7 +151,7 @@ def test_prometheus_reaches_the_metrics_of_every_ray_pod_and_the_operator_the_he
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_every_pod_of_ours_reaches_names_and_stores_and_heads_alone_kubernetes_on_6443(name: str) -> None:
+def test_all_pods_reach_dns_and_s3_and_only_heads_reach_kubernetes(name: str) -> None:
     network = NETWORKS[name]
     store = End({}, ours=False, address="203.0.113.9")
     for (role, node_type), pod in network.pods.items():
@@ -164,7 +164,7 @@ def test_every_pod_of_ours_reaches_names_and_stores_and_heads_alone_kubernetes_o
         assert not network.may(pod, STRANGER, 5432)
 
 
-def test_the_store_of_the_heads_state_is_reached_by_the_service_alone() -> None:
+def test_only_the_service_reaches_redis() -> None:
     network = NETWORKS["prod"]
     store = network.pods["store", ""]
     for (role, node_type), pod in network.pods.items():
@@ -174,13 +174,13 @@ def test_the_store_of_the_heads_state_is_reached_by_the_service_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_every_selector_of_a_policy_selects_a_pod_and_every_peer_of_ours_is_one(name: str) -> None:
+def test_every_selector_and_peer_of_a_policy_matches_a_pod(name: str) -> None:
     network = NETWORKS[name]
     outside = (GATEWAY, OPERATOR, PROMETHEUS, DNS)
     for policy in network.policies:
         assert any(matches(policy["podSelector"], pod.labels) for pod in network.pods.values())
-        for way, key in (("ingress", "from"), ("egress", "to")):
-            for rule in policy.get(way, []):
+        for direction, key in (("ingress", "from"), ("egress", "to")):
+            for rule in policy.get(direction, []):
                 for peer in rule.get(key, []):
                     ends = outside if "namespaceSelector" in peer else tuple(network.pods.values())
                     assert "ipBlock" in peer or any(_is_peer(peer, end) for end in ends), peer

@@ -1,4 +1,4 @@
-"""Every pod that an overlay brings about is let in, knows its bounds, and holds no more than it needs."""
+"""Security, resources, images and shutdown of all pods of the overlays."""
 
 import copy
 import re
@@ -27,7 +27,7 @@ from tests.k8s.pod_security import refusals
 
 UNITS = {"m": 1e-3, "": 1, "Mi": 2**20, "Gi": 2**30}
 CHECKED = ("requests.cpu", "requests.memory", "limits.cpu", "limits.memory")
-# A RayService prepares a whole new cluster before the old one goes.
+# A RayService starts a complete new cluster before it deletes the old one.
 AT_ONCE = {"RayService": 2}
 SECRET_NAME = re.compile(r"TOKEN|PASSWORD|SECRET|KEY")
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
@@ -41,7 +41,7 @@ def amount(quantity: str) -> float:
 
 
 @pytest.mark.parametrize(("name", "pod"), ALL_PODS, ids=IDS)
-def test_a_pod_is_let_in_by_its_namespace_which_asks_for_restricted(name: str, pod: Pod) -> None:
+def test_every_pod_satisfies_the_level_restricted_of_its_namespace(name: str, pod: Pod) -> None:
     (namespace,) = of_kind(environment(name), "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert pod.namespace == namespace["metadata"]["name"]
@@ -58,18 +58,18 @@ def test_a_pod_is_let_in_by_its_namespace_which_asks_for_restricted(name: str, p
         ("securityContext.runAsNonRoot", None, "may be root"),
         ("securityContext.seccompProfile", None, "no seccomp profile"),
         ("containers.0.securityContext.privileged", True, "privileged"),
-        ("containers.0.securityContext.allowPrivilegeEscalation", None, "may escalate"),
+        ("containers.0.securityContext.allowPrivilegeEscalation", None, "may escalate privileges"),
         ("containers.0.securityContext.runAsUser", 0, "is root"),
         ("containers.0.securityContext.runAsNonRoot", False, "may be root"),
         ("containers.0.securityContext.capabilities.drop", ["NET_RAW"], "keeps capabilities"),
         ("containers.0.securityContext.capabilities.add", ["SYS_PTRACE"], "adds capabilities"),
         ("containers.0.securityContext.procMount", "Unmasked", "sees all of /proc"),
         ("containers.0.ports.0.hostPort", 8265, "port of the node"),
-        ("containers.1.securityContext", None, "autoscaler: may escalate"),
+        ("containers.1.securityContext", None, "autoscaler: may escalate privileges"),
         ("containers.0.securityContext.seccompProfile", {"type": "Unconfined"}, "no seccomp profile"),
     ],
 )
-def test_a_pod_that_asks_for_more_than_restricted_is_found(path: str, value: Any, message: str) -> None:
+def test_a_pod_that_violates_restricted_is_detected(path: str, value: Any, message: str) -> None:
     (head,) = (
         pod
         for _, pod in ALL_PODS
@@ -81,12 +81,12 @@ def test_a_pod_that_asks_for_more_than_restricted_is_found(path: str, value: Any
 
 
 @pytest.mark.parametrize(("_name", "pod"), ALL_PODS, ids=IDS)
-def test_every_container_says_what_it_takes_and_gets_that_memory(_name: str, pod: Pod) -> None:
+def test_every_container_has_limits_and_requests_all_of_its_memory(_name: str, pod: Pod) -> None:
     for container in pod.containers:
         resources = container["resources"]
         for kind in ("requests", "limits"):
             assert {"cpu", "memory"} <= set(resources[kind]), container["name"]
-        # A pod that is given less than it may take is ended by its node when others take theirs.
+        # A pod that requests less memory than its limit may be killed when the node is out of memory.
         assert (
             resources["requests"]["memory"] == resources["limits"]["memory"]
             or pod.labels["tailorbird.io/role"] == "client"
@@ -102,8 +102,8 @@ READ_ONLY = [
 
 
 @pytest.mark.parametrize(("pod", "container"), READ_ONLY)
-def test_our_code_has_a_home_that_it_can_write_where_its_root_filesystem_cannot_be(pod: Pod, container: Any) -> None:
-    """Ray writes the token of a cluster that it starts into ~/.ray, whether one was asked for or not."""
+def test_a_container_with_a_read_only_root_filesystem_has_a_writable_home(pod: Pod, container: Any) -> None:
+    """Ray always writes a token to ~/.ray when it starts a cluster."""
     home_dir = next(variable["value"] for variable in container["env"] if variable["name"] == "HOME")
     volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"] if not mount.get("readOnly")}
@@ -111,26 +111,26 @@ def test_our_code_has_a_home_that_it_can_write_where_its_root_filesystem_cannot_
     assert {"/tmp", home_dir} <= set(mounts)
 
 
-def test_a_pod_whose_ray_is_its_own_is_among_these() -> None:
+def test_the_pods_with_a_read_only_root_filesystem_include_one_with_its_own_ray() -> None:
     own = {"name": "RAY_ADDRESS", "value": "local"}
     assert [param for param in READ_ONLY if own in param.values[1]["env"]]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])
-def test_a_watch_that_hangs_ends_before_the_next_night(name: str) -> None:
+def test_a_hanging_watch_ends_before_the_next_one(name: str) -> None:
     (job,) = of_kind(build(f"{name}/watch"), "CronJob")
     assert job["spec"]["concurrencyPolicy"] == "Forbid"
     assert 0 < job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 60 * 60
 
 
 @pytest.mark.parametrize(("_name", "pod"), ALL_PODS, ids=IDS)
-def test_only_a_head_gets_a_token_of_kubernetes_for_its_autoscaler(_name: str, pod: Pod) -> None:
+def test_only_heads_mount_a_kubernetes_token(_name: str, pod: Pod) -> None:
     scales = "autoscaler" in {container["name"] for container in pod.containers}
     assert pod.spec["automountServiceAccountToken"] is scales
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_accounts_are_there_give_no_token_by_themselves_and_serving_does_not_write_the_registry(name: str) -> None:
+def test_accounts_mount_no_token_and_only_training_writes_the_registry(name: str) -> None:
     documents = environment(name)
     accounts = {account["metadata"]["name"]: account for account in of_kind(documents, "ServiceAccount")}
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
@@ -148,7 +148,7 @@ def test_accounts_are_there_give_no_token_by_themselves_and_serving_does_not_wri
 
 
 @pytest.mark.parametrize(("name", "pod"), ALL_PODS, ids=IDS)
-def test_an_image_has_a_tag_that_is_not_latest_and_in_production_a_digest(name: str, pod: Pod) -> None:
+def test_images_have_a_fixed_tag_and_in_production_a_digest(name: str, pod: Pod) -> None:
     for container in pod.containers:
         image = container["image"]
         if name == "prod":
@@ -159,7 +159,7 @@ def test_an_image_has_a_tag_that_is_not_latest_and_in_production_a_digest(name: 
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_there_is_no_secret_in_a_manifest_only_where_one_lies(part: str) -> None:
+def test_manifests_contain_references_to_secrets_but_no_secrets(part: str) -> None:
     documents = build(part)
     assert not of_kind(documents, "Secret")
     for pod in pods_of(documents):
@@ -172,7 +172,7 @@ def test_there_is_no_secret_in_a_manifest_only_where_one_lies(part: str) -> None
     assert not re.search(r"AKIA[0-9A-Z]{16}|tb_[A-Za-z0-9_-]{20}|BEGIN [A-Z ]*PRIVATE KEY", text_of(part))
 
 
-def test_the_example_of_secrets_names_all_that_production_asks_for_and_no_kustomization_applies_it() -> None:
+def test_the_example_lists_all_secrets_of_production_and_is_not_applied() -> None:
     examples = list(yaml.safe_load_all((K8S / "examples" / "secrets.yaml").read_text()))
     named = {(example["metadata"]["name"], key["secretKey"]) for example in examples for key in example["spec"]["data"]}
     assert _secrets_named(environment("prod")) == named
@@ -190,7 +190,7 @@ def _secrets_named(value: Any) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_what_may_run_at_once_is_within_the_quota_an_upgrade_of_the_service_included(name: str) -> None:
+def test_all_pods_and_an_upgrade_of_the_service_fit_the_quota(name: str) -> None:
     documents = environment(name)
     (quota,) = of_kind(documents, "ResourceQuota")
     taken: Counter[str] = Counter()
@@ -211,18 +211,18 @@ def test_what_may_run_at_once_is_within_the_quota_an_upgrade_of_the_service_incl
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_a_disruption_budget_guards_pods_that_there_are_by_a_number_that_it_can_keep(name: str) -> None:
+def test_a_disruption_budget_selects_enough_existing_pods(name: str) -> None:
     documents = environment(name)
     pods = pods_of(documents)
     budgets = of_kind(documents, "PodDisruptionBudget")
     assert {budget["metadata"]["name"] for budget in budgets} == {
         "dev": set(),
         "staging": {"serving-workers", "serving-head"},
-        "prod": {"serving-workers"},  # Redis keeps what the head knows
+        "prod": {"serving-workers"},  # Redis stores the head's state
     }[name]
     for budget in budgets:
         spec = budget["spec"]
-        # Of an owner without the subresource `scale` Kubernetes takes this alone, and as a number.
+        # Kubernetes accepts only a number here if the owner has no subresource `scale`.
         assert set(spec) == {"minAvailable", "selector"}
         assert isinstance(spec["minAvailable"], int)
         guarded = [
@@ -233,16 +233,15 @@ def test_a_disruption_budget_guards_pods_that_there_are_by_a_number_that_it_can_
         assert spec["minAvailable"] <= sum(pod.most for pod in guarded)
 
 
-def test_in_production_a_worker_may_be_drained_while_another_answers() -> None:
+def test_in_production_one_worker_may_be_drained() -> None:
     (service,) = of_kind(build("prod/service"), "RayService")
     (budget,) = of_kind(build("prod/service"), "PodDisruptionBudget")
     assert service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplicas"] > budget["spec"]["minAvailable"]
 
 
 @pytest.mark.parametrize("part", ["staging/service", "prod/service"])
-def test_a_serving_worker_drains_for_longer_than_a_replica_may_answer_what_it_began(part: str) -> None:
-    """At the end of the drain Ray ends what runs; a replica that might not be done by then is stopped at its beginning,
-    before another has started."""
+def test_a_serving_worker_drains_longer_than_a_replica_needs_to_finish(part: str) -> None:
+    """Ray stops a replica at the start of the drain, before another has started, if it may need more time than that."""
     workers = [pod for pod in pods_of(build(part)) if pod.labels.get("ray.io/node-type") == "worker"]
     assert workers
     for pod in workers:
@@ -256,7 +255,7 @@ def test_a_serving_worker_drains_for_longer_than_a_replica_may_answer_what_it_be
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if of_kind(build(part), *CLUSTER_SPEC)])
-def test_a_ray_pod_has_longer_to_end_than_ray_drains_and_volumes_for_what_it_keeps(part: str) -> None:
+def test_a_ray_pod_has_time_to_drain_and_volumes_for_cache_and_journal(part: str) -> None:
     documents = build(part)
     (settings,) = (
         config_map["data"]
@@ -273,4 +272,4 @@ def test_a_ray_pod_has_longer_to_end_than_ray_drains_and_volumes_for_what_it_kee
             assert settings["TAILORBIRD_JOURNAL"].rpartition("/")[0] in mounts
         assert not any(
             "livenessProbe" in container or "readinessProbe" in container for container in pod.containers
-        )  # the operator's
+        )  # the operator adds its own

@@ -1,4 +1,4 @@
-"""Every overlay is what Kubernetes and KubeRay take, field by field."""
+"""Validation of the overlays against the schemas of Kubernetes and KubeRay."""
 
 import shutil
 import subprocess
@@ -13,11 +13,11 @@ from tests.k8s.manifests import K8S, KUBECTL, PARTS, build, of_kind, put
 
 KUBERNETES = "1.33"
 WITHOUT_SCHEMA = {"PodMonitor", "Probe", "PrometheusRule"}
-"""Of the Prometheus Operator; tests/k8s/test_monitoring.py looks into them."""
+"""Kinds of the Prometheus Operator, which tests/k8s/test_monitoring.py checks."""
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_of_an_overlay_has_only_fields_that_kubernetes_knows(part: str) -> None:
+def test_kubernetes_documents_match_the_schema(part: str) -> None:
     core = [document for document in build(part) if document["kind"] not in {*FILES, *WITHOUT_SCHEMA}]
     assert core
     for document in core:
@@ -25,7 +25,7 @@ def test_a_part_of_an_overlay_has_only_fields_that_kubernetes_knows(part: str) -
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if of_kind(build(part), *FILES)])
-def test_a_ray_resource_of_an_overlay_has_only_fields_that_kuberay_knows(part: str) -> None:
+def test_ray_resources_match_the_schema_of_kuberay(part: str) -> None:
     folder = needs_crds()
     for document in of_kind(build(part), *FILES):
         validator(folder, document["kind"]).validate(document)
@@ -43,7 +43,7 @@ def test_a_ray_resource_of_an_overlay_has_only_fields_that_kuberay_knows(part: s
         ("spec.rayClusterConfig.authOptions.mode", "tokens"),
     ],
 )
-def test_a_field_that_is_misspelt_or_of_another_type_is_found(path: str, value: object) -> None:
+def test_a_misspelt_field_or_a_wrong_type_is_detected(path: str, value: object) -> None:
     folder = needs_crds()
     (service,) = of_kind(build("prod/service"), "RayService")
     put(service, path, value)
@@ -57,7 +57,7 @@ def test_every_folder_of_an_overlay_is_a_part_or_a_component() -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_everything_lies_in_its_environments_namespace(part: str) -> None:
+def test_all_documents_are_in_the_namespace_of_their_environment(part: str) -> None:
     wanted = f"tailorbird-{part.split('/')[0]}"
     for document in build(part):
         metadata = document["metadata"]
@@ -65,7 +65,7 @@ def test_everything_lies_in_its_environments_namespace(part: str) -> None:
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if part not in ("staging", "prod")])
-def test_what_names_the_settings_names_them_by_what_they_say(part: str) -> None:
+def test_references_to_the_settings_contain_their_hash(part: str) -> None:
     documents = build(part)
     (settings,) = (
         config_map
@@ -98,7 +98,7 @@ def _settings_named(value: object) -> set[str]:
         ),
     ],
 )
-def test_a_patch_whose_place_is_another_now_fails_the_build(
+def test_the_build_fails_if_a_patch_no_longer_matches(
     tmp_path: Path, file: str, original: str, changed_text: str, part: str
 ) -> None:
     shutil.copytree(K8S, tmp_path / "k8s", ignore=shutil.ignore_patterns("locks"))

@@ -1,4 +1,4 @@
-"""Serving on GPUs of spot nodes, which no overlay does: the component is put into a part, as a user of it would."""
+"""Serving on GPUs of spot nodes: no overlay does it, so a part with the component is built here."""
 
 import shutil
 import subprocess
@@ -37,7 +37,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def documents(built: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Rendered for a recipe whose replicas take a GPU each."""
+    """Return the part rendered for a recipe with one GPU per replica."""
     monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ({}, ()))
     overrides = ("serving.gpus_per_replica=1", "serving.min_replicas=2", "serving.max_replicas=3")
     recipe = load_recipe(ROOT / "recipes" / "icd10_coder_chat.yaml", overrides=overrides)
@@ -49,13 +49,13 @@ def gpu_pod(documents: list[dict[str, Any]]) -> Pod:
     return pod
 
 
-def test_the_operator_takes_it(documents: list[dict[str, Any]]) -> None:
+def test_the_operator_accepts_the_service(documents: list[dict[str, Any]]) -> None:
     (service,) = of_kind(documents, "RayService")
     assert faults(service) == []
     validator(needs_crds(), "RayService").validate(service)
 
 
-def test_replicas_with_a_gpu_get_its_pods_and_no_others_stand_idle(documents: list[dict[str, Any]]) -> None:
+def test_replicas_with_a_gpu_get_gpu_pods_and_no_idle_ones(documents: list[dict[str, Any]]) -> None:
     (service,) = of_kind(documents, "RayService")
     groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert [(group["groupName"], group["minReplicas"], group["maxReplicas"]) for group in groups] == [
@@ -64,20 +64,22 @@ def test_replicas_with_a_gpu_get_its_pods_and_no_others_stand_idle(documents: li
     ]
 
 
-def test_its_pods_are_the_service_s_own_to_admission_budgets_and_policies(documents: list[dict[str, Any]]) -> None:
+def test_admission_budgets_and_policies_apply_to_gpu_pods(documents: list[dict[str, Any]]) -> None:
     pod = gpu_pod(documents)
     assert refusals(pod) == []
     assert pod.labels[SERVICE] == "icd10-coder-chat"
     assert pod.spec["serviceAccountName"] == "serving"
     budgets = [document["spec"]["selector"] for document in of_kind(documents, "PodDisruptionBudget")]
-    assert sum(matches(selector, pod.labels) for selector in budgets) == 1  # an eviction is refused of two
+    assert (
+        sum(matches(selector, pod.labels) for selector in budgets) == 1
+    )  # Kubernetes refuses to evict a pod with two budgets
     within = [
         policy for policy in of_kind(documents, "NetworkPolicy") if policy["metadata"]["name"].startswith("within")
     ]
     assert [matches(policy["spec"]["podSelector"], pod.labels) for policy in within] == [True]
 
 
-def test_its_image_and_settings_are_the_environment_s(documents: list[dict[str, Any]]) -> None:
+def test_gpu_pods_have_the_image_and_settings_of_the_environment(documents: list[dict[str, Any]]) -> None:
     (container,) = gpu_pod(documents).spec["containers"]
     assert "tailorbird-gpu@sha256:" in container["image"]
     (settings,) = (
@@ -86,7 +88,7 @@ def test_its_image_and_settings_are_the_environment_s(documents: list[dict[str, 
     assert container["envFrom"] == [{"configMapRef": {"name": settings["metadata"]["name"]}}]
 
 
-def test_a_service_whose_groups_are_others_is_not_patched(tmp_path: Path) -> None:
+def test_a_service_with_other_groups_is_not_patched(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s", ignore=shutil.ignore_patterns("locks"))
     folder = tmp_path / "k8s" / "overlays" / "gpu"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The audit of what is installed: the real pip-audit, and a stand-in for the service of advisories, on loopback."""
+"""The audit of installed packages, with the real pip-audit and a fake advisory service on loopback."""
 
 import json
 import threading
@@ -31,7 +31,7 @@ class Advisories(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(response).encode())
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Do not log."""
 
 
 @pytest.fixture
@@ -47,39 +47,39 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("service")
-def test_a_known_vulnerability_fails_the_check_and_says_what_mends_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_known_vulnerability_fails_the_check_and_names_the_fixed_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert audit.main() == 1
     assert capsys.readouterr().out.splitlines() == [
-        "leaky 1.0: CVE-2026-0001, mended in 2.0; raise the range in pyproject.toml",
-        "advisories asked for 2 of 2 installed packages",
+        "leaky 1.0: CVE-2026-0001, fixed in 2.0; raise the range in pyproject.toml",
+        "advisories queried for 2 of 2 installed packages",
     ]
 
 
-def test_one_that_is_ignored_by_any_of_its_ids_does_not_and_its_reason_is_said() -> None:
+def test_an_ignored_advisory_passes_and_its_reason_is_printed() -> None:
     advisory = {"id": "CVE-2026-0001", "aliases": ["GHSA-xxxx"], "fix_versions": []}
     packages = [{"name": "leaky", "version": "1.0", "vulns": [advisory]}]
     lines, failed = audit.assess(packages, ignored={"GHSA-xxxx": "we never call it"})
     assert (lines[0], failed) == ("leaky 1.0: CVE-2026-0001, ignored: we never call it", False)
     lines, failed = audit.assess(packages, ignored={"GHSA-yyyy": "another"})
-    assert (lines[0].split(";")[0], failed) == ("leaky 1.0: CVE-2026-0001, mended in no version yet", True)
+    assert (lines[0].split(";")[0], failed) == ("leaky 1.0: CVE-2026-0001, fixed in no version yet", True)
 
 
 @pytest.mark.usefixtures("service")
-def test_a_service_that_cannot_be_reached_does_not_and_it_is_said(
+def test_an_unreachable_service_passes_with_a_note(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PIP_AUDIT_OSV_URL", "http://127.0.0.1:9")
     assert audit.main() == 0
-    assert "their service cannot be reached from here" in capsys.readouterr().out
+    assert "their service cannot be reached" in capsys.readouterr().out
 
 
-def test_what_a_service_does_not_know_is_named_and_a_builds_mark_is_not_sent() -> None:
+def test_unknown_packages_are_listed_and_local_version_labels_are_not_sent() -> None:
     packages: list[audit.Found] = [
         {"name": "a", "version": "1", "vulns": []},
         {"name": "b", "skip_reason": "not found"},
     ]
     assert audit.assess(packages, ignored={}) == (
-        ["advisories asked for 1 of 2 installed packages; unknown to the service: b"],
+        ["advisories queried for 1 of 2 installed packages; unknown to the service: b"],
         False,
     )
     pins = audit.installed()

@@ -1,4 +1,4 @@
-"""The checkout, an installed wheel and a folder of the user's own run the same command."""
+"""The command works from a checkout and from an installed wheel, in any folder."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def test_every_package_is_installed_and_no_module_is_at_the_root() -> None:
         assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
-def test_no_text_names_an_index_that_does_not_have_the_package() -> None:
+def test_no_text_mentions_a_package_on_pypi() -> None:
     paths = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "k8s" / "README.md"]
     paths += [path for package in ROOT.glob("*/__init__.py") for path in package.parent.rglob("*.py")]
     outside = [path for path in paths if "tests" not in path.relative_to(ROOT).parts]
@@ -36,7 +36,7 @@ def test_no_text_names_an_index_that_does_not_have_the_package() -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that holds the built wheel; its dependencies are those of this environment."""
+    """Return the Python of an environment with the built wheel and the dependencies of this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
     subprocess.run([*build, str(ROOT)], check=True)
@@ -47,13 +47,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packages,) = environment.glob("lib/*/site-packages")
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*install, str(wheel)], check=True)
-    # A path in a .pth file is not searched for further .pth files, so the editable installation stays out of reach.
+    # Python does not process .pth files in such a folder, so the editable installation is not found.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
 
 
 @pytest.fixture
-def folder_of_a_user(tmp_path: Path) -> Path:
+def user_folder(tmp_path: Path) -> Path:
     for name, text in SHADOWS.items():
         (tmp_path / name).write_text(text)
     for name in FOLDERS:
@@ -73,26 +73,26 @@ RENDER = "import sys; from tailorbird.cli.app import main; sys.argv[0] = 'tailor
 
 
 @pytest.mark.parametrize("start", [("-m", "tailorbird"), ("-c", RENDER)], ids=["module", "command"])
-def test_a_checkout_works_in_a_folder_whose_names_shadow_ours(start: tuple[str, ...], folder_of_a_user: Path) -> None:
+def test_a_checkout_works_in_a_folder_with_shadowing_names(start: tuple[str, ...], user_folder: Path) -> None:
     recipe = ROOT / "recipes" / "icd10_demo.yaml"
-    rendered = run([sys.executable, *start, "render", str(recipe), "--to", "submit"], folder=folder_of_a_user)
+    rendered = run([sys.executable, *start, "render", str(recipe), "--to", "submit"], folder=user_folder)
     assert "python -m tailorbird run" in rendered
 
 
-def test_a_wheel_works_in_a_folder_whose_names_shadow_ours_and_holds_recipes_and_templates(
-    installed: Path, folder_of_a_user: Path
+def test_a_wheel_works_in_a_folder_with_shadowing_names_and_contains_recipes_and_templates(
+    installed: Path, user_folder: Path
 ) -> None:
     program = (
         "import tailorbird, serving.pages.render as pages; from tailorbird import resource_folder as folder\n"
         "print(tailorbird.__file__); print(folder('recipes') / 'icd10_demo.yaml'); print(folder('k8s'))\n"
         "from pathlib import Path; print(len(list((Path(pages.__file__).parent / 'templates').glob('*.html'))))"
     )
-    module, recipe, k8s, templates = run([str(installed), "-c", program], folder=folder_of_a_user).splitlines()
+    module, recipe, k8s, templates = run([str(installed), "-c", program], folder=user_folder).splitlines()
     assert all(Path(path).is_relative_to(installed.parents[1]) for path in (module, recipe, k8s))
     assert int(templates) == len(list((ROOT / "serving" / "pages" / "templates").glob("*.html")))
     command = installed.parent / "tailorbird"
-    assert run([str(command), "--version"], folder=folder_of_a_user).startswith("tailorbird ")
-    shutil.copy(recipe, folder_of_a_user / "recipe.yaml")
-    rayjob = run([str(command), "render", "recipe.yaml", "--to", "rayjob"], folder=folder_of_a_user)
+    assert run([str(command), "--version"], folder=user_folder).startswith("tailorbird ")
+    shutil.copy(recipe, user_folder / "recipe.yaml")
+    rayjob = run([str(command), "render", "recipe.yaml", "--to", "rayjob"], folder=user_folder)
     assert "kind: RayJob" in rayjob
     assert "entrypoint: python -m tailorbird run" in rayjob

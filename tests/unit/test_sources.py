@@ -1,4 +1,4 @@
-"""What no file of the project does, by its own syntax: unpickle, run a string, fetch a model's code, open a shell."""
+"""No file of the project unpickles, evaluates strings, loads code of models or opens a shell."""
 
 import ast
 from collections.abc import Iterator
@@ -16,16 +16,16 @@ CALLS = (
     *("marshal.loads", "torch.load", "torch.jit.load", "torch.hub.load", "pd.read_pickle", "pandas.read_pickle"),
     *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "eval", "exec", "os.system", "os.popen", "tempfile.mktemp"),
 )
-"""Which would run what they are given, or something in it."""
+"""Calls that may run code in their input."""
 EXCEPT = {"tailorbird/monitoring/report_window.py": ["pickle.loads"]}
-"""What a task of Ray's hands to the process that started it, over Ray's own store of objects."""
-REFUSED, ASKED_FOR = ("shell", "trust_remote_code", "allow_pickle"), ("weights_only", "use_safetensors")
-SAFE = dict.fromkeys(REFUSED, False) | dict.fromkeys(ASKED_FOR, True)
-"""Named arguments that stand nowhere with another value."""
+"""Exceptions. The pickled value comes from a Ray task that the same process has started."""
+FORBIDDEN, REQUIRED = ("shell", "trust_remote_code", "allow_pickle"), ("weights_only", "use_safetensors")
+SAFE = dict.fromkeys(FORBIDDEN, False) | dict.fromkeys(REQUIRED, True)
+"""Keyword arguments with the only value that is allowed."""
 
 
 def calls(source: str) -> Iterator[tuple[int, str, dict[str, object]]]:
-    """Line, name as written, and the named arguments of each call; of a value that is no constant, its syntax."""
+    """Yield the line, name and keyword arguments of each call; an argument that is not a constant is a syntax node."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             given: dict[str, object] = {
@@ -41,16 +41,16 @@ def faults(source: str) -> list[str]:
     for line, name, given in calls(source):
         if name in CALLS or name.rpartition(".")[2] == "extractall":
             problems.append(f"line {line}: {name}")
-        problems += [f"line {line}: {one}" for one, safe in SAFE.items() if given.get(one, safe) is not safe]
+        problems += [f"line {line}: {option}" for option, safe in SAFE.items() if given.get(option, safe) is not safe]
         if given.get("verify") is False:
             problems.append(f"line {line}: verify=False")
     return problems
 
 
-def test_no_file_runs_what_it_reads() -> None:
+def test_no_file_runs_code_from_its_input() -> None:
     problems = {path.relative_to(ROOT).as_posix(): faults(path.read_text(encoding="utf-8")) for path in OURS}
-    named = {name: [one.rpartition(": ")[2] for one in lines] for name, lines in problems.items() if lines}
-    assert {name: lines for name, lines in named.items() if lines != EXCEPT.get(name)} == {}
+    calls_by_file = {name: [line.rpartition(": ")[2] for line in lines] for name, lines in problems.items() if lines}
+    assert {name: lines for name, lines in calls_by_file.items() if lines != EXCEPT.get(name)} == {}
 
 
 @pytest.mark.parametrize(
@@ -67,29 +67,29 @@ def test_no_file_runs_what_it_reads() -> None:
         "np.load(f, allow_pickle=True)",
     ],
 )
-def test_what_would_is_found(source: str) -> None:
+def test_an_unsafe_call_is_detected(source: str) -> None:
     assert len(faults(source)) >= 1
 
 
-def test_every_model_and_tokenizer_is_loaded_with_its_own_code_refused() -> None:
+def test_models_and_tokenizers_are_loaded_without_their_code() -> None:
     loads = [
         (path.name, line, given.get("trust_remote_code"))
         for path in OURS
         if ROOT / "benchmarks" not in path.parents
         for line, name, given in calls(path.read_text(encoding="utf-8"))
-        if name.endswith(".from_pretrained") and not name.startswith("Peft")  # which knows no such thing
+        if name.endswith(".from_pretrained") and not name.startswith("Peft")  # PEFT has no such option
     ]
     assert len(loads) >= 5
-    assert [one for one in loads if one[2] is not False] == []
+    assert [load for load in loads if load[2] is not False] == []
 
 
-def test_who_reads_arrow_looks_at_the_types_first() -> None:
-    """A file may name a type of Ray Data's whose values are pickles: `tailorbird.data.arrow_safety`."""
+def test_files_that_read_arrow_check_for_extension_types() -> None:
+    """The values of a Ray Data extension type are pickles; see `tailorbird.data.arrow_safety`."""
     reading = ("read_table", "ParquetFile", "ParquetDataset", "open_file", "open_stream", "read_parquet")
     for path in OURS:
         if ROOT / "benchmarks" in path.parents:
             continue
         named = {name for _, name, _ in calls(path.read_text(encoding="utf-8"))}
         reads = {name for name in named if name.startswith(("pq.", "pa.", "ray.data.")) and name.endswith(reading)}
-        looks = "extension_columns" in named or path.name == "shards.py"  # which compares the whole schema
-        assert looks or not reads, path
+        checks = "extension_columns" in named or path.name == "shards.py"  # shards.py compares the whole schema
+        assert checks or not reads, path
