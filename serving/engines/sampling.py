@@ -44,25 +44,25 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     def __call__(self, scores: torch.Tensor, _tensor_arg: torch.Tensor) -> torch.Tensor:
         """Return the scores [B, V]. A sampled row is 0 at its token and -inf elsewhere."""
         for row, sampling, position in self._sampled:
-            chance = float(np.random.default_rng([sampling.seed, position]).random())
-            token = sample_token(scores[row], temperature=sampling.temperature, top_p=sampling.top_p, chance=chance)
+            uniform = float(np.random.default_rng([sampling.seed, position]).random())
+            token = sample_token(scores[row], temperature=sampling.temperature, top_p=sampling.top_p, uniform=uniform)
             scores[row] = -torch.inf
             scores[row, token] = 0.0
         return scores
 
 
-def sample_token(logits: torch.Tensor, *, temperature: float, top_p: float, chance: float) -> int:
-    """Return the token at which the cumulative probability of logits [V] exceeds `chance`, a number in [0, 1).
+def sample_token(logits: torch.Tensor, *, temperature: float, top_p: float, uniform: float) -> int:
+    """Return the token at which the cumulative probability of logits [V] exceeds `uniform`, a number in [0, 1).
 
     If `top_p` is below 1, only the most likely tokens that together reach it are considered (Holtzman et al., 2020).
     """
     probabilities = torch.softmax(logits.float() / temperature, dim=-1).double()
     if top_p == 1:
-        return _inverse_cdf(probabilities.cumsum(0), chance)
+        return _inverse_cdf(probabilities.cumsum(0), uniform)
     probabilities, tokens = _most_likely(probabilities, share=top_p)
     sums = probabilities.cumsum(0)
     sums = sums[: int((sums < top_p).sum()) + 1]
-    return int(tokens[_inverse_cdf(sums, chance)])
+    return int(tokens[_inverse_cdf(sums, uniform)])
 
 
 def _most_likely(probabilities: torch.Tensor, *, share: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,6 +74,6 @@ def _most_likely(probabilities: torch.Tensor, *, share: float) -> tuple[torch.Te
     return ordered.values, ordered.indices
 
 
-def _inverse_cdf(sums: torch.Tensor, chance: float) -> int:
-    index = int(torch.searchsorted(sums, chance * float(sums[-1]), right=True))
+def _inverse_cdf(sums: torch.Tensor, uniform: float) -> int:
+    index = int(torch.searchsorted(sums, uniform * float(sums[-1]), right=True))
     return min(index, len(sums) - 1)

@@ -6,10 +6,10 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, RequestError, Wire
+from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, HttpModel, RequestError
 
 
-class TokenUsage(Wire):
+class TokenUsage(HttpModel):
     prompt_tokens: int
     """Tokens of the prompt, including the template, the system message and the examples."""
     completion_tokens: int
@@ -17,14 +17,14 @@ class TokenUsage(Wire):
     total_tokens: int
 
 
-class AssistantMessage(Wire):
+class AssistantMessage(HttpModel):
     role: Literal["assistant"]
     content: str
     refusal: None
     """Part of OpenAI's format; always null."""
 
 
-class Delta(Wire):
+class Delta(HttpModel):
     """The text that an event appends to the message."""
 
     role: Literal["assistant"] | None = None
@@ -32,7 +32,7 @@ class Delta(Wire):
     content: str | None = None
 
 
-class _Choice(Wire):
+class _Choice(HttpModel):
     index: Literal[0]
     logprobs: None
     """Part of OpenAI's format; always null."""
@@ -62,7 +62,7 @@ class CompletionChunkChoice(_Choice):
     """Set only in the last event with a choice."""
 
 
-class _Head(Wire):
+class _Head(HttpModel):
     id: str
     """Ends with the request's id, which is also in the header `x-request-id`."""
     created: int
@@ -257,12 +257,12 @@ def _invalid_field(param: str, message: str) -> RequestError:
 
 def _invalid_request(error: ValidationError) -> RequestError:
     """Return an error that names the first invalid field and the allowed values, but not the value that was sent."""
-    fault = error.errors(include_url=False, include_input=False)[0]
-    if fault["type"] == "json_invalid":
-        return RequestError(400, "invalid_json", f"the body is not JSON: {fault['ctx']['error']}")
-    loc = fault["loc"]
+    detail = error.errors(include_url=False, include_input=False)[0]
+    if detail["type"] == "json_invalid":
+        return RequestError(400, "invalid_json", f"the body is not JSON: {detail['ctx']['error']}")
+    loc = detail["loc"]
     if loc[:1] == ("stop",):
         return _invalid_field("stop", _STOP)
-    if loc[:1] == ("messages",) and loc[2:3] == ("content",) and fault["type"] != "missing":
+    if loc[:1] == ("messages",) and loc[2:3] == ("content",) and detail["type"] != "missing":
         return _invalid_field(f"messages.{loc[1]}.content", _CONTENT)
-    return _invalid_field(".".join(str(part) for part in loc) or "body", fault["msg"])
+    return _invalid_field(".".join(str(part) for part in loc) or "body", detail["msg"])

@@ -17,14 +17,14 @@ _Attribute = Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)]
 Attributes = Annotated[dict[_Attribute, _Attribute], Field(max_length=MAX_ATTRIBUTES)]  # attributes of a text, by name
 
 
-class Wire(BaseModel):
+class HttpModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-WireT = TypeVar("WireT", bound=Wire)
+HttpModelT = TypeVar("HttpModelT", bound=HttpModel)
 
 
-class ClassifyRequest(Wire):
+class ClassifyRequest(HttpModel):
     input: StrictStr | list[StrictStr] = Field(union_mode="left_to_right")
     """One text, or a list of texts."""
     model: StrictStr = CHAMPION
@@ -44,7 +44,7 @@ class ClassifyRequest(Wire):
         return [self.input] if isinstance(self.input, str) else self.input
 
 
-class FeedbackRequest(Wire):
+class FeedbackRequest(HttpModel):
     request_id: _Attribute
     """The id of the request that the feedback is about."""
     label: _Attribute
@@ -58,7 +58,7 @@ class FeedbackRequest(Wire):
         return self.request_id.removeprefix(CHAT_ID).removeprefix(COMPLETION_ID)
 
 
-class BatchRequest(Wire):
+class BatchRequest(HttpModel):
     input: StrictStr
     """URI of a Parquet file, or of a folder of Parquet files, under one of the recipe's `serving.batch_prefixes`."""
     output: StrictStr
@@ -74,7 +74,7 @@ class BatchRequest(Wire):
     input."""
 
 
-class BatchJob(Wire):
+class BatchJob(HttpModel):
     format: Literal[1] = 1
     """Version of this format."""
     id: str
@@ -103,7 +103,7 @@ class BatchJob(Wire):
         return self.status in ("queued", "running")
 
 
-class Result(Wire):
+class Result(HttpModel):
     label: str
     """The most probable class."""
     score: float
@@ -114,7 +114,7 @@ class Result(Wire):
     """The model of a hybrid that answered; absent for other models."""
 
 
-class ClassifyResponse(Wire):
+class ClassifyResponse(HttpModel):
     request_id: str
     """Also in the header `x-request-id`."""
     model: str
@@ -123,13 +123,13 @@ class ClassifyResponse(Wire):
     """One result per text, in input order."""
 
 
-class CompareResponse(Wire):
+class CompareResponse(HttpModel):
     request_id: str
     pretrained: ClassifyResponse
     champion: ClassifyResponse
 
 
-class ServedModel(Wire):
+class ServedModel(HttpModel):
     """A model in OpenAI's format, with additional fields."""
 
     id: str
@@ -149,16 +149,16 @@ class ServedModel(Wire):
     """Summary of the verdict that selected the champion; null for other models."""
 
 
-class Models(Wire):
+class Models(HttpModel):
     object: Literal["list"] = "list"
     data: list[ServedModel]
 
 
-class Health(Wire):
+class Health(HttpModel):
     status: Literal["up"]
 
 
-class Readiness(Wire):
+class Readiness(HttpModel):
     status: Literal["ready", "loading"]
     """`ready` with HTTP status 200, `loading` with 503."""
     replica: str | None = None
@@ -179,7 +179,7 @@ class Readiness(Wire):
     """Reasons why other configured models could not be loaded, by model name."""
 
 
-class ErrorDetail(Wire):
+class ErrorDetail(HttpModel):
     """An error in OpenAI's format."""
 
     message: str
@@ -190,7 +190,7 @@ class ErrorDetail(Wire):
     """OpenAI's error code, or null."""
 
 
-class ErrorBody(Wire):
+class ErrorBody(HttpModel):
     error: ErrorDetail
 
 
@@ -230,7 +230,7 @@ def parse_request(body: bytes, *, max_texts: int) -> ClassifyRequest:
     return request
 
 
-def parse_body(model: type[WireT], body: bytes) -> WireT:
+def parse_body(model: type[HttpModelT], body: bytes) -> HttpModelT:
     """Return the request in a body; raise RequestError 400 if it is not JSON, 422 if it is not valid."""
     try:
         return model.model_validate_json(body)
@@ -250,16 +250,16 @@ _ATTRIBUTES = (
 
 
 def _invalid_request(error: ValidationError) -> RequestError:
-    faults = error.errors(include_url=False, include_input=False)
-    if faults[0]["type"] == "json_invalid":
-        return RequestError(400, "invalid_json", f"the body is not JSON: {faults[0]['ctx']['error']}")
+    details = error.errors(include_url=False, include_input=False)
+    if details[0]["type"] == "json_invalid":
+        return RequestError(400, "invalid_json", f"the body is not JSON: {details[0]['ctx']['error']}")
     messages = []
-    for fault in faults[:3]:
-        location = ".".join(str(part) for part in fault["loc"] if part not in ("str", "list[str]")) or "body"
-        message = fault["msg"]
-        if location == "input" and len(fault["loc"]) > 1:  # pydantic reports an error for each type of the union
+    for detail in details[:3]:
+        location = ".".join(str(part) for part in detail["loc"] if part not in ("str", "list[str]")) or "body"
+        message = detail["msg"]
+        if location == "input" and len(detail["loc"]) > 1:  # pydantic reports an error for each type of the union
             message = "must be a text or a list of texts"
-        if fault["loc"][:1] == ("attributes",):  # the rest of the location may contain a name that the client sent
+        if detail["loc"][:1] == ("attributes",):  # the rest of the location may contain a name that the client sent
             location, message = "attributes", _ATTRIBUTES
         if f"{location}: {message}" not in messages:
             messages.append(f"{location}: {message}")

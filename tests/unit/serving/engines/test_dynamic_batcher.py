@@ -91,12 +91,12 @@ def test_a_request_that_is_cancelled_in_the_queue_costs_no_pass() -> None:
     async def scenario(batcher: Batcher, model: Model) -> None:
         first = await _submit(batcher, 0)
         await model.wait_started()
-        gone, stays = await _submit(batcher, 1), await _submit(batcher, 2)
-        gone.cancel()
+        cancelled, other = await _submit(batcher, 1), await _submit(batcher, 2)
+        cancelled.cancel()
         await asyncio.sleep(0)
         model.gate.release(2)
         assert await first == [0]
-        assert await stays == [4]
+        assert await other == [4]
         assert model.batches == [[0], [2]]
 
     _run(scenario, max_rows=8)
