@@ -21,11 +21,10 @@ from starlette.websockets import WebSocketClose
 from serving.http.schemas import RequestError
 
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
-Events = AsyncGenerator[bytes, None]  # server-sent events, one per item; consumers must close the generator
+Events = AsyncGenerator[bytes, None]  # server-sent events, one per item; the generator is always closed
 
 DISCARD_BYTES = 64 << 20
-"""Maximum number of bytes to read and discard from a body that is too large: most clients read the response only after
-they have sent the body."""
+"""Maximum number of bytes to read and discard from a body that is too large, so that the client reads the response."""
 BODY_S = 20.0  # timeout for a body to arrive, equal to HAProxy's for bodies that it buffers (up to 16 KiB)
 
 JSON, HTML = "application/json", "text/html; charset=utf-8"
