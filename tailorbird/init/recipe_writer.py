@@ -53,7 +53,7 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
 def recipe_text(summary: DataSummary, check: SplitCheck, *, name: str, registry: str) -> str:
     lines = [*_head(summary, name=name, registry=registry), *_data(summary, check)]
     lines += [*_training(summary), *_evaluation(summary)]
-    lines += ["# To put a licence on the model cards, set for example `license: apache-2.0`."]
+    lines += ["# Set `license` to add a license to the model cards, for example `license: apache-2.0`."]
     lines += [f"registry: {_yaml(registry)}"]
     return "\n".join(lines) + "\n"
 

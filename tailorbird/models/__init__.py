@@ -1,1 +1,1 @@
-"""Models: classifiers and causal language models, how they are staged, loaded, run and exported."""
+"""Stage, load, run and export classifiers and causal language models."""

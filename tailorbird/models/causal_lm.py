@@ -1,4 +1,4 @@
-"""A causal language model over packed rows."""
+"""A causal language model for packed rows."""
 
 from typing import Any
 
@@ -10,17 +10,20 @@ from tailorbird.models.transformers_private import attention_implementation
 
 
 class ChatModel(nn.Module):
-    """Packed token ids to next-token logits. `lm` is a transformers causal language model, adapted by PEFT or not."""
+    """A causal language model that maps packed rows to next-token logits.
+
+    `lm` is a transformers model, with or without a PEFT adapter.
+    """
 
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()
         self.lm = lm
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, conversation_ids: Tensor, positions: Tensor) -> Tensor:
-        """Return fp32 logits [N, V] of the tokens after `positions` [N]; other inputs are [B, T], see `PackedRows`.
+        """Return fp32 logits [N, V] of the tokens after `positions` [N]; other inputs are [B, T] (see `PackedRows`).
 
-        A token attends to earlier ones of its own conversation. Only these logits are computed, since the vocabulary is
-        large; the forward pass is the language model's own, because some models scale or cap their output.
+        A token attends only to earlier tokens of its conversation. Other logits are not computed, because the
+        vocabulary is large. Call the model's own forward pass, because some models scale or cap their logits.
         """
         lm: Any = self.lm
         causal = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
@@ -29,7 +32,7 @@ class ChatModel(nn.Module):
             return (inputs[0].reshape(-1, inputs[0].shape[-1])[positions],)
 
         mask = _mask(conversation_ids)
-        if attention_implementation(causal.config) == "eager":  # adds the mask to the scores
+        if attention_implementation(causal.config) == "eager":  # eager attention adds the mask to the scores
             mask = torch.zeros_like(mask, dtype=causal.dtype).masked_fill(~mask, torch.finfo(causal.dtype).min)
         with causal.get_output_embeddings().register_forward_pre_hook(select):
             logits: Tensor = causal(

@@ -1,4 +1,4 @@
-"""Classifier with encoder, masked mean pooling and linear head, and its forward pass over many rows."""
+"""A classifier with encoder, masked mean pooling and linear head, and its forward pass over many rows."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,9 +13,9 @@ TokenIds = Sequence[Sequence[int]]  # token ids of each row, unpadded
 
 
 class Classifier(nn.Module):
-    """Token ids to class logits.
+    """A classifier that maps token ids to class logits.
 
-    `encoder` is a transformers encoder whose output has `last_hidden_state` [B, T, D]; `head` maps [B, D] to [B, L].
+    The output of `encoder`, a transformers model, has `last_hidden_state` [B, T, D]; `head` maps [B, D] to [B, L].
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Linear) -> None:
@@ -24,7 +24,7 @@ class Classifier(nn.Module):
         self.head = head
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the mean of the last hidden states without padding: [B, T], [B, T] -> [B, D]."""
+        """Return the mean of the last hidden states, without padding: [B, T], [B, T] -> [B, D]."""
         hidden: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return masked_mean(hidden, attention_mask)
 
@@ -35,13 +35,13 @@ class Classifier(nn.Module):
 
 
 def masked_mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return the mean over the tokens without padding: [B, T, D], [B, T] -> [B, D]."""
+    """Return the mean over the tokens, without padding: [B, T, D], [B, T] -> [B, D]."""
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def zero_head(num_features: int, num_classes: int) -> nn.Linear:
-    """Return a linear head of zeros: every class is equally likely."""
+    """Return a linear head of zeros, for which all classes are equally likely."""
     head = nn.Linear(num_features, num_classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -54,7 +54,7 @@ def embed_rows(model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_s
 
 
 def logits_rows(model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int = 64) -> np.ndarray:
-    """Return logits [N, L] in fp32, in the order of the rows; evaluation and serving share this pass."""
+    """Return logits [N, L] in fp32, in the order of the rows. Evaluation and serving share this function."""
     return _over_rows(model.forward, model, token_lists, pad_id=pad_id, batch_size=batch_size)
 
 
@@ -67,7 +67,7 @@ def _over_rows(
     batch_size: int,
 ) -> np.ndarray:
     device = model.head.weight.device
-    if model.training:  # a walk through the modules at each call would slow down every request
+    if model.training:  # `eval` visits all modules, which would slow down every request
         model.eval()
     lengths = [len(tokens) for tokens in token_lists]
     width = model.head.out_features if function == model.forward else model.head.in_features

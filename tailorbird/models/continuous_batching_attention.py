@@ -1,4 +1,4 @@
-"""Attention for transformers' continuous batching on CPU that computes each request over its own keys only."""
+"""Attention for continuous batching on CPU, which computes each request only over its own keys."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,10 +13,10 @@ from tailorbird.models.transformers_private import Bounds, request_bounds, sdpa_
 
 
 def register_request_attention() -> None:
-    """Replace transformers' `sdpa` attention in this process by one that is faster in continuous batching on CPU.
+    """Replace the `sdpa` attention of transformers in this process, to speed up continuous batching on CPU.
 
-    Transformers computes every request over the keys of all and masks the others': n * n blocks for n requests where n
-    suffice. Results differ by rounding only; outside continuous batching nothing changes.
+    Transformers computes every request over the keys of all requests and masks the keys of the others. That takes n * n
+    blocks for n requests instead of n. Results differ only by rounding. Outside continuous batching nothing changes.
     """
     AttentionInterface.register("sdpa", _attention)
 
@@ -24,7 +24,10 @@ def register_request_attention() -> None:
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """[1, H, Q, D], [1, K, KV, D], [1, K, KV, D], [1, 1, Q, KV] -> [1, Q, H, D]; H is a multiple of K."""
+    """Return the attention output.
+
+    Shapes: [1, H, Q, D], [1, K, KV, D], [1, K, KV, D], [1, 1, Q, KV] -> [1, Q, H, D], where H is a multiple of K.
+    """
     bounds = request_bounds(options)
     if bounds is None or query.device.type != "cpu" or attention_mask is None or attention_mask.shape[1] != 1:
         output: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
@@ -46,15 +49,18 @@ def _attention(
 
 
 def _gather(states: Tensor, indices: Tensor) -> Tensor:
-    """[1, K, KV, D] at [R, L] -> [R, K, L, D]."""
+    """Return the states at the indices of each request: [1, K, KV, D], [R, L] -> [R, K, L, D]."""
     gathered = states[0].transpose(0, 1).index_select(0, indices.flatten())
     return gathered.view(*indices.shape, *gathered.shape[1:]).transpose(1, 2)
 
 
 @lru_cache(maxsize=4)  # all layers of a pass have the same bounds
 def _groups(queries: Bounds, keys: Bounds) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
-    """Group the requests that decode one token, so that none has more than twice the keys of another in its group:
-    query rows [R], key indices [R, L], and which of these [R, L] are padding."""
+    """Group the requests that decode one token by their number of keys, to limit padding.
+
+    Within a group, no request has more than twice as many keys as another. Return for each group its query rows [R],
+    key indices [R, L] and padding mask [R, L].
+    """
     bounds = zip(pairwise(queries), pairwise(keys), strict=True)
     decoding = [(last - first, begin, first) for (begin, end), (first, last) in bounds if end - begin == 1]
     groups: list[list[tuple[int, int, int]]] = []

@@ -2,4 +2,4 @@
 
 
 class ModelError(ValueError):
-    """A model that cannot be loaded; the message says which file and why."""
+    """A model cannot be loaded or used; the message names the file and the reason."""

@@ -17,11 +17,11 @@ from tailorbird.storage import MANIFEST, upload_folder
 from tailorbird.storage.node_cache import local_copy
 
 TARGETS = ("torch-bfloat16", "openvino", "onnxruntime-int8")
-EXAMPLE = (2, 8)  # rows and tokens of the traced batch; neither may be 1, which the export would treat as constant
+EXAMPLE = (2, 8)  # rows and tokens of the traced batch; the export would treat a size of 1 as constant
 
 
 class _Embedding(torch.nn.Module):
-    """The exported part: token ids and mask, both [B, T], to embeddings [B, D]."""
+    """The exported part of a classifier, which maps token ids and mask, both [B, T], to embeddings [B, D]."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -34,14 +34,14 @@ class _Embedding(torch.nn.Module):
 def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     """Export the version at `uri` for one of `TARGETS` and write it as an artifact to the URI `to`.
 
-    For torch, copy its files with another dtype; for the others write its head and `ENCODER_FILE`, with the adapter
-    merged. OpenVINO uses bfloat16 if this machine supports it. `code` is the URI of the code that can load it.
-    Raises EngineError if a package or bfloat16 support is missing or the encoder cannot be exported; RegistryError and
-    ModelError as `tailorbird.models.loading.load_model`.
+    For torch, copy the version's files and change the dtype. For other engines, write its head and `ENCODER_FILE`, with
+    the adapter merged. OpenVINO uses bfloat16 if this machine supports it. `code` is the URI of the code that can load
+    the artifact. Raises EngineError if a package or bfloat16 support is missing, or if the encoder cannot be exported;
+    RegistryError and ModelError as `tailorbird.models.loading.load_model`.
     """
     version = read_version(uri)
     if version.exported_from is not None:
-        raise EngineError(f"{uri} was exported itself; export {version.exported_from.uri}")
+        raise EngineError(f"{uri} is already an export; export {version.exported_from.uri} instead")
     engine, dtype = _engine_of(target, evaluated=version)
     source = checked_copy(uri)
     config = VersionConfig.model_validate(
@@ -52,7 +52,7 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:
         folder = Path(name)
         if engine == "torch":
-            files = json.loads((source / MANIFEST).read_bytes())  # without the evidence, which is about that version
+            files = json.loads((source / MANIFEST).read_bytes())  # excludes the evidence of the original version
             for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / file, folder / file)
@@ -62,29 +62,29 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
             model = load_weights(source, encoder=encoder, kind=version.kind).eval()
             write_graph(model, folder / ENCODER_FILE, max_length=version.max_length)
             if engine == "onnxruntime-int8":
-                _quantise(folder / ENCODER_FILE)
+                _quantize(folder / ENCODER_FILE)
         write_config(folder, config)
         upload_folder(folder, to)
 
 
 def _engine_of(target: str, *, evaluated: ModelVersion) -> tuple[str, str]:
-    """Return engine and dtype."""
-    in_bfloat16 = cpu_supports_bfloat16()  # also with GPUs, since these engines run on CPU
+    """Return the engine and the dtype of a target."""
+    in_bfloat16 = cpu_supports_bfloat16()  # even if there is a GPU, because these engines run on CPU
     if target != "torch-bfloat16":
         return target, "bfloat16" if target == "openvino" and in_bfloat16 else "float32"
     if evaluated.dtype == "bfloat16":
-        raise EngineError(f"{evaluated.version} was evaluated in bfloat16 already")
+        raise EngineError(f"{evaluated.version} already uses bfloat16")
     if not in_bfloat16:
-        raise EngineError("this machine does not compute in bfloat16")
+        raise EngineError("the CPU of this machine does not support bfloat16")
     return "torch", "bfloat16"
 
 
 def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
-    """Write encoder and pooling as one ONNX file, for any batch size and up to `max_length` tokens."""
+    """Write encoder and pooling to an ONNX file, for any batch size and up to `max_length` tokens."""
     _require("onnx", "onnxscript")
     ids = torch.ones((EXAMPLE[0], min(EXAMPLE[1], max_length)), dtype=torch.int64)
     mask = torch.ones_like(ids)
-    mask[0, ids.shape[1] // 2 :] = 0  # without padding transformers omits the mask from the graph
+    mask[0, ids.shape[1] // 2 :] = 0  # without padding, transformers omits the mask from the graph
     sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=max_length)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # silences warnings about unused operators
     try:
@@ -99,24 +99,26 @@ def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
             external_data=False,
             verbose=False,
         )
-    except Exception as error:  # torch, onnxscript and onnx each raise their own
+    except Exception as error:  # torch, onnxscript and onnx raise various exceptions
         first = str(error).strip().split("\n")[0]
-        raise EngineError(f"the encoder cannot be exported to ONNX: {first}; serve it by torch") from None
+        raise EngineError(f"the encoder cannot be exported to ONNX: {first}; serve it with torch") from None
 
 
-def _quantise(file: Path) -> None:
-    """Quantise matrix products to int8: weights statically per column, activations dynamically. Weights use 7 bits,
-    since 8 overflow on machines without VNNI (ONNX Runtime, Quantize ONNX models)."""
+def _quantize(file: Path) -> None:
+    """Quantize matrix products to int8, weights statically per column and activations dynamically.
+
+    Weights use 7 bits, because 8 bits overflow on machines without VNNI (ONNX Runtime, Quantize ONNX models).
+    """
     _require("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    unquantised = file.rename(file.with_suffix(".fp32.onnx"))
+    unquantized = file.rename(file.with_suffix(".fp32.onnx"))
     products = ["MatMul", "Gemm"]
     try:
-        quantize_dynamic(unquantised, file, products, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
-    except Exception as error:  # onnx and onnxruntime each raise their own
-        raise EngineError(f"the encoder cannot be quantised: {error}; serve it by torch") from None
-    unquantised.unlink()
+        quantize_dynamic(unquantized, file, products, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+    except Exception as error:  # onnx and onnxruntime raise various exceptions
+        raise EngineError(f"the encoder cannot be quantized: {error}; serve it with torch") from None
+    unquantized.unlink()
 
 
 def _require(*packages: str) -> None:
@@ -124,4 +126,6 @@ def _require(*packages: str) -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise EngineError(f"an encoder is not exported without {name} ({error}); {INSTALL}") from None
+            raise EngineError(
+                f"the export needs the package {name}, which cannot be imported ({error}); {INSTALL}"
+            ) from None

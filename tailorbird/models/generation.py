@@ -16,11 +16,11 @@ from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.continuous_batching_attention import register_request_attention
 
 CACHE_TOKENS, PAGE_TOKENS, BATCH_TOKENS = 16384, 32, 512
-"""Continuous batching on CPU: tokens in the key-value cache, in one page of it, and in one forward pass.
+"""Continuous batching on CPU: tokens of the key-value cache, of a page of the cache, and of a forward pass.
 
-By default transformers allocates most of the machine's memory for the cache.
+By default, transformers allocates most of the machine's memory for the cache.
 """
-SCORED_TOKENS = 4096  # tokens in one forward pass of `log_likelihoods`
+SCORED_TOKENS = 4096  # maximum tokens of a forward pass of `log_likelihoods`
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Answer:
 
 
 def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int) -> list[Answer]:
-    """Decode greedily with transformers' continuous batching; raises RuntimeError if it fails on a prompt."""
+    """Decode greedily with the continuous batching of transformers. Raises RuntimeError if a prompt fails."""
     register_request_attention()
     outputs = lm.generate_batch(
         [list(prompt) for prompt in prompts],
@@ -44,23 +44,25 @@ def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
     answers = []
     for index, output in enumerate(outputs.values()):
         if output.error is not None or not output.is_finished():
-            raise RuntimeError(f"the model gave no answer to prompt {index}: {output.error or 'it did not finish'}")
+            raise RuntimeError(
+                f"the model did not answer prompt {index}: {output.error or 'generation did not finish'}"
+            )
         tokens = list(output.generated_tokens)
         finished = bool(tokens) and tokens[-1] == end_id
         confidence = float(np.exp(np.mean(output.logprobs))) if output.logprobs else 0.0
         answers.append(Answer(tokens[:-1] if finished else tokens, finished, confidence))
     if len(answers) != len(prompts):
-        raise RuntimeError(f"the model answered {len(answers)} of {len(prompts)} prompts; see the log for its error")
+        raise RuntimeError(f"the model answered {len(answers)} of {len(prompts)} prompts; see the log for the error")
     return answers
 
 
 def greedy(*, max_new_tokens: int, end_id: int) -> Any:
-    """Return the generation config of evaluation: greedy, up to the end of the turn."""
+    """Return the generation config of evaluation: greedy decoding up to the end-of-turn token."""
     return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id)
 
 
 def batching_config(**options: Any) -> Any:
-    """Return the continuous batching config, with a fixed cache size on CPU; on a GPU transformers sizes it."""
+    """Return the continuous batching config, with a fixed cache size on CPU. On GPU, transformers sets the size."""
     if not torch.cuda.is_available():
         sizes = {"num_blocks": CACHE_TOKENS // PAGE_TOKENS, "page_size": PAGE_TOKENS, "max_batch_tokens": BATCH_TOKENS}
         options = sizes | options
@@ -84,5 +86,5 @@ def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) ->
 
 
 def _pass_cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One a pass, which may exceed `SCORED_TOKENS` only with a single row."""
+    """Return a cost of 1 per pass, and infinity for passes of several rows with more than `SCORED_TOKENS` tokens."""
     return np.where((num_rows > 1) & (num_rows * longest > SCORED_TOKENS), np.inf, 1.0)

@@ -1,4 +1,4 @@
-"""Load pretrained models, and versions on top of them, from safetensors files."""
+"""Load pretrained models and registered versions from safetensors files."""
 
 import json
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ from tailorbird.storage import MANIFEST
 from tailorbird.storage.node_cache import local_copy, repaired_copy
 
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-"""Names of the field in transformers' configs: of BERT and similar models, and of most others."""
+"""Names of the field in the configs of transformers: for BERT and similar models, and for most others."""
 
 Version = TypeVar("Version", bound=VersionConfig)
 
 
 @dataclass(frozen=True)
 class LoadedClassifier(Generic[Version]):
-    """A classifier ready to predict, with the tokenizer, length and dtype that it was evaluated with."""
+    """A classifier ready to predict, with the tokenizer and maximum length of its evaluation."""
 
     model: Classifier
     tokenizer: PreTrainedTokenizerBase
@@ -54,7 +54,7 @@ class LoadedChat(Generic[Version]):
 
 @dataclass(frozen=True)
 class LoadedHybrid:
-    """Both parts of a hybrid, and the rule that routes between them."""
+    """The two models of a hybrid, and the rule that routes between them."""
 
     incumbent: LoadedClassifier[ModelVersion]
     candidate: LoadedClassifier[ModelVersion]
@@ -70,7 +70,7 @@ def inference_dtype() -> torch.dtype:
 
 
 def cpu_supports_bfloat16() -> bool:
-    """Return True if this machine's CPU computes in bfloat16 (AVX-512 BF16)."""
+    """Return True if this machine's CPU supports bfloat16 (AVX-512 BF16)."""
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
@@ -82,9 +82,9 @@ def dtype_name() -> Literal["float32", "bfloat16"]:
 def load_encoder(
     folder: Path, *, dtype: torch.dtype = torch.float32, attention_dropout: float | None = None
 ) -> nn.Module:
-    """Load the pretrained encoder from a local folder with safetensors weights; nothing is unpickled.
+    """Load a pretrained encoder from a local folder with safetensors weights, without unpickling anything.
 
-    `attention_dropout` is for training; None keeps the model's own. Raises ModelError.
+    `attention_dropout` is for training; None keeps the model's value. Raises ModelError.
     """
     return without_pooler(_pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout))
 
@@ -92,7 +92,7 @@ def load_encoder(
 def load_causal(
     folder: Path, *, dtype: torch.dtype = torch.float32, attention_dropout: float | None = None
 ) -> nn.Module:
-    """Load the pretrained causal language model from a local folder; see `load_encoder`."""
+    """Load a pretrained causal language model from a local folder; see `load_encoder`."""
     return _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=attention_dropout)
 
 
@@ -111,8 +111,11 @@ def _pretrained(kind: Any, folder: Path, *, dtype: torch.dtype, attention_dropou
 
 
 def _reject_remote_code(folder: Path) -> None:
-    """Raise ModelError for what transformers follows without trust_remote_code: a config with a Hub repository for its
-    attention or experts, or an index with pickles or files elsewhere."""
+    """Raise ModelError if a config or index refers to code or to files outside the folder.
+
+    Even without trust_remote_code, transformers follows a config that names a Hub repository for its attention or
+    experts, and an index that names pickles or files elsewhere.
+    """
     try:
         config = json.loads((folder / "config.json").read_bytes())
         index = folder / "model.safetensors.index.json"
@@ -121,14 +124,14 @@ def _reject_remote_code(folder: Path) -> None:
         raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
     for name in _implementations(config):
         if "/" in name:
-            raise ModelError(f"{folder}/config.json asks for code from elsewhere, {name!r}; no model's code is run")
+            raise ModelError(f"{folder}/config.json refers to external code, {name!r}; code of models is never run")
     for name in files:
         if "/" in name or not name.endswith(".safetensors"):
-            raise ModelError(f"{index} names {name!r}, which is no safetensors file beside it; nothing else is read")
+            raise ModelError(f"{index} refers to {name!r}; only safetensors files in the same folder are read")
 
 
 def _implementations(config: Any) -> Iterator[str]:
-    """Yield the values of `attn_implementation` and similar keys, at any depth: names, or a name for each part."""
+    """Yield the names in `attn_implementation` and similar keys, at any depth of a config."""
     for name, value in config.items() if isinstance(config, dict) else ():
         if name.endswith("_implementation"):
             yield from map(str, value.values() if isinstance(value, dict) else [value])
@@ -139,22 +142,22 @@ def _set_attention_dropout(config: PretrainedConfig, share: float) -> None:
     names = [name for name in ATTENTION_DROPOUT if hasattr(config, name)]
     if not names:
         kind = config.model_type
-        raise ModelError(f"a {kind} model has no attention dropout to set; leave training.attention_dropout out")
+        raise ModelError(f"a model of type {kind} has no attention dropout; remove training.attention_dropout")
     for name in names:
         setattr(config, name, share)
 
 
 def without_pooler(encoder: nn.Module) -> nn.Module:
-    """Remove BERT's pooler, which is not used and would be trained and sharded."""
+    """Remove BERT's pooler, which is unused but would be trained and sharded."""
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # type: ignore[assignment]
     return encoder
 
 
 def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
-    """Load a version's own files over the pretrained encoder: head, and adapter or encoder weights by kind.
+    """Load a version's head, and its adapter or encoder weights by kind, into the pretrained encoder.
 
-    Raises ModelError if a weight is missing or they belong to another encoder.
+    Raises ModelError if a weight is missing or the weights belong to another encoder.
     """
     head = load_head(folder)
     with _weight_errors(folder):
@@ -166,7 +169,7 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
 
 
 def load_head(folder: Path) -> nn.Linear:
-    """Load a version's linear head, [D] to [L]."""
+    """Load a version's linear head, which maps [D] to [L]."""
     state = _tensors(folder / "head.safetensors")
     num_classes, num_features = state["weight"].shape
     head = nn.Linear(num_features, num_classes)
@@ -175,7 +178,7 @@ def load_head(folder: Path) -> nn.Linear:
 
 
 def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
-    """Load a chat version's own weights, if any, over the pretrained model; ModelError as `load_weights`."""
+    """Load a chat version's weights, if any, into the pretrained model. Raises ModelError as `load_weights`."""
     with _weight_errors(folder):
         if kind == "lora":
             lm = merge_adapter(lm, folder / "adapter")
@@ -186,29 +189,29 @@ def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
 
 @contextmanager
 def _weight_errors(folder: Path) -> Iterator[None]:
-    """Raise ModelError for weights in a folder that torch or safetensors refuse."""
+    """Raise ModelError if torch or safetensors rejects the weights in a folder."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        first = " ".join(str(error).split("\n\t")[:2])  # torch names every weight
+        first = " ".join(str(error).split("\n\t")[:2])  # torch's message lists every weight
         raise ModelError(f"the weights in {folder} do not fit their base model: {first}") from None
 
 
 def load_causal_state(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load every parameter of a causal language model; tied parameters are stored under one name.
+    """Load all parameters of a causal language model. Tied parameters are stored under one name.
 
     Raises RuntimeError, as torch does, for a missing or unexpected parameter.
     """
     known = {name for name, _ in lm.named_parameters()}
     if set(state) != known:
         names = sorted(set(state) ^ known)
-        raise RuntimeError(f"{len(names)} weights are missing or foreign, {names[0]} among them")
+        raise RuntimeError(f"{len(names)} weights are missing or unexpected, for example {names[0]}")
     lm.load_state_dict(state, strict=False)
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
-        raise ModelError(f"{file} is not there; weights are read as safetensors, and in no other format")
+        raise ModelError(f"{file} does not exist; weights are read from safetensors files only")
     return dict(load_file(file))
 
 
@@ -226,14 +229,15 @@ def load_model(uri: str, kind: type[Loaded], *, device: str | None = None) -> Lo
 
 
 def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = None) -> AnyLoaded:
-    """Download (once a node), check and load a registered version, of any kind or of `kind` only.
+    """Download (once per node), check and load a registered version, of any kind or only of `kind`.
 
-    Raises RegistryError if it or a part of it is incomplete or was changed, and ModelError, also for another kind.
+    Raises RegistryError if the version or a part of it is incomplete or was changed, and ModelError if it cannot be
+    loaded or has another kind.
     """
     version = versions.read_version(uri)
     actual = LoadedHybrid if version.hybrid else _KINDS[version.task]
     if kind not in (None, actual):
-        raise ModelError(f"{uri} is a {version.kind} version for {version.task}; name a version of another kind")
+        raise ModelError(f"{uri} is a {version.kind} version for the task {version.task}; use another kind of version")
     if version.hybrid is None:
         return _load(uri, version, device=device)
     checked_copy(uri)
@@ -245,13 +249,16 @@ def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = 
 def load_artifact(
     uri: str, *, device: str | None = None
 ) -> LoadedClassifier[VersionConfig] | LoadedChat[VersionConfig]:
-    """Load a baseline, a candidate or a version, whose files are checked, by its folder; ModelError for a hybrid."""
+    """Load a baseline, a candidate or a version from its folder. Checks the files of a version.
+
+    Raises ModelError for a hybrid.
+    """
     return _load(uri, versions.read_artifact_config(uri), device=device)
 
 
 def _load(uri: str, config: Version, *, device: str | None) -> LoadedClassifier[Version] | LoadedChat[Version]:
     if config.kind == "hybrid":
-        raise ModelError(f"{uri} is a hybrid of two versions, not one model; load its parts, or both by `load_model`")
+        raise ModelError(f"{uri} is a hybrid of two versions; load its parts, or use `load_model`")
     folder, base = checked_copy(uri), local_copy(config.base_model)
     tokenizer = load_tokenizer(base)
     device, dtype = device or default_device(), getattr(torch, config.dtype)
@@ -260,16 +267,16 @@ def _load(uri: str, config: Version, *, device: str | None) -> LoadedClassifier[
         return LoadedChat(chat.eval().requires_grad_(False), tokenizer, config.prompting, config)
     if config.engine == "torch":
         model = load_weights(folder, encoder=load_encoder(base), kind=config.kind).to(device, dtype=dtype)
-        model.head.float()  # as in evaluation: a bfloat16 head changes the class of close calls
+        model.head.float()  # as in evaluation, because a bfloat16 head changes the class of close predictions
     else:
         model = load_exported(folder, head=load_head(folder), engine=config.engine, dtype=config.dtype)
     return LoadedClassifier(model.eval().requires_grad_(False), tokenizer, config.classes, config.max_length, config)
 
 
 def checked_copy(uri: str) -> Path:
-    """Return the node's copy of an artifact, with a version's files checked; RegistryError if they were changed.
+    """Return the node's copy of an artifact. Checks the files of a version; raises RegistryError if they were changed.
 
-    A corrupt copy is fetched once more, since S3 may have been restored.
+    A corrupt copy is downloaded again, since the files on S3 may be intact.
     """
     folder = local_copy(uri)
     if (folder / MANIFEST).exists() and not versions.is_intact(folder):

@@ -33,16 +33,16 @@ def merge_adapter(encoder: nn.Module, folder: Path) -> nn.Module:
 
 
 def require_adapter(folder: Path) -> None:
-    """Raise ModelError if an adapter has no safetensors weights: PEFT would load a pickle instead."""
+    """Raise ModelError if an adapter has no safetensors weights, because PEFT would load a pickle instead."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"{folder} holds no {ADAPTER_WEIGHTS}, and weights in no other format are read")
+        raise ModelError(f"{folder} contains no {ADAPTER_WEIGHTS}; weights are read from safetensors files only")
 
 
 def require_whole_adapter(adapted: Any, folder: Path, *, name: str = "default") -> None:
-    """Raise ModelError if the files lack a weight of the adapter, which PEFT would leave at 0."""
+    """Raise ModelError if the files lack a weight of the adapter, because PEFT would leave it at 0."""
     from peft import get_peft_model_state_dict
 
     expected = get_peft_model_state_dict(adapted, adapter_name=name)
     missing = set(expected) - set(load_file(folder / ADAPTER_WEIGHTS))
     if missing:
-        raise ModelError(f"the adapter in {folder} lacks {len(missing)} weights, {sorted(missing)[0]} among them")
+        raise ModelError(f"the adapter in {folder} lacks {len(missing)} weights, for example {sorted(missing)[0]}")

@@ -1,4 +1,4 @@
-"""Read a staged model's configuration, tokenizer and safetensors headers, but not its weights."""
+"""Read a model's configuration, tokenizer and safetensors headers, without its weights."""
 
 import json
 import math
@@ -22,31 +22,31 @@ from tailorbird.models.shape import ModelShape
 from tailorbird.models.transformers_private import has_causal_model
 from tailorbird.storage import s3
 
-SMALL_FILES = (".json", ".jinja", ".txt", ".model")  # suffixes of the files next to the weights
+SMALL_FILES = (".json", ".jinja", ".txt", ".model")  # suffixes of configuration and tokenizer files
 
 
 class MetadataError(ValueError):
-    """A model that transformers cannot instantiate; the message says why."""
+    """transformers cannot instantiate a model from its configuration."""
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """A base model without its weights."""
+    """Properties of a base model, read without its weights."""
 
     uri: str
-    kind: str  # transformers' model type
+    kind: str  # model type in transformers
     is_causal: bool  # true if transformers has a causal language model of this type
     is_encoder_decoder: bool
-    longest: int | None  # as `DataTask.longest_row`
+    longest: int | None  # maximum tokens of a row; see `DataTask.longest_row`
     shape: ModelShape
-    num_stored: int  # number of values in its safetensors files
-    template_error: str | None = None  # (chat only) Why its chat template cannot be used
+    num_stored: int  # number of values in the safetensors files
+    template_error: str | None = None  # (chat only) reason why the chat template cannot be used
 
 
 def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
-    """Read the model in a folder on S3 or disk.
+    """Read the metadata of the model in a folder on S3 or disk.
 
-    Raises StorageError, DataError for a tokenizer that cannot be read, and MetadataError.
+    Raises StorageError, MetadataError, and DataError for a tokenizer that cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         files = _copy_small_files(uri, Path(folder))
@@ -70,26 +70,26 @@ def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
 
 
 def require_length(uri: str, *, max_length: int, task: DataTask) -> None:
-    """Raise DataError if `max_length` exceeds the longest row that the model in a folder on S3 or disk takes."""
+    """Raise DataError if `max_length` exceeds the context of the model in a folder on S3 or disk."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         (Path(folder) / "config.json").write_bytes(storage.read_bytes(f"{uri}/config.json"))
         longest = task.longest_row(_config(Path(folder), uri=uri))
     if longest is not None and max_length > longest:
         raise DataError(
-            f"data.max_length {max_length} is more than the {longest} tokens that a training row of {uri} may have; "
-            f"set it to {longest} or less"
+            f"data.max_length {max_length} is more than the {longest} tokens that {uri} accepts in a training row; set "
+            f"it to {longest} or less"
         )
 
 
 def read_tokenizer(uri: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of the model in a folder on S3 or disk; raises StorageError and DataError."""
+    """Load the tokenizer of the model in a folder on S3 or disk. Raises StorageError and DataError."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         _copy_small_files(uri, Path(folder))
         return load_tokenizer(Path(folder))
 
 
 def _copy_small_files(uri: str, folder: Path) -> list[str]:
-    """Copy a model's configuration and tokenizer files to a local folder; return the URIs of all its files."""
+    """Copy a model's configuration and tokenizer files to a local folder, and return the URIs of all its files."""
     files = [file for file in storage.list_files(uri) if file.rpartition("/")[0] == uri]
     for file in files:
         if file.endswith(SMALL_FILES):
@@ -131,18 +131,18 @@ def _metadata_errors(uri: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MetadataError(
-            f"{uri}: transformers makes no model of its config.json ({reason}); name a model of a kind that it knows, "
-            "without code of its own"
+            f"{uri}: transformers cannot create a model from config.json ({reason}); use a model type that "
+            "transformers supports, without custom code"
         ) from None
 
 
 def _num_values(uri: str) -> int:
-    """Return the number of values in a safetensors file by its header: its length in eight bytes, then JSON."""
+    """Return the number of values in a safetensors file, from its header (eight bytes of length, then JSON)."""
     store, path = s3.filesystem(uri)
     with s3.storage_errors(uri), store.open_input_file(path) as source:
         length = int.from_bytes(source.read(8), "little")
         try:
             header = json.loads(source.read(length))
         except ValueError:
-            raise MetadataError(f"{uri} is no safetensors file; put the model's files there again") from None
+            raise MetadataError(f"{uri} is not a safetensors file; upload the model's files again") from None
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

@@ -11,16 +11,16 @@ from tailorbird.models.classifier import Classifier
 
 ENCODER_FILE = "encoder.onnx"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "embedded"
-PRECISION = {"float32": "f32", "bfloat16": "bf16"}  # openVINO's names for dtypes
-INSTALL = "install it where models run: pip install --editable '.[engines]' in the project's folder"
+PRECISION = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names of dtypes
+INSTALL = "run `pip install --editable '.[engines]'` in the project folder on the machines that run models"
 
 
 class EngineError(ValueError):
-    """An engine that is not installed, or a file that it cannot load; the message says what to do."""
+    """An inference engine is not installed, or cannot export or load a model."""
 
 
 class ExportedClassifier(Classifier):
-    """A classifier whose encoder and pooling run outside torch; its fp32 head runs in torch.
+    """A classifier whose encoder and pooling run in another engine, and whose fp32 head runs in torch.
 
     `run` maps token ids [B, T] and attention mask [B, T], both int64, to embeddings [B, D] in fp32.
     """
@@ -35,25 +35,25 @@ class ExportedClassifier(Classifier):
 
 
 def load_exported(folder: Path, *, head: nn.Linear, engine: str, dtype: str) -> ExportedClassifier:
-    """Load a classifier with `ENCODER_FILE`, run by as many threads as torch uses now.
+    """Load a classifier with `ENCODER_FILE`. It runs with torch's current number of threads.
 
-    `dtype` is the precision of OpenVINO; a quantised graph defines its own. Raises EngineError.
+    `dtype` is the precision of OpenVINO; a quantized graph defines its own. Raises EngineError.
     """
     start = {"openvino": _openvino, "onnxruntime-int8": _onnxruntime}[engine]
     try:
         return ExportedClassifier(start(folder / ENCODER_FILE, dtype=dtype), head=head)
     except ImportError as error:
-        raise EngineError(f"this version runs on {engine}, which is not here ({error}); {INSTALL}") from None
-    except Exception as error:  # each engine raises its own
+        raise EngineError(f"this version needs {engine}, which is not installed ({error}); {INSTALL}") from None
+    except Exception as error:  # each engine raises other exceptions
         first = str(error).strip().split("\n")[0]
-        raise EngineError(f"{engine} does not take {folder / ENCODER_FILE}: {first}; export it again") from None
+        raise EngineError(f"{engine} cannot load {folder / ENCODER_FILE}: {first}; export the version again") from None
 
 
 def _openvino(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     import openvino
 
     settings: dict[str, object] = {
-        "INFERENCE_PRECISION_HINT": PRECISION[dtype],  # the default is bf16 if supported
+        "INFERENCE_PRECISION_HINT": PRECISION[dtype],  # by default OpenVINO uses bf16 if the CPU supports it
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # replicas on one node would pin the same cores
@@ -70,7 +70,7 @@ def _openvino(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray], n
 def _onnxruntime(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     import onnxruntime
 
-    assert dtype == "float32"  # the dtype of dequantised products
+    assert dtype == "float32"  # dtype of the dequantized products
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
@@ -82,8 +82,11 @@ def _onnxruntime(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray]
         return np.asarray(embedding[0])
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """Run row by row: activations are scaled by the largest in a call, so in a batch a row would depend on the
-        others. On AVX2, 32 texts of 16 tokens take 1.5 times as long as in one batch."""
+        """Run one row at a time.
+
+        Activations are scaled by the largest value of a call, so in a batch each row would depend on the others. On
+        AVX2, 32 texts of 16 tokens take 1.5 times as long as in one batch.
+        """
         lengths = attention_mask.sum(1).tolist()
         return np.stack([embed(row[:length]) for row, length in zip(input_ids, lengths, strict=True)])
 

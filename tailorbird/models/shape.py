@@ -1,16 +1,16 @@
-"""Sizes of a model, for memory estimates; imports no torch."""
+"""Sizes of a model for memory estimates. Does not import torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a pretrained model, by its config."""
+    """Sizes of a pretrained model."""
 
     num_parameters: int
     num_linear: int  # parameters in the matrices of linear layers, which autocast copies
     num_linear_ends: int
-    """Input plus output features of all linear layers: an adapter of rank r has r times as many parameters."""
+    """Input plus output features of all linear layers. An adapter of rank r has r times as many parameters."""
     hidden: int
     intermediate: int  # width of a layer's feed-forward network
     num_layers: int

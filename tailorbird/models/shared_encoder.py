@@ -1,4 +1,4 @@
-"""One pretrained encoder shared by all versions that do not change its weights: heads and LoRA adapters."""
+"""A pretrained encoder that several versions share. Each version has its own head, and a LoRA adapter or none."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,21 +16,21 @@ from tailorbird.models.lora import require_adapter, require_whole_adapter
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import local_copy
 
-NO_ADAPTER = "__base__"  # PEFT's name for rows of a batch without an adapter
-MIXED = "mixed"  # the active adapter in a pass with rows of several adapters
+NO_ADAPTER = "__base__"  # PEFT's name for rows without an adapter
+MIXED = "mixed"  # active adapter of a pass whose rows have different adapters
 
 
 def adapter_of(loaded: LoadedClassifier[ModelVersion]) -> str:
-    """Return the name of an added version's adapter in its shared encoder."""
+    """Return the name of a version's adapter in its shared encoder."""
     model = loaded.model
     assert isinstance(model, SharedEncoderClassifier)
     return model.adapter
 
 
 class SharedEncoder:
-    """A pretrained encoder in a dtype, with the adapters of any number of versions.
+    """A pretrained encoder with the adapters of any number of versions.
 
-    Call `add`, `remove` and `embed` on one thread.
+    Call `add`, `remove` and `embed` from one thread only.
     """
 
     def __init__(self, base_model: str, *, dtype: str, device: str | None = None) -> None:
@@ -44,12 +44,12 @@ class SharedEncoder:
         self._num_added = 0
 
     def add(self, version: ModelVersion) -> LoadedClassifier[ModelVersion]:
-        """Load a version, fetched unless it is on this node; raises ModelError as `loading.load_weights`."""
+        """Load a version, and download it if the node has no copy. Raises ModelError as `loading.load_weights`."""
         folder = checked_copy(version.uri)
         head = load_head(folder).to(self.device).eval().requires_grad_(False)  # fp32, as in `loading.load_model`
         name = NO_ADAPTER
         if version.kind == "lora":
-            # a name for each load: a version may be loaded again before it is unloaded.
+            # Each load has a new name, because a version may be loaded again before it is unloaded.
             self._num_added += 1
             name = f"{version.digest}-{self._num_added}"
             self._add_adapter(name, folder / "adapter")
@@ -57,7 +57,7 @@ class SharedEncoder:
         return LoadedClassifier(model, self.tokenizer, version.classes, version.max_length, version)
 
     def _add_adapter(self, name: str, folder: Path) -> None:
-        """Add an adapter completely or not at all: PEFT keeps the layers that it changed before an error."""
+        """Add an adapter. Remove it after an error, because PEFT keeps the layers that it has already changed."""
         from peft import PeftConfig, PeftModel
 
         require_adapter(folder)
@@ -80,7 +80,7 @@ class SharedEncoder:
             self._active = ""
 
     def remove(self, loaded: LoadedClassifier[ModelVersion]) -> None:
-        """Remove a version's adapter; the version cannot predict afterwards."""
+        """Remove a version's adapter. The version cannot predict afterwards."""
         self._remove_adapter(adapter_of(loaded))
 
     def _remove_adapter(self, name: str) -> None:
@@ -93,9 +93,9 @@ class SharedEncoder:
             self._adapted.delete_adapter(name)
 
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, adapters: Sequence[str]) -> torch.Tensor:
-        """Return the mean of the last hidden states, each row with its adapter: [B, T], [B, T] -> [B, D].
+        """Return the mean of the last hidden states, with an adapter for each row: [B, T], [B, T] -> [B, D].
 
-        Raises KeyError for an adapter that is not loaded, which PEFT would ignore.
+        Raises KeyError for an adapter that is not loaded, because PEFT would ignore it.
         """
         names = set(adapters)
         known = {NO_ADAPTER} if self._adapted is None else {NO_ADAPTER, *self._adapted.peft_config}
@@ -107,13 +107,13 @@ class SharedEncoder:
         elif len(names) > 1:
             self._activate(MIXED)
             hidden = self._adapted(**rows, adapter_names=list(adapters)).last_hidden_state
-        else:  # PEFT's path for mixed rows copies the input of each layer
+        else:  # PEFT's code for mixed rows copies the input of each layer, so it is not used here
             self._activate(*names)
             hidden = self._adapted.base_model.model(**rows).last_hidden_state
         return masked_mean(hidden, attention_mask)
 
     def _activate(self, name: str) -> None:
-        """Activate one adapter, or none, if that changes: it walks through all layers."""
+        """Activate an adapter or none, unless it is active already, because PEFT then visits all layers."""
         if self._active == name:
             return
         if name == NO_ADAPTER:
@@ -126,7 +126,7 @@ class SharedEncoder:
 
 
 class SharedEncoderClassifier(Classifier):
-    """A classifier with its own head over a shared encoder and its adapter."""
+    """A classifier with its own head and adapter on a shared encoder."""
 
     def __init__(self, shared: SharedEncoder, *, adapter: str, head: nn.Linear) -> None:
         nn.Module.__init__(self)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 def temperature_softmax(logits: NDArray[Any], *, temperature: float) -> NDArray[Any]:
     """Return softmax(logits / temperature) over the last axis, in the logits' dtype.
 
-    A temperature over 1 makes the model less confident and keeps the order of the classes (Guo et al., 2017, "On
-    Calibration of Modern Neural Networks").
+    A temperature above 1 makes the model less confident and keeps the order of the classes (Guo et al., On Calibration
+    of Modern Neural Networks, 2017).
     """
     weights = np.exp((logits - logits.max(axis=-1, keepdims=True)) / temperature)
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))

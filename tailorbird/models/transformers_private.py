@@ -1,4 +1,4 @@
-"""Every private part of transformers that the project uses, as of `TRANSFORMERS_VERSION`."""
+"""All uses of private parts of transformers, written for `TRANSFORMERS_VERSION`."""
 
 import queue
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 TRANSFORMERS_VERSION = "5.24"  # checked by tests/unit/models/test_transformers_private.py
 
-Bounds = tuple[int, ...]  # where the tokens of each request in a packed pass begin, and where the last one's end
+Bounds = tuple[int, ...]  # start of each request's tokens in a packed pass, and end of the last request's tokens
 
 
 def has_causal_model(model_type: str) -> bool:
@@ -31,9 +31,9 @@ def attention_implementation(config: Any) -> str | None:
 
 
 def request_bounds(options: Mapping[str, Any]) -> tuple[Bounds, Bounds] | None:
-    """Return the bounds of queries and keys in a pass of continuous batching, by an attention's keyword arguments.
+    """Return the bounds of queries and keys in a pass of continuous batching, from the attention's keyword arguments.
 
-    None outside continuous batching, for a layer that uses another layer's keys, and with a position bias.
+    Return None outside continuous batching, for a layer that uses another layer's keys, and with a position bias.
     """
     keys = options.get("cu_seq_lens_k")
     if "write_index" not in options or not isinstance(keys, torch.Tensor) or options.get("position_bias") is not None:
@@ -42,7 +42,7 @@ def request_bounds(options: Mapping[str, Any]) -> tuple[Bounds, Bounds] | None:
 
 
 def request_progress(request: Any) -> tuple[Mapping[str, Any], int]:
-    """Return a request's logits processor arguments, and the position of its next token in its text."""
+    """Return the arguments of a request's logits processor, and the position of its next token."""
     state = request.state
     return state.logit_processor_kwargs, len(state.initial_tokens) + len(state.generated_tokens)
 
@@ -60,12 +60,12 @@ def cache_size(manager: Any) -> int:
 
 
 def discard_unrouted_outputs(manager: Any) -> None:
-    """Discard the outputs of requests without a result handler, which nobody reads."""
+    """Discard the outputs of requests without a result handler."""
     with suppress(queue.Empty):
         while True:
             manager.output_router.output_queue.get_nowait()
 
 
 def remove_result_handler(manager: Any, request_id: str) -> None:
-    """Remove the handler of a cancelled request, if it is still there."""
+    """Remove the result handler of a cancelled request, if it still exists."""
     manager.output_router.result_handlers.pop(request_id, None)

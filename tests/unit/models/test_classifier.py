@@ -1,4 +1,4 @@
-"""The one forward pass: padding changes nothing, rows keep their order, and a head survives its files."""
+"""The forward pass of a classifier: padding has no effect, rows keep their order, and heads are loaded correctly."""
 
 from pathlib import Path
 
@@ -33,13 +33,13 @@ token_lists = st.lists(st.lists(st.integers(1, 49), min_size=1, max_size=12), mi
 
 @settings(max_examples=20)
 @given(rows=token_lists, batch_size=st.integers(1, 5))
-def test_a_row_gets_the_same_answer_alone_and_in_any_batch(rows: list[list[int]], batch_size: int) -> None:
+def test_the_logits_of_a_row_do_not_depend_on_its_batch(rows: list[list[int]], batch_size: int) -> None:
     together = logits_rows(MODEL, rows, pad_id=0, batch_size=batch_size)
     alone = np.concatenate([logits_rows(MODEL, [row], pad_id=0) for row in rows])
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_the_embedding_is_the_mean_over_the_real_tokens_whatever_the_padding_holds() -> None:
+def test_the_embedding_is_the_mean_over_tokens_without_padding() -> None:
     ids, mask = collate([[5, 6, 7], [8]], pad_id=0)
     filled = ids.masked_fill(mask == 0, 33)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_the_embedding_is_the_mean_over_the_real_tokens_whatever_the_padding_hol
     torch.testing.assert_close(embedded[0], hidden[0].mean(0), atol=1e-6, rtol=0)
 
 
-def test_rows_come_back_in_their_order_in_fp32() -> None:
+def test_embeddings_are_in_fp32_and_in_the_order_of_the_rows() -> None:
     rows = [[1, 2], [3], [4, 5, 6, 7], [8, 9], [3]]
     embeddings = embed_rows(MODEL, rows, pad_id=0, batch_size=2)
     assert embeddings.shape == (5, 16)
@@ -63,12 +63,12 @@ def test_no_rows_give_no_logits() -> None:
     assert logits_rows(MODEL, [], pad_id=0).shape == (0, 3)
 
 
-def test_a_head_of_zeros_finds_every_class_equally_likely() -> None:
+def test_a_head_of_zeros_gives_equal_logits() -> None:
     model = Classifier(MODEL.encoder, zero_head(16, 4))
     np.testing.assert_array_equal(logits_rows(model, [[1, 2]], pad_id=0), np.zeros((1, 4)))
 
 
-def test_a_head_that_lies_in_memory_by_column_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+def test_a_head_in_column_major_order_survives_its_file(tmp_path: Path) -> None:
     weight = np.asfortranarray(np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32))
     head = Head(weight, np.array([0.1, 0.2, 0.3], dtype=np.float32))
     save_file({"weight": head.weight, "bias": head.bias}, tmp_path / "head.safetensors")
@@ -79,7 +79,7 @@ def test_a_head_that_lies_in_memory_by_column_comes_back_from_its_file_as_it_was
     np.testing.assert_allclose(logits_rows(model, rows, pad_id=0), features @ weight.T + head.bias, atol=1e-5)
 
 
-def test_a_head_in_fp32_over_an_encoder_in_bf16_answers_as_the_ladder_judged_it() -> None:
+def test_an_fp32_head_on_a_bf16_encoder_gives_the_logits_of_the_baseline() -> None:
     model = Classifier(tiny_encoder().to(torch.bfloat16), torch.nn.Linear(16, 3)).eval()
     rows = [[1, 2, 3], [4], [5, 6]]
     weight, bias = model.head.weight.detach().numpy(), model.head.bias.detach().numpy()

@@ -1,4 +1,4 @@
-"""Attention over each request's own keys against transformers' own, through a mask over all keys."""
+"""Attention over each request's own keys gives the same results as masked attention over all keys."""
 
 from itertools import accumulate
 from types import SimpleNamespace
@@ -15,11 +15,11 @@ HEADS, KEY_HEADS, WIDTH = 6, 2, 8
 MODULE: Any = SimpleNamespace(num_key_value_groups=HEADS // KEY_HEADS)
 
 Requests = list[tuple[int, int]]
-"""Query tokens and keys of each."""
+"""Number of query tokens and number of keys of each request."""
 
 
 def packed_pass(requests: Requests, *, window: int = 1) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-    """Return query, key, value and mask as in continuous batching, and its keyword arguments."""
+    """Return query, key, value and mask of a pass of continuous batching, and its keyword arguments."""
     generator = torch.Generator().manual_seed(0)
     queries, keys = ([0, *accumulate(column)] for column in zip(*requests, strict=True))
     shapes = (HEADS, queries[-1]), (KEY_HEADS, keys[-1]), (KEY_HEADS, keys[-1])
@@ -41,14 +41,14 @@ def packed_pass(requests: Requests, *, window: int = 1) -> tuple[tuple[torch.Ten
     ],
 )
 @pytest.mark.parametrize("window", [1, 4])
-def test_results_equal_those_through_a_mask_over_all_keys(requests: Requests, window: int) -> None:
+def test_results_equal_masked_attention_over_all_keys(requests: Requests, window: int) -> None:
     states, options = packed_pass(requests, window=window)
     own, _ = _attention(MODULE, *states, scaling=0.3, **options)
     together, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3)
     torch.testing.assert_close(own, together, rtol=1e-5, atol=1e-5)
 
 
-def test_no_request_depends_on_the_others_in_its_pass() -> None:
+def test_a_request_does_not_depend_on_the_other_requests() -> None:
     states, options = packed_pass([(1, 9), (1, 7), (3, 8)])
     before, _ = _attention(MODULE, *states, scaling=0.3, **options)
     query, key, value, mask = states
@@ -58,27 +58,27 @@ def test_no_request_depends_on_the_others_in_its_pass() -> None:
     assert torch.equal(before[:, 1], after[:, 1])
 
 
-def test_outside_continuous_batching_it_is_transformers_own() -> None:
+def test_outside_continuous_batching_the_attention_is_unchanged() -> None:
     states, _ = packed_pass([(1, 7), (3, 9)])
     own, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3)
     assert torch.equal(_attention(MODULE, *states, scaling=0.3)[0], own)
 
 
-def test_a_layer_that_takes_another_s_keys_attends_through_the_mask() -> None:
+def test_a_layer_with_keys_of_another_layer_uses_masked_attention() -> None:
     states, options = packed_pass([(1, 7), (3, 9)])
     own, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3)
     shared = options | {"cu_seq_lens_k": {"full_attention": options["cu_seq_lens_k"]}}
     assert torch.equal(_attention(MODULE, *states, scaling=0.3, **shared)[0], own)
 
 
-def test_a_position_bias_is_left_to_transformers() -> None:
+def test_a_position_bias_uses_masked_attention() -> None:
     states, options = packed_pass([(1, 7), (3, 9)])
     bias = torch.randn(1, HEADS, 4, 16)
     own, _ = sdpa_attention_forward(MODULE, *states, scaling=0.3, position_bias=bias)
     assert torch.equal(_attention(MODULE, *states, scaling=0.3, position_bias=bias, **options)[0], own)
 
 
-def test_a_short_request_is_not_padded_to_a_long_one() -> None:
+def test_short_and_long_requests_are_in_separate_groups() -> None:
     queries, keys = (0, *accumulate([1] * 4)), (0, *accumulate([3, 90, 4, 31]))
     lengths = [(indices.shape, int((~padding).sum())) for _, indices, padding in _groups(queries, keys)]
     assert lengths == [((2, 4), 7), ((1, 31), 31), ((1, 90), 90)]

@@ -1,4 +1,4 @@
-"""Answers and likelihoods by continuous batching and packed rows are those of plain passes."""
+"""Answers of continuous batching and likelihoods of packed rows equal those of single forward passes."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,7 @@ from tailorbird.models.generation import answer_prompts, log_likelihoods
 from tests.small_chat import language_model, tokenizer
 
 TOKENIZER, LM = tokenizer(), language_model()
-
-
 MODEL = ChatModel(LM).eval()
-
-
 QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
 
 
@@ -22,7 +18,7 @@ def rows() -> list[Tokens]:
     return [conversation_tokens((("user", text),), text[::-1], tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
 
 
-def test_the_likelihood_of_an_answer_is_that_of_a_plain_pass() -> None:
+def test_likelihoods_equal_those_of_single_forward_passes() -> None:
     likelihoods = log_likelihoods(MODEL, rows(), pad_id=0)
     for row, value in zip(rows(), likelihoods, strict=True):
         with torch.no_grad():
@@ -33,7 +29,7 @@ def test_the_likelihood_of_an_answer_is_that_of_a_plain_pass() -> None:
         assert value == pytest.approx(np.mean(expected), abs=1e-5)
 
 
-def test_answers_of_many_prompts_at_once_are_those_of_each_alone() -> None:
+def test_answers_in_a_batch_equal_the_answers_of_single_prompts() -> None:
     prompts = [prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None) for text in QUESTIONS]
     for prompt, answer in zip(
         prompts, answer_prompts(LM, prompts, max_new_tokens=12, end_id=TOKENIZER.eos_token_id), strict=True

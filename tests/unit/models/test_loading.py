@@ -1,4 +1,4 @@
-"""A version's own files over the pretrained encoder give back the model that was trained."""
+"""Loading of a version gives the trained model, and rejects pickles, foreign code and weights that do not fit."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def train_a_little(model: Classifier) -> None:
-    """Moves every trainable parameter."""
+    """Change every trainable parameter."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -42,7 +42,7 @@ def train_a_little(model: Classifier) -> None:
     model.eval()
 
 
-def test_full_weights_come_back_whole(base: Path, tmp_path: Path) -> None:
+def test_loaded_full_weights_give_the_logits_of_the_trained_model(base: Path, tmp_path: Path) -> None:
     model = Classifier(load_encoder(base), torch.nn.Linear(16, 3))
     train_a_little(model)
     folder = tmp_path / "full"
@@ -53,7 +53,7 @@ def test_full_weights_come_back_whole(base: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits_rows(loaded, ROWS, pad_id=0), logits_rows(model, ROWS, pad_id=0), atol=1e-6)
 
 
-def test_an_adapter_comes_back_merged_into_the_encoder(base: Path, tmp_path: Path) -> None:
+def test_a_loaded_adapter_is_merged_into_the_encoder(base: Path, tmp_path: Path) -> None:
     plain = load_encoder(base)
     adapted = add_adapter(copy.deepcopy(plain), r=4, alpha=8, dropout=0.5)
     model = Classifier(adapted, torch.nn.Linear(16, 3))
@@ -68,8 +68,8 @@ def test_an_adapter_comes_back_merged_into_the_encoder(base: Path, tmp_path: Pat
     np.testing.assert_allclose(logits_rows(loaded, ROWS, pad_id=0), logits_rows(model, ROWS, pad_id=0), atol=1e-5)
 
 
-def an_adapter(base: Path, folder: Path) -> Path:
-    """A version's folder with a head and an adapter of the model at `base`."""
+def save_version(base: Path, folder: Path) -> Path:
+    """Write a version with a head and an adapter for the model at `base`, and return the file of adapter weights."""
     folder.mkdir()
     save_file(torch.nn.Linear(16, 3).state_dict(), folder / "head.safetensors")
     adapted = add_adapter(load_encoder(base), r=4, alpha=8, dropout=0.0)
@@ -78,56 +78,56 @@ def an_adapter(base: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("num_weights", [0, 5])
-def test_peft_2892_an_adapter_that_lacks_weights_is_refused(base: Path, tmp_path: Path, num_weights: int) -> None:
-    file = an_adapter(base, tmp_path / "lora")
+def test_peft_2892_an_adapter_with_missing_weights_is_rejected(base: Path, tmp_path: Path, num_weights: int) -> None:
+    file = save_version(base, tmp_path / "lora")
     save_file(dict(sorted(load_file(file).items())[:num_weights]), file)
     with pytest.raises(ModelError, match=rf"lacks {2 * 12 - num_weights} weights, .*lora_"):
         load_weights(tmp_path / "lora", encoder=load_encoder(base), kind="lora")
 
 
-def test_an_adapter_of_another_base_model_is_refused(base: Path, tmp_path: Path) -> None:
-    an_adapter(base, tmp_path / "lora")
+def test_an_adapter_of_another_base_model_is_rejected(base: Path, tmp_path: Path) -> None:
+    save_version(base, tmp_path / "lora")
     config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     with pytest.raises(ModelError, match=r"do not fit their base model: .*size mismatch"):
         load_weights(tmp_path / "lora", encoder=without_pooler(BertModel(config)), kind="lora")
 
 
-def test_weights_cut_short_are_refused(base: Path, tmp_path: Path) -> None:
-    file = an_adapter(base, tmp_path / "lora")
+def test_truncated_weights_are_rejected(base: Path, tmp_path: Path) -> None:
+    file = save_version(base, tmp_path / "lora")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match="do not fit their base model"):
         load_weights(tmp_path / "lora", encoder=load_encoder(base), kind="lora")
 
 
-def test_an_adapter_leaves_the_encoder_frozen(base: Path) -> None:
+def test_with_an_adapter_the_encoder_is_frozen(base: Path) -> None:
     adapted = add_adapter(load_encoder(base), r=4, alpha=8, dropout=0.0)
     trainable = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert trainable
     assert all("lora_" in name for name in trainable)
 
 
-def test_the_encoder_is_loaded_without_its_pooler_in_the_dtype_asked_for(base: Path) -> None:
+def test_the_encoder_is_loaded_without_its_pooler_in_the_requested_dtype(base: Path) -> None:
     encoder = load_encoder(base, dtype=torch.bfloat16)
     assert encoder.pooler is None
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.bfloat16}
     assert without_pooler(torch.nn.Linear(1, 1)) is not None
 
 
-def test_attention_dropout_is_the_models_own_or_what_training_asks_for(base: Path) -> None:
-    def shares(encoder: torch.nn.Module) -> set[float]:
+def test_attention_dropout_overrides_the_value_of_the_model(base: Path) -> None:
+    def rates(encoder: torch.nn.Module) -> set[float]:
         return {module.p for name, module in encoder.named_modules() if name.endswith("attention.self.dropout")}
 
-    assert shares(load_encoder(base)) == {0.1}
-    assert shares(load_encoder(base, attention_dropout=0.0)) == {0.0}
+    assert rates(load_encoder(base)) == {0.1}
+    assert rates(load_encoder(base, attention_dropout=0.0)) == {0.0}
 
 
-def test_attention_dropout_of_a_model_without_any_is_refused(base: Path) -> None:
+def test_attention_dropout_is_rejected_for_a_model_without_it(base: Path) -> None:
     (base / "config.json").write_text('{"model_type": "fnet"}')
-    with pytest.raises(ModelError, match=r"a fnet model has no attention dropout to set; leave training"):
+    with pytest.raises(ModelError, match=r"of type fnet has no attention dropout; remove training\.attention_dropout"):
         load_encoder(base, attention_dropout=0.0)
 
 
-def test_a_folder_without_safetensors_is_refused_and_a_pickle_is_not_read(base: Path) -> None:
+def test_a_folder_with_pickles_only_is_rejected(base: Path) -> None:
     state = BertModel.from_pretrained(base).state_dict()
     (base / "model.safetensors").unlink()
     torch.save(state, base / "pytorch_model.bin")
@@ -136,7 +136,7 @@ def test_a_folder_without_safetensors_is_refused_and_a_pickle_is_not_read(base: 
 
 
 class Payload:
-    """Unpickled, it makes a folder."""
+    """An object whose unpickling creates the folder `marker`."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -146,9 +146,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "pytorch_model-00001-of-00001.bin"])
-def test_a_base_model_of_pickles_is_refused_and_beside_safetensors_not_looked_at(
-    base: Path, tmp_path: Path, file: str
-) -> None:
+def test_pickles_of_a_base_model_are_never_read(base: Path, tmp_path: Path, file: str) -> None:
     torch.save({"weight": Payload(tmp_path / "it-ran")}, base / file)
     load_encoder(base)
     (base / "model.safetensors").unlink()
@@ -156,24 +154,24 @@ def test_a_base_model_of_pickles_is_refused_and_beside_safetensors_not_looked_at
         load_encoder(base)
     index = {"metadata": {}, "weight_map": {"embeddings.word_embeddings.weight": file}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match=f"names '{file}', which is no safetensors file beside it"):
+    with pytest.raises(ModelError, match=f"refers to '{file}'; only safetensors files in the same folder are read"):
         load_encoder(base)
     assert not (tmp_path / "it-ran").exists()
 
 
 @pytest.mark.parametrize("file", ["adapter/adapter_model.bin", "head.bin"])
-def test_a_version_of_pickles_is_refused_by_name(base: Path, tmp_path: Path, file: str) -> None:
-    an_adapter(base, tmp_path / "lora")
+def test_a_version_with_pickles_is_rejected(base: Path, tmp_path: Path, file: str) -> None:
+    save_version(base, tmp_path / "lora")
     pickled = tmp_path / "lora" / file
     pickled.with_suffix(".safetensors").unlink()
     torch.save({"weight": Payload(tmp_path / "it-ran")}, pickled)
-    with pytest.raises(ModelError, match=f"{pickled.stem}.safetensors.* in no other format"):
+    with pytest.raises(ModelError, match=f"{pickled.stem}.safetensors.* from safetensors files only"):
         load_weights(tmp_path / "lora", encoder=load_encoder(base), kind="lora")
     assert not (tmp_path / "it-ran").exists()
 
 
 @pytest.mark.parametrize("file", ["encoder.safetensors", "head.safetensors"])
-def test_a_pickle_that_calls_itself_safetensors_is_refused(base: Path, tmp_path: Path, file: str) -> None:
+def test_a_pickle_with_a_safetensors_name_is_rejected(base: Path, tmp_path: Path, file: str) -> None:
     folder = tmp_path / "full"
     folder.mkdir()
     save_file(load_encoder(base).state_dict(), folder / "encoder.safetensors")
@@ -184,15 +182,15 @@ def test_a_pickle_that_calls_itself_safetensors_is_refused(base: Path, tmp_path:
     assert not (tmp_path / "it-ran").exists()
 
 
-@pytest.mark.parametrize("model_type", ["bert", "unheard-of"])
-def test_code_that_a_base_model_brings_is_not_run(base: Path, tmp_path: Path, model_type: str) -> None:
+@pytest.mark.parametrize("model_type", ["bert", "unknown"])
+def test_code_of_a_base_model_is_not_run(base: Path, tmp_path: Path, model_type: str) -> None:
     code = f"import os\nos.mkdir({str(tmp_path / 'it-ran')!r})\nclass Theirs: ...\n"
     (base / "theirs.py").write_text(code)
     config = json.loads((base / "config.json").read_bytes())
     config |= {"model_type": model_type, "auto_map": {"AutoConfig": "theirs.Theirs", "AutoModel": "theirs.Theirs"}}
     (base / "config.json").write_text(json.dumps(config))
     if model_type == "bert":
-        assert type(load_encoder(base)) is BertModel  # transformers' own class
+        assert type(load_encoder(base)) is BertModel  # the class of transformers
     else:
         with pytest.raises(ModelError, match=r"base model .* cannot be loaded"):
             load_encoder(base)
@@ -206,8 +204,8 @@ def test_code_that_a_base_model_brings_is_not_run(base: Path, tmp_path: Path, mo
         {"text_config": {"_attn_implementation": {"": "owner/kernel:function"}}},
     ],
 )
-def test_a_base_model_that_asks_for_code_of_the_hub_is_refused(base: Path, fields: dict[str, Any]) -> None:
+def test_a_config_that_refers_to_code_on_the_hub_is_rejected(base: Path, fields: dict[str, Any]) -> None:
     config = json.loads((base / "config.json").read_bytes())
     (base / "config.json").write_text(json.dumps(config | fields))
-    with pytest.raises(ModelError, match=r"config.json asks for code from elsewhere, 'owner/kernel"):
+    with pytest.raises(ModelError, match=r"config.json refers to external code, 'owner/kernel"):
         load_encoder(base)

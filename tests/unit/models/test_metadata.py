@@ -1,3 +1,5 @@
+"""Metadata of a base model, read without its weights."""
+
 import json
 from pathlib import Path
 
@@ -20,17 +22,17 @@ def encoder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_encoder_s_sizes_are_those_of_the_model_that_would_be_trained(encoder: Path) -> None:
+def test_the_sizes_of_an_encoder_equal_those_of_the_loaded_model(encoder: Path) -> None:
     metadata = read_metadata(encoder.as_uri(), task=CLASSIFICATION)
     loaded = load_encoder(encoder)
     assert metadata.shape.num_parameters == sum(parameter.numel() for parameter in loaded.parameters())
     assert (metadata.kind, metadata.is_encoder_decoder, metadata.longest) == ("bert", False, 512)
-    assert metadata.num_stored >= metadata.shape.num_parameters  # the pooler is stored too
+    assert metadata.num_stored >= metadata.shape.num_parameters  # the file also contains the pooler
     assert (metadata.shape.hidden, metadata.shape.intermediate, metadata.shape.gated) == (16, 32, False)
     assert metadata.shape.attention_dropout == 0.1
 
 
-def test_an_adapter_has_as_many_parameters_as_the_shape_tells(encoder: Path) -> None:
+def test_the_shape_gives_the_number_of_parameters_of_an_adapter(encoder: Path) -> None:
     shape = read_metadata(encoder.as_uri(), task=CLASSIFICATION).shape
     adapted = add_adapter(load_encoder(encoder), r=4, alpha=8, dropout=0.0)
     assert 4 * shape.num_linear_ends == sum(
@@ -38,7 +40,7 @@ def test_an_adapter_has_as_many_parameters_as_the_shape_tells(encoder: Path) -> 
     )
 
 
-def test_a_chat_model_s_adapter_leaves_its_output_out() -> None:
+def test_the_adapter_of_a_chat_model_excludes_the_output_layer() -> None:
     model = small_chat.language_model()
     shape = shape_of(model)
     assert shape.gated
@@ -48,7 +50,7 @@ def test_a_chat_model_s_adapter_leaves_its_output_out() -> None:
     )
 
 
-def test_a_chat_model_s_template_is_tried(tmp_path: Path) -> None:
+def test_an_unusable_chat_template_is_reported(tmp_path: Path) -> None:
     small_chat.save(tmp_path)
     metadata = read_metadata(tmp_path.as_uri(), task=ChatData())
     assert (metadata.is_causal, metadata.template_error, metadata.longest) == (True, None, 256)
@@ -60,19 +62,19 @@ def test_a_chat_model_s_template_is_tried(tmp_path: Path) -> None:
     assert "chat template" in error
 
 
-def test_rows_longer_than_the_model_s_positions_are_refused(encoder: Path) -> None:
+def test_a_max_length_above_the_context_is_rejected(encoder: Path) -> None:
     require_length(encoder.as_uri(), max_length=512, task=CLASSIFICATION)
     with pytest.raises(DataError, match=r"max_length 513 is more than the 512 tokens.* set it to 512 or less"):
         require_length(encoder.as_uri(), max_length=513, task=CLASSIFICATION)
 
 
-def test_a_configuration_that_names_no_known_model_is_refused(encoder: Path) -> None:
+def test_an_unknown_model_type_is_rejected(encoder: Path) -> None:
     (encoder / "config.json").write_text(json.dumps({"model_type": "made-up", "auto_map": {"AutoModel": "x.Y"}}))
-    with pytest.raises(MetadataError, match=r"transformers makes no model of its config\.json"):
+    with pytest.raises(MetadataError, match=r"transformers cannot create a model from config\.json"):
         read_metadata(encoder.as_uri(), task=CLASSIFICATION)
 
 
-def test_a_file_that_is_no_safetensors_is_refused(encoder: Path) -> None:
+def test_an_invalid_safetensors_file_is_rejected(encoder: Path) -> None:
     (encoder / "model.safetensors").write_bytes(b"\x05\x00\x00\x00\x00\x00\x00\x00abcde")
-    with pytest.raises(MetadataError, match=r"model\.safetensors is no safetensors file"):
+    with pytest.raises(MetadataError, match=r"model\.safetensors is not a safetensors file"):
         read_metadata(encoder.as_uri(), task=CLASSIFICATION)

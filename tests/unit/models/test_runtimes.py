@@ -1,4 +1,4 @@
-"""A version exported for another engine answers as torch does: of any batch, and of texts with padding."""
+"""A version exported for another engine predicts as with torch, for any batch size and with padding."""
 
 import json
 import sys
@@ -33,9 +33,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
-    """A registered full fine-tune."""
-    folder, task_uri = tmp_path_factory.mktemp("judged"), tmp_path_factory.mktemp("registry") / "toy"
+def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
+    """A registered version with full fine-tuned weights."""
+    folder, task_uri = tmp_path_factory.mktemp("evaluated"), tmp_path_factory.mktemp("registry") / "toy"
     encoder = load_encoder(base)
     with torch.no_grad():
         for parameter in encoder.parameters():
@@ -63,9 +63,9 @@ def load(uri: str) -> LoadedClassifier[VersionConfig]:
     return loaded
 
 
-def exported(judged: ModelVersion, target: str, folder: Path) -> LoadedClassifier[VersionConfig]:
+def exported(evaluated: ModelVersion, target: str, folder: Path) -> LoadedClassifier[VersionConfig]:
     uri = (folder / target).as_uri()
-    export_version(judged.uri, target=target, code="s3://models/toy/code/later.zip", to=uri)
+    export_version(evaluated.uri, target=target, code="s3://models/toy/code/later.zip", to=uri)
     return load(uri)
 
 
@@ -73,8 +73,8 @@ def logits_of(loaded: LoadedClassifier[VersionConfig], rows: list[list[int]]) ->
     return logits_rows(loaded.model, rows, pad_id=0, batch_size=4)
 
 
-def test_openvino_gives_the_logits_and_embeddings_of_torch(judged: ModelVersion, tmp_path: Path) -> None:
-    torch_s, openvino_s = load(judged.uri), exported(judged, "openvino", tmp_path)
+def test_openvino_gives_the_logits_and_embeddings_of_torch(evaluated: ModelVersion, tmp_path: Path) -> None:
+    torch_s, openvino_s = load(evaluated.uri), exported(evaluated, "openvino", tmp_path)
     if openvino_s.version.dtype == "bfloat16":
         pytest.skip("this machine computes in bfloat16, and so does the export")
     np.testing.assert_allclose(logits_of(openvino_s, ROWS), logits_of(torch_s, ROWS), atol=1e-4)
@@ -82,8 +82,8 @@ def test_openvino_gives_the_logits_and_embeddings_of_torch(judged: ModelVersion,
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_int8_gives_nearly_the_logits_of_torch_and_a_smaller_file(judged: ModelVersion, tmp_path: Path) -> None:
-    torch_s, int8 = load(judged.uri), exported(judged, "onnxruntime-int8", tmp_path)
+def test_int8_approximates_the_logits_of_torch_with_a_smaller_file(evaluated: ModelVersion, tmp_path: Path) -> None:
+    torch_s, int8 = load(evaluated.uri), exported(evaluated, "onnxruntime-int8", tmp_path)
     ours, theirs = logits_of(int8, ROWS), logits_of(torch_s, ROWS)
     assert 0 < np.abs(ours - theirs).max() < 0.1 * np.abs(theirs).max()
     write_graph(torch_s.model, tmp_path / "whole.onnx", max_length=32)
@@ -91,53 +91,51 @@ def test_int8_gives_nearly_the_logits_of_torch_and_a_smaller_file(judged: ModelV
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime-int8"])
-def test_an_exported_version_is_registered_with_what_it_was_made_of(
-    judged: ModelVersion, tmp_path: Path, target: str
-) -> None:
-    exported(judged, target, tmp_path)
+def test_an_exported_version_records_its_original_version(evaluated: ModelVersion, tmp_path: Path, target: str) -> None:
+    exported(evaluated, target, tmp_path)
     version = register((tmp_path / "toy").as_uri(), tmp_path / target)
     assert version.version.startswith(f"full-{target}-")
     assert version.exported_from is not None
-    assert (version.engine, version.exported_from.digest) == (target, judged.digest)
-    assert (version.classes, version.temperature, version.max_length) == (judged.classes, 1.5, 32)
+    assert (version.engine, version.exported_from.digest) == (target, evaluated.digest)
+    assert (version.classes, version.temperature, version.max_length) == (evaluated.classes, 1.5, 32)
     assert version.code == "s3://models/toy/code/later.zip"
     assert not shares_base(version)
     assert sorted(json.loads((tmp_path / target / "config.json").read_text())) == sorted(VersionConfig.model_fields)
 
 
-def test_bfloat16_is_not_exported_where_the_machine_does_not_compute_in_it(
-    judged: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_export_to_bfloat16_needs_a_cpu_with_bfloat16(
+    evaluated: ModelVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    with pytest.raises(EngineError, match="does not compute in bfloat16"):
-        exported(judged, "torch-bfloat16", tmp_path)
+    with pytest.raises(EngineError, match="does not support bfloat16"):
+        exported(evaluated, "torch-bfloat16", tmp_path)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    loaded = exported(judged, "torch-bfloat16", tmp_path)
+    loaded = exported(evaluated, "torch-bfloat16", tmp_path)
     assert (loaded.version.engine, loaded.version.dtype) == ("torch", "bfloat16")
     assert next(loaded.model.encoder.parameters()).dtype == torch.bfloat16
     uri = register((tmp_path / "toy").as_uri(), tmp_path / "torch-bfloat16").uri
     assert read_version(uri).version.startswith("full-torch-bfloat16-")
-    with pytest.raises(EngineError, match="was exported itself; export "):
+    with pytest.raises(EngineError, match=r"is already an export; export .* instead"):
         export_version(uri, target="torch-bfloat16", code="", to=(tmp_path / "again").as_uri())
 
 
 @pytest.mark.parametrize(("engine", "package"), [("openvino", "openvino"), ("onnxruntime-int8", "onnxruntime")])
-def test_a_missing_engine_and_a_damaged_file_are_told(
+def test_a_missing_engine_and_a_corrupt_file_raise_engine_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, package: str
 ) -> None:
     (tmp_path / ENCODER_FILE).write_bytes(b"no graph")
     head = torch.nn.Linear(2, 2)
-    with pytest.raises(EngineError, match=r"does not take .*export it again"):
+    with pytest.raises(EngineError, match=r"cannot load .*export the version again"):
         load_exported(tmp_path, head=head, engine=engine, dtype="float32")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(EngineError, match=r"pip install --editable '\.\[engines\]'"):
         load_exported(tmp_path, head=head, engine=engine, dtype="float32")
 
 
-def test_without_the_packages_of_the_export_it_says_what_to_install(
+def test_the_error_for_a_missing_export_package_says_what_to_install(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Classifier(load_encoder(base), torch.nn.Linear(32, 3)).eval()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(EngineError, match=r"not exported without onnxscript .* pip install"):
+    with pytest.raises(EngineError, match=r"export needs the package onnxscript.* pip install"):
         write_graph(model, tmp_path / "graph.onnx", max_length=32)

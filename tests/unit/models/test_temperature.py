@@ -1,4 +1,4 @@
-"""The softmax after temperature."""
+"""Softmax with a temperature."""
 
 import numpy as np
 from hypothesis import given
@@ -10,7 +10,9 @@ logits = st.lists(st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3)
 
 
 @given(logits, st.floats(0.05, 20))
-def test_temperature_keeps_the_order_and_leaves_probabilities(rows: list[list[float]], temperature: float) -> None:
+def test_a_temperature_keeps_the_best_class_and_gives_probabilities(
+    rows: list[list[float]], temperature: float
+) -> None:
     logit_array = np.array(rows, np.float32)
     probabilities = temperature_softmax(logit_array, temperature=temperature)
     assert probabilities.dtype == np.float32
@@ -20,7 +22,7 @@ def test_temperature_keeps_the_order_and_leaves_probabilities(rows: list[list[fl
 
 
 @given(logits)
-def test_a_hotter_model_is_less_sure(rows: list[list[float]]) -> None:
+def test_a_higher_temperature_lowers_confidence(rows: list[list[float]]) -> None:
     array = np.array(rows, np.float64)
     assert (
         temperature_softmax(array, temperature=2.0).max(-1)
@@ -28,17 +30,17 @@ def test_a_hotter_model_is_less_sure(rows: list[list[float]]) -> None:
     ).all()
 
 
-def test_temperature_one_is_the_softmax_and_two_that_of_half_the_logits() -> None:
+def test_logits_are_divided_by_the_temperature() -> None:
     rows = np.array([[2.0, 0.0], [0.0, 0.0]])
     np.testing.assert_allclose(temperature_softmax(rows, temperature=1.0)[:, 0], [1 / (1 + np.exp(-2)), 0.5])
     np.testing.assert_allclose(temperature_softmax(rows, temperature=2.0)[:, 0], [1 / (1 + np.exp(-1)), 0.5])
 
 
-def test_probabilities_sum_to_one_even_for_large_logits() -> None:
+def test_probabilities_of_large_logits_sum_to_one() -> None:
     shares = temperature_softmax(np.array([[1000.0, 999.0, -1000.0], [0.0, 0.0, 0.0]]), temperature=1.0)
     np.testing.assert_allclose(shares.sum(1), 1)
     np.testing.assert_allclose(shares[0, 0], 1 / (1 + np.exp(-1)))
 
 
-def test_a_tiny_temperature_and_large_logits_give_numbers() -> None:
+def test_a_tiny_temperature_with_large_logits_gives_finite_probabilities() -> None:
     assert temperature_softmax(np.array([1000.0, 999.0, -1000.0]), temperature=1e-3).tolist() == [1.0, 0.0, 0.0]

@@ -1,4 +1,4 @@
-"""The private parts of transformers that the project uses are where 5.24 has them; a failure names what moved."""
+"""Contract with transformers: each private part that the project uses still exists."""
 
 import importlib
 import inspect
@@ -19,13 +19,14 @@ from tests import small_chat
 BATCHING = "transformers.generation.continuous_batching"
 
 
-def moved(path: str) -> str:
-    return f"transformers {transformers.__version__} has no {path}; {transformers_private.TRANSFORMERS_VERSION} has it"
+def missing(path: str) -> str:
+    expected = transformers_private.TRANSFORMERS_VERSION
+    return f"transformers {transformers.__version__} has no {path}; transformers_private.py was written for {expected}"
 
 
-def test_the_installed_transformers_is_the_version_that_the_private_parts_were_checked_with() -> None:
+def test_the_installed_version_of_transformers_is_the_expected_one() -> None:
     expected = f"{transformers_private.TRANSFORMERS_VERSION}."
-    assert transformers.__version__.startswith(expected), "check tailorbird/models/transformers_private.py with it"
+    assert transformers.__version__.startswith(expected), "check tailorbird/models/transformers_private.py"
 
 
 @pytest.mark.parametrize(
@@ -39,20 +40,20 @@ def test_the_installed_transformers_is_the_version_that_the_private_parts_were_c
         "transformers.models.auto.modeling_auto:MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     ],
 )
-def test_a_private_part_is_where_it_was(path: str) -> None:
+def test_a_private_part_exists(path: str) -> None:
     module, _, attributes = path.partition(":")
     value: Any = importlib.import_module(module)
     for name in attributes.split("."):
         value = getattr(value, name, None) if name != "supported_kwargs" else inspect.get_annotations(value).get(name)
-        assert value is not None, moved(path)
+        assert value is not None, missing(path)
 
 
-def test_causal_model_types_are_known() -> None:
+def test_causal_model_types_are_recognized() -> None:
     assert transformers_private.has_causal_model("llama")
     assert not transformers_private.has_causal_model("made-up")
 
 
-def test_a_model_names_its_attention_implementation() -> None:
+def test_a_model_has_the_name_of_its_attention_implementation() -> None:
     assert transformers_private.attention_implementation(small_chat.language_model().config) == "sdpa"
 
 
@@ -71,8 +72,8 @@ def test_a_manager_has_processor_cache_and_router() -> None:
         value = manager
         for name in path.split("."):
             value = getattr(value, name, None)
-            assert value is not None, moved(f"ContinuousBatchingManager.{path}")
-    assert hasattr(manager.logit_processor, "tensors_required"), moved(
+            assert value is not None, missing(f"ContinuousBatchingManager.{path}")
+    assert hasattr(manager.logit_processor, "tensors_required"), missing(
         "ContinuousBatchingLogitsProcessorList.tensors_required"
     )
     transformers_private.set_logits_processor(manager, Sampler())
@@ -95,6 +96,6 @@ def test_attention_gets_the_bounds_of_the_requests_in_a_pass(monkeypatch: pytest
 
     monkeypatch.setattr(continuous_batching_attention, "request_bounds", recorded)
     answer_prompts(small_chat.language_model(), [[5, 6, 7], [8, 9]], max_new_tokens=3, end_id=1)
-    assert bounds[0] in (((0, 2, 5),) * 2, ((0, 3, 5),) * 2), moved(
+    assert bounds[0] in (((0, 2, 5),) * 2, ((0, 3, 5),) * 2), missing(
         "cu_seq_lens_q, cu_seq_lens_k and write_index in an attention's options"
     )
