@@ -15,8 +15,8 @@ class DataConfig(ConfigSection):
     """URI of the validation rows, on which configurations are compared. Requires `test`. By default, they are split off
     `train`."""
     test: str | None = None
-    """URI of the test rows, on which the final test is made. By default, `train` is split into 72 % training, 11 %
-    validation and 17 % test rows."""
+    """URI of the test rows. The final test evaluates the candidate and the incumbent on them. By default, `train` is
+    split into 72 % training, 11 % validation and 17 % test rows."""
     validation_share: float = Field(default=0.13, gt=0, lt=1)
     """Share of the rows of `train` that become validation rows if `test` is set and `validation` is not."""
     text: str = "text"
@@ -43,8 +43,8 @@ class DataConfig(ConfigSection):
     """Columns that group the rows, such as language or sex. Results are reported by group, and the gate `groups` checks
     each group."""
     max_length: int = Field(default=64, ge=4, le=8192)
-    """Maximum number of tokens of a text or, for chat tasks, of a training conversation with its answer. Longer ones
-    are truncated. Training takes longer with a higher value. `tailorbird init` proposes a value that fits the data."""
+    """Maximum number of tokens of a text or, for chat tasks, of a training conversation with its answer. Longer inputs
+    are truncated. Higher values make training slower. `tailorbird init` proposes a value that fits the data."""
     stream_above_rows: int = Field(default=500_000, ge=1)
     """Maximum number of training rows in memory. If there are more, Ray Data tokenizes all of them once, workers stream
     them from S3, and baselines and data checks use a random sample of this size. `validation` and `test` must then be

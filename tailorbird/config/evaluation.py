@@ -18,7 +18,8 @@ class SubgroupGateConfig(ConfigSection):
     max_loss: float = Field(default=0.03, gt=0, lt=1)
     """Maximum loss of the metric in a group, as a share (0.03 is three points)."""
     min_rows: int = Field(default=100, ge=1)
-    """Number of rows from which the measured loss of a group fails the gate without being statistically significant."""
+    """Number of rows of a group from which a measured loss of `max_loss` or more fails the gate even if it is not
+    statistically significant."""
 
 
 class CounterfactualGateConfig(ConfigSection):
@@ -29,8 +30,8 @@ class CounterfactualGateConfig(ConfigSection):
 
 class RobustnessGateConfig(ConfigSection):
     max_extra_drop: float = Field(default=0.02, ge=0, lt=1)
-    """Maximum amount of the metric that the candidate loses to typing errors, case and white space in excess of the
-    incumbent."""
+    """Maximum amount by which the candidate's loss of the metric through typing errors, case and white space exceeds
+    the incumbent's."""
 
 
 class GatesConfig(ConfigSection):
@@ -89,13 +90,13 @@ class EvaluationConfig(ConfigSection):
     """Require every gate to pass: a gate that cannot be assessed prevents a change of model, and the report states the
     number of rows that it needs."""
     gates: GatesConfig = GatesConfig()
-    """Conditions besides the gain."""
+    """Conditions that the candidate must meet besides the gain."""
     cost: CostConfig | None = None
-    """Prices for the cost gate, by which the gain must pay for training and serving. By default, costs are not
-    considered."""
+    """Prices for the cost gate, which requires that the gain pays for training and serving. By default, there is no
+    cost gate."""
     hybrid: HybridConfig | None = None
-    """Routing rule with which the incumbent and the candidate are served together if only the groups or the cost gate
-    speaks against the candidate. By default, no hybrid is considered."""
+    """Routing rule for serving the incumbent and the candidate together if only the gates `groups` or `cost` prevent
+    `FINE_TUNE`. By default, no hybrid is considered."""
     centroid_shots: int = Field(default=10, ge=1)
     """(classification only) Number of training rows per class from which the centroid baseline computes its class
     means."""

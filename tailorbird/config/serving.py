@@ -43,7 +43,7 @@ class ServingConfig(ConfigSection):
     downscale_delay_s: float = Field(default=10.0, ge=0)
     """Number of seconds for which fewer replicas must be sufficient before one stops."""
     downscale_to_zero_delay_s: float = Field(default=60.0, ge=0)
-    """The same delay for the last replica, if `min_replicas` is 0."""
+    """Number of seconds for which no replica must be needed before the last one stops, if `min_replicas` is 0."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per replica."""
     gpus_per_replica: Literal[0, 1] = 0

@@ -50,20 +50,20 @@ class TrainingConfig(ConfigSection):
     """DeepSpeed ZeRO stage. The workers share the optimizer states from stage 1, the gradients from stage 2 and the
     parameters from stage 3. Raise it if workers run out of memory; higher stages communicate more."""
     num_workers: NumWorkers = 2
-    """Number of Ray Train workers, one process each. `{min, max}` starts as many as the cluster has room for, and
-    resumes from the last checkpoint with another number when nodes join or leave."""
+    """Number of Ray Train workers, one process each. `{min, max}` starts as many as the cluster has room for. When
+    nodes join or leave, training then resumes from the last checkpoint with another number of workers."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per worker."""
     gpus_per_worker: Literal[0, 1] = 0
     """Number of GPUs per worker. 0 trains on CPUs with gloo, 1 on GPUs with NCCL."""
     num_seeds: int = Field(default=3, ge=1)
-    """Number of trainings of the selected configuration with different seeds; its trial in the sweep is the first of
-    them. More seeds measure the variance of training better."""
+    """Number of trainings of the selected configuration, each with its own seed. The trial of the sweep counts as the
+    first. More seeds give a better estimate of the variance of training."""
     average_seeds: bool = True
-    """With `method: full` and several seeds, also consider the model with the mean of their weights. It costs as much
-    to serve as a single one."""
+    """With `method: full` and several seeds, also consider the model with the mean of their weights as the candidate.
+    It costs as much to serve as a single model."""
     seed: int = Field(default=0, ge=0)
-    """First seed. The seed runs use the following numbers."""
+    """Seed of the trials. The seed runs use the integers that follow."""
     epochs: int = Field(default=3, ge=1)
     """Number of passes over the training rows."""
     batch_size: int = Field(default=32, ge=1)
@@ -81,12 +81,13 @@ class TrainingConfig(ConfigSection):
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of the base model's weights. The head and LoRA use multiples of it."""
     head_multiplier: float = Field(default=10.0, gt=0)
-    """(classification only) Factor by which the learning rate of the head exceeds `learning_rate`."""
+    """(classification only) The learning rate of the head is `learning_rate` times this factor."""
     lora_multiplier: float = Field(default=5.0, gt=0)
-    """Factor by which the learning rate of LoRA adapters exceeds `learning_rate`, so that one range suits both
-    methods."""
+    """The learning rate of LoRA adapters is `learning_rate` times this factor, so that one range of `learning_rate`
+    suits both methods."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of each target's probability that is spread evenly over all classes or, for chat tasks, tokens."""
+    """Share of the target probability that is distributed evenly over all classes or, for chat tasks, over all tokens
+    of the vocabulary."""
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout probability in the attention. By default, the base model's. On CPUs, 0 enables torch's fused attention,
     which makes steps of 320 tokens three times as fast."""
@@ -104,11 +105,11 @@ class TrainingConfig(ConfigSection):
     """Dropout probability before the LoRA matrices."""
     checkpoint_interval_s: float = Field(default=600.0, ge=0)
     """Number of seconds between checkpoints within an epoch. Checkpoints are also written at the end of an epoch and,
-    for chat tasks, before validation. In a sweep, the end of an epoch is skipped if the last checkpoint is less than
-    120 seconds, or less than this interval, old."""
+    for chat tasks, before validation. In a sweep, the checkpoint at the end of an epoch is skipped if the last one is
+    younger than this interval or 120 seconds, whichever is shorter."""
     max_failures: int = Field(default=2, ge=0)
-    """Maximum number of failures of workers, nodes or S3 after which training resumes from a checkpoint. Preemptions
-    have a limit of the same number."""
+    """Maximum number of failures of workers, nodes or S3 after which training resumes from a checkpoint. The same limit
+    applies separately to preemptions."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

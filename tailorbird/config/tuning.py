@@ -46,7 +46,7 @@ class TuningConfig(ConfigSection):
     """Number of epochs that every trial runs before ASHA can stop it. Raise it if an epoch has only a few steps: with 8
     steps, ASHA stopped the best of eight trials after one epoch; with 12 it did not."""
     reduction_factor: int = Field(default=2, ge=2)
-    """ASHA continues one in this many trials at each rung."""
+    """Reduction factor of ASHA: at each rung, one in this many trials continues."""
     trackers: tuple[Literal["mlflow", "tensorboard"], ...] = ()
     """Experiment trackers that also log the trials: `mlflow` (at MLFLOW_TRACKING_URI), or `tensorboard` (event files
     under the sweep's `tune/` folder on S3). Install them with `pip install --editable '.[mlflow,tensorboard]'`."""
