@@ -131,7 +131,7 @@ def group_gate(
         state = State.PASSES if interval[0] > -limits.max_loss else State.NOT_ASSESSABLE
         if adjusted < alpha and _interval(now, before, alpha=level)[1] < 0:
             state = State.FAILS
-        bounds.append(Bound(f"change in {name}", change, interval, -limits.max_loss, now.n, state))
+        bounds.append(Bound(f"change for {name}", change, interval, -limits.max_loss, now.n, state))
     return gate("groups", bounds, note=note)
 
 

@@ -35,7 +35,7 @@ def counterfactual_gate(
     counts = paired_counts(ours, other=theirs)
     bound = at_most(
         limits.max_increase,
-        what="share of rows whose prediction changes with a name, sex or age, candidate minus incumbent",
+        what="difference in the share of predictions that change with a name, sex or age (candidate minus incumbent)",
         estimate=counts.gain,
         interval=newcombe_paired_interval(counts, alpha=alpha),
         n=counts.n,
@@ -65,7 +65,7 @@ def robustness_gate(*, candidate: Tables, incumbent: Tables, limits: RobustnessG
     effect = bootstrap.mean_effect(ours, other_scores=theirs, alpha=alpha, clusters=clusters)
     bound = at_most(
         limits.max_extra_drop,
-        what="score lost to typing errors, case and white space, candidate minus incumbent",
+        what="difference in the score lost to typing errors, case and white space (candidate minus incumbent)",
         estimate=effect.gain,
         interval=at_least_unseen(effect.interval, estimate=effect.gain, n=num_units, alpha=alpha),
         n=len(set(positions.tolist())),

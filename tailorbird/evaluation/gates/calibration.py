@@ -85,7 +85,12 @@ def calibration_gate(
     what = "ECE after temperature scaling"
     bounds = (
         bound(what, estimate=ours, interval=(low, high), limit=limits.max_ece),
-        bound(f"{what}, candidate minus incumbent", estimate=ours - theirs, interval=change, limit=limits.max_increase),
+        bound(
+            f"difference in {what} (candidate minus incumbent)",
+            estimate=ours - theirs,
+            interval=change,
+            limit=limits.max_increase,
+        ),
     )
     note = f"ECE in {NUM_BINS} bins of equal width: candidate {ours:.4f}, incumbent {theirs:.4f}"
     return gate("calibration", bounds, note=note)
@@ -95,8 +100,8 @@ def chance_in_ece(predictions: Predictions, *, true_ece: float, alpha: float) ->
     """Return the upper limit, at level alpha / 2, of the increase of the measured ECE over the true ECE by chance.
 
     Simulates 2,000 tests. In each, a row is right with the probability of its confidence minus the true ECE, or plus
-    the true ECE in bins that are observed to be underconfident. Without this correction, a true ECE of 0.05 is measured
-    as 0.08 on 200 rows half of the time, and a bootstrap interval alone is above 0.05 in 7 of 100 tests.
+    the true ECE in bins that are observed to be underconfident. On 200 rows, a true ECE of 0.05 is measured as 0.08
+    half of the time, and a bootstrap interval without this correction is above 0.05 in 7 of 100 tests.
     """
     excess, bins = _excess_of(predictions)
     side = np.where(np.bincount(bins, weights=excess, minlength=NUM_BINS) < 0, 1.0, -1.0)[bins]
@@ -113,7 +118,7 @@ def _reflected(resampled: FloatArray, *, estimate: float, alpha: float) -> tuple
     """Return the basic bootstrap interval, at least half the resamples' width on both sides of the estimate."""
     # Chance increases an ECE, and resampling increases it again: the percentile interval of a perfectly calibrated
     # model on 200 rows is entirely above 0.05. Reflection removes this bias to first order. Without the minimum width,
-    # a true ECE of 0.05 is measured as proven smaller in 12 of 100 tests of 1,000 rows.
+    # a true ECE of 0.05 passed a limit of 0.05 in 12 of 100 tests of 1,000 rows.
     low, high = (float(end) for end in np.quantile(resampled, [alpha / 2, 1 - alpha / 2]))
     half = (high - low) / 2
     return min(2 * estimate - high, estimate - half), max(2 * estimate - low, estimate + half)

@@ -9,9 +9,9 @@ from tailorbird.config.evaluation import CostConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
 from tailorbird.evaluation.statistics.paired import Comparison
 
-LEAST_ROUNDS = 5
+MIN_ROUNDS = 5
 SECONDS_PER_HOUR = 3600
-MOST_SHRINK = 1000.0
+MAX_SHRINK = 1000.0
 """Largest factor by which an interval may have to shrink; a larger factor needs over a million times the rows."""
 
 
@@ -23,10 +23,10 @@ class CpuRounds:
     candidate: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.incumbent) != len(self.candidate) or len(self.incumbent) < LEAST_ROUNDS:
+        if len(self.incumbent) != len(self.candidate) or len(self.incumbent) < MIN_ROUNDS:
             raise ValueError(
                 f"{len(self.incumbent)} rounds of the incumbent and {len(self.candidate)} of the candidate; measure "
-                f"both in the same {LEAST_ROUNDS} or more rounds"
+                f"both in the same {MIN_ROUNDS} or more rounds"
             )
         seconds = np.array([*self.incumbent, *self.candidate])
         if not (np.isfinite(seconds) & (seconds > 0)).all():
@@ -73,7 +73,7 @@ def cost_gate(main: Comparison, *, terms: CostConfig, rounds: CpuRounds, trainin
         state = State.NOT_ASSESSABLE
     n, needed = main.counts.n, None
     shrink = (high - low) / 2 / abs(estimate) if estimate else np.inf
-    if state is State.NOT_ASSESSABLE and shrink < MOST_SHRINK:
+    if state is State.NOT_ASSESSABLE and shrink < MAX_SHRINK:
         needed = max(n + 1, round(n * shrink**2))  # the width decreases with the square root of the rows
     bound = Bound("net benefit over the horizon", estimate, (low, high), 0.0, n, state, needed)
     value, training, saved = _parts(main.gain, terms=terms, rounds=rounds, training_cpu_s=training_cpu_s)

@@ -18,7 +18,7 @@ from tailorbird.evaluation.statistics.paired import (
     newcombe_paired_interval,
     paired_counts,
 )
-from tailorbird.evaluation.statistics.power import MOST_ROWS, plain_rows_needed, rows_by_normal
+from tailorbird.evaluation.statistics.power import MAX_ROWS, plain_rows_needed, rows_by_normal
 
 FloatArray = NDArray[np.float64]
 
@@ -151,7 +151,7 @@ def group_bound(name: str, *, counts: Change, harmed: bool, limits: SubgroupGate
     else:
         state = State.NOT_ASSESSABLE
         needed = max(counts.n + 1, rows_needed(counts, max_loss=limits.max_loss, alpha=alpha))
-    return Bound(f"change in {name}", counts.gain, interval, -limits.max_loss, counts.n, state, needed)
+    return Bound(f"change for {name}", counts.gain, interval, -limits.max_loss, counts.n, state, needed)
 
 
 def rows_needed(counts: Change, *, max_loss: float, alpha: float) -> int:
@@ -164,7 +164,7 @@ def rows_needed(counts: Change, *, max_loss: float, alpha: float) -> int:
         return plain_rows_needed(max_loss, discordance=discordance, alpha=alpha)
     error, units = max(counts.effect(alpha=alpha).standard_error, 1 / counts.num_units), counts.num_units
     needed = rows_by_normal(counts.n, num_units=units, error=error, gains=(max_loss, 0.0), alpha=alpha)
-    return needed.rows or MOST_ROWS
+    return needed.rows or MAX_ROWS
 
 
 def _p_value(change: Change, *, alpha: float) -> float:

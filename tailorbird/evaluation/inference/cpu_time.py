@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.gates.cost import LEAST_ROUNDS, CpuRounds
+from tailorbird.evaluation.gates.cost import MIN_ROUNDS, CpuRounds
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.models.loading import LoadedChat, load_artifact
@@ -13,17 +13,17 @@ from tailorbird.models.loading import LoadedChat, load_artifact
 ROLES = ("incumbent", "candidate")
 
 
-def measure_cpu(uris: Mapping[str, str], *, rows: Rows, num_rounds: int = LEAST_ROUNDS) -> CpuRounds:
+def measure_cpu(uris: Mapping[str, str], *, rows: Rows, num_rounds: int = MIN_ROUNDS) -> CpuRounds:
     """Return CPU-seconds per thousand rows, from text to answer, of the artifacts at `uris` (by role).
 
     Both models run in this process on CPU. After a warm-up on all rows, both models answer all rows in each round, in
     alternating order. The time includes all threads of the process. Raises ValueError for other roles, no rows or too
     few rounds.
     """
-    if sorted(uris) != sorted(ROLES) or not len(rows) or num_rounds < LEAST_ROUNDS:
+    if sorted(uris) != sorted(ROLES) or not len(rows) or num_rounds < MIN_ROUNDS:
         raise ValueError(
             f"cannot measure the CPU time of {sorted(uris)} on {len(rows)} rows in {num_rounds} rounds; give the URIs "
-            f"of {' and '.join(ROLES)}, at least 1 row and at least {LEAST_ROUNDS} rounds"
+            f"of {' and '.join(ROLES)}, at least 1 row and at least {MIN_ROUNDS} rounds"
         )
     models = {role: _answerer(uris[role]) for role in ROLES}
     for answer in models.values():

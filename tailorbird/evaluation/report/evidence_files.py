@@ -17,7 +17,7 @@ MANIFEST = "evidence_manifest.json"
 PAGES = ("report.html", "MODEL_CARD.md")
 ROLES = ("incumbent", "candidate")
 VALIDATION = "validation"
-"""Name of the validation tables; they are stored so that the selection of routing and temperature can be checked."""
+"""Set name of the validation tables; they are stored so that selections on validation can be checked."""
 
 
 def prediction_table_names(*, changed: bool, reference: bool = True) -> tuple[str, ...]:

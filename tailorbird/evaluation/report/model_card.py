@@ -47,7 +47,7 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
         _access(evidence, verdict),
         "| model | validation | interval | test |\n|---|---|---|---|\n"
         + "\n".join("| " + " | ".join(score_cells(row)) + " |" for row in evidence.scores),
-        f"{seed_sentence(evidence)}. {power_sentence(verdict)}.",
+        f"- {seed_sentence(evidence)}\n- {power_sentence(verdict)}",
         "## Groups",
         _groups(verdict, role=role),
         "## Limits",
@@ -151,7 +151,8 @@ def _groups(verdict: Verdict, *, role: str) -> str:
     rows = []
     for bound in gate.bounds:
         low, high = bound.interval
-        change, group = f"{points(bound.estimate)} ({points(low)} to {points(high)})", bound.what.replace("|", "\\|")
+        change = f"{points(bound.estimate)} ({points(low)} to {points(high)})"
+        group = bound.what.removeprefix("change for ").replace("|", "\\|")
         rows.append(f"| {group} | {change} | {bound.n:,} | {bound.state} |")
     if not rows:
         return gate.note
@@ -190,7 +191,7 @@ def _out_of_scope(evidence: Evidence) -> str:
         f"{TASKS[evidence.recipe.task].unfitting}.",
         "Do not base decisions about a person on its answer alone: the test measures how often it is wrong, not the "
         "effect of a wrong answer.",
-        "Do not use it for a group that is not in the table above or could not be assessed without a separate test.",
+        "Do not use it, without a separate test, for a group that is not in the table above or could not be assessed.",
         f"Do not use it after {evidence.expires_at} without a new evaluation.",
     )
     return "\n".join(f"- {sentence}" for sentence in sentences)

@@ -1,4 +1,4 @@
-"""The preregistration of a run, stored before training; its hash is the name of the run."""
+"""The preregistration of a run, stored before training, and the name of the run."""
 
 from collections.abc import Mapping
 

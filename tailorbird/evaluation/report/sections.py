@@ -34,7 +34,7 @@ def gain_section(evidence: Evidence, figures: Figures) -> str:
         f"candidate's {metric}": figures("verdict.candidate_score", ".4f"),
         f"incumbent's {metric}": figures("verdict.incumbent_score", ".4f"),
         "gain, points": figures.estimate("verdict.gain", interval="verdict.interval"),
-        "p": p_value,
+        "p value": p_value,
     }
     if verdict.reference_score is not None:
         gain = figures.estimate("verdict.reference_gain", interval="verdict.reference_interval")
@@ -71,7 +71,7 @@ def outcomes_section(verdict: Verdict, figures: Figures) -> str:
     for role in COMPARED:
         cells[f"only the {role} right"] = figures(f"verdict.only_{role}_right", ",")
     rows = [
-        [html.text(name), cells[name], html.text(f"{100 * count / verdict.n:.1f} %")] for name, count in counts.items()
+        [html.text(name), cells[name], html.text(f"{100 * count / verdict.n:.1f}%")] for name, count in counts.items()
     ]
     return html.section(
         "Paired outcomes",

@@ -163,7 +163,7 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
         if candidate.clusters is None:
             return rows
         shared = mean_change(candidate.scores, other.scores, alpha=alpha, clusters=candidate.clusters)
-        return _no_surer(rows, than=shared)
+        return _widened(rows, to=shared)
     if metric == "macro_f1":
         effect = macro_f1_effect(candidate, other=other, alpha=alpha)
     else:
@@ -181,15 +181,15 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
     )
 
 
-def _no_surer(rows: Comparison, *, than: Effect) -> Comparison:
+def _widened(rows: Comparison, *, to: Effect) -> Comparison:
     """Return the comparison of rows with at least the uncertainty of the effect over documents."""
     (low, high), counts = rows.interval, rows.counts
     independent = math.sqrt((counts.discordance - counts.gain**2) / counts.n)
     return replace(
         rows,
-        interval=(min(low, than.interval[0]), max(high, than.interval[1])),
-        p_value=max(rows.p_value, than.p_value),
-        standard_error=max(independent, than.standard_error),
+        interval=(min(low, to.interval[0]), max(high, to.interval[1])),
+        p_value=max(rows.p_value, to.p_value),
+        standard_error=max(independent, to.standard_error),
     )
 
 

@@ -10,11 +10,11 @@ from scipy.stats import norm
 from tailorbird.evaluation.statistics.bootstrap import unseen_rate
 from tailorbird.evaluation.statistics.paired import Comparison, midp_values, newcombe_limits
 
-WANTED_POWER = 0.8
+TARGET_POWER = 0.8
 NUM_DRAWS = 20_000
 NUM_SEARCH_DRAWS = 5_000
 SEED = 1998
-MOST_ROWS = 10_000_000
+MAX_ROWS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class RowsNeeded:
 
 
 @dataclass(frozen=True)
-class Sized:
+class PowerAnalysis:
     """The result of a power analysis."""
 
     minimum_detectable_effect: float  # true gain that the test detects with a power of 0.8
-    power_at_expected_gain: float  # of the whole rule
-    needed: RowsNeeded  # at the expected gain
+    power_at_expected_gain: float  # power of the whole rule at the expected gain
+    needed: RowsNeeded  # rows needed at the expected gain
 
 
-def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha: float) -> Sized:
+def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha: float) -> PowerAnalysis:
     """Return the detectable effect, the power of the whole rule and the rows needed at the observed discordance.
 
     For accuracy on independent rows, power is simulated. For a comparison with a standard error, the gain is assumed to
@@ -65,7 +65,7 @@ def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: floa
         scenario = Scenario(expected_gain, main.counts.discordance, main.other_score)
         # Observing no discordant row does not prove a discordance of 0, so assume at least one.
         discordance = max(main.counts.discordance, 1 / n)
-        return Sized(
+        return PowerAnalysis(
             minimum_detectable_effect(n, discordance=discordance, alpha=alpha),
             rule_power(n, scenario=scenario, minimum_gain=minimum_gain, alpha=alpha),
             rows_needed_for_rule(scenario, minimum_gain=minimum_gain, alpha=alpha),
@@ -74,11 +74,11 @@ def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: floa
     units = main.num_units
     error = max(main.standard_error, 1 / units)
     needed = rows_by_normal(n, num_units=units, error=error, gains=(expected_gain, minimum_gain), alpha=alpha)
-    if units < _least_units(alpha):
-        return Sized(1.0, 0.0, needed)
+    if units < _minimum_units(alpha):
+        return PowerAnalysis(1.0, 0.0, needed)
     smallest_significant = max(norm.ppf(1 - alpha / 2) * error, unseen_rate(units, alpha=alpha))
-    return Sized(
-        float(smallest_significant + norm.ppf(WANTED_POWER) * error),
+    return PowerAnalysis(
+        float(smallest_significant + norm.ppf(TARGET_POWER) * error),
         float(norm.sf((max(smallest_significant, minimum_gain) - expected_gain) / error)),
         needed,
     )
@@ -130,12 +130,12 @@ def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: floa
 
     def enough(n: int) -> bool:
         power = rule_power(n, scenario=scenario, minimum_gain=minimum_gain, alpha=alpha, num_draws=NUM_SEARCH_DRAWS)
-        return power >= WANTED_POWER
+        return power >= TARGET_POWER
 
     too_few, rows = 0, max(1, plain_rows_needed(gain, discordance=max(scenario.discordance, gain), alpha=alpha))
     while not enough(rows):
         too_few, rows = rows, 2 * rows
-        if rows > MOST_ROWS:
+        if rows > MAX_ROWS:
             return _rows(rows, gain)
     while rows - too_few > 1:
         middle = (too_few + rows) // 2
@@ -153,21 +153,21 @@ def rows_by_normal(n: int, *, num_units: int, error: float, gains: tuple[float, 
     if gain <= minimum_gain:
         return _no_rows(gain, minimum_gain)
     # The rule has two parts: significantly above 0, and an estimate of at least the minimum gain.
-    allowed = min(gain / _z_sum(alpha), (gain - minimum_gain) / norm.ppf(WANTED_POWER))
-    units = max(_least_units(alpha), math.ceil(num_units * (error / allowed) ** 2))
-    while gain - unseen_rate(units, alpha=alpha) < norm.ppf(WANTED_POWER) * error * math.sqrt(num_units / units):
+    allowed = min(gain / _z_sum(alpha), (gain - minimum_gain) / norm.ppf(TARGET_POWER))
+    units = max(_minimum_units(alpha), math.ceil(num_units * (error / allowed) ** 2))
+    while gain - unseen_rate(units, alpha=alpha) < norm.ppf(TARGET_POWER) * error * math.sqrt(num_units / units):
         units += math.ceil(units / 100)  # the unseen rate decreases with 1 / units, the error with 1 / sqrt(units)
     return _rows(math.ceil(units * n / num_units), gain)
 
 
-def _least_units(alpha: float) -> int:
+def _minimum_units(alpha: float) -> int:
     """Return the smallest number of units with 2^(1 - units) < alpha, the sign-flip p value of equal signs."""
     return math.floor(1 - math.log2(alpha)) + 1
 
 
 def _rows(rows: int, gain: float) -> RowsNeeded:
-    if rows > MOST_ROWS:
-        return RowsNeeded(None, f"more than {MOST_ROWS:,}")
+    if rows > MAX_ROWS:
+        return RowsNeeded(None, f"more than {MAX_ROWS:,}")
     return RowsNeeded(rows, f"{rows:,} rows give 80% power at a true gain of {100 * gain:.4g} points")
 
 
@@ -177,4 +177,4 @@ def _no_rows(gain: float, minimum_gain: float) -> RowsNeeded:
 
 
 def _z_sum(alpha: float) -> float:
-    return float(norm.ppf(1 - alpha / 2) + norm.ppf(WANTED_POWER))
+    return float(norm.ppf(1 - alpha / 2) + norm.ppf(TARGET_POWER))

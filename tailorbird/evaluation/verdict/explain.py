@@ -84,9 +84,9 @@ def _insufficient(inputs: ExplanationInputs) -> tuple[str, ...]:
     if needed.rows is None:
         rows = f"rows needed: {needed.reason}"
     elif needed.rows > n:
-        same_size = "" if main.num_units == n else ", if further documents are as large as these,"
+        same_size = "" if main.num_units == n else " if the documents keep their average size"
         rows = (
-            f"rows needed: about {needed.rows:,} test rows{same_size} give 80% power at a gain of {expected}; this "
+            f"rows needed: about {needed.rows:,} test rows give 80% power at a gain of {expected}{same_size}; this "
             f"test has {n:,}"
         )
     else:

@@ -72,7 +72,7 @@ class Verdict(VerdictPart):
     only_incumbent_right: int
     only_candidate_right: int
     reference_score: float | None
-    """None for chat tasks, which have no bag-of-words reference, as the next three fields."""
+    """This field and the next three are None for chat tasks, which have no bag-of-words reference."""
     reference_gain: float | None
     reference_interval: tuple[float, float] | None
     reference_p_value: float | None

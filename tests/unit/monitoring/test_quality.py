@@ -92,7 +92,7 @@ def test_a_group_with_a_proven_loss_fails_and_another_passes() -> None:
     reference = {"sex = f": GroupAccuracy(1000, 800), "sex = m": GroupAccuracy(1000, 940)}
     gate = group_gate(labelled, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
     states = {bound.what: bound.state for bound in gate.bounds}
-    assert states == {"change in sex = f": State.FAILS, "change in sex = m": State.PASSES}
+    assert states == {"change for sex = f": State.FAILS, "change for sex = m": State.PASSES}
     assert gate.bounds[0].estimate == pytest.approx(-0.2)
 
 
@@ -122,7 +122,7 @@ def test_group_values_outside_the_reference_are_counted_but_not_printed() -> Non
     gate = group_gate(
         labelled, columns=("sex",), reference={"sex = f": GroupAccuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
     )
-    assert [bound.what for bound in gate.bounds] == ["change in sex = f"]
+    assert [bound.what for bound in gate.bounds] == ["change for sex = f"]
     assert gate.note == "labelled rows that were not compared: 10 of sex = (others)"
     nothing = group_gate(Outcomes(), columns=("sex",), reference={}, limits=LIMITS, alpha=ALPHA)
     assert (nothing.state, nothing.note) == (State.NOT_ASSESSABLE, "no labelled answer belongs to a group")
@@ -137,7 +137,7 @@ def test_rows_without_a_value_form_the_same_group_as_in_the_reference() -> None:
     gate = group_gate(
         labelled, columns=("sex",), reference={"sex = (none)": GroupAccuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
     )
-    assert [(bound.what, bound.n) for bound in gate.bounds] == [("change in sex = (none)", 10)]
+    assert [(bound.what, bound.n) for bound in gate.bounds] == [("change for sex = (none)", 10)]
 
 
 def test_groups_are_the_twenty_most_common_values_of_the_reference() -> None:
@@ -276,4 +276,4 @@ def test_the_group_gate_of_a_challenger_equals_that_of_the_verdict() -> None:
     _, groups, tables = challenger_pairs(outcomes(*rows), columns=("sex",), fixed=SEXES)
     gate = challenger_group_gate(groups, tables, limits=LIMITS, alpha=ALPHA)
     assert gate.state is State.FAILS
-    assert gate.bounds[0].what == "change in sex = f"
+    assert gate.bounds[0].what == "change for sex = f"

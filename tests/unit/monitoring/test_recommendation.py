@@ -55,7 +55,7 @@ def paired(
     )
 
 
-def failing(estimate: float = 0.1, *, what: str = "change in sex = f") -> Gate:
+def failing(estimate: float = 0.1, *, what: str = "change for sex = f") -> Gate:
     interval = (estimate - 0.05, estimate + 0.05)
     return gate("groups", (at_most(0.0, what=what, estimate=estimate, interval=interval, n=100),))
 
@@ -83,7 +83,7 @@ def test_drift_and_a_failed_group_recommend_a_reevaluation_with_their_values() -
     result = reasons(report(drift=(ALARM,), groups=failing()))
     assert result == (
         "2026-03-08: share of far texts: 0.120, above the threshold 0.020 (false-alarm rate 0.25 %, n = 500)",
-        "2026-03-08: change in sex = f: +10.0 points (+5.0 to +15.0, n = 100)",
+        "2026-03-08: change for sex = f: +10.0 points (+5.0 to +15.0, n = 100)",
     )
 
 
@@ -102,7 +102,7 @@ def test_failed_gates_of_past_days_recommend_a_reevaluation_while_labels_are_inc
         report(),
     )
     assert result == (
-        "2026-02-21: change in sex = f: +10.0 points (+5.0 to +15.0, n = 100)",  # once, from the latest report
+        "2026-02-21: change for sex = f: +10.0 points (+5.0 to +15.0, n = 100)",  # once, from the latest report
         "2026-02-21: flipped: +10.0 points (+5.0 to +15.0, n = 100)",
     )
     late = report(day="2026-02-20", groups=failing(), labels_until="2026-03-08")

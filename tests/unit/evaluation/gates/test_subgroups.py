@@ -41,13 +41,13 @@ def table(scores: list[float], groups: dict[str, tuple[str, ...]]) -> Prediction
 
 def state_of(gate: Gate, group: str) -> State:
     """Return the state of the bound of `sex = group`."""
-    return next(bound.state for bound in gate.bounds if bound.what == f"change in sex = {group}")
+    return next(bound.state for bound in gate.bounds if bound.what == f"change for sex = {group}")
 
 
 def test_an_unharmed_group_of_many_rows_passes() -> None:
     gate = gate_of({"female": UNHARMED, "male": UNHARMED})
     assert gate.state is State.PASSES
-    assert [bound.what for bound in gate.bounds] == ["change in sex = female", "change in sex = male"]
+    assert [bound.what for bound in gate.bounds] == ["change for sex = female", "change for sex = male"]
     assert gate.bounds[0].limit == -0.03
 
 
@@ -113,7 +113,7 @@ def test_the_groups_of_all_columns_share_a_single_step_down() -> None:
     slight = (1900, 20, 36, 44)
     candidate, incumbent = tables({"sex": {"male": slight}, "site": {"male": slight}})
     gate = groups_gate(candidate, incumbent=incumbent, limits=LIMITS, alpha=0.05)
-    assert [bound.what for bound in gate.bounds] == ["change in sex = male", "change in site = male"]
+    assert [bound.what for bound in gate.bounds] == ["change for sex = male", "change for site = male"]
     assert gate.state is State.PASSES  # a single column would fail
 
 

@@ -83,8 +83,8 @@ def test_groups_of_a_chat_task_are_compared_by_its_metric() -> None:
         tables["candidate"], incumbent=tables["incumbent"], limits=SubgroupGateConfig(), alpha=0.05, metric="token_f1"
     )
     states = {bound.what: str(bound.state) for bound in gate.bounds}
-    assert states["change in sex = female"] == "fails"
-    assert states["change in sex = male"] == "passes"
+    assert states["change for sex = female"] == "fails"
+    assert states["change for sex = male"] == "passes"
     members = np.array(tables["candidate"].groups["sex"]) == "female"
     change = (tables["candidate"].measures["token_f1"] - tables["incumbent"].measures["token_f1"])[members]
     assert next(b for b in gate.bounds if "female" in b.what).estimate == pytest.approx(change.mean())
@@ -114,7 +114,7 @@ def test_a_group_of_one_row_is_not_assessable() -> None:
     groups = {"g": ("single", *("rest",) * (len(tables["candidate"]) - 1))}
     candidate, incumbent = (replace(tables[role], groups=groups) for role in ("candidate", "incumbent"))
     gate = groups_gate(candidate, incumbent=incumbent, limits=SubgroupGateConfig(), alpha=0.05, metric="token_f1")
-    assert {bound.what: str(bound.state) for bound in gate.bounds}["change in g = single"] == "not assessable"
+    assert {bound.what: str(bound.state) for bound in gate.bounds}["change for g = single"] == "not assessable"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -8,16 +8,16 @@ OPEN = State.NOT_ASSESSABLE
 
 def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> None:
     bounds = (
-        Bound("change in sex = female", -0.01, (-0.05, 0.03), -0.03, 200, OPEN, 1300),
-        Bound("change in sex = male", 0.02, (-0.01, 0.05), -0.03, 900, State.PASSES),
-        Bound("change in sex = unstated", -0.02, (-0.2, 0.16), -0.03, 20, OPEN, 5000),
+        Bound("change for sex = female", -0.01, (-0.05, 0.03), -0.03, 200, OPEN, 1300),
+        Bound("change for sex = male", 0.02, (-0.01, 0.05), -0.03, 900, State.PASSES),
+        Bound("change for sex = unstated", -0.02, (-0.2, 0.16), -0.03, 20, OPEN, 5000),
     )
     [reason] = open_gates((Gate("groups", OPEN, bounds),), regulated=True)
     assert reason == (
         "the groups gate cannot be assessed on these rows, but a regulated recipe requires it to pass: "
-        "change in sex = female is -1.00 points (interval -5.00 to 3.00, limit -3.00, n = 200; "
+        "change for sex = female is -1.00 points (interval -5.00 to 3.00, limit -3.00, n = 200; "
         "about 1,300 rows of this group are needed), "
-        "change in sex = unstated is -2.00 points (interval -20.00 to 16.00, limit -3.00, n = 20; "
+        "change for sex = unstated is -2.00 points (interval -20.00 to 16.00, limit -3.00, n = 20; "
         "about 5,000 rows of this group are needed)"
     )
 
