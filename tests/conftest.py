@@ -1,6 +1,7 @@
 """Settings and the final summary of every test run: property tests have no deadline, Ray starts are counted."""
 
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -32,6 +33,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     sys.addaudithook(_count_ray_starts)
     # A shell starts a background job with SIGINT ignored, which the processes that tests start and interrupt inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the imported modules from garbage collection, which takes a second with torch and transformers."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
