@@ -92,7 +92,8 @@ def champion_version(champion: Champion) -> ModelVersion:
     if version.digest != champion.digest:
         raise RegistryError(
             f"{champion.uri} was changed after its promotion: its manifest has the digest {version.digest}, but "
-            f"champion.json has {champion.digest}; restore the changed files (`tailorbird verify` lists them)"
+            f"champion.json has {champion.digest}; run `tailorbird verify {champion.uri}` to list the changed files, "
+            "and restore them"
         )
     return version
 
