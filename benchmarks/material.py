@@ -1,4 +1,4 @@
-"""What the training benchmarks train on and run on: ICD-10-CM terms, a stack of their own, and an ear in the worker."""
+"""Shared parts of the training benchmarks: a separate stack, ICD-10-CM terms, and measured events of workers."""
 
 import os
 import time
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 @contextmanager
 def own_stack(folder: Path, *, num_cpus: int | None = None) -> Iterator[str]:
-    """A stack in `folder`, this process connected to it; gives the staged base model and ends the stack."""
+    """Start a stack in `folder`, connect to it, yield the URI of the staged base model, and stop the stack."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
     try:
@@ -41,7 +41,7 @@ def own_stack(folder: Path, *, num_cpus: int | None = None) -> Iterator[str]:
 
 
 def icd10_task(base_model: str, *, num_rows: int) -> ClassificationTrainingTask:
-    """A random part of the training rows, always the same, and some validation rows."""
+    """Return a task with a fixed random sample of the training rows and of the validation rows."""
     tables = icd10.build()
     return ClassificationTrainingTask(
         base_model=base_model,
@@ -60,7 +60,7 @@ def _part(table: pa.Table, size: int) -> Rows:
 
 @dataclass(frozen=True)
 class MeasuredEvent:
-    """A progress event with the worker's clocks (s) and resident memory (bytes) when it was reported."""
+    """A progress event with the worker's wall clock (s), CPU time (s) and resident memory (bytes) at that time."""
 
     event: ProgressEvent
     time: float
@@ -69,7 +69,7 @@ class MeasuredEvent:
 
 
 class Listener:
-    """A Ray actor that keeps events."""
+    """A Ray actor that stores events."""
 
     def __init__(self) -> None:
         self._events: list[MeasuredEvent] = []
@@ -86,21 +86,21 @@ class _Put:
     listener: Any
 
     def remote(self, event: ProgressEvent) -> None:
-        """Called in the worker: adds the worker's own clocks and memory to the event."""
+        """Add the worker's clocks and memory to the event. Called in the worker."""
         rss = psutil.Process().memory_info().rss
         self.listener.put.remote(MeasuredEvent(event, time=time.time(), cpu=time.process_time(), rss=rss))
 
 
 @dataclass(frozen=True)
 class _Queue:
-    """In place of the handle of an EventQueue."""
+    """Replacement for the handle of an EventQueue."""
 
     put: _Put
 
 
 @contextmanager
 def cpu_reader() -> Iterator[tuple[Any, Callable[[], list[MeasuredEvent]]]]:
-    """Yield an event queue for `finetune` or `sweep`, and a function that returns the events of rank 0 so far."""
+    """Yield an event queue for `finetune` or `sweep`, and a function that returns the events received from rank 0."""
     import ray
 
     listener = ray.remote(Listener).options(num_cpus=0).remote()

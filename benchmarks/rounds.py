@@ -1,4 +1,4 @@
-"""What the benchmarks share: variants measured in turn, medians over the rounds, and the last line of JSON."""
+"""Shared parts of the benchmarks: rounds of alternating variants, medians, and the final line of JSON."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ Figures = Mapping[str, float]
 
 
 def take_turns(variants: Mapping[str, Callable[[], Figures]], *, rounds: int) -> dict[str, list[Figures]]:
-    """Figures of each variant in each round, printed as they come; the order is reversed from one round to the next."""
+    """Measure all variants in each round, print the figures, and return them. Every second round has reverse order."""
     measured: dict[str, list[Figures]] = {name: [] for name in variants}
     for number in range(rounds):
         for name in list(variants)[:: 1 if number % 2 == 0 else -1]:
@@ -23,12 +23,12 @@ def take_turns(variants: Mapping[str, Callable[[], Figures]], *, rounds: int) ->
 
 
 def medians(rounds: Sequence[Figures]) -> dict[str, float]:
-    """The median of each figure over the rounds."""
+    """Return the median of each figure over the rounds."""
     return {name: median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
 def print_table(title: str, rows: Mapping[str, Figures]) -> None:
-    """One line a variant; a figure that a variant has not is left empty."""
+    """Print a table with one row per variant. Cells of missing figures are empty."""
     table = Table("", title=title)
     columns = list(dict.fromkeys(name for figures in rows.values() for name in figures))
     for column in columns:
@@ -39,7 +39,7 @@ def print_table(title: str, rows: Mapping[str, Figures]) -> None:
 
 
 def finish(benchmark: str, figures: Figures, *, bounds: Mapping[str, str]) -> None:
-    """Prints the line of JSON that a benchmark ends with; each bound is a sign and a number, as in `>= 0.9`."""
+    """Print the final line of JSON of a benchmark. A bound is a comparison with a number, such as `>= 0.9`."""
     result = {
         "benchmark": benchmark,
         "figures": {name: round(value, 4) for name, value in figures.items()},
@@ -50,12 +50,12 @@ def finish(benchmark: str, figures: Figures, *, bounds: Mapping[str, str]) -> No
 
 
 def skip(benchmark: str, reason: str) -> None:
-    """Prints the line of JSON of a benchmark that cannot run here, and why."""
+    """Print the line of JSON of a benchmark that cannot run on this machine, with the reason."""
     print(json.dumps({"benchmark": benchmark, "skipped": reason}), flush=True)
 
 
 def holds(value: float, bound: str) -> bool:
-    """Whether a figure keeps its bound."""
+    """Return True if a figure is within its bound."""
     sign, limit = bound.split()
     compared = {
         "<=": value <= float(limit),

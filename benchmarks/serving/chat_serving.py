@@ -1,15 +1,20 @@
-"""What serving costs a chat model: tokens per second over HTTP against the engine alone, and against other servers.
+"""Serving overhead of a chat model: tokens per second over HTTP, compared with the engine alone and with other servers.
 
     python -m benchmarks.serving.chat_serving
 
-SmolLM2-135M-Instruct in the dtype it would be evaluated in, on all of the machine's cores, greedy, 48 tokens an answer
-at most. `direct` gives a replica's engine, transformers' continuous batching, so many at once in this process; `served`
-is as many clients of our application, one replica, that stream their answers; `transformers serve` is that command with
-continuous batching in a process of its own, asked by the same clients. Where vLLM is installed (it needs an environment
-of its own, with our packages), so is `vllm`, vLLM's own server, and `served by vllm` is our application with
-`serving.engine: vllm`. Tokens are those of the answers' texts by the model's tokenizer. The variants take turns for
-several rounds; a figure is the median over them. Only one server runs at a time, but for ours, which are idle then. It
-starts a stack of its own and ends it.
+All variants run SmolLM2-135M-Instruct in the dtype of its evaluation, on all cores of the machine, with greedy decoding
+and at most 48 tokens per answer. The number after a name is the number of concurrent requests.
+
+- `direct`: the engine of a replica (the continuous batching of transformers) in this process.
+- `served`: clients of the served application, with one replica, that stream their answers.
+- `transformers`: `transformers serve` with continuous batching, with the same clients.
+- `vllm`: the server of vLLM, with the same clients, if vLLM is installed (in an environment with the project's
+  packages).
+- `served by vllm`: the served application with `serving.engine: vllm`.
+
+Tokens are counted by applying the model's tokenizer to the answers. The variants alternate in several rounds, and a
+figure is the median over the rounds. Other servers run one at a time, while the served applications are idle. The
+benchmark starts a separate stack and stops it.
 """
 
 import asyncio
@@ -54,7 +59,7 @@ BOUNDS |= {f"{name}_16": ">= 1.0" for name in ("served_to_transformers", "served
 
 
 def main() -> None:
-    """Prints the rounds, then one line of JSON."""
+    """Print the rounds, then one line of JSON."""
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     texts = icd10.build()["test"]["text"].to_pylist()[:NUM_ANSWERS]
@@ -70,7 +75,7 @@ def main() -> None:
             )
         loaded = loading.load_model(version.uri, loading.LoadedChat)
         base = node_cache.local_copy(version.base_model)
-        ask = _Clients(loaded, questions)
+        clients = _Clients(loaded, questions)
         dtype = version.dtype
         servers = {"transformers": [str(Path(sys.executable).with_name("transformers")), "serve", str(base)]}
         servers["transformers"] += ["--continuous-batching", "--device", "cpu", "--dtype", dtype, "--host", "127.0.0.1"]
@@ -79,14 +84,14 @@ def main() -> None:
             servers["vllm"] += ["--model", str(base), "--dtype", dtype, "--max-model-len", "2048"]
         variants: dict[str, Callable[[], Figures]] = {}
         for streams in STREAMS:
-            variants[f"direct {streams}"] = lambda streams=streams: ask.directly(streams)  # type: ignore[misc]
+            variants[f"direct {streams}"] = lambda streams=streams: clients.directly(streams)  # type: ignore[misc]
             for served_by, url in urls.items():
                 name = f"served {streams}" if served_by == "transformers" else f"served by {served_by} {streams}"
-                variants[name] = lambda url=url, streams=streams: ask.over_http(url, "champion", streams)  # type: ignore[misc]
+                variants[name] = lambda url=url, streams=streams: clients.over_http(url, "champion", streams)  # type: ignore[misc]
         for name, command in servers.items():
-            variants[f"{name} 16"] = lambda command=command: _of_server(command, str(base), ask)  # type: ignore[misc]
+            variants[f"{name} 16"] = lambda command=command: _of_server(command, str(base), clients)  # type: ignore[misc]
         measured = take_turns(variants, rounds=NUM_ROUNDS)
-        ask.close()
+        clients.close()
     print_table(
         f"{NUM_ANSWERS} answers, {cores} cores, {dtype}", {name: medians(rounds) for name, rounds in measured.items()}
     )
@@ -105,7 +110,7 @@ def _ratio(measured: dict[str, list[Figures]], ours: str, theirs: str) -> float:
 
 
 class _Clients:
-    """Asks all questions, so many at a time."""
+    """Clients that send all questions, with a given number of concurrent requests."""
 
     def __init__(self, loaded: loading.LoadedChat[versions.ModelVersion], questions: list[str]) -> None:
         self._loaded, self._questions = loaded, questions
@@ -115,7 +120,7 @@ class _Clients:
         return sum(len(self._loaded.tokenizer(text)["input_ids"]) for text in texts)
 
     def directly(self, streams: int) -> Figures:
-        """By the engine that a replica holds, in this process."""
+        """Answer the questions with a replica's engine in this process."""
         tokenizer, system = self._loaded.tokenizer, self._loaded.prompting.system
         greedy = Sampling(temperature=0.0, top_p=1.0, seed=0)
         room = asyncio.Semaphore(streams)
@@ -135,11 +140,11 @@ class _Clients:
         return {"tokens/s": self._num_tokens(answers) / (time.perf_counter() - begun)}
 
     def close(self) -> None:
-        """Ends the engine of this process."""
+        """Stop the engine of this process."""
         self._engine.end()
 
     def over_http(self, url: str, model: str, streams: int) -> Figures:
-        """By clients of a server that speaks OpenAI's API."""
+        """Send the questions to a server with an OpenAI-compatible API."""
 
         def ask(question: str) -> tuple[str, float]:
             body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True}
@@ -169,7 +174,7 @@ class _Clients:
 
 
 def _version(folder: Path, *, task_uri: str) -> versions.ModelVersion:
-    """The pretrained model, asked as it is."""
+    """Register the pretrained model as a zero-shot version."""
     folder.mkdir()
     config = versions.VersionConfig(
         kind="zero_shot",
@@ -194,7 +199,7 @@ def _of_server(command: list[str], model: str, clients: _Clients) -> Figures:
 
 @contextmanager
 def _running(command: list[str]) -> Iterator[str]:
-    """The base URL of a server of its own, until the block ends."""
+    """Run a server in a separate process while the block runs, and yield its base URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -219,7 +224,7 @@ def _running(command: list[str]) -> Iterator[str]:
 
 if __name__ == "__main__":
     threads = str(len(os.sched_getaffinity(0)))
-    if os.environ.get("OMP_NUM_THREADS") != threads:  # read once, when torch is loaded: the engine has its own thread
+    if os.environ.get("OMP_NUM_THREADS") != threads:  # torch reads it only on import
         os.execve(
             sys.executable,
             [sys.executable, "-m", "benchmarks.serving.chat_serving"],

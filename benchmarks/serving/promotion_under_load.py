@@ -1,14 +1,16 @@
-"""What clients notice of a change of champion: `promote` and `rollback` while 32 of them ask without pause.
+"""Effect of a change of champion on clients: `promote` and `rollback` while 32 clients send requests without a pause.
 
     python -m benchmarks.serving.promotion_under_load
 
-Two full fine-tunes of MiniLM's size, whose classes are known by each other's names, so that every answer tells which of
-them gave it. Each promotion is the real one: the candidate is loaded beside the champion, answers test rows over HTTP,
-the champion is written and the service moves. The clients are one process, asyncio over 32 kept connections; its share
-of the cores is printed, since it takes from the same ones. Counted are requests that failed, answers that are not their
-version's own, and, of each change, the 99th percentile of latency from the call to two seconds after its end, against
-that of the ten quiet seconds before it, so that whatever else runs on the machine weighs on both. One replica, one
-torch thread. It starts a stack of its own and ends it.
+The two versions have MiniLM's full weights and different class names for the same text, so an answer shows which
+version gave it. Each promotion runs all its steps: load the candidate next to the champion, compare its answers to test
+rows over HTTP (the parity gate), write the champion, and switch the service. The clients run in one process, with
+asyncio and 32 persistent connections. It uses the same cores, so its share of them is printed.
+
+The benchmark counts failed requests, and answers that differ from the label of their version. For each change, it
+compares the 99th percentile of the latency, from the call to two seconds after its end, with that of the ten seconds
+before it, so that other load on the machine affects both. There is one replica with one torch thread. The benchmark
+starts a separate stack and stops it.
 """
 
 import asyncio
@@ -58,7 +60,7 @@ NUM_CLIENTS, AT_EBB, NUM_TEXTS, NUM_TEST_ROWS = 32, 2, 512, 512
 NUM_CYCLES, QUIET_S, WARM_S, AFTER_S = 3, 10.0, 5.0, 2.0
 COLUMNS = ("ended", "latency_s", "fault", "status", "request_id")
 CLEAR = 0.02
-"""How far apart the two best classes must be for a text to be asked: another batch may order closer ones anew."""
+"""Minimum difference between the scores of the two best classes of a text. Another batch may swap closer classes."""
 BOUNDS = {
     "failed_requests": "<= 0",
     "answers_not_their_versions_own": "<= 0",
@@ -69,26 +71,26 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Responses:
-    """What the clients got, one element a request, in the order in which they ended."""
+    """Responses to the clients, one element per request, in the order in which the requests ended."""
 
     ended: np.ndarray
-    """[N] monotonic seconds."""
+    """[N] monotonic time in seconds."""
     latency_s: np.ndarray
     fault: np.ndarray
-    """[N] 0 for a right answer, 1 for a failed request, 2 for an answer that is not its version's own."""
+    """[N] 0 for a correct answer, 1 for a failed request, 2 for an answer other than the label of its version."""
     status: np.ndarray
-    """[N] HTTP status; 0 where the connection broke or nothing came in 30 s."""
+    """[N] HTTP status; 0 if the connection failed or there was no response within 30 s."""
     request_id: np.ndarray
     client_cores: float
 
     def p99_ms(self, begin: float, end: float) -> float:
-        """Of the requests that ended in between, in milliseconds."""
+        """Return the 99th percentile of latency, in milliseconds, of the requests that ended in this interval."""
         chosen = (self.ended >= begin) & (self.ended <= end)
         return float(np.quantile(self.latency_s[chosen], 0.99) * 1000)
 
 
 def main() -> None:
-    """Prints each change, then one line of JSON."""
+    """Print each change, then one line of JSON."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
         recipe = recipe_named("promotion-under-load", serving=ServingConfig())
         versions = two_versions(Path(temporary), task_uri=recipe.task_uri)
@@ -129,7 +131,7 @@ def main() -> None:
 
 
 def _print_failures(responses: Responses, changes: list[tuple[str, float, float]]) -> None:
-    """What failed, and how long after the begin of the change that it fell into or followed."""
+    """Print the failed requests by change, with their time since the start of the change."""
     failed = responses.fault == 1
     begins = np.array([begin for _, begin, _ in changes])
     last = np.searchsorted(begins, responses.ended, side="right") - 1
@@ -137,13 +139,13 @@ def _print_failures(responses: Responses, changes: list[tuple[str, float, float]
         chosen = failed & (last == number) & (responses.status == status)
         since = responses.ended[chosen] - begins[max(number, 0)]
         print(
-            f"{chosen.sum()} failed with {status or 'no answer'}, {since.min():.1f} to {since.max():.1f} s after the "
-            f"begin of change {number + 1}, waiting {responses.latency_s[chosen].max():.2f} s at most"
+            f"{chosen.sum()} requests failed with {status or 'no response'}, {since.min():.1f} to {since.max():.1f} s "
+            f"after the start of change {number + 1}, after waiting at most {responses.latency_s[chosen].max():.2f} s"
         )
 
 
 def _changes(task_uri: str) -> Iterator[tuple[str, float, float]]:
-    """Each change's name, begin and end; before each it is quiet."""
+    """Make the changes, with a pause before each, and yield the name, start and end of each."""
     calls: dict[str, Callable[[], Any]] = {
         "promote": lambda: promote_version(task_uri, override="again"),
         "rollback": lambda: roll_back(task_uri, reason="again"),
@@ -158,7 +160,7 @@ def _changes(task_uri: str) -> Iterator[tuple[str, float, float]]:
 
 
 def recipe_named(name: str, *, serving: ServingConfig) -> Recipe:
-    """Over the ICD-10-CM terms, which it writes."""
+    """Write the ICD-10-CM terms to S3, and return a recipe for them."""
     icd10.write(DATA)
     return Recipe.model_validate(
         {
@@ -176,7 +178,7 @@ def recipe_named(name: str, *, serving: ServingConfig) -> Recipe:
 
 
 def two_versions(folder: Path, *, task_uri: str) -> list[registry.ModelVersion]:
-    """Two full versions over the same weights: the second knows each class by the name of the next."""
+    """Register two full versions with the same weights. The second gives each class the name of the next class."""
     base = base_model.stage_base_model(MODEL, registry="s3://models")
     local, shipped = node_cache.local_copy(base), code_snapshot.ship_code(task_uri, ROOT)
     tokenizer, encoder = load_tokenizer(local), loading.load_encoder(local)
@@ -213,7 +215,7 @@ def two_versions(folder: Path, *, task_uri: str) -> list[registry.ModelVersion]:
 def write_run(
     recipe: Recipe, version: registry.ModelVersion, *, run: str, champion: registry.ModelVersion | None
 ) -> None:
-    """Write a finished run whose verdict chose the version, with its answers to the test rows."""
+    """Write a finished run that the version won, with its predictions of the test rows."""
     rows: Rows = read_test(recipe.data)
     run_uri = TaskPaths(recipe.task_uri).run(run)
     save_predictions(f"{run_uri}/predictions/candidate.parquet", predict_rows(version.uri, rows=rows))
@@ -231,9 +233,9 @@ def write_run(
 def clients(
     folder: Path, url: str, versions: list[registry.ModelVersion], *, tide_s: float | None = None
 ) -> Iterator[Callable[[], Responses]]:
-    """Run the clients; they send requests until the yielded function is called, which returns their responses.
+    """Run the clients. They send requests until the yielded function is called, which returns the responses.
 
-    With a tide all of them send requests for so many seconds, then a few of them, and so on.
+    With `tide_s`, all clients and a few of them send requests in turn, each for this many seconds.
     """
     inputs_path, results_path = folder / "inputs.json", folder / "results.npz"
     inputs = {"url": url, "answers": _answers(versions), "results": str(results_path), "tide_s": tide_s}
@@ -245,7 +247,7 @@ def clients(
     )
 
     def collect() -> Responses:
-        process.communicate()  # the end of its input is the end of the load
+        process.communicate()  # closing stdin ends the load
         arrays = np.load(results_path)
         columns = {name: arrays[name] for name in COLUMNS}
         return Responses(**columns, client_cores=float(arrays["client_cores"]))
@@ -258,7 +260,7 @@ def clients(
 
 
 def _answers(versions: list[registry.ModelVersion]) -> dict[str, dict[str, str]]:
-    """Each text's label by version, of texts on which every version is clear."""
+    """Return the label of each text by version, for the texts on which the two best scores of all versions differ."""
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
     labels_by_text: dict[str, dict[str, str]] = {text: {} for text in texts}
     for version in versions:
@@ -274,7 +276,7 @@ def _answers(versions: list[registry.ModelVersion]) -> dict[str, dict[str, str]]
 
 
 async def send_without_pause(inputs: dict[str, Any]) -> None:
-    """Run the process of the clients: 32 connections, each sends its next text when it has the former answer."""
+    """Run the clients: 32 connections that each send the next text after the previous answer."""
     address, answers, tide_s = urlsplit(inputs["url"]), inputs["answers"], inputs["tide_s"]
     path, texts = f"{address.path}/v1/classify", list(answers)
     kept: list[tuple[float, float, int, int, str]] = []
@@ -304,7 +306,7 @@ async def send_without_pause(inputs: dict[str, Any]) -> None:
             try:
                 streams = streams or await asyncio.open_connection(address.hostname, address.port)
                 status, content, kept_open = await asyncio.wait_for(exchange(body, request_id, streams), 30)
-                if not kept_open:  # a proxy that is about to be replaced says so
+                if not kept_open:  # a proxy that will be replaced closes the connection
                     streams[1].close()
                     streams = None
                 fault = 0 if status == 200 else 1
@@ -316,12 +318,12 @@ async def send_without_pause(inputs: dict[str, Any]) -> None:
                 streams = None
             kept.append((time.monotonic(), time.monotonic() - begun, fault, status, request_id))
 
-    asking = [asyncio.create_task(client(number)) for number in range(NUM_CLIENTS)]
+    tasks = [asyncio.create_task(client(number)) for number in range(NUM_CLIENTS)]
     begun, cpu = time.monotonic(), time.process_time()
     await asyncio.to_thread(sys.stdin.read)
     cores = (time.process_time() - cpu) / (time.monotonic() - begun)
     over.set()
-    await asyncio.gather(*asking)
+    await asyncio.gather(*tasks)
     columns: dict[str, Any] = dict(zip(COLUMNS, (np.array(column) for column in zip(*kept, strict=True)), strict=True))
     np.savez(inputs["results"], client_cores=cores, **columns)
 

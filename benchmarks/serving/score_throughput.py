@@ -1,14 +1,17 @@
-"""Scoring throughput of a Parquet data set: rows per second of `tailorbird score` against the model alone.
+"""Throughput of `tailorbird score` on Parquet files, in rows per second, compared with the model alone.
 
     python -m benchmarks.serving.score_throughput
 
-Both variants run on the same cores, all of the machine's, one torch thread each, over the same texts, ICD-10-CM terms,
-and tokenize them: `raw` is one process a core that sorts its share by length and forwards it in batches of 64, with no
-store; `score` is a Ray Data worker a core, which reads Parquet from S3 and writes Parquet to S3. The rate of `score` is
-over the time from the first part's begin to the last part's end; with the start of the workers and the loading of the
-model it is told beside, as `whole_rows_per_s`, which grows with the input. The model is MiniLM in the dtype it would be
-evaluated in, with a head of random numbers. The variants take turns; a figure is the median over the rounds, a ratio is
-taken within a round. It starts a stack of its own and ends it.
+Both variants tokenize and classify the same ICD-10-CM terms on all cores of the machine, with one torch thread per
+core.
+
+- `raw`: one process per core sorts its share by length and runs it in batches of 64, without storage.
+- `score`: one Ray Data worker per core reads Parquet from S3 and writes Parquet to S3. `rows_per_s` counts from the
+  start of the first part to the end of the last part. `whole_rows_per_s` includes the start of the workers and the
+  loading of the model, so it grows with the number of rows.
+
+The model is MiniLM with a random head, in the dtype of its evaluation. The variants alternate. A figure is the median
+over the rounds, and a ratio compares variants within a round. The benchmark starts a separate stack and stops it.
 """
 
 import multiprocessing
@@ -41,9 +44,9 @@ NUM_ROWS, NUM_FILES, NUM_ROUNDS = 24_576, 3, 3
 
 
 def main() -> None:
-    """Prints the rounds, then one line of JSON."""
+    """Print the rounds, then one line of JSON."""
     cores = len(os.sched_getaffinity(0))
-    # Ray lowers its workers' priority: they would yield to whatever else runs, and the raw processes would not.
+    # By default, Ray gives its workers a lower priority than the raw processes have.
     os.environ.update({"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"})
     terms = icd10.build()["train"]["text"].to_pylist()
     texts = (terms * (NUM_ROWS // len(terms) + 1))[:NUM_ROWS]
@@ -103,7 +106,7 @@ def _score(version: versions.ModelVersion) -> Mapping[str, float]:
 
 
 def _raw(uri: str, texts: list[str], num_processes: int) -> Mapping[str, float]:
-    """Processes that start together, each over its share of the texts, timed from the start to the last one's end."""
+    """Run processes that start together, each with its share of the texts, and return their joint rate."""
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(num_processes)
     results: Any = context.SimpleQueue()
@@ -121,7 +124,7 @@ def _raw(uri: str, texts: list[str], num_processes: int) -> Mapping[str, float]:
 
 
 def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None:
-    """One process of the raw variant: tokenizes, sorts and forwards its texts once."""
+    """Run a process of the raw variant: tokenize, sort and classify its texts once."""
     from tailorbird.data.tokenize import encode_texts
     from tailorbird.models.classifier import logits_rows
 

@@ -1,17 +1,22 @@
-"""Serving overhead: texts per second over HTTP, through HAProxy and Ray Serve, against the model alone.
+"""Serving overhead: texts per second over HTTP, through HAProxy and Ray Serve, compared with the model alone.
 
     python -m benchmarks.serving.serving_overhead [torch | openvino | onnxruntime-int8 | torch-bfloat16]
 
-All variants run on the same cores, all of the machine's: `raw` is one process a core, one thread each, over texts
-sorted by length in batches of 64, tokenization included, with no HTTP; `lists` and `singles` are 32 clients of the
-served application, one replica a core, one thread each, that send 16 texts or one; `fastapi` is a plain FastAPI
-application in a process of its own that calls the model by torch in fp32 once a request, on threads that can take every
-core. The client (`wrk`, compiled) takes its share of the same cores: it is printed. The model is MiniLM, for torch in
-the dtype it would be evaluated in, with a head of random numbers, and the texts are ICD-10-CM terms: both as in the
-demo. The variants take turns for several rounds; a figure is the median over the rounds. The same ratios are printed
-per CPU-second too, of all that Ray, Serve and HAProxy run and of the client: they hold on a machine that others use at
-the same time, where wall time favours whoever has more processes. Then, once each, other numbers of clients with their
-latencies, and where the CPU time of a request of one text goes. It starts a stack of its own and ends it.
+All variants run on all cores of the machine.
+
+- `raw`: one process with one thread per core tokenizes texts, sorts them by length and runs them in batches of 64,
+  without HTTP.
+- `lists` and `singles`: 32 clients of the served application, which has one replica with one thread per core, send 16
+  texts or one text per request.
+- `fastapi`: a plain FastAPI application in a separate process runs the model with torch in fp32 once per request, on
+  threads that can use all cores.
+
+The client (`wrk`) uses the same cores, so its share of them is printed. The model is MiniLM with a random head (for
+torch in the dtype of its evaluation), and the texts are ICD-10-CM terms, as in the demo. The variants alternate in
+several rounds, and a figure is the median over the rounds. The ratios are also printed per CPU-second of all processes
+of Ray, Serve, HAProxy and the client. They are meaningful on a busy machine, where wall time favours variants with more
+processes. At the end, the benchmark measures latencies for other numbers of clients, and the parts of the CPU time of a
+request with one text. It starts a separate stack and stops it.
 """
 
 import json
@@ -65,12 +70,12 @@ Figures = dict[str, float]
 
 
 def main(engine: str) -> None:
-    """Prints the rounds and what came once, then one line of JSON."""
+    """Print the rounds, latencies and CPU times, then one line of JSON."""
     if shutil.which("wrk") is None:
         skip("serving_overhead", "the client `wrk` is not installed")
         return
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(1)  # as each process that is measured has
+    torch.set_num_threads(1)  # as in each measured process
     texts = icd10.build()["train"]["text"].to_pylist()[:NUM_TEXTS]
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), cores) as pid:
         scripts = {count: wrk_script(Path(temporary) / f"{count}.lua", texts, count=count) for count in (1, LIST_TEXTS)}
@@ -82,7 +87,7 @@ def main(engine: str) -> None:
             rounds = [_round(version.uri, texts, served) for _ in range(NUM_ROUNDS)]
         print_table(f"{engine}, {version.dtype}: latency by clients, {cores} replicas", _latencies(served))
         print_table(
-            "CPU milliseconds of a request of one text at 32 clients", {"": _by_part(version.uri, texts, served)}
+            "CPU milliseconds of a request with one text at 32 clients", {"": _by_part(version.uri, texts, served)}
         )
     _print_rounds(rounds, engine=engine, cores=cores)
     finish(f"serving_overhead {engine}", medians(rounds), bounds=BOUNDS)
@@ -90,7 +95,7 @@ def main(engine: str) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """The stack's process, the two applications under test, and the scripts of the requests."""
+    """The stack's process, the two applications under test, and the `wrk` scripts by number of texts."""
 
     stack_pid: int
     url: str
@@ -126,12 +131,12 @@ def _round(uri: str, texts: list[str], served: Served) -> Figures:
 
 
 def _cpu_s(pid: int) -> float:
-    """CPU seconds so far of a process and all that it started, Ray's workers and HAProxy among them."""
+    """Return the CPU seconds of a process and its descendants, which include Ray's workers and HAProxy."""
     return sum(_cpu_by_name(pid).values())
 
 
 def _cpu_by_name(pid: int) -> Figures:
-    """The same by what runs: `proxy` is HAProxy, `replica` the replicas, `rest` what Ray and Serve need besides."""
+    """Return the same by part: `proxy` (HAProxy), `replica`, and `rest` (other processes of Ray and Serve)."""
     total = dict.fromkeys(("proxy", "replica", "rest"), 0.0)
     for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
@@ -142,7 +147,7 @@ def _cpu_by_name(pid: int) -> Figures:
 
 
 def _latencies(served: Served) -> dict[str, Figures]:
-    """Return texts a second and latencies (p50, p99), by clients and texts a request."""
+    """Return texts per second and latencies (p50, p99) by number of clients and texts per request."""
     latencies = {}
     for count, script in served.scripts.items():
         for clients in CLIENTS:
@@ -154,8 +159,11 @@ def _latencies(served: Served) -> dict[str, Figures]:
 
 
 def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
-    """Of a request: what HAProxy, the replica and the rest take; of the replica, what tokens and forward pass are of
-    the same texts in batches of as many as there are clients, without a service."""
+    """Return the CPU milliseconds of a request in HAProxy, the replica and the rest.
+
+    `of it tokens` and `of it forward` estimate the parts of the replica: tokenization and forward passes of the same
+    texts without a service, in batches with one text per client.
+    """
     before = _cpu_by_name(served.stack_pid)
     load_done = wrk(served.url, served.scripts[1], seconds=SECONDS)
     after, num_requests = _cpu_by_name(served.stack_pid), load_done.requests_per_s * SECONDS
@@ -174,9 +182,11 @@ def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
 
 @contextmanager
 def own_stack(folder: Path, cores: int | None = None) -> Iterator[int]:
-    """Process id of a stack of the benchmark's own, which declares `cores` CPUs, without a number as many as a stack
-    does; its environment is this process's."""
-    # Ray lowers its workers' priority: they would yield to whatever else runs, and the raw processes would not.
+    """Start a separate stack that declares `cores` CPUs (by default the stack's default), and yield its process id.
+
+    Set this process's environment to that of the stack.
+    """
+    # By default, Ray gives its workers a lower priority than the raw processes have.
     os.environ.update({"RAY_worker_niceness": "0", "RAY_SERVE_HAPROXY_NBTHREAD": "1", "OMP_NUM_THREADS": "1"})
     state = stack.up(folder / "stack", num_cpus=cores)
     try:
@@ -188,7 +198,7 @@ def own_stack(folder: Path, cores: int | None = None) -> Iterator[int]:
 
 
 def random_version(folder: Path, *, task_uri: str, seed: int = 0, dtype: Any = None) -> versions.ModelVersion:
-    """Registers MiniLM with a head of random numbers under `task_uri`, in `folder` first, which it makes."""
+    """Create `folder` with a random head for MiniLM, and register it as a version under `task_uri`."""
     shipped = code_snapshot.ship_code(task_uri, ROOT)
     folder.mkdir()
     weight = torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(seed))
@@ -208,7 +218,7 @@ def random_version(folder: Path, *, task_uri: str, seed: int = 0, dtype: Any = N
 
 
 def random_adapter(folder: Path, *, task_uri: str, like: versions.ModelVersion, seed: int) -> versions.ModelVersion:
-    """Registers a LoRA adapter and a head of random numbers over `like`'s base model, in `folder` first."""
+    """Create `folder` with a random LoRA adapter and head for the base model of `like`, and register it."""
     torch.manual_seed(seed)
     folder.mkdir()
     encoder = loading.load_encoder(node_cache.local_copy(like.base_model))
@@ -220,7 +230,7 @@ def random_adapter(folder: Path, *, task_uri: str, like: versions.ModelVersion, 
 
 
 def _deploy(folder: Path, *, engine: str, cores: int) -> tuple[versions.ModelVersion, versions.ModelVersion, str]:
-    """The version in fp32 for the plain application; the version of the engine, and where it is served."""
+    """Return the fp32 version for the plain application, the version of the engine, and the URL that serves it."""
     plain = random_version(folder / "plain", task_uri=TASK_URI, dtype="float32")
     version = random_version(folder / "version", task_uri=TASK_URI)
     if engine != "torch":
@@ -231,7 +241,7 @@ def _deploy(folder: Path, *, engine: str, cores: int) -> tuple[versions.ModelVer
 
 
 def _raw(uri: str, texts: list[str], *, num_processes: int) -> tuple[float, float]:
-    """Texts per second, and per CPU-second, of processes that start together, each over its share of the texts."""
+    """Run processes that start together, each with its share of the texts; return texts per second and CPU-second."""
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(num_processes)
     results: Any = context.SimpleQueue()
@@ -247,7 +257,7 @@ def _raw(uri: str, texts: list[str], *, num_processes: int) -> tuple[float, floa
 
 
 def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None:
-    """One process of the raw variant: tokenizes, sorts and forwards its texts until the time is up."""
+    """Run a process of the raw variant: tokenize, sort and classify its texts for SECONDS."""
     from tailorbird.data.tokenize import encode_texts
     from tailorbird.models.classifier import logits_rows
 
@@ -272,7 +282,7 @@ def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None
 
 @contextmanager
 def _fastapi(uri: str) -> Iterator[str]:
-    """The plain application, in a process of its own on a free port."""
+    """Run the plain application in a separate process on a free port, and yield its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -295,7 +305,7 @@ def _fastapi(uri: str) -> Iterator[str]:
 
 
 def serve_plain(uri: str, port: int) -> None:
-    """FastAPI and uvicorn as their first page shows them: one forward pass a request."""
+    """Serve the model with FastAPI and uvicorn in the simplest way, with one forward pass per request."""
     import uvicorn
     from fastapi import FastAPI
     from pydantic import BaseModel
@@ -323,7 +333,7 @@ def serve_plain(uri: str, port: int) -> None:
 
 
 def wrk_script(path: Path, texts: list[str], *, count: int, models: Sequence[str] = ("champion",)) -> Path:
-    """A script that makes wrk send every text, `count` a request, over and over, to one model after the other."""
+    """Write a script that makes wrk send all texts repeatedly, `count` per request, to the models in turn."""
     starts = range(0, len(texts), count)
     bodies = [
         json.dumps({"input": texts[start] if count == 1 else texts[start : start + count], "model": model})
@@ -348,11 +358,11 @@ class Load(NamedTuple):
     p50_ms: float
     p99_ms: float
     cores: float
-    """Cores that the client itself used."""
+    """Cores that the client used."""
 
 
 def wrk(url: str, script: Path, *, seconds: int, clients: int = NUM_CLIENTS) -> Load:
-    """Send requests by so many clients that wait for each answer; raise RuntimeError unless every answer is a 2xx."""
+    """Send requests from clients that wait for each answer. Raise RuntimeError unless all answers have status 2xx."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "--latency", "-s", str(script)]
     begin = time.perf_counter()
@@ -362,7 +372,7 @@ def wrk(url: str, script: Path, *, seconds: int, clients: int = NUM_CLIENTS) -> 
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
     p50, p99 = (re.search(rf" {share}%\s+([\d.]+)(us|ms|s)\b", output) for share in (50, 99))
     if rate is None or p50 is None or p99 is None or "Non-2xx" in output or "Socket errors" in output:
-        raise RuntimeError(f"the load did not go through:\n{output}")
+        raise RuntimeError(f"the load test failed:\n{output}")
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Load(float(rate.group(1)), _milliseconds(p50), _milliseconds(p99), cpu_s / wall_s)
 

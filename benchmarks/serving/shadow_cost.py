@@ -1,12 +1,12 @@
-"""What a shadow costs whoever asks the champion: the time of an answer with and without one.
+"""Latency of the champion with and without a challenger.
 
     python -m benchmarks.serving.shadow_cost
 
-One replica on a stack of its own; the champion and the version on trial are MiniLM with heads of random numbers. The
-clients send one text a request: 4 that pause between an answer and the next request, so that the champion is idle about
-half of the time, and 32 that do not, so that it never is. Off, shadow (of every request) and canary (half of the
-requests) take turns, each switched on and off in the replica that runs, which is the change that is measured too: no
-request may fail. The time of an answer is the client's. It ends the stack.
+One replica on a separate stack serves a champion and a challenger, both MiniLM with a random head. Clients send one
+text per request: `paced` is 4 clients with a pause after each answer, so that the champion is idle about half of the
+time; `busy` is 32 clients without a pause. The variants alternate: `off`, `shadow` (mirrors every request) and `canary`
+(gets half of the requests). Each is switched on and off in the running replica, and no request may fail. Latency is
+measured by the client. The benchmark stops the stack at the end.
 """
 
 import tempfile
@@ -34,7 +34,7 @@ BOUNDS = {"failed": "<= 0", "paced_p50_shadow_to_off": "<= 1.25", "busy_p99_shad
 
 
 def main() -> None:
-    """Prints the rounds, then one line of JSON."""
+    """Print the rounds, then one line of JSON."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary), 2):
         versions = [
             random_version(Path(temporary) / f"version-{seed}", task_uri=TASK_URI, seed=seed) for seed in (0, 1)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(versions: list[ModelVersion], *, share: dict[str, float], log: Path) -> Figures:
-    """Milliseconds of the answers under each load, and how many failed; the first version is the champion."""
+    """Return the latencies in milliseconds under each load, and the failed requests; versions[0] is the champion."""
     challenger = {"version": versions[1].version, **share} if share else None
     config = ServingConfig.model_validate({"request_log": log.as_uri(), "challenger": challenger})
     additional = application.AdditionalVersions(challenger=versions[1] if share else None)
@@ -76,7 +76,7 @@ def measure(versions: list[ModelVersion], *, share: dict[str, float], log: Path)
 
 
 def client(url: str, *, pause_s: float) -> tuple[list[float], int]:
-    """Seconds of each answer to one client, and how many requests failed."""
+    """Return the latency of each answer in seconds, and the number of failed requests, of one client."""
     times, failed, end = [], 0, time.monotonic() + SECONDS
     with requests.Session() as session:
         while time.monotonic() < end:

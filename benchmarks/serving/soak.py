@@ -1,13 +1,15 @@
-"""Whether a service that everything happens to for a while is at its end what it was at its beginning.
+"""Soak test: latency, memory and errors of a service with changing load, versions and champions.
 
     python -m benchmarks.serving.soak [minutes]
 
-Two full fine-tunes of MiniLM's size and up to eight LoRA adapters. For 20 minutes 32 clients ask for half a minute, two
-of them for the next, and so on, so that a second replica comes and goes. Every minute an adapter is registered and
-loaded into the replicas, beyond eight in place of the oldest, and the champion is promoted or rolled back, each over
-HTTP against test rows as ever; requests and their answers go to a request log. Counted are requests that failed and
-answers that are not their version's own or not in the log; told are latency and memory, of the last third of the time
-over the first after a warm-up. It starts a stack of its own and ends it.
+The service has two versions with MiniLM's full weights and up to eight LoRA adapters. For 20 minutes, 32 clients send
+requests for half a minute, then two of them for half a minute, and so on, so that a second replica starts and stops.
+Every minute, an adapter is registered and loaded into the replicas (it replaces the oldest of eight), and the champion
+is promoted or rolled back, with the parity gate. Requests and answers are written to a request log.
+
+The benchmark counts failed requests, answers that differ from the label of their version, and answers missing in the
+log. It compares latency and memory of the last third of the time with those of the first third, after a warm-up. It
+starts a separate stack and stops it.
 """
 
 import os
@@ -51,7 +53,7 @@ BOUNDS = {
 
 
 def main(minutes: float) -> None:
-    """Prints memory and latency by thirds, then one line of JSON."""
+    """Print memory and latency of each third, then one line of JSON."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)) as pid:
         folder = Path(temporary)
         recipe = recipe_named("soak", serving=CONFIG)
@@ -91,7 +93,7 @@ def main(minutes: float) -> None:
 
 
 def _keep_changing(task_uri: str, like: registry.ModelVersion, *, folder: Path, until: float) -> int:
-    """Every minute an adapter and another champion; how many changes that were."""
+    """Add an adapter and change the champion every minute, and return the number of changes."""
     num = 0
     while time.monotonic() + 60 <= until:
         begun = time.monotonic()
@@ -112,7 +114,10 @@ Sample = dict[str, dict[int, float]]
 
 @contextmanager
 def _watched(pid: int) -> Iterator[list[tuple[float, Sample]]]:
-    """Every two seconds the memory of each process of the stack but the store, in MiB, by part and process id."""
+    """Sample the memory of the stack's processes, except for the S3 server, every two seconds.
+
+    Yield the samples, each in MiB by part and process id.
+    """
     samples: list[tuple[float, Sample]] = []
     over = threading.Event()
 
@@ -137,7 +142,7 @@ def _watched(pid: int) -> Iterator[list[tuple[float, Sample]]]:
 
 
 def _part(name: str, command: list[str]) -> str | None:
-    """What a process is a part of; None of the store, which stands for S3."""
+    """Return the part to which a process belongs; None for the S3 server."""
     title = command[0] if command else ""
     for sign, part in (("ServeReplica", "replica"), ("ServeController", "controller")):
         if sign in title:
@@ -146,13 +151,13 @@ def _part(name: str, command: list[str]) -> str | None:
 
 
 def _largest(samples: list[tuple[float, Sample]], part: str, *, since: float, until: float) -> float:
-    """Median over the time of the largest process of a part."""
+    """Return the memory of the largest process of a part, as the median over the samples of an interval."""
     chosen = [max(sample[part].values()) for at, sample in samples if since <= at <= until and sample[part]]
     return float(np.median(chosen)) if chosen else float("nan")
 
 
 def _await_rows(wanted: set[str]) -> list[str]:
-    """Request ids of the rows in the log, once those that are wanted are there, or after a while."""
+    """Wait up to a minute until the log has rows for all these requests, and return the request ids of all rows."""
     deadline, request_ids = time.monotonic() + 60, list[str]()
     while not wanted <= set(request_ids) and time.monotonic() < deadline:
         time.sleep(2)

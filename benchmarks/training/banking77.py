@@ -1,14 +1,15 @@
-"""One full fine-tune of MiniLM on all of Banking77's training rows: its accuracy on the official test, and its cost.
+"""Accuracy and cost of one full fine-tuning of MiniLM on all training rows of Banking77.
 
     TAILORBIRD_DATA=folder python -m benchmarks.training.banking77
 
-The folder holds `banking77/{train,validation,test}.parquet`; train and validation are the official training rows, of
-which none is used to choose anything here: the configuration was found by cross-validation on them (docs/results.md).
-`training.loop.train` with a DeepSpeed engine at stage 0 in a process group of one, on one torch thread, which takes the
-fewest CPU-seconds. CPU-seconds are those of the training steps, all threads counted.
+The folder contains `banking77/{train,validation,test}.parquet`. Train and validation together are the official training
+rows; the accuracy is measured on the official test rows. The configuration was selected by cross-validation on the
+training rows (docs/results.md). The benchmark runs `training.loop.train` with a DeepSpeed engine at stage 0, in a
+process group with one rank and one torch thread, which needs the fewest CPU-seconds. CPU-seconds are those of the
+training steps, over all threads.
 
-One plain training reaches less than the mean of five seeds' weights, which `recipes/banking77.yaml` makes and which had
-0.941: 0.932 to 0.938, as measured before (docs/results.md).
+A single training reaches 0.932 to 0.938 (measured earlier, docs/results.md). `recipes/banking77.yaml` averages the
+weights of five seeds, which reached 0.941.
 """
 
 import os
@@ -48,10 +49,10 @@ BOUNDS = {"test_accuracy": ">= 0.925", "cpu_seconds": "<= 450"}
 
 
 def main() -> None:
-    """Prints a line an epoch, then one line of JSON."""
+    """Print a line per epoch, then one line of JSON."""
     data = os.environ.get("TAILORBIRD_DATA")
     if data is None:
-        skip("banking77", "set TAILORBIRD_DATA to a folder with banking77/*.parquet")
+        skip("banking77", "TAILORBIRD_DATA is not set to a folder with banking77/*.parquet")
         return
     be_a_worker(TRAINING)
     torch.set_num_threads(NUM_THREADS)
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def _trained(task: ClassificationTrainingTask) -> dict[str, float]:
-    """The test is scored after each epoch, outside the clock, and only the last score is reported."""
+    """Train and return the figures. The test rows are scored after each epoch, outside the measured time."""
     runtime = task.load_runtime(attention_dropout=TRAINING.attention_dropout)
     cpu_s, started = 0.0, time.process_time()
     engine = build_engine(TRAINING, runtime)

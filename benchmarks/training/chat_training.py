@@ -1,13 +1,15 @@
-"""What our chat training saves over transformers.Trainer.
+"""Speed of chat training, compared with transformers.Trainer.
 
     python -m benchmarks.training.chat_training
 
-SmolLM2-135M-Instruct, fully fine-tuned on the same rows of ICD-10-CM terms with their codes and titles, one epoch,
-batch 16, one process with two torch threads and a worker's environment. `finetune` is `training.loop.train` with a
-DeepSpeed engine at stage 0 in a process group of one, which is what a worker runs. `Trainer` is transformers.Trainer
-with its defaults but for the batch size, on the same tokens, with the loss on the answers alone: fp32, padding to the
-longest of a batch; `Trainer, bf16`, where the machine computes in it, has `bf16=True` on as well. Counted are tokens
-that are no padding, in training steps alone.
+All variants fully fine-tune SmolLM2-135M-Instruct on the same ICD-10-CM terms with their codes and titles: one epoch,
+batch size 16, one process with two torch threads and a worker's environment. The rate counts tokens without padding,
+and only the time in training steps.
+
+- `finetune`: `training.loop.train` with a DeepSpeed engine at stage 0 in a process group with one rank, as in a worker.
+- `Trainer`: transformers.Trainer with its defaults (fp32, rows padded to the longest of a batch) except for the batch
+  size, on the same tokens, with the loss on the answers only.
+- `Trainer, bf16`: the same with `bf16=True`, if the machine supports bfloat16.
 """
 
 import os
@@ -42,7 +44,7 @@ BOUNDS = {"rate_to_trainer": ">= 2.0", "padding_share": "< 0.05"}
 
 
 def main() -> None:
-    """Prints the variants, then one line of JSON."""
+    """Print the variants, then one line of JSON."""
     be_a_worker(TRAINING)
     torch.set_num_threads(NUM_THREADS)
     os.environ.update(RANK_VARIABLES)

@@ -1,14 +1,17 @@
-"""Memory as training rows grow from ten thousand to ten million: what streaming holds does not grow with them.
+"""Memory of streaming for ten thousand to ten million training rows.
 
     python -m benchmarks.training.streaming_memory [most rows]
 
-Generated Parquet (four made-up words a row, 21 classes, row groups of 131,072) on an S3 server of its own. Of
-each size, each in a process of its own: the rows are gathered as a run gathers them (Ray Data checks and encodes them
-into shards; 5,000 rows stay in memory), and a whole epoch of steps is drawn from the shards and collated as a worker
-does it, without the model, whose memory does not hang on the rows. Told are the peaks of the gathering process, of the
-largest Ray Data task and of the drawing process (each sampled ten times a second, its own pages only), and the rates.
-The bounds are on what the most rows take more than a hundred thousand, which fill a shard and a window; beside it
-stands what the added rows' tokens alone would take.
+The benchmark generates Parquet files (four made-up words per row, 21 classes, row groups of 131,072 rows) on a separate
+S3 server. For each size, two separate processes run:
+
+1. Load the rows as a run does: Ray Data checks them and tokenizes them into shards, and 5,000 rows stay in memory.
+2. Read and collate a whole epoch from the shards as a worker does, without the model, whose memory does not depend on
+   the number of rows.
+
+The table has the peak memory of the loading process, of the largest Ray Data task and of the reading process (sampled
+ten times per second, without shared pages), and the rates. The bounds limit the difference between the largest size
+and 100,000 rows, which fill a shard and a window. The memory of the tokens of the added rows is printed for comparison.
 """
 
 import json
@@ -45,7 +48,7 @@ BOUNDS = {"gather_growth_mib": "<= 64", "task_growth_mib": "<= 64", "draw_growth
 
 
 def main() -> None:
-    """Prints the peaks of each size, then one line of JSON."""
+    """Print the peaks of each size, then one line of JSON."""
     parts: dict[str, Callable[..., dict[str, Any]]] = {"--gather": _gather, "--draw": _draw}
     if sys.argv[1:2] and sys.argv[1] in parts:
         print(json.dumps(parts[sys.argv[1]](*sys.argv[2:])), flush=True)
@@ -80,7 +83,7 @@ def _in_process(*arguments: str) -> dict[str, Any]:
 
 
 def _generate(uri: str, num_rows: int, *, seed: int) -> None:
-    """Rows that fit no pattern: memory and speed are measured, not accuracy."""
+    """Write random rows."""
     generator = np.random.default_rng(seed)
     words = np.array(["".join(word) for word in generator.choice(list("abcdefghijklmnopqrst"), size=(5000, 5))])
     store, path = filesystem(uri)
@@ -95,7 +98,7 @@ def _generate(uri: str, num_rows: int, *, seed: int) -> None:
 
 
 def _gather(uri: str, base_model: str) -> dict[str, Any]:
-    """Peaks in MiB of this process and of the tasks, the rate, and the shards that were made."""
+    """Return the peak memory of this process and of the tasks in MiB, the rate, and the shards."""
     import ray
 
     from cluster.connection import connect
@@ -124,7 +127,7 @@ def _gather(uri: str, base_model: str) -> dict[str, Any]:
 
 
 def _draw(shards: str) -> dict[str, float]:
-    """Peak in MiB of this process while it draws an epoch, and the rate."""
+    """Return the peak memory in MiB of this process while it reads an epoch, and the rate."""
     from tailorbird.data.sharding.shards import Shards
     from tailorbird.data.tokenize import collate
     from training.dataset import ShardedDataset, steps
@@ -147,8 +150,11 @@ def _draw(shards: str) -> dict[str, float]:
 
 @contextmanager
 def peaks(*, tasks: bool = False) -> Iterator[dict[str, float]]:
-    """Largest own memory of this process, and of any worker of the Ray that its parent started, while the block runs;
-    MiB."""
+    """Yield the peak memory, in MiB without shared pages, of this process and of any Ray worker that its parent
+    started.
+
+    The values are updated while the block runs.
+    """
     peak: dict[str, float] = {"own": 0.0, "task": 0.0}
     over = threading.Event()
 

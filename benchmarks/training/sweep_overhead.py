@@ -1,12 +1,12 @@
-"""What a sweep costs beside training: eight trials on two workers at stage 1, from nothing to the selected trial.
+"""Overhead of a sweep: its time outside training steps, for eight trials on two workers at stage 1.
 
     python -m benchmarks.training.sweep_overhead
 
-`tuning.sweep.sweep` as a run calls it, on a stack of its own: worker groups, Optuna, ASHA, validation, exports of the
-best trials to S3. From the call to its return, less the seconds inside training steps, over the number of trials. Every
-trial has one epoch, so ASHA and the incumbent have nothing to stop and no trial's work is left out. The gap between two
-trials is from the last step of one to the first step of the next, on rank 0; the memory is what rank 0's process holds
-at a trial's end, and its growth a trial is taken from the second trial on, when everything is loaded.
+The benchmark calls `tuning.sweep.sweep` as a run does, on a separate stack, with worker groups, Optuna, ASHA,
+validation and exports of the best trials to S3. The overhead per trial is the time of the call without the seconds in
+training steps, divided by the number of trials. Every trial has one epoch, so no trial is stopped early. The gap
+between two trials is the time on rank 0 from the last step of one to the first step of the next. Memory is that of rank
+0's process at the end of a trial; its growth per trial counts from the second trial on, when everything is loaded.
 """
 
 import os
@@ -31,7 +31,7 @@ BOUNDS = {"seconds_beside_steps_a_trial": "<= 4.0"}
 
 
 def main() -> None:
-    """Prints the rounds, then one line of JSON."""
+    """Print the rounds, then one line of JSON."""
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder), num_cpus=2) as base_model:
         task = icd10_task(base_model, num_rows=NUM_ROWS)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _sweep(task: TrainingTask, uri: str) -> dict[str, float]:
-    from tuning.sweep import sweep  # Ray reads how to authenticate when imported: not before the stack is up
+    from tuning.sweep import sweep  # Import Ray after the stack has started, because it reads its token on import.
 
     with cpu_reader() as (queue, read_events):
         started = time.time()
@@ -69,7 +69,7 @@ def _sweep(task: TrainingTask, uri: str) -> dict[str, float]:
 
 
 def _ends(steps: list[tuple[StepEvent, float]], *, first: bool) -> list[tuple[StepEvent, float]]:
-    """Return the first, or the last, step event of each trial with its time, in the trials' order."""
+    """Return the first or last step event of each trial with its time, in the order of the trials."""
     ends: dict[str | None, tuple[StepEvent, float]] = {}
     for step, at in steps:
         if not (first and step.trial in ends):
@@ -78,7 +78,7 @@ def _ends(steps: list[tuple[StepEvent, float]], *, first: bool) -> list[tuple[St
 
 
 def _step_begin(step: StepEvent, at: float) -> float:
-    """Return when the trial's steps began: a step event has the rate since then."""
+    """Return the time at which the trial's first step began, from the mean rate in a step event."""
     return at - step.step * BATCH_SIZE / step.rows_per_second
 
 

@@ -1,4 +1,4 @@
-"""The process that the training benchmarks measure in, and transformers.Trainer with its defaults, alone in it."""
+"""Process environment of the training benchmarks, and transformers.Trainer with its defaults."""
 
 import os
 import sys
@@ -13,26 +13,29 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.models.loading import inference_dtype
 
 HAS_BF16 = inference_dtype() == torch.bfloat16
-"""Whether the machine computes in it; another would take many times as long with it as without."""
-BEGUN_ANEW = "TAILORBIRD_BENCHMARK_BEGUN_ANEW"
+"""True if the machine supports bfloat16. On other machines, bfloat16 takes many times as long as fp32."""
+RESTARTED = "TAILORBIRD_BENCHMARK_RESTARTED"
 RANK_VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-"""What Ray Train sets for DeepSpeed; with them, Trainer would take the run for a distributed one."""
+"""Variables that Ray Train sets for DeepSpeed. With them, Trainer would start a distributed training."""
 
 
 def be_a_worker(config: TrainingConfig) -> None:
-    """Begins this process anew with the environment of a worker of ours, unless it has done so: all variants are
-    measured in it. glibc reads its malloc settings at a process's start only, and a step's time depends on them."""
-    if os.environ.pop(BEGUN_ANEW, None) is None:
-        from training.trainer import worker_environment  # Ray reads how to authenticate when imported: not before that
+    """Restart this process with the environment of a training worker, unless it was restarted already.
 
-        os.execve(sys.executable, sys.orig_argv, os.environ | worker_environment(config) | {BEGUN_ANEW: "1"})
-    del os.environ["GLIBC_TUNABLES"]  # this process has it; what it starts is no worker
+    All variants are measured in this environment. glibc reads its malloc settings only when a process starts, and the
+    time of a step depends on them.
+    """
+    if os.environ.pop(RESTARTED, None) is None:
+        from training.trainer import worker_environment  # not at the top, because it imports Ray
+
+        os.execve(sys.executable, sys.orig_argv, os.environ | worker_environment(config) | {RESTARTED: "1"})
+    del os.environ["GLIBC_TUNABLES"]  # child processes are not training workers
 
 
 def run_trainer(
     model: Any, rows: Sequence[dict[str, Any]], *, collator: Any, config: TrainingConfig, bf16: bool
 ) -> tuple[float, float]:
-    """CPU-seconds and seconds of the training steps, with the config's batch size and epochs; nothing is saved."""
+    """Train with the config's batch size and epochs, and return the CPU-seconds and seconds of the training steps."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Clock(TrainerCallback):  # type: ignore[misc]

@@ -1,18 +1,22 @@
-"""What our training costs over a bare PyTorch loop, and what it saves over transformers.Trainer.
+"""Overhead of training, compared with a bare PyTorch loop and with transformers.Trainer.
 
     python -m benchmarks.training.training_overhead
 
-Six ways to train the same classifier (MiniLM, a head of zeros) on the same ICD-10-CM terms, one epoch, batch 32, one
-process with one torch thread and a worker's environment. `finetune` is `training.loop.train` with a DeepSpeed engine at
-stage 0 in a process group of one, which is what a worker of `training.trainer.finetune` runs: gradient clipping,
-schedule and reports included; `finetune, stage 1` is the same with ZeRO's optimizer.
-`bare` takes the same batches, precision and model through `torch.optim.AdamW` with its defaults and does nothing else;
-`bare, fused` is printed to show what the optimizer's implementation is worth. `Trainer` is transformers.Trainer with
-its defaults but for the batch size: fp32, its own order of rows, padding to the longest of a batch; it saves nothing.
-`Trainer, bf16`, where the machine computes in it, has `bf16=True` on as well.
-Only training steps count, neither loading nor validation nor checkpoints. Samples per CPU-second are of the process
-with all its threads. Last, `finetune` runs once as a user calls it, through Ray and S3 on a stack of its own, and its
-worker's samples per CPU-second are printed too, for comparison with the process group of one above.
+All variants train the same classifier (MiniLM with a head of zeros) on the same ICD-10-CM terms: one epoch, batch size
+32, one process with one torch thread and a worker's environment.
+
+- `finetune`: `training.loop.train` with a DeepSpeed engine at stage 0 in a process group with one rank, as in a worker
+  of `training.trainer.finetune`, with gradient clipping, schedule and reports.
+- `finetune, stage 1`: the same with ZeRO's optimizer.
+- `bare`: the same model, batches and precision in a loop with `torch.optim.AdamW` and its defaults, and nothing else.
+- `bare, fused`: the same with the fused AdamW.
+- `Trainer`: transformers.Trainer with its defaults (fp32, its own order of rows, rows padded to the longest of a batch)
+  except for the batch size, without saving.
+- `Trainer, bf16`: the same with `bf16=True`, if the machine supports bfloat16.
+
+Only training steps count, without loading, validation and checkpoints. Rows per CPU-second are those of the process
+with all its threads. At the end, `finetune` runs once through Ray and S3 on a separate stack, as a user calls it, to
+compare the rows per CPU-second of its worker.
 """
 
 import os
@@ -53,7 +57,7 @@ BOUNDS = {
 
 
 def main() -> None:
-    """Prints the variants, then one line of JSON."""
+    """Print the variants, then one line of JSON."""
     be_a_worker(TRAINING)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, own_stack(Path(folder)) as base_model:
@@ -93,7 +97,7 @@ def main() -> None:
 
 
 def _ratio(measured: Any, other: str, name: str, *, ours: str = "finetune") -> float:
-    """Median of the ratios within each round: what disturbs a round disturbs both of its variants."""
+    """Return the median of the ratios within each round, because a disturbance affects both variants of a round."""
     rounds = zip(measured[ours], measured[other], strict=True)
     return medians([{"ratio": ours[name] / theirs[name]} for ours, theirs in rounds])["ratio"]
 
@@ -104,7 +108,7 @@ def _rates(cpu: float, wall: float) -> dict[str, float]:
 
 @contextmanager
 def _rank_variables() -> Iterator[None]:
-    """What Ray Train sets for DeepSpeed; without it again, Trainer does not take the run for a distributed one."""
+    """Set the variables that Ray Train sets for DeepSpeed, within the block only (see RANK_VARIABLES)."""
     os.environ.update(RANK_VARIABLES)
     try:
         yield
@@ -167,8 +171,8 @@ def _trainer(runtime: ClassifierRuntime, *, bf16: bool = False) -> dict[str, flo
 
 
 def _through_ray(task: Any) -> dict[str, float]:
-    """Samples per CPU-second of the worker process between its first and its last word on a step."""
-    from training.trainer import finetune  # Ray reads how to authenticate when imported: not before the stack is up
+    """Return the rates of the worker process between its first and its last step event."""
+    from training.trainer import finetune  # Import Ray after the stack has started; it reads its token on import.
 
     with cpu_reader() as (queue, read_events):
         finetune(TRAINING, task=task, uri="s3://models/training-overhead", events=queue)
