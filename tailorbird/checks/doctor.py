@@ -1,4 +1,4 @@
-"""`tailorbird doctor`: check the installation on this machine. Third-party packages are not imported."""
+"""`tailorbird doctor`: check the installation on this machine, without importing heavy packages."""
 
 import json
 import os

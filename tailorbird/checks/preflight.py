@@ -260,7 +260,7 @@ def _gpu_memory(needed: int, sizes: Sequence[int]) -> CheckResult:
 
 
 def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool) -> WorkerMemory:
-    """Return the maximum memory of a worker in the sweep; with the fewest workers, each needs most."""
+    """Return the maximum memory of a worker in the sweep; with the fewest workers, each needs the most."""
     batch = Batch(recipe.data.max_length, packed=recipe.task == "chat", autocast=autocast)
     estimates = [
         worker_memory(config, shape=shape, batch=batch, num_workers=config.min_workers)

@@ -1,7 +1,7 @@
 """Quality on labelled answers: the champion's accuracy, its change per group, and pairs with the challenger.
 
-Only audits (labels of a random sample) are used for decisions. Feedback is biased, because clients correct wrong
-answers more often than they confirm right ones.
+Only audits (labels of a random sample) are used for decisions. Feedback is biased: clients mostly give it
+on wrong answers, so it underestimates any champion.
 """
 
 from collections.abc import Mapping, Sequence

@@ -178,7 +178,7 @@ class ReportWindow:
         return counterfactual_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha)
 
     def _challenger(self, outcomes: Outcomes) -> ChallengerPairs | None:
-        """Return the pairs of the last day, which later sum over days, and the group gate of the whole window."""
+        """Return the pairs of the window's last day, to be summed over days, and the group gate of the whole window."""
         if self.served.challenger is None:
             return None
         start = microseconds(self.day)
@@ -248,7 +248,7 @@ def _irregularities(traffic: Traffic, *, unmatched: int) -> list[str]:
     if with_subject := quality.num_with_subject(traffic.outcomes):
         notes.append(
             f"{with_subject:,} audited answers of the canary are not compared, because they have a subject, and a "
-            "subject stays in one arm; a shadow compares them too (serving.challenger.shadow)"
+            "subject stays in one arm; use serving.challenger.shadow to compare such answers"
         )
     challengers = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}
     if len(challengers) > 1:
