@@ -175,6 +175,7 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
         rollout.undeploy("engines")
 
 
+@pytest.mark.slow
 def test_auto_takes_the_cheapest_that_is_accepted_or_leaves_it_to_torch(evaluated: versions.ModelVersion) -> None:
     recorder = ProgressRecorder()
     with connect():

@@ -24,7 +24,13 @@ from tests.progress import ProgressRecorder
 
 pytestmark = pytest.mark.usefixtures("connected")
 
-TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "training.batch_size=16")
+TINY = (
+    "data.max_train_rows=64",
+    "tuning.num_trials=1",
+    "tuning.space={}",
+    "training.batch_size=16",
+    "training.num_workers=1",
+)
 WAIT_S = 240
 
 

@@ -102,6 +102,7 @@ def test_tensorboard_has_each_trial(stopped: StoppedSweep) -> None:
     assert len([file for file in files if "events.out.tfevents" in file]) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_target_is_out_of_reach_ends_itself_and_still_selects_a_trial(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
     training = TrainingConfig(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
@@ -118,6 +119,7 @@ def test_a_sweep_whose_target_is_out_of_reach_ends_itself_and_still_selects_a_tr
     assert SweepResult.model_validate_json(result.model_dump_json()) == result
 
 
+@pytest.mark.slow
 def test_a_group_without_free_cpus_ends_with_the_sweep_and_holds_none(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
     with connect():

@@ -75,6 +75,7 @@ def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(small_dat
     assert accuracy == pytest.approx(trained.score, abs=4 / len(task.validation))  # bf16 there, fp32 here
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_fails_at_once_with_its_step_and_rows(small_data: str) -> None:
     task = training_task(small_data, num_rows=64)
     config = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0)
