@@ -46,7 +46,7 @@ class WriteCheck:
 class NodeReport:
     versions: Versions
     packages: dict[str, str | None]  # versions by package; None if not installed
-    unread: dict[str, str]  # errors by URI that cannot be read
+    unread: dict[str, str]  # errors of URIs that cannot be read, by URI
     written: WriteCheck
     memory_bytes: int  # memory of the node or its container
     free_bytes: int  # free memory of the node or its container

@@ -1,4 +1,4 @@
-"""Find Arrow columns whose values Python code would instantiate."""
+"""Detect Arrow columns with values that Python code instantiates."""
 
 from collections.abc import Iterable
 

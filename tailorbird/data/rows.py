@@ -113,8 +113,8 @@ def rows_sha256(rows: Rows) -> str:
 
 def _digest(columns: dict[str, tuple[str, ...]]) -> str:
     digest = hashlib.sha256()
-    for row in (columns, *zip(*columns.values(), strict=True)):  # the names distinguish equal columns of other names
+    for row in (columns, *zip(*columns.values(), strict=True)):  # with names, a group and a split key differ
         for value in row:
             encoded = value.encode("utf-8", "surrogatepass")
-            digest.update(len(encoded).to_bytes(8, "big") + encoded)  # the length tells ("ab", "c") from ("a", "bc")
+            digest.update(len(encoded).to_bytes(8, "big") + encoded)  # with lengths, ("ab", "c") and ("a", "bc") differ
     return digest.hexdigest()

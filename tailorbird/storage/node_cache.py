@@ -40,7 +40,7 @@ def local_copy(uri: str, *, cache: Path | None = None) -> Path:
 
 
 def repaired_copy(uri: str, *, is_intact: Callable[[Path], bool], cache: Path | None = None) -> Path:
-    """Download a folder whose local copy is damaged again, and return the copy, as `local_copy`.
+    """Replace the damaged local copy of a folder by a new download, and return its path.
 
     A copy that another process has already replaced (`is_intact`) is kept. A `file://` folder is returned unchanged.
     """

@@ -31,7 +31,7 @@ SHARD_ROWS = 1 << 17
 BATCH_ROWS = 1 << 13  # rows in memory of a task
 SEED = 0
 EVALUATION_SPLITS = ("test", "validation")
-"""Splits whose texts are dropped from train. A text in both counts for the first."""
+"""Splits whose texts are dropped from train. A text that is in both counts as a copy of the first."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_a_given_address_takes_precedence_over_the_environment(folder: Path, mon
     assert dashboard.dashboard_url() == "http://127.0.0.1:99"
 
 
-STRANGER = "http://ray.example.com:8265"
+OTHER_DASHBOARD = "http://ray.example.com:8265"
 
 
 @pytest.fixture(params=["there", "elsewhere", "gone", "elsewhere and exported without the marker", "a link to it"])
@@ -140,7 +140,7 @@ def test_the_token_of_a_stack_is_not_sent_to_another_address() -> None:
     for same in (None, "http://127.0.0.1:3", "http://localhost:3/"):
         dashboard.use_dashboard(same)
         assert auth.auth_headers()
-    dashboard.use_dashboard(STRANGER)
+    dashboard.use_dashboard(OTHER_DASHBOARD)
     assert auth.auth_headers() == {}
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
 
@@ -149,7 +149,7 @@ def test_the_token_of_a_stack_is_not_sent_to_another_address() -> None:
 def test_the_token_of_a_stack_is_not_sent_to_another_dashboard_in_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", STRANGER)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", OTHER_DASHBOARD)
     assert auth.auth_headers() == {}
 
 
@@ -159,7 +159,7 @@ def test_a_token_that_is_not_from_a_stack_is_sent_in_the_environment_of_a_stack(
 ) -> None:
     (tmp_path / "auth_token").write_text("theirs")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
-    dashboard.use_dashboard(STRANGER)
+    dashboard.use_dashboard(OTHER_DASHBOARD)
     assert auth.auth_headers() == {"Authorization": "Bearer theirs"}
 
 

@@ -84,7 +84,9 @@ def test_stored_predictions_with_pickles_are_rejected(tmp_path: Path) -> None:
     index = table.column_names.index("output")
     changed = table.set_column(index, pickled("output"), pa.array([pickle.dumps(Payload(marker))], pa.large_binary()))
     pq.write_table(changed, tmp_path / "predictions.parquet")
-    with pytest.raises(ValueError, match=r"is not a table of predictions: columns with an extension type are unsafe: output"):
+    with pytest.raises(
+        ValueError, match=r"is not a table of predictions: columns with an extension type are unsafe: output"
+    ):
         load_predictions((tmp_path / "predictions.parquet").as_uri())
     assert not marker.exists()
 

@@ -22,7 +22,7 @@ def sampled(tmp_path: Path) -> Any:
     return make
 
 
-def every(n: int) -> list[str]:
+def cycle(n: int) -> list[str]:
     """Return values that cycle through `n` names."""
     return [f"value {index % n}" for index in range(NUM)]
 
@@ -34,13 +34,13 @@ def names(roles: ColumnRoles) -> dict[str, str]:
 
 
 def test_columns_are_chosen_by_name(sampled: Any) -> None:
-    roles = infer_column_roles(sampled(id=list(range(NUM)), text=WORDS, label=every(3)))
+    roles = infer_column_roles(sampled(id=list(range(NUM)), text=WORDS, label=cycle(3)))
     assert names(roles) == {"text": "text", "label": "label"}
     assert roles.task == "classification"
 
 
 def test_columns_with_other_names_are_chosen_by_their_values(sampled: Any) -> None:
-    roles = infer_column_roles(sampled(note=WORDS, sex=every(2), queue=every(7)))
+    roles = infer_column_roles(sampled(note=WORDS, sex=cycle(2), queue=cycle(7)))
     assert names(roles) == {"text": "note", "label": "queue"}
     assert roles.label is not None
     assert roles.label.reason.startswith("of the columns with few distinct values, the one with the most (7)")
@@ -48,15 +48,15 @@ def test_columns_with_other_names_are_chosen_by_their_values(sampled: Any) -> No
 
 def test_columns_can_be_set_by_the_user(sampled: Any) -> None:
     roles = infer_column_roles(
-        sampled(text=WORDS, summary=WORDS, label=every(3), team=every(5)), text="summary", label="team"
+        sampled(text=WORDS, summary=WORDS, label=cycle(3), team=cycle(5)), text="summary", label="team"
     )
     assert names(roles) == {"text": "summary", "label": "team"}
 
 
 def test_conversations_and_pairs_are_a_chat_task(sampled: Any) -> None:
     turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in WORDS]
-    assert names(infer_column_roles(sampled(messages=turns, topic=every(3)))) == {"messages": "messages"}
-    roles = infer_column_roles(sampled(question=WORDS, answer=WORDS, source=every(3)))
+    assert names(infer_column_roles(sampled(messages=turns, topic=cycle(3)))) == {"messages": "messages"}
+    roles = infer_column_roles(sampled(question=WORDS, answer=WORDS, source=cycle(3)))
     assert names(roles) == {"prompt": "question", "completion": "answer"}
     assert roles.task == "chat"
 
@@ -67,20 +67,20 @@ def test_answers_of_one_word_are_labels(sampled: Any) -> None:
 
 
 def test_columns_with_few_values_are_groups_with_known_names_first(sampled: Any) -> None:
-    roles = infer_column_roles(sampled(text=WORDS, label=every(3), shift=every(2), language=every(6), town=every(50)))
+    roles = infer_column_roles(sampled(text=WORDS, label=cycle(3), shift=cycle(2), language=cycle(6), town=cycle(50)))
     assert [role.name for role in roles.groups] == ["language", "shift"]
 
 
 def test_columns_with_repeated_values_are_split_keys_with_known_names_first(sampled: Any) -> None:
-    columns = {"text": WORDS, "label": every(3), "batch": every(100), "patientId": every(150)}
+    columns = {"text": WORDS, "label": cycle(3), "batch": cycle(100), "patientId": cycle(150)}
     roles = infer_column_roles(sampled(row=list(range(NUM)), **columns))
     assert [role.name for role in roles.keys] == ["patientId", "batch"]
     assert roles.keys[0].reason == "150 values, 2.7 rows each"
 
 
 def test_a_split_key_has_no_nulls(sampled: Any) -> None:
-    keys = [None, *every(100)[1:]]
-    assert infer_column_roles(sampled(text=WORDS, label=every(3), patient=keys)).keys == ()
+    keys = [None, *cycle(100)[1:]]
+    assert infer_column_roles(sampled(text=WORDS, label=cycle(3), patient=keys)).keys == ()
 
 
 @pytest.mark.parametrize(
