@@ -111,7 +111,10 @@ def test_who_stops_following_leaves_the_job_running_and_one_that_is_stopped_neve
         assert following.stdout is not None
         assert any("begun" in line for line in following.stdout)
         following.send_signal(signal.SIGINT)
-        _, status = following.communicate(timeout=60)
+        try:
+            _, status = following.communicate(timeout=60)
+        finally:
+            following.kill()
     assert following.returncode == 130
     assert f"{name} continues" in status
     assert f"tailorbird jobs stop {name}" in status

@@ -22,10 +22,13 @@ class TcpProxy:
                 open_socket.shutdown(socket.SHUT_RDWR)
             open_socket.close()
         self._sockets = []
+        self._listener = socket.socket()  # keeps the port: no other process gets it
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind(("127.0.0.1", self.port))
 
     def open(self) -> None:
         """Listen again on the same port."""
-        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener.listen()
         self._accept()
 
     def _accept(self) -> None:

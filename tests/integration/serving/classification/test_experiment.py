@@ -1,7 +1,6 @@
 """A challenger next to the champion: shadow answers, then a canary share."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tests.integration.serving.classification.service import (
     TEXTS,
     Service,
     replica_pids,
+    wait_until,
 )
 
 
@@ -51,9 +51,7 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
         replicas = replica_pids(task_uri)
         shadowed = [ask(number) for number in range(8)]
         assert {answer["version"] for answer in shadowed} == {service.first.version}
-        deadline = time.monotonic() + 90
-        while _num_rows(tmp_path, "shadow") < 8 * len(TEXTS) and time.monotonic() < deadline:
-            time.sleep(0.5)  # nobody waits for them, and the log is written every few seconds
+        wait_until(lambda: _num_rows(tmp_path, "shadow") >= 8 * len(TEXTS))
         over = threading.Event()
         with ThreadPoolExecutor(1) as client:  # asks for a model by name, and so is on no arm
             asking = client.submit(
