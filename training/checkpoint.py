@@ -22,7 +22,7 @@ _PROGRESS = TypeAdapter(Progress)
 
 
 def save(engine: Any, config: TrainingConfig, *, folder: Path, progress: Progress) -> None:
-    """Write this rank's part of a checkpoint. Every rank must call it, each with another folder."""
+    """Write this rank's part of a checkpoint. Every rank must call it, each with its own folder."""
     engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=config.method == "lora")
     (folder / f"progress-{dist.get_rank()}.json").write_bytes(_PROGRESS.dump_json(progress))
     save_file(_random_states(), folder / f"rng-{dist.get_rank()}.safetensors")
@@ -78,7 +78,10 @@ def _restore(engine: Any, config: TrainingConfig, *, folder: Path, uri: str) -> 
 
 
 def _progress(folder: Path, *, num_ranks: int) -> Progress:
-    """Return this rank's progress. If the number of ranks has changed, return rank 0's with the token counts of all."""
+    """Return this rank's progress.
+
+    If the number of ranks has changed, return the progress of rank 0 with the token counts of all former ranks.
+    """
     ranks = [_PROGRESS.validate_json((folder / f"progress-{rank}.json").read_bytes()) for rank in range(num_ranks)]
     if num_ranks == dist.get_world_size():
         return ranks[dist.get_rank()]

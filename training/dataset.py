@@ -97,7 +97,7 @@ def load_dataset(
     max_length: int,
     classes: Sequence[str] = (),
 ) -> TrainingDataset:
-    """Return the tokenized training rows. Tokenize rows that are in memory. Raises DataError."""
+    """Return the training rows as a dataset. Rows in memory are tokenized first. Raises DataError."""
     if isinstance(train, Shards):
         return ShardedDataset(train)
     tokens = task.encode(train, tokenizer=tokenizer, max_length=max_length)

@@ -57,7 +57,10 @@ def train(
     callbacks: Callbacks = Callbacks(),
     progress: Progress | None = None,
 ) -> EpochReport:
-    """Train from `progress`, or from the start if it is None. Return the report of the last epoch; raise Diverged."""
+    """Train from `progress`, or from the start if it is None, and return the report of the last epoch.
+
+    Raises Diverged.
+    """
     progress = progress or Progress()
     while progress.epoch < config.epochs:
         report = _EpochRun(engine, config, runtime, callbacks, progress).run()
@@ -112,7 +115,7 @@ class _EpochRun:
         own = rank_rows(batch, rank=rank, num_ranks=num_ranks)
         num_parts = self.config.gradient_accumulation_steps
         step_loss = 0.0
-        share = self.runtime.weight(window, batch) / num_ranks  # makes the mean over ranks the mean over the batch
+        share = self.runtime.weight(window, batch) / num_ranks  # the mean over ranks is the mean over the batch
         for rows in np.array_split(own, num_parts):
             # In a small last batch a rank or micro-batch may have no rows. It then computes one row with weight 0.
             computed = rows if len(rows) else np.zeros(1, dtype=np.int64)

@@ -36,7 +36,7 @@ def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: 
     task_ref = ray.put(task)
 
     def work() -> TrainingResult | str:
-        from training.worker import train_and_export  # in the workers only: it imports DeepSpeed and transformers
+        from training.worker import train_and_export  # in workers only, because it imports DeepSpeed
 
         return train_and_export(config, task_ref=task_ref, uri=uri, events=events)
 

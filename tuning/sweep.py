@@ -1,4 +1,4 @@
-"""The sweep: Ray Tune samples configurations, worker groups train them, and validation selects one."""
+"""The sweep: Ray Tune samples configurations, worker groups train them, and the best one on validation is selected."""
 
 from collections.abc import Sequence
 from functools import partial

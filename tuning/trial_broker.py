@@ -11,8 +11,8 @@ from training.reports import EpochReport, TrainingResult
 from tuning.trial_record import SampledValues, SweepJournal, TrialRecord
 
 MAX_FAILURES = 2
-"""Consecutive failures of worker groups without a new checkpoint after which a trial fails. A group that restarts
-because Ray changed its number of workers did not fail."""
+"""Number of failures of worker groups, without a new checkpoint in between, after which a trial fails. A group that
+restarts because Ray changed its number of workers did not fail."""
 
 
 class SweepFailed(RuntimeError):
@@ -47,7 +47,7 @@ class _Trial:
 
     @property
     def pending(self) -> bool:
-        """True if a group must take the trial. If it is completed, a cancelled trial is taken to export its weights."""
+        """True if a group must take the trial. A cancelled trial is taken only to export its weights."""
         return not self.record.over and (self.record.completed or not self.cancelled)
 
 

@@ -76,7 +76,7 @@ def _run_group(job: WorkerGroupJob) -> str | None:
     """Run a group until it ends, and return its error or None."""
 
     def work() -> None:
-        from tuning.worker import train_trials  # in the workers only: it imports DeepSpeed and transformers
+        from tuning.worker import train_trials  # in workers only, because it imports DeepSpeed
 
         train_trials(job)
 

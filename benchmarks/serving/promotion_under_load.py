@@ -312,8 +312,8 @@ async def send_without_pause(inputs: dict[str, Any]) -> None:
                 fault = 0 if status == 200 else 1
                 if status == 200:
                     answer = json.loads(content)
-                    wanted = answers[text].get(answer["version"])
-                    fault = 0 if [result["label"] for result in answer["results"]] == [wanted] else 2
+                    expected = answers[text].get(answer["version"])
+                    fault = 0 if [result["label"] for result in answer["results"]] == [expected] else 2
             except (OSError, EOFError, TimeoutError, IndexError, ValueError):
                 streams = None
             kept.append((time.monotonic(), time.monotonic() - begun, fault, status, request_id))

@@ -156,10 +156,10 @@ def _largest(samples: list[tuple[float, Sample]], part: str, *, since: float, un
     return float(np.median(chosen)) if chosen else float("nan")
 
 
-def _await_rows(wanted: set[str]) -> list[str]:
+def _await_rows(expected: set[str]) -> list[str]:
     """Wait up to a minute until the log has rows for all these requests, and return the request ids of all rows."""
     deadline, request_ids = time.monotonic() + 60, list[str]()
-    while not wanted <= set(request_ids) and time.monotonic() < deadline:
+    while not expected <= set(request_ids) and time.monotonic() < deadline:
         time.sleep(2)
         files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
         tables = [pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["request_id"]) for uri in files]

@@ -74,19 +74,19 @@ def logits_of(loaded: LoadedClassifier[VersionConfig], rows: list[list[int]]) ->
 
 
 def test_openvino_gives_the_logits_and_embeddings_of_torch(evaluated: ModelVersion, tmp_path: Path) -> None:
-    torch_s, openvino_s = load(evaluated.uri), exported(evaluated, "openvino", tmp_path)
-    if openvino_s.version.dtype == "bfloat16":
+    with_torch, with_openvino = load(evaluated.uri), exported(evaluated, "openvino", tmp_path)
+    if with_openvino.version.dtype == "bfloat16":
         pytest.skip("this machine computes in bfloat16, and so does the export")
-    np.testing.assert_allclose(logits_of(openvino_s, ROWS), logits_of(torch_s, ROWS), atol=1e-4)
-    ours, theirs = (embed_rows(loaded.model, ROWS, pad_id=0) for loaded in (openvino_s, torch_s))
+    np.testing.assert_allclose(logits_of(with_openvino, ROWS), logits_of(with_torch, ROWS), atol=1e-4)
+    ours, theirs = (embed_rows(loaded.model, ROWS, pad_id=0) for loaded in (with_openvino, with_torch))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_int8_approximates_the_logits_of_torch_with_a_smaller_file(evaluated: ModelVersion, tmp_path: Path) -> None:
-    torch_s, int8 = load(evaluated.uri), exported(evaluated, "onnxruntime-int8", tmp_path)
-    ours, theirs = logits_of(int8, ROWS), logits_of(torch_s, ROWS)
+    with_torch, int8 = load(evaluated.uri), exported(evaluated, "onnxruntime-int8", tmp_path)
+    ours, theirs = logits_of(int8, ROWS), logits_of(with_torch, ROWS)
     assert 0 < np.abs(ours - theirs).max() < 0.1 * np.abs(theirs).max()
-    write_graph(torch_s.model, tmp_path / "whole.onnx", max_length=32)
+    write_graph(with_torch.model, tmp_path / "whole.onnx", max_length=32)
     assert (tmp_path / "onnxruntime-int8" / ENCODER_FILE).stat().st_size < (tmp_path / "whole.onnx").stat().st_size
 
 
