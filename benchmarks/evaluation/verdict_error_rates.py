@@ -192,14 +192,14 @@ def _coverage(tables: NDArray[np.int64], *, gain: float) -> float:
 
 def _decisions_unlike_rule(seed: int) -> int:
     """Return the number of full decisions, from predictions to outcome, that differ from the rule on the same table."""
-    num_different = 0
+    different = 0
     for gain in (0.0, 0.03):
         tables = draw_tables(1000, scenario=Scenario(gain, 0.1, 0.7), num_draws=NUM_DECISIONS // 2, seed=seed)
         holds = rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA)
-        num_different += sum(
+        different += sum(
             (_outcome(table) is Outcome.FINE_TUNE) != hold for table, hold in zip(tables, holds, strict=True)
         )
-    return num_different
+    return different
 
 
 def _outcome(table: NDArray[np.int64]) -> Outcome:
