@@ -29,7 +29,7 @@ from tailorbird.registry.versions import ModelVersion, now, read_parts
 
 
 class Tolerance(NamedTuple):
-    """Maximum difference between served and evaluated probabilities, which is due to rounding in other batches."""
+    """Maximum difference between served and evaluated probabilities, because rounding differs between batches."""
 
     row: float
     mean: float  # over all rows

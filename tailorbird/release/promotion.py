@@ -107,7 +107,7 @@ def _promoted(
     reason: ChangeReason,
     parity: ParityResult | None,
 ) -> Champion:
-    """Return the version as champion; a change of engine only keeps the verdict of the former champion."""
+    """Return the version as champion; if only the engine changes, keep the former champion's verdict."""
     evidence, verdict = evaluation.evidence, evaluation.evidence.verdict
     if version.exported_from is not None:
         runtime = f"{version.engine} in {version.dtype} ({ENGINE_EVIDENCE})"
@@ -235,7 +235,7 @@ def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, ove
         refusal = f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}"
     elif champion is not None and evidence.winning_role == "incumbent":
         refusal = (
-            f"{champion.version} stays the champion: the verdict is {verdict.outcome} for the incumbent "
+            f"{champion.version} stays the champion: the verdict {verdict.outcome} keeps the incumbent "
             f"{evidence.winner.uri}, which was compared with {champion.version} on validation only, not on test rows; "
             f"to promote it anyway: {OVERRIDE}"
         )
