@@ -220,7 +220,7 @@ def test_a_full_disk_ends_a_training_with_its_name_and_the_last_checkpoint_is_re
 
     recorder = FaultInjector(fill)
     config = config_of(checkpoint_interval_s=5, max_failures=0)  # retried, Python takes another folder that has room
-    with pytest.raises(TrainingFailed, match=rf"after 0 retries: worker .*the disk is full: .* left in {small_disk}"):
+    with pytest.raises(TrainingFailed, match=rf"after 0 retries: worker .*the disk is full: {small_disk} has .* left"):
         run(config, task, recorder=recorder, uri=uri)
     over.set()
     filler.unlink()
