@@ -82,7 +82,7 @@ def test_a_recipe_that_is_not_there(name: str, tmp_path: Path) -> None:
 
 def test_a_bucket_or_prefix_that_is_not_there(name: str, tmp_path: Path) -> None:
     gone = invoke(tmp_path, toy(name, "s3://no-such-bucket/rows"))
-    refused(gone, name, "s3://no-such-bucket/rows/train", "no bucket 'no-such-bucket'", "correct the URI")
+    refused(gone, name, "s3://no-such-bucket/rows/train", "bucket 'no-such-bucket' does not exist", "correct the URI")
     refused(
         invoke(tmp_path, toy(name, "s3://lake/no-such-prefix")),
         name,
@@ -94,7 +94,7 @@ def test_a_bucket_or_prefix_that_is_not_there(name: str, tmp_path: Path) -> None
 def test_a_registry_bucket_that_is_not_there(bucket: str, name: str, tmp_path: Path) -> None:
     write_toys(bucket)
     result = invoke(tmp_path, toy(name, bucket) | {"registry": "s3://no-such-registry"})
-    refused(result, name, "no bucket 'no-such-registry'")
+    refused(result, name, "bucket 'no-such-registry' does not exist")
 
 
 def test_a_column_that_is_not_there(bucket: str, name: str, tmp_path: Path) -> None:
