@@ -158,7 +158,7 @@ def _bound_text(bound: Bound, *, money: bool) -> str:
     scale, unit, form = (1, "", ",.0f") if money else (100, " points", ".2f")
     low, high = (format(scale * end, form) for end in bound.interval)
     estimate, limit = format(scale * bound.estimate, form), format(scale * bound.limit, form)
-    return f"{bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = {bound.n:,}"
+    return f"the {bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = {bound.n:,}"
 
 
 def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
