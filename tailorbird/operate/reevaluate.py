@@ -78,9 +78,9 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     Only rows that neither training nor an earlier re-evaluation used are tested. Each re-evaluation of a champion uses
     a lower significance level, so that repeated tests do not withdraw it by chance.
 
-    If the verdict no longer holds (see `holds`), write a recipe that also trains on these rows, without running it. With
-    `monitoring.rollback: automatic`, also roll the champion back. Evidence is stored under `reevaluations/<time>/`, the
-    outcome in `history/`.
+    If the verdict no longer holds (see `holds`), write a recipe that also trains on these rows, but do not run it.
+    With `monitoring.rollback: automatic`, also roll the champion back. Evidence is stored under
+    `reevaluations/<time>/`, the outcome in `history/`.
 
     Raises ReevaluationError if fewer than `monitoring.min_labels` rows are left; PromotionRefused if there is no
     champion or no version to roll back to, and if the champion changed meanwhile.
