@@ -99,7 +99,7 @@ def test_a_conditional_write_wins_only_on_the_version_it_read(bucket: str) -> No
     uri = f"{bucket}/champion.json"
     assert storage.read_versioned(uri) is None
     first = storage.write_if_match(uri, b"1", etag=None)
-    with pytest.raises(s3.PreconditionFailed, match="it exists already"):
+    with pytest.raises(s3.PreconditionFailed, match="it already exists"):
         storage.write_if_match(uri, b"2", etag=None)
     second = storage.write_if_match(uri, b"2", etag=first)
     with pytest.raises(s3.PreconditionFailed, match="no longer the version"):
