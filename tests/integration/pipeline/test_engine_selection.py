@@ -32,6 +32,7 @@ from tailorbird.models import base_model, classifier, loading
 from tailorbird.models.runtimes import EngineError
 from tailorbird.registry import champion as champion_module
 from tailorbird.registry import versions
+from tailorbird.release import engine_selection
 from tailorbird.release.engine_selection import choose_engine
 from tailorbird.release.promotion import promote_version, roll_back
 from tailorbird.release.runs import PromotionRefused
@@ -46,6 +47,11 @@ pytestmark = pytest.mark.usefixtures("connected")
 
 DATA = "s3://lake/engines"
 TASK_URI = "s3://models/engines"
+
+
+@pytest.fixture(autouse=True)
+def few_cost_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_selection, "NUM_COST_ROWS", 64)
 
 
 @pytest.fixture(scope="module")
