@@ -21,6 +21,7 @@ FOLDERS = ("pipeline", "training", "serving", "classification", "cluster", "stor
 """The folders in the order in which pytest-xdist starts them: the longest files first."""
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark, order and group the integration tests. A worker of pytest-xdist starts a stack and runs whole groups.
 
