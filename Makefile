@@ -37,7 +37,7 @@ demo: $(DEMO)
 	$(BIN)/python -m tailorbird.demo $(if $(KEEP),--keep)
 
 # Two processes, each with its own stack, so that one uses the cores while the other waits.
-TWO_STACKS := -n 2 --dist loadgroup --no-loadscope-reorder
+TWO_STACKS := -n 2 --dist loadscope --no-loadscope-reorder
 
 test: $(SETUP)
 	$(BIN)/pytest -m "not slow and not long" -n 2 tests/unit tests/k8s

@@ -16,6 +16,8 @@ settings.load_profile("no-deadline")
 RAY_STARTS = ("cluster.local.supervisor", "bin/ray start", "gcs/gcs_server", "tests.integration.training.nodes")
 """Parts of the command lines that start a Ray node, or a process that starts one."""
 
+SHARE_THE_SMALL_RUN = ("cluster/test_security.py", "pipeline/test_run.py", "pipeline/test_resume.py")
+
 _sessions: list[pytest.Session] = []
 _num_ray_starts = 0
 
@@ -44,6 +46,26 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput"):
         session.config.workeroutput["ray_starts"] = _num_ray_starts  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return a scheduler that gives whole files to a worker, and to one worker the files that share a run or a service.
+
+    `--dist loadgroup` has no effect with pytest 9.2 and pytest-xdist 3.8.
+    """
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            if path.endswith(SHARE_THE_SMALL_RUN):
+                return "small run"
+            return path.rpartition("/")[0] if "/classification/test_" in path and "integration" in path else path
+
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -16,23 +16,15 @@ from tests.progress import ProgressRecorder
 
 HERE = Path(__file__).parent
 
-SHARES_THE_SMALL_RUN = ("test_security.py", "test_run.py", "test_resume.py")
 FOLDERS = ("pipeline", "training", "serving", "classification", "cluster", "storage")
 """The folders in the order in which pytest-xdist starts them: the longest files first."""
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark, order and group the integration tests. A worker of pytest-xdist starts a stack and runs whole groups.
-
-    The tests of a file are a group; so are the files that share the small run, or a service.
-    """
+    """Mark the integration tests and sort them by folder."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
-            folder, name = item.path.parent.name, item.path.name
-            group = "small-run" if name in SHARES_THE_SMALL_RUN else folder if folder == "classification" else name
-            item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: FOLDERS.index(item.path.parent.name) if HERE in item.path.parents else len(FOLDERS))
 
 

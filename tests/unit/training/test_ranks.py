@@ -19,7 +19,7 @@ from training import checkpoint, loop, reports
 from training.deepspeed_private import destroy_engine
 from training.export import export_weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.slow
 
 CHECKPOINT_AT = (0, 2)
 METHODS = ("full", "lora")
