@@ -1,5 +1,7 @@
 """One embedded stack for all integration tests: a real S3 server, a real Ray, and the environment that names them."""
 
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ from tests.integration.small import SmallRun, small_recipe, write_data
 from tests.progress import ProgressRecorder
 
 HERE = Path(__file__).parent
+GUARD = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGTERM)"
+"""A program that waits for the end of its input, which a dead test process leaves, and then stops the stack."""
 
 FOLDERS = ("pipeline", "training", "serving", "classification", "cluster", "storage")
 """The folders in the order in which pytest-xdist starts them: the longest files first."""
@@ -36,6 +40,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.StackStat
         patched.setattr(ClassificationTask, "num_cost_rows", 32)  # a cost measurement answers each row twelve times
         patched.setenv("RAY_worker_niceness", "0")  # with Ray's 15, workers starve if other processes use the cores
         state = stacks.up(folder, num_cpus=2)
+        guard = subprocess.Popen(
+            [sys.executable, "-S", "-c", GUARD, str(state.pid)], stdin=subprocess.PIPE, start_new_session=True
+        )
         try:
             for name, value in state.environment().items():
                 patched.setenv(name, value)
@@ -43,6 +50,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.StackStat
             reset_auth_token_state()  # Ray reads the path of its token once, and a unit test may have imported it
             yield state
         finally:
+            guard.kill()
+            guard.wait()
             stacks.down(folder)
 
 
