@@ -71,6 +71,7 @@ def task(recipe: Recipe) -> ClassificationTrainingTask:
     return replace(task, validation=task.validation.take(range(60)))
 
 
+@pytest.mark.slow
 def test_a_run_on_streamed_rows_goes_its_whole_way(few: Recipe) -> None:
     recorder = ProgressRecorder()
     with connect():
