@@ -1,4 +1,4 @@
-"""A fake of the Kubernetes that Ray's autoscaler sees: one RayCluster, and its pods, which are real Ray nodes."""
+"""A fake Kubernetes API with one RayCluster, for Ray's autoscaler. The pods are real Ray nodes."""
 
 import copy
 import datetime
@@ -32,7 +32,7 @@ Manifest = dict[str, Any]
 
 @dataclass
 class Pod:
-    """A pod, and the Ray node that it is."""
+    """A pod with its Ray node."""
 
     name: str
     group: str
@@ -49,13 +49,13 @@ class Pod:
 
 
 class FakeKubernetes:
-    """Operator and kubelet of one RayCluster: `work` brings the pods to what the manifest says, as it is patched."""
+    """The operator and the kubelet of one RayCluster. `work` starts and ends pods as the patched manifest requires."""
 
     def __init__(self, manifest: Manifest, *, machines: Machines) -> None:
         self.manifest = copy.deepcopy(manifest)
         self.pods: dict[str, Pod] = {}
         self.history: list[tuple[float, str, int]] = []
-        """When a group's number of pods changed, and to what."""
+        """Changes of the number of pods: monotonic time, group, new number."""
         self._machines = machines
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}
@@ -71,15 +71,15 @@ class FakeKubernetes:
         return str(self.manifest["metadata"]["namespace"])
 
     def work(self, over: threading.Event) -> None:
-        """Until `over`; it must be a thread that lasts: nodes end with the thread that started them."""
+        """Start and end pods until `over` is set. A node ends with the thread that starts it, so this thread must last."""
         while not over.wait(POLL_S):
             for group in self.manifest["spec"]["workerGroupSpecs"]:
                 with self._lock:
-                    doomed = set(group.get("scaleStrategy", {}).get("workersToDelete", []))
+                    to_delete = set(group.get("scaleStrategy", {}).get("workersToDelete", []))
                     wanted = max(group["minReplicas"], min(group["replicas"], group["maxReplicas"]))
                 pods = [pod for pod in self.pods.values() if pod.group == group["groupName"]]
                 for pod in pods:
-                    if pod.name in doomed:
+                    if pod.name in to_delete:
                         end(pod.machine)
                         del self.pods[pod.name]
                 left = self.of(group["groupName"])
@@ -89,11 +89,11 @@ class FakeKubernetes:
                     self.history.append((time.monotonic(), group["groupName"], len(self.of(group["groupName"]))))
 
     def of(self, group: str) -> list[str]:
-        """Names of a group's pods."""
+        """Return the names of a group's pods."""
         return [pod.name for pod in list(self.pods.values()) if pod.group == group]
 
     def get(self, path: str) -> Manifest | None:
-        """What lies at a path of the API; None where nothing does."""
+        """Return the object at a path of the API, or None if there is none."""
         core, ray_api = f"/api/v1/namespaces/{self.namespace}", f"/apis/ray.io/v1/namespaces/{self.namespace}"
         target = urlsplit(path)
         with self._lock:
@@ -106,7 +106,7 @@ class FakeKubernetes:
         return next((pod for pod in pods if match and pod["metadata"]["name"] == match[1]), None)
 
     def patch(self, path: str, changes: list[Manifest]) -> Manifest | None:
-        """Applies the `replace` operations of a JSON patch to the RayCluster; None where it does not lie there."""
+        """Apply a JSON patch of `replace` operations to the RayCluster. Return None if the path is not its path."""
         if self.get(path) is None or "/rayclusters/" not in path:
             return None
         with self._lock:
@@ -120,7 +120,7 @@ class FakeKubernetes:
             return copy.deepcopy(self.manifest)
 
     def _start(self, group: Manifest) -> None:
-        """A pod of the group: a node with the resources that its container is allowed."""
+        """Start a pod of the group: a Ray node with the resource limits of its container."""
         number = self._numbers.get(group["groupName"], 0)
         self._numbers[group["groupName"]] = number + 1
         name = f"{group['groupName']}-{number}"
@@ -132,7 +132,7 @@ class FakeKubernetes:
         self.pods[name] = Pod(name, group["groupName"], machine)
 
     def _pod_environment(self, name: str, group: str) -> dict[str, str]:
-        """What KubeRay's operator tells a container."""
+        """Return the environment variables that KubeRay's operator sets in a container."""
         return {
             "RAY_CLOUD_INSTANCE_ID": name,
             "RAY_NODE_TYPE_NAME": group,
@@ -143,12 +143,12 @@ class FakeKubernetes:
 
 @contextmanager
 def serving(fake: FakeKubernetes, folder: Path) -> Iterator[dict[str, str]]:
-    """Runs the fake and its API over TLS; gives the environment by which the autoscaler finds it, and is let in."""
+    """Run the fake and its API over TLS, and yield the environment with which the autoscaler connects to it."""
     certificate, key = _credentials(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     context.load_verify_locations(certificate)
-    context.verify_mode = ssl.CERT_REQUIRED  # who has no certificate of ours is not heard
+    context.verify_mode = ssl.CERT_REQUIRED  # only clients with our certificate may connect
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
     server.socket = context.wrap_socket(server.socket, server_side=True)
     over = threading.Event()
@@ -193,13 +193,13 @@ def _handler(fake: FakeKubernetes) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """Nothing: the test's output is not the place."""
+            """Log nothing, to keep the output of the tests short."""
 
     return Handler
 
 
 def _credentials(folder: Path) -> tuple[Path, Path]:
-    """A certificate and its key, for both ends and signed by itself."""
+    """Return a self-signed certificate, used by server and client, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fake-kubernetes")])
     now = datetime.datetime.now(datetime.UTC)

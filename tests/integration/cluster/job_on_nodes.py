@@ -1,7 +1,9 @@
-"""The whole job on three nodes, of which one is lost while it sweeps, as a process of its own:
-`python -m tests.integration.cluster.job_on_nodes NAME`.
+"""Run the pipeline on three Ray nodes and remove one during the sweep, in a separate process.
 
-S3 is the environment's, NAME the recipe's; the last line of the output is what became of it, as JSON.
+    python -m tests.integration.cluster.job_on_nodes NAME
+
+NAME is the name of the recipe. The S3 server is that of the environment. The last line of the output is the result as
+JSON.
 """
 
 import json
@@ -27,9 +29,9 @@ from tests.integration.training.nodes import DATA, LIMIT_S, Watched, too_long, w
 from tuning.trial_record import SweepJournal, TrialRecord
 
 NUM_NODES, NUM_TRIALS, NUM_EPOCHS = 3, 3, 3
-ASKED = (
+OVERRIDES = (
     "training.method=lora",
-    "training.num_workers=1",  # a group on each node but the head
+    "training.num_workers=1",  # one group on each node except the head
     "training.batch_size=8",
     f"training.epochs={NUM_EPOCHS}",
     "training.checkpoint_interval_s=2",
@@ -39,41 +41,41 @@ ASKED = (
 
 
 def journal(task_uri: str) -> tuple[TrialRecord, ...]:
-    """Return the trials of the task's sweep; none before it has started."""
+    """Return the trials of the task's sweep, or an empty tuple before its start."""
     for path in written(task_uri, mark="/journal.json"):
         try:
             return SweepJournal.model_validate(storage.read_json(f"s3://{path}")).trials
-        except s3.StorageError:  # read in parts, while the sweep wrote it anew
+        except s3.StorageError:  # the sweep replaced the file during the read
             continue
     return ()
 
 
 def past_first_epoch(trials: Sequence[TrialRecord]) -> list[str]:
     """Return the names of the unfinished trials that can resume after their first epoch."""
-    return [trial.trial for trial in trials if not trial.result and epoch_kept(trial) >= 1]
+    return [trial.trial for trial in trials if not trial.result and checkpoint_epoch(trial) >= 1]
 
 
-def epoch_kept(trial: TrialRecord) -> int:
-    """Return the epoch in which it would resume; 0 without a checkpoint, whose name has epoch, step and workers."""
+def checkpoint_epoch(trial: TrialRecord) -> int:
+    """Return the epoch in which the trial would resume, from the checkpoint's name `epoch-step-workers`, or 0."""
     _, _, name = (trial.checkpoint or "").rpartition("/")
     return int(name.partition("-")[0] or 0)
 
 
-def taken(recorder: Watched) -> Counter[str]:
-    """How often each trial was taken by a group."""
+def num_starts(recorder: Watched) -> Counter[str]:
+    """Return how often each trial was started by a group."""
     return Counter(event.trial for event in recorder.of_kind(TrialEvent) if event.status == "training")
 
 
 def lose_a_node(cluster: Cluster, recorder: Watched, *, task_uri: str) -> dict[str, Any]:
-    """Once each group is past a trial's first epoch, one's node is gone; what was known then, and how it went on."""
+    """Remove a group's node after each group has finished an epoch. Return the state before it and the continuation."""
     nodes = {node.node_id: node for node in cluster.worker_nodes}
     recorder.until(lambda: len(past_first_epoch(journal(task_uri))) == NUM_NODES - 1)
     lost = next(node for node in workers("ALIVE") if node in nodes)
     before, num_events = journal(task_uri), len(recorder.events)
     at = time.monotonic()
     cluster.remove_node(nodes[lost], allow_graceful=False)
-    recorder.until(lambda: max(taken(recorder).values()) > 1)
-    again = next(name for name, times in taken(recorder).items() if times > 1)
+    recorder.until(lambda: max(num_starts(recorder).values()) > 1)
+    again = next(name for name, times in num_starts(recorder).items() if times > 1)
     retaken_s = time.monotonic() - at
     recorder.until(recorder.over.is_set)
     trained = [(event.trial, event.epoch) for event in recorder.events[num_events:] if isinstance(event, EpochEvent)]
@@ -92,18 +94,19 @@ def main(name: str) -> None:
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(LIMIT_S)
     with tempfile.TemporaryDirectory() as folder:
-        caches = [{"TAILORBIRD_CACHE": f"{folder}/{number}"} for number in range(NUM_NODES)]  # no disk is shared
+        # Separate caches, as if each node had its own disk.
+        caches = [{"TAILORBIRD_CACHE": f"{folder}/{number}"} for number in range(NUM_NODES)]
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": caches[0]})
         try:
             for cache in caches[1:]:
                 cluster.add_node(num_cpus=1, env_vars=cache)
             os.environ["RAY_ADDRESS"] = cluster.address
             ray.init(address=cluster.address, log_to_driver=False)
-            recipe = small_recipe(Path(folder), name=name, data=DATA, overrides=ASKED)
+            recipe = small_recipe(Path(folder), name=name, data=DATA, overrides=OVERRIDES)
             recorder = Watched()
             recorder.start(lambda: run_pipeline(recipe, progress=recorder))
             result = lose_a_node(cluster, recorder, task_uri=f"{REGISTRY}/{name}")
-            result["taken"] = dict(taken(recorder))
+            result["taken"] = dict(num_starts(recorder))
             result["trials"] = [trial.model_dump(mode="json") for trial in journal(f"{REGISTRY}/{name}")]
             result["outcome"], result["n"] = recorder.value.verdict.outcome, recorder.value.verdict.n
             print(json.dumps(result), flush=True)

@@ -1,4 +1,4 @@
-"""A job that is submitted to the running cluster does what the command line does, once, and ends as it ends."""
+"""Submission of jobs to a running cluster: logs, exit codes, repeated submissions, and errors."""
 
 import io
 import json
@@ -34,8 +34,8 @@ from tests.integration.training.relay import TcpProxy
 RAY = Path(sys.executable).parent / "ray"
 TINY = ("data.max_train_rows=64", "tuning.num_trials=1", "tuning.space={}", "training.batch_size=16")
 LINES = [f"line {number}" for number in range(1, 7)]
-COUNTS_TO_7 = "for number in 1 2 3 4 5 6; do echo line $number; sleep 0.5; done; exit 7"
-READS_WHAT_IS_SHIPPED = (
+PRINT_LINES_AND_EXIT_7 = "for number in 1 2 3 4 5 6; do echo line $number; sleep 0.5; done; exit 7"
+PRINT_HASHES_OF_PACKAGE = (
     "python -c 'from pathlib import Path; from cluster.code_snapshot import code_sha256; "
     "from tailorbird.config.base import digest; from tailorbird.config.loader import load_recipe; "
     f'print(digest(load_recipe("{RECIPE_FILE}")), code_sha256(Path.cwd()))\''
@@ -44,7 +44,7 @@ READS_WHAT_IS_SHIPPED = (
 
 @pytest.fixture
 def name(stack: StackState) -> Iterator[str]:
-    """A job's name that no other test uses; what still runs of it is stopped at the end."""
+    """Yield a unique job name; stop its jobs at the end."""
     assert stack.dashboard_url
     name = f"task-{uuid.uuid4().hex[:12]}"
     yield name
@@ -55,7 +55,7 @@ def name(stack: StackState) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def package() -> bytes:
-    """The project with the demo's recipe."""
+    """Return a package of the project with the recipe of the demo."""
     return pack(ROOT, recipe=load_recipe(ROOT / "recipes" / "icd10_demo.yaml"))
 
 
@@ -63,10 +63,10 @@ def _tailorbird(*arguments: str) -> Result:
     return CliRunner().invoke(app, [*arguments])
 
 
-def test_a_job_that_is_followed_ends_with_its_own_code_though_the_dashboard_was_away(
+def test_following_a_job_survives_an_outage_of_the_dashboard_and_returns_its_exit_code(
     stack: StackState, name: str, package: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = jobs.start(name, entrypoint=COUNTS_TO_7, package=package)
+    started = jobs.start(name, entrypoint=PRINT_LINES_AND_EXIT_7, package=package)
     assert started.how == "started"
     relay, output = TcpProxy(int(stack.dashboard_url.rsplit(":", 1)[1])), []
 
@@ -77,7 +77,8 @@ def test_a_job_that_is_followed_ends_with_its_own_code_though_the_dashboard_was_
             threading.Timer(2.0, relay.open).start()
 
     with monkeypatch.context() as patched:
-        for variable in ("RAY_API_SERVER_ADDRESS", OWN_DASHBOARD):  # or the stack's token would not go to the relay
+        # The client sends the stack's token only to the address in both variables.
+        for variable in ("RAY_API_SERVER_ADDRESS", OWN_DASHBOARD):
             patched.setenv(variable, f"http://127.0.0.1:{relay.port}")
         job = jobs.follow(name, write=append)
     relay.cut()
@@ -94,16 +95,17 @@ def test_a_job_that_is_followed_ends_with_its_own_code_though_the_dashboard_was_
     assert jobs.follow(again.job.id, write=str).exit_code == 0
 
 
-def test_who_stops_following_leaves_the_job_running_and_one_that_is_stopped_never_ends_with_0(
+def test_a_job_continues_without_followers_and_a_stopped_job_has_a_nonzero_exit_code(
     stack: StackState, name: str, package: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs.start(name, entrypoint="echo begun; sleep 300", package=package)
     relay = TcpProxy(int(stack.dashboard_url.rsplit(":", 1)[1]))
     with monkeypatch.context() as patched:
-        for variable in ("RAY_API_SERVER_ADDRESS", OWN_DASHBOARD):  # or the stack's token would not go to the relay
+        # The client sends the stack's token only to the address in both variables.
+        for variable in ("RAY_API_SERVER_ADDRESS", OWN_DASHBOARD):
             patched.setenv(variable, f"http://127.0.0.1:{relay.port}")
         with pytest.raises(SessionError, match="not reachable"):
-            jobs.follow(name, write=lambda text: relay.cut() if "begun" in text else None, blip_s=0.5)
+            jobs.follow(name, write=lambda text: relay.cut() if "begun" in text else None, max_outage_s=0.5)
     assert jobs.read_job(name).status == "RUNNING"
 
     command = [sys.executable, "-m", "tailorbird", "jobs", "logs", name, "--follow"]
@@ -129,14 +131,14 @@ def test_who_stops_following_leaves_the_job_running_and_one_that_is_stopped_neve
     assert jobs.start(name, entrypoint="true", package=package).how == "started again"
 
 
-def test_two_who_submit_at_once_start_one_job_and_its_success_is_not_repeated(
+def test_concurrent_submissions_start_one_job_and_a_successful_job_is_not_repeated(
     name: str, package: bytes, tmp_path: Path
 ) -> None:
-    def ask(_: int) -> jobs.Submitted:
-        return jobs.start(name, entrypoint=READS_WHAT_IS_SHIPPED, package=package)
+    def submit(_: int) -> jobs.Submitted:
+        return jobs.start(name, entrypoint=PRINT_HASHES_OF_PACKAGE, package=package)
 
     with ThreadPoolExecutor(2) as pool:
-        submissions = list(pool.map(ask, range(2)))
+        submissions = list(pool.map(submit, range(2)))
     assert sorted(submission.how for submission in submissions) == ["running", "started"]
     assert {submission.job.id for submission in submissions} == {name}
     assert jobs.follow(name, write=str).exit_code == 0
@@ -145,9 +147,9 @@ def test_two_who_submit_at_once_start_one_job_and_its_success_is_not_repeated(
     recipe = load_recipe(ROOT / "recipes" / "icd10_demo.yaml")
     assert f"{digest(recipe)} {code_sha256(tmp_path)}" in jobs.read_log(name).splitlines()
 
-    assert ask(0).how == "done"
-    anew = jobs.start(name, entrypoint="true", package=package, again=True)
-    assert anew.job.id == f"{name}-2"
+    assert submit(0).how == "done"
+    second = jobs.start(name, entrypoint="true", package=package, again=True)
+    assert second.job.id == f"{name}-2"
     listed = json.loads(_tailorbird("jobs", "list", "--json").stdout)["jobs"]
     assert [job["id"] for job in listed if job["id"].startswith(name)] == [name, f"{name}-2"]
     assert f"{name}-2" in _tailorbird("jobs", "list").stdout
@@ -155,7 +157,7 @@ def test_two_who_submit_at_once_start_one_job_and_its_success_is_not_repeated(
 
 
 @pytest.mark.usefixtures("stack")
-def test_the_limit_of_a_package_is_ray_s_own() -> None:
+def test_the_limit_of_a_package_equals_rays() -> None:
     assert LIMIT_BYTES == DASHBOARD_CLIENT_MAX_SIZE
     with pytest.raises(PackageError, match="413"):
         upload(bytes(LIMIT_BYTES + 1))
@@ -164,7 +166,7 @@ def test_the_limit_of_a_package_is_ray_s_own() -> None:
 @pytest.mark.usefixtures("stack")
 @pytest.mark.parametrize("job_id", ["none-such", "", "../jobs", "01000000"])
 @pytest.mark.parametrize("verb", ["status", "logs", "stop"])
-def test_a_job_that_is_not_there_is_an_error_that_says_what_is(verb: str, job_id: str) -> None:
+def test_an_unknown_job_is_an_error_that_lists_the_submitted_jobs(verb: str, job_id: str) -> None:
     done = _tailorbird("jobs", verb, job_id)
     assert done.exit_code == 2
     assert f"no job {job_id!r} was submitted" in done.stderr
@@ -175,7 +177,7 @@ def test_a_job_that_is_not_there_is_an_error_that_says_what_is(verb: str, job_id
 @pytest.mark.parametrize(
     ("token", "message"), [("wrong", "refuses the token"), ("", "requires a token, but none is set")]
 )
-def test_without_the_cluster_s_token_every_verb_says_what_to_set(
+def test_without_a_valid_token_each_verb_names_the_variable_to_set(
     token: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
@@ -188,7 +190,7 @@ def test_without_the_cluster_s_token_every_verb_says_what_to_set(
 
 
 @pytest.mark.slow
-def test_a_submitted_job_goes_the_whole_way_and_ray_s_own_door_leads_to_the_same_run(
+def test_a_submitted_job_runs_the_pipeline_and_a_job_submitted_by_rays_cli_reuses_its_run(
     stack: StackState, small_data: str, tmp_path: Path
 ) -> None:
     recipe = recipe_file(tmp_path, name="by-job", data=small_data)
@@ -201,7 +203,7 @@ def test_a_submitted_job_goes_the_whole_way_and_ray_s_own_door_leads_to_the_same
     assert storage.exists(f"{evidence['run']}/report.html")
     status = json.loads(done.stdout)
     assert (status["status"], status["how"], status["exit_code"]) == ("SUCCEEDED", "started", 0)
-    assert f"{evidence['run']}/report.html" in done.stderr  # the job's own log
+    assert f"{evidence['run']}/report.html" in done.stderr  # the log of the job
 
     repeated = _run(sys.executable, "-m", "tailorbird", "submit", str(recipe), *TINY, "--json")
     assert (json.loads(repeated.stdout)["how"], json.loads(repeated.stdout)["id"]) == ("done", status["id"])

@@ -1,4 +1,4 @@
-"""The real autoscaler of KubeRay and a fake kubelet: nodes come for the work that waits, and go when it is done."""
+"""KubeRay's autoscaler with a fake kubelet adds nodes for pending work and removes them afterwards."""
 
 import os
 import time
@@ -27,11 +27,11 @@ pytestmark = pytest.mark.long
 K8S = ROOT / "k8s"
 GPU_GROUP = "gpu-spot"
 IDLE_S = 10
-"""Minutes in the manifest, which here would be waited for."""
+"""Idle time of a node. The manifest has minutes, which are too long for a test."""
 SECTION = TrainingConfig(
     method="lora",
     num_workers=2,
-    cpus_per_worker=3,  # of the four that a pod has
+    cpus_per_worker=3,  # a pod has four
     epochs=1,
     batch_size=16,
 )
@@ -40,18 +40,18 @@ ALONE = SECTION.model_copy(update={"num_workers": 1})
 
 
 def manifest() -> dict[str, Any]:
-    """The RayCluster that ships, with the group that the component spot-gpu adds to a job's."""
+    """Return the RayCluster of k8s/base with the worker group that the component spot-gpu adds to a RayJob."""
     manifest: dict[str, Any] = yaml.safe_load((K8S / "base/cluster/raycluster.yaml").read_text())
     added = yaml.safe_load((K8S / "components/spot-gpu/rayjob.yaml").read_text())[-1]["value"]
     manifest["spec"]["workerGroupSpecs"].append(added)
     manifest["spec"]["autoscalerOptions"]["idleTimeoutSeconds"] = IDLE_S
-    manifest["metadata"]["namespace"] = "tailorbird"  # an overlay's to name
+    manifest["metadata"]["namespace"] = "tailorbird"  # set by overlays
     return manifest
 
 
 @pytest.fixture(scope="module")
 def kubernetes(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeKubernetes]:
-    """A head, the autoscaler beside it, and no other node yet."""
+    """Yield a cluster that has a head and an autoscaler, but no workers."""
     assert stack.s3_endpoint
     folder = tmp_path_factory.mktemp("kubernetes")
     machines = Machines(folder, environment={"AUTOSCALER_UPDATE_INTERVAL_S": "1"})
@@ -72,12 +72,12 @@ def node_type() -> str:
     return os.environ["RAY_NODE_TYPE_NAME"]
 
 
-def most(fake: FakeKubernetes, group: str) -> int:
-    """The most pods that a group had."""
+def max_pods(fake: FakeKubernetes, group: str) -> int:
+    """Return the largest number of pods that a group had."""
     return max((num for _, name, num in fake.history if name == group), default=0)
 
 
-def test_a_training_brings_the_nodes_it_takes_and_they_go_when_it_is_over(
+def test_a_training_gets_nodes_for_its_workers_and_they_are_removed_afterwards(
     kubernetes: FakeKubernetes, small_data: str
 ) -> None:
     task = training_task(small_data, num_rows=64)
@@ -88,13 +88,13 @@ def test_a_training_brings_the_nodes_it_takes_and_they_go_when_it_is_over(
     report_figure("up_s", [(moment - at, num) for moment, _, num in kubernetes.history])
     report_figure("trained_s", time.monotonic() - at)
     assert storage.exists(f"{trained.weights}/head.safetensors")
-    assert most(kubernetes, "cpu") == SECTION.max_workers
+    assert max_pods(kubernetes, "cpu") == SECTION.max_workers
     report_figure("down_s", wait(lambda: not kubernetes.of("cpu"), within_s=180))
     assert kubernetes.manifest["spec"]["workerGroupSpecs"][0]["replicas"] == 0
-    assert most(kubernetes, GPU_GROUP) == 0
+    assert max_pods(kubernetes, GPU_GROUP) == 0
 
 
-def test_a_sweep_brings_a_node_for_each_trial_at_a_time_and_they_go_when_it_is_over(
+def test_a_sweep_gets_a_node_for_each_concurrent_trial_and_they_are_removed_afterwards(
     kubernetes: FakeKubernetes, small_data: str
 ) -> None:
     task = training_task(small_data, num_rows=64)
@@ -108,11 +108,11 @@ def test_a_sweep_brings_a_node_for_each_trial_at_a_time_and_they_go_when_it_is_o
     assert len([row for row in result.rows if row.status == "completed"]) == config.num_trials
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     begun = [moment for moment, _, num in kubernetes.history if moment > at and num == at_once]
-    assert begun, "the second trial's node did not come"
+    assert begun, "no node was added for the second trial"
     report_figure("down_s", wait(lambda: not kubernetes.of("cpu"), within_s=180))
 
 
-def test_work_that_wants_a_gpu_gets_a_node_of_the_group_that_has_one(kubernetes: FakeKubernetes) -> None:
+def test_a_task_that_needs_a_gpu_gets_a_node_of_the_gpu_group(kubernetes: FakeKubernetes) -> None:
     with connect():
         node_type_ref = ray.remote(num_gpus=1)(node_type).remote()
         report_figure("up_s", wait(lambda: bool(ray.wait([node_type_ref], timeout=0)[0]), within_s=180))

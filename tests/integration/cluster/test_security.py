@@ -1,4 +1,4 @@
-"""What Ray would unpickle, and what a run leaves and tells: nothing of the first, and no secret in the second."""
+"""Stored pickles are not loaded, and runs write no secrets to storage or logs."""
 
 import os
 import pickle
@@ -26,7 +26,7 @@ from tuning.tuner import ErrorsAsText
 
 
 class Payload:
-    """Unpickled, it makes a folder."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -36,7 +36,7 @@ class Payload:
 
 
 class Sabotage(tune.Callback):  # type: ignore[misc]
-    """Puts the payload where Tune keeps the error of a trial that failed, which then goes to S3."""
+    """A callback that replaces the stored error of a failed trial by the payload, which Tune copies to S3."""
 
     def __init__(self, marker: Path) -> None:
         self._content = pickle.dumps(Payload(marker))
@@ -46,10 +46,10 @@ class Sabotage(tune.Callback):  # type: ignore[misc]
 
 
 def fail(_: dict[str, Any]) -> None:
-    raise ValueError("as it must")
+    raise ValueError("expected failure")
 
 
-def test_what_tune_pickles_on_s3_is_not_loaded_again_and_holds_no_secret(
+def test_tunes_pickles_on_s3_are_not_loaded_and_contain_no_secret(
     stack: stacks.StackState, bucket: str, tmp_path: Path
 ) -> None:
     marker = tmp_path / "it-ran"
@@ -66,7 +66,7 @@ def test_what_tune_pickles_on_s3_is_not_loaded_again_and_holds_no_secret(
                 verbose=0,
             ),
         )
-        assert "as it must" in str(tuner.fit()[0].error)
+        assert "expected failure" in str(tuner.fit()[0].error)
     assert not marker.exists()
     left = {uri.rpartition("/")[2]: storage.read_bytes(uri) for uri in storage.list_files(bucket)}
     assert {"tuner.pkl", "error.pkl"} <= set(left)
@@ -75,10 +75,10 @@ def test_what_tune_pickles_on_s3_is_not_loaded_again_and_holds_no_secret(
     ] == []
     assert leaks(stack, {}) == []
     pickle.loads(left["error.pkl"])
-    assert marker.exists()  # so the payload lay there, and was live
+    assert marker.exists()  # the payload was stored, and works
 
 
-def test_a_run_leaves_no_secret_on_s3_and_tells_none(stack: stacks.StackState, small_run: SmallRun) -> None:
+def test_a_run_writes_no_secret_to_s3_or_logs(stack: stacks.StackState, small_run: SmallRun) -> None:
     secrets = secrets_of(stack).values()
     files = storage.list_files(small_run.recipe.task_uri)
     assert [uri for uri in files if any(secret in storage.read_bytes(uri) for secret in secrets)] == []
@@ -86,7 +86,7 @@ def test_a_run_leaves_no_secret_on_s3_and_tells_none(stack: stacks.StackState, s
 
 
 @pytest.mark.long
-def test_a_finetune_whose_checkpoint_holds_code_ends_at_once_and_names_the_file(
+def test_a_training_with_code_in_its_checkpoint_fails_at_once_and_names_the_file(
     small_data: str, tmp_path: Path
 ) -> None:
     task = training_task(small_data, num_rows=200)

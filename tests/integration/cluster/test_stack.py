@@ -18,33 +18,33 @@ from tailorbird import storage
 ROOT = Path(__file__).parents[3]
 
 
-def test_up_returns_the_stack_that_runs_already(stack: stacks.StackState) -> None:
+def test_up_returns_the_running_stack(stack: stacks.StackState) -> None:
     folder = Path(stack.token_path).parent
     assert stacks.up(folder) == stack
     assert stacks.status(folder) == stack
 
 
-def test_files_with_secrets_are_readable_by_their_owner_only(stack: stacks.StackState) -> None:
+def test_only_the_owner_can_read_files_with_secrets(stack: stacks.StackState) -> None:
     folder = Path(stack.token_path).parent
     for name in ("stack.json", "keys.json", "ray_token"):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
 
 
-def test_s3_dashboard_and_serve_listen_on_loopback_only(stack: stacks.StackState) -> None:
+def test_s3_and_the_dashboard_listen_on_loopback_only(stack: stacks.StackState) -> None:
     ports = {int(url.rsplit(":", 1)[1]) for url in (stack.s3_endpoint, stack.dashboard_url)}
     listening = [item for item in psutil.net_connections("tcp") if item.status == psutil.CONN_LISTEN and item.laddr]
     assert {item.laddr.ip for item in listening if item.laddr and item.laddr.port in ports} == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize("path", ["/api/version", "/api/jobs/", "/api/serve/applications/"])
-def test_the_dashboard_refuses_who_has_no_token(stack: stacks.StackState, path: str) -> None:
+def test_the_dashboard_rejects_requests_without_a_valid_token(stack: stacks.StackState, path: str) -> None:
     assert requests.get(stack.dashboard_url + path, timeout=30).status_code == 401
     wrong = {"Authorization": "Bearer wrong"}
     assert requests.get(stack.dashboard_url + path, headers=wrong, timeout=30).status_code in (401, 403)
 
 
 @pytest.mark.usefixtures("stack")
-def test_a_wrong_token_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_token_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
     with pytest.raises(auth.SessionError, match="refuses the token"):
@@ -69,7 +69,7 @@ def test_a_driver_connects_and_its_workers_reach_s3(stack: stacks.StackState, bu
         assert seen[name] == stack.environment()[name]
 
 
-def test_a_submitted_job_runs_this_python_and_finds_s3_and_ray(stack: stacks.StackState, tmp_path: Path) -> None:
+def test_a_submitted_job_uses_this_python_and_connects_to_s3_and_ray(stack: stacks.StackState, tmp_path: Path) -> None:
     (tmp_path / "entry.py").write_text(
         "import hashlib, os, sys, json, ray\n"
         "ray.init(log_to_driver=False)\n"
@@ -85,7 +85,7 @@ def test_a_submitted_job_runs_this_python_and_finds_s3_and_ray(stack: stacks.Sta
     assert json.loads(seen.removeprefix("SEEN ")) == [sys.prefix, key, 2.0]
 
 
-def test_a_killed_stack_is_noticed_starts_again_with_its_data_and_ends_whole(
+def test_a_killed_stack_restarts_with_its_data_and_stops_without_leftovers(
     stack: stacks.StackState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = stacks.up(tmp_path, num_cpus=1)
@@ -114,7 +114,7 @@ def test_a_killed_stack_is_noticed_starts_again_with_its_data_and_ends_whole(
     assert not (tmp_path / "stack.json").exists()
 
 
-def test_a_stack_that_cannot_start_says_where_its_log_lies(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_start_names_the_log(tmp_path: Path) -> None:
     (tmp_path / "s3").write_text("not a folder")
     with pytest.raises(stacks.StackError, match=r"ended during its start[\s\S]*stack\.log[\s\S]*FileExistsError"):
         stacks.up(tmp_path)

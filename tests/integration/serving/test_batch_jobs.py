@@ -1,4 +1,4 @@
-"""A Parquet data set goes through a version on a real Ray, whole and once, by the command and over HTTP."""
+"""Batch jobs by the command and over HTTP: each row is scored exactly once, despite kills and cancellations."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def rows(stack: stack.StackState) -> pa.Table:
-    """Texts with ids of their own and a group; some groups are null."""
+    """Return texts with ids and groups; some groups are null."""
     assert stack.s3_endpoint
     texts = icd10.build()["train"]["text"].to_pylist()[:1000]
     ids = [1000 + 7 * index for index in range(len(texts))]
@@ -56,7 +56,7 @@ def rows(stack: stack.StackState) -> pa.Table:
 
 
 def _input(rows: pa.Table, *, num_files: int) -> str:
-    """The rows in files of their own, each of several row groups."""
+    """Write the rows to `num_files` files with several row groups each, and return the folder's URI."""
     uri = f"{PREFIX}/in-{uuid.uuid4().hex}"
     for number, indices in enumerate(np.array_split(np.arange(len(rows)), num_files)):
         sink = pa.BufferOutputStream()
@@ -70,7 +70,7 @@ def _output() -> str:
 
 
 def _parts(output: str) -> dict[str, tuple[str, int, str]]:
-    """When each part was written."""
+    """Return the state of each part's file, by URI."""
     if not storage.exists(output):
         return {}
     return {uri: storage.file_state(uri) for uri in storage.list_files(output) if "/part-" in uri}
@@ -87,7 +87,7 @@ def _wait_for_workers_to_end(state: stack.StackState) -> None:
     _wait_for(lambda: not any("ray::Map" in command for command in commands()) or None)
 
 
-def test_the_command_goes_on_after_a_kill_repeats_no_part_and_gives_each_row_once(
+def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
     stack: stack.StackState, service: Service, rows: pa.Table, tmp_path: Path
 ) -> None:
     hybrid = service.register_hybrid(tmp_path, routing=Routing(by="group", column="sex", values=("f",)))
@@ -123,7 +123,8 @@ def test_the_command_goes_on_after_a_kill_repeats_no_part_and_gives_each_row_onc
     routed = routes_to_candidate(loaded.routing, groups=groups)
     assert answers["answered_by"].to_pylist() == ["candidate" if to else "incumbent" for to in routed]
     expected: list[Prediction] = []
-    for indices in np.array_split(np.arange(len(rows)), 20):  # in the same batches: bfloat16 rounds by the batch
+    # In the same batches, because rounding in bfloat16 depends on the batch.
+    for indices in np.array_split(np.arange(len(rows)), 20):
         texts = [(rows["text"][index].as_py(), groups[index]) for index in indices.tolist()]
         expected += predict_hybrid(loaded, texts, batch_size=CONFIG.max_batch_size)
     assert answers["label"].to_pylist() == [prediction.label for prediction in expected]
@@ -147,7 +148,7 @@ def test_the_command_goes_on_after_a_kill_repeats_no_part_and_gives_each_row_onc
 
 @pytest.fixture(scope="module")
 def url(service: Service) -> Iterator[str]:
-    """Of the first version, deployed where batches are open."""
+    """Yield the URL of the first version, deployed with batches enabled."""
     yield rollout.deploy(CONFIG, task_uri=service.task_uri, version=service.first)
     rollout.undeploy(application.application_name(service.task_uri))
 
@@ -167,7 +168,7 @@ def _until(url: str, batch_id: str, *statuses: str) -> Any:
 
 
 def _request_with_retries(method: str, address: str) -> Any:
-    """Return the answer, which comes within seconds after a replica was killed."""
+    """Return the response with status 200; retry, because a killed replica takes seconds to restart."""
 
     def answer() -> Any:
         with suppress(requests.ConnectionError):
@@ -187,7 +188,7 @@ def _wait_for(result: Callable[[], Any]) -> Any:
         time.sleep(0.2)
 
 
-def test_a_batch_by_http_outlives_its_replica_and_asked_twice_is_one(
+def test_a_batch_over_http_survives_a_killed_replica_and_a_repeated_request_returns_the_same_job(
     service: Service, url: str, rows: pa.Table
 ) -> None:
     uri, output = _input(rows, num_files=60), _output()
@@ -208,7 +209,9 @@ def test_a_batch_by_http_outlives_its_replica_and_asked_twice_is_one(
 
 
 @pytest.mark.slow
-def test_a_queued_job_is_done_by_the_config_that_is_served_by_then(service: Service, rows: pa.Table) -> None:
+def test_a_queued_job_runs_with_the_configuration_that_is_current_at_its_start(
+    service: Service, rows: pa.Table
+) -> None:
     task_uri, uri = "s3://models/score-closed", _input(rows, num_files=60)
 
     def queued(output: str) -> str:
@@ -228,14 +231,14 @@ def test_a_queued_job_is_done_by_the_config_that_is_served_by_then(service: Serv
         second = queued(_output())
         runner.start_runner(task_uri, CONFIG.model_copy(update={"batch_prefixes": ("s3://lake/elsewhere",)}))
         assert len(runner.running_runners(task_uri)) == 2
-        assert _wait_for(lambda: ended(first)).status == "completed"  # which had begun
+        assert _wait_for(lambda: ended(first)).status == "completed"  # it had started before the change
         refused = _wait_for(lambda: ended(second))
         assert (refused.status, "is not under s3://lake/elsewhere" in refused.error) == ("failed", True)
         _wait_for(lambda: not runner.running_runners(task_uri) or None)
 
 
 @pytest.mark.slow
-def test_a_batch_by_http_is_cancelled_while_it_waits_or_works_and_taken_up_again(
+def test_a_queued_or_running_batch_is_cancelled_and_a_repeated_request_resumes_it(
     stack: stack.StackState, url: str, rows: pa.Table
 ) -> None:
     body = {"input": _input(rows, num_files=60), "output": _output()}
@@ -255,7 +258,7 @@ def test_a_batch_by_http_is_cancelled_while_it_waits_or_works_and_taken_up_again
     assert _parts(other["output"]) == {}
 
 
-def test_what_a_batch_by_http_may_not_do_is_refused_and_said(service: Service, url: str, rows: pa.Table) -> None:
+def test_an_invalid_or_forbidden_batch_is_refused_with_a_reason(service: Service, url: str, rows: pa.Table) -> None:
     uri = _input(rows.slice(0, 10), num_files=1)
     for body, status, expected in (
         ({"input": "s3://lake/other/in", "output": _output()}, 403, "serving.batch_prefixes"),

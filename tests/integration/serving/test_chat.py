@@ -1,6 +1,6 @@
-"""A registered chat version, deployed on a real Ray, answers OpenAI's own client as it does in memory.
+"""A deployed chat version gives OpenAI's client the same answers as in memory.
 
-By `ray.serve.llm` where vLLM is installed, else by transformers.
+The engine is vLLM if it is installed, otherwise transformers.
 """
 
 import html
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[3]
 TASK_URI = "s3://models/chat-serving-test"
 LIMIT = 24
 QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
-WIDTH = 128  # heads of 32, as small as vLLM takes them
+WIDTH = 128  # heads of size 32, the smallest that vLLM supports
 CONFIG = ServingConfig(
     engine="vllm" if importlib.util.find_spec("vllm") else "transformers",
     max_batch_size=4,
@@ -46,7 +46,7 @@ CONFIG = ServingConfig(
 
 
 class Service:
-    """What the tests share: two versions under one home, and a client of the one that is deployed."""
+    """Two versions of a task, and a client of the deployed one."""
 
     def __init__(self, folder: Path) -> None:
         self.code = code_snapshot.ship_code(TASK_URI, ROOT)
@@ -69,7 +69,7 @@ class Service:
         )
 
     def expected(self, version: registry.ModelVersion, *, max_new_tokens: int = LIMIT) -> list[str]:
-        """What the version answers to the questions in memory, as it is evaluated."""
+        """Return the version's answers to the questions in memory, as in an evaluation."""
         loaded = loading.load_model(version.uri, loading.LoadedChat)
         tokenizer, system = loaded.tokenizer, loaded.prompting.system
         prompts = [prompt_tokens((("user", text),), tokenizer=tokenizer, system=system) for text in QUESTIONS]
@@ -108,7 +108,7 @@ def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -
     rollout.undeploy(application.application_name(TASK_URI))
 
 
-def test_it_answers_as_the_same_version_does_in_memory(service: Service) -> None:
+def test_answers_equal_those_of_the_version_in_memory(service: Service) -> None:
     expected = service.expected(service.first)
     with ThreadPoolExecutor(len(QUESTIONS)) as clients:
         answers = list(clients.map(service.ask, QUESTIONS))
@@ -125,11 +125,11 @@ def test_it_answers_as_the_same_version_does_in_memory(service: Service) -> None
 
 
 @pytest.mark.long
-def test_a_fuzzer_gets_no_answer_that_the_document_does_not_tell_of(service: Service, tmp_path: Path) -> None:
+def test_a_fuzzer_gets_only_documented_responses(service: Service, tmp_path: Path) -> None:
     fuzz(service.url, folder=tmp_path)
 
 
-def test_a_stream_is_the_answer_in_parts(service: Service) -> None:
+def test_the_concatenated_stream_equals_the_answer(service: Service) -> None:
     answer = service.ask(QUESTIONS[1])
     chunks = list(service.ask(QUESTIONS[1], stream=True, stream_options={"include_usage": True}))
     assert len({chunk.id for chunk in chunks}) == 1
@@ -141,7 +141,7 @@ def test_a_stream_is_the_answer_in_parts(service: Service) -> None:
     assert chunks[-1].usage == answer.usage
 
 
-def test_a_stop_text_ends_whole_answers_and_streams_alike(service: Service) -> None:
+def test_a_stop_text_ends_complete_and_streamed_answers_at_the_same_place(service: Service) -> None:
     text = service.ask(QUESTIONS[0]).choices[0].message.content
     stop = text[5:8]
     answer = service.ask(QUESTIONS[0], stop=[stop, "never"])
@@ -151,7 +151,7 @@ def test_a_stop_text_ends_whole_answers_and_streams_alike(service: Service) -> N
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.choices[0].message.content
 
 
-def test_a_seed_gives_the_same_answer_again_and_temperature_another(service: Service) -> None:
+def test_a_seed_reproduces_an_answer_and_other_seeds_give_other_answers(service: Service) -> None:
     def text(**options: Any) -> str:
         return str(service.ask(QUESTIONS[0], temperature=1.5, top_p=0.95, **options).choices[0].message.content)
 
@@ -159,7 +159,7 @@ def test_a_seed_gives_the_same_answer_again_and_temperature_another(service: Ser
     assert len({text(seed=seed) for seed in range(4)} | {text(), text()}) > 4
 
 
-def test_it_says_what_it_is_to_openais_client(service: Service) -> None:
+def test_openais_client_lists_the_served_model(service: Service) -> None:
     (model,) = service.client.models.list().data
     assert (model.id, model.object, model.owned_by) == ("champion", "model", "tailorbird")
     model_info = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"][0]
@@ -168,7 +168,7 @@ def test_it_says_what_it_is_to_openais_client(service: Service) -> None:
     assert requests.get(f"{service.url}/readyz", timeout=60).json()["digest"] == service.first.digest
 
 
-def test_a_completion_continues_a_text_whole_or_streamed(service: Service) -> None:
+def test_a_completion_continues_a_text_complete_or_streamed(service: Service) -> None:
     request: dict[str, Any] = {"model": "champion", "prompt": "one two ", "max_tokens": 12}
     whole = service.client.completions.create(**request)
     assert (whole.object, whole.usage.completion_tokens if whole.usage else None) == ("text_completion", 12)
@@ -207,7 +207,7 @@ def test_a_request_keeps_its_id(service: Service) -> None:
     ],
     ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else None,
 )
-def test_what_is_refused_is_openais_exception_and_it_serves_on(
+def test_an_unsupported_request_raises_openais_exception_and_does_not_affect_later_requests(
     service: Service, options: dict[str, Any], error: type[openai.APIStatusError], param: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -217,7 +217,7 @@ def test_what_is_refused_is_openais_exception_and_it_serves_on(
     assert service.ask("abc").choices[0].message.content
 
 
-def test_what_is_no_chat_request_is_refused_as_json(service: Service) -> None:
+def test_an_invalid_http_request_is_a_json_error(service: Service) -> None:
     url = f"{service.url}/v1/chat/completions"
     for answer, status, type in (
         (requests.post(url, data=b"{", timeout=60), 400, "invalid_json"),
@@ -230,8 +230,8 @@ def test_what_is_no_chat_request_is_refused_as_json(service: Service) -> None:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_more_requests_than_it_takes_are_told_to_come_back(service: Service) -> None:
-    client = service.client  # one: to make it takes longer than an answer
+def test_requests_beyond_the_queue_get_429_with_retry_after(service: Service) -> None:
+    client = service.client  # one for all threads, because creating a client takes longer than an answer
 
     def ask(number: int) -> openai.RateLimitError | None:
         messages: Any = [{"role": "user", "content": f"abc {number}"}]
@@ -248,15 +248,15 @@ def test_more_requests_than_it_takes_are_told_to_come_back(service: Service) -> 
     assert service.ask("abc").choices[0].message.content
 
 
-def test_another_version_comes_in_while_answers_stream_and_none_breaks_off(service: Service) -> None:
+def test_a_deploy_during_streams_interrupts_none_of_them(service: Service) -> None:
     expected = {
         version.version: service.expected(version, max_new_tokens=180) for version in (service.first, service.second)
     }
     replicas = _replicas()
     swapped: list[str] = []
 
-    def talk(index: int) -> list[str]:
-        """Streams until one begins after the swap; the versions that answered."""
+    def stream_answers(index: int) -> list[str]:
+        """Stream answers until one starts after the swap. Return the versions that answered."""
         versions: list[str] = []
         while True:
             last = bool(swapped)
@@ -270,12 +270,12 @@ def test_another_version_comes_in_while_answers_stream_and_none_breaks_off(servi
                 return versions
 
     with ThreadPoolExecutor(4) as clients:
-        talking = [clients.submit(talk, index) for index in range(4)]
+        streaming = [clients.submit(stream_answers, index) for index in range(4)]
         try:
             service.deploy(service.second)
         finally:
             swapped.append("done")
-        versions_by_client = [future.result() for future in talking]
+        versions_by_client = [future.result() for future in streaming]
     try:
         for client_versions in versions_by_client:
             assert (client_versions[0], client_versions[-1]) == (service.first.version, service.second.version)
@@ -285,14 +285,14 @@ def test_another_version_comes_in_while_answers_stream_and_none_breaks_off(servi
         service.deploy(service.first)
 
 
-def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(service: Service) -> None:
+def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_still_serves(service: Service) -> None:
     with pytest.raises(serve_client.VersionRefusedError, match=f"but {'0' * 64} was evaluated"):
         service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
     assert service.ask("abc").version == service.first.version
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-get install chromium` gives one")
-def test_people_see_who_answers_and_the_words_it_says(service: Service, tmp_path: Path) -> None:
+@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed; run `apt-get install chromium`")
+def test_the_page_shows_the_version_and_its_answer(service: Service, tmp_path: Path) -> None:
     answer = r'<li class="assistant"><span>(.*?)</span><span class="soft">(.*?)</span>'
     document = seen(tmp_path, f"{service.url}/#text=abc", "--window-size=390,900", until=answer)
     bubble = re.search(answer, document, re.DOTALL)
@@ -303,7 +303,7 @@ def test_people_see_who_answers_and_the_words_it_says(service: Service, tmp_path
     assert bubble[2].startswith(service.first.version)
 
 
-def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) -> None:
+def test_responses_are_valid_for_the_served_openapi_document(service: Service) -> None:
     document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
     body = {"messages": [{"role": "user", "content": "abc"}]}
     url = f"{service.url}/v1/chat/completions"
@@ -314,7 +314,7 @@ def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) 
     assert is_valid(document, "ErrorBody", requests.post(url, json={}, timeout=60).json())
 
 
-def test_a_client_that_hangs_up_makes_room(service: Service) -> None:
+def test_a_disconnected_client_frees_its_place_in_the_queue(service: Service) -> None:
     for _ in range(3):
         streams = [service.ask("abc", stream=True, max_tokens=200) for _ in range(6)]
         for stream in streams:

@@ -1,4 +1,4 @@
-"""What may happen to a service while clients ask: it answers on, or says that it is busy, and mends itself."""
+"""Faults of a service under load: it keeps answering or responds that it is busy, and recovers."""
 
 import os
 import re
@@ -37,12 +37,12 @@ NUM_REPLICAS = 2
 TASK_URI = "s3://models/serving-faults"
 LOG = "s3://lake/serving-faults"
 BUSY = {429, 503}
-MENDED_S = 90.0
-ENOUGH = 200  # requests of all clients together before and after a fault: each client sends several
+RECOVERY_S = 90.0
+NUM_REQUESTS = 200  # requests of all clients before and after a fault; each client sends several
 
 
 class Faulty:
-    """A stack of this module's own, which its tests may break, and the service on it."""
+    """A separate stack, whose processes the tests kill, with a service."""
 
     def __init__(self, state: stack.StackState, service: Service) -> None:
         self.state, self.service = state, service
@@ -55,7 +55,7 @@ class Faulty:
         return self.service.first
 
     def processes(self, pattern: str) -> list[psutil.Process]:
-        """Of the stack, those whose command line has the pattern."""
+        """Return the processes of the stack whose command line matches the pattern."""
         processes = []
         for process in psutil.Process(self.state.pid).children(recursive=True):
             try:
@@ -69,32 +69,32 @@ class Faulty:
         return self.processes("^ray::ServeReplica")
 
     def is_whole(self) -> bool:
-        """As many replicas as there are to be, and each answers."""
+        """Return True if all replicas are running."""
         pids = {process.pid for process in self.replicas()}
         replicas = serve_client.replicas_of("serving-faults")
         running = {replica.pid for replica in replicas if replica.state == "RUNNING"}
         return len(running) == NUM_REPLICAS and running <= pids
 
-    def mended(self, responses: Responses | None = None) -> None:
-        """Wait until nothing is missing, and then until clients have sent further requests."""
-        wait(self.is_whole, within_s=MENDED_S)
+    def wait_for_recovery(self, responses: Responses | None = None) -> None:
+        """Wait until all replicas are running, and then until clients have sent further requests."""
+        wait(self.is_whole, within_s=RECOVERY_S)
         if responses is not None:
-            responses.wait_for(ENOUGH)
+            responses.wait_for(NUM_REQUESTS)
 
 
-def wait(condition: Callable[[], bool], *, within_s: float = MENDED_S) -> None:
+def wait(condition: Callable[[], bool], *, within_s: float = RECOVERY_S) -> None:
     """Wait until the condition holds."""
-    begun = time.monotonic()
+    start = time.monotonic()
     while not condition():
-        assert time.monotonic() - begun < within_s, f"not within {within_s} s"
+        assert time.monotonic() - start < within_s, f"the condition did not hold within {within_s} s"
         time.sleep(0.2)
 
 
 @contextmanager
-def own_stack(folder: Path, *, num_cpus: int, **more: str) -> Iterator[stack.StackState]:
-    """A stack, started in an environment with `more`, that this process uses while the block lasts."""
+def separate_stack(folder: Path, *, num_cpus: int, **variables: str) -> Iterator[stack.StackState]:
+    """Start a stack with additional environment variables, and use it in this process during the block."""
     before = dict(os.environ)
-    os.environ.update(more)
+    os.environ.update(variables)
     state = stack.up(folder / "stack", num_cpus=num_cpus)
     try:
         os.environ.update(state.environment())
@@ -112,35 +112,35 @@ def own_stack(folder: Path, *, num_cpus: int, **more: str) -> Iterator[stack.Sta
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     folder = tmp_path_factory.mktemp("faulty")
-    with own_stack(folder, num_cpus=NUM_REPLICAS) as state:
+    with separate_stack(folder, num_cpus=NUM_REPLICAS) as state:
         yield Faulty(state, Service(TASK_URI, folder / "versions"))
 
 
 @pytest.fixture
 def responses(faulty: Faulty) -> Iterator[Responses]:
-    """Eight clients that ask while a test breaks something."""
-    faulty.mended()
+    """Yield the responses to eight clients that send requests during the test."""
+    faulty.wait_for_recovery()
     with under_load(faulty.url, TEXTS) as responses:
-        responses.wait_for(ENOUGH)
+        responses.wait_for(NUM_REQUESTS)
         yield responses
 
 
-def test_a_killed_replica_costs_no_request_and_comes_back(faulty: Faulty, responses: Responses) -> None:
+def test_a_killed_replica_loses_no_request_and_is_replaced(faulty: Faulty, responses: Responses) -> None:
     for _ in range(2):
         victim = faulty.replicas()[0]
         victim.kill()
         victim.wait(10)
-        faulty.mended(responses)
+        faulty.wait_for_recovery(responses)
     assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
 
 
-def test_rows_of_a_killed_replica_reach_the_log(faulty: Faulty) -> None:
-    faulty.mended()
+def test_rows_of_killed_replicas_are_written_to_the_log(faulty: Faulty) -> None:
+    faulty.wait_for_recovery()
     with under_load(faulty.url, TEXTS) as responses:
-        responses.wait_for(ENOUGH)
+        responses.wait_for(NUM_REQUESTS)
         for victim in faulty.replicas():
             victim.kill()
-        faulty.mended(responses)
+        faulty.wait_for_recovery(responses)
     answered = responses.ids(200)
     assert len(answered) > 50
 
@@ -149,45 +149,46 @@ def test_rows_of_a_killed_replica_reach_the_log(faulty: Faulty) -> None:
 
     wait(logged)
     rows = _logged()
-    assert len(rows) - len(set(rows)) <= 8 * NUM_REPLICAS  # a client's last request, answered once more by another
+    assert len(rows) - len(set(rows)) <= 8 * NUM_REPLICAS  # a retried request is answered and logged twice
 
 
-def test_a_killed_proxy_is_started_again(faulty: Faulty, responses: Responses) -> None:
+def test_a_killed_proxy_is_restarted(faulty: Faulty, responses: Responses) -> None:
     for proxy in faulty.processes(r"haproxy.* -f "):
         proxy.kill()
     wait(lambda: bool(responses.statuses()[0]))
-    wait(lambda: responses.last(ENOUGH) == {200})
-    assert set(responses.statuses()) <= {0, 200, 404, *BUSY}  # 404 while the new one does not know the application
+    wait(lambda: responses.last(NUM_REQUESTS) == {200})
+    assert set(responses.statuses()) <= {0, 200, 404, *BUSY}  # 404 until the new proxy knows the application
 
 
-def test_a_killed_controller_costs_no_request(faulty: Faulty, responses: Responses) -> None:
+def test_a_killed_controller_loses_no_request(faulty: Faulty, responses: Responses) -> None:
     (controller,) = faulty.processes("^ray::ServeController")
     replicas = {process.pid for process in faulty.replicas()}
     controller.kill()
     controller.wait(10)
     wait(lambda: bool(faulty.processes("^ray::ServeController")))
-    faulty.mended(responses)
+    faulty.wait_for_recovery(responses)
     assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
     assert {process.pid for process in faulty.replicas()} == replicas
 
 
-def test_a_store_that_hangs_for_30_s_holds_up_no_answer_and_loses_no_row(faulty: Faulty) -> None:
-    faulty.mended()
+def test_storage_that_hangs_for_30_s_delays_no_answer_and_loses_no_row(faulty: Faulty) -> None:
+    faulty.wait_for_recovery()
     store = psutil.Process(faulty.state.server_pids[0])
-    with under_load(faulty.url, TEXTS, timeout_s=20) as responses:  # an answer that waits for the store comes too late
-        responses.wait_for(ENOUGH)
+    # The timeout is shorter than the hang: a response that waits for storage fails.
+    with under_load(faulty.url, TEXTS, timeout_s=20) as responses:
+        responses.wait_for(NUM_REQUESTS)
         store.suspend()
         try:
             time.sleep(30)
-            responses.wait_for(ENOUGH)
+            responses.wait_for(NUM_REQUESTS)
         finally:
             store.resume()
-        responses.wait_for(ENOUGH)
+        responses.wait_for(NUM_REQUESTS)
     assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
     wait(lambda: responses.ids(200) <= set(_logged()))
 
 
-def test_a_version_deleted_under_it_serves_on_and_a_replica_lost_meanwhile_comes_back_with_it(
+def test_a_deleted_version_still_serves_and_a_lost_replica_starts_when_it_is_restored(
     faulty: Faulty, responses: Responses, tmp_path: Path
 ) -> None:
     uri = faulty.version.uri
@@ -197,20 +198,20 @@ def test_a_version_deleted_under_it_serves_on_and_a_replica_lost_meanwhile_comes
         faulty.replicas()[0].kill()
         starts: set[str] = set()
 
-        def tried_again() -> bool:
+        def was_retried() -> bool:
             replicas = serve_client.replicas_of("serving-faults")
             starts.update(replica.replica_id for replica in replicas if replica.state == "STARTING")
             return len(starts) > 1
 
-        wait(tried_again)
+        wait(was_retried)
         assert not faulty.is_whole()
     finally:
         storage.upload_folder(tmp_path / "kept", uri)
-    faulty.mended(responses)
+    faulty.wait_for_recovery(responses)
     assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
 
 
-def test_hundreds_of_half_sent_bodies_hold_nobody_up_and_are_given_up(faulty: Faulty, responses: Responses) -> None:
+def test_hundreds_of_incomplete_bodies_delay_no_other_request_and_get_408(faulty: Faulty, responses: Responses) -> None:
     address = urlsplit(faulty.url)
     assert address.hostname
     assert address.port
@@ -218,7 +219,7 @@ def test_hundreds_of_half_sent_bodies_hold_nobody_up_and_are_given_up(faulty: Fa
     slow = [socket.create_connection((address.hostname, address.port)) for _ in range(300)]
     over = threading.Event()
 
-    def drip() -> None:
+    def send_slowly() -> None:
         while not over.wait(1):
             for connection in slow:
                 with suppress(OSError):
@@ -227,12 +228,12 @@ def test_hundreds_of_half_sent_bodies_hold_nobody_up_and_are_given_up(faulty: Fa
     try:
         for connection in slow[40:]:
             connection.sendall(f"{head}content-length: 100\r\n\r\n".encode() + b'{"input": ')
-        for connection in slow[:40]:  # more than HAProxy holds: these wait in a replica
+        for connection in slow[:40]:  # larger than HAProxy's buffer, so a replica waits for the rest
             connection.sendall(f"{head}content-length: 100000\r\n\r\n".encode() + b'{"input": ["%s' % (b"a" * 50_000))
         before = len(responses.answers)
-        threading.Thread(target=drip, daemon=True).start()
+        threading.Thread(target=send_slowly, daemon=True).start()
         assert select.select(slow, [], [], 120)[0]
-        assert len(responses.answers) - before > 50  # while all the bodies were incomplete
+        assert len(responses.answers) - before > 50  # other clients were answered meanwhile
         answers = []
         for connection in slow:
             connection.settimeout(60)
@@ -245,25 +246,25 @@ def test_hundreds_of_half_sent_bodies_hold_nobody_up_and_are_given_up(faulty: Fa
     assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
 
 
-def test_clients_that_hang_up_cost_the_others_nothing(faulty: Faulty, responses: Responses) -> None:
+def test_disconnecting_clients_do_not_affect_others(faulty: Faulty, responses: Responses) -> None:
     address = urlsplit(faulty.url)
     replicas = {replica.pid for replica in faulty.replicas()}
     body = b'{"input": ["%s"]}' % b'", "'.join([b"Fracture of femur"] * 64)
     head = f"POST /v1/classify HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
 
-    def ask_and_leave(_: int) -> None:
+    def send_and_disconnect(_: int) -> None:
         with socket.create_connection((address.hostname, address.port)) as connection:
             connection.sendall(head + body)
 
-    with ThreadPoolExecutor(16) as leaving:
-        list(leaving.map(ask_and_leave, range(400)))
-    responses.wait_for(ENOUGH)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(send_and_disconnect, range(400)))
+    responses.wait_for(NUM_REQUESTS)
     assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
     assert {replica.pid for replica in faulty.replicas()} == replicas
 
 
-def test_more_than_it_can_hold_is_refused_and_memory_stays_bounded(faulty: Faulty) -> None:
-    faulty.mended()
+def test_excess_requests_are_rejected_and_memory_stays_bounded(faulty: Faulty) -> None:
+    faulty.wait_for_recovery()
     replicas = faulty.replicas()
     before = sum(replica.memory_info().rss for replica in replicas)
     largest = {"input": ["Fracture of femur, " * 200] * faulty.config.max_texts}  # nearly a MiB
@@ -287,37 +288,38 @@ def test_more_than_it_can_hold_is_refused_and_memory_stays_bounded(faulty: Fault
     assert peak - before < 2 << 30
 
 
-def test_last_without_the_heads_dashboard_it_answers_on(faulty: Faulty, responses: Responses) -> None:
+def test_the_service_answers_without_the_heads_dashboard(faulty: Faulty, responses: Responses) -> None:
+    # This is the last test of `faulty`, because the dashboard is not restarted.
     dashboards = faulty.processes(r"dashboard/dashboard\.py")
     assert dashboards
     for dashboard in dashboards:
         dashboard.send_signal(signal.SIGTERM)
     wait(lambda: not faulty.processes(r"dashboard/dashboard\.py"))
-    responses.wait_for(2 * ENOUGH)
+    responses.wait_for(2 * NUM_REQUESTS)
     assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
 
 
-def test_where_memory_runs_out_what_works_beside_the_service_is_ended_and_the_service_stays(tmp_path: Path) -> None:
+def test_when_memory_runs_out_other_tasks_are_killed_and_the_service_continues(tmp_path: Path) -> None:
     total, used = get_system_memory(), get_used_memory()
-    # For the stack, a replica, and what the greedy task takes: more than the buffer that Ray frees below its threshold,
-    # since for that it would end others too, the newest first.
+    # Memory for the stack, a replica and the task. It must exceed the buffer that Ray frees below its threshold;
+    # otherwise Ray would also kill other processes, the newest first.
     room = min(8 << 30, total // 3)
     limit = {"RAY_memory_usage_threshold": f"{(used + room) / total:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
     limit["RAY_task_oom_retries"] = "0"
-    with own_stack(tmp_path, num_cpus=2, **limit):
+    with separate_stack(tmp_path, num_cpus=2, **limit):
         service = Service("s3://models/serving-memory", tmp_path / "versions")
         url = rollout.deploy(ServingConfig(), task_uri="s3://models/serving-memory", version=service.first)
         with connect(), under_load(url, TEXTS, clients=2) as responses:
-            # As what works beside a service is: Ray would rather end Serve's own actors than what cannot be repeated.
-            greedy = ray.remote(num_cpus=0, max_retries=1)(take).remote(room + (1 << 30))
+            # Retriable, like other work on a cluster: Ray would kill Serve's actors before a task without retries.
+            greedy = ray.remote(num_cpus=0, max_retries=1)(allocate).remote(room + (1 << 30))
             with pytest.raises(ray.exceptions.OutOfMemoryError):
                 ray.get(greedy, timeout=300)
-            responses.wait_for(ENOUGH)
+            responses.wait_for(NUM_REQUESTS)
     assert set(responses.statuses()) == {200}, (responses.statuses(), responses.faults)
 
 
-def take(num_bytes: int) -> None:
-    """Takes memory, a little at a time, and holds it for a while."""
+def allocate(num_bytes: int) -> None:
+    """Allocate memory slowly, and keep it for 30 s."""
     held = []
     for _ in range(num_bytes >> 26):
         held.append(bytearray(os.urandom(1)) * (1 << 26))
@@ -326,7 +328,7 @@ def take(num_bytes: int) -> None:
 
 
 def _logged() -> list[str]:
-    """Request ids in the log."""
+    """Return the request ids in the log."""
     files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
     tables: list[Any] = [pq.read_table(_buffer(uri), columns=["request_id"]) for uri in files]
     return [request_id for table in tables for request_id in table["request_id"].to_pylist()]

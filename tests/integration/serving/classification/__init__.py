@@ -1,1 +1,1 @@
-"""Tests of one service of a classifier: a package, so that pytest starts the service once for all of them."""
+"""Tests that share one service of a classifier. They are a package, so that pytest starts the service once."""

@@ -1,4 +1,4 @@
-"""A service of a classifier, and what its tests look at."""
+"""A service of a classifier, and helpers for its tests."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ CONFIG = ServingConfig(max_texts=8, max_body_bytes=4096, max_batch_size=4)
 
 
 class Service:
-    """What the tests share: the versions of a task, and the address of the one that is deployed."""
+    """The versions of a task, and the URL of the deployed one."""
 
     def __init__(self, task_uri: str, folder: Path) -> None:
         self.task_uri = task_uri
@@ -39,8 +39,8 @@ class Service:
         base = base_model.stage_base_model(MODEL, registry="s3://models")
         self.first = self._register(base, folder / "first", scale=10.0, temperature=20.0)
         self.second = self._register(base, folder / "second", scale=20.0)
-        # Knows the first two classes by each other's names, so that its answers tell it from the first version.
-        self.turned = self._register(base, folder / "turned", scale=10.0, temperature=10.0, order=(1, 0, 2))
+        # The first two class names are swapped, so that its answers differ from those of the first version.
+        self.swapped = self._register(base, folder / "swapped", scale=10.0, temperature=10.0, order=(1, 0, 2))
         self.url = ""
 
     def deploy(self, version: registry.ModelVersion) -> None:
@@ -52,8 +52,8 @@ class Service:
         return answer.json()
 
     def register_hybrid(self, folder: Path, *, routing: Routing) -> registry.ModelVersion:
-        """The first version, or the one with turned classes where the rule names the candidate."""
-        registry.write_config(folder, registry.hybrid_config(self.turned, incumbent=self.first, routing=routing))
+        """Register a hybrid of the first version (incumbent) and the one with swapped classes (candidate)."""
+        registry.write_config(folder, registry.hybrid_config(self.swapped, incumbent=self.first, routing=routing))
         return registry.register(self.task_uri, folder)
 
     def _register(
@@ -65,7 +65,7 @@ class Service:
         temperature: float = 1.0,
         order: tuple[int, ...] = (0, 1, 2),
     ) -> registry.ModelVersion:
-        """Zero-shot: the head holds the class names' embeddings, here in an order of its own."""
+        """Register a zero-shot version, whose head has the embeddings of the class names in the given order."""
         folder.mkdir()
         local = node_cache.local_copy(base)
         tokenizer = load_tokenizer(local)
@@ -103,7 +103,7 @@ def wait_until(holds: Callable[[], object]) -> None:
 def check_routed(
     service: Service, predictions: dict[str, list[Prediction]], routed: Iterable[bool], *, attributes: Any = None
 ) -> None:
-    """The answer to all texts is, row by row, that of the part that `apply_routing` names."""
+    """Assert that each text is answered by the candidate if its value in `routed` is True, else by the incumbent."""
     body = {"input": TEXTS, "scores": True} | ({} if attributes is None else {"attributes": attributes})
     results = service.ask(body)["results"]
     parts = ["candidate" if to else "incumbent" for to in routed]

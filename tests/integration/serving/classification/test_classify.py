@@ -1,4 +1,4 @@
-"""A registered version, deployed on a real Ray from the code on S3, answers over HTTP as it does in memory."""
+"""A deployed version, with code from S3, gives the same answers over HTTP as in memory."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.integration.serving.classification.service import (
 from tests.unit.serving.http.test_openapi import is_valid
 
 
-def test_it_answers_as_the_same_version_does_in_memory(service: Service) -> None:
+def test_answers_equal_those_of_the_version_in_memory(service: Service) -> None:
     loaded = loading.load_model(service.first.uri, loading.LoadedClassifier)
     expected = predict_texts(loaded, TEXTS, batch_size=4)
     answer = service.ask({"input": TEXTS, "scores": True})
@@ -42,7 +42,7 @@ def test_one_text_gets_one_result_and_a_request_keeps_its_id(service: Service) -
     assert [result["label"] for result in answer.json()["results"]] == ["a disease of the eye"]
 
 
-def test_many_clients_at_once_get_their_own_answers(service: Service) -> None:
+def test_concurrent_clients_get_their_own_answers(service: Service) -> None:
     single = {text: service.ask({"input": text})["results"][0] for text in TEXTS}
     texts = TEXTS * 8
     with ThreadPoolExecutor(16) as clients:
@@ -50,7 +50,7 @@ def test_many_clients_at_once_get_their_own_answers(service: Service) -> None:
     assert [result["label"] for result in together] == [single[text]["label"] for text in texts]
 
 
-def test_it_says_what_it_is(service: Service) -> None:
+def test_models_and_probes_report_the_served_version(service: Service) -> None:
     models = requests.get(f"{service.url}/v1/models", timeout=60).json()["data"]
     assert [(model["id"], model["digest"]) for model in models] == [("champion", service.first.digest)]
     assert requests.get(f"{service.url}/healthz", timeout=60).json() == {"status": "up"}
@@ -74,7 +74,7 @@ def test_it_says_what_it_is(service: Service) -> None:
     ],
     ids=lambda value: value[:24].decode() if isinstance(value, bytes) else None,
 )
-def test_bad_input_is_refused_as_json_and_it_serves_on(
+def test_bad_input_is_a_json_error_and_does_not_affect_later_requests(
     service: Service, method: str, path: str, body: bytes | None, status: int, type: str
 ) -> None:
     answer = requests.request(method, service.url + path, data=body, timeout=60)
@@ -82,15 +82,15 @@ def test_bad_input_is_refused_as_json_and_it_serves_on(
     assert service.ask({"input": TEXTS[0]})["results"][0]["label"] == "a broken bone"
 
 
-def test_a_body_without_a_declared_length_is_bounded_too(service: Service) -> None:
+def test_a_body_without_a_declared_length_is_limited(service: Service) -> None:
     answer = requests.post(f"{service.url}/v1/classify", data=iter([b'{"input": "', b"a" * 100_000]), timeout=60)
     assert (answer.status_code, answer.json()["error"]["type"]) == (413, "body_too_large")
 
 
-def test_the_score_served_is_the_one_after_temperature(service: Service) -> None:
-    service.deploy(service.turned)
+def test_served_scores_are_scaled_by_the_temperature(service: Service) -> None:
+    service.deploy(service.swapped)
     try:
-        loaded = loading.load_model(service.turned.uri, loading.LoadedClassifier)
+        loaded = loading.load_model(service.swapped.uri, loading.LoadedClassifier)
         tokens = encode_texts(TEXTS, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
         logits = classifier.logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id)
         expected = torch.softmax(torch.from_numpy(logits) / 10.0, dim=-1)
@@ -103,7 +103,7 @@ def test_the_score_served_is_the_one_after_temperature(service: Service) -> None
         service.deploy(service.first)
 
 
-def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) -> None:
+def test_responses_are_valid_for_the_served_openapi_document(service: Service) -> None:
     document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
     assert is_valid(document, "ClassifyResponse", service.ask({"input": TEXTS, "scores": True}))
     assert is_valid(document, "ErrorBody", service.ask({"input": 1}, status=422))
@@ -113,7 +113,7 @@ def test_an_answer_over_http_fits_the_document_that_is_served(service: Service) 
 
 
 @pytest.mark.slow
-def test_a_fuzzer_gets_no_answer_that_the_document_does_not_tell_of(service: Service, tmp_path: Path) -> None:
+def test_a_fuzzer_gets_only_documented_responses(service: Service, tmp_path: Path) -> None:
     lake = "s3://lake/fuzzed"
     fields: dict[str, Any] = {"request_log": f"{lake}/requests", "batch_prefixes": (lake,)}
     config = ServingConfig.model_validate(CONFIG.model_dump() | fields)

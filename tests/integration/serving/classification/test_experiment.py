@@ -22,7 +22,7 @@ from tests.integration.serving.classification.service import (
 )
 
 
-def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_champion_serves_on(
+def test_a_challenger_gets_mirrored_requests_and_then_a_share_while_the_champion_serves(
     service: Service, tmp_path: Path
 ) -> None:
     (tmp_path / "key").write_bytes(b"k" * 32)
@@ -30,8 +30,8 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
     task_uri = "s3://models/serving-experiment"
 
     def serve(challenger: registry.ModelVersion | None, **share: float) -> str:
-        named = challenger and {"version": challenger.version, **share}
-        config = ServingConfig.model_validate(CONFIG.model_dump() | fields | {"challenger": named})
+        section = challenger and {"version": challenger.version, **share}
+        config = ServingConfig.model_validate(CONFIG.model_dump() | fields | {"challenger": section})
         additional = AdditionalVersions(challenger=challenger)
         return rollout.deploy(config, task_uri=task_uri, version=service.first, additional=additional)
 
@@ -42,26 +42,26 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
         return dict(answer.json())
 
     try:
-        url = serve(service.turned, shadow=1.0)
+        url = serve(service.swapped, shadow=1.0)
         models = requests.get(f"{url}/v1/models", timeout=60).json()["data"]
         assert [(model["id"], model["digest"]) for model in models] == [
             ("champion", service.first.digest),
-            ("challenger", service.turned.digest),
+            ("challenger", service.swapped.digest),
         ]
         replicas = replica_pids(task_uri)
         shadowed = [ask(number) for number in range(8)]
         assert {answer["version"] for answer in shadowed} == {service.first.version}
         wait_until(lambda: _num_rows(tmp_path, "shadow") >= 8 * len(TEXTS))
         over = threading.Event()
-        with ThreadPoolExecutor(1) as client:  # asks for a model by name, and so is on no arm
-            asking = client.submit(
-                lambda: [ask(0, model=service.first.version) for _ in iter(over.is_set, True)]  # each 200, or it raises
+        with ThreadPoolExecutor(1) as client:  # requests a version by name, so belongs to no arm
+            requests_by_name = client.submit(
+                lambda: [ask(0, model=service.first.version) for _ in iter(over.is_set, True)]
             )
-            serve(service.turned, canary=0.5)
+            serve(service.swapped, canary=0.5)
             over.set()
-            assert asking.result()
+            assert requests_by_name.result()
         drawn = [ask(number)["version"] for number in range(40)]
-        assert set(drawn) == {service.first.version, service.turned.version}
+        assert set(drawn) == {service.first.version, service.swapped.version}
         assert [ask(number)["version"] for number in range(40)] == drawn
         broken = service.second.model_copy(update={"digest": "0" * 64})
         with pytest.raises(
@@ -82,11 +82,11 @@ def test_another_version_is_shown_all_requests_then_answers_a_share_while_the_ch
         for row, result in enumerate(answer["results"]):
             mine, shadow = (rows_by_arm[answer["request_id"], row, arm] for arm in ("champion", "shadow"))
             assert (mine["label"], mine["digest"]) == (result["label"], service.first.digest)
-            assert (shadow["digest"], shadow["subject"]) == (service.turned.digest, mine["subject"])
+            assert (shadow["digest"], shadow["subject"]) == (service.swapped.digest, mine["subject"])
     assert _num_rows(tmp_path, "shadow") == 8 * len(TEXTS)
     canary = [row for row in rows if row["arm"] == "canary"]
-    assert {row["digest"] for row in canary} == {service.turned.digest}
-    assert len(canary) == 2 * len(TEXTS) * drawn.count(service.turned.version)
+    assert {row["digest"] for row in canary} == {service.swapped.digest}
+    assert len(canary) == 2 * len(TEXTS) * drawn.count(service.swapped.version)
     assert {row["arm"] for row in rows} == {"champion", "canary", "shadow", None}
 
 

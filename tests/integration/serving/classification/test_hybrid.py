@@ -1,4 +1,4 @@
-"""A hybrid answers row by row as the part that its routing names."""
+"""A hybrid answers each row with the model that its routing rule selects."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from tests.integration.serving.classification.service import (
 )
 
 
-def test_a_hybrid_by_group_routes_on_attributes_and_the_incumbent_answers_without(
+def test_a_hybrid_by_group_routes_by_attribute_and_to_the_incumbent_without_one(
     service: Service, predictions: dict[str, list[Prediction]], tmp_path: Path
 ) -> None:
     routing = Routing(by="group", column="sex", values=("f", "x"))
@@ -30,7 +30,7 @@ def test_a_hybrid_by_group_routes_on_attributes_and_the_incumbent_answers_withou
         check_routed(service, predictions, [True] * 5, attributes={"sex": "f"})
         check_routed(service, predictions, [False] * 5, attributes={"sex": "m"})
         check_routed(service, predictions, [False] * 5)
-        with ThreadPoolExecutor(8) as clients:  # of one batch, each request gets its own part's answer
+        with ThreadPoolExecutor(8) as clients:  # requests in one batch are routed separately
             for _ in clients.map(
                 lambda sex: check_routed(service, predictions, [sex == "f"] * 5, attributes={"sex": sex}), "fmfmfmfm"
             ):
@@ -43,13 +43,13 @@ def test_a_hybrid_by_group_routes_on_attributes_and_the_incumbent_answers_withou
         service.deploy(service.first)
 
 
-def test_a_hybrid_by_confidence_asks_the_candidate_where_the_incumbent_is_not_sure(
+def test_a_hybrid_by_confidence_routes_uncertain_texts_to_the_candidate(
     service: Service, predictions: dict[str, list[Prediction]], tmp_path: Path
 ) -> None:
     confidences = sorted(prediction.score for prediction in predictions["incumbent"])
     gaps = [(high - low, (low + high) / 2) for low, high in itertools.pairwise(confidences)]
     widest, threshold = max(gaps)
-    assert widest > 0.02  # another batch moves a probability by less
+    assert widest > 0.02  # another batch changes a probability by less
     routing = Routing(by="confidence", threshold=threshold)
     service.deploy(service.register_hybrid(tmp_path, routing=routing))
     try:
@@ -61,7 +61,7 @@ def test_a_hybrid_by_confidence_asks_the_candidate_where_the_incumbent_is_not_su
         service.deploy(service.first)
 
 
-def test_one_model_ignores_attributes_and_says_of_nobody_that_it_answered(
+def test_a_single_model_ignores_attributes_and_its_answers_have_no_answered_by(
     service: Service, predictions: dict[str, list[Prediction]]
 ) -> None:
     answer = service.ask({"input": TEXTS, "attributes": {"sex": "f"}})

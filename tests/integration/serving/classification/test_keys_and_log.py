@@ -18,7 +18,7 @@ from tests.integration.serving.classification.service import (
 )
 
 
-def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serves(
+def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_restart(
     service: Service, stack: stack.StackState
 ) -> None:
     source = "s3://models/serving-keys/keys"
@@ -33,7 +33,7 @@ def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serv
         return requests.post(f"{url}/v1/classify", json={"input": text}, headers=headers, timeout=60)
 
     try:
-        url = rollout.deploy(config, task_uri="s3://models/serving-keys", version=service.first)  # /readyz is open
+        url = rollout.deploy(config, task_uri="s3://models/serving-keys", version=service.first)  # /readyz needs no key
         assert requests.get(f"{url}/v1/models", timeout=60).status_code == 401
         refused = ask(None)
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -48,7 +48,7 @@ def test_with_keys_only_their_holders_are_answered_and_keys_change_while_it_serv
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
 
 
-def test_answers_leave_rows_in_the_log_and_none_is_lost_when_the_service_goes(service: Service, tmp_path: Path) -> None:
+def test_answers_are_logged_and_no_row_is_lost_when_the_service_is_removed(service: Service, tmp_path: Path) -> None:
     uri = f"{tmp_path.as_uri()}/requests"
     storage.write_bytes(f"{tmp_path.as_uri()}/key", b"k" * 32)
     fields = {"request_log": uri, "subject_key": f"{tmp_path.as_uri()}/key"}
@@ -62,7 +62,7 @@ def test_answers_leave_rows_in_the_log_and_none_is_lost_when_the_service_goes(se
         wrong = requests.post(f"{url}/v1/feedback", json={"request_id": "r", "row": -1}, timeout=60)
         assert (wrong.status_code, wrong.json()["error"]["type"]) == (422, "invalid_request")
     finally:
-        rollout.undeploy("serving-log")  # within the seconds in which rows wait
+        rollout.undeploy("serving-log")  # before the buffered rows are written
     rows = pq.read_table(tmp_path / "requests" / "answers").to_pylist()
     (feedback,) = pq.read_table(tmp_path / "requests" / "feedback").to_pylist()
     assert {name: feedback[name] for name in right} == right
@@ -78,5 +78,5 @@ def test_answers_leave_rows_in_the_log_and_none_is_lost_when_the_service_goes(se
     assert len({row["subject"] for row in rows}) == 1
     refused = service.ask({"input": TEXTS[0], "subject": "patient 7"}, status=422)
     assert refused["error"]["param"] == "subject"
-    unkept = requests.post(f"{service.url}/v1/feedback", json=right, timeout=60)
-    assert (unkept.status_code, unkept.json()["error"]["type"]) == (404, "no_request_log")
+    rejected = requests.post(f"{service.url}/v1/feedback", json=right, timeout=60)
+    assert (rejected.status_code, rejected.json()["error"]["type"]) == (404, "no_request_log")

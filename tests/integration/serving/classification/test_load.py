@@ -23,7 +23,7 @@ from tests.integration.serving.classification.service import (
 from tests.k8s import queries
 
 
-def test_rays_prometheus_endpoint_tells_who_answered_what_and_how_fast(service: Service) -> None:
+def test_rays_prometheus_endpoint_has_requests_latencies_and_versions(service: Service) -> None:
     service.ask({"input": TEXTS})
     service.ask({"input": "a", "model": "other"}, status=404)
     wanted = {"model": "serving-test", "version": service.first.version, "application": "serving-test"}
@@ -33,7 +33,7 @@ def test_rays_prometheus_endpoint_tells_who_answered_what_and_how_fast(service: 
         metrics = ""
 
         def all_exported() -> bool:
-            """Return True if the metrics have the answer with 404 and all series of alarms and panels."""
+            """Return True if the metrics have the response with 404 and all series of alerts and panels."""
             nonlocal metrics
             metrics = requests.get(url, timeout=60).text
             counted = re.search(r'ray_tailorbird_requests_total\{.*route="/v1/classify",status="404"', metrics)
@@ -51,12 +51,12 @@ def test_rays_prometheus_endpoint_tells_who_answered_what_and_how_fast(service: 
         "tailorbird_serving": wanted | {"role": "champion"},
     }.items():
         lines = [line for line in metrics.splitlines() if line.startswith(f"ray_{name}{{")]
-        fitting = [line for line in lines if all(f'{key}="{value}"' in line for key, value in labels.items())]
-        assert fitting, (name, lines)
-        assert float(fitting[0].rsplit(" ", 1)[-1]) > 0
+        matching = [line for line in lines if all(f'{key}="{value}"' in line for key, value in labels.items())]
+        assert matching, (name, lines)
+        assert float(matching[0].rsplit(" ", 1)[-1]) > 0
 
 
-def test_who_asks_too_much_is_told_when_to_come_back_and_prometheus_hears_of_it(service: Service) -> None:
+def test_excess_requests_get_429_with_retry_after_and_are_counted(service: Service) -> None:
     name = "serving-busy"
     config = CONFIG.model_copy(update={"max_batch_size": 1, "target_ongoing_requests": 1.0, "max_queued_requests": 1})
     try:
@@ -82,7 +82,7 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
     body = {"input": TEXTS[0]}
 
     def ask(over: Callable[[], bool]) -> list[int]:
-        """The answers to one client that asks again at once until it is `over`, and at least once."""
+        """Send requests one after another until `over` returns True, at least one. Return the statuses."""
         with requests.Session() as session:
             statuses = [session.post(f"{url}/v1/classify", json=body, timeout=120).status_code]
             while not over():
@@ -92,21 +92,21 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
     def under_load(num_clients: int, until: Callable[[], bool]) -> None:
         over = threading.Event()
         with ThreadPoolExecutor(num_clients) as clients:
-            asking = [clients.submit(ask, over.is_set) for _ in range(num_clients)]
+            requesting = [clients.submit(ask, over.is_set) for _ in range(num_clients)]
             try:
                 wait_until(until)
             finally:
                 over.set()
-        assert {status for client in asking for status in client.result()} == {200}
+        assert {status for client in requesting for status in client.result()} == {200}
 
     def switched() -> bool:
-        """Once there are two replicas, both have another version as soon as the deploy returns."""
+        """Deploy another version when two replicas run; when the deploy returns, both must answer with it."""
         if _states(task_uri) != ["RUNNING"] * 2:
             return False
         rollout.deploy(config, task_uri=task_uri, version=service.second)
         replicas: set[str] = set()
 
-        def both_answered() -> bool:  # the proxy may hear of the second only a little later
+        def both_answered() -> bool:  # the proxy may get the second replica a little later
             readiness = requests.get(f"{url}/readyz", timeout=60).json()
             assert readiness["digest"] == service.second.digest
             replicas.add(readiness["replica"])
@@ -115,11 +115,11 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
         wait_until(both_answered)
         return True
 
-    rollout.undeploy("serving-test")  # whose core the second replica needs
+    rollout.undeploy("serving-test")  # the second replica needs its core
     try:
         url = rollout.deploy(config, task_uri=task_uri, version=service.first)
         wait_until(lambda: not _states(task_uri, stopping=True))
-        with ThreadPoolExecutor(12) as clients:  # twice what both replicas together aim at
+        with ThreadPoolExecutor(12) as clients:  # three times the target of both replicas
             burst = [clients.submit(ask, lambda: True) for _ in range(12)]
             most = _most_replicas(task_uri, until=lambda: all(client.done() for client in burst))
         assert [client.result() for client in burst] == [[200]] * 12
@@ -128,7 +128,8 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
         under_load(8, until=switched)
         under_load(1, until=lambda: _states(task_uri) == ["RUNNING"])
         wait_until(lambda: not _states(task_uri))
-        assert rollout.deploy(config, task_uri=task_uri, version=service.first) == url  # waits for an answer from none
+        # There is no replica, so the deploy waits for a cold start.
+        assert rollout.deploy(config, task_uri=task_uri, version=service.first) == url
         assert requests.post(f"{url}/v1/classify", json=body, timeout=60).json()["version"] == service.first.version
     finally:
         rollout.undeploy("serving-scaled")
@@ -136,7 +137,7 @@ def test_replicas_follow_the_load_from_zero_and_back_and_no_request_fails(servic
 
 
 def _states(task_uri: str, *, stopping: bool = False) -> list[str]:
-    """States of the replicas that answer or will, and optionally of those that stop: they still answer requests."""
+    """Return the states of starting and running replicas, and with `stopping` of the stopping ones too."""
     replicas = serve_client.replicas_of(application_name(task_uri))
     return [replica.state for replica in replicas if stopping or replica.state in ("STARTING", "RUNNING")]
 

@@ -1,4 +1,4 @@
-"""The pretrained model answers next to the champion, for clients and on the page for people."""
+"""The pretrained model is served alongside the champion, over HTTP and on the HTML page."""
 
 import re
 from collections.abc import Iterator
@@ -21,27 +21,27 @@ from tests.integration.serving.classification.service import (
 
 @pytest.fixture
 def compare_url(service: Service) -> Iterator[str]:
-    """A base URL where the turned version is the pretrained one next to the first."""
+    """Yield the URL of a service whose champion is the first version and whose pretrained model the swapped one."""
     verdict = "FINE_TUNE: <b>+7 points</b>"
-    additional = AdditionalVersions(pretrained=service.turned)
+    additional = AdditionalVersions(pretrained=service.swapped)
     yield rollout.deploy(
         CONFIG, task_uri=service.task_uri, version=service.first, additional=additional, verdict=verdict
     )
     service.deploy(service.first)
 
 
-def test_the_pretrained_model_answers_next_to_the_champion_who_asks_for_it_or_for_both(
+def test_requests_select_the_champion_the_pretrained_model_or_both(
     service: Service, compare_url: str, predictions: dict[str, list[Prediction]]
 ) -> None:
     models = requests.get(f"{compare_url}/v1/models", timeout=60).json()["data"]
     assert [(model["id"], model["digest"], model["verdict"]) for model in models] == [
         ("champion", service.first.digest, "FINE_TUNE: <b>+7 points</b>"),
-        ("pretrained", service.turned.digest, None),
+        ("pretrained", service.swapped.digest, None),
     ]
     wanted = {"champion": predictions["incumbent"], "pretrained": predictions["candidate"]}
     body = {"input": TEXTS, "scores": True}
     compared = requests.post(f"{compare_url}/v1/compare", json=body, timeout=60).json()
-    for name, version in (("champion", service.first), ("pretrained", service.turned)):
+    for name, version in (("champion", service.first), ("pretrained", service.swapped)):
         answer_by_name = service.ask(body | {"model": name})
         assert answer_by_name["version"] == compared[name]["version"] == version.version
         for answer in (answer_by_name, compared[name]):
@@ -52,14 +52,16 @@ def test_the_pretrained_model_answers_next_to_the_champion_who_asks_for_it_or_fo
     assert compared["champion"]["results"][0]["label"] != compared["pretrained"]["results"][0]["label"]
 
 
-def test_without_a_pretrained_model_there_is_nothing_to_compare_with(service: Service) -> None:
+def test_a_comparison_without_a_pretrained_model_is_a_404(service: Service) -> None:
     refused = requests.post(f"{service.url}/v1/compare", json={"input": "a"}, timeout=60)
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here; `apt-get install chromium` gives one")
+@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed; run `apt-get install chromium`")
 @pytest.mark.parametrize("width", [390, 1280])
-def test_people_see_who_serves_and_both_answers_side_by_side(compare_url: str, tmp_path: Path, width: int) -> None:
+def test_the_page_shows_the_verdict_and_the_answers_of_both_models(
+    compare_url: str, tmp_path: Path, width: int
+) -> None:
     page_url = f"{compare_url}/#text={quote(TEXTS[0])}"
     document = chromium(tmp_path, f"--window-size={width},900", "--dump-dom", "--virtual-time-budget=10000", page_url)
     page = re.sub(r"<script>.*</script>", "", document, flags=re.DOTALL)

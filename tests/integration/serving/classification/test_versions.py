@@ -32,22 +32,22 @@ from tests.integration.serving.classification.service import (
 )
 
 
-def test_another_version_comes_in_without_a_gap_and_in_the_same_process(service: Service) -> None:
+def test_a_deploy_swaps_the_version_in_the_running_replica_without_failed_requests(service: Service) -> None:
     def labels() -> list[str]:
         return [service.ask({"input": TEXTS[0]})["version"] for _ in range(20)]
 
     replicas = replica_pids(service.task_uri)
     with ThreadPoolExecutor(1) as client:
-        asking = client.submit(labels)
+        requesting = client.submit(labels)
         service.deploy(service.second)
-        assert set(asking.result()) <= {service.first.version, service.second.version}
+        assert set(requesting.result()) <= {service.first.version, service.second.version}
     assert service.ask({"input": TEXTS[0]})["version"] == service.second.version
     assert replica_pids(service.task_uri) == replicas
     service.deploy(service.first)
 
 
-def test_the_champion_changes_under_load_and_every_answer_is_its_versions_own(service: Service) -> None:
-    versions = {version.version: version for version in (service.first, service.turned)}
+def test_a_change_of_champion_under_load_gives_each_answer_by_its_stated_version(service: Service) -> None:
+    versions = {version.version: version for version in (service.first, service.swapped)}
     wanted = {
         name: [
             prediction.label
@@ -57,10 +57,10 @@ def test_the_champion_changes_under_load_and_every_answer_is_its_versions_own(se
         ]
         for name, version in versions.items()
     }
-    assert wanted[service.first.version] != wanted[service.turned.version]
+    assert wanted[service.first.version] != wanted[service.swapped.version]
     done = threading.Event()
 
-    def ask_on(_: int) -> list[str]:
+    def send_requests(_: int) -> list[str]:
         seen = []
         while not done.is_set():
             answer = service.ask({"input": TEXTS})
@@ -70,24 +70,24 @@ def test_the_champion_changes_under_load_and_every_answer_is_its_versions_own(se
 
     replicas = replica_pids(service.task_uri)
     with ThreadPoolExecutor(8) as clients:
-        asking = [clients.submit(ask_on, number) for number in range(8)]
+        requesting = [clients.submit(send_requests, number) for number in range(8)]
         try:
-            with rollout.staged(service.task_uri, version=service.turned) as url:
+            with rollout.staged(service.task_uri, version=service.swapped) as url:
                 assert url == service.url
-                answer = service.ask({"input": TEXTS, "model": service.turned.version})
-                assert [result["label"] for result in answer["results"]] == wanted[service.turned.version]
+                answer = service.ask({"input": TEXTS, "model": service.swapped.version})
+                assert [result["label"] for result in answer["results"]] == wanted[service.swapped.version]
                 assert service.ask({"input": TEXTS})["version"] == service.first.version
-            for version in (service.turned, service.first):
+            for version in (service.swapped, service.first):
                 rollout.switch_version(service.task_uri, version=version, pretrained=None, verdict=None)
                 assert service.ask({"input": TEXTS})["version"] == version.version
         finally:
             done.set()
-        seen = [client.result() for client in asking]
+        seen = [client.result() for client in requesting]
     assert {name for names in seen for name in names} == set(versions)
     assert replica_pids(service.task_uri) == replicas
 
 
-def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(service: Service) -> None:
+def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_still_serves(service: Service) -> None:
     with pytest.raises(serve_client.VersionRefusedError, match=f"has digest {service.second.digest}, but {'0' * 64}"):
         service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
@@ -95,7 +95,7 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_serves_on(ser
     assert replica_config(declared).champion.digest == service.first.digest
 
 
-def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shipped(
+def test_a_second_application_runs_its_shipped_code_and_does_not_change_the_first(
     service: Service, tmp_path: Path
 ) -> None:
     for package in PACKAGES:
@@ -113,9 +113,8 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
     finally:
         rollout.undeploy("serving-other")
     other = service.second.model_copy(update={"code": shipped.uri})
-    with rollout.staged(
-        service.task_uri, version=other
-    ) as staged_url:  # its code cannot be loaded into the replicas there
+    # The champion's replicas cannot load other code, so the version gets a separate application.
+    with rollout.staged(service.task_uri, version=other) as staged_url:
         assert staged_url == f"{service.url}/serving-test_candidate"
         assert requests.get(f"{staged_url}/healthz", timeout=60).json() == {"status": "shipped"}
         body = {"input": TEXTS[0], "model": service.second.version}
@@ -125,7 +124,7 @@ def test_a_second_application_leaves_the_first_and_runs_the_code_that_was_shippe
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
 
 
-def test_what_render_writes_is_what_is_deployed_and_putting_it_again_as_an_operator_does_changes_no_replica(
+def test_the_rendered_configuration_equals_the_deployed_one_and_a_repeated_put_changes_no_replica(
     service: Service,
 ) -> None:
     config = CONFIG.model_copy(update={"versions": 0})
@@ -157,7 +156,7 @@ def test_what_render_writes_is_what_is_deployed_and_putting_it_again_as_an_opera
     service.deploy(service.first)
 
 
-def test_code_that_is_not_there_is_said_to_be_the_reason(service: Service) -> None:
+def test_the_error_of_a_deploy_without_its_code_names_the_code(service: Service) -> None:
     absent = service.first.model_copy(update={"code": "s3://models/serving-absent/code/absent.zip"})
     with pytest.raises(serve_client.DeployError, match=r"absent\.zip"):
         rollout.deploy(CONFIG, task_uri="s3://models/serving-absent", version=absent)
