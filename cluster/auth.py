@@ -10,18 +10,18 @@ HELP = "run `tailorbird stack up`, or set RAY_ADDRESS to a running cluster"
 
 
 class SessionError(ValueError):
-    """Ray cannot be reached. The message contains the address and what to do."""
+    """A failure to reach Ray. The message contains the address and the next step."""
 
 
 class Unreachable(SessionError):
-    """The dashboard does not answer. A later request may succeed."""
+    """A dashboard that does not answer. A later request may succeed."""
 
 
 def is_token_for(token_path: str, address: str) -> bool:
     """Return True if the token may be sent to the dashboard at `address`.
 
-    The token of an embedded stack may be sent only to the stack's own dashboard. It is recognised by its path, in any
-    working directory and also if the stack does not run.
+    The token of an embedded stack may be sent only to the stack's own dashboard. The path of the token shows whether it
+    belongs to a stack, in any working directory and even if the stack is not running.
     """
     path, marked = Path(token_path).resolve(), os.environ.get(stack.OWN_DASHBOARD)
     if path.name != stack.TOKEN_FILE or not (marked or (path.parent / stack.KEYS_FILE).exists()):

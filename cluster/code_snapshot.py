@@ -44,7 +44,7 @@ def ship_code(task_uri: str, root: Path) -> CodeVersion:
 
 
 def shipped_sha256(content: bytes) -> str:
-    """Return the sha256 of the files in a code zip, by which it is named; raise ValueError if it cannot be read."""
+    """Return the sha256 of the files in a code zip, which is also its name; raise ValueError if it cannot be read."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if sum(info.file_size for info in archive.infolist()) > MAX_UNPACKED_BYTES:  # checked before unpacking

@@ -48,7 +48,7 @@ def connect(**arguments: Any) -> Iterator[None]:
         raise SessionError(
             f"Ray at {address} refuses the connection ({error}); check RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or {HELP}"
         ) from error
-    except OSError as error:  # with RAY_ADDRESS=local, Ray writes its token and logs
+    except OSError as error:  # with RAY_ADDRESS=local, Ray writes its token and logs to this machine
         raise SessionError(
             f"Ray at {address} does not start ({error}); it needs write access and free space in ~/.ray and /tmp. Set "
             "HOME to a writable folder, or free disk space"

@@ -10,7 +10,7 @@ from cluster.bearer_auth import bearer
 
 
 def use_dashboard(address: str | None) -> None:
-    """Use the dashboard at `address`, unless it is None. The token of an embedded stack is not sent to another one."""
+    """Use the dashboard at `address`, unless it is None. An embedded stack's token is not sent to other dashboards."""
     if address is None:
         return
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -46,9 +46,9 @@ def request_dashboard(method: str, path: str, *, timeout_s: float = 60, body: An
     except requests.RequestException as error:
         raise Unreachable(f"Ray's dashboard is not reachable at {url} ({type(error).__name__}); {HELP}") from error
     if answer.status_code in (401, 403):
-        how = "refuses the token" if token else "requires a token, but none is set"
+        problem = "refuses the token" if token else "requires a token, but none is set"
         raise SessionError(
-            f"Ray's dashboard at {url} {how}; set RAY_AUTH_TOKEN_PATH to the file with the token of the cluster, or "
-            "RAY_AUTH_TOKEN"
+            f"Ray's dashboard at {url} {problem}; set RAY_AUTH_TOKEN_PATH to the file with the token of the cluster, "
+            "or set RAY_AUTH_TOKEN"
         )
     return answer

@@ -19,13 +19,13 @@ NUM_NAMED = 5
 
 
 class PackageError(ValueError):
-    """A package that cannot be created or uploaded. The message contains the reason and what to do."""
+    """A package that cannot be created or uploaded. The message contains the reason and the next step."""
 
 
 def pack(root: Path, *, recipe: Recipe, limit_bytes: int = LIMIT_BYTES) -> bytes:
     """Return a zip of the files under `root` that a job needs, with the resolved recipe as `RECIPE_FILE`.
 
-    The same files give the same zip. If the zip exceeds the limit, raises PackageError with the largest files.
+    The same files give the same zip. Raises PackageError with the largest files if the zip exceeds the limit.
     """
     names = shipped_files(root)
     buffer = io.BytesIO()

@@ -27,10 +27,10 @@ SUBMISSION = "SUBMISSION"
 SUCCEEDED, STOPPED = "SUCCEEDED", "STOPPED"
 OVER = (SUCCEEDED, STOPPED, "FAILED")
 FAILURE = 1
-SIGNALLED = 128  # exit code of a process that a signal ended is this plus the signal's number
+SIGNALLED = 128  # plus the signal's number: exit code of a process that a signal ended
 
-BLIP_S = 120.0
-LOG_BLIP_S = 10.0
+MAX_OUTAGE_S = 120.0
+MAX_LOG_OUTAGE_S = 10.0
 RETRY_S = 1.0
 HEARTBEAT_S = 30.0
 CONNECT_S = 10.0
@@ -70,7 +70,7 @@ class Job:
             return 0
         if self.status == STOPPED:
             return SIGNALLED + signal.SIGTERM
-        code = self.driver_exit_code or FAILURE  # without an exit code, Ray could not start the driver or lost it
+        code = self.driver_exit_code or FAILURE  # None if Ray could not start the driver or lost it
         return SIGNALLED - code if code < 0 else code
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,10 +102,10 @@ class Submitted:
 def submit(recipe: Recipe, *, root: Path, again: bool = False) -> Submitted:
     """Run the recipe on the cluster with the code under `root`. A second call returns the same job.
 
-    As for a run, the name of a job is derived from the recipe with its overrides and from the code. After a job that
-    failed or was stopped, or with `again` also after one that succeeded, a new job with the next number is started, and
-    the earlier log is kept. The recipe is part of the package and not of the command, which all clients that can list
-    jobs can read. No environment variables are sent: a run uses those that Ray was started with.
+    The name of a job, like that of a run, is derived from the recipe with its overrides and from the code. If the last
+    job failed or was stopped, or if it succeeded and `again` is set, a new job with the next number is started, and the
+    earlier log is kept. The recipe is part of the package and not of the command, because every client that can list
+    jobs can read the command. No environment variables are sent; a run uses those with which Ray was started.
     """
     hashes = {"recipe_sha256": digest(recipe), "code_sha256": code_sha256(root)}
     name = f"{recipe.name}-{digest(hashes)[:12]}"
@@ -116,7 +116,7 @@ def submit(recipe: Recipe, *, root: Path, again: bool = False) -> Submitted:
 def start(
     name: str, *, entrypoint: str, package: bytes, metadata: Mapping[str, str] | None = None, again: bool = False
 ) -> Submitted:
-    """Start the entrypoint as a job with this name, unless one runs or has succeeded; see `submit`."""
+    """Start the entrypoint as a job with this name, unless such a job is running or has succeeded; see `submit`."""
     earlier = _attempts(name)
     last = earlier[-1] if earlier else None
     if last is not None and not last.is_over:
@@ -177,10 +177,10 @@ def stop(job_id: str) -> Job:
     return job
 
 
-def follow(job_id: str, *, write: Write, blip_s: float = BLIP_S) -> Job:
+def follow(job_id: str, *, write: Write, max_outage_s: float = MAX_OUTAGE_S) -> Job:
     """Write the job's log as it grows, and return the job when it has ended.
 
-    Outages of the dashboard of up to `blip_s` seconds only cause a delay. Raises SessionError after a longer one.
+    A dashboard outage of up to `max_outage_s` seconds only causes a delay. Raises SessionError after a longer outage.
     """
     read_job(job_id)
     num_written = 0
@@ -192,11 +192,13 @@ def follow(job_id: str, *, write: Write, blip_s: float = BLIP_S) -> Job:
             num_written = start + len(text)
 
     while True:
-        with suppress(aiohttp.ClientError, OSError):  # whether the job has ended is read below
+        with suppress(aiohttp.ClientError, OSError):  # the job's status is read below
             asyncio.run(_tail(job_id, write_new))
-        job = _retry_unreachable(lambda: read_job(job_id), blip_s=blip_s)
+        job = _retry_unreachable(lambda: read_job(job_id), max_outage_s=max_outage_s)
         try:  # write the part that the stream did not deliver
-            write_new(_retry_unreachable(lambda: read_log(job_id), blip_s=LOG_BLIP_S if job.is_over else 0.0), 0)
+            write_new(
+                _retry_unreachable(lambda: read_log(job_id), max_outage_s=MAX_LOG_OUTAGE_S if job.is_over else 0.0), 0
+            )
         except (JobError, SessionError) as error:
             if job.is_over:  # return the ended job even if its log cannot be read
                 write(f"\nthe rest of the log cannot be read: {error}\n")
@@ -226,8 +228,8 @@ async def _tail(job_id: str, write_at: Callable[[str, int], None]) -> None:
                 position += len(message.data)
 
 
-def _retry_unreachable(request: Callable[[], Value], *, blip_s: float) -> Value:
-    deadline = time.monotonic() + blip_s
+def _retry_unreachable(request: Callable[[], Value], *, max_outage_s: float) -> Value:
+    deadline = time.monotonic() + max_outage_s
     while True:
         try:
             return request()

@@ -20,7 +20,7 @@ from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
 
 PROBE_TIMEOUT_S = 60
-ABSENT_ETAG = '"00000000000000000000000000000000"'  # ETag of no object
+ABSENT_ETAG = '"00000000000000000000000000000000"'  # an ETag that no object has
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """The cluster file that `ray up` stores on the head node for the autoscaler."""
 
@@ -157,7 +157,7 @@ def _read_fault(uri: str) -> str | None:
 
 
 def _absence(uri: str) -> str | None:
-    """Return an error if a file does not exist for this node."""
+    """Return an error if a file does not exist from the view of this node; None if it exists."""
     try:
         if storage.exists(uri):
             return None

@@ -38,8 +38,8 @@ def run_remote(function: Callable[P, R], *, resources: Resources) -> Callable[P,
 def task_options(resources: Resources, *, available: Mapping[str, float] | None) -> dict[str, float]:
     """Return Ray's options for a task with these resources, limited to `available`.
 
-    `available` is the resources of a cluster of fixed size, where a task that requests more would wait forever. It is
-    None if nodes can join the cluster.
+    `available` contains the resources of a cluster of fixed size, where a task that requests more would wait forever.
+    It is None if nodes can join the cluster.
     """
     amounts = {"num_cpus": ("CPU", resources.cpus), "num_gpus": ("GPU", resources.gpus)}
     return {
@@ -51,7 +51,7 @@ def task_options(resources: Resources, *, available: Mapping[str, float] | None)
 def this_node_selector() -> dict[str, str]:
     """Return a label selector that places an actor on the node of this process.
 
-    Ray places an actor without a CPU on any node, whose loss would then end work that runs on other nodes.
+    Without it, Ray may place an actor without a CPU on any node, and the loss of that node ends work on other nodes.
     """
     import ray
 
@@ -59,7 +59,7 @@ def this_node_selector() -> dict[str, str]:
 
 
 def note_shortage(num_cpus: int, *, what: str, progress: ProgressReporter) -> None:
-    """Report to `progress` if `what` has to wait for CPUs. Wait up to 2 s for those of a task that has just ended."""
+    """Report to `progress` if `what` must wait for CPUs. A task that has just ended gets 2 s to release its CPUs."""
     import ray
 
     deadline = time.monotonic() + RELEASE_TIMEOUT_S

@@ -24,7 +24,7 @@ class Versions:
 
 @dataclass(frozen=True)
 class Resources:
-    """CPUs and GPUs of a node, or for a task."""
+    """CPUs and GPUs of a node, or those that a task requires."""
 
     cpus: float
     gpus: float = 0.0
@@ -68,7 +68,7 @@ class Holder:
 
 
 def workers_that_fit(nodes: Iterable[Resources], worker: Resources) -> int:
-    """Return the number of workers that fit nodes with these resources. A worker is on one node."""
+    """Return the number of workers that fit nodes with these resources. A worker does not span nodes."""
     return sum(node.num_workers(worker) for node in nodes)
 
 

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 COMPARED_ROWS = 4
 ISOLATION_TOKENS, ISOLATION_TOLERANCE = (8, 7), 1e-4
 """Lengths of the two conversations of the isolation check, and the tolerated difference of a logit, relative to the
-largest logit. Rounding in fp32 causes a thousandth of it. A leak exceeds it even with random weights."""
+largest logit. Rounding in fp32 causes a thousandth of this difference. A leak between the conversations exceeds it even
+with random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,6 @@ def require_packing_isolation(lm: Any) -> None:
     if reason:
         raise ModelError(
             f"a model of type {lm.config.model_type} cannot be trained for a chat task: training packs several "
-            f"conversations into one row, and this model does not keep them apart ({reason}); choose a model that "
+            f"conversations into one row, and this model does not isolate them ({reason}); choose a model that "
             "has only attention layers, such as Llama, Qwen2, Qwen3, Gemma, Granite or SmolLM"
         )

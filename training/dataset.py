@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SORTED_BATCHES = 64
-"""Number of batches whose rows are sorted by length together. More batches need less padding, fewer are more random. On
-the terms of ICD-10-CM, with batches of 128 for two ranks, 7% of the tokens are padding with 32, and 4.5% with 64."""
+"""Number of batches whose rows are sorted by length together. More batches need less padding; fewer batches give a more
+random order. On the terms of ICD-10-CM, with batches of 128 rows and two ranks, padding is 7% of the tokens with 32
+batches and 4.5% with 64."""
 
 
 class TrainingDataset(Protocol):
@@ -112,9 +113,9 @@ def num_steps(rows: TrainingDataset, config: TrainingConfig, *, epoch: int) -> i
 def steps(
     rows: TrainingDataset, config: TrainingConfig, *, epoch: int, start: int
 ) -> Iterator[tuple[TokenizedRows, NDArray[np.int64]]]:
-    """Yield, for each step of an epoch from step `start`, its window and the indices of the batch's rows in the window.
+    """Yield the window and the indices of the batch's rows in it, for each step of an epoch from step `start`.
 
-    A thread reads the next window ahead. Windows before `start` are not read.
+    A thread reads the next window in advance. Windows before `start` are not read.
     """
     sizes, num_done, first = rows.sizes(config, epoch=epoch), 0, 0
     while first < len(sizes) and num_done + (num := num_batches(sizes[first], batch_size=config.batch_size)) <= start:

@@ -1,4 +1,4 @@
-"""Describe the failure of a training in one line, with what to do."""
+"""Describe the failure of a training in one line, with advice."""
 
 import errno
 import shutil
@@ -32,13 +32,13 @@ def temporary_directory() -> Iterator[Path]:
             if free >= MIN_FREE_BYTES and getattr(error, "errno", None) not in DISK_FULL_ERRNOS:
                 raise
             raise DiskFull(
-                f"the disk is full: {Path(folder).parent} has {free / 2**20:.1f} MB left ({error}); free some space, "
+                f"the disk is full: {Path(folder).parent} has {free / 2**20:.1f} MiB left ({error}); free some space, "
                 "or start Ray with TMPDIR on a larger disk (a checkpoint needs four times the size of the weights)"
             ) from error
 
 
 def describe_failure(error: Exception, *, uri: str) -> str:
-    """Return the cause of a failed Ray Train run, in one line with what to do; `uri` is the training's folder."""
+    """Return the cause of a failed Ray Train run in one line, with advice; `uri` is the training's folder."""
     from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
 

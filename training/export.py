@@ -93,7 +93,7 @@ def average_weights(uris: Sequence[str], uri: str) -> None:
 
 
 def _average_file(files: Sequence[Path], mean: Path) -> None:
-    """Write the mean of the files' tensors. Memory holds one tensor of each file at a time, and the mean."""
+    """Write the mean of the files' tensors. One tensor of each file is in memory at a time, in addition to the mean."""
     opened: list[Any] = [safe_open(file, framework="pt") for file in files]
     keys = set(opened[0].keys())
     if any(set(file.keys()) != keys for file in opened):

@@ -13,13 +13,13 @@ from training.errors import describe_failure
 from training.reports import TrainingResult
 
 if TYPE_CHECKING:
-    from training.task import TrainingTask  # Ray Train's controller imports this module: torch would take it seconds
+    from training.task import TrainingTask  # Ray Train's controller imports this module; torch would add seconds
 
 START_TIMEOUT_S = 600
 """Time to wait for the resources of a worker group. An autoscaler needs minutes to add a node."""
 ELASTIC_START_TIMEOUT_S = 120
-"""The same if `num_workers` is a range. After a node is lost, Ray still counts its CPUs for a while. A worker group
-that waits for them must time out before a smaller one can start."""
+"""The same time if `num_workers` is a range. Ray still counts a lost node's CPUs for a while. A worker group that waits
+for these CPUs must time out before a smaller group can start."""
 
 
 class TrainingFailed(RuntimeError):
@@ -62,7 +62,7 @@ def build_torch_trainer(
 ) -> Any:
     """Return a TorchTrainer that runs `function` in the config's workers and stores its state in `uri`.
 
-    It retries after at most `max_failures` failures.
+    The trainer retries after a failure, at most `max_failures` times.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

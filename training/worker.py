@@ -35,7 +35,8 @@ def epoch_event(report: EpochReport, *, seed: int | None = None, trial: str | No
 def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events: Any) -> TrainingResult | str:
     """Train and export in a Ray Train worker.
 
-    Return a message instead of raising if a retry would fail again, because Ray Train retries after an exception.
+    Return a message instead of raising an exception if a retry would fail again, because Ray Train retries after
+    exceptions.
     """
     preemption.install_handlers()
     runtime = ray.get(task_ref).load_runtime(attention_dropout=config.attention_dropout)

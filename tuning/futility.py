@@ -34,7 +34,7 @@ def set_target(baselines: Sequence[Baseline], *, minimum_gain: float) -> Target:
     """Return the validation score that the verdict will require of the candidate.
 
     It is the incumbent's score plus `minimum_gain`, but at least the score of the best baseline: the candidate must
-    also beat the bag-of-words reference, which is not servable. At least one baseline must be servable.
+    also beat the bag-of-words reference, which is not servable. Requires at least one servable baseline.
     """
     incumbent = select_incumbent(baselines)
     best = max(baselines, key=lambda baseline: baseline.validation)

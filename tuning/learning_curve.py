@@ -56,7 +56,7 @@ def fit_curve(sizes: Sequence[int], scores: Sequence[float], *, num_validation: 
     - The scores share their validation rows, so their errors are correlated. Independent draws overstate the
       uncertainty of the curve's slope and understate that of its height.
     - It does not cover the variance between trainings (seed, part of the data), a misfit of the power law, or the
-      selection of the configuration by its score at N, which biases the last score upwards.
+      selection of the configuration by its score at N, which biases the last score upward.
     - For scores that are not a share of rows (macro-F1), the binomial distribution is an approximation.
 
     Raises ValueError for fewer than three sizes, sizes that do not ascend, or scores outside [0, 1].

@@ -16,7 +16,7 @@ restarts because Ray changed its number of workers did not fail."""
 
 
 class SweepFailed(RuntimeError):
-    """All worker groups have failed, or a trial has failed."""
+    """The failure of all worker groups or of a trial."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class WorkerGroupJob:
 
 
 class TrialBroker:
-    """A Ray actor that passes trials from Ray Tune to worker groups, and their reports back. It uses no CPU.
+    """A Ray actor that passes trials from Ray Tune to worker groups, and reports back to Ray Tune. It uses no CPU.
 
     A group's `report` returns when Tune has requested the next epoch or cancelled the trial. `keep` is called with the
     journal after each change that a restarted driver must know. `known` are the trials of an interrupted sweep. If Tune
-    submits the configuration of a known trial, the trial continues under its former name: Tune gets its former reports
-    again, and a group resumes it from its checkpoint if it is not over.
+    submits the configuration of a known trial, the trial continues under its former name. Tune receives the former
+    reports again, and a group resumes the trial from its checkpoint if it is not over.
     """
 
     def __init__(self, *, keep: Callable[[SweepJournal], None], known: Sequence[TrialRecord] = ()) -> None:

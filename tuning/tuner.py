@@ -22,7 +22,7 @@ from tuning.trial_record import TrialRecord
 
 
 class FutilityStopper(tune.Stopper):  # type: ignore[misc]
-    """Stop a trial that cannot reach the target, and end the sweep if no other trial is expected to reach it."""
+    """Stopper for trials that cannot reach the target; it ends the sweep if no other trial is expected to reach it."""
 
     def __init__(self, target: Target, *, broker: Any, num_trials: int, num_rows: int) -> None:
         self._target, self._broker, self._num_trials, self._num_rows = target, broker, num_trials, num_rows
@@ -44,7 +44,7 @@ class FutilityStopper(tune.Stopper):  # type: ignore[misc]
 
 
 class ErrorsAsText(tune.Callback):  # type: ignore[misc]
-    """Make Tune read a failed trial's error as text, instead of loading its pickle from S3."""
+    """Callback that makes Tune read a failed trial's error as text, instead of loading its pickle from S3."""
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
         keep_trial_error_as_text(trial)

@@ -58,7 +58,7 @@ def run_worker_groups(job: WorkerGroupJob, *, num_groups: int) -> Iterator[list[
 
 
 class RequeueOnFailure(UserCallback):  # type: ignore[misc]
-    """Requeue a group's trial when workers of the group fail.
+    """Callback that requeues a group's trial when workers of the group fail.
 
     The group restarts only when enough CPUs are free. This may never happen: its node may be lost while the other
     groups keep their CPUs and wait for a trial.

@@ -27,12 +27,12 @@ CLUSTER_SETTINGS = {
     # A dead proxy is restarted after three failed health checks. The default period is 10 s.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
 }
-"""Settings for all Ray clusters. Tests check that cluster/ray_up/node.env and k8s/base/settings have the same."""
+"""Settings for all Ray clusters. Tests check that cluster/ray_up/node.env and k8s/base/settings contain the same."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Credentials of the stack, stored in its folder to stay the same after a restart."""
+    """Credentials of the stack. They are stored in its folder and remain the same after a restart."""
 
     access_key: str
     secret_key: str

@@ -52,7 +52,7 @@ class StackState(StoredModel):
     temp_dir: str
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables with which a process uses the S3 server, Ray and Serve of this stack."""
+        """Return the environment variables that a process needs to use the S3 server, Ray and Serve of this stack."""
         return {
             "AWS_ENDPOINT_URL": self.s3_endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -75,7 +75,7 @@ def default_folder() -> Path:
 def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
     """Start the stack of this folder, unless it runs, and wait until S3 and Ray are ready.
 
-    Data and keys in the folder are reused. If the stack does not start, raises StackError with the end of its log.
+    Data and keys in the folder are reused. Raises StackError with the end of the stack's log if it does not start.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def down(folder: Path) -> bool:
 
 
 def status(folder: Path) -> StackState | None:
-    """Return the state of the running stack of this folder; None if no stack runs."""
+    """Return the state of the running stack of this folder; None if no stack is running."""
     state = _read_state(folder.absolute())
     return state if state is not None and _is_alive(state) else None
 
@@ -214,7 +214,7 @@ def _clear_remains(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock that lets one process at a time start or stop the stack of this folder."""
+    """Hold the lock that allows only one process at a time to start or stop the stack of this folder."""
     with (folder / ".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

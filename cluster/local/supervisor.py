@@ -106,7 +106,7 @@ def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> Process:
         *(f"--{name}={base + offset}" for name, offset in ports.RAY_START.items()),
         *("--min-worker-port=0", "--max-worker-port=0"),
         *(f"--temp-dir={temp_dir}/ray", f"--object-store-memory={OBJECT_STORE_BYTES}"),
-        # One more CPU than cores, so that a mostly idle service does not keep a training from starting.
+        # One more CPU than cores, so that a mostly idle service does not prevent training from starting.
         f"--num-cpus={num_cpus or (os.cpu_count() or 1) + 1}",
     ]
     return _start(command, cwd=temp_dir)

@@ -16,7 +16,7 @@ class DataConfig(ConfigSection):
     `train`."""
     test: str | None = None
     """URI of the test rows. The final test evaluates the candidate and the incumbent on them. By default, `train` is
-    split into 72 % training, 11 % validation and 17 % test rows."""
+    split into 72% training, 11% validation and 17% test rows."""
     validation_share: float = Field(default=0.13, gt=0, lt=1)
     """Share of the rows of `train` that become validation rows if `test` is set and `validation` is not."""
     text: str = "text"

@@ -16,10 +16,10 @@ class CalibrationGateConfig(ConfigSection):
 
 class SubgroupGateConfig(ConfigSection):
     max_loss: float = Field(default=0.03, gt=0, lt=1)
-    """Maximum loss of the metric in a group, as a share (0.03 is three points)."""
+    """Maximum decrease of the metric in a group, as a share (0.03 is three points)."""
     min_rows: int = Field(default=100, ge=1)
-    """Number of rows of a group from which a measured loss of `max_loss` or more fails the gate even if it is not
-    statistically significant."""
+    """Number of rows of a group from which on a measured decrease of `max_loss` or more fails the gate even if it is
+    not statistically significant."""
 
 
 class CounterfactualGateConfig(ConfigSection):
@@ -30,12 +30,12 @@ class CounterfactualGateConfig(ConfigSection):
 
 class RobustnessGateConfig(ConfigSection):
     max_extra_drop: float = Field(default=0.02, ge=0, lt=1)
-    """Maximum amount by which the candidate's loss of the metric through typing errors, case and white space exceeds
+    """Maximum amount by which typing errors, changes of case and white space lower the candidate's metric more than
     the incumbent's."""
 
 
 class GatesConfig(ConfigSection):
-    """Conditions that the candidate must meet besides the gain. `null` turns off a gate."""
+    """Conditions that the candidate must meet in addition to the gain. `null` turns off a gate."""
 
     calibration: CalibrationGateConfig | None = CalibrationGateConfig()
     """(classification only) The candidate's confidence matches its accuracy."""
@@ -54,7 +54,7 @@ class CostConfig(ConfigSection):
     requests_per_month: float = Field(gt=0)
     """Number of texts or conversations answered per month."""
     horizon_months: float = Field(default=12, gt=0)
-    """Number of months in which the gain must pay for the training."""
+    """Number of months within which the gain must pay for the training."""
     price_per_cpu_hour: float = Field(gt=0)
     """Price of one CPU core per hour, in the same currency, for training and serving."""
 
@@ -69,14 +69,14 @@ class HybridConfig(ConfigSection):
     @model_validator(mode="after")
     def _column_for_groups(self) -> Self:
         if (self.by == "group") != (self.column is not None):
-            raise ValueError("`by: group` requires `column`, a column of data.groups; `by: confidence` takes none")
+            raise ValueError("`by: group` requires `column`, a column of data.groups; `by: confidence` allows none")
         return self
 
 
 class EvaluationConfig(ConfigSection):
     metric: Literal["accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l"] = "accuracy"
     """Metric of the verdict: `accuracy` or `macro_f1` for classification; `exact_match`, `token_f1` or `rouge_l` for
-    chat. Prefer `macro_f1` if classes are of very unequal size."""
+    chat. Prefer `macro_f1` if the classes differ greatly in size."""
     minimum_gain: float = Field(default=0.01, ge=0, lt=1)
     """Smallest gain that is worth a change of model, as a share (0.01 is one point). A smaller gain does not lead to
     `FINE_TUNE`."""
@@ -85,12 +85,12 @@ class EvaluationConfig(ConfigSection):
     `minimum_gain`."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Two-sided significance level of the test; confidence intervals have the level `1 - alpha`. Lower it to accept
-    fewer false gains, which takes more test rows."""
+    fewer false gains, which requires more test rows."""
     regulated: bool = False
     """Require every gate to pass: a gate that cannot be assessed prevents a change of model, and the report states the
     number of rows that it needs."""
     gates: GatesConfig = GatesConfig()
-    """Conditions that the candidate must meet besides the gain."""
+    """Conditions that the candidate must meet in addition to the gain."""
     cost: CostConfig | None = None
     """Prices for the cost gate, which requires that the gain pays for training and serving. By default, there is no
     cost gate."""

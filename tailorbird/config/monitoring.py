@@ -11,16 +11,16 @@ class MonitoringConfig(ConfigSection):
     window_days: int = Field(default=7, ge=1)
     """Number of days of the request log in a monitoring window. The latest complete days are used."""
     label_days: int = Field(default=30, ge=0)
-    """Number of days after a monitoring window for which feedback on its answers counts. Then the daily report is
-    final."""
+    """Number of days after a monitoring window for which feedback on its answers counts. After these days, the daily
+    report is final."""
     false_alarm_rate: float = Field(default=0.01, gt=0, lt=0.5)
-    """Share of windows without drift for which drift is reported nevertheless. Lower it for fewer false alarms at the
-    cost of detecting drift later."""
+    """Share of windows without drift for which drift is reported. Lower it for fewer false alarms at the cost of
+    detecting drift later."""
     min_labels: int = Field(default=300, ge=50)
     """Minimum number of newly labelled rows for a re-evaluation of the champion."""
     rollback: Literal["propose", "automatic"] = "propose"
-    """Action if a re-evaluation does not uphold the champion: `propose` a rollback to the previous champion, or do it
-    (`automatic`)."""
+    """Action if a re-evaluation does not confirm the champion: `propose` recommends a rollback to the previous
+    champion, `automatic` performs it."""
     keep_days: int | None = Field(default=None, ge=1)
     """Number of days after which `tailorbird watch` deletes answers and feedback from the request log. At least
     `window_days` plus `label_days`. By default, nothing is deleted."""

@@ -33,7 +33,7 @@ class Recipe(ConfigSection):
     evaluation: EvaluationConfig = EvaluationConfig()
     """Requirements of the verdict."""
     license: str | None = None
-    """Licence of the fine-tuned models: an SPDX identifier in lower case, for example `apache-2.0`. It is written to
+    """License of the fine-tuned models: an SPDX identifier in lower case, for example `apache-2.0`. It is written to
     their model cards."""
     registry: str
     """`s3://` URI under which models, runs and evidence are stored."""
@@ -93,8 +93,8 @@ class Recipe(ConfigSection):
     def _groups_to_assess(self) -> Self:
         if self.evaluation.regulated and self.evaluation.gates.groups is not None and not self.data.groups:
             raise ValueError(
-                "evaluation.regulated requires gates.groups, which never passes because data.groups is empty; name "
-                "columns there, or set evaluation.gates.groups to null if the rows have no group columns"
+                "evaluation.regulated requires every gate to pass, but gates.groups never passes because data.groups "
+                "is empty; name columns there, or set evaluation.gates.groups to null if the rows have no group columns"
             )
         return self
 
@@ -104,7 +104,7 @@ class Recipe(ConfigSection):
         values = {}
         for name, distribution in self.tuning.space.items():
             if distribution.choice is None and not isinstance(getattr(self.training, name), float):
-                raise ValueError(f"tuning.space.{name}: {name} takes no fractions; list its values as `choice`")
+                raise ValueError(f"tuning.space.{name}: {name} does not accept fractions; list its values as `choice`")
             values[name] = distribution.choice or distribution.uniform or distribution.log_uniform or ()
         bound = [name for name in ("batch_size", "gradient_accumulation_steps") if name in values]
         combinations = [{name: value} for name in values if name not in bound for value in values[name]]

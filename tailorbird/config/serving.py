@@ -11,13 +11,13 @@ class ChallengerConfig(ConfigSection):
     """A version that is compared with the champion. Exactly one of `canary` and `shadow` is set."""
 
     version: str = Field(min_length=1)
-    """Name or URI of a registered version, or `candidate` for the candidate of the latest run."""
+    """Name or URI of a registered version, or `candidate` for the winner of the latest run."""
     canary: float | None = Field(default=None, gt=0, le=1)
     """Share of the champion's requests that the challenger answers instead. Requests are assigned by `subject` or,
     without one, by request id. A subject that was assigned to the challenger stays assigned when the share grows."""
     shadow: float | None = Field(default=None, gt=0, le=1)
     """(classification only) Share of the champion's requests that the challenger also answers. Replicas compute these
-    answers while idle and write them to the request log; clients do not get them. Requires `request_log`."""
+    answers while idle and write them to the request log; clients do not receive them. Requires `request_log`."""
 
     @model_validator(mode="after")
     def _canary_or_shadow(self) -> Self:
@@ -41,9 +41,9 @@ class ServingConfig(ConfigSection):
     """Number of seconds for which more replicas must be needed before they start. Keep it above `look_back_period_s`,
     so that requests that waited for a cold start do not count as load."""
     downscale_delay_s: float = Field(default=10.0, ge=0)
-    """Number of seconds for which fewer replicas must be sufficient before one stops."""
+    """Number of seconds for which fewer replicas must be sufficient before a replica stops."""
     downscale_to_zero_delay_s: float = Field(default=60.0, ge=0)
-    """Number of seconds for which no replica must be needed before the last one stops, if `min_replicas` is 0."""
+    """Number of seconds without a need for a replica before the last replica stops, if `min_replicas` is 0."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per replica."""
     gpus_per_replica: Literal[0, 1] = 0
@@ -60,7 +60,7 @@ class ServingConfig(ConfigSection):
     max_queued_requests: int = Field(default=1024, ge=1)
     """Maximum number of requests that wait for a replica. Further requests are answered with 429 and `Retry-After`."""
     max_new_tokens: int | None = Field(default=None, ge=1)
-    """(chat only) Maximum number of tokens that a request can ask to generate. By default, the limit with which the
+    """(chat only) Maximum number of tokens to generate that a request can set. By default, the limit with which the
     model was evaluated."""
     api_keys: str | None = None
     """Location of the hashes of the API keys, which `tailorbird key` creates: URI of a file that every replica can
@@ -87,8 +87,8 @@ class ServingConfig(ConfigSection):
     """`s3://` prefixes that `POST /v1/batches` can read and write. The cluster needs access to them and to
     `<registry>/<name>/batches/`. By default, batches are disabled."""
     max_batch_workers: int | None = Field(default=None, ge=1)
-    """Maximum number of workers of a batch, each with `cpus_per_replica` cores. By default, as many as the cluster has
-    cores for."""
+    """Maximum number of workers of a batch, each with `cpus_per_replica` cores. By default, as many as fit the
+    cluster."""
     challenger: ChallengerConfig | None = None
     """Another version that is compared with the champion on live requests. Each replica holds both models in memory.
     `tailorbird serve` starts, changes and ends the comparison without downtime."""

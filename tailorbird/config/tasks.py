@@ -17,7 +17,7 @@ class TaskRules:
     hub_task: str  # `pipeline_tag` in the model card
     model: str  # description of the model in the model card
     architecture: str  # architecture in the model card; empty if it is the base model's
-    unfitting: str  # in the model card: the answer to inputs that fit no class or have no answer
+    unfitting: str  # end of a sentence in the model card about inputs that fit no class or have no answer
     gates_off: tuple[str, ...] = ()  # gates that do not apply to the task
     is_monitored: bool = False  # True if `watch` and `reevaluate` support the task
 

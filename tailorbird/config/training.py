@@ -57,8 +57,8 @@ class TrainingConfig(ConfigSection):
     gpus_per_worker: Literal[0, 1] = 0
     """Number of GPUs per worker. 0 trains on CPUs with gloo, 1 on GPUs with NCCL."""
     num_seeds: int = Field(default=3, ge=1)
-    """Number of trainings of the selected configuration, each with its own seed. The trial of the sweep counts as the
-    first. More seeds give a better estimate of the variance of training."""
+    """Number of times that the selected configuration is trained, each with its own seed. The trial of the sweep counts
+    as the first. More seeds give a better estimate of the variance of training."""
     average_seeds: bool = True
     """With `method: full` and several seeds, also consider the model with the mean of their weights as the candidate.
     It costs as much to serve as a single model."""
@@ -67,7 +67,7 @@ class TrainingConfig(ConfigSection):
     epochs: int = Field(default=3, ge=1)
     """Number of passes over the training rows."""
     batch_size: int = Field(default=32, ge=1)
-    """Number of rows per optimizer step, over all workers. A multiple of the number of workers times
+    """Number of rows per optimizer step, over all workers. It must be a multiple of the number of workers times
     `gradient_accumulation_steps`."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Number of micro-batches into which each worker splits its rows of a step. Raise it to use less memory."""
@@ -89,8 +89,8 @@ class TrainingConfig(ConfigSection):
     """Share of the target probability that is distributed evenly over all classes or, for chat tasks, over all tokens
     of the vocabulary."""
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Dropout probability in the attention. By default, the base model's. On CPUs, 0 enables torch's fused attention,
-    which makes steps of 320 tokens three times as fast."""
+    """Dropout probability in the attention. By default, the base model's value. On CPUs, 0 enables torch's fused
+    attention, which makes steps of 320 tokens three times as fast."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay of AdamW. It applies to matrices of the base model or the adapters, not to vectors or the head."""
     gradient_clipping: float = Field(default=1.0, ge=0)

@@ -16,7 +16,7 @@ class Distribution(ConfigSection):
     uniform: tuple[float, float] | None = None
     """Range `[low, high]` of numbers."""
     log_uniform: tuple[float, float] | None = None
-    """Range `[low, high]` of positive numbers, sampled on a logarithmic scale. Suits learning rates."""
+    """Range `[low, high]` of positive numbers, sampled on a logarithmic scale, for example for learning rates."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -52,7 +52,7 @@ class TuningConfig(ConfigSection):
     under the sweep's `tune/` folder on S3). Install them with `pip install --editable '.[mlflow,tensorboard]'`."""
     learning_curve: bool = False
     """Also train the selected configuration on parts of the training rows, and predict the score with twice as many
-    rows. Takes about as long as one more training."""
+    rows. This takes about as long as training the configuration once more."""
 
     def trials_at_once(self, *, room: int) -> int:
         """Return the number of trials that run at the same time if `room` fit the cluster."""

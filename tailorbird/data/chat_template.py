@@ -16,7 +16,7 @@ MAX_LISTED = 5
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of a conversation, and the mask of those that are trained on."""
+    """Token ids of a conversation, and the mask of the tokens that are trained on."""
 
     ids: list[int]
     assistant_mask: NDArray[np.bool_]  # True for tokens of the assistant
@@ -48,7 +48,7 @@ def conversation_tokens(
 ) -> Tokens:
     """Tokenize a conversation with its answer, including the answer's end-of-turn token.
 
-    The assistant mask covers every assistant turn with its end-of-turn token, but not `shots`. Raises DataError as
+    The assistant mask covers every assistant turn with its end-of-turn token, but not `shots`. Raises DataError like
     `prompt_tokens`.
     """
     prompt = _with_system(conversation, system=system, shots=shots)
@@ -79,7 +79,7 @@ def training_tokens(
 ) -> list[Tokens]:
     """Tokenize each conversation with its answer, truncated to `max_length`.
 
-    Raises DataError as `prompt_tokens`, with the row id, and if truncation removes all tokens of the assistant.
+    Raises DataError like `prompt_tokens`, with the row id, and if truncation removes all tokens of the assistant.
     """
     assert rows.conversations is not None
     tokens = []
@@ -109,9 +109,9 @@ def _refuse_special_tokens(turns: Conversation, *, tokenizer: "PreTrainedTokeniz
     """Raise DataError for content that contains a special token, which could end the turn and start another."""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special} - {tokenizer.unk_token}
     for role, content in turns:
-        spelt = next((token for token in sorted(special) if token in content), None)
-        if spelt is not None:
-            raise DataError(f"a turn of the {role} contains the special token {spelt!r}; remove it")
+        contained = next((token for token in sorted(special) if token in content), None)
+        if contained is not None:
+            raise DataError(f"a turn of the {role} contains the special token {contained!r}; remove it")
 
 
 def _rendered(turns: Conversation, *, tokenizer: "PreTrainedTokenizerBase", answering: bool) -> list[int]:

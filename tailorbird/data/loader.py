@@ -17,7 +17,7 @@ def read_splits(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Split
 
     Without `test`, `train` is split 72/11/17. Without `validation` only, `validation_share` of `train` is split off.
     Rows with the same value of `split_by`, or by default the same normalised text, stay in one split. Raises DataError
-    as `read_rows`. `quality.clean` checks the splits against each other.
+    like `read_rows`. `quality.clean` checks the splits against each other.
     """
     train = read_rows(*config.train_uris, config=config, task=task)
     if config.test is None:

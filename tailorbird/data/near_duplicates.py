@@ -15,8 +15,9 @@ CHUNK_CHARACTERS = 1 << 20
 CHUNK_PAIRS = 1 << 22  # cosines in memory at once; each takes at most 8 bytes with its column
 IDF_CHARACTERS = 5_000_000
 MAX_WORK = 1e10
-"""Maximum product of the characters of `texts` and the number of `among`: about ten seconds on one core (1.1 ns each,
-measured on texts of 60 and 1,200 characters). For example, 3,300 texts of 60 characters among 50,000."""
+"""Maximum product of the number of characters in `texts` and the number of texts in `among`. It takes about ten seconds
+on one core (1.1 ns per unit, measured on texts of 60 and 1,200 characters). An example is 3,300 texts of 60 characters
+among 50,000 texts."""
 MIN_COMPARED = 500
 
 

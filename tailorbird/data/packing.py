@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from tailorbird.data.chat_template import Tokens
 
 PACKED_TOKENS, MAX_PADDING = 128, 0.03
-"""Target width of packed rows, at which attention is cheap compared with the rest of the model, and maximum share of
-padding, above which rows become fewer and wider."""
+"""Target width of packed rows, and maximum share of padding. At this width, attention is cheap compared with the rest
+of the model. If there is more padding, conversations are packed into fewer and wider rows."""
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ def parquet_files(uri: str) -> list[str]:
 def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file that must have these columns; `in_parts` reads it with little memory and more retries.
 
-    Raises DataError, also for errors inside the block, if a column is missing or unsafe (see `extension_columns`), or
-    if the file cannot be read.
+    Raises DataError if a column is missing or unsafe (see `extension_columns`), or if the file cannot be read, also
+    for errors inside the block.
     """
     reading = {"pre_buffer": False, "buffer_size": PART_BYTES} if in_parts else {"pre_buffer": True}
     try:

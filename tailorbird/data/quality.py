@@ -22,8 +22,8 @@ class DataReport:
     num_validation: int
     num_test: int
     num_classes: int  # distinct labels in train; for chat tasks, distinct answers
-    train_copies_of_test: int  # training rows dropped since their normalised text is in test
-    train_copies_of_validation: int  # likewise for validation; texts in both count for test only
+    train_copies_of_test: int  # training rows dropped because their normalised text is in test
+    train_copies_of_validation: int  # the same for validation; texts in both count for test only
     validation_copies_of_test: int
     near_duplicates_of_test: int
     """Test rows with a near-duplicate in train (cosine of character TF-IDF of 0.9 or more). They are kept."""

@@ -17,7 +17,7 @@ NO_GROUP = "(none)"
 
 
 class DataError(ValueError):
-    """Data that cannot be used. The message contains the URI or split, the problem and what to do."""
+    """Data that cannot be used. The message contains the URI or split, the problem and the next step."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,10 @@ def rows_sha256(rows: Rows) -> str:
 
 def _digest(columns: dict[str, tuple[str, ...]]) -> str:
     digest = hashlib.sha256()
-    for row in (columns, *zip(*columns.values(), strict=True)):  # with names, a group and a split key differ
+    for row in (columns, *zip(*columns.values(), strict=True)):  # the names make a group differ from a split key
         for value in row:
             encoded = value.encode("utf-8", "surrogatepass")
-            digest.update(len(encoded).to_bytes(8, "big") + encoded)  # with lengths, ("ab", "c") and ("a", "bc") differ
+            digest.update(
+                len(encoded).to_bytes(8, "big") + encoded
+            )  # the lengths make ("ab", "c") differ from ("a", "bc")
     return digest.hexdigest()

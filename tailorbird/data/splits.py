@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def normalise(text: str) -> str:
-    """Return a text in the form in which copies are equal: NFKC, case folded, white space collapsed."""
+    """Return a text in a form in which copies are equal: NFKC, with folded case and collapsed white space."""
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
@@ -62,7 +62,7 @@ def stratified_split(
 ) -> NDArray[np.int64]:
     """Return the split (0 train, 1 validation, 2 test) of each row, int64 [N], grouped by key and stratified by label.
 
-    `folds` is the number of equal folds for each split. In contrast to `split_by_key`, the split of a row depends on
+    `folds` is the number of equal folds for each split. Unlike in `split_by_key`, the split of a row depends on
     the other rows, so use it only for data sets that are written once. Raises ValueError if there are fewer keys than
     folds.
     """

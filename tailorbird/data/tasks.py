@@ -48,7 +48,7 @@ class ClassificationData:
         return getattr(config, "max_position_embeddings", None) or None
 
     def template_error(self, tokenizer: "PreTrainedTokenizerBase") -> str | None:  # noqa: ARG002  chat only
-        """Return the reason that the tokenizer's chat template cannot be used; None if it can, or is not needed."""
+        """Return the reason why the tokenizer's chat template cannot be used; None if it can, or is not needed."""
         return None
 
     def model_class(self, *, is_causal: bool) -> Any:  # noqa: ARG002  chat only
@@ -107,7 +107,7 @@ class ChatData:
         return TokenLists([row.ids for row in tokens], assistant_masks=[row.assistant_mask for row in tokens])
 
     def longest_row(self, config: Any) -> int | None:
-        """A packed conversation is attended to as a whole, so it must also fit into a sliding attention window."""
+        # Attention covers a packed conversation as a whole, so it must also fit into a sliding attention window.
         config = config.get_text_config(decoder=True)
         limits = [getattr(config, "max_position_embeddings", None)]
         if "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]):
@@ -132,7 +132,7 @@ CLASSIFICATION = ClassificationData()
 
 
 def data_task(name: TaskName, *, system: str | None = None) -> DataTask:
-    """Return the data handling of a task by its name in the recipe. `system` is for chat tasks."""
+    """Return the data handling of the task with this name in the recipe. `system` is for chat tasks."""
     return ChatData(system) if name == "chat" else CLASSIFICATION
 
 

@@ -60,7 +60,7 @@ def collate(token_lists: Sequence[Sequence[int]], *, pad_id: int) -> tuple["torc
 
 
 def labels_of(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the classes: the sorted distinct labels. A class index is a position in them."""
+    """Return the classes, which are the sorted distinct labels. A class index is a position in this tuple."""
     return tuple(sorted(set(labels)))
 
 

@@ -12,8 +12,8 @@ from tailorbird.data.rows import DataError
 def upload_parquet_folder(folder: Path, uri_prefix: str) -> list[str]:
     """Upload every `*.parquet` under `folder` to the same relative path under `uri_prefix`; return their sorted URIs.
 
-    All files are checked before the first upload. Raises DataError if there are none, or if one is not Parquet or has
-    no rows. Raises StorageError if an upload fails.
+    All files are checked before the first upload. Raises DataError if there are no files, or if a file is not Parquet
+    or has no rows. Raises StorageError if an upload fails.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a folder with Parquet files")

@@ -175,7 +175,7 @@ def check_splits(summary: DataSummary) -> SplitCheck:
 
 
 def _offline_tokenizer(base_model: str, *, registry: str) -> Any:
-    """Return the base model's tokenizer if it is on local disk or already on S3, else None."""
+    """Return the base model's tokenizer if it is on the local disk or already on S3; None otherwise."""
     if base_model.startswith(("pypi://", "hf://", "s3://")) and not any(os.environ.get(name) for name in S3_SETTINGS):
         return None
     with suppress(ValueError, OSError):

@@ -27,7 +27,7 @@ EPOCHS = ((1_000, 6), (5_000, 4), (30_000, 3), (200_000, 2))
 
 
 class DraftError(ValueError):
-    """The recipe cannot be written."""
+    """A recipe that cannot be written."""
 
 
 def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool = False) -> Recipe:
@@ -36,7 +36,7 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
     Raises DraftError if `path` exists and `force` is false, or if `path` cannot be written. Raises DataError if no
     task can be inferred from the data.
     """
-    if os.path.exists(path) and not force:  # Path.exists raises if a folder above cannot be read
+    if os.path.exists(path) and not force:  # Path.exists raises if a parent folder cannot be read
         raise DraftError(f"{path} already exists; give another path with --output, or overwrite it with --force")
     summary = inspection.inspect_data(source, options=options)
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "my-task"

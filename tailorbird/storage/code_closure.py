@@ -25,7 +25,7 @@ def digest_of_files(hashes: Mapping[str, str]) -> str:
 
 
 def source_files(*functions: Callable[..., object], root: Path = PROJECT_ROOT) -> tuple[str, ...]:
-    """Return the sorted paths, relative to `root`, of the files that define the functions or are imported by them.
+    """Return the sorted paths, relative to `root`, of the files that define or are imported by the functions.
 
     Imports of the project's packages are followed, also inside functions, but not under `if TYPE_CHECKING:`.
     `from package import name` refers to `package/name.py` if that exists, otherwise to `package/__init__.py`. The

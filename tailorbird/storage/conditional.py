@@ -29,7 +29,7 @@ def head(uri: str) -> tuple[str, int]:
 
 
 def heads(uris: Sequence[str]) -> list[tuple[str, int]]:
-    """Return the ETag and size of each object, as `head`, with concurrent requests."""
+    """Return the ETag and size of each object, like `head`, with concurrent requests."""
     with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
         return list(pool.map(head, uris))
 
@@ -61,9 +61,11 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
 
 
 def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
-    """Write an object only if it still has this ETag, or with None only if it does not exist; return the new ETag.
+    """Write an object only if it still has this ETag, or, without an ETag, only if it does not exist.
 
-    Raises PreconditionFailed if another writer was first.
+    Return the new ETag.
+
+    Raises PreconditionFailed if another writer has changed or created the object.
     """
     path = _object_path(uri)
     # A single PUT for any size: s3fs's multipart upload drops the condition on the ETag.
@@ -82,7 +84,8 @@ def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
     """Change a JSON object by compare-and-swap and return the stored value.
 
     `change` receives the stored value, or None if there is no object. It returns the new value, or None to keep the
-    stored one. It is called again if another writer was first, so it must not have side effects. Raises StorageError
+    stored one. It is called again if another writer has changed the object in between, so it must not have side
+    effects. Raises StorageError
     after 50 attempts, or if the object is not JSON.
     """
     for attempt in range(NUM_ATTEMPTS):
@@ -93,7 +96,7 @@ def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
             return value
         try:
             write_if_match(uri, json.dumps(changed, indent=1).encode(), etag=stored[1] if stored else None)
-        except PreconditionFailed:  # another writer was first, or the client repeated a write that had succeeded
+        except PreconditionFailed:  # another writer changed the object, or the client repeated a successful write
             time.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)))
             continue
         return changed

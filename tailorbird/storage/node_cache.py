@@ -24,7 +24,7 @@ def sha256_files(uri: str) -> dict[str, str]:
 
 
 def local_copy(uri: str, *, cache: Path | None = None) -> Path:
-    """Return a local folder with the files under `uri`, downloaded once per node; a `file://` folder itself.
+    """Return a local folder with the files under `uri`, downloaded once per node; a `file://` folder is not copied.
 
     The copy is stored under `cache` (default: `cache_folder()`) and named by the sha256 of the folder's manifest.json
     or, without one, of its listing. If several processes call at the same time, one of them downloads.

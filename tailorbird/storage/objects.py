@@ -89,7 +89,7 @@ def list_files(uri: str, *, missing_ok: bool = False) -> list[str]:
 
 
 def upload_folder(local: Path, uri: str) -> None:
-    """Upload all files of a local folder to `uri`, the `manifest.json` at its top last."""
+    """Upload all files of a local folder to `uri`; the `manifest.json` at the top of the folder comes last."""
     if not local.is_dir():
         raise StorageError(f"{local} is not a folder; give a folder to upload to {uri}")
     names = sorted(path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file())
@@ -158,7 +158,7 @@ def _uri(store: pafs.FileSystem, path: str) -> str:
 def _relative(uri: str, base: str) -> str:
     """Return the path of a listed file relative to the folder that was listed.
 
-    Raises StorageError for a path that leads out of the folder: S3 keys can contain `..`.
+    S3 keys can contain `..`, so it raises StorageError for a path outside the folder.
     """
     path, folder = parse(uri)[1], parse(base)[1]
     relative = path.rpartition("/")[2] if path == folder else path.removeprefix(f"{folder}/")

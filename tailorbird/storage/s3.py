@@ -46,7 +46,7 @@ _ABSENT = ("NoSuchKey", "RESOURCE_NOT_FOUND")
 
 
 class StorageError(ValueError):
-    """A URI that cannot be read or written. The message contains the URI, the reason and what to do."""
+    """A URI that cannot be read or written. The message contains the URI, the reason and the next step."""
 
 
 class PreconditionFailed(StorageError):
@@ -165,7 +165,7 @@ def _with_attempts(number: int) -> _S3:
 def conditional_client() -> s3fs.S3FileSystem:
     """Return an s3fs client for conditional writes; s3fs caches one per combination of settings.
 
-    s3fs retries a request without a response up to five times. botocore retries one with an error response once.
+    s3fs retries a request without a response up to five times. botocore retries a request with an error response once.
     """
     chosen = settings()
     timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
@@ -197,7 +197,7 @@ def require_bucket(uri: str) -> None:
 
 
 def to_storage_error(uri: str, error: Exception) -> StorageError:
-    """Return a StorageError for an error of a storage client, with the URI, the cause and what to do in one line."""
+    """Return a StorageError for an error of a storage client. Its line has the URI, the cause and the next step."""
     if _has_code(error, _NO_BUCKET):
         return _no_bucket(uri)
     if isinstance(error, FileNotFoundError) or is_absent(error):
@@ -214,7 +214,7 @@ def to_storage_error(uri: str, error: Exception) -> StorageError:
         remedy = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role's policy"
         return StorageError(f"{uri}: access denied by {_endpoint()}; {remedy} ({error})")
     if _has_code(error, _UNREACHABLE) or isinstance(error, (ConnectionError, TimeoutError)):
-        reason = f"is not reachable; check AWS_ENDPOINT_URL, and that the server runs ({error})"
+        reason = f"is not reachable; check AWS_ENDPOINT_URL, and check that the server is running ({error})"
         return StorageError(f"{uri}: {_endpoint()} {reason}")
     return StorageError(f"{uri}: {_endpoint()} returned an error; try again, or check the server's log ({error})")
 

@@ -24,9 +24,9 @@ class _Done(StoredModel):
 def cached_stage(
     task_uri: str, name: str, *, output: type[T], inputs: Mapping[str, object], compute: Callable[[str], T]
 ) -> T:
-    """Return the output of a stage: the stored output for these inputs, or the result of `compute`, which is stored.
+    """Return the stored output of a stage for these inputs. If there is none, call `compute` and store its result.
 
-    `inputs` is JSON-serialisable and contains everything that the output depends on, including the code
+    `inputs` is JSON-serializable and contains everything that the output depends on, including the code
     (`code_closure.code_sha256`). `compute` receives the URI of the stage's folder,
     `<task_uri>/stages/<name>-<fingerprint>`, where it can store files.
     """

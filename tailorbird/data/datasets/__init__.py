@@ -1,1 +1,1 @@
-"""Public data sets that a package carries."""
+"""Public data sets that are built from installed packages."""

@@ -13,7 +13,7 @@ from tailorbird import storage
 from tailorbird.data.rows import SPLIT_NAMES, DataError
 from tailorbird.data.splits import normalise, stratified_split
 
-FOLDS = (13, 2, 3)  # of 18 folds: 72 %, 11 % and 17 % of the rows
+FOLDS = (13, 2, 3)  # of 18 folds: 72%, 11% and 17% of the rows
 SPLIT_SEED = 0
 MAX_TITLED = len("A00.0")
 """Maximum length of codes whose titles are training texts. Longer codes only add side, stage or encounter."""
@@ -66,10 +66,10 @@ def build() -> dict[str, pa.Table]:
     """Build train, validation and test with string columns text, code, title, chapter, block, category and group.
 
     A row is an inclusion term: a wording under which clinicians' diagnoses are coded. Terms in two chapters are
-    dropped, repeated terms are kept once. The split is 72/11/17 by three-character category, so that similar terms of
-    one disease share a split, and stratified by chapter: categories differ in size, and a split by hash gave a chapter
-    14 % of one split and 7 % of another. With another seed, the accuracy of any model changes by 3 to 4 points, so
-    results of different splits are not comparable.
+    dropped, and repeated terms are kept once. The split is 72/11/17 by three-character category, so that similar terms
+    of one disease share a split. It is stratified by chapter, because categories differ in size: a split by hash gave a
+    chapter 14% of one split and 7% of another. With another seed, the accuracy of any model changes by 3 to 4 points,
+    so results of different splits are not comparable.
 
     Train also contains the titles of codes with up to four characters, from all categories that are not in validation
     or test. The titles double the number of rows and add 470 categories without a term. Validation and test contain
@@ -90,12 +90,12 @@ def build() -> dict[str, pa.Table]:
 
 
 def build_coder() -> dict[str, pa.Table]:
-    """Build train, validation and test of the chat task, which is to answer a term with its code and title.
+    """Build train, validation and test of the chat task, in which the answer to a term is its code and title.
 
-    The string columns are prompt, completion, code, category and group. The codes are the 230 with at least six
-    inclusion terms. All of them are in train, so the test measures new wordings of known codes. Two random terms of
-    each code are held out: 300 of them are the test rows, the others the validation rows. Train contains the remaining
-    terms and the titles, which takes minutes to train on two cores.
+    The string columns are prompt, completion, code, category and group. The data contains the 230 codes with at least
+    six inclusion terms. All of them are in train, so the test measures new wordings of known codes. Two random terms of
+    each code are held out: 300 of these terms are the test rows, the others are the validation rows. Train contains the
+    remaining terms and the titles. Training on them takes minutes on two cores.
     """
     icd = _package()
     wordings = _unambiguous(_terms(icd, _codes(icd)), by=CODE)
@@ -116,7 +116,7 @@ def build_coder() -> dict[str, pa.Table]:
 
 
 def write(uri_prefix: str, *, coder: bool = False) -> dict[str, int]:
-    """Write the tables of `build`, or with `coder` of `build_coder`, to `<uri_prefix>/<split>/part-0.parquet`.
+    """Write the tables of `build`, or of `build_coder` if `coder`, to `<uri_prefix>/<split>/part-0.parquet`.
 
     Return the number of rows of each split.
     """

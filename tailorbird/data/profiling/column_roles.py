@@ -1,4 +1,4 @@
-"""Infer the columns of a sample that a recipe reads, with a reason for each."""
+"""Infer the columns of a sample that a recipe reads, and give a reason for each."""
 
 import re
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ LABELS = ("label", "labels", "class", "category", "intent", "target", "topic", "
 PROMPTS, ANSWERS = ("prompt", "question", "instruction", "input"), ("completion", "answer", "response", "output")
 GROUPS = ("group", "sex", "gender", "language", "lang", "age", "region", "country", "source", "channel", "ethnicity")
 IDENTITIES = ("id", "patient", "document", "doc", "user", "customer", "case", "focus", "subject", "author", "template")
-MOST_CLASSES, MOST_GROUP_VALUES, MOST_GROUPS = 1000, 20, 4
-LEAST_KEYS = 20  # minimum number of distinct values of a column to split by
+MAX_CLASSES, MAX_GROUP_VALUES, MAX_GROUPS = 1000, 20, 4
+MIN_KEYS = 20  # minimum number of distinct values of a column to split by
 ANSWER_WORDS = 2.0  # minimum mean number of words of a column with answers instead of labels
 
 
@@ -57,9 +57,9 @@ def infer_column_roles(sample: Sample, *, text: str | None = None, label: str | 
     taken = [role.name for role in roles if role]
     rest = [column for column in sample.columns if column.name not in taken and column.kind != "messages"]
     groups = [column for column in rest if _is_group(column)]
-    groups = sorted(groups, key=lambda column: (not _is_called(column, GROUPS), len(column.counts)))[:MOST_GROUPS]
+    groups = sorted(groups, key=lambda column: (not _name_matches(column, GROUPS), len(column.counts)))[:MAX_GROUPS]
     keys = [column for column in rest if _is_key(column, num_rows=sample.num_sampled) and column not in groups]
-    keys.sort(key=lambda column: (not _is_called(column, IDENTITIES), -len(column.counts)))
+    keys.sort(key=lambda column: (not _name_matches(column, IDENTITIES), -len(column.counts)))
     return replace(
         inputs,
         groups=tuple(ColumnRole(column, f"{len(column.counts)} distinct values") for column in groups),
@@ -72,8 +72,8 @@ def _input_roles(sample: Sample, *, text: str | None, label: str | None) -> Colu
         messages = next((column for column in sample.columns if column.kind == "messages"), None)
         if messages is not None:
             return ColumnRoles(messages=ColumnRole(messages, "its values are lists of {role, content}"))
-        prompt, answer = _called(sample, PROMPTS), _called(sample, ANSWERS)
-        labelled = _called(sample, LABELS) is not None and _called(sample, TEXTS) is not None
+        prompt, answer = _column_named(sample, PROMPTS), _column_named(sample, ANSWERS)
+        labelled = _column_named(sample, LABELS) is not None and _column_named(sample, TEXTS) is not None
         if prompt and answer and not labelled and answer.mean_words >= ANSWER_WORDS:
             words = f"chosen by its name; {answer.mean_words:.0f} words per row"
             return ColumnRoles(prompt=ColumnRole(prompt, "chosen by its name"), completion=ColumnRole(answer, words))
@@ -84,9 +84,9 @@ def _input_roles(sample: Sample, *, text: str | None, label: str | None) -> Colu
 def _text(sample: Sample, name: str | None) -> ColumnRole:
     if name is not None:
         return ColumnRole(_required(sample, name, kinds=("string",), option="--text"), "set with --text")
-    called = _called(sample, TEXTS)
-    if called is not None:
-        return ColumnRole(called, "chosen by its name")
+    named = _column_named(sample, TEXTS)
+    if named is not None:
+        return ColumnRole(named, "chosen by its name")
     strings = [column for column in sample.columns if column.kind == "string" and column.mean_words > 1]
     if not strings:
         raise DataError(f"{sample.uri}: no column looks like a text; it has {_all(sample)}. Name one with --text")
@@ -97,13 +97,13 @@ def _text(sample: Sample, name: str | None) -> ColumnRole:
 def _label(sample: Sample, name: str | None, *, text: str) -> ColumnRole:
     if name is not None:
         return ColumnRole(_required(sample, name, kinds=("string", "integer"), option="--label"), "set with --label")
-    most = min(MOST_CLASSES, sample.num_sampled // 2)
+    most = min(MAX_CLASSES, sample.num_sampled // 2)
     other = [column for column in sample.columns if column.kind in ("string", "integer") and column.name != text]
     fitting = [column for column in other if 2 <= len(column.counts) <= most]
-    called = next((column for name in LABELS for column in fitting if column.name.lower() == name), None)
-    if called is not None:
-        return ColumnRole(called, f"chosen by its name; {len(called.counts)} distinct values")
-    others = [column for column in fitting if not _is_called(column, (*GROUPS, *IDENTITIES)) and not column.num_null]
+    named = next((column for name in LABELS for column in fitting if column.name.lower() == name), None)
+    if named is not None:
+        return ColumnRole(named, f"chosen by its name; {len(named.counts)} distinct values")
+    others = [column for column in fitting if not _name_matches(column, (*GROUPS, *IDENTITIES)) and not column.num_null]
     if not others:
         raise DataError(f"{sample.uri}: no column looks like a label; it has {_all(sample)}. Name one with --label")
     column = max(others, key=lambda column: len(column.counts))
@@ -122,26 +122,26 @@ def _required(sample: Sample, name: str, *, kinds: Sequence[str], option: str) -
     return column
 
 
-def _called(sample: Sample, names: Sequence[str]) -> Column | None:
+def _column_named(sample: Sample, names: Sequence[str]) -> Column | None:
     """Return the string column with the first of these names that exists."""
     strings = [column for column in sample.columns if column.kind == "string"]
     return next((column for name in names for column in strings if column.name.lower() == name), None)
 
 
-def _is_called(column: Column, names: tuple[str, ...]) -> bool:
+def _name_matches(column: Column, names: tuple[str, ...]) -> bool:
     """Return True if a part of the column's name is one of these names, as in `patient_id`."""
     parts = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column.name).lower())
     return any(part.startswith(names) if len(part) > 3 else part in names for part in parts)
 
 
 def _is_group(column: Column) -> bool:
-    few = 2 <= len(column.counts) <= MOST_GROUP_VALUES
+    few = 2 <= len(column.counts) <= MAX_GROUP_VALUES
     return few and column.kind in ("string", "boolean", "integer") and column.mean_words <= ANSWER_WORDS
 
 
 def _is_key(column: Column, *, num_rows: int) -> bool:
-    several = LEAST_KEYS <= len(column.counts) <= 0.95 * num_rows
-    known = _is_called(column, IDENTITIES) or len(column.counts) >= 0.1 * num_rows
+    several = MIN_KEYS <= len(column.counts) <= 0.95 * num_rows
+    known = _name_matches(column, IDENTITIES) or len(column.counts) >= 0.1 * num_rows
     return several and known and not column.num_null
 
 
@@ -152,4 +152,4 @@ def _rows_per_value(column: Column) -> str:
 def _all(sample: Sample) -> str:
     usable = [column for column in sample.columns if column.kind != "messages"]
     columns = [f"{column.name} ({column.kind}, {len(column.counts)} values)" for column in usable]
-    return ", ".join((*columns, *sample.left_out)) or "no columns"
+    return ", ".join((*columns, *sample.unusable)) or "no columns"

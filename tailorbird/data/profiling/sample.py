@@ -55,7 +55,7 @@ class Sample:
     num_rows: int  # in the file or folder
     num_sampled: int
     columns: tuple[Column, ...]  # columns that a recipe can use, in file order
-    left_out: tuple[str, ...]  # names and types of the other columns
+    unusable: tuple[str, ...]  # names and types of the other columns
 
     @property
     def is_whole(self) -> bool:
@@ -72,12 +72,12 @@ def read_sample(uri: str) -> Sample:
     """
     parts: list[pa.Table] = []
     num_rows, num_sampled, num_bytes = 0, 0, 0
-    left_out: tuple[str, ...] = ()
+    unusable: tuple[str, ...] = ()
     for name in parquet_files(uri):
         with open_parquet(name, columns=(), in_parts=True) as file:
             num_rows += file.metadata.num_rows
             usable = [field.name for field in file.schema_arrow if kind_of(field.type) != "other"]
-            left_out = left_out or tuple(f"{f.name} ({f.type})" for f in file.schema_arrow if f.name not in usable)
+            unusable = unusable or tuple(f"{f.name} ({f.type})" for f in file.schema_arrow if f.name not in usable)
             for group in range(file.num_row_groups):
                 if parts and (num_sampled >= SAMPLE_ROWS or num_bytes >= SAMPLE_BYTES):
                     break
@@ -85,7 +85,7 @@ def read_sample(uri: str) -> Sample:
                 num_sampled += parts[-1].num_rows
                 num_bytes += file.metadata.row_group(group).total_byte_size
     table = pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({})
-    return Sample(uri, num_rows, num_sampled, tuple(_column(table, name) for name in table.column_names), left_out)
+    return Sample(uri, num_rows, num_sampled, tuple(_column(table, name) for name in table.column_names), unusable)
 
 
 def count_rows(uri: str) -> int:

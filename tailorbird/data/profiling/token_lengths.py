@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TOKENS_PER_WORD, SPECIAL_TOKENS = 1.6, 2
 """Estimates without a tokenizer. Everyday English has 1.3 tokens per word, medical English 1.7."""
-TURN_TOKENS = 40  # special tokens of a conversation and a system message that the template may add
+TURN_TOKENS = 40  # estimate for special tokens and a system message that the template may add to a conversation
 SAMPLE_ROWS = 2000  # number of evenly spaced rows whose tokens are counted
 UNLIMITED = 1 << 20
 

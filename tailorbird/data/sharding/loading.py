@@ -45,7 +45,7 @@ class _ShardsStage(BaseModel):
 def load_in_memory(config: DataConfig, task: DataTask, *, seed: int) -> LoadedDataset | None:
     """Read and check the rows of a recipe; return None if train has more rows than `data.stream_above_rows`.
 
-    Raises DataError as `quality.clean`.
+    Raises DataError like `quality.clean`.
     """
     if sum(spec.num_rows for spec in shard_specs(config)) > config.stream_above_rows:
         return None
@@ -61,8 +61,8 @@ def load_sharded(
 
     The shards are the output of a stage under `task_uri`, cached by `inputs` and the state of the files. Memory is
     bounded: a task holds a few thousand rows, and this process holds the sample. As in `quality.clean`, training rows
-    whose text is in validation or test are dropped. Raises DataError as `quality.clean`, and if the recipe does not set
-    validation and test.
+    whose text is in validation or test are dropped. Raises DataError like `quality.clean`, and if the recipe does not
+    set validation and test.
     """
     _require_shardable(config)
     specs = list(shard_specs(config))

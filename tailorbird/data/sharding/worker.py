@@ -129,8 +129,7 @@ _SPEC = TypeAdapter(ShardSpec)
 
 
 def _task(row: dict[str, str], job: Any) -> dict[str, str]:
-    """Write a file of shards. Errors of data or storage are returned, since Ray reports raised ones with a
-    traceback."""
+    """Write a file of shards. Data and storage errors are returned, because Ray adds a traceback to raised errors."""
     try:
         report = write_shard(_SPEC.validate_json(row["spec"]), *_job_and_tokenizer(job))
     except (DataError, s3.StorageError) as error:

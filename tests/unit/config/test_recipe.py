@@ -146,7 +146,7 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             "evaluation: minimum_gain 0 gives no default for expected_gain; set expected_gain",
         ),
         ("evaluation.metric", "f1", "evaluation.metric: "),
-        ("evaluation.regulated", True, "which never passes because data.groups is empty"),
+        ("evaluation.regulated", True, "gates.groups never passes because data.groups is empty"),
         ("serving", {"min_replicas": 3, "max_replicas": 2}, "serving: max_replicas 2 must be at least min_replicas 3"),
     ],
 )

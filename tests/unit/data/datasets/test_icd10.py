@@ -63,7 +63,7 @@ def test_every_split_has_all_21_chapters_in_similar_shares(config: DataConfig) -
     for rows in (splits.train, splits.validation, splits.test):
         assert set(rows.labels) == set(icd10.CHAPTER_NAMES.values())
         shares.append({label: rows.labels.count(label) / len(rows) for label in set(rows.labels)})
-    # A single category (L89, pressure ulcers) has 2 % of all rows and is not divided.
+    # A single category (L89, pressure ulcers) has 2% of all rows and is not divided.
     assert all(abs(shares[0][label] - share[label]) < 0.04 for share in shares[1:] for label in share)
 
 

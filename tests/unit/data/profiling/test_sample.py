@@ -33,7 +33,7 @@ def test_a_sample_has_the_usable_columns_and_the_names_of_the_others(tmp_path: P
     pq.write_table(pa.table({"text": ["a b", None], "n": [1, 1], "vector": [0.5, 0.5]}), tmp_path / "a.parquet")
     sample = read_sample(tmp_path.as_uri())
     assert [(column.name, column.values) for column in sample.columns] == [("text", ("a b", None)), ("n", ("1", "1"))]
-    assert sample.left_out == ("vector (double)",)
+    assert sample.unusable == ("vector (double)",)
     text = sample.column("text")
     assert text is not None
     assert (text.num_null, text.mean_words) == (1, 2.0)
