@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 300, 40
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # escapes in a Prometheus label value
 
 GAUGES = {
-    "tailorbird_watch_reevaluation_wanted": ("", "1 if a new verdict is recommended, otherwise 0."),
+    "tailorbird_watch_reevaluation_wanted": ("", "1 if a re-evaluation is recommended, otherwise 0."),
     "tailorbird_watch_drift": ("statistic", "Value of a drift statistic in the latest window."),
     "tailorbird_watch_drift_threshold": ("statistic", "Value above which the statistic raises an alarm."),
     "tailorbird_watch_labelled_answers": ("by", "Answers whose correct label is known."),
