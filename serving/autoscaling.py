@@ -9,7 +9,7 @@ from serving.tasks import RETRY_AFTER_S, SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 
 SPARE_REQUESTS = 256
-"""Requests that Serve sends a replica beyond the replica's own queue. The replica rejects them in its error format."""
+"""Requests that Serve sends to a replica beyond its own queue, so that the replica rejects them in its error format."""
 
 
 def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
@@ -30,9 +30,9 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
     resources: dict[str, float] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
     placement: dict[str, object] = {}
     if config.engine in served.actor_engines:
-        # The engine's actors run in the replica's placement group and use its GPU, which the replica itself does not.
+        # The engine's actors run in the replica's placement group and use its GPU. The replica itself uses no GPU.
         amounts = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
-        bundle = {name: amount for name, amount in amounts.items() if amount}  # Ray refuses a resource of amount 0
+        bundle = {name: amount for name, amount in amounts.items() if amount}  # Ray rejects amounts of 0
         placement = {"placement_group_bundles": [bundle], "placement_group_strategy": "STRICT_PACK"}
         resources["num_gpus"] = 0
     return {

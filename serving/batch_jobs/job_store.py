@@ -46,7 +46,7 @@ def update_job(task_uri: str, batch_id: str, change: Callable[[BatchJob], BatchJ
 
 
 def update_running_job(task_uri: str, batch_id: str, **fields: object) -> BatchJob:
-    """Set fields of a job if it is still running, for example not cancelled. Return the stored state."""
+    """Set fields of a job if its status is still `running`. Return the stored state."""
     return update_job(
         task_uri, batch_id, lambda job: job.model_copy(update=fields) if job.status == "running" else None
     )
@@ -96,5 +96,5 @@ def unfinished_jobs(task_uri: str) -> list[BatchJob]:
         try:
             jobs.append(BatchJob.model_validate_json(storage.read_bytes(uri)))
         except ValidationError as error:  # a file of another format or code must not block the other jobs
-            _log.error("batch job %s is skipped, because its state is not valid: %s", uri, error)
+            _log.error("batch job %s is skipped because its state is not valid: %s", uri, error)
     return sorted((job for job in jobs if job.is_unfinished), key=lambda job: (job.created_at, job.id))

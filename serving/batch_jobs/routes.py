@@ -50,7 +50,7 @@ class BatchRoutes:
         }
 
     async def resume(self) -> None:
-        """Start a runner for unfinished jobs, for example of a former runner with other code or another config."""
+        """Start a runner if a former one, for example with other code or another config, left unfinished jobs."""
         self._watcher = asyncio.create_task(self._watch_runner())
 
     async def _create(self, body: bytes, _request_id: str) -> tuple[int, bytes]:
@@ -75,7 +75,7 @@ class BatchRoutes:
         return self._answer(job)
 
     def _answer(self, job: BatchJob, *, status: int = 200) -> tuple[int, bytes]:
-        """Return the response. For an unfinished job, make sure that a runner exists: its replica may have ended."""
+        """Return the response. For an unfinished job, start a runner if none exists, for example after a restart."""
         if job.is_unfinished:
             self._has_new_job = True
             if self._watcher is None or self._watcher.done():

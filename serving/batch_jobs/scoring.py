@@ -255,7 +255,7 @@ def _score_parts(parts: Sequence[Part], batch: BatchSpec, config: ServingConfig)
     ray.data.DataContext.get_current().enable_progress_bars = False
     cores = int(ray.cluster_resources().get("CPU", 1)) // config.cpus_per_replica
     workers = max(1, min(len(parts), cores, config.max_batch_workers or cores))
-    # One worker is enough to start: the batch does not wait for cores that are in use by replicas.
+    # The batch starts with one worker, so it does not wait for cores that replicas use.
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
     )
@@ -266,7 +266,8 @@ def _score_parts(parts: Sequence[Part], batch: BatchSpec, config: ServingConfig)
         compute=pool,
         num_cpus=config.cpus_per_replica,
         num_gpus=config.gpus_per_replica,
-        max_restarts=RESTARTS,  # with Ray Data's default, unlimited, a row that kills its worker would repeat forever
+        # By default, restarts are unlimited, so a row that kills its worker would be repeated forever.
+        max_restarts=RESTARTS,
         max_task_retries=RESTARTS,
     )
     for row in dataset.iter_rows():

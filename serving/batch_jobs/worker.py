@@ -57,7 +57,7 @@ class PartScorer:
             with open_parquet(uri, columns=(), in_parts=True) as file:
                 if (file.schema_arrow.metadata or {}).get(SOURCE_KEY) != source:
                     raise DataError(
-                        f"{uri} has answers of other rows or another version; delete it and repeat the request"
+                        f"{uri} has answers to other rows or of another version; delete it and repeat the request"
                     )
                 return PartResult(part=part.number, num_rows=file.metadata.num_rows)
         if self._loaded is None:

@@ -89,7 +89,7 @@ def staged(task_uri: str, *, version: ModelVersion) -> Iterator[str | None]:
     Yields None if the task is not served. The champion's replicas load the version, and requests select it by name. A
     version with other code gets a separate application with one replica, for which the cluster must have resources.
     After a block without an error, a version in the champion's replicas stays loaded for `switch_version`. After an
-    error, the former state is restored. Raises as `deploy`.
+    error, the former state is restored. Raises the errors of `deploy`.
     """
     name, declared = application_name(task_uri), serve_client.declared_applications()
     former = declared.get(name)
@@ -140,8 +140,8 @@ def switch_version(
     """Make the version the champion of the running service, and return the base URL, or None if the task is not served.
 
     Other settings do not change. Other versions with the same base model and code, including the former champion, stay
-    selectable by name. An experiment ends if its challenger becomes the champion, or if the code changes. Raises as
-    `deploy`.
+    selectable by name. An experiment ends if its challenger becomes the champion, or if the code changes. Raises the
+    errors of `deploy`.
     """
     declared = serve_client.declared_applications()
     former = declared.get(application_name(task_uri))
@@ -217,7 +217,7 @@ def require_unchanged(code: str) -> None:
     name = code.rpartition("/")[2].removesuffix(".zip")
     try:
         sha256 = shipped_sha256(read_bytes(code))
-    except ValueError as error:  # StorageError among them
+    except ValueError as error:  # includes StorageError
         raise DeployError(
             f"the code {code} cannot be served: {error}; run the recipe again to upload the code"
         ) from None
@@ -297,7 +297,7 @@ UNREACHABLE = ReplicaStatus(status="loading")
 
 
 def _replica_status(base_url: str) -> ReplicaStatus:
-    """Return a replica's response to /readyz, or UNREACHABLE without a valid response."""
+    """Return a replica's response to /readyz, or UNREACHABLE if the response is not valid."""
     try:
         return ReplicaStatus.model_validate(requests.get(f"{base_url}/readyz", timeout=5).json())
     except (requests.RequestException, ValueError):

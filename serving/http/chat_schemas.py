@@ -232,7 +232,7 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 
 def parse_completion(body: bytes) -> CompletionRequest:
-    """Return the request in a body. Raises as `parse_chat`."""
+    """Return the request in a body. Raises the errors of `parse_chat`."""
     return _parse(CompletionRequest, body, neutral=TEXT_NEUTRAL)
 
 

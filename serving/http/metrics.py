@@ -137,11 +137,11 @@ class Meter:
 
     def count(self, metric: Metric, *labels: str, by: int = 1) -> None:
         """Add `by` to a counter; `labels` are in the metric's order."""
-        if by:  # Ray refuses zero
+        if by:  # Ray rejects an increment of 0
             self._counts[metric, labels] += by
 
     def count_to(self, metric: Metric, *labels: str, total: int) -> None:
-        """Raise a counter to `total`, which the caller keeps."""
+        """Increase a counter to the caller's running total."""
         self.count(metric, *labels, by=total - self._totals[metric, labels])
         self._totals[metric, labels] = total
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 CHAMPION = "champion"
 PRETRAINED = "pretrained"
-CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes of the request's id in the ids of chat responses
+CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes of response ids, before the request's id
 LOCAL = ("127.0.0.1", "localhost", "::1")  # loopback host names
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
@@ -219,7 +219,7 @@ class RequestError(ValueError):
 
 
 def parse_request(body: bytes, *, max_texts: int) -> ClassifyRequest:
-    """Return the request in a body. Raises as `parse_body`, and RequestError 422 for too many texts or attributes."""
+    """Return the request in a body. Raises the errors of `parse_body`, and 422 for too many texts or attributes."""
     request = parse_body(ClassifyRequest, body)
     num_texts = len(request.texts)
     if not 0 < num_texts <= max_texts:

@@ -62,4 +62,4 @@ class ShadowRunner:
         now = asyncio.get_running_loop().time()
         if now - self._warned_at > WARN_S:
             self._warned_at = now
-            _log.warning("%d shadow requests were dropped so far because the queue is full", self.num_dropped)
+            _log.warning("%d shadow requests have been dropped because the queue is full", self.num_dropped)

@@ -75,7 +75,7 @@ def generation_request(
 
 
 async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
-    """Yield the answer as it grows, or only the complete answer if not `streaming`. The last has a finish reason."""
+    """Yield the answer as it grows, or only the complete one without `streaming`. The last one has a finish reason."""
     engine = generation.engine
     decode = partial(engine.tokenizer.decode, skip_special_tokens=True)
     before = generation.prompt[-NUM_CONTEXT_TOKENS:] if generation.continues else []

@@ -154,7 +154,7 @@ class ServedVersions(Generic[EngineT]):
         """Return the engine that answers a request for `model`, and the request's arm in the experiment.
 
         `unit` is the subject, or the request's id if there is none. Only requests for `champion` or the task's name
-        take part in an experiment. Raises as `engine_of`.
+        take part in an experiment. Raises the errors of `engine_of`.
         """
         engine = self.engine_of(model)
         if model not in (CHAMPION, engine.version.name):

@@ -33,7 +33,7 @@ class WriteAheadLog:
     """A replica's batches of rows, as files `<name>-<number>.jsonl` in a folder that the replicas of one log share.
 
     After `add`, rows survive the end of the process, but not the loss of the node. A replica locks the file
-    `<name>.lock` during its life. Another replica that can lock this file writes the abandoned batches. Rows have a
+    `<name>.lock` while it runs. Another replica that can lock this file writes the abandoned batches. Rows have a
     time `at`; all other values are JSON. If the disk is full, an error is logged once, and the batch stays only in
     memory.
     """

@@ -154,7 +154,7 @@ def _workers(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
     elif scaled > have:
         yield note("free now", f"{text}. A run waits until the autoscaler adds the missing nodes")
     else:
-        yield fault("free now", text, "stop what uses them, wait for it to end, or add nodes")
+        yield fault("free now", text, "stop the actors and jobs that use them, wait until they end, or add nodes")
 
 
 def _too_few(cluster: Cluster, worker: Resources, *, wanted: str, have: int) -> CheckResult:

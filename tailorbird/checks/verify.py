@@ -34,7 +34,7 @@ from tailorbird.storage import s3
 from tailorbird.storage.paths import parse_run_uri
 
 NEEDED = (EVIDENCE_FILE, PROTOCOL_FILE, *evidence_files.PAGES)
-RECOMPUTED = "recomputed it is"
+RECOMPUTED = "the recomputed value is"
 
 
 def verify_evidence(uri: str) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     tables, unreadable = verify_files.load_readable_tables(uri)
     faults += unreadable
     checks: tuple[Callable[[], Iterator[str]], ...] = (
-        lambda: differences(stored, evidence, at="", other="parsed as evidence it is"),
+        lambda: differences(stored, evidence, at="", other="the parsed value is"),
         lambda: _protocol_faults(uri, evidence=evidence, registration=registration),
         lambda: _routing_faults(evidence, tables=tables),
         lambda: _verdict_faults(evidence, tables=tables),
@@ -138,7 +138,7 @@ def _protocol_faults(uri: str, *, evidence: Evidence, registration: Preregistrat
     of_recipe = build_protocol(
         recipe.evaluation, test_sha256=protocol.test_sha256, num_test_rows=protocol.num_test_rows
     )
-    yield from differences(protocol, of_recipe, at="protocol", other="by the recipe it is")
+    yield from differences(protocol, of_recipe, at="protocol", other="the recipe gives")
     fitted = read_value(f"{uri}/routing.json")
     if isinstance(fitted, dict):
         yield from differences(evidence.routing, fitted.get("routing"), at="routing", other="in routing.json it is")
@@ -158,7 +158,7 @@ def _routing_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     routing = None
     if config is not None and evidence.versions["incumbent"].kind != "hybrid":
         routing = fit_routing(config, **predictions, metric=evidence.protocol.metric)
-    yield from differences(evidence.routing, routing, at="routing", other="by the validation rows it is")
+    yield from differences(evidence.routing, routing, at="routing", other="the validation rows give")
 
 
 def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
@@ -189,10 +189,10 @@ def _test_access_faults(evidence: Evidence) -> Iterator[str]:
         return
     yield from differences(stated, entry, at="test_access", other=other)
     protocol = digest(evidence.protocol)
-    yield from differences(stated.protocol, protocol, at="test_access.protocol", other="by the protocol it is")
+    yield from differences(stated.protocol, protocol, at="test_access.protocol", other="the protocol gives")
     expires = datetime.fromisoformat(entry.at) + timedelta(days=evidence.protocol.valid_days)
     expires_at = expires.isoformat(timespec="seconds")
-    yield from differences(evidence.expires_at, expires_at, at="expires_at", other="by the test-set access it is")
+    yield from differences(evidence.expires_at, expires_at, at="expires_at", other="the test-set access gives")
 
 
 def _engine_faults(uri: str) -> tuple[str, ...]:

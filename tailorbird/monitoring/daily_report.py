@@ -62,7 +62,7 @@ def read_reports(task_uri: str) -> list[Report]:
 
 
 def report_days(answered: Iterable[str], *, since: date, before: date) -> Iterator[date]:
-    """Yield the days before `before`, from the first day with answers since `since`, or else from `since`."""
+    """Yield the days before `before`, from the first day since `since` with answers; without answers, from `since`."""
     first = min((day for day in map(date.fromisoformat, answered) if day >= since), default=since)
     return span(first, before - timedelta(days=1))
 

@@ -24,8 +24,8 @@ BLOCK_ROWS = 1024
 SEED = 1979
 MIN_ROWS = 50  # minimum rows of a window or a reference
 MIN_KEYS = 20
-"""Minimum keys of a reference: of 2, 3, 5, 10, 20 and 50, the smallest number with which windows without drift did not
-exceed the given rate. Few documents do not show how much documents differ."""
+"""Minimum number of keys of a reference: the smallest of 2, 3, 5, 10, 20 and 50 with which windows without drift did
+not exceed the given rate. A few documents do not show how much documents differ."""
 DRAWS_AT_ONCE = 200
 
 

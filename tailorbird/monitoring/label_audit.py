@@ -69,9 +69,7 @@ def export_answers(
             if len(drawn) > num_rows:
                 del drawn[-heapq.heappop(largest)]
     if not drawn:
-        raise AuditError(
-            f"{log} has no answer of the champion on these days that is not audited yet; choose other days"
-        )
+        raise AuditError(f"{log} has no unaudited answer of the champion on these days; choose other days")
     storage.write_bytes(to, _to_parquet([drawn[key] for key in sorted(drawn)]))
     return len(drawn)
 

@@ -58,8 +58,9 @@ def log_e_value(wins: int, losses: int) -> float:
 
     The alternative is a mixture of all win rates p from 1/2 to 1 with a Beta(5, 5) density, so no win rate has to be
     chosen in advance. The e-value is the integral of p^wins (1-p)^losses over the mixture, divided by
-    2^-(wins + losses). Under the null hypothesis, it is a nonnegative supermartingale, so it ever reaches 1 / alpha
-    with probability at most alpha (Ville's inequality; Ramdas, Gruenwald, Vovk, Shafer, Statistical Science 38, 2023).
+    2^-(wins + losses). Under the null hypothesis, it is a nonnegative supermartingale, so the probability that
+    it ever reaches 1 / alpha is at most alpha (Ville's inequality).
+    Source: Ramdas, Gruenwald, Vovk and Shafer, Statistical Science 38, 2023.
     """
     above = betainc(losses + SHAPE, wins + SHAPE, 0.5)  # the mass of p above 1/2
     if above <= 0:  # underflow
@@ -120,7 +121,7 @@ def pairs_needed(win_rate: float, *, alpha: float, power: float = 0.8) -> int:
         open_paths = paths
         if ended >= power:
             return num
-    raise ValueError(f"a win_rate of {win_rate} needs more than {MAX_PAIRS:,} pairs; use a larger one")
+    raise ValueError(f"a win_rate of {win_rate} needs more than {MAX_PAIRS:,} pairs; use a larger win_rate")
 
 
 def min_wins(num: int, *, alpha: float) -> int:

@@ -38,8 +38,8 @@ def render_manifest(recipe: Recipe, *, to: str, base: str | None = None) -> Rend
     """Render the recipe for the target `to`, one of `TARGETS`.
 
     For a manifest, fill in `base` (YAML, as `kubectl kustomize` prints it) or the template under `k8s/`; other
-    documents are kept. Raises RenderError if the recipe does not fit, and PromotionRefused, RegistryError or
-    DeployError as `serve` does.
+    documents are kept. Raises RenderError if the recipe does not fit. For a champion, also raises PromotionRefused,
+    RegistryError and DeployError, like `tailorbird serve`.
     """
     if to not in TARGETS:
         raise RenderError(f"unknown --to {to!r}; choose one of {', '.join(TARGETS)}")
@@ -195,7 +195,7 @@ def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...
     additional = additional_versions(config, task_uri=recipe.task_uri, champion=champion, version=version)
     sentence = champion.verdict.sentence if champion.verdict else None
     app = application_of(config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=sentence)
-    command = "run `tailorbird serve RECIPE` or the job of --to prove when the service is up"
+    command = "when the service is up, run `tailorbird serve RECIPE` or the job that `--to prove` renders"
     note = f"{champion.version} has not passed the parity gate yet: {command}"
     return serve_body([app], url=url), (note,) if champion.needs_parity else ()
 

@@ -143,7 +143,9 @@ def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Cham
         raise PromotionRefused("--reason is empty; give a reason, which is stored with the champion")
     champion, former, etag = rollback_target(task_uri)
     if of is not None and (champion.digest, champion.since) != (of.digest, of.since):
-        raise PromotionRefused(f"not rolled back: {of.version} is no longer the champion, {champion.version} is")
+        raise PromotionRefused(
+            f"not rolled back: {of.version} is no longer the champion; the champion is {champion.version}"
+        )
     version = read_version(former.uri)
     rolled_back = [champion.digest]
     weights = _weights_of(champion)

@@ -71,7 +71,7 @@ class FakeKubernetes:
         return str(self.manifest["metadata"]["namespace"])
 
     def work(self, over: threading.Event) -> None:
-        """Start and end pods until `over` is set. A node ends with the thread that starts it, so this thread must last."""
+        """Start and end pods until `over` is set. Run it in a lasting thread, because nodes end with their thread."""
         while not over.wait(POLL_S):
             for group in self.manifest["spec"]["workerGroupSpecs"]:
                 with self._lock:

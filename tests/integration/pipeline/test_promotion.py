@@ -42,13 +42,17 @@ def unregistered(task_uri: str) -> CandidateRecord:
     return CandidateRecord("full", f"{task_uri}/versions/none", "0" * 64)
 
 
-def test_a_first_look_is_promoted_and_an_override_adds_nothing_to_it(task_uri: str, chosen: ModelVersion) -> None:
+def test_a_confirmatory_verdict_is_promoted_and_an_override_is_not_recorded(
+    task_uri: str, chosen: ModelVersion
+) -> None:
     concluded(task_uri, chosen)
     champion = promote_version(task_uri, override="not needed")
     assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "FINE_TUNE by rule 3")
 
 
-def test_a_later_look_promotes_nobody_until_somebody_answers_for_it(task_uri: str, chosen: ModelVersion) -> None:
+def test_a_verdict_that_is_not_confirmatory_is_promoted_only_with_an_override(
+    task_uri: str, chosen: ModelVersion
+) -> None:
     concluded(task_uri, chosen, confirmatory=False)
     with pytest.raises(PromotionRefused, match=r"is not confirmatory: .* fresh test rows.* --override REASON"):
         promote_version(task_uri)
@@ -63,7 +67,7 @@ def test_a_later_look_promotes_nobody_until_somebody_answers_for_it(task_uri: st
 
 
 @pytest.mark.parametrize("override", ["", "  \n"])
-def test_an_override_without_a_reason_is_refused(task_uri: str, chosen: ModelVersion, override: str) -> None:
+def test_an_override_without_a_reason_is_rejected(task_uri: str, chosen: ModelVersion, override: str) -> None:
     concluded(task_uri, chosen, confirmatory=False)
     with pytest.raises(PromotionRefused, match="--override is empty; give a reason"):
         promote_version(task_uri, override=override)
@@ -71,7 +75,7 @@ def test_an_override_without_a_reason_is_refused(task_uri: str, chosen: ModelVer
 
 
 @pytest.mark.parametrize("written", [lambda time: time.isoformat(), lambda time: time.strftime("%Y-%m-%dT%H:%M:%SZ")])
-def test_an_expired_verdict_promotes_nobody_whatever_the_reason(
+def test_an_expired_verdict_is_not_promoted_even_with_an_override(
     task_uri: str, chosen: ModelVersion, written: Any
 ) -> None:
     concluded(task_uri, chosen, expires_at=written(datetime.now(UTC) - DAY))
@@ -82,7 +86,7 @@ def test_an_expired_verdict_promotes_nobody_whatever_the_reason(
     assert promote_version(task_uri).uri == chosen.uri
 
 
-def test_who_is_champion_already_stays_so_after_the_verdict_expired(task_uri: str, chosen: ModelVersion) -> None:
+def test_a_champion_remains_champion_after_its_verdict_expires(task_uri: str, chosen: ModelVersion) -> None:
     concluded(task_uri, chosen)
     champion = promote_version(task_uri)
     concluded(task_uri, chosen, confirmatory=False, expires_at=(datetime.now(UTC) - DAY).isoformat())
@@ -90,7 +94,7 @@ def test_who_is_champion_already_stays_so_after_the_verdict_expired(task_uri: st
 
 
 @pytest.mark.parametrize("outcome", [("STAY", 9), ("INSUFFICIENT_EVIDENCE", 8), ("INSUFFICIENT_EVIDENCE", 2)])
-def test_a_rung_that_was_ahead_of_the_champion_on_validation_alone_does_not_replace_it(
+def test_a_baseline_ahead_of_the_champion_only_on_validation_does_not_replace_it(
     task_uri: str, chosen: ModelVersion, tmp_path: Path, outcome: tuple[str, int]
 ) -> None:
     concluded(task_uri, chosen)
@@ -111,7 +115,7 @@ def test_a_rung_that_was_ahead_of_the_champion_on_validation_alone_does_not_repl
     assert promote_version(task_uri, override="the probe is what we want").uri == rung.uri
 
 
-def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task_uri: str, tmp_path: Path) -> None:
+def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri: str, tmp_path: Path) -> None:
     pretrained, first, second = (
         register(task_uri, version_folder(tmp_path / name, value=value))
         for value, name in enumerate(("pretrained", "first", "second"), 1)
@@ -124,7 +128,7 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
     assert before is not None
     promoted = promote_version(task_uri)
     with pytest.raises(
-        PromotionRefused, match=rf"not rolled back: .* is no longer the champion, {promoted.version} is"
+        PromotionRefused, match=rf"not rolled back: .* is no longer the champion; the champion is {promoted.version}"
     ):
         roll_back(task_uri, reason="found wanting while another took its place", of=before[0])
     assert [former.uri for former in promoted.former] == [first.uri]
@@ -156,7 +160,7 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
     assert len(storage.list_files(f"{task_uri}/history")) == 7
 
 
-def test_a_rollback_takes_a_reason_a_champion_and_an_unchanged_version(
+def test_a_rollback_requires_a_reason_a_champion_and_an_unchanged_version(
     task_uri: str, chosen: ModelVersion, tmp_path: Path
 ) -> None:
     with pytest.raises(PromotionRefused, match="has no champion"):
@@ -208,7 +212,7 @@ def promoted(task_uri: str, chosen: ModelVersion, folder: Path) -> tuple[tuple[C
     return stored, exported_from(chosen, folder / "exported", task_uri=task_uri)
 
 
-def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
+def test_weights_that_were_rolled_back_are_not_promoted_with_another_engine(
     task_uri: str, chosen: ModelVersion, tmp_path: Path
 ) -> None:
     stored, faster = promoted(task_uri, chosen, tmp_path)
@@ -231,7 +235,7 @@ def test_weights_that_were_rolled_back_do_not_return_by_another_engine(
         promote_version(task_uri)
 
 
-def test_a_champion_of_another_engine_that_a_later_run_keeps_can_go_back_to_torch(
+def test_a_champion_with_another_engine_can_return_to_torch_after_a_later_run(
     task_uri: str, chosen: ModelVersion, tmp_path: Path
 ) -> None:
     stored, faster = promoted(task_uri, chosen, tmp_path)

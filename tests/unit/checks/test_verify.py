@@ -58,7 +58,7 @@ def test_a_protocol_weakened_in_both_files_is_detected(task_folder: Path) -> Non
     manifest["protocol.json"] = hashlib.sha256(content).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
     rewrite(run, protocol=registration["protocol"])
-    assert "protocol.minimum_gain is 0.001 in evidence.json; by the recipe it is 0.01" in verify_evidence(run.as_uri())
+    assert "protocol.minimum_gain is 0.001 in evidence.json; the recipe gives 0.01" in verify_evidence(run.as_uri())
 
 
 def test_a_protocol_and_recipe_weakened_in_all_files_do_not_match_the_name_of_the_run(
@@ -84,7 +84,7 @@ def test_a_forged_verdict_is_detected_even_if_every_hash_matches(task_folder: Pa
     forged = evidence["verdict"] | {"gain": 0.2, "p_value": evidence["verdict"]["p_value"] + 1e-15}
     rewrite(run_of(task_folder), verdict=forged)
     (fault,) = verify_evidence(run_of(task_folder).as_uri())
-    assert fault.startswith("verdict.gain is 0.2 in evidence.json; recomputed it is 0.0")
+    assert fault.startswith("verdict.gain is 0.2 in evidence.json; the recomputed value is 0.0")
 
 
 def test_a_protocol_that_differs_from_the_registered_one_is_detected(task_folder: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_routing_without_a_hybrid_in_the_recipe_is_detected(task_folder: Path)
     rewrite(run, routing=routing)
     (fault,) = verify_evidence(run.as_uri())
     assert fault.startswith("routing is ")
-    assert fault.endswith("by the validation rows it is null")
+    assert fault.endswith("the validation rows give null")
 
 
 def test_a_postponed_expiry_is_detected(task_folder: Path) -> None:
@@ -159,7 +159,7 @@ def test_pages_are_not_rendered_from_changed_evidence(task_folder: Path) -> None
         restore_pages(run_of(task_folder).as_uri())
 
 
-def test_the_verb_exits_with_0_only_if_the_verdict_holds(task_folder: Path) -> None:
+def test_the_command_exits_with_0_only_if_the_verdict_holds(task_folder: Path) -> None:
     runner, uri = CliRunner(), run_of(task_folder).as_uri()
     intact = runner.invoke(app, ["verify", uri, "--json"])
     assert (intact.exit_code, json.loads(intact.stdout)) == (0, {"uri": uri, "holds": True, "faults": []})
@@ -172,7 +172,7 @@ def test_the_verb_exits_with_0_only_if_the_verdict_holds(task_folder: Path) -> N
     assert runner.invoke(app, ["verify", f"{uri}-not-there"]).exit_code == 2
 
 
-def test_the_verb_compares_two_versions_of_a_run(finished: Path) -> None:
+def test_the_command_compares_two_versions_of_a_run(finished: Path) -> None:
     uris = [(finished / "versions" / name).as_uri() for name in ("full-1", "probe-1")]
     done = CliRunner().invoke(app, ["compare", *uris, "--json"])
     verdict = json.loads((run_of(finished) / "evidence.json").read_text())["verdict"]

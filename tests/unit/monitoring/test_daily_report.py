@@ -34,7 +34,9 @@ CHAMPION = ModelVersion.model_construct(version="v1", digest=DIGEST, base_model=
 def answer(day: date, number: int, **fields: Any) -> dict[str, Any]:
     at = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
     row = {"request_id": f"{day}-{number}", "row": 0, "at": at, "digest": DIGEST, "arm": "champion", "label": "a"}
-    return row | {"score": 0.75, "attributes": '{"sex": "f"}', "text": f"a request of somebody, {number}"} | fields
+    return (
+        row | {"score": 0.75, "attributes": '{"sex": "f"}', "text": f"a request with private text, {number}"} | fields
+    )
 
 
 def feedback(day: date, request_id: str, label: str = "a") -> dict[str, Any]:
@@ -246,6 +248,6 @@ def test_a_report_contains_no_text_no_subject_and_no_unknown_group_value(task: T
         b"".join(task.files().values()) + " ".join(event.text for event in task.recorder.of_kind(NoteEvent)).encode()
     )
     assert b'"labelled": 60' in content
-    for private in ("somebody", "a request of somebody", f"{FIRST}-1"):
+    for private in ("somebody", "a request with private text", f"{FIRST}-1"):
         assert private.encode() not in content
     assert NO_GROUP.encode() not in content

@@ -108,5 +108,5 @@ def test_invalid_counts_are_refused(counts: tuple[int, int, int]) -> None:
 def test_a_win_rate_without_a_provable_advantage_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must be above 0\.5"):
         pairs_needed(0.5, alpha=ALPHA)
-    with pytest.raises(ValueError, match="use a larger one"):
+    with pytest.raises(ValueError, match="use a larger win_rate"):
         pairs_needed(0.501, alpha=ALPHA)

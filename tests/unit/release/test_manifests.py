@@ -263,7 +263,9 @@ def test_an_invalid_target_or_base_is_refused(to: str, base: str | None, message
         render_manifest(recipe(), to=to, base=base)
 
 
-def test_the_message_of_a_missing_template_asks_for_a_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_message_of_a_missing_template_names_the_option_base(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("tailorbird.release.manifests.K8S", tmp_path)
     with pytest.raises(RenderError, match=r"give --base, as in `kubectl kustomize"):
         render_manifest(recipe(), to="rayjob")
