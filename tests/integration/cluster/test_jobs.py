@@ -170,7 +170,7 @@ def test_an_unknown_job_is_an_error_that_lists_the_submitted_jobs(verb: str, job
     done = _tailorbird("jobs", verb, job_id)
     assert done.exit_code == 2
     assert f"no job {job_id!r} was submitted" in done.stderr
-    assert "; there " in done.stderr
+    assert "; existing jobs: " in done.stderr
 
 
 @pytest.mark.usefixtures("stack")

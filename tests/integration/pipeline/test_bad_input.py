@@ -64,7 +64,7 @@ def refused(result: Result, name: str, *expected: str) -> None:
     assert not storage.exists(f"{REGISTRY}/{name}/champion.json")
 
 
-def test_an_unknown_field_and_a_wrong_type(name: str, tmp_path: Path) -> None:
+def test_an_unknown_field_and_a_wrong_type_are_rejected(name: str, tmp_path: Path) -> None:
     recipe = toy(name, "s3://lake/none") | {"trainning": {}}
     refused(invoke(tmp_path, recipe), name, "trainning: no such field; remove it or correct its name")
     refused(
@@ -75,12 +75,12 @@ def test_an_unknown_field_and_a_wrong_type(name: str, tmp_path: Path) -> None:
     )
 
 
-def test_a_recipe_that_is_not_there(name: str, tmp_path: Path) -> None:
+def test_a_missing_recipe_is_rejected(name: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app.app, ["run", str(tmp_path / "absent.yaml")])
     refused(result, name, "absent.yaml", "give the path of a YAML file")
 
 
-def test_a_bucket_or_prefix_that_is_not_there(name: str, tmp_path: Path) -> None:
+def test_a_missing_bucket_or_prefix_is_rejected(name: str, tmp_path: Path) -> None:
     gone = invoke(tmp_path, toy(name, "s3://no-such-bucket/rows"))
     refused(gone, name, "s3://no-such-bucket/rows/train", "bucket 'no-such-bucket' does not exist", "correct the URI")
     refused(
@@ -91,19 +91,21 @@ def test_a_bucket_or_prefix_that_is_not_there(name: str, tmp_path: Path) -> None
     )
 
 
-def test_a_registry_bucket_that_is_not_there(bucket: str, name: str, tmp_path: Path) -> None:
+def test_a_missing_registry_bucket_is_rejected(bucket: str, name: str, tmp_path: Path) -> None:
     write_toys(bucket)
     result = invoke(tmp_path, toy(name, bucket) | {"registry": "s3://no-such-registry"})
     refused(result, name, "bucket 'no-such-registry' does not exist")
 
 
-def test_a_column_that_is_not_there(bucket: str, name: str, tmp_path: Path) -> None:
+def test_a_missing_column_is_rejected(bucket: str, name: str, tmp_path: Path) -> None:
     write_toys(bucket)
     result = invoke(tmp_path, toy(name, bucket), "data.label=chaptre")
     refused(result, name, "has no column 'chaptre'", "it has text, chapter", "Correct the section `data` of the recipe")
 
 
-def test_wrong_credentials(bucket: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_credentials_are_rejected(
+    bucket: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_toys(bucket)
     with monkeypatch.context() as wrong:
         wrong.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
@@ -147,7 +149,7 @@ NULL: Table = {"text": ["a", None, "b"], "chapter": ["x", "y", "y"]}
         ),
     ],
 )
-def test_rows_that_cannot_be_used(
+def test_unusable_rows_are_rejected(
     bucket: str,
     name: str,
     tmp_path: Path,
@@ -158,7 +160,7 @@ def test_rows_that_cannot_be_used(
     refused(invoke(tmp_path, toy(name, bucket)), name, *expected)
 
 
-def test_a_parquet_file_that_is_not_one(bucket: str, name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_rejected(bucket: str, name: str, tmp_path: Path) -> None:
     write_toys(bucket)
     storage.write_bytes(f"{bucket}/validation/part-0.parquet", b"text,chapter\na,x\n")
     result = invoke(tmp_path, toy(name, bucket))
@@ -173,12 +175,14 @@ def test_a_parquet_file_that_is_not_one(bucket: str, name: str, tmp_path: Path) 
         ("s3://models/no-such-model", "s3://models/no-such-model does not exist"),
     ],
 )
-def test_a_base_model_that_is_not_there(bucket: str, name: str, tmp_path: Path, base_model: str, expected: str) -> None:
+def test_a_missing_base_model_is_rejected(
+    bucket: str, name: str, tmp_path: Path, base_model: str, expected: str
+) -> None:
     write_toys(bucket)
     refused(invoke(tmp_path, toy(name, bucket) | {"base_model": base_model}), name, base_model, expected)
 
 
-def test_ray_that_is_not_reachable(
+def test_an_unreachable_ray_is_reported(
     stack: StackState, bucket: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
@@ -192,9 +196,7 @@ def test_ray_that_is_not_reachable(
     refused(result, name, "Ray is not reachable at 127.0.0.1:9", "tailorbird stack up", "set RAY_ADDRESS")
 
 
-def test_verbs_on_a_task_that_has_nothing_yet_say_which_verb_makes_it(
-    stack: StackState, name: str, tmp_path: Path
-) -> None:
+def test_commands_on_an_empty_task_name_the_command_to_run_first(stack: StackState, name: str, tmp_path: Path) -> None:
     assert stack.s3_endpoint
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(toy(name, "s3://lake/none")), encoding="utf-8")

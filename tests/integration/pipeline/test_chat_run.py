@@ -75,7 +75,7 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
         return SmallRun(recipe, run_pipeline(recipe, progress=recorder), recorder)
 
 
-def test_what_the_pretrained_model_could_not_say_is_learned_and_proven(chat_run: SmallRun) -> None:
+def test_the_fine_tuned_model_learns_the_answer_and_wins(chat_run: SmallRun) -> None:
     verdict, evidence = chat_run.result.verdict, chat_run.result.evidence
     assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
     assert verdict.n == SIZES["test"]
@@ -86,7 +86,7 @@ def test_what_the_pretrained_model_could_not_say_is_learned_and_proven(chat_run:
     assert log_likelihood["candidate"] > log_likelihood["incumbent"]
 
 
-def test_the_evidence_holds_and_has_no_text_of_the_rows(chat_run: SmallRun) -> None:
+def test_the_evidence_is_valid_and_contains_no_text_of_the_rows(chat_run: SmallRun) -> None:
     run = chat_run.result.run
     assert verify_evidence(run) == ()
     tables = load_all_predictions(run)
@@ -95,7 +95,7 @@ def test_the_evidence_holds_and_has_no_text_of_the_rows(chat_run: SmallRun) -> N
     assert len(set(tables["candidate"].clusters or ())) == SIZES["test"]
 
 
-def test_the_winner_is_a_version_that_answers_as_it_was_evaluated(chat_run: SmallRun) -> None:
+def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun) -> None:
     champion = promote_version(chat_run.recipe.task_uri)
     version = read_version(champion.uri)
     assert version.prompting is not None
@@ -114,7 +114,7 @@ def test_the_winner_is_a_version_that_answers_as_it_was_evaluated(chat_run: Smal
     assert (again.outputs, again.labels) == (stored.outputs, stored.labels)
 
 
-def test_the_champion_is_served_and_says_what_it_learned(chat_run: SmallRun, tmp_path: Path) -> None:
+def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_path: Path) -> None:
     champion = promote_version(chat_run.recipe.task_uri)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
     result = CliRunner().invoke(app.app, ["serve", str(tmp_path / "recipe.yaml")])
@@ -132,7 +132,7 @@ def test_the_champion_is_served_and_says_what_it_learned(chat_run: SmallRun, tmp
         undeploy(application_name(chat_run.recipe.task_uri))
 
 
-def test_run_again_it_finds_itself_finished(chat_run: SmallRun, tmp_path: Path) -> None:
+def test_a_second_run_reuses_the_finished_run(chat_run: SmallRun, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
     recorder = ProgressRecorder()
     with connect():
@@ -142,7 +142,7 @@ def test_run_again_it_finds_itself_finished(chat_run: SmallRun, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("chat_run")
-def test_a_row_that_cannot_be_trained_on_ends_a_run_before_its_baselines_as_the_user_s_to_mend(tmp_path: Path) -> None:
+def test_a_row_with_a_special_token_ends_the_run_before_its_baselines(tmp_path: Path) -> None:
     texts = ["ab", "c</s>d", "ef"]
     turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in texts]
     write_table(f"{DATA}/forged.parquet", pa.table({"turns": turns, "doc": ["x", "y", "z"]}))

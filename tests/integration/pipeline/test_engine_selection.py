@@ -123,7 +123,7 @@ def _classify(url: str, texts: list[str]) -> dict[str, Any]:
     return dict(answer.json())
 
 
-def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_again(
+def test_int8_is_accepted_promoted_served_as_evaluated_and_rolled_back(
     evaluated: versions.ModelVersion,
 ) -> None:
     recorder = ProgressRecorder()
@@ -182,7 +182,7 @@ def test_int8_is_accepted_by_its_record_promoted_served_as_evaluated_and_left_ag
 
 
 @pytest.mark.slow
-def test_auto_takes_the_cheapest_that_is_accepted_or_leaves_it_to_torch(evaluated: versions.ModelVersion) -> None:
+def test_auto_selects_the_cheapest_accepted_engine_or_torch(evaluated: versions.ModelVersion) -> None:
     recorder = ProgressRecorder()
     with connect():
         chosen = choose_engine(evaluated, evidence=_evidence(), engine="auto", task_uri=TASK_URI, progress=recorder)
@@ -201,7 +201,7 @@ def test_auto_takes_the_cheapest_that_is_accepted_or_leaves_it_to_torch(evaluate
     assert stages[-1] == f"engine: {best}"
 
 
-def test_a_changed_record_is_found_and_an_engine_that_is_none_or_changed_rows_are_refused(
+def test_a_changed_record_an_unknown_engine_and_changed_rows_are_rejected(
     evaluated: versions.ModelVersion,
 ) -> None:
     evidence = _evidence()

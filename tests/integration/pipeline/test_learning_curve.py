@@ -12,7 +12,7 @@ from tests.integration.small import small_recipe
 
 
 @pytest.mark.long
-def test_a_recipe_that_asks_for_its_curve_gets_it_in_evidence_and_page(small_data: str, tmp_path: Path) -> None:
+def test_the_learning_curve_is_in_the_evidence_and_the_report(small_data: str, tmp_path: Path) -> None:
     overrides = ("tuning.learning_curve=true", "data.max_train_rows=96", "tuning.num_trials=1", "tuning.space={}")
     recipe = small_recipe(tmp_path, name="curve", data=small_data, overrides=overrides)
     with connect():

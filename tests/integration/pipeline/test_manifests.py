@@ -72,7 +72,7 @@ def serve_config(recipe: Recipe, to: str) -> Any:
 
 
 @pytest.mark.parametrize("to", ["rayjob", "promote", "submit"])
-def test_a_manifest_of_training_and_promotion_carries_the_whole_recipe(to: str, recipe: Recipe) -> None:
+def test_the_manifests_of_training_and_promotion_contain_the_whole_recipe(to: str, recipe: Recipe) -> None:
     if to == "submit":
         entrypoint = json.loads(render_manifest(recipe, to=to).text)["entrypoint"]
         text = base64.b64decode(re.match(r"echo (\S+) ", entrypoint)[1]).decode()  # type: ignore[index]
@@ -83,7 +83,7 @@ def test_a_manifest_of_training_and_promotion_carries_the_whole_recipe(to: str, 
 
 
 @pytest.mark.parametrize("to", ["rayservice", "serve"])
-def test_a_manifest_of_serving_starts_the_replicas_of_the_recipe_with_the_champion_of_its_registry(
+def test_a_serving_manifest_has_the_replicas_of_the_recipe_and_the_champion_of_the_registry(
     to: str, recipe: Recipe, chosen: ModelVersion
 ) -> None:
     manifest = serve_config(recipe, to)
@@ -103,7 +103,7 @@ def test_a_manifest_of_serving_starts_the_replicas_of_the_recipe_with_the_champi
     assert application["runtime_env"] == {"working_dir": chosen.code}
 
 
-def test_both_files_of_serving_declare_the_same_application(recipe: Recipe, chosen: ModelVersion) -> None:
+def test_both_serving_manifests_declare_the_same_application(recipe: Recipe, chosen: ModelVersion) -> None:
     assert chosen
     manifest, file = (serve_config(recipe, to) for to in ("rayservice", "serve"))
     assert manifest["applications"] == file["applications"]
@@ -111,9 +111,7 @@ def test_both_files_of_serving_declare_the_same_application(recipe: Recipe, chos
     assert file["http_options"]["host"] == "127.0.0.1"  # of the local stack, which this environment names
 
 
-def test_a_cluster_has_room_for_what_the_recipe_asks_for_by_every_manifest(
-    recipe: Recipe, chosen: ModelVersion
-) -> None:
+def test_the_cluster_of_every_manifest_has_room_for_the_recipe(recipe: Recipe, chosen: ModelVersion) -> None:
     assert chosen
     (job,) = of_kind(written(recipe, "rayjob"), "RayJob")
     (service,) = of_kind(written(recipe, "rayservice"), "RayService")
@@ -126,7 +124,7 @@ def test_a_cluster_has_room_for_what_the_recipe_asks_for_by_every_manifest(
     assert faults(job) == faults(service) == []
 
 
-def test_what_is_served_next_to_the_champion_is_declared_as_a_deploy_does(recipe: Recipe, chosen: ModelVersion) -> None:
+def test_additional_versions_are_declared_as_in_a_deployment(recipe: Recipe, chosen: ModelVersion) -> None:
     untouched = PinnedVersion(uri=f"{recipe.task_uri}/versions/pretrained", digest="1" * 64)
     champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is one")
     verdict = ChosenBy(outcome="FINE_TUNE", rule=3, sentence="better")
@@ -140,7 +138,7 @@ def test_what_is_served_next_to_the_champion_is_declared_as_a_deploy_does(recipe
     assert replicas.champion.digest == chosen.digest
 
 
-def test_a_champion_that_answered_no_test_rows_is_rendered_with_a_note(recipe: Recipe, chosen: ModelVersion) -> None:
+def test_the_manifest_of_a_champion_without_a_parity_check_has_a_note(recipe: Recipe, chosen: ModelVersion) -> None:
     (note,) = render_manifest(recipe, to="rayservice").notes
     assert chosen.version in note
     assert "--to prove" in note
@@ -150,7 +148,7 @@ def test_a_champion_that_answered_no_test_rows_is_rendered_with_a_note(recipe: R
     assert render_manifest(recipe, to="rayservice").notes == ()
 
 
-def test_what_strangers_could_ask_and_what_does_not_serve_is_not_rendered(recipe: Recipe, chosen: ModelVersion) -> None:
+def test_a_service_without_api_keys_or_a_champion_is_not_rendered(recipe: Recipe, chosen: ModelVersion) -> None:
     assert chosen
     keyless = recipe.model_copy(update={"serving": SERVING.model_copy(update={"api_keys": None})})
     with pytest.raises(RenderError, match=r"serving\.api_keys is not set"):
@@ -162,7 +160,7 @@ def test_what_strangers_could_ask_and_what_does_not_serve_is_not_rendered(recipe
         render_manifest(recipe.model_copy(update={"name": "other"}), to="rayservice")
 
 
-def test_no_manifest_names_code_that_was_changed(recipe: Recipe, chosen: ModelVersion) -> None:
+def test_a_version_with_changed_code_is_not_rendered(recipe: Recipe, chosen: ModelVersion) -> None:
     storage.write_bytes(chosen.code, b"theirs")
     with pytest.raises(DeployError, match="cannot be served"):
         render_manifest(recipe, to="rayservice")

@@ -191,9 +191,7 @@ def watch_tomorrow(recipe: Recipe) -> tuple[Report, Recommendation]:
     return result.reports[-1], result.recommendation
 
 
-def test_a_champion_that_the_world_left_is_alarmed_judged_again_and_rolled_back_under_load(
-    task: Task, tmp_path: Path
-) -> None:
+def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(task: Task, tmp_path: Path) -> None:
     clean = rows_of(KNOWN, part=3)[:NUM_REQUESTS]
     task.classify(clean)
     task.await_log(NUM_REQUESTS)
@@ -321,7 +319,7 @@ def _nothing_personal_is_left(recipe: Recipe, *, texts: list[str]) -> None:
         assert not [text for text in texts if len(text) > 12 and text.encode() in content], uri
 
 
-def test_a_task_that_keeps_no_log_or_has_no_champion_is_refused(task: Task) -> None:
+def test_a_task_without_a_request_log_or_a_champion_is_rejected(task: Task) -> None:
     unlogged = task.recipe.model_copy(update={"serving": task.recipe.serving.model_copy(update={"request_log": None})})
     with connect(), pytest.raises(MonitoringError, match=r"serving\.request_log is not set"):
         watch_champion(unlogged, today=datetime.now(UTC).date(), progress=SILENT)

@@ -49,7 +49,7 @@ def states(result: Result) -> dict[str, Any]:
     return {f"{line['name']}: {line['state']}": f"{line['message']} {line['remedy']}" for line in lines}
 
 
-def test_a_good_recipe_passes_and_leaves_nothing_behind(recipe: Path) -> None:
+def test_a_valid_recipe_passes_and_leaves_no_files(recipe: Path) -> None:
     result = invoke(recipe, "--json")
     results = states(result)
     assert result.exit_code == 0, results
@@ -65,7 +65,7 @@ def test_a_good_recipe_passes_and_leaves_nothing_behind(recipe: Path) -> None:
         storage.list_files(load_recipe(recipe).task_uri)
 
 
-def test_a_bad_recipe_is_told_all_its_faults_at_once(recipe: Path) -> None:
+def test_all_faults_of_a_recipe_are_reported_at_once(recipe: Path) -> None:
     faults = ("data.label=chaptre", "training.num_workers=8", "registry=s3://no-such-bucket", "data.max_length=600")
     result = invoke(recipe, *faults, f"base_model={storage_uri()}", "--json")
     results = states(result)
@@ -87,7 +87,7 @@ def storage_uri() -> str:
     return stage_base_model(BASE_MODEL, registry=REGISTRY)
 
 
-def test_for_people_each_fault_has_its_remedy_below(recipe: Path) -> None:
+def test_without_json_each_fault_is_followed_by_its_remedy(recipe: Path) -> None:
     result = invoke(recipe, "training.cpus_per_worker=9")
     assert result.exit_code == 1
     assert "FAULT  workers: there is no room for 1 worker of 9 CPUs: the largest node has" in result.stdout
@@ -95,9 +95,7 @@ def test_for_people_each_fault_has_its_remedy_below(recipe: Path) -> None:
     assert "ok     registry: " in result.stdout
 
 
-def test_a_ray_that_is_away_does_not_keep_the_rest_from_being_looked_at(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_other_checks_run_if_ray_is_not_reachable(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     results = states(invoke(recipe, "--json"))
     assert "Ray is not reachable at 127.0.0.1:9" in results["Ray: fault"]
@@ -106,7 +104,7 @@ def test_a_ray_that_is_away_does_not_keep_the_rest_from_being_looked_at(
 
 
 @pytest.mark.usefixtures("connected")
-def test_what_holds_the_cpus_is_named(recipe: Path) -> None:
+def test_the_actors_that_hold_the_cpus_are_named(recipe: Path) -> None:
     hog = ray.remote(num_cpus=2)(Hog).options(name="a service that runs").remote()
     ray.get(hog.ready.remote())
     try:
@@ -122,7 +120,7 @@ class Hog:
 
 
 @pytest.mark.usefixtures("connected")
-def test_node_types_that_an_autoscaler_told_count_as_room(recipe: Path) -> None:
+def test_the_node_types_that_an_autoscaler_reports_count_as_room(recipe: Path) -> None:
     from ray.core.generated import autoscaler_pb2
 
     config = autoscaler_pb2.ClusterConfig()

@@ -46,7 +46,7 @@ def kill_after(stage: str, process: subprocess.Popen[str], *, task_uri: str, log
     process.wait()
 
 
-def test_a_driver_killed_between_stages_goes_on_and_repeats_nothing(small_data: str, tmp_path: Path) -> None:
+def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(small_data: str, tmp_path: Path) -> None:
     name = "resumed"
     task_uri = f"{REGISTRY}/{name}"
     path = recipe_file(tmp_path, name=name, data=small_data)
@@ -82,7 +82,7 @@ def test_a_driver_killed_between_stages_goes_on_and_repeats_nothing(small_data: 
 
 
 @pytest.mark.long
-def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_path: Path) -> None:
+def test_a_driver_killed_before_the_seed_runs_reuses_its_sweep(small_data: str, tmp_path: Path) -> None:
     name = "seeds"
     task_uri = f"{REGISTRY}/{name}"
     path = recipe_file(tmp_path, name=name, data=small_data)
@@ -104,9 +104,7 @@ def test_a_driver_killed_before_the_seeds_keeps_its_sweep(small_data: str, tmp_p
     assert ("/average-" in ledger[-1].candidate) == mean.chosen
 
 
-def test_the_champion_that_serves_is_a_baseline_of_the_next_run(
-    small_run: SmallRun, small_data: str, tmp_path: Path
-) -> None:
+def test_the_champion_is_a_baseline_of_the_next_run(small_run: SmallRun, small_data: str, tmp_path: Path) -> None:
     promote_version(small_run.recipe.task_uri)
     champion = read_champion(small_run.recipe.task_uri)
     assert champion is not None
@@ -121,7 +119,7 @@ def test_the_champion_that_serves_is_a_baseline_of_the_next_run(
     assert select_incumbent(baselines).validation == best >= baselines[0].validation
 
 
-def test_evaluate_refuses_to_train(small_data: str, tmp_path: Path) -> None:
+def test_evaluate_does_not_train(small_data: str, tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path, name="untrained", data=small_data, overrides=TINY)
     with connect(), pytest.raises(ValueError, match="the sweep of this recipe is not finished; run `tailorbird sweep"):
         run_pipeline(recipe, progress=SILENT, may_train=False)

@@ -63,7 +63,7 @@ def predictions(run: str) -> dict[str, Predictions]:
     return {role: load_predictions(f"{run}/predictions/{role}.parquet") for role in ROLES}
 
 
-def test_the_verdict_is_what_the_stored_predictions_and_protocol_give_again(small_run: SmallRun) -> None:
+def test_the_verdict_is_recomputed_from_the_stored_predictions_and_protocol(small_run: SmallRun) -> None:
     run = small_run.result.run
     registered = Preregistration.model_validate_json(storage.read_bytes(f"{run}/{PROTOCOL_FILE}"))
     inputs = small_run.result.evidence.verdict_inputs(load_all_predictions(run))
@@ -74,7 +74,7 @@ def test_the_verdict_is_what_the_stored_predictions_and_protocol_give_again(smal
     assert again.n == len(read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)) == 400
 
 
-def test_stored_predictions_are_of_the_test_rows_in_their_order_without_their_text(small_run: SmallRun) -> None:
+def test_stored_predictions_have_the_order_of_the_test_rows_and_no_texts(small_run: SmallRun) -> None:
     rows = read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
     for table in predictions(small_run.result.run).values():
         assert (table.row_ids, table.labels) == (rows.row_ids, rows.labels)
@@ -82,7 +82,7 @@ def test_stored_predictions_are_of_the_test_rows_in_their_order_without_their_te
         assert not set(table.to_table().column_names) & {"text"}
 
 
-def test_the_run_leaves_evidence_report_card_and_protocol(small_run: SmallRun) -> None:
+def test_the_run_writes_evidence_report_model_card_and_protocol(small_run: SmallRun) -> None:
     run = small_run.result.run
     names = {uri.removeprefix(f"{run}/") for uri in storage.list_files(run)}
     tables = {f"predictions/{name}.parquet" for name in prediction_table_names(changed=True)}
@@ -94,7 +94,7 @@ def test_the_run_leaves_evidence_report_card_and_protocol(small_run: SmallRun) -
     assert {score.kind for score in evidence.scores} >= {"majority", "zero_shot", "centroid", "probe", "tf_idf"}
 
 
-def test_the_sweeps_table_holds_baselines_and_trials_best_first(small_run: SmallRun) -> None:
+def test_the_table_of_the_sweep_lists_baselines_and_trials_best_first(small_run: SmallRun) -> None:
     table = small_run.result.evidence.sweep
     scores = [row.validation for row in table]
     assert scores == sorted(scores, reverse=True)
@@ -104,14 +104,14 @@ def test_the_sweeps_table_holds_baselines_and_trials_best_first(small_run: Small
     assert all(row.seconds > 0 for row in trials if row.epochs)
 
 
-def test_epochs_and_steps_of_all_trials_were_reported(small_run: SmallRun) -> None:
+def test_the_epochs_and_steps_of_all_trials_are_reported(small_run: SmallRun) -> None:
     trials = {event.trial for event in small_run.recorder.of_kind(EpochEvent)}
     assert len(trials) == small_run.recipe.tuning.num_trials
     assert all(0 <= event.score <= 1 and np.isfinite(event.loss) for event in small_run.recorder.of_kind(EpochEvent))
     assert all(event.rows_per_second > 0 for event in small_run.recorder.of_kind(StepEvent))
 
 
-def test_validation_scores_are_those_of_the_artifacts_that_the_test_rows_meet(small_run: SmallRun) -> None:
+def test_the_tested_artifacts_have_the_reported_validation_scores(small_run: SmallRun) -> None:
     context = prepare(small_run.recipe, progress=SILENT)
     rows = context.splits.validation
     with connection.connect():
@@ -127,7 +127,7 @@ def test_validation_scores_are_those_of_the_artifacts_that_the_test_rows_meet(sm
     assert table.scores.mean() == pytest.approx(evidence.seeds[0].validation, abs=3 / len(rows))
 
 
-def test_the_reference_is_the_baseline_that_was_fitted_before_the_sweep(small_run: SmallRun) -> None:
+def test_the_reference_is_the_baseline_fitted_before_the_sweep(small_run: SmallRun) -> None:
     context = prepare(small_run.recipe, progress=SILENT)
     with connection.connect():
         baselines = fit_baselines(context, progress=SILENT)
@@ -142,7 +142,7 @@ def test_the_reference_is_the_baseline_that_was_fitted_before_the_sweep(small_ru
     assert predict_tfidf(reference.uri, rows=context.splits.validation).scores.mean() == reference.validation
 
 
-def test_the_winner_is_registered_whole_with_its_evidence(small_run: SmallRun) -> None:
+def test_the_winner_is_registered_with_its_evidence(small_run: SmallRun) -> None:
     winner = read_version(small_run.result.winner)
     assert winner.uri in {version.uri for version in list_versions(small_run.recipe.task_uri)}
     manifest = storage.read_json(f"{winner.uri}/manifest.json")
@@ -156,7 +156,7 @@ def test_the_winner_is_registered_whole_with_its_evidence(small_run: SmallRun) -
     assert loaded.classes == prepare(small_run.recipe, progress=SILENT).task.classes
 
 
-def test_a_second_run_finds_the_first_and_writes_nothing_anew(small_run: SmallRun) -> None:
+def test_a_second_run_reuses_the_first_and_writes_no_stage_again(small_run: SmallRun) -> None:
     before = written(small_run.recipe.task_uri), stages(small_run.recipe.task_uri)
     recorder = ProgressRecorder()
     with connection.connect():
@@ -170,9 +170,7 @@ def test_a_second_run_finds_the_first_and_writes_nothing_anew(small_run: SmallRu
     assert recorder.of_kind(EpochEvent) == []
 
 
-def test_promote_makes_the_winner_the_champion_and_the_endpoint_answers_as_the_predictions_say(
-    small_run: SmallRun, champion_url: str
-) -> None:
+def test_the_promoted_winner_serves_the_stored_predictions(small_run: SmallRun, champion_url: str) -> None:
     entry = read_champion(small_run.recipe.task_uri)
     assert entry is not None
     assert entry[0].uri == small_run.result.winner
@@ -188,7 +186,7 @@ def test_promote_makes_the_winner_the_champion_and_the_endpoint_answers_as_the_p
     assert scores == pytest.approx([stored.calibrated[row] for row in indices], abs=0.02)
 
 
-def test_a_candidate_that_wins_is_registered_promoted_and_swapped_in(small_run: SmallRun, champion_url: str) -> None:
+def test_a_winning_candidate_is_registered_promoted_and_served(small_run: SmallRun, champion_url: str) -> None:
     context = prepare(small_run.recipe, progress=SILENT)
     serving = read_champion(small_run.recipe.task_uri)
     assert serving is not None
@@ -267,7 +265,7 @@ def served_at(url: str) -> list[tuple[str, str]]:
     return [(model["id"], model["digest"]) for model in models]
 
 
-def test_a_stored_verdict_holds_until_a_byte_of_it_changes(small_run: SmallRun) -> None:
+def test_a_changed_byte_invalidates_a_stored_verdict(small_run: SmallRun) -> None:
     assert verify_evidence(small_run.result.run) == ()
     assert verify_evidence(small_run.result.winner) == ()
     uri = f"{small_run.result.run}/predictions/candidate_noise.parquet"
@@ -279,7 +277,7 @@ def test_a_stored_verdict_holds_until_a_byte_of_it_changes(small_run: SmallRun) 
         storage.write_bytes(uri, content)
 
 
-def test_a_hybrid_that_wins_is_a_version_of_both_and_the_next_runs_incumbent(
+def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
     small_run: SmallRun, small_data: str, tmp_path: Path
 ) -> None:
     recipe = small_recipe(tmp_path, name="hybrid", data=small_data, overrides=("evaluation.hybrid={by: confidence}",))

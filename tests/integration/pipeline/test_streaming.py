@@ -72,7 +72,7 @@ def task(recipe: Recipe) -> ClassificationTrainingTask:
 
 
 @pytest.mark.slow
-def test_a_run_on_streamed_rows_goes_its_whole_way(few: Recipe) -> None:
+def test_a_run_on_streamed_rows_completes(few: Recipe) -> None:
     recorder = ProgressRecorder()
     with connect():
         result = run_pipeline(few, progress=recorder)
@@ -90,7 +90,7 @@ def test_a_run_on_streamed_rows_goes_its_whole_way(few: Recipe) -> None:
     assert stages(few.task_uri) == before
 
 
-def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: ClassificationTrainingTask) -> None:
+def test_shards_contain_the_rows_that_would_be_in_memory(recipe: Recipe, task: ClassificationTrainingTask) -> None:
     assert isinstance(task.train, Shards)
     held = read_rows(*recipe.data.train_uris, config=recipe.data)
     sharded = task.train.read(task.train.chunks())
@@ -105,7 +105,7 @@ def test_shards_hold_the_rows_that_memory_would(recipe: Recipe, task: Classifica
 
 
 @pytest.mark.long
-def test_worker_pid_killed_in_a_later_window_goes_on_in_the_stream_where_it_was(
+def test_a_worker_killed_in_a_later_window_resumes_at_its_position(
     task: ClassificationTrainingTask,
 ) -> None:
     assert isinstance(task.train, Shards)
@@ -119,7 +119,7 @@ def test_worker_pid_killed_in_a_later_window_goes_on_in_the_stream_where_it_was(
     assert ends(killed) == ends(plain)
 
 
-def test_data_that_are_wrong_are_told_with_their_row(recipe: Recipe, data: str) -> None:
+def test_the_error_for_an_invalid_row_has_its_position(recipe: Recipe, data: str) -> None:
     table = icd10.build()["train"].slice(0, 500)
     texts = table["text"].to_pylist()
     texts[7] = None

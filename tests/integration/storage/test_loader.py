@@ -28,7 +28,7 @@ def put(uri: str, **columns: Any) -> str:
     return uri
 
 
-def test_the_demo_data_arrives_on_s3_and_comes_back_whole(bucket: str) -> None:
+def test_the_demo_data_is_written_and_read_completely(bucket: str) -> None:
     counts = icd10.write(f"{bucket}/icd10")
     config = DataConfig(
         train=f"{bucket}/icd10/train",
@@ -43,7 +43,7 @@ def test_the_demo_data_arrives_on_s3_and_comes_back_whole(bucket: str) -> None:
     assert report.leaks == ()
 
 
-def test_a_folder_put_on_s3_is_what_a_recipe_names(bucket: str, tmp_path: Path) -> None:
+def test_an_uploaded_folder_is_read_by_its_uris(bucket: str, tmp_path: Path) -> None:
     for name in NAMES:
         rows = [f"{name} {number}" for number in range(4)]
         pq.write_table(pa.table({"text": rows, "label": ["x", "y"] * 2}), tmp_path / f"{name}.parquet")
@@ -54,7 +54,7 @@ def test_a_folder_put_on_s3_is_what_a_recipe_names(bucket: str, tmp_path: Path) 
     assert read_splits(config).validation.texts == ("validation 0", "validation 1", "validation 2", "validation 3")
 
 
-def test_many_files_of_a_prefix_are_read_in_order(bucket: str) -> None:
+def test_the_files_of_a_prefix_are_read_in_order(bucket: str) -> None:
     for number in (2, 0, 1):
         put(f"{bucket}/rows/part-{number}.parquet", text=[f"text {number}"], label=["x"])
     storage.write_bytes(f"{bucket}/rows/_SUCCESS", b"done")
@@ -62,29 +62,29 @@ def test_many_files_of_a_prefix_are_read_in_order(bucket: str) -> None:
 
 
 @pytest.mark.usefixtures("stack")
-def test_a_bucket_that_is_not_there_is_named() -> None:
+def test_the_error_for_a_missing_bucket_names_it() -> None:
     with pytest.raises(DataError, match="no-such-bucket"):
         read_table("s3://no-such-bucket/rows", columns=["text"])
 
 
-def test_a_prefix_that_is_not_there_is_named(bucket: str) -> None:
+def test_the_error_for_a_missing_prefix_names_it(bucket: str) -> None:
     with pytest.raises(DataError, match=f"cannot read {bucket}/nothing: .*does not exist"):
         read_table(f"{bucket}/nothing", columns=["text"])
 
 
-def test_a_column_that_is_not_there_is_named_with_those_that_are(bucket: str) -> None:
+def test_the_error_for_a_missing_column_lists_the_columns(bucket: str) -> None:
     uri = put(f"{bucket}/rows.parquet", text=["a"], intent=["x"])
     with pytest.raises(DataError, match=r"has no column 'label'; it has text, intent"):
         read_splits(DataConfig(train=uri))
 
 
-def test_an_object_that_is_not_parquet_is_named(bucket: str) -> None:
+def test_the_error_for_an_object_that_is_not_parquet_names_it(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/rows/part-0.parquet", b"text,label\na,x\n")
     with pytest.raises(DataError, match=r"part-0.parquet is not a valid Parquet file"):
         read_table(f"{bucket}/rows", columns=["text"])
 
 
-def test_wrong_credentials_are_told_apart_from_missing_data(
+def test_the_error_for_wrong_credentials_names_their_variable(
     bucket: str, stack: StackState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = put(f"{bucket}/rows.parquet", text=["a"], label=["x"])
@@ -93,13 +93,13 @@ def test_wrong_credentials_are_told_apart_from_missing_data(
         read_table(uri, columns=["text"])
 
 
-def test_an_endpoint_that_does_not_answer_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_endpoint_raises_an_error(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(DataError, match="is not reachable"):
         read_table(f"{bucket}/rows.parquet", columns=["text"])
 
 
-def test_a_broken_file_in_a_folder_leaves_nothing_on_s3(bucket: str, tmp_path: Path) -> None:
+def test_an_invalid_file_in_a_folder_prevents_the_upload(bucket: str, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": ["x"]}), tmp_path / "train.parquet")
     (tmp_path / "validation.parquet").write_text("not Parquet")
     with pytest.raises(DataError, match=r"validation.parquet"):

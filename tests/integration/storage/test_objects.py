@@ -10,20 +10,20 @@ from tailorbird import storage
 from tailorbird.storage import s3
 
 
-def test_bytes_and_json_come_back_as_written(bucket: str) -> None:
+def test_bytes_and_json_are_read_back_as_written(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/a/data", b"\x00\x01")
     storage.write_json(f"{bucket}/a/naïve name.json", {"b": [1, 2.5, None], "a": "ü"})
     assert storage.read_bytes(f"{bucket}/a/data") == b"\x00\x01"
     assert storage.read_json(f"{bucket}/a/naïve name.json") == {"a": "ü", "b": [1, 2.5, None]}
 
 
-def test_text_that_is_not_json_is_an_error_that_names_the_object(bucket: str) -> None:
+def test_the_error_for_invalid_json_names_the_object(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/broken.json", b"{")
     with pytest.raises(s3.StorageError, match=r"broken\.json is not valid JSON"):
         storage.read_json(f"{bucket}/broken.json")
 
 
-def test_a_prefix_exists_when_something_lies_under_it(bucket: str) -> None:
+def test_a_prefix_exists_if_it_contains_an_object(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/folder/file", b"1")
     assert storage.exists(bucket)
     assert storage.exists(f"{bucket}/folder/")
@@ -39,14 +39,14 @@ def test_files_are_listed_at_any_depth_in_order(bucket: str) -> None:
     assert storage.list_files(f"{bucket}/a") == [f"{bucket}/a"]
 
 
-def test_pyarrow_reads_only_the_columns_asked_for(bucket: str) -> None:
+def test_pyarrow_reads_only_the_requested_columns(bucket: str) -> None:
     store, path = s3.filesystem(f"{bucket}/table.parquet")
     parquet.write_table(pa.table({"text": ["a", "b"], "other": [1, 2]}), path, filesystem=store)
     assert parquet.read_table(path, filesystem=store, columns=["text"]).to_pydict() == {"text": ["a", "b"]}
 
 
 @pytest.mark.parametrize("read", [storage.read_bytes, storage.list_files, storage.read_json])
-def test_what_is_not_there_is_named(bucket: str, read: object) -> None:
+def test_the_error_for_a_missing_object_names_it(bucket: str, read: object) -> None:
     assert callable(read)
     with pytest.raises(s3.StorageError, match=r"/none does not exist; check the URI"):
         read(f"{bucket}/none")
@@ -65,7 +65,7 @@ CALLS = [
 
 @pytest.mark.usefixtures("stack")
 @pytest.mark.parametrize("use", CALLS)
-def test_a_missing_bucket_is_named_by_every_call(use: object) -> None:
+def test_every_call_names_a_missing_bucket(use: object) -> None:
     assert callable(use)
     with pytest.raises(s3.StorageError, match="bucket 'no-such-bucket' does not exist"):
         use("s3://no-such-bucket/key")
@@ -73,7 +73,7 @@ def test_a_missing_bucket_is_named_by_every_call(use: object) -> None:
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
 @pytest.mark.parametrize("use", CALLS)
-def test_wrong_credentials_are_refused_with_what_to_check(
+def test_the_error_for_wrong_credentials_says_what_to_check(
     bucket: str, use: object, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert callable(use)
@@ -86,7 +86,7 @@ def test_wrong_credentials_are_refused_with_what_to_check(
 @pytest.mark.parametrize(
     "use", [storage.read_bytes, storage.read_versioned, lambda uri: storage.write_bytes(uri, b"1")]
 )
-def test_an_unreachable_endpoint_is_named_and_not_waited_for(
+def test_the_error_for_an_unreachable_endpoint_names_it(
     bucket: str, use: object, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert callable(use)
@@ -95,26 +95,26 @@ def test_an_unreachable_endpoint_is_named_and_not_waited_for(
         use(f"{bucket}/key")
 
 
-def test_a_conditional_write_wins_only_on_the_version_it_read(bucket: str) -> None:
+def test_a_conditional_write_succeeds_only_with_the_current_etag(bucket: str) -> None:
     uri = f"{bucket}/champion.json"
     assert storage.read_versioned(uri) is None
     first = storage.write_if_match(uri, b"1", etag=None)
     with pytest.raises(s3.PreconditionFailed, match="it already exists"):
         storage.write_if_match(uri, b"2", etag=None)
     second = storage.write_if_match(uri, b"2", etag=first)
-    with pytest.raises(s3.PreconditionFailed, match="no longer the version"):
+    with pytest.raises(s3.PreconditionFailed, match="its ETag is no longer"):
         storage.write_if_match(uri, b"3", etag=first)
     assert storage.read_versioned(uri) == (b"2", second)
 
 
-def test_a_conditional_write_on_an_object_that_is_gone_is_a_conflict(bucket: str) -> None:
+def test_a_conditional_write_to_a_missing_object_is_a_conflict(bucket: str) -> None:
     etag = storage.write_if_match(f"{bucket}/here", b"1", etag=None)
     with pytest.raises(s3.PreconditionFailed):
         storage.write_if_match(f"{bucket}/gone", b"1", etag=etag)
 
 
 @pytest.mark.parametrize("present", [False, True])
-def test_of_many_writers_at_once_exactly_one_wins(bucket: str, present: bool) -> None:
+def test_exactly_one_of_several_concurrent_writers_succeeds(bucket: str, present: bool) -> None:
     uri = f"{bucket}/contested"
     etag = storage.write_if_match(uri, b"start", etag=None) if present else None
 
@@ -131,7 +131,7 @@ def test_of_many_writers_at_once_exactly_one_wins(bucket: str, present: bool) ->
     assert storage.read_bytes(uri) == str(winners[0]).encode()
 
 
-def test_no_change_by_many_writers_at_once_is_lost(bucket: str) -> None:
+def test_no_change_of_concurrent_writers_is_lost(bucket: str) -> None:
     uri = f"{bucket}/counters.json"
 
     def count(number: int) -> None:
@@ -142,7 +142,7 @@ def test_no_change_by_many_writers_at_once_is_lost(bucket: str) -> None:
     assert storage.read_json(uri) == {str(number): True for number in range(8)}
 
 
-def test_a_change_that_is_none_writes_nothing(bucket: str) -> None:
+def test_a_change_that_returns_none_writes_nothing(bucket: str) -> None:
     uri = f"{bucket}/value.json"
     assert storage.update_json(uri, lambda value: value) is None
     assert not storage.exists(uri)
@@ -152,7 +152,7 @@ def test_a_change_that_is_none_writes_nothing(bucket: str) -> None:
     assert storage.read_versioned(uri) == before
 
 
-def test_a_large_object_is_still_written_on_its_condition(bucket: str) -> None:
+def test_the_condition_also_applies_to_a_large_object(bucket: str) -> None:
     uri, large = f"{bucket}/large", bytes(101 << 20)  # s3fs would upload it in parts
     etag = storage.write_if_match(uri, b"small", etag=None)
     storage.write_bytes(uri, b"changed")
@@ -161,7 +161,7 @@ def test_a_large_object_is_still_written_on_its_condition(bucket: str) -> None:
     assert storage.read_bytes(uri) == b"changed"
 
 
-def test_the_head_and_removal_of_objects(bucket: str) -> None:
+def test_head_returns_etag_and_size_and_an_object_can_be_deleted_twice(bucket: str) -> None:
     etag = storage.write_if_match(f"{bucket}/folder/a", b"12", etag=None)
     assert storage.heads([f"{bucket}/folder/a"]) == [(etag, 2)]
     for absent in ("folder", "none"):
@@ -172,7 +172,7 @@ def test_the_head_and_removal_of_objects(bucket: str) -> None:
     assert not storage.exists(f"{bucket}/folder/a")
 
 
-def test_a_folder_goes_up_and_comes_down_unchanged(bucket: str, tmp_path: Path) -> None:
+def test_a_folder_is_uploaded_and_downloaded_unchanged(bucket: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "deep" / "er").mkdir(parents=True)
     # Over 5 MiB, so that the upload takes several parts.
@@ -189,13 +189,13 @@ def test_a_folder_goes_up_and_comes_down_unchanged(bucket: str, tmp_path: Path) 
         assert storage.sha256_file(tmp_path / "target" / name) == hashlib.sha256(content).hexdigest()
 
 
-def test_a_download_that_fails_leaves_nothing_behind(bucket: str, tmp_path: Path) -> None:
+def test_a_failed_download_leaves_no_files(bucket: str, tmp_path: Path) -> None:
     with pytest.raises(s3.StorageError):
         storage.download_folder(f"{bucket}/none", tmp_path / "target")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_download_does_not_touch_a_folder_that_is_there(bucket: str, tmp_path: Path) -> None:
+def test_a_download_does_not_change_an_existing_folder(bucket: str, tmp_path: Path) -> None:
     storage.write_bytes(f"{bucket}/folder/a", b"1")
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "mine").write_text("kept")

@@ -76,7 +76,7 @@ def write_run(task_uri: str, *, candidate: ModelVersion, incumbent: ModelVersion
     write_finished_run(f"{task_uri}/runs/r", versions=versions, verdict=verdict_of(outcome, rule=RULES[outcome]))
 
 
-def test_what_is_registered_is_listed_oldest_first_and_read_back(bucket: str, versions: list[ModelVersion]) -> None:
+def test_registered_versions_are_listed_oldest_first_and_read_back(bucket: str, versions: list[ModelVersion]) -> None:
     assert list_versions(f"{bucket}/task") == versions
     assert read_version(versions[1].uri) == versions[1]
     assert versions[0].name == "task"
@@ -94,7 +94,7 @@ def test_a_task_without_versions_lists_none_and_has_no_champion(bucket: str) -> 
     assert read_champion(f"{bucket}/nothing") is None
 
 
-def test_an_upload_without_its_manifest_is_no_version(bucket: str, tmp_path: Path) -> None:
+def test_an_upload_without_a_manifest_is_not_a_version(bucket: str, tmp_path: Path) -> None:
     folder = version_folder(tmp_path / "half")
     storage.upload_folder(folder, f"{bucket}/task/versions/probe-half")
     assert list_versions(f"{bucket}/task") == []
@@ -104,7 +104,7 @@ def test_an_upload_without_its_manifest_is_no_version(bucket: str, tmp_path: Pat
         read_version(f"{bucket}/task/versions/probe-half")
 
 
-def test_a_folder_without_weights_is_refused_and_nothing_is_written(bucket: str, tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_rejected_and_nothing_is_written(bucket: str, tmp_path: Path) -> None:
     folder = version_folder(tmp_path / "empty")
     (folder / "head.safetensors").unlink()
     with pytest.raises(RegistryError, match=r"head\.safetensors is missing"):
@@ -115,12 +115,12 @@ def test_a_folder_without_weights_is_refused_and_nothing_is_written(bucket: str,
     assert not storage.exists(f"{bucket}/task")
 
 
-def test_evidence_beside_a_version_leaves_its_digest_as_it_is(versions: list[ModelVersion]) -> None:
+def test_evidence_next_to_a_version_does_not_change_its_digest(versions: list[ModelVersion]) -> None:
     write_evidence(versions[0].uri, {"evidence.json": b"{}"})
     assert read_version(versions[0].uri) == versions[0]
 
 
-def test_the_champion_is_changed_only_by_who_read_the_latest(bucket: str, versions: list[ModelVersion]) -> None:
+def test_the_champion_is_changed_only_with_the_latest_etag(bucket: str, versions: list[ModelVersion]) -> None:
     task_uri = f"{bucket}/task"
     first = set_champion(task_uri, versions[0], etag=None, reason="the first", run="s3://none")
     stored = read_champion(task_uri)
@@ -137,7 +137,7 @@ def test_the_champion_is_changed_only_by_who_read_the_latest(bucket: str, versio
     assert len(storage.list_files(f"{task_uri}/history")) == 2
 
 
-def test_of_many_promotions_at_once_one_wins(bucket: str, versions: list[ModelVersion]) -> None:
+def test_exactly_one_of_several_concurrent_promotions_succeeds(bucket: str, versions: list[ModelVersion]) -> None:
     def attempt(number: int) -> bool:
         try:
             set_champion(f"{bucket}/task", versions[number % 2], etag=None, reason=str(number), run="s3://none")
@@ -150,7 +150,7 @@ def test_of_many_promotions_at_once_one_wins(bucket: str, versions: list[ModelVe
 
 
 @pytest.mark.parametrize(("outcome", "winner"), [("FINE_TUNE", 1), ("STAY", 0), ("INSUFFICIENT_EVIDENCE", 0)])
-def test_promote_takes_whom_the_verdict_chose_and_refuses_the_other(
+def test_only_the_version_that_the_verdict_chose_is_promoted(
     bucket: str, versions: list[ModelVersion], outcome: str, winner: int
 ) -> None:
     task_uri = f"{bucket}/task"
@@ -164,7 +164,7 @@ def test_promote_takes_whom_the_verdict_chose_and_refuses_the_other(
     assert len(storage.list_files(f"{task_uri}/history")) == 1
 
 
-def test_a_verdict_that_compared_with_another_champion_promotes_nobody(
+def test_a_verdict_about_another_champion_promotes_no_version(
     bucket: str, versions: list[ModelVersion], tmp_path: Path
 ) -> None:
     task_uri = f"{bucket}/task"
@@ -180,14 +180,14 @@ def test_a_verdict_that_compared_with_another_champion_promotes_nobody(
     assert champion[0].uri == newer.uri
 
 
-def test_a_version_whose_weights_were_changed_is_not_loaded(versions: list[ModelVersion], tmp_path: Path) -> None:
+def test_a_version_with_changed_weights_is_not_loaded(versions: list[ModelVersion], tmp_path: Path) -> None:
     storage.write_bytes(f"{versions[0].uri}/head.safetensors", b"other weights")
     storage.download_folder(versions[0].uri, tmp_path / "copy")
     with pytest.raises(RegistryError, match=r"head.safetensors is missing or differs from the manifest"):
         verify_files(versions[0].uri, tmp_path / "copy")
 
 
-def test_a_version_is_loaded_again_on_the_node_that_had_a_damaged_copy_once_its_files_are_restored(
+def test_a_damaged_local_copy_is_replaced_after_the_files_are_restored(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TAILORBIRD_CACHE", str(tmp_path / "cache"))
@@ -209,9 +209,7 @@ def test_a_version_is_loaded_again_on_the_node_that_had_a_damaged_copy_once_its_
         assert (checked_copy(version.uri) / "head.safetensors").read_bytes() == head
 
 
-def test_a_champion_that_was_changed_after_its_promotion_is_refused_by_name(
-    bucket: str, versions: list[ModelVersion]
-) -> None:
+def test_a_champion_that_was_changed_after_its_promotion_is_rejected(bucket: str, versions: list[ModelVersion]) -> None:
     champion = set_champion(f"{bucket}/task", versions[0], etag=None, reason="because", run="s3://here")
     assert champion_version(champion) == versions[0]
     manifest = storage.read_json(f"{versions[0].uri}/manifest.json")
@@ -265,7 +263,7 @@ def test_a_hybrid_is_a_version_whose_digest_covers_its_routing_and_both_parts(
     assert set_champion(task_uri, hybrid, etag=None, reason="HYBRID by rule 4", run="s3://none").digest == hybrid.digest
 
 
-def test_a_hybrid_of_what_is_not_there_or_is_a_hybrid_itself_is_refused(
+def test_a_hybrid_of_a_missing_or_changed_version_or_of_a_hybrid_is_rejected(
     bucket: str, tmp_path: Path, versions: list[ModelVersion]
 ) -> None:
     task_uri = f"{bucket}/task"
@@ -280,9 +278,7 @@ def test_a_hybrid_of_what_is_not_there_or_is_a_hybrid_itself_is_refused(
     assert len(list_versions(task_uri)) == 3
 
 
-def test_a_hybrid_one_of_whose_parts_was_changed_is_not_loaded(
-    bucket: str, tmp_path: Path, versions: list[ModelVersion]
-) -> None:
+def test_a_hybrid_with_a_changed_part_is_not_loaded(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
     hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
     manifest = json.loads(storage.read_bytes(f"{versions[1].uri}/manifest.json"))
     manifest["head.safetensors"]["sha256"] = "0" * 64
@@ -291,9 +287,7 @@ def test_a_hybrid_one_of_whose_parts_was_changed_is_not_loaded(
         load_model(hybrid.uri)
 
 
-def test_who_asks_for_one_model_is_not_given_a_hybrid(
-    bucket: str, tmp_path: Path, versions: list[ModelVersion]
-) -> None:
+def test_a_hybrid_is_not_loaded_as_a_single_model(bucket: str, tmp_path: Path, versions: list[ModelVersion]) -> None:
     hybrid = register(f"{bucket}/task", hybrid_folder(tmp_path / "hybrid", versions))
     with pytest.raises(ModelError, match="is a hybrid version"):
         load_model(hybrid.uri, LoadedClassifier)

@@ -20,7 +20,7 @@ def access(task_uri: str, candidate: str, *, protocol: str = "q", run: str = "s3
     return record_test_access(task_uri, test_sha256=sha256, candidate=candidate, protocol=protocol, run=run).number
 
 
-def test_each_new_candidate_is_an_access_and_the_same_candidate_is_none(bucket: str) -> None:
+def test_each_new_candidate_is_recorded_as_one_access(bucket: str) -> None:
     task_uri = f"{bucket}/task"
     assert read_test_accesses(task_uri, SHA) == ()
     numbers = [access(task_uri, name, run=f"s3://r{run}") for run, name in enumerate("aba", 1)]
@@ -30,12 +30,12 @@ def test_each_new_candidate_is_an_access_and_the_same_candidate_is_none(bucket: 
     assert storage.list_files(TaskPaths(task_uri).ledgers) == [TaskPaths(task_uri).ledger(SHA)]
 
 
-def test_the_same_candidate_by_another_protocol_is_a_new_access(bucket: str) -> None:
+def test_the_same_candidate_with_another_protocol_is_a_new_access(bucket: str) -> None:
     protocols = ("q", "a smaller gain", "q")
     assert [access(f"{bucket}/task", "a", protocol=protocol) for protocol in protocols] == [1, 2, 1]
 
 
-def test_other_test_rows_and_other_tasks_are_counted_apart(bucket: str) -> None:
+def test_other_test_rows_and_other_tasks_are_counted_separately(bucket: str) -> None:
     assert access(f"{bucket}/task", "a") == 1
     assert access(f"{bucket}/task", "b", sha256=OTHER) == 1
     assert access(f"{bucket}/other", "b") == 1
@@ -43,7 +43,7 @@ def test_other_test_rows_and_other_tasks_are_counted_apart(bucket: str) -> None:
     assert [num_other_test_sets(f"{bucket}/{name}", SHA) for name in ("task", "other", "none")] == [1, 0, 0]
 
 
-def test_of_accesses_at_once_no_two_get_the_same_number(bucket: str) -> None:
+def test_concurrent_accesses_get_different_numbers(bucket: str) -> None:
     gate = threading.Barrier(8)
 
     def access_one(number: int) -> int:
@@ -57,7 +57,7 @@ def test_of_accesses_at_once_no_two_get_the_same_number(bucket: str) -> None:
     assert stored == {f"c{number}": position for number, position in enumerate(numbers)}
 
 
-def test_the_same_candidate_by_many_at_once_is_one_access(bucket: str) -> None:
+def test_concurrent_accesses_of_the_same_candidate_are_recorded_once(bucket: str) -> None:
     gate = threading.Barrier(6)
 
     def access_same(number: int) -> int:
@@ -69,7 +69,7 @@ def test_the_same_candidate_by_many_at_once_is_one_access(bucket: str) -> None:
     assert len(read_test_accesses(f"{bucket}/task", SHA)) == 1
 
 
-def test_a_broken_ledger_is_an_error_and_stays_as_it_is(bucket: str) -> None:
+def test_an_invalid_ledger_raises_an_error_and_is_not_changed(bucket: str) -> None:
     uri = f"{bucket}/task/test_set_ledgers/{SHA}.json"
     storage.write_bytes(uri, b"not JSON")
     with pytest.raises(s3.StorageError, match="is not valid JSON"):
@@ -77,7 +77,7 @@ def test_a_broken_ledger_is_an_error_and_stays_as_it_is(bucket: str) -> None:
     assert storage.read_bytes(uri) == b"not JSON"
 
 
-def test_a_ledger_of_a_newer_format_is_refused(bucket: str) -> None:
+def test_a_ledger_of_a_newer_format_is_rejected(bucket: str) -> None:
     storage.write_json(f"{bucket}/task/test_set_ledgers/{SHA}.json", {"format": 2, "entries": []})
     with pytest.raises(s3.StorageError, match="has format 2"):
         read_test_accesses(f"{bucket}/task", SHA)

@@ -176,7 +176,7 @@ class Server:
 
 
 @pytest.mark.long
-def test_s3_away_for_20_s_while_checkpoints_are_written_costs_no_worker(
+def test_an_outage_of_s3_for_20_s_during_checkpoints_fails_no_worker(
     undisturbed: set[tuple[int, float, float]], server: Server
 ) -> None:
     write_data("s3://lake/small")
@@ -204,7 +204,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_a_training_with_its_name_and_the_last_checkpoint_is_resumed_from(
+def test_a_full_disk_is_reported_and_training_resumes_from_the_last_checkpoint(
     task: TrainingTask, small_disk: Path, undisturbed: set[tuple[int, float, float]]
 ) -> None:
     uri, filler, over = f"{REGISTRY}/training-{uuid.uuid4().hex}", small_disk / "filler", threading.Event()
@@ -245,7 +245,9 @@ def nodes(kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.long
-def test_a_node_removed_costs_a_retry_and_no_loss(small_data: str, undisturbed: set[tuple[int, float, float]]) -> None:
+def test_a_removed_node_costs_a_retry_and_does_not_change_the_losses(
+    small_data: str, undisturbed: set[tuple[int, float, float]]
+) -> None:
     assert small_data == "s3://lake/small"
     reported = nodes("removed")
     assert {tuple(end) for end in reported["ends"]} == undisturbed
@@ -253,7 +255,7 @@ def test_a_node_removed_costs_a_retry_and_no_loss(small_data: str, undisturbed: 
 
 
 @pytest.mark.long
-def test_a_drained_node_s_training_is_checkpointed_at_the_current_step(
+def test_training_on_a_drained_node_is_checkpointed_at_the_current_step(
     small_data: str, undisturbed: set[tuple[int, float, float]]
 ) -> None:
     assert small_data == "s3://lake/small"
@@ -264,7 +266,7 @@ def test_a_drained_node_s_training_is_checkpointed_at_the_current_step(
 
 
 @pytest.mark.long
-def test_an_elastic_training_grows_and_shrinks_with_its_nodes(small_data: str) -> None:
+def test_elastic_training_grows_and_shrinks_with_the_nodes(small_data: str) -> None:
     assert small_data == "s3://lake/small"
     reported = nodes("elastic")
     assert reported["group_sizes"] == [1, 2, 1]

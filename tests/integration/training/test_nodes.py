@@ -37,7 +37,7 @@ SETTLED_S = 3.0
 MENDED_S = 180.0
 
 
-def test_the_whole_job_goes_on_where_a_node_is_lost_in_its_sweep(small_data: str) -> None:
+def test_a_job_completes_if_a_node_is_lost_during_its_sweep(small_data: str) -> None:
     name = "job-on-nodes"
     assert small_data == "s3://lake/small"
     process = subprocess.run(
@@ -115,7 +115,7 @@ def logged() -> set[str]:
     return {request_id for table in tables for request_id in table["request_id"].to_pylist()}
 
 
-def test_a_service_answers_on_where_a_node_is_lost_and_no_row_of_its_log_is(site: Site) -> None:
+def test_a_service_survives_a_lost_node_and_no_row_of_its_log_is_lost(site: Site) -> None:
     with under_load(site.head.proxy_url, TEXTS, clients=4) as responses:
         wait(lambda: settled(responses))  # by their first answers: HAProxy may not know the replicas yet
         at = time.monotonic()
@@ -135,7 +135,7 @@ def test_a_service_answers_on_where_a_node_is_lost_and_no_row_of_its_log_is(site
     report_figure("logged_s", wait(lambda: responses.ids(200) <= logged(), within_s=MENDED_S))
 
 
-def test_a_lost_head_takes_its_training_with_it_and_neither_answers_nor_what_was_kept(
+def test_a_lost_head_ends_training_but_loses_no_answer_and_no_checkpoint(
     site: Site, small_data: str, tmp_path: Path
 ) -> None:
     third = site.machines.worker("third", "--num-cpus=1")

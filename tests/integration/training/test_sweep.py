@@ -51,8 +51,9 @@ def a_uri() -> str:
 def stopped(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoppedSweep]:
     """A tracked sweep whose trials cannot reach the incumbent."""
     training = TrainingConfig(num_workers=1, epochs=4, batch_size=16)
-    trackers = tuple(name for name in ("mlflow", "tensorboard") if find_spec(PACKAGES[name]))
-    config = TuningConfig(num_trials=2, grace_epochs=4, space=SMALL_RATES, trackers=trackers)
+    trackers = [name for name, package in PACKAGES.items() if find_spec(package)]
+    fields = {"num_trials": 2, "grace_epochs": 4, "space": SMALL_RATES, "trackers": trackers}
+    config = TuningConfig.model_validate(fields)
     target, uri, recorder = Target({"majority": 0.2, "probe": 0.99}, 0.99, ""), a_uri(), ProgressRecorder()
     with connect(), pytest.MonkeyPatch.context() as patched, forward_events(recorder) as events:
         patched.setenv(MLFLOW_URI, f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
@@ -103,7 +104,7 @@ def test_tensorboard_has_each_trial(stopped: StoppedSweep) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_whose_target_is_out_of_reach_ends_itself_and_still_selects_a_trial(small_data: str) -> None:
+def test_a_sweep_whose_target_is_out_of_reach_ends_early_and_selects_a_trial(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
     training = TrainingConfig(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
     with connect():

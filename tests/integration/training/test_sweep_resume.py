@@ -49,7 +49,7 @@ def trials_when(process: subprocess.Popen[str], *, task_uri: str, log: Path) -> 
 @pytest.mark.parametrize(
     "end", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
-def test_a_driver_that_ended_in_its_sweep_keeps_finished_trials_and_resumes_the_others(
+def test_a_restarted_driver_keeps_finished_trials_and_resumes_the_others(
     small_data: str, tmp_path: Path, end: signal.Signals
 ) -> None:
     name = f"swept-by-{end.name.lower()}"

@@ -54,7 +54,7 @@ def validation_logits(trained: TrainingResult, task: ClassificationTrainingTask,
     return logits_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
 
 
-def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(small_data: str) -> None:
+def test_the_exported_weights_load_and_have_the_reported_score(small_data: str) -> None:
     """The other stages and methods are those of tests/unit/training/test_ranks.py, and of the small run."""
     task = training_task(small_data, num_rows=64)
     config = TrainingConfig(zero_stage=3, method="lora", epochs=1, batch_size=16, learning_rate=1e-3)
@@ -76,7 +76,7 @@ def test_a_training_leaves_weights_that_load_and_answer_as_it_measured(small_dat
 
 
 @pytest.mark.slow
-def test_a_training_that_diverges_fails_at_once_with_its_step_and_rows(small_data: str) -> None:
+def test_training_that_diverges_fails_without_a_retry_and_names_step_and_rows(small_data: str) -> None:
     task = training_task(small_data, num_rows=64)
     config = TrainingConfig(epochs=2, batch_size=16, learning_rate=1e37, gradient_clipping=0, warmup_fraction=0)
     recorder = ProgressRecorder()
