@@ -1,4 +1,4 @@
-"""A real headless Chromium, where one is installed."""
+"""Open pages in a headless Chromium, if it is installed."""
 
 import json
 import os
@@ -15,16 +15,16 @@ from typing import Any, Protocol
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 POLL_S, SEEN_TIMEOUT_S = 0.2, 120
 ON_PIPES = 'exec "$@" 3<"$0/requests" 4>"$0/responses"'
-"""With --remote-debugging-pipe, Chromium listens to descriptor 3 and answers on 4."""
+"""With --remote-debugging-pipe, Chromium reads requests from descriptor 3 and writes responses to descriptor 4."""
 
 
 def chromium(folder: Path, *arguments: str) -> str:
-    """What it prints. The page's clock is virtual there and waits for no stream: `seen` is for those."""
+    """Run Chromium and return its output. Use `seen` for pages that read a stream, since the clock may be virtual."""
     return subprocess.run(_command(folder, *arguments), capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 def seen(folder: Path, url: str, *arguments: str, until: str) -> str:
-    """The page's HTML once the pattern is found in it; AssertionError, with the page, if that takes two minutes."""
+    """Return the page's HTML when it matches the pattern; fail with the HTML after two minutes."""
     deadline, html = time.monotonic() + SEEN_TIMEOUT_S, ""
     with _talking(folder, *arguments) as call:
         target = call("Target.createTarget", url=url)["targetId"]
@@ -39,7 +39,7 @@ def seen(folder: Path, url: str, *arguments: str, until: str) -> str:
 
 
 class Call(Protocol):
-    """One command of Chromium's DevTools protocol; returns its result."""
+    """Function that sends a command of Chromium's DevTools protocol and returns the result."""
 
     def __call__(self, method: str, *, session: str | None = None, **parameters: Any) -> dict[str, Any]: ...
 
@@ -50,7 +50,7 @@ def _talking(folder: Path, *arguments: str) -> Iterator[Call]:
         os.mkfifo(folder / name)
     command = ["sh", "-c", ON_PIPES, str(folder), *_command(folder, "--remote-debugging-pipe", *arguments)]
     browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    numbers, heard = count(1), b""
+    numbers, received = count(1), b""
     try:
         with (
             (folder / "requests").open("wb", buffering=0) as requests,
@@ -58,18 +58,18 @@ def _talking(folder: Path, *arguments: str) -> Iterator[Call]:
         ):
 
             def call(method: str, *, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-                nonlocal heard
+                nonlocal received
                 number = next(numbers)
                 message = {"id": number, "method": method, "params": parameters}
                 requests.write(json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
                 while True:
-                    line, ended, rest = heard.partition(b"\0")
+                    line, ended, rest = received.partition(b"\0")
                     if not ended:
                         more = responses.read(1 << 16)
                         assert more, "Chromium ended"
-                        heard += more
+                        received += more
                         continue
-                    heard = rest
+                    received = rest
                     if (answer := json.loads(line)).get("id") == number:
                         assert "error" not in answer, answer
                         return dict(answer["result"])

@@ -1,4 +1,4 @@
-"""Champions that no run chose."""
+"""Write a champion without a run."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tailorbird.registry.versions import ModelVersion, now
 def set_champion(
     task_uri: str, version: ModelVersion, *, etag: str | None = None, reason: str = "a test", **fields: Any
 ) -> Champion:
-    """Write the version as the champion; `fields` are further fields of `Champion`."""
+    """Make the version the champion and return its record; `fields` are further fields of `Champion`."""
     champion = Champion(
         version=version.version,
         uri=version.uri,

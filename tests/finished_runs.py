@@ -1,4 +1,4 @@
-"""Finished runs for tests of what reads them: real evidence of a simulated run, about other versions."""
+"""Finished runs for tests of their readers: the evidence of a simulated run, with other versions."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -17,20 +17,20 @@ def _simulated() -> Evidence:
 
 
 def verdict_of(outcome: str, *, rule: int, confirmatory: bool = True) -> Verdict:
-    """A verdict whose figures are of no account."""
+    """Return a verdict with this outcome and rule. Its other figures do not matter."""
     changes = {"outcome": Outcome(outcome), "rule": rule, "confirmatory": confirmatory}
     return Verdict.model_validate(dict(_simulated().verdict) | changes)
 
 
 def candidate_record(version: ModelVersion) -> CandidateRecord:
-    """A registered version, as evidence names it."""
+    """Return the evidence's record of a registered version."""
     return CandidateRecord(version.kind, version.uri, version.digest)
 
 
 def write_finished_run(run: str, *, versions: Mapping[str, CandidateRecord], **changes: object) -> Evidence:
-    """Write the evidence of a run about these versions, by role; `changes` are fields of `Evidence`.
+    """Write the evidence of a run with these versions, by role. `changes` are fields of `Evidence`.
 
-    Unless they say otherwise, the verdict chose the candidate, there was no champion, and the verdict does not expire.
+    By default, the verdict chose the candidate, there was no champion, and the verdict does not expire.
     """
     defaults = {
         "verdict": verdict_of("FINE_TUNE", rule=3),

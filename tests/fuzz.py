@@ -1,4 +1,4 @@
-"""A fuzzer that reads a service's own OpenAPI document, sends what fits it and what does not, checks the answers."""
+"""Fuzz a service with valid and invalid requests generated from its OpenAPI document."""
 
 import subprocess
 import sys
@@ -6,11 +6,11 @@ from pathlib import Path
 
 CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 NUM_EXAMPLES = 40
-"""An operation and phase."""
+"""Number of examples per operation and phase."""
 
 
 def fuzz(url: str, *, folder: Path) -> None:
-    """Raises AssertionError with schemathesis' report where an answer is a 5xx, or none that the document tells of."""
+    """Fail with schemathesis' report if a response has a status of 500 or more, or does not match the document."""
     command = [
         *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--url", url),
         *(f"--checks={','.join(CHECKS)}", f"--max-examples={NUM_EXAMPLES}", "--phases=examples,coverage,fuzzing"),

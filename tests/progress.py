@@ -1,4 +1,4 @@
-"""A reporter that keeps what is reported to it."""
+"""A progress reporter that records events."""
 
 from typing import TypeVar
 
@@ -8,7 +8,7 @@ Event = TypeVar("Event", bound=ProgressEvent)
 
 
 class ProgressRecorder(ProgressReporter):
-    """Keeps every event."""
+    """Reporter that keeps every event in `events`."""
 
     def __init__(self) -> None:
         super().__init__(self.record)
@@ -18,5 +18,5 @@ class ProgressRecorder(ProgressReporter):
         self.events.append(event)
 
     def of_kind(self, kind: type[Event]) -> list[Event]:
-        """Return the events of one class, first to last."""
+        """Return the events of this class in order."""
         return [event for event in self.events if isinstance(event, kind)]

@@ -1,4 +1,4 @@
-"""A tiny chat model: letters for tokens, a template of our own, a language model of two layers with random weights."""
+"""A tiny chat model: a tokenizer of letters, a chat template, and a language model with two random layers."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ WORDS = ("<pad>", "</s>", "<system>", "<user>", "<assistant>", *"abcdefghijklmno
 
 
 def tokenizer(template: str | None = TEMPLATE) -> Any:
-    """Letters, role marks and the end of a turn, a token each."""
+    """Return a tokenizer with a token for each letter and digit, for each role and for the end of a turn."""
     inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("</?[a-z]+>|."), behavior="isolated")
     inner.decoder = decoders.Fuse()
@@ -44,7 +44,7 @@ def language_model(*, width: int = 32, dropout: float = 0.0) -> LlamaForCausalLM
 
 
 def model_of(kind: str, **fields: Any) -> Any:
-    """The same of another kind that transformers knows."""
+    """Return a model of the same size of another model type of transformers."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "initializer_range": 0.1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256}
@@ -53,6 +53,6 @@ def model_of(kind: str, **fields: Any) -> Any:
 
 
 def save(folder: Path, lm: Any = None) -> None:
-    """A base model's folder, as the Hub's look."""
+    """Save the model and its tokenizer to a folder in the format of the Hugging Face Hub."""
     (lm or language_model()).save_pretrained(folder)
     tokenizer().save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""One embedded stack for all integration tests: a real S3 server, a real Ray, and the environment that names them."""
+"""One embedded stack for all integration tests: a real S3 server, a real Ray, and their environment variables."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from tests.progress import ProgressRecorder
 
 HERE = Path(__file__).parent
 GUARD = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGTERM)"
-"""A program that waits for the end of its input, which a dead test process leaves, and then stops the stack."""
+"""A program that waits for the end of its input, which comes when the test process dies, and then stops the stack."""
 
 FOLDERS = ("pipeline", "training", "serving", "classification", "cluster", "storage")
 """The folders in the order in which pytest-xdist starts them: the longest files first."""
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.StackState]:
-    """A running stack with two CPUs. Its environment is this process's during the session."""
+    """A running stack with two CPUs. This process has its environment variables during the session."""
     folder = tmp_path_factory.mktemp("stack")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ClassificationTask, "num_cost_rows", 32)  # a cost measurement answers each row twelve times
@@ -57,7 +57,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.StackStat
 
 @pytest.fixture(scope="module")
 def connected(stack: stacks.StackState) -> Iterator[None]:
-    """Connect once for the module, so that its tests share the processes of Ray's tasks, which have imported torch."""
+    """Connect once per module, so that its tests share the task processes of Ray, which have imported torch."""
     assert stack.ray_address
     with connect():
         yield
@@ -81,7 +81,7 @@ def small_data(stack: stacks.StackState) -> str:
 
 @pytest.fixture(scope="session")
 def small_run(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """The small recipe, run to its end once."""
+    """A finished run of the small recipe."""
     recipe = small_recipe(tmp_path_factory.mktemp("small"), name="small", data=small_data)
     recorder = ProgressRecorder()
     with connect():

@@ -1,4 +1,4 @@
-"""Clients that ask without pause, and what they heard: for tests of what happens to a service meanwhile."""
+"""Clients that send requests continuously and record the responses, for tests of a service under load."""
 
 import http.client
 import json
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from urllib.parse import urlsplit
 
-PAUSE_S = 0.05  # between two requests of a client: the tests need requests at any moment, not the highest rate
+PAUSE_S = 0.05  # between two requests of a client; the tests need requests at any time, not the maximum rate
 
 
 @dataclass
 class Responses:
-    """A place a request: when it ended, how long it took, its status (0: no answer), and its id."""
+    """Responses so far: end time, duration in seconds, status (0 without a response) and request id of each."""
 
     answers: list[tuple[float, float, int, str]] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
-    """What stood in the way of an answer, and what an answer of 500 said."""
+    """Numbers of connection errors, and of responses with status 500, by their text."""
 
     def statuses(self, *, since: float = 0.0, until: float = float("inf")) -> Counter[int]:
-        """How many requests ended with which status, between two times of `time.monotonic()`."""
+        """Return the number of requests by status that ended between two times of `time.monotonic()`."""
         return Counter(status for ended, _, status, _ in self.answers if since <= ended <= until)
 
     def ids(self, status: int) -> set[str]:
@@ -37,22 +37,22 @@ class Responses:
             time.sleep(PAUSE_S)
 
     def last(self, number: int) -> set[int]:
-        """Return the statuses of the last requests."""
+        """Return the statuses of the last `number` requests."""
         return {status for _, _, status, _ in self.answers[-number:]}
 
     def without_answer_s(self) -> float:
-        """The longest time in which no request was answered with 200."""
+        """Return the longest time in seconds without a response with status 200."""
         ended = sorted(ended for ended, _, status, _ in self.answers if status == 200)
         return max((later - earlier for earlier, later in pairwise(ended)), default=float("inf"))
 
 
 @contextmanager
 def under_load(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: float = 60) -> Iterator[Responses]:
-    """Clients on kept connections that ask `/v1/classify` for one text each, until the block ends.
+    """Send requests with one text each to `/v1/classify` on persistent connections, until the block ends.
 
-    Head and body leave apart, as most clients in Python send them.
+    Headers and body are sent separately, as most Python clients do.
     """
-    heard, over = Responses(), threading.Event()
+    responses, over = Responses(), threading.Event()
     address = urlsplit(url)
 
     def ask(number: int) -> None:
@@ -69,15 +69,15 @@ def under_load(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: f
                 content = answer.read()
                 status = answer.status
                 if status == 500:
-                    heard.faults[f"{content.decode(errors='replace')} {answer.headers.items()}"] += 1
+                    responses.faults[f"{content.decode(errors='replace')} {answer.headers.items()}"] += 1
                 if answer.will_close:
                     connection.close()
             except (OSError, http.client.HTTPException) as error:
-                heard.faults[f"{type(error).__name__}: {error}"] += 1
+                responses.faults[f"{type(error).__name__}: {error}"] += 1
                 if connection is not None:
                     connection.close()
                 connection = None
-            heard.answers.append((time.monotonic(), time.monotonic() - begun, status, request_id))
+            responses.answers.append((time.monotonic(), time.monotonic() - begun, status, request_id))
             position += clients
             over.wait(PAUSE_S)
         if connection is not None:
@@ -87,7 +87,7 @@ def under_load(url: str, texts: Sequence[str], *, clients: int = 8, timeout_s: f
     for thread in threads:
         thread.start()
     try:
-        yield heard
+        yield responses
     finally:
         over.set()
         for thread in threads:

@@ -1,4 +1,4 @@
-"""Ray nodes on one machine as if each had its own: a `ray start` process with its ports, its disk, its environment."""
+"""Several Ray nodes on one machine: each is a `ray start` process with its own ports, disk and environment."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from cluster.local import ports as ports_module
 from cluster.local import ray_env, stack, supervisor
 
 FIRST_FREE, PORTS_EACH = 220, 3
-"""Of a stack's block of ports: what is left for the Serve proxies of nodes that are not the head."""
+"""Offset in a stack's block of ports, and number of ports, for the Serve proxy of each worker node."""
 REDIS = 250
 START_S, END_S = 180, 40
 POLL_S = 0.25
@@ -26,41 +26,41 @@ POLL_S = 0.25
 
 @dataclass(frozen=True)
 class Machine:
-    """A running node, or another of Ray's programs: what started it, and where its disk lies."""
+    """A running node, or another program of Ray, with its process and its disk."""
 
     name: str
     process: "subprocess.Popen[bytes]"
     disk: Path
     log: Path
     proxy_url: str
-    """Where its own Serve proxy listens."""
+    """Address of its Serve proxy."""
 
 
 class Machines:
-    """The nodes of one cluster; whatever is still there when `stop` is called ends then, by process id.
+    """The nodes of a cluster. `stop` ends all remaining processes by their process ids.
 
-    Serve, S3 and the token are set up as the local stack's are; `environment` comes on top on every node.
+    Serve, S3 and the token are configured as in the local stack. `environment` adds variables on every node.
     """
 
     def __init__(self, folder: Path, *, environment: Mapping[str, str]) -> None:
         self.base, self._claim = ports_module.claim_ports()
         self._folder = folder
-        # Ray's socket paths must stay under 108 bytes.
+        # The paths of Ray's sockets must be shorter than 108 bytes.
         self._temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
         self._keys = ray_env.stack_keys(folder)
         settings = ray_env.environment(self.base, folder=folder, temp_dir=self._temp_dir, keys=self._keys)
-        given = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         s3 = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        self._environment = given | settings | s3 | dict(environment)
+        self._environment = inherited | settings | s3 | dict(environment)
         self._machines: list[Machine] = []
         self._num_workers = 0
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """This process, and those that it starts, use the cluster until the block ends."""
+        """Make this process and its child processes use the cluster until the block ends."""
         before = dict(os.environ)
-        places = ("RAY_API_SERVER_ADDRESS", "TAILORBIRD_SERVE_URL", stack.OWN_DASHBOARD)
-        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", *places)
+        addresses = ("RAY_API_SERVER_ADDRESS", "TAILORBIRD_SERVE_URL", stack.OWN_DASHBOARD)
+        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", *addresses)
         os.environ.update({name: self._environment[name] for name in names} | {"RAY_ADDRESS": self.address})
         reset_auth_token_state()
         try:
@@ -79,17 +79,17 @@ class Machines:
         return self.base + REDIS
 
     def head(self, name: str = "head", *options: str, **environment: str) -> Machine:
-        """Starts a head without CPUs and waits until it answers; one that is started later has the same ports."""
+        """Start a head node without CPUs and wait until it is ready. Every head node has the same ports."""
         listed = [f"--{port}={self.base + offset}" for port, offset in ports_module.RAY_START.items()]
         head = self._start(name, "--head", "--num-cpus=0", *listed, *options, environment=environment)
         wait(lambda: supervisor._ray_answers(self.base, keys=self._keys), of=head)
         return head
 
     def worker(self, name: str, *options: str, **environment: str) -> Machine:
-        """Starts a node, whose disk is what its name left before; some seconds later it has `merge_traffic`."""
+        """Start a worker node. It reuses the disk of an earlier node with the same name."""
         first = self.base + FIRST_FREE + PORTS_EACH * self._num_workers
         self._num_workers += 1
-        assert first + PORTS_EACH <= self.base + REDIS, "no ports are left for another node"
+        assert first + PORTS_EACH <= self.base + REDIS, "there are no free ports for another node"
         proxy = {
             "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(first),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(first + 1),
@@ -108,7 +108,7 @@ class Machines:
         return self.program(name, "start", *common, *options, environment=own | dict(environment))
 
     def program(self, name: str, *arguments: str, environment: Mapping[str, str]) -> Machine:
-        """Starts `ray` with these arguments."""
+        """Start `ray` with these arguments."""
         disk, log = self._folder / name, self._folder / f"{len(self._machines)}-{name}.log"
         disk.mkdir(exist_ok=True)
         command = [supervisor._program("ray"), *arguments]
@@ -128,7 +128,7 @@ class Machines:
         return machine
 
     def stop(self) -> None:
-        """Ends all that is left, workers first."""
+        """End all remaining nodes, worker nodes first."""
         for machine in reversed(self._machines):
             if machine.process.poll() is None:
                 end(machine)
@@ -137,12 +137,12 @@ class Machines:
 
 
 def joined(machine: Machine) -> bool:
-    """Whether the node is one of its cluster's."""
+    """Return True if the node has joined its cluster."""
     return "Ray runtime started" in machine.log.read_text()
 
 
 def end(machine: Machine) -> None:
-    """Ends a node as an operator does: it is told, and then waited for."""
+    """End a node with SIGTERM and wait until its processes have ended."""
     members = stack.family(machine.process.pid)
     machine.process.terminate()
     stack.await_end(members, timeout_s=END_S)
@@ -150,7 +150,7 @@ def end(machine: Machine) -> None:
 
 
 def kill(machine: Machine) -> None:
-    """Ends every process of a node at once, without a word, as a power cut does."""
+    """Kill all processes of a node without notice, as a power failure does."""
     members = stack.family(machine.process.pid)
     for member in members:
         try:
@@ -162,32 +162,32 @@ def kill(machine: Machine) -> None:
 
 
 def wait(condition: Callable[[], bool], *, of: Machine | None = None, within_s: float = START_S) -> float:
-    """Seconds until the condition held; fails, with the end of the node's log, where the node ends before."""
+    """Wait for a condition and return the seconds; fail with the end of the node's log if the node ends before."""
     begun = time.monotonic()
     while not condition():
         if of is not None and of.process.poll() is not None:
             raise AssertionError(of.log.read_text()[-3000:])
-        assert time.monotonic() - begun < within_s, f"not within {within_s} s"
+        assert time.monotonic() - begun < within_s, f"the condition is not met after {within_s} s"
         time.sleep(POLL_S)
     return time.monotonic() - begun
 
 
 def report_figure(what: str, figure: object) -> None:
-    """A figure for the docs, which `pytest -rP` shows."""
+    """Print a figure for the docs. `pytest -rP` shows it."""
     print(f"{what}: {figure}")
 
 
 @contextmanager
 def redis_server(folder: Path, *, port: int, password: str) -> Iterator[str]:
-    """The address of a Redis of the caller's own, which keeps on disk what it was told; skips where there is none."""
+    """Yield the address of a new Redis server that writes its data to disk; skip the test if Redis is not installed."""
     program = shutil.which("redis-server")
     if program is None:
-        pytest.skip("no redis-server here: apt-get install redis-server")
+        pytest.skip("redis-server is not installed; run `apt-get install redis-server`")
     folder.mkdir()
     settings = f"port {port}\nbind 127.0.0.1\ndir {folder}\nrequirepass {password}\nappendonly yes\nsave ''\n"
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
-            [program, "-"],  # settings from its input: a password is no argument
+            [program, "-"],  # the settings come from its input, because arguments are visible to other users
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""A recipe small enough to go the whole way in a minute, and the rows it names: a part of the ICD-10-CM terms."""
+"""A recipe whose run takes about a minute, and its rows, a sample of the ICD-10-CM terms."""
 
 import io
 import os
@@ -29,21 +29,21 @@ SIZES = {"train": 1200, "validation": 300, "test": 400}
 
 
 def write_data(prefix: str) -> None:
-    """Writes every n-th of the ICD-10-CM terms as Parquet, so that each chapter stays in proportion."""
+    """Write every n-th ICD-10-CM term as Parquet, which keeps the proportions of the chapters."""
     for name, table in icd10.build().items():
         rows = np.linspace(0, table.num_rows - 1, SIZES[name]).astype(np.int64)
         write_table(f"{prefix}/{name}/part-0.parquet", table.take(rows))
 
 
 def write_table(uri: str, table: pa.Table) -> None:
-    """Writes a table as one Parquet object."""
+    """Write a table as one Parquet object."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     storage.write_bytes(uri, buffer.getvalue())
 
 
 def content(name: str, data: str) -> dict[str, Any]:
-    """The small recipe as plain values: two workers, ZeRO stage 1, one epoch of 300 rows a trial."""
+    """Return the small recipe as plain values: two workers, ZeRO stage 1, one epoch of 300 rows per trial."""
     return {
         "name": name,
         "base_model": BASE_MODEL,
@@ -64,19 +64,19 @@ def content(name: str, data: str) -> dict[str, Any]:
 
 
 def recipe_file(folder: Path, *, name: str, data: str) -> Path:
-    """The small recipe as a YAML file."""
+    """Write the small recipe as a YAML file and return its path."""
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content(name, data)), encoding="utf-8")
     return path
 
 
 def small_recipe(folder: Path, *, name: str, data: str, overrides: tuple[str, ...] = ()) -> Recipe:
-    """The small recipe, read as any recipe is."""
+    """Return the small recipe, loaded from a file."""
     return load_recipe(recipe_file(folder, name=name, data=data), overrides=overrides)
 
 
 def start_run(recipe: Path, *overrides: str, verb: str = "run") -> subprocess.Popen[str]:
-    """`tailorbird run`, or another verb, as a process of its own; what it says goes to `<recipe>.log`."""
+    """Start `tailorbird run`, or another command, as a process with its output in `<recipe>.log`."""
     log = recipe.with_suffix(".log").open("w")
     return subprocess.Popen(
         [sys.executable, "-m", "tailorbird", verb, str(recipe), *overrides, "--json"],
@@ -89,7 +89,7 @@ def start_run(recipe: Path, *overrides: str, verb: str = "run") -> subprocess.Po
 
 
 def stages(task_uri: str) -> dict[str, bytes]:
-    """The finished stages under a home: content of each `done.json` by its URI."""
+    """Return the content of the `done.json` of each finished stage of a task, by URI."""
     try:
         files = storage.list_files(f"{task_uri}/stages")
     except s3.StorageError:
@@ -98,7 +98,7 @@ def stages(task_uri: str) -> dict[str, bytes]:
 
 
 def written(task_uri: str, *, mark: str = "/done.json") -> dict[str, str]:
-    """When each object of a home's stages whose URI ends with `mark` was written: it changes if written again."""
+    """Return the modification time of each object of a task's stages whose URI ends with `mark`, by path."""
     store, path = s3.filesystem(f"{task_uri}/stages")
     infos = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     return {info.path: str(info.mtime_ns) for info in infos if info.path.endswith(mark)}
@@ -106,7 +106,7 @@ def written(task_uri: str, *, mark: str = "/done.json") -> dict[str, str]:
 
 @dataclass(frozen=True)
 class SmallRun:
-    """A finished run: its recipe, what it returned, and what it showed on its way."""
+    """A finished run: its recipe, its result and its progress events."""
 
     recipe: Recipe
     result: RunResult

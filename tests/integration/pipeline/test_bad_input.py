@@ -1,4 +1,4 @@
-"""Bad input to `tailorbird run`: exit code 2, a message that says what and what to do, and nothing half-written."""
+"""Bad input to `tailorbird run`: exit code 2, a message with the fault and the remedy, and no incomplete output."""
 
 import json
 import os
@@ -25,7 +25,7 @@ GOOD = {"text": ["a b", "c d", "e f", "g h"], "chapter": ["x", "y", "x", "y"]}
 
 @pytest.fixture(scope="module")
 def connected(stack: StackState) -> Iterator[StackState]:
-    """One connection to Ray for all these runs."""
+    """Connect to Ray once for all these runs."""
     with connect():
         yield stack
 
@@ -42,7 +42,7 @@ def invoke(folder: Path, recipe: dict[str, Any], *overrides: str) -> Result:
 
 
 def toy(name: str, data: str) -> dict[str, Any]:
-    """A recipe on three toy tables under `data`."""
+    """Return a recipe on three toy tables under `data`."""
     recipe = content(name, data)
     del recipe["data"]["split_by"], recipe["data"]["groups"], recipe["data"]["max_train_rows"]
     return recipe
@@ -145,7 +145,7 @@ NULL: Table = {"text": ["a", None, "b"], "chapter": ["x", "y", "y"]}
         pytest.param(
             {"train": {"text": [1, 2], "chapter": ["x", "y"]}},
             ("column 'text' has type int64, allowed: string", "convert it"),
-            id="text that is none",
+            id="text column of integers",
         ),
     ],
 )

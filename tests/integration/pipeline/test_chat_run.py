@@ -1,4 +1,4 @@
-"""A chat recipe from Parquet on S3 to a champion: the same way as a classification's, with answers in words."""
+"""A chat recipe from Parquet on S3 to a served champion."""
 
 import itertools
 import random
@@ -58,7 +58,7 @@ def content() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """Letters in, `yes` out, which a model with random weights does not say by itself."""
+    """A run whose rows have the answer `yes` to any letters. A model with random weights does not give this answer."""
     assert stack.s3_endpoint
     folder = tmp_path_factory.mktemp("tiny-chat")
     small_chat.save(folder / "base")

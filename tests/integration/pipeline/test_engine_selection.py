@@ -1,4 +1,4 @@
-"""Another engine for weights that a verdict chose: tried on the cluster, taken by its record, promoted and served."""
+"""Another engine for the weights that a verdict chose: it is tested on the cluster, recorded, promoted and served."""
 
 import json
 from dataclasses import replace
@@ -56,8 +56,10 @@ def few_cost_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> versions.ModelVersion:
-    """A full version over MiniLM's own weights whose head holds the chapters' names, as a finished run chose it: 1,997
-    real test rows, no training."""
+    """A version with MiniLM's pretrained weights and a head of embedded chapter names, chosen by a finished run.
+
+    It has predictions for 1,997 real test rows. Nothing is trained.
+    """
     assert stack.s3_endpoint
     icd10.write(DATA)
     recipe = Recipe.model_validate(
@@ -87,7 +89,7 @@ def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> ve
         classes=classes,
         base_model=base,
         max_length=32,
-        dtype="float32",  # where int8 is faster by far: beside bfloat16 a noisy machine may not show it
+        dtype="float32",  # int8 is much faster than float32; the gain over bfloat16 may be lost in noise
         code=code_snapshot.ship_code(TASK_URI, ROOT).uri,
         recipe_hash="0" * 64,
         created_at=versions.now(),
@@ -102,11 +104,11 @@ def _conclude(recipe: Recipe, version: versions.ModelVersion, answers: Predictio
     run = f"{TASK_URI}/runs/r"
     for name in ("candidate", "reference"):
         save_predictions(f"{run}/predictions/{name}.parquet", answers)
-    nobody = CandidateRecord("probe", f"{TASK_URI}/versions/none", "0" * 64)
+    absent = CandidateRecord("probe", f"{TASK_URI}/versions/none", "0" * 64)
     data = DataRecord(report_of(Simulation()), trained_on=0, sha256={"test": test_sha256}, other_test_sets=0)
     write_finished_run(
         run,
-        versions={"candidate": candidate_record(version), "incumbent": nobody},
+        versions={"candidate": candidate_record(version), "incumbent": absent},
         recipe=recipe,
         protocol=build_protocol(recipe.evaluation, test_sha256=test_sha256, num_test_rows=len(answers)),
         data=data,
@@ -135,12 +137,12 @@ def test_int8_is_accepted_promoted_served_as_evaluated_and_rolled_back(
         versions.PinnedVersion(uri=evaluated.uri, digest=evaluated.digest),
     )
     assert champion.reason.sentence() == f"FINE_TUNE by rule 3; run by onnxruntime-int8 in float32 ({ENGINE_EVIDENCE})"
-    assert champion.parity is None  # nothing is served yet
+    assert champion.parity is None  # no version is served yet
     result = EngineEvidence.model_validate(storage.read_json(f"{version.uri}/{ENGINE_EVIDENCE}")).equivalence
     assert result.accepted
     assert result.cost_ratio[2] < 0.9
     assert result.interval[0] > -0.01
-    assert 0 < result.num_different < 0.1 * result.n  # another engine, and nearly the same answers
+    assert 0 < result.num_different < 0.1 * result.n  # nearly the same predictions
     assert any("accepted: the exported model uses 0." in event.text for event in recorder.of_kind(NoteEvent))
     assert verify_evidence(version.uri) == ()
 
@@ -161,9 +163,9 @@ def test_int8_is_accepted_promoted_served_as_evaluated_and_rolled_back(
         same = [
             result["label"] == label for result, label in zip(response["results"], answers.outputs[:32], strict=True)
         ]
-        assert sum(same) >= 31  # int8 products are scaled by batch: a close call may turn
+        assert sum(same) >= 31  # int8 products are scaled by batch, which may change a close prediction
 
-        assert promote_version(TASK_URI) == stored[0]  # the weights serve already, and their engine stays
+        assert promote_version(TASK_URI) == stored[0]  # the weights are already served, and their engine is kept
         back = promote_version(TASK_URI, engine="torch")
         assert (back.uri, back.reason.sentence()) == (
             evaluated.uri,

@@ -1,4 +1,4 @@
-"""The learning curve through the whole job: parts of the rows are trained on, and evidence and page carry it."""
+"""A run with a learning curve trains on parts of the rows and stores the curve in the evidence and the report."""
 
 from pathlib import Path
 

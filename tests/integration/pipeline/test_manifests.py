@@ -1,4 +1,4 @@
-"""Each rendered file, read back, is the same recipe with the same resources; the champion in it is the registry's."""
+"""Each rendered manifest contains the recipe with its resources, and the champion of the registry."""
 
 import base64
 import json
@@ -51,7 +51,7 @@ def recipe(bucket: str) -> Recipe:
 
 @pytest.fixture
 def chosen(recipe: Recipe, tmp_path: Path) -> ModelVersion:
-    """The champion, which has answered no test rows yet."""
+    """The champion, without a parity check."""
     folder = version_folder(tmp_path / "chosen", value=1)
     config = VersionConfig.model_validate_json((folder / "config.json").read_text())
     write_config(folder, config.model_copy(update={"code": ship_code(recipe.task_uri, ROOT).uri}))
@@ -108,7 +108,7 @@ def test_both_serving_manifests_declare_the_same_application(recipe: Recipe, cho
     manifest, file = (serve_config(recipe, to) for to in ("rayservice", "serve"))
     assert manifest["applications"] == file["applications"]
     assert manifest["http_options"] == {"host": "0.0.0.0", "port": 8000}
-    assert file["http_options"]["host"] == "127.0.0.1"  # of the local stack, which this environment names
+    assert file["http_options"]["host"] == "127.0.0.1"  # the address of the local stack in this environment
 
 
 def test_the_cluster_of_every_manifest_has_room_for_the_recipe(recipe: Recipe, chosen: ModelVersion) -> None:
@@ -153,7 +153,7 @@ def test_a_service_without_api_keys_or_a_champion_is_not_rendered(recipe: Recipe
     keyless = recipe.model_copy(update={"serving": SERVING.model_copy(update={"api_keys": None})})
     with pytest.raises(RenderError, match=r"serving\.api_keys is not set"):
         render_manifest(keyless, to="rayservice")
-    render_manifest(keyless, to="serve")  # on this machine alone
+    render_manifest(keyless, to="serve")  # listens on this machine only
     guarded = keyless.model_copy(update={"serving": keyless.serving.model_copy(update={"guarded": True})})
     render_manifest(guarded, to="rayservice")
     with pytest.raises(RenderError, match=r"other has no champion; run `tailorbird promote RECIPE`"):

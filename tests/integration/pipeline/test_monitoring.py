@@ -1,5 +1,5 @@
-"""A champion is watched on a real service: clean traffic, then another kind of it, labels that come later, and the way
-back to the pretrained model while clients ask."""
+"""Monitoring of a champion on a real service: traffic without drift, traffic with drift, labels, and a rollback to the
+pretrained model under load."""
 
 import json
 import os
@@ -58,7 +58,7 @@ pytestmark = pytest.mark.slow
 
 
 def rows_of(chapters: tuple[str, ...], *, part: int) -> Rows:
-    """Return one of five random parts of the terms of these chapters: requests like the champion's training rows."""
+    """Return one of five random parts of the terms of these chapters."""
     table = icd10.build()["train"]
     rows = [
         row for row in zip(table["text"].to_pylist(), table["chapter"].to_pylist(), strict=True) if row[1] in chapters
@@ -68,8 +68,7 @@ def rows_of(chapters: tuple[str, ...], *, part: int) -> Rows:
 
 
 class Task:
-    """A recipe about four chapters, a champion that knows just these, and a pretrained probe that knows eight, which
-    answers the same texts as its shadow."""
+    """A recipe and a champion for four chapters, and a pretrained probe for eight chapters as the shadow challenger."""
 
     def __init__(self, folder: Path) -> None:
         train = rows_of(KNOWN, part=0)
@@ -119,7 +118,7 @@ class Task:
         )
 
     def _register(self, folder: Path, *, kind: registry.Kind, rows: Rows) -> registry.ModelVersion:
-        """The untouched encoder with a head that was fitted on these rows; of other classes it gives none."""
+        """Register the pretrained encoder with a head fitted on these rows, which never predicts other classes."""
         folder.mkdir()
         local = node_cache.local_copy(self.base)
         tokenizer, encoder = load_tokenizer(local), loading.load_encoder(local)
@@ -151,7 +150,7 @@ class Task:
         return registry.register(self.recipe.task_uri, folder)
 
     def classify(self, rows: Rows) -> list[str]:
-        """Request ids of the answers."""
+        """Send the texts as requests and return the request ids."""
         ids = []
         for start in range(0, len(rows), LIST):
             texts = [text for text, _ in rows[start : start + LIST]]
@@ -162,7 +161,7 @@ class Task:
         return ids
 
     def await_log(self, num_answers: int) -> None:
-        """Until both arms' answers to so many texts lie in the log."""
+        """Wait until the log contains the answers of both versions to this number of texts."""
         log = self.recipe.serving.request_log
         assert log is not None
         for _ in range(120):
@@ -184,7 +183,7 @@ def task(stack: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ta
 
 
 def watch_tomorrow(recipe: Recipe) -> tuple[Report, Recommendation]:
-    """Return the last report of a watch tomorrow, when today is over, and the recommendation."""
+    """Run `watch` with tomorrow's date, so that today is complete; return the last report and the recommendation."""
     with connect():
         result = watch_champion(recipe, today=datetime.now(UTC).date() + timedelta(days=1), progress=SILENT)
     assert storage.exists(result.page)
@@ -200,7 +199,7 @@ def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(task: T
     assert {statistic.name for statistic in report.drift} == {"unfamiliar", "confidence", "classes", "two-sample"}
     assert recommendation.reasons == ()
     assert recommendation.challenger is not None
-    assert recommendation.challenger.decision == "continue"  # no label, no pair
+    assert recommendation.challenger.decision == "continue"  # there are no labelled pairs yet
 
     foreign = rows_of(FOREIGN, part=3)[:NUM_REQUESTS]
     ids = task.classify(foreign)
@@ -218,8 +217,8 @@ def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(task: T
     assert (recommendation.challenger.decision, recommendation.challenger.pairs.num_pairs) == (
         "continue",
         0,
-    )  # who complains is no sample
-    assert report.feedback.estimate is not None  # which nothing acted on
+    )  # feedback is not a random sample, so it gives no pairs
+    assert report.feedback.estimate is not None  # reported, but not used by the recommendation
 
     with connect(), pytest.raises(ReevaluationError, match="only 0 audited rows are new"):
         reevaluate_champion(task.recipe, progress=SILENT)
@@ -251,7 +250,7 @@ def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(task: T
 
 
 def _by_the_command_line(task: Task) -> dict[str, Any]:
-    """What `tailorbird watch` tells with a Ray of its own, as on Kubernetes; its exit code asks for the verdict."""
+    """Return the output of `tailorbird watch` with a local Ray, as on Kubernetes, and check its exit code."""
     tomorrow = (datetime.now(UTC).date() + timedelta(days=1)).isoformat()
     command = [sys.executable, "-m", "tailorbird", "watch", str(task.path), "--day", tomorrow, "--json"]
     done = subprocess.run(
@@ -262,12 +261,12 @@ def _by_the_command_line(task: Task) -> dict[str, Any]:
 
 
 def _audit(task: Task, folder: Path) -> None:
-    """Draws answers, labels them as somebody would who knows, and takes the labels in."""
+    """Draw answers for an audit, label them with the true classes, and import the labels."""
     today, uri = datetime.now(UTC).date().isoformat(), (folder / "audit.parquet").as_uri()
     truth = dict(rows_of(KNOWN, part=3) + rows_of(FOREIGN, part=3))
     assert draw_audit(task.recipe, days=parse_days(f"{today}:{today}"), num_rows=400, to=uri) == 400
     table = pq.read_table(folder / "audit.parquet")
-    assert table["label"].null_count == len(table)  # and what the model answered is not in it
+    assert table["label"].null_count == len(table)  # the predictions are not in it
     labels = [truth[text] for text in table["text"].to_pylist()]
     index = table.column_names.index("label")
     pq.write_table(table.set_column(index, "label", pa.array(labels)), folder / "labelled.parquet")
@@ -281,7 +280,7 @@ def _audit(task: Task, folder: Path) -> None:
 
 
 def _reevaluated_under_load(task: Task) -> tuple[Reevaluation, list[tuple[int, str]]]:
-    """Re-evaluate while four clients send requests; return the result, and each answer's status and version by time."""
+    """Re-evaluate while four clients send requests; return the result, and the status and version of each answer."""
     over, answers = threading.Event(), list[tuple[int, str]]()
 
     def keep_requesting() -> None:
@@ -304,7 +303,7 @@ def _reevaluated_under_load(task: Task) -> tuple[Reevaluation, list[tuple[int, s
 
 
 def _nothing_personal_is_left(recipe: Recipe, *, texts: list[str]) -> None:
-    """No text and no subject in what a watch and a verdict leave; references hold embeddings, audits what was drawn."""
+    """Check that monitoring and re-evaluation store no texts and no subjects."""
     written = [
         uri
         for folder in ("monitoring", "reevaluations", "history", "references")

@@ -1,4 +1,4 @@
-"""`tailorbird preflight` and `init` on the real stack: what holds passes, what would fail is told before it costs."""
+"""`tailorbird preflight` and `init` on the real stack: valid recipes pass, and faults are reported before a run."""
 
 import json
 import uuid
@@ -24,7 +24,7 @@ from tests.integration.small import REGISTRY, content
 
 @pytest.fixture
 def recipe(small_data: str, tmp_path: Path) -> Path:
-    """The small recipe with one worker, under a name that nothing has used."""
+    """The small recipe under a new name."""
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content(f"pre-{uuid.uuid4().hex[:12]}", small_data)), encoding="utf-8")
     return path
@@ -32,7 +32,7 @@ def recipe(small_data: str, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def connected(stack: StackState) -> Iterator[None]:
-    """A driver that does something beside."""
+    """Connect this process to Ray."""
     assert stack.ray_address
     with connect():
         yield
@@ -43,7 +43,7 @@ def invoke(recipe: Path, *arguments: str) -> Result:
 
 
 def states(result: Result) -> dict[str, Any]:
-    """What is said of each thing that was looked at, by its name and state."""
+    """Return the message and remedy of each check, by its name and state."""
     assert "Traceback" not in result.output, result.output
     lines = json.loads(result.stdout)["lines"]
     return {f"{line['name']}: {line['state']}": f"{line['message']} {line['remedy']}" for line in lines}
@@ -80,7 +80,7 @@ def test_all_faults_of_a_recipe_are_reported_at_once(recipe: Path) -> None:
 
 
 def storage_uri() -> str:
-    """Where the small recipe's base model is staged by now."""
+    """Stage the small recipe's base model and return its URI."""
     from tailorbird.models.base_model import stage_base_model
     from tests.integration.small import BASE_MODEL
 
@@ -105,13 +105,13 @@ def test_the_other_checks_run_if_ray_is_not_reachable(recipe: Path, monkeypatch:
 
 @pytest.mark.usefixtures("connected")
 def test_the_actors_that_hold_the_cpus_are_named(recipe: Path) -> None:
-    hog = ray.remote(num_cpus=2)(Hog).options(name="a service that runs").remote()
+    hog = ray.remote(num_cpus=2)(Hog).options(name="a running service").remote()
     ray.get(hog.ready.remote())
     try:
         results = states(invoke(recipe, "--json"))
     finally:
         ray.kill(hog)
-    assert "a service that runs (2 CPUs)" in results["free now: fault"]
+    assert "a running service (2 CPUs)" in results["free now: fault"]
 
 
 class Hog:

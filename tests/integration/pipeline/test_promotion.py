@@ -1,4 +1,4 @@
-"""Whom a verdict may promote: confirmatory or answered for, not expired, and the hybrid where it chose that."""
+"""Promotion requires a verdict that chose the version, is confirmatory or overridden, and has not expired."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +31,7 @@ def chosen(task_uri: str, tmp_path: Path) -> ModelVersion:
 
 
 def concluded(task_uri: str, chosen: ModelVersion, *, confirmatory: bool = True, **more: Any) -> None:
-    """Leaves a finished run whose verdict chose the candidate."""
+    """Write a finished run whose verdict chose the candidate."""
     versions = more.pop("versions", {"candidate": candidate_record(chosen), "incumbent": unregistered(task_uri)})
     verdict = verdict_of("FINE_TUNE", rule=3, confirmatory=confirmatory)
     changes = {"expires_at": (datetime.now(UTC) + DAY).isoformat(), "verdict": verdict} | more
@@ -130,7 +130,7 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri
     with pytest.raises(
         PromotionRefused, match=rf"not rolled back: .* is no longer the champion; the champion is {promoted.version}"
     ):
-        roll_back(task_uri, reason="found wanting while another took its place", of=before[0])
+        roll_back(task_uri, reason="replaced in the meantime", of=before[0])
     assert [former.uri for former in promoted.former] == [first.uri]
     assert (promoted.former[0].pretrained, promoted.pretrained) == (
         PinnedVersion(uri=pretrained.uri, digest=pretrained.digest),
@@ -140,7 +140,7 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri
     assert (back.uri, back.run, back.former) == (first.uri, f"{task_uri}/runs/r", ())
     assert back.reason.sentence() == f"rolled back from {second.version}: complaints"
     with pytest.raises(PromotionRefused, match=r"was rolled back; .* --override REASON"):
-        promote_version(task_uri)  # its verdict still stands, but it must not return by itself
+        promote_version(task_uri)  # its verdict is still valid, but a promotion needs an override
     again = promote_version(task_uri, override="mended")
     assert (again.uri, again.rolled_back, again.reason.sentence()) == (
         second.uri,
@@ -156,7 +156,7 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri
         roll_back(task_uri, reason="further")
     assert (
         promote_version(task_uri, override="the complaint was wrong").uri == first.uri
-    )  # it was compared with who serves now
+    )  # its verdict compared it with the present champion
     assert len(storage.list_files(f"{task_uri}/history")) == 7
 
 
@@ -195,7 +195,7 @@ def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelV
 
 
 def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> ModelVersion:
-    """The version as if for another engine; the file that the engine would run is not looked at here."""
+    """Register the version for another engine, without the file that the engine would run."""
     version_folder(folder, value=1)
     fields = version.model_dump(include=set(VersionConfig.model_fields))
     fields |= {"engine": "openvino", "exported_from": {"uri": version.uri, "digest": version.digest}}
@@ -204,7 +204,7 @@ def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> Mode
 
 
 def promoted(task_uri: str, chosen: ModelVersion, folder: Path) -> tuple[tuple[Champion, str], ModelVersion]:
-    """The chosen version as champion, with the ETag to change it by, and the same for another engine."""
+    """Promote the version; return the champion with its ETag, and the version for another engine."""
     concluded(task_uri, chosen)
     promote_version(task_uri)
     stored = read_champion(task_uri)
@@ -218,10 +218,10 @@ def test_weights_that_were_rolled_back_are_not_promoted_with_another_engine(
     stored, faster = promoted(task_uri, chosen, tmp_path)
     former = (FormerChampion(uri=stored[0].uri, digest=stored[0].digest, run=stored[0].run),)
     set_champion(task_uri, faster, etag=stored[1], reason="faster", run=stored[0].run, former=former)
-    assert promote_version(task_uri).uri == faster.uri  # these weights serve, and their engine stays
+    assert promote_version(task_uri).uri == faster.uri  # these weights are served, and their engine is kept
 
     back = roll_back(task_uri, reason="wrong answers by that engine")
-    assert (back.uri, back.rolled_back) == (chosen.uri, (faster.digest,))  # the engine is left, not the weights
+    assert (back.uri, back.rolled_back) == (chosen.uri, (faster.digest,))  # the engine is rolled back, not the weights
     assert promote_version(task_uri) == back
     later = read_champion(task_uri)
     assert later is not None

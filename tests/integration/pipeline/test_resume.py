@@ -1,4 +1,4 @@
-"""A driver killed between stages is run again and resumes; the champion is one more baseline of the next run."""
+"""A run resumes after its driver was killed between stages, and the champion is a baseline of the next run."""
 
 import signal
 import subprocess
@@ -60,7 +60,7 @@ def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(small_data:
         result = run_pipeline(recipe, progress=recorder)
     assert left.items() <= written(task_uri).items()
     names = sorted(key.rsplit("/", 2)[1].split("-")[0] for key in written(task_uri))
-    # Both models on test, on validation and on two changed sets, and the reference on test.
+    # Both models on test, validation and two perturbed sets, and the reference on test.
     assert names == ["baselines", "cost", *9 * ["predictions"], "sweep", "temperature"]
     assert storage.exists(f"{result.run}/evidence.json")
     assert result.verdict.n == 400
@@ -72,7 +72,7 @@ def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(small_data:
         other_protocol = run_pipeline(
             load_recipe(path, overrides=(*TINY, "evaluation.valid_days=3650")), progress=recorder
         )
-    assert recorder.of_kind(EpochEvent) == []  # neither trains: the protocol is no input of a training
+    assert recorder.of_kind(EpochEvent) == []  # neither trains, because the protocol is not an input of training
     assert renewed.run != result.run
     assert (renewed.evidence.test_access.number, renewed.evidence.expires_at) == (1, result.evidence.expires_at)
     assert (other_protocol.evidence.test_access.number, other_protocol.verdict.confirmatory) == (2, False)

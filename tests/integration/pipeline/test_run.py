@@ -1,4 +1,4 @@
-"""One small recipe from Parquet on S3 to an HTTP answer: what each part leaves fits what the next one says."""
+"""A small recipe from Parquet on S3 to HTTP answers: the outputs of all parts agree."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -181,7 +181,7 @@ def test_the_promoted_winner_serves_the_stored_predictions(small_run: SmallRun, 
     body = {"input": [rows.texts[row] for row in indices]}
     answer = requests.post(f"{champion_url}/v1/classify", json=body, timeout=60).json()
     same = [result["label"] == stored.outputs[row] for result, row in zip(answer["results"], indices, strict=True)]
-    assert sum(same) >= len(indices) - 1  # in bf16 another batch may turn a tie
+    assert sum(same) >= len(indices) - 1  # in bf16, another batch may change a tie
     scores = [result["score"] for result in answer["results"]]
     assert scores == pytest.approx([stored.calibrated[row] for row in indices], abs=0.02)
 
@@ -194,7 +194,7 @@ def test_a_winning_candidate_is_registered_promoted_and_served(small_run: SmallR
     with connection.connect():
         trained = trained_models(small_run, incumbent=small_run.result.winner)
     result = publish(context, trained, evaluated_models(small_run), won_verdict(context, small_run))
-    refuse_what_answers_otherwise(small_run, result, url=champion_url)
+    check_parity_gate(small_run, result, url=champion_url)
     champion = promote_version(small_run.recipe.task_uri, version=result.winner)
     version = read_version(champion.uri)
     assert (version.kind, champion.uri) == ("full", result.winner)
@@ -203,7 +203,7 @@ def test_a_winning_candidate_is_registered_promoted_and_served(small_run: SmallR
     assert (champion.parity.rows, champion.parity.matching) == (64, 64)
     assert champion.pretrained is not None
     former = (read_version(result.evidence.versions["incumbent"].uri).version, champion.pretrained.digest)
-    pretrained = ("pretrained", champion.pretrained.digest)  # the same, as it happens
+    pretrained = ("pretrained", champion.pretrained.digest)  # the same version in this run
     assert served_at(champion_url) == [("champion", champion.digest), former, pretrained]
     url = deploy(small_run.recipe.serving, task_uri=small_run.recipe.task_uri, version=version)
     assert url == champion_url
@@ -219,7 +219,7 @@ def test_a_winning_candidate_is_registered_promoted_and_served(small_run: SmallR
 
 
 def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
-    """The models of the small run, from its stages, with a version as the best baseline."""
+    """Return the models of the small run, from its stages, with a version as the best baseline."""
     evidence, context = small_run.result.evidence, prepare(small_run.recipe, progress=SILENT)
     baselines = context.task.fit_baselines()
     sweep_result = run_sweep(context, baselines, progress=SILENT, events=None)
@@ -230,7 +230,7 @@ def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
 
 
 def evaluated_models(small_run: SmallRun, *, routing: Routing | None = None) -> EvaluatedModels:
-    """The small run's results on test."""
+    """Return the small run's results on test."""
     evidence = small_run.result.evidence
     return EvaluatedModels(
         routing=routing,
@@ -242,8 +242,8 @@ def evaluated_models(small_run: SmallRun, *, routing: Routing | None = None) -> 
     )
 
 
-def refuse_what_answers_otherwise(small_run: SmallRun, result: RunResult, *, url: str) -> None:
-    """As if the candidate had been evaluated with other weights: it does not become the champion, the former serves."""
+def check_parity_gate(small_run: SmallRun, result: RunResult, *, url: str) -> None:
+    """Replace the candidate's predictions; check that its promotion is refused and the former champion is served."""
     before, serves = read_champion(small_run.recipe.task_uri), served_at(url)
     uri = f"{result.run}/predictions/candidate.parquet"
     content = storage.read_bytes(uri)
@@ -303,7 +303,7 @@ def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
 
 
 def won_verdict(context: RunContext, small_run: SmallRun) -> Verdict:
-    """The verdict if the candidate were right on every row."""
+    """Return the verdict for a candidate that is right on every row."""
     tables = load_all_predictions(small_run.result.run)
     right = tables["candidate"]
     sure = np.ones(len(right))

@@ -1,4 +1,4 @@
-"""More training rows than memory is given: Ray Data encodes them once, workers stream them, a run goes its way."""
+"""More training rows than fit in memory: Ray Data tokenizes them once, workers stream them, and a run completes."""
 
 import os
 import signal
@@ -33,12 +33,12 @@ IN_MEMORY = 120
 
 @pytest.fixture(scope="module")
 def data(stack: StackState) -> str:
-    """URI of the small recipe's rows, with training rows in three files, one of which stands in test."""
+    """URI of the small recipe's rows, with training rows in three files. One file has a copy of a test row."""
     assert stack.s3_endpoint
     prefix = f"s3://lake/streamed-{uuid.uuid4().hex}"
     write_data(prefix)
     train, test = (icd10.build()[name] for name in ("train", "test"))
-    spread = np.linspace(1, train.num_rows - 2, 400).astype(np.int64)  # rows lie by chapter
+    spread = np.linspace(1, train.num_rows - 2, 400).astype(np.int64)  # rows are ordered by chapter
     write_table(f"{prefix}/train/part-1.parquet", train.take(spread))
     write_table(f"{prefix}/train/part-2.parquet", test.slice(0, 1))
     return prefix
@@ -57,14 +57,14 @@ def recipe(data: str, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.fixture(scope="module")
 def few(recipe: Recipe, data: str) -> Recipe:
-    """The same on two of the files."""
+    """The same recipe with two of the files."""
     files = (f"{data}/train/part-1.parquet", f"{data}/train/part-2.parquet")
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": files})})
 
 
 @pytest.fixture(scope="module")
 def task(recipe: Recipe) -> ClassificationTrainingTask:
-    """The streamed rows as a training gets them."""
+    """The training task with streamed rows."""
     with connect():
         task = prepare(recipe, progress=SILENT).task.training_task()
     assert isinstance(task, ClassificationTrainingTask)
@@ -109,7 +109,9 @@ def test_a_worker_killed_in_a_later_window_resumes_at_its_position(
     task: ClassificationTrainingTask,
 ) -> None:
     assert isinstance(task.train, Shards)
-    small = replace(task, train=replace(task.train, window_rows=BATCH_SIZE))  # then one has the rows sorted together
+    small = replace(
+        task, train=replace(task.train, window_rows=BATCH_SIZE)
+    )  # a window then has the rows that are sorted together
     sizes = load_dataset(small.train, CLASSIFICATION, tokenizer=None, max_length=64).sizes(config_of(), epoch=0)
     assert len(sizes) > 2
     plain, begun = ProgressRecorder(), sizes[0] // BATCH_SIZE

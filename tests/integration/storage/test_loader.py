@@ -1,4 +1,4 @@
-"""Rows from a real S3 server, and every way in which a bucket can disappoint a recipe."""
+"""Rows are read from a real S3 server, and every error of a bucket is reported."""
 
 import io
 from pathlib import Path

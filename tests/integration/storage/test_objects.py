@@ -60,7 +60,7 @@ CALLS = [
     lambda uri: storage.write_bytes(uri, b"1"),
     lambda uri: storage.write_if_match(uri, b"1", etag=None),
 ]
-"""One call of each kind, with the URI as its argument."""
+"""A call of each kind; the argument is the URI."""
 
 
 @pytest.mark.usefixtures("stack")
@@ -175,7 +175,7 @@ def test_head_returns_etag_and_size_and_an_object_can_be_deleted_twice(bucket: s
 def test_a_folder_is_uploaded_and_downloaded_unchanged(bucket: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "deep" / "er").mkdir(parents=True)
-    # Over 5 MiB, so that the upload takes several parts.
+    # More than 5 MiB, so that the upload has several parts.
     contents = {"big": bytes(range(256)) * 50_000, "deep/er/small": b"x", "empty": b"", "manifest.json": b"{}"}
     for name, content in contents.items():
         (source / name).write_bytes(content)

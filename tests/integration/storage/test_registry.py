@@ -1,4 +1,4 @@
-"""Versions on S3: complete or missing, the same files the same version; one champion whoever else writes."""
+"""Versions on S3 are complete or absent, equal files are one version, and concurrent writers set one champion."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ from tests.finished_runs import candidate_record, verdict_of, write_finished_run
 
 
 def version_folder(folder: Path, *, value: float = 0.0) -> Path:
-    """The files of a probe."""
+    """Write the files of a probe and return their folder."""
     folder.mkdir()
     save_file(
         {"weight": np.full((2, 3), value, np.float32), "bias": np.zeros(2, np.float32)}, folder / "head.safetensors"
@@ -55,7 +55,7 @@ def version_folder(folder: Path, *, value: float = 0.0) -> Path:
 
 
 def hybrid_folder(folder: Path, versions: list[ModelVersion], *, threshold: float = 0.5) -> Path:
-    """The one file of a hybrid."""
+    """Write the only file of a hybrid and return its folder."""
     folder.mkdir()
     routing = Routing(by="confidence", threshold=threshold)
     write_config(folder, hybrid_config(versions[1], incumbent=versions[0], routing=routing))
@@ -160,7 +160,7 @@ def test_only_the_version_that_the_verdict_chose_is_promoted(
     assert read_champion(task_uri) is None
     champion = promote_version(task_uri)
     assert (champion.uri, champion.digest) == (versions[winner].uri, versions[winner].digest)
-    assert promote_version(task_uri) == champion  # asked again, nothing changes
+    assert promote_version(task_uri) == champion  # a second promotion changes nothing
     assert len(storage.list_files(f"{task_uri}/history")) == 1
 
 
@@ -213,7 +213,7 @@ def test_a_champion_that_was_changed_after_its_promotion_is_rejected(bucket: str
     champion = set_champion(f"{bucket}/task", versions[0], etag=None, reason="because", run="s3://here")
     assert champion_version(champion) == versions[0]
     manifest = storage.read_json(f"{versions[0].uri}/manifest.json")
-    manifest["head.safetensors"]["sha256"] = "0" * 64  # a forger changes file and manifest alike
+    manifest["head.safetensors"]["sha256"] = "0" * 64  # a forger changes both the file and the manifest
     storage.write_json(f"{versions[0].uri}/manifest.json", manifest)
     with pytest.raises(RegistryError, match="was changed after its promotion"):
         champion_version(champion)

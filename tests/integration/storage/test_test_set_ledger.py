@@ -1,4 +1,4 @@
-"""The test-set ledger on a real S3 server: each candidate has one number, also if many are recorded at once."""
+"""The test-set ledger on a real S3 server: each candidate has one number, even with concurrent accesses."""
 
 import hashlib
 import threading
@@ -16,7 +16,7 @@ OTHER = hashlib.sha256(b"other rows").hexdigest()
 
 
 def access(task_uri: str, candidate: str, *, protocol: str = "q", run: str = "s3://r", sha256: str = SHA) -> int:
-    """Return the number of the access."""
+    """Record an access and return its number."""
     return record_test_access(task_uri, test_sha256=sha256, candidate=candidate, protocol=protocol, run=run).number
 
 

@@ -1,7 +1,6 @@
-"""A training on a cluster whose nodes come and go, as a process of its own:
-`python -m tests.integration.training.nodes KIND`.
+"""Train on a cluster whose nodes change: `python -m tests.integration.training.nodes KIND`.
 
-KIND is `removed`, `drained` or `elastic`. S3 is the environment's; the last line of the output is the report, as
+KIND is `removed`, `drained` or `elastic`. The environment configures S3. The last line of the output is a report as
 JSON.
 """
 
@@ -34,13 +33,13 @@ NUM_ROWS = 320
 TICK_S = 0.5
 NOTICE_MS = 30_000
 RESIZE_EVERY_S, START_TIMEOUT_S = 10, 30
-"""Minutes by default, which here would be waited for at each change."""
+"""The defaults are minutes, and the test would wait for them at each change."""
 LIMIT_S = 560
-"""Before pytest's own limit, so that the nodes are stopped in any case."""
+"""Less than pytest's timeout, so that the nodes are always stopped."""
 
 
 class Watched(ProgressRecorder):
-    """Records events of work in a thread, while the main thread, which alone may add nodes, waits for them."""
+    """Recorder of the events of work in a thread. The main thread, which must add the nodes, waits for events."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +52,7 @@ class Watched(ProgressRecorder):
         def run() -> None:
             try:
                 self.value = work()
-            except BaseException as error:  # raised where it is waited for
+            except BaseException as error:  # raised again in `until`
                 self.failure = error
             self.over.set()
 
@@ -74,11 +73,11 @@ class Watched(ProgressRecorder):
 
 
 def too_long(*_: Any) -> None:
-    raise AssertionError(f"not over after {LIMIT_S} s")
+    raise AssertionError(f"the training has not ended after {LIMIT_S} s")
 
 
 def workers(*states: str) -> list[str]:
-    """Return the node of each worker in any of the states, from GCS, since the state API needs a dashboard."""
+    """Return the node of each worker in these states from GCS, since the state API needs a dashboard."""
     actors = ray._private.state.actors().values()
     running = [actor for actor in actors if actor["ActorClassName"] == "RayTrainWorker" and actor["State"] in states]
     return [actor["Address"]["NodeID"] for actor in running]

@@ -1,7 +1,6 @@
-"""A training as a process of its own:
-`python -m tests.integration.training.one_training DATA URI`; run again, it resumes.
+"""Train in a separate process: `python -m tests.integration.training.one_training DATA URI`.
 
-Ray and S3 are the environment's; each event is printed as a line of JSON.
+A second call resumes. The environment configures Ray and S3. Each event is printed as a line of JSON.
 """
 
 import json

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 
 class TcpProxy:
-    """Listens on its own `port` and forwards connections."""
+    """A proxy that listens on `port` and forwards connections."""
 
     def __init__(self, target: int) -> None:
         self._target = target

@@ -1,4 +1,4 @@
-"""Faults during a training: whatever fails, the epochs' losses are those of an undisturbed run."""
+"""Faults during training do not change the losses of the epochs."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def ends(recorder: ProgressRecorder) -> set[tuple[int, float, float]]:
 
 
 class FaultInjector(ProgressRecorder):
-    """Records a training, and injects a fault once, at the first event of an epoch from `step` on."""
+    """Recorder that injects a fault once, at the first event of an epoch from `step` on."""
 
     def __init__(self, inject: Callable[[], None], *, epoch: int = 1, step: int = 2) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def task(small_data: str) -> TrainingTask:
 
 @pytest.fixture(scope="module")
 def undisturbed(task: TrainingTask) -> set[tuple[int, float, float]]:
-    """Return epoch, loss and score of each epoch of an undisturbed training."""
+    """Epoch, loss and score of each epoch of training without faults."""
     recorder = ProgressRecorder()
     run(config_of(), task, recorder=recorder)
     return ends(recorder)
@@ -95,7 +95,7 @@ def test_sigterm_checkpoints_the_current_step_and_training_resumes_from_it(
     numbers = steps(recorder, epoch=1)
     assert numbers == sorted(
         set(numbers)
-    )  # no step was computed twice: the only checkpoint before was the epoch's start
+    )  # no step was computed twice, although the previous checkpoint was at the start of the epoch
 
 
 @pytest.mark.slow
@@ -112,8 +112,8 @@ def test_ray_46814_workers_killed_at_any_moment_do_not_change_the_losses(
     def report(event: ProgressEvent) -> None:
         recorder.record(event)
         if due and isinstance(event, StepEvent) and event.epoch * num_steps + event.step > min(due):
-            ticks.wait(generator.random())  # so that it is within a step, a checkpoint or its upload
-            with suppress(IndexError, ProcessLookupError):  # the group of this step may be gone already
+            ticks.wait(generator.random())  # so that the kill is within a step, a checkpoint or its upload
+            with suppress(IndexError, ProcessLookupError):  # the worker group of this step may have ended
                 os.kill(worker_pid(), signal.SIGKILL)
                 due.remove(min(due))
 
@@ -124,7 +124,7 @@ def test_ray_46814_workers_killed_at_any_moment_do_not_change_the_losses(
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: Any) -> Iterator["Server"]:
-    """An S3 server of this test's own, which the driver and the workers of its trainings use."""
+    """A separate S3 server for the driver and the workers of a test."""
     assert stack.s3_endpoint
     base, claim = ports.claim_ports()
     own = Server(tmp_path, base=base)
@@ -164,13 +164,13 @@ class Server:
             self.process.wait()
 
     def fail_temporarily(self) -> None:
-        """Stop for 20 s, without waiting."""
+        """Stop the server for 20 s, and return immediately."""
         self.kill()
 
         def restart() -> None:
             threading.Event().wait(DOWN_S)
             self.start()
-            self.over.wait()  # the kernel ends a server with the thread that started it
+            self.over.wait()  # the kernel ends the server when the thread that started it ends
 
         threading.Thread(target=restart, daemon=True).start()
 
@@ -182,7 +182,7 @@ def test_an_outage_of_s3_for_20_s_during_checkpoints_fails_no_worker(
     write_data("s3://lake/small")
     task = training_task("s3://lake/small", num_rows=NUM_ROWS)
     recorder = FaultInjector(server.fail_temporarily)
-    # Ray Train's controller too has the settings of S3 from its environment.
+    # Ray Train's controller also reads the S3 settings from its environment.
     with connect(runtime_env={"env_vars": {"AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}}):
         before = num_workers_started()
         run(config_of(checkpoint_interval_s=5), task, recorder=recorder)
@@ -192,12 +192,12 @@ def test_an_outage_of_s3_for_20_s_during_checkpoints_fails_no_worker(
 
 @pytest.fixture
 def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A disk of 64 MB, on which the workers keep what is temporary."""
+    """A disk of 64 MB for the temporary files of the workers."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
-        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
+        pytest.skip(f"a disk cannot be mounted: {mounted.stderr.decode().strip()}")
     monkeypatch.setattr(trainer, "worker_environment", patched({"TMPDIR": str(folder)}))
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
@@ -212,14 +212,16 @@ def test_a_full_disk_is_reported_and_training_resumes_from_the_last_checkpoint(
     def keep_full() -> None:
         with filler.open("ab", buffering=0) as stream:
             while not over.wait(0.02):
-                with suppress(OSError):  # it is full; a checkpoint that was begun gives back what it took
+                with suppress(OSError):  # the disk is full; it has space again when an incomplete checkpoint is deleted
                     stream.write(bytes(1 << 20))
 
     def fill() -> None:
         threading.Thread(target=keep_full, daemon=True).start()
 
     recorder = FaultInjector(fill)
-    config = config_of(checkpoint_interval_s=5, max_failures=0)  # retried, Python takes another folder that has room
+    config = config_of(
+        checkpoint_interval_s=5, max_failures=0
+    )  # in a retry, Python would use another folder with space
     with pytest.raises(TrainingFailed, match=rf"after 0 retries: worker .*the disk is full: {small_disk} has .* left"):
         run(config, task, recorder=recorder, uri=uri)
     over.set()
@@ -231,7 +233,7 @@ def test_a_full_disk_is_reported_and_training_resumes_from_the_last_checkpoint(
 
 
 def nodes(kind: str) -> dict[str, Any]:
-    """A training on nodes that come and go, in a process of its own: this one is connected to another Ray."""
+    """Train on changing nodes and return the report. A separate process is used, since this one is connected to Ray."""
     process = subprocess.run(
         [sys.executable, "-m", "tests.integration.training.nodes", kind],
         cwd=ROOT,
@@ -271,6 +273,6 @@ def test_elastic_training_grows_and_shrinks_with_the_nodes(small_data: str) -> N
     reported = nodes("elastic")
     assert reported["group_sizes"] == [1, 2, 1]
     epochs, losses, _ = zip(*reported["ends"], strict=True)
-    assert list(epochs) == sorted(epochs)  # it resumed each time, and did not start over
+    assert list(epochs) == sorted(epochs)  # training resumed each time and did not start again
     assert set(epochs) == set(range(len(set(epochs))))
     assert losses[-1] < losses[0]

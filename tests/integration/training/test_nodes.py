@@ -1,6 +1,6 @@
-"""Nodes that come and go: a job whose node is lost, a service whose node is lost, and a head that is lost under both.
+"""Lost nodes: a worker node of a job, a worker node of a service, and the head node.
 
-What a training makes of it is in test_faults.py. All nodes are on this machine: `machines` says how.
+test_faults.py tests the effect on training. All nodes run on this machine; see `machines`.
 """
 
 import io
@@ -47,15 +47,15 @@ def test_a_job_completes_if_a_node_is_lost_during_its_sweep(small_data: str) -> 
     report = json.loads(process.stdout.splitlines()[-1])
     for figure in ("retaken_s", "ended_s"):
         report_figure(figure, report[figure])
-    assert report["n"] == 400  # every test row was judged
+    assert report["n"] == 400  # every test row was evaluated
     assert len(report["trials"]) == NUM_TRIALS
     assert all(trial["result"] and not trial["failure"] for trial in report["trials"])
     assert report["taken"] == {trial["trial"]: 1 + (trial["trial"] == report["again"]) for trial in report["trials"]}
-    assert min(epoch for trial, epoch in report["trained"] if trial == report["again"]) >= 1  # it went on where it was
+    assert min(epoch for trial, epoch in report["trained"] if trial == report["again"]) >= 1  # it resumed
 
 
 class Site:
-    """A head that keeps what it knows in Redis, two nodes of one CPU, and a service with a replica on each."""
+    """A head node with its state in Redis, two worker nodes with one CPU each, and a service with a replica on each."""
 
     def __init__(self, machines: Machines, *, redis: str, password: str) -> None:
         self.machines, self._redis, self._password = machines, redis, password
@@ -65,11 +65,11 @@ class Site:
             wait(lambda node=node: joined(node), of=node)  # type: ignore[misc]
 
     def start_head(self, name: str) -> Machine:
-        """A head with a disk of its own: what it knows of the cluster, it has from Redis."""
+        """Start a head node with a new disk, so that it reads the state of the cluster from Redis."""
         return self.machines.head(name, f"--redis-password={self._password}", RAY_REDIS_ADDRESS=self._redis)
 
     def is_whole(self) -> bool:
-        """A replica runs on each of the two nodes, and no other is listed."""
+        """Return True if exactly two replicas run, one on each worker node."""
         listed = self.replicas()
         alone = [
             listed & {process.pid for process in stack.family(node.process.pid)} for node in (self.left, self.right)
@@ -77,7 +77,7 @@ class Site:
         return len(listed) == 2 and all(len(pids) == 1 for pids in alone)
 
     def replicas(self) -> set[int]:
-        """Process ids of the running replicas, as Serve lists them."""
+        """Return the process ids of the running replicas from Serve."""
         replicas = serve_client.replicas_of(NAME)
         return {replica.pid for replica in replicas if replica.state == "RUNNING" and replica.pid is not None}
 
@@ -86,7 +86,7 @@ class Site:
 def site(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     assert stack.s3_endpoint
     folder = tmp_path_factory.mktemp("site")
-    # As KubeRay has it where Redis is there: nodes wait for a head so long.
+    # KubeRay's setting for clusters with Redis: the time for which nodes wait for a new head.
     machines = Machines(folder, environment={"RAY_gcs_rpc_server_reconnect_timeout_s": "600"})
     password = secrets.token_hex(16)
     try:
@@ -109,7 +109,7 @@ def settled(responses: Responses) -> bool:
 
 
 def logged() -> set[str]:
-    """Request ids in the log."""
+    """Return the request ids in the log."""
     files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
     tables = [pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["request_id"]) for uri in files]
     return {request_id for table in tables for request_id in table["request_id"].to_pylist()}
@@ -117,7 +117,7 @@ def logged() -> set[str]:
 
 def test_a_service_survives_a_lost_node_and_no_row_of_its_log_is_lost(site: Site) -> None:
     with under_load(site.head.proxy_url, TEXTS, clients=4) as responses:
-        wait(lambda: settled(responses))  # by their first answers: HAProxy may not know the replicas yet
+        wait(lambda: settled(responses))  # HAProxy may not have the replicas yet
         at = time.monotonic()
         kill(site.right)
         wait(lambda: len(site.replicas()) == 1, within_s=MENDED_S)
@@ -172,8 +172,8 @@ def test_a_lost_head_ends_training_but_loses_no_answer_and_no_checkpoint(
     report_figure("epochs", (first, then))
     assert left != 0
     assert then == list(range(then[0], NUM_EPOCHS))
-    assert 1 <= then[0] <= len(first)  # what was kept is not trained again
-    assert set(alone) == {200}  # with no head at all
+    assert 1 <= then[0] <= len(first)  # checkpointed epochs are not trained again
+    assert set(alone) == {200}  # without a head node
     assert set(at_left.statuses()) <= {200, *BUSY}, (at_left.statuses(), at_left.faults)
     assert site.replicas() == replicas  # the same replicas, not restarted
     wait(lambda: at_left.ids(200) | at_head.ids(200) <= logged(), within_s=MENDED_S)

@@ -1,4 +1,4 @@
-"""The sweep on real Tune and Train: it stops early, survives a dead worker, and exports the best trial."""
+"""The sweep with Ray Tune and Ray Train stops early, survives a killed worker and exports the best trial."""
 
 import os
 import signal
@@ -156,9 +156,9 @@ def test_ray_46814_a_trial_whose_worker_is_killed_resumes_and_the_others_complet
     assert [row.status for row in result.rows] == ["completed", "completed"]
     assert len(killed) == 1
     epochs = [event.epoch for event in recorder.of_kind(EpochEvent) if event.trial == killed[0]]
-    assert epochs.count(0) == 1  # it did not start over
+    assert epochs.count(0) == 1  # it did not start again
     assert set(epochs) == {0, 1, 2, 3}
-    # What is computed again has the same result.
+    # Repeated steps have the same result.
     assert [(row.config, row.scores) for row in result.rows] == [(row.config, row.scores) for row in complete.rows]
     ends = [{(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)} for each in (undisturbed, recorder)]
     assert ends[1] == ends[0]

@@ -1,4 +1,4 @@
-"""A driver that ended during its sweep: run again, it trains no finished trial again and resumes the others."""
+"""A driver that ended during its sweep is started again: it keeps finished trials and resumes the others."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""`finetune` on real workers: it trains and exports; what diverges ends at once; a dead worker is replaced."""
+"""`finetune` on real workers: it trains and exports, stops if training diverges, and replaces a killed worker."""
 
 import os
 import signal
@@ -55,7 +55,7 @@ def validation_logits(trained: TrainingResult, task: ClassificationTrainingTask,
 
 
 def test_the_exported_weights_load_and_have_the_reported_score(small_data: str) -> None:
-    """The other stages and methods are those of tests/unit/training/test_ranks.py, and of the small run."""
+    """tests/unit/training/test_ranks.py and the small run cover the other stages and methods."""
     task = training_task(small_data, num_rows=64)
     config = TrainingConfig(zero_stage=3, method="lora", epochs=1, batch_size=16, learning_rate=1e-3)
     recorder = ProgressRecorder()
@@ -69,7 +69,7 @@ def test_the_exported_weights_load_and_have_the_reported_score(small_data: str) 
     assert names == {"head.safetensors", "adapter"}
     logits = validation_logits(trained, task, method="lora")
     assert np.isfinite(logits).all()
-    assert np.ptp(logits, axis=0).max() > 0.01  # it learned: the head started with zeros
+    assert np.ptp(logits, axis=0).max() > 0.01  # the head has learned; it started with zeros
     predictions = [task.classes[index] for index in logits.argmax(1)]
     accuracy = np.mean(np.array(predictions) == np.array(task.validation.labels))
     assert accuracy == pytest.approx(trained.score, abs=4 / len(task.validation))  # bf16 there, fp32 here
@@ -109,7 +109,7 @@ def test_ray_46814_a_worker_killed_in_an_epoch_does_not_change_the_loss(small_da
             trained = finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
     assert len(killed) == 1
     assert trained.epochs == 2
-    # It may resume from a checkpoint before the newest; what is computed again has the same result.
+    # It may resume from an older checkpoint than the newest. Repeated steps have the same result.
     ends = [{(e.epoch, e.loss, e.score) for e in each.of_kind(EpochEvent)} for each in (undisturbed, recorder)]
     assert ends[1] == ends[0]
     assert np.isfinite(validation_logits(trained, task, method="full")).all()
