@@ -29,7 +29,7 @@ def main() -> None:
     from cluster.local import stack
 
     console, folder, start = Console(highlight=False), stack.default_folder(), time.monotonic()
-    ours = stack.status(folder) is None
+    started_here = stack.status(folder) is None
     console.print(f"[bold]stack: an S3 server and a local Ray cluster, in {folder.name}/[/bold]")
     state = stack.up(folder)
     try:
@@ -41,7 +41,7 @@ def main() -> None:
         if arguments.keep:
             console.print(NEXT_STEPS.format(url=url), soft_wrap=True)
     finally:
-        if ours and not arguments.keep:
+        if started_here and not arguments.keep:
             stack.down(folder)
             console.print(f"stopped the stack; data, models and evidence are kept in {folder.name}/")
 

@@ -135,9 +135,9 @@ class _Clients:
         async def answer_all() -> list[str]:
             return await asyncio.gather(*(answer(question) for question in self._questions))
 
-        begun = time.perf_counter()
+        start = time.perf_counter()
         answers = asyncio.run(answer_all())
-        return {"tokens/s": self._num_tokens(answers) / (time.perf_counter() - begun)}
+        return {"tokens/s": self._num_tokens(answers) / (time.perf_counter() - start)}
 
     def close(self) -> None:
         """Stop the engine of this process."""
@@ -148,7 +148,7 @@ class _Clients:
 
         def ask(question: str) -> tuple[str, float]:
             body = {"model": model, "messages": [{"role": "user", "content": question}], "stream": True}
-            begun, first, parts = time.perf_counter(), 0.0, []
+            start, first, parts = time.perf_counter(), 0.0, []
             with requests.post(
                 f"{url}/v1/chat/completions",
                 json=body | {"max_tokens": MAX_TOKENS, "temperature": 0},
@@ -161,14 +161,14 @@ class _Clients:
                         continue
                     for choice in json.loads(line[6:])["choices"]:
                         if choice["delta"].get("content"):
-                            first = first or time.perf_counter() - begun
+                            first = first or time.perf_counter() - start
                             parts.append(choice["delta"]["content"])
             return "".join(parts), first
 
-        begun = time.perf_counter()
+        start = time.perf_counter()
         with ThreadPoolExecutor(streams) as clients:
             answers = list(clients.map(ask, self._questions))
-        took = time.perf_counter() - begun
+        took = time.perf_counter() - start
         firsts = [first for _, first in answers]
         return {"tokens/s": self._num_tokens([text for text, _ in answers]) / took, "first token s": median(firsts)}
 

@@ -64,13 +64,13 @@ def main(minutes: float) -> None:
         write_run(recipe, versions[1], run="second", champion=versions[0])
         with clients(folder, url, versions, phase_s=PHASE_S) as collect, _watched(pid) as samples:
             time.sleep(WARM_S)
-            begun = time.monotonic()
-            num_changes = _keep_changing(recipe.task_uri, versions[0], folder=folder, until=begun + 60 * minutes)
+            start = time.monotonic()
+            num_changes = _keep_changing(recipe.task_uri, versions[0], folder=folder, until=start + 60 * minutes)
             ended = time.monotonic()
             responses = collect()
         answered = set(responses.request_id[responses.status == 200].tolist())
         logged = _await_rows(answered)
-    thirds = np.linspace(begun, ended, 4)
+    thirds = np.linspace(start, ended, 4)
     rows = {}
     for number, (since, until) in enumerate(pairwise(thirds), 1):
         memory = {f"{part} MiB": _largest(samples, part, since=since, until=until) for part in PARTS}
@@ -96,16 +96,16 @@ def _keep_changing(task_uri: str, like: registry.ModelVersion, *, folder: Path, 
     """Add an adapter and change the champion every minute, and return the number of changes."""
     num = 0
     while time.monotonic() + 60 <= until:
-        begun = time.monotonic()
+        start = time.monotonic()
         random_adapter(folder / f"adapter-{num}", task_uri=task_uri, like=like, seed=num)
         serve_champion(CONFIG, task_uri=task_uri)
-        time.sleep(max(0.0, begun + 30 - time.monotonic()))
+        time.sleep(max(0.0, start + 30 - time.monotonic()))
         if num % 2 == 0:
             promote_version(task_uri, override="again")
         else:
             roll_back(task_uri, reason="again")
         num += 1
-        time.sleep(max(0.0, begun + 60 - time.monotonic()))
+        time.sleep(max(0.0, start + 60 - time.monotonic()))
     return 2 * num
 
 

@@ -149,9 +149,9 @@ def _ports(machine: Machine) -> Iterator[CheckResult]:
         yield note(
             "ports", text, "stop the processes that use them (see ss -ltnp), or use another Ray cluster and S3 server"
         )
-    taken = ", ".join(f"{port} ({RAY_PORTS[port]})" for port in sorted(machine.listening & RAY_PORTS.keys()))
-    if taken:
-        text = f"in use: {taken}. The embedded stack uses other ports; a Ray cluster started by hand needs these"
+    in_use = ", ".join(f"{port} ({RAY_PORTS[port]})" for port in sorted(machine.listening & RAY_PORTS.keys()))
+    if in_use:
+        text = f"in use: {in_use}. The embedded stack uses other ports; a Ray cluster started by hand needs these"
         yield note("Ray's usual ports", text)
 
 

@@ -240,7 +240,7 @@ def test_answers_stored_under_the_wrong_day_are_reported(task: Task) -> None:
 
 
 def test_a_report_contains_no_text_no_subject_and_no_unknown_group_value(task: Task) -> None:
-    stated = {"attributes": json.dumps({"sex": "stated-by-somebody"}), "subject": "hash-of-somebody"}
+    stated = {"attributes": json.dumps({"sex": "stated-by-jane-doe"}), "subject": "hash-of-jane-doe"}
     write(task.log, "answers", FIRST, [answer(FIRST, number, **stated) for number in range(60)])
     write(task.log, "feedback", FIRST, [feedback(FIRST, f"{FIRST}-{number}") for number in range(60)])
     task.watch(FIRST + timedelta(days=1))
@@ -248,6 +248,6 @@ def test_a_report_contains_no_text_no_subject_and_no_unknown_group_value(task: T
         b"".join(task.files().values()) + " ".join(event.text for event in task.recorder.of_kind(NoteEvent)).encode()
     )
     assert b'"labelled": 60' in content
-    for private in ("somebody", "a request with private text", f"{FIRST}-1"):
+    for private in ("jane-doe", "a request with private text", f"{FIRST}-1"):
         assert private.encode() not in content
     assert NO_GROUP.encode() not in content
