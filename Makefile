@@ -1,4 +1,4 @@
-# Each target works on a fresh clone: it makes .venv first if it has to.
+# Each target works in a fresh clone: it first creates .venv if necessary.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := .venv/.installed
@@ -22,8 +22,8 @@ setup: $(DEMO)
 setup-dev: $(SETUP)
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv || { echo "no venv module: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
-	$(INSTALL) --upgrade pip  # Python 3.11's own takes four times as long
+	$(PYTHON) -m venv .venv || { echo "Python has no venv module; on Debian and Ubuntu, run: apt-get install python3-venv"; exit 1; }
+	$(INSTALL) --upgrade pip  # the pip of Python 3.11 takes four times as long
 
 $(DEMO): pyproject.toml | .venv/bin/python
 	$(INSTALL) --editable '.[stack]'

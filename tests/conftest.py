@@ -1,4 +1,4 @@
-"""Settings and the final summary of every test run: property tests have no deadline, Ray starts are counted."""
+"""Settings and summary of every test run: property tests have no deadline, and Ray starts are counted."""
 
 import atexit
 import gc
@@ -33,7 +33,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):  # a worker of pytest-xdist ends by itself
         _sessions.append(session)
     sys.addaudithook(_count_ray_starts)
-    # A shell starts a background job with SIGINT ignored, which the processes that tests start and interrupt inherit.
+    # A shell starts background jobs with SIGINT ignored. Processes that tests start and interrupt would inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -50,7 +50,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Return a scheduler that gives whole files to a worker, and to one worker the files that share a run or a service.
+    """Return a scheduler that assigns whole files to a worker, and files that share a run or a service to one worker.
 
     `--dist loadgroup` has no effect with pytest 9.2 and pytest-xdist 3.8.
     """
@@ -80,7 +80,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"Ray starts: {_num_ray_starts}")
 
 
-def _leave() -> None:
+def _exit_without_destructors() -> None:
     """Exit with pytest's code, without running C++ destructors.
 
     Each `ray.init` of a process except the first leaves a thread behind that exports metrics (Ray 2.60). If its cluster
@@ -93,4 +93,6 @@ def _leave() -> None:
         os._exit(int(session.exitstatus))
 
 
-atexit.register(_leave)  # before Ray and Arrow are imported, so that it runs after their exit handlers
+atexit.register(
+    _exit_without_destructors
+)  # before Ray and Arrow are imported, so that it runs after their exit handlers

@@ -63,8 +63,8 @@ def main() -> None:
     figures = {
         f"rate_to_{name}": medians(
             [
-                {"ratio": ours["tokens per second"] / theirs["tokens per second"]}
-                for ours, theirs in zip(measured["finetune"], measured[other], strict=True)
+                {"ratio": finetuned["tokens per second"] / compared["tokens per second"]}
+                for finetuned, compared in zip(measured["finetune"], measured[other], strict=True)
             ]
         )["ratio"]
         for name, other in (("trainer", "Trainer"), ("trainer_bf16", "Trainer, bf16"))

@@ -161,8 +161,8 @@ def peaks(*, tasks: bool = False) -> Iterator[dict[str, float]]:
     def sample() -> None:
         while not over.wait(0.1):
             peak["own"] = max(peak["own"], _own_mib(psutil.Process()))
-            ours = psutil.Process(os.getppid()).children(recursive=True) if tasks else []
-            peak["task"] = max([peak["task"], *(_own_mib(process) for process in ours if _is_worker(process))])
+            workers = psutil.Process(os.getppid()).children(recursive=True) if tasks else []
+            peak["task"] = max([peak["task"], *(_own_mib(process) for process in workers if _is_worker(process))])
 
     watcher = threading.Thread(target=sample, daemon=True)
     watcher.start()

@@ -54,7 +54,7 @@ def write_toys(data: str, **changed: Table) -> None:
         write_table(f"{data}/{split}/part-0.parquet", pa.table(table))
 
 
-def refused(result: Result, name: str, *expected: str) -> None:
+def assert_rejected(result: Result, name: str, *expected: str) -> None:
     assert result.exit_code == 2, result.output
     for words in expected:
         assert words in " ".join(result.stderr.split()), result.stderr
@@ -66,8 +66,8 @@ def refused(result: Result, name: str, *expected: str) -> None:
 
 def test_an_unknown_field_and_a_wrong_type_are_rejected(name: str, tmp_path: Path) -> None:
     recipe = toy(name, "s3://lake/none") | {"trainning": {}}
-    refused(invoke(tmp_path, recipe), name, "trainning: no such field; remove it or correct its name")
-    refused(
+    assert_rejected(invoke(tmp_path, recipe), name, "trainning: no such field; remove it or correct its name")
+    assert_rejected(
         invoke(tmp_path, toy(name, "s3://lake/none"), "training.epochs=many"),
         name,
         "training.epochs",
@@ -77,13 +77,15 @@ def test_an_unknown_field_and_a_wrong_type_are_rejected(name: str, tmp_path: Pat
 
 def test_a_missing_recipe_is_rejected(name: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app.app, ["run", str(tmp_path / "absent.yaml")])
-    refused(result, name, "absent.yaml", "give the path of a YAML file")
+    assert_rejected(result, name, "absent.yaml", "give the path of a YAML file")
 
 
 def test_a_missing_bucket_or_prefix_is_rejected(name: str, tmp_path: Path) -> None:
     gone = invoke(tmp_path, toy(name, "s3://no-such-bucket/rows"))
-    refused(gone, name, "s3://no-such-bucket/rows/train", "bucket 'no-such-bucket' does not exist", "correct the URI")
-    refused(
+    assert_rejected(
+        gone, name, "s3://no-such-bucket/rows/train", "bucket 'no-such-bucket' does not exist", "correct the URI"
+    )
+    assert_rejected(
         invoke(tmp_path, toy(name, "s3://lake/no-such-prefix")),
         name,
         "s3://lake/no-such-prefix/train does not exist",
@@ -94,13 +96,15 @@ def test_a_missing_bucket_or_prefix_is_rejected(name: str, tmp_path: Path) -> No
 def test_a_missing_registry_bucket_is_rejected(bucket: str, name: str, tmp_path: Path) -> None:
     write_toys(bucket)
     result = invoke(tmp_path, toy(name, bucket) | {"registry": "s3://no-such-registry"})
-    refused(result, name, "bucket 'no-such-registry' does not exist")
+    assert_rejected(result, name, "bucket 'no-such-registry' does not exist")
 
 
 def test_a_missing_column_is_rejected(bucket: str, name: str, tmp_path: Path) -> None:
     write_toys(bucket)
     result = invoke(tmp_path, toy(name, bucket), "data.label=chaptre")
-    refused(result, name, "has no column 'chaptre'", "it has text, chapter", "Correct the section `data` of the recipe")
+    assert_rejected(
+        result, name, "has no column 'chaptre'", "it has text, chapter", "Correct the section `data` of the recipe"
+    )
 
 
 def test_wrong_credentials_are_rejected(
@@ -110,7 +114,7 @@ def test_wrong_credentials_are_rejected(
     with monkeypatch.context() as wrong:
         wrong.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
         result = invoke(tmp_path, toy(name, bucket))
-    refused(result, name, bucket, "access denied", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    assert_rejected(result, name, bucket, "access denied", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 
 
 EMPTY: Table = {"text": pa.array([], pa.string()), "chapter": pa.array([], pa.string())}
@@ -157,14 +161,14 @@ def test_unusable_rows_are_rejected(
     expected: tuple[str, ...],
 ) -> None:
     write_toys(bucket, **changed)
-    refused(invoke(tmp_path, toy(name, bucket)), name, *expected)
+    assert_rejected(invoke(tmp_path, toy(name, bucket)), name, *expected)
 
 
 def test_a_file_that_is_not_parquet_is_rejected(bucket: str, name: str, tmp_path: Path) -> None:
     write_toys(bucket)
     storage.write_bytes(f"{bucket}/validation/part-0.parquet", b"text,chapter\na,x\n")
     result = invoke(tmp_path, toy(name, bucket))
-    refused(result, name, f"{bucket}/validation/part-0.parquet is not a valid Parquet file", "write it again")
+    assert_rejected(result, name, f"{bucket}/validation/part-0.parquet is not a valid Parquet file", "write it again")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,7 @@ def test_a_missing_base_model_is_rejected(
     bucket: str, name: str, tmp_path: Path, base_model: str, expected: str
 ) -> None:
     write_toys(bucket)
-    refused(invoke(tmp_path, toy(name, bucket) | {"base_model": base_model}), name, base_model, expected)
+    assert_rejected(invoke(tmp_path, toy(name, bucket) | {"base_model": base_model}), name, base_model, expected)
 
 
 def test_an_unreachable_ray_is_reported(
@@ -193,7 +197,7 @@ def test_an_unreachable_ray_is_reported(
     with monkeypatch.context() as gone:
         gone.setenv("RAY_ADDRESS", "127.0.0.1:9")
         result = invoke(tmp_path, toy(name, bucket))
-    refused(result, name, "Ray is not reachable at 127.0.0.1:9", "tailorbird stack up", "set RAY_ADDRESS")
+    assert_rejected(result, name, "Ray is not reachable at 127.0.0.1:9", "tailorbird stack up", "set RAY_ADDRESS")
 
 
 def test_commands_on_an_empty_task_name_the_command_to_run_first(stack: StackState, name: str, tmp_path: Path) -> None:
@@ -202,6 +206,6 @@ def test_commands_on_an_empty_task_name_the_command_to_run_first(stack: StackSta
     path.write_text(yaml.safe_dump(toy(name, "s3://lake/none")), encoding="utf-8")
     for verb, expected in (("promote", "has no finished run"), ("serve", "has no champion")):
         result = CliRunner().invoke(app.app, [verb, str(path)])
-        refused(result, name, expected, "; run `tailorbird ")
+        assert_rejected(result, name, expected, "; run `tailorbird ")
     listed = CliRunner().invoke(app.app, ["models", str(path), "--json"])
     assert (listed.exit_code, json.loads(listed.stdout)) == (0, {"champion": None, "parity": None, "versions": []})

@@ -66,9 +66,9 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
     texts = ["".join(letters) for letters in itertools.product("abcdefg", repeat=3)]
     random.Random(0).shuffle(texts)
     for split, size in SIZES.items():
-        mine, texts = texts[:size], texts[size:]
-        turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in mine]
-        write_table(f"{DATA}/{split}.parquet", pa.table({"turns": turns, "doc": mine}))
+        split_texts, texts = texts[:size], texts[size:]
+        turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in split_texts]
+        write_table(f"{DATA}/{split}.parquet", pa.table({"turns": turns, "doc": split_texts}))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
     recipe, recorder = load_recipe(folder / "recipe.yaml"), ProgressRecorder()
     with connect():

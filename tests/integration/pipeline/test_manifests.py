@@ -95,8 +95,8 @@ def test_a_serving_manifest_has_the_replicas_of_the_recipe_and_the_champion_of_t
         deployment_options(serving, task=recipe.task) for serving in (arguments.serving, recipe.serving)
     )
     assert rendered == requested
-    ours = {"pretrained": recipe.serving.pretrained, "versions": recipe.serving.versions}
-    assert arguments.serving.model_copy(update=ours) == recipe.serving
+    recipe_fields = {"pretrained": recipe.serving.pretrained, "versions": recipe.serving.versions}
+    assert arguments.serving.model_copy(update=recipe_fields) == recipe.serving
     (deployment,) = application["deployments"]
     config = ReplicaConfig.model_validate(deployment["user_config"])
     assert (config.champion.uri, config.champion.digest) == (chosen.uri, chosen.digest)
@@ -126,7 +126,7 @@ def test_the_cluster_of_every_manifest_has_room_for_the_recipe(recipe: Recipe, c
 
 def test_additional_versions_are_declared_as_in_a_deployment(recipe: Recipe, chosen: ModelVersion) -> None:
     untouched = PinnedVersion(uri=f"{recipe.task_uri}/versions/pretrained", digest="1" * 64)
-    champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is one")
+    champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is no champion")
     verdict = ChosenBy(outcome="FINE_TUNE", rule=3, sentence="better")
     champion = champion.model_copy(update={"pretrained": untouched, "verdict": verdict})
     write_champion(recipe.task_uri, champion, etag=etag)
@@ -142,7 +142,7 @@ def test_the_manifest_of_a_champion_without_a_parity_check_has_a_note(recipe: Re
     (note,) = render_manifest(recipe, to="rayservice").notes
     assert chosen.version in note
     assert "--to prove" in note
-    champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is one")
+    champion, etag = read_champion(recipe.task_uri) or pytest.fail("there is no champion")
     parity = ParityResult(rows=64, matching=64, at=now())
     write_champion(recipe.task_uri, champion.model_copy(update={"parity": parity}), etag=etag)
     assert render_manifest(recipe, to="rayservice").notes == ()
@@ -161,6 +161,6 @@ def test_a_service_without_api_keys_or_a_champion_is_not_rendered(recipe: Recipe
 
 
 def test_a_version_with_changed_code_is_not_rendered(recipe: Recipe, chosen: ModelVersion) -> None:
-    storage.write_bytes(chosen.code, b"theirs")
+    storage.write_bytes(chosen.code, b"other code")
     with pytest.raises(DeployError, match="cannot be served"):
         render_manifest(recipe, to="rayservice")

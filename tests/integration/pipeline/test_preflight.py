@@ -105,16 +105,16 @@ def test_the_other_checks_run_if_ray_is_not_reachable(recipe: Path, monkeypatch:
 
 @pytest.mark.usefixtures("connected")
 def test_the_actors_that_hold_the_cpus_are_named(recipe: Path) -> None:
-    hog = ray.remote(num_cpus=2)(Hog).options(name="a running service").remote()
-    ray.get(hog.ready.remote())
+    holder = ray.remote(num_cpus=2)(Holder).options(name="a running service").remote()
+    ray.get(holder.ready.remote())
     try:
         results = states(invoke(recipe, "--json"))
     finally:
-        ray.kill(hog)
+        ray.kill(holder)
     assert "a running service (2 CPUs)" in results["free now: fault"]
 
 
-class Hog:
+class Holder:
     def ready(self) -> bool:
         return True
 

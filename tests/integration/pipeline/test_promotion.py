@@ -30,7 +30,7 @@ def chosen(task_uri: str, tmp_path: Path) -> ModelVersion:
     return register(task_uri, version_folder(tmp_path / "chosen", value=1))
 
 
-def concluded(task_uri: str, chosen: ModelVersion, *, confirmatory: bool = True, **more: Any) -> None:
+def write_concluded_run(task_uri: str, chosen: ModelVersion, *, confirmatory: bool = True, **more: Any) -> None:
     """Write a finished run whose verdict chose the candidate."""
     versions = more.pop("versions", {"candidate": candidate_record(chosen), "incumbent": unregistered(task_uri)})
     verdict = verdict_of("FINE_TUNE", rule=3, confirmatory=confirmatory)
@@ -45,7 +45,7 @@ def unregistered(task_uri: str) -> CandidateRecord:
 def test_a_confirmatory_verdict_is_promoted_and_an_override_is_not_recorded(
     task_uri: str, chosen: ModelVersion
 ) -> None:
-    concluded(task_uri, chosen)
+    write_concluded_run(task_uri, chosen)
     champion = promote_version(task_uri, override="not needed")
     assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "FINE_TUNE by rule 3")
 
@@ -53,7 +53,7 @@ def test_a_confirmatory_verdict_is_promoted_and_an_override_is_not_recorded(
 def test_a_verdict_that_is_not_confirmatory_is_promoted_only_with_an_override(
     task_uri: str, chosen: ModelVersion
 ) -> None:
-    concluded(task_uri, chosen, confirmatory=False)
+    write_concluded_run(task_uri, chosen, confirmatory=False)
     with pytest.raises(PromotionRefused, match=r"is not confirmatory: .* fresh test rows.* --override REASON"):
         promote_version(task_uri)
     assert read_champion(task_uri) is None
@@ -68,7 +68,7 @@ def test_a_verdict_that_is_not_confirmatory_is_promoted_only_with_an_override(
 
 @pytest.mark.parametrize("override", ["", "  \n"])
 def test_an_override_without_a_reason_is_rejected(task_uri: str, chosen: ModelVersion, override: str) -> None:
-    concluded(task_uri, chosen, confirmatory=False)
+    write_concluded_run(task_uri, chosen, confirmatory=False)
     with pytest.raises(PromotionRefused, match="--override is empty; give a reason"):
         promote_version(task_uri, override=override)
     assert read_champion(task_uri) is None
@@ -78,18 +78,18 @@ def test_an_override_without_a_reason_is_rejected(task_uri: str, chosen: ModelVe
 def test_an_expired_verdict_is_not_promoted_even_with_an_override(
     task_uri: str, chosen: ModelVersion, written: Any
 ) -> None:
-    concluded(task_uri, chosen, expires_at=written(datetime.now(UTC) - DAY))
+    write_concluded_run(task_uri, chosen, expires_at=written(datetime.now(UTC) - DAY))
     with pytest.raises(PromotionRefused, match=r"expired at 20.*; run the recipe again with fresh test rows"):
         promote_version(task_uri, override="in a hurry")
     assert read_champion(task_uri) is None
-    concluded(task_uri, chosen, expires_at=written(datetime.now(UTC) + DAY))
+    write_concluded_run(task_uri, chosen, expires_at=written(datetime.now(UTC) + DAY))
     assert promote_version(task_uri).uri == chosen.uri
 
 
 def test_a_champion_remains_champion_after_its_verdict_expires(task_uri: str, chosen: ModelVersion) -> None:
-    concluded(task_uri, chosen)
+    write_concluded_run(task_uri, chosen)
     champion = promote_version(task_uri)
-    concluded(task_uri, chosen, confirmatory=False, expires_at=(datetime.now(UTC) - DAY).isoformat())
+    write_concluded_run(task_uri, chosen, confirmatory=False, expires_at=(datetime.now(UTC) - DAY).isoformat())
     assert promote_version(task_uri) == champion
 
 
@@ -97,14 +97,14 @@ def test_a_champion_remains_champion_after_its_verdict_expires(task_uri: str, ch
 def test_a_baseline_ahead_of_the_champion_only_on_validation_does_not_replace_it(
     task_uri: str, chosen: ModelVersion, tmp_path: Path, outcome: tuple[str, int]
 ) -> None:
-    concluded(task_uri, chosen)
+    write_concluded_run(task_uri, chosen)
     champion = promote_version(task_uri)
     rung, tuned = (
         register(task_uri, version_folder(tmp_path / name, value=2 + len(name))) for name in ("rung", "tuned")
     )
     versions = {"incumbent": candidate_record(rung), "candidate": candidate_record(tuned)}
     verdict = verdict_of(outcome[0], rule=outcome[1])
-    concluded(task_uri, chosen, verdict=verdict, versions=versions, champion=champion.uri)
+    write_concluded_run(task_uri, chosen, verdict=verdict, versions=versions, champion=champion.uri)
     with pytest.raises(
         PromotionRefused, match=rf"{chosen.version} stays the champion: .* on validation only, .* --override"
     ):
@@ -121,9 +121,9 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri
         for value, name in enumerate(("pretrained", "first", "second"), 1)
     )
     versions = {"candidate": candidate_record(first), "incumbent": candidate_record(pretrained)}
-    concluded(task_uri, first, versions=versions)
+    write_concluded_run(task_uri, first, versions=versions)
     assert promote_version(task_uri).former == ()
-    concluded(task_uri, second, champion=first.uri, created_at="2099-01-01T00:00:00+00:00")
+    write_concluded_run(task_uri, second, champion=first.uri, created_at="2099-01-01T00:00:00+00:00")
     before = read_champion(task_uri)
     assert before is not None
     promoted = promote_version(task_uri)
@@ -148,7 +148,7 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri
         "FINE_TUNE by rule 3; override: mended",
     )
     roll_back(task_uri, reason="again")
-    concluded(task_uri, first, versions=versions)
+    write_concluded_run(task_uri, first, versions=versions)
     back = roll_back(task_uri, reason="and again")
     assert (back.uri, back.run, back.pretrained) == (pretrained.uri, "", promoted.former[0].pretrained)
     assert back.rolled_back == (second.digest, first.digest)
@@ -167,7 +167,7 @@ def test_a_rollback_requires_a_reason_a_champion_and_an_unchanged_version(
         roll_back(task_uri, reason="why")
     other = register(task_uri, version_folder(tmp_path / "other", value=2))
     wrong = CandidateRecord("full", other.uri, "0" * 64)
-    concluded(task_uri, chosen, versions={"candidate": candidate_record(chosen), "incumbent": wrong})
+    write_concluded_run(task_uri, chosen, versions={"candidate": candidate_record(chosen), "incumbent": wrong})
     champion = promote_version(task_uri)
     with pytest.raises(PromotionRefused, match="--reason is empty"):
         roll_back(task_uri, reason=" ")
@@ -180,7 +180,7 @@ def test_a_rollback_requires_a_reason_a_champion_and_an_unchanged_version(
 
 def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelVersion) -> None:
     other = unregistered(task_uri)
-    concluded(
+    write_concluded_run(
         task_uri,
         chosen,
         verdict=verdict_of("HYBRID", rule=4),
@@ -205,7 +205,7 @@ def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> Mode
 
 def promoted(task_uri: str, chosen: ModelVersion, folder: Path) -> tuple[tuple[Champion, str], ModelVersion]:
     """Promote the version; return the champion with its ETag, and the version for another engine."""
-    concluded(task_uri, chosen)
+    write_concluded_run(task_uri, chosen)
     promote_version(task_uri)
     stored = read_champion(task_uri)
     assert stored is not None
@@ -230,7 +230,7 @@ def test_weights_that_were_rolled_back_are_not_promoted_with_another_engine(
     set_champion(task_uri, faster, etag=later[1], reason="faster", run=back.run, former=former)
     back = roll_back(task_uri, reason="wrong answers")
     assert (back.uri, back.rolled_back) == (other.uri, (faster.digest, chosen.digest))
-    concluded(task_uri, chosen, champion=other.uri)
+    write_concluded_run(task_uri, chosen, champion=other.uri)
     with pytest.raises(PromotionRefused, match="was rolled back"):
         promote_version(task_uri)
 

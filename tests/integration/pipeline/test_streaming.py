@@ -92,13 +92,15 @@ def test_a_run_on_streamed_rows_completes(few: Recipe) -> None:
 
 def test_shards_contain_the_rows_that_would_be_in_memory(recipe: Recipe, task: ClassificationTrainingTask) -> None:
     assert isinstance(task.train, Shards)
-    held = read_rows(*recipe.data.train_uris, config=recipe.data)
+    in_memory = read_rows(*recipe.data.train_uris, config=recipe.data)
     sharded = task.train.read(task.train.chunks())
     known = set(sharded.row_ids)
-    assert len(known) == len(task.train) == len(sharded) < len(held)
+    assert len(known) == len(task.train) == len(sharded) < len(in_memory)
     assert sharded.labels is not None
-    assert task.train.classes == labels_of(held.labels) == task.classes
-    labels = {row_id: label for row_id, label in zip(held.row_ids, held.labels, strict=True) if row_id in known}
+    assert task.train.classes == labels_of(in_memory.labels) == task.classes
+    labels = {
+        row_id: label for row_id, label in zip(in_memory.row_ids, in_memory.labels, strict=True) if row_id in known
+    }
     assert labels == {
         row_id: task.classes[label] for row_id, label in zip(sharded.row_ids, sharded.labels, strict=True)
     }

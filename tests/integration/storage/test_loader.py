@@ -21,7 +21,7 @@ from tailorbird.data.upload import upload_parquet_folder
 NAMES = ("train", "validation", "test")
 
 
-def put(uri: str, **columns: Any) -> str:
+def write_rows(uri: str, **columns: Any) -> str:
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
     storage.write_bytes(uri, buffer.getvalue())
@@ -56,7 +56,7 @@ def test_an_uploaded_folder_is_read_by_its_uris(bucket: str, tmp_path: Path) -> 
 
 def test_the_files_of_a_prefix_are_read_in_order(bucket: str) -> None:
     for number in (2, 0, 1):
-        put(f"{bucket}/rows/part-{number}.parquet", text=[f"text {number}"], label=["x"])
+        write_rows(f"{bucket}/rows/part-{number}.parquet", text=[f"text {number}"], label=["x"])
     storage.write_bytes(f"{bucket}/rows/_SUCCESS", b"done")
     assert read_table(f"{bucket}/rows", columns=["text"])["text"].to_pylist() == ["text 0", "text 1", "text 2"]
 
@@ -73,7 +73,7 @@ def test_the_error_for_a_missing_prefix_names_it(bucket: str) -> None:
 
 
 def test_the_error_for_a_missing_column_lists_the_columns(bucket: str) -> None:
-    uri = put(f"{bucket}/rows.parquet", text=["a"], intent=["x"])
+    uri = write_rows(f"{bucket}/rows.parquet", text=["a"], intent=["x"])
     with pytest.raises(DataError, match=r"has no column 'label'; it has text, intent"):
         read_splits(DataConfig(train=uri))
 
@@ -87,7 +87,7 @@ def test_the_error_for_an_object_that_is_not_parquet_names_it(bucket: str) -> No
 def test_the_error_for_wrong_credentials_names_their_variable(
     bucket: str, stack: StackState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = put(f"{bucket}/rows.parquet", text=["a"], label=["x"])
+    uri = write_rows(f"{bucket}/rows.parquet", text=["a"], label=["x"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"not-{stack.secret_key}")
     with pytest.raises(DataError, match="AWS_SECRET_ACCESS_KEY"):
         read_table(uri, columns=["text"])

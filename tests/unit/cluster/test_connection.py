@@ -75,7 +75,7 @@ def test_without_a_stack_no_variable_is_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "address", [None, "127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379", "nonsense:x"]
 )
-def test_the_error_for_an_unreachable_ray_says_what_to_do(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unreachable_ray_has_the_remedy(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with (
@@ -86,7 +86,7 @@ def test_the_error_for_an_unreachable_ray_says_what_to_do(address: str | None, m
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1:8265", "http://127.0.0.1:1"])
-def test_the_error_for_an_unreachable_dashboard_says_what_to_do(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unreachable_dashboard_has_the_remedy(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
     with pytest.raises(auth.SessionError, match="tailorbird stack up"):
         dashboard.request_dashboard("GET", "/api/version")
@@ -192,7 +192,7 @@ def test_the_token_is_sent_even_if_netrc_has_an_entry_for_the_host(
     assert tokens == ["Bearer ours"]
 
 
-def test_the_error_for_a_local_ray_without_write_access_says_what_to_do(
+def test_the_error_for_a_local_ray_without_write_access_has_the_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refused(**_: object) -> None:

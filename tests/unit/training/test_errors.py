@@ -1,4 +1,4 @@
-"""The message of a failed training has the cause and what to do."""
+"""The message of a failed training has the cause and the remedy."""
 
 import tempfile
 from pathlib import Path
@@ -46,7 +46,7 @@ def group(*failures: Exception) -> WorkerGroupError:
         ),
     ],
 )
-def test_the_message_has_the_cause_and_what_to_do(error: Exception, message: str) -> None:
+def test_the_message_has_the_cause_and_the_remedy(error: Exception, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(describe_failure(error, uri=URI))
 

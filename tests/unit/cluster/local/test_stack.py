@@ -73,7 +73,7 @@ def test_the_environment_configures_s3_ray_jobs_and_serve() -> None:
     }
 
 
-def test_jobs_and_replicas_recognise_the_token_of_a_stack_before_its_state_is_written(tmp_path: Path) -> None:
+def test_jobs_and_replicas_recognize_the_token_of_a_stack_before_its_state_is_written(tmp_path: Path) -> None:
     keys = ray_env.stack_keys(tmp_path)
     variables = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
     assert variables[stack.OWN_DASHBOARD] == variables["RAY_API_SERVER_ADDRESS"]

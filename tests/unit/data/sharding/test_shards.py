@@ -75,7 +75,7 @@ def test_a_shard_whose_writing_failed_is_not_uploaded(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_error_for_a_damaged_shard_names_it_and_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_shard_names_it_and_the_remedy(tmp_path: Path) -> None:
     with write_shard_file(tmp_path.as_uri(), 0) as writer:
         rows = rows_of(0, 600)
         writer.add(rows.row_ids, TokenLists([[1]] * 600, labels=rows.labels))
