@@ -60,7 +60,7 @@ def base_model_faults(base_model: BaseModelRecord) -> Iterator[str]:
     """Compare the files of the base model with their hashes at the registration of the test protocol."""
     uri = base_model.uri
     files = sha256_files(uri) if storage.exists(uri) else {}
-    yield from differences(base_model.files, files, at=f"the base model {uri}", other="in storage")
+    yield from differences(base_model.files, files, at=f"the base model {uri}", other="in storage it is")
 
 
 def version_faults(evidence: Evidence) -> Iterator[str]:

@@ -87,7 +87,7 @@ def test_a_changed_base_model_is_detected(task_folder: Path) -> None:
     assert "base.model.safetensors is " in fault
     shutil.rmtree(task_folder / "base")
     (fault,) = verify_evidence(run_of(task_folder).as_uri())
-    assert fault.endswith('in storage "missing"')
+    assert fault.endswith('in storage it is "missing"')
 
 
 def test_a_changed_weight_in_a_part_of_a_hybrid_is_detected(task_folder: Path) -> None:
