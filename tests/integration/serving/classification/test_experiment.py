@@ -1,4 +1,4 @@
-"""A challenger next to the champion: shadow answers, then a canary share."""
+"""A challenger with mirrored requests (shadow), then with a share of the requests (canary)."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
