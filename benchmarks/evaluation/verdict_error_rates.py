@@ -211,7 +211,6 @@ def _outcome(table: NDArray[np.int64]) -> Outcome:
     inputs = VerdictInputs(
         ModelPredictions(predictions("incumbent", cell % 2 == 0)),
         ModelPredictions(predictions("candidate", cell < 2)),
-        predictions("reference", np.zeros(n, dtype=bool)),
         "simulated",
     )
     protocol = TestProtocol(

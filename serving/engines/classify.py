@@ -42,14 +42,18 @@ def predict_texts(
     loaded: "LoadedClassifier[ModelVersion]", texts: Sequence[str], *, batch_size: int
 ) -> list[Prediction]:
     """Return the predictions of texts, in order, with the tokenization and the forward pass of the evaluation."""
-    from tailorbird.data.tokenize import encode_texts
-    from tailorbird.models.classifier import logits_rows
+    logits = np.zeros((len(texts), len(loaded.classes)), dtype=np.float32)
+    if loaded.model is not None and loaded.tokenizer is not None:
+        from tailorbird.data.tokenize import encode_texts
+        from tailorbird.models.classifier import logits_rows
 
-    token_lists = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-    logits = np.empty((len(texts), len(loaded.classes)), dtype=np.float32)
-    for rows in length_batches([len(tokens) for tokens in token_lists], max_rows=batch_size, cost=pass_cost):
-        part = [token_lists[row] for row in rows]
-        logits[rows] = logits_rows(loaded.model, part, pad_id=loaded.tokenizer.pad_token_id, batch_size=batch_size)
+        pad_id = int(loaded.tokenizer.pad_token_id)
+        token_lists = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        for rows in length_batches([len(tokens) for tokens in token_lists], max_rows=batch_size, cost=pass_cost):
+            part = [token_lists[row] for row in rows]
+            logits[rows] = logits_rows(loaded.model, part, pad_id=pad_id, batch_size=batch_size)
+    if loaded.bag is not None:
+        logits += loaded.bag.logits(texts)
     return _predictions(loaded, logits)
 
 
@@ -87,8 +91,11 @@ def predict_shared(
                 part = np.flatnonzero(digests[batch] == digest)
                 if not part.size:
                     continue
+                assert loaded.model is not None  # a version over a shared encoder
                 head = loaded.model.head
                 logits = head(embedded[part].to(head.weight.dtype)).float().cpu().numpy()
+                if loaded.bag is not None:
+                    logits += loaded.bag.logits([rows[row][1] for row in batch[part]])
                 for row, prediction in zip(batch[part], _predictions(loaded, logits), strict=True):
                     results[row] = prediction
     return results

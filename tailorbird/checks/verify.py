@@ -52,8 +52,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         registration = Preregistration.model_validate(read_value(f"{uri}/{PROTOCOL_FILE}"))
     except ValueError:
         registration = None
-    has_reference = registration is None or registration.protocol.has_reference
-    names = evidence_files.prediction_table_names(changed=False, reference=has_reference)
+    names = evidence_files.prediction_table_names(changed=False)
     faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
     stored = read_value(f"{uri}/{EVIDENCE_FILE}")
     try:
@@ -163,8 +162,7 @@ def _routing_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
 
 def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
     """Recompute the verdict and the report's figures from the predictions."""
-    needed = (*ROLES, "reference") if evidence.protocol.has_reference else ROLES
-    missing = [name for name in needed if name not in tables]
+    missing = [name for name in ROLES if name not in tables]
     if missing:
         yield f"the verdict cannot be recomputed without predictions of: {', '.join(missing)}"
         return
@@ -206,7 +204,6 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
         inputs = VerdictInputs(
             incumbent=model_predictions("incumbent", tables),
             candidate=model_predictions("candidate", tables),
-            reference=tables.get("reference"),
             test_sha256=record.protocol.test_sha256,
             cpu=record.cpu,
         )
@@ -238,7 +235,7 @@ def _run_faults(record: EngineEvidence, *, tables: Mapping[str, Predictions]) ->
         yield f"{run} did not evaluate the version {record.evaluated.uri}"
         return
     names = {f"incumbent{suffix}": f"{roles[0]}{suffix}" for suffix in ("", *(f"_{name}" for name in CHANGED_SETS))}
-    for ours, theirs in {**names, "reference": "reference"}.items():
+    for ours, theirs in names.items():
         if ours not in tables:
             continue
         pair = (tables[ours], load_predictions(f"{run}/predictions/{theirs}.parquet"))

@@ -34,6 +34,13 @@ class Classifier(nn.Module):
         return logits.float()
 
 
+class UnitLinear(nn.Linear):
+    """A linear head that scales its input to length 1."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(nn.functional.normalize(input, dim=-1))
+
+
 def masked_mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """Return the mean over the tokens, without padding: [B, T, D], [B, T] -> [B, D]."""
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)

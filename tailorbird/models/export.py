@@ -12,7 +12,15 @@ import torch
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import checked_copy, cpu_supports_bfloat16, load_encoder, load_weights
 from tailorbird.models.runtimes import ENCODER_FILE, INPUTS, INSTALL, OUTPUT, EngineError
-from tailorbird.registry.versions import ModelVersion, PinnedVersion, VersionConfig, now, read_version, write_config
+from tailorbird.registry.versions import (
+    BAG_KINDS,
+    ModelVersion,
+    PinnedVersion,
+    VersionConfig,
+    now,
+    read_version,
+    write_config,
+)
 from tailorbird.storage import MANIFEST, upload_folder
 from tailorbird.storage.node_cache import local_copy
 
@@ -42,6 +50,8 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     version = read_version(uri)
     if version.exported_from is not None:
         raise EngineError(f"{uri} is already an export; export {version.exported_from.uri} instead")
+    if version.kind in BAG_KINDS:
+        raise EngineError(f"{uri} is a {version.kind} model, whose bag of words only the engine torch runs")
     engine, dtype = _engine_of(target, evaluated=version)
     source = checked_copy(uri)
     config = VersionConfig.model_validate(

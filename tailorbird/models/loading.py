@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.classifier import Classifier
+from tailorbird.models.classifier import Classifier, UnitLinear
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import merge_adapter
 from tailorbird.models.runtimes import load_exported
@@ -25,6 +25,9 @@ from tailorbird.registry.versions import ModelVersion, Prompting, VersionConfig
 from tailorbird.storage import MANIFEST
 from tailorbird.storage.node_cache import local_copy, repaired_copy
 
+if TYPE_CHECKING:
+    from tailorbird.models.bag_of_words import BagOfWords
+
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 """Names of the field in the configs of transformers: for BERT and similar models, and for most others."""
 
@@ -33,13 +36,17 @@ Version = TypeVar("Version", bound=VersionConfig)
 
 @dataclass(frozen=True)
 class LoadedClassifier(Generic[Version]):
-    """A classifier ready to predict, with the tokenizer and maximum length of its evaluation."""
+    """A classifier ready to predict, with the tokenizer and maximum length of its evaluation.
 
-    model: Classifier
-    tokenizer: PreTrainedTokenizerBase
+    Its logits are those of the encoder's model plus those of the bag of words, if it has both.
+    """
+
+    model: Classifier | None  # None for the kind `bag_of_words`, which needs no encoder
+    tokenizer: PreTrainedTokenizerBase | None  # None without a model
     classes: tuple[str, ...]
     max_length: int
     version: Version
+    bag: "BagOfWords | None" = None  # for the kinds `bag_of_words` and `probe_bag`
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,7 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
 
     Raises ModelError if a weight is missing or the weights belong to another encoder.
     """
-    head = load_head(folder)
+    head = load_head(folder, kind=kind)
     with _weight_errors(folder):
         if kind == "lora":
             encoder = merge_adapter(encoder, folder / "adapter")
@@ -168,13 +175,22 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
     return Classifier(encoder, head)
 
 
-def load_head(folder: Path) -> nn.Linear:
+def load_head(folder: Path, *, kind: str) -> nn.Linear:
     """Load a version's linear head, which maps [D] to [L]."""
     state = _tensors(folder / "head.safetensors")
     num_classes, num_features = state["weight"].shape
-    head = nn.Linear(num_features, num_classes)
+    head = (UnitLinear if kind == "probe_bag" else nn.Linear)(num_features, num_classes)
     head.load_state_dict(state)
     return head
+
+
+def load_bag_of_words(folder: Path, *, kind: str) -> "BagOfWords | None":
+    """Load a version's bag of words; return None for a kind without one. Raises ModelError."""
+    if kind not in versions.BAG_KINDS:
+        return None
+    from tailorbird.models.bag_of_words import load_bag  # scikit-learn is slow to import
+
+    return load_bag(folder)
 
 
 def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
@@ -259,7 +275,11 @@ def load_artifact(
 def _load(uri: str, config: Version, *, device: str | None) -> LoadedClassifier[Version] | LoadedChat[Version]:
     if config.kind == "hybrid":
         raise ModelError(f"{uri} is a hybrid of two versions; load its parts, or use `load_model`")
-    folder, base = checked_copy(uri), local_copy(config.base_model)
+    folder = checked_copy(uri)
+    bag = load_bag_of_words(folder, kind=config.kind)
+    if config.kind == "bag_of_words":
+        return LoadedClassifier(None, None, config.classes, config.max_length, config, bag)
+    base = local_copy(config.base_model)
     tokenizer = load_tokenizer(base)
     device, dtype = device or default_device(), getattr(torch, config.dtype)
     if config.prompting is not None:
@@ -269,8 +289,11 @@ def _load(uri: str, config: Version, *, device: str | None) -> LoadedClassifier[
         model = load_weights(folder, encoder=load_encoder(base), kind=config.kind).to(device, dtype=dtype)
         model.head.float()  # as in evaluation, because a bfloat16 head changes the class of close predictions
     else:
-        model = load_exported(folder, head=load_head(folder), engine=config.engine, dtype=config.dtype)
-    return LoadedClassifier(model.eval().requires_grad_(False), tokenizer, config.classes, config.max_length, config)
+        model = load_exported(
+            folder, head=load_head(folder, kind=config.kind), engine=config.engine, dtype=config.dtype
+        )
+    model = model.eval().requires_grad_(False)
+    return LoadedClassifier(model, tokenizer, config.classes, config.max_length, config, bag)
 
 
 def checked_copy(uri: str) -> Path:

@@ -11,7 +11,14 @@ from torch import nn
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.classifier import Classifier, masked_mean
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import LoadedClassifier, checked_copy, default_device, load_encoder, load_head
+from tailorbird.models.loading import (
+    LoadedClassifier,
+    checked_copy,
+    default_device,
+    load_bag_of_words,
+    load_encoder,
+    load_head,
+)
 from tailorbird.models.lora import require_adapter, require_whole_adapter
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import local_copy
@@ -46,7 +53,9 @@ class SharedEncoder:
     def add(self, version: ModelVersion) -> LoadedClassifier[ModelVersion]:
         """Load a version, and download it if the node has no copy. Raises ModelError as `loading.load_weights`."""
         folder = checked_copy(version.uri)
-        head = load_head(folder).to(self.device).eval().requires_grad_(False)  # fp32, as in `loading.load_model`
+        head = (
+            load_head(folder, kind=version.kind).to(self.device).eval().requires_grad_(False)
+        )  # fp32, as in `loading.load_model`
         name = NO_ADAPTER
         if version.kind == "lora":
             # Each load has a new name, because a version may be loaded again before it is unloaded.
@@ -54,7 +63,8 @@ class SharedEncoder:
             name = f"{version.digest}-{self._num_added}"
             self._add_adapter(name, folder / "adapter")
         model = SharedEncoderClassifier(self, adapter=name, head=head).eval()
-        return LoadedClassifier(model, self.tokenizer, version.classes, version.max_length, version)
+        bag = load_bag_of_words(folder, kind=version.kind)
+        return LoadedClassifier(model, self.tokenizer, version.classes, version.max_length, version, bag)
 
     def _add_adapter(self, name: str, folder: Path) -> None:
         """Add an adapter. Remove it after an error, because PEFT keeps the layers that it has already changed."""

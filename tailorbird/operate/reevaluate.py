@@ -12,7 +12,6 @@ from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.tasks import TASKS
 from tailorbird.data.rows import Rows, Splits, content_sha256
-from tailorbird.evaluation.baselines.tfidf import fit_and_predict_tfidf
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.inference.perturbations import perturbed_rows
 from tailorbird.evaluation.inference.predict import predict_rows
@@ -54,7 +53,7 @@ class Reevaluation:
 
     def sentence(self) -> str:
         state = {True: "holds", False: "no longer holds", None: "is not decided by these rows"}
-        return f"the champion's verdict {state[self.holds]}: {self.verdict.sentence()}"
+        return f"the champion's verdict {state[self.holds]}: {self.verdict.numbers()}"
 
     def lines(self, recipe: str) -> list[str]:
         """Return the result with its reasons and the next steps."""
@@ -101,11 +100,10 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     access = record_test_access(
         recipe.task_uri, test_sha256=sha256, candidate=champion.digest, protocol=digest(protocol), run=uri
     )
-    tables = _predict(recipe, versions, rows=rows, splits=splits, protocol=protocol)
+    tables = _predict(recipe, versions, rows=rows, protocol=protocol)
     inputs = VerdictInputs(
         model_predictions("incumbent", tables),
         model_predictions("candidate", tables),
-        reference=tables.get("reference"),
         test_sha256=sha256,
         access_number=access.number,
         cpu=cost.cpu,
@@ -129,7 +127,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     reevaluation_evidence.write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
     proposed = propose_training(recipe, rows, uri=uri) if upheld is False else None
     if upheld is False and recipe.monitoring.rollback == "automatic":
-        reason = f"the verdict no longer holds: {verdict.sentence()} ({uri})"
+        reason = f"the verdict no longer holds: {verdict.numbers()} ({uri})"
         champion = roll_back(recipe.task_uri, reason=reason, of=champion)
     return Reevaluation(uri, verdict, upheld, former.uri, champion, proposed)
 
@@ -138,8 +136,8 @@ def holds(verdict: Verdict) -> bool | None:
     """Return True if a re-evaluation upholds the champion's verdict, False if it withdraws it, None if it is undecided.
 
     STAY alone does not withdraw a champion: it is also the outcome if the champion is proven better by less than the
-    minimum gain, or is no better than the reference. The champion is withdrawn if a gate fails, or if no gain is proven
-    and the minimum gain is out of reach. Exception: the cost was not measured here, the champion may have been chosen
+    minimum gain. The champion is withdrawn if a gate fails, or if no gain is proven and the minimum gain is out of
+    reach. Exception: the cost was not measured here, the champion may have been chosen
     for its cost, and it is not much worse.
     """
     if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
@@ -200,15 +198,11 @@ def with_spent_alpha(protocol: TestProtocol, *, number: int) -> TestProtocol:
 
 
 def _predict(
-    recipe: Recipe, versions: Mapping[str, ModelVersion], *, rows: Rows, splits: Splits, protocol: TestProtocol
+    recipe: Recipe, versions: Mapping[str, ModelVersion], *, rows: Rows, protocol: TestProtocol
 ) -> dict[str, Predictions]:
-    """Return the predictions of both models and the reference for the rows, and for the perturbed rows of the gates."""
-    resources = worker_resources(recipe.training)
-    predict = run_remote(predict_rows, resources=resources)
+    """Return the predictions of both models for the rows, and for the perturbed rows of the gates."""
+    predict = run_remote(predict_rows, resources=worker_resources(recipe.training))
     tables = {role: predict(version.uri, rows=rows) for role, version in versions.items()}
     for name, perturbed in perturbed_rows(rows, protocol.gates).items():
         tables |= {f"{role}_{name}": predict(version.uri, rows=perturbed) for role, version in versions.items()}
-    if protocol.has_reference:
-        fit = run_remote(fit_and_predict_tfidf, resources=resources)
-        tables["reference"] = fit(rows, train=splits.train, validation=splits.validation, metric=protocol.metric)
     return tables

@@ -8,7 +8,6 @@ from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.data.rows import Rows, content_sha256
-from tailorbird.evaluation.baselines import tfidf
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.inference.cpu_time import measure_cpu
@@ -118,20 +117,16 @@ def fit_hybrid(context: RunContext, contenders: Mapping[str, Contender]) -> Rout
 def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predictions]:
     """Return predictions by table name.
 
-    Both contenders predict test, validation and the changed test sets of the gates; the TF-IDF reference predicts test.
+    Both contenders predict test, validation and the changed test sets of the gates.
     """
     contenders, gates = trained.contenders, context.protocol.gates
     changed_sets = zip(CHANGED_SETS, (gates.counterfactual, gates.robustness), strict=True)
     names = ("test", VALIDATION, *(name for name, gate in changed_sets if gate is not None))
-    tables = {
+    return {
         role if name == "test" else f"{role}_{name}": _predict(context, contenders[role].uri, rows_name=name)
         for name in names
         for role in ROLES
     }
-    for baseline in trained.baselines:
-        if baseline.kind == tfidf.KIND and baseline.uri is not None:
-            tables["reference"] = _predict(context, baseline.uri, rows_name="test", predict=tfidf.predict_tfidf)
-    return tables
 
 
 def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> CpuRounds | None:
@@ -155,7 +150,6 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
     return VerdictInputs(
         incumbent=model_predictions("incumbent", tables),
         candidate=model_predictions("candidate", tables),
-        reference=tables.get("reference"),
         test_sha256=context.inputs.data.hashes["test"],
         leaks=context.inputs.data.report.leaks,
         access_number=evaluated.test_access.number,
@@ -200,10 +194,8 @@ def _register(
     return versions
 
 
-def _predict(
-    context: RunContext, uri: str, *, rows_name: str, predict: Callable[..., Predictions] = predict_rows
-) -> Predictions:
-    """Return the predictions of validation, test or a changed test set with the function `predict`; a cached stage."""
+def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
+    """Return the predictions of validation, test or a changed test set; a cached stage."""
     inputs, splits = context.inputs, context.splits
     rows: dict[str, Callable[[], Rows]] = {
         VALIDATION: lambda: splits.validation,
@@ -212,12 +204,12 @@ def _predict(
         "noise": lambda: add_typos(splits.test),
     }
     changes = {"counterfactual": [swap_demographics], "noise": [add_typos]}.get(rows_name, [])
-    stage_inputs = inputs.stage_inputs(predict, *changes, model=uri, rows=rows_name)
+    stage_inputs = inputs.stage_inputs(predict_rows, *changes, model=uri, rows=rows_name)
     if rows_name != VALIDATION:
         stage_inputs["test"] = inputs.data.hashes["test"]
 
     def compute(folder: str) -> str:
-        save_predictions(f"{folder}/predictions.parquet", inputs.remote(predict)(uri, rows=rows[rows_name]()))
+        save_predictions(f"{folder}/predictions.parquet", inputs.remote(predict_rows)(uri, rows=rows[rows_name]()))
         return f"{folder}/predictions.parquet"
 
     return load_predictions(inputs.cached("predictions", output=str, inputs=stage_inputs, compute=compute))

@@ -8,7 +8,7 @@ from cluster.progress import ProgressReporter
 from cluster.remote import note_shortage
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
-from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence import AverageRecord
 from tailorbird.evaluation.statistics.scoring import score_table
@@ -24,8 +24,6 @@ from tuning.experiment_tracking import require_trackers
 from tuning.futility import set_target
 from tuning.learning_curve import LearningCurve, curve_sizes, fit_curve
 from tuning.sweep import SweepResult, sweep
-
-CHAMPION = "champion"
 
 NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials"}
 """Fields of the tuning config that do not affect a trial's result."""
@@ -72,13 +70,13 @@ def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
 
 
 def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[Baseline, ...]:
-    """Return the baselines. The champion, if there is one, comes first, so it is the incumbent in a tie."""
+    """Return the baselines, with the champion first if there is one."""
     progress.stage("baselines: models that need no fine-tuning")
     baselines = context.task.fit_baselines()
     if context.champion is not None:
         baselines = (_score_champion(context, context.champion), *baselines)
     for baseline in baselines:
-        progress.note(f"{baseline.kind:<10} {baseline.validation:.3f}  {baseline.note}")
+        progress.note(f"{baseline.kind:<12} {baseline.validation:.3f}  {baseline.note}")
     return baselines
 
 

@@ -15,12 +15,19 @@ from tailorbird.storage.paths import TaskPaths, parse_version_uri
 from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
 
-Kind = Literal["zero_shot", "few_shot", "centroid", "probe", "lora", "full", "hybrid"]
-PRETRAINED_KINDS = ("zero_shot", "few_shot", "centroid", "probe")  # kinds with an unchanged base model
+Kind = Literal["zero_shot", "few_shot", "centroid", "bag_of_words", "probe", "probe_bag", "lora", "full", "hybrid"]
+BASELINE_KINDS = ("zero_shot", "few_shot", "centroid", "bag_of_words", "probe", "probe_bag")
+"""Kinds that need no fine-tuning: their base model is unchanged, and `bag_of_words` does not use it."""
+BAG_KINDS = ("bag_of_words", "probe_bag")  # kinds with a bag of words
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
 """Runtime of a classifier's encoder; the engines other than torch run files that `models.export` wrote, on CPU."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
-CLASSIFIER_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "encoder.safetensors"}
+CLASSIFIER_WEIGHTS = {
+    "bag_of_words": "bag_of_words.safetensors",
+    "probe_bag": "bag_of_words.safetensors",
+    "lora": "adapter/adapter_model.safetensors",
+    "full": "encoder.safetensors",
+}
 """Weight file by kind, in addition to the head of a classifier (torch only); other kinds use the base model."""
 
 
@@ -184,7 +191,8 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
     if config.task == "chat":
         required = [CHAT_WEIGHTS.get(config.kind)]
     else:
-        required = ["head.safetensors", CLASSIFIER_WEIGHTS.get(config.kind) if config.engine == "torch" else None]
+        required = [CLASSIFIER_WEIGHTS.get(config.kind) if config.engine == "torch" else None]
+        required += [] if config.kind == "bag_of_words" else ["head.safetensors"]
     missing = [name for name in required if name is not None and name not in files]
     if missing:
         raise RegistryError(f"{folder} is not a model version: {missing[0]} is missing")
@@ -262,7 +270,8 @@ def version_uris(task_uri: str) -> list[str]:
 
 def shares_base(config: VersionConfig) -> bool:
     """Return True for a torch classifier with an unchanged base model: a head, or an adapter with a head."""
-    return config.task == "classification" and config.engine == "torch" and config.kind in (*PRETRAINED_KINDS, "lora")
+    has_base = config.kind in (*BASELINE_KINDS, "lora") and config.kind != "bag_of_words"
+    return config.task == "classification" and config.engine == "torch" and has_base
 
 
 def versions_on_same_base(version: ModelVersion, *, task_uri: str, limit: int) -> list[ModelVersion]:

@@ -20,7 +20,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_prediction
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.models.export import TARGETS, export_version
 from tailorbird.models.runtimes import EngineError
-from tailorbird.registry.versions import ModelVersion, now, register
+from tailorbird.registry.versions import BAG_KINDS, ModelVersion, now, register
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.stage_cache import cached_stage
 
@@ -84,6 +84,8 @@ def _why_only_torch(version: ModelVersion, *, evidence: Evidence) -> str | None:
     """Return why only torch can run the version; None if another engine may."""
     if version.task == "chat" or version.hybrid:
         return f"is a {'chat model' if version.task == 'chat' else 'hybrid'}, which only torch supports"
+    if version.kind in BAG_KINDS:
+        return f"is a {version.kind} model, which only torch supports"
     if evidence.recipe.serving.gpus_per_replica:
         return "is served on a GPU (serving.gpus_per_replica), which only torch supports"
     return None
@@ -141,7 +143,7 @@ class _Export:
         uris = {"incumbent": self._evaluated.uri, "candidate": f"{uri}/model"}
         rounds = run_remote(measure_cpu, resources=self._resources)(uris, rows=cost_rows)
         evaluated, exported = model_predictions("incumbent", tables), model_predictions("candidate", tables)
-        inputs = VerdictInputs(evaluated, exported, tables.get("reference"), self._protocol.test_sha256, cpu=rounds)
+        inputs = VerdictInputs(evaluated, exported, self._protocol.test_sha256, cpu=rounds)
         try:
             equivalence = evaluate_equivalence(inputs, protocol=self._protocol)
         except VerdictRefused as error:  # scores that are not finite
@@ -167,10 +169,9 @@ class _Export:
         return {"": self._test, **{f"_{name}": rows for name, rows in perturbed.items()}}
 
     def _evaluated_tables(self) -> dict[str, Predictions]:
-        """Return the run's predictions of the evaluated version, in the role `incumbent`, and of the reference."""
+        """Return the run's predictions of the evaluated version, in the role `incumbent`."""
         folder = f"{self._evidence.run}/predictions"
         names = {f"incumbent{suffix}": f"{self._role}{suffix}" for suffix in self._row_sets()}
-        names |= {"reference": "reference"} if self._protocol.has_reference else {}
         return {ours: load_predictions(f"{folder}/{theirs}.parquet") for ours, theirs in names.items()}
 
 

@@ -121,7 +121,7 @@ def _promoted(
         digest=version.digest,
         run=kept.run if kept else evidence.run,
         verdict=kept.verdict if kept else chosen_by,
-        pretrained=kept.pretrained if kept else _pretrained(evidence.versions["incumbent"]),
+        pretrained=kept.pretrained if kept else _pretrained(evidence.versions["incumbent"], former=former),
         parity=parity,
         reason=reason,
         since=now(),
@@ -186,7 +186,8 @@ def _first_incumbent(champion: Champion) -> FormerChampion:
     incumbent = read_run_evidence(champion.run).versions["incumbent"] if champion.run else None
     if incumbent is None or incumbent.uri == champion.uri:
         raise PromotionRefused(f"there was no champion before {champion.uri}; run the recipe and promote its winner")
-    return FormerChampion(uri=incumbent.uri, digest=incumbent.digest, run="", pretrained=_pretrained(incumbent))
+    pretrained = _pretrained(incumbent, former=None)
+    return FormerChampion(uri=incumbent.uri, digest=incumbent.digest, run="", pretrained=pretrained)
 
 
 def _keep(task_uri: str, champion: Champion) -> Champion:
@@ -203,8 +204,11 @@ def _weights_of(champion: Champion) -> str | None:
     return None
 
 
-def _pretrained(version: CandidateRecord) -> PinnedVersion | None:
-    return PinnedVersion(uri=version.uri, digest=version.digest) if version.kind in versions.PRETRAINED_KINDS else None
+def _pretrained(incumbent: CandidateRecord, *, former: Champion | None) -> PinnedVersion | None:
+    """Return the incumbent if it is a baseline, else the pretrained model of the former champion."""
+    if incumbent.kind in versions.BASELINE_KINDS:
+        return PinnedVersion(uri=incumbent.uri, digest=incumbent.digest)
+    return former.pretrained if former else None
 
 
 def _write(task_uri: str, champion: Champion, *, etag: str | None) -> None:

@@ -1,50 +1,42 @@
-"""Baselines for classification: heads on the pretrained encoder, majority and TF-IDF."""
+"""Baselines for classification: majority, and linear heads on embeddings, on a bag of words, and on both."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save
-from sklearn.linear_model import LogisticRegression
+from scipy.sparse import csr_matrix, hstack
 
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import encode_texts, label_indices, labels_of, load_tokenizer
-from tailorbird.evaluation.baselines import tfidf
 from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.baselines.linear_head import (
+    Fit,
+    FloatArray,
+    Head,
+    HeadData,
+    IntArray,
+    best_of,
+    fit_logistic,
+    fit_svm,
+    select_fit,
+)
 from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.statistics.scoring import score_of
+from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, stack_blocks
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.loading import default_device, inference_dtype, load_encoder
 from tailorbird.registry.versions import VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
-
 PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # inverse regularisation strengths that are tried on validation
+BAG_C = (3.0, 10.0, 30.0)  # the same for logistic regression on a bag of words
+SVM_C = (0.1, 0.3, 1.0)  # the same for a linear SVM on a bag of words
+EMBEDDING_WEIGHTS = (0.5, 1.0, 2.0)  # factors of the embedding next to a bag of words
 COSINE_SCALE = 20.0  # factor from cosine similarities to the logits of zero-shot and centroid
-
-
-@dataclass(frozen=True)
-class Head:
-    """The weight [L, D] and bias [L] of a linear head on the mean-pooled embedding."""
-
-    weight: FloatArray
-    bias: FloatArray
-
-    def __post_init__(self) -> None:
-        for name in ("weight", "bias"):  # safetensors stores raw memory, but scikit-learn's arrays are column-major
-            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
-
-    def logits(self, embeddings: FloatArray) -> FloatArray:
-        """Return logits [N, L] of embeddings [N, D]."""
-        return np.asarray(embeddings @ self.weight.T + self.bias, dtype=np.float32)
-
-    def score(self, embeddings: FloatArray, labels: IntArray, *, metric: str) -> float:
-        return score_of(metric, labels=labels, outputs=self.logits(embeddings).argmax(1))
 
 
 @dataclass(frozen=True)
@@ -52,60 +44,100 @@ class BaselineResults:
     """Fitted baselines before they are stored, so without URIs."""
 
     baselines: tuple[Baseline, ...]
-    heads: dict[str, Head]  # heads of the servable baselines by kind
-    temperatures: dict[str, float]  # temperatures of these heads by kind, fitted on validation
-    tfidf: tfidf.TfidfBaseline
+    heads: dict[str, Head]  # heads on the embedding by kind
+    bags: dict[str, BagOfWords]  # bags of words by kind
+    temperatures: dict[str, float]  # temperatures of the servable baselines by kind, fitted on validation
 
 
 def fit_baselines(
     base_model: str, *, train: Rows, validation: Rows, max_length: int, config: EvaluationConfig, seed: int
 ) -> BaselineResults:
-    """Fit all baselines on the training rows; select their settings on validation by `config.metric`."""
-    base, classes, metric = local_copy(base_model), labels_of(train.labels), config.metric
+    """Fit all baselines on the training rows; select their settings on validation by `config.metric`.
+
+    Each text is embedded once. Raises ValueError if train has a single class or no text with a word or a character, or
+    if validation is empty.
+    """
+    classes, metric = labels_of(train.labels), config.metric
+    if len(classes) < 2:
+        raise ValueError(f"a classifier needs two classes, but train has {list(classes)}; check data.label")
+    if not len(validation):
+        raise ValueError("validation has no rows; the baselines need validation rows to select their settings")
+    features, held_out, names = embed_texts(base_model, train.texts, validation.texts, classes, max_length=max_length)
+    labels, truth = (label_indices(rows.labels, classes=classes) for rows in (train, validation))
+    probe, probe_note = fit_probe(features, labels, held_out=held_out, truth=truth, metric=metric)
+    directions = centroids(features, labels, shots=config.centroid_shots, seed=seed)
+    zero_shot, centroid = (cosine_head(vectors, features) for vectors in (names, directions))
+    vectorizers, terms = fit_vectorizers(train.texts)
+    held_out_terms = stack_blocks(vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values())
+    data = HeadData(terms, labels, held_out_terms, truth, metric)
+    bag_of_words, probe_bag = fit_bags(data, embeddings=unit(features), held_out_embeddings=unit(held_out))
+    on_unit, on_terms = split_head(probe_bag, width=features.shape[1])
+    heads = {"zero_shot": zero_shot, "centroid": centroid, "probe": probe, "probe_bag": on_unit}
+    bags = {
+        kind: BagOfWords(vectorizers, np.ascontiguousarray(head.weight.T), head.bias)
+        for kind, head in (("bag_of_words", bag_of_words.head), ("probe_bag", on_terms))
+    }
+    logits = {
+        "zero_shot": zero_shot.logits(held_out),
+        "centroid": centroid.logits(held_out),
+        "bag_of_words": bags["bag_of_words"].logits(validation.texts),
+        "probe": probe.logits(held_out),
+        "probe_bag": on_unit.logits(unit(held_out)) + bags["probe_bag"].logits(validation.texts),
+    }
+    notes = {
+        "zero_shot": "label names",
+        "centroid": f"{config.centroid_shots} examples per class",
+        "bag_of_words": bag_of_words.note(),
+        "probe": probe_note,
+        "probe_bag": probe_bag.note(),
+    }
+    most_frequent, _ = majority(train.labels)
+    scores = {kind: score_of(metric, labels=truth, outputs=values.argmax(1)) for kind, values in logits.items()}
+    always = score_of(metric, labels=validation.labels, outputs=[most_frequent] * len(validation))
+    baselines = (
+        Baseline("majority", None, always, False, f"always {most_frequent}"),
+        *(Baseline(kind, None, score, True, notes[kind]) for kind, score in scores.items()),
+    )
+    temperatures = {kind: fit_temperature(values, labels=truth) for kind, values in logits.items()}
+    return BaselineResults(baselines, heads, bags, temperatures)
+
+
+def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:
+    """Write each servable baseline as a loadable artifact to `uri`/<kind>; return all baselines with their URIs.
+
+    `config` supplies all fields except kind and temperature.
+    """
+    for kind, temperature in results.temperatures.items():
+        files = bag_files(results.bags[kind]) if kind in results.bags else {}
+        if kind in results.heads:
+            head = results.heads[kind]
+            files["head.safetensors"] = save({"weight": head.weight, "bias": head.bias})
+        for name, content in files.items():
+            storage.write_bytes(f"{uri}/{kind}/{name}", content)
+        named = config.model_copy(update={"kind": kind, "temperature": temperature})
+        write_artifact_config(f"{uri}/{kind}", named)
+    uris = {kind: f"{uri}/{kind}" for kind in results.temperatures}
+    return tuple(replace(baseline, uri=uris.get(baseline.kind)) for baseline in results.baselines)
+
+
+def embed_texts(base_model: str, *texts: Sequence[str], max_length: int) -> tuple[FloatArray, ...]:
+    """Return the embeddings [N, D] of each sequence of texts by the pretrained encoder."""
+    base = local_copy(base_model)
     tokenizer = load_tokenizer(base)
     encoder = load_encoder(base, dtype=inference_dtype()).to(default_device())
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     model = Classifier(encoder, zero_head(width, 1).to(default_device()))
-
-    def embed(texts: tuple[str, ...]) -> FloatArray:
-        tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length)
-        return embed_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
-
-    features, labels = embed(train.texts), label_indices(train.labels, classes=classes)
-    held_out, truth = embed(validation.texts), label_indices(validation.labels, classes=classes)
-    probe, probe_note = fit_probe(features, labels, held_out=held_out, truth=truth, metric=metric)
-    directions = centroids(features, labels, shots=config.centroid_shots, seed=seed)
-    zero_shot, centroid = (cosine_head(vectors, features) for vectors in (embed(classes), directions))
-    heads = {"zero_shot": zero_shot, "centroid": centroid, "probe": probe}
-    notes = {"zero_shot": "label names", "centroid": f"{config.centroid_shots} examples per class", "probe": probe_note}
-    bag_of_words = tfidf.fit_tfidf(train, validation=validation, metric=metric)
-    most_frequent, _ = tfidf.majority(train.labels)
-
-    def score(outputs: Sequence[str]) -> float:
-        return score_of(metric, labels=validation.labels, outputs=outputs)
-
-    scores = {kind: head.score(held_out, truth, metric=metric) for kind, head in heads.items()}
-    baselines = (
-        Baseline("majority", None, score([most_frequent] * len(validation)), False, f"always {most_frequent}"),
-        *(Baseline(kind, None, scores[kind], True, notes[kind]) for kind in heads),
-        Baseline(tfidf.KIND, None, score(bag_of_words.predict(validation.texts)[0]), False, tfidf.NOTE),
-    )
-    temperatures = {kind: fit_temperature(head.logits(held_out), labels=truth) for kind, head in heads.items()}
-    return BaselineResults(baselines, heads, temperatures, bag_of_words)
+    tokens = (encode_texts(part, tokenizer=tokenizer, max_length=max_length) for part in texts)
+    return tuple(embed_rows(model, part, pad_id=int(tokenizer.pad_token_id)) for part in tokens)
 
 
-def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:
-    """Write each baseline with weights to `uri`/<kind>; return all baselines with their URIs.
-
-    Servable baselines become loadable artifacts; `config` supplies all fields except kind and temperature.
-    """
-    for kind, head in results.heads.items():
-        named = config.model_copy(update={"kind": kind, "temperature": results.temperatures[kind]})
-        storage.write_bytes(f"{uri}/{kind}/head.safetensors", save({"weight": head.weight, "bias": head.bias}))
-        write_artifact_config(f"{uri}/{kind}", named)
-    tfidf.save_tfidf(f"{uri}/{tfidf.KIND}", results.tfidf)
-    uris = {kind: f"{uri}/{kind}" for kind in (*results.heads, tfidf.KIND)}
-    return tuple(replace(baseline, uri=uris.get(baseline.kind)) for baseline in results.baselines)
+def majority(train_labels: Sequence[str]) -> tuple[str, float]:
+    """Return the most frequent training label and its share; the first in the alphabet wins a tie."""
+    if not train_labels:
+        raise ValueError("there are no training labels; give a training split with rows")
+    counts = Counter(train_labels)
+    label = min(counts, key=lambda name: (-counts[name], name))
+    return label, counts[label] / len(train_labels)
 
 
 def cosine_head(directions: FloatArray, features: FloatArray) -> Head:
@@ -125,18 +157,43 @@ def fit_probe(
     features: FloatArray, labels: IntArray, *, held_out: FloatArray, truth: IntArray, metric: str = "accuracy"
 ) -> tuple[Head, str]:
     """Fit logistic regression on frozen embeddings and select C on the held-out rows; return the head and a note."""
-    best: tuple[float, Head, str] | None = None
-    for strength in PROBE_C:
-        fitted = LogisticRegression(C=strength, max_iter=1000).fit(features, labels)
-        weight, bias = fitted.coef_, fitted.intercept_
-        if len(bias) == 1:  # scikit-learn has a single row for two classes
-            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-        head = Head(weight, bias)
-        score = head.score(held_out, truth, metric=metric)
-        if best is None or score > best[0]:
-            best = score, head, f"C = {strength:g}"
-    assert best is not None  # PROBE_C is not empty
-    return best[1], best[2]
+    best = best_of(fit_logistic(HeadData(features, labels, held_out, truth, metric), strengths=PROBE_C))
+    return best.head, f"C = {best.c:g}"
+
+
+def fit_bags(data: HeadData, *, embeddings: FloatArray, held_out_embeddings: FloatArray) -> tuple[Fit, Fit]:
+    """Fit heads on a bag of words alone, and with unit embeddings as further features before it.
+
+    C is selected on the bag of words alone, and then the weight of the embedding with this C. Multinomial logistic
+    regression is used unless `select_fit` returns a linear SVM.
+    """
+    logistic, svm = best_of(fit_logistic(data, strengths=BAG_C)), best_of(fit_svm(data, strengths=SVM_C))
+    both = [
+        replace(
+            data,
+            train=hstack([csr_matrix(weight * embeddings), data.train], format="csr", dtype=np.float32),
+            held_out=hstack([csr_matrix(weight * held_out_embeddings), data.held_out], format="csr", dtype=np.float32),
+            embedding_weight=weight,
+        )
+        for weight in EMBEDDING_WEIGHTS
+    ]
+    probe_bag = select_fit(
+        best_of(fit for part in both for fit in fit_logistic(part, strengths=[logistic.c])),
+        svm=best_of(fit for part in both for fit in fit_svm(part, strengths=[svm.c])),
+        truth=data.truth,
+    )
+    return select_fit(logistic, svm=svm, truth=data.truth), probe_bag
+
+
+def split_head(fit: Fit, *, width: int) -> tuple[Head, Head]:
+    """Return the parts of a head for the unit embedding, the first `width` features, and for the other features.
+
+    The factor of the embedding becomes a part of the weight. The bias is that of the first part.
+    """
+    weight, bias = fit.head.weight, fit.head.bias
+    return Head(weight[:, :width] * np.float32(fit.embedding_weight), bias), Head(
+        weight[:, width:], np.zeros_like(bias)
+    )
 
 
 def unit(vectors: FloatArray) -> FloatArray:

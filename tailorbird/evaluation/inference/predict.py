@@ -101,5 +101,10 @@ def _documents(rows: Rows) -> tuple[str, ...] | None:
 
 def class_logits(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> np.ndarray:
     """Return the classifier's logits [N, L] for rows."""
-    tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-    return logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
+    logits = np.zeros((len(rows), len(loaded.classes)), dtype=np.float32)
+    if loaded.model is not None and loaded.tokenizer is not None:
+        tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        logits += logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
+    if loaded.bag is not None:
+        logits += loaded.bag.logits(rows.texts)
+    return logits

@@ -2,15 +2,7 @@
 
 from tailorbird.evaluation.report.evidence import Evidence, ModelScore
 from tailorbird.evaluation.verdict.formatting import size
-from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
-
-ADVICE = {
-    Outcome.FINE_TUNE: "Replace the incumbent with the fine-tuned candidate.",
-    Outcome.STAY: "Keep the incumbent. The evidence does not justify replacing it with the fine-tuned candidate.",
-    Outcome.HYBRID: "Serve both models. The routing rule decides which model answers a request.",
-    Outcome.INSUFFICIENT_EVIDENCE: "Keep the incumbent for now. The evidence is not sufficient for a decision.",
-}
 
 
 def verdict_lines(evidence: Evidence) -> list[str]:
@@ -22,6 +14,7 @@ def verdict_lines(evidence: Evidence) -> list[str]:
     gates = ", ".join(f"{gate.name} {gate.state}" for gate in verdict.gates)
     return [
         verdict.sentence(),
+        f"  {verdict.numbers()}",
         *(f"  - {reason}" for reason in verdict.reasons),
         *([f"  gates: {gates}"] if gates else []),
         f"  {power_sentence(verdict)}",
@@ -68,7 +61,7 @@ def streaming_sentence(evidence: Evidence) -> str | None:
     if report.num_in_memory is None:
         return None
     return (
-        f"training rows were streamed: the candidate was trained on all {report.num_train:,} rows, the baselines and "
-        f"the reference on a random sample of {report.num_in_memory:,} rows; conflicting labels and near-duplicates "
-        "were counted in this sample"
+        f"training rows were streamed: the candidate was trained on all {report.num_train:,} rows, the baselines on a "
+        f"random sample of {report.num_in_memory:,} rows; conflicting labels and near-duplicates were counted in this "
+        "sample"
     )

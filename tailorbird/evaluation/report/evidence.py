@@ -123,7 +123,7 @@ class ModelScore:
     validation: float
     interval: tuple[float, float] | None  # Wilson interval of the validation accuracy; None for other metrics
     test: float | None  # None if the model did not predict the test rows
-    role: Literal["incumbent", "candidate", "reference"] | None
+    role: Literal["incumbent", "candidate"] | None
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,6 @@ class Evidence(StoredModel):
         return VerdictInputs(
             incumbent=model_predictions("incumbent", tables),
             candidate=model_predictions("candidate", tables),
-            reference=tables.get("reference"),
             test_sha256=self.data.sha256["test"],
             leaks=self.data.report.leaks,
             access_number=self.test_access.number,

@@ -20,10 +20,10 @@ VALIDATION = "validation"
 """Set name of the validation tables; they are stored so that selections on validation can be checked."""
 
 
-def prediction_table_names(*, changed: bool, reference: bool = True) -> tuple[str, ...]:
+def prediction_table_names(*, changed: bool) -> tuple[str, ...]:
     """Return the names of a run's tables in `predictions/`; `changed` is True if gates need changed rows."""
     sets = (VALIDATION, *(CHANGED_SETS if changed else ()))
-    return (*ROLES, *(("reference",) if reference else ()), *(f"{role}_{name}" for role in ROLES for name in sets))
+    return (*ROLES, *(f"{role}_{name}" for role in ROLES for name in sets))
 
 
 def load_all_predictions(uri: str) -> dict[str, Predictions]:

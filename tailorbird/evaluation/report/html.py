@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report import charts, sections
 from tailorbird.evaluation.report import html_elements as html
-from tailorbird.evaluation.report.console import ADVICE, score_cells, seed_sentence, streaming_sentence
+from tailorbird.evaluation.report.console import score_cells, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html_elements import Figures
 from tailorbird.evaluation.verdict.formatting import size
@@ -61,7 +61,7 @@ def _head(evidence: Evidence, figures: Figures) -> str:
     verdict = evidence.verdict
     low, high = verdict.interval
     first = "first access, confirmatory" if verdict.confirmatory else "not the first access, so not confirmatory"
-    sentence = verdict.sentence().removeprefix(f"{verdict.outcome}: ")
+    numbers = verdict.numbers().removeprefix(f"{verdict.outcome}: ")
     request = {
         "requested by": figures("requested_by"),
         "valid until": figures("expires_at"),
@@ -72,8 +72,8 @@ def _head(evidence: Evidence, figures: Figures) -> str:
         f"<p class=soft>Run {figures('run')}, {figures('created_at')}</p>"
         f'<div class="verdict {html.text(verdict.outcome)}">'
         f'<strong data-from="verdict.outcome">{html.text(verdict.outcome)}</strong>'
-        f"{html.paragraph(ADVICE[verdict.outcome])}"
-        f'<p class="sentence" title="{100 * low:.2f} to {100 * high:.2f}">{html.text(sentence)}.</p>'
+        f"{html.paragraph(verdict.sentence())}"
+        f'<p class="sentence" title="{100 * low:.2f} to {100 * high:.2f}">{html.text(numbers)}.</p>'
         f"{html.list_items(figures.items('verdict.reasons'))}</div>{html.pairs(request)}"
     )
 

@@ -42,7 +42,8 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
         "## Scores",
         _scores(evidence, verdict, role=role),
         "## Candidate against incumbent",
-        verdict.sentence() + ".",
+        verdict.sentence(),
+        verdict.numbers() + ".",
         "\n".join(f"- {reason}" for reason in verdict.reasons),
         _access(evidence, verdict),
         "| model | validation | interval | test |\n|---|---|---|---|\n"
@@ -160,7 +161,7 @@ def _groups(verdict: Verdict, *, role: str) -> str:
     if role == "incumbent":
         compared = "Change from this version to the candidate"
     table = "| group | points (interval) | rows | state |\n|---|---|---|---|\n" + "\n".join(rows)
-    metric = METRIC_NAMES[verdict.metric] if verdict.reference_score is None else "accuracy"
+    metric = METRIC_NAMES["accuracy" if verdict.metric == "macro_f1" else verdict.metric]
     return f"{compared}, in {metric}. {gate.note[:1].upper()}{gate.note[1:]}.\n\n{table}"
 
 

@@ -28,8 +28,6 @@ def model_scores(
         score = ModelScore(baseline.kind, baseline.validation, interval=None, test=None, role=None)
         if baseline is incumbent:
             score = replace(score, role="incumbent", test=verdict.incumbent_score)
-        elif baseline.kind == "tf_idf":
-            score = replace(score, role="reference", test=verdict.reference_score)
         scores.append(score)
     scores.append(ModelScore(kind, validation, interval=None, test=verdict.candidate_score, role="candidate"))
     if verdict.metric not in ROW_METRICS:  # a Wilson interval needs a metric that is a share of rows

@@ -20,7 +20,7 @@ METRIC_NAMES = {
 
 
 def gain_section(evidence: Evidence, figures: Figures) -> str:
-    """Return the section that compares the candidate with incumbent and reference."""
+    """Return the section that compares the candidate with the incumbent."""
     verdict = evidence.verdict
     metric, second, at = (
         METRIC_NAMES[verdict.metric],
@@ -36,12 +36,6 @@ def gain_section(evidence: Evidence, figures: Figures) -> str:
         "gain, points": figures.estimate("verdict.gain", interval="verdict.interval"),
         "p value": p_value,
     }
-    if verdict.reference_score is not None:
-        gain = figures.estimate("verdict.reference_gain", interval="verdict.reference_interval")
-        rows["bag-of-words reference"] = (
-            figures("verdict.reference_score", ".4f")
-            + f"; the candidate's gain over it is {gain}, {figures('verdict.reference_p_value', p_text)}"
-        )
     scores = ", ".join(f"{role} " + figures(f"{at}.{role}", ".4f") for role in COMPARED)
     gain = figures.estimate(f"{at}.gain", interval=f"{at}.interval")
     rows[f"{second} (does not affect the verdict)"] = f"{scores}, gain {gain}"

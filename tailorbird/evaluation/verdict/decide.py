@@ -1,10 +1,8 @@
 """Decide between two models from their predictions on the same test rows (a pure function)."""
 
 from dataclasses import replace
-from functools import partial
 
 from tailorbird.evaluation.hybrid import apply_routing, hybrid_cost, share_to_candidate
-from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.paired import Comparison, compare, holm
 from tailorbird.evaluation.statistics.power import power_analysis
 from tailorbird.evaluation.verdict.explain import ExplanationInputs, explain
@@ -28,13 +26,14 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     """Return the verdict on replacing the incumbent with the candidate.
 
     The first rule of the outcome table that holds decides. Raises VerdictRefused (rule 1) if test rows changed or
-    predictions are misaligned or not finite. Raises ValueError if the reference is missing, or predictions or
-    measurements that the protocol's gates need.
+    predictions are misaligned or not finite. Raises ValueError if predictions or measurements that the protocol's gates
+    need are missing.
     """
     require_same_rows(inputs, protocol=protocol)
-    main, reference = _compare_both(inputs.candidate.clean, inputs=inputs, protocol=protocol)
+    candidate, incumbent = inputs.candidate.clean, inputs.incumbent.clean
+    main = compare(candidate, other=incumbent, metric=protocol.metric, alpha=protocol.alpha)
     gates = evaluate_gates(inputs, protocol=protocol)
-    proven = _is_proven(main, reference, p_value=main.p_value, protocol=protocol)
+    proven = _is_proven(main, p_value=main.p_value, protocol=protocol)
     hybrid = _hybrid(inputs, main=main, protocol=protocol)
     ratio = measured_cost_ratio(inputs.cpu, alpha=protocol.alpha)
     facts = Facts(
@@ -56,9 +55,7 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     return Verdict(
         outcome=OUTCOME_OF_RULE[rule],
         rule=rule,
-        reasons=explain(
-            rule, ExplanationInputs(main, reference, protocol, gates, power.needed, hybrid, ratio, inputs.leaks)
-        ),
+        reasons=explain(rule, ExplanationInputs(main, protocol, gates, power.needed, hybrid, ratio, inputs.leaks)),
         metric=protocol.metric,
         n=main.counts.n,
         alpha=protocol.alpha,
@@ -66,6 +63,8 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         expected_gain=protocol.expected_gain,
         regulated=protocol.regulated,
         confirmatory=inputs.access_number == 1,
+        incumbent_kind=incumbent.model,
+        candidate_kind=candidate.model,
         incumbent_score=main.other_score,
         candidate_score=main.candidate_score,
         gain=main.gain,
@@ -74,10 +73,6 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         p_exact=main.p_exact,
         only_incumbent_right=main.counts.only_other_right,
         only_candidate_right=main.counts.only_candidate_right,
-        reference_score=reference.other_score if reference else None,
-        reference_gain=reference.gain if reference else None,
-        reference_interval=reference.interval if reference else None,
-        reference_p_value=reference.p_value if reference else None,
         second_metric=_second_metric(inputs, protocol=protocol),
         minimum_detectable_effect=power.minimum_detectable_effect,
         power_at_expected_gain=power.power_at_expected_gain,
@@ -89,17 +84,8 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     )
 
 
-def _compare_both(
-    candidate: Predictions, *, inputs: VerdictInputs, protocol: TestProtocol
-) -> tuple[Comparison, Comparison | None]:
-    """Compare the candidate with the incumbent, and with the reference if the task has one."""
-    against = partial(compare, candidate, metric=protocol.metric, alpha=protocol.alpha)
-    return against(other=inputs.incumbent.clean), None if inputs.reference is None else against(other=inputs.reference)
-
-
-def _is_proven(main: Comparison, reference: Comparison | None, *, p_value: float, protocol: TestProtocol) -> bool:
-    gained = p_value < protocol.alpha and main.interval[0] > 0 and main.gain >= protocol.minimum_gain
-    return gained and (reference is None or reference.interval[0] > 0)
+def _is_proven(main: Comparison, *, p_value: float, protocol: TestProtocol) -> bool:
+    return p_value < protocol.alpha and main.interval[0] > 0 and main.gain >= protocol.minimum_gain
 
 
 def _hybrid(inputs: VerdictInputs, *, main: Comparison, protocol: TestProtocol) -> HybridVerdict | None:
@@ -107,8 +93,7 @@ def _hybrid(inputs: VerdictInputs, *, main: Comparison, protocol: TestProtocol) 
         return None
     hybrid = apply_routing(inputs.routing, incumbent=inputs.incumbent, candidate=inputs.candidate)
     share = share_to_candidate(inputs.routing, inputs.incumbent.clean)
-    against, reference = _compare_both(hybrid.clean, inputs=inputs, protocol=protocol)
-    assert reference is not None  # the recipe schema allows hybrids for classification only
+    against = compare(hybrid.clean, other=inputs.incumbent.clean, metric=protocol.metric, alpha=protocol.alpha)
     _, adjusted = holm([main.p_value, against.p_value])
     cpu = hybrid_cost(inputs.routing, cpu=inputs.cpu, share=share) if inputs.cpu else None
     return HybridVerdict(
@@ -119,8 +104,7 @@ def _hybrid(inputs: VerdictInputs, *, main: Comparison, protocol: TestProtocol) 
         interval=against.interval,
         p_value=against.p_value,
         p_holm=adjusted,
-        reference_interval=reference.interval,
-        proven=_is_proven(against, reference, p_value=adjusted, protocol=protocol),
+        proven=_is_proven(against, p_value=adjusted, protocol=protocol),
         gates=evaluate_gates(replace(inputs, candidate=hybrid, cpu=cpu), protocol=protocol),
     )
 

@@ -16,7 +16,6 @@ class ExplanationInputs:
     """The quantities that determine the verdict."""
 
     main: Comparison
-    reference: Comparison | None
     protocol: TestProtocol
     gates: tuple[Gate, ...]
     needed: RowsNeeded
@@ -27,8 +26,8 @@ class ExplanationInputs:
 
 def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
     """Return the reasons for the rule that decided, most important first, and the statistical units if not rows."""
-    main, reference, protocol, gates = inputs.main, inputs.reference, inputs.protocol, inputs.gates
-    proven = _proven(main, reference=reference, protocol=protocol)
+    main, protocol, gates = inputs.main, inputs.protocol, inputs.gates
+    proven = _proven(main, protocol=protocol)
     reasons: tuple[str, ...]
     if rule == 2:
         reasons = tuple(f"leak: {leak}" for leak in inputs.leaks)
@@ -52,7 +51,7 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
     elif rule == 8:
         reasons = _insufficient(inputs)
     else:
-        reasons = _stay(main, reference=reference, protocol=protocol)
+        reasons = _stay(main, protocol=protocol)
     n, units = main.counts.n, main.num_units
     if units == n:
         return reasons
@@ -63,21 +62,18 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
     return *reasons, clustered
 
 
-def _proven(main: Comparison, *, reference: Comparison | None, protocol: TestProtocol) -> tuple[str, ...]:
+def _proven(main: Comparison, *, protocol: TestProtocol) -> tuple[str, ...]:
     minimum, (low, _) = size(protocol.minimum_gain), main.interval
     start = f"the interval starts at {points(low)} points"
     gain = f"a gain of at least {minimum} is proven: {start}"
     if low < protocol.minimum_gain:
         estimate = f"the estimate of {points(main.gain)} points reaches the minimum gain of {minimum}"
         gain = f"a gain above 0 is proven, and {estimate}; {start}, so the true gain may be below the minimum"
-    if reference is None:
-        return (gain,)
-    beaten = f"the candidate beats the bag-of-words reference by {points(reference.gain)} points"
-    return gain, f"{beaten} (the interval starts at {points(reference.interval[0])})"
+    return (gain,)
 
 
 def _insufficient(inputs: ExplanationInputs) -> tuple[str, ...]:
-    main, reference, needed, protocol = inputs.main, inputs.reference, inputs.needed, inputs.protocol
+    main, needed, protocol = inputs.main, inputs.needed, inputs.protocol
     (low, high), n = main.interval, main.counts.n
     minimum, expected = size(protocol.minimum_gain), size(protocol.expected_gain)
     why = f"the interval from {points(low)} to {points(high)} points contains both 0 and the minimum gain of {minimum}"
@@ -95,18 +91,10 @@ def _insufficient(inputs: ExplanationInputs) -> tuple[str, ...]:
             f"{needed.rows:,} are needed), but a smaller gain needs more rows; set a smaller expected_gain to compute "
             "how many"
         )
-    reasons = (why, rows, *_disagreement(main, protocol))
-    if reference is None or reference.interval[1] >= 0:
-        return reasons
-    difference = f"{points(reference.gain)} points (the interval ends at {points(reference.interval[1])})"
-    return (
-        *reasons,
-        f"the candidate is worse than the bag-of-words reference: the difference is {difference}, so more test rows "
-        "of the same kind are unlikely to change the outcome",
-    )
+    return why, rows, *_disagreement(main, protocol)
 
 
-def _stay(main: Comparison, *, reference: Comparison | None, protocol: TestProtocol) -> tuple[str, ...]:
+def _stay(main: Comparison, *, protocol: TestProtocol) -> tuple[str, ...]:
     high, gain, minimum = main.interval[1], main.gain, size(protocol.minimum_gain)
     reasons = []
     if high < 0:
@@ -115,12 +103,6 @@ def _stay(main: Comparison, *, reference: Comparison | None, protocol: TestProto
         reasons.append(f"a gain of {minimum} is ruled out: the interval ends at {points(high)} points")
     elif gain < protocol.minimum_gain:
         reasons.append(f"the gain of {points(gain)} points is below the minimum gain of {minimum}")
-    if reference is not None and reference.interval[0] <= 0:
-        interval = " to ".join(map(points, reference.interval))
-        reasons.append(
-            "the candidate is not proven better than the bag-of-words reference: the difference is "
-            f"{points(reference.gain)} points (interval {interval})"
-        )
     return *reasons, *_disagreement(main, protocol)
 
 
@@ -171,8 +153,7 @@ def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
     if not hybrid.proven:
         return (
             f"the hybrid's gain of {points(hybrid.gain)} points is not proven: the interval starts at "
-            f"{points(hybrid.interval[0])} points, Holm-adjusted {p_text(hybrid.p_holm)}, and the interval against the "
-            f"bag-of-words reference starts at {points(hybrid.reference_interval[0])} points",
+            f"{points(hybrid.interval[0])} points, Holm-adjusted {p_text(hybrid.p_holm)}",
         )
     owner, regulated = "the hybrid's", inputs.protocol.regulated
     return (

@@ -14,7 +14,7 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
     """Return the gates of the recipe, in the order calibration, groups, counterfactual, robustness, cost."""
     candidate, incumbent = inputs.candidate.clean, inputs.incumbent.clean
     limits, alpha = protocol.gates, protocol.alpha
-    metric = "accuracy" if protocol.has_reference else protocol.metric  # gates need per-row scores; macro-F1 has none
+    metric = "accuracy" if protocol.metric == "macro_f1" else protocol.metric  # gates need scores of single rows
     gates = []
 
     def changed(name: str) -> dict[str, Tables]:

@@ -20,7 +20,6 @@ class VerdictInputs:
 
     incumbent: ModelPredictions
     candidate: ModelPredictions
-    reference: Predictions | None  # the TF-IDF reference's predictions on the test rows; None for chat tasks
     test_sha256: str
     leaks: tuple[str, ...] = ()
     access_number: int = 1  # number of this recipe's access to these test rows, from 1
@@ -37,13 +36,10 @@ def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPred
 
 def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
     """Raise VerdictRefused (rule 1) if test rows changed, rows are misaligned, or scores are invalid."""
-    if inputs.reference is None and protocol.has_reference:
-        raise ValueError("a classification verdict needs the TF-IDF reference; give its predictions on the test rows")
     if inputs.test_sha256 != protocol.test_sha256:
         hashes = f"their sha256 is {inputs.test_sha256}, but the protocol has {protocol.test_sha256}"
         raise VerdictRefused(f"the test rows changed: {hashes}; restore the test rows, or start a new run")
-    references = () if inputs.reference is None else (inputs.reference,)
-    models: tuple[Predictions, ...] = (inputs.incumbent.clean, inputs.candidate.clean, *references)
+    models: tuple[Predictions, ...] = (inputs.incumbent.clean, inputs.candidate.clean)
     align(*models)
     if len(models[0]) != protocol.num_test_rows:
         raise VerdictRefused(

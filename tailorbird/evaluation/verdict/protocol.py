@@ -45,11 +45,6 @@ class TestProtocol(BaseModel):
             raise ValueError(f"metric is {metric!r}; allowed: {', '.join(METRICS)}")
         return metric
 
-    @property
-    def has_reference(self) -> bool:
-        """True if the candidate must also beat a bag-of-words classifier; chat tasks have none."""
-        return self.metric in TASKS["classification"].metrics
-
 
 def build_protocol(config: EvaluationConfig, *, test_sha256: str, num_test_rows: int) -> TestProtocol:
     """Return a recipe's protocol for these test rows; `expected_gain` defaults to twice `minimum_gain`."""

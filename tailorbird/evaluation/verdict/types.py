@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.verdict.formatting import p_text, points
+from tailorbird.evaluation.verdict.headline import headline
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
 from tailorbird.registry.routing import Routing
 
@@ -28,7 +29,6 @@ class HybridVerdict(VerdictPart):
     p_value: float
     p_holm: float
     """p value adjusted by Holm's method over the candidate and the hybrid."""
-    reference_interval: tuple[float, float]
     proven: bool
     gates: tuple[Gate, ...]
 
@@ -60,6 +60,8 @@ class Verdict(VerdictPart):
     regulated: bool
     confirmatory: bool
     """True if this is the recipe's first access to these test rows."""
+    incumbent_kind: str
+    candidate_kind: str
     incumbent_score: float
     candidate_score: float
     gain: float
@@ -71,11 +73,6 @@ class Verdict(VerdictPart):
     """Two-sided p value of McNemar's exact test; no rule reads it."""
     only_incumbent_right: int
     only_candidate_right: int
-    reference_score: float | None
-    """This field and the next three are None for chat tasks, which have no bag-of-words reference."""
-    reference_gain: float | None
-    reference_interval: tuple[float, float] | None
-    reference_p_value: float | None
     second_metric: SecondMetric
     minimum_detectable_effect: float
     """Smallest true gain detected with 80% power on n rows of the observed discordance, by the plain formula."""
@@ -84,8 +81,7 @@ class Verdict(VerdictPart):
     rows_needed: int | None
     """Rows for 80% power of the whole rule at the expected gain; None if no number is enough."""
     proven: bool
-    """True if p < alpha, the gain is at least `minimum_gain`, and the intervals against incumbent and reference are
-    above 0."""
+    """True if p < alpha, the gain is at least `minimum_gain`, and the interval is above 0."""
     gates: tuple[Gate, ...]
     """Gates of the candidate."""
     cost_ratio: tuple[float, float, float] | None
@@ -101,6 +97,10 @@ class Verdict(VerdictPart):
         return self
 
     def sentence(self) -> str:
+        """Return the model to use and the difference between the two models, without statistical terms."""
+        return headline(self)
+
+    def numbers(self) -> str:
         """Return one line: outcome, gain in points, interval, p, n, rule."""
         low, high = self.interval
         interval = f"{100 * (1 - self.alpha):g}% interval {points(low)} to {points(high)}"

@@ -90,7 +90,7 @@ def test_the_evidence_is_valid_and_contains_no_text_of_the_rows(chat_run: SmallR
     run = chat_run.result.run
     assert verify_evidence(run) == ()
     tables = load_all_predictions(run)
-    assert set(tables) == set(prediction_table_names(changed=False, reference=False))
+    assert set(tables) == set(prediction_table_names(changed=False))
     assert "yes" not in {*tables["candidate"].outputs, *tables["candidate"].labels}
     assert len(set(tables["candidate"].clusters or ())) == SIZES["test"]
 

@@ -102,8 +102,7 @@ def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> ve
 
 def _conclude(recipe: Recipe, version: versions.ModelVersion, answers: Predictions, *, test_sha256: str) -> None:
     run = f"{TASK_URI}/runs/r"
-    for name in ("candidate", "reference"):
-        save_predictions(f"{run}/predictions/{name}.parquet", answers)
+    save_predictions(f"{run}/predictions/candidate.parquet", answers)
     absent = CandidateRecord("probe", f"{TASK_URI}/versions/none", "0" * 64)
     data = DataRecord(report_of(Simulation()), trained_on=0, sha256={"test": test_sha256}, other_test_sets=0)
     write_finished_run(

@@ -17,7 +17,6 @@ from tailorbird.checks.verify import verify_evidence
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_rows
 from tailorbird.evaluation.baselines.baseline import Baseline
-from tailorbird.evaluation.baselines.tfidf import predict_tfidf
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
@@ -46,7 +45,8 @@ from tests.progress import ProgressRecorder
 
 pytestmark = pytest.mark.usefixtures("connected")
 
-ROLES = ("incumbent", "candidate", "reference")
+ROLES = ("incumbent", "candidate")
+KINDS = {"majority", "zero_shot", "centroid", "bag_of_words", "probe", "probe_bag"}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_run_writes_evidence_report_model_card_and_protocol(small_run: Small
     assert (evidence["format"], evidence["verdict"]["n"]) == (1, small_run.result.verdict.n)
     evidence = small_run.result.evidence
     assert evidence.data.report.num_train >= 300
-    assert {score.kind for score in evidence.scores} >= {"majority", "zero_shot", "centroid", "probe", "tf_idf"}
+    assert {score.kind for score in evidence.scores} >= KINDS
 
 
 def test_the_table_of_the_sweep_lists_baselines_and_trials_best_first(small_run: SmallRun) -> None:
@@ -100,7 +100,7 @@ def test_the_table_of_the_sweep_lists_baselines_and_trials_best_first(small_run:
     assert scores == sorted(scores, reverse=True)
     trials = [row for row in table if row.status != "pretrained"]
     assert len(trials) == small_run.recipe.tuning.num_trials
-    assert {row.trial for row in table} >= {"majority", "zero_shot", "centroid", "probe", "tf_idf"}
+    assert {row.trial for row in table} >= KINDS
     assert all(row.seconds > 0 for row in trials if row.epochs)
 
 
@@ -125,21 +125,6 @@ def test_the_tested_artifacts_have_the_reported_validation_scores(small_run: Sma
     evidence = small_run.result.evidence
     table = predict_rows(evidence.versions["candidate"].uri, rows=rows)
     assert table.scores.mean() == pytest.approx(evidence.seeds[0].validation, abs=3 / len(rows))
-
-
-def test_the_reference_is_the_baseline_fitted_before_the_sweep(small_run: SmallRun) -> None:
-    context = prepare(small_run.recipe, progress=SILENT)
-    with connection.connect():
-        baselines = fit_baselines(context, progress=SILENT)
-    reference = next(baseline for baseline in baselines if baseline.kind == "tf_idf")
-    assert reference.uri is not None
-    again, stored = (
-        predict_tfidf(reference.uri, rows=context.splits.test),
-        predictions(small_run.result.run)["reference"],
-    )
-    assert again.outputs == stored.outputs
-    np.testing.assert_array_equal(again.confidences, stored.confidences)
-    assert predict_tfidf(reference.uri, rows=context.splits.validation).scores.mean() == reference.validation
 
 
 def test_the_winner_is_registered_with_its_evidence(small_run: SmallRun) -> None:
@@ -310,7 +295,7 @@ def won_verdict(context: RunContext, small_run: SmallRun) -> Verdict:
     perfect = replace(right, outputs=right.labels, scores=sure, confidences=sure, calibrated=sure)
     sha256 = context.inputs.data.hashes["test"]
     models = (ModelPredictions(tables["incumbent"]), ModelPredictions(perfect))
-    inputs = VerdictInputs(*models, reference=tables["reference"], test_sha256=sha256)
+    inputs = VerdictInputs(*models, test_sha256=sha256)
     return decide(inputs, protocol=context.protocol.model_copy(update={"gates": NO_GATES}))
 
 

@@ -15,7 +15,7 @@ from tests.unit.checks.finished_run import flip, rewrite, run_of
 
 NAMES = (
     "evidence.json", "protocol.json", "report.html", "MODEL_CARD.md", "predictions/incumbent.parquet",
-    "predictions/candidate.parquet", "predictions/reference.parquet", "predictions/candidate_noise.parquet",
+    "predictions/candidate.parquet", "predictions/candidate_noise.parquet",
     "predictions/incumbent_validation.parquet",
 )  # fmt: skip
 

@@ -60,7 +60,7 @@ class Simulation:
     access_number: int = 1
     gates: bool = True
     chat: bool = False
-    """True for a chat task with token F1: no reference, no changed rows, clusters of three rows."""
+    """True for a chat task with token F1: no changed rows, clusters of three rows."""
     curve: CurveRecord | None = None
 
 
@@ -103,7 +103,7 @@ def tables_of(simulation: Simulation) -> dict[str, Predictions]:
 
 
 def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: int) -> dict[str, Predictions]:
-    """Return predictions of the two models and the reference for unchanged rows."""
+    """Return predictions of the two models for unchanged rows."""
     n = num_rows
     labels = generator.choice(CLASSES, n)
     sex = generator.choice(GROUPS, n, p=(0.4, 0.4, 0.2))
@@ -119,7 +119,6 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
         for role, level in (
             ("incumbent", np.full(n, simulation.incumbent)),
             ("candidate", np.array([simulation.by_group.get(value, simulation.candidate) for value in sex])),
-            ("reference", np.full(n, simulation.incumbent - 0.08)),
         )
     }
 
@@ -128,7 +127,6 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
     return VerdictInputs(
         incumbent=model_predictions("incumbent", tables),
         candidate=model_predictions("candidate", tables),
-        reference=tables.get("reference"),
         test_sha256=SHA,
         access_number=simulation.access_number,
         routing=simulation.routing,
@@ -169,8 +167,8 @@ def evidence_of(
         _baseline("majority", 0.18, servable=False),
         _baseline("zero_shot", 0.37),
         _baseline("centroid", 0.59),
+        _baseline("bag_of_words", 0.65),
         _baseline("probe", 0.66),
-        _baseline("tf_idf", 0.69, servable=False),
     )
     return Evidence(
         name="icd10-chapters",

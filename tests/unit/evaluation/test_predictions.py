@@ -64,7 +64,7 @@ def test_scores_are_read_only() -> None:
 
 
 def test_predictions_of_the_same_rows_align() -> None:
-    align(three_predictions("probe"), three_predictions("full"), three_predictions("tfidf"))
+    align(three_predictions("probe"), three_predictions("full"), three_predictions("centroid"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -14,10 +13,9 @@ from cluster.progress import SILENT
 from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows, Splits
-from tailorbird.evaluation.baselines import tfidf
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.report.evidence_files import MANIFEST, load_all_predictions, prediction_table_names
+from tailorbird.evaluation.report.evidence_files import MANIFEST, prediction_table_names
 from tailorbird.pipeline import evaluate
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
@@ -86,8 +84,9 @@ def result(context: RunContext, trained: TrainedModels) -> RunResult:
 def test_artifacts_of_servable_baselines_have_the_reported_validation_score(
     context: RunContext, baselines: tuple[Baseline, ...]
 ) -> None:
-    assert [baseline.kind for baseline in baselines] == ["majority", "zero_shot", "centroid", "probe", "tf_idf"]
-    assert [baseline.servable for baseline in baselines] == [False, True, True, True, False]
+    kinds = ["majority", "zero_shot", "centroid", "bag_of_words", "probe", "probe_bag"]
+    assert [baseline.kind for baseline in baselines] == kinds
+    assert [baseline.servable for baseline in baselines] == [False, True, True, True, True, True]
     for baseline in baselines:
         if baseline.servable:
             assert baseline.uri is not None
@@ -105,23 +104,6 @@ def test_baselines_are_fitted_once(
 
     monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", fail)
     assert context.task.fit_baselines() == baselines
-
-
-@pytest.mark.usefixtures("result")
-def test_the_reference_of_the_verdict_is_the_fitted_tf_idf_baseline(
-    context: RunContext, baselines: tuple[Baseline, ...]
-) -> None:
-    uri = baselines[-1].uri
-    assert uri is not None
-    stored = load_all_predictions(context.run)["reference"]
-    fitted = tfidf.fit_and_predict_tfidf(
-        context.splits.test,
-        train=context.splits.train,
-        validation=context.splits.validation,
-        metric=context.recipe.evaluation.metric,
-    )
-    assert stored.outputs == fitted.outputs == tfidf.predict_tfidf(uri, rows=context.splits.test).outputs
-    np.testing.assert_array_equal(stored.confidences, fitted.confidences)
 
 
 def test_a_run_stores_its_evidence_and_is_then_finished(context: RunContext, result: RunResult) -> None:

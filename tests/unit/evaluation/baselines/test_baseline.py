@@ -8,9 +8,13 @@ def baseline(kind: str, validation: float, *, servable: bool = True) -> Baseline
 
 
 def test_the_incumbent_is_the_best_servable_baseline_on_validation() -> None:
-    baselines = [baseline("probe", 0.6), baseline("tf_idf", 0.8, servable=False), baseline("centroid", 0.7)]
+    baselines = [baseline("probe", 0.6), baseline("majority", 0.8, servable=False), baseline("centroid", 0.7)]
     assert select_incumbent(baselines).kind == "centroid"
 
 
 def test_the_first_of_equal_baselines_is_the_incumbent() -> None:
-    assert select_incumbent([baseline("champion", 0.7), baseline("probe", 0.7)]).kind == "champion"
+    assert select_incumbent([baseline("bag_of_words", 0.7), baseline("probe", 0.7)]).kind == "bag_of_words"
+
+
+def test_a_champion_is_the_incumbent_even_if_a_baseline_scores_higher_on_validation() -> None:
+    assert select_incumbent([baseline("champion", 0.6), baseline("probe", 0.7)]).kind == "champion"

@@ -4,8 +4,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
-from tailorbird.evaluation.baselines.classification import COSINE_SCALE, Head, centroids, cosine_head, fit_probe, unit
+from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.baselines.classification import (
+    COSINE_SCALE,
+    EMBEDDING_WEIGHTS,
+    centroids,
+    cosine_head,
+    fit_bags,
+    fit_baselines,
+    fit_probe,
+    majority,
+    split_head,
+    unit,
+)
+from tailorbird.evaluation.baselines.linear_head import Fit, Head, HeadData, select_fit
 
 GENERATOR = np.random.default_rng(0)
 
@@ -68,3 +83,68 @@ def test_unit_vectors_have_length_one_and_a_zero_vector_stays_finite() -> None:
         np.linalg.norm(unit(GENERATOR.normal(size=(4, 8)).astype(np.float32)), axis=1), 1, rtol=1e-6
     )
     assert np.isfinite(unit(np.zeros((1, 8), dtype=np.float32))).all()
+
+
+def data_of(num_classes: int = 3) -> HeadData:
+    """Return sparse features of training and validation rows that separate most of the classes."""
+    (train, labels), (held_out, truth) = clusters(num_classes), clusters(num_classes)
+    return HeadData(csr_matrix(np.maximum(train, 0)), labels, csr_matrix(np.maximum(held_out, 0)), truth, "accuracy")
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_the_parts_of_a_probe_with_a_bag_of_words_add_up_to_the_fitted_head(num_classes: int) -> None:
+    data = data_of(num_classes)
+    embeddings, held_out = (unit(clusters(num_classes)[0]) for _ in range(2))
+    bag, both = fit_bags(data, embeddings=embeddings, held_out_embeddings=held_out)
+    assert bag.embedding_weight == 0
+    assert both.embedding_weight in EMBEDDING_WEIGHTS
+    on_unit, on_terms = split_head(both, width=8)
+    logits = on_unit.logits(held_out) + on_terms.logits(data.held_out)
+    assert (logits.argmax(1) == both.outputs).all()
+    assert both.note().endswith(f"embedding x {both.embedding_weight:g}")
+
+
+def test_an_svm_is_selected_only_if_it_is_better_by_more_than_chance() -> None:
+    truth = np.zeros(200, dtype=np.int64)
+
+    def fit(num_right: int) -> Fit:
+        outputs = (np.arange(200) >= num_right).astype(np.int64)
+        return Fit(Head(np.zeros((2, 1)), np.zeros(2)), "", 1.0, 0.0, outputs, num_right / 200)  # type: ignore[arg-type]
+
+    logistic, near, better = fit(150), fit(154), fit(170)
+    assert select_fit(logistic, svm=near, truth=truth) is logistic
+    assert select_fit(logistic, svm=better, truth=truth) is better
+    assert select_fit(better, svm=logistic, truth=truth) is better
+
+
+def test_a_class_with_one_row_is_learned() -> None:
+    train = csr_matrix(np.eye(5, dtype=np.float32))
+    data = HeadData(train, np.array([0, 0, 1, 1, 2]), train, np.array([0, 0, 1, 1, 2]), "accuracy")
+    bag, both = fit_bags(data, embeddings=np.eye(5, dtype=np.float32), held_out_embeddings=np.eye(5, dtype=np.float32))
+    assert (bag.score, both.score) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("texts", "labels"), [(("x",), ("a",)), (("x", "y"), ("a", "a"))])
+def test_training_rows_of_one_class_are_refused(texts: tuple[str, ...], labels: tuple[str, ...]) -> None:
+    train = Rows(tuple(map(str, range(len(texts)))), texts, labels)
+    with pytest.raises(ValueError, match=r"needs two classes, but train has \['a'\]; check data.label"):
+        fit_baselines("s3://m/base", train=train, validation=train, max_length=8, config=EvaluationConfig(), seed=0)
+
+
+def test_empty_validation_rows_are_refused() -> None:
+    train, none = Rows(("0", "1"), ("x", "y"), ("a", "b")), Rows((), (), ())
+    with pytest.raises(ValueError, match="validation has no rows"):
+        fit_baselines("s3://m/base", train=train, validation=none, max_length=8, config=EvaluationConfig(), seed=0)
+
+
+def test_the_majority_is_the_most_frequent_label_and_its_share() -> None:
+    assert majority(["b", "a", "b", "c"]) == ("b", 0.5)
+
+
+def test_the_first_of_equally_frequent_labels_in_the_alphabet_is_the_majority() -> None:
+    assert majority(["b", "a"]) == majority(["a", "b"]) == ("a", 0.5)
+
+
+def test_the_majority_of_no_labels_is_refused() -> None:
+    with pytest.raises(ValueError, match="no training labels"):
+        majority([])

@@ -40,7 +40,8 @@ def test_only_models_that_predicted_the_test_rows_have_test_scores() -> None:
     scores, verdict = {score.kind: score for score in evidence.scores}, evidence.verdict
     assert {kind: (score.role, score.test) for kind, score in scores.items()} == {
         "majority": (None, None), "zero_shot": (None, None), "centroid": (None, None),
-        "probe": ("incumbent", verdict.incumbent_score), "tf_idf": ("reference", verdict.reference_score),
+        "bag_of_words": (None, None),
+        "probe": ("incumbent", verdict.incumbent_score),
         "full": ("candidate", verdict.candidate_score),
     }  # fmt: skip
     assert scores["full"].validation == 0.744

@@ -243,8 +243,8 @@ def test_report_card_and_console_describe_streamed_training_rows() -> None:
     report = replace(data.report, num_train=10_000_000, num_in_memory=500_000)
     evidence = changed(data=replace(data, report=report))
     sentence = (
-        "raining rows were streamed: the candidate was trained on all 10,000,000 rows, the baselines and the reference "
-        "on a random sample of 500,000 rows"
+        "raining rows were streamed: the candidate was trained on all 10,000,000 rows, the baselines on a random "
+        "sample of 500,000 rows"
     )
     assert sentence in to_html(evidence)
     assert sentence in to_model_card(evidence, role="candidate")

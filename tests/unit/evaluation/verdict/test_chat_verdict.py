@@ -1,4 +1,4 @@
-"""Tests of verdicts for chat tasks: a mean score per row, rows that share documents, and no reference."""
+"""Tests of verdicts for chat tasks: a mean score per row, rows that share documents, and no changed rows."""
 
 from dataclasses import replace
 
@@ -36,10 +36,9 @@ def verdict_of(simulation: Simulation) -> Verdict:
     return decide(inputs_of_tables(simulation, tables_of(simulation)), protocol=protocol_of(simulation))
 
 
-def test_a_proven_gain_in_token_f1_leads_to_fine_tune_without_a_reference() -> None:
+def test_a_proven_gain_in_token_f1_leads_to_fine_tune() -> None:
     verdict = verdict_of(replace(BETTER, gates=False))
     assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
-    assert (verdict.reference_score, verdict.reference_interval) == (None, None)
     assert verdict.metric == "token_f1"
     assert verdict.second_metric.metric == "exact_match"
     assert "bag-of-words" not in " ".join(verdict.reasons)
@@ -71,7 +70,7 @@ def test_the_interval_of_identical_answers_is_not_a_single_point() -> None:
     tables = tables_of(EQUAL)
     case = VerdictInputs(
         incumbent=inputs_of_tables(EQUAL, tables).incumbent, candidate=inputs_of_tables(EQUAL, tables).incumbent,
-        reference=None, test_sha256=SHA,
+        test_sha256=SHA,
     )  # fmt: skip
     verdict = decide(case, protocol=protocol_of(EQUAL))
     assert verdict.interval[0] < 0 < verdict.interval[1]

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tailorbird.config.evaluation import CalibrationGateConfig, GatesConfig
@@ -10,7 +9,7 @@ from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.predictions import ModelPredictions, VerdictRefused
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence
-from tests.unit.evaluation.verdict.test_decide import SHA, models, predictions, protocol_for
+from tests.unit.evaluation.verdict.test_decide import SHA, models, protocol_for
 
 CHEAP = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (5.0, 5.1, 5.0, 4.9, 5.0))
 EQUALLY_EXPENSIVE = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (9.0, 10.1, 9.9, 9.0, 10.0))
@@ -19,8 +18,7 @@ EQUALLY_EXPENSIVE = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (9.0, 10.1, 9.9, 9.
 def equivalence_of(*table: int, cpu: CpuRounds | None = CHEAP, **changes: Any) -> Equivalence:
     """Return the result for numbers of rows: both right, only the exported, only the evaluated, neither."""
     evaluated, exported = models(*table)
-    reference = predictions("tf_idf", np.zeros(sum(table), dtype=bool))
-    inputs = VerdictInputs(ModelPredictions(evaluated), ModelPredictions(exported), reference, SHA, cpu=cpu)
+    inputs = VerdictInputs(ModelPredictions(evaluated), ModelPredictions(exported), SHA, cpu=cpu)
     return evaluate_equivalence(inputs, protocol=protocol_for(sum(table), **changes))
 
 

@@ -13,14 +13,15 @@ from transformers import BertConfig, BertModel
 
 from serving.engines.classify import Prediction, predict_shared, predict_texts
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import LoadedClassifier, load_encoder, load_weights
+from tailorbird.models.loading import LoadedClassifier, load_bag_of_words, load_encoder, load_weights
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.shared_encoder import SharedEncoder
 from tailorbird.registry.versions import Kind, ModelVersion, shares_base
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
+from tests.unit.models.test_bag_of_words import bag_of, write_bag
 
 TEXTS = ["acute pain", "chest pains", "fever", "", "pain pain pain acute fever", "fever chest"]
-KINDS: dict[str, Kind] = {"a": "probe", "b": "lora", "c": "lora"}
+KINDS: dict[str, Kind] = {"a": "probe", "b": "lora", "c": "lora", "d": "probe_bag"}
 BATCH = 4
 
 
@@ -38,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def versions(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelVersion]:
-    """Return a probe and two adapters with different classes and lengths."""
+    """Return a probe, two adapters and a probe with a bag of words, with different classes and lengths."""
     return {name: make_version(base, tmp_path_factory.mktemp(name), name=name) for name in KINDS}
 
 
@@ -53,6 +54,8 @@ def make_version(base: Path, folder: Path, *, name: str) -> ModelVersion:
                 if parameter.requires_grad:
                     parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
         adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
+    if KINDS[name] == "probe_bag":
+        write_bag(folder, bag_of(tuple(TEXTS), num_classes=len(classes)))
     save_file(head.state_dict(), folder / "head.safetensors")
     return ModelVersion(
         kind=KINDS[name],
@@ -88,7 +91,8 @@ def alone(version: ModelVersion, base: Path) -> list[Prediction]:
     folder = Path(version.uri.removeprefix("file://"))
     model = load_weights(folder, encoder=load_encoder(base), kind=version.kind).eval()
     tokenizer = SharedEncoder(base.as_uri(), dtype="float32").tokenizer
-    loaded = LoadedClassifier(model, tokenizer, version.classes, version.max_length, version)
+    bag = load_bag_of_words(folder, kind=version.kind)
+    loaded = LoadedClassifier(model, tokenizer, version.classes, version.max_length, version, bag)
     return predict_texts(loaded, TEXTS, batch_size=BATCH)
 
 

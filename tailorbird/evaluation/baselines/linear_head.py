@@ -1,0 +1,113 @@
+"""Linear heads on features, with settings that are selected on validation."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
+
+from tailorbird.evaluation.statistics.paired import mcnemar_midp, paired_counts
+from tailorbird.evaluation.statistics.scoring import score_of
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+Features = FloatArray | csr_matrix  # [N, F]
+
+SIGNIFICANCE = 0.05  # level of the test that selects an SVM instead of logistic regression
+LOGISTIC_TOLERANCE, MAX_ITERATIONS = 1e-3, 100
+SVM_TOLERANCE = 1e-2
+"""Tolerances of the solvers; stricter ones change the validation score by less than its standard error."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The weight [L, F] and bias [L] of a linear head."""
+
+    weight: FloatArray
+    bias: FloatArray
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "bias"):  # safetensors stores raw memory, but scikit-learn's arrays are column-major
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float32))
+
+    def logits(self, features: Features) -> FloatArray:
+        """Return logits [N, L] of features [N, F]."""
+        return np.asarray(features @ self.weight.T + self.bias, dtype=np.float32)
+
+    def score(self, features: Features, labels: IntArray, *, metric: str) -> float:
+        return score_of(metric, labels=labels, outputs=self.logits(features).argmax(1))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted head with its settings, its answers to the validation rows and their score."""
+
+    head: Head
+    model: str  # name of the kind of linear model
+    c: float
+    embedding_weight: float
+    outputs: IntArray
+    score: float
+
+    def note(self) -> str:
+        """Return the settings for reports."""
+        embedding = f", embedding x {self.embedding_weight:g}" if self.embedding_weight else ""
+        return f"{self.model}, C = {self.c:g}{embedding}"
+
+
+@dataclass(frozen=True)
+class HeadData:
+    """Features and labels of the training and validation rows."""
+
+    train: Features
+    labels: IntArray
+    held_out: Features
+    truth: IntArray
+    metric: str
+    embedding_weight: float = 0.0  # factor of the embedding among the features, if there are others
+
+
+def fit_logistic(data: HeadData, *, strengths: Sequence[float]) -> list[Fit]:
+    """Fit multinomial logistic regression for each C in ascending order; each fit starts from the one before."""
+    model = LogisticRegression(tol=LOGISTIC_TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
+    return [_fit(model.set_params(C=c), data, c=c, name="logistic regression") for c in strengths]
+
+
+def fit_svm(data: HeadData, *, strengths: Sequence[float]) -> list[Fit]:
+    """Fit a linear support vector machine, one class against the others, for each C."""
+    model = LinearSVC(tol=SVM_TOLERANCE, random_state=0)
+    return [_fit(model.set_params(C=c), data, c=c, name="linear SVM") for c in strengths]
+
+
+def best_of(fits: Iterable[Fit]) -> Fit:
+    """Return the fit with the best validation score; the first of equal scores wins."""
+    return max(fits, key=lambda fit: fit.score)
+
+
+def select_fit(logistic: Fit, *, svm: Fit, truth: IntArray) -> Fit:
+    """Return the logistic regression, unless the SVM is better on validation by more than chance.
+
+    The SVM must score higher and answer more rows correctly, with a McNemar mid-p value below `SIGNIFICANCE`.
+    """
+    right = [(fit.outputs == truth).astype(np.float64) for fit in (svm, logistic)]
+    counts = paired_counts(right[0], other=right[1])
+    is_better = svm.score > logistic.score and counts.gain > 0 and mcnemar_midp(counts) < SIGNIFICANCE
+    return svm if is_better else logistic
+
+
+def _fit(model: LogisticRegression | LinearSVC, data: HeadData, *, c: float, name: str) -> Fit:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # validation selects among the fits as they are
+        model.fit(data.train, data.labels)
+    weight, bias = model.coef_, np.atleast_1d(model.intercept_)
+    if len(bias) == 1:  # scikit-learn has a single row for two classes
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    head = Head(weight, bias)
+    outputs = head.logits(data.held_out).argmax(1)
+    score = score_of(data.metric, labels=data.truth, outputs=outputs)
+    return Fit(head, name, c, data.embedding_weight, outputs, score)

@@ -1,0 +1,109 @@
+"""Bags of words: TF-IDF features of word and character n-grams with a linear head, without a neural network."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from scipy.sparse import csr_matrix, hstack
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from tailorbird.models.errors import ModelError
+from tailorbird.storage.stored_model import StoredModel
+
+FloatArray = NDArray[np.float32]
+
+MAX_TERMS = 100_000
+"""Limit of the vocabulary of each kind of n-grams. The n-grams that occur most often in the training texts are kept."""
+NGRAMS: Mapping[str, Mapping[str, Any]] = {
+    "words": {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"},
+    "characters": {"analyzer": "char_wb", "ngram_range": (2, 5)},
+}
+"""Options of the vectorizer by kind of n-grams; each kind is a block of features."""
+TERMS_FILE, WEIGHTS_FILE = "bag_of_words.json", "bag_of_words.safetensors"
+
+
+class _StoredTerms(StoredModel):
+    """The vocabulary of a bag of words."""
+
+    terms: dict[str, tuple[str, ...]]
+    """N-grams by kind, in the order of the features."""
+
+
+@dataclass(frozen=True)
+class BagOfWords:
+    """TF-IDF vectorizers by kind of n-grams, and the weight [V, L] and bias [L] of a linear head on their features."""
+
+    vectorizers: Mapping[str, TfidfVectorizer] = field(repr=False)
+    weight: FloatArray = field(repr=False)
+    bias: FloatArray = field(repr=False)
+
+    def logits(self, texts: Sequence[str]) -> FloatArray:
+        """Return logits [N, L]; those of a text without a known n-gram equal the bias."""
+        if not texts:
+            return np.zeros((0, len(self.bias)), dtype=np.float32)
+        features = stack_blocks(vectorizer.transform(list(texts)) for vectorizer in self.vectorizers.values())
+        return np.asarray(features @ self.weight + self.bias, dtype=np.float32)
+
+
+def fit_vectorizers(texts: Sequence[str]) -> tuple[dict[str, TfidfVectorizer], csr_matrix]:
+    """Return the vectorizers by kind of n-grams and the features [N, V] of the texts.
+
+    Each block of features has length 1 in each row, or 0 without a known n-gram. A kind without n-grams in the texts is
+    omitted. Raises ValueError if no text contains an n-gram.
+    """
+    vectorizers, blocks = {}, []
+    for name in NGRAMS:
+        vectorizer = _vectorizer(name, max_features=MAX_TERMS)
+        try:
+            blocks.append(vectorizer.fit_transform(list(texts)))
+        except ValueError as error:
+            if "empty vocabulary" not in str(error):
+                raise
+            continue  # texts with only punctuation contain characters but no words
+        vectorizers[name] = vectorizer
+    if not blocks:
+        raise ValueError("no training text contains a word or a character; check data.text")
+    return vectorizers, stack_blocks(blocks)
+
+
+def stack_blocks(blocks: Iterable[csr_matrix]) -> csr_matrix:
+    """Return the blocks of features next to each other."""
+    return hstack(list(blocks), format="csr", dtype=np.float32)
+
+
+def bag_files(bag: BagOfWords) -> dict[str, bytes]:
+    """Return the content of the files of a bag of words by name; loading them executes no code."""
+    terms = {name: tuple(item.get_feature_names_out().tolist()) for name, item in bag.vectorizers.items()}
+    arrays = {"weight": bag.weight, "bias": bag.bias}
+    arrays |= {f"idf.{name}": np.asarray(vectorizer.idf_) for name, vectorizer in bag.vectorizers.items()}
+    return {TERMS_FILE: _StoredTerms(terms=terms).model_dump_json().encode(), WEIGHTS_FILE: save(arrays)}
+
+
+def load_bag(folder: Path) -> BagOfWords:
+    """Load a bag of words; its logits equal those of the fitted one bit for bit.
+
+    Raises ModelError if a file is missing or damaged, or if the files do not fit each other.
+    """
+    try:
+        terms = _StoredTerms.model_validate_json((folder / TERMS_FILE).read_bytes()).terms
+        arrays = load((folder / WEIGHTS_FILE).read_bytes())
+        vectorizers = {}
+        for name, vocabulary in terms.items():
+            vectorizers[name] = _vectorizer(name, vocabulary={term: column for column, term in enumerate(vocabulary)})
+            vectorizers[name].idf_ = arrays[f"idf.{name}"]
+        weight, bias = arrays["weight"], arrays["bias"]
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        reason = str(error).split("\n")[0]
+        raise ModelError(f"the bag of words in {folder} cannot be loaded: {reason}; run the recipe again") from None
+    if weight.shape != (sum(map(len, terms.values())), len(bias)):
+        raise ModelError(f"{folder}/{WEIGHTS_FILE} does not fit the vocabulary in {TERMS_FILE}; run the recipe again")
+    return BagOfWords(vectorizers, weight, bias)
+
+
+def _vectorizer(name: str, **options: Any) -> TfidfVectorizer:
+    return TfidfVectorizer(sublinear_tf=True, dtype=np.float32, **NGRAMS[name], **options)

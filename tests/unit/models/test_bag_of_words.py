@@ -1,0 +1,153 @@
+"""Tests of bags of words: features, storage, and loading as an artifact."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.engines.classify import predict_texts
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.models import bag_of_words
+from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, load_bag
+from tailorbird.models.errors import ModelError
+from tailorbird.models.export import export_version
+from tailorbird.models.loading import LoadedClassifier, load_artifact, load_model
+from tailorbird.models.runtimes import EngineError
+from tailorbird.registry.versions import ModelVersion, RegistryError, VersionConfig, now, register, write_config
+
+TEXTS = ("injury of the retina", "chronic pain in the eardrum", "nail infection", "größe ½ 日本")
+UNKNOWN = ("", "QQQ", "?!")
+
+
+def bag_of(texts: tuple[str, ...] = TEXTS, *, num_classes: int = 3) -> BagOfWords:
+    """Return a bag of words with random weights."""
+    vectorizers, features = fit_vectorizers(texts)
+    generator = np.random.default_rng(0)
+    weight, bias = generator.normal(size=(features.shape[1], num_classes)), generator.normal(size=num_classes)
+    return BagOfWords(vectorizers, weight.astype(np.float32), bias.astype(np.float32))
+
+
+def write_bag(folder: Path, bag: BagOfWords) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, content in bag_files(bag).items():
+        (folder / name).write_bytes(content)
+
+
+def artifact(folder: Path, *, base_model: str = "s3://missing/base") -> Path:
+    """Return the folder of an artifact whose base model does not exist."""
+    write_bag(folder, bag_of())
+    config = VersionConfig(
+        kind="bag_of_words",
+        classes=("x", "y", "z"),
+        base_model=base_model,
+        max_length=16,
+        dtype="float32",
+        code="s3://none.zip",
+        recipe_hash="0" * 64,
+        created_at=now(),
+        temperature=0.5,
+    )
+    write_config(folder, config)
+    return folder
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> ModelVersion:
+    return register((tmp_path / "registry" / "task").as_uri(), artifact(tmp_path / "artifact"))
+
+
+def test_each_block_of_features_has_length_one_in_every_row() -> None:
+    vectorizers, features = fit_vectorizers(TEXTS)
+    assert list(vectorizers) == ["words", "characters"]
+    num_words = len(vectorizers["words"].vocabulary_)
+    for block in (features[:, :num_words], features[:, num_words:]):
+        np.testing.assert_allclose(np.sqrt(block.multiply(block).sum(axis=1)), 1, rtol=1e-6)
+    assert features.dtype == np.float32
+
+
+def test_a_loaded_bag_of_words_has_the_same_logits_bit_for_bit(tmp_path: Path) -> None:
+    fitted = bag_of()
+    write_bag(tmp_path, fitted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bag_of_words.json", "bag_of_words.safetensors"]
+    texts = [*TEXTS, *UNKNOWN, "retina infection of the nail"]
+    np.testing.assert_array_equal(load_bag(tmp_path).logits(texts), fitted.logits(texts))
+
+
+def test_the_logits_of_a_text_do_not_depend_on_the_other_texts() -> None:
+    bag = bag_of()
+    alone = np.concatenate([bag.logits([text]) for text in (*TEXTS, *UNKNOWN)])
+    np.testing.assert_array_equal(bag.logits([*TEXTS, *UNKNOWN]), alone)
+
+
+def test_a_text_without_a_known_n_gram_has_the_bias_as_logits() -> None:
+    bag = bag_of()
+    for text in UNKNOWN:
+        np.testing.assert_array_equal(bag.logits([text])[0], bag.bias)
+
+
+def test_no_texts_give_no_logits() -> None:
+    assert bag_of().logits([]).shape == (0, 3)
+
+
+def test_more_n_grams_than_the_limit_keep_the_most_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bag_of_words, "MAX_TERMS", 2)
+    vectorizers, features = fit_vectorizers(["heart pain", "heart failure", "heart pain", "lung"])
+    assert set(vectorizers["words"].vocabulary_) == {"heart", "pain"}
+    assert features.shape == (4, 4)
+
+
+def test_texts_of_punctuation_have_characters_and_no_words() -> None:
+    vectorizers, _ = fit_vectorizers(["++", "--"])
+    assert list(vectorizers) == ["characters"]
+
+
+def test_texts_without_a_character_are_refused() -> None:
+    with pytest.raises(ValueError, match="no training text contains a word or a character"):
+        fit_vectorizers(["", " "])
+
+
+@pytest.mark.parametrize("damage", ["terms", "weights", "missing"])
+def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
+    write_bag(tmp_path, bag_of())
+    if damage == "terms":
+        write_bag(tmp_path / "other", bag_of(TEXTS[:2]))
+        (tmp_path / "other" / bag_of_words.TERMS_FILE).replace(tmp_path / bag_of_words.TERMS_FILE)
+    elif damage == "weights":
+        (tmp_path / bag_of_words.WEIGHTS_FILE).write_bytes(b"no tensors")
+    else:
+        (tmp_path / bag_of_words.WEIGHTS_FILE).unlink()
+    with pytest.raises(ModelError, match="run the recipe again"):
+        load_bag(tmp_path).logits(TEXTS)
+
+
+def test_evaluation_and_serving_give_the_same_predictions_without_a_base_model(version: ModelVersion) -> None:
+    loaded = load_model(version.uri, LoadedClassifier)
+    assert (loaded.model, loaded.tokenizer) == (None, None)
+    texts = (*TEXTS, *UNKNOWN)
+    served = predict_texts(loaded, texts, batch_size=2)
+    rows = Rows(tuple(map(str, range(len(texts)))), texts, ("x",) * len(texts))
+    evaluated = predict_rows(version.uri, rows=rows)
+    assert [prediction.label for prediction in served] == list(evaluated.outputs)
+    np.testing.assert_array_equal([prediction.score for prediction in served], evaluated.calibrated)
+    assert evaluated.model == "bag_of_words"
+
+
+def test_a_version_without_its_weights_is_not_registered(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "artifact")
+    (folder / bag_of_words.WEIGHTS_FILE).unlink()
+    with pytest.raises(RegistryError, match=r"bag_of_words\.safetensors is missing"):
+        register((tmp_path / "registry" / "task").as_uri(), folder)
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime-int8", "torch-bfloat16"])
+def test_a_bag_of_words_is_not_exported_for_another_engine(version: ModelVersion, tmp_path: Path, target: str) -> None:
+    with pytest.raises(EngineError, match="a bag_of_words model, whose bag of words only the engine torch runs"):
+        export_version(version.uri, target=target, code="s3://none.zip", to=(tmp_path / "export").as_uri())
+
+
+def test_an_artifact_is_loaded_like_a_version(tmp_path: Path) -> None:
+    loaded = load_artifact(artifact(tmp_path / "artifact").as_uri())
+    assert isinstance(loaded, LoadedClassifier)
+    assert loaded.bag is not None
+    np.testing.assert_array_equal(loaded.bag.logits(TEXTS), bag_of().logits(TEXTS))
