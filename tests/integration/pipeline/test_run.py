@@ -35,7 +35,7 @@ from tailorbird.pipeline.record import EvaluatedModels, TrainedModels
 from tailorbird.pipeline.run import fit_baselines, run_pipeline, run_sweep
 from tailorbird.registry.champion import read_champion
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.versions import list_versions, read_version
+from tailorbird.registry.versions import list_versions, read_version, shares_base
 from tailorbird.release.parity import ParityRefused
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
@@ -187,9 +187,11 @@ def test_a_winning_candidate_is_registered_promoted_and_served(small_run: SmallR
     assert champion.parity is not None
     assert (champion.parity.rows, champion.parity.matching) == (64, 64)
     assert champion.pretrained is not None
-    former = (read_version(result.evidence.versions["incumbent"].uri).version, champion.pretrained.digest)
-    pretrained = ("pretrained", champion.pretrained.digest)  # the same version in this run
-    assert served_at(champion_url) == [("champion", champion.digest), former, pretrained]
+    incumbent = read_version(result.evidence.versions["incumbent"].uri)
+    former = [(incumbent.version, incumbent.digest)] if shares_base(incumbent) else []
+    pretrained = ("pretrained", incumbent.digest)
+    assert champion.pretrained.digest == incumbent.digest
+    assert served_at(champion_url) == [("champion", champion.digest), *former, pretrained]
     url = deploy(small_run.recipe.serving, task_uri=small_run.recipe.task_uri, version=version)
     assert url == champion_url
     rows = context.splits.test

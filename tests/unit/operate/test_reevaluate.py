@@ -64,8 +64,5 @@ def test_a_proven_loss_of_a_group_withdraws_the_champion() -> None:
     harmed = np.arange(1_000) < 300
     groups = {"site": tuple("a" if row else "b" for row in harmed)}
     tables = [replace(predictions(name, right), groups=groups) for name, right in (("old", harmed), ("new", ~harmed))]
-    verdict = decide(
-        inputs_of(*tables, predictions("tfidf", np.zeros(1_000, dtype=bool))),
-        protocol=with_spent_alpha(PROTOCOL, number=5),
-    )
+    verdict = decide(inputs_of(*tables), protocol=with_spent_alpha(PROTOCOL, number=5))
     assert (verdict.outcome, holds(verdict)) == (Outcome.STAY, False)
