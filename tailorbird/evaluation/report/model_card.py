@@ -20,6 +20,11 @@ HUB_METRICS = {
     "rouge_l": "rouge",
 }
 """Name of each metric on the Hub."""
+ARCHITECTURES = {
+    "bag_of_words": "TF-IDF of n-grams and linear head, ",
+    "probe_bag": "mean-pooled encoder, TF-IDF of n-grams and linear head, ",
+}
+"""Architecture of the kinds that differ from the other models of their task."""
 BEHAVIORAL_GATES = {
     "counterfactual": "The effect of a person's name, sex or age on predictions",
     "robustness": "The effect of typing errors, case and white space on predictions",
@@ -124,7 +129,8 @@ def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
             "rows"
         )
     else:
-        built = f"{task.architecture}kind `{evidence.versions[role].kind}`"
+        kind = evidence.versions[role].kind
+        built = f"{ARCHITECTURES.get(kind, task.architecture)}kind `{kind}`"
     return (
         f"{task.model} for the task `{evidence.name}`, based on `{evidence.recipe.base_model}`: {built}. "
         f"It is the {role} of run `{evidence.run}`."
