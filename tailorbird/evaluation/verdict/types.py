@@ -4,11 +4,25 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from tailorbird.evaluation.gates.base import Gate
+from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.verdict.formatting import p_text, points
-from tailorbird.evaluation.verdict.headline import headline
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
 from tailorbird.registry.routing import Routing
+
+FINE_TUNED = "fine-tuned model"
+MODEL_NAMES = {
+    "zero_shot": "pretrained model",
+    "few_shot": "pretrained model with examples in the prompt",
+    "centroid": "pretrained model with class averages",
+    "bag_of_words": "bag-of-words model",
+    "probe": "pretrained model with a linear head",
+    "probe_bag": "bag-of-words + pretrained model",
+    "lora": FINE_TUNED,
+    "full": FINE_TUNED,
+    "hybrid": "hybrid model",
+}
+"""Names for readers by kind of model; other kinds are shown as they are."""
+PERCENTAGES = ("accuracy", "exact_match")  # metrics that are shares of rows
 
 
 class VerdictPart(BaseModel):
@@ -98,7 +112,7 @@ class Verdict(VerdictPart):
 
     def sentence(self) -> str:
         """Return the model to use and the difference between the two models, without statistical terms."""
-        return headline(self)
+        return _headline(self)
 
     def numbers(self) -> str:
         """Return one line: outcome, gain in points, interval, p, n, rule."""
@@ -107,3 +121,52 @@ class Verdict(VerdictPart):
         later = "" if self.confirmatory else "; not the first access to these test rows"
         measured = f"{interval}, {p_text(self.p_value)}, n = {self.n:,}"
         return f"{self.outcome}: {points(self.gain)} points ({measured}), by rule {self.rule}{later}"
+
+
+def _headline(verdict: Verdict) -> str:
+    incumbent = MODEL_NAMES.get(verdict.incumbent_kind, verdict.incumbent_kind)
+    candidate = MODEL_NAMES.get(verdict.candidate_kind, verdict.candidate_kind)
+    if incumbent == candidate:
+        incumbent, candidate = f"current {incumbent}", f"new {candidate}"
+    old = f"the {incumbent} ({_score(verdict, verdict.incumbent_score)})"
+    new = f"the {candidate} ({_score(verdict, verdict.candidate_score)})"
+    difference = _difference(verdict.gain, verdict.interval)
+    if verdict.outcome is Outcome.HYBRID and verdict.hybrid is not None:
+        share, score = verdict.hybrid.share_to_candidate, _score(verdict, verdict.hybrid.score)
+        difference = _difference(verdict.hybrid.gain, verdict.hybrid.interval)
+        both = f"Use both models ({score}); the {candidate} answers {share:.0%} of the requests."
+        return f"{both} The hybrid is better than {old}: {difference}."
+    if verdict.rule == 7:
+        return f"Use {new}. It costs less than {old} and is not much worse: {difference}."
+    if verdict.outcome is Outcome.FINE_TUNE:
+        return f"Use {new}. It is better than {old}: {difference}."
+    later = " for now" if verdict.outcome is Outcome.INSUFFICIENT_EVIDENCE else ""
+    return f"Keep {old}{later}. {_why_not(verdict, candidate)}: {difference}."
+
+
+def _why_not(verdict: Verdict, candidate: str) -> str:
+    """Return why the candidate does not replace the incumbent."""
+    failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
+    low, high = verdict.interval
+    if verdict.rule == 2:
+        return "The data splits share rows, so the test is not valid"
+    if verdict.rule == 5:
+        return f"The {candidate} is better, but fails the {' and the '.join(failed)} gate"
+    if verdict.rule == 6:
+        return f"The {candidate} is better, but a required gate cannot be assessed on these rows"
+    if high < 0:
+        return f"The {candidate} is worse"
+    if low > 0 and verdict.p_value < verdict.alpha:
+        return f"The {candidate} is better by too little to justify a change"
+    return f"The {candidate} is not shown to be better"
+
+
+def _score(verdict: Verdict, score: float) -> str:
+    """Return a score as a percentage, or as a number with its metric."""
+    return f"{100 * score:.1f} %" if verdict.metric in PERCENTAGES else f"{verdict.metric} {score:.3f}"
+
+
+def _difference(gain: float, interval: tuple[float, float]) -> str:
+    """Return a gain with its interval, in points."""
+    low, high = (f"{100 * end:+.1f}" for end in interval)
+    return f"{100 * gain:+.1f} points, {low} to {high}"
