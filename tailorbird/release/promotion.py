@@ -221,8 +221,8 @@ def _write(task_uri: str, champion: Champion, *, etag: str | None) -> None:
 def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, override: str | None) -> ChangeReason:
     """Return why the version becomes the champion; raise PromotionRefused if its verdict does not allow it.
 
-    An override is required if the verdict is not confirmatory; if the version was rolled back, which a scheduled
-    promotion must not undo; and if an incumbent replaces the champion, because they were compared on validation only.
+    An override is required if the verdict is not confirmatory, and if the version was rolled back, which a scheduled
+    promotion must not undo.
     """
     evidence, verdict = evaluation.evidence, evaluation.evidence.verdict
     if champion is not None and champion.uri not in (evidence.champion, evidence.versions["incumbent"].uri):
@@ -239,12 +239,6 @@ def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, ove
     digests = {evaluation.version.digest, evaluation.weights.digest}
     if champion is not None and digests & set(champion.rolled_back):
         refusal = f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}"
-    elif champion is not None and evidence.winning_role == "incumbent":
-        refusal = (
-            f"{champion.version} stays the champion: the verdict {verdict.outcome} keeps the incumbent "
-            f"{evidence.winner.uri}, which was compared with {champion.version} on validation only, not on test rows; "
-            f"to promote it anyway: {OVERRIDE}"
-        )
     elif not verdict.confirmatory:
         refusal = (
             f"the verdict of {evidence.run} is not confirmatory: an earlier run accessed its test rows, so its scores "

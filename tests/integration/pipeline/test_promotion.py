@@ -93,29 +93,7 @@ def test_a_champion_remains_champion_after_its_verdict_expires(task_uri: str, ch
     assert promote_version(task_uri) == champion
 
 
-@pytest.mark.parametrize("outcome", [("STAY", 9), ("INSUFFICIENT_EVIDENCE", 8), ("INSUFFICIENT_EVIDENCE", 2)])
-def test_a_baseline_ahead_of_the_champion_only_on_validation_does_not_replace_it(
-    task_uri: str, chosen: ModelVersion, tmp_path: Path, outcome: tuple[str, int]
-) -> None:
-    write_concluded_run(task_uri, chosen)
-    champion = promote_version(task_uri)
-    rung, tuned = (
-        register(task_uri, version_folder(tmp_path / name, value=2 + len(name))) for name in ("rung", "tuned")
-    )
-    versions = {"incumbent": candidate_record(rung), "candidate": candidate_record(tuned)}
-    verdict = verdict_of(outcome[0], rule=outcome[1])
-    write_concluded_run(task_uri, chosen, verdict=verdict, versions=versions, champion=champion.uri)
-    with pytest.raises(
-        PromotionRefused, match=rf"{chosen.version} stays the champion: .* on validation only, .* --override"
-    ):
-        promote_version(task_uri)
-    stored = read_champion(task_uri)
-    assert stored is not None
-    assert stored[0] == champion
-    assert promote_version(task_uri, override="the probe is what we want").uri == rung.uri
-
-
-def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri: str, tmp_path: Path) -> None:
+def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task_uri: str, tmp_path: Path) -> None:
     pretrained, first, second = (
         register(task_uri, version_folder(tmp_path / name, value=value))
         for value, name in enumerate(("pretrained", "first", "second"), 1)
