@@ -110,10 +110,8 @@ def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task
     ):
         roll_back(task_uri, reason="replaced in the meantime", of=before[0])
     assert [former.uri for former in promoted.former] == [first.uri]
-    assert (promoted.former[0].pretrained, promoted.pretrained) == (
-        PinnedVersion(uri=pretrained.uri, digest=pretrained.digest),
-        None,
-    )
+    pinned = PinnedVersion(uri=pretrained.uri, digest=pretrained.digest)
+    assert (promoted.former[0].pretrained, promoted.pretrained) == (pinned, pinned)
     back = roll_back(task_uri, reason=" complaints ")
     assert (back.uri, back.run, back.former) == (first.uri, f"{task_uri}/runs/r", ())
     assert back.reason.sentence() == f"rolled back from {second.version}: complaints"
