@@ -92,7 +92,7 @@ def measure(name: str, *, base: str, pipelines: bool) -> bool:
         embedded.append(cpu_timed(lambda: embed(*args, **options)))
         return embedded[0][0]
 
-    classification.embed_texts = embed_and_record  # type: ignore[assignment]
+    classification.embed_texts = embed_and_record
     results, total = cpu_timed(
         lambda: classification.fit_baselines(
             base, train=train, validation=validation, max_length=MAX_LENGTH, config=EvaluationConfig(), seed=0

@@ -130,10 +130,13 @@ def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None
 
     torch.set_num_threads(1)
     loaded = loading.load_model(uri, loading.LoadedClassifier)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    assert model is not None
+    assert tokenizer is not None
 
     def forward(rows: list[str]) -> None:
-        tokens = encode_texts(rows, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-        logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id, batch_size=RAW_BATCH)
+        tokens = encode_texts(rows, tokenizer=tokenizer, max_length=loaded.max_length)
+        logits_rows(model, tokens, pad_id=tokenizer.pad_token_id, batch_size=RAW_BATCH)
 
     forward(texts[:512])
     together.wait()

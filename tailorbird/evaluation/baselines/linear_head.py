@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from tailorbird.evaluation.statistics.scoring import score_of
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
-Features = FloatArray | csr_matrix  # [N, F]
+Features: TypeAlias = FloatArray | csr_matrix  # [N, F]
 
 SIGNIFICANCE = 0.05  # level of the test that selects an SVM instead of logistic regression
 LOGISTIC_TOLERANCE, MAX_ITERATIONS = 1e-3, 100

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from transformers import BertConfig, BertModel
 
 from tailorbird.data.tokenize import collate
-from tailorbird.evaluation.baselines.classification import Head
+from tailorbird.evaluation.baselines.linear_head import Head
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows, zero_head
 from tailorbird.models.loading import load_weights, without_pooler
 

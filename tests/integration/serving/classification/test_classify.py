@@ -90,9 +90,11 @@ def test_a_body_without_a_declared_length_is_limited(service: Service) -> None:
 def test_served_scores_are_scaled_by_the_temperature(service: Service) -> None:
     service.deploy(service.swapped)
     try:
-        loaded = loading.load_model(service.swapped.uri, loading.LoadedClassifier)
+        loaded = loading.load_model(service.turned.uri, loading.LoadedClassifier)
+        assert loaded.model is not None
+        assert loaded.tokenizer is not None
         tokens = encode_texts(TEXTS, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-        logits = classifier.logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id)
+        logits = classifier.logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
         expected = torch.softmax(torch.from_numpy(logits) / 10.0, dim=-1)
         results = service.ask({"input": TEXTS, "scores": True})["results"]
         assert [CLASSES.index(result["label"]) for result in results] == logits.argmax(-1).tolist()

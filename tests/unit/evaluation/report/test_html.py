@@ -115,7 +115,9 @@ def test_report_and_console_show_outcome_and_reasons(outcome: str) -> None:
     for reason in evidence.verdict.reasons:
         assert reason in page.text
         assert f"  - {reason}" in verdict_lines(evidence)
-    assert verdict_lines(evidence)[0].startswith(outcome)
+    assert verdict_lines(evidence)[0] == evidence.verdict.sentence()
+    assert evidence.verdict.sentence() in page.text
+    assert verdict_lines(evidence)[1].strip().startswith(outcome)
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)

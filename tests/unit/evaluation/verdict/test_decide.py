@@ -312,7 +312,7 @@ def test_equal_inputs_give_equal_verdicts() -> None:
 def test_the_interval_of_the_cost_ratio_has_the_level_of_the_protocol() -> None:
     cpu = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (8.0, 8.3, 7.9, 8.1, 8.2))
     incumbent, candidate = models(50, 20, 10, 20)
-    inputs = replace(inputs_of(incumbent, candidate, incumbent), cpu=cpu)
+    inputs = replace(inputs_of(incumbent, candidate), cpu=cpu)
     ratios = [decide(inputs, protocol=protocol_for(100, alpha=alpha)).cost_ratio for alpha in (0.05, 0.01)]
     assert ratios[0] is not None
     assert ratios[1] is not None
