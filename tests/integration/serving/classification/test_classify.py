@@ -90,7 +90,7 @@ def test_a_body_without_a_declared_length_is_limited(service: Service) -> None:
 def test_served_scores_are_scaled_by_the_temperature(service: Service) -> None:
     service.deploy(service.swapped)
     try:
-        loaded = loading.load_model(service.turned.uri, loading.LoadedClassifier)
+        loaded = loading.load_model(service.swapped.uri, loading.LoadedClassifier)
         assert loaded.model is not None
         assert loaded.tokenizer is not None
         tokens = encode_texts(TEXTS, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
