@@ -93,7 +93,7 @@ def test_a_champion_remains_champion_after_its_verdict_expires(task_uri: str, ch
     assert promote_version(task_uri) == champion
 
 
-def test_a_rollback_goes_back_promotion_by_promotion_to_the_first_incumbent(task_uri: str, tmp_path: Path) -> None:
+def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri: str, tmp_path: Path) -> None:
     pretrained, first, second = (
         register(task_uri, version_folder(tmp_path / name, value=value))
         for value, name in enumerate(("pretrained", "first", "second"), 1)
