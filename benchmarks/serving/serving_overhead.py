@@ -130,12 +130,6 @@ def _round(uri: str, texts: list[str], served: Served) -> Figures:
     }
 
 
-def _load(uri: str) -> tuple[Any, Any, int]:
-    """Return the model, the tokenizer and the maximum length of a version with an encoder."""
-    loaded = loading.load_model(uri, loading.LoadedClassifier)
-    return loaded.model, loaded.tokenizer, loaded.max_length
-
-
 def _cpu_s(pid: int) -> float:
     """Return the CPU seconds of a process and its descendants, which include Ray's workers and HAProxy."""
     return sum(_cpu_by_name(pid).values())
@@ -174,12 +168,12 @@ def _by_part(uri: str, texts: list[str], served: Served) -> Figures:
     load_done = wrk(served.url, served.scripts[1], seconds=SECONDS)
     after, num_requests = _cpu_by_name(served.stack_pid), load_done.requests_per_s * SECONDS
     parts = {name: 1000 * (after[name] - before[name]) / num_requests for name in before}
-    model, tokenizer, max_length = _load(uri)
+    loaded: Any = loading.load_model(uri, loading.LoadedClassifier)
     begun = time.process_time()
-    tokens = encode_texts(texts, tokenizer=tokenizer, max_length=max_length)
+    tokens = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
     encoded = time.process_time()
     for start in range(0, len(tokens), NUM_CLIENTS):
-        logits_rows(model, tokens[start : start + NUM_CLIENTS], pad_id=tokenizer.pad_token_id)
+        logits_rows(loaded.model, tokens[start : start + NUM_CLIENTS], pad_id=loaded.tokenizer.pad_token_id)
     ended = time.process_time()
     of_replica = {"tokens": encoded - begun, "forward": ended - encoded}
     parts |= {f"replica: {name}": 1000 * seconds / len(texts) for name, seconds in of_replica.items()}
@@ -268,13 +262,13 @@ def raw_forward(uri: str, texts: list[str], together: Any, results: Any) -> None
     from tailorbird.models.classifier import logits_rows
 
     torch.set_num_threads(1)
-    model, tokenizer, max_length = _load(uri)
+    loaded: Any = loading.load_model(uri, loading.LoadedClassifier)
     part = 512
 
     def forward(start: int) -> int:
         rows = texts[start : start + part]
-        tokens = encode_texts(rows, tokenizer=tokenizer, max_length=max_length)
-        logits_rows(model, tokens, pad_id=tokenizer.pad_token_id, batch_size=RAW_BATCH)
+        tokens = encode_texts(rows, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id, batch_size=RAW_BATCH)
         return len(rows)
 
     forward(0)
@@ -324,13 +318,13 @@ def serve_plain(uri: str, port: int) -> None:
         input: str
 
     torch.set_num_threads(1)
-    model, tokenizer, max_length = _load(uri)
+    loaded: Any = loading.load_model(uri, loading.LoadedClassifier)
     app = FastAPI()
 
     @app.post("/v1/classify")
     def classify(body: Body) -> dict[str, Any]:
-        tokens = encode_texts([body.input], tokenizer=tokenizer, max_length=max_length)
-        logits = logits_rows(model, tokens, pad_id=tokenizer.pad_token_id)
+        tokens = encode_texts([body.input], tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        logits = logits_rows(loaded.model, tokens, pad_id=loaded.tokenizer.pad_token_id)
         scores = temperature_softmax(logits, temperature=1.0)[0]
         best = int(scores.argmax())
         return {"label": loaded.classes[best], "score": float(scores[best])}
