@@ -25,6 +25,8 @@ class Bound:
     state: State
     rows_needed: int | None = None
     """Rows that decide the bound if the estimate does not change; None if it is decided or no number is enough."""
+    shrunken: float | None = None
+    """(groups only) The estimate shrunken to the mean of all groups (partial pooling)."""
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,16 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from tailorbird.config.evaluation import CalibrationGateConfig
-from tailorbird.evaluation.gates.base import Bound, Gate, at_most, gate
+from tailorbird.evaluation.gates.base import Gate, at_most, gate
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
-from tailorbird.evaluation.statistics import bootstrap
-from tailorbird.evaluation.statistics.bootstrap import at_least_unseen
+from tailorbird.evaluation.statistics.debiased import DebiasedSum, debiased_difference, debiased_sum
+from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
+from tailorbird.evaluation.statistics.effect import unseen_rate
 
 FloatArray = NDArray[np.float64]
 
 NUM_BINS = 15
-NUM_RESAMPLES = 2_000
+NUM_DRAWS = 1_000
 SEED = 2017
 TEMPERATURES = (0.01, 100.0)
 SLACK = 1e-6  # an fp32 softmax may exceed 1 by this much
@@ -60,68 +61,65 @@ def calibration_gate(
 ) -> Gate:
     """Test that the candidate's ECE after temperature scaling is small and not much larger than the incumbent's.
 
-    Both intervals come from the same 2,000 paired resamples of the rows. The interval of the candidate's ECE extends
-    down by at least the increase that chance can cause (`chance_in_ece`). Raises VerdictRefused if the rows differ or a
-    confidence is invalid.
+    Both ECEs are debiased (`statistics.debiased`): a perfectly calibrated model has a measured ECE of about 0.08 on 200
+    rows. The errors of the bins of both models are drawn together, from the covariance over documents if rows share
+    documents. Raises VerdictRefused if the rows differ or a confidence is invalid.
     """
     align(candidate, incumbent)
     n = len(candidate)
-    parts = [_excess_of(predictions) for predictions in (candidate, incumbent)]
-    ours, theirs = (_ece_of(excess, bins, NUM_BINS) for excess, bins in parts)
-    drawn = np.array(
-        [
-            [_ece_of(excess * weights, bins, NUM_BINS) for excess, bins in parts]
-            for weights in bootstrap.resampled(n, num_resamples=NUM_RESAMPLES, seed=SEED)
-        ]
-    )
-    low, high = _reflected(drawn[:, 0], estimate=ours, alpha=alpha)
-    low = min(low, ours - chance_in_ece(candidate, true_ece=limits.max_ece, alpha=alpha))
-    change = _reflected(drawn[:, 0] - drawn[:, 1], estimate=ours - theirs, alpha=alpha)
-
-    def bound(what: str, *, estimate: float, interval: tuple[float, float], limit: float) -> Bound:
-        wide = at_least_unseen(interval, estimate=estimate, n=n, alpha=alpha)
-        return at_most(limit, what=what, estimate=estimate, interval=wide, n=n)
-
-    what = "ECE after temperature scaling"
+    measured = [_ece_of(*_excess_of(table), NUM_BINS) for table in (candidate, incumbent)]
+    documents = documents_of(candidate.clusters, num_rows=n)
+    if documents.num < LEAST_DOCUMENTS:
+        few = f"{documents.num} independent rows or documents have no interval; at least {LEAST_DOCUMENTS} are needed"
+        return gate("calibration", (), note=few)
+    ours, theirs = _debiased((candidate, incumbent), documents=documents, alpha=alpha)
+    increase, of_increase = debiased_difference(ours, theirs)
+    what = "debiased ECE after temperature scaling"
     bounds = (
-        bound(what, estimate=ours, interval=(low, high), limit=limits.max_ece),
-        bound(
-            f"difference in {what} (candidate minus incumbent)",
-            estimate=ours - theirs,
-            interval=change,
-            limit=limits.max_increase,
+        at_most(limits.max_ece, what=what, estimate=ours.estimate, interval=ours.interval, n=n),
+        at_most(
+            limits.max_increase,
+            what=f"difference in {what} (candidate minus incumbent)",
+            estimate=increase,
+            interval=of_increase,
+            n=n,
         ),
     )
-    note = f"ECE in {NUM_BINS} bins of equal width: candidate {ours:.4f}, incumbent {theirs:.4f}"
+    note = (
+        f"ECE in {NUM_BINS} bins of equal width: candidate {ours.estimate:.4f}, incumbent {theirs.estimate:.4f}; "
+        f"before the correction for chance {measured[0]:.4f} and {measured[1]:.4f}"
+    )
     return gate("calibration", bounds, note=note)
 
 
-def chance_in_ece(predictions: Predictions, *, true_ece: float, alpha: float) -> float:
-    """Return the upper limit, at level alpha / 2, of the increase of the measured ECE over the true ECE by chance.
-
-    Simulates 2,000 tests. In each, a row is right with the probability of its confidence minus the true ECE, or plus
-    the true ECE in bins that are observed to be underconfident. On 200 rows, a true ECE of 0.05 is measured as 0.08
-    half of the time, and a bootstrap interval without this correction is above 0.05 in 7 of 100 tests.
-    """
-    excess, bins = _excess_of(predictions)
-    side = np.where(np.bincount(bins, weights=excess, minlength=NUM_BINS) < 0, 1.0, -1.0)[bins]
-    right = np.clip(predictions.calibrated + side * true_ece, 0.0, 1.0)
+def _debiased(
+    tables: tuple[Predictions, Predictions], *, documents: Documents, alpha: float
+) -> tuple[DebiasedSum, DebiasedSum]:
+    """Return the debiased ECE of two models on the same rows, from draws of the joint error of their bins."""
+    n, freedom = len(documents.codes), documents.degrees_of_freedom
+    # An error that occurs on none of n rows may have this rate, and a bin of few rows may show less variance than the
+    # bin of a calibrated model has.
+    unseen = min(unseen_rate(freedom + 1, alpha=alpha), 0.5)
+    sums, least, num_bins = [], [], []
+    for table in tables:
+        excess, bins = _excess_of(table)
+        confidence = np.clip(table.calibrated, unseen, 1 - unseen)
+        members = [bins == index for index in np.unique(bins)]
+        sums += [documents.sums(np.where(rows, excess, 0.0)) for rows in members]
+        least += [float(np.sum((confidence * (1 - confidence))[rows])) / n**2 for rows in members]
+        num_bins.append(len(members))
+    by_document = np.stack(sums, axis=1)
+    covariance = documents.mean_covariance(by_document)
+    covariance += np.diag(np.maximum(np.array(least) - np.diag(covariance), 0.0))
+    values, vectors = np.linalg.eigh(covariance)
     generator = np.random.default_rng(SEED)
-    seen = [
-        _ece_of(predictions.calibrated - (generator.random(len(right)) < right), bins, NUM_BINS)
-        for _ in range(NUM_RESAMPLES)
-    ]
-    return max(0.0, float(np.quantile(seen, 1 - alpha / 2)) - true_ece)
-
-
-def _reflected(resampled: FloatArray, *, estimate: float, alpha: float) -> tuple[float, float]:
-    """Return the basic bootstrap interval, at least half the resamples' width on both sides of the estimate."""
-    # Chance increases an ECE, and resampling increases it again: the percentile interval of a perfectly calibrated
-    # model on 200 rows is entirely above 0.05. Reflection removes this bias to first order. Without the minimum width,
-    # a true ECE of 0.05 passed a limit of 0.05 in 12 of 100 tests of 1,000 rows.
-    low, high = (float(end) for end in np.quantile(resampled, [alpha / 2, 1 - alpha / 2]))
-    half = (high - low) / 2
-    return min(2 * estimate - high, estimate - half), max(2 * estimate - low, estimate + half)
+    normal = generator.standard_normal((NUM_DRAWS, len(values))) @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    noise = normal * np.sqrt(freedom / generator.chisquare(freedom, size=(NUM_DRAWS, 1)))  # Student's t
+    means, first = by_document.sum(axis=0) / n, num_bins[0]
+    return (
+        debiased_sum(means[:first], noise=noise[:, :first], unseen=unseen, alpha=alpha),
+        debiased_sum(means[first:], noise=noise[:, first:], unseen=unseen, alpha=alpha),
+    )
 
 
 def _excess_of(predictions: Predictions) -> tuple[FloatArray, NDArray[np.int64]]:

@@ -83,11 +83,9 @@ def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
     else:
         scores = {verdict.metric: verdict.incumbent_score, second.metric: second.incumbent}
     gate = _gates(verdict, role=role).get("calibration")
-    if gate is not None and role == "incumbent":
-        bins = evidence.reliability["incumbent"]
-        scores["ece"] = sum(row.n * abs(row.confidence - row.accuracy) for row in bins) / verdict.n
-    elif gate is not None and gate.bounds:
-        scores["ece"] = gate.bounds[0].estimate
+    if gate is not None and gate.bounds:
+        of_candidate, increase = (bound.estimate for bound in gate.bounds)
+        scores["ece"] = of_candidate - (increase if role == "incumbent" else 0.0)
     return scores
 
 
@@ -138,7 +136,7 @@ def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
 
 
 def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
-    names = METRIC_NAMES | {"ece": "expected calibration error (after temperature scaling)"}
+    names = METRIC_NAMES | {"ece": "expected calibration error (after temperature scaling, debiased)"}
     lines = [f"- {names[name]}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
     rows = f"{verdict.n:,} test rows" + (" that were not used for any selection" if verdict.confirmatory else "")
     return f"On {rows}:\n\n" + "\n".join(lines)
@@ -160,13 +158,15 @@ def _groups(verdict: Verdict, *, role: str) -> str:
         low, high = bound.interval
         change = f"{points(bound.estimate)} ({points(low)} to {points(high)})"
         group = bound.what.removeprefix("change for ").replace("|", "\\|")
-        rows.append(f"| {group} | {change} | {bound.n:,} | {bound.state} |")
+        shrunken = "" if bound.shrunken is None else points(bound.shrunken)
+        rows.append(f"| {group} | {change} | {shrunken} | {bound.n:,} | {bound.state} |")
     if not rows:
         return gate.note
     compared = "Change from the incumbent to this version"
     if role == "incumbent":
         compared = "Change from this version to the candidate"
-    table = "| group | points (interval) | rows | state |\n|---|---|---|---|\n" + "\n".join(rows)
+    head = "| group | points (interval) | shrunken to the mean of the groups | rows | state |\n|---|---|---|---|---|\n"
+    table = head + "\n".join(rows)
     metric = METRIC_NAMES["accuracy" if verdict.metric == "macro_f1" else verdict.metric]
     return f"{compared}, in {metric}. {gate.note[:1].upper()}{gate.note[1:]}.\n\n{table}"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import CalibrationGateConfig
 from tailorbird.evaluation.gates.base import State
-from tailorbird.evaluation.gates.calibration import TEMPERATURES, calibration_gate, chance_in_ece, ece, fit_temperature
+from tailorbird.evaluation.gates.calibration import TEMPERATURES, calibration_gate, ece, fit_temperature
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 
 LIMITS = CalibrationGateConfig(max_ece=0.05, max_increase=0.02)
@@ -112,15 +112,42 @@ def test_a_true_ece_at_the_limit_rarely_fails() -> None:
     assert failed <= 5  # 60 tests at a rate of 0.025; the rate is 0.07 without the correction for chance
 
 
-def test_the_correction_for_chance_decreases_with_the_number_of_rows() -> None:
-    few, many = (chance_in_ece(simulated(n), true_ece=0.0, alpha=0.05) for n in (100, 10_000))
-    assert few > 0.1 > 0.03 > many > 0
+@pytest.mark.parametrize("over", [0.0, 0.08])
+def test_the_estimate_is_debiased_and_the_interval_contains_the_true_ece(over: float) -> None:
+    bounds = [
+        calibration_gate(table, incumbent=table, limits=LIMITS, alpha=0.05).bounds[0]
+        for table in (simulated(400, over=over, seed=seed) for seed in range(30))
+    ]
+    assert np.mean([bound.estimate for bound in bounds]) == pytest.approx(over, abs=0.02)
+    assert sum(bound.interval[0] <= over <= bound.interval[1] for bound in bounds) >= 26
+    measured = [simulated(400, over=over, seed=seed) for seed in range(30)]
+    assert np.mean([ece(table.scores, table.calibrated) for table in measured]) > over + 0.005
 
 
-def test_five_right_answers_with_confidence_1_are_not_assessable() -> None:
-    table = replace(simulated(5), outputs=("a",) * 5, scores=np.ones(5), calibrated=np.ones(5))
+def test_rows_that_share_documents_have_a_wider_interval() -> None:
+    table = simulated(100)
+    copies = replace(
+        simulated(1_000),
+        outputs=tuple(np.repeat(table.outputs, 10).tolist()),
+        scores=np.repeat(table.scores, 10),
+        calibrated=np.repeat(table.calibrated, 10),
+    )
+    intervals = [
+        calibration_gate(rows, incumbent=rows, limits=LIMITS, alpha=0.05).bounds[0].interval
+        for rows in (table, replace(copies, clusters=tuple(np.repeat(np.arange(100), 10).astype(str))), copies)
+    ]
+    assert intervals[1] == pytest.approx(intervals[0], abs=0.01)
+    assert intervals[2][1] - intervals[2][0] < 0.6 * (intervals[1][1] - intervals[1][0])
+    few = replace(copies, clusters=tuple(str(row % 5) for row in range(1_000)))
+    gate = calibration_gate(few, incumbent=few, limits=LIMITS, alpha=0.05)
+    assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())
+    assert "5 independent rows or documents" in gate.note
+
+
+def test_six_right_answers_with_confidence_1_are_not_assessable() -> None:
+    table = replace(simulated(6), outputs=("a",) * 6, scores=np.ones(6), calibrated=np.ones(6))
     gate = calibration_gate(table, incumbent=table, limits=LIMITS, alpha=0.05)
-    assert gate.bounds[0].estimate == 0
+    assert gate.bounds[0].estimate == pytest.approx(0, abs=1e-9)
     assert gate.state is State.NOT_ASSESSABLE
 
 

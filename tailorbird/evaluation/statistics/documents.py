@@ -1,0 +1,97 @@
+"""Effects over rows that share documents: a cluster-robust t interval (CR2, Satterthwaite's degrees of freedom).
+
+For a mean over N rows in documents of n_g rows, with shares h_g = n_g / N, CR2 has a closed form: the variance is the
+sum over documents of (sum of the document's residuals / N)^2 / (1 - h_g). Bell and McCaffrey, Survey Methodology
+28:169-181 (2002); Pustejovsky and Tipton, Journal of Business & Economic Statistics 36:672-683 (2018).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailorbird.evaluation.statistics.effect import Effect, t_effect, unseen_rate
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+LEAST_DOCUMENTS = 6
+"""Fewer documents give no interval: with five, even equal signs have a two-sided p value of 0.0625."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The assignment of rows to documents; a row that shares its document with no other row is a document."""
+
+    codes: IntArray  # [N] document of each row
+    sizes: FloatArray  # [G] rows of each document
+
+    @property
+    def num(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def shares(self) -> FloatArray:
+        """Share of the rows in each document [G]."""
+        return np.asarray(self.sizes / self.sizes.sum(), dtype=np.float64)
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Satterthwaite's degrees of freedom of the CR2 variance: G - 1 for documents of equal size, fewer otherwise.
+
+        They equal (tr M)^2 / tr(M^2), where M is the matrix of the variance as a quadratic form of independent rows.
+        """
+        shares = self.shares
+        across = shares**2 / (1 - shares)
+        return float(1 / (np.sum(shares**2) + across.sum() ** 2 - np.sum(across**2)))
+
+    def sums(self, values: FloatArray) -> FloatArray:
+        """Return the sums [G] of per-row values [N] by document."""
+        return np.asarray(np.bincount(self.codes, weights=values, minlength=self.num), dtype=np.float64)
+
+    def mean_covariance(self, sums: FloatArray) -> FloatArray:
+        """Return the CR2 covariance [K, K] of the means over rows of K values, from their sums [G, K] by document."""
+        num_rows = self.sizes.sum()
+        residuals = sums - np.outer(self.sizes, sums.sum(axis=0) / num_rows)
+        scaled = residuals / (num_rows * np.sqrt(1 - self.shares))[:, None]
+        return np.asarray(scaled.T @ scaled, dtype=np.float64)
+
+
+def documents_of(clusters: Sequence[str] | None, *, num_rows: int) -> Documents:
+    """Return the documents from a name per row; None means that rows are independent."""
+    if clusters is None:
+        return Documents(np.arange(num_rows), np.ones(num_rows))
+    if len(clusters) != num_rows:
+        raise ValueError(f"{len(clusters)} clusters for {num_rows} rows; give one per row")
+    index = {name: code for code, name in enumerate(dict.fromkeys(clusters))}
+    codes = np.fromiter((index[name] for name in clusters), dtype=np.int64, count=num_rows)
+    return Documents(codes, np.bincount(codes).astype(np.float64))
+
+
+def document_effect(differences: FloatArray, *, documents: Documents, alpha: float) -> Effect:
+    """Return the mean of per-row differences [N] in [-1, 1] with its cluster-robust t interval and p value.
+
+    If all differences are 0, the interval is the unseen rate. Fewer than `LEAST_DOCUMENTS` documents have the interval
+    (-1, 1) and p = 1.
+    """
+    covariance = (
+        documents.mean_covariance(documents.sums(differences)[:, None]) if documents.num > 1 else np.ones((1, 1))
+    )
+    return of_documents(
+        float(np.mean(differences)),
+        standard_error=float(np.sqrt(covariance[0, 0])),
+        documents=documents,
+        alpha=alpha,
+        differ=bool(differences.any()),
+    )
+
+
+def of_documents(gain: float, *, standard_error: float, documents: Documents, alpha: float, differ: bool) -> Effect:
+    """Return the t effect of a gain over documents; `differ` is False if all differences are 0."""
+    freedom = documents.degrees_of_freedom if documents.num > 1 else 1.0
+    if documents.num < LEAST_DOCUMENTS:
+        return Effect(gain, (min(gain, -1.0), max(gain, 1.0)), 1.0, standard_error, freedom)
+    effect = t_effect(gain, standard_error=standard_error, degrees_of_freedom=freedom, alpha=alpha)
+    unseen = unseen_rate(freedom + 1, alpha=alpha)
+    return effect if differ else replace(effect, interval=(-unseen, unseen))
