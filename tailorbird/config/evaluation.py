@@ -17,9 +17,9 @@ class CalibrationGateConfig(ConfigSection):
 class SubgroupGateConfig(ConfigSection):
     max_loss: float = Field(default=0.03, gt=0, lt=1)
     """Maximum decrease of the metric in a group, as a share (0.03 is three points)."""
-    min_rows: int = Field(default=100, ge=1)
-    """Number of rows of a group from which on a measured decrease of `max_loss` or more fails the gate even if it is
-    not statistically significant."""
+    likely_harm: float = Field(default=0.2, ge=0, lt=0.5)
+    """One-sided level, over all groups, at which a measured decrease of `max_loss` or more fails the gate. With 0, only
+    a decrease that is significant at `alpha` fails it."""
 
 
 class CounterfactualGateConfig(ConfigSection):

@@ -13,7 +13,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, test_propor
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
-from tailorbird.evaluation.gates.subgroups import group_bound, proven_harmed
+from tailorbird.evaluation.gates.subgroups import group_bounds
 from tailorbird.evaluation.statistics.paired import PairedCounts, holm, wilson_interval
 from tailorbird.monitoring.sequential_test import Pairs
 from tailorbird.monitoring.traffic import ARMS, CANARY, CHAMPION, Outcomes, Traffic
@@ -108,9 +108,9 @@ def group_gate(
     """Compare the accuracy of each group with the reference. The rows differ, so the comparison is unpaired.
 
     A group fails if its loss is proven: by Holm's test over the groups, and with the upper end of Newcombe's interval
-    for two proportions below 0 at the adjusted level. Unlike with paired rows, a point estimate never decides: between
-    two samples of 100 rows, one change in four is three points or more by chance. A group passes if the lower end of
-    the unadjusted interval is above -`max_loss`, and is not assessable otherwise. Rows with values that are not in the
+    for two proportions below 0 at the adjusted level. Unlike with paired rows, a likely loss never decides: between two
+    samples of 100 rows, one change in four is three points or more by chance. A group passes if the lower end of the
+    unadjusted interval is above -`max_loss`, and is not assessable otherwise. Rows with values that are not in the
     reference are counted, not compared.
     """
     fixed, audited = fixed_groups(reference, columns=columns), _audited(outcomes, CHAMPION)
@@ -169,9 +169,7 @@ def challenger_group_gate(
     if not tables:
         return gate("groups", (), note="no audited pair belongs to a group of the reference")
     names = [name for name, group in pairs.items() if group.num_pairs]
-    tests = zip(names, tables, proven_harmed(tables, alpha=alpha), strict=True)
-    bounds = [group_bound(name, counts=table, harmed=harm, limits=limits, alpha=alpha) for name, table, harm in tests]
-    return gate("groups", bounds)
+    return gate("groups", group_bounds(dict(zip(names, tables, strict=True)), limits=limits, alpha=alpha))
 
 
 def _audited(outcomes: Outcomes, arm: str) -> NDArray[np.bool_]:

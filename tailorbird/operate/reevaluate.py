@@ -186,13 +186,13 @@ def protocol_for(
 def with_spent_alpha(protocol: TestProtocol, *, number: int) -> TestProtocol:
     """Return the test protocol of the champion's re-evaluation with this number, from 1.
 
-    The significance level is alpha / (number (number + 1)), which sums to alpha over all re-evaluations. A loss of a
-    group must be proven here: the point estimate on `min_rows` rows that blocks a candidate in a run would withdraw one
-    in ten champions that harm no group.
+    The significance level is alpha / (number (number + 1)), which sums to alpha over all re-evaluations. The
+    loss of a group must be proven here: a loss that is only likely, which blocks a candidate in a run, would withdraw
+    too many champions that harm no group.
     """
     groups = protocol.gates.groups
     if groups is not None:
-        groups = groups.model_copy(update={"min_rows": protocol.num_test_rows + 1})
+        groups = groups.model_copy(update={"likely_harm": 0.0})
     gates = protocol.gates.model_copy(update={"groups": groups})
     return protocol.model_copy(update={"alpha": protocol.alpha / (number * (number + 1)), "gates": gates})
 

@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from tailorbird.config.evaluation import CounterfactualGateConfig, RobustnessGateConfig
 from tailorbird.evaluation.gates.base import Gate, at_most, gate
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
-from tailorbird.evaluation.statistics import bootstrap
-from tailorbird.evaluation.statistics.bootstrap import at_least_unseen
-from tailorbird.evaluation.statistics.paired import newcombe_paired_interval, paired_counts
+from tailorbird.evaluation.statistics.paired import mean_change, newcombe_paired_interval, paired_counts
 
 Tables = tuple[Predictions, Predictions]
 """A model's predictions for the clean rows and for the changed rows; changed row ids are `<row_id>|<kind>`."""
@@ -53,21 +51,22 @@ def counterfactual_gate(
 def robustness_gate(*, candidate: Tables, incumbent: Tables, limits: RobustnessGateConfig, alpha: float) -> Gate:
     """Compare how much score the two models lose to typing errors, case and white space.
 
-    The drop of a row is its clean score minus its score on the changed text. The mean difference of the drops has a
-    paired bootstrap interval over rows or documents. Raises VerdictRefused if the tables have different rows.
+    The drop of a row is its clean score minus its score on the changed text. The mean difference of the drops has the
+    interval of `mean_change`. Raises VerdictRefused if the tables have different rows.
     """
     positions = _aligned(candidate, incumbent)
     ours, theirs = (clean.scores[positions] - changed.scores for clean, changed in (candidate, incumbent))
-    clusters = [(candidate[0].clusters or candidate[0].row_ids)[position] for position in positions]
-    num_units = len(set(clusters))
-    if num_units < 2:
+    names = candidate[0].clusters or candidate[0].row_ids
+    clusters = [names[position] for position in positions]
+    if len(set(clusters)) < 2:
         return gate("robustness", (), note="a single row or document has no interval")
-    effect = bootstrap.mean_effect(ours, other_scores=theirs, alpha=alpha, clusters=clusters)
+    independent = len(set(clusters)) == len(clusters)
+    effect = mean_change(ours, theirs, alpha=alpha, clusters=None if independent else clusters)
     bound = at_most(
         limits.max_extra_drop,
         what="difference in the score lost to typing errors, case and white space (candidate minus incumbent)",
         estimate=effect.gain,
-        interval=at_least_unseen(effect.interval, estimate=effect.gain, n=num_units, alpha=alpha),
+        interval=effect.interval,
         n=len(set(positions.tolist())),
     )
     note = f"the candidate loses {100 * ours.mean():.2f} points, the incumbent {100 * theirs.mean():.2f}"

@@ -118,13 +118,14 @@ def _bound_cells(bound: Bound, figures: Figures, *, at: str, money: bool, ends: 
         return f"{value:,.0f}" if money else f"{100 * value:+.2f}"
 
     low, high = figures.items(f"{at}.interval", form)
+    shrunken = "" if bound.shrunken is None else f"; shrunken {figures(f'{at}.shrunken', form)}"
     rows = figures(f"{at}.n", ",")
     if bound.rows_needed is not None:
         rows += f"<small>{figures(f'{at}.rows_needed', ',')} needed</small>"
     return [
         f"{figures(f'{at}.what')}<small>{figures.state(f'{at}.state')}</small>",
         charts.span(bound.estimate, interval=bound.interval, guides=(0.0, bound.limit), bounds=ends),
-        f"{figures(f'{at}.estimate', form)}<small>{low} to {high}</small>",
+        f"{figures(f'{at}.estimate', form)}<small>{low} to {high}{shrunken}</small>",
         figures(f"{at}.limit", form),
         rows,
     ]

@@ -1,13 +1,16 @@
 """Paired bootstrap and sign-flip test: interval and p value of effects without a closed formula."""
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.documents import documents_of, of_documents
+from tailorbird.evaluation.statistics.effect import Effect, at_least_unseen
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -21,17 +24,6 @@ FEW_ROWS = 16
 CHUNK_ELEMENTS = 4_000_000
 # Gains closer to 0 than this are ties: only rounding separates them from 0.
 ROUNDING = 1e-12
-
-
-@dataclass(frozen=True)
-class Effect:
-    """A paired gain, candidate minus other, with its bootstrap interval and p value."""
-
-    gain: float
-    interval: tuple[float, float]
-    """Percentile interval, two-sided at level 1 - alpha; for macro-F1 widened to `unseen_rate`."""
-    p_value: float  # two-sided, for the hypothesis that the gain is 0
-    standard_error: float  # standard deviation of the resampled gains
 
 
 def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
@@ -50,28 +42,30 @@ def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
 
 
 def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float) -> Effect:
-    """Return the gain in macro-F1 with a paired bootstrap: 10,000 resamples, percentile interval.
+    """Return the gain in macro-F1 with a paired bootstrap of 10,000 resamples.
 
     Both tables must have the same rows (`predictions.align`). The counts of the joint (label, candidate's output,
-    other's output) cells are drawn from a multinomial, which is equivalent to resampling rows; if rows share documents,
-    whole documents are resampled. A class without labels in a resample is not part of the mean of that resample. The p
-    value is that of `two_sided`, but at least 2^(1 - n), because resamples of a single row have no spread. The interval
-    is widened to the unseen rate. Efron and Tibshirani, An Introduction to the Bootstrap (1993).
+    other's output) cells are drawn from a multinomial, which is equivalent to resampling rows. A class without labels
+    in a resample is not part of the mean of that resample. The interval is the percentile interval, widened to the
+    unseen rate. The p value is that of `two_sided`, but at least 2^(1 - n), because resamples of a single row have no
+    spread. Efron and Tibshirani, An Introduction to the Bootstrap (1993).
+
+    If rows share documents, whole documents are resampled. Interval and p value are then Student's t with the standard
+    deviation of the resampled gains and the degrees of freedom of `Documents`. The variance of a bootstrap over
+    documents is too small by the factor 1 - sum of squared shares, which is corrected.
     """
     classes = {label: code for code, label in enumerate(sorted(set(candidate.labels)))}
     num_classes = len(classes)
     truth = _codes(candidate.labels, classes)
     ours, theirs = _codes(candidate.outputs, classes), _codes(other.outputs, classes)
+    documents = documents_of(candidate.clusters, num_rows=len(truth))
     if candidate.clusters is None:
         first, counts = _distinct((truth * (num_classes + 1) + ours) * (num_classes + 1) + theirs)
         sums = _summing(truth[first], answers=(ours[first], theirs[first]), num_classes=num_classes)
-        num_units = len(truth)
     else:
-        documents = _numbered(candidate.clusters)
-        num_units = int(documents.max()) + 1
-        counts, each = np.ones(num_units, dtype=np.int64), np.arange(len(truth))
-        of_documents = csr_array((np.ones_like(each), (each, documents)), shape=(len(truth), num_units))
-        sums = _summing(truth, answers=(ours, theirs), num_classes=num_classes) @ of_documents
+        counts, each = np.ones(documents.num, dtype=np.int64), np.arange(len(truth))
+        members = csr_array((np.ones_like(each), (each, documents.codes)), shape=(len(truth), documents.num))
+        sums = _summing(truth, answers=(ours, theirs), num_classes=num_classes) @ members
 
     def gains_of(weights: IntArray) -> FloatArray:
         totals = (sums @ weights.T).reshape(5, num_classes, len(weights))
@@ -79,51 +73,37 @@ def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float)
         mine = _mean_f1(support, answered=our_answers, right=our_right)
         return mine - _mean_f1(support, answered=their_answers, right=their_right)
 
-    point = gains_of(counts[None, :])[0]
+    point = float(gains_of(counts[None, :])[0])
     draws = multinomial_counts(counts, num_resamples=NUM_RESAMPLES, seed=BOOTSTRAP_SEED)
     gains = np.concatenate([gains_of(weights) for weights in draws])
-    p_value = max(two_sided(gains), 2.0 ** (1 - num_units))
-    effect = _effect(float(point), gains=gains, p_value=p_value, alpha=alpha)
-    low, high = at_least_unseen(effect.interval, estimate=effect.gain, n=num_units, alpha=alpha)
+    if candidate.clusters is not None:
+        unevenness = float(np.sum(documents.shares**2))
+        error = float(np.std(gains, ddof=1)) / math.sqrt(1 - unevenness) if documents.num > 1 else 1.0
+        differ = candidate.outputs != other.outputs
+        return of_documents(point, standard_error=error, documents=documents, alpha=alpha, differ=differ)
+    p_value = max(two_sided(gains), 2.0 ** (1 - len(truth)))
+    effect = _effect(point, gains=gains, p_value=p_value, alpha=alpha)
+    low, high = at_least_unseen(effect.interval, estimate=effect.gain, n=len(truth), alpha=alpha)
     return replace(effect, interval=(max(low, -1.0), min(high, 1.0)))
 
 
-def mean_effect(
-    candidate_scores: FloatArray, *, other_scores: FloatArray, alpha: float, clusters: Sequence[str] | None = None
-) -> Effect:
-    """Return the gain in the mean per-row score [N] with a bootstrap interval and a sign-flip p value (10,000 draws).
+def mean_effect(candidate_scores: FloatArray, *, other_scores: FloatArray, alpha: float) -> Effect:
+    """Return the gain in the mean per-row score [N] of independent rows.
 
-    With `clusters`, one name per row, whole clusters are resampled and flipped, because rows of the same document are
-    not independent; a resampled mean is the sum of the drawn scores divided by the number of drawn rows. Raises
-    ValueError for scores that are not finite or not paired, and for fewer than two rows or clusters.
+    The interval is a bootstrap percentile interval, the p value is that of sign flips (10,000 draws each). Raises
+    ValueError for scores that are not finite or not paired, and for fewer than two rows.
     """
     ours, theirs = np.asarray(candidate_scores, dtype=np.float64), np.asarray(other_scores, dtype=np.float64)
     if ours.ndim != 1 or ours.shape != theirs.shape or not np.isfinite([ours, theirs]).all():
         raise ValueError(f"scores have shapes {ours.shape} and {theirs.shape}; give two finite scores per row")
     differences = ours - theirs
-    units, sizes = differences, np.ones(len(differences), dtype=np.float64)
-    if clusters is not None:
-        if len(clusters) != len(differences):
-            raise ValueError(f"{len(clusters)} clusters for {len(differences)} rows; give one per row")
-        codes = _numbered(clusters)
-        units = np.asarray(np.bincount(codes, weights=differences), dtype=np.float64)
-        sizes = np.asarray(np.bincount(codes), dtype=np.float64)
-    if len(units) < 2:
-        what = "rows" if clusters is None else "clusters"
-        raise ValueError(f"{len(units)} {what} given; an interval needs at least 2 {what}")
-    first, counts = _distinct(units + 1j * sizes)
-    pairs = np.stack([units[first], sizes[first]])
+    n = len(differences)
+    if n < 2:
+        raise ValueError(f"{n} rows given; an interval needs at least 2 rows")
+    first, counts = _distinct(differences)
     draws = multinomial_counts(counts, num_resamples=NUM_RESAMPLES, seed=BOOTSTRAP_SEED)
-    sums = np.concatenate([pairs @ weights.T for weights in draws], axis=1)
-    point = float(differences.sum() / len(differences))
-    return _effect(point, gains=sums[0] / sums[1], p_value=_sign_flip(units), alpha=alpha)
-
-
-def resampled(n: int, *, num_resamples: int, seed: int) -> Iterator[IntArray]:
-    """Yield, for each of `num_resamples` resamples of n rows, how often each row is drawn [n]."""
-    generator = np.random.default_rng(seed)
-    for _ in range(num_resamples):
-        yield np.bincount(generator.integers(0, n, size=n), minlength=n)
+    gains = np.concatenate([differences[first] @ weights.T for weights in draws]) / n
+    return _effect(float(np.mean(differences)), gains=gains, p_value=_sign_flip(differences), alpha=alpha)
 
 
 def multinomial_counts(counts: IntArray, *, num_resamples: int, seed: int) -> Iterator[IntArray]:
@@ -183,11 +163,6 @@ def _codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:
     return np.fromiter((classes.get(value, len(classes)) for value in values), dtype=np.int64, count=len(values))
 
 
-def _numbered(names: Sequence[str]) -> IntArray:
-    """Return the index of each name, in order of first appearance."""
-    return _codes(names, {name: code for code, name in enumerate(dict.fromkeys(names))})
-
-
 def _distinct(values: NDArray[np.generic]) -> tuple[IntArray, IntArray]:
     """Return the first position and the count of each distinct value, in order of first appearance."""
     _, first, counts = np.unique(values, return_index=True, return_counts=True)
@@ -216,20 +191,3 @@ def _mean_f1(support: IntArray, *, answered: IntArray, right: IntArray) -> Float
     f1 = 2 * right / np.maximum(support + answered, 1)
     # A class without support has no right answers and adds 0.
     return np.asarray(f1.sum(axis=0) / (support > 0).sum(axis=0), dtype=np.float64)
-
-
-def unseen_rate(n: int, *, alpha: float) -> float:
-    """Return the upper confidence limit at level alpha / 2 for the rate of an event that occurs in none of n rows.
-
-    Clopper and Pearson's limit, 1 - (alpha / 2)^(1 / n): about 3.7 / n at alpha 0.05.
-    """
-    return 1.0 - float((alpha / 2) ** (1 / n))
-
-
-def at_least_unseen(interval: tuple[float, float], *, estimate: float, n: int, alpha: float) -> tuple[float, float]:
-    """Return a bootstrap interval widened to at least the unseen rate on both sides of the estimate.
-
-    Otherwise ten rows without a difference would have an interval of width 0.
-    """
-    margin = unseen_rate(n, alpha=alpha)
-    return min(interval[0], estimate - margin), max(interval[1], estimate + margin)

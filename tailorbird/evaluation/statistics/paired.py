@@ -1,6 +1,5 @@
-"""Paired statistics of two models on the same rows: McNemar, Newcombe, Wilson, Holm."""
+"""Paired statistics of two models on the same rows: McNemar, Newcombe, Wilson, Holm; `compare` by any metric."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, align
-from tailorbird.evaluation.statistics.bootstrap import Effect, at_least_unseen, macro_f1_effect, mean_effect
+from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect, mean_effect
+from tailorbird.evaluation.statistics.documents import document_effect, documents_of
+from tailorbird.evaluation.statistics.effect import Effect, at_least_unseen
 from tailorbird.evaluation.statistics.scoring import score_table
 
 FloatArray = NDArray[np.float64]
@@ -60,14 +61,16 @@ class Comparison:
     gain: float  # candidate's score minus the other's
     interval: tuple[float, float]
     """Two-sided interval of the gain: Newcombe's for accuracy and exact match, bootstrap percentiles otherwise. If rows
-    share documents, each end of Newcombe's interval is widened to that of the bootstrap over documents."""
+    share documents, Student's t over documents for any metric."""
     p_value: float
     """Two-sided p value for a gain of 0: McNemar's mid-p for accuracy and exact match, bootstrap for macro-F1, sign
-    flips for other means. If rows share documents, the larger of McNemar's and the sign flips' over documents."""
-    p_exact: float | None  # p value of McNemar's exact test; None if the metric is not a share of rows
+    flips for other means. If rows share documents, from the same t statistic as the interval."""
+    p_exact: float | None
+    """p value of McNemar's exact test; None if the metric is not a share of rows or rows share documents."""
     standard_error: float | None
-    """Bootstrap standard error of the gain; None for a share of independent rows, which needs only the counts."""
+    """Standard error of the gain; None for a share of independent rows, which needs only the counts."""
     num_units: int  # independent units: rows, or documents if rows share documents
+    degrees_of_freedom: float | None = None  # of Student's t; None if rows are independent
 
 
 def wilson_interval(num_right: int, *, n: int, alpha: float = 0.05) -> tuple[float, float]:
@@ -148,9 +151,8 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
     align(candidate, other)
     counts = paired_counts(candidate.scores, other=other.scores)
     scores = score_table(metric, candidate), score_table(metric, other)
-    num_units = counts.n if candidate.clusters is None else len(set(candidate.clusters))
-    if metric in ROW_METRICS:
-        rows = Comparison(
+    if metric in ROW_METRICS and candidate.clusters is None:
+        return Comparison(
             counts,
             *scores,
             gain=counts.gain,
@@ -158,12 +160,8 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
             p_value=mcnemar_midp(counts),
             p_exact=mcnemar_exact(counts),
             standard_error=None,
-            num_units=num_units,
+            num_units=counts.n,
         )
-        if candidate.clusters is None:
-            return rows
-        shared = mean_change(candidate.scores, other.scores, alpha=alpha, clusters=candidate.clusters)
-        return _widened(rows, to=shared)
     if metric == "macro_f1":
         effect = macro_f1_effect(candidate, other=other, alpha=alpha)
     else:
@@ -177,32 +175,24 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
         p_value=effect.p_value,
         p_exact=None,
         standard_error=effect.standard_error,
-        num_units=num_units,
-    )
-
-
-def _widened(rows: Comparison, *, to: Effect) -> Comparison:
-    """Return the comparison of rows with at least the uncertainty of the effect over documents."""
-    (low, high), counts = rows.interval, rows.counts
-    independent = math.sqrt((counts.discordance - counts.gain**2) / counts.n)
-    return replace(
-        rows,
-        interval=(min(low, to.interval[0]), max(high, to.interval[1])),
-        p_value=max(rows.p_value, to.p_value),
-        standard_error=max(independent, to.standard_error),
+        num_units=counts.n if candidate.clusters is None else len(set(candidate.clusters)),
+        degrees_of_freedom=effect.degrees_of_freedom,
     )
 
 
 def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None) -> Effect:
-    """Return `bootstrap.mean_effect` of two models' per-row scores [N], with the interval widened to the unseen rate.
+    """Return the change of the mean of two models' per-row scores [N].
 
-    A single row or cluster has the interval (-1, 1) and p = 1.
+    `bootstrap.mean_effect` with the interval widened to the unseen rate if rows are independent (a single row has the
+    interval (-1, 1) and p = 1), `documents.document_effect` if they share documents.
     """
-    units = len(ours) if clusters is None else len(set(clusters))
-    if units < 2:
+    if clusters is not None:
+        documents = documents_of(clusters, num_rows=len(ours))
+        return document_effect(ours - theirs, documents=documents, alpha=alpha)
+    if len(ours) < 2:
         return Effect(float(np.mean(ours - theirs)), (-1.0, 1.0), 1.0, 1.0)
-    effect = mean_effect(ours, other_scores=theirs, alpha=alpha, clusters=clusters)
-    return replace(effect, interval=at_least_unseen(effect.interval, estimate=effect.gain, n=units, alpha=alpha))
+    effect = mean_effect(ours, other_scores=theirs, alpha=alpha)
+    return replace(effect, interval=at_least_unseen(effect.interval, estimate=effect.gain, n=len(ours), alpha=alpha))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

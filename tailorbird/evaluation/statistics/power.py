@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import norm, t
 
-from tailorbird.evaluation.statistics.bootstrap import unseen_rate
+from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
+from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import Comparison, midp_values, newcombe_limits
 
 TARGET_POWER = 0.8
@@ -51,14 +52,46 @@ class PowerAnalysis:
     needed: RowsNeeded  # rows needed at the expected gain
 
 
+@dataclass(frozen=True)
+class Precision:
+    """The precision of an estimated gain, which is assumed to be normal."""
+
+    num_rows: int
+    num_units: int  # independent units: rows, or documents
+    standard_error: float
+    degrees_of_freedom: float | None = None  # of Student's t; None if rows are independent
+
+    def least_units(self, alpha: float) -> int:
+        """Return the smallest number of units that can prove a gain; for rows, 2^(1 - units) < alpha (sign flips)."""
+        return LEAST_DOCUMENTS if self.degrees_of_freedom is not None else math.floor(1 - math.log2(alpha)) + 1
+
+    def half_width(self, alpha: float) -> float:
+        """Return half the width of the interval: at least the unseen rate for rows, Student's t for documents."""
+        if self.degrees_of_freedom is None:
+            return float(max(norm.ppf(1 - alpha / 2) * self.standard_error, unseen_rate(self.num_units, alpha=alpha)))
+        return float(t.ppf(1 - alpha / 2, self.degrees_of_freedom) * self.standard_error)
+
+    def power(self, gain: float, *, minimum_gain: float, alpha: float) -> float:
+        """Return the probability that the estimate reaches `minimum_gain` and the interval is above 0."""
+        return float(norm.sf((max(self.half_width(alpha), minimum_gain) - gain) / self.standard_error))
+
+    def with_units(self, num_units: int) -> "Precision":
+        """Return the precision of another number of units of the same size."""
+        factor = num_units / self.num_units
+        return Precision(
+            math.ceil(self.num_rows * num_units / self.num_units),
+            num_units,
+            self.standard_error / math.sqrt(factor),
+            None if self.degrees_of_freedom is None else self.degrees_of_freedom * factor,
+        )
+
+
 def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha: float) -> PowerAnalysis:
     """Return the detectable effect, the power of the whole rule and the rows needed at the observed discordance.
 
     For accuracy on independent rows, power is simulated. For a comparison with a standard error, the gain is assumed to
-    be normal. The rule then holds if the estimate is at least `minimum_gain` and above the interval's half-width, which
-    is the larger of z_{1 - alpha/2} standard errors and the unseen rate. The detectable effect is this half-width plus
-    z_power standard errors. The units are documents if rows share documents. With too few units for a p value below
-    alpha, power is 0 and the detectable effect is 1.
+    be normal (`Precision`), and the detectable effect is the interval's half-width plus z_power standard errors. With
+    too few units for a p value below alpha, power is 0 and the detectable effect is 1.
     """
     n = main.counts.n
     if main.standard_error is None:
@@ -70,16 +103,18 @@ def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: floa
             rule_power(n, scenario=scenario, minimum_gain=minimum_gain, alpha=alpha),
             rows_needed_for_rule(scenario, minimum_gain=minimum_gain, alpha=alpha),
         )
-    # The error of one discordant unit, for the same reason as above.
-    units = main.num_units
-    error = max(main.standard_error, 1 / units)
-    needed = rows_by_normal(n, num_units=units, error=error, gains=(expected_gain, minimum_gain), alpha=alpha)
-    if units < _minimum_units(alpha):
+    precision = observed_precision(
+        n,
+        num_units=main.num_units,
+        standard_error=main.standard_error,
+        degrees_of_freedom=main.degrees_of_freedom,
+    )
+    needed = rows_by_normal(precision, gains=(expected_gain, minimum_gain), alpha=alpha)
+    if main.num_units < precision.least_units(alpha):
         return PowerAnalysis(1.0, 0.0, needed)
-    smallest_significant = max(norm.ppf(1 - alpha / 2) * error, unseen_rate(units, alpha=alpha))
     return PowerAnalysis(
-        float(smallest_significant + norm.ppf(TARGET_POWER) * error),
-        float(norm.sf((max(smallest_significant, minimum_gain) - expected_gain) / error)),
+        float(precision.half_width(alpha) + norm.ppf(TARGET_POWER) * precision.standard_error),
+        precision.power(expected_gain, minimum_gain=minimum_gain, alpha=alpha),
         needed,
     )
 
@@ -143,26 +178,31 @@ def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: floa
     return _rows(rows, gain)
 
 
-def rows_by_normal(n: int, *, num_units: int, error: float, gains: tuple[float, float], alpha: float) -> RowsNeeded:
-    """Return the rows needed to prove the expected gain, given the standard error `error` at n rows.
+def observed_precision(
+    num_rows: int, *, num_units: int, standard_error: float, degrees_of_freedom: float | None
+) -> Precision:
+    """Return the precision of an effect; without any observed difference, that of one discordant unit."""
+    if standard_error > 0:
+        return Precision(num_rows, num_units, standard_error, degrees_of_freedom)
+    return Precision(num_rows, num_units, 1 / num_units)
 
-    `gains` are the expected and the minimum gain. The n rows have `num_units` independent units; further rows are
-    assumed to have the same number of rows per unit.
+
+def rows_by_normal(precision: Precision, *, gains: tuple[float, float], alpha: float) -> RowsNeeded:
+    """Return the rows needed to prove the expected gain; `gains` are the expected and the minimum gain.
+
+    Further rows are assumed to have the same number of rows per unit.
     """
     gain, minimum_gain = gains
     if gain <= minimum_gain:
         return _no_rows(gain, minimum_gain)
     # The rule has two parts: significantly above 0, and an estimate of at least the minimum gain.
     allowed = min(gain / _z_sum(alpha), (gain - minimum_gain) / norm.ppf(TARGET_POWER))
-    units = max(_minimum_units(alpha), math.ceil(num_units * (error / allowed) ** 2))
-    while gain - unseen_rate(units, alpha=alpha) < norm.ppf(TARGET_POWER) * error * math.sqrt(num_units / units):
-        units += math.ceil(units / 100)  # the unseen rate decreases with 1 / units, the error with 1 / sqrt(units)
-    return _rows(math.ceil(units * n / num_units), gain)
-
-
-def _minimum_units(alpha: float) -> int:
-    """Return the smallest number of units with 2^(1 - units) < alpha, the sign-flip p value of equal signs."""
-    return math.floor(1 - math.log2(alpha)) + 1
+    error = precision.standard_error
+    units = max(precision.least_units(alpha), math.ceil(precision.num_units * (error / allowed) ** 2))
+    # The unseen rate and the quantile of t need further units.
+    while precision.with_units(units).power(gain, minimum_gain=minimum_gain, alpha=alpha) < TARGET_POWER:
+        units += math.ceil(units / 100)
+    return _rows(precision.with_units(units).num_rows, gain)
 
 
 def _rows(rows: int, gain: float) -> RowsNeeded:

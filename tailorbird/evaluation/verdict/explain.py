@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tailorbird.evaluation.gates.base import Bound, Gate, State
+from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
 from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.evaluation.statistics.power import RowsNeeded
 from tailorbird.evaluation.verdict.formatting import p_text, points, size
@@ -55,6 +56,12 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
     n, units = main.counts.n, main.num_units
     if units == n:
         return reasons
+    if units < LEAST_DOCUMENTS:
+        few = (
+            f"the {n:,} test rows come from {units:,} documents or texts, but an interval needs at least "
+            f"{LEAST_DOCUMENTS}; add test rows from further documents"
+        )
+        return (few, *reasons)
     clustered = (
         f"the {n:,} test rows come from {units:,} documents or texts; each document or text counts as one unit, "
         "because its rows are not independent"
@@ -117,19 +124,30 @@ def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, .
 
 
 def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False, owner: str = "the") -> tuple[str, ...]:
-    """Return a sentence for each gate that is not assessable, with the open bounds and the rows that each needs."""
+    """Return a sentence for each gate that is not assessable, with the open bounds and the rows that each needs.
+
+    The groups gate comes first, because it names the groups that are not protected.
+    """
     sentences = []
-    for gate in gates:
+    for gate in sorted(gates, key=lambda gate: gate.name != "groups"):
         if gate.state is not State.NOT_ASSESSABLE:
             continue
-        unit = "rows of this group" if gate.name == "groups" else "rows"
+        unproven = [bound for bound in gate.bounds if bound.state is State.NOT_ASSESSABLE]
+        rule = ", but a regulated recipe requires it to pass" if regulated else ""
+        if gate.name == "groups" and unproven:
+            names = ", ".join(
+                f"{bound.what.removeprefix('change for ')} (n = {bound.n:,}, about {bound.rows_needed:,} needed)"
+                for bound in unproven
+            )
+            sentences.append(
+                f"{owner} groups gate does not protect these groups, which have too few rows{rule}: {names}"
+            )
+            continue
         details = [
             _bound_text(bound, money=gate.name == "cost")
-            + (")" if bound.rows_needed is None else f"; about {bound.rows_needed:,} {unit} are needed)")
-            for bound in gate.bounds
-            if bound.state is State.NOT_ASSESSABLE
+            + (")" if bound.rows_needed is None else f"; about {bound.rows_needed:,} rows are needed)")
+            for bound in unproven
         ]
-        rule = ", but a regulated recipe requires it to pass" if regulated else ""
         detail = ", ".join(details) or gate.note
         sentences.append(f"{owner} {gate.name} gate cannot be assessed on these rows{rule}: {detail}")
     return tuple(sentences)

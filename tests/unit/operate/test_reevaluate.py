@@ -45,7 +45,7 @@ def test_the_levels_of_all_reevaluations_sum_to_the_level_of_the_protocol() -> N
 def test_no_group_withdraws_a_champion_that_is_better_in_all_groups() -> None:
     """Of eight groups of 125 rows, one often appears three points worse although all gain five."""
     generator, n = np.random.default_rng(3), 1_000
-    withdrawn = {True: 0, False: 0}
+    protocol = with_spent_alpha(PROTOCOL, number=1)
     for _ in range(60):
         alike = generator.random(n)
         before, now = (
@@ -54,10 +54,7 @@ def test_no_group_withdraws_a_champion_that_is_better_in_all_groups() -> None:
         groups = {"site": tuple(f"site {site}" for site in generator.integers(0, 8, n))}
         tables = [replace(predictions(name, right), groups=groups) for name, right in (("old", before), ("new", now))]
         inputs = inputs_of(*tables)
-        for again, protocol in ((False, PROTOCOL), (True, with_spent_alpha(PROTOCOL, number=1))):
-            withdrawn[again] += holds(decide(inputs, protocol=protocol)) is False
-    assert withdrawn[False] >= 5
-    assert withdrawn[True] == 0
+        assert holds(decide(inputs, protocol=protocol)) is not False
 
 
 def test_a_proven_loss_of_a_group_withdraws_the_champion() -> None:

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.subgroups import gap, groups_gate, proven_harmed
+from tailorbird.evaluation.gates.subgroups import gap, groups_gate, proven_harmed, shrunken_changes
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.statistics.paired import PairedCounts, mcnemar_midp, newcombe_paired_interval
 
-LIMITS = SubgroupGateConfig(max_loss=0.03, min_rows=100)
+LIMITS = SubgroupGateConfig(max_loss=0.03)
 UNHARMED = (1400, 100, 100, 400)
 
 
@@ -81,13 +81,45 @@ def test_a_proven_gain_is_not_harm_but_counts_in_the_step_down() -> None:
 @pytest.mark.parametrize(
     ("counts", "state"),
     [
-        ((80, 0, 3, 17), State.FAILS),  # an estimate of exactly -3 points on exactly 100 rows
-        ((79, 0, 3, 17), State.NOT_ASSESSABLE),  # 99 rows
-        ((81, 1, 3, 15), State.NOT_ASSESSABLE),  # -2 points
+        ((70, 2, 7, 21), State.FAILS),  # 5 points lost on 100 rows
+        ((69, 2, 7, 21), State.FAILS),  # the same on 99 rows
+        ((20, 1, 5, 4), State.FAILS),  # 13 points lost on 30 rows
+        ((70, 9, 13, 8), State.NOT_ASSESSABLE),  # 4 points lost on 100 rows, which is no more than chance
+        ((81, 1, 3, 15), State.NOT_ASSESSABLE),  # 2 points lost
     ],
 )
-def test_the_point_estimate_decides_from_max_loss_and_min_rows(counts: tuple[int, int, int, int], state: State) -> None:
-    assert state_of(gate_of({"male": counts, "female": UNHARMED}), "male") is state
+def test_a_likely_loss_fails_at_every_number_of_rows(counts: tuple[int, int, int, int], state: State) -> None:
+    groups = {"male": counts, "female": UNHARMED}
+    assert not any(proven_harmed([PairedCounts(*values) for values in groups.values()], alpha=0.05))
+    assert state_of(gate_of(groups), "male") is state
+    only_proven = SubgroupGateConfig(max_loss=0.03, likely_harm=0)
+    assert state_of(gate_of(groups, limits=only_proven), "male") is State.NOT_ASSESSABLE
+
+
+def test_a_loss_must_be_more_likely_among_more_groups() -> None:
+    counts = (70, 2, 7, 21)
+    assert state_of(gate_of({"male": counts, "female": UNHARMED}), "male") is State.FAILS
+    many = {f"g{number}": UNHARMED for number in range(20)}
+    assert state_of(gate_of({"male": counts, **many}), "male") is State.NOT_ASSESSABLE
+
+
+def test_changes_are_shrunken_to_their_mean_and_to_one_value_if_they_differ_by_chance() -> None:
+    by_chance = shrunken_changes([(0.03, 0.02), (0.01, 0.02), (0.02, 0.02)])
+    assert by_chance == pytest.approx([0.02] * 3)
+    estimates = [(0.05, 0.01), (0.04, 0.02), (-0.10, 0.03)]
+    shrunken = shrunken_changes(estimates)
+    centre = [
+        (change - gain) / (1 if change > gain else -1) for (gain, _), change in zip(estimates, shrunken, strict=True)
+    ]
+    assert all(0 < move < 0.05 for move in centre)
+    assert -0.10 < shrunken[2] < 0 < shrunken[1]
+    assert shrunken_changes([(0.05, 0.01)]) == [0.05]
+
+
+def test_each_bound_has_the_shrunken_change() -> None:
+    bounds = gate_of({"female": UNHARMED, "male": (70, 9, 6, 15)}).bounds
+    assert bounds[1].shrunken is not None
+    assert 0 <= bounds[1].shrunken < bounds[1].estimate
 
 
 def test_a_small_group_is_not_assessable_and_reports_the_rows_needed() -> None:

@@ -10,14 +10,13 @@ from sklearn.metrics import f1_score
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics import bootstrap
 from tailorbird.evaluation.statistics.bootstrap import (
-    Effect,
     macro_f1,
     macro_f1_effect,
     mean_effect,
     multinomial_counts,
-    resampled,
     two_sided,
 )
+from tailorbird.evaluation.statistics.effect import Effect
 
 letters = st.sampled_from("abcd")
 answered = st.lists(st.tuples(letters, letters, letters), min_size=1, max_size=60)
@@ -169,14 +168,6 @@ def test_chunks_of_resamples_have_at_most_chunk_elements(monkeypatch: pytest.Mon
     assert chunks == [3, 3, 3, 1]
 
 
-def test_each_resample_has_n_rows_and_differs_from_the_others() -> None:
-    weights = np.array(list(resampled(50, num_resamples=2_000, seed=0)))
-    assert weights.shape == (2_000, 50)
-    assert (weights.sum(axis=1) == 50).all()
-    assert weights.var() == pytest.approx(1 - 1 / 50, rel=0.03)
-    assert len({tuple(row) for row in weights.tolist()}) == 2_000
-
-
 def test_the_two_sided_p_value_adds_1_and_counts_ties_on_both_sides() -> None:
     assert two_sided(np.array([0.1] * 99)) == 2 / 100
     assert two_sided(np.array([0.1] * 90 + [-0.1] * 9)) == pytest.approx(2 * 10 / 100)
@@ -204,31 +195,6 @@ def test_the_p_value_of_a_mean_equals_scipys_exact_sign_flip_test(shift: float) 
     assert mean_effect(ours, other_scores=theirs, alpha=0.05).p_value == pytest.approx(exact.pvalue, abs=0.015)
 
 
-def test_a_cluster_is_flipped_as_a_whole() -> None:
-    generator = np.random.default_rng(9)
-    documents = np.repeat(np.arange(10), generator.integers(1, 6, 10))
-    ours, theirs = generator.random(len(documents)) + 0.1, generator.random(len(documents))
-    names = [f"document {number}" for number in documents]
-    sums = np.bincount(documents, weights=ours - theirs)
-    exact = stats.permutation_test((sums,), np.sum, permutation_type="samples", n_resamples=np.inf)
-    effect = mean_effect(ours, other_scores=theirs, alpha=0.05, clusters=names)
-    assert effect.p_value == pytest.approx(exact.pvalue, abs=0.015)
-    assert effect.gain == pytest.approx(np.mean(ours - theirs))
-
-
-def test_rows_repeated_within_clusters_do_not_change_the_effect() -> None:
-    generator = np.random.default_rng(10)
-    ours, theirs = generator.random(60) + 0.05, generator.random(60)
-    single = mean_effect(ours, other_scores=theirs, alpha=0.05)
-    repeated = np.repeat(ours, 20), np.repeat(theirs, 20)
-    names = [str(number) for number in np.repeat(np.arange(60), 20)]
-    clustered = mean_effect(repeated[0], other_scores=repeated[1], alpha=0.05, clusters=names)
-    unclustered = mean_effect(repeated[0], other_scores=repeated[1], alpha=0.05)
-    assert clustered.interval == pytest.approx(single.interval, abs=1e-9)
-    assert clustered.p_value == single.p_value
-    assert unclustered.standard_error < single.standard_error / 4
-
-
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=60))
 def test_swapping_the_models_changes_only_the_sign_of_a_mean_effect(rows: list[tuple[int, int]]) -> None:
@@ -250,17 +216,13 @@ def test_equal_means_are_significant_at_most_at_alpha() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "clusters", "message"),
+    ("ours", "theirs", "message"),
     [
-        ([0.1, 0.2], [0.1], None, "two finite scores per row"),
-        ([0.1, np.nan], [0.1, 0.2], None, "two finite scores per row"),
-        ([0.1], [0.2], None, "at least 2 rows"),
-        ([0.1, 0.2], [0.1, 0.1], ["one", "one"], "at least 2 clusters"),
-        ([0.1, 0.2], [0.1, 0.1], ["one"], "give one per row"),
+        ([0.1, 0.2], [0.1], "two finite scores per row"),
+        ([0.1, np.nan], [0.1, 0.2], "two finite scores per row"),
+        ([0.1], [0.2], "at least 2 rows"),
     ],
 )
-def test_invalid_scores_and_clusters_are_refused(
-    ours: list[float], theirs: list[float], clusters: list[str] | None, message: str
-) -> None:
+def test_invalid_scores_are_refused(ours: list[float], theirs: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        mean_effect(np.array(ours), other_scores=np.array(theirs), alpha=0.05, clusters=clusters)
+        mean_effect(np.array(ours), other_scores=np.array(theirs), alpha=0.05)

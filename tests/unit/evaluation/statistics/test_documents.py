@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.data.rows import Rows
@@ -11,6 +12,8 @@ from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.inference.predict import label_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.bootstrap import macro_f1, macro_f1_effect
+from tailorbird.evaluation.statistics.documents import document_effect, documents_of
+from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import Comparison, compare
 from tailorbird.evaluation.statistics.power import power_analysis
 
@@ -51,6 +54,62 @@ def proven(comparison: Comparison) -> bool:
     return comparison.p_value < 0.05 and comparison.interval[0] > 0
 
 
+def cr2_by_matrices(differences: np.ndarray, *, documents: np.ndarray) -> tuple[float, float]:
+    """Return CR2's standard error of the mean and Satterthwaite's degrees of freedom by their definitions."""
+    n = len(differences)
+    members = [np.flatnonzero(documents == document) for document in np.unique(documents)]
+    residual_maker = np.eye(n) - 1 / n
+    residuals = residual_maker @ differences
+    rows, contributions = [], []
+    for rows_of in members:
+        values, vectors = np.linalg.eigh(np.eye(len(rows_of)) - 1 / n)
+        adjusted = (vectors * values**-0.5) @ vectors.T
+        rows.append(np.ones(len(rows_of)) @ adjusted @ residual_maker[rows_of] / n)
+        contributions.append(float(np.ones(len(rows_of)) @ adjusted @ residuals[rows_of] / n))
+    gram = np.stack(rows) @ np.stack(rows).T
+    return float(np.sqrt(np.sum(np.square(contributions)))), float(np.trace(gram) ** 2 / np.sum(gram**2))
+
+
+@pytest.mark.parametrize("sizes", [(4,) * 8, (1, 1, 2, 3, 5, 8, 13), (1, 1, 1, 1, 1, 30)])
+def test_the_closed_form_equals_cr2_and_satterthwaite_by_their_definitions(sizes: tuple[int, ...]) -> None:
+    documents = np.repeat(np.arange(len(sizes)), sizes)
+    differences = np.random.default_rng(2).choice([-1.0, 0.0, 0.0, 1.0], len(documents))
+    names = [str(document) for document in documents]
+    effect = document_effect(differences, documents=documents_of(names, num_rows=len(names)), alpha=0.05)
+    error, freedom = cr2_by_matrices(differences, documents=documents)
+    assert effect.gain == pytest.approx(differences.mean())
+    assert effect.standard_error == pytest.approx(error)
+    assert effect.degrees_of_freedom == pytest.approx(freedom)
+    assert effect.p_value == pytest.approx(2 * stats.t.sf(abs(effect.gain) / error, freedom))
+
+
+def test_documents_of_one_row_each_give_the_plain_t_test() -> None:
+    differences = np.random.default_rng(3).random(40) - 0.4
+    effect = document_effect(differences, documents=documents_of(None, num_rows=40), alpha=0.05)
+    plain = stats.ttest_1samp(differences, 0.0)
+    assert effect.p_value == pytest.approx(plain.pvalue)
+    assert effect.interval == pytest.approx(tuple(plain.confidence_interval(0.95)))
+
+
+def test_the_same_gain_in_each_of_100_documents_is_proven() -> None:
+    documents = np.repeat(np.arange(100), 40)
+    generator = np.random.default_rng(4)
+    theirs = generator.random(4_000) < 0.7
+    ours = theirs | (generator.random(4_000) < 0.025 / 0.3)
+    pair = [table(right, documents=documents) for right in (ours, theirs)]
+    assert proven(compare(pair[0], other=pair[1], metric="accuracy", alpha=0.05))
+    assert proven(compare(pair[0], other=pair[1], metric="macro_f1", alpha=0.05))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_identical_answers_have_the_interval_of_an_unseen_event(metric: str) -> None:
+    same = table(np.ones(60, bool), documents=np.repeat(np.arange(20), 3))
+    result = compare(same, other=same, metric=metric, alpha=0.05)
+    reach = unseen_rate(20, alpha=0.05)
+    assert result.interval == pytest.approx((-reach, reach))
+    assert result.p_value == 1
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
 def test_equal_models_are_significant_at_most_at_alpha_if_rows_share_documents(metric: str) -> None:
     documents = np.repeat(np.arange(50), 10)
@@ -59,11 +118,8 @@ def test_equal_models_are_significant_at_most_at_alpha_if_rows_share_documents(m
     by_documents = [compare(ours, other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
     assert sum(map(proven, by_rows)) >= 6  # one-sided; 2.5 are expected at alpha
     assert sum(map(proven, by_documents)) <= 4
-    assert all(
-        of.interval[0] <= rows.interval[0]
-        for of, rows in zip(by_documents, by_rows, strict=True)
-        if metric == "accuracy"
-    )
+    for effect in by_documents:
+        assert (effect.p_value < 0.05) == (effect.interval[0] > 0 or effect.interval[1] < 0)
 
 
 def test_ten_copies_of_the_test_rows_give_the_same_p_value_and_interval() -> None:
@@ -141,7 +197,7 @@ def test_five_documents_have_no_significant_effect_and_no_power() -> None:
 
 def test_shared_documents_do_not_cause_false_harm_in_groups() -> None:
     documents = np.repeat(np.arange(40), 10)
-    limits = SubgroupGateConfig(max_loss=0.5, min_rows=100)  # only proven harm can fail
+    limits = SubgroupGateConfig(max_loss=0.5)  # only proven harm can fail
     num_proven = {True: 0, False: 0}
     for seed in range(60):
         ours, theirs = equal_models(seed, documents=documents)
@@ -157,7 +213,7 @@ def test_shared_documents_do_not_cause_false_harm_in_groups() -> None:
 
 
 def test_a_group_passes_with_the_rows_that_it_needs() -> None:
-    limits = SubgroupGateConfig(max_loss=0.03, min_rows=1_000)
+    limits = SubgroupGateConfig(max_loss=0.03)
 
     def bound(num_documents: int) -> tuple[str, int | None]:
         same = table(np.ones(2 * num_documents, bool), documents=np.repeat(np.arange(num_documents), 2))

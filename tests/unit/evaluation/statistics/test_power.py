@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from tailorbird.evaluation.statistics.bootstrap import unseen_rate
+from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import Comparison, PairedCounts, midp_values
 from tailorbird.evaluation.statistics.power import (
     Scenario,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailorbird.evaluation.statistics.bootstrap import at_least_unseen, unseen_rate
+from tailorbird.evaluation.statistics.effect import at_least_unseen, unseen_rate
 
 
 def test_an_event_at_the_unseen_rate_occurs_in_no_row_with_probability_one_in_forty() -> None:

@@ -12,7 +12,7 @@ from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import scores_of, to_model_card
-from tailorbird.evaluation.statistics.bootstrap import mean_effect
+from tailorbird.evaluation.statistics.documents import document_effect, documents_of
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
@@ -45,14 +45,13 @@ def test_a_proven_gain_in_token_f1_leads_to_fine_tune() -> None:
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 
-def test_interval_and_p_value_come_from_mean_effect_over_documents() -> None:
+def test_interval_and_p_value_come_from_the_effect_over_documents() -> None:
     tables = tables_of(BETTER)
     candidate, incumbent = tables["candidate"], tables["incumbent"]
-    expected = mean_effect(
-        candidate.measures["token_f1"],
-        other_scores=incumbent.measures["token_f1"],
+    expected = document_effect(
+        candidate.measures["token_f1"] - incumbent.measures["token_f1"],
+        documents=documents_of(candidate.clusters, num_rows=len(candidate)),
         alpha=0.05,
-        clusters=candidate.clusters,
     )
     comparison = compare(candidate, other=incumbent, metric="token_f1", alpha=0.05)
     assert comparison.gain == expected.gain
