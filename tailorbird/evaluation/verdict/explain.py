@@ -42,7 +42,7 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
             f"is {points(hybrid.gain)} points (the interval starts at {points(hybrid.interval[0])}, Holm-adjusted "
             f"{p_text(hybrid.p_holm)})"
         )
-        reasons = (*proven, *failed_gates(gates), passes)
+        reasons = (*proven, *failed_gates(gates), passes, *open_gates(hybrid.gates, owner="the hybrid's"))
     elif rule == 5:
         reasons = (*failed_gates(gates), *proven, *_no_hybrid(inputs))
     elif rule == 6:
@@ -109,7 +109,7 @@ def _stay(main: Comparison, *, protocol: TestProtocol) -> tuple[str, ...]:
     elif high < protocol.minimum_gain:
         reasons.append(f"a gain of {minimum} is ruled out: the interval ends at {points(high)} points")
     elif gain < protocol.minimum_gain:
-        reasons.append(f"the gain of {points(gain)} points is below the minimum gain of {minimum}")
+        reasons.append(f"the measured gain of {points(gain)} points is below the minimum gain of {minimum}")
     return *reasons, *_disagreement(main, protocol)
 
 
@@ -136,12 +136,11 @@ def open_gates(gates: tuple[Gate, ...], *, regulated: bool = False, owner: str =
         rule = ", but a regulated recipe requires it to pass" if regulated else ""
         if gate.name == "groups" and unproven:
             names = ", ".join(
-                f"{bound.what.removeprefix('change for ')} (n = {bound.n:,}, about {bound.rows_needed:,} needed)"
+                f"{bound.what.removeprefix('change for ')} (n = {bound.n:,}, about {bound.rows_needed:,} needed if "
+                "nothing changed)"
                 for bound in unproven
             )
-            sentences.append(
-                f"{owner} groups gate does not protect these groups, which have too few rows{rule}: {names}"
-            )
+            sentences.append(f"{owner} groups gate does not rule out a loss in these groups{rule}: {names}")
             continue
         details = [
             _bound_text(bound, money=gate.name == "cost")

@@ -134,10 +134,10 @@ def _headline(verdict: Verdict) -> str:
     if verdict.outcome is Outcome.HYBRID and verdict.hybrid is not None:
         share, score = verdict.hybrid.share_to_candidate, _score(verdict, verdict.hybrid.score)
         difference = _difference(verdict.hybrid.gain, verdict.hybrid.interval)
-        both = f"Use both models ({score}); the {candidate} answers {share:.0%} of the requests."
+        both = f"Use both models ({score}); the {candidate} answers {share:.0%} of the test rows."
         return f"{both} The hybrid is better than {old}: {difference}."
     if verdict.rule == 7:
-        return f"Use {new}. It costs less than {old} and is not much worse: {difference}."
+        return f"Use {new}. It costs less to serve than {old} and is not much worse: {difference}."
     if verdict.outcome is Outcome.FINE_TUNE:
         return f"Use {new}. It is better than {old}: {difference}."
     later = " for now" if verdict.outcome is Outcome.INSUFFICIENT_EVIDENCE else ""
@@ -149,7 +149,7 @@ def _why_not(verdict: Verdict, candidate: str) -> str:
     failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
     low, high = verdict.interval
     if verdict.rule == 2:
-        return "The data splits share rows, so the test is not valid"
+        return "Two data splits share a document or a text, so the test is not valid"
     if verdict.rule == 5:
         return f"The {candidate} is better, but fails the {' and the '.join(failed)} gate"
     if verdict.rule == 6:
@@ -157,7 +157,7 @@ def _why_not(verdict: Verdict, candidate: str) -> str:
     if high < 0:
         return f"The {candidate} is worse"
     if low > 0 and verdict.p_value < verdict.alpha:
-        return f"The {candidate} is better by too little to justify a change"
+        return f"The {candidate} is better, but the measured gain is below the minimum gain"
     return f"The {candidate} is not shown to be better"
 
 

@@ -150,7 +150,7 @@ def test_rule_9_stays_when_the_gain_is_below_the_minimum() -> None:
     assert verdict_of(9000, 120, 60, 820, minimum_gain=0.006).outcome is Outcome.FINE_TUNE
     under = verdict_of(9000, 120, 60, 820, minimum_gain=0.007)
     assert under.interval[1] >= 0.007
-    assert under.reasons == ("the gain of +0.60 points is below the minimum gain of 0.7 points",)
+    assert under.reasons == ("the measured gain of +0.60 points is below the minimum gain of 0.7 points",)
 
 
 def test_rule_9_stays_when_the_interval_is_above_0_but_p_is_not_below_alpha() -> None:

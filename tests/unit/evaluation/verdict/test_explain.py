@@ -14,8 +14,9 @@ def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> N
     )
     [reason] = open_gates((Gate("groups", OPEN, bounds),), regulated=True)
     assert reason == (
-        "the groups gate does not protect these groups, which have too few rows, but a regulated recipe requires it to "
-        "pass: sex = female (n = 200, about 1,300 needed), sex = unstated (n = 20, about 5,000 needed)"
+        "the groups gate does not rule out a loss in these groups, but a regulated recipe requires it to pass: "
+        "sex = female (n = 200, about 1,300 needed if nothing changed), sex = unstated (n = 20, about 5,000 needed if "
+        "nothing changed)"
     )
 
 

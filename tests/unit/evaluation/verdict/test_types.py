@@ -35,7 +35,7 @@ def test_a_fine_tuned_model_that_is_better_is_recommended() -> None:
             "Keep the bag-of-words + pretrained model (91.0 %). The fine-tuned model is not shown to be better: +0.0",
         ),
         (WORSE, "Keep the bag-of-words + pretrained model (82.0 %). The fine-tuned model is worse: -10.0"),
-        (SMALL, "The fine-tuned model is better by too little to justify a change: +0.6"),
+        (SMALL, "The fine-tuned model is better, but the measured gain is below the minimum gain: +0.6"),
         (UNCLEAR, "Keep the bag-of-words + pretrained model (75.0 %) for now. The fine-tuned model is not shown to be"),
     ],
 )
@@ -62,4 +62,4 @@ def test_a_metric_that_is_not_a_share_of_rows_is_named() -> None:
 
 
 def test_a_cheaper_model_is_recommended_for_its_cost() -> None:
-    assert "It costs less than the pretrained model with a linear head" in sentence(verdict_of(*SMALL), rule=7)
+    assert "It costs less to serve than the pretrained model with a linear head" in sentence(verdict_of(*SMALL), rule=7)
