@@ -19,6 +19,12 @@ FloatArray = NDArray[np.float32]
 
 MAX_TERMS = 100_000
 """Limit of the vocabulary of each kind of n-grams. The n-grams that occur most often in the training texts are kept."""
+MAX_WEIGHTS = 50_000_000
+"""Limit of the weights: terms of all kinds times classes. The weights take 200 MB in a version and in a replica, and
+800 MB while a linear SVM is fitted. With more than 250 classes, this limit reduces the vocabulary below `MAX_TERMS`."""
+MIN_TERMS = 2_000
+"""Minimum of the limit of the vocabulary, because fewer terms are not a useful baseline. With more than 12,500 classes,
+each further class adds 4,000 weights to `MAX_WEIGHTS`."""
 NGRAMS: Mapping[str, Mapping[str, Any]] = {
     "words": {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"},
     "characters": {"analyzer": "char_wb", "ngram_range": (2, 5)},
@@ -50,7 +56,12 @@ class BagOfWords:
         return np.asarray(features @ self.weight + self.bias, dtype=np.float32)
 
 
-def fit_vectorizers(texts: Sequence[str]) -> tuple[dict[str, TfidfVectorizer], csr_matrix]:
+def vocabulary_limit(num_classes: int) -> int:
+    """Return the maximum number of terms of each kind of n-grams for a linear head of `num_classes` classes."""
+    return min(MAX_TERMS, max(MIN_TERMS, MAX_WEIGHTS // (num_classes * len(NGRAMS))))
+
+
+def fit_vectorizers(texts: Sequence[str], *, num_classes: int) -> tuple[dict[str, TfidfVectorizer], csr_matrix]:
     """Return the vectorizers by kind of n-grams and the features [N, V] of the texts.
 
     Each block of features has length 1 in each row, or 0 without a known n-gram. A kind without n-grams in the texts is
@@ -58,7 +69,7 @@ def fit_vectorizers(texts: Sequence[str]) -> tuple[dict[str, TfidfVectorizer], c
     """
     vectorizers, blocks = {}, []
     for name in NGRAMS:
-        vectorizer = _vectorizer(name, max_features=MAX_TERMS)
+        vectorizer = _vectorizer(name, max_features=vocabulary_limit(num_classes))
         try:
             blocks.append(vectorizer.fit_transform(list(texts)))
         except ValueError as error:

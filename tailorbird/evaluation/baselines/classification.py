@@ -1,7 +1,7 @@
 """Baselines for classification: majority, and linear heads on embeddings, on a bag of words, and on both."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,14 +14,17 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import encode_texts, label_indices, labels_of, load_tokenizer
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.linear_head import (
+    LOGISTIC,
+    SVM,
     Fit,
     FloatArray,
     Head,
     HeadData,
     IntArray,
+    best_by_model,
     best_of,
+    fit_linear,
     fit_logistic,
-    fit_svm,
     select_fit,
 )
 from tailorbird.evaluation.gates.calibration import fit_temperature
@@ -33,8 +36,7 @@ from tailorbird.registry.versions import VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
 PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # inverse regularisation strengths that are tried on validation
-BAG_C = (3.0, 10.0, 30.0)  # the same for logistic regression on a bag of words
-SVM_C = (0.1, 0.3, 1.0)  # the same for a linear SVM on a bag of words
+BAG_C = {LOGISTIC: (3.0, 10.0, 30.0), SVM: (0.1, 0.3, 1.0)}  # the same on a bag of words, by kind of linear model
 EMBEDDING_WEIGHTS = (0.5, 1.0, 2.0)  # factors of the embedding next to a bag of words
 COSINE_SCALE = 20.0  # factor from cosine similarities to the logits of zero-shot and centroid
 
@@ -67,7 +69,7 @@ def fit_baselines(
     probe, probe_note = fit_probe(features, labels, held_out=held_out, truth=truth, metric=metric)
     directions = centroids(features, labels, shots=config.centroid_shots, seed=seed)
     zero_shot, centroid = (cosine_head(vectors, features) for vectors in (names, directions))
-    vectorizers, terms = fit_vectorizers(train.texts)
+    vectorizers, terms = fit_vectorizers(train.texts, num_classes=len(classes))
     held_out_terms = stack_blocks(vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values())
     data = HeadData(terms, labels, held_out_terms, truth, metric)
     bag_of_words, probe_bag = fit_bags(data, embeddings=unit(features), held_out_embeddings=unit(held_out))
@@ -165,24 +167,32 @@ def fit_bags(data: HeadData, *, embeddings: FloatArray, held_out_embeddings: Flo
     """Fit heads on a bag of words alone, and with unit embeddings as further features before it.
 
     C is selected on the bag of words alone, and then the weight of the embedding with this C. Multinomial logistic
-    regression is used unless `select_fit` returns a linear SVM.
+    regression is used unless it has too many parameters (`fit_linear`) or `select_fit` returns a linear SVM.
     """
-    logistic, svm = best_of(fit_logistic(data, strengths=BAG_C)), best_of(fit_svm(data, strengths=SVM_C))
-    both = [
-        replace(
-            data,
-            train=hstack([csr_matrix(weight * embeddings), data.train], format="csr", dtype=np.float32),
-            held_out=hstack([csr_matrix(weight * held_out_embeddings), data.held_out], format="csr", dtype=np.float32),
-            embedding_weight=weight,
-        )
-        for weight in EMBEDDING_WEIGHTS
-    ]
-    probe_bag = select_fit(
-        best_of(fit for part in both for fit in fit_logistic(part, strengths=[logistic.c])),
-        svm=best_of(fit for part in both for fit in fit_svm(part, strengths=[svm.c])),
-        truth=data.truth,
+    alone = best_by_model(fit_linear(data, strengths=BAG_C))
+    strengths = {model: (fit.c,) for model, fit in alone.items()}
+    both = best_by_model(_fits_with_embeddings(data, embeddings, held_out_embeddings, strengths=strengths))
+    bag_of_words, probe_bag = (
+        select_fit(fits.get(LOGISTIC), svm=fits[SVM], truth=data.truth) for fits in (alone, both)
     )
-    return select_fit(logistic, svm=svm, truth=data.truth), probe_bag
+    return bag_of_words, probe_bag
+
+
+def _fits_with_embeddings(
+    data: HeadData, train: FloatArray, held_out: FloatArray, *, strengths: Mapping[str, Sequence[float]]
+) -> Iterator[Fit]:
+    """Fit heads for each weight of the embedding; only one matrix of all features is in memory at a time."""
+    for weight in EMBEDDING_WEIGHTS:
+        yield from fit_linear(_with_embeddings(data, train, held_out, weight=weight), strengths=strengths)
+
+
+def _with_embeddings(data: HeadData, train: FloatArray, held_out: FloatArray, *, weight: float) -> HeadData:
+    return replace(
+        data,
+        train=hstack([csr_matrix(weight * train), data.train], format="csr", dtype=np.float32),
+        held_out=hstack([csr_matrix(weight * held_out), data.held_out], format="csr", dtype=np.float32),
+        embedding_weight=weight,
+    )
 
 
 def split_head(fit: Fit, *, width: int) -> tuple[Head, Head]:

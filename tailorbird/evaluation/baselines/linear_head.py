@@ -1,7 +1,7 @@
 """Linear heads on features, with settings that are selected on validation."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,6 +23,10 @@ SIGNIFICANCE = 0.05  # level of the test that selects an SVM instead of logistic
 LOGISTIC_TOLERANCE, MAX_ITERATIONS = 1e-3, 100
 SVM_TOLERANCE = 1e-1
 """Tolerances of the solvers; stricter ones change the validation score by less than its standard error."""
+MAX_LOGISTIC_PARAMETERS = 10_000_000
+"""Limit of the weights and biases of logistic regression on a bag of words, about 2.7 GB. L-BFGS stores ten pairs of
+vectors: a fit takes 270 B per parameter, and a linear SVM 16 B (measured with 5 and 20 million parameters)."""
+LOGISTIC, SVM = "logistic regression", "linear SVM"  # names of the kinds of linear models
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Fit:
     """A fitted head with its settings, its answers to the validation rows and their score."""
 
     head: Head
-    model: str  # name of the kind of linear model
+    model: str  # `LOGISTIC` or `SVM`
     c: float
     embedding_weight: float
     outputs: IntArray
@@ -72,17 +76,31 @@ class HeadData:
     metric: str
     embedding_weight: float = 0.0  # factor of the embedding among the features, if there are others
 
+    @property
+    def num_parameters(self) -> int:
+        """The number of weights and biases of a head."""
+        return (int(self.labels.max()) + 1) * (int(self.train.shape[1]) + 1)
 
-def fit_logistic(data: HeadData, *, strengths: Sequence[float]) -> list[Fit]:
+
+def fit_logistic(data: HeadData, *, strengths: Sequence[float]) -> Iterator[Fit]:
     """Fit multinomial logistic regression for each C in ascending order; each fit starts from the one before."""
     model = LogisticRegression(tol=LOGISTIC_TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
-    return [_fit(model.set_params(C=c), data, c=c, name="logistic regression") for c in strengths]
+    for c in strengths:
+        yield _fit(model.set_params(C=c), data, c=c, name=LOGISTIC)
 
 
-def fit_svm(data: HeadData, *, strengths: Sequence[float]) -> list[Fit]:
+def fit_svm(data: HeadData, *, strengths: Sequence[float]) -> Iterator[Fit]:
     """Fit a linear support vector machine, one class against the others, for each C."""
     model = LinearSVC(tol=SVM_TOLERANCE, random_state=0)
-    return [_fit(model.set_params(C=c), data, c=c, name="linear SVM") for c in strengths]
+    for c in strengths:
+        yield _fit(model.set_params(C=c), data, c=c, name=SVM)
+
+
+def fit_linear(data: HeadData, *, strengths: Mapping[str, Sequence[float]]) -> Iterator[Fit]:
+    """Fit the kinds of linear models that have values of C; no logistic regression above `MAX_LOGISTIC_PARAMETERS`."""
+    if data.num_parameters <= MAX_LOGISTIC_PARAMETERS:
+        yield from fit_logistic(data, strengths=strengths.get(LOGISTIC, ()))
+    yield from fit_svm(data, strengths=strengths.get(SVM, ()))
 
 
 def best_of(fits: Iterable[Fit]) -> Fit:
@@ -90,11 +108,21 @@ def best_of(fits: Iterable[Fit]) -> Fit:
     return max(fits, key=lambda fit: fit.score)
 
 
-def select_fit(logistic: Fit, *, svm: Fit, truth: IntArray) -> Fit:
-    """Return the logistic regression, unless the SVM is better on validation by more than chance.
+def best_by_model(fits: Iterable[Fit]) -> dict[str, Fit]:
+    """Return `best_of` for each kind of linear model. Keeps only the best fits in memory."""
+    best: dict[str, Fit] = {}
+    for fit in fits:
+        best[fit.model] = best_of([best.get(fit.model, fit), fit])
+    return best
+
+
+def select_fit(logistic: Fit | None, *, svm: Fit, truth: IntArray) -> Fit:
+    """Return the logistic regression, if any, unless the SVM is better on validation by more than chance.
 
     The SVM must score higher and answer more rows correctly, with a McNemar mid-p value below `SIGNIFICANCE`.
     """
+    if logistic is None:
+        return svm
     right = [(fit.outputs == truth).astype(np.float64) for fit in (svm, logistic)]
     counts = paired_counts(right[0], other=right[1])
     is_better = svm.score > logistic.score and counts.gain > 0 and mcnemar_midp(counts) < SIGNIFICANCE

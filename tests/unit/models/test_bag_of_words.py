@@ -9,7 +9,7 @@ from serving.engines.classify import predict_texts
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models import bag_of_words
-from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, load_bag
+from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, load_bag, vocabulary_limit
 from tailorbird.models.errors import ModelError
 from tailorbird.models.export import export_version
 from tailorbird.models.loading import LoadedClassifier, load_artifact, load_model
@@ -22,7 +22,7 @@ UNKNOWN = ("", "QQQ", "?!")
 
 def bag_of(texts: tuple[str, ...] = TEXTS, *, num_classes: int = 3) -> BagOfWords:
     """Return a bag of words with random weights."""
-    vectorizers, features = fit_vectorizers(texts)
+    vectorizers, features = fit_vectorizers(texts, num_classes=num_classes)
     generator = np.random.default_rng(0)
     weight, bias = generator.normal(size=(features.shape[1], num_classes)), generator.normal(size=num_classes)
     return BagOfWords(vectorizers, weight.astype(np.float32), bias.astype(np.float32))
@@ -58,7 +58,7 @@ def version(tmp_path: Path) -> ModelVersion:
 
 
 def test_each_block_of_features_has_length_one_in_every_row() -> None:
-    vectorizers, features = fit_vectorizers(TEXTS)
+    vectorizers, features = fit_vectorizers(TEXTS, num_classes=3)
     assert list(vectorizers) == ["words", "characters"]
     num_words = len(vectorizers["words"].vocabulary_)
     for block in (features[:, :num_words], features[:, num_words:]):
@@ -92,19 +92,37 @@ def test_no_texts_give_no_logits() -> None:
 
 def test_more_n_grams_than_the_limit_keep_the_most_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bag_of_words, "MAX_TERMS", 2)
-    vectorizers, features = fit_vectorizers(["heart pain", "pain heart", "heart failure", "lung"])
+    vectorizers, features = fit_vectorizers(["heart pain", "pain heart", "heart failure", "lung"], num_classes=3)
     assert set(vectorizers["words"].vocabulary_) == {"heart", "pain"}
     assert features.shape == (4, 4)
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "limit"), [(2, 100_000), (21, 100_000), (250, 100_000), (1_000, 25_000), (50_000, 2_000)]
+)
+def test_more_classes_have_fewer_terms_down_to_a_minimum(num_classes: int, limit: int) -> None:
+    assert vocabulary_limit(num_classes) == limit
+    if limit > bag_of_words.MIN_TERMS:
+        assert num_classes * limit * len(bag_of_words.NGRAMS) <= bag_of_words.MAX_WEIGHTS
+
+
+def test_the_vocabulary_is_fitted_with_the_limit_for_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bag_of_words, "MIN_TERMS", 1)
+    monkeypatch.setattr(bag_of_words, "MAX_WEIGHTS", 24)
+    for num_classes, num_terms in ((3, 4), (6, 2)):
+        vectorizers, features = fit_vectorizers(TEXTS, num_classes=num_classes)
+        assert [len(vectorizer.vocabulary_) for vectorizer in vectorizers.values()] == [num_terms, num_terms]
+        assert features.shape[1] * num_classes == 24
+
+
 def test_texts_of_punctuation_have_characters_and_no_words() -> None:
-    vectorizers, _ = fit_vectorizers(["++", "--"])
+    vectorizers, _ = fit_vectorizers(["++", "--"], num_classes=3)
     assert list(vectorizers) == ["characters"]
 
 
 def test_texts_without_a_character_are_refused() -> None:
     with pytest.raises(ValueError, match="no training text contains a word or a character"):
-        fit_vectorizers(["", " "])
+        fit_vectorizers(["", " "], num_classes=3)
 
 
 @pytest.mark.parametrize("damage", ["terms", "weights", "missing"])

@@ -1,5 +1,6 @@
 """Tests of the heads of the baselines on synthetic embeddings."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy.sparse import csr_matrix
 
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
+from tailorbird.evaluation.baselines import classification, linear_head
 from tailorbird.evaluation.baselines.classification import (
     COSINE_SCALE,
     EMBEDDING_WEIGHTS,
@@ -20,7 +22,19 @@ from tailorbird.evaluation.baselines.classification import (
     split_head,
     unit,
 )
-from tailorbird.evaluation.baselines.linear_head import Fit, Head, HeadData, select_fit
+from tailorbird.evaluation.baselines.linear_head import (
+    LOGISTIC,
+    SVM,
+    Fit,
+    Head,
+    HeadData,
+    best_by_model,
+    best_of,
+    fit_linear,
+    fit_logistic,
+    fit_svm,
+    select_fit,
+)
 
 GENERATOR = np.random.default_rng(0)
 
@@ -115,6 +129,61 @@ def test_an_svm_is_selected_only_if_it_is_better_by_more_than_chance() -> None:
     assert select_fit(logistic, svm=near, truth=truth) is logistic
     assert select_fit(logistic, svm=better, truth=truth) is better
     assert select_fit(better, svm=logistic, truth=truth) is better
+    assert select_fit(None, svm=logistic, truth=truth) is logistic
+
+
+def test_logistic_regression_is_fitted_up_to_a_number_of_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_of(5)
+    assert data.num_parameters == 5 * (8 + 1)
+    for limit, models in ((45, [LOGISTIC, SVM]), (44, [SVM])):
+        monkeypatch.setattr(linear_head, "MAX_LOGISTIC_PARAMETERS", limit)
+        assert [fit.model for fit in fit_linear(data, strengths={LOGISTIC: [1.0], SVM: [1.0]})] == models
+
+
+def test_a_bag_of_words_of_many_classes_has_a_linear_svm(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_classes = 60
+    monkeypatch.setattr(linear_head, "MAX_LOGISTIC_PARAMETERS", num_classes * num_classes)
+    train, labels = clusters(num_classes, per_class=4, width=num_classes)
+    data = HeadData(csr_matrix(np.maximum(train, 0)), labels, csr_matrix(np.maximum(train, 0)), labels, "accuracy")
+    bag, both = fit_bags(data, embeddings=unit(train), held_out_embeddings=unit(train))
+    assert (bag.model, both.model) == (SVM, SVM)
+    assert min(bag.score, both.score) > 0.95
+
+
+def test_only_the_bag_of_words_has_logistic_regression_if_the_embedding_exceeds_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = data_of(3)
+    monkeypatch.setattr(linear_head, "MAX_LOGISTIC_PARAMETERS", data.num_parameters)
+    embeddings, held_out = (unit(clusters(3)[0]) for _ in range(2))
+    bag, both = fit_bags(data, embeddings=embeddings, held_out_embeddings=held_out)
+    assert (bag.model, both.model) == (LOGISTIC, SVM)
+
+
+def test_the_best_fits_by_model_equal_the_best_of_all_fits_of_the_model() -> None:
+    data = data_of(3)
+    strengths = (0.001, 0.01, 1.0, 10.0)
+    best = best_by_model(fit_linear(data, strengths={LOGISTIC: strengths, SVM: strengths}))
+    for model, fit in ((LOGISTIC, fit_logistic), (SVM, fit_svm)):
+        expected = best_of(fit(data, strengths=strengths))
+        assert (best[model].c, best[model].score) == (expected.c, expected.score)
+        np.testing.assert_array_equal(best[model].head.weight, expected.head.weight)
+
+
+def test_one_matrix_of_terms_and_embeddings_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices: list[weakref.ref[Any]] = []
+    build = classification._with_embeddings
+
+    def record(*args: Any, **options: Any) -> HeadData:
+        assert [matrix for matrix in matrices if matrix() is not None] == []
+        part = build(*args, **options)
+        matrices.append(weakref.ref(part.train))
+        return part
+
+    monkeypatch.setattr(classification, "_with_embeddings", record)
+    embeddings, held_out = (unit(clusters(3)[0]) for _ in range(2))
+    fit_bags(data_of(3), embeddings=embeddings, held_out_embeddings=held_out)
+    assert len(matrices) == len(EMBEDDING_WEIGHTS)
 
 
 def test_a_class_with_one_row_is_learned() -> None:
