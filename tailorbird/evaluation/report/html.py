@@ -11,7 +11,7 @@ from tailorbird.evaluation.report import html_elements as html
 from tailorbird.evaluation.report.console import score_cells, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html_elements import Figures
-from tailorbird.evaluation.verdict.formatting import size
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, size
 
 
 class Duty(BaseModel):
@@ -95,7 +95,7 @@ def _scores_section(evidence: Evidence, figures: Figures) -> str:
     return html.section(
         "Scores",
         html.paragraph(
-            f"Validation: {sections.METRIC_NAMES[metric]}{interval}. Bars range from 0 to 1. Models were selected on "
+            f"Validation: {METRIC_NAMES[metric]}{interval}. Bars range from 0 to 1. Models were selected on "
             "validation, so the validation score of the best model is slightly optimistic. Only the models in the "
             "verdict have test scores.",
             soft=True,

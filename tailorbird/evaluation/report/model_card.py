@@ -6,8 +6,7 @@ from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.report.console import power_sentence, score_cells, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.report.sections import METRIC_NAMES
-from tailorbird.evaluation.verdict.formatting import p_text, points
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
 from tailorbird.evaluation.verdict.types import Verdict
 
 ROLES = ("candidate", "incumbent", "hybrid")

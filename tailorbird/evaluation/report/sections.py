@@ -7,16 +7,8 @@ from tailorbird.evaluation.report import html_elements as html
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html_elements import Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
-from tailorbird.evaluation.verdict.formatting import p_text
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text
 from tailorbird.evaluation.verdict.types import Verdict
-
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "exact_match": "exact match",
-    "token_f1": "token F1",
-    "rouge_l": "ROUGE-L",
-}
 
 
 def gain_section(evidence: Evidence, figures: Figures) -> str:

@@ -7,9 +7,8 @@ from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.evaluation.report.evidence_files import load_all_predictions
-from tailorbird.evaluation.report.sections import METRIC_NAMES
 from tailorbird.evaluation.statistics.paired import Comparison, compare
-from tailorbird.evaluation.verdict.formatting import p_text, points
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 

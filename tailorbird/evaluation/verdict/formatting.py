@@ -1,4 +1,13 @@
-"""Format gains, sizes and p values."""
+"""Names of metrics, and the format of gains, sizes and p values."""
+
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "rouge_l": "ROUGE-L",
+}
+"""Names for readers."""
 
 
 def points(share: float) -> str:

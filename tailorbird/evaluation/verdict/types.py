@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.verdict.formatting import p_text, points
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
 from tailorbird.registry.routing import Routing
 
@@ -112,7 +112,8 @@ class Verdict(VerdictPart):
 
     def sentence(self) -> str:
         """Return the model to use and the difference between the two models, without statistical terms."""
-        return _headline(self)
+        later = "" if self.confirmatory else " These test rows were used before, so the scores are optimistic."
+        return _headline(self) + later
 
     def numbers(self) -> str:
         """Return one line: outcome, gain in points, interval, p, n, rule."""
@@ -153,7 +154,7 @@ def _why_not(verdict: Verdict, candidate: str) -> str:
     if verdict.rule == 5:
         return f"The {candidate} is better, but fails the {' and the '.join(failed)} gate"
     if verdict.rule == 6:
-        return f"The {candidate} is better, but a required gate cannot be assessed on these rows"
+        return f"The {candidate} is better, but a required gate cannot be assessed"
     if high < 0:
         return f"The {candidate} is worse"
     if low > 0 and verdict.p_value < verdict.alpha:
@@ -163,7 +164,7 @@ def _why_not(verdict: Verdict, candidate: str) -> str:
 
 def _score(verdict: Verdict, score: float) -> str:
     """Return a score as a percentage, or as a number with its metric."""
-    return f"{100 * score:.1f} %" if verdict.metric in PERCENTAGES else f"{verdict.metric} {score:.3f}"
+    return f"{100 * score:.1f} %" if verdict.metric in PERCENTAGES else f"{METRIC_NAMES[verdict.metric]} {score:.3f}"
 
 
 def _difference(gain: float, interval: tuple[float, float]) -> str:

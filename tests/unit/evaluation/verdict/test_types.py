@@ -7,6 +7,7 @@ import pytest
 
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.verdict.decide import decide
+from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, protocol_of, tables_of
 from tests.unit.evaluation.verdict.test_decide import verdict_of
@@ -50,6 +51,16 @@ def test_a_leak_and_gates_are_named() -> None:
     assert "The fine-tuned model is better, but fails the groups and the cost gate: " in stay
 
 
+def test_a_required_gate_that_cannot_be_assessed_is_the_reason_to_wait() -> None:
+    text = sentence(verdict_of(*PROVEN), rule=6, outcome=Outcome.INSUFFICIENT_EVIDENCE)
+    assert "for now. The fine-tuned model is better, but a required gate cannot be assessed: +7.9" in text
+
+
+def test_the_sentence_of_a_later_access_to_the_test_rows_says_that_its_scores_are_optimistic() -> None:
+    first, later = verdict_of(*PROVEN), sentence(verdict_of(*PROVEN), confirmatory=False)
+    assert later == f"{first.sentence()} These test rows were used before, so the scores are optimistic."
+
+
 def test_two_fine_tuned_models_are_named_current_and_new() -> None:
     text = sentence(verdict_of(*EQUAL), incumbent_kind="lora")
     assert text.startswith("Keep the current fine-tuned model (91.0 %). The new fine-tuned model is not shown")
@@ -58,7 +69,7 @@ def test_two_fine_tuned_models_are_named_current_and_new() -> None:
 def test_a_metric_that_is_not_a_share_of_rows_is_named() -> None:
     simulation = replace(Simulation(chat=True, gates=False), candidate=0.9)
     verdict = decide(inputs_of_tables(simulation, tables_of(simulation)), protocol=protocol_of(simulation))
-    assert "(token_f1 0." in verdict.sentence()
+    assert "(token F1 0." in verdict.sentence()
 
 
 def test_a_cheaper_model_is_recommended_for_its_cost() -> None:
