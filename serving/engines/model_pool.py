@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from serving.engines.classify import Prediction, predict_hybrid, predict_shared, predict_texts
@@ -13,6 +14,7 @@ from serving.http.metrics import BATCH_TEXTS, Meter
 from serving.version_checks import require_digest
 
 if TYPE_CHECKING:
+    from tailorbird.models.bag_of_words import BagOfWords
     from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
     from tailorbird.models.shared_encoder import SharedEncoder
     from tailorbird.registry.routing import Routing
@@ -69,16 +71,23 @@ class ModelPool:
     def load(self, uri: str, digest: str) -> ClassifierEngine:
         """Load a version, run a warm-up pass, and return its engine.
 
-        Files are read in the caller's thread. Make one call at a time.
+        Files are checked, and base models and bags of words are loaded, in the caller's thread. Make one call at a
+        time.
         """
-        from tailorbird.models.loading import LoadedClassifier, LoadedHybrid, checked_copy, load_model
+        from tailorbird.models.loading import (
+            LoadedClassifier,
+            LoadedHybrid,
+            checked_copy,
+            load_bag_of_words,
+            load_model,
+        )
         from tailorbird.registry.versions import read_version, shares_base
 
         version = read_version(uri)
         require_digest(version, digest=digest)
         if shares_base(version):
-            checked_copy(uri)
-            return self._load_shared(version)
+            folder = checked_copy(uri)
+            return self._load_shared(version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind))
         loaded = load_model(uri)
         if isinstance(loaded, LoadedHybrid):
             for part in (loaded.incumbent, loaded.candidate):
@@ -90,7 +99,7 @@ class ModelPool:
         batcher = self._batcher(partial(predict_texts, loaded), version.name, version.version)
         return ClassifierEngine(loaded, batcher.submit, batcher.idle_s)
 
-    def _load_shared(self, version: "ModelVersion") -> ClassifierEngine:
+    def _load_shared(self, version: "ModelVersion", *, folder: Path, bag: "BagOfWords | None") -> ClassifierEngine:
         """Add a head or an adapter to the shared encoder, between two passes of the served versions."""
         from tailorbird.models.shared_encoder import SharedEncoder
 
@@ -99,7 +108,7 @@ class ModelPool:
         if shared is None:
             encoder = SharedEncoder(version.base_model, dtype=version.dtype)
             shared = _SharedBase(encoder, self._batcher(partial(_predict_or_unload, encoder), version.name, SHARED))
-        loaded = self._worker.submit(shared.encoder.add, version).result()
+        loaded = self._worker.submit(shared.encoder.add, version, folder=folder, bag=bag).result()
         try:
             self._worker.submit(predict_texts, loaded, [WARM_UP], batch_size=self._batch_size).result()
         except Exception:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,15 +13,16 @@ from tailorbird.models.classifier import Classifier, masked_mean
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import (
     LoadedClassifier,
-    checked_copy,
     default_device,
-    load_bag_of_words,
     load_encoder,
     load_head,
 )
 from tailorbird.models.lora import require_adapter, require_whole_adapter
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import local_copy
+
+if TYPE_CHECKING:
+    from tailorbird.models.bag_of_words import BagOfWords
 
 NO_ADAPTER = "__base__"  # PEFT's name for rows without an adapter
 MIXED = "mixed"  # active adapter of a pass whose rows have different adapters
@@ -50,9 +51,11 @@ class SharedEncoder:
         self._active = ""
         self._num_added = 0
 
-    def add(self, version: ModelVersion) -> LoadedClassifier[ModelVersion]:
-        """Load a version, and download it if the node has no copy. Raises ModelError as `loading.load_weights`."""
-        folder = checked_copy(version.uri)
+    def add(self, version: ModelVersion, *, folder: Path, bag: "BagOfWords | None") -> LoadedClassifier[ModelVersion]:
+        """Load the head and the adapter of a version from its local folder.
+
+        `bag` is the version's bag of words, which is slow to load. Raises ModelError as `loading.load_weights`.
+        """
         head = (
             load_head(folder, kind=version.kind).to(self.device).eval().requires_grad_(False)
         )  # fp32, as in `loading.load_model`
@@ -63,7 +66,6 @@ class SharedEncoder:
             name = f"{version.digest}-{self._num_added}"
             self._add_adapter(name, folder / "adapter")
         model = SharedEncoderClassifier(self, adapter=name, head=head).eval()
-        bag = load_bag_of_words(folder, kind=version.kind)
         return LoadedClassifier(model, self.tokenizer, version.classes, version.max_length, version, bag)
 
     def _add_adapter(self, name: str, folder: Path) -> None:

@@ -83,7 +83,12 @@ class Shared:
 @pytest.fixture
 def shared(base: Path, versions: dict[str, ModelVersion]) -> Shared:
     encoder = SharedEncoder(base.as_uri(), dtype="float32")
-    return Shared(encoder, {name: encoder.add(version) for name, version in versions.items()})
+    return Shared(encoder, {name: add(encoder, version) for name, version in versions.items()})
+
+
+def add(encoder: SharedEncoder, version: ModelVersion) -> LoadedClassifier[ModelVersion]:
+    folder = Path(version.uri.removeprefix("file://"))
+    return encoder.add(version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind))
 
 
 def alone(version: ModelVersion, base: Path) -> list[Prediction]:
@@ -135,7 +140,7 @@ def test_removing_a_version_removes_its_adapter_and_keeps_the_others(
             rows = [(shared.loaded[name], text) for text in TEXTS]
             assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
     assert not any(isinstance(module, LoraLayer) for module in shared.encoder._encoder.modules())
-    again = shared.encoder.add(versions["b"])
+    again = add(shared.encoder, versions["b"])
     assert_same(
         predict_shared(shared.encoder, [(again, text) for text in TEXTS], batch_size=BATCH), alone(versions["b"], base)
     )
@@ -148,7 +153,7 @@ def test_an_incomplete_adapter_is_refused_and_leaves_nothing(
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file(dict(sorted(load_file(file).items())[:5]), file)
     with pytest.raises(ModelError, match="lacks 19 weights"):
-        shared.encoder.add(broken)
+        add(shared.encoder, broken)
     rows = [(shared.loaded["c"], text) for text in TEXTS]
     assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions["c"], base))
 
@@ -158,14 +163,14 @@ def test_an_adapter_that_does_not_fit_changes_no_prediction_of_others(
     versions: dict[str, ModelVersion], base: Path, tmp_path: Path, before: str
 ) -> None:
     encoder = SharedEncoder(base.as_uri(), dtype="float32")
-    loaded = {name: encoder.add(versions[name]) for name in before}
+    loaded = {name: add(encoder, versions[name]) for name in before}
     broken = make_version(base, tmp_path, name="b")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     weights = load_file(file)
     last = sorted(weights)[-1]
     save_file(weights | {last: torch.ones(3, 4)}, file)
     with pytest.raises(ModelError, match="does not fit its base model"):
-        encoder.add(broken)
+        add(encoder, broken)
     for name, model in loaded.items():
         rows = [(model, text) for text in TEXTS]
         assert_same(predict_shared(encoder, rows, batch_size=BATCH), alone(versions[name], base))
@@ -174,7 +179,7 @@ def test_an_adapter_that_does_not_fit_changes_no_prediction_of_others(
 def test_a_version_that_is_added_again_before_its_removal_still_predicts(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
-    again = shared.encoder.add(versions["b"])
+    again = add(shared.encoder, versions["b"])
     both = [(loaded, text) for text in TEXTS for loaded in (shared.loaded["b"], again)]
     predictions = predict_shared(shared.encoder, both, batch_size=BATCH)
     assert_same(predictions[::2], alone(versions["b"], base))
