@@ -1,12 +1,14 @@
 """Bags of words: TF-IDF features of word and character n-grams with a linear head, without a neural network."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PositiveInt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from scipy.sparse import csr_matrix, hstack
@@ -25,19 +27,35 @@ MAX_WEIGHTS = 50_000_000
 MIN_TERMS = 2_000
 """Minimum of the limit of the vocabulary, because fewer terms are not a useful baseline. With more than 12,500 classes,
 each further class adds 4,000 weights to `MAX_WEIGHTS`."""
-NGRAMS: Mapping[str, Mapping[str, Any]] = {
-    "words": {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"},
-    "characters": {"analyzer": "char_wb", "ngram_range": (2, 5)},
-}
-"""Options of the vectorizer by kind of n-grams; each kind is a block of features."""
 TERMS_FILE, WEIGHTS_FILE = "bag_of_words.json", "bag_of_words.safetensors"
 
 
+class NgramOptions(BaseModel):
+    """The options of scikit-learn's `TfidfVectorizer` for a kind of n-grams."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    analyzer: Literal["word", "char", "char_wb"]
+    ngram_range: tuple[PositiveInt, PositiveInt]
+    token_pattern: str | None = None  # (words only)
+    lowercase: bool = True
+    sublinear_tf: bool = True
+
+
+NGRAMS: Mapping[str, NgramOptions] = {
+    "words": NgramOptions(analyzer="word", ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b"),
+    "characters": NgramOptions(analyzer="char_wb", ngram_range=(2, 5)),
+}
+"""Options of the vectorizer by kind of n-grams; each kind is a block of features. A stored bag of words has its own."""
+
+
 class _StoredTerms(StoredModel):
-    """The vocabulary of a bag of words."""
+    """The vocabulary of a bag of words and the options that turn a text into n-grams."""
 
     terms: dict[str, tuple[str, ...]]
     """N-grams by kind, in the order of the features."""
+    options: dict[str, NgramOptions]
+    """Options of the vectorizer by kind."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +86,8 @@ def fit_vectorizers(texts: Sequence[str], *, num_classes: int) -> tuple[dict[str
     omitted. Raises ValueError if no text contains an n-gram.
     """
     vectorizers, blocks = {}, []
-    for name in NGRAMS:
-        vectorizer = _vectorizer(name, max_features=vocabulary_limit(num_classes))
+    for name, options in NGRAMS.items():
+        vectorizer = _vectorizer(options, max_features=vocabulary_limit(num_classes))
         try:
             blocks.append(vectorizer.fit_transform(list(texts)))
         except ValueError as error:
@@ -90,31 +108,39 @@ def stack_blocks(blocks: Iterable[csr_matrix]) -> csr_matrix:
 def bag_files(bag: BagOfWords) -> dict[str, bytes]:
     """Return the content of the files of a bag of words by name; loading them executes no code."""
     terms = {name: tuple(item.get_feature_names_out().tolist()) for name, item in bag.vectorizers.items()}
+    options = {name: _options_of(item) for name, item in bag.vectorizers.items()}
     arrays = {"weight": bag.weight, "bias": bag.bias}
     arrays |= {f"idf.{name}": np.asarray(vectorizer.idf_) for name, vectorizer in bag.vectorizers.items()}
-    return {TERMS_FILE: _StoredTerms(terms=terms).model_dump_json().encode(), WEIGHTS_FILE: save(arrays)}
+    stored = _StoredTerms(terms=terms, options=options).model_dump_json().encode()
+    return {TERMS_FILE: stored, WEIGHTS_FILE: save(arrays)}
 
 
 def load_bag(folder: Path) -> BagOfWords:
-    """Load a bag of words; its logits equal those of the fitted one bit for bit.
+    """Load a bag of words; its logits equal those of the fitted one bit for bit, even if `NGRAMS` has changed.
 
     Raises ModelError if a file is missing or damaged, or if the files do not fit each other.
     """
     try:
-        terms = _StoredTerms.model_validate_json((folder / TERMS_FILE).read_bytes()).terms
+        stored = _StoredTerms.model_validate_json((folder / TERMS_FILE).read_bytes())
         arrays = load((folder / WEIGHTS_FILE).read_bytes())
         vectorizers = {}
-        for name, vocabulary in terms.items():
-            vectorizers[name] = _vectorizer(name, vocabulary={term: column for column, term in enumerate(vocabulary)})
+        for name, terms in stored.terms.items():
+            vocabulary = {term: column for column, term in enumerate(terms)}
+            vectorizers[name] = _vectorizer(stored.options[name], vocabulary=vocabulary)
+            vectorizers[name].build_analyzer()  # raises an error for an invalid pattern
             vectorizers[name].idf_ = arrays[f"idf.{name}"]
         weight, bias = arrays["weight"], arrays["bias"]
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, ValueError, re.error, SafetensorError) as error:
         reason = str(error).split("\n")[0]
         raise ModelError(f"the bag of words in {folder} cannot be loaded: {reason}; run the recipe again") from None
-    if weight.shape != (sum(map(len, terms.values())), len(bias)):
+    if weight.shape != (sum(map(len, stored.terms.values())), len(bias)):
         raise ModelError(f"{folder}/{WEIGHTS_FILE} does not fit the vocabulary in {TERMS_FILE}; run the recipe again")
     return BagOfWords(vectorizers, weight, bias)
 
 
-def _vectorizer(name: str, **options: Any) -> TfidfVectorizer:
-    return TfidfVectorizer(sublinear_tf=True, dtype=np.float32, **NGRAMS[name], **options)
+def _vectorizer(options: NgramOptions, **others: Any) -> TfidfVectorizer:
+    return TfidfVectorizer(dtype=np.float32, **options.model_dump(), **others)
+
+
+def _options_of(vectorizer: TfidfVectorizer) -> NgramOptions:
+    return NgramOptions(**{name: getattr(vectorizer, name) for name in NgramOptions.model_fields})

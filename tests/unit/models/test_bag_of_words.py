@@ -1,6 +1,8 @@
 """Tests of bags of words: features, storage, and loading as an artifact."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,14 @@ from serving.engines.classify import predict_texts
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models import bag_of_words
-from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, load_bag, vocabulary_limit
+from tailorbird.models.bag_of_words import (
+    BagOfWords,
+    NgramOptions,
+    bag_files,
+    fit_vectorizers,
+    load_bag,
+    vocabulary_limit,
+)
 from tailorbird.models.errors import ModelError
 from tailorbird.models.export import export_version
 from tailorbird.models.loading import LoadedClassifier, load_artifact, load_model
@@ -72,6 +81,38 @@ def test_a_loaded_bag_of_words_has_the_same_logits_bit_for_bit(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bag_of_words.json", "bag_of_words.safetensors"]
     texts = [*TEXTS, *UNKNOWN, "retina infection of the nail"]
     np.testing.assert_array_equal(load_bag(tmp_path).logits(texts), fitted.logits(texts))
+
+
+def test_a_stored_bag_of_words_keeps_its_options_if_those_of_the_code_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {
+        "words": NgramOptions(
+            analyzer="word", ngram_range=(1, 1), token_pattern=r"\S+", lowercase=False, sublinear_tf=False
+        ),
+        "letters": NgramOptions(analyzer="char", ngram_range=(3, 3)),
+    }
+    texts = [*TEXTS, *UNKNOWN, "Retina retina retina-nail pain pain"]
+    with monkeypatch.context() as patch:
+        patch.setattr(bag_of_words, "NGRAMS", options)
+        fitted = bag_of()
+        expected = fitted.logits(texts)
+        write_bag(tmp_path, fitted)
+    loaded = load_bag(tmp_path)
+    assert list(loaded.vectorizers) == ["words", "letters"]
+    np.testing.assert_array_equal(loaded.logits(texts), expected)
+
+
+@pytest.mark.parametrize(
+    "change", [{"token_pattern": "("}, {"token_pattern": "(a)(b)"}, {"analyzer": "tokens"}, {"ngram_range": [0, 1]}]
+)
+def test_invalid_stored_options_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_bag(tmp_path, bag_of())
+    stored = json.loads((tmp_path / bag_of_words.TERMS_FILE).read_bytes())
+    stored["options"]["words"] |= change
+    (tmp_path / bag_of_words.TERMS_FILE).write_text(json.dumps(stored))
+    with pytest.raises(ModelError, match="run the recipe again"):
+        load_bag(tmp_path)
 
 
 def test_the_logits_of_a_text_do_not_depend_on_the_other_texts() -> None:
