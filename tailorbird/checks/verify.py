@@ -132,6 +132,9 @@ def _protocol_faults(uri: str, *, evidence: Evidence, registration: Preregistrat
     }
     for part, (value, registered) in pairs.items():
         yield from differences(value, registered, at=part, other=f"in {PROTOCOL_FILE} it is")
+    incumbent = evidence.versions["incumbent"].uri
+    if evidence.champion not in (None, incumbent):
+        yield f"the incumbent is {incumbent}; it must be the champion of the run, {evidence.champion}"
     # Detect a protocol that was weakened afterwards in both files.
     protocol = evidence.protocol
     of_recipe = build_protocol(

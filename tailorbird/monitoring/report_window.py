@@ -40,7 +40,7 @@ class ServedVersions:
     """The served versions according to the registry."""
 
     champion: ModelVersion
-    pretrained: ModelVersion | None  # the pretrained model that the champion was compared with
+    pretrained: ModelVersion | None  # served as `model: pretrained`: a baseline
     challenger: ModelVersion | None
     since: date  # first day of the champion, UTC
 

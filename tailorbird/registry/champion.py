@@ -56,7 +56,7 @@ class FormerChampion(Frozen):
     digest: str
     run: str  # URI of the run whose verdict selected it; empty if there is none
     verdict: ChosenBy | None = None
-    pretrained: PinnedVersion | None = None  # the pretrained model of the comparison, which may be this version
+    pretrained: PinnedVersion | None = None  # served as `model: pretrained`: a baseline, which may be this version
     parity: ParityResult | None = None  # None if nothing was served at its promotion; `serve` then checks parity
 
 

@@ -121,7 +121,7 @@ def _promoted(
         digest=version.digest,
         run=kept.run if kept else evidence.run,
         verdict=kept.verdict if kept else chosen_by,
-        pretrained=kept.pretrained if kept else _pretrained(evidence.versions["incumbent"], former=former),
+        pretrained=kept.pretrained if kept else _pretrained(version, evidence=evidence, former=former),
         parity=parity,
         reason=reason,
         since=now(),
@@ -186,8 +186,7 @@ def _first_incumbent(champion: Champion) -> FormerChampion:
     incumbent = read_run_evidence(champion.run).versions["incumbent"] if champion.run else None
     if incumbent is None or incumbent.uri == champion.uri:
         raise PromotionRefused(f"there was no champion before {champion.uri}; run the recipe and promote its winner")
-    pretrained = _pretrained(incumbent, former=None)
-    return FormerChampion(uri=incumbent.uri, digest=incumbent.digest, run="", pretrained=pretrained)
+    return FormerChampion(uri=incumbent.uri, digest=incumbent.digest, run="", pretrained=_pinned_baseline(incumbent))
 
 
 def _keep(task_uri: str, champion: Champion) -> Champion:
@@ -204,11 +203,26 @@ def _weights_of(champion: Champion) -> str | None:
     return None
 
 
-def _pretrained(incumbent: CandidateRecord, *, former: Champion | None) -> PinnedVersion | None:
-    """Return the incumbent if it is a baseline, else the pretrained model of the former champion."""
-    if incumbent.kind in versions.BASELINE_KINDS:
-        return PinnedVersion(uri=incumbent.uri, digest=incumbent.digest)
-    return former.pretrained if former else None
+def _pretrained(version: ModelVersion, *, evidence: Evidence, former: Champion | None) -> PinnedVersion | None:
+    """Return the baseline to serve next to the version: the incumbent, or else the baseline of the former champion.
+
+    The latter must be undamaged and have the base model and the code of the version.
+    """
+    baseline = _pinned_baseline(evidence.versions["incumbent"])
+    if baseline is not None or former is None or former.pretrained is None:
+        return baseline
+    with suppress(ValueError):
+        kept = read_version(former.pretrained.uri)
+        if (kept.pinned, kept.base_model, kept.code) == (former.pretrained, version.base_model, version.code):
+            return former.pretrained
+    return None
+
+
+def _pinned_baseline(incumbent: CandidateRecord) -> PinnedVersion | None:
+    """Return the incumbent if it is a baseline, else None."""
+    if incumbent.kind not in versions.BASELINE_KINDS:
+        return None
+    return PinnedVersion(uri=incumbent.uri, digest=incumbent.digest)
 
 
 def _write(task_uri: str, champion: Champion, *, etag: str | None) -> None:
@@ -225,7 +239,13 @@ def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, ove
     promotion must not undo.
     """
     evidence, verdict = evaluation.evidence, evaluation.evidence.verdict
-    if champion is not None and champion.uri not in (evidence.champion, evidence.versions["incumbent"].uri):
+    incumbent = evidence.versions["incumbent"].uri
+    if evidence.champion not in (None, incumbent):
+        raise PromotionRefused(
+            f"the verdict of {evidence.run} compared with {incumbent}, which is not the champion of the run, "
+            f"{evidence.champion}; run the recipe again"
+        )
+    if champion is not None and champion.uri != incumbent:
         raise PromotionRefused(
             f"the verdict compared with {evidence.champion or 'no champion'}, but the champion is now {champion.uri}; "
             "run the recipe again to compare with it"

@@ -101,7 +101,8 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri
     versions = {"candidate": candidate_record(first), "incumbent": candidate_record(pretrained)}
     write_concluded_run(task_uri, first, versions=versions)
     assert promote_version(task_uri).former == ()
-    write_concluded_run(task_uri, second, champion=first.uri, created_at="2099-01-01T00:00:00+00:00")
+    later = {"candidate": candidate_record(second), "incumbent": CandidateRecord("full", first.uri, first.digest)}
+    write_concluded_run(task_uri, second, versions=later, champion=first.uri, created_at="2099-01-01T00:00:00+00:00")
     before = read_champion(task_uri)
     assert before is not None
     promoted = promote_version(task_uri)
@@ -206,7 +207,8 @@ def test_weights_that_were_rolled_back_are_not_promoted_with_another_engine(
     set_champion(task_uri, faster, etag=later[1], reason="faster", run=back.run, former=former)
     back = roll_back(task_uri, reason="wrong answers")
     assert (back.uri, back.rolled_back) == (other.uri, (faster.digest, chosen.digest))
-    write_concluded_run(task_uri, chosen, champion=other.uri)
+    versions = {"candidate": candidate_record(chosen), "incumbent": candidate_record(other)}
+    write_concluded_run(task_uri, chosen, versions=versions, champion=other.uri)
     with pytest.raises(PromotionRefused, match="was rolled back"):
         promote_version(task_uri)
 

@@ -97,6 +97,14 @@ def test_a_protocol_that_differs_from_the_registered_one_is_detected(task_folder
     assert any(fault.startswith("verdict.alpha") for fault in faults)
 
 
+def test_an_incumbent_that_is_not_the_champion_of_the_run_is_detected(task_folder: Path) -> None:
+    rewrite(run_of(task_folder), champion=(task_folder / "versions" / "full-0").as_uri())
+    faults = verify_evidence(run_of(task_folder).as_uri())
+    assert any(
+        fault.startswith("the incumbent is ") and "/probe-1; it must be the champion" in fault for fault in faults
+    )
+
+
 def test_evidence_of_other_test_rows_is_refused(task_folder: Path) -> None:
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     rewrite(run_of(task_folder), data=evidence["data"] | {"sha256": {"test": "0" * 64}})

@@ -1,0 +1,123 @@
+"""Promotion without a service, with the champion kept in memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailorbird.evaluation.report.evidence import CandidateRecord
+from tailorbird.registry.champion import Champion
+from tailorbird.registry.versions import ModelVersion, VersionConfig, register, write_config
+from tailorbird.release import promotion
+from tailorbird.release.promotion import promote_version
+from tailorbird.release.runs import PromotionRefused
+from tests.finished_runs import candidate_record, write_finished_run
+
+BASE, CODE = "s3://models/_base/one", "s3://models/one.zip"
+
+
+class Task:
+    """A task in a local folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.uri = (folder / "task").as_uri()
+        self.champion: Champion | None = None
+
+    def register(self, name: str, *, kind: Any = "full", base_model: str = BASE, code: str = CODE) -> ModelVersion:
+        folder = self.folder / name
+        folder.mkdir()
+        for file in ("head.safetensors", "encoder.safetensors"):
+            (folder / file).write_text(name)
+        config = VersionConfig(
+            kind=kind, classes=("a", "b"), base_model=base_model, max_length=16, dtype="float32", code=code,
+            recipe_hash="0" * 64, created_at="2026-01-01T00:00:00+00:00",
+        )  # fmt: skip
+        write_config(folder, config)
+        return register(self.uri, folder)
+
+    def promote(self, candidate: ModelVersion, *, incumbent: ModelVersion, **changes: Any) -> Champion:
+        """Promote the candidate by the verdict of a run that compared it with the incumbent."""
+        versions = {"candidate": candidate_record(candidate), "incumbent": candidate_record(incumbent)}
+        changes = {"champion": self.champion.uri if self.champion else None} | changes
+        write_finished_run(f"{self.uri}/runs/{candidate.version}", versions=versions, **changes)
+        return promote_version(self.uri, version=candidate.uri)
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """Return a task that is not served."""
+    task = Task(tmp_path)
+
+    def write(_task_uri: str, champion: Champion, *, etag: str | None) -> None:
+        assert etag == ("etag" if task.champion else None)
+        task.champion = champion
+
+    @contextmanager
+    def not_served(_task_uri: str, **_options: object) -> Iterator[None]:
+        yield None
+
+    monkeypatch.setattr(promotion, "read_champion", lambda _: (task.champion, "etag") if task.champion else None)
+    monkeypatch.setattr(promotion, "write_champion", write)
+    monkeypatch.setattr(promotion, "stage_version", not_served)
+    monkeypatch.setattr(promotion, "switch_service", lambda *_args, **_options: None)
+    return task
+
+
+def test_the_baseline_of_the_former_champion_is_kept_for_the_same_base_model_and_code(task: Task) -> None:
+    baseline, first, second = task.register("baseline", kind="probe"), task.register("1"), task.register("2")
+    assert task.promote(first, incumbent=baseline).pretrained == baseline.pinned
+    assert task.promote(second, incumbent=first).pretrained == baseline.pinned
+
+
+@pytest.mark.parametrize("changed", [{"base_model": "s3://models/_base/two"}, {"code": "s3://models/two.zip"}])
+def test_a_champion_with_another_base_model_or_code_does_not_inherit_a_baseline(
+    task: Task, changed: dict[str, str]
+) -> None:
+    baseline, first = task.register("baseline", kind="probe"), task.register("1")
+    second, third = task.register("2", **changed), task.register("3", **changed)
+    task.promote(first, incumbent=baseline)
+    assert task.promote(second, incumbent=first).pretrained is None
+    assert task.promote(third, incumbent=second).pretrained is None
+
+
+def test_a_damaged_baseline_is_not_inherited(task: Task) -> None:
+    baseline, first, second = task.register("baseline", kind="probe"), task.register("1"), task.register("2")
+    task.promote(first, incumbent=baseline)
+    (task.folder / "task" / "versions" / baseline.version / "manifest.json").unlink()
+    assert task.promote(second, incumbent=first).pretrained is None
+
+
+@pytest.mark.parametrize("promoted_before", [True, False])
+def test_a_verdict_whose_incumbent_is_not_the_champion_of_its_run_is_refused(task: Task, promoted_before: bool) -> None:
+    baseline, first, second = task.register("baseline", kind="probe"), task.register("1"), task.register("2")
+    if promoted_before:
+        task.promote(first, incumbent=baseline)
+    before = task.champion
+    with pytest.raises(PromotionRefused, match=r"compared with .*probe-.*, which is not the champion .*full-"):
+        task.promote(second, incumbent=baseline, champion=first.uri)
+    assert task.champion == before
+
+
+def test_a_verdict_without_a_champion_is_promoted_if_its_incumbent_is_the_champion_now(task: Task) -> None:
+    baseline, first = task.register("baseline", kind="probe"), task.register("1")
+    stay = task.register("0")
+    task.promote(baseline, incumbent=stay)
+    assert task.promote(first, incumbent=baseline, champion=None).uri == first.uri
+
+
+def test_a_verdict_that_compared_with_another_champion_is_refused(task: Task) -> None:
+    baseline, first, second = task.register("baseline", kind="probe"), task.register("1"), task.register("2")
+    task.promote(first, incumbent=baseline)
+    with pytest.raises(PromotionRefused, match="compared with no champion, but the champion is now"):
+        task.promote(second, incumbent=baseline, champion=None)
+    record = CandidateRecord("full", f"{task.uri}/versions/none", "0" * 64)
+    write_finished_run(
+        f"{task.uri}/runs/{second.version}",
+        versions={"candidate": candidate_record(second), "incumbent": record},
+        champion=record.uri,
+    )
+    with pytest.raises(PromotionRefused, match=r"compared with .*/none, but the champion is now .*; run the recipe"):
+        promote_version(task.uri, version=second.uri)
