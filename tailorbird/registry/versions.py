@@ -19,16 +19,12 @@ Kind = Literal["zero_shot", "few_shot", "centroid", "bag_of_words", "probe", "pr
 BASELINE_KINDS = ("zero_shot", "few_shot", "centroid", "bag_of_words", "probe", "probe_bag")
 """Kinds that need no fine-tuning: their base model is unchanged, and `bag_of_words` does not use it."""
 BAG_KINDS = ("bag_of_words", "probe_bag")  # kinds with a bag of words
+BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
 """Runtime of a classifier's encoder; the engines other than torch run files that `models.export` wrote, on CPU."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
-CLASSIFIER_WEIGHTS = {
-    "bag_of_words": "bag_of_words.safetensors",
-    "probe_bag": "bag_of_words.safetensors",
-    "lora": "adapter/adapter_model.safetensors",
-    "full": "encoder.safetensors",
-}
-"""Weight file by kind, in addition to the head of a classifier (torch only); other kinds use the base model."""
+CLASSIFIER_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "encoder.safetensors"}
+"""Weight file of the encoder by kind (torch only); other kinds use the base model or no encoder."""
 
 
 class RegistryError(ValueError):
@@ -188,12 +184,11 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
     if config.hybrid is not None:
         read_parts(config.hybrid)
         return
-    if config.task == "chat":
-        required = [CHAT_WEIGHTS.get(config.kind)]
-    else:
-        required = [CLASSIFIER_WEIGHTS.get(config.kind) if config.engine == "torch" else None]
-        required += [] if config.kind == "bag_of_words" else ["head.safetensors"]
-    missing = [name for name in required if name is not None and name not in files]
+    weights = CHAT_WEIGHTS if config.task == "chat" else CLASSIFIER_WEIGHTS
+    required = [weights[config.kind]] if config.kind in weights and config.engine == "torch" else []
+    required += BAG_FILES if config.kind in BAG_KINDS else ()
+    required += ["head.safetensors"] if config.task == "classification" and config.kind != "bag_of_words" else []
+    missing = [name for name in required if name not in files]
     if missing:
         raise RegistryError(f"{folder} is not a model version: {missing[0]} is missing")
 
@@ -277,9 +272,10 @@ def shares_base(config: VersionConfig) -> bool:
 def versions_on_same_base(version: ModelVersion, *, task_uri: str, limit: int) -> list[ModelVersion]:
     """Return the newest `limit` other versions that can share the version's base model in memory.
 
-    These are heads and adapters with the same base model, dtype and code.
+    These are heads and adapters with the same base model, dtype and code. There are none for a bag of words, whose
+    replicas hold no base model.
     """
-    if not limit:
+    if not limit or version.kind == "bag_of_words":
         return []
     others = []
     for uri in version_uris(task_uri):

@@ -19,6 +19,7 @@ from tailorbird.registry.versions import (
     hybrid_config,
     is_intact,
     register,
+    versions_on_same_base,
     write_config,
 )
 
@@ -149,6 +150,36 @@ def test_a_fine_tuned_classifier_without_its_weights_is_not_registered(tmp_path:
         register(task_uri, folder)
     write_config(folder, parsed(PLAIN | {"kind": kind, "engine": "openvino", "exported_from": PARTS["candidate"]}))
     assert register(task_uri, folder).engine == "openvino"  # the encoder of other engines is in other files
+
+
+@pytest.mark.parametrize("kind", ["bag_of_words", "probe_bag"])
+@pytest.mark.parametrize("missing", ["bag_of_words.json", "bag_of_words.safetensors"])
+def test_a_version_without_a_file_of_its_bag_of_words_is_not_registered(
+    tmp_path: Path, kind: str, missing: str
+) -> None:
+    folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
+    folder.mkdir()
+    write_config(folder, parsed(PLAIN | {"kind": kind}))
+    for name in {"bag_of_words.json", "bag_of_words.safetensors", "head.safetensors"} - {missing}:
+        (folder / name).write_bytes(b"content")
+    with pytest.raises(RegistryError, match=f"{missing} is missing"):
+        register(task_uri, folder)
+    (folder / missing).write_bytes(b"content")
+    assert register(task_uri, folder).kind == kind
+
+
+def test_heads_on_the_same_base_are_served_with_a_probe_but_not_with_a_bag_of_words(tmp_path: Path) -> None:
+    task_uri = (tmp_path / "task").as_uri()
+    registered: dict[str, ModelVersion] = {}
+    for name, kind in (("one", "probe"), ("two", "centroid"), ("bag", "bag_of_words")):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_config(folder, parsed(PLAIN | {"kind": kind}))
+        for file in ("bag_of_words.json", "bag_of_words.safetensors", "head.safetensors"):
+            (folder / file).write_text(name)
+        registered[name] = register(task_uri, folder)
+    assert versions_on_same_base(registered["one"], task_uri=task_uri, limit=4) == [registered["two"]]
+    assert versions_on_same_base(registered["bag"], task_uri=task_uri, limit=4) == []
 
 
 def test_the_task_of_a_version_with_prompting_is_chat() -> None:
