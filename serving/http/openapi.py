@@ -64,7 +64,7 @@ OPERATIONS: Mapping[str, Operation] = {
         errors=(404, 422),
     ),
     "/v1/compare": Operation(
-        "Classify texts with the pretrained model and with the champion",
+        "Classify texts with the baseline and with the champion",
         schemas.CompareResponse,
         schemas.ClassifyRequest,
         _TEXT,

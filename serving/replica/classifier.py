@@ -50,7 +50,7 @@ class Classifier:
         return 200, write_answer(answer)
 
     async def _compare(self, body: bytes, request_id: str) -> tuple[int, bytes]:
-        """Classify the same texts with the pretrained model and with the champion."""
+        """Classify the same texts with the baseline and with the champion."""
         context = self._replica.begin("compare", request_id)
         request = self._parse(body)
         context = context._replace(subject=request.subject)

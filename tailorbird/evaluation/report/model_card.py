@@ -24,6 +24,8 @@ ARCHITECTURES = {
     "probe_bag": "mean-pooled encoder, TF-IDF of n-grams and linear head, ",
 }
 """Architecture of the kinds that differ from the other models of their task."""
+WITHOUT_BASE_MODEL = "bag_of_words"
+"""The kind of version that is not derived from the base model of its recipe."""
 BEHAVIORAL_GATES = {
     "counterfactual": "The effect of a person's name, sex or age on predictions",
     "robustness": "The effect of typing errors, case and white space on predictions",
@@ -106,7 +108,7 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
     measured = {"task": {"type": task}, "dataset": dataset, "metrics": metrics}
     return {
         **({"license": recipe.license} if recipe.license else {}),
-        "base_model": _hub_id(recipe.base_model),
+        **({} if version.kind == WITHOUT_BASE_MODEL else {"base_model": _hub_id(recipe.base_model)}),
         "datasets": datasets,
         "metrics": [HUB_METRICS[name] for name in scores],
         "pipeline_tag": task,
@@ -117,7 +119,7 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
 
 
 def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
-    task = TASKS[evidence.recipe.task]
+    task, kind = TASKS[evidence.recipe.task], evidence.versions[role].kind
     if role == "hybrid":
         assert verdict.hybrid is not None  # the role requires a hybrid
         parts = " or ".join(f"`{evidence.versions[part].uri}`" for part in ("incumbent", "candidate"))
@@ -126,12 +128,9 @@ def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
             "rows"
         )
     else:
-        kind = evidence.versions[role].kind
         built = f"{ARCHITECTURES.get(kind, task.architecture)}kind `{kind}`"
-    return (
-        f"{task.model} for the task `{evidence.name}`, based on `{evidence.recipe.base_model}`: {built}. "
-        f"It is the {role} of run `{evidence.run}`."
-    )
+    base = "" if kind == WITHOUT_BASE_MODEL else f", based on `{evidence.recipe.base_model}`"
+    return f"{task.model} for the task `{evidence.name}`{base}: {built}. It is the {role} of run `{evidence.run}`."
 
 
 def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:

