@@ -19,8 +19,9 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
     serving = read_champion(task_uri)
     champion, parity = (serving[0].uri, serving[0].parity) if serving else (None, None)
     versions = list_versions(task_uri)
+    width = max((len(version.version) for version in versions), default=0)
     lines = [
-        f"{'* ' if version.uri == champion else '  '}{version.version:<24} {version.created_at}  {version.uri}"
+        f"{'* ' if version.uri == champion else '  '}{version.version:<{width}}  {version.created_at}  {version.uri}"
         for version in versions
     ]
     lines += [f"champion: {parity.sentence()}"] if parity else []

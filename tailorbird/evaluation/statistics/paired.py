@@ -20,7 +20,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """Numbers of rows on which the candidate and the other model (incumbent or reference) are right."""
+    """Numbers of rows on which the candidate and the other model are right."""
 
     both_right: int
     only_candidate_right: int

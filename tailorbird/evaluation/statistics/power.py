@@ -134,7 +134,7 @@ def plain_rows_needed(gain: float, *, discordance: float, alpha: float) -> int:
 def rule_holds(cells: NDArray[np.int64], *, minimum_gain: float, alpha: float) -> NDArray[np.bool_]:
     """Return for each table [..., 4] whether p < alpha, the interval is above 0 and the gain reaches `minimum_gain`.
 
-    The cells are in the order of `PairedCounts`. This is the rule of `verdict.decide` without the reference.
+    The cells are in the order of `PairedCounts`. This is the condition of `Verdict.proven`.
     """
     low, _ = newcombe_limits(cells, alpha=alpha)
     p_value = midp_values(cells[..., 1], only_other=cells[..., 2])
