@@ -107,7 +107,7 @@ def fit_baselines(
 def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:
     """Write each servable baseline as a loadable artifact to `uri`/<kind>; return all baselines with their URIs.
 
-    `config` supplies all fields except kind and temperature.
+    `config` supplies all fields except kind, temperature and the dtype of `bag_of_words`.
     """
     for kind, temperature in results.temperatures.items():
         files = bag_files(results.bags[kind]) if kind in results.bags else {}
@@ -116,8 +116,10 @@ def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig
             files["head.safetensors"] = save({"weight": head.weight, "bias": head.bias})
         for name, content in files.items():
             storage.write_bytes(f"{uri}/{kind}/{name}", content)
-        named = config.model_copy(update={"kind": kind, "temperature": temperature})
-        write_artifact_config(f"{uri}/{kind}", named)
+        changes: dict[str, object] = {"kind": kind, "temperature": temperature}
+        if kind == "bag_of_words":
+            changes["dtype"] = "float32"  # it has no encoder, and the linear head computes in float32 on every device
+        write_artifact_config(f"{uri}/{kind}", config.model_copy(update=changes))
     uris = {kind: f"{uri}/{kind}" for kind in results.temperatures}
     return tuple(replace(baseline, uri=uris.get(baseline.kind)) for baseline in results.baselines)
 

@@ -1,6 +1,7 @@
 """Tests of the heads of the baselines on synthetic embeddings."""
 
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tailorbird.evaluation.baselines import classification, linear_head
 from tailorbird.evaluation.baselines.classification import (
     COSINE_SCALE,
     EMBEDDING_WEIGHTS,
+    BaselineResults,
     centroids,
     cosine_head,
     fit_bags,
@@ -20,6 +22,7 @@ from tailorbird.evaluation.baselines.classification import (
     fit_probe,
     majority,
     split_head,
+    store_baselines,
     unit,
 )
 from tailorbird.evaluation.baselines.linear_head import (
@@ -35,6 +38,8 @@ from tailorbird.evaluation.baselines.linear_head import (
     fit_svm,
     select_fit,
 )
+from tailorbird.models.bag_of_words import BagOfWords, fit_vectorizers
+from tailorbird.registry.versions import VersionConfig, now, read_artifact_config
 
 GENERATOR = np.random.default_rng(0)
 
@@ -191,6 +196,33 @@ def test_a_class_with_one_row_is_learned() -> None:
     data = HeadData(train, np.array([0, 0, 1, 1, 2]), train, np.array([0, 0, 1, 1, 2]), "accuracy")
     bag, both = fit_bags(data, embeddings=np.eye(5, dtype=np.float32), held_out_embeddings=np.eye(5, dtype=np.float32))
     assert (bag.score, both.score) == (1.0, 1.0)
+
+
+def test_a_stored_bag_of_words_has_the_dtype_float32_and_other_baselines_that_of_their_encoder(tmp_path: Path) -> None:
+    head, uri = Head(np.zeros((2, 1), dtype=np.float32), np.zeros(2, dtype=np.float32)), tmp_path.as_uri()
+    vectorizers, terms = fit_vectorizers(["x", "y"], num_classes=2)
+    bag = BagOfWords(vectorizers, np.zeros((terms.shape[1], 2), dtype=np.float32), head.bias)
+    heads = dict.fromkeys(("probe", "probe_bag"), head)
+    bags = dict.fromkeys(("bag_of_words", "probe_bag"), bag)
+    results = BaselineResults((), heads, bags, dict.fromkeys((*heads, "bag_of_words"), 2.0))
+    config = VersionConfig(
+        kind="zero_shot",
+        classes=("a", "b"),
+        base_model="s3://m/base",
+        max_length=8,
+        dtype="bfloat16",
+        code="s3://none.zip",
+        recipe_hash="0" * 64,
+        created_at=now(),
+    )
+    store_baselines(uri, results, config=config)
+    stored = {kind: read_artifact_config(f"{uri}/{kind}") for kind in results.temperatures}
+    assert {kind: item.dtype for kind, item in stored.items()} == {
+        "probe": "bfloat16",
+        "probe_bag": "bfloat16",
+        "bag_of_words": "float32",
+    }
+    assert {(kind, 2.0) for kind in stored} == {(item.kind, item.temperature) for item in stored.values()}
 
 
 @pytest.mark.parametrize(("texts", "labels"), [(("x",), ("a",)), (("x", "y"), ("a", "a"))])
