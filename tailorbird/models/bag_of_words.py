@@ -23,9 +23,9 @@ MAX_TERMS = 100_000
 """Limit of the vocabulary of each kind of n-grams. The n-grams that occur most often in the training texts are kept."""
 MAX_WEIGHTS = 50_000_000
 """Limit of the weights: terms of all kinds times classes. The weights take 200 MB in a version and in a replica, and
-800 MB while a linear SVM is fitted. With more than 250 classes, this limit reduces the vocabulary below `MAX_TERMS`."""
+1.6 GB while the linear SVMs are fitted (32 B per weight). Above 250 classes the vocabulary is less than `MAX_TERMS`."""
 MIN_TERMS = 2_000
-"""Minimum of the limit of the vocabulary, because fewer terms are not a useful baseline. With more than 12,500 classes,
+"""Minimum of the limit of the vocabulary, because fewer terms are not a useful baseline. Above 12,500 classes,
 each further class adds 4,000 weights to `MAX_WEIGHTS`."""
 TERMS_FILE, WEIGHTS_FILE = "bag_of_words.json", "bag_of_words.safetensors"
 
