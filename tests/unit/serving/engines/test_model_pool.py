@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.engines.classify import Prediction
 from serving.engines.model_pool import ModelPool
 from serving.http.metrics import Meter
 from tailorbird.models import bag_of_words
@@ -40,6 +41,10 @@ def test_a_bag_of_words_is_loaded_in_the_thread_of_the_caller_and_not_in_that_of
     with ThreadPoolExecutor(1) as worker:
         engine = ModelPool(worker=worker, batch_size=BATCH, meter=Meter()).load(version.uri, version.digest)
         assert threads == [threading.current_thread()]
-        predictions = asyncio.run(engine.submit(TEXTS))  # type: ignore[arg-type]
+
+        async def predict() -> list[Prediction]:
+            return await engine.submit(TEXTS)
+
+        predictions = asyncio.run(predict())
     assert_same(predictions, alone(version, base))
     assert not np.allclose(predictions[0].scores, predictions[1].scores)
