@@ -93,6 +93,5 @@ def _exit_without_destructors() -> None:
         os._exit(int(session.exitstatus))
 
 
-atexit.register(
-    _exit_without_destructors
-)  # before Ray and Arrow are imported, so that it runs after their exit handlers
+# Registered before Ray and Arrow are imported, so that it runs after their exit handlers.
+atexit.register(_exit_without_destructors)

@@ -154,7 +154,7 @@ def matches(selector: Document, labels: dict[str, str]) -> bool:
 
 
 def put(document: Document, path: str, value: Any) -> None:
-    """Set the value at a path like `spec.workerGroupSpecs.0.maxReplicas`; None deletes it, `~` stands for a dot."""
+    """Set the value at a path like `spec.workerGroupSpecs.0.maxReplicas`; None deletes it, `~` is a dot in a name."""
     *way, last = (key.replace("~", ".") for key in path.split("."))
     node: Any = document
     for key in way:

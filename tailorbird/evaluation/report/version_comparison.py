@@ -38,7 +38,7 @@ class VersionComparison(BaseModel, frozen=True):
 
 
 def compare_versions(first: str, *, second: str) -> VersionComparison:
-    """Compare two versions by URI; the URI of a run stands for its candidate.
+    """Compare two versions by URI; the URI of a run selects its candidate.
 
     Metric and level are those of the first. Raises VerdictRefused if the two were tested on different rows, ValueError
     if there is no evidence.
