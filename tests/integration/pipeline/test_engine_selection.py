@@ -124,6 +124,7 @@ def _classify(url: str, texts: list[str]) -> dict[str, Any]:
     return dict(answer.json())
 
 
+@pytest.mark.slow
 def test_int8_is_accepted_promoted_served_as_evaluated_and_rolled_back(
     evaluated: versions.ModelVersion,
 ) -> None:

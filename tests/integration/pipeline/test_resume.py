@@ -46,6 +46,7 @@ def kill_after(stage: str, process: subprocess.Popen[str], *, task_uri: str, log
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(small_data: str, tmp_path: Path) -> None:
     name = "resumed"
     task_uri = f"{REGISTRY}/{name}"

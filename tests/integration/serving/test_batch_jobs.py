@@ -87,6 +87,7 @@ def _wait_for_workers_to_end(state: stack.StackState) -> None:
     _wait_for(lambda: not any("ray::Map" in command for command in commands()) or None)
 
 
+@pytest.mark.slow
 def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
     stack: stack.StackState, service: Service, rows: pa.Table, tmp_path: Path
 ) -> None:
