@@ -29,6 +29,7 @@ from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, Answ
 from tailorbird.registry.versions import ModelVersion, now
 
 MAX_COUNTERFACTUAL_TEXTS = 500  # maximum sampled texts for the counterfactual gate
+DAYS_PER_YEAR = 365.25
 RELABELLED = "texts were labelled more than once; the latest label counts"
 
 Unlabelled = tuple[tuple[DriftStatistic, ...], Gate | None, tuple[str, ...]]
@@ -154,7 +155,7 @@ class ReportWindow:
             notes.append(f"drift of texts was not computed: {fault}")
         window = TrafficSample(sample.scores.astype(np.float64), sample.labels, embeddings)
         try:
-            rate = self.recipe.monitoring.false_alarm_rate
+            rate = self.recipe.monitoring.false_alarms_per_year / DAYS_PER_YEAR
             return drift_statistics(window, reference=self.reference.sample, rate=rate), notes
         except DriftError as error:
             return (), [*notes, f"no drift statistic was computed: {error}"]
