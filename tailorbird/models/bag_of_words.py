@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +72,10 @@ class BagOfWords:
             return np.zeros((0, len(self.bias)), dtype=np.float32)
         features = stack_blocks(vectorizer.transform(list(texts)) for vectorizer in self.vectorizers.values())
         return np.asarray(features @ self.weight + self.bias, dtype=np.float32)
+
+    def scaled(self, factor: float) -> "BagOfWords":
+        """Return the bag of words whose logits are multiplied by `factor`."""
+        return replace(self, weight=self.weight * np.float32(factor), bias=self.bias * np.float32(factor))
 
 
 def vocabulary_limit(num_classes: int) -> int:

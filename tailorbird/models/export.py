@@ -13,6 +13,7 @@ from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import checked_copy, cpu_supports_bfloat16, load_encoder, load_weights
 from tailorbird.models.runtimes import ENCODER_FILE, INPUTS, INSTALL, OUTPUT, EngineError
 from tailorbird.registry.versions import (
+    BAG_FILES,
     BAG_KINDS,
     ModelVersion,
     PinnedVersion,
@@ -42,16 +43,16 @@ class _Embedding(torch.nn.Module):
 def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     """Export the version at `uri` for one of `TARGETS` and write it as an artifact to the URI `to`.
 
-    For torch, copy the version's files and change the dtype. For other engines, write its head and `ENCODER_FILE`, with
-    the adapter merged. OpenVINO uses bfloat16 if this machine supports it. `code` is the URI of the code that can load
-    the artifact. Raises EngineError if a package or bfloat16 support is missing, or if the encoder cannot be exported;
-    RegistryError and ModelError as `tailorbird.models.loading.load_model`.
+    For torch, copy the version's files and change the dtype. For other engines, write `ENCODER_FILE`, with the adapter
+    merged, and copy the head and the bag of words. OpenVINO uses bfloat16 if this machine supports it. `code` is the
+    URI of the code that can load the artifact. Raises EngineError if a package or bfloat16 support is missing, or if
+    the encoder cannot be exported; RegistryError and ModelError as `tailorbird.models.loading.load_model`.
     """
     version = read_version(uri)
     if version.exported_from is not None:
         raise EngineError(f"{uri} is already an export; export {version.exported_from.uri} instead")
-    if version.kind in BAG_KINDS:
-        raise EngineError(f"{uri} is a {version.kind} model, whose bag of words only the engine torch runs")
+    if version.kind == "bag_of_words":
+        raise EngineError(f"{uri} is a bag_of_words model, which has no encoder to export; serve it with torch")
     engine, dtype = _engine_of(target, evaluated=version)
     source = checked_copy(uri)
     config = VersionConfig.model_validate(
@@ -67,7 +68,8 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / file, folder / file)
         else:
-            shutil.copy(source / "head.safetensors", folder)
+            for file in ("head.safetensors", *(BAG_FILES if version.kind in BAG_KINDS else ())):
+                shutil.copy(source / file, folder)
             encoder = load_encoder(local_copy(version.base_model))
             model = load_weights(source, encoder=encoder, kind=version.kind).eval()
             write_graph(model, folder / ENCODER_FILE, max_length=version.max_length)

@@ -46,7 +46,7 @@ class LoadedClassifier(Generic[Version]):
     classes: tuple[str, ...]
     max_length: int
     version: Version
-    bag: "BagOfWords | None" = None  # for the kinds `bag_of_words` and `probe_bag`
+    bag: "BagOfWords | None" = None  # for `versions.BAG_KINDS`
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,9 @@ def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
     """
     head = load_head(folder, kind=kind)
     with _weight_errors(folder):
-        if kind == "lora":
+        if kind in versions.ADAPTER_KINDS:
             encoder = merge_adapter(encoder, folder / "adapter")
-        elif kind == "full":
+        elif kind in versions.CLASSIFIER_WEIGHTS:
             encoder.load_state_dict(_tensors(folder / "encoder.safetensors"))
     return Classifier(encoder, head)
 

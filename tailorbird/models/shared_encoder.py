@@ -18,7 +18,7 @@ from tailorbird.models.loading import (
     load_head,
 )
 from tailorbird.models.lora import require_adapter, require_whole_adapter
-from tailorbird.registry.versions import ModelVersion
+from tailorbird.registry.versions import ADAPTER_KINDS, ModelVersion
 from tailorbird.storage.node_cache import local_copy
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class SharedEncoder:
             load_head(folder, kind=version.kind).to(self.device).eval().requires_grad_(False)
         )  # fp32, as in `loading.load_model`
         name = NO_ADAPTER
-        if version.kind == "lora":
+        if version.kind in ADAPTER_KINDS:
             # Each load has a new name, because a version may be loaded again before it is unloaded.
             self._num_added += 1
             name = f"{version.digest}-{self._num_added}"

@@ -30,6 +30,7 @@ class TrainedModels:
     sweep: SweepResult
     seeds: tuple[TrainingResult, ...]  # trainings of the selected configuration, the sweep's trial first
     averaged: evidence.AverageRecord | None
+    mix: evidence.MixRecord | None
     curve: LearningCurve | None
     candidate: Contender
 
@@ -94,6 +95,7 @@ def build_evidence(
         sweep_ended=trained.sweep.ended,
         seeds=tuple(evidence.SeedRecord(seed + number, model.score) for number, model in enumerate(trained.seeds)),
         averaged=trained.averaged,
+        mix=trained.mix,
         curve=evidence.CurveRecord(**asdict(trained.curve)) if trained.curve else None,
         training=_training(trained, recipe.training),
         cost=evaluated.cost,

@@ -14,9 +14,10 @@ from tailorbird.evaluation.report.evidence import AverageRecord
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.pipeline.artifacts import Contender, make_loadable, set_temperature
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
+from tailorbird.pipeline.mix import mix_candidate
 from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.pipeline.record import TrainedModels
-from tailorbird.registry.versions import Kind, read_version
+from tailorbird.registry.versions import read_version
 from training.export import average_weights
 from training.reports import TrainingResult
 from training.trainer import finetune
@@ -54,8 +55,11 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
     mean = average_seeds(context, sweep_result.selected, seeds, progress=progress)
     best = best_on_validation(seeds, mean, method=sweep_result.selected.method)
     averaged = AverageRecord(mean.validation, chosen=best == mean) if mean else None
-    candidate = calibrate_contender(context, best, kind=sweep_result.selected.method)
-    trained = TrainedModels(baselines, sweep_result, seeds, averaged, curve, candidate)
+    make_loadable(best.uri, context.task.version_config(sweep_result.selected.method))
+    unmixed = calibrate_contender(context, best)
+    mix = mix_candidate(context, unmixed, baselines=baselines, progress=progress)
+    candidate = unmixed if mix is None else calibrate_contender(context, mix.candidate)
+    trained = TrainedModels(baselines, sweep_result, seeds, averaged, mix and mix.record, curve, candidate)
     return evaluate_run(context, trained, progress=progress)
 
 
@@ -174,9 +178,8 @@ def best_on_validation(seeds: tuple[TrainingResult, ...], averaged: Contender | 
     return Contender(method, best.weights, best.score)
 
 
-def calibrate_contender(context: RunContext, contender: Contender, *, kind: Kind) -> Contender:
-    """Make trained weights loadable, and calibrate them on validation."""
-    make_loadable(contender.uri, context.task.version_config(kind))
+def calibrate_contender(context: RunContext, contender: Contender) -> Contender:
+    """Return the contender with a temperature that is fitted on validation, if it is a classifier."""
     temperature = context.task.fit_temperature(contender.uri)
     return contender if temperature is None else set_temperature(contender, temperature)
 

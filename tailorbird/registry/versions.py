@@ -15,15 +15,22 @@ from tailorbird.storage.paths import TaskPaths, parse_version_uri
 from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
 
-Kind = Literal["zero_shot", "few_shot", "centroid", "bag_of_words", "probe", "probe_bag", "lora", "full", "hybrid"]
+Kind = Literal[
+    "zero_shot", "few_shot", "centroid", "bag_of_words", "probe", "probe_bag", "lora", "lora_bag", "full", "full_bag",
+    "hybrid",
+]  # fmt: skip
 BASELINE_KINDS = ("zero_shot", "few_shot", "centroid", "bag_of_words", "probe", "probe_bag")
 """Kinds that need no fine-tuning: their base model is unchanged, and `bag_of_words` does not use it."""
-BAG_KINDS = ("bag_of_words", "probe_bag")  # kinds with a bag of words
+MIXED_KINDS: Mapping[str, Kind] = {"lora": "lora_bag", "full": "full_bag"}
+"""Kinds of a fine-tuned classifier mixed with a bag of words, by the kind of the classifier alone."""
+ADAPTER_KINDS = ("lora", MIXED_KINDS["lora"])  # kinds with a LoRA adapter
+BAG_KINDS = ("bag_of_words", "probe_bag", *MIXED_KINDS.values())  # kinds with a bag of words
 BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
 """Runtime of a classifier's encoder; the engines other than torch run files that `models.export` wrote, on CPU."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
-CLASSIFIER_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "encoder.safetensors"}
+CLASSIFIER_WEIGHTS = dict.fromkeys(ADAPTER_KINDS, "adapter/adapter_model.safetensors")
+CLASSIFIER_WEIGHTS |= dict.fromkeys(("full", MIXED_KINDS["full"]), "encoder.safetensors")
 """Weight file of the encoder by kind (torch only); other kinds use the base model or no encoder."""
 
 
@@ -265,7 +272,7 @@ def version_uris(task_uri: str) -> list[str]:
 
 def shares_base(config: VersionConfig) -> bool:
     """Return True for a torch classifier with an unchanged base model: a head, or an adapter with a head."""
-    has_base = config.kind in (*BASELINE_KINDS, "lora") and config.kind != "bag_of_words"
+    has_base = config.kind in (*BASELINE_KINDS, *ADAPTER_KINDS) and config.kind != "bag_of_words"
     return config.task == "classification" and config.engine == "torch" and has_base
 
 

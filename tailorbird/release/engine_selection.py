@@ -20,7 +20,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_prediction
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.models.export import TARGETS, export_version
 from tailorbird.models.runtimes import EngineError
-from tailorbird.registry.versions import BAG_KINDS, ModelVersion, now, register
+from tailorbird.registry.versions import ModelVersion, now, register
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.stage_cache import cached_stage
 
@@ -84,8 +84,8 @@ def _why_only_torch(version: ModelVersion, *, evidence: Evidence) -> str | None:
     """Return why only torch can run the version; None if another engine may."""
     if version.task == "chat" or version.hybrid:
         return f"is a {'chat model' if version.task == 'chat' else 'hybrid'}, which only torch supports"
-    if version.kind in BAG_KINDS:
-        return f"is a {version.kind} model, which only torch supports"
+    if version.kind == "bag_of_words":
+        return "is a bag_of_words model, which has no encoder"
     if evidence.recipe.serving.gpus_per_replica:
         return "is served on a GPU (serving.gpus_per_replica), which only torch supports"
     return None

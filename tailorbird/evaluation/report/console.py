@@ -1,6 +1,6 @@
 """Format a verdict for the terminal."""
 
-from tailorbird.evaluation.report.evidence import Evidence, ModelScore
+from tailorbird.evaluation.report.evidence import Evidence, MixRecord, ModelScore
 from tailorbird.evaluation.verdict.formatting import size
 from tailorbird.evaluation.verdict.types import Verdict
 
@@ -19,6 +19,7 @@ def verdict_lines(evidence: Evidence) -> list[str]:
         *([f"  gates: {gates}"] if gates else []),
         f"  {power_sentence(verdict)}",
         f"  {seed_sentence(evidence)}",
+        *([f"  {mix_sentence(evidence.mix)}"] if evidence.mix else []),
         *([f"  {sentence}"] if (sentence := streaming_sentence(evidence)) else []),
         "",
         *table,
@@ -53,6 +54,19 @@ def seed_sentence(evidence: Evidence) -> str:
         return sentence
     chosen = " (selected as the candidate)" if averaged.chosen else ""
     return f"{sentence}, averaged weights {averaged.validation:.3f}{chosen}"
+
+
+def mix_sentence(mix: MixRecord) -> str:
+    """Return the weight of the mix with the bag of words, or that no mix is better, with validation scores."""
+    if mix.weight == 1:
+        return (
+            f"mix: none; no mix of the fine-tuned encoder and the bag of words ({mix.num_weights} weights) scores "
+            f"above the encoder alone on validation ({mix.unmixed:.3f})"
+        )
+    return (
+        f"mix: fine-tuned encoder mixed with the bag of words, weight {mix.weight:g} from validation (best of "
+        f"{mix.num_weights}): {mix.validation:.3f}, encoder alone {mix.unmixed:.3f}"
+    )
 
 
 def streaming_sentence(evidence: Evidence) -> str | None:

@@ -66,6 +66,16 @@ class AverageRecord:
 
 
 @dataclass(frozen=True)
+class MixRecord:
+    """The fine-tuned classifier mixed with the run's bag of words, by a weight that was selected on validation."""
+
+    weight: float  # of the fine-tuned model's log-probabilities; the bag of words has the rest. 1 if no mix is better
+    num_weights: int  # compared weights below 1
+    validation: float  # score with this weight
+    unmixed: float  # score of the fine-tuned model alone
+
+
+@dataclass(frozen=True)
 class TrainingRecord:
     """The selected configuration and its best training on validation."""
 
@@ -164,6 +174,8 @@ class Evidence(StoredModel):
     seeds: tuple[SeedRecord, ...]
     averaged: AverageRecord | None
     """The averaged weights; None if they were not evaluated."""
+    mix: MixRecord | None
+    """The mix with the bag of words; None for chat tasks."""
     curve: CurveRecord | None
     """The learning curve, if the recipe requests it."""
     training: TrainingRecord

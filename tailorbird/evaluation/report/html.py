@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report import charts, sections
 from tailorbird.evaluation.report import html_elements as html
-from tailorbird.evaluation.report.console import score_cells, seed_sentence, streaming_sentence
+from tailorbird.evaluation.report.console import mix_sentence, score_cells, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html_elements import Figures
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, size
@@ -162,6 +162,7 @@ def _sweep_section(evidence: Evidence, figures: Figures) -> str:
         html.table(columns, rows=rows),
         html.paragraph(seed_sentence(evidence)),
         html.table(["seed", "validation"], rows=seeds),
+        html.paragraph(mix_sentence(evidence.mix)) if evidence.mix else "",
     )
 
 

@@ -4,10 +4,17 @@ import yaml
 
 from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.report.console import power_sentence, score_cells, seed_sentence, streaming_sentence
+from tailorbird.evaluation.report.console import (
+    mix_sentence,
+    power_sentence,
+    score_cells,
+    seed_sentence,
+    streaming_sentence,
+)
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
 from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.registry.versions import MIXED_KINDS
 
 ROLES = ("candidate", "incumbent", "hybrid")
 HUB_METRICS = {
@@ -22,6 +29,7 @@ HUB_METRICS = {
 ARCHITECTURES = {
     "bag_of_words": "TF-IDF of n-grams and linear head, ",
     "probe_bag": "mean-pooled encoder, TF-IDF of n-grams and linear head, ",
+    **dict.fromkeys(MIXED_KINDS.values(), "mean-pooled encoder and TF-IDF of n-grams, each with a linear head, "),
 }
 """Architecture of the kinds that differ from the other models of their task."""
 WITHOUT_BASE_MODEL = "bag_of_words"
@@ -54,7 +62,7 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
         _access(evidence, verdict),
         "| model | validation | interval | test |\n|---|---|---|---|\n"
         + "\n".join("| " + " | ".join(score_cells(row)) + " |" for row in evidence.scores),
-        f"- {seed_sentence(evidence)}\n- {power_sentence(verdict)}",
+        "\n".join(f"- {sentence}" for sentence in _sentences(evidence)),
         "## Groups",
         _groups(verdict, role=role),
         "## Limits",
@@ -138,6 +146,12 @@ def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     lines = [f"- {names[name]}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
     rows = f"{verdict.n:,} test rows" + (" that were not used for any selection" if verdict.confirmatory else "")
     return f"On {rows}:\n\n" + "\n".join(lines)
+
+
+def _sentences(evidence: Evidence) -> list[str]:
+    """Return the sentences below the table of scores."""
+    mix = [mix_sentence(evidence.mix)] if evidence.mix else []
+    return [seed_sentence(evidence), *mix, power_sentence(evidence.verdict)]
 
 
 def _access(evidence: Evidence, verdict: Verdict) -> str:

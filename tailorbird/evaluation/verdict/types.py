@@ -18,7 +18,9 @@ MODEL_NAMES = {
     "probe": "pretrained model with a linear head",
     "probe_bag": "bag-of-words + pretrained model",
     "lora": FINE_TUNED,
+    "lora_bag": f"{FINE_TUNED} with a bag of words",
     "full": FINE_TUNED,
+    "full_bag": f"{FINE_TUNED} with a bag of words",
     "hybrid": "hybrid model",
 }
 """Names for readers by kind of model; other kinds are shown as they are."""

@@ -123,8 +123,11 @@ def test_the_tested_artifacts_have_the_reported_validation_scores(small_run: Sma
             assert table.model == baseline.kind
             assert table.scores.mean() == pytest.approx(baseline.validation, abs=1 / len(rows) + 1e-9), baseline.kind
     evidence = small_run.result.evidence
+    assert evidence.mix is not None
+    assert evidence.mix.unmixed == pytest.approx(evidence.seeds[0].validation, abs=3 / len(rows))
     table = predict_rows(evidence.versions["candidate"].uri, rows=rows)
-    assert table.scores.mean() == pytest.approx(evidence.seeds[0].validation, abs=3 / len(rows))
+    assert table.model == evidence.versions["candidate"].kind == ("full" if evidence.mix.weight == 1 else "full_bag")
+    assert table.scores.mean() == pytest.approx(evidence.mix.validation, abs=1 / len(rows) + 1e-9)
 
 
 def test_the_winner_is_registered_with_its_evidence(small_run: SmallRun) -> None:
@@ -182,7 +185,7 @@ def test_a_winning_candidate_is_registered_promoted_and_served(small_run: SmallR
     check_parity_gate(small_run, result, url=champion_url)
     champion = promote_version(small_run.recipe.task_uri, version=result.winner)
     version = read_version(champion.uri)
-    assert (version.kind, champion.uri) == ("full", result.winner)
+    assert (version.kind, champion.uri) == (result.evidence.versions["candidate"].kind, result.winner)
     assert "FINE_TUNE by rule 3" in champion.reason.sentence()
     assert champion.parity is not None
     assert (champion.parity.rows, champion.parity.matching) == (64, 64)
@@ -213,7 +216,7 @@ def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
     kind = evidence.versions["incumbent"].kind
     baselines = (Baseline(kind, incumbent, 1.0, True, ""), *baselines)
     candidate = Contender(evidence.versions["candidate"].kind, evidence.versions["candidate"].uri, 0.5)
-    return TrainedModels(baselines, sweep_result, (sweep_result.trained,), None, None, candidate)
+    return TrainedModels(baselines, sweep_result, (sweep_result.trained,), None, None, None, candidate)
 
 
 def evaluated_models(small_run: SmallRun, *, routing: Routing | None = None) -> EvaluatedModels:

@@ -22,6 +22,7 @@ from tailorbird.evaluation.report.evidence import (
     CurveRecord,
     DataRecord,
     Evidence,
+    MixRecord,
     SeedRecord,
     TrainingRecord,
     TrialRecord,
@@ -203,6 +204,7 @@ def evidence_of(
         ),
         seeds=tuple(SeedRecord(5 + number, score) for number, score in enumerate((0.741, 0.736, 0.744))),
         averaged=AverageRecord(0.742, chosen=False),
+        mix=MixRecord(1.0, num_weights=9, validation=0.744, unmixed=0.744),
         curve=simulation.curve,
         versions={
             role: CandidateRecord(kind, f"{task_uri}/versions/{kind}-1", (digests or {}).get(role, DIGEST))

@@ -201,7 +201,7 @@ def test_a_version_without_its_weights_is_not_registered(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime-int8", "torch-bfloat16"])
 def test_a_bag_of_words_is_not_exported_for_another_engine(version: ModelVersion, tmp_path: Path, target: str) -> None:
-    with pytest.raises(EngineError, match="a bag_of_words model, whose bag of words only the engine torch runs"):
+    with pytest.raises(EngineError, match="a bag_of_words model, which has no encoder to export; serve it with torch"):
         export_version(version.uri, target=target, code="s3://none.zip", to=(tmp_path / "export").as_uri())
 
 

@@ -73,7 +73,7 @@ def trained(baselines: tuple[Baseline, ...]) -> TrainedModels:
     assert uri is not None
     trained = TrainingResult(weights=uri, score=0.5, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1)
     sweep_result = SweepResult(rows=(), selected=TrainingConfig(), trained=trained)
-    return TrainedModels(baselines, sweep_result, (trained,), None, None, Contender("centroid", uri, 0.5))
+    return TrainedModels(baselines, sweep_result, (trained,), None, None, None, Contender("centroid", uri, 0.5))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from tailorbird.models.loading import checked_copy
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
+    BAG_FILES,
+    CLASSIFIER_WEIGHTS,
     Hybrid,
     ModelVersion,
     PinnedVersion,
@@ -139,12 +141,19 @@ def test_registering_a_damaged_version_again_repairs_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "file"), [("lora", "adapter/adapter_model.safetensors"), ("full", "encoder.safetensors")]
+    ("kind", "file"),
+    [
+        ("lora", "adapter/adapter_model.safetensors"),
+        ("lora_bag", "adapter/adapter_model.safetensors"),
+        ("full", "encoder.safetensors"),
+        ("full_bag", "encoder.safetensors"),
+    ],
 )
 def test_a_fine_tuned_classifier_without_its_weights_is_not_registered(tmp_path: Path, kind: str, file: str) -> None:
     folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
     folder.mkdir()
-    (folder / "head.safetensors").write_bytes(b"a head")
+    for name in ("head.safetensors", *BAG_FILES):
+        (folder / name).write_bytes(b"content")
     write_config(folder, parsed(PLAIN | {"kind": kind}))
     with pytest.raises(RegistryError, match=f"{file} is missing"):
         register(task_uri, folder)
@@ -152,7 +161,7 @@ def test_a_fine_tuned_classifier_without_its_weights_is_not_registered(tmp_path:
     assert register(task_uri, folder).engine == "openvino"  # the encoder of other engines is in other files
 
 
-@pytest.mark.parametrize("kind", ["bag_of_words", "probe_bag"])
+@pytest.mark.parametrize("kind", ["bag_of_words", "probe_bag", "lora_bag", "full_bag"])
 @pytest.mark.parametrize("missing", ["bag_of_words.json", "bag_of_words.safetensors"])
 def test_a_version_without_a_file_of_its_bag_of_words_is_not_registered(
     tmp_path: Path, kind: str, missing: str
@@ -160,7 +169,9 @@ def test_a_version_without_a_file_of_its_bag_of_words_is_not_registered(
     folder, task_uri = tmp_path / "version", (tmp_path / "task").as_uri()
     folder.mkdir()
     write_config(folder, parsed(PLAIN | {"kind": kind}))
-    for name in {"bag_of_words.json", "bag_of_words.safetensors", "head.safetensors"} - {missing}:
+    weights = CLASSIFIER_WEIGHTS.get(kind, "head.safetensors")
+    (folder / weights).parent.mkdir(exist_ok=True)
+    for name in {"bag_of_words.json", "bag_of_words.safetensors", "head.safetensors", weights} - {missing}:
         (folder / name).write_bytes(b"content")
     with pytest.raises(RegistryError, match=f"{missing} is missing"):
         register(task_uri, folder)

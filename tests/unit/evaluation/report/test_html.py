@@ -9,7 +9,7 @@ import pytest
 
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.report.console import verdict_lines
-from tailorbird.evaluation.report.evidence import AverageRecord, CurveRecord, Evidence, SeedRecord
+from tailorbird.evaluation.report.evidence import AverageRecord, CurveRecord, Evidence, MixRecord, SeedRecord
 from tailorbird.evaluation.report.html import load_duties, to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.registry.routing import Routing
@@ -238,6 +238,17 @@ def test_the_score_of_the_averaged_weights_is_reported_if_they_were_evaluated() 
     chosen = changed(averaged=AverageRecord(0.744, chosen=True))
     assert "averaged weights 0.744 (selected as the candidate)" in to_html(chosen)
     assert "averaged weights" not in to_html(changed(averaged=None))
+
+
+def test_the_report_states_the_weight_of_the_mix_or_that_no_mix_is_better() -> None:
+    assert "mix: none; no mix of the fine-tuned encoder and the bag of words (9 weights) scores above" in to_html(
+        evidence_for()
+    )
+    mixed = changed(mix=MixRecord(0.3, num_weights=9, validation=0.774, unmixed=0.748))
+    expected = "weight 0.3 from validation (best of 9): 0.774, encoder alone 0.748"
+    assert expected in to_html(mixed)
+    assert any(expected in line for line in verdict_lines(mixed))
+    assert "mix: " not in to_html(changed(mix=None))
 
 
 def test_report_card_and_console_describe_streamed_training_rows() -> None:

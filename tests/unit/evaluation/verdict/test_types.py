@@ -28,6 +28,12 @@ def test_a_fine_tuned_model_that_is_better_is_recommended() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["lora_bag", "full_bag"])
+def test_a_mixed_model_is_named_plainly(kind: str) -> None:
+    text = sentence(verdict_of(*PROVEN), candidate_kind=kind)
+    assert text.startswith("Use the fine-tuned model with a bag of words (73.9 %). It is better than the pretrained")
+
+
 @pytest.mark.parametrize(
     ("table", "text"),
     [

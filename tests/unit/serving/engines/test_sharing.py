@@ -16,12 +16,12 @@ from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedClassifier, load_bag_of_words, load_encoder, load_weights
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.shared_encoder import SharedEncoder
-from tailorbird.registry.versions import Kind, ModelVersion, shares_base
+from tailorbird.registry.versions import ADAPTER_KINDS, BAG_KINDS, Kind, ModelVersion, shares_base
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 from tests.unit.models.test_bag_of_words import bag_of, write_bag
 
 TEXTS = ["acute pain", "chest pains", "fever", "", "pain pain pain acute fever", "fever chest"]
-KINDS: dict[str, Kind] = {"a": "probe", "b": "lora", "c": "lora", "d": "probe_bag"}
+KINDS: dict[str, Kind] = {"a": "probe", "b": "lora", "c": "lora", "d": "probe_bag", "e": "lora_bag"}
 BATCH = 4
 
 
@@ -39,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def versions(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelVersion]:
-    """Return a probe, two adapters and a probe with a bag of words, with different classes and lengths."""
+    """Return probes and adapters, each without and with a bag of words, with different classes and lengths."""
     return {name: make_version(base, tmp_path_factory.mktemp(name), name=name) for name in KINDS}
 
 
@@ -47,14 +47,14 @@ def make_version(base: Path, folder: Path, *, name: str) -> ModelVersion:
     generator = torch.Generator().manual_seed(ord(name))
     classes = ("x", "y", name)
     head = torch.nn.Linear(16, len(classes))
-    if KINDS[name] == "lora":
+    if KINDS[name] in ADAPTER_KINDS:
         adapted = add_adapter(load_encoder(base), r=4, alpha=8, dropout=0.0)
         with torch.no_grad():
             for parameter in adapted.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
         adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
-    if KINDS[name] == "probe_bag":
+    if KINDS[name] in BAG_KINDS:
         write_bag(folder, bag_of(tuple(TEXTS), num_classes=len(classes)))
     save_file(head.state_dict(), folder / "head.safetensors")
     return ModelVersion(
@@ -132,7 +132,7 @@ def test_the_base_weights_are_loaded_once(shared: Shared) -> None:
 def test_removing_a_version_removes_its_adapter_and_keeps_the_others(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
-    for removed, others in (("b", ("a", "c")), ("c", ("a",))):
+    for removed, others in (("b", ("a", "c", "e")), ("c", ("a", "e")), ("e", ("a", "d"))):
         shared.encoder.remove(shared.loaded[removed])
         with pytest.raises(KeyError, match=f"adapter {versions[removed].digest}-. is not loaded"):
             predict_shared(shared.encoder, [(shared.loaded[removed], TEXTS[0])], batch_size=BATCH)
@@ -191,4 +191,5 @@ def test_a_version_that_is_added_again_before_its_removal_still_predicts(
 def test_full_fine_tunes_hybrids_and_chat_models_do_not_share(versions: dict[str, ModelVersion]) -> None:
     assert shares_base(versions["a"])
     assert not shares_base(versions["a"].model_copy(update={"kind": "full"}))
+    assert not shares_base(versions["e"].model_copy(update={"kind": "full_bag"}))
     assert not shares_base(versions["a"].model_copy(update={"kind": "hybrid"}))

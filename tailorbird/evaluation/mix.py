@@ -1,0 +1,84 @@
+"""Mix a fine-tuned classifier with a bag of words, by one weight that is selected on validation."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from tailorbird.data.rows import Rows
+from tailorbird.data.tokenize import label_indices
+from tailorbird.evaluation.inference.predict import class_logits
+from tailorbird.evaluation.report.evidence import MixRecord
+from tailorbird.evaluation.statistics.scoring import score_of
+from tailorbird.models.bag_of_words import bag_files, load_bag
+from tailorbird.models.loading import LoadedClassifier, load_artifact
+from tailorbird.registry.versions import MIXED_KINDS, read_artifact_config, write_config
+from tailorbird.storage import upload_folder
+from tailorbird.storage.node_cache import local_copy
+
+WEIGHTS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+"""Weights of the fine-tuned model's log-probabilities that are tried on validation."""
+
+
+def mix_with_bag(model_uri: str, *, bag_uri: str, validation: Rows, metric: str, to: str) -> MixRecord:
+    """Select the weight of a mix on validation, and write the mixed classifier to the URI `to` if it scores higher.
+
+    The mix of two models has the log-probabilities w * model + (1 - w) * bag of words, up to a constant per row. Both
+    are calibrated first. Raises ValueError if the models have different classes.
+    """
+    configs = [read_artifact_config(uri) for uri in (model_uri, bag_uri)]
+    if configs[0].classes != configs[1].classes:
+        raise ValueError(
+            f"{model_uri} and the bag of words {bag_uri} have different classes and cannot be mixed; run the recipe "
+            "again"
+        )
+    logits = [_calibrated_logits(uri, validation) for uri in (model_uri, bag_uri)]
+    record = select_weight(*logits, truth=label_indices(validation.labels, classes=configs[0].classes), metric=metric)
+    if record.weight < 1:
+        write_mix(model_uri, bag_uri=bag_uri, weight=record.weight, to=to)
+    return record
+
+
+def select_weight(
+    model: NDArray[np.floating], bag: NDArray[np.floating], *, truth: NDArray[np.integer], metric: str
+) -> MixRecord:
+    """Return the weight of the mix with the highest score on validation; the largest one of equal scores.
+
+    `model` and `bag` are calibrated logits [N, L], `truth` are class indices [N].
+    """
+    scores = {
+        weight: score_of(metric, labels=truth, outputs=(weight * model + (1 - weight) * bag).argmax(1))
+        for weight in (1.0, *WEIGHTS)
+    }
+    best = max(scores, key=lambda weight: scores[weight])
+    return MixRecord(best, num_weights=len(WEIGHTS), validation=scores[best], unmixed=scores[1.0])
+
+
+def write_mix(model_uri: str, *, bag_uri: str, weight: float, to: str) -> None:
+    """Write the mix of a classifier and a bag of words as an artifact to the URI `to`, with temperature 1.
+
+    A mixed classifier adds the logits of its head and of its bag of words, so weights and temperatures become factors
+    of both linear layers.
+    """
+    model, bag = (read_artifact_config(uri) for uri in (model_uri, bag_uri))
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:
+        folder, source = Path(name), local_copy(model_uri)
+        changed = shutil.ignore_patterns("head.safetensors", "config.json")
+        shutil.copytree(source, folder, copy_function=os.symlink, ignore=changed, dirs_exist_ok=True)
+        factor, head = np.float32(weight / model.temperature), load_file(source / "head.safetensors")
+        save_file({key: value * factor for key, value in head.items()}, folder / "head.safetensors")
+        scaled = load_bag(local_copy(bag_uri)).scaled((1 - weight) / bag.temperature)
+        for file, content in bag_files(scaled).items():
+            (folder / file).write_bytes(content)
+        write_config(folder, model.model_copy(update={"kind": MIXED_KINDS[model.kind], "temperature": 1.0}))
+        upload_folder(folder, to)
+
+
+def _calibrated_logits(uri: str, rows: Rows) -> NDArray[np.floating]:
+    loaded = load_artifact(uri)
+    assert isinstance(loaded, LoadedClassifier)
+    return class_logits(loaded, rows) / loaded.version.temperature

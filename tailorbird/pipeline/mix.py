@@ -1,0 +1,47 @@
+"""The stage of a run that mixes the fine-tuned classifier with the bag of words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.progress import ProgressReporter
+from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.mix import mix_with_bag
+from tailorbird.evaluation.report.console import mix_sentence
+from tailorbird.evaluation.report.evidence import MixRecord
+from tailorbird.pipeline.artifacts import Contender
+from tailorbird.pipeline.prepare import RunContext
+from tailorbird.registry.versions import MIXED_KINDS
+
+
+@dataclass(frozen=True)
+class MixResult:
+    """The fine-tuned classifier, mixed with the bag of words if the mix scores higher on validation."""
+
+    candidate: Contender
+    record: MixRecord
+
+
+def mix_candidate(
+    context: RunContext, unmixed: Contender, *, baselines: Sequence[Baseline], progress: ProgressReporter
+) -> MixResult | None:
+    """Return the result of mixing a calibrated candidate with the run's bag of words; a cached stage.
+
+    Return None if the run has no bag of words, as for chat tasks.
+    """
+    bag_uri = next((baseline.uri for baseline in baselines if baseline.kind == "bag_of_words"), None)
+    if bag_uri is None:
+        return None
+    inputs, metric = context.inputs, context.recipe.evaluation.metric
+
+    def compute(uri: str) -> MixResult:
+        record = inputs.remote(mix_with_bag)(
+            unmixed.uri, bag_uri=bag_uri, validation=context.splits.validation, metric=metric, to=f"{uri}/model"
+        )
+        if record.weight == 1:
+            return MixResult(unmixed, record)
+        return MixResult(Contender(MIXED_KINDS[unmixed.kind], f"{uri}/model", record.validation), record)
+
+    stage_inputs = inputs.stage_inputs(mix_with_bag, model=unmixed.uri, bag=bag_uri, metric=metric)
+    result = inputs.cached("mix", output=MixResult, inputs=stage_inputs, compute=compute)
+    progress.note(mix_sentence(result.record))
+    return result

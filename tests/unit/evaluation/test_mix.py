@@ -1,0 +1,181 @@
+"""Tests of a fine-tuned classifier that is mixed with a bag of words by a weight from validation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+
+from serving.engines.classify import predict_texts
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.inference.predict import class_logits, predict_rows
+from tailorbird.evaluation.mix import mix_with_bag, select_weight, write_mix
+from tailorbird.models.export import export_version
+from tailorbird.models.loading import LoadedClassifier, load_artifact, load_encoder, load_model
+from tailorbird.models.lora import add_adapter
+from tailorbird.registry.versions import Kind, VersionConfig, read_artifact_config, register, write_config
+from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
+from tests.unit.models.test_bag_of_words import bag_of, write_bag
+
+TEXTS = ("acute pain", "chest pains", "fever", "", "pain pain pain acute fever", "fever chest", "?!")
+CLASSES = ("x", "y", "z")
+ROWS = Rows(tuple(map(str, range(len(TEXTS)))), TEXTS, ("x", "y", "z", "x", "y", "z", "x"))
+METHODS: tuple[Kind, ...] = ("full", "lora")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random BERT and its tokenizer."""
+    folder = wordpiece(tmp_path_factory.mktemp("base"), **BERT)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def artifact(folder: Path, *, kind: Kind, base: Path, classes: tuple[str, ...] = CLASSES) -> str:
+    """Write a fine-tuned classifier or a bag of words with a temperature, and return its URI."""
+    folder.mkdir()
+    torch.manual_seed(1)
+    if kind == "bag_of_words":
+        write_bag(folder, bag_of(TEXTS[:3], num_classes=len(classes)))
+    else:
+        encoder = load_encoder(base)
+        if kind == "lora":
+            encoder = add_adapter(encoder, r=4, alpha=8, dropout=0.0)
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter.add_(torch.randn(parameter.shape), alpha=0.1 if parameter.requires_grad else 0.0)
+        if isinstance(encoder, PeftModel):
+            encoder.save_pretrained(folder / "adapter")
+        else:
+            save_file(encoder.state_dict(), folder / "encoder.safetensors")
+        save_file(torch.nn.Linear(16, len(classes)).state_dict(), folder / "head.safetensors")
+    config = VersionConfig(
+        kind=kind,
+        classes=classes,
+        base_model=base.as_uri(),
+        max_length=16,
+        dtype="float32",
+        code="s3://none.zip",
+        recipe_hash="0" * 64,
+        created_at="2026-01-01T00:00:00+00:00",
+        temperature=0.5 if kind == "bag_of_words" else 1.5,
+    )
+    write_config(folder, config)
+    return folder.as_uri()
+
+
+@pytest.fixture
+def bag_uri(base: Path, tmp_path: Path) -> str:
+    return artifact(tmp_path / "bag", kind="bag_of_words", base=base)
+
+
+@pytest.fixture(params=METHODS)
+def model_uri(request: pytest.FixtureRequest, base: Path, tmp_path: Path) -> str:
+    return artifact(tmp_path / "model", kind=request.param, base=base)
+
+
+def load(uri: str) -> LoadedClassifier[VersionConfig]:
+    loaded = load_artifact(uri)
+    assert isinstance(loaded, LoadedClassifier)
+    return loaded
+
+
+def test_the_weight_with_the_highest_score_is_selected() -> None:
+    truth = np.array([0, 0, 1, 1])
+    model = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 2.0]])  # wrong in the second row
+    bag = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # wrong in the first and third row
+    record = select_weight(model, bag, truth=truth, metric="accuracy")
+    assert (record.weight, record.validation, record.unmixed, record.num_weights) == (0.6, 1.0, 0.75, 9)
+
+
+def test_of_equal_scores_the_largest_weight_is_selected() -> None:
+    logits = np.eye(3)
+    record = select_weight(logits, logits, truth=np.arange(3), metric="macro_f1")
+    assert (record.weight, record.validation, record.unmixed) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.9])
+def test_a_mix_adds_the_weighted_calibrated_logits_of_both_models(
+    model_uri: str, bag_uri: str, tmp_path: Path, weight: float
+) -> None:
+    write_mix(model_uri, bag_uri=bag_uri, weight=weight, to=(tmp_path / "mix").as_uri())
+    mixed, model, bag = (load(uri) for uri in ((tmp_path / "mix").as_uri(), model_uri, bag_uri))
+    expected = weight * class_logits(model, ROWS) / 1.5 + (1 - weight) * class_logits(bag, ROWS) / 0.5
+    np.testing.assert_allclose(class_logits(mixed, ROWS), expected, rtol=1e-5, atol=1e-6)
+    assert mixed.version == model.version.model_copy(update={"kind": f"{model.version.kind}_bag", "temperature": 1.0})
+
+
+def test_the_loaded_parts_equal_the_scaled_parts_bit_for_bit(model_uri: str, bag_uri: str, tmp_path: Path) -> None:
+    write_mix(model_uri, bag_uri=bag_uri, weight=0.3, to=(tmp_path / "mix").as_uri())
+    mixed, model, bag = (load(uri) for uri in ((tmp_path / "mix").as_uri(), model_uri, bag_uri))
+    assert mixed.model is not None
+    assert mixed.bag is not None
+    assert model.model is not None
+    assert bag.bag is not None
+    with torch.no_grad():
+        for parameter in model.model.head.parameters():
+            parameter.mul_(float(np.float32(0.3 / 1.5)))
+    in_memory = LoadedClassifier(
+        model.model, model.tokenizer, CLASSES, 16, mixed.version, bag.bag.scaled((1 - 0.3) / 0.5)
+    )
+    np.testing.assert_array_equal(class_logits(mixed, ROWS), class_logits(in_memory, ROWS))
+
+
+def test_a_better_mix_is_written_and_a_registered_mix_serves_the_evaluated_predictions(
+    model_uri: str, bag_uri: str, tmp_path: Path
+) -> None:
+    labels = predict_rows(bag_uri, rows=ROWS).outputs  # the bag of words is right in every row
+    rows = Rows(ROWS.row_ids, TEXTS, labels)
+    to = (tmp_path / "mix").as_uri()
+    record = mix_with_bag(model_uri, bag_uri=bag_uri, validation=rows, metric="accuracy", to=to)
+    assert record.unmixed < record.validation
+    assert record.weight < 1
+    evaluated = predict_rows(to, rows=rows)
+    assert evaluated.scores.mean() == record.validation
+    version = register((tmp_path / "registry" / "task").as_uri(), tmp_path / "mix")
+    assert version.version.startswith(f"{version.kind.replace('_', '-')}-")
+    assert version.kind == evaluated.model == f"{read_artifact_config(model_uri).kind}_bag"
+    served = predict_texts(load_model(version.uri, LoadedClassifier), TEXTS, batch_size=len(TEXTS))
+    assert tuple(prediction.label for prediction in served) == evaluated.outputs
+    np.testing.assert_array_equal([prediction.score for prediction in served], evaluated.calibrated)
+
+
+def test_a_mix_that_is_not_better_is_not_written(model_uri: str, bag_uri: str, tmp_path: Path) -> None:
+    rows = Rows(ROWS.row_ids, TEXTS, predict_rows(model_uri, rows=ROWS).outputs)
+    to = tmp_path / "mix"
+    record = mix_with_bag(model_uri, bag_uri=bag_uri, validation=rows, metric="accuracy", to=to.as_uri())
+    assert (record.weight, record.validation, record.unmixed) == (1.0, 1.0, 1.0)
+    assert not to.exists()
+
+
+@pytest.mark.parametrize("classes", [("x", "y"), ("z", "y", "x")])
+def test_models_with_other_classes_or_another_order_are_refused(
+    model_uri: str, base: Path, tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    other = artifact(tmp_path / "other", kind="bag_of_words", base=base, classes=classes)
+    with pytest.raises(ValueError, match="have different classes and cannot be mixed; run the recipe again"):
+        mix_with_bag(model_uri, bag_uri=other, validation=ROWS, metric="accuracy", to=(tmp_path / "mix").as_uri())
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime-int8"])
+def test_an_export_for_another_engine_keeps_the_bag_of_words(
+    model_uri: str, bag_uri: str, tmp_path: Path, target: str
+) -> None:
+    write_mix(model_uri, bag_uri=bag_uri, weight=0.3, to=(tmp_path / "mix").as_uri())
+    version = register((tmp_path / "registry" / "task").as_uri(), tmp_path / "mix")
+    export_version(version.uri, target=target, code="s3://none.zip", to=(tmp_path / target).as_uri())
+    exported = load((tmp_path / target).as_uri())
+    assert exported.bag is not None
+    difference = np.abs(class_logits(exported, ROWS) - class_logits(load(version.uri), ROWS)).max()
+    assert difference < (0.05 if target == "onnxruntime-int8" or exported.version.dtype == "bfloat16" else 1e-4)
+    names = set(load_file(tmp_path / target / "bag_of_words.safetensors"))
+    assert names >= {"weight", "bias"}
+    registered = register((tmp_path / "registry" / "task").as_uri(), tmp_path / target)
+    assert registered.version.startswith(f"{version.kind.replace('_', '-')}-{target}-")

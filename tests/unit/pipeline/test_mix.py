@@ -1,0 +1,62 @@
+"""Tests of the stage that mixes the candidate with the bag of words."""
+
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailorbird import storage
+from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.report.evidence import MixRecord
+from tailorbird.pipeline import mix
+from tailorbird.pipeline.artifacts import Contender
+from tailorbird.pipeline.mix import mix_candidate
+from tests.progress import ProgressRecorder
+from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally, splits_of
+
+BAG = Baseline("bag_of_words", "s3://m/bag", 0.6, True, "")
+UNMIXED = Contender("full", "s3://m/full", 0.7)
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_the_stage_returns_the_better_model_and_is_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    calls: list[dict[str, Any]] = []
+
+    @wraps(mix.mix_with_bag)
+    def mixed(uri: str, **arguments: Any) -> MixRecord:
+        calls.append({"uri": uri, **arguments})
+        return MixRecord(weight, num_weights=9, validation=0.75 if weight < 1 else 0.7, unmixed=0.7)
+
+    run_locally(monkeypatch)
+    monkeypatch.setattr(mix, "mix_with_bag", mixed)
+    context, progress = context_of(recipe_at(tmp_path), splits_of()), ProgressRecorder()
+    results = [mix_candidate(context, UNMIXED, baselines=[BAG], progress=progress) for _ in range(2)]
+    (call,) = calls
+    (stage,) = storage.list_files(f"{context.recipe.task_uri}/stages")
+    expected = Contender("full_bag", stage.replace("/done.json", "/model"), 0.75) if weight < 1 else UNMIXED
+    assert results[0] == results[1]
+    assert results[0] is not None
+    assert results[0].candidate == expected
+    assert results[0].record.weight == weight
+    assert (call["uri"], call["bag_uri"], call["metric"]) == ("s3://m/full", "s3://m/bag", "accuracy")
+    assert call["validation"] == context.splits.validation
+
+
+def test_another_bag_of_words_or_candidate_is_mixed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = MixRecord(1.0, num_weights=9, validation=0.7, unmixed=0.7)
+    run_locally(monkeypatch)
+    monkeypatch.setattr(mix, "mix_with_bag", wraps(mix.mix_with_bag)(lambda *_, **__: record))
+    context, progress = context_of(recipe_at(tmp_path), splits_of()), ProgressRecorder()
+    for bag, model in (("a", "a"), ("b", "a"), ("b", "b"), ("b", "b")):
+        baselines = [Baseline("bag_of_words", f"s3://m/{bag}", 0.6, True, "")]
+        mix_candidate(context, Contender("full", f"s3://m/{model}", 0.7), baselines=baselines, progress=progress)
+    assert len(storage.list_files(f"{context.recipe.task_uri}/stages")) == 3
+
+
+def test_without_a_bag_of_words_nothing_is_mixed(tmp_path: Path) -> None:
+    context, progress = context_of(recipe_at(tmp_path), splits_of()), ProgressRecorder()
+    baselines = [Baseline("zero_shot", "s3://m/zero", 0.5, True, "")]
+    assert mix_candidate(context, UNMIXED, baselines=baselines, progress=progress) is None
