@@ -1,4 +1,4 @@
-"""The commands of docs/deploy/kubernetes.md name existing files, targets and secrets, in a safe order."""
+"""The commands of the Kubernetes pages in docs/deploy name existing files, targets and secrets, in a safe order."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,8 @@ from tailorbird.config.loader import load_recipe
 from tailorbird.release.manifests import TARGETS, render_manifest
 from tests.k8s.manifests import K8S, PARTS, ROOT, of_kind, text_of
 
-RUNBOOK = (ROOT / "docs" / "deploy" / "kubernetes.md").read_text()
+PAGES = ("kubernetes.md", "kubernetes-operate.md")
+RUNBOOK = "\n".join((ROOT / "docs" / "deploy" / page).read_text() for page in PAGES)
 BLOCKS = re.findall(r"```\n(.*?)```", RUNBOOK, flags=re.DOTALL)
 """Commands that are run together."""
 
