@@ -18,19 +18,16 @@ class MixResult:
     """The fine-tuned classifier, mixed with the bag of words if the mix scores higher on validation."""
 
     candidate: Contender
-    record: MixRecord
+    record: MixRecord | None  # None without a bag of words, as for chat tasks
 
 
 def mix_candidate(
     context: RunContext, unmixed: Contender, *, baselines: Sequence[Baseline], progress: ProgressReporter
-) -> MixResult | None:
-    """Return the result of mixing a calibrated candidate with the run's bag of words; a cached stage.
-
-    Return None if the run has no bag of words, as for chat tasks.
-    """
+) -> MixResult:
+    """Mix a calibrated candidate with the run's bag of words; a cached stage. The result is not calibrated."""
     bag_uri = next((baseline.uri for baseline in baselines if baseline.kind == "bag_of_words"), None)
     if bag_uri is None:
-        return None
+        return MixResult(unmixed, None)
     inputs, metric = context.inputs, context.recipe.evaluation.metric
 
     def compute(uri: str) -> MixResult:
@@ -43,5 +40,6 @@ def mix_candidate(
 
     stage_inputs = inputs.stage_inputs(mix_with_bag, model=unmixed.uri, bag=bag_uri, metric=metric)
     result = inputs.cached("mix", output=MixResult, inputs=stage_inputs, compute=compute)
-    progress.note(mix_sentence(result.record))
+    if result.record is not None:
+        progress.note(mix_sentence(result.record))
     return result

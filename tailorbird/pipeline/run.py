@@ -58,8 +58,8 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
     make_loadable(best.uri, context.task.version_config(sweep_result.selected.method))
     unmixed = calibrate_contender(context, best)
     mix = mix_candidate(context, unmixed, baselines=baselines, progress=progress)
-    candidate = unmixed if mix is None else calibrate_contender(context, mix.candidate)
-    trained = TrainedModels(baselines, sweep_result, seeds, averaged, mix and mix.record, curve, candidate)
+    candidate = calibrate_contender(context, mix.candidate)
+    trained = TrainedModels(baselines, sweep_result, seeds, averaged, mix.record, curve, candidate)
     return evaluate_run(context, trained, progress=progress)
 
 

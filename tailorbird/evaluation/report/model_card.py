@@ -26,7 +26,7 @@ HUB_METRICS = {
     "rouge_l": "rouge",
 }
 """Name of each metric on the Hub."""
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, str] = {
     "bag_of_words": "TF-IDF of n-grams and linear head, ",
     "probe_bag": "mean-pooled encoder, TF-IDF of n-grams and linear head, ",
     **dict.fromkeys(MIXED_KINDS.values(), "mean-pooled encoder and TF-IDF of n-grams, each with a linear head, "),

@@ -8,10 +8,11 @@ import pytest
 
 from tailorbird import storage
 from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.mix import mix_with_bag
 from tailorbird.evaluation.report.evidence import MixRecord
 from tailorbird.pipeline import mix
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.mix import mix_candidate
+from tailorbird.pipeline.mix import MixResult, mix_candidate
 from tests.progress import ProgressRecorder
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally, splits_of
 
@@ -25,10 +26,12 @@ def test_the_stage_returns_the_better_model_and_is_cached(
 ) -> None:
     calls: list[dict[str, Any]] = []
 
-    @wraps(mix.mix_with_bag)
+    record = MixRecord(weight, num_weights=9, validation=0.75 if weight < 1 else 0.7, unmixed=0.7)
+
+    @wraps(mix_with_bag)
     def mixed(uri: str, **arguments: Any) -> MixRecord:
         calls.append({"uri": uri, **arguments})
-        return MixRecord(weight, num_weights=9, validation=0.75 if weight < 1 else 0.7, unmixed=0.7)
+        return record
 
     run_locally(monkeypatch)
     monkeypatch.setattr(mix, "mix_with_bag", mixed)
@@ -38,9 +41,8 @@ def test_the_stage_returns_the_better_model_and_is_cached(
     (stage,) = storage.list_files(f"{context.recipe.task_uri}/stages")
     expected = Contender("full_bag", stage.replace("/done.json", "/model"), 0.75) if weight < 1 else UNMIXED
     assert results[0] == results[1]
-    assert results[0] is not None
     assert results[0].candidate == expected
-    assert results[0].record.weight == weight
+    assert results[0].record == record
     assert (call["uri"], call["bag_uri"], call["metric"]) == ("s3://m/full", "s3://m/bag", "accuracy")
     assert call["validation"] == context.splits.validation
 
@@ -48,7 +50,7 @@ def test_the_stage_returns_the_better_model_and_is_cached(
 def test_another_bag_of_words_or_candidate_is_mixed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = MixRecord(1.0, num_weights=9, validation=0.7, unmixed=0.7)
     run_locally(monkeypatch)
-    monkeypatch.setattr(mix, "mix_with_bag", wraps(mix.mix_with_bag)(lambda *_, **__: record))
+    monkeypatch.setattr(mix, "mix_with_bag", wraps(mix_with_bag)(lambda *_, **__: record))
     context, progress = context_of(recipe_at(tmp_path), splits_of()), ProgressRecorder()
     for bag, model in (("a", "a"), ("b", "a"), ("b", "b"), ("b", "b")):
         baselines = [Baseline("bag_of_words", f"s3://m/{bag}", 0.6, True, "")]
@@ -59,4 +61,4 @@ def test_another_bag_of_words_or_candidate_is_mixed_again(tmp_path: Path, monkey
 def test_without_a_bag_of_words_nothing_is_mixed(tmp_path: Path) -> None:
     context, progress = context_of(recipe_at(tmp_path), splits_of()), ProgressRecorder()
     baselines = [Baseline("zero_shot", "s3://m/zero", 0.5, True, "")]
-    assert mix_candidate(context, UNMIXED, baselines=baselines, progress=progress) is None
+    assert mix_candidate(context, UNMIXED, baselines=baselines, progress=progress) == MixResult(UNMIXED, None)
