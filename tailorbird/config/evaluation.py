@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from tailorbird.config.base import ConfigSection
 
@@ -104,6 +104,12 @@ class EvaluationConfig(ConfigSection):
     """(chat only) Number of training rows that the few-shot baseline puts into its prompt."""
     prompt_draws: int = Field(default=3, ge=1)
     """(chat only) Number of random sets of examples for the few-shot prompt; the best set on validation is used."""
+    retrieved_examples: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    """(chat only) Numbers of training rows that the baseline `retrieved` tries as examples in the prompt, nearest to
+    the conversation by n-grams; the best number on validation is used."""
+    retrieved_tokens: int = Field(default=2048, ge=1)
+    """(chat only) Maximum number of tokens of a prompt with retrieved examples. Examples that do not fit are omitted.
+    The model's context without `data.max_new_tokens` is the limit if it is smaller."""
     valid_days: int = Field(default=365, ge=1)
     """Number of days, counted from the evaluation on the test rows, after which a verdict expires and can no longer
     promote a model."""

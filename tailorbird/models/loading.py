@@ -27,6 +27,7 @@ from tailorbird.storage.node_cache import local_copy, repaired_copy
 
 if TYPE_CHECKING:
     from tailorbird.models.bag_of_words import BagOfWords
+    from tailorbird.models.retrieval.index import RetrievalIndex
 
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 """Names of the field in the configs of transformers: for BERT and similar models, and for most others."""
@@ -55,6 +56,16 @@ class LoadedChat(Generic[Version]):
 
     model: ChatModel
     tokenizer: PreTrainedTokenizerBase
+    prompting: Prompting
+    version: Version
+    index: "RetrievalIndex | None" = None  # for a prompting with retrieval
+
+
+@dataclass(frozen=True)
+class LoadedNearest(Generic[Version]):
+    """A chat version of the kind `nearest`, which answers with training rows and without a language model."""
+
+    index: "RetrievalIndex"
     prompting: Prompting
     version: Version
 
@@ -193,6 +204,15 @@ def load_bag_of_words(folder: Path, *, kind: str) -> "BagOfWords | None":
     return load_bag(folder)
 
 
+def load_retrieval_index(folder: Path, *, prompting: Prompting) -> "RetrievalIndex | None":
+    """Load a version's index of training rows; return None for a prompting without retrieval. Raises ModelError."""
+    if prompting.retrieval is None:
+        return None
+    from tailorbird.models.retrieval.files import load_index  # scikit-learn is slow to import
+
+    return load_index(folder, expected_sha256=prompting.retrieval.index_sha256)
+
+
 def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
     """Load a chat version's weights, if any, into the pretrained model. Raises ModelError as `load_weights`."""
     with _weight_errors(folder):
@@ -231,9 +251,9 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(file))
 
 
-AnyLoaded = LoadedClassifier[ModelVersion] | LoadedChat[ModelVersion] | LoadedHybrid
-Loaded = TypeVar("Loaded", LoadedClassifier[ModelVersion], LoadedChat[ModelVersion])
-_KINDS = {"classification": LoadedClassifier, "chat": LoadedChat}
+AnyLoaded = LoadedClassifier[ModelVersion] | LoadedChat[ModelVersion] | LoadedNearest[ModelVersion] | LoadedHybrid
+AnyArtifact = LoadedClassifier[Version] | LoadedChat[Version] | LoadedNearest[Version]
+Loaded = TypeVar("Loaded", LoadedClassifier[ModelVersion], LoadedChat[ModelVersion], LoadedNearest[ModelVersion])
 
 
 @overload
@@ -251,7 +271,7 @@ def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = 
     loaded or has another kind.
     """
     version = versions.read_version(uri)
-    actual = LoadedHybrid if version.hybrid else _KINDS[version.task]
+    actual = _loaded_type(version)
     if kind not in (None, actual):
         raise ModelError(f"{uri} is a {version.kind} version for the task {version.task}; use another kind of version")
     if version.hybrid is None:
@@ -262,9 +282,15 @@ def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = 
     return LoadedHybrid(incumbent, candidate, version.hybrid.routing, version.classes, version)
 
 
-def load_artifact(
-    uri: str, *, device: str | None = None
-) -> LoadedClassifier[VersionConfig] | LoadedChat[VersionConfig]:
+def _loaded_type(version: ModelVersion) -> type[AnyLoaded]:
+    if version.kind == "hybrid":
+        return LoadedHybrid
+    if version.kind == "nearest":
+        return LoadedNearest
+    return LoadedClassifier if version.task == "classification" else LoadedChat
+
+
+def load_artifact(uri: str, *, device: str | None = None) -> AnyArtifact[VersionConfig]:
     """Load a baseline, a candidate or a version from its folder. Checks the files of a version.
 
     Raises ModelError for a hybrid.
@@ -272,19 +298,24 @@ def load_artifact(
     return _load(uri, versions.read_artifact_config(uri), device=device)
 
 
-def _load(uri: str, config: Version, *, device: str | None) -> LoadedClassifier[Version] | LoadedChat[Version]:
+def _load(uri: str, config: Version, *, device: str | None) -> AnyArtifact[Version]:
     if config.kind == "hybrid":
         raise ModelError(f"{uri} is a hybrid of two versions; load its parts, or use `load_model`")
     folder = checked_copy(uri)
     bag = load_bag_of_words(folder, kind=config.kind)
     if config.kind == "bag_of_words":
         return LoadedClassifier(None, None, config.classes, config.max_length, config, bag)
+    index = load_retrieval_index(folder, prompting=config.prompting) if config.prompting else None
+    if config.kind == "nearest":
+        assert config.prompting is not None
+        assert index is not None  # `VersionConfig` requires it for this kind
+        return LoadedNearest(index, config.prompting, config)
     base = local_copy(config.base_model)
     tokenizer = load_tokenizer(base)
     device, dtype = device or default_device(), getattr(torch, config.dtype)
     if config.prompting is not None:
         chat = load_chat_weights(folder, lm=load_causal(base), kind=config.kind).to(device, dtype=dtype)
-        return LoadedChat(chat.eval().requires_grad_(False), tokenizer, config.prompting, config)
+        return LoadedChat(chat.eval().requires_grad_(False), tokenizer, config.prompting, config, index)
     if config.engine == "torch":
         model = load_weights(folder, encoder=load_encoder(base), kind=config.kind).to(device, dtype=dtype)
         model.head.float()  # as in evaluation, because a bfloat16 head changes the class of close predictions

@@ -122,7 +122,12 @@ class ChatTask:
             )
             return store_prompt_baselines(uri, baselines, config=self.version_config("zero_shot"))
 
-        named = {"shots": config.prompt_shots, "draws": config.prompt_draws, "metric": config.metric}
+        named = {
+            "shots": config.prompt_shots,
+            "draws": config.prompt_draws,
+            "retrieved": [config.retrieved_examples, config.retrieved_tokens],
+            "metric": config.metric,
+        }
         prompting = self.prompting.model_dump(mode="json")
         inputs = self.inputs.stage_inputs(fit_prompt_baselines, prompting=prompting, seed=seed, **named)
         return self.inputs.cached("baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute)

@@ -16,15 +16,17 @@ from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
 
 Kind = Literal[
-    "zero_shot", "few_shot", "centroid", "bag_of_words", "probe", "probe_bag", "lora", "lora_bag", "full", "full_bag",
-    "hybrid",
+    "zero_shot", "few_shot", "retrieved", "nearest", "centroid", "bag_of_words", "probe", "probe_bag", "lora",
+    "lora_bag", "full", "full_bag", "hybrid",
 ]  # fmt: skip
-BASELINE_KINDS = ("zero_shot", "few_shot", "centroid", "bag_of_words", "probe", "probe_bag")
-"""Kinds that need no fine-tuning: their base model is unchanged, and `bag_of_words` does not use it."""
+BASELINE_KINDS = ("zero_shot", "few_shot", "retrieved", "nearest", "centroid", "bag_of_words", "probe", "probe_bag")
+"""Kinds that need no fine-tuning: their base model is unchanged, and `bag_of_words` and `nearest` do not use it."""
 MIXED_KINDS: Mapping[str, Kind] = {"lora": "lora_bag", "full": "full_bag"}
 """Kinds of a fine-tuned classifier mixed with a bag of words, by the kind of the classifier alone."""
 ADAPTER_KINDS = ("lora", MIXED_KINDS["lora"])  # kinds with a LoRA adapter
 BAG_KINDS = ("bag_of_words", "probe_bag", *MIXED_KINDS.values())  # kinds with a bag of words
+INDEX_KINDS = ("retrieved", "nearest")  # kinds that require an index of training rows
+INDEX_FILES = ("retrieval.safetensors", "retrieval_rows.parquet")
 BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
 """Runtime of a classifier's encoder; the engines other than torch run files that `models.export` wrote, on CPU."""
@@ -59,6 +61,16 @@ class Hybrid(Frozen):
     candidate: PinnedVersion
 
 
+class Retrieval(Frozen):
+    """How a chat version uses the index of training rows in its folder, in evaluation and serving."""
+
+    num_examples: int = Field(ge=1)
+    """Number of nearest training rows before each conversation, as examples. The kind `nearest` reads a single row."""
+    max_prompt_tokens: int = Field(ge=1)
+    """Maximum tokens of a prompt with examples. Examples that do not fit are omitted, the least similar first."""
+    index_sha256: str
+
+
 class Prompting(Frozen):
     """The prompt and the maximum answer length of a chat version, in evaluation and serving."""
 
@@ -67,6 +79,7 @@ class Prompting(Frozen):
     shots: tuple[tuple[str, str], ...] = ()
     """Turns (role, content) before each conversation: the examples of the kind `few_shot`."""
     max_new_tokens: int
+    retrieval: Retrieval | None = None  # (versions with an index of training rows)
 
 
 class VersionConfig(StoredModel):
@@ -94,10 +107,22 @@ class VersionConfig(StoredModel):
     def task(self) -> Literal["classification", "chat"]:
         return "classification" if self.prompting is None else "chat"
 
+    @property
+    def has_index(self) -> bool:
+        """True if the version's folder contains an index of training rows."""
+        return self.prompting is not None and self.prompting.retrieval is not None
+
+    @property
+    def contains_training_text(self) -> bool:
+        """True if the version stores training rows as text: as an index, or as examples in the prompt."""
+        return self.has_index or (self.prompting is not None and bool(self.prompting.shots))
+
     @model_validator(mode="after")
     def _fields_fit_kind_and_engine(self) -> Self:
         if (self.kind == "hybrid") != (self.hybrid is not None):
             raise ValueError("the field `hybrid` is required for the kind `hybrid` and not allowed for other kinds")
+        if self.kind in INDEX_KINDS and not self.has_index:
+            raise ValueError(f"the field `prompting.retrieval` is required for the kind `{self.kind}`")
         if self.exported_from is None and self.engine != "torch":
             raise ValueError(f"the engine {self.engine} requires `exported_from`, the version that was exported")
         if self.exported_from is not None and (self.hybrid or self.task == "chat"):
@@ -194,6 +219,7 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
     weights = CHAT_WEIGHTS if config.task == "chat" else CLASSIFIER_WEIGHTS
     required = [weights[config.kind]] if config.kind in weights and config.engine == "torch" else []
     required += BAG_FILES if config.kind in BAG_KINDS else ()
+    required += INDEX_FILES if config.has_index else ()
     required += ["head.safetensors"] if config.task == "classification" and config.kind != "bag_of_words" else []
     missing = [name for name in required if name not in files]
     if missing:

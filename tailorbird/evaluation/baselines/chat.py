@@ -1,10 +1,13 @@
-"""Baselines for chat tasks: the pretrained model without and with examples in the prompt."""
+"""Baselines for chat tasks: the nearest training row's answer, and the pretrained model with and without examples."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import starmap
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.splits import subsample
@@ -13,49 +16,123 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.inference.chat_answers import answer_rows, conversations
 from tailorbird.evaluation.statistics.text_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel
+from tailorbird.models.generation import CACHE_TOKENS
 from tailorbird.models.loading import default_device, inference_dtype, load_causal
-from tailorbird.registry.versions import Prompting, VersionConfig, write_artifact_config
+from tailorbird.models.retrieval.chat_prompt import nearest_answer
+from tailorbird.models.retrieval.files import index_files, index_sha256
+from tailorbird.models.retrieval.index import RetrievalIndex, build_index
+from tailorbird.registry.versions import INDEX_KINDS, Prompting, Retrieval, VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ChatBaselines:
+    """Baselines before they are stored, so without URIs, each with its prompting."""
+
+    baselines: tuple[tuple[Baseline, Prompting], ...]
+    index_files: Mapping[str, bytes]  # content of the files of the index of training rows, by name
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """The pretrained model and the index, to score a prompting on the validation rows."""
+
+    model: ChatModel
+    tokenizer: "PreTrainedTokenizerBase"
+    index: RetrievalIndex
+    validation: Rows
+    metric: str
+
+    def of_answers(self, outputs: list[str]) -> float:
+        return float(np.mean(per_row(self.metric, outputs=outputs, references=self.validation.labels)))
+
+    def of(self, prompting: Prompting) -> float:
+        rows, tokenizer = self.validation, self.tokenizer
+        answers = answer_rows(self.model, rows, tokenizer=tokenizer, prompting=prompting, index=self.index)
+        return self.of_answers([answer.text for answer in answers])
 
 
 def fit_prompt_baselines(
     base_model: str, *, train: Rows, validation: Rows, prompting: Prompting, config: EvaluationConfig, seed: int
-) -> tuple[tuple[Baseline, Prompting], ...]:
-    """Score zero-shot and few-shot on validation; return each baseline, without a URI, with its prompting.
+) -> ChatBaselines:
+    """Score the baselines on validation; the settings with the best score are used.
 
-    Few-shot tries `config.prompt_draws` random sets of `config.prompt_shots` training examples and keeps the best set.
+    Few-shot tries `config.prompt_draws` random sets of `config.prompt_shots` training examples, and `retrieved` the
+    numbers of nearest training rows in `config.retrieved_examples`. Of equal settings the first is used. The cheapest
+    baseline is first, because of equal baselines the first is the incumbent.
     """
     base = local_copy(base_model)
-    tokenizer = load_tokenizer(base)
+    index = build_index(train, seed=seed)
+    files = index_files(index)
     model = ChatModel(load_causal(base, dtype=inference_dtype()).to(default_device()).eval())
-
-    def score(prompting: Prompting) -> float:
-        answers = answer_rows(model, validation, tokenizer=tokenizer, prompting=prompting)
-        outputs = [answer.text for answer in answers]
-        return float(np.mean(per_row(config.metric, outputs=outputs, references=validation.labels)))
-
-    samples = [subsample(len(train), size=config.prompt_shots, seed=seed + draw) for draw in range(config.prompt_draws)]
-    candidates = [replace_shots(prompting, train.take(sample)) for sample in samples]
-    scores = [score(candidate) for candidate in candidates]
-    best = int(np.argmax(scores))
-    note = f"{config.prompt_shots} examples in the prompt, best of {config.prompt_draws} random sets"
-    return (
-        (Baseline("zero_shot", None, score(prompting), True, "no examples in the prompt"), prompting),
-        (Baseline("few_shot", None, scores[best], True, note), candidates[best]),
+    scorer = _Scorer(model, load_tokenizer(base), index, validation, config.metric)
+    limit = min(config.retrieved_tokens, _context(model) - prompting.max_new_tokens)
+    retrieval = Retrieval(num_examples=1, max_prompt_tokens=max(1, limit), index_sha256=index_sha256(files))
+    with_nearest = prompting.model_copy(update={"retrieval": retrieval})
+    copied = [nearest_answer(conversation, index=index).text for conversation in conversations(validation)]
+    nearest = Baseline(
+        "nearest", None, scorer.of_answers(copied), True, f"answer of the nearest of {len(index):,} training rows"
+    )
+    zero_shot = Baseline("zero_shot", None, scorer.of(prompting), True, "no examples in the prompt")
+    return ChatBaselines(
+        (
+            (nearest, with_nearest),
+            (zero_shot, prompting),
+            _few_shot(scorer, train, prompting=prompting, config=config, seed=seed),
+            _retrieved(scorer, with_nearest, numbers=config.retrieved_examples),
+        ),
+        files,
     )
 
 
-def store_prompt_baselines(
-    uri: str, baselines: Sequence[tuple[Baseline, Prompting]], *, config: VersionConfig
-) -> tuple[Baseline, ...]:
+def _few_shot(
+    scorer: _Scorer, train: Rows, *, prompting: Prompting, config: EvaluationConfig, seed: int
+) -> tuple[Baseline, Prompting]:
+    samples = [subsample(len(train), size=config.prompt_shots, seed=seed + draw) for draw in range(config.prompt_draws)]
+    candidates = [replace_shots(prompting, train.take(sample)) for sample in samples]
+    scores = [scorer.of(candidate) for candidate in candidates]
+    best = int(np.argmax(scores))
+    note = f"{config.prompt_shots} examples in the prompt, best of {config.prompt_draws} random sets"
+    return Baseline("few_shot", None, scores[best], True, note), candidates[best]
+
+
+def _retrieved(scorer: _Scorer, prompting: Prompting, *, numbers: tuple[int, ...]) -> tuple[Baseline, Prompting]:
+    assert prompting.retrieval is not None
+    tried = sorted({min(number, len(scorer.index)) for number in numbers})
+    retrievals = [prompting.retrieval.model_copy(update={"num_examples": number}) for number in tried]
+    candidates = [prompting.model_copy(update={"retrieval": retrieval}) for retrieval in retrievals]
+    scores = [scorer.of(candidate) for candidate in candidates]
+    best = int(np.argmax(scores))
+    note = f"nearest training rows in the prompt: {tried[best]}, best of {', '.join(map(str, tried))}"
+    return Baseline("retrieved", None, scores[best], True, note), candidates[best]
+
+
+def _context(model: ChatModel) -> int:
+    """Return the maximum number of tokens of a prompt and its answer."""
+    positions = getattr(model.lm.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
+    return min(positions or CACHE_TOKENS, CACHE_TOKENS)
+
+
+def store_prompt_baselines(uri: str, results: ChatBaselines, *, config: VersionConfig) -> tuple[Baseline, ...]:
     """Write each baseline as a loadable artifact to `uri`/<kind>; return the baselines with their URIs.
 
-    `config` supplies all fields except kind and prompting.
+    `config` supplies all fields except kind, prompting and the dtype of `nearest`.
     """
-    for baseline, prompting in baselines:
-        named = config.model_copy(update={"kind": baseline.kind, "prompting": prompting})
-        write_artifact_config(f"{uri}/{baseline.kind}", named)
-    return tuple(replace(baseline, uri=f"{uri}/{baseline.kind}") for baseline, _ in baselines)
+
+    def store(baseline: Baseline, prompting: Prompting) -> Baseline:
+        folder, kind = f"{uri}/{baseline.kind}", baseline.kind
+        for name, content in results.index_files.items() if kind in INDEX_KINDS else ():
+            storage.write_bytes(f"{folder}/{name}", content)
+        changes: dict[str, object] = {"kind": kind, "prompting": prompting}
+        if kind == "nearest":
+            changes["dtype"] = "float32"  # it has no language model
+        write_artifact_config(folder, config.model_copy(update=changes))
+        return replace(baseline, uri=folder)
+
+    return tuple(starmap(store, results.baselines))
 
 
 def replace_shots(prompting: Prompting, rows: Rows) -> Prompting:

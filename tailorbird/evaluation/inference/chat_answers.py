@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tailorbird.data.chat_template import conversation_tokens, prompt_tokens
+from tailorbird.data.chat_template import conversation_tokens
 from tailorbird.data.rows import Conversation, Rows
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts, log_likelihoods
-from tailorbird.registry.versions import Prompting
+from tailorbird.models.loading import LoadedChat, LoadedNearest
+from tailorbird.models.retrieval.chat_prompt import chat_prompt, nearest_answer
+from tailorbird.registry.versions import Prompting, VersionConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from tailorbird.models.retrieval.index import RetrievalIndex
 
 
 class Answer(NamedTuple):
@@ -18,15 +22,20 @@ class Answer(NamedTuple):
 
     text: str
     confidence: float
-    """exp of the mean log-probability of the tokens."""
+    """exp of the mean log-probability of the tokens; for the kind `nearest`, the similarity."""
 
 
 def answer_rows(
-    model: ChatModel, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", prompting: Prompting
+    model: ChatModel,
+    rows: Rows,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompting: Prompting,
+    index: "RetrievalIndex | None" = None,
 ) -> list[Answer]:
     """Return the greedy answer to each row; raise DataError if the chat template refuses a conversation."""
     prompts = [
-        prompt_tokens(conversation, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
+        chat_prompt(conversation, tokenizer=tokenizer, prompting=prompting, index=index).tokens
         for conversation in conversations(rows)
     ]
     end_id = int(tokenizer.eos_token_id)
@@ -35,15 +44,22 @@ def answer_rows(
     return [Answer(text, answer.confidence) for text, answer in zip(texts, answers, strict=True)]
 
 
-def reference_likelihoods(
-    model: ChatModel, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", prompting: Prompting
-) -> list[float]:
+def answer_texts(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> list[Answer]:
+    """Return the answer of a chat version to each row; raise DataError as `answer_rows`."""
+    if isinstance(loaded, LoadedNearest):
+        return [Answer(*nearest_answer(conversation, index=loaded.index)) for conversation in conversations(rows)]
+    return answer_rows(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting, index=loaded.index)
+
+
+def reference_likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> list[float]:
     """Return the mean log-probability of each row's reference answer, in nats per token."""
-    tokens = [
-        conversation_tokens(turns, answer, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
-        for turns, answer in zip(conversations(rows), rows.labels, strict=True)
-    ]
-    return log_likelihoods(model, tokens, pad_id=int(tokenizer.pad_token_id)).tolist()  # type: ignore[no-any-return]
+    tokenizer, prompting = loaded.tokenizer, loaded.prompting
+    tokens = []
+    for turns, answer in zip(conversations(rows), rows.labels, strict=True):
+        examples = chat_prompt(turns, tokenizer=tokenizer, prompting=prompting, index=loaded.index).examples
+        whole = conversation_tokens(turns, answer, tokenizer=tokenizer, system=prompting.system, shots=examples)
+        tokens.append(whole)
+    return log_likelihoods(loaded.model, tokens, pad_id=int(tokenizer.pad_token_id)).tolist()  # type: ignore[no-any-return]
 
 
 def conversations(rows: Rows) -> Sequence[Conversation]:

@@ -6,9 +6,9 @@ from functools import partial
 
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS, CpuRounds
-from tailorbird.evaluation.inference.chat_answers import answer_rows
+from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.evaluation.inference.predict import class_logits
-from tailorbird.models.loading import LoadedChat, load_artifact
+from tailorbird.models.loading import LoadedClassifier, load_artifact
 
 ROLES = ("incumbent", "candidate")
 
@@ -44,6 +44,4 @@ def _cpu_s(answer: Callable[[Rows], object], rows: Rows) -> float:
 def _answerer(uri: str) -> Callable[[Rows], object]:
     """Load the artifact and return a function that answers rows."""
     loaded = load_artifact(uri, device="cpu")
-    if isinstance(loaded, LoadedChat):
-        return partial(answer_rows, loaded.model, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
-    return partial(class_logits, loaded)
+    return partial(class_logits if isinstance(loaded, LoadedClassifier) else answer_texts, loaded)

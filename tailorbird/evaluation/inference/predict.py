@@ -9,11 +9,11 @@ from tailorbird.data.splits import normalise
 from tailorbird.data.tokenize import encode_texts, label_indices
 from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.hybrid import apply_routing
-from tailorbird.evaluation.inference.chat_answers import answer_rows, reference_likelihoods
+from tailorbird.evaluation.inference.chat_answers import answer_texts, reference_likelihoods
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, per_row, words_sha256
 from tailorbird.models.classifier import logits_rows
-from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_artifact
+from tailorbird.models.loading import LoadedChat, LoadedClassifier, LoadedNearest, load_artifact
 from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 
@@ -25,7 +25,7 @@ def predict_rows(uri: str, *, rows: Rows) -> Predictions:
         parts = [ModelPredictions(predict_rows(part.uri, rows=rows)) for part in read_parts(hybrid)]
         return apply_routing(hybrid.routing, incumbent=parts[0], candidate=parts[1]).clean
     loaded = load_artifact(uri)
-    return _predict_answers(loaded, rows) if isinstance(loaded, LoadedChat) else _predict_labels(loaded, rows)
+    return _predict_labels(loaded, rows) if isinstance(loaded, LoadedClassifier) else _predict_answers(loaded, rows)
 
 
 def calibrate(uri: str, *, rows: Rows) -> float:
@@ -63,23 +63,28 @@ def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Pred
     return label_predictions(kind, rows=rows, outputs=outputs, confidences=before.max(1), calibrated=after.max(1))
 
 
-def _predict_answers(loaded: LoadedChat[VersionConfig], rows: Rows) -> Predictions:
-    """Return a chat model's answers as scores and hashes, because the evidence must not contain texts."""
-    answers = answer_rows(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
+def _predict_answers(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> Predictions:
+    """Return a chat version's answers as scores and hashes, because the evidence must not contain texts.
+
+    The kind `nearest` has no log-likelihoods, because it has no language model.
+    """
+    answers = answer_texts(loaded, rows)
     outputs = [answer.text for answer in answers]
-    likelihoods = reference_likelihoods(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
     scores = {name: per_row(name, outputs=outputs, references=rows.labels) for name in TEXT_METRICS}
+    measures = {name: values for name, values in scores.items() if name != "exact_match"}
+    if isinstance(loaded, LoadedChat):
+        measures["log_likelihood"] = np.array(reference_likelihoods(loaded, rows), dtype=np.float64)
     confidences = np.array([answer.confidence for answer in answers], dtype=np.float64)
     return Predictions(
         model=loaded.version.kind,
         row_ids=rows.row_ids,
         labels=tuple(words_sha256(text) for text in rows.labels),
         outputs=tuple(words_sha256(text) for text in outputs),
-        scores=scores.pop("exact_match"),
+        scores=scores["exact_match"],
         confidences=confidences,
         calibrated=confidences,
         groups=rows.groups,
-        measures=scores | {"log_likelihood": np.array(likelihoods, dtype=np.float64)},
+        measures=measures,
         clusters=_documents(rows),
     )
 

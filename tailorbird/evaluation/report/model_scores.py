@@ -41,7 +41,7 @@ def reliability_by_role(tables: Mapping[str, Predictions]) -> dict[str, tuple[Re
 
     Empty for chat tasks, because their confidence is about tokens and not about the correctness of the answer.
     """
-    return {} if mean_measures(tables) else {role: reliability_bins(tables[role]) for role in COMPARED}
+    return {} if tables[COMPARED[0]].measures else {role: reliability_bins(tables[role]) for role in COMPARED}
 
 
 def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:

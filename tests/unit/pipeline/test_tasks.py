@@ -54,12 +54,15 @@ def test_a_training_uses_all_rows_or_a_random_sample(tmp_path: Path, chat: RunCo
 def test_artifacts_of_chat_baselines_store_their_prompting(chat: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     run_locally(monkeypatch)
     baselines = chat.task.fit_baselines()
-    assert [(baseline.kind, baseline.servable) for baseline in baselines] == [("zero_shot", True), ("few_shot", True)]
+    kinds = ["nearest", "zero_shot", "few_shot", "retrieved"]
+    assert [(baseline.kind, baseline.servable) for baseline in baselines] == [(kind, True) for kind in kinds]
     configs = [read_artifact_config(baseline.uri or "") for baseline in baselines]
-    assert [config.kind for config in configs] == ["zero_shot", "few_shot"]
-    prompts = [config.prompting for config in configs]
-    assert all(prompt is not None and prompt.system == "s" for prompt in prompts)
-    assert [len(prompt.shots) for prompt in prompts if prompt] == [0, 4]
+    assert [config.kind for config in configs] == kinds
+    prompts = [config.prompting for config in configs if config.prompting]
+    assert all(prompt.system == "s" for prompt in prompts)
+    assert [len(prompt.shots) for prompt in prompts] == [0, 0, 4, 0]
+    assert [prompt.retrieval is not None for prompt in prompts] == [True, False, False, True]
+    assert [config.contains_training_text for config in configs] == [True, False, True, True]
     assert chat.task.fit_temperature("anything") is None
 
 

@@ -1,0 +1,77 @@
+"""Turn a conversation into a prompt, with fixed or retrieved examples; training, evaluation and serving share this."""
+
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+
+from tailorbird.data.chat_template import prompt_tokens
+from tailorbird.data.rows import Conversation
+from tailorbird.registry.versions import Prompting
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+    from tailorbird.models.retrieval.index import RetrievalIndex
+
+
+class Prompt(NamedTuple):
+    """The tokens of a prompt and the example turns in it."""
+
+    tokens: list[int]
+    examples: Conversation
+
+
+class NearestAnswer(NamedTuple):
+    """The answer of the nearest training row."""
+
+    text: str
+    similarity: float  # cosine from 0 to 1
+
+
+def chat_prompt(
+    conversation: Conversation,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompting: Prompting,
+    index: "RetrievalIndex | None" = None,
+    exclude: "NDArray[np.int64] | None" = None,
+) -> Prompt:
+    """Return the prompt of a conversation: system message, examples, and the turns of the conversation.
+
+    With `prompting.retrieval`, the examples are the rows of the index that are nearest to the conversation's last turn
+    of the user, without the rows `exclude`. The nearest row comes last. If the prompt exceeds `max_prompt_tokens`,
+    examples are omitted, the least similar first. Raises DataError like `prompt_tokens`.
+    """
+    retrieval = prompting.retrieval
+    system, fixed = prompting.system, prompting.shots
+    if retrieval is None:
+        return Prompt(prompt_tokens(conversation, tokenizer=tokenizer, system=system, shots=fixed), fixed)
+    assert index is not None, "a version with retrieval is loaded with its index"
+    from tailorbird.models.retrieval.index import query_of  # scikit-learn is slow to import
+
+    excluded = None if exclude is None else [exclude]
+    [neighbours] = index.search([query_of(conversation)], k=retrieval.num_examples, exclude=excluded)
+    nearest = [index.turns(row) for row in neighbours.rows]
+
+    def prompt_of(num_examples: int) -> Prompt:
+        examples = (*fixed, *chain.from_iterable(reversed(nearest[:num_examples])))
+        return Prompt(prompt_tokens(conversation, tokenizer=tokenizer, system=system, shots=examples), examples)
+
+    def fits(prompt: Prompt) -> bool:
+        return len(prompt.tokens) <= retrieval.max_prompt_tokens
+
+    longest = prompt_of(len(nearest))
+    if fits(longest):
+        return longest
+    shortest = prompt_of(0)  # if it does not fit either, tokenize a long conversation no more often
+    numbers = range(len(nearest) - 1, 0, -1) if fits(shortest) else ()
+    return next(filter(fits, map(prompt_of, numbers)), shortest)
+
+
+def nearest_answer(conversation: Conversation, *, index: "RetrievalIndex") -> NearestAnswer:
+    """Return the answer of the row of the index that is nearest to the conversation's last turn of the user."""
+    from tailorbird.models.retrieval.index import query_of
+
+    [neighbours] = index.search([query_of(conversation)], k=1)
+    return NearestAnswer(index.answer(neighbours.rows[0]), float(neighbours.similarities[0]))

@@ -1,0 +1,267 @@
+"""Search the training rows of a chat task for those that are nearest to a text, by TF-IDF of character n-grams."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, vstack
+from sklearn.feature_extraction.text import HashingVectorizer
+
+from tailorbird.data.rows import Conversation, Rows
+from tailorbird.data.splits import normalise, subsample
+
+NUM_COLUMNS = 1 << 20
+"""Number of columns into which n-grams are hashed. It limits the vocabulary, whatever the texts contain."""
+NGRAM_LENGTHS = (3, 5)  # shortest and longest n-grams, in characters; n-grams do not cross words
+MAX_ROWS = 100_000
+"""Maximum rows of an index. A random sample of more training rows is indexed."""
+MAX_CHARACTERS = 200_000_000
+"""Maximum characters of the conversations and answers in an index, about. Of more, a random sample is indexed."""
+MAX_TEXT_CHARACTERS = 2_000
+"""Number of characters of a text that are compared. The rest of a longer text is ignored."""
+MAX_TEXT_NGRAMS = 256
+"""Number of n-grams that represent a text: those with the largest weights. An n-gram of a row takes 8 bytes, so
+`MAX_ROWS` rows take at most 205 MB."""
+MAX_POSTINGS = 200_000
+"""Maximum number of pairs of an n-gram and a row that a search reads. The rarest n-grams of the text are used first,
+and the rarest one in any case. The limit can only reduce a similarity."""
+CHUNK_CHARACTERS = 1 << 20  # characters of the texts whose n-grams are in memory at once
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+NO_ROWS: IntArray = np.zeros(0, dtype=np.int64)
+SCHEMA = pa.schema(
+    {
+        "turns": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        "answer": pa.string(),
+        "group": pa.string(),
+    }
+)
+"""Columns of the rows: the turns before the answer, without system messages; the answer; the hash of `split_by`."""
+
+
+class Neighbours(NamedTuple):
+    """The nearest rows of an index, nearest first."""
+
+    rows: IntArray
+    similarities: NDArray[np.float64]  # cosines from 0 to 1
+
+
+@dataclass(frozen=True)
+class Postings:
+    """TF-IDF weights of rows by n-gram; each row has length 1. The rows of an n-gram are contiguous."""
+
+    columns: NDArray[np.int32]  # [C] columns of the n-grams in the rows, ascending
+    idf: FloatArray  # [C + 1] inverse document frequencies; the last one is that of unknown n-grams
+    starts: IntArray  # [C + 1] position of the first row of each n-gram
+    rows: NDArray[np.int32] = field(repr=False)  # [P]
+    weights: FloatArray = field(repr=False)  # [P]
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalIndex:
+    """Training rows of a chat task that can be searched. Rows with frequent answers come first."""
+
+    postings: Postings = field(repr=False)
+    table: pa.Table = field(repr=False)  # rows with the columns of `SCHEMA`
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def answer(self, row: int) -> str:
+        """Return the answer of a row."""
+        return str(self.table["answer"][int(row)].as_py())
+
+    def turns(self, row: int) -> Conversation:
+        """Return the turns of a row, without system messages and with its answer as the last turn."""
+        turns = self.table["turns"][int(row)].as_py()
+        return (*((turn["role"], turn["content"]) for turn in turns), ("assistant", self.answer(row)))
+
+    def search(self, texts: Sequence[str], *, k: int, exclude: Sequence[IntArray] | None = None) -> list[Neighbours]:
+        """Return the `k` nearest rows of each text, without its rows in `exclude`; fewer if there are no more rows.
+
+        The result for a text does not depend on the other texts. Rows with equal similarity are in the order of the
+        index. A text without a known n-gram has similarity 0 to all rows, so it gets the row with the most frequent
+        answer.
+        """
+        assert k > 0, f"k {k}; a search returns at least one row"
+        excluded = exclude if exclude is not None else [NO_ROWS] * len(texts)
+        return [self._nearest(text, k=k, excluded=rows) for text, rows in zip(texts, excluded, strict=True)]
+
+    def exclusions(self, rows: Rows) -> list[IntArray]:
+        """Return for each training row the rows of the index that it must not retrieve: its copies and its group.
+
+        A copy has the same query after normalisation; a group is the rows with the same `split_by`. The training rows
+        need not be in the index.
+        """
+        assert rows.conversations is not None
+        by_query, by_group = self._rows_by_key
+        queries = [normalise(query_of(turns)) for turns in rows.conversations]
+        groups = [""] * len(rows) if rows.split_keys is None else [group_hash(key) for key in rows.split_keys]
+        return [
+            np.union1d(by_query.get(query, NO_ROWS), by_group.get(group, NO_ROWS))
+            for query, group in zip(queries, groups, strict=True)
+        ]
+
+    @cached_property
+    def _rows_by_key(self) -> tuple[dict[str, IntArray], dict[str, IntArray]]:
+        """Rows by normalised query and by group."""
+        queries = [normalise(query_of(self.turns(row)[:-1])) for row in range(len(self))]
+        return _rows_by(queries), _rows_by([group for group in self.table["group"].to_pylist() if group is not None])
+
+    def _nearest(self, text: str, *, k: int, excluded: IntArray) -> Neighbours:
+        scores = _similarities(text, postings=self.postings, num_rows=len(self))
+        scores[excluded] = -1.0
+        num_rows = min(k, len(self) - len(np.unique(excluded)))
+        if not num_rows:
+            return Neighbours(NO_ROWS, np.zeros(0))
+        candidates = np.flatnonzero(scores >= np.partition(scores, -num_rows)[-num_rows])
+        rows = candidates[np.argsort(-scores[candidates], kind="stable")[:num_rows]]
+        return Neighbours(rows, np.minimum(scores[rows], 1.0))
+
+
+def query_of(conversation: Conversation) -> str:
+    """Return the text by which a conversation is compared: its last turn of the user, or else its last turn."""
+    users = [content for role, content in conversation if role == "user"]
+    return users[-1] if users else conversation[-1][1]
+
+
+def group_hash(key: str) -> str:
+    """Return the hash of a value of `split_by`."""
+    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
+    """Return the index of training rows of a chat task; rows with the same query and answer are indexed once.
+
+    At most `MAX_ROWS` rows and about `MAX_CHARACTERS` characters are indexed, a random sample of more. Raises
+    ValueError without rows.
+    """
+    if not len(rows):
+        raise ValueError("there are no training rows to retrieve from; give a training split with rows")
+    assert rows.conversations is not None
+    queries = [normalise(query_of(turns)) for turns in rows.conversations]
+    first = {pair: position for position, pair in reversed(list(enumerate(zip(queries, rows.labels, strict=True))))}
+    distinct = rows.take(sorted(first.values()))
+    num_characters = sum(map(len, distinct.texts)) + sum(map(len, distinct.labels))
+    size = min(MAX_ROWS, max(1, len(distinct) * MAX_CHARACTERS // max(1, num_characters)))
+    sample = distinct.take(subsample(len(distinct), size=size, seed=seed))
+    frequency = Counter(rows.labels)
+    indexed = sample.take(np.argsort([-frequency[answer] for answer in sample.labels], kind="stable"))
+    assert indexed.conversations is not None
+    postings = _postings([query_of(turns) for turns in indexed.conversations])
+    return RetrievalIndex(postings, _table(indexed))
+
+
+def _table(rows: Rows) -> pa.Table:
+    assert rows.conversations is not None
+    turns = [
+        [{"role": role, "content": content} for role, content in conversation if role != "system"]
+        for conversation in rows.conversations
+    ]
+    groups = None if rows.split_keys is None else [group_hash(key) for key in rows.split_keys]
+    columns = {"turns": turns, "answer": rows.labels, "group": groups or [None] * len(rows)}
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _rows_by(keys: Sequence[str | None]) -> dict[str, IntArray]:
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        if key is not None:
+            rows.setdefault(key, []).append(row)
+    return {key: np.array(positions, dtype=np.int64) for key, positions in rows.items()}
+
+
+def _counts(texts: Sequence[str]) -> csr_matrix:
+    """Return the number of occurrences of each n-gram in each text, [N, NUM_COLUMNS]."""
+    grams = HashingVectorizer(
+        analyzer="char_wb", ngram_range=NGRAM_LENGTHS, lowercase=False, norm=None, alternate_sign=False,
+        n_features=NUM_COLUMNS, dtype=np.float32,
+    )  # fmt: skip
+    return grams.transform([_compared(text) for text in texts])
+
+
+def _compared(text: str) -> str:
+    """Return the part of a text that is compared, normalised and without lone surrogates."""
+    return normalise(text[:MAX_TEXT_CHARACTERS]).encode("utf-8", "replace").decode()
+
+
+def _postings(texts: Sequence[str]) -> Postings:
+    """Return the postings of the rows with these texts. Hashes each text twice, to keep no n-grams in memory."""
+    frequencies = np.zeros(NUM_COLUMNS, dtype=np.int64)
+    for chunk in _chunks(texts):
+        frequencies += np.bincount(_counts(chunk).indices, minlength=NUM_COLUMNS)
+    columns = np.flatnonzero(frequencies).astype(np.int32)
+    idf = np.log((1 + len(texts)) / (1 + np.append(frequencies[columns], 0))) + 1
+    empty = Postings(columns, idf.astype(np.float32), NO_ROWS, np.zeros(0, np.int32), np.zeros(0, np.float32))
+    parts = []
+    for chunk in _chunks(texts):
+        vectors = [_vector(counts, empty) for counts in _rows_of(_counts(chunk))]
+        lengths = np.cumsum([0, *(len(terms) for terms, _ in vectors)])
+        terms, weights = (np.concatenate(arrays) for arrays in zip(*vectors, strict=True))
+        parts.append(csr_matrix((weights, terms, lengths), shape=(len(chunk), len(columns)), dtype=np.float32))
+    by_term = vstack(parts, format="csr").tocsc()
+    starts, rows = by_term.indptr.astype(np.int64), by_term.indices.astype(np.int32)
+    return Postings(columns, empty.idf, starts, rows, by_term.data.astype(np.float32))
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the texts in chunks of about `CHUNK_CHARACTERS` characters."""
+    chunk: list[str] = []
+    num_characters = 0
+    for text in texts:
+        chunk.append(text)
+        num_characters += min(len(text), MAX_TEXT_CHARACTERS) + 1
+        if num_characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, num_characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def _rows_of(counts: csr_matrix) -> Iterator[tuple[NDArray[np.int32], FloatArray]]:
+    """Yield the columns and counts of each text."""
+    for start, end in zip(counts.indptr[:-1], counts.indptr[1:], strict=True):
+        yield counts.indices[start:end], counts.data[start:end]
+
+
+def _vector(counts: tuple[NDArray[np.int32], FloatArray], postings: Postings) -> tuple[IntArray, FloatArray]:
+    """Return the known n-grams of a text, as positions in the postings, and their weights.
+
+    The text has length 1 with all n-grams, known and unknown. Of more than `MAX_TEXT_NGRAMS` known n-grams, those with
+    the largest weights represent all.
+    """
+    columns, occurrences = counts
+    terms = np.searchsorted(postings.columns, columns)
+    known = np.zeros(len(columns), dtype=np.bool_)
+    inside = terms < len(postings.columns)
+    known[inside] = postings.columns[terms[inside]] == columns[inside]
+    terms[~known] = len(postings.columns)
+    weights = (1 + np.log(occurrences.astype(np.float64))) * postings.idf[terms]
+    total = np.square(weights).sum()
+    terms, weights = terms[known], weights[known]
+    share = np.square(weights).sum() / total if len(terms) else 0.0
+    largest = np.argsort(-weights, kind="stable")[:MAX_TEXT_NGRAMS]
+    terms, weights = terms[largest], weights[largest]
+    length = np.sqrt(np.square(weights).sum())
+    return terms, (weights * np.sqrt(share) / length if len(terms) else weights).astype(np.float32)
+
+
+def _similarities(text: str, *, postings: Postings, num_rows: int) -> NDArray[np.float64]:
+    """Return the cosine of a text with each row [num_rows], from the rarest n-grams within `MAX_POSTINGS`."""
+    terms, weights = _vector(next(_rows_of(_counts([text]))), postings)
+    lengths = postings.starts[terms + 1] - postings.starts[terms]
+    rarest = np.argsort(lengths, kind="stable")
+    rarest = rarest[: max(1, int(np.searchsorted(np.cumsum(lengths[rarest]), MAX_POSTINGS, side="right")))]
+    if not len(rarest):
+        return np.zeros(num_rows)
+    parts = [slice(postings.starts[term], postings.starts[term + 1]) for term in terms[rarest]]
+    rows = np.concatenate([postings.rows[part] for part in parts])
+    products = np.repeat(weights[rarest], lengths[rarest]) * np.concatenate([postings.weights[part] for part in parts])
+    return np.bincount(rows, weights=products, minlength=num_rows)

@@ -1,0 +1,175 @@
+"""Nearest training rows: similarity, order, limits, exclusions."""
+
+import numpy as np
+import pytest
+
+from tailorbird.data.rows import Rows
+from tailorbird.models.retrieval import index as retrieval
+from tailorbird.models.retrieval.index import RetrievalIndex, build_index, query_of
+
+PAIRS = (
+    ("acute bronchitis", "J20"),
+    ("chronic bronchitis", "J42"),
+    ("fracture of the femur", "S72"),
+    ("fractured thigh bone", "S72"),
+    ("open fracture of femur", "S72"),
+)
+
+
+def rows_of(pairs: tuple[tuple[str, str], ...] = PAIRS, *, keys: tuple[str, ...] | None = None) -> Rows:
+    ids = tuple(str(number) for number in range(len(pairs)))
+    texts, answers = (tuple(column) for column in zip(*pairs, strict=True))
+    return Rows(ids, texts, answers, split_keys=keys, conversations=tuple((("user", text),) for text in texts))
+
+
+def queries(index: RetrievalIndex, text: str, *, k: int = 1) -> list[str]:
+    [neighbours] = index.search([text], k=k)
+    return [query_of(index.turns(row)[:-1]) for row in neighbours.rows]
+
+
+def test_the_nearest_row_shares_the_rarest_n_grams() -> None:
+    index = build_index(rows_of(), seed=0)
+    assert queries(index, "Bronchitis, chronic") == ["chronic bronchitis"]
+    assert queries(index, "femur fractures", k=2)[-1] in {"fracture of the femur", "open fracture of femur"}
+
+
+def test_a_copy_has_similarity_one_and_other_rows_have_less() -> None:
+    index = build_index(rows_of(), seed=0)
+    [neighbours] = index.search(["  ACUTE bronchitis "], k=5)
+    assert neighbours.similarities[0] == pytest.approx(1, abs=1e-6)
+    assert neighbours.similarities[0] <= 1
+    assert (np.diff(neighbours.similarities) <= 0).all()
+    assert len(set(neighbours.rows.tolist())) == 5
+
+
+def test_unknown_words_reduce_the_similarity() -> None:
+    index = build_index(rows_of(), seed=0)
+    [known], [unknown] = index.search(["acute bronchitis"], k=1), index.search(["acute bronchitis qqxxyyzz"], k=1)
+    assert known.rows[0] == unknown.rows[0]
+    assert unknown.similarities[0] < 0.9 < known.similarities[0]
+
+
+@pytest.mark.parametrize("text", ["", "  ", "qqxxyyzz", "\ud800", "\n\t"])
+def test_a_text_without_a_known_n_gram_gets_the_most_frequent_answer_with_similarity_0(text: str) -> None:
+    index = build_index(rows_of(), seed=0)
+    [neighbours] = index.search([text], k=2)
+    assert [index.answer(row) for row in neighbours.rows] == ["S72", "S72"]
+    assert neighbours.similarities.tolist() == [0, 0]
+
+
+def test_an_index_of_one_row_returns_that_row() -> None:
+    index = build_index(rows_of(PAIRS[:1]), seed=0)
+    for text in ("acute bronchitis", "qqxxyyzz", ""):
+        [neighbours] = index.search([text], k=8)
+        assert [index.answer(row) for row in neighbours.rows] == ["J20"]
+
+
+def test_rows_without_any_n_gram_can_be_indexed() -> None:
+    index = build_index(rows_of((("", "a"), (" ", "b"), ("", "a"))), seed=0)
+    assert len(index) == 2
+    [neighbours] = index.search(["text"], k=1)
+    assert index.answer(neighbours.rows[0]) == "a"
+
+
+def test_no_training_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="no training rows to retrieve from"):
+        build_index(rows_of().take([]), seed=0)
+
+
+def test_copies_with_the_same_answer_are_indexed_once() -> None:
+    index = build_index(rows_of((*PAIRS, ("Acute  Bronchitis", "J20"), ("acute bronchitis", "J21"))), seed=0)
+    assert sorted(index.answer(row) for row in range(len(index))) == ["J20", "J21", "J42", "S72", "S72", "S72"]
+
+
+def test_a_result_does_not_depend_on_the_other_texts() -> None:
+    index = build_index(rows_of(), seed=0)
+    texts = ["femur", "bronchitis", "", "open"]
+    for text, together in zip(texts, index.search(texts, k=3), strict=True):
+        [alone] = index.search([text], k=3)
+        np.testing.assert_array_equal(alone.rows, together.rows)
+        np.testing.assert_array_equal(alone.similarities, together.similarities)
+
+
+def test_a_training_row_excludes_itself_its_copies_and_its_group() -> None:
+    rows = rows_of((*PAIRS, ("Acute  BRONCHITIS", "J21")), keys=("a", "b", "c", "c", "d", "e"))
+    index = build_index(rows, seed=0)
+    exclude = index.exclusions(rows)
+    results = index.search(rows.texts, k=6, exclude=exclude)
+    for row, neighbours in enumerate(results):
+        texts = {query_of(index.turns(position)[:-1]).lower().replace("  ", " ") for position in neighbours.rows}
+        assert rows.texts[row].lower().replace("  ", " ") not in texts
+    assert {index.answer(row) for row in results[0].rows} == {"J42", "S72"}
+    assert [len(neighbours.rows) for neighbours in results] == [4, 5, 4, 4, 5, 4]
+
+
+def test_a_row_outside_the_index_excludes_its_group() -> None:
+    index = build_index(rows_of(keys=("a", "b", "c", "c", "d")), seed=0)
+    [excluded] = index.exclusions(rows_of((("thigh", "S72"),), keys=("c",)))
+    assert sorted(query_of(index.turns(row)[:-1]) for row in excluded) == [
+        "fracture of the femur",
+        "fractured thigh bone",
+    ]
+
+
+def test_if_all_rows_are_excluded_nothing_is_returned() -> None:
+    rows = rows_of(keys=("a",) * len(PAIRS))
+    index = build_index(rows, seed=0)
+    [neighbours] = index.search(["femur"], k=2, exclude=index.exclusions(rows)[:1])
+    assert (len(neighbours.rows), len(neighbours.similarities)) == (0, 0)
+
+
+def test_the_query_of_a_conversation_is_the_last_turn_of_the_user() -> None:
+    turns = (("system", "s"), ("user", "first"), ("assistant", "a"), ("user", "second"))
+    assert query_of(turns) == "second"
+    assert query_of((*turns, ("assistant", "b"))) == "second"
+    assert query_of((("system", "s"),)) == "s"
+
+
+def test_turns_contain_the_answer_and_no_system_message() -> None:
+    turns = (("system", "s"), ("user", "first"), ("assistant", "a"), ("user", "second"))
+    index = build_index(Rows(("0",), ("first\na\nsecond",), ("b",), conversations=(turns,)), seed=0)
+    assert index.turns(0) == (*turns[1:], ("assistant", "b"))
+
+
+def test_more_rows_than_the_limit_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "MAX_ROWS", 3)
+    assert len(build_index(rows_of(), seed=0)) == 3
+
+
+def test_more_characters_than_the_limit_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "MAX_CHARACTERS", 50)
+    assert len(build_index(rows_of(), seed=0)) == 2
+    monkeypatch.setattr(retrieval, "MAX_CHARACTERS", 1)
+    assert len(build_index(rows_of(), seed=0)) == 1
+
+
+def test_a_text_is_represented_by_a_limited_number_of_n_grams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "MAX_TEXT_NGRAMS", 5)
+    index = build_index(rows_of(), seed=0)
+    assert np.bincount(index.postings.rows).max() == 5
+    for text, _ in PAIRS:
+        [neighbours] = index.search([text], k=1)
+        assert query_of(index.turns(neighbours.rows[0])[:-1]) == text
+        assert neighbours.similarities[0] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_search_reads_the_rarest_n_grams_within_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = build_index(rows_of(), seed=0)
+    [whole] = index.search(["chronic bronchitis"], k=1)
+    monkeypatch.setattr(retrieval, "MAX_POSTINGS", 5)
+    [limited] = index.search(["chronic bronchitis"], k=1)
+    assert index.answer(limited.rows[0]) == "J42"
+    assert 0 < limited.similarities[0] < whole.similarities[0]
+
+
+def test_a_million_n_grams_are_hashed_into_a_limited_number_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "NUM_COLUMNS", 64)
+    index = build_index(rows_of(), seed=0)
+    assert len(index.postings.columns) <= 64
+    assert queries(index, "acute bronchitis") == ["acute bronchitis"]
+
+
+def test_a_text_of_a_megabyte_is_compared_by_its_first_characters() -> None:
+    index = build_index(rows_of(), seed=0)
+    [neighbours] = index.search(["acute bronchitis" + " " * retrieval.MAX_TEXT_CHARACTERS + "femur " * 200_000], k=1)
+    assert neighbours.similarities[0] == pytest.approx(1, abs=1e-6)
