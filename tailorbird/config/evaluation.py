@@ -18,8 +18,9 @@ class SubgroupGateConfig(ConfigSection):
     max_loss: float = Field(default=0.03, gt=0, lt=1)
     """Maximum decrease of the metric in a group, as a share (0.03 is three points)."""
     likely_harm: float = Field(default=0.2, ge=0, lt=0.5)
-    """One-sided level, over all groups, at which a measured decrease of `max_loss` or more fails the gate. With 0, only
-    a decrease that is significant at `alpha` fails it."""
+    """One-sided level at which a measured decrease of `max_loss` or more in a group fails the gate. The level is lower
+    if chance would otherwise fail more than 5% of the candidates that gain equally in every group. With 0, only a
+    decrease that is significant at `alpha` fails the gate."""
 
 
 class CounterfactualGateConfig(ConfigSection):

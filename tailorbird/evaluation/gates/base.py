@@ -11,6 +11,7 @@ class State(StrEnum):
     PASSES = "passes"
     FAILS = "fails"
     NOT_ASSESSABLE = "not assessable"
+    NOT_APPLICABLE = "not applicable"  # (gates only) the rows contain nothing that the gate concerns
 
 
 @dataclass(frozen=True)

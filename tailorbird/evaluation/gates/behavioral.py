@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.config.evaluation import CounterfactualGateConfig, RobustnessGateConfig
-from tailorbird.evaluation.gates.base import Gate, at_most, gate
+from tailorbird.evaluation.gates.base import Gate, State, at_most, gate
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.statistics.paired import mean_change, newcombe_paired_interval, paired_counts
 
@@ -21,21 +21,25 @@ def counterfactual_gate(
     """Compare how often swapping a name, sex or age changes the predictions of the two models.
 
     A row counts as changed if any of its changed texts gets another prediction than the clean text. A row counts once,
-    because its changed texts are not independent. The difference of the two rates is paired by row, with Newcombe's
-    interval. Raises VerdictRefused if the tables have different rows.
+    because its changed texts are not independent. The difference of the two rates is paired by row: Newcombe's
+    interval if the rows are independent, Student's t over documents otherwise. Without changed texts, the gate is not
+    applicable. Raises VerdictRefused if the tables have different rows.
     """
     if not len(candidate[1]) and not len(incumbent[1]):
-        return gate("counterfactual", (), note="no test row contains a sex, an age or a given name to swap")
+        none = "no test row contains a sex, an age or a given name of the English word lists, so there is none to swap"
+        return Gate("counterfactual", State.NOT_APPLICABLE, (), none)
     positions = _aligned(candidate, incumbent)
     flips = [_flips(tables, positions=positions) for tables in (candidate, incumbent)]
     rows, row_of = np.unique(positions, return_inverse=True)
     ours, theirs = (np.bincount(row_of, weights=flipped, minlength=len(rows)).clip(max=1) for flipped in flips)
-    counts = paired_counts(ours, other=theirs)
+    counts, clusters = paired_counts(ours, other=theirs), _shared_clusters(candidate[0], rows)
     bound = at_most(
         limits.max_increase,
         what="difference in the share of predictions that change with a name, sex or age (candidate minus incumbent)",
         estimate=counts.gain,
-        interval=newcombe_paired_interval(counts, alpha=alpha),
+        interval=newcombe_paired_interval(counts, alpha=alpha)
+        if clusters is None
+        else mean_change(ours, theirs, alpha=alpha, clusters=clusters).interval,
         n=counts.n,
     )
     kinds = Counter(row_id.rpartition("|")[2] for row_id in candidate[1].row_ids)
@@ -56,12 +60,10 @@ def robustness_gate(*, candidate: Tables, incumbent: Tables, limits: RobustnessG
     """
     positions = _aligned(candidate, incumbent)
     ours, theirs = (clean.scores[positions] - changed.scores for clean, changed in (candidate, incumbent))
-    names = candidate[0].clusters or candidate[0].row_ids
-    clusters = [names[position] for position in positions]
-    if len(set(clusters)) < 2:
+    clusters = _shared_clusters(candidate[0], positions)
+    if len(positions) < 2 or (clusters is not None and len(set(clusters)) < 2):
         return gate("robustness", (), note="a single row or document has no interval")
-    independent = len(set(clusters)) == len(clusters)
-    effect = mean_change(ours, theirs, alpha=alpha, clusters=None if independent else clusters)
+    effect = mean_change(ours, theirs, alpha=alpha, clusters=clusters)
     bound = at_most(
         limits.max_extra_drop,
         what="difference in the score lost to typing errors, case and white space (candidate minus incumbent)",
@@ -88,6 +90,13 @@ def _aligned(candidate: Tables, incumbent: Tables) -> NDArray[np.int64]:
                 f"changed row {row_id!r} has the label {label!r}, but its source row has another label"
             )
     return np.array([position_of[source] for source in sources], dtype=np.int64)
+
+
+def _shared_clusters(clean: Predictions, positions: NDArray[np.int64]) -> list[str] | None:
+    """Return the cluster of the row at each position; None if no two of the rows share one."""
+    names = clean.clusters or clean.row_ids
+    clusters = [names[position] for position in positions]
+    return None if len(set(clusters)) == len(clusters) else clusters
 
 
 def _flips(tables: Tables, *, positions: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:

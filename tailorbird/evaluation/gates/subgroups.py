@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.stats import t
 from statsmodels.stats.meta_analysis import combine_effects
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, VerdictRefused, align
-from tailorbird.evaluation.statistics.documents import Documents, document_effect, documents_of
+from tailorbird.evaluation.statistics.bootstrap import ResampledGain, macro_f1_gain
+from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import Effect
 from tailorbird.evaluation.statistics.paired import (
     PairedCounts,
@@ -25,6 +28,9 @@ FloatArray = NDArray[np.float64]
 
 NUM_PERMUTATIONS = 1_000
 SEED = 1979
+FALSE_REFUSALS = 0.05
+"""Largest share of candidates with the same gain in every group that a likely loss in some group may refuse."""
+LEAST_LEVEL = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Gap:
 class MeanChange:
     """The differences of per-row scores in a group, if rows share documents or scores are not 0 or 1.
 
-    It has the same properties as `PairedCounts`.
+    It has the same properties as `PairedCounts` and `ResampledGain`.
     """
 
     differences: FloatArray
@@ -54,11 +60,15 @@ class MeanChange:
     def gain(self) -> float:
         return float(np.mean(self.differences))
 
+    @property
+    def num_units(self) -> int:
+        return self.documents.num
+
     def effect(self, *, alpha: float) -> Effect:
         return document_effect(self.differences, documents=self.documents, alpha=alpha)
 
 
-Change = PairedCounts | MeanChange
+Change = PairedCounts | MeanChange | ResampledGain
 
 
 def groups_gate(
@@ -71,22 +81,25 @@ def groups_gate(
 ) -> Gate:
     """Test the paired change of the metric in each value of each group column, including missing values.
 
-    The bounds are those of `group_bounds`. Raises VerdictRefused if rows or groups differ, ValueError for invalid
-    scores.
+    Macro-F1 in a group is that of the group's rows, over the classes that occur among them. The bounds are those of
+    `group_bounds`. Raises VerdictRefused if rows or groups differ, ValueError for invalid scores.
     """
     align(candidate, incumbent)
     if candidate.groups != incumbent.groups:
         raise VerdictRefused(f"{candidate.model} and {incumbent.model} differ in their groups; predict the same rows")
     for predictions in (candidate, incumbent):
-        if metric in ROW_METRICS and not np.isin(predictions.scores, (0.0, 1.0)).all():
+        if (metric in ROW_METRICS or metric == "macro_f1") and not np.isin(predictions.scores, (0.0, 1.0)).all():
             raise ValueError(f"{predictions.model} has scores other than 0 and 1; {metric} by group needs 0 or 1")
     columns = {
         name: {value: np.flatnonzero(np.array(values, dtype=object) == value) for value in sorted(set(values))}
         for name, values in sorted(candidate.groups.items())
     }
-    ours, theirs = candidate.per_row(metric), incumbent.per_row(metric)
+    by_row = "accuracy" if metric == "macro_f1" else metric
+    ours, theirs = candidate.per_row(by_row), incumbent.per_row(by_row)
 
     def change(members: NDArray[np.int64]) -> Change:
+        if metric == "macro_f1":
+            return macro_f1_gain(candidate, other=incumbent, rows=members)
         if metric in ROW_METRICS and candidate.clusters is None:
             return paired_counts(ours[members], other=theirs[members])
         clusters = None if candidate.clusters is None else [candidate.clusters[row] for row in members]
@@ -97,7 +110,7 @@ def groups_gate(
     if not tables:
         return gate("groups", (), note="the recipe names no column in data.groups")
     bounds = group_bounds(tables, limits=limits, alpha=alpha)
-    what = "accuracies" if metric in ROW_METRICS else "scores"
+    what = "accuracies" if by_row in ROW_METRICS else "scores"
     notes = [
         _gap_note(column, groups=list(groups.values()), scores={what: ours, "changes": ours - theirs})
         for column, groups in columns.items()
@@ -113,20 +126,20 @@ def group_bounds(tables: Mapping[str, Change], *, limits: SubgroupGateConfig, al
     """Return a bound for each group. The first condition that holds decides, at every number of rows:
 
     - The group fails if it is proven harmed (`proven_harmed`).
-    - The group fails if its estimate is a loss of `max_loss` or more, and its one-sided interval at the
-      level `likely_harm` is below 0 (Bonferroni over the groups). A large loss need not be proven, but must be likely.
+    - The group fails if its estimate is a loss of `max_loss` or more, and its one-sided interval at the level
+      `harm_level` is below 0. A large loss need not be proven, but must be likely.
     - The group passes if its unadjusted interval is above -`max_loss`.
     - Otherwise it is not assessable; `rows_needed` give 80% power if the true change is 0.
 
-    The intervals are unadjusted: Newcombe's for accuracy and exact match of independent rows, Student's t over
-    documents otherwise (`statistics.documents`).
+    The intervals are unadjusted: Newcombe's for accuracy and exact match of independent rows, those of the bootstrap
+    for macro-F1, Student's t over documents otherwise (`statistics.documents`).
     """
+    level = 2 * harm_level(list(tables.values()), limits=limits, alpha=alpha)
     harmed = proven_harmed(list(tables.values()), alpha=alpha)
     shrunken = shrunken_changes([_estimate(change, alpha=alpha) for change in tables.values()])
     bounds = []
     for (name, change), harm, pooled in zip(tables.items(), harmed, shrunken, strict=True):
         interval, needed = _interval(change, alpha=alpha), None
-        level = 2 * limits.likely_harm / len(tables)
         lost = level > 0 and change.gain <= -limits.max_loss and _interval(change, alpha=level)[1] < 0
         if harm or lost:
             state = State.FAILS
@@ -139,6 +152,31 @@ def group_bounds(tables: Mapping[str, Change], *, limits: SubgroupGateConfig, al
             Bound(f"change for {name}", change.gain, interval, -limits.max_loss, change.n, state, needed, pooled)
         )
     return bounds
+
+
+def harm_level(changes: Sequence[Change], *, limits: SubgroupGateConfig, alpha: float) -> float:
+    """Return the one-sided level at which a loss is likely: `likely_harm`, or lower if that refuses too often.
+
+    Too often means that chance fails more than `FALSE_REFUSALS` of the candidates that have the same gain in every
+    group: the mean of the observed changes, or 0 if they are losses. The estimates are assumed to follow Student's t or
+    the normal distribution.
+    """
+    changes = [change for change in changes if isinstance(change, PairedCounts) or change.num_units >= LEAST_DOCUMENTS]
+    if not limits.likely_harm or not changes:
+        return 0.0
+    gain = max(0.0, float(np.average([change.gain for change in changes], weights=[change.n for change in changes])))
+    errors = np.array([_estimate(change, alpha=alpha)[1] for change in changes])
+    freedom = np.array([_degrees_of_freedom(change, alpha=alpha) for change in changes])
+
+    def excess(log_level: float) -> float:
+        least = np.maximum(t.isf(np.exp(log_level), freedom) * errors, limits.max_loss)
+        return 1 - float(np.prod(t.cdf((least + gain) / errors, freedom))) - FALSE_REFUSALS
+
+    highest = np.log(limits.likely_harm)
+    lowest = min(np.log(LEAST_LEVEL), highest)
+    if excess(highest) <= 0:
+        return limits.likely_harm
+    return LEAST_LEVEL if excess(lowest) > 0 else float(np.exp(brentq(excess, lowest, highest)))
 
 
 def shrunken_changes(estimates: Sequence[tuple[float, float]]) -> list[float]:
@@ -183,7 +221,7 @@ def rows_needed(counts: Change, *, max_loss: float, alpha: float) -> int:
     effect = counts.effect(alpha=alpha)
     precision = observed_precision(
         counts.n,
-        num_units=counts.documents.num,
+        num_units=counts.num_units,
         standard_error=effect.standard_error,
         degrees_of_freedom=effect.degrees_of_freedom,
     )
@@ -208,6 +246,11 @@ def _estimate(change: Change, *, alpha: float) -> tuple[float, float]:
         variance = (max(change.discordance, 1 / change.n) - change.gain**2) / change.n
         return change.gain, max(np.sqrt(max(variance, 0.0)), 1 / change.n)
     return change.gain, max(change.effect(alpha=alpha).standard_error, 1 / change.n)
+
+
+def _degrees_of_freedom(change: Change, *, alpha: float) -> float:
+    freedom = None if isinstance(change, PairedCounts) else change.effect(alpha=alpha).degrees_of_freedom
+    return np.inf if freedom is None else freedom
 
 
 def gap(values: FloatArray, *, groups: Sequence[NDArray[np.int64]]) -> Gap:

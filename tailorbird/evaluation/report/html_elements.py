@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from tailorbird.evaluation.verdict.formatting import points
 
-TONES = {"passes": "passes", "fails": "fails", "not assessable": "open"}
+TONES = {"passes": "passes", "fails": "fails", "not assessable": "open", "not applicable": "open"}
 
 
 class Figures:

@@ -179,8 +179,7 @@ def _groups(verdict: Verdict, *, role: str) -> str:
         compared = "Change from this version to the candidate"
     head = "| group | points (interval) | shrunken to the mean of the groups | rows | state |\n|---|---|---|---|---|\n"
     table = head + "\n".join(rows)
-    metric = METRIC_NAMES["accuracy" if verdict.metric == "macro_f1" else verdict.metric]
-    return f"{compared}, in {metric}. {gate.note[:1].upper()}{gate.note[1:]}.\n\n{table}"
+    return f"{compared}, in {METRIC_NAMES[verdict.metric]}. {gate.note[:1].upper()}{gate.note[1:]}.\n\n{table}"
 
 
 def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
@@ -190,7 +189,12 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     ]
     if "calibration" not in gates:
         lines.append("The calibration of the confidence was not assessed.")
-    states = {State.PASSES: "passes", State.FAILS: "FAILS", State.NOT_ASSESSABLE: "could not be assessed"}
+    states = {
+        State.PASSES: "passes",
+        State.FAILS: "FAILS",
+        State.NOT_ASSESSABLE: "could not be assessed",
+        State.NOT_APPLICABLE: "is not applicable",
+    }
     subject = "hybrid" if role == "hybrid" else "candidate"
     lines += [f"The {name} gate {states[gate.state]} for the {subject}." for name, gate in gates.items()]
     lines += [f"{what} was not assessed." for name, what in BEHAVIORAL_GATES.items() if name not in gates]

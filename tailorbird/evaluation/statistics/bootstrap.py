@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.statistics.documents import documents_of, of_documents
-from tailorbird.evaluation.statistics.effect import Effect, at_least_unseen
+from tailorbird.evaluation.statistics.documents import Documents, documents_of, of_documents
+from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_least_p
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -41,31 +41,79 @@ def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
     return float(_mean_f1(support[:, None], answered=answered[:, None], right=right[:, None])[0])
 
 
+@dataclass(frozen=True, eq=False)
+class ResampledGain:
+    """The gain in macro-F1 with its resampled gains, from which intervals at any level are computed."""
+
+    gain: float
+    resampled: FloatArray  # [NUM_RESAMPLES]
+    documents: Documents | None  # None if rows are independent
+    n: int  # rows
+    num_differing: int  # rows, or documents, with different outputs of the two models
+
+    @property
+    def num_units(self) -> int:
+        """Independent units: rows, or documents if rows share documents."""
+        return self.n if self.documents is None else self.documents.num
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the gain; a bootstrap over documents is corrected by 1 - sum of squared shares."""
+        if self.documents is None:
+            return float(np.std(self.resampled, ddof=1))
+        unevenness = float(np.sum(self.documents.shares**2))
+        return float(np.std(self.resampled, ddof=1)) / math.sqrt(1 - unevenness) if self.documents.num > 1 else 1.0
+
+    def effect(self, *, alpha: float) -> Effect:
+        """Return the effect with the interval at level 1 - alpha.
+
+        For independent rows, the interval is the percentile interval and the p value that of `two_sided`; without a
+        different output, the interval is the unseen rate. For documents, both are Student's t (`of_documents`).
+        """
+        error, num_differing = self.standard_error, self.num_differing
+        if self.documents is not None:
+            return of_documents(
+                self.gain, standard_error=error, documents=self.documents, alpha=alpha, num_differing=num_differing
+            )
+        if not num_differing:
+            unseen = unseen_rate(self.n, alpha=alpha)
+            return Effect(self.gain, (-unseen, unseen), 1.0, error)
+        low, high = np.quantile(self.resampled, [alpha / 2, 1 - alpha / 2])
+        effect = Effect(self.gain, (float(low), float(high)), two_sided(self.resampled), error)
+        return with_least_p(effect, num_differing=num_differing, alpha=alpha)
+
+
 def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float) -> Effect:
-    """Return the gain in macro-F1 with a paired bootstrap of 10,000 resamples.
+    """Return the gain in macro-F1 of two models on the same rows (`macro_f1_gain`)."""
+    return macro_f1_gain(candidate, other=other).effect(alpha=alpha)
+
+
+def macro_f1_gain(candidate: Predictions, *, other: Predictions, rows: IntArray | None = None) -> ResampledGain:
+    """Return the gain in macro-F1 on these rows (all rows by default) with a paired bootstrap of 10,000 resamples.
 
     Both tables must have the same rows (`predictions.align`). The counts of the joint (label, candidate's output,
-    other's output) cells are drawn from a multinomial, which is equivalent to resampling rows. A class without labels
-    in a resample is not part of the mean of that resample. The interval is the percentile interval, widened to the
-    unseen rate. The p value is that of `two_sided`, but at least 2^(1 - n), because resamples of a single row have no
-    spread. Efron and Tibshirani, An Introduction to the Bootstrap (1993).
-
-    If rows share documents, whole documents are resampled. Interval and p value are then Student's t with the standard
-    deviation of the resampled gains and the degrees of freedom of `Documents`. The variance of a bootstrap over
-    documents is too small by the factor 1 - sum of squared shares, which is corrected.
+    other's output) cells are drawn from a multinomial, which is equivalent to resampling rows. If rows share documents,
+    whole documents are resampled. A class without labels in a resample is not part of the mean of that resample. Efron
+    and Tibshirani, An Introduction to the Bootstrap (1993).
     """
-    classes = {label: code for code, label in enumerate(sorted(set(candidate.labels)))}
+    rows = np.arange(len(candidate)) if rows is None else rows
+    labels = [candidate.labels[row] for row in rows]
+    classes = {label: code for code, label in enumerate(sorted(set(labels)))}
     num_classes = len(classes)
-    truth = _codes(candidate.labels, classes)
-    ours, theirs = _codes(candidate.outputs, classes), _codes(other.outputs, classes)
-    documents = documents_of(candidate.clusters, num_rows=len(truth))
+    truth = _codes(labels, classes)
+    ours, theirs = (_codes([table.outputs[row] for row in rows], classes) for table in (candidate, other))
+    differ = np.array([candidate.outputs[row] != other.outputs[row] for row in rows])
+    documents = None
     if candidate.clusters is None:
         first, counts = _distinct((truth * (num_classes + 1) + ours) * (num_classes + 1) + theirs)
         sums = _summing(truth[first], answers=(ours[first], theirs[first]), num_classes=num_classes)
+        num_differing = int(differ.sum())
     else:
+        documents = documents_of([candidate.clusters[row] for row in rows], num_rows=len(truth))
         counts, each = np.ones(documents.num, dtype=np.int64), np.arange(len(truth))
         members = csr_array((np.ones_like(each), (each, documents.codes)), shape=(len(truth), documents.num))
         sums = _summing(truth, answers=(ours, theirs), num_classes=num_classes) @ members
+        num_differing = len(np.unique(documents.codes[differ]))
 
     def gains_of(weights: IntArray) -> FloatArray:
         totals = (sums @ weights.T).reshape(5, num_classes, len(weights))
@@ -73,18 +121,9 @@ def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float)
         mine = _mean_f1(support, answered=our_answers, right=our_right)
         return mine - _mean_f1(support, answered=their_answers, right=their_right)
 
-    point = float(gains_of(counts[None, :])[0])
     draws = multinomial_counts(counts, num_resamples=NUM_RESAMPLES, seed=BOOTSTRAP_SEED)
-    gains = np.concatenate([gains_of(weights) for weights in draws])
-    if candidate.clusters is not None:
-        unevenness = float(np.sum(documents.shares**2))
-        error = float(np.std(gains, ddof=1)) / math.sqrt(1 - unevenness) if documents.num > 1 else 1.0
-        differ = candidate.outputs != other.outputs
-        return of_documents(point, standard_error=error, documents=documents, alpha=alpha, differ=differ)
-    p_value = max(two_sided(gains), 2.0 ** (1 - len(truth)))
-    effect = _effect(point, gains=gains, p_value=p_value, alpha=alpha)
-    low, high = at_least_unseen(effect.interval, estimate=effect.gain, n=len(truth), alpha=alpha)
-    return replace(effect, interval=(max(low, -1.0), min(high, 1.0)))
+    resampled = np.concatenate([gains_of(weights) for weights in draws])
+    return ResampledGain(float(gains_of(counts[None, :])[0]), resampled, documents, len(truth), num_differing)
 
 
 def mean_effect(candidate_scores: FloatArray, *, other_scores: FloatArray, alpha: float) -> Effect:
@@ -103,7 +142,9 @@ def mean_effect(candidate_scores: FloatArray, *, other_scores: FloatArray, alpha
     first, counts = _distinct(differences)
     draws = multinomial_counts(counts, num_resamples=NUM_RESAMPLES, seed=BOOTSTRAP_SEED)
     gains = np.concatenate([differences[first] @ weights.T for weights in draws]) / n
-    return _effect(float(np.mean(differences)), gains=gains, p_value=_sign_flip(differences), alpha=alpha)
+    low, high = np.quantile(gains, [alpha / 2, 1 - alpha / 2])
+    interval = (float(low), float(high))
+    return Effect(float(np.mean(differences)), interval, _sign_flip(differences), float(np.std(gains, ddof=1)))
 
 
 def multinomial_counts(counts: IntArray, *, num_resamples: int, seed: int) -> Iterator[IntArray]:
@@ -151,11 +192,6 @@ def _sign_flip(units: FloatArray) -> float:
         positive = np.unpackbits(random, axis=1, count=len(sizes)).astype(np.float64) @ sizes
         as_far += int(np.sum(np.abs(2 * positive - total) >= seen - ROUNDING * total))
     return (as_far + 1) / (NUM_RESAMPLES + 1)
-
-
-def _effect(point: float, *, gains: FloatArray, p_value: float, alpha: float) -> Effect:
-    low, high = np.quantile(gains, [alpha / 2, 1 - alpha / 2])
-    return Effect(point, (float(low), float(high)), p_value, float(np.std(gains, ddof=1)))
 
 
 def _codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:

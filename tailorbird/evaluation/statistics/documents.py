@@ -6,18 +6,20 @@ sum over documents of (sum of the document's residuals / N)^2 / (1 - h_g). Bell 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
 
-from tailorbird.evaluation.statistics.effect import Effect, t_effect, unseen_rate
+from tailorbird.evaluation.statistics.effect import Effect, t_effect, unseen_rate, with_least_p
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 LEAST_DOCUMENTS = 6
 """Fewer documents give no interval: with five, even equal signs have a two-sided p value of 0.0625."""
+LEAST_P = 1e-300
 
 
 @dataclass(frozen=True)
@@ -72,26 +74,34 @@ def documents_of(clusters: Sequence[str] | None, *, num_rows: int) -> Documents:
 def document_effect(differences: FloatArray, *, documents: Documents, alpha: float) -> Effect:
     """Return the mean of per-row differences [N] in [-1, 1] with its cluster-robust t interval and p value.
 
-    If all differences are 0, the interval is the unseen rate. Fewer than `LEAST_DOCUMENTS` documents have the interval
-    (-1, 1) and p = 1.
+    `of_documents` describes the cases in which few documents differ.
     """
-    covariance = (
-        documents.mean_covariance(documents.sums(differences)[:, None]) if documents.num > 1 else np.ones((1, 1))
-    )
+    sums = documents.sums(differences)
+    covariance = documents.mean_covariance(sums[:, None]) if documents.num > 1 else np.ones((1, 1))
     return of_documents(
         float(np.mean(differences)),
         standard_error=float(np.sqrt(covariance[0, 0])),
         documents=documents,
         alpha=alpha,
-        differ=bool(differences.any()),
+        num_differing=len(np.unique(documents.codes[differences != 0])),
     )
 
 
-def of_documents(gain: float, *, standard_error: float, documents: Documents, alpha: float, differ: bool) -> Effect:
-    """Return the t effect of a gain over documents; `differ` is False if all differences are 0."""
+def of_documents(
+    gain: float, *, standard_error: float, documents: Documents, alpha: float, num_differing: int
+) -> Effect:
+    """Return the t effect of a gain over documents, in `num_differing` of which the two models differ.
+
+    Fewer than `LEAST_DOCUMENTS` documents have the interval (-1, 1) and p = 1. If no document differs, the interval is
+    the unseen rate. The standard error is at least that of a p value of 2^(1 - documents), because documents that gain
+    exactly the same amount, with a standard error of 0, do not prove more.
+    """
     freedom = documents.degrees_of_freedom if documents.num > 1 else 1.0
     if documents.num < LEAST_DOCUMENTS:
         return Effect(gain, (min(gain, -1.0), max(gain, 1.0)), 1.0, standard_error, freedom)
-    effect = t_effect(gain, standard_error=standard_error, degrees_of_freedom=freedom, alpha=alpha)
-    unseen = unseen_rate(freedom + 1, alpha=alpha)
-    return effect if differ else replace(effect, interval=(-unseen, unseen))
+    if not num_differing:
+        unseen = unseen_rate(freedom + 1, alpha=alpha)
+        return Effect(gain, (-unseen, unseen), 1.0, standard_error, freedom)
+    least = abs(gain) / float(t.isf(max(2.0**-documents.num, LEAST_P), freedom))
+    effect = t_effect(gain, standard_error=max(standard_error, least), degrees_of_freedom=freedom, alpha=alpha)
+    return with_least_p(effect, num_differing=num_differing, alpha=alpha)

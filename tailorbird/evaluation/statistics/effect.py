@@ -1,6 +1,6 @@
 """A paired gain with its interval and p value, and the rate of events that occur in no row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.stats import t
 
@@ -18,14 +18,25 @@ class Effect:
 
 
 def t_effect(gain: float, *, standard_error: float, degrees_of_freedom: float, alpha: float) -> Effect:
-    """Return an effect whose interval and p value come from the same t statistic, so that they always agree."""
+    """Return an effect whose interval and p value come from the same t statistic, so that they always agree.
+
+    The standard error must be above 0 unless the gain is 0.
+    """
     half = float(t.ppf(1 - alpha / 2, degrees_of_freedom)) * standard_error
-    if standard_error > 0:
-        p_value = 2 * float(t.sf(abs(gain) / standard_error, degrees_of_freedom))
-    else:
-        p_value = 0.0 if gain else 1.0
+    p_value = 2 * float(t.sf(abs(gain) / standard_error, degrees_of_freedom)) if gain else 1.0
     interval = (max(gain - half, min(gain, -1.0)), min(gain + half, max(gain, 1.0)))
     return Effect(gain, interval, p_value, standard_error, degrees_of_freedom)
+
+
+def with_least_p(effect: Effect, *, num_differing: int, alpha: float) -> Effect:
+    """Return the effect with the p value of at least 2^(1 - d), where d units differ, and an interval that agrees.
+
+    No sign-flip test over d units has a smaller p value. If the p value is not below alpha, the interval contains 0.
+    """
+    p_value = min(1.0, max(effect.p_value, 2.0 ** (1 - num_differing)))
+    low, high = effect.interval
+    interval = effect.interval if p_value < alpha else (min(low, 0.0), max(high, 0.0))
+    return replace(effect, p_value=p_value, interval=interval)
 
 
 def unseen_rate(n: float, *, alpha: float) -> float:
@@ -34,12 +45,3 @@ def unseen_rate(n: float, *, alpha: float) -> float:
     Clopper and Pearson's limit, 1 - (alpha / 2)^(1 / n): about 3.7 / n at alpha 0.05.
     """
     return 1.0 - float((alpha / 2) ** (1 / n))
-
-
-def at_least_unseen(interval: tuple[float, float], *, estimate: float, n: int, alpha: float) -> tuple[float, float]:
-    """Return a bootstrap interval widened to at least the unseen rate on both sides of the estimate.
-
-    Otherwise ten rows without a difference would have an interval of width 0.
-    """
-    margin = unseen_rate(n, alpha=alpha)
-    return min(interval[0], estimate - margin), max(interval[1], estimate + margin)

@@ -12,7 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, align
 from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect, mean_effect
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of
-from tailorbird.evaluation.statistics.effect import Effect, at_least_unseen
+from tailorbird.evaluation.statistics.effect import Effect, unseen_rate
 from tailorbird.evaluation.statistics.scoring import score_table
 
 FloatArray = NDArray[np.float64]
@@ -183,8 +183,8 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
 def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None) -> Effect:
     """Return the change of the mean of two models' per-row scores [N].
 
-    `bootstrap.mean_effect` with the interval widened to the unseen rate if rows are independent (a single row has the
-    interval (-1, 1) and p = 1), `documents.document_effect` if they share documents.
+    `bootstrap.mean_effect` if rows are independent, `documents.document_effect` if they share documents. Independent
+    rows without a difference have the interval of the unseen rate, and a single row has the interval (-1, 1) and p = 1.
     """
     if clusters is not None:
         documents = documents_of(clusters, num_rows=len(ours))
@@ -192,7 +192,8 @@ def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters:
     if len(ours) < 2:
         return Effect(float(np.mean(ours - theirs)), (-1.0, 1.0), 1.0, 1.0)
     effect = mean_effect(ours, other_scores=theirs, alpha=alpha)
-    return replace(effect, interval=at_least_unseen(effect.interval, estimate=effect.gain, n=len(ours), alpha=alpha))
+    unseen = unseen_rate(len(ours), alpha=alpha)
+    return effect if (ours != theirs).any() else replace(effect, interval=(-unseen, unseen))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import Tables, counterfactual_gate, robustness_gate
 from tailorbird.evaluation.gates.calibration import calibration_gate
-from tailorbird.evaluation.gates.cost import CpuRounds, cost_gate, cost_ratio
+from tailorbird.evaluation.gates.cost import CpuRounds, cost_gate, cost_ratio, net_benefit
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
@@ -14,7 +14,6 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
     """Return the gates of the recipe, in the order calibration, groups, counterfactual, robustness, cost."""
     candidate, incumbent = inputs.candidate.clean, inputs.incumbent.clean
     limits, alpha = protocol.gates, protocol.alpha
-    metric = "accuracy" if protocol.metric == "macro_f1" else protocol.metric  # gates need scores of single rows
     gates = []
 
     def changed(name: str) -> dict[str, Tables]:
@@ -27,7 +26,9 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
     if limits.calibration is not None:
         gates.append(calibration_gate(candidate, incumbent=incumbent, limits=limits.calibration, alpha=alpha))
     if limits.groups is not None:
-        gates.append(groups_gate(candidate, incumbent=incumbent, limits=limits.groups, alpha=alpha, metric=metric))
+        gates.append(
+            groups_gate(candidate, incumbent=incumbent, limits=limits.groups, alpha=alpha, metric=protocol.metric)
+        )
     if limits.counterfactual is not None:
         gates.append(counterfactual_gate(**changed("counterfactual"), limits=limits.counterfactual, alpha=alpha))
     if limits.robustness is not None:
@@ -35,9 +36,11 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
     if protocol.cost is not None and inputs.cpu is None:
         gates.append(Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost of a hybrid incumbent is not measured"))
     elif protocol.cost is not None and inputs.cpu is not None:
+        # The recipe prices a correct answer, so the gain is counted in correct answers, also under macro-F1.
+        metric = "accuracy" if protocol.metric == "macro_f1" else protocol.metric
         main = compare(candidate, other=incumbent, metric=metric, alpha=alpha)
-        seconds = inputs.training_cpu_s
-        gates.append(cost_gate(main, terms=protocol.cost, rounds=inputs.cpu, training_cpu_s=seconds))
+        benefit = net_benefit(protocol.cost, rounds=inputs.cpu, training_cpu_s=inputs.training_cpu_s, alpha=alpha)
+        gates.append(cost_gate(main, benefit=benefit, horizon_months=protocol.cost.horizon_months))
     return tuple(gates)
 
 

@@ -81,5 +81,5 @@ def cheaper_and_not_worse(facts: Facts) -> bool:
 
 def _pass(gates: Mapping[str, State], facts: Facts) -> bool:
     """Return True if no gate stops the change; a gate that is not assessable stops it if the recipe is regulated."""
-    allowed = {State.PASSES} if facts.regulated else {State.PASSES, State.NOT_ASSESSABLE}
+    allowed = {State.PASSES, State.NOT_APPLICABLE} | (set() if facts.regulated else {State.NOT_ASSESSABLE})
     return set(gates.values()) <= allowed

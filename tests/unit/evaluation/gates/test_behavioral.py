@@ -68,13 +68,25 @@ def test_a_row_with_several_changed_texts_counts_once() -> None:
     assert gate.note.endswith("age 1 and 0 of 2, sex 1 and 1 of 2")
 
 
-def test_few_or_no_swappable_rows_are_not_assessable() -> None:
+def test_few_swappable_rows_are_not_assessable_and_none_make_the_gate_not_applicable() -> None:
     few = both("a" * 20, "a" * 20)
     assert flips(few, few).state is State.NOT_ASSESSABLE
     none = (few[0], table([], []))
     gate = flips(none, none)
-    assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())
+    assert (gate.state, gate.bounds) == (State.NOT_APPLICABLE, ())
     assert "no test row contains" in gate.note
+
+
+def test_flips_are_counted_by_document_if_rows_share_one() -> None:
+    flipping = both("a" * 600, "b" * 60 + "a" * 540)
+    documents = tuple(str(row // 60) for row in range(600))
+    by_document, steady = ((replace(pair[0], clusters=documents), pair[1]) for pair in (flipping, STEADY))
+    gate = flips(by_document, steady)
+    assert gate.state is State.NOT_ASSESSABLE  # all 60 flips are in one document of ten
+    assert gate.bounds[0].estimate == pytest.approx(0.1)
+    alone = tuple(map(str, range(600)))
+    single = replace(flipping[0], clusters=alone), flipping[1]
+    assert flips(single, (replace(STEADY[0], clusters=alone), STEADY[1])) == flips(flipping, STEADY)
 
 
 def test_row_ids_may_contain_the_separator_of_the_kind() -> None:

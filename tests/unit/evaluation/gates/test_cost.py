@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import CostConfig
-from tailorbird.evaluation.gates.base import State
+from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.cost import CpuRounds, cost_gate, cost_ratio, net_benefit
 from tailorbird.evaluation.statistics.paired import (
     Comparison,
@@ -40,28 +40,53 @@ def comparison(n: int = 1000, *, only_candidate: int = 60, only_incumbent: int =
     )
 
 
+def gate_of(
+    main: Comparison, *, rounds: CpuRounds = SAME, training_cpu_s: float = 0.0, terms: CostConfig = TERMS
+) -> Gate:
+    """Return the cost gate, by default with the prices `TERMS`."""
+    benefit = net_benefit(terms, rounds=rounds, training_cpu_s=training_cpu_s, alpha=0.05)
+    return cost_gate(main, benefit=benefit, horizon_months=terms.horizon_months)
+
+
 def state(main: Comparison, *, rounds: CpuRounds = SAME, training_cpu_s: float = 0.0) -> State:
-    """Return the state of the cost gate with the prices `TERMS`."""
-    return cost_gate(main, terms=TERMS, rounds=rounds, training_cpu_s=training_cpu_s).state
+    return gate_of(main, rounds=rounds, training_cpu_s=training_cpu_s).state
 
 
 def test_the_net_benefit_is_the_value_minus_training_plus_the_saving_in_serving() -> None:
     expensive = CpuRounds(incumbent=(1.0, 2.0, 3.0, 2.0, 2.0), candidate=(502.0,) * 5)
     # 4 points of 12,000 rows at 0.5 are 240. Two CPU-hours are 0.72. 500 s more per 1,000 rows are 6,000 s, or 0.60.
-    net = net_benefit(0.04, terms=TERMS, rounds=expensive, training_cpu_s=7200)
-    assert net == pytest.approx(240 - 0.72 - 0.60)
+    benefit = net_benefit(TERMS, rounds=expensive, training_cpu_s=7200, alpha=0.05)
+    assert benefit.at(0.04) == pytest.approx(240 - 0.72 - 0.60)
     cheaper = CpuRounds(incumbent=expensive.candidate, candidate=expensive.incumbent)
-    assert net_benefit(0.04, terms=TERMS, rounds=cheaper, training_cpu_s=7200) == pytest.approx(240 - 0.72 + 0.60)
+    benefit = net_benefit(TERMS, rounds=cheaper, training_cpu_s=7200, alpha=0.05)
+    assert benefit.at(0.04) == pytest.approx(240 - 0.72 + 0.60)
+
+
+def test_the_interval_combines_those_of_the_gain_and_of_the_saving() -> None:
+    rounds = CpuRounds(incumbent=(1e5, 2e5, 3e5, 2e5, 2e5), candidate=(1e5,) * 5)
+    benefit = net_benefit(TERMS, rounds=rounds, training_cpu_s=0, alpha=0.05)
+    # 100,000 s per 1,000 rows, with a standard deviation of 70,711 s over five rounds; 12,000 rows at 0.0001 a second.
+    assert (benefit.saving, benefit.half_saving) == pytest.approx((120, 2.7764 * 84.853 / math.sqrt(5)), rel=1e-4)
+    low, high = benefit.interval(0.04, of_gain=(0.03, 0.06))
+    assert (low, high) == pytest.approx((360 - math.hypot(60, 105.36), 360 + math.hypot(120, 105.36)), rel=1e-3)
+
+
+def test_an_imprecise_saving_leaves_the_gate_open_and_no_rows_decide_it() -> None:
+    rounds = CpuRounds(incumbent=(1e5, 9e5, 1e5, 9e5, 1e5), candidate=(4e5,) * 5)
+    bound = gate_of(comparison(), rounds=rounds).bounds[0]
+    assert (bound.state, bound.rows_needed) == (State.NOT_ASSESSABLE, None)
 
 
 def test_the_bound_is_the_net_benefit_at_the_gain_and_at_both_ends_of_its_interval() -> None:
     main = comparison()
-    gate = cost_gate(main, terms=TERMS, rounds=SAME, training_cpu_s=360_000)
+    gate = gate_of(main, training_cpu_s=360_000)
     bound = gate.bounds[0]
     assert bound.estimate == pytest.approx(6000 * 0.04 - 36)
     assert bound.interval == pytest.approx((6000 * main.interval[0] - 36, 6000 * main.interval[1] - 36))
     assert (bound.limit, bound.n) == (0, 1000)
-    assert gate.note == "over 12 months, in the recipe's currency: gain +240.00, training -36.00, serving +0.00"
+    assert (
+        gate.note == "over 12 months, in the recipe's currency: gain +240.00, training -36.00, serving +0.00 (+- 0.00)"
+    )
 
 
 def test_the_gate_passes_at_the_lower_end_of_the_gain_and_fails_at_the_upper_end() -> None:
@@ -78,7 +103,7 @@ def test_the_gate_passes_at_the_lower_end_of_the_gain_and_fails_at_the_upper_end
 
 
 def test_a_benefit_of_0_at_the_upper_end_fails() -> None:
-    equal = replace(comparison(), interval=(-0.01, 0.0))
+    equal = replace(comparison(), gain=-0.005, interval=(-0.01, 0.0))
     assert state(equal) is State.FAILS
 
 
@@ -90,7 +115,7 @@ def test_a_worse_candidate_passes_if_its_serving_saves_enough() -> None:
 
 def test_an_open_gate_reports_the_rows_needed_at_the_same_estimate() -> None:
     main = comparison()
-    gate = cost_gate(main, terms=TERMS, rounds=SAME, training_cpu_s=2_000_000)  # training costs 200, the gain is 240
+    gate = gate_of(main, training_cpu_s=2_000_000)  # training costs 200, the gain is 240
     half = (main.interval[1] - main.interval[0]) / 2 * 6000
     assert gate.bounds[0].rows_needed == round(1000 * (half / 40) ** 2)
 
@@ -98,8 +123,8 @@ def test_an_open_gate_reports_the_rows_needed_at_the_same_estimate() -> None:
 def test_the_note_states_that_another_metric_is_priced_like_accuracy() -> None:
     main = comparison()
     other = replace(main, gain=0.05)
-    assert "priced like a point of accuracy" in cost_gate(other, terms=TERMS, rounds=SAME, training_cpu_s=0).note
-    assert "priced like" not in cost_gate(main, terms=TERMS, rounds=SAME, training_cpu_s=0).note
+    assert "priced like a point of accuracy" in gate_of(other).note
+    assert "priced like" not in gate_of(main).note
 
 
 @pytest.mark.parametrize("training", [-1.0, math.nan, math.inf])
@@ -154,7 +179,7 @@ def test_the_whole_interval_determines_the_state(
     main = comparison(700, only_candidate=ours, only_incumbent=theirs)
     terms = TERMS.model_copy(update={"value_of_correct": value})
     rounds = CpuRounds(incumbent=(1.0,) * 5, candidate=(seconds,) * 5)
-    gate = cost_gate(main, terms=terms, rounds=rounds, training_cpu_s=training)
+    gate = gate_of(main, rounds=rounds, training_cpu_s=training, terms=terms)
     low, high = gate.bounds[0].interval
     assert (gate.state is State.PASSES) == (low > 0)
     assert (gate.state is State.FAILS) == (high <= 0)

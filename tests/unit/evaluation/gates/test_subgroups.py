@@ -1,5 +1,7 @@
 """Tests of the groups gate on paired counts for each condition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,12 +9,14 @@ from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.subgroups import gap, groups_gate, proven_harmed, shrunken_changes
+from tailorbird.evaluation.gates.subgroups import gap, groups_gate, harm_level, proven_harmed, shrunken_changes
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
+from tailorbird.evaluation.statistics.bootstrap import macro_f1
 from tailorbird.evaluation.statistics.paired import PairedCounts, mcnemar_midp, newcombe_paired_interval
 
 LIMITS = SubgroupGateConfig(max_loss=0.03)
 UNHARMED = (1400, 100, 100, 400)
+HELPED = (1400, 160, 100, 340)
 
 
 def gate_of(groups: dict[str, tuple[int, int, int, int]], *, limits: SubgroupGateConfig = LIMITS) -> Gate:
@@ -89,18 +93,49 @@ def test_a_proven_gain_is_not_harm_but_counts_in_the_step_down() -> None:
     ],
 )
 def test_a_likely_loss_fails_at_every_number_of_rows(counts: tuple[int, int, int, int], state: State) -> None:
-    groups = {"male": counts, "female": UNHARMED}
+    groups = {"male": counts, "female": HELPED}
     assert not any(proven_harmed([PairedCounts(*values) for values in groups.values()], alpha=0.05))
     assert state_of(gate_of(groups), "male") is state
     only_proven = SubgroupGateConfig(max_loss=0.03, likely_harm=0)
     assert state_of(gate_of(groups, limits=only_proven), "male") is State.NOT_ASSESSABLE
 
 
-def test_a_loss_must_be_more_likely_among_more_groups() -> None:
+def test_a_loss_must_be_more_likely_among_more_small_groups() -> None:
     counts = (70, 2, 7, 21)
-    assert state_of(gate_of({"male": counts, "female": UNHARMED}), "male") is State.FAILS
-    many = {f"g{number}": UNHARMED for number in range(20)}
-    assert state_of(gate_of({"male": counts, **many}), "male") is State.NOT_ASSESSABLE
+    assert state_of(gate_of({"male": counts, "female": HELPED}), "male") is State.FAILS
+    many = {f"g{number}": HELPED for number in range(20)}
+    assert state_of(gate_of({"male": counts, **many}), "male") is State.FAILS  # chance harms no large group
+    small = {f"g{number}": (70, 11, 8, 11) for number in range(20)}
+    assert state_of(gate_of({"male": counts, **small}), "male") is State.NOT_ASSESSABLE
+
+
+def test_the_level_of_a_likely_loss_refuses_one_candidate_in_twenty_at_most() -> None:
+    small, large = PairedCounts(70, 9, 8, 13), PairedCounts(1400, 115, 100, 385)
+    levels = [harm_level([small] * num, limits=LIMITS, alpha=0.05) for num in (1, 4, 16)]
+    assert levels == sorted(levels, reverse=True)
+    assert 0.05 / 16 < levels[2] < 3 * 0.05 / 16  # a gain of one point, so somewhat above Bonferroni's level
+    assert harm_level([large] * 4, limits=LIMITS, alpha=0.05) == LIMITS.likely_harm
+
+
+def test_macro_f1_is_compared_within_each_group() -> None:
+    counts = {"female": (900, 60, 20, 20), "male": (300, 5, 60, 35)}
+    candidate, incumbent = tables({"sex": counts})
+    labels = tuple("a" if row % 3 else "b" for row in range(len(candidate)))
+    swap = {"a": "b", "b": "a"}
+    pair = [
+        replace(
+            model,
+            labels=labels,
+            outputs=tuple(label if score else swap[label] for label, score in zip(labels, model.scores, strict=True)),
+        )
+        for model in (candidate, incumbent)
+    ]
+    gate = groups_gate(pair[0], incumbent=pair[1], limits=LIMITS, alpha=0.05, metric="macro_f1")
+    rows = slice(1000, 1400)
+    scores = [macro_f1(model.labels[rows], outputs=model.outputs[rows]) for model in pair]
+    assert gate.bounds[1].estimate == pytest.approx(scores[0] - scores[1])
+    assert [bound.state for bound in gate.bounds] == [State.PASSES, State.FAILS]
+    assert "accuracies differ" in gate.note
 
 
 def test_changes_are_shrunken_to_their_mean_and_to_one_value_if_they_differ_by_chance() -> None:

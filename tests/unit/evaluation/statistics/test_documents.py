@@ -83,6 +83,23 @@ def test_the_closed_form_equals_cr2_and_satterthwaite_by_their_definitions(sizes
     assert effect.p_value == pytest.approx(2 * stats.t.sf(abs(effect.gain) / error, freedom))
 
 
+def test_documents_that_gain_exactly_the_same_are_no_proof_beyond_their_number() -> None:
+    for num in (6, 10, 30, 2000):
+        documents = documents_of([str(row // 10) for row in range(10 * num)], num_rows=10 * num)
+        effect = document_effect(np.tile([1.0] + [0.0] * 9, num), documents=documents, alpha=0.05)
+        assert effect.p_value == pytest.approx(max(2.0 ** (1 - num), 2e-300), rel=0.01)
+        assert 0 < effect.interval[0] < effect.gain < effect.interval[1]
+
+
+def test_few_documents_that_differ_prove_nothing() -> None:
+    documents = documents_of([str(row) for row in range(40)], num_rows=40)
+    five = document_effect(np.array([1.0] * 5 + [0.0] * 35), documents=documents, alpha=0.05)
+    assert (five.p_value, five.interval[0]) == (0.0625, 0.0)
+    six = document_effect(np.array([1.0] * 6 + [0.0] * 34), documents=documents, alpha=0.05)
+    assert six.p_value == pytest.approx(2**-5)
+    assert six.interval[0] > 0
+
+
 def test_documents_of_one_row_each_give_the_plain_t_test() -> None:
     differences = np.random.default_rng(3).random(40) - 0.4
     effect = document_effect(differences, documents=documents_of(None, num_rows=40), alpha=0.05)

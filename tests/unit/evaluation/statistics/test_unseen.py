@@ -1,8 +1,10 @@
-"""Tests of the confidence limit for an event that occurs in no row."""
+"""Tests of the confidence limit for an event that occurs in no row, and of the smallest possible p value."""
+
+from dataclasses import replace
 
 import pytest
 
-from tailorbird.evaluation.statistics.effect import at_least_unseen, unseen_rate
+from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_least_p
 
 
 def test_an_event_at_the_unseen_rate_occurs_in_no_row_with_probability_one_in_forty() -> None:
@@ -11,7 +13,10 @@ def test_an_event_at_the_unseen_rate_occurs_in_no_row_with_probability_one_in_fo
     assert unseen_rate(100, alpha=0.05) == pytest.approx(0.0362, abs=1e-4)
 
 
-def test_only_narrow_intervals_are_widened() -> None:
-    low, high = at_least_unseen((0.1, 0.1), estimate=0.1, n=100, alpha=0.05)
-    assert (low, high) == pytest.approx((0.1 - 0.0362, 0.1 + 0.0362), abs=1e-4)
-    assert at_least_unseen((-0.5, 0.5), estimate=0.1, n=100, alpha=0.05) == (-0.5, 0.5)
+def test_a_p_value_is_at_least_that_of_the_sign_flips_of_the_differing_units() -> None:
+    effect = Effect(0.1, (0.02, 0.18), 0.01, 0.04)
+    five = with_least_p(effect, num_differing=5, alpha=0.05)
+    assert (five.p_value, five.interval) == (0.0625, (0.0, 0.18))
+    assert with_least_p(effect, num_differing=5, alpha=0.1) == replace(effect, p_value=0.0625)
+    assert with_least_p(effect, num_differing=20, alpha=0.05) == effect
+    assert with_least_p(effect, num_differing=0, alpha=0.05).p_value == 1
