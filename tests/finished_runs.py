@@ -16,9 +16,9 @@ def _simulated() -> Evidence:
     return evidence_of(Simulation(num_rows=60))
 
 
-def verdict_of(outcome: str, *, rule: int, confirmatory: bool = True) -> Verdict:
+def verdict_of(outcome: str, *, rule: int) -> Verdict:
     """Return a verdict with this outcome and rule. Its other figures do not matter."""
-    changes = {"outcome": Outcome(outcome), "rule": rule, "confirmatory": confirmatory}
+    changes = {"outcome": Outcome(outcome), "rule": rule}
     return Verdict.model_validate(dict(_simulated().verdict) | changes)
 
 

@@ -28,7 +28,7 @@ from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, VerdictInputs, model_predictions, require_valid_scores
 from tailorbird.evaluation.verdict.protocol import build_protocol
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
-from tailorbird.registry.test_set_ledger import read_test_accesses
+from tailorbird.registry.test_set_ledger import recount_access
 from tailorbird.registry.versions import read_version
 from tailorbird.storage import s3
 from tailorbird.storage.paths import parse_run_uri
@@ -179,16 +179,14 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
 
 
 def _test_access_faults(evidence: Evidence) -> Iterator[str]:
-    """Compare the test-set access and the expiry of the verdict with the test-set ledger."""
-    stated, other = evidence.test_access, "in the test-set ledger it is"
+    """Compare the test-set access, which gives the level, and the expiry of the verdict with the test-set ledger."""
+    stated = evidence.test_access
     paths, _ = parse_run_uri(evidence.run)
-    entries = read_test_accesses(paths.task_uri, evidence.test_rows)
-    key = (stated.candidate, stated.protocol)
-    entry = next((entry for entry in entries if (entry.candidate, entry.protocol) == key), None)
+    entry = recount_access(paths.task_uri, access=stated)
     if entry is None:
-        yield f"the test-set ledger of the test rows {evidence.test_rows} does not contain this access"
+        yield f"the test-set ledger {paths.test_set_ledger} does not contain this access"
         return
-    yield from differences(stated, entry, at="test_access", other=other)
+    yield from differences(stated, entry, at="test_access", other="the test-set ledger gives")
     protocol = digest(evidence.protocol)
     yield from differences(stated.protocol, protocol, at="test_access.protocol", other="the protocol gives")
     expires = datetime.fromisoformat(entry.at) + timedelta(days=evidence.protocol.valid_days)

@@ -13,7 +13,7 @@ def promote(
     recipe: options.RecipePath,
     version: Annotated[str | None, typer.Option(help="Version URI. Default: winner of the latest run.")] = None,
     override: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Reason for a promotion that needs an override (stored).")
+        str | None, typer.Option(metavar="REASON", help="Reason to promote a version that was rolled back (stored).")
     ] = None,
     engine: Annotated[
         str | None,

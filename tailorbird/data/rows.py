@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tailorbird.data.splits import normalise
+
 Message = tuple[str, str]  # role and content
 Conversation = tuple[Message, ...]
 
@@ -95,10 +97,9 @@ def digest_of(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def content_sha256(rows: Rows) -> str:
-    """Return the sha256 of texts and labels only, independent of the row order and of other columns."""
-    pairs = sorted(zip(rows.texts, rows.labels, strict=True))
-    return _digest({"text": tuple(text for text, _ in pairs), "label": tuple(label for _, label in pairs)})
+def contents_of(rows: Rows) -> list[tuple[str, str]]:
+    """Return normalised text and label of each row, which identify it in any data set."""
+    return [(normalise(text), label) for text, label in zip(rows.texts, rows.labels, strict=True)]
 
 
 def rows_sha256(rows: Rows) -> str:

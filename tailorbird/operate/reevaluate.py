@@ -11,7 +11,7 @@ from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.tasks import TASKS
-from tailorbird.data.rows import Rows, Splits, content_sha256
+from tailorbird.data.rows import Rows, Splits, contents_of, rows_sha256
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.inference.perturbations import perturbed_rows
 from tailorbird.evaluation.inference.predict import predict_rows
@@ -98,14 +98,13 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     uri = TaskPaths(recipe.task_uri).reevaluation(now().replace(":", ""))
     sha256 = protocol.test_sha256
     access = record_test_access(
-        recipe.task_uri, test_sha256=sha256, candidate=champion.digest, protocol=digest(protocol), run=uri
+        recipe.task_uri, contents=contents_of(rows), candidate=champion.digest, protocol=digest(protocol), run=uri
     )
     tables = _predict(recipe, versions, rows=rows, protocol=protocol)
     inputs = VerdictInputs(
         model_predictions("incumbent", tables),
         model_predictions("candidate", tables),
         test_sha256=sha256,
-        access_number=access.number,
         cpu=cost.cpu,
         training_cpu_s=cost.training_cpu_s,
     )
@@ -170,7 +169,7 @@ def protocol_for(
     The protocol is that of the run that chose the champion, or else the recipe's. The cost is that run's, if it
     compared these two versions.
     """
-    protocol = build_protocol(recipe.evaluation, test_sha256=content_sha256(rows), num_test_rows=len(rows))
+    protocol = build_protocol(recipe.evaluation, test_sha256=rows_sha256(rows), num_test_rows=len(rows))
     cost = CostRecord(cpu=None, training_cpu_s=0.0)
     if champion.run and storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
         evidence = read_evidence(champion.run)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
-from tailorbird.data.rows import Rows, content_sha256
+from tailorbird.data.rows import Rows, contents_of
 from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.inference.cpu_time import measure_cpu
@@ -26,7 +26,7 @@ from tailorbird.pipeline.artifacts import Contender, is_hybrid, register_contend
 from tailorbird.pipeline.prepare import RunContext, write_once
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.test_set_ledger import num_other_test_sets, record_test_access
+from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import sha256_files
 from tailorbird.storage.stored_model import StoredModel
@@ -79,24 +79,21 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     """Compare the incumbent and the candidate on the test rows, decide, and publish the evidence."""
     contenders = trained.contenders
     routing = fit_hybrid(context, contenders)
-    test, task_uri = context.splits.test, context.recipe.task_uri
+    test = context.splits.test
     progress.stage(f"test: {' and '.join(contenders[role].kind for role in ROLES)} on the same {len(test):,} rows")
-    # The hash excludes data.groups and split_by, because changing them does not make a new test set.
-    test_rows = content_sha256(test)
-    other_test_sets = num_other_test_sets(task_uri, test_rows)
-    if other_test_sets:
-        progress.note(f"this recipe's name has been evaluated on {other_test_sets} other sets of test rows")
     # Record the access before the first prediction, so that a run that fails later is counted too.
     access = record_test_access(
-        task_uri,
-        test_sha256=test_rows,
+        context.recipe.task_uri,
+        contents=contents_of(test),
         candidate=trained.candidate.uri,
         protocol=digest(context.protocol.model_dump(mode="json")),
         run=context.run,
     )
     cost = CostRecord(measure_cost(context, contenders), trained.cpu_seconds(context.recipe.training))
-    evaluated = EvaluatedModels(routing, access, test_rows, other_test_sets, predict_all(context, trained), cost)
+    evaluated = EvaluatedModels(routing, access, predict_all(context, trained), cost)
     verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
+    if access.number > 1:
+        progress.note(verdict.access())
     progress.stage(f"verdict: {verdict.sentence()}")
     return publish(context, trained, evaluated, verdict)
 
@@ -153,6 +150,7 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
         test_sha256=context.inputs.data.hashes["test"],
         leaks=context.inputs.data.report.leaks,
         access_number=evaluated.test_access.number,
+        num_rows_seen=evaluated.test_access.num_seen,
         routing=evaluated.routing,
         cpu=evaluated.cost.cpu,
         training_cpu_s=evaluated.cost.training_cpu_s,

@@ -53,8 +53,6 @@ class EvaluatedModels:
 
     routing: Routing | None  # routing of the hybrid, fitted on validation
     test_access: TestSetAccess
-    test_rows: str  # sha256 of the test rows' content, which identifies the test-set ledger
-    other_test_sets: int  # other sets of test rows in the task's ledgers
     predictions: Mapping[str, Predictions]  # by table name
     cost: evidence.CostRecord
 
@@ -81,9 +79,8 @@ def build_evidence(
         protocol=protocol,
         verdict=verdict,
         test_access=evaluated.test_access,
-        test_rows=evaluated.test_rows,
         routing=evaluated.routing,
-        data=evidence.DataRecord(data.report, data.num_train, data.hashes, evaluated.other_test_sets),
+        data=evidence.DataRecord(data.report, data.num_train, data.hashes),
         scores=model_scores(
             trained.baselines,
             kind=versions["candidate"].kind,

@@ -40,7 +40,7 @@ class ChangeReason(Frozen):
     change: Literal["promotion", "engine", "rollback"]  # `engine`: the same weights with another engine
     text: str
     override: str | None = None
-    """Reason for the promotion if the verdict is not confirmatory or the version was rolled back before."""
+    """Reason for the promotion if the version was rolled back before."""
     runtime: str | None = None  # engine and dtype of an exported version
 
     def sentence(self) -> str:

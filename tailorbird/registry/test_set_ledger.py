@@ -1,22 +1,42 @@
-"""The test-set ledger, which records every access to a set of test rows; only the first access is confirmatory."""
+"""The test-set ledger of a registry: the record of every access to test rows, which are counted by their content.
 
-import re
+An access is the n-th access to its rows if n is the smallest number such that at most `IGNORED_SHARE` of the rows are
+in n or more earlier accesses. The verdict tests a further access at a lower level (`verdict.protocol.spent_alpha`).
+
+Rows are stored as keyed, truncated hashes. The key is in the ledger, so a reader of the registry can test a guess of a
+row, but hashes of two registries cannot be compared.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tailorbird.registry.versions import Frozen, now
-from tailorbird.storage import exists, list_files, read_bytes, update_json
+from tailorbird.storage import exists, read_bytes, update_json, write_bytes
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
+
+IGNORED_SHARE = 0.05
+"""Share of rows that does not make a set known: a few short texts recur in unrelated sets."""
+HASH_BYTES = 8  # two of 10 million different rows have the same hash with a probability of 3e-6
+Hashes = NDArray[np.uint64]
 
 
 class TestSetAccess(Frozen):
     """An entry of the ledger."""
 
     __test__: ClassVar[bool] = False  # tells pytest that this class is not a test case
-    number: int  # from 1
+    number: int  # number of this access to these rows, from 1
+    num_rows: int  # rows with different content
+    num_seen: int  # of these, rows that are in an earlier access
+    rows: str  # sha256 of the file with the rows' hashes
     candidate: str  # digest of the candidate's weights
     protocol: str  # digest of the test protocol
     run: str  # URI of the run
@@ -24,57 +44,112 @@ class TestSetAccess(Frozen):
 
 
 class Ledger(StoredModel):
-    """The accesses to a set of test rows, in order."""
+    """The accesses of all tasks of a registry, in order."""
 
+    key: str  # key of the rows' hashes, hexadecimal
     entries: tuple[TestSetAccess, ...] = ()
 
 
-def record_test_access(task_uri: str, *, test_sha256: str, candidate: str, protocol: str, run: str) -> TestSetAccess:
-    """Add an access to the ledger and return its entry.
+def record_test_access(
+    task_uri: str, *, contents: Iterable[tuple[str, str]], candidate: str, protocol: str, run: str
+) -> TestSetAccess:
+    """Add an access to the ledger of the task's registry and return its entry.
 
-    Return the existing entry if the candidate was tested with this protocol before. `test_sha256` is
-    `data.rows.content_sha256` of the test rows. `candidate` identifies weights, so the same weights with another engine
-    keep their entry. `protocol` is the digest of the test protocol, so a test with another minimum gain or without a
-    gate is a further access. Call this function before the candidate's first prediction, because a run may fail after
-    its results are visible. Raises StorageError if the ledger cannot be read or written, ValueError if `test_sha256` is
-    not a sha256.
+    Return the existing entry if the candidate was tested on the same rows with this protocol before. `contents` are
+    normalised text and label of each row. `candidate` identifies weights, so the same weights with another engine keep
+    their entry. `protocol` is the digest of the test protocol, so a test with another minimum gain or without a gate is
+    a further access. Call this function before the candidate's first prediction, because a run may fail after its
+    results are visible. Raises StorageError if the ledger cannot be read or written, ValueError without rows.
     """
     if not candidate:
         raise ValueError("candidate is empty; give the digest of its weights")
-    uri = _uri(task_uri, test_sha256)
+    uri = TaskPaths(task_uri).test_set_ledger
+    ledger = _parse(uri, update_json(uri, lambda stored: _new_ledger() if stored is None else None))
+    hashes = hash_rows(contents, key=ledger.key)
+    rows = hashlib.sha256(hashes.tobytes()).hexdigest()
+    # The rows are stored before the entry, so that every entry has its rows.
+    write_bytes(TaskPaths(task_uri).test_set_rows(rows), hashes.tobytes())
+    read_rows = cache(lambda digest: _read_rows(task_uri, digest))  # an update reads the same rows at each attempt
+
+    def find(entries: Sequence[TestSetAccess]) -> TestSetAccess | None:
+        key = (candidate, protocol, rows)
+        return next((entry for entry in entries if (entry.candidate, entry.protocol, entry.rows) == key), None)
 
     def add(stored: object) -> object:
-        entries = () if stored is None else _parse(uri, stored).entries
-        if _find(entries, candidate, protocol):
+        current = _parse(uri, stored)
+        if find(current.entries):
             return None
-        entry = TestSetAccess(number=len(entries) + 1, candidate=candidate, protocol=protocol, run=run, at=now())
-        return Ledger(entries=(*entries, entry)).model_dump(mode="json")
+        number, num_seen = count_access(hashes, earlier=[read_rows(entry.rows) for entry in current.entries])
+        entry = TestSetAccess(
+            number=number,
+            num_rows=len(hashes),
+            num_seen=num_seen,
+            rows=rows,
+            candidate=candidate,
+            protocol=protocol,
+            run=run,
+            at=now(),
+        )
+        return current.model_copy(update={"entries": (*current.entries, entry)}).model_dump(mode="json")
 
-    access = _find(_parse(uri, update_json(uri, add)).entries, candidate, protocol)
+    access = find(_parse(uri, update_json(uri, add)).entries)
     assert access is not None
     return access
 
 
-def read_test_accesses(task_uri: str, test_sha256: str) -> tuple[TestSetAccess, ...]:
-    """Return all accesses to the test set, in order."""
-    uri = _uri(task_uri, test_sha256)
+def read_test_accesses(task_uri: str) -> tuple[TestSetAccess, ...]:
+    """Return all accesses of the task's registry, in order."""
+    uri = TaskPaths(task_uri).test_set_ledger
     return _parse(uri, read_bytes(uri)).entries if exists(uri) else ()
 
 
-def num_other_test_sets(task_uri: str, test_sha256: str) -> int:
-    """Return the number of test sets of the task with other content."""
-    ledgers = list_files(TaskPaths(task_uri).ledgers, missing_ok=True)
-    return sum(uri != _uri(task_uri, test_sha256) for uri in ledgers)
+def recount_access(task_uri: str, *, access: TestSetAccess) -> TestSetAccess | None:
+    """Return the entry of this candidate, protocol and rows with its counts recomputed; None if there is no entry.
+
+    Raises StorageError if the ledger or the rows of an entry are missing or damaged.
+    """
+    entries, key = read_test_accesses(task_uri), (access.candidate, access.protocol, access.rows)
+    index = next((i for i, entry in enumerate(entries) if (entry.candidate, entry.protocol, entry.rows) == key), None)
+    if index is None:
+        return None
+    hashes = _read_rows(task_uri, access.rows)
+    earlier = [_read_rows(task_uri, entry.rows) for entry in entries[:index]]
+    number, num_seen = count_access(hashes, earlier=earlier)
+    return entries[index].model_copy(update={"number": number, "num_rows": len(hashes), "num_seen": num_seen})
 
 
-def _find(entries: tuple[TestSetAccess, ...], candidate: str, protocol: str) -> TestSetAccess | None:
-    return next((entry for entry in entries if (entry.candidate, entry.protocol) == (candidate, protocol)), None)
+def hash_rows(contents: Iterable[tuple[str, str]], *, key: str) -> Hashes:
+    """Return the sorted hashes of the different rows (text and label); raise ValueError if there are none."""
+    secret, digests = bytes.fromhex(key), []
+    for text, label in contents:
+        encoded = text.encode("utf-8", "surrogatepass")
+        content = len(encoded).to_bytes(8, "big") + encoded + label.encode("utf-8", "surrogatepass")
+        digests.append(hashlib.blake2b(content, digest_size=HASH_BYTES, key=secret).digest())
+    if not digests:
+        raise ValueError("there are no test rows; give at least one")
+    return np.unique(np.frombuffer(b"".join(digests), dtype="<u8"))
 
 
-def _uri(task_uri: str, test_sha256: str) -> str:
-    if not re.fullmatch("[0-9a-f]{64}", test_sha256):
-        raise ValueError(f"test_sha256 is {test_sha256!r}; give the sha256 of the test rows as 64 hexadecimal digits")
-    return TaskPaths(task_uri).ledger(test_sha256)
+def count_access(hashes: Hashes, *, earlier: Iterable[Hashes]) -> tuple[int, int]:
+    """Return the number of an access to these rows, from 1, and how many of them are in an earlier access."""
+    times = np.zeros(len(hashes), np.int64)
+    for other in earlier:
+        times += np.isin(hashes, other, assume_unique=True)
+    num_ignored = int(IGNORED_SHARE * len(hashes))
+    return 1 + int(np.sort(times)[::-1][num_ignored]), int(np.count_nonzero(times))
+
+
+def _new_ledger() -> object:
+    return Ledger(key=secrets.token_hex(16)).model_dump(mode="json")
+
+
+def _read_rows(task_uri: str, digest: str) -> Hashes:
+    """Read the hashes of an entry's rows; raise StorageError if the file is damaged."""
+    uri = TaskPaths(task_uri).test_set_rows(digest)
+    content = read_bytes(uri)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise StorageError(f"{uri} was changed: its sha256 is not its name; restore the file from a copy")
+    return np.frombuffer(content, dtype="<u8")
 
 
 def _parse(uri: str, content: object) -> Ledger:

@@ -42,8 +42,8 @@ def promote_version(
     first pass the parity gate next to the current champion; then the champion is changed, and then the service.
     Otherwise `serve_champion` runs the parity gate.
 
-    `override` is the reason to promote a version whose verdict is not confirmatory, or that was rolled back. It is
-    stored with the champion, and ignored if no override is required.
+    `override` is the reason to promote a version that was rolled back. It is stored with the champion, and ignored if
+    no override is required.
 
     Raises PromotionRefused if no verdict chose the version, if the verdict expired, requires an override or compared
     the version with another champion, and if another promotion came first; ParityRefused; EngineError as
@@ -235,8 +235,7 @@ def _write(task_uri: str, champion: Champion, *, etag: str | None) -> None:
 def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, override: str | None) -> ChangeReason:
     """Return why the version becomes the champion; raise PromotionRefused if its verdict does not allow it.
 
-    An override is required if the verdict is not confirmatory, and if the version was rolled back, which a scheduled
-    promotion must not undo.
+    An override is required if the version was rolled back, which a scheduled promotion must not undo.
     """
     evidence, verdict = evaluation.evidence, evaluation.evidence.verdict
     incumbent = evidence.versions["incumbent"].uri
@@ -255,16 +254,9 @@ def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, ove
         raise PromotionRefused(
             f"the verdict of {evidence.run} expired at {evidence.expires_at}; run the recipe again with fresh test rows"
         )
-    refusal = None
     digests = {evaluation.version.digest, evaluation.weights.digest}
-    if champion is not None and digests & set(champion.rolled_back):
-        refusal = f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}"
-    elif not verdict.confirmatory:
-        refusal = (
-            f"the verdict of {evidence.run} is not confirmatory: an earlier run accessed its test rows, so its scores "
-            f"are optimistic; run the recipe again with fresh test rows, or give a reason to accept it: {OVERRIDE}"
-        )
-    if refusal is not None and override is None:
-        raise PromotionRefused(refusal)
-    reason = override.strip() if refusal is not None and override is not None else None
+    rolled_back = champion is not None and bool(digests & set(champion.rolled_back))
+    if rolled_back and override is None:
+        raise PromotionRefused(f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}")
+    reason = override.strip() if rolled_back and override is not None else None
     return ChangeReason(change="promotion", text=f"{verdict.outcome} by rule {verdict.rule}", override=reason)

@@ -53,12 +53,13 @@ class TaskPaths:
         return f"{self.task_uri}/history/{name}.json"
 
     @property
-    def ledgers(self) -> str:
-        return f"{self.task_uri}/test_set_ledgers"
+    def test_set_ledger(self) -> str:
+        """The test-set ledger of the registry: the accesses to test rows of all tasks."""
+        return f"{self.registry}/_ledger/accesses.json"
 
-    def ledger(self, test_sha256: str) -> str:
-        """The test-set ledger: the record of every evaluation on the test rows with this sha256."""
-        return f"{self.ledgers}/{test_sha256}.json"
+    def test_set_rows(self, digest: str) -> str:
+        """Hashes of the rows of an access to test rows, in a file whose sha256 is `digest`."""
+        return f"{self.registry}/_ledger/rows/{digest}"
 
     @property
     def batches(self) -> str:

@@ -33,7 +33,6 @@ class DataRecord:
     report: DataReport
     trained_on: int  # number of training rows; `report` may cover a part of them
     sha256: Mapping[str, str]  # sha256 of each split by name
-    other_test_sets: int  # number of other test sets that were evaluated under the recipe's name
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,6 @@ class Evidence(StoredModel):
     verdict: Verdict
     test_access: TestSetAccess
     """The entry in the test-set ledger."""
-    test_rows: str
-    """sha256 of the content of the test rows, which identifies the ledger."""
     routing: Routing | None
     """Routing of the hybrid, fitted on validation."""
     data: DataRecord
@@ -214,6 +211,7 @@ class Evidence(StoredModel):
             test_sha256=self.data.sha256["test"],
             leaks=self.data.report.leaks,
             access_number=self.test_access.number,
+            num_rows_seen=self.test_access.num_seen,
             routing=self.routing,
             cpu=self.cost.cpu,
             training_cpu_s=self.cost.training_cpu_s,

@@ -60,12 +60,15 @@ def to_html(evidence: Evidence) -> str:
 def _head(evidence: Evidence, figures: Figures) -> str:
     verdict = evidence.verdict
     low, high = verdict.interval
-    first = "first access, confirmatory" if verdict.confirmatory else "not the first access, so not confirmatory"
     numbers = verdict.numbers().removeprefix(f"{verdict.outcome}: ")
     request = {
         "requested by": figures("requested_by"),
         "valid until": figures("expires_at"),
-        "access to these test rows": f"{figures('test_access.number')} ({first})",
+        "access to these test rows": (
+            f"{figures('test_access.number')} ({figures('test_access.num_seen', ',')} of "
+            f"{figures('test_access.num_rows', ',')} different rows in earlier accesses; "
+            f"alpha {figures('verdict.alpha', '.2g')})"
+        ),
     }
     return (
         f"<h1>{html.text(evidence.name)}</h1>"
@@ -169,7 +172,7 @@ def _sweep_section(evidence: Evidence, figures: Figures) -> str:
 def _data_section(evidence: Evidence, figures: Figures) -> str:
     sentence = streaming_sentence(evidence)
     rows = figures.facts("data.report")
-    rows |= {name: figures(f"data.{name}", html.plain) for name in ("trained_on", "other_test_sets")}
+    rows["trained_on"] = figures("data.trained_on", html.plain)
     rows |= {f"{name} sha256": sha256 for name, sha256 in figures.facts("data.sha256").items()}
     text = html.paragraph(f"{sentence[0].upper()}{sentence[1:]}.") if sentence else ""
     return html.section("Data", text, html.pairs(rows))

@@ -59,7 +59,7 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
         verdict.sentence(),
         verdict.numbers() + ".",
         "\n".join(f"- {reason}" for reason in verdict.reasons),
-        _access(evidence, verdict),
+        _access(evidence),
         "| model | validation | interval | test |\n|---|---|---|---|\n"
         + "\n".join("| " + " | ".join(score_cells(row)) + " |" for row in evidence.scores),
         "\n".join(f"- {sentence}" for sentence in _sentences(evidence)),
@@ -144,7 +144,8 @@ def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
 def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     names = METRIC_NAMES | {"ece": "expected calibration error (after temperature scaling, debiased)"}
     lines = [f"- {names[name]}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
-    rows = f"{verdict.n:,} test rows" + (" that were not used for any selection" if verdict.confirmatory else "")
+    first = verdict.access_number == 1
+    rows = f"{verdict.n:,} test rows" + (" that were not used for any selection" if first else "")
     return f"On {rows}:\n\n" + "\n".join(lines)
 
 
@@ -154,11 +155,10 @@ def _sentences(evidence: Evidence) -> list[str]:
     return [seed_sentence(evidence), *mix, power_sentence(evidence.verdict)]
 
 
-def _access(evidence: Evidence, verdict: Verdict) -> str:
-    if verdict.confirmatory:
-        return "This is the first access of this recipe to these test rows."
-    number = evidence.test_access.number
-    return f"This is access {number} of this recipe to these test rows, so the result is not confirmatory."
+def _access(evidence: Evidence) -> str:
+    access = evidence.test_access
+    seen = f"{access.num_seen:,} of {access.num_rows:,} different rows are in earlier accesses"
+    return f"The test is {evidence.verdict.access()} ({seen})."
 
 
 def _groups(verdict: Verdict, *, role: str) -> str:

@@ -5,10 +5,10 @@ from dataclasses import replace
 from tailorbird.evaluation.hybrid import apply_routing, hybrid_cost, share_to_candidate
 from tailorbird.evaluation.statistics.paired import Comparison, compare, holm
 from tailorbird.evaluation.statistics.power import power_analysis
-from tailorbird.evaluation.verdict.explain import ExplanationInputs, explain
+from tailorbird.evaluation.verdict.explain import ExplanationInputs, explain, further_access
 from tailorbird.evaluation.verdict.gates import evaluate_gates, measured_cost_ratio, states_of
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
-from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.protocol import TestProtocol, spent_alpha
 from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, OUTCOME_OF_RULE, Facts, select_rule
 from tailorbird.evaluation.verdict.types import HybridVerdict, SecondMetric, Verdict
 
@@ -25,17 +25,19 @@ SECOND_METRIC = {
 def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     """Return the verdict on replacing the incumbent with the candidate.
 
-    The first rule of the outcome table that holds decides. Raises VerdictRefused (rule 1) if test rows changed or
-    predictions are misaligned or not finite. Raises ValueError if predictions or measurements that the protocol's gates
-    need are missing.
+    The first rule of the outcome table that holds decides. Gates have the level of the protocol, because they only
+    prevent a change of model; everything else has the level of the access to the test rows. Raises VerdictRefused (rule
+    1) if test rows changed or predictions are misaligned or not finite. Raises ValueError if predictions or
+    measurements that the protocol's gates need are missing.
     """
     require_same_rows(inputs, protocol=protocol)
     candidate, incumbent = inputs.candidate.clean, inputs.incumbent.clean
-    main = compare(candidate, other=incumbent, metric=protocol.metric, alpha=protocol.alpha)
+    alpha = spent_alpha(protocol.alpha, access_number=inputs.access_number)
+    main = compare(candidate, other=incumbent, metric=protocol.metric, alpha=alpha)
     gates = evaluate_gates(inputs, protocol=protocol)
-    proven = _is_proven(main, p_value=main.p_value, protocol=protocol)
-    hybrid = _hybrid(inputs, main=main, protocol=protocol)
-    ratio = measured_cost_ratio(inputs.cpu, alpha=protocol.alpha)
+    proven = _is_proven(main, p_value=main.p_value, minimum_gain=protocol.minimum_gain, alpha=alpha)
+    hybrid = _hybrid(inputs, main=main, protocol=protocol, alpha=alpha)
+    ratio = measured_cost_ratio(inputs.cpu, alpha=alpha)
     facts = Facts(
         leaks=bool(inputs.leaks),
         proven=proven,
@@ -49,20 +51,20 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         cheaper=ratio is not None and ratio[2] < CHEAPER_RATIO,
     )
     rule = select_rule(facts)
-    power = power_analysis(
-        main, expected_gain=protocol.expected_gain, minimum_gain=protocol.minimum_gain, alpha=protocol.alpha
-    )
+    power = power_analysis(main, expected_gain=protocol.expected_gain, minimum_gain=protocol.minimum_gain, alpha=alpha)
+    explained = ExplanationInputs(main, protocol, alpha, gates, power.needed, hybrid, ratio, inputs.leaks)
     return Verdict(
         outcome=OUTCOME_OF_RULE[rule],
         rule=rule,
-        reasons=explain(rule, ExplanationInputs(main, protocol, gates, power.needed, hybrid, ratio, inputs.leaks)),
+        reasons=(*explain(rule, explained), *further_access(inputs, alpha=alpha, protocol_alpha=protocol.alpha)),
         metric=protocol.metric,
         n=main.counts.n,
-        alpha=protocol.alpha,
+        alpha=alpha,
+        protocol_alpha=protocol.alpha,
+        access_number=inputs.access_number,
         minimum_gain=protocol.minimum_gain,
         expected_gain=protocol.expected_gain,
         regulated=protocol.regulated,
-        confirmatory=inputs.access_number == 1,
         incumbent_kind=incumbent.model,
         candidate_kind=candidate.model,
         incumbent_score=main.other_score,
@@ -73,7 +75,7 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         p_exact=main.p_exact,
         only_incumbent_right=main.counts.only_other_right,
         only_candidate_right=main.counts.only_candidate_right,
-        second_metric=_second_metric(inputs, protocol=protocol),
+        second_metric=_second_metric(inputs, metric=SECOND_METRIC[protocol.metric], alpha=alpha),
         minimum_detectable_effect=power.minimum_detectable_effect,
         power_at_expected_gain=power.power_at_expected_gain,
         rows_needed=power.needed.rows,
@@ -84,16 +86,16 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     )
 
 
-def _is_proven(main: Comparison, *, p_value: float, protocol: TestProtocol) -> bool:
-    return p_value < protocol.alpha and main.interval[0] > 0 and main.gain >= protocol.minimum_gain
+def _is_proven(main: Comparison, *, p_value: float, minimum_gain: float, alpha: float) -> bool:
+    return p_value < alpha and main.interval[0] > 0 and main.gain >= minimum_gain
 
 
-def _hybrid(inputs: VerdictInputs, *, main: Comparison, protocol: TestProtocol) -> HybridVerdict | None:
+def _hybrid(inputs: VerdictInputs, *, main: Comparison, protocol: TestProtocol, alpha: float) -> HybridVerdict | None:
     if inputs.routing is None or protocol.hybrid is None:
         return None
     hybrid = apply_routing(inputs.routing, incumbent=inputs.incumbent, candidate=inputs.candidate)
     share = share_to_candidate(inputs.routing, inputs.incumbent.clean)
-    against = compare(hybrid.clean, other=inputs.incumbent.clean, metric=protocol.metric, alpha=protocol.alpha)
+    against = compare(hybrid.clean, other=inputs.incumbent.clean, metric=protocol.metric, alpha=alpha)
     _, adjusted = holm([main.p_value, against.p_value])
     cpu = hybrid_cost(inputs.routing, cpu=inputs.cpu, share=share) if inputs.cpu else None
     return HybridVerdict(
@@ -104,14 +106,13 @@ def _hybrid(inputs: VerdictInputs, *, main: Comparison, protocol: TestProtocol) 
         interval=against.interval,
         p_value=against.p_value,
         p_holm=adjusted,
-        proven=_is_proven(against, p_value=adjusted, protocol=protocol),
+        proven=_is_proven(against, p_value=adjusted, minimum_gain=protocol.minimum_gain, alpha=alpha),
         gates=evaluate_gates(replace(inputs, candidate=hybrid, cpu=cpu), protocol=protocol),
     )
 
 
-def _second_metric(inputs: VerdictInputs, *, protocol: TestProtocol) -> SecondMetric:
-    metric = SECOND_METRIC[protocol.metric]
-    comparison = compare(inputs.candidate.clean, other=inputs.incumbent.clean, metric=metric, alpha=protocol.alpha)
+def _second_metric(inputs: VerdictInputs, *, metric: str, alpha: float) -> SecondMetric:
+    comparison = compare(inputs.candidate.clean, other=inputs.incumbent.clean, metric=metric, alpha=alpha)
     return SecondMetric(
         metric=metric,
         incumbent=comparison.other_score,

@@ -7,6 +7,7 @@ from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
 from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.evaluation.statistics.power import RowsNeeded
 from tailorbird.evaluation.verdict.formatting import p_text, points, size
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE, ROUTABLE
 from tailorbird.evaluation.verdict.types import HybridVerdict
@@ -18,6 +19,7 @@ class ExplanationInputs:
 
     main: Comparison
     protocol: TestProtocol
+    alpha: float  # of this access to the test rows
     gates: tuple[Gate, ...]
     needed: RowsNeeded
     hybrid: HybridVerdict | None
@@ -52,7 +54,7 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
     elif rule == 8:
         reasons = _insufficient(inputs)
     else:
-        reasons = _stay(main, protocol=protocol)
+        reasons = (*_stay(main, protocol=protocol), *_disagreement(main, inputs.alpha))
     n, units = main.counts.n, main.num_units
     if units == n:
         return reasons
@@ -67,6 +69,16 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
         "because its rows are not independent"
     )
     return *reasons, clustered
+
+
+def further_access(inputs: VerdictInputs, *, alpha: float, protocol_alpha: float) -> tuple[str, ...]:
+    """Return a sentence if the test rows are in earlier accesses."""
+    if inputs.access_number == 1:
+        return ()
+    return (
+        f"access {inputs.access_number} to these rows: alpha {alpha:.2g} instead of {protocol_alpha:g}, because "
+        f"{inputs.num_rows_seen:,} different test rows are in earlier accesses; fresh test rows have the full alpha",
+    )
 
 
 def _proven(main: Comparison, *, protocol: TestProtocol) -> tuple[str, ...]:
@@ -98,7 +110,7 @@ def _insufficient(inputs: ExplanationInputs) -> tuple[str, ...]:
             f"{needed.rows:,} are needed), but a smaller gain needs more rows; set a smaller expected_gain to compute "
             "how many"
         )
-    return why, rows, *_disagreement(main, protocol)
+    return why, rows, *_disagreement(main, inputs.alpha)
 
 
 def _stay(main: Comparison, *, protocol: TestProtocol) -> tuple[str, ...]:
@@ -110,7 +122,7 @@ def _stay(main: Comparison, *, protocol: TestProtocol) -> tuple[str, ...]:
         reasons.append(f"a gain of {minimum} is ruled out: the interval ends at {points(high)} points")
     elif gain < protocol.minimum_gain:
         reasons.append(f"the measured gain of {points(gain)} points is below the minimum gain of {minimum}")
-    return *reasons, *_disagreement(main, protocol)
+    return tuple(reasons)
 
 
 def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:
@@ -189,11 +201,11 @@ def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
     )
 
 
-def _disagreement(main: Comparison, protocol: TestProtocol) -> tuple[str, ...]:
+def _disagreement(main: Comparison, alpha: float) -> tuple[str, ...]:
     low, high = main.interval
-    if (main.p_value < protocol.alpha) == (low > 0 or high < 0):
+    if (main.p_value < alpha) == (low > 0 or high < 0):
         return ()
     return (
-        f"the p value and the interval disagree: {p_text(main.p_value)} at alpha = {protocol.alpha:g}, interval "
+        f"the p value and the interval disagree: {p_text(main.p_value)} at alpha = {alpha:.2g}, interval "
         f"{points(low)} to {points(high)} points",
     )

@@ -22,7 +22,8 @@ class VerdictInputs:
     candidate: ModelPredictions
     test_sha256: str
     leaks: tuple[str, ...] = ()
-    access_number: int = 1  # number of this recipe's access to these test rows, from 1
+    access_number: int = 1  # number of the access to these test rows, from 1
+    num_rows_seen: int = 0  # test rows that are in an earlier access
     routing: Routing | None = None  # the hybrid's routing, fitted on validation before the test rows are read
     cpu: CpuRounds | None = None  # cost of serving both models
     training_cpu_s: float = 0.0  # CPU-seconds of training, including the sweep

@@ -25,7 +25,7 @@ class TestProtocol(BaseModel):
     expected_gain: float = Field(ge=0, lt=1)
     """The gain at which power and the number of rows needed are computed."""
     alpha: float = Field(gt=0, lt=0.5)
-    """Two-sided level of the test and of the interval."""
+    """Two-sided level of the test and of the interval; a further access to the same test rows has a lower one."""
     test_sha256: str
     num_test_rows: int = Field(ge=1)
     regulated: bool = False
@@ -44,6 +44,15 @@ class TestProtocol(BaseModel):
         if metric not in METRICS:
             raise ValueError(f"metric is {metric!r}; allowed: {', '.join(METRICS)}")
         return metric
+
+
+def spent_alpha(alpha: float, *, access_number: int) -> float:
+    """Return the level of the n-th access to the same test rows: alpha for the first, then alpha / (n (n + 1)).
+
+    The levels of all accesses sum to less than 1.5 alpha. A gain above 0 has half of each level, so FINE_TUNE has an
+    error rate below alpha over all accesses.
+    """
+    return alpha if access_number == 1 else alpha / (access_number * (access_number + 1))
 
 
 def build_protocol(config: EvaluationConfig, *, test_sha256: str, num_test_rows: int) -> TestProtocol:

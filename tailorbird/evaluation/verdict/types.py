@@ -71,11 +71,14 @@ class Verdict(VerdictPart):
     """Metric of scores, gains and intervals."""
     n: int
     alpha: float
+    """Level of the test and of the intervals, except those of gates."""
+    protocol_alpha: float
+    """Level of the test protocol, which is that of the gates and of a first access to the test rows."""
+    access_number: int
+    """Number of the access to these test rows, from 1."""
     minimum_gain: float
     expected_gain: float
     regulated: bool
-    confirmatory: bool
-    """True if this is the recipe's first access to these test rows."""
     incumbent_kind: str
     candidate_kind: str
     incumbent_score: float
@@ -114,14 +117,18 @@ class Verdict(VerdictPart):
 
     def sentence(self) -> str:
         """Return the model to use and the difference between the two models, without statistical terms."""
-        later = "" if self.confirmatory else " These test rows were used before, so the scores are optimistic."
-        return _headline(self) + later
+        return _headline(self)
+
+    def access(self) -> str:
+        """Return the number of the access to the test rows, with the level if it is not the first."""
+        level = "" if self.access_number == 1 else f": alpha {self.alpha:.2g} instead of {self.protocol_alpha:g}"
+        return f"access {self.access_number} to these rows{level}"
 
     def numbers(self) -> str:
         """Return one line: outcome, gain in points, interval, p, n, rule."""
         low, high = self.interval
-        interval = f"{100 * (1 - self.alpha):g}% interval {points(low)} to {points(high)}"
-        later = "" if self.confirmatory else "; not the first access to these test rows"
+        interval = f"{100 * (1 - self.alpha):.4g}% interval {points(low)} to {points(high)}"
+        later = "" if self.access_number == 1 else f"; {self.access()}"
         measured = f"{interval}, {p_text(self.p_value)}, n = {self.n:,}"
         return f"{self.outcome}: {points(self.gain)} points ({measured}), by rule {self.rule}{later}"
 

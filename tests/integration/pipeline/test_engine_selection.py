@@ -104,7 +104,7 @@ def _conclude(recipe: Recipe, version: versions.ModelVersion, answers: Predictio
     run = f"{TASK_URI}/runs/r"
     save_predictions(f"{run}/predictions/candidate.parquet", answers)
     absent = CandidateRecord("probe", f"{TASK_URI}/versions/none", "0" * 64)
-    data = DataRecord(report_of(Simulation()), trained_on=0, sha256={"test": test_sha256}, other_test_sets=0)
+    data = DataRecord(report_of(Simulation()), trained_on=0, sha256={"test": test_sha256})
     write_finished_run(
         run,
         versions={"candidate": candidate_record(version), "incumbent": absent},

@@ -1,4 +1,4 @@
-"""Promotion requires a verdict that chose the version, is confirmatory or overridden, and has not expired."""
+"""Promotion requires a verdict that chose the version and has not expired; a rolled-back version an override."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,10 +30,10 @@ def chosen(task_uri: str, tmp_path: Path) -> ModelVersion:
     return register(task_uri, version_folder(tmp_path / "chosen", value=1))
 
 
-def write_concluded_run(task_uri: str, chosen: ModelVersion, *, confirmatory: bool = True, **more: Any) -> None:
+def write_concluded_run(task_uri: str, chosen: ModelVersion, **more: Any) -> None:
     """Write a finished run whose verdict chose the candidate."""
     versions = more.pop("versions", {"candidate": candidate_record(chosen), "incumbent": unregistered(task_uri)})
-    verdict = verdict_of("FINE_TUNE", rule=3, confirmatory=confirmatory)
+    verdict = verdict_of("FINE_TUNE", rule=3)
     changes = {"expires_at": (datetime.now(UTC) + DAY).isoformat(), "verdict": verdict} | more
     write_finished_run(f"{task_uri}/runs/r", versions=versions, **changes)
 
@@ -42,33 +42,15 @@ def unregistered(task_uri: str) -> CandidateRecord:
     return CandidateRecord("full", f"{task_uri}/versions/none", "0" * 64)
 
 
-def test_a_confirmatory_verdict_is_promoted_and_an_override_is_not_recorded(
-    task_uri: str, chosen: ModelVersion
-) -> None:
+def test_an_override_that_is_not_required_is_not_recorded(task_uri: str, chosen: ModelVersion) -> None:
     write_concluded_run(task_uri, chosen)
     champion = promote_version(task_uri, override="not needed")
     assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "FINE_TUNE by rule 3")
 
 
-def test_a_verdict_that_is_not_confirmatory_is_promoted_only_with_an_override(
-    task_uri: str, chosen: ModelVersion
-) -> None:
-    write_concluded_run(task_uri, chosen, confirmatory=False)
-    with pytest.raises(PromotionRefused, match=r"is not confirmatory: .* fresh test rows.* --override REASON"):
-        promote_version(task_uri)
-    assert read_champion(task_uri) is None
-    champion = promote_version(task_uri, override="  only the tokenizer was fixed ")
-    assert champion.reason.sentence() == "FINE_TUNE by rule 3; override: only the tokenizer was fixed"
-    stored = read_champion(task_uri)
-    assert stored is not None
-    assert stored[0] == champion
-    [kept] = storage.list_files(f"{task_uri}/history")
-    assert storage.read_json(kept)["reason"] == champion.reason.model_dump()
-
-
 @pytest.mark.parametrize("override", ["", "  \n"])
 def test_an_override_without_a_reason_is_rejected(task_uri: str, chosen: ModelVersion, override: str) -> None:
-    write_concluded_run(task_uri, chosen, confirmatory=False)
+    write_concluded_run(task_uri, chosen)
     with pytest.raises(PromotionRefused, match="--override is empty; give a reason"):
         promote_version(task_uri, override=override)
     assert read_champion(task_uri) is None
@@ -89,7 +71,7 @@ def test_an_expired_verdict_is_not_promoted_even_with_an_override(
 def test_a_champion_remains_champion_after_its_verdict_expires(task_uri: str, chosen: ModelVersion) -> None:
     write_concluded_run(task_uri, chosen)
     champion = promote_version(task_uri)
-    write_concluded_run(task_uri, chosen, confirmatory=False, expires_at=(datetime.now(UTC) - DAY).isoformat())
+    write_concluded_run(task_uri, chosen, expires_at=(datetime.now(UTC) - DAY).isoformat())
     assert promote_version(task_uri) == champion
 
 

@@ -225,8 +225,6 @@ def evaluated_models(small_run: SmallRun, *, routing: Routing | None = None) -> 
     return EvaluatedModels(
         routing=routing,
         test_access=evidence.test_access,
-        test_rows=evidence.test_rows,
-        other_test_sets=evidence.data.other_test_sets,
         predictions=load_all_predictions(small_run.result.run),
         cost=evidence.cost,
     )

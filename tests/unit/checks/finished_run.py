@@ -11,11 +11,9 @@ import pyarrow.parquet as pq
 from cluster.code_snapshot import ship_code
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence_files import MANIFEST, render_files, write_evidence
-from tailorbird.registry.test_set_ledger import Ledger
-from tailorbird.storage.paths import TaskPaths
-from tests.unit.evaluation.simulated import BASE_WEIGHTS, Simulation, evidence_of, registration_of, tables_of
+from tailorbird.registry.test_set_ledger import Ledger, TestSetAccess
+from tests.unit.evaluation.simulated import BASE_WEIGHTS, Simulation, evidence_of, hashes_of, registration_of, tables_of
 
-LEDGERS = TaskPaths("").ledgers.strip("/")
 ROOT = Path(__file__).parents[3]
 
 
@@ -34,9 +32,10 @@ def concluded(folder: Path, simulation: Simulation) -> str:
     evidence = evidence_of(simulation, task_uri=task_uri, digests=digests, code=code.sha256)
     (folder / "base").mkdir()
     (folder / "base" / "model.safetensors").write_bytes(BASE_WEIGHTS)
-    ledger = folder / "test_set_ledgers" / f"{evidence.test_rows}.json"
-    ledger.parent.mkdir()
-    ledger.write_text(Ledger(entries=(evidence.test_access,)).model_dump_json())
+    rows = folder.parent / "_ledger" / "rows"
+    rows.mkdir(parents=True)
+    (rows / evidence.test_access.rows).write_bytes(hashes_of(simulation).tobytes())
+    write_ledger(folder, evidence.test_access)
     stored = {f"predictions/{name}.parquet": parquet(table) for name, table in tables_of(simulation).items()}
     registration = registration_of(simulation, task_uri=task_uri, code=code.sha256)
     stored["protocol.json"] = registration.model_dump_json().encode()
@@ -45,6 +44,12 @@ def concluded(folder: Path, simulation: Simulation) -> str:
         write_evidence(version.uri, stored | render_files(evidence, role=role))
     write_evidence(evidence.run, stored | render_files(evidence, role=evidence.role_of(evidence.run)))
     return evidence.run
+
+
+def write_ledger(folder: Path, *entries: TestSetAccess) -> None:
+    """Write the test-set ledger of the registry that contains the task's folder."""
+    content = Ledger(key="00" * 16, entries=entries).model_dump_json()
+    (folder.parent / "_ledger" / "accesses.json").write_text(content)
 
 
 def registered(folder: Path, kind: str) -> str:

@@ -12,7 +12,9 @@ from tailorbird.checks.verify import restore_pages, verify_evidence
 from tailorbird.cli.app import app
 from tailorbird.evaluation.report.evidence_files import MANIFEST
 from tailorbird.registry.routing import Routing
-from tests.unit.checks.finished_run import concluded, flip, rewrite, run_of
+from tailorbird.registry.test_set_ledger import TestSetAccess
+from tailorbird.storage.s3 import StorageError
+from tests.unit.checks.finished_run import concluded, flip, rewrite, run_of, write_ledger
 from tests.unit.evaluation.simulated import Simulation
 
 HYBRID = Simulation(
@@ -30,21 +32,21 @@ def test_the_verdict_of_an_unchanged_run_and_its_versions_holds(finished: Path) 
 
 
 def test_the_verdict_of_a_hybrid_is_recomputed(tmp_path: Path) -> None:
-    run = concluded(tmp_path, HYBRID)
-    evidence = json.loads((run_of(tmp_path) / "evidence.json").read_text())
+    run = concluded(tmp_path / "task", HYBRID)
+    evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
     assert evidence["verdict"]["outcome"] == "HYBRID"
     assert verify_evidence(run) == ()
     evidence["verdict"]["hybrid"]["p_holm"] = 0.5
-    rewrite(run_of(tmp_path), verdict=evidence["verdict"])
+    rewrite(run_of(tmp_path / "task"), verdict=evidence["verdict"])
     assert any("verdict.hybrid.p_holm is 0.5" in fault for fault in verify_evidence(run))
 
 
 def test_the_verdict_of_a_chat_run_is_recomputed(tmp_path: Path) -> None:
-    run = concluded(tmp_path, Simulation(num_rows=300, chat=True))
+    run = concluded(tmp_path / "task", Simulation(num_rows=300, chat=True))
     assert verify_evidence(run) == ()
-    evidence = json.loads((run_of(tmp_path) / "evidence.json").read_text())
+    evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
     evidence["measures"]["log_likelihood"]["candidate"] += 0.1
-    rewrite(run_of(tmp_path), measures=evidence["measures"])
+    rewrite(run_of(tmp_path / "task"), measures=evidence["measures"])
     assert any(fault.startswith("measures.log_likelihood.candidate is") for fault in verify_evidence(run))
 
 
@@ -113,14 +115,33 @@ def test_evidence_of_other_test_rows_is_refused(task_folder: Path) -> None:
 
 
 def test_a_second_test_access_recorded_as_the_first_is_detected(task_folder: Path) -> None:
-    (ledger,) = (task_folder / "test_set_ledgers").iterdir()
-    (entry,) = json.loads(ledger.read_text())["entries"]
-    ledger.write_text(json.dumps({"entries": [entry | {"number": 2}]}))
-    faults = verify_evidence(run_of(task_folder).as_uri())
-    assert "test_access.number is 1 in evidence.json; in the test-set ledger it is 2" in faults
-    ledger.write_text('{"entries": []}')
-    (fault,) = verify_evidence(run_of(task_folder).as_uri())
+    run = run_of(task_folder)
+    access = TestSetAccess.model_validate(json.loads((run / "evidence.json").read_text())["test_access"])
+    write_ledger(task_folder, access.model_copy(update={"candidate": "another candidate"}), access)
+    faults = verify_evidence(run.as_uri())
+    assert "test_access.number is 1 in evidence.json; the test-set ledger gives 2" in faults
+    assert "test_access.num_seen is 0 in evidence.json; the test-set ledger gives 600" in faults
+    write_ledger(task_folder)
+    (fault,) = verify_evidence(run.as_uri())
     assert fault.endswith("does not contain this access")
+
+
+def test_the_level_of_a_further_access_is_recomputed(tmp_path: Path) -> None:
+    simulation = Simulation(num_rows=600, access_number=2, num_rows_seen=600)
+    run = concluded(tmp_path / "task", simulation)
+    evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
+    access = TestSetAccess.model_validate(evidence["test_access"])
+    write_ledger(tmp_path / "task", access.model_copy(update={"candidate": "another candidate"}), access)
+    assert verify_evidence(run) == ()
+    rewrite(run_of(tmp_path / "task"), verdict=evidence["verdict"] | {"alpha": 0.05})
+    assert any(fault.startswith("verdict.alpha is 0.05") for fault in verify_evidence(run))
+
+
+def test_damaged_rows_in_the_ledger_are_an_error_of_the_storage(task_folder: Path) -> None:
+    (rows,) = (task_folder.parent / "_ledger" / "rows").iterdir()
+    flip(rows, at=0)
+    with pytest.raises(StorageError, match="its sha256 is not its name; restore the file from a copy"):
+        verify_evidence(run_of(task_folder).as_uri())
 
 
 def test_a_routing_without_a_hybrid_in_the_recipe_is_detected(task_folder: Path) -> None:
@@ -209,14 +230,14 @@ def test_serving_may_change_when_a_run_resumes(task_folder: Path) -> None:
 
 
 def test_a_changed_routing_file_is_detected(tmp_path: Path) -> None:
-    run = concluded(tmp_path, HYBRID)
-    (run_of(tmp_path) / "routing.json").write_text(json.dumps({"routing": None}))
+    run = concluded(tmp_path / "task", HYBRID)
+    (run_of(tmp_path / "task") / "routing.json").write_text(json.dumps({"routing": None}))
     assert any(fault.startswith("routing is ") for fault in verify_evidence(run))
-    (run_of(tmp_path) / "routing.json").unlink()
+    (run_of(tmp_path / "task") / "routing.json").unlink()
     assert any("routing.json is missing" in fault for fault in verify_evidence(run))
 
 
 def test_a_routing_that_validation_does_not_give_is_detected(tmp_path: Path) -> None:
     fitted_to_test = Routing("group", "sex", ("male",), None)
-    run = concluded(tmp_path, replace(HYBRID, routing=fitted_to_test))
+    run = concluded(tmp_path / "task", replace(HYBRID, routing=fitted_to_test))
     assert any(fault.startswith("routing.values is ") for fault in verify_evidence(run))

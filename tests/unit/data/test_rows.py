@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.data.rows import Rows, Splits, content_sha256, fingerprint
+from tailorbird.data.rows import Rows, Splits, contents_of, fingerprint
 
 
 def test_rows_are_returned_in_the_requested_order() -> None:
@@ -44,16 +44,9 @@ def test_the_fingerprint_depends_on_the_role_and_name_of_a_column() -> None:
     )
 
 
-def test_the_content_hash_does_not_depend_on_order_or_other_columns() -> None:
-    rows = Rows(("0", "1"), ("a", "b"), ("x", "y"))
-    same = [
-        replace(rows, groups={"sex": ("f", "m")}),
-        replace(rows, split_keys=("k", "l")),
-        rows.take([1, 0]),
-    ]
-    assert {content_sha256(variant) for variant in same} == {content_sha256(rows)}
-    assert content_sha256(replace(rows, labels=("y", "x"))) != content_sha256(rows)
-    assert content_sha256(rows.take([0, 1, 1])) != content_sha256(rows)
+def test_the_content_of_a_row_is_its_normalised_text_and_its_label() -> None:
+    rows = Rows(("0", "1"), ("A  text ", "b"), ("x", "Y"), split_keys=("k", "l"), groups={"sex": ("f", "m")})
+    assert contents_of(rows) == [("a text", "x"), ("b", "Y")]
 
 
 def _rows(triples_of_split: list[tuple[str, str, str]]) -> Rows:

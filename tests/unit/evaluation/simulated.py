@@ -33,7 +33,7 @@ from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.test_set_ledger import TestSetAccess
+from tailorbird.registry.test_set_ledger import Hashes, TestSetAccess
 
 SHA = "5f" * 32
 CLASSES = ("circulatory", "digestive", "injury", "newborn", "respiratory")
@@ -59,6 +59,7 @@ class Simulation:
     routing: Routing | None = None
     cpu: CpuRounds | None = None
     access_number: int = 1
+    num_rows_seen: int = 0
     gates: bool = True
     chat: bool = False
     """True for a chat task with token F1: no changed rows, clusters of three rows."""
@@ -130,10 +131,16 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         candidate=model_predictions("candidate", tables),
         test_sha256=SHA,
         access_number=simulation.access_number,
+        num_rows_seen=simulation.num_rows_seen,
         routing=simulation.routing,
         cpu=simulation.cpu,
         training_cpu_s=3600.0,
     )
+
+
+def hashes_of(simulation: Simulation) -> Hashes:
+    """Return the hashes of the test rows in the ledger."""
+    return np.arange(simulation.num_rows, dtype="<u8")
 
 
 def protocol_of(simulation: Simulation) -> TestProtocol:
@@ -186,7 +193,7 @@ def evidence_of(
         champion=None,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
         base_model=registration.base_model,
-        data=DataRecord(report_of(simulation), trained_on=8967, sha256={"test": SHA}, other_test_sets=0),
+        data=DataRecord(report_of(simulation), trained_on=8967, sha256={"test": SHA}),
         sweep=(
             _trial("1", "full", 0.741, config={"learning_rate": 1e-4, "method": "full"}, status="completed"),
             _trial("2", "lora", 0.702, config={"method": "lora"}, status="stopped: worse than other trials"),
@@ -212,12 +219,14 @@ def evidence_of(
         },
         test_access=TestSetAccess(
             number=simulation.access_number,
+            num_rows=simulation.num_rows,
+            num_seen=simulation.num_rows_seen,
+            rows=sha256(hashes_of(simulation).tobytes()).hexdigest(),
             candidate=f"{task_uri}/stages/sweep-1/trial-1",
             protocol=digest(registration.protocol),
             run=f"{task_uri}/runs/1",
             at=ACCESSED_AT,
         ),
-        test_rows="7e" * 32,
         routing=simulation.routing,
         cost=CostRecord(simulation.cpu, training_cpu_s=3600.0),
     )

@@ -14,7 +14,9 @@ from training.reports import TrainingResult
 from tuning.sweep import SweepResult, TrialRow
 from tuning.trial_record import SampledValues
 
-ACCESS = TestSetAccess(number=1, candidate="c", protocol="p", run="r", at="2026-11-24T16:30:00+00:00")
+ACCESS = TestSetAccess(
+    number=1, num_rows=9, num_seen=0, rows="5f", candidate="c", protocol="p", run="r", at="2026-11-24T16:30:00+00:00"
+)
 
 
 def trial(name: str, *, config: SampledValues, scores: tuple[float, ...], status: str = "completed") -> TrialRow:
@@ -47,7 +49,7 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
         candidate=Contender("lora", "s3://m/0.9", 0.9),
     )
     simulation = Simulation()
-    evaluated = EvaluatedModels(None, ACCESS, "5f" * 32, 0, tables_of(simulation), CostRecord(None, 0.0))
+    evaluated = EvaluatedModels(None, ACCESS, tables_of(simulation), CostRecord(None, 0.0))
     versions = {"candidate": CandidateRecord("lora", "s3://m/0.9", "d")}
     context, verdict = context_of(recipe, splits_of()), evidence_of(simulation).verdict
     evidence = build_evidence(context, models, evaluated, versions=versions, verdict=verdict)

@@ -1,53 +1,150 @@
-"""Tests of the checks before an access is stored; integration tests cover storing."""
+"""Counting of accesses to test rows; integration tests cover concurrent accesses on a real S3 server."""
 
 import json
 
+import numpy as np
 import pytest
 
-from tailorbird.registry.test_set_ledger import TestSetAccess, read_test_accesses, record_test_access
+from tailorbird.registry import test_set_ledger
+from tailorbird.registry.test_set_ledger import (
+    TestSetAccess,
+    count_access,
+    hash_rows,
+    read_test_accesses,
+    record_test_access,
+    recount_access,
+)
 from tailorbird.storage import conditional, s3
 
-TASK_URI, SHA = "s3://models/task", "a" * 64
+KEY = "00" * 16
 
 
-def access(*, candidate: str = "a", protocol: str = "q", test_sha256: str = SHA) -> TestSetAccess:
-    return record_test_access(TASK_URI, test_sha256=test_sha256, candidate=candidate, protocol=protocol, run="s3://r")
+def contents(*numbers: int) -> list[tuple[str, str]]:
+    return [(f"row {number}", "ab"[number % 2]) for number in numbers]
 
 
-@pytest.mark.parametrize("test_sha256", ["", "ab", "AB" * 32, "../" + "a" * 61])
-def test_an_invalid_sha256_is_refused(test_sha256: str) -> None:
-    with pytest.raises(ValueError, match="64 hexadecimal digits"):
-        access(test_sha256=test_sha256)
-    with pytest.raises(ValueError, match="64 hexadecimal digits"):
-        read_test_accesses(TASK_URI, test_sha256)
+def access(
+    rows: range = range(100), *, task_uri: str = "s3://models/task", candidate: str = "a", protocol: str = "q"
+) -> TestSetAccess:
+    return record_test_access(task_uri, contents=contents(*rows), candidate=candidate, protocol=protocol, run="s3://r")
 
 
-def test_an_empty_candidate_is_refused() -> None:
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """A storage in memory, by URI."""
+    objects: dict[str, bytes] = {}
+
+    def write(uri: str, data: bytes, *, etag: str | None = None) -> str:
+        assert (etag is None) == (uri not in objects) or "/rows/" in uri
+        objects[uri] = data
+        return "etag"
+
+    monkeypatch.setattr(conditional, "read_versioned", lambda uri: (objects[uri], "etag") if uri in objects else None)
+    monkeypatch.setattr(conditional, "write_if_match", write)
+    monkeypatch.setattr(test_set_ledger, "write_bytes", write)
+    monkeypatch.setattr(test_set_ledger, "read_bytes", lambda uri: objects[uri])
+    monkeypatch.setattr(test_set_ledger, "exists", lambda uri: uri in objects)
+    return objects
+
+
+def numbers(*sets: range) -> list[int]:
+    """Return the number of each access to these sets of rows, in order."""
+    hashes = [np.array(rows, np.uint64) for rows in sets]
+    return [count_access(rows, earlier=hashes[:index])[0] for index, rows in enumerate(hashes)]
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        ([range(1000)] * 3, [1, 2, 3]),
+        ([range(1000), range(999)], [1, 2]),  # one row less
+        ([range(500), range(1000), range(1500), range(2000)], [1, 2, 3, 4]),  # 500 rows more each time
+        ([range(1000), range(1000, 2000), range(2000)], [1, 1, 2]),  # each row was seen once
+        ([range(1000), range(950, 1950)], [1, 1]),  # 5 % were seen
+        ([range(1000), range(949, 1949)], [1, 2]),
+        ([range(10), range(9, 19)], [1, 2]),  # one of few rows is more than 5 %
+    ],
+)
+def test_an_access_has_the_smallest_number_that_at_most_5_percent_of_its_rows_exceed(
+    sets: list[range], expected: list[int]
+) -> None:
+    assert numbers(*sets) == expected
+
+
+def test_a_sliding_test_set_has_as_many_accesses_as_its_most_used_rows() -> None:
+    sets = [range(start, start + 100) for start in range(0, 1000, 10)]
+    assert numbers(*sets)[:4] == [1, 2, 3, 4]
+    assert max(numbers(*sets)) == 10
+
+
+def test_rows_seen_before_are_counted_by_text_and_label() -> None:
+    hashes = hash_rows(contents(0, 1, 1, 2, 3), key=KEY)
+    relabelled = hash_rows([("row 0", "b"), *contents(1, 2, 3)], key=KEY)
+    assert len(hashes) == 4  # equal rows count once
+    assert count_access(relabelled, earlier=[hashes]) == (2, 3)
+    assert not set(hash_rows(contents(1), key="01" * 16)) & set(hashes)
+
+
+def test_text_and_label_are_not_mixed_up() -> None:
+    pairs = [("ab", "c"), ("a", "bc"), ("abc", "")]
+    assert len(hash_rows(pairs, key=KEY)) == 3
+
+
+def test_a_candidate_keeps_its_entry_and_a_change_of_anything_else_is_a_further_access(
+    stored: dict[str, bytes],
+) -> None:
+    first = access()
+    assert (first.number, first.num_rows, first.num_seen) == (1, 100, 0)
+    assert access() == first
+    further = [
+        access(candidate="b"),
+        access(protocol="a smaller gain"),
+        access(range(99)),
+        access(candidate="c", task_uri="s3://models/another-name"),
+        access(range(150), candidate="b"),
+    ]
+    assert [(entry.number, entry.num_seen) for entry in further] == [(2, 100), (3, 100), (4, 99), (5, 100), (6, 100)]
+    assert access(range(1000, 1100)).number == 1
+    assert json.loads(stored["s3://models/_ledger/accesses.json"])["format"] == 1
+
+
+def test_an_access_is_recounted_from_the_ledger(stored: dict[str, bytes]) -> None:
+    entries = [access(), access(candidate="b"), access(range(50, 150))]
+    assert list(read_test_accesses("s3://models/other")) == entries
+    for entry in entries:
+        claimed = entry.model_copy(update={"number": 1, "num_seen": 0, "num_rows": 1})
+        assert recount_access("s3://models/task", access=claimed) == entry
+    unknown = entries[0].model_copy(update={"candidate": "c"})
+    assert recount_access("s3://models/task", access=unknown) is None
+    stored[f"s3://models/_ledger/rows/{entries[0].rows}"] = b"\0" * 800
+    with pytest.raises(s3.StorageError, match="its sha256 is not its name"):
+        recount_access("s3://models/task", access=entries[2])
+
+
+def test_rows_are_stored_as_8_bytes_without_their_text(stored: dict[str, bytes]) -> None:
+    entry = access(range(1000))
+    content = stored[f"s3://models/_ledger/rows/{entry.rows}"]
+    assert len(content) == 8_000
+    assert not any(b"row" in value for uri, value in stored.items() if "/rows/" in uri)
+
+
+@pytest.mark.usefixtures("stored")
+def test_an_empty_candidate_and_empty_test_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="candidate is empty"):
         access(candidate="")
+    with pytest.raises(ValueError, match="there are no test rows; give at least one"):
+        access(range(0))
+    assert read_test_accesses("s3://models/task") == ()
 
 
+@pytest.mark.usefixtures("stored")
 def test_an_access_fails_if_other_writers_always_change_the_ledger_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    access()
+
     def refuse(uri: str, data: bytes, *, etag: str | None) -> str:
         raise s3.PreconditionFailed(f"{uri} {len(data)} {etag}")
 
-    monkeypatch.setattr(conditional, "read_versioned", lambda uri: (b'{"entries": []}', uri))
     monkeypatch.setattr(conditional, "write_if_match", refuse)
     monkeypatch.setattr(conditional, "LONGEST_WAIT_S", 0)
     with pytest.raises(s3.StorageError, match="changed by other writers during 50 attempts; try again"):
-        access()
-
-
-def test_the_same_candidate_with_another_protocol_is_a_new_access(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored: dict[str, bytes] = {}
-
-    def write(uri: str, data: bytes, *, etag: str | None) -> str:
-        assert (etag is None) == (uri not in stored)
-        stored[uri] = data
-        return "etag"
-
-    monkeypatch.setattr(conditional, "read_versioned", lambda uri: (stored[uri], "etag") if uri in stored else None)
-    monkeypatch.setattr(conditional, "write_if_match", write)
-    assert [access(protocol=protocol).number for protocol in ("q", "q", "a smaller gain", "q")] == [1, 1, 2, 1]
-    (content,) = stored.values()
-    assert json.loads(content)["format"] == 1
+        access(candidate="b")

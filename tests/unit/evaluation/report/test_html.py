@@ -30,7 +30,7 @@ SIMULATIONS = {
         evaluation={"cost": {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_cpu_hour": 0.05}},
     ),
     "STAY": Simulation(num_rows=3000, candidate=0.66),
-    "INSUFFICIENT_EVIDENCE": Simulation(num_rows=150, candidate=0.72, access_number=2),
+    "INSUFFICIENT_EVIDENCE": Simulation(num_rows=150, candidate=0.72, access_number=2, num_rows_seen=140),
     "HYBRID": Simulation(
         num_rows=4000,
         candidate=0.82,
@@ -159,10 +159,10 @@ def test_optional_sections_are_omitted() -> None:
     assert "routing rule" not in full
 
 
-def test_a_later_access_to_the_test_rows_is_reported_as_not_confirmatory() -> None:
+def test_a_further_access_to_the_test_rows_is_reported_with_its_level() -> None:
     page = Page(to_html(evidence_for("INSUFFICIENT_EVIDENCE"))).text
-    assert "2 (not the first access, so not confirmatory)" in page
-    assert "1 (first access, confirmatory)" in Page(to_html(evidence_for())).text
+    assert "2 (140 of 150 different rows in earlier accesses; alpha 0.0083)" in page
+    assert "different rows in earlier accesses; alpha 0.05)" in Page(to_html(evidence_for())).text
 
 
 def test_the_page_states_the_requester_the_expiry_and_the_documentation_duties() -> None:

@@ -99,5 +99,5 @@ def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:
     ):
         assert expected in card
     later = to_model_card(evidence_for("INSUFFICIENT_EVIDENCE"))
-    assert "access 2 of this recipe" in later
+    assert "The test is access 2 to these rows: alpha 0.0083 instead of 0.05 (140 of 150 different rows" in later
     assert "that were not used for any selection" not in later

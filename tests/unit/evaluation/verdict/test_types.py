@@ -10,7 +10,7 @@ from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, protocol_of, tables_of
-from tests.unit.evaluation.verdict.test_decide import verdict_of
+from tests.unit.evaluation.verdict.test_decide import inputs_of, models, protocol_for, verdict_of
 
 PROVEN, SMALL, WORSE, UNCLEAR, EQUAL = (
     (1300, 290, 120, 441), (9000, 120, 60, 820), (700, 20, 120, 160), (200, 30, 25, 45), (9000, 100, 100, 800),
@@ -62,9 +62,13 @@ def test_a_required_gate_that_cannot_be_assessed_is_the_reason_to_wait() -> None
     assert "for now. The fine-tuned model is better, but a required gate cannot be assessed: +7.9" in text
 
 
-def test_the_sentence_of_a_later_access_to_the_test_rows_says_that_its_scores_are_optimistic() -> None:
-    first, later = verdict_of(*PROVEN), sentence(verdict_of(*PROVEN), confirmatory=False)
-    assert later == f"{first.sentence()} These test rows were used before, so the scores are optimistic."
+def test_the_numbers_of_a_further_access_to_the_test_rows_state_its_level() -> None:
+    first = verdict_of(*PROVEN)
+    inputs = replace(inputs_of(*models(*PROVEN)), access_number=2, num_rows_seen=200)
+    later = decide(inputs, protocol=protocol_for(sum(PROVEN)))
+    assert "access" not in first.numbers()
+    assert later.numbers().endswith("; access 2 to these rows: alpha 0.0083 instead of 0.05")
+    assert "99.17% interval" in later.numbers()
 
 
 def test_two_fine_tuned_models_are_named_current_and_new() -> None:
