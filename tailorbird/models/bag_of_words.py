@@ -23,10 +23,11 @@ MAX_TERMS = 100_000
 """Limit of the vocabulary of each kind of n-grams. The n-grams that occur most often in the training texts are kept."""
 MAX_WEIGHTS = 50_000_000
 """Limit of the weights: terms of all kinds times classes. The weights take 200 MB in a version and in a replica, and
-1.6 GB while the linear SVMs are fitted (32 B per weight). Above 250 classes the vocabulary is less than `MAX_TERMS`."""
+1.6 GB while the linear SVMs are fitted (32 B per weight). Above 250 classes the vocabulary is smaller than `MAX_TERMS`.
+"""
 MIN_TERMS = 2_000
-"""Minimum of the limit of the vocabulary, because fewer terms are not a useful baseline. Above 12,500 classes,
-each further class adds 4,000 weights to `MAX_WEIGHTS`."""
+"""The vocabulary limit is never lower, because fewer terms are not a useful baseline. Above 12,500 classes, the weights
+exceed `MAX_WEIGHTS` by 4,000 for each further class."""
 TERMS_FILE, WEIGHTS_FILE = "bag_of_words.json", "bag_of_words.safetensors"
 
 
@@ -105,7 +106,7 @@ def fit_vectorizers(texts: Sequence[str], *, num_classes: int) -> tuple[dict[str
 
 
 def stack_blocks(blocks: Iterable[csr_matrix]) -> csr_matrix:
-    """Return the blocks of features next to each other."""
+    """Return one matrix with the columns of all blocks of features."""
     return hstack(list(blocks), format="csr", dtype=np.float32)
 
 

@@ -39,7 +39,7 @@ Version = TypeVar("Version", bound=VersionConfig)
 class LoadedClassifier(Generic[Version]):
     """A classifier ready to predict, with the tokenizer and maximum length of its evaluation.
 
-    Its logits are those of the encoder's model plus those of the bag of words, if it has both.
+    Its logits are the sum of those of `model` and `bag`, or those of the one that it has.
     """
 
     model: Classifier | None  # None for the kind `bag_of_words`, which needs no encoder

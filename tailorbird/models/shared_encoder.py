@@ -54,11 +54,11 @@ class SharedEncoder:
     def add(self, version: ModelVersion, *, folder: Path, bag: "BagOfWords | None") -> LoadedClassifier[ModelVersion]:
         """Load the head and the adapter of a version from its local folder.
 
-        `bag` is the version's bag of words, which is slow to load. Raises ModelError as `loading.load_weights`.
+        `bag` is the version's bag of words, loaded by the caller because that is slow. Raises ModelError as
+        `loading.load_weights`.
         """
-        head = (
-            load_head(folder, kind=version.kind).to(self.device).eval().requires_grad_(False)
-        )  # fp32, as in `loading.load_model`
+        head = load_head(folder, kind=version.kind).to(self.device)  # in fp32, as in `loading.load_model`
+        head = head.eval().requires_grad_(False)
         name = NO_ADAPTER
         if version.kind in ADAPTER_KINDS:
             # Each load has a new name, because a version may be loaded again before it is unloaded.
