@@ -12,11 +12,14 @@ NUM_LIKELY = 512  # number of most likely tokens that are tried for `top_p` befo
 
 
 class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
-    """A logits processor that samples a token for requests with a temperature, and makes it the engine's argmax.
+    """A logits processor that samples a token for each request with a temperature above 0.
 
-    Transformers' own warpers sort the whole vocabulary for every request, use one random stream for all requests, and
-    break ties at random; greedy decoding in the evaluation takes the first of the most likely tokens. The processor
-    keeps the requests of a pass between its two calls, so the engine must not use CUDA graphs or double buffering.
+    It changes the scores such that the engine's argmax is this token.
+
+    The warpers of transformers are not used: they sort the whole vocabulary for every request, use one random stream
+    for all requests, and break ties at random, whereas greedy decoding in the evaluation takes the first of equally
+    likely tokens. The processor keeps the requests of a pass between its two calls, so the engine must not use CUDA
+    graphs or double buffering.
     """
 
     supported_kwargs: dict[str, type] = {"temperature": float, "top_p": float, "seed": int}  # noqa: RUF012

@@ -1,7 +1,7 @@
 """Chat engine on vLLM, for `serving.engine: vllm`: the server of `ray.serve.llm` as a `ChatEngine`.
 
 Each version has a server in a separate actor, in the placement group of the replica. The server has no method that ends
-it, so it ends with the actor. A replica keeps two versions on its GPU while one replaces the other.
+it, so ending the actor ends it. A replica keeps two versions on its GPU while one replaces the other.
 
 This is the only file that uses private parts of vLLM, directly or through Ray. If another version moves one of them,
 tests/unit/serving/engines/test_vllm_private.py fails with its name.
@@ -45,7 +45,7 @@ _servers: set[Any] = set()  # running servers that this process started
 
 
 class EngineNotInstalled(RuntimeError):
-    """A missing installation of vLLM on the replica's node."""
+    """vLLM is not installed on the replica's node."""
 
 
 class TokenDelta(NamedTuple):
@@ -56,7 +56,7 @@ class TokenDelta(NamedTuple):
 
 
 class EngineStopped(RuntimeError):
-    """An engine of a server that has stopped."""
+    """The server of an engine has stopped."""
 
 
 @dataclass(frozen=True)
