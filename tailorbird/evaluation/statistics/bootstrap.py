@@ -1,7 +1,7 @@
 """Paired bootstrap and sign-flip test: interval and p value of effects without a closed formula."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.documents import Documents, documents_of, of_documents
 from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_least_p
+from tailorbird.evaluation.statistics.scoring import class_codes, mean_f1
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -24,21 +25,6 @@ FEW_ROWS = 16
 CHUNK_ELEMENTS = 4_000_000
 # Gains closer to 0 than this are ties: only rounding separates them from 0.
 ROUNDING = 1e-12
-
-
-def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
-    """Return the mean F1 over the classes that occur in the labels; labels and outputs are [N].
-
-    Equals scikit-learn's `f1_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)`.
-    """
-    if not len(labels):
-        raise ValueError("labels are empty; macro-F1 needs at least one row")
-    classes = {label: code for code, label in enumerate(sorted(set(labels)))}
-    truth, answers = _codes(labels, classes), _codes(outputs, classes)
-    num_classes = len(classes)
-    support, right = (np.bincount(codes, minlength=num_classes) for codes in (truth, truth[truth == answers]))
-    answered = np.bincount(answers, minlength=num_classes + 1)[:num_classes]  # without outputs of unknown classes
-    return float(_mean_f1(support[:, None], answered=answered[:, None], right=right[:, None])[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +86,8 @@ def macro_f1_gain(candidate: Predictions, *, other: Predictions, rows: IntArray 
     labels = [candidate.labels[row] for row in rows]
     classes = {label: code for code, label in enumerate(sorted(set(labels)))}
     num_classes = len(classes)
-    truth = _codes(labels, classes)
-    ours, theirs = (_codes([table.outputs[row] for row in rows], classes) for table in (candidate, other))
+    truth = class_codes(labels, classes)
+    ours, theirs = (class_codes([table.outputs[row] for row in rows], classes) for table in (candidate, other))
     differ = np.array([candidate.outputs[row] != other.outputs[row] for row in rows])
     documents = None
     if candidate.clusters is None:
@@ -118,8 +104,8 @@ def macro_f1_gain(candidate: Predictions, *, other: Predictions, rows: IntArray 
     def gains_of(weights: IntArray) -> FloatArray:
         totals = (sums @ weights.T).reshape(5, num_classes, len(weights))
         support, our_answers, our_right, their_answers, their_right = totals
-        mine = _mean_f1(support, answered=our_answers, right=our_right)
-        return mine - _mean_f1(support, answered=their_answers, right=their_right)
+        mine = mean_f1(support, answered=our_answers, right=our_right)
+        return mine - mean_f1(support, answered=their_answers, right=their_right)
 
     draws = multinomial_counts(counts, num_resamples=NUM_RESAMPLES, seed=BOOTSTRAP_SEED)
     resampled = np.concatenate([gains_of(weights) for weights in draws])
@@ -194,11 +180,6 @@ def _sign_flip(units: FloatArray) -> float:
     return (as_far + 1) / (NUM_RESAMPLES + 1)
 
 
-def _codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:
-    """Return the class index of each value; unknown values get the number of classes."""
-    return np.fromiter((classes.get(value, len(classes)) for value in values), dtype=np.int64, count=len(values))
-
-
 def _distinct(values: NDArray[np.generic]) -> tuple[IntArray, IntArray]:
     """Return the first position and the count of each distinct value, in order of first appearance."""
     _, first, counts = np.unique(values, return_index=True, return_counts=True)
@@ -220,10 +201,3 @@ def _summing(truth: IntArray, *, answers: tuple[IntArray, IntArray], num_classes
     known = np.concatenate(blocks) < num_classes
     ones = np.ones(int(known.sum()), dtype=np.int64)
     return csr_array((ones, (rows[known], cells[known])), shape=(len(blocks) * num_classes, len(truth)))
-
-
-def _mean_f1(support: IntArray, *, answered: IntArray, right: IntArray) -> FloatArray:
-    """Return the mean of 2 right / (support + answered) over classes with support; arguments are [L, resamples]."""
-    f1 = 2 * right / np.maximum(support + answered, 1)
-    # A class without support has no right answers and adds 0.
-    return np.asarray(f1.sum(axis=0) / (support > 0).sum(axis=0), dtype=np.float64)

@@ -1,13 +1,16 @@
 """Score a model by the recipe's metric; imports little, because every training worker imports this module."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.statistics.bootstrap import macro_f1
+if TYPE_CHECKING:
+    from tailorbird.evaluation.predictions import Predictions
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 
 def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequence[Any] | NDArray[Any]) -> float:
@@ -17,8 +20,35 @@ def score_of(metric: str, *, labels: Sequence[Any] | NDArray[Any], outputs: Sequ
     return float(np.mean([label == output for label, output in zip(labels, outputs, strict=True)]))
 
 
-def score_table(metric: str, table: Predictions) -> float:
+def score_table(metric: str, table: "Predictions") -> float:
     """Return a model's score in any metric of a recipe."""
     if metric == "macro_f1":
         return macro_f1(table.labels, outputs=table.outputs)
     return float(np.mean(table.per_row(metric)))
+
+
+def macro_f1(labels: Sequence[str], *, outputs: Sequence[str]) -> float:
+    """Return the mean F1 over the classes that occur in the labels; labels and outputs are [N].
+
+    Equals scikit-learn's `f1_score(labels, outputs, labels=sorted(set(labels)), average="macro", zero_division=0)`.
+    """
+    if not len(labels):
+        raise ValueError("labels are empty; macro-F1 needs at least one row")
+    classes = {label: code for code, label in enumerate(sorted(set(labels)))}
+    truth, answers = class_codes(labels, classes), class_codes(outputs, classes)
+    num_classes = len(classes)
+    support, right = (np.bincount(codes, minlength=num_classes) for codes in (truth, truth[truth == answers]))
+    answered = np.bincount(answers, minlength=num_classes + 1)[:num_classes]  # without outputs of unknown classes
+    return float(mean_f1(support[:, None], answered=answered[:, None], right=right[:, None])[0])
+
+
+def class_codes(values: Sequence[str], classes: dict[str, int]) -> IntArray:
+    """Return the class index of each value; unknown values get the number of classes."""
+    return np.fromiter((classes.get(value, len(classes)) for value in values), dtype=np.int64, count=len(values))
+
+
+def mean_f1(support: IntArray, *, answered: IntArray, right: IntArray) -> FloatArray:
+    """Return the mean of 2 right / (support + answered) over classes with support; arguments are [L, resamples]."""
+    f1 = 2 * right / np.maximum(support + answered, 1)
+    # A class without support has no right answers and adds 0.
+    return np.asarray(f1.sum(axis=0) / (support > 0).sum(axis=0), dtype=np.float64)

@@ -10,13 +10,13 @@ from sklearn.metrics import f1_score
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics import bootstrap
 from tailorbird.evaluation.statistics.bootstrap import (
-    macro_f1,
     macro_f1_effect,
     mean_effect,
     multinomial_counts,
     two_sided,
 )
 from tailorbird.evaluation.statistics.effect import Effect
+from tailorbird.evaluation.statistics.scoring import macro_f1
 
 letters = st.sampled_from("abcd")
 answered = st.lists(st.tuples(letters, letters, letters), min_size=1, max_size=60)

@@ -11,11 +11,12 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.inference.predict import label_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.statistics.bootstrap import macro_f1, macro_f1_effect
+from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import Comparison, compare
 from tailorbird.evaluation.statistics.power import power_analysis
+from tailorbird.evaluation.statistics.scoring import macro_f1
 
 LABELS = ("a", "b", "c", "d")
 
