@@ -11,8 +11,8 @@ from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.subgroups import gap, groups_gate, harm_level, proven_harmed, shrunken_changes
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
-from tailorbird.evaluation.statistics.bootstrap import macro_f1
 from tailorbird.evaluation.statistics.paired import PairedCounts, mcnemar_midp, newcombe_paired_interval
+from tailorbird.evaluation.statistics.scoring import macro_f1
 
 LIMITS = SubgroupGateConfig(max_loss=0.03)
 UNHARMED = (1400, 100, 100, 400)
