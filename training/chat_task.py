@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.chat_template import Tokens
 from tailorbird.data.packing import pack
+from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import ChatData
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows
@@ -24,9 +25,12 @@ from tailorbird.evaluation.statistics.text_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import default_device, inference_dtype, load_causal, load_chat_weights
+from tailorbird.models.retrieval.chat_prompt import chat_prompt
+from tailorbird.models.retrieval.index import RetrievalIndex
+from tailorbird.models.retrieval.training_examples import RetrievedExamples
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
-from training.dataset import TrainingDataset, load_dataset
+from training.dataset import InMemoryDataset, TrainingDataset, load_dataset
 from training.errors import temporary_directory
 from training.export import full_state
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
@@ -46,14 +50,33 @@ class ChatTrainingTask(TrainingTask):
     """Training task of a chat recipe."""
 
     prompting: Prompting
+    examples: RetrievedExamples | None = None
+    """Examples of the training rows; set if and only if `prompting.retrieval` is."""
 
     def load_runtime(self, *, attention_dropout: float | None = None) -> "ChatRuntime":
         folder = local_copy(self.base_model)
         tokenizer, lm = load_tokenizer(folder), load_causal(folder, attention_dropout=attention_dropout)
         require_packing_isolation(lm)
+        if self.examples is None:
+            data = ChatData(self.prompting.system)
+            dataset = load_dataset(self.train, data, tokenizer=tokenizer, max_length=self.max_length)
+            return ChatRuntime(lm, tokenizer, self, dataset)
+        index = self.examples.load_index()
+        return ChatRuntime(lm, tokenizer, self, self._dataset_with_examples(tokenizer, index), index=index)
+
+    def _dataset_with_examples(self, tokenizer: "PreTrainedTokenizerBase", index: RetrievalIndex) -> TrainingDataset:
+        """Return the training rows, which must be in memory, with their examples in the prompt."""
+        train, examples = self.train, self.examples
+        assert isinstance(train, Rows)
+        assert train.conversations is not None
+        assert examples is not None
+        shots = [
+            chat_prompt(turns, tokenizer=tokenizer, prompting=self.prompting, index=index, rows=rows).examples
+            for turns, rows in zip(train.conversations, examples.rows, strict=True)
+        ]
         data = ChatData(self.prompting.system)
-        dataset = load_dataset(self.train, data, tokenizer=tokenizer, max_length=self.max_length)
-        return ChatRuntime(lm, tokenizer, self, dataset)
+        tokens = data.encode(train, tokenizer=tokenizer, max_length=self.max_length, shots=shots)
+        return InMemoryDataset(TokenizedRows.from_lists(train.row_ids, tokens, classes=()))
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,7 @@ class ChatRuntime:
     tokenizer: "PreTrainedTokenizerBase"
     task: ChatTrainingTask
     train: TrainingDataset
+    index: RetrievalIndex | None = None  # set if the task has examples
     checkpoint_before_score: bool = True
 
     def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float:
@@ -94,7 +118,8 @@ class ChatRuntime:
             model = self.load(folder, config=config)
         model.to(default_device(), dtype=inference_dtype()).eval()
         rows = self.task.validation.take(range(rank, len(self.task.validation), num_ranks))
-        answers = answer_rows(model, rows, tokenizer=self.tokenizer, prompting=self.task.prompting) if len(rows) else []
+        options = {"tokenizer": self.tokenizer, "prompting": self.task.prompting, "index": self.index}
+        answers = answer_rows(model, rows, **options) if len(rows) else []
         finite = all(math.isfinite(answer.confidence) for answer in answers)
         if means_over_ranks(float(finite))[0] < 1:
             raise Diverged("predictions are not finite")

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tailorbird.config.training import TrainingConfig
+from tailorbird.registry.versions import INDEX_FILES
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
 from training.deepspeed_private import import_deepspeed
@@ -83,7 +84,8 @@ def average_weights(uris: Sequence[str], uri: str) -> None:
     matrices is not the mean product. Raises ValueError if the files, or the weights in them, do not match.
     """
     folders = [local_copy(source) for source in uris]
-    names = [sorted(path.name for path in folder.glob("*.safetensors")) for folder in folders]
+    # The folder of a former candidate also contains the index of its retrieved examples.
+    names = [sorted({path.name for path in folder.glob("*.safetensors")} - {*INDEX_FILES}) for folder in folders]
     if not names[0] or any(other != names[0] for other in names):
         raise ValueError(f"{', '.join(uris)} do not contain the same safetensors files and cannot be averaged")
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:

@@ -80,6 +80,9 @@ def _tables(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
     if train > recipe.data.stream_above_rows and recipe.data.validation is None:
         text = f"{train:,} training rows are streamed, which requires data.validation and data.test"
         yield fault("data.validation", text, "set both, or raise data.stream_above_rows")
+    if train > recipe.data.stream_above_rows and recipe.training.with_retrieved:
+        text = f"{train:,} training rows are streamed, but training.with_retrieved requires them in memory"
+        yield fault("training.with_retrieved", text, "raise data.stream_above_rows, or remove with_retrieved")
 
 
 def _registry(name: str, written: WriteCheck, *, recipe: Recipe) -> Iterator[CheckResult]:
@@ -261,12 +264,20 @@ def _gpu_memory(needed: int, sizes: Sequence[int]) -> CheckResult:
 
 def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool) -> WorkerMemory:
     """Return the maximum memory of a worker in the sweep; with the fewest workers, each needs the most."""
-    batch = Batch(recipe.data.max_length, packed=recipe.task == "chat", autocast=autocast)
+    batch = Batch(_longest_training_row(recipe), packed=recipe.task == "chat", autocast=autocast)
     estimates = [
         worker_memory(config, shape=shape, batch=batch, num_workers=config.min_workers)
         for config in tried_configs(recipe)
     ]
     return max(estimates, key=lambda estimate: (estimate.device_bytes, estimate.host_bytes))
+
+
+def _longest_training_row(recipe: Recipe) -> int:
+    """Return the maximum tokens of a training row, including retrieved examples of at most `data.max_length` each."""
+    max_length, evaluation = recipe.data.max_length, recipe.evaluation
+    if not recipe.training.with_retrieved:
+        return max_length
+    return max_length + min(evaluation.retrieved_tokens, max(evaluation.retrieved_examples) * max_length)
 
 
 def tried_configs(recipe: Recipe) -> list[TrainingConfig]:

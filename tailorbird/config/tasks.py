@@ -13,7 +13,7 @@ class TaskRules:
     metrics: tuple[str, ...]  # allowed values of `evaluation.metric`
     input_fields: tuple[str, ...]
     """Fields of section `data` that can name the input column; the first that is set is used."""
-    fixed: dict[str, str | None]  # fields of other tasks, by path, with the only value allowed here
+    fixed: dict[str, str | bool | None]  # fields of other tasks, by path, with the only value allowed here
     hub_task: str  # `pipeline_tag` in the model card
     model: str  # description of the model in the model card
     architecture: str  # architecture in the model card; empty if it is the base model's
@@ -29,7 +29,7 @@ TASKS: dict[TaskName, TaskRules] = {
     "classification": TaskRules(
         metrics=("accuracy", "macro_f1"),
         input_fields=("text",),
-        fixed={"serving.engine": "transformers"},
+        fixed={"serving.engine": "transformers", "training.with_retrieved": False},
         hub_task="text-classification",
         model="A text classifier",
         architecture="mean-pooled encoder and linear head, ",

@@ -59,6 +59,10 @@ class TrainingConfig(ConfigSection):
     num_seeds: int = Field(default=3, ge=1)
     """Number of times that the selected configuration is trained, each with its own seed. The trial of the sweep counts
     as the first. More seeds give a better estimate of the variance of training."""
+    with_retrieved: bool = False
+    """(chat only) Train and ask the model with retrieved examples in the prompt, as the baseline `retrieved` does, with
+    the number of examples that is best for that baseline on validation. The examples of a training row are the nearest
+    other training rows: never a copy of it, nor a row with the same value of `data.split_by`."""
     average_seeds: bool = True
     """With `method: full` and several seeds, also consider the model with the mean of their weights as the candidate.
     It costs as much to serve as a single model."""

@@ -62,7 +62,14 @@ class TuningConfig(ConfigSection):
     @classmethod
     def _known_fields(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
         fixed = {"num_workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "num_seeds", "seed", "max_failures"}
-        fixed |= {"average_seeds", "attention_dropout", "offload", "deepspeed", "checkpoint_interval_s"}
+        fixed |= {
+            "average_seeds",
+            "with_retrieved",
+            "attention_dropout",
+            "offload",
+            "deepspeed",
+            "checkpoint_interval_s",
+        }
         allowed = sorted(set(TrainingConfig.model_fields) - fixed)
         for name in space:
             if name not in allowed:

@@ -1,5 +1,6 @@
 """Tokenize conversations with the model's own chat template."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,20 +76,34 @@ def conversation_tokens(
 
 
 def training_tokens(
-    rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", system: str | None, max_length: int
+    rows: Rows,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    system: str | None,
+    max_length: int,
+    shots: Sequence[Conversation] | None = None,
 ) -> list[Tokens]:
     """Tokenize each conversation with its answer, truncated to `max_length`.
 
-    Raises DataError like `prompt_tokens`, with the row id, and if truncation removes all tokens of the assistant.
+    `shots` are the example turns of each row. They are not trained on and do not count towards `max_length`. Raises
+    DataError like `prompt_tokens`, with the row id, and if truncation removes all tokens of the assistant.
     """
     assert rows.conversations is not None
     tokens = []
-    for row_id, conversation, answer in zip(rows.row_ids, rows.conversations, rows.labels, strict=True):
+    shots = [()] * len(rows) if shots is None else shots
+    for row_id, conversation, answer, turns in zip(rows.row_ids, rows.conversations, rows.labels, shots, strict=True):
+        length = max_length
         try:
-            whole = conversation_tokens(conversation, answer, tokenizer=tokenizer, system=system)
+            whole = conversation_tokens(conversation, answer, tokenizer=tokenizer, system=system, shots=turns)
+            if turns:
+                prompts = [
+                    prompt_tokens(conversation, tokenizer=tokenizer, system=system, shots=shown)
+                    for shown in (turns, ())
+                ]
+                length += len(prompts[0]) - len(prompts[1])
         except DataError as error:
             raise DataError(f"training row {row_id}: {error}") from None
-        tokens.append(Tokens(whole.ids[:max_length], whole.assistant_mask[:max_length]))
+        tokens.append(Tokens(whole.ids[:length], whole.assistant_mask[:length]))
     unanswered = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.assistant_mask.any()]
     if unanswered:
         raise DataError(

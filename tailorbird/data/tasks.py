@@ -9,7 +9,7 @@ import pyarrow as pa
 from tailorbird.config.data import DataConfig
 from tailorbird.data.chat_template import conversation_tokens, training_tokens
 from tailorbird.data.parquet import conversations_of, groups_of, read_strings, texts_of
-from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.rows import Conversation, DataError, Rows
 from tailorbird.data.tokenize import encode_texts
 from tailorbird.data.tokenized import TokenLists
 
@@ -102,8 +102,15 @@ class ChatData:
                     "name another column"
                 )
 
-    def encode(self, rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenLists:
-        tokens = training_tokens(rows, tokenizer=tokenizer, system=self.system, max_length=max_length)
+    def encode(
+        self,
+        rows: Rows,
+        *,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        shots: Sequence[Conversation] | None = None,
+    ) -> TokenLists:
+        tokens = training_tokens(rows, tokenizer=tokenizer, system=self.system, max_length=max_length, shots=shots)
         return TokenLists([row.ids for row in tokens], assistant_masks=[row.assistant_mask for row in tokens])
 
     def longest_row(self, config: Any) -> int | None:

@@ -71,14 +71,19 @@ def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
 
 def require_length(uri: str, *, max_length: int, task: DataTask) -> None:
     """Raise DataError if `max_length` exceeds the context of the model in a folder on S3 or disk."""
-    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        (Path(folder) / "config.json").write_bytes(storage.read_bytes(f"{uri}/config.json"))
-        longest = task.longest_row(_config(Path(folder), uri=uri))
+    longest = longest_row(uri, task=task)
     if longest is not None and max_length > longest:
         raise DataError(
             f"data.max_length {max_length} is more than the {longest} tokens that {uri} accepts in a training row; set "
             f"it to {longest} or less"
         )
+
+
+def longest_row(uri: str, *, task: DataTask) -> int | None:
+    """Return `DataTask.longest_row` for the model in a folder on S3 or disk."""
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        (Path(folder) / "config.json").write_bytes(storage.read_bytes(f"{uri}/config.json"))
+        return task.longest_row(_config(Path(folder), uri=uri))
 
 
 def read_tokenizer(uri: str) -> PreTrainedTokenizerBase:

@@ -12,7 +12,7 @@ from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence import AverageRecord
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.pipeline.artifacts import Contender, make_loadable, set_temperature
+from tailorbird.pipeline.artifacts import Contender, set_temperature
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.mix import mix_candidate
 from tailorbird.pipeline.prepare import RunContext, prepare
@@ -55,7 +55,7 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
     mean = average_seeds(context, sweep_result.selected, seeds, progress=progress)
     best = best_on_validation(seeds, mean, method=sweep_result.selected.method)
     averaged = AverageRecord(mean.validation, chosen=best == mean) if mean else None
-    make_loadable(best.uri, context.task.version_config(sweep_result.selected.method))
+    context.task.make_loadable(best.uri, kind=sweep_result.selected.method)
     unmixed = calibrate_contender(context, best)
     mix = mix_candidate(context, unmixed, baselines=baselines, progress=progress)
     candidate = calibrate_contender(context, mix.candidate)
@@ -160,7 +160,7 @@ def average_seeds(
 
     def compute(uri: str) -> Contender:
         inputs.remote(average_weights)(weights, f"{uri}/weights")
-        make_loadable(f"{uri}/weights", context.task.version_config(selected.method))
+        context.task.make_loadable(f"{uri}/weights", kind=selected.method)
         table = inputs.remote(predict_rows)(f"{uri}/weights", rows=context.splits.validation)
         return Contender(selected.method, f"{uri}/weights", score_table(metric, table))
 

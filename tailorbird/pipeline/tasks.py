@@ -5,15 +5,19 @@ from functools import cached_property
 from typing import ClassVar
 
 from tailorbird.data.quality import take_training_rows
-from tailorbird.data.rows import Rows
+from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.sharding.shards import Shards
+from tailorbird.data.tasks import ChatData
 from tailorbird.data.tokenize import labels_of
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import fit_prompt_baselines, store_prompt_baselines
 from tailorbird.evaluation.baselines.classification import fit_baselines, store_baselines
 from tailorbird.evaluation.inference.predict import calibrate
+from tailorbird.models.metadata import longest_row
+from tailorbird.models.retrieval.training_examples import RetrievedExamples, find_examples
+from tailorbird.pipeline.artifacts import make_loadable
 from tailorbird.pipeline.inputs import RunInputs
-from tailorbird.registry.versions import Kind, Prompting, VersionConfig
+from tailorbird.registry.versions import Kind, Prompting, Retrieval, VersionConfig, read_artifact_config
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
 from training.task import TrainingTask, check_trainable
@@ -40,6 +44,10 @@ class ClassificationTask:
     def version_config(self, kind: Kind) -> VersionConfig:
         """Return the config of an artifact of this run."""
         return self.inputs.version_config(kind, classes=self.classes)
+
+    def make_loadable(self, uri: str, *, kind: Kind) -> None:
+        """Write the config of a folder of trained weights, unless it has one."""
+        make_loadable(uri, self.version_config(kind))
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
         """Return the stored baselines; a cached stage."""
@@ -103,10 +111,17 @@ class ChatTask:
 
     @property
     def training_inputs(self) -> dict[str, object]:
-        return _training_inputs(self.inputs) | {"prompting": self.prompting.model_dump(mode="json")}
+        prompting = self._trained_prompting(self._examples())
+        return _training_inputs(self.inputs) | {"prompting": prompting.model_dump(mode="json")}
 
     def version_config(self, kind: Kind) -> VersionConfig:
         return self.inputs.version_config(kind, prompting=self.prompting)
+
+    def make_loadable(self, uri: str, *, kind: Kind) -> None:
+        """Write the config of a folder of trained weights, and the index of a model with retrieved examples."""
+        examples = self._examples()
+        config = self.inputs.version_config(kind, prompting=self._trained_prompting(examples))
+        make_loadable(uri, config, index_uri=examples and examples.index_uri)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
         splits, config, seed = self.inputs.splits, self.inputs.recipe.evaluation, self.inputs.recipe.training.seed
@@ -133,30 +148,73 @@ class ChatTask:
         return self.inputs.cached("baselines", output=tuple[Baseline, ...], inputs=inputs, compute=compute)
 
     def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
-        recipe = self.inputs.recipe
-        return ChatTrainingTask(
-            base_model=self.inputs.base_model.uri,
-            train=_training_rows(self.inputs, num_train_rows),
-            validation=self.inputs.splits.validation,
-            prompting=self.prompting,
-            max_length=recipe.data.max_length,
-            metric=recipe.evaluation.metric,
-        )
+        return self._training_task(num_train_rows, self._examples(num_train_rows))
 
     def require_trainable(self) -> None:
         """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached stage.
 
         The check runs before the baselines, which take minutes, and on no training worker, where a failure would
-        restart the worker group.
+        restart the worker group. It omits retrieved examples, whose number the baselines select.
         """
+        require_rows_in_memory(self.inputs)
         dropout = self.inputs.recipe.training.attention_dropout
 
         def compute(_: str) -> bool:
-            self.inputs.remote(check_trainable)(self.training_task(), attention_dropout=dropout)
+            task = self._training_task(None, None)
+            self.inputs.remote(check_trainable)(task, attention_dropout=dropout)
             return True
 
-        inputs = self.inputs.stage_inputs(ChatTrainingTask, **self.training_inputs, attention_dropout=dropout)
+        named = _training_inputs(self.inputs) | {"prompting": self.prompting.model_dump(mode="json")}
+        inputs = self.inputs.stage_inputs(ChatTrainingTask, **named, attention_dropout=dropout)
         self.inputs.cached("trainable", output=bool, inputs=inputs, compute=compute)
+
+    def _training_task(self, num_train_rows: int | None, examples: RetrievedExamples | None) -> ChatTrainingTask:
+        recipe = self.inputs.recipe
+        return ChatTrainingTask(
+            base_model=self.inputs.base_model.uri,
+            train=_training_rows(self.inputs, num_train_rows),
+            validation=self.inputs.splits.validation,
+            prompting=self._trained_prompting(examples),
+            examples=examples,
+            max_length=recipe.data.max_length,
+            metric=recipe.evaluation.metric,
+        )
+
+    def _examples(self, num_train_rows: int | None = None) -> RetrievedExamples | None:
+        """Return the examples of the training rows; a cached stage. None without `training.with_retrieved`."""
+        training = self.inputs.recipe.training
+        if not training.with_retrieved:
+            return None
+        num_examples = self._retrieval.num_examples
+
+        def compute(uri: str) -> RetrievedExamples:
+            train = _training_rows(self.inputs, num_train_rows)
+            return self.inputs.remote(find_examples)(train, num_examples=num_examples, seed=training.seed, uri=uri)
+
+        named = {"num_examples": num_examples, "seed": training.seed, "num_train_rows": num_train_rows}
+        inputs = self.inputs.stage_inputs(find_examples, **named)
+        return self.inputs.cached("examples", output=RetrievedExamples, inputs=inputs, compute=compute)
+
+    @cached_property
+    def _retrieval(self) -> Retrieval:
+        """Retrieval of the baseline `retrieved`, with the number of examples that is best on validation."""
+        uri = next(baseline.uri for baseline in self.fit_baselines() if baseline.kind == "retrieved")
+        prompting = read_artifact_config(str(uri)).prompting
+        assert prompting is not None
+        assert prompting.retrieval is not None
+        return prompting.retrieval
+
+    def _trained_prompting(self, examples: RetrievedExamples | None) -> Prompting:
+        """Return the prompting of a fine-tuned model with these examples.
+
+        A prompt with examples leaves room for `data.max_length`, so every training row fits the model.
+        """
+        if examples is None:
+            return self.prompting
+        retrieval = self._retrieval.model_copy(update={"index_sha256": examples.index_sha256})
+        prompting = self.prompting.model_copy(update={"retrieval": retrieval})
+        longest = longest_row(self.inputs.base_model.uri, task=ChatData())
+        return prompting if longest is None else prompting.within(longest - self.inputs.recipe.data.max_length)
 
     def fit_temperature(self, uri: str) -> float | None:  # noqa: ARG002
         """Return None. Generated answers are not calibrated."""
@@ -164,6 +222,16 @@ class ChatTask:
 
 
 Task = ClassificationTask | ChatTask
+
+
+def require_rows_in_memory(inputs: RunInputs) -> None:
+    """Raise DataError if `training.with_retrieved` is set and the training rows are streamed."""
+    limit = inputs.recipe.data.stream_above_rows
+    if inputs.recipe.training.with_retrieved and inputs.data.shards is not None:
+        raise DataError(
+            f"training.with_retrieved requires the training rows in memory, but train has more than "
+            f"data.stream_above_rows {limit:,} rows and is streamed; raise stream_above_rows, or remove with_retrieved"
+        )
 
 
 def task_of(inputs: RunInputs) -> Task:

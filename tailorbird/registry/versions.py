@@ -81,6 +81,13 @@ class Prompting(Frozen):
     max_new_tokens: int
     retrieval: Retrieval | None = None  # (versions with an index of training rows)
 
+    def within(self, max_prompt_tokens: int) -> Self:
+        """Return a copy whose prompts with retrieved examples have at most this many tokens."""
+        if self.retrieval is None or max_prompt_tokens >= self.retrieval.max_prompt_tokens:
+            return self
+        retrieval = self.retrieval.model_copy(update={"max_prompt_tokens": max(1, max_prompt_tokens)})
+        return self.model_copy(update={"retrieval": retrieval})
+
 
 class VersionConfig(StoredModel):
     """The content of `config.json` in the folder of a version.

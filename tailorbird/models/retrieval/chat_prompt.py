@@ -1,5 +1,6 @@
 """Turn a conversation into a prompt, with fixed or retrieved examples; training, evaluation and serving share this."""
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -8,8 +9,6 @@ from tailorbird.data.rows import Conversation
 from tailorbird.registry.versions import Prompting
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from tailorbird.models.retrieval.index import RetrievalIndex
@@ -35,13 +34,13 @@ def chat_prompt(
     tokenizer: "PreTrainedTokenizerBase",
     prompting: Prompting,
     index: "RetrievalIndex | None" = None,
-    exclude: "NDArray[np.int64] | None" = None,
+    rows: Sequence[int] | None = None,
 ) -> Prompt:
     """Return the prompt of a conversation: system message, examples, and the turns of the conversation.
 
     With `prompting.retrieval`, the examples are the rows of the index that are nearest to the conversation's last turn
-    of the user, without the rows `exclude`. The nearest row comes last. If the prompt exceeds `max_prompt_tokens`,
-    examples are omitted, the least similar first. Raises DataError like `prompt_tokens`.
+    of the user, or `rows` of the index, nearest first. The nearest row comes last. If the prompt exceeds
+    `max_prompt_tokens`, examples are omitted, the least similar first. Raises DataError like `prompt_tokens`.
     """
     retrieval = prompting.retrieval
     system, fixed = prompting.system, prompting.shots
@@ -50,9 +49,10 @@ def chat_prompt(
     assert index is not None, "a version with retrieval is loaded with its index"
     from tailorbird.models.retrieval.index import query_of  # scikit-learn is slow to import
 
-    excluded = None if exclude is None else [exclude]
-    [neighbours] = index.search([query_of(conversation)], k=retrieval.num_examples, exclude=excluded)
-    nearest = [index.turns(row) for row in neighbours.rows]
+    if rows is None:
+        [neighbours] = index.search([query_of(conversation)], k=retrieval.num_examples)
+        rows = neighbours.rows.tolist()
+    nearest = [index.turns(row) for row in rows]
 
     def prompt_of(num_examples: int) -> Prompt:
         examples = (*fixed, *chain.from_iterable(reversed(nearest[:num_examples])))

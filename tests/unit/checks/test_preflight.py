@@ -310,6 +310,19 @@ def test_memory_is_estimated_for_all_configurations_of_the_sweep() -> None:
     }
 
 
+def test_rows_with_retrieved_examples_need_more_memory_and_cannot_be_streamed() -> None:
+    chat = {"task": "chat", "evaluation": {"metric": "rouge_l", "retrieved_examples": [2, 4]}}
+    plain, retrieved = recipe(**chat), recipe(**chat, training={"with_retrieved": True})
+    facts = replace(GOOD, model=replace(MODEL, is_causal=True))
+    texts = [line.message for task in (plain, retrieved) for line in check_facts(task, facts) if line.name == "memory"]
+    sizes = [float(text.split("activations ")[1].split()[0]) for text in texts]
+    assert sizes[1] == pytest.approx(5 * sizes[0], rel=0.05)  # a row has at most 4 examples of the same length
+    many = replace(facts, tables=(replace(GOOD.tables[0], num_rows=600_000),))
+    results = {line.name: line for line in check_facts(retrieved, many)}
+    assert results["training.with_retrieved"].state == "fault"
+    assert "requires them in memory" in results["training.with_retrieved"].message
+
+
 def test_unknown_memory_of_nodes_is_a_note() -> None:
     lines = check_facts(recipe(), on(CLUSTER, reports={}, probe_errors={"1": "no answer within 60 s"}))
     (line,) = [line for line in lines if line.name == "memory"]

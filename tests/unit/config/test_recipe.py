@@ -76,6 +76,10 @@ def test_gates_for_classification_are_off_for_chat_tasks() -> None:
         (chat(gates={"calibration": {}}), "evaluation.gates.calibration is not available for chat"),
         (chat(hybrid={"by": "confidence"}), "evaluation.hybrid is not available for chat"),
         (minimal() | {"serving": {"engine": "vllm"}}, "serving.engine is not available for classification"),
+        (
+            minimal() | {"training": {"with_retrieved": True}},
+            "training.with_retrieved is not available for classification tasks; remove it",
+        ),
     ],
 )
 def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message: str) -> None:

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tailorbird.data.rows import Rows, Splits
+from tailorbird.data.rows import DataError, Rows, Splits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.tasks import ChatTask, ClassificationTask
-from tailorbird.registry.versions import read_artifact_config
+from tailorbird.registry.versions import INDEX_FILES, read_artifact_config
 from tests import small_chat
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally, splits_of
 from training.chat_task import ChatTrainingTask
@@ -64,6 +65,47 @@ def test_artifacts_of_chat_baselines_store_their_prompting(chat: RunContext, mon
     assert [prompt.retrieval is not None for prompt in prompts] == [True, False, False, True]
     assert [config.contains_training_text for config in configs] == [True, False, True, True]
     assert chat.task.fit_temperature("anything") is None
+
+
+def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_number_of_examples(
+    chat: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_locally(monkeypatch)
+    training = chat.recipe.training.model_copy(update={"with_retrieved": True})
+    recipe = chat.recipe.model_copy(update={"training": training})
+    task = ChatTask(replace(chat.inputs, recipe=recipe))
+    baselines = {baseline.kind: read_artifact_config(baseline.uri or "") for baseline in task.fit_baselines()}
+    best = baselines["retrieved"].prompting
+    trained = task.training_task()
+    assert isinstance(trained, ChatTrainingTask)
+    assert best is not None
+    assert best.retrieval is not None
+    assert trained.prompting == best.within(256 - recipe.data.max_length)
+    assert trained.examples is not None
+    assert [len(rows) for rows in trained.examples.rows] == [min(best.retrieval.num_examples, 5)] * 6
+    assert task.training_inputs != chat.task.training_inputs
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    task.make_loadable(weights.as_uri(), kind="full")
+    config = read_artifact_config(weights.as_uri())
+    assert (config.kind, config.prompting) == ("full", trained.prompting)
+    assert {path.name for path in weights.iterdir()} == {"config.json", *INDEX_FILES}
+    part = task.training_task(num_train_rows=3)
+    assert isinstance(part, ChatTrainingTask)
+    assert part.examples is not None
+    assert part.examples.index_uri != trained.examples.index_uri  # a learning curve's model knows only its own rows
+
+
+def test_retrieved_examples_require_the_training_rows_in_memory(chat: RunContext) -> None:
+    training = chat.recipe.training.model_copy(update={"with_retrieved": True})
+    shards: Any = range(9)
+    inputs = replace(
+        chat.inputs,
+        recipe=chat.recipe.model_copy(update={"training": training}),
+        data=replace(chat.inputs.data, shards=shards),
+    )
+    with pytest.raises(DataError, match=r"with_retrieved requires the training rows in memory.*remove with_retrieved"):
+        ChatTask(inputs).require_trainable()
 
 
 def test_stage_inputs_depend_on_rows_base_model_and_code(tmp_path: Path) -> None:

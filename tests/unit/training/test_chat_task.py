@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.tasks import ChatData
 from tailorbird.models.errors import ModelError
-from tailorbird.registry.versions import Prompting
+from tailorbird.models.retrieval.training_examples import find_examples
+from tailorbird.registry.versions import Prompting, Retrieval
 from tests.small_chat import language_model, model_of, save, tokenizer
+from tests.unit.models.retrieval.test_training_examples import rows_of as example_rows
 from tests.unit.training.small import config_of, reports_of
 from training import checkpoint
 from training.chat_task import ChatRuntime, ChatTrainingTask
@@ -182,3 +185,54 @@ def test_a_model_that_separates_packed_conversations_is_accepted(
 ) -> None:
     save(tmp_path, model_of(kind, **fields))
     check_trainable(task_of(tmp_path.as_uri()))
+
+
+def task_with_examples(folder: Path, *, max_prompt_tokens: int = 100, **fields: Any) -> ChatTrainingTask:
+    save(folder / "base")
+    rows = example_rows()
+    examples = find_examples(rows, num_examples=2, seed=0, uri=(folder / "index").as_uri())
+    retrieval = Retrieval(num_examples=2, max_prompt_tokens=max_prompt_tokens, index_sha256=examples.index_sha256)
+    values: dict[str, Any] = {
+        "base_model": (folder / "base").as_uri(),
+        "train": rows,
+        "validation": rows.take([4, 5]),
+        "prompting": Prompting(system="s", max_new_tokens=8, retrieval=retrieval),
+        "examples": examples,
+        "max_length": 64,
+        "metric": "exact_match",
+    }
+    return ChatTrainingTask(**values | fields)
+
+
+def test_the_loss_covers_only_the_answer_of_the_row_and_not_its_examples(tmp_path: Path) -> None:
+    runtime = task_with_examples(tmp_path).load_runtime()
+    sample = runtime.train.sample()
+    text = "".join(tokenizer().convert_ids_to_tokens(sample.tokens([0])[0]))
+    assert text.startswith("<system>s</s><user>")
+    assert text.endswith("<user>blue skies</s><assistant>answer 2</s><user>blue sky</s><assistant>answer 0</s>")
+    for row in range(len(sample)):
+        [tokens] = sample.conversations([row])
+        learned = np.array(tokens.ids)[tokens.assistant_mask]
+        assert "".join(tokenizer().convert_ids_to_tokens(learned)) == f"answer {row}</s>"
+        assert runtime.weight(sample, np.array([row])) == len("answer 0") + 1
+
+
+def test_examples_that_do_not_fit_are_omitted_and_do_not_shorten_the_row(tmp_path: Path) -> None:
+    rows = example_rows()
+    assert rows.conversations is not None
+    plain = [len(prompt_tokens(turns, tokenizer=tokenizer(), system="s")) for turns in rows.conversations]
+    sample = task_with_examples(tmp_path / "none", max_prompt_tokens=1).load_runtime().train.sample()
+    assert sample.lengths.tolist() == [length + len("answer 0") + 1 for length in plain]
+    # With its examples, every row is longer than `max_length`, which applies to the row alone.
+    sample = task_with_examples(tmp_path / "long", max_length=max(plain) + 3).load_runtime().train.sample()
+    assert sample.lengths.min() > max(plain) + 3
+    longest = int(np.argmax(plain))
+    assert int(sample.conversations([longest])[0].assistant_mask.sum()) == 3
+
+
+def test_an_index_that_was_changed_is_refused_before_the_training(tmp_path: Path) -> None:
+    task = task_with_examples(tmp_path)
+    file = tmp_path / "index" / "retrieval.safetensors"
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(ModelError, match=r"the index of training rows in .* has the digest"):
+        task.load_runtime()
