@@ -1,6 +1,6 @@
 """Scoring of rows: one `Scorer` per task."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ from tailorbird.data.parquet import conversations_of, groups_of, texts_of
 from tailorbird.data.rows import Conversation, DataError
 
 if TYPE_CHECKING:
-    from tailorbird.models.loading import LoadedChat, LoadedClassifier, LoadedHybrid
-    from tailorbird.registry.versions import ModelVersion, Prompting
+    from tailorbird.models.loading import LoadedChat, LoadedClassifier, LoadedHybrid, LoadedNearest
+    from tailorbird.registry.versions import ModelVersion
 
 Columns = Mapping[str, pa.Array]
 
@@ -58,12 +58,29 @@ def _classify(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", rows: Par
     return {"label": labels, "score": scores} | columns
 
 
-def _answer_chat(loaded: "LoadedChat[ModelVersion]", rows: PartRows, *, batch_size: int) -> Columns:  # noqa: ARG001
-    """Return greedy answers, as in the evaluation, by continuous batching over the whole part."""
-    from tailorbird.models.generation import answer_prompts
+def _answer_chat(
+    loaded: "LoadedChat[ModelVersion] | LoadedNearest[ModelVersion]",
+    rows: PartRows,
+    *,
+    batch_size: int,  # noqa: ARG001
+) -> Columns:
+    """Return greedy answers, as in the evaluation, by continuous batching over the whole part.
 
+    A version of the kind `nearest` returns stored answers, with the similarity as confidence.
+    """
+    from tailorbird.models.generation import answer_prompts
+    from tailorbird.models.loading import LoadedNearest
+    from tailorbird.models.retrieval.chat_prompt import nearest_answer
+
+    if isinstance(loaded, LoadedNearest):
+        stored = [nearest_answer(conversation, index=loaded.index) for _, conversation in _conversations(rows)]
+        return {
+            "answer": pa.array([answer.text.strip() for answer in stored], pa.string()),
+            "finish_reason": pa.array(["stop"] * len(stored)),
+            "confidence": pa.array([answer.similarity for answer in stored], pa.float32()),
+        }
     lm, tokenizer, prompting = loaded.model.lm, loaded.tokenizer, loaded.prompting
-    prompts = _prompts(rows, tokenizer=tokenizer, prompting=prompting, max_length=_max_length(lm))
+    prompts = _prompts(rows, loaded=loaded, max_length=_max_length(lm))
     end_id = int(tokenizer.eos_token_id)
     answers = answer_prompts(lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
     texts = [str(tokenizer.decode(answer.tokens, skip_special_tokens=True)).strip() for answer in answers]
@@ -74,19 +91,18 @@ def _answer_chat(loaded: "LoadedChat[ModelVersion]", rows: PartRows, *, batch_si
     }
 
 
-def _prompts(rows: PartRows, *, tokenizer: Any, prompting: "Prompting", max_length: int | None) -> list[list[int]]:
+def _prompts(rows: PartRows, *, loaded: "LoadedChat[ModelVersion]", max_length: int | None) -> list[list[int]]:
     """Return the token ids of each row's prompt; raise DataError, which names the row, if it cannot be answered."""
-    from tailorbird.data.chat_template import prompt_tokens
+    from tailorbird.models.retrieval.chat_prompt import chat_prompt
 
-    uri, prompts = rows.part.uri, []
-    for position, conversation in enumerate(_conversations(rows), start=rows.part.start):
-        if not conversation or conversation[-1][0] != "user":
-            raise DataError(
-                f"{uri}: the conversation in row {position} does not end with a user message; "
-                "remove the messages after the last user message"
-            )
+    uri, prompts, prompting = rows.part.uri, [], loaded.prompting
+    if max_length is not None:
+        prompting = prompting.within(max_length - prompting.max_new_tokens)
+    for position, conversation in _conversations(rows):
         try:
-            prompt = prompt_tokens(conversation, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
+            prompt = chat_prompt(
+                conversation, tokenizer=loaded.tokenizer, prompting=prompting, index=loaded.index
+            ).tokens
         except DataError as error:
             raise DataError(f"{uri}: row {position}: {error}") from None
         if max_length is not None and len(prompt) + prompting.max_new_tokens > max_length:
@@ -98,11 +114,21 @@ def _prompts(rows: PartRows, *, tokenizer: Any, prompting: "Prompting", max_leng
     return prompts
 
 
-def _conversations(rows: PartRows) -> Sequence[Conversation]:
+def _conversations(rows: PartRows) -> Iterator[tuple[int, Conversation]]:
+    """Yield the position and the conversation of each row; raise DataError if it does not end with a user message."""
     table, part = rows.table, rows.part
     if pa.types.is_list(table.schema.field(rows.column).type):
-        return conversations_of(table, rows.column, uri=part.uri, first=part.start)
-    return [(("user", text),) for text in texts_of(table, rows.column, uri=part.uri, first=part.start)]
+        conversations = conversations_of(table, rows.column, uri=part.uri, first=part.start)
+    else:
+        texts = texts_of(table, rows.column, uri=part.uri, first=part.start)
+        conversations = tuple((("user", text),) for text in texts)
+    for position, conversation in enumerate(conversations, start=part.start):
+        if not conversation or conversation[-1][0] != "user":
+            raise DataError(
+                f"{part.uri}: the conversation in row {position} does not end with a user message; "
+                "remove the messages after the last user message"
+            )
+        yield position, conversation
 
 
 def _max_length(lm: Any) -> int | None:

@@ -4,11 +4,12 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tailorbird.data.rows import Conversation
 
+if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion, Prompting
 
 
@@ -20,23 +21,59 @@ class Sampling(NamedTuple):
     seed: int
 
 
+@dataclass(frozen=True)
+class StoredAnswer:
+    """The prompt of a version of the kind `nearest`: the stored answer to a conversation."""
+
+    num_prompt_tokens: int
+    text: str
+    token_ends: tuple[int, ...]  # end of each token, in characters of the text
+    similarity: float
+
+    def __len__(self) -> int:
+        return self.num_prompt_tokens
+
+
+Prompt = list[int] | StoredAnswer
+"""Token ids for a language model, or a stored answer. The length of both is the number of the prompt's tokens."""
+
+
+class GenerationRequest(NamedTuple):
+    """The engine, the prompt and the options of one answer."""
+
+    engine: "ChatEngine"
+    prompt: Prompt
+    max_new_tokens: int | None  # None for no limit (stored answers only)
+    sampling: Sampling
+    stops: tuple[str, ...]
+    continues: bool = False
+    """True for a text completion, whose white space is kept. A chat answer is stripped, as in the evaluation."""
+
+
+class PartialAnswer(NamedTuple):
+    """The part of an answer that is available."""
+
+    text: str
+    num_tokens: int
+    finish_reason: str | None
+    """`stop` or `length`; None before the end."""
+
+
 class ChatEngine(ABC):
-    """A generator of answers with one chat version. Use it in one event loop.
+    """The answers of one chat version. Use it in one event loop.
 
     One version answers a request completely, even if versions are swapped during the answer. An unloaded engine ends
     after the last request that uses it.
     """
 
-    max_length: int
-    """Maximum number of tokens of a prompt and its answer."""
+    max_length: int | None
+    """Maximum number of tokens of a prompt and its answer; None for no maximum."""
+    default_max_tokens: int | None
+    """Maximum number of tokens of an answer if the request sets none; None for no maximum."""
 
-    def __init__(
-        self, *, version: "ModelVersion", tokenizer: "PreTrainedTokenizerBase", prompting: "Prompting"
-    ) -> None:
+    def __init__(self, *, version: "ModelVersion", prompting: "Prompting") -> None:
         self.version = version
-        self.tokenizer = tokenizer
         self.prompting = prompting
-        self.end_id = int(tokenizer.eos_token_id)
         self.num_active = 0
         self._unloaded = False
         self._ending: asyncio.Future[None] | None = None
@@ -47,13 +84,22 @@ class ChatEngine(ABC):
         """Return True until the engine stops. An error outside of a single request stops it."""
 
     @abstractmethod
-    def generate(
-        self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
-    ) -> AsyncGenerator[tuple[list[int], bool], None]:
-        """Yield all tokens so far, and True if the answer is complete. If not `streaming`, yield only the last state.
+    def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> Prompt:
+        """Return the prompt of a conversation, as in the evaluation. This call blocks and is thread-safe.
 
-        The tokens include the end-of-turn token. Closing the generator cancels the request. Raises RequestError if the
-        engine fails.
+        Retrieved examples are omitted as far as they leave no room for `max_new_tokens`. Raises DataError if the
+        model's chat template rejects the conversation.
+        """
+
+    @abstractmethod
+    def text_prompt(self, text: str) -> Prompt:
+        """Return the prompt that continues a text. This call blocks. Raises RequestError 400."""
+
+    @abstractmethod
+    def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
+        """Yield the answer as it grows, or only the complete one without `streaming`. The last has a finish reason.
+
+        Closing the generator cancels the request. Raises RequestError if the engine fails.
         """
 
     @abstractmethod

@@ -5,7 +5,8 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
-from serving.engines.base_chat import ChatEngine, Sampling
+from serving.engines.base_chat import Sampling
+from serving.engines.language_model import LanguageModelEngine
 from serving.http.schemas import RequestError
 from tailorbird.data.chat_template import prompt_tokens
 
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 WARM_UP_S = 120  # timeout of the first answer
 
 
-class TransformersEngine(ChatEngine):
+class TransformersEngine(LanguageModelEngine):
     """An engine that runs forward passes over all active requests in a separate thread."""
 
     def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int) -> None:
-        super().__init__(version=loaded.version, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
+        super().__init__(loaded)
         self._manager = _start(loaded, end_id=self.end_id, max_batch_size=max_batch_size)
         self.max_length = _max_length(loaded.model.lm, self._manager)
 

@@ -1,4 +1,4 @@
-"""Chat engine on vLLM, for `serving.engine: vllm`: the server of `ray.serve.llm` as a `ChatEngine`.
+"""Chat engine on vLLM, for `serving.engine: vllm`: the server of `ray.serve.llm` as a chat engine.
 
 Each version has a server in a separate actor, in the placement group of the replica. The server has no method that ends
 it, so ending the actor ends it. A replica keeps two versions on its GPU while one replaces the other.
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from serving.engines.base_chat import ChatEngine, Sampling
+from serving.engines.base_chat import Sampling
+from serving.engines.language_model import LanguageModelEngine
 from serving.http.schemas import RequestError
 from serving.version_checks import require_digest
 
@@ -154,11 +155,11 @@ def _event_fields(event: Any) -> Any:
     return {} if data == "[DONE]" else json.loads(data)
 
 
-class VllmEngine(ChatEngine):
+class VllmEngine(LanguageModelEngine):
     """An engine with one version in a separate server, which batches all active requests."""
 
     def __init__(self, loaded: "LoadedChat[ModelVersion]", *, server: Any, max_length: int) -> None:
-        super().__init__(version=loaded.version, tokenizer=loaded.tokenizer, prompting=loaded.prompting)
+        super().__init__(loaded)
         self._server = server
         self._running: Future[None] = server.run.remote().future()
         self._running.add_done_callback(lambda _: _servers.discard(server))

@@ -5,7 +5,8 @@ import time
 from functools import partial
 from typing import Any
 
-from serving.engines.base_chat import ChatEngine
+from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer, Prompt, StoredAnswer
+from serving.engines.nearest_engine import NearestEngine
 from serving.engines.transformers_engine import TransformersEngine
 from serving.http.asgi import ASGIApp, Events, Route
 from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage
@@ -13,13 +14,13 @@ from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequ
 from serving.http.metrics import TOKENS, record_version
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica, RequestContext, configure_process
-from serving.replica.generation import GenerationRequest, PartialAnswer, generation_request, stream_events, whole_answer
+from serving.replica.generation import generation_request, stream_events, token_limit, whole_answer
 from serving.replica.served_versions import ServedVersions
 from serving.tasks import RETRY_AFTER_S
 from serving.version_checks import require_digest
 from tailorbird.config.serving import ServingConfig
-from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import DataError
+from tailorbird.registry.versions import read_version
 
 
 class Chat:
@@ -58,14 +59,15 @@ class Chat:
         self, request: ChatRequest | CompletionRequest, context: RequestContext, *, format: AnswerFormat
     ) -> tuple[int, bytes | Events]:
         engine, context = self._assign(request, context)
+        limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
         if isinstance(request, ChatRequest):
-            param, text, prompt_of = "messages", request.conversation[-1][1], partial(_chat_prompt, request)
+            param, text = "messages", request.conversation[-1][1]
+            prompt_of = partial(_chat_prompt, request, engine=engine, max_new_tokens=limit)
         else:
-            param, text, prompt_of = "prompt", request.text, partial(_text_prompt, request)
+            param, text, prompt_of = "prompt", request.text, partial(engine.text_prompt, request.text)
         with engine.in_use():
             # A thread keeps the event loop free for streams: tokenizing a prompt of 1 MB takes a second.
-            prompt = await asyncio.to_thread(prompt_of, engine=engine)
-        limit = self._config.max_new_tokens
+            prompt = await asyncio.to_thread(prompt_of)
         generation = generation_request(request, prompt, engine=engine, param=param, max_new_tokens=limit)
         record = partial(self._record, generation, context=context, text=text)
         version = engine.version
@@ -104,8 +106,10 @@ class Chat:
         meter.count(TOKENS, version.name, version.version, "completion", by=answer.num_tokens)
         if log is None:
             return
+        stored = generation.prompt if isinstance(generation.prompt, StoredAnswer) else None
         entry = context.log_entry(version)(
             row=0,
+            score=None if stored is None else stored.similarity,
             prompt_tokens=len(generation.prompt),
             completion_tokens=answer.num_tokens,
             text=log.loggable(text),
@@ -115,33 +119,27 @@ class Chat:
         log.answers.add([entry])
 
 
-def _chat_prompt(request: ChatRequest, *, engine: ChatEngine) -> list[int]:
-    """Return the token ids of the conversation, with the system message and the examples of the evaluation.
-
-    Raises RequestError 400 if the model's chat template rejects the conversation.
-    """
-    prompting, tokenizer = engine.prompting, engine.tokenizer
+def _chat_prompt(request: ChatRequest, *, engine: ChatEngine, max_new_tokens: int | None) -> Prompt:
+    """Return the prompt of the conversation; raise RequestError 400 if the model's chat template rejects it."""
     try:
-        return prompt_tokens(request.conversation, tokenizer=tokenizer, system=prompting.system, shots=prompting.shots)
+        return engine.chat_prompt(request.conversation, max_new_tokens=max_new_tokens)
     except DataError as error:
         raise RequestError(400, "invalid_request", f"messages: {error}", param="messages") from None
 
 
-def _text_prompt(request: CompletionRequest, *, engine: ChatEngine) -> list[int]:
-    """Return the token ids of a text. Special tokens in the text are recognized, for clients that build prompts."""
-    prompt: list[int] = engine.tokenizer(request.text)["input_ids"]
-    if not prompt:
-        raise RequestError(400, "invalid_request", "prompt: must not be empty", param="prompt")
-    return prompt
-
-
 def _load(uri: str, digest: str, *, config: ServingConfig) -> ChatEngine:
+    from tailorbird.models.loading import LoadedChat, LoadedNearest, load_model
+
+    version = read_version(uri)
+    require_digest(version, digest=digest)
+    if version.kind == "nearest":
+        from tailorbird.models.metadata import read_tokenizer
+
+        return NearestEngine(load_model(uri, LoadedNearest), tokenizer=read_tokenizer(version.base_model))
     if config.engine == "vllm":
         from serving.engines.vllm_engine import load_engine
 
         return load_engine(uri, digest, max_batch_size=config.max_batch_size, num_gpus=config.gpus_per_replica)
-    from tailorbird.models.loading import LoadedChat, load_model
-
     loaded = load_model(uri, LoadedChat)
     require_digest(loaded.version, digest=digest)
     return TransformersEngine(loaded, max_batch_size=config.max_batch_size)

@@ -4,62 +4,43 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from functools import partial
-from typing import NamedTuple
 
-from serving.engines.base_chat import ChatEngine, Sampling
-from serving.engines.stop_sequences import visible_text
+from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer, Prompt, Sampling
 from serving.http.asgi import Events
 from serving.http.chat_format import LAST_EVENT, AnswerFormat, AnswerHead, Usage, event, usage_event
 from serving.http.chat_schemas import CompletionRequest, PromptRequest
 from serving.http.metrics import record_failure
 from serving.http.schemas import RequestError
 
-NUM_CONTEXT_TOKENS = 5
-"""Number of prompt tokens to decode together with a continuation. Some tokenizers drop a space at the beginning of a
-text."""
-
 _log = logging.getLogger("ray.serve")
-
-
-class GenerationRequest(NamedTuple):
-    """The engine, the prompt and the options of one generation."""
-
-    engine: ChatEngine
-    prompt: list[int]
-    max_new_tokens: int
-    sampling: Sampling
-    stops: tuple[str, ...]
-    continues: bool = False
-    """True for a text completion, whose white space is kept. A chat answer is stripped, as in the evaluation."""
-
-
-class PartialAnswer(NamedTuple):
-    """The generated part of an answer."""
-
-    text: str
-    num_tokens: int
-    finish_reason: str | None
-    """`stop` or `length`; None before the end."""
 
 
 OnFinish = Callable[[PartialAnswer], None]  # called with the answer, which is partial if the generation failed
 
 
+def token_limit(request: PromptRequest, *, engine: ChatEngine, max_new_tokens: int | None) -> int | None:
+    """Return the maximum tokens of a request's answer; None for no maximum.
+
+    `max_new_tokens` is the recipe's limit. Raises RequestError 400 if the request exceeds it.
+    """
+    limit, default = max_new_tokens or engine.prompting.max_new_tokens, engine.default_max_tokens
+    if request.limit is None:
+        return None if default is None else min(default, limit)
+    if request.limit > limit:
+        message = f"must be at most {limit} (the recipe's serving.max_new_tokens), not {request.limit}"
+        raise RequestError(400, "invalid_request", f"max_tokens: {message}", param="max_tokens")
+    return request.limit
+
+
 def generation_request(
-    request: PromptRequest, prompt: list[int], *, engine: ChatEngine, param: str, max_new_tokens: int | None
+    request: PromptRequest, prompt: Prompt, *, engine: ChatEngine, param: str, max_new_tokens: int | None
 ) -> GenerationRequest:
     """Return the GenerationRequest for a request; `param` names the request's field with the prompt.
 
-    `max_new_tokens` is the recipe's limit. Raises RequestError 400 if the request exceeds it or the model's length.
+    `max_new_tokens` is the result of `token_limit`. Raises RequestError 400 if the model's length is exceeded.
     """
-    evaluated = engine.prompting.max_new_tokens
-    limit = max_new_tokens or evaluated
-    requested = request.limit or min(evaluated, limit)
-    if requested > limit:
-        message = f"must be at most {limit} (the recipe's serving.max_new_tokens), not {requested}"
-        raise RequestError(400, "invalid_request", f"max_tokens: {message}", param="max_tokens")
-    if len(prompt) + requested > engine.max_length:
+    requested = max_new_tokens or 0
+    if engine.max_length is not None and len(prompt) + requested > engine.max_length:
         message = (
             f"the prompt has {len(prompt)} tokens and the answer up to {requested}, but the model accepts "
             f"{engine.max_length} in total; shorten the {param} or lower max_tokens"
@@ -71,30 +52,15 @@ def generation_request(
         seed=secrets.randbits(64) if request.seed is None else request.seed % 2**64,
     )
     continues = isinstance(request, CompletionRequest)
-    return GenerationRequest(engine, prompt, requested, sampling, request.stops, continues=continues)
+    return GenerationRequest(engine, prompt, max_new_tokens, sampling, request.stops, continues=continues)
 
 
 async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
-    """Yield the answer as it grows, or only the complete one without `streaming`. The last one has a finish reason."""
-    engine = generation.engine
-    decode = partial(engine.tokenizer.decode, skip_special_tokens=True)
-    before = generation.prompt[-NUM_CONTEXT_TOKENS:] if generation.continues else []
-    num_chars_before = len(decode(before)) if before else 0
-    generating = engine.generate(
-        generation.prompt, max_new_tokens=generation.max_new_tokens, sampling=generation.sampling, streaming=streaming
-    )
-    with engine.in_use():
-        async with aclosing(generating):
-            async for tokens, ended in generating:
-                visible = tokens[:-1] if tokens[-1:] == [engine.end_id] else tokens
-                text = decode(before + visible)[num_chars_before:]
-                text, stopped = visible_text(
-                    text, stops=generation.stops, ended=ended, stripped=not generation.continues
-                )
-                reason = "stop" if stopped or len(visible) < len(tokens) else "length" if ended else None
-                yield PartialAnswer(text, len(tokens), reason)
-                if reason is not None:
-                    return
+    """Yield the answer of the engine (see `ChatEngine.answers`), which runs until the end of the answer."""
+    with generation.engine.in_use():
+        async with aclosing(generation.engine.answers(generation, streaming=streaming)) as answers:
+            async for answer in answers:
+                yield answer
 
 
 async def whole_answer(generation: GenerationRequest) -> PartialAnswer:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar, cast
 
 import pytest
 
-from serving.engines.base_chat import ChatEngine, Sampling
+from serving.engines.base_chat import Sampling
+from serving.engines.language_model import LanguageModelEngine
 from serving.engines.transformers_engine import TransformersEngine
 from serving.http.schemas import RequestError
 from tailorbird.data.chat_template import prompt_tokens
@@ -34,6 +35,7 @@ def engine(lm: Any = None) -> TransformersEngine:
         tokenizer=TOKENIZER,
         prompting=Prompting(system="be brief", max_new_tokens=LIMIT),
         version=SimpleNamespace(version="v"),
+        index=None,
     )
     return TransformersEngine(loaded, max_batch_size=8)
 
@@ -46,7 +48,7 @@ def shared() -> Iterator[TransformersEngine]:
 
 
 async def tokens(
-    generator: ChatEngine, prompt: list[int], *, sampling: Sampling = GREEDY, streaming: bool = True
+    generator: LanguageModelEngine, prompt: list[int], *, sampling: Sampling = GREEDY, streaming: bool = True
 ) -> list[list[int]]:
     """Return the successive states of an answer."""
     generating = generator.generate(prompt, max_new_tokens=LIMIT, sampling=sampling, streaming=streaming)
@@ -55,7 +57,7 @@ async def tokens(
             return [tokens_so_far async for tokens_so_far, _ in generating]
 
 
-async def check_unload(make: Callable[[], ChatEngine]) -> None:
+async def check_unload(make: Callable[[], LanguageModelEngine]) -> None:
     """Unload an engine during an answer, and check that the answer is finished. `make` runs in the event loop."""
     old = make()
     answering = asyncio.create_task(tokens(old, PROMPTS[0]))

@@ -42,6 +42,7 @@ def loaded() -> Any:
         tokenizer=TOKENIZER,
         prompting=Prompting(system="be brief", max_new_tokens=LIMIT),
         version=SimpleNamespace(version="v", dtype="float32"),
+        index=None,
     )
 
 

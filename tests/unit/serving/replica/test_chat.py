@@ -3,17 +3,14 @@
 import asyncio
 import json
 import threading
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from serving.engines.base_chat import ChatEngine
 from serving.http.chat_schemas import parse_chat, parse_completion
 from serving.http.schemas import RequestError
-from serving.replica import chat
 from serving.replica.base import Replica
-from serving.replica.chat import Chat, _chat_prompt, _text_prompt
+from serving.replica.chat import Chat
 from serving.replica.generation import generation_request
 from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
@@ -21,15 +18,15 @@ from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
 
 
 def test_a_completion_prompt_is_the_text_itself() -> None:
-    engine = cast(ChatEngine, FakeEngine(""))
+    engine = FakeEngine("")
     for prompt in ("one</s>two", ["one</s>two"]):
         request = parse_completion(json.dumps({"prompt": prompt}).encode())
-        tokens = _text_prompt(request, engine=engine)
+        tokens = engine.text_prompt(request.text)
         assert TOKENIZER.eos_token_id in tokens
         assert TOKENIZER.decode(tokens) == "one</s>two"
-        assert generation_request(request, tokens, engine=engine, param="prompt", max_new_tokens=None).prompt == tokens
+        assert generation_request(request, tokens, engine=engine, param="prompt", max_new_tokens=8).prompt == tokens
     with pytest.raises(RequestError, match="prompt: must not be empty"):
-        _text_prompt(parse_completion(b'{"prompt": ""}'), engine=engine)
+        engine.text_prompt("")
 
 
 @pytest.mark.parametrize(
@@ -42,16 +39,15 @@ def test_a_completion_prompt_is_the_text_itself() -> None:
 def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
     monkeypatch: pytest.MonkeyPatch, route: str, body: dict[str, Any]
 ) -> None:
-    engine: Any = FakeEngine("one</s>")
-    engine.running, engine.version = True, SimpleNamespace(name="task", version="v", digest="d")
+    engine = FakeEngine("one</s>")
     go = threading.Event()
 
     def slow(*_: Any, **__: Any) -> Any:
         assert go.wait(10)
         return [1, 2]
 
-    monkeypatch.setattr(chat, "_chat_prompt", slow)
-    monkeypatch.setattr(chat, "_text_prompt", slow)
+    monkeypatch.setattr(FakeEngine, "chat_prompt", slow)
+    monkeypatch.setattr(FakeEngine, "text_prompt", slow)
     versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine)
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
@@ -72,7 +68,7 @@ def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
 
 def prompt_text(fields: dict[str, Any]) -> str:
     request = parse_chat(json.dumps({"messages": [{"role": "user", "content": "abc"}]} | fields).encode())
-    prompt = _chat_prompt(request, engine=cast(ChatEngine, FakeEngine("")))
+    prompt = FakeEngine("").chat_prompt(request.conversation, max_new_tokens=8)
     return "".join(TOKENIZER.convert_ids_to_tokens(prompt))
 
 

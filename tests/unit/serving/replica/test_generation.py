@@ -3,25 +3,18 @@
 import asyncio
 import json
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from serving.engines.base_chat import ChatEngine, Sampling
+from serving.engines.base_chat import GenerationRequest, PartialAnswer, Sampling
 from serving.http.chat_format import CHAT, COMPLETION
 from serving.http.chat_schemas import parse_chat, parse_completion
 from serving.http.schemas import RequestError
-from serving.replica.generation import (
-    GenerationRequest,
-    OnFinish,
-    PartialAnswer,
-    generation_request,
-    stream_events,
-    whole_answer,
-)
+from serving.replica.generation import OnFinish, generation_request, stream_events, token_limit, whole_answer
 from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
 
 WORDS = ("</s>", "▁a", "▁fracture", "▁is", "▁break")
@@ -29,7 +22,7 @@ HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
 
 
 def generation(engine: FakeEngine, *, stops: tuple[str, ...] = ()) -> GenerationRequest:
-    return GenerationRequest(engine, [1, 2, 3], 8, Sampling(0.0, 1.0, 0), stops)  # type: ignore[arg-type]
+    return GenerationRequest(engine, [1, 2, 3], 8, Sampling(0.0, 1.0, 0), stops)
 
 
 def streamed(
@@ -136,9 +129,7 @@ def test_a_prompt_and_its_completion_are_the_generated_text(tokens: Any, prompt:
     request = parse_completion(json.dumps({"prompt": prompt}).encode())
     written = tokens(prompt)["input_ids"]
     engine.tokens = tokens(prompt + generated)["input_ids"][len(written) :]
-    completion = generation_request(
-        request, written, engine=cast(ChatEngine, engine), param="prompt", max_new_tokens=None
-    )
+    completion = generation_request(request, written, engine=engine, param="prompt", max_new_tokens=8)
     whole = asyncio.run(whole_answer(completion)).text
     assert prompt + whole == tokens.decode(written + engine.tokens) == prompt + generated
 
@@ -171,9 +162,10 @@ def test_the_concatenated_events_of_a_completion_are_its_text() -> None:
 def request_of(fields: dict[str, Any], *, max_new_tokens: int | None = None) -> GenerationRequest:
     """Return the generation of a chat request whose tokenizer makes one token per character."""
     body = {"messages": [{"role": "user", "content": "abc"}]} | fields
-    request, engine = parse_chat(json.dumps(body).encode()), cast(ChatEngine, FakeEngine(""))
+    request, engine = parse_chat(json.dumps(body).encode()), FakeEngine("")
     num_tokens = len(request.conversation[-1][1])
-    return generation_request(request, [1] * num_tokens, engine=engine, param="messages", max_new_tokens=max_new_tokens)
+    limit = token_limit(request, engine=engine, max_new_tokens=max_new_tokens)
+    return generation_request(request, [1] * num_tokens, engine=engine, param="messages", max_new_tokens=limit)
 
 
 def test_more_tokens_than_evaluated_need_a_higher_limit_in_the_recipe() -> None:

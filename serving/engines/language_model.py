@@ -1,0 +1,75 @@
+"""Chat engines with a language model: prompts, and the text of generated tokens."""
+
+from abc import abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from typing import TYPE_CHECKING
+
+from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer, Sampling
+from serving.engines.stop_sequences import visible_text
+from serving.http.schemas import RequestError
+from tailorbird.data.rows import Conversation
+from tailorbird.models.retrieval.chat_prompt import chat_prompt
+
+if TYPE_CHECKING:
+    from tailorbird.models.loading import LoadedChat
+    from tailorbird.registry.versions import ModelVersion
+
+NUM_CONTEXT_TOKENS = 5
+"""Number of prompt tokens to decode together with a continuation. Some tokenizers drop a space at the beginning of a
+text."""
+
+
+class LanguageModelEngine(ChatEngine):
+    """A generator of answers with one language model, and with the index of its retrieved examples, if any."""
+
+    max_length: int
+
+    def __init__(self, loaded: "LoadedChat[ModelVersion]") -> None:
+        super().__init__(version=loaded.version, prompting=loaded.prompting)
+        self.default_max_tokens = loaded.prompting.max_new_tokens
+        self.tokenizer = loaded.tokenizer
+        self.end_id = int(loaded.tokenizer.eos_token_id)
+        self._index = loaded.index
+
+    @abstractmethod
+    def generate(
+        self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
+        """Yield all tokens so far, and True if the answer is complete. If not `streaming`, yield only the last state.
+
+        The tokens include the end-of-turn token. Closing the generator cancels the request. Raises RequestError if the
+        engine fails.
+        """
+
+    def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> list[int]:
+        prompting = self.prompting.within(self.max_length - (max_new_tokens or self.prompting.max_new_tokens))
+        return chat_prompt(conversation, tokenizer=self.tokenizer, prompting=prompting, index=self._index).tokens
+
+    def text_prompt(self, text: str) -> list[int]:
+        """Return the token ids of a text. Special tokens in it are recognized, for clients that build prompts."""
+        prompt: list[int] = self.tokenizer(text)["input_ids"]
+        if not prompt:
+            raise RequestError(400, "invalid_request", "prompt: must not be empty", param="prompt")
+        return prompt
+
+    async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
+        prompt, max_new_tokens = request.prompt, request.max_new_tokens
+        assert isinstance(prompt, list)
+        assert max_new_tokens is not None
+        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+        before = prompt[-NUM_CONTEXT_TOKENS:] if request.continues else []
+        num_chars_before = len(decode(before)) if before else 0
+        generating = self.generate(
+            prompt, max_new_tokens=max_new_tokens, sampling=request.sampling, streaming=streaming
+        )
+        async with aclosing(generating):
+            async for tokens, ended in generating:
+                visible = tokens[:-1] if tokens[-1:] == [self.end_id] else tokens
+                text = decode(before + visible)[num_chars_before:]
+                text, stopped = visible_text(text, stops=request.stops, ended=ended, stripped=not request.continues)
+                reason = "stop" if stopped or len(visible) < len(tokens) else "length" if ended else None
+                yield PartialAnswer(text, len(tokens), reason)
+                if reason is not None:
+                    return

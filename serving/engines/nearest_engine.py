@@ -1,0 +1,71 @@
+"""Chat engine of the kind `nearest`: answers of training rows, without a language model."""
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer, Prompt, StoredAnswer
+from serving.engines.stop_sequences import visible_text
+from serving.http.schemas import RequestError
+from tailorbird.data.rows import Conversation
+from tailorbird.models.retrieval.chat_prompt import nearest_answer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tailorbird.models.loading import LoadedNearest
+    from tailorbird.registry.versions import ModelVersion
+
+
+class NearestEngine(ChatEngine):
+    """An engine that returns the stored answer of the training row nearest to a conversation.
+
+    The tokenizer, the base model's, only counts tokens and applies a request's `max_tokens`.
+    """
+
+    def __init__(self, loaded: "LoadedNearest[ModelVersion]", *, tokenizer: "PreTrainedTokenizerBase") -> None:
+        super().__init__(version=loaded.version, prompting=loaded.prompting)
+        self.max_length = self.default_max_tokens = None
+        self._index = loaded.index
+        self._tokenizer = tokenizer
+
+    @property
+    def running(self) -> bool:
+        return True
+
+    def end(self) -> None:
+        """Do nothing; the engine has no threads."""
+
+    def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> Prompt:  # noqa: ARG002
+        text, similarity = nearest_answer(conversation, index=self._index)
+        text = text.strip()
+        ends = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        contents = [content for _, content in conversation]
+        tokens = self._tokenizer(contents, add_special_tokens=False)["input_ids"]
+        return StoredAnswer(sum(map(len, tokens)), text, tuple(int(end) for _, end in ends), similarity)
+
+    def text_prompt(self, text: str) -> Prompt:  # noqa: ARG002
+        message = (
+            f"version {self.version.version} returns stored answers and has no language model, so it cannot continue "
+            "a text; use /v1/chat/completions"
+        )
+        raise RequestError(400, "invalid_request", message)
+
+    async def answers(
+        self,
+        request: GenerationRequest,
+        *,
+        streaming: bool,  # noqa: ARG002
+    ) -> AsyncGenerator[PartialAnswer, None]:
+        """Yield the answer once, complete or up to `max_new_tokens`. Sampling options have no effect."""
+        stored, limit = request.prompt, request.max_new_tokens
+        assert isinstance(stored, StoredAnswer)
+        num_tokens = len(stored.token_ends)
+        truncated = limit is not None and limit < num_tokens
+        text = stored.text
+        if truncated:
+            num_tokens = limit
+            text = text[: stored.token_ends[limit - 1]]
+        text, stopped = visible_text(text, stops=request.stops, ended=True)
+        if stopped:
+            num_tokens = sum(end <= len(text) for end in stored.token_ends)
+        yield PartialAnswer(text, num_tokens, "length" if truncated and not stopped else "stop")
