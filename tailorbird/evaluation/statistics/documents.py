@@ -44,9 +44,7 @@ class Documents:
 
         They equal (tr M)^2 / tr(M^2), where M is the matrix of the variance as a quadratic form of independent rows.
         """
-        shares = self.shares
-        across = shares**2 / (1 - shares)
-        return float(1 / (np.sum(shares**2) + across.sum() ** 2 - np.sum(across**2)))
+        return float(_degrees_of_freedom(self.shares))
 
     def sums(self, values: FloatArray) -> FloatArray:
         """Return the sums [G] of per-row values [N] by document."""
@@ -58,6 +56,23 @@ class Documents:
         residuals = sums - np.outer(self.sizes, sums.sum(axis=0) / num_rows)
         scaled = residuals / (num_rows * np.sqrt(1 - self.shares))[:, None]
         return np.asarray(scaled.T @ scaled, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class MeanEstimates:
+    """Means over rows with their CR2 standard errors and degrees of freedom, of any number of tests [...]."""
+
+    means: FloatArray
+    errors: FloatArray
+    degrees_of_freedom: FloatArray
+
+
+def cluster_robust_means(sums: FloatArray, *, sizes: FloatArray) -> MeanEstimates:
+    """Return the estimates of tests [...] from the sums and sizes [..., G] of the documents of each test."""
+    num_rows = sizes.sum(axis=-1, keepdims=True)
+    means, shares = sums.sum(axis=-1, keepdims=True) / num_rows, sizes / num_rows
+    variances = np.sum(((sums - sizes * means) / num_rows) ** 2 / (1 - shares), axis=-1)
+    return MeanEstimates(means[..., 0], np.sqrt(variances), _degrees_of_freedom(shares))
 
 
 def documents_of(clusters: Sequence[str] | None, *, num_rows: int) -> Documents:
@@ -76,11 +91,12 @@ def document_effect(differences: FloatArray, *, documents: Documents, alpha: flo
 
     `of_documents` describes the cases in which few documents differ.
     """
-    sums = documents.sums(differences)
-    covariance = documents.mean_covariance(sums[:, None]) if documents.num > 1 else np.ones((1, 1))
+    error = 1.0
+    if documents.num > 1:
+        error = float(cluster_robust_means(documents.sums(differences), sizes=documents.sizes).errors)
     return of_documents(
         float(np.mean(differences)),
-        standard_error=float(np.sqrt(covariance[0, 0])),
+        standard_error=error,
         documents=documents,
         alpha=alpha,
         num_differing=len(np.unique(documents.codes[differences != 0])),
@@ -105,3 +121,10 @@ def of_documents(
     least = abs(gain) / float(t.isf(max(2.0**-documents.num, LEAST_P), freedom))
     effect = t_effect(gain, standard_error=max(standard_error, least), degrees_of_freedom=freedom, alpha=alpha)
     return with_least_p(effect, num_differing=num_differing, alpha=alpha)
+
+
+def _degrees_of_freedom(shares: FloatArray) -> FloatArray:
+    """Return Satterthwaite's degrees of freedom [...] from the shares of the rows in each document [..., G]."""
+    across = shares**2 / (1 - shares)
+    inverse = np.sum(shares**2, axis=-1) + across.sum(axis=-1) ** 2 - np.sum(across**2, axis=-1)
+    return np.asarray(1 / inverse, dtype=np.float64)
