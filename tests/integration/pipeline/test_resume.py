@@ -95,15 +95,18 @@ def test_a_driver_killed_before_the_seed_runs_reuses_its_sweep(small_data: str, 
         result = run_pipeline(load_recipe(path, overrides=overrides), progress=SILENT)
     assert left.items() <= written(task_uri).items()
     names = {key.rsplit("/", 2)[1].split("-")[0] for key in written(task_uri)}
-    assert names == {"baselines", "sweep", "seed", "average", "temperature", "predictions", "cost"}
+    assert names == {"baselines", "sweep", "seed", "average", "mix", "temperature", "predictions", "cost"}
     assert [seed.seed for seed in result.evidence.seeds] == [0, 1]
     mean, seeds = result.evidence.averaged, [seed.validation for seed in result.evidence.seeds]
     assert mean is not None
     assert mean.chosen == (mean.validation >= max(seeds))
     candidate = next(score for score in result.evidence.scores if score.role == "candidate")
-    assert candidate.validation == max(mean.validation, *seeds)
-    ledger = read_test_accesses(task_uri)
-    assert ("/average-" in ledger[-1].candidate) == mean.chosen
+    mix, ledger = result.evidence.mix, read_test_accesses(task_uri)
+    assert mix is not None
+    mixed = mix.weight < 1
+    assert candidate.validation == (mix.validation if mixed else max(mean.validation, *seeds))
+    assert ("/mix-" in ledger[-1].candidate) == mixed
+    assert mixed or ("/average-" in ledger[-1].candidate) == mean.chosen
 
 
 def test_the_champion_is_the_incumbent_of_the_next_run(small_run: SmallRun, small_data: str, tmp_path: Path) -> None:
