@@ -5,7 +5,7 @@ import heapq
 import io
 import json
 from collections.abc import Iterator, Sequence
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -100,15 +100,20 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     return stored, len(rows)
 
 
-def audited_rows(recipe: Recipe) -> Rows:
-    """Return all audited texts with their latest labels; groups are read from the attributes."""
-    rows = {_key(row): row for row in _audit_rows(recipe.task_uri) if row["text"]}
+def audited_rows(recipe: Recipe, *, since: datetime) -> Rows:
+    """Return the audited texts of answers since a time, with their latest labels.
+
+    Groups are read from the attributes. The split key is the request, if a request has several texts.
+    """
+    rows = {_key(row): row for row in _audit_rows(recipe.task_uri) if row["text"] and row["at"] >= since}
     ordered = [rows[key] for key in sorted(rows)]
+    requests = tuple(row["request_id"] for row in ordered)
     attributes = [json.loads(row["attributes"]) if row["attributes"] else {} for row in ordered]
     return Rows(
         row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in ordered),
         texts=tuple(row["text"] for row in ordered),
         labels=tuple(row["label"] for row in ordered),
+        split_keys=requests if len(set(requests)) < len(requests) else None,
         groups={name: tuple(value_of(values, name) for values in attributes) for name in recipe.data.groups},
     )
 

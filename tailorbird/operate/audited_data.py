@@ -1,4 +1,4 @@
-"""Select audited rows that are new, and propose a recipe that trains on audited rows."""
+"""Select audited rows for a re-evaluation, and propose a recipe that trains on audited rows."""
 
 import io
 from collections.abc import Sequence, Set
@@ -18,26 +18,27 @@ from tailorbird.data.tasks import data_task
 from tailorbird.storage.paths import TaskPaths
 
 
-def fresh_rows(rows: Rows, splits: Splits, *, evaluated: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
-    """Return the new rows, and the number of dropped rows by reason.
+def usable_rows(rows: Rows, splits: Splits, *, evaluated: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
+    """Return the rows that are in no split, and the number of dropped rows by reason.
 
-    A row is dropped if its text occurs in a split, in an earlier row or in a row of `evaluated` (ids). Texts are
-    compared in the form of the request log: normalised and redacted.
+    A row is also dropped if its text occurs in an earlier row or in a row of `evaluated` (ids), which are kept. Texts
+    are compared in the form of the request log: normalised and redacted.
     """
     split_texts = {name: {_as_logged(text) for text in split.texts} for name, split in splits.items()}
-    dropped = dict.fromkeys((*split_texts, "duplicate", "evaluated"), 0)
+    dropped = dict.fromkeys((*split_texts, "duplicate"), 0)
     texts = [_as_logged(text) for text in rows.texts]
     seen = {text for row_id, text in zip(rows.row_ids, texts, strict=True) if row_id in evaluated}
-    fresh = []
+    kept = []
     for index, (row_id, text) in enumerate(zip(rows.row_ids, texts, strict=True)):
-        split = next((name for name, texts_of_split in split_texts.items() if text in texts_of_split), None)
-        reason = "evaluated" if row_id in evaluated else split or ("duplicate" if text in seen else None)
+        reason = next((name for name, texts_of_split in split_texts.items() if text in texts_of_split), None)
+        if reason is None and text in seen and row_id not in evaluated:
+            reason = "duplicate"
         seen.add(text)
         if reason is None:
-            fresh.append(index)
+            kept.append(index)
         else:
             dropped[reason] += 1
-    return rows.take(np.array(fresh, np.int64)), dropped
+    return rows.take(np.array(kept, np.int64)), dropped
 
 
 def _as_logged(text: str) -> str:

@@ -1,11 +1,13 @@
 """The evidence of re-evaluations, which later re-evaluations and `watch` read."""
 
+from collections.abc import Iterable
+
 from tailorbird import storage
-from tailorbird.evaluation.prediction_store import save_predictions
+from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, CostRecord
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict
 from tailorbird.registry.champion import Champion
 from tailorbird.registry.versions import Frozen, PinnedVersion
 from tailorbird.storage.paths import TaskPaths
@@ -17,6 +19,7 @@ class AuditedData(Frozen):
 
     sha256_test: str
     num_rows: int
+    num_new: int  # of these, rows that no earlier re-evaluation of the champion contains
     dropped: dict[str, int]  # number of omitted rows by reason
 
 
@@ -25,26 +28,30 @@ class ReevaluationEvidence(StoredModel):
 
     protocol: TestProtocol
     data: AuditedData
-    access_number: int  # number of the entry in the test-set ledger, from 1
     cost: CostRecord
     versions: dict[str, PinnedVersion]
     """Versions by role: `candidate` is the champion, `incumbent` is the version that a rollback restores."""
     champion: Champion
     at: str  # ISO 8601
-    verdict: Verdict
-    holds: bool | None  # None if the rows do not decide it
-    expires_at: str | None  # expiry of the renewed verdict; None unless it holds
+    verdict: ReevaluationVerdict
+    expires_at: str | None  # expiry of the renewed verdict; None unless it is renewed
 
 
-def read_reevaluations(task_uri: str) -> list[ReevaluationEvidence]:
-    """Return the evidence of all re-evaluations of a task, in order of time."""
-    uris = [uri for uri in _files(task_uri) if uri.endswith(f"/{EVIDENCE_FILE}")]
-    return [ReevaluationEvidence.model_validate_json(storage.read_bytes(uri)) for uri in uris]
+def read_reevaluations(task_uri: str, *, champion: Champion) -> dict[str, ReevaluationEvidence]:
+    """Return the re-evaluations since this champion was promoted, by URI of their folder, in order of time."""
+    files = storage.list_files(TaskPaths(task_uri).reevaluations, missing_ok=True)
+    folders = [uri.removesuffix(f"/{EVIDENCE_FILE}") for uri in files if uri.endswith(f"/{EVIDENCE_FILE}")]
+    evidence = {
+        uri: ReevaluationEvidence.model_validate_json(storage.read_bytes(f"{uri}/{EVIDENCE_FILE}")) for uri in folders
+    }
+    term = (champion.digest, champion.since)
+    return {uri: read for uri, read in evidence.items() if (read.champion.digest, read.champion.since) == term}
 
 
-def prediction_files(task_uri: str) -> list[str]:
-    """Return the URIs of the champion's predictions in all re-evaluations."""
-    return [uri for uri in _files(task_uri) if uri.endswith("/predictions/candidate.parquet")]
+def evaluated_rows(reevaluations: Iterable[str]) -> set[str]:
+    """Return the ids of the rows of these re-evaluations (URIs)."""
+    tables = (load_predictions(f"{uri}/predictions/candidate.parquet") for uri in reevaluations)
+    return {row_id for table in tables for row_id in table.row_ids}
 
 
 def write_reevaluation(
@@ -54,10 +61,6 @@ def write_reevaluation(
     for name, table in tables.items():
         save_predictions(f"{uri}/predictions/{name}.parquet", table)
     storage.write_bytes(f"{uri}/{EVIDENCE_FILE}", evidence.model_dump_json(indent=1).encode())
-    entry = evidence.model_dump(mode="json", include={"format", "at", "versions", "holds", "verdict"})
+    entry = evidence.model_dump(mode="json", include={"format", "at", "versions", "verdict"})
     name = f"{evidence.at.replace(':', '')}-reevaluation"
     storage.write_json(TaskPaths(task_uri).history_entry(name), entry | {"reevaluation": uri})
-
-
-def _files(task_uri: str) -> list[str]:
-    return storage.list_files(TaskPaths(task_uri).reevaluations, missing_ok=True)

@@ -51,7 +51,7 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     since = champion.since[:10]
     served = ServedVersions(version, pretrained, challenger, date.fromisoformat(since))
     make_reports(recipe, served, today=today, progress=progress)
-    reevaluations = _reevaluations(recipe.task_uri, champion=champion)
+    reevaluations = list(read_reevaluations(recipe.task_uri, champion=champion).values())
     stored = read_reports(recipe.task_uri)
     reports = [report for report in stored if report.digest == version.digest and report.day >= since]
     expires, last = _expires_at(champion, reevaluations=reevaluations), reevaluations[-1].at if reevaluations else None
@@ -104,13 +104,6 @@ def _challenger(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | Non
         return None
     version = challenger_version(recipe.serving.challenger.version, task_uri=recipe.task_uri)
     return None if version.digest == champion.digest else version
-
-
-def _reevaluations(task_uri: str, *, champion: Champion) -> list[ReevaluationEvidence]:
-    """Return the re-evaluations since this champion was promoted, in order of time."""
-    reevaluations = [(evidence, evidence.champion) for evidence in read_reevaluations(task_uri)]
-    term = (champion.digest, champion.since)
-    return [evidence for evidence, evaluated in reevaluations if (evaluated.digest, evaluated.since) == term]
 
 
 def _expires_at(champion: Champion, *, reevaluations: Sequence[ReevaluationEvidence]) -> str | None:

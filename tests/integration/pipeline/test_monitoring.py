@@ -220,7 +220,10 @@ def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(task: T
     )  # feedback is not a random sample, so it gives no pairs
     assert report.feedback.estimate is not None  # reported, but not used by the recommendation
 
-    with connect(), pytest.raises(ReevaluationError, match="only 0 audited rows are new"):
+    with (
+        connect(),
+        pytest.raises(ReevaluationError, match="only 0 audited rows since the champion's promotion"),
+    ):
         reevaluate_champion(task.recipe, progress=SILENT)
     _audit(task, tmp_path)
     report, recommendation = watch_tomorrow(task.recipe)
@@ -232,9 +235,9 @@ def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(task: T
     assert report.audit.accuracy is not None
     assert report.audit.accuracy < 0.7
     done, answers = _reevaluated_under_load(task)
-    assert (done.holds, done.verdict.outcome) == (False, "STAY")
+    assert done.verdict.holds is False
     assert done.champion.uri == task.pretrained.uri
-    assert "the verdict no longer holds: STAY" in done.champion.reason.sentence()
+    assert "the verdict no longer holds: -" in done.champion.reason.sentence()
     assert {status for status, _ in answers} == {200}
     versions = [version for _, version in answers]
     assert (versions[0], versions[-1]) == (task.champion.version, task.pretrained.version)

@@ -1,3 +1,4 @@
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring.label_audit import AuditError, audit_files, audited_rows, export_answers, import_labels
 from tailorbird.monitoring.log_reader import key_of
 from tests.unit.monitoring.test_daily_report import DIGEST, FIRST, Task, answer, write
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_the_last_imported_label_of_a_text_counts(task: Task) -> None:
     for label in ("a", "b", "a", "b", "a"):
         kept.append(import_with(task, table, [label])[0])
         assert import_with(task, table, [label])[0] == kept[-1]  # the same file is stored once
-        assert audited_rows(task.recipe).labels == (label,)
+        assert audited_rows(task.recipe, since=LONG_AGO).labels == (label,)
     assert audit_files(task.recipe.task_uri) == kept
     assert len(set(kept)) == 5
 
@@ -74,7 +77,7 @@ def test_texts_filled_in_by_people_are_redacted(task: Task) -> None:
     kept, num = import_with(task, drawn(task, num_rows=2), ["a", "b"], text=["ann.lee@example.org is ill", None])
     assert num == 2
     assert pq.read_table(kept.removeprefix("file://"))["text"].to_pylist() == ["[email] is ill", None]
-    assert audited_rows(task.recipe).texts == ("[email] is ill",)
+    assert audited_rows(task.recipe, since=LONG_AGO).texts == ("[email] is ill",)
 
 
 def test_rows_without_a_group_value_belong_to_the_group_of_missing_values(task: Task) -> None:
@@ -86,4 +89,18 @@ def test_rows_without_a_group_value_belong_to_the_group_of_missing_values(task: 
         [answer(FIRST, number, attributes=attributes) for number, attributes in enumerate(stated)],
     )
     import_with(task, drawn(task, num_rows=4), ["a"] * 4)
-    assert sorted(audited_rows(task.recipe).groups["sex"]) == [NO_GROUP] * 3 + ["f"]
+    assert sorted(audited_rows(task.recipe, since=LONG_AGO).groups["sex"]) == [NO_GROUP] * 3 + ["f"]
+
+
+def test_only_answers_since_a_time_are_returned_and_texts_of_one_request_share_a_split_key(task: Task) -> None:
+    rows = [answer(FIRST, number) for number in range(4)]
+    rows[3] |= {"request_id": rows[2]["request_id"], "row": 1}
+    write(task.log, "answers", FIRST, rows)
+    table = drawn(task, num_rows=4)
+    import_with(task, table, ["a"] * 4)
+    times = sorted(table["at"].to_pylist())
+    together = audited_rows(task.recipe, since=LONG_AGO)
+    assert together.split_keys is not None
+    assert len(set(together.split_keys)) == 3
+    assert len(audited_rows(task.recipe, since=times[-1])) == times.count(times[-1])
+    assert len(audited_rows(task.recipe, since=times[-1] + timedelta(seconds=1))) == 0

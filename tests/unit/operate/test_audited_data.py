@@ -13,7 +13,7 @@ from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import Rows, Splits
-from tailorbird.operate.audited_data import fresh_rows, propose_training
+from tailorbird.operate.audited_data import propose_training, usable_rows
 
 AUDITED = Rows(
     row_ids=("a:0", "b:1"), texts=("my knee hurts", "a rash"), labels=("3", "1"), groups={"ward": ("east", "unstated")}
@@ -65,12 +65,12 @@ def test_a_group_value_of_the_wrong_type_becomes_null(tmp_path: Path) -> None:
     assert labelled.schema.field("code").type == pa.int64()
 
 
-def test_a_row_is_evaluated_once_and_not_if_its_text_is_in_a_split_before_redaction() -> None:
+def test_a_text_is_used_once_and_not_if_it_is_in_a_split_before_redaction() -> None:
     def rows(**texts: str) -> Rows:
         return Rows(row_ids=tuple(texts), texts=tuple(texts.values()), labels=("x",) * len(texts))
 
     splits = Splits(rows(t="my card 4111 1111 1111 1111 was refused"), rows(v="a cough"), rows(e="a rash"))
     audited = rows(a="my card [number] was refused", b="My knee", c="my knee", f="An eye", d="an eye", e="a cough")
-    fresh, dropped = fresh_rows(audited, splits, evaluated={"d"})
-    assert fresh.row_ids == ("b",)  # not f: its text was evaluated as d
-    assert dropped == {"train": 1, "validation": 1, "test": 0, "duplicate": 2, "evaluated": 1}
+    usable, dropped = usable_rows(audited, splits, evaluated={"d"})
+    assert usable.row_ids == ("b", "d")  # not f: its text was evaluated as d
+    assert dropped == {"train": 1, "validation": 1, "test": 0, "duplicate": 2}

@@ -1,0 +1,140 @@
+"""Decide whether a champion's verdict still holds on audited rows (a pure function).
+
+All re-evaluations of a champion are one confidence sequence over all audited rows. Their number therefore does not
+increase the probability that a good champion is withdrawn.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailorbird.evaluation.gates.base import Gate, State
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.confidence_sequence import confidence_sequence
+from tailorbird.evaluation.statistics.documents import documents_of
+from tailorbird.evaluation.statistics.scoring import score_table
+from tailorbird.evaluation.verdict.explain import failed_gates, open_gates
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points, size
+from tailorbird.evaluation.verdict.gates import evaluate_gates
+from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
+from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE
+from tailorbird.evaluation.verdict.types import VerdictPart
+
+
+class ReevaluationVerdict(VerdictPart):
+    """The result of a re-evaluation; gains are the champion minus the version that a rollback restores."""
+
+    holds: bool | None
+    """True if the verdict is renewed, False if it is withdrawn, None if the rows do not decide it."""
+    reasons: tuple[str, ...]
+    metric: str
+    """Metric of the scores and the gain."""
+    compared: str
+    """Metric of the interval: accuracy under macro-F1, which is not a mean over rows."""
+    n: int
+    """Number of audited rows of all re-evaluations of the champion."""
+    num_requests: int
+    """Number of independent units: the rows of a request count as one."""
+    alpha: float
+    minimum_gain: float
+    champion_score: float
+    former_score: float
+    gain: float
+    interval: tuple[float, float]
+    """Confidence sequence at level 1 - alpha, valid at all re-evaluations at once."""
+    gates: tuple[Gate, ...]
+
+    def numbers(self) -> str:
+        """Return the gain in points with its interval and the number of rows."""
+        low, high = self.interval
+        name = "" if self.compared == self.metric else f" of {METRIC_NAMES[self.compared]}"
+        interval = f"{100 * (1 - self.alpha):.4g}% confidence sequence{name} {points(low)} to {points(high)}"
+        return f"{points(self.gain)} points ({interval}, n = {self.n:,})"
+
+
+def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number: int) -> ReevaluationVerdict:
+    """Return whether the champion (the candidate of `inputs`) keeps its verdict against the version before it.
+
+    `inputs` have all audited rows; `number` counts the re-evaluations of the champion, from 1. The verdict is renewed
+    if the gain is proven to be above 0 and measured as at least the minimum gain, and no gate stops it. It is withdrawn
+    if a gate fails, or if the minimum gain is out of reach and the gain is not proven to be above 0. Exception: a
+    champion of unknown cost may have been chosen for its cost, and is kept if it is not much worse. Raises
+    VerdictRefused and ValueError as `verdict.decide` does.
+    """
+    require_same_rows(inputs, protocol=protocol)
+    champion, former = inputs.candidate.clean, inputs.incumbent.clean
+    compared = "accuracy" if protocol.metric == "macro_f1" else protocol.metric
+    requests = _by_request(champion, former, metric=compared)
+    interval = confidence_sequence(requests[0] - requests[1], alpha=protocol.alpha)
+    scores = [float(values.mean()) for values in requests]
+    if compared != protocol.metric:
+        scores = [score_table(protocol.metric, table) for table in (champion, former)]
+    gain = scores[0] - scores[1]
+    gates = evaluate_gates(inputs, protocol=_of_gates(protocol, number=number))
+    holds, why = _decide(gain, interval=interval, gates=gates, protocol=protocol, cost_is_known=inputs.cpu is not None)
+    return ReevaluationVerdict(
+        holds=holds,
+        reasons=why,
+        metric=protocol.metric,
+        compared=compared,
+        n=len(champion),
+        num_requests=len(requests[0]),
+        alpha=protocol.alpha,
+        minimum_gain=protocol.minimum_gain,
+        champion_score=scores[0],
+        former_score=scores[1],
+        gain=gain,
+        interval=interval,
+        gates=gates,
+    )
+
+
+def _decide(
+    gain: float, *, interval: tuple[float, float], gates: tuple[Gate, ...], protocol: TestProtocol, cost_is_known: bool
+) -> tuple[bool | None, tuple[str, ...]]:
+    """Return True, False or None as `ReevaluationVerdict.holds`, and the reasons."""
+    (low, high), minimum = interval, size(protocol.minimum_gain)
+    reaches = gain >= protocol.minimum_gain
+    # The interval of accuracy cannot exclude a gain of macro-F1, so there the champion must be proven worse.
+    limit = 0.0 if protocol.metric == "macro_f1" else protocol.minimum_gain
+    ends = f"the interval from {points(low)} to {points(high)} points"
+    unassessed = open_gates(gates, regulated=protocol.regulated)
+    if any(gate.state is State.FAILS for gate in gates):
+        return False, failed_gates(gates)
+    if low > 0 and reaches and not (protocol.regulated and unassessed):
+        return True, (f"a gain above 0 is proven, and the estimate reaches the minimum gain of {minimum}", *unassessed)
+    if low > 0:
+        small = f"{ends} is above 0, but the measured gain is below the minimum gain of {minimum}"
+        return None, unassessed if reaches else (f"{small}: a rollback would make the service worse",)
+    if high >= limit or reaches:
+        return None, (f"{ends} does not decide between no gain and the minimum gain of {minimum}", *unassessed)
+    if not cost_is_known and low > NOT_MUCH_WORSE:
+        limit_text = f"above {points(NOT_MUCH_WORSE)} points"
+        return None, (
+            f"{ends} is {limit_text}, and the champion may have been chosen for its cost, which is not known",
+        )
+    excluded = f"a gain of {size(limit)}" if limit else "a gain"
+    return False, (f"{ends} excludes {excluded}",)
+
+
+def _by_request(
+    champion: Predictions, former: Predictions, *, metric: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean scores of both models by request."""
+    requests = documents_of(champion.clusters, num_rows=len(champion))
+    ours, theirs = (requests.sums(table.per_row(metric)) / requests.sizes for table in (champion, former))
+    return ours, theirs
+
+
+def _of_gates(protocol: TestProtocol, *, number: int) -> TestProtocol:
+    """Return the test protocol for the gates of the champion's re-evaluation with this number.
+
+    Gates have no confidence sequence. Their level is alpha / (number (number + 1)), which sums to alpha over all
+    re-evaluations. The loss of a group must be proven: a loss that is only likely, which blocks a candidate in a run,
+    would withdraw too many champions that harm no group.
+    """
+    groups = protocol.gates.groups
+    if groups is not None:
+        groups = groups.model_copy(update={"likely_harm": 0.0})
+    gates = protocol.gates.model_copy(update={"groups": groups})
+    return protocol.model_copy(update={"alpha": protocol.alpha / (number * (number + 1)), "gates": gates})

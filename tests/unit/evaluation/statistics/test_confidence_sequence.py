@@ -1,0 +1,70 @@
+"""Confidence sequences of a mean difference."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailorbird.evaluation.statistics.confidence_sequence import confidence_sequence, log_wealth
+from tailorbird.monitoring.sequential_test import log_e_value
+
+VALUES = np.array([-1.0, 0.0, 1.0])
+
+
+def sample(*, losses: int, ties: int, wins: int) -> np.ndarray:
+    return np.repeat(VALUES, (losses, ties, wins))
+
+
+@given(st.lists(st.floats(-1, 1, allow_nan=False), max_size=50))
+@settings(max_examples=60, deadline=None)
+def test_the_interval_contains_the_mean_and_is_mirrored_with_the_sign(values: list[float]) -> None:
+    differences = np.array(values)
+    low, high = confidence_sequence(differences, alpha=0.05)
+    mirrored = confidence_sequence(-differences, alpha=0.05)
+    assert -1 <= low <= high <= 1
+    assert mirrored == pytest.approx((-high, -low), abs=1e-9)
+    if values:
+        assert low - 1e-9 <= differences.mean() <= high + 1e-9
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(30, 10), (300, 200), (1_000, 900), (10, 30)])
+def test_the_wealth_against_no_gain_is_the_e_value_of_the_discordant_pairs(wins: int, losses: int) -> None:
+    wealth = log_wealth(VALUES, counts=np.array([losses, 77, wins]), mean=0.0)
+    assert wealth == pytest.approx(log_e_value(wins, losses), abs=1e-6)
+
+
+def test_an_interval_excludes_0_if_and_only_if_the_wealth_against_no_gain_reaches_the_level() -> None:
+    for wins in range(20, 60):
+        counts = {"losses": 20, "ties": 60, "wins": wins}
+        wealth = log_wealth(VALUES, counts=np.array(list(counts.values())), mean=0.0)
+        low, _ = confidence_sequence(sample(**counts), alpha=0.05)
+        assert (low > 0) == (wealth >= np.log(2 / 0.05))
+
+
+def test_more_rows_and_a_larger_alpha_narrow_the_interval() -> None:
+    few, many = (sample(losses=20 * size, ties=60 * size, wins=40 * size) for size in (1, 20))
+    widths = [np.ptp(confidence_sequence(rows, alpha=alpha)) for rows, alpha in ((few, 0.05), (few, 0.2), (many, 0.2))]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < 0.1
+
+
+def test_samples_without_information_have_the_whole_range() -> None:
+    assert confidence_sequence(np.empty(0), alpha=0.05) == (-1.0, 1.0)
+    low, high = confidence_sequence(np.zeros(100), alpha=0.05)
+    assert low == pytest.approx(-high)
+    assert 0.05 < high < 0.1
+
+
+def test_values_outside_the_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"differences range from -1.5 to 0.5; they must be in \[-1, 1\]"):
+        confidence_sequence(np.array([0.5, -1.5]), alpha=0.05)
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1])
+def test_the_interval_misses_the_mean_at_any_size_at_a_rate_of_at_most_alpha(gain: float) -> None:
+    """400 samples with 30 looks at growing sizes."""
+    generator, alpha = np.random.default_rng(5), 0.2
+    draws = generator.multinomial(20, [0.2 - gain / 2, 0.6, 0.2 + gain / 2], size=(400, 30)).cumsum(axis=1)
+    below = log_wealth(VALUES, counts=draws, mean=gain) >= np.log(2 / alpha)
+    above = log_wealth(VALUES, counts=draws[..., ::-1], mean=-gain) >= np.log(2 / alpha)
+    assert 0.01 < np.mean((below | above).any(axis=1)) < alpha
