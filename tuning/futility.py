@@ -6,6 +6,7 @@ from math import sqrt
 from statistics import mean, stdev
 
 from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
+from tailorbird.registry.versions import BAG_KINDS
 
 Z_TWO_SIDED_95 = 1.96
 MIN_FINAL_SCORES = 4
@@ -18,7 +19,7 @@ class Target:
     """The validation score that a candidate must reach, with the baselines from which it is computed."""
 
     baselines: Mapping[str, float]  # validation scores by kind of baseline
-    to_beat: float  # the incumbent's score plus the minimum gain
+    to_beat: float  # score of the incumbent, or of the best baseline without a bag of words, plus the minimum gain
     text: str  # `to_beat` with its origin, for messages
 
 
@@ -31,11 +32,15 @@ class TrialScores:
 
 
 def set_target(baselines: Sequence[Baseline], *, minimum_gain: float) -> Target:
-    """Return the validation score that the verdict will require of the candidate.
+    """Return the validation score that a trial must reach: that of the incumbent plus `minimum_gain`.
 
-    It is the incumbent's score plus `minimum_gain`. Requires at least one servable baseline.
+    If the incumbent is a baseline with a bag of words, the best baseline without one takes its place, because the best
+    trial will be mixed with the bag of words too. Requires at least one servable baseline.
     """
     incumbent = select_incumbent(baselines)
+    if incumbent.kind in BAG_KINDS:
+        alone = [baseline for baseline in baselines if baseline.servable and baseline.kind not in BAG_KINDS]
+        incumbent = max(alone, key=lambda baseline: baseline.validation, default=incumbent)
     to_beat = incumbent.validation + minimum_gain
     scores = {baseline.kind: baseline.validation for baseline in baselines}
     return Target(scores, to_beat, f"{to_beat:.3f} ({incumbent.kind} + {minimum_gain:g})")

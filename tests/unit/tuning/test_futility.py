@@ -123,6 +123,12 @@ def test_the_target_is_the_best_servable_baseline_plus_the_minimum_gain() -> Non
     assert target.baselines == {"majority": 0.1, "probe": 0.7, "centroid": 0.6}
 
 
+@pytest.mark.parametrize("kind", ["bag_of_words", "probe_bag"])
+def test_a_trial_is_compared_with_a_baseline_without_a_bag_of_words_because_it_can_be_mixed_with_one(kind: str) -> None:
+    baselines = [baseline("probe", 0.66), baseline("centroid", 0.6), baseline(kind, 0.75)]
+    assert set_target(baselines, minimum_gain=0.01).text == "0.670 (probe + 0.01)"
+
+
 def test_the_target_is_the_champion_plus_the_minimum_gain_even_if_a_baseline_scores_higher() -> None:
     baselines = [baseline("champion", 0.7), baseline("probe_bag", 0.75)]
     assert set_target(baselines, minimum_gain=0.01).text == "0.710 (champion + 0.01)"
