@@ -15,7 +15,16 @@ from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows
-from tailorbird.monitoring.log_reader import ANSWERS, TrafficError, files_of, key_of, read_columns, value_of
+from tailorbird.monitoring.challenger_units import CODES, control_share
+from tailorbird.monitoring.log_reader import (
+    ANSWERS,
+    TrafficError,
+    files_of,
+    key_of,
+    read_columns,
+    unit_of,
+    value_of,
+)
 from tailorbird.monitoring.traffic import CANARY, CHAMPION
 from tailorbird.storage.paths import TaskPaths
 
@@ -41,9 +50,10 @@ def export_answers(
 ) -> int:
     """Write a random sample of these days' answers for labelling; return the number of rows.
 
-    Draws answers of the champion (`digest`), and of a canary challenger in proportion to its traffic. A shadow needs no
-    audit of its own, because it answers the champion's texts. The draw depends only on the request ids: the same days
-    give the same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has
+    Draws answers of the champion (`digest`) and of a canary challenger. A canary's answers and those of its control
+    units are drawn first and at the same rate, because only these are compared; see `challenger_units`. A shadow needs
+    no audit of its own, because it answers the champion's texts. The draw depends only on the ids: the same days give
+    the same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has
     `request_id`, `row`, `at`, `text` (empty without serving.log_texts), `attributes` and an empty `label`. It does not
     have the model's answer, which would bias the labels. Memory holds the drawn rows and the keys of audited rows.
     """
@@ -56,22 +66,33 @@ def export_answers(
     log = recipe.serving.request_log.rstrip("/")
     audited = {_key(row) for row in _audit_rows(recipe.task_uri)}
     arms = {(CHAMPION, digest), (CANARY, challenger)}
-    drawn: dict[int, Row] = {}
-    largest: list[int] = []  # a heap of the negated keys; its first item is the largest key
+    drawn: dict[int, Row] = {}  # by rank
+    largest: list[int] = []  # a heap of the negated ranks; its first item is the largest rank
+    config = recipe.serving.challenger
+    share = control_share(config.canary if config else None)
     for uri in files_of(log, "answers", [day.isoformat() for day in days]):
         for answer in read_columns(uri, ANSWERS).to_pylist():
             eligible = (answer["arm"], answer["digest"]) in arms and answer["label"] is not None
-            key = _key(answer)
-            if not eligible or key in audited or key in drawn or (len(drawn) >= num_rows and key > -largest[0]):
+            if not eligible or (key := _key(answer)) in audited:
                 continue
-            drawn[key] = {name: answer.get(name) for name in COLUMNS} | {"label": None}
-            heapq.heappush(largest, -key)
+            rank = key if _is_compared(answer, challenger=challenger, share=share) else key + CODES
+            if rank in drawn or (len(drawn) >= num_rows and rank > -largest[0]):
+                continue
+            drawn[rank] = {name: answer.get(name) for name in COLUMNS} | {"label": None}
+            heapq.heappush(largest, -rank)
             if len(drawn) > num_rows:
                 del drawn[-heapq.heappop(largest)]
     if not drawn:
         raise AuditError(f"{log} has no unaudited answer of the champion on these days; choose other days")
-    storage.write_bytes(to, _to_parquet([drawn[key] for key in sorted(drawn)]))
+    storage.write_bytes(to, _to_parquet([drawn[rank] for rank in sorted(drawn, key=lambda rank: rank % CODES)]))
     return len(drawn)
+
+
+def _is_compared(answer: Row, *, challenger: str | None, share: float) -> bool:
+    """Return True for an answer of the canary or of a control unit."""
+    if answer["arm"] == CANARY or share == 0:
+        return answer["arm"] == CANARY
+    return unit_of(answer["subject"] or answer["request_id"], challenger=challenger) < share * CODES
 
 
 def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, int]:

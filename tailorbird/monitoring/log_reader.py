@@ -60,15 +60,24 @@ def key_of(request_id: str, row: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{request_id}|{row}".encode(), digest_size=8).digest(), "big")
 
 
+def unit_of(name: str, *, challenger: str | None) -> int:
+    """Return the hash of a unit of the comparison with this challenger: a hashed subject, or a request id.
+
+    The hash differs from that of the arms, so it draws units independently of their arm. It includes the challenger's
+    digest, so the units of two experiments cannot be linked.
+    """
+    return int.from_bytes(hashlib.blake2b(f"{challenger}|{name}".encode(), digest_size=8).digest(), "big")
+
+
 def read_labels(files: Sequence[str], *, audits: Sequence[str] = ()) -> Labels:
     """Return the labels in these feedback files and audits, one label per text.
 
-    An audit takes precedence over feedback, then the latest label counts, then the one read last. Files are read one at
-    a time. A label needs 25 bytes, and about 80 while labels are sorted.
+    An audit takes precedence over feedback, then the latest label counts, then the one read last. Audits are given in
+    order of import. Files are read one at a time. A label needs 28 bytes, and about 90 while labels are sorted.
     """
     names: dict[str, int] = {}
-    keys, codes, times, audited = (array(kind) for kind in "QiqB")
-    for is_audit, uri in (*((0, uri) for uri in files), *((1, uri) for uri in audits)):
+    keys, codes, times, numbers = (array(kind) for kind in "Qiqi")
+    for number, uri in (*((0, uri) for uri in files), *enumerate(audits, 1)):
         table = read_columns(uri, FEEDBACK)
         labels = (table[name].to_pylist() for name in ("request_id", "row", "label"))
         for time, request_id, row, label in zip(_microseconds(table).tolist(), *labels, strict=True):
@@ -77,13 +86,29 @@ def read_labels(files: Sequence[str], *, audits: Sequence[str] = ()) -> Labels:
             keys.append(key_of(request_id, row))
             codes.append(names.setdefault(label, len(names)))
             times.append(time)
-            audited.append(is_audit)
+            numbers.append(number)
     all_keys, all_codes = np.frombuffer(keys, np.uint64), np.frombuffer(codes, np.int32)
-    all_times, all_audited = np.frombuffer(times, np.int64), np.frombuffer(audited, np.bool_)
-    order = np.lexsort((all_times, all_audited, all_keys))
+    all_times, all_numbers = np.frombuffer(times, np.int64), np.frombuffer(numbers, np.int32)
+    order = np.lexsort((all_times, all_numbers > 0, all_keys))
     last = np.flatnonzero(np.append(np.diff(all_keys[order]) != 0, np.ones(min(len(order), 1), bool)))
     kept, counts = order[last], np.diff(last, prepend=-1).astype(np.int32)
-    return Labels(all_keys[kept], all_codes[kept], tuple(names), all_audited[kept], all_times[kept], counts)
+    return Labels(
+        all_keys[kept],
+        all_codes[kept],
+        tuple(names),
+        audits=_first_audits(all_numbers[order], starts=last - counts + 1),
+        labelled_at=all_times[kept],
+        counts=counts,
+    )
+
+
+def _first_audits(numbers: NDArray[np.int32], *, starts: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the smallest number above 0 in each run of numbers [F] from its start [K], or 0 if there is none."""
+    if not len(numbers):
+        return np.zeros(0, np.int32)
+    never = np.iinfo(np.int32).max
+    first = np.minimum.reduceat(np.where(numbers > 0, numbers, never), starts)
+    return np.where(first == never, 0, first).astype(np.int32)
 
 
 def read_traffic(
@@ -133,16 +158,20 @@ class Reader:
         return indices, self.labels.keys[indices] == keys
 
     def _outcomes(self, table: pa.Table, *, keys: NDArray[np.uint64], label_indices: NDArray[np.int64]) -> Outcomes:
+        subjects, request_ids = table["subject"].to_pylist(), table["request_id"].to_pylist()
+        names = (subject or request_id for subject, request_id in zip(subjects, request_ids, strict=True))
+        units = (unit_of(name, challenger=self.versions.challenger) for name in names)
         labels = [self.labels.names[code] for code in self.labels.codes[label_indices]]
         return Outcomes(
             keys=keys,
             arms=np.array([ARMS.index(arm) for arm in table["arm"].to_pylist()], np.uint8),
             at=_microseconds(table),
             right=np.array([row == label for row, label in zip(table["label"].to_pylist(), labels, strict=True)], bool),
-            audited=self.labels.audited[label_indices],
+            audits=self.labels.audits[label_indices],
             groups=tuple(_values(attributes, self.versions.groups) for attributes in table["attributes"].to_pylist()),
             labelled_at=self.labels.labelled_at[label_indices],
-            has_subject=table["subject"].is_valid().to_numpy(),
+            units=np.fromiter(units, np.uint64, len(table)),
+            is_subject=table["subject"].is_valid().to_numpy(),
         )
 
 

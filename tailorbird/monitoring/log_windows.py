@@ -49,7 +49,7 @@ class LogDays:
         """Return the number of texts with feedback on these days and no answer on these days or `label_days` before."""
         labels = self.labels
         in_window = (labels.labelled_at >= microseconds(first)) & (labels.labelled_at < microseconds(last) + DAY_US)
-        unmatched = np.flatnonzero(in_window & ~labels.audited)
+        unmatched = np.flatnonzero(in_window & (labels.audits == 0))
         for day in span(first - timedelta(days=label_days), last):
             if not len(unmatched):
                 break

@@ -1,4 +1,4 @@
-"""Quality on labelled answers: the champion's accuracy, its change per group, and pairs with the challenger.
+"""Quality on labelled answers: the champion's accuracy and its change per group.
 
 Only audits (labels of a random sample) are used for decisions. Feedback is biased: clients mostly give it
 on wrong answers, so it underestimates any champion.
@@ -13,10 +13,8 @@ from statsmodels.stats.proportion import confint_proportions_2indep, test_propor
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
-from tailorbird.evaluation.gates.subgroups import group_bounds
-from tailorbird.evaluation.statistics.paired import PairedCounts, holm, wilson_interval
-from tailorbird.monitoring.sequential_test import Pairs
-from tailorbird.monitoring.traffic import ARMS, CANARY, CHAMPION, Outcomes, Traffic
+from tailorbird.evaluation.statistics.paired import holm, wilson_interval
+from tailorbird.monitoring.traffic import ARMS, CHAMPION, Outcomes, Traffic
 
 OTHERS = "(others)"
 """Group of all values that are not in the reference. Clients may send any value, even a person's name, so reports only
@@ -59,7 +57,7 @@ class GroupAccuracy:
 
 def feedback_as_audit(outcomes: Outcomes) -> Outcomes:
     """Return the outcomes with feedback in place of the audit, for display only."""
-    return replace(outcomes, audited=~outcomes.audited)
+    return replace(outcomes, audits=(outcomes.audits == 0).astype(np.int32))
 
 
 def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> Quality:
@@ -135,41 +133,9 @@ def group_gate(
     return gate("groups", bounds, note=note)
 
 
-def challenger_pairs(
-    outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str]
-) -> tuple[Pairs, dict[str, Pairs], list[PairedCounts]]:
-    """Return the audited pairs of champion and challenger: overall, by fixed group, and as tables of groups with pairs.
-
-    A shadow answers the champion's texts, so the two answers to a text are a pair, with the same audit label. A canary
-    answers other texts: its n-th audited answer is paired with the champion's n-th in order of time. In a group, it is
-    paired with the champion's n-th answer of that group, because groups may differ in difficulty. Answers of a canary
-    with a subject are not paired, because a subject stays in one arm and the subjects of the arms may differ.
-    """
-    arms = [np.flatnonzero(_audited(outcomes, arm)) for arm in ARMS]
-    masks = group_masks(outcomes, columns=columns, fixed=fixed)
-    tables = {name: _paired(outcomes, [rows[masks[name][rows]] for rows in arms]) for name in fixed}
-    groups = {name: _pairs(table) for name, table in tables.items()}
-    return _pairs(_paired(outcomes, arms)), groups, [table for table in tables.values() if table is not None]
-
-
-def num_with_subject(outcomes: Outcomes) -> int:
-    """Return the number of audited canary answers that are not paired because they have a subject."""
-    return int((_audited(outcomes, CANARY) & outcomes.has_subject).sum())
-
-
-def paired_by_order(outcomes: Outcomes) -> bool:
-    """True if there are audited answers of a canary, whose pairs change with late labels."""
-    return bool(_audited(outcomes, CANARY).any())
-
-
-def challenger_group_gate(
-    pairs: Mapping[str, Pairs], tables: Sequence[PairedCounts], *, limits: SubgroupGateConfig, alpha: float
-) -> Gate:
-    """Return the verdict's subgroup gate on the challenger's audited pairs."""
-    if not tables:
-        return gate("groups", (), note="no audited pair belongs to a group of the reference")
-    names = [name for name, group in pairs.items() if group.num_pairs]
-    return gate("groups", group_bounds(dict(zip(names, tables, strict=True)), limits=limits, alpha=alpha))
+def audited_rows(outcomes: Outcomes, arm: str) -> NDArray[np.int64]:
+    """Return the indices of the arm's audited rows, without duplicates."""
+    return np.flatnonzero(_audited(outcomes, arm))
 
 
 def _audited(outcomes: Outcomes, arm: str) -> NDArray[np.bool_]:
@@ -178,24 +144,6 @@ def _audited(outcomes: Outcomes, arm: str) -> NDArray[np.bool_]:
     first = np.zeros(len(outcomes), bool)
     first[np.unique(ids, return_index=True)[1]] = True
     return np.asarray(first & outcomes.audited & (outcomes.arms == ARMS.index(arm)))
-
-
-def _paired(outcomes: Outcomes, arms: Sequence[NDArray[np.int64]]) -> PairedCounts | None:
-    """Pair rows of the champion with rows of a shadow, then with rows of a canary; None without pairs."""
-    champion, canary, shadow = arms
-    _, ours, theirs = np.intersect1d(outcomes.keys[champion], outcomes.keys[shadow], return_indices=True)
-    unpaired = np.setdiff1d(champion, champion[ours])
-    without_subject = [rows[~outcomes.has_subject[rows]] for rows in (unpaired, canary)]
-    streams = [rows[np.argsort(outcomes.at[rows], kind="stable")] for rows in without_subject]
-    size = min(map(len, streams))
-    first = outcomes.right[np.concatenate([champion[ours], streams[0][:size]])]
-    second = outcomes.right[np.concatenate([shadow[theirs], streams[1][:size]])]
-    cells = (first & second, ~first & second, first & ~second, ~first & ~second)
-    return PairedCounts(*(int(cell.sum()) for cell in cells)) if len(first) else None
-
-
-def _pairs(table: PairedCounts | None) -> Pairs:
-    return Pairs(0, 0, 0) if table is None else Pairs(table.only_candidate_right, table.only_other_right, table.n)
 
 
 def _p_value(now: GroupAccuracy, before: GroupAccuracy) -> float:

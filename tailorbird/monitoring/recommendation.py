@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
+from tailorbird.monitoring.challenger_units import unit_differences
 from tailorbird.monitoring.report import Report
-from tailorbird.monitoring.sequential_test import ChallengerDecision, Pairs, decide_challenger
+from tailorbird.monitoring.sequential_test import ChallengerDecision, decide_challenger
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,10 @@ def recommend(
     *,
     expires: str | None,
     today: date,
-    challenger: str | None,
-    alpha: float,
     since: str | None = None,
+    challenger: ChallengerDecision | None = None,
 ) -> Recommendation:
-    """Return the recommendation for the reports since the champion's promotion; `challenger` is a digest.
+    """Return the recommendation for the reports since the champion's promotion, with the decision on the challenger.
 
     `expires` is the expiry of the champion's verdict, `since` the time of its last re-evaluation, both ISO 8601. A
     re-evaluation is recommended if the verdict expired, if the latest window with answers of the champion has drift,
@@ -47,31 +47,14 @@ def recommend(
             continue
         reasons += [f"{report.day}: {failure}" for bound, failure in report.failures.items() if bound not in failed]
         failed |= set(report.failures)
-    decision = challenger_decision(reports, digest=challenger, alpha=alpha, today=today) if challenger else None
-    return Recommendation(bool(reasons), tuple(reasons), decision)
+    return Recommendation(bool(reasons), tuple(reasons), challenger)
 
 
-def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float, today: date) -> ChallengerDecision:
-    """Return the decision on the challenger over all of its days; a day counts once, with its last report.
-
-    A late label only adds pairs of a shadow, so all decisions on a shadow are about one growing sequence. A late label
-    changes the pairs of a canary, so a canary's day counts only once its labels are complete.
-    """
-    days = {report.day: report for report in sorted(reports, key=lambda report: report.made_at)}
-    challengers = [
-        challenger
-        for report in days.values()
-        if (challenger := report.challenger) is not None
-        and challenger.digest == digest
-        and not (challenger.by_order and report.awaits_labels(today))
-    ]
-    names = sorted({name for challenger in challengers for name in challenger.groups})
-    no_pairs = Pairs(0, 0, 0)
-    groups = {name: sum_pairs([challenger.groups.get(name, no_pairs) for challenger in challengers]) for name in names}
-    return decide_challenger(sum_pairs([challenger.pairs for challenger in challengers]), groups=groups, alpha=alpha)
-
-
-def sum_pairs(days: Sequence[Pairs]) -> Pairs:
-    """Return the sum of the pairs of several days."""
-    wins, losses = sum(day.only_challenger_right for day in days), sum(day.only_champion_right for day in days)
-    return Pairs(wins, losses, sum(day.num_pairs for day in days))
+def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float, gain: float) -> ChallengerDecision:
+    """Return the decision on the challenger over all of its days; a day counts once, with its last report."""
+    by_day = {report.day: report for report in sorted(reports, key=lambda report: report.made_at)}
+    days = [day for report in by_day.values() if (day := report.challenger) is not None and day.digest == digest]
+    outcomes = [outcome for day in days for outcome in day.outcomes]
+    names = sorted({name for day in days for name in day.groups})
+    groups = {name: unit_differences(outcomes, group=name) for name in names}
+    return decide_challenger(unit_differences(outcomes), groups=groups, alpha=alpha, gain=gain)

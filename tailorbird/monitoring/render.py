@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.report.html_elements import bullets, document, paragraph, section, table, text
 from tailorbird.monitoring.quality import Quality
-from tailorbird.monitoring.recommendation import Recommendation, sum_pairs
-from tailorbird.monitoring.report import ChallengerPairs, Report
+from tailorbird.monitoring.recommendation import Recommendation
+from tailorbird.monitoring.report import Report
+from tailorbird.monitoring.sequential_test import ChallengerDecision
 
 MAX_REPORTS = 60
 WIDTH, HEIGHT = 300, 40
@@ -38,8 +39,7 @@ def render_page(name: str, reports: Sequence[Report], *, recommendation: Recomme
             _gate("Groups", newest.groups),
             _gate("Groups by feedback (not used for decisions)", newest.groups_by_feedback),
             _gate("Swapped names, sexes and ages", newest.counterfactual) if newest.counterfactual else "",
-            _gate("Groups, challenger against champion", newest.challenger.group_gate) if newest.challenger else "",
-            _feedback_pairs(newest.challenger, latest) if newest.challenger else "",
+            _challenger(recommendation.challenger) if recommendation.challenger else "",
             section("Notes", bullets(newest.notes)) if newest.notes else "",
         ]
     sections.append(section("Days", _days(reports[-MAX_REPORTS:])))
@@ -134,14 +134,16 @@ def _accuracy(quality: Quality) -> tuple[str, str, str, str]:
     return right, interval, f"{quality.labelled:,}", f"{100 * quality.coverage:.2g} %"
 
 
-def _feedback_pairs(challenger: ChallengerPairs, reports: Sequence[Report]) -> str:
-    """Render the challenger's pairs by feedback, summed over the days of the reports."""
-    days = [report.challenger for report in reports if report.challenger]
-    pairs = sum_pairs([day.by_feedback for day in days if day.digest == challenger.digest])
-    wins = pairs.only_challenger_right
-    counts = f"The challenger alone is right in {wins:,} of {pairs.discordant:,} discordant pairs."
-    title = "Challenger by feedback (not used for decisions)"
-    return section(title, paragraph(counts, soft=True)) if pairs.num_pairs else ""
+def _challenger(decision: ChallengerDecision) -> str:
+    """Render the comparison with the challenger, overall and by group."""
+    rows = []
+    for name, units in {"overall": decision.overall, **decision.groups}.items():
+        mean = f"{100 * units.mean:+.1f}" if len(units) else ""
+        counts = (units.num_subjects, len(units) - units.num_subjects, units.num_answers)
+        rows.append((text(name), mean, *(f"{count:,}" for count in counts)))
+    note = "Each subject, and each request without a subject, counts once, with its mean over its labelled answers."
+    head = ("", "points", "subjects", "requests without subject", "labelled answers")
+    return section("Challenger against champion (audit)", table(head, rows=rows), paragraph(note, soft=True))
 
 
 def _gate(title: str, gate: Gate) -> str:

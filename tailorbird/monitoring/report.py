@@ -3,9 +3,9 @@
 from datetime import date, timedelta
 
 from tailorbird.evaluation.gates.base import Gate, gate
+from tailorbird.monitoring.challenger_units import UnitOutcome
 from tailorbird.monitoring.drift import DriftStatistic
 from tailorbird.monitoring.quality import NO_ANSWERS, Quality
-from tailorbird.monitoring.sequential_test import Pairs
 from tailorbird.registry.versions import Frozen
 from tailorbird.storage.stored_model import StoredModel
 
@@ -20,16 +20,12 @@ class ArmCount(Frozen):
     rows: int
 
 
-class ChallengerPairs(Frozen):
-    """The audited pairs of champion and challenger on one day; the pairs of several days can be summed."""
+class ChallengerDay(Frozen):
+    """The audited answers of one day for the comparison of champion and challenger."""
 
     digest: str  # digest of the challenger
-    pairs: Pairs
-    groups: dict[str, Pairs]  # all groups of the reference, including those without pairs
-    group_gate: Gate  # subgroup gate of the verdict, on the pairs of the whole window
-    by_order: bool = False
-    """True if answers to different texts were paired by order (canary); a late label changes such pairs."""
-    by_feedback: Pairs  # for display only
+    groups: tuple[str, ...]  # all groups of the reference, including those without answers
+    outcomes: tuple[UnitOutcome, ...]
 
 
 class Report(StoredModel):
@@ -45,7 +41,7 @@ class Report(StoredModel):
     rows: int
     counts: tuple[ArmCount, ...]
     labels_until: str  # the last day whose labels are included
-    challenger: ChallengerPairs | None
+    challenger: ChallengerDay | None
     notes: tuple[str, ...]  # statistics that could not be computed, irregularities of the log
     drift: tuple[DriftStatistic, ...] = ()
     counterfactual: Gate | None = None  # None if the log has no texts

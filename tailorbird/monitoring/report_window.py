@@ -19,12 +19,13 @@ from tailorbird.evaluation.gates.behavioral import counterfactual_gate
 from tailorbird.evaluation.inference.perturbations import swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.monitoring import quality
+from tailorbird.monitoring.challenger_units import control_share, unit_outcomes
 from tailorbird.monitoring.drift import MIN_ROWS, DriftError, DriftStatistic, TrafficSample, drift_statistics
 from tailorbird.monitoring.drift_reference import DriftReference, embed_texts
 from tailorbird.monitoring.log_reader import ReadPart
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
-from tailorbird.monitoring.quality import challenger_pairs, feedback_as_audit
-from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerPairs, Report
+from tailorbird.monitoring.quality import feedback_as_audit
+from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerDay, Report
 from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, AnswerSample, Outcomes, Traffic
 from tailorbird.registry.versions import ModelVersion, now
 
@@ -77,9 +78,9 @@ class ReportWindow:
 
     @cached_property
     def labels_fingerprint(self) -> str:
-        """Hash of the label files and the challenger."""
+        """Hash of the label files, the challenger and its share of the requests."""
         files = files_between(self.days.feedback, self.first, self.last_label_day)
-        return _sha256([*files, *self.days.audits, self._challenger_digest])
+        return _sha256([*files, *self.days.audits, self._challenger_digest, self._control_share])
 
     def unchanged(self, stored: Report | None) -> Report | None:
         """Return the stored report if no file that may change it was added, or else None."""
@@ -90,7 +91,9 @@ class ReportWindow:
         """Compute the report; copy the parts without labels from a stored report of the same answers."""
         traffic = self.days.window(self.first, self.day, label_days=self.recipe.monitoring.label_days)
         relabelled = int((self.days.labels.counts[traffic.answered] > 1).sum())
-        outcomes = _outcomes_fingerprint(traffic.outcomes, relabelled=relabelled, challenger=self._challenger_digest)
+        outcomes = _outcomes_fingerprint(
+            traffic.outcomes, relabelled=relabelled, challenger=(self._challenger_digest, self._control_share)
+        )
         inputs = f"{self.answers_fingerprint}:{self.labels_fingerprint}:{outcomes}"
         if stored is not None and not stored.inputs.startswith(f"{self.answers_fingerprint}:"):
             stored = None
@@ -122,6 +125,11 @@ class ReportWindow:
     @property
     def _challenger_digest(self) -> str | None:
         return self.served.challenger.digest if self.served.challenger else None
+
+    @property
+    def _control_share(self) -> float:
+        challenger = self.recipe.serving.challenger
+        return control_share(challenger.canary if challenger else None)
 
     def _has_answers(self, traffic: Traffic) -> bool:
         return traffic.num_rows_of(CHAMPION, self.served.champion.digest) > 0
@@ -178,24 +186,16 @@ class ReportWindow:
         limits = config.gates.counterfactual or CounterfactualGateConfig()
         return counterfactual_gate(candidate=candidate, incumbent=incumbent, limits=limits, alpha=config.alpha)
 
-    def _challenger(self, outcomes: Outcomes) -> ChallengerPairs | None:
-        """Return the pairs of the window's last day, to be summed over days, and the group gate of the whole window."""
+    def _challenger(self, outcomes: Outcomes) -> ChallengerDay | None:
+        """Return the audited answers of the window's last day for the comparison with the challenger."""
         if self.served.challenger is None:
             return None
         start = microseconds(self.day)
         last_day = outcomes.where((outcomes.at >= start) & (outcomes.at < start + DAY_US))
-        columns, alpha = self.recipe.data.groups, self.recipe.evaluation.alpha
+        columns = self.recipe.data.groups
         fixed = quality.fixed_groups(self.reference.group_accuracies(), columns=columns)
-        pairs, groups, _ = challenger_pairs(last_day, columns=columns, fixed=fixed)
-        _, window_groups, tables = challenger_pairs(outcomes, columns=columns, fixed=fixed)
-        return ChallengerPairs(
-            digest=self.served.challenger.digest,
-            pairs=pairs,
-            groups=groups,
-            group_gate=quality.challenger_group_gate(window_groups, tables, limits=self.group_limits, alpha=alpha),
-            by_order=quality.paired_by_order(last_day),
-            by_feedback=challenger_pairs(feedback_as_audit(last_day), columns=columns, fixed=fixed)[0],
-        )
+        of_day = unit_outcomes(last_day, columns=columns, fixed=fixed, share=self._control_share)
+        return ChallengerDay(digest=self.served.challenger.digest, groups=fixed, outcomes=of_day)
 
 
 def map_on_cluster(read_part: ReadPart, parts: Iterable[list[str]]) -> Iterator[Traffic]:
@@ -225,11 +225,11 @@ def _stored_unlabelled(stored: Report) -> Unlabelled:
     return stored.drift, stored.counterfactual, notes
 
 
-def _outcomes_fingerprint(outcomes: Outcomes, *, relabelled: int, challenger: str | None) -> str:
+def _outcomes_fingerprint(outcomes: Outcomes, *, relabelled: int, challenger: tuple[str | None, float]) -> str:
     """Hash the parts of a report that depend on labels, regardless of the order in which the log was read."""
     order = np.lexsort((outcomes.at, outcomes.arms, outcomes.keys))
     digest = hashlib.sha256(json.dumps([relabelled, challenger]).encode())
-    for name in ("keys", "arms", "at", "right", "audited", "has_subject"):
+    for name in ("keys", "arms", "at", "right", "audits", "units"):
         digest.update(getattr(outcomes, name)[order].tobytes())
     return digest.hexdigest()
 
@@ -246,11 +246,6 @@ def _irregularities(traffic: Traffic, *, unmatched: int) -> list[str]:
         notes.append(f"{traffic.misplaced:,} answers are stored under another day than that of their timestamp")
     if unmatched:
         notes.append(f"feedback on {unmatched:,} texts is ignored: no logged answer has their ids")
-    if with_subject := quality.num_with_subject(traffic.outcomes):
-        notes.append(
-            f"{with_subject:,} audited answers of the canary are not compared, because they have a subject, and a "
-            "subject stays in one arm; use serving.challenger.shadow to compare such answers"
-        )
     challengers = {digest for arm, digest in traffic.rows if arm in (CANARY, SHADOW)}
     if len(challengers) > 1:
         notes.append(

@@ -1,19 +1,25 @@
 """An anytime-valid test between two served arms: it may be computed at any time and any number of times."""
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, betaln
+from scipy.special import logsumexp
+
+FloatArray = NDArray[np.float64]
 
 SHAPE = 5
-"""Shape of the Beta mixture. Of 1, 3, 5, 10 and 20, it needs about the fewest pairs for win rates of 0.55 to 0.7."""
-MAX_PAIRS = 20_000  # maximum discordant pairs in the search of `pairs_needed`
+"""Shape of the Beta mixture. Of 1, 3, 5, 10 and 20, it needs about the fewest units for win rates of 0.55 to 0.7."""
+STAKES = (np.arange(200) + 0.5) / 200  # [K] midpoints of the range from 0 to 1
+LOG_WEIGHTS = (SHAPE - 1) * np.log1p(-(STAKES**2))  # of the Beta density at the win rate (1 + stake) / 2
+LOG_WEIGHTS = LOG_WEIGHTS - logsumexp(LOG_WEIGHTS)
+MIN_EDGE = 0.03  # of win rates above 1/2 in the exact computation of `units_needed`
+POWER = 0.8
+USUAL_VARIANCE, USUAL_UNITS = 0.25, 20  # assumed before any unit is known, and the number of units that this counts as
 
 
 class Decision(StrEnum):
@@ -24,22 +30,38 @@ class Decision(StrEnum):
     STOP = "stop"
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Counts of pairs of labelled answers, one of each arm, paired by request or by order."""
+@dataclass(frozen=True, eq=False)
+class UnitDifferences:
+    """The challenger's share of right answers minus the champion's, by unit: a subject, or a request without one.
 
-    only_challenger_right: int
-    only_champion_right: int
-    num_pairs: int  # including pairs on which the arms agree
+    Answers of one unit are dependent, so all of them are one observation. Two requests, or two subjects, are
+    independent.
+    """
+
+    values: FloatArray = field(default_factory=lambda: np.zeros(0))  # [U] from -1 to 1
+    num_subjects: int = 0  # the other units are requests
+    num_answers: int = 0  # labelled answers of the challenger
+    matched: bool = False  # True if each unit is compared with another unit (canary), not with itself (shadow)
 
     def __post_init__(self) -> None:
-        if min(self.only_challenger_right, self.only_champion_right) < 0 or self.discordant > self.num_pairs:
-            raise ValueError(f"{self} is invalid: counts must be 0 or more, and the discordant pairs at most num_pairs")
+        if len(self.values) and not np.abs(self.values).max() <= 1:
+            raise ValueError("a difference between two shares of right answers must be from -1 to 1")
+
+    def __len__(self) -> int:
+        return len(self.values)
 
     @property
-    def discordant(self) -> int:
-        """The number of pairs in which exactly one arm is right."""
-        return self.only_challenger_right + self.only_champion_right
+    def mean(self) -> float:
+        return float(self.values.mean()) if len(self) else 0.0
+
+    def sentence(self) -> str:
+        """Return the mean difference with the units and their number."""
+        requests = len(self) - self.num_subjects
+        units = [_counted(self.num_subjects, "subject")] if self.num_subjects else []
+        units += [_counted(requests, "request")] if requests or not units else []
+        of = ", each compared with another one of the champion" if self.matched else ""
+        mean = f"{100 * self.mean:+.1f} points over " if len(self) else ""
+        return f"{mean}{' and '.join(units)} ({_counted(self.num_answers, 'labelled answer')}{of})"
 
 
 @dataclass(frozen=True)
@@ -50,84 +72,104 @@ class ChallengerDecision:
     reason: str
     e_value: float  # against the null hypothesis that the challenger is not better
     e_value_worse: float  # against the null hypothesis that the challenger is not worse
-    pairs: Pairs
+    overall: UnitDifferences
+    groups: Mapping[str, UnitDifferences]
 
 
-def log_e_value(wins: int, losses: int) -> float:
-    """Return the natural logarithm of the e-value against the null hypothesis that wins are no likelier than losses.
+def log_e_value(differences: FloatArray) -> float:
+    """Return the natural logarithm of the e-value against the null hypothesis that no difference is above 0 on average.
 
-    The alternative is a mixture of all win rates p from 1/2 to 1 with a Beta(5, 5) density, so no win rate has to be
-    chosen in advance. The e-value is the integral of p^wins (1-p)^losses over the mixture, divided by
-    2^-(wins + losses). Under the null hypothesis, it is a nonnegative supermartingale, so the probability that
-    it ever reaches 1 / alpha is at most alpha (Ville's inequality).
-    Source: Ramdas, Gruenwald, Vovk and Shafer, Statistical Science 38, 2023.
+    Each difference [U] multiplies the capital of a bet by 1 + stake x difference. The e-value is the mean capital over
+    all stakes from 0 to 1, with the weights of a Beta(5, 5) density at the win rate (1 + stake) / 2, so no size of the
+    difference has to be chosen in advance. Under the null hypothesis, it is a nonnegative supermartingale, so the
+    probability that it ever reaches 1 / alpha is at most alpha (Ville's inequality). It does not depend on the order.
+    Sources: Ramdas, Gruenwald, Vovk and Shafer, Statistical Science 38, 2023; Waudby-Smith and Ramdas, JRSS B 86, 2024.
     """
-    above = betainc(losses + SHAPE, wins + SHAPE, 0.5)  # the mass of p above 1/2
-    if above <= 0:  # underflow
-        return -math.inf
-    odds = betaln(wins + SHAPE, losses + SHAPE) - betaln(SHAPE, SHAPE) + math.log(above)
-    return float(odds + (wins + losses + 1) * math.log(2))
+    values, counts = np.unique(differences, return_counts=True)
+    return float(logsumexp(LOG_WEIGHTS + np.log1p(np.outer(STAKES, values)) @ counts))
 
 
-def decide_challenger(pairs: Pairs, *, groups: Mapping[str, Pairs], alpha: float) -> ChallengerDecision:
+def decide_challenger(
+    overall: UnitDifferences, *, groups: Mapping[str, UnitDifferences], alpha: float, gain: float
+) -> ChallengerDecision:
     """Decide to promote, continue or stop. Each error has probability at most alpha, at any number of decisions.
 
     Stop if the challenger is proven worse overall or in a group, each at alpha divided by the number of these
     hypotheses. Promote if the challenger is proven better overall and worse in no group. `groups` are all groups by
-    name, including those without pairs; they must be fixed before the experiment. The decision is about live traffic
-    only, so `tailorbird promote` still requires a verdict.
+    name, including those without units; they must be fixed before the experiment. To continue, the reason has the
+    number of units that a true difference of `gain` needs. The decision is about live traffic only, so
+    `tailorbird promote` still requires a verdict.
     """
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha is {alpha}; it must be above 0 and below 0.5")
-    better = _e_value(pairs.only_challenger_right, pairs.only_champion_right)
-    worse = _e_value(pairs.only_champion_right, pairs.only_challenger_right)
-    wins = pairs.only_challenger_right
-    counts = f"the challenger alone is right in {wins:,} of {pairs.discordant:,} discordant pairs"
+    better, worse = _e_value(overall.values), _e_value(-overall.values)
     level = alpha / (len(groups) + 1)
     at = f"alpha {level:.4g}, one of {len(groups) + 1} hypotheses" if groups else f"alpha {level:.4g}"
-    losses = {name: (group.only_champion_right, group.only_challenger_right) for name, group in groups.items()}
-    harmed = sorted(name for name, counted in losses.items() if _e_value(*counted) >= 1 / level)
+    harmed = sorted(name for name, group in groups.items() if _e_value(-group.values) >= 1 / level)
     if harmed:
         decision, reason = Decision.STOP, f"proven worse in {', '.join(harmed)} ({at})"
     elif worse >= 1 / level:
-        decision, reason = Decision.STOP, f"proven worse: {counts} ({at})"
+        decision, reason = Decision.STOP, f"proven worse: {overall.sentence()} ({at})"
     elif better >= 1 / alpha:
-        decision, reason = Decision.PROMOTE, f"proven better: {counts}"
+        decision, reason = Decision.PROMOTE, f"proven better: {overall.sentence()}"
     else:
-        needed = pairs_needed(0.6, alpha=alpha)
-        decision = Decision.CONTINUE
-        reason = f"{counts}; a split of 60 to 40 needs about {needed:,} discordant pairs (power 0.8)"
-    return ChallengerDecision(decision, reason, better, worse, pairs)
+        decision, reason = Decision.CONTINUE, f"{overall.sentence()}; {_missing(overall, alpha=alpha, gain=gain)}"
+    return ChallengerDecision(decision, reason, better, worse, overall, groups)
+
+
+def _missing(overall: UnitDifferences, *, alpha: float, gain: float) -> str:
+    """Return the number of units that a true difference of `gain` needs, and how many of them are missing."""
+    squares = float((overall.values**2).sum()) + USUAL_VARIANCE * USUAL_UNITS
+    needed = units_needed(gain, variance=squares / (len(overall) + USUAL_UNITS), alpha=alpha)
+    claim = f"proving a true difference of {100 * gain:+.3g} points takes about {needed:,} units"
+    missing = f"{needed - len(overall):,} more" if needed > len(overall) else "the true difference is probably smaller"
+    return f"{claim} (power {POWER:g}): {missing}"
+
+
+def units_needed(gain: float, *, variance: float, alpha: float) -> int:
+    """Return the number of units that prove a mean difference of `gain` with a power of 0.8.
+
+    It is exact if each difference is -1, 0 or 1, and an approximation otherwise: `variance`, the mean square of the
+    differences, is then the share of units with a difference.
+    """
+    if not 0 < gain < 1 or not 0 < variance <= 1:
+        raise ValueError(
+            f"gain is {gain} and variance {variance}; both must be above 0, gain below 1, variance up to 1"
+        )
+    edge = min(gain / variance, 0.96) / 2
+    exact = max(edge, MIN_EDGE)
+    return math.ceil(discordant_needed(0.5 + round(exact, 3), alpha=alpha) * (exact / edge) ** 2 / variance)
 
 
 @cache
-def pairs_needed(win_rate: float, *, alpha: float, power: float = 0.8) -> int:
-    """Return the number of discordant pairs that prove a challenger with this win rate better with this power.
+def discordant_needed(win_rate: float, *, alpha: float) -> int:
+    """Return the number of units with a difference of 1 or -1 that prove this win rate with a power of 0.8.
 
-    Exact, from the distribution of wins on the paths without a proof so far. Raises ValueError if the win rate is not
-    above 1/2 and below 1, and if `MAX_PAIRS` pairs are too few.
+    Exact, from the distribution of wins on the paths without a proof so far.
     """
-    if not 0.5 < win_rate < 1:
-        raise ValueError(f"win_rate is {win_rate}; it must be above 0.5 and below 1")
-    open_paths: NDArray[np.float64] = np.ones(1)  # probability by number of wins
-    ended = 0.0
-    for num in range(1, MAX_PAIRS + 1):
+    open_paths = np.ones(1)  # probability by number of wins
+    ended, num, proven = 0.0, 0, 0
+    while ended < POWER:
+        num += 1
         paths = np.zeros(num + 1)
         paths[1:] += win_rate * open_paths
         paths[:-1] += (1 - win_rate) * open_paths
-        proven = min_wins(num, alpha=alpha)
+        while proven <= num and log_e_value_of_counts(proven, num - proven) < -math.log(alpha):
+            proven += 1  # the fewest wins that are a proof grow with the number of units
         ended += float(paths[proven:].sum())
         paths[proven:] = 0
         open_paths = paths
-        if ended >= power:
-            return num
-    raise ValueError(f"a win_rate of {win_rate} needs more than {MAX_PAIRS:,} pairs; use a larger win_rate")
+    return num
 
 
-def min_wins(num: int, *, alpha: float) -> int:
-    """Return the fewest wins in `num` pairs that are a proof, or `num + 1` if there is none."""
-    return bisect_left(range(num + 1), -math.log(alpha), (num + 1) // 2, key=lambda wins: log_e_value(wins, num - wins))
+def log_e_value_of_counts(wins: int, losses: int) -> float:
+    """Return `log_e_value` of these numbers of differences of 1 and of -1."""
+    return float(logsumexp(LOG_WEIGHTS + wins * np.log1p(STAKES) + losses * np.log1p(-STAKES)))
 
 
-def _e_value(wins: int, losses: int) -> float:
-    return math.exp(min(log_e_value(wins, losses), 700.0))
+def _e_value(differences: FloatArray) -> float:
+    return math.exp(min(log_e_value(differences), 700.0))
+
+
+def _counted(num: int, noun: str) -> str:
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"

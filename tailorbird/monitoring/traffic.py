@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
 MAX_SAMPLE_ROWS = 5_000
 """Maximum rows of a window for drift: those with the smallest hashes, so every reader draws the same rows."""
-OUTCOME_ARRAYS = ("keys", "arms", "at", "right", "audited", "labelled_at", "has_subject")
-DAY_US = 86_400_000_000
+OUTCOME_ARRAYS = ("keys", "arms", "at", "right", "audits", "labelled_at", "units", "is_subject")
+DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Labels:
     keys: NDArray[np.uint64]  # sorted
     codes: NDArray[np.int32]  # indices into `names`
     names: tuple[str, ...]
-    audited: NDArray[np.bool_]  # True for an audit, False for feedback
+    audits: NDArray[np.int32]  # number of the first audit with the text, from 1; 0 for feedback
     labelled_at: NDArray[np.int64]  # microseconds since 1970, UTC; for an audit, the time of the answer
     counts: NDArray[np.int32]  # number of labels received for the text
 
@@ -37,14 +37,20 @@ class Outcomes:
     arms: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))  # indices into `ARMS`
     at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     right: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    audited: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    audits: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    """Number of the first audit with the text, from 1; 0 for a label from feedback."""
     groups: tuple[tuple[str, ...], ...] = ()  # one tuple per row, one value per column
     labelled_at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    has_subject: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    """True if the request has a subject; all requests of a subject go to the same arm."""
+    units: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Hashes of the subject or, without one, of the request. The answers of a unit are dependent."""
+    is_subject: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def audited(self) -> NDArray[np.bool_]:
+        return self.audits > 0
 
     def where(self, mask: NDArray[np.bool_]) -> "Outcomes":
         """Return the rows where the mask [F] is True."""

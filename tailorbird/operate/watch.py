@@ -13,10 +13,11 @@ from tailorbird.monitoring.daily_report import MonitoringError, make_reports, re
 from tailorbird.monitoring.drift_reference import ensure_reference
 from tailorbird.monitoring.label_audit import export_answers
 from tailorbird.monitoring.log_reader import day_of
-from tailorbird.monitoring.recommendation import Recommendation, recommend
+from tailorbird.monitoring.recommendation import Recommendation, challenger_decision, recommend
 from tailorbird.monitoring.render import render_metrics, render_page
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
+from tailorbird.monitoring.sequential_test import ChallengerDecision
 from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, read_reevaluations
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.versions import ModelVersion, now, read_version
@@ -55,8 +56,8 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     stored = read_reports(recipe.task_uri)
     reports = [report for report in stored if report.digest == version.digest and report.day >= since]
     expires, last = _expires_at(champion, reevaluations=reevaluations), reevaluations[-1].at if reevaluations else None
-    digest, alpha = challenger.digest if challenger else None, recipe.evaluation.alpha
-    recommendation = recommend(reports, expires=expires, today=today, challenger=digest, alpha=alpha, since=last)
+    decision = _decision(recipe, reports, challenger=challenger) if challenger else None
+    recommendation = recommend(reports, expires=expires, today=today, since=last, challenger=decision)
     paths = TaskPaths(recipe.task_uri)
     page = render_page(recipe.name, reports, recommendation=recommendation)
     metrics = render_metrics(recipe.name, reports, recommendation=recommendation)
@@ -104,6 +105,12 @@ def _challenger(recipe: Recipe, *, champion: ModelVersion) -> ModelVersion | Non
         return None
     version = challenger_version(recipe.serving.challenger.version, task_uri=recipe.task_uri)
     return None if version.digest == champion.digest else version
+
+
+def _decision(recipe: Recipe, reports: Sequence[Report], *, challenger: ModelVersion) -> ChallengerDecision:
+    config = recipe.evaluation
+    gain = config.expected_gain or 2 * config.minimum_gain
+    return challenger_decision(reports, digest=challenger.digest, alpha=config.alpha, gain=gain)
 
 
 def _expires_at(champion: Champion, *, reevaluations: Sequence[ReevaluationEvidence]) -> str | None:

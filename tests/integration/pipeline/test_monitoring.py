@@ -154,7 +154,8 @@ class Task:
         ids = []
         for start in range(0, len(rows), LIST):
             texts = [text for text, _ in rows[start : start + LIST]]
-            body = {"input": texts, "subject": SECRET, "attributes": {"ward": PERSON}}
+            subject = f"{SECRET} {rows[start][0]}"  # each request has a subject of its own
+            body = {"input": texts, "subject": subject, "attributes": {"ward": PERSON}}
             answer = requests.post(f"{self.url}/v1/classify", json=body, timeout=60)
             answer.raise_for_status()
             ids.append(answer.json()["request_id"])
@@ -214,10 +215,8 @@ def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(task: T
         recommendation
     )
     assert recommendation.challenger is not None
-    assert (recommendation.challenger.decision, recommendation.challenger.pairs.num_pairs) == (
-        "continue",
-        0,
-    )  # feedback is not a random sample, so it gives no pairs
+    decision = recommendation.challenger
+    assert (decision.decision, len(decision.overall)) == ("continue", 0)  # feedback is not a random sample
     assert report.feedback.estimate is not None  # reported, but not used by the recommendation
 
     with (
@@ -229,9 +228,13 @@ def test_a_champion_with_drift_is_reevaluated_and_rolled_back_under_load(task: T
     report, recommendation = watch_tomorrow(task.recipe)
     assert report.audit.labelled == 400
     assert recommendation.challenger is not None
-    assert (recommendation.challenger.decision, recommendation.challenger.pairs.num_pairs) == ("promote", 400), (
-        recommendation.challenger
-    )
+    decision = recommendation.challenger
+    subjects = 2 * NUM_REQUESTS // LIST
+    assert (decision.decision, decision.overall.num_subjects, decision.overall.num_answers) == (
+        "promote",
+        subjects,
+        400,
+    ), decision
     assert report.audit.accuracy is not None
     assert report.audit.accuracy < 0.7
     done, answers = _reevaluated_under_load(task)

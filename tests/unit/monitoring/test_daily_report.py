@@ -169,16 +169,27 @@ def test_a_late_label_changes_only_the_reports_of_its_answer(task: Task) -> None
     assert (task.read, task.recorder.events, task.files()) == ([], [], files)
 
 
-def test_a_new_challenger_changes_only_its_pairs(task: Task) -> None:
+def label_all(task: Task, labels: list[str]) -> None:
+    """Draw an audit of the first day and import these labels."""
+    to = task.folder / "audit.parquet"
+    export_answers(task.recipe, digest=DIGEST, days=[FIRST], num_rows=len(labels), to=to.as_uri())
+    table = pq.read_table(to)
+    pq.write_table(table.set_column(table.column_names.index("label"), "label", pa.array(labels)), to)
+    import_labels(task.recipe, to.as_uri(), classes=("a", "b"))
+
+
+def test_a_new_challenger_changes_only_its_comparison(task: Task) -> None:
     shadows = [answer(FIRST, number, arm="shadow", digest="challenger-digest", label="b") for number in range(60)]
     write(task.log, "answers", FIRST, [*(answer(FIRST, number) for number in range(60)), *shadows])
-    write(task.log, "feedback", FIRST, [feedback(FIRST, f"{FIRST}-{number}") for number in range(9)])
+    label_all(task, ["a"] * 9)
     before = task.watch(FIRST + timedelta(days=1))[0]
     assert before.challenger is None
     challenger = ModelVersion.model_construct(version="v2", digest="challenger-digest")
     after = task.watch(FIRST + timedelta(days=1), challenger=challenger)[0]
     assert after.challenger is not None
-    assert (after.challenger.pairs.num_pairs, after.challenger.by_feedback.num_pairs) == (0, 9)
+    assert [(outcome.arm, outcome.right, outcome.is_subject) for outcome in after.challenger.outcomes] == [
+        ("shadow", -1, False)
+    ] * 9
     assert (after.drift, after.feedback, len(task.embedded)) == (before.drift, before.feedback, 1)
 
 

@@ -6,9 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tailorbird.config.serving import ChallengerConfig
 from tailorbird.data.rows import NO_GROUP
+from tailorbird.monitoring.challenger_units import CODES, control_share
 from tailorbird.monitoring.label_audit import AuditError, audit_files, audited_rows, export_answers, import_labels
-from tailorbird.monitoring.log_reader import key_of
+from tailorbird.monitoring.log_reader import key_of, unit_of
 from tests.unit.monitoring.test_daily_report import DIGEST, FIRST, Task, answer, write
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -59,6 +61,30 @@ def test_answers_of_a_canary_are_drawn_and_those_of_a_shadow_are_not(task: Task)
     assert export_answers(task.recipe, digest=DIGEST, challenger="challenger-digest", **arguments) == 6
     assert export_answers(task.recipe, digest=DIGEST, challenger="another", **arguments) == 3
     assert len(drawn(task, num_rows=100)) == 3
+
+
+def test_the_answers_that_are_compared_with_a_canary_are_drawn_first(task: Task) -> None:
+    rows = [answer(FIRST, number, subject=f"s{number % 50}") for number in range(400)]
+    canary = [answer(FIRST, 1000 + number, arm="canary", digest="challenger-digest") for number in range(40)]
+    write(task.log, "answers", FIRST, [*rows, *canary])
+    challenger = ChallengerConfig(version="v2", canary=0.1)
+    recipe = task.recipe.model_copy(
+        update={"serving": task.recipe.serving.model_copy(update={"challenger": challenger})}
+    )
+    to = task.folder / "audit.parquet"
+
+    def export(num_rows: int) -> list[str]:
+        arguments: dict[str, Any] = {"days": [FIRST], "num_rows": num_rows, "to": to.as_uri()}
+        export_answers(recipe, digest=DIGEST, challenger="challenger-digest", **arguments)
+        return list(pq.read_table(to)["request_id"].to_pylist())
+
+    share = control_share(0.1)
+    control = {s for s in range(50) if unit_of(f"s{s}", challenger="challenger-digest") < share * CODES}
+    compared = {row["request_id"] for number, row in enumerate(rows) if number % 50 in control}
+    compared |= {row["request_id"] for row in canary}
+    assert set(export(len(compared))) == compared
+    assert set(export(20)) < compared
+    assert len(export(1000)) == 440
 
 
 def test_the_last_imported_label_of_a_text_counts(task: Task) -> None:

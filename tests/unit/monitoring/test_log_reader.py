@@ -196,3 +196,32 @@ def test_labels_need_few_bytes_while_they_are_read(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert len(labels) == num
     assert peak < 120 * num
+
+
+def test_a_text_belongs_to_the_first_audit_that_labelled_it_and_has_its_latest_label(tmp_path: Path) -> None:
+    log = log_of(tmp_path, answers=[answer(number) for number in range(3)], feedback=[feedback_row(2, "b")])
+    audits = []
+    for number, rows in enumerate([[], [feedback_row(0, "b")], [feedback_row(0, "a"), feedback_row(1, "a")]]):
+        audits.append(tmp_path / f"{number}.parquet")
+        pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(FEEDBACK)), audits[-1])
+    files = {kind: files_of(log, kind, by_day(log, "answers")) for kind in ("answers", "feedback")}
+    labels = read_labels(files["feedback"], audits=[path.as_uri() for path in audits])
+    result = read_traffic(files["answers"], WATCHED, labels=labels).outcomes
+    by_key = {
+        int(key): (int(audit), bool(right))
+        for key, audit, right in zip(result.keys, result.audits, result.right, strict=True)
+    }
+    keys = [log_reader.key_of(answer(number)["request_id"], 0) for number in range(3)]
+    assert [by_key[key] for key in keys] == [(2, True), (3, True), (0, False)]
+
+
+def test_answers_with_one_subject_are_one_unit_and_others_belong_to_their_request(tmp_path: Path) -> None:
+    rows = [answer(number, subject="s") for number in range(2)]
+    rows += [answer(2), answer(3), answer(3) | {"row": 1}]
+    labels = [feedback_row(number, "a") for number in range(4)] + [feedback_row(3, "a") | {"row": 1}]
+    result, _ = read(tmp_path, answers=rows, feedback=labels)
+    units, counts = np.unique(result.outcomes.units, return_counts=True)
+    assert sorted(counts) == [1, 2, 2]
+    assert result.outcomes.is_subject.sum() == 2
+    assert log_reader.unit_of("s", challenger=WATCHED.challenger) in units
+    assert log_reader.unit_of("s", challenger="another") not in units

@@ -1,20 +1,22 @@
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
 import pytest
 
 from tailorbird.evaluation.gates.base import Gate, at_most, gate
+from tailorbird.monitoring.challenger_units import UnitOutcome
 from tailorbird.monitoring.drift import DriftStatistic
 from tailorbird.monitoring.quality import Quality
 from tailorbird.monitoring.recommendation import challenger_decision, recommend
 from tailorbird.monitoring.render import render_metrics, render_page
-from tailorbird.monitoring.report import ChallengerPairs, Report
-from tailorbird.monitoring.sequential_test import Decision, Pairs
+from tailorbird.monitoring.report import ChallengerDay, Report
+from tailorbird.monitoring.sequential_test import ChallengerDecision, Decision
 
 TODAY = date(2026, 3, 9)
 ALARM = DriftStatistic("unfamiliar", "share of far texts", 0.12, 0.02, 0.0025, 500)
 USUAL = DriftStatistic("unfamiliar", "share of far texts", 0.01, 0.02, 0.0025, 500)
-NOTHING, NO_PAIRS = gate("groups", ()), Pairs(0, 0, 0)
+NOTHING = gate("groups", ())
 FIELDS: dict[str, Any] = {
     "day": "2026-03-08",
     "days": 1,
@@ -42,17 +44,16 @@ def report(**fields: Any) -> Report:
     return Report(**FIELDS | defaults | fields)
 
 
-def paired(
-    pairs: Pairs,
-    *,
-    digest: str = "t",
-    groups: dict[str, Pairs] | None = None,
-    by_order: bool = False,
-    by_feedback: Pairs = NO_PAIRS,
-) -> ChallengerPairs:
-    return ChallengerPairs(
-        digest=digest, pairs=pairs, groups=groups or {}, group_gate=NOTHING, by_order=by_order, by_feedback=by_feedback
+def day_of(
+    name: str, *, units: Sequence[int], won: int = 1, made_at: str = "2026-03-09T01:00:00+00:00", digest: str = "t"
+) -> Report:
+    """Return the report of a day on which the challenger's shadow wins by `won` for each of these subjects."""
+    outcomes = tuple(
+        UnitOutcome(unit=unit, is_subject=True, arm="shadow", audit=1, hour=1, groups=(), answers=1, right=won)
+        for unit in units
     )
+    day = ChallengerDay(digest=digest, groups=("sex = f", "sex = m"), outcomes=outcomes)
+    return report(day=name, made_at=made_at, challenger=day)
 
 
 def failing(estimate: float = 0.1, *, what: str = "change for sex = f") -> Gate:
@@ -61,21 +62,14 @@ def failing(estimate: float = 0.1, *, what: str = "change for sex = f") -> Gate:
 
 
 def reasons(*reports: Report, expires: str | None = None, since: str | None = None) -> tuple[str, ...]:
-    result = recommend(reports, expires=expires, today=TODAY, challenger=None, alpha=0.05, since=since)
+    result = recommend(reports, expires=expires, today=TODAY, since=since)
     assert result.reevaluate == bool(result.reasons)
     return result.reasons
 
 
 def test_a_stored_report_is_read_back_unchanged() -> None:
-    pairs = ChallengerPairs(
-        digest="t",
-        pairs=Pairs(3, 1, 10),
-        groups={"sex = f": Pairs(1, 1, 4)},
-        group_gate=NOTHING,
-        by_order=True,
-        by_feedback=Pairs(1, 0, 2),
-    )
-    stored = report(drift=(ALARM,), groups=failing(), groups_by_feedback=failing(), challenger=pairs)
+    day = day_of("2026-03-08", units=[2**64 - 1, 3]).challenger
+    stored = report(drift=(ALARM,), groups=failing(), groups_by_feedback=failing(), challenger=day)
     assert Report.model_validate_json(stored.model_dump_json()) == stored
 
 
@@ -131,60 +125,43 @@ def test_low_confidence_recommends_nothing() -> None:
     assert reasons(report(feedback=Quality(1000, 0, 0, (0.0, 1.0), 0.2))) == ()
 
 
-def test_the_pairs_of_a_challengers_days_are_summed_and_each_day_counts_once() -> None:
-    def day(name: str, wins: int, *, made_at: str = "2026-03-09T01:00:00+00:00", digest: str = "t") -> Report:
-        return report(day=name, made_at=made_at, challenger=paired(Pairs(wins, 2, 30), digest=digest))
+def decided(*reports: Report) -> ChallengerDecision:
+    return challenger_decision(reports, digest="t", alpha=0.05, gain=0.02)
 
-    result = challenger_decision(
-        [
-            day("2026-03-06", 6),
-            day("2026-03-07", 9),
-            day("2026-03-06", 7, made_at="2026-03-10T01:00:00+00:00"),
-            day("2026-03-08", 20, digest="another"),
-        ],
-        digest="t",
-        alpha=0.05,
-        today=TODAY,
+
+def test_the_days_of_a_challenger_count_once_and_so_do_its_subjects() -> None:
+    result = decided(
+        day_of("2026-03-06", units=range(6)),
+        day_of("2026-03-07", units=range(4, 12)),
+        day_of("2026-03-06", units=range(7), made_at="2026-03-10T01:00:00+00:00"),
+        day_of("2026-03-08", units=range(50), digest="another"),
     )
-    assert result.pairs == Pairs(16, 4, 60)
-    assert result.decision is Decision.CONTINUE
-    assert challenger_decision([], digest="t", alpha=0.05, today=TODAY).pairs == Pairs(0, 0, 0)
+    assert (len(result.overall), result.overall.num_subjects, result.overall.num_answers) == (12, 12, 15)
+    assert result.decision is Decision.PROMOTE
+    assert decided().overall.num_answers == 0
 
 
-def test_alpha_is_divided_by_all_groups_even_those_without_pairs() -> None:
-    def decided(groups: dict[str, Pairs]) -> Decision:
-        days = [report(challenger=paired(Pairs(3, 17, 20), groups=groups))]
-        return challenger_decision(days, digest="t", alpha=0.05, today=TODAY).decision
-
-    assert decided({}) is Decision.STOP
-    assert decided({f"sex = {sex}": Pairs(0, 0, 0) for sex in "fm"}) is Decision.CONTINUE
-
-
-def test_a_canarys_day_counts_only_when_its_labels_are_complete() -> None:
-    days = [
-        report(day="2026-02-05", labels_until="2026-03-07", challenger=paired(Pairs(5, 1, 9), by_order=True)),
-        report(day="2026-02-06", labels_until="2026-03-08", challenger=paired(Pairs(7, 1, 9), by_order=True)),
-        report(day="2026-02-07", labels_until="2026-03-09", challenger=paired(Pairs(9, 1, 10))),
-    ]
-    assert challenger_decision(days, digest="t", alpha=0.05, today=TODAY).pairs == Pairs(14, 2, 19)
-    assert challenger_decision(days, digest="t", alpha=0.05, today=date(2026, 3, 10)).pairs == Pairs(21, 3, 28)
+def test_groups_without_answers_are_hypotheses_too() -> None:
+    assert set(decided(day_of("2026-03-06", units=[1])).groups) == {"sex = f", "sex = m"}
+    assert decided(day_of("2026-03-06", units=range(6), won=-1)).decision is Decision.CONTINUE
+    assert decided(day_of("2026-03-06", units=range(20), won=-1)).decision is Decision.STOP
 
 
 def test_the_page_shows_alarms_labels_and_the_challenger_and_escapes_values() -> None:
-    pairs = paired(Pairs(60, 10, 100), by_feedback=Pairs(3, 2, 9))
     reports = [
-        report(day="2026-03-07", challenger=pairs.model_copy(update={"pairs": Pairs(0, 0, 0)})),
-        report(drift=(ALARM,), challenger=pairs, groups_by_feedback=failing(), notes=("<b>odd</b>",)),
+        report(day="2026-03-07"),
+        report(drift=(ALARM,), groups_by_feedback=failing(), notes=("<b>odd</b>",)),
     ]
-    recommendation = recommend(reports, expires=None, today=TODAY, challenger="t", alpha=0.05)
+    decision = decided(day_of("2026-03-06", units=range(70)))
+    recommendation = recommend(reports, expires=None, today=TODAY, challenger=decision)
     page = render_page("my <task>", reports, recommendation=recommendation)
     for text in (
         "my &lt;task&gt;",
         "Re-evaluation recommended",
-        "Challenger: promote. proven better: the challenger alone is right in 60 of 70 discordant pairs",
+        "Challenger: promote. proven better: +100.0 points over 70 subjects (70 labelled answers)",
+        "<td>sex = f</td>",
         "80.0 %",
         "Groups by feedback (not used for decisions)",
-        "The challenger alone is right in 6 of 10 discordant pairs.",
         "71.0 to 87.0",
         "Mean confidence: 90.0 %. It estimates the accuracy if the confidences are calibrated, and is not used",
         "&lt;b&gt;odd&lt;/b&gt;",
@@ -196,7 +173,7 @@ def test_the_page_shows_alarms_labels_and_the_challenger_and_escapes_values() ->
 
 def test_gauges_are_in_the_prometheus_text_format() -> None:
     reports = [report(drift=(ALARM,))]
-    recommendation = recommend(reports, expires=None, today=TODAY, challenger=None, alpha=0.05)
+    recommendation = recommend(reports, expires=None, today=TODAY)
     metrics = render_metrics('my "task"', reports, recommendation=recommendation)
     assert 'tailorbird_watch_reevaluation_wanted{model="my \\"task\\""} 1\n' in metrics
     assert 'tailorbird_watch_drift{model="my \\"task\\"",statistic="unfamiliar"} 0.12\n' in metrics

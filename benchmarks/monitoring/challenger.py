@@ -1,0 +1,201 @@
+"""Error rates and power of the challenger's test, where requests are dependent or differ in difficulty by hour.
+
+    python -m benchmarks.monitoring.challenger [simulations]
+
+Each simulation is an experiment of 28 days with 150 labelled answers per day, and an audit and a decision every four
+days. The false decisions promote a challenger that answers exactly as well as the champion, at alpha = 5 %:
+
+- hours: accuracy is 60 % by night and 90 % by day;
+- subjects: few subjects send most requests, and eight in ten answers to a subject are all right or all wrong;
+- texts: each request has eight texts, and eight in ten answers to a request are all right or all wrong.
+
+`before` is the share of false decisions if each pair of answers is one bet, and a canary's answers of a day are paired
+with the champion's in order of time. `by_day` bets once per unit and day. The power figures are the labels and units
+that prove a challenger that is right in 83 % of the requests against a champion that is right in 80 %.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.rounds import finish, print_table
+from tailorbird.monitoring.challenger_units import UnitOutcome, control_share, unit_differences, unit_outcomes
+from tailorbird.monitoring.sequential_test import log_e_value, units_needed
+from tailorbird.monitoring.traffic import ARMS, DAY_US, HOUR_US, Outcomes
+
+ALPHA, DAYS, PER_DAY, AUDIT_DAYS, SEED = 0.05, 28, 150, 4, 1979
+NIGHT, LONGEST = 8, 80  # hours of the night; most days of an experiment with a better challenger
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How requests depend on each other, and which arms answer them."""
+
+    canary: float | None  # None: the challenger is a shadow
+    subjects: int = 0  # 0: requests have no subject
+    texts: int = 1  # per request
+    repeat: float = 0.0  # share of answers that are as right as all others of the unit
+    night: float = 0.8  # accuracy by night and by day
+    day: float = 0.8
+    gain: float = 0.0  # of the challenger
+    same: float = 0.0  # share of the requests that both versions answer equally well (shadow)
+
+
+SETTINGS = {
+    "hours, canary": Setting(0.1, night=0.6, day=0.9),
+    "hours, shadow": Setting(None, night=0.6, day=0.9),
+    "subjects, canary": Setting(0.1, subjects=3000, repeat=0.8),
+    "subjects, shadow": Setting(None, subjects=300, repeat=0.8),
+    "subjects and hours, canary": Setting(0.3, subjects=1000, repeat=0.8, night=0.6, day=0.9),
+    "texts, canary": Setting(0.1, texts=8, repeat=0.8),
+    "texts, shadow": Setting(None, texts=8, repeat=0.8),
+}
+POWER = {
+    "shadow": Setting(None, gain=0.03, same=0.6),
+    "shadow, 8 texts": Setting(None, gain=0.03, same=0.6, texts=8, repeat=0.5),
+    "canary of 10 %": Setting(0.1, gain=0.03),
+    "canary of 50 %": Setting(0.5, gain=0.03),
+    "canary of 10 %, subjects": Setting(0.1, gain=0.03, subjects=20_000, repeat=0.5),
+}
+
+
+def main() -> None:
+    """Print false decisions and power, then one line of JSON."""
+    num = int(sys.argv[1]) if sys.argv[1:] else 400
+    figures: dict[str, float] = {}
+    rates: dict[str, dict[str, float]] = {}
+    for name, setting in SETTINGS.items():
+        rng = np.random.default_rng([SEED, len(rates)])
+        promoted = np.array([_false_decisions(_log(setting, rng), setting) for _ in range(num)])
+        before, by_day, now = map(float, promoted.mean(0))
+        error = float(np.sqrt(max(now, 1 / num) * (1 - now) / num))
+        rates[name] = {"before": before, "by_day": by_day, "now": now, "standard error": error}
+        figures |= {f"before: {name}": before, f"now: {name}": now}
+        print(name, rates[name], flush=True)
+    print_table(f"share of {num} experiments that promote an equal challenger (alpha {ALPHA})", rates)
+    power: dict[str, dict[str, float]] = {}
+    for name, setting in POWER.items():
+        rng = np.random.default_rng([SEED, 100 + len(power)])
+        power[name] = _power(setting, rng, num=max(20, num // 10))
+        figures[f"labels, median: {name}"] = power[name]["labels, median"]
+        print(name, power[name], flush=True)
+    print_table("labelled answers until a challenger with +3 points is promoted", power)
+    finish("challenger", figures, bounds={f"now: {name}": "<= 0.08" for name in SETTINGS})
+
+
+def _log(setting: Setting, rng: np.random.Generator, *, days: int = DAYS) -> Outcomes:
+    """Return the audited answers of an experiment; audits are numbered from 1.
+
+    A canary's audit also has the champion's answers that are not compared, because the former pairing used them.
+    """
+    per_day = PER_DAY if setting.canary is None else PER_DAY / 2 / setting.canary
+    num = int(days * per_day / setting.texts)
+    day = rng.integers(0, days, num)
+    hour = np.where(rng.random(num) < 0.25, rng.integers(0, NIGHT, num), rng.integers(NIGHT, 24, num))
+    unit, num_units = np.arange(num), num
+    if setting.subjects:
+        weights = 1 / np.arange(1, setting.subjects + 1) ** 0.8
+        unit, num_units = rng.choice(setting.subjects, num, p=weights / weights.sum()), setting.subjects
+    codes = rng.integers(0, 2**64, num_units, np.uint64)
+    is_canary = rng.random(num_units) < (setting.canary or 0.0)
+    repeated = rng.random((2, num_units))  # for the answers that are all right or all wrong
+
+    rows = np.repeat(np.arange(num), setting.texts)
+    of_unit = unit[rows]
+    draws = rng.random((2, len(rows)))
+    draws[1] = np.where(rng.random(len(rows)) < setting.same, draws[0], draws[1])
+    draws = np.where(rng.random(len(rows)) < setting.repeat, repeated[:, of_unit], draws)
+    accuracy = np.where(hour[rows] < NIGHT, setting.night, setting.day)
+    right = draws < accuracy + np.array([[0.0], [setting.gain]])
+    arms = np.where(is_canary[of_unit], 1, 0)
+    if setting.canary is None:
+        rows, arms, right = np.tile(rows, 2), np.repeat([0, 2], len(rows)), right.reshape(1, -1).repeat(2, 0)
+    at = (day * DAY_US + hour * HOUR_US + rng.integers(0, HOUR_US, num))[rows]
+    return Outcomes(
+        keys=np.resize(rng.integers(0, 2**63, num * setting.texts).astype(np.uint64), len(rows)),
+        arms=arms.astype(np.uint8),
+        at=at,
+        right=np.where(arms == 0, right[0], right[1]),
+        audits=(day[rows] // AUDIT_DAYS + 1).astype(np.int32),
+        groups=((),) * len(rows),
+        labelled_at=at,
+        units=codes[unit[rows]],
+        is_subject=np.full(len(rows), bool(setting.subjects)),
+    )
+
+
+def _false_decisions(log: Outcomes, setting: Setting) -> tuple[bool, bool, bool]:
+    """Return True for each test that ever promotes: each pair is a bet, each unit and day is a bet, each unit is."""
+    pairs, units, days = _pairs_by_order(log)
+    per_day: list[list[float]] = [[] for _ in range(DAYS)]
+    for day in range(DAYS):
+        of_day = days == day
+        sums = np.bincount(np.unique(units[of_day], return_inverse=True)[1], weights=pairs[of_day])
+        counts = np.unique(units[of_day], return_counts=True)[1]
+        per_day[day] = (sums / counts).tolist()
+    looks = range(AUDIT_DAYS, DAYS + 1, AUDIT_DAYS)
+    by_pair = _ever_proven([pairs[days < day] for day in looks])
+    by_day = _ever_proven([np.concatenate(per_day[:day]) for day in looks])
+    return by_pair, by_day, _proven_from(_compared(log, setting)) is not None
+
+
+def _pairs_by_order(log: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.uint64], NDArray[np.int64]]:
+    """Return the differences, the challenger's units and the days of pairs of answers, as they were formed before."""
+    shadow = np.flatnonzero(log.arms == ARMS.index("shadow"))
+    if len(shadow):
+        champion = np.flatnonzero(log.arms == 0)
+        _, ours, theirs = np.intersect1d(log.keys[champion], log.keys[shadow], return_indices=True)
+        first, second = champion[ours], shadow[theirs]
+    else:
+        paired = [_first_of_day(log, day) for day in range(DAYS)]
+        first, second = (np.concatenate([pair[arm] for pair in paired]) for arm in (0, 1))
+    difference = log.right[second].astype(np.float64) - log.right[first]
+    return difference, log.units[second], log.at[second] // DAY_US
+
+
+def _first_of_day(log: Outcomes, day: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    of_day = np.flatnonzero(log.at // DAY_US == day)
+    of_day = of_day[np.argsort(log.at[of_day])]
+    champion, canary = of_day[log.arms[of_day] == 0], of_day[log.arms[of_day] == 1]
+    size = min(len(champion), len(canary))
+    return champion[:size], canary[:size]
+
+
+def _compared(log: Outcomes, setting: Setting) -> list[UnitOutcome]:
+    return list(unit_outcomes(log, columns=(), fixed=(), share=control_share(setting.canary)))
+
+
+def _proven_from(outcomes: Sequence[UnitOutcome], *, days: int = DAYS) -> int | None:
+    """Return the first audit after which the challenger is promoted, or None."""
+    for audit in range(1, days // AUDIT_DAYS + 1):
+        values = unit_differences([outcome for outcome in outcomes if outcome.audit <= audit]).values
+        if _ever_proven([values]):
+            return audit
+    return None
+
+
+def _ever_proven(looks: Sequence[NDArray[np.float64]]) -> bool:
+    return any(log_e_value(values) >= -np.log(ALPHA) for values in looks)
+
+
+def _power(setting: Setting, rng: np.random.Generator, *, num: int) -> dict[str, float]:
+    """Return the labelled answers until a better challenger is promoted, in experiments of up to `LONGEST` days."""
+    used = []
+    for _ in range(num):
+        outcomes = _compared(_log(setting, rng, days=LONGEST), setting)
+        audit = _proven_from(outcomes, days=LONGEST) or LONGEST
+        until = [outcome for outcome in outcomes if outcome.audit <= audit]
+        labels = sum(outcome.answers for outcome in until)
+        used.append((labels, len(unit_differences(until))))
+    values = unit_differences(outcomes).values
+    needed = units_needed(setting.gain, variance=float((values**2).mean()), alpha=ALPHA)
+    (median, _), (most, units) = np.quantile(used, [0.5, 0.8], axis=0, method="higher")
+    figures = {"labels, median": median, "labels, 80 %": most, "units, 80 %": units, "units, claimed": needed}
+    return {name: float(value) for name, value in figures.items()}
+
+
+if __name__ == "__main__":
+    main()

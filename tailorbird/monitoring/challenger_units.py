@@ -1,0 +1,162 @@
+"""Compare challenger and champion on audited answers, by unit: a subject, or a request without one.
+
+A unit counts once in the whole experiment, with the first audit that has labels of its answers. Later audits do not
+change it, so all decisions on a challenger are about one growing sequence of independent units.
+
+A shadow answers the champion's texts, so each unit is compared with itself. A canary has units of its own. They are
+compared with the control units: a random share of the champion's units that is as large as the canary's. Each canary
+unit is matched at random with a control unit of the same hour, because requests of other hours may be harder. Units
+without a match in their hour are matched within the day. In both arms, a unit belongs to the hour of its first audited
+answer, so matched units differ in nothing but their arm.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tailorbird.monitoring.quality import audited_rows, group_masks
+from tailorbird.monitoring.sequential_test import UnitDifferences
+from tailorbird.monitoring.traffic import CANARY, CHAMPION, HOUR_US, SHADOW, Outcomes
+from tailorbird.registry.versions import Frozen
+
+PERIODS = (1, 24)  # hours within which units are matched, in order
+CODES = 2**64  # number of hashes of units
+
+
+class UnitOutcome(Frozen):
+    """The audited answers of one unit on one day in one arm, for one combination of groups."""
+
+    unit: int  # hash
+    is_subject: bool
+    arm: str  # `champion`, `canary`, `shadow`
+    audit: int  # number of the first audit with these answers
+    hour: int  # of the first of these answers, since 1970
+    groups: tuple[str, ...]  # groups of the reference
+    answers: int
+    right: int  # right answers; for a shadow, minus the champion's to the same texts
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A unit with all of its answers in its first audit."""
+
+    code: int
+    is_subject: bool
+    audit: int
+    hour: int
+    answers: int
+    share: float  # of right answers; for a shadow, minus the champion's
+
+
+def control_share(canary: float | None) -> float:
+    """Return the share of the champion's units that are control units, for a canary with this share of all units.
+
+    Control units are those with a code below this share of all codes.
+    """
+    if canary is None:
+        return 0.0
+    return 1.0 if canary >= 0.5 else canary / (1 - canary)
+
+
+def unit_outcomes(
+    outcomes: Outcomes, *, columns: Sequence[str], fixed: Sequence[str], share: float
+) -> tuple[UnitOutcome, ...]:
+    """Return the audited answers of the day for the comparison with the challenger, summed by unit.
+
+    `fixed` are the groups of the reference, and `share` is the share of control units among the champion's.
+    """
+    champion, canary, shadow = (audited_rows(outcomes, arm) for arm in (CHAMPION, CANARY, SHADOW))
+    _, ours, theirs = np.intersect1d(outcomes.keys[champion], outcomes.keys[shadow], return_indices=True)
+    champion_right = outcomes.right[champion[ours]].astype(np.int64)
+    difference = outcomes.right[shadow[theirs]].astype(np.int64) - champion_right
+    control = champion[outcomes.units[champion].astype(np.float64) < share * CODES]
+    masks = group_masks(outcomes, columns=columns, fixed=fixed)
+    sums: dict[tuple[str, int, int, tuple[str, ...]], UnitOutcome] = {}
+    for arm, rows, right in (
+        (SHADOW, shadow[theirs], difference),
+        (CANARY, canary, outcomes.right[canary]),
+        (CHAMPION, control, outcomes.right[control]),
+    ):
+        for row, value in zip(rows.tolist(), right.tolist(), strict=True):
+            outcome = UnitOutcome(
+                unit=int(outcomes.units[row]),
+                is_subject=bool(outcomes.is_subject[row]),
+                arm=arm,
+                audit=int(outcomes.audits[row]),
+                hour=int(outcomes.at[row]) // HOUR_US,
+                groups=tuple(name for name in fixed if masks[name][row]),
+                answers=1,
+                right=int(value),
+            )
+            key = (arm, outcome.unit, outcome.audit, outcome.groups)
+            sums[key] = _sum(sums[key], outcome) if key in sums else outcome
+    return tuple(sums[key] for key in sorted(sums))
+
+
+def _sum(first: UnitOutcome, second: UnitOutcome) -> UnitOutcome:
+    answers, right = first.answers + second.answers, first.right + second.right
+    return first.model_copy(update={"hour": min(first.hour, second.hour), "answers": answers, "right": right})
+
+
+def unit_differences(outcomes: Sequence[UnitOutcome], *, group: str | None = None) -> UnitDifferences:
+    """Return the differences between challenger and champion by unit, overall or in a group.
+
+    The experiment begins in the hour of the canary's first answer: earlier answers of control units are ignored.
+    """
+    start = min((outcome.hour for outcome in outcomes if outcome.arm == CANARY), default=None)
+    by_arm: dict[str, list[UnitOutcome]] = defaultdict(list)
+    for outcome in outcomes:
+        before = outcome.arm == CHAMPION and (start is None or outcome.hour < start)
+        if not before and (group is None or group in outcome.groups):
+            by_arm[outcome.arm].append(outcome)
+    shadow, canary, control = (_units(by_arm[arm]) for arm in (SHADOW, CANARY, CHAMPION))
+    pairs = _match(_without(canary, shadow, control), _without(control, shadow, canary))
+    values = [unit.share for unit in shadow.values()] + [ours.share - theirs.share for ours, theirs in pairs]
+    units = [*shadow.values(), *(ours for ours, _ in pairs)]
+    return UnitDifferences(
+        np.array(values, np.float64),
+        num_subjects=sum(unit.is_subject for unit in units),
+        num_answers=sum(unit.answers for unit in units),
+        matched=bool(pairs),
+    )
+
+
+def _units(outcomes: Sequence[UnitOutcome]) -> dict[int, _Unit]:
+    """Return the units by code, each with its answers in its first audit."""
+    first: dict[int, int] = {}
+    for outcome in outcomes:
+        first[outcome.unit] = min(outcome.audit, first.get(outcome.unit, outcome.audit))
+    sums: dict[int, UnitOutcome] = {}
+    for outcome in outcomes:
+        if outcome.audit == first[outcome.unit]:
+            sums[outcome.unit] = _sum(sums[outcome.unit], outcome) if outcome.unit in sums else outcome
+    return {
+        code: _Unit(code, summed.is_subject, summed.audit, summed.hour, summed.answers, summed.right / summed.answers)
+        for code, summed in sums.items()
+    }
+
+
+def _without(units: dict[int, _Unit], shadow: dict[int, _Unit], other: dict[int, _Unit]) -> list[_Unit]:
+    """Return the units that have not counted before: in the shadow, or earlier in the other arm."""
+    return [
+        unit
+        for code, unit in units.items()
+        if code not in shadow and (code not in other or (unit.audit, unit.hour) < (other[code].audit, other[code].hour))
+    ]
+
+
+def _match(canary: Sequence[_Unit], control: Sequence[_Unit]) -> list[tuple[_Unit, _Unit]]:
+    """Match units of both arms with the same first audit at random: in order of their codes, which are hashes."""
+    pairs: list[tuple[_Unit, _Unit]] = []
+    left = [sorted(units, key=lambda unit: unit.code) for units in (canary, control)]
+    for period in PERIODS:
+        groups: dict[tuple[int, int], tuple[list[_Unit], list[_Unit]]] = defaultdict(lambda: ([], []))
+        for arm, units in enumerate(left):
+            for unit in units:
+                groups[unit.audit, unit.hour // period][arm].append(unit)
+        pairs += [pair for group in groups.values() for pair in zip(*group, strict=False)]
+        matched = {unit.code for pair in pairs for unit in pair}
+        left = [[unit for unit in units if unit.code not in matched] for units in left]
+    return pairs
