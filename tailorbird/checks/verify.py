@@ -16,7 +16,11 @@ from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.report import evidence_files
 from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, EVIDENCE_FILE, EngineEvidence, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, ROLES, VALIDATION
-from tailorbird.evaluation.report.model_scores import mean_measures, reliability_by_role
+from tailorbird.evaluation.report.model_scores import (
+    mean_measures,
+    reliability_by_role,
+    scores_without_near_duplicates,
+)
 from tailorbird.evaluation.report.preregistration import (
     PROTOCOL_FILE,
     Preregistration,
@@ -173,6 +177,9 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     yield from differences(evidence.verdict, verdict, at="verdict", other=RECOMPUTED)
     yield from differences(evidence.reliability, reliability_by_role(tables), at="reliability", other=RECOMPUTED)
     yield from differences(evidence.measures, mean_measures(tables), at="measures", other=RECOMPUTED)
+    report, metric = evidence.data.report, evidence.protocol.metric
+    distinct = scores_without_near_duplicates(tables, report=report, metric=metric)
+    yield from differences(evidence.distinct, distinct, at="distinct", other=RECOMPUTED)
     for index, score in enumerate(evidence.scores):
         test = getattr(verdict, f"{score.role}_score") if score.role else None
         yield from differences(score.test, test, at=f"scores.{index}.test", other=RECOMPUTED)

@@ -1,4 +1,4 @@
-"""Count near-duplicates of training texts by the cosine of character TF-IDF vectors."""
+"""Find near-duplicates of training texts by the cosine of character TF-IDF vectors."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,14 +23,18 @@ MIN_COMPARED = 500
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Numbers of texts with a near-duplicate and of texts compared."""
+    """The texts that have a near-duplicate, and the number of texts compared."""
 
-    num_duplicates: int
+    positions: tuple[int, ...]  # of the texts with a near-duplicate, ascending
     num_compared: int
+
+    @property
+    def num_duplicates(self) -> int:
+        return len(self.positions)
 
 
 def near_duplicates(texts: Sequence[str], *, among: Sequence[str], threshold: float = THRESHOLD) -> NearDuplicates:
-    """Count the texts whose nearest text in `among` has a cosine of `threshold` or more.
+    """Return the texts whose nearest text in `among` has a cosine of `threshold` or more.
 
     Texts are normalised, so case and white space do not matter, and represented by the TF-IDF weights of the character
     3- to 5-grams within words. N-grams are hashed into 2^20 columns: a vocabulary fitted on `among` would ignore the
@@ -39,9 +43,10 @@ def near_duplicates(texts: Sequence[str], *, among: Sequence[str], threshold: fl
     of at least MIN_COMPARED texts (seed 0) is compared with all of `among`. Memory does not grow with `among`.
     """
     work = float(sum(map(len, texts))) * len(among)
-    compared = [normalise(texts[row]) for row in _share(texts, MAX_WORK / max(1.0, work), at_least=MIN_COMPARED)]
+    positions = _share(texts, MAX_WORK / max(1.0, work), at_least=MIN_COMPARED)
+    compared = [normalise(texts[row]) for row in positions]
     if not compared or not among:
-        return NearDuplicates(num_duplicates=0, num_compared=len(compared))
+        return NearDuplicates((), len(compared))
     grams = HashingVectorizer(
         analyzer="char_wb", ngram_range=(3, 5), lowercase=False, norm=None, alternate_sign=False,
         n_features=NUM_COLUMNS, dtype=np.float32,
@@ -57,7 +62,7 @@ def near_duplicates(texts: Sequence[str], *, among: Sequence[str], threshold: fl
         for start in range(0, len(compared), step):
             rows = slice(start, start + step)
             nearest[rows] = np.maximum(nearest[rows], (queries[rows] @ weights).max(axis=1).toarray().ravel())
-    return NearDuplicates(num_duplicates=int((nearest >= threshold).sum()), num_compared=len(compared))
+    return NearDuplicates(tuple(positions[nearest >= threshold].tolist()), len(compared))
 
 
 def _share(texts: Sequence[str], share: float, *, at_least: int = 1) -> np.ndarray:

@@ -34,9 +34,12 @@ class DataReport:
     empty_texts: int  # rows with an empty or blank text, over all splits before cleaning
     rare_classes: tuple[str, ...]  # (classification only) classes with fewer than 10 training rows after cleaning
     leaks: tuple[str, ...]  # sentences of `leaks_of`
+    near_duplicate_test_rows: tuple[str, ...] = ()
+    """Ids of the rows in `near_duplicates_of_test`."""
+    test_answers_in_train: int | None = None  # (chat only) test rows whose normalised answer is in train
     num_in_memory: int | None = None
-    """(sharded data only) Training rows of the random sample in memory. Conflicts and near-duplicates are counted, and
-    baselines fitted, on this sample."""
+    """(sharded data only) Training rows of the random sample in memory. Conflicts, near-duplicates and answers in train
+    are counted, and baselines fitted, on this sample."""
 
 
 def clean(splits: Splits) -> tuple[Splits, DataReport]:
@@ -74,7 +77,17 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
         empty_texts=sum(not text for column in texts.values() for text in column),
         rare_classes=rare_classes(Counter(cleaned.train.class_labels)),
         leaks=leaks_between(cleaned),
+        near_duplicate_test_rows=tuple(cleaned.test.row_ids[position] for position in near_test.positions),
+        test_answers_in_train=_answers_in_train(cleaned),
     )
+
+
+def _answers_in_train(splits: Splits) -> int | None:
+    """Return the number of test rows whose answer is the answer to a training row; None for classes."""
+    if splits.test.conversations is None:
+        return None
+    answers = set(map(normalise, splits.train.labels))
+    return sum(normalise(answer) in answers for answer in splits.test.labels)
 
 
 def leaks_between(splits: Splits) -> tuple[str, ...]:

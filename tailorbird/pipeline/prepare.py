@@ -90,6 +90,12 @@ def _report_data(inputs: RunInputs, task: Task, *, progress: ProgressReporter) -
     sizes = {name: len(rows) for name, rows in inputs.splits.items()} | {"train": inputs.data.num_train}
     counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     progress.note(f"{counts} rows, {report.num_classes} {task.label_noun}")
+    if report.test_answers_in_train is not None:
+        near, compared = report.near_duplicates_of_test, report.near_duplicates_compared
+        progress.note(
+            f"{report.test_answers_in_train:,} of {report.num_test:,} test answers are also answers in train; {near:,} "
+            f"of {compared:,} test rows have a near-duplicate in train"
+        )
     if inputs.data.shards is not None:
         sample = len(inputs.splits.train)
         progress.note(f"training rows are streamed; baselines and some checks use a random sample of {sample:,} rows")

@@ -8,7 +8,12 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report import evidence
-from tailorbird.evaluation.report.model_scores import mean_measures, model_scores, reliability_by_role
+from tailorbird.evaluation.report.model_scores import (
+    mean_measures,
+    model_scores,
+    reliability_by_role,
+    scores_without_near_duplicates,
+)
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.prepare import RunContext
@@ -98,6 +103,7 @@ def build_evidence(
         cost=evaluated.cost,
         reliability=reliability_by_role(predictions),
         measures=mean_measures(predictions),
+        distinct=scores_without_near_duplicates(predictions, report=data.report, metric=protocol.metric),
         versions=dict(versions),
         champion=context.champion,
         code=inputs.code,

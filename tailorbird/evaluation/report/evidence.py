@@ -36,6 +36,14 @@ class DataRecord:
 
 
 @dataclass(frozen=True)
+class DistinctRecord:
+    """Scores on the test rows without a near-duplicate in train, in the verdict's metric. They do not affect it."""
+
+    n: int  # number of these rows
+    scores: Mapping[str, float]  # by role
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """A row of the sweep table: a trial, or a baseline (with the status `pretrained`)."""
 
@@ -181,6 +189,8 @@ class Evidence(StoredModel):
     """Reliability bins by role; empty for chat tasks."""
     measures: dict[str, dict[str, float]]
     """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
+    distinct: DistinctRecord | None
+    """Scores without near-duplicates of training rows; None if there are none, or if only a sample was compared."""
     versions: dict[str, CandidateRecord]
     """Versions by role: `incumbent`, `candidate`, and `hybrid` if there is one."""
     champion: str | None

@@ -172,6 +172,12 @@ def _sweep_section(evidence: Evidence, figures: Figures) -> str:
 def _data_section(evidence: Evidence, figures: Figures) -> str:
     sentence = streaming_sentence(evidence)
     rows = figures.facts("data.report")
+    rows.pop("near_duplicate_test_rows", None)  # a list of row ids, whose number is in near_duplicates_of_test
+    if evidence.distinct is not None:
+        metric, at = METRIC_NAMES[evidence.verdict.metric], "distinct.scores"
+        scores = ", ".join(f"{role} " + figures(f"{at}.{role}", ".4f") for role in evidence.distinct.scores)
+        number = figures("distinct.n", ",")
+        rows[f"{metric} without near-duplicates of train (does not affect the verdict)"] = f"{scores}; {number} rows"
     rows["trained_on"] = figures("data.trained_on", html.plain)
     rows |= {f"{name} sha256": sha256 for name, sha256 in figures.facts("data.sha256").items()}
     text = html.paragraph(f"{sentence[0].upper()}{sentence[1:]}.") if sentence else ""

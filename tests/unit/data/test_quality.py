@@ -1,5 +1,7 @@
 """Data quality checks on random splits: cleaning drops copies, keeps test, and is idempotent."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,10 @@ def rows(*pairs: tuple[str, str], keys: list[str] | None = None) -> Rows:
         labels=tuple(label for _, label in pairs),
         split_keys=None if keys is None else tuple(keys),
     )
+
+
+def conversations(*pairs: tuple[str, str]) -> Rows:
+    return replace(rows(*pairs), conversations=tuple((("user", text),) for text, _ in pairs))
 
 
 BASE = (("fever", "a"), ("cough", "b"))
@@ -122,7 +128,19 @@ def test_near_duplicates_in_test_and_validation_are_counted_and_kept() -> None:
     cleaned, report = clean(splits)
     assert cleaned == splits
     assert (report.near_duplicates_of_test, report.near_duplicates_compared) == (1, 3)
+    assert report.near_duplicate_test_rows == (splits.test.row_ids[0],)
+    assert report.test_answers_in_train is None
     assert (report.near_duplicates_of_validation, report.near_duplicates_compared_in_validation) == (1, 2)
+
+
+def test_test_answers_that_occur_in_train_are_counted_for_chat_tasks() -> None:
+    splits = Splits(
+        train=conversations(("burn of the hand", "T23.0 Burn"), ("itch", "L29")),
+        validation=conversations(("ache", "R52")),
+        test=conversations(("hand burnt", "t23.0  burn"), ("sprain", "S93"), ("scratching", "L29")),
+    )
+    _, report = clean(splits)
+    assert report.test_answers_in_train == 2
 
 
 def test_a_split_by_value_in_two_splits_is_reported_but_not_dropped() -> None:

@@ -190,6 +190,7 @@ def evidence_of(
         scores=model_scores(baselines, kind="full", validation=0.744, num_validation=NUM_VALIDATION, verdict=verdict),
         reliability=reliability_by_role(tables),
         measures=mean_measures(tables),
+        distinct=None,
         champion=None,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
         base_model=registration.base_model,
