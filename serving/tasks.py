@@ -15,7 +15,8 @@ class ServedTask:
     """Import path of the deployment's class, `module:name`. A string, so that clients import no model library."""
     shutdown_s: float  # time for a stopping replica to finish its requests, in seconds
     serves_pretrained: bool
-    """True if the pretrained model is served alongside the champion. A second chat model would double the memory."""
+    """True if every baseline is served alongside the champion. Otherwise one is only served if it needs no further
+    language model, which would double the memory."""
     queues_requests: bool
     """True if replicas queue requests themselves, and reject requests beyond the queue in their error format."""
     actor_engines: frozenset[str] = frozenset()  # engines that run in separate actors, which use the replica's GPU

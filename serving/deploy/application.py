@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from serving.deploy.serve_client import ChallengerError
 from serving.deploy.serve_schema import ApplicationDetails, Deployment, ServeApplication
@@ -9,7 +10,7 @@ from serving.http.schemas import PRETRAINED
 from serving.replica.config import Challenger, ReplicaConfig, VersionRef
 from serving.tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
-from tailorbird.registry.versions import ModelVersion, PinnedVersion
+from tailorbird.registry.versions import ModelVersion, PinnedVersion, kind_of
 
 IMPORT_PATH = "serving.app:build"
 USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions"}
@@ -20,7 +21,7 @@ USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions"}
 class AdditionalVersions:
     """The versions that replicas serve in addition to the champion."""
 
-    pretrained: ModelVersion | PinnedVersion | None = None  # selected by `model: pretrained` (classification only)
+    pretrained: ModelVersion | PinnedVersion | None = None  # selected by `model: pretrained`
     challenger: ModelVersion | None = None  # receives the shares in `serving.challenger`
     others: Sequence[ModelVersion] = ()  # selected by version
 
@@ -55,7 +56,7 @@ def _replica_config(
     config: ServingConfig, *, version: ModelVersion, additional: AdditionalVersions, verdict: str | None
 ) -> ReplicaConfig:
     others = {other.version: version_ref(other) for other in additional.others if other.digest != version.digest}
-    if additional.pretrained is not None and config.pretrained and SERVED_TASKS[version.task].serves_pretrained:
+    if config.pretrained and is_pretrained_served(additional.pretrained, champion=version):
         others[PRETRAINED] = version_ref(additional.pretrained)
     return ReplicaConfig(
         champion=version_ref(version),
@@ -65,6 +66,15 @@ def _replica_config(
         serve_pretrained=config.pretrained,
         max_versions=config.versions,
     )
+
+
+def is_pretrained_served(
+    pretrained: ModelVersion | PinnedVersion | None, *, champion: ModelVersion
+) -> TypeGuard[ModelVersion | PinnedVersion]:
+    """Return True if requests can select this baseline (see `ServedTask.serves_pretrained`)."""
+    if pretrained is None or SERVED_TASKS[champion.task].serves_pretrained:
+        return pretrained is not None
+    return pretrained.digest == champion.digest or kind_of(pretrained.uri) == "nearest"
 
 
 def _challenger(config: ServingConfig, *, champion: ModelVersion, challenger: ModelVersion | None) -> Challenger | None:

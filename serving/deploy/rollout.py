@@ -13,6 +13,7 @@ from serving.deploy.application import (
     AdditionalVersions,
     application_name,
     application_of,
+    is_pretrained_served,
     replica_config,
     route_prefix,
     standalone_application,
@@ -29,7 +30,6 @@ from serving.deploy.serve_schema import ServeApplication
 from serving.http.schemas import PRETRAINED, Readiness
 from serving.replica.config import config_id
 from serving.replica.experiment import CHALLENGER
-from serving.tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, versions_on_same_base, weights_digest
 from tailorbird.storage import read_bytes
@@ -150,7 +150,7 @@ def switch_version(
     config = replica_config(former)
     others = versions_on_same_base(version, task_uri=task_uri, limit=config.max_versions)
     refs = {other.version: version_ref(other) for other in others}
-    if config.serve_pretrained and pretrained is not None and SERVED_TASKS[version.task].serves_pretrained:
+    if config.serve_pretrained and is_pretrained_served(pretrained, champion=version):
         refs[PRETRAINED] = version_ref(pretrained)
     challenger = config.challenger
     promoted = challenger is not None and challenger.digest in (version.digest, weights_digest(version))

@@ -70,8 +70,9 @@ class ServingConfig(ConfigSection):
     """Allow Serve to listen on other interfaces without `api_keys`. Set it only if a gateway in front of Serve
     authenticates clients."""
     pretrained: bool = True
-    """(classification only) Also serve the best servable baseline of the run, or of an earlier run with the same base
-    model and code. Requests select it with `model: pretrained`."""
+    """Also serve the best servable baseline of the run, or of an earlier run with the same base model and code.
+    Requests select it with `model: pretrained`. A chat service only serves a baseline that needs no further language
+    model: the champion itself, or one of the kind `nearest`."""
     versions: int = Field(default=4, ge=0)
     """(classification only) Number of further registered versions that are served and selected by name: the newest that
     share the champion's base model. A replica holds the base model once for all of them."""

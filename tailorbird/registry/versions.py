@@ -233,6 +233,11 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
         raise RegistryError(f"{folder} is not a model version: {missing[0]} is missing")
 
 
+def kind_of(uri: str) -> str:
+    """Return the kind of the version at a URI, from its name and so without a request."""
+    return parse_version_uri(uri)[1].rpartition("-")[0].replace("-", "_")
+
+
 def _name_prefix(config: VersionConfig) -> str:
     """Return the kind of a version, followed by its runtime if it is exported."""
     kind = config.kind.replace("_", "-")

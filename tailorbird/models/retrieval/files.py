@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,10 @@ MATRIX_FILE, ROWS_FILE = INDEX_FILES
 ARRAYS = ("columns", "idf", "starts", "rows", "weights")
 
 
+_in_memory: WeakValueDictionary[str, RetrievalIndex] = WeakValueDictionary()
+"""Indexes that are in use, by digest."""
+
+
 def index_files(index: RetrievalIndex) -> dict[str, bytes]:
     """Return the content of the files of an index by name."""
     rows = BytesIO()
@@ -32,7 +37,7 @@ def index_sha256(files: Mapping[str, bytes]) -> str:
 
 
 def load_index(folder: Path, *, expected_sha256: str) -> RetrievalIndex:
-    """Load an index; it returns the same neighbours as the stored one.
+    """Load an index; it returns the same neighbours as the stored one. Versions with the same index share its memory.
 
     Raises ModelError if a file is missing or damaged, or if the digest differs.
     """
@@ -48,6 +53,8 @@ def load_index(folder: Path, *, expected_sha256: str) -> RetrievalIndex:
             f"the index of training rows in {folder} has the digest {actual[:12]}, but the model requires "
             f"{expected_sha256[:12]}; restore the files, or run the recipe again"
         )
+    if (known := _in_memory.get(actual)) is not None:
+        return known
     try:
         arrays = load(files[MATRIX_FILE])
         postings = Postings(**{name: arrays[name] for name in ARRAYS})
@@ -58,4 +65,5 @@ def load_index(folder: Path, *, expected_sha256: str) -> RetrievalIndex:
         raise ModelError(
             f"the index of training rows in {folder} cannot be loaded: {error}; run the recipe again"
         ) from None
-    return RetrievalIndex(postings, table)
+    index = _in_memory[actual] = RetrievalIndex(postings, table)
+    return index

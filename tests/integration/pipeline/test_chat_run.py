@@ -23,10 +23,10 @@ from tailorbird.config.loader import load_recipe
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence_files import load_all_predictions, prediction_table_names
 from tailorbird.evaluation.verdict.rules import Outcome
-from tailorbird.models.loading import LoadedChat, load_model
+from tailorbird.models.loading import LoadedChat, LoadedNearest, load_model
 from tailorbird.pipeline.run import run_pipeline
 from tailorbird.registry.versions import list_versions, read_version
-from tailorbird.release.promotion import promote_version
+from tailorbird.release.promotion import promote_version, roll_back
 from tests import small_chat
 from tests.integration.small import SmallRun, write_table
 from tests.progress import ProgressRecorder
@@ -49,6 +49,7 @@ def content() -> dict[str, Any]:
         },
         "training": {
             "num_workers": 2, "zero_stage": 1, "num_seeds": 1, "epochs": 4, "batch_size": 8, "learning_rate": 1e-2,
+            "with_retrieved": True,
         },
         "tuning": {"num_trials": 1},
         "evaluation": {"metric": "token_f1", "prompt_shots": 2, "prompt_draws": 1},
@@ -58,7 +59,10 @@ def content() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
-    """A run whose rows have the answer `yes` to any letters. A model with random weights does not give this answer."""
+    """A run whose rows have the answer `yes` to any letters; every third training row has a wrong answer.
+
+    A model with random weights does not give this answer, and the nearest training row often does not either.
+    """
     assert stack.s3_endpoint
     folder = tmp_path_factory.mktemp("tiny-chat")
     small_chat.save(folder / "base")
@@ -67,7 +71,11 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
     random.Random(0).shuffle(texts)
     for split, size in SIZES.items():
         split_texts, texts = texts[:size], texts[size:]
-        turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in split_texts]
+        answers = ["no" if split == "train" and row % 3 == 0 else "yes" for row in range(size)]
+        pairs = zip(split_texts, answers, strict=True)
+        turns = [
+            [{"role": "user", "content": text}, {"role": "assistant", "content": answer}] for text, answer in pairs
+        ]
         write_table(f"{DATA}/{split}.parquet", pa.table({"turns": turns, "doc": split_texts}))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
     recipe, recorder = load_recipe(folder / "recipe.yaml"), ProgressRecorder()
@@ -80,10 +88,11 @@ def test_the_fine_tuned_model_learns_the_answer_and_wins(chat_run: SmallRun) -> 
     assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
     assert verdict.n == SIZES["test"]
     assert verdict.candidate_score > 0.9 > verdict.incumbent_score
-    assert [score.kind for score in evidence.scores] == ["zero_shot", "few_shot", "full"]
+    assert [score.kind for score in evidence.scores] == ["nearest", "zero_shot", "few_shot", "retrieved", "full"]
+    assert evidence.versions["incumbent"].kind == "nearest"
     assert evidence.training.padding_share < 0.05
-    log_likelihood = evidence.measures["log_likelihood"]
-    assert log_likelihood["candidate"] > log_likelihood["incumbent"]
+    assert -1 < evidence.measures["log_likelihood"]["candidate"] < 0
+    assert "incumbent" not in evidence.measures["log_likelihood"]  # it has no language model
 
 
 def test_the_evidence_is_valid_and_contains_no_text_of_the_rows(chat_run: SmallRun) -> None:
@@ -102,9 +111,10 @@ def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun)
     assert (version.kind, version.classes, version.prompting.system) == ("full", (), "s")
     loaded = load_model(version.uri, LoadedChat)
     assert loaded.version.digest == version.digest
-    incumbent = next(version for version in list_versions(chat_run.recipe.task_uri) if version.kind != "full")
-    assert incumbent.prompting is not None
-    assert len(incumbent.prompting.shots) == (4 if incumbent.kind == "few_shot" else 0)
+    assert loaded.index is not None
+    assert len(loaded.index) == SIZES["train"]
+    (incumbent,) = (version for version in list_versions(chat_run.recipe.task_uri) if version.kind != "full")
+    assert isinstance(load_model(incumbent.uri), LoadedNearest)
     with connect():
         from tailorbird.pipeline.prepare import prepare
 
@@ -128,6 +138,10 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("yes", "stop")
         listing = CliRunner().invoke(app.app, ["models", str(tmp_path / "recipe.yaml")]).output
         assert "champion: 60 of 60 test rows have the same answer over HTTP as in the evaluation\n" in listing
+        restored = roll_back(chat_run.recipe.task_uri, reason="test")  # to the incumbent, without a language model
+        answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])
+        assert answer.model_extra == {"version": restored.version}
+        assert answer.choices[0].message.content in ("yes", "no")
     finally:
         undeploy(application_name(chat_run.recipe.task_uri))
 

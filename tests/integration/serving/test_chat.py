@@ -7,7 +7,7 @@ import html
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,16 @@ from safetensors.torch import save_file
 from cluster import code_snapshot
 from cluster.local import stack
 from serving.deploy import application, rollout, serve_client
-from tailorbird.config.serving import ServingConfig
+from tailorbird.config.serving import ChallengerConfig, ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models import base_model, loading
 from tailorbird.models.generation import answer_prompts
+from tailorbird.models.retrieval.files import index_files, index_sha256
+from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry import versions as registry
+from tailorbird.release.parity import ParityProbe, check_parity
 from tests import small_chat
 from tests.browser import BROWSER, seen
 from tests.fuzz import fuzz
@@ -45,8 +50,16 @@ CONFIG = ServingConfig(
 )
 
 
+def rows_of(texts: Sequence[str]) -> Rows:
+    ids = tuple(str(number) for number in range(len(texts)))
+    return Rows(ids, tuple(texts), tuple(texts), conversations=tuple((("user", text),) for text in texts))
+
+
+TRAINING_ROWS = rows_of(["abd", "what is a cat", "one two three four", "zzzz zzz zzzz 9"])
+
+
 class Service:
-    """Two versions of a task, and a client of the deployed one."""
+    """Versions of a task, and a client of the deployed one."""
 
     def __init__(self, folder: Path) -> None:
         self.code = code_snapshot.ship_code(TASK_URI, ROOT)
@@ -54,6 +67,9 @@ class Service:
         base = base_model.stage_base_model(f"file://{folder / 'base'}", registry="s3://models")
         self.first = self._register(folder / "first", base=base, system="be brief")
         self.second = self._register(folder / "second", base=base, system="be kind", seed=1)
+        self.retrieved = self._register(folder / "retrieved", base=base, system="be brief", kind="retrieved")
+        self.nearest = self._register(folder / "nearest", base=base, system="be brief", kind="nearest")
+        self.trained = self._register(folder / "trained", base=base, system="be brief", seed=2, with_index=True)
         self.url = ""
 
     @property
@@ -77,15 +93,31 @@ class Service:
         answers = answer_prompts(loaded.model.lm, prompts, max_new_tokens=max_new_tokens, end_id=end_id)
         return [tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in answers]
 
-    def _register(self, folder: Path, *, base: str, system: str, seed: int | None = None) -> registry.ModelVersion:
+    def _register(
+        self,
+        folder: Path,
+        *,
+        base: str,
+        system: str,
+        seed: int | None = None,
+        kind: registry.Kind = "zero_shot",
+        with_index: bool = False,
+    ) -> registry.ModelVersion:
         folder.mkdir()
+        retrieval = None
+        if with_index or kind in registry.INDEX_KINDS:
+            files = index_files(build_index(TRAINING_ROWS, seed=0))
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            sha256 = index_sha256(files)
+            retrieval = registry.Retrieval(num_examples=2, max_prompt_tokens=200, index_sha256=sha256)
         if seed is not None:
             torch.manual_seed(seed)
             lm = small_chat.language_model(width=WIDTH)
             state = {name: torch.randn_like(weight) * 0.3 for name, weight in lm.named_parameters()}
             save_file(state, folder / "model.safetensors")
         config = registry.VersionConfig(
-            kind="zero_shot" if seed is None else "full",
+            kind=kind if seed is None else "full",
             classes=(),
             base_model=base,
             max_length=64,
@@ -93,7 +125,7 @@ class Service:
             code=self.code.uri,
             recipe_hash="0" * 64,
             created_at=registry.now(),
-            prompting=registry.Prompting(system=system, max_new_tokens=LIMIT),
+            prompting=registry.Prompting(system=system, max_new_tokens=LIMIT, retrieval=retrieval),
         )
         registry.write_config(folder, config)
         return registry.register(TASK_URI, folder)
@@ -289,6 +321,39 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_still_serves(
     with pytest.raises(serve_client.VersionRefusedError, match=f"but {'0' * 64} was evaluated"):
         service.deploy(service.second.model_copy(update={"digest": "0" * 64}))
     assert service.ask("abc").version == service.first.version
+
+
+def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Service) -> None:
+    rows = rows_of(QUESTIONS)
+    versions = (service.retrieved, service.nearest, service.trained)
+    additional = application.AdditionalVersions(
+        pretrained=service.nearest, challenger=service.nearest, others=[service.trained]
+    )
+    challenger = ChallengerConfig(version=service.nearest.version, canary=1.0)
+    config = CONFIG.model_copy(update={"challenger": challenger})
+    service.url = rollout.deploy(config, task_uri=TASK_URI, version=service.retrieved, additional=additional)
+    try:
+        for version in versions:
+            table = predict_rows(version.uri, rows=rows)
+            bodies = [{"model": version.version, "messages": [{"role": "user", "content": text}]} for text in QUESTIONS]
+            probes = [
+                ParityProbe(row, text, body, output, None)
+                for row, text, body, output in zip(rows.row_ids, QUESTIONS, bodies, table.outputs, strict=True)
+            ]
+            assert check_parity(probes, url=service.url, version=version).matching == len(QUESTIONS)
+        messages: Any = [{"role": "user", "content": "what is a dog"}]
+        answer = service.client.chat.completions.create(model="pretrained", messages=messages)
+        assert answer.choices[0].message.content == "what is a cat"
+        usage = answer.usage
+        assert usage is not None
+        assert (usage.prompt_tokens, usage.completion_tokens) == (13, 13)
+        chunks = list(service.client.chat.completions.create(model="pretrained", messages=messages, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "what is a cat"
+        assert service.ask("abc").version == service.nearest.version  # the canary answers every request
+        with pytest.raises(openai.BadRequestError, match="no language model"):
+            service.client.completions.create(model="pretrained", prompt="abc")
+    finally:
+        service.deploy(service.first)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed; run `apt-get install chromium`")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tailorbird.registry.versions import INDEX_FILES
 from training.export import average_weights
 
 
@@ -21,6 +22,8 @@ def weights(folder: Path, name: str, **tensors: torch.Tensor) -> str:
 
 def test_only_the_mean_of_the_weights_is_written(tmp_path: Path) -> None:
     uris = [weights(tmp_path, str(value), a=torch.full((2, 3), value), b=torch.ones(1)) for value in (1.0, 2.0, 6.0)]
+    for name in INDEX_FILES:  # the index of a model with retrieved examples, which a former run has added
+        (tmp_path / "1.0" / name).write_bytes(b"index")
     average_weights(uris, (tmp_path / "mean").as_uri())
     assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == ["encoder.safetensors", "head.safetensors"]
     for file, more in (("encoder", 0), ("head", 1)):

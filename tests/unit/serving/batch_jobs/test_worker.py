@@ -1,5 +1,6 @@
 """Scoring of one part of the input."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 from serving.batch_jobs.schema import BatchSpec, Part
 from serving.batch_jobs.worker import score_part
 from tailorbird.data.chat_template import prompt_tokens
-from tailorbird.data.rows import DataError
+from tailorbird.data.rows import DataError, Rows
+from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts
-from tailorbird.models.loading import LoadedChat
-from tailorbird.registry.versions import ModelVersion, Prompting
+from tailorbird.models.loading import LoadedChat, LoadedNearest
+from tailorbird.registry.versions import ModelVersion, Prompting, Retrieval
 from tests import small_chat
 from tests.unit.serving.batch_jobs.test_scoring import version
+from tests.unit.serving.engines.test_language_model import index_of
 
 QUESTIONS = ["abc", "what is a dog", "x", "zzzz", "one two three"]
 
@@ -28,7 +31,12 @@ def loaded() -> LoadedChat[ModelVersion]:
 
 
 def _scored(
-    folder: Path, column: pa.Array, *, loaded: LoadedChat[ModelVersion], start: int, num_rows: int
+    folder: Path,
+    column: pa.Array,
+    *,
+    loaded: LoadedChat[ModelVersion] | LoadedNearest[ModelVersion],
+    start: int,
+    num_rows: int,
 ) -> dict[str, Any]:
     pq.write_table(pa.table({"question": column, "key": range(len(column))}), folder / "in.parquet", row_group_size=2)
     part = Part(
@@ -61,6 +69,40 @@ def test_a_part_of_a_chat_batch_has_the_same_answers_as_the_evaluation(
     turns = pa.array([[{"role": "user", "content": text}] for text in QUESTIONS])
     whole = _scored(tmp_path, turns, loaded=loaded, start=0, num_rows=5)
     assert whole["answer"][1:4] == texts
+
+
+def test_a_part_of_a_batch_has_the_same_retrieved_and_stored_answers_as_the_evaluation(
+    loaded: LoadedChat[ModelVersion], tmp_path: Path
+) -> None:
+    index = index_of(("abd", "what is a cat", "one two three"))
+    retrieval = Retrieval(num_examples=2, max_prompt_tokens=200, index_sha256="0" * 64)
+    prompting = loaded.prompting.model_copy(update={"retrieval": retrieval})
+    retrieved = replace(loaded, prompting=prompting, index=index)
+    conversations = tuple((("user", text),) for text in QUESTIONS)
+    rows = Rows(tuple(QUESTIONS), tuple(QUESTIONS), tuple(QUESTIONS), conversations=conversations)
+    answers = answer_texts(retrieved, rows)
+    columns = _scored(tmp_path, pa.array(QUESTIONS), loaded=retrieved, start=0, num_rows=5)
+    assert columns["answer"] == [answer.text for answer in answers]
+    confidences = [answer.confidence for answer in answers]
+    assert columns["confidence"] == pytest.approx(confidences)
+    assert confidences != pytest.approx([answer.confidence for answer in answer_texts(loaded, rows)])
+    nearest = LoadedNearest(index, prompting, loaded.version)
+    answers = answer_texts(nearest, rows)
+    columns = _scored(tmp_path, pa.array(QUESTIONS), loaded=nearest, start=0, num_rows=5)
+    assert columns["answer"] == [answer.text for answer in answers]
+    assert columns["confidence"] == pytest.approx([answer.confidence for answer in answers])
+    assert (columns["answer"][1], columns["finish_reason"]) == ("a1", ["stop"] * 5)
+
+
+def test_examples_are_omitted_from_a_row_that_fits_only_without_them(
+    loaded: LoadedChat[ModelVersion], tmp_path: Path
+) -> None:
+    retrieval = Retrieval(num_examples=2, max_prompt_tokens=256, index_sha256="0" * 64)
+    prompting = loaded.prompting.model_copy(update={"retrieval": retrieval})
+    retrieved = replace(loaded, prompting=prompting, index=index_of(("x" * 30, "y" * 30)))
+    column = pa.array(["x" * 220])
+    plain = _scored(tmp_path, column, loaded=loaded, start=0, num_rows=1)
+    assert _scored(tmp_path, column, loaded=retrieved, start=0, num_rows=1)["answer"] == plain["answer"]
 
 
 def test_a_conversation_that_ends_with_an_answer_is_refused_by_row(

@@ -60,16 +60,27 @@ def test_replicas_load_the_champion_and_the_additional_versions() -> None:
     assert (config.serve_pretrained, config.max_versions) == (True, 4)
 
 
-@pytest.mark.parametrize(("prompting", "pretrained"), [(CHAT, True), (None, False)])
-def test_the_pretrained_model_is_served_only_for_classification_and_if_the_recipe_sets_it(
-    prompting: Prompting | None, pretrained: bool
+@pytest.mark.parametrize(
+    ("baseline", "prompting", "pretrained", "served"),
+    [
+        ("probe-1", None, True, True),
+        ("probe-1", None, False, False),
+        ("zero-shot-1", CHAT, True, False),
+        ("retrieved-1", CHAT, True, False),
+        ("nearest-1", CHAT, True, True),
+        ("nearest-1", CHAT, False, False),
+        ("full-1", CHAT, True, True),  # the champion itself
+    ],
+)
+def test_a_chat_service_serves_a_baseline_only_without_a_further_language_model(
+    baseline: str, prompting: Prompting | None, pretrained: bool, served: bool
 ) -> None:
     version = registered("full-1", prompting=prompting)
-    additional = AdditionalVersions(registered("probe-1"))
+    additional = AdditionalVersions(registered(baseline).pinned)
     application = application_of(
         ServingConfig(pretrained=pretrained), task_uri=TASK, version=version, additional=additional
     )
-    assert replica_config(application).others == {}
+    assert set(replica_config(application).others) == ({"pretrained"} if served else set())
 
 
 def test_a_version_by_other_code_cannot_be_a_challenger() -> None:
