@@ -33,7 +33,7 @@ def write_finished_run(run: str, *, versions: Mapping[str, CandidateRecord], **c
     By default, the verdict chose the candidate, there was no champion, and the verdict does not expire.
     """
     defaults = {
-        "verdict": verdict_of("FINE_TUNE", rule=3),
+        "verdict": verdict_of("FINE_TUNE", rule=4),
         "champion": None,
         "created_at": now(),
         "expires_at": "2099-01-01T00:00:00+00:00",

@@ -10,12 +10,20 @@ from tailorbird import PROJECT_ROOT, storage
 from tailorbird.checks import verify_files
 from tailorbird.checks.differences import differences, read_content, read_value
 from tailorbird.config.base import digest
+from tailorbird.evaluation.baselines.baseline import NUM_FURTHER
 from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.report import evidence_files
-from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, EVIDENCE_FILE, EngineEvidence, Evidence
-from tailorbird.evaluation.report.evidence_files import MANIFEST, ROLES, VALIDATION
+from tailorbird.evaluation.report.evidence import (
+    ENGINE_EVIDENCE,
+    EVIDENCE_FILE,
+    FAMILY_FILE,
+    ROLES,
+    EngineEvidence,
+    Evidence,
+)
+from tailorbird.evaluation.report.evidence_files import MANIFEST, VALIDATION
 from tailorbird.evaluation.report.model_scores import (
     mean_measures,
     reliability_by_role,
@@ -28,6 +36,7 @@ from tailorbird.evaluation.report.preregistration import (
     request_digest,
     run_name,
 )
+from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, VerdictInputs, model_predictions, require_valid_scores
 from tailorbird.evaluation.verdict.protocol import build_protocol
@@ -37,7 +46,7 @@ from tailorbird.registry.versions import read_version
 from tailorbird.storage import s3
 from tailorbird.storage.paths import parse_run_uri
 
-NEEDED = (EVIDENCE_FILE, PROTOCOL_FILE, *evidence_files.PAGES)
+NEEDED = (EVIDENCE_FILE, PROTOCOL_FILE, FAMILY_FILE, *evidence_files.PAGES)
 RECOMPUTED = "the recomputed value is"
 
 
@@ -56,18 +65,20 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         registration = Preregistration.model_validate(read_value(f"{uri}/{PROTOCOL_FILE}"))
     except ValueError:
         registration = None
-    names = evidence_files.prediction_table_names(changed=False)
-    faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
     stored = read_value(f"{uri}/{EVIDENCE_FILE}")
     try:
         evidence = Evidence.model_validate(stored)
     except ValueError as error:
+        faults = verify_files.file_faults(uri, needed=NEEDED, tables=ROLES)
         return (*faults, f"{EVIDENCE_FILE} is damaged, so the verdict cannot be recomputed: {error}")
+    names = evidence_files.prediction_table_names(evidence.family.contenders, changed=())
+    faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
     tables, unreadable = verify_files.load_readable_tables(uri)
     faults += unreadable
     checks: tuple[Callable[[], Iterator[str]], ...] = (
         lambda: differences(stored, evidence, at="", other="the parsed value is"),
         lambda: _protocol_faults(uri, evidence=evidence, registration=registration),
+        lambda: _family_faults(uri, evidence=evidence),
         lambda: _routing_faults(evidence, tables=tables),
         lambda: _verdict_faults(evidence, tables=tables),
         lambda: _test_access_faults(evidence),
@@ -127,6 +138,7 @@ def _protocol_faults(uri: str, *, evidence: Evidence, registration: Preregistrat
         yield f"{evidence.run} is not the run of this protocol, which is {name}"
     pairs = {
         "base_model": (evidence.base_model, base_model),
+        "accepted_loss": (evidence.accepted_loss, registration.accepted_loss),
         "champion": (evidence.champion, registration.champion),
         "code": (evidence.code.sha256, registration.code),
         "data.sha256": ({split: evidence.data.sha256.get(split) for split in registration.data}, registration.data),
@@ -145,11 +157,24 @@ def _protocol_faults(uri: str, *, evidence: Evidence, registration: Preregistrat
         recipe.evaluation, test_sha256=protocol.test_sha256, num_test_rows=protocol.num_test_rows
     )
     yield from differences(protocol, of_recipe, at="protocol", other="the recipe gives")
-    fitted = read_value(f"{uri}/routing.json")
-    if isinstance(fitted, dict):
-        yield from differences(evidence.routing, fitted.get("routing"), at="routing", other="in routing.json it is")
-    elif evidence.routing is not None:
-        yield "routing.json is missing or damaged, so the routing fitted on validation is unknown"
+
+
+def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
+    """Compare the models of the evidence with those that were frozen before the test rows were read."""
+    frozen = read_value(f"{uri}/{FAMILY_FILE}")
+    if not isinstance(frozen, dict):
+        yield f"{FAMILY_FILE} is missing or damaged, so the models frozen before the test are unknown"
+        return
+    yield from differences(evidence.family, frozen, at="family", other=f"in {FAMILY_FILE} it is")
+    models = {model.role: model for model in evidence.family.models}
+    if missing := {*models, "incumbent", "candidate"} - set(evidence.versions):
+        yield f"evidence.json has no version of the models: {', '.join(sorted(missing))}"
+    baselines = [score for score in evidence.scores if score.role != "candidate" and score.servable]
+    incumbent = next((score for score in baselines if score.role == "incumbent"), None)
+    others = sorted((score for score in baselines if score is not incumbent), key=lambda score: -score.validation)
+    expected = [(score.kind, score.validation) for score in others[:NUM_FURTHER]]
+    stated = [(models[role].kind, models[role].validation) for role in evidence.family.contenders]
+    yield from differences(stated, expected, at="the further contenders", other="the best on validation are")
 
 
 def _routing_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
@@ -161,15 +186,19 @@ def _routing_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     align(*predictions.values())
     for table in predictions.values():
         require_valid_scores(table)
+    scores = {model.role: model.validation for model in evidence.family.models}
+    for role, table in predictions.items():
+        score = score_table(evidence.protocol.metric, table)
+        yield from differences(scores[role], score, at=f"the validation score of the {role}", other=RECOMPUTED)
     routing = None
     if config is not None and evidence.versions["incumbent"].kind != "hybrid":
         routing = fit_routing(config, **predictions, metric=evidence.protocol.metric)
-    yield from differences(evidence.routing, routing, at="routing", other="the validation rows give")
+    yield from differences(evidence.family.routing, routing, at="family.routing", other="the validation rows give")
 
 
 def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
     """Recompute the verdict and the report's figures from the predictions."""
-    missing = [name for name in ROLES if name not in tables]
+    missing = [name for name in (*ROLES, *evidence.family.contenders) if name not in tables]
     if missing:
         yield f"the verdict cannot be recomputed without predictions of: {', '.join(missing)}"
         return
@@ -180,8 +209,11 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     report, metric = evidence.data.report, evidence.protocol.metric
     distinct = scores_without_near_duplicates(tables, report=report, metric=metric)
     yield from differences(evidence.distinct, distinct, at="distinct", other=RECOMPUTED)
+    tested = {contender.role: contender.score for contender in verdict.contenders}
     for index, score in enumerate(evidence.scores):
-        test = getattr(verdict, f"{score.role}_score") if score.role else None
+        test = tested.get(score.kind) if score.role == "contender" else None
+        if score.role in ROLES:
+            test = getattr(verdict, f"{score.role}_score")
         yield from differences(score.test, test, at=f"scores.{index}.test", other=RECOMPUTED)
 
 

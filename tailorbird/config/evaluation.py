@@ -84,6 +84,9 @@ class EvaluationConfig(ConfigSection):
     expected_gain: float | None = Field(default=None, gt=0, lt=1)
     """Gain for which the report states the power of the test and the number of rows needed. By default, twice
     `minimum_gain`."""
+    non_inferiority_margin: float | None = Field(default=None, ge=0, lt=1)
+    """Largest loss, as a share, at which a model is *not inferior*: a hybrid, or a model that costs less to serve, may
+    replace another model if the interval of its gain is above minus this margin. By default, `minimum_gain`."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Two-sided significance level of the test; confidence intervals have the level `1 - alpha`. Lower it to accept
     fewer false gains, which requires more test rows."""
@@ -96,8 +99,8 @@ class EvaluationConfig(ConfigSection):
     """Prices for the cost gate, which requires that the gain pays for training and serving. By default, there is no
     cost gate."""
     hybrid: HybridConfig | None = None
-    """Routing rule for serving the incumbent and the candidate together if only the gates `groups` or `cost` prevent
-    `FINE_TUNE`. By default, no hybrid is considered."""
+    """Routing rule for serving the incumbent and the candidate together. The hybrid is fixed on validation and is tested
+    with the candidate. By default, no hybrid is considered."""
     centroid_shots: int = Field(default=10, ge=1)
     """(classification only) Number of training rows per class from which the centroid baseline computes its class
     means."""

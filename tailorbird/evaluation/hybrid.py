@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.config.evaluation import HybridConfig
-from tailorbird.evaluation.gates.cost import CpuRounds
+from tailorbird.evaluation.gates.cost import ServingCosts
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_candidate
@@ -62,14 +62,14 @@ def share_to_candidate(routing: Routing, table: Predictions) -> float:
     return float(_mask(routing, table).mean())
 
 
-def hybrid_cost(routing: Routing, *, cpu: CpuRounds, share: float) -> CpuRounds:
-    """Return the hybrid's cost.
+def hybrid_cost(routing: Routing, *, cpu: ServingCosts, share: float) -> tuple[float, ...]:
+    """Return the hybrid's cost per round.
 
     By group, one model answers each row. By confidence, the incumbent answers every row first.
     """
     kept = 1 - share if routing.by == "group" else 1.0
-    rounds = zip(cpu.incumbent, cpu.candidate, strict=True)
-    return replace(cpu, candidate=tuple(kept * incumbent + share * candidate for incumbent, candidate in rounds))
+    rounds = zip(cpu["incumbent"], cpu["candidate"], strict=True)
+    return tuple(kept * incumbent + share * candidate for incumbent, candidate in rounds)
 
 
 def _mask(routing: Routing, table: Predictions) -> np.ndarray:

@@ -15,8 +15,8 @@ from tailorbird.data.rows import Rows, contents_of, rows_sha256
 from tailorbird.evaluation.inference.perturbations import perturbed_rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, CostRecord
-from tailorbird.evaluation.report.evidence_files import ROLES, read_evidence
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, ROLES, CostRecord
+from tailorbird.evaluation.report.evidence_files import read_evidence
 from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol

@@ -17,7 +17,6 @@ from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points, size
 from tailorbird.evaluation.verdict.gates import evaluate_gates
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE
 from tailorbird.evaluation.verdict.types import VerdictPart
 
 
@@ -58,7 +57,7 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
     `inputs` have all audited rows; `number` counts the re-evaluations of the champion, from 1. The verdict is renewed
     if the gain is proven to be above 0 and measured as at least the minimum gain, and no gate stops it. It is withdrawn
     if a gate fails, or if the minimum gain is out of reach and the gain is not proven to be above 0. Exception: a
-    champion of unknown cost may have been chosen for its cost, and is kept if it is not much worse. Raises
+    champion of unknown cost may have been chosen for its cost, and is kept if it is not inferior. Raises
     VerdictRefused and ValueError as `verdict.decide` does.
     """
     require_same_rows(inputs, protocol=protocol)
@@ -108,8 +107,8 @@ def _decide(
         return None, unassessed if reaches else (f"{small}: a rollback would make the service worse",)
     if high >= limit or reaches:
         return None, (f"{ends} does not decide between no gain and the minimum gain of {minimum}", *unassessed)
-    if not cost_is_known and low > NOT_MUCH_WORSE:
-        limit_text = f"above {points(NOT_MUCH_WORSE)} points"
+    if not cost_is_known and low > -protocol.non_inferiority_margin:
+        limit_text = f"above {points(-protocol.non_inferiority_margin)} points"
         return None, (
             f"{ends} is {limit_text}, and the champion may have been chosen for its cost, which is not known",
         )

@@ -1,4 +1,4 @@
-"""The last stages of a run: fit the routing on validation, predict test once, decide, and publish the evidence."""
+"""The last stages of a run: freeze the family, predict test once, decide, and publish the evidence."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -8,19 +8,33 @@ from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.data.rows import Rows, contents_of
-from tailorbird.evaluation.gates.cost import CpuRounds
+from tailorbird.evaluation.gates.cost import ServingCosts
 from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.inference.cpu_time import measure_cpu
 from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, UNREGISTERED, CandidateRecord, CostRecord, Evidence
-from tailorbird.evaluation.report.evidence_files import MANIFEST, ROLES, VALIDATION, render_files, write_evidence
+from tailorbird.evaluation.report.evidence import (
+    EVIDENCE_FILE,
+    FAMILY_FILE,
+    ROLES,
+    UNREGISTERED,
+    CandidateRecord,
+    CostRecord,
+    Evidence,
+    Family,
+)
+from tailorbird.evaluation.report.evidence_files import (
+    MANIFEST,
+    VALIDATION,
+    changed_sets,
+    render_files,
+    write_evidence,
+)
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, VerdictInputs, model_predictions
-from tailorbird.evaluation.verdict.rules import winner
+from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, is_hybrid, register_contender, register_hybrid
 from tailorbird.pipeline.prepare import RunContext, write_once
@@ -29,15 +43,6 @@ from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import sha256_files
-from tailorbird.storage.stored_model import StoredModel
-
-ROUTING_FILE = "routing.json"
-
-
-class StoredRouting(StoredModel):
-    """Routing of a run's hybrid, stored before the test rows are predicted."""
-
-    routing: Routing | None
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,10 @@ def find_finished_run(context: RunContext) -> RunResult | None:
 
 
 def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: ProgressReporter) -> RunResult:
-    """Compare the incumbent and the candidate on the test rows, decide, and publish the evidence."""
-    contenders = trained.contenders
-    routing = fit_hybrid(context, contenders)
-    test = context.splits.test
-    progress.stage(f"test: {' and '.join(contenders[role].kind for role in ROLES)} on the same {len(test):,} rows")
+    """Freeze the models to compare, predict the test rows once, decide, and publish the evidence."""
+    family, test = freeze_family(context, trained), context.splits.test
+    kinds = [model.kind for model in family.models]
+    progress.stage(f"test: {', '.join(kinds[:-1])} and {kinds[-1]} on the same {len(test):,} rows")
     # Record the access before the first prediction, so that a run that fails later is counted too.
     access = record_test_access(
         context.recipe.task_uri,
@@ -89,13 +93,28 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
         protocol=digest(context.protocol.model_dump(mode="json")),
         run=context.run,
     )
-    cost = CostRecord(measure_cost(context, contenders), trained.cpu_seconds(context.recipe.training))
-    evaluated = EvaluatedModels(routing, access, predict_all(context, trained), cost)
+    cost = CostRecord(measure_cost(context, trained.contenders), trained.cpu_seconds(context.recipe.training))
+    evaluated = EvaluatedModels(family, access, predict_all(context, trained), cost)
     verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
     if access.number > 1:
         progress.note(verdict.access())
     progress.stage(f"verdict: {verdict.sentence()}")
     return publish(context, trained, evaluated, verdict)
+
+
+def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
+    """Return the models to compare and the hybrid's routing, as stored before the test rows are read.
+
+    Raises ValueError if an interrupted run was resumed with other models.
+    """
+    family = Family(models=trained.models, routing=fit_hybrid(context, trained.contenders))
+    stored = write_once(f"{context.run}/{FAMILY_FILE}", family)
+    if stored.models != family.models:
+        raise ValueError(
+            f"{context.run}/{FAMILY_FILE} has other models than this run; change the recipe (for example the seed) to "
+            "start a new run"
+        )
+    return stored
 
 
 def fit_hybrid(context: RunContext, contenders: Mapping[str, Contender]) -> Routing | None:
@@ -107,43 +126,40 @@ def fit_hybrid(context: RunContext, contenders: Mapping[str, Contender]) -> Rout
     if config is None or is_hybrid(contenders["incumbent"]):  # a hybrid cannot contain another hybrid
         return None
     predictions = {role: _predict(context, contenders[role].uri, rows_name=VALIDATION) for role in ROLES}
-    routing = fit_routing(config, **predictions, metric=context.protocol.metric)
-    return write_once(f"{context.run}/{ROUTING_FILE}", StoredRouting(routing=routing)).routing
+    return fit_routing(config, **predictions, metric=context.protocol.metric)
 
 
 def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predictions]:
     """Return predictions by table name.
 
-    Both contenders predict test, validation and the changed test sets of the gates.
+    All models predict test and the changed test sets of the gates; incumbent and candidate also predict validation.
     """
-    contenders, gates = trained.contenders, context.protocol.gates
-    changed_sets = zip(CHANGED_SETS, (gates.counterfactual, gates.robustness), strict=True)
-    names = ("test", VALIDATION, *(name for name, gate in changed_sets if gate is not None))
-    return {
-        role if name == "test" else f"{role}_{name}": _predict(context, contenders[role].uri, rows_name=name)
-        for name in names
-        for role in ROLES
-    }
+    contenders, changed = trained.contenders, changed_sets(context.protocol.gates)
+    tables = {}
+    for role, contender in contenders.items():
+        names = ("test", *((VALIDATION,) if role in ROLES else ()), *changed)
+        for name in names:
+            table = _predict(context, contender.uri, rows_name=name)
+            tables[role if name == "test" else f"{role}_{name}"] = table
+    return tables
 
 
-def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> CpuRounds | None:
-    """Return the CPU time of both models, measured in alternating rounds; None if the incumbent is a hybrid."""
-    if is_hybrid(contenders["incumbent"]):
-        return None
+def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> ServingCosts:
+    """Return the CPU time of all models, measured in alternating rounds; a cached stage."""
     inputs, test = context.inputs, context.splits.test
-    uris = {role: contenders[role].uri for role in ROLES}
+    uris = {role: contender.uri for role, contender in contenders.items()}
     rows = test.take(range(min(len(test), context.task.num_cost_rows)))
     stage_inputs = inputs.stage_inputs(measure_cpu, models=uris, test=inputs.data.hashes["test"])
 
-    def compute(_: str) -> CpuRounds:
+    def compute(_: str) -> ServingCosts:
         return inputs.remote(measure_cpu)(uris, rows=rows)
 
-    return inputs.cached("cost", output=CpuRounds, inputs=stage_inputs, compute=compute)
+    return inputs.cached("cost", output=dict[str, tuple[float, ...]], inputs=stage_inputs, compute=compute)
 
 
 def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictInputs:
     """Return the inputs of the verdict."""
-    tables = evaluated.predictions
+    tables, family = evaluated.predictions, evaluated.family
     return VerdictInputs(
         incumbent=model_predictions("incumbent", tables),
         candidate=model_predictions("candidate", tables),
@@ -151,16 +167,19 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
         leaks=context.inputs.data.report.leaks,
         access_number=evaluated.test_access.number,
         num_rows_seen=evaluated.test_access.num_seen,
-        routing=evaluated.routing,
+        contenders={role: model_predictions(role, tables) for role in family.contenders},
+        routing=family.routing,
+        best_part=family.best_part,
         cpu=evaluated.cost.cpu,
         training_cpu_s=evaluated.cost.training_cpu_s,
+        accepted_loss=context.accepted_loss,
     )
 
 
 def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedModels, verdict: Verdict) -> RunResult:
     """Register the incumbent and the winner, and write the evidence to the run and to the versions."""
-    chosen, contenders = winner(verdict.outcome), trained.contenders
-    versions = _register(context, contenders, winner=chosen, routing=evaluated.routing)
+    chosen, contenders = verdict.winner, trained.contenders
+    versions = _register(context, contenders, winner=chosen, routing=evaluated.family.routing)
     compared = {
         role: CandidateRecord(contender.kind, contender.uri, UNREGISTERED, sha256_files(contender.uri))
         for role, contender in contenders.items()
@@ -170,7 +189,7 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
     for name, table in evaluated.predictions.items():
         save_predictions(f"{context.run}/predictions/{name}.parquet", table)
     names = [f"predictions/{name}.parquet" for name in evaluated.predictions]
-    names += [name for name in (PROTOCOL_FILE, ROUTING_FILE) if storage.exists(f"{context.run}/{name}")]
+    names += [name for name in (PROTOCOL_FILE, FAMILY_FILE) if storage.exists(f"{context.run}/{name}")]
     files = {name: storage.read_bytes(f"{context.run}/{name}") for name in names}
     for role, version in versions.items():  # an existing version keeps the evidence of the run that registered it
         if not storage.exists(f"{version.uri}/{MANIFEST}"):
@@ -182,12 +201,12 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
 def _register(
     context: RunContext, contenders: Mapping[str, Contender], *, winner: str, routing: Routing | None
 ) -> dict[str, ModelVersion]:
-    """Return the registered versions by role; a hybrid's two parts are registered with it."""
+    """Return the registered versions by role: the incumbent, the winner, and both parts of a hybrid."""
     task_uri, code = context.recipe.task_uri, context.inputs.code.uri
-    registered = contenders if winner in ("candidate", "hybrid") else {"incumbent": contenders["incumbent"]}
-    versions = {role: register_contender(task_uri, model, code=code) for role, model in registered.items()}
+    roles = ROLES if winner == "hybrid" else dict.fromkeys(("incumbent", winner))
+    versions = {role: register_contender(task_uri, contenders[role], code=code) for role in roles}
     if winner == "hybrid":
-        assert routing is not None  # rule 4 returns HYBRID only with a routing
+        assert routing is not None  # rule 3 returns HYBRID only with a routing
         versions["hybrid"] = register_hybrid(task_uri, routing, **versions)
     return versions
 

@@ -14,7 +14,7 @@ from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregis
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
 from tailorbird.pipeline.tasks import Task, task_of
-from tailorbird.registry.champion import champion_version, read_champion
+from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.versions import now
 from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
@@ -32,6 +32,7 @@ class RunContext:
     task: Task
     protocol: TestProtocol
     champion: str | None  # URI of the champion at the time when the protocol was registered
+    accepted_loss: float  # losses accepted for lower cost since the last proven champion
     requested_by: str
 
     @property
@@ -61,12 +62,21 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
         code=code,
         data=hashes,
         base_model=inputs.base_model,
-        champion=champion,
+        champion=champion.uri if champion else None,
+        accepted_loss=champion.accepted_loss if champion else 0.0,
         requested_by=current_user(),
         requested_at=now(),
     )
     registered = write_once(f"{uri}/{PROTOCOL_FILE}", preregistration)
-    return RunContext(uri, inputs, task, registered.protocol, registered.champion, registered.requested_by)
+    return RunContext(
+        uri,
+        inputs,
+        task,
+        protocol=registered.protocol,
+        champion=registered.champion,
+        accepted_loss=registered.accepted_loss,
+        requested_by=registered.requested_by,
+    )
 
 
 def write_once(uri: str, value: M) -> M:
@@ -103,8 +113,8 @@ def _report_data(inputs: RunInputs, task: Task, *, progress: ProgressReporter) -
         progress.note(f"{leak}; the verdict will be INSUFFICIENT_EVIDENCE (rule 2). Split the rows again")
 
 
-def _name_run(task_uri: str, request: str) -> tuple[str, str | None]:
-    """Return the run's URI, named by the request digest and the champion, and the champion's URI.
+def _name_run(task_uri: str, request: str) -> tuple[str, Champion | None]:
+    """Return the run's URI, named by the request digest and the champion, and the champion.
 
     If the champion's own run is requested again, return its URI, so the stored result is reused.
     """
@@ -116,6 +126,6 @@ def _name_run(task_uri: str, request: str) -> tuple[str, str | None]:
         if champion.run and storage.exists(protocol):
             stored = Preregistration.model_validate_json(storage.read_bytes(protocol))
             if stored.request_sha256 == request:
-                return champion.run, champion.uri
+                return champion.run, champion
     uri = champion.uri if champion else None
-    return TaskPaths(task_uri).run(run_name(request, champion=uri)), uri
+    return TaskPaths(task_uri).run(run_name(request, champion=uri)), champion

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
+from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report import evidence
 from tailorbird.evaluation.report.model_scores import (
@@ -17,7 +17,6 @@ from tailorbird.evaluation.report.model_scores import (
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.prepare import RunContext
-from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import now
 from training.reports import TrainingResult
@@ -41,10 +40,21 @@ class TrainedModels:
 
     @property
     def contenders(self) -> dict[str, Contender]:
-        """The two models that the verdict compares, by role."""
-        best = select_incumbent(self.baselines)
-        assert best.uri is not None  # `select_incumbent` returns a servable baseline
-        return {"incumbent": Contender(best.kind, best.uri, best.validation), "candidate": self.candidate}
+        """The incumbent, the candidate and the further contenders, by role."""
+        best, *further = (
+            Contender(baseline.kind, baseline.uri, baseline.validation)
+            for baseline in (select_incumbent(self.baselines), *further_contenders(self.baselines))
+            if baseline.uri is not None  # servable baselines have artifacts
+        )
+        return {"incumbent": best, "candidate": self.candidate, **{contender.kind: contender for contender in further}}
+
+    @property
+    def models(self) -> tuple[evidence.FrozenModel, ...]:
+        """The models that the verdict compares, to be frozen before the test rows are read."""
+        return tuple(
+            evidence.FrozenModel(role, model.kind, model.uri, model.validation)
+            for role, model in self.contenders.items()
+        )
 
     def cpu_seconds(self, training: TrainingConfig) -> float:
         """Return the CPU-seconds spent in training steps, over all trials and seed runs."""
@@ -54,9 +64,9 @@ class TrainedModels:
 
 @dataclass(frozen=True)
 class EvaluatedModels:
-    """Predictions and cost of both models, and the recorded access to the test rows."""
+    """Predictions and cost of all compared models, and the recorded access to the test rows."""
 
-    routing: Routing | None  # routing of the hybrid, fitted on validation
+    family: evidence.Family  # the frozen models, with the routing of the hybrid
     test_access: TestSetAccess
     predictions: Mapping[str, Predictions]  # by table name
     cost: evidence.CostRecord
@@ -84,7 +94,8 @@ def build_evidence(
         protocol=protocol,
         verdict=verdict,
         test_access=evaluated.test_access,
-        routing=evaluated.routing,
+        family=evaluated.family,
+        accepted_loss=context.accepted_loss,
         data=evidence.DataRecord(data.report, data.num_train, data.hashes),
         scores=model_scores(
             trained.baselines,

@@ -56,6 +56,8 @@ class FormerChampion(Frozen):
     digest: str
     run: str  # URI of the run whose verdict selected it; empty if there is none
     verdict: ChosenBy | None = None
+    accepted_loss: float = 0.0
+    """Sum of the measured losses that were accepted for lower cost since the last champion that was proven better."""
     pretrained: PinnedVersion | None = None  # served as `model: pretrained`: a baseline, which may be this version
     parity: ParityResult | None = None  # None if nothing was served at its promotion; `serve` then checks parity
 

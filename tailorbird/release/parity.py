@@ -200,7 +200,7 @@ def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[
         raise ParityRefused(f"{uri} has no predictions of {version.uri}; run the recipe again")
     if roles[0] != "hybrid":
         return load_predictions(f"{uri}/predictions/{roles[0]}.parquet"), frozenset()
-    routing = evidence.routing
+    routing = evidence.family.routing
     assert routing is not None  # a hybrid has a routing rule
     tables = {role: load_predictions(f"{uri}/predictions/{role}.parquet") for role in ("incumbent", "candidate")}
     parts = {role: ModelPredictions(table) for role, table in tables.items()}

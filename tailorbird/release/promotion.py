@@ -113,6 +113,7 @@ def _promoted(
         runtime = f"{version.engine} in {version.dtype} ({ENGINE_EVIDENCE})"
         reason = reason.model_copy(update={"runtime": runtime})
     kept = former if reason.change == "engine" else None
+    accepted = kept.accepted_loss if kept else verdict.accepted_loss
     chosen_by = ChosenBy(outcome=verdict.outcome, rule=verdict.rule, sentence=verdict.sentence())
     digests = (version.digest, evaluation.weights.digest)
     return Champion(
@@ -121,6 +122,7 @@ def _promoted(
         digest=version.digest,
         run=kept.run if kept else evidence.run,
         verdict=kept.verdict if kept else chosen_by,
+        accepted_loss=accepted,
         pretrained=kept.pretrained if kept else _pretrained(version, evidence=evidence, former=former),
         parity=parity,
         reason=reason,
@@ -204,11 +206,12 @@ def _weights_of(champion: Champion) -> str | None:
 
 
 def _pretrained(version: ModelVersion, *, evidence: Evidence, former: Champion | None) -> PinnedVersion | None:
-    """Return the baseline to serve next to the version: the incumbent, or else the baseline of the former champion.
+    """Return the baseline to serve next to the version: the baseline that its run chose, or else the former champion's.
 
-    The latter must be undamaged and have the base model and the code of the version.
+    That is the version itself if it is a baseline, or the incumbent. The former champion's baseline must be undamaged
+    and have the base model and the code of the version.
     """
-    baseline = _pinned_baseline(evidence.versions["incumbent"])
+    baseline = _pinned_baseline(evidence.winner) or _pinned_baseline(evidence.versions["incumbent"])
     if baseline is not None or former is None or former.pretrained is None:
         return baseline
     with suppress(ValueError):
@@ -259,4 +262,7 @@ def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, ove
     if rolled_back and override is None:
         raise PromotionRefused(f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}")
     reason = override.strip() if rolled_back and override is not None else None
-    return ChangeReason(change="promotion", text=f"{verdict.outcome} by rule {verdict.rule}", override=reason)
+    text = f"{verdict.outcome} by rule {verdict.rule}"
+    if verdict.replacement is not None:
+        text += f": {verdict.replacement} is proven better than the incumbent"
+    return ChangeReason(change="promotion", text=text, override=reason)

@@ -17,6 +17,9 @@ class Baseline:
     note: str  # description for reports
 
 
+NUM_FURTHER = 2  # further contenders that are tested against the incumbent
+
+
 def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:
     """Return the model that the candidate must beat: the champion, or else the best servable baseline on validation.
 
@@ -26,3 +29,13 @@ def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:
     servable = [baseline for baseline in baselines if baseline.servable]
     champion = next((baseline for baseline in servable if baseline.kind == CHAMPION), None)
     return champion or max(servable, key=lambda baseline: baseline.validation)
+
+
+def further_contenders(baselines: Sequence[Baseline]) -> tuple[Baseline, ...]:
+    """Return the best servable baselines on validation other than the incumbent, at most `NUM_FURTHER`, best first.
+
+    They are tested against the incumbent together with the candidate.
+    """
+    incumbent = select_incumbent(baselines)
+    others = [baseline for baseline in baselines if baseline.servable and baseline is not incumbent]
+    return tuple(sorted(others, key=lambda baseline: -baseline.validation)[:NUM_FURTHER])

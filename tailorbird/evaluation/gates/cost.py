@@ -1,5 +1,6 @@
 """The cost gate: compare the value of the gain with the cost of training and serving."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,10 @@ MIN_ROUNDS = 5
 SECONDS_PER_HOUR = 3600
 MAX_SHRINK = 1000.0
 """Largest factor by which an interval may have to shrink; a larger factor needs over a million times the rows."""
+
+
+ServingCosts = Mapping[str, tuple[float, ...]]
+"""CPU-seconds per thousand rows of each model by role, one value per alternating round."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class CpuRounds:
         seconds = np.array([*self.incumbent, *self.candidate])
         if not (np.isfinite(seconds) & (seconds > 0)).all():
             raise ValueError(f"CPU-seconds {sorted(seconds.tolist())} must be finite and above 0; measure on more rows")
+
+
+def cpu_rounds(costs: ServingCosts, *, candidate: str = "candidate", incumbent: str = "incumbent") -> CpuRounds:
+    """Return the measured cost of the models in two roles as a pair."""
+    return CpuRounds(incumbent=tuple(costs[incumbent]), candidate=tuple(costs[candidate]))
 
 
 def cost_ratio(rounds: CpuRounds, *, alpha: float = 0.05) -> tuple[float, tuple[float, float]]:

@@ -9,11 +9,10 @@ from pydantic import JsonValue
 from cluster.code_snapshot import CodeVersion
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
-from tailorbird.evaluation.gates.cost import CpuRounds
+from tailorbird.evaluation.gates.cost import ServingCosts
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import winner
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.routing import Routing
@@ -23,6 +22,8 @@ from tailorbird.storage.stored_model import StoredModel
 
 EVIDENCE_FILE = "evidence.json"
 ENGINE_EVIDENCE = "engine_evidence.json"  # file name of the `EngineEvidence` in the folder of an exported version
+ROLES = ("incumbent", "candidate")
+FAMILY_FILE = "family.json"  # file name of the `Family` in the folder of a run or a version
 UNREGISTERED = "not registered"  # digest of a version that the verdict did not select, so it was not registered
 
 
@@ -110,13 +111,43 @@ class CurveRecord:
 class CostRecord:
     """The measured cost."""
 
-    cpu: CpuRounds | None  # cost of serving; None if not measured
+    cpu: ServingCosts | None  # cost of serving each model by role; None if not measured
     training_cpu_s: float  # CPU-seconds in the training steps of all trials and seeds
 
 
 @dataclass(frozen=True)
+class FrozenModel:
+    """A model that is compared on the test rows, as frozen before they are read."""
+
+    role: str  # `incumbent`, `candidate`, or the kind of a further contender
+    kind: str
+    uri: str  # URI of its artifact or version
+    validation: float  # validation score
+
+
+class Family(StoredModel):
+    """The models of a run's comparison, and the routing of the hybrid; stored before the test rows are predicted."""
+
+    models: tuple[FrozenModel, ...]
+    """The incumbent, the candidate, then the further contenders, best on validation first."""
+    routing: Routing | None
+    """Routing of the hybrid, fitted on validation."""
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """The roles of the further contenders."""
+        return tuple(model.role for model in self.models if model.role not in ROLES)
+
+    @property
+    def best_part(self) -> Literal["incumbent", "candidate"]:
+        """The role of the hybrid's part with the higher score on validation."""
+        scores = {model.role: model.validation for model in self.models}
+        return "candidate" if scores["candidate"] >= scores["incumbent"] else "incumbent"
+
+
+@dataclass(frozen=True)
 class CandidateRecord:
-    """The incumbent, candidate or hybrid of a run."""
+    """A model of a run's comparison, or the hybrid."""
 
     kind: str
     uri: str
@@ -140,7 +171,8 @@ class ModelScore:
     validation: float
     interval: tuple[float, float] | None  # Wilson interval of the validation accuracy; None for other metrics
     test: float | None  # None if the model did not predict the test rows
-    role: Literal["incumbent", "candidate"] | None
+    role: Literal["incumbent", "candidate", "contender"] | None
+    servable: bool = True
 
 
 @dataclass(frozen=True)
@@ -168,8 +200,10 @@ class Evidence(StoredModel):
     verdict: Verdict
     test_access: TestSetAccess
     """The entry in the test-set ledger."""
-    routing: Routing | None
-    """Routing of the hybrid, fitted on validation."""
+    family: Family
+    """The compared models, as frozen before the test rows were read."""
+    accepted_loss: float
+    """Losses accepted for lower cost since the last proven champion, before this run."""
     data: DataRecord
     scores: tuple[ModelScore, ...]
     """Scores of each baseline, then of the candidate."""
@@ -192,7 +226,7 @@ class Evidence(StoredModel):
     distinct: DistinctRecord | None
     """Scores without near-duplicates of training rows; None if there are none, or if only a sample was compared."""
     versions: dict[str, CandidateRecord]
-    """Versions by role: `incumbent`, `candidate`, and `hybrid` if there is one."""
+    """Versions by role: those of `family`, and `hybrid` if the verdict selected one."""
     champion: str | None
     """URI of the champion when the run began."""
     code: CodeVersion
@@ -201,7 +235,7 @@ class Evidence(StoredModel):
     @property
     def winning_role(self) -> str:
         """The role that the verdict selected."""
-        return winner(self.verdict.outcome)
+        return self.verdict.winner
 
     @property
     def winner(self) -> CandidateRecord:
@@ -222,9 +256,12 @@ class Evidence(StoredModel):
             leaks=self.data.report.leaks,
             access_number=self.test_access.number,
             num_rows_seen=self.test_access.num_seen,
-            routing=self.routing,
+            contenders={role: model_predictions(role, tables) for role in self.family.contenders},
+            routing=self.family.routing,
+            best_part=self.family.best_part,
             cpu=self.cost.cpu,
             training_cpu_s=self.cost.training_cpu_s,
+            accepted_loss=self.accepted_loss,
         )
 
 
@@ -238,7 +275,7 @@ class EngineEvidence(StoredModel):
     run: str
     """URI of the run."""
     protocol: TestProtocol
-    cpu: CpuRounds
+    cpu: ServingCosts
     code: CodeVersion
     created_at: str
     """ISO 8601."""

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tailorbird import storage
+from tailorbird.config.evaluation import GatesConfig
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, ROLES, Evidence
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
@@ -15,15 +16,28 @@ from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
 MANIFEST = "evidence_manifest.json"
 """File with the sha256 of every evidence file; it is written last, so its presence means the evidence is complete."""
 PAGES = ("report.html", "MODEL_CARD.md")
-ROLES = ("incumbent", "candidate")
 VALIDATION = "validation"
 """Set name of the validation tables; they are stored so that selections on validation can be checked."""
 
 
-def prediction_table_names(*, changed: bool) -> tuple[str, ...]:
-    """Return the names of a run's tables in `predictions/`; `changed` is True if gates need changed rows."""
-    sets = (VALIDATION, *(CHANGED_SETS if changed else ()))
-    return (*ROLES, *(f"{role}_{name}" for role in ROLES for name in sets))
+def prediction_table_names(contenders: Sequence[str], *, changed: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of a run's tables in `predictions/`.
+
+    `contenders` are the roles of the further contenders, and `changed` the sets of changed rows that gates need. The
+    further contenders have no table of the validation rows.
+    """
+    roles = (*ROLES, *contenders)
+    return (
+        *roles,
+        *(f"{role}_{VALIDATION}" for role in ROLES),
+        *(f"{role}_{name}" for role in roles for name in changed),
+    )
+
+
+def changed_sets(gates: GatesConfig) -> tuple[str, ...]:
+    """Return the sets of changed rows that the gates need."""
+    needed = (gates.counterfactual, gates.robustness)
+    return tuple(name for name, gate in zip(CHANGED_SETS, needed, strict=True) if gate is not None)
 
 
 def load_all_predictions(uri: str) -> dict[str, Predictions]:

@@ -43,6 +43,7 @@ def to_html(evidence: Evidence) -> str:
             sections.outcomes_section(evidence.verdict, figures),
             sections.gates_section(evidence.verdict, figures),
             sections.hybrid_section(evidence.verdict, figures),
+            sections.contenders_section(evidence.verdict, figures),
             _scores_section(evidence, figures),
             sections.reliability_section(evidence, figures),
             _curve_section(evidence, figures),
@@ -92,7 +93,7 @@ def _scores_section(evidence: Evidence, figures: Figures) -> str:
         measured = figures(f"{at}.validation", ".3f") + f"<small>{limits}</small>"
         name = figures(f"{at}.kind") + (f" ({score.role})" if score.role else "")
         rows.append([name, plot, measured, figures(f"{at}.test", ".3f") if test else ""])
-        classes.append("chosen" if score.role in ("incumbent", "candidate") else "")
+        classes.append("chosen" if score.role else "")
     metric = evidence.verdict.metric
     interval = " with Wilson's interval" if metric in ROW_METRICS else ""
     return html.section(

@@ -13,10 +13,9 @@ from tailorbird.evaluation.report.console import (
 )
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
-from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.evaluation.verdict.types import ContenderVerdict, Verdict
 from tailorbird.registry.versions import MIXED_KINDS
 
-ROLES = ("candidate", "incumbent", "hybrid")
 HUB_METRICS = {
     "accuracy": "accuracy",
     "macro_f1": "f1",
@@ -45,9 +44,8 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
 
     The licence is that of the recipe, if any. hf:// URIs are written as Hub ids, other URIs unchanged.
     """
-    if role not in ROLES or role not in evidence.versions:
-        known = ", ".join(name for name in ROLES if name in evidence.versions)
-        raise ValueError(f"role is {role!r}; allowed: {known}")
+    if role not in evidence.versions:
+        raise ValueError(f"role is {role!r}; allowed: {', '.join(evidence.versions)}")
     verdict, version = evidence.verdict, evidence.versions[role]
     front = _front_matter(evidence, verdict, role=role)
     body = [
@@ -87,6 +85,8 @@ def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
     if role == "hybrid":
         assert verdict.hybrid is not None  # the role requires a hybrid
         scores = {verdict.metric: verdict.hybrid.score}
+    elif contender := _contender(verdict, role=role):
+        scores = {verdict.metric: contender.score}
     elif role == "candidate":
         scores = {verdict.metric: verdict.candidate_score, second.metric: second.candidate}
     else:
@@ -201,13 +201,13 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
         State.NOT_ASSESSABLE: "could not be assessed",
         State.NOT_APPLICABLE: "is not applicable",
     }
-    subject = "hybrid" if role == "hybrid" else "candidate"
+    subject = "candidate" if role == "incumbent" else role
     lines += [f"The {name} gate {states[gate.state]} for the {subject}." for name, gate in gates.items()]
     lines += [f"{what} was not assessed." for name, what in BEHAVIORAL_GATES.items() if name not in gates]
     low, high = verdict.interval
     lines.append(
         f"The candidate's gain over the incumbent is uncertain: the interval is {points(low)} to {points(high)} points "
-        f"({p_text(verdict.p_value)})."
+        f"({p_text(verdict.p_holm)})."
     )
     if part := streaming_sentence(evidence):
         lines.append(f"{part[0].upper()}{part[1:]}.")
@@ -227,9 +227,16 @@ def _out_of_scope(evidence: Evidence) -> str:
 
 
 def _gates(verdict: Verdict, *, role: str) -> dict[str, Gate]:
-    """Return the gates of the hybrid by name; for the other roles, those of the candidate."""
+    """Return the gates of the hybrid or a further contender by name; for the other roles, those of the candidate."""
     gates = verdict.hybrid.gates if role == "hybrid" and verdict.hybrid else verdict.gates
+    if contender := _contender(verdict, role=role):
+        gates = contender.gates
     return {gate.name: gate for gate in gates}
+
+
+def _contender(verdict: Verdict, *, role: str) -> ContenderVerdict | None:
+    """Return the evaluation of the further contender in a role, if it is one."""
+    return next((contender for contender in verdict.contenders if contender.role == role), None)
 
 
 def _hub_id(uri: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from tailorbird.data.quality import DataReport
-from tailorbird.evaluation.baselines.baseline import Baseline, select_incumbent
+from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
 from tailorbird.evaluation.gates.calibration import NUM_BINS
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions
 from tailorbird.evaluation.report.evidence import DistinctRecord, ModelScore, ReliabilityBin
@@ -24,12 +24,17 @@ def model_scores(
 
     Only models that predicted the test rows have test scores.
     """
-    incumbent = select_incumbent(baselines)
+    incumbent, further = select_incumbent(baselines), further_contenders(baselines)
+    tested = {contender.role: contender.score for contender in verdict.contenders}
     scores = []
     for baseline in baselines:
-        score = ModelScore(baseline.kind, baseline.validation, interval=None, test=None, role=None)
+        score = ModelScore(
+            baseline.kind, baseline.validation, interval=None, test=None, role=None, servable=baseline.servable
+        )
         if baseline is incumbent:
             score = replace(score, role="incumbent", test=verdict.incumbent_score)
+        elif baseline in further and baseline.kind in tested:
+            score = replace(score, role="contender", test=tested[baseline.kind])
         scores.append(score)
     scores.append(ModelScore(kind, validation, interval=None, test=verdict.candidate_score, role="candidate"))
     if verdict.metric not in ROW_METRICS:  # a Wilson interval needs a metric that is a share of rows

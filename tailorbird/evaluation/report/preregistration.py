@@ -27,6 +27,8 @@ class Preregistration(StoredModel):
     base_model: BaseModelRecord
     champion: str | None
     """URI of the champion, if there is one."""
+    accepted_loss: float
+    """Losses accepted for lower cost since the last proven champion."""
     requested_by: str
     requested_at: str
     """ISO 8601."""

@@ -7,7 +7,7 @@ from tailorbird.evaluation.report import html_elements as html
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html_elements import Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, size
 from tailorbird.evaluation.verdict.types import Verdict
 
 
@@ -20,6 +20,10 @@ def gain_section(evidence: Evidence, figures: Figures) -> str:
         "verdict.second_metric",
     )
     p_value = figures("verdict.p_value", p_text) + f" (alpha = {verdict.alpha:g})"
+    if verdict.family_size > 1:
+        p_value += f", after Holm's correction for {verdict.family_size} contenders " + figures(
+            "verdict.p_holm", p_text
+        )
     if verdict.p_exact is not None:
         p_value += ", McNemar's exact " + figures("verdict.p_exact", p_text)
     rows = {
@@ -28,6 +32,12 @@ def gain_section(evidence: Evidence, figures: Figures) -> str:
         "gain, points": figures.estimate("verdict.gain", interval="verdict.interval"),
         "p value": p_value,
     }
+    at_minimum = f"probability that the gain is above {size(verdict.minimum_gain)} (does not affect the verdict)"
+    rows[at_minimum] = figures("verdict.posterior.above_minimum", ".0%")
+    losses = {"loss_if_replaced": "if the candidate serves", "loss_if_kept": "if the incumbent serves"}
+    rows["expected loss, points (does not affect the verdict)"] = ", ".join(
+        f"{figures(f'verdict.posterior.{name}', _points)} {what}" for name, what in losses.items()
+    )
     scores = ", ".join(f"{role} " + figures(f"{at}.{role}", ".4f") for role in COMPARED)
     gain = figures.estimate(f"{at}.gain", interval=f"{at}.interval")
     rows[f"{second} (does not affect the verdict)"] = f"{scores}, gain {gain}"
@@ -141,15 +151,56 @@ def hybrid_section(verdict: Verdict, figures: Figures) -> str:
         ),
         METRIC_NAMES[verdict.metric]: figures(f"{at}.score", ".4f"),
         "gain over the incumbent, points": figures.estimate(f"{at}.gain", interval=f"{at}.interval"),
-        "Holm-adjusted p (candidate and hybrid)": figures(f"{at}.p_holm", p_text),
-        "proven": figures(f"{at}.proven", html.plain),
+        "Holm-adjusted p": figures(f"{at}.p_holm", p_text),
+        "proven better than the incumbent": figures(f"{at}.proven", html.plain),
+        "gain over the candidate, points": figures.estimate(
+            f"{at}.against_candidate.gain", interval=f"{at}.against_candidate.interval"
+        ),
+        "proven better than the candidate": figures(f"{at}.against_candidate.proven", html.plain),
     }
+    if hybrid.cost_ratio is not None:
+        ratio, low, high = figures.items(f"{at}.cost_ratio", ".3f")
+        rows[f"cost divided by the {hybrid.best_part}'s"] = f"{ratio} ({low} to {high})"
     return html.section(
         "Hybrid",
         html.paragraph("The routing rule was fixed on validation, before the test rows were read.", soft=True),
         charts.gain(hybrid.gain, interval=hybrid.interval, minimum=verdict.minimum_gain),
         html.pairs(rows),
         _gate_tables(hybrid.gates, figures, at=f"{at}.gates"),
+    )
+
+
+def contenders_section(verdict: Verdict, figures: Figures) -> str:
+    """Return the section about the further contenders; empty if there are none."""
+    if not verdict.contenders:
+        return ""
+    rows, classes, parts = [], [], []
+    for index, contender in enumerate(verdict.contenders):
+        at = f"verdict.contenders.{index}"
+        gain = figures.estimate(f"{at}.gain", interval=f"{at}.interval")
+        proven = figures(f"{at}.proven", html.plain)
+        rows.append(
+            [figures(f"{at}.role"), figures(f"{at}.score", ".4f"), gain, figures(f"{at}.p_holm", p_text), proven]
+        )
+        classes.append("chosen" if contender.role == verdict.replacement else "")
+        if contender.gates:
+            parts += [
+                f"<h3>Gates of {figures(f'{at}.role')}</h3>",
+                _gate_tables(contender.gates, figures, at=f"{at}.gates"),
+            ]
+    return html.section(
+        "Further contenders",
+        html.paragraph(
+            "The best other baselines on validation are tested against the incumbent together with the candidate. The "
+            "highest gain of several contenders is slightly optimistic.",
+            soft=True,
+        ),
+        html.table(
+            ["contender", "score", "gain over the incumbent, points", "Holm-adjusted p", "proven"],
+            rows=rows,
+            row_classes=classes,
+        ),
+        *parts,
     )
 
 
@@ -177,14 +228,13 @@ def reliability_section(evidence: Evidence, figures: Figures) -> str:
 
 
 def cost_section(evidence: Evidence, figures: Figures) -> str:
-    """Return the serving cost of both models by round; empty if it was not measured."""
+    """Return the serving cost of all models by round; empty if it was not measured."""
     rounds = evidence.cost.cpu
     if rounds is None or evidence.verdict.cost_ratio is None:
         return ""
-    cpu = {"incumbent": rounds.incumbent, "candidate": rounds.candidate}
-    largest = max(*rounds.incumbent, *rounds.candidate)
+    largest = max(max(seconds) for seconds in rounds.values())
     rows = []
-    for role, seconds in cpu.items():
+    for role, seconds in rounds.items():
         plot = charts.rounds(seconds, largest=largest, chosen=role == "candidate")
         rows.append([role, plot, ", ".join(figures.items(f"cost.cpu.{role}", ".4g"))])
     ratio, low, high = figures.items("verdict.cost_ratio", ".3f")
@@ -202,3 +252,7 @@ def cost_section(evidence: Evidence, figures: Figures) -> str:
         html.table(["model", "plot:rounds", "CPU-seconds"], rows=rows),
         html.pairs(summary),
     )
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.2f}"

@@ -1,16 +1,14 @@
-"""Decide between two models from their predictions on the same test rows (a pure function)."""
+"""Decide which model serves, from predictions on the same test rows (a pure function)."""
 
-from dataclasses import replace
-
-from tailorbird.evaluation.hybrid import apply_routing, hybrid_cost, share_to_candidate
-from tailorbird.evaluation.statistics.paired import Comparison, compare, holm
+from tailorbird.evaluation.statistics.paired import compare
+from tailorbird.evaluation.statistics.posterior import posterior_of
 from tailorbird.evaluation.statistics.power import power_analysis
+from tailorbird.evaluation.verdict.assess import Assessment, assess
 from tailorbird.evaluation.verdict.explain import ExplanationInputs, explain, further_access
-from tailorbird.evaluation.verdict.gates import evaluate_gates, measured_cost_ratio, states_of
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
-from tailorbird.evaluation.verdict.protocol import TestProtocol, spent_alpha
-from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, OUTCOME_OF_RULE, Facts, select_rule
-from tailorbird.evaluation.verdict.types import HybridVerdict, SecondMetric, Verdict
+from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
+from tailorbird.evaluation.verdict.types import SecondMetric, Verdict
 
 SECOND_METRIC = {
     "accuracy": "macro_f1",
@@ -31,30 +29,14 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     measurements that the protocol's gates need are missing.
     """
     require_same_rows(inputs, protocol=protocol)
-    candidate, incumbent = inputs.candidate.clean, inputs.incumbent.clean
-    alpha = spent_alpha(protocol.alpha, access_number=inputs.access_number)
-    main = compare(candidate, other=incumbent, metric=protocol.metric, alpha=alpha)
-    gates = evaluate_gates(inputs, protocol=protocol)
-    proven = _is_proven(main, p_value=main.p_value, minimum_gain=protocol.minimum_gain, alpha=alpha)
-    hybrid = _hybrid(inputs, main=main, protocol=protocol, alpha=alpha)
-    ratio = measured_cost_ratio(inputs.cpu, alpha=alpha)
-    facts = Facts(
-        leaks=bool(inputs.leaks),
-        proven=proven,
-        low=main.interval[0],
-        high=main.interval[1],
-        minimum_gain=protocol.minimum_gain,
-        regulated=protocol.regulated,
-        gates=states_of(gates),
-        hybrid_proven=hybrid is not None and hybrid.proven,
-        hybrid_gates=states_of(hybrid.gates) if hybrid else {},
-        cheaper=ratio is not None and ratio[2] < CHEAPER_RATIO,
-    )
-    rule = select_rule(facts)
+    assessment = assess(inputs, protocol=protocol)
+    result, rule, alpha = assessment.main, assessment.rule, assessment.alpha
+    main, outcome = result.comparison, OUTCOME_OF_RULE[rule]
     power = power_analysis(main, expected_gain=protocol.expected_gain, minimum_gain=protocol.minimum_gain, alpha=alpha)
-    explained = ExplanationInputs(main, protocol, alpha, gates, power.needed, hybrid, ratio, inputs.leaks)
+    replacement = assessment.replacement if outcome is Outcome.STAY else None
+    explained = ExplanationInputs(assessment, protocol, power.needed, inputs.leaks, replacement)
     return Verdict(
-        outcome=OUTCOME_OF_RULE[rule],
+        outcome=outcome,
         rule=rule,
         reasons=(*explain(rule, explained), *further_access(inputs, alpha=alpha, protocol_alpha=protocol.alpha)),
         metric=protocol.metric,
@@ -63,15 +45,18 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         protocol_alpha=protocol.alpha,
         access_number=inputs.access_number,
         minimum_gain=protocol.minimum_gain,
+        non_inferiority_margin=protocol.non_inferiority_margin,
         expected_gain=protocol.expected_gain,
         regulated=protocol.regulated,
-        incumbent_kind=incumbent.model,
-        candidate_kind=candidate.model,
+        incumbent_kind=inputs.incumbent.clean.model,
+        candidate_kind=inputs.candidate.clean.model,
         incumbent_score=main.other_score,
         candidate_score=main.candidate_score,
         gain=main.gain,
         interval=main.interval,
+        level=result.level,
         p_value=main.p_value,
+        p_holm=result.p_holm,
         p_exact=main.p_exact,
         only_incumbent_right=main.counts.only_other_right,
         only_candidate_right=main.counts.only_candidate_right,
@@ -79,36 +64,31 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         minimum_detectable_effect=power.minimum_detectable_effect,
         power_at_expected_gain=power.power_at_expected_gain,
         rows_needed=power.needed.rows,
-        proven=proven,
-        gates=gates,
-        cost_ratio=ratio,
-        hybrid=hybrid,
+        proven=result.proven,
+        posterior=posterior_of(
+            inputs.candidate.clean,
+            other=inputs.incumbent.clean,
+            metric=protocol.metric,
+            minimum_gain=protocol.minimum_gain,
+        ),
+        gates=assessment.gates,
+        cost_ratio=assessment.cost_ratio,
+        hybrid=assessment.hybrid,
+        contenders=assessment.contenders,
+        replacement=replacement.role if replacement else None,
+        accepted_loss=_accepted_loss(assessment, inputs, replaced=replacement is not None),
     )
 
 
-def _is_proven(main: Comparison, *, p_value: float, minimum_gain: float, alpha: float) -> bool:
-    return p_value < alpha and main.interval[0] > 0 and main.gain >= minimum_gain
-
-
-def _hybrid(inputs: VerdictInputs, *, main: Comparison, protocol: TestProtocol, alpha: float) -> HybridVerdict | None:
-    if inputs.routing is None or protocol.hybrid is None:
-        return None
-    hybrid = apply_routing(inputs.routing, incumbent=inputs.incumbent, candidate=inputs.candidate)
-    share = share_to_candidate(inputs.routing, inputs.incumbent.clean)
-    against = compare(hybrid.clean, other=inputs.incumbent.clean, metric=protocol.metric, alpha=alpha)
-    _, adjusted = holm([main.p_value, against.p_value])
-    cpu = hybrid_cost(inputs.routing, cpu=inputs.cpu, share=share) if inputs.cpu else None
-    return HybridVerdict(
-        routing=inputs.routing,
-        share_to_candidate=share,
-        score=against.candidate_score,
-        gain=against.gain,
-        interval=against.interval,
-        p_value=against.p_value,
-        p_holm=adjusted,
-        proven=_is_proven(against, p_value=adjusted, minimum_gain=protocol.minimum_gain, alpha=alpha),
-        gates=evaluate_gates(replace(inputs, candidate=hybrid, cpu=cpu), protocol=protocol),
-    )
+def _accepted_loss(assessment: Assessment, inputs: VerdictInputs, *, replaced: bool) -> float:
+    """Return the losses accepted for lower cost since the last proven champion, if the winner serves."""
+    hybrid = assessment.hybrid
+    if assessment.rule == 7:
+        return assessment.facts.accepted_loss
+    if assessment.rule == 3 and hybrid is not None and not hybrid.proven:
+        return inputs.accepted_loss + max(0.0, -hybrid.gain)
+    is_proven = replaced or assessment.rule in (3, 4)
+    return 0.0 if is_proven else inputs.accepted_loss
 
 
 def _second_metric(inputs: VerdictInputs, *, metric: str, alpha: float) -> SecondMetric:

@@ -6,55 +6,54 @@ from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
 from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.evaluation.statistics.power import RowsNeeded
+from tailorbird.evaluation.verdict.assess import Assessment
 from tailorbird.evaluation.verdict.formatting import p_text, points, size
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import NOT_MUCH_WORSE, ROUTABLE
-from tailorbird.evaluation.verdict.types import HybridVerdict
+from tailorbird.evaluation.verdict.types import ContenderVerdict
 
 
 @dataclass(frozen=True)
 class ExplanationInputs:
     """The quantities that determine the verdict."""
 
-    main: Comparison
+    assessment: Assessment
     protocol: TestProtocol
-    alpha: float  # of this access to the test rows
-    gates: tuple[Gate, ...]
     needed: RowsNeeded
-    hybrid: HybridVerdict | None
-    ratio: tuple[float, float, float] | None
     leaks: tuple[str, ...]
+    replacement: ContenderVerdict | None
+
+    @property
+    def main(self) -> Comparison:
+        """The comparison of the candidate with the incumbent."""
+        return self.assessment.main.comparison
 
 
 def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
     """Return the reasons for the rule that decided, most important first, and the statistical units if not rows."""
-    main, protocol, gates = inputs.main, inputs.protocol, inputs.gates
+    main, protocol, gates = inputs.main, inputs.protocol, inputs.assessment.gates
     proven = _proven(main, protocol=protocol)
     reasons: tuple[str, ...]
     if rule == 2:
         reasons = tuple(f"leak: {leak}" for leak in inputs.leaks)
     elif rule == 3:
-        reasons = (*proven, *open_gates(gates))
+        reasons = _hybrid(inputs)
     elif rule == 4:
-        hybrid = inputs.hybrid
-        assert hybrid is not None  # rule 4 requires a hybrid
-        passes = (
-            f"the hybrid passes: the candidate answers {hybrid.share_to_candidate:.0%} of the test rows, and the gain "
-            f"is {points(hybrid.gain)} points (the interval starts at {points(hybrid.interval[0])}, Holm-adjusted "
-            f"{p_text(hybrid.p_holm)})"
-        )
-        reasons = (*proven, *failed_gates(gates), passes, *open_gates(hybrid.gates, owner="the hybrid's"))
+        reasons = (*proven, *open_gates(gates))
     elif rule == 5:
-        reasons = (*failed_gates(gates), *proven, *_no_hybrid(inputs))
+        reasons = (*failed_gates(gates), *proven)
     elif rule == 6:
         reasons = (*open_gates(gates, regulated=True), *proven)
     elif rule == 7:
         reasons = (*_cheaper(inputs), *open_gates(gates))
     elif rule == 8:
-        reasons = _insufficient(inputs)
+        reasons = (*_insufficient(inputs), *_not_for_cost(inputs))
     else:
-        reasons = (*_stay(main, protocol=protocol), *_disagreement(main, inputs.alpha))
+        reasons = (*_stay(inputs), *_disagreement(inputs), *_not_for_cost(inputs))
+    if inputs.replacement is not None:
+        reasons = (*_replacement(inputs.replacement, inputs), *reasons)
+    if rule > 4:
+        reasons = (*reasons, *_no_hybrid(inputs))
     n, units = main.counts.n, main.num_units
     if units == n:
         return reasons
@@ -110,13 +109,18 @@ def _insufficient(inputs: ExplanationInputs) -> tuple[str, ...]:
             f"{needed.rows:,} are needed), but a smaller gain needs more rows; set a smaller expected_gain to compute "
             "how many"
         )
-    return why, rows, *_disagreement(main, inputs.alpha)
+    return why, rows, *_disagreement(inputs)
 
 
-def _stay(main: Comparison, *, protocol: TestProtocol) -> tuple[str, ...]:
+def _stay(inputs: ExplanationInputs) -> tuple[str, ...]:
+    main, protocol, facts = inputs.main, inputs.protocol, inputs.assessment.facts
     high, gain, minimum = main.interval[1], main.gain, size(protocol.minimum_gain)
     reasons = []
-    if high < 0:
+    if facts.proven:
+        better = " and the other contender is better than the candidate" if facts.surpassed else ""
+        reasons += [f"the candidate is better than the incumbent, too{better}: {points(gain)} points"]
+        reasons += [] if facts.surpassed else open_gates(inputs.assessment.gates, regulated=True)
+    elif high < 0:
         reasons.append(f"the candidate is worse than the incumbent: the interval ends at {points(high)} points")
     elif high < protocol.minimum_gain:
         reasons.append(f"a gain of {minimum} is ruled out: the interval ends at {points(high)} points")
@@ -172,40 +176,99 @@ def _bound_text(bound: Bound, *, money: bool) -> str:
     return f"the {bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = {bound.n:,}"
 
 
+def _hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
+    hybrid, margin = inputs.assessment.hybrid, inputs.protocol.non_inferiority_margin
+    assert hybrid is not None  # rule 3 requires a hybrid
+    low = min(hybrid.interval[0], hybrid.against_candidate.interval[0])
+    reasons = [
+        f"the hybrid is not inferior to the incumbent and the candidate: the intervals of its gains start at "
+        f"{points(hybrid.interval[0])} and {points(hybrid.against_candidate.interval[0])} points, above the limit of "
+        f"{points(-margin)}"
+        if low <= 0
+        else f"the hybrid is better than the incumbent and the candidate: the intervals of its gains start at "
+        f"{points(hybrid.interval[0])} and {points(hybrid.against_candidate.interval[0])} points"
+    ]
+    if hybrid.cost_ratio is not None and hybrid.cost_ratio[2] < 1:
+        reasons.append(
+            f"it uses {hybrid.cost_ratio[0]:.2f} times the CPU-seconds per row of the {hybrid.best_part}, its better "
+            f"part on validation (the interval ends at {hybrid.cost_ratio[2]:.2f})"
+        )
+    reasons.append(f"the candidate answers {hybrid.share_to_candidate:.0%} of the test rows")
+    return *reasons, *open_gates(hybrid.gates, owner="the hybrid's")
+
+
 def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
-    failed, hybrid = {gate.name for gate in inputs.gates if gate.state is State.FAILS}, inputs.hybrid
-    if not failed <= ROUTABLE or inputs.protocol.hybrid is None:
+    """Return why the hybrid was not chosen."""
+    protocol, hybrid = inputs.protocol, inputs.assessment.hybrid
+    if protocol.hybrid is None:
         return ()
     if hybrid is None:
         why = "on validation one model would answer every row, or the incumbent is already a hybrid"
         return (f"no hybrid was evaluated: {why}",)
-    if not hybrid.proven:
+    low = min(hybrid.interval[0], hybrid.against_candidate.interval[0])
+    if low <= -protocol.non_inferiority_margin:
         return (
-            f"the hybrid's gain of {points(hybrid.gain)} points is not proven: the interval starts at "
-            f"{points(hybrid.interval[0])} points, Holm-adjusted {p_text(hybrid.p_holm)}",
+            f"the hybrid may be inferior to one of its parts: the interval of its gain starts at {points(low)} points, "
+            f"not above the limit of {points(-protocol.non_inferiority_margin)}",
         )
-    owner, regulated = "the hybrid's", inputs.protocol.regulated
+    if not hybrid.holds:
+        return (
+            f"the hybrid is not inferior to its parts, but neither proven to be better than both nor to cost less than "
+            f"the {hybrid.best_part}",
+        )
+    owner = "the hybrid's"
     return (
         *failed_gates(hybrid.gates, owner=owner),
-        *open_gates(hybrid.gates, regulated=regulated, owner=owner),
+        *(open_gates(hybrid.gates, regulated=True, owner=owner) if protocol.regulated else ()),
+    )
+
+
+def _replacement(contender: ContenderVerdict, inputs: ExplanationInputs) -> tuple[str, ...]:
+    minimum = size(inputs.protocol.minimum_gain)
+    size_of_family = len(inputs.assessment.contenders) + 1 + (inputs.assessment.hybrid is not None)
+    return (
+        f"the contender {contender.role} needs no fine-tuning and is proven better than the incumbent: "
+        f"{points(contender.gain)} points (the interval starts at {points(contender.interval[0])}, Holm-adjusted "
+        f"{p_text(contender.p_holm)}, minimum gain {minimum}); `tailorbird promote` makes it the champion",
+        f"the gain of {contender.role} is the largest of {size_of_family} on these rows, so it is slightly optimistic",
+        *open_gates(contender.gates, owner=f"for {contender.role}, the"),
     )
 
 
 def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
-    assert inputs.ratio is not None  # rule 7 requires a measured cost
+    ratio, facts = inputs.assessment.cost_ratio, inputs.assessment.facts
+    assert ratio is not None  # rule 7 requires a measured cost
     return (
-        f"cost: the candidate uses {inputs.ratio[0]:.2f} times the incumbent's CPU-seconds per row (the interval ends "
-        f"at {inputs.ratio[2]:.2f})",
-        f"the candidate is not much worse: the interval of its gain starts at {points(inputs.main.interval[0])} "
-        f"points, above the limit of {points(NOT_MUCH_WORSE)}",
+        f"cost: the candidate uses {ratio[0]:.2f} times the incumbent's CPU-seconds per row (the interval ends at "
+        f"{ratio[2]:.2f}), and it is also cheaper than each other contender that is not proven worse",
+        f"the candidate is not inferior: the interval of its gain starts at {points(facts.low)} points, above the "
+        f"limit of {points(-facts.margin)}",
+        f"the losses accepted for lower cost since the last proven champion sum to {size(facts.accepted_loss)}, under "
+        f"the minimum gain of {size(facts.minimum_gain)}",
     )
 
 
-def _disagreement(main: Comparison, alpha: float) -> tuple[str, ...]:
-    low, high = main.interval
-    if (main.p_value < alpha) == (low > 0 or high < 0):
+def _not_for_cost(inputs: ExplanationInputs) -> tuple[str, ...]:
+    """Return why a candidate that is cheaper and not inferior does not replace the incumbent."""
+    facts = inputs.assessment.facts
+    if facts.proven or facts.surpassed or not facts.cheaper or facts.low <= -facts.margin:
+        return ()
+    if facts.accepted_loss >= facts.minimum_gain:
+        return (
+            "the candidate costs less and is not inferior, but the losses accepted for lower cost since the last "
+            f"proven champion would sum to {size(facts.accepted_loss)}, not under the minimum gain of "
+            f"{size(facts.minimum_gain)}",
+        )
+    gates = inputs.assessment.gates
+    return (*failed_gates(gates), *(open_gates(gates, regulated=True) if facts.regulated else ()))
+
+
+def _disagreement(inputs: ExplanationInputs) -> tuple[str, ...]:
+    low, high = inputs.main.interval
+    p_value, alpha = inputs.assessment.main.p_holm, inputs.assessment.alpha
+    if (p_value < alpha) == (low > 0 or high < 0):
         return ()
     return (
-        f"the p value and the interval disagree: {p_text(main.p_value)} at alpha = {alpha:.2g}, interval "
-        f"{points(low)} to {points(high)} points",
+        f"the p value and the interval disagree: {p_text(p_value)} at alpha = {alpha:.2g}, interval {points(low)} to "
+        f"{points(high)} points",
     )

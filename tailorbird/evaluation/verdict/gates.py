@@ -3,7 +3,7 @@
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import Tables, counterfactual_gate, robustness_gate
 from tailorbird.evaluation.gates.calibration import calibration_gate
-from tailorbird.evaluation.gates.cost import CpuRounds, cost_gate, cost_ratio, net_benefit
+from tailorbird.evaluation.gates.cost import ServingCosts, cost_gate, cost_ratio, cpu_rounds, net_benefit
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
@@ -34,12 +34,13 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
     if limits.robustness is not None:
         gates.append(robustness_gate(**changed("noise"), limits=limits.robustness, alpha=alpha))
     if protocol.cost is not None and inputs.cpu is None:
-        gates.append(Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost of a hybrid incumbent is not measured"))
+        gates.append(Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost is not measured"))
     elif protocol.cost is not None and inputs.cpu is not None:
         # The recipe prices a correct answer, so the gain is counted in correct answers, also under macro-F1.
         metric = "accuracy" if protocol.metric == "macro_f1" else protocol.metric
         main = compare(candidate, other=incumbent, metric=metric, alpha=alpha)
-        benefit = net_benefit(protocol.cost, rounds=inputs.cpu, training_cpu_s=inputs.training_cpu_s, alpha=alpha)
+        rounds, training_cpu_s = cpu_rounds(inputs.cpu), inputs.training_cpu_s
+        benefit = net_benefit(protocol.cost, rounds=rounds, training_cpu_s=training_cpu_s, alpha=alpha)
         gates.append(cost_gate(main, benefit=benefit, horizon_months=protocol.cost.horizon_months))
     return tuple(gates)
 
@@ -49,9 +50,11 @@ def states_of(gates: tuple[Gate, ...]) -> dict[str, State]:
     return {gate.name: gate.state for gate in gates}
 
 
-def measured_cost_ratio(cpu: CpuRounds | None, *, alpha: float) -> tuple[float, float, float] | None:
-    """Return the candidate's cost divided by the incumbent's: estimate, lower and upper end; None if not measured."""
-    if cpu is None:
+def measured_cost_ratio(
+    costs: ServingCosts | None, *, alpha: float, candidate: str = "candidate", incumbent: str = "incumbent"
+) -> tuple[float, float, float] | None:
+    """Return one model's cost divided by another's: estimate, lower and upper end; None if not measured."""
+    if costs is None:
         return None
-    estimate, (low, high) = cost_ratio(cpu, alpha=alpha)
+    estimate, (low, high) = cost_ratio(cpu_rounds(costs, candidate=candidate, incumbent=incumbent), alpha=alpha)
     return estimate, low, high

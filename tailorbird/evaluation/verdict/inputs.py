@@ -1,11 +1,12 @@
 """The predictions and measurements from which a verdict is computed and recomputed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from tailorbird.evaluation.gates.cost import CpuRounds
+from tailorbird.evaluation.gates.cost import ServingCosts
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused, align
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.registry.routing import Routing
@@ -24,9 +25,13 @@ class VerdictInputs:
     leaks: tuple[str, ...] = ()
     access_number: int = 1  # number of the access to these test rows, from 1
     num_rows_seen: int = 0  # test rows that are in an earlier access
+    contenders: Mapping[str, ModelPredictions] = field(default_factory=dict)
+    """The further contenders by role, best on validation first."""
     routing: Routing | None = None  # the hybrid's routing, fitted on validation before the test rows are read
-    cpu: CpuRounds | None = None  # cost of serving both models
+    best_part: Literal["incumbent", "candidate"] = "candidate"  # the hybrid's better part on validation
+    cpu: ServingCosts | None = None  # cost of serving each model by role; None if not measured
     training_cpu_s: float = 0.0  # CPU-seconds of training, including the sweep
+    accepted_loss: float = 0.0  # losses accepted for lower cost since the last proven champion
 
 
 def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPredictions:
@@ -41,6 +46,7 @@ def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
         hashes = f"their sha256 is {inputs.test_sha256}, but the protocol has {protocol.test_sha256}"
         raise VerdictRefused(f"the test rows changed: {hashes}; restore the test rows, or start a new run")
     models: tuple[Predictions, ...] = (inputs.incumbent.clean, inputs.candidate.clean)
+    models += tuple(contender.clean for contender in inputs.contenders.values())
     align(*models)
     if len(models[0]) != protocol.num_test_rows:
         raise VerdictRefused(
@@ -49,15 +55,17 @@ def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
         )
     known = set(models[0].row_ids)
     for name, gate in zip(CHANGED_SETS, (protocol.gates.counterfactual, protocol.gates.robustness), strict=True):
-        pair = [side.changed.get(name) for side in (inputs.incumbent, inputs.candidate)]
-        if gate is not None and None in pair:
-            raise ValueError(f"the recipe has a gate on {name} rows; give both models' predictions for these rows")
-        if name == "noise" and any(table is not None and len(table) != len(models[0]) for table in pair):
+        all_changed = [
+            side.changed.get(name) for side in (inputs.incumbent, inputs.candidate, *inputs.contenders.values())
+        ]
+        if gate is not None and None in all_changed:
+            raise ValueError(f"the recipe has a gate on {name} rows; give all models' predictions for these rows")
+        if name == "noise" and any(table is not None and len(table) != len(models[0]) for table in all_changed):
             raise VerdictRefused(
                 "the noise set must have one row per test row; create the set again from all test rows"
             )
-        tables = [table for table in pair if table is not None and len(table)]
-        if len(tables) == 2:
+        tables = [table for table in all_changed if table is not None and len(table)]
+        if len(tables) > 1:
             align(*tables)
             foreign = next((row for row in tables[0].row_ids if row.rpartition("|")[0] not in known), None)
             if foreign is not None:

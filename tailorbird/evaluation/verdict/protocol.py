@@ -24,8 +24,10 @@ class TestProtocol(BaseModel):
     """The smallest gain worth a change of model, as a share (0.01 is one point)."""
     expected_gain: float = Field(ge=0, lt=1)
     """The gain at which power and the number of rows needed are computed."""
+    non_inferiority_margin: float = Field(ge=0, lt=1)
+    """The largest loss at which a hybrid or a cheaper model may replace another model, as a share."""
     alpha: float = Field(gt=0, lt=0.5)
-    """Two-sided level of the test and of the interval; a further access to the same test rows has a lower one."""
+    """Two-sided level of the tests, over all contenders; a further access to the same test rows has a lower one."""
     test_sha256: str
     num_test_rows: int = Field(ge=1)
     regulated: bool = False
@@ -56,12 +58,16 @@ def spent_alpha(alpha: float, *, access_number: int) -> float:
 
 
 def build_protocol(config: EvaluationConfig, *, test_sha256: str, num_test_rows: int) -> TestProtocol:
-    """Return a recipe's protocol for these test rows; `expected_gain` defaults to twice `minimum_gain`."""
-    expected = config.expected_gain
+    """Return a recipe's protocol for these test rows.
+
+    `expected_gain` defaults to twice `minimum_gain`, and `non_inferiority_margin` to `minimum_gain`.
+    """
+    expected, margin = config.expected_gain, config.non_inferiority_margin
     return TestProtocol(
         metric=config.metric,
         minimum_gain=config.minimum_gain,
         expected_gain=min(2 * config.minimum_gain, 0.99) if expected is None else expected,
+        non_inferiority_margin=config.minimum_gain if margin is None else margin,
         alpha=config.alpha,
         test_sha256=test_sha256,
         num_test_rows=num_test_rows,

@@ -1,4 +1,4 @@
-"""The outcome table: select the rule that decides from facts about the candidate and the hybrid."""
+"""The outcome table: select the rule that decides from facts about the compared models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,12 +6,8 @@ from enum import StrEnum
 
 from tailorbird.evaluation.gates.base import State
 
-NOT_MUCH_WORSE = -0.01
-"""A cheaper candidate may replace the incumbent if the interval of its gain starts above this share (rule 7)."""
 CHEAPER_RATIO = 0.9
-"""A candidate is cheaper if the interval of its cost divided by the incumbent's ends below this (rule 7)."""
-ROUTABLE = frozenset({"groups", "cost"})
-"""Gates that a hybrid can pass when the candidate fails them; the other gates concern the model itself."""
+"""A model is cheaper if the interval of its cost divided by the other model's ends below this (rule 7)."""
 
 
 class Outcome(StrEnum):
@@ -26,19 +22,14 @@ class Outcome(StrEnum):
 # Rule 1 has no outcome: it raises VerdictRefused.
 OUTCOME_OF_RULE = {
     2: Outcome.INSUFFICIENT_EVIDENCE,
-    3: Outcome.FINE_TUNE,
-    4: Outcome.HYBRID,
+    3: Outcome.HYBRID,
+    4: Outcome.FINE_TUNE,
     5: Outcome.STAY,
     6: Outcome.INSUFFICIENT_EVIDENCE,
     7: Outcome.FINE_TUNE,
     8: Outcome.INSUFFICIENT_EVIDENCE,
     9: Outcome.STAY,
 }
-
-
-def winner(outcome: Outcome) -> str:
-    """Return the role that an outcome selects: `candidate`, `hybrid` or `incumbent`."""
-    return {Outcome.FINE_TUNE: "candidate", Outcome.HYBRID: "hybrid"}.get(outcome, "incumbent")
 
 
 @dataclass(frozen=True)
@@ -50,36 +41,45 @@ class Facts:
     low: float  # lower end of the gain's interval
     high: float  # upper end of the gain's interval
     minimum_gain: float
+    margin: float  # non-inferiority margin
     regulated: bool = False
     gates: Mapping[str, State] = field(default_factory=dict)
     """States of the candidate's gates by name; only gates of the recipe."""
-    hybrid_proven: bool = False  # a hybrid exists and its Holm-adjusted gain is proven
+    hybrid_holds: bool = False
+    """A hybrid exists, is not inferior to any part, and costs less than the best part or is proven better than all."""
     hybrid_gates: Mapping[str, State] = field(default_factory=dict)
-    cheaper: bool = False  # the whole interval of the cost ratio is below `CHEAPER_RATIO`
+    cheaper: bool = False
+    """The candidate is cheaper than the incumbent and than each other contender that is not proven worse than it."""
+    accepted_loss: float = 0.0  # losses accepted for cost since the last proven champion, with this candidate's
+    other_proven: bool = False  # a further contender is proven better than the incumbent and passes its gates
+    surpassed: bool = False  # such a contender is also better than the candidate
 
 
 def select_rule(facts: Facts) -> int:
     """Return the number of the first rule that holds, from 2 to 9."""
-    failed = {name for name, state in facts.gates.items() if state is State.FAILS}
-    hybrid_passes = facts.hybrid_proven and _pass(facts.hybrid_gates, facts)
+    passes = gates_pass(facts.gates, regulated=facts.regulated)
+    hybrid = facts.hybrid_holds and gates_pass(facts.hybrid_gates, regulated=facts.regulated)
+    unclear = facts.low <= 0 and facts.high >= facts.minimum_gain
     ranked = (
         (2, facts.leaks),
-        (3, facts.proven and _pass(facts.gates, facts)),
-        (4, facts.proven and bool(failed) and failed <= ROUTABLE and hybrid_passes),
-        (5, facts.proven and bool(failed)),
-        (6, facts.proven),  # the remaining case: a gate is not assessable and the recipe is regulated
-        (7, cheaper_and_not_worse(facts)),
-        (8, facts.low <= 0 and facts.high >= facts.minimum_gain),
+        (3, hybrid),
+        (4, facts.proven and passes and not facts.surpassed),
+        (5, facts.proven and State.FAILS in facts.gates.values()),
+        (6, facts.proven and not passes and not facts.other_proven),  # a gate is not assessable, the recipe regulated
+        (7, not facts.proven and cheaper_and_not_inferior(facts) and not facts.surpassed),
+        (8, unclear and not facts.other_proven),
     )
     return next((rule for rule, holds in ranked if holds), 9)
 
 
-def cheaper_and_not_worse(facts: Facts) -> bool:
-    """Return True if the candidate is cheaper and not much worse, and its gates pass."""
-    return facts.cheaper and facts.low > NOT_MUCH_WORSE and _pass(facts.gates, facts)
+def cheaper_and_not_inferior(facts: Facts) -> bool:
+    """Return True if the candidate is cheaper and not inferior, its gates pass, and the accepted losses stay small."""
+    affordable = facts.accepted_loss < facts.minimum_gain or facts.accepted_loss == 0
+    passes = gates_pass(facts.gates, regulated=facts.regulated)
+    return facts.cheaper and facts.low > -facts.margin and affordable and passes
 
 
-def _pass(gates: Mapping[str, State], facts: Facts) -> bool:
-    """Return True if no gate stops the change; a gate that is not assessable stops it if the recipe is regulated."""
-    allowed = {State.PASSES, State.NOT_APPLICABLE} | (set() if facts.regulated else {State.NOT_ASSESSABLE})
+def gates_pass(gates: Mapping[str, State], *, regulated: bool) -> bool:
+    """Return True if no gate stops a change; a gate that is not assessable stops it if the recipe is regulated."""
+    allowed = {State.PASSES, State.NOT_APPLICABLE} | (set() if regulated else {State.NOT_ASSESSABLE})
     return set(gates.values()) <= allowed

@@ -1,4 +1,4 @@
-"""Test whether another engine may serve an evaluated model: same weights, cheaper and not much worse (rule 7)."""
+"""Test whether another engine may serve an evaluated model: same weights, cheaper and not inferior (rule 7)."""
 
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.statistics.paired import compare
@@ -7,7 +7,7 @@ from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.gates import evaluate_gates, measured_cost_ratio, states_of
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, NOT_MUCH_WORSE, Facts, cheaper_and_not_worse
+from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, Facts, cheaper_and_not_inferior
 from tailorbird.evaluation.verdict.types import VerdictPart
 
 
@@ -50,12 +50,13 @@ def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Eq
         low=comparison.interval[0],
         high=comparison.interval[1],
         minimum_gain=protocol.minimum_gain,
+        margin=protocol.non_inferiority_margin,
         regulated=protocol.regulated,
         gates=states_of(gates),
         cheaper=ratio[2] < CHEAPER_RATIO,
     )
     return Equivalence(
-        accepted=cheaper_and_not_worse(facts),
+        accepted=cheaper_and_not_inferior(facts),
         reasons=_reasons(facts, ratio=ratio, gates=gates),
         metric=protocol.metric,
         n=comparison.counts.n,
@@ -76,10 +77,10 @@ def _reasons(facts: Facts, *, ratio: tuple[float, float, float], gates: tuple[Ga
         f"at {ratio[2]:.2f})"
     )
     difference = f"the interval of the difference starts at {points(facts.low)} points"
-    limit = f"the limit of {points(NOT_MUCH_WORSE)}"
+    limit = f"the limit of {points(-facts.margin)}"
     return (
         cost if facts.cheaper else f"{cost}, which is not proven to be below {CHEAPER_RATIO}",
-        f"{difference}, {'above' if facts.low > NOT_MUCH_WORSE else 'not above'} {limit}",
+        f"{difference}, {'above' if facts.low > -facts.margin else 'not above'} {limit}",
         *failed_gates(gates),
         *open_gates(gates, regulated=facts.regulated),
     )

@@ -1,36 +1,55 @@
 """The verdict and its parts."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
+from tailorbird.evaluation.gates.base import Gate
+from tailorbird.evaluation.statistics.posterior import Posterior
+from tailorbird.evaluation.verdict.formatting import p_text, points
+from tailorbird.evaluation.verdict.headline import headline
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
 from tailorbird.registry.routing import Routing
-
-FINE_TUNED = "fine-tuned model"
-MODEL_NAMES = {
-    "zero_shot": "pretrained model",
-    "few_shot": "pretrained model with examples in the prompt",
-    "centroid": "pretrained model with class averages",
-    "bag_of_words": "bag-of-words model",
-    "probe": "pretrained model with a linear head",
-    "probe_bag": "bag-of-words + pretrained model",
-    "lora": FINE_TUNED,
-    "lora_bag": f"{FINE_TUNED} with a bag of words",
-    "full": FINE_TUNED,
-    "full_bag": f"{FINE_TUNED} with a bag of words",
-    "hybrid": "hybrid model",
-}
-"""Names for readers by kind of model; other kinds are shown as they are."""
-PERCENTAGES = ("accuracy", "exact_match")  # metrics that are shares of rows
 
 
 class VerdictPart(BaseModel):
     """Base class of frozen models without unknown fields; every number is finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Difference(VerdictPart):
+    """A paired difference of two models in the verdict's metric, with an interval at level 1 - alpha."""
+
+    gain: float
+    interval: tuple[float, float]
+    p_value: float
+    proven: bool
+    """True if p < alpha, the interval is above 0, and the gain is at least `minimum_gain`."""
+
+
+class ContenderVerdict(VerdictPart):
+    """The evaluation of a further contender: a baseline that is tested against the incumbent with the candidate."""
+
+    role: str
+    """Role in the evidence: the kind of the baseline."""
+    kind: str
+    score: float
+    gain: float
+    interval: tuple[float, float]
+    """Of the gain over the incumbent, at the level of Holm's test."""
+    p_value: float
+    p_holm: float
+    """p value adjusted by Holm's method over all contenders of the family."""
+    proven: bool
+    eligible: bool
+    """True if the contender is proven better than the incumbent and no gate stops it."""
+    gates: tuple[Gate, ...]
+    """Gates of a proven contender; empty for other contenders."""
+    against_candidate: Difference
+    """The contender's score minus the candidate's."""
+    candidate_cost: tuple[float, float, float] | None
+    """CPU-seconds per row, candidate divided by this contender: estimate and 1 - alpha interval."""
 
 
 class HybridVerdict(VerdictPart):
@@ -42,11 +61,22 @@ class HybridVerdict(VerdictPart):
     score: float
     gain: float
     interval: tuple[float, float]
+    """Of the gain over the incumbent, at the level of Holm's test."""
     p_value: float
     p_holm: float
-    """p value adjusted by Holm's method over the candidate and the hybrid."""
+    """p value adjusted by Holm's method over all contenders of the family."""
     proven: bool
     gates: tuple[Gate, ...]
+    against_candidate: Difference
+    """The hybrid's score minus the candidate's."""
+    candidate_cost: tuple[float, float, float] | None
+    """CPU-seconds per row, candidate divided by hybrid: estimate and 1 - alpha interval."""
+    best_part: Literal["incumbent", "candidate"]
+    """The part with the higher score on validation."""
+    cost_ratio: tuple[float, float, float] | None
+    """CPU-seconds per row, hybrid divided by its best part: estimate and 1 - alpha interval."""
+    holds: bool
+    """True if the hybrid is not inferior to its parts, and costs less than the best part or is proven better."""
 
 
 class SecondMetric(VerdictPart):
@@ -77,6 +107,7 @@ class Verdict(VerdictPart):
     access_number: int
     """Number of the access to these test rows, from 1."""
     minimum_gain: float
+    non_inferiority_margin: float
     expected_gain: float
     regulated: bool
     incumbent_kind: str
@@ -85,9 +116,13 @@ class Verdict(VerdictPart):
     candidate_score: float
     gain: float
     interval: tuple[float, float]
-    """Two-sided at level 1 - alpha; the method depends on the metric (see `statistics.paired.Comparison`)."""
+    """Two-sided at level 1 - `level`; the method depends on the metric (see `statistics.paired.Comparison`)."""
+    level: float
+    """The level at which Holm's method tests the candidate: alpha, or a part of it (see `verdict.family`)."""
     p_value: float
     """Two-sided; the method depends on the metric (see `statistics.paired.Comparison`)."""
+    p_holm: float
+    """p value adjusted by Holm's method over the candidate, the hybrid and the further contenders."""
     p_exact: float | None
     """Two-sided p value of McNemar's exact test; no rule reads it."""
     only_incumbent_right: int
@@ -100,12 +135,20 @@ class Verdict(VerdictPart):
     rows_needed: int | None
     """Rows for 80% power of the whole rule at the expected gain; None if no number is enough."""
     proven: bool
-    """True if p < alpha, the gain is at least `minimum_gain`, and the interval is above 0."""
+    """True if the adjusted p < alpha, the gain is at least `minimum_gain`, and the interval is above 0."""
+    posterior: Posterior
+    """The posterior of the gain, which no rule reads."""
     gates: tuple[Gate, ...]
     """Gates of the candidate."""
     cost_ratio: tuple[float, float, float] | None
     """CPU-seconds per row, candidate divided by incumbent: estimate and 1 - alpha interval; None if not measured."""
     hybrid: HybridVerdict | None
+    contenders: tuple[ContenderVerdict, ...]
+    """The further contenders, best on validation first."""
+    replacement: str | None
+    """Role of the contender that replaces the incumbent; only with STAY."""
+    accepted_loss: float
+    """Losses accepted for lower cost since the last proven champion, once the selected version is the champion."""
 
     @model_validator(mode="after")
     def _rule_gives_the_outcome(self) -> Self:
@@ -115,9 +158,25 @@ class Verdict(VerdictPart):
             raise ValueError(f"n is {self.n} and reasons is {self.reasons!r}; a verdict needs at least one of each")
         return self
 
+    @property
+    def winner(self) -> str:
+        """The role that the verdict selects."""
+        changed = {Outcome.FINE_TUNE: "candidate", Outcome.HYBRID: "hybrid"}.get(self.outcome)
+        return changed or self.replacement or "incumbent"
+
+    @property
+    def family_size(self) -> int:
+        """The number of contenders tested against the incumbent."""
+        return 1 + (self.hybrid is not None) + len(self.contenders)
+
+    @property
+    def contender(self) -> ContenderVerdict | None:
+        """The contender that replaces the incumbent."""
+        return next((contender for contender in self.contenders if contender.role == self.replacement), None)
+
     def sentence(self) -> str:
         """Return the model to use and the difference between the two models, without statistical terms."""
-        return _headline(self)
+        return headline(self)
 
     def access(self) -> str:
         """Return the number of the access to the test rows, with the level if it is not the first."""
@@ -129,54 +188,6 @@ class Verdict(VerdictPart):
         low, high = self.interval
         interval = f"{100 * (1 - self.alpha):.4g}% interval {points(low)} to {points(high)}"
         later = "" if self.access_number == 1 else f"; {self.access()}"
-        measured = f"{interval}, {p_text(self.p_value)}, n = {self.n:,}"
+        family = f" after Holm's correction for {self.family_size} contenders" if self.family_size > 1 else ""
+        measured = f"{interval}, {p_text(self.p_holm)}{family}, n = {self.n:,}"
         return f"{self.outcome}: {points(self.gain)} points ({measured}), by rule {self.rule}{later}"
-
-
-def _headline(verdict: Verdict) -> str:
-    incumbent = MODEL_NAMES.get(verdict.incumbent_kind, verdict.incumbent_kind)
-    candidate = MODEL_NAMES.get(verdict.candidate_kind, verdict.candidate_kind)
-    if incumbent == candidate:
-        incumbent, candidate = f"current {incumbent}", f"new {candidate}"
-    old = f"the {incumbent} ({_score(verdict, verdict.incumbent_score)})"
-    new = f"the {candidate} ({_score(verdict, verdict.candidate_score)})"
-    difference = _difference(verdict.gain, verdict.interval)
-    if verdict.outcome is Outcome.HYBRID and verdict.hybrid is not None:
-        share, score = verdict.hybrid.share_to_candidate, _score(verdict, verdict.hybrid.score)
-        difference = _difference(verdict.hybrid.gain, verdict.hybrid.interval)
-        both = f"Use both models ({score}); the {candidate} answers {share:.0%} of the test rows."
-        return f"{both} The hybrid is better than {old}: {difference}."
-    if verdict.rule == 7:
-        return f"Use {new}. It costs less to serve than {old} and is not much worse: {difference}."
-    if verdict.outcome is Outcome.FINE_TUNE:
-        return f"Use {new}. It is better than {old}: {difference}."
-    later = " for now" if verdict.outcome is Outcome.INSUFFICIENT_EVIDENCE else ""
-    return f"Keep {old}{later}. {_why_not(verdict, candidate)}: {difference}."
-
-
-def _why_not(verdict: Verdict, candidate: str) -> str:
-    """Return why the candidate does not replace the incumbent."""
-    failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
-    low, high = verdict.interval
-    if verdict.rule == 2:
-        return "Two data splits share a document or a text, so the test is not valid"
-    if verdict.rule == 5:
-        return f"The {candidate} is better, but fails the {' and the '.join(failed)} gate"
-    if verdict.rule == 6:
-        return f"The {candidate} is better, but a required gate cannot be assessed"
-    if high < 0:
-        return f"The {candidate} is worse"
-    if low > 0 and verdict.p_value < verdict.alpha:
-        return f"The {candidate} is better, but the measured gain is below the minimum gain"
-    return f"The {candidate} is not shown to be better"
-
-
-def _score(verdict: Verdict, score: float) -> str:
-    """Return a score as a percentage, or as a number with its metric."""
-    return f"{100 * score:.1f} %" if verdict.metric in PERCENTAGES else f"{METRIC_NAMES[verdict.metric]} {score:.3f}"
-
-
-def _difference(gain: float, interval: tuple[float, float]) -> str:
-    """Return a gain with its interval, in points."""
-    low, high = (f"{100 * end:+.1f}" for end in interval)
-    return f"{100 * gain:+.1f} points, {low} to {high}"

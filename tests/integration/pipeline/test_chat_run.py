@@ -85,7 +85,7 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
 
 def test_the_fine_tuned_model_learns_the_answer_and_wins(chat_run: SmallRun) -> None:
     verdict, evidence = chat_run.result.verdict, chat_run.result.evidence
-    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
+    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 4)
     assert verdict.n == SIZES["test"]
     assert verdict.candidate_score > 0.9 > verdict.incumbent_score
     assert [score.kind for score in evidence.scores] == ["nearest", "zero_shot", "few_shot", "retrieved", "full"]

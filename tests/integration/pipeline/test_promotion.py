@@ -33,7 +33,7 @@ def chosen(task_uri: str, tmp_path: Path) -> ModelVersion:
 def write_concluded_run(task_uri: str, chosen: ModelVersion, **more: Any) -> None:
     """Write a finished run whose verdict chose the candidate."""
     versions = more.pop("versions", {"candidate": candidate_record(chosen), "incumbent": unregistered(task_uri)})
-    verdict = verdict_of("FINE_TUNE", rule=3)
+    verdict = verdict_of("FINE_TUNE", rule=4)
     changes = {"expires_at": (datetime.now(UTC) + DAY).isoformat(), "verdict": verdict} | more
     write_finished_run(f"{task_uri}/runs/r", versions=versions, **changes)
 
@@ -45,7 +45,7 @@ def unregistered(task_uri: str) -> CandidateRecord:
 def test_an_override_that_is_not_required_is_not_recorded(task_uri: str, chosen: ModelVersion) -> None:
     write_concluded_run(task_uri, chosen)
     champion = promote_version(task_uri, override="not needed")
-    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "FINE_TUNE by rule 3")
+    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "FINE_TUNE by rule 4")
 
 
 @pytest.mark.parametrize("override", ["", "  \n"])
@@ -104,7 +104,7 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri
     assert (again.uri, again.rolled_back, again.reason.sentence()) == (
         second.uri,
         (),
-        "FINE_TUNE by rule 3; override: mended",
+        "FINE_TUNE by rule 4; override: mended",
     )
     roll_back(task_uri, reason="again")
     write_concluded_run(task_uri, first, versions=versions)
@@ -142,7 +142,7 @@ def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelV
     write_concluded_run(
         task_uri,
         chosen,
-        verdict=verdict_of("HYBRID", rule=4),
+        verdict=verdict_of("HYBRID", rule=3),
         versions={
             "candidate": other,
             "incumbent": other,
@@ -150,7 +150,7 @@ def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelV
         },
     )
     champion = promote_version(task_uri)
-    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "HYBRID by rule 4")
+    assert (champion.uri, champion.reason.sentence()) == (chosen.uri, "HYBRID by rule 3")
 
 
 def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> ModelVersion:

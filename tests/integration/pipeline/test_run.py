@@ -186,7 +186,7 @@ def test_a_winning_candidate_is_registered_promoted_and_served(small_run: SmallR
     champion = promote_version(small_run.recipe.task_uri, version=result.winner)
     version = read_version(champion.uri)
     assert (version.kind, champion.uri) == (result.evidence.versions["candidate"].kind, result.winner)
-    assert "FINE_TUNE by rule 3" in champion.reason.sentence()
+    assert "FINE_TUNE by rule 4" in champion.reason.sentence()
     assert champion.parity is not None
     assert (champion.parity.rows, champion.parity.matching) == (64, 64)
     assert champion.pretrained is not None
@@ -277,7 +277,7 @@ def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
         assert decided.hybrid is not None
         assert 0 < decided.hybrid.share_to_candidate < 1
         trained = trained_models(small_run, incumbent=small_run.result.evidence.versions["incumbent"].uri)
-        won = decided.model_copy(update={"outcome": Outcome.HYBRID, "rule": 4})
+        won = decided.model_copy(update={"outcome": Outcome.HYBRID, "rule": 3})
         result = publish(context, trained, evaluated, won)
         champion = promote_version(recipe.task_uri, version=result.winner)
         version = read_version(champion.uri)

@@ -68,7 +68,7 @@ def versions(bucket: str, tmp_path: Path) -> list[ModelVersion]:
     return [register(f"{bucket}/task", version_folder(tmp_path / str(n), value=n)) for n in range(2)]
 
 
-RULES = {"FINE_TUNE": 3, "STAY": 9, "INSUFFICIENT_EVIDENCE": 8}
+RULES = {"FINE_TUNE": 4, "STAY": 9, "INSUFFICIENT_EVIDENCE": 8}
 
 
 def write_run(task_uri: str, *, candidate: ModelVersion, incumbent: ModelVersion, outcome: str) -> None:
@@ -260,7 +260,7 @@ def test_a_hybrid_is_a_version_whose_digest_covers_its_routing_and_both_parts(
         register(task_uri, hybrid_folder(tmp_path / "turned", versions[::-1])),
     ]
     assert len({hybrid.digest, *(other.digest for other in others)}) == 3
-    assert set_champion(task_uri, hybrid, etag=None, reason="HYBRID by rule 4", run="s3://none").digest == hybrid.digest
+    assert set_champion(task_uri, hybrid, etag=None, reason="HYBRID by rule 3", run="s3://none").digest == hybrid.digest
 
 
 def test_a_hybrid_of_a_missing_or_changed_version_or_of_a_hybrid_is_rejected(

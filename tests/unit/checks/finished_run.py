@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from cluster.code_snapshot import ship_code
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.report.evidence import UNREGISTERED
 from tailorbird.evaluation.report.evidence_files import MANIFEST, render_files, write_evidence
 from tailorbird.registry.test_set_ledger import Ledger, TestSetAccess
 from tests.unit.evaluation.simulated import BASE_WEIGHTS, Simulation, evidence_of, hashes_of, registration_of, tables_of
@@ -27,6 +28,7 @@ def concluded(folder: Path, simulation: Simulation) -> str:
     """Write a run with its registered versions and code to a local folder; return the run's URI."""
     task_uri = folder.as_uri()
     kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
+    kinds |= {kind: kind for kind in simulation.contenders}
     digests = {role: registered(folder / "versions" / f"{kind}-1", kind) for role, kind in kinds.items()}
     code = ship_code(task_uri, ROOT)
     evidence = evidence_of(simulation, task_uri=task_uri, digests=digests, code=code.sha256)
@@ -39,8 +41,10 @@ def concluded(folder: Path, simulation: Simulation) -> str:
     stored = {f"predictions/{name}.parquet": parquet(table) for name, table in tables_of(simulation).items()}
     registration = registration_of(simulation, task_uri=task_uri, code=code.sha256)
     stored["protocol.json"] = registration.model_dump_json().encode()
-    stored["routing.json"] = json.dumps({"routing": evidence.model_dump(mode="json")["routing"]}).encode()
+    stored["family.json"] = evidence.family.model_dump_json().encode()
     for role, version in evidence.versions.items():
+        if version.digest == UNREGISTERED:
+            continue
         write_evidence(version.uri, stored | render_files(evidence, role=role))
     write_evidence(evidence.run, stored | render_files(evidence, role=evidence.role_of(evidence.run)))
     return evidence.run

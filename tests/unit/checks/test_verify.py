@@ -19,8 +19,8 @@ from tests.unit.evaluation.simulated import Simulation
 
 HYBRID = Simulation(
     num_rows=4000,
-    candidate=0.82,
-    by_group={"female": 0.62},
+    candidate=0.86,
+    by_group={"female": 0.55},
     evaluation={"hybrid": {"by": "group", "column": "sex"}},
     routing=Routing("group", "sex", ("male", "unstated"), None),
 )
@@ -146,14 +146,15 @@ def test_damaged_rows_in_the_ledger_are_an_error_of_the_storage(task_folder: Pat
 
 def test_a_routing_without_a_hybrid_in_the_recipe_is_detected(task_folder: Path) -> None:
     run, routing = run_of(task_folder), {"by": "group", "column": "sex", "values": ["male"], "threshold": None}
-    content = json.dumps({"routing": routing}).encode()
-    (run / "routing.json").write_bytes(content)
+    family = json.loads((run / "family.json").read_text()) | {"routing": routing}
+    content = json.dumps(family).encode()
+    (run / "family.json").write_bytes(content)
     manifest = json.loads((run / MANIFEST).read_text())
-    manifest["routing.json"] = hashlib.sha256(content).hexdigest()
+    manifest["family.json"] = hashlib.sha256(content).hexdigest()
     (run / MANIFEST).write_text(json.dumps(manifest))
-    rewrite(run, routing=routing)
+    rewrite(run, family=family)
     (fault,) = verify_evidence(run.as_uri())
-    assert fault.startswith("routing is ")
+    assert fault.startswith("family.routing is ")
     assert fault.endswith("the validation rows give null")
 
 
@@ -231,13 +232,15 @@ def test_serving_may_change_when_a_run_resumes(task_folder: Path) -> None:
 
 def test_a_changed_routing_file_is_detected(tmp_path: Path) -> None:
     run = concluded(tmp_path / "task", HYBRID)
-    (run_of(tmp_path / "task") / "routing.json").write_text(json.dumps({"routing": None}))
-    assert any(fault.startswith("routing is ") for fault in verify_evidence(run))
-    (run_of(tmp_path / "task") / "routing.json").unlink()
-    assert any("routing.json is missing" in fault for fault in verify_evidence(run))
+    folder = run_of(tmp_path / "task")
+    family = json.loads((folder / "family.json").read_text())
+    (folder / "family.json").write_text(json.dumps(family | {"routing": None}))
+    assert any(fault.startswith("family.routing is ") for fault in verify_evidence(run))
+    (folder / "family.json").unlink()
+    assert any("family.json is missing" in fault for fault in verify_evidence(run))
 
 
 def test_a_routing_that_validation_does_not_give_is_detected(tmp_path: Path) -> None:
     fitted_to_test = Routing("group", "sex", ("male",), None)
     run = concluded(tmp_path / "task", replace(HYBRID, routing=fitted_to_test))
-    assert any(fault.startswith("routing.values is ") for fault in verify_evidence(run))
+    assert any(fault.startswith("family.routing.values is ") for fault in verify_evidence(run))

@@ -12,9 +12,10 @@ from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.baselines.baseline import Baseline
-from tailorbird.evaluation.gates.cost import CpuRounds
+from tailorbird.evaluation.gates.cost import ServingCosts
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import (
+    UNREGISTERED,
     AverageRecord,
     BaseModelRecord,
     CandidateRecord,
@@ -22,6 +23,8 @@ from tailorbird.evaluation.report.evidence import (
     CurveRecord,
     DataRecord,
     Evidence,
+    Family,
+    FrozenModel,
     MixRecord,
     SeedRecord,
     TrainingRecord,
@@ -29,6 +32,7 @@ from tailorbird.evaluation.report.evidence import (
 )
 from tailorbird.evaluation.report.model_scores import mean_measures, model_scores, reliability_by_role
 from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
+from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
@@ -41,6 +45,7 @@ GROUPS = ("female", "male", "unstated")
 DIGEST, CODE = "c0" * 32, "ee" * 32
 BASE_WEIGHTS = b"weights of the pretrained model"
 NUM_VALIDATION = 1389
+FURTHER_VALIDATION = 0.65  # validation score of the best further contender
 TASK_URI = "s3://models/icd10-chapters"
 ACCESSED_AT = "2026-11-24T16:30:00+00:00"
 
@@ -57,7 +62,9 @@ class Simulation:
     evaluation: dict[str, Any] = field(default_factory=dict)
     """Section `evaluation` of the recipe."""
     routing: Routing | None = None
-    cpu: CpuRounds | None = None
+    cpu: ServingCosts | None = None
+    contenders: dict[str, float] = field(default_factory=lambda: {"bag_of_words": 0.66, "centroid": 0.6})
+    """Accuracy of the further contenders by kind, best on validation first."""
     access_number: int = 1
     num_rows_seen: int = 0
     gates: bool = True
@@ -93,12 +100,14 @@ def tables_of(simulation: Simulation) -> dict[str, Predictions]:
         sets = {"": clean, "_validation": held_out}
         return {
             role + name: _chat_table(tables[role], generator)
-            for role in ("incumbent", "candidate")
+            for role in ("incumbent", "candidate", *simulation.contenders)
             for name, tables in sets.items()
+            if name == "" or role not in simulation.contenders
         }
     tables = dict(clean)
-    for role in ("incumbent", "candidate"):
-        tables[f"{role}_validation"] = held_out[role]
+    for role in ("incumbent", "candidate", *simulation.contenders):
+        if role not in simulation.contenders:
+            tables[f"{role}_validation"] = held_out[role]
         tables[f"{role}_counterfactual"] = _changed(clean[role], kind="sex", rows=range(0, n, 3), flip_every=200)
         tables[f"{role}_noise"] = _changed(clean[role], kind="noise", rows=range(n), flip_every=25)
     return tables
@@ -121,6 +130,7 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
         for role, level in (
             ("incumbent", np.full(n, simulation.incumbent)),
             ("candidate", np.array([simulation.by_group.get(value, simulation.candidate) for value in sex])),
+            *((kind, np.full(n, level)) for kind, level in simulation.contenders.items()),
         )
     }
 
@@ -132,7 +142,9 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         test_sha256=SHA,
         access_number=simulation.access_number,
         num_rows_seen=simulation.num_rows_seen,
+        contenders={kind: model_predictions(kind, tables) for kind in simulation.contenders},
         routing=simulation.routing,
+        best_part=family_of(simulation, tables).best_part,
         cpu=simulation.cpu,
         training_cpu_s=3600.0,
     )
@@ -141,6 +153,18 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
 def hashes_of(simulation: Simulation) -> Hashes:
     """Return the hashes of the test rows in the ledger."""
     return np.arange(simulation.num_rows, dtype="<u8")
+
+
+def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
+    """Return the models of the simulated run, with their validation scores."""
+    metric = recipe_of(simulation).evaluation.metric
+    scores = {role: score_table(metric, tables[f"{role}_validation"]) for role in ("incumbent", "candidate")}
+    scores |= {kind: FURTHER_VALIDATION - 0.01 * rank for rank, kind in enumerate(simulation.contenders)}
+    kinds = {"incumbent": "probe", "candidate": "full"}
+    models = (
+        FrozenModel(role, kinds.get(role, role), f"{TASK_URI}/stages/{role}", score) for role, score in scores.items()
+    )
+    return Family(models=tuple(models), routing=simulation.routing)
 
 
 def protocol_of(simulation: Simulation) -> TestProtocol:
@@ -159,6 +183,7 @@ def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: s
         data=data,
         base_model=base_model,
         champion=None,
+        accepted_loss=0.0,
         requested_by="an engineer",
         requested_at="2026-11-24T16:00:00+00:00",
     )
@@ -170,13 +195,12 @@ def evidence_of(
     """Return the evidence of a simulated run with versions under `task_uri`."""
     tables, registration = tables_of(simulation), registration_of(simulation, task_uri=task_uri, code=code)
     verdict = decide(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
-    kinds = {"incumbent": "probe", "candidate": "full"} | ({"hybrid": "hybrid"} if simulation.routing else {})
+    family = family_of(simulation, tables)
+    kinds = {model.role: model.kind for model in family.models} | ({"hybrid": "hybrid"} if simulation.routing else {})
     baselines = (
         _baseline("majority", 0.18, servable=False),
         _baseline("zero_shot", 0.37),
-        _baseline("centroid", 0.59),
-        _baseline("bag_of_words", 0.65),
-        _baseline("probe", 0.66),
+        *(_baseline(model.kind, model.validation) for model in family.models if model.role != "candidate"),
     )
     return Evidence(
         name="icd10-chapters",
@@ -187,11 +211,18 @@ def evidence_of(
         recipe=recipe_of(simulation),
         protocol=protocol_of(simulation),
         verdict=verdict,
-        scores=model_scores(baselines, kind="full", validation=0.744, num_validation=NUM_VALIDATION, verdict=verdict),
+        scores=model_scores(
+            baselines,
+            kind="full",
+            validation=family.models[1].validation,
+            num_validation=NUM_VALIDATION,
+            verdict=verdict,
+        ),
         reliability=reliability_by_role(tables),
         measures=mean_measures(tables),
         distinct=None,
         champion=None,
+        accepted_loss=0.0,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
         base_model=registration.base_model,
         data=DataRecord(report_of(simulation), trained_on=8967, sha256={"test": SHA}),
@@ -216,6 +247,8 @@ def evidence_of(
         curve=simulation.curve,
         versions={
             role: CandidateRecord(kind, f"{task_uri}/versions/{kind}-1", (digests or {}).get(role, DIGEST))
+            if role not in simulation.contenders or role == verdict.winner
+            else CandidateRecord(kind, f"{task_uri}/stages/{kind}", UNREGISTERED, {})
             for role, kind in kinds.items()
         },
         test_access=TestSetAccess(
@@ -228,7 +261,7 @@ def evidence_of(
             run=f"{task_uri}/runs/1",
             at=ACCESSED_AT,
         ),
-        routing=simulation.routing,
+        family=family,
         cost=CostRecord(simulation.cpu, training_cpu_s=3600.0),
     )
 

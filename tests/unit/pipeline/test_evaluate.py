@@ -15,7 +15,9 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.report.evidence import Family
 from tailorbird.evaluation.report.evidence_files import MANIFEST, prediction_table_names
+from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
 from tailorbird.pipeline import evaluate
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
@@ -35,6 +37,13 @@ def rows(name: str, size: int) -> Rows:
     return rows_of(texts, ["ab"[index % 2] for index in range(size)])
 
 
+def write_once(uri: str, family: Family) -> Family:
+    """Write the family unless it exists, without a conditional write."""
+    if not storage.exists(uri):
+        storage.write_bytes(uri, family.model_dump_json().encode())
+    return Family.model_validate_json(storage.read_bytes(uri))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _on_this_machine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -47,6 +56,7 @@ def _on_this_machine() -> Iterator[None]:
         )
         # The ledger needs conditional writes, which a local folder does not support.
         monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: access)
+        monkeypatch.setattr(evaluate, "write_once", write_once)
         yield
 
 
@@ -110,9 +120,10 @@ def test_baselines_are_fitted_once(
 
 
 def test_a_run_stores_its_evidence_and_is_then_finished(context: RunContext, result: RunResult) -> None:
+    names = prediction_table_names(result.evidence.family.contenders, changed=CHANGED_SETS)
     files = {uri.removeprefix(f"{context.run}/") for uri in storage.list_files(context.run)}
-    tables = {f"predictions/{name}.parquet" for name in prediction_table_names(changed=True)}
-    assert files == {"evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
+    tables = {f"predictions/{name}.parquet" for name in names}
+    assert files == {"evidence.json", "report.html", "MODEL_CARD.md", "family.json", MANIFEST} | tables
     assert find_finished_run(context) == result
     assert (result.run, result.verdict.n) == (context.run, 40)
     incumbent = read_version(result.evidence.versions["incumbent"].uri)

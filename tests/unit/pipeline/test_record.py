@@ -4,7 +4,14 @@ from pathlib import Path
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline
-from tailorbird.evaluation.report.evidence import AverageRecord, CandidateRecord, CostRecord, MixRecord, SeedRecord
+from tailorbird.evaluation.report.evidence import (
+    AverageRecord,
+    CandidateRecord,
+    CostRecord,
+    Family,
+    MixRecord,
+    SeedRecord,
+)
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.test_set_ledger import TestSetAccess
@@ -49,7 +56,8 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
         candidate=Contender("lora", "s3://m/0.9", 0.9),
     )
     simulation = Simulation()
-    evaluated = EvaluatedModels(None, ACCESS, tables_of(simulation), CostRecord(None, 0.0))
+    family = Family(models=models.models, routing=None)
+    evaluated = EvaluatedModels(family, ACCESS, tables_of(simulation), CostRecord(None, 0.0))
     versions = {"candidate": CandidateRecord("lora", "s3://m/0.9", "d")}
     context, verdict = context_of(recipe, splits_of()), evidence_of(simulation).verdict
     evidence = build_evidence(context, models, evaluated, versions=versions, verdict=verdict)

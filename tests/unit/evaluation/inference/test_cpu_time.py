@@ -45,8 +45,8 @@ def rows_of(texts: list[str]) -> Rows:
 
 def test_both_models_have_a_time_for_each_round(uris: dict[str, str]) -> None:
     rounds = cpu_time.measure_cpu(uris, rows=rows_of(["heart", "lung heart"] * 20), num_rounds=6)
-    assert len(rounds.incumbent) == len(rounds.candidate) == 6
-    assert min(rounds.incumbent + rounds.candidate) > 0
+    assert {role: len(seconds) for role, seconds in rounds.items()} == {"incumbent": 6, "candidate": 6}
+    assert min(rounds["incumbent"] + rounds["candidate"]) > 0
 
 
 def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
@@ -60,10 +60,11 @@ def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
 
     monkeypatch.setattr(cpu_time, "_answerer", lambda uri: uri)
     monkeypatch.setattr(cpu_time, "_cpu_s", counted)
-    rounds = cpu_time.measure_cpu(uris, rows=rows_of(["heart"] * 7), num_rounds=5)
-    assert "".join(role[0] for role in answered) == "ic" + "icciicciic"
-    assert rounds.incumbent == pytest.approx((3, 6, 7, 10, 11))
-    assert rounds.candidate == pytest.approx((4, 5, 8, 9, 12))
+    in_order = {role: uris[role] for role in ("incumbent", "candidate")} | {"probe": "file:///probe"}
+    rounds = cpu_time.measure_cpu(in_order, rows=rows_of(["heart"] * 7), num_rounds=5)
+    assert "".join(role[0] for role in answered) == "icp" + "icppciicppciicp"
+    assert rounds["incumbent"] == pytest.approx((4, 9, 10, 15, 16))
+    assert rounds["candidate"] == pytest.approx((5, 8, 11, 14, 17))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.evidence_files import read_evidence, render_files, write_evidence
 from tailorbird.evaluation.report.model_scores import reliability_bins
-from tailorbird.evaluation.verdict.rules import winner
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.evaluation.simulated import Simulation, protocol_of, recipe_of, tables_of
 
@@ -39,12 +38,13 @@ def test_only_models_that_predicted_the_test_rows_have_test_scores() -> None:
     evidence = evidence_for()
     scores, verdict = {score.kind: score for score in evidence.scores}, evidence.verdict
     assert {kind: (score.role, score.test) for kind, score in scores.items()} == {
-        "majority": (None, None), "zero_shot": (None, None), "centroid": (None, None),
-        "bag_of_words": (None, None),
+        "majority": (None, None), "zero_shot": (None, None),
+        "bag_of_words": ("contender", verdict.contenders[0].score),
+        "centroid": ("contender", verdict.contenders[1].score),
         "probe": ("incumbent", verdict.incumbent_score),
         "full": ("candidate", verdict.candidate_score),
     }  # fmt: skip
-    assert scores["full"].validation == 0.744
+    assert scores["full"].validation == evidence.family.models[1].validation
     for score in scores.values():
         assert score.interval is not None
         low, high = score.interval
@@ -66,7 +66,7 @@ def test_the_mean_gap_of_the_reliability_bins_is_the_ece() -> None:
 )
 def test_every_evidence_file_states_the_outcome(outcome: str, role: str) -> None:
     evidence = evidence_for(outcome)
-    assert winner(evidence.verdict.outcome) == role
+    assert evidence.verdict.winner == role
     assert evidence.role_of(evidence.run) == role
     assert evidence.winner is evidence.versions[role]
     assert evidence.role_of(evidence.versions["incumbent"].uri) == "incumbent"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.evidence import AverageRecord, CurveRecord, Evidence, MixRecord, SeedRecord
 from tailorbird.evaluation.report.html import load_duties, to_html
@@ -15,7 +14,8 @@ from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.registry.routing import Routing
 from tests.unit.evaluation.simulated import Simulation, evidence_of
 
-CPU = CpuRounds((1.0, 1.02, 0.98, 1.01, 1.0), (0.6, 0.61, 0.59, 0.6, 0.62))
+CPU = {"incumbent": (1.0, 1.02, 0.98, 1.01, 1.0), "candidate": (0.6, 0.61, 0.59, 0.6, 0.62)}
+CPU |= {"bag_of_words": (0.1, 0.11, 0.1, 0.1, 0.1), "centroid": (1.0, 1.01, 0.99, 1.0, 1.0)}
 CURVE = CurveRecord(
     sizes=(2000, 4000, 8967),
     scores=(0.68, 0.71, 0.744),
@@ -33,8 +33,8 @@ SIMULATIONS = {
     "INSUFFICIENT_EVIDENCE": Simulation(num_rows=150, candidate=0.72, access_number=2, num_rows_seen=140),
     "HYBRID": Simulation(
         num_rows=4000,
-        candidate=0.82,
-        by_group={"female": 0.62},
+        candidate=0.86,
+        by_group={"female": 0.55},
         evaluation={"hybrid": {"by": "group", "column": "sex"}},
         routing=Routing("group", "sex", ("male", "unstated"), None),
     ),

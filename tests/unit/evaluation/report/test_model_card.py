@@ -61,7 +61,7 @@ def test_hub_ids_have_no_scheme_and_unknown_roles_are_refused() -> None:
     evidence = evidence_for().model_copy(update={"recipe": recipe})
     assert "base_model: sentence-transformers/all-MiniLM-L6-v2\n" in to_model_card(evidence)
     for role in ("hybrid", "majority"):
-        with pytest.raises(ValueError, match="allowed: candidate, incumbent"):
+        with pytest.raises(ValueError, match="allowed: incumbent, candidate"):
             to_model_card(evidence, role=role)
 
 
@@ -95,7 +95,7 @@ def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:
         "## Out-of-scope use",
         "sex = female",
         "The groups gate FAILS",
-        "by rule 4",
+        "by rule 3",
     ):
         assert expected in card
     later = to_model_card(evidence_for("INSUFFICIENT_EVIDENCE"))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tailorbird.config.evaluation import SubgroupGateConfig
-from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.report.console import verdict_lines
@@ -28,8 +27,8 @@ from tests.unit.evaluation.simulated import (
 )
 
 PRICES = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12, "price_per_cpu_hour": 0.36}
-BETTER = Simulation(num_rows=900, incumbent=0.3, candidate=0.5, chat=True)
-EQUAL = Simulation(num_rows=900, incumbent=0.4, candidate=0.4, chat=True, gates=False)
+BETTER = Simulation(num_rows=900, incumbent=0.3, candidate=0.5, contenders={"few_shot": 0.25}, chat=True)
+EQUAL = Simulation(num_rows=900, incumbent=0.4, candidate=0.4, contenders={"few_shot": 0.25}, chat=True, gates=False)
 
 
 def verdict_of(simulation: Simulation) -> Verdict:
@@ -38,7 +37,7 @@ def verdict_of(simulation: Simulation) -> Verdict:
 
 def test_a_proven_gain_in_token_f1_leads_to_fine_tune() -> None:
     verdict = verdict_of(replace(BETTER, gates=False))
-    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
+    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 4)
     assert verdict.metric == "token_f1"
     assert verdict.second_metric.metric == "exact_match"
     assert "bag-of-words" not in " ".join(verdict.reasons)
@@ -96,10 +95,10 @@ def test_a_gain_in_token_f1_is_priced_by_token_f1() -> None:
     never = {
         name: replace(table, outputs=("",) * len(table), scores=np.zeros(len(table))) for name, table in tables.items()
     }
-    cpu = CpuRounds((2.0,) * 5, (2.0,) * 5)
+    cpu = dict.fromkeys(("incumbent", "candidate", "few_shot"), (2.0,) * 5)
     case = replace(inputs_of_tables(simulation, never), cpu=cpu)
     verdict = decide(case, protocol=protocol_of(simulation))
-    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
+    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 4)
     (cost,) = [gate for gate in verdict.gates if gate.name == "cost"]
     assert str(cost.state) == "passes"
     worth = verdict.gain * PRICES["value_of_correct"] * PRICES["requests_per_month"] * PRICES["horizon_months"]

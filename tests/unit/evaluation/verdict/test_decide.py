@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.evaluation.gates.cost import CpuRounds
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.formatting import points
@@ -43,7 +42,8 @@ def models(both: int, only_candidate: int, only_incumbent: int, neither: int) ->
 
 def protocol_for(num_test_rows: int, **changes: Any) -> TestProtocol:
     values = {"metric": "accuracy", "minimum_gain": 0.01, "expected_gain": 0.02, "alpha": 0.05, "test_sha256": SHA}
-    return TestProtocol.model_validate(values | {"num_test_rows": num_test_rows} | changes)
+    values |= {"num_test_rows": num_test_rows, "non_inferiority_margin": 0.01}
+    return TestProtocol.model_validate(values | changes)
 
 
 def inputs_of(*tables: Predictions, leaks: tuple[str, ...] = (), test_sha256: str = SHA) -> VerdictInputs:
@@ -95,16 +95,16 @@ def test_rule_2_a_leak_decides_regardless_of_the_gain() -> None:
     assert verdict.reasons == ("leak: category 'A01' is in train and test",)
 
 
-def test_rule_3_a_proven_gain_leads_to_fine_tune() -> None:
+def test_rule_4_a_proven_gain_leads_to_fine_tune() -> None:
     verdict = verdict_of(1300, 290, 120, 441)
-    assert (verdict.outcome, verdict.rule, verdict.proven) == (Outcome.FINE_TUNE, 3, True)
+    assert (verdict.outcome, verdict.rule, verdict.proven) == (Outcome.FINE_TUNE, 4, True)
     assert verdict.reasons[0].startswith("a gain of at least 1 point is proven")
     assert verdict.interval[0] >= 0.01
 
 
-def test_rule_3_claims_no_more_than_the_interval_supports() -> None:
+def test_rule_4_claims_no_more_than_the_interval_supports() -> None:
     verdict = verdict_of(1400, 130, 90, 531)
-    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 3)
+    assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 4)
     assert 0 < verdict.interval[0] < 0.01 <= verdict.gain
     assert "at least" not in " ".join(verdict.reasons)
     assert "the true gain may be below the minimum" in verdict.reasons[0]
@@ -184,7 +184,7 @@ def test_equal_models_are_never_fine_tuned() -> None:
 
 def test_the_numbers_are_outcome_gain_interval_p_n_and_rule() -> None:
     assert verdict_of(1300, 290, 120, 441).numbers() == (
-        "FINE_TUNE: +7.90 points (95% interval +6.08 to +9.72, p < 0.0001, n = 2,151), by rule 3"
+        "FINE_TUNE: +7.90 points (95% interval +6.08 to +9.72, p < 0.0001, n = 2,151), by rule 4"
     )
 
 
@@ -310,7 +310,7 @@ def test_equal_inputs_give_equal_verdicts() -> None:
 
 
 def test_the_interval_of_the_cost_ratio_has_the_level_of_the_protocol() -> None:
-    cpu = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (8.0, 8.3, 7.9, 8.1, 8.2))
+    cpu = {"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (8.0, 8.3, 7.9, 8.1, 8.2)}
     incumbent, candidate = models(50, 20, 10, 20)
     inputs = replace(inputs_of(incumbent, candidate), cpu=cpu)
     ratios = [decide(inputs, protocol=protocol_for(100, alpha=alpha)).cost_ratio for alpha in (0.05, 0.01)]

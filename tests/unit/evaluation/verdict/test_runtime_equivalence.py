@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 
 from tailorbird.config.evaluation import CalibrationGateConfig, GatesConfig
-from tailorbird.evaluation.gates.cost import CpuRounds
+from tailorbird.evaluation.gates.cost import ServingCosts
 from tailorbird.evaluation.predictions import ModelPredictions, VerdictRefused
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence
 from tests.unit.evaluation.verdict.test_decide import SHA, models, protocol_for
 
-CHEAP = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (5.0, 5.1, 5.0, 4.9, 5.0))
-EQUALLY_EXPENSIVE = CpuRounds((10.0, 10.2, 9.9, 10.1, 10.0), (9.0, 10.1, 9.9, 9.0, 10.0))
+CHEAP = {"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (5.0, 5.1, 5.0, 4.9, 5.0)}
+EQUALLY_EXPENSIVE = CHEAP | {"candidate": (9.0, 10.1, 9.9, 9.0, 10.0)}
 
 
-def equivalence_of(*table: int, cpu: CpuRounds | None = CHEAP, **changes: Any) -> Equivalence:
+def equivalence_of(*table: int, cpu: ServingCosts | None = CHEAP, **changes: Any) -> Equivalence:
     """Return the result for numbers of rows: both right, only the exported, only the evaluated, neither."""
     evaluated, exported = models(*table)
     inputs = VerdictInputs(ModelPredictions(evaluated), ModelPredictions(exported), SHA, cpu=cpu)

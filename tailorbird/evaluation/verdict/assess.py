@@ -1,0 +1,178 @@
+"""Evaluate what the outcome table reads: the family's comparisons, the gates, the costs and the hybrid (pure)."""
+
+from dataclasses import dataclass, replace
+
+from tailorbird.evaluation.gates.base import Gate
+from tailorbird.evaluation.gates.cost import ServingCosts
+from tailorbird.evaluation.hybrid import apply_routing, hybrid_cost, share_to_candidate
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.statistics.paired import compare
+from tailorbird.evaluation.verdict.family import FamilyComparison, compare_family, is_proven
+from tailorbird.evaluation.verdict.gates import evaluate_gates, measured_cost_ratio, states_of
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.protocol import TestProtocol, spent_alpha
+from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, Facts, gates_pass, select_rule
+from tailorbird.evaluation.verdict.types import ContenderVerdict, Difference, HybridVerdict
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The rule that decides, with the facts and the comparisons behind it."""
+
+    alpha: float  # level of this access to the test rows, over all contenders
+    rule: int
+    facts: Facts
+    main: FamilyComparison  # the candidate against the incumbent
+    gates: tuple[Gate, ...]
+    cost_ratio: tuple[float, float, float] | None
+    hybrid: HybridVerdict | None
+    contenders: tuple[ContenderVerdict, ...]
+
+    @property
+    def replacement(self) -> ContenderVerdict | None:
+        """The contender that replaces the incumbent if the candidate does not: the highest gain of those eligible."""
+        eligible = [contender for contender in self.contenders if contender.eligible]
+        return max(eligible, key=lambda contender: contender.gain, default=None)
+
+
+def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
+    """Return the rule that decides, from the aligned predictions of all models.
+
+    Gates have the level of the protocol, because they only prevent a change of model; everything else has the level of
+    the access to the test rows.
+    """
+    tests = _tests(inputs, protocol=protocol)
+    hybrid = hybrid_predictions(inputs, protocol=protocol)
+    members = {"candidate": inputs.candidate, **({"hybrid": hybrid} if hybrid else {}), **inputs.contenders}
+    tables = {role: model.clean for role, model in members.items()}
+    family = compare_family(tables, incumbent=inputs.incumbent.clean, protocol=tests)
+    costs = _costs(inputs, hybrid=hybrid)
+    contenders = tuple(
+        _contender(role, inputs, result=family[role], protocol=protocol, costs=costs) for role in inputs.contenders
+    )
+    better = [inputs.contenders[contender.role].clean for contender in contenders if contender.eligible]
+    of_hybrid = None
+    if hybrid is not None:
+        of_hybrid = _hybrid(hybrid, inputs, result=family["hybrid"], protocol=protocol, costs=costs)
+    main, gates = family["candidate"], evaluate_gates(inputs, protocol=protocol)
+    ratio = measured_cost_ratio(costs, alpha=tests.alpha)
+    rivals = [(rival.against_candidate, rival.candidate_cost) for rival in (*contenders, of_hybrid) if rival]
+    # A rival that is proven worse than the candidate need not be more expensive.
+    ratios = [ratio, *(cost for difference, cost in rivals if difference.interval[1] >= 0)]
+    facts = Facts(
+        leaks=bool(inputs.leaks),
+        proven=main.proven,
+        low=main.comparison.interval[0],
+        high=main.comparison.interval[1],
+        minimum_gain=protocol.minimum_gain,
+        margin=protocol.non_inferiority_margin,
+        regulated=protocol.regulated,
+        gates=states_of(gates),
+        hybrid_holds=of_hybrid is not None
+        and of_hybrid.holds
+        and not _surpassed(tables["hybrid"], better=better, protocol=tests),
+        hybrid_gates=states_of(of_hybrid.gates) if of_hybrid else {},
+        cheaper=all(cost is not None and cost[2] < CHEAPER_RATIO for cost in ratios),
+        accepted_loss=inputs.accepted_loss + max(0.0, -main.comparison.gain),
+        other_proven=bool(better),
+        surpassed=_surpassed(tables["candidate"], better=better, protocol=tests),
+    )
+    return Assessment(tests.alpha, select_rule(facts), facts, main, gates, ratio, of_hybrid, contenders)
+
+
+def _tests(inputs: VerdictInputs, *, protocol: TestProtocol) -> TestProtocol:
+    """Return the protocol with the level of this access to the test rows."""
+    alpha = spent_alpha(protocol.alpha, access_number=inputs.access_number)
+    return protocol.model_copy(update={"alpha": alpha})
+
+
+def hybrid_predictions(inputs: VerdictInputs, *, protocol: TestProtocol) -> ModelPredictions | None:
+    """Return the hybrid's predictions, or None if no hybrid was frozen."""
+    if inputs.routing is None or protocol.hybrid is None:
+        return None
+    return apply_routing(inputs.routing, incumbent=inputs.incumbent, candidate=inputs.candidate)
+
+
+def _costs(inputs: VerdictInputs, *, hybrid: ModelPredictions | None) -> ServingCosts | None:
+    """Return the measured costs by role, with the hybrid's cost computed from its parts."""
+    if inputs.cpu is None or hybrid is None or inputs.routing is None:
+        return inputs.cpu
+    share = share_to_candidate(inputs.routing, inputs.incumbent.clean)
+    return {**inputs.cpu, "hybrid": hybrid_cost(inputs.routing, cpu=inputs.cpu, share=share)}
+
+
+def _contender(
+    role: str,
+    inputs: VerdictInputs,
+    *,
+    result: FamilyComparison,
+    protocol: TestProtocol,
+    costs: ServingCosts | None,
+) -> ContenderVerdict:
+    model, comparison, tests = inputs.contenders[role], result.comparison, _tests(inputs, protocol=protocol)
+    gates: tuple[Gate, ...] = ()
+    if result.proven:  # only a proven contender can replace the incumbent
+        cpu = None if costs is None else {"incumbent": costs["incumbent"], "candidate": costs[role]}
+        as_candidate = replace(inputs, candidate=model, cpu=cpu, training_cpu_s=0.0)
+        gates = evaluate_gates(as_candidate, protocol=protocol)
+    return ContenderVerdict(
+        role=role,
+        kind=model.clean.model,
+        score=comparison.candidate_score,
+        gain=comparison.gain,
+        interval=comparison.interval,
+        p_value=comparison.p_value,
+        p_holm=result.p_holm,
+        proven=result.proven,
+        eligible=result.proven and gates_pass(states_of(gates), regulated=protocol.regulated),
+        gates=gates,
+        against_candidate=_difference(model.clean, other=inputs.candidate.clean, protocol=tests),
+        candidate_cost=measured_cost_ratio(costs, alpha=tests.alpha, incumbent=role),
+    )
+
+
+def _hybrid(
+    hybrid: ModelPredictions,
+    inputs: VerdictInputs,
+    *,
+    result: FamilyComparison,
+    protocol: TestProtocol,
+    costs: ServingCosts | None,
+) -> HybridVerdict:
+    assert inputs.routing is not None  # a hybrid has a routing
+    comparison, margin, tests = result.comparison, protocol.non_inferiority_margin, _tests(inputs, protocol=protocol)
+    against = _difference(hybrid.clean, other=inputs.candidate.clean, protocol=tests)
+    ratio = measured_cost_ratio(costs, alpha=tests.alpha, candidate="hybrid", incumbent=inputs.best_part)
+    not_inferior = min(comparison.interval[0], against.interval[0]) > -margin
+    better = result.proven and against.proven
+    cpu = None if costs is None else {"incumbent": costs["incumbent"], "candidate": costs["hybrid"]}
+    return HybridVerdict(
+        routing=inputs.routing,
+        share_to_candidate=share_to_candidate(inputs.routing, inputs.incumbent.clean),
+        score=comparison.candidate_score,
+        gain=comparison.gain,
+        interval=comparison.interval,
+        p_value=comparison.p_value,
+        p_holm=result.p_holm,
+        proven=result.proven,
+        gates=evaluate_gates(replace(inputs, candidate=hybrid, cpu=cpu), protocol=protocol),
+        against_candidate=against,
+        candidate_cost=measured_cost_ratio(costs, alpha=tests.alpha, incumbent="hybrid"),
+        best_part=inputs.best_part,
+        cost_ratio=ratio,
+        holds=not_inferior and (better or (ratio is not None and ratio[2] < 1)),
+    )
+
+
+def _difference(model: Predictions, *, other: Predictions, protocol: TestProtocol) -> Difference:
+    result = compare(model, other=other, metric=protocol.metric, alpha=protocol.alpha)
+    proven = is_proven(result, p_value=result.p_value, protocol=protocol)
+    return Difference(gain=result.gain, interval=result.interval, p_value=result.p_value, proven=proven)
+
+
+def _surpassed(model: Predictions, *, better: list[Predictions], protocol: TestProtocol) -> bool:
+    """Return True if a contender that may replace the incumbent is better than the model as well."""
+    return any(
+        difference.p_value < protocol.alpha and difference.interval[0] > 0
+        for difference in (_difference(other, other=model, protocol=protocol) for other in better)
+    )
