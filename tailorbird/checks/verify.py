@@ -36,7 +36,6 @@ from tailorbird.evaluation.report.preregistration import (
     request_digest,
     run_name,
 )
-from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, VerdictInputs, model_predictions, require_valid_scores
 from tailorbird.evaluation.verdict.protocol import build_protocol
@@ -77,7 +76,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     faults += unreadable
     checks: tuple[Callable[[], Iterator[str]], ...] = (
         lambda: differences(stored, evidence, at="", other="the parsed value is"),
-        lambda: _protocol_faults(uri, evidence=evidence, registration=registration),
+        lambda: _protocol_faults(evidence, registration=registration),
         lambda: _family_faults(uri, evidence=evidence),
         lambda: _routing_faults(evidence, tables=tables),
         lambda: _verdict_faults(evidence, tables=tables),
@@ -123,7 +122,7 @@ def restore_pages(uri: str) -> tuple[str, ...]:
     return tuple(changed)
 
 
-def _protocol_faults(uri: str, *, evidence: Evidence, registration: Preregistration | None) -> Iterator[str]:
+def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None) -> Iterator[str]:
     """Compare the evidence with the test protocol that was registered before training."""
     if registration is None:
         yield f"{PROTOCOL_FILE} is missing or damaged, so the test protocol registered before training is unknown"
@@ -186,10 +185,6 @@ def _routing_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     align(*predictions.values())
     for table in predictions.values():
         require_valid_scores(table)
-    scores = {model.role: model.validation for model in evidence.family.models}
-    for role, table in predictions.items():
-        score = score_table(evidence.protocol.metric, table)
-        yield from differences(scores[role], score, at=f"the validation score of the {role}", other=RECOMPUTED)
     routing = None
     if config is not None and evidence.versions["incumbent"].kind != "hybrid":
         routing = fit_routing(config, **predictions, metric=evidence.protocol.metric)

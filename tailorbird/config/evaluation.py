@@ -99,8 +99,8 @@ class EvaluationConfig(ConfigSection):
     """Prices for the cost gate, which requires that the gain pays for training and serving. By default, there is no
     cost gate."""
     hybrid: HybridConfig | None = None
-    """Routing rule for serving the incumbent and the candidate together. The hybrid is fixed on validation and is tested
-    with the candidate. By default, no hybrid is considered."""
+    """Routing rule for serving the incumbent and the candidate together, which is fixed on validation and tested with
+    the candidate. By default, no hybrid is considered."""
     centroid_shots: int = Field(default=10, ge=1)
     """(classification only) Number of training rows per class from which the centroid baseline computes its class
     means."""
