@@ -13,7 +13,8 @@ from tailorbird.evaluation.report.console import (
 )
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
-from tailorbird.evaluation.verdict.types import ContenderVerdict, Verdict
+from tailorbird.evaluation.verdict.parts import ContenderVerdict
+from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.versions import MIXED_KINDS
 
 HUB_METRICS = {

@@ -10,9 +10,9 @@ from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.family import FamilyComparison, compare_family, is_proven
 from tailorbird.evaluation.verdict.gates import evaluate_gates, measured_cost_ratio, states_of
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.parts import ContenderVerdict, Difference, HybridVerdict
 from tailorbird.evaluation.verdict.protocol import TestProtocol, spent_alpha
 from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, Facts, gates_pass, select_rule
-from tailorbird.evaluation.verdict.types import ContenderVerdict, Difference, HybridVerdict
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from tailorbird.evaluation.statistics.power import power_analysis
 from tailorbird.evaluation.verdict.assess import Assessment, assess
 from tailorbird.evaluation.verdict.explain import ExplanationInputs, explain, further_access
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
+from tailorbird.evaluation.verdict.parts import SecondMetric
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
-from tailorbird.evaluation.verdict.types import SecondMetric, Verdict
+from tailorbird.evaluation.verdict.types import Verdict
 
 SECOND_METRIC = {
     "accuracy": "macro_f1",

@@ -9,8 +9,8 @@ from tailorbird.evaluation.statistics.power import RowsNeeded
 from tailorbird.evaluation.verdict.assess import Assessment
 from tailorbird.evaluation.verdict.formatting import p_text, points, size
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.parts import ContenderVerdict
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.types import ContenderVerdict
 
 
 @dataclass(frozen=True)

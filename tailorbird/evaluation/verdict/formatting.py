@@ -1,4 +1,4 @@
-"""Names of metrics, and the format of gains, sizes and p values."""
+"""Names of metrics and models, and the format of gains, sizes and p values."""
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -8,6 +8,29 @@ METRIC_NAMES = {
     "rouge_l": "ROUGE-L",
 }
 """Names for readers."""
+
+
+FINE_TUNED = "fine-tuned model"
+MODEL_NAMES = {
+    "zero_shot": "pretrained model",
+    "few_shot": "pretrained model with examples in the prompt",
+    "centroid": "pretrained model with class averages",
+    "bag_of_words": "bag-of-words model",
+    "probe": "pretrained model with a linear head",
+    "probe_bag": "bag-of-words + pretrained model",
+    "lora": FINE_TUNED,
+    "lora_bag": f"{FINE_TUNED} with a bag of words",
+    "full": FINE_TUNED,
+    "full_bag": f"{FINE_TUNED} with a bag of words",
+    "hybrid": "hybrid model",
+}
+"""Names for readers by kind of model; other kinds are shown as they are."""
+PERCENTAGES = ("accuracy", "exact_match")  # metrics that are shares of rows
+
+
+def model_name(kind: str) -> str:
+    """Return the name of a kind of model for readers."""
+    return MODEL_NAMES.get(kind, kind)
 
 
 def points(share: float) -> str:

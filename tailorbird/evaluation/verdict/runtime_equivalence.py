@@ -6,9 +6,9 @@ from tailorbird.evaluation.verdict.explain import failed_gates, open_gates
 from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.gates import evaluate_gates, measured_cost_ratio, states_of
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
+from tailorbird.evaluation.verdict.parts import VerdictPart
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, Facts, cheaper_and_not_inferior
-from tailorbird.evaluation.verdict.types import VerdictPart
 
 
 class Equivalence(VerdictPart):

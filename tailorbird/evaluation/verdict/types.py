@@ -1,93 +1,14 @@
-"""The verdict and its parts."""
+"""The verdict, with its sentence for readers."""
 
-from typing import Literal, Self
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
-from tailorbird.evaluation.gates.base import Gate
+from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.statistics.posterior import Posterior
-from tailorbird.evaluation.verdict.formatting import p_text, points
-from tailorbird.evaluation.verdict.headline import headline
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, PERCENTAGES, model_name, p_text, points
+from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridVerdict, SecondMetric, VerdictPart
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
-from tailorbird.registry.routing import Routing
-
-
-class VerdictPart(BaseModel):
-    """Base class of frozen models without unknown fields; every number is finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Difference(VerdictPart):
-    """A paired difference of two models in the verdict's metric, with an interval at level 1 - alpha."""
-
-    gain: float
-    interval: tuple[float, float]
-    p_value: float
-    proven: bool
-    """True if p < alpha, the interval is above 0, and the gain is at least `minimum_gain`."""
-
-
-class ContenderVerdict(VerdictPart):
-    """The evaluation of a further contender: a baseline that is tested against the incumbent with the candidate."""
-
-    role: str
-    """Role in the evidence: the kind of the baseline."""
-    kind: str
-    score: float
-    gain: float
-    interval: tuple[float, float]
-    """Of the gain over the incumbent, at the level of Holm's test."""
-    p_value: float
-    p_holm: float
-    """p value adjusted by Holm's method over all contenders of the family."""
-    proven: bool
-    eligible: bool
-    """True if the contender is proven better than the incumbent and no gate stops it."""
-    gates: tuple[Gate, ...]
-    """Gates of a proven contender; empty for other contenders."""
-    against_candidate: Difference
-    """The contender's score minus the candidate's."""
-    candidate_cost: tuple[float, float, float] | None
-    """CPU-seconds per row, candidate divided by this contender: estimate and 1 - alpha interval."""
-
-
-class HybridVerdict(VerdictPart):
-    """The evaluation of the hybrid that was fitted on validation, by the same tests as the candidate."""
-
-    routing: Routing
-    share_to_candidate: float
-    """Share of the test rows that the candidate answers."""
-    score: float
-    gain: float
-    interval: tuple[float, float]
-    """Of the gain over the incumbent, at the level of Holm's test."""
-    p_value: float
-    p_holm: float
-    """p value adjusted by Holm's method over all contenders of the family."""
-    proven: bool
-    gates: tuple[Gate, ...]
-    against_candidate: Difference
-    """The hybrid's score minus the candidate's."""
-    candidate_cost: tuple[float, float, float] | None
-    """CPU-seconds per row, candidate divided by hybrid: estimate and 1 - alpha interval."""
-    best_part: Literal["incumbent", "candidate"]
-    """The part with the higher score on validation."""
-    cost_ratio: tuple[float, float, float] | None
-    """CPU-seconds per row, hybrid divided by its best part: estimate and 1 - alpha interval."""
-    holds: bool
-    """True if the hybrid is not inferior to its parts, and costs less than the best part or is proven better."""
-
-
-class SecondMetric(VerdictPart):
-    """The comparison by a second metric, which no rule reads."""
-
-    metric: str
-    incumbent: float
-    candidate: float
-    gain: float
-    interval: tuple[float, float]
-    p_value: float
 
 
 class Verdict(VerdictPart):
@@ -176,7 +97,7 @@ class Verdict(VerdictPart):
 
     def sentence(self) -> str:
         """Return the model to use and the difference between the two models, without statistical terms."""
-        return headline(self)
+        return _headline(self)
 
     def access(self) -> str:
         """Return the number of the access to the test rows, with the level if it is not the first."""
@@ -191,3 +112,82 @@ class Verdict(VerdictPart):
         family = f" after Holm's correction for {self.family_size} contenders" if self.family_size > 1 else ""
         measured = f"{interval}, {p_text(self.p_holm)}{family}, n = {self.n:,}"
         return f"{self.outcome}: {points(self.gain)} points ({measured}), by rule {self.rule}{later}"
+
+
+def _headline(verdict: Verdict) -> str:
+    """Return the model to use and the difference to the other model, without statistical terms."""
+    incumbent, candidate = model_name(verdict.incumbent_kind), model_name(verdict.candidate_kind)
+    if incumbent == candidate:
+        incumbent, candidate = f"current {incumbent}", f"new {candidate}"
+    old = f"the {incumbent} ({_score(verdict, verdict.incumbent_score)})"
+    new = f"the {candidate} ({_score(verdict, verdict.candidate_score)})"
+    difference = _difference(verdict.gain, verdict.interval)
+    if verdict.outcome is Outcome.HYBRID and verdict.hybrid is not None:
+        return _hybrid(verdict, verdict.hybrid, old=old, candidate=candidate)
+    if verdict.contender is not None:
+        return _replacement(verdict, verdict.contender, incumbent=incumbent, candidate=candidate)
+    if verdict.rule == 7:
+        return f"Use {new}. It costs less to serve than {old} and is not much worse: {difference}."
+    if verdict.outcome is Outcome.FINE_TUNE:
+        return f"Use {new}. It is better than {old}: {difference}."
+    if verdict.rule == 5:
+        return f"Keep {old}: {new} is better, but fails {_failed(verdict)}: {difference}."
+    later = " for now" if verdict.outcome is Outcome.INSUFFICIENT_EVIDENCE else ""
+    return f"Keep {old}{later}. {_why_not(verdict, candidate)}: {difference}."
+
+
+def _hybrid(verdict: Verdict, hybrid: HybridVerdict, *, old: str, candidate: str) -> str:
+    share, score = hybrid.share_to_candidate, _score(verdict, hybrid.score)
+    both = f"Use both models ({score}); the {candidate} answers {share:.0%} of the test rows."
+    difference = _difference(hybrid.gain, hybrid.interval)
+    if hybrid.proven:
+        return f"{both} The hybrid is better than {old}: {difference}."
+    return f"{both} The hybrid is not much worse than {old} and costs less than the better of the two: {difference}."
+
+
+def _replacement(verdict: Verdict, contender: ContenderVerdict, *, incumbent: str, candidate: str) -> str:
+    name = model_name(contender.kind)
+    if name == model_name(verdict.incumbent_kind):
+        name, incumbent = f"new {name}", f"current {name}"
+    use = f"Use the {name} ({_score(verdict, contender.score)})"
+    old = f"the {incumbent} ({_score(verdict, verdict.incumbent_score)})"
+    difference = _difference(contender.gain, contender.interval)
+    if verdict.rule == 5:
+        also = f"the {candidate} ({_score(verdict, verdict.candidate_score)}) is better too, but fails"
+        return f"{use}, which is better than {old}: {difference}; {also} {_failed(verdict)}."
+    why_not = _why_not(verdict, candidate)
+    if verdict.proven:
+        is_open = verdict.regulated and any(gate.state is State.NOT_ASSESSABLE for gate in verdict.gates)
+        why_not = f"The {candidate} is better too, but {'a required gate cannot be assessed' if is_open else 'less so'}"
+    compared = _difference(verdict.gain, verdict.interval)
+    return f"{use}. It is better than {old}: {difference}. {why_not}: {compared}."
+
+
+def _failed(verdict: Verdict) -> str:
+    failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
+    return f"the {' and the '.join(failed)} gate"
+
+
+def _why_not(verdict: Verdict, candidate: str) -> str:
+    """Return why the candidate does not replace the incumbent."""
+    low, high = verdict.interval
+    if verdict.rule == 2:
+        return "Two data splits share a document or a text, so the test is not valid"
+    if verdict.rule == 6:
+        return f"The {candidate} is better, but a required gate cannot be assessed"
+    if high < 0:
+        return f"The {candidate} is worse"
+    if low > 0 and verdict.p_holm < verdict.alpha:
+        return f"The {candidate} is better, but the measured gain is below the minimum gain"
+    return f"The {candidate} is not shown to be better"
+
+
+def _score(verdict: Verdict, score: float) -> str:
+    """Return a score as a percentage, or as a number with its metric."""
+    return f"{100 * score:.1f} %" if verdict.metric in PERCENTAGES else f"{METRIC_NAMES[verdict.metric]} {score:.3f}"
+
+
+def _difference(gain: float, interval: tuple[float, float]) -> str:
+    """Return a gain with its interval, in points."""
+    low, high = (f"{100 * end:+.1f}" for end in interval)
+    return f"{100 * gain:+.1f} points, {low} to {high}"

@@ -1,0 +1,86 @@
+"""The parts of a verdict."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tailorbird.evaluation.gates.base import Gate
+from tailorbird.registry.routing import Routing
+
+
+class VerdictPart(BaseModel):
+    """Base class of frozen models without unknown fields; every number is finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Difference(VerdictPart):
+    """A paired difference of two models in the verdict's metric, with an interval at level 1 - alpha."""
+
+    gain: float
+    interval: tuple[float, float]
+    p_value: float
+    proven: bool
+    """True if p < alpha, the interval is above 0, and the gain is at least `minimum_gain`."""
+
+
+class ContenderVerdict(VerdictPart):
+    """The evaluation of a further contender: a baseline that is tested against the incumbent with the candidate."""
+
+    role: str
+    """Role in the evidence: the kind of the baseline."""
+    kind: str
+    score: float
+    gain: float
+    interval: tuple[float, float]
+    """Of the gain over the incumbent, at the level of Holm's test."""
+    p_value: float
+    p_holm: float
+    """p value adjusted by Holm's method over all contenders of the family."""
+    proven: bool
+    eligible: bool
+    """True if the contender is proven better than the incumbent and no gate stops it."""
+    gates: tuple[Gate, ...]
+    """Gates of a proven contender; empty for other contenders."""
+    against_candidate: Difference
+    """The contender's score minus the candidate's."""
+    candidate_cost: tuple[float, float, float] | None
+    """CPU-seconds per row, candidate divided by this contender: estimate and 1 - alpha interval."""
+
+
+class HybridVerdict(VerdictPart):
+    """The evaluation of the hybrid that was fitted on validation, by the same tests as the candidate."""
+
+    routing: Routing
+    share_to_candidate: float
+    """Share of the test rows that the candidate answers."""
+    score: float
+    gain: float
+    interval: tuple[float, float]
+    """Of the gain over the incumbent, at the level of Holm's test."""
+    p_value: float
+    p_holm: float
+    """p value adjusted by Holm's method over all contenders of the family."""
+    proven: bool
+    gates: tuple[Gate, ...]
+    against_candidate: Difference
+    """The hybrid's score minus the candidate's."""
+    candidate_cost: tuple[float, float, float] | None
+    """CPU-seconds per row, candidate divided by hybrid: estimate and 1 - alpha interval."""
+    best_part: Literal["incumbent", "candidate"]
+    """The part with the higher score on validation."""
+    cost_ratio: tuple[float, float, float] | None
+    """CPU-seconds per row, hybrid divided by its best part: estimate and 1 - alpha interval."""
+    holds: bool
+    """True if the hybrid is not inferior to its parts, and costs less than the best part or is proven better."""
+
+
+class SecondMetric(VerdictPart):
+    """The comparison by a second metric, which no rule reads."""
+
+    metric: str
+    incumbent: float
+    candidate: float
+    gain: float
+    interval: tuple[float, float]
+    p_value: float
