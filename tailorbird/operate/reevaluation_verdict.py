@@ -17,7 +17,7 @@ from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points, size
 from tailorbird.evaluation.verdict.gates import evaluate_gates
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.types import VerdictPart
+from tailorbird.evaluation.verdict.parts import VerdictPart
 
 
 class ReevaluationVerdict(VerdictPart):
