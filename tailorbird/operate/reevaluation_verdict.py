@@ -16,8 +16,8 @@ from tailorbird.evaluation.verdict.explain import failed_gates, open_gates
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points, size
 from tailorbird.evaluation.verdict.gates import evaluate_gates
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
-from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.parts import VerdictPart
+from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 
 class ReevaluationVerdict(VerdictPart):
