@@ -1,32 +1,19 @@
 """Baselines for classification: majority, and linear heads on embeddings, on a bag of words, and on both."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from safetensors.numpy import save
-from scipy.sparse import csr_matrix, hstack
 
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import encode_texts, label_indices, labels_of, load_tokenizer
 from tailorbird.evaluation.baselines.baseline import Baseline
-from tailorbird.evaluation.baselines.linear_head import (
-    LOGISTIC,
-    SVM,
-    Fit,
-    FloatArray,
-    Head,
-    HeadData,
-    IntArray,
-    best_by_model,
-    best_of,
-    fit_linear,
-    fit_logistic,
-    select_fit,
-)
+from tailorbird.evaluation.baselines.linear_head import LOGISTIC, SVM, Fit, Head, HeadData, best_of, fit_linear
+from tailorbird.evaluation.baselines.linear_solver import FloatArray, IntArray
 from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, stack_blocks
@@ -35,8 +22,8 @@ from tailorbird.models.loading import default_device, inference_dtype, load_enco
 from tailorbird.registry.versions import VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
-PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # inverse regularisation strengths that are tried on validation
-BAG_C = {LOGISTIC: (3.0, 10.0, 30.0), SVM: (0.1, 0.3, 1.0)}  # the same on a bag of words, by kind of linear model
+PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # inverse regularisation strengths that are tried on validation
+BAG_C = {LOGISTIC: (3.0, 10.0, 30.0), SVM: (0.3, 1.0)}  # the same on a bag of words, by kind of linear model
 EMBEDDING_WEIGHTS = (0.5, 1.0, 2.0)  # factors of the embedding next to a bag of words
 COSINE_SCALE = 20.0  # factor from cosine similarities to the logits of zero-shot and centroid
 
@@ -66,32 +53,36 @@ def fit_baselines(
         raise ValueError("validation has no rows; the baselines need validation rows to select their settings")
     features, held_out, names = embed_texts(base_model, train.texts, validation.texts, classes, max_length=max_length)
     labels, truth = (label_indices(rows.labels, classes=classes) for rows in (train, validation))
-    probe, probe_note = fit_probe(features, labels, held_out=held_out, truth=truth, metric=metric)
+    probe = fit_probe(features, labels, held_out=held_out, truth=truth, metric=metric)
     directions = centroids(features, labels, shots=config.centroid_shots, seed=seed)
     zero_shot, centroid = (cosine_head(vectors, features) for vectors in (names, directions))
     vectorizers, terms = fit_vectorizers(train.texts, num_classes=len(classes))
     held_out_terms = stack_blocks(vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values())
-    data = HeadData(terms, labels, held_out_terms, truth, metric)
-    bag_of_words, probe_bag = fit_bags(data, embeddings=unit(features), held_out_embeddings=unit(held_out))
-    on_unit, on_terms = split_head(probe_bag, width=features.shape[1])
-    heads = {"zero_shot": zero_shot, "centroid": centroid, "probe": probe, "probe_bag": on_unit}
+    data = HeadData((terms,), labels, (held_out_terms,), truth, metric)
+    bag, both = fit_bags(data, embeddings=unit(features), held_out_embeddings=unit(held_out))
+    heads = {
+        "zero_shot": zero_shot,
+        "centroid": centroid,
+        "probe": Head(probe.weights[0].T, probe.bias),
+        "probe_bag": Head(both.weights[0].T * np.float32(both.embedding_weight), both.bias),
+    }
     bags = {
-        kind: BagOfWords(vectorizers, np.ascontiguousarray(head.weight.T), head.bias)
-        for kind, head in (("bag_of_words", bag_of_words.head), ("probe_bag", on_terms))
+        "bag_of_words": BagOfWords(vectorizers, bag.weights[0], bag.bias),
+        "probe_bag": BagOfWords(vectorizers, both.weights[1], np.zeros_like(both.bias)),
     }
     logits = {
         "zero_shot": zero_shot.logits(held_out),
         "centroid": centroid.logits(held_out),
-        "bag_of_words": bags["bag_of_words"].logits(validation.texts),
-        "probe": probe.logits(held_out),
-        "probe_bag": on_unit.logits(unit(held_out)) + bags["probe_bag"].logits(validation.texts),
+        "bag_of_words": bag.logits,
+        "probe": probe.logits,
+        "probe_bag": both.logits,
     }
     notes = {
         "zero_shot": "label names",
         "centroid": f"{config.centroid_shots} examples per class",
-        "bag_of_words": bag_of_words.note(),
-        "probe": probe_note,
-        "probe_bag": probe_bag.note(),
+        "bag_of_words": bag.note(),
+        "probe": probe.note(),
+        "probe_bag": both.note(),
     }
     most_frequent, _ = majority(train.labels)
     scores = {kind: score_of(metric, labels=truth, outputs=values.argmax(1)) for kind, values in logits.items()}
@@ -159,53 +150,35 @@ def centroids(features: FloatArray, labels: IntArray, *, shots: int, seed: int) 
 
 def fit_probe(
     features: FloatArray, labels: IntArray, *, held_out: FloatArray, truth: IntArray, metric: str = "accuracy"
-) -> tuple[Head, str]:
-    """Fit logistic regression on frozen embeddings and select C on the held-out rows; return the head and a note."""
-    best = best_of(fit_logistic(HeadData(features, labels, held_out, truth, metric), strengths=PROBE_C))
-    return best.head, f"C = {best.c:g}"
+) -> Fit:
+    """Fit logistic regression on frozen embeddings and select C on the held-out rows."""
+    data = HeadData((features,), labels, (held_out,), truth, metric)
+    return best_of(fit_linear(data, LOGISTIC, strengths=PROBE_C))
 
 
 def fit_bags(data: HeadData, *, embeddings: FloatArray, held_out_embeddings: FloatArray) -> tuple[Fit, Fit]:
     """Fit heads on a bag of words alone, and with unit embeddings as further features before it.
 
-    C is selected on the bag of words alone, and then the weight of the embedding with this C. Multinomial logistic
-    regression is used unless it has too many parameters (`fit_linear`) or `select_fit` returns a linear SVM.
+    C is selected on the bag of words alone for each kind of linear model, then the kind, and then the weight of the
+    embedding with this C and kind. Logistic regression is used if the scores are equal.
     """
-    alone = best_by_model(fit_linear(data, strengths=BAG_C))
-    strengths = {model: (fit.c,) for model, fit in alone.items()}
-    both = best_by_model(_fits_with_embeddings(data, embeddings, held_out_embeddings, strengths=strengths))
-    bag_of_words, probe_bag = (
-        select_fit(fits.get(LOGISTIC), svm=fits[SVM], truth=data.truth) for fits in (alone, both)
-    )
-    return bag_of_words, probe_bag
+    alone = best_of(best_of(fit_linear(data, model, strengths=strengths)) for model, strengths in BAG_C.items())
+    return alone, best_of(_fits_with_embeddings(data, embeddings, held_out_embeddings, start=alone))
 
 
-def _fits_with_embeddings(
-    data: HeadData, train: FloatArray, held_out: FloatArray, *, strengths: Mapping[str, Sequence[float]]
-) -> Iterator[Fit]:
-    """Fit heads for each weight of the embedding; only one matrix of all features is in memory at a time."""
+def _fits_with_embeddings(data: HeadData, train: FloatArray, held_out: FloatArray, *, start: Fit) -> Iterator[Fit]:
+    """Fit heads for each weight of the embedding. Each fit starts from the one before, and the first from `start`."""
     for weight in EMBEDDING_WEIGHTS:
-        yield from fit_linear(_with_embeddings(data, train, held_out, weight=weight), strengths=strengths)
-
-
-def _with_embeddings(data: HeadData, train: FloatArray, held_out: FloatArray, *, weight: float) -> HeadData:
-    return replace(
-        data,
-        train=hstack([csr_matrix(weight * train), data.train], format="csr", dtype=np.float32),
-        held_out=hstack([csr_matrix(weight * held_out), data.held_out], format="csr", dtype=np.float32),
-        embedding_weight=weight,
-    )
-
-
-def split_head(fit: Fit, *, width: int) -> tuple[Head, Head]:
-    """Return the parts of a head for the unit embedding, the first `width` features, and for the other features.
-
-    The factor of the embedding becomes a part of the weight. The bias is that of the first part.
-    """
-    weight, bias = fit.head.weight, fit.head.bias
-    return Head(weight[:, :width] * np.float32(fit.embedding_weight), bias), Head(
-        weight[:, width:], np.zeros_like(bias)
-    )
+        factor = np.float32(weight)
+        weighted = replace(
+            data,
+            train=(factor * train, *data.train),
+            held_out=(factor * held_out, *data.held_out),
+            embedding_weight=weight,
+        )
+        for fit in fit_linear(weighted, start.model, strengths=(start.c,), start=start):
+            yield fit
+            start = fit
 
 
 def unit(vectors: FloatArray) -> FloatArray:

@@ -1,6 +1,5 @@
 """Tests of the heads of the baselines on synthetic embeddings."""
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from scipy.sparse import csr_matrix
 
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.baselines import classification, linear_head
 from tailorbird.evaluation.baselines.classification import (
     COSINE_SCALE,
     EMBEDDING_WEIGHTS,
@@ -21,23 +19,10 @@ from tailorbird.evaluation.baselines.classification import (
     fit_baselines,
     fit_probe,
     majority,
-    split_head,
     store_baselines,
     unit,
 )
-from tailorbird.evaluation.baselines.linear_head import (
-    LOGISTIC,
-    SVM,
-    Fit,
-    Head,
-    HeadData,
-    best_by_model,
-    best_of,
-    fit_linear,
-    fit_logistic,
-    fit_svm,
-    select_fit,
-)
+from tailorbird.evaluation.baselines.linear_head import Head, HeadData
 from tailorbird.models.bag_of_words import BagOfWords, fit_vectorizers
 from tailorbird.registry.versions import VersionConfig, now, read_artifact_config
 
@@ -54,27 +39,25 @@ def clusters(num_classes: int, *, per_class: int = 40, width: int = 8) -> tuple[
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
 def test_a_probe_separates_separable_classes_and_notes_its_regularisation(num_classes: int) -> None:
     features, labels = clusters(num_classes)
-    head, note = fit_probe(features, labels, held_out=features, truth=labels)
-    assert head.weight.shape == (num_classes, 8)
-    assert head.score(features, labels, metric="accuracy") == 1.0
-    assert note.startswith("C = ")
+    fit = fit_probe(features, labels, held_out=features, truth=labels)
+    assert fit.weights[0].shape == (8, num_classes)
+    assert fit.score == 1.0
+    assert fit.note().startswith("logistic regression, C = ")
 
 
 def test_the_regularisation_of_the_probe_is_selected_on_held_out_rows() -> None:
     features, labels = clusters(3)
     wrong = GENERATOR.permutation(labels)
     held_out, truth = clusters(3)
-    head, _ = fit_probe(
-        features, np.where(GENERATOR.random(len(labels)) < 0.4, wrong, labels), held_out=held_out, truth=truth
-    )
-    assert head.score(held_out, truth, metric="accuracy") > 0.8
+    noisy = np.where(GENERATOR.random(len(labels)) < 0.4, wrong, labels)
+    assert fit_probe(features, noisy, held_out=held_out, truth=truth).score > 0.8
 
 
 def test_a_cosine_head_ignores_the_length_of_directions_and_scales_with_the_features() -> None:
     features, labels = clusters(3)
     head = cosine_head(np.eye(3, 8, dtype=np.float32) * np.array([[1], [5], [9]], dtype=np.float32), features)
-    assert head.score(features, labels, metric="accuracy") == 1.0
-    logits = features @ head.weight.T + head.bias
+    logits = head.logits(features)
+    assert (logits.argmax(1) == labels).all()
     assert np.abs(logits).max() <= COSINE_SCALE * 1.5
     np.testing.assert_array_equal(head.bias, 0)
 
@@ -107,94 +90,27 @@ def test_unit_vectors_have_length_one_and_a_zero_vector_stays_finite() -> None:
 def data_of(num_classes: int = 3) -> HeadData:
     """Return sparse features of training and validation rows that separate most of the classes."""
     (train, labels), (held_out, truth) = clusters(num_classes), clusters(num_classes)
-    return HeadData(csr_matrix(np.maximum(train, 0)), labels, csr_matrix(np.maximum(held_out, 0)), truth, "accuracy")
+    sparse = (csr_matrix(np.maximum(train, 0)),), labels, (csr_matrix(np.maximum(held_out, 0)),), truth
+    return HeadData(*sparse, "accuracy")
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
-def test_the_parts_of_a_probe_with_a_bag_of_words_add_up_to_the_fitted_head(num_classes: int) -> None:
+def test_a_probe_with_a_bag_of_words_has_a_weight_for_both_blocks(num_classes: int) -> None:
     data = data_of(num_classes)
     embeddings, held_out = (unit(clusters(num_classes)[0]) for _ in range(2))
     bag, both = fit_bags(data, embeddings=embeddings, held_out_embeddings=held_out)
     assert bag.embedding_weight == 0
     assert both.embedding_weight in EMBEDDING_WEIGHTS
-    on_unit, on_terms = split_head(both, width=8)
-    logits = on_unit.logits(held_out) + on_terms.logits(data.held_out)
-    assert (logits.argmax(1) == both.outputs).all()
-    assert both.note().endswith(f"embedding x {both.embedding_weight:g}")
-
-
-def test_an_svm_is_selected_only_if_it_is_better_by_more_than_chance() -> None:
-    truth = np.zeros(200, dtype=np.int64)
-
-    def fit(num_right: int) -> Fit:
-        outputs = (np.arange(200) >= num_right).astype(np.int64)
-        return Fit(Head(np.zeros((2, 1)), np.zeros(2)), "", 1.0, 0.0, outputs, num_right / 200)  # type: ignore[arg-type]
-
-    logistic, near, better = fit(150), fit(154), fit(170)
-    assert select_fit(logistic, svm=near, truth=truth) is logistic
-    assert select_fit(logistic, svm=better, truth=truth) is better
-    assert select_fit(better, svm=logistic, truth=truth) is better
-    assert select_fit(None, svm=logistic, truth=truth) is logistic
-
-
-def test_logistic_regression_is_fitted_up_to_a_number_of_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = data_of(5)
-    assert data.num_parameters == 5 * (8 + 1)
-    for limit, models in ((45, [LOGISTIC, SVM]), (44, [SVM])):
-        monkeypatch.setattr(linear_head, "MAX_LOGISTIC_PARAMETERS", limit)
-        assert [fit.model for fit in fit_linear(data, strengths={LOGISTIC: [1.0], SVM: [1.0]})] == models
-
-
-def test_a_bag_of_words_of_many_classes_has_a_linear_svm(monkeypatch: pytest.MonkeyPatch) -> None:
-    num_classes = 60
-    monkeypatch.setattr(linear_head, "MAX_LOGISTIC_PARAMETERS", num_classes * num_classes)
-    train, labels = clusters(num_classes, per_class=4, width=num_classes)
-    data = HeadData(csr_matrix(np.maximum(train, 0)), labels, csr_matrix(np.maximum(train, 0)), labels, "accuracy")
-    bag, both = fit_bags(data, embeddings=unit(train), held_out_embeddings=unit(train))
-    assert (bag.model, both.model) == (SVM, SVM)
-    assert min(bag.score, both.score) > 0.95
-
-
-def test_only_the_bag_of_words_has_logistic_regression_if_the_embedding_exceeds_the_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    data = data_of(3)
-    monkeypatch.setattr(linear_head, "MAX_LOGISTIC_PARAMETERS", data.num_parameters)
-    embeddings, held_out = (unit(clusters(3)[0]) for _ in range(2))
-    bag, both = fit_bags(data, embeddings=embeddings, held_out_embeddings=held_out)
-    assert (bag.model, both.model) == (LOGISTIC, SVM)
-
-
-def test_the_best_fits_by_model_equal_the_best_of_all_fits_of_the_model() -> None:
-    data = data_of(3)
-    strengths = (0.001, 0.01, 1.0, 10.0)
-    best = best_by_model(fit_linear(data, strengths={LOGISTIC: strengths, SVM: strengths}))
-    for model, fit in ((LOGISTIC, fit_logistic), (SVM, fit_svm)):
-        expected = best_of(fit(data, strengths=strengths))
-        assert (best[model].c, best[model].score) == (expected.c, expected.score)
-        np.testing.assert_array_equal(best[model].head.weight, expected.head.weight)
-
-
-def test_one_matrix_of_terms_and_embeddings_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrices: list[weakref.ref[Any]] = []
-    build = classification._with_embeddings
-
-    def record(*args: Any, **options: Any) -> HeadData:
-        assert [matrix for matrix in matrices if matrix() is not None] == []
-        part = build(*args, **options)
-        matrices.append(weakref.ref(part.train))
-        return part
-
-    monkeypatch.setattr(classification, "_with_embeddings", record)
-    embeddings, held_out = (unit(clusters(3)[0]) for _ in range(2))
-    fit_bags(data_of(3), embeddings=embeddings, held_out_embeddings=held_out)
-    assert len(matrices) == len(EMBEDDING_WEIGHTS)
+    expected = both.embedding_weight * held_out @ both.weights[0] + data.held_out[0] @ both.weights[1] + both.bias
+    np.testing.assert_allclose(both.logits, expected, rtol=1e-4, atol=1e-5)
+    assert both.note() == f"{bag.note()}, embedding x {both.embedding_weight:g}"
 
 
 def test_a_class_with_one_row_is_learned() -> None:
-    train = csr_matrix(np.eye(5, dtype=np.float32))
-    data = HeadData(train, np.array([0, 0, 1, 1, 2]), train, np.array([0, 0, 1, 1, 2]), "accuracy")
-    bag, both = fit_bags(data, embeddings=np.eye(5, dtype=np.float32), held_out_embeddings=np.eye(5, dtype=np.float32))
+    train = np.eye(5, dtype=np.float32)
+    labels = np.array([0, 0, 1, 1, 2])
+    data = HeadData((csr_matrix(train),), labels, (csr_matrix(train),), labels, "accuracy")
+    bag, both = fit_bags(data, embeddings=train, held_out_embeddings=train)
     assert (bag.score, both.score) == (1.0, 1.0)
 
 

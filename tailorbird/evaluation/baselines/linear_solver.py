@@ -1,0 +1,163 @@
+"""Preconditioned nonlinear conjugate gradients for linear classifiers on dense and sparse blocks of features."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, issparse
+
+FloatArray: TypeAlias = NDArray[np.float32]
+IntArray: TypeAlias = NDArray[np.int64]
+Blocks: TypeAlias = Sequence[FloatArray | csr_matrix]  # [N, F_k] each; the features of a row are all blocks together
+
+TOLERANCE, WINDOW = 1e-2, 5
+"""A fit ends when its last `WINDOW` steps lowered the objective by a smaller share per step. Further steps do not
+improve validation scores. One small step is no reason to end, because a fit that continues another starts with one."""
+MAX_STEPS = 50
+MAX_NEWTON_STEPS = 4  # of the line search, which needs no product with the features
+
+
+class Loss(Protocol):
+    """The loss of all rows as a function of the scores [N, L]."""
+
+    def gradient(self, scores: FloatArray) -> tuple[float, FloatArray, float]:
+        """Return the loss, its gradient [N, L], and the mean of its second derivatives."""
+        ...
+
+    def slope(self, scores: FloatArray, direction: FloatArray) -> tuple[float, float]:
+        """Return the first and second derivative along a direction [N, L]."""
+        ...
+
+
+class SoftmaxLoss:
+    """The negative log-likelihood of multinomial logistic regression."""
+
+    def __init__(self, labels: IntArray) -> None:
+        self._at = (np.arange(len(labels)), labels)
+
+    def gradient(self, scores: FloatArray) -> tuple[float, FloatArray, float]:
+        probabilities = _softmax(scores)
+        at_label = np.maximum(probabilities[self._at], np.finfo(np.float32).tiny)
+        curvature = float(np.mean(probabilities * (1 - probabilities)))
+        probabilities[self._at] -= 1
+        return -float(np.log(at_label).sum(dtype=np.float64)), probabilities, curvature
+
+    def slope(self, scores: FloatArray, direction: FloatArray) -> tuple[float, float]:
+        weighted = _softmax(scores)
+        weighted *= direction
+        means = weighted.sum(1, dtype=np.float64)
+        first = means.sum() - direction[self._at].sum(dtype=np.float64)
+        return float(first), float(np.vdot(weighted, direction) - means @ means)
+
+
+class SquaredHingeLoss:
+    """The loss of linear support vector machines, one class against the others."""
+
+    def __init__(self, labels: IntArray, *, num_classes: int) -> None:
+        self._signs = np.full((len(labels), num_classes), -1, dtype=np.float32)
+        self._signs[np.arange(len(labels)), labels] = 1
+
+    def gradient(self, scores: FloatArray) -> tuple[float, FloatArray, float]:
+        slack = np.maximum(1 - self._signs * scores, 0)
+        return float(np.vdot(slack, slack)), -2 * self._signs * slack, 2 * float(np.mean(slack > 0))
+
+    def slope(self, scores: FloatArray, direction: FloatArray) -> tuple[float, float]:
+        slack = np.maximum(1 - self._signs * scores, 0)
+        moved = np.where(slack > 0, direction, 0)
+        return -2 * float(np.vdot(slack * self._signs, moved)), 2 * float(np.vdot(moved, moved))
+
+
+def minimise(blocks: Blocks, loss: Loss, *, c: float, start: Sequence[FloatArray]) -> tuple[FloatArray, ...]:
+    """Return the weights [F_k, L] of each block and the bias [1, L] that minimise c * loss + |weights|^2 / 2.
+
+    `start` has the same shapes. Polak-Ribiere+ with a diagonal preconditioner. A step computes one product with the
+    features and one with their transpose, and has 24 B of memory per weight.
+    """
+    weights = [np.array(part, dtype=np.float32) for part in start]
+    scores = _scores(blocks, weights)
+    preconditioner: list[FloatArray] = []
+    direction: list[FloatArray] = []
+    last, last_norm = weights, 0.0
+    values: list[float] = []
+    for _ in range(MAX_STEPS):
+        value, residuals, curvature = loss.gradient(scores)
+        value = c * value + _dot(weights[:-1], weights[:-1]) / 2
+        values.append(value)
+        if len(values) > WINDOW and values[-1 - WINDOW] - value < WINDOW * TOLERANCE * value:
+            break
+        preconditioner = preconditioner or _preconditioner(blocks, c * curvature)
+        residuals *= np.float32(c)
+        gradient = [np.asarray(block.T @ residuals) for block in blocks]
+        for part, weight in zip(gradient, weights, strict=False):  # the bias is not regularised
+            part += weight
+        gradient.append(residuals.sum(0, keepdims=True))
+        scaled = [factor * part for factor, part in zip(preconditioner, gradient, strict=True)]
+        norm = _dot(gradient, scaled)
+        if not norm:
+            break
+        if direction:
+            beta = max(0.0, (norm - _dot(last, scaled)) / last_norm)
+            for part, other in zip(direction, scaled, strict=True):
+                part *= np.float32(beta)
+                part -= other
+        if not direction or _dot(gradient, direction) >= 0:
+            direction = [-part for part in scaled]
+        last, last_norm = gradient, norm
+        moved = _scores(blocks, direction)
+        step = np.float32(_step(loss, scores, moved, c=c, weights=weights, direction=direction))
+        scores += step * moved
+        for weight, part in zip(weights, direction, strict=True):
+            weight += step * part
+    return tuple(weights)
+
+
+def _step(
+    loss: Loss,
+    scores: FloatArray,
+    moved: FloatArray,
+    *,
+    c: float,
+    weights: Sequence[FloatArray],
+    direction: Sequence[FloatArray],
+) -> float:
+    """Return the step along the direction that minimises the objective, by Newton's method."""
+    inner, squared = _dot(weights[:-1], direction[:-1]), _dot(direction[:-1], direction[:-1])
+    step = 0.0
+    for _ in range(MAX_NEWTON_STEPS):
+        first, second = loss.slope(scores + np.float32(step) * moved, moved)
+        change = -(c * first + inner + step * squared) / (c * second + squared)
+        step += change
+        if abs(change) < 0.02 * abs(step):
+            break
+    return step
+
+
+def _preconditioner(blocks: Blocks, curvature: float) -> list[FloatArray]:
+    """Return approximate inverses of the second derivatives: [F_k, 1] for each block, and [1, 1] for the bias."""
+    sums = [
+        np.asarray(block.multiply(block).sum(0)).reshape(-1, 1)
+        if issparse(block)
+        else np.einsum("nf,nf->f", block, block)[:, None]
+        for block in blocks
+    ]
+    parts = [np.asarray(1 / (1 + curvature * part), dtype=np.float32) for part in sums]
+    return [*parts, np.full((1, 1), 1 / max(curvature * blocks[0].shape[0], 1e-12), dtype=np.float32)]
+
+
+def _scores(blocks: Blocks, weights: Sequence[FloatArray]) -> FloatArray:
+    """Return the scores [N, L] of the rows."""
+    scores = np.repeat(weights[-1], blocks[0].shape[0], axis=0)
+    for block, weight in zip(blocks, weights, strict=False):  # the bias has no block
+        scores += block @ weight
+    return scores
+
+
+def _dot(some: Sequence[FloatArray], others: Sequence[FloatArray]) -> float:
+    return float(sum(np.vdot(one, other) for one, other in zip(some, others, strict=True)))
+
+
+def _softmax(scores: FloatArray) -> FloatArray:
+    exponentials = np.exp(scores - scores.max(1, keepdims=True))
+    exponentials /= exponentials.sum(1, keepdims=True)
+    return exponentials

@@ -1,0 +1,80 @@
+"""Tests of the solver for linear heads against scikit-learn's."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
+
+from tailorbird.evaluation.baselines import linear_solver
+from tailorbird.evaluation.baselines.linear_solver import Blocks, Loss, SoftmaxLoss, SquaredHingeLoss, minimise
+
+GENERATOR = np.random.default_rng(0)
+NUM_CLASSES = 3
+DENSE = GENERATOR.normal(size=(200, 6)).astype(np.float32)
+SPARSE = csr_matrix(np.maximum(GENERATOR.normal(size=(200, 30)) - 1, 0).astype(np.float32))
+LABELS = (DENSE[:, 0] + SPARSE[:, 0].toarray()[:, 0] + GENERATOR.normal(size=200) > 0).astype(np.int64)
+LABELS[:40] = 2
+ALL = np.hstack([DENSE, SPARSE.toarray()])
+
+
+def zeros(blocks: Blocks) -> tuple[np.ndarray, ...]:
+    """Return weights and a bias of zeros."""
+    widths = [*(block.shape[1] for block in blocks), 1]
+    return tuple(np.zeros((width, NUM_CLASSES), dtype=np.float32) for width in widths)
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_solver, "TOLERANCE", 1e-6)
+    monkeypatch.setattr(linear_solver, "MAX_STEPS", 1_000)
+
+
+@pytest.mark.usefixtures("strict")
+def test_logistic_regression_equals_that_of_scikit_learn() -> None:
+    *weights, bias = minimise((DENSE, SPARSE), SoftmaxLoss(LABELS), c=1.0, start=zeros((DENSE, SPARSE)))
+    expected = LogisticRegression(C=1.0, tol=1e-6, max_iter=1_000).fit(ALL, LABELS)
+    np.testing.assert_allclose(np.vstack(weights).T, expected.coef_, atol=0.02)
+    centred = expected.intercept_ - expected.intercept_.mean()
+    np.testing.assert_allclose(bias[0] - bias.mean(), centred, atol=0.02)
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_linear_svm_equals_that_of_scikit_learn() -> None:
+    loss = SquaredHingeLoss(LABELS, num_classes=NUM_CLASSES)
+    *weights, _ = minimise((DENSE, SPARSE), loss, c=1.0, start=zeros((DENSE, SPARSE)))
+    expected = LinearSVC(C=1.0, tol=1e-6, max_iter=100_000, intercept_scaling=100.0).fit(ALL, LABELS)
+    np.testing.assert_allclose(np.vstack(weights).T, expected.coef_, atol=0.02)
+
+
+@pytest.mark.parametrize("loss", [SoftmaxLoss(LABELS), SquaredHingeLoss(LABELS, num_classes=NUM_CLASSES)])
+def test_gradients_and_slopes_equal_finite_differences(loss: Loss) -> None:
+    scores, direction = (GENERATOR.normal(size=(200, NUM_CLASSES)).astype(np.float32) for _ in range(2))
+    step = np.float32(0.01)
+    low, middle, high = (loss.gradient(scores + factor * step * direction)[0] for factor in (-1, 0, 1))
+    first, second = loss.slope(scores, direction)
+    assert first == pytest.approx((high - low) / (2 * step), rel=0.02, abs=0.5)
+    assert first == pytest.approx(float(np.vdot(loss.gradient(scores)[1], direction)), rel=1e-3, abs=0.01)
+    assert second == pytest.approx((high - 2 * middle + low) / step**2, rel=0.2)
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_fit_that_continues_one_with_another_regularisation_reaches_the_same_weights() -> None:
+    loss = SoftmaxLoss(LABELS)
+    cold = minimise((DENSE,), loss, c=1.0, start=zeros((DENSE,)))
+    warm = minimise((DENSE,), loss, c=1.0, start=minimise((DENSE,), loss, c=0.01, start=zeros((DENSE,))))
+    np.testing.assert_allclose(warm[0], cold[0], atol=0.02)
+
+
+def test_a_fit_does_not_change_its_start() -> None:
+    start = zeros((DENSE,))
+    minimise((DENSE,), SoftmaxLoss(LABELS), c=1.0, start=start)
+    assert not start[0].any()
+
+
+def test_features_of_zeros_give_the_shares_of_the_classes() -> None:
+    nothing = csr_matrix((200, 4), dtype=np.float32)
+    weights, bias = minimise((nothing,), SoftmaxLoss(LABELS), c=1.0, start=zeros((nothing,)))
+    assert not weights.any()
+    shares = np.exp(bias[0]) / np.exp(bias[0]).sum()
+    np.testing.assert_allclose(shares, np.bincount(LABELS) / 200, atol=0.02)
