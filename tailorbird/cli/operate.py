@@ -60,7 +60,7 @@ def reevaluate(
 
     with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         done = reevaluate_champion(loaded, progress=progress)
-    value = {"evidence": done.uri, "verdict": done.verdict.model_dump(mode="json"), "holds": done.holds}
+    value = {"evidence": done.uri, "verdict": done.verdict.model_dump(mode="json"), "holds": done.verdict.holds}
     value |= {"rollback_uri": done.rollback_uri, "champion": done.champion.uri, "proposed": done.proposed}
     options.print_result(value, as_json=as_json, lines=done.lines(recipe))
 
