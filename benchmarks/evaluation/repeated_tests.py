@@ -1,0 +1,269 @@
+"""Error rates of tests that are repeated on known rows, and of a year of monthly re-evaluations, by simulation.
+
+    python -m benchmarks.evaluation.repeated_tests
+
+Repeated tests: equal candidates are tested on the same rows under new names, on one row less each, on 500 rows more
+each, and one candidate is tested again after each of ten additions of rows. A figure is the share of these series with
+any FINE_TUNE. "Uncorrected" is the share if every test has the full alpha, as a ledger of whole test sets gives.
+
+Re-evaluations: each month brings newly audited rows. "Separate tests" is the share if each month tests only its new
+rows, at alpha / (month (month + 1)).
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.rounds import finish, print_table
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.statistics.confidence_sequence import log_wealth
+from tailorbird.evaluation.statistics.paired import midp_values, newcombe_limits
+from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.protocol import TestProtocol, spent_alpha
+from tailorbird.operate.reevaluation_verdict import decide_reevaluation
+from tailorbird.registry.test_set_ledger import count_access
+
+ALPHA, MINIMUM_GAIN = 0.05, 0.01
+NUM_SERIES, CHUNK, NUM_CANDIDATES = 4_000, 100, 12
+FIRST_ROWS, MORE_ROWS, NUM_ADDITIONS = 1_500, 500, 10
+NUM_YEARS, MONTHS, ROWS_A_MONTH = 10_000, 12, 300
+DISCORDANCES = (0.08, 0.12, 0.2)
+NUM_TEXTS, NUM_CLUSTERED_YEARS, NUM_DECISIONS = 8, 2_000, 40
+VALUES = np.array([-1.0, 0.0, 1.0])
+LEVEL = float(np.log(2 / ALPHA))
+BOUNDS = {
+    "fine_tune_rate_of_12_equal_candidates_under_new_names": f"<= {ALPHA}",
+    "fine_tune_rate_of_12_equal_candidates_on_one_row_less_each": f"<= {ALPHA}",
+    "fine_tune_rate_of_12_equal_candidates_on_500_rows_more_each": f"<= {ALPHA}",
+    "fine_tune_rate_of_an_equal_candidate_after_10_additions": f"<= {ALPHA}",
+    "rate_of_withdrawing_a_champion_at_the_minimum_gain_within_a_year": f"<= {ALPHA}",
+    "rate_of_withdrawing_such_a_champion_with_8_alike_texts_a_request": f"<= {ALPHA}",
+    "rate_of_renewing_an_equal_champion_within_a_year": f"<= {ALPHA}",
+    "rate_of_missing_the_mean_of_scores_between_0_and_1_within_a_year": f"<= {ALPHA}",
+    "rate_of_renewing_a_champion_at_3_points_in_month_12": ">= 0.97",
+    "rate_of_withdrawing_a_champion_at_minus_3_points_within_a_year": ">= 0.97",
+    "decisions_unlike_the_rule": "<= 0",
+}
+Indices = NDArray[np.int64]
+
+
+def main() -> None:
+    """Print both tables, then one line of JSON."""
+    series = _repeated_tests()
+    print_table(f"Any FINE_TUNE in a series of tests ({NUM_SERIES:,} series)", series)
+    years = {f"discordance {rate:g}": _years(rate) for rate in DISCORDANCES}
+    print_table(f"A year with {ROWS_A_MONTH} audited rows a month ({NUM_YEARS:,} years)", years)
+    usual, worst = years["discordance 0.12"], _worst(years)
+    alike = _withdrawn_with_alike_texts(by_request=True)
+    corrected = {name: figures["corrected"] for name, figures in series.items()}
+    names, shrinking, growing, appended, better = corrected.values()
+    figures = {
+        "fine_tune_rate_of_12_equal_candidates_under_new_names": names,
+        "fine_tune_rate_of_12_equal_candidates_on_one_row_less_each": shrinking,
+        "fine_tune_rate_of_12_equal_candidates_on_500_rows_more_each": growing,
+        "fine_tune_rate_of_an_equal_candidate_after_10_additions": appended,
+        "fine_tune_rate_of_a_candidate_at_2_points_after_10_additions": better,
+        "uncorrected_rate_of_12_equal_candidates_under_new_names": series["12 new names"]["uncorrected"],
+        "uncorrected_rate_of_an_equal_candidate_after_10_additions": series["10 additions"]["uncorrected"],
+        "rate_of_withdrawing_a_champion_at_the_minimum_gain_within_a_year": worst["withdrawn at +1"],
+        "rate_of_withdrawing_such_a_champion_with_8_alike_texts_a_request": alike,
+        "rate_of_withdrawing_it_if_texts_counted_as_independent": _withdrawn_with_alike_texts(by_request=False),
+        "rate_of_renewing_an_equal_champion_within_a_year": worst["renewed at 0"],
+        "rate_of_missing_the_mean_of_scores_between_0_and_1_within_a_year": _misses_of_partial_scores(),
+        "rate_of_renewing_a_champion_at_3_points_in_month_12": usual["renewed at +3, month 12"],
+        "rate_of_withdrawing_a_champion_at_minus_3_points_within_a_year": usual["withdrawn at -3"],
+        "rate_of_renewing_it_in_month_12_by_separate_tests": usual["renewed at +3, month 12, separate tests"],
+        "rate_of_withdrawing_it_within_a_year_by_separate_tests": usual["withdrawn at -3, separate tests"],
+        "decisions_unlike_the_rule": float(_decisions_unlike_rule()),
+    }
+    finish("repeated_tests", figures, bounds=BOUNDS)
+
+
+def _repeated_tests() -> dict[str, dict[str, float]]:
+    new = range(NUM_CANDIDATES)
+    more = FIRST_ROWS + MORE_ROWS * np.arange(NUM_ADDITIONS)
+    return {
+        "12 new names": _series([FIRST_ROWS for _ in new], models=list(new)),
+        "12 times one row less": _series([FIRST_ROWS - test for test in new], models=list(new)),
+        "12 times 500 rows more": _series([FIRST_ROWS + MORE_ROWS * test for test in new], models=list(new)),
+        "10 additions": _series(more.tolist(), models=[0] * NUM_ADDITIONS),
+        "10 additions, a true gain of 2 points": _series(more.tolist(), models=[0] * NUM_ADDITIONS, gain=0.02),
+    }
+
+
+def _series(sizes: Sequence[int], *, models: Sequence[int], gain: float = 0.0) -> dict[str, float]:
+    """Return the shares of series of tests with any FINE_TUNE; test k has the candidate `models[k]`."""
+    sets = [np.arange(size, dtype=np.uint64) for size in sizes]
+    numbers = [count_access(rows, earlier=sets[:test])[0] for test, rows in enumerate(sets)]
+    levels = [spent_alpha(ALPHA, access_number=number) for number in numbers]
+    generator = np.random.default_rng((sum(sizes), len(set(models)), int(100 * gain)))
+    any_corrected, any_full = 0, 0
+    for _ in range(NUM_SERIES // CHUNK):
+        right = _right(generator, num_rows=max(sizes), num_models=1 + max(models) + 1, gain=gain)
+        tables = np.stack([_cells(right[:, :size], model=1 + model) for size, model in zip(sizes, models, strict=True)])
+        any_corrected += _any_fine_tune(tables, levels=levels)
+        any_full += _any_fine_tune(tables, levels=[ALPHA] * len(levels))
+    return {"corrected": any_corrected / NUM_SERIES, "uncorrected": any_full / NUM_SERIES, "last access": numbers[-1]}
+
+
+def _right(generator: np.random.Generator, *, num_rows: int, num_models: int, gain: float) -> NDArray[np.bool_]:
+    """Return which model is right [series, rows, models]; the first is the incumbent, with an accuracy of about 0.75.
+
+    A row has a difficulty that all models share, and each model also has independent errors: a discordance of 0.15.
+    """
+    shared = generator.standard_normal((CHUNK, num_rows, 1), dtype=np.float32)
+    own = generator.standard_normal((CHUNK, num_rows, num_models), dtype=np.float32)
+    shift = np.where(np.arange(num_models) > 0, gain / 0.318, 0)  # 0.318 is the normal density at -0.6745
+    return np.asarray(np.sqrt(0.8) * shared + np.sqrt(0.2) * own > -0.6745 - shift)
+
+
+def _cells(right: NDArray[np.bool_], *, model: int) -> Indices:
+    """Return the four paired counts [series, 4] in the order of `PairedCounts`."""
+    ours, theirs = right[..., model], right[..., 0]
+    cells = (ours & theirs, ours & ~theirs, ~ours & theirs, ~ours & ~theirs)
+    return np.stack([cell.sum(axis=1) for cell in cells], axis=-1)
+
+
+def _any_fine_tune(tables: Indices, *, levels: Sequence[float]) -> int:
+    """Return the number of series with a proven gain in any test, from tables [tests, series, 4]."""
+    proven = [_proven(cells, alpha=level) for cells, level in zip(tables, levels, strict=True)]
+    return int(np.any(proven, axis=0).sum())
+
+
+def _proven(cells: Indices, *, alpha: float) -> NDArray[np.bool_]:
+    low, _ = newcombe_limits(cells, alpha=alpha)
+    gain = (cells[..., 1] - cells[..., 2]) / cells.sum(axis=-1)
+    significant = midp_values(cells[..., 1], only_other=cells[..., 2]) < alpha
+    return np.asarray(significant & (low > 0) & (gain >= MINIMUM_GAIN))
+
+
+def _monthly(gain: float, discordance: float) -> Indices:
+    """Return the monthly numbers of losses, ties and wins of a champion with a true gain, [years, months, 3]."""
+    shares = [(discordance - gain) / 2, 1 - discordance, (discordance + gain) / 2]
+    generator = np.random.default_rng((int(1_000 * discordance), int(1_000 * (1 + gain))))
+    return generator.multinomial(ROWS_A_MONTH, shares, size=(NUM_YEARS, MONTHS))
+
+
+def _years(discordance: float) -> dict[str, float]:
+    figures = {}
+    renewed, _ = _decided(_monthly(0.03, discordance))
+    figures["renewed at +3, month 12"] = float(renewed[:, -1].mean())
+    figures["renewed at +3, month 12, separate tests"] = float(_separately(0.03, discordance)[0][:, -1].mean())
+    for gain, name in ((-0.03, "-3"), (0.01, "+1"), (0.03, "+3")):
+        figures[f"withdrawn at {name}"] = float(_decided(_monthly(gain, discordance))[1].any(axis=1).mean())
+    figures["withdrawn at -3, separate tests"] = float(_separately(-0.03, discordance)[1].any(axis=1).mean())
+    figures["renewed at 0"] = float(_decided(_monthly(0.0, discordance))[0].any(axis=1).mean())
+    return figures
+
+
+def _decided(months: Indices) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return in which months [years, months] the verdict is renewed and withdrawn, for a champion of known cost."""
+    counts = months.cumsum(axis=1)
+    gain = (counts[..., 2] - counts[..., 0]) / counts.sum(axis=-1)
+    better = log_wealth(VALUES, counts=counts, mean=0.0) >= LEVEL
+    out_of_reach = log_wealth(VALUES, counts=counts[..., ::-1], mean=-MINIMUM_GAIN) >= LEVEL
+    return better & (gain >= MINIMUM_GAIN), out_of_reach & ~better
+
+
+def _separately(gain: float, discordance: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the same as `_decided` by tests of the new rows of each month."""
+    months = _monthly(gain, discordance)
+    cells = np.stack([np.zeros_like(months[..., 0]), months[..., 2], months[..., 0], months[..., 1]], axis=-1)
+    renewed, withdrawn = [], []
+    for month in range(MONTHS):
+        alpha = ALPHA / ((month + 1) * (month + 2))
+        low, high = newcombe_limits(cells[:, month], alpha=alpha)
+        renewed.append(_proven(cells[:, month], alpha=alpha))
+        withdrawn.append((high < MINIMUM_GAIN) & (low <= 0))
+    return np.stack(renewed, axis=1), np.stack(withdrawn, axis=1)
+
+
+def _worst(years: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {name: max(figures[name] for figures in years.values()) for name in years["discordance 0.12"]}
+
+
+def _withdrawn_with_alike_texts(*, by_request: bool) -> float:
+    """Return the share of champions at the minimum gain that are withdrawn, if the texts of a request are alike.
+
+    The eight texts of a request have the same pair of outcomes with a probability of 0.8.
+    """
+    generator, withdrawn = np.random.default_rng(8), 0
+    shares = [(0.12 - MINIMUM_GAIN) / 2, 0.88, (0.12 + MINIMUM_GAIN) / 2]
+    num_requests = ROWS_A_MONTH // NUM_TEXTS
+    for _ in range(NUM_CLUSTERED_YEARS // CHUNK):
+        size = (CHUNK, MONTHS, num_requests)
+        common = generator.choice(VALUES, (*size, 1), p=shares)
+        single = generator.choice(VALUES, (*size, NUM_TEXTS), p=shares)
+        texts = np.where(generator.random((*size, 1)) < 0.8, common, single)
+        scores, values = (texts.mean(axis=-1), np.arange(-8, 9) / 8) if by_request else (texts, VALUES)
+        flat = scores.reshape(CHUNK, MONTHS, -1)
+        months = np.stack([(flat == value).sum(axis=-1) for value in values], axis=-1)
+        counts = months.cumsum(axis=1)
+        better = log_wealth(values, counts=counts, mean=0.0) >= LEVEL
+        out_of_reach = log_wealth(values, counts=counts[..., ::-1], mean=-MINIMUM_GAIN) >= LEVEL
+        withdrawn += int((out_of_reach & ~better).any(axis=1).sum())
+    return withdrawn / NUM_CLUSTERED_YEARS
+
+
+def _misses_of_partial_scores() -> float:
+    """Return the share of years in which the confidence sequence of token F1 ever misses the true mean difference."""
+    generator, missed, num_years = np.random.default_rng(21), 0, 500
+    for _ in range(num_years):
+        shape = (MONTHS, ROWS_A_MONTH)
+        differences = np.round(generator.beta(0.5, 0.3, shape) - generator.beta(0.5, 0.3, shape), 2)
+        values = np.arange(-100, 101) / 100
+        counts = np.stack([np.bincount(np.rint(100 * month + 100).astype(int), minlength=201) for month in differences])
+        growing = counts.cumsum(axis=0)
+        sides = (growing, growing[:, ::-1])  # the true mean is 0, so both sides are alike
+        missed += any(np.any(log_wealth(values, counts=side, mean=0.0) >= LEVEL) for side in sides)
+    return missed / num_years
+
+
+def _decisions_unlike_rule() -> int:
+    """Return the number of full decisions, from predictions to result, that differ from the rule on the same counts."""
+    different = 0
+    for gain in (-0.03, 0.01, 0.03):
+        months = _monthly(gain, 0.12)[:NUM_DECISIONS]
+        renewed, withdrawn = _decided(months)
+        for year, month in enumerate(np.random.default_rng(3).integers(0, MONTHS, NUM_DECISIONS)):
+            holds = _result(months[year, : month + 1].sum(axis=0))
+            rule = True if renewed[year, month] else False if withdrawn[year, month] else None
+            different += holds is not rule
+    return different
+
+
+def _result(counts: Indices) -> bool | None:
+    """Return the result of the real decision for numbers of losses, ties and wins."""
+    losses, ties, wins = counts.tolist()
+    num_rows = losses + ties + wins
+    table = _table(num_rows)
+    inputs = VerdictInputs(
+        ModelPredictions(table("former", np.arange(num_rows) < losses)),
+        ModelPredictions(table("champion", np.arange(num_rows) >= losses + ties)),
+        "simulated",
+    )
+    protocol = TestProtocol(
+        metric="accuracy",
+        minimum_gain=MINIMUM_GAIN,
+        expected_gain=2 * MINIMUM_GAIN,
+        alpha=ALPHA,
+        test_sha256="simulated",
+        num_test_rows=num_rows,
+    )
+    verdict = decide_reevaluation(inputs, protocol=protocol, number=1)
+    return None if verdict.holds is None else verdict.holds
+
+
+def _table(num_rows: int) -> Callable[[str, NDArray[np.bool_]], Predictions]:
+    ids, labels, unsure = tuple(map(str, range(num_rows))), ("yes",) * num_rows, np.full(num_rows, 0.5)
+
+    def predictions(model: str, right: NDArray[np.bool_]) -> Predictions:
+        outputs = tuple(np.where(right, "yes", "no").tolist())
+        return Predictions(model, ids, labels, outputs, right.astype(np.float64), unsure, unsure)
+
+    return predictions
+
+
+if __name__ == "__main__":
+    main()
