@@ -164,10 +164,11 @@ def test_models_with_other_classes_or_another_order_are_refused(
         mix_with_bag(model_uri, bag_uri=other, validation=ROWS, metric="accuracy", to=(tmp_path / "mix").as_uri())
 
 
-@pytest.mark.parametrize("target", ["openvino", "onnxruntime-int8"])
+@pytest.mark.parametrize(("kind", "target"), [("full", "openvino"), ("lora", "onnxruntime-int8")])
 def test_an_export_for_another_engine_keeps_the_bag_of_words(
-    model_uri: str, bag_uri: str, tmp_path: Path, target: str
+    base: Path, bag_uri: str, tmp_path: Path, kind: Kind, target: str
 ) -> None:
+    model_uri = artifact(tmp_path / "model", kind=kind, base=base)
     write_mix(model_uri, bag_uri=bag_uri, weight=0.3, to=(tmp_path / "mix").as_uri())
     version = register((tmp_path / "registry" / "task").as_uri(), tmp_path / "mix")
     export_version(version.uri, target=target, code="s3://none.zip", to=(tmp_path / target).as_uri())

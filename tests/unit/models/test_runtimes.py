@@ -10,11 +10,22 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
 from tailorbird.models.export import export_version, write_graph
 from tailorbird.models.loading import LoadedClassifier, load_artifact, load_encoder
 from tailorbird.models.runtimes import ENCODER_FILE, EngineError, load_exported
-from tailorbird.registry.versions import ModelVersion, VersionConfig, read_version, register, shares_base
+from tailorbird.registry.versions import (
+    Kind,
+    ModelVersion,
+    VersionConfig,
+    read_version,
+    register,
+    shares_base,
+    write_config,
+)
+from tests.unit.models.test_bag_of_words import bag_of, write_bag
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8], list(range(1, 31)), [9, 9]]
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(45)))
@@ -42,8 +53,13 @@ def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVers
             parameter.add_(torch.randn(parameter.shape), alpha=0.05)
     save_file(encoder.state_dict(), folder / "encoder.safetensors")
     save_file(torch.nn.Linear(32, 3).state_dict(), folder / "head.safetensors")
-    config = VersionConfig(
-        kind="full",
+    write_config(folder, config_of(base, kind="full"))
+    return register(task_uri.as_uri(), folder)
+
+
+def config_of(base: Path, *, kind: Kind) -> VersionConfig:
+    return VersionConfig(
+        kind=kind,
         classes=("a", "b", "c"),
         base_model=base.as_uri(),
         max_length=32,
@@ -53,8 +69,6 @@ def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelVers
         created_at="2026-05-01T12:00:00+00:00",
         temperature=1.5,
     )
-    (folder / "config.json").write_text(config.model_dump_json())
-    return register(task_uri.as_uri(), folder)
 
 
 def load(uri: str) -> LoadedClassifier[VersionConfig]:
@@ -85,6 +99,18 @@ def test_openvino_gives_the_logits_and_embeddings_of_torch(evaluated: ModelVersi
     np.testing.assert_allclose(logits_of(with_openvino, ROWS), logits_of(with_torch, ROWS), atol=1e-4)
     ours, theirs = (embed_rows(model_of(loaded), ROWS, pad_id=0) for loaded in (with_openvino, with_torch))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_probe_with_a_bag_of_words_is_exported_with_both(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "probe"
+    write_bag(folder, bag_of(("word1 word2", "word3")))
+    save_file(torch.nn.Linear(32, 3).state_dict(), folder / "head.safetensors")
+    write_config(folder, config_of(base, kind="probe_bag"))
+    probe = register((tmp_path / "registry" / "toy").as_uri(), folder)
+    rows = Rows(("1", "2"), ("word1 word2 word9", "word3"), ("a", "b"))
+    with_torch, with_openvino = load(probe.uri), exported(probe, "openvino", tmp_path)
+    atol = 0.05 if with_openvino.version.dtype == "bfloat16" else 1e-4
+    np.testing.assert_allclose(class_logits(with_openvino, rows), class_logits(with_torch, rows), atol=atol)
 
 
 def test_int8_approximates_the_logits_of_torch_with_a_smaller_file(evaluated: ModelVersion, tmp_path: Path) -> None:
