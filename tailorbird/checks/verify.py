@@ -221,6 +221,8 @@ def _test_access_faults(evidence: Evidence) -> Iterator[str]:
         yield f"the test-set ledger {paths.test_set_ledger} does not contain this access"
         return
     yield from differences(stated, entry, at="test_access", other="the test-set ledger gives")
+    models = [model.uri for model in evidence.family.models]
+    yield from differences(stated.models, models, at="test_access.models", other="the family has")
     protocol = digest(evidence.protocol)
     yield from differences(stated.protocol, protocol, at="test_access.protocol", other="the protocol gives")
     expires = datetime.fromisoformat(entry.at) + timedelta(days=evidence.protocol.valid_days)

@@ -97,7 +97,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     record_test_access(  # a run on these rows must know that the champion was compared on them
         recipe.task_uri,
         contents=contents_of(rows.take(audited.new)),
-        candidate=champion.digest,
+        models=[version.uri for version in versions.values()],
         protocol=digest(protocol),
         run=uri,
     )

@@ -89,7 +89,7 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     access = record_test_access(
         context.recipe.task_uri,
         contents=contents_of(test),
-        candidate=trained.candidate.uri,
+        models=[model.uri for model in family.models],
         protocol=digest(context.protocol.model_dump(mode="json")),
         run=context.run,
     )

@@ -37,7 +37,7 @@ class TestSetAccess(Frozen):
     num_rows: int  # rows with different content
     num_seen: int  # of these, rows that are in an earlier access
     rows: str  # sha256 of the file with the rows' hashes
-    candidate: str  # digest of the candidate's weights
+    models: tuple[str, ...]  # URIs of the compared models, the incumbent first
     protocol: str  # digest of the test protocol
     run: str  # URI of the run
     at: str  # ISO 8601
@@ -51,18 +51,18 @@ class Ledger(StoredModel):
 
 
 def record_test_access(
-    task_uri: str, *, contents: Iterable[tuple[str, str]], candidate: str, protocol: str, run: str
+    task_uri: str, *, contents: Iterable[tuple[str, str]], models: Sequence[str], protocol: str, run: str
 ) -> TestSetAccess:
     """Add an access to the ledger of the task's registry and return its entry.
 
-    Return the existing entry if the candidate was tested on the same rows with this protocol before. `contents` are
-    normalised text and label of each row. `candidate` identifies weights, so the same weights with another engine keep
-    their entry. `protocol` is the digest of the test protocol, so a test with another minimum gain or without a gate is
-    a further access. Call this function before the candidate's first prediction, because a run may fail after its
-    results are visible. Raises StorageError if the ledger cannot be read or written, ValueError without rows.
+    Return the existing entry if the same models were compared on the same rows with this protocol before. `contents`
+    are normalised text and label of each row. `protocol` is the digest of the test protocol, so a test with another
+    minimum gain or without a gate is a further access. Call this function before the first prediction, because a run
+    may fail after its results are visible. Raises StorageError if the ledger cannot be read or written, ValueError
+    without models or rows.
     """
-    if not candidate:
-        raise ValueError("candidate is empty; give the digest of its weights")
+    if not models:
+        raise ValueError("there are no models; give the URIs of the compared models")
     uri = TaskPaths(task_uri).test_set_ledger
     ledger = _parse(uri, update_json(uri, lambda stored: _new_ledger() if stored is None else None))
     hashes = hash_rows(contents, key=ledger.key)
@@ -72,8 +72,8 @@ def record_test_access(
     read_rows = cache(lambda digest: _read_rows(task_uri, digest))  # an update reads the same rows at each attempt
 
     def find(entries: Sequence[TestSetAccess]) -> TestSetAccess | None:
-        key = (candidate, protocol, rows)
-        return next((entry for entry in entries if (entry.candidate, entry.protocol, entry.rows) == key), None)
+        key = (tuple(models), protocol, rows)
+        return next((entry for entry in entries if _key(entry) == key), None)
 
     def add(stored: object) -> object:
         current = _parse(uri, stored)
@@ -85,7 +85,7 @@ def record_test_access(
             num_rows=len(hashes),
             num_seen=num_seen,
             rows=rows,
-            candidate=candidate,
+            models=tuple(models),
             protocol=protocol,
             run=run,
             at=now(),
@@ -104,12 +104,12 @@ def read_test_accesses(task_uri: str) -> tuple[TestSetAccess, ...]:
 
 
 def recount_access(task_uri: str, *, access: TestSetAccess) -> TestSetAccess | None:
-    """Return the entry of this candidate, protocol and rows with its counts recomputed; None if there is no entry.
+    """Return the entry of these models, protocol and rows with its counts recomputed; None if there is no entry.
 
     Raises StorageError if the ledger or the rows of an entry are missing or damaged.
     """
-    entries, key = read_test_accesses(task_uri), (access.candidate, access.protocol, access.rows)
-    index = next((i for i, entry in enumerate(entries) if (entry.candidate, entry.protocol, entry.rows) == key), None)
+    entries = read_test_accesses(task_uri)
+    index = next((i for i, entry in enumerate(entries) if _key(entry) == _key(access)), None)
     if index is None:
         return None
     hashes = _read_rows(task_uri, access.rows)
@@ -137,6 +137,11 @@ def count_access(hashes: Hashes, *, earlier: Iterable[Hashes]) -> tuple[int, int
         times += np.isin(hashes, other, assume_unique=True)
     num_ignored = int(IGNORED_SHARE * len(hashes))
     return 1 + int(np.sort(times)[::-1][num_ignored]), int(np.count_nonzero(times))
+
+
+def _key(entry: TestSetAccess) -> tuple[tuple[str, ...], str, str]:
+    """Return what identifies an entry: models, protocol and rows."""
+    return entry.models, entry.protocol, entry.rows
 
 
 def _new_ledger() -> object:

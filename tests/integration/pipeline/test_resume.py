@@ -105,8 +105,8 @@ def test_a_driver_killed_before_the_seed_runs_reuses_its_sweep(small_data: str, 
     assert mix is not None
     mixed = mix.weight < 1
     assert candidate.validation == (mix.validation if mixed else max(mean.validation, *seeds))
-    assert ("/mix-" in ledger[-1].candidate) == mixed
-    assert mixed or ("/average-" in ledger[-1].candidate) == mean.chosen
+    assert ("/mix-" in ledger[-1].models[1]) == mixed
+    assert mixed or ("/average-" in ledger[-1].models[1]) == mean.chosen
 
 
 def test_the_champion_is_the_incumbent_of_the_next_run(small_run: SmallRun, small_data: str, tmp_path: Path) -> None:

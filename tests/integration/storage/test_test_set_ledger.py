@@ -11,18 +11,18 @@ from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
 
 
-def access(task_uri: str, candidate: str, *, rows: range = range(100), run: str = "s3://r") -> TestSetAccess:
+def access(task_uri: str, model: str, *, rows: range = range(100), run: str = "s3://r") -> TestSetAccess:
     contents = [(f"row {number}", "label") for number in rows]
-    return record_test_access(task_uri, contents=contents, candidate=candidate, protocol="q", run=run)
+    return record_test_access(task_uri, contents=contents, models=["incumbent", model], protocol="q", run=run)
 
 
-def test_each_new_candidate_is_recorded_as_one_access(bucket: str) -> None:
+def test_each_new_model_is_recorded_as_one_access(bucket: str) -> None:
     task_uri = f"{bucket}/task"
     assert read_test_accesses(task_uri) == ()
     numbers = [access(task_uri, name, run=f"s3://r{run}").number for run, name in enumerate("aba", 1)]
     assert numbers == [1, 2, 1]
     entries = read_test_accesses(task_uri)
-    assert [(entry.number, entry.candidate, entry.run) for entry in entries] == [
+    assert [(entry.number, entry.models[-1], entry.run) for entry in entries] == [
         (1, "a", "s3://r1"),
         (2, "b", "s3://r2"),
     ]
@@ -51,11 +51,11 @@ def test_concurrent_accesses_get_different_numbers(bucket: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         numbers = list(pool.map(access_one, range(8)))
     assert sorted(numbers) == list(range(1, 9))
-    stored = {entry.candidate: entry.number for entry in read_test_accesses(f"{bucket}/task")}
+    stored = {entry.models[-1]: entry.number for entry in read_test_accesses(f"{bucket}/task")}
     assert stored == {f"c{number}": position for number, position in enumerate(numbers)}
 
 
-def test_concurrent_accesses_of_the_same_candidate_are_recorded_once(bucket: str) -> None:
+def test_concurrent_accesses_of_the_same_test_are_recorded_once(bucket: str) -> None:
     gate = threading.Barrier(6)
 
     def access_same(number: int) -> int:

@@ -117,7 +117,7 @@ def test_evidence_of_other_test_rows_is_refused(task_folder: Path) -> None:
 def test_a_second_test_access_recorded_as_the_first_is_detected(task_folder: Path) -> None:
     run = run_of(task_folder)
     access = TestSetAccess.model_validate(json.loads((run / "evidence.json").read_text())["test_access"])
-    write_ledger(task_folder, access.model_copy(update={"candidate": "another candidate"}), access)
+    write_ledger(task_folder, access.model_copy(update={"models": ("another model",)}), access)
     faults = verify_evidence(run.as_uri())
     assert "test_access.number is 1 in evidence.json; the test-set ledger gives 2" in faults
     assert "test_access.num_seen is 0 in evidence.json; the test-set ledger gives 600" in faults
@@ -131,7 +131,7 @@ def test_the_level_of_a_further_access_is_recomputed(tmp_path: Path) -> None:
     run = concluded(tmp_path / "task", simulation)
     evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
     access = TestSetAccess.model_validate(evidence["test_access"])
-    write_ledger(tmp_path / "task", access.model_copy(update={"candidate": "another candidate"}), access)
+    write_ledger(tmp_path / "task", access.model_copy(update={"models": ("another model",)}), access)
     assert verify_evidence(run) == ()
     rewrite(run_of(tmp_path / "task"), verdict=evidence["verdict"] | {"alpha": 0.05})
     assert any(fault.startswith("verdict.alpha is 0.05") for fault in verify_evidence(run))

@@ -256,7 +256,7 @@ def evidence_of(
             num_rows=simulation.num_rows,
             num_seen=simulation.num_rows_seen,
             rows=sha256(hashes_of(simulation).tobytes()).hexdigest(),
-            candidate=f"{task_uri}/stages/sweep-1/trial-1",
+            models=tuple(model.uri for model in family.models),
             protocol=digest(registration.protocol),
             run=f"{task_uri}/runs/1",
             at=ACCESSED_AT,

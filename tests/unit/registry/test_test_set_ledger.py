@@ -24,9 +24,11 @@ def contents(*numbers: int) -> list[tuple[str, str]]:
 
 
 def access(
-    rows: range = range(100), *, task_uri: str = "s3://models/task", candidate: str = "a", protocol: str = "q"
+    rows: range = range(100), *, task_uri: str = "s3://models/task", model: str = "a", protocol: str = "q"
 ) -> TestSetAccess:
-    return record_test_access(task_uri, contents=contents(*rows), candidate=candidate, protocol=protocol, run="s3://r")
+    return record_test_access(
+        task_uri, contents=contents(*rows), models=["incumbent", model], protocol=protocol, run="s3://r"
+    )
 
 
 @pytest.fixture
@@ -90,18 +92,18 @@ def test_text_and_label_are_not_mixed_up() -> None:
     assert len(hash_rows(pairs, key=KEY)) == 3
 
 
-def test_a_candidate_keeps_its_entry_and_a_change_of_anything_else_is_a_further_access(
+def test_the_same_test_keeps_its_entry_and_a_change_of_anything_is_a_further_access(
     stored: dict[str, bytes],
 ) -> None:
     first = access()
     assert (first.number, first.num_rows, first.num_seen) == (1, 100, 0)
     assert access() == first
     further = [
-        access(candidate="b"),
+        access(model="b"),
         access(protocol="a smaller gain"),
         access(range(99)),
-        access(candidate="c", task_uri="s3://models/another-name"),
-        access(range(150), candidate="b"),
+        access(model="c", task_uri="s3://models/another-name"),
+        access(range(150), model="b"),
     ]
     assert [(entry.number, entry.num_seen) for entry in further] == [(2, 100), (3, 100), (4, 99), (5, 100), (6, 100)]
     assert access(range(1000, 1100)).number == 1
@@ -109,12 +111,12 @@ def test_a_candidate_keeps_its_entry_and_a_change_of_anything_else_is_a_further_
 
 
 def test_an_access_is_recounted_from_the_ledger(stored: dict[str, bytes]) -> None:
-    entries = [access(), access(candidate="b"), access(range(50, 150))]
+    entries = [access(), access(model="b"), access(range(50, 150))]
     assert list(read_test_accesses("s3://models/other")) == entries
     for entry in entries:
         claimed = entry.model_copy(update={"number": 1, "num_seen": 0, "num_rows": 1})
         assert recount_access("s3://models/task", access=claimed) == entry
-    unknown = entries[0].model_copy(update={"candidate": "c"})
+    unknown = entries[0].model_copy(update={"models": ("c",)})
     assert recount_access("s3://models/task", access=unknown) is None
     stored[f"s3://models/_ledger/rows/{entries[0].rows}"] = b"\0" * 800
     with pytest.raises(s3.StorageError, match="its sha256 is not its name"):
@@ -129,9 +131,9 @@ def test_rows_are_stored_as_8_bytes_without_their_text(stored: dict[str, bytes])
 
 
 @pytest.mark.usefixtures("stored")
-def test_an_empty_candidate_and_empty_test_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="candidate is empty"):
-        access(candidate="")
+def test_an_access_without_models_or_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="there are no models"):
+        record_test_access("s3://models/task", contents=contents(1), models=[], protocol="q", run="s3://r")
     with pytest.raises(ValueError, match="there are no test rows; give at least one"):
         access(range(0))
     assert read_test_accesses("s3://models/task") == ()
@@ -147,4 +149,4 @@ def test_an_access_fails_if_other_writers_always_change_the_ledger_first(monkeyp
     monkeypatch.setattr(conditional, "write_if_match", refuse)
     monkeypatch.setattr(conditional, "LONGEST_WAIT_S", 0)
     with pytest.raises(s3.StorageError, match="changed by other writers during 50 attempts; try again"):
-        access(candidate="b")
+        access(model="b")
