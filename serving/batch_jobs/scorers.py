@@ -121,7 +121,7 @@ def _conversations(rows: PartRows) -> Iterator[tuple[int, Conversation]]:
         conversations = conversations_of(table, rows.column, uri=part.uri, first=part.start)
     else:
         texts = texts_of(table, rows.column, uri=part.uri, first=part.start)
-        conversations = tuple((("user", text),) for text in texts)
+        conversations = [(("user", text),) for text in texts]
     for position, conversation in enumerate(conversations, start=part.start):
         if not conversation or conversation[-1][0] != "user":
             raise DataError(

@@ -1,5 +1,6 @@
 """Chat engine of the kind `nearest`: answers of training rows, without a language model."""
 
+import sys
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
@@ -57,14 +58,11 @@ class NearestEngine(ChatEngine):
         streaming: bool,  # noqa: ARG002
     ) -> AsyncGenerator[PartialAnswer, None]:
         """Yield the answer once, complete or up to `max_new_tokens`. Sampling options have no effect."""
-        stored, limit = request.prompt, request.max_new_tokens
+        stored = request.prompt
         assert isinstance(stored, StoredAnswer)
-        num_tokens = len(stored.token_ends)
-        truncated = limit is not None and limit < num_tokens
-        text = stored.text
-        if truncated:
-            num_tokens = limit
-            text = text[: stored.token_ends[limit - 1]]
+        num_tokens = min(len(stored.token_ends), request.max_new_tokens or sys.maxsize)
+        truncated = num_tokens < len(stored.token_ends)
+        text = stored.text[: stored.token_ends[num_tokens - 1]] if truncated else stored.text
         text, stopped = visible_text(text, stops=request.stops, ended=True)
         if stopped:
             num_tokens = sum(end <= len(text) for end in stored.token_ends)

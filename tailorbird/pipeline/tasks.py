@@ -121,7 +121,7 @@ class ChatTask:
         """Write the config of a folder of trained weights, and the index of a model with retrieved examples."""
         examples = self._examples()
         config = self.inputs.version_config(kind, prompting=self._trained_prompting(examples))
-        make_loadable(uri, config, index_uri=examples and examples.index_uri)
+        make_loadable(uri, config, index_uri=None if examples is None else examples.index_uri)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
         splits, config, seed = self.inputs.splits, self.inputs.recipe.evaluation, self.inputs.recipe.training.seed
@@ -189,6 +189,7 @@ class ChatTask:
 
         def compute(uri: str) -> RetrievedExamples:
             train = _training_rows(self.inputs, num_train_rows)
+            assert isinstance(train, Rows)  # see `require_rows_in_memory`
             return self.inputs.remote(find_examples)(train, num_examples=num_examples, seed=training.seed, uri=uri)
 
         named = {"num_examples": num_examples, "seed": training.seed, "num_train_rows": num_train_rows}

@@ -335,7 +335,9 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
     try:
         for version in versions:
             table = predict_rows(version.uri, rows=rows)
-            bodies = [{"model": version.version, "messages": [{"role": "user", "content": text}]} for text in QUESTIONS]
+            bodies: list[Any] = [
+                {"model": version.version, "messages": [{"role": "user", "content": text}]} for text in QUESTIONS
+            ]
             probes = [
                 ParityProbe(row, text, body, output, None)
                 for row, text, body, output in zip(rows.row_ids, QUESTIONS, bodies, table.outputs, strict=True)

@@ -16,7 +16,7 @@ from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import LoadedChat, LoadedNearest
-from tailorbird.registry.versions import ModelVersion, Prompting, Retrieval
+from tailorbird.registry.versions import Prompting, Retrieval
 from tests import small_chat
 from tests.unit.serving.batch_jobs.test_scoring import version
 from tests.unit.serving.engines.test_language_model import index_of
@@ -25,7 +25,7 @@ QUESTIONS = ["abc", "what is a dog", "x", "zzzz", "one two three"]
 
 
 @pytest.fixture(scope="module")
-def loaded() -> LoadedChat[ModelVersion]:
+def loaded() -> LoadedChat[Any]:
     prompting = Prompting(system="be brief", max_new_tokens=8)
     return LoadedChat(ChatModel(small_chat.language_model()), small_chat.tokenizer(), prompting, version(prompting))
 
@@ -34,7 +34,7 @@ def _scored(
     folder: Path,
     column: pa.Array,
     *,
-    loaded: LoadedChat[ModelVersion] | LoadedNearest[ModelVersion],
+    loaded: LoadedChat[Any] | LoadedNearest[Any],
     start: int,
     num_rows: int,
 ) -> dict[str, Any]:
@@ -54,9 +54,7 @@ def _scored(
     return columns
 
 
-def test_a_part_of_a_chat_batch_has_the_same_answers_as_the_evaluation(
-    loaded: LoadedChat[ModelVersion], tmp_path: Path
-) -> None:
+def test_a_part_of_a_chat_batch_has_the_same_answers_as_the_evaluation(loaded: LoadedChat[Any], tmp_path: Path) -> None:
     answers = _scored(tmp_path, pa.array(QUESTIONS), loaded=loaded, start=1, num_rows=3)
     prompts = [
         prompt_tokens((("user", text),), tokenizer=loaded.tokenizer, system="be brief") for text in QUESTIONS[1:4]
@@ -72,7 +70,7 @@ def test_a_part_of_a_chat_batch_has_the_same_answers_as_the_evaluation(
 
 
 def test_a_part_of_a_batch_has_the_same_retrieved_and_stored_answers_as_the_evaluation(
-    loaded: LoadedChat[ModelVersion], tmp_path: Path
+    loaded: LoadedChat[Any], tmp_path: Path
 ) -> None:
     index = index_of(("abd", "what is a cat", "one two three"))
     retrieval = Retrieval(num_examples=2, max_prompt_tokens=200, index_sha256="0" * 64)
@@ -86,7 +84,7 @@ def test_a_part_of_a_batch_has_the_same_retrieved_and_stored_answers_as_the_eval
     confidences = [answer.confidence for answer in answers]
     assert columns["confidence"] == pytest.approx(confidences)
     assert confidences != pytest.approx([answer.confidence for answer in answer_texts(loaded, rows)])
-    nearest = LoadedNearest(index, prompting, loaded.version)
+    nearest: LoadedNearest[Any] = LoadedNearest(index, prompting, loaded.version)
     answers = answer_texts(nearest, rows)
     columns = _scored(tmp_path, pa.array(QUESTIONS), loaded=nearest, start=0, num_rows=5)
     assert columns["answer"] == [answer.text for answer in answers]
@@ -94,9 +92,7 @@ def test_a_part_of_a_batch_has_the_same_retrieved_and_stored_answers_as_the_eval
     assert (columns["answer"][1], columns["finish_reason"]) == ("a1", ["stop"] * 5)
 
 
-def test_examples_are_omitted_from_a_row_that_fits_only_without_them(
-    loaded: LoadedChat[ModelVersion], tmp_path: Path
-) -> None:
+def test_examples_are_omitted_from_a_row_that_fits_only_without_them(loaded: LoadedChat[Any], tmp_path: Path) -> None:
     retrieval = Retrieval(num_examples=2, max_prompt_tokens=256, index_sha256="0" * 64)
     prompting = loaded.prompting.model_copy(update={"retrieval": retrieval})
     retrieved = replace(loaded, prompting=prompting, index=index_of(("x" * 30, "y" * 30)))
@@ -105,25 +101,23 @@ def test_examples_are_omitted_from_a_row_that_fits_only_without_them(
     assert _scored(tmp_path, column, loaded=retrieved, start=0, num_rows=1)["answer"] == plain["answer"]
 
 
-def test_a_conversation_that_ends_with_an_answer_is_refused_by_row(
-    loaded: LoadedChat[ModelVersion], tmp_path: Path
-) -> None:
+def test_a_conversation_that_ends_with_an_answer_is_refused_by_row(loaded: LoadedChat[Any], tmp_path: Path) -> None:
     roles = ("user", "user", "assistant")
     turns = pa.array([[{"role": role, "content": "abc"}] for role in roles])
     with pytest.raises(DataError, match="row 2 does not end with a user message"):
         _scored(tmp_path, turns, loaded=loaded, start=1, num_rows=2)
 
 
-def test_a_prompt_that_is_too_long_is_refused_by_row(loaded: LoadedChat[ModelVersion], tmp_path: Path) -> None:
+def test_a_prompt_that_is_too_long_is_refused_by_row(loaded: LoadedChat[Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 1 has 2\d\d tokens and the answer up to 8, but the model accepts 256"):
         _scored(tmp_path, pa.array(["abc", "x" * 240]), loaded=loaded, start=0, num_rows=2)
 
 
-def test_a_null_is_refused_by_row_and_not_skipped(loaded: LoadedChat[ModelVersion], tmp_path: Path) -> None:
+def test_a_null_is_refused_by_row_and_not_skipped(loaded: LoadedChat[Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"column 'question' is null in 1 of 2 rows starting at row 2 \(first: row 3\)"):
         _scored(tmp_path, pa.array(["a", "b", "c", None]), loaded=loaded, start=2, num_rows=2)
 
 
-def test_a_file_that_lost_rows_during_the_batch_is_refused(loaded: LoadedChat[ModelVersion], tmp_path: Path) -> None:
+def test_a_file_that_lost_rows_during_the_batch_is_refused(loaded: LoadedChat[Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="changed during the batch"):
         _scored(tmp_path, pa.array(QUESTIONS), loaded=loaded, start=3, num_rows=3)

@@ -38,7 +38,11 @@ class FakeEngine(LanguageModelEngine):
     def end(self) -> None:
         """Do nothing."""
 
-    async def generate(self, _prompt: list[int], **_options: Any) -> AsyncGenerator[tuple[list[int], bool], None]:
+    async def generate(
+        self,
+        prompt: list[int],  # noqa: ARG002
+        **_options: Any,
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
         for end in range(self.at_once, len(self.tokens) + self.at_once, self.at_once):
             if self.fails_after is not None and end > self.fails_after:
                 raise RequestError(500, "engine_failed", "it gave up")
