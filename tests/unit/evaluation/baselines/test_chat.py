@@ -1,0 +1,171 @@
+"""Chat baselines: their settings from validation, and stored artifacts that answer like the fitted baselines."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.baselines import chat
+from tailorbird.evaluation.baselines.baseline import select_incumbent
+from tailorbird.evaluation.baselines.chat import ChatBaselines, fit_prompt_baselines, store_prompt_baselines
+from tailorbird.evaluation.gates.cost import MIN_ROUNDS
+from tailorbird.evaluation.inference.cpu_time import measure_cpu
+from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.statistics.scoring import score_table
+from tailorbird.models.errors import ModelError
+from tailorbird.models.loading import LoadedChat, LoadedNearest, load_artifact, load_model
+from tailorbird.registry.versions import INDEX_FILES, Prompting, RegistryError, VersionConfig, register
+from tailorbird.storage.node_cache import local_copy
+from tests.small_chat import save
+
+PAIRS = (("blue sky", "sky"), ("blue skies", "sky"), ("green leaf", "leaf"), ("red rose", "rose"))
+ASKED = (("a blue sky", "sky"), ("leaf of green", "leaf"), ("", "sky"), ("zzz", "rose"))
+PROMPTING = Prompting(system="s", max_new_tokens=3)
+
+
+def rows_of(pairs: tuple[tuple[str, str], ...]) -> Rows:
+    texts, answers = (tuple(column) for column in zip(*pairs, strict=True))
+    ids = tuple(map(str, range(len(pairs))))
+    return Rows(ids, texts, answers, conversations=tuple((("user", text),) for text in texts))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of a tiny chat model with a context of 256 tokens."""
+    folder = tmp_path_factory.mktemp("chat") / "base"
+    save(folder)
+    return folder.as_uri()
+
+
+def fit(base: str, *, train: tuple[tuple[str, str], ...] = PAIRS, **fields: object) -> ChatBaselines:
+    config = EvaluationConfig(metric="token_f1", prompt_shots=1, prompt_draws=1, **fields)  # type: ignore[arg-type]
+    return fit_prompt_baselines(
+        base, train=rows_of(train), validation=rows_of(ASKED), prompting=PROMPTING, config=config, seed=0
+    )
+
+
+def config_of(base: str) -> VersionConfig:
+    return VersionConfig(
+        kind="zero_shot", classes=(), base_model=base, max_length=64, dtype="float32", code="", recipe_hash="",
+        created_at="", prompting=PROMPTING,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def artifacts(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of the folder of the stored baselines."""
+    uri = (tmp_path_factory.mktemp("stored") / "baselines").as_uri()
+    store_prompt_baselines(uri, fit(base), config=config_of(base))
+    return uri
+
+
+def test_nearest_copies_the_answer_of_the_nearest_row_and_is_the_first_of_the_baselines(base: str) -> None:
+    results = fit(base)
+    baselines = [baseline for baseline, _ in results.baselines]
+    assert [baseline.kind for baseline in baselines] == ["nearest", "zero_shot", "few_shot", "retrieved"]
+    assert baselines[0].validation == 0.75  # of the last row, nothing is known
+    assert baselines[0].note == "answer of the nearest of 4 training rows"
+    assert select_incumbent(baselines).kind == "nearest"
+
+
+def test_the_number_of_retrieved_examples_is_the_best_on_validation(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def score(_: object, prompting: Prompting) -> float:
+        number = prompting.retrieval.num_examples if prompting.retrieval else 0
+        tried.append(number)
+        return {1: 0.2, 3: 0.9}.get(number, 0.1)
+
+    monkeypatch.setattr(chat._Scorer, "of", score)
+    results = fit(base, retrieved_examples=(1, 3, 100, 200))
+    baseline, prompting = results.baselines[-1]
+    assert (baseline.validation, baseline.note) == (0.9, "nearest training rows in the prompt: 3, best of 1, 3, 4")
+    assert prompting.retrieval is not None
+    assert prompting.retrieval.num_examples == 3
+    assert tried == [0, 0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(("tokens", "limit"), [(100, 100), (10_000, 253)])
+def test_the_prompt_is_limited_by_the_recipe_and_by_the_context_of_the_model(
+    base: str, tokens: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat._Scorer, "of", lambda *_: 0.0)
+    _, prompting = fit(base, retrieved_tokens=tokens).baselines[-1]
+    assert prompting.retrieval is not None
+    assert prompting.retrieval.max_prompt_tokens == limit
+
+
+def test_a_single_training_row_gives_all_baselines(base: str, tmp_path: Path) -> None:
+    results = fit(base, train=PAIRS[:1])
+    stored = store_prompt_baselines(tmp_path.as_uri(), results, config=config_of(base))
+    assert [baseline.kind for baseline in stored] == ["nearest", "zero_shot", "few_shot", "retrieved"]
+    table = predict_rows(f"{tmp_path.as_uri()}/nearest", rows=rows_of(ASKED))
+    assert table.scores.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("kind", ["nearest", "retrieved"])
+def test_a_stored_baseline_has_its_validation_score(base: str, artifacts: str, kind: str) -> None:
+    expected = {baseline.kind: baseline.validation for baseline, _ in fit(base).baselines}
+    table = predict_rows(f"{artifacts}/{kind}", rows=rows_of(ASKED))
+    assert table.model == kind
+    assert score_table("token_f1", table) == pytest.approx(expected[kind])
+
+
+def test_the_confidence_of_nearest_is_the_similarity_and_it_has_no_likelihood(artifacts: str) -> None:
+    table = predict_rows(f"{artifacts}/nearest", rows=rows_of((*ASKED, PAIRS[0])))
+    assert set(table.measures) == {"token_f1", "rouge_l"}
+    np.testing.assert_array_equal(table.confidences[2:4], [0, 0])
+    assert 0 < table.confidences[0] < table.confidences[4] == pytest.approx(1, abs=1e-6)
+
+
+def test_the_likelihood_of_a_reference_answer_depends_on_the_examples(artifacts: str) -> None:
+    rows = rows_of(ASKED)
+    tables = [predict_rows(f"{artifacts}/{kind}", rows=rows) for kind in ("zero_shot", "retrieved")]
+    assert not np.allclose(tables[0].measures["log_likelihood"], tables[1].measures["log_likelihood"])
+
+
+def test_nearest_is_loaded_without_its_base_model(artifacts: str, tmp_path: Path) -> None:
+    config = VersionConfig.model_validate_json((local_copy(f"{artifacts}/nearest") / "config.json").read_bytes())
+    folder = tmp_path / "nearest"
+    folder.mkdir()
+    for name in INDEX_FILES:
+        (folder / name).write_bytes((local_copy(f"{artifacts}/nearest") / name).read_bytes())
+    missing = config.model_copy(update={"base_model": (tmp_path / "missing").as_uri()})
+    (folder / "config.json").write_text(missing.model_dump_json())
+    version = register((tmp_path / "registry" / "task").as_uri(), folder)
+    assert isinstance(load_model(version.uri), LoadedNearest)
+    assert version.contains_training_text
+    with pytest.raises(ModelError, match="is a nearest version for the task chat; use another kind"):
+        load_model(version.uri, LoadedChat)
+
+
+def test_a_version_without_its_index_is_not_registered(artifacts: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((local_copy(f"{artifacts}/retrieved") / "config.json").read_bytes())
+    with pytest.raises(RegistryError, match=r"retrieval\.safetensors is missing"):
+        register((tmp_path / "registry" / "task").as_uri(), tmp_path)
+
+
+def test_an_artifact_with_the_index_of_another_training_set_is_refused(
+    base: str, artifacts: str, tmp_path: Path
+) -> None:
+    config = config_of(base)
+    store_prompt_baselines(tmp_path.as_uri(), fit(base, train=PAIRS[:2]), config=config)
+    (tmp_path / "nearest" / "config.json").write_bytes(
+        (local_copy(f"{artifacts}/nearest") / "config.json").read_bytes()
+    )
+    with pytest.raises(ModelError, match="has the digest"):
+        load_artifact(f"{tmp_path.as_uri()}/nearest")
+
+
+@pytest.mark.parametrize("kind", ["nearest", "retrieved"])
+def test_a_config_of_these_kinds_requires_the_index(base: str, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"`prompting.retrieval` is required for the kind `{kind}`"):
+        VersionConfig.model_validate(config_of(base).model_dump() | {"kind": kind})
+
+
+def test_the_cost_of_nearest_is_measured(artifacts: str) -> None:
+    uris = {"incumbent": f"{artifacts}/nearest", "candidate": f"{artifacts}/retrieved"}
+    rounds = measure_cpu(uris, rows=rows_of(ASKED[:1]), num_rounds=MIN_ROUNDS)
+    assert len(rounds.incumbent) == len(rounds.candidate) == MIN_ROUNDS

@@ -1,0 +1,75 @@
+"""Prompts with retrieved examples: order, limit of tokens, conversations with several turns."""
+
+import pytest
+
+from tailorbird.data.chat_template import prompt_tokens
+from tailorbird.data.rows import Conversation, DataError, Rows
+from tailorbird.models.retrieval.chat_prompt import chat_prompt, nearest_answer
+from tailorbird.models.retrieval.index import build_index
+from tailorbird.registry.versions import Prompting, Retrieval
+from tests.small_chat import tokenizer
+
+QUESTIONS = ("blue sky", "blue skies", "green leaf", "red rose")
+CONVERSATION: Conversation = (("user", "green leaf"), ("assistant", "ok"), ("user", "a blue sky"))
+ROWS = Rows(
+    ("0", "1", "2", "3"), QUESTIONS, ("a0", "a1", "a2", "a3"), conversations=tuple((("user", q),) for q in QUESTIONS)
+)
+INDEX = build_index(ROWS, seed=0)
+
+
+def prompting_of(num_examples: int, *, max_tokens: int = 1000) -> Prompting:
+    retrieval = Retrieval(num_examples=num_examples, max_prompt_tokens=max_tokens, index_sha256="")
+    return Prompting(system="s", max_new_tokens=4, retrieval=retrieval)
+
+
+def example(number: int) -> Conversation:
+    return (("user", QUESTIONS[number]), ("assistant", f"a{number}"))
+
+
+def test_the_examples_are_nearest_to_the_last_turn_of_the_user_and_the_nearest_is_last() -> None:
+    prompt = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(2), index=INDEX)
+    assert prompt.examples == (*example(1), *example(0))
+    expected = (("system", "s"), *example(1), *example(0), *CONVERSATION)
+    assert prompt.tokens == prompt_tokens(expected, tokenizer=tokenizer(), system=None)
+    assert nearest_answer(CONVERSATION, index=INDEX).text == "a0"
+
+
+@pytest.mark.parametrize(("num_fitting", "kept"), [(3, (2, 1, 0)), (2, (1, 0)), (1, (0,)), (0, ())])
+def test_examples_that_exceed_the_limit_are_omitted_the_least_similar_first(
+    num_fitting: int, kept: tuple[int, ...]
+) -> None:
+    whole = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(num_fitting or 1), index=INDEX)
+    limit = len(whole.tokens) if num_fitting else 1
+    prompt = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(4, max_tokens=limit), index=INDEX)
+    similar = [turn for turn in prompt.examples if turn[0] == "user"]
+    assert len(similar) == num_fitting
+    assert prompt.examples[len(prompt.examples) - 2 :] == (example(0) if kept else ())
+    assert len(prompt.tokens) <= limit or not kept
+
+
+def test_an_index_smaller_than_the_number_of_examples_gives_all_rows() -> None:
+    prompt = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(8), index=INDEX)
+    assert len(prompt.examples) == 2 * len(QUESTIONS)
+
+
+def test_a_conversation_of_the_model_itself_keeps_its_system_message() -> None:
+    own = (("system", "t"), *CONVERSATION)
+    prompt = chat_prompt(own, tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX)
+    expected = (("system", "t"), *example(0), *CONVERSATION)
+    assert prompt.tokens == prompt_tokens(expected, tokenizer=tokenizer(), system=None)
+
+
+def test_without_retrieval_the_examples_are_those_of_the_version() -> None:
+    prompting = Prompting(system=None, shots=example(3), max_new_tokens=4)
+    prompt = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting)
+    assert prompt.examples == example(3)
+
+
+def test_a_conversation_with_a_special_token_is_refused() -> None:
+    with pytest.raises(DataError, match="special token"):
+        chat_prompt((("user", "a</s>b"),), tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX)
+
+
+@pytest.mark.parametrize("text", ["", "zz", "0123"])
+def test_an_unknown_text_gets_an_answer_with_similarity_0(text: str) -> None:
+    assert nearest_answer((("user", text),), index=INDEX) == ("a0", 0.0)
