@@ -15,7 +15,7 @@ from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
 from tailorbird.evaluation.verdict.parts import ContenderVerdict
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.registry.versions import MIXED_KINDS
+from tailorbird.registry.versions import INDEX_KINDS, MIXED_KINDS
 
 HUB_METRICS = {
     "accuracy": "accuracy",
@@ -28,12 +28,15 @@ HUB_METRICS = {
 """Name of each metric on the Hub."""
 ARCHITECTURES: dict[str, str] = {
     "bag_of_words": "TF-IDF of n-grams and linear head, ",
+    "nearest": "index of training rows, without a language model, ",
+    "retrieved": "pretrained model with training rows in its prompt, ",
     "probe_bag": "mean-pooled encoder, TF-IDF of n-grams and linear head, ",
     **dict.fromkeys(MIXED_KINDS.values(), "mean-pooled encoder and TF-IDF of n-grams, each with a linear head, "),
 }
 """Architecture of the kinds that differ from the other models of their task."""
-WITHOUT_BASE_MODEL = "bag_of_words"
-"""The kind of version that is not derived from the base model of its recipe."""
+WITHOUT_BASE_MODEL = ("bag_of_words", "nearest")
+"""The kinds of versions that are not derived from the base model of their recipe."""
+WITH_TRAINING_ROWS = ("few_shot", *INDEX_KINDS)  # kinds that contain training rows as text
 BEHAVIORAL_GATES = {
     "counterfactual": "The effect of a person's name, sex or age on predictions",
     "robustness": "The effect of typing errors, case and white space on predictions",
@@ -117,7 +120,7 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
     measured = {"task": {"type": task}, "dataset": dataset, "metrics": metrics}
     return {
         **({"license": recipe.license} if recipe.license else {}),
-        **({} if version.kind == WITHOUT_BASE_MODEL else {"base_model": _hub_id(recipe.base_model)}),
+        **({} if version.kind in WITHOUT_BASE_MODEL else {"base_model": _hub_id(recipe.base_model)}),
         "datasets": datasets,
         "metrics": [HUB_METRICS[name] for name in scores],
         "pipeline_tag": task,
@@ -138,7 +141,7 @@ def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
         )
     else:
         built = f"{ARCHITECTURES.get(kind, task.architecture)}kind `{kind}`"
-    base = "" if kind == WITHOUT_BASE_MODEL else f", based on `{evidence.recipe.base_model}`"
+    base = "" if kind in WITHOUT_BASE_MODEL else f", based on `{evidence.recipe.base_model}`"
     return f"{task.model} for the task `{evidence.name}`{base}: {built}. It is the {role} of run `{evidence.run}`."
 
 
@@ -210,6 +213,9 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
         f"The candidate's gain over the incumbent is uncertain: the interval is {points(low)} to {points(high)} points "
         f"({p_text(verdict.p_holm)})."
     )
+    kind, has_index = evidence.versions[role].kind, evidence.recipe.training.with_retrieved and role == "candidate"
+    if kind in WITH_TRAINING_ROWS or has_index:
+        lines.append("The version contains training rows as text. Protect and delete it like the training rows.")
     if part := streaming_sentence(evidence):
         lines.append(f"{part[0].upper()}{part[1:]}.")
     return "\n".join(f"- {sentence}" for sentence in lines)

@@ -14,6 +14,8 @@ FINE_TUNED = "fine-tuned model"
 MODEL_NAMES = {
     "zero_shot": "pretrained model",
     "few_shot": "pretrained model with examples in the prompt",
+    "retrieved": "pretrained model with retrieved examples in the prompt",
+    "nearest": "answer of the nearest training row",
     "centroid": "pretrained model with class averages",
     "bag_of_words": "bag-of-words model",
     "probe": "pretrained model with a linear head",

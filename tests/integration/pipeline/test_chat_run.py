@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pyarrow as pa
 import pytest
@@ -120,8 +121,11 @@ def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun)
 
         rows = prepare(chat_run.recipe, progress=SILENT).splits.test
     again = predict_rows(version.uri, rows=rows)
-    stored = load_all_predictions(chat_run.result.run)["candidate"]
-    assert (again.outputs, again.labels) == (stored.outputs, stored.labels)
+    tables = load_all_predictions(chat_run.result.run)
+    assert (again.outputs, again.labels) == (tables["candidate"].outputs, tables["candidate"].labels)
+    incumbent = next(version for version in list_versions(chat_run.recipe.task_uri) if version.kind == "nearest")
+    assert incumbent.contains_training_text
+    np.testing.assert_array_equal(predict_rows(incumbent.uri, rows=rows).scores, tables["incumbent"].scores)
 
 
 def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_path: Path) -> None:

