@@ -216,6 +216,7 @@ def _outcome(table: NDArray[np.int64]) -> Outcome:
     protocol = TestProtocol(
         metric="accuracy",
         minimum_gain=MINIMUM_GAIN,
+        non_inferiority_margin=MINIMUM_GAIN,
         expected_gain=2 * MINIMUM_GAIN,
         alpha=ALPHA,
         test_sha256="simulated",

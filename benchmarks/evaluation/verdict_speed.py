@@ -51,6 +51,7 @@ def _timed(folder: Path, metric: str) -> Callable[[], dict[str, float]]:
     protocol = TestProtocol(
         metric=metric,
         minimum_gain=0.01,
+        non_inferiority_margin=0.01,
         expected_gain=0.02,
         alpha=0.05,
         test_sha256="simulated",
