@@ -63,11 +63,15 @@ def test_equal_contenders_are_proven_better_at_a_rate_of_at_most_alpha() -> None
     for _ in range(100):
         shared = generator.random(NUM_ROWS)
         tables = {
-            name: predictions(name, np.where(generator.random(NUM_ROWS) < 0.8, shared, generator.random(NUM_ROWS)) < 0.7)
+            name: predictions(
+                name, np.where(generator.random(NUM_ROWS) < 0.8, shared, generator.random(NUM_ROWS)) < 0.7
+            )
             for name in ("probe", "candidate", "bag_of_words", "centroid")
         }
         incumbent = tables.pop("probe")
-        found += any(result.proven for result in compare_family(tables, incumbent=incumbent, protocol=protocol).values())
+        found += any(
+            result.proven for result in compare_family(tables, incumbent=incumbent, protocol=protocol).values()
+        )
     # At a rate of alpha / 2 = 0.025, more than 8 of 100 have a probability of 1 in 1,000.
     assert found <= 8
 
