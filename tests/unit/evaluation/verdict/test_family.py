@@ -59,7 +59,7 @@ def test_the_gain_of_a_contender_is_corrected_for_the_size_of_the_family() -> No
 
 
 def test_equal_contenders_are_proven_better_at_a_rate_of_at_most_alpha() -> None:
-    generator, protocol, found = np.random.default_rng(5), protocol_for(NUM_ROWS, minimum_gain=0.0), 0
+    generator, protocol, num_proven = np.random.default_rng(5), protocol_for(NUM_ROWS, minimum_gain=0.0), 0
     for _ in range(100):
         shared = generator.random(NUM_ROWS)
         tables = {
@@ -69,11 +69,11 @@ def test_equal_contenders_are_proven_better_at_a_rate_of_at_most_alpha() -> None
             for name in ("probe", "candidate", "bag_of_words", "centroid")
         }
         incumbent = tables.pop("probe")
-        found += any(
+        num_proven += any(
             result.proven for result in compare_family(tables, incumbent=incumbent, protocol=protocol).values()
         )
     # At a rate of alpha / 2 = 0.025, more than 8 of 100 have a probability of 1 in 1,000.
-    assert found <= 8
+    assert num_proven <= 8
 
 
 def test_a_baseline_that_is_proven_better_replaces_the_incumbent() -> None:
