@@ -9,12 +9,13 @@ from typing import TypeVar
 from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.rows import Splits
+from tailorbird.data.rows import Splits, contents_of
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, request_digest, run_name
-from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
+from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol, spent_alpha
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
 from tailorbird.pipeline.tasks import Task, task_of
 from tailorbird.registry.champion import Champion, champion_version, read_champion
+from tailorbird.registry.test_set_ledger import next_access
 from tailorbird.registry.versions import now
 from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
@@ -51,6 +52,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     inputs = load_inputs(recipe)
     task = task_of(inputs)
     _report_data(inputs, task, progress=progress)
+    _report_access(inputs, progress=progress)
     hashes, code = inputs.data.hashes, inputs.code.sha256
     protocol = build_protocol(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(inputs.splits.test))
     request = request_digest(recipe, code=code, data=hashes, base_model=inputs.base_model)
@@ -111,6 +113,18 @@ def _report_data(inputs: RunInputs, task: Task, *, progress: ProgressReporter) -
         progress.note(f"training rows are streamed; baselines and some checks use a random sample of {sample:,} rows")
     for leak in report.leaks[:1]:
         progress.note(f"{leak}; the verdict will be INSUFFICIENT_EVIDENCE (rule 2). Split the rows again")
+
+
+def _report_access(inputs: RunInputs, *, progress: ProgressReporter) -> None:
+    """Report before the training that the test has a lower level, because a user may prefer to collect fresh rows."""
+    number, num_seen = next_access(inputs.recipe.task_uri, contents=contents_of(inputs.splits.test))
+    if number > 1:
+        alpha = inputs.recipe.evaluation.alpha
+        spent = spent_alpha(alpha, access_number=number)
+        progress.note(
+            f"{num_seen:,} different test rows were used in earlier tests; a new test on these rows has an alpha of "
+            f"{spent:.2g} instead of {alpha:g}"
+        )
 
 
 def _name_run(task_uri: str, request: str) -> tuple[str, Champion | None]:

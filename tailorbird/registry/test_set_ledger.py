@@ -97,6 +97,16 @@ def record_test_access(
     return access
 
 
+def next_access(task_uri: str, *, contents: Iterable[tuple[str, str]]) -> tuple[int, int]:
+    """Return the number that a new access to these rows would have, and how many of them are in an earlier access."""
+    uri = TaskPaths(task_uri).test_set_ledger
+    if not exists(uri):
+        return 1, 0
+    ledger, read_rows = _parse(uri, read_bytes(uri)), cache(lambda digest: _read_rows(task_uri, digest))
+    hashes = hash_rows(contents, key=ledger.key)
+    return count_access(hashes, earlier=[read_rows(entry.rows) for entry in ledger.entries])
+
+
 def read_test_accesses(task_uri: str) -> tuple[TestSetAccess, ...]:
     """Return all accesses of the task's registry, in order."""
     uri = TaskPaths(task_uri).test_set_ledger

@@ -7,13 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.progress import SILENT
+from cluster.progress import SILENT, NoteEvent
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import DataError
 from tailorbird.pipeline import inputs
 from tailorbird.pipeline.prepare import RunContext, current_user, prepare
 from tests import small_chat
+from tests.progress import ProgressRecorder
 from tests.unit.pipeline.contexts import recipe_at
 
 
@@ -72,6 +73,19 @@ def test_the_protocol_is_registered_once(recipe: Recipe, monkeypatch: pytest.Mon
     assert first.protocol.num_test_rows == len(first.splits.test)
     assert first.task.classes == ("x", "y", "z")
     assert storage.exists(first.inputs.code.uri)
+
+
+def test_test_rows_of_earlier_accesses_are_reported_before_the_training(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = ProgressRecorder()
+    for earlier, notes in (((1, 1), 0), ((2, 13), 1)):
+        monkeypatch.setattr("tailorbird.pipeline.prepare.next_access", lambda *_, result=earlier, **__: result)
+        prepare(recipe, progress=recorder)
+        texts = [event.text for event in recorder.of_kind(NoteEvent) if "earlier tests" in event.text]
+        assert len(texts) == notes
+    assert texts[0].startswith("13 different test rows were used in earlier tests; ")
+    assert texts[0].endswith("an alpha of 0.0083 instead of 0.05")
 
 
 def test_the_run_uri_depends_on_the_evaluation_and_not_on_serving(recipe: Recipe) -> None:

@@ -10,6 +10,7 @@ from tailorbird.registry.test_set_ledger import (
     TestSetAccess,
     count_access,
     hash_rows,
+    next_access,
     read_test_accesses,
     record_test_access,
     recount_access,
@@ -121,6 +122,16 @@ def test_an_access_is_recounted_from_the_ledger(stored: dict[str, bytes]) -> Non
     stored[f"s3://models/_ledger/rows/{entries[0].rows}"] = b"\0" * 800
     with pytest.raises(s3.StorageError, match="its sha256 is not its name"):
         recount_access("s3://models/task", access=entries[2])
+
+
+@pytest.mark.usefixtures("stored")
+def test_the_number_of_the_next_access_is_known_without_recording_it() -> None:
+    assert next_access("s3://models/task", contents=contents(*range(100))) == (1, 0)
+    access(range(50))
+    access(range(100))
+    assert next_access("s3://models/task", contents=contents(*range(100))) == (3, 100)
+    assert next_access("s3://models/task", contents=contents(*range(100, 200))) == (1, 0)
+    assert len(read_test_accesses("s3://models/task")) == 2
 
 
 def test_rows_are_stored_as_8_bytes_without_their_text(stored: dict[str, bytes]) -> None:
