@@ -57,6 +57,8 @@ class PartialAnswer(NamedTuple):
     num_tokens: int
     finish_reason: str | None
     """`stop` or `length`; None before the end."""
+    confidence: float | None = None
+    """Similarity of a stored answer's training row, 0 to 1; None for generated answers."""
 
 
 class ChatEngine(ABC):

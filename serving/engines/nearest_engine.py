@@ -66,4 +66,5 @@ class NearestEngine(ChatEngine):
         text, stopped = visible_text(text, stops=request.stops, ended=True)
         if stopped:
             num_tokens = sum(end <= len(text) for end in stored.token_ends)
-        yield PartialAnswer(text, num_tokens, "length" if truncated and not stopped else "stop")
+        reason = "length" if truncated and not stopped else "stop"
+        yield PartialAnswer(text, num_tokens, reason, stored.similarity)

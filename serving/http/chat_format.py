@@ -3,9 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from serving.http.schemas import CHAT_ID, COMPLETION_ID
+
+if TYPE_CHECKING:
+    from serving.engines.base_chat import PartialAnswer
 
 
 class Usage(NamedTuple):
@@ -39,10 +42,10 @@ class AnswerFormat:
         """Return the head of a response or of its events; `object` is the format's `object` or `chunk`."""
         return AnswerHead(f"{self.id_prefix}{request_id}", object, created, model, version)
 
-    def whole(self, head: AnswerHead, *, text: str, finish_reason: str, usage: Usage) -> bytes:
+    def whole(self, head: AnswerHead, answer: "PartialAnswer", *, usage: Usage) -> bytes:
         """Return a complete response."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = _choice({"message": message} if self.chat else {"text": text}, finish_reason)
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        choice = _choice({"message": message} if self.chat else {"text": answer.text}, answer)
         return _json(head, choices=[choice], usage=usage)
 
     def first(self, head: AnswerHead) -> list[bytes]:
@@ -53,9 +56,9 @@ class AnswerFormat:
         """Return the event that appends a text."""
         return _event(head, {"delta": {"content": text}} if self.chat else {"text": text})
 
-    def last(self, head: AnswerHead, *, finish_reason: str | None) -> bytes:
+    def last(self, head: AnswerHead, answer: "PartialAnswer") -> bytes:
         """Return the event after the last token."""
-        return _event(head, {"delta": {}} if self.chat else {"text": ""}, finish_reason)
+        return _event(head, {"delta": {}} if self.chat else {"text": ""}, answer)
 
 
 CHAT = AnswerFormat("chat", CHAT_ID, "chat.completion", "chat.completion.chunk", chat=True)
@@ -75,12 +78,16 @@ def event(data: bytes) -> bytes:
 LAST_EVENT = event(b"[DONE]")
 
 
-def _event(head: AnswerHead, content: Mapping[str, object], finish_reason: str | None = None) -> bytes:
-    return event(_json(head, choices=[_choice(content, finish_reason)]))
+def _event(head: AnswerHead, content: Mapping[str, object], answer: "PartialAnswer | None" = None) -> bytes:
+    return event(_json(head, choices=[_choice(content, answer)]))
 
 
-def _choice(content: Mapping[str, object], finish_reason: str | None) -> dict[str, object]:
-    return {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
+def _choice(content: Mapping[str, object], answer: "PartialAnswer | None") -> dict[str, object]:
+    """Return the choice with a content; `answer` is the complete answer, or None before its end."""
+    choice = {"index": 0, **content, "logprobs": None, "finish_reason": answer and answer.finish_reason}
+    if answer is not None and answer.confidence is not None:
+        choice["confidence"] = answer.confidence
+    return choice
 
 
 def _json(head: AnswerHead, *, choices: list[dict[str, object]], usage: Usage | None = None) -> bytes:

@@ -11,7 +11,8 @@ from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, HttpModel, Reque
 
 class TokenUsage(HttpModel):
     prompt_tokens: int
-    """Tokens of the prompt, including the template, the system message and the examples."""
+    """Tokens of the prompt, including the template, the system message and the examples. For a version of the kind
+    `nearest`, tokens of the messages."""
     completion_tokens: int
     """Tokens of the answer."""
     total_tokens: int
@@ -38,7 +39,12 @@ class _Choice(HttpModel):
     """Part of OpenAI's format; always null."""
 
 
-class ChatChoice(_Choice):
+class _ChatAnswer(_Choice):
+    confidence: float | None = None
+    """Only for a version of the kind `nearest`: similarity of the training row whose answer is returned, 0 to 1."""
+
+
+class ChatChoice(_ChatAnswer):
     message: AssistantMessage
     finish_reason: Literal["stop", "length"]
     """`length` if the answer reached `max_tokens`."""
@@ -50,7 +56,7 @@ class CompletionChoice(_Choice):
     """`length` if the answer reached `max_tokens`."""
 
 
-class ChatChunkChoice(_Choice):
+class ChatChunkChoice(_ChatAnswer):
     delta: Delta
     finish_reason: Literal["stop", "length"] | None
     """Set only in the last event with a choice."""

@@ -5,7 +5,7 @@ import time
 from functools import partial
 from typing import Any
 
-from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer, Prompt, StoredAnswer
+from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer, Prompt
 from serving.engines.nearest_engine import NearestEngine
 from serving.engines.transformers_engine import TransformersEngine
 from serving.http.asgi import ASGIApp, Events, Route
@@ -81,8 +81,7 @@ class Chat:
             return 200, stream_events(generation, format=format, head=head, with_usage=with_usage, on_finish=record)
         answer = await whole_answer(generation)
         record(answer)
-        usage = Usage(len(prompt), answer.num_tokens)
-        return 200, format.whole(head, text=answer.text, finish_reason=str(answer.finish_reason), usage=usage)
+        return 200, format.whole(head, answer, usage=Usage(len(prompt), answer.num_tokens))
 
     def _assign(self, request: PromptRequest, context: RequestContext) -> tuple[ChatEngine, RequestContext]:
         """Return the engine that answers and the context with its arm; raise RequestError 429 if its queue is full."""
@@ -106,10 +105,9 @@ class Chat:
         meter.count(TOKENS, version.name, version.version, "completion", by=answer.num_tokens)
         if log is None:
             return
-        stored = generation.prompt if isinstance(generation.prompt, StoredAnswer) else None
         entry = context.log_entry(version)(
             row=0,
-            score=None if stored is None else stored.similarity,
+            score=answer.confidence,
             prompt_tokens=len(generation.prompt),
             completion_tokens=answer.num_tokens,
             text=log.loggable(text),

@@ -88,7 +88,7 @@ async def stream_events(
                 new, last = answer.text[len(last.text) :], answer
                 if new:
                     yield format.piece(head, text=new)
-        yield format.last(head, finish_reason=last.finish_reason)
+        yield format.last(head, last)
         if with_usage:
             yield usage_event(head, usage=Usage(len(generation.prompt), last.num_tokens))
         yield LAST_EVENT

@@ -53,7 +53,7 @@ def answer_of(text: str, **fields: Any) -> tuple[PartialAnswer, StoredAnswer, li
 
 def test_the_answer_is_that_of_the_nearest_row_unchanged_and_longer_than_the_limit_of_generated_answers() -> None:
     answer, prompt, _ = answer_of("blue skies")
-    assert answer == PartialAnswer("Blue\u2014as ever!", 13, "stop")
+    assert answer == PartialAnswer("Blue\u2014as ever!", 13, "stop", prompt.similarity)
     assert (len(prompt), 0 < prompt.similarity < 1) == (10, True)
     assert answer_of("green leaf")[1].similarity == pytest.approx(1)
 
@@ -73,8 +73,9 @@ def test_max_tokens_and_stop_texts_apply_and_the_stream_equals_the_answer(
     fields: dict[str, Any], expected: PartialAnswer
 ) -> None:
     answer, prompt, events = answer_of("green leaf", **fields)
-    assert answer == expected
+    assert answer == expected._replace(confidence=prompt.similarity)
     *chunks, usage = events
+    assert [chunk["choices"][0].get("confidence") for chunk in chunks] == [None, None, prompt.similarity]
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == expected.text
     assert chunks[-1]["choices"][0]["finish_reason"] == expected.finish_reason
     assert usage["usage"]["prompt_tokens"] == len(prompt) == 10

@@ -2,6 +2,7 @@
 
 import json
 
+from serving.engines.base_chat import PartialAnswer
 from serving.http.chat_format import CHAT, COMPLETION, LAST_EVENT, Usage, usage_event
 
 HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
@@ -9,7 +10,7 @@ HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
 
 def test_a_chat_response_has_openais_fields_and_the_version() -> None:
     head = CHAT.head(CHAT.object, request_id="r", created=5, model="m", version="v")
-    answer = json.loads(CHAT.whole(head, text="é", finish_reason="stop", usage=Usage(3, 4)))
+    answer = json.loads(CHAT.whole(head, PartialAnswer("é", 4, "stop"), usage=Usage(3, 4)))
     assert {name: answer[name] for name in ("id", "object", "created", "model", "version")} == {
         "id": "chatcmpl-r",
         "object": "chat.completion",
@@ -25,7 +26,7 @@ def test_a_chat_response_has_openais_fields_and_the_version() -> None:
 
 def test_a_completion_response_has_openais_fields() -> None:
     head = COMPLETION.head(COMPLETION.object, request_id="r", created=5, model="m", version="v")
-    answer = json.loads(COMPLETION.whole(head, text="é", finish_reason="length", usage=Usage(3, 4)))
+    answer = json.loads(COMPLETION.whole(head, PartialAnswer("é", 4, "length"), usage=Usage(3, 4)))
     assert (answer["id"], answer["object"]) == ("cmpl-r", "text_completion")
     assert answer["choices"] == [{"index": 0, "text": "é", "logprobs": None, "finish_reason": "length"}]
     assert COMPLETION.first(head) == []

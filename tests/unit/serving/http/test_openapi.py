@@ -9,6 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 from starlette.types import Message
 
+from serving.engines.base_chat import PartialAnswer
 from serving.http.asgi import ASGIApp, Route
 from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage, usage_event
 from serving.pages.render import render_docs, with_api_docs
@@ -149,10 +150,11 @@ def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.Mon
 def test_chat_responses_are_valid_for_the_document(format: AnswerFormat, name: str) -> None:
     document = _document(Chat)
     head: dict[str, Any] = {"request_id": "r", "created": 1, "model": "m", "version": "v"}
-    whole = format.whole(format.head(format.object, **head), text="a", finish_reason="stop", usage=Usage(1, 2))
+    answer = PartialAnswer("a", 1, "stop", confidence=0.5 if format.chat else None)
+    whole = format.whole(format.head(format.object, **head), answer, usage=Usage(1, 2))
     assert is_valid(document, f"{name}Response", json.loads(whole))
     chunk = format.head(format.chunk, **head)
-    events = [*format.first(chunk), format.piece(chunk, text="a"), format.last(chunk, finish_reason="length")]
+    events = [*format.first(chunk), format.piece(chunk, text="a"), format.last(chunk, answer)]
     for event in [*events, usage_event(chunk, usage=Usage(1, 2))]:
         assert is_valid(document, f"{name}Chunk", json.loads(event.removeprefix(b"data: ")))
 

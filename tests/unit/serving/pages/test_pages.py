@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.engines.base_chat import PartialAnswer
 from serving.http.chat_format import CHAT, LAST_EVENT
 from serving.pages.render import render_page
 from tests.browser import BROWSER, seen
@@ -62,7 +63,7 @@ def test_a_classification_shows_the_most_probable_classes_as_text(tmp_path: Path
 def test_a_chat_shows_the_streamed_answer_and_its_version(tmp_path: Path) -> None:
     head = CHAT.head(CHAT.chunk, request_id="r", created=1, model="task", version="v")
     pieces = [CHAT.piece(head, text="<i>one"), CHAT.piece(head, text=" two")]
-    answer = b"".join([*CHAT.first(head), *pieces, CHAT.last(head, finish_reason="length"), LAST_EVENT])
+    answer = b"".join([*CHAT.first(head), *pieces, CHAT.last(head, PartialAnswer("", 0, "length")), LAST_EVENT])
     with _server("chat.html", status=200, answer=answer) as url:
         page = seen(tmp_path, f"{url}#text=abc", until=r'<li class="assistant"><span>[^<]+</span><span')
     assert '<li class="user"><span>abc</span></li>' in page
