@@ -80,10 +80,11 @@ def test_rollbacks_return_through_each_promotion_to_the_first_incumbent(task_uri
         register(task_uri, version_folder(tmp_path / name, value=value))
         for value, name in enumerate(("pretrained", "first", "second"), 1)
     )
-    versions = {"candidate": candidate_record(first), "incumbent": candidate_record(pretrained)}
+    fine_tuned = [CandidateRecord("full", version.uri, version.digest) for version in (first, second)]
+    versions = {"candidate": fine_tuned[0], "incumbent": candidate_record(pretrained)}
     write_concluded_run(task_uri, first, versions=versions)
     assert promote_version(task_uri).former == ()
-    later = {"candidate": candidate_record(second), "incumbent": CandidateRecord("full", first.uri, first.digest)}
+    later = {"candidate": fine_tuned[1], "incumbent": fine_tuned[0]}
     write_concluded_run(task_uri, second, versions=later, champion=first.uri, created_at="2099-01-01T00:00:00+00:00")
     before = read_champion(task_uri)
     assert before is not None
