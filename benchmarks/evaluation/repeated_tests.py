@@ -246,6 +246,7 @@ def _result(counts: Indices) -> bool | None:
     protocol = TestProtocol(
         metric="accuracy",
         minimum_gain=MINIMUM_GAIN,
+        non_inferiority_margin=MINIMUM_GAIN,
         expected_gain=2 * MINIMUM_GAIN,
         alpha=ALPHA,
         test_sha256="simulated",
