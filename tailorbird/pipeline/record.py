@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
+import numpy as np
+
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
 from tailorbird.evaluation.predictions import Predictions
@@ -14,6 +16,7 @@ from tailorbird.evaluation.report.model_scores import (
     reliability_by_role,
     scores_without_near_duplicates,
 )
+from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.prepare import RunContext
@@ -96,7 +99,7 @@ def build_evidence(
         test_access=evaluated.test_access,
         family=evaluated.family,
         accepted_loss=context.accepted_loss,
-        data=evidence.DataRecord(data.report, data.num_train, data.hashes),
+        data=evidence.DataRecord(data.report, data.num_train, data.hashes, _differences(context, predictions)),
         scores=model_scores(
             trained.baselines,
             kind=versions["candidate"].kind,
@@ -120,6 +123,17 @@ def build_evidence(
         code=inputs.code,
         base_model=inputs.base_model,
     )
+
+
+def _differences(context: RunContext, predictions: Mapping[str, Predictions]) -> tuple[str, ...]:
+    """Return the differences between validation and test that are larger than chance."""
+    samples = []
+    for name, rows in (("incumbent_validation", context.splits.validation), ("incumbent", context.splits.test)):
+        table = predictions[name]
+        lengths = np.array([len(text) for text in rows.texts], dtype=np.float64)
+        metric = "accuracy" if context.protocol.metric == "macro_f1" else context.protocol.metric
+        samples.append(SplitSample(rows.class_labels, lengths, table.per_row(metric), table.clusters))
+    return split_differences(samples[0], test=samples[1])
 
 
 def _trials(sweep_result: SweepResult, *, method: str) -> tuple[evidence.TrialRecord, ...]:

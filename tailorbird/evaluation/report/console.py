@@ -1,6 +1,7 @@
 """Format a verdict for the terminal."""
 
 from tailorbird.evaluation.report.evidence import Evidence, MixRecord, ModelScore
+from tailorbird.evaluation.report.outlook import outlook_sentence
 from tailorbird.evaluation.verdict.formatting import size
 from tailorbird.evaluation.verdict.types import Verdict
 
@@ -15,8 +16,10 @@ def verdict_lines(evidence: Evidence) -> list[str]:
     return [
         verdict.sentence(),
         f"  {verdict.numbers()}",
+        *([f"  {sentence}"] if (sentence := outlook_sentence(evidence)) else []),
         *(f"  - {reason}" for reason in verdict.reasons),
         *([f"  gates: {gates}"] if gates else []),
+        *(f"  - {difference}" for difference in evidence.data.differences),
         f"  {power_sentence(verdict)}",
         f"  {seed_sentence(evidence)}",
         *([f"  {mix_sentence(evidence.mix)}"] if evidence.mix else []),

@@ -34,6 +34,8 @@ class DataRecord:
     report: DataReport
     trained_on: int  # number of training rows; `report` may cover a part of them
     sha256: Mapping[str, str]  # sha256 of each split by name
+    differences: tuple[str, ...] = ()
+    """Sentences about differences between validation and test that are larger than chance."""
 
 
 @dataclass(frozen=True)

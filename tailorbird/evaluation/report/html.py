@@ -11,6 +11,7 @@ from tailorbird.evaluation.report import html_elements as html
 from tailorbird.evaluation.report.console import mix_sentence, score_cells, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html_elements import Figures
+from tailorbird.evaluation.report.outlook import outlook_sentence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, size
 
 
@@ -77,6 +78,7 @@ def _head(evidence: Evidence, figures: Figures) -> str:
         f'<div class="verdict {html.text(verdict.outcome)}">'
         f'<strong data-from="verdict.outcome">{html.text(verdict.outcome)}</strong>'
         f"{html.paragraph(verdict.sentence())}"
+        f"{html.paragraph(sentence) if (sentence := outlook_sentence(evidence)) else ''}"
         f'<p class="sentence" title="{100 * low:.2f} to {100 * high:.2f}">{html.text(numbers)}.</p>'
         f"{html.list_items(figures.items('verdict.reasons'))}</div>{html.pairs(request)}"
     )
@@ -182,6 +184,9 @@ def _data_section(evidence: Evidence, figures: Figures) -> str:
     rows["trained_on"] = figures("data.trained_on", html.plain)
     rows |= {f"{name} sha256": sha256 for name, sha256 in figures.facts("data.sha256").items()}
     text = html.paragraph(f"{sentence[0].upper()}{sentence[1:]}.") if sentence else ""
+    if evidence.data.differences:
+        text += html.paragraph("Validation and test differ by more than chance:")
+        text += html.list_items(figures.items("data.differences"))
     return html.section("Data", text, html.pairs(rows))
 
 

@@ -12,6 +12,7 @@ from tailorbird.evaluation.report.console import (
     streaming_sentence,
 )
 from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.outlook import outlook_sentence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
 from tailorbird.evaluation.verdict.parts import ContenderVerdict
 from tailorbird.evaluation.verdict.types import Verdict
@@ -59,6 +60,7 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
         _scores(evidence, verdict, role=role),
         "## Candidate against incumbent",
         verdict.sentence(),
+        *([sentence] if (sentence := outlook_sentence(evidence)) else []),
         verdict.numbers() + ".",
         "\n".join(f"- {reason}" for reason in verdict.reasons),
         _access(evidence),
@@ -216,6 +218,7 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     kind, has_index = evidence.versions[role].kind, evidence.recipe.training.with_retrieved and role == "candidate"
     if kind in WITH_TRAINING_ROWS or has_index:
         lines.append("The version contains training rows as text. Protect and delete it like the training rows.")
+    lines += [f"{part[0].upper()}{part[1:]}." for part in evidence.data.differences]
     if part := streaming_sentence(evidence):
         lines.append(f"{part[0].upper()}{part[1:]}.")
     return "\n".join(f"- {sentence}" for sentence in lines)

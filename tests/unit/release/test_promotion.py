@@ -13,7 +13,7 @@ from tailorbird.registry.versions import ModelVersion, VersionConfig, register, 
 from tailorbird.release import promotion
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
-from tests.finished_runs import candidate_record, write_finished_run
+from tests.finished_runs import candidate_record, verdict_of, write_finished_run
 
 BASE, CODE = "s3://models/_base/one", "s3://models/one.zip"
 
@@ -121,3 +121,24 @@ def test_a_verdict_that_compared_with_another_champion_is_refused(task: Task) ->
     )
     with pytest.raises(PromotionRefused, match=r"compared with .*/none, but the champion is now .*; run the recipe"):
         promote_version(task.uri, version=second.uri)
+
+
+def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretrained_version(task: Task) -> None:
+    incumbent, candidate, baseline = task.register("1"), task.register("2"), task.register("3", kind="probe")
+    verdict = verdict_of("STAY", rule=9).model_copy(update={"replacement": "probe", "accepted_loss": 0.0})
+    records = {"candidate": candidate, "incumbent": incumbent, "probe": baseline}
+    versions = {role: candidate_record(version) for role, version in records.items()}
+    write_finished_run(f"{task.uri}/runs/r", versions=versions, verdict=verdict, champion=None)
+    champion = promote_version(task.uri)
+    assert (champion.uri, champion.pretrained) == (baseline.uri, baseline.pinned)
+    assert champion.reason.sentence() == "STAY by rule 9: probe is proven better than the incumbent"
+    with pytest.raises(PromotionRefused, match="no verdict chose"):
+        promote_version(task.uri, version=candidate.uri)
+
+
+def test_the_losses_accepted_for_cost_are_stored_with_the_champion(task: Task) -> None:
+    first, second, third = task.register("1"), task.register("2"), task.register("3")
+    cheaper = verdict_of("FINE_TUNE", rule=7).model_copy(update={"accepted_loss": 0.004})
+    assert task.promote(second, incumbent=first, verdict=cheaper).accepted_loss == 0.004
+    assert task.promote(third, incumbent=second).accepted_loss == 0.0
+    assert promotion.roll_back(task.uri, reason="worse").accepted_loss == 0.004

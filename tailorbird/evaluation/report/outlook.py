@@ -1,0 +1,63 @@
+"""What serves after a verdict that keeps or replaces the incumbent, and what would change it."""
+
+from tailorbird.evaluation.gates.base import State
+from tailorbird.evaluation.report.evidence import Evidence, ModelScore
+from tailorbird.evaluation.verdict.formatting import PERCENTAGES, model_name, size
+from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.types import Verdict
+
+PRETRAINED_ALONE = ("zero_shot", "centroid", "probe", "few_shot")
+"""Kinds of baselines that use nothing but the pretrained model and the training rows' labels or a few examples."""
+
+
+def outlook_sentence(evidence: Evidence) -> str | None:
+    """Return which model serves and why, its gain over the pretrained model alone, and what would change the outcome.
+
+    The gain is measured on validation, where all baselines have scores. Return None if the candidate or hybrid serves.
+    """
+    verdict = evidence.verdict
+    if verdict.winner in ("candidate", "hybrid"):
+        return None
+    role = "contender" if verdict.replacement else "incumbent"
+    kind = verdict.replacement or evidence.versions["incumbent"].kind
+    scores = [score for score in evidence.scores if score.role == role and score.kind in (kind, "champion")]
+    served = max(scores, key=lambda score: score.validation, default=None)
+    if verdict.replacement:
+        why = "is proven better than the incumbent"
+    elif evidence.champion is not None:
+        why = "is the champion"
+    else:
+        why = "is the best servable baseline on validation"
+    gain = "" if served is None else _over_pretrained(served, evidence.scores, metric=verdict.metric)
+    return f"The {model_name(kind)} serves, because it {why}{gain}. {_what_would_change(verdict)}."
+
+
+def _over_pretrained(served: ModelScore, scores: tuple[ModelScore, ...], *, metric: str) -> str:
+    """Return the gain of the served model on validation over the best model that is the pretrained model alone."""
+    alone = [score for score in scores if score.kind in PRETRAINED_ALONE and score.servable]
+    best = max(alone, key=lambda score: score.validation, default=None)
+    if best is None or served.kind in PRETRAINED_ALONE:
+        return ""
+    gain = 100 * (served.validation - best.validation)
+    pair = f"{_score(served.validation, metric)} against {_score(best.validation, metric)}"
+    return f"; on validation it is {gain:+.1f} points from the pretrained model alone ({pair}, {best.kind})"
+
+
+def _score(value: float, metric: str) -> str:
+    return f"{100 * value:.1f} %" if metric in PERCENTAGES else f"{value:.3f}"
+
+
+def _what_would_change(verdict: Verdict) -> str:
+    """Return what leads to another outcome."""
+    stopping = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
+    if verdict.rule == 2:
+        return "Splits that share no document and no text would give a valid test"
+    if verdict.rule == 5:
+        return f"A candidate that also passes the {' and the '.join(stopping)} gate would replace it"
+    if verdict.rule == 6:
+        return "The rows that the open gates need would decide"
+    if verdict.outcome is Outcome.INSUFFICIENT_EVIDENCE and verdict.rows_needed is not None:
+        if verdict.rows_needed > verdict.n:
+            return f"About {verdict.rows_needed:,} test rows would show a gain of {size(verdict.expected_gain)}"
+        return f"More than {verdict.n:,} test rows would show a gain below {size(verdict.expected_gain)}"
+    return f"A candidate that is better by {size(verdict.minimum_gain)} or more would replace it"

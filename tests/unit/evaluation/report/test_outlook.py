@@ -1,0 +1,32 @@
+"""Tests of the sentence about what serves and what would change it."""
+
+from tailorbird.evaluation.report.outlook import outlook_sentence
+from tests.unit.evaluation.report.test_html import evidence_for
+from tests.unit.evaluation.simulated import Simulation, evidence_of
+
+
+def test_a_chosen_candidate_needs_no_outlook() -> None:
+    assert outlook_sentence(evidence_for("FINE_TUNE")) is None
+    assert outlook_sentence(evidence_for("HYBRID")) is None
+
+
+def test_the_incumbent_serves_as_the_best_baseline_and_rows_would_change_it() -> None:
+    sentence = outlook_sentence(evidence_for("INSUFFICIENT_EVIDENCE"))
+    assert sentence is not None
+    assert "serves, because it is the best servable baseline on validation" in sentence
+    assert "test rows would show a gain of 2 points" in sentence
+
+
+def test_a_champion_serves_as_the_champion() -> None:
+    evidence = evidence_for("STAY").model_copy(update={"champion": "s3://models/task/versions/probe-1"})
+    sentence = outlook_sentence(evidence)
+    assert sentence is not None
+    assert "because it is the champion" in sentence
+    assert sentence.endswith("A candidate that is better by 1 point or more would replace it.")
+
+
+def test_a_proven_baseline_is_compared_with_the_pretrained_model_alone() -> None:
+    sentence = outlook_sentence(evidence_of(Simulation(candidate=0.7, contenders={"bag_of_words": 0.85})))
+    assert sentence is not None
+    assert sentence.startswith("The bag-of-words model serves, because it is proven better than the incumbent")
+    assert "from the pretrained model alone (65.0 % against" in sentence

@@ -1,0 +1,45 @@
+"""Tests of the differences between validation and test."""
+
+import numpy as np
+
+from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
+
+
+def sample(seed: int, *, size: int, share: float = 0.03, length: float = 60.0, score: float = 0.8) -> SplitSample:
+    generator = np.random.default_rng(seed)
+    labels = np.where(generator.random(size) < share, "oos", generator.choice(["a", "b"], size))
+    lengths = generator.gamma(4.0, length / 4, size).round()
+    return SplitSample(labels.tolist(), lengths, (generator.random(size) < score).astype(np.float64), None)
+
+
+def test_splits_of_one_population_rarely_differ() -> None:
+    reported = [
+        split_differences(sample(seed, size=800), test=sample(10_000 + seed, size=1_500)) for seed in range(100)
+    ]
+    assert sum(map(bool, reported)) <= 5
+
+
+def test_a_class_with_another_share_longer_texts_and_another_score_are_reported() -> None:
+    validation, test = sample(1, size=800), sample(2, size=1_500, share=0.18, length=90, score=0.6)
+    sentences = " / ".join(split_differences(validation, test=test))
+    assert "the class 'oos' has 2.4 % of the validation rows" in sentences
+    assert "characters on average in validation" in sentences
+    assert "the incumbent's score is 0." in sentences
+
+
+def test_rows_of_one_document_count_as_one_unit() -> None:
+    """One long document must not look like many rows of another class."""
+    validation = sample(1, size=300)
+    labels = ["rare"] * 60 + ["a", "b"] * 120
+    documents = ["one"] * 60 + [str(row) for row in range(240)]
+    test = SplitSample(labels, np.full(300, 60.0), np.resize([1.0, 1.0, 1.0, 1.0, 0.0], 300), documents)
+    assert not any("'rare'" in sentence for sentence in split_differences(validation, test=test))
+    independent = SplitSample(labels, test.lengths, test.scores, None)
+    assert any("'rare'" in sentence for sentence in split_differences(validation, test=independent))
+
+
+def test_chat_tasks_have_no_class_shares() -> None:
+    validation, test = (
+        SplitSample((), each.lengths, each.scores, None) for each in (sample(1, size=300), sample(2, size=300))
+    )
+    assert split_differences(validation, test=test) == ()
