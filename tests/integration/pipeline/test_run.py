@@ -138,7 +138,7 @@ def test_the_winner_is_registered_with_its_evidence(small_run: SmallRun) -> None
         assert storage.sha256_file(local_copy(winner.uri) / name) == entry["sha256"]
     for name in ("evidence.json", "report.html", "MODEL_CARD.md", *(f"predictions/{role}.parquet" for role in ROLES)):
         assert storage.exists(f"{winner.uri}/{name}")
-    role = "candidate" if small_run.result.verdict.outcome is Outcome.FINE_TUNE else "incumbent"
+    role = small_run.result.verdict.winner
     assert small_run.result.evidence.versions[role].digest == winner.digest
     loaded = load_model(winner.uri, LoadedClassifier)
     assert loaded.classes == prepare(small_run.recipe, progress=SILENT).task.classes
@@ -163,8 +163,8 @@ def test_the_promoted_winner_serves_the_stored_predictions(small_run: SmallRun, 
     assert entry is not None
     assert entry[0].uri == small_run.result.winner
     rows = read_rows(small_run.recipe.data.test or "", config=small_run.recipe.data)
-    role = "candidate" if small_run.result.verdict.outcome is Outcome.FINE_TUNE else "incumbent"
-    stored = predictions(small_run.result.run)[role]
+    role = small_run.result.verdict.winner
+    stored = load_all_predictions(small_run.result.run)[role]
     indices = list(range(0, len(rows), 8))
     body = {"input": [rows.texts[row] for row in indices]}
     answer = requests.post(f"{champion_url}/v1/classify", json=body, timeout=60).json()
@@ -223,7 +223,7 @@ def evaluated_models(small_run: SmallRun, *, routing: Routing | None = None) -> 
     """Return the small run's results on test."""
     evidence = small_run.result.evidence
     return EvaluatedModels(
-        routing=routing,
+        family=evidence.family.model_copy(update={"routing": routing}),
         test_access=evidence.test_access,
         predictions=load_all_predictions(small_run.result.run),
         cost=evidence.cost,
