@@ -15,7 +15,7 @@ TOLERANCE, WINDOW = 1e-2, 5
 """A fit ends when its last `WINDOW` steps lowered the objective by a smaller share per step. Further steps do not
 improve validation scores. One small step is no reason to end, because a fit that continues another starts with one."""
 MAX_STEPS = 50
-MAX_NEWTON_STEPS = 4  # of the line search, which needs no product with the features
+MAX_SLOPES, SLOPE_TOLERANCE = 30, 0.05  # of the line search, which needs no product with the features
 
 
 class Loss(Protocol):
@@ -121,16 +121,23 @@ def _step(
     weights: Sequence[FloatArray],
     direction: Sequence[FloatArray],
 ) -> float:
-    """Return the step along the direction that minimises the objective, by Newton's method."""
+    """Return the step along the direction that minimises the objective, by Newton's method within a bracket.
+
+    The objective is convex, so it is lower at every step with a negative slope than at 0.
+    """
     inner, squared = _dot(weights[:-1], direction[:-1]), _dot(direction[:-1], direction[:-1])
-    step = 0.0
-    for _ in range(MAX_NEWTON_STEPS):
+    low, high, step, at_start = 0.0, np.inf, 0.0, 0.0
+    for _ in range(MAX_SLOPES):
         first, second = loss.slope(scores + np.float32(step) * moved, moved)
-        change = -(c * first + inner + step * squared) / (c * second + squared)
-        step += change
-        if abs(change) < 0.02 * abs(step):
-            break
-    return step
+        slope = c * first + inner + step * squared
+        at_start = at_start or abs(slope)
+        if step and abs(slope) <= SLOPE_TOLERANCE * at_start:
+            return step
+        low, high = (step, high) if slope < 0 else (low, step)
+        step -= slope / (c * second + squared)
+        if not low < step < high:
+            step = (low + high) / 2
+    return low
 
 
 def _preconditioner(blocks: Blocks, curvature: float) -> list[FloatArray]:

@@ -78,3 +78,14 @@ def test_features_of_zeros_give_the_shares_of_the_classes() -> None:
     assert not weights.any()
     shares = np.exp(bias[0]) / np.exp(bias[0]).sum()
     np.testing.assert_allclose(shares, np.bincount(LABELS) / 200, atol=0.02)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("c", [0.01, 1.0, 300.0])
+def test_a_fit_lowers_the_objective_at_any_scale_and_regularisation(scale: float, c: float) -> None:
+    features = (scale * DENSE).astype(np.float32)
+    for loss in (SoftmaxLoss(LABELS), SquaredHingeLoss(LABELS, num_classes=NUM_CLASSES)):
+        weights, bias = minimise((features,), loss, c=c, start=zeros((features,)))
+        scores = np.asarray(features @ weights + bias, dtype=np.float32)
+        objective = c * loss.gradient(scores)[0] + float(np.vdot(weights, weights)) / 2
+        assert objective < c * loss.gradient(np.zeros_like(scores))[0]
