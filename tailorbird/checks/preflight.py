@@ -10,6 +10,7 @@ from cluster.requirements import ALWAYS, Package, fits, mismatches
 from cluster.resources import UNBOUNDED, Holder, Resources, worker_resources, workers_of_types, workers_that_fit
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
+from tailorbird.checks.preflight_gates import check_gates
 from tailorbird.checks.result import CheckResult, fault, note, ok
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
@@ -36,6 +37,8 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     """Return the results of all checks; with a fault among them, a run would fail or wait forever."""
     results = [*_ray(facts), *_tables(recipe, facts), *_registry("registry", facts.written, recipe=recipe)]
     results += _model(recipe, facts)
+    if facts.planned is not None:
+        results += check_gates(recipe.evaluation, facts.planned)
     cluster = facts.cluster
     if cluster is None:
         text = "workers, memory and the nodes' access to S3 were not checked, because no cluster could be joined"

@@ -1,7 +1,8 @@
 """Collect the facts that `preflight` checks: data, registry, base model and cluster."""
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,15 +13,18 @@ from cluster.connection import connect
 from cluster.node_probe import NodeReport, ProbeRequest, WriteCheck, check_writing, probe_nodes
 from cluster.requirements import ALWAYS, Requirements, requirements
 from cluster.resources import Holder, Node, NodeType, Versions
+from tailorbird.checks.preflight_gates import PlannedTest
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.parquet import open_parquet, parquet_files
+from tailorbird.data.loader import SPLIT_FRACTIONS
+from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read_table
 from tailorbird.data.tasks import DataTask, data_task
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.metadata import ModelMetadata, read_metadata
 
 FOOTERS = 16  # maximum footers to read of a folder of Parquet files: the first ones and the last
 NUM_READERS = 8
+MAX_GROUP_ROWS = 2_000_000  # maximum rows whose groups are counted
 MATCH_LEVEL = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
 """Environment variable of Ray; `minor` allows a different patch version of Python."""
 
@@ -63,6 +67,7 @@ class PreflightFacts:
     written: WriteCheck  # result of a write to the registry from this machine
     model: ModelMetadata | None
     model_fault: str | None
+    planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
 
 
 def collect_facts(recipe: Recipe) -> PreflightFacts:
@@ -85,8 +90,19 @@ def collect_facts(recipe: Recipe) -> PreflightFacts:
             packages=tuple(name for name, _ in wanted.packages[ALWAYS]),
         )
         cluster, unreachable = _or_fault(lambda: inspect_cluster(request))
+    planned, _ = _or_fault(lambda: planned_test(recipe, tables))
     return PreflightFacts(
-        wanted, here, theirs, any_patch, unreachable, cluster, tables, written, model=model, model_fault=model_fault
+        wanted,
+        here,
+        theirs,
+        any_patch,
+        unreachable,
+        cluster,
+        tables,
+        written,
+        model=model,
+        model_fault=model_fault,
+        planned=planned,
     )
 
 
@@ -118,6 +134,31 @@ def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
     uris += [(name, uri) for name in ("validation", "test") if (uri := getattr(config, name)) is not None]
     with ThreadPoolExecutor(NUM_READERS) as pool:
         return tuple(pool.map(lambda item: _table(*item, config=config, task=task), uris))
+
+
+def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
+    """Return the number of test rows and their groups, from the columns of `data.groups` alone.
+
+    Without `data.test`, the test rows are a share of the training rows. Return None if a table has a fault or too many
+    rows.
+    """
+    config = recipe.data
+    split, share = ("train", SPLIT_FRACTIONS[2]) if config.test is None else ("test", 1.0)
+    chosen = [table for table in tables if table.split == split]
+    num_rows = sum(table.num_rows for table in chosen)
+    if any(table.fault or table.num_read < table.num_files for table in tables) or not 0 < num_rows <= MAX_GROUP_ROWS:
+        return None
+    counts: dict[str, Counter[str]] = {name: Counter() for name in config.groups}
+    for table in chosen if config.groups else ():
+        read = read_table(table.uri, columns=config.groups)
+        for name, counted in counts.items():
+            counted.update(groups_of(read, name, uri=table.uri, first=0))
+    num_test = max(1, min(round(num_rows * share), config.max_test_rows or num_rows))
+    groups = {
+        name: {value: max(1, round(num / num_rows * num_test)) for value, num in counted.items()}
+        for name, counted in counts.items()
+    }
+    return PlannedTest(num_test, groups)
 
 
 def _model(recipe: Recipe) -> ModelMetadata:

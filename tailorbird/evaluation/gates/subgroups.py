@@ -155,18 +155,27 @@ def group_bounds(tables: Mapping[str, Change], *, limits: SubgroupGateConfig, al
 
 
 def harm_level(changes: Sequence[Change], *, limits: SubgroupGateConfig, alpha: float) -> float:
-    """Return the one-sided level at which a loss is likely: `likely_harm`, or lower if that refuses too often.
-
-    Too often means that chance fails more than `FALSE_REFUSALS` of the candidates that have the same gain in every
-    group: the mean of the observed changes, or 0 if they are losses. The estimates are assumed to follow Student's t or
-    the normal distribution.
-    """
+    """Return the one-sided level at which a loss is likely, from the observed changes (`likely_level`)."""
     changes = [change for change in changes if isinstance(change, PairedCounts) or change.num_units >= LEAST_DOCUMENTS]
-    if not limits.likely_harm or not changes:
+    if not changes:
         return 0.0
-    gain = max(0.0, float(np.average([change.gain for change in changes], weights=[change.n for change in changes])))
-    errors = np.array([_estimate(change, alpha=alpha)[1] for change in changes])
-    freedom = np.array([_degrees_of_freedom(change, alpha=alpha) for change in changes])
+    return likely_level(
+        float(np.average([change.gain for change in changes], weights=[change.n for change in changes])),
+        errors=np.array([_estimate(change, alpha=alpha)[1] for change in changes]),
+        freedom=np.array([_degrees_of_freedom(change, alpha=alpha) for change in changes]),
+        limits=limits,
+    )
+
+
+def likely_level(gain: float, *, errors: FloatArray, freedom: FloatArray, limits: SubgroupGateConfig) -> float:
+    """Return `likely_harm`, or a lower level if that refuses too many candidates.
+
+    Too many means that chance fails more than `FALSE_REFUSALS` of the candidates with the same gain in every group, at
+    least 0, whose estimates have these standard errors [K] and follow Student's t with these degrees of freedom [K].
+    """
+    if not limits.likely_harm:
+        return 0.0
+    gain = max(gain, 0.0)
 
     def excess(log_level: float) -> float:
         least = np.maximum(t.isf(np.exp(log_level), freedom) * errors, limits.max_loss)

@@ -37,13 +37,16 @@ def score_cells(score: ModelScore) -> tuple[str, str, str, str]:
 
 
 def power_sentence(verdict: Verdict) -> str:
-    """Return the power at the expected gain, the rows needed and the smallest detectable gain."""
-    needed = (
-        "no number of test rows gives" if verdict.rows_needed is None else f"{verdict.rows_needed:,} test rows give"
-    )
+    """Return the probability of FINE_TUNE, what limits it, the rows needed and the smallest detectable gain."""
+    if verdict.rows_needed is None:
+        needed = "no number of test rows gives 80%"
+    else:
+        needed = f"{verdict.rows_needed:,} test rows give 80%"
+    hybrid = "" if verdict.hybrid_power is None else f"; HYBRID in {verdict.hybrid_power:.0%} if both parts are equal"
     return (
-        f"power: {verdict.power_at_expected_gain:.0%} to prove a true gain of {size(verdict.expected_gain)} over the "
-        f"incumbent ({needed} 80%); the smallest gain detectable with 80% power is "
+        f"power: FINE_TUNE in {verdict.power_at_expected_gain:.0%} of such tests at a true gain of "
+        f"{size(verdict.expected_gain)} over the incumbent ({needed}); otherwise most often {verdict.power_limited_by}"
+        f"{hybrid}; the smallest gain that the comparison alone detects with 80% power is "
         f"{100 * verdict.minimum_detectable_effect:.2f} points"
     )
 

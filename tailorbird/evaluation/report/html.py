@@ -131,19 +131,28 @@ def _curve_section(evidence: Evidence, figures: Figures) -> str:
     )
 
 
+def _rows_or_none(rows: int | None) -> str:
+    return "no number is enough" if rows is None else f"{rows:,}"
+
+
 def _size_section(evidence: Evidence, figures: Figures) -> str:
     verdict = evidence.verdict
-    expected = f"power at an expected gain of {size(verdict.expected_gain)}"
     rows = {
         "test rows": figures("verdict.n", ","),
-        expected: figures("verdict.power_at_expected_gain", ".0%"),
-        "test rows needed for 80% power": figures(
-            "verdict.rows_needed", lambda n: "no number is enough" if n is None else f"{n:,}"
+        f"FINE_TUNE at a true gain of {size(verdict.expected_gain)}, gates included": figures(
+            "verdict.power_at_expected_gain", ".0%"
         ),
-        "smallest gain detectable with 80% power, points": figures(
+        "otherwise most often": figures("verdict.power_limited_by"),
+        "test rows needed for 80%": figures("verdict.rows_needed", _rows_or_none),
+        f"test rows that show a true gain of {size(verdict.minimum_gain)} to be above 0 in 80% of tests": figures(
+            "verdict.rows_needed_for_minimum_gain", _rows_or_none
+        ),
+        "smallest gain that the comparison alone detects with 80% power, points": figures(
             "verdict.minimum_detectable_effect", lambda share: f"{100 * share:.2f}"
         ),
     }
+    if verdict.hybrid_power is not None:
+        rows["HYBRID if both parts are equally good"] = figures("verdict.hybrid_power", ".0%")
     return html.section("Power of the test", html.pairs(rows))
 
 

@@ -112,6 +112,22 @@ def macro_f1_gain(candidate: Predictions, *, other: Predictions, rows: IntArray 
     return ResampledGain(float(gains_of(counts[None, :])[0]), resampled, documents, len(truth), num_differing)
 
 
+def macro_f1_contributions(table: Predictions) -> FloatArray:
+    """Return a score per row [N] whose mean is macro-F1, and whose spread is that of macro-F1 to first order.
+
+    These are the values of the influence function: what a row adds to the F1 of its label's and its output's class.
+    """
+    classes = {label: code for code, label in enumerate(sorted(set(table.labels)))}
+    truth, answers = class_codes(table.labels, classes), class_codes(table.outputs, classes)
+    num_classes, num_rows = len(classes), len(truth)
+    support = np.bincount(truth, minlength=num_classes + 1)
+    sizes = np.maximum(support + np.bincount(answers, minlength=num_classes + 1), 1)
+    f1 = 2 * np.bincount(truth[truth == answers], minlength=num_classes + 1) / sizes
+    f1[num_classes] = 0.0  # outputs of unknown classes
+    own = 2.0 * (truth == answers) / sizes[truth] - f1[truth] / sizes[truth] - f1[answers] / sizes[answers]
+    return np.asarray(f1[:num_classes].mean() + num_rows / num_classes * own, dtype=np.float64)
+
+
 def mean_effect(candidate_scores: FloatArray, *, other_scores: FloatArray, alpha: float) -> Effect:
     """Return the gain in the mean per-row score [N] of independent rows.
 

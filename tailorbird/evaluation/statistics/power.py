@@ -1,4 +1,4 @@
-"""Power analysis: minimum detectable effect, power of the whole rule, number of rows needed."""
+"""Power of one comparison: smallest detectable gain, power of the rule, rows needed."""
 
 import math
 from dataclasses import dataclass
@@ -8,12 +8,10 @@ from numpy.typing import NDArray
 from scipy.stats import norm, t
 
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
-from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import Comparison, midp_values, newcombe_limits
 
 TARGET_POWER = 0.8
 NUM_DRAWS = 20_000
-NUM_SEARCH_DRAWS = 5_000
 SEED = 1998
 MAX_ROWS = 10_000_000
 
@@ -44,15 +42,6 @@ class RowsNeeded:
 
 
 @dataclass(frozen=True)
-class PowerAnalysis:
-    """The result of a power analysis."""
-
-    minimum_detectable_effect: float  # true gain that the test detects with a power of 0.8
-    power_at_expected_gain: float  # power of the whole rule at the expected gain
-    needed: RowsNeeded  # rows needed at the expected gain
-
-
-@dataclass(frozen=True)
 class Precision:
     """The precision of an estimated gain, which is assumed to be normal."""
 
@@ -66,9 +55,9 @@ class Precision:
         return LEAST_DOCUMENTS if self.degrees_of_freedom is not None else math.floor(1 - math.log2(alpha)) + 1
 
     def half_width(self, alpha: float) -> float:
-        """Return half the width of the interval: at least the unseen rate for rows, Student's t for documents."""
+        """Return half the width of the interval: normal for rows, Student's t for documents."""
         if self.degrees_of_freedom is None:
-            return float(max(norm.ppf(1 - alpha / 2) * self.standard_error, unseen_rate(self.num_units, alpha=alpha)))
+            return float(norm.ppf(1 - alpha / 2) * self.standard_error)
         return float(t.ppf(1 - alpha / 2, self.degrees_of_freedom) * self.standard_error)
 
     def power(self, gain: float, *, minimum_gain: float, alpha: float) -> float:
@@ -86,36 +75,39 @@ class Precision:
         )
 
 
-def power_analysis(main: Comparison, *, expected_gain: float, minimum_gain: float, alpha: float) -> PowerAnalysis:
-    """Return the detectable effect, the power of the whole rule and the rows needed at the observed discordance.
+def smallest_detectable(main: Comparison, *, alpha: float) -> float:
+    """Return the true gain that the test alone detects with a power of 0.8.
 
-    For accuracy on independent rows, power is simulated. For a comparison with a standard error, the gain is assumed to
-    be normal (`Precision`), and the detectable effect is the interval's half-width plus z_power standard errors. With
-    too few units for a p value below alpha, power is 0 and the detectable effect is 1.
+    For a comparison with a standard error, it is the interval's half-width plus z_power standard errors. With too few
+    units for a p value below alpha, it is 1.
     """
-    n = main.counts.n
     if main.standard_error is None:
-        scenario = Scenario(expected_gain, main.counts.discordance, main.other_score)
         # Observing no discordant row does not prove a discordance of 0, so assume at least one.
-        discordance = max(main.counts.discordance, 1 / n)
-        return PowerAnalysis(
-            minimum_detectable_effect(n, discordance=discordance, alpha=alpha),
-            rule_power(n, scenario=scenario, minimum_gain=minimum_gain, alpha=alpha),
-            rows_needed_for_rule(scenario, minimum_gain=minimum_gain, alpha=alpha),
-        )
-    precision = observed_precision(
-        n,
+        discordance = max(main.counts.discordance, 1 / main.counts.n)
+        return minimum_detectable_effect(main.counts.n, discordance=discordance, alpha=alpha)
+    precision = _precision(main)
+    if main.num_units < precision.least_units(alpha):
+        return 1.0
+    return float(precision.half_width(alpha) + norm.ppf(TARGET_POWER) * precision.standard_error)
+
+
+def rows_to_detect(gain: float, *, main: Comparison, alpha: float) -> RowsNeeded:
+    """Return the rows with which a true gain is significantly above 0 in 80% of tests, whatever its estimate."""
+    if gain <= 0:
+        return no_rows(gain, 0.0)
+    if main.standard_error is None:
+        discordance = max(main.counts.discordance, gain, 1 / main.counts.n)
+        return _rows(plain_rows_needed(gain, discordance=discordance, alpha=alpha), gain)
+    return rows_by_normal(_precision(main), gains=(gain, 0.0), alpha=alpha)
+
+
+def _precision(main: Comparison) -> Precision:
+    assert main.standard_error is not None  # of a comparison that is not a share of independent rows
+    return observed_precision(
+        main.counts.n,
         num_units=main.num_units,
         standard_error=main.standard_error,
         degrees_of_freedom=main.degrees_of_freedom,
-    )
-    needed = rows_by_normal(precision, gains=(expected_gain, minimum_gain), alpha=alpha)
-    if main.num_units < precision.least_units(alpha):
-        return PowerAnalysis(1.0, 0.0, needed)
-    return PowerAnalysis(
-        float(precision.half_width(alpha) + norm.ppf(TARGET_POWER) * precision.standard_error),
-        precision.power(expected_gain, minimum_gain=minimum_gain, alpha=alpha),
-        needed,
     )
 
 
@@ -154,30 +146,6 @@ def rule_power(n: int, *, scenario: Scenario, minimum_gain: float, alpha: float,
     return float(np.mean(rule_holds(tables, minimum_gain=minimum_gain, alpha=alpha)))
 
 
-def rows_needed_for_rule(scenario: Scenario, *, minimum_gain: float, alpha: float) -> RowsNeeded:
-    """Return the smallest number of rows with a power of 0.8 for the whole rule, by bisection (accurate to about 1%).
-
-    `rows` is None if the scenario's gain is not above `minimum_gain`, or if more than ten million rows are needed.
-    """
-    gain = scenario.gain
-    if gain <= minimum_gain:
-        return _no_rows(gain, minimum_gain)
-
-    def enough(n: int) -> bool:
-        power = rule_power(n, scenario=scenario, minimum_gain=minimum_gain, alpha=alpha, num_draws=NUM_SEARCH_DRAWS)
-        return power >= TARGET_POWER
-
-    too_few, rows = 0, max(1, plain_rows_needed(gain, discordance=max(scenario.discordance, gain), alpha=alpha))
-    while not enough(rows):
-        too_few, rows = rows, 2 * rows
-        if rows > MAX_ROWS:
-            return _rows(rows, gain)
-    while rows - too_few > 1:
-        middle = (too_few + rows) // 2
-        too_few, rows = (too_few, middle) if enough(middle) else (middle, rows)
-    return _rows(rows, gain)
-
-
 def observed_precision(
     num_rows: int, *, num_units: int, standard_error: float, degrees_of_freedom: float | None
 ) -> Precision:
@@ -194,12 +162,12 @@ def rows_by_normal(precision: Precision, *, gains: tuple[float, float], alpha: f
     """
     gain, minimum_gain = gains
     if gain <= minimum_gain:
-        return _no_rows(gain, minimum_gain)
+        return no_rows(gain, minimum_gain)
     # The rule has two parts: significantly above 0, and an estimate of at least the minimum gain.
     allowed = min(gain / _z_sum(alpha), (gain - minimum_gain) / norm.ppf(TARGET_POWER))
     error = precision.standard_error
     units = max(precision.least_units(alpha), math.ceil(precision.num_units * (error / allowed) ** 2))
-    # The unseen rate and the quantile of t need further units.
+    # The quantile of t needs further units.
     while precision.with_units(units).power(gain, minimum_gain=minimum_gain, alpha=alpha) < TARGET_POWER:
         units += math.ceil(units / 100)
     return _rows(precision.with_units(units).num_rows, gain)
@@ -211,7 +179,8 @@ def _rows(rows: int, gain: float) -> RowsNeeded:
     return RowsNeeded(rows, f"{rows:,} rows give 80% power at a true gain of {100 * gain:.4g} points")
 
 
-def _no_rows(gain: float, minimum_gain: float) -> RowsNeeded:
+def no_rows(gain: float, minimum_gain: float) -> RowsNeeded:
+    """Return that no number of rows is enough, because the gain is not above the minimum gain."""
     gains = f"the expected gain of {100 * gain:.4g} points is not above the minimum gain of {100 * minimum_gain:.4g}"
     return RowsNeeded(None, f"no number of rows gives 80% power, because {gains}")
 

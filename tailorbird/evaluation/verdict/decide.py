@@ -2,11 +2,11 @@
 
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.statistics.posterior import posterior_of
-from tailorbird.evaluation.statistics.power import power_analysis
 from tailorbird.evaluation.verdict.assess import Assessment, assess
 from tailorbird.evaluation.verdict.explain import ExplanationInputs, explain, further_access
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
 from tailorbird.evaluation.verdict.parts import SecondMetric
+from tailorbird.evaluation.verdict.power import power_of
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
 from tailorbird.evaluation.verdict.types import Verdict
@@ -33,9 +33,9 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     assessment = assess(inputs, protocol=protocol)
     result, rule, alpha = assessment.main, assessment.rule, assessment.alpha
     main, outcome = result.comparison, OUTCOME_OF_RULE[rule]
-    power = power_analysis(main, expected_gain=protocol.expected_gain, minimum_gain=protocol.minimum_gain, alpha=alpha)
+    power = power_of(inputs, assessment=assessment, protocol=protocol)
     replacement = assessment.replacement if outcome is Outcome.STAY else None
-    explained = ExplanationInputs(assessment, protocol, power.needed, inputs.leaks, replacement)
+    explained = ExplanationInputs(assessment, protocol, power, inputs.leaks, replacement)
     return Verdict(
         outcome=outcome,
         rule=rule,
@@ -63,8 +63,11 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         only_candidate_right=main.counts.only_candidate_right,
         second_metric=_second_metric(inputs, metric=SECOND_METRIC[protocol.metric], alpha=alpha),
         minimum_detectable_effect=power.minimum_detectable_effect,
-        power_at_expected_gain=power.power_at_expected_gain,
+        power_at_expected_gain=power.fine_tune,
+        power_limited_by=power.blocked_by,
+        hybrid_power=power.hybrid,
         rows_needed=power.needed.rows,
+        rows_needed_for_minimum_gain=power.needed_for_minimum.rows,
         proven=result.proven,
         posterior=posterior_of(
             inputs.candidate.clean,

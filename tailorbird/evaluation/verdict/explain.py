@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
 from tailorbird.evaluation.statistics.paired import Comparison
-from tailorbird.evaluation.statistics.power import RowsNeeded
 from tailorbird.evaluation.verdict.assess import Assessment
 from tailorbird.evaluation.verdict.formatting import p_text, points, size
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import ContenderVerdict
+from tailorbird.evaluation.verdict.power import VerdictPower
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 
@@ -19,7 +19,7 @@ class ExplanationInputs:
 
     assessment: Assessment
     protocol: TestProtocol
-    needed: RowsNeeded
+    power: VerdictPower
     leaks: tuple[str, ...]
     replacement: ContenderVerdict | None
 
@@ -91,25 +91,35 @@ def _proven(main: Comparison, *, protocol: TestProtocol) -> tuple[str, ...]:
 
 
 def _insufficient(inputs: ExplanationInputs) -> tuple[str, ...]:
-    main, needed, protocol = inputs.main, inputs.needed, inputs.protocol
-    (low, high), n = main.interval, main.counts.n
-    minimum, expected = size(protocol.minimum_gain), size(protocol.expected_gain)
-    why = f"the interval from {points(low)} to {points(high)} points contains both 0 and the minimum gain of {minimum}"
-    if needed.rows is None:
-        rows = f"rows needed: {needed.reason}"
-    elif needed.rows > n:
-        same_size = "" if main.num_units == n else " if the documents keep their average size"
-        rows = (
-            f"rows needed: about {needed.rows:,} test rows give 80% power at a gain of {expected}{same_size}; this "
-            f"test has {n:,}"
-        )
+    main, protocol = inputs.main, inputs.protocol
+    low, high = main.interval
+    why = (
+        f"the interval from {points(low)} to {points(high)} points contains both 0 and the minimum gain of "
+        f"{size(protocol.minimum_gain)}"
+    )
+    return why, *_rows_needed(inputs), *_disagreement(inputs)
+
+
+def _rows_needed(inputs: ExplanationInputs) -> tuple[str, ...]:
+    """Return the power and the rows needed, for the expected gain and for the minimum gain."""
+    main, power, protocol = inputs.main, inputs.power, inputs.protocol
+    n, expected, minimum = main.counts.n, size(protocol.expected_gain), size(protocol.minimum_gain)
+    now = f"a true gain of {expected} over the incumbent gives FINE_TUNE in {power.fine_tune:.0%} of such tests"
+    same_size = "" if main.num_units == n else " if the documents keep their average size"
+    if power.needed.rows is None:
+        rows = f"rows needed: {now}; {power.needed.reason}"
+    elif power.needed.rows > n:
+        rows = f"rows needed: {now}, and about {power.needed.rows:,} test rows in 80%{same_size}; this test has {n:,}"
     else:
         rows = (
-            f"rows needed: the {n:,} test rows are enough for 80% power at a gain of {expected} (about "
-            f"{needed.rows:,} are needed), but a smaller gain needs more rows; set a smaller expected_gain to compute "
-            "how many"
+            f"rows needed: {now}, so the {n:,} test rows are enough for it (about {power.needed.rows:,} are needed); a "
+            "smaller gain needs more"
         )
-    return why, rows, *_disagreement(inputs)
+    least = power.needed_for_minimum
+    if least.rows is None or least.rows <= n:
+        return (rows,)
+    above = f"about {least.rows:,} test rows show a true gain of {minimum} over the incumbent to be above 0 in 80%"
+    return rows, f"{above} of tests{same_size}"
 
 
 def _stay(inputs: ExplanationInputs) -> tuple[str, ...]:

@@ -52,9 +52,15 @@ class Verdict(VerdictPart):
     minimum_detectable_effect: float
     """Smallest true gain detected with 80% power on n rows of the observed discordance, by the plain formula."""
     power_at_expected_gain: float
-    """Power of the whole rule at the expected gain and the observed discordance."""
+    """Probability of FINE_TUNE, gates included, if the candidate's true gain over the incumbent is the expected one."""
+    power_limited_by: str
+    """What most often prevents FINE_TUNE at the expected gain."""
+    hybrid_power: float | None
+    """Probability of HYBRID if the candidate is as good as the incumbent; None without a hybrid."""
     rows_needed: int | None
-    """Rows for 80% power of the whole rule at the expected gain; None if no number is enough."""
+    """Rows for FINE_TUNE in 80% of tests at the expected gain; None if no number is enough."""
+    rows_needed_for_minimum_gain: int | None
+    """Rows with which a true gain of `minimum_gain` over the incumbent is significantly above 0 in 80% of tests."""
     proven: bool
     """True if the adjusted p < alpha, the gain is at least `minimum_gain`, and the interval is above 0."""
     posterior: Posterior

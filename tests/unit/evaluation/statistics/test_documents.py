@@ -15,7 +15,7 @@ from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import Comparison, compare
-from tailorbird.evaluation.statistics.power import power_analysis
+from tailorbird.evaluation.statistics.power import rows_to_detect, smallest_detectable
 from tailorbird.evaluation.statistics.scoring import macro_f1
 
 LABELS = ("a", "b", "c", "d")
@@ -186,31 +186,27 @@ def test_macro_f1_is_significant_only_with_enough_rows(num_rows: int, provable: 
     assert -1 <= result.interval[0] <= result.gain <= result.interval[1] <= 1
 
 
-def test_power_and_rows_needed_are_computed_for_documents() -> None:
+def test_the_detectable_gain_and_the_rows_needed_are_computed_for_documents() -> None:
     documents = np.repeat(np.arange(20), 20)
     generator = np.random.default_rng(1)
     ours, theirs = (table((generator.random(20) < 0.7)[documents], documents=documents) for _ in range(2))
     of_documents = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
     by_rows = compare(replace(ours, clusters=None), other=theirs, metric="accuracy", alpha=0.05)
-    few, many = (
-        power_analysis(result, expected_gain=0.1, minimum_gain=0.02, alpha=0.05) for result in (of_documents, by_rows)
-    )
     assert of_documents.num_units == 20
-    assert few.power_at_expected_gain < 0.2 < 0.7 < many.power_at_expected_gain
-    assert few.minimum_detectable_effect > 3 * many.minimum_detectable_effect
-    assert few.needed.rows is not None
-    assert many.needed.rows is not None
-    assert few.needed.rows > 10 * many.needed.rows
-    assert few.needed.rows % 20 == 0
+    assert smallest_detectable(of_documents, alpha=0.05) > 3 * smallest_detectable(by_rows, alpha=0.05)
+    few, many = (rows_to_detect(0.1, main=result, alpha=0.05).rows for result in (of_documents, by_rows))
+    assert few is not None
+    assert many is not None
+    assert few > 10 * many
+    assert few % 20 == 0
 
 
-def test_five_documents_have_no_significant_effect_and_no_power() -> None:
+def test_five_documents_have_no_significant_effect_and_detect_nothing() -> None:
     documents = np.repeat(np.arange(5), 40)
     ours, theirs = (table(np.full(200, right), documents=documents) for right in (True, False))
     result = compare(ours, other=theirs, metric="accuracy", alpha=0.05)
     assert result.p_value > 0.05
-    size = power_analysis(result, expected_gain=0.1, minimum_gain=0.02, alpha=0.05)
-    assert (size.power_at_expected_gain, size.minimum_detectable_effect) == (0.0, 1.0)
+    assert smallest_detectable(result, alpha=0.05) == 1.0
 
 
 def test_shared_documents_do_not_cause_false_harm_in_groups() -> None:

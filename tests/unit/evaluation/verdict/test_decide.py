@@ -121,8 +121,10 @@ def test_rule_8_states_the_number_of_rows_needed() -> None:
 def test_rule_8_reports_that_the_rows_are_enough_for_the_expected_gain() -> None:
     verdict = verdict_of(1400, 120, 108, 523, expected_gain=0.06)
     assert (verdict.rule, verdict.proven) == (8, False)
-    assert "rows are enough for 80% power" in verdict.reasons[1]
-    assert "a smaller gain needs more rows" in verdict.reasons[1]
+    assert "rows are enough for it" in verdict.reasons[1]
+    assert "a smaller gain needs more" in verdict.reasons[1]
+    assert verdict.rows_needed_for_minimum_gain is not None
+    assert f"about {verdict.rows_needed_for_minimum_gain:,} test rows show a true gain of 1 point" in verdict.reasons[2]
 
 
 def test_rule_8_reports_that_no_number_of_rows_is_enough() -> None:

@@ -1,0 +1,57 @@
+"""Tests of the gates that preflight expects the test rows to settle, or not."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailorbird.checks.preflight_facts import inspect_tables, planned_test
+from tailorbird.checks.preflight_gates import PlannedTest, check_gates, settled_shares
+from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.config.recipe import Recipe
+
+SMALL = {"site": {f"site {number}": int(size) for number, size in enumerate(np.geomspace(30, 1_000, 12))}}
+
+
+def config(**changes: object) -> EvaluationConfig:
+    values = {"expected_gain": 0.05, "gates": {"calibration": None, "robustness": None}}
+    return EvaluationConfig.model_validate(values | changes)
+
+
+def test_a_regulated_recipe_with_twelve_uneven_groups_never_has_fine_tune_and_names_the_gate() -> None:
+    planned = PlannedTest(3_000, SMALL)
+    assert settled_shares(config(regulated=True), planned, gain=0.05)["FINE_TUNE"] < 0.02
+    (line,) = check_gates(config(regulated=True), planned)
+    assert line.state == "note"
+    assert "FINE_TUNE in 1% of tests" in line.message or "FINE_TUNE in 0% of tests" in line.message
+    assert "cannot settle: groups (passes in" in line.message
+    assert "site = site 0 with 30 rows" in line.message
+    assert "merge small groups" in line.remedy
+
+
+def test_without_regulation_an_open_gate_does_not_stop_the_candidate() -> None:
+    assert settled_shares(config(), PlannedTest(3_000, SMALL), gain=0.05)["FINE_TUNE"] > 0.9
+
+
+def test_many_rows_in_few_groups_settle_the_gates() -> None:
+    planned = PlannedTest(20_000, {"sex": {"f": 10_000, "m": 10_000}})
+    (line,) = check_gates(config(regulated=True), planned)
+    assert (line.state, line.name) == ("ok", "gates")
+
+
+def test_few_rows_cannot_settle_calibration() -> None:
+    shares = settled_shares(EvaluationConfig(expected_gain=0.05), PlannedTest(300), gain=0.05)
+    assert shares["calibration"] < 0.5
+    assert "groups" not in shares
+
+
+def test_the_test_rows_and_their_groups_are_counted_from_the_data(tmp_path: Path) -> None:
+    columns = {"text": [f"row {row}" for row in range(100)], "label": ["a", "b"] * 50, "sex": ["f"] * 60 + ["m"] * 40}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    data = {"train": f"file://{tmp_path}/rows.parquet", "groups": ["sex"]}
+    content = {"name": "task", "base_model": "pypi://model", "registry": "s3://m"}
+    recipe = Recipe.model_validate(content | {"data": data})
+    assert planned_test(recipe, inspect_tables(recipe)) == PlannedTest(17, {"sex": {"f": 10, "m": 7}})
+    recipe = Recipe.model_validate(content | {"data": data | {"test": data["train"], "max_test_rows": 50}})
+    assert planned_test(recipe, inspect_tables(recipe)) == PlannedTest(50, {"sex": {"f": 30, "m": 20}})
