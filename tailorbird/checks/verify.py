@@ -202,7 +202,8 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     yield from differences(evidence.reliability, reliability_by_role(tables), at="reliability", other=RECOMPUTED)
     yield from differences(evidence.measures, mean_measures(tables), at="measures", other=RECOMPUTED)
     report, metric = evidence.data.report, evidence.protocol.metric
-    distinct = scores_without_near_duplicates(tables, report=report, metric=metric)
+    contenders = evidence.family.contenders
+    distinct = scores_without_near_duplicates(tables, contenders=contenders, report=report, metric=metric)
     yield from differences(evidence.distinct, distinct, at="distinct", other=RECOMPUTED)
     tested = {contender.role: contender.score for contender in verdict.contenders}
     for index, score in enumerate(evidence.scores):

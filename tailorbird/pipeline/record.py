@@ -117,7 +117,9 @@ def build_evidence(
         cost=evaluated.cost,
         reliability=reliability_by_role(predictions),
         measures=mean_measures(predictions),
-        distinct=scores_without_near_duplicates(predictions, report=data.report, metric=protocol.metric),
+        distinct=scores_without_near_duplicates(
+            predictions, contenders=evaluated.family.contenders, report=data.report, metric=protocol.metric
+        ),
         versions=dict(versions),
         champion=context.champion,
         code=inputs.code,

@@ -60,9 +60,9 @@ def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, floa
 
 
 def scores_without_near_duplicates(
-    tables: Mapping[str, Predictions], *, report: DataReport, metric: str
+    tables: Mapping[str, Predictions], *, contenders: Sequence[str], report: DataReport, metric: str
 ) -> DistinctRecord | None:
-    """Return the scores by role on the test rows without a near-duplicate in train.
+    """Return the scores of candidate, incumbent and `contenders` on the test rows without a near-duplicate in train.
 
     Return None if no test row has a near-duplicate, if all have one, or if only a sample of the test rows was compared.
     """
@@ -70,7 +70,8 @@ def scores_without_near_duplicates(
     rows = [row for row, row_id in enumerate(tables[COMPARED[0]].row_ids) if row_id not in near]
     if not near or not rows or report.near_duplicates_compared < report.num_test:
         return None
-    return DistinctRecord(len(rows), {role: _score(tables[role], rows=rows, metric=metric) for role in COMPARED})
+    roles = (*COMPARED, *contenders)
+    return DistinctRecord(len(rows), {role: _score(tables[role], rows=rows, metric=metric) for role in roles})
 
 
 def _score(table: Predictions, *, rows: Sequence[int], metric: str) -> float:

@@ -167,8 +167,8 @@ def _table(rows: Rows) -> pa.Table:
         [{"role": role, "content": content} for role, content in conversation if role != "system"]
         for conversation in rows.conversations
     ]
-    groups = None if rows.split_keys is None else [group_hash(key) for key in rows.split_keys]
-    columns = {"turns": turns, "answer": rows.labels, "group": groups or [None] * len(rows)}
+    groups = [None if key is None else group_hash(key) for key in rows.split_keys or [None] * len(rows)]
+    columns = {"turns": turns, "answer": rows.labels, "group": groups}
     return pa.table(columns, schema=SCHEMA)
 
 
@@ -266,4 +266,4 @@ def _similarities(text: str, *, postings: Postings, num_rows: int) -> NDArray[np
     parts = [slice(postings.starts[term], postings.starts[term + 1]) for term in terms[rarest]]
     rows = np.concatenate([postings.rows[part] for part in parts])
     products = np.repeat(weights[rarest], lengths[rarest]) * np.concatenate([postings.weights[part] for part in parts])
-    return np.bincount(rows, weights=products, minlength=num_rows)
+    return np.bincount(rows, weights=products, minlength=num_rows).astype(np.float64)

@@ -39,21 +39,36 @@ def report_with(near: tuple[str, ...], *, num_compared: int = len(LABELS)) -> Da
     [("accuracy", 2 / 3, 2 / 3), ("token_f1", 1 / 3, 1 / 3), ("macro_f1", 2 / 3, 0.4)],
 )
 def test_both_models_are_scored_on_the_other_rows(metric: str, candidate: float, incumbent: float) -> None:
-    distinct = scores_without_near_duplicates(TABLES, report=report_with(("0",)), metric=metric)
+    distinct = scores_without_near_duplicates(TABLES, contenders=(), report=report_with(("0",)), metric=metric)
     assert distinct is not None
     assert distinct.n == 3
     assert distinct.scores == pytest.approx({"candidate": candidate, "incumbent": incumbent})
 
 
+def test_further_contenders_are_scored_too() -> None:
+    tables = TABLES | {"zero_shot": table_of("abba")}
+    report = report_with(("0",))
+    distinct = scores_without_near_duplicates(tables, contenders=("zero_shot",), report=report, metric="accuracy")
+    assert distinct is not None
+    assert distinct.scores["zero_shot"] == 1
+
+
 def test_one_row_is_enough() -> None:
-    distinct = scores_without_near_duplicates(TABLES, report=report_with(("0", "1", "2")), metric="accuracy")
+    distinct = scores_without_near_duplicates(
+        TABLES, contenders=(), report=report_with(("0", "1", "2")), metric="accuracy"
+    )
     assert distinct == DistinctRecord(1, {"candidate": 1.0, "incumbent": 0.0})
 
 
 @pytest.mark.parametrize("near", [(), ("0", "1", "2", "3")])
 def test_without_two_kinds_of_rows_there_are_no_scores(near: tuple[str, ...]) -> None:
-    assert scores_without_near_duplicates(TABLES, report=report_with(near), metric="accuracy") is None
+    assert scores_without_near_duplicates(TABLES, contenders=(), report=report_with(near), metric="accuracy") is None
 
 
 def test_a_sample_of_compared_rows_gives_no_scores() -> None:
-    assert scores_without_near_duplicates(TABLES, report=report_with(("0",), num_compared=3), metric="accuracy") is None
+    assert (
+        scores_without_near_duplicates(
+            TABLES, contenders=(), report=report_with(("0",), num_compared=3), metric="accuracy"
+        )
+        is None
+    )
