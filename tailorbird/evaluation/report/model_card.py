@@ -54,7 +54,7 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
     verdict, version = evidence.verdict, evidence.versions[role]
     front = _front_matter(evidence, verdict, role=role)
     body = [
-        f"# {evidence.name}: {version.kind} ({role})",
+        f"# {evidence.name}: {version.kind} ({_role_name(verdict, role=role)})",
         _what(evidence, verdict, role=role),
         "## Scores",
         _scores(evidence, verdict, role=role),
@@ -144,7 +144,8 @@ def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     else:
         built = f"{ARCHITECTURES.get(kind, task.architecture)}kind `{kind}`"
     base = "" if kind in WITHOUT_BASE_MODEL else f", based on `{evidence.recipe.base_model}`"
-    return f"{task.model} for the task `{evidence.name}`{base}: {built}. It is the {role} of run `{evidence.run}`."
+    name = _role_name(verdict, role=role)
+    return f"{task.model} for the task `{evidence.name}`{base}: {built}. It is the {name} of run `{evidence.run}`."
 
 
 def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
@@ -242,6 +243,11 @@ def _gates(verdict: Verdict, *, role: str) -> dict[str, Gate]:
     if contender := _contender(verdict, role=role):
         gates = contender.gates
     return {gate.name: gate for gate in gates}
+
+
+def _role_name(verdict: Verdict, *, role: str) -> str:
+    """Return the role in a sentence; the role of a further contender is its kind."""
+    return "further contender" if _contender(verdict, role=role) else role
 
 
 def _contender(verdict: Verdict, *, role: str) -> ContenderVerdict | None:

@@ -50,6 +50,25 @@ def test_the_verdict_of_a_chat_run_is_recomputed(tmp_path: Path) -> None:
     assert any(fault.startswith("measures.log_likelihood.candidate is") for fault in verify_evidence(run))
 
 
+def test_the_verdict_of_a_replaced_incumbent_is_recomputed(tmp_path: Path) -> None:
+    run = concluded(tmp_path / "task", Simulation(candidate=0.7, contenders={"bag_of_words": 0.85, "centroid": 0.6}))
+    evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
+    assert (evidence["verdict"]["outcome"], evidence["verdict"]["replacement"]) == ("STAY", "bag_of_words")
+    assert verify_evidence(run) == ()
+    assert verify_evidence((tmp_path / "task" / "versions" / "bag_of_words-1").as_uri()) == ()
+    flip(run_of(tmp_path / "task") / "predictions" / "bag_of_words.parquet", at=1000)
+    assert any("predictions/bag_of_words.parquet was changed" in fault for fault in verify_evidence(run))
+
+
+def test_further_contenders_that_are_not_the_best_on_validation_are_detected(task_folder: Path) -> None:
+    run = run_of(task_folder)
+    scores = json.loads((run / "evidence.json").read_text())["scores"]
+    raised = [score | ({"validation": 0.9} if score["kind"] == "zero_shot" else {}) for score in scores]
+    rewrite(run, scores=raised)
+    faults = verify_evidence(run.as_uri())
+    assert any(fault.startswith("the further contenders") and "zero_shot" in fault for fault in faults)
+
+
 def test_a_protocol_weakened_in_both_files_is_detected(task_folder: Path) -> None:
     run = run_of(task_folder)
     registration = json.loads((run / "protocol.json").read_text())

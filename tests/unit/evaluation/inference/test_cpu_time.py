@@ -1,7 +1,9 @@
 """Tests of the CPU time measurement on a tiny encoder; no test checks a measured time."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,6 +11,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference import cpu_time
+from tailorbird.models.loading import load_artifact
+from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import VersionConfig, write_config
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
@@ -76,3 +80,28 @@ def test_invalid_arguments_are_refused_before_a_model_is_loaded(
 ) -> None:
     with pytest.raises(ValueError, match="at least 5 rounds"):
         cpu_time.measure_cpu(dict.fromkeys(roles, "file:///nowhere"), rows=rows_of(texts), num_rounds=num_rounds)
+
+
+@pytest.mark.parametrize(
+    ("routing", "answered"),
+    [
+        (Routing(by="group", column="sex", values=("f",)), {"incumbent": 3, "candidate": 1}),
+        (Routing(by="confidence", threshold=1.0), {"incumbent": 4, "candidate": 4}),
+        (Routing(by="confidence", threshold=0.0), {"incumbent": 4}),
+    ],
+)
+def test_a_hybrid_costs_the_rows_that_each_part_answers(
+    uris: dict[str, str], routing: Routing, answered: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {role: load_artifact(uri, device="cpu") for role, uri in uris.items()}
+    counts: dict[str, int] = {}
+
+    def logits(loaded: object, rows: Rows) -> np.ndarray:
+        [role] = [role for role, part in parts.items() if part is loaded]
+        counts[role] = len(rows)
+        return np.zeros((len(rows), 2), dtype=np.float32)
+
+    monkeypatch.setattr(cpu_time, "class_logits", logits)
+    rows = replace(rows_of(["heart"] * 4), groups={"sex": ("f", "m", "m", "m")})
+    cpu_time._answer_hybrid(rows, **parts, routing=routing)
+    assert counts == answered

@@ -120,3 +120,12 @@ def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:
     later = to_model_card(evidence_for("INSUFFICIENT_EVIDENCE"))
     assert "The test is access 2 to these rows: alpha 0.0083 instead of 0.05 (140 of 150 different rows" in later
     assert "that were not used for any selection" not in later
+
+
+def test_the_card_of_a_further_contender_has_its_score_and_its_gates() -> None:
+    evidence = evidence_of(Simulation(candidate=0.7, contenders={"bag_of_words": 0.85, "centroid": 0.6}))
+    card = to_model_card(evidence, role="bag_of_words")
+    assert "It is the further contender of run" in card
+    assert f"- accuracy: {evidence.verdict.contenders[0].score:.4f}" in card
+    assert "gate passes for the bag_of_words." in card
+    assert "serves, because it is proven better than the incumbent" in card
