@@ -26,7 +26,7 @@ from tailorbird.evaluation.report.evidence_files import load_all_predictions, pr
 from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.models.loading import LoadedChat, LoadedNearest, load_model
 from tailorbird.pipeline.run import run_pipeline
-from tailorbird.registry.versions import list_versions, read_version
+from tailorbird.registry.versions import read_version
 from tailorbird.release.promotion import promote_version, roll_back
 from tests import small_chat
 from tests.integration.small import SmallRun, write_table
@@ -100,7 +100,9 @@ def test_the_evidence_is_valid_and_contains_no_text_of_the_rows(chat_run: SmallR
     run = chat_run.result.run
     assert verify_evidence(run) == ()
     tables = load_all_predictions(run)
-    assert set(tables) == set(prediction_table_names(chat_run.result.evidence.family.contenders, changed=()))
+    contenders = chat_run.result.evidence.family.contenders
+    assert len(contenders) == 2  # the two further baselines that are best on validation
+    assert set(tables) == set(prediction_table_names(contenders, changed=()))
     assert "yes" not in {*tables["candidate"].outputs, *tables["candidate"].labels}
     assert len(set(tables["candidate"].clusters or ())) == SIZES["test"]
 
@@ -114,8 +116,6 @@ def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun)
     assert loaded.version.digest == version.digest
     assert loaded.index is not None
     assert len(loaded.index) == SIZES["train"]
-    (incumbent,) = (version for version in list_versions(chat_run.recipe.task_uri) if version.kind != "full")
-    assert isinstance(load_model(incumbent.uri), LoadedNearest)
     with connect():
         from tailorbird.pipeline.prepare import prepare
 
@@ -123,7 +123,9 @@ def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun)
     again = predict_rows(version.uri, rows=rows)
     tables = load_all_predictions(chat_run.result.run)
     assert (again.outputs, again.labels) == (tables["candidate"].outputs, tables["candidate"].labels)
+    incumbent = read_version(chat_run.result.evidence.versions["incumbent"].uri)
     assert incumbent.contains_training_text
+    assert isinstance(load_model(incumbent.uri), LoadedNearest)
     np.testing.assert_array_equal(predict_rows(incumbent.uri, rows=rows).scores, tables["incumbent"].scores)
 
 
@@ -143,8 +145,10 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
         assert "champion: 60 of 60 test rows have the same answer over HTTP as in the evaluation\n" in listing
         restored = roll_back(chat_run.recipe.task_uri, reason="test")  # to the incumbent, without a language model
         answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])
-        assert answer.model_extra == {"version": restored.version}
+        assert (answer.model_extra or {})["version"] == restored.version
         assert answer.choices[0].message.content in ("yes", "no")
+        again = promote_version(chat_run.recipe.task_uri, override="test")
+        assert (again.version, again.parity and again.parity.matching) == (champion.version, SIZES["test"])
     finally:
         undeploy(application_name(chat_run.recipe.task_uri))
 
