@@ -15,6 +15,7 @@ that prove a challenger that is right in 83 % of the requests against a champion
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -170,8 +171,16 @@ def _compared(log: Outcomes, setting: Setting) -> list[UnitOutcome]:
 
 def _proven_from(outcomes: Sequence[UnitOutcome], *, days: int = DAYS) -> int | None:
     """Return the first audit after which the challenger is promoted, or None."""
+    first: dict[int, int] = {}
+    for outcome in outcomes:
+        first[outcome.unit] = min(outcome.audit, first.get(outcome.unit, outcome.audit))
+    by_audit: dict[int, list[UnitOutcome]] = defaultdict(list)
+    for outcome in outcomes:
+        if first[outcome.unit] == outcome.audit:  # units that counted before are ignored
+            by_audit[outcome.audit].append(outcome)
+    values = np.zeros(0)
     for audit in range(1, days // AUDIT_DAYS + 1):
-        values = unit_differences([outcome for outcome in outcomes if outcome.audit <= audit]).values
+        values = np.concatenate([values, unit_differences(by_audit[audit]).values])
         if _ever_proven([values]):
             return audit
     return None

@@ -40,9 +40,11 @@ def watch(
         "reevaluate": recommendation.reevaluate,
         "reasons": recommendation.reasons,
         "challenger": decision.decision if decision else None,
+        "challenger_units": len(decision.overall) if decision else None,
+        "challenger_subjects": decision.overall.num_subjects if decision else None,
         "page": result.page,
         "deleted": result.deleted,
-        "reports": [report.model_dump(mode="json") for report in result.reports],
+        "reports": [report.model_dump(mode="json", exclude={"challenger": {"outcomes"}}) for report in result.reports],
     }
     options.print_result(value, as_json=as_json, lines=[*lines, f"page: {result.page}"])
     if recommendation.reevaluate:

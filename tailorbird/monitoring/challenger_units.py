@@ -79,13 +79,15 @@ def unit_outcomes(
         (CANARY, canary, outcomes.right[canary]),
         (CHAMPION, control, outcomes.right[control]),
     ):
-        for row, value in zip(rows.tolist(), right.tolist(), strict=True):
+        columns_of_rows = (outcomes.units, outcomes.is_subject, outcomes.audits, outcomes.at // HOUR_US)
+        of_rows = zip(*(column[rows].tolist() for column in columns_of_rows), strict=True)
+        for row, value, (unit, is_subject, audit, hour) in zip(rows.tolist(), right.tolist(), of_rows, strict=True):
             outcome = UnitOutcome(
-                unit=int(outcomes.units[row]),
-                is_subject=bool(outcomes.is_subject[row]),
+                unit=unit,
+                is_subject=is_subject,
                 arm=arm,
-                audit=int(outcomes.audits[row]),
-                hour=int(outcomes.at[row]) // HOUR_US,
+                audit=audit,
+                hour=hour,
                 groups=tuple(name for name in fixed if masks[name][row]),
                 answers=1,
                 right=int(value),

@@ -44,15 +44,15 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
     days = LogDays(log.rstrip("/"), versions, audits=audit_files(recipe.task_uri), map_parts=map_on_cluster)
     length, label_days = recipe.monitoring.window_days, recipe.monitoring.label_days
     stored = {day: _read_report(paths, day) for day in report_days(days.answers, since=served.since, before=today)}
-    reports = []
+    reports: dict[date, Report] = {}
     for day, report in stored.items():
         is_final = day + timedelta(days=label_days + 1) < today
         if report is None or report.digest != served.champion.digest or not is_final:
             days.since = min(days.since, day - timedelta(days=length - 1))
-            window = ReportWindow(recipe, days, served, reference, day)
+            window = ReportWindow(recipe, days, served, reference, day, reports)
             report = window.unchanged(report) or _store(paths, window.report(report), former=report, progress=progress)
-        reports.append(report)
-    return reports
+        reports[day] = report
+    return list(reports.values())
 
 
 def read_reports(task_uri: str) -> list[Report]:

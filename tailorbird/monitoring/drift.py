@@ -1,23 +1,36 @@
 """Statistics of drift between traffic and the reference rows of the champion, each with a computed threshold.
 
-Windows without drift exceed a threshold at a given rate if their rows are independent. Dependent rows (of a document,
-of a patient) are known in the reference but not in traffic, so a window of few documents looks like drift.
+A threshold comes from simulated windows without drift. Their days differ as the days of this window and of earlier
+clean windows do; see `monitoring.day_variance`. Dependent rows of a document or a patient are known in the reference
+but not in traffic, so a window of few documents looks like drift.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata, t
+
+from tailorbird.monitoring.day_variance import (
+    ONE_DAY,
+    DayVariance,
+    DesignEffect,
+    design_effect,
+    variance_of_counts,
+    variance_of_scores,
+    varied_shares,
+)
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Embeddings = NDArray[np.float32]
 
+DAYS_PER_YEAR = 365.25
 FAR_SHARE = 0.01  # share of the reference rows that count as far from their nearest neighbour
 NUM_BINS = 10
 NUM_DRAWS = 20_000
+NUM_REFERENCE_DRAWS = 2_000
 PSEUDO_COUNT = 0.5  # rows added to each bin (Jeffreys), so that no bin has probability 0
 RIDGE = 1.0
 BLOCK_ROWS = 1024
@@ -43,6 +56,8 @@ class TrafficSample:
     keys: IntArray | None = None
     """[N] (reference only) integers that are equal for dependent rows, such as those of a document or a patient. A
     reference with embeddings has one embedding per row, so M is N."""
+    days: IntArray | None = None  # [N] (window only) numbers of the days of the answers; None for a single day
+    text_days: IntArray | None = None  # [M] (window only) numbers of the days of the embedded texts
 
     def __len__(self) -> int:
         return len(self.confidences)
@@ -55,20 +70,52 @@ class DriftStatistic:
     name: str  # `unfamiliar`, `confidence`, `classes` or `two-sample`
     description: str
     value: float
-    threshold: float  # exceeded at `rate` by windows of this size without drift
-    rate: float
+    threshold: float
+    per_year: float  # expected days per year on which a window without drift exceeds the threshold
     n: int  # number of rows in the window
+    variance: DayVariance = ONE_DAY  # between the days of this window; later windows use it too
 
     @property
     def alarm(self) -> bool:
         return self.value > self.threshold
 
 
-def drift_statistics(window: TrafficSample, *, reference: TrafficSample, rate: float) -> tuple[DriftStatistic, ...]:
-    """Return all statistics that can be computed, the most powerful first; their joint false-alarm rate is `rate`.
+@dataclass(frozen=True)
+class _Limit:
+    """The false alarms that a statistic may raise, and what clean windows tell about its days."""
 
-    Without embeddings of both samples, the first and the last statistic are omitted. If few keys have nearly all rows,
-    the last one is omitted. Raises DriftError for fewer than 50 rows, and for a reference with fewer than 20 keys.
+    per_year: float
+    clean: Sequence[DayVariance]
+
+    @property
+    def rate(self) -> float:
+        return self.per_year / DAYS_PER_YEAR
+
+
+@dataclass(frozen=True, eq=False)
+class _Texts:
+    """Embeddings of length 1 of the window and the reference, with the days of the one and the keys of the other."""
+
+    window: Embeddings  # [M, D]
+    reference: Embeddings  # [N, D]
+    days: IntArray  # [M]
+    keys: IntArray  # [N]
+
+
+def drift_statistics(
+    window: TrafficSample,
+    *,
+    reference: TrafficSample,
+    per_year: float,
+    clean: Sequence[Sequence[DriftStatistic]] = (),
+) -> tuple[DriftStatistic, ...]:
+    """Return all statistics that can be computed, the most powerful first.
+
+    Without drift, any of them exceeds its threshold on `per_year` days per year, if a window ends on each day. `clean`
+    has the statistics of earlier windows without alarms; no two of these windows share a day. Without embeddings of
+    both samples, the first and the last statistic are omitted. The last one is also omitted if the window has texts of
+    one day only, or if few keys have nearly all rows. Raises DriftError for fewer than 50 rows, and for a reference
+    with fewer than 20 keys.
     """
     for name, sample in (("the window", window), ("the reference", reference)):
         if len(sample) < MIN_ROWS:
@@ -80,110 +127,165 @@ def drift_statistics(window: TrafficSample, *, reference: TrafficSample, rate: f
             f"the {len(reference)} rows of the reference have only {num_keys} values of data.split_by; give validation "
             f"rows with at least {MIN_KEYS}"
         )
-    embeddings = [sample.embeddings for sample in (window, reference)]
-    can_embed = all(rows is not None and len(rows) >= MIN_ROWS for rows in embeddings)
-    each = rate / (4 if can_embed else 2)
-    statistics = [test(window, reference=reference, rate=each) for test in (confidence_statistic, classes_statistic)]
+    can_embed = all(
+        sample.embeddings is not None and len(sample.embeddings) >= MIN_ROWS for sample in (window, reference)
+    )
+    limits = _limits(per_year / (4 if can_embed else 2), clean)
+    statistics = (
+        confidence_statistic(window, reference=reference, limit=limits["confidence"]),
+        classes_statistic(window, reference=reference, limit=limits["classes"]),
+    )
     if window.embeddings is None or reference.embeddings is None or not can_embed:
-        return tuple(statistics)
-    ours, theirs = (_normalised(rows) for rows in (window.embeddings, reference.embeddings))
-    unfamiliar = unfamiliar_statistic(ours, reference=theirs, keys=keys, rate=each)
-    two_sample = classifier_two_sample_test(ours, reference=theirs, keys=keys, rate=each)
+        return statistics
+    days = np.zeros(len(window.embeddings), np.int64) if window.text_days is None else window.text_days
+    texts = _Texts(_normalised(window.embeddings), _normalised(reference.embeddings), days, keys)
+    unfamiliar = unfamiliar_statistic(texts, limit=limits["unfamiliar"])
+    two_sample = classifier_two_sample_test(texts, limit=limits["two-sample"])
     return (unfamiliar, *statistics, *([] if two_sample is None else [two_sample]))
 
 
-def unfamiliar_statistic(window: Embeddings, *, reference: Embeddings, keys: IntArray, rate: float) -> DriftStatistic:
+def _limits(per_year: float, clean: Sequence[Sequence[DriftStatistic]]) -> Mapping[str, _Limit]:
+    variances: dict[str, list[DayVariance]] = {
+        name: [] for name in ("unfamiliar", "confidence", "classes", "two-sample")
+    }
+    for statistic in (statistic for statistics in clean for statistic in statistics):
+        variances[statistic.name].append(statistic.variance)
+    return {name: _Limit(per_year, measured) for name, measured in variances.items()}
+
+
+def unfamiliar_statistic(texts: _Texts, *, limit: _Limit) -> DriftStatistic:
     """Return the share of texts that are farther from their nearest reference row than 99 % of the reference rows.
 
     For a reference row, only neighbours with another key count, because traffic comes from other documents. If all rows
     come from one distribution, the probability that a new row is farther than the j-th farthest of n has a
-    Beta(j, n + 1 - j) distribution, and the number of such rows in a window of m is binomial. n is the effective number
-    of rows, because rows of one key are dependent. Both embeddings [N, D] have length 1.
+    Beta(j, n + 1 - j) distribution. n is the effective number of rows, because rows of one key are dependent. In a
+    window, the share varies around this probability between days, and the number of such rows is binomial.
     """
-    distances = np.sort(nearest_distances(reference, reference, keys=keys))
-    far = max(1, int(FAR_SHARE * len(distances)))
-    share = float((nearest_distances(window, reference) > distances[-far]).mean())
+    ours, theirs, days, keys = texts.window, texts.reference, texts.days, texts.keys
+    distances = np.sort(nearest_distances(theirs, theirs, keys=keys))
+    num_far = max(1, int(FAR_SHARE * len(distances)))
+    is_far = nearest_distances(ours, theirs) > distances[-num_far]
+    variance = variance_of_counts(_counts(is_far.astype(np.int64), num_bins=2, days=days))
     generator = np.random.default_rng(SEED)
     num = _effective(keys)
-    farthest = max(1.0, far * num / len(distances))  # at least one row, for references with few keys
+    farthest = max(1.0, num_far * num / len(distances))  # at least one row, for references with few keys
     chances = generator.beta(farthest, num + 1 - farthest, NUM_DRAWS)
-    clean = generator.binomial(len(window), chances) / len(window)
+    design = design_effect(days, (*limit.clean, variance))
+    shares = varied_shares(generator, np.stack([chances, 1 - chances], 1), size=len(ours), design=design)[:, 0]
+    clean = generator.binomial(len(ours), shares) / len(ours)
     description = "share of texts farther from the reference than 99 % of the reference texts"
-    return DriftStatistic("unfamiliar", description, share, threshold_at(clean, rate), rate, len(window))
+    threshold = threshold_at(clean, limit.rate)
+    value = float(is_far.mean())
+    return DriftStatistic("unfamiliar", description, value, threshold, limit.per_year, len(ours), variance)
 
 
-def confidence_statistic(window: TrafficSample, *, reference: TrafficSample, rate: float) -> DriftStatistic:
+def confidence_statistic(window: TrafficSample, *, reference: TrafficSample, limit: _Limit) -> DriftStatistic:
     """Return the population stability index of the confidence, in ten bins with equal numbers of reference rows."""
     edges = np.unique(np.quantile(reference.confidences, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
     theirs, ours = (np.searchsorted(edges, sample.confidences, side="right") for sample in (reference, window))
+    counts = _counts(ours, num_bins=len(edges) + 1, days=window.days)
     description = "population stability index of the confidence"
-    value, threshold = _stability(theirs, window=ours, num_bins=len(edges) + 1, keys=reference.keys, rate=rate)
-    return DriftStatistic("confidence", description, value, threshold, rate, len(window))
+    return _stability("confidence", description, counts=counts, reference=theirs, keys=reference.keys, limit=limit)
 
 
-def classes_statistic(window: TrafficSample, *, reference: TrafficSample, rate: float) -> DriftStatistic:
+def classes_statistic(window: TrafficSample, *, reference: TrafficSample, limit: _Limit) -> DriftStatistic:
     """Return the population stability index of the predicted classes."""
     names = sorted({*reference.outputs, *window.outputs})
     codes = {name: code for code, name in enumerate(names)}
     theirs, ours = (np.array([codes[name] for name in sample.outputs]) for sample in (reference, window))
-    value, threshold = _stability(theirs, window=ours, num_bins=len(names), keys=reference.keys, rate=rate)
+    counts = _counts(ours, num_bins=len(names), days=window.days)
     description = "population stability index of the predicted classes"
-    return DriftStatistic("classes", description, value, threshold, rate, len(window))
+    return _stability("classes", description, counts=counts, reference=theirs, keys=reference.keys, limit=limit)
 
 
-def classifier_two_sample_test(
-    window: Embeddings, *, reference: Embeddings, keys: IntArray, rate: float
-) -> DriftStatistic | None:
-    """Return the area under the ROC curve of a linear classifier of window texts against reference texts.
+def classifier_two_sample_test(texts: _Texts, *, limit: _Limit) -> DriftStatistic | None:
+    """Return the area under the ROC curve of linear classifiers of window texts against reference texts.
 
-    The classifier is fitted on one half of both and evaluated on the other. If both come from one distribution, the
-    scores of the second half are exchangeable, so the threshold is that of the Mann-Whitney statistic, with the
-    effective number of reference rows. All rows of a key are in one half. Returns None if a half is empty.
+    The days of the window and the keys of the reference are divided into two halves at random. A classifier is fitted
+    on each half and scores the other half, so what is peculiar to a day cannot help to recognize the window. Without
+    drift, the area is that of the Mann-Whitney statistic, with the effective number of reference rows and the variance
+    between days. Returns None for a window of one day, and if a half is empty.
     Source: Lopez-Paz and Oquab, ICLR 2017.
     """
+    ours, theirs, days, keys = texts.window, texts.reference, texts.days, texts.keys
     generator = np.random.default_rng(SEED)
-    size = min(len(window), len(reference)) // 2
-    first = np.isin(keys, generator.permutation(np.unique(keys))[::2])
-    ours, theirs = (
-        generator.permutation(len(window)),
-        generator.permutation(len(reference)),
-    )  # the rows of files may be sorted
-    is_first = first[theirs]
-    window_halves = ours[::2][:size], ours[1::2][:size]
-    reference_halves = theirs[is_first][:size], theirs[~is_first][:size]
-    fitted = np.concatenate([window[window_halves[0]], reference[reference_halves[0]]]).astype(np.float64)
-    targets = np.concatenate([np.full(len(window_halves[0]), 1.0), np.full(len(reference_halves[0]), -1.0)])
+    halves = [_half(generator, days), _half(generator, keys)]
+    if any(not 0 < half.sum() < len(half) for half in halves):
+        return None
+    percentiles = np.empty(len(ours))  # share of the reference rows with a lower score
+    for is_first in (True, False):
+        fit, scored = ([half == side for half in halves] for side in (is_first, not is_first))
+        direction = _direction(ours[fit[0]], theirs[fit[1]], generator=generator)
+        scores = ours[scored[0]] @ direction, theirs[scored[1]] @ direction
+        ranks = rankdata(np.concatenate(scores))[: len(scores[0])] - rankdata(scores[0])
+        percentiles[scored[0]] = ranks / len(scores[1])
+    variance = variance_of_scores(percentiles, days)
+    design = design_effect(days, (*limit.clean, variance))
+    others = _effective(keys)
+    spread = np.sqrt((design.effect / len(ours) + 1 / others + 1 / (len(ours) * others)) / 12)
+    threshold = 0.5 + float(t.isf(limit.rate, design.freedom) * spread)
+    description = "area under the ROC curve of a classifier of window texts against reference texts"
+    area = float(percentiles.mean())
+    return DriftStatistic("two-sample", description, area, threshold, limit.per_year, len(ours), variance)
+
+
+def _half(generator: np.random.Generator, keys: IntArray) -> NDArray[np.bool_]:
+    """Return a mask [N] of the rows of every second key, in random order."""
+    return np.isin(keys, generator.permutation(np.unique(keys))[::2])
+
+
+def _direction(window: Embeddings, reference: Embeddings, *, generator: np.random.Generator) -> FloatArray:
+    """Return the weights [D] of a ridge regression of window rows against equally many reference rows."""
+    size = min(len(window), len(reference))
+    rows = [generator.permutation(len(sample))[:size] for sample in (window, reference)]  # files may be sorted
+    fitted = np.concatenate([window[rows[0]], reference[rows[1]]]).astype(np.float64)
+    targets = np.repeat([1.0, -1.0], size)
     centred = fitted - fitted.mean(0)
     gram = centred.T @ centred + RIDGE * np.eye(fitted.shape[1])
-    direction = np.linalg.solve(gram, centred.T @ targets)
-    ranks = rankdata(np.concatenate([window[window_halves[1]], reference[reference_halves[1]]]) @ direction)
-    num, other = len(window_halves[1]), len(reference_halves[1])
-    area = float((ranks[:num].sum() - num * (num + 1) / 2) / (num * other))
-    other_effective = _effective(keys[reference_halves[1]])
-    variance = (num + other_effective + 1) / (12 * num * other_effective)
-    threshold = 0.5 + norm.isf(rate) * np.sqrt(variance)
-    description = "area under the ROC curve of a classifier of window texts against reference texts"
-    return DriftStatistic("two-sample", description, area, float(threshold), rate, len(window))
+    return np.asarray(np.linalg.solve(gram, centred.T @ targets))
+
+
+def _counts(rows: IntArray, *, num_bins: int, days: IntArray | None) -> IntArray:
+    """Return the counts [D, B] of binned rows [N] by day."""
+    codes = np.zeros(len(rows), np.int64) if days is None else np.unique(days, return_inverse=True)[1]
+    num_days = int(codes.max()) + 1
+    return np.bincount(codes * num_bins + rows, minlength=num_days * num_bins).reshape(num_days, num_bins)
 
 
 def _stability(
-    reference: IntArray, *, window: IntArray, num_bins: int, keys: IntArray | None, rate: float
-) -> tuple[float, float]:
-    """Return the stability index of binned rows [N], and its threshold at `rate` without drift.
+    name: str, description: str, *, counts: IntArray, reference: IntArray, keys: IntArray | None, limit: _Limit
+) -> DriftStatistic:
+    """Return the stability index of a window with these counts [D, B] by day, against binned reference rows [N]."""
+    theirs, ours = np.bincount(reference, minlength=counts.shape[1]), counts.sum(0)
+    variance, size = variance_of_counts(counts), int(counts.sum())
+    design = design_effect(np.repeat(np.arange(len(counts)), counts.sum(1)), (*limit.clean, variance))
+    keys = np.arange(len(reference)) if keys is None else keys
+    clean = clean_stability(reference, keys=keys, num_bins=counts.shape[1], size=size, design=design)
+    value = float(stability_index(theirs[None], ours[None])[0])
+    threshold = threshold_at(clean, limit.rate)
+    return DriftStatistic(name, description, value, threshold, limit.per_year, size, variance)
+
+
+def clean_stability(
+    reference: IntArray, *, keys: IntArray, num_bins: int, size: int, design: DesignEffect
+) -> FloatArray:
+    """Return the stability indices [K] of simulated windows without drift, against binned reference rows [N].
 
     The reference is resampled by whole keys, one fewer than it has: K - 1 draws with replacement have the variance of
-    K independent keys (Rao and Wu, JASA 83, 1988). The rows of the window are resampled individually.
+    K independent keys (Rao and Wu, JASA 83, 1988). Each window has `size` rows and varies with the design effect.
     """
     generator = np.random.default_rng(SEED)
-    theirs, ours = (np.bincount(rows, minlength=num_bins) for rows in (reference, window))
-    chances = (theirs + PSEUDO_COUNT) / (theirs + PSEUDO_COUNT).sum()
-    num_draws = NUM_DRAWS // 10
-    if keys is None:
-        references = generator.multinomial(len(reference), chances, num_draws)
+    theirs = np.bincount(reference, minlength=num_bins) + PSEUDO_COUNT
+    shares = np.tile(theirs / theirs.sum(), (NUM_REFERENCE_DRAWS, 1))
+    if len(np.unique(keys)) == len(keys):
+        references = generator.multinomial(len(reference), shares[0], NUM_REFERENCE_DRAWS)
     else:
-        references = _resampled_by_key(generator, reference, keys=keys, num_bins=num_bins, num_draws=num_draws)
-    thresholds = stability_index(references, generator.multinomial(len(window), chances, num_draws))
-    return float(stability_index(theirs[None], ours[None])[0]), threshold_at(thresholds, rate)
+        references = _resampled_by_key(generator, reference, keys=keys, num_bins=num_bins, num_draws=len(shares))
+    indices = []
+    for _ in range(NUM_DRAWS // NUM_REFERENCE_DRAWS):  # limits the memory for many classes
+        varied = varied_shares(generator, shares, size=size, design=design)
+        indices.append(stability_index(references, generator.multinomial(size, varied)))
+    return np.concatenate(indices)
 
 
 def _resampled_by_key(

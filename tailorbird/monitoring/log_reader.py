@@ -208,7 +208,8 @@ def _sample(table: pa.Table, *, keys: NDArray[np.uint64], rows: NDArray[np.int64
         rows = rows[np.argpartition(keys[rows], traffic.MAX_SAMPLE_ROWS)[: traffic.MAX_SAMPLE_ROWS]]
     table = table.take(rows)
     labels, texts = (tuple(table[name].to_pylist()) for name in ("label", "text"))
-    return traffic.smallest_keys(AnswerSample(keys[rows], labels, _scores(table).astype(np.float32), texts))
+    days = (_microseconds(table) // DAY_US).astype(np.int32)
+    return traffic.smallest_keys(AnswerSample(keys[rows], labels, _scores(table).astype(np.float32), texts, days))
 
 
 def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:

@@ -64,7 +64,7 @@ def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> 
     """Return the champion's accuracy on audited answers, or on answers with feedback, a biased sample."""
     answers = traffic.num_rows_of(CHAMPION, champion)
     outcomes = traffic.outcomes if audited else feedback_as_audit(traffic.outcomes)
-    right = outcomes.right[_audited(outcomes, CHAMPION)]
+    right = outcomes.right[audited_rows(outcomes, CHAMPION)]
     labelled, num_right = len(right), int(right.sum())
     interval = wilson_interval(num_right, n=labelled, alpha=alpha) if labelled else (0.0, 1.0)
     estimate = float(traffic.sample.scores.mean(dtype=np.float64)) if len(traffic.sample) else None
@@ -111,9 +111,9 @@ def group_gate(
     unadjusted interval is above -`max_loss`, and is not assessable otherwise. Rows with values that are not in the
     reference are counted, not compared.
     """
-    fixed, audited = fixed_groups(reference, columns=columns), _audited(outcomes, CHAMPION)
+    fixed, audited = fixed_groups(reference, columns=columns), audited_rows(outcomes, CHAMPION)
     counts = {
-        name: GroupAccuracy(int((mask & audited).sum()), int(outcomes.right[mask & audited].sum()))
+        name: GroupAccuracy(int(mask[audited].sum()), int(outcomes.right[audited][mask[audited]].sum()))
         for name, mask in group_masks(outcomes, columns=columns, fixed=fixed).items()
     }
     others = [f"{accuracy.n:,} of {name}" for name, accuracy in counts.items() if accuracy.n and name not in fixed]
@@ -135,15 +135,8 @@ def group_gate(
 
 def audited_rows(outcomes: Outcomes, arm: str) -> NDArray[np.int64]:
     """Return the indices of the arm's audited rows, without duplicates."""
-    return np.flatnonzero(_audited(outcomes, arm))
-
-
-def _audited(outcomes: Outcomes, arm: str) -> NDArray[np.bool_]:
-    """Return the mask [F] of the arm's audited rows, without duplicates."""
-    ids = np.rec.fromarrays([outcomes.keys, outcomes.arms])
-    first = np.zeros(len(outcomes), bool)
-    first[np.unique(ids, return_index=True)[1]] = True
-    return np.asarray(first & outcomes.audited & (outcomes.arms == ARMS.index(arm)))
+    rows = np.flatnonzero(outcomes.audited & (outcomes.arms == ARMS.index(arm)))
+    return np.sort(rows[np.unique(outcomes.keys[rows], return_index=True)[1]])
 
 
 def _p_value(now: GroupAccuracy, before: GroupAccuracy) -> float:

@@ -16,7 +16,10 @@ ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # escapes in a 
 GAUGES = {
     "tailorbird_watch_reevaluation_wanted": ("", "1 if a re-evaluation is recommended, otherwise 0."),
     "tailorbird_watch_drift": ("statistic", "Value of a drift statistic in the latest window."),
-    "tailorbird_watch_drift_threshold": ("statistic", "Value above which the statistic raises an alarm."),
+    "tailorbird_watch_drift_threshold": (
+        "statistic",
+        "Value above which the statistic raises an alarm; monitoring.false_alarms_per_year sets it.",
+    ),
     "tailorbird_watch_labelled_answers": ("by", "Answers whose correct label is known."),
     "tailorbird_watch_accuracy": ("by", "Share of labelled answers that are correct."),
     "tailorbird_watch_groups_failed": ("", "Groups for which the audit proves a loss."),

@@ -63,7 +63,7 @@ class Report(StoredModel):
     def drift_alarms(self) -> tuple[str, ...]:
         return tuple(
             f"{statistic.description}: {statistic.value:.3f}, above the threshold {statistic.threshold:.3f} "
-            f"(false-alarm rate {100 * statistic.rate:.3g} %, n = {statistic.n:,})"
+            f"(false alarms per year: {statistic.per_year:.3g}, n = {statistic.n:,})"
             for statistic in self.drift
             if statistic.alarm
         )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property
@@ -30,7 +30,7 @@ from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, Answ
 from tailorbird.registry.versions import ModelVersion, now
 
 MAX_COUNTERFACTUAL_TEXTS = 500  # maximum sampled texts for the counterfactual gate
-DAYS_PER_YEAR = 365.25
+MAX_CLEAN_WINDOWS = 12  # maximum earlier windows that show how much days differ
 RELABELLED = "texts were labelled more than once; the latest label counts"
 
 Unlabelled = tuple[tuple[DriftStatistic, ...], Gate | None, tuple[str, ...]]
@@ -56,6 +56,7 @@ class ReportWindow:
     served: ServedVersions
     reference: DriftReference
     day: date
+    earlier: Mapping[date, Report]  # reports of earlier days
 
     @property
     def first(self) -> date:
@@ -161,12 +162,27 @@ class ReportWindow:
         else:
             fault = f"the log has {len(texts)} of at least {MIN_ROWS} texts (serving.log_texts)"
             notes.append(f"drift of texts was not computed: {fault}")
-        window = TrafficSample(sample.scores.astype(np.float64), sample.labels, embeddings)
+        days = sample.days.astype(np.int64)
+        window = TrafficSample(
+            sample.scores.astype(np.float64),
+            sample.labels,
+            embeddings,
+            days=days,
+            text_days=days[[text is not None for text in sample.texts]],
+        )
+        per_year = self.recipe.monitoring.false_alarms_per_year
         try:
-            rate = self.recipe.monitoring.false_alarms_per_year / DAYS_PER_YEAR
-            return drift_statistics(window, reference=self.reference.sample, rate=rate), notes
+            clean = [report.drift for report in self._clean_reports()]
+            return drift_statistics(window, reference=self.reference.sample, per_year=per_year, clean=clean), notes
         except DriftError as error:
             return (), [*notes, f"no drift statistic was computed: {error}"]
+
+    def _clean_reports(self) -> list[Report]:
+        """Return the latest earlier reports without drift alarms; no two of them, and this one, share a day."""
+        length = timedelta(days=self.recipe.monitoring.window_days)
+        days = [self.day - number * length for number in range(1, MAX_CLEAN_WINDOWS + 1)]
+        reports = [self.earlier[day] for day in days if day in self.earlier]
+        return [report for report in reports if not report.drift_alarms]
 
     def _counterfactual(self, sample: AnswerSample) -> Gate | None:
         """Return the counterfactual gate on sampled texts, which needs no labels."""

@@ -59,9 +59,9 @@ class UnitDifferences:
         requests = len(self) - self.num_subjects
         units = [_counted(self.num_subjects, "subject")] if self.num_subjects else []
         units += [_counted(requests, "request")] if requests or not units else []
-        of = ", each compared with another one of the champion" if self.matched else ""
+        matched = ", each matched with one of the champion's" if self.matched else ""
         mean = f"{100 * self.mean:+.1f} points over " if len(self) else ""
-        return f"{mean}{' and '.join(units)} ({_counted(self.num_answers, 'labelled answer')}{of})"
+        return f"{mean}{' and '.join(units)} ({_counted(self.num_answers, 'labelled answer')}){matched}"
 
 
 @dataclass(frozen=True)

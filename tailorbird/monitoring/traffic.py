@@ -66,6 +66,7 @@ class AnswerSample:
     labels: tuple[str, ...] = ()
     scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     texts: tuple[str | None, ...] = ()
+    days: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))  # since 1970, UTC
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -128,9 +129,10 @@ def smallest_keys(sample: AnswerSample) -> AnswerSample:
     """Return the rows with the `MAX_SAMPLE_ROWS` smallest keys, without duplicates."""
     order = np.unique(sample.keys, return_index=True)[1][:MAX_SAMPLE_ROWS]
     labels, texts = (tuple(column[index] for index in order) for column in (sample.labels, sample.texts))
-    return AnswerSample(sample.keys[order], labels, sample.scores[order], texts)
+    return AnswerSample(sample.keys[order], labels, sample.scores[order], texts, sample.days[order])
 
 
 def _merge_samples(first: AnswerSample, second: AnswerSample) -> AnswerSample:
-    keys, scores = np.concatenate([first.keys, second.keys]), np.concatenate([first.scores, second.scores])
-    return smallest_keys(AnswerSample(keys, first.labels + second.labels, scores, first.texts + second.texts))
+    pairs = [(getattr(first, name), getattr(second, name)) for name in ("keys", "scores", "days")]
+    keys, scores, days = (np.concatenate(pair) for pair in pairs)
+    return smallest_keys(AnswerSample(keys, first.labels + second.labels, scores, first.texts + second.texts, days))

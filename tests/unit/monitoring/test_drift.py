@@ -6,7 +6,7 @@ import pytest
 
 from tailorbird.monitoring.drift import MIN_KEYS, DriftError, TrafficSample, drift_statistics
 
-RATE, WIDTH = 0.05, 16
+PER_YEAR, WIDTH = 18.0, 16  # about 5 % of the windows
 Chance = np.random.Generator
 
 
@@ -18,7 +18,8 @@ def texts(chance: Chance, num: int, *, foreign: int = 0, shift: float = 0.0) -> 
     embeddings = (topics[chosen] + chance.normal(0, 0.5, (num, WIDTH))).astype(np.float32)
     sure = np.where(chosen == 5, chance.beta(5, 5, num), chance.beta(9, 1, num))
     outputs = np.where(chosen == 5, chance.integers(0, 5, num), chosen)
-    return TrafficSample(sure, [f"class {code}" for code in outputs], embeddings)
+    days = np.arange(num) % 7
+    return TrafficSample(sure, [f"class {code}" for code in outputs], embeddings, days=days, text_days=days)
 
 
 def documents(chance: Chance, num: int, *, rows: int) -> TrafficSample:
@@ -30,12 +31,12 @@ def documents(chance: Chance, num: int, *, rows: int) -> TrafficSample:
     return TrafficSample(centres.confidences[keys], [centres.outputs[key] for key in keys.tolist()], embeddings, keys)
 
 
-def alarms(make: Callable[[Chance], TrafficSample], *, runs: int = 25) -> dict[str, float]:
+def alarms(make: Callable[[Chance], TrafficSample], *, runs: int = 15) -> dict[str, float]:
     """Return the share of runs in which each statistic alarms, and in which any alarms."""
     counts: dict[str, float] = {"any": 0.0}
     for seed in range(runs):
         chance = np.random.default_rng(seed)
-        statistics = drift_statistics(make(chance), reference=texts(chance, 800), rate=RATE)
+        statistics = drift_statistics(make(chance), reference=texts(chance, 800), per_year=PER_YEAR)
         for statistic in statistics:
             counts[statistic.name] = counts.get(statistic.name, 0) + statistic.alarm
         counts["any"] += any(statistic.alarm for statistic in statistics)
@@ -44,7 +45,44 @@ def alarms(make: Callable[[Chance], TrafficSample], *, runs: int = 25) -> dict[s
 
 @pytest.mark.parametrize("num", [60, 400])
 def test_windows_without_drift_alarm_at_about_the_given_rate(num: int) -> None:
-    assert alarms(lambda chance: texts(chance, num))["any"] <= RATE + 0.08  # two standard errors of 25 runs
+    assert alarms(lambda chance: texts(chance, num))["any"] <= 0.05 + 0.08  # two alarms would be too many
+
+
+def varied(chance: Chance, num: int) -> TrafficSample:
+    """Return a week in which the shares of the topics vary from day to day around those of the reference."""
+    window = texts(chance, 0)
+    for day in range(7):
+        of_day = texts(chance, num // 7, shift=float(np.clip(chance.normal(0, 0.35), -0.9, 0.9)))
+        days = np.full(num // 7, day)
+        window = TrafficSample(
+            np.concatenate([window.confidences, of_day.confidences]),
+            [*window.outputs, *of_day.outputs],
+            np.concatenate([window.embeddings, of_day.embeddings]),
+            days=days if window.days is None or not len(window) else np.concatenate([window.days, days]),
+        )
+    return replace(window, text_days=window.days)
+
+
+def test_days_that_differ_by_chance_raise_the_threshold_and_do_not_alarm() -> None:
+    assert alarms(lambda chance: varied(chance, 2100))["any"] <= 0.13
+    chance = np.random.default_rng(0)
+    reference = texts(chance, 800)
+    uneven, even = (
+        drift_statistics(window, reference=reference, per_year=PER_YEAR)[2]
+        for window in (varied(chance, 2100), texts(chance, 2100))
+    )
+    assert uneven.variance.correlation > even.variance.correlation
+    assert uneven.threshold > 1.2 * even.threshold
+
+
+def test_earlier_clean_windows_tighten_the_thresholds_of_even_days() -> None:
+    chance = np.random.default_rng(0)
+    reference, weeks = texts(chance, 800), [texts(chance, 700) for _ in range(9)]
+    first, *clean = [drift_statistics(week, reference=reference, per_year=PER_YEAR) for week in weeks]
+    later = drift_statistics(weeks[0], reference=reference, per_year=PER_YEAR, clean=clean)
+    assert all(now.threshold <= alone.threshold for now, alone in zip(later, first, strict=True))
+    assert [statistic.value for statistic in later] == [statistic.value for statistic in first]
+    assert {statistic.variance.freedom for statistic in first} == {6}
 
 
 def test_ten_percent_foreign_texts_are_detected_by_distance_and_hardly_by_confidence() -> None:
@@ -74,7 +112,7 @@ def test_other_documents_of_the_same_distribution_do_not_alarm() -> None:
         chance = np.random.default_rng(seed)
         reference, window = documents(chance, 100, rows=10), texts(chance, 100)
         for name, compared in (("known", reference), ("unknown", replace(reference, keys=None))):
-            alarmed[name] += drift_statistics(window, reference=compared, rate=RATE)[0].alarm
+            alarmed[name] += drift_statistics(window, reference=compared, per_year=PER_YEAR)[0].alarm
     assert alarmed["known"] <= 2
     assert alarmed["unknown"] == 20
 
@@ -86,7 +124,7 @@ def test_windows_without_drift_do_not_alarm_with_few_documents(num: int) -> None
         chance = np.random.default_rng(seed)
         reference, window = documents(chance, num, rows=1000 // num), texts(chance, 1000)
         for name, compared in (("known", reference), ("unknown", replace(reference, keys=None))):
-            statistics = drift_statistics(window, reference=compared, rate=RATE)
+            statistics = drift_statistics(window, reference=compared, per_year=PER_YEAR)
             alarmed[name] += any(
                 statistic.alarm for statistic in statistics if statistic.name in ("confidence", "classes")
             )
@@ -98,7 +136,9 @@ def test_windows_without_drift_do_not_alarm_with_few_documents(num: int) -> None
 
 def test_changed_class_shares_are_detected_with_a_reference_of_documents() -> None:
     chance = np.random.default_rng(0)
-    statistics = drift_statistics(texts(chance, 1000, shift=0.9), reference=documents(chance, 200, rows=5), rate=RATE)
+    statistics = drift_statistics(
+        texts(chance, 1000, shift=0.9), reference=documents(chance, 200, rows=5), per_year=PER_YEAR
+    )
     assert next(statistic for statistic in statistics if statistic.name == "classes").alarm
 
 
@@ -112,7 +152,7 @@ def test_windows_without_drift_do_not_alarm_with_documents_of_different_sizes() 
         kept = np.flatnonzero((reference.keys < 4) | (np.arange(len(reference)) % 100 < 5))  # four large documents
         outputs = [reference.outputs[index] for index in kept.tolist()]
         uneven = TrafficSample(reference.confidences[kept], outputs, reference.embeddings[kept], reference.keys[kept])
-        alarmed += any(statistic.alarm for statistic in drift_statistics(window, reference=uneven, rate=RATE))
+        alarmed += any(statistic.alarm for statistic in drift_statistics(window, reference=uneven, per_year=PER_YEAR))
     assert alarmed <= 3
 
 
@@ -126,7 +166,7 @@ def test_thresholds_are_larger_with_fewer_documents_or_unequal_sizes() -> None:
         np.maximum(np.arange(1000) - 600, 0) // 4,
         np.arange(1000) // 50,
     ):
-        statistics = drift_statistics(window, reference=replace(reference, keys=keys), rate=RATE)
+        statistics = drift_statistics(window, reference=replace(reference, keys=keys), per_year=PER_YEAR)
         thresholds.append(
             [statistic.threshold for statistic in statistics if statistic.name in ("unfamiliar", "two-sample")]
         )
@@ -146,7 +186,7 @@ def test_the_order_of_reference_rows_does_not_matter(keyed: bool) -> None:
         order = np.argsort(rows.outputs, kind="stable")
         outputs, keys = [rows.outputs[index] for index in order.tolist()], np.arange(2000) if keyed else None
         by_class = TrafficSample(rows.confidences[order], outputs, rows.embeddings[order], keys)
-        statistics = drift_statistics(texts(chance, 200), reference=by_class, rate=RATE)
+        statistics = drift_statistics(texts(chance, 200), reference=by_class, per_year=PER_YEAR)
         alarmed += next(statistic for statistic in statistics if statistic.name == "two-sample").alarm
     assert alarmed <= 1
 
@@ -155,23 +195,23 @@ def test_a_reference_of_one_document_is_refused() -> None:
     chance = np.random.default_rng(0)
     reference = documents(chance, 1, rows=500)
     with pytest.raises(DriftError, match=r"the 500 rows of the reference have only 1 values of data\.split_by"):
-        drift_statistics(texts(chance, 100), reference=reference, rate=RATE)
+        drift_statistics(texts(chance, 100), reference=reference, per_year=PER_YEAR)
 
 
 def test_without_texts_only_confidences_and_classes_are_compared() -> None:
     chance = np.random.default_rng(0)
     window = replace(texts(chance, 100), embeddings=None)
-    statistics = drift_statistics(window, reference=texts(chance, 800), rate=RATE)
-    assert [(statistic.name, statistic.rate) for statistic in statistics] == [
-        ("confidence", RATE / 2),
-        ("classes", RATE / 2),
+    statistics = drift_statistics(window, reference=texts(chance, 800), per_year=PER_YEAR)
+    assert [(statistic.name, statistic.per_year) for statistic in statistics] == [
+        ("confidence", PER_YEAR / 2),
+        ("classes", PER_YEAR / 2),
     ]
 
 
 def test_the_same_window_gives_the_same_statistics() -> None:
     window, reference = texts(np.random.default_rng(1), 100), texts(np.random.default_rng(2), 800)
-    assert drift_statistics(window, reference=reference, rate=RATE) == drift_statistics(
-        window, reference=reference, rate=RATE
+    assert drift_statistics(window, reference=reference, per_year=PER_YEAR) == drift_statistics(
+        window, reference=reference, per_year=PER_YEAR
     )
 
 
@@ -180,7 +220,7 @@ def test_a_new_class_gives_a_finite_index() -> None:
     window = replace(texts(chance, 100), outputs=["new"] * 100)
     statistic = next(
         statistic
-        for statistic in drift_statistics(window, reference=texts(chance, 800), rate=RATE)
+        for statistic in drift_statistics(window, reference=texts(chance, 800), per_year=PER_YEAR)
         if statistic.name == "classes"
     )
     assert statistic.alarm
@@ -189,12 +229,20 @@ def test_a_new_class_gives_a_finite_index() -> None:
 
 def test_equal_confidences_are_allowed() -> None:
     same = TrafficSample(np.full(100, 0.5), ["a"] * 100)
-    assert not any(statistic.alarm for statistic in drift_statistics(same, reference=same, rate=RATE))
+    assert not any(statistic.alarm for statistic in drift_statistics(same, reference=same, per_year=PER_YEAR))
+
+
+def test_a_window_of_one_day_has_no_two_sample_statistic() -> None:
+    chance = np.random.default_rng(0)
+    one_day = replace(texts(chance, 200), days=None, text_days=None)
+    statistics = drift_statistics(one_day, reference=texts(chance, 800), per_year=PER_YEAR)
+    assert [statistic.name for statistic in statistics] == ["unfamiliar", "confidence", "classes"]
+    assert {statistic.variance.freedom for statistic in statistics} == {0}
 
 
 def test_a_small_window_or_reference_is_refused() -> None:
     chance = np.random.default_rng(4)
     with pytest.raises(DriftError, match="the window has 49 rows"):
-        drift_statistics(texts(chance, 49), reference=texts(chance, 800), rate=RATE)
+        drift_statistics(texts(chance, 49), reference=texts(chance, 800), per_year=PER_YEAR)
     with pytest.raises(DriftError, match="the reference has 10 rows"):
-        drift_statistics(texts(chance, 60), reference=texts(chance, 10), rate=RATE)
+        drift_statistics(texts(chance, 60), reference=texts(chance, 10), per_year=PER_YEAR)

@@ -14,8 +14,8 @@ from tailorbird.monitoring.report import ChallengerDay, Report
 from tailorbird.monitoring.sequential_test import ChallengerDecision, Decision
 
 TODAY = date(2026, 3, 9)
-ALARM = DriftStatistic("unfamiliar", "share of far texts", 0.12, 0.02, 0.0025, 500)
-USUAL = DriftStatistic("unfamiliar", "share of far texts", 0.01, 0.02, 0.0025, 500)
+ALARM = DriftStatistic("unfamiliar", "share of far texts", 0.12, 0.02, 0.25, 500)
+USUAL = DriftStatistic("unfamiliar", "share of far texts", 0.01, 0.02, 0.25, 500)
 NOTHING = gate("groups", ())
 FIELDS: dict[str, Any] = {
     "day": "2026-03-08",
@@ -76,7 +76,7 @@ def test_a_stored_report_is_read_back_unchanged() -> None:
 def test_drift_and_a_failed_group_recommend_a_reevaluation_with_their_values() -> None:
     result = reasons(report(drift=(ALARM,), groups=failing()))
     assert result == (
-        "2026-03-08: share of far texts: 0.120, above the threshold 0.020 (false-alarm rate 0.25 %, n = 500)",
+        "2026-03-08: share of far texts: 0.120, above the threshold 0.020 (false alarms per year: 0.25, n = 500)",
         "2026-03-08: change for sex = f: +10.0 points (+5.0 to +15.0, n = 100)",
     )
 

@@ -105,7 +105,7 @@ def test_to_continue_names_the_units_and_how_many_more_are_needed() -> None:
 def test_a_canary_names_the_units_of_the_champion() -> None:
     matched = UnitDifferences(np.zeros(1), num_subjects=1, num_answers=2, matched=True)
     assert matched.sentence() == (
-        "+0.0 points over 1 subject (2 labelled answers, each compared with another one of the champion)"
+        "+0.0 points over 1 subject (2 labelled answers), each matched with one of the champion's"
     )
 
 
