@@ -58,7 +58,8 @@ def _alarms(shares: NDArray[np.float64], correlation: float) -> dict[str, float]
         windows = [_window(rng, shares, correlation) for _ in range(NUM_WINDOWS)]
         values = stability_index(theirs, np.array([window.sum(0) for window in windows]))
         variances = [variance_of_counts(window) for window in windows]
-        for name, clean in (("before", None), ("first window", [[]]), ("later", past)):
+        known: dict[str, list[list[DayVariance]] | None] = {"before": None, "first window": [[]], "later": past}
+        for name, clean in known.items():
             designs = [_design(variances[index], clean, index) for index in range(NUM_WINDOWS)]
             thresholds = _thresholds(number, freedom=designs[0].freedom)
             limits = np.interp([design.effect for design in designs], EFFECTS, thresholds)

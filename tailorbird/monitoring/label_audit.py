@@ -90,9 +90,9 @@ def export_answers(
 
 def _is_compared(answer: Row, *, challenger: str | None, share: float) -> bool:
     """Return True for an answer of the canary or of a control unit."""
-    if answer["arm"] == CANARY or share == 0:
-        return answer["arm"] == CANARY
-    return unit_of(answer["subject"] or answer["request_id"], challenger=challenger) < share * CODES
+    if answer["arm"] == CANARY:
+        return True
+    return share > 0 and unit_of(answer["subject"] or answer["request_id"], challenger=challenger) < share * CODES
 
 
 def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, int]:
