@@ -68,8 +68,8 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     try:
         evidence = Evidence.model_validate(stored)
     except ValueError as error:
-        faults = verify_files.file_faults(uri, needed=NEEDED, tables=ROLES)
-        return (*faults, f"{EVIDENCE_FILE} is damaged, so the verdict cannot be recomputed: {error}")
+        files = verify_files.file_faults(uri, needed=NEEDED, tables=ROLES)
+        return (*files, f"{EVIDENCE_FILE} is damaged, so the verdict cannot be recomputed: {error}")
     names = evidence_files.prediction_table_names(evidence.family.contenders, changed=())
     faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
     tables, unreadable = verify_files.load_readable_tables(uri)

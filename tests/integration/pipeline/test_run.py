@@ -20,7 +20,13 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.evaluation.report.evidence_files import MANIFEST, load_all_predictions, prediction_table_names
+from tailorbird.evaluation.report.evidence import FAMILY_FILE
+from tailorbird.evaluation.report.evidence_files import (
+    MANIFEST,
+    changed_sets,
+    load_all_predictions,
+    prediction_table_names,
+)
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
@@ -85,8 +91,10 @@ def test_stored_predictions_have_the_order_of_the_test_rows_and_no_texts(small_r
 def test_the_run_writes_evidence_report_model_card_and_protocol(small_run: SmallRun) -> None:
     run = small_run.result.run
     names = {uri.removeprefix(f"{run}/") for uri in storage.list_files(run)}
-    tables = {f"predictions/{name}.parquet" for name in prediction_table_names(changed=True)}
-    assert names == {PROTOCOL_FILE, "evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
+    contenders = small_run.result.evidence.family.contenders
+    expected = prediction_table_names(contenders, changed=changed_sets(small_run.recipe.evaluation.gates))
+    tables = {f"predictions/{name}.parquet" for name in expected}
+    assert names == {PROTOCOL_FILE, FAMILY_FILE, "evidence.json", "report.html", "MODEL_CARD.md", MANIFEST} | tables
     evidence = storage.read_json(f"{run}/evidence.json")
     assert (evidence["format"], evidence["verdict"]["n"]) == (1, small_run.result.verdict.n)
     evidence = small_run.result.evidence

@@ -26,8 +26,8 @@ def right(count: int, *, of_rest: int = 0) -> np.ndarray:
 
 def inputs_of(incumbent: np.ndarray, candidate: np.ndarray, **contenders: np.ndarray) -> VerdictInputs:
     tables = {kind: ModelPredictions(predictions(kind, hits)) for kind, hits in contenders.items()}
-    models = [ModelPredictions(predictions(*pair)) for pair in (("probe", incumbent), ("full", candidate))]
-    return VerdictInputs(*models, test_sha256=SHA, contenders=tables)
+    old, new = (ModelPredictions(predictions(*pair)) for pair in (("probe", incumbent), ("full", candidate)))
+    return VerdictInputs(old, new, test_sha256=SHA, contenders=tables)
 
 
 def verdict_of(incumbent: np.ndarray, candidate: np.ndarray, **contenders: np.ndarray) -> Verdict:
@@ -120,7 +120,8 @@ def test_accepted_losses_add_up_until_a_champion_is_proven() -> None:
     measured = replace(inputs, cpu={role: (COSTS[role],) * 5 for role in ("incumbent", "candidate")})
     protocol = protocol_for(NUM_ROWS, minimum_gain=0.02, non_inferiority_margin=0.02)
     once = decide(replace(measured, accepted_loss=0.01), protocol=protocol)
-    assert (once.rule, once.accepted_loss) == (7, pytest.approx(0.015))
+    assert once.rule == 7
+    assert once.accepted_loss == pytest.approx(0.015)
     refused = decide(replace(measured, accepted_loss=0.015), protocol=protocol)
     assert (refused.rule, refused.accepted_loss) == (9, 0.015)
     assert any("would sum to 2 points, not under the minimum gain" in reason for reason in refused.reasons)
