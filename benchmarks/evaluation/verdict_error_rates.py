@@ -1,253 +1,236 @@
-"""Error rates of the verdict, by simulation: false FINE_TUNE verdicts, interval coverage and power.
+"""Error rates of the verdict, by simulation: claimed and measured rates with the Monte Carlo error.
 
-    python -m benchmarks.evaluation.verdict_error_rates
+    python -m benchmarks.evaluation.verdict_error_rates [equal] [protocol] [power]
 
-The simulated tests have many sizes, discordances and accuracies, and the errors of the two models are correlated as in
-real tests. The seeds differ from the seed of the power computation. A figure is the median over several rounds, of the
-worst variant.
-
-- Winner's curse: of 20 candidates that are as good as the incumbent, the best on 1,500 validation rows is tested, as in
-  the whole protocol.
-- Macro-F1, whose interval and p-value come from a bootstrap: equal models predict five classes, the rarest with 5% of
-  the rows.
+- equal: two equally good models at many sizes, by the candidate's comparison alone; coverage of the interval.
+- protocol: the whole protocol with a champion in place. Of 20 candidates, the best on 1,500 validation rows is tested
+  in a family with two further contenders, or with a hybrid that is frozen on validation. Rule 4 errs if all models are
+  equal. Rules 3 and 7 err if the hybrid, or the cheaper candidate, is worse by the margin.
+- power: the claimed probability of FINE_TUNE, computed from the rows of single runs, and its measured frequency.
 """
 
-import json
-from collections.abc import Sequence
-from statistics import mean, median
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
+from scipy.stats import norm
 
-from benchmarks.rounds import holds
+from benchmarks.rounds import Figures, finish, print_table
+from tailorbird.config.evaluation import HybridConfig, SubgroupGateConfig
+from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.paired import compare, midp_values, newcombe_limits
-from tailorbird.evaluation.statistics.power import Scenario, draw_tables, rows_needed_for_rule, rule_holds, rule_power
-from tailorbird.evaluation.verdict.decide import decide
+from tailorbird.evaluation.statistics.power import Scenario, draw_tables, rule_holds
+from tailorbird.evaluation.verdict.assess import assess
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
-from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.power import power_of
+from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
 
-ALPHA, MINIMUM_GAIN = 0.05, 0.01
-NUM_ROUNDS, NUM_DRAWS, NUM_DECISIONS = 5, 20_000, 40
-SIZES = (100, 300, 1000, 3000)
-NUM_EQUAL, NUM_VALIDATION, NUM_PROTOCOLS = 20, 1500, 400
-CLASS_SHARES, NUM_BOOTSTRAPS = (0.45, 0.25, 0.15, 0.10, 0.05), 200
+ALPHA, MINIMUM_GAIN, ACCURACY = 0.05, 0.01, 0.75
+SIZES, NUM_DRAWS = (100, 300, 1000, 3000), 40_000
 TRUTHS = ((0.05, 0.9), (0.10, 0.75), (0.20, 0.66))  # discordance, incumbent's accuracy
-EXPECTED_GAINS = (0.02, 0.03, 0.05)
-# Newcombe's interval is conservative if there are few discordant rows (coverage 0.977 at 5 of 100), so the upper bound
-# of the coverage applies to the mean over sizes. All bounds except those of alpha allow for the simulation error.
+NUM_CANDIDATES, NUM_VALIDATION, NUM_TEST, NUM_PROTOCOLS = 20, 1500, 1000, 400
+NUM_RUNS, NUM_CLAIMS, NUM_GROUPS = 150, 30, 3
+CLASS_SHARES, NUM_MACRO_F1 = (0.45, 0.25, 0.15, 0.10, 0.05), 200
+CHEAP, DEAR = (1.0, 1.01, 0.99, 1.0, 1.0), (2.0, 2.02, 1.98, 2.0, 2.0)  # CPU-seconds in five rounds
 BOUNDS = {
-    "fine_tune_rate_of_equal_models": f"<= {ALPHA}",
-    "type_i_error_of_midp": f"<= {ALPHA + 0.005}",
+    "fine_tune_rate_of_equal_models": "<= 0.03",  # one-sided, so alpha / 2
+    "type_i_error_of_midp": "<= 0.055",
     "lowest_interval_coverage": ">= 0.94",
-    "mean_interval_coverage": "<= 0.96",
-    "power_claimed_less_measured": "<= 0.03",
-    "power_at_rows_needed": ">= 0.78",
-    "decisions_unlike_the_rule": "<= 0",
-    "fine_tune_rate_of_the_best_of_20": f"<= {ALPHA}",
-    "fine_tune_rate_of_equal_models_by_macro_f1": f"<= {ALPHA}",
+    "fine_tune_rate_of_equal_models_by_macro_f1": "<= 0.05",
+    "rule_4_of_the_best_of_20_equal_candidates": "<= 0.05",
+    "rule_3_of_a_hybrid_worse_by_the_margin": "<= 0.05",
+    "rule_7_of_a_candidate_worse_by_the_margin": "<= 0.05",
+    "largest_difference_of_power_claimed_and_measured": "<= 0.15",
 }
 
 
 def main() -> None:
-    """Print the variants, then one line of JSON."""
-    equal = [_equal_models(n, truth, seed) for seed in range(NUM_ROUNDS) for n in SIZES for truth in TRUTHS]
-    power = [
-        _power(n, truth, gain, seed)
-        for seed in range(NUM_ROUNDS)
-        for n in SIZES
-        for truth in TRUTHS
-        for gain in EXPECTED_GAINS
-    ]
-    cursed = [_best_of_equals(n, seed) for seed in range(NUM_ROUNDS) for n in SIZES]
-    by_macro_f1 = [_equal_by_macro_f1(n, seed) for seed in range(NUM_ROUNDS) for n in SIZES]
-    _print_table("Equal models", equal)
-    _print_table("Equal models of five classes, by macro-F1", by_macro_f1, num_tests=NUM_BOOTSTRAPS)
-    _print_table(
-        f"The best of {NUM_EQUAL} equal candidates on {NUM_VALIDATION:,} validation rows",
-        cursed,
-        num_tests=NUM_PROTOCOLS,
-    )
-    _print_table(f"A true gain, with a minimum gain of {MINIMUM_GAIN:g}", power)
-    coverage = _medians(equal, "coverage") + _medians(power, "coverage")
-    figures = {
-        "fine_tune_rate_of_equal_models": max(_medians(equal, "fine-tuned")),
-        "type_i_error_of_midp": max(_medians(equal, "mid-p < alpha")),
-        "lowest_interval_coverage": min(coverage),
-        "mean_interval_coverage": mean(coverage),
-        "power_claimed_less_measured": max(_medians(power, "claimed less measured")),
-        "power_at_rows_needed": min(_medians(power, "power at rows needed")),
-        "decisions_unlike_the_rule": float(sum(_decisions_unlike_rule(seed) for seed in range(NUM_ROUNDS))),
-        "fine_tune_rate_of_the_best_of_20": max(_medians(cursed, "fine-tuned")),
-        "fine_tune_rate_of_equal_models_by_macro_f1": max(_medians(by_macro_f1, "fine-tuned")),
-        "lowest_interval_coverage_of_macro_f1": min(_medians(by_macro_f1, "coverage")),
-    }
-    result = {
-        "benchmark": "verdict_error_rates",
-        "figures": {name: round(value, 4) for name, value in figures.items()},
-        "bounds": BOUNDS,
-        "holds": all(holds(figures[name], bound) for name, bound in BOUNDS.items()),
-    }
-    print(json.dumps(result))
+    """Print a table per part, then one line of JSON."""
+    parts: dict[str, Callable[[], Figures]] = {"equal": equal, "protocol": whole_protocol, "power": power}
+    figures = {name: value for part in sys.argv[1:] or parts for name, value in parts[part]().items()}
+    finish("verdict_error_rates", figures, bounds={name: BOUNDS[name] for name in BOUNDS if name in figures})
 
 
-def _equal_models(n: int, truth: tuple[float, float], seed: int) -> dict[str, float]:
-    tables = draw_tables(n, scenario=Scenario(0.0, *truth), num_draws=NUM_DRAWS, seed=seed)
+def equal() -> Figures:
+    """Rates of two equally good models, by accuracy and by macro-F1."""
+    rows: dict[str, Figures] = {}
+    for n in SIZES:
+        for discordance, accuracy in TRUTHS:
+            tables = draw_tables(n, scenario=Scenario(0.0, discordance, accuracy), num_draws=NUM_DRAWS, seed=n)
+            low, high = newcombe_limits(tables, alpha=ALPHA)
+            rate = float(np.mean(rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA)))
+            rows[f"{n:,} rows, discordance {discordance:g}"] = {
+                "proven": rate,
+                "mid-p < alpha": float(np.mean(midp_values(tables[:, 1], only_other=tables[:, 2]) < ALPHA)),
+                "coverage": float(np.mean((low <= 0) & (high >= 0))),
+                "+-": _error(rate, NUM_DRAWS),
+            }
+    print_table("Two equally good models", rows)
+    by_macro_f1 = {f"{n:,} rows": _equal_by_macro_f1(n) for n in SIZES}
+    print_table("Two equally good models of five classes, by macro-F1", by_macro_f1)
     return {
-        "rows": n,
-        "discordance": truth[0],
-        "accuracy": truth[1],
-        "fine-tuned": float(np.mean(rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA))),
-        "mid-p < alpha": float(np.mean(midp_values(tables[:, 1], only_other=tables[:, 2]) < ALPHA)),
-        "coverage": _coverage(tables, gain=0.0),
+        "fine_tune_rate_of_equal_models": max(row["proven"] for row in rows.values()),
+        "type_i_error_of_midp": max(row["mid-p < alpha"] for row in rows.values()),
+        "lowest_interval_coverage": min(row["coverage"] for row in rows.values()),
+        "mean_interval_coverage": float(np.mean([row["coverage"] for row in rows.values()])),
+        "fine_tune_rate_of_equal_models_by_macro_f1": max(row["proven"] for row in by_macro_f1.values()),
+        "lowest_interval_coverage_of_macro_f1": min(row["coverage"] for row in by_macro_f1.values()),
     }
 
 
-def _power(n: int, truth: tuple[float, float], gain: float, seed: int) -> dict[str, float]:
-    scenario, fresh = Scenario(gain, *truth), 1_000 + seed
-    tables = draw_tables(n, scenario=scenario, num_draws=NUM_DRAWS, seed=fresh)
-    measured = float(np.mean(rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA)))
-    claimed = rule_power(n, scenario=scenario, minimum_gain=MINIMUM_GAIN, alpha=ALPHA)
-    rows = rows_needed_for_rule(scenario, minimum_gain=MINIMUM_GAIN, alpha=ALPHA).rows
-    assert rows is not None
-    needed = draw_tables(rows, scenario=scenario, num_draws=NUM_DRAWS, seed=fresh)
-    return {
-        "rows": n,
-        "discordance": truth[0],
-        "true gain": gain,
-        "claimed": claimed,
-        "measured": measured,
-        "claimed less measured": abs(claimed - measured),
-        "rows needed": rows,
-        "power at rows needed": float(np.mean(rule_holds(needed, minimum_gain=MINIMUM_GAIN, alpha=ALPHA))),
-        "coverage": _coverage(tables, gain=gain),
+@dataclass(frozen=True)
+class Truth:
+    """True differences to the champion's accuracy, and what is frozen on validation."""
+
+    candidates: float = 0.0
+    hybrid: bool = False
+    cheaper: bool = False
+
+
+def whole_protocol() -> Figures:
+    """False decisions by rules 3, 4 and 7 through the whole protocol."""
+    truths = {
+        "rule_4_of_the_best_of_20_equal_candidates": (4, Truth()),
+        "rule_4_with_a_hybrid": (4, Truth(hybrid=True)),
+        "rule_3_of_a_hybrid_worse_by_the_margin": (3, Truth(candidates=-2 * MINIMUM_GAIN, hybrid=True, cheaper=True)),
+        "rule_7_of_a_candidate_worse_by_the_margin": (7, Truth(candidates=-MINIMUM_GAIN, cheaper=True)),
     }
+    rows: dict[str, Figures] = {}
+    for name, (rule, truth) in truths.items():
+        generator = np.random.default_rng((rule, truth.hybrid))
+        rules = [_one_protocol(generator, truth) for _ in range(NUM_PROTOCOLS)]
+        rate = float(np.mean([decided == rule for decided in rules]))
+        others = {f"rule {other}": float(np.mean([decided == other for decided in rules])) for other in (3, 4, 7, 8, 9)}
+        rows[name] = {"claimed at most": ALPHA, "measured": rate, "+-": _error(rate, NUM_PROTOCOLS), **others}
+    print_table(f"Whole protocol, {NUM_TEST:,} test rows, {NUM_PROTOCOLS} protocols", rows)
+    return {name: row["measured"] for name, row in rows.items()}
 
 
-def _best_of_equals(n: int, seed: int) -> dict[str, float]:
-    """Apply the rule to the test rows of the candidate with the best validation score of equally good candidates.
-
-    A row has a difficulty that all models share, and each model also has independent errors. All models have the same
-    expected accuracy.
-    """
-    generator = np.random.default_rng((seed, n))
-    tables = np.empty((NUM_PROTOCOLS, 4), dtype=np.int64)
-    gains = np.empty(NUM_PROTOCOLS)
-    for protocol in range(NUM_PROTOCOLS):
-        validation = _right(generator, num_rows=NUM_VALIDATION, num_models=NUM_EQUAL + 1)
-        accuracies = validation.mean(0)
-        best = int(accuracies[1:].argmax()) + 1
-        gains[protocol] = accuracies[best] - accuracies[0]
-        test = _right(generator, num_rows=n, num_models=NUM_EQUAL + 1)
-        cells = 2 * (1 - test[:, best].astype(int)) + (test[:, best] == test[:, 0])
-        counts = np.bincount(cells, minlength=4)  # correct: 1 both, 0 candidate only, 2 incumbent only, 3 neither
-        tables[protocol] = counts[[1, 0, 2, 3]]
-    return {
-        "rows": n,
-        "apparent gain on validation": float(gains.mean()),
-        "discordance": float((tables[:, 1] + tables[:, 2]).mean() / n),
-        "fine-tuned": float(np.mean(rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA))),
-    }
-
-
-def _equal_by_macro_f1(n: int, seed: int) -> dict[str, float]:
-    """Return rates over tests with n rows, for two equally good models with correlated errors."""
-    generator = np.random.default_rng((seed, n, len(CLASS_SHARES)))
-    classes = np.array([str(number) for number in range(len(CLASS_SHARES))])
-    comparisons = []
-    for _ in range(NUM_BOOTSTRAPS):
-        truth = generator.choice(len(classes), n, p=CLASS_SHARES)
-        wrong = (truth + generator.integers(1, len(classes), n)) % len(classes)  # the same for both models
-        right = _right(generator, num_rows=n, num_models=2)
-        candidate, incumbent = (
-            _answers(name, classes[truth], outputs=classes[np.where(right[:, column], truth, wrong)])
-            for column, name in enumerate(("candidate", "incumbent"))
-        )
-        comparisons.append(compare(candidate, other=incumbent, metric="macro_f1", alpha=ALPHA))
-    gained = [
-        result.p_value < ALPHA and result.interval[0] > 0 and result.gain >= MINIMUM_GAIN for result in comparisons
-    ]
-    return {
-        "rows": n,
-        "fine-tuned": float(np.mean(gained)),
-        "p < alpha": float(np.mean([result.p_value < ALPHA for result in comparisons])),
-        "coverage": float(np.mean([result.interval[0] <= 0 <= result.interval[1] for result in comparisons])),
-    }
+def power() -> Figures:
+    """The claimed and the measured probability of FINE_TUNE, with a groups gate."""
+    rows: dict[str, Figures] = {}
+    for n, gain, regulated in ((1000, 0.03, False), (1000, 0.05, False), (3000, 0.03, False), (3000, 0.05, True)):
+        protocol = _protocol(n, expected_gain=gain, groups=True, regulated=regulated)
+        generator = np.random.default_rng((n, int(1000 * gain)))
+        claims, measured = [], []
+        for run in range(NUM_RUNS):
+            right = _right(generator, n, gains=(0.0, gain))
+            groups = tuple(str(number % NUM_GROUPS) for number in range(n))
+            models = [_predictions(name, right[:, column], groups=groups) for column, name in enumerate(("old", "new"))]
+            inputs = VerdictInputs(*map(ModelPredictions, models), "simulated")
+            assessment = assess(inputs, protocol=protocol)
+            measured.append(assessment.rule in (4, 7))
+            if run < NUM_CLAIMS:
+                claims.append(power_of(inputs, assessment=assessment, protocol=protocol).fine_tune)
+        rate, claimed = float(np.mean(measured)), float(np.mean(claims))
+        rows[f"{n:,} rows, +{100 * gain:g} points{', regulated' if regulated else ''}"] = {
+            "claimed": claimed,
+            "measured": rate,
+            "difference": abs(claimed - rate),
+            "+-": float(np.hypot(_error(rate, NUM_RUNS), np.std(claims) / np.sqrt(NUM_CLAIMS))),
+        }
+    print_table(f"Power of FINE_TUNE with {NUM_GROUPS} groups", rows)
+    return {"largest_difference_of_power_claimed_and_measured": max(row["difference"] for row in rows.values())}
 
 
-def _right(generator: np.random.Generator, *, num_rows: int, num_models: int) -> NDArray[np.bool_]:
-    """Return which model is correct on which row, bool [rows, models], each with a probability of about 0.75."""
-    shared = generator.standard_normal((num_rows, 1))
-    own = generator.standard_normal((num_rows, num_models))
-    return np.asarray(np.sqrt(0.8) * shared + np.sqrt(0.2) * own > -0.6745)
-
-
-def _coverage(tables: NDArray[np.int64], *, gain: float) -> float:
-    low, high = newcombe_limits(tables, alpha=ALPHA)
-    return float(np.mean((low <= gain) & (gain <= high)))
-
-
-def _decisions_unlike_rule(seed: int) -> int:
-    """Return the number of full decisions, from predictions to outcome, that differ from the rule on the same table."""
-    different = 0
-    for gain in (0.0, 0.03):
-        tables = draw_tables(1000, scenario=Scenario(gain, 0.1, 0.7), num_draws=NUM_DECISIONS // 2, seed=seed)
-        holds = rule_holds(tables, minimum_gain=MINIMUM_GAIN, alpha=ALPHA)
-        different += sum(
-            (_outcome(table) is Outcome.FINE_TUNE) != hold for table, hold in zip(tables, holds, strict=True)
-        )
-    return different
-
-
-def _outcome(table: NDArray[np.int64]) -> Outcome:
-    cell, n = np.repeat(np.arange(4), table), int(table.sum())
-
-    def predictions(model: str, right: NDArray[np.bool_]) -> Predictions:
-        return _answers(model, np.full(n, "yes"), outputs=np.where(right, "yes", "no"))
-
+def _one_protocol(generator: np.random.Generator, truth: Truth) -> int:
+    """Return the rule that decides a simulated run with a champion, the best of 20 candidates, and two baselines."""
+    gains = (0.0, *(truth.candidates,) * NUM_CANDIDATES, 0.0, 0.0)
+    validation, test = (_right(generator, n, gains=gains) for n in (NUM_VALIDATION, NUM_TEST))
+    best = int(validation[:, 1 : NUM_CANDIDATES + 1].mean(axis=0).argmax()) + 1
+    columns = {"champion": 0, "candidate": best, "first": NUM_CANDIDATES + 1, "second": NUM_CANDIDATES + 2}
+    held_out = {name: _predictions(name, validation[:, column]) for name, column in columns.items()}
+    models = {name: ModelPredictions(_predictions(name, test[:, column])) for name, column in columns.items()}
+    hybrid = HybridConfig(by="confidence") if truth.hybrid else None
+    routing = None
+    if hybrid is not None:
+        pair = {"incumbent": held_out["champion"], "candidate": held_out["candidate"]}
+        routing = fit_routing(hybrid, **pair, metric="accuracy")
+    roles = ("first",) if truth.hybrid else ("first", "second")
+    candidate_cost = CHEAP if truth.cheaper else DEAR
+    better = validation[:, best].mean() > validation[:, 0].mean()
     inputs = VerdictInputs(
-        ModelPredictions(predictions("incumbent", cell % 2 == 0)),
-        ModelPredictions(predictions("candidate", cell < 2)),
+        models["champion"],
+        models["candidate"],
         "simulated",
+        contenders={role: models[role] for role in roles},
+        routing=routing,
+        best_part="candidate" if better else "incumbent",
+        cpu={"incumbent": DEAR, "candidate": candidate_cost, **dict.fromkeys(roles, DEAR)},
     )
-    protocol = TestProtocol(
+    return assess(inputs, protocol=_protocol(NUM_TEST, hybrid=hybrid)).rule
+
+
+def _protocol(
+    num_rows: int,
+    *,
+    expected_gain: float = 2 * MINIMUM_GAIN,
+    groups: bool = False,
+    regulated: bool = False,
+    hybrid: HybridConfig | None = None,
+) -> TestProtocol:
+    gates = NO_GATES.model_copy(update={"groups": SubgroupGateConfig()}) if groups else NO_GATES
+    return TestProtocol(
         metric="accuracy",
         minimum_gain=MINIMUM_GAIN,
         non_inferiority_margin=MINIMUM_GAIN,
-        expected_gain=2 * MINIMUM_GAIN,
+        expected_gain=expected_gain,
         alpha=ALPHA,
         test_sha256="simulated",
-        num_test_rows=n,
+        num_test_rows=num_rows,
+        gates=gates,
+        regulated=regulated,
+        hybrid=hybrid,
     )
-    return decide(inputs, protocol=protocol).outcome
 
 
-def _answers(model: str, labels: NDArray[np.str_], *, outputs: NDArray[np.str_]) -> Predictions:
-    ids, right = tuple(map(str, range(len(labels)))), (labels == outputs).astype(np.float64)
+def _right(generator: np.random.Generator, num_rows: int, *, gains: tuple[float, ...]) -> NDArray[np.bool_]:
+    """Return which model is right on which row [rows, models]; a row has a difficulty that all models share."""
+    shared = generator.standard_normal((num_rows, 1))
+    own = generator.standard_normal((num_rows, len(gains)))
+    least = norm.isf(ACCURACY + np.array(gains))
+    return np.asarray(np.sqrt(0.8) * shared + np.sqrt(0.2) * own > least)
+
+
+def _predictions(model: str, right: NDArray[np.bool_], *, groups: tuple[str, ...] | None = None) -> Predictions:
+    n = len(right)
+    unsure = np.random.default_rng(n).uniform(0.5, 1.0, n)  # a confidence that is the same for all models
+    outputs = tuple(np.where(right, "yes", "no").tolist())
+    ids = tuple(map(str, range(n)))
+    by_column: Mapping[str, tuple[str, ...]] = {} if groups is None else {"group": groups}
+    return Predictions(model, ids, ("yes",) * n, outputs, right.astype(np.float64), unsure, unsure, dict(by_column))
+
+
+def _equal_by_macro_f1(n: int) -> Figures:
+    generator = np.random.default_rng((n, len(CLASS_SHARES)))
+    classes = np.array([str(number) for number in range(len(CLASS_SHARES))])
+    results = []
+    for _ in range(NUM_MACRO_F1):
+        truth = generator.choice(len(classes), n, p=CLASS_SHARES)
+        wrong = (truth + generator.integers(1, len(classes), n)) % len(classes)  # the same for both models
+        right = _right(generator, n, gains=(0.0, 0.0))
+        pair = [_answers(classes[truth], classes[np.where(right[:, column], truth, wrong)]) for column in (0, 1)]
+        results.append(compare(pair[0], other=pair[1], metric="macro_f1", alpha=ALPHA))
+    proven = [each.p_value < ALPHA and each.interval[0] > 0 and each.gain >= MINIMUM_GAIN for each in results]
+    return {
+        "proven": float(np.mean(proven)),
+        "coverage": float(np.mean([each.interval[0] <= 0 <= each.interval[1] for each in results])),
+        "+-": _error(0.95, NUM_MACRO_F1),
+    }
+
+
+def _answers(labels: NDArray[np.str_], outputs: NDArray[np.str_]) -> Predictions:
     unsure = np.full(len(labels), 0.5)
-    return Predictions(model, ids, tuple(labels.tolist()), tuple(outputs.tolist()), right, unsure, unsure)
+    ids, right = tuple(map(str, range(len(labels)))), (labels == outputs).astype(np.float64)
+    return Predictions("simulated", ids, tuple(labels.tolist()), tuple(outputs.tolist()), right, unsure, unsure)
 
 
-def _variants(rows: Sequence[dict[str, float]]) -> list[list[dict[str, float]]]:
-    size = len(rows) // NUM_ROUNDS
-    return [list(rows[start::size]) for start in range(size)]
-
-
-def _medians(rows: Sequence[dict[str, float]], name: str) -> list[float]:
-    return [median(row[name] for row in rounds) for rounds in _variants(rows)]
-
-
-def _print_table(title: str, rows: Sequence[dict[str, float]], *, num_tests: int = NUM_DRAWS) -> None:
-    table = Table(title=f"{title} (medians of {NUM_ROUNDS} rounds of {num_tests:,} tests)")
-    for name in rows[0]:
-        table.add_column(name, justify="right")
-    for rounds in _variants(rows):
-        values = [median(row[name] for row in rounds) for name in rows[0]]
-        table.add_row(*(f"{value:,.4g}" if value < 1 else f"{value:,.0f}" for value in values))
-    Console().print(table)
+def _error(rate: float, num: int) -> float:
+    """Return the Monte Carlo standard error of a rate."""
+    return float(np.sqrt(rate * (1 - rate) / num))
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def debiased_difference(first: DebiasedSum, second: DebiasedSum) -> tuple[float,
     """Return the difference of two debiased sums with its interval, by square-and-add with their correlation.
 
     Both must be computed from the same draws of correlated errors. Zou and Donner, Statistics in Medicine 27:1693-1702
-    (2008). A sum cannot be below 0. Where the interval of one sum starts at 0, its error has one sign, and errors cancel
-    less than the correlation says. The correlation is then lowered by `AT_0`, which gives the coverage by simulation.
+    (2008). A sum cannot be below 0. If the interval of one sum starts at 0, its error has one sign. The errors then
+    cancel less than their correlation implies, so it is lowered by `AT_0`, a value found by simulation.
     """
     spreads = first.draws.std() * second.draws.std()
     correlation = float(np.mean((first.draws - first.draws.mean()) * (second.draws - second.draws.mean())) / spreads)
