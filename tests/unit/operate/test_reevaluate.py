@@ -1,0 +1,92 @@
+"""Two re-evaluations of a champion in local folders. An integration test covers Ray, S3 and a served rollback."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.progress import SILENT
+from tailorbird import storage
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.rows import Rows, Splits
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.operate import reevaluate
+from tailorbird.operate.reevaluate import ReevaluationError, reevaluate_champion
+from tailorbird.registry.versions import PinnedVersion
+from tests.unit.operate.test_reevaluation_evidence import champion_since
+from tests.unit.pipeline.contexts import recipe_at, rows_of
+
+OLD, NEW = "s3://m/t/versions/probe-1", "s3://m/t/versions/full-1"
+
+
+def rows(size: int) -> Rows:
+    return rows_of([f"request {number} about a subject" for number in range(size)], ["a"] * size)
+
+
+def predict(uri: str, *, rows: Rows) -> Predictions:
+    """Return predictions: the champion is right on nine of ten rows, the former version on eight."""
+    limit = 9 if uri == NEW else 8
+    right = np.array([int(row_id.partition("|")[0]) % 10 < limit for row_id in rows.row_ids])
+    unsure = np.full(len(rows), 0.5)
+    outputs = tuple(np.where(right, "a", "b").tolist())
+    return Predictions(uri, rows.row_ids, rows.labels, outputs, right.astype(np.float64), unsure, unsure)
+
+
+@pytest.fixture
+def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The recorded accesses; the champion, its predictions and its splits need neither Ray nor S3."""
+    recorded: list[dict[str, Any]] = []
+    pinned = {uri: PinnedVersion(uri=uri, digest="d") for uri in (OLD, NEW)}
+    versions = {uri: SimpleNamespace(uri=uri, version=uri[-7:], digest="d", pinned=pinned[uri]) for uri in pinned}
+    champion, splits = champion_since("2026-03-01T00:00:00+00:00"), Splits(rows(5), rows(0), rows(0))
+    replaced = {
+        "rollback_target": lambda _: (champion, SimpleNamespace(uri=OLD), "etag"),
+        "read_version": versions.__getitem__,
+        "champion_version": lambda _: versions[NEW],
+        "load_inputs": lambda _: SimpleNamespace(splits=splits),
+        "run_remote": lambda *_, **__: predict,
+        "record_test_access": lambda _, **access: recorded.append(access),
+    }
+    for name, value in replaced.items():
+        monkeypatch.setattr(reevaluate, name, value)
+    return recorded
+
+
+def audit(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(reevaluate, "audited_rows", lambda _, *, since: rows(size) if since.month == 3 else rows(0))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    gates = dict.fromkeys(("calibration", "groups", "counterfactual", "robustness"))
+    return recipe_at(tmp_path, evaluation={"gates": gates}, monitoring={"min_labels": 100})
+
+
+def test_a_reevaluation_uses_all_audited_rows_and_records_only_the_new_ones_as_an_access(
+    recipe: Recipe, accesses: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit(monkeypatch, 205)
+    first = reevaluate_champion(recipe, progress=SILENT)
+    assert (first.verdict.n, len(accesses[0]["contents"]), accesses[0]["models"]) == (200, 200, [OLD, NEW])
+    assert first.verdict.gain == pytest.approx(0.1)
+    assert "on the 200 rows that are new, the champion is right on 90.0% (+10.00 points)" in first.new_rows
+    monkeypatch.setattr(reevaluate, "now", lambda: "2099-01-01T00:00:00+00:00")
+    audit(monkeypatch, 305)
+    second = reevaluate_champion(recipe, progress=SILENT)
+    assert (second.verdict.n, len(accesses[1]["contents"])) == (300, 100)
+    assert np.ptp(second.verdict.interval) < np.ptp(first.verdict.interval)
+    assert (second.verdict.holds, second.proposed) == (True, None)
+    stored = storage.read_json(f"{second.uri}/evidence.json")
+    assert (stored["data"]["num_new"], stored["data"]["dropped"]["train"]) == (100, 5)
+    assert stored["expires_at"] == "2100-01-01T00:00:00+00:00"
+
+
+@pytest.mark.usefixtures("accesses")
+def test_a_reevaluation_needs_new_rows(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    audit(monkeypatch, 205)
+    reevaluate_champion(recipe, progress=SILENT)
+    audit(monkeypatch, 304)
+    with pytest.raises(ReevaluationError, match="only 99 audited rows since the champion's promotion are new"):
+        reevaluate_champion(recipe, progress=SILENT)
