@@ -13,7 +13,7 @@ PRETRAINED_ALONE = ("zero_shot", "centroid", "probe", "few_shot")
 def outlook_sentence(evidence: Evidence) -> str | None:
     """Return which model serves and why, its gain over the pretrained model alone, and what would change the outcome.
 
-    The gain is measured on validation, where all baselines have scores. Return None if the candidate or hybrid serves.
+    Return None if the candidate or the hybrid serves.
     """
     verdict = evidence.verdict
     if verdict.winner in ("candidate", "hybrid"):
@@ -33,14 +33,21 @@ def outlook_sentence(evidence: Evidence) -> str | None:
 
 
 def _over_pretrained(served: ModelScore, scores: tuple[ModelScore, ...], *, metric: str) -> str:
-    """Return the gain of the served model on validation over the best model that is the pretrained model alone."""
+    """Return the gain of the served model over the best model that is the pretrained model alone.
+
+    It is the gain on the test rows if both models predicted them, and on validation otherwise.
+    """
     alone = [score for score in scores if score.kind in PRETRAINED_ALONE and score.servable]
     best = max(alone, key=lambda score: score.validation, default=None)
     if best is None or served.kind in PRETRAINED_ALONE:
         return ""
-    gain = 100 * (served.validation - best.validation)
-    pair = f"{_score(served.validation, metric)} against {_score(best.validation, metric)}"
-    return f"; on validation it is {gain:+.1f} points from the pretrained model alone ({pair}, {best.kind})"
+    rows, ours, theirs = "validation", served.validation, best.validation
+    if served.test is not None and best.test is not None:
+        rows, ours, theirs = "the test rows", served.test, best.test
+    pair = f"{_score(ours, metric)} against {_score(theirs, metric)}"
+    return (
+        f"; on {rows}, the pretrained model alone is {100 * (theirs - ours):+.1f} points from it ({pair}, {best.kind})"
+    )
 
 
 def _score(value: float, metric: str) -> str:

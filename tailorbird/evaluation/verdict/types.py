@@ -111,13 +111,18 @@ class Verdict(VerdictPart):
         return f"access {self.access_number} to these rows{level}"
 
     def numbers(self) -> str:
-        """Return one line: outcome, gain in points, interval, p, n, rule."""
-        low, high = self.interval
+        """Return one line: outcome, gain in points, interval, p, n, rule.
+
+        The gain is that of the hybrid or the further contender if one is selected, and of the candidate otherwise.
+        """
+        selected = self.hybrid if self.outcome is Outcome.HYBRID else self.contender
+        shown = selected or self
+        low, high = shown.interval
         interval = f"{100 * (1 - self.alpha):.4g}% interval {points(low)} to {points(high)}"
         later = "" if self.access_number == 1 else f"; {self.access()}"
         family = f" after Holm's correction for {self.family_size} contenders" if self.family_size > 1 else ""
-        measured = f"{interval}, {p_text(self.p_holm)}{family}, n = {self.n:,}"
-        return f"{self.outcome}: {points(self.gain)} points ({measured}), by rule {self.rule}{later}"
+        measured = f"{interval}, {p_text(shown.p_holm)}{family}, n = {self.n:,}"
+        return f"{self.outcome}: {points(shown.gain)} points ({measured}), by rule {self.rule}{later}"
 
 
 def _headline(verdict: Verdict) -> str:
