@@ -27,6 +27,7 @@ from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.models.loading import LoadedChat, LoadedNearest, load_model
 from tailorbird.pipeline.run import run_pipeline
 from tailorbird.registry.versions import read_version
+from tailorbird.release.manifests import render_manifest
 from tailorbird.release.promotion import promote_version, roll_back
 from tests import small_chat
 from tests.integration.small import SmallRun, write_table
@@ -143,6 +144,10 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("yes", "stop")
         listing = CliRunner().invoke(app.app, ["models", str(tmp_path / "recipe.yaml")]).output
         assert "champion: 60 of 60 test rows have the same answer over HTTP as in the evaluation\n" in listing
+        answer = client.chat.completions.create(model="pretrained", messages=[{"role": "user", "content": "abc"}])
+        assert (answer.model_extra or {})["version"].startswith("nearest-")
+        manifest = render_manifest(chat_run.recipe, to="serve").text
+        assert {champion.uri, chat_run.result.evidence.versions["incumbent"].uri} <= set(manifest.split())
         restored = roll_back(chat_run.recipe.task_uri, reason="test")  # to the incumbent, without a language model
         answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])
         assert (answer.model_extra or {})["version"] == restored.version
