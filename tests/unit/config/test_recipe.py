@@ -293,3 +293,9 @@ def test_overrides_set_and_remove_the_challenger(tmp_path: Path) -> None:
     assert load_recipe(path, overrides=("serving.challenger.canary=0.5",)).serving.challenger == on.model_copy(
         update={"canary": 0.5}
     )
+
+
+@pytest.mark.parametrize("field", [{"retrieved_examples": []}, {"retrieved_examples": [1, 0]}, {"retrieved_tokens": 0}])
+def test_retrieval_needs_at_least_one_example_and_one_token(field: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=f"evaluation.{next(iter(field))}"):
+        Recipe.model_validate(chat(**field))
