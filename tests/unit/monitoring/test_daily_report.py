@@ -14,6 +14,7 @@ from cluster.progress import NoteEvent
 from serving.request_log.schema import ANSWERS, FEEDBACK
 from serving.request_log.writer import arrow_schema
 from tailorbird.config.recipe import Recipe
+from tailorbird.config.serving import ChallengerConfig
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import daily_report, log_windows, report_window
 from tailorbird.monitoring.daily_report import make_reports, report_days
@@ -21,8 +22,10 @@ from tailorbird.monitoring.drift import TrafficSample
 from tailorbird.monitoring.drift_reference import DriftReference
 from tailorbird.monitoring.label_audit import export_answers, import_labels
 from tailorbird.monitoring.log_reader import read_traffic
+from tailorbird.monitoring.recommendation import challenger_decision
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
+from tailorbird.monitoring.sequential_test import Decision
 from tailorbird.registry.versions import ModelVersion
 from tests.progress import ProgressRecorder
 
@@ -191,6 +194,32 @@ def test_a_new_challenger_changes_only_its_comparison(task: Task) -> None:
         ("shadow", -1, False)
     ] * 9
     assert (after.drift, after.feedback, len(task.embedded)) == (before.drift, before.feedback, 1)
+
+
+def test_a_canary_is_compared_with_control_units_over_all_days(task: Task) -> None:
+    for day in days_from(FIRST, 2):
+        control = [answer(day, number, subject=f"control-{number}", label="b") for number in range(30)]
+        arm = {"arm": "canary", "digest": "challenger-digest"}
+        canary = [answer(day, 100 + number, subject=f"canary-{number}", **arm) for number in range(30)]
+        write(task.log, "answers", day, [*control, *canary])
+    serving = task.recipe.serving.model_copy(update={"challenger": ChallengerConfig(version="v2", canary=0.5)})
+    recipe = task.recipe.model_copy(update={"serving": serving})
+    to, days = (task.folder / "audit.parquet").as_uri(), days_from(FIRST, 2)
+    arguments: dict[str, Any] = {"digest": DIGEST, "challenger": "challenger-digest", "days": days, "to": to}
+    assert export_answers(recipe, num_rows=500, **arguments) == 120
+    table = pq.read_table(task.folder / "audit.parquet")
+    labels = pa.array(["a"] * len(table))
+    pq.write_table(table.set_column(table.column_names.index("label"), "label", labels), task.folder / "audit.parquet")
+    import_labels(recipe, to, classes=("a", "b"))
+    challenger = ModelVersion.model_construct(version="v2", digest="challenger-digest")
+    served = ServedVersions(CHAMPION, None, challenger, FIRST)
+    reports = make_reports(recipe, served, today=FIRST + timedelta(days=2), progress=task.recorder)
+    decision = challenger_decision(reports, digest="challenger-digest", alpha=0.05, gain=0.02)
+    assert decision.decision is Decision.PROMOTE
+    assert decision.overall.values.tolist() == [1.0] * 30  # each subject once, with its answers of both days
+    assert (decision.overall.num_subjects, decision.overall.num_answers) == (30, 60)
+    assert "canary-1" not in b"".join(task.files().values()).decode()
+    assert reports[0].model_dump(mode="json", exclude={"challenger": {"outcomes"}})["challenger"]["groups"]
 
 
 def test_an_audit_and_late_answers_change_the_reports(task: Task) -> None:
