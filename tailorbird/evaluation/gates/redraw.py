@@ -64,6 +64,6 @@ def all_of(states: States) -> States:
 
 
 def _states(*, failed: NDArray[np.bool_], passed: NDArray[np.bool_]) -> States:
-    states = np.where(passed, State.PASSES, State.NOT_ASSESSABLE).astype(object)
-    states[failed] = State.FAILS
+    states = np.full(passed.shape, State.NOT_ASSESSABLE, dtype=object)  # np.where would give plain strings
+    states[passed], states[failed] = State.PASSES, State.FAILS
     return states
