@@ -32,7 +32,7 @@ ALPHA, MINIMUM_GAIN, ACCURACY = 0.05, 0.01, 0.75
 SIZES, NUM_DRAWS = (100, 300, 1000, 3000), 40_000
 TRUTHS = ((0.05, 0.9), (0.10, 0.75), (0.20, 0.66))  # discordance, incumbent's accuracy
 NUM_CANDIDATES, NUM_VALIDATION, NUM_TEST, NUM_PROTOCOLS = 20, 1500, 1000, 400
-NUM_RUNS, NUM_CLAIMS, NUM_GROUPS = 150, 30, 3
+NUM_RUNS, NUM_CLAIMS, NUM_GROUPS = 200, 30, 3
 CLASS_SHARES, NUM_MACRO_F1 = (0.45, 0.25, 0.15, 0.10, 0.05), 200
 CHEAP, DEAR = (1.0, 1.01, 0.99, 1.0, 1.0), (2.0, 2.02, 1.98, 2.0, 2.0)  # CPU-seconds in five rounds
 BOUNDS = {
@@ -43,7 +43,7 @@ BOUNDS = {
     "rule_4_of_the_best_of_20_equal_candidates": "<= 0.05",
     "rule_3_of_a_hybrid_worse_by_the_margin": "<= 0.05",
     "rule_7_of_a_candidate_worse_by_the_margin": "<= 0.05",
-    "largest_difference_of_power_claimed_and_measured": "<= 0.15",
+    "largest_difference_of_power_claimed_and_measured": "<= 0.1",
 }
 
 
@@ -112,7 +112,7 @@ def whole_protocol() -> Figures:
 def power() -> Figures:
     """The claimed and the measured probability of FINE_TUNE, with a groups gate."""
     rows: dict[str, Figures] = {}
-    for n, gain, regulated in ((1000, 0.03, False), (1000, 0.05, False), (3000, 0.03, False), (3000, 0.05, True)):
+    for n, gain, regulated in ((1000, 0.03, False), (3000, 0.03, False), (600, 0.05, True), (1000, 0.05, True)):
         protocol = _protocol(n, expected_gain=gain, groups=True, regulated=regulated)
         generator = np.random.default_rng((n, int(1000 * gain)))
         claims, measured = [], []
