@@ -11,7 +11,7 @@ class CalibrationGateConfig(ConfigSection):
     max_ece: float = Field(default=0.05, gt=0, lt=1)
     """Maximum expected calibration error (ECE) of the candidate after temperature scaling."""
     max_increase: float = Field(default=0.02, ge=0, lt=1)
-    """Maximum amount by which the candidate's ECE exceeds the incumbent's."""
+    """Maximum amount by which the candidate's ECE may exceed the incumbent's."""
 
 
 class SubgroupGateConfig(ConfigSection):
@@ -31,8 +31,8 @@ class CounterfactualGateConfig(ConfigSection):
 
 class RobustnessGateConfig(ConfigSection):
     max_extra_drop: float = Field(default=0.02, ge=0, lt=1)
-    """Maximum amount by which typing errors, changes of case and white space lower the candidate's metric more than
-    the incumbent's."""
+    """Maximum amount by which the candidate's metric may fall more than the incumbent's under typing errors and changes
+    of case and white space."""
 
 
 class GatesConfig(ConfigSection):
@@ -85,7 +85,7 @@ class EvaluationConfig(ConfigSection):
     """Gain for which the report states the power of the test and the number of rows needed. By default, twice
     `minimum_gain`."""
     non_inferiority_margin: float | None = Field(default=None, ge=0, lt=1)
-    """Largest loss, as a share, at which a model is *not inferior*: a hybrid, or a model that costs less to serve, may
+    """Largest loss, as a share, at which a model is *not inferior*. A hybrid, or a model that costs less to serve, may
     replace another model if the interval of its gain is above minus this margin. By default, `minimum_gain`."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Two-sided significance level of the test; confidence intervals have the level `1 - alpha`. Lower it to accept
@@ -113,7 +113,7 @@ class EvaluationConfig(ConfigSection):
     the conversation by n-grams; the best number on validation is used."""
     retrieved_tokens: int = Field(default=2048, ge=1)
     """(chat only) Maximum number of tokens of a prompt with retrieved examples. Examples that do not fit are omitted.
-    The model's context without `data.max_new_tokens` is the limit if it is smaller."""
+    The limit is never more than the model's context minus `data.max_new_tokens`."""
     valid_days: int = Field(default=365, ge=1)
     """Number of days, counted from the evaluation on the test rows, after which a verdict expires and can no longer
     promote a model."""

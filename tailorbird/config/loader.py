@@ -23,7 +23,7 @@ def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def parse_recipe(text: bytes, *, path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Return the recipe in `text`, as `load_recipe`; `path` appears in error messages only."""
+    """Parse a recipe like `load_recipe`. `path` appears only in error messages."""
     try:
         content = yaml.safe_load(text.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -33,7 +33,7 @@ class ServingConfig(ConfigSection):
     max_replicas: int = Field(default=1, ge=1)
     """Maximum number of replicas."""
     target_ongoing_requests: float = Field(default=32.0, gt=0)
-    """Number of ongoing requests per replica that the autoscaler aims at. Lower it for shorter response times, raise it
+    """Number of ongoing requests per replica that the autoscaler targets. Lower it for shorter response times, raise it
     to use fewer replicas."""
     look_back_period_s: float = Field(default=2.0, gt=0)
     """Number of seconds over which the autoscaler averages the ongoing requests."""
@@ -60,8 +60,8 @@ class ServingConfig(ConfigSection):
     max_queued_requests: int = Field(default=1024, ge=1)
     """Maximum number of requests that wait for a replica. Further requests are answered with 429 and `Retry-After`."""
     max_new_tokens: int | None = Field(default=None, ge=1)
-    """(chat only) Maximum number of tokens to generate that a request can set. By default, the limit with which the
-    model was evaluated."""
+    """(chat only) Maximum number of generated tokens that a request can set. By default, the limit of the model's
+    evaluation."""
     api_keys: str | None = None
     """Location of the hashes of the API keys, which `tailorbird key` creates: URI of a file that every replica can
     read, or `env://NAME` for a variable in the environment of Ray. Without keys, the service starts only if Serve
@@ -89,8 +89,8 @@ class ServingConfig(ConfigSection):
     """`s3://` prefixes that `POST /v1/batches` can read and write. The cluster needs access to them and to
     `<registry>/<name>/batches/`. By default, batches are disabled."""
     max_batch_workers: int | None = Field(default=None, ge=1)
-    """Maximum number of workers of a batch, each with `cpus_per_replica` cores. By default, as many as fit the
-    cluster."""
+    """Maximum number of workers of a batch, each with `cpus_per_replica` cores. By default, as many as the
+    cluster has room for."""
     challenger: ChallengerConfig | None = None
     """Another version that is compared with the champion on live requests. Each replica holds both models in memory.
     `tailorbird serve` starts, changes and ends the comparison without downtime."""

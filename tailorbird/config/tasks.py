@@ -13,7 +13,7 @@ class TaskRules:
     metrics: tuple[str, ...]  # allowed values of `evaluation.metric`
     input_fields: tuple[str, ...]
     """Fields of section `data` that can name the input column; the first that is set is used."""
-    fixed: dict[str, str | bool | None]  # fields of other tasks, by path, with the only value allowed here
+    fixed: dict[str, str | bool | None]  # fields of the other task, by path, with their only allowed value
     hub_task: str  # `pipeline_tag` in the model card
     model: str  # description of the model in the model card
     architecture: str  # architecture in the model card; empty if it is the base model's

@@ -50,8 +50,8 @@ class TrainingConfig(ConfigSection):
     """DeepSpeed ZeRO stage. The workers share the optimizer states from stage 1, the gradients from stage 2 and the
     parameters from stage 3. Raise it if workers run out of memory; higher stages communicate more."""
     num_workers: NumWorkers = 2
-    """Number of Ray Train workers, one process each. `{min, max}` starts as many as the cluster has room for. When
-    nodes join or leave, training then resumes from the last checkpoint with another number of workers."""
+    """Number of Ray Train workers, one process each. With `{min, max}`, training starts with as many as the cluster has
+    room for. When nodes join or leave, it resumes from the last checkpoint with another number of workers."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per worker."""
     gpus_per_worker: Literal[0, 1] = 0
@@ -60,9 +60,9 @@ class TrainingConfig(ConfigSection):
     """Number of times that the selected configuration is trained, each with its own seed. The trial of the sweep counts
     as the first. More seeds give a better estimate of the variance of training."""
     with_retrieved: bool = False
-    """(chat only) Train and ask the model with retrieved examples in the prompt, as the baseline `retrieved` does, with
-    the number of examples that is best for that baseline on validation. The examples of a training row are the nearest
-    other training rows: never a copy of it, nor a row with the same value of `data.split_by`."""
+    """(chat only) Put retrieved examples into the prompt in training, evaluation and serving, as the baseline
+    `retrieved` does. The number of examples is the best one for that baseline on validation. The examples of a training
+    row are its nearest other training rows, without copies of it or rows with the same value of `data.split_by`."""
     average_seeds: bool = True
     """With `method: full` and several seeds, also consider the model with the mean of their weights as the candidate.
     It costs as much to serve as a single model."""

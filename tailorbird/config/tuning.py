@@ -35,8 +35,8 @@ class TuningConfig(ConfigSection):
     num_trials: int = Field(default=8, ge=1)
     """Number of trials, each with one configuration. With an empty `space`, 1 is enough."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
-    """Maximum number of trials that run at the same time. By default, as many as fit the cluster when the sweep starts.
-    Set it if an autoscaler adds nodes; a trial waits up to half an hour for them."""
+    """Maximum number of trials that run at the same time. By default, as many as the cluster has room for when the
+    sweep starts. Set it if an autoscaler adds nodes; a trial waits up to half an hour for them."""
     search: Literal["optuna", "random"] = "optuna"
     """Search algorithm: `optuna` (tree-structured Parzen estimator) or `random`."""
     space: dict[str, Distribution] = Field(default_factory=dict)
@@ -55,7 +55,7 @@ class TuningConfig(ConfigSection):
     rows. This takes about as long as training the configuration once more."""
 
     def trials_at_once(self, *, room: int) -> int:
-        """Return the number of trials that run at the same time if `room` fit the cluster."""
+        """Return the number of trials that run at the same time if the cluster has room for `room` trials."""
         return min(self.num_trials, self.max_concurrent_trials or room)
 
     @field_validator("space")

@@ -15,7 +15,7 @@ class ParityResult(Frozen):
     rows: int
     matching: int  # rows with the evaluated answer
     ties: int = 0
-    """Matching rows with another class of almost equal probability, which depends on the composition of the batch."""
+    """Matching rows with another class of almost equal probability. The composition of the batch affects rounding."""
     largest_difference: float | None = None  # largest difference of a probability over the rows; None for chat models
     mean_difference: float | None = None
     at: str  # ISO 8601
@@ -40,7 +40,7 @@ class ChangeReason(Frozen):
     change: Literal["promotion", "engine", "rollback"]  # `engine`: the same weights with another engine
     text: str
     override: str | None = None
-    """Reason for the promotion if the version was rolled back before."""
+    """Reason given with `--override`, if the version was rolled back before."""
     runtime: str | None = None  # engine and dtype of an exported version
 
     def sentence(self) -> str:
@@ -57,7 +57,7 @@ class FormerChampion(Frozen):
     run: str  # URI of the run whose verdict selected it; empty if there is none
     verdict: ChosenBy | None = None
     accepted_loss: float = 0.0
-    """Sum of the measured losses that were accepted for lower cost since the last champion that was proven better."""
+    """Sum of the losses that were accepted for lower cost since the last champion that was proven better."""
     pretrained: PinnedVersion | None = None  # served as `model: pretrained`: a baseline, which may be this version
     parity: ParityResult | None = None  # None if nothing was served at its promotion; `serve` then checks parity
 
@@ -73,7 +73,7 @@ class Champion(StoredModel, FormerChampion):
 
     @property
     def needs_parity(self) -> bool:
-        """True if the parity gate must pass before serving; a rollback restores a version that was served before."""
+        """True if the parity gate must pass before serving. A rollback restores a version that was served before."""
         return self.parity is None and self.reason.change != "rollback"
 
     @property

@@ -1,10 +1,11 @@
-"""The test-set ledger of a registry: the record of every access to test rows, which are counted by their content.
+"""The test-set ledger of a registry: the record of every access to test rows.
 
-An access is the n-th access to its rows if n is the smallest number such that at most `IGNORED_SHARE` of the rows are
-in n or more earlier accesses. The verdict tests a further access at a lower level (`verdict.protocol.spent_alpha`).
+Rows are counted by their content. An access is the n-th access to its rows if n is the smallest number such that at
+most `IGNORED_SHARE` of the rows are in n or more earlier accesses. Each further access is tested at a lower level
+(`verdict.protocol.spent_alpha`).
 
-Rows are stored as keyed, truncated hashes. The key is in the ledger, so a reader of the registry can test a guess of a
-row, but hashes of two registries cannot be compared.
+Rows are stored as keyed, truncated hashes. The ledger contains the key, so a reader of the registry can check whether a
+guessed row is in it. Hashes of different registries cannot be compared.
 """
 
 import hashlib
@@ -24,18 +25,18 @@ from tailorbird.storage.s3 import StorageError
 from tailorbird.storage.stored_model import StoredModel
 
 IGNORED_SHARE = 0.05
-"""Share of rows that does not make a set known: a few short texts recur in unrelated sets."""
-HASH_BYTES = 8  # two of 10 million different rows have the same hash with a probability of 3e-6
+"""Share of the rows that may be in earlier accesses without being counted: short texts recur in unrelated sets."""
+HASH_BYTES = 8  # among 10 million rows, two have the same hash with a probability of 3e-6
 Hashes = NDArray[np.uint64]
 
 
 class TestSetAccess(Frozen):
     """An entry of the ledger."""
 
-    __test__: ClassVar[bool] = False  # tells pytest that this class is not a test case
-    number: int  # number of this access to these rows, from 1
-    num_rows: int  # rows with different content
-    num_seen: int  # of these, rows that are in an earlier access
+    __test__: ClassVar[bool] = False  # pytest must not collect this class
+    number: int  # 1 for the first access to these rows
+    num_rows: int  # distinct rows
+    num_seen: int  # distinct rows that are in an earlier access
     rows: str  # sha256 of the file with the rows' hashes
     models: tuple[str, ...]  # URIs of the compared models, the incumbent first
     protocol: str  # digest of the test protocol
@@ -46,7 +47,7 @@ class TestSetAccess(Frozen):
 class Ledger(StoredModel):
     """The accesses of all tasks of a registry, in order."""
 
-    key: str  # key of the rows' hashes, hexadecimal
+    key: str  # key of the rows' hashes, in hex
     entries: tuple[TestSetAccess, ...] = ()
 
 
@@ -56,10 +57,10 @@ def record_test_access(
     """Add an access to the ledger of the task's registry and return its entry.
 
     Return the existing entry if the same models were compared on the same rows with this protocol before. `contents`
-    are normalised text and label of each row. `protocol` is the digest of the test protocol, so a test with another
-    minimum gain or without a gate is a further access. Call this function before the first prediction, because a run
-    may fail after its results are visible. Raises StorageError if the ledger cannot be read or written, ValueError
-    without models or rows.
+    yields the normalised text and the label of each row. `protocol` is the digest of the test protocol, so a test with
+    another minimum gain or without a gate is a further access. Call this function before the first prediction, because
+    a run may fail after its results are visible. Raises StorageError if the ledger cannot be read or written, and
+    ValueError if there are no models or rows.
     """
     if not models:
         raise ValueError("there are no models; give the URIs of the compared models")
@@ -67,9 +68,9 @@ def record_test_access(
     ledger = _parse(uri, update_json(uri, lambda stored: _new_ledger() if stored is None else None))
     hashes = hash_rows(contents, key=ledger.key)
     rows = hashlib.sha256(hashes.tobytes()).hexdigest()
-    # The rows are stored before the entry, so that every entry has its rows.
+    # Store the rows before the entry, so that every entry has its rows.
     write_bytes(TaskPaths(task_uri).test_set_rows(rows), hashes.tobytes())
-    read_rows = cache(lambda digest: _read_rows(task_uri, digest))  # an update reads the same rows at each attempt
+    read_rows = cache(lambda digest: _read_rows(task_uri, digest))  # each attempt of an update reads the same rows
 
     def find(entries: Sequence[TestSetAccess]) -> TestSetAccess | None:
         key = (tuple(models), protocol, rows)
@@ -98,7 +99,7 @@ def record_test_access(
 
 
 def next_access(task_uri: str, *, contents: Iterable[tuple[str, str]]) -> tuple[int, int]:
-    """Return the number that a new access to these rows would have, and how many of them are in an earlier access."""
+    """Return the number that a new access to these rows would have, and the number of rows in an earlier access."""
     uri = TaskPaths(task_uri).test_set_ledger
     if not exists(uri):
         return 1, 0
@@ -114,7 +115,7 @@ def read_test_accesses(task_uri: str) -> tuple[TestSetAccess, ...]:
 
 
 def recount_access(task_uri: str, *, access: TestSetAccess) -> TestSetAccess | None:
-    """Return the entry of these models, protocol and rows with its counts recomputed; None if there is no entry.
+    """Return the ledger's entry for `access` with recomputed counts; None if there is no entry.
 
     Raises StorageError if the ledger or the rows of an entry are missing or damaged.
     """
@@ -129,7 +130,7 @@ def recount_access(task_uri: str, *, access: TestSetAccess) -> TestSetAccess | N
 
 
 def hash_rows(contents: Iterable[tuple[str, str]], *, key: str) -> Hashes:
-    """Return the sorted hashes of the different rows (text and label); raise ValueError if there are none."""
+    """Return the sorted hashes of the distinct rows (text and label); raise ValueError if there are none."""
     secret, digests = bytes.fromhex(key), []
     for text, label in contents:
         encoded = text.encode("utf-8", "surrogatepass")
@@ -141,7 +142,7 @@ def hash_rows(contents: Iterable[tuple[str, str]], *, key: str) -> Hashes:
 
 
 def count_access(hashes: Hashes, *, earlier: Iterable[Hashes]) -> tuple[int, int]:
-    """Return the number of an access to these rows, from 1, and how many of them are in an earlier access."""
+    """Return the number of an access to these rows, from 1, and the number of rows in an earlier access."""
     times = np.zeros(len(hashes), np.int64)
     for other in earlier:
         times += np.isin(hashes, other, assume_unique=True)
@@ -150,7 +151,7 @@ def count_access(hashes: Hashes, *, earlier: Iterable[Hashes]) -> tuple[int, int
 
 
 def _key(entry: TestSetAccess) -> tuple[tuple[str, ...], str, str]:
-    """Return what identifies an entry: models, protocol and rows."""
+    """Return the identity of an entry: models, protocol and rows."""
     return entry.models, entry.protocol, entry.rows
 
 
@@ -163,7 +164,7 @@ def _read_rows(task_uri: str, digest: str) -> Hashes:
     uri = TaskPaths(task_uri).test_set_rows(digest)
     content = read_bytes(uri)
     if hashlib.sha256(content).hexdigest() != digest:
-        raise StorageError(f"{uri} was changed: its sha256 is not its name; restore the file from a copy")
+        raise StorageError(f"{uri} was changed: its sha256 differs from its name; restore the file from a copy")
     return np.frombuffer(content, dtype="<u8")
 
 

@@ -20,16 +20,16 @@ Kind = Literal[
     "lora_bag", "full", "full_bag", "hybrid",
 ]  # fmt: skip
 BASELINE_KINDS = ("zero_shot", "few_shot", "retrieved", "nearest", "centroid", "bag_of_words", "probe", "probe_bag")
-"""Kinds that need no fine-tuning: their base model is unchanged, and `bag_of_words` and `nearest` do not use it."""
+"""Kinds that need no fine-tuning. Their base model is unchanged; `bag_of_words` and `nearest` do not use it."""
 MIXED_KINDS: Mapping[str, Kind] = {"lora": "lora_bag", "full": "full_bag"}
-"""Kinds of a fine-tuned classifier mixed with a bag of words, by the kind of the classifier alone."""
+"""Kinds of a fine-tuned classifier mixed with a bag of words, by the kind of the unmixed classifier."""
 ADAPTER_KINDS = ("lora", MIXED_KINDS["lora"])  # kinds with a LoRA adapter
 BAG_KINDS = ("bag_of_words", "probe_bag", *MIXED_KINDS.values())  # kinds with a bag of words
 INDEX_KINDS = ("retrieved", "nearest")  # kinds that require an index of training rows
 INDEX_FILES = ("retrieval.safetensors", "retrieval_rows.parquet")
 BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
-"""Runtime of a classifier's encoder; the engines other than torch run files that `models.export` wrote, on CPU."""
+"""Engine of a classifier's encoder. Engines other than torch run on CPU, from files that `models.export` writes."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
 CLASSIFIER_WEIGHTS = dict.fromkeys(ADAPTER_KINDS, "adapter/adapter_model.safetensors")
 CLASSIFIER_WEIGHTS |= dict.fromkeys(("full", MIXED_KINDS["full"]), "encoder.safetensors")
@@ -62,10 +62,10 @@ class Hybrid(Frozen):
 
 
 class Retrieval(Frozen):
-    """How a chat version uses the index of training rows in its folder, in evaluation and serving."""
+    """The use of a chat version's index of training rows, in evaluation and serving."""
 
     num_examples: int = Field(ge=1)
-    """Number of nearest training rows before each conversation, as examples. The kind `nearest` reads a single row."""
+    """Number of nearest training rows that are examples before each conversation. The kind `nearest` uses one row."""
     max_prompt_tokens: int = Field(ge=1)
     """Maximum tokens of a prompt with examples. Examples that do not fit are omitted, the least similar first."""
     index_sha256: str
@@ -140,7 +140,7 @@ class VersionConfig(StoredModel):
 
 
 class ModelVersion(VersionConfig):
-    """A registered model version; `digest` is the sha256 of its manifest, which has the sha256 of every file."""
+    """A registered model version. `digest` is the sha256 of its manifest, which has the sha256 of every file."""
 
     name: str
     version: str
@@ -153,7 +153,7 @@ class ModelVersion(VersionConfig):
 
 
 def now() -> str:
-    """Return the current time in UTC as ISO 8601, in seconds."""
+    """Return the current time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -190,7 +190,7 @@ def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: 
 def register(task_uri: str, folder: Path) -> ModelVersion:
     """Upload the folder of a version and return the version.
 
-    The manifest is written last, so its presence means that the version is complete. Equal files give an equal version.
+    The manifest is written last, so its presence means that the version is complete. Equal files give the same version.
     Files that are missing or changed on S3 are uploaded again. `task_uri` is `<registry>/<name>`. Raises RegistryError
     if config or weights are missing. A hybrid needs no weights, but its parts must be registered with the same digests.
     """
@@ -234,7 +234,7 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
 
 
 def kind_of(uri: str) -> str:
-    """Return the kind of the version at a URI, from its name and so without a request."""
+    """Return the kind of the version at a URI, from its name, without a request to S3."""
     return parse_version_uri(uri)[1].rpartition("-")[0].replace("-", "_")
 
 
@@ -293,7 +293,7 @@ def _changed_file(folder: Path) -> str | None:
 
 
 def weights_digest(version: ModelVersion) -> str:
-    """Return the digest of the evaluated version; for an export, that of the version it was exported from."""
+    """Return the digest of the evaluated version. For an export, this is the original version."""
     return version.exported_from.digest if version.exported_from else version.digest
 
 
@@ -309,7 +309,7 @@ def version_uris(task_uri: str) -> list[str]:
 
 
 def shares_base(config: VersionConfig) -> bool:
-    """Return True for a torch classifier with an unchanged base model: a head, or an adapter with a head."""
+    """Return True for a torch classifier with an unchanged base model, which has a head and possibly an adapter."""
     has_base = config.kind in (*BASELINE_KINDS, *ADAPTER_KINDS) and config.kind != "bag_of_words"
     return config.task == "classification" and config.engine == "torch" and has_base
 
@@ -317,8 +317,8 @@ def shares_base(config: VersionConfig) -> bool:
 def versions_on_same_base(version: ModelVersion, *, task_uri: str, limit: int) -> list[ModelVersion]:
     """Return the newest `limit` other versions that can share the version's base model in memory.
 
-    These are heads and adapters with the same base model, dtype and code. There are none for a bag of words, whose
-    replicas hold no base model.
+    These are heads and adapters with the same base model, dtype and code. For a bag of words, there are none, because
+    its replicas hold no base model.
     """
     if not limit or version.kind == "bag_of_words":
         return []
@@ -326,7 +326,7 @@ def versions_on_same_base(version: ModelVersion, *, task_uri: str, limit: int) -
     for uri in version_uris(task_uri):
         try:
             other = read_version(uri)
-        except ValueError:  # a damaged version, or one of newer code, must not prevent serving the champion
+        except ValueError:  # a version that is damaged or has a newer format must not prevent serving
             continue
         same_base = (other.base_model, other.dtype, other.code) == (version.base_model, version.dtype, version.code)
         if other.digest != version.digest and shares_base(other) and same_base:

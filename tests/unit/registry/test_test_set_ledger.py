@@ -60,8 +60,8 @@ def numbers(*sets: range) -> list[int]:
     ("sets", "expected"),
     [
         ([range(1000)] * 3, [1, 2, 3]),
-        ([range(1000), range(999)], [1, 2]),  # one row less
-        ([range(500), range(1000), range(1500), range(2000)], [1, 2, 3, 4]),  # 500 rows more each time
+        ([range(1000), range(999)], [1, 2]),  # one row fewer
+        ([range(500), range(1000), range(1500), range(2000)], [1, 2, 3, 4]),  # 500 further rows each time
         ([range(1000), range(1000, 2000), range(2000)], [1, 1, 2]),  # each row was seen once
         ([range(1000), range(950, 1950)], [1, 1]),  # 5 % were seen
         ([range(1000), range(949, 1949)], [1, 2]),
@@ -74,7 +74,7 @@ def test_an_access_has_the_smallest_number_that_at_most_5_percent_of_its_rows_ex
     assert numbers(*sets) == expected
 
 
-def test_a_sliding_test_set_has_as_many_accesses_as_its_most_used_rows() -> None:
+def test_the_number_of_a_sliding_test_set_is_that_of_its_most_used_rows() -> None:
     sets = [range(start, start + 100) for start in range(0, 1000, 10)]
     assert numbers(*sets)[:4] == [1, 2, 3, 4]
     assert max(numbers(*sets)) == 10
@@ -93,7 +93,7 @@ def test_text_and_label_are_not_mixed_up() -> None:
     assert len(hash_rows(pairs, key=KEY)) == 3
 
 
-def test_the_same_test_keeps_its_entry_and_a_change_of_anything_is_a_further_access(
+def test_a_repeated_test_keeps_its_entry_and_any_change_is_a_further_access(
     stored: dict[str, bytes],
 ) -> None:
     first = access()
@@ -120,7 +120,7 @@ def test_an_access_is_recounted_from_the_ledger(stored: dict[str, bytes]) -> Non
     unknown = entries[0].model_copy(update={"models": ("c",)})
     assert recount_access("s3://models/task", access=unknown) is None
     stored[f"s3://models/_ledger/rows/{entries[0].rows}"] = b"\0" * 800
-    with pytest.raises(s3.StorageError, match="its sha256 is not its name"):
+    with pytest.raises(s3.StorageError, match="its sha256 differs from its name"):
         recount_access("s3://models/task", access=entries[2])
 
 
@@ -151,7 +151,7 @@ def test_an_access_without_models_or_rows_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("stored")
-def test_an_access_fails_if_other_writers_always_change_the_ledger_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_access_fails_if_other_writers_change_the_ledger_at_every_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     access()
 
     def refuse(uri: str, data: bytes, *, etag: str | None) -> str:
