@@ -46,7 +46,7 @@ def mix_with_bag(model_uri: str, *, bag_uri: str, validation: Rows, metric: str,
 def select_weight(
     model: NDArray[np.floating], bag: NDArray[np.floating], *, truth: NDArray[np.integer], metric: str
 ) -> MixRecord:
-    """Return the weight of the mix with the highest score on validation; the largest one of equal scores.
+    """Return the weight of the mix with the highest score on validation. If scores are equal, the largest weight wins.
 
     `model` and `bag` are calibrated logits [N, L], `truth` are class indices [N].
     """
@@ -61,8 +61,8 @@ def select_weight(
 def write_mix(model_uri: str, *, bag_uri: str, weight: float, to: str) -> None:
     """Write the mix of a classifier and a bag of words as an artifact to the URI `to`, with temperature 1.
 
-    A mixed classifier adds the logits of its head and of its bag of words, so weights and temperatures become factors
-    of both linear layers.
+    A mixed classifier adds the logits of its head and its bag of words. Weights and temperatures therefore become
+    factors of both linear layers.
     """
     model, bag = (read_artifact_config(uri) for uri in (model_uri, bag_uri))
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:

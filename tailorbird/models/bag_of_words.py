@@ -20,14 +20,14 @@ from tailorbird.storage.stored_model import StoredModel
 FloatArray = NDArray[np.float32]
 
 MAX_TERMS = 100_000
-"""Limit of the vocabulary of each kind of n-grams. The n-grams that occur most often in the training texts are kept."""
+"""Maximum number of terms of each kind of n-grams. The most frequent n-grams of the training texts are kept."""
 MAX_WEIGHTS = 50_000_000
-"""Limit of the weights: terms of all kinds times classes. The weights take 200 MB in a version and in a replica, and
-1.6 GB while the linear SVMs are fitted (32 B per weight). Above 250 classes the vocabulary is smaller than `MAX_TERMS`.
-"""
+"""Maximum number of weights: terms of all kinds times classes. The weights take 200 MB in a version and in a replica,
+and 1.6 GB while the linear SVMs are fitted (32 B per weight). Above 250 classes, the vocabulary is smaller than
+`MAX_TERMS`."""
 MIN_TERMS = 2_000
-"""The vocabulary limit is never lower, because fewer terms are not a useful baseline. Above 12,500 classes, the weights
-exceed `MAX_WEIGHTS` by 4,000 for each further class."""
+"""Lower bound of the vocabulary limit, because fewer terms are not a useful baseline. Above 12,500 classes, the number
+of weights exceeds `MAX_WEIGHTS` by 4,000 for each further class."""
 TERMS_FILE, WEIGHTS_FILE = "bag_of_words.json", "bag_of_words.safetensors"
 
 
@@ -47,7 +47,7 @@ NGRAMS: Mapping[str, NgramOptions] = {
     "words": NgramOptions(analyzer="word", ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b"),
     "characters": NgramOptions(analyzer="char_wb", ngram_range=(2, 5)),
 }
-"""Options of the vectorizer by kind of n-grams; each kind is a block of features. A stored bag of words has its own."""
+"""Options of the vectorizer by kind of n-grams. Each kind is a block of features. A version stores its own options."""
 
 
 class _StoredTerms(StoredModel):
@@ -87,7 +87,7 @@ def vocabulary_limit(num_classes: int) -> int:
 def fit_vectorizers(texts: Sequence[str], *, num_classes: int) -> tuple[dict[str, TfidfVectorizer], csr_matrix]:
     """Return the vectorizers by kind of n-grams and the features [N, V] of the texts.
 
-    Each block of features has length 1 in each row, or 0 without a known n-gram. A kind without n-grams in the texts is
+    Each block of a row has length 1, or 0 if the text has no n-gram of this kind. A kind without n-grams in any text is
     omitted. Raises ValueError if no text contains an n-gram.
     """
     vectorizers, blocks = {}, []

@@ -22,8 +22,8 @@ class ChatModel(nn.Module):
     def forward(self, input_ids: Tensor, position_ids: Tensor, conversation_ids: Tensor, positions: Tensor) -> Tensor:
         """Return fp32 logits [N, V] of the tokens after `positions` [N]; other inputs are [B, T] (see `PackedRows`).
 
-        A token attends only to earlier tokens of its conversation. Other logits are not computed, because the
-        vocabulary is large. Call the model's own forward pass, because some models scale or cap their logits.
+        A token attends only to itself and earlier tokens of its conversation. Logits of other tokens are not computed,
+        because the vocabulary is large. The model's own forward pass is used, because some models scale or cap logits.
         """
         lm: Any = self.lm
         causal = lm.get_base_model() if hasattr(lm, "get_base_model") else lm

@@ -15,8 +15,9 @@ from tailorbird.models.transformers_private import Bounds, request_bounds, sdpa_
 def register_request_attention() -> None:
     """Replace the `sdpa` attention of transformers in this process, to speed up continuous batching on CPU.
 
-    Transformers computes every request over the keys of all requests and masks the keys of the others. That takes n * n
-    blocks for n requests instead of n. Results differ only by rounding. Outside continuous batching nothing changes.
+    Transformers computes the attention of each request over the keys of all requests and masks the keys of the others.
+    For n requests, this takes n * n blocks instead of n. Results differ only by rounding. Outside continuous batching,
+    nothing changes.
     """
     AttentionInterface.register("sdpa", _attention)
 

@@ -45,8 +45,8 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
 
     For torch, copy the version's files and change the dtype. For other engines, write `ENCODER_FILE`, with the adapter
     merged, and copy the head and the bag of words. OpenVINO uses bfloat16 if this machine supports it. `code` is the
-    URI of the code that can load the artifact. Raises EngineError if a package or bfloat16 support is missing, or if
-    the encoder cannot be exported; RegistryError and ModelError as `tailorbird.models.loading.load_model`.
+    URI of the code that can load the artifact. Raises EngineError if a package or bfloat16 support is missing or the
+    encoder cannot be exported, and the errors of `tailorbird.models.loading.load_model`.
     """
     version = read_version(uri)
     if version.exported_from is not None:
@@ -63,7 +63,7 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as name:
         folder = Path(name)
         if engine == "torch":
-            files = json.loads((source / MANIFEST).read_bytes())  # excludes the evidence of the original version
+            files = json.loads((source / MANIFEST).read_bytes())  # without the evidence of the original version
             for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / file, folder / file)
@@ -81,7 +81,7 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
 
 def _engine_of(target: str, *, evaluated: ModelVersion) -> tuple[str, str]:
     """Return the engine and the dtype of a target."""
-    in_bfloat16 = cpu_supports_bfloat16()  # even if there is a GPU, because these engines run on CPU
+    in_bfloat16 = cpu_supports_bfloat16()  # these engines run on CPU, even if there is a GPU
     if target != "torch-bfloat16":
         return target, "bfloat16" if target == "openvino" and in_bfloat16 else "float32"
     if evaluated.dtype == "bfloat16":
@@ -117,7 +117,7 @@ def write_graph(model: Classifier, file: Path, *, max_length: int) -> None:
 
 
 def _quantize(file: Path) -> None:
-    """Quantize matrix products to int8, weights statically per column and activations dynamically.
+    """Quantize matrix products to int8: weights statically per column, activations dynamically.
 
     Weights use 7 bits, because 8 bits overflow on machines without VNNI (ONNX Runtime, Quantize ONNX models).
     """

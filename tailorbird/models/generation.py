@@ -16,11 +16,11 @@ from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.continuous_batching_attention import register_request_attention
 
 CACHE_TOKENS, PAGE_TOKENS, BATCH_TOKENS = 16384, 32, 512
-"""Continuous batching on CPU: tokens of the key-value cache, of a page of the cache, and of a forward pass.
+"""Continuous batching on CPU: number of tokens in the key-value cache, in a page of it, and in a forward pass.
 
 By default, transformers allocates most of the machine's memory for the cache.
 """
-SCORED_TOKENS = 4096  # maximum tokens of a forward pass of `log_likelihoods`
+SCORED_TOKENS = 4096  # maximum number of tokens in a forward pass of `log_likelihoods`
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tailorbird.models.retrieval.index import RetrievalIndex
 
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-"""Names of the field in the configs of transformers: for BERT and similar models, and for most others."""
+"""Names of the config field in transformers: in BERT and similar models, and in most others."""
 
 Version = TypeVar("Version", bound=VersionConfig)
 
@@ -39,7 +39,7 @@ Version = TypeVar("Version", bound=VersionConfig)
 class LoadedClassifier(Generic[Version]):
     """A classifier ready to predict, with the tokenizer and maximum length of its evaluation.
 
-    Its logits are the sum of those of `model` and `bag`, or those of the one that it has.
+    Its logits are the sum of the logits of `model` and `bag`. One of the two can be missing.
     """
 
     model: Classifier | None  # None for the kind `bag_of_words`, which needs no encoder
@@ -214,7 +214,7 @@ def load_retrieval_index(folder: Path, *, prompting: Prompting) -> "RetrievalInd
 
 
 def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
-    """Load a chat version's weights, if any, into the pretrained model. Raises ModelError as `load_weights`."""
+    """Load a chat version's weights, if any, into the pretrained model. Raises ModelError."""
     with _weight_errors(folder):
         if kind == "lora":
             lm = merge_adapter(lm, folder / "adapter")
@@ -265,10 +265,10 @@ def load_model(uri: str, kind: type[Loaded], *, device: str | None = None) -> Lo
 
 
 def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = None) -> AnyLoaded:
-    """Download (once per node), check and load a registered version, of any kind or only of `kind`.
+    """Download (once per node), check and load a registered version. `kind` is the required type of the result.
 
     Raises RegistryError if the version or a part of it is incomplete or was changed, and ModelError if it cannot be
-    loaded or has another kind.
+    loaded or is of another kind.
     """
     version = versions.read_version(uri)
     actual = _loaded_type(version)
@@ -291,9 +291,9 @@ def _loaded_type(version: ModelVersion) -> type[AnyLoaded]:
 
 
 def load_artifact(uri: str, *, device: str | None = None) -> AnyArtifact[VersionConfig]:
-    """Load a baseline, a candidate or a version from its folder. Checks the files of a version.
+    """Load a baseline, a candidate or a version from its URI.
 
-    Raises ModelError for a hybrid.
+    The files of a version are checked; see `checked_copy`. Raises ModelError for a hybrid.
     """
     return _load(uri, versions.read_artifact_config(uri), device=device)
 
@@ -328,9 +328,9 @@ def _load(uri: str, config: Version, *, device: str | None) -> AnyArtifact[Versi
 
 
 def checked_copy(uri: str) -> Path:
-    """Return the node's copy of an artifact. Checks the files of a version; raises RegistryError if they were changed.
+    """Return the node's copy of an artifact, after a check of the files of a version.
 
-    A corrupt copy is downloaded again, since the files on S3 may be intact.
+    A corrupt copy is downloaded again, because the files on S3 may be intact. Raises RegistryError if they are not.
     """
     folder = local_copy(uri)
     if (folder / MANIFEST).exists() and not versions.is_intact(folder):

@@ -37,7 +37,7 @@ class ModelMetadata:
     kind: str  # model type in transformers
     is_causal: bool  # true if transformers has a causal language model of this type
     is_encoder_decoder: bool
-    longest: int | None  # maximum tokens of a row; see `DataTask.longest_row`
+    longest: int | None  # maximum number of tokens of a row; see `DataTask.longest_row`
     shape: ModelShape
     num_stored: int  # number of values in the safetensors files
     template_error: str | None = None  # (chat only) reason why the chat template cannot be used

@@ -44,7 +44,7 @@ def load_exported(folder: Path, *, head: nn.Linear, engine: str, dtype: str) -> 
         return ExportedClassifier(start(folder / ENCODER_FILE, dtype=dtype), head=head)
     except ImportError as error:
         raise EngineError(f"this version needs {engine}, which is not installed ({error}); {INSTALL}") from None
-    except Exception as error:  # each engine raises other exceptions
+    except Exception as error:  # the engines raise different exceptions
         first = str(error).strip().split("\n")[0]
         raise EngineError(f"{engine} cannot load {folder / ENCODER_FILE}: {first}; export the version again") from None
 
@@ -84,7 +84,7 @@ def _onnxruntime(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray]
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Run one row at a time.
 
-        Activations are scaled by the largest value of a call, so in a batch each row would depend on the others. On
+        Activations are scaled by the largest value of a call, so each row of a batch would depend on the others. On
         AVX2, 32 texts of 16 tokens take 1.5 times as long as in one batch.
         """
         lengths = attention_mask.sum(1).tolist()

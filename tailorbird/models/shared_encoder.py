@@ -54,8 +54,8 @@ class SharedEncoder:
     def add(self, version: ModelVersion, *, folder: Path, bag: "BagOfWords | None") -> LoadedClassifier[ModelVersion]:
         """Load the head and the adapter of a version from its local folder.
 
-        `bag` is the version's bag of words, loaded by the caller because that is slow. Raises ModelError as
-        `loading.load_weights`.
+        `bag` is the version's bag of words. The caller loads it, because that is slow. Raises ModelError if a weight is
+        missing or does not fit.
         """
         head = load_head(folder, kind=version.kind).to(self.device)  # in fp32, as in `loading.load_model`
         head = head.eval().requires_grad_(False)
@@ -125,7 +125,7 @@ class SharedEncoder:
         return masked_mean(hidden, attention_mask)
 
     def _activate(self, name: str) -> None:
-        """Activate an adapter or none, unless it is active already, because PEFT then visits all layers."""
+        """Activate an adapter, or none. If it is active, do nothing, because PEFT visits all layers."""
         if self._active == name:
             return
         if name == NO_ADAPTER:

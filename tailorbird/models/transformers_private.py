@@ -54,7 +54,7 @@ def set_logits_processor(manager: Any, processor: ContinuousBatchingLogitsProces
 
 
 def cache_size(manager: Any) -> int:
-    """Return the tokens in the key-value cache of a continuous batching manager."""
+    """Return the size of a continuous batching manager's key-value cache, in tokens."""
     config = manager.continuous_batching_config
     return int(config.num_blocks * config.page_size)
 

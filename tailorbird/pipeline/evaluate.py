@@ -62,12 +62,12 @@ class RunResult:
 
     @property
     def winner(self) -> str:
-        """URI of the version that won."""
+        """URI of the winning version."""
         return self.evidence.winner.uri
 
 
 def find_finished_run(context: RunContext) -> RunResult | None:
-    """Return the run's stored result, even if it has expired, since the same rows give the same verdict.
+    """Return the run's stored result, even if it has expired, because the same rows give the same verdict.
 
     Return None if the run is not finished, or if publishing was interrupted so that the evidence does not match its
     manifest. The evidence is then published again from the cached stages.
@@ -118,7 +118,7 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
 
 
 def fit_hybrid(context: RunContext, contenders: Mapping[str, Contender]) -> Routing | None:
-    """Return the routing between both models, fitted on validation.
+    """Return the routing between incumbent and candidate, fitted on validation.
 
     Return None if the recipe has no `hybrid` section, the incumbent is a hybrid, or one model would answer all rows.
     """

@@ -40,7 +40,7 @@ class RunInputs:
         return self.data.splits
 
     def stage_inputs(self, *functions: Callable[..., object], **inputs: object) -> dict[str, object]:
-        """Return a stage's inputs for its fingerprint: the code of `functions`, base model, data, and `inputs`."""
+        """Return the inputs of a stage's fingerprint: the code of `functions`, base model, data and `inputs`."""
         rows = {name: self.data.hashes[name] for name in ("train", "validation")}
         if self.data.sample_sha256 is not None:  # the baselines are fitted on the sample
             rows["train_in_memory"] = self.data.sample_sha256
@@ -51,7 +51,7 @@ class RunInputs:
         return cached_stage(self.recipe.task_uri, name, output=output, inputs=inputs, compute=compute)
 
     def remote(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Wrap the function to run as a Ray task with a training worker's resources; a call waits for the value."""
+        """Return a function that runs as a Ray task with a training worker's resources. A call waits for its result."""
         return run_remote(function, resources=worker_resources(self.recipe.training))
 
     def version_config(

@@ -26,9 +26,9 @@ M = TypeVar("M", bound=StoredModel)
 
 @dataclass(frozen=True)
 class RunContext:
-    """Inputs, task and registered protocol of a run; every later stage gets it."""
+    """The inputs, the task and the registered protocol of a run, for all later stages."""
 
-    run: str  # URI of the run, named by the hash of recipe, code and data
+    run: str  # URI of the run
     inputs: RunInputs
     task: Task
     protocol: TestProtocol
@@ -116,21 +116,21 @@ def _report_data(inputs: RunInputs, task: Task, *, progress: ProgressReporter) -
 
 
 def _report_access(inputs: RunInputs, *, progress: ProgressReporter) -> None:
-    """Report before the training that the test has a lower level, because a user may prefer to collect fresh rows."""
+    """Report a lower alpha of the test before the training, because a user may prefer to collect fresh rows."""
     number, num_seen = next_access(inputs.recipe.task_uri, contents=contents_of(inputs.splits.test))
     if number > 1:
         alpha = inputs.recipe.evaluation.alpha
         spent = spent_alpha(alpha, access_number=number)
         progress.note(
-            f"{num_seen:,} different test rows were used in earlier tests; a new test on these rows has an alpha of "
+            f"{num_seen:,} distinct test rows were used in earlier tests; a new test on these rows has an alpha of "
             f"{spent:.2g} instead of {alpha:g}"
         )
 
 
 def _name_run(task_uri: str, request: str) -> tuple[str, Champion | None]:
-    """Return the run's URI, named by the request digest and the champion, and the champion.
+    """Return the run's URI and the champion. The URI contains a hash of the request digest and the champion.
 
-    If the champion's own run is requested again, return its URI, so the stored result is reused.
+    If the request is that of the champion's own run, return the URI of that run, so its stored result is reused.
     """
     entry = read_champion(task_uri)
     champion = entry[0] if entry else None

@@ -1,4 +1,4 @@
-"""Classification and chat tasks. No other module of the pipeline depends on which task a recipe has."""
+"""Classification and chat tasks. The other modules of the pipeline do not depend on the kind of task."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,8 +28,8 @@ class ClassificationTask:
     """Text classification: its baselines, training task, artifact config and calibration."""
 
     inputs: RunInputs
-    label_noun: ClassVar[str] = "classes"  # name of the distinct labels in messages
-    num_cost_rows: ClassVar[int] = 256  # test rows on which the CPU time of both models is measured
+    label_noun: ClassVar[str] = "classes"  # noun for the distinct labels in messages
+    num_cost_rows: ClassVar[int] = 256  # test rows on which the CPU time of all models is measured
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -153,8 +153,8 @@ class ChatTask:
     def require_trainable(self) -> None:
         """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached stage.
 
-        The check runs before the baselines, which take minutes, and on no training worker, where a failure would
-        restart the worker group. It omits retrieved examples, whose number the baselines select.
+        The check runs before the baselines, because they take minutes, and outside the training workers, because a
+        failure would restart the worker group. It omits retrieved examples, because the baselines select their number.
         """
         require_rows_in_memory(self.inputs)
         dropout = self.inputs.recipe.training.attention_dropout
@@ -181,7 +181,7 @@ class ChatTask:
         )
 
     def _examples(self, num_train_rows: int | None = None) -> RetrievedExamples | None:
-        """Return the examples of the training rows; a cached stage. None without `training.with_retrieved`."""
+        """Return the examples of the training rows, or None without `training.with_retrieved`; a cached stage."""
         training = self.inputs.recipe.training
         if not training.with_retrieved:
             return None

@@ -84,7 +84,7 @@ def test_test_rows_of_earlier_accesses_are_reported_before_the_training(
         prepare(recipe, progress=recorder)
         texts = [event.text for event in recorder.of_kind(NoteEvent) if "earlier tests" in event.text]
         assert len(texts) == notes
-    assert texts[0].startswith("13 different test rows were used in earlier tests; ")
+    assert texts[0].startswith("13 distinct test rows were used in earlier tests; ")
     assert texts[0].endswith("an alpha of 0.0083 instead of 0.05")
 
 
