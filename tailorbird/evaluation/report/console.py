@@ -7,18 +7,22 @@ from tailorbird.evaluation.verdict.types import Verdict
 
 
 def verdict_lines(evidence: Evidence) -> list[str]:
-    """Return lines with the verdict, its reasons, the gates, the power of the test and a table of scores."""
+    """Return lines with the verdict, its reasons, the gates, the power of the test and a table of scores.
+
+    The gates are those of the hybrid or the further contender if it is selected, and of the candidate otherwise.
+    """
     verdict = evidence.verdict
     rows = [("model", "validation", "interval", "test"), *map(score_cells, evidence.scores)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    gates = ", ".join(f"{gate.name} {gate.state}" for gate in verdict.gates)
+    gates = ", ".join(f"{gate.name} {gate.state}" for gate in verdict.shown.gates)
+    gated = "candidate" if verdict.shown is verdict else verdict.winner
     return [
         verdict.sentence(),
         f"  {verdict.numbers()}",
         *([f"  {sentence}"] if (sentence := outlook_sentence(evidence)) else []),
         *(f"  - {reason}" for reason in verdict.reasons),
-        *([f"  gates: {gates}"] if gates else []),
+        *([f"  gates of the {gated}: {gates}"] if gates else []),
         *(f"  - {difference}" for difference in evidence.data.differences),
         f"  {power_sentence(verdict)}",
         f"  {seed_sentence(evidence)}",

@@ -61,7 +61,7 @@ def to_html(evidence: Evidence) -> str:
 
 def _head(evidence: Evidence, figures: Figures) -> str:
     verdict = evidence.verdict
-    low, high = verdict.interval
+    low, high = verdict.shown.interval
     numbers = verdict.numbers().removeprefix(f"{verdict.outcome}: ")
     request = {
         "requested by": figures("requested_by"),

@@ -7,7 +7,7 @@ from tailorbird.evaluation.report import html_elements as html
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html_elements import Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, size
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, p_text, size
 from tailorbird.evaluation.verdict.types import Verdict
 
 
@@ -29,7 +29,7 @@ def gain_section(evidence: Evidence, figures: Figures) -> str:
     rows = {
         f"candidate's {metric}": figures("verdict.candidate_score", ".4f"),
         f"incumbent's {metric}": figures("verdict.incumbent_score", ".4f"),
-        "gain, points": figures.estimate("verdict.gain", interval="verdict.interval"),
+        f"gain, points ({interval_name(verdict.level)})": figures.estimate("verdict.gain", interval="verdict.interval"),
         "p value": p_value,
     }
     at_minimum = f"probability that the gain is above {size(verdict.minimum_gain)} (does not affect the verdict)"
@@ -81,15 +81,15 @@ def outcomes_section(verdict: Verdict, figures: Figures) -> str:
 
 
 def gates_section(verdict: Verdict, figures: Figures) -> str:
-    """Return the section with the bounds of each gate and a plot of their intervals."""
+    """Return the section with the bounds of each gate of the candidate and a plot of their intervals."""
     if not verdict.gates:
         return html.section("Gates", html.paragraph("The recipe has no gates."))
     return html.section(
-        "Gates",
+        "Gates of the candidate",
         html.paragraph(
             "Gates are conditions in addition to the metric. A bound passes or fails if its whole interval is on one "
             "side of the limit, and is not assessable if the interval contains the limit. A group fails if its loss is "
-            "proven, or if its estimated loss reaches the limit on enough rows.",
+            "proven, or if its estimated loss reaches the limit and is likely (see `likely_harm`).",
             soft=True,
         ),
         _gate_tables(verdict.gates, figures, at="verdict.gates"),
@@ -150,10 +150,12 @@ def hybrid_section(verdict: Verdict, figures: Figures) -> str:
             f"{at}.share_to_candidate", lambda share: f"{100 * share:.1f}%"
         ),
         METRIC_NAMES[verdict.metric]: figures(f"{at}.score", ".4f"),
-        "gain over the incumbent, points": figures.estimate(f"{at}.gain", interval=f"{at}.interval"),
+        f"gain over the incumbent, points ({interval_name(hybrid.level)})": figures.estimate(
+            f"{at}.gain", interval=f"{at}.interval"
+        ),
         "Holm-adjusted p": figures(f"{at}.p_holm", p_text),
         "proven better than the incumbent": figures(f"{at}.proven", html.plain),
-        "gain over the candidate, points": figures.estimate(
+        f"gain over the candidate, points ({interval_name(verdict.alpha)})": figures.estimate(
             f"{at}.against_candidate.gain", interval=f"{at}.against_candidate.interval"
         ),
         "proven better than the candidate": figures(f"{at}.against_candidate.proven", html.plain),
@@ -191,8 +193,9 @@ def contenders_section(verdict: Verdict, figures: Figures) -> str:
     return html.section(
         "Further contenders",
         html.paragraph(
-            "The best other baselines on validation are tested against the incumbent together with the candidate. The "
-            "highest gain of several contenders is slightly optimistic.",
+            "The best other baselines on validation are tested against the incumbent together with the candidate. "
+            "Each interval has the level of its own test by Holm's method. The highest gain of several contenders is "
+            "slightly optimistic.",
             soft=True,
         ),
         html.table(

@@ -47,6 +47,11 @@ def size(share: float) -> str:
     return f"{number} {'point' if number == '1' else 'points'}"
 
 
+def interval_name(level: float) -> str:
+    """Return the name of a two-sided interval at 1 - level: `95% interval`."""
+    return f"{100 * (1 - level):.4g}% interval"
+
+
 def p_text(p_value: float) -> str:
     """Return `p = 0.0314`, or `p < 0.0001`."""
     return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.3g}"

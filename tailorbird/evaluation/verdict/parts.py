@@ -33,7 +33,9 @@ class ContenderVerdict(VerdictPart):
     score: float
     gain: float
     interval: tuple[float, float]
-    """Of the gain over the incumbent, at the level of Holm's test."""
+    """Of the gain over the incumbent, two-sided at 1 - `level`."""
+    level: float
+    """The level at which Holm's method tests this gain (see `verdict.family`)."""
     p_value: float
     p_holm: float
     """p value adjusted by Holm's method over all contenders of the family."""
@@ -57,7 +59,9 @@ class HybridVerdict(VerdictPart):
     score: float
     gain: float
     interval: tuple[float, float]
-    """Of the gain over the incumbent, at the level of Holm's test."""
+    """Of the gain over the incumbent, two-sided at 1 - `level`."""
+    level: float
+    """The level at which Holm's method tests this gain (see `verdict.family`)."""
     p_value: float
     p_holm: float
     """p value adjusted by Holm's method over all contenders of the family."""

@@ -6,7 +6,14 @@ from pydantic import model_validator
 
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.statistics.posterior import Posterior
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, PERCENTAGES, model_name, p_text, points
+from tailorbird.evaluation.verdict.formatting import (
+    METRIC_NAMES,
+    PERCENTAGES,
+    interval_name,
+    model_name,
+    p_text,
+    points,
+)
 from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridVerdict, SecondMetric, VerdictPart
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
 
@@ -22,7 +29,7 @@ class Verdict(VerdictPart):
     """Metric of scores, gains and intervals."""
     n: int
     alpha: float
-    """Level of the test and of the intervals, except those of gates."""
+    """Level of this access to the test rows, over all contenders; `level` is the part of it for the candidate."""
     protocol_alpha: float
     """Level of the test protocol, which is that of the gates and of a first access to the test rows."""
     access_number: int
@@ -101,6 +108,11 @@ class Verdict(VerdictPart):
         """The contender that replaces the incumbent."""
         return next((contender for contender in self.contenders if contender.role == self.replacement), None)
 
+    @property
+    def shown(self) -> "Verdict | HybridVerdict | ContenderVerdict":
+        """The evaluation of the hybrid or the further contender if it is selected, and of the candidate otherwise."""
+        return (self.hybrid if self.outcome is Outcome.HYBRID else self.contender) or self
+
     def sentence(self) -> str:
         """Return the model to use and the difference between the two models, without statistical terms."""
         return _headline(self)
@@ -113,12 +125,11 @@ class Verdict(VerdictPart):
     def numbers(self) -> str:
         """Return one line: outcome, gain in points, interval, p, n, rule.
 
-        The gain is that of the hybrid or the further contender if one is selected, and of the candidate otherwise.
+        The gain is that of `shown`, and its interval has the level of Holm's test.
         """
-        selected = self.hybrid if self.outcome is Outcome.HYBRID else self.contender
-        shown = selected or self
+        shown = self.shown
         low, high = shown.interval
-        interval = f"{100 * (1 - self.alpha):.4g}% interval {points(low)} to {points(high)}"
+        interval = f"{interval_name(shown.level)} {points(low)} to {points(high)}"
         later = "" if self.access_number == 1 else f"; {self.access()}"
         family = f" after Holm's correction for {self.family_size} contenders" if self.family_size > 1 else ""
         measured = f"{interval}, {p_text(shown.p_holm)}{family}, n = {self.n:,}"

@@ -120,6 +120,17 @@ def test_report_and_console_show_outcome_and_reasons(outcome: str) -> None:
     assert verdict_lines(evidence)[1].strip().startswith(outcome)
 
 
+def test_the_console_shows_the_gates_of_the_model_that_is_selected() -> None:
+    def gates_line(evidence: Evidence) -> str:
+        return next(line for line in verdict_lines(evidence) if line.startswith("  gates of the "))
+
+    assert gates_line(evidence_for("HYBRID")).startswith("  gates of the hybrid: calibration ")
+    assert "groups fails" not in gates_line(evidence_for("HYBRID"))
+    assert gates_line(evidence_for("STAY")).startswith("  gates of the candidate: calibration ")
+    replaced = evidence_of(Simulation(candidate=0.7, contenders={"bag_of_words": 0.85, "centroid": 0.6}))
+    assert gates_line(replaced).startswith("  gates of the bag_of_words: calibration ")
+
+
 @pytest.mark.parametrize("outcome", SIMULATIONS)
 def test_each_figure_equals_the_value_at_its_path_in_the_evidence(outcome: str) -> None:
     evidence = evidence_for(outcome)

@@ -85,6 +85,16 @@ def test_a_baseline_that_is_proven_better_replaces_the_incumbent() -> None:
     assert [contender.eligible for contender in verdict.contenders] == [True, False]
 
 
+def test_the_line_of_numbers_names_the_level_of_the_interval_that_it_shows() -> None:
+    unclear = verdict_of(right(1_300), right(1_310), bag_of_words=right(1_200), centroid=right(1_305))
+    assert (unclear.level, unclear.shown) == (pytest.approx(0.05 / 2), unclear)
+    assert "(97.5% interval" in unclear.numbers()
+    replaced = verdict_of(right(1_300), right(1_310), bag_of_words=right(1_400), centroid=right(1_290))
+    assert replaced.shown is replaced.contender is replaced.contenders[0]
+    assert replaced.contenders[0].level == pytest.approx(0.05 / 3)
+    assert "+5.00 points (98.33% interval" in replaced.numbers()
+
+
 def test_no_baseline_replaces_the_incumbent_if_the_splits_leak() -> None:
     inputs = replace(inputs_of(right(1_300), right(1_310), bag_of_words=right(1_400)), leaks=("a leak",))
     verdict = decide(inputs, protocol=protocol_for(NUM_ROWS))
