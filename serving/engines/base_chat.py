@@ -62,7 +62,7 @@ class PartialAnswer(NamedTuple):
 
 
 class ChatEngine(ABC):
-    """The answers of one chat version. Use it in one event loop.
+    """An engine that answers conversations with one chat version. Use it in one event loop.
 
     One version answers a request completely, even if versions are swapped during the answer. An unloaded engine ends
     after the last request that uses it.
@@ -83,14 +83,14 @@ class ChatEngine(ABC):
     @property
     @abstractmethod
     def running(self) -> bool:
-        """Return True until the engine stops. An error outside of a single request stops it."""
+        """True until the engine stops. An error outside of a single request stops it."""
 
     @abstractmethod
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> Prompt:
         """Return the prompt of a conversation, as in the evaluation. This call blocks and is thread-safe.
 
-        Retrieved examples are omitted as far as they leave no room for `max_new_tokens`. Raises DataError if the
-        model's chat template rejects the conversation.
+        Retrieved examples that leave no room for `max_new_tokens` are omitted. Raises DataError if the model's chat
+        template rejects the conversation.
         """
 
     @abstractmethod
@@ -99,9 +99,10 @@ class ChatEngine(ABC):
 
     @abstractmethod
     def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
-        """Yield the answer as it grows, or only the complete one without `streaming`. The last has a finish reason.
+        """Yield the answer as it grows or, if not `streaming`, only when it is complete.
 
-        Closing the generator cancels the request. Raises RequestError if the engine fails.
+        The last item has a finish reason. Closing the generator cancels the request. Raises RequestError if the engine
+        fails.
         """
 
     @abstractmethod
@@ -110,7 +111,7 @@ class ChatEngine(ABC):
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the engine running during the block, and until the next iteration of the event loop after it."""
+        """Keep the engine running during the block and until the next iteration of the event loop."""
         self.num_active += 1
         try:
             yield

@@ -1,4 +1,4 @@
-"""Predictions of texts by a version's model, or by the model of a hybrid that its routing selects."""
+"""Predict texts with a classifier, or with the model of a hybrid that its routing selects."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -60,7 +60,7 @@ def predict_texts(
 def predict_shared(
     encoder: "SharedEncoder", rows: Sequence[tuple["LoadedClassifier[ModelVersion]", str]], *, batch_size: int
 ) -> list[Prediction]:
-    """Return the predictions of texts, in order. Each text is paired with its version over the shared encoder.
+    """Return the predictions of texts, in order, each by its version on the shared encoder.
 
     A forward pass can contain texts for several versions. Up to rounding, the predictions equal those of
     `predict_texts`.
@@ -91,7 +91,7 @@ def predict_shared(
                 part = np.flatnonzero(digests[batch] == digest)
                 if not part.size:
                     continue
-                assert loaded.model is not None  # a version over a shared encoder
+                assert loaded.model is not None  # a version on a shared encoder has a model
                 head = loaded.model.head
                 logits = head(embedded[part].to(head.weight.dtype)).float().cpu().numpy()
                 if loaded.bag is not None:
@@ -112,7 +112,7 @@ def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -
 
 
 def hybrid_rows(routing: Routing, request: ClassifyRequest) -> list[tuple[str, str | None]]:
-    """Return each text with the value of the routing attribute, or None if it has none or routing uses confidence."""
+    """Return each text with the value of its routing attribute; None if it has none or routing uses confidence."""
     texts, attributes = request.texts, request.attributes
     if attributes is None or routing.column is None:
         return [(text, None) for text in texts]
@@ -157,6 +157,6 @@ def scores_by_class(
 
 
 def classes_of(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", prediction: Prediction) -> tuple[str, ...]:
-    """Return the classes of the prediction's scores, which are those of the model that answered."""
+    """Return the classes of the prediction's scores: the classes of the model that answered."""
     part = loaded if prediction.answered_by is None else getattr(loaded, prediction.answered_by)
     return tuple(part.classes)

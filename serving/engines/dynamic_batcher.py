@@ -28,12 +28,14 @@ Shares = list[tuple[_Request[RowT, ResultT], int]]  # the requests of a batch an
 class DynamicBatcher(Generic[RowT, ResultT]):
     """A batcher that calls `run(rows) -> results` on `executor`, one call at a time, with rows in order of arrival.
 
-    A request that finds the model idle starts immediately. Requests that arrive during a call form the next batch.
-    Clients that send one request after another would then form two groups, each with half of the requests, and the
-    calls would alternate between them. To prevent this, a call waits up to `linger_s` for the next requests of the
-    clients that the previous call answered. A request with more than `max_rows` rows is split over several calls.
-    (`serve.batch` collects its next batch *before* the model is idle, rejects items that are larger than a batch, and
-    moves items that do not fit to the end of the queue.) Use the batcher in one event loop.
+    If the model is idle, a request starts immediately. Requests that arrive during a call form the next batch. Clients
+    that send one request after another would then form two groups, each with half of the requests, and the calls would
+    alternate between them. To prevent this, a call waits up to `linger_s` for the next requests of the clients that the
+    previous call answered. A request with more than `max_rows` rows is split over several calls. Use the batcher in one
+    event loop.
+
+    Ray's `serve.batch` is not used: it collects its next batch before the model is idle, rejects items that are larger
+    than a batch, and moves items that do not fit to the end of the queue.
     """
 
     def __init__(

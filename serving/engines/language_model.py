@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
 NUM_CONTEXT_TOKENS = 5
-"""Number of prompt tokens to decode together with a continuation. Some tokenizers drop a space at the beginning of a
-text."""
+"""Number of prompt tokens that are decoded together with a continuation, because some tokenizers drop a space at the
+beginning of a text."""
 
 
 class LanguageModelEngine(ChatEngine):
-    """A generator of answers with one language model, and with the index of its retrieved examples, if any."""
+    """An engine with one language model and, if the version retrieves examples, its index."""
 
     max_length: int
 

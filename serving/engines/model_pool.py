@@ -1,4 +1,4 @@
-"""The versions in the memory of a classification replica: one engine per version, and one copy of shared weights."""
+"""The versions in the memory of a classification replica: one engine per version, one copy of shared weights."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -43,7 +43,7 @@ class ClassifierEngine:
 
 
 class _SharedRow(NamedTuple):
-    """A text for a version over a shared encoder. A row without a text is a request to unload the version."""
+    """A text for a version on a shared encoder. A row without a text is a request to unload the version."""
 
     loaded: "LoadedClassifier[ModelVersion]"
     text: str | None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class NearestEngine(ChatEngine):
     """An engine that returns the stored answer of the training row nearest to a conversation.
 
-    The tokenizer, the base model's, only counts tokens and applies a request's `max_tokens`.
+    The base model's tokenizer only counts tokens and applies a request's `max_tokens`.
     """
 
     def __init__(self, loaded: "LoadedNearest[ModelVersion]", *, tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -14,12 +14,12 @@ NUM_LIKELY = 512  # number of most likely tokens that are tried for `top_p` befo
 class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     """A logits processor that samples a token for each request with a temperature above 0.
 
-    It changes the scores such that the engine's argmax is this token.
+    It sets the scores so that the engine's argmax is this token. It keeps the requests of a pass between its two calls,
+    so the engine must not use CUDA graphs or double buffering.
 
     The warpers of transformers are not used: they sort the whole vocabulary for every request, use one random stream
     for all requests, and break ties at random, whereas greedy decoding in the evaluation takes the first of equally
-    likely tokens. The processor keeps the requests of a pass between its two calls, so the engine must not use CUDA
-    graphs or double buffering.
+    likely tokens.
     """
 
     supported_kwargs: dict[str, type] = {"temperature": float, "top_p": float, "seed": int}  # noqa: RUF012

@@ -8,9 +8,10 @@ REPLACEMENT_CHARACTER = "\ufffd"  # output of a decoder for a character with inc
 def visible_text(decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = True) -> tuple[str, bool]:
     """Return the part of an answer that no later token changes, and True if a stop text ended it.
 
-    The part has complete characters and ends before the first stop text; if `stripped`, it has no outer white space.
+    The part has complete characters and ends before the first stop text. If `stripped`, it has no outer white space.
     For a growing answer, each result starts with the previous result, and the last result equals that of the whole
-    text. Therefore, the stop text that is complete first counts, and text that may become a stop text is held back.
+    text. Therefore, the first stop text is the one that is complete first, and a possible start of a stop text is held
+    back.
     """
     matches = [(decoded.find(stop) + len(stop), -len(stop)) for stop in stops if stop in decoded]
     if matches:

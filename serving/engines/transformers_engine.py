@@ -69,7 +69,7 @@ class TransformersEngine(LanguageModelEngine):
 
 
 def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: int) -> Any:
-    """Return the running engine after a first answer, which prepares kernels; raise RuntimeError if that fails."""
+    """Return the running engine after a first answer, which prepares kernels; raise RuntimeError if it fails."""
     import torch
 
     from serving.engines.sampling import Sampler
@@ -101,7 +101,7 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: i
 
 
 def _max_length(lm: Any, manager: Any) -> int:
-    """Return the maximum number of tokens of a prompt and its answer, by the model's positions and the cache."""
+    """Return the maximum number of tokens of a prompt and its answer: the model's context or, if smaller, the cache."""
     from tailorbird.models.transformers_private import cache_size
 
     cached = cache_size(manager)

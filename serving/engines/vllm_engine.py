@@ -1,10 +1,10 @@
 """Chat engine on vLLM, for `serving.engine: vllm`: the server of `ray.serve.llm` as a chat engine.
 
 Each version has a server in a separate actor, in the placement group of the replica. The server has no method that ends
-it, so ending the actor ends it. A replica keeps two versions on its GPU while one replaces the other.
+it, so its actor is killed. A replica keeps two versions on its GPU while one replaces the other.
 
-This is the only file that uses private parts of vLLM, directly or through Ray. If another version moves one of them,
-tests/unit/serving/engines/test_vllm_private.py fails with its name.
+This is the only file that uses private parts of vLLM, directly or through Ray. If another version of vLLM or Ray lacks
+one of them, tests/unit/serving/engines/test_vllm_private.py fails with its name.
 """
 
 import asyncio
@@ -74,14 +74,14 @@ class TokenRequest:
 
 
 class VllmServer:
-    """The class of the actor: a server of `ray.serve.llm` with token ids as input and output."""
+    """An actor with a server of `ray.serve.llm` that has token ids as input and output."""
 
     def __init__(self, config: LlmConfig) -> None:
         from ray.serve.llm import LLMConfig
         from ray.serve.llm.deployment import LLMServer
 
         class ServerWithoutReports(LLMServer):  # type: ignore[misc]
-            """A server without the actor that reports the model to Ray's usage statistics and outlives the servers."""
+            """A server without Ray's actor for usage statistics, which would outlive the server."""
 
             async def _start_engine(self) -> None:
                 await self.engine.start()
@@ -156,7 +156,7 @@ def _event_fields(event: Any) -> Any:
 
 
 class VllmEngine(LanguageModelEngine):
-    """An engine with one version in a separate server, which batches all active requests."""
+    """An engine whose version runs in a separate server, which batches all active requests."""
 
     def __init__(self, loaded: "LoadedChat[ModelVersion]", *, server: Any, max_length: int) -> None:
         super().__init__(loaded)
@@ -210,7 +210,7 @@ def _stopped_error() -> RequestError:
 
 
 def load_engine(uri: str, digest: str, *, max_batch_size: int, num_gpus: int) -> VllmEngine:
-    """Load a version, check its digest and start its server. Raises as `load_model` and `start_engine`."""
+    """Load a version, check its digest and start its server. Raises the errors of `load_model` and `start_engine`."""
     from tailorbird.models.loading import LoadedChat, load_model
 
     loaded = load_model(uri, LoadedChat, device="cpu")
@@ -249,7 +249,7 @@ def start_engine(loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num
 
 
 def _wait_for_capacity() -> None:
-    """Wait until a server ends if the GPU is full; raise RuntimeError if none ends in time."""
+    """If the GPU is full, wait until a server ends; raise RuntimeError if none ends in time."""
     started = time.monotonic()
     while len(_servers) >= MAX_SERVERS_PER_GPU:
         if time.monotonic() - started > SHUTDOWN_S:
@@ -269,7 +269,7 @@ def _stop_server(server: Any) -> None:
 def _llm_config(folder: str, *, engine_kwargs: LlmConfig, num_gpus: int) -> tuple[LlmConfig, dict[str, str]]:
     """Return the server's config for the model in a folder, and the environment of its actor."""
     engine_kwargs |= {
-        "generation_config": "vllm",  # ignore the generation defaults in the model's files
+        "generation_config": "vllm",  # ignore generation defaults in the model's files
         "disable_log_stats": True,
     }
     env_vars = {"VLLM_NO_USAGE_STATS": "1"}  # vLLM must not send usage statistics

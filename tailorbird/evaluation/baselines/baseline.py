@@ -17,7 +17,7 @@ class Baseline:
     note: str  # description for reports
 
 
-NUM_FURTHER = 2  # further contenders that are tested against the incumbent
+NUM_FURTHER = 2  # number of further contenders
 
 
 def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChatBaselines:
-    """Baselines before they are stored, so without URIs, each with its prompting."""
+    """Baselines with their prompting, before they are stored. They have no URIs."""
 
     baselines: tuple[tuple[Baseline, Prompting], ...]
     index_files: Mapping[str, bytes]  # content of the files of the index of training rows, by name
@@ -58,11 +58,11 @@ class _Scorer:
 def fit_prompt_baselines(
     base_model: str, *, train: Rows, validation: Rows, prompting: Prompting, config: EvaluationConfig, seed: int
 ) -> ChatBaselines:
-    """Score the baselines on validation; the settings with the best score are used.
+    """Return the baselines with their best settings on validation, the cheapest baseline first.
 
-    Few-shot tries `config.prompt_draws` random sets of `config.prompt_shots` training examples, and `retrieved` the
-    numbers of nearest training rows in `config.retrieved_examples`. Of equal settings the first is used. The cheapest
-    baseline is first, because of equal baselines the first is the incumbent.
+    `few_shot` tries `config.prompt_draws` random sets of `config.prompt_shots` training examples. `retrieved` tries the
+    numbers of nearest training rows in `config.retrieved_examples`. If scores are equal, the first setting wins, and
+    the first baseline becomes the incumbent.
     """
     base = local_copy(base_model)
     index = build_index(train, seed=seed)

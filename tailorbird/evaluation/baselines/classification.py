@@ -30,7 +30,7 @@ COSINE_SCALE = 20.0  # factor from cosine similarities to the logits of zero-sho
 
 @dataclass(frozen=True)
 class BaselineResults:
-    """Fitted baselines before they are stored, so without URIs."""
+    """Fitted baselines, before they are stored. They have no URIs."""
 
     baselines: tuple[Baseline, ...]
     heads: dict[str, Head]  # heads on the embedding by kind
@@ -41,7 +41,7 @@ class BaselineResults:
 def fit_baselines(
     base_model: str, *, train: Rows, validation: Rows, max_length: int, config: EvaluationConfig, seed: int
 ) -> BaselineResults:
-    """Fit all baselines on the training rows; select their settings on validation by `config.metric`.
+    """Fit all baselines on the training rows, and select their settings on validation by `config.metric`.
 
     Each text is embedded once. Raises ValueError if train has a single class or no text with a word or a character, or
     if validation is empty.
@@ -127,7 +127,7 @@ def embed_texts(base_model: str, *texts: Sequence[str], max_length: int) -> tupl
 
 
 def majority(train_labels: Sequence[str]) -> tuple[str, float]:
-    """Return the most frequent training label and its share; the first in the alphabet wins a tie."""
+    """Return the most frequent training label and its share. In a tie, the first label in the alphabet wins."""
     if not train_labels:
         raise ValueError("there are no training labels; give a training split with rows")
     counts = Counter(train_labels)
@@ -157,17 +157,17 @@ def fit_probe(
 
 
 def fit_bags(data: HeadData, *, embeddings: FloatArray, held_out_embeddings: FloatArray) -> tuple[Fit, Fit]:
-    """Fit heads on a bag of words alone, and with unit embeddings as further features before it.
+    """Fit a head on a bag of words alone, and a head on unit embeddings followed by the bag of words.
 
-    C is selected on the bag of words alone for each kind of linear model, then the kind, and then the weight of the
-    embedding with this C and kind. Logistic regression is used if the scores are equal.
+    C and the kind of linear model are selected on the bag of words alone. The weight of the embedding is then selected
+    with this C and kind. If scores are equal, logistic regression wins.
     """
     alone = best_of(best_of(fit_linear(data, model, strengths=strengths)) for model, strengths in BAG_C.items())
     return alone, best_of(_fits_with_embeddings(data, embeddings, held_out_embeddings, start=alone))
 
 
 def _fits_with_embeddings(data: HeadData, train: FloatArray, held_out: FloatArray, *, start: Fit) -> Iterator[Fit]:
-    """Fit heads for each weight of the embedding. Each fit starts from the one before, and the first from `start`."""
+    """Fit heads for each weight of the embedding. Each fit starts from the previous fit, the first from `start`."""
     for weight in EMBEDDING_WEIGHTS:
         factor = np.float32(weight)
         weighted = replace(

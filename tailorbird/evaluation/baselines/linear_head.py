@@ -61,13 +61,13 @@ class HeadData:
     held_out: Blocks
     truth: IntArray
     metric: str
-    embedding_weight: float = 0.0  # factor of the embedding among the features, if there are others
+    embedding_weight: float = 0.0  # factor of the embedding; 0 without one, or if it is the only block
 
 
 def fit_linear(data: HeadData, model: str, *, strengths: Sequence[float], start: Fit | None = None) -> Iterator[Fit]:
     """Fit a kind of linear model for each C in ascending order.
 
-    Each fit starts from the one before, and the first from zeros or from `start`, the fit of the last blocks.
+    Each fit starts from the previous fit. The first starts from `start`, a fit of the last blocks, or from zeros.
     """
     num_classes = int(data.labels.max()) + 1
     loss = SoftmaxLoss(data.labels) if model == LOGISTIC else SquaredHingeLoss(data.labels, num_classes=num_classes)
@@ -86,5 +86,5 @@ def fit_linear(data: HeadData, model: str, *, strengths: Sequence[float], start:
 
 
 def best_of(fits: Iterable[Fit]) -> Fit:
-    """Return the fit with the best validation score; the first of equal scores wins. Keeps two fits in memory."""
+    """Return the fit with the best validation score, the first if scores are equal. Keep two fits in memory."""
     return max(fits, key=lambda fit: fit.score)

@@ -12,10 +12,11 @@ IntArray: TypeAlias = NDArray[np.int64]
 Blocks: TypeAlias = Sequence[FloatArray | csr_matrix]  # [N, F_k] each; the features of a row are all blocks together
 
 TOLERANCE, WINDOW = 1e-2, 5
-"""A fit ends when its last `WINDOW` steps lowered the objective by a smaller share per step. Further steps do not
-improve validation scores. One small step is no reason to end, because a fit that continues another starts with one."""
+"""A fit ends when its last `WINDOW` steps lowered the objective by a share of less than `TOLERANCE` per step. Further
+steps do not improve validation scores. A single small step does not end a fit, because a fit that continues another
+starts with a small step."""
 MAX_STEPS = 50
-MAX_SLOPES, SLOPE_TOLERANCE = 30, 0.05  # of the line search, which needs no product with the features
+MAX_SLOPES, SLOPE_TOLERANCE = 30, 0.05  # of the line search, which computes no products with the features
 
 
 class Loss(Protocol):
@@ -71,8 +72,8 @@ class SquaredHingeLoss:
 def minimise(blocks: Blocks, loss: Loss, *, c: float, start: Sequence[FloatArray]) -> tuple[FloatArray, ...]:
     """Return the weights [F_k, L] of each block and the bias [1, L] that minimise c * loss + |weights|^2 / 2.
 
-    `start` has the same shapes. Polak-Ribiere+ with a diagonal preconditioner. A step computes one product with the
-    features and one with their transpose, and has 24 B of memory per weight.
+    `start` has the same shapes. The method is Polak-Ribiere+ with a diagonal preconditioner. A step computes one
+    product with the features and one with their transpose, and uses 24 B of memory per weight.
     """
     weights = [np.array(part, dtype=np.float32) for part in start]
     scores = _scores(blocks, weights)
@@ -123,7 +124,7 @@ def _step(
 ) -> float:
     """Return the step along the direction that minimises the objective, by Newton's method within a bracket.
 
-    The objective is convex, so it is lower at every step with a negative slope than at 0.
+    The objective is convex, so it is lower than at 0 at every step with a negative slope.
     """
     inner, squared = _dot(weights[:-1], direction[:-1]), _dot(direction[:-1], direction[:-1])
     low, high, step, at_start = 0.0, np.inf, 0.0, 0.0

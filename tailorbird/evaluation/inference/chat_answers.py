@@ -1,4 +1,4 @@
-"""Answer rows with a chat model; training, evaluation and cost measurement share this code."""
+"""Answers of a chat model to rows, for training, evaluation and the cost measurement."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -45,7 +45,7 @@ def answer_rows(
 
 
 def answer_texts(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> list[Answer]:
-    """Return the answer of a chat version to each row; raise DataError as `answer_rows`."""
+    """Return the answer of a chat version to each row; raise DataError if the chat template refuses a conversation."""
     if isinstance(loaded, LoadedNearest):
         return [Answer(*nearest_answer(conversation, index=loaded.index)) for conversation in conversations(rows)]
     return answer_rows(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting, index=loaded.index)

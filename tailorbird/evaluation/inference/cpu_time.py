@@ -19,11 +19,11 @@ Loaded = AnyArtifact[VersionConfig]
 
 
 def measure_cpu(uris: Mapping[str, str], *, rows: Rows, num_rounds: int = MIN_ROUNDS) -> ServingCosts:
-    """Return CPU-seconds per thousand rows, from text to answer, of the artifacts at `uris`, by role and round.
+    """Return the CPU-seconds per thousand rows, from text to answer, by role and round.
 
-    All models run in this process on CPU. After a warm-up on all rows, all models answer all rows in each round; every
-    second round has the reverse order. The time includes all threads of the process. Raises ValueError for fewer than
-    two models, no rows or too few rounds.
+    `uris` has the URIs of the artifacts by role. All models run in this process on CPU. After a warm-up on all rows,
+    all models answer all rows in each round; every second round has the reverse order. The time includes all threads of
+    the process. Raises ValueError for fewer than two models, no rows or too few rounds.
     """
     if len(uris) < 2 or not len(rows) or num_rounds < MIN_ROUNDS:
         raise ValueError(

@@ -123,13 +123,13 @@ def swap_demographics(rows: Rows) -> Rows:
 
 
 def add_typos(rows: Rows) -> Rows:
-    """Return each row as `<row_id>|noise` with a typo, wrong case or extra space, selected by a hash of its id."""
+    """Return rows `<row_id>|noise` with a typing error, wrong case or extra space, selected by a hash of the row id."""
     texts = tuple(add_typo(text, seed=row_id) for row_id, text in zip(rows.row_ids, rows.texts, strict=True))
     return replace(rows, row_ids=tuple(f"{row_id}|noise" for row_id in rows.row_ids), texts=texts)
 
 
 def swap_sex(text: str) -> str:
-    """Return the text with words for a sex swapped; if any word changes, also swap the sex of known names."""
+    """Return the text with swapped words for a sex. If a word changes, known names get the other sex too."""
     if SEX_BOUND.search(text):
         return text
 

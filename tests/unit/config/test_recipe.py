@@ -171,7 +171,7 @@ def test_an_error_is_one_line_with_the_field_its_value_and_the_allowed_values(
     assert "pydantic" not in lines[0]
 
 
-def test_a_search_space_is_checked_in_combination_for_fields_that_constrain_each_other() -> None:
+def test_combinations_of_dependent_fields_in_the_search_space_are_checked() -> None:
     def recipe(**choices: list[Any]) -> Recipe:
         space = {name: {"choice": values} for name, values in choices.items()}
         training = {"batch_size": 32, "gradient_accumulation_steps": 16, "zero_stage": 0}

@@ -83,7 +83,7 @@ def test_a_loaded_bag_of_words_has_the_same_logits_bit_for_bit(tmp_path: Path) -
     np.testing.assert_array_equal(load_bag(tmp_path).logits(texts), fitted.logits(texts))
 
 
-def test_a_stored_bag_of_words_keeps_its_options_if_those_of_the_code_change(
+def test_a_stored_bag_of_words_keeps_its_options_if_the_code_has_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {
@@ -131,7 +131,7 @@ def test_no_texts_give_no_logits() -> None:
     assert bag_of().logits([]).shape == (0, 3)
 
 
-def test_more_n_grams_than_the_limit_keep_the_most_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_above_the_limit_only_the_most_frequent_n_grams_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bag_of_words, "MAX_TERMS", 2)
     vectorizers, features = fit_vectorizers(["heart pain", "pain heart", "heart failure", "lung"], num_classes=3)
     assert set(vectorizers["words"].vocabulary_) == {"heart", "pain"}
@@ -141,7 +141,7 @@ def test_more_n_grams_than_the_limit_keep_the_most_frequent(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("num_classes", "limit"), [(2, 100_000), (21, 100_000), (250, 100_000), (1_000, 25_000), (50_000, 2_000)]
 )
-def test_more_classes_have_fewer_terms_down_to_a_minimum(num_classes: int, limit: int) -> None:
+def test_the_vocabulary_shrinks_with_more_classes_down_to_a_minimum(num_classes: int, limit: int) -> None:
     assert vocabulary_limit(num_classes) == limit
     if limit > bag_of_words.MIN_TERMS:
         assert num_classes * limit * len(bag_of_words.NGRAMS) <= bag_of_words.MAX_WEIGHTS
@@ -156,7 +156,7 @@ def test_the_vocabulary_is_fitted_with_the_limit_for_its_classes(monkeypatch: py
         assert features.shape[1] * num_classes == 24
 
 
-def test_texts_of_punctuation_have_characters_and_no_words() -> None:
+def test_texts_of_punctuation_have_n_grams_of_characters_only() -> None:
     vectorizers, _ = fit_vectorizers(["++", "--"], num_classes=3)
     assert list(vectorizers) == ["characters"]
 

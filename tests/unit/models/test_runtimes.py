@@ -1,4 +1,4 @@
-"""A version exported for another engine predicts as with torch, for any batch size and with padding."""
+"""A version that is exported for another engine has the predictions of torch, for any batch size and with padding."""
 
 import json
 import sys
@@ -163,7 +163,7 @@ def test_a_missing_engine_and_a_corrupt_file_raise_engine_error(
         load_exported(tmp_path, head=head, engine=engine, dtype="float32")
 
 
-def test_the_error_for_a_missing_export_package_says_what_to_install(
+def test_the_error_for_a_missing_export_package_gives_the_install_command(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Classifier(load_encoder(base), torch.nn.Linear(32, 3)).eval()

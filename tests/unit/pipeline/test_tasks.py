@@ -93,7 +93,8 @@ def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_
     part = task.training_task(num_train_rows=3)
     assert isinstance(part, ChatTrainingTask)
     assert part.examples is not None
-    assert part.examples.index_uri != trained.examples.index_uri  # a learning curve's model knows only its own rows
+    # A model of the learning curve retrieves only its own training rows.
+    assert part.examples.index_uri != trained.examples.index_uri
 
 
 def test_retrieved_examples_require_the_training_rows_in_memory(chat: RunContext) -> None:

@@ -1,4 +1,4 @@
-"""Tests of a version's `config.json` and of registration."""
+"""Tests of the config of a version and of its registration."""
 
 import json
 from pathlib import Path

@@ -21,7 +21,7 @@ from tailorbird.storage.node_cache import local_copy
 from tests.small_chat import save
 
 PAIRS = (("blue sky", "sky"), ("blue skies", "sky"), ("green leaf", "leaf"), ("red rose", "rose"))
-ASKED = (("a blue sky", "sky"), ("leaf of green", "leaf"), ("", "sky"), ("zzz", "rose"))
+VALIDATION = (("a blue sky", "sky"), ("leaf of green", "leaf"), ("", "sky"), ("zzz", "rose"))
 PROMPTING = Prompting(system="s", max_new_tokens=3)
 
 
@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 def fit(base: str, *, train: tuple[tuple[str, str], ...] = PAIRS, **fields: object) -> ChatBaselines:
     config = EvaluationConfig(metric="token_f1", prompt_shots=1, prompt_draws=1, **fields)  # type: ignore[arg-type]
     return fit_prompt_baselines(
-        base, train=rows_of(train), validation=rows_of(ASKED), prompting=PROMPTING, config=config, seed=0
+        base, train=rows_of(train), validation=rows_of(VALIDATION), prompting=PROMPTING, config=config, seed=0
     )
 
 
@@ -65,7 +65,7 @@ def test_nearest_copies_the_answer_of_the_nearest_row_and_is_the_first_of_the_ba
     results = fit(base)
     baselines = [baseline for baseline, _ in results.baselines]
     assert [baseline.kind for baseline in baselines] == ["nearest", "zero_shot", "few_shot", "retrieved"]
-    assert baselines[0].validation == 0.75  # of the last row, nothing is known
+    assert baselines[0].validation == 0.75  # wrong in the last row, which has no known n-gram
     assert baselines[0].note == "answer of the nearest of 4 training rows"
     assert select_incumbent(baselines).kind == "nearest"
 
@@ -101,27 +101,27 @@ def test_a_single_training_row_gives_all_baselines(base: str, tmp_path: Path) ->
     results = fit(base, train=PAIRS[:1])
     stored = store_prompt_baselines(tmp_path.as_uri(), results, config=config_of(base))
     assert [baseline.kind for baseline in stored] == ["nearest", "zero_shot", "few_shot", "retrieved"]
-    table = predict_rows(f"{tmp_path.as_uri()}/nearest", rows=rows_of(ASKED))
+    table = predict_rows(f"{tmp_path.as_uri()}/nearest", rows=rows_of(VALIDATION))
     assert table.scores.tolist() == [1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("kind", ["nearest", "retrieved"])
 def test_a_stored_baseline_has_its_validation_score(base: str, artifacts: str, kind: str) -> None:
     expected = {baseline.kind: baseline.validation for baseline, _ in fit(base).baselines}
-    table = predict_rows(f"{artifacts}/{kind}", rows=rows_of(ASKED))
+    table = predict_rows(f"{artifacts}/{kind}", rows=rows_of(VALIDATION))
     assert table.model == kind
     assert score_table("token_f1", table) == pytest.approx(expected[kind])
 
 
-def test_the_confidence_of_nearest_is_the_similarity_and_it_has_no_likelihood(artifacts: str) -> None:
-    table = predict_rows(f"{artifacts}/nearest", rows=rows_of((*ASKED, PAIRS[0])))
+def test_nearest_has_the_similarity_as_confidence_and_no_likelihood(artifacts: str) -> None:
+    table = predict_rows(f"{artifacts}/nearest", rows=rows_of((*VALIDATION, PAIRS[0])))
     assert set(table.measures) == {"token_f1", "rouge_l"}
     np.testing.assert_array_equal(table.confidences[2:4], [0, 0])
     assert 0 < table.confidences[0] < table.confidences[4] == pytest.approx(1, abs=1e-6)
 
 
 def test_the_likelihood_of_a_reference_answer_depends_on_the_examples(artifacts: str) -> None:
-    rows = rows_of(ASKED)
+    rows = rows_of(VALIDATION)
     tables = [predict_rows(f"{artifacts}/{kind}", rows=rows) for kind in ("zero_shot", "retrieved")]
     assert not np.allclose(tables[0].measures["log_likelihood"], tables[1].measures["log_likelihood"])
 
@@ -167,5 +167,5 @@ def test_a_config_of_these_kinds_requires_the_index(base: str, kind: str) -> Non
 
 def test_the_cost_of_nearest_is_measured(artifacts: str) -> None:
     uris = {"incumbent": f"{artifacts}/nearest", "candidate": f"{artifacts}/retrieved"}
-    rounds = measure_cpu(uris, rows=rows_of(ASKED[:1]), num_rounds=MIN_ROUNDS)
+    rounds = measure_cpu(uris, rows=rows_of(VALIDATION[:1]), num_rounds=MIN_ROUNDS)
     assert {role: len(seconds) for role, seconds in rounds.items()} == dict.fromkeys(uris, MIN_ROUNDS)

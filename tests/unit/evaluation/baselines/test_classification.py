@@ -114,7 +114,9 @@ def test_a_class_with_one_row_is_learned() -> None:
     assert (bag.score, both.score) == (1.0, 1.0)
 
 
-def test_a_stored_bag_of_words_has_the_dtype_float32_and_other_baselines_that_of_their_encoder(tmp_path: Path) -> None:
+def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_of_their_encoder(
+    tmp_path: Path,
+) -> None:
     head, uri = Head(np.zeros((2, 1), dtype=np.float32), np.zeros(2, dtype=np.float32)), tmp_path.as_uri()
     vectorizers, terms = fit_vectorizers(["x", "y"], num_classes=2)
     bag = BagOfWords(vectorizers, np.zeros((terms.shape[1], 2), dtype=np.float32), head.bias)

@@ -31,7 +31,7 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("strict")
-def test_logistic_regression_equals_that_of_scikit_learn() -> None:
+def test_logistic_regression_has_the_weights_of_scikit_learn() -> None:
     *weights, bias = minimise((DENSE, SPARSE), SoftmaxLoss(LABELS), c=1.0, start=zeros((DENSE, SPARSE)))
     expected = LogisticRegression(C=1.0, tol=1e-6, max_iter=1_000).fit(ALL, LABELS)
     np.testing.assert_allclose(np.vstack(weights).T, expected.coef_, atol=0.02)
@@ -40,7 +40,7 @@ def test_logistic_regression_equals_that_of_scikit_learn() -> None:
 
 
 @pytest.mark.usefixtures("strict")
-def test_a_linear_svm_equals_that_of_scikit_learn() -> None:
+def test_a_linear_svm_has_the_weights_of_scikit_learn() -> None:
     loss = SquaredHingeLoss(LABELS, num_classes=NUM_CLASSES)
     *weights, _ = minimise((DENSE, SPARSE), loss, c=1.0, start=zeros((DENSE, SPARSE)))
     expected = LinearSVC(C=1.0, tol=1e-6, max_iter=100_000, intercept_scaling=100.0).fit(ALL, LABELS)

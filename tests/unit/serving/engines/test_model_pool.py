@@ -27,7 +27,7 @@ def registered(base: Path, folder: Path) -> ModelVersion:
     return register((folder / "registry" / "task").as_uri(), folder / "files")
 
 
-def test_a_bag_of_words_is_loaded_in_the_thread_of_the_caller_and_not_in_that_of_the_models(
+def test_a_bag_of_words_is_loaded_in_the_thread_of_the_caller(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []

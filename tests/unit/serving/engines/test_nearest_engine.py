@@ -51,7 +51,7 @@ def answer_of(text: str, **fields: Any) -> tuple[PartialAnswer, StoredAnswer, li
     return answer, prompt, [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
 
 
-def test_the_answer_is_that_of_the_nearest_row_unchanged_and_longer_than_the_limit_of_generated_answers() -> None:
+def test_the_answer_of_the_nearest_row_is_unchanged_even_above_the_limit_of_generated_answers() -> None:
     answer, prompt, _ = answer_of("blue skies")
     assert answer == PartialAnswer("Blue\u2014as ever!", 13, "stop", prompt.similarity)
     assert (len(prompt), 0 < prompt.similarity < 1) == (10, True)
@@ -82,7 +82,7 @@ def test_max_tokens_and_stop_texts_apply_and_the_stream_equals_the_answer(
     assert usage["usage"]["completion_tokens"] == expected.num_tokens
 
 
-def test_a_conversation_longer_than_any_context_is_answered() -> None:
+def test_a_conversation_can_be_longer_than_any_context() -> None:
     assert answer_of("green leaf" * 1000)[0].text == ANSWERS["green leaf"]
 
 

@@ -1,4 +1,4 @@
-"""Versions over a shared base model give the same predictions as separate models."""
+"""Versions on a shared base model give the same predictions as separate models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

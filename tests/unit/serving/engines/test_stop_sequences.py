@@ -1,4 +1,4 @@
-"""The visible part of a growing answer does not depend on how its text arrives."""
+"""The visible part of an answer does not depend on the parts in which its text arrives."""
 
 import pytest
 from hypothesis import given
