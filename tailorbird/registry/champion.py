@@ -73,7 +73,7 @@ class Champion(StoredModel, FormerChampion):
 
     @property
     def needs_parity(self) -> bool:
-        """True if the parity gate must pass before serving. A rollback restores a version that was served before."""
+        """True if the parity gate must pass before serving. A rollback does not require it."""
         return self.parity is None and self.reason.change != "rollback"
 
     @property

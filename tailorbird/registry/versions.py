@@ -62,7 +62,7 @@ class Hybrid(Frozen):
 
 
 class Retrieval(Frozen):
-    """The use of a chat version's index of training rows, in evaluation and serving."""
+    """The retrieval settings of a chat version, in evaluation and serving."""
 
     num_examples: int = Field(ge=1)
     """Number of nearest training rows that are examples before each conversation. The kind `nearest` uses one row."""

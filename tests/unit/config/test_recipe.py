@@ -177,9 +177,8 @@ def test_combinations_of_dependent_fields_in_the_search_space_are_checked() -> N
         training = {"batch_size": 32, "gradient_accumulation_steps": 16, "zero_stage": 0}
         return Recipe.model_validate(minimal() | {"training": training, "tuning": {"space": space}})
 
-    recipe(
-        batch_size=[16, 64], gradient_accumulation_steps=[1, 8]
-    )  # 16 would be rejected with the section's gradient_accumulation_steps 16
+    # Batch size 16 is not allowed with the 16 gradient accumulation steps of the section.
+    recipe(batch_size=[16, 64], gradient_accumulation_steps=[1, 8])
     with pytest.raises(ValidationError, match=r"tuning.space: batch_size 16 with gradient_accumulation_steps 16 is no"):
         recipe(batch_size=[16, 64], gradient_accumulation_steps=[1, 16])
     with pytest.raises(ValidationError, match=r"tuning.space: batch_size 16 is not allowed: .* must be a multiple of"):

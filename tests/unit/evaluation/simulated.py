@@ -91,7 +91,7 @@ def recipe_of(simulation: Simulation) -> Recipe:
 
 
 def tables_of(simulation: Simulation) -> dict[str, Predictions]:
-    """Return the tables of a run by name: test rows of all models; validation and changed rows of two models."""
+    """Return the tables of a run by name: test and changed rows of all models, validation rows of two models."""
     generator = np.random.default_rng(7)
     n = simulation.num_rows
     clean = _clean(simulation, generator, num_rows=n)
@@ -114,7 +114,7 @@ def tables_of(simulation: Simulation) -> dict[str, Predictions]:
 
 
 def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: int) -> dict[str, Predictions]:
-    """Return predictions of the two models for unchanged rows."""
+    """Return predictions of all models for unchanged rows."""
     n = num_rows
     labels = generator.choice(CLASSES, n)
     sex = generator.choice(GROUPS, n, p=(0.4, 0.4, 0.2))

@@ -95,7 +95,7 @@ def test_the_weight_with_the_highest_score_is_selected() -> None:
     assert (record.weight, record.validation, record.unmixed, record.num_weights) == (0.6, 1.0, 0.75, 9)
 
 
-def test_of_equal_scores_the_largest_weight_is_selected() -> None:
+def test_the_largest_weight_is_selected_if_scores_are_equal() -> None:
     logits = np.eye(3)
     record = select_weight(logits, logits, truth=np.arange(3), metric="macro_f1")
     assert (record.weight, record.validation, record.unmixed) == (1.0, 1.0, 1.0)
@@ -112,7 +112,9 @@ def test_a_mix_adds_the_weighted_calibrated_logits_of_both_models(
     assert mixed.version == model.version.model_copy(update={"kind": f"{model.version.kind}_bag", "temperature": 1.0})
 
 
-def test_the_loaded_parts_equal_the_scaled_parts_bit_for_bit(model_uri: str, bag_uri: str, tmp_path: Path) -> None:
+def test_a_loaded_mix_has_the_logits_of_the_scaled_parts_bit_for_bit(
+    model_uri: str, bag_uri: str, tmp_path: Path
+) -> None:
     write_mix(model_uri, bag_uri=bag_uri, weight=0.3, to=(tmp_path / "mix").as_uri())
     mixed, model, bag = (load(uri) for uri in ((tmp_path / "mix").as_uri(), model_uri, bag_uri))
     assert mixed.model is not None

@@ -68,7 +68,7 @@ def test_a_head_of_zeros_gives_equal_logits() -> None:
     np.testing.assert_array_equal(logits_rows(model, [[1, 2]], pad_id=0), np.zeros((1, 4)))
 
 
-def test_a_head_in_column_major_order_survives_its_file(tmp_path: Path) -> None:
+def test_a_head_in_column_major_order_is_stored_and_loaded(tmp_path: Path) -> None:
     weight = np.asfortranarray(np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32))
     head = Head(weight, np.array([0.1, 0.2, 0.3], dtype=np.float32))
     save_file({"weight": head.weight, "bias": head.bias}, tmp_path / "head.safetensors")

@@ -78,7 +78,7 @@ def test_a_position_bias_uses_masked_attention() -> None:
     assert torch.equal(_attention(MODULE, *states, scaling=0.3, position_bias=bias, **options)[0], own)
 
 
-def test_short_and_long_requests_are_in_separate_groups() -> None:
+def test_short_and_long_requests_are_in_different_groups() -> None:
     queries, keys = (0, *accumulate([1] * 4)), (0, *accumulate([3, 90, 4, 31]))
     lengths = [(indices.shape, int((~padding).sum())) for _, indices, padding in _groups(queries, keys)]
     assert lengths == [((2, 4), 7), ((1, 31), 31), ((1, 90), 90)]

@@ -32,7 +32,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def train_a_little(model: Classifier) -> None:
+def change_weights(model: Classifier) -> None:
     """Change every trainable parameter."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def train_a_little(model: Classifier) -> None:
 
 def test_loaded_full_weights_give_the_logits_of_the_trained_model(base: Path, tmp_path: Path) -> None:
     model = Classifier(load_encoder(base), torch.nn.Linear(16, 3))
-    train_a_little(model)
+    change_weights(model)
     folder = tmp_path / "full"
     folder.mkdir()
     save_file(model.encoder.state_dict(), folder / "encoder.safetensors")
@@ -57,7 +57,7 @@ def test_a_loaded_adapter_is_merged_into_the_encoder(base: Path, tmp_path: Path)
     plain = load_encoder(base)
     adapted = add_adapter(copy.deepcopy(plain), r=4, alpha=8, dropout=0.5)
     model = Classifier(adapted, torch.nn.Linear(16, 3))
-    train_a_little(model)
+    change_weights(model)
     folder = tmp_path / "lora"
     folder.mkdir()
     save_file(model.head.state_dict(), folder / "head.safetensors")

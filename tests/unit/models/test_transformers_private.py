@@ -1,4 +1,4 @@
-"""Contract with transformers: each private part that the project uses still exists."""
+"""Contract tests of the private parts of transformers that the project uses."""
 
 import importlib
 import inspect

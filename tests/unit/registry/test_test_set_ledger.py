@@ -1,4 +1,4 @@
-"""Counting of accesses to test rows; integration tests cover concurrent accesses on a real S3 server."""
+"""Tests of the test-set ledger. Integration tests cover concurrent accesses on a real S3 server."""
 
 import json
 
@@ -34,7 +34,7 @@ def access(
 
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """A storage in memory, by URI."""
+    """The content of an in-memory storage by URI."""
     objects: dict[str, bytes] = {}
 
     def write(uri: str, data: bytes, *, etag: str | None = None) -> str:
@@ -74,7 +74,7 @@ def test_an_access_has_the_smallest_number_that_at_most_5_percent_of_its_rows_ex
     assert numbers(*sets) == expected
 
 
-def test_the_number_of_a_sliding_test_set_is_that_of_its_most_used_rows() -> None:
+def test_the_accesses_to_a_sliding_test_set_are_counted_by_its_most_used_rows() -> None:
     sets = [range(start, start + 100) for start in range(0, 1000, 10)]
     assert numbers(*sets)[:4] == [1, 2, 3, 4]
     assert max(numbers(*sets)) == 10

@@ -1,4 +1,4 @@
-"""Chat baselines: their settings from validation, and stored artifacts that answer like the fitted baselines."""
+"""Chat baselines: settings that are selected on validation, and stored artifacts with the same answers."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def artifacts(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def test_nearest_copies_the_answer_of_the_nearest_row_and_is_the_first_of_the_baselines(base: str) -> None:
+def test_nearest_copies_the_answer_of_the_nearest_row_and_is_the_first_baseline(base: str) -> None:
     results = fit(base)
     baselines = [baseline for baseline, _ in results.baselines]
     assert [baseline.kind for baseline in baselines] == ["nearest", "zero_shot", "few_shot", "retrieved"]
@@ -70,7 +70,9 @@ def test_nearest_copies_the_answer_of_the_nearest_row_and_is_the_first_of_the_ba
     assert select_incumbent(baselines).kind == "nearest"
 
 
-def test_the_number_of_retrieved_examples_is_the_best_on_validation(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_number_of_retrieved_examples_on_validation_is_selected(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried = []
 
     def score(_: object, prompting: Prompting) -> float:

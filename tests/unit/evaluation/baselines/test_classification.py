@@ -1,4 +1,4 @@
-"""Tests of the heads of the baselines on synthetic embeddings."""
+"""Tests of classification baselines on synthetic embeddings."""
 
 from pathlib import Path
 from typing import Any

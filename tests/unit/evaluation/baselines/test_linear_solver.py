@@ -1,4 +1,4 @@
-"""Tests of the solver for linear heads against scikit-learn's."""
+"""Tests of the solver for linear heads, compared with scikit-learn."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_gradients_and_slopes_equal_finite_differences(loss: Loss) -> None:
 
 
 @pytest.mark.usefixtures("strict")
-def test_a_fit_that_continues_one_with_another_regularisation_reaches_the_same_weights() -> None:
+def test_a_fit_that_continues_another_fit_reaches_the_same_weights() -> None:
     loss = SoftmaxLoss(LABELS)
     cold = minimise((DENSE,), loss, c=1.0, start=zeros((DENSE,)))
     warm = minimise((DENSE,), loss, c=1.0, start=minimise((DENSE,), loss, c=0.01, start=zeros((DENSE,))))

@@ -1,4 +1,4 @@
-"""Tests of the swaps and typing errors, and of the texts that must not change."""
+"""Tests of swaps and typing errors, and of texts that must not change."""
 
 import re
 

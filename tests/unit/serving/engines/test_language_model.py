@@ -35,10 +35,12 @@ def test_the_nearest_training_rows_are_in_the_prompt_and_the_nearest_is_last() -
     assert shown(engine_of(), "green leafs") == f"<system>s</s>{SHOWN}<user>green leafs</s><assistant>"
 
 
-def test_examples_that_leave_no_room_for_the_answer_are_omitted_instead_of_failing_the_request() -> None:
+def test_examples_that_leave_no_room_for_the_answer_are_omitted() -> None:
     plain = "<system>s</s><user>green leafs</s><assistant>"
     one = "<system>s</s><user>green leaf</s><assistant>a1</s><user>green leafs</s><assistant>"
     assert shown(engine_of(max_length=50), "green leafs") == one
     assert shown(engine_of(max_prompt_tokens=40), "green leafs") == one
     assert shown(engine_of(max_length=64), "green leafs", max_new_tokens=40) == plain
-    assert shown(engine_of(max_length=20), "green leafs", max_new_tokens=40) == plain  # refused by its length later
+    assert (
+        shown(engine_of(max_length=20), "green leafs", max_new_tokens=40) == plain
+    )  # a later check rejects its length
