@@ -22,13 +22,10 @@ def watch(
 
     Example: tailorbird watch recipes/icd10_demo.yaml
     """
-    from datetime import UTC, date, datetime
-
-    from tailorbird.operate.watch import watch_champion
+    from tailorbird.operate.watch import parse_today, watch_champion
 
     with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
-        today = date.fromisoformat(day) if day else datetime.now(UTC).date()
-        result = watch_champion(loaded, today=today, progress=progress)
+        result = watch_champion(loaded, today=parse_today(day), progress=progress)
     if metrics is not None:
         options.write_text(metrics, result.metrics)
     recommendation, decision = result.recommendation, result.recommendation.challenger

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from cluster.progress import ProgressReporter
 from tailorbird import storage
@@ -64,6 +64,24 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     storage.write_bytes(paths.monitoring_page, page.encode())
     storage.write_bytes(paths.metrics, metrics.encode())
     return WatchResult(reports, recommendation, paths.monitoring_page, metrics, delete_old_log(recipe, today=today))
+
+
+def parse_today(day: str | None) -> date:
+    """Return the date of `--day`, `YYYY-MM-DD`, or the current date (UTC) for None.
+
+    Raises MonitoringError for another format, and for a date after tomorrow, because `watch` would then delete log
+    files that are not old.
+    """
+    today = datetime.now(UTC).date()
+    if day is None:
+        return today
+    try:
+        parsed = datetime.strptime(day, "%Y-%m-%d").date()
+    except ValueError:
+        raise MonitoringError(f"--day is {day!r}; give a date as YYYY-MM-DD") from None
+    if parsed > today + timedelta(days=1):
+        raise MonitoringError(f"--day is {day}, but today is {today} (UTC); give a date up to tomorrow")
+    return parsed
 
 
 def delete_old_log(recipe: Recipe, *, today: date) -> int:

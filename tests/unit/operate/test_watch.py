@@ -1,0 +1,48 @@
+"""The date of `watch`, and the deletion of old log files."""
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from tailorbird import storage
+from tailorbird.monitoring.daily_report import MonitoringError
+from tailorbird.operate.watch import delete_old_log, parse_today
+from tests.unit.pipeline.contexts import recipe_at
+
+
+def test_the_day_is_a_date_up_to_tomorrow_and_today_by_default() -> None:
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+    assert parse_today("2026-03-01") == date(2026, 3, 1)
+    assert parse_today(None) in (tomorrow - timedelta(days=1), tomorrow)
+    assert parse_today(tomorrow.isoformat()) == tomorrow
+    later = (tomorrow + timedelta(days=2)).isoformat()
+    with pytest.raises(MonitoringError, match=f"--day is {later}, but today is .*give a date up to tomorrow"):
+        parse_today(later)
+
+
+@pytest.mark.parametrize("day", ["20260301", "2026-02-30", "yesterday", ""])
+def test_a_day_in_another_form_is_rejected(day: str) -> None:
+    with pytest.raises(MonitoringError, match="give a date as YYYY-MM-DD"):
+        parse_today(day)
+
+
+def test_only_log_files_older_than_the_days_to_keep_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, days, deleted = tmp_path / "log", ("2026-02-27", "2026-02-28", "2026-03-01"), list[str]()
+    monkeypatch.setattr(storage, "delete", deleted.append)
+    for kind in ("answers", "feedback"):
+        for day in days:
+            (log / kind / f"day={day}").mkdir(parents=True)
+            (log / kind / f"day={day}" / "0.parquet").touch()
+        (log / kind / "notes.txt").touch()
+    monitoring = {"window_days": 1, "label_days": 1, "keep_days": 37}
+    recipe = recipe_at(tmp_path, serving={"request_log": log.as_uri()}, monitoring=monitoring)
+    assert delete_old_log(recipe, today=date(2026, 4, 6)) == 2  # 37 days before: 28 February
+    assert [unquote(uri).partition("/log/")[2] for uri in deleted] == [
+        f"{kind}/day=2026-02-27/0.parquet" for kind in ("answers", "feedback")
+    ]
+    without = recipe.model_copy(update={"monitoring": recipe.monitoring.model_copy(update={"keep_days": None})})
+    assert delete_old_log(without, today=date(2030, 1, 1)) == 0
