@@ -123,8 +123,9 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
         verdict=verdict,
         expires_at=expires.isoformat(timespec="seconds") if verdict.holds else None,
     )
-    write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
+    # The evidence is written last, because its rows are not new to a later re-evaluation.
     proposed = propose_training(recipe, rows, uri=uri) if verdict.holds is False else None
+    write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
     if verdict.holds is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.numbers()} ({uri})"
         champion = roll_back(recipe.task_uri, reason=reason, of=champion)
@@ -141,9 +142,9 @@ class _Audited:
 
 
 def _audited(recipe: Recipe, *, champion: Champion, evaluated: Set[str]) -> _Audited:
-    """Return the rows to test: requests since the champion's promotion that are in no split.
+    """Return the rows to test: audited rows since the champion's promotion that are in no split.
 
-    Earlier requests may have been used to choose the champion.
+    Earlier rows may have been used to choose the champion.
     """
     since = datetime.fromisoformat(champion.since)
     rows, dropped = usable_rows(audited_rows(recipe, since=since), load_inputs(recipe).splits, evaluated=evaluated)

@@ -34,6 +34,10 @@ def predict(uri: str, *, rows: Rows) -> Predictions:
     return Predictions(uri, rows.row_ids, rows.labels, outputs, right.astype(np.float64), unsure, unsure)
 
 
+def other(uri: str) -> str:
+    return OLD if uri == NEW else NEW
+
+
 @pytest.fixture
 def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The recorded accesses; the champion, its predictions and its splits need neither Ray nor S3."""
@@ -81,6 +85,22 @@ def test_a_reevaluation_uses_all_audited_rows_and_records_only_the_new_ones_as_a
     stored = storage.read_json(f"{second.uri}/evidence.json")
     assert (stored["data"]["num_new"], stored["data"]["dropped"]["train"]) == (100, 5)
     assert stored["expires_at"] == "2100-01-01T00:00:00+00:00"
+
+
+@pytest.mark.usefixtures("accesses")
+def test_a_reevaluation_that_failed_after_its_predictions_can_be_repeated(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise OSError("the storage is away")
+
+    audit(monkeypatch, 205)
+    monkeypatch.setattr(reevaluate, "propose_training", fail)
+    with monkeypatch.context() as worse:
+        worse.setattr(reevaluate, "run_remote", lambda *_, **__: lambda uri, rows: predict(other(uri), rows=rows))
+        with pytest.raises(OSError, match="the storage is away"):
+            reevaluate_champion(recipe, progress=SILENT)
+    assert reevaluate_champion(recipe, progress=SILENT).verdict.n == 200
 
 
 @pytest.mark.usefixtures("accesses")
