@@ -28,7 +28,7 @@ from tailorbird.monitoring.log_reader import (
 from tailorbird.monitoring.traffic import CANARY, CHAMPION
 from tailorbird.storage.paths import TaskPaths
 
-COLUMNS = ("request_id", "row", "at", "text", "attributes", "label")
+COLUMNS = ("request_id", "row", "at", "subject", "text", "attributes", "label")
 Row = dict[str, Any]  # a row of the request log or an audit, by column
 
 
@@ -42,6 +42,8 @@ def parse_days(days: str) -> list[date]:
         first, last = (date.fromisoformat(part) for part in days.split(":"))
     except ValueError:
         raise AuditError(f"--days is {days!r}; give the first and the last day as YYYY-MM-DD:YYYY-MM-DD") from None
+    if last < first:
+        raise AuditError(f"--days is {days!r}: the last day is before the first; give the first day first")
     return [first + timedelta(days=number) for number in range((last - first).days + 1)]
 
 
@@ -53,9 +55,10 @@ def export_answers(
     Draws answers of the champion (`digest`) and of a canary challenger. A canary's answers and those of its control
     units are drawn first and at the same rate, because only these are compared; see `challenger_units`. A shadow needs
     no audit of its own, because it answers the champion's texts. The draw depends only on the ids: the same days give
-    the same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has
-    `request_id`, `row`, `at`, `text` (empty without serving.log_texts), `attributes` and an empty `label`. It does not
-    have the model's answer, which would bias the labels. Memory holds the drawn rows and the keys of audited rows.
+    the same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has `COLUMNS`:
+    `subject` is the keyed hash of the log, `text` is empty without serving.log_texts, and `label` is empty. The file
+    does not have the model's answer, which would bias the labels. Memory holds the drawn rows and the keys of audited
+    rows.
     """
     if num_rows < 1:
         raise AuditError(f"--rows is {num_rows}; it must be 1 or more")
@@ -100,7 +103,8 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
 
     Rows without a label are omitted. Files are numbered in order of import, because the latest label of a text counts.
     A file equal to the last one is not stored again. Texts are redacted, because people fill in `text` if the log has
-    no texts. Raises AuditError for a label that is not a class, and for a file that was not exported.
+    no texts. Raises AuditError for a label that is not a class, for a labelled row whose id or time is missing, and for
+    a file that was not exported.
     """
     try:
         table = read_columns(uri, COLUMNS)
@@ -111,6 +115,12 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     if unknown or not rows:
         fault = f"labels that are not classes: {', '.join(unknown[:5])}" if unknown else "no labels"
         raise AuditError(f"{uri} has {fault}; the classes are {', '.join(classes[:10])}{' ...' * (len(classes) > 10)}")
+    damaged = sum(any(row[name] is None for name in ("request_id", "row", "at")) for row in rows)
+    if damaged:
+        raise AuditError(
+            f"{uri} has {damaged} labelled rows without request_id, row or at; fill in `label` and `text` only, and "
+            "keep the other columns"
+        )
     content = _to_parquet([row | {"text": row["text"] and redact(str(row["text"]))} for row in rows])
     digest = hashlib.sha256(content).hexdigest()[:16]
     audits = audit_files(recipe.task_uri)
@@ -124,17 +134,18 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
 def audited_rows(recipe: Recipe, *, since: datetime) -> Rows:
     """Return the audited texts of answers since a time, with their latest labels.
 
-    Groups are read from the attributes. The split key is the request, if a request has several texts.
+    Groups are read from the attributes. The split key is the unit, a subject or a request without one, because the
+    answers to one unit are dependent. There are no split keys if all units are different.
     """
     rows = {_key(row): row for row in _audit_rows(recipe.task_uri) if row["text"] and row["at"] >= since}
     ordered = [rows[key] for key in sorted(rows)]
-    requests = tuple(row["request_id"] for row in ordered)
+    units = tuple(row["subject"] or row["request_id"] for row in ordered)
     attributes = [json.loads(row["attributes"]) if row["attributes"] else {} for row in ordered]
     return Rows(
         row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in ordered),
         texts=tuple(row["text"] for row in ordered),
         labels=tuple(row["label"] for row in ordered),
-        split_keys=requests if len(set(requests)) < len(requests) else None,
+        split_keys=units if len(set(units)) < len(units) else None,
         groups={name: tuple(value_of(values, name) for values in attributes) for name in recipe.data.groups},
     )
 

@@ -49,15 +49,18 @@ def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
     """Write the rows as training data and, under `uri`, a recipe that also trains on them; return the recipe's URI.
 
     The data have the columns and types of the recipe's first training file; a group value that does not fit its
-    column's type becomes null. Each row has a unique `split_by` value: its id, or a negative number in an integer
-    column.
+    column's type becomes null. The `split_by` values are new: rows with one split key share a value, the id of their
+    first row or, in an integer column, a negative number.
     """
     data, name = recipe.data, uri.rpartition("/")[2]
     schema = read_table(data.train_uris[0], columns=data_task(recipe.task).columns(data)).schema
     values = {data.text: rows.texts, data.label: rows.labels, **rows.groups}
     if data.split_by is not None:
-        numbers = tuple(str(-number) for number in range(1, len(rows) + 1))
-        values[data.split_by] = numbers if pa.types.is_integer(schema.field(data.split_by).type) else rows.row_ids
+        is_integer = pa.types.is_integer(schema.field(data.split_by).type)
+        keys, new_keys = rows.split_keys or rows.row_ids, dict[str, str]()
+        for index, key in enumerate(keys):
+            new_keys.setdefault(key, str(-1 - index) if is_integer else rows.row_ids[index])
+        values[data.split_by] = tuple(new_keys[key] for key in keys)
     columns = {name: _cast(values[name], to=schema.field(name).type) for name in schema.names}
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)

@@ -1,7 +1,8 @@
 """Decide whether a champion's verdict still holds on audited rows (a pure function).
 
-All re-evaluations of a champion are one confidence sequence over all audited rows. Their number therefore does not
-increase the probability that a good champion is withdrawn.
+All re-evaluations of a champion are one confidence sequence over all audited rows, so their number does not increase
+the probability that a good champion is withdrawn. The rows of a subject, or of a request without one, are dependent and
+count as one value, their mean.
 """
 
 import numpy as np
@@ -32,8 +33,8 @@ class ReevaluationVerdict(VerdictPart):
     """Metric of the interval: accuracy under macro-F1, which is not a mean over rows."""
     n: int
     """Number of audited rows of all re-evaluations of the champion."""
-    num_requests: int
-    """Number of independent units: the rows of a request count as one."""
+    num_units: int
+    """Number of independent units: subjects, and requests without a subject. The rows of a unit count as one."""
     alpha: float
     minimum_gain: float
     champion_score: float
@@ -63,9 +64,9 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
     require_same_rows(inputs, protocol=protocol)
     champion, former = inputs.candidate.clean, inputs.incumbent.clean
     compared = "accuracy" if protocol.metric == "macro_f1" else protocol.metric
-    requests = _by_request(champion, former, metric=compared)
-    interval = confidence_sequence(requests[0] - requests[1], alpha=protocol.alpha)
-    scores = [float(values.mean()) for values in requests]
+    ours, theirs = _by_unit(champion, former, metric=compared)
+    interval = confidence_sequence(ours - theirs, alpha=protocol.alpha)
+    scores = [float(values.mean()) for values in (ours, theirs)]
     if compared != protocol.metric:
         scores = [score_table(protocol.metric, table) for table in (champion, former)]
     gain = scores[0] - scores[1]
@@ -77,7 +78,7 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
         metric=protocol.metric,
         compared=compared,
         n=len(champion),
-        num_requests=len(requests[0]),
+        num_units=len(ours),
         alpha=protocol.alpha,
         minimum_gain=protocol.minimum_gain,
         champion_score=scores[0],
@@ -116,12 +117,12 @@ def _decide(
     return False, (f"{ends} excludes {excluded}",)
 
 
-def _by_request(
+def _by_unit(
     champion: Predictions, former: Predictions, *, metric: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean scores of both models by request."""
-    requests = documents_of(champion.clusters, num_rows=len(champion))
-    ours, theirs = (requests.sums(table.per_row(metric)) / requests.sizes for table in (champion, former))
+    """Return the mean scores [U] of both models by unit: a subject, or a request without one."""
+    units = documents_of(champion.clusters, num_rows=len(champion))
+    ours, theirs = (units.sums(table.per_row(metric)) / units.sizes for table in (champion, former))
     return ours, theirs
 
 

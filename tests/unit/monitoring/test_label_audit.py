@@ -9,7 +9,14 @@ import pytest
 from tailorbird.config.serving import ChallengerConfig
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring.challenger_units import CODES, control_share
-from tailorbird.monitoring.label_audit import AuditError, audit_files, audited_rows, export_answers, import_labels
+from tailorbird.monitoring.label_audit import (
+    AuditError,
+    audit_files,
+    audited_rows,
+    export_answers,
+    import_labels,
+    parse_days,
+)
 from tailorbird.monitoring.log_reader import key_of, unit_of
 from tests.unit.monitoring.test_daily_report import DIGEST, FIRST, Task, answer, write
 
@@ -116,6 +123,30 @@ def test_rows_without_a_group_value_belong_to_the_group_of_missing_values(task: 
     )
     import_with(task, drawn(task, num_rows=4), ["a"] * 4)
     assert sorted(audited_rows(task.recipe, since=LONG_AGO).groups["sex"]) == [NO_GROUP] * 3 + ["f"]
+
+
+def test_a_labelled_row_without_an_id_is_rejected(task: Task) -> None:
+    write(task.log, "answers", FIRST, [answer(FIRST, number) for number in range(2)])
+    table = drawn(task, num_rows=2)
+    ids = table["request_id"].to_pylist()
+    with pytest.raises(AuditError, match="1 labelled rows without request_id, row or at"):
+        import_with(task, table, ["a", "b"], request_id=[ids[0], None])
+    assert import_with(task, table, ["a", None], request_id=[ids[0], None])[1] == 1
+
+
+@pytest.mark.parametrize("days", ["2026-03-07:2026-03-01", "2026-03-01", "2026-03-01:", "1 March:2 March"])
+def test_days_that_are_not_a_range_are_rejected(days: str) -> None:
+    with pytest.raises(AuditError, match="--days is "):
+        parse_days(days)
+    assert parse_days("2026-02-28:2026-03-01") == [FIRST - timedelta(days=1), FIRST]
+
+
+def test_answers_to_one_subject_share_a_split_key(task: Task) -> None:
+    subjects = ["s", "s", "t", None, None]
+    write(task.log, "answers", FIRST, [answer(FIRST, number, subject=name) for number, name in enumerate(subjects)])
+    import_with(task, drawn(task, num_rows=5), ["a"] * 5)
+    keys = audited_rows(task.recipe, since=LONG_AGO).split_keys
+    assert sorted(keys or ()) == [f"{FIRST}-3", f"{FIRST}-4", "s", "s", "t"]
 
 
 def test_only_answers_since_a_time_are_returned_and_texts_of_one_request_share_a_split_key(task: Task) -> None:

