@@ -11,6 +11,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import ContenderVerdict
 from tailorbird.evaluation.verdict.power import VerdictPower
 from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.rules import is_affordable
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _rows_needed(inputs: ExplanationInputs) -> tuple[str, ...]:
     else:
         rows = (
             f"rows needed: {now}, so the {n:,} test rows are enough for it (about {power.needed.rows:,} are needed); a "
-            "smaller gain needs more"
+            "smaller gain needs more rows"
         )
     least = power.needed_for_minimum
     if least.rows is None or least.rows <= n:
@@ -226,6 +227,8 @@ def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
             f"the hybrid is not inferior to its parts, but neither proven to be better than both nor to cost less than "
             f"the {hybrid.best_part}",
         )
+    if not inputs.assessment.facts.hybrid_holds:
+        return ("a further contender that is proven better than the incumbent is also better than the hybrid",)
     owner = "the hybrid's"
     return (
         *failed_gates(hybrid.gates, owner=owner),
@@ -240,7 +243,8 @@ def _replacement(contender: ContenderVerdict, inputs: ExplanationInputs) -> tupl
         f"the contender {contender.role} needs no fine-tuning and is proven better than the incumbent: "
         f"{points(contender.gain)} points (the interval starts at {points(contender.interval[0])}, Holm-adjusted "
         f"{p_text(contender.p_holm)}, minimum gain {minimum}); `tailorbird promote` makes it the champion",
-        f"the gain of {contender.role} is the largest of {size_of_family} on these rows, so it is slightly optimistic",
+        f"{contender.role} is one of {size_of_family} contenders that these rows compare with the incumbent, so its "
+        "gain is slightly optimistic",
         *open_gates(contender.gates, owner=f"for {contender.role}, the"),
     )
 
@@ -248,9 +252,12 @@ def _replacement(contender: ContenderVerdict, inputs: ExplanationInputs) -> tupl
 def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
     ratio, facts = inputs.assessment.cost_ratio, inputs.assessment.facts
     assert ratio is not None  # rule 7 requires a measured cost
+    others = ""
+    if inputs.assessment.contenders or inputs.assessment.hybrid:
+        others = ", and it is also cheaper than each other contender that is not proven worse than it"
     return (
         f"cost: the candidate uses {ratio[0]:.2f} times the incumbent's CPU-seconds per row (the interval ends at "
-        f"{ratio[2]:.2f}), and it is also cheaper than each other contender that is not proven worse",
+        f"{ratio[2]:.2f}){others}",
         f"the candidate is not inferior: the interval of its gain starts at {points(facts.low)} points, above the "
         f"limit of {points(-facts.margin)}",
         f"the losses accepted for lower cost since the last proven champion sum to {size(facts.accepted_loss)}, under "
@@ -263,7 +270,7 @@ def _not_for_cost(inputs: ExplanationInputs) -> tuple[str, ...]:
     facts = inputs.assessment.facts
     if facts.proven or facts.surpassed or not facts.cheaper or facts.low <= -facts.margin:
         return ()
-    if facts.accepted_loss >= facts.minimum_gain:
+    if not is_affordable(facts.accepted_loss, minimum_gain=facts.minimum_gain):
         return (
             "the candidate costs less and is not inferior, but the losses accepted for lower cost since the last "
             f"proven champion would sum to {size(facts.accepted_loss)}, not under the minimum gain of "

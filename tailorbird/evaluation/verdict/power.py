@@ -52,6 +52,7 @@ class Procedure:
     roles: tuple[str, ...]  # of the comparisons with the incumbent, the candidate's first
     assessment: Assessment
     protocol: TestProtocol
+    accepted_loss: float  # losses accepted for cost before this test
 
     def rules(self, gain: float, *, num_rows: int, num_tests: int) -> tuple[list[int], list[str]]:
         """Return the rule that decides each simulated test, and why FINE_TUNE is prevented where it is."""
@@ -77,6 +78,7 @@ class Procedure:
                 hybrid_holds=bool(drawn.hybrid_holds[test]),
                 other_proven=bool(drawn.other_proven[test]),
                 surpassed=bool(drawn.surpassed[test]),
+                accepted_loss=float(drawn.losses[test]),
                 gates={name: of_gate[test] for name, of_gate in gates.items()},
                 hybrid_gates={name: of_gate[test] for name, of_gate in hybrid_gates.items()},
             )
@@ -86,7 +88,11 @@ class Procedure:
         return list(rules), [reason for reason in reasons if reason]
 
     def _drawn(self, tests: SimulatedTests) -> "_Drawn":
-        """Return what the rules read of simulated tests, by Holm's method over the comparisons with the incumbent."""
+        """Return what the rules read of simulated tests, by Holm's method over the comparisons with the incumbent.
+
+        A further contender is assumed to pass its gates unless a gate stopped it in the test itself, and not to be
+        better than the hybrid.
+        """
         alpha, num, minimum = self.assessment.alpha, len(self.roles), self.protocol.minimum_gain
         p_values = tests.p_values[:, :num]
         ranks = p_values.argsort(axis=1).argsort(axis=1)
@@ -101,7 +107,8 @@ class Procedure:
         proven = (ranks < rejected) & (lows > 0) & (tests.gains[:, :num] >= minimum)
         # The comparisons with the candidate follow those with the incumbent, in the same order without the candidate.
         against = by_share[0][0][:, num:]
-        others = [role for role in range(1, num) if self.roles[role] != "hybrid"]
+        stopped = {each.role for each in self.assessment.contenders if each.proven and not each.eligible}
+        others = [role for role in range(1, num) if self.roles[role] not in stopped | {"hybrid"}]
         holds, hybrid = np.zeros(len(p_values), dtype=bool), self.assessment.hybrid
         if hybrid is not None:
             cheaper = hybrid.cost_ratio is not None and hybrid.cost_ratio[2] < 1
@@ -115,6 +122,7 @@ class Procedure:
             hybrid_holds=holds,
             other_proven=proven[:, others].any(axis=1),
             surpassed=np.any(surpassing, axis=0) if surpassing else np.zeros(len(p_values), dtype=bool),
+            losses=self.accepted_loss + np.maximum(-tests.gains[:, 0], 0.0),
         )
 
 
@@ -128,12 +136,14 @@ class _Drawn:
     hybrid_holds: NDArray[np.bool_]  # [B]
     other_proven: NDArray[np.bool_]  # [B]
     surpassed: NDArray[np.bool_]  # [B]
+    losses: NDArray[np.float64]  # [B] losses accepted for cost, with the candidate's
 
     def read(self, protocol: TestProtocol) -> list[NDArray[np.bool_]]:
         """Return the conditions [B] of the rules."""
         low, high = self.lows[:, 0], self.highs[:, 0]
         ends = [low > -protocol.non_inferiority_margin, (low <= 0) & (high >= protocol.minimum_gain)]
-        return [self.proven[:, 0], *ends, self.hybrid_holds, self.other_proven, self.surpassed]
+        affordable = (self.losses < protocol.minimum_gain) | (self.losses == 0)
+        return [self.proven[:, 0], *ends, self.hybrid_holds, self.other_proven, self.surpassed, affordable]
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +237,7 @@ def _procedure(inputs: VerdictInputs, *, assessment: Assessment, protocol: TestP
         group_changes=np.array(changes),
         documents=None if candidate.clusters is None else documents_of(candidate.clusters, num_rows=len(candidate)),
     )
-    return Procedure(rows, ("candidate", *others), assessment, protocol)
+    return Procedure(rows, ("candidate", *others), assessment, protocol, inputs.accepted_loss)
 
 
 def _members(table: Predictions) -> NDArray[np.bool_]:

@@ -74,9 +74,14 @@ def select_rule(facts: Facts) -> int:
 
 def cheaper_and_not_inferior(facts: Facts) -> bool:
     """Return True if the candidate is cheaper and not inferior, its gates pass, and the accepted losses stay small."""
-    affordable = facts.accepted_loss < facts.minimum_gain or facts.accepted_loss == 0
+    affordable = is_affordable(facts.accepted_loss, minimum_gain=facts.minimum_gain)
     passes = gates_pass(facts.gates, regulated=facts.regulated)
     return facts.cheaper and facts.low > -facts.margin and affordable and passes
+
+
+def is_affordable(accepted_loss: float, *, minimum_gain: float) -> bool:
+    """Return True if the losses accepted for cost sum to less than the minimum gain, or to 0."""
+    return accepted_loss < minimum_gain or accepted_loss == 0
 
 
 def gates_pass(gates: Mapping[str, State], *, regulated: bool) -> bool:

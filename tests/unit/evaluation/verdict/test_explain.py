@@ -1,7 +1,10 @@
 """Tests of the sentences that explain a verdict."""
 
 from tailorbird.evaluation.gates.base import Bound, Gate, State
+from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.explain import open_gates
+from tailorbird.registry.routing import Routing
+from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, protocol_of, tables_of
 
 OPEN = State.NOT_ASSESSABLE
 
@@ -23,3 +26,20 @@ def test_each_group_that_cannot_be_assessed_is_named_with_the_rows_needed() -> N
 def test_a_gate_without_bounds_is_explained_by_its_note() -> None:
     [reason] = open_gates((Gate("cost", OPEN, (), "the serving cost is not measured"),))
     assert reason == ("the cost gate cannot be assessed on these rows: the serving cost is not measured")
+
+
+def test_a_hybrid_that_holds_is_not_chosen_if_a_contender_is_better_and_the_reason_says_so() -> None:
+    simulation = Simulation(
+        num_rows=4000,
+        candidate=0.86,
+        by_group={"female": 0.55},
+        contenders={"bag_of_words": 0.93, "centroid": 0.6},
+        evaluation={"hybrid": {"by": "group", "column": "sex"}},
+        routing=Routing("group", "sex", ("male", "unstated"), None),
+    )
+    verdict = decide(inputs_of_tables(simulation, tables_of(simulation)), protocol=protocol_of(simulation))
+    assert verdict.hybrid is not None
+    assert verdict.hybrid.holds
+    assert (verdict.winner, verdict.rule) == ("bag_of_words", 5)
+    assert any("is also better than the hybrid" in reason for reason in verdict.reasons)
+    assert "bag_of_words is one of 4 contenders that these rows compare" in verdict.reasons[1]

@@ -54,6 +54,27 @@ def test_a_cheaper_candidate_is_also_chosen_for_its_cost() -> None:
     assert power(simulation, cpu=seconds).fine_tune > power(simulation).fine_tune
 
 
+def test_a_measured_loss_is_not_counted_in_tests_with_another_gain() -> None:
+    simulation = Simulation(num_rows=1500, incumbent=0.72, candidate=0.67, gates=False)
+    inputs = inputs_of_tables(simulation, tables_of(simulation))
+    seconds = dict.fromkeys(("incumbent", *inputs.contenders), (2.0,) * 5) | {"candidate": (1.0,) * 5}
+    none, earlier = (power(simulation, cpu=seconds, accepted_loss=accepted) for accepted in (0.0, 0.02))
+    assert none.fine_tune > earlier.fine_tune + 0.2
+
+
+def test_a_contender_that_a_gate_stops_does_not_take_the_place_of_the_candidate() -> None:
+    gates = {"calibration": None, "counterfactual": None, "groups": None}
+    contenders = {"bag_of_words": 0.85, "centroid": 0.6}
+    simulation = Simulation(contenders=contenders, evaluation={"expected_gain": 0.06, "gates": gates})
+    inputs = inputs_of_tables(simulation, tables_of(simulation))
+    bag = inputs.contenders["bag_of_words"]
+    noise = bag.changed["noise"]
+    wrong = replace(noise, outputs=("other",) * len(noise), scores=np.zeros(len(noise)))
+    fragile = {**inputs.contenders, "bag_of_words": replace(bag, changed={**bag.changed, "noise": wrong})}
+    assert power(simulation).blocked_by == "a further contender is better"
+    assert power(simulation).fine_tune < 0.1 < 0.8 < power(simulation, contenders=fragile).fine_tune
+
+
 def test_power_is_deterministic_and_computed_for_macro_f1_and_chat() -> None:
     for simulation in (Simulation(evaluation={"metric": "macro_f1"}), Simulation(chat=True)):
         first = power(simulation)
