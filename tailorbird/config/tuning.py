@@ -1,5 +1,6 @@
 """Section `tuning` of a recipe."""
 
+from math import isfinite
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -23,8 +24,12 @@ class Distribution(ConfigSection):
         fields = [name for name in ("choice", "uniform", "log_uniform") if getattr(self, name) is not None]
         if len(fields) != 1:
             raise ValueError("set exactly one of choice, uniform and log_uniform")
+        if self.choice == ():
+            raise ValueError("choice is empty; give at least one value")
         for name in ("uniform", "log_uniform"):
             bounds = getattr(self, name)
+            if bounds and not all(map(isfinite, bounds)):
+                raise ValueError(f"{name} is {list(bounds)}; give finite numbers")
             if bounds and not (bounds[0] < bounds[1] and (name == "uniform" or bounds[0] > 0)):
                 positive = " and low > 0" if name != "uniform" else ""
                 raise ValueError(f"{name} requires [low, high] with low < high{positive}")

@@ -22,15 +22,20 @@ def fit_routing(config: HybridConfig, *, incumbent: Predictions, candidate: Pred
     """
     if config.by == "group":
         assert config.column is not None  # validated by the recipe schema
-        return _by_group(config.column, incumbent=incumbent, candidate=candidate)
+        return _by_group(config.column, incumbent=incumbent, candidate=candidate, metric=metric)
     return _by_confidence(incumbent=incumbent, candidate=candidate, metric=metric)
 
 
-def _by_group(column: str, *, incumbent: Predictions, candidate: Predictions) -> Routing | None:
-    groups = np.array(incumbent.groups[column], dtype=object)
-    gains = candidate.scores - incumbent.scores
+def _by_group(column: str, *, incumbent: Predictions, candidate: Predictions, metric: str) -> Routing | None:
+    groups, labels = (np.array(values, dtype=object) for values in (incumbent.groups[column], incumbent.labels))
+    answers = [np.array(table.outputs, dtype=object) for table in (candidate, incumbent)]
+
+    def gain(rows: NDArray[np.bool_]) -> float:
+        ours, theirs = (score_of(metric, labels=labels[rows], outputs=outputs[rows]) for outputs in answers)
+        return ours - theirs
+
     named = sorted(value for value in set(groups) if value != NO_GROUP)
-    kept = tuple(value for value in named if gains[groups == value].mean() >= 0)
+    kept = tuple(value for value in named if gain(groups == value) >= 0)
     if not kept or len(kept) == len(set(groups)):
         return None
     return Routing(by="group", column=column, values=kept, threshold=None)

@@ -11,10 +11,11 @@ import torch
 
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import checked_copy, cpu_supports_bfloat16, load_encoder, load_weights
-from tailorbird.models.runtimes import ENCODER_FILE, INPUTS, INSTALL, OUTPUT, EngineError
+from tailorbird.models.runtimes import INPUTS, INSTALL, OUTPUT, EngineError
 from tailorbird.registry.versions import (
     BAG_FILES,
     BAG_KINDS,
+    EXPORTED_ENCODER,
     ModelVersion,
     PinnedVersion,
     VersionConfig,
@@ -43,10 +44,10 @@ class _Embedding(torch.nn.Module):
 def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     """Export the version at `uri` for one of `TARGETS` and write it as an artifact to the URI `to`.
 
-    For torch, copy the version's files and change the dtype. For other engines, write `ENCODER_FILE`, with the adapter
-    merged, and copy the head and the bag of words. OpenVINO uses bfloat16 if this machine supports it. `code` is the
-    URI of the code that can load the artifact. Raises EngineError if a package or bfloat16 support is missing or the
-    encoder cannot be exported, and the errors of `tailorbird.models.loading.load_model`.
+    For torch, copy the version's files and change the dtype. For other engines, write `EXPORTED_ENCODER`, with the
+    adapter merged, and copy the head and the bag of words. OpenVINO uses bfloat16 if this machine supports it.
+    `code` is the URI of the code that can load the artifact. Raises EngineError if a package or bfloat16 support is
+    missing or the encoder cannot be exported, and the errors of `tailorbird.models.loading.load_model`.
     """
     version = read_version(uri)
     if version.exported_from is not None:
@@ -72,9 +73,9 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
                 shutil.copy(source / file, folder)
             encoder = load_encoder(local_copy(version.base_model))
             model = load_weights(source, encoder=encoder, kind=version.kind).eval()
-            write_graph(model, folder / ENCODER_FILE, max_length=version.max_length)
+            write_graph(model, folder / EXPORTED_ENCODER, max_length=version.max_length)
             if engine == "onnxruntime-int8":
-                _quantize(folder / ENCODER_FILE)
+                _quantize(folder / EXPORTED_ENCODER)
         write_config(folder, config)
         upload_folder(folder, to)
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from tailorbird.models.classifier import Classifier
+from tailorbird.registry.versions import EXPORTED_ENCODER
 
-ENCODER_FILE = "encoder.onnx"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "embedded"
 PRECISION = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names of dtypes
 INSTALL = "run `pip install --editable '.[engines]'` in the project folder on the machines that run models"
@@ -35,18 +35,20 @@ class ExportedClassifier(Classifier):
 
 
 def load_exported(folder: Path, *, head: nn.Linear, engine: str, dtype: str) -> ExportedClassifier:
-    """Load a classifier with `ENCODER_FILE`. It runs with torch's current number of threads.
+    """Load a classifier with `EXPORTED_ENCODER`. It runs with torch's current number of threads.
 
     `dtype` is the precision of OpenVINO; a quantized graph defines its own. Raises EngineError.
     """
     start = {"openvino": _openvino, "onnxruntime-int8": _onnxruntime}[engine]
     try:
-        return ExportedClassifier(start(folder / ENCODER_FILE, dtype=dtype), head=head)
+        return ExportedClassifier(start(folder / EXPORTED_ENCODER, dtype=dtype), head=head)
     except ImportError as error:
         raise EngineError(f"this version needs {engine}, which is not installed ({error}); {INSTALL}") from None
     except Exception as error:  # the engines raise different exceptions
         first = str(error).strip().split("\n")[0]
-        raise EngineError(f"{engine} cannot load {folder / ENCODER_FILE}: {first}; export the version again") from None
+        raise EngineError(
+            f"{engine} cannot load {folder / EXPORTED_ENCODER}: {first}; export the version again"
+        ) from None
 
 
 def _openvino(file: Path, *, dtype: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

@@ -28,6 +28,7 @@ BAG_KINDS = ("bag_of_words", "probe_bag", *MIXED_KINDS.values())  # kinds with a
 INDEX_KINDS = ("retrieved", "nearest")  # kinds that require an index of training rows
 INDEX_FILES = ("retrieval.safetensors", "retrieval_rows.parquet")
 BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
+EXPORTED_ENCODER = "encoder.onnx"  # encoder of a version with another engine than torch
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
 """Engine of a classifier's encoder. Engines other than torch run on CPU, from files that `models.export` writes."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
@@ -227,6 +228,7 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
     required = [weights[config.kind]] if config.kind in weights and config.engine == "torch" else []
     required += BAG_FILES if config.kind in BAG_KINDS else ()
     required += INDEX_FILES if config.has_index else ()
+    required += [EXPORTED_ENCODER] if config.engine != "torch" else []
     required += ["head.safetensors"] if config.task == "classification" and config.kind != "bag_of_words" else []
     missing = [name for name in required if name not in files]
     if missing:

@@ -151,9 +151,9 @@ def compare_answers(
             known.append(move)
         same = answer.output == probe.output
         gap = answer.scores.get(answer.output, 1.0) - answer.scores.get(probe.output, 0.0)
-        tie = not same and answer.output != "" and gap <= tolerance.row
+        tie = not same and answer.output != "" and gap <= tolerance.row and move <= tolerance.row
         ties += tie
-        compared.append(((probe, answer), move, (same or tie) and move <= tolerance.row))
+        compared.append(((probe, answer), move, tie or (same and move <= tolerance.row)))
     small_moves = [move for _, move, matches in compared if matches]
     limit = tolerance.mean if small_moves and fmean(small_moves) > tolerance.mean else tolerance.row
     differing = [pair for pair, move, matches in compared if not matches or move > limit]

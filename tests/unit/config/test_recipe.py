@@ -141,6 +141,8 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             "tuning.space.epochs: set exactly one of choice, uniform and log_uniform",
         ),
         ("tuning.space", {"learning_rate": {"log_uniform": [0, 1]}}, "low < high and low > 0"),
+        ("tuning.space", {"learning_rate": {"choice": []}}, "choice is empty"),
+        ("tuning.space", {"learning_rate": {"uniform": [0, float("inf")]}}, "give finite numbers"),
         ("tuning.space", {"lora_dropout": {"uniform": [1, 0]}}, r"uniform requires \[low, high\] with low < high"),
         ("tuning.search", "grid", "tuning.search: .*'optuna' or 'random'"),
         ("evaluation.alpha", 0.5, "evaluation.alpha: "),

@@ -1,5 +1,7 @@
 """Tests of a hybrid's routing rule, fitted on validation by group and by confidence."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -56,6 +58,18 @@ def test_by_group_the_candidate_answers_the_groups_in_which_it_is_not_worse() ->
     routing = fit_routing(BY_SEX, incumbent=incumbent, candidate=candidate, metric="accuracy")
     assert routing is not None
     assert (routing.by, routing.column, routing.values, routing.threshold) == ("group", "sex", ("m", "x"), None)
+
+
+def test_by_group_models_are_compared_by_the_metric() -> None:
+    right, sex = np.array([1, 1, 1, 0, 1, 1], dtype=np.bool_), ("f", "f", "f", "f", "m", "m")
+    labels = ("a", "a", "a", "b", "a", "b")
+    incumbent = replace(answers(right, sure=np.full(6, 0.5), sex=sex), labels=labels, outputs=("a",) * 6)
+    candidate = replace(incumbent, outputs=("a", "b", "b", "b", "a", "a"))
+    # For `f`, the candidate has fewer correct rows but the higher macro-F1: 0.5 each class instead of 0.86 and 0.
+    by = {m: fit_routing(BY_SEX, incumbent=incumbent, candidate=candidate, metric=m) for m in ("accuracy", "macro_f1")}
+    assert by["accuracy"] is not None
+    assert by["accuracy"].values == ("m",)
+    assert by["macro_f1"] is None  # the candidate is not worse in any group
 
 
 @pytest.mark.parametrize("better", [True, False])

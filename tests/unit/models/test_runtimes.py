@@ -15,8 +15,9 @@ from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
 from tailorbird.models.export import export_version, write_graph
 from tailorbird.models.loading import LoadedClassifier, load_artifact, load_encoder
-from tailorbird.models.runtimes import ENCODER_FILE, EngineError, load_exported
+from tailorbird.models.runtimes import EngineError, load_exported
 from tailorbird.registry.versions import (
+    EXPORTED_ENCODER,
     Kind,
     ModelVersion,
     VersionConfig,
@@ -118,7 +119,7 @@ def test_int8_approximates_the_logits_of_torch_with_a_smaller_file(evaluated: Mo
     ours, theirs = logits_of(int8, ROWS), logits_of(with_torch, ROWS)
     assert 0 < np.abs(ours - theirs).max() < 0.1 * np.abs(theirs).max()
     write_graph(model_of(with_torch), tmp_path / "whole.onnx", max_length=32)
-    assert (tmp_path / "onnxruntime-int8" / ENCODER_FILE).stat().st_size < (tmp_path / "whole.onnx").stat().st_size
+    assert (tmp_path / "onnxruntime-int8" / EXPORTED_ENCODER).stat().st_size < (tmp_path / "whole.onnx").stat().st_size
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime-int8"])
@@ -154,7 +155,7 @@ def test_the_export_to_bfloat16_needs_a_cpu_with_bfloat16(
 def test_a_missing_engine_and_a_corrupt_file_raise_engine_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, package: str
 ) -> None:
-    (tmp_path / ENCODER_FILE).write_bytes(b"no graph")
+    (tmp_path / EXPORTED_ENCODER).write_bytes(b"no graph")
     head = torch.nn.Linear(2, 2)
     with pytest.raises(EngineError, match=r"cannot load .*export the version again"):
         load_exported(tmp_path, head=head, engine=engine, dtype="float32")

@@ -64,6 +64,13 @@ def test_either_label_of_a_tie_matches() -> None:
     assert (parity.matching, parity.ties, differing) == (1, 1, [])
 
 
+def test_a_tie_beyond_the_row_tolerance_is_no_match() -> None:
+    parity, differing = compare_answers(
+        [probe(confidence=0.6)], [answer("bone", eye=0.475, bone=0.485)], tolerance=TOLERANCE
+    )
+    assert (parity.matching, parity.ties, len(differing)) == (0, 0, 1)
+
+
 def test_large_differences_are_tolerated_in_few_rows_only() -> None:
     tolerance = Tolerance(row=0.2, mean=0.01)
     still, moved = answer("eye", eye=0.6), answer("eye", eye=0.72)
