@@ -123,6 +123,9 @@ def _model(recipe: Recipe, facts: PreflightFacts) -> Iterator[CheckResult]:
     if model.longest is not None and recipe.data.max_length > model.longest:
         text = f"data.max_length {recipe.data.max_length} is more than {model.longest} tokens, the maximum of {uri}"
         faults.append((text, f"set data.max_length to {model.longest} or less"))
+    if recipe.data.max_length == model.longest and recipe.training.with_retrieved:
+        text = f"data.max_length {model.longest} leaves no room for the examples of training.with_retrieved"
+        faults.append((text, "lower data.max_length, or remove with_retrieved"))
     if model.num_stored < LEAST_STORED * model.shape.num_parameters:
         text = f"its files contain {model.num_stored:,} of {model.shape.num_parameters:,} parameters"
         faults.append((f"{uri}: {text}", "store all of its safetensors files there, unquantised"))

@@ -157,6 +157,7 @@ class ChatTask:
         failure would restart the worker group. It omits retrieved examples, because the baselines select their number.
         """
         require_rows_in_memory(self.inputs)
+        self._require_room_for_examples()
         dropout = self.inputs.recipe.training.attention_dropout
 
         def compute(_: str) -> bool:
@@ -167,6 +168,16 @@ class ChatTask:
         named = _training_inputs(self.inputs) | {"prompting": self.prompting.model_dump(mode="json")}
         inputs = self.inputs.stage_inputs(ChatTrainingTask, **named, attention_dropout=dropout)
         self.inputs.cached("trainable", output=bool, inputs=inputs, compute=compute)
+
+    def _require_room_for_examples(self) -> None:
+        """Raise DataError if `data.max_length` leaves no tokens for retrieved examples, as none would ever be used."""
+        recipe, uri = self.inputs.recipe, self.inputs.base_model.uri
+        longest = longest_row(uri, task=ChatData()) if recipe.training.with_retrieved else None
+        if longest is not None and recipe.data.max_length >= longest:
+            raise DataError(
+                f"training.with_retrieved has no room for examples: data.max_length {recipe.data.max_length} is all "
+                f"that {uri} accepts in a training row; lower data.max_length, or remove with_retrieved"
+            )
 
     def _training_task(self, num_train_rows: int | None, examples: RetrievedExamples | None) -> ChatTrainingTask:
         recipe = self.inputs.recipe

@@ -323,6 +323,14 @@ def test_rows_with_retrieved_examples_need_more_memory_and_cannot_be_streamed() 
     assert "requires them in memory" in results["training.with_retrieved"].message
 
 
+@pytest.mark.parametrize(("max_length", "fits"), [(511, True), (512, False)])
+def test_retrieved_examples_need_room_beside_the_longest_row(max_length: int, fits: bool) -> None:
+    data = {"train": "s3://l/r", "max_length": max_length}
+    task = recipe(task="chat", data=data, evaluation={"metric": "rouge_l"}, training={"with_retrieved": True})
+    lines = check_facts(task, replace(GOOD, model=replace(MODEL, is_causal=True)))
+    assert any("leaves no room for the examples" in line.message for line in lines) != fits
+
+
 def test_unknown_memory_of_nodes_is_a_note() -> None:
     lines = check_facts(recipe(), on(CLUSTER, reports={}, probe_errors={"1": "no answer within 60 s"}))
     (line,) = [line for line in lines if line.name == "memory"]

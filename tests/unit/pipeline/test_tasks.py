@@ -120,6 +120,14 @@ def test_retrieved_examples_require_the_training_rows_in_memory(chat: RunContext
         ChatTask(inputs).require_trainable()
 
 
+def test_retrieved_examples_require_room_beside_the_longest_row(chat: RunContext) -> None:
+    training = chat.recipe.training.model_copy(update={"with_retrieved": True})
+    data = chat.recipe.data.model_copy(update={"max_length": 256})
+    recipe = chat.recipe.model_copy(update={"training": training, "data": data})
+    with pytest.raises(DataError, match=r"no room for examples: data.max_length 256 is all .*remove with_retrieved"):
+        ChatTask(replace(chat.inputs, recipe=recipe)).require_trainable()
+
+
 def test_stage_inputs_depend_on_rows_base_model_and_code(tmp_path: Path) -> None:
     inputs = context_of(recipe_at(tmp_path), splits_of()).inputs
     other = context_of(recipe_at(tmp_path), splits_of(num_train=10)).inputs
