@@ -64,11 +64,13 @@ def scores_without_near_duplicates(
 ) -> DistinctRecord | None:
     """Return the scores of candidate, incumbent and `contenders` on the test rows without a near-duplicate in train.
 
-    Return None if no test row has a near-duplicate, if all have one, or if only a sample of the test rows was compared.
+    Return None if no test row has a near-duplicate, if all have one, or if only a sample of the test rows, or of
+    streamed training rows, was compared.
     """
     near = set(report.near_duplicate_test_rows)
     rows = [row for row, row_id in enumerate(tables[COMPARED[0]].row_ids) if row_id not in near]
-    if not near or not rows or report.near_duplicates_compared < report.num_test:
+    sampled = report.near_duplicates_compared < report.num_test or report.num_in_memory is not None
+    if not near or not rows or sampled:
         return None
     roles = (*COMPARED, *contenders)
     return DistinctRecord(len(rows), {role: _score(tables[role], rows=rows, metric=metric) for role in roles})

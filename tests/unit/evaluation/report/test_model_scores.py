@@ -65,6 +65,11 @@ def test_without_two_kinds_of_rows_there_are_no_scores(near: tuple[str, ...]) ->
     assert scores_without_near_duplicates(TABLES, contenders=(), report=report_with(near), metric="accuracy") is None
 
 
+def test_a_sample_of_streamed_training_rows_gives_no_scores() -> None:
+    report = replace(report_with(("0",)), num_in_memory=10)
+    assert scores_without_near_duplicates(TABLES, contenders=(), report=report, metric="accuracy") is None
+
+
 def test_a_sample_of_compared_rows_gives_no_scores() -> None:
     assert (
         scores_without_near_duplicates(
