@@ -70,12 +70,12 @@ class ChatTrainingTask(TrainingTask):
         assert isinstance(train, Rows)
         assert train.conversations is not None
         assert examples is not None
-        shots = [
-            chat_prompt(turns, tokenizer=tokenizer, prompting=self.prompting, index=index, rows=rows).examples
+        prompts = (  # one at a time, because the prompts of all rows take more memory than their tokens
+            chat_prompt(turns, tokenizer=tokenizer, prompting=self.prompting, index=index, rows=rows)
             for turns, rows in zip(train.conversations, examples.rows, strict=True)
-        ]
+        )
         data = ChatData(self.prompting.system)
-        tokens = data.encode(train, tokenizer=tokenizer, max_length=self.max_length, shots=shots)
+        tokens = data.encode(train, tokenizer=tokenizer, max_length=self.max_length, prompts=prompts)
         return InMemoryDataset(TokenizedRows.from_lists(train.row_ids, tokens, classes=()))
 
 

@@ -75,7 +75,7 @@ def _answer_chat(
     if isinstance(loaded, LoadedNearest):
         stored = [nearest_answer(conversation, index=loaded.index) for _, conversation in _conversations(rows)]
         return {
-            "answer": pa.array([answer.text.strip() for answer in stored], pa.string()),
+            "answer": pa.array([answer.text for answer in stored], pa.string()),
             "finish_reason": pa.array(["stop"] * len(stored)),
             "confidence": pa.array([answer.similarity for answer in stored], pa.float32()),
         }

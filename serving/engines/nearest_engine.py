@@ -38,7 +38,6 @@ class NearestEngine(ChatEngine):
 
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> Prompt:  # noqa: ARG002
         text, similarity = nearest_answer(conversation, index=self._index)
-        text = text.strip()
         ends = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         contents = [content for _, content in conversation]
         tokens = self._tokenizer(contents, add_special_tokens=False)["input_ids"]

@@ -62,7 +62,8 @@ class TrainingConfig(ConfigSection):
     with_retrieved: bool = False
     """(chat only) Put retrieved examples into the prompt in training, evaluation and serving, as the baseline
     `retrieved` does. The number of examples is the best one for that baseline on validation. The examples of a training
-    row are its nearest other training rows, without copies of it or rows with the same value of `data.split_by`."""
+    row are its nearest other training rows, without copies of it, other parts of its conversation, and rows with the
+    same value of `data.split_by`."""
     average_seeds: bool = True
     """With `method: full` and several seeds, also consider the model with the mean of their weights as the candidate.
     It costs as much to serve as a single model."""

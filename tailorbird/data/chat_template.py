@@ -1,8 +1,8 @@
 """Tokenize conversations with the model's own chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,24 @@ class Tokens:
         return len(self.ids)
 
 
+class Prompt(NamedTuple):
+    """The tokens of a prompt and the example turns in it."""
+
+    tokens: list[int]
+    examples: Conversation
+
+
+def example_turns(conversation: Conversation, answer: str) -> Conversation:
+    """Return a conversation with its answer as an example for other prompts; empty without a turn of the user.
+
+    An example starts with the first turn of the user, because it follows the answer of another example, and many chat
+    templates reject two turns of the assistant in a row. System messages are omitted.
+    """
+    turns = [turn for turn in conversation if turn[0] != "system"]
+    first = next((position for position, (role, _) in enumerate(turns) if role == "user"), None)
+    return () if first is None else (*turns[first:], ("assistant", answer))
+
+
 def prompt_tokens(
     conversation: Conversation, *, tokenizer: "PreTrainedTokenizerBase", system: str | None, shots: Conversation = ()
 ) -> list[int]:
@@ -46,24 +64,27 @@ def conversation_tokens(
     tokenizer: "PreTrainedTokenizerBase",
     system: str | None,
     shots: Conversation = (),
+    prompt: list[int] | None = None,
 ) -> Tokens:
     """Tokenize a conversation with its answer, including the answer's end-of-turn token.
 
-    The assistant mask covers every assistant turn with its end-of-turn token, but not `shots`. Raises DataError like
-    `prompt_tokens`.
+    `prompt` is the result of `prompt_tokens` for the same arguments, if it is known; it saves time. The assistant mask
+    covers every assistant turn with its end-of-turn token, but not `shots`. Raises DataError like `prompt_tokens`.
     """
-    prompt = _with_system(conversation, system=system, shots=shots)
-    turns = (*prompt, ("assistant", answer))
+    prompt_turns = _with_system(conversation, system=system, shots=shots)
+    turns = (*prompt_turns, ("assistant", answer))
     _refuse_special_tokens(turns, tokenizer=tokenizer)
     ids = _rendered(turns, tokenizer=tokenizer, answering=False)
     assistant_mask = np.zeros(len(ids), dtype=np.bool_)
-    first_own = len(prompt) - len(conversation) + sum(role == "system" for role, _ in conversation)
+    first_own = len(prompt_turns) - len(conversation) + sum(role == "system" for role, _ in conversation)
     end = 0
     for index in range(first_own, len(turns)):
         if turns[index][0] != "assistant":
             continue
-        before = _rendered(turns[:index], tokenizer=tokenizer, answering=True)
-        after = ids if index + 1 == len(turns) else _rendered(turns[: index + 1], tokenizer=tokenizer, answering=False)
+        is_answer = index + 1 == len(turns)
+        known = prompt if is_answer else None
+        before = known or _rendered(turns[:index], tokenizer=tokenizer, answering=True)
+        after = ids if is_answer else _rendered(turns[: index + 1], tokenizer=tokenizer, answering=False)
         if ids[: len(before)] != before or ids[: len(after)] != after or len(after) <= len(before):
             raise DataError(
                 "the model's chat template changes earlier turns when an answer is added, so the tokens of answers "
@@ -81,29 +102,23 @@ def training_tokens(
     tokenizer: "PreTrainedTokenizerBase",
     system: str | None,
     max_length: int,
-    shots: Sequence[Conversation] | None = None,
+    prompts: Iterable[Prompt] | None = None,
 ) -> list[Tokens]:
     """Tokenize each conversation with its answer, truncated to `max_length`.
 
-    `shots` are the example turns of each row. They are not trained on and do not count towards `max_length`. Raises
-    DataError like `prompt_tokens`, with the row id, and if truncation removes all tokens of the assistant.
+    `prompts` are the prompts of the rows, if they contain examples. The examples are not trained on and do not count
+    towards `max_length`. Raises DataError like `prompt_tokens`, with the row id, and if truncation removes all tokens
+    of the assistant.
     """
     assert rows.conversations is not None
     tokens = []
-    shots = [()] * len(rows) if shots is None else shots
-    for row_id, conversation, answer, turns in zip(rows.row_ids, rows.conversations, rows.labels, shots, strict=True):
-        length = max_length
+    known: Iterable[Prompt | None] = [None] * len(rows) if prompts is None else prompts
+    for row_id, conversation, answer, prompt in zip(rows.row_ids, rows.conversations, rows.labels, known, strict=True):
         try:
-            whole = conversation_tokens(conversation, answer, tokenizer=tokenizer, system=system, shots=turns)
-            if turns:
-                prompts = [
-                    prompt_tokens(conversation, tokenizer=tokenizer, system=system, shots=shown)
-                    for shown in (turns, ())
-                ]
-                length += len(prompts[0]) - len(prompts[1])
+            row = _row_tokens(conversation, answer, prompt, tokenizer=tokenizer, system=system, max_length=max_length)
         except DataError as error:
             raise DataError(f"training row {row_id}: {error}") from None
-        tokens.append(Tokens(whole.ids[:length], whole.assistant_mask[:length]))
+        tokens.append(row)
     unanswered = [row_id for row_id, row in zip(rows.row_ids, tokens, strict=True) if not row.assistant_mask.any()]
     if unanswered:
         raise DataError(
@@ -111,6 +126,26 @@ def training_tokens(
             f"(rows {', '.join(unanswered[:MAX_LISTED])}); raise data.max_length, or shorten or drop these rows"
         )
     return tokens
+
+
+def _row_tokens(
+    conversation: Conversation,
+    answer: str,
+    prompt: Prompt | None,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    system: str | None,
+    max_length: int,
+) -> Tokens:
+    """Tokenize a training row, truncated to `max_length` plus the tokens of the examples in `prompt`."""
+    if prompt is None or not prompt.examples:
+        whole = conversation_tokens(conversation, answer, tokenizer=tokenizer, system=system)
+    else:
+        shots, known = prompt.examples, prompt.tokens
+        whole = conversation_tokens(conversation, answer, tokenizer=tokenizer, system=system, shots=shots, prompt=known)
+        if len(whole) > max_length:
+            max_length += len(known) - len(prompt_tokens(conversation, tokenizer=tokenizer, system=system))
+    return Tokens(whole.ids[:max_length], whole.assistant_mask[:max_length])
 
 
 def _with_system(conversation: Conversation, *, system: str | None, shots: Conversation) -> Conversation:

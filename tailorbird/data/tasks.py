@@ -1,15 +1,15 @@
 """Data handling of each task: the columns to read, and their conversion to rows and tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 
 from tailorbird.config.data import DataConfig
-from tailorbird.data.chat_template import conversation_tokens, training_tokens
+from tailorbird.data.chat_template import Prompt, conversation_tokens, training_tokens
 from tailorbird.data.parquet import conversations_of, groups_of, read_strings, texts_of
-from tailorbird.data.rows import Conversation, DataError, Rows
+from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.tokenize import encode_texts
 from tailorbird.data.tokenized import TokenLists
 
@@ -108,9 +108,9 @@ class ChatData:
         *,
         tokenizer: "PreTrainedTokenizerBase",
         max_length: int,
-        shots: Sequence[Conversation] | None = None,
+        prompts: Iterable[Prompt] | None = None,
     ) -> TokenLists:
-        tokens = training_tokens(rows, tokenizer=tokenizer, system=self.system, max_length=max_length, shots=shots)
+        tokens = training_tokens(rows, tokenizer=tokenizer, system=self.system, max_length=max_length, prompts=prompts)
         return TokenLists([row.ids for row in tokens], assistant_masks=[row.assistant_mask for row in tokens])
 
     def longest_row(self, config: Any) -> int | None:

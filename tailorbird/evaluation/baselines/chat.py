@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import starmap
+from itertools import chain, starmap
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.data.chat_template import example_turns
 from tailorbird.data.rows import Rows
 from tailorbird.data.splits import subsample
 from tailorbird.data.tokenize import load_tokenizer
@@ -136,9 +137,6 @@ def store_prompt_baselines(uri: str, results: ChatBaselines, *, config: VersionC
 
 
 def replace_shots(prompting: Prompting, rows: Rows) -> Prompting:
-    """Return the prompting with the rows as examples, without their system messages."""
-    shots: list[tuple[str, str]] = []
-    for turns, answer in zip(conversations(rows), rows.labels, strict=True):
-        shots += [turn for turn in turns if turn[0] != "system"]
-        shots.append(("assistant", answer))
+    """Return the prompting with the rows as examples."""
+    shots = chain.from_iterable(map(example_turns, conversations(rows), rows.labels))
     return prompting.model_copy(update={"shots": tuple(shots)})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from tailorbird.data.chat_template import prompt_tokens
+from tailorbird.data.chat_template import Prompt, prompt_tokens
 from tailorbird.data.rows import Conversation
 from tailorbird.registry.versions import Prompting
 
@@ -12,13 +12,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tailorbird.models.retrieval.index import RetrievalIndex
-
-
-class Prompt(NamedTuple):
-    """The tokens of a prompt and the example turns in it."""
-
-    tokens: list[int]
-    examples: Conversation
 
 
 class NearestAnswer(NamedTuple):
@@ -39,8 +32,9 @@ def chat_prompt(
     """Return the prompt of a conversation: system message, examples, and the turns of the conversation.
 
     With `prompting.retrieval`, the examples are the rows of the index that are nearest to the conversation's last turn
-    of the user, or `rows` of the index, nearest first. The nearest row comes last. If the prompt exceeds
-    `max_prompt_tokens`, examples are omitted, the least similar first. Raises DataError like `prompt_tokens`.
+    of the user. If they are known already, `rows` has their positions in the index, nearest first. In the prompt, the
+    nearest row comes last. If the prompt exceeds `max_prompt_tokens`, examples are omitted, the least similar first.
+    Raises DataError like `prompt_tokens`.
     """
     retrieval = prompting.retrieval
     system, fixed = prompting.system, prompting.shots
@@ -64,14 +58,17 @@ def chat_prompt(
     longest = prompt_of(len(nearest))
     if fits(longest):
         return longest
-    shortest = prompt_of(0)  # if it does not fit either, tokenize a long conversation no more often
+    shortest = prompt_of(0)  # if even this one does not fit, other numbers are not tried, because each takes time
     numbers = range(len(nearest) - 1, 0, -1) if fits(shortest) else ()
     return next(filter(fits, map(prompt_of, numbers)), shortest)
 
 
 def nearest_answer(conversation: Conversation, *, index: "RetrievalIndex") -> NearestAnswer:
-    """Return the answer of the row of the index that is nearest to the conversation's last turn of the user."""
+    """Return the stripped answer of the row of the index that is nearest to the conversation's last turn of the user.
+
+    Answers of a language model are stripped too.
+    """
     from tailorbird.models.retrieval.index import query_of
 
     [neighbours] = index.search([query_of(conversation)], k=1)
-    return NearestAnswer(index.answer(neighbours.rows[0]), float(neighbours.similarities[0]))
+    return NearestAnswer(index.answer(neighbours.rows[0]).strip(), float(neighbours.similarities[0]))

@@ -1,10 +1,11 @@
 """Search the training rows of a chat task for those that are nearest to a text, by TF-IDF of character n-grams."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from tailorbird.data.rows import Conversation, Rows
+from tailorbird.data.chat_template import example_turns
+from tailorbird.data.rows import Conversation, DataError, Rows
 from tailorbird.data.splits import normalise, subsample
 
 NUM_COLUMNS = 1 << 20
@@ -24,7 +26,8 @@ characters, 2 to 4 and 2 to 5 give no better answers and take longer; words alon
 MAX_ROWS = 100_000
 """Maximum rows of an index. A random sample of more training rows is indexed."""
 MAX_CHARACTERS = 200_000_000
-"""Maximum characters of the conversations and answers in an index, about. Of more, a random sample is indexed."""
+"""Approximate maximum of the characters of all conversations and answers in an index. A random sample of more training
+rows is indexed."""
 MAX_TEXT_CHARACTERS = 2_000
 """Number of characters of a text that are compared. The rest of a longer text is ignored."""
 MAX_TEXT_NGRAMS = 256
@@ -45,7 +48,7 @@ SCHEMA = pa.schema(
         "group": pa.string(),
     }
 )
-"""Columns of the rows: the turns before the answer, without system messages; the answer; the hash of `split_by`."""
+"""Columns of the rows: the turns of `example_turns` before the answer, the answer, and the hash of `split_by`."""
 
 
 class Neighbours(NamedTuple):
@@ -81,51 +84,68 @@ class RetrievalIndex:
         return str(self.table["answer"][int(row)].as_py())
 
     def turns(self, row: int) -> Conversation:
-        """Return the turns of a row, without system messages and with its answer as the last turn."""
+        """Return the turns of a row as an example (see `example_turns`)."""
         turns = self.table["turns"][int(row)].as_py()
         return (*((turn["role"], turn["content"]) for turn in turns), ("assistant", self.answer(row)))
 
-    def search(self, texts: Sequence[str], *, k: int, exclude: Sequence[IntArray] | None = None) -> list[Neighbours]:
-        """Return the `k` nearest rows of each text, without its rows in `exclude`; fewer if there are no more rows.
+    def search(self, texts: Sequence[str], *, k: int, exclude: Iterable[IntArray] | None = None) -> list[Neighbours]:
+        """Return the `k` nearest rows of each text, or all rows if there are fewer than `k`.
+
+        `exclude` has the rows that are not returned for each text, in ascending order and without repetition.
 
         The result for a text does not depend on the other texts. Rows with equal similarity are in the order of the
         index. A text without a known n-gram has similarity 0 to all rows, so it gets the row with the most frequent
         answer.
         """
         assert k > 0, f"k {k}; a search returns at least one row"
-        excluded = exclude if exclude is not None else [NO_ROWS] * len(texts)
-        return [self._nearest(text, k=k, excluded=rows) for text, rows in zip(texts, excluded, strict=True)]
+        if exclude is None:
+            return [self._nearest(text, k=k, excluded=NO_ROWS) for text in texts]
+        return [self._nearest(text, k=k, excluded=rows) for text, rows in zip(texts, exclude, strict=True)]
 
-    def exclusions(self, rows: Rows) -> list[IntArray]:
-        """Return for each training row the rows of the index that it must not retrieve: its copies and its group.
+    def exclusions(self, rows: Rows) -> Iterator[IntArray]:
+        """Yield for each training row the rows of the index that it must not retrieve, in ascending order.
 
-        A copy has the same query after normalisation; a group is the rows with the same `split_by`. The training rows
-        need not be in the index.
+        These are the rows with the same `split_by`, and the rows that may contain its answer or be contained in it: the
+        query of one is, after normalisation, a turn of the user in the other. For example, a copy has the same query,
+        and a longer part of the same conversation has the query as an earlier turn. The training rows need not be in
+        the index.
         """
         assert rows.conversations is not None
-        by_query, by_group = self._rows_by_key
-        queries = [normalise(query_of(turns)) for turns in rows.conversations]
-        groups = [""] * len(rows) if rows.split_keys is None else [group_hash(key) for key in rows.split_keys]
-        return [
-            np.union1d(by_query.get(query, NO_ROWS), by_group.get(group, NO_ROWS))
-            for query, group in zip(queries, groups, strict=True)
-        ]
+        keys = self._rows_by_key
+        for turns, group in zip(rows.conversations, rows.split_keys or repeat(None, len(rows)), strict=True):
+            questions = [normalise(content) for role, content in turns if role == "user"]
+            excluded = [keys.by_turn.get(normalise(query_of(turns)), NO_ROWS)]
+            excluded += [keys.by_query.get(turn, NO_ROWS) for turn in set(questions)]
+            excluded += [] if group is None else [keys.by_group.get(group_hash(group), NO_ROWS)]
+            yield np.unique(np.concatenate(excluded))
 
     @cached_property
-    def _rows_by_key(self) -> tuple[dict[str, IntArray], dict[str, IntArray]]:
-        """Rows by normalised query and by group."""
-        queries = [normalise(query_of(self.turns(row)[:-1])) for row in range(len(self))]
-        return _rows_by(queries), _rows_by([group for group in self.table["group"].to_pylist() if group is not None])
+    def _rows_by_key(self) -> "_RowsByKey":
+        queries, turns = [], []
+        for row in range(len(self)):
+            questions = [normalise(content) for role, content in self.turns(row) if role == "user"]
+            queries.append(questions[-1:])
+            turns.append(questions)
+        groups = [[] if group is None else [group] for group in self.table["group"].to_pylist()]
+        return _RowsByKey(_rows_by(queries), _rows_by(turns), _rows_by(groups))
 
     def _nearest(self, text: str, *, k: int, excluded: IntArray) -> Neighbours:
         scores = _similarities(text, postings=self.postings, num_rows=len(self))
         scores[excluded] = -1.0
-        num_rows = min(k, len(self) - len(np.unique(excluded)))
+        num_rows = min(k, len(self) - len(excluded))
         if not num_rows:
             return Neighbours(NO_ROWS, np.zeros(0))
         candidates = np.flatnonzero(scores >= np.partition(scores, -num_rows)[-num_rows])
         rows = candidates[np.argsort(-scores[candidates], kind="stable")[:num_rows]]
         return Neighbours(rows, np.minimum(scores[rows], 1.0))
+
+
+class _RowsByKey(NamedTuple):
+    """Rows of an index by their normalised query, by each normalised turn of the user, and by group."""
+
+    by_query: dict[str, IntArray]
+    by_turn: dict[str, IntArray]
+    by_group: dict[str, IntArray]
 
 
 def query_of(conversation: Conversation) -> str:
@@ -140,14 +160,17 @@ def group_hash(key: str) -> str:
 
 
 def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
-    """Return the index of training rows of a chat task; rows with the same query and answer are indexed once.
+    """Return the index of training rows of a chat task.
 
-    At most `MAX_ROWS` rows and about `MAX_CHARACTERS` characters are indexed, a random sample of more. Raises
-    ValueError without rows.
+    Rows with the same query and answer are indexed once, and rows without a turn of the user are not indexed. At most
+    `MAX_ROWS` rows and about `MAX_CHARACTERS` characters are indexed, a random sample of more. Raises DataError if no
+    row can be indexed.
     """
-    if not len(rows):
-        raise ValueError("there are no training rows to retrieve from; give a training split with rows")
     assert rows.conversations is not None
+    rows = rows.take([row for row, turns in enumerate(rows.conversations) if any(role == "user" for role, _ in turns)])
+    assert rows.conversations is not None
+    if not len(rows):
+        raise DataError("no training row has a turn of the user, so none can be retrieved; add rows with such a turn")
     queries = [normalise(query_of(turns)) for turns in rows.conversations]
     first = {pair: position for position, pair in reversed(list(enumerate(zip(queries, rows.labels, strict=True))))}
     distinct = rows.take(sorted(first.values()))
@@ -164,18 +187,19 @@ def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
 def _table(rows: Rows) -> pa.Table:
     assert rows.conversations is not None
     turns = [
-        [{"role": role, "content": content} for role, content in conversation if role != "system"]
-        for conversation in rows.conversations
+        [{"role": role, "content": content} for role, content in example_turns(conversation, answer)[:-1]]
+        for conversation, answer in zip(rows.conversations, rows.labels, strict=True)
     ]
     groups = [None if key is None else group_hash(key) for key in rows.split_keys or [None] * len(rows)]
     columns = {"turns": turns, "answer": rows.labels, "group": groups}
     return pa.table(columns, schema=SCHEMA)
 
 
-def _rows_by(keys: Sequence[str | None]) -> dict[str, IntArray]:
+def _rows_by(keys: Sequence[Sequence[str]]) -> dict[str, IntArray]:
+    """Return the rows of each key, given the keys of each row."""
     rows: dict[str, list[int]] = {}
-    for row, key in enumerate(keys):
-        if key is not None:
+    for row, keys_of_row in enumerate(keys):
+        for key in dict.fromkeys(keys_of_row):
             rows.setdefault(key, []).append(row)
     return {key: np.array(positions, dtype=np.int64) for key, positions in rows.items()}
 
@@ -195,7 +219,7 @@ def _compared(text: str) -> str:
 
 
 def _postings(texts: Sequence[str]) -> Postings:
-    """Return the postings of the rows with these texts. Hashes each text twice, to keep no n-grams in memory."""
+    """Return the postings of rows with these texts. Each text is hashed twice, so that no n-grams stay in memory."""
     frequencies = np.zeros(NUM_COLUMNS, dtype=np.int64)
     for chunk in _chunks(texts):
         frequencies += np.bincount(_counts(chunk).indices, minlength=NUM_COLUMNS)

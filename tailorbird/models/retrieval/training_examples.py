@@ -25,8 +25,9 @@ class RetrievedExamples:
 def find_examples(train: Rows, *, num_examples: int, seed: int, uri: str) -> RetrievedExamples:
     """Index the training rows, store the index in the folder `uri`, and find the examples of each row.
 
-    A row's examples are never itself, a copy of it, or a row of its `split_by` value, so that the training resembles
-    serving, where the answer to a new conversation is not in the index.
+    The rows of `RetrievalIndex.exclusions` are not examples of a row, among them the row itself. So the training
+    resembles serving, where the index does not contain the answer to a new conversation. Raises DataError as
+    `build_index`.
     """
     index = build_index(train, seed=seed)
     files = index_files(index)

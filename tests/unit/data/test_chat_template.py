@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tailorbird.data.chat_template import conversation_tokens, prompt_tokens, training_tokens
+from tailorbird.data.chat_template import Prompt, conversation_tokens, example_turns, prompt_tokens, training_tokens
 from tailorbird.data.rows import DataError, Rows
 from tests.small_chat import TEMPLATE, tokenizer
 
@@ -82,3 +82,32 @@ def test_a_training_conversation_is_truncated_with_its_mask() -> None:
     assert text_of(np.array(tokens.ids)[tokens.assistant_mask].tolist()) == "bc"
     with pytest.raises(DataError, match="rows 0"):
         training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=len(whole) - 4)
+
+
+@pytest.mark.parametrize("system", [None, "z"])
+def test_a_known_prompt_does_not_change_the_tokens(system: str | None) -> None:
+    turns, shots = (("user", "a"), ("assistant", "b"), ("user", "c")), (("user", "x"), ("assistant", "y"))
+    known = prompt_tokens(turns, tokenizer=tokenizer(), system=system, shots=shots)
+    expected = conversation_tokens(turns, "d", tokenizer=tokenizer(), system=system, shots=shots)
+    tokens = conversation_tokens(turns, "d", tokenizer=tokenizer(), system=system, shots=shots, prompt=known)
+    assert tokens.ids == expected.ids
+    np.testing.assert_array_equal(tokens.assistant_mask, expected.assistant_mask)
+    with pytest.raises(DataError, match="changes earlier turns"):
+        conversation_tokens(turns, "d", tokenizer=tokenizer(), system=system, shots=shots, prompt=[*known, 0])
+
+
+def test_the_examples_of_a_prompt_do_not_count_towards_the_maximum_length() -> None:
+    rows = Rows(("0",), ("ab",), ("cdef",), conversations=((("user", "ab"),),))
+    shots = (("user", "x"), ("assistant", "y"))
+    prompt = Prompt(prompt_tokens((("user", "ab"),), tokenizer=tokenizer(), system=None, shots=shots), shots)
+    [alone] = training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=7)
+    [tokens] = training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=7, prompts=iter([prompt]))
+    assert text_of(alone.ids) == "<user>ab</s><assistant>cd"
+    assert text_of(tokens.ids) == "<user>x</s><assistant>y</s>" + text_of(alone.ids)
+    assert text_of(np.array(tokens.ids)[tokens.assistant_mask]) == "cd"
+
+
+def test_an_example_has_no_system_message_and_starts_with_the_first_turn_of_the_user() -> None:
+    turns = (("system", "s"), ("assistant", "hello"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+    assert example_turns(turns, "d") == (*turns[2:], ("assistant", "d"))
+    assert example_turns(turns[:2], "d") == ()

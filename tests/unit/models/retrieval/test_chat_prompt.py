@@ -1,13 +1,15 @@
 """Prompts with retrieved examples: order, limit of tokens, conversations with several turns."""
 
+from itertools import chain
+
 import pytest
 
 from tailorbird.data.chat_template import prompt_tokens
-from tailorbird.data.rows import Conversation, DataError, Rows
+from tailorbird.data.rows import Conversation, DataError, Rows, concat_rows
 from tailorbird.models.retrieval.chat_prompt import chat_prompt, nearest_answer
 from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.versions import Prompting, Retrieval
-from tests.small_chat import tokenizer
+from tests.small_chat import TEMPLATE, tokenizer
 
 QUESTIONS = ("blue sky", "blue skies", "green leaf", "red rose")
 CONVERSATION: Conversation = (("user", "green leaf"), ("assistant", "ok"), ("user", "a blue sky"))
@@ -41,9 +43,7 @@ def test_examples_that_exceed_the_limit_are_omitted_the_least_similar_first(
     whole = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(num_fitting or 1), index=INDEX)
     limit = len(whole.tokens) if num_fitting else 1
     prompt = chat_prompt(CONVERSATION, tokenizer=tokenizer(), prompting=prompting_of(4, max_tokens=limit), index=INDEX)
-    similar = [turn for turn in prompt.examples if turn[0] == "user"]
-    assert len(similar) == num_fitting
-    assert prompt.examples[len(prompt.examples) - 2 :] == (example(0) if kept else ())
+    assert prompt.examples == tuple(chain.from_iterable(map(example, kept)))
     assert len(prompt.tokens) <= limit or not kept
 
 
@@ -52,7 +52,7 @@ def test_an_index_smaller_than_the_number_of_examples_gives_all_rows() -> None:
     assert len(prompt.examples) == 2 * len(QUESTIONS)
 
 
-def test_a_conversation_of_the_model_itself_keeps_its_system_message() -> None:
+def test_a_conversation_with_a_system_message_keeps_it() -> None:
     own = (("system", "t"), *CONVERSATION)
     prompt = chat_prompt(own, tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX)
     expected = (("system", "t"), *example(0), *CONVERSATION)
@@ -65,6 +65,21 @@ def test_without_retrieval_the_examples_are_those_of_the_version() -> None:
     assert prompt.examples == example(3)
 
 
+def test_a_strict_chat_template_accepts_an_example_of_a_row_that_starts_with_a_turn_of_the_assistant() -> None:
+    strict = (
+        "{% for m in messages if m['role'] != 'system' %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + TEMPLATE
+    )
+    greeted = (("assistant", "hello"), ("user", "blue sky"))
+    rows = concat_rows([ROWS, Rows(("4",), ("hello\nblue sky",), ("a4",), conversations=(greeted,))])
+    index = build_index(rows, seed=0)
+    question = (("user", "a blue sky"),)
+    prompt = chat_prompt(question, tokenizer=tokenizer(strict), prompting=prompting_of(5), index=index)
+    assert prompt.examples[-4:] == (*(("user", "blue sky"), ("assistant", "a4")), *example(0))
+    with pytest.raises(DataError, match="roles must alternate"):
+        prompt_tokens(question, tokenizer=tokenizer(strict), system="s", shots=greeted)
+
+
 def test_a_conversation_with_a_special_token_is_refused() -> None:
     with pytest.raises(DataError, match="special token"):
         chat_prompt((("user", "a</s>b"),), tokenizer=tokenizer(), prompting=prompting_of(1), index=INDEX)
@@ -73,3 +88,8 @@ def test_a_conversation_with_a_special_token_is_refused() -> None:
 @pytest.mark.parametrize("text", ["", "zz", "0123"])
 def test_an_unknown_text_gets_an_answer_with_similarity_0(text: str) -> None:
     assert nearest_answer((("user", text),), index=INDEX) == ("a0", 0.0)
+
+
+def test_the_nearest_answer_is_stripped_like_a_generated_one() -> None:
+    index = build_index(Rows(("0",), ("q",), (" a \n",), conversations=((("user", "q"),),)), seed=0)
+    assert nearest_answer((("user", "q"),), index=index).text == "a"

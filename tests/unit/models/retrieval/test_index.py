@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tailorbird.data.rows import Rows
+from tailorbird.data.rows import DataError, Rows, concat_rows
 from tailorbird.models.retrieval import index as retrieval
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, query_of
 
@@ -71,9 +71,20 @@ def test_rows_without_any_n_gram_can_be_indexed() -> None:
     assert index.answer(neighbours.rows[0]) == "a"
 
 
-def test_no_training_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="no training rows to retrieve from"):
-        build_index(rows_of().take([]), seed=0)
+SYSTEM_ONLY = Rows(("0",), ("s",), ("a",), conversations=((("system", "s"),),))
+
+
+@pytest.mark.parametrize("rows", [rows_of().take([]), SYSTEM_ONLY])
+def test_training_rows_without_a_question_are_refused(rows: Rows) -> None:
+    with pytest.raises(DataError, match=r"no training row has a turn of the user.*add rows"):
+        build_index(rows, seed=0)
+
+
+def test_a_row_without_a_turn_of_the_user_is_not_indexed_and_can_still_have_examples() -> None:
+    rows = concat_rows([rows_of(), SYSTEM_ONLY])
+    index = build_index(rows, seed=0)
+    assert sorted(index.answer(row) for row in range(len(index))) == ["J20", "J42", "S72", "S72", "S72"]
+    assert [len(excluded) for excluded in index.exclusions(rows)] == [1] * len(PAIRS) + [0]
 
 
 def test_copies_with_the_same_answer_are_indexed_once() -> None:
@@ -93,8 +104,7 @@ def test_a_result_does_not_depend_on_the_other_texts() -> None:
 def test_a_training_row_excludes_itself_its_copies_and_its_group() -> None:
     rows = rows_of((*PAIRS, ("Acute  BRONCHITIS", "J21")), keys=("a", "b", "c", "c", "d", "e"))
     index = build_index(rows, seed=0)
-    exclude = index.exclusions(rows)
-    results = index.search(rows.texts, k=6, exclude=exclude)
+    results = index.search(rows.texts, k=6, exclude=index.exclusions(rows))
     for row, neighbours in enumerate(results):
         texts = {query_of(index.turns(position)[:-1]).lower().replace("  ", " ") for position in neighbours.rows}
         assert rows.texts[row].lower().replace("  ", " ") not in texts
@@ -114,8 +124,25 @@ def test_a_row_outside_the_index_excludes_its_group() -> None:
 def test_if_all_rows_are_excluded_nothing_is_returned() -> None:
     rows = rows_of(keys=("a",) * len(PAIRS))
     index = build_index(rows, seed=0)
-    [neighbours] = index.search(["femur"], k=2, exclude=index.exclusions(rows)[:1])
+    [neighbours] = index.search(["femur"], k=2, exclude=index.exclusions(rows.take([0])))
     assert (len(neighbours.rows), len(neighbours.similarities)) == (0, 0)
+
+
+def test_a_training_row_excludes_longer_and_shorter_parts_of_its_conversation() -> None:
+    whole = (
+        ("user", "Does it hurt?"),
+        ("assistant", "yes"),
+        ("user", "where"),
+        ("assistant", "here"),
+        ("user", "rest"),
+    )
+    parts = (*(whole[:length] for length in (1, 3, 5)), (("user", "where now"),))
+    ids = tuple(map(str, range(len(parts))))
+    index = build_index(Rows(ids, ids, ("yes", "here", "ok", "there"), conversations=parts), seed=0)
+    other = (("user", "DOES it  hurt?"),)
+    searching = Rows(("a", "b", "c", "d"), ids, ("", "", "", ""), conversations=(other, parts[1], parts[2], parts[3]))
+    excluded = [{index.answer(row) for row in rows} for rows in index.exclusions(searching)]
+    assert excluded == [{"yes", "here", "ok"}, {"yes", "here", "ok"}, {"yes", "here", "ok"}, {"there"}]
 
 
 def test_the_query_of_a_conversation_is_the_last_turn_of_the_user() -> None:
@@ -129,6 +156,12 @@ def test_turns_contain_the_answer_and_no_system_message() -> None:
     turns = (("system", "s"), ("user", "first"), ("assistant", "a"), ("user", "second"))
     index = build_index(Rows(("0",), ("first\na\nsecond",), ("b",), conversations=(turns,)), seed=0)
     assert index.turns(0) == (*turns[1:], ("assistant", "b"))
+
+
+def test_an_example_starts_with_the_first_turn_of_the_user() -> None:
+    turns = (("assistant", "hello"), ("system", "s"), ("user", "first"))
+    index = build_index(Rows(("0",), ("hello\nfirst",), ("b",), conversations=(turns,)), seed=0)
+    assert index.turns(0) == (("user", "first"), ("assistant", "b"))
 
 
 def test_more_rows_than_the_limit_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
