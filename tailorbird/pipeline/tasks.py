@@ -219,23 +219,14 @@ class ChatTask:
     def _trained_prompting(self, examples: RetrievedExamples | None) -> Prompting:
         """Return the prompting of a fine-tuned model with these examples.
 
-        A prompt with examples leaves room for `data.max_length`, so every training row fits the model. Raises
-        ValueError if there is no such room.
+        A prompt with examples leaves room for `data.max_length`, so every training row fits the model.
         """
         if examples is None:
             return self.prompting
         retrieval = self._retrieval.model_copy(update={"index_sha256": examples.index_sha256})
         prompting = self.prompting.model_copy(update={"retrieval": retrieval})
-        longest, max_length = (
-            longest_row(self.inputs.base_model.uri, task=ChatData()),
-            self.inputs.recipe.data.max_length,
-        )
-        if longest is not None and longest <= max_length:
-            raise ValueError(
-                f"training.with_retrieved has no room for examples: data.max_length is {max_length}, and the model "
-                f"reads at most {longest} tokens; lower data.max_length, or set training.with_retrieved to false"
-            )
-        return prompting if longest is None else prompting.within(longest - max_length)
+        longest = longest_row(self.inputs.base_model.uri, task=ChatData())
+        return prompting if longest is None else prompting.within(longest - self.inputs.recipe.data.max_length)
 
     def fit_temperature(self, uri: str) -> float | None:  # noqa: ARG002
         """Return None. Generated answers are not calibrated."""

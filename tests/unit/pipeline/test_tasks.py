@@ -97,17 +97,6 @@ def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_
     assert part.examples.index_uri != trained.examples.index_uri
 
 
-def test_retrieved_examples_require_room_in_the_context_of_the_model(
-    chat: RunContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_locally(monkeypatch)
-    training = chat.recipe.training.model_copy(update={"with_retrieved": True})
-    data = chat.recipe.data.model_copy(update={"max_length": 256})
-    task = ChatTask(replace(chat.inputs, recipe=chat.recipe.model_copy(update={"training": training, "data": data})))
-    with pytest.raises(ValueError, match=r"no room for examples: data\.max_length is 256"):
-        task.training_task()
-
-
 def test_retrieved_examples_require_the_training_rows_in_memory(chat: RunContext) -> None:
     training = chat.recipe.training.model_copy(update={"with_retrieved": True})
     shards: Any = range(9)
