@@ -49,6 +49,15 @@ def design_effect(days: IntArray, variances: Sequence[DayVariance]) -> DesignEff
     return DesignEffect(1 + correlation * float((sizes**2).sum() / sizes.sum() - 1), freedom)
 
 
+def effective_rows(keys: NDArray[np.int64] | NDArray[np.uint64]) -> float:
+    """Return Kish's effective number of rows with these keys [N], if all rows of one key are equal; 0 without rows.
+
+    It is the number of keys if all have equally many rows.
+    """
+    sizes = np.unique(keys, return_counts=True)[1].astype(np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
+
+
 def variance_of_counts(counts: IntArray) -> DayVariance:
     """Return the intraday correlation of binned rows from the counts [D, B] by day.
 

@@ -17,6 +17,7 @@ from tailorbird.monitoring.day_variance import (
     DayVariance,
     DesignEffect,
     design_effect,
+    effective_rows,
     variance_of_counts,
     variance_of_scores,
     varied_shares,
@@ -167,7 +168,7 @@ def unfamiliar_statistic(texts: _Texts, *, limit: _Limit) -> DriftStatistic:
     is_far = nearest_distances(ours, theirs) > distances[-num_far]
     variance = variance_of_counts(_counts(is_far.astype(np.int64), num_bins=2, days=days))
     generator = np.random.default_rng(SEED)
-    num = _effective(keys)
+    num = effective_rows(keys)
     farthest = max(1.0, num_far * num / len(distances))  # at least one row, for references with few keys
     chances = generator.beta(farthest, num + 1 - farthest, NUM_DRAWS)
     design = design_effect(days, (*limit.clean, variance))
@@ -221,7 +222,7 @@ def classifier_two_sample_test(texts: _Texts, *, limit: _Limit) -> DriftStatisti
         percentiles[scored[0]] = ranks / len(scores[1])
     variance = variance_of_scores(percentiles, days)
     design = design_effect(days, (*limit.clean, variance))
-    others = _effective(keys)
+    others = effective_rows(keys)
     spread = np.sqrt((design.effect / len(ours) + 1 / others + 1 / (len(ours) * others)) / 12)
     threshold = 0.5 + float(t.isf(limit.rate, design.freedom) * spread)
     description = "area under the ROC curve of a classifier of window texts against reference texts"
@@ -302,12 +303,6 @@ def _resampled_by_key(
         times = np.bincount(picked.ravel(), minlength=DRAWS_AT_ONCE * num_keys).reshape(DRAWS_AT_ONCE, num_keys)
         drawn.append(times.astype(np.float64) @ counts)
     return np.concatenate(drawn).astype(np.int64)
-
-
-def _effective(keys: IntArray) -> float:
-    """Return Kish's effective number of independent rows, which is the number of keys if all have equal size."""
-    sizes = np.unique(keys, return_counts=True)[1].astype(np.float64)
-    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def stability_index(reference: IntArray, window: IntArray) -> FloatArray:

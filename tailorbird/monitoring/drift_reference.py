@@ -56,11 +56,12 @@ class DriftReference:
 
     def group_accuracies(self) -> dict[str, GroupAccuracy]:
         """Return the accuracy in each group by name, `column = value`."""
+        keys = np.arange(len(self.right)) if self.sample.keys is None else self.sample.keys
         accuracies = {}
         for column, values in self.groups.items():
             for value in sorted(set(values)):
                 mask = np.array([row_value == value for row_value in values])
-                accuracies[f"{column} = {value}"] = GroupAccuracy(int(mask.sum()), int(self.right[mask].sum()))
+                accuracies[f"{column} = {value}"] = GroupAccuracy.of(self.right[mask], keys=keys[mask])
         return accuracies
 
 

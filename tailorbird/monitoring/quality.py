@@ -14,6 +14,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, test_propor
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
 from tailorbird.evaluation.statistics.paired import holm, wilson_interval
+from tailorbird.monitoring.day_variance import effective_rows
 from tailorbird.monitoring.traffic import ARMS, CHAMPION, Outcomes, Traffic
 
 OTHERS = "(others)"
@@ -29,7 +30,7 @@ class Quality:
     answers: int
     labelled: int
     right: int
-    interval: tuple[float, float]  # Wilson interval of the accuracy; (0, 1) without labels
+    interval: tuple[float, float]  # Wilson interval of the accuracy for the effective rows; (0, 1) without labels
     estimate: float | None
     """Mean confidence of the sampled answers: the accuracy if the champion were calibrated on this traffic. For display
     only, because it is not a measurement."""
@@ -53,6 +54,16 @@ class GroupAccuracy:
 
     n: int
     right: int
+    effective: float  # number of independent rows with the same precision, at most n
+
+    @classmethod
+    def of(cls, right: NDArray[np.bool_], *, keys: NDArray[np.int64] | NDArray[np.uint64]) -> "GroupAccuracy":
+        """Return the accuracy over answers [N]; those with one key [N] are dependent and may all be equal."""
+        return cls(len(right), int(right.sum()), effective_rows(keys))
+
+    @property
+    def effective_right(self) -> float:
+        return self.right / self.n * self.effective if self.n else 0.0
 
 
 def feedback_as_audit(outcomes: Outcomes) -> Outcomes:
@@ -64,11 +75,13 @@ def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> 
     """Return the champion's accuracy on audited answers, or on answers with feedback, a biased sample."""
     answers = traffic.num_rows_of(CHAMPION, champion)
     outcomes = traffic.outcomes if audited else feedback_as_audit(traffic.outcomes)
-    right = outcomes.right[audited_rows(outcomes, CHAMPION)]
-    labelled, num_right = len(right), int(right.sum())
-    interval = wilson_interval(num_right, n=labelled, alpha=alpha) if labelled else (0.0, 1.0)
+    rows = audited_rows(outcomes, CHAMPION)
+    labelled = GroupAccuracy.of(outcomes.right[rows], keys=outcomes.units[rows])
+    interval = (0.0, 1.0)
+    if labelled.n:
+        interval = wilson_interval(labelled.effective_right, n=labelled.effective, alpha=alpha)
     estimate = float(traffic.sample.scores.mean(dtype=np.float64)) if len(traffic.sample) else None
-    return Quality(answers, labelled, num_right, interval, estimate)
+    return Quality(answers, labelled.n, labelled.right, interval, estimate)
 
 
 def fixed_groups(reference: Mapping[str, GroupAccuracy], *, columns: Sequence[str]) -> tuple[str, ...]:
@@ -108,12 +121,14 @@ def group_gate(
     A group fails if its loss is proven: by Holm's test over the groups, and with the upper end of Newcombe's interval
     for two proportions below 0 at the adjusted level. Unlike with paired rows, a likely loss never decides: between two
     samples of 100 rows, one change in four is three points or more by chance. A group passes if the lower end of the
-    unadjusted interval is above -`max_loss`, and is not assessable otherwise. Rows with values that are not in the
-    reference are counted, not compared.
+    unadjusted interval is above -`max_loss`, and is not assessable otherwise. Answers to a subject, or to a request
+    without one, may all be equal, so tests and intervals use the effective number of rows. Rows with values that are
+    not in the reference are counted, not compared.
     """
     fixed, audited = fixed_groups(reference, columns=columns), audited_rows(outcomes, CHAMPION)
+    right, units = outcomes.right[audited], outcomes.units[audited]
     counts = {
-        name: GroupAccuracy(int(mask[audited].sum()), int(outcomes.right[audited][mask[audited]].sum()))
+        name: GroupAccuracy.of(right[mask[audited]], keys=units[mask[audited]])
         for name, mask in group_masks(outcomes, columns=columns, fixed=fixed).items()
     }
     others = [f"{accuracy.n:,} of {name}" for name, accuracy in counts.items() if accuracy.n and name not in fixed]
@@ -142,9 +157,14 @@ def audited_rows(outcomes: Outcomes, arm: str) -> NDArray[np.int64]:
 def _p_value(now: GroupAccuracy, before: GroupAccuracy) -> float:
     if now.right / now.n == before.right / before.n:
         return 1.0
-    return float(test_proportions_2indep(now.right, now.n, before.right, before.n, method="agresti-caffo").pvalue)
+    return float(test_proportions_2indep(*_counts(now), *_counts(before), method="agresti-caffo").pvalue)
 
 
 def _interval(now: GroupAccuracy, before: GroupAccuracy, *, alpha: float) -> tuple[float, float]:
-    low, high = confint_proportions_2indep(now.right, now.n, before.right, before.n, method="newcomb", alpha=alpha)
+    low, high = confint_proportions_2indep(*_counts(now), *_counts(before), method="newcomb", alpha=alpha)
     return float(low), float(high)
+
+
+def _counts(accuracy: GroupAccuracy) -> tuple[float, float]:
+    """Return the effective numbers of right answers and of rows."""
+    return accuracy.effective_right, accuracy.effective

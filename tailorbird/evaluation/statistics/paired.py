@@ -73,8 +73,11 @@ class Comparison:
     degrees_of_freedom: float | None = None  # of Student's t; None if rows are independent
 
 
-def wilson_interval(num_right: int, *, n: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Return Wilson's score interval, two-sided at level 1 - alpha, of the accuracy num_right / n."""
+def wilson_interval(num_right: float, *, n: float, alpha: float = 0.05) -> tuple[float, float]:
+    """Return Wilson's score interval, two-sided at level 1 - alpha, of the accuracy num_right / n.
+
+    The numbers may be effective numbers of rows, which are no integers.
+    """
     if not 0 <= num_right <= n or n == 0:
         raise ValueError(f"num_right is {num_right} and n is {n}; give 0 <= num_right <= n and n >= 1")
     low, high = proportion_confint(num_right, n, alpha=alpha, method="wilson")

@@ -33,6 +33,10 @@ def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True) -> Outcome
     )
 
 
+def accuracy(n: int, right: int) -> GroupAccuracy:
+    return GroupAccuracy(n, right, effective=n)
+
+
 def of_champion(right: int, wrong: int, sex: str, *, first: int = 0) -> list[tuple[int, str, bool, str]]:
     return [(first + number, "champion", number < right, sex) for number in range(right + wrong)]
 
@@ -56,15 +60,13 @@ def test_a_duplicate_row_of_the_log_counts_once() -> None:
     labelled = outcomes(*of_champion(8, 2, "f"), *of_champion(8, 0, "f"))
     result = quality(Traffic(20, {("champion", "d"): 20}, outcomes=labelled), champion="d", alpha=ALPHA, audited=True)
     assert (result.labelled, result.right) == (10, 8)
-    gate = group_gate(
-        labelled, columns=("sex",), reference={"sex = f": GroupAccuracy(100, 80)}, limits=LIMITS, alpha=ALPHA
-    )
+    gate = group_gate(labelled, columns=("sex",), reference={"sex = f": accuracy(100, 80)}, limits=LIMITS, alpha=ALPHA)
     assert gate.bounds[0].n == 10
 
 
 def test_feedback_fails_no_group_and_is_only_displayed() -> None:
     labelled = outcomes(*of_champion(0, 200, "f"), audited=False)
-    reference = {"sex = f": GroupAccuracy(1000, 800)}
+    reference = {"sex = f": accuracy(1000, 800)}
     gate = group_gate(labelled, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
     assert (gate.state, gate.bounds) == (State.NOT_ASSESSABLE, ())
     by_feedback = group_gate(
@@ -79,7 +81,7 @@ def test_feedback_fails_no_group_and_is_only_displayed() -> None:
 
 def test_a_group_with_a_proven_loss_fails_and_another_passes() -> None:
     labelled = outcomes(*of_champion(600, 400, "f"), *of_champion(1900, 100, "m", first=1000))
-    reference = {"sex = f": GroupAccuracy(1000, 800), "sex = m": GroupAccuracy(1000, 940)}
+    reference = {"sex = f": accuracy(1000, 800), "sex = m": accuracy(1000, 940)}
     gate = group_gate(labelled, columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
     states = {bound.what: bound.state for bound in gate.bounds}
     assert states == {"change for sex = f": State.FAILS, "change for sex = m": State.PASSES}
@@ -88,9 +90,7 @@ def test_a_group_with_a_proven_loss_fails_and_another_passes() -> None:
 
 def test_few_labels_of_a_group_are_not_assessable() -> None:
     labelled = outcomes(*of_champion(5, 2, "f"))
-    gate = group_gate(
-        labelled, columns=("sex",), reference={"sex = f": GroupAccuracy(100, 80)}, limits=LIMITS, alpha=ALPHA
-    )
+    gate = group_gate(labelled, columns=("sex",), reference={"sex = f": accuracy(100, 80)}, limits=LIMITS, alpha=ALPHA)
     assert [bound.state for bound in gate.bounds] == [State.NOT_ASSESSABLE]
 
 
@@ -101,38 +101,60 @@ def test_unchanged_groups_fail_no_more_often_than_alpha() -> None:
         for index, sex in enumerate("ab"):
             right = int(chance.binomial(150, 0.8))
             rows += of_champion(right, 150 - right, sex, first=1000 * index)
-        reference = {f"sex = {sex}": GroupAccuracy(200, int(chance.binomial(200, 0.8))) for sex in "ab"}
+        reference = {f"sex = {sex}": accuracy(200, int(chance.binomial(200, 0.8))) for sex in "ab"}
         gate = group_gate(outcomes(*rows), columns=("sex",), reference=reference, limits=LIMITS, alpha=ALPHA)
         failed += gate.state is State.FAILS
     assert failed / 40 <= ALPHA + 0.08
 
 
+@pytest.mark.parametrize("per_unit", [1, 8])
+def test_equal_answers_to_one_unit_fail_no_group_more_often_than_alpha(per_unit: int) -> None:
+    chance, failed, runs = np.random.default_rng(6), 0, 200
+    for _ in range(runs):
+        right = np.repeat(chance.random(100) < 0.8, per_unit).tolist()
+        labelled = outcomes(*((key, "champion", answer, "f") for key, answer in enumerate(right)))
+        labelled = replace(labelled, units=np.arange(len(right), dtype=np.uint64) // np.uint64(per_unit))
+        before = int(chance.binomial(400, 0.8))
+        gate = group_gate(
+            labelled, columns=("sex",), reference={"sex = f": accuracy(400, before)}, limits=LIMITS, alpha=ALPHA
+        )
+        assert gate.bounds[0].n == 100 * per_unit
+        failed += gate.state is State.FAILS
+    assert failed / runs <= ALPHA
+
+
+def test_the_interval_of_the_accuracy_is_that_of_the_effective_rows() -> None:
+    labelled = outcomes(*of_champion(80, 20, "f"))
+    traffic = Traffic(100, {("champion", "d"): 100}, outcomes=labelled)
+    single = quality(traffic, champion="d", alpha=ALPHA, audited=True)
+    alike = np.concatenate([np.repeat(np.arange(20), 4), np.repeat(np.arange(20, 25), 4)]).astype(np.uint64)
+    paired = quality(replace(traffic, outcomes=replace(labelled, units=alike)), champion="d", alpha=ALPHA, audited=True)
+    assert (paired.accuracy, paired.labelled) == (single.accuracy, 100)
+    assert paired.interval == pytest.approx((0.609, 0.911), abs=1e-3)  # Wilson interval for 20 of 25
+
+
 def test_group_values_outside_the_reference_are_counted_but_not_printed() -> None:
     labelled = outcomes(*of_champion(5, 5, "Jane Doe"), *of_champion(5, 5, "f", first=100))
-    gate = group_gate(
-        labelled, columns=("sex",), reference={"sex = f": GroupAccuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
-    )
+    gate = group_gate(labelled, columns=("sex",), reference={"sex = f": accuracy(10, 5)}, limits=LIMITS, alpha=ALPHA)
     assert [bound.what for bound in gate.bounds] == ["change for sex = f"]
     assert gate.note == "labelled rows that were not compared: 10 of sex = (others)"
     nothing = group_gate(Outcomes(), columns=("sex",), reference={}, limits=LIMITS, alpha=ALPHA)
     assert (nothing.state, nothing.note) == (State.NOT_ASSESSABLE, "no labelled answer belongs to a group")
-    alone = group_gate(
-        labelled, columns=("sex",), reference={"sex = m": GroupAccuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
-    )
+    alone = group_gate(labelled, columns=("sex",), reference={"sex = m": accuracy(10, 5)}, limits=LIMITS, alpha=ALPHA)
     assert (alone.bounds, alone.note) == ((), "labelled rows that were not compared: 20 of sex = (others)")
 
 
 def test_rows_without_a_value_form_the_same_group_as_in_the_reference() -> None:
     labelled = outcomes(*of_champion(5, 5, NO_GROUP))
     gate = group_gate(
-        labelled, columns=("sex",), reference={"sex = (none)": GroupAccuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
+        labelled, columns=("sex",), reference={"sex = (none)": accuracy(10, 5)}, limits=LIMITS, alpha=ALPHA
     )
     assert [(bound.what, bound.n) for bound in gate.bounds] == [("change for sex = (none)", 10)]
 
 
 def test_groups_are_the_twenty_most_common_values_of_the_reference() -> None:
-    reference = {f"ward = {number:02}": GroupAccuracy(100 - number, 50) for number in range(30)} | {
-        "sex = f": GroupAccuracy(5, 5)
+    reference = {f"ward = {number:02}": accuracy(100 - number, 50) for number in range(30)} | {
+        "sex = f": accuracy(5, 5)
     }
     fixed = fixed_groups(reference, columns=("sex", "ward"))
     assert fixed == ("sex = f", *(f"ward = {number:02}" for number in range(20)))
