@@ -158,7 +158,7 @@ def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
         name: {value: max(1, round(num / num_rows * num_test)) for value, num in counted.items()}
         for name, counted in counts.items()
     }
-    return PlannedTest(num_test, groups)
+    return PlannedTest(num_test, groups, config.split_by)
 
 
 def _model(recipe: Recipe) -> ModelMetadata:

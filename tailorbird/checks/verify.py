@@ -10,7 +10,7 @@ from tailorbird import PROJECT_ROOT, storage
 from tailorbird.checks import verify_files
 from tailorbird.checks.differences import differences, read_content, read_value
 from tailorbird.config.base import digest
-from tailorbird.evaluation.baselines.baseline import NUM_FURTHER
+from tailorbird.evaluation.baselines.baseline import CHAMPION, NUM_FURTHER
 from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
@@ -170,6 +170,13 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
         yield f"evidence.json has no version of the models: {', '.join(sorted(missing))}"
     baselines = [score for score in evidence.scores if score.role != "candidate" and score.servable]
     incumbent = next((score for score in baselines if score.role == "incumbent"), None)
+    best = next((score for score in baselines if score.kind == CHAMPION), None)
+    if evidence.champion is None:
+        best = max(baselines, key=lambda score: score.validation, default=None)  # the first of equal scores
+    yield from differences(incumbent, best, at="the incumbent", other="by the scores on validation it is")
+    validation = {score.role: score.validation for score in evidence.scores if score.role in ROLES}
+    frozen_scores = {role: models[role].validation for role in ROLES}
+    yield from differences(validation, frozen_scores, at="scores on validation", other=f"in {FAMILY_FILE} it is")
     others = sorted((score for score in baselines if score is not incumbent), key=lambda score: -score.validation)
     expected = [(score.kind, score.validation) for score in others[:NUM_FURTHER]]
     stated = [(models[role].kind, models[role].validation) for role in evidence.family.contenders]

@@ -40,6 +40,20 @@ def test_many_rows_in_few_groups_settle_the_gates() -> None:
     assert (line.state, line.name) == ("ok", "gates")
 
 
+def test_documents_are_named_because_the_simulation_counts_rows_as_independent() -> None:
+    (line,) = check_gates(config(), PlannedTest(3_000, split_by="case"))
+    assert "counted as independent; documents of several rows by case lower these shares" in line.message
+    assert "independent" not in next(check_gates(config(), PlannedTest(3_000))).message
+
+
+def test_a_hybrid_is_a_further_contender_of_the_family() -> None:
+    shares = [
+        settled_shares(config(hybrid=hybrid), PlannedTest(1_000), gain=0.03)
+        for hybrid in (None, {"by": "group", "column": "site"})
+    ]
+    assert shares[1]["FINE_TUNE"] < shares[0]["FINE_TUNE"]
+
+
 def test_few_rows_cannot_settle_calibration() -> None:
     shares = settled_shares(EvaluationConfig(expected_gain=0.05), PlannedTest(300), gain=0.05)
     assert shares["calibration"] < 0.5
@@ -53,5 +67,6 @@ def test_the_test_rows_and_their_groups_are_counted_from_the_data(tmp_path: Path
     content = {"name": "task", "base_model": "pypi://model", "registry": "s3://m"}
     recipe = Recipe.model_validate(content | {"data": data})
     assert planned_test(recipe, inspect_tables(recipe)) == PlannedTest(17, {"sex": {"f": 10, "m": 7}})
-    recipe = Recipe.model_validate(content | {"data": data | {"test": data["train"], "max_test_rows": 50}})
-    assert planned_test(recipe, inspect_tables(recipe)) == PlannedTest(50, {"sex": {"f": 30, "m": 20}})
+    given = data | {"test": data["train"], "max_test_rows": 50, "split_by": "label"}
+    recipe = Recipe.model_validate(content | {"data": given})
+    assert planned_test(recipe, inspect_tables(recipe)) == PlannedTest(50, {"sex": {"f": 30, "m": 20}}, "label")

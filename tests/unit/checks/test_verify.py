@@ -67,6 +67,15 @@ def test_further_contenders_that_are_not_the_best_on_validation_are_detected(tas
     rewrite(run, scores=raised)
     faults = verify_evidence(run.as_uri())
     assert any(fault.startswith("the further contenders") and "zero_shot" in fault for fault in faults)
+    assert any(fault.startswith("the incumbent.kind is") and fault.endswith('it is "zero_shot"') for fault in faults)
+
+
+def test_a_validation_score_that_was_changed_after_the_models_were_frozen_is_detected(task_folder: Path) -> None:
+    run = run_of(task_folder)
+    scores = json.loads((run / "evidence.json").read_text())["scores"]
+    rewrite(run, scores=[score | ({"validation": 0.9} if score["role"] == "candidate" else {}) for score in scores])
+    (fault,) = verify_evidence(run.as_uri())
+    assert fault.startswith("scores on validation.candidate is 0.9 in evidence.json; in family.json it is 0.7")
 
 
 def test_a_protocol_weakened_in_both_files_is_detected(task_folder: Path) -> None:
