@@ -1,6 +1,6 @@
-"""Re-evaluate a served champion on newly labelled rows, and roll it back if its verdict no longer holds."""
+"""Re-evaluate a served champion on audited rows, and roll it back if its verdict no longer holds."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -89,7 +89,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     champion, former, _ = rollback_target(recipe.task_uri)
     versions = {"incumbent": read_version(former.uri), "candidate": champion_version(champion)}
     earlier = read_reevaluations(recipe.task_uri, champion=champion)
-    audited = _audited(recipe, champion=champion, evaluated=evaluated_rows(earlier))
+    audited = _audited(recipe, champion=champion, earlier=earlier)
     rows = audited.rows
     progress.stage(f"the champion and {versions['incumbent'].version} on {len(rows):,} audited rows")
     protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, incumbent=versions["incumbent"])
@@ -141,21 +141,35 @@ class _Audited:
     dropped: dict[str, int]  # number of dropped rows by reason
 
 
-def _audited(recipe: Recipe, *, champion: Champion, evaluated: Set[str]) -> _Audited:
+def _audited(recipe: Recipe, *, champion: Champion, earlier: Mapping[str, ReevaluationEvidence]) -> _Audited:
     """Return the rows to test: audited rows since the champion's promotion that are in no split.
 
     Earlier rows may have been used to choose the champion.
     """
-    since = datetime.fromisoformat(champion.since)
+    since, evaluated = datetime.fromisoformat(champion.since), evaluated_rows(earlier)
     rows, dropped = usable_rows(audited_rows(recipe, since=since), load_inputs(recipe).splits, evaluated=evaluated)
     new = [index for index, row_id in enumerate(rows.row_ids) if row_id not in evaluated]
     if len(new) < recipe.monitoring.min_labels:
         raise ReevaluationError(
             f"only {len(new)} audited rows since the champion's promotion are new to training and re-evaluations, but "
             f"monitoring.min_labels is {recipe.monitoring.min_labels}; label more rows (`tailorbird audit export`), or "
-            "lower min_labels"
+            f"lower min_labels{_withdrawal(earlier)}"
         )
     return _Audited(rows, new, dropped)
+
+
+def _withdrawal(earlier: Mapping[str, ReevaluationEvidence]) -> str:
+    """Return a hint on a rollback if the latest re-evaluation withdrew the verdict, because the champion still serves.
+
+    Either the rollback was only proposed, or the re-evaluation failed before it.
+    """
+    latest = list(earlier.items())[-1:]
+    return "".join(
+        f". The latest re-evaluation, {uri}, found that the verdict no longer holds: to roll back, run `tailorbird "
+        "rollback RECIPE --reason ...`"
+        for uri, evidence in latest
+        if evidence.verdict.holds is False
+    )
 
 
 def _of_new_rows(tables: Mapping[str, Predictions], *, new: list[int]) -> str:

@@ -104,9 +104,22 @@ def test_a_reevaluation_that_failed_after_its_predictions_can_be_repeated(
 
 
 @pytest.mark.usefixtures("accesses")
+def test_without_new_rows_a_champion_whose_verdict_was_withdrawn_is_named(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit(monkeypatch, 205)
+    monkeypatch.setattr(reevaluate, "propose_training", lambda *_, **__: "s3://m/recipe.yaml")
+    monkeypatch.setattr(reevaluate, "run_remote", lambda *_, **__: lambda uri, rows: predict(other(uri), rows=rows))
+    withdrawn = reevaluate_champion(recipe, progress=SILENT)
+    assert (withdrawn.verdict.holds, withdrawn.proposed) == (False, "s3://m/recipe.yaml")
+    with pytest.raises(ReevaluationError, match=r"only 0 audited rows .* no longer holds: to roll back, run"):
+        reevaluate_champion(recipe, progress=SILENT)
+
+
+@pytest.mark.usefixtures("accesses")
 def test_a_reevaluation_needs_new_rows(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     audit(monkeypatch, 205)
     reevaluate_champion(recipe, progress=SILENT)
     audit(monkeypatch, 304)
-    with pytest.raises(ReevaluationError, match="only 99 audited rows since the champion's promotion are new"):
+    with pytest.raises(ReevaluationError, match=r"only 99 audited rows since .* are new .*or lower min_labels$"):
         reevaluate_champion(recipe, progress=SILENT)
