@@ -4,10 +4,10 @@ A unit counts once in the whole experiment, with the first audit that has labels
 change it, so all decisions on a challenger are about one growing sequence of independent units.
 
 A shadow answers the champion's texts, so each unit is compared with itself. A canary has units of its own. They are
-compared with the control units: a random share of the champion's units that is as large as the canary's. Each canary
-unit is matched at random with a control unit of the same hour, because requests of other hours may be harder. Units
-without a match in their hour are matched within the day. In both arms, a unit belongs to the hour of its first audited
-answer, so matched units differ in nothing but their arm.
+compared with the control units: a random sample of the champion's units, about as many as the canary has or, if the
+canary has more than half of the requests, all of them. Each canary unit is matched at random with a control unit of the
+same hour, because requests of other hours may be harder. Units without a match in their hour are matched within the
+day. In both arms, a unit belongs to the hour of its first audited answer.
 """
 
 from collections import defaultdict
@@ -141,7 +141,7 @@ def _units(outcomes: Sequence[UnitOutcome]) -> dict[int, _Unit]:
 
 
 def _without(units: dict[int, _Unit], shadow: dict[int, _Unit], other: dict[int, _Unit]) -> list[_Unit]:
-    """Return the units that have not counted before: in the shadow, or earlier in the other arm."""
+    """Return the units that are not in the shadow and have no earlier or equally early answer in the other arm."""
     return [
         unit
         for code, unit in units.items()
@@ -150,7 +150,10 @@ def _without(units: dict[int, _Unit], shadow: dict[int, _Unit], other: dict[int,
 
 
 def _match(canary: Sequence[_Unit], control: Sequence[_Unit]) -> list[tuple[_Unit, _Unit]]:
-    """Match units of both arms with the same first audit at random: in order of their codes, which are hashes."""
+    """Return pairs of a canary and a control unit with the same first audit and hour, then with the same day.
+
+    Units are paired in order of their codes. Codes are hashes, so the pairs are random.
+    """
     pairs: list[tuple[_Unit, _Unit]] = []
     left = [sorted(units, key=lambda unit: unit.code) for units in (canary, control)]
     for period in PERIODS:

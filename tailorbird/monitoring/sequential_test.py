@@ -1,4 +1,4 @@
-"""An anytime-valid test between two served arms: it may be computed at any time and any number of times."""
+"""An anytime-valid test between challenger and champion: it remains valid if it is computed after each new unit."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ SHAPE = 5
 STAKES = (np.arange(200) + 0.5) / 200  # [K] midpoints of the range from 0 to 1
 LOG_WEIGHTS = (SHAPE - 1) * np.log1p(-(STAKES**2))  # of the Beta density at the win rate (1 + stake) / 2
 LOG_WEIGHTS = LOG_WEIGHTS - logsumexp(LOG_WEIGHTS)
-MIN_EDGE = 0.03  # of win rates above 1/2 in the exact computation of `units_needed`
+MIN_EDGE = 0.03  # smallest excess of a win rate over 1/2 that `units_needed` computes exactly
 POWER = 0.8
 USUAL_VARIANCE, USUAL_UNITS = 0.25, 20  # assumed before any unit is known, and the number of units that this counts as
 

@@ -107,7 +107,7 @@ class TaskPaths:
         return f"{self.reevaluations}/{name}"
 
     def drift_reference(self, digest: str) -> str:
-        """The sample of training rows that the traffic of a version is compared with to detect drift."""
+        """The answers of a version to validation rows, with which its traffic is compared to detect drift."""
         return f"{self.task_uri}/references/{digest}.parquet"
 
     def preflight_probe(self, name: str) -> str:
