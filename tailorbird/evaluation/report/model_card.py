@@ -13,7 +13,7 @@ from tailorbird.evaluation.report.console import (
 )
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.outlook import outlook_sentence
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, p_text, points
 from tailorbird.evaluation.verdict.parts import ContenderVerdict
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.versions import INDEX_KINDS, MIXED_KINDS
@@ -152,7 +152,7 @@ def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     names = METRIC_NAMES | {"ece": "expected calibration error (after temperature scaling, debiased)"}
     lines = [f"- {names[name]}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
     first = verdict.access_number == 1
-    rows = f"{verdict.n:,} test rows" + (" that were not used for any selection" if first else "")
+    rows = f"{verdict.n:,} test rows" + (" that were not used to train or select a model before" if first else "")
     distinct = evidence.distinct
     if distinct is not None and role in distinct.scores:
         name = names[verdict.metric]
@@ -211,10 +211,11 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     subject = "candidate" if role == "incumbent" else role
     lines += [f"The {name} gate {states[gate.state]} for the {subject}." for name, gate in gates.items()]
     lines += [f"{what} was not assessed." for name, what in BEHAVIORAL_GATES.items() if name not in gates]
-    low, high = verdict.interval
+    tested = (verdict.hybrid if role == "hybrid" else _contender(verdict, role=role)) or verdict
+    low, high = tested.interval
     lines.append(
-        f"The candidate's gain over the incumbent is uncertain: the interval is {points(low)} to {points(high)} points "
-        f"({p_text(verdict.p_holm)})."
+        f"The gain of the {subject} over the incumbent is uncertain: the {interval_name(tested.level)} is "
+        f"{points(low)} to {points(high)} points ({p_text(tested.p_holm)})."
     )
     kind, has_index = evidence.versions[role].kind, evidence.recipe.training.with_retrieved and role == "candidate"
     if kind in WITH_TRAINING_ROWS or has_index:

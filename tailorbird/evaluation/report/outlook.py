@@ -28,7 +28,9 @@ def outlook_sentence(evidence: Evidence) -> str | None:
         why = "is the champion"
     else:
         why = "is the best servable baseline on validation"
-    gain = "" if served is None else _over_pretrained(served, evidence.scores, metric=verdict.metric)
+    gain = ""
+    if served is not None and kind not in PRETRAINED_ALONE:
+        gain = _over_pretrained(served, evidence.scores, metric=verdict.metric)
     return f"The {model_name(kind)} serves, because it {why}{gain}. {_what_would_change(verdict)}."
 
 
@@ -39,7 +41,7 @@ def _over_pretrained(served: ModelScore, scores: tuple[ModelScore, ...], *, metr
     """
     alone = [score for score in scores if score.kind in PRETRAINED_ALONE and score.servable]
     best = max(alone, key=lambda score: score.validation, default=None)
-    if best is None or served.kind in PRETRAINED_ALONE:
+    if best is None:
         return ""
     rows, ours, theirs = "validation", served.validation, best.validation
     if served.test is not None and best.test is not None:
@@ -64,7 +66,9 @@ def _what_would_change(verdict: Verdict) -> str:
     if verdict.rule == 6:
         return "The rows that the open gates need would decide"
     if verdict.outcome is Outcome.INSUFFICIENT_EVIDENCE and verdict.rows_needed is not None:
+        expected = size(verdict.expected_gain)
         if verdict.rows_needed > verdict.n:
-            return f"About {verdict.rows_needed:,} test rows would show a gain of {size(verdict.expected_gain)}"
-        return f"More than {verdict.n:,} test rows would show a gain below {size(verdict.expected_gain)}"
-    return f"A candidate that is better by {size(verdict.minimum_gain)} or more would replace it"
+            rows = f"{verdict.rows_needed:,} test rows"
+            return f"With about {rows}, a true gain of {expected} leads to FINE_TUNE in 80% of tests"
+        return f"A true gain below {expected} needs more than {verdict.n:,} test rows"
+    return f"A candidate that is proven better, with a gain of {size(verdict.minimum_gain)} or more, would replace it"

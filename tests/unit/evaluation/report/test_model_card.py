@@ -119,7 +119,8 @@ def test_the_card_states_limits_groups_and_out_of_scope_use() -> None:
         assert expected in card
     later = to_model_card(evidence_for("INSUFFICIENT_EVIDENCE"))
     assert "The test is access 2 to these rows: alpha 0.0083 instead of 0.05 (140 of 150 different rows" in later
-    assert "that were not used for any selection" not in later
+    assert "that were not used to train or select a model before" in card
+    assert "that were not used to train or select a model before" not in later
 
 
 def test_the_card_of_a_further_contender_has_its_score_and_its_gates() -> None:
@@ -128,4 +129,7 @@ def test_the_card_of_a_further_contender_has_its_score_and_its_gates() -> None:
     assert "It is the further contender of run" in card
     assert f"- accuracy: {evidence.verdict.contenders[0].score:.4f}" in card
     assert "gate passes for the bag_of_words." in card
+    low, high = evidence.verdict.contenders[0].interval
+    limit = f"The gain of the bag_of_words over the incumbent is uncertain: the 98.33% interval is {100 * low:+.2f} to"
+    assert f"{limit} {100 * high:+.2f} points (p < 0.0001)." in card
     assert "serves, because it is proven better than the incumbent" in card
