@@ -91,11 +91,9 @@ class RetrievalIndex:
     def search(self, texts: Sequence[str], *, k: int, exclude: Iterable[IntArray] | None = None) -> list[Neighbours]:
         """Return the `k` nearest rows of each text, or all rows if there are fewer than `k`.
 
-        `exclude` has the rows that are not returned for each text, in ascending order and without repetition.
-
-        The result for a text does not depend on the other texts. Rows with equal similarity are in the order of the
-        index. A text without a known n-gram has similarity 0 to all rows, so it gets the row with the most frequent
-        answer.
+        `exclude` has the rows that are not returned for each text. The result for a text does not depend on the other
+        texts. Rows with equal similarity are in the order of the index. A text without a known n-gram has similarity 0
+        to all rows, so it gets the row with the most frequent answer.
         """
         assert k > 0, f"k {k}; a search returns at least one row"
         if exclude is None:
@@ -103,7 +101,7 @@ class RetrievalIndex:
         return [self._nearest(text, k=k, excluded=rows) for text, rows in zip(texts, exclude, strict=True)]
 
     def exclusions(self, rows: Rows) -> Iterator[IntArray]:
-        """Yield for each training row the rows of the index that it must not retrieve, in ascending order.
+        """Yield for each training row the rows of the index that it must not retrieve. A row may occur repeatedly.
 
         These are the rows with the same `split_by`, and the rows that may contain its answer or be contained in it: the
         query of one is, after normalisation, a turn of the user in the other. For example, a copy has the same query,
@@ -117,7 +115,7 @@ class RetrievalIndex:
             excluded = [keys.by_turn.get(normalise(query_of(turns)), NO_ROWS)]
             excluded += [keys.by_query.get(turn, NO_ROWS) for turn in set(questions)]
             excluded += [] if group is None else [keys.by_group.get(group_hash(group), NO_ROWS)]
-            yield np.unique(np.concatenate(excluded))
+            yield np.concatenate(excluded)
 
     @cached_property
     def _rows_by_key(self) -> "_RowsByKey":
@@ -132,7 +130,7 @@ class RetrievalIndex:
     def _nearest(self, text: str, *, k: int, excluded: IntArray) -> Neighbours:
         scores = _similarities(text, postings=self.postings, num_rows=len(self))
         scores[excluded] = -1.0
-        num_rows = min(k, len(self) - len(excluded))
+        num_rows = min(k, int(np.count_nonzero(scores >= 0)))
         if not num_rows:
             return Neighbours(NO_ROWS, np.zeros(0))
         candidates = np.flatnonzero(scores >= np.partition(scores, -num_rows)[-num_rows])

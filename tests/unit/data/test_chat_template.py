@@ -104,7 +104,7 @@ def test_the_examples_of_a_prompt_do_not_count_towards_the_maximum_length() -> N
     [tokens] = training_tokens(rows, tokenizer=tokenizer(), system=None, max_length=7, prompts=iter([prompt]))
     assert text_of(alone.ids) == "<user>ab</s><assistant>cd"
     assert text_of(tokens.ids) == "<user>x</s><assistant>y</s>" + text_of(alone.ids)
-    assert text_of(np.array(tokens.ids)[tokens.assistant_mask]) == "cd"
+    assert text_of(np.array(tokens.ids)[tokens.assistant_mask].tolist()) == "cd"
 
 
 def test_an_example_has_no_system_message_and_starts_with_the_first_turn_of_the_user() -> None:

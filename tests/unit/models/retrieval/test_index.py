@@ -84,7 +84,7 @@ def test_a_row_without_a_turn_of_the_user_is_not_indexed_and_can_still_have_exam
     rows = concat_rows([rows_of(), SYSTEM_ONLY])
     index = build_index(rows, seed=0)
     assert sorted(index.answer(row) for row in range(len(index))) == ["J20", "J42", "S72", "S72", "S72"]
-    assert [len(excluded) for excluded in index.exclusions(rows)] == [1] * len(PAIRS) + [0]
+    assert [len(set(excluded.tolist())) for excluded in index.exclusions(rows)] == [1] * len(PAIRS) + [0]
 
 
 def test_copies_with_the_same_answer_are_indexed_once() -> None:
