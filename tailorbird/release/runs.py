@@ -2,10 +2,10 @@
 
 from pydantic import ValidationError
 
-from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
 from tailorbird.registry.versions import ModelVersion, read_version
-from tailorbird.storage import list_files
+from tailorbird.storage import list_files, read_json
 from tailorbird.storage.paths import TaskPaths
 
 
@@ -16,17 +16,24 @@ class PromotionRefused(ValueError):
 def evidence_for(task_uri: str, *, version: str | None) -> Evidence:
     """Return the latest run's evidence, or that of the latest run that chose `version`.
 
-    Raise PromotionRefused if there is none.
+    Runs are read from the newest to the first that matches, so older runs may have evidence from another version of
+    Tailorbird. Raise PromotionRefused if no run matches, or if the evidence of a newer run cannot be read.
     """
     files = list_files(TaskPaths(task_uri).runs, missing_ok=True)
-    finished = [read_run_evidence(uri.removesuffix(f"/{MANIFEST}")) for uri in files if uri.endswith(f"/{MANIFEST}")]
-    if not finished:
+    runs = [uri.removesuffix(f"/{MANIFEST}") for uri in files if uri.endswith(f"/{MANIFEST}")]
+    if not runs:
         raise PromotionRefused(f"{task_uri} has no finished run; run `tailorbird run RECIPE` first")
-    chosen = [evidence for evidence in finished if version in (None, evidence.winner.uri)]
-    if not chosen:
-        winners = ", ".join(sorted({evidence.winner.uri for evidence in finished}))
-        raise PromotionRefused(f"no verdict chose {version}; choose one of: {winners}")
-    return max(chosen, key=lambda evidence: evidence.created_at)
+    winners = set()
+    for run in sorted(runs, key=_created_at, reverse=True):
+        evidence = read_run_evidence(run)
+        if version in (None, evidence.winner.uri):
+            return evidence
+        winners.add(evidence.winner.uri)
+    raise PromotionRefused(f"no verdict chose {version}; choose one of: {', '.join(sorted(winners))}")
+
+
+def _created_at(run: str) -> str:
+    return str(read_json(f"{run}/{EVIDENCE_FILE}")["created_at"])
 
 
 def read_run_evidence(run: str) -> Evidence:

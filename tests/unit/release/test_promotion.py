@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tailorbird.evaluation.report.evidence import CandidateRecord
+from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.registry.champion import Champion
 from tailorbird.registry.versions import ModelVersion, VersionConfig, register, write_config
 from tailorbird.release import promotion
@@ -134,6 +135,25 @@ def test_a_baseline_that_is_proven_better_becomes_the_champion_and_its_own_pretr
     assert champion.reason.sentence() == "STAY by rule 9: probe is proven better than the incumbent"
     with pytest.raises(PromotionRefused, match="no verdict chose"):
         promote_version(task.uri, version=candidate.uri)
+
+
+def test_an_older_run_with_evidence_from_another_version_of_tailorbird_does_not_prevent_a_promotion(task: Task) -> None:
+    first, second = task.register("1"), task.register("2")
+    versions = {"candidate": candidate_record(second), "incumbent": candidate_record(first)}
+    old = write_finished_run(f"{task.uri}/runs/old", versions=versions, created_at="2020-01-01T00:00:00+00:00")
+    content = old.model_dump_json().encode().replace(b'{"format":1,', b'{"format":1,"earlier_field":1,', 1)
+    write_evidence(old.run, {"evidence.json": content})
+    with pytest.raises(PromotionRefused, match="has evidence from another version of Tailorbird"):
+        promote_version(task.uri)
+    write_finished_run(f"{task.uri}/runs/new", versions=versions)
+    assert promote_version(task.uri).uri == second.uri
+
+
+def test_an_expired_verdict_is_refused(task: Task) -> None:
+    first, second = task.register("1"), task.register("2")
+    with pytest.raises(PromotionRefused, match="expired at 2020-01-01"):
+        task.promote(second, incumbent=first, expires_at="2020-01-01T00:00:00+00:00")
+    assert task.champion is None
 
 
 def test_the_losses_accepted_for_cost_are_stored_with_the_champion(task: Task) -> None:
