@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.rounds import finish, print_table
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.evaluation.statistics.confidence_sequence import log_wealth
+from tailorbird.evaluation.statistics.confidence_sequence import confidence_sequence, log_wealth
 from tailorbird.evaluation.statistics.paired import midp_values, newcombe_limits
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol, spent_alpha
@@ -30,6 +30,7 @@ FIRST_ROWS, MORE_ROWS, NUM_ADDITIONS = 1_500, 500, 10
 NUM_YEARS, MONTHS, ROWS_A_MONTH = 10_000, 12, 300
 DISCORDANCES = (0.08, 0.12, 0.2)
 NUM_TEXTS, NUM_CLUSTERED_YEARS, NUM_DECISIONS = 8, 2_000, 40
+NUM_SUBJECTS, NUM_SUBJECT_YEARS = 300, 200
 VALUES = np.array([-1.0, 0.0, 1.0])
 LEVEL = float(np.log(2 / ALPHA))
 BOUNDS = {
@@ -39,6 +40,7 @@ BOUNDS = {
     "fine_tune_rate_of_an_equal_candidate_after_10_additions": f"<= {ALPHA}",
     "rate_of_withdrawing_a_champion_at_the_minimum_gain_within_a_year": f"<= {ALPHA}",
     "rate_of_withdrawing_such_a_champion_with_8_alike_texts_a_request": f"<= {ALPHA}",
+    "rate_of_missing_an_equal_champion_with_few_subjects_within_a_year": f"<= {ALPHA}",
     "rate_of_renewing_an_equal_champion_within_a_year": f"<= {ALPHA}",
     "rate_of_missing_the_mean_of_scores_between_0_and_1_within_a_year": f"<= {ALPHA}",
     "rate_of_renewing_a_champion_at_3_points_in_month_12": ">= 0.97",
@@ -69,6 +71,8 @@ def main() -> None:
         "rate_of_withdrawing_a_champion_at_the_minimum_gain_within_a_year": worst["withdrawn at +1"],
         "rate_of_withdrawing_such_a_champion_with_8_alike_texts_a_request": alike,
         "rate_of_withdrawing_it_if_texts_counted_as_independent": _withdrawn_with_alike_texts(by_request=False),
+        "rate_of_missing_an_equal_champion_with_few_subjects_within_a_year": _misses_with_few_subjects(by_subject=True),
+        "rate_of_missing_it_if_rows_counted_as_independent": _misses_with_few_subjects(by_subject=False),
         "rate_of_renewing_an_equal_champion_within_a_year": worst["renewed at 0"],
         "rate_of_missing_the_mean_of_scores_between_0_and_1_within_a_year": _misses_of_partial_scores(),
         "rate_of_renewing_a_champion_at_3_points_in_month_12": usual["renewed at +3, month 12"],
@@ -204,6 +208,32 @@ def _withdrawn_with_alike_texts(*, by_request: bool) -> float:
         out_of_reach = log_wealth(values, counts=counts[..., ::-1], mean=-MINIMUM_GAIN) >= LEVEL
         withdrawn += int((out_of_reach & ~better).any(axis=1).sum())
     return withdrawn / NUM_CLUSTERED_YEARS
+
+
+def _misses_with_few_subjects(*, by_subject: bool) -> float:
+    """Return the share of years in which the interval of an equal champion ever excludes 0, if subjects return.
+
+    Of 300 subjects, a tenth sends nearly half of the rows. A subject's rows have the same pair of outcomes with a
+    probability of 0.8. With `by_subject`, each month takes the mean of all rows of a subject so far.
+    """
+    generator, missed = np.random.default_rng(13), 0
+    shares = [0.06, 0.88, 0.06]
+    for _ in range(NUM_SUBJECT_YEARS):
+        subjects = (NUM_SUBJECTS * generator.random(MONTHS * ROWS_A_MONTH) ** 3).astype(np.int64)
+        common = generator.choice(VALUES, NUM_SUBJECTS, p=shares)[subjects]
+        single = generator.choice(VALUES, len(subjects), p=shares)
+        rows = np.where(generator.random(len(subjects)) < 0.8, common, single)
+        for end in range(ROWS_A_MONTH, len(rows) + 1, ROWS_A_MONTH):
+            scores = rows[:end]
+            if by_subject:
+                num = np.bincount(subjects[:end], minlength=NUM_SUBJECTS)
+                sums = np.bincount(subjects[:end], weights=scores, minlength=NUM_SUBJECTS)
+                scores = sums[num > 0] / num[num > 0]
+            low, high = confidence_sequence(scores, alpha=ALPHA)
+            if low > 0 or high < 0:
+                missed += 1
+                break
+    return missed / NUM_SUBJECT_YEARS
 
 
 def _misses_of_partial_scores() -> float:
