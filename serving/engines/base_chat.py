@@ -23,7 +23,7 @@ class Sampling(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """The prompt of a version of the kind `nearest`: the stored answer to a conversation."""
+    """The input of an engine of the kind `nearest`: the stored answer to a conversation, instead of a prompt."""
 
     num_prompt_tokens: int
     text: str
@@ -34,15 +34,15 @@ class StoredAnswer:
         return self.num_prompt_tokens
 
 
-Prompt = list[int] | StoredAnswer
-"""Token ids for a language model, or a stored answer. The length of both is the number of the prompt's tokens."""
+EngineInput = list[int] | StoredAnswer
+"""Token ids of the prompt, or a stored answer. The length of both is the number of tokens of the prompt."""
 
 
 class GenerationRequest(NamedTuple):
     """The engine, the prompt and the options of one answer."""
 
     engine: "ChatEngine"
-    prompt: Prompt
+    prompt: EngineInput
     max_new_tokens: int | None  # None for no limit (stored answers only)
     sampling: Sampling
     stops: tuple[str, ...]
@@ -86,7 +86,7 @@ class ChatEngine(ABC):
         """True until the engine stops. An error outside of a single request stops it."""
 
     @abstractmethod
-    def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> Prompt:
+    def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> EngineInput:
         """Return the prompt of a conversation, as in the evaluation. This call blocks and is thread-safe.
 
         Retrieved examples that leave no room for `max_new_tokens` are omitted. Raises DataError if the model's chat
@@ -94,7 +94,7 @@ class ChatEngine(ABC):
         """
 
     @abstractmethod
-    def text_prompt(self, text: str) -> Prompt:
+    def text_prompt(self, text: str) -> EngineInput:
         """Return the prompt that continues a text. This call blocks. Raises RequestError 400."""
 
     @abstractmethod

@@ -4,7 +4,7 @@ import sys
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer, Prompt, StoredAnswer
+from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer, StoredAnswer
 from serving.engines.stop_sequences import visible_text
 from serving.http.schemas import RequestError
 from tailorbird.data.rows import Conversation
@@ -36,14 +36,14 @@ class NearestEngine(ChatEngine):
     def end(self) -> None:
         """Do nothing; the engine has no threads."""
 
-    def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> Prompt:  # noqa: ARG002
+    def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> EngineInput:  # noqa: ARG002
         text, similarity = nearest_answer(conversation, index=self._index)
         ends = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         contents = [content for _, content in conversation]
         tokens = self._tokenizer(contents, add_special_tokens=False)["input_ids"]
         return StoredAnswer(sum(map(len, tokens)), text, tuple(int(end) for _, end in ends), similarity)
 
-    def text_prompt(self, text: str) -> Prompt:  # noqa: ARG002
+    def text_prompt(self, text: str) -> EngineInput:  # noqa: ARG002
         message = (
             f"version {self.version.version} returns stored answers and has no language model, so it cannot continue "
             "a text; use /v1/chat/completions"

@@ -5,7 +5,7 @@ import time
 from functools import partial
 from typing import Any
 
-from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer, Prompt
+from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer
 from serving.engines.nearest_engine import NearestEngine
 from serving.engines.transformers_engine import TransformersEngine
 from serving.http.asgi import ASGIApp, Events, Route
@@ -117,7 +117,7 @@ class Chat:
         log.answers.add([entry])
 
 
-def _chat_prompt(request: ChatRequest, *, engine: ChatEngine, max_new_tokens: int | None) -> Prompt:
+def _chat_prompt(request: ChatRequest, *, engine: ChatEngine, max_new_tokens: int | None) -> EngineInput:
     """Return the prompt of the conversation; raise RequestError 400 if the model's chat template rejects it."""
     try:
         return engine.chat_prompt(request.conversation, max_new_tokens=max_new_tokens)

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer, Prompt, Sampling
+from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer, Sampling
 from serving.http.asgi import Events
 from serving.http.chat_format import LAST_EVENT, AnswerFormat, AnswerHead, Usage, event, usage_event
 from serving.http.chat_schemas import CompletionRequest, PromptRequest
@@ -33,7 +33,7 @@ def token_limit(request: PromptRequest, *, engine: ChatEngine, max_new_tokens: i
 
 
 def generation_request(
-    request: PromptRequest, prompt: Prompt, *, engine: ChatEngine, param: str, max_new_tokens: int | None
+    request: PromptRequest, prompt: EngineInput, *, engine: ChatEngine, param: str, max_new_tokens: int | None
 ) -> GenerationRequest:
     """Return the GenerationRequest for a request; `param` names the request's field with the prompt.
 

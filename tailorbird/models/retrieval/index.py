@@ -258,8 +258,8 @@ def _rows_of(counts: csr_matrix) -> Iterator[tuple[NDArray[np.int32], FloatArray
 def _vector(counts: tuple[NDArray[np.int32], FloatArray], postings: Postings) -> tuple[IntArray, FloatArray]:
     """Return the known n-grams of a text, as positions in the postings, and their weights.
 
-    The text has length 1 with all n-grams, known and unknown. Of more than `MAX_TEXT_NGRAMS` known n-grams, those with
-    the largest weights represent all.
+    The vector of all n-grams of the text, known and unknown, has length 1. If there are more than `MAX_TEXT_NGRAMS`
+    known n-grams, only those with the largest weights are returned, scaled to the length of all known n-grams.
     """
     columns, occurrences = counts
     terms = np.searchsorted(postings.columns, columns)
