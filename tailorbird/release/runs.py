@@ -1,11 +1,13 @@
 """Find the finished run of a task whose verdict chose a version."""
 
+import json
+
 from pydantic import ValidationError
 
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
 from tailorbird.registry.versions import ModelVersion, read_version
-from tailorbird.storage import list_files, read_json
+from tailorbird.storage import list_files, read_bytes
 from tailorbird.storage.paths import TaskPaths
 
 
@@ -33,7 +35,11 @@ def evidence_for(task_uri: str, *, version: str | None) -> Evidence:
 
 
 def _created_at(run: str) -> str:
-    return str(read_json(f"{run}/{EVIDENCE_FILE}")["created_at"])
+    """Return when the evidence of a run was written; damaged evidence counts as the newest, so that it is reported."""
+    try:
+        return str(json.loads(read_bytes(f"{run}/{EVIDENCE_FILE}"))["created_at"])
+    except (ValueError, KeyError, TypeError):
+        return "9999"
 
 
 def read_run_evidence(run: str) -> Evidence:

@@ -173,9 +173,10 @@ def likely_level(gain: float, *, errors: FloatArray, freedom: FloatArray, limits
     Too many means that chance fails more than `FALSE_REFUSALS` of the candidates with the same gain in every group, at
     least 0, whose estimates have these standard errors [K] and follow Student's t with these degrees of freedom [K].
     """
-    if not limits.likely_harm:
+    assessable = np.isfinite(errors)  # too few documents have an infinite standard error
+    if not limits.likely_harm or not assessable.any():
         return 0.0
-    gain = max(gain, 0.0)
+    errors, freedom, gain = errors[assessable], freedom[assessable], max(gain, 0.0)
 
     def excess(log_level: float) -> float:
         least = np.maximum(t.isf(np.exp(log_level), freedom) * errors, limits.max_loss)

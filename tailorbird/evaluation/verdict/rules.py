@@ -46,13 +46,16 @@ class Facts:
     gates: Mapping[str, State] = field(default_factory=dict)
     """States of the candidate's gates by name; only gates of the recipe."""
     hybrid_holds: bool = False
-    """A hybrid exists, is not inferior to any part, and costs less than the best part or is proven better than all."""
+    """A hybrid is not inferior to its parts, and costs less than the best part or is proven better than both.
+
+    No further contender that may replace the incumbent is better than it.
+    """
     hybrid_gates: Mapping[str, State] = field(default_factory=dict)
     cheaper: bool = False
     """The candidate is cheaper than the incumbent and than each other contender that is not proven worse than it."""
     accepted_loss: float = 0.0  # losses accepted for cost since the last proven champion, with this candidate's
     other_proven: bool = False  # a further contender is proven better than the incumbent and passes its gates
-    surpassed: bool = False  # such a contender is also better than the candidate
+    surpassed: bool = False  # a further contender that may replace the incumbent is also better than the candidate
 
 
 def select_rule(facts: Facts) -> int:

@@ -145,7 +145,12 @@ def test_an_older_run_with_evidence_from_another_version_of_tailorbird_does_not_
     write_evidence(old.run, {"evidence.json": content})
     with pytest.raises(PromotionRefused, match="has evidence from another version of Tailorbird"):
         promote_version(task.uri)
-    write_finished_run(f"{task.uri}/runs/new", versions=versions)
+    new = write_finished_run(f"{task.uri}/runs/new", versions=versions)
+    evidence = task.folder / "task" / "runs" / "new" / "evidence.json"
+    evidence.write_text("{")
+    with pytest.raises(PromotionRefused, match=r"new/evidence\.json was changed"):
+        promote_version(task.uri)
+    evidence.write_text(new.model_dump_json())
     assert promote_version(task.uri).uri == second.uri
 
 

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.subgroups import gap, groups_gate, harm_level, proven_harmed, shrunken_changes
+from tailorbird.evaluation.gates.subgroups import (
+    gap,
+    groups_gate,
+    harm_level,
+    likely_level,
+    proven_harmed,
+    shrunken_changes,
+)
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.statistics.paired import PairedCounts, mcnemar_midp, newcombe_paired_interval
 from tailorbird.evaluation.statistics.scoring import macro_f1
@@ -115,6 +122,13 @@ def test_the_level_of_a_likely_loss_refuses_one_candidate_in_twenty_at_most() ->
     assert levels == sorted(levels, reverse=True)
     assert 0.05 / 16 < levels[2] < 3 * 0.05 / 16  # a gain of one point, so somewhat above Bonferroni's level
     assert harm_level([large] * 4, limits=LIMITS, alpha=0.05) == LIMITS.likely_harm
+
+
+def test_groups_of_too_few_documents_do_not_lower_the_level_of_a_likely_loss() -> None:
+    errors, freedom = np.array([0.05, np.inf]), np.array([40.0, 1.0])
+    alone = likely_level(0.02, errors=errors[:1], freedom=freedom[:1], limits=LIMITS)
+    assert 0 < alone == likely_level(0.02, errors=errors, freedom=freedom, limits=LIMITS)
+    assert likely_level(0.02, errors=errors[1:], freedom=freedom[1:], limits=LIMITS) == 0
 
 
 def test_macro_f1_is_compared_within_each_group() -> None:
