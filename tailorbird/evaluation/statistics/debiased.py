@@ -78,15 +78,12 @@ def debiased_difference(first: DebiasedSum, second: DebiasedSum) -> tuple[float,
     below, above = (first.estimate - first.interval[0], first.interval[1] - first.estimate)
     other_below, other_above = (second.estimate - second.interval[0], second.interval[1] - second.estimate)
     difference = first.estimate - second.estimate
-    low = difference - _margin(below, other_above, correlation, at_0=first.interval[0] < NEAR_0)
-    high = difference + _margin(above, other_below, correlation, at_0=second.interval[0] < NEAR_0)
+    low = difference - _half_width(below, other_above, correlation, at_0=first.interval[0] < NEAR_0)
+    high = difference + _half_width(above, other_below, correlation, at_0=second.interval[0] < NEAR_0)
     return difference, (low, high)
 
 
-def _margin(first: float, second: float, correlation: float, *, at_0: bool) -> float:
-    return square_and_add(first, second, correlation - AT_0 if at_0 else correlation)
-
-
-def square_and_add(first: float, second: float, correlation: float) -> float:
+def _half_width(first: float, second: float, correlation: float, *, at_0: bool) -> float:
     """Return the half-width of a difference from the half-widths of its two parts."""
+    correlation -= AT_0 if at_0 else 0.0
     return float(np.sqrt(max(first**2 - 2 * correlation * first * second + second**2, 0.0)))
