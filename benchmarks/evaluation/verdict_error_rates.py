@@ -119,8 +119,10 @@ def power() -> Figures:
         for run in range(NUM_RUNS):
             right = _right(generator, n, gains=(0.0, gain))
             groups = tuple(str(number % NUM_GROUPS) for number in range(n))
-            models = [_predictions(name, right[:, column], groups=groups) for column, name in enumerate(("old", "new"))]
-            inputs = VerdictInputs(*map(ModelPredictions, models), "simulated")
+            old, new = (
+                _predictions(name, right[:, column], groups=groups) for column, name in enumerate(("old", "new"))
+            )
+            inputs = VerdictInputs(ModelPredictions(old), ModelPredictions(new), "simulated")
             assessment = assess(inputs, protocol=protocol)
             measured.append(assessment.rule in (4, 7))
             if run < NUM_CLAIMS:

@@ -5,7 +5,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, issparse
+from scipy.sparse import csr_matrix
 
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int64]
@@ -144,9 +144,9 @@ def _step(
 def _preconditioner(blocks: Blocks, curvature: float) -> list[FloatArray]:
     """Return approximate inverses of the second derivatives: [F_k, 1] for each block, and [1, 1] for the bias."""
     sums = [
-        np.asarray(block.multiply(block).sum(0)).reshape(-1, 1)
-        if issparse(block)
-        else np.einsum("nf,nf->f", block, block)[:, None]
+        np.einsum("nf,nf->f", block, block)[:, None]
+        if isinstance(block, np.ndarray)
+        else np.asarray(block.multiply(block).sum(0)).reshape(-1, 1)
         for block in blocks
     ]
     parts = [np.asarray(1 / (1 + curvature * part), dtype=np.float32) for part in sums]
@@ -166,6 +166,6 @@ def _dot(some: Sequence[FloatArray], others: Sequence[FloatArray]) -> float:
 
 
 def _softmax(scores: FloatArray) -> FloatArray:
-    exponentials = np.exp(scores - scores.max(1, keepdims=True))
+    exponentials: FloatArray = np.exp(scores - scores.max(1, keepdims=True))
     exponentials /= exponentials.sum(1, keepdims=True)
     return exponentials
