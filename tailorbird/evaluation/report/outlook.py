@@ -47,9 +47,9 @@ def _over_pretrained(served: ModelScore, scores: tuple[ModelScore, ...], *, metr
     if served.test is not None and best.test is not None:
         rows, ours, theirs = "the test rows", served.test, best.test
     pair = f"{_score(ours, metric)} against {_score(theirs, metric)}"
-    return (
-        f"; on {rows}, the pretrained model alone is {100 * (theirs - ours):+.1f} points from it ({pair}, {best.kind})"
-    )
+    gain = 100 * (ours - theirs)
+    comparison = f"{abs(gain):.1f} points {'better' if gain >= 0 else 'worse'} than the pretrained model alone"
+    return f". On {rows}, it is {comparison} ({pair}, {best.kind})"
 
 
 def _score(value: float, metric: str) -> str:

@@ -126,7 +126,7 @@ class TestedRows:
         num = self.ours.shape[1]
         ours, theirs, inside = rows[:, :num] == 1, rows[:, num : 2 * num] == 1, rows[:, 2 * num :] == 1
         kinds = np.stack([ours & theirs, ours & ~theirs, ~ours & theirs, ~ours & ~theirs], axis=-1)  # [U, C, 4]
-        cells = np.einsum("bu,ucf->bcf", weights, kinds.astype(np.float64)).round().astype(np.int64)
+        cells = np.einsum("tr,rcf->tcf", weights, kinds.astype(np.float64)).round().astype(np.int64)
         wins, losses = (
             weights @ (inside & (kind[:, :1])).astype(np.float64) for kind in (ours & ~theirs, ~ours & theirs)
         )
