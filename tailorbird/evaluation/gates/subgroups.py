@@ -1,5 +1,6 @@
 """The groups gate: compare candidate and incumbent in each group of test rows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -229,6 +230,9 @@ def rows_needed(counts: Change, *, max_loss: float, alpha: float) -> int:
         discordance = max(counts.discordance, 1 / counts.n)  # assume at least one discordant row
         return plain_rows_needed(max_loss, discordance=discordance, alpha=alpha)
     effect = counts.effect(alpha=alpha)
+    if effect.standard_error == 0:  # no difference: the interval is the rate of unseen events (`unseen_rate`)
+        num_units = math.log(alpha / 2) / math.log(1 - max_loss)
+        return math.ceil(math.ceil(num_units) * counts.n / counts.num_units)
     precision = observed_precision(
         counts.n,
         num_units=counts.num_units,
