@@ -144,7 +144,7 @@ def _size_section(evidence: Evidence, figures: Figures) -> str:
         ),
         "otherwise most often": figures("verdict.power_limited_by"),
         "test rows needed for 80%": figures("verdict.rows_needed", _rows_or_none),
-        f"test rows that show a true gain of {size(verdict.minimum_gain)} to be above 0 in 80% of tests": figures(
+        f"test rows to show in 80% of tests that a true gain of {size(verdict.minimum_gain)} is above 0": figures(
             "verdict.rows_needed_for_minimum_gain", _rows_or_none
         ),
         "smallest gain that the comparison alone detects with 80% power, points": figures(

@@ -119,8 +119,10 @@ def _rows_needed(inputs: ExplanationInputs) -> tuple[str, ...]:
     least = power.needed_for_minimum
     if least.rows is None or least.rows <= n:
         return (rows,)
-    above = f"about {least.rows:,} test rows show a true gain of {minimum} over the incumbent to be above 0 in 80%"
-    return rows, f"{above} of tests{same_size}"
+    needed = (
+        f"about {least.rows:,} test rows are needed to show in 80% of tests that a true gain of {minimum} is above 0"
+    )
+    return rows, f"{needed}{same_size}"
 
 
 def _stay(inputs: ExplanationInputs) -> tuple[str, ...]:
