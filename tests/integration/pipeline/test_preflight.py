@@ -57,7 +57,9 @@ def test_a_valid_recipe_passes_and_leaves_no_files(recipe: Path) -> None:
     assert results.keys() == {
         *(f"data.{split}: ok" for split in ("train", "validation", "test")),
         *("Ray: ok", "registry: ok", "base model: ok", "workers: ok", "free now: ok", "nodes: ok", "memory: ok"),
+        "gates: note",
     }
+    assert "these data often cannot settle" in results["gates: note"]
     assert "1,200 rows" in results["data.train: ok"]
     assert "bert" in results["base model: ok"]
     assert "conditional writes work" in results["registry: ok"]

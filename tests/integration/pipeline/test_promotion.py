@@ -9,7 +9,14 @@ import pytest
 from tailorbird import storage
 from tailorbird.evaluation.report.evidence import CandidateRecord
 from tailorbird.registry.champion import Champion, FormerChampion, read_champion
-from tailorbird.registry.versions import ModelVersion, PinnedVersion, VersionConfig, register, write_config
+from tailorbird.registry.versions import (
+    EXPORTED_ENCODER,
+    ModelVersion,
+    PinnedVersion,
+    VersionConfig,
+    register,
+    write_config,
+)
 from tailorbird.release.promotion import promote_version, roll_back
 from tailorbird.release.runs import PromotionRefused
 from tests.champions import set_champion
@@ -155,8 +162,9 @@ def test_a_hybrid_that_a_verdict_chose_is_promoted(task_uri: str, chosen: ModelV
 
 
 def exported_from(version: ModelVersion, folder: Path, *, task_uri: str) -> ModelVersion:
-    """Register the version for another engine, without the file that the engine would run."""
+    """Register the version for another engine, with a file that no engine can run."""
     version_folder(folder, value=1)
+    (folder / EXPORTED_ENCODER).write_bytes(b"no graph")
     fields = version.model_dump(include=set(VersionConfig.model_fields))
     fields |= {"engine": "openvino", "exported_from": {"uri": version.uri, "digest": version.digest}}
     write_config(folder, VersionConfig(**fields))
