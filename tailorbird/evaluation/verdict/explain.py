@@ -119,10 +119,8 @@ def _rows_needed(inputs: ExplanationInputs) -> tuple[str, ...]:
     least = power.needed_for_minimum
     if least.rows is None or least.rows <= n:
         return (rows,)
-    needed = (
-        f"about {least.rows:,} test rows are needed to show in 80% of tests that a true gain of {minimum} is above 0"
-    )
-    return rows, f"{needed}{same_size}"
+    start = "80% power" if main.num_units == n else "at the same average document size, 80% power"
+    return rows, f"{start} to show that a true gain of {minimum} is above 0 takes about {least.rows:,} test rows"
 
 
 def _stay(inputs: ExplanationInputs) -> tuple[str, ...]:
