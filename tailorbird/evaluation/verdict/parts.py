@@ -24,53 +24,43 @@ class Difference(VerdictPart):
     """True if p < alpha, the interval is above 0, and the gain is at least `minimum_gain`."""
 
 
-class ContenderVerdict(VerdictPart):
+class FamilyVerdict(VerdictPart):
+    """The evaluation of a model of the family other than the candidate, by the same tests as the candidate."""
+
+    score: float
+    gain: float
+    interval: tuple[float, float]
+    """Of the gain over the incumbent, two-sided at 1 - `level`."""
+    level: float
+    """The level at which Holm's method tests this gain (see `verdict.family`)."""
+    p_value: float
+    p_holm: float
+    """p value adjusted by Holm's method over all contenders of the family."""
+    proven: bool
+    gates: tuple[Gate, ...]
+    """Empty for a further contender that is not proven."""
+    against_candidate: Difference
+    """The score of this model minus the candidate's."""
+    candidate_cost: tuple[float, float, float] | None
+    """CPU-seconds per row, candidate divided by this model: estimate and 1 - alpha interval."""
+
+
+class ContenderVerdict(FamilyVerdict):
     """The evaluation of a further contender: a baseline that is tested against the incumbent with the candidate."""
 
     role: str
     """Role in the evidence: the kind of the baseline."""
     kind: str
-    score: float
-    gain: float
-    interval: tuple[float, float]
-    """Of the gain over the incumbent, two-sided at 1 - `level`."""
-    level: float
-    """The level at which Holm's method tests this gain (see `verdict.family`)."""
-    p_value: float
-    p_holm: float
-    """p value adjusted by Holm's method over all contenders of the family."""
-    proven: bool
     eligible: bool
     """True if the contender is proven better than the incumbent and no gate stops it."""
-    gates: tuple[Gate, ...]
-    """Gates of a proven contender; empty for other contenders."""
-    against_candidate: Difference
-    """The contender's score minus the candidate's."""
-    candidate_cost: tuple[float, float, float] | None
-    """CPU-seconds per row, candidate divided by this contender: estimate and 1 - alpha interval."""
 
 
-class HybridVerdict(VerdictPart):
-    """The evaluation of the hybrid that was fitted on validation, by the same tests as the candidate."""
+class HybridVerdict(FamilyVerdict):
+    """The evaluation of the hybrid that was fitted on validation."""
 
     routing: Routing
     share_to_candidate: float
     """Share of the test rows that the candidate answers."""
-    score: float
-    gain: float
-    interval: tuple[float, float]
-    """Of the gain over the incumbent, two-sided at 1 - `level`."""
-    level: float
-    """The level at which Holm's method tests this gain (see `verdict.family`)."""
-    p_value: float
-    p_holm: float
-    """p value adjusted by Holm's method over all contenders of the family."""
-    proven: bool
-    gates: tuple[Gate, ...]
-    against_candidate: Difference
-    """The hybrid's score minus the candidate's."""
-    candidate_cost: tuple[float, float, float] | None
-    """CPU-seconds per row, candidate divided by hybrid: estimate and 1 - alpha interval."""
     best_part: Literal["incumbent", "candidate"]
     """The part with the higher score on validation."""
     cost_ratio: tuple[float, float, float] | None
