@@ -1,0 +1,64 @@
+"""`make setup` chooses the build of torch. The Python of its environment is a script that records its arguments."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PIP = """#!/bin/sh
+echo "$*" >> installed.txt
+case "$*" in *+cpu) cat found.txt >&2; exit $(test -s found.txt && echo 1 || echo 0);; esac
+"""
+NO_BUILD = (
+    "ERROR: Ignored the following yanked versions: 1\n"
+    "ERROR: Could not find a version that satisfies the requirement torch==2+cpu (from versions: 2)\n"
+    "ERROR: No matching distribution found for torch==2+cpu\n"
+)
+FULL_DISK = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
+NO_NETWORK = "WARNING: Retrying (Retry(total=4)) after connection broken by 'ConnectTimeoutError'\n"
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def setup(folder: Path, *, pip_errors: str = "", driver: str = "") -> tuple[list[str], str]:
+    """Run `make setup` in a copy of the checkout; return what it installed for torch, and its errors."""
+    shutil.copy(ROOT / "Makefile", folder)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    shutil.copytree(ROOT / "locks", folder / "locks")
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PIP)
+    python.chmod(0o755)
+    (folder / "found.txt").write_text(pip_errors)
+    command = ["make", "--silent", "setup", "TORCH_INDEX=", f"NVIDIA_DRIVER={driver}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    calls = (folder / "installed.txt").read_text().splitlines()
+    return [call.split()[-1] for call in calls if "torch" in call.split()[-1]], done.stderr
+
+
+def test_the_build_for_cpus_is_installed_where_pip_finds_it(tmp_path: Path) -> None:
+    (build,), errors = setup(tmp_path)
+    assert build.startswith("torch==")
+    assert build.endswith("+cpu")
+    assert errors == ""
+
+
+def test_the_build_for_cpus_is_not_installed_on_a_machine_with_an_nvidia_driver(tmp_path: Path) -> None:
+    assert setup(tmp_path, driver="/proc/driver/nvidia/version") == (["locks/torch.txt"], "")
+
+
+def test_the_locked_build_is_installed_without_an_error_if_there_is_no_build_for_cpus(tmp_path: Path) -> None:
+    installed, errors = setup(tmp_path, pip_errors=NO_BUILD)
+    assert installed[1:] == ["locks/torch.txt"]
+    assert errors == ""
+
+
+@pytest.mark.parametrize(
+    ("pip_errors", "shown"), [(FULL_DISK, FULL_DISK), (NO_NETWORK + NO_BUILD, NO_NETWORK)], ids=["disk", "network"]
+)
+def test_other_errors_of_pip_are_printed(pip_errors: str, shown: str, tmp_path: Path) -> None:
+    installed, errors = setup(tmp_path, pip_errors=pip_errors)
+    assert installed[1:] == ["locks/torch.txt"]
+    assert errors == shown
