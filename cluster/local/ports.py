@@ -56,10 +56,10 @@ def claim_ports() -> tuple[int, socket.socket]:
     )
 
 
-def listens(pid: int, port: int) -> bool:
-    """Return True if this process, and not another server, listens on the port."""
+def listening(pid: int) -> set[int]:
+    """Return the TCP ports on which this process listens; an empty set if it has ended."""
     try:
         connections = psutil.Process(pid).net_connections("tcp")
     except psutil.NoSuchProcess:
-        return False
-    return any(item.status == psutil.CONN_LISTEN and item.laddr.port == port for item in connections)
+        return set()
+    return {item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN}

@@ -9,23 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.local import ports
+from cluster.local.haproxy import HAPROXY_SETTINGS
 from cluster.local.stack import KEYS_FILE, OWN_DASHBOARD, TOKEN_FILE
 
-CLUSTER_SETTINGS = {
+CLUSTER_SETTINGS = HAPROXY_SETTINGS | {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
-    # A replica that switches its version is ready again before HAProxy removes it.
-    "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
-    # If a replica dies, retry its requests on another one; the fallback proxy would answer 500. HAProxy retries only
-    # requests that it has received completely, so it waits for bodies up to this timeout. Ray's template inserts this
-    # value as a line of the configuration, so further lines can follow.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500\n"
-    "    option http-buffer-request\n"
-    "    timeout http-request 20s",
-    "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills replicas kills at most two
-    # A dead proxy is restarted after three failed health checks. The default period is 10 s.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # Serve's fallback proxy takes the client's address from the connection and not from X-Forwarded-For.
+    "FORWARDED_ALLOW_IPS": "",
 }
 """Settings for all Ray clusters. Tests check that cluster/ray_up/node.env and k8s/base/settings contain the same."""
 

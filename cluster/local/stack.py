@@ -23,8 +23,11 @@ STATE_FILE = "stack.json"
 LOG_FILE = "stack.log"
 KEYS_FILE = "keys.json"
 TOKEN_FILE = "ray_token"
+LOCK_FILE = ".lock"
 OWN_DASHBOARD = "TAILORBIRD_STACK_DASHBOARD"
 """Variable that marks the environment of a stack, with the only dashboard to which the stack's token may be sent."""
+SECRET_FIELDS = {"access_key", "secret_key", "token"}
+"""Fields of StackState that commands print only on request."""
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 45
 POLL_S = 0.05
@@ -75,17 +78,18 @@ def default_folder() -> Path:
 def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
     """Start the stack of this folder, unless it runs, and wait until S3 and Ray are ready.
 
-    Data and keys in the folder are reused. Raises StackError with the end of the stack's log if it does not start.
+    Data and keys in the folder are reused. Only its owner can enter the folder. Raises StackError
+    if others use the folder, and with the end of the stack's log if the stack does not start.
     """
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_private(folder)
     with _locked(folder):
         running = status(folder)
         if running is not None:
             return running
         _clear_remains(folder)
         command = [sys.executable, "-m", "cluster.local.supervisor", str(folder), str(num_cpus or "")]
-        with (folder / LOG_FILE).open("wb") as log:
+        with open(folder / LOG_FILE, "wb", opener=_private) as log:
             child = subprocess.Popen(
                 command, cwd=PROJECT_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -100,7 +104,7 @@ def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
 def down(folder: Path) -> bool:
     """Stop the stack of this folder and keep its data; return True if one was running."""
     folder = folder.absolute()
-    if not folder.is_dir():
+    if not any((folder / name).exists() for name in (LOCK_FILE, STATE_FILE)):
         return False
     with _locked(folder):
         state = status(folder)
@@ -114,6 +118,32 @@ def status(folder: Path) -> StackState | None:
     """Return the state of the running stack of this folder; None if no stack is running."""
     state = _read_state(folder.absolute())
     return state if state is not None and _is_alive(state) else None
+
+
+def _make_private(folder: Path) -> None:
+    """Create the folder of a stack so that only its owner can enter it.
+
+    An existing folder becomes private if it is empty or belongs to a stack. Raises StackError for another folder that
+    other users can enter, for example /tmp.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise StackError(f"{folder} is not a folder; give a new folder for the stack") from None
+        if folder.stat().st_mode & 0o077 == 0:
+            return
+        if any(folder.iterdir()) and not any(_is_own_file(folder / name) for name in (KEYS_FILE, LOCK_FILE)):
+            raise StackError(
+                f"{folder} contains other files, and other users have access to it; the folder of a stack must be "
+                "private. Give a new folder with --dir or TAILORBIRD_HOME"
+            ) from None
+        folder.chmod(0o700)
+
+
+def _is_own_file(path: Path) -> bool:
+    """Return True for a file of this user. Anyone can add files to a folder like /tmp."""
+    return path.is_file() and not path.is_symlink() and path.stat().st_uid == os.geteuid()
 
 
 def _read_state(folder: Path) -> StackState | None:
@@ -215,6 +245,11 @@ def _clear_remains(folder: Path) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock that allows only one process at a time to start or stop the stack of this folder."""
-    with (folder / ".lock").open("w") as handle:
+    with open(folder / LOCK_FILE, "w", opener=_private) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that, if it is new, only its owner can read."""
+    return os.open(path, flags, mode=0o600)

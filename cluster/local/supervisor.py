@@ -1,12 +1,9 @@
 """Supervisor process of the embedded stack: starts S3 and Ray, writes the state, and stops both on SIGTERM."""
 
-import ctypes
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -18,19 +15,15 @@ import requests
 
 from cluster.bearer_auth import bearer
 from cluster.local import ports
+from cluster.local.processes import Process, program, start
 from cluster.local.ray_env import Keys, environment, stack_keys, write_private
+from cluster.local.s3_server import require_closed, s3_answers, start_s3
 from cluster.local.stack import POLL_S, STATE_FILE, StackError, StackState, await_end, family
-from tailorbird import storage
-from tailorbird.storage import s3
 
-BUCKETS = ("lake", "models")
 SERVER_START_TIMEOUT_S = 90
 SERVER_STOP_TIMEOUT_S = 30
 WATCH_S = 1.0
 OBJECT_STORE_BYTES = 1 << 30
-PR_SET_PDEATHSIG = 1
-
-Process = subprocess.Popen[bytes]
 
 
 def main(folder: Path, num_cpus: int | None) -> None:
@@ -47,10 +40,11 @@ def main(folder: Path, num_cpus: int | None) -> None:
         os.environ.pop(name, None)
     servers: dict[str, Process] = {}
     try:
-        servers["S3"] = _start_s3(folder, base=base, temp_dir=temp_dir)
+        servers["S3"] = start_s3(folder, base=base, temp_dir=temp_dir)
         servers["Ray"] = _start_ray(base, temp_dir=temp_dir, num_cpus=num_cpus)
-        _wait_until(lambda: _s3_answers(base, pid=servers["S3"].pid), servers=servers, stopping=stopping)
+        _wait_until(lambda: s3_answers(base, pid=servers["S3"].pid), servers=servers, stopping=stopping)
         _wait_until(lambda: _ray_answers(base, keys=keys), servers=servers, stopping=stopping)
+        require_closed(base, pid=servers["S3"].pid)
         write_private(folder / STATE_FILE, _state(base, keys=keys, servers=servers, temp_dir=temp_dir))
         while not stopping.wait(WATCH_S):
             _require_alive(servers)
@@ -85,61 +79,17 @@ def _stop(servers: list[Process]) -> None:
     await_end(members, timeout_s=SERVER_STOP_TIMEOUT_S)
 
 
-def _start_s3(folder: Path, *, base: int, temp_dir: Path) -> Process:
-    """Start SeaweedFS, which reads its keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
-    data = folder / "s3"
-    data.mkdir(exist_ok=True)
-    command = [
-        *(_program("weed"), f"-logdir={temp_dir}", "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-        *(f"-{name}.port={base + offset}" for name, offset in ports.SEAWEEDFS.items()),
-        *("-s3.port.lance=0", "-s3.port.iceberg=0", "-admin.ui=false", "-webdav=false"),
-        *("-master.telemetry=false", "-s3.autoCreateBucket=false", f"-bucket={','.join(BUCKETS)}"),
-        *(f"-s3.localSocket={temp_dir}/s3.sock", f"-filer.localSocket={temp_dir}/filer.sock"),
-    ]
-    return _start(command, cwd=data)
-
-
 def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> Process:
     """Start a Ray head with its command line, since `ray.init` cannot set the port of the dashboard agent."""
     command = [
-        *(_program("ray"), "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"),
+        *(program("ray"), "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"),
         *(f"--{name}={base + offset}" for name, offset in ports.RAY_START.items()),
         *("--min-worker-port=0", "--max-worker-port=0"),
         *(f"--temp-dir={temp_dir}/ray", f"--object-store-memory={OBJECT_STORE_BYTES}"),
         # One more CPU than cores, so that a mostly idle service does not prevent training from starting.
         f"--num-cpus={num_cpus or (os.cpu_count() or 1) + 1}",
     ]
-    return _start(command, cwd=temp_dir)
-
-
-def _program(name: str) -> str:
-    installed = Path(sysconfig.get_path("scripts")) / name
-    program = str(installed) if installed.exists() else shutil.which(name)
-    if program is None:
-        command = "`pip install --editable '.[stack]'` in the project's folder"
-        raise StackError(f"the program `{name}` is not installed; run {command}")
-    return program
-
-
-def _start(command: list[str], *, cwd: Path) -> Process:
-    at_start = _end_with_parent if sys.platform == "linux" else None
-    return subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, preexec_fn=at_start)
-
-
-def _end_with_parent() -> None:
-    """Make the kernel send SIGTERM to this server when the supervisor dies, for example by SIGKILL."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _has_buckets() -> bool:
-    try:
-        return all(storage.exists(f"s3://{bucket}") for bucket in BUCKETS)
-    except s3.StorageError:
-        return False
-
-
-def _s3_answers(base: int, *, pid: int) -> bool:
-    return ports.listens(pid, base + ports.S3) and _has_buckets()
+    return start(command, cwd=temp_dir)
 
 
 def _ray_answers(base: int, *, keys: Keys) -> bool:

@@ -71,7 +71,7 @@ def up(
     from cluster.local import stack
 
     state = stack.up(stack_folder(folder), num_cpus=num_cpus)
-    print_result(state.model_dump(), as_json=as_json, lines=_stack_lines(state))
+    print_result(state.model_dump(exclude=stack.SECRET_FIELDS), as_json=as_json, lines=_stack_lines(state))
 
 
 @stack_app.command()
@@ -92,6 +92,7 @@ def status(
     export: Annotated[
         bool, typer.Option("--export", help="Print shell commands that set its environment variables.")
     ] = False,
+    secrets: Annotated[bool, typer.Option("--secrets", help="Add the keys and the token to --json.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the status and the addresses of the stack.
@@ -108,7 +109,8 @@ def status(
         print_result({"running": False}, as_json=as_json, lines=[text])
         return
     lines = [f"export {name}={value}" for name, value in state.environment().items()] if export else _stack_lines(state)
-    print_result({"running": True} | state.model_dump(), as_json=as_json, lines=lines)
+    values = state.model_dump(exclude=None if secrets else stack.SECRET_FIELDS)
+    print_result({"running": True} | values, as_json=as_json, lines=lines)
 
 
 def _stack_lines(state: Any) -> list[str]:

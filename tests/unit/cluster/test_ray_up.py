@@ -16,6 +16,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
+from ray.serve._private import constants as serve_constants
 
 from cluster.local import ray_env
 
@@ -190,3 +191,24 @@ def test_nodes_start_ray_with_the_same_settings_as_the_embedded_stack(tmp_path: 
     }
     assert here["RAY_AUTH_TOKEN_PATH"] == "/home/user/.ray/auth_token"
     assert here["PATH"].startswith("/home/user/tailorbird-venv/bin:")
+
+
+def test_other_users_of_a_node_cannot_enter_the_folder_with_the_files_and_sockets_of_ray_and_haproxy(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / ".tb"
+    folder.mkdir(mode=0o755)
+    setups = {line for name in FILES for line in _written(name)["setup_commands"] if ".tb" in line}
+    assert len(setups) == 1
+    command = ["bash", "-c", f"{setups.pop()} && . {CLUSTER / NODE_ENV} && touch ~/new && env -0"]
+    bare = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    output = subprocess.run(command, env=bare, capture_output=True, text=True, check=True).stdout
+    here = dict(line.split("=", 1) for line in output.split("\0") if line)
+    assert (folder.stat().st_mode & 0o777, (tmp_path / "new").stat().st_mode & 0o777) == (0o700, 0o600)
+    assert here["RAY_TMPDIR"] == str(folder)
+    paths = re.findall(r'"(\w+)", "/tmp/', Path(serve_constants.__file__).read_text())
+    assert len(paths) >= 5
+    assert [name for name in paths if not Path(here[name]).is_relative_to(folder)] == []
+    # HAProxy limits the path of a socket, to which Ray adds the node's id of 56 digits, to 97 bytes.
+    longest = max((here[name].replace(str(tmp_path), "/home/tailorbird") for name in paths), key=len)
+    assert len(longest) + 57 <= 97

@@ -1,4 +1,5 @@
 import os
+import stat
 from pathlib import Path
 
 import psutil
@@ -78,3 +79,54 @@ def test_jobs_and_replicas_recognize_the_token_of_a_stack_before_its_state_is_wr
     variables = ray_env.environment(11_000, folder=tmp_path, temp_dir=tmp_path, keys=keys)
     assert variables[stack.OWN_DASHBOARD] == variables["RAY_API_SERVER_ADDRESS"]
     assert Path(variables["RAY_AUTH_TOKEN_PATH"]) == tmp_path / stack.TOKEN_FILE
+
+
+def mode(folder: Path) -> int:
+    return stat.S_IMODE(folder.stat().st_mode)
+
+
+def test_a_new_folder_is_private(tmp_path: Path) -> None:
+    stack._make_private(tmp_path / "parent" / "new")
+    assert mode(tmp_path / "parent" / "new") == 0o700
+
+
+@pytest.mark.parametrize("name", [None, stack.KEYS_FILE, stack.LOCK_FILE], ids=["empty", "keys", "lock"])
+def test_an_empty_folder_and_one_of_a_stack_become_private(name: str | None, tmp_path: Path) -> None:
+    if name:
+        (tmp_path / name).touch()
+    tmp_path.chmod(0o755)
+    stack._make_private(tmp_path)
+    assert mode(tmp_path) == 0o700
+
+
+def test_a_folder_that_others_use_is_refused_and_keeps_its_permissions(tmp_path: Path) -> None:
+    (tmp_path / "another's file").touch()
+    tmp_path.chmod(0o1777)
+    with pytest.raises(stack.StackError, match=r"other users have access to it; .*Give a new folder with --dir or"):
+        stack.up(tmp_path)
+    assert not stack.down(tmp_path)
+    assert mode(tmp_path) == 0o1777
+    assert [path.name for path in tmp_path.iterdir()] == ["another's file"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_lock_of_another_user_does_not_make_a_folder_that_of_a_stack(tmp_path: Path) -> None:
+    (tmp_path / stack.LOCK_FILE).touch()
+    os.chown(tmp_path / stack.LOCK_FILE, 65534, 65534)
+    tmp_path.chmod(0o1777)
+    with pytest.raises(stack.StackError, match="other users have access"):
+        stack.up(tmp_path)
+    assert mode(tmp_path) == 0o1777
+
+
+def test_a_private_folder_with_other_files_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    tmp_path.chmod(0o700)
+    stack._make_private(tmp_path)
+    assert mode(tmp_path) == 0o700
+
+
+def test_a_file_is_not_the_folder_of_a_stack(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(stack.StackError, match="is not a folder"):
+        stack.up(tmp_path / "file")

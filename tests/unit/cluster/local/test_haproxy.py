@@ -1,0 +1,179 @@
+"""HAProxy with the configuration that Ray's template makes of the settings, in front of two servers."""
+
+import json
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from ray.serve._private.haproxy_metrics import HAProxyMetricsCollector
+
+from cluster.local.haproxy import HAPROXY_SETTINGS, REPEATABLE
+from cluster.local.haproxy import METHODS as PROXY_METHODS
+from serving.http.openapi import OPERATIONS
+from serving.http.server_middleware import CONTROL_HEADERS, METHODS
+from tests import haproxy
+
+NOT_REPEATABLE = ("/v1/feedback", "/v1/batches", "/v1/batches/7/cancel")
+
+
+class Servers:
+    """Two servers that answer 500 or no bytes to paths that end with the query of this name, else their headers."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        servers = self
+
+        class Service(BaseHTTPRequestHandler):
+            def _answer(self) -> None:
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                path, _, query = self.path.partition("?")
+                if path != "/-/healthz":
+                    servers.requests[self.path] += 1
+                if query == "none":
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                self.send_response(500 if query == "500" else 200)
+                content = json.dumps([[name, value] for name, value in self.headers.items()]).encode()
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def do_GET(self) -> None:
+                self._answer()
+
+            def do_POST(self) -> None:
+                self._answer()
+
+            def do_PUT(self) -> None:
+                self._answer()
+
+            def log_message(self, *_: object) -> None:
+                """Log nothing."""
+
+        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), Service) for _ in range(2)]
+
+    def start(self) -> list[int]:
+        for server in self.servers:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        return [server.server_port for server in self.servers]
+
+
+class Proxy:
+    """A running HAProxy, and the log lines from which Ray makes metrics."""
+
+    def __init__(self, servers: Servers, folder: Path, stack: ExitStack) -> None:
+        self.servers = servers
+        self._logged = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        self._logged.bind(str(folder / "metrics.sock"))
+        self._logged.setblocking(False)
+        ports = servers.start()
+        self.port = stack.enter_context(haproxy.running(folder, settings=HAPROXY_SETTINGS, servers=ports))
+
+    def send(self, method: bytes, path: str, *headers: bytes) -> bytes:
+        head = b"\r\n".join([b"%s %s HTTP/1.1" % (method, path.encode()), b"host: x", b"connection: close", *headers])
+        length = b"\r\ncontent-length: 2" if method == b"POST" else b""
+        return haproxy.send(self.port, head + length + b"\r\n\r\n" + (b"{}" if length else b""))
+
+    def counted_methods(self) -> set[str | None]:
+        """Return the methods of the requests that were logged since the last call."""
+        methods = set()
+        with suppress(BlockingIOError):
+            while True:
+                parsed = HAProxyMetricsCollector.parse_line(self._logged.recv(1 << 16))
+                assert parsed is not None
+                methods.add(parsed.method)
+        return methods
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with ExitStack() as stack:
+        yield Proxy(Servers(), tmp_path_factory.mktemp("haproxy"), stack)
+
+
+@pytest.mark.parametrize("failure", ["500", "none"])
+def test_only_requests_that_change_nothing_are_repeated(proxy: Proxy, failure: str) -> None:
+    for path in (*REPEATABLE, *NOT_REPEATABLE):
+        assert haproxy.parsed(proxy.send(b"POST", f"{path}?{failure}"))[0] == (500 if failure == "500" else 502)
+        assert proxy.servers.requests[f"{path}?{failure}"] == (2 if path in REPEATABLE else 1), path
+    proxy.send(b"GET", f"/v1/models?{failure}")
+    assert proxy.servers.requests[f"/v1/models?{failure}"] == 2
+
+
+def test_each_post_route_is_repeatable_or_not() -> None:
+    known = {path for path, operation in OPERATIONS.items() if operation.request is not None}
+    assert known <= {*REPEATABLE, *NOT_REPEATABLE}
+    assert set(REPEATABLE) <= known
+
+
+def test_unknown_methods_are_refused_and_make_no_metric(proxy: Proxy) -> None:
+    proxy.counted_methods()
+    assert haproxy.error_type(proxy.send(b"MAKE-SERIES", "/v1/models")) == (405, "wrong_method")
+    assert haproxy.parsed(proxy.send(b"PUT", "/v1/models"))[0] == 200
+    methods = proxy.counted_methods()
+    assert "PUT" in methods
+    assert "MAKE-SERIES" not in methods
+
+
+def test_headers_that_control_serve_are_removed(proxy: Proxy) -> None:
+    names = {name for header in CONTROL_HEADERS for name in (header, header.replace(b"-", b"_"))}
+    names -= {b"x_request_timeout_seconds", b"x_request_disconnect_disabled"}  # Serve does not read these
+    sent = [name.title() + b": \xff" for name in names]
+    _, _, content = haproxy.parsed(proxy.send(b"GET", "/", *sent, b"x-other: 1"))
+    received = {name.lower() for name, _ in json.loads(content)}
+    assert "x-other" in received
+    assert not {name.decode() for name in names} & received
+
+
+@pytest.mark.parametrize(
+    ("ids", "kept"),
+    [
+        ([b"A.z_9-"], ["A.z_9-"]),
+        ([b"a" * 128], ["a" * 128]),
+        ([b"a" * 129], []),
+        ([b"\xff"], []),
+        ([b"a b"], []),
+        ([b"good", b"\xff"], []),
+    ],
+)
+def test_ids_that_are_not_valid_are_removed(proxy: Proxy, ids: list[bytes], kept: list[str]) -> None:
+    _, _, content = haproxy.parsed(proxy.send(b"GET", "/", *(b"X-Request-Id: " + sent for sent in ids)))
+    assert [value for name, value in json.loads(content) if name.lower() == "x-request-id"] == kept
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx-long: " + b"a" * 20_000 + b"\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+    ],
+)
+def test_invalid_http_reaches_no_server_and_gets_the_page_of_the_proxy(proxy: Proxy, request_bytes: bytes) -> None:
+    before = proxy.servers.requests.total()
+    status, headers, _ = haproxy.parsed(haproxy.send(proxy.port, request_bytes))
+    assert (status, headers["content-type"]) == (400, "text/html")
+    assert proxy.servers.requests.total() == before
+
+
+def test_a_request_without_a_server_is_a_503_in_the_services_format(tmp_path: Path) -> None:
+    servers = Servers()
+    with haproxy.running(tmp_path, settings=HAPROXY_SETTINGS, servers=servers.start()) as port:
+        for server in servers.servers:
+            server.shutdown()
+            server.server_close()
+        answer = haproxy.send(port, b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert haproxy.error_type(answer) == (503, "not_available")
+    assert haproxy.parsed(answer)[1]["cache-control"] == "no-store"
+
+
+def test_the_rules_and_the_middleware_accept_the_same_methods() -> None:
+    assert frozenset(PROXY_METHODS.split()) == METHODS
