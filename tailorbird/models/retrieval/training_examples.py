@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from tailorbird import storage
 from tailorbird.data.rows import Rows
-from tailorbird.models.retrieval.files import index_files, index_sha256, load_index
-from tailorbird.models.retrieval.index import RetrievalIndex, build_index, query_of
+from tailorbird.models.loading import load_retrieval_index, load_text_encoder
+from tailorbird.models.retrieval.files import index_files, index_sha256
+from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index, query_of
+from tailorbird.registry.versions import Retrieval
 from tailorbird.storage.node_cache import local_copy
 
 
@@ -14,27 +16,32 @@ class RetrievedExamples:
     """An index of training rows, and the examples of each training row as rows of the index, nearest first."""
 
     index_uri: str
-    index_sha256: str
+    retrieval: Retrieval  # with the digest of this index
     rows: tuple[tuple[int, ...], ...]
 
     def load_index(self) -> RetrievalIndex:
-        """Load the index, downloaded once per node. Raises ModelError if it is damaged."""
-        return load_index(local_copy(self.index_uri), expected_sha256=self.index_sha256)
+        """Load the index, downloaded once per node, and its encoder. Raises ModelError if a file is damaged."""
+        index = load_retrieval_index(local_copy(self.index_uri), retrieval=self.retrieval)
+        assert index is not None
+        return index
 
 
-def find_examples(train: Rows, *, num_examples: int, seed: int, uri: str) -> RetrievedExamples:
+def find_examples(train: Rows, *, retrieval: Retrieval, seed: int, uri: str) -> RetrievedExamples:
     """Index the training rows, store the index in the folder `uri`, and find the examples of each row.
 
-    The rows of `RetrievalIndex.exclusions` are not examples of a row, among them the row itself. So the training
-    resembles serving, where the index does not contain the answer to a new conversation. Raises DataError as
-    `build_index`.
+    `retrieval` has the number of examples and the encoder. The rows of `RetrievalIndex.exclusions` are not examples of
+    a row, among them the row itself. So the training resembles serving, where the index does not contain the answer to
+    a new conversation. Raises DataError as `build_index`, and the errors of `load_text_encoder`.
     """
     index = build_index(train, seed=seed)
+    if retrieval.encoder is not None:
+        encoder = load_text_encoder(retrieval.encoder)
+        index = embed_index(index, encoder=encoder, weight=retrieval.embedding_weight)
     files = index_files(index)
     for name, content in files.items():
         storage.write_bytes(f"{uri}/{name}", content)
     assert train.conversations is not None
     queries = [query_of(turns) for turns in train.conversations]
-    neighbours = index.search(queries, k=num_examples, exclude=index.exclusions(train))
+    neighbours = index.search(queries, k=retrieval.num_examples, exclude=index.exclusions(train))
     rows = tuple(tuple(int(row) for row in nearest.rows) for nearest in neighbours)
-    return RetrievedExamples(uri, index_sha256(files), rows)
+    return RetrievedExamples(uri, retrieval.model_copy(update={"index_sha256": index_sha256(files)}), rows)

@@ -16,8 +16,9 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedChat, LoadedNearest, load_artifact, load_model
-from tailorbird.registry.versions import INDEX_FILES, Prompting, RegistryError, VersionConfig, register
+from tailorbird.registry.versions import INDEX_FILES, PinnedEncoder, Prompting, RegistryError, VersionConfig, register
 from tailorbird.storage.node_cache import local_copy
+from tests import small_encoder
 from tests.small_chat import save
 
 PAIRS = (("blue sky", "sky"), ("blue skies", "sky"), ("green leaf", "leaf"), ("red rose", "rose"))
@@ -39,10 +40,23 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder.as_uri()
 
 
-def fit(base: str, *, train: tuple[tuple[str, str], ...] = PAIRS, **fields: object) -> ChatBaselines:
+def fit(
+    base: str,
+    *,
+    train: tuple[tuple[str, str], ...] = PAIRS,
+    validation: tuple[tuple[str, str], ...] = VALIDATION,
+    encoder: PinnedEncoder | None = None,
+    **fields: object,
+) -> ChatBaselines:
     config = EvaluationConfig(metric="token_f1", prompt_shots=1, prompt_draws=1, **fields)  # type: ignore[arg-type]
     return fit_prompt_baselines(
-        base, train=rows_of(train), validation=rows_of(VALIDATION), prompting=PROMPTING, config=config, seed=0
+        base,
+        train=rows_of(train),
+        validation=rows_of(validation),
+        prompting=PROMPTING,
+        config=config,
+        seed=0,
+        encoder=encoder,
     )
 
 
@@ -171,3 +185,40 @@ def test_the_cost_of_nearest_is_measured(artifacts: str) -> None:
     uris = {"incumbent": f"{artifacts}/nearest", "candidate": f"{artifacts}/retrieved"}
     rounds = measure_cpu(uris, rows=rows_of(VALIDATION[:1]), num_rounds=MIN_ROUNDS)
     assert {role: len(seconds) for role, seconds in rounds.items()} == dict.fromkeys(uris, MIN_ROUNDS)
+
+
+SYNONYMS = (("azure", "sky"), ("azure a", "sky"), ("leaf of green", "leaf"))
+"""Validation rows, most of which share no n-gram with the training row that answers them."""
+
+
+def test_an_encoder_is_used_with_the_weight_that_is_best_on_validation(base: str, tmp_path: Path) -> None:
+    encoder = small_encoder.save(tmp_path / "encoder")
+    train = (*PAIRS, ("red leaf", "leaf"), ("rose leaf", "leaf"))  # the most frequent answer is not that of "azure"
+    results = fit(base, train=train, validation=SYNONYMS, encoder=encoder)
+    by_kind = {baseline.kind: (baseline, prompting.retrieval) for baseline, prompting in results.baselines}
+    nearest, retrieval = by_kind["nearest"]
+    assert fit(base, train=train, validation=SYNONYMS).baselines[0][0].validation < nearest.validation == 1
+    note = "answer of the nearest of 6 training rows, by embeddings x 0.5 + n-grams x 0.5, best of 0, 0.5, 0.75, 1"
+    assert nearest.note == note
+    for settings in (retrieval, by_kind["retrieved"][1]):
+        assert settings is not None
+        assert (settings.encoder, settings.embedding_weight) == (encoder, 0.5)
+    stored = (tmp_path / "stored").as_uri()
+    store_prompt_baselines(stored, results, config=config_of(base))
+    for kind in ("nearest", "retrieved"):
+        table = predict_rows(f"{stored}/{kind}", rows=rows_of(SYNONYMS))
+        assert score_table("token_f1", table) == pytest.approx(by_kind[kind][0].validation)
+    loaded = [load_artifact(f"{stored}/{kind}") for kind in ("nearest", "retrieved")]
+    assert isinstance(loaded[0], LoadedNearest)
+    assert isinstance(loaded[1], LoadedChat)
+    assert loaded[0].index is loaded[1].index
+
+
+def test_an_encoder_that_is_no_better_on_validation_is_not_served(base: str, tmp_path: Path) -> None:
+    validation = VALIDATION[:2]  # n-grams find the answers of these rows
+    results = fit(base, validation=validation, encoder=small_encoder.save(tmp_path / "encoder"))
+    baseline, prompting = results.baselines[0]
+    assert baseline.note.endswith("by embeddings x 0 + n-grams x 1, best of 0, 0.5, 0.75, 1")
+    assert prompting.retrieval is not None
+    assert prompting.retrieval.encoder is None
+    assert results.index_files == fit(base, validation=validation).index_files

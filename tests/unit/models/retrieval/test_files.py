@@ -12,7 +12,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.models.errors import ModelError
 from tailorbird.models.retrieval.files import ROWS_FILE, index_files, index_sha256, load_index
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, group_hash
-from tailorbird.registry.versions import INDEX_FILES
+from tailorbird.registry.versions import INDEX_FILES, Retrieval
 
 TEXTS = ("acute bronchitis", "chronic bronchitis", "fracture of the femur", "", "Straße \ud800")
 ANSWERS = ("J20", "J42", "S72", "none", "X")
@@ -22,6 +22,10 @@ def index_of(texts: tuple[str, ...] = TEXTS[:4], *, keys: tuple[str, ...] | None
     ids = tuple(map(str, range(len(texts))))
     turns = tuple((("system", "s"), ("user", text)) for text in texts)
     return build_index(Rows(ids, texts, ANSWERS[: len(texts)], split_keys=keys, conversations=turns), seed=0)
+
+
+def retrieval_of(sha256: str) -> Retrieval:
+    return Retrieval(num_examples=1, max_prompt_tokens=1, index_sha256=sha256)
 
 
 def write(folder: Path, files: dict[str, bytes]) -> str:
@@ -34,7 +38,7 @@ def write(folder: Path, files: dict[str, bytes]) -> str:
 @pytest.mark.parametrize("keys", [None, ("a", "b", "b", "c")])
 def test_a_loaded_index_returns_the_same_neighbours(tmp_path: Path, keys: tuple[str, ...] | None) -> None:
     index = index_of(keys=keys)
-    loaded = load_index(tmp_path, expected_sha256=write(tmp_path, index_files(index)))
+    loaded = load_index(tmp_path, retrieval=retrieval_of(write(tmp_path, index_files(index))), encoder=None)
     for ours, theirs in zip(index.search(TEXTS, k=4), loaded.search(TEXTS, k=4), strict=True):
         np.testing.assert_array_equal(ours.rows, theirs.rows)
         np.testing.assert_array_equal(ours.similarities, theirs.similarities)
@@ -57,7 +61,7 @@ def test_an_index_of_other_rows_is_refused(tmp_path: Path, name: str) -> None:
     sha256 = write(tmp_path, index_files(index_of()))
     (tmp_path / name).write_bytes(index_files(index_of(TEXTS[:3]))[name])
     with pytest.raises(ModelError, match=rf"has the digest \w+, but the model requires {sha256[:12]}"):
-        load_index(tmp_path, expected_sha256=sha256)
+        load_index(tmp_path, retrieval=retrieval_of(sha256), encoder=None)
 
 
 @pytest.mark.parametrize("name", INDEX_FILES)
@@ -65,14 +69,14 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     sha256 = write(tmp_path, index_files(index_of()))
     (tmp_path / name).unlink()
     with pytest.raises(ModelError, match=f"cannot be read: .*{name}.*run the recipe again"):
-        load_index(tmp_path, expected_sha256=sha256)
+        load_index(tmp_path, retrieval=retrieval_of(sha256), encoder=None)
 
 
 @pytest.mark.parametrize("name", INDEX_FILES)
 def test_a_file_of_another_format_is_refused(tmp_path: Path, name: str) -> None:
     sha256 = write(tmp_path, index_files(index_of()) | {name: b"\x80\x04K\x01."})  # a pickle
     with pytest.raises(ModelError, match="cannot be loaded"):
-        load_index(tmp_path, expected_sha256=sha256)
+        load_index(tmp_path, retrieval=retrieval_of(sha256), encoder=None)
 
 
 def test_rows_with_other_columns_are_refused(tmp_path: Path) -> None:
@@ -80,11 +84,12 @@ def test_rows_with_other_columns_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"answer": list(ANSWERS)}), rows)
     sha256 = write(tmp_path, index_files(index_of()) | {ROWS_FILE: rows.getvalue()})
     with pytest.raises(ModelError, match="has other columns"):
-        load_index(tmp_path, expected_sha256=sha256)
+        load_index(tmp_path, retrieval=retrieval_of(sha256), encoder=None)
 
 
 def test_versions_with_the_same_index_share_its_memory(tmp_path: Path) -> None:
     files = index_files(index_of())
     digests = [write(tmp_path / version, files) for version in ("a", "b")]
-    first, second = (load_index(tmp_path / version, expected_sha256=digests[0]) for version in ("a", "b"))
+    retrieval = retrieval_of(digests[0])
+    first, second = (load_index(tmp_path / version, retrieval=retrieval, encoder=None) for version in ("a", "b"))
     assert first is second

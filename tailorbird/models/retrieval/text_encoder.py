@@ -1,0 +1,96 @@
+"""A pretrained encoder whose embeddings find training rows; evaluation, training and serving share this."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tailorbird.config.base import digest
+from tailorbird.data.tokenize import encode_texts
+from tailorbird.models.classifier import Classifier, embed_rows, zero_head
+from tailorbird.models.errors import ModelError
+from tailorbird.registry.versions import PinnedEncoder
+from tailorbird.storage.node_cache import local_copy, repaired_copy, sha256_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_TEXT_TOKENS = 128
+"""Number of tokens of a text that are embedded, or the encoder's maximum if it is smaller."""
+PROBE = "a text that every encoder can embed"
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """A pretrained encoder and its tokenizer."""
+
+    pinned: PinnedEncoder
+    model: Classifier = field(repr=False)  # its head is not used
+    tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
+    max_length: int
+
+    @property
+    def width(self) -> int:
+        """Number of values of an embedding."""
+        return int(self.model.head.in_features)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the embeddings of texts with length 1, [N, D]; zeros for a text without a visible character.
+
+        The last digits of an embedding depend on the other texts, with which it is padded.
+        """
+        tokens = encode_texts(texts, tokenizer=self.tokenizer, max_length=self.max_length)
+        embeddings = embed_rows(self.model, tokens, pad_id=int(self.tokenizer.pad_token_id))
+        visible = np.array([bool(text.strip()) for text in texts], dtype=np.float32)
+        lengths = np.linalg.norm(embeddings, axis=1)
+        scaled: NDArray[np.float32] = embeddings * (visible / np.maximum(lengths, np.finfo(np.float32).tiny))[:, None]
+        return scaled
+
+
+def checked_files(pinned: PinnedEncoder) -> Path:
+    """Return the node's copy of an encoder's files. A corrupt copy is downloaded again.
+
+    Raises StorageError if the files are missing, and ModelError if they have another digest.
+    """
+
+    def sha256(folder: Path) -> str:
+        return digest(sha256_files(folder.as_uri()))
+
+    folder = local_copy(pinned.uri)
+    if (actual := sha256(folder)) != pinned.sha256:
+        folder = repaired_copy(pinned.uri, is_intact=lambda copy: sha256(copy) == pinned.sha256)
+        actual = sha256(folder)
+    if actual != pinned.sha256:
+        raise ModelError(
+            f"the retrieval encoder {pinned.uri} has the digest {actual[:12]}, but the model requires "
+            f"{pinned.sha256[:12]}; restore its files, or run the recipe again"
+        )
+    return folder
+
+
+def text_encoder(
+    encoder: nn.Module, *, tokenizer: "PreTrainedTokenizerBase", pinned: PinnedEncoder, device: str
+) -> TextEncoder:
+    """Return a loaded pretrained model as an encoder in its dtype; raise ModelError if it cannot embed a text."""
+    config: Any = encoder.config
+    model = Classifier(encoder.to(dtype=getattr(torch, pinned.dtype)), zero_head(int(config.hidden_size), 1))
+    longest = int(getattr(config, "max_position_embeddings", None) or MAX_TEXT_TOKENS)
+    result = TextEncoder(
+        pinned, model.to(device).eval().requires_grad_(False), tokenizer, min(longest, MAX_TEXT_TOKENS)
+    )
+    try:
+        [embedding] = result.embed([PROBE])
+        reason = "" if abs(float(np.linalg.norm(embedding)) - 1) < 1e-3 else "its embedding is zero or not finite"
+    except Exception as error:  # models that are no text encoders raise various exceptions
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        raise ModelError(
+            f"the retrieval encoder {pinned.uri} cannot embed a text ({reason}); name a text encoder, or omit "
+            "evaluation.retrieval_encoder"
+        )
+    return result

@@ -1,0 +1,164 @@
+"""Embeddings of an index: similarities, stored files, and encoders that are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tailorbird.data.rows import Rows
+from tailorbird.models.errors import ModelError
+from tailorbird.models.loading import load_retrieval_index, load_text_encoder
+from tailorbird.models.retrieval.files import MATRIX_FILE, index_files, index_sha256
+from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index
+from tailorbird.registry.versions import PinnedEncoder, Retrieval
+from tailorbird.storage import StorageError
+from tests import small_encoder
+
+PAIRS = (("red rose", "rose"), ("green leaf", "leaf"), ("blue sky", "sky"), ("blue skies", "sky"))
+
+
+def index_of(pairs: tuple[tuple[str, str], ...] = PAIRS) -> RetrievalIndex:
+    texts, answers = (tuple(column) for column in zip(*pairs, strict=True))
+    turns = tuple((("user", text),) for text in texts)
+    return build_index(Rows(tuple(map(str, range(len(texts)))), texts, answers, conversations=turns), seed=0)
+
+
+@pytest.fixture
+def pinned(tmp_path: Path) -> PinnedEncoder:
+    return small_encoder.save(tmp_path / "encoder")
+
+
+def embedded(pinned: PinnedEncoder, *, weight: float = 1.0) -> RetrievalIndex:
+    return embed_index(index_of(), encoder=load_text_encoder(pinned), weight=weight)
+
+
+def nearest(index: RetrievalIndex, text: str) -> str:
+    [neighbours] = index.search([text], k=1)
+    return str(index.turns(neighbours.rows[0])[0][1])
+
+
+def test_embeddings_find_a_row_that_shares_no_ngram_with_the_text(pinned: PinnedEncoder) -> None:
+    index = embedded(pinned)
+    [similar] = index.search(["azure sky"], k=1)
+    assert nearest(index, "azure sky") == "blue sky"
+    assert similar.similarities[0] == pytest.approx(1, abs=1e-3)
+    assert nearest(index, "azure") in ("blue sky", "blue skies")
+    assert index_of().search(["azure"], k=1)[0].similarities[0] == 0
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.75])
+def test_the_similarity_is_the_weighted_mean_of_both_cosines(pinned: PinnedEncoder, weight: float) -> None:
+    parts = embedded(pinned).similarities("azure sky"), index_of().similarities("azure sky")
+    assert parts[0].min() >= 0
+    mixed = embedded(pinned, weight=weight).similarities("azure sky")
+    np.testing.assert_allclose(mixed, weight * parts[0] + (1 - weight) * parts[1], atol=1e-12)
+
+
+def test_the_neighbours_of_a_text_do_not_depend_on_the_other_texts(pinned: PinnedEncoder) -> None:
+    index, texts = embedded(pinned, weight=0.75), ["azure", "a leaf of green at noon", "rose", ""]
+    together = index.search(texts, k=3)
+    for text, neighbours in zip(texts, together, strict=True):
+        [alone] = index.search([text], k=3)
+        np.testing.assert_array_equal(alone.rows, neighbours.rows)
+        np.testing.assert_array_equal(alone.similarities, neighbours.similarities)
+
+
+def test_rows_with_the_same_text_are_equally_similar_and_keep_their_order(pinned: PinnedEncoder) -> None:
+    longer = ("blue sky at noon", "noon")
+    index = index_of((("blue sky", "once"), longer, ("blue sky", "often"), ("red rose", "often")))
+    [neighbours] = embed_index(index, encoder=load_text_encoder(pinned), weight=1.0).search(["azure sky"], k=2)
+    assert [index.answer(row) for row in neighbours.rows] == ["often", "once"]
+    assert neighbours.similarities[0] == neighbours.similarities[1]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_text_gets_the_row_with_the_most_frequent_answer(pinned: PinnedEncoder, text: str) -> None:
+    index = embedded(pinned)
+    [neighbours] = index.search([text], k=1)
+    assert (index.answer(neighbours.rows[0]), neighbours.similarities[0]) == ("sky", 0)
+
+
+@pytest.mark.parametrize("text", ["\ud800 sky", "sky " * 1_000, "\x00"])
+def test_every_text_can_be_embedded(pinned: PinnedEncoder, text: str) -> None:
+    similarities = embedded(pinned).similarities(text)
+    assert np.isfinite(similarities).all()
+
+
+def stored(folder: Path, index: RetrievalIndex, *, encoder: PinnedEncoder) -> Retrieval:
+    """Write the files of an index, and return its retrieval."""
+    files = index_files(index)
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    weight = index.embeddings.weight if index.embeddings else 0.75
+    return Retrieval(
+        num_examples=1,
+        max_prompt_tokens=1,
+        index_sha256=index_sha256(files),
+        encoder=encoder,
+        embedding_weight=weight,
+    )
+
+
+def test_a_loaded_index_has_the_same_similarities_and_shares_its_memory(pinned: PinnedEncoder, tmp_path: Path) -> None:
+    index = embedded(pinned, weight=0.75)
+    retrieval = stored(tmp_path / "index", index, encoder=pinned)
+    loaded = load_retrieval_index(tmp_path / "index", retrieval=retrieval)
+    assert loaded is not None
+    for text in ("azure sky", "red", ""):
+        np.testing.assert_array_equal(loaded.similarities(text), index.similarities(text))
+    assert load_retrieval_index(tmp_path / "index", retrieval=retrieval) is loaded
+    other = load_retrieval_index(tmp_path / "index", retrieval=retrieval.model_copy(update={"embedding_weight": 0.5}))
+    assert other is not None
+    assert other.embeddings is not None
+    assert loaded.embeddings is not None
+    assert other.embeddings.encoder is loaded.embeddings.encoder
+    assert other.embeddings.weight == 0.5
+
+
+def test_an_index_without_the_embeddings_of_its_encoder_is_refused(pinned: PinnedEncoder, tmp_path: Path) -> None:
+    retrieval = stored(tmp_path / "index", index_of(), encoder=pinned)
+    message = rf"{MATRIX_FILE} has embeddings of shape \[0, 0\], but 4 rows and the encoder .* require \[4, 16\]"
+    with pytest.raises(ModelError, match=message):
+        load_retrieval_index(tmp_path / "index", retrieval=retrieval)
+
+
+def test_changed_embeddings_are_refused(pinned: PinnedEncoder, tmp_path: Path) -> None:
+    retrieval = stored(tmp_path / "index", embedded(pinned), encoder=pinned)
+    other = small_encoder.save(tmp_path / "other", seed=1)
+    (tmp_path / "index" / MATRIX_FILE).write_bytes(index_files(embedded(other))[MATRIX_FILE])
+    with pytest.raises(ModelError, match=r"has the digest \w+, but the model requires"):
+        load_retrieval_index(tmp_path / "index", retrieval=retrieval)
+
+
+def test_an_encoder_with_other_files_is_refused(pinned: PinnedEncoder, tmp_path: Path) -> None:
+    small_encoder.save(tmp_path / "encoder", seed=1)
+    with pytest.raises(
+        ModelError, match=rf"encoder .* has the digest \w+, but the model requires {pinned.sha256[:12]}"
+    ):
+        load_text_encoder(pinned)
+
+
+def test_a_missing_encoder_is_refused(pinned: PinnedEncoder, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="gone"):
+        load_text_encoder(pinned.model_copy(update={"uri": (tmp_path / "gone").as_uri()}))
+
+
+def test_an_encoder_whose_embeddings_are_not_finite_is_refused(tmp_path: Path) -> None:
+    small_encoder.save(tmp_path / "encoder", broken=True)
+    with pytest.raises(
+        ModelError, match=r"cannot embed a text \(its embedding is zero or not finite\); name a text enc"
+    ):
+        load_text_encoder(small_encoder.pin(tmp_path / "encoder"))
+
+
+@pytest.mark.parametrize(("encoder", "weight"), [(False, 0.5), (True, 0.0)])
+def test_an_encoder_and_its_weight_belong_together(pinned: PinnedEncoder, encoder: bool, weight: float) -> None:
+    with pytest.raises(ValueError, match="set both `encoder` and a positive `embedding_weight`, or neither"):
+        Retrieval(
+            num_examples=1,
+            max_prompt_tokens=1,
+            index_sha256="",
+            encoder=pinned if encoder else None,
+            embedding_weight=weight,
+        )
