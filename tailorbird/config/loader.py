@@ -1,6 +1,7 @@
 """Read a recipe from YAML and apply overrides."""
 
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import yaml
@@ -8,6 +9,11 @@ from pydantic import ValidationError
 
 from tailorbird.config.base import RecipeError
 from tailorbird.config.recipe import Recipe
+
+_SHORT = Repr()
+"""Representations of bounded length: with aliases, a short file contains a value of any length."""
+_SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlevel = 6, 6, 3
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 400
 
 
 def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -25,8 +31,8 @@ def load_recipe(path: str | Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
 def parse_recipe(text: bytes, *, path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Parse a recipe like `load_recipe`. `path` appears only in error messages."""
     try:
-        content = yaml.safe_load(text.decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = _read_yaml(text.decode())
+    except ValueError as error:
         raise RecipeError(f"recipe {path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"recipe {path} must be a mapping of sections, not {type(content).__name__}")
@@ -54,9 +60,19 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if not isinstance(mapping, dict):
             raise RecipeError(f"override {override!r}: {name!r} is not a section")
     try:
-        mapping[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not valid YAML: {error}") from None
+        mapping[last] = _read_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"override {_short(override)}: the value is not valid YAML: {error}") from None
+
+
+def _read_yaml(text: str) -> Any:
+    """Return the content of a YAML document; raise ValueError if it is invalid."""
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except Exception as error:  # PyYAML's constructors raise ValueError, AttributeError, IndexError and others
+        raise ValueError(str(error)) from None
 
 
 def _describe(fault: Any) -> str:
@@ -65,5 +81,12 @@ def _describe(fault: Any) -> str:
         return f"  {path}: no such field; remove it or correct its name"
     if fault["type"] == "missing":
         return f"  {path}: this field is required"
-    value = "" if isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
+    value = "" if isinstance(fault["input"], dict) else f" (given: {_short(fault['input'])})"
     return f"  {path}: {fault['msg'].removeprefix('Value error, ')}{value}"
+
+
+def _short(value: Any) -> str:
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python converts integers to text only up to a number of digits
+        return f"a value of type {type(value).__name__} that is too long"

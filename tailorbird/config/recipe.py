@@ -5,9 +5,10 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tailorbird.config.base import MODEL_STORES, ConfigSection, with_scheme
+from tailorbird.config.base import MODEL_STORES, STORES, ConfigSection, with_scheme
 from tailorbird.config.data import DataConfig
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.monitoring import MonitoringConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.tasks import TASKS, TaskName
@@ -22,8 +23,11 @@ class Recipe(ConfigSection):
     task: TaskName = "classification"
     """Kind of task. `classification` predicts a label for a text, `chat` generates an answer to a conversation."""
     base_model: str
-    """URI of the pretrained model that the recipe starts from: `pypi://package`, `hf://owner/name`, or a folder on
-    `s3://` or `file://`. A `file://` folder must exist on every node."""
+    """URI of the pretrained model that the recipe starts from: `pypi://package@version#sha256=...`,
+    `hf://owner/name@revision`, or a folder on `s3://` or `file://`. Version, hash and revision are optional. Without
+    them, the first run stages the newest version, and later runs with this registry use the same one. The evidence and
+    the model card contain the full URI; copy it to pin the model. A wheel with another sha256 is not unpacked. A
+    `file://` folder must exist on every node."""
     data: DataConfig
     """Location and columns of the rows."""
     training: TrainingConfig = TrainingConfig()
@@ -45,7 +49,10 @@ class Recipe(ConfigSection):
     @field_validator("base_model")
     @classmethod
     def _known_model_store(cls, uri: str) -> str:
-        return with_scheme(uri, MODEL_STORES)
+        with_scheme(uri, MODEL_STORES)
+        if not uri.startswith(STORES):
+            parse_model_uri(uri)
+        return uri
 
     @field_validator("registry")
     @classmethod
@@ -56,7 +63,8 @@ class Recipe(ConfigSection):
     @classmethod
     def _turn_off_gates_of_other_tasks(cls, content: Any) -> Any:
         """Turn off the gates that do not apply to the task."""
-        rules = TASKS.get(content.get("task", "classification")) if isinstance(content, dict) else None
+        name = content.get("task", "classification") if isinstance(content, dict) else None
+        rules = next((rules for task, rules in TASKS.items() if task == name), None)
         evaluation = content.get("evaluation", {}) if rules else None
         if not rules or not isinstance(evaluation, dict) or not isinstance(evaluation.get("gates", {}), dict):
             return content  # the validators of the fields report the error

@@ -13,8 +13,9 @@ class ChallengerConfig(ConfigSection):
     version: str = Field(min_length=1)
     """Name or URI of a registered version, or `candidate` for the winner of the latest run."""
     canary: float | None = Field(default=None, gt=0, le=1)
-    """Share of the champion's requests that the challenger answers instead. Requests are assigned by `subject` or,
-    without one, by request id. A subject that was assigned to the challenger stays assigned when the share grows."""
+    """Share of the champion's requests that the challenger answers instead. Requests are assigned by a keyed hash of
+    `subject` or, without one, at random. A subject that was assigned to the challenger stays assigned when the share
+    grows."""
     shadow: float | None = Field(default=None, gt=0, le=1)
     """(classification only) Share of the champion's requests that the challenger also answers. Replicas compute these
     answers while idle and write them to the request log; clients do not receive them. Requires `request_log`."""
@@ -55,10 +56,21 @@ class ServingConfig(ConfigSection):
     """Maximum number of texts in a forward pass or, for chat tasks, of conversations answered at the same time."""
     max_texts: int = Field(default=256, ge=1)
     """Maximum number of texts per request."""
+    max_text_bytes: int = Field(default=1 << 16, ge=1)
+    """(classification only) Maximum size in bytes, in UTF-8, of each text of a request. Requests with a larger text are
+    answered with 422. Batches are not limited. A larger value lets one text delay all clients: tokenizing 1 MiB takes
+    half a second or more."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """Maximum size of a request body in bytes. Larger requests are answered with 413."""
     max_queued_requests: int = Field(default=1024, ge=1)
-    """Maximum number of requests that wait for a replica. Further requests are answered with 429 and `Retry-After`."""
+    """Maximum number of requests that wait in a replica. One client, by API key or address, can hold as many as are
+    left for others: half of them if it is alone. Further requests are answered with 429 and `Retry-After`."""
+    max_queued_texts: int = Field(default=4096, ge=2)
+    """(classification only) Maximum number of texts in the requests of a replica, with the same rule for one client."""
+    max_queued_tokens: int = Field(default=262_144, ge=2)
+    """Maximum number of tokens in the requests of a replica, with the same rule for one client. Texts count up to the
+    model's length, and chat requests with the limit of their answer. A core classifies 5,000 to 20,000 tokens a second
+    with a small encoder; raise the number for GPUs."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """(chat only) Maximum number of generated tokens that a request can set. By default, the limit of the model's
     evaluation."""

@@ -29,7 +29,11 @@ TASKS: dict[TaskName, TaskRules] = {
     "classification": TaskRules(
         metrics=("accuracy", "macro_f1"),
         input_fields=("text",),
-        fixed={"serving.engine": "transformers", "training.with_retrieved": False},
+        fixed={
+            "serving.engine": "transformers",
+            "training.with_retrieved": False,
+            "evaluation.retrieval_encoder": None,
+        },
         hub_task="text-classification",
         model="A text classifier",
         architecture="mean-pooled encoder and linear head, ",

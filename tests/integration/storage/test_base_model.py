@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,21 @@ def test_the_model_of_a_package_is_staged_once_and_reused(bucket: str) -> None:
     assert base_model.stage_base_model(staged, registry=bucket) == staged
     assert store.get_file_info(path).mtime_ns == written
     assert {uri: storage.read_versioned(uri) for uri in before} == before
+
+
+def test_a_pin_that_another_process_writes_last_of_all_is_not_overwritten(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = base_model._create
+
+    def create_late(uri: str, pin: bytes) -> None:
+        other = json.loads(pin) | {"uri": f"{bucket}/_base/other"}
+        storage.write_json(uri, other)
+        create(uri, pin)
+
+    monkeypatch.setattr(base_model, "_create", create_late)
+    assert base_model.stage_base_model(PACKAGE, registry=bucket) == f"{bucket}/_base/other"
+    assert base_model.staged_base_model(PACKAGE, registry=bucket) == f"{bucket}/_base/other"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +86,27 @@ def test_a_changed_folder_gets_a_new_local_copy(bucket: str, tmp_path: Path) -> 
     second = node_cache.local_copy(f"{bucket}/folder/", cache=tmp_path)
     assert first != second
     assert (first / "manifest.json").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.txt"])
+def test_a_staged_base_model_with_a_changed_missing_or_added_file_is_not_used(
+    bucket: str, tmp_path: Path, name: str
+) -> None:
+    files = {"config.json": b"{}", "model.safetensors": b"weights"}
+    digest = node_cache.model_digest({file: sha256(content).hexdigest() for file, content in files.items()})
+    staged = f"{bucket}/_base/some-model-{digest[:32]}"
+    for file, content in (files | {"manifest.json": b"{}"}).items():
+        storage.write_bytes(f"{staged}/{file}", content)
+    assert (node_cache.local_copy(staged, cache=tmp_path / "a") / "config.json").read_bytes() == b"{}"
+    storage.write_bytes(f"{staged}/{name}", b"other")
+    with pytest.raises(s3.StorageError, match=r"was changed: its files have the digest [0-9a-f]{32}; restore them"):
+        node_cache.local_copy(staged, cache=tmp_path / "b")
+    assert (node_cache.local_copy(staged, cache=tmp_path / "a") / "config.json").read_bytes() == b"{}"  # the old copy
+    if name in files:
+        storage.delete(f"{staged}/{name}")
+        with pytest.raises(s3.StorageError, match="was changed"):
+            node_cache.local_copy(staged, cache=tmp_path / "b")
+    assert not [path for path in (tmp_path / "b" / "folders").iterdir() if path.is_dir()]
 
 
 def test_shipped_code_is_uploaded_once_and_runs_from_the_zip(bucket: str, tmp_path: Path) -> None:

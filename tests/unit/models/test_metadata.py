@@ -1,6 +1,7 @@
 """Metadata of a base model, read without its weights."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tailorbird.data.rows import DataError
 from tailorbird.data.tasks import CLASSIFICATION, ChatData
 from tailorbird.models.loading import load_encoder
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.metadata import MetadataError, read_metadata, require_length, shape_of
+from tailorbird.models.metadata import MetadataError, read_metadata, require_encoder, require_length, shape_of
 from tests import small_chat
 
 
@@ -78,3 +79,24 @@ def test_an_invalid_safetensors_file_is_rejected(encoder: Path) -> None:
     (encoder / "model.safetensors").write_bytes(b"\x05\x00\x00\x00\x00\x00\x00\x00abcde")
     with pytest.raises(MetadataError, match=r"model\.safetensors is not a safetensors file"):
         read_metadata(encoder.as_uri(), task=CLASSIFICATION)
+
+
+def test_a_text_encoder_is_accepted_for_retrieval(encoder: Path) -> None:
+    require_encoder(encoder.as_uri())
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "a causal language model (type llama)"),
+        ({"model_type": "t5", "architectures": ["T5Model"]}, "an encoder with a decoder (type t5)"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, "no text model (type vit)"),
+    ],
+)
+def test_a_model_that_is_no_text_encoder_is_refused_for_retrieval(
+    tmp_path: Path, config: dict[str, object], reason: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    message = re.escape(f"evaluation.retrieval_encoder: {tmp_path.as_uri()} is {reason}; name a text encoder")
+    with pytest.raises(MetadataError, match=message):
+        require_encoder(tmp_path.as_uri())
