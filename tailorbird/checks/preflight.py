@@ -37,6 +37,8 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     """Return the results of all checks; with a fault among them, a run would fail or wait forever."""
     results = [*_ray(facts), *_tables(recipe, facts), *_registry("registry", facts.written, recipe=recipe)]
     results += _model(recipe, facts)
+    if facts.encoder_fault is not None:
+        results.append(fault("retrieval encoder", facts.encoder_fault))
     if facts.planned is not None:
         results += check_gates(recipe.evaluation, facts.planned)
     cluster = facts.cluster

@@ -20,7 +20,7 @@ from tailorbird.data.loader import SPLIT_FRACTIONS
 from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read_table
 from tailorbird.data.tasks import DataTask, data_task
 from tailorbird.models.base_model import stage_base_model
-from tailorbird.models.metadata import ModelMetadata, read_metadata
+from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
 
 FOOTERS = 16  # maximum footers to read of a folder of Parquet files: the first ones and the last
 NUM_READERS = 8
@@ -68,15 +68,17 @@ class PreflightFacts:
     model: ModelMetadata | None
     model_fault: str | None
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
+    encoder_fault: str | None = None  # reason why the encoder for retrieval cannot be used
 
 
 def collect_facts(recipe: Recipe) -> PreflightFacts:
-    """Collect facts about data, registry, base model and cluster, on this machine and on each node.
+    """Collect facts about data, registry, models and cluster, on this machine and on each node.
 
-    Like a run, stages the base model if it is not staged yet.
+    Like a run, stages the base model and the encoder for retrieval if they are not staged yet.
     """
     tables, written = inspect_tables(recipe), check_writing(recipe.task_uri)
     model, model_fault = _or_fault(lambda: _model(recipe))
+    _, encoder_fault = _or_fault(lambda: _require_encoder(recipe))
     wanted, here, any_patch = requirements(), resources.local_versions(), os.environ.get(MATCH_LEVEL) == "minor"
     theirs = None
     with suppress(Exception):  # Ray raises many types of errors; `connect` below reports them
@@ -103,6 +105,7 @@ def collect_facts(recipe: Recipe) -> PreflightFacts:
         model=model,
         model_fault=model_fault,
         planned=planned,
+        encoder_fault=encoder_fault,
     )
 
 
@@ -164,6 +167,11 @@ def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
 def _model(recipe: Recipe) -> ModelMetadata:
     staged = stage_base_model(recipe.base_model, registry=recipe.registry)
     return read_metadata(staged, task=data_task(recipe.task, system=recipe.data.system))
+
+
+def _require_encoder(recipe: Recipe) -> None:
+    if recipe.evaluation.retrieval_encoder is not None:
+        require_encoder(stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry))
 
 
 def _table(split: str, uri: str, *, config: DataConfig, task: DataTask) -> Table:

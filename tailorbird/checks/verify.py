@@ -41,7 +41,6 @@ from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, VerdictInputs, mo
 from tailorbird.evaluation.verdict.protocol import build_protocol
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.registry.test_set_ledger import recount_access
-from tailorbird.registry.versions import read_version
 from tailorbird.storage import s3
 from tailorbird.storage.paths import parse_run_uri
 
@@ -81,8 +80,9 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         lambda: _routing_faults(evidence, tables=tables),
         lambda: _verdict_faults(evidence, tables=tables),
         lambda: _test_access_faults(evidence),
-        lambda: verify_files.version_faults(evidence),
-        lambda: verify_files.base_model_faults(evidence.base_model),
+        lambda: verify_files.evaluated_faults(evidence),
+        lambda: verify_files.model_faults(evidence.base_model, what="base model"),
+        lambda: verify_files.model_faults(evidence.retrieval_encoder, what="retrieval encoder"),
         lambda: verify_files.code_faults(evidence.code),
     )
     for check in checks:
@@ -127,8 +127,14 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
     if registration is None:
         yield f"{PROTOCOL_FILE} is missing or damaged, so the test protocol registered before training is unknown"
         return
-    recipe, base_model = registration.recipe, registration.base_model
-    sha256 = request_digest(recipe, code=registration.code, data=registration.data, base_model=base_model)
+    recipe = registration.recipe
+    sha256 = request_digest(
+        recipe,
+        code=registration.code,
+        data=registration.data,
+        base_model=registration.base_model,
+        retrieval_encoder=registration.retrieval_encoder,
+    )
     if registration.request_sha256 != sha256:
         stated = registration.request_sha256
         yield f"{PROTOCOL_FILE} was changed: the digest of its request is {sha256}, not {stated}"
@@ -136,7 +142,7 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
     if evidence.run.rpartition("/")[2] != name:
         yield f"{evidence.run} is not the run of this protocol, which is {name}"
     pairs = {
-        "base_model": (evidence.base_model, base_model),
+        "base_model": (evidence.base_model, registration.base_model),
         "accepted_loss": (evidence.accepted_loss, registration.accepted_loss),
         "champion": (evidence.champion, registration.champion),
         "code": (evidence.code.sha256, registration.code),
@@ -144,6 +150,7 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
         "protocol": (evidence.protocol, registration.protocol),
         "recipe": (evaluated_recipe(evidence.recipe), evaluated_recipe(recipe)),
         "requested_by": (evidence.requested_by, registration.requested_by),
+        "retrieval_encoder": (evidence.retrieval_encoder, registration.retrieval_encoder),
     }
     for part, (value, registered) in pairs.items():
         yield from differences(value, registered, at=part, other=f"in {PROTOCOL_FILE} it is")
@@ -257,7 +264,7 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
         faults += verify_files.registered_faults(
             "the evaluated version", record.evaluated.uri, digest=record.evaluated.digest
         )
-        faults += verify_files.registered_faults("the version", uri, digest=read_version(uri).digest)
+        faults += verify_files.named_version_faults(uri)
         faults += verify_files.code_faults(record.code)
     except s3.StorageError:
         raise

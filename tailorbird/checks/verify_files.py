@@ -1,7 +1,6 @@
 """Compare the files of a run with their manifests: evidence, predictions, versions, base model and code."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 
 from pyarrow import ArrowException
@@ -13,7 +12,8 @@ from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import UNREGISTERED, BaseModelRecord, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST
-from tailorbird.registry.versions import Hybrid
+from tailorbird.registry.version_files import version_faults
+from tailorbird.registry.versions import Hybrid, PinnedVersion, RegistryError, read_version
 from tailorbird.storage import s3
 from tailorbird.storage.node_cache import sha256_files
 
@@ -56,14 +56,16 @@ def load_readable_tables(uri: str) -> tuple[dict[str, Predictions], list[str]]:
     return tables, faults
 
 
-def base_model_faults(base_model: BaseModelRecord) -> Iterator[str]:
-    """Compare the files of the base model with their hashes at the registration of the test protocol."""
-    uri = base_model.uri
+def model_faults(model: BaseModelRecord | None, *, what: str) -> Iterator[str]:
+    """Compare the files of a pretrained model with their hashes at the registration of the test protocol."""
+    if model is None:
+        return
+    uri = model.uri
     files = sha256_files(uri) if storage.exists(uri) else {}
-    yield from differences(base_model.files, files, at=f"the base model {uri}", other="in storage it is")
+    yield from differences(model.files, files, at=f"the {what} {uri}", other="in storage it is")
 
 
-def version_faults(evidence: Evidence) -> Iterator[str]:
+def evaluated_faults(evidence: Evidence) -> Iterator[str]:
     """Check the manifests and files of registered versions, and the remaining files of unregistered ones."""
     for role, version in evidence.versions.items():
         if version.digest != UNREGISTERED:
@@ -75,25 +77,27 @@ def version_faults(evidence: Evidence) -> Iterator[str]:
 
 
 def registered_faults(subject: str, uri: str, *, digest: str) -> Iterator[str]:
-    """Check the manifest and files of a version and of the parts of a hybrid; `subject` begins each sentence."""
-    content = read_content(f"{uri}/manifest.json")
-    if content is None:
-        yield f"{subject} {uri} is missing: it has no manifest.json"
-        return
-    if (sha256 := hashlib.sha256(content).hexdigest()) != digest:
-        yield f"{subject} {uri} changed after its evaluation; its manifest.json has the digest {sha256}, not {digest}"
-        return
-    for name, expected in json.loads(content).items():
-        file_sha256 = _sha256(f"{uri}/{name}")
-        if file_sha256 is None:
-            yield f"{subject}'s file {uri}/{name} is missing"
-        elif file_sha256 != expected["sha256"]:
-            yield f"{subject}'s file {uri}/{name} was changed: its sha256 is {file_sha256}, not {expected['sha256']}"
-    config = read_value(f"{uri}/config.json")
+    """Check the manifest and files of a version and of the parts of a hybrid; `subject` begins each sentence.
+
+    The parts of a hybrid with a fault are not checked, because a changed config can name the hybrid itself as a part.
+    """
+    faults = version_faults(PinnedVersion(uri=uri, digest=digest))
+    yield from (f"{subject}'s file {fault}" for fault in faults)
+    config = None if faults else read_value(f"{uri}/config.json")
     if isinstance(config, dict) and config.get("hybrid"):
         hybrid = Hybrid.model_validate(config["hybrid"])
         for role, part in (("incumbent", hybrid.incumbent), ("candidate", hybrid.candidate)):
             yield from registered_faults(f"the {role} in {subject}", part.uri, digest=part.digest)
+
+
+def named_version_faults(uri: str) -> Iterator[str]:
+    """Check the files of a version whose digest is in its name only."""
+    try:
+        version = read_version(uri)
+    except RegistryError as error:
+        yield f"the version {error}"
+        return
+    yield from registered_faults("the version", uri, digest=version.digest)
 
 
 def code_faults(code: CodeVersion) -> Iterator[str]:

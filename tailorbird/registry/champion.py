@@ -3,6 +3,7 @@
 import uuid
 from typing import Literal
 
+from tailorbird.registry.security_log import SecurityEvent, recorded
 from tailorbird.registry.versions import Frozen, ModelVersion, PinnedVersion, RegistryError, read_version
 from tailorbird.storage import read_versioned, write_if_match, write_json
 from tailorbird.storage.paths import TaskPaths
@@ -61,6 +62,10 @@ class FormerChampion(Frozen):
     pretrained: PinnedVersion | None = None  # served as `model: pretrained`: a baseline, which may be this version
     parity: ParityResult | None = None  # None if nothing was served at its promotion; `serve` then checks parity
 
+    @property
+    def pinned(self) -> PinnedVersion:
+        return PinnedVersion(uri=self.uri, digest=self.digest)
+
 
 class Champion(StoredModel, FormerChampion):
     """The champion of a task, stored as `champion.json`."""
@@ -101,11 +106,24 @@ def champion_version(champion: Champion) -> ModelVersion:
 
 
 def write_champion(task_uri: str, champion: Champion, *, etag: str | None) -> None:
-    """Write the champion with compare-and-swap, and an entry in `history/`.
+    """Write the champion with compare-and-swap, with an event in the security log and an entry in `history/`.
 
     `etag` is None if the task had no champion. Raises PreconditionFailed if the champion changed since `etag` was read.
     """
-    paths = TaskPaths(task_uri)
-    write_if_match(paths.champion, champion.model_dump_json(indent=2).encode(), etag=etag)
+    paths, stored = TaskPaths(task_uri), read_champion(task_uri)
+    with recorded(_event(paths.name, champion, former=stored[0] if stored else None), registry=paths.registry):
+        write_if_match(paths.champion, champion.model_dump_json(indent=2).encode(), etag=etag)
     name = f"{champion.since.replace(':', '')}-{champion.version}-{uuid.uuid4().hex[:6]}"
     write_json(paths.history_entry(name), champion.model_dump(mode="json"))
+
+
+def _event(task: str, champion: Champion, *, former: Champion | None) -> SecurityEvent:
+    """Return the event of a new champion, or of the parity result that is added to a champion."""
+    if former is not None and (former.digest, former.since) == (champion.digest, champion.since):
+        what = f"{task}: parity of {champion.version}: {champion.parity.sentence() if champion.parity else 'none'}"
+    else:
+        what = f"{task}: {champion.version} becomes the champion: {champion.reason.sentence()}"
+    recorded_fields = {"version", "uri", "digest", "run", "pretrained", "reason", "parity"}
+    before = former.model_dump(mode="json", include=recorded_fields) if former else None
+    after = champion.model_dump(mode="json", include=recorded_fields)
+    return SecurityEvent(kind="champion", what=what, before=before, after=after)

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from tailorbird import storage
 from tailorbird.registry.routing import Routing
-from tailorbird.storage.paths import TaskPaths, parse_version_uri
-from tailorbird.storage.s3 import StorageError
+from tailorbird.storage import MANIFEST, StorageError
+from tailorbird.storage.paths import TaskPaths, is_version_uri, parse_version_uri
 from tailorbird.storage.stored_model import StoredModel
 
 Kind = Literal[
@@ -25,9 +25,10 @@ MIXED_KINDS: Mapping[str, Kind] = {"lora": "lora_bag", "full": "full_bag"}
 """Kinds of a fine-tuned classifier mixed with a bag of words, by the kind of the unmixed classifier."""
 ADAPTER_KINDS = ("lora", MIXED_KINDS["lora"])  # kinds with a LoRA adapter
 BAG_KINDS = ("bag_of_words", "probe_bag", *MIXED_KINDS.values())  # kinds with a bag of words
-INDEX_KINDS = ("retrieved", "nearest")  # kinds that require an index of training rows
+INDEX_KINDS: tuple[Kind, ...] = ("retrieved", "nearest")  # kinds that require an index of training rows
 INDEX_FILES = ("retrieval.safetensors", "retrieval_rows.parquet")
 BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
+CONFIG = "config.json"
 EXPORTED_ENCODER = "encoder.onnx"  # encoder of a version with another engine than torch
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
 """Engine of a classifier's encoder. Engines other than torch run on CPU, from files that `models.export` writes."""
@@ -35,6 +36,9 @@ CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safe
 CLASSIFIER_WEIGHTS = dict.fromkeys(ADAPTER_KINDS, "adapter/adapter_model.safetensors")
 CLASSIFIER_WEIGHTS |= dict.fromkeys(("full", MIXED_KINDS["full"]), "encoder.safetensors")
 """Weight file of the encoder by kind (torch only); other kinds use the base model or no encoder."""
+
+NUM_DIGITS = 12
+"""Digits of the digest of its manifest at the end of a version's name."""
 
 
 class RegistryError(ValueError):
@@ -45,6 +49,16 @@ class Frozen(BaseModel):
     """An immutable part of a stored model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(Frozen):
+    """A file in the manifest of a version."""
+
+    sha256: str
+    size_bytes: int
+
+
+_MANIFEST_TYPE = TypeAdapter(dict[str, FileEntry])
 
 
 class PinnedVersion(Frozen):
@@ -62,6 +76,14 @@ class Hybrid(Frozen):
     candidate: PinnedVersion
 
 
+class PinnedEncoder(Frozen):
+    """A staged encoder for retrieval, and the digest of its files."""
+
+    uri: str
+    sha256: str
+    dtype: Literal["float32", "bfloat16"]  # in evaluation and serving
+
+
 class Retrieval(Frozen):
     """The retrieval settings of a chat version, in evaluation and serving."""
 
@@ -70,6 +92,19 @@ class Retrieval(Frozen):
     max_prompt_tokens: int = Field(ge=1)
     """Maximum tokens of a prompt with examples. Examples that do not fit are omitted, the least similar first."""
     index_sha256: str
+    encoder: PinnedEncoder | None = None
+    """Encoder whose embeddings are compared. Without one, only n-grams are compared."""
+    embedding_weight: float = Field(default=0.0, ge=0, le=1)
+    """Weight of the embeddings in the similarity. It is positive if and only if there is an encoder."""
+
+    @model_validator(mode="after")
+    def _weight_fits_encoder(self) -> Self:
+        if (self.encoder is None) != (self.embedding_weight == 0):
+            raise ValueError(
+                f"embedding_weight {self.embedding_weight} {'needs an' if self.encoder is None else 'is 0 with an'} "
+                "encoder; set both `encoder` and a positive `embedding_weight`, or neither"
+            )
+        return self
 
 
 class Prompting(Frozen):
@@ -160,17 +195,18 @@ def now() -> str:
 
 def write_config(folder: Path, config: VersionConfig) -> None:
     """Write `config.json` to the local folder of a version."""
-    (folder / "config.json").write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    (folder / CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
 
 
 def read_artifact_config(uri: str) -> VersionConfig:
-    """Return the config of an artifact or version at a URI."""
-    return VersionConfig.model_validate_json(storage.read_bytes(f"{uri}/config.json"))
+    """Return the config of an artifact or version at a URI. Raises RegistryError if the config of a version changed."""
+    content = _read_version_files(uri)[1] if is_version_uri(uri) else storage.read_bytes(f"{uri}/{CONFIG}")
+    return VersionConfig.model_validate_json(content)
 
 
 def write_artifact_config(uri: str, config: VersionConfig) -> None:
     """Write `config.json` next to the weights at a URI, which makes them loadable."""
-    storage.write_bytes(f"{uri}/config.json", config.model_dump_json(indent=2).encode())
+    storage.write_bytes(f"{uri}/{CONFIG}", config.model_dump_json(indent=2).encode())
 
 
 def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: Routing) -> VersionConfig:
@@ -196,22 +232,22 @@ def register(task_uri: str, folder: Path) -> ModelVersion:
     if config or weights are missing. A hybrid needs no weights, but its parts must be registered with the same digests.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    if "config.json" not in files:
-        raise RegistryError(f"{folder} is not a model version: config.json is missing")
-    config = VersionConfig.model_validate_json(files["config.json"].read_bytes())
+    if CONFIG not in files:
+        raise RegistryError(f"{folder} is not a model version: {CONFIG} is missing")
+    config = VersionConfig.model_validate_json(files[CONFIG].read_bytes())
     _require_weights(config, folder=folder, files=files)
     sha256 = {name: storage.sha256_file(path) for name, path in files.items()}
     entries = {name: {"sha256": sha256[name], "size_bytes": path.stat().st_size} for name, path in files.items()}
     manifest = json.dumps(entries, indent=1, sort_keys=True).encode()
     digest = hashlib.sha256(manifest).hexdigest()
-    uri = TaskPaths(task_uri).version(f"{_name_prefix(config)}-{digest[:12]}")
-    if storage.exists(f"{uri}/manifest.json"):
+    uri = TaskPaths(task_uri).version(f"{_name_prefix(config)}-{digest[:NUM_DIGITS]}")
+    if storage.exists(f"{uri}/{MANIFEST}"):
         for name, path in files.items():
             if not (storage.exists(f"{uri}/{name}") and storage.sha256_object(f"{uri}/{name}") == sha256[name]):
                 storage.upload_file(path, f"{uri}/{name}")
     else:
         storage.upload_folder(folder, uri)
-        storage.write_bytes(f"{uri}/manifest.json", manifest)
+        storage.write_bytes(f"{uri}/{MANIFEST}", manifest)
     version = read_version(uri)
     if version.digest != digest:
         raise RegistryError(
@@ -249,49 +285,69 @@ def _name_prefix(config: VersionConfig) -> str:
 
 
 def read_version(uri: str) -> ModelVersion:
-    """Return the version at a URI; raise RegistryError if it does not exist or its upload is incomplete."""
+    """Return the version at a URI.
+
+    Raises RegistryError if it does not exist, its upload is incomplete, its manifest does not match its name, or its
+    config differs from its manifest. The other files are checked by `version_files.version_faults`.
+    """
+    manifest, config = _read_version_files(uri)
+    task, version = parse_version_uri(uri)
+    name, digest = task.task_uri.rpartition("/")[2], hashlib.sha256(manifest).hexdigest()
+    return ModelVersion(**json.loads(config), name=name, version=version, uri=uri, digest=digest)
+
+
+def _read_version_files(uri: str) -> tuple[bytes, bytes]:
+    """Return the content of the manifest and of the config of a version.
+
+    Raises RegistryError unless the name of the version, its manifest and its config match.
+    """
     try:
-        manifest = storage.read_bytes(f"{uri}/manifest.json")
-        config = storage.read_json(f"{uri}/config.json")
+        manifest, config = (storage.read_bytes(f"{uri}/{name}") for name in (MANIFEST, CONFIG))
     except StorageError as error:
         raise RegistryError(
             f"no complete model version at {uri}: {error}; run `tailorbird models` to list the versions"
         ) from None
-    task, version = parse_version_uri(uri)
-    digest = hashlib.sha256(manifest).hexdigest()
-    return ModelVersion(**config, name=task.task_uri.rpartition("/")[2], version=version, uri=uri, digest=digest)
+    entries, digest = parse_manifest(manifest, uri=uri), hashlib.sha256(manifest).hexdigest()
+    named = parse_version_uri(uri)[1].rpartition("-")[2]
+    if named != digest[:NUM_DIGITS]:
+        raise RegistryError(
+            f"{uri} was changed: its manifest has the digest {digest}, but its name has {named}; restore it from a copy"
+        )
+    expected, actual = entries.get(CONFIG), hashlib.sha256(config).hexdigest()
+    if expected is None or actual != expected.sha256:
+        stated = expected.sha256 if expected else "none"
+        raise RegistryError(
+            f"{uri}/{CONFIG} was changed: its sha256 is {actual}, but the manifest has {stated}; restore it from a copy"
+        )
+    return manifest, config
+
+
+def parse_manifest(content: bytes, *, uri: str) -> dict[str, FileEntry]:
+    """Return the files of a manifest by name; raise RegistryError if it is not the manifest of a version."""
+    try:
+        return _MANIFEST_TYPE.validate_json(content)
+    except ValidationError:
+        raise RegistryError(f"{uri}/{MANIFEST} is not the manifest of a version; restore it from a copy") from None
+
+
+def read_pinned(pinned: PinnedVersion) -> ModelVersion:
+    """Return the pinned version; raise RegistryError if it is missing or has another digest."""
+    version = read_version(pinned.uri)
+    if version.digest != pinned.digest:
+        raise RegistryError(
+            f"{pinned.uri} was changed: its manifest has the digest {version.digest}, but {pinned.digest} is required; "
+            "restore it from a copy"
+        )
+    return version
 
 
 def read_parts(hybrid: Hybrid) -> tuple[ModelVersion, ModelVersion]:
     """Return a hybrid's incumbent and candidate; raise RegistryError if one is missing or has another digest."""
-    incumbent, candidate = read_version(hybrid.incumbent.uri), read_version(hybrid.candidate.uri)
-    for part, pinned in ((incumbent, hybrid.incumbent), (candidate, hybrid.candidate)):
-        if part.digest != pinned.digest:
-            raise RegistryError(
-                f"{part.uri} has the digest {part.digest}, but the hybrid requires {pinned.digest}; start a new run"
-            )
+    incumbent, candidate = read_pinned(hybrid.incumbent), read_pinned(hybrid.candidate)
+    for part in (incumbent, candidate):
         if part.hybrid is not None:
             raise RegistryError(f"{part.uri} is a hybrid; the parts of a hybrid must be single models")
     return incumbent, candidate
-
-
-def verify_files(uri: str, folder: Path) -> None:
-    """Raise RegistryError if a file of the downloaded version differs from its manifest."""
-    if name := _changed_file(folder):
-        raise RegistryError(f"{uri}/{name} is missing or differs from the manifest; restore it from a copy")
-
-
-def is_intact(folder: Path) -> bool:
-    """Return True if the files of a downloaded version match its manifest."""
-    return _changed_file(folder) is None
-
-
-def _changed_file(folder: Path) -> str | None:
-    """Return the name of the first file that is missing or differs from the manifest."""
-    for name, entry in json.loads((folder / "manifest.json").read_bytes()).items():
-        if not (folder / name).is_file() or storage.sha256_file(folder / name) != entry["sha256"]:
-            return str(name)
-    return None
 
 
 def weights_digest(version: ModelVersion) -> str:
@@ -307,7 +363,7 @@ def list_versions(task_uri: str) -> list[ModelVersion]:
 def version_uris(task_uri: str) -> list[str]:
     """Return the URIs of all complete versions."""
     files = storage.list_files(TaskPaths(task_uri).versions, missing_ok=True)
-    return [uri.removesuffix("/manifest.json") for uri in files if uri.endswith("/manifest.json")]
+    return [uri.removesuffix(f"/{MANIFEST}") for uri in files if uri.endswith(f"/{MANIFEST}")]
 
 
 def shares_base(config: VersionConfig) -> bool:

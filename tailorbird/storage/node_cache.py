@@ -5,13 +5,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pyarrow import fs as pafs
 
 from tailorbird.storage import objects, s3
+from tailorbird.storage.paths import is_staged_base_model
 
 # Files of a model: weights as safetensors (not pickles, which run code when loaded), tokenizer and configuration.
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
@@ -23,11 +25,33 @@ def sha256_files(uri: str) -> dict[str, str]:
     return {name: objects.sha256_object(f"{uri}/{name}") for name in sorted(names) if name != objects.MANIFEST}
 
 
+def sha256_folder(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file in the local folder of a model, by name, like `sha256_files`."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name.endswith(MODEL_SUFFIXES))
+    hashes = {path.relative_to(folder).as_posix(): objects.sha256_file(path) for path in paths}
+    return {name: sha256 for name, sha256 in hashes.items() if name != objects.MANIFEST}
+
+
+def model_digest(files: Mapping[str, str]) -> str:
+    """Return the digest of a model's files, which is in the name of a staged base model."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _require_staged_files(uri: str, folder: Path) -> None:
+    """Raise StorageError if the files of a staged base model are not those that its name requires."""
+    stated = uri.rstrip("/").rpartition("-")[2]
+    if is_staged_base_model(uri) and (digest := model_digest(sha256_folder(folder))[: len(stated)]) != stated:
+        raise s3.StorageError(
+            f"the base model {uri} was changed: its files have the digest {digest}; restore them from a copy"
+        )
+
+
 def local_copy(uri: str, *, cache: Path | None = None) -> Path:
     """Return a local folder with the files under `uri`, downloaded once per node; a `file://` folder is not copied.
 
     The copy is stored under `cache` (default: `cache_folder()`) and named by the sha256 of the folder's manifest.json
-    or, without one, of its listing. If several processes call at the same time, one of them downloads.
+    or, without one, of its listing. If several processes call at the same time, one of them downloads. Raises
+    StorageError if a staged base model was changed.
     """
     store, path = s3.filesystem(uri)
     if isinstance(store, pafs.LocalFileSystem):
@@ -35,7 +59,7 @@ def local_copy(uri: str, *, cache: Path | None = None) -> Path:
         return Path(path)
     with _locked_folder(uri, cache=cache) as local:
         if not local.exists():
-            objects.download_folder(uri, local)
+            objects.download_folder(uri, local, check=partial(_require_staged_files, uri))
     return local
 
 
@@ -58,7 +82,7 @@ def repaired_copy(uri: str, *, is_intact: Callable[[Path], bool], cache: Path | 
 def _locked_folder(uri: str, *, cache: Path | None) -> Iterator[Path]:
     """Yield the path of a folder's copy, locked against other processes on this node."""
     root = (cache or cache_folder()) / "folders"
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = _content_key(uri.rstrip("/"))
     with (root / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -114,10 +114,11 @@ def require_safe_names(uri: str) -> None:
         _relative(file, uri.rstrip("/"))
 
 
-def download_folder(uri: str, local: Path) -> None:
-    """Download all files under `uri` into a new local folder atomically.
+def download_folder(uri: str, local: Path, *, check: Callable[[Path], None] = lambda _folder: None) -> None:
+    """Download all files under `uri` into a new local folder atomically. Only its owner can enter the folder.
 
-    Raises StorageError if `local` exists and is not empty, or if a file would be written outside it.
+    `check` receives the folder before it appears under its name, and raises to refuse it. Raises StorageError if
+    `local` exists and is not empty, or if a file would be written outside it.
     """
     if local.exists() and (not local.is_dir() or any(local.iterdir())):
         raise StorageError(f"{local} already exists; give a new folder for {uri}")
@@ -128,7 +129,7 @@ def download_folder(uri: str, local: Path) -> None:
     try:
         targets = {name: temporary / _relative(name, base) for name in files}
         _transfer(files, lambda name: _download(name, targets[name]))
-        temporary.chmod(0o755)
+        check(temporary)
         with storage_errors(uri):
             temporary.rename(local)
     finally:
@@ -189,7 +190,10 @@ def _download(uri: str, local: Path) -> None:
 
 
 def _write(uri: str, write: Callable[[Any], Any], *, retry_policy: RetryPolicy) -> None:
-    """Pass a stream to `write`. A local file is written to a temporary name and renamed, so it is never incomplete."""
+    """Pass a stream to `write`.
+
+    A local file is written to a temporary name and renamed, so it is never incomplete. Only its owner can read it.
+    """
     store, path = filesystem(uri, retry_policy=retry_policy)
     with storage_errors(uri):
         if not isinstance(store, pafs.LocalFileSystem):
@@ -203,7 +207,6 @@ def _write(uri: str, write: Callable[[Any], Any], *, retry_policy: RetryPolicy) 
         try:
             with os.fdopen(handle, "wb") as stream:
                 write(stream)
-            temporary.chmod(0o644)
             temporary.replace(local)
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Layout of the registry: URIs of everything that is stored for a task."""
 
 from dataclasses import dataclass
+from datetime import date
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class TaskPaths:
     def test_set_rows(self, digest: str) -> str:
         """Hashes of the rows of an access to test rows, in a file whose sha256 is `digest`."""
         return f"{self.registry}/_ledger/rows/{digest}"
+
+    @property
+    def draw_secret(self) -> str:
+        """The secret of the draws that clients must not predict: arms, audits and samples."""
+        return f"{self.task_uri}/draw_secret.json"
 
     @property
     def batches(self) -> str:
@@ -123,6 +129,11 @@ def base_model(registry: str, name: str) -> str:
 def base_model_pin(registry: str, name: str) -> str:
     """Return the file that records the folder under which a base model is staged."""
     return base_model(registry, f"pinned/{name}.json")
+
+
+def security_log(registry: str, day: date) -> str:
+    """Return the folder with the security log of a day: one file for each event."""
+    return f"{registry.rstrip('/')}/_security_log/{day.isoformat()}"
 
 
 def is_staged_base_model(uri: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from tailorbird import storage
 from tailorbird.evaluation.report.evidence_files import write_evidence
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedClassifier, checked_copy, load_artifact, load_model
+from tailorbird.registry import security_log
 from tailorbird.registry.champion import champion_version, read_champion
+from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
     ModelVersion,
@@ -24,7 +27,6 @@ from tailorbird.registry.versions import (
     read_parts,
     read_version,
     register,
-    verify_files,
     write_config,
 )
 from tailorbird.release.promotion import promote_version
@@ -137,6 +139,31 @@ def test_the_champion_is_changed_only_with_the_latest_etag(bucket: str, versions
     assert len(storage.list_files(f"{task_uri}/history")) == 2
 
 
+def test_each_change_of_the_champion_is_in_the_security_log(bucket: str, versions: list[ModelVersion]) -> None:
+    task_uri, today = f"{bucket}/task", datetime.now(UTC).date()
+    first = set_champion(task_uri, versions[0], reason="the first")
+    stored = read_champion(task_uri)
+    assert stored is not None
+    set_champion(task_uri, versions[1], etag=stored[1], reason="better")
+    with pytest.raises(s3.PreconditionFailed):
+        set_champion(task_uri, versions[0], etag=stored[1], reason="too late")
+    events = security_log.read(bucket, since=today, until=datetime.now(UTC).date()).events
+    names = [version.version for version in versions]
+    assert [event.what.partition(": s3://")[0] for event in events] == [
+        f"task: {names[0]} becomes the champion: the first",
+        f"task: {names[1]} becomes the champion: better",
+        f"task: {names[0]} becomes the champion: too late",
+        f"failed: task: {names[0]} becomes the champion: too late",
+    ]
+    assert {(event.kind, event.who) for event in events} == {("champion", security_log.caller())}
+    before, after = events[1].before, events[1].after
+    assert isinstance(before, dict)
+    assert isinstance(after, dict)
+    assert (events[0].before, before) == (None, events[0].after)
+    assert (before["digest"], after["digest"]) == (first.digest, versions[1].digest)
+    assert after["reason"] == {"change": "promotion", "text": "better", "override": None, "runtime": None}
+
+
 def test_exactly_one_of_several_concurrent_promotions_succeeds(bucket: str, versions: list[ModelVersion]) -> None:
     def attempt(number: int) -> bool:
         try:
@@ -180,11 +207,10 @@ def test_a_verdict_about_another_champion_promotes_no_version(
     assert champion[0].uri == newer.uri
 
 
-def test_a_version_with_changed_weights_is_not_loaded(versions: list[ModelVersion], tmp_path: Path) -> None:
+def test_a_version_with_changed_weights_is_not_loaded(versions: list[ModelVersion]) -> None:
     storage.write_bytes(f"{versions[0].uri}/head.safetensors", b"other weights")
-    storage.download_folder(versions[0].uri, tmp_path / "copy")
-    with pytest.raises(RegistryError, match=r"head.safetensors is missing or differs from the manifest"):
-        verify_files(versions[0].uri, tmp_path / "copy")
+    with pytest.raises(RegistryError, match=r"head.safetensors was changed"):
+        checked_copy(versions[0].pinned)
 
 
 def test_a_damaged_local_copy_is_replaced_after_the_files_are_restored(
@@ -194,8 +220,8 @@ def test_a_damaged_local_copy_is_replaced_after_the_files_are_restored(
     folder = version_folder(tmp_path / "version", value=1)
     version = register(f"{bucket}/task", folder)
     head = (folder / "head.safetensors").read_bytes()
-    (checked_copy(version.uri) / "head.safetensors").write_bytes(b"the node's disk had a fault")
-    assert (checked_copy(version.uri) / "head.safetensors").read_bytes() == head
+    (checked_copy(version.pinned) / "head.safetensors").write_bytes(b"the node's disk had a fault")
+    assert (checked_copy(version.pinned) / "head.safetensors").read_bytes() == head
     file = f"{version.uri}/head.safetensors"
     for damaged in (b"other weights", None):
         shutil.rmtree(tmp_path / "cache")
@@ -203,10 +229,10 @@ def test_a_damaged_local_copy_is_replaced_after_the_files_are_restored(
             storage.delete(file)
         else:
             storage.write_bytes(file, damaged)
-        with pytest.raises(RegistryError, match=r"head.safetensors is missing or differs from the manifest; restore"):
-            checked_copy(version.uri)
+        with pytest.raises(RegistryError, match=r"head.safetensors (was changed|is missing).*; restore"):
+            checked_copy(version.pinned)
         assert register(f"{bucket}/task", folder) == version
-        assert (checked_copy(version.uri) / "head.safetensors").read_bytes() == head
+        assert (checked_copy(version.pinned) / "head.safetensors").read_bytes() == head
 
 
 def test_a_champion_that_was_changed_after_its_promotion_is_rejected(bucket: str, versions: list[ModelVersion]) -> None:
@@ -215,14 +241,14 @@ def test_a_champion_that_was_changed_after_its_promotion_is_rejected(bucket: str
     manifest = storage.read_json(f"{versions[0].uri}/manifest.json")
     manifest["head.safetensors"]["sha256"] = "0" * 64  # a forger changes both the file and the manifest
     storage.write_json(f"{versions[0].uri}/manifest.json", manifest)
-    with pytest.raises(RegistryError, match="was changed after its promotion"):
+    with pytest.raises(RegistryError, match=r"was changed: its manifest has the digest .*, but its name has"):
         champion_version(champion)
 
 
 def test_an_artifact_with_a_manifest_is_checked_against_it(bucket: str, tmp_path: Path) -> None:
     version = register(f"{bucket}/task", version_folder(tmp_path / "its own", value=7))
     storage.write_bytes(f"{version.uri}/head.safetensors", b"other weights")
-    with pytest.raises(RegistryError, match=r"head.safetensors is missing or differs from the manifest"):
+    with pytest.raises(RegistryError, match=r"head.safetensors was changed"):
         load_artifact(version.uri)
     manifest = storage.read_json(f"{version.uri}/manifest.json")
     manifest["head.safetensors"]["sha256"] = "0" * 64
@@ -271,7 +297,7 @@ def test_a_hybrid_of_a_missing_or_changed_version_or_of_a_hybrid_is_rejected(
     absent = versions[1].model_copy(update={"uri": f"{task_uri}/versions/full-absent"})
     other = versions[1].model_copy(update={"digest": "0" * 64})
     for number, (part, message) in enumerate(
-        ((absent, "no complete model version"), (other, "the hybrid requires 000"), (hybrid, "is a hybrid; the parts"))
+        ((absent, "no complete model version"), (other, "but 000.* is required"), (hybrid, "is a hybrid; the parts"))
     ):
         with pytest.raises(RegistryError, match=message):
             register(task_uri, hybrid_folder(tmp_path / str(number + 10), [versions[0], part]))
@@ -283,7 +309,7 @@ def test_a_hybrid_with_a_changed_part_is_not_loaded(bucket: str, tmp_path: Path,
     manifest = json.loads(storage.read_bytes(f"{versions[1].uri}/manifest.json"))
     manifest["head.safetensors"]["sha256"] = "0" * 64
     storage.write_json(f"{versions[1].uri}/manifest.json", manifest)
-    with pytest.raises(RegistryError, match=r"has the digest .*, but the hybrid requires"):
+    with pytest.raises(RegistryError, match=r"has the digest .*, but its name has"):
         load_model(hybrid.uri)
 
 
@@ -293,3 +319,11 @@ def test_a_hybrid_is_not_loaded_as_a_single_model(bucket: str, tmp_path: Path, v
         load_model(hybrid.uri, LoadedClassifier)
     with pytest.raises(ModelError, match="is a hybrid of two versions"):
         load_artifact(hybrid.uri)
+
+
+def test_concurrent_readers_create_one_secret_for_the_draws_of_a_task(bucket: str) -> None:
+    with ThreadPoolExecutor(8) as readers:
+        secrets = set(readers.map(draw_secret, [f"{bucket}/task"] * 8))
+    assert secrets == {draw_secret(f"{bucket}/task")}
+    assert len(secrets.pop()) == 32
+    assert draw_secret(f"{bucket}/other") != draw_secret(f"{bucket}/task")

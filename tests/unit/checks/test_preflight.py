@@ -195,6 +195,12 @@ def test_a_base_model_that_does_not_suit_the_task_is_a_fault(
     assert message in line.message
 
 
+def test_an_encoder_for_retrieval_that_cannot_be_used_is_a_fault() -> None:
+    lines = check_facts(recipe(), replace(GOOD, encoder_fault="pypi://x is no text model; omit the field"))
+    faults = {line.name: line.message for line in lines if line.state == "fault"}
+    assert faults == {"retrieval encoder": "pypi://x is no text model; omit the field"}
+
+
 def test_without_a_base_model_memory_is_not_estimated() -> None:
     lines = check_facts(recipe(), replace(GOOD, model=None, model_fault="pypi://model cannot be downloaded"))
     faults = {line.name: line.message for line in lines if line.state == "fault"}

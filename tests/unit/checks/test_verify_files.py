@@ -101,7 +101,9 @@ def test_a_changed_weight_in_a_part_of_a_hybrid_is_detected(task_folder: Path) -
     whole = task_folder / "versions" / "hybrid-1"
     whole.mkdir()
     (whole / "config.json").write_bytes(config)
-    manifest = json.dumps({"config.json": {"sha256": hashlib.sha256(config).hexdigest()}}).encode()
+    manifest = json.dumps(
+        {"config.json": {"sha256": hashlib.sha256(config).hexdigest(), "size_bytes": len(config)}}
+    ).encode()
     (whole / "manifest.json").write_bytes(manifest)
     evidence = json.loads((run_of(task_folder) / "evidence.json").read_text())
     evidence["versions"]["hybrid"] = {

@@ -63,9 +63,9 @@ def numbers(*sets: range) -> list[int]:
         ([range(1000), range(999)], [1, 2]),  # one row fewer
         ([range(500), range(1000), range(1500), range(2000)], [1, 2, 3, 4]),  # 500 further rows each time
         ([range(1000), range(1000, 2000), range(2000)], [1, 1, 2]),  # each row was seen once
-        ([range(1000), range(950, 1950)], [1, 1]),  # 5 % were seen
+        ([range(1000), range(950, 1950)], [1, 1]),  # 5% were seen
         ([range(1000), range(949, 1949)], [1, 2]),
-        ([range(10), range(9, 19)], [1, 2]),  # one of few rows is more than 5 %
+        ([range(10), range(9, 19)], [1, 2]),  # one of few rows is more than 5%
     ],
 )
 def test_an_access_has_the_smallest_number_that_at_most_5_percent_of_its_rows_exceed(

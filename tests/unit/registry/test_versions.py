@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tailorbird.models.loading import checked_copy
 from tailorbird.registry.routing import Routing
+from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import (
     BAG_FILES,
     CLASSIFIER_WEIGHTS,
@@ -19,7 +20,6 @@ from tailorbird.registry.versions import (
     RegistryError,
     VersionConfig,
     hybrid_config,
-    is_intact,
     register,
     versions_on_same_base,
     write_config,
@@ -129,15 +129,14 @@ def test_registering_a_damaged_version_again_repairs_it(tmp_path: Path) -> None:
     version = register(task_uri, folder)
     stored = tmp_path / "task" / "versions" / version.version
     (stored / "head.safetensors").write_bytes(b"damaged")
-    assert not is_intact(stored)
-    with pytest.raises(RegistryError, match=r"head.safetensors is missing or differs from the manifest; restore it"):
-        checked_copy(version.uri)
-    assert not is_intact(stored)  # only copies in a cache are deleted
+    for _ in range(2):  # only copies in a cache are deleted
+        with pytest.raises(RegistryError, match=r"head.safetensors was changed: .*; restore the version from a copy"):
+            checked_copy(version.pinned)
     assert register(task_uri, folder) == version
-    assert checked_copy(version.uri) == stored
+    assert checked_copy(version.pinned) == stored
     (stored / "config.json").unlink()
     assert register(task_uri, folder) == version
-    assert is_intact(stored)
+    assert version_faults(version.pinned) == []
 
 
 @pytest.mark.parametrize(

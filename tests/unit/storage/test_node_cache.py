@@ -63,7 +63,7 @@ def test_a_wheel_larger_than_the_free_disk_space_is_not_unpacked(
         "pypi://a/../b",
         "hf://../../x",
         "hf:///etc",
-        "pypi://a==--index-url=x",
+        "pypi://a@--index-url=x",
         "pypi://a b",
         "pypi://-r/etc/x",
         "pypi://a;b",

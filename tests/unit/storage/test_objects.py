@@ -24,6 +24,13 @@ def test_a_local_folder_is_uploaded_and_downloaded_recursively(tmp_path: Path) -
     assert (tmp_path / "back" / "b" / "c").read_text() == "1"
 
 
+def test_other_users_can_neither_enter_a_downloaded_folder_nor_read_a_written_file(tmp_path: Path) -> None:
+    storage.write_bytes((tmp_path / "source" / "row.txt").as_uri(), b"a text")
+    storage.download_folder((tmp_path / "source").as_uri(), tmp_path / "copy")
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "source" / "row.txt", tmp_path / "copy")]
+    assert modes == [0o600, 0o700]
+
+
 def test_an_empty_folder_is_not_uploaded(tmp_path: Path) -> None:
     with pytest.raises(s3.StorageError, match="has no files"):
         storage.upload_folder(tmp_path, "s3://lake/x")
