@@ -5,20 +5,18 @@ from typing import Any
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
+from serving.http.server_middleware import SETTINGS
 from serving.tasks import RETRY_AFTER_S, SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
 
 SPARE_REQUESTS = 256
-"""Requests that Serve sends to a replica beyond its own queue, so that the replica rejects them in its error format."""
+"""Requests that Serve sends to a replica beyond the replica's own limit. The replica refuses requests by client, which
+Serve's queue does not distinguish, and in its own error format."""
 
 
 def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
     """Return Serve's options of the deployment for a task."""
     served = SERVED_TASKS[task]
-    if served.queues_requests:
-        max_ongoing = config.max_batch_size + config.max_queued_requests + SPARE_REQUESTS
-    else:
-        max_ongoing = max(2 * config.max_batch_size, round(2 * config.target_ongoing_requests))
     threads = str(config.cpus_per_replica)
     env_vars = {
         "OMP_NUM_THREADS": threads,
@@ -26,6 +24,7 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         "TOKENIZERS_PARALLELISM": "false",
         # The handlers do not block the event loop, and a separate thread would double the time of a request.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        **SETTINGS,
     }
     resources: dict[str, float] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
     placement: dict[str, object] = {}
@@ -48,7 +47,7 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
             look_back_period_s=config.look_back_period_s,
             metrics_interval_s=0.5,
         ),
-        "max_ongoing_requests": max_ongoing,
+        "max_ongoing_requests": config.max_batch_size + config.max_queued_requests + SPARE_REQUESTS,
         "max_queued_requests": config.max_queued_requests,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
         "max_surge_percent": 25,

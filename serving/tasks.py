@@ -17,8 +17,6 @@ class ServedTask:
     serves_pretrained: bool
     """True if every baseline is served alongside the champion. Otherwise one is only served if it needs no further
     language model, which would double the memory."""
-    queues_requests: bool
-    """True if replicas queue requests themselves, and reject requests beyond the queue in their error format."""
     actor_engines: frozenset[str] = frozenset()  # engines that run in separate actors, which use the replica's GPU
 
 
@@ -29,7 +27,6 @@ SERVED_TASKS: dict[str, ServedTask] = {
         replica_class="serving.replica.classifier:Classifier",
         shutdown_s=10,
         serves_pretrained=True,
-        queues_requests=False,
     ),
     "chat": ServedTask(
         deployment="chat",
@@ -37,7 +34,6 @@ SERVED_TASKS: dict[str, ServedTask] = {
         replica_class="serving.replica.chat:Chat",
         shutdown_s=120,
         serves_pretrained=False,
-        queues_requests=True,
         actor_engines=frozenset({"vllm"}),
     ),
 }

@@ -157,13 +157,13 @@ def _largest(samples: list[tuple[float, Sample]], part: str, *, since: float, un
 
 
 def _await_rows(expected: set[str]) -> list[str]:
-    """Wait up to a minute until the log has rows for all these requests, and return the request ids of all rows."""
+    """Wait up to a minute until the log has rows for all these requests, and return the clients' ids of all rows."""
     deadline, request_ids = time.monotonic() + 60, list[str]()
     while not expected <= set(request_ids) and time.monotonic() < deadline:
         time.sleep(2)
         files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
-        tables = [pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["request_id"]) for uri in files]
-        request_ids = [request_id for table in tables for request_id in table["request_id"].to_pylist()]
+        tables = [pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["x_request_id"]) for uri in files]
+        request_ids = [request_id for table in tables for request_id in table["x_request_id"].to_pylist()]
     return request_ids
 
 

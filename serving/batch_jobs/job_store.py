@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -21,9 +21,9 @@ ID_CHARS = 24
 _log = logging.getLogger(__name__)
 
 
-def job_id(batch: BatchSpec) -> str:
-    """Return the job's id, a hash of the input, the output and the version."""
-    key = json.dumps([batch.input, batch.output, batch.digest])
+def job_id(batch: BatchSpec, *, owner: str | None) -> str:
+    """Return the job's id, a hash of the input, the output, the version and the owner."""
+    key = json.dumps([batch.input, batch.output, batch.digest, owner])
     return hashlib.sha256(key.encode()).hexdigest()[:ID_CHARS]
 
 
@@ -52,8 +52,8 @@ def update_running_job(task_uri: str, batch_id: str, **fields: object) -> BatchJ
     )
 
 
-def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion") -> BatchJob:
-    """Queue a job, or return the existing job if it is unfinished. A job that has ended is queued again.
+def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion", *, owner: str | None) -> BatchJob:
+    """Queue a job, or return the owner's existing job if it is unfinished. A job that has ended is queued again.
 
     Raises RequestError 409 if the existing job reads other columns.
     """
@@ -62,7 +62,8 @@ def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion") -> Batc
     created_at = now()
     job = BatchJob(
         **batch.model_dump(),
-        id=job_id(batch),
+        id=job_id(batch, owner=owner),
+        owner=owner,
         status="queued",
         model=version.name,
         version=version.version,
@@ -90,11 +91,27 @@ def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion") -> Batc
 
 
 def unfinished_jobs(task_uri: str) -> list[BatchJob]:
-    """Return the jobs that are queued or running, oldest first."""
+    """Return the jobs that are queued or running, in the order in which they should run; see `in_turn`."""
     jobs = []
     for uri in storage.list_files(TaskPaths(task_uri).batches, missing_ok=True):
         try:
             jobs.append(BatchJob.model_validate_json(storage.read_bytes(uri)))
         except ValidationError as error:  # a file of another format or code must not block the other jobs
             _log.error("batch job %s is skipped because its state is not valid: %s", uri, error)
-    return sorted((job for job in jobs if job.is_unfinished), key=lambda job: (job.created_at, job.id))
+    return in_turn(jobs)
+
+
+def in_turn(jobs: Sequence[BatchJob]) -> list[BatchJob]:
+    """Return the unfinished jobs: running ones, then those of the owner whose turn was longest ago, then the oldest.
+
+    So an owner with many jobs does not delay those of others by more than one job.
+    """
+    last_turns: dict[str | None, str] = {}
+    for job in jobs:
+        if job.updated_at > job.created_at:
+            last_turns[job.owner] = max(last_turns.get(job.owner, ""), job.updated_at)
+
+    def turn(job: BatchJob) -> tuple[bool, str, str, str]:
+        return job.status != "running", last_turns.get(job.owner, ""), job.created_at, job.id
+
+    return sorted((job for job in jobs if job.is_unfinished), key=turn)

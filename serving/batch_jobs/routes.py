@@ -11,7 +11,8 @@ from serving.batch_jobs.locations import location_error
 from serving.batch_jobs.runner import start_runner, wait_for_runner
 from serving.batch_jobs.schema import BatchError
 from serving.batch_jobs.scoring import check_batch, new_batch
-from serving.http.asgi import Route, path_id
+from serving.http.asgi import Route, caller, path_id
+from serving.http.authenticator import is_admin
 from serving.http.schemas import BatchJob, BatchRequest, RequestError, parse_body
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
@@ -44,9 +45,9 @@ class BatchRoutes:
     def routes(self) -> dict[str, Route]:
         """Return the routes by path."""
         return {
-            "/v1/batches": Route("POST", self._create),
-            "/v1/batches/{id}": Route("GET", self._get),
-            "/v1/batches/{id}/cancel": Route("POST", self._cancel),
+            "/v1/batches": Route("POST", self._create, scopes=("batch",)),
+            "/v1/batches/{id}": Route("GET", self._get, scopes=("batch", "admin")),
+            "/v1/batches/{id}/cancel": Route("POST", self._cancel, scopes=("batch", "admin")),
         }
 
     async def resume(self) -> None:
@@ -95,11 +96,15 @@ class BatchRoutes:
             await asyncio.sleep(RETRY_S)
 
     def _requested_job(self) -> BatchJob:
-        """Return the job with the id in the path. Existing jobs can be cancelled even if batches are disabled."""
+        """Return the job with the id in the path. Existing jobs can be cancelled even if batches are disabled.
+
+        A key sees only the jobs of its own name, unless it has the scope `admin`.
+        """
         batch_id = path_id.get()
         job = read_job(self._task_uri, batch_id) if re.fullmatch(rf"[0-9a-f]{{{ID_CHARS}}}", batch_id) else None
-        if job is None:
-            message = "no batch has this id; use the `id` in the response of POST /v1/batches"
+        sees_all = self._config.api_keys is None or is_admin()
+        if job is None or not (sees_all or job.owner == caller.get()):
+            message = "no batch of this key has this id; use the `id` in the response of POST /v1/batches"
             raise RequestError(404, "unknown_batch", message, param="id")
         return job
 
@@ -114,7 +119,7 @@ class BatchRoutes:
             check_batch(batch, version=version)
         except (BatchError, DataError, s3.StorageError) as error:
             raise RequestError(422, "invalid_request", _public_message(error, request)) from None
-        return submit_job(self._task_uri, batch, version)
+        return submit_job(self._task_uri, batch, version, owner=caller.get())
 
     def _require_allowed(self, uri: str, name: str) -> None:
         error = location_error(uri, task_uri=self._task_uri, config=self._config)

@@ -57,7 +57,7 @@ def resolve_version(task_uri: str, model: str) -> "ModelVersion":
     Raises RegistryError if it does not exist.
     """
     from tailorbird.registry.champion import champion_version, read_champion
-    from tailorbird.registry.versions import RegistryError, read_version
+    from tailorbird.registry.versions import RegistryError, read_pinned, read_version
 
     if model not in (CHAMPION, PRETRAINED):
         return read_version(model if "://" in model else TaskPaths(task_uri).version(model))
@@ -69,7 +69,7 @@ def resolve_version(task_uri: str, model: str) -> "ModelVersion":
         return champion_version(champion)
     if champion.pretrained is None:
         raise RegistryError(f"champion {champion.uri} has no pretrained model; name a version")
-    return read_version(champion.pretrained.uri)
+    return read_pinned(champion.pretrained)
 
 
 def new_batch(

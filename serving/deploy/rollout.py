@@ -19,6 +19,7 @@ from serving.deploy.application import (
     standalone_application,
     version_ref,
 )
+from serving.deploy.configuration_events import recorded_change
 from serving.deploy.serve_client import (
     PUT_ATTEMPTS,
     ChallengerError,
@@ -27,12 +28,14 @@ from serving.deploy.serve_client import (
     VersionRefusedError,
 )
 from serving.deploy.serve_schema import ServeApplication
+from serving.http.api_keys import KeysError, read_keys
 from serving.http.schemas import PRETRAINED, Readiness
 from serving.replica.config import config_id
 from serving.replica.experiment import CHALLENGER
 from tailorbird.config.serving import ServingConfig
+from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, versions_on_same_base, weights_digest
-from tailorbird.storage import read_bytes
+from tailorbird.storage import StorageError, read_bytes
 
 DEPLOY_TIMEOUT_S = 240
 READY_ATTEMPTS = 5
@@ -66,12 +69,29 @@ def deploy(
     instance = serve_client.serve_instance()
     if config.api_keys is None and not config.guarded:
         serve_client.require_private_or_keys(instance)
+    if config.api_keys is not None:
+        require_valid_keys(config.api_keys)
+    if additional.challenger is not None:
+        draw_secret(task_uri)  # the role of the replicas may have read access only
     application = application_of(config, task_uri=task_uri, version=version, additional=additional, verdict=verdict)
     application = application.model_copy(update={"route_prefix": route_prefix(name, instance.applications)})
     base_url = _apply(application, declared=serve_client.declared_in(instance.applications))
     if additional.challenger is not None:
         _require_challenger(additional.challenger, champion=version, base_url=base_url)
     return base_url
+
+
+def require_valid_keys(source: str) -> None:
+    """Raise DeployError if a line of the API keys cannot be read: replicas would start without it.
+
+    Does nothing if this process cannot read the keys, for example because they are in a variable of the nodes.
+    """
+    try:
+        file = read_keys(source)
+    except (KeysError, StorageError):
+        return
+    if file.errors:
+        raise DeployError(f"{file.errors[0]}; correct the line, and run the command again")
 
 
 def _require_challenger(challenger: ModelVersion, *, champion: ModelVersion, base_url: str) -> None:
@@ -169,14 +189,22 @@ def switch_version(
 def _apply(application: ServeApplication, *, declared: dict[str, ServeApplication]) -> str:
     """Replace the application of this name, wait until it serves the new configuration, and return its base URL.
 
+    The change is recorded in the security log of the registry.
+
     On failure, restore the former application and raise DeployError. Serve accepts only complete configurations and no
     preconditions, so a client that changes another application can overwrite this one with its former state. In that
     case the application is put again. If another client changed this application, leave that change and raise
     DeployError.
     """
-    name, former = application.name, declared.get(application.name)
+    former = declared.get(application.name)
     if former is None or former.runtime_env != application.runtime_env:
         require_unchanged(str(application.code))
+    with recorded_change(application, former=former):
+        return _put_until_served(application, former=former)
+
+
+def _put_until_served(application: ServeApplication, *, former: ServeApplication | None) -> str:
+    name = application.name
     for _ in range(PUT_ATTEMPTS):
         _put_application(application)
         try:
@@ -233,8 +261,9 @@ def undeploy(name: str) -> None:
     if name not in before:
         return
     others = serve_client.declared_in(before)
-    others.pop(name, None)
-    serve_client.put_applications(list(others.values()))
+    former = others.pop(name, None)
+    with recorded_change(None, former=former):
+        serve_client.put_applications(list(others.values()))
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     while name in serve_client.serve_applications():
         if time.monotonic() > deadline:

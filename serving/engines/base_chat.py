@@ -3,10 +3,11 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from serving.engines.fair_slots import FairSlots
 from tailorbird.data.rows import Conversation
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class ChatEngine(ABC):
         self.version = version
         self.prompting = prompting
         self.num_active = 0
+        self.slots: FairSlots | None = None
+        """Slots of answers that are generated at the same time; None for no limit."""
         self._unloaded = False
         self._ending: asyncio.Future[None] | None = None
 
@@ -108,6 +111,12 @@ class ChatEngine(ABC):
     @abstractmethod
     def end(self) -> None:
         """Release the engine's resources. This call blocks."""
+
+    def slot(self, request: GenerationRequest, *, client: str) -> AbstractAsyncContextManager[None]:
+        """Wait for the client's turn to generate an answer, and hold a slot during the block."""
+        if self.slots is None:
+            return nullcontext()
+        return self.slots.held(client, cost=len(request.prompt) + (request.max_new_tokens or 0))
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

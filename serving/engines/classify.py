@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from serving.engines.passes import cost_of, pass_costs
 from serving.http.schemas import ClassifyRequest
 from tailorbird.data.length_batches import length_batches
 from tailorbird.models.temperature import temperature_softmax
@@ -15,15 +16,7 @@ if TYPE_CHECKING:
     from tailorbird.models.shared_encoder import SharedEncoder
     from tailorbird.registry.versions import ModelVersion
 
-
-PASS_TOKENS = 50
-"""Fixed cost of a forward pass, in tokens. A six-layer encoder on one core takes about 5 ms per pass and 0.13 ms per
-token. Only the order of magnitude matters."""
-
-
-def pass_cost(num_rows: np.ndarray, longest: np.ndarray) -> np.ndarray:
-    """Return the cost of forward passes, in tokens; see `length_batches`."""
-    return np.asarray(PASS_TOKENS + num_rows * longest, dtype=np.float64)
+TokenLists = Sequence[Sequence[int]]  # token ids of texts
 
 
 class Prediction(NamedTuple):
@@ -39,18 +32,27 @@ class Prediction(NamedTuple):
 
 
 def predict_texts(
-    loaded: "LoadedClassifier[ModelVersion]", texts: Sequence[str], *, batch_size: int
+    loaded: "LoadedClassifier[ModelVersion]",
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+    tokens: TokenLists | None = None,
 ) -> list[Prediction]:
-    """Return the predictions of texts, in order, with the tokenization and the forward pass of the evaluation."""
+    """Return the predictions of texts, in order, with the tokenization and the forward pass of the evaluation.
+
+    `tokens` are the tokens of the texts, if they are known.
+    """
     logits = np.zeros((len(texts), len(loaded.classes)), dtype=np.float32)
     if loaded.model is not None and loaded.tokenizer is not None:
         from tailorbird.data.tokenize import encode_texts
         from tailorbird.models.classifier import logits_rows
 
         pad_id = int(loaded.tokenizer.pad_token_id)
-        token_lists = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-        for rows in length_batches([len(tokens) for tokens in token_lists], max_rows=batch_size, cost=pass_cost):
-            part = [token_lists[row] for row in rows]
+        if tokens is None:
+            tokens = encode_texts(texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        cost = cost_of(pass_costs(loaded.model.head.weight.device.type))
+        for rows in length_batches([len(row) for row in tokens], max_rows=batch_size, cost=cost):
+            part = [tokens[row] for row in rows]
             logits[rows] = logits_rows(loaded.model, part, pad_id=pad_id, batch_size=batch_size)
     if loaded.bag is not None:
         logits += loaded.bag.logits(texts)
@@ -58,33 +60,31 @@ def predict_texts(
 
 
 def predict_shared(
-    encoder: "SharedEncoder", rows: Sequence[tuple["LoadedClassifier[ModelVersion]", str]], *, batch_size: int
+    encoder: "SharedEncoder",
+    rows: Sequence[tuple["LoadedClassifier[ModelVersion]", str]],
+    *,
+    batch_size: int,
+    tokens: TokenLists,
 ) -> list[Prediction]:
     """Return the predictions of texts, in order, each by its version on the shared encoder.
 
-    A forward pass can contain texts for several versions. Up to rounding, the predictions equal those of
-    `predict_texts`.
+    `tokens` are the tokens of the texts. A forward pass can contain texts for several versions. Up to rounding, the
+    predictions equal those of `predict_texts`.
     """
     members = {loaded.version.digest: loaded for loaded, _ in rows}
     if len(members) == 1:
-        return predict_texts(rows[0][0], [text for _, text in rows], batch_size=batch_size)
+        return predict_texts(rows[0][0], [text for _, text in rows], batch_size=batch_size, tokens=tokens)
     import torch
 
-    from tailorbird.data.tokenize import collate, encode_texts
+    from tailorbird.data.tokenize import collate
     from tailorbird.models.shared_encoder import adapter_of
 
     digests = np.array([loaded.version.digest for loaded, _ in rows])
-    token_lists: list[Any] = [None] * len(rows)
     results: list[Any] = [None] * len(rows)
-    for digest, loaded in members.items():
-        positions = np.flatnonzero(digests == digest).tolist()
-        texts = [rows[row][1] for row in positions]
-        encoded = encode_texts(texts, tokenizer=encoder.tokenizer, max_length=loaded.max_length)
-        for row, tokens in zip(positions, encoded, strict=True):
-            token_lists[row] = tokens
+    cost = cost_of(pass_costs(torch.device(encoder.device).type))
     with torch.inference_mode():
-        for batch in length_batches([len(tokens) for tokens in token_lists], max_rows=batch_size, cost=pass_cost):
-            ids, mask = collate([token_lists[row] for row in batch], pad_id=int(encoder.tokenizer.pad_token_id))
+        for batch in length_batches([len(row) for row in tokens], max_rows=batch_size, cost=cost):
+            ids, mask = collate([tokens[row] for row in batch], pad_id=int(encoder.tokenizer.pad_token_id))
             adapters = [adapter_of(rows[row][0]) for row in batch]
             embedded = encoder.embed(ids.to(encoder.device), mask.to(encoder.device), adapters=adapters)
             for digest, loaded in members.items():

@@ -1,108 +1,196 @@
-"""Dynamic batching: when the model becomes idle, all waiting requests form the next batch."""
+"""Dynamic batching: when the model becomes idle, the next pass is formed from all waiting requests."""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
+
+from serving.engines.fair_queue import Entry, FairQueue
 
 RowT = TypeVar("RowT")
 ResultT = TypeVar("ResultT")
 
 
-@dataclass
-class _Request(Generic[RowT, ResultT]):
-    """A request's rows and its results so far."""
+class PassResult(NamedTuple, Generic[ResultT]):
+    """The result of a pass over some of the rows that were offered."""
 
-    rows: Sequence[RowT]
+    results: Mapping[int, ResultT]
+    """Results by the position of the row. The first row is always among them; the others stay in the queue."""
+    costs: Sequence[float]
+    """Cost of each row that was offered, in tokens."""
+
+
+class Window(NamedTuple):
+    """The rows that are offered to a call. Costs are in tokens."""
+
+    rows: int
+    """Maximum number of rows."""
+    cost: int
+    """Maximum cost of all rows."""
+    pass_cost: int
+    """Maximum cost of the rows that a call runs."""
+    client_cost: int
+    """Maximum cost of the rows of one client while several clients share the model."""
+
+
+@dataclass(eq=False)
+class _Request(Generic[ResultT]):
+    """A request's future and its results so far."""
+
     done: asyncio.Future[list[ResultT]]
-    num_taken: int = 0
-    results: list[ResultT] = field(default_factory=list)
+    results: list[ResultT | None]
+    num_missing: int
 
 
-Shares = list[tuple[_Request[RowT, ResultT], int]]  # the requests of a batch and their numbers of rows, in order
+class _Row(NamedTuple, Generic[RowT, ResultT]):
+    """One row of a request, and its position."""
+
+    value: RowT
+    request: _Request[ResultT]
+    position: int
 
 
 class DynamicBatcher(Generic[RowT, ResultT]):
-    """A batcher that calls `run(rows) -> results` on `executor`, one call at a time, with rows in order of arrival.
+    """A batcher that calls `run(rows, max_cost) -> PassResult` on `executor`, one call at a time.
 
-    If the model is idle, a request starts immediately. Requests that arrive during a call form the next batch. Clients
+    The rows that a call is offered are the next ones of a `FairQueue`: those of the client that has been served least
+    come first. A call answers the first row and those that it chooses to run with it, in one pass of at most
+    `max_cost`, so that a request that arrives waits for one pass and not for all requests of another client. While
+    several clients share the model, the part of each in a pass is limited.
+
+    If the model is idle, a request starts immediately. Requests that arrive during a call share the next one. Clients
     that send one request after another would then form two groups, each with half of the requests, and the calls would
     alternate between them. To prevent this, a call waits up to `linger_s` for the next requests of the clients that the
-    previous call answered. A request with more than `max_rows` rows is split over several calls. Use the batcher in one
-    event loop.
+    previous call answered. Use the batcher in one event loop.
 
     Ray's `serve.batch` is not used: it collects its next batch before the model is idle, rejects items that are larger
-    than a batch, and moves items that do not fit to the end of the queue.
+    than a batch, and serves its queue in order of arrival.
     """
 
     def __init__(
-        self, run: Callable[[list[RowT]], Sequence[ResultT]], *, executor: Executor, max_rows: int, linger_s: float
+        self,
+        run: Callable[[list[RowT], int], PassResult[ResultT]],
+        *,
+        executor: Executor,
+        window: Window,
+        full_rows: int,
+        linger_s: float,
     ) -> None:
+        """Create a batcher that does not linger if `full_rows` are waiting."""
         self._run = run
         self._executor = executor
-        self._max_rows = max_rows
+        self._window = window
+        self._full_rows = full_rows
         self._linger_s = linger_s
-        self._waiting: deque[_Request[RowT, ResultT]] = deque()
+        self._queue: FairQueue[_Row[RowT, ResultT]] = FairQueue()
+        self._requests: set[_Request[ResultT]] = set()
+        self._suspects: set[_Request[ResultT]] = set()
         self._task: asyncio.Task[None] | None = None
         self._gathered = asyncio.Event()
         self._num_expected = 0
         self._ended_at = float("-inf")
 
-    async def submit(self, rows: Sequence[RowT]) -> list[ResultT]:
-        """Return the results of the rows, in order. Errors of `run` are raised. A cancelled call leaves the queue."""
-        request = _Request[RowT, ResultT](rows, asyncio.get_running_loop().create_future())
-        self._waiting.append(request)
+    async def submit(self, rows: Sequence[tuple[RowT, float]], *, client: str) -> list[ResultT]:
+        """Return the results of the rows, given with their estimated costs, in order.
+
+        Errors of `run` are raised. The rows of a cancelled call leave the queue.
+        """
+        if not rows:
+            return []
+        request = _Request[ResultT](asyncio.get_running_loop().create_future(), [None] * len(rows), len(rows))
+        entries = self._queue.add(
+            client, [(_Row(value, request, position), cost) for position, (value, cost) in enumerate(rows)]
+        )
+        self._requests.add(request)
         if self._is_gathered():
             self._gathered.set()
         if self._task is None:
             self._task = asyncio.create_task(self._drain())
-        return await request.done
+        try:
+            return await request.done
+        finally:
+            self._requests.discard(request)
+            self._suspects.discard(request)
+            if request.num_missing:  # cancelled or failed
+                self._queue.discard(entries)
 
     def idle_s(self) -> float:
         """Return the number of seconds since the last call ended, or 0 during a call."""
         return 0.0 if self._task is not None else asyncio.get_running_loop().time() - self._ended_at
 
-    def _take(self) -> tuple[list[RowT], Shares[RowT, ResultT]]:
-        """Return the next batch."""
-        rows: list[RowT] = []
-        shares: Shares[RowT, ResultT] = []
-        while self._waiting and len(rows) < self._max_rows:
-            request = self._waiting[0]
-            if request.done.done():
-                self._waiting.popleft()
-                continue
-            part = request.rows[request.num_taken : request.num_taken + self._max_rows - len(rows)]
-            rows.extend(part)
-            shares.append((request, len(part)))
-            request.num_taken += len(part)
-            if request.num_taken == len(request.rows):
-                self._waiting.popleft()
-        return rows, shares
+    def _offered(self) -> list[Entry[_Row[RowT, ResultT]]]:
+        """Return the rows for the next call. A request that may have failed an earlier call is offered alone."""
+        rows, cost, _, client_cost = self._window
+        share = client_cost if self._queue.is_shared else float("inf")
+        entries = self._queue.upcoming(max_items=rows, max_cost=cost, max_client_cost=share)
+        if entries and entries[0].item.request in self._suspects:
+            return [entry for entry in entries if entry.item.request is entries[0].item.request]
+        return [entry for entry in entries if entry.item.request not in self._suspects]
+
+    def _max_cost(self, entries: Sequence[Entry[_Row[RowT, ResultT]]]) -> int:
+        """Return the maximum cost of the call: the shares of its clients, because estimates of costs may be too low."""
+        _, _, pass_cost, client_cost = self._window
+        if not self._queue.is_shared:
+            return pass_cost
+        return min(pass_cost, client_cost * len({entry.client for entry in entries}))
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         try:
             while True:
                 await self._linger()
-                rows, shares = self._take()
-                if not shares:
+                entries = self._offered()
+                if not entries:
                     return
+                call = partial(self._run, [entry.item.value for entry in entries], self._max_cost(entries))
+                num_answered = 0
                 try:
-                    results = await loop.run_in_executor(self._executor, self._run, rows)
-                    assert len(results) == len(rows), f"{len(rows)} rows gave {len(results)} results"
+                    done = await loop.run_in_executor(self._executor, call)
+                    assert 0 in done.results, "the first row has no result"
                 except Exception as error:
-                    for request, _ in shares:
-                        if not request.done.done():
-                            request.done.set_exception(error)
+                    self._fail(entries, error)
                 else:
-                    _distribute(results, shares)
-                self._num_expected = len(self._waiting) + sum(request.done.done() for request, _ in shares)
+                    num_answered = self._distribute(entries, done)
+                self._num_expected = len(self._requests) + num_answered
                 self._ended_at = loop.time()
         finally:
             self._task = None
+
+    def _fail(self, entries: Sequence[Entry[_Row[RowT, ResultT]]], error: Exception) -> None:
+        """Fail the request of the entries. If there are several, try each alone: only one of them may be at fault."""
+        requests = {entry.item.request for entry in entries}
+        if len(requests) > 1:
+            self._suspects |= requests & self._requests
+            return
+        (request,) = requests
+        self._queue.serve(entries)  # at their estimated costs: the call took time, although it failed
+        self._finish(request)
+        if not request.done.done():
+            request.done.set_exception(error)
+
+    def _distribute(self, entries: Sequence[Entry[_Row[RowT, ResultT]]], done: PassResult[ResultT]) -> int:
+        """Store the results and charge their costs to the clients. Return the number of requests that are complete."""
+        for entry, cost in zip(entries, done.costs, strict=True):
+            self._queue.recost(entry, cost)
+        self._queue.serve([entries[position] for position in sorted(done.results)])
+        num_complete = 0
+        for position, result in done.results.items():
+            _, request, index = entries[position].item
+            request.results[index] = result
+            request.num_missing -= 1
+            if request.num_missing == 0:
+                self._finish(request)
+                num_complete += 1
+                if not request.done.done():
+                    request.done.set_result(request.results)  # type: ignore[arg-type]  # none is missing
+        return num_complete
+
+    def _finish(self, request: _Request[ResultT]) -> None:
+        self._requests.discard(request)
+        self._suspects.discard(request)
 
     async def _linger(self) -> None:
         loop = asyncio.get_running_loop()
@@ -114,14 +202,4 @@ class DynamicBatcher(Generic[RowT, ResultT]):
                 await self._gathered.wait()
 
     def _is_gathered(self) -> bool:
-        num_rows = sum(len(request.rows) for request in self._waiting)
-        return len(self._waiting) >= self._num_expected or num_rows >= self._max_rows
-
-
-def _distribute(results: Sequence[ResultT], shares: Shares[RowT, ResultT]) -> None:
-    start = 0
-    for request, count in shares:
-        request.results.extend(results[start : start + count])
-        start += count
-        if len(request.results) == len(request.rows) and not request.done.done():
-            request.done.set_result(request.results)
+        return len(self._requests) >= self._num_expected or self._queue.num_waiting >= self._full_rows

@@ -1,15 +1,16 @@
 """The versions in the memory of a classification replica: one engine per version, one copy of shared weights."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from serving.engines.classify import Prediction, predict_hybrid, predict_shared, predict_texts
-from serving.engines.dynamic_batcher import DynamicBatcher
+from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
+from serving.engines.passes import pass_costs
+from serving.engines.text_rows import PASSES, TextRow, cost_of_row, run_pass
 from serving.http.metrics import BATCH_TEXTS, Meter
 from serving.version_checks import require_digest
 
@@ -22,9 +23,17 @@ if TYPE_CHECKING:
 
 LINGER_S = 0.003
 """Maximum time that the next pass waits for new requests of clients that have just received a response."""
-PASSES = 4  # forward passes per call; sorting more texts by length reduces padding
 WARM_UP = "the first pass prepares kernels"
 SHARED = "shared"  # version label in metrics of passes over several versions
+
+Predict = Callable[[list[TextRow]], list[Prediction]]
+Batcher = DynamicBatcher[TextRow, Prediction]
+
+
+class Submit(Protocol):
+    """A queue of texts. Returns their predictions, in order; `client` is the name by which the queue is fair."""
+
+    def __call__(self, rows: Sequence[Any], *, client: str) -> Awaitable[list[Prediction]]: ...
 
 
 @dataclass(frozen=True)
@@ -32,21 +41,16 @@ class ClassifierEngine:
     """A loaded version and its queue. One version answers a request completely, even if versions are swapped."""
 
     loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid"
-    submit: Callable[[Sequence[Any]], Awaitable[list[Prediction]]]
-    """Returns the predictions of texts (for a hybrid, of `hybrid_rows`), in order."""
+    submit: Submit
+    """Takes texts or, for a hybrid, the rows of `hybrid_rows`."""
     idle_s: Callable[[], float]  # returns the seconds since the last call, or 0 during a call
+    max_length: int  # maximum number of tokens of a text
     routing: "Routing | None" = None  # routing of a hybrid; None for other versions
+    unload: Callable[[], None] = lambda: None
 
     @property
     def version(self) -> "ModelVersion":
         return self.loaded.version
-
-
-class _SharedRow(NamedTuple):
-    """A text for a version on a shared encoder. A row without a text is a request to unload the version."""
-
-    loaded: "LoadedClassifier[ModelVersion]"
-    text: str | None
 
 
 @dataclass
@@ -54,8 +58,36 @@ class _SharedBase:
     """A shared base model, its queue, and the number of versions that use it."""
 
     encoder: "SharedEncoder"
-    batcher: "DynamicBatcher[_SharedRow, Prediction | None]"
+    batcher: Batcher
     num_versions: int = 0
+
+
+class _SharedVersion:
+    """A version on a shared base model. It stays loaded until its last request is complete."""
+
+    def __init__(self, loaded: "LoadedClassifier[ModelVersion]", *, base: _SharedBase, worker: Executor) -> None:
+        self._loaded = loaded
+        self._base = base
+        self._worker = worker
+        self._num_active = 0
+        self._unloaded = False
+
+    async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
+        self._num_active += 1
+        try:
+            return await _submit(self._base.batcher, [TextRow(self._loaded, text) for text in rows], client=client)
+        finally:
+            self._num_active -= 1
+            self._remove_if_unused()
+
+    def unload(self) -> None:
+        self._unloaded = True
+        self._remove_if_unused()
+
+    def _remove_if_unused(self) -> None:
+        if self._unloaded and self._num_active == 0:
+            # The models' thread runs this after a pass that may still contain texts of a cancelled request.
+            self._worker.submit(self._base.encoder.remove, self._loaded)
 
 
 class ModelPool:
@@ -66,7 +98,6 @@ class ModelPool:
         self._batch_size = batch_size
         self._meter = meter
         self._shared: dict[tuple[str, str], _SharedBase] = {}
-        self._unloading: set[asyncio.Future[list[Prediction | None]]] = set()
 
     def load(self, uri: str, digest: str) -> ClassifierEngine:
         """Load a version, run a warm-up pass, and return its engine.
@@ -86,18 +117,42 @@ class ModelPool:
         version = read_version(uri)
         require_digest(version, digest=digest)
         if shares_base(version):
-            folder = checked_copy(uri)
+            folder = checked_copy(version.pinned)
             return self._load_shared(version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind))
         loaded = load_model(uri)
+        require_digest(loaded.version, digest=digest)
         if isinstance(loaded, LoadedHybrid):
-            for part in (loaded.incumbent, loaded.candidate):
-                predict_texts(part, [WARM_UP], batch_size=self._batch_size)
-            hybrid = self._batcher(partial(predict_hybrid, loaded), version.name, version.version)
-            return ClassifierEngine(loaded, hybrid.submit, hybrid.idle_s, loaded.routing)
+            return self._hybrid_engine(loaded)
         assert isinstance(loaded, LoadedClassifier)
         predict_texts(loaded, [WARM_UP], batch_size=self._batch_size)
-        batcher = self._batcher(partial(predict_texts, loaded), version.name, version.version)
-        return ClassifierEngine(loaded, batcher.submit, batcher.idle_s)
+
+        def predict(rows: list[TextRow]) -> list[Prediction]:
+            texts = [row.text for row in rows]
+            return predict_texts(loaded, texts, batch_size=self._batch_size, tokens=_tokens(rows))
+
+        batcher = self._batcher(predict, version.name, version.version, device=_device(loaded))
+
+        def submit(rows: Sequence[str], *, client: str) -> Awaitable[list[Prediction]]:
+            return _submit(batcher, [TextRow(loaded, text) for text in rows], client=client)
+
+        return ClassifierEngine(loaded, submit, batcher.idle_s, loaded.max_length)
+
+    def _hybrid_engine(self, loaded: "LoadedHybrid") -> ClassifierEngine:
+        parts = (loaded.candidate, loaded.incumbent)
+        for part in parts:
+            predict_texts(part, [WARM_UP], batch_size=self._batch_size)
+        sized = max(parts, key=lambda part: part.model is not None)  # the candidate, unless only the other is a network
+
+        def predict(rows: list[TextRow]) -> list[Prediction]:
+            return predict_hybrid(loaded, [(row.text, row.attribute) for row in rows], batch_size=self._batch_size)
+
+        batcher = self._batcher(predict, loaded.version.name, loaded.version.version, device=_device(sized))
+
+        def submit(rows: Sequence[tuple[str, str | None]], *, client: str) -> Awaitable[list[Prediction]]:
+            return _submit(batcher, [TextRow(sized, text, attribute) for text, attribute in rows], client=client)
+
+        max_length = max(part.max_length for part in parts)
+        return ClassifierEngine(loaded, submit, batcher.idle_s, max_length, loaded.routing)
 
     def _load_shared(self, version: "ModelVersion", *, folder: Path, bag: "BagOfWords | None") -> ClassifierEngine:
         """Add a head or an adapter to the shared encoder, between two passes of the served versions."""
@@ -107,7 +162,9 @@ class ModelPool:
         shared = self._shared.get(key)
         if shared is None:
             encoder = SharedEncoder(version.base_model, dtype=version.dtype)
-            shared = _SharedBase(encoder, self._batcher(partial(_predict_or_unload, encoder), version.name, SHARED))
+            predict = partial(_predict_on, encoder, batch_size=self._batch_size)
+            device = encoder.device.partition(":")[0]
+            shared = _SharedBase(encoder, self._batcher(predict, version.name, SHARED, device=device))
         loaded = self._worker.submit(shared.encoder.add, version, folder=folder, bag=bag).result()
         try:
             self._worker.submit(predict_texts, loaded, [WARM_UP], batch_size=self._batch_size).result()
@@ -116,43 +173,48 @@ class ModelPool:
             raise
         self._shared[key] = shared
         shared.num_versions += 1
+        member = _SharedVersion(loaded, base=shared, worker=self._worker)
 
-        async def submit(texts: Sequence[str]) -> list[Prediction]:
-            predictions = await shared.batcher.submit([_SharedRow(loaded, text) for text in texts])
-            return [prediction for prediction in predictions if prediction is not None]
+        def unload() -> None:
+            member.unload()
+            shared.num_versions -= 1
+            if shared.num_versions == 0 and self._shared.get(key) is shared:
+                del self._shared[key]
 
-        return ClassifierEngine(loaded, submit, shared.batcher.idle_s)
+        idle_s = shared.batcher.idle_s
+        return ClassifierEngine(loaded, member.submit, idle_s, loaded.max_length, unload=unload)
 
-    def _batcher(self, predict: Callable[..., list[Any]], *labels: str) -> "DynamicBatcher[Any, Any]":
-        def run(rows: list[Any]) -> list[Any]:
-            self._meter.observe(BATCH_TEXTS, *labels, value=len(rows))
-            return predict(rows, batch_size=self._batch_size)
+    def _batcher(self, predict: Predict, *labels: str, device: str) -> Batcher:
+        costs = pass_costs(device)
 
-        return DynamicBatcher(run, executor=self._worker, max_rows=PASSES * self._batch_size, linger_s=LINGER_S)
+        def run(rows: list[TextRow], max_tokens: int) -> PassResult[Prediction]:
+            done = run_pass(rows, predict=predict, batch_size=self._batch_size, costs=costs, max_tokens=max_tokens)
+            self._meter.observe(BATCH_TEXTS, *labels, value=len(done.results))
+            return done
+
+        window = Window(PASSES * self._batch_size, PASSES * costs.alone, costs.alone, costs.share)
+        return DynamicBatcher(run, executor=self._worker, window=window, full_rows=self._batch_size, linger_s=LINGER_S)
 
     def unload(self, engine: ClassifierEngine) -> None:
-        """Release a version that no longer serves, after the requests in its queue."""
-        from tailorbird.registry.versions import shares_base
-
-        version = engine.version
-        shared = self._shared.get((version.base_model, version.dtype))
-        if shared is None or not shares_base(version):
-            return
-        last = _SharedRow(cast("LoadedClassifier[ModelVersion]", engine.loaded), None)
-        unloading = asyncio.ensure_future(shared.batcher.submit([last]))  # after the version's rows in the queue
-        self._unloading.add(unloading)
-        unloading.add_done_callback(self._unloading.discard)
-        shared.num_versions -= 1
-        if shared.num_versions == 0:
-            del self._shared[version.base_model, version.dtype]
+        """Release a version that no longer serves, after its last request."""
+        engine.unload()
 
 
-def _predict_or_unload(encoder: "SharedEncoder", rows: list[_SharedRow], *, batch_size: int) -> list[Prediction | None]:
-    texts = [(row.loaded, row.text) for row in rows if row.text is not None]
-    try:
-        predictions = iter(predict_shared(encoder, texts, batch_size=batch_size) if texts else [])
-    finally:
-        for row in rows:
-            if row.text is None:
-                encoder.remove(row.loaded)
-    return [None if row.text is None else next(predictions) for row in rows]
+def _submit(batcher: Batcher, rows: list[TextRow], *, client: str) -> Awaitable[list[Prediction]]:
+    return batcher.submit([(row, cost_of_row(row)) for row in rows], client=client)
+
+
+def _predict_on(encoder: "SharedEncoder", rows: list[TextRow], *, batch_size: int) -> list[Prediction]:
+    tokens = _tokens(rows)
+    assert tokens is not None  # a version on a shared encoder has a tokenizer
+    return predict_shared(encoder, [(row.loaded, row.text) for row in rows], batch_size=batch_size, tokens=tokens)
+
+
+def _tokens(rows: Sequence[TextRow]) -> list[list[int]] | None:
+    """Return the tokens of the rows, which a pass has stored, or None if the model has no tokenizer."""
+    tokens = [row.tokens for row in rows if row.tokens is not None]
+    return tokens if len(tokens) == len(rows) else None
+
+
+def _device(loaded: "LoadedClassifier[ModelVersion]") -> str:
+    return "cpu" if loaded.model is None else loaded.model.head.weight.device.type

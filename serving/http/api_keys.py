@@ -1,92 +1,186 @@
-"""API keys: authentication against stored hashes, and rate limits."""
+"""API keys: the lines of the key file, with scopes, expiry and limits. Only hashes of keys are stored."""
 
-import asyncio
 import hashlib
-import hmac
-import logging
 import os
 import re
 import secrets
-import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import date
+from typing import Literal, NamedTuple, get_args
 
 from serving.http.schemas import LOCAL, RequestError
-from tailorbird.storage import exists, read_bytes
+from tailorbird.storage import read_bytes
 
 ENVIRONMENT = "env://"
 PREFIX = "tb-"
-RELOAD_S = 5.0
 KEY_BYTES = 32
-_LINE = re.compile(r"(?P<name>[\w.@-]{1,64})\s+(?P<sha256>[0-9a-f]{64})(?:\s+(?P<per_minute>[1-9]\d{0,8}))?")
+_LOCAL_HOST = re.compile(
+    rf"({'|'.join(re.escape(f'[{name}]' if ':' in name else name) for name in LOCAL)})(:\d{{1,5}})?"
+)
 
-_log = logging.getLogger("ray.serve")
+KeyScope = Literal["answer", "batch", "feedback", "admin"]
+SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
+DEFAULT_SCOPES: tuple[KeyScope, ...] = ("answer", "feedback")
+OPTIONS = f"scopes={','.join(SCOPES)} (one or more), expires=YYYY-MM-DD, requests=N, texts=N, tokens=N"
+_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_LIMIT = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 
 
 class KeysError(ValueError):
     """API keys that cannot be read. The message gives the line number and never the content of the line."""
 
 
-class ApiKey(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class KeyOptions:
+    """What a key may do, until when, and how much. A limit is per minute and replica; None for no limit."""
+
+    scopes: tuple[KeyScope, ...] = DEFAULT_SCOPES
+    expires: date | None = None
+    """The last day on which the key is valid, in UTC."""
+    requests: int | None = None
+    texts: int | None = None
+    tokens: int | None = None
+
+    def __str__(self) -> str:
+        """Return the options as in the key file. Scopes are always given, because the default may change."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | {"scopes": ",".join(self.scopes)}
+        return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
     """A stored API key."""
 
     name: str
     sha256: str
     """SHA-256 of the key. A key has 256 random bits, so it needs no salt and no slow hash."""
-    per_minute: int | None
-    """Maximum number of requests per minute and replica; None for no limit."""
+    options: KeyOptions = KeyOptions()
 
     def to_line(self) -> str:
         """Return the key's line in the key file."""
-        return " ".join(str(part) for part in self if part is not None)
+        return f"{self.name} {self.sha256} {self.options}"
 
 
-def new_key(name: str, *, per_minute: int | None = None) -> tuple[str, ApiKey]:
-    """Return a new random key for the client, and the `ApiKey` to store."""
-    key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
-    stored = ApiKey(name, _sha256(key), per_minute)
-    if not _LINE.fullmatch(stored.to_line()):
+class KeyFile(NamedTuple):
+    """The content of a key file."""
+
+    keys: tuple[ApiKey, ...]
+    errors: tuple[str, ...] = ()
+    """An error for each line that cannot be read, without the content of the line."""
+    unreadable: frozenset[str] = frozenset()
+    """The first words of these lines, which are names of keys unless the line has no name."""
+
+
+def new_key(name: str, *, options: Sequence[str] = ()) -> tuple[str, ApiKey]:
+    """Return a new random key for the client, and the `ApiKey` to store; `options` are as in the key file.
+
+    Raises KeysError for a name or an option that is not valid.
+    """
+    if not _NAME.fullmatch(name):
         raise KeysError(
-            f"name {name!r} with limit {per_minute} is not valid: a name has 1 to 64 letters, digits, dots, dashes, "
-            "underscores or @, and a limit is 1 request a minute or more"
+            f"name {name!r} is not valid: a name has 1 to 64 letters, digits, dots, dashes, underscores or @"
         )
-    return key, stored
+    key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
+    return key, ApiKey(name, sha256_of(key), parse_options(options))
 
 
-def read_keys(source: str) -> tuple[ApiKey, ...]:
+def sha256_of(key: str) -> str:
+    """Return the hash under which a key is stored."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def read_keys(source: str) -> KeyFile:
     """Return the keys in a file, or in an environment variable (`env://NAME`).
 
-    Each line holds one key; `#` starts a comment. Raises KeysError for an invalid line, a duplicate key, or no key.
+    Each line holds one key; `#` starts a comment.
     """
-    keys, errors = _parsed(read_secret(source), source=source)
-    if errors:
-        raise KeysError(errors[0])
-    return keys
+    return parse_keys(read_secret(source), source=source)
 
 
-def _parsed(content: bytes, *, source: str) -> tuple[tuple[ApiKey, ...], list[str]]:
-    """Return the keys of the valid lines, and an error for each invalid line."""
+def parse_keys(content: bytes, *, source: str) -> KeyFile:
+    """Return the keys of the valid lines, and an error for each other line; `source` is named in the errors."""
     keys: dict[str, ApiKey] = {}
-    errors = []
+    errors, unreadable = list[str](), set[str]()
     for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
         text = line.split("#", 1)[0].strip()
         if not text:
             continue
-        match = _LINE.fullmatch(text)
-        if match is None:
-            errors.append(
-                f"{source}, line {number}: must be `name sha256 [requests a minute]`; "
-                "run `tailorbird key NAME` to make a key"
-            )
-        elif match["sha256"] in keys:
-            errors.append(f"{source}, line {number}: duplicate key")
+        try:
+            key = _parse_line(text)
+            if key.sha256 in keys:
+                raise KeysError("duplicate key")
+        except KeysError as error:
+            errors.append(f"{source}, line {number}: {error}")
+            unreadable.add(text.split()[0])
         else:
-            limit = match["per_minute"]
-            keys[match["sha256"]] = ApiKey(match["name"], match["sha256"], int(limit) if limit else None)
-    if not keys and not errors:
-        errors.append(f"{source} contains no key; run `tailorbird key NAME` to make a key")
-    return tuple(keys.values()), errors
+            keys[key.sha256] = key
+    return KeyFile(tuple(keys.values()), tuple(errors), frozenset(unreadable))
+
+
+def keys_in_force(file: KeyFile, *, former: Sequence[ApiKey]) -> tuple[ApiKey, ...]:
+    """Return the keys in force after a change of the file. A mistake in a line neither adds nor removes a key.
+
+    A line that cannot be read leaves the former keys of its name unchanged. If no line can be read, for example because
+    of the file's encoding, all former keys stay. An empty file removes all keys.
+    """
+    if file.errors and not file.keys:
+        return tuple(former)
+    hashes = {key.sha256 for key in file.keys}
+    return file.keys + tuple(key for key in former if key.name in file.unreadable and key.sha256 not in hashes)
+
+
+def _parse_line(text: str) -> ApiKey:
+    words = text.split()
+    if len(words) < 2 or not _NAME.fullmatch(words[0]) or not _SHA256.fullmatch(words[1]):
+        raise KeysError("must be `name sha256 [options]`; run `tailorbird key NAME` to make a key")
+    return ApiKey(words[0], words[1], parse_options(words[2:]))
+
+
+def parse_options(words: Sequence[str]) -> KeyOptions:
+    """Return the options of a key; raise KeysError, without their values, if one is not valid."""
+    options: dict[str, object] = {}
+    for number, word in enumerate(words, 1):
+        name, _, value = word.partition("=")
+        if name not in _PARSERS:
+            raise KeysError(f"option {number} is unknown; the options are {OPTIONS}")
+        if name in options:
+            raise KeysError(f"`{name}` is given twice; give it once")
+        try:
+            options[name] = _PARSERS[name](value)
+        except ValueError:
+            raise KeysError(f"`{name}` is not valid; the options are {OPTIONS}") from None
+    return KeyOptions(**options)  # type: ignore[arg-type]
+
+
+def _scopes(value: str) -> tuple[KeyScope, ...]:
+    given = value.split(",")
+    if not set(given) <= set(SCOPES):
+        raise ValueError
+    return tuple(scope for scope in SCOPES if scope in given)
+
+
+def _date(value: str) -> date:
+    if not _DATE.fullmatch(value):  # `fromisoformat` also accepts other formats
+        raise ValueError
+    return date.fromisoformat(value)
+
+
+def _limit(value: str) -> int:
+    if not _LIMIT.fullmatch(value):
+        raise ValueError
+    return int(value)
+
+
+_PARSERS: Mapping[str, Callable[[str], object]] = {
+    "scopes": _scopes,
+    "expires": _date,
+    "requests": _limit,
+    "texts": _limit,
+    "tokens": _limit,
+}
 
 
 def read_secret(source: str) -> bytes:
@@ -114,88 +208,12 @@ def read_subject_key(source: str) -> bytes:
     return key
 
 
-class ApiKeyAuthenticator:
-    """Authenticator of requests by the keys in `source`.
-
-    The keys are reloaded every few seconds, which revokes removed keys. A name may have several keys, which allows
-    rotation. Each replica limits the rate per key with a token bucket that holds one minute's requests.
-    """
-
-    def __init__(self, source: str, *, now: Callable[[], float] = time.monotonic) -> None:
-        self._source = source
-        self._now = now
-        self._keys = read_keys(source)
-        self._buckets: dict[str, tuple[float, float]] = {}
-        self._last_error = ""
-
-    def authenticate(self, headers: Mapping[str, str]) -> str:
-        """Return the name of the key in the Authorization header.
-
-        Raises RequestError 401 for a missing or invalid key, and 429 if the key is over its limit.
-        """
-        authorization = headers.get("authorization", "")
-        scheme, _, key = authorization.partition(" ")
-        sha256 = _sha256(key.strip())
-        # Compare all keys in constant time: the response time must not reveal anything about the stored keys.
-        matches = [stored for stored in self._keys if hmac.compare_digest(stored.sha256, sha256)]
-        if scheme.lower() != "bearer" or not matches:
-            type = "invalid_api_key" if authorization else "missing_api_key"
-            message = "give a valid API key in the header `Authorization: Bearer KEY`"
-            headers = {"www-authenticate": "Bearer"}
-            raise RequestError(401, type, message, code="invalid_api_key", headers=headers)
-        self._require_within_limit(matches[0])
-        return matches[0].name
-
-    def reload(self) -> None:
-        """Reload the keys. A removed key is no longer valid; a deleted file removes all keys.
-
-        While storage is unavailable, the last keys stay valid. An error is logged once.
-        """
-        try:
-            deleted = not self._source.startswith(ENVIRONMENT) and not exists(self._source)
-            keys, errors = _parsed(b"" if deleted else read_secret(self._source), source=self._source)
-        except Exception as error:  # unavailable storage must not lock clients out
-            self._report(f"the last keys stay valid: {error}")
-            return
-        self._keys = keys
-        self._report("; ".join(errors))
-
-    def _report(self, error: str) -> None:
-        if error and error != self._last_error:
-            _log.error("the API keys could not be reloaded: %s", error)
-        self._last_error = error
-
-    async def keep_current(self) -> None:
-        """Reload the keys every few seconds, in a thread, until cancelled."""
-        while True:
-            await asyncio.sleep(RELOAD_S)
-            await asyncio.to_thread(self.reload)
-
-    def _require_within_limit(self, key: ApiKey) -> None:
-        if key.per_minute is None:
-            return
-        now, rate = self._now(), key.per_minute / 60
-        tokens, updated_at = self._buckets.get(key.sha256, (float(key.per_minute), now))
-        tokens = min(float(key.per_minute), tokens + (now - updated_at) * rate)
-        if tokens < 1:
-            wait_s = max(1, round((1 - tokens) / rate + 0.5))
-            message = f"{key.name} is limited to {key.per_minute} requests a minute; retry in {wait_s} s"
-            headers = {"retry-after": str(wait_s)}
-            raise RequestError(429, "rate_limited", message, code="rate_limit_exceeded", headers=headers)
-        self._buckets[key.sha256] = (tokens - 1, now)
-
-
 def require_local_caller(headers: Mapping[str, str]) -> None:
     """Raise RequestError 403 unless the request is local and same-origin; for services without API keys."""
-    host, origin = headers.get("host", ""), headers.get("origin", "")
-    name = urlsplit(f"//{host}").hostname
-    if name not in LOCAL or (origin and urlsplit(origin).netloc != host):
+    host, origin = headers.get("host", "").lower(), headers.get("origin", "").lower()
+    if not _LOCAL_HOST.fullmatch(host) or origin not in ("", f"http://{host}", f"https://{host}"):
         message = (
             "without API keys, only requests to 127.0.0.1 or localhost from this machine are accepted, and none from "
             "pages of other sites; set serving.api_keys in the recipe to accept others"
         )
         raise RequestError(403, "foreign_page", message)
-
-
-def _sha256(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()

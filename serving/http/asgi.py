@@ -6,19 +6,24 @@ the median throughput is 1.07 times that of bare ASGI with one text per request,
 
 import asyncio
 import logging
+import re
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette import routing
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from serving.http.api_keys import KeyScope
 from serving.http.schemas import RequestError
+from serving.http.security_headers import DATA_POLICY, security_headers
 
 ASGIApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 Events = AsyncGenerator[bytes, None]  # server-sent events, one per item; the generator is always closed
@@ -28,14 +33,24 @@ DISCARD_BYTES = 64 << 20
 BODY_S = 20.0  # timeout for a body to arrive, equal to HAProxy's for bodies that it buffers (up to 16 KiB)
 
 JSON, HTML = "application/json", "text/html; charset=utf-8"
-# A page in another site's frame would send requests with our origin. A <meta> policy cannot forbid framing.
-UNFRAMED = {"content-security-policy": "frame-ancestors 'none'; base-uri 'none'"}
 
 _log = logging.getLogger("ray.serve")
 
+X_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")  # valid ids of clients; others are replaced
+ID_BYTES = 16
+
 caller: ContextVar[str | None] = ContextVar("caller", default=None)  # name of the API key of the current request
+x_request_id: ContextVar[str | None] = ContextVar("x_request_id", default=None)
+"""Header X-Request-Id of the current request, or None if it is not valid. Serve sets it if the client does not."""
 ID = "{id}"  # placeholder for one path segment in a route
 path_id: ContextVar[str] = ContextVar("path_id", default="")  # value of `{id}` in the path of the current request
+
+
+class Page(NamedTuple):
+    """An HTML page and its Content-Security-Policy."""
+
+    content: bytes
+    policy: str
 
 
 @dataclass(frozen=True)
@@ -43,10 +58,11 @@ class Route:
     """The method and the handler of a path."""
 
     method: str
-    answer: Callable[[bytes, str], Awaitable[tuple[int, bytes | Events]]]
-    """`(body, request id) -> (status, content or events)`."""
+    answer: Callable[[bytes, str], Awaitable[tuple[int, bytes | Page | Events]]]
+    """`(body, request id) -> (status, content, page or events)`."""
     watched: bool = False  # True if a disconnect of the client cancels the handler (for long responses)
     open: bool = False  # True if the route needs no API key
+    scopes: tuple[KeyScope, ...] = ()  # scopes of which a key must have one; empty if any key will do
     content_type: str = JSON
 
 
@@ -54,13 +70,15 @@ def http_app(
     routes: Mapping[str, Route],
     *,
     max_body_bytes: int,
-    authenticate: Callable[[Mapping[str, str]], str | None],
+    authenticate: Callable[[Mapping[str, str], Route], None],
+    admit: Callable[[Request], AbstractContextManager[None]] = lambda _: nullcontext(),
     on_startup: Callable[[], Awaitable[None]] | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> ASGIApp:
     """Return an ASGI application of the routes. A literal path takes precedence over a path with `{id}`.
 
-    `authenticate` receives a request's headers before the body is read, and returns the caller or raises RequestError.
+    `authenticate` receives a request's headers before the body is read, and sets the caller or raises RequestError.
+    `admit` is entered next, except for open routes, and left after the response; it may raise RequestError too.
     `on_startup` is awaited before the first request, `on_shutdown` after the last response.
     """
 
@@ -77,10 +95,10 @@ def http_app(
             await WebSocketClose(1003)(scope, receive, send)
             return
         message = f"no route {scope['path']}; the routes are {', '.join(sorted(routes))}"
-        await _error_response(RequestError(404, "unknown_route", message))(scope, receive, send)
+        await error_response(RequestError(404, "unknown_route", message))(scope, receive, send)
 
     endpoints = [
-        Endpoint(path, routes[path], max_body_bytes, authenticate)
+        Endpoint(path, routes[path], max_body_bytes, authenticate, admit)
         for path in sorted(routes, key=lambda path: ID in path)
     ]
     return routing.Router(
@@ -91,6 +109,21 @@ def http_app(
     )
 
 
+def with_request_check(app: ASGIApp, *, check: Callable[[Mapping[str, str]], None]) -> ASGIApp:
+    """Return the application, which answers only requests whose headers `check` accepts; it raises RequestError."""
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                check(Headers(scope=scope))
+            except RequestError as error:
+                await error_response(error)(scope, receive, send)
+                return
+        await app(scope, receive, send)
+
+    return checked
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """A route as an ASGI application. Starlette stores it in the scope as `endpoint`."""
@@ -98,24 +131,27 @@ class Endpoint:
     path: str
     route: Route
     max_body_bytes: int
-    authenticate: Callable[[Mapping[str, str]], str | None]
+    authenticate: Callable[[Mapping[str, str], Route], None]
+    admit: Callable[[Request], AbstractContextManager[None]] = lambda _: nullcontext()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, route = Request(scope, receive), self.route
-        try:
-            if request.method != route.method:
-                message = f"{self.path} does not accept {request.method}; use {route.method}"
-                raise RequestError(405, "wrong_method", message, headers={"allow": route.method})
-            if not route.open:
-                caller.set(self.authenticate(request.headers))
-            body = await read_body(request, max_bytes=self.max_body_bytes) if route.method == "POST" else b""
-        except RequestError as error:
-            await _error_response(error)(scope, receive, send)
-            return
-        if request.path_params:
-            path_id.set(request.path_params["id"])
-        answering = _answer(route, body, request, send)
-        await (_while_connected(answering, receive) if route.watched else answering)
+        with ExitStack() as admitted:
+            try:
+                if request.method != route.method:
+                    message = f"{self.path} does not accept {request.method}; use {route.method}"
+                    raise RequestError(405, "wrong_method", message, headers={"allow": route.method})
+                self.authenticate(request.headers, route)
+                if not route.open:
+                    admitted.enter_context(self.admit(request))
+                body = await read_body(request, max_bytes=self.max_body_bytes) if route.method == "POST" else b""
+            except RequestError as error:
+                await error_response(error)(scope, receive, send)
+                return
+            if request.path_params:
+                path_id.set(request.path_params["id"])
+            answering = _answer(route, body, request, send)
+            await (_while_connected(answering, receive) if route.watched else answering)
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
@@ -138,7 +174,7 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
 async def _read_body(request: Request, *, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     total, chunks = 0, list[bytes]()
-    too_large = declared.isdigit() and int(declared) > max_bytes
+    too_large = declared.isdecimal() and int(declared) > max_bytes
     async for chunk in request.stream():
         total += len(chunk)
         too_large = too_large or total > max_bytes
@@ -146,7 +182,7 @@ async def _read_body(request: Request, *, max_bytes: int) -> bytes:
             chunks.clear()
         else:
             chunks.append(chunk)
-        if total > DISCARD_BYTES:
+        if too_large and total > DISCARD_BYTES:
             break
     if too_large:
         message = f"the body has more than {max_bytes} bytes; send fewer or shorter texts"
@@ -156,24 +192,29 @@ async def _read_body(request: Request, *, max_bytes: int) -> bytes:
 
 async def _answer(route: Route, body: bytes, request: Request, send: Send) -> None:
     """Send the route's response. An error before the first event of a stream becomes an error response."""
-    request_id = request.headers.get("x-request-id", "")
+    # Clients must not choose the id: it decides the arm and the audit, and feedback refers to it.
+    request_id, sent = secrets.token_hex(ID_BYTES), request.headers.get("x-request-id", "")
+    x_request_id.set(sent if X_REQUEST_ID.fullmatch(sent) else None)
     response: Response
     events: Events | None = None
     try:
         status, content = await route.answer(body, request_id)
+        policy = DATA_POLICY
+        if isinstance(content, Page):
+            content, policy = content
         if isinstance(content, bytes):
-            headers = UNFRAMED if route.content_type == HTML else None
-            response = Response(content, status, headers, route.content_type)
+            response = Response(content, status, media_type=route.content_type)
         else:
             events = content
             content = _with_first(await anext(events), events)
-            response = StreamingResponse(content, status, {"cache-control": "no-cache"}, "text/event-stream")
+            response = StreamingResponse(content, status, media_type="text/event-stream")
+        response.raw_headers.extend(security_headers(policy))
     except RequestError as error:
-        response = _error_response(error)
+        response = error_response(error)
     except Exception:
         _log.exception("request %s failed", request_id)
         message = f"request {request_id} failed; see the replica's log"
-        response = _error_response(RequestError(500, "internal_error", message))
+        response = error_response(RequestError(500, "internal_error", message))
     try:
         await response(request.scope, request.receive, send)
     finally:
@@ -187,8 +228,11 @@ async def _with_first(event: bytes, events: Events) -> Events:
         yield next_event
 
 
-def _error_response(error: RequestError) -> Response:
-    return Response(error.body, error.status, error.headers, JSON)
+def error_response(error: RequestError) -> Response:
+    """Return the error as JSON, with the security headers."""
+    response = Response(error.body, error.status, error.headers, JSON)
+    response.raw_headers.extend(security_headers())
+    return response
 
 
 async def _while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:

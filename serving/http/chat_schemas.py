@@ -70,7 +70,7 @@ class CompletionChunkChoice(_Choice):
 
 class _Head(HttpModel):
     id: str
-    """Ends with the request's id, which is also in the header `x-request-id`."""
+    """Random id of the answer, for feedback. The header `x-request-id` is a different id."""
     created: int
     """Unix time in seconds."""
     model: str

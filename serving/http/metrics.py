@@ -78,8 +78,16 @@ REFUSED = Metric(
 )
 LOG_DROPPED = Metric(
     "tailorbird_log_rows_dropped_total",
-    "Rows of the request log that were dropped because storage was unavailable.",
+    "Rows of the request log that were dropped because their key had too many rows that were not on S3.",
     ("kind",),
+)
+KEY_ERRORS = Metric(
+    "tailorbird_api_key_errors",
+    "Lines of `serving.api_keys` that cannot be read, or 1 if the file cannot be read. Former keys stay valid.",
+)
+SECURITY_LOG_FAILING = Metric(
+    "tailorbird_security_log_failing",
+    "1 while the replica cannot write its events to the security log, else 0. At most 256 events wait.",
 )
 
 

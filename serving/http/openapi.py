@@ -17,21 +17,31 @@ REF = "#/components/schemas/{model}"
 PER_TEXT_FIELDS = {"ClassifyRequest": ("input", "attributes")}
 """Fields with one entry per text, whose length `serving.max_texts` limits."""
 ERROR_DESCRIPTIONS = {
-    400: "The body is not JSON, or a field is not supported. The message names the field.",
-    401: "The API key is missing or not valid.",
-    403: "The batch's prefix is not allowed. Without API keys: the request is not to 127.0.0.1 or localhost, or comes "
-    "from another site's page.",
-    404: "The model or batch does not exist, or the recipe does not set the request log (for feedback) or "
-    "`serving.batch_prefixes` (for batches).",
+    400: "The body is not JSON, a field is not supported, or a header is not UTF-8. The message names the field or the "
+    "header.",
+    401: "The API key is missing, not valid or expired.",
+    403: "The key lacks the scope, or the batch's prefix is not allowed. Without API keys: the request is not local, "
+    "or from another site's page.",
+    404: "The model, or a batch of this key, does not exist, or the recipe lacks `request_log` (feedback) or "
+    "`batch_prefixes` (batches).",
     408: "The body did not arrive within 20 s.",
     409: "The batch exists with other columns, or has already ended and cannot be cancelled.",
     413: "The body has more than {max_body_bytes} bytes.",
-    422: "A field is missing, unknown or out of range. The message names the field.",
-    429: "Too many requests with this key or in total. Retry after the time in `retry-after`.",
+    422: "A field is missing, unknown or out of range, or a text is too large. The message names the field.",
+    429: "A limit of the key is used up, or this client has too much in progress. Retry after the time in "
+    "`retry-after`.",
     500: "Internal error. The replica's log contains it with the request's id.",
+    502: "The replica failed before it answered. The proxy repeats only requests for answers, once.",
     503: "The model is still loading, or no replica is available.",
 }
-
+PROXY_ERRORS = {
+    (400, 408): (
+        "text/html",
+        "Sent by the proxy if the request line and the headers are not valid HTTP or incomplete.",
+    ),
+    (429, 500, 503): ("text/plain", "Sent by Ray Serve's own proxy, which answers while no replica is ready."),
+}
+"""Content types and descriptions of the errors that are not JSON, by their statuses."""
 
 Schema = dict[str, Any]  # a JSON object of the document
 
@@ -88,10 +98,10 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "/v1/models": Operation("List the served versions", schemas.Models),
     "/v1/feedback": Operation(
-        "Report the correct label of an earlier request",
+        "Report the correct label of an earlier request of the same API key",
         schemas.FeedbackRequest,
         schemas.FeedbackRequest,
-        {"request_id": "2c9a7f40", "label": "injury and poisoning"},
+        {"request_id": "2c9a7f40d1e84b5b9f36a0c7e5128d34", "label": "injury and poisoning"},
         status=202,
         errors=(404, 422),
     ),
@@ -122,8 +132,9 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
         "info": {
             "title": "Tailorbird",
             "version": "1",
-            "description": "API of a service on Ray Serve. Every response has the header `x-request-id`: the request's "
-            "own value, or a generated one.",
+            "description": "API of a service on Ray Serve. Every response of a replica to a valid request has the "
+            "header `x-request-id`, which is logged: the request's own value if it has 1 to 128 letters, digits, "
+            "dots, dashes and underscores, else a generated one.",
         },
         "servers": [{"url": ".", "description": "The server of this document"}],
         "paths": {
@@ -158,9 +169,15 @@ def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
     if operation.request is not None:
         content = {JSON: {"schema": _ref(operation.request), "example": dict(operation.example)}}
         text = f"At most {config.max_body_bytes} bytes."
+        if operation.request is schemas.ClassifyRequest:
+            text += f" A text has at most {config.max_text_bytes} bytes."
         documented["requestBody"] = {"required": True, "description": text, "content": content}
     if config.api_keys is not None and not route.open:
         documented["security"] = [{"key": []}]
+        if route.scopes:
+            documented["description"] = (
+                f"The key needs the scope {' or '.join(f'`{scope}`' for scope in route.scopes)}."
+            )
     return documented
 
 
@@ -179,22 +196,21 @@ def _responses(operation: Operation, *, content_type: str) -> Schema:
 
 
 def _error_statuses(operation: Operation, route: Route, config: ServingConfig) -> list[int]:
-    statuses = {*operation.errors, 429, 500, 503}
+    statuses = {*operation.errors, 400, 429, 500, 502, 503}
     if route.method == "POST":
-        statuses |= {400, 408, 413}
-    if config.api_keys is not None and not route.open:
-        statuses.add(401)
-    elif not config.guarded and not route.open:
+        statuses |= {408, 413}
+    if config.api_keys is not None:
+        statuses |= set() if route.open else {401, 403} if route.scopes else {401}
+    elif not config.guarded:
         statuses.add(403)
     return sorted(statuses)
 
 
 def _error_response(status: int, *, config: ServingConfig) -> Schema:
     content: Schema = {JSON: {"schema": _ref(schemas.ErrorBody)}}
-    if status in (429, 503):
-        content["text/plain"] = {"schema": {"type": "string", "description": "Sent if Ray Serve rejects the request."}}
-    if status == 408:
-        content["text/html"] = {"schema": {"type": "string", "description": "Sent if the proxy rejects the request."}}
+    for own, (type, text) in PROXY_ERRORS.items():
+        if status in own:
+            content[type] = {"schema": {"type": "string", "description": text}}
     response = {
         "description": ERROR_DESCRIPTIONS[status].format(max_body_bytes=config.max_body_bytes),
         "content": content,

@@ -13,6 +13,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")  # loopback host names
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
 
+_AnswerId = Annotated[StrictStr, Field(pattern=rf"^({CHAT_ID}|{COMPLETION_ID})?[0-9a-f]{{32}}$")]
 _Attribute = Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)]
 Attributes = Annotated[dict[_Attribute, _Attribute], Field(max_length=MAX_ATTRIBUTES)]  # attributes of a text, by name
 
@@ -45,8 +46,9 @@ class ClassifyRequest(HttpModel):
 
 
 class FeedbackRequest(HttpModel):
-    request_id: _Attribute
-    """The id of the request that the feedback is about."""
+    request_id: _AnswerId
+    """The `request_id` of the answer that the feedback is about or, for chat, its `id`. Your own `X-Request-Id` is not
+    accepted."""
     label: _Attribute
     """The correct label."""
     row: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] = 0
@@ -78,7 +80,7 @@ class BatchJob(HttpModel):
     format: Literal[1] = 1
     """Version of this format."""
     id: str
-    """Hash of the input, the output and the version. Repeating a request returns the same job."""
+    """Hash of the input, the output, the version and the owner. Repeating a request returns the same job."""
     object: Literal["batch"] = "batch"
     status: Literal["queued", "running", "completed", "failed", "cancelled"]
     input: str
@@ -89,6 +91,8 @@ class BatchJob(HttpModel):
     digest: str
     column: str
     id_column: str | None = None
+    owner: str | None = None
+    """Name of the API key that submitted the job; null without API keys."""
     created_at: str
     updated_at: str
     rows_done: int = 0
@@ -116,7 +120,7 @@ class Result(HttpModel):
 
 class ClassifyResponse(HttpModel):
     request_id: str
-    """Also in the header `x-request-id`."""
+    """Random id of the answer, for feedback. The header `x-request-id` is a different id."""
     model: str
     version: str
     results: list[Result]
@@ -218,12 +222,21 @@ class RequestError(ValueError):
         return ErrorBody(error=detail).model_dump_json().encode()
 
 
-def parse_request(body: bytes, *, max_texts: int) -> ClassifyRequest:
-    """Return the request in a body. Raises the errors of `parse_body`, and 422 for too many texts or attributes."""
+def parse_request(body: bytes, *, max_texts: int, max_text_bytes: int) -> ClassifyRequest:
+    """Return the request in a body.
+
+    Raises the errors of `parse_body`, and 422 for too many texts, a text that is too large, or too many attributes.
+    """
     request = parse_body(ClassifyRequest, body)
     num_texts = len(request.texts)
     if not 0 < num_texts <= max_texts:
         raise RequestError(422, "invalid_request", f"input: give 1 to {max_texts} texts, not {num_texts}")
+    for row, text in enumerate(request.texts):
+        if (num_bytes := len(text.encode())) > max_text_bytes:
+            reason = (
+                f"the text at position {row} (from 0) has {num_bytes} bytes; a text may have at most {max_text_bytes}"
+            )
+            raise RequestError(422, "invalid_request", f"input: {reason} (the recipe's serving.max_text_bytes)")
     if isinstance(request.attributes, list) and len(request.attributes) != num_texts:
         reason = f"give one object for all texts, or a list of {num_texts} objects, not {len(request.attributes)}"
         raise RequestError(422, "invalid_request", f"attributes: {reason}")

@@ -11,15 +11,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
-from serving.http.asgi import HTML, ID, JSON, Route
+from serving.http.asgi import HTML, ID, JSON, Page, Route
 from serving.http.openapi import Schema, openapi
+from serving.http.security_headers import page_policy
 from tailorbird.config.serving import ServingConfig
 
 
 @cache
-def render_page(template: str) -> bytes:
+def render_page(template: str) -> Page:
     """Return a page without variables. The page is rendered once."""
-    return _templates().get_template(template).render().encode()
+    return _page(_templates().get_template(template).render())
 
 
 def with_api_docs(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[str, Route]:
@@ -33,10 +34,10 @@ def with_api_docs(routes: Mapping[str, Route], *, config: ServingConfig) -> dict
         return 200, json.dumps(document(), ensure_ascii=False).encode()
 
     @cache
-    def page() -> bytes:
+    def page() -> Page:
         return render_docs(document())
 
-    async def as_page(_body: bytes, _request_id: str) -> tuple[int, bytes]:
+    async def as_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
         return 200, page()
 
     docs = {
@@ -47,9 +48,13 @@ def with_api_docs(routes: Mapping[str, Route], *, config: ServingConfig) -> dict
     return all_routes
 
 
-def render_docs(document: Mapping[str, Any]) -> bytes:
+def render_docs(document: Mapping[str, Any]) -> Page:
     """Return an OpenAPI document as an HTML page without scripts."""
-    return _templates().get_template("docs.html").render(document=document).encode()
+    return _page(_templates().get_template("docs.html").render(document=document))
+
+
+def _page(html: str) -> Page:
+    return Page(html.encode(), page_policy(html))
 
 
 @cache

@@ -1,18 +1,36 @@
 """Base of the replicas of all tasks: authentication, request log, metrics, and shared routes."""
 
 import asyncio
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
 from typing import Any, Generic, NamedTuple
 
+from starlette.requests import Request
+
 from serving.batch_jobs.routes import BatchRoutes
-from serving.http.api_keys import ApiKeyAuthenticator, read_subject_key, require_local_caller
-from serving.http.asgi import HTML, ASGIApp, Route, caller, http_app
-from serving.http.metrics import IN_PROGRESS, LOG_DROPPED, REFUSED, SERVING, Gauges, Meter, with_request_metrics
+from serving.http.admission import Admission, Amounts, network_of
+from serving.http.api_keys import read_subject_key, require_local_caller
+from serving.http.asgi import HTML, ASGIApp, Page, Route, caller, http_app, with_request_check, x_request_id
+from serving.http.authenticator import ApiKeyAuthenticator, is_admin
+from serving.http.metrics import (
+    IN_PROGRESS,
+    KEY_ERRORS,
+    LOG_DROPPED,
+    REFUSED,
+    SECURITY_LOG_FAILING,
+    SERVING,
+    Gauges,
+    Meter,
+    Series,
+    with_request_metrics,
+)
+from serving.http.refusals import with_refusal_counts
 from serving.http.schemas import CHAMPION, FeedbackRequest, Models, Readiness, RequestError, ServedModel, parse_body
 from serving.pages.render import render_page, with_api_docs
 from serving.replica.experiment import CHALLENGER, Arm
@@ -21,14 +39,18 @@ from serving.request_log.log import RequestLog
 from serving.request_log.schema import FeedbackEntry, LogEntry
 from serving.request_log.write_ahead_log import write_ahead_log_folder
 from serving.request_log.writer import utc_now
+from serving.security_events import SecurityEvents
 from serving.version_checks import require_shipped_code
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import ModelVersion
+from tailorbird.storage.paths import TaskPaths
 
 SWITCH_S = 0.0005
 """Python's thread switch interval; the default is 5 ms. A forward pass releases the GIL at each of about a hundred
 operations, and could wait that long each time for a thread that reads requests or loads a version."""
 SEE_LOG = "see the replica's log"
+
+_log = logging.getLogger("ray.serve")
 
 
 class RequestContext(NamedTuple):
@@ -40,20 +62,26 @@ class RequestContext(NamedTuple):
     """Start time, by `time.perf_counter()`."""
     caller: str | None
     """Name of the API key."""
+    x_request_id: str | None = None
+    """The client's own id of the request, or Serve's."""
     subject: str | None = None
     arm: Arm | None = None
     """Arm of the experiment; None if the request does not take part in one."""
 
     @property
     def unit(self) -> str:
-        """Return the unit of randomization of an experiment: the subject, or the request's id if there is none."""
-        return self.subject or self.request_id
+        """Return the name of the unit of randomization of an experiment: the subject or, without one, the request.
+
+        The prefixes keep a client from naming another client's request as its subject.
+        """
+        return f"subject {self.subject}" if self.subject else f"request {self.request_id}"
 
     def log_entry(self, version: ModelVersion) -> Callable[..., LogEntry]:
         """Return a constructor of log entries for an answer by `version`, with the current time and latency."""
         return partial(
             LogEntry,
             request_id=self.request_id,
+            x_request_id=self.x_request_id,
             at=utc_now(),
             model=version.name,
             version=version.version,
@@ -92,7 +120,18 @@ class Replica(Generic[EngineT]):
             uri, texts = config.request_log, config.log_texts
             self.log = RequestLog(uri, subject_key=key, texts=texts, wal_folder=write_ahead_log_folder())
         self._config = config
-        self._authenticator = ApiKeyAuthenticator(config.api_keys) if config.api_keys is not None else None
+        paths = TaskPaths(task_uri)
+        self._security = SecurityEvents(paths.registry, task=paths.name)
+        self._authenticator: ApiKeyAuthenticator | None = None
+        if config.api_keys is not None:
+            self._authenticator = ApiKeyAuthenticator(config.api_keys, on_change=self._security.add_key_change)
+        self._admission = Admission(
+            Amounts(
+                requests=config.max_batch_size + config.max_queued_requests,
+                texts=config.max_queued_texts,
+                tokens=config.max_queued_tokens,
+            )
+        )
         self._batches = BatchRoutes(versions.engine_of, task_uri=task_uri, config=config)
         self._background: list[asyncio.Task[None]] = []
 
@@ -101,14 +140,17 @@ class Replica(Generic[EngineT]):
         if not self._background:
             loops = [self._authenticator.keep_current()] if self._authenticator else []
             loops += [self.log.keep_writing()] if self.log else []
+            loops += [self._security.keep_writing()]
             loops += [self.meter.keep_exporting(self._gauges), self.versions.keep_retrying()]
             self._background = [asyncio.create_task(loop) for loop in loops]
+            for task in self._background:
+                task.add_done_callback(_log_failure)
         await self.versions.reconfigure(user_config)
 
     def begin(self, route: str, request_id: str) -> RequestContext:
         """Return the context of a new request; raise RequestError 503 before a version is loaded."""
         _ = self.versions.champion
-        return RequestContext(route, request_id, time.perf_counter(), caller.get())
+        return RequestContext(route, request_id, time.perf_counter(), caller.get(), x_request_id.get())
 
     def assign(self, context: RequestContext, *, model: str, subject: str | None) -> tuple[EngineT, RequestContext]:
         """Return the engine that answers, and the context with the subject and the arm.
@@ -122,7 +164,7 @@ class Replica(Generic[EngineT]):
     def asgi_app(self, routes: dict[str, Route], *, page: str) -> ASGIApp:
         """Return the application with `routes`, the HTML template `page` at `/`, and the routes of all tasks."""
 
-        async def answer_page(_body: bytes, _request_id: str) -> tuple[int, bytes]:
+        async def answer_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
             return 200, render_page(page)
 
         routes = routes | {"/": Route("GET", answer_page, open=True, content_type=HTML)}
@@ -130,17 +172,39 @@ class Replica(Generic[EngineT]):
             with_api_docs(routes | self._batches.routes() | self._routes(), config=self._config),
             max_body_bytes=self._config.max_body_bytes,
             authenticate=self._authenticate,
+            admit=self._admit,
             on_startup=self._batches.resume,
-            on_shutdown=self.log.close if self.log else None,
+            on_shutdown=self._close,
         )
-        return with_request_metrics(app, meter=self.meter)
+        if self._authenticator is None and not self._config.guarded:
+            app = with_request_check(app, check=require_local_caller)
+        return with_refusal_counts(with_request_metrics(app, meter=self.meter), add=self._security.refusals.add)
 
-    def _authenticate(self, headers: Mapping[str, str]) -> str | None:
+    async def _close(self) -> None:
+        await asyncio.gather(self._security.close(), *([self.log.close()] if self.log else []))
+
+    def charge(self, *, texts: int = 0, tokens: int = 0) -> None:
+        """Charge texts and tokens to the API key of the current request, if it has one."""
         if self._authenticator is not None:
-            return self._authenticator.authenticate(headers)
-        if not self._config.guarded:
-            require_local_caller(headers)
-        return None
+            self._authenticator.charge(texts=texts, tokens=tokens)
+
+    def _authenticate(self, headers: Mapping[str, str], route: Route) -> None:
+        if self._authenticator is None:
+            return
+        if route.open:
+            self._authenticator.identify(headers)  # /readyz shows details to admins
+        else:
+            self._authenticator.authenticate(headers, scopes=route.scopes)
+
+    def _admit(self, request: Request) -> AbstractContextManager[None]:
+        """Hold a place in the replica for the client: the name of its API key or, without keys, its network."""
+        if name := caller.get():
+            return self._admission.request(name)
+        address = request.client.host if request.client else ""
+        if self._config.guarded:  # the gateway adds the client's address at the end
+            lines = request.headers.getlist("x-forwarded-for") or [address]  # some gateways add a line of their own
+            address = lines[-1].rsplit(",", 1)[-1].strip()
+        return self._admission.request(network_of(address))
 
     def _gauges(self) -> Gauges:
         """Update the counts of dropped rows, and return the gauges for Prometheus."""
@@ -148,14 +212,18 @@ class Replica(Generic[EngineT]):
             self.meter.count_to(LOG_DROPPED, "answers", total=self.log.answers.num_dropped)
             self.meter.count_to(LOG_DROPPED, "feedback", total=self.log.feedback.num_dropped)
         versions = {name: engine.version for name, engine in self.versions.engines.items()}
-        serving = {(SERVING, (version.name, version.version, name)): 1.0 for name, version in versions.items()}
-        refused = float(self.versions.refused is not None)
-        return serving | {(IN_PROGRESS, ()): self.meter.in_progress, (REFUSED, ()): refused}
+        gauges: dict[Series, float] = {
+            (IN_PROGRESS, ()): float(self.meter.in_progress),
+            (REFUSED, ()): float(self.versions.refused is not None),
+            (KEY_ERRORS, ()): float(self._authenticator.num_errors if self._authenticator else 0),
+            (SECURITY_LOG_FAILING, ()): float(self._security.is_failing),
+        }
+        return gauges | {(SERVING, (version.name, version.version, name)): 1.0 for name, version in versions.items()}
 
     def _routes(self) -> dict[str, Route]:
         return {
             "/v1/models": Route("GET", self._models),
-            "/v1/feedback": Route("POST", self._feedback),
+            "/v1/feedback": Route("POST", self._feedback, scopes=("feedback",)),
             "/healthz": Route("GET", self._healthz, open=True),
             "/readyz": Route("GET", self._readyz, open=True),
         }
@@ -196,7 +264,7 @@ class Replica(Generic[EngineT]):
             return 503, Readiness(status="loading").model_dump_json(exclude_none=True).encode()
         refused, reason = versions.refused or (None, None)
         absent = versions.absent
-        if self._authenticator is not None:  # this route needs no key, and errors may contain internal details
+        if self._authenticator is not None and not is_admin():  # errors may contain internal details
             reason, absent = reason and SEE_LOG, dict.fromkeys(absent, SEE_LOG)
         version, challenger = versions.champion.version, versions.engines.get(CHALLENGER)
         readiness = Readiness(
@@ -211,6 +279,12 @@ class Replica(Generic[EngineT]):
             absent=absent or None,
         )
         return 200, readiness.model_dump_json(exclude_none=True).encode()
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    """Log the exception of a background task that has ended, unless it was cancelled."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("the background task %s has failed", task.get_coro(), exc_info=error)
 
 
 def _replica_id() -> str | None:

@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any
 
 from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer
+from serving.engines.fair_slots import FairSlots
 from serving.engines.nearest_engine import NearestEngine
 from serving.engines.transformers_engine import TransformersEngine
+from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Events, Route
 from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage
 from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequest, parse_chat, parse_completion
@@ -16,11 +18,13 @@ from serving.http.schemas import RequestError
 from serving.replica.base import Replica, RequestContext, configure_process
 from serving.replica.generation import generation_request, stream_events, token_limit, whole_answer
 from serving.replica.served_versions import ServedVersions
-from serving.tasks import RETRY_AFTER_S
 from serving.version_checks import require_digest
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import DataError
+from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import read_version
+
+PROMPT_THREADS = 4  # prompts that are tokenized at the same time, outside of the event loop
 
 
 class Chat:
@@ -28,13 +32,15 @@ class Chat:
 
     def __init__(self, task_uri: str, config: str) -> None:
         self._config = configure_process(config)
-        versions = ServedVersions(partial(_load, config=self._config), unload=ChatEngine.unload)
+        load, read_secret = partial(_load, config=self._config), partial(draw_secret, task_uri)
+        versions = ServedVersions(load, read_secret=read_secret, unload=ChatEngine.unload)
         self._replica = Replica(versions, task_uri=task_uri, config=self._config)
+        self._prompts = FairSlots(PROMPT_THREADS)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {
-            "/v1/chat/completions": Route("POST", self._chat, watched=True),
-            "/v1/completions": Route("POST", self._complete, watched=True),
+            "/v1/chat/completions": Route("POST", self._chat, watched=True, scopes=("answer",)),
+            "/v1/completions": Route("POST", self._complete, watched=True, scopes=("answer",)),
         }
         return self._replica.asgi_app(routes, page="chat.html")
 
@@ -49,14 +55,19 @@ class Chat:
 
     async def _chat(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
         context = self._replica.begin(CHAT.route, request_id)
-        return await self._answer(parse_chat(body), context, format=CHAT)
+        return await self._answer(parse_chat(body), context, format=CHAT, num_bytes=len(body))
 
     async def _complete(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
         context = self._replica.begin(COMPLETION.route, request_id)
-        return await self._answer(parse_completion(body), context, format=COMPLETION)
+        return await self._answer(parse_completion(body), context, format=COMPLETION, num_bytes=len(body))
 
     async def _answer(
-        self, request: ChatRequest | CompletionRequest, context: RequestContext, *, format: AnswerFormat
+        self,
+        request: ChatRequest | CompletionRequest,
+        context: RequestContext,
+        *,
+        format: AnswerFormat,
+        num_bytes: int,
     ) -> tuple[int, bytes | Events]:
         engine, context = self._assign(request, context)
         limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
@@ -65,10 +76,13 @@ class Chat:
             prompt_of = partial(_chat_prompt, request, engine=engine, max_new_tokens=limit)
         else:
             param, text, prompt_of = "prompt", request.text, partial(engine.text_prompt, request.text)
+        self._replica.charge(texts=1)  # also for a prompt that is refused because of its length
         with engine.in_use():
             # A thread keeps the event loop free for streams: tokenizing a prompt of 1 MB takes a second.
-            prompt = await asyncio.to_thread(prompt_of)
+            prompt = await self._prompts.run(prompt_of, client=client_name(), cost=num_bytes)
         generation = generation_request(request, prompt, engine=engine, param=param, max_new_tokens=limit)
+        admit(tokens=len(prompt) + (limit or 0))
+        self._replica.charge(tokens=len(prompt))
         record = partial(self._record, generation, context=context, text=text)
         version = engine.version
         object, created = format.chunk if request.stream else format.object, int(time.time())
@@ -79,27 +93,27 @@ class Chat:
             options = request.stream_options
             with_usage = bool(options and options.include_usage)
             return 200, stream_events(generation, format=format, head=head, with_usage=with_usage, on_finish=record)
-        answer = await whole_answer(generation)
+        try:
+            answer = await whole_answer(generation)
+        except asyncio.CancelledError:  # the client disconnected; how much was generated is not known
+            self._replica.charge(tokens=limit or 0)
+            raise
         record(answer)
         return 200, format.whole(head, answer, usage=Usage(len(prompt), answer.num_tokens))
 
     def _assign(self, request: PromptRequest, context: RequestContext) -> tuple[ChatEngine, RequestContext]:
-        """Return the engine that answers and the context with its arm; raise RequestError 429 if its queue is full."""
+        """Return the engine that answers, and the context with its arm."""
         engine, context = self._replica.assign(context, model=request.model, subject=request.subject)
         if context.arm == "canary" and not engine.running:
             engine, context = self._replica.versions.champion, context._replace(arm="champion")
         record_version(engine.version)
-        limit = self._config.max_batch_size + self._config.max_queued_requests
-        if engine.num_active >= limit:
-            message = f"the queue is full ({limit} requests); retry in {RETRY_AFTER_S} s"
-            headers = {"retry-after": str(RETRY_AFTER_S)}
-            raise RequestError(429, "too_many_requests", message, code="rate_limit_exceeded", headers=headers)
         return engine, context
 
     def _record(
         self, generation: GenerationRequest, answer: PartialAnswer, *, context: RequestContext, text: str
     ) -> None:
-        """Count the answer's tokens, and log the answer with the prompt's `text`."""
+        """Count and charge the answer's tokens, and log the answer with the prompt's `text`."""
+        self._replica.charge(tokens=answer.num_tokens)
         log, meter, version = self._replica.log, self._replica.meter, generation.engine.version
         meter.count(TOKENS, version.name, version.version, "prompt", by=len(generation.prompt))
         meter.count(TOKENS, version.name, version.version, "completion", by=answer.num_tokens)
@@ -133,11 +147,18 @@ def _load(uri: str, digest: str, *, config: ServingConfig) -> ChatEngine:
     if version.kind == "nearest":
         from tailorbird.models.metadata import read_tokenizer
 
-        return NearestEngine(load_model(uri, LoadedNearest), tokenizer=read_tokenizer(version.base_model))
+        nearest = load_model(uri, LoadedNearest)
+        require_digest(nearest.version, digest=digest)
+        return NearestEngine(nearest, tokenizer=read_tokenizer(version.base_model))
     if config.engine == "vllm":
         from serving.engines.vllm_engine import load_engine
 
-        return load_engine(uri, digest, max_batch_size=config.max_batch_size, num_gpus=config.gpus_per_replica)
-    loaded = load_model(uri, LoadedChat)
-    require_digest(loaded.version, digest=digest)
-    return TransformersEngine(loaded, max_batch_size=config.max_batch_size)
+        engine: ChatEngine = load_engine(
+            uri, digest, max_batch_size=config.max_batch_size, num_gpus=config.gpus_per_replica
+        )
+    else:
+        loaded = load_model(uri, LoadedChat)
+        require_digest(loaded.version, digest=digest)
+        engine = TransformersEngine(loaded, max_batch_size=config.max_batch_size)
+    engine.slots = FairSlots(config.max_batch_size)
+    return engine

@@ -7,12 +7,15 @@ from typing import Any
 
 from serving.engines.classify import Prediction, classes_of, hybrid_rows, scores_by_class
 from serving.engines.model_pool import ClassifierEngine, ModelPool
+from serving.engines.text_rows import estimated_length
+from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Route
 from serving.http.metrics import TEXTS, Meter, record_version
 from serving.http.schemas import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer
 from serving.replica.base import Replica, RequestContext, configure_process, require_loggable_subject
 from serving.replica.experiment import CHALLENGER, QUIET_S, ShadowRunner
 from serving.replica.served_versions import ServedVersions
+from tailorbird.registry.draws import draw_secret
 
 SHADOW_TEXTS = 4  # texts per shadow pass; a request that arrives during the pass waits for its end
 
@@ -25,12 +28,15 @@ class Classifier:
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         meter = Meter()
         pool = ModelPool(worker=worker, batch_size=self._config.max_batch_size, meter=meter)
-        versions = ServedVersions(pool.load, unload=pool.unload)
+        versions = ServedVersions(pool.load, read_secret=partial(draw_secret, task_uri), unload=pool.unload)
         self._replica = Replica(versions, task_uri=task_uri, config=self._config, meter=meter)
         self._shadows = ShadowRunner(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        routes = {"/v1/classify": Route("POST", self._classify), "/v1/compare": Route("POST", self._compare)}
+        routes = {
+            "/v1/classify": Route("POST", self._classify, scopes=("answer",)),
+            "/v1/compare": Route("POST", self._compare, scopes=("answer",)),
+        }
         return self._replica.asgi_app(routes, page="classify.html")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -46,7 +52,7 @@ class Classifier:
         shadow = versions.challenger_for("shadow", unit=unit) if context.arm == "champion" else None
         if shadow is not None:
             run = partial(self._run_shadow, request, engine=shadow, context=context._replace(arm="shadow"))
-            self._shadows.add(run, num_bytes=len(body))
+            self._shadows.add(run, num_bytes=len(body), caller=context.caller)
         return 200, write_answer(answer)
 
     async def _compare(self, body: bytes, request_id: str) -> tuple[int, bytes]:
@@ -62,7 +68,8 @@ class Classifier:
         return 200, write_answer({"request_id": request_id, **by_name})
 
     def _parse(self, body: bytes) -> ClassifyRequest:
-        request = parse_request(body, max_texts=self._config.max_texts)
+        config = self._config
+        request = parse_request(body, max_texts=config.max_texts, max_text_bytes=config.max_text_bytes)
         require_loggable_subject(request.subject, log=self._replica.log)
         return request
 
@@ -72,7 +79,10 @@ class Classifier:
         """Return the answer of one engine, and log its rows."""
         version = engine.version
         record_version(version)
-        predictions = await engine.submit(_rows(request, engine=engine))
+        num_tokens = sum(estimated_length(text, max_length=engine.max_length) for text in request.texts)
+        admit(texts=len(request.texts), tokens=num_tokens)
+        self._replica.charge(texts=len(request.texts), tokens=num_tokens)
+        predictions = await engine.submit(_rows(request, engine=engine), client=client_name())
         self._replica.meter.count(TEXTS, version.name, version.version, by=len(predictions))
         self._log(request, predictions, engine=engine, context=context)
         results: list[dict[str, object]] = [{"label": label, "score": score} for label, score, _, _ in predictions]
@@ -95,7 +105,7 @@ class Classifier:
             await self._shadows.quiet()
             if not self._replica.versions.is_challenger(engine):
                 return
-            predictions += await engine.submit(rows[start : start + SHADOW_TEXTS])
+            predictions += await engine.submit(rows[start : start + SHADOW_TEXTS], client=client_name())
         self._log(request, predictions, engine=engine, context=context)
 
     def _is_quiet(self) -> bool:

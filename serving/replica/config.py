@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serving.http.schemas import CHAMPION
 from serving.replica.experiment import CHALLENGER
+from tailorbird.registry.draws import CODES, draw_code
 
 
 class _Config(BaseModel):
@@ -29,15 +30,14 @@ class Challenger(VersionRef):
     canary: float = 0.0
     shadow: float = 0.0
 
-    def includes(self, arm: Literal["canary", "shadow"], unit: str) -> bool:
-        """Return True if `unit`, a subject or a request id, is in the arm.
+    def includes(self, arm: Literal["canary", "shadow"], unit: str, *, secret: bytes) -> bool:
+        """Return True if `unit`, a subject or a request id, is in the arm; `secret` is that of the task's draws.
 
-        The result is the same for each request and replica, and a unit stays in the arm when the share grows. The hash
-        includes the challenger's digest, so the assignments of two challengers are independent.
+        The result is the same for each request and replica, and a unit stays in the arm when the share grows. The code
+        depends on the challenger's digest, so the assignments of two challengers are independent.
         """
         share = self.canary if arm == "canary" else self.shadow
-        digest = hashlib.sha256(f"{arm}|{self.digest}|{unit}".encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") < share * 2**64
+        return draw_code(secret, arm, self.digest, unit) < share * CODES
 
 
 class ReplicaConfig(_Config):

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer, Sampling
+from serving.http.admission import client_name
 from serving.http.asgi import Events
 from serving.http.chat_format import LAST_EVENT, AnswerFormat, AnswerHead, Usage, event, usage_event
 from serving.http.chat_schemas import CompletionRequest, PromptRequest
@@ -57,8 +58,12 @@ def generation_request(
 
 async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
     """Yield the answer of the engine (see `ChatEngine.answers`), which runs until the end of the answer."""
-    with generation.engine.in_use():
-        async with aclosing(generation.engine.answers(generation, streaming=streaming)) as answers:
+    engine = generation.engine
+    with engine.in_use():
+        async with (
+            engine.slot(generation, client=client_name()),
+            aclosing(engine.answers(generation, streaming=streaming)) as answers,
+        ):
             async for answer in answers:
                 yield answer
 

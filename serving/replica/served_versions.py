@@ -36,14 +36,21 @@ class RefusedVersion(NamedTuple):
 class ServedVersions(Generic[EngineT]):
     """The engines of the champion, the challenger and the other versions, by the names that requests use.
 
-    `load` takes a version's URI and digest. `unload` takes an engine that no longer serves.
+    `load` takes a version's URI and digest. `read_secret` returns the secret of the task's draws; it is called before a
+    challenger is loaded. `unload` takes an engine that no longer serves.
     """
 
     def __init__(
-        self, load: Callable[[str, str], EngineT], *, unload: Callable[[EngineT], None] = lambda _former: None
+        self,
+        load: Callable[[str, str], EngineT],
+        *,
+        read_secret: Callable[[], bytes],
+        unload: Callable[[EngineT], None] = lambda _former: None,
     ) -> None:
         self._load = load
+        self._read_secret = read_secret
         self._unload = unload
+        self._secret = b""
         self.engines: Mapping[str, EngineT] = {}
         """Engines by name; empty before the first configuration is loaded."""
         self._config: ReplicaConfig | None = None
@@ -110,6 +117,8 @@ class ServedVersions(Generic[EngineT]):
         absent: dict[str, str] = {}
         for name, version in config.versions.items():
             try:
+                if name == CHALLENGER:
+                    self._secret = self._read_secret()
                 engines[name] = by_digest.get(version.digest) or self._load(version.uri, version.digest)
             except Exception as error:
                 if name == CHAMPION:
@@ -153,7 +162,7 @@ class ServedVersions(Generic[EngineT]):
     def assign_arm(self, model: str, *, unit: str) -> tuple[EngineT, Arm | None]:
         """Return the engine that answers a request for `model`, and the request's arm in the experiment.
 
-        `unit` is the subject, or the request's id if there is none. Only requests for `champion` or the task's name
+        `unit` names the subject, or the request if it has none. Only requests for `champion` or the task's name
         take part in an experiment. Raises the errors of `engine_of`.
         """
         engine = self.engine_of(model)
@@ -165,8 +174,10 @@ class ServedVersions(Generic[EngineT]):
     def challenger_for(self, arm: Literal["canary", "shadow"], *, unit: str) -> EngineT | None:
         """Return the challenger's engine if `unit` is in the arm, else None."""
         challenger = None if self._config is None else self._config.challenger
-        included = challenger is not None and challenger.includes(arm, unit)
-        return self.engines.get(CHALLENGER) if included else None
+        engine = self.engines.get(CHALLENGER)
+        if challenger is None or engine is None:
+            return None
+        return engine if challenger.includes(arm, unit, secret=self._secret) else None
 
     def is_challenger(self, engine: EngineT) -> bool:
         """Return True if the engine is still the challenger's: an experiment may end while its requests are queued."""

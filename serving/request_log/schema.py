@@ -12,6 +12,7 @@ Row = dict[str, Any]  # values by Parquet column; all are JSON values except the
 NUM_TOP_CLASSES = 3
 ANSWERS = {
     "request_id": "string",
+    "x_request_id": "string",
     "at": "time",
     "model": "string",
     "version": "string",
@@ -40,13 +41,14 @@ FEEDBACK = {"request_id": "string", "at": "time", "row": "int", "label": "string
 class LogEntry:
     """The answer to one text."""
 
-    request_id: str
+    request_id: str  # random, made by the replica
     at: datetime  # time of the answer, UTC
     model: str
     version: str
     digest: str
     row: int  # position of the text in the request, for feedback
     latency_s: float  # from the end of the request's body to the answer
+    x_request_id: str | None = None  # the client's id, or Serve's; nothing depends on it
     subject: str | None = None
     attributes: Mapping[str, str] | None = None
     label: str | None = None

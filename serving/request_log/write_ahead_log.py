@@ -5,18 +5,23 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from serving.request_log.schema import Row
 from tailorbird.storage.node_cache import cache_folder
 
 _log = logging.getLogger("ray.serve")
 
-MAX_BYTES = 1 << 30  # maximum size of one replica's rows on the disk, which other processes of the node also need
 _ENCODE = json.JSONEncoder(default=datetime.isoformat, check_circular=False, ensure_ascii=False).encode
+
+
+def encode_row(row: Row) -> bytes:
+    """Return the row as a line. Rows have a time `at`; all other values are JSON."""
+    return f"{_ENCODE(row)}\n".encode()
 
 
 class AbandonedBatch(NamedTuple):
@@ -32,19 +37,15 @@ class AbandonedBatch(NamedTuple):
 class WriteAheadLog:
     """A replica's batches of rows, as files `<name>-<number>.jsonl` in a folder that the replicas of one log share.
 
-    After `add`, rows survive the end of the process, but not the loss of the node. A replica locks the file
-    `<name>.lock` while it runs. Another replica that can lock this file writes the abandoned batches. Rows have a
-    time `at`; all other values are JSON. If the disk is full, an error is logged once, and the batch stays only in
-    memory.
+    After `append`, rows survive the end of the process, but not the loss of the node. A replica locks the file
+    `<name>.lock` while it runs. Another replica that can lock this file writes the abandoned batches.
     """
 
     def __init__(self, folder: Path) -> None:
         self.name = uuid.uuid4().hex[:12]
         self._folder = folder
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._number = -1
-        self._sizes: dict[int, int] = {}
-        self._broken: set[int] = set()
         self._last_error = ""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         unlocked = folder / f"{self.name}.begun"
@@ -52,27 +53,28 @@ class WriteAheadLog:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         unlocked.rename(folder / f"{self.name}.lock")  # after locking: an unlocked `.lock` file means an ended replica
 
-    def add(self, number: int, rows: Sequence[Row]) -> None:
-        """Append rows to the batch `number`. Numbers must not decrease between calls."""
+    def append(self, number: int, lines: bytes) -> bool:
+        """Append lines to the batch `number`, which must not decrease between calls.
+
+        Return False, and log the error once, if the disk is full or fails. The batch then has none of the lines.
+        """
         try:
             if self._file is None or number != self._number:
                 if self._file is not None:
                     self._file.close()
                 self._number = number
-                self._file = self._path(self.name, number).open("ab")
-            text = "".join([f"{_ENCODE(row)}\n" for row in rows]).encode()
-            self._sizes[number] = self._sizes.get(number, 0) + len(text)
-            if sum(self._sizes.values()) > MAX_BYTES:
-                raise OSError(f"{self._folder} has reached its limit of {MAX_BYTES >> 20} MiB")
-            self._file.write(text)
-            self._file.flush()  # the kernel has the rows before the response is sent
+                self._file = self._path(self.name, number).open("ab", buffering=0)
+            size = self._file.seek(0, os.SEEK_END)
+            try:
+                if self._file.write(lines) != len(lines):  # the kernel has the rows before the response is sent
+                    raise OSError("the disk is full")
+            except OSError:
+                self._file.truncate(size)
+                raise
         except OSError as error:
-            self._broken |= {self._number, number}
             self._report(error)
-
-    def holds(self, number: int) -> bool:
-        """Return True if all rows of a batch are on the disk."""
-        return number <= self._number and number not in self._broken
+            return False
+        return True
 
     def rows(self, number: int) -> list[Row]:
         """Return the rows of a batch."""
@@ -80,7 +82,6 @@ class WriteAheadLog:
 
     def delete(self, number: int) -> None:
         """Delete a batch whose rows are stored."""
-        self._sizes.pop(number, None)
         try:
             self._path(self.name, number).unlink(missing_ok=True)
         except OSError as error:  # the batch will be written again, to the same file
@@ -118,7 +119,7 @@ class WriteAheadLog:
 
     def _report(self, error: Exception) -> None:
         if str(error) != self._last_error:
-            _log.error("rows of the request log may be only in memory, because of a disk error: %s", error)
+            _log.error("rows of the request log are only in memory, because of a disk error: %s", error)
         self._last_error = str(error)
 
 

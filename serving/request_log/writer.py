@@ -4,23 +4,23 @@ import asyncio
 import hashlib
 import logging
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from sys import getsizeof
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from serving.request_log.byte_budget import ByteBudget, Caller
 from serving.request_log.schema import FeedbackEntry, LogEntry, Row
-from serving.request_log.write_ahead_log import open_write_ahead_log
+from serving.request_log.write_ahead_log import encode_row, open_write_ahead_log
 from tailorbird.storage import write_bytes
 
 FLUSH_S = 10.0
-MAX_BYTES = 64 << 20
-"""Maximum size of the rows in memory while storage is unavailable. Beyond it, the oldest rows are dropped and
-counted."""
+MAX_BYTES = 64 << 20  # maximum size of the rows in memory while storage is unavailable
+MAX_DISK_BYTES = 1 << 30  # maximum size of one replica's rows on the disk, which other processes of the node also need
 FILE_ROWS = 10_000
 FILE_BYTES = 16 << 20  # maximum size of a file's rows in memory; writing a file copies them
 ROW_BYTES = 1400  # memory of a row without its strings; tracemalloc: 1,310 with three scores, 340 without scores
@@ -32,23 +32,53 @@ _log = logging.getLogger("ray.serve")
 EntryT = TypeVar("EntryT", bound=LogEntry | FeedbackEntry)
 
 
+class _BufferedRow(NamedTuple):
+    row: Row
+    line: bytes  # for the write-ahead log; empty without one
+    num_bytes: int  # approximate size in memory or on the disk, whichever is larger
+
+
 @dataclass
 class _FileBuffer:
-    """The rows of one file number, each with its approximate size in memory."""
+    """The rows of one file number."""
 
     number: int
-    rows: deque[tuple[int, Row]] = field(default_factory=deque)
-    num_bytes: int = 0  # size of all rows, including those that are only on the disk
-    on_disk: bool = False  # True if some rows are only in the write-ahead log
+    on_disk: bool
+    """True if all rows are in the write-ahead log, and those in memory only save reading them."""
+    rows: deque[tuple[int, Row]] = field(default_factory=deque)  # in memory, each with its size
+    evicted: bool = False  # True if some rows are not in memory
+    num_bytes: int = 0  # size of all rows
+    held: Counter[Caller] = field(default_factory=Counter)  # size of all rows by caller
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.rows and not self.evicted
+
+    def is_full(self, num_bytes: int) -> bool:
+        """Return True if a row of this size belongs into the next file."""
+        return len(self.rows) >= FILE_ROWS or bool(self.num_bytes and self.num_bytes + num_bytes > FILE_BYTES)
+
+    def add(self, added: _BufferedRow) -> None:
+        self.rows.append((added.num_bytes, added.row))
+        self.num_bytes += added.num_bytes
+        self.held[added.row["caller"]] += added.num_bytes
+
+    def remove_last(self) -> int:
+        """Remove the last row and return its size."""
+        num_bytes, row = self.rows.pop()
+        self.num_bytes -= num_bytes
+        self.held[row["caller"]] -= num_bytes
+        return num_bytes
 
 
 class BufferedParquetWriter(Generic[EntryT]):
     """A writer of rows to `<uri>/day=YYYY-MM-DD/<replica>-<number>.parquet`, by day in UTC.
 
-    A file is written completely or not at all. Rows that cannot be written stay in memory, up to `MAX_BYTES`. `close`
-    writes the remaining rows. With `wal_folder`, rows are also on the disk, and the next writer that uses the folder
-    writes the rows of a killed replica. `to_row` converts an entry to a row with `columns`. Use the writer in one event
-    loop.
+    A file is written completely or not at all. Rows that cannot be written stay buffered: with `wal_folder` on the
+    disk, up to `MAX_DISK_BYTES`, and the next writer that uses the folder writes the rows of a killed replica; without
+    it, or if the disk is full, in memory, up to `MAX_BYTES`. Each API key has a bound too (see `ByteBudget`), so a key
+    that fills the buffer loses its own rows only. `close` writes the remaining rows. `to_row` converts an entry to a
+    row with `columns`. Use the writer in one event loop.
     """
 
     def __init__(
@@ -60,61 +90,88 @@ class BufferedParquetWriter(Generic[EntryT]):
         uri_hash = hashlib.sha256(self._uri.encode()).hexdigest()[:16]
         self._wal = open_write_ahead_log(wal_folder / uri_hash) if wal_folder else None
         self._name = self._wal.name if self._wal else uuid.uuid4().hex[:12]
-        self._open = _FileBuffer(0)
+        self._disk, self._memory = ByteBudget(MAX_DISK_BYTES), ByteBudget(MAX_BYTES)
+        self._open = _FileBuffer(0, on_disk=self._wal is not None)
         self._sealed: deque[_FileBuffer] = deque()
         self._num_bytes = 0
         self._writing = asyncio.Lock()
         self._last_error = ""
-        self._num_reported = 0
+        self._unreported = Counter[Caller]()  # lost rows
         self.num_dropped = 0
 
     def add(self, entries: Sequence[EntryT]) -> None:
-        """Buffer entries without waiting for storage."""
-        rows: list[Row] = []
+        """Buffer entries without waiting for storage. Rows beyond the bounds are lost, and counted."""
+        added: list[_BufferedRow] = []
         for row in map(self._to_row, entries):
-            num_bytes = _size(row)
-            buffered = self._open.num_bytes
-            if len(self._open.rows) >= FILE_ROWS or (buffered and buffered + num_bytes > FILE_BYTES):
-                self._add_to_wal(rows)
-                rows = []
+            line = encode_row(row) if self._wal else b""
+            buffered = _BufferedRow(row, line, max(_size(row), len(line)))
+            if self._open.is_full(buffered.num_bytes):
+                self._keep_on_disk(added)
+                added = []
                 self._seal()
-            self._open.rows.append((num_bytes, row))
-            self._open.num_bytes += num_bytes
-            self._num_bytes += num_bytes
-            rows.append(row)
-        self._add_to_wal(rows)
-        self._drop_excess()
+            if self._buffer(buffered):
+                added.append(buffered)
+        self._keep_on_disk(added)
+        self._evict()
 
-    def _add_to_wal(self, rows: Sequence[Row]) -> None:
-        if self._wal and rows:
-            self._wal.add(self._open.number, rows)
+    def _buffer(self, buffered: _BufferedRow) -> bool:
+        """Add a row to the open buffer; count it as lost and return False if its caller has too many bytes."""
+        caller = buffered.row["caller"]
+        if not self._budget(self._open).take(caller, num_bytes=buffered.num_bytes):
+            self._lose({caller: 1})
+            return False
+        self._open.add(buffered)
+        self._num_bytes += buffered.num_bytes
+        return True
+
+    def _budget(self, buffer: _FileBuffer) -> ByteBudget:
+        return self._disk if buffer.on_disk else self._memory
+
+    def _keep_on_disk(self, added: Sequence[_BufferedRow]) -> None:
+        """Append the last rows of the open buffer to the write-ahead log, or move them to a buffer in memory only."""
+        if self._wal is None or not added or not self._open.on_disk:
+            return
+        if self._wal.append(self._open.number, b"".join(buffered.line for buffered in added)):
+            return
+        for buffered in reversed(added):
+            self._num_bytes -= self._open.remove_last()
+            self._disk.release({buffered.row["caller"]: buffered.num_bytes})
+        if not self._open.is_empty:
+            self._seal()
+        self._open = _FileBuffer(self._open.number, on_disk=False)
+        for buffered in added:
+            self._buffer(buffered)
 
     def _seal(self) -> None:
         self._sealed.append(self._open)
-        self._open = _FileBuffer(self._open.number + 1)
+        self._open = _FileBuffer(self._open.number + 1, on_disk=self._wal is not None)
 
-    def _drop_excess(self) -> None:
-        """Drop the oldest rows beyond `MAX_BYTES` from memory. Rows that are not in the write-ahead log are lost."""
+    def _evict(self) -> None:
+        """Remove the oldest rows beyond `MAX_BYTES` from memory that are also on the disk."""
         while self._num_bytes > MAX_BYTES:
-            oldest = next((buffer for buffer in self._sealed if buffer.rows), self._open)
-            if not oldest.rows:  # all rows are being written
+            buffers = (*self._sealed, self._open)
+            oldest = next((buffer for buffer in buffers if buffer.on_disk and buffer.rows), None)
+            if oldest is None:  # they are being written
                 return
-            if not oldest.on_disk and self._wal and self._wal.holds(oldest.number):
-                oldest.on_disk = True
             self._num_bytes -= oldest.rows.popleft()[0]
-            self.num_dropped += not oldest.on_disk
+            oldest.evicted = True
+
+    def _lose(self, rows: Mapping[Caller, int]) -> None:
+        self._unreported.update(rows)
+        self.num_dropped += sum(rows.values())
 
     async def keep_writing(self) -> None:
         """Write the buffered rows every few seconds until cancelled."""
         while True:
             await asyncio.sleep(FLUSH_S)
             await self.flush()
+            self._report_lost()
             await self._write_abandoned()
 
     async def flush(self) -> None:
         """Write the buffered rows now. On failure, the rows stay in the buffer and the error is logged once."""
         async with self._writing:
-            if self._open.rows or self._open.on_disk:
+            if not self._open.is_empty:
                 self._seal()
             while self._sealed:
                 buffer = self._sealed.popleft()
@@ -122,7 +179,7 @@ class BufferedParquetWriter(Generic[EntryT]):
                     await asyncio.to_thread(self._write_buffer, buffer)
                 except BaseException as error:  # unavailable storage must not stop the responses
                     self._sealed.appendleft(buffer)
-                    self._drop_excess()
+                    self._evict()
                     if not isinstance(error, Exception):
                         raise
                     self._report(error)
@@ -130,10 +187,11 @@ class BufferedParquetWriter(Generic[EntryT]):
                 if self._wal:
                     self._wal.delete(buffer.number)
                 self._num_bytes -= sum(num_bytes for num_bytes, _ in buffer.rows)
+                self._budget(buffer).release(buffer.held)
                 self._last_error = ""
 
     def _write_buffer(self, buffer: _FileBuffer) -> None:
-        on_disk = self._wal.rows(buffer.number) if buffer.on_disk and self._wal else None
+        on_disk = self._wal.rows(buffer.number) if buffer.evicted and self._wal else None
         self._write(self._name, buffer.number, on_disk or [row for _, row in buffer.rows])
 
     async def _write_abandoned(self) -> None:
@@ -159,25 +217,32 @@ class BufferedParquetWriter(Generic[EntryT]):
     def _report(self, error: Exception) -> None:
         if str(error) != self._last_error:
             _log.error("rows of %s cannot be written and stay buffered: %s", self._uri, error)
-        if self.num_dropped > self._num_reported:
-            _log.error("%d rows of %s are lost", self.num_dropped - self._num_reported, self._uri)
-        self._last_error, self._num_reported = str(error), self.num_dropped
+        self._last_error = str(error)
+
+    def _report_lost(self) -> None:
+        """Log the rows that were lost since the last call, with the keys that lost most."""
+        if not self._unreported:
+            return
+        by_caller = ", ".join(f"{caller or 'no key'}: {num:,}" for caller, num in self._unreported.most_common(5))
+        total = self._unreported.total()
+        _log.error(
+            "%d rows of %s are lost, because they are beyond the bound of their key: %s", total, self._uri, by_caller
+        )
+        self._unreported.clear()
 
     async def close(self) -> None:
         """Write the remaining rows. Rows that cannot be written stay in the write-ahead log, or are logged as lost."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await self.flush()
-        remaining = [buffer for buffer in (*self._sealed, self._open) if buffer.rows or buffer.on_disk]
-        on_wal = [buffer for buffer in remaining if self._wal and self._wal.holds(buffer.number)]
-        num_lost = self.num_dropped - self._num_reported
-        num_lost += sum(len(buffer.rows) for buffer in remaining if buffer not in on_wal)
+        self._report_lost()
+        remaining = [buffer for buffer in (*self._sealed, self._open) if not buffer.is_empty]
         if self._wal:
             self._wal.close()
-        if on_wal:
+        if any(buffer.on_disk for buffer in remaining):
             _log.error("rows of %s stay on this node's disk, and the next replica writes them", self._uri)
-        if num_lost:
-            _log.error("%d rows of %s are lost", num_lost, self._uri)
+        if num_lost := sum(len(buffer.rows) for buffer in remaining if not buffer.on_disk):
+            _log.error("%d rows of %s are lost, because they could not be written", num_lost, self._uri)
 
     def _write(self, name: str, number: int, rows: Sequence[Row]) -> None:
         import pyarrow as pa

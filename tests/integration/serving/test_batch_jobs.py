@@ -217,7 +217,7 @@ def test_a_queued_job_runs_with_the_configuration_that_is_current_at_its_start(
 
     def queued(output: str) -> str:
         batch = scoring.new_batch(service.first, input=uri, output=output, id_column="key")
-        return submit_job(task_uri, batch, service.first).id
+        return submit_job(task_uri, batch, service.first, owner=None).id
 
     def job(batch_id: str) -> Any:
         return read_job(task_uri, batch_id)

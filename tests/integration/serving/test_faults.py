@@ -328,10 +328,10 @@ def allocate(num_bytes: int) -> None:
 
 
 def _logged() -> list[str]:
-    """Return the request ids in the log."""
-    files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
-    tables: list[Any] = [pq.read_table(_buffer(uri), columns=["request_id"]) for uri in files]
-    return [request_id for table in tables for request_id in table["request_id"].to_pylist()]
+    """Return the clients' request ids in the log."""
+    files = [uri for uri in storage.list_files(f"{LOG}/answers", missing_ok=True) if uri.endswith(".parquet")]
+    tables: list[Any] = [pq.read_table(_buffer(uri), columns=["x_request_id"]) for uri in files]
+    return [request_id for table in tables for request_id in table["x_request_id"].to_pylist()]
 
 
 def _buffer(uri: str) -> Any:

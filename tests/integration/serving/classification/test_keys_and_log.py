@@ -1,5 +1,6 @@
 """API keys and the request log."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ from cluster.local import stack
 from serving.deploy import rollout
 from serving.http.api_keys import new_key
 from tailorbird import storage
+from tailorbird.registry import security_log
 from tests.integration.leaks import leaks
 from tests.integration.serving.classification.service import (
     CONFIG,
@@ -22,7 +24,7 @@ def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_r
     service: Service, stack: stack.StackState
 ) -> None:
     source = "s3://models/serving-keys/keys"
-    (key, stored), (other, new) = new_key("app"), new_key("app", per_minute=2)
+    (key, stored), (other, new) = new_key("app"), new_key("app", options=["scopes=answer", "requests=2"])
     storage.write_bytes(source, stored.to_line().encode())
     config = CONFIG.model_copy(update={"api_keys": source})
 
@@ -42,9 +44,26 @@ def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_r
         assert leaks(stack, {"a key": key, "its hash": stored.sha256, "a wrong key": other, "a text": text}) == []
         storage.write_bytes(source, new.to_line().encode())
         wait_until(lambda: ask(key).status_code == 401)
+        headers = {"Authorization": f"Bearer {other}"}
+        assert requests.post(f"{url}/v1/feedback", json={}, headers=headers, timeout=60).status_code == 403
         assert [ask(other).status_code for _ in range(3)] == [200, 200, 429]
     finally:
-        rollout.undeploy("serving-keys")
+        rollout.undeploy("serving-keys")  # before the events are written
+    today = datetime.now(UTC).date()
+    log = security_log.read("s3://models", since=today - timedelta(days=1), until=today)
+    events = {event.what: event for event in log.events if event.what.startswith("serving-keys: ")}
+    refusals = {(event.who, what.partition("with ")[2]) for what, event in events.items() if event.kind == "refusal"}
+    assert {(who, reason) for who, reason in refusals if who == "key app"} == {
+        ("key app", "403 missing_scope"),
+        ("key app", "429 rate_limited"),
+    }
+    assert {reason for who, reason in refusals if who != "key app"} == {"401 missing_api_key", "401 invalid_api_key"}
+    change = events["serving-keys: keys changed app"]
+    assert change.before == {"app": ["scopes=answer,feedback"]}
+    assert change.after == {"app": ["scopes=answer requests=2"]}
+    assert "serving-keys: keys at the start of a replica: app" in events
+    texts = "".join(event.model_dump_json() for event in events.values())
+    assert not any(secret in texts for secret in (key, other, stored.sha256, new.sha256))
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
 
 

@@ -13,6 +13,8 @@ import requests
 from cluster.connection import connect
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import application_name
+from serving.http.api_keys import new_key
+from tailorbird import storage
 from tests.integration.serving.classification.service import (
     CONFIG,
     TEXTS,
@@ -72,6 +74,43 @@ def test_excess_requests_get_429_with_retry_after_and_are_counted(service: Servi
             wait_until(lambda: re.search(refused, requests.get(metrics_url(node), timeout=60).text) is not None)
     finally:
         rollout.undeploy(name)
+
+
+def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: Service) -> None:
+    source, num_texts = "s3://models/serving-fair/keys", 128
+    keys = {name: new_key(name) for name in ("few", "many")}
+    storage.write_bytes(source, "\n".join(stored.to_line() for _, stored in keys.values()).encode())
+    fields = {"api_keys": source, "max_texts": num_texts, "max_body_bytes": 1 << 20}
+    config = CONFIG.model_copy(update=fields | {"max_queued_texts": 5 * num_texts})
+    ended: list[str] = []  # the client of each answered request, in the order of the ends
+    over = threading.Event()
+
+    def send(name: str, body: object) -> int:
+        headers = {"Authorization": f"Bearer {keys[name][0]}"}
+        answer = requests.post(f"{url}/v1/classify", json=body, headers=headers, timeout=120)
+        if answer.status_code == 200:
+            ended.append(name)
+        return answer.status_code
+
+    def send_few() -> set[int]:
+        statuses = {send("few", {"input": "fever"})}
+        while not over.is_set():
+            statuses.add(send("few", {"input": "fever"}))
+        return statuses
+
+    try:
+        url = rollout.deploy(config, task_uri="s3://models/serving-fair", version=service.first)
+        with ThreadPoolExecutor(5) as clients:
+            few = clients.submit(send_few)
+            large = {"input": ["a fracture of the femur " * 160] * num_texts}
+            statuses = list(clients.map(lambda _: send("many", large), range(8)))
+            over.set()
+        assert few.result() == {200}
+        assert set(statuses) == {200, 429}  # two of its requests fit into half of the queue
+    finally:
+        rollout.undeploy("serving-fair")
+    since = ended[ended.index("many") :]  # in order of arrival, each small request would wait for a large one
+    assert since.count("few") > 3 * since.count("many")
 
 
 @pytest.mark.slow

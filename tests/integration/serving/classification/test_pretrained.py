@@ -67,6 +67,6 @@ def test_the_page_shows_the_verdict_and_the_answers_of_both_models(
     page = re.sub(r"<script>.*</script>", "", document, flags=re.DOTALL)
     assert "FINE_TUNE: &lt;b&gt;+7 points&lt;/b&gt;" in page
     pretrained, champion = page.split('<section class="champion"')
-    assert re.search(r'class="label">a broken bone +\d+\.\d %', champion)
-    assert re.search(r'class="label">a disease of the eye +\d+\.\d %', pretrained)
+    assert re.search(r'class="label">a broken bone +\d+\.\d%', champion)
+    assert re.search(r'class="label">a disease of the eye +\d+\.\d%', pretrained)
     assert 'role="alert"></p>' in page

@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ from tailorbird import PACKAGES, storage
 from tailorbird.config.data import DataConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.models import loading
+from tailorbird.registry import security_log
+from tailorbird.registry.versions import VersionConfig, register, write_config
 from tailorbird.release.manifests import render_manifest
+from tailorbird.storage import node_cache
 from tests.champions import set_champion
 from tests.integration.serving.classification.service import (
     CONFIG,
@@ -93,6 +97,30 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_former_still_serves(
     assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
     declared = serve_client.declared_applications()["serving-test"]
     assert replica_config(declared).champion.digest == service.first.digest
+
+
+def test_a_version_with_changed_or_added_files_is_refused_and_the_former_still_serves(
+    service: Service, tmp_path: Path
+) -> None:
+    today, names = datetime.now(UTC).date(), []
+    for name, reason in (("config.json", "was changed: its sha256 is"), ("extra.json", "is not in the manifest")):
+        folder = tmp_path / name
+        shutil.copytree(node_cache.local_copy(service.second.uri), folder)
+        (folder / "manifest.json").unlink()
+        config = VersionConfig.model_validate_json((folder / "config.json").read_bytes())
+        write_config(folder, config.model_copy(update={"recipe_hash": name}))  # gives each case a version of its own
+        version = register(service.task_uri, folder)
+        names.append(version.version)
+        storage.write_bytes(f"{version.uri}/{name}", (folder / "config.json").read_bytes() + b"\n")
+        with pytest.raises(serve_client.VersionRefusedError, match=f"cannot be loaded: .*{name} {reason}"):
+            service.deploy(version)
+        assert service.ask({"input": TEXTS[0]})["version"] == service.first.version
+    events = security_log.read("s3://models", since=today, until=datetime.now(UTC).date()).events
+    for name in names:
+        what = f"serving-test: champion {service.first.version} replaced by {name}"
+        ours = [event for event in events if what in event.what]
+        assert [event.what.startswith("failed: ") for event in ours] == [False, True]
+        assert {event.who for event in ours} == {security_log.caller()}
 
 
 def test_a_second_application_runs_its_shipped_code_and_does_not_change_the_first(

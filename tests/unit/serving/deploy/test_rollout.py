@@ -2,26 +2,40 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from cluster.code_snapshot import ship_code
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import AdditionalVersions, application_of
-from serving.deploy.rollout import require_unchanged
+from serving.deploy.rollout import require_unchanged, require_valid_keys
 from serving.deploy.serve_client import DeployError, OverwrittenError, VersionRefusedError
 from serving.deploy.serve_schema import ServeApplication
 from serving.replica.config import ReplicaConfig
 from tailorbird import PACKAGES
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
+from tailorbird.registry import security_log
+from tailorbird.registry.security_log import SecurityEvent
 from tailorbird.registry.versions import ModelVersion
+from tailorbird.storage import StorageError
 from tests.unit.serving.deploy.registered import registered
 
 ROOT = Path(__file__).parents[4]
 EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
+
+
+def test_keys_with_a_mistake_are_not_deployed_unless_only_the_nodes_can_read_them(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"app {'0' * 64}\nother {'1' * 64} scopes=root\n")
+    with pytest.raises(DeployError, match="keys, line 2: `scopes` is not valid; the options are scopes=answer"):
+        require_valid_keys(keys.as_uri())
+    keys.write_text(f"app {'0' * 64}\n")
+    for source in (keys.as_uri(), (tmp_path / "absent").as_uri(), "env://NOT_SET_HERE"):
+        require_valid_keys(source)
 
 
 def test_code_that_differs_from_its_name_is_not_deployed(tmp_path: Path) -> None:
@@ -49,6 +63,9 @@ class FakeServe:
         self.applications: dict[str, ServeApplication] = {}
         self.after_put: list[Callable[[], None]] = []
         """Actions of another client, one after each of the next PUT requests."""
+        self.events: list[SecurityEvent] = []
+        """The events of the security log."""
+        monkeypatch.setattr(security_log, "append", lambda event, **_options: self.events.append(event))
         monkeypatch.setattr(serve_client, "request_dashboard", self.answer)
         monkeypatch.setattr(rollout, "require_unchanged", lambda _code: None)
         monkeypatch.setattr(rollout, "_wait_ready", lambda _application: None)
@@ -214,3 +231,65 @@ def test_a_version_by_other_code_is_staged_in_a_separate_application(monkeypatch
         assert url == "http://127.0.0.1:8000/t_candidate"
         assert serve.champion("t_candidate") == "d-full-2"
     assert sorted(serve.applications) == ["other", "t"]
+
+
+def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configurations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve = FakeServe(monkeypatch)
+    registries: list[str] = []
+
+    def append(event: SecurityEvent, *, registry: str) -> None:
+        registries.append(registry)
+        serve.events.append(event)
+
+    monkeypatch.setattr(security_log, "append", append)
+    deploy = partial(rollout.deploy, task_uri="s3://models/t", version=registered("full-1"))
+    deploy(ServingConfig())
+    deploy(ServingConfig())  # changes nothing
+    deploy(ServingConfig(max_replicas=3))
+    monkeypatch.setattr(rollout, "_require_challenger", lambda *_args, **_options: None)
+    monkeypatch.setattr(rollout, "draw_secret", lambda _task_uri: "secret")
+    deploy(EXPERIMENT, additional=AdditionalVersions(challenger=registered("full-2")))
+    share = ChallengerConfig(version="full-2", canary=0.5)
+    deploy(ServingConfig(challenger=share), additional=AdditionalVersions(challenger=registered("full-2")))
+    switch("t")
+    rollout.undeploy("t")
+    assert [event.what for event in serve.events] == [
+        "t: served, with the champion full-1",
+        "t: changed settings: serving.max_replicas",
+        "t: experiment with full-2 starts: canary 0.1, shadow 0; changed settings: serving.max_replicas",
+        "t: experiment with full-2 changes: canary 0.5, shadow 0",
+        "t: champion full-1 replaced by full-2; experiment with full-2 ends",
+        "t: removed from service",
+    ]
+    assert set(registries) == {"s3://models"}
+    assert {event.who for event in serve.events} == {security_log.caller()}
+    assert {event.kind for event in serve.events} == {"configuration"}
+    configurations = [(event.before, event.after) for event in serve.events]
+    assert configurations[0][0] is configurations[-1][1] is None
+    assert [after for _, after in configurations[:-1]] == [before for before, _ in configurations[1:]]
+    assert cast(Any, configurations[1][1])["serving"]["max_replicas"] == 3
+
+
+def test_a_failed_deploy_is_recorded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = two_tasks(monkeypatch)
+    other = application_of(ServingConfig(), task_uri="s3://models/t", version=registered("full-3"))
+    serve.after_put = [lambda: serve.declare(other)]
+    with pytest.raises(OverwrittenError):
+        switch("t")
+    assert [event.what.partition(": another")[0] for event in serve.events] == [
+        "t: champion full-1 replaced by full-2",
+        "failed: t: champion full-1 replaced by full-2",
+    ]
+
+
+def test_nothing_is_deployed_if_the_security_log_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def append(event: SecurityEvent, *, registry: str) -> None:
+        raise StorageError(f"{registry}: access denied ({event.kind})")
+
+    serve = two_tasks(monkeypatch)
+    monkeypatch.setattr(security_log, "append", append)
+    with pytest.raises(StorageError, match="access denied"):
+        switch("t")
+    assert serve.champion("t") == "d-full-1"

@@ -62,7 +62,7 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedHybrid:
 
 
 def rows_of(routing: Routing, body: dict[str, Any]) -> list[tuple[str, str | None]]:
-    return hybrid_rows(routing, parse_request(json.dumps(body).encode(), max_texts=100))
+    return hybrid_rows(routing, parse_request(json.dumps(body).encode(), max_texts=100, max_text_bytes=100))
 
 
 def check(loaded: LoadedHybrid, rows: list[tuple[str, str | None]], routed: np.ndarray) -> None:

@@ -43,7 +43,7 @@ def test_a_bag_of_words_is_loaded_in_the_thread_of_the_caller(
         assert threads == [threading.current_thread()]
 
         async def predict() -> list[Prediction]:
-            return await engine.submit(TEXTS)
+            return await engine.submit(TEXTS, client="a")
 
         predictions = asyncio.run(predict())
     assert_same(predictions, alone(version, base))

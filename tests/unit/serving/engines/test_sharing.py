@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from serving.engines.classify import Prediction, predict_shared, predict_texts
+from serving.engines.text_rows import TextRow, tokenize
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedClassifier, load_bag_of_words, load_encoder, load_weights
 from tailorbird.models.lora import add_adapter
@@ -91,6 +92,13 @@ def add(encoder: SharedEncoder, version: ModelVersion) -> LoadedClassifier[Model
     return encoder.add(version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind))
 
 
+def predict(encoder: SharedEncoder, rows: Sequence[tuple[LoadedClassifier[ModelVersion], str]]) -> list[Prediction]:
+    text_rows = [TextRow(loaded, text) for loaded, text in rows]
+    tokenize(text_rows)
+    tokens = [row.tokens or [] for row in text_rows]
+    return predict_shared(encoder, rows, batch_size=BATCH, tokens=tokens)
+
+
 def alone(version: ModelVersion, base: Path) -> list[Prediction]:
     """Return the version's predictions with its own weights, into which the adapter is merged."""
     folder = Path(version.uri.removeprefix("file://"))
@@ -111,14 +119,14 @@ def test_each_version_predicts_as_with_its_own_weights(
     shared: Shared, versions: dict[str, ModelVersion], base: Path, name: str
 ) -> None:
     rows = [(shared.loaded[name], text) for text in TEXTS]
-    assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
+    assert_same(predict(shared.encoder, rows), alone(versions[name], base))
 
 
 def test_rows_of_a_mixed_batch_get_the_predictions_of_their_versions(
     shared: Shared, versions: dict[str, ModelVersion], base: Path
 ) -> None:
     rows = [(shared.loaded[name], text) for text in TEXTS for name in KINDS]
-    predictions = predict_shared(shared.encoder, rows, batch_size=BATCH)
+    predictions = predict(shared.encoder, rows)
     for index, name in enumerate(KINDS):
         assert_same(predictions[index :: len(KINDS)], alone(versions[name], base))
 
@@ -135,15 +143,13 @@ def test_removing_a_version_removes_its_adapter_and_keeps_the_others(
     for removed, others in (("b", ("a", "c", "e")), ("c", ("a", "e")), ("e", ("a", "d"))):
         shared.encoder.remove(shared.loaded[removed])
         with pytest.raises(KeyError, match=f"adapter {versions[removed].digest}-. is not loaded"):
-            predict_shared(shared.encoder, [(shared.loaded[removed], TEXTS[0])], batch_size=BATCH)
+            predict(shared.encoder, [(shared.loaded[removed], TEXTS[0])])
         for name in others:
             rows = [(shared.loaded[name], text) for text in TEXTS]
-            assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions[name], base))
+            assert_same(predict(shared.encoder, rows), alone(versions[name], base))
     assert not any(isinstance(module, LoraLayer) for module in shared.encoder._encoder.modules())
     again = add(shared.encoder, versions["b"])
-    assert_same(
-        predict_shared(shared.encoder, [(again, text) for text in TEXTS], batch_size=BATCH), alone(versions["b"], base)
-    )
+    assert_same(predict(shared.encoder, [(again, text) for text in TEXTS]), alone(versions["b"], base))
 
 
 def test_an_incomplete_adapter_is_refused_and_leaves_nothing(
@@ -155,7 +161,7 @@ def test_an_incomplete_adapter_is_refused_and_leaves_nothing(
     with pytest.raises(ModelError, match="lacks 19 weights"):
         add(shared.encoder, broken)
     rows = [(shared.loaded["c"], text) for text in TEXTS]
-    assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions["c"], base))
+    assert_same(predict(shared.encoder, rows), alone(versions["c"], base))
 
 
 @pytest.mark.parametrize("before", ["a", "ac"])
@@ -173,7 +179,7 @@ def test_an_adapter_that_does_not_fit_changes_no_prediction_of_others(
         add(encoder, broken)
     for name, model in loaded.items():
         rows = [(model, text) for text in TEXTS]
-        assert_same(predict_shared(encoder, rows, batch_size=BATCH), alone(versions[name], base))
+        assert_same(predict(encoder, rows), alone(versions[name], base))
 
 
 def test_a_version_that_is_added_again_before_its_removal_still_predicts(
@@ -181,11 +187,11 @@ def test_a_version_that_is_added_again_before_its_removal_still_predicts(
 ) -> None:
     again = add(shared.encoder, versions["b"])
     both = [(loaded, text) for text in TEXTS for loaded in (shared.loaded["b"], again)]
-    predictions = predict_shared(shared.encoder, both, batch_size=BATCH)
+    predictions = predict(shared.encoder, both)
     assert_same(predictions[::2], alone(versions["b"], base))
     shared.encoder.remove(shared.loaded["b"])
     rows = [(again, text) for text in TEXTS]
-    assert_same(predict_shared(shared.encoder, rows, batch_size=BATCH), alone(versions["b"], base))
+    assert_same(predict(shared.encoder, rows), alone(versions["b"], base))
 
 
 def test_full_fine_tunes_hybrids_and_chat_models_do_not_share(versions: dict[str, ModelVersion]) -> None:

@@ -1,107 +1,131 @@
-"""Authentication by hashed API keys, reloading of keys, and rate limits."""
+"""Lines of the key file, its mistakes, and local callers."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
 
-from serving.http import api_keys
-from serving.http.api_keys import ApiKeyAuthenticator, KeysError, new_key, read_keys, require_local_caller
-from serving.http.schemas import RequestError
-from tailorbird.storage.s3 import StorageError
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.s = 0.0
-
-    def __call__(self) -> float:
-        return self.s
-
-
-def stored(folder: Path, *lines: str) -> str:
-    path = folder / "keys"
-    path.write_text("# API keys\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    return path.as_uri()
-
-
-def authenticated(authenticator: ApiKeyAuthenticator, authorization: str) -> str:
-    return authenticator.authenticate({"authorization": authorization})
-
-
-def refused(authenticator: ApiKeyAuthenticator, authorization: str) -> RequestError:
-    with pytest.raises(RequestError) as caught:
-        authenticated(authenticator, authorization)
-    return caught.value
-
-
-def test_a_key_authenticates_and_its_hash_does_not(tmp_path: Path) -> None:
-    key, line = new_key("app")
-    authenticator = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
-    assert authenticated(authenticator, f"Bearer {key}") == "app"
-    assert authenticated(authenticator, f"bearer  {key} ") == "app"
-    assert key not in line.to_line()
-    assert refused(authenticator, f"Bearer {line.sha256}").status == 401
-
-
-@pytest.mark.parametrize(
-    "authorization", ["", "Bearer", "Bearer ", "Basic {key}", "{key}", "Bearer {key}x", "Bearer ü"]
+from serving.http.api_keys import (
+    ApiKey,
+    KeyOptions,
+    KeysError,
+    keys_in_force,
+    new_key,
+    parse_keys,
+    read_keys,
+    require_local_caller,
+    sha256_of,
 )
-def test_an_invalid_key_is_a_401_that_names_the_header(tmp_path: Path, authorization: str) -> None:
-    key, line = new_key("app")
-    error = refused(ApiKeyAuthenticator(stored(tmp_path, line.to_line())), authorization.format(key=key))
-    assert (error.status, error.code) == (401, "invalid_api_key")
-    assert "Authorization: Bearer" in error.message
-    assert key not in error.message
-    assert error.headers == {"www-authenticate": "Bearer"}
+from serving.http.schemas import RequestError
+
+ALL_OPTIONS = ("tokens=1000000", "texts=10000", "requests=600", "expires=2027-06-30", "scopes=admin,batch")
+
+
+def parsed(*lines: str) -> tuple[ApiKey, ...]:
+    file = parse_keys("\n".join(("# API keys", "", *lines)).encode(), source="keys")
+    assert file.errors == ()
+    return file.keys
+
+
+def test_a_line_is_read_as_it_was_written() -> None:
+    key, stored = new_key("app", options=ALL_OPTIONS)
+    assert stored.options == KeyOptions(("batch", "admin"), date(2027, 6, 30), 600, 10000, 1000000)
+    line = stored.to_line()
+    assert line == (
+        f"app {sha256_of(key)} scopes=batch,admin expires=2027-06-30 requests=600 texts=10000 tokens=1000000"
+    )
+    assert parsed(line) == (stored,)
+    assert key not in line
+
+
+def test_a_key_without_options_may_answer_and_give_feedback_without_end_or_limit() -> None:
+    (key,) = parsed(f"app {'0' * 64} # since monday")
+    assert key.options == KeyOptions(("answer", "feedback"), None, None, None, None)
 
 
 def test_new_keys_are_random() -> None:
     assert len({new_key("app")[0] for _ in range(100)}) == 100
 
 
-def test_a_reload_adds_and_removes_keys(tmp_path: Path) -> None:
-    (old, old_line), (new, new_line) = new_key("app"), new_key("app")
-    authenticator = ApiKeyAuthenticator(stored(tmp_path, old_line.to_line()))
-    assert refused(authenticator, f"Bearer {new}").status == 401
-    stored(tmp_path, old_line.to_line(), f"{new_line.to_line()} # from monday on")
-    authenticator.reload()
-    assert {authenticated(authenticator, f"Bearer {key}") for key in (old, new)} == {"app"}
-    stored(tmp_path, new_line.to_line())
-    authenticator.reload()
-    assert refused(authenticator, f"Bearer {old}").status == 401
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("600", "option 1 is unknown; the options are scopes=answer,batch,feedback,admin"),
+        ("scope=answer", "option 1 is unknown"),
+        ("scopes=", "`scopes` is not valid"),
+        ("scopes=answer,root", "`scopes` is not valid"),
+        ("expires=2027-02-30", "`expires` is not valid"),
+        ("expires=20270630", "`expires` is not valid"),
+        ("requests=0", "`requests` is not valid"),
+        ("texts=1.5", "`texts` is not valid"),
+        ("tokens=-1", "`tokens` is not valid"),
+        ("texts=1 texts=2", "`texts` is given twice"),
+    ],
+)
+def test_an_unknown_option_is_an_error_that_names_the_line_and_what_is_allowed(option: str, message: str) -> None:
+    file = parse_keys(f"good {'1' * 64}\napp {'0' * 64} {option}".encode(), source="s3://bucket/keys")
+    assert [key.name for key in file.keys] == ["good"]
+    (error,) = file.errors
+    assert error.startswith(f"s3://bucket/keys, line 2: {message}")
+    with pytest.raises(KeysError, match=r"not valid|unknown|twice"):
+        new_key("app", options=option.split())
 
 
-@pytest.mark.parametrize("lines", [None, [], ["nonsense"]])
-def test_a_removed_key_is_refused_even_if_the_file_is_invalid(
-    tmp_path: Path, lines: list[str] | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    (leaked, line), (good, other) = new_key("app"), new_key("other")
-    authenticator = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
-    if lines is None:
-        (tmp_path / "keys").unlink()
-    else:
-        stored(tmp_path, *lines)
-    for _ in range(2):
-        authenticator.reload()
-    assert refused(authenticator, f"Bearer {leaked}").status == 401
-    assert len([record for record in caplog.records if "could not be reloaded" in record.message]) == 1
-    stored(tmp_path, "nonsense", other.to_line())
-    authenticator.reload()
-    assert authenticated(authenticator, f"Bearer {good}") == "other"
+@pytest.mark.parametrize("name", ["", "two words", "a#b", "ä", "x" * 65])
+def test_a_key_with_a_name_that_could_not_be_read_is_not_made(name: str) -> None:
+    with pytest.raises(KeysError, match="is not valid: a name has"):
+        new_key(name)
 
 
-def test_while_storage_is_unavailable_the_last_keys_stay_valid(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def unavailable(_: str) -> bool:
-        raise StorageError("no answer")
-
+def test_an_error_gives_the_line_number_and_not_the_line(tmp_path: Path) -> None:
     key, line = new_key("app")
-    authenticator = ApiKeyAuthenticator(stored(tmp_path, line.to_line()))
-    monkeypatch.setattr(api_keys, "exists", unavailable)
-    authenticator.reload()
-    assert authenticated(authenticator, f"Bearer {key}") == "app"
-    assert "the last keys stay valid: no answer" in caplog.text
+    path = tmp_path / "keys"
+    path.write_text(f"# API keys\n\n{line.to_line()}\napp {key}\n{key}\napp {line.sha256} {key}\n")
+    file = read_keys(path.as_uri())
+    assert file.keys == (line,)
+    assert [error.split(": ", 1)[0][-6:] for error in file.errors] == ["line 4", "line 5", "line 6"]
+    assert "must be `name sha256 [options]`" in file.errors[0]
+    assert key not in "".join(file.errors)
+    (duplicate,) = parse_keys(f"{line.to_line()}\nother {line.sha256}".encode(), source="keys").errors
+    assert duplicate == "keys, line 2: duplicate key"
+
+
+@pytest.mark.parametrize(
+    ("content", "in_force"),
+    [
+        ("", ""),  # an empty file
+        ("# none\n", ""),
+        ("nonsense", "app-1 app-2 other"),  # no line can be read
+        ("o1", "other"),
+        ("o1\nnonsense", "other"),  # removed keys stay removed
+        ("o1\napp oops", "app-1 app-2 other"),
+        ("o1\napp oops\na1", "app-1 app-2 other"),
+        ("o1\nnew oops", "other"),  # nobody is let in
+        ("a1\nother oops texts=-1", "app-1 other"),
+    ],
+)
+def test_a_line_that_cannot_be_read_neither_adds_nor_removes_a_key(content: str, in_force: str) -> None:
+    former = {"app-1": ApiKey("app", "a" * 64), "app-2": ApiKey("app", "b" * 64), "other": ApiKey("other", "c" * 64)}
+    for short, name in (("a1", "app-1"), ("o1", "other")):
+        content = content.replace(short, former[name].to_line())
+    keys = keys_in_force(parse_keys(content.encode(), source="keys"), former=list(former.values()))
+    assert {key.sha256 for key in keys} == {former[name].sha256 for name in in_force.split()}
+    assert len(keys) == len(in_force.split())
+
+
+def test_a_file_in_another_encoding_leaves_all_keys_in_force() -> None:
+    former = [ApiKey("app", "a" * 64)]
+    assert keys_in_force(parse_keys(former[0].to_line().encode("utf-16"), source="keys"), former=former) == (*former,)
+
+
+def test_an_environment_variable_can_contain_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, line = new_key("app", options=["requests=3"])
+    monkeypatch.setenv("SOME_KEYS", f"{line.to_line()}\n")
+    assert read_keys("env://SOME_KEYS").keys == (line,)
+    with pytest.raises(
+        KeysError, match=r"environment variable OTHER_KEYS, which the recipe's serving section names, is not set"
+    ):
+        read_keys("env://OTHER_KEYS")
 
 
 @pytest.mark.parametrize(
@@ -114,6 +138,11 @@ def test_while_storage_is_unavailable_the_last_keys_stay_valid(
         ("127.0.0.1:8000", "null", False),
         ("127.0.0.1:8000", "http://127.0.0.1:9000", False),
         ("evil.example:8000", "http://evil.example:8000", False),
+        ("127.0.0.1:8000#.evil.example", "", False),
+        ("localhost.evil.example", "", False),
+        ("[::1", "", False),
+        ("127.0.0.1:8000", "http://[", False),
+        ("127.0.0.1:8000", "//[::1", False),
         ("", "", False),
     ],
 )
@@ -125,52 +154,3 @@ def test_without_keys_only_local_same_origin_requests_are_accepted(host: str, or
     with pytest.raises(RequestError, match=r"without API keys, only requests to 127\.0\.0\.1") as caught:
         require_local_caller(headers)
     assert caught.value.status == 403
-
-
-def test_an_environment_variable_can_contain_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    key, line = new_key("app", per_minute=3)
-    monkeypatch.setenv("SOME_KEYS", f"{line.to_line()}\n")
-    assert read_keys("env://SOME_KEYS") == (line,)
-    assert authenticated(ApiKeyAuthenticator("env://SOME_KEYS"), f"Bearer {key}") == "app"
-    with pytest.raises(
-        KeysError, match=r"environment variable OTHER_KEYS, which the recipe's serving section names, is not set"
-    ):
-        read_keys("env://OTHER_KEYS")
-
-
-def test_an_error_gives_the_line_number_and_not_the_line(tmp_path: Path) -> None:
-    key, line = new_key("app")
-    with pytest.raises(KeysError, match="line 4: must be `name sha256") as caught:
-        read_keys(stored(tmp_path, line.to_line(), f"app {key}"))
-    assert key not in str(caught.value)
-    with pytest.raises(KeysError, match="contains no key"):
-        read_keys(stored(tmp_path))
-    with pytest.raises(KeysError, match="line 4: duplicate key"):
-        read_keys(stored(tmp_path, line.to_line(), f"other {line.sha256}"))
-
-
-@pytest.mark.parametrize(("name", "per_minute"), [("", None), ("two words", None), ("a#b", None), ("app", 0)])
-def test_a_key_that_could_not_be_read_is_not_made(name: str, per_minute: int | None) -> None:
-    with pytest.raises(KeysError, match="is not valid"):
-        new_key(name, per_minute=per_minute)
-
-
-def test_a_rate_limit_applies_per_key_and_refills_evenly(tmp_path: Path) -> None:
-    (slow, slow_line), (free, free_line) = new_key("slow", per_minute=6), new_key("free")
-    clock = Clock()
-    authenticator = ApiKeyAuthenticator(stored(tmp_path, slow_line.to_line(), free_line.to_line()), now=clock)
-    for _ in range(6):
-        authenticated(authenticator, f"Bearer {slow}")
-    error = refused(authenticator, f"Bearer {slow}")
-    assert (error.status, error.code) == (429, "rate_limit_exceeded")
-    assert "slow is limited to 6 requests a minute" in error.message
-    waited = int((error.headers or {})["retry-after"])
-    for _ in range(20):
-        authenticated(authenticator, f"Bearer {free}")
-    clock.s += waited
-    authenticated(authenticator, f"Bearer {slow}")
-    assert refused(authenticator, f"Bearer {slow}").status == 429
-    clock.s += 3600
-    for _ in range(6):
-        authenticated(authenticator, f"Bearer {slow}")
-    assert refused(authenticator, f"Bearer {slow}").status == 429

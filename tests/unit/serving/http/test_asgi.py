@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 from starlette.types import Message, Scope
 
 from serving.http import asgi
-from serving.http.asgi import Events, Route, caller, http_app, path_id
+from serving.http.asgi import Events, Route, caller, http_app, path_id, x_request_id
 from serving.http.schemas import RequestError
+from serving.http.security_headers import security_headers
 
 MAX_BODY_BYTES = 100
 
@@ -21,15 +23,19 @@ async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
         raise RequestError(422, "invalid_request", "refused")
     if body == b"break":
         raise RuntimeError("secret detail")
-    content = {"bytes": len(body), "id": request_id} | ({"caller": caller.get()} if body == b"who" else {})
+    content = {"bytes": len(body), "id": request_id, "x_id": x_request_id.get()} | (
+        {"caller": caller.get()} if body == b"who" else {}
+    )
     content |= {"path_id": path_id.get()} if path_id.get() else {}
     return 200, json.dumps(content).encode()
 
 
-def _authenticate(headers: Mapping[str, str]) -> str:
+def _authenticate(headers: Mapping[str, str], route: Route) -> None:
+    if route.open:
+        return
     if headers["authorization"] != "Bearer good":
         raise RequestError(401, "invalid_api_key", "give a valid API key")
-    return "app"
+    caller.set("app")
 
 
 def _request(
@@ -39,6 +45,7 @@ def _request(
     chunks: tuple[bytes, ...] = (b"",),
     declared: int | None = None,
     authorization: bytes | None = None,
+    sent_id: bytes = b"r-1",
 ) -> tuple[int, Any, Any]:
     app = http_app(
         {
@@ -48,9 +55,9 @@ def _request(
             "/things/{id}/end": Route("POST", _echo),
         },
         max_body_bytes=MAX_BODY_BYTES,
-        authenticate=_authenticate if authorization is not None else lambda _: None,
+        authenticate=_authenticate if authorization is not None else lambda _headers, _route: None,
     )
-    headers = [(b"x-request-id", b"r-1"), (b"authorization", authorization or b"")]
+    headers = [(b"x-request-id", sent_id), (b"authorization", authorization or b"")]
     if declared is not None:
         headers.append((b"content-length", str(declared).encode()))
     scope: Scope = {
@@ -75,6 +82,7 @@ def _request(
     asyncio.run(app(scope, receive, send))
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     start_headers = dict(sent[0]["headers"])
+    assert dict(security_headers()).items() <= start_headers.items()
     assert start_headers[b"content-type"] == b"application/json"
     assert start_headers[b"content-length"] == str(len(sent[1]["body"])).encode()
     return sent[0]["status"], json.loads(sent[1]["body"]), start_headers
@@ -90,7 +98,14 @@ def test_all_routes_except_open_ones_need_a_key() -> None:
 
 
 def test_a_body_in_chunks_is_concatenated() -> None:
-    assert _request("POST", "/echo", chunks=(b"a" * 40, b"b" * 60))[:2] == (200, {"bytes": 100, "id": "r-1"})
+    status, content, _ = _request("POST", "/echo", chunks=(b"a" * 40, b"b" * 60))
+    assert (status, content["bytes"]) == (200, 100)
+
+
+def test_a_large_body_within_the_limit_is_read_completely(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "DISCARD_BYTES", 50)
+    status, content, _ = _request("POST", "/echo", chunks=(b"a" * 60, b"b" * 40))
+    assert (status, content["bytes"]) == (200, 100)
 
 
 def test_an_incomplete_body_is_a_408_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +121,9 @@ def test_an_incomplete_body_is_a_408_after_a_timeout(monkeypatch: pytest.MonkeyP
     async def send(message: Message) -> None:
         sent.append(message)
 
-    app = http_app({"/echo": Route("POST", _echo)}, max_body_bytes=MAX_BODY_BYTES, authenticate=lambda _: None)
+    app = http_app(
+        {"/echo": Route("POST", _echo)}, max_body_bytes=MAX_BODY_BYTES, authenticate=lambda _headers, _route: None
+    )
     asyncio.run(app({"type": "http", "method": "POST", "path": "/echo", "headers": []}, receive, send))
     assert (sent[0]["status"], dict(sent[0]["headers"])[b"connection"]) == (408, b"close")
     assert json.loads(sent[1]["body"])["error"]["type"] == "body_too_slow"
@@ -135,10 +152,38 @@ def test_a_request_error_keeps_its_status() -> None:
     assert (status, body["error"]["message"]) == (422, "refused")
 
 
-def test_an_unexpected_error_is_a_500_with_the_request_id_and_no_details() -> None:
+def test_the_id_of_a_request_is_random_whatever_the_client_sends() -> None:
+    ids = [_request("POST", "/echo", sent_id=b"r-1")[1]["id"] for _ in range(3)]
+    assert len({*ids, "r-1"}) == 4
+    assert all(re.fullmatch("[0-9a-f]{32}", request_id) for request_id in ids)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (b"r-1", True),
+        (b"A.z_9-", True),
+        (b"a" * 128, True),
+        (b"a" * 129, False),
+        (b"", False),
+        (b"a b", False),
+        (b"a\nb", False),
+        (b"a\n", False),
+        (b"a|b", False),
+        ("\N{GRINNING FACE}".encode(), False),
+        (b"\xff", False),
+    ],
+)
+def test_the_clients_id_is_kept_apart_if_it_is_valid(sent: bytes, kept: bool) -> None:
+    assert _request("POST", "/echo", sent_id=sent)[1]["x_id"] == (sent.decode() if kept else None)
+
+
+def test_an_unexpected_error_is_a_500_with_a_request_id_and_no_details(caplog: pytest.LogCaptureFixture) -> None:
     status, body, _ = _request("POST", "/echo", chunks=(b"break",))
     assert status == 500
-    assert "r-1" in body["error"]["message"]
+    (request_id,) = re.findall("[0-9a-f]{32}", body["error"]["message"])
+    assert request_id in caplog.text
+    assert "r-1" not in body["error"]["message"]
     assert "secret" not in body["error"]["message"]
 
 
@@ -184,7 +229,7 @@ def _stream(streaming: Streaming) -> list[Message]:
             sent.append(message)
 
         routes = {"/s": Route("POST", streaming.answer, watched=True)}
-        app = http_app(routes, max_body_bytes=MAX_BODY_BYTES, authenticate=lambda _: None)
+        app = http_app(routes, max_body_bytes=MAX_BODY_BYTES, authenticate=lambda _headers, _route: None)
         await app({"type": "http", "method": "POST", "path": "/s", "headers": []}, receive, send)
 
     asyncio.run(request())
@@ -193,6 +238,7 @@ def _stream(streaming: Streaming) -> list[Message]:
 
 def test_a_stream_is_sent_event_by_event() -> None:
     start, *bodies = _stream(Streaming())
+    assert dict(security_headers()).items() <= dict(start["headers"]).items()
     assert (start["status"], dict(start["headers"])[b"content-type"]) == (200, b"text/event-stream; charset=utf-8")
     assert [(body["body"], body.get("more_body", False)) for body in bodies] == [
         (b"a", True),
@@ -230,7 +276,7 @@ def test_the_lifespan_protocol_runs_both_hooks() -> None:
     app = http_app(
         {},
         max_body_bytes=1,
-        authenticate=lambda _: None,
+        authenticate=lambda _headers, _route: None,
         on_startup=partial(hook, "up"),
         on_shutdown=partial(hook, "down"),
     )

@@ -63,7 +63,7 @@ def _counted(*sent: Message, path: str = "/v1/x", failed: int | None = None, bre
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         if scope["path"] == "/prefix/v1/x":  # as Starlette does
-            scope["endpoint"] = Endpoint("/v1/x", Route("POST", answer_nothing), 1, lambda _: None)
+            scope["endpoint"] = Endpoint("/v1/x", Route("POST", answer_nothing), 1, lambda _headers, _route: None)
         assert meter.in_progress == 1
         record_version(Version())  # type: ignore[arg-type]
 

@@ -13,27 +13,13 @@ from serving.engines.base_chat import PartialAnswer
 from serving.http.asgi import ASGIApp, Route
 from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage, usage_event
 from serving.pages.render import render_docs, with_api_docs
-from serving.replica.base import Replica
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
-from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
+from tests.unit.serving.http.application import application
 
 CONFIG = ServingConfig(max_texts=2)
 SERVICES = [Classifier, Chat]
-
-
-def _app(service: type, config: ServingConfig = CONFIG) -> ASGIApp:
-    """Return the service's application before a version is loaded."""
-
-    def load(_uri: str, _digest: str) -> Any:
-        raise AssertionError
-
-    deployment: Any = object.__new__(service)
-    deployment._config = config
-    deployment._replica = Replica(ServedVersions(load), task_uri="s3://models/task", config=config)
-    app: ASGIApp = deployment.__serve_build_asgi_app__()
-    return app
 
 
 def _request(app: ASGIApp, method: str, path: str) -> tuple[int, dict[bytes, bytes], str]:
@@ -56,7 +42,7 @@ def _request(app: ASGIApp, method: str, path: str) -> tuple[int, dict[bytes, byt
 
 
 def _document(service: type, config: ServingConfig = CONFIG) -> dict[str, Any]:
-    status, _, body = _request(_app(service, config), "GET", "/openapi.json")
+    status, _, body = _request(application(service, config), "GET", "/openapi.json")
     assert status == 200
     document: dict[str, Any] = json.loads(body)
     return document
@@ -74,7 +60,7 @@ def is_valid(document: dict[str, Any], name: str, value: Any) -> bool:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_the_documented_paths_are_exactly_the_routes(service: type) -> None:
-    document, app = _document(service), _app(service)
+    document, app = _document(service), application(service, CONFIG)
     *_, body = _request(app, "GET", "/nowhere")
     assert ", ".join(sorted(document["paths"])) == re.sub(".*the routes are ", "", json.loads(body)["error"]["message"])
     for path, item in document["paths"].items():
@@ -103,7 +89,7 @@ def test_examples_are_valid_and_errors_are_documented(service: type) -> None:
                 content = operation["requestBody"]["content"]["application/json"]
                 assert is_valid(document, content["schema"]["$ref"].rsplit("/", 1)[-1], content["example"])
             # The body is an empty object, and no version is loaded.
-            status, _, body = _request(_app(service), method.upper(), path)
+            status, _, body = _request(application(service, CONFIG), method.upper(), path)
             assert str(status) in operation["responses"]
             if status >= 400 and path != "/readyz":
                 assert is_valid(document, "ErrorBody", json.loads(body))
@@ -142,6 +128,10 @@ def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.Mon
     }  # fmt: skip
     assert {"401", "429"} < set(operations["/v1/models"]["responses"])
     assert "403" not in operations["/v1/models"]["responses"]
+    assert "description" not in operations["/v1/models"]
+    assert {"401", "403", "429"} < set(operations["/v1/classify"]["responses"])
+    assert operations["/v1/classify"]["description"] == "The key needs the scope `answer`."
+    assert operations["/v1/batches/{id}"]["description"] == "The key needs the scope `batch` or `admin`."
     assert "401" not in operations["/readyz"]["responses"]
     assert "securitySchemes" not in _document(Classifier)["components"]
 
@@ -162,7 +152,7 @@ def test_chat_responses_are_valid_for_the_document(format: AnswerFormat, name: s
 @pytest.mark.parametrize("service", SERVICES)
 def test_the_page_has_every_route_and_field_and_no_scripts_or_links_to_other_sites(service: type) -> None:
     document = _document(service)
-    page = render_docs(document).decode()
+    page = render_docs(document).content.decode()
     for path, item in document["paths"].items():
         assert f"</span> <code>{path}</code></h2>" in page
         for operation in item.values():
@@ -178,4 +168,4 @@ def test_the_page_has_every_route_and_field_and_no_scripts_or_links_to_other_sit
 def test_the_page_escapes_texts_of_the_document() -> None:
     document = _document(Classifier)
     document["paths"]["/v1/classify"]["post"]["summary"] = "<b>`x`"
-    assert "&lt;b&gt;<code>x</code>" in render_docs(document).decode()
+    assert "&lt;b&gt;<code>x</code>" in render_docs(document).content.decode()

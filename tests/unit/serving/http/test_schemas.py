@@ -14,16 +14,18 @@ from serving.http.schemas import (
     write_answer,
 )
 
+ID = "2c9a7f40d1e84b5b9f36a0c7e5128d34"
+
 
 def test_one_text_becomes_a_list_of_one() -> None:
-    request = parse_request(b'{"input": "fever"}', max_texts=4)
+    request = parse_request(b'{"input": "fever"}', max_texts=4, max_text_bytes=100)
     assert request.texts == ["fever"]
     assert request.model == "champion"
     assert request.scores is False
 
 
 def test_a_list_keeps_its_order() -> None:
-    assert parse_request(b'{"input": ["b", "a", ""]}', max_texts=4).texts == ["b", "a", ""]
+    assert parse_request(b'{"input": ["b", "a", ""]}', max_texts=4, max_text_bytes=100).texts == ["b", "a", ""]
 
 
 NESTED = b'{"input": ' + 5000 * b"[" + 5000 * b"]" + b"}"
@@ -37,7 +39,7 @@ LONG_NUMBER = b'{"input": ' + 100_000 * b"9" + b"}"
 )
 def test_invalid_or_excessively_nested_json_is_a_400(body: bytes) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_request(body, max_texts=4)
+        parse_request(body, max_texts=4, max_text_bytes=100)
     assert (caught.value.status, caught.value.type) == (400, "invalid_json")
 
 
@@ -71,7 +73,7 @@ def test_invalid_or_excessively_nested_json_is_a_400(body: bytes) -> None:
 )
 def test_an_invalid_field_is_a_422_that_names_it(body: object, expected: str) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_request(json.dumps(body).encode(), max_texts=4)
+        parse_request(json.dumps(body).encode(), max_texts=4, max_text_bytes=100)
     assert caught.value.status == 422
     assert expected in caught.value.message
 
@@ -84,14 +86,14 @@ def test_an_error_body_has_openais_fields() -> None:
 
 def test_an_error_does_not_repeat_the_input() -> None:
     with pytest.raises(RequestError) as caught:
-        parse_request(b'{"input": {"patient": "Jane Doe"}}', max_texts=4)
+        parse_request(b'{"input": {"patient": "Jane Doe"}}', max_texts=4, max_text_bytes=100)
     assert "Jane" not in caught.value.message
 
 
 @pytest.mark.parametrize("attributes", [{"Jane Doe": 1}, {"sex": ["Jane Doe"]}, [{"Jane Doe" + "a" * 256: "f"}]])
 def test_an_error_does_not_repeat_an_attribute(attributes: object) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_request(json.dumps({"input": "a", "attributes": attributes}).encode(), max_texts=4)
+        parse_request(json.dumps({"input": "a", "attributes": attributes}).encode(), max_texts=4, max_text_bytes=100)
     assert caught.value.message.startswith("attributes: must be")
     assert "Jane" not in caught.value.message
 
@@ -100,9 +102,11 @@ def test_attributes_are_optional_and_apply_to_all_texts_or_to_each() -> None:
     limits = {"k" * 255 + str(number): "v" * 256 for number in range(10)} | {str(number): "" for number in range(22)}
     for attributes in (None, {}, {"sex": "f"}, [{"sex": "f"}, {}], limits):
         body = json.dumps({"input": ["a", "b"], "attributes": attributes}).encode()
-        assert parse_request(body, max_texts=4).attributes == attributes
-    assert parse_request(b'{"input": "a"}', max_texts=4).attributes is None
-    assert parse_request(b'{"input": "a", "attributes": [{"sex": "f"}]}', max_texts=4).attributes == [{"sex": "f"}]
+        assert parse_request(body, max_texts=4, max_text_bytes=100).attributes == attributes
+    assert parse_request(b'{"input": "a"}', max_texts=4, max_text_bytes=100).attributes is None
+    assert parse_request(
+        b'{"input": "a", "attributes": [{"sex": "f"}]}', max_texts=4, max_text_bytes=100
+    ).attributes == [{"sex": "f"}]
 
 
 def test_a_written_answer_is_valid_for_its_schema() -> None:
@@ -127,13 +131,16 @@ def test_a_hybrid_answer_names_the_model_that_answered() -> None:
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        ({"request_id": "r", "label": "b"}, None),
-        ({"request_id": "r", "label": "b", "row": 255}, None),
-        ({"request_id": "r", "label": "b", "row": 1 << 31}, 422),
-        ({"request_id": "r", "label": "b", "row": -1}, 422),
-        ({"request_id": "r" * 257, "label": "b"}, 422),
-        ({"request_id": "r"}, 422),
-        ({"request_id": "r", "label": "b", "more": 1}, 422),
+        ({"request_id": ID, "label": "b"}, None),
+        ({"request_id": f"chatcmpl-{ID}", "label": "b"}, None),
+        ({"request_id": f"cmpl-{ID}", "label": "b"}, None),
+        ({"request_id": ID, "label": "b", "row": 255}, None),
+        ({"request_id": ID, "label": "b", "row": 1 << 31}, 422),
+        ({"request_id": ID, "label": "b", "row": -1}, 422),
+        ({"request_id": "my-own-id", "label": "b"}, 422),
+        ({"request_id": f"{ID}a", "label": "b"}, 422),
+        ({"request_id": ID}, 422),
+        ({"request_id": ID, "label": "b", "more": 1}, 422),
     ],
 )
 def test_feedback_needs_a_request_id_and_a_label(body: dict[str, Any], status: int | None) -> None:
@@ -144,3 +151,22 @@ def test_feedback_needs_a_request_id_and_a_label(body: dict[str, Any], status: i
     with pytest.raises(RequestError) as caught:
         parse_body(FeedbackRequest, content)
     assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("texts", "position", "size"), [("a" * 101, 0, 101), (["a" * 100, "é" * 50, "é" * 51], 2, 102)]
+)
+def test_a_text_that_is_too_large_is_a_422_that_names_its_position_and_the_limit(
+    texts: str | list[str], position: int, size: int
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_request(json.dumps({"input": texts}).encode(), max_texts=4, max_text_bytes=100)
+    assert (caught.value.status, caught.value.type) == (422, "invalid_request")
+    error = json.loads(caught.value.body)["error"]
+    expected = f"the text at position {position} (from 0) has {size} bytes; a text may have at most 100"
+    assert error["message"] == f"input: {expected} (the recipe's serving.max_text_bytes)"
+
+
+def test_a_text_with_half_of_a_surrogate_pair_is_not_accepted() -> None:
+    with pytest.raises(RequestError):
+        parse_request(b'{"input": "\\ud800"}', max_texts=4, max_text_bytes=100)

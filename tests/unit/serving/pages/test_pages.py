@@ -25,13 +25,15 @@ def _server(page: str, *, status: int, answer: bytes) -> Iterator[str]:
 
     class Service(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, MODELS if self.path.endswith("models") else render_page(page))
+            content, policy = (MODELS, "") if self.path.endswith("models") else render_page(page)
+            self._send(200, content, policy=policy)
 
         def do_POST(self) -> None:
             self._send(status, answer)
 
-        def _send(self, status: int, content: bytes) -> None:
+        def _send(self, status: int, content: bytes, *, policy: str = "") -> None:
             self.send_response(status)
+            self.send_header("content-security-policy", policy)
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -56,8 +58,8 @@ def test_a_classification_shows_the_most_probable_classes_as_text(tmp_path: Path
     answer = json.dumps({"results": [result]}).encode()
     with _server("classify.html", status=200, answer=answer) as url:
         page = seen(tmp_path, f"{url}#text=abc", until=r'class="label">[^<]')
-    assert '<div class="label">&lt;b&gt;a&lt;/b&gt;  75.0 %</div>' in page
-    assert '<div class="soft">b  25.0 %</div>' in page
+    assert '<div class="label">&lt;b&gt;a&lt;/b&gt;  75.0%</div>' in page
+    assert '<div class="soft">b  25.0%</div>' in page
 
 
 def test_a_chat_shows_the_streamed_answer_and_its_version(tmp_path: Path) -> None:

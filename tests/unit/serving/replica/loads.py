@@ -6,6 +6,8 @@ from typing import Any
 
 from serving.replica.served_versions import ServedVersions
 
+SECRET = b"s" * 32  # of the draws
+
 
 class Loads:
     """A loader that waits for the event `go`, and fails for the version `bad`."""
@@ -25,7 +27,10 @@ class Loads:
         return SimpleNamespace(version=SimpleNamespace(name="task", version=uri, digest=digest))
 
     def versions(self) -> ServedVersions[Any]:
-        return ServedVersions(self.load, unload=lambda former: self.unloaded.append(former.version.version))
+        def unload(former: Any) -> None:
+            self.unloaded.append(former.version.version)
+
+        return ServedVersions(self.load, read_secret=lambda: SECRET, unload=unload)
 
 
 def ref(uri: str, **shares: float) -> dict[str, Any]:

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
+from starlette.types import Message
 
+from serving.http.api_keys import new_key
+from serving.http.asgi import Route, x_request_id
+from serving.http.refusals import Refusal
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica, RequestContext, require_loggable_subject
 from serving.replica.config import config_id
@@ -79,18 +84,96 @@ def test_readyz_hides_reasons_if_the_service_has_api_keys(tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
+def test_readyz_shows_reasons_to_a_key_with_the_scope_admin(tmp_path: Path) -> None:
+    made = {name: new_key(name, options=[f"scopes={name}"]) for name in ("admin", "answer")}
+    (tmp_path / "keys").write_text("\n".join(stored.to_line() for _, stored in made.values()))
+
+    replica = new_replica(ServingConfig(api_keys=(tmp_path / "keys").as_uri()))
+    asyncio.run(replica.reconfigure(config("one", others={"lora-1": ref("bad")})))
+    client = TestClient(replica.asgi_app({}, page="classify.html"), base_url="http://127.0.0.1")
+
+    def reason(key: str) -> str:
+        answer = client.get("/readyz", headers={"authorization": f"Bearer {key}"})
+        return str(answer.json()["absent"]["lora-1"])
+
+    assert reason(made["admin"][0]) == "the version is damaged"
+    assert {reason(made["answer"][0]), reason("invalid")} == {"see the replica's log"}
+
+
+def test_refusals_and_keys_are_recorded_for_the_security_log(tmp_path: Path) -> None:
+    key, stored = new_key("app", options=["scopes=answer"])
+    (tmp_path / "keys").write_text(stored.to_line())
+    replica = new_replica(ServingConfig(api_keys=(tmp_path / "keys").as_uri()))
+    client = TestClient(replica.asgi_app({}, page="classify.html"), base_url="http://127.0.0.1")
+    for authorization in ("", f"Bearer {key}", "Bearer wrong"):
+        client.post("/v1/feedback", json={}, headers={"authorization": authorization})
+    assert set(replica._security.refusals.take()) == {
+        Refusal(401, "missing_api_key", "address testclient"),
+        Refusal(403, "missing_scope", "key app"),
+        Refusal(401, "invalid_api_key", "address testclient"),
+    }
+    (waiting,) = replica._security._waiting
+    assert waiting.event.after == {"app": ["scopes=answer"]}
+
+
+@pytest.mark.parametrize("separate_lines", [False, True])
+def test_a_client_that_sends_bodies_slowly_leaves_room_for_others(separate_lines: bool) -> None:
+    replica = new_replica(ServingConfig(max_batch_size=1, max_queued_requests=3, guarded=True))
+    go = asyncio.Event()
+
+    async def answer(body: bytes, _request_id: str) -> tuple[int, bytes]:
+        return 200, body
+
+    app = replica.asgi_app({"/v1/echo": Route("POST", answer)}, page="classify.html")
+
+    async def send_slowly(address: str) -> tuple[int, dict[bytes, bytes]]:
+        async def receive() -> Message:
+            await go.wait()
+            return {"type": "http.request", "body": b"{}"}
+
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        # A client can choose all addresses but the last one, which the gateway adds.
+        chosen, added = f"10.9.9.{len(tasks)}", address
+        values = [chosen, added] if separate_lines else [f"{chosen}, {added}"]
+        headers = [(b"x-forwarded-for", value.encode()) for value in values]
+        scope = {"type": "http", "method": "POST", "path": "/v1/echo", "headers": headers}
+        await app(scope, receive, send)
+        return sent[0]["status"], dict(sent[0]["headers"])
+
+    tasks: list[asyncio.Task[tuple[int, dict[bytes, bytes]]]] = []
+
+    async def scenario() -> list[tuple[int, dict[bytes, bytes]]]:
+        for address in ("10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2"):
+            tasks.append(asyncio.create_task(send_slowly(address)))
+            await asyncio.sleep(0)
+        go.set()
+        return await asyncio.gather(*tasks)
+
+    responses = asyncio.run(scenario())
+    assert [status for status, _ in responses] == [200, 200, 429, 200]
+    assert responses[2][1][b"retry-after"] == b"2"
+    assert replica._admission._by_client == {}
+
+
 def test_a_request_is_assigned_to_an_arm_by_its_subject_and_logged_with_it() -> None:
     async def scenario() -> None:
         replica = new_replica()
         await replica.reconfigure(config("one", challenger=ref("new", canary=1.0)))
+        x_request_id.set("mine")
         engine, context = replica.assign(replica.begin("classify", "r"), model="champion", subject="s")
-        assert (context.unit, context.arm) == ("s", "canary")
+        assert (context.unit, context.arm) == ("subject s", "canary")
         entry = context.log_entry(engine.version)(row=1, label="a")
         assert (entry.version, entry.digest, entry.request_id, entry.row) == ("new", "d-new", "r", 1)
+        assert entry.x_request_id == "mine"
         assert (entry.subject, entry.route, entry.arm, entry.label) == ("s", "classify", "canary", "a")
 
     asyncio.run(scenario())
-    assert RequestContext("chat", "r", 0.0, None).unit == "r"
+    named = RequestContext("chat", "r", 0.0, None, subject="r")
+    assert named.unit != named._replace(subject=None).unit == "request r"
 
 
 def test_a_subject_is_refused_if_the_log_does_not_store_subjects() -> None:
@@ -100,3 +183,22 @@ def test_a_subject_is_refused_if_the_log_does_not_store_subjects() -> None:
         with pytest.raises(RequestError, match="subject: not accepted") as caught:
             require_loggable_subject("s", log=log)
         assert caught.value.status == 422
+
+
+def test_a_background_task_that_fails_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> None:
+        raise ValueError("it gave up")
+
+    async def scenario() -> None:
+        replica = new_replica()
+        monkeypatch.setattr(replica._security, "keep_writing", fail)
+        await replica.reconfigure(config("one"))
+        await asyncio.wait(replica._background, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert "background task" in record.message
+    assert "it gave up" in caplog.text

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serving.engines.fair_slots import FairSlots
 from serving.http.chat_schemas import parse_chat, parse_completion
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica
@@ -48,11 +49,12 @@ def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
 
     monkeypatch.setattr(FakeEngine, "chat_prompt", slow)
     monkeypatch.setattr(FakeEngine, "text_prompt", slow)
-    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine)
+    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = ServingConfig()
     service._replica = Replica(versions, task_uri="s3://models/task", config=service._config)
+    service._prompts = FairSlots(1)
     answers = {"/v1/chat/completions": service._chat, "/v1/completions": service._complete}
 
     async def request() -> int:

@@ -15,8 +15,11 @@ from serving.engines.classify import Prediction
 from serving.engines.model_pool import ModelPool
 from serving.http.schemas import RequestError
 from serving.replica.classifier import SHADOW_TEXTS, Classifier
+from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
-from tests.unit.serving.replica.loads import config, ref
+from tailorbird.registry.draws import DrawSecret
+from tailorbird.storage.paths import TaskPaths
+from tests.unit.serving.replica.loads import SECRET, config, ref
 
 CLASSES = ("a", "b")
 
@@ -28,11 +31,13 @@ class FakePool(ModelPool):
         version = SimpleNamespace(name="task", version=uri, digest=digest)
         loaded = SimpleNamespace(version=version, classes=CLASSES)
 
-        async def submit(texts: Sequence[str]) -> list[Prediction]:
+        async def submit(texts: Sequence[str], *, client: str) -> list[Prediction]:  # noqa: ARG001
             assert len(texts) <= SHADOW_TEXTS or uri != "new"
             return [Prediction(f"by {uri}", 0.75, np.array([0.75, 0.25])) for _ in texts]
 
-        return SimpleNamespace(loaded=loaded, version=version, submit=submit, idle_s=lambda: 1.0, routing=None)
+        return SimpleNamespace(
+            loaded=loaded, version=version, submit=submit, idle_s=lambda: 1.0, routing=None, max_length=8
+        )
 
     def unload(self, engine: Any) -> None:
         pass
@@ -45,10 +50,10 @@ def fields(tmp_path: Path) -> dict[str, Any]:
     return {"request_log": (tmp_path / "log").as_uri(), "subject_key": (tmp_path / "key").as_uri()}
 
 
-def new_classifier(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Classifier:
+def new_classifier(monkeypatch: pytest.MonkeyPatch, *, task_uri: str = "s3://models/task", **fields: Any) -> Classifier:
     monkeypatch.setattr("serving.replica.classifier.configure_process", ServingConfig.model_validate_json)
     monkeypatch.setattr("serving.replica.classifier.ModelPool", FakePool)
-    return Classifier("s3://models/task", ServingConfig(**fields).model_dump_json())
+    return Classifier(task_uri, ServingConfig(**fields).model_dump_json())
 
 
 async def answer(classifier: Classifier, body: dict[str, Any], *, route: str = "_classify") -> Any:
@@ -96,10 +101,12 @@ def test_a_comparison_has_both_answers_and_one_pass_for_one_version(monkeypatch:
 def test_each_arm_of_an_experiment_is_logged(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], tmp_path: Path, share: str, arms: set[str]
 ) -> None:
-    texts = ["x"] * (SHADOW_TEXTS + 1 if share == "shadow" else 2)
+    texts, task_uri = ["x"] * (SHADOW_TEXTS + 1 if share == "shadow" else 2), (tmp_path / "task").as_uri()
+    stored = DrawSecret(key=SECRET.hex()).model_dump_json()
+    storage.write_bytes(TaskPaths(task_uri).draw_secret, stored.encode())
 
     async def scenario() -> None:
-        classifier = new_classifier(monkeypatch, **fields)
+        classifier = new_classifier(monkeypatch, task_uri=task_uri, **fields)
         await classifier.reconfigure(config("one", challenger=ref("new", **{share: 1.0})))
         attributes = [{"sex": "f"}] * len(texts)
         await answer(classifier, {"input": texts, "subject": "s", "attributes": attributes})

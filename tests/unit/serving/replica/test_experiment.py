@@ -26,7 +26,7 @@ def test_shadows_wait_for_an_idle_champion_and_run_one_by_one_despite_errors() -
             answered.append(number)
 
         for number in range(4):
-            shadows.add(lambda number=number: answer(number), num_bytes=10)  # type: ignore[misc]
+            shadows.add(lambda number=number: answer(number), num_bytes=10, caller=None)  # type: ignore[misc]
         await asyncio.sleep(3 * experiment.QUIET_S)
         assert answered == []
         quiet = True
@@ -36,10 +36,10 @@ def test_shadows_wait_for_an_idle_champion_and_run_one_by_one_despite_errors() -
     asyncio.run(scenario())
 
 
-def test_a_full_queue_drops_requests_and_answered_ones_free_space(
+def test_a_key_that_fills_the_queue_loses_only_its_own_requests_and_answered_ones_free_space(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(experiment, "MAX_BYTES", 3 * (experiment.REQUEST_BYTES + 100))
+    monkeypatch.setattr(experiment, "MAX_BYTES", 7 * (experiment.REQUEST_BYTES + 100))
     caplog.set_level("WARNING", logger="ray.serve")
 
     async def scenario() -> None:
@@ -51,12 +51,14 @@ def test_a_full_queue_drops_requests_and_answered_ones_free_space(
 
         shadows = ShadowRunner(lambda: True)
         for _ in range(10):
-            shadows.add(answer, num_bytes=100)
+            shadows.add(answer, num_bytes=100, caller="flood")
         assert (shadows.num_dropped, len(shadows._tasks)) == (7, 3)
+        shadows.add(answer, num_bytes=100, caller="calm")
+        assert (shadows.num_dropped, len(shadows._tasks)) == (7, 4)
         gate.set()
         await asyncio.gather(*shadows._tasks)
-        shadows.add(answer, num_bytes=100)
+        shadows.add(answer, num_bytes=100, caller="flood")
         await asyncio.gather(*shadows._tasks)
-        assert (next(numbers), shadows.num_dropped) == (4, 7)
+        assert (next(numbers), shadows.num_dropped) == (5, 7)
 
     asyncio.run(scenario())

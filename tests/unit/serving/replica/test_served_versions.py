@@ -150,7 +150,7 @@ def test_an_absent_version_is_retried_until_it_loads_and_logged_once(
             num_tries += uri == "probe"
             return loads.load("bad" if uri == "probe" and num_tries < 4 else uri, digest)
 
-        versions: ServedVersions[Any] = ServedVersions(load)
+        versions: ServedVersions[Any] = ServedVersions(load, read_secret=bytes)
         await versions.reconfigure(config("one", others={"pretrained": ref("probe")}))
         retries = asyncio.create_task(versions.keep_retrying())
         await change(versions, config("bad"))  # is refused, so the former versions stay

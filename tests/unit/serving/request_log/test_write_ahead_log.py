@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from serving.request_log import write_ahead_log, writer
+from serving.request_log import writer
 from serving.request_log.log import RequestLog
-from tests.unit.serving.request_log.test_log import FACE, KEY, NOON, counted_bytes, entry, written
+from tests.unit.serving.request_log.test_log import KEY, NOON, counted_bytes, entry, written
 
 ROOT = Path(__file__).parents[4]
 
@@ -98,7 +98,9 @@ def test_a_full_disk_is_logged_and_rows_are_still_stored(tmp_path: Path, caplog:
 
     async def keep() -> None:
         log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "wal")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        log.answers.add([entry(0)])
+        (file,) = (path for path in wal_files(tmp_path) if path.suffix == ".jsonl")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100, before[1]))
         try:
             for number in (1, 2):
                 log.answers.add([entry(number)])
@@ -108,23 +110,33 @@ def test_a_full_disk_is_logged_and_rows_are_still_stored(tmp_path: Path, caplog:
         await log.close()
 
     asyncio.run(keep())
-    assert [row["request_id"] for row in written(tmp_path)] == ["r1", "r2"]
+    assert [row["request_id"] for row in written(tmp_path)] == ["r0", "r1", "r2"]
     assert len([record for record in caplog.records if "because of a disk error" in record.getMessage()]) == 1
 
 
-def test_the_size_on_disk_is_bounded(
+def test_a_key_that_fills_the_disk_loses_only_its_own_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(write_ahead_log, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(writer, "MAX_DISK_BYTES", 1 << 20)
 
     async def keep() -> None:
         log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False, wal_folder=tmp_path / "wal")
-        log.answers.add([entry(1, label=FACE * 300_000)])
+        log.answers.add([entry(0, caller="calm")])
+        for number in range(1, 1000):
+            log.answers.add([entry(number, caller="flood", label="\x01" * 500)])  # six bytes each on the disk
+        on_disk = sum(path.stat().st_size for path in wal_files(tmp_path))
+        log.answers.add([entry(number, caller="calm") for number in range(1000, 1050)])
+        assert on_disk <= 1 << 19
         await log.close()
 
     asyncio.run(keep())
-    assert "has reached its limit of 1 MiB" in caplog.text
-    assert [row["request_id"] for row in written(tmp_path)] == ["r1"]
+    rows = written(tmp_path)
+    assert [int(row["request_id"][1:]) for row in rows if row["caller"] == "calm"] == [0, *range(1000, 1050)]
+    lost = 999 - sum(row["caller"] == "flood" for row in rows)
+    assert 800 < lost < 999
+    assert f"{lost} rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
+    assert f"beyond the bound of their key: flood: {lost}" in caplog.text
+    assert wal_files(tmp_path) == []
 
 
 def test_without_a_writable_folder_rows_are_still_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from serving.request_log import writer
 from serving.request_log.log import RequestLog
-from serving.request_log.schema import LogEntry
+from serving.request_log.schema import FeedbackEntry, LogEntry
 from tailorbird.storage import write_bytes
 from tests.unit.serving.request_log.test_log import FACE, KEY, NOON, counted_bytes, entry, log_and_read, written
 
@@ -55,14 +55,48 @@ def test_rows_that_unavailable_storage_did_not_accept_are_written_later_and_once
     )
 
 
-def test_memory_is_bounded_and_dropped_rows_are_counted(
+def test_memory_is_bounded_and_a_key_that_fills_it_loses_only_its_own_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(writer, "MAX_BYTES", 5 * counted_bytes(entry(0)))
+    monkeypatch.setattr(writer, "MAX_BYTES", 10 * counted_bytes(entry(0, caller="flood")))
     monkeypatch.setattr(writer, "FILE_ROWS", 2)
-    rows = log_and_read(tmp_path, [entry(number) for number in range(8)])
-    assert [row["request_id"] for row in rows] == ["r3", "r4", "r5", "r6", "r7"]
-    assert f"3 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
+    flood = [entry(number, caller="flood") for number in range(1, 31)]
+    rows = log_and_read(tmp_path, [entry(0, caller="calm"), *flood, entry(31, caller="calm")])
+    by_caller = [[row["request_id"] for row in rows if row["caller"] == caller] for caller in ("calm", "flood")]
+    assert by_caller == [["r0", "r31"], [f"r{number}" for number in range(1, 5)]]
+    assert f"26 rows of {tmp_path.as_uri()}/answers are lost" in caplog.text
+
+
+def test_feedback_that_fills_the_memory_loses_only_the_rows_of_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "MAX_BYTES", 20_000)
+
+    async def keep() -> None:
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False)
+        for caller, num in (("calm", 1), ("flood", 30), ("calm", 1)):
+            log.feedback.add([FeedbackEntry("r", NOON, 0, "b", caller=caller)] * num)
+        assert 0 < log.feedback.num_dropped < 30
+        await log.close()
+
+    asyncio.run(keep())
+    (file,) = tmp_path.glob("feedback/day=2026-05-01/*.parquet")
+    assert pq.read_table(file, partitioning=None)["caller"].to_pylist().count("calm") == 2
+
+
+def test_bytes_are_free_again_when_rows_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "MAX_BYTES", 14 * counted_bytes(entry(0)))
+
+    async def keep() -> None:
+        log = RequestLog(tmp_path.as_uri(), subject_key=None, texts=False)
+        for start in range(0, 30, 6):
+            log.answers.add([entry(number) for number in range(start, start + 6)])
+            await log.answers.flush()
+        assert log.answers.num_dropped == 0
+        await log.close()
+
+    asyncio.run(keep())
+    assert len(written(tmp_path)) == 30
 
 
 @pytest.mark.parametrize("attributes", [None, {f"{number:02d}{FACE * 254}": FACE * 256 for number in range(32)}])

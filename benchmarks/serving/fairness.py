@@ -1,0 +1,213 @@
+"""Latency of one client while another one sends as much as it can.
+
+    python -m benchmarks.serving.fairness [served | in-process] [max_length]
+
+The client `few` sends one text per request, one request after another. In the variant `attack`, the client `many` sends
+256 texts of 4 KB in each of three requests at the same time, and again after each answer, also after a refusal with
+429. Each has its own API key. The 99th percentile of the latency of `few` under attack may be at most 5 times that of
+the variant `calm`, in which it is alone.
+
+The model is MiniLM with a random head, in one replica with one torch thread, and texts are cut to `max_length` tokens
+(64 by default). With `in-process`, a process runs the application of a replica on uvicorn, without Ray and HAProxy;
+otherwise the benchmark starts a separate stack and stops it. The variants alternate. A figure is the median over the
+rounds, and the ratio compares the variants within a round. The clients use the same cores as the replica.
+"""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import aiohttp
+import requests
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.material import BASE_MODEL, MAX_LENGTH, ROOT
+from benchmarks.rounds import finish, medians, print_table, take_turns
+from benchmarks.serving.serving_overhead import own_stack
+from cluster import code_snapshot
+from serving.deploy import rollout
+from serving.http.api_keys import new_key
+from tailorbird.config.serving import ServingConfig
+from tailorbird.data.datasets import icd10
+from tailorbird.models import base_model, loading
+from tailorbird.registry import versions
+
+WIDTH, NUM_CLASSES = 384, 21
+NUM_TEXTS, TEXT_BYTES, NUM_ATTACKS = 256, 4000, 3  # 256 texts of 4,096 bytes exceed `max_body_bytes`
+SECONDS, NUM_ROUNDS = 20.0, 3
+START_S = 120.0
+
+
+def main(mode: str, max_length: int) -> None:
+    """Print the rounds, then one line of JSON."""
+    start = _in_process if mode == "in-process" else _served
+    keys = {name: new_key(name) for name in ("few", "many")}
+    lines = "".join(f"{stored.to_line()}\n" for _, stored in keys.values())
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as folder:
+        keys_file = Path(folder) / "keys"
+        keys_file.write_text(lines)
+        with start(Path(folder), ServingConfig(api_keys=keys_file.as_uri()), max_length) as url:
+            headers = {name: {"authorization": f"Bearer {key}"} for name, (key, _) in keys.items()}
+            variants = {
+                "calm": lambda: asyncio.run(_measure(url, headers, attacked=False)),
+                "attack": lambda: asyncio.run(_measure(url, headers, attacked=True)),
+            }
+            measured = take_turns(variants, rounds=NUM_ROUNDS)
+    rows = {name: medians(rounds) for name, rounds in measured.items()}
+    print_table(f"one text per request, {mode}, {max_length} tokens, {loading.dtype_name()}", rows)
+    ratios = [
+        attack["p99_ms"] / calm["p99_ms"] for attack, calm in zip(measured["attack"], measured["calm"], strict=True)
+    ]
+    figures = {
+        "calm_p50_ms": rows["calm"]["p50_ms"],
+        "calm_p99_ms": rows["calm"]["p99_ms"],
+        "attack_p50_ms": rows["attack"]["p50_ms"],
+        "attack_p99_ms": rows["attack"]["p99_ms"],
+        "attack_texts_per_s": rows["attack"]["attack_texts_per_s"],
+        "attack_refused": rows["attack"]["attack_refused"],
+        "p99_attack_to_calm": median(ratios),
+    }
+    finish("fairness", figures, bounds={"p99_attack_to_calm": "<= 5"})
+
+
+def attack_body(terms: list[str]) -> bytes:
+    """Return a request of 256 texts of 4 KB."""
+    text = " ".join(terms)
+    texts = [text[number * TEXT_BYTES : (number + 1) * TEXT_BYTES] for number in range(NUM_TEXTS)]
+    return json.dumps({"input": texts}).encode()
+
+
+async def _measure(url: str, headers: Mapping[str, Mapping[str, str]], *, attacked: bool) -> dict[str, float]:
+    terms = icd10.build()["train"]["text"].to_pylist()
+    body, ends_at = attack_body(terms * 10), time.monotonic() + SECONDS
+    answered, refused = 0, 0
+
+    async def attack(session: aiohttp.ClientSession) -> None:
+        nonlocal answered, refused
+        while time.monotonic() < ends_at:
+            async with session.post(f"{url}/v1/classify", data=body, headers=headers["many"]) as answer:
+                answered += answer.status == 200
+                refused += answer.status == 429
+                await answer.read()
+
+    latencies: list[float] = []
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
+        attacks = [asyncio.create_task(attack(session)) for _ in range(NUM_ATTACKS if attacked else 0)]
+        await asyncio.sleep(1)
+        for term in cycle(terms):
+            begun = time.perf_counter()
+            async with session.post(f"{url}/v1/classify", json={"input": term}, headers=headers["few"]) as answer:
+                answer.raise_for_status()
+                await answer.read()
+            latencies.append(time.perf_counter() - begun)
+            if time.monotonic() > ends_at:
+                break
+        begun = time.monotonic()
+        await asyncio.gather(*attacks)
+        seconds = SECONDS + time.monotonic() - begun
+    points = quantiles(latencies, n=100, method="inclusive") if len(latencies) > 1 else latencies * 99
+    figures = {"requests": float(len(latencies)), "p50_ms": points[49] * 1000, "p99_ms": points[98] * 1000}
+    if attacked:
+        figures |= {"attack_texts_per_s": answered * NUM_TEXTS / seconds, "attack_refused": float(refused)}
+    return figures
+
+
+def random_version(folder: Path, *, task_uri: str, base: str, code: str, max_length: int) -> versions.ModelVersion:
+    """Register a version with a random head for the base model."""
+    folder.mkdir()
+    weight = torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
+    save_file({"weight": weight, "bias": torch.zeros(NUM_CLASSES)}, folder / "head.safetensors")
+    config = versions.VersionConfig(
+        kind="zero_shot",
+        classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
+        base_model=base,
+        max_length=max_length,
+        dtype=loading.dtype_name(),
+        code=code,
+        recipe_hash="0" * 64,
+        created_at=versions.now(),
+    )
+    versions.write_config(folder, config)
+    return versions.register(task_uri, folder)
+
+
+@contextmanager
+def _served(folder: Path, config: ServingConfig, max_length: int) -> Iterator[str]:
+    """Deploy a version on a separate stack, and yield the URL."""
+    task_uri = "s3://models/fairness"
+    with own_stack(folder):
+        base = base_model.stage_base_model(BASE_MODEL, registry="s3://models")
+        code = code_snapshot.ship_code(task_uri, ROOT).uri
+        version = random_version(folder / "version", task_uri=task_uri, base=base, code=code, max_length=max_length)
+        yield rollout.deploy(config, task_uri=task_uri, version=version)
+
+
+@contextmanager
+def _in_process(folder: Path, config: ServingConfig, max_length: int) -> Iterator[str]:
+    """Run a replica's application in a separate process, and yield its URL."""
+    registry = (folder / "models").as_uri()
+    base = base_model.stage_base_model(BASE_MODEL, registry=registry)
+    version = random_version(
+        folder / "version", task_uri=f"{registry}/task", base=base, code="s3://none.zip", max_length=max_length
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [config.model_dump_json(), version.uri, version.digest, str(port)]
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.serving.fairness", "replica", *arguments], cwd=ROOT)
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_S
+    try:
+        while not _is_ready(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the replica did not start; see its output above")
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/readyz", timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def serve_replica(config: str, uri: str, digest: str, port: int) -> None:
+    """Serve the application of a replica on uvicorn, without Ray."""
+    import uvicorn
+
+    from serving.replica import classifier
+
+    def configured(config: str) -> ServingConfig:
+        torch.set_num_threads(1)
+        return ServingConfig.model_validate_json(config)
+
+    async def serve() -> None:
+        replica: Any = classifier.Classifier(uri.rpartition("/")[0], config)
+        await replica.reconfigure({"champion": {"uri": uri, "digest": digest}})
+        app = replica.__serve_build_asgi_app__()
+        options: Any = {"host": "127.0.0.1", "port": port, "log_level": "warning", "access_log": False}
+        await uvicorn.Server(uvicorn.Config(app, **options)).serve()
+
+    vars(classifier)["configure_process"] = configured  # the original checks the code that Ray has shipped
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["replica"]:
+        serve_replica(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]))
+    else:
+        main((sys.argv[1:2] or ["served"])[0], int((sys.argv[2:3] or [str(MAX_LENGTH)])[0]))

@@ -1,0 +1,93 @@
+"""Texts in the queue of a classifier: their costs, their tokens, and the choice of those that share a forward pass."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from serving.engines.dynamic_batcher import PassResult
+from serving.engines.passes import PassCosts, first_pass
+
+if TYPE_CHECKING:
+    from serving.engines.classify import Prediction
+    from tailorbird.models.loading import LoadedClassifier
+
+BYTES_PER_TOKEN = 4  # of a text in UTF-8; from 2 to 5 in most scripts
+BAG_BYTES_PER_TOKEN = 128  # bytes that a bag of words processes in the time in which an encoder processes a token
+TOKENIZER_BYTES_PER_TOKEN = 640  # bytes that a tokenizer processes in this time, also beyond the model's length
+TOKENIZED_BYTES = 16_384
+"""Bytes to tokenize before a pass, which takes about 4 ms. Further texts wait for a later pass."""
+PASSES = 4  # size, in passes, of the choice for a pass; sorting more texts by length reduces padding
+
+
+@dataclass(eq=False, slots=True)
+class TextRow:
+    """A text for a version. For a hybrid, `loaded` is the part whose tokens determine the size of a pass."""
+
+    loaded: "LoadedClassifier[Any]"
+    text: str
+    attribute: str | None = None
+    """The value of a hybrid's routing attribute."""
+    tokens: list[int] | None = None
+
+
+def num_bytes(text: str) -> int:
+    """Return the number of bytes of a text in UTF-8, lone surrogates included."""
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
+def estimated_length(text: str, *, max_length: int) -> int:
+    """Return an estimate of the number of tokens of a text, up to the model's length, without tokenizing it."""
+    return min(num_bytes(text) // BYTES_PER_TOKEN + 2, max_length)
+
+
+def cost_of_row(row: TextRow) -> int:
+    """Return the cost of a row in tokens of an encoder, from its tokens if they are known."""
+    cost = 0
+    if row.loaded.model is not None:
+        length = row.loaded.max_length
+        cost = estimated_length(row.text, max_length=length) if row.tokens is None else len(row.tokens)
+        cost += max(num_bytes(row.text) - TOKENIZED_BYTES, 0) // TOKENIZER_BYTES_PER_TOKEN
+    if row.loaded.bag is not None:
+        cost += num_bytes(row.text) // BAG_BYTES_PER_TOKEN
+    return max(cost, 1)
+
+
+def run_pass(
+    rows: Sequence[TextRow],
+    *,
+    predict: "Callable[[list[TextRow]], list[Prediction]]",
+    batch_size: int,
+    costs: PassCosts,
+    max_tokens: int,
+) -> "PassResult[Prediction]":
+    """Predict the first row, with other rows of similar length, in one forward pass of at most `max_tokens`."""
+    num_bytes_left, total, num_rows = TOKENIZED_BYTES, 0, 0
+    for row in rows:
+        if row.tokens is None:
+            num_bytes_left -= num_bytes(row.text)
+        total += cost_of_row(row)
+        if num_rows and (num_bytes_left < 0 or total > PASSES * max_tokens):
+            break
+        num_rows += 1
+    tokenize(rows[:num_rows])
+    lengths = [cost_of_row(row) for row in rows]
+    chosen = first_pass(lengths[:num_rows], max_rows=batch_size, costs=costs, max_tokens=max_tokens).tolist()
+    predictions = predict([rows[position] for position in chosen])
+    assert len(predictions) == len(chosen), f"{len(chosen)} rows gave {len(predictions)} predictions"
+    return PassResult(dict(zip(chosen, predictions, strict=True)), lengths)
+
+
+def tokenize(rows: Sequence[TextRow]) -> None:
+    """Store the tokens of the rows that have none, with one call of the tokenizer for each version."""
+    from tailorbird.data.tokenize import encode_texts
+
+    new: dict[int, list[TextRow]] = {}
+    for row in rows:
+        if row.tokens is None and row.loaded.tokenizer is not None:
+            new.setdefault(id(row.loaded), []).append(row)
+    for group in new.values():
+        loaded = group[0].loaded
+        assert loaded.tokenizer is not None
+        encoded = encode_texts([row.text for row in group], tokenizer=loaded.tokenizer, max_length=loaded.max_length)
+        for row, tokens in zip(group, encoded, strict=True):
+            row.tokens = tokens

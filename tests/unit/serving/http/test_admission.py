@@ -1,0 +1,80 @@
+"""How much of a replica one client may hold."""
+
+import pytest
+
+from serving.http.admission import Admission, Amounts, admit, client_name, network_of
+from serving.http.schemas import RequestError
+
+LIMITS = Amounts(requests=12, texts=100, tokens=1000)
+
+
+def held_alone(admission: Admission, client: str, more: Amounts) -> int:
+    """Add an amount until it is refused, and return how often it was accepted."""
+    for count in range(1000):
+        try:
+            admission.add(client, more)
+        except RequestError:
+            return count
+    raise AssertionError("the client exhausts the replica")
+
+
+@pytest.mark.parametrize("more", [Amounts(requests=1), Amounts(texts=5), Amounts(tokens=50)])
+def test_one_client_holds_half_of_a_limit_and_further_clients_always_find_room(more: Amounts) -> None:
+    admission = Admission(LIMITS)
+    limit = max(limit // added for limit, added in zip(LIMITS, more, strict=True) if added)
+    assert held_alone(admission, "a", more) == limit // 2
+    assert 0 < held_alone(admission, "b", more) < limit // 2
+    assert held_alone(admission, "c", more) > 0
+
+
+def test_a_refusal_is_a_429_with_retry_after_that_names_the_amount() -> None:
+    admission = Admission(LIMITS)
+    admission.add("a", Amounts(texts=50, tokens=10))
+    with pytest.raises(RequestError, match="already has 50 texts in progress") as caught:
+        admission.add("a", Amounts(texts=1, tokens=1))
+    assert (caught.value.status, caught.value.code, caught.value.headers) == (
+        429,
+        "rate_limit_exceeded",
+        {"retry-after": "2"},
+    )
+    admission.add("b", Amounts(texts=1, tokens=1))
+
+
+def test_an_idle_replica_accepts_a_request_larger_than_its_limits_and_keeps_room_for_others() -> None:
+    admission = Admission(LIMITS)
+    held = admission.add("a", Amounts(texts=256, tokens=10**6))
+    with pytest.raises(RequestError):
+        admission.add("a", Amounts(texts=256, tokens=10**6))
+    admission.add("b", Amounts(texts=10, tokens=100))
+    admission.release("a", held)
+    admission.add("a", Amounts(texts=40, tokens=100))
+
+
+def test_a_request_releases_all_that_it_held_at_its_end() -> None:
+    admission = Admission(LIMITS)
+    with admission.request("a"):
+        assert client_name() == "a"
+        admit(texts=30, tokens=300)
+        with pytest.raises(RequestError), admission.request("a"):
+            admit(texts=30, tokens=300)
+        assert admission._by_client == {"a": Amounts(1, 30, 300)}
+    assert (admission._by_client, admission._total) == ({}, Amounts())
+    assert client_name() == ""
+    admit(texts=10**9, tokens=10**9)  # outside of a request there is no limit
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("10.0.0.1:4711", "10.0.0.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("[2001:db8:0:0:9::2]:4711", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("unknown", "unknown"),
+        ("", ""),
+    ],
+)
+def test_a_client_without_a_key_is_its_network(address: str, network: str) -> None:
+    assert network_of(address) == network

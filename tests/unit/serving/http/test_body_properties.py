@@ -1,0 +1,127 @@
+"""Any body of a POST request is answered below 500, as JSON."""
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from starlette.types import Message
+
+from serving.engines.classify import Prediction
+from serving.engines.fair_slots import FairSlots
+from serving.http.asgi import ASGIApp
+from serving.replica.base import Replica
+from serving.replica.chat import Chat
+from serving.replica.classifier import Classifier
+from serving.replica.served_versions import ServedVersions
+from tailorbird.config.serving import ServingConfig
+from tests.unit.serving.replica.fake_engine import FakeEngine
+
+CONFIG = ServingConfig(max_texts=4)
+FIELDS = {
+    "/v1/classify": ("input", "model", "scores", "attributes", "subject"),
+    "/v1/feedback": ("request_id", "label", "row"),
+    "/v1/batches": ("input", "output", "model", "column", "id"),
+    "/v1/chat/completions": ("messages", "model", "max_tokens", "n", "stream", "stop", "temperature", "stream_options"),
+    "/v1/completions": ("prompt", "model", "max_tokens", "n", "stream", "stop", "logprobs", "top_p", "seed"),
+}
+VALID: dict[str, dict[str, Any]] = {
+    "/v1/classify": {"input": "a"},
+    "/v1/feedback": {"request_id": "r", "label": "a"},
+    "/v1/batches": {"input": "s3://a/b", "output": "s3://a/c"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+    "/v1/completions": {"prompt": "a"},
+}
+TEXTS = st.text(max_size=8) | st.sampled_from(
+    ("champion", "user", "system", "assistant", "text", "s3://a/../b", "</s>")
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=5
+)
+PARTS = st.lists(st.dictionaries(st.sampled_from(("type", "text", "image_url")), TEXTS, max_size=2), max_size=2)
+TURN = st.fixed_dictionaries({"role": TEXTS, "content": TEXTS | PARTS | st.none()}, optional={"name": TEXTS})
+CHANGES = st.dictionaries(st.integers(0, 8), VALUES | st.lists(TURN, max_size=3), max_size=3)
+
+
+def engine_of_classes() -> Any:
+    version = SimpleNamespace(name="task", version="v", digest="d")
+
+    async def submit(texts: list[str], **_: Any) -> list[Prediction]:
+        return [Prediction("a", 0.75, np.array([0.75, 0.25])) for _ in texts]
+
+    loaded = SimpleNamespace(version=version, classes=("a", "b"))
+    return SimpleNamespace(
+        loaded=loaded, version=version, submit=submit, idle_s=lambda: 1.0, routing=None, max_length=64
+    )
+
+
+def application(service: type, engine: Any) -> ASGIApp:
+    """Return the application of a deployment that serves one engine."""
+    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
+    versions.engines = {"champion": engine}
+    deployment: Any = object.__new__(service)
+    deployment._config = CONFIG
+    deployment._prompts = FairSlots(1)  # unused by classifiers
+    deployment._replica = Replica(versions, task_uri="s3://models/task", config=CONFIG)
+    app: ASGIApp = deployment.__serve_build_asgi_app__()
+    return app
+
+
+@pytest.fixture(scope="module")
+def apps() -> dict[str, ASGIApp]:
+    classifier, chat = application(Classifier, engine_of_classes()), application(Chat, FakeEngine("a b</s>"))
+    return {path: chat if "completions" in path else classifier for path in FIELDS}
+
+
+def post(app: ASGIApp, path: str, body: bytes) -> tuple[int, str]:
+    """Return the status and the body of the response, whose events are joined."""
+    sent: list[Message] = []
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if not messages:
+            await asyncio.Event().wait()  # the client does not disconnect
+        return messages.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/json"), (b"x-request-id", b"r")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    asyncio.run(app(scope, receive, send))
+    text = b"".join(message.get("body", b"") for message in sent[1:]).decode()
+    return int(sent[0]["status"]), text
+
+
+def assert_answered(app: ASGIApp, path: str, body: bytes) -> int:
+    status, text = post(app, path, body)
+    assert status < 500, text
+    assert text.startswith("data: ") or isinstance(json.loads(text), dict)
+    return status
+
+
+def test_a_valid_body_is_answered_by_the_engines(apps: dict[str, ASGIApp]) -> None:
+    for path in ("/v1/classify", "/v1/chat/completions", "/v1/completions"):
+        assert assert_answered(apps[path], path, json.dumps(VALID[path]).encode()) == 200
+
+
+@given(path=st.sampled_from(sorted(FIELDS)), body=st.binary(max_size=40) | VALUES.map(lambda v: json.dumps(v).encode()))
+@example(path="/v1/classify", body=b'{"input": "\\ud83d"}')
+@example(path="/v1/chat/completions", body=b'{"messages": [{"role": "user", "content": "\\udc00"}]}')
+@example(path="/v1/completions", body=b'{"prompt": "\\ud800"}')
+def test_any_body_is_answered_below_500(path: str, body: bytes, apps: dict[str, ASGIApp]) -> None:
+    assert_answered(apps[path], path, body)
+
+
+@given(path=st.sampled_from(sorted(FIELDS)), changes=CHANGES)
+def test_any_value_of_a_field_is_answered_below_500(
+    path: str, changes: dict[int, Any], apps: dict[str, ASGIApp]
+) -> None:
+    names = FIELDS[path]
+    content = VALID[path] | {names[index % len(names)]: value for index, value in changes.items()}
+    assert_answered(apps[path], path, json.dumps(content).encode())

@@ -1,0 +1,49 @@
+"""Security headers of responses."""
+
+import re
+from base64 import b64encode
+from hashlib import sha256
+
+import pytest
+
+from serving.http.asgi import Page
+from serving.http.openapi import openapi
+from serving.http.security_headers import DATA_POLICY, page_policy, security_headers
+from serving.pages.render import render_docs, render_page
+from tailorbird.config.serving import ServingConfig
+
+PAGES = {
+    "classify": render_page("classify.html"),
+    "chat": render_page("chat.html"),
+    "docs": render_docs(openapi({}, config=ServingConfig())),
+}
+
+
+def _directives(policy: str) -> dict[str, str]:
+    return dict((*part.split(" ", 1), "")[:2] for part in policy.split("; "))  # type: ignore[misc]
+
+
+def test_no_response_is_stored_sniffed_or_framed() -> None:
+    headers = dict(security_headers())
+    assert (headers[b"cache-control"], headers[b"x-content-type-options"]) == (b"no-store", b"nosniff")
+    assert (headers[b"referrer-policy"], headers[b"x-frame-options"]) == (b"no-referrer", b"DENY")
+    assert _directives(headers[b"content-security-policy"].decode())["frame-ancestors"] == "'none'"
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=list(PAGES))
+def test_a_page_allows_only_its_own_scripts_and_styles(page: Page) -> None:
+    html, allowed = page.content.decode(), _directives(page.policy)
+    assert page.policy.startswith(DATA_POLICY)
+    for tag, directive in (("script", "script-src"), ("style", "style-src")):
+        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        hashes = [f"'sha256-{b64encode(sha256(block.encode()).digest()).decode()}'" for block in blocks]
+        assert allowed.get(directive, "").split() == hashes
+        assert html.count(f"<{tag}") == len(blocks)
+    assert "unsafe" not in page.policy
+    assert re.search(r"""\son\w+=|\sstyle=""", html) is None  # a policy with hashes blocks these attributes
+
+
+def test_a_page_without_a_script_cannot_send_requests() -> None:
+    allowed = _directives(page_policy("<p>text</p>"))
+    assert allowed["style-src"] == "'none'"
+    assert not {"script-src", "connect-src"} & set(allowed)

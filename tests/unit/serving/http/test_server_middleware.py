@@ -1,0 +1,253 @@
+"""The middleware in front of Serve: no header makes the server answer 500, and all errors have one format.
+
+The server is the one that Serve starts in a replica. Behind the middleware, Serve's own functions parse the headers.
+"""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.serve._private import http_util
+from ray.serve.config import HTTPOptions
+from starlette.types import Message, Receive, Scope, Send
+
+from serving.http.asgi import ASGIApp
+from serving.http.security_headers import DATA_POLICY, MARK, security_headers
+from serving.http.server_middleware import CONTROL_HEADERS, METHODS, REQUEST_ID, SETTINGS, ServerMiddleware
+from serving.replica.classifier import Classifier
+from tailorbird.config.serving import ServingConfig
+from tests.haproxy import error_type, free_ports, parsed, send
+from tests.unit.serving.http.application import application
+
+NUM_FUZZED = 400
+NAMES = (
+    *(b"Host", b"Origin", b"Authorization", b"Content-Type", b"Content-Length", b"Transfer-Encoding", b"Expect"),
+    *(b"Connection", b"Upgrade", b"Accept", b"Cookie", b"Range", b"X-Forwarded-For", b"X-Request-Id", b"traceparent"),
+    *(b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id", b"X_Session_Id"),
+    *(b"serve_multiplexed_model_id", b"Serve-Multiplexed-Model-Id", b"RAY_SERVE_X", b"X-Other", b"Sec-WebSocket-Key"),
+)
+VALUES = (b"", b"http://[", b"//[::1", b"\xff\xfe", b"\xc3\x28", b"\xc2\xb2", b"\xb2", b"nan", b"-1", b"1e999", b"?1")
+UVICORN = b"Invalid HTTP request received."
+"""The only error that is not JSON: uvicorn's own, for bytes that are not HTTP."""
+
+
+def _serve(app: ASGIApp) -> ASGIApp:
+    """Return the application behind the functions with which Serve's replica and fallback proxy parse headers."""
+
+    async def parse(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        http_util.parse_request_timeout_header(headers, None)
+        http_util.parse_disconnect_disabled_header(headers)
+        http_util.parse_session_id_header(headers)
+        for name, value in headers.items():
+            if name.decode().lower().replace("-", "_") == "serve_multiplexed_model_id" or name == b"x-request-id":
+                value.decode()
+        await app(scope, receive, send)
+
+    return parse
+
+
+@contextmanager
+def _server(app: ASGIApp) -> Iterator[int]:
+    """Run the HTTP server of a replica in a thread, with the middleware that replicas load by the setting."""
+    (port,), loop, started = free_ports(1), asyncio.new_event_loop(), threading.Event()
+
+    async def serve() -> None:
+        task, server = await http_util.start_asgi_http_server(app, options, event_loop=loop)
+        while not server.started:
+            await asyncio.sleep(0.01)
+        started.set()
+        while thread_runs:
+            await asyncio.sleep(0.05)
+        server.should_exit = True
+        await task
+
+    thread_runs = [True]
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in SETTINGS.items():
+            patched.setenv(name, value)  # uvicorn reads it when the server starts
+            patched.setattr(http_util, name, value, raising=False)  # Ray has read it
+        options = http_util.configure_http_middlewares(HTTPOptions(host="127.0.0.1", port=port))
+        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+        thread.start()
+        assert started.wait(30)
+    try:
+        yield port
+    finally:
+        thread_runs.clear()
+        thread.join(30)
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with _server(_serve(application(Classifier, ServingConfig()))) as port:
+        yield port
+
+
+def _ask(port: int, *lines: bytes, first: bytes = b"GET /healthz HTTP/1.1") -> bytes:
+    return send(port, b"\r\n".join([first, *lines, b"connection: close", b"", b""]))
+
+
+def test_a_client_does_not_choose_its_address() -> None:
+    async def address(scope: Scope, _receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", str(len(scope["client"][0])).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": scope["client"][0].encode()})
+
+    with _server(address) as port:
+        assert parsed(_ask(port, b"host: localhost", b"x-forwarded-for: 10.9.9.9"))[2] == b"127.0.0.1"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_header_that_is_not_utf_8_is_removed_or_a_400_that_names_it(port: int, name: bytes) -> None:
+    host = [] if name == b"Host" else [b"host: localhost"]
+    answer = _ask(port, *host, name + b": a\xff")
+    if parsed(answer)[2] == UVICORN:
+        assert name in (b"Content-Length", b"Transfer-Encoding")
+        return
+    if name.lower().replace(b"_", b"-") in (*CONTROL_HEADERS, REQUEST_ID):
+        assert parsed(answer)[0] == 200  # these are removed
+        return
+    assert error_type(answer) == (400, "invalid_header")
+    assert f"header {name.decode().lower()} is not UTF-8" in answer.decode()
+
+
+def _lines() -> st.SearchStrategy[list[bytes]]:
+    """Return a strategy of one to four headers, whose values are bytes that the HTTP parser accepts, or special."""
+    noise = st.lists(st.integers(0x20, 0xFF), max_size=6).map(bytes)
+    line = st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES) | noise).map(b": ".join)
+    return st.lists(line, min_size=1, max_size=4)
+
+
+@settings(max_examples=NUM_FUZZED, derandomize=True, deadline=None, database=None)
+@given(lines=_lines(), host=st.booleans(), path=st.sampled_from((b"/", b"/readyz", b"/nowhere")))
+def test_no_header_makes_the_server_answer_500(port: int, lines: list[bytes], host: bool, path: bytes) -> None:
+    sent = [b"Host: localhost", *lines] if host else lines
+    answer = _ask(port, *sent, first=b"GET %s HTTP/1.1" % path)
+    status, headers, content = parsed(answer)
+    if content == UVICORN:
+        assert status == 400
+        return
+    assert status < 500 or content.startswith(b'{"status":"loading"')
+    assert headers["x-content-type-options"] == "nosniff"
+    if 400 <= status < 500:
+        assert error_type(answer)[0] == status
+
+
+@pytest.mark.parametrize(
+    "origin", [b"http://[", b"//[::1", b"null", b"http://localhost.evil.example", b"http://\xc3\xa9"]
+)
+@pytest.mark.parametrize(
+    "path", [b"/", b"/docs", b"/openapi.json", b"/healthz", b"/readyz", b"/v1/models", b"/nowhere"]
+)
+def test_without_keys_each_path_refuses_other_origins_and_hosts(port: int, path: bytes, origin: bytes) -> None:
+    first = b"GET %s HTTP/1.1" % path
+    assert error_type(_ask(port, b"host: localhost", b"origin: " + origin, first=first)) == (403, "foreign_page")
+    assert error_type(_ask(port, b"host: evil.example", first=first)) == (403, "foreign_page")
+    assert parsed(_ask(port, b"host: 127.0.0.1:%d" % port, first=first))[0] != 403
+
+
+def test_a_method_that_is_not_known_is_a_405_before_serve(port: int) -> None:
+    assert error_type(_ask(port, b"host: localhost", first=b"TRACE / HTTP/1.1")) == (405, "wrong_method")
+    for method in sorted(METHODS - {"GET", "HEAD"}):
+        answer = _ask(port, b"host: localhost", first=b"%s /healthz HTTP/1.1" % method.encode())
+        assert parsed(answer)[1]["allow"] == "GET"
+
+
+def test_a_websocket_is_refused(port: int) -> None:
+    upgrade = (b"upgrade: websocket", b"sec-websocket-version: 13", b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==")
+    answer = send(
+        port, b"\r\n".join([b"GET / HTTP/1.1", b"host: localhost", b"connection: upgrade", *upgrade, b"", b""])
+    )
+    assert parsed(answer)[0] == 403
+
+
+def _messages(app: ASGIApp, headers: Mapping[bytes, bytes] = {}) -> list[Message]:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send_message(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": list(headers.items())}
+    asyncio.run(ServerMiddleware(app)(scope, receive, send_message))
+    return sent
+
+
+def _answering(content: Any, *, status: int, headers: Any = None) -> ASGIApp:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        for message in http_util.convert_object_to_asgi_messages(content, status_code=status, extra_headers=headers):
+            await send(message)
+
+    return app
+
+
+@pytest.mark.parametrize("status", [404, 408, 429, 499, 503, 418])
+def test_serves_own_errors_become_json_and_keep_their_headers(status: int) -> None:
+    start, body = _messages(_answering("Request dropped", status=status, headers=[(b"retry-after", b"2")]))
+    headers = dict(start["headers"])
+    assert (start["status"], headers[b"content-type"], headers[b"retry-after"]) == (status, b"application/json", b"2")
+    assert headers[b"content-length"] == str(len(body["body"])).encode()
+    assert set(json.loads(body["body"])["error"]) == {"message", "type", "param", "code"}
+    assert dict(security_headers()).items() <= headers.items()
+
+
+def test_serves_other_answers_get_the_security_headers() -> None:
+    start, body = _messages(_answering("success", status=200))
+    assert body["body"] == b"success"
+    assert dict(start["headers"])[b"content-security-policy"] == DATA_POLICY.encode()
+
+
+def test_the_applications_own_answers_are_unchanged() -> None:
+    headers = [MARK, (b"content-type", b"text/plain")]
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": b"loading"})
+
+    start, body = _messages(app)
+    assert (start["headers"], body["body"]) == (headers, b"loading")
+
+
+def test_an_exception_in_serve_is_a_500_in_the_services_format() -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise RuntimeError("secret detail")
+
+    start, body = _messages(app)
+    assert (start["status"], json.loads(body["body"])["error"]["type"]) == (500, "internal_error")
+    assert b"secret" not in body["body"]
+
+
+def test_headers_that_control_serve_and_ids_that_are_not_valid_are_removed() -> None:
+    received: list[bytes] = []
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        received.extend(name for name, _ in scope["headers"])
+        await _answering("", status=200)(scope, _receive, send)
+
+    underscored = [name.replace(b"-", b"_") for name in CONTROL_HEADERS]
+    _messages(app, dict.fromkeys([*CONTROL_HEADERS, *underscored], b"1") | {b"x-request-id": b"a b", b"x-other": b"1"})
+    assert received == [b"x-other"]
+    _messages(app, {b"x-request-id": b"A.z_9-"})
+    assert received == [b"x-other", b"x-request-id"]
+
+
+def test_the_removed_headers_are_those_that_serve_reads() -> None:
+    from ray.serve._private import constants
+
+    names = (
+        constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+        constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+        constants.SERVE_SESSION_ID,
+        constants.SERVE_MULTIPLEXED_MODEL_ID,
+    )
+    assert {name.replace("_", "-").encode() for name in names} == CONTROL_HEADERS

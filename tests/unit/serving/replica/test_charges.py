@@ -1,0 +1,117 @@
+"""Texts and tokens of requests are charged to their API key."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from serving.engines.fair_slots import FairSlots
+from serving.http.api_keys import new_key
+from serving.replica.base import Replica
+from serving.replica.chat import Chat
+from serving.replica.served_versions import ServedVersions
+from tailorbird.config.serving import ServingConfig
+from tests.unit.serving.replica.fake_engine import FakeEngine
+from tests.unit.serving.replica.loads import config
+from tests.unit.serving.replica.test_classifier import new_classifier
+
+
+def keys(folder: Path, option: str) -> tuple[dict[str, str], str]:
+    """Return the headers of a new key with a limit, and the URI of its file."""
+    key, stored = new_key("app", options=[option])
+    (folder / "keys").write_text(stored.to_line())
+    return {"authorization": f"Bearer {key}"}, (folder / "keys").as_uri()
+
+
+def new_chat(engine: FakeEngine, keys_uri: str) -> Any:
+    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
+    versions.engines = {"champion": engine}
+    service: Any = object.__new__(Chat)
+    service._config = ServingConfig(api_keys=keys_uri)
+    service._replica = Replica(versions, task_uri="s3://models/task", config=service._config)
+    service._prompts = FairSlots(1)
+    return service
+
+
+@pytest.mark.parametrize("option", ["texts=4", "tokens=7"])  # three texts of one letter have about six tokens
+def test_texts_of_a_classifier_are_charged_before_their_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    headers, uri = keys(tmp_path, option)
+    classifier = new_classifier(monkeypatch, api_keys=uri)
+    asyncio.run(classifier.reconfigure(config("one")))
+    client = TestClient(classifier.__serve_build_asgi_app__(), base_url="http://127.0.0.1")
+
+    def status(body: dict[str, Any]) -> int:
+        return client.post("/v1/classify", json=body, headers=headers).status_code
+
+    assert status({"input": ["a", "b", "c"]}) == 200
+    assert status({"input": 1}) == 422  # not charged
+    assert status({"input": ["a"] * 4, "model": "unknown"}) == 404  # not charged
+    assert status({"input": ["a", "b", "c"]}) == 200
+    answer = client.post("/v1/classify", json={"input": "a"}, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limited")
+    quantity, _, limit = option.partition("=")
+    assert f"is limited to {limit} {quantity} a minute" in answer.json()["error"]["message"]
+    assert int(answer.headers["retry-after"]) > 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("option", "num_accepted"), [("texts=2", 2), ("tokens={two}", 2), ("tokens={two_and_one}", 3)])
+def test_prompt_and_answer_of_a_chat_model_are_charged(
+    tmp_path: Path, option: str, num_accepted: int, stream: bool
+) -> None:
+    engine = FakeEngine("ab")
+    two = 2 * (len(engine.text_prompt("abcd")) + len(engine.tokens))
+    headers, uri = keys(tmp_path, option.format(two=two, two_and_one=two + 1))
+    service = new_chat(engine, uri)
+    client = TestClient(service.__serve_build_asgi_app__(), base_url="http://127.0.0.1")
+    body = {"prompt": "abcd", "stream": stream}
+    answers = [client.post("/v1/completions", json=body, headers=headers) for _ in range(num_accepted + 1)]
+    assert [answer.status_code for answer in answers] == [200] * num_accepted + [429]
+    assert answers[-1].json()["error"]["type"] == "rate_limited"
+
+
+def test_a_client_that_disconnects_during_generation_is_charged_for_the_maximum_of_its_answer(tmp_path: Path) -> None:
+    class WaitingEngine(FakeEngine):
+        async def generate(self, prompt: list[int], **_: Any) -> AsyncGenerator[tuple[list[int], bool], None]:
+            self.num_generated += 1
+            if self.num_generated == 1:
+                await asyncio.Event().wait()
+            yield prompt, True
+
+    engine = WaitingEngine("")
+    headers, uri = keys(tmp_path, f"tokens={len(engine.text_prompt('abcd')) + 8}")
+    app = new_chat(engine, uri).__serve_build_asgi_app__()
+
+    async def disconnect() -> None:
+        messages = [{"type": "http.request", "body": b'{"prompt": "abcd", "max_tokens": 8}'}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            while not engine.num_generated:
+                await asyncio.sleep(0)
+            return {"type": "http.disconnect"}
+
+        async def send(_message: Any) -> None:
+            """Discard the response, which has no reader."""
+
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await app({"type": "http", "method": "POST", "path": "/v1/completions", "headers": raw}, receive, send)
+
+    asyncio.run(disconnect())
+    client = TestClient(app, base_url="http://127.0.0.1")
+    answer = client.post("/v1/completions", json={"prompt": "abcd"}, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limited")
+
+
+def test_a_prompt_that_is_refused_because_of_its_length_is_charged_as_a_text(tmp_path: Path) -> None:
+    engine = FakeEngine("ab")
+    headers, uri = keys(tmp_path, "texts=1")
+    client = TestClient(new_chat(engine, uri).__serve_build_asgi_app__(), base_url="http://127.0.0.1")
+    answers = [client.post("/v1/completions", json={"prompt": "abcd" * 64}, headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [400, 429]
