@@ -1,4 +1,4 @@
-"""Settings and summary of every test run: property tests have no deadline, and Ray starts are counted."""
+"""Settings and summary of every test run: property tests are the same in each run, and Ray starts are counted."""
 
 import atexit
 import gc
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-settings.register_profile("no-deadline", deadline=None)
-settings.load_profile("no-deadline")
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=100)
+settings.register_profile("search", deadline=None, max_examples=1000)  # pytest --hypothesis-profile=search
+settings.load_profile("repeatable")
 
 RAY_STARTS = ("cluster.local.supervisor", "bin/ray start", "gcs/gcs_server", "tests.integration.training.nodes")
 """Parts of the command lines that start a Ray node, or a process that starts one."""

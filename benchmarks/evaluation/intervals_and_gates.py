@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluation.intervals_and_gates [documents] [calibration] [groups]
 
-Documents: coverage of the 95 % interval of a gain over rows that share documents of even or uneven sizes. Calibration:
+Documents: coverage of the 95% interval of a gain over rows that share documents of even or uneven sizes. Calibration:
 coverage of the interval of the debiased calibration error, and how often a calibrated and a miscalibrated model pass
 the gate. Groups: how often the gate refuses a candidate that gains 3 points in every group, and how often it does not
 refuse one that loses 10 points in one of 12 groups.
@@ -65,13 +65,13 @@ def documents() -> Figures:
                     "accuracy": _coverage(sizes, num=num, correlation=correlation, accuracy=True),
                     "+-": _error(0.95, NUM_EFFECTS),
                 }
-    print_table("Coverage of the 95 % interval over documents", rows)
+    print_table("Coverage of the 95% interval over documents", rows)
     macro = {
         f"{sizes}, {num}": {"macro-F1": _macro_f1_coverage(sizes, num=num), "+-": _error(0.95, NUM_MACRO_F1)}
         for sizes in SIZES
         for num in (10, 50)
     }
-    print_table("Coverage of the 95 % interval of macro-F1 over documents, equal models", macro)
+    print_table("Coverage of the 95% interval of macro-F1 over documents, equal models", macro)
     coverage = [row[name] for row in rows.values() for name in ("continuous", "accuracy")]
     return {
         "lowest_coverage_of_documents": min(coverage),

@@ -36,6 +36,7 @@ from tailorbird.monitoring.traffic import WatchedVersions
 
 SIZES, COMPARED = (100_000, 1_000_000, 10_000_000), 1_000_000
 FILE_ROWS, NUM_CLASSES, LABELLED, DAY = 10_000, 21, 50, "2026-03-01"
+SECRET = b"s" * 32  # of the draws
 BOUNDS = {"reader_growth_mib": "<= 128", "task_growth_mib": "<= 64"}
 
 
@@ -103,9 +104,10 @@ def _read(log: str) -> dict[str, float]:
         ray.get(ray.remote(lambda: None).remote())
         begun = time.perf_counter()
         with peaks(tasks=True) as sizes:
-            labels = read_labels(files_of(log, "feedback", [DAY]))
+            labels = read_labels(files_of(log, "feedback", [DAY]), secret=SECRET)
             files = files_of(log, "answers", [DAY])
-            traffic = read_traffic(files, WatchedVersions("d", None, ("sex",)), labels=labels, map_parts=map_on_cluster)
+            versions = WatchedVersions("d", None, ("sex",))
+            traffic = read_traffic(files, versions, labels=labels, secret=SECRET, map_parts=map_on_cluster)
         took = time.perf_counter() - begun
     assert traffic.num_rows == len(files) * FILE_ROWS
     assert len(traffic.outcomes) == traffic.num_rows // LABELLED

@@ -3,15 +3,15 @@
     python -m benchmarks.monitoring.challenger [simulations]
 
 Each simulation is an experiment of 28 days with 150 labelled answers per day, and an audit and a decision every four
-days. The false decisions promote a challenger that answers exactly as well as the champion, at alpha = 5 %:
+days. The false decisions promote a challenger that answers exactly as well as the champion, at alpha = 5%:
 
-- hours: accuracy is 60 % by night and 90 % by day;
+- hours: accuracy is 60% by night and 90% by day;
 - subjects: few subjects send most requests, and eight in ten answers to a subject are all right or all wrong;
 - texts: each request has eight texts, and eight in ten answers to a request are all right or all wrong.
 
 `before` is the share of false decisions if each pair of answers is one bet, and a canary's answers of a day are paired
 with the champion's in order of time. `by_day` bets once per unit and day. The power figures are the labels and units
-that prove a challenger that is right in 83 % of the requests against a champion that is right in 80 %.
+that prove a challenger that is right in 83% of the requests against a champion that is right in 80%.
 """
 
 import sys
@@ -57,9 +57,9 @@ SETTINGS = {
 POWER = {
     "shadow": Setting(None, gain=0.03, same=0.6),
     "shadow, 8 texts": Setting(None, gain=0.03, same=0.6, texts=8, repeat=0.5),
-    "canary of 10 %": Setting(0.1, gain=0.03),
-    "canary of 50 %": Setting(0.5, gain=0.03),
-    "canary of 10 %, subjects": Setting(0.1, gain=0.03, subjects=20_000, repeat=0.5),
+    "canary of 10%": Setting(0.1, gain=0.03),
+    "canary of 50%": Setting(0.5, gain=0.03),
+    "canary of 10%, subjects": Setting(0.1, gain=0.03, subjects=20_000, repeat=0.5),
 }
 
 
@@ -202,7 +202,7 @@ def _power(setting: Setting, rng: np.random.Generator, *, num: int) -> dict[str,
     values = unit_differences(outcomes).values
     needed = units_needed(setting.gain, variance=float((values**2).mean()), alpha=ALPHA)
     (median, _), (most, units) = np.quantile(used, [0.5, 0.8], axis=0, method="higher")
-    figures = {"labels, median": median, "labels, 80 %": most, "units, 80 %": units, "units, claimed": needed}
+    figures = {"labels, median": median, "labels, 80%": most, "units, 80%": units, "units, claimed": needed}
     return {name: float(value) for name, value in figures.items()}
 
 

@@ -6,7 +6,7 @@ Requests of a day resemble each other: the shares of ten classes vary between da
 row. Windows have seven days of 300 requests, and no drift. The threshold of the classes statistic is set for one false
 alarm per year, if a window ends on each day. `before` is the threshold for independent rows, `first window` knows only
 the days of the window, and `later` knows eight clean windows too. The last columns have the share of windows with an
-alarm if the smallest class, which has 2 % of the reference, has 6 % of the window.
+alarm if the smallest class, which has 2% of the reference, has 6% of the window.
 """
 
 from functools import cache

@@ -1,5 +1,6 @@
 """Commands that read the registry."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
@@ -73,3 +74,33 @@ def compare(
 
     comparison = compare_versions(first, second=second)
     print_result(comparison.model_dump(mode="json"), as_json=as_json, lines=comparison.lines())
+
+
+def security_log(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="URI of the registry.")],
+    since: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="First day (UTC). Default: 30 days before the last."),
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Last day (UTC). Default: today.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List refusals, and changes of champions, keys and configurations. Exit with 1 if a file of the log is damaged.
+
+    With --json, also print the values before and after each change.
+
+    Example: tailorbird security-log s3://models --since 2026-03-01
+    """
+    from tailorbird.registry.security_log import read
+
+    last = (until or datetime.now(UTC)).date()
+    first = since.date() if since else last - timedelta(days=30)
+    log = read(uri, since=first, until=last)
+    lines = [event.line() for event in log.events] or [f"no events in {uri} from {first} to {last}"]
+    lines += [f"damaged: {file}" for file in log.unreadable]
+    value = {"events": [event.model_dump(mode="json") for event in log.events], "damaged": list(log.unreadable)}
+    print_result(value, as_json=as_json, lines=lines)
+    if log.unreadable:
+        raise typer.Exit(ExitCode.FAILURE)

@@ -112,20 +112,28 @@ def score(
 
 def key(
     name: Annotated[str, typer.Argument(help="Name of the client.")],
-    per_minute: Annotated[
-        int | None, typer.Option(help="Maximum requests per minute and replica. Default: no limit.")
+    scopes: Annotated[
+        str, typer.Option(help="What the key may do: answer, batch, feedback, admin; separated by commas.")
+    ] = "answer,feedback",
+    expires: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Last day (UTC) on which the key is valid. Default: no end.")
     ] = None,
+    requests: Annotated[int | None, typer.Option(help="Maximum requests per minute and replica.")] = None,
+    texts: Annotated[int | None, typer.Option(help="Maximum texts per minute and replica.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Maximum tokens per minute and replica.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Create an API key and print it with the line for the file that serving.api_keys names.
 
-    The line holds a hash of the key. The key itself is not stored.
+    The line holds a hash of the key, its scopes, its last day and its limits. The key itself is not stored.
 
-    Example: tailorbird key mobile-app --per-minute 600
+    Example: tailorbird key mobile-app --expires 2027-06-30 --requests 600 --tokens 1000000
     """
     from serving.http.api_keys import new_key
 
-    made, stored = new_key(name, per_minute=per_minute)
+    given = {"scopes": scopes, "expires": expires, "requests": requests, "texts": texts, "tokens": tokens}
+    words = [f"{option}={value}" for option, value in given.items() if value is not None]
+    made, stored = new_key(name, options=words)
     lines = [f"key (shown only once): {made}", f"line to store:         {stored.to_line()}"]
     options.print_result({"key": made, "line": stored.to_line()}, as_json=as_json, lines=lines)
 

@@ -19,16 +19,16 @@ import numpy as np
 from tailorbird.monitoring.quality import audited_rows, group_masks
 from tailorbird.monitoring.sequential_test import UnitDifferences
 from tailorbird.monitoring.traffic import CANARY, CHAMPION, HOUR_US, SHADOW, Outcomes
+from tailorbird.registry.draws import CODES
 from tailorbird.registry.versions import Frozen
 
 PERIODS = (1, 24)  # hours within which units are matched, in order
-CODES = 2**64  # number of hashes of units
 
 
 class UnitOutcome(Frozen):
     """The audited answers of one unit on one day in one arm, for one combination of groups."""
 
-    unit: int  # hash
+    unit: int  # code
     is_subject: bool
     arm: str  # `champion`, `canary`, `shadow`
     audit: int  # number of the first audit with these answers
@@ -152,7 +152,7 @@ def _without(units: dict[int, _Unit], shadow: dict[int, _Unit], other: dict[int,
 def _match(canary: Sequence[_Unit], control: Sequence[_Unit]) -> list[tuple[_Unit, _Unit]]:
     """Return pairs of a canary and a control unit with the same first audit and hour, then with the same day.
 
-    Units are paired in order of their codes. Codes are hashes, so the pairs are random.
+    Units are paired in order of their codes, so the pairs are random.
     """
     pairs: list[tuple[_Unit, _Unit]] = []
     left = [sorted(units, key=lambda unit: unit.code) for units in (canary, control)]

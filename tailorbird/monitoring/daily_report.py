@@ -13,6 +13,7 @@ from tailorbird.monitoring.log_windows import LogDays, span
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ReportWindow, ServedVersions, map_on_cluster
 from tailorbird.monitoring.traffic import WatchedVersions
+from tailorbird.registry.draws import draw_secret
 from tailorbird.storage.paths import TaskPaths
 
 
@@ -41,7 +42,8 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
     reference = read_reference(recipe.task_uri, served.champion)
     challenger = served.challenger.digest if served.challenger else None
     versions = WatchedVersions(served.champion.digest, challenger, recipe.data.groups)
-    days = LogDays(log.rstrip("/"), versions, audits=audit_files(recipe.task_uri), map_parts=map_on_cluster)
+    audits, secret = audit_files(recipe.task_uri), draw_secret(recipe.task_uri)
+    days = LogDays(log.rstrip("/"), versions, audits=audits, secret=secret, map_parts=map_on_cluster)
     length, label_days = recipe.monitoring.window_days, recipe.monitoring.label_days
     stored = {day: _read_report(paths, day) for day in report_days(days.answers, since=served.since, before=today)}
     reports: dict[date, Report] = {}

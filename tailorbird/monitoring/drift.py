@@ -155,7 +155,7 @@ def _limits(per_year: float, clean: Sequence[Sequence[DriftStatistic]]) -> Mappi
 
 
 def unfamiliar_statistic(texts: _Texts, *, limit: _Limit) -> DriftStatistic:
-    """Return the share of texts that are farther from their nearest reference row than 99 % of the reference rows.
+    """Return the share of texts that are farther from their nearest reference row than 99% of the reference rows.
 
     For a reference row, only neighbours with another key count, because traffic comes from other documents. If all rows
     come from one distribution, the probability that a new row is farther than the j-th farthest of n has a
@@ -174,7 +174,7 @@ def unfamiliar_statistic(texts: _Texts, *, limit: _Limit) -> DriftStatistic:
     design = design_effect(days, (*limit.clean, variance))
     shares = varied_shares(generator, np.stack([chances, 1 - chances], 1), size=len(ours), design=design)[:, 0]
     clean = generator.binomial(len(ours), shares) / len(ours)
-    description = "share of texts farther from the reference than 99 % of the reference texts"
+    description = "share of texts farther from the reference than 99% of the reference texts"
     threshold = threshold_at(clean, limit.rate)
     value = float(is_far.mean())
     return DriftStatistic("unfamiliar", description, value, threshold, limit.per_year, len(ours), variance)

@@ -15,7 +15,7 @@ from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows
-from tailorbird.monitoring.challenger_units import CODES, control_share
+from tailorbird.monitoring.challenger_units import control_share
 from tailorbird.monitoring.log_reader import (
     ANSWERS,
     TrafficError,
@@ -26,9 +26,10 @@ from tailorbird.monitoring.log_reader import (
     value_of,
 )
 from tailorbird.monitoring.traffic import CANARY, CHAMPION
+from tailorbird.registry.draws import CODES, draw_secret
 from tailorbird.storage.paths import TaskPaths
 
-COLUMNS = ("request_id", "row", "at", "subject", "text", "attributes", "label")
+COLUMNS = ("request_id", "row", "caller", "at", "subject", "text", "attributes", "label")
 Row = dict[str, Any]  # a row of the request log or an audit, by column
 
 
@@ -54,8 +55,9 @@ def export_answers(
 
     Draws answers of the champion (`digest`) and of a canary challenger. A canary's answers and those of its control
     units are drawn first and at the same rate, because only these are compared; see `challenger_units`. A shadow needs
-    no audit of its own, because it answers the champion's texts. The draw depends only on the ids: the same days give
-    the same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has `COLUMNS`:
+    no audit of its own, because it answers the champion's texts. Within each of the two groups every row has the same
+    chance, whatever its client sends: rows are drawn by an HMAC of the id that the replica made. The same days give the
+    same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has `COLUMNS`:
     `subject` is the keyed hash of the log, `text` is empty without serving.log_texts, and `label` is empty. The file
     does not have the model's answer, which would bias the labels. Memory holds the drawn rows and the keys of audited
     rows.
@@ -67,7 +69,8 @@ def export_answers(
             "serving.request_log is not set; set it to an s3:// prefix and run `tailorbird serve RECIPE` again"
         )
     log = recipe.serving.request_log.rstrip("/")
-    audited = {_key(row) for row in _audit_rows(recipe.task_uri)}
+    secret = draw_secret(recipe.task_uri)
+    audited = {_key(row, secret=secret) for row in _audit_rows(recipe.task_uri)}
     arms = {(CHAMPION, digest), (CANARY, challenger)}
     drawn: dict[int, Row] = {}  # by rank
     largest: list[int] = []  # a heap of the negated ranks; its first item is the largest rank
@@ -76,9 +79,10 @@ def export_answers(
     for uri in files_of(log, "answers", [day.isoformat() for day in days]):
         for answer in read_columns(uri, ANSWERS).to_pylist():
             eligible = (answer["arm"], answer["digest"]) in arms and answer["label"] is not None
-            if not eligible or (key := _key(answer)) in audited:
+            if not eligible or (key := _key(answer, secret=secret)) in audited:
                 continue
-            rank = key if _is_compared(answer, challenger=challenger, share=share) else key + CODES
+            is_compared = _is_compared(answer, challenger=challenger, share=share, secret=secret)
+            rank = key if is_compared else key + CODES
             if rank in drawn or (len(drawn) >= num_rows and rank > -largest[0]):
                 continue
             drawn[rank] = {name: answer.get(name) for name in COLUMNS} | {"label": None}
@@ -91,11 +95,14 @@ def export_answers(
     return len(drawn)
 
 
-def _is_compared(answer: Row, *, challenger: str | None, share: float) -> bool:
+def _is_compared(answer: Row, *, challenger: str | None, share: float, secret: bytes) -> bool:
     """Return True for an answer of the canary or of a control unit."""
     if answer["arm"] == CANARY:
         return True
-    return share > 0 and unit_of(answer["subject"] or answer["request_id"], challenger=challenger) < share * CODES
+    if not share:
+        return False
+    unit = unit_of(answer["subject"] or answer["request_id"], challenger=challenger, secret=secret)
+    return unit < share * CODES
 
 
 def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[str, int]:
@@ -137,7 +144,8 @@ def audited_rows(recipe: Recipe, *, since: datetime) -> Rows:
     Groups are read from the attributes. The split key is the unit, a subject or a request without one, because the
     answers to one unit are dependent. There are no split keys if all units are different.
     """
-    rows = {_key(row): row for row in _audit_rows(recipe.task_uri) if row["text"] and row["at"] >= since}
+    audited = (row for row in _audit_rows(recipe.task_uri) if row["text"] and row["at"] >= since)
+    rows = {(row["request_id"], row["row"]): row for row in audited}
     ordered = [rows[key] for key in sorted(rows)]
     units = tuple(row["subject"] or row["request_id"] for row in ordered)
     attributes = [json.loads(row["attributes"]) if row["attributes"] else {} for row in ordered]
@@ -161,8 +169,8 @@ def _audit_rows(task_uri: str) -> Iterator[Row]:
         yield from read_columns(uri, COLUMNS).to_pylist()
 
 
-def _key(row: Row) -> int:
-    return key_of(row["request_id"], row["row"])
+def _key(row: Row, *, secret: bytes) -> int:
+    return key_of(row["request_id"], row["row"], caller=row["caller"], secret=secret)
 
 
 def _to_parquet(rows: Sequence[Row]) -> bytes:

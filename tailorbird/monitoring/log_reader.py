@@ -1,6 +1,5 @@
 """Read the Parquet files of the request log into `Traffic`, each file and row once."""
 
-import hashlib
 import json
 import re
 from array import array
@@ -20,9 +19,10 @@ from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.monitoring import traffic
 from tailorbird.monitoring.traffic import ARMS, DAY_US, AnswerSample, Labels, Outcomes, Traffic, WatchedVersions
+from tailorbird.registry.draws import draw_code
 
-ANSWERS = ("request_id", "row", "at", "digest", "arm", "label", "score", "attributes", "text", "subject")
-FEEDBACK = ("request_id", "row", "at", "label")
+ANSWERS = ("request_id", "row", "caller", "at", "digest", "arm", "label", "score", "attributes", "text", "subject")
+FEEDBACK = ("request_id", "row", "caller", "at", "label")
 DAY = re.compile(r"/day(?:=|%3D)(\d{4}-\d\d-\d\d)/")
 FILES_PER_TASK = 64
 
@@ -55,21 +55,25 @@ def files_of(log: str, kind: str, days: Iterable[str]) -> list[str]:
     return sorted(uri for uri in files if uri.endswith(".parquet"))
 
 
-def key_of(request_id: str, row: int) -> int:
-    """Return the hash that joins the answers and labels of a text."""
-    return int.from_bytes(hashlib.blake2b(f"{request_id}|{row}".encode(), digest_size=8).digest(), "big")
+def key_of(request_id: str, row: int, *, caller: str | None, secret: bytes) -> int:
+    """Return the code that joins the answers and labels of a text, and draws texts at random.
+
+    `caller` is the name of the API key that made the request. A label that another key gave has another code, so it is
+    not joined with the answer.
+    """
+    return draw_code(secret, "row", str(row), caller or "", request_id)
 
 
-def unit_of(name: str, *, challenger: str | None) -> int:
-    """Return the hash of a unit of the comparison with this challenger: a hashed subject, or a request id.
+def unit_of(name: str, *, challenger: str | None, secret: bytes) -> int:
+    """Return the code of a unit of the comparison with this challenger: a hashed subject, or a request id.
 
-    The hash differs from that of the arms, so it draws units independently of their arm. It includes the challenger's
+    The code differs from that of the arms, so it draws units independently of their arm. It depends on the challenger's
     digest, so the units of two experiments cannot be linked.
     """
-    return int.from_bytes(hashlib.blake2b(f"{challenger}|{name}".encode(), digest_size=8).digest(), "big")
+    return draw_code(secret, "unit", str(challenger), name)
 
 
-def read_labels(files: Sequence[str], *, audits: Sequence[str] = ()) -> Labels:
+def read_labels(files: Sequence[str], *, secret: bytes, audits: Sequence[str] = ()) -> Labels:
     """Return the labels in these feedback files and audits, one label per text.
 
     An audit takes precedence over feedback, then the latest label counts, then the one read last. Audits are given in
@@ -79,11 +83,11 @@ def read_labels(files: Sequence[str], *, audits: Sequence[str] = ()) -> Labels:
     keys, codes, times, numbers = (array(kind) for kind in "Qiqi")
     for number, uri in (*((0, uri) for uri in files), *enumerate(audits, 1)):
         table = read_columns(uri, FEEDBACK)
-        labels = (table[name].to_pylist() for name in ("request_id", "row", "label"))
-        for time, request_id, row, label in zip(_microseconds(table).tolist(), *labels, strict=True):
+        labels = (table[name].to_pylist() for name in ("request_id", "row", "caller", "label"))
+        for time, request_id, row, caller, label in zip(_microseconds(table).tolist(), *labels, strict=True):
             if request_id is None or row is None or label is None:
                 continue
-            keys.append(key_of(request_id, row))
+            keys.append(key_of(request_id, row, caller=caller, secret=secret))
             codes.append(names.setdefault(label, len(names)))
             times.append(time)
             numbers.append(number)
@@ -112,11 +116,14 @@ def _first_audits(numbers: NDArray[np.int32], *, starts: NDArray[np.int64]) -> N
 
 
 def read_traffic(
-    files: Sequence[str], versions: WatchedVersions, *, labels: Labels, map_parts: MapParts = map
+    files: Sequence[str], versions: WatchedVersions, *, labels: Labels, secret: bytes, map_parts: MapParts = map
 ) -> Traffic:
-    """Return the traffic in these files; memory holds the rows of one part and the results of all parts."""
+    """Return the traffic in these files; memory holds the rows of one part and the results of all parts.
+
+    `secret` is that of the task's draws, with which the labels were read.
+    """
     parts = (list(files[start : start + FILES_PER_TASK]) for start in range(0, len(files), FILES_PER_TASK))
-    return traffic.merge_traffic(map_parts(Reader(versions, labels), parts))
+    return traffic.merge_traffic(map_parts(Reader(versions, labels, secret), parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,14 +132,16 @@ class Reader:
 
     versions: WatchedVersions
     labels: Labels
+    secret: bytes
 
     def __call__(self, files: Sequence[str]) -> Traffic:
         return traffic.merge_traffic(self._read_file(uri) for uri in files)
 
     def _read_file(self, uri: str) -> Traffic:
         table = read_columns(uri, ANSWERS)
-        ids = zip(table["request_id"].to_pylist(), table["row"].to_pylist(), strict=True)
-        keys = np.fromiter((key_of(request_id, row) for request_id, row in ids), np.uint64, len(table))
+        ids = zip(*(table[name].to_pylist() for name in ("request_id", "row", "caller")), strict=True)
+        codes = (key_of(id, row, caller=caller, secret=self.secret) for id, row, caller in ids)
+        keys = np.fromiter(codes, np.uint64, len(table))
         arms, digests = (np.array(table[name].to_pylist(), dtype=object) for name in ("arm", "digest"))
         answered = table["label"].is_valid().to_numpy() & np.isfinite(_scores(table))
         champion = answered & (digests == self.versions.champion) & (arms == traffic.CHAMPION)
@@ -160,7 +169,7 @@ class Reader:
     def _outcomes(self, table: pa.Table, *, keys: NDArray[np.uint64], label_indices: NDArray[np.int64]) -> Outcomes:
         subjects, request_ids = table["subject"].to_pylist(), table["request_id"].to_pylist()
         names = (subject or request_id for subject, request_id in zip(subjects, request_ids, strict=True))
-        units = (unit_of(name, challenger=self.versions.challenger) for name in names)
+        units = (unit_of(name, challenger=self.versions.challenger, secret=self.secret) for name in names)
         labels = [self.labels.names[code] for code in self.labels.codes[label_indices]]
         return Outcomes(
             keys=keys,

@@ -19,9 +19,10 @@ class LogDays:
     """
 
     def __init__(
-        self, log: str, versions: WatchedVersions, *, audits: Sequence[str], map_parts: MapParts = map
+        self, log: str, versions: WatchedVersions, *, audits: Sequence[str], secret: bytes, map_parts: MapParts = map
     ) -> None:
         self.versions, self.audits, self.map_parts = versions, audits, map_parts
+        self._secret = secret
         self.answers, self.feedback = by_day(log, "answers"), by_day(log, "feedback")
         self.since = date.max
         self._days: dict[date, Traffic] = {}
@@ -31,7 +32,8 @@ class LogDays:
     def labels(self) -> Labels:
         """Labels of the days from `since` on."""
         days = [day for day in self.feedback if day >= self.since.isoformat()]
-        return read_labels([uri for day in days for uri in self.feedback[day]], audits=self.audits)
+        files = [uri for day in days for uri in self.feedback[day]]
+        return read_labels(files, secret=self._secret, audits=self.audits)
 
     def window(self, first: date, last: date, *, label_days: int) -> Traffic:
         """Return the traffic of these days, with feedback received up to `label_days` after the last day."""
@@ -60,7 +62,7 @@ class LogDays:
 
     def _read_day(self, day: date) -> Traffic:
         files = self.answers.get(day.isoformat(), [])
-        traffic = read_traffic(files, self.versions, labels=self.labels, map_parts=self.map_parts)
+        traffic = read_traffic(files, self.versions, labels=self.labels, secret=self._secret, map_parts=self.map_parts)
         self._answered[day] = traffic.answered
         return traffic
 

@@ -126,15 +126,15 @@ def _quality(report: Report) -> tuple[str, str]:
     if estimate is None:
         return accuracies, ""
     note = "It estimates the accuracy if the confidences are calibrated, and is not used for decisions"
-    return accuracies, paragraph(f"Mean confidence: {100 * estimate:.1f} %. {note}.", soft=True)
+    return accuracies, paragraph(f"Mean confidence: {100 * estimate:.1f}%. {note}.", soft=True)
 
 
 def _accuracy(quality: Quality) -> tuple[str, str, str, str]:
     if quality.accuracy is None:
-        return "unknown", "", "0", "0 %"
+        return "unknown", "", "0", "0%"
     low, high = quality.interval
-    right, interval = f"{100 * quality.accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
-    return right, interval, f"{quality.labelled:,}", f"{100 * quality.coverage:.2g} %"
+    right, interval = f"{100 * quality.accuracy:.1f}%", f"{100 * low:.1f} to {100 * high:.1f}"
+    return right, interval, f"{quality.labelled:,}", f"{100 * quality.coverage:.2g}%"
 
 
 def _challenger(decision: ChallengerDecision) -> str:

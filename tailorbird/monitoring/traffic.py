@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
 MAX_SAMPLE_ROWS = 5_000
-"""Maximum rows of a window for drift: those with the smallest hashes, so every reader draws the same rows."""
+"""Maximum rows of a window for drift: those with the smallest codes, so every reader draws the same rows."""
 OUTCOME_ARRAYS = ("keys", "arms", "at", "right", "audits", "labelled_at", "units", "is_subject")
 DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
 
@@ -42,7 +42,7 @@ class Outcomes:
     groups: tuple[tuple[str, ...], ...] = ()  # one tuple per row, one value per column
     labelled_at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     units: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """Hashes of the subject or, without one, of the request. The answers of a unit are dependent."""
+    """Codes of the subject or, without one, of the request. The answers of a unit are dependent."""
     is_subject: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def __len__(self) -> int:

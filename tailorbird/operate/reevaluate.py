@@ -33,7 +33,7 @@ from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict, decide_
 from tailorbird.pipeline.inputs import load_inputs
 from tailorbird.registry.champion import Champion, champion_version
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import ModelVersion, now, read_version
+from tailorbird.registry.versions import ModelVersion, now, read_pinned
 from tailorbird.release.promotion import roll_back, rollback_target
 from tailorbird.storage.paths import TaskPaths
 
@@ -87,7 +87,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     if not TASKS[recipe.task].is_monitored:
         raise ReevaluationError(f"task: {recipe.task} does not support re-evaluation; run the recipe again")
     champion, former, _ = rollback_target(recipe.task_uri)
-    versions = {"incumbent": read_version(former.uri), "candidate": champion_version(champion)}
+    versions = {"incumbent": read_pinned(former.pinned), "candidate": champion_version(champion)}
     earlier = read_reevaluations(recipe.task_uri, champion=champion)
     audited = _audited(recipe, champion=champion, earlier=earlier)
     rows = audited.rows

@@ -58,7 +58,7 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
     `inputs` have all audited rows; `number` counts the re-evaluations of the champion, from 1. The verdict is renewed
     if the gain is proven to be above 0 and measured as at least the minimum gain, and no gate stops it. It is withdrawn
     if a gate fails, or if the minimum gain is out of reach and the gain is not proven to be above 0. Exception: a
-    champion of unknown cost may have been chosen for its cost, and is kept if it is not inferior. Raises
+    champion of unknown cost may have been chosen for its cost, and is kept if it is non-inferior. Raises
     VerdictRefused and ValueError as `verdict.decide` does.
     """
     require_same_rows(inputs, protocol=protocol)

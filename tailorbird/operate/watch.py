@@ -20,7 +20,7 @@ from tailorbird.monitoring.report_window import ServedVersions
 from tailorbird.monitoring.sequential_test import ChallengerDecision
 from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, read_reevaluations
 from tailorbird.registry.champion import Champion, champion_version, read_champion
-from tailorbird.registry.versions import ModelVersion, now, read_version
+from tailorbird.registry.versions import ModelVersion, now, read_pinned
 from tailorbird.release.serving import challenger_version
 from tailorbird.storage.paths import TaskPaths
 
@@ -45,7 +45,7 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     """
     champion = _champion(recipe)
     version = champion_version(champion)
-    pretrained = read_version(champion.pretrained.uri) if champion.pretrained else None
+    pretrained = read_pinned(champion.pretrained) if champion.pretrained else None
     challenger = _challenger(recipe, champion=version)
     progress.stage(f"the request log of {version.version}")
     ensure_reference(recipe, version, made_at=now())

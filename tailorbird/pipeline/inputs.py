@@ -14,10 +14,10 @@ from tailorbird.data.rows import Splits
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.report.evidence import BaseModelRecord
-from tailorbird.models.base_model import model_files, stage_base_model
+from tailorbird.models.base_model import base_model_source, model_files, stage_base_model
 from tailorbird.models.loading import dtype_name
-from tailorbird.models.metadata import require_length
-from tailorbird.registry.versions import Kind, Prompting, VersionConfig, now
+from tailorbird.models.metadata import require_encoder, require_length
+from tailorbird.registry.versions import Kind, PinnedEncoder, Prompting, VersionConfig, now
 from tailorbird.storage.code_closure import code_sha256
 from tailorbird.storage.stage_cache import cached_stage
 
@@ -33,11 +33,19 @@ class RunInputs:
     data: LoadedDataset
     base_model: BaseModelRecord
     code: CodeVersion
+    encoder: BaseModelRecord | None = None  # encoder of `evaluation.retrieval_encoder`
 
     @property
     def splits(self) -> Splits:
         """Rows in memory; `train` is a sample if the training rows are sharded."""
         return self.data.splits
+
+    @property
+    def pinned_encoder(self) -> PinnedEncoder | None:
+        """The encoder for retrieval, in the dtype of this run; None if the recipe names none."""
+        if self.encoder is None:
+            return None
+        return PinnedEncoder(uri=self.encoder.uri, sha256=digest(dict(self.encoder.files)), dtype=dtype_name())
 
     def stage_inputs(self, *functions: Callable[..., object], **inputs: object) -> dict[str, object]:
         """Return the inputs of a stage's fingerprint: the code of `functions`, base model, data and `inputs`."""
@@ -72,15 +80,30 @@ class RunInputs:
 
 
 def load_inputs(recipe: Recipe) -> RunInputs:
-    """Read and check the recipe's rows, and stage the base model and the code."""
+    """Read and check the recipe's rows, and stage the base model, the encoder for retrieval and the code."""
     task = data_task(recipe.task, system=recipe.data.system)
     # Check the rows first, so that an error in them is reported before the base model is downloaded.
     data = load_in_memory(recipe.data, task, seed=recipe.training.seed)
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
     require_length(uri, max_length=recipe.data.max_length, task=task)
-    base_model = BaseModelRecord(uri, model_files(uri))
+    base_model = _record(recipe.base_model, uri=uri, registry=recipe.registry)
+    encoder = _stage_encoder(recipe)
     code = ship_code(recipe.task_uri, PROJECT_ROOT)
     if data is None:
         inputs = {"code": code_sha256(load_sharded), "base_model": asdict(base_model)}
         data = load_sharded(recipe.data, task, base_model=uri, task_uri=recipe.task_uri, inputs=inputs)
-    return RunInputs(recipe, data, base_model, code)
+    return RunInputs(recipe, data, base_model, code, encoder)
+
+
+def _stage_encoder(recipe: Recipe) -> BaseModelRecord | None:
+    """Stage the encoder for retrieval, if the recipe names one; raise MetadataError if it is no text encoder."""
+    if recipe.evaluation.retrieval_encoder is None:
+        return None
+    uri = stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry)
+    require_encoder(uri)
+    return _record(recipe.evaluation.retrieval_encoder, uri=uri, registry=recipe.registry)
+
+
+def _record(given: str, *, uri: str, registry: str) -> BaseModelRecord:
+    """Return the record of the model that the recipe names as `given` and that is staged at `uri`."""
+    return BaseModelRecord(base_model_source(given, registry=registry), uri, model_files(uri))

@@ -1,7 +1,5 @@
 """The first stage of a run: load its inputs, and register the test protocol before the first training."""
 
-import getpass
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,11 +8,13 @@ from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import Splits, contents_of
+from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, request_digest, run_name
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol, spent_alpha
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
 from tailorbird.pipeline.tasks import Task, task_of
 from tailorbird.registry.champion import Champion, champion_version, read_champion
+from tailorbird.registry.security_log import current_user
 from tailorbird.registry.test_set_ledger import next_access
 from tailorbird.registry.versions import now
 from tailorbird.storage import s3
@@ -50,12 +50,17 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     """Read and check the data, stage the base model and the code, and register the test protocol."""
     progress.stage("data: reading and checking the rows")
     inputs = load_inputs(recipe)
+    progress.note(model_note(recipe.base_model, inputs.base_model, field="base_model"))
+    if recipe.evaluation.retrieval_encoder is not None and inputs.encoder is not None:
+        progress.note(model_note(recipe.evaluation.retrieval_encoder, inputs.encoder, field="retrieval_encoder"))
     task = task_of(inputs)
     _report_data(inputs, task, progress=progress)
     _report_access(inputs, progress=progress)
     hashes, code = inputs.data.hashes, inputs.code.sha256
     protocol = build_protocol(recipe.evaluation, test_sha256=hashes["test"], num_test_rows=len(inputs.splits.test))
-    request = request_digest(recipe, code=code, data=hashes, base_model=inputs.base_model)
+    request = request_digest(
+        recipe, code=code, data=hashes, base_model=inputs.base_model, retrieval_encoder=inputs.encoder
+    )
     uri, champion = _name_run(recipe.task_uri, request)
     preregistration = Preregistration(
         protocol=protocol,
@@ -64,6 +69,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
         code=code,
         data=hashes,
         base_model=inputs.base_model,
+        retrieval_encoder=inputs.encoder,
         champion=champion.uri if champion else None,
         accepted_loss=champion.accepted_loss if champion else 0.0,
         requested_by=current_user(),
@@ -81,20 +87,21 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     )
 
 
+def model_note(uri: str, model: BaseModelRecord, *, field: str) -> str:
+    """Return a line with the version of the model in a field of the recipe, and how to pin it if it is not pinned."""
+    name = field.replace("_", " ")
+    if uri.rstrip("/") == model.source:
+        return f"{name}: {model.source}"
+    staged = f"{name}: {uri} is {model.source}, as first staged in this registry"
+    return f"{staged}; to use the same version with other registries, set {field} to this URI"
+
+
 def write_once(uri: str, value: M) -> M:
     """Write the value unless the object exists, and return the stored value (the first writer's)."""
     if not storage.exists(uri):
         with suppress(s3.PreconditionFailed):  # another process that runs the same recipe wrote it first
             storage.write_if_match(uri, value.model_dump_json(indent=2).encode(), etag=None)
     return type(value).model_validate_json(storage.read_bytes(uri))
-
-
-def current_user() -> str:
-    """Return the name of this process's user, or `uid N` if the user has no name, as in some containers."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # Python 3.13 and later raise OSError
-        return f"uid {os.getuid()}"
 
 
 def _report_data(inputs: RunInputs, task: Task, *, progress: ProgressReporter) -> None:

@@ -124,6 +124,7 @@ def build_evidence(
         champion=context.champion,
         code=inputs.code,
         base_model=inputs.base_model,
+        retrieval_encoder=inputs.encoder,
     )
 
 

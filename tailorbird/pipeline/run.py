@@ -91,7 +91,7 @@ def run_sweep(
     tuning, training, inputs = context.recipe.tuning, context.recipe.training, context.inputs
     note_shortage(training.max_workers * training.cpus_per_worker, what="training", progress=progress)
     target = set_target(baselines, minimum_gain=context.recipe.evaluation.minimum_gain)
-    progress.stage(f"sweep: {tuning.num_trials} trials with the target {target.text}", baselines=target.baselines)
+    progress.stage(f"sweep: {tuning.num_trials} trials, target {target.text}", baselines=target.baselines)
     task = context.task.training_task()
 
     def compute(uri: str) -> SweepResult:

@@ -134,6 +134,7 @@ class ChatTask:
                 prompting=self.prompting,
                 config=config,
                 seed=seed,
+                encoder=self.inputs.pinned_encoder,
             )
             return store_prompt_baselines(uri, baselines, config=self.version_config("zero_shot"))
 
@@ -142,6 +143,7 @@ class ChatTask:
             "draws": config.prompt_draws,
             "retrieved": [config.retrieved_examples, config.retrieved_tokens],
             "metric": config.metric,
+            "encoder": self.inputs.pinned_encoder and self.inputs.pinned_encoder.model_dump(mode="json"),
         }
         prompting = self.prompting.model_dump(mode="json")
         inputs = self.inputs.stage_inputs(fit_prompt_baselines, prompting=prompting, seed=seed, **named)
@@ -196,15 +198,15 @@ class ChatTask:
         training = self.inputs.recipe.training
         if not training.with_retrieved:
             return None
-        num_examples = self._retrieval.num_examples
+        retrieval = self._retrieval
 
         def compute(uri: str) -> RetrievedExamples:
             train = _training_rows(self.inputs, num_train_rows)
             assert isinstance(train, Rows)  # see `require_rows_in_memory`
-            return self.inputs.remote(find_examples)(train, num_examples=num_examples, seed=training.seed, uri=uri)
+            return self.inputs.remote(find_examples)(train, retrieval=retrieval, seed=training.seed, uri=uri)
 
-        named = {"num_examples": num_examples, "seed": training.seed, "num_train_rows": num_train_rows}
-        inputs = self.inputs.stage_inputs(find_examples, **named)
+        named = {"seed": training.seed, "num_train_rows": num_train_rows}
+        inputs = self.inputs.stage_inputs(find_examples, retrieval=retrieval.model_dump(mode="json"), **named)
         return self.inputs.cached("examples", output=RetrievedExamples, inputs=inputs, compute=compute)
 
     @cached_property
@@ -223,8 +225,7 @@ class ChatTask:
         """
         if examples is None:
             return self.prompting
-        retrieval = self._retrieval.model_copy(update={"index_sha256": examples.index_sha256})
-        prompting = self.prompting.model_copy(update={"retrieval": retrieval})
+        prompting = self.prompting.model_copy(update={"retrieval": examples.retrieval})
         longest = longest_row(self.inputs.base_model.uri, task=ChatData())
         return prompting if longest is None else prompting.within(longest - self.inputs.recipe.data.max_length)
 

@@ -15,6 +15,7 @@ from tailorbird import resource_folder
 from tailorbird.config.base import digest
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
+from tailorbird.registry.draws import draw_secret
 from tailorbird.release import kube_documents
 from tailorbird.release.kube_documents import NUM_DIGITS, Document, RenderError, document_of_kind, kube_name, to_yaml
 
@@ -193,6 +194,8 @@ def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...
     version = champion_version(champion)
     require_unchanged(version.code)  # the manifest deploys the code of the version
     additional = additional_versions(config, task_uri=recipe.task_uri, champion=champion, version=version)
+    if additional.challenger is not None:
+        draw_secret(recipe.task_uri)  # the role of the replicas may have read access only
     sentence = champion.verdict.sentence if champion.verdict else None
     app = application_of(config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=sentence)
     command = "when the service is up, run `tailorbird serve RECIPE` or the job that `--to prove` renders"

@@ -17,7 +17,8 @@ from tailorbird.registry.champion import (
     read_champion,
     write_champion,
 )
-from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, read_version, weights_digest
+from tailorbird.registry.version_files import require_intact
+from tailorbird.registry.versions import ModelVersion, PinnedVersion, now, read_pinned, read_version, weights_digest
 from tailorbird.release.engine_selection import choose_engine
 from tailorbird.release.parity import check_parity, sample_probes
 from tailorbird.release.runs import PromotionRefused, evidence_for, read_run_evidence, read_winner
@@ -45,7 +46,8 @@ def promote_version(
     `override` is the reason to promote a version that was rolled back. It is stored with the champion, and ignored if
     no override is required.
 
-    Raises PromotionRefused if no verdict chose the version, if the verdict expired, requires an override or compared
+    Raises RegistryError if a file of the version was changed, is missing or was added; PromotionRefused if no verdict
+    chose the version, if the verdict expired, requires an override or compared
     the version with another champion, and if another promotion came first; ParityRefused; EngineError as
     `choose_engine` does; DeployError and SessionError as `deploy` does.
     """
@@ -68,6 +70,7 @@ def promote_version(
         return _keep(task_uri, champion)
     if champion is not None and chosen.digest in champion.rolled_back and override is None:
         raise PromotionRefused(f"{chosen.version} was rolled back; to promote it again, give the reason: {OVERRIDE}")
+    require_intact(chosen.pinned)
     with stage_version(task_uri, version=chosen) as url:
         parity = None
         if url is not None:
@@ -138,7 +141,8 @@ def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Cham
     The first champion is replaced by the incumbent of its verdict. Neither a verdict nor the parity gate is required.
     `reason` is stored with the champion. `of` is the champion to roll back.
 
-    Raises PromotionRefused if there is no former champion, if its files changed, or if `of` is no longer the champion;
+    Raises RegistryError if a file of the former champion was changed, is missing or was added; PromotionRefused if
+    there is no former champion, if its files changed, or if `of` is no longer the champion;
     DeployError and SessionError as `deploy` does.
     """
     if not reason.strip():
@@ -148,7 +152,8 @@ def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Cham
         raise PromotionRefused(
             f"not rolled back: {of.version} is no longer the champion; the champion is {champion.version}"
         )
-    version = read_version(former.uri)
+    require_intact(former.pinned)
+    version = read_pinned(former.pinned)
     rolled_back = [champion.digest]
     weights = _weights_of(champion)
     if weights is not None and weights not in (champion.digest, weights_digest(version)):

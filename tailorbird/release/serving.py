@@ -6,12 +6,19 @@ from functools import partial
 
 from cluster.auth import SessionError
 from cluster.dashboard import has_dashboard
-from serving.deploy.application import AdditionalVersions, application_name
+from serving.deploy.application import AdditionalVersions, application_name, is_pretrained_served
 from serving.deploy.rollout import deploy, staged, switch_version, undeploy
 from serving.deploy.serve_client import DeployError
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import Champion, champion_version, read_champion, write_champion
-from tailorbird.registry.versions import ModelVersion, read_version, versions_on_same_base, weights_digest
+from tailorbird.registry.version_files import require_intact
+from tailorbird.registry.versions import (
+    ModelVersion,
+    PinnedVersion,
+    read_version,
+    versions_on_same_base,
+    weights_digest,
+)
 from tailorbird.release.parity import check_parity, sample_probes
 from tailorbird.release.runs import PromotionRefused, evidence_for, read_run_evidence, read_winner
 from tailorbird.storage.paths import TaskPaths
@@ -25,8 +32,8 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
     in service, the champion is checked next to it, and the other version stays in service if the check fails. Otherwise
     the champion is checked before the URL is returned.
 
-    Raises PromotionRefused if there is no champion, RegistryError if it was changed or the challenger is missing,
-    ParityRefused, and DeployError as `deploy` does.
+    Raises PromotionRefused if there is no champion, RegistryError if a file of a version to serve was changed, is
+    missing or was added, ParityRefused, and DeployError as `deploy` does.
     """
     stored = read_champion(task_uri)
     if stored is None:
@@ -34,6 +41,8 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
     champion, etag = stored
     version = champion_version(champion)
     additional = additional_versions(config, task_uri=task_uri, champion=champion, version=version)
+    for pinned in _deployed(version, config=config, additional=additional):
+        require_intact(pinned)
     sentence = champion.verdict.sentence if champion.verdict else None
     deploy_with = partial(deploy, config, task_uri=task_uri, version=version, verdict=sentence)
     if not champion.needs_parity:
@@ -52,6 +61,16 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
     with suppress(PreconditionFailed):  # another version was promoted meanwhile; drop the result
         write_champion(task_uri, champion.model_copy(update={"parity": parity}), etag=etag)
     return url if additional.challenger is None else deploy_with(additional=additional), version
+
+
+def _deployed(version: ModelVersion, *, config: ServingConfig, additional: AdditionalVersions) -> set[PinnedVersion]:
+    """Return the versions to check before a deploy. Replicas check all versions, and serve without the `others`."""
+    pinned = {version.pinned}
+    if additional.challenger is not None:
+        pinned.add(additional.challenger.pinned)
+    if config.pretrained and is_pretrained_served(additional.pretrained, champion=version):
+        pinned.add(PinnedVersion(uri=additional.pretrained.uri, digest=additional.pretrained.digest))
+    return pinned
 
 
 def additional_versions(

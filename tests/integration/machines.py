@@ -15,7 +15,7 @@ import pytest
 from ray._private.authentication_test_utils import reset_auth_token_state
 
 from cluster.local import ports as ports_module
-from cluster.local import ray_env, stack, supervisor
+from cluster.local import processes, ray_env, stack, supervisor
 
 FIRST_FREE, PORTS_EACH = 220, 3
 """Offset in a stack's block of ports, and number of ports, for the Serve proxy of each worker node."""
@@ -111,7 +111,7 @@ class Machines:
         """Start `ray` with these arguments."""
         disk, log = self._folder / name, self._folder / f"{len(self._machines)}-{name}.log"
         disk.mkdir(exist_ok=True)
-        command = [supervisor._program("ray"), *arguments]
+        command = [processes.program("ray"), *arguments]
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 command,
@@ -120,7 +120,7 @@ class Machines:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                preexec_fn=supervisor._end_with_parent,
+                preexec_fn=processes.end_with_parent,
             )
         port = environment.get("RAY_SERVE_WORKER_PROXY_HTTP_PORT", str(self.base + ports_module.SERVE))
         machine = Machine(name, process, disk, log, f"http://127.0.0.1:{port}")
@@ -191,7 +191,7 @@ def redis_server(folder: Path, *, port: int, password: str) -> Iterator[str]:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=supervisor._end_with_parent,
+            preexec_fn=processes.end_with_parent,
         )
     assert server.stdin is not None
     server.stdin.write(settings.encode())

@@ -50,7 +50,7 @@ def kept() -> list[str]:
     (relabeling,) = (
         relabeling_config
         for relabeling_config in endpoint["metricRelabelings"]
-        if relabeling_config["action"] == "keep"
+        if relabeling_config["sourceLabels"] == ["__name__"]
     )
     patterns: list[str] = relabeling["regex"].split("|")
     return patterns

@@ -219,11 +219,27 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "0+0x60")],
     ),
     (
+        "TailorbirdApiKeys",
+        [series("ray_tailorbird_api_key_errors", f'{A}, replica="{replica}"', f"{replica}x60") for replica in (0, 1)],
+        5,
+        LABELS_OF_A,
+        "1 lines of the API keys of a cannot be read",
+        [series("ray_tailorbird_api_key_errors", A, "0x60")],
+    ),
+    (
+        "TailorbirdSecurityLog",
+        [series("ray_tailorbird_security_log_failing", A, "1x60")],
+        5,
+        LABELS_OF_A,
+        "replicas of a cannot write the security log",
+        [series("ray_tailorbird_security_log_failing", A, "0x60")],
+    ),
+    (
         "TailorbirdMemory",
         node(95),
         2,
         {"namespace": "n", "ip": "1"},
-        "1 uses 95% of its memory; at 95 % Ray kills processes",
+        "1 uses 95% of its memory; at 95% Ray kills processes",
         node(89),
     ),
 ]

@@ -26,7 +26,7 @@ components: [../../components/spot-gpu, ../prod/environment]
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("with") / "k8s"
-    shutil.copytree(K8S, folder, ignore=shutil.ignore_patterns("locks"))
+    shutil.copytree(K8S, folder)
     (folder / "overlays" / "gpu").mkdir()
     (folder / "overlays" / "gpu" / "kustomization.yaml").write_text(PART)
     command = [str(KUBECTL), "kustomize", "overlays/gpu"]
@@ -89,7 +89,7 @@ def test_gpu_pods_have_the_image_and_settings_of_the_environment(documents: list
 
 
 def test_a_service_with_other_groups_is_not_patched(tmp_path: Path) -> None:
-    shutil.copytree(K8S, tmp_path / "k8s", ignore=shutil.ignore_patterns("locks"))
+    shutil.copytree(K8S, tmp_path / "k8s")
     folder = tmp_path / "k8s" / "overlays" / "gpu"
     folder.mkdir()
     (folder / "kustomization.yaml").write_text(PART)

@@ -12,7 +12,7 @@ def verdict_lines(evidence: Evidence) -> list[str]:
     The gates are those of the hybrid or the further contender if it is selected, and of the candidate otherwise.
     """
     verdict = evidence.verdict
-    rows = [("model", "validation", "interval", "test"), *map(score_cells, evidence.scores)]
+    rows = [("model", "validation", "95% interval", "test"), *map(score_cells, evidence.scores)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     gates = ", ".join(f"{gate.name} {gate.state}" for gate in verdict.shown.gates)
@@ -74,8 +74,8 @@ def mix_sentence(mix: MixRecord) -> str:
             f"above the encoder alone on validation ({mix.unmixed:.3f})"
         )
     return (
-        f"mix: fine-tuned encoder mixed with the bag of words, weight {mix.weight:g} from validation (best of "
-        f"{mix.num_weights}): {mix.validation:.3f}, encoder alone {mix.unmixed:.3f}"
+        f"mix: {mix.weight:g} x fine-tuned encoder + {1 - mix.weight:g} x bag of words (best of {mix.num_weights} "
+        f"weights on validation): {mix.validation:.3f}; encoder alone {mix.unmixed:.3f}"
     )
 
 

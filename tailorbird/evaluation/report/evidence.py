@@ -159,9 +159,10 @@ class CandidateRecord:
 
 @dataclass(frozen=True)
 class BaseModelRecord:
-    """The staged base model."""
+    """A staged pretrained model: the base model, or the encoder for retrieval."""
 
-    uri: str
+    source: str  # URI with version and sha256 of the wheel (`pypi://`), or with the commit (`hf://`)
+    uri: str  # folder on S3 or disk
     files: Mapping[str, str]  # sha256 of each file by name
 
 
@@ -233,6 +234,8 @@ class Evidence(StoredModel):
     """URI of the champion when the run began."""
     code: CodeVersion
     base_model: BaseModelRecord
+    retrieval_encoder: BaseModelRecord | None
+    """(chat only) The encoder of `evaluation.retrieval_encoder`, if the recipe names one."""
 
     @property
     def winning_role(self) -> str:

@@ -2,6 +2,7 @@
 
 import yaml
 
+from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.report.console import (
@@ -47,7 +48,8 @@ BEHAVIORAL_GATES = {
 def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
     """Return the card of the version in a role: Hub metadata as YAML (for `ModelCard.load`), then text.
 
-    The licence is that of the recipe, if any. hf:// URIs are written as Hub ids, other URIs unchanged.
+    The licence is that of the recipe, if any. The Hub metadata names the base model without version and hash, and hf://
+    URIs as Hub ids; the text has the full URI.
     """
     if role not in evidence.versions:
         raise ValueError(f"role is {role!r}; allowed: {', '.join(evidence.versions)}")
@@ -122,7 +124,7 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
     measured = {"task": {"type": task}, "dataset": dataset, "metrics": metrics}
     return {
         **({"license": recipe.license} if recipe.license else {}),
-        **({} if version.kind in WITHOUT_BASE_MODEL else {"base_model": _hub_id(recipe.base_model)}),
+        **({} if version.kind in WITHOUT_BASE_MODEL else {"base_model": _base_model_id(recipe.base_model)}),
         "datasets": datasets,
         "metrics": [HUB_METRICS[name] for name in scores],
         "pipeline_tag": task,
@@ -143,7 +145,7 @@ def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
         )
     else:
         built = f"{ARCHITECTURES.get(kind, task.architecture)}kind `{kind}`"
-    base = "" if kind in WITHOUT_BASE_MODEL else f", based on `{evidence.recipe.base_model}`"
+    base = "" if kind in WITHOUT_BASE_MODEL else f", based on `{evidence.base_model.source}`"
     name = _role_name(verdict, role=role)
     return f"{task.model} for the task `{evidence.name}`{base}: {built}. It is the {name} of run `{evidence.run}`."
 
@@ -254,6 +256,11 @@ def _role_name(verdict: Verdict, *, role: str) -> str:
 def _contender(verdict: Verdict, *, role: str) -> ContenderVerdict | None:
     """Return the evaluation of the further contender in a role, if it is one."""
     return next((contender for contender in verdict.contenders if contender.role == role), None)
+
+
+def _base_model_id(uri: str) -> str:
+    """Return the URI of a base model as in Hub metadata."""
+    return _hub_id(str(parse_model_uri(uri).unpinned) if uri.startswith(("pypi://", "hf://")) else uri)
 
 
 def _hub_id(uri: str) -> str:

@@ -1,4 +1,4 @@
-"""What serves after a verdict that keeps or replaces the incumbent, and what would change it."""
+"""What is served after a verdict that keeps or replaces the incumbent, and what would change it."""
 
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.report.evidence import Evidence, ModelScore
@@ -11,9 +11,9 @@ PRETRAINED_ALONE = ("zero_shot", "centroid", "probe", "few_shot")
 
 
 def outlook_sentence(evidence: Evidence) -> str | None:
-    """Return which model serves and why, its gain over the pretrained model alone, and what would change the outcome.
+    """Return which model is served and why, its gain over the pretrained model alone, and what would change that.
 
-    Return None if the candidate or the hybrid serves.
+    Return None if the candidate or the hybrid is served.
     """
     verdict = evidence.verdict
     if verdict.winner in ("candidate", "hybrid"):
@@ -31,7 +31,7 @@ def outlook_sentence(evidence: Evidence) -> str | None:
     gain = ""
     if served is not None and kind not in PRETRAINED_ALONE:
         gain = _over_pretrained(served, evidence.scores, metric=verdict.metric)
-    return f"The {model_name(kind)} serves, because it {why}{gain}. {_what_would_change(verdict)}."
+    return f"The {model_name(kind)} is served, because it {why}{gain}. {_what_would_change(verdict)}."
 
 
 def _over_pretrained(served: ModelScore, scores: tuple[ModelScore, ...], *, metric: str) -> str:
@@ -53,7 +53,7 @@ def _over_pretrained(served: ModelScore, scores: tuple[ModelScore, ...], *, metr
 
 
 def _score(value: float, metric: str) -> str:
-    return f"{100 * value:.1f} %" if metric in PERCENTAGES else f"{value:.3f}"
+    return f"{100 * value:.1f}%" if metric in PERCENTAGES else f"{value:.3f}"
 
 
 def _what_would_change(verdict: Verdict) -> str:

@@ -1,8 +1,10 @@
 """The preregistration of a run, stored before training, and the name of the run."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from pydantic import JsonValue
+from pydantic.main import IncEx
 
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
@@ -14,17 +16,19 @@ PROTOCOL_FILE = "protocol.json"  # file name of the `Preregistration` in the fol
 
 
 class Preregistration(StoredModel):
-    """The test protocol with recipe, code, data and base model; written once per run, before training."""
+    """The test protocol with recipe, code, data and models; written once per run, before training."""
 
     protocol: TestProtocol
     request_sha256: str
-    """Hash of recipe, code, data and base model: `request_digest`."""
+    """Hash of recipe, code, data, base model and encoder: `request_digest`."""
     recipe: Recipe
     code: str
     """sha256 of the code."""
     data: dict[str, str]
     """sha256 of the rows of each split by name."""
     base_model: BaseModelRecord
+    retrieval_encoder: BaseModelRecord | None
+    """Encoder for retrieval, if the recipe names one."""
     champion: str | None
     """URI of the champion, if there is one."""
     accepted_loss: float
@@ -35,14 +39,32 @@ class Preregistration(StoredModel):
 
 
 def evaluated_recipe(recipe: Recipe) -> dict[str, JsonValue]:
-    """Return the recipe as JSON without `serving` and `monitoring`, which may change without a new run."""
-    return recipe.model_dump(mode="json", exclude={"serving", "monitoring"})
+    """Return the recipe as JSON without fields that may change without a new run.
+
+    These are `serving`, `monitoring`, and the URIs of pretrained models, which can get a version and a hash:
+    `BaseModelRecord` is exact.
+    """
+    excluded: dict[str, IncEx | bool] = {
+        "serving": True,
+        "monitoring": True,
+        "base_model": True,
+        "evaluation": {"retrieval_encoder"},
+    }
+    return recipe.model_dump(mode="json", exclude=excluded)
 
 
-def request_digest(recipe: Recipe, *, code: str, data: Mapping[str, str], base_model: BaseModelRecord) -> str:
-    """Return the hash of recipe, code, data and base model."""
-    files = {"uri": base_model.uri, "files": dict(base_model.files)}
-    return digest({"recipe": evaluated_recipe(recipe), "code": code, "data": dict(data), "base_model": files})
+def request_digest(
+    recipe: Recipe,
+    *,
+    code: str,
+    data: Mapping[str, str],
+    base_model: BaseModelRecord,
+    retrieval_encoder: BaseModelRecord | None,
+) -> str:
+    """Return the hash of recipe, code, data and models."""
+    models = {"base_model": base_model, "retrieval_encoder": retrieval_encoder}
+    records = {name: asdict(model) if model else None for name, model in models.items()}
+    return digest({"recipe": evaluated_recipe(recipe), "code": code, "data": dict(data), **records})
 
 
 def run_name(request_sha256: str, *, champion: str | None) -> str:

@@ -34,7 +34,7 @@ def gain_section(evidence: Evidence, figures: Figures) -> str:
     }
     at_minimum = f"probability that the gain is above {size(verdict.minimum_gain)} (does not affect the verdict)"
     rows[at_minimum] = figures("verdict.posterior.above_minimum", ".0%")
-    losses = {"loss_if_replaced": "if the candidate serves", "loss_if_kept": "if the incumbent serves"}
+    losses = {"loss_if_replaced": "if the candidate is served", "loss_if_kept": "if the incumbent is served"}
     rows["expected loss, points (does not affect the verdict)"] = ", ".join(
         f"{figures(f'verdict.posterior.{name}', _points)} {what}" for name, what in losses.items()
     )

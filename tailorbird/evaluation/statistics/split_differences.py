@@ -41,7 +41,7 @@ def split_differences(validation: SplitSample, *, test: SplitSample) -> tuple[st
         share = float(np.concatenate(pair).mean())
         if share * min(map(len, pair)) < LEAST_ROWS:
             continue
-        first, second = (f"{100 * values.mean():.1f} %" for values in pair)
+        first, second = (f"{100 * values.mean():.1f}%" for values in pair)
         sentences.append(f"the class {name!r} has {first} of the validation rows and {second} of the test rows")
         p_values.append(_p_value(pair, splits=(validation, test)))
     lengths = validation.lengths, test.lengths

@@ -1,4 +1,4 @@
-"""Decide which model serves, from predictions on the same test rows (a pure function)."""
+"""Decide which model is served, from predictions on the same test rows (a pure function)."""
 
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.statistics.posterior import posterior_of
@@ -85,7 +85,7 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
 
 
 def _accepted_loss(assessment: Assessment, inputs: VerdictInputs, *, replaced: bool) -> float:
-    """Return the losses accepted for lower cost since the last proven champion, if the winner serves."""
+    """Return the losses accepted for lower cost since the last proven champion, if the winner is served."""
     hybrid = assessment.hybrid
     if assessment.rule == 7:
         return assessment.facts.accepted_loss

@@ -106,7 +106,7 @@ def _rows_needed(inputs: ExplanationInputs) -> tuple[str, ...]:
     main, power, protocol = inputs.main, inputs.power, inputs.protocol
     n, expected, minimum = main.counts.n, size(protocol.expected_gain), size(protocol.minimum_gain)
     now = f"a true gain of {expected} over the incumbent gives FINE_TUNE in {power.fine_tune:.0%} of such tests"
-    same_size = "" if main.num_units == n else " if the documents keep their average size"
+    same_size = "" if main.num_units == n else " (with as many rows per document as now)"
     if power.needed.rows is None:
         rows = f"rows needed: {now}; {power.needed.reason}"
     elif power.needed.rows > n:
@@ -119,8 +119,10 @@ def _rows_needed(inputs: ExplanationInputs) -> tuple[str, ...]:
     least = power.needed_for_minimum
     if least.rows is None or least.rows <= n:
         return (rows,)
-    start = "80% power" if main.num_units == n else "at the same average document size, 80% power"
-    return rows, f"{start} to show that a true gain of {minimum} is above 0 takes about {least.rows:,} test rows"
+    return (
+        rows,
+        f"to detect a true gain of {minimum} with 80% power, about {least.rows:,} test rows are needed{same_size}",
+    )
 
 
 def _stay(inputs: ExplanationInputs) -> tuple[str, ...]:
@@ -192,7 +194,7 @@ def _hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
     assert hybrid is not None  # rule 3 requires a hybrid
     low = min(hybrid.interval[0], hybrid.against_candidate.interval[0])
     reasons = [
-        f"the hybrid is not inferior to the incumbent and the candidate: the intervals of its gains start at "
+        f"the hybrid is non-inferior to the incumbent and the candidate: the intervals of its gains start at "
         f"{points(hybrid.interval[0])} and {points(hybrid.against_candidate.interval[0])} points, above the limit of "
         f"{points(-margin)}"
         if low <= 0
@@ -224,7 +226,7 @@ def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
         )
     if not hybrid.holds:
         return (
-            f"the hybrid is not inferior to its parts, but neither proven to be better than both nor to cost less than "
+            f"the hybrid is non-inferior to its parts, but neither proven to be better than both nor to cost less than "
             f"the {hybrid.best_part}",
         )
     if not inputs.assessment.facts.hybrid_holds:
@@ -258,7 +260,7 @@ def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
     return (
         f"cost: the candidate uses {ratio[0]:.2f} times the incumbent's CPU-seconds per row (the interval ends at "
         f"{ratio[2]:.2f}){others}",
-        f"the candidate is not inferior: the interval of its gain starts at {points(facts.low)} points, above the "
+        f"the candidate is non-inferior: the interval of its gain starts at {points(facts.low)} points, above the "
         f"limit of {points(-facts.margin)}",
         f"the losses accepted for lower cost since the last proven champion sum to {size(facts.accepted_loss)}, under "
         f"the minimum gain of {size(facts.minimum_gain)}",
@@ -266,13 +268,13 @@ def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
 
 
 def _not_for_cost(inputs: ExplanationInputs) -> tuple[str, ...]:
-    """Return why a candidate that is cheaper and not inferior does not replace the incumbent."""
+    """Return why a candidate that is cheaper and non-inferior does not replace the incumbent."""
     facts = inputs.assessment.facts
     if facts.proven or facts.surpassed or not facts.cheaper or facts.low <= -facts.margin:
         return ()
     if not is_affordable(facts.accepted_loss, minimum_gain=facts.minimum_gain):
         return (
-            "the candidate costs less and is not inferior, but the losses accepted for lower cost since the last "
+            "the candidate costs less and is non-inferior, but the losses accepted for lower cost since the last "
             f"proven champion would sum to {size(facts.accepted_loss)}, not under the minimum gain of "
             f"{size(facts.minimum_gain)}",
         )

@@ -66,7 +66,7 @@ class HybridVerdict(FamilyVerdict):
     cost_ratio: tuple[float, float, float] | None
     """CPU-seconds per row, hybrid divided by its best part: estimate and 1 - alpha interval."""
     holds: bool
-    """True if the hybrid is not inferior to its parts, and costs less than the best part or is proven better."""
+    """True if the hybrid is non-inferior to its parts, and costs less than the best part or is proven better."""
 
 
 class SecondMetric(VerdictPart):

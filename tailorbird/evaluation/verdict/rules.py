@@ -46,7 +46,7 @@ class Facts:
     gates: Mapping[str, State] = field(default_factory=dict)
     """States of the candidate's gates by name; only gates of the recipe."""
     hybrid_holds: bool = False
-    """A hybrid is not inferior to its parts, and costs less than the best part or is proven better than both.
+    """A hybrid is non-inferior to its parts, and costs less than the best part or is proven better than both.
 
     No further contender that may replace the incumbent is better than it.
     """
@@ -76,7 +76,7 @@ def select_rule(facts: Facts) -> int:
 
 
 def cheaper_and_not_inferior(facts: Facts) -> bool:
-    """Return True if the candidate is cheaper and not inferior, its gates pass, and the accepted losses stay small."""
+    """Return True if the candidate is cheaper and non-inferior, its gates pass, and the accepted losses stay small."""
     affordable = is_affordable(facts.accepted_loss, minimum_gain=facts.minimum_gain)
     passes = gates_pass(facts.gates, regulated=facts.regulated)
     return facts.cheaper and facts.low > -facts.margin and affordable and passes

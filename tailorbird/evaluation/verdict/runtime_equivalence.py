@@ -1,4 +1,4 @@
-"""Test whether another engine may serve an evaluated model: same weights, cheaper and not inferior (rule 7)."""
+"""Test whether another engine may serve an evaluated model: same weights, cheaper and non-inferior (rule 7)."""
 
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.statistics.paired import compare

@@ -201,12 +201,12 @@ def _why_not(verdict: Verdict, candidate: str) -> str:
         return f"The {candidate} is worse"
     if low > 0 and verdict.p_holm < verdict.alpha:
         return f"The {candidate} is better, but the measured gain is below the minimum gain"
-    return f"The {candidate} is not shown to be better"
+    return f"The {candidate} has not been shown to be better"
 
 
 def _score(verdict: Verdict, score: float) -> str:
     """Return a score as a percentage, or as a number with its metric."""
-    return f"{100 * score:.1f} %" if verdict.metric in PERCENTAGES else f"{METRIC_NAMES[verdict.metric]} {score:.3f}"
+    return f"{100 * score:.1f}%" if verdict.metric in PERCENTAGES else f"{METRIC_NAMES[verdict.metric]} {score:.3f}"
 
 
 def _difference(gain: float, interval: tuple[float, float]) -> str:

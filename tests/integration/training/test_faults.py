@@ -19,7 +19,7 @@ from ray.util import state as ray_state
 
 from cluster.connection import connect
 from cluster.event_queue import forward_events
-from cluster.local import ports, supervisor
+from cluster.local import ports, s3_server
 from cluster.progress import EpochEvent, ProgressEvent, ProgressReporter, StepEvent
 from tailorbird.config.training import TrainingConfig
 from tests.integration.small import REGISTRY, ROOT, write_data
@@ -153,8 +153,8 @@ class Server:
 
     def start(self) -> None:
         temp_dir = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
-        self.process = supervisor._start_s3(self.folder, base=self.base, temp_dir=temp_dir)
-        while not (ports.listens(self.process.pid, self.base) and supervisor._has_buckets()):
+        self.process = s3_server.start_s3(self.folder, base=self.base, temp_dir=temp_dir)
+        while not s3_server.s3_answers(self.base, pid=self.process.pid):
             assert self.process.poll() is None
             threading.Event().wait(0.2)
 

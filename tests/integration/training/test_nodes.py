@@ -109,10 +109,10 @@ def settled(responses: Responses) -> bool:
 
 
 def logged() -> set[str]:
-    """Return the request ids in the log."""
+    """Return the clients' request ids in the log."""
     files = [uri for uri in storage.list_files(f"{LOG}/answers") if uri.endswith(".parquet")]
-    tables = [pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["request_id"]) for uri in files]
-    return {request_id for table in tables for request_id in table["request_id"].to_pylist()}
+    tables = [pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["x_request_id"]) for uri in files]
+    return {request_id for table in tables for request_id in table["x_request_id"].to_pylist()}
 
 
 def test_a_service_survives_a_lost_node_and_no_row_of_its_log_is_lost(site: Site) -> None:

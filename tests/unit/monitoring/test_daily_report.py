@@ -13,6 +13,7 @@ import pytest
 from cluster.progress import NoteEvent
 from serving.request_log.schema import ANSWERS, FEEDBACK
 from serving.request_log.writer import arrow_schema
+from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ChallengerConfig
 from tailorbird.data.rows import NO_GROUP
@@ -26,11 +27,14 @@ from tailorbird.monitoring.recommendation import challenger_decision
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
 from tailorbird.monitoring.sequential_test import Decision
+from tailorbird.registry.draws import DrawSecret
 from tailorbird.registry.versions import ModelVersion
+from tailorbird.storage.paths import TaskPaths
 from tests.progress import ProgressRecorder
 
 FIRST = date(2026, 3, 1)
 DIGEST = "champion-digest"
+SECRET = b"s" * 32  # of the draws
 CHAMPION = ModelVersion.model_construct(version="v1", digest=DIGEST, base_model="b", max_length=8, uri="u")
 
 
@@ -62,6 +66,10 @@ class Task:
     embedded: list[tuple[str, ...]] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
     recorder: ProgressRecorder = field(default_factory=ProgressRecorder)
+
+    def __post_init__(self) -> None:
+        stored = DrawSecret(key=SECRET.hex()).model_dump_json()
+        storage.write_bytes(TaskPaths(self.recipe.task_uri).draw_secret, stored.encode())
 
     @property
     def log(self) -> Path:

@@ -6,7 +6,7 @@ import pytest
 
 from tailorbird.monitoring.drift import MIN_KEYS, DriftError, TrafficSample, drift_statistics
 
-PER_YEAR, WIDTH = 18.0, 16  # about 5 % of the windows
+PER_YEAR, WIDTH = 18.0, 16  # about 5% of the windows
 Chance = np.random.Generator
 
 

@@ -1,3 +1,4 @@
+import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -6,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tailorbird import storage
 from tailorbird.config.serving import ChallengerConfig
 from tailorbird.data.rows import NO_GROUP
-from tailorbird.monitoring.challenger_units import CODES, control_share
+from tailorbird.monitoring.challenger_units import control_share
 from tailorbird.monitoring.label_audit import (
     AuditError,
     audit_files,
@@ -18,7 +20,9 @@ from tailorbird.monitoring.label_audit import (
     parse_days,
 )
 from tailorbird.monitoring.log_reader import key_of, unit_of
-from tests.unit.monitoring.test_daily_report import DIGEST, FIRST, Task, answer, write
+from tailorbird.registry.draws import CODES, DrawSecret
+from tailorbird.storage.paths import TaskPaths
+from tests.unit.monitoring.test_daily_report import DIGEST, FIRST, SECRET, Task, answer, write
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -48,8 +52,8 @@ def test_the_rows_with_the_smallest_keys_are_drawn_regardless_of_files(task: Tas
     for start in range(0, 60, 7):
         write(task.log, "answers", FIRST, [*rows[start : start + 7], rows[0], answer(FIRST, 100 + start, arm="shadow")])
     table = drawn(task, num_rows=20)
-    keys = [key_of(request_id, 0) for request_id in table["request_id"].to_pylist()]
-    assert keys == sorted(key_of(row["request_id"], 0) for row in rows)[:20]
+    keys = [key_of(request_id, 0, caller=None, secret=SECRET) for request_id in table["request_id"].to_pylist()]
+    assert keys == sorted(key_of(row["request_id"], 0, caller=None, secret=SECRET) for row in rows)[:20]
     assert table["label"].null_count == 20
     import_with(task, table, ["a"] * 20)
     others = drawn(task, num_rows=100)
@@ -57,6 +61,30 @@ def test_the_rows_with_the_smallest_keys_are_drawn_regardless_of_files(task: Tas
     assert not set(others["request_id"].to_pylist()) & set(table["request_id"].to_pylist())
     with pytest.raises(AuditError, match="--rows is 0"):
         drawn(task, num_rows=0)
+
+
+def former_key(request_id: str, row: int) -> int:
+    """Return the hash without a secret by which rows were drawn before."""
+    return int.from_bytes(hashlib.blake2b(f"{request_id}|{row}".encode(), digest_size=8).digest(), "big")
+
+
+def test_a_client_that_picks_its_ids_gets_its_share_of_the_audit(task: Task) -> None:
+    """The client has 1% of the rows, and those of 2,000 ids that a hash without a secret draws first."""
+    picked = sorted((f"mine-{number}" for number in range(2000)), key=lambda id: former_key(id, 0))[:20]
+    rows = [answer(FIRST, number) for number in range(1980)]
+    write(task.log, "answers", FIRST, [*rows, *(answer(FIRST, 0, request_id=request_id) for request_id in picked)])
+    drawn_ids = drawn(task, num_rows=500)["request_id"].to_pylist()
+    assert len(drawn_ids) == 500
+    assert 0 <= sum(request_id in picked for request_id in drawn_ids) <= 13  # 5 expected; four standard errors
+
+
+def test_a_client_without_the_secret_cannot_pick_ids_that_are_drawn(task: Task) -> None:
+    """Another secret draws other rows, so nothing that a client can compute tells which rows are drawn."""
+    write(task.log, "answers", FIRST, [answer(FIRST, number) for number in range(1000)])
+    ours = set(drawn(task, num_rows=500)["request_id"].to_pylist())
+    stored = DrawSecret(key=(b"t" * 32).hex()).model_dump_json()
+    storage.write_bytes(TaskPaths(task.recipe.task_uri).draw_secret, stored.encode())
+    assert len(ours & set(drawn(task, num_rows=500)["request_id"].to_pylist())) == pytest.approx(250, abs=40)
 
 
 def test_answers_of_a_canary_are_drawn_and_those_of_a_shadow_are_not(task: Task) -> None:
@@ -86,7 +114,8 @@ def test_the_answers_that_are_compared_with_a_canary_are_drawn_first(task: Task)
         return list(pq.read_table(to)["request_id"].to_pylist())
 
     share = control_share(0.1)
-    control = {s for s in range(50) if unit_of(f"s{s}", challenger="challenger-digest") < share * CODES}
+    codes = [unit_of(f"s{s}", challenger="challenger-digest", secret=SECRET) for s in range(50)]
+    control = {s for s, code in enumerate(codes) if code < share * CODES}
     compared = {row["request_id"] for number, row in enumerate(rows) if number % 50 in control}
     compared |= {row["request_id"] for row in canary}
     assert set(export(len(compared))) == compared

@@ -18,6 +18,7 @@ from tailorbird.monitoring.log_reader import TrafficError, by_day, files_of, key
 from tailorbird.monitoring.traffic import CHAMPION, Labels, WatchedVersions
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SECRET = b"s" * 32
 WATCHED = WatchedVersions("champion-digest", "trial-digest", ("sex",))
 
 
@@ -42,8 +43,8 @@ def log_of(folder: Path, *, answers: Sequence[dict[str, Any]] = (), feedback: Se
 
 def read(folder: Path, **kinds: Sequence[dict[str, Any]]) -> tuple[traffic.Traffic, Labels]:
     log = log_of(folder, **kinds)
-    labels = read_labels(files_of(log, "feedback", by_day(log, "answers")))
-    return read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels), labels
+    labels = read_labels(files_of(log, "feedback", by_day(log, "answers")), secret=SECRET)
+    return read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels, secret=SECRET), labels
 
 
 def test_answers_are_counted_by_version_and_joined_with_labels(tmp_path: Path) -> None:
@@ -72,6 +73,15 @@ def test_answers_are_counted_by_version_and_joined_with_labels(tmp_path: Path) -
     assert not result.outcomes.audited.any()
 
 
+def test_feedback_counts_only_for_answers_to_the_same_key(tmp_path: Path) -> None:
+    answers = [answer(0, caller="app"), answer(1, caller="app"), answer(2, caller="app", label="b")]
+    others = [feedback_row(0, "b", minute=9) | {"caller": "other"}, feedback_row(1, "b")]  # the last has no key
+    own = [feedback_row(0, "a") | {"caller": "app"}, feedback_row(2, "a") | {"caller": "app"}]
+    result, labels = read(tmp_path, answers=answers, feedback=[*others, *own])
+    assert result.outcomes.right.tolist() == [True, False]
+    assert len(labels) - len(result.answered) == 2  # feedback without an answer
+
+
 def test_the_later_of_two_labels_of_a_text_counts(tmp_path: Path) -> None:
     result, labels = read(
         tmp_path,
@@ -86,8 +96,8 @@ def test_an_audit_label_takes_precedence_over_feedback(tmp_path: Path) -> None:
     log = log_of(tmp_path, answers=[answer(0)], feedback=[feedback_row(0, "b", minute=50)])
     audit = tmp_path / "audit.parquet"
     pq.write_table(pa.Table.from_pylist([feedback_row(0, "a")], schema=arrow_schema(FEEDBACK)), audit)
-    labels = read_labels(files_of(log, "feedback", by_day(log, "answers")), audits=[audit.as_uri()])
-    result = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels)
+    labels = read_labels(files_of(log, "feedback", by_day(log, "answers")), secret=SECRET, audits=[audit.as_uri()])
+    result = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels, secret=SECRET)
     assert result.outcomes.right.tolist() == [True]
     assert result.outcomes.audited.tolist() == [True]
 
@@ -103,11 +113,14 @@ def test_the_sample_does_not_depend_on_the_files_of_the_log(tmp_path: Path, monk
         files.append(uri.as_uri())
     whole = tmp_path / "whole.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(ANSWERS)), whole)
-    cut, at_once = (read_traffic(uris, WATCHED, labels=read_labels([])).sample for uris in (files, [whole.as_uri()]))
+    cut, at_once = (
+        read_traffic(uris, WATCHED, labels=read_labels([], secret=SECRET), secret=SECRET).sample
+        for uris in (files, [whole.as_uri()])
+    )
     assert len(cut) == 20
     assert cut.texts == at_once.texts
     assert np.array_equal(cut.scores, at_once.scores)
-    smallest = sorted(key_of(f"r{number}", 0) for number in range(100))[:20]
+    smallest = sorted(key_of(f"r{number}", 0, caller=None, secret=SECRET) for number in range(100))[:20]
     assert cut.keys.tolist() == smallest
 
 
@@ -121,11 +134,11 @@ def test_a_file_that_does_not_belong_to_a_log_is_refused(tmp_path: Path) -> None
     text.write_text("not Parquet")
     pq.write_table(pa.table({"x": [1]}), other)
     with pytest.raises(TrafficError, match=r"text\.parquet is not a readable Parquet file"):
-        read_traffic([text.as_uri()], WATCHED, labels=read_labels([]))
+        read_traffic([text.as_uri()], WATCHED, labels=read_labels([], secret=SECRET), secret=SECRET)
     with pytest.raises(
         TrafficError, match=r"other\.parquet does not belong to a request log: it has no columns .*request_id"
     ):
-        read_traffic([other.as_uri()], WATCHED, labels=read_labels([]))
+        read_traffic([other.as_uri()], WATCHED, labels=read_labels([], secret=SECRET), secret=SECRET)
 
 
 def test_a_missing_log_has_no_days(tmp_path: Path) -> None:
@@ -159,8 +172,8 @@ def test_times_in_other_units_are_converted(tmp_path: Path, kind: pa.DataType) -
         table = pq.read_table(uri)
         index = table.column_names.index("at")
         pq.write_table(table.set_column(index, "at", table["at"].cast(kind)), unquote(urlsplit(uri).path))
-    labels = read_labels(files_of(log, "feedback", by_day(log, "answers")))
-    result = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels)
+    labels = read_labels(files_of(log, "feedback", by_day(log, "answers")), secret=SECRET)
+    result = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels, secret=SECRET)
     assert result.outcomes.at.tolist() == [int(AT.timestamp()) * 1_000_000]
     assert result.outcomes.labelled_at.tolist() == [int(AT.timestamp() + 120) * 1_000_000]
     assert result.outcomes.right.tolist() == [True]
@@ -175,7 +188,9 @@ def test_answered_labels_of_all_versions_and_misplaced_rows_are_counted(
         answers=[answer(0), answer(1, arm=None, digest="another"), answer(2, at=AT.replace(day=2)), answer(3)],
         feedback=[feedback_row(0, "a"), feedback_row(0, "b", minute=1), feedback_row(1, "a"), feedback_row(9, "a")],
     )
-    assert result.answered.tolist() == sorted(labels.keys.tolist().index(key_of(f"r{number}", 0)) for number in (0, 1))
+    assert result.answered.tolist() == sorted(
+        labels.keys.tolist().index(key_of(f"r{number}", 0, caller=None, secret=SECRET)) for number in (0, 1)
+    )
     assert sorted(labels.counts.tolist()) == [1, 1, 2]
     assert result.misplaced == 1
 
@@ -184,13 +199,13 @@ def test_labels_need_few_bytes_while_they_are_read(tmp_path: Path) -> None:
     num, log = 20_000, log_of(tmp_path, feedback=[feedback_row(number, "a") for number in range(20_000)])
     files = files_of(log, "feedback", ["2026-03-01"])
     small = log_of(tmp_path / "small", feedback=[feedback_row(0, "a")])
-    read_labels(files_of(small, "feedback", ["2026-03-01"]))
+    read_labels(files_of(small, "feedback", ["2026-03-01"]), secret=SECRET)
     tables = [log_reader.read_columns(uri, log_reader.FEEDBACK) for uri in files]
     tracemalloc.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(log_reader, "read_columns", lambda uri, _: tables[0].slice(int(uri) * 500, 500))
-            labels = read_labels([str(part) for part in range(40)])
+            labels = read_labels([str(part) for part in range(40)], secret=SECRET)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -205,13 +220,13 @@ def test_a_text_belongs_to_the_first_audit_that_labelled_it_and_has_its_latest_l
         audits.append(tmp_path / f"{number}.parquet")
         pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(FEEDBACK)), audits[-1])
     files = {kind: files_of(log, kind, by_day(log, "answers")) for kind in ("answers", "feedback")}
-    labels = read_labels(files["feedback"], audits=[path.as_uri() for path in audits])
-    result = read_traffic(files["answers"], WATCHED, labels=labels).outcomes
+    labels = read_labels(files["feedback"], secret=SECRET, audits=[path.as_uri() for path in audits])
+    result = read_traffic(files["answers"], WATCHED, labels=labels, secret=SECRET).outcomes
     by_key = {
         int(key): (int(audit), bool(right))
         for key, audit, right in zip(result.keys, result.audits, result.right, strict=True)
     }
-    keys = [log_reader.key_of(answer(number)["request_id"], 0) for number in range(3)]
+    keys = [log_reader.key_of(answer(number)["request_id"], 0, caller=None, secret=SECRET) for number in range(3)]
     assert [by_key[key] for key in keys] == [(2, True), (3, True), (0, False)]
 
 
@@ -223,5 +238,5 @@ def test_answers_with_one_subject_are_one_unit_and_others_belong_to_their_reques
     units, counts = np.unique(result.outcomes.units, return_counts=True)
     assert sorted(counts) == [1, 2, 2]
     assert result.outcomes.is_subject.sum() == 2
-    assert log_reader.unit_of("s", challenger=WATCHED.challenger) in units
-    assert log_reader.unit_of("s", challenger="another") not in units
+    assert log_reader.unit_of("s", challenger=WATCHED.challenger, secret=SECRET) in units
+    assert log_reader.unit_of("s", challenger="another", secret=SECRET) not in units

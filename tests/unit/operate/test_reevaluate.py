@@ -14,6 +14,7 @@ from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.operate import reevaluate
 from tailorbird.operate.reevaluate import ReevaluationError, reevaluate_champion
+from tailorbird.registry import security_log
 from tailorbird.registry.versions import PinnedVersion
 from tests.unit.operate.test_reevaluation_evidence import champion_since
 from tests.unit.pipeline.contexts import recipe_at, rows_of
@@ -46,8 +47,8 @@ def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     versions = {uri: SimpleNamespace(uri=uri, version=uri[-7:], digest="d", pinned=pinned[uri]) for uri in pinned}
     champion, splits = champion_since("2026-03-01T00:00:00+00:00"), Splits(rows(5), rows(0), rows(0))
     replaced = {
-        "rollback_target": lambda _: (champion, SimpleNamespace(uri=OLD), "etag"),
-        "read_version": versions.__getitem__,
+        "rollback_target": lambda _: (champion, SimpleNamespace(uri=OLD, pinned=pinned[OLD]), "etag"),
+        "read_pinned": lambda pinned: versions[pinned.uri],
         "champion_version": lambda _: versions[NEW],
         "load_inputs": lambda _: SimpleNamespace(splits=splits),
         "run_remote": lambda *_, **__: predict,
@@ -55,6 +56,7 @@ def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     }
     for name, value in replaced.items():
         monkeypatch.setattr(reevaluate, name, value)
+    monkeypatch.setattr(security_log, "append", lambda *_, **__: None)
     return recorded
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tailorbird import storage
 from tailorbird.evaluation.report.evidence import CostRecord
@@ -14,7 +15,9 @@ from tailorbird.operate.reevaluation_evidence import (
     write_reevaluation,
 )
 from tailorbird.operate.reevaluation_verdict import decide_reevaluation
+from tailorbird.registry import security_log
 from tailorbird.registry.champion import Champion, ChangeReason
+from tailorbird.registry.security_log import SecurityEvent
 from tailorbird.registry.versions import PinnedVersion
 from tests.unit.evaluation.verdict.test_decide import inputs_of, predictions, protocol_for
 
@@ -26,9 +29,11 @@ def champion_since(since: str) -> Champion:
     return Champion(version="full-1", uri="s3://m/t/versions/full-1", digest="d", run="", reason=reason, since=since)
 
 
-def write(task_uri: str, *, month: int, num_rows: int, since: str = PROMOTED_AT) -> str:
+def write(task_uri: str, *, month: int, num_rows: int, since: str = PROMOTED_AT, is_worse: bool = False) -> str:
     """Write a re-evaluation on rows 0, 1, ... and return its URI."""
     tables = {name: predictions(name, np.arange(num_rows) % 2 == 0) for name in ("incumbent", "candidate")}
+    if is_worse:
+        tables["candidate"] = predictions("candidate", np.zeros(num_rows, bool))
     protocol = protocol_for(num_rows)
     champion = champion_since(since)
     pinned = PinnedVersion(uri=champion.uri, digest=champion.digest)
@@ -65,3 +70,19 @@ def test_a_reevaluation_is_an_entry_of_the_history(tmp_path: Path) -> None:
     (entry,) = storage.list_files(f"{tmp_path.as_uri()}/history")
     stored = storage.read_json(entry)
     assert (stored["reevaluation"], stored["verdict"]["n"]) == (uri, 20)
+
+
+def test_only_a_withdrawn_verdict_is_an_event_of_the_security_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[SecurityEvent] = []
+    monkeypatch.setattr(security_log, "append", lambda event, **_: events.append(event))
+    task_uri = f"{tmp_path.as_uri()}/task"
+    write(task_uri, month=5, num_rows=400)
+    assert events == []
+    uri = write(task_uri, month=6, num_rows=400, is_worse=True)
+    (event,) = events
+    assert event.what.startswith(f"task: the verdict of full-1 is withdrawn by {uri}: -50.00 points")
+    assert (event.kind, event.who) == ("champion", security_log.caller())
+    assert isinstance(event.after, dict)
+    assert event.after["reevaluation"] == uri

@@ -1,6 +1,5 @@
 """A run checks its inputs and registers its protocol before the first training."""
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,18 +10,13 @@ from cluster.progress import SILENT, NoteEvent
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import DataError
+from tailorbird.models.loading import dtype_name
+from tailorbird.models.metadata import MetadataError
 from tailorbird.pipeline import inputs
-from tailorbird.pipeline.prepare import RunContext, current_user, prepare
-from tests import small_chat
+from tailorbird.pipeline.prepare import RunContext, prepare
+from tests import small_chat, small_encoder
 from tests.progress import ProgressRecorder
 from tests.unit.pipeline.contexts import recipe_at
-
-
-def test_a_user_without_a_name_is_recorded_by_uid(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
-    assert current_user() == f"uid {os.getuid()}"
 
 
 @pytest.mark.parametrize(("task", "metric"), [("classification", "accuracy"), ("chat", "token_f1")])
@@ -51,7 +45,8 @@ def write_locally(uri: str, data: bytes, *, etag: str | None) -> str:
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe whose rows, base model and registry are local."""
     monkeypatch.setattr("tailorbird.config.recipe.with_scheme", lambda uri, _: uri)
-    monkeypatch.setattr(inputs, "stage_base_model", lambda *_, **__: (tmp_path / "model").as_uri())
+    local = (tmp_path / "model").as_uri()
+    monkeypatch.setattr(inputs, "stage_base_model", lambda uri, **_: uri if uri.startswith("file://") else local)
     monkeypatch.setattr("tailorbird.pipeline.prepare.read_champion", lambda _: None)
     monkeypatch.setattr(storage, "write_if_match", write_locally)  # conditional writes need S3
     small_chat.save(tmp_path / "model")
@@ -94,3 +89,57 @@ def test_the_run_uri_depends_on_the_evaluation_and_not_on_serving(recipe: Recipe
     gain = recipe.evaluation.model_copy(update={"minimum_gain": 0.5})
     assert prepared(recipe.model_copy(update={"serving": serving})).run == first.run
     assert prepared(recipe.model_copy(update={"evaluation": gain})).run != first.run
+
+
+def test_a_run_prints_the_version_of_its_base_model_and_pinning_it_does_not_change_the_run(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"pypi://tiny@1.0#sha256={'5f' * 32}"
+    monkeypatch.setattr(inputs, "base_model_source", lambda *_, **__: source)
+    runs, notes = [], []
+    for uri in ("pypi://tiny", source):
+        recorder = ProgressRecorder()
+        context = prepare(recipe.model_copy(update={"base_model": uri}), progress=recorder)
+        runs.append(context.run)
+        notes += [event.text for event in recorder.of_kind(NoteEvent) if event.text.startswith("base model: ")]
+        assert context.inputs.base_model.source == source
+    assert notes == [
+        f"base model: pypi://tiny is {source}, as first staged in this registry; to use the same version with other "
+        "registries, set base_model to this URI",
+        f"base model: {source}",
+    ]
+    assert runs[0] == runs[1]
+
+
+def chat_recipe(recipe: Recipe, *, encoder: str | None) -> Recipe:
+    """Return a chat recipe with the rows and the base model of the recipe."""
+    train = str(recipe.data.train)
+    rows = Path(train.removeprefix("file://"))
+    renamed = pq.read_table(rows).rename_columns(["prompt", "completion"])
+    pq.write_table(renamed, rows.with_name("chat.parquet"))
+    sections = {
+        "data": {"train": rows.with_name("chat.parquet").as_uri()},
+        "evaluation": {"metric": "token_f1", "retrieval_encoder": encoder},
+    }
+    return recipe_at(Path(recipe.registry.removeprefix("file://")), task="chat", **sections)
+
+
+def test_the_run_depends_on_the_files_of_the_encoder_for_retrieval(recipe: Recipe, tmp_path: Path) -> None:
+    chat = chat_recipe(recipe, encoder=(tmp_path / "encoder").as_uri())
+    runs = []
+    for seed in (0, 1):
+        pinned = small_encoder.save(tmp_path / "encoder", seed=seed)
+        recorder = ProgressRecorder()
+        context = prepare(chat, progress=recorder)
+        assert f"retrieval encoder: {pinned.uri}" in [event.text for event in recorder.of_kind(NoteEvent)]
+        assert context.inputs.pinned_encoder == pinned.model_copy(update={"dtype": dtype_name()})
+        runs.append(context.run)
+    assert len({*runs, prepared(chat_recipe(recipe, encoder=None)).run}) == 3
+
+
+def test_a_retrieval_encoder_that_is_no_text_encoder_is_refused_before_the_baselines(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    small_chat.save(tmp_path / "llama")
+    with pytest.raises(MetadataError, match=r"llama is a causal language model \(type llama\); name a text encoder"):
+        prepared(chat_recipe(recipe, encoder=(tmp_path / "llama").as_uri()))

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 
 from tailorbird.data.rows import DataError, Rows, Splits
+from tailorbird.evaluation.report.evidence import BaseModelRecord
+from tailorbird.models.errors import ModelError
+from tailorbird.models.loading import dtype_name
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.tasks import ChatTask, ClassificationTask
 from tailorbird.registry.versions import INDEX_FILES, read_artifact_config
-from tests import small_chat
+from tailorbird.storage.node_cache import sha256_files
+from tests import small_chat, small_encoder
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally, splits_of
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
@@ -95,6 +99,32 @@ def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_
     assert part.examples is not None
     # A model of the learning curve retrieves only its own training rows.
     assert part.examples.index_uri != trained.examples.index_uri
+
+
+def test_an_encoder_for_retrieval_is_an_input_of_the_baselines_and_of_a_model_with_retrieved_examples(
+    chat: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_locally(monkeypatch)
+    monkeypatch.setattr("tailorbird.evaluation.baselines.chat.EMBEDDING_WEIGHTS", (0.5,))
+    pinned = small_encoder.save(tmp_path / "encoder")
+    files = sha256_files(pinned.uri)
+    training = chat.recipe.training.model_copy(update={"with_retrieved": True})
+    recipe = chat.recipe.model_copy(update={"training": training})
+    inputs = replace(chat.inputs, recipe=recipe, encoder=BaseModelRecord(pinned.uri, pinned.uri, files))
+    task = ChatTask(inputs)
+    expected = pinned.model_copy(update={"dtype": dtype_name()})
+    assert inputs.pinned_encoder == expected
+    trained = task.training_task()
+    assert isinstance(trained, ChatTrainingTask)
+    assert trained.examples is not None
+    assert trained.prompting.retrieval is not None
+    assert (trained.prompting.retrieval.encoder, trained.prompting.retrieval.embedding_weight) == (expected, 0.5)
+    assert trained.examples.load_index().embeddings is not None
+    uris = {baseline.uri for baseline in task.fit_baselines()}
+    changed = ChatTask(replace(inputs, encoder=BaseModelRecord(pinned.uri, pinned.uri, files | {"more.json": "0"})))
+    with pytest.raises(ModelError, match=r"the retrieval encoder .* has the digest"):
+        changed.fit_baselines()
+    assert uris.isdisjoint({baseline.uri for baseline in chat.task.fit_baselines()})
 
 
 def test_retrieved_examples_require_the_training_rows_in_memory(chat: RunContext) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from tailorbird.config.serving import ChallengerConfig, ServingConfig
 from tailorbird.evaluation.report.evidence import CandidateRecord
 from tailorbird.evaluation.report.evidence_files import write_evidence
-from tailorbird.registry.champion import Champion
-from tailorbird.registry.versions import ModelVersion, VersionConfig, register, write_config
-from tailorbird.release import promotion
+from tailorbird.registry.champion import Champion, ChangeReason, FormerChampion, ParityResult
+from tailorbird.registry.versions import ModelVersion, RegistryError, VersionConfig, register, write_config
+from tailorbird.release import promotion, serving
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
 from tests.finished_runs import candidate_record, verdict_of, write_finished_run
@@ -100,6 +101,57 @@ def test_a_verdict_whose_incumbent_is_not_the_champion_of_its_run_is_refused(tas
     with pytest.raises(PromotionRefused, match=r"compared with .*probe-.*, which is not the champion .*full-"):
         task.promote(second, incumbent=baseline, champion=first.uri)
     assert task.champion == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "head.safetensors", "encoder.safetensors", "added.json"])
+def test_a_version_with_a_changed_or_added_file_is_neither_promoted_nor_restored(
+    task: Task, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    baseline, first = task.register("baseline", kind="probe"), task.register("1")
+    changed = []
+    for stage in ("stage_version", "switch_service"):
+        monkeypatch.setattr(promotion, stage, lambda *_args, **_options: changed.append(True))
+    for version in (first, baseline):
+        (task.folder / "task" / "versions" / version.version / name).write_text("other content")
+    with pytest.raises(RegistryError, match=f"{name} (was changed|is not in the manifest)"):
+        task.promote(first, incumbent=baseline)
+    reason = ChangeReason(change="promotion", text="a test")
+    former = FormerChampion(uri=baseline.uri, digest=baseline.digest, run="")
+    task.champion = before = Champion(
+        version=first.version, uri=first.uri, digest=first.digest, run="", reason=reason, since="2026", former=(former,)
+    )
+    with pytest.raises(RegistryError, match=f"{name} (was changed|is not in the manifest)"):
+        promotion.roll_back(task.uri, reason="worse")
+    assert (task.champion, changed) == (before, [])
+
+
+@pytest.mark.parametrize("damaged", ["champion", "challenger", "pretrained"])
+def test_a_deploy_with_a_changed_version_fails_before_it_changes_anything(
+    task: Task, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    served = {role: task.register(role) for role in ("champion", "challenger")}
+    served["pretrained"] = task.register("pretrained", kind="probe")
+    first = served["champion"]
+    champion = Champion(
+        version=first.version, uri=first.uri, digest=first.digest, run="", since="2026",
+        reason=ChangeReason(change="promotion", text="a test"), pretrained=served["pretrained"].pinned,
+        parity=ParityResult(rows=1, matching=1, at="2026"),
+    )  # fmt: skip
+    deployed: list[bool] = []
+
+    def deploy(*_args: object, **_options: object) -> str:
+        deployed.append(True)
+        return "http://127.0.0.1"
+
+    monkeypatch.setattr(serving, "read_champion", lambda _: (champion, "etag"))
+    monkeypatch.setattr(serving, "deploy", deploy)
+    config = ServingConfig(challenger=ChallengerConfig(version=served["challenger"].version, canary=0.1))
+    serving.serve_champion(config, task_uri=task.uri)
+    assert deployed.pop()
+    (task.folder / "task" / "versions" / served[damaged].version / "head.safetensors").write_text("other weights")
+    with pytest.raises(RegistryError, match=r"head\.safetensors was changed: its sha256 is"):
+        serving.serve_champion(config, task_uri=task.uri)
+    assert not deployed
 
 
 def test_a_verdict_without_a_champion_is_promoted_if_its_incumbent_is_the_champion_now(task: Task) -> None:

@@ -1,11 +1,10 @@
 """Resolution of a recipe's challenger to a version."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from tailorbird.registry.versions import RegistryError
+from tailorbird.registry.versions import ModelVersion, RegistryError, VersionConfig, register, write_config
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.release.serving import challenger_version
 
@@ -22,17 +21,23 @@ CONFIG = {
 
 
 @pytest.fixture
-def task_uri(tmp_path: Path) -> str:
-    folder = tmp_path / "toy" / "versions" / "full-1"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "manifest.json").write_text("{}")
-    return (tmp_path / "toy").as_uri()
+def version(tmp_path: Path) -> ModelVersion:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    write_config(folder, VersionConfig.model_validate(CONFIG))
+    for name in ("encoder.safetensors", "head.safetensors"):
+        (folder / name).write_text(name)
+    return register((tmp_path / "toy").as_uri(), folder)
 
 
-def test_a_version_is_found_by_name_or_uri(task_uri: str) -> None:
-    for name in ("full-1", f"{task_uri}/versions/full-1", f"{task_uri}/versions/full-1/"):
-        assert challenger_version(name, task_uri=task_uri).version == "full-1"
+@pytest.fixture
+def task_uri(version: ModelVersion) -> str:
+    return version.uri.partition("/versions/")[0]
+
+
+def test_a_version_is_found_by_name_or_uri(version: ModelVersion, task_uri: str) -> None:
+    for name in (version.version, version.uri, f"{version.uri}/"):
+        assert challenger_version(name, task_uri=task_uri).version == version.version
 
 
 @pytest.mark.parametrize("name", ["../versions/full-1", "full-1/config.json", "s3://models/other/versions/full-1", "/"])

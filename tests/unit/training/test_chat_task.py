@@ -190,13 +190,13 @@ def test_a_model_that_separates_packed_conversations_is_accepted(
 def task_with_examples(folder: Path, *, max_prompt_tokens: int = 100, **fields: Any) -> ChatTrainingTask:
     save(folder / "base")
     rows = example_rows()
-    examples = find_examples(rows, num_examples=2, seed=0, uri=(folder / "index").as_uri())
-    retrieval = Retrieval(num_examples=2, max_prompt_tokens=max_prompt_tokens, index_sha256=examples.index_sha256)
+    retrieval = Retrieval(num_examples=2, max_prompt_tokens=max_prompt_tokens, index_sha256="")
+    examples = find_examples(rows, retrieval=retrieval, seed=0, uri=(folder / "index").as_uri())
     values: dict[str, Any] = {
         "base_model": (folder / "base").as_uri(),
         "train": rows,
         "validation": rows.take([4, 5]),
-        "prompting": Prompting(system="s", max_new_tokens=8, retrieval=retrieval),
+        "prompting": Prompting(system="s", max_new_tokens=8, retrieval=examples.retrieval),
         "examples": examples,
         "max_length": 64,
         "metric": "exact_match",

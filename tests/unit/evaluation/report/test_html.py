@@ -256,7 +256,9 @@ def test_the_report_states_the_weight_of_the_mix_or_that_no_mix_is_better() -> N
         evidence_for()
     )
     mixed = changed(mix=MixRecord(0.3, num_weights=9, validation=0.774, unmixed=0.748))
-    expected = "weight 0.3 from validation (best of 9): 0.774, encoder alone 0.748"
+    expected = (
+        "0.3 x fine-tuned encoder + 0.7 x bag of words (best of 9 weights on validation): 0.774; encoder alone 0.748"
+    )
     assert expected in to_html(mixed)
     assert any(expected in line for line in verdict_lines(mixed))
     assert "mix: " not in to_html(changed(mix=None))

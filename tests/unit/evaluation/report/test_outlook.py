@@ -1,4 +1,4 @@
-"""Tests of the sentence about what serves and what would change it."""
+"""Tests of the sentence about what is served and what would change it."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ def test_a_chosen_candidate_needs_no_outlook() -> None:
 def test_the_incumbent_serves_as_the_best_baseline_and_rows_would_change_it() -> None:
     sentence = outlook_sentence(evidence_for("INSUFFICIENT_EVIDENCE"))
     assert sentence is not None
-    assert "serves, because it is the best servable baseline on validation" in sentence
+    assert "is served, because it is the best servable baseline on validation" in sentence
     assert " test rows, a true gain of 2 points leads to FINE_TUNE in 80% of tests" in sentence
 
 
@@ -37,6 +37,6 @@ def test_a_champion_serves_as_the_champion() -> None:
 def test_a_proven_baseline_is_compared_with_the_pretrained_model_alone() -> None:
     sentence = outlook_sentence(evidence_of(Simulation(candidate=0.7, contenders={"bag_of_words": 0.85})))
     assert sentence is not None
-    assert sentence.startswith("The bag-of-words model serves, because it is proven better than the incumbent")
-    better = "it is 13.7 points better than the pretrained model alone (85.5 % against 71.8 %, probe)"
+    assert sentence.startswith("The bag-of-words model is served, because it is proven better than the incumbent")
+    better = "it is 13.7 points better than the pretrained model alone (85.5% against 71.8%, probe)"
     assert f" On the test rows, {better}." in sentence

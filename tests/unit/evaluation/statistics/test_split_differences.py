@@ -22,7 +22,7 @@ def test_splits_of_one_population_rarely_differ() -> None:
 def test_a_class_with_another_share_longer_texts_and_another_score_are_reported() -> None:
     validation, test = sample(1, size=800), sample(2, size=1_500, share=0.18, length=90, score=0.6)
     sentences = " / ".join(split_differences(validation, test=test))
-    assert "the class 'oos' has 2.4 % of the validation rows" in sentences
+    assert "the class 'oos' has 2.4% of the validation rows" in sentences
     assert "characters on average in validation" in sentences
     assert "the incumbent's score is 0." in sentences
 

@@ -124,8 +124,8 @@ def test_rule_8_reports_that_the_rows_are_enough_for_the_expected_gain() -> None
     assert "rows are enough for it" in verdict.reasons[1]
     assert "a smaller gain needs more" in verdict.reasons[1]
     assert verdict.rows_needed_for_minimum_gain is not None
-    needed = f"takes about {verdict.rows_needed_for_minimum_gain:,} test rows"
-    assert f"80% power to show that a true gain of 1 point is above 0 {needed}" in verdict.reasons[2]
+    needed = f"about {verdict.rows_needed_for_minimum_gain:,} test rows"
+    assert f"to detect a true gain of 1 point with 80% power, {needed} are needed" in verdict.reasons[2]
 
 
 def test_rule_8_reports_that_no_number_of_rows_is_enough() -> None:

@@ -1,4 +1,4 @@
-"""The family: several contenders are tested against the incumbent, and the right one serves."""
+"""The family: several contenders are tested against the incumbent, and the right one is served."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -79,7 +79,7 @@ def test_equal_contenders_are_proven_better_at_a_rate_of_at_most_alpha() -> None
 def test_a_baseline_that_is_proven_better_replaces_the_incumbent() -> None:
     verdict = verdict_of(right(1_300), right(1_310), bag_of_words=right(1_400), centroid=right(1_000))
     assert (verdict.outcome, verdict.rule, verdict.winner) == (Outcome.STAY, 9, "bag_of_words")
-    assert verdict.sentence().startswith("Use the bag-of-words model (70.0 %). It is better than the pretrained model")
+    assert verdict.sentence().startswith("Use the bag-of-words model (70.0%). It is better than the pretrained model")
     assert "`tailorbird promote` makes it the champion" in verdict.reasons[0]
     assert "slightly optimistic" in verdict.reasons[1]
     assert [contender.eligible for contender in verdict.contenders] == [True, False]

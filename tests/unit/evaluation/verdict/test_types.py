@@ -23,7 +23,7 @@ def sentence(verdict: Verdict, **changes: Any) -> str:
 
 def test_a_fine_tuned_model_that_is_better_is_recommended() -> None:
     assert verdict_of(*PROVEN).sentence() == (
-        "Use the fine-tuned model (73.9 %). It is better than the pretrained model with a linear head (66.0 %): "
+        "Use the fine-tuned model (73.9%). It is better than the pretrained model with a linear head (66.0%): "
         "+7.9 points, +6.1 to +9.7."
     )
 
@@ -31,7 +31,7 @@ def test_a_fine_tuned_model_that_is_better_is_recommended() -> None:
 @pytest.mark.parametrize("kind", ["lora_bag", "full_bag"])
 def test_a_mixed_model_is_named_plainly(kind: str) -> None:
     text = sentence(verdict_of(*PROVEN), candidate_kind=kind)
-    assert text.startswith("Use the fine-tuned model with a bag of words (73.9 %). It is better than the pretrained")
+    assert text.startswith("Use the fine-tuned model with a bag of words (73.9%). It is better than the pretrained")
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,14 @@ def test_a_mixed_model_is_named_plainly(kind: str) -> None:
     [
         (
             EQUAL,
-            "Keep the bag-of-words + pretrained model (91.0 %). The fine-tuned model is not shown to be better: +0.0",
+            "Keep the bag-of-words + pretrained model (91.0%). The fine-tuned model has not been shown to be better",
         ),
-        (WORSE, "Keep the bag-of-words + pretrained model (82.0 %). The fine-tuned model is worse: -10.0"),
+        (WORSE, "Keep the bag-of-words + pretrained model (82.0%). The fine-tuned model is worse: -10.0"),
         (SMALL, "The fine-tuned model is better, but the measured gain is below the minimum gain: +0.6"),
-        (UNCLEAR, "Keep the bag-of-words + pretrained model (75.0 %) for now. The fine-tuned model is not shown to be"),
+        (
+            UNCLEAR,
+            "Keep the bag-of-words + pretrained model (75.0%) for now. The fine-tuned model has not been shown to be",
+        ),
     ],
 )
 def test_another_verdict_keeps_the_incumbent_and_states_why(table: tuple[int, ...], text: str) -> None:
@@ -55,7 +58,7 @@ def test_a_leak_and_gates_are_named() -> None:
     failed = (Gate("groups", State.FAILS, (), ""), Gate("cost", State.FAILS, (), ""))
     stay = sentence(verdict_of(*EQUAL), rule=5, gates=failed)
     assert stay.startswith(
-        "Keep the pretrained model with a linear head (91.0 %): the fine-tuned model (91.0 %) is better,"
+        "Keep the pretrained model with a linear head (91.0%): the fine-tuned model (91.0%) is better,"
     )
     assert "but fails the groups and the cost gate: " in stay
 
@@ -76,7 +79,7 @@ def test_the_numbers_of_a_further_access_to_the_test_rows_state_its_level() -> N
 
 def test_two_fine_tuned_models_are_named_current_and_new() -> None:
     text = sentence(verdict_of(*EQUAL), incumbent_kind="lora")
-    assert text.startswith("Keep the current fine-tuned model (91.0 %). The new fine-tuned model is not shown")
+    assert text.startswith("Keep the current fine-tuned model (91.0%). The new fine-tuned model has not been shown")
 
 
 def test_a_metric_that_is_not_a_share_of_rows_is_named() -> None:
