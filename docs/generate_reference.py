@@ -133,6 +133,18 @@ def _exit_codes() -> Iterator[list[str]]:
                 yield [str(code), meaning]
 
 
+ERRORS = """## Errors
+
+The body of an error is an [ErrorBody](#errorbody), with these exceptions:
+
+- The proxy answers bytes that are not HTTP, or more than 16 KiB of headers, with 400 and an HTML page. It answers
+  headers that do not arrive within 20 s with 408 and an HTML page.
+- The proxy answers paths of no application with 404 and text.
+- Serve's own proxy sends text. It answers while the only replica of an application starts or switches its version.
+- The port of a replica answers bytes that are not HTTP with 400 and text.
+"""
+
+
 def http_api() -> str:
     """Return the routes, the types and the errors of the OpenAPI documents of both tasks."""
     documents = [_openapi(Classifier), _openapi(Chat)]
@@ -152,7 +164,7 @@ the limits of its recipe. Classification services have `/v1/classify` and `/v1/c
             parts.append(f"## `{method.upper()} {path}`\n\n{operation['summary']}.\n")
             parts += _request(operation)
             parts.append(_responses(operation, statuses))
-    parts.append("## Errors\n\nThe body of an error is an [ErrorBody](#errorbody).\n")
+    parts.append(ERRORS)
     parts.append(table(["status", "meaning"], [[status, statuses[status]] for status in sorted(statuses)]))
     parts += [f"## {name}\n\n{_type_text(schema)}" for name, schema in sorted(types.items())]
     return "\n".join(parts)
@@ -163,7 +175,9 @@ def _openapi(service: type) -> Schema:
     os.environ["DOCUMENTED_KEYS"] = f"client {'0' * 64}"
     config = ServingConfig(api_keys="env://DOCUMENTED_KEYS")
     deployment: Any = object.__new__(service)
-    deployment._replica = Replica(ServedVersions(_load_nothing), task_uri="s3://models/task", config=config)
+    deployment._replica = Replica(
+        ServedVersions(_load_nothing, read_secret=bytes), task_uri="s3://models/task", config=config
+    )
     client = TestClient(deployment.__serve_build_asgi_app__(), base_url="http://127.0.0.1")
     document: Schema = client.get("/openapi.json").json()
     return document
