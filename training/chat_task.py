@@ -24,7 +24,8 @@ from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.evaluation.statistics.text_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import default_device, inference_dtype, load_causal, load_chat_weights
+from tailorbird.models.loading import load_chat_weights
+from tailorbird.models.pretrained import default_device, inference_dtype, load_causal
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.models.retrieval.index import RetrievalIndex
 from tailorbird.models.retrieval.training_examples import RetrievedExamples

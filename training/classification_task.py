@@ -19,7 +19,8 @@ from tailorbird.data.tokenize import collate, encode_texts, label_indices, load_
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.classifier import Classifier, zero_head
-from tailorbird.models.loading import default_device, load_encoder, load_weights
+from tailorbird.models.loading import load_weights
+from tailorbird.models.pretrained import default_device, load_encoder
 from tailorbird.storage.node_cache import local_copy
 from training.dataset import TrainingDataset, load_dataset
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter

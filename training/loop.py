@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenized import TokenizedRows
-from tailorbird.models.loading import inference_dtype
+from tailorbird.models.pretrained import inference_dtype
 from training import preemption
 from training.dataset import num_steps, rank_rows, steps
 from training.deepspeed_engine import initialize_engine

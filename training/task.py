@@ -16,8 +16,8 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tokenized import TokenizedRows
-from tailorbird.models.loading import default_device
 from tailorbird.models.lora import add_adapter
+from tailorbird.models.pretrained import default_device
 from training.dataset import TrainingDataset
 
 

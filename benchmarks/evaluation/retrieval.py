@@ -19,7 +19,8 @@ import simple_icd_10_cm as icd
 from benchmarks.rounds import finish, print_table
 from tailorbird.config.base import digest
 from tailorbird.data.rows import Rows
-from tailorbird.models.loading import dtype_name, load_text_encoder
+from tailorbird.models.loading import load_text_encoder
+from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.retrieval.index import MAX_ROWS, RetrievalIndex, build_index, embed_index
 from tailorbird.registry.versions import PinnedEncoder
 from tailorbird.storage.node_cache import sha256_files

@@ -45,7 +45,7 @@ from serving.engines.transformers_engine import TransformersEngine
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.datasets import icd10
-from tailorbird.models import base_model, loading
+from tailorbird.models import base_model, loading, pretrained
 from tailorbird.registry import versions
 from tailorbird.storage import node_cache
 
@@ -181,7 +181,7 @@ def _version(folder: Path, *, task_uri: str) -> versions.ModelVersion:
         classes=(),
         base_model=base_model.stage_base_model(MODEL, registry="s3://models"),
         max_length=256,
-        dtype=loading.dtype_name(),
+        dtype=pretrained.dtype_name(),
         code=code_snapshot.ship_code(task_uri, ROOT).uri,
         recipe_hash="0" * 64,
         created_at=versions.now(),

@@ -40,7 +40,7 @@ from serving.deploy import rollout
 from serving.http.api_keys import new_key
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
-from tailorbird.models import base_model, loading
+from tailorbird.models import base_model, pretrained
 from tailorbird.registry import versions
 
 WIDTH, NUM_CLASSES = 384, 21
@@ -65,7 +65,7 @@ def main(mode: str, max_length: int) -> None:
             }
             measured = take_turns(variants, rounds=NUM_ROUNDS)
     rows = {name: medians(rounds) for name, rounds in measured.items()}
-    print_table(f"one text per request, {mode}, {max_length} tokens, {loading.dtype_name()}", rows)
+    print_table(f"one text per request, {mode}, {max_length} tokens, {pretrained.dtype_name()}", rows)
     ratios = [
         attack["p99_ms"] / calm["p99_ms"] for attack, calm in zip(measured["attack"], measured["calm"], strict=True)
     ]
@@ -133,7 +133,7 @@ def random_version(folder: Path, *, task_uri: str, base: str, code: str, max_len
         classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
         base_model=base,
         max_length=max_length,
-        dtype=loading.dtype_name(),
+        dtype=pretrained.dtype_name(),
         code=code,
         recipe_hash="0" * 64,
         created_at=versions.now(),

@@ -44,7 +44,7 @@ from tailorbird.data.rows import Rows, rows_sha256
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import save_predictions
-from tailorbird.models import base_model, classifier, loading
+from tailorbird.models import base_model, classifier, loading, pretrained
 from tailorbird.registry import versions as registry
 from tailorbird.release.promotion import promote_version, roll_back
 from tailorbird.release.serving import serve_champion
@@ -113,7 +113,7 @@ def main() -> None:
         }
         rows[f"{number} {name}"] = figures
     ratios = [row["to_before"] for row in rows.values()]
-    print_table(f"{NUM_CLIENTS} clients, {loading.dtype_name()}", rows)
+    print_table(f"{NUM_CLIENTS} clients, {pretrained.dtype_name()}", rows)
     _print_failures(responses, changes)
     measured = {
         "requests": float(len(responses.ended)),
@@ -181,7 +181,7 @@ def two_versions(folder: Path, *, task_uri: str) -> list[registry.ModelVersion]:
     """Register two full versions with the same weights. The second gives each class the name of the next class."""
     base = base_model.stage_base_model(MODEL, registry="s3://models")
     local, shipped = node_cache.local_copy(base), code_snapshot.ship_code(task_uri, ROOT)
-    tokenizer, encoder = load_tokenizer(local), loading.load_encoder(local)
+    tokenizer, encoder = load_tokenizer(local), pretrained.load_encoder(local)
     classes = tuple(sorted(set(icd10.build()["test"]["chapter"].to_pylist())))
     model = classifier.Classifier(encoder, nn.Linear(WIDTH, 1))
     names = encode_texts(classes, tokenizer=tokenizer, max_length=MAX_LENGTH)
@@ -202,7 +202,7 @@ def two_versions(folder: Path, *, task_uri: str) -> list[registry.ModelVersion]:
             classes=classes,
             base_model=base,
             max_length=MAX_LENGTH,
-            dtype=loading.dtype_name(),
+            dtype=pretrained.dtype_name(),
             code=shipped.uri,
             recipe_hash="0" * 64,
             created_at=registry.now(),

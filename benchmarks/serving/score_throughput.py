@@ -35,7 +35,7 @@ from serving.batch_jobs.scoring import new_batch, score_batch
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
-from tailorbird.models import loading
+from tailorbird.models import loading, pretrained
 from tailorbird.registry import versions
 
 WIDTH, NUM_CLASSES, RAW_BATCH = 384, 21, 64
@@ -80,7 +80,7 @@ def _version(folder: Path, base_model: str) -> versions.ModelVersion:
         classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
         base_model=base_model,
         max_length=MAX_LENGTH,
-        dtype=loading.dtype_name(),
+        dtype=pretrained.dtype_name(),
         code=code_snapshot.ship_code(TASK_URI, ROOT).uri,
         recipe_hash="0" * 64,
         created_at=versions.now(),

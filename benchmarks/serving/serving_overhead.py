@@ -51,7 +51,7 @@ from serving.deploy import rollout
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.data.tokenize import encode_texts
-from tailorbird.models import base_model, loading, lora
+from tailorbird.models import base_model, loading, lora, pretrained
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.export import export_version
 from tailorbird.registry import versions
@@ -208,7 +208,7 @@ def random_version(folder: Path, *, task_uri: str, seed: int = 0, dtype: Any = N
         classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
         base_model=base_model.stage_base_model(MODEL, registry="s3://models"),
         max_length=MAX_LENGTH,
-        dtype=dtype or loading.dtype_name(),
+        dtype=dtype or pretrained.dtype_name(),
         code=shipped.uri,
         recipe_hash="0" * 64,
         created_at=versions.now(),
@@ -221,7 +221,7 @@ def random_adapter(folder: Path, *, task_uri: str, like: versions.ModelVersion, 
     """Create `folder` with a random LoRA adapter and head for the base model of `like`, and register it."""
     torch.manual_seed(seed)
     folder.mkdir()
-    encoder = loading.load_encoder(node_cache.local_copy(like.base_model))
+    encoder = pretrained.load_encoder(node_cache.local_copy(like.base_model))
     lora.add_adapter(encoder, r=RANK, alpha=RANK, dropout=0.0).save_pretrained(folder / "adapter")  # type: ignore[operator]
     save_file(torch.nn.Linear(WIDTH, len(like.classes)).state_dict(), folder / "head.safetensors")
     fields = like.model_dump(include=set(versions.VersionConfig.model_fields))

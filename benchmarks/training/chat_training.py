@@ -29,7 +29,7 @@ from tailorbird.data.datasets import icd10
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models import base_model
-from tailorbird.models.loading import load_causal
+from tailorbird.models.pretrained import load_causal
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage import node_cache
 from training.chat_task import ChatRuntime, ChatTrainingTask

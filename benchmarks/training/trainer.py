@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.models.loading import inference_dtype
+from tailorbird.models.pretrained import inference_dtype
 
 HAS_BF16 = inference_dtype() == torch.bfloat16
 """True if the machine supports bfloat16. On other machines, bfloat16 takes many times as long as fp32."""

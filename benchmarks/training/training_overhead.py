@@ -37,7 +37,7 @@ from benchmarks.training.trainer import HAS_BF16, RANK_VARIABLES, be_a_worker, r
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tokenize import collate, load_tokenizer
-from tailorbird.models.loading import inference_dtype
+from tailorbird.models.pretrained import inference_dtype
 from tailorbird.storage.node_cache import local_copy
 from training.classification_task import ClassifierRuntime
 from training.dataset import epoch_batches

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from tailorbird.models.classifier import Classifier
-from tailorbird.models.loading import checked_copy, cpu_supports_bfloat16, load_encoder, load_weights
+from tailorbird.models.loading import checked_copy, load_weights
+from tailorbird.models.pretrained import cpu_supports_bfloat16, load_encoder
 from tailorbird.models.runtimes import INPUTS, INSTALL, OUTPUT, EngineError
 from tailorbird.registry.versions import (
     BAG_FILES,

@@ -11,13 +11,9 @@ from torch import nn
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.classifier import Classifier, masked_mean
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import (
-    LoadedClassifier,
-    default_device,
-    load_encoder,
-    load_head,
-)
+from tailorbird.models.loading import LoadedClassifier, load_head
 from tailorbird.models.lora import require_adapter, require_whole_adapter
+from tailorbird.models.pretrained import default_device, load_encoder
 from tailorbird.registry.versions import ADAPTER_KINDS, ModelVersion
 from tailorbird.storage.node_cache import local_copy
 

@@ -19,7 +19,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
-from tailorbird.models.loading import load_encoder
+from tailorbird.models.pretrained import load_encoder
 from tailorbird.monitoring.drift import TrafficSample
 from tailorbird.monitoring.quality import GroupAccuracy
 from tailorbird.registry.versions import ModelVersion, read_version

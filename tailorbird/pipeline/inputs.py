@@ -15,8 +15,8 @@ from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.models.base_model import base_model_source, model_files, stage_base_model
-from tailorbird.models.loading import dtype_name
 from tailorbird.models.metadata import require_encoder, require_length
+from tailorbird.models.pretrained import dtype_name
 from tailorbird.registry.versions import Kind, PinnedEncoder, Prompting, VersionConfig, now
 from tailorbird.storage.code_closure import code_sha256
 from tailorbird.storage.stage_cache import cached_stage

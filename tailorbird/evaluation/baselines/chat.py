@@ -18,7 +18,8 @@ from tailorbird.evaluation.inference.chat_answers import answer_rows, conversati
 from tailorbird.evaluation.statistics.text_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import CACHE_TOKENS
-from tailorbird.models.loading import default_device, inference_dtype, load_causal, load_text_encoder
+from tailorbird.models.loading import load_text_encoder
+from tailorbird.models.pretrained import default_device, inference_dtype, load_causal
 from tailorbird.models.retrieval.chat_prompt import nearest_answer
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index, query_of

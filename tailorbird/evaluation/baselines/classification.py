@@ -18,7 +18,7 @@ from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, stack_blocks
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
-from tailorbird.models.loading import default_device, inference_dtype, load_encoder
+from tailorbird.models.pretrained import default_device, inference_dtype, load_encoder
 from tailorbird.registry.versions import VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 

@@ -28,7 +28,7 @@ from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CandidateRecord, DataRecord, EngineEvidence, Evidence
 from tailorbird.evaluation.report.evidence_files import read_evidence
 from tailorbird.evaluation.verdict.protocol import build_protocol
-from tailorbird.models import base_model, classifier, loading
+from tailorbird.models import base_model, classifier, pretrained
 from tailorbird.models.runtimes import EngineError
 from tailorbird.registry import champion as champion_module
 from tailorbird.registry import versions
@@ -75,7 +75,7 @@ def evaluated(stack: StackState, tmp_path_factory: pytest.TempPathFactory) -> ve
     folder = tmp_path_factory.mktemp("evaluated")
     base, test = base_model.stage_base_model(BASE_MODEL, registry="s3://models"), read_test(recipe.data)
     local, classes = node_cache.local_copy(base), labels_of(test.labels)
-    tokenizer, encoder = load_tokenizer(local), loading.load_encoder(local)
+    tokenizer, encoder = load_tokenizer(local), pretrained.load_encoder(local)
     tokens = encode_texts(classes, tokenizer=tokenizer, max_length=32)
     names = classifier.embed_rows(
         classifier.Classifier(encoder, nn.Linear(384, 1)), tokens, pad_id=tokenizer.pad_token_id

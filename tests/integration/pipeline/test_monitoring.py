@@ -34,7 +34,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_splits
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
-from tailorbird.models import base_model, classifier, loading
+from tailorbird.models import base_model, classifier, pretrained
 from tailorbird.monitoring.daily_report import MonitoringError
 from tailorbird.monitoring.label_audit import AuditError, import_labels, parse_days
 from tailorbird.monitoring.log_reader import by_day, files_of
@@ -121,7 +121,7 @@ class Task:
         """Register the pretrained encoder with a head fitted on these rows, which never predicts other classes."""
         folder.mkdir()
         local = node_cache.local_copy(self.base)
-        tokenizer, encoder = load_tokenizer(local), loading.load_encoder(local)
+        tokenizer, encoder = load_tokenizer(local), pretrained.load_encoder(local)
         model = classifier.Classifier(encoder, nn.Linear(384, 1))
         texts, labels = zip(*rows, strict=True)
         tokens = encode_texts(texts, tokenizer=tokenizer, max_length=32)
@@ -141,7 +141,7 @@ class Task:
             classes=classes,
             base_model=self.base,
             max_length=32,
-            dtype=loading.dtype_name(),
+            dtype=pretrained.dtype_name(),
             code=self.code,
             recipe_hash="0" * 64,
             created_at=registry.now(),

@@ -20,7 +20,8 @@ from tailorbird.data.splits import subsample_of_classes
 from tailorbird.data.tokenize import encode_texts, labels_of, load_tokenizer
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.classifier import logits_rows
-from tailorbird.models.loading import load_encoder, load_weights
+from tailorbird.models.loading import load_weights
+from tailorbird.models.pretrained import load_encoder
 from tailorbird.storage.node_cache import local_copy
 from tests.integration.small import BASE_MODEL, REGISTRY, content
 from tests.progress import ProgressRecorder

@@ -12,7 +12,8 @@ from transformers import BertConfig, BertModel
 from tailorbird.data.tokenize import collate
 from tailorbird.evaluation.baselines.linear_head import Head
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows, zero_head
-from tailorbird.models.loading import load_weights, without_pooler
+from tailorbird.models.loading import load_weights
+from tailorbird.models.pretrained import without_pooler
 
 
 def tiny_encoder(seed: int = 0) -> torch.nn.Module:

@@ -17,8 +17,9 @@ from transformers import BertConfig, BertModel
 
 from tailorbird.models.classifier import Classifier, logits_rows
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import load_encoder, load_weights, without_pooler
+from tailorbird.models.loading import load_weights
 from tailorbird.models.lora import add_adapter
+from tailorbird.models.pretrained import load_encoder, without_pooler
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8]]
 

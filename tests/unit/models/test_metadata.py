@@ -9,9 +9,9 @@ from transformers import BertConfig, BertModel
 
 from tailorbird.data.rows import DataError
 from tailorbird.data.tasks import CLASSIFICATION, ChatData
-from tailorbird.models.loading import load_encoder
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.metadata import MetadataError, read_metadata, require_encoder, require_length, shape_of
+from tailorbird.models.pretrained import load_encoder
 from tests import small_chat
 
 

@@ -14,7 +14,8 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.models.classifier import Classifier, embed_rows, logits_rows
 from tailorbird.models.export import export_version, write_graph
-from tailorbird.models.loading import LoadedClassifier, load_artifact, load_encoder
+from tailorbird.models.loading import LoadedClassifier, load_artifact
+from tailorbird.models.pretrained import load_encoder
 from tailorbird.models.runtimes import EngineError, load_exported
 from tailorbird.registry.versions import (
     EXPORTED_ENCODER,

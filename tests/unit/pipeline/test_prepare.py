@@ -10,8 +10,8 @@ from cluster.progress import SILENT, NoteEvent
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import DataError
-from tailorbird.models.loading import dtype_name
 from tailorbird.models.metadata import MetadataError
+from tailorbird.models.pretrained import dtype_name
 from tailorbird.pipeline import inputs
 from tailorbird.pipeline.prepare import RunContext, prepare
 from tests import small_chat, small_encoder

@@ -9,7 +9,7 @@ import pytest
 from tailorbird.data.rows import DataError, Rows, Splits
 from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import dtype_name
+from tailorbird.models.pretrained import dtype_name
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.tasks import ChatTask, ClassificationTask
 from tailorbird.registry.versions import INDEX_FILES, read_artifact_config

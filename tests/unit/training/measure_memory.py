@@ -18,7 +18,7 @@ import training.worker  # noqa: F401  a worker's process imports it
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import TokenizedRows, TokenLists
-from tailorbird.models.loading import without_pooler
+from tailorbird.models.pretrained import without_pooler
 from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
 from training.dataset import InMemoryDataset
 from training.export import export_weights

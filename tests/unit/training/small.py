@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenized import TokenizedRows, TokenLists
-from tailorbird.models.loading import without_pooler
+from tailorbird.models.pretrained import without_pooler
 from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
 from training.dataset import InMemoryDataset
 from training.deepspeed_private import destroy_engine

@@ -17,7 +17,7 @@ from serving.deploy.application import application_name
 from serving.engines.classify import Prediction
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
-from tailorbird.models import base_model, classifier, loading
+from tailorbird.models import base_model, classifier, pretrained
 from tailorbird.registry import versions as registry
 from tailorbird.registry.routing import Routing
 from tailorbird.storage import node_cache
@@ -70,7 +70,7 @@ class Service:
         local = node_cache.local_copy(base)
         tokenizer = load_tokenizer(local)
         tokens = encode_texts(CLASSES, tokenizer=tokenizer, max_length=32)
-        model = classifier.Classifier(loading.load_encoder(local), nn.Linear(WIDTH, 1))
+        model = classifier.Classifier(pretrained.load_encoder(local), nn.Linear(WIDTH, 1))
         names = torch.from_numpy(classifier.embed_rows(model, tokens, pad_id=tokenizer.pad_token_id))
         names = scale * nn.functional.normalize(names)[list(order)]
         save_file({"weight": names, "bias": torch.zeros(len(CLASSES))}, folder / "head.safetensors")
@@ -79,7 +79,7 @@ class Service:
             classes=CLASSES,
             base_model=base,
             max_length=32,
-            dtype=loading.dtype_name(),
+            dtype=pretrained.dtype_name(),
             code=self.code.uri,
             recipe_hash="0" * 64,
             created_at=registry.now(),

@@ -15,7 +15,8 @@ from serving.engines.classify import hybrid_rows, predict_hybrid, predict_texts,
 from serving.http.schemas import parse_request
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.classifier import Classifier
-from tailorbird.models.loading import LoadedClassifier, LoadedHybrid, without_pooler
+from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
+from tailorbird.models.pretrained import without_pooler
 from tailorbird.registry.routing import Routing, routes_to_candidate
 from tailorbird.registry.versions import ModelVersion, hybrid_config
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece

@@ -14,8 +14,9 @@ from transformers import BertConfig, BertModel
 from serving.engines.classify import Prediction, predict_shared, predict_texts
 from serving.engines.text_rows import TextRow, tokenize
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import LoadedClassifier, load_bag_of_words, load_encoder, load_weights
+from tailorbird.models.loading import LoadedClassifier, load_bag_of_words, load_weights
 from tailorbird.models.lora import add_adapter
+from tailorbird.models.pretrained import load_encoder
 from tailorbird.models.shared_encoder import SharedEncoder
 from tailorbird.registry.versions import ADAPTER_KINDS, BAG_KINDS, Kind, ModelVersion, shares_base
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece

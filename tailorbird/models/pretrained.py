@@ -1,0 +1,112 @@
+"""Load pretrained models from safetensors files; the device and the dtype of this process."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+
+from tailorbird.models.errors import ModelError
+
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+"""Names of the config field in transformers: in BERT and similar models, and in most others."""
+
+
+def default_device() -> str:
+    """Return `cuda` if this process has a GPU, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def inference_dtype() -> torch.dtype:
+    """Return bfloat16 if the hardware supports it, else float32."""
+    supported = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_supports_bfloat16()
+    return torch.bfloat16 if supported else torch.float32
+
+
+def cpu_supports_bfloat16() -> bool:
+    """Return True if this machine's CPU supports bfloat16 (AVX-512 BF16)."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def dtype_name() -> Literal["float32", "bfloat16"]:
+    """Return the name of `inference_dtype`, as stored in a version."""
+    return "bfloat16" if inference_dtype() == torch.bfloat16 else "float32"
+
+
+def load_encoder(
+    folder: Path, *, dtype: torch.dtype = torch.float32, attention_dropout: float | None = None
+) -> nn.Module:
+    """Load a pretrained encoder from a local folder with safetensors weights, without unpickling anything.
+
+    `attention_dropout` is for training; None keeps the model's value. Raises ModelError.
+    """
+    return without_pooler(_pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout))
+
+
+def load_causal(
+    folder: Path, *, dtype: torch.dtype = torch.float32, attention_dropout: float | None = None
+) -> nn.Module:
+    """Load a pretrained causal language model from a local folder; see `load_encoder`."""
+    return _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=attention_dropout)
+
+
+def _pretrained(kind: Any, folder: Path, *, dtype: torch.dtype, attention_dropout: float | None) -> nn.Module:
+    _reject_remote_code(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if attention_dropout is not None:
+            _set_attention_dropout(config, attention_dropout)
+        model: nn.Module = kind.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+    except (ImportError, OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
+    return model
+
+
+def _reject_remote_code(folder: Path) -> None:
+    """Raise ModelError if a config or index refers to code or to files outside the folder.
+
+    Even without trust_remote_code, transformers follows a config that names a Hub repository for its attention or
+    experts, and an index that names pickles or files elsewhere.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        index = folder / "model.safetensors.index.json"
+        files = json.loads(index.read_bytes())["weight_map"].values() if index.is_file() else ()
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
+    for name in _implementations(config):
+        if "/" in name:
+            raise ModelError(f"{folder}/config.json refers to external code, {name!r}; code of models is never run")
+    for name in files:
+        if "/" in name or not name.endswith(".safetensors"):
+            raise ModelError(f"{index} refers to {name!r}; only safetensors files in the same folder are read")
+
+
+def _implementations(config: Any) -> Iterator[str]:
+    """Yield the names in `attn_implementation` and similar keys, at any depth of a config."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if name.endswith("_implementation"):
+            yield from map(str, value.values() if isinstance(value, dict) else [value])
+        yield from _implementations(value)
+
+
+def _set_attention_dropout(config: PretrainedConfig, share: float) -> None:
+    names = [name for name in ATTENTION_DROPOUT if hasattr(config, name)]
+    if not names:
+        kind = config.model_type
+        raise ModelError(f"a model of type {kind} has no attention dropout; remove training.attention_dropout")
+    for name in names:
+        setattr(config, name, share)
+
+
+def without_pooler(encoder: nn.Module) -> nn.Module:
+    """Remove BERT's pooler, which is unused but would be trained and sharded."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # type: ignore[assignment]
+    return encoder
