@@ -40,7 +40,7 @@ class Recipe(ConfigSection):
     """License of the fine-tuned models: an SPDX identifier in lower case, for example `apache-2.0`. It is written to
     their model cards."""
     registry: str
-    """`s3://` URI under which models, runs and evidence are stored."""
+    """URI under which models, runs and evidence are stored: `s3://`, or `file://` to use one machine without S3."""
     serving: ServingConfig = ServingConfig()
     """Configuration of the service."""
     monitoring: MonitoringConfig = MonitoringConfig()
@@ -56,8 +56,8 @@ class Recipe(ConfigSection):
 
     @field_validator("registry")
     @classmethod
-    def _registry_on_s3(cls, uri: str) -> str:
-        return with_scheme(uri, ("s3://",)).rstrip("/")
+    def _registry_on_a_store(cls, uri: str) -> str:
+        return with_scheme(uri, STORES).rstrip("/")
 
     @model_validator(mode="before")
     @classmethod

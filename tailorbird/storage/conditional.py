@@ -1,16 +1,25 @@
-"""Conditional writes of S3 objects by ETag. They use s3fs, since pyarrow does not support them."""
+"""Conditional writes by ETag. On S3 they use s3fs, since pyarrow does not support them.
 
+The ETag of a local file is the sha256 of its content. Writers of a local file hold a lock on its folder, which is
+enforced between the processes of one machine.
+"""
+
+import fcntl
+import hashlib
 import json
+import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tailorbird.storage import s3
-from tailorbird.storage.objects import NUM_TRANSFERS
+from tailorbird.storage.objects import NUM_TRANSFERS, write_bytes
 from tailorbird.storage.s3 import PreconditionFailed, StorageError, storage_errors
 
 NUM_ATTEMPTS = 50
@@ -19,7 +28,12 @@ LONGEST_WAIT_S = 0.5
 
 
 def head(uri: str) -> tuple[str, int]:
-    """Return an S3 object's ETag and size in bytes; raise StorageError if it does not exist."""
+    """Return an object's ETag and size in bytes; raise StorageError if it does not exist."""
+    local = _local_file(uri)
+    if local is not None:
+        with storage_errors(uri):
+            content = local.read_bytes()
+        return _local_etag(content), len(content)
     path = _object_path(uri)
     with storage_errors(uri):
         info = s3.conditional_client().info(path, refresh=True)
@@ -35,7 +49,12 @@ def heads(uris: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def delete(uri: str) -> None:
-    """Delete an S3 object if it exists. Unlike pyarrow's delete, it leaves no empty folder marker."""
+    """Delete an object if it exists. Unlike pyarrow's delete, it leaves no empty folder marker on S3."""
+    local = _local_file(uri)
+    if local is not None:
+        with storage_errors(uri):
+            local.unlink(missing_ok=True)
+        return
     path = _object_path(uri)
     with storage_errors(uri):
         s3.conditional_client().rm_file(path)
@@ -46,6 +65,11 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
 
     The ETag is read before the content: if the object changes in between, a write with this ETag fails.
     """
+    local = _local_file(uri)
+    if local is not None:
+        with storage_errors(uri):
+            content = local.read_bytes() if local.is_file() else None
+        return None if content is None else (content, _local_etag(content))
     path, client = _object_path(uri), s3.conditional_client()
     with storage_errors(uri):
         try:
@@ -67,6 +91,9 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
 
     Raises PreconditionFailed if another writer has changed or created the object.
     """
+    local = _local_file(uri)
+    if local is not None:
+        return _write_local(uri, local, data, etag=etag)
     path = _object_path(uri)
     # A single PUT for any size: s3fs's multipart upload drops the condition on the ETag.
     condition = {"mode": "create"} if etag is None else {"IfMatch": etag}
@@ -74,8 +101,7 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
         answer = s3.conditional_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
     except (OSError, ClientError, BotoCoreError) as error:
         if s3.is_conflict(error) or (etag is not None and s3.is_absent(error)):
-            reason = "it already exists" if etag is None else f"its ETag is no longer {etag}"
-            raise PreconditionFailed(f"{uri} was not written: {reason}; read it again and retry") from error
+            raise _precondition_failed(uri, etag=etag) from error
         raise s3.to_storage_error(uri, error) from error
     return str(answer["ETag"])
 
@@ -110,8 +136,45 @@ def _parse_json(uri: str, content: bytes) -> Any:
         raise StorageError(f"{uri} is not valid JSON: {error}; restore it from a backup") from None
 
 
+def _write_local(uri: str, local: Path, data: bytes, *, etag: str | None) -> str:
+    with storage_errors(uri):
+        local.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(local.parent):
+            current = _local_etag(local.read_bytes()) if local.exists() else None
+            if current != etag:
+                raise _precondition_failed(uri, etag=etag)
+            write_bytes(uri, data)
+    return _local_etag(data)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a local folder. No lock file is written, because readers list the folder."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _local_file(uri: str) -> Path | None:
+    """Return the path of a `file://` URI, or None for another scheme."""
+    scheme, path = s3.parse(uri)
+    return Path(path) if scheme == "file" else None
+
+
+def _local_etag(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _precondition_failed(uri: str, *, etag: str | None) -> PreconditionFailed:
+    reason = "it already exists" if etag is None else f"its ETag is no longer {etag}"
+    return PreconditionFailed(f"{uri} was not written: {reason}; read it again and retry")
+
+
 def _object_path(uri: str) -> str:
     scheme, path = s3.parse(uri)
     if scheme != "s3" or not path.partition("/")[2]:
-        raise StorageError(f"{uri!r} does not support conditional writes; give s3://bucket/key")
+        raise StorageError(f"{uri!r} does not support conditional writes; give s3://bucket/key or a file:// URI")
     return path

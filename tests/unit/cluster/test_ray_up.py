@@ -161,6 +161,23 @@ def test_aws_trains_on_spot_instances_and_serves_on_on_demand_instances() -> Non
     assert (kinds["training"]["min_workers"], kinds["serving"]["min_workers"]) == (0, 1)
 
 
+def test_aws_has_nodes_with_8_gpus_on_demand_up_to_the_limit_of_the_cluster() -> None:
+    content = _checked(_written("aws"))
+    kind = content["available_node_types"]["training-8-gpus"]
+    assert kind["node_config"]["InstanceType"] == "p5.48xlarge"
+    assert "InstanceMarketOptions" not in kind["node_config"]
+    kinds = content["available_node_types"]
+    most = sum(own["max_workers"] for name, own in kinds.items() if name != "head")
+    assert most == content["max_workers"]
+
+
+def test_node_env_raises_the_limit_of_locked_memory() -> None:
+    command = f"ulimit -Sl 16 && . {CLUSTER / NODE_ENV} && ulimit -Sl && ulimit -Hl"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    soft, hard = done.stdout.split()
+    assert soft == hard
+
+
 def test_ray_s_default_commands_for_aws_are_removed() -> None:
     """The defaults install another Ray and open the dashboard on every interface."""
     commands = "\n".join(_commands(_checked(_written("aws"))))

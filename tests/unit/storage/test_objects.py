@@ -44,8 +44,8 @@ def test_an_invalid_uri_is_rejected(uri: str) -> None:
         storage.read_bytes(uri)
 
 
-@pytest.mark.parametrize("uri", ["file:///tmp/a", "s3://lake", "s3://lake/"])
-def test_a_conditional_write_needs_an_object_on_s3(uri: str) -> None:
+@pytest.mark.parametrize("uri", ["s3://lake", "s3://lake/"])
+def test_a_conditional_write_needs_an_object(uri: str) -> None:
     with pytest.raises(s3.StorageError, match="does not support conditional writes"):
         storage.write_if_match(uri, b"", etag=None)
 
