@@ -9,7 +9,8 @@ export RAY_USAGE_STATS_ENABLED = 0
 # Packages are installed from the lock files in locks/: each file is checked against the sha256 in the lock. Torch has a
 # lock of its own. On x86 Linux, PyPI's torch is the build for CUDA, with 4 GB of libraries. Without an NVIDIA driver,
 # PyTorch's build for CPUs in the same version is installed if pip finds it in PyTorch's index or a `find-links` folder.
-# This index is used if it answers within 3 seconds. `make setup TORCH_INDEX=` does not use it in any case.
+# This index is used if it answers within 3 seconds. `make setup TORCH_INDEX=` does not use it in any case. pip compares
+# the file with the sha256 that PyTorch's index lists. For a file in a folder, give it: `make setup TORCH_SHA256=...`.
 NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia/version)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= $(shell [ "$$(uname -sm)" != "Linux x86_64" ] || [ -n "$(NVIDIA_DRIVER)" ] || \
@@ -21,7 +22,8 @@ LOCKED := $(INSTALL) --no-build-isolation --require-hashes --requirement
 
 # On failure, the errors of pip are printed, except that there is no such build.
 NO_BUILD := -e 'Could not find a version that satisfies' -e 'No matching distribution' -e 'Ignored the following'
-CPU_TORCH = errors="$$($(INSTALL) $(addprefix --extra-index-url ,$(TORCH_INDEX)) 'torch==$(TORCH_VERSION)+cpu' 2>&1)" || \
+CPU_TORCH = errors="$$(echo 'torch==$(TORCH_VERSION)+cpu $(TORCH_SHA256:%=--hash=sha256:%)' | \
+	$(INSTALL) $(addprefix --extra-index-url ,$(TORCH_INDEX)) --requirement /dev/stdin 2>&1)" || \
 	{ echo "$$errors" | grep -v $(NO_BUILD) >&2; false; }
 
 # First pip, because the pip of Python 3.11 takes four times as long, and what builds the packages without a wheel.

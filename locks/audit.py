@@ -4,14 +4,18 @@ A known vulnerability fails the check. Advisories that cannot be read are report
 fail the check too.
 """
 
+import itertools
 import json
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent
+from locks.generate import FOLDER, split_packages
+
 SETS = (("setup.txt",), ("development.txt", "torch.txt"), ("cpu.txt",), ("gpu.txt",))
 """Locks that are queried together, because their versions are equal. If the service knows no package of the first lock,
 the others are not queried."""
@@ -42,10 +46,44 @@ def main() -> int:
 
 
 def query_advisories(locks: Sequence[Path]) -> list[Found]:
-    """Return the results of pip-audit for the packages of these locks; if it fails, print why and return none."""
+    """Return the results for the packages of these locks, for all versions of Python and all platforms.
+
+    If pip-audit fails, print why and return none.
+    """
+    packages: list[Found] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "packages.txt"
+        for text in without_markers("".join(lock.read_text(encoding="utf-8") for lock in locks)):
+            path.write_text(text, encoding="utf-8")
+            found = run_pip_audit(path)
+            if not found:
+                return []
+            packages += found
+    return packages
+
+
+def without_markers(lock: str) -> list[str]:
+    """Return locks with the same packages for every Python; pip-audit reads only what applies to its own.
+
+    It refuses two versions of a package, so the second lock has the second versions, and so on.
+    """
+    text = re.sub(r" ; .*(?= \\\n)", "", lock)
+    versions: dict[str, list[str]] = {}
+    for pin in split_packages(text):
+        pins = versions.setdefault(pin.partition("==")[0], [])
+        if pin not in pins:
+            pins.append(pin)
+    further = [pins[1:] for pins in versions.values()]
+    for pin in itertools.chain(*further):
+        text = text.replace(pin, "")
+    return [text, *map("".join, itertools.zip_longest(*further, fillvalue=""))]
+
+
+def run_pip_audit(lock: Path) -> list[Found]:
+    """Return the results of pip-audit for the packages of a lock; if it fails, print why and return none."""
     command = [sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip", "--format=json", "--desc=off"]
     command += ["--progress-spinner=off", f"--timeout={SOCKET_TIMEOUT_S}"]
-    command += [f"--ignore-vuln={advisory}" for advisory in IGNORED] + [f"--requirement={lock}" for lock in locks]
+    command += [f"--ignore-vuln={advisory}" for advisory in IGNORED] + [f"--requirement={lock}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=AUDIT_TIMEOUT_S)
         packages: list[Found] = json.loads(done.stdout)["dependencies"]

@@ -22,6 +22,7 @@ SAME_VERSIONS = ("--constraints=locks/development.txt", "--constraints=locks/tor
 LOCKS: Mapping[str, tuple[str, ...]] = {
     "development.txt": ("pyproject.toml", "--extra=dev", *ALL_PLATFORMS),
     "demo.txt": ("pyproject.toml", "--extra=stack", *ALL_PLATFORMS, *SAME_VERSIONS),
+    "nodes.txt": ("pyproject.toml", "--extra=engines", *ALL_PLATFORMS, *SAME_VERSIONS),  # of `ray up`
     "setup.txt": ("--group=setup", *ALL_PLATFORMS, *SAME_VERSIONS),
     "cpu.txt": ("pyproject.toml", "--extra=engines", "--extra=mlflow", *IMAGE),
     "gpu.txt": ("pyproject.toml", "--extra=gpu", "--extra=mlflow", *IMAGE),
@@ -36,7 +37,10 @@ OUTPUT = ("--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-
 def main() -> int:
     """Write all locks; further arguments go to uv, for example `--upgrade`. With `--check`, report what is outdated."""
     arguments = sys.argv[1:]
-    if arguments == ["--check"]:
+    if "--check" in arguments:
+        if arguments != ["--check"]:
+            print(f"--check takes no other arguments, but {' '.join(arguments)} was given")
+            return 2
         outdated = outdated_locks(FOLDER)
         if outdated:
             print(f"{', '.join(outdated)}: locked for other requirements than those in pyproject.toml; run `make lock`")

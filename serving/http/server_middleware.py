@@ -12,8 +12,9 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from serving.http.api_keys import LOCAL_HOST
 from serving.http.asgi import X_REQUEST_ID, error_response
-from serving.http.schemas import RequestError
+from serving.http.schemas import LOCAL, RequestError
 from serving.http.security_headers import MARK, security_headers
 
 SETTINGS = {
@@ -31,6 +32,8 @@ CONTROL_HEADERS = frozenset(
 """Headers with which a client controls Serve, for example continues a request after it has disconnected. Serve reads
 underscores as dashes."""
 REQUEST_ID = b"x-request-id"
+SERVES_PATHS = "/-/"
+"""Prefix of the paths that Serve answers itself: the health check and the routes."""
 SERVE_ERRORS = {
     404: ("unknown_route", "no application has this path"),
     408: ("timeout", "the request took longer than Serve's limit"),
@@ -51,7 +54,10 @@ def middlewares() -> list[Middleware]:
 
 
 class ServerMiddleware:
-    """Refuse requests that Serve cannot parse, remove headers that control Serve, and send Serve's errors as JSON."""
+    """Refuse requests that Serve cannot parse, remove headers that control Serve, and send Serve's errors as JSON.
+
+    Serve's own paths are answered only for names of this machine, if the client is on it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -63,6 +69,7 @@ class ServerMiddleware:
         headers = for_serve(scope["headers"])
         try:
             require_parsable(scope["method"], headers)
+            require_local_host(scope)
         except RequestError as error:
             await error_response(error)(scope, receive, send)
             return
@@ -89,6 +96,20 @@ def require_parsable(method: str, headers: Headers) -> None:
         except UnicodeDecodeError:
             message = f"header {name.decode(errors='replace')} is not UTF-8"
             raise RequestError(400, "invalid_header", message) from None
+
+
+def require_local_host(scope: Scope) -> None:
+    """Raise RequestError 403 for one of Serve's paths, if a client on this machine names another host.
+
+    A page of another site can point a name to 127.0.0.1. Health checks of HAProxy have no host.
+    """
+    server = scope.get("server")
+    if not scope["path"].startswith(SERVES_PATHS) or server is None or server[0] not in LOCAL:
+        return
+    for name, value in scope["headers"]:
+        if name.lower() == b"host" and not LOCAL_HOST.fullmatch(value.decode("latin-1").lower()):
+            message = "Serve's own paths are answered only for 127.0.0.1 and localhost"
+            raise RequestError(403, "foreign_page", message)
 
 
 def for_serve(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

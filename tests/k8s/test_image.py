@@ -1,9 +1,11 @@
 """The image matches its locks, and the manifests match the image."""
 
 import re
+from pathlib import Path
 
 import yaml
 
+from cluster.local import haproxy
 from cluster.local.ray_env import CLUSTER_SETTINGS, Keys, environment
 from locks.generate import LOCKS
 from tailorbird import PACKAGES
@@ -55,6 +57,8 @@ def test_the_ray_settings_equal_those_of_the_local_stack_and_the_documentation()
         ]
         for data in settings:
             assert CLUSTER_SETTINGS.items() <= data.items()
+            program = Path(data[haproxy.PROGRAM]).relative_to("/home/ray/tailorbird")  # WORKDIR
+            assert (ROOT / program).samefile(haproxy.__file__)
             assert {name: data[name] for name in documented} == {name: stack[name] for name in documented}
 
 

@@ -8,8 +8,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PIP = """#!/bin/sh
-echo "$*" >> installed.txt
-case "$*" in *+cpu) cat found.txt >&2; exit $(test -s found.txt && echo 1 || echo 0);; esac
+case "$*" in
+  */dev/stdin) cat >> installed.txt; cat found.txt >&2; exit $(test -s found.txt && echo 1 || echo 0);;
+  *) echo "$*" >> installed.txt;;
+esac
 """
 NO_BUILD = (
     "ERROR: Ignored the following yanked versions: 1\n"
@@ -22,7 +24,7 @@ NO_NETWORK = "WARNING: Retrying (Retry(total=4)) after connection broken by 'Con
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-def setup(folder: Path, *, pip_errors: str = "", driver: str = "") -> tuple[list[str], str]:
+def setup(folder: Path, *, pip_errors: str = "", driver: str = "", sha256: str = "") -> tuple[list[str], str]:
     """Run `make setup` in a copy of the checkout; return what it installed for torch, and its errors."""
     shutil.copy(ROOT / "Makefile", folder)
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -32,7 +34,7 @@ def setup(folder: Path, *, pip_errors: str = "", driver: str = "") -> tuple[list
     python.write_text(PIP)
     python.chmod(0o755)
     (folder / "found.txt").write_text(pip_errors)
-    command = ["make", "--silent", "setup", "TORCH_INDEX=", f"NVIDIA_DRIVER={driver}"]
+    command = ["make", "--silent", "setup", "TORCH_INDEX=", f"NVIDIA_DRIVER={driver}", f"TORCH_SHA256={sha256}"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     calls = (folder / "installed.txt").read_text().splitlines()
     return [call.split()[-1] for call in calls if "torch" in call.split()[-1]], done.stderr
@@ -43,6 +45,11 @@ def test_the_build_for_cpus_is_installed_where_pip_finds_it(tmp_path: Path) -> N
     assert build.startswith("torch==")
     assert build.endswith("+cpu")
     assert errors == ""
+
+
+def test_the_build_for_cpus_is_compared_with_a_given_hash(tmp_path: Path) -> None:
+    (build,), _ = setup(tmp_path, sha256="0" * 64)
+    assert build == f"--hash=sha256:{'0' * 64}"
 
 
 def test_the_build_for_cpus_is_not_installed_on_a_machine_with_an_nvidia_driver(tmp_path: Path) -> None:

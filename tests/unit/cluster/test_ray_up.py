@@ -18,7 +18,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 from ray.serve._private import constants as serve_constants
 
-from cluster.local import ray_env
+from cluster.local import haproxy, ray_env
 
 CLUSTER = Path(__file__).parents[3] / "cluster" / "ray_up"
 FILES = ("aws", "onprem")
@@ -206,6 +206,8 @@ def test_nodes_start_ray_with_the_same_settings_as_the_embedded_stack(tmp_path: 
     assert {name: value for name, value in stack.items() if name not in machine | alone} == {
         name: value for name, value in here.items() if name in stack and name not in machine
     }
+    program = Path(here[haproxy.PROGRAM]).relative_to("/home/user/tailorbird")
+    assert (CLUSTER.parents[1] / program).samefile(haproxy.__file__)
     assert here["RAY_AUTH_TOKEN_PATH"] == "/home/user/.ray/auth_token"
     assert here["PATH"].startswith("/home/user/tailorbird-venv/bin:")
 

@@ -93,6 +93,22 @@ def test_unreadable_advisories_are_reported_and_fail_a_release(
     assert "Connection refused" in output.splitlines()[0]
 
 
+@pytest.mark.usefixtures("service")
+def test_each_version_for_another_python_or_platform_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pins = (
+        "leaky==2.0 ; python_full_version >= '3.11'",
+        "leaky==1.0 ; python_full_version < '3.11'",
+        "other==1.0 ; sys_platform == 'win32'",
+    )
+    (tmp_path / "all.txt").write_text("".join(f"{pin} \\\n    {HASH}\n" for pin in pins))
+    assert audit.main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("leaky 1.0 in all.txt: CVE-2026-0001")
+    assert lines[2] == "advisories read for 3 of 3 packages of all.txt"
+
+
 def test_the_error_of_pip_audit_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "setup.txt").write_text("pip 26.0\n")
     assert audit.query_advisories([tmp_path / "setup.txt"]) == []

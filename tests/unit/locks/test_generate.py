@@ -1,6 +1,7 @@
 """The locks are current, satisfy the requirements of the project, and pin files only by hash."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,13 @@ def test_a_changed_requirement_makes_the_locks_outdated(monkeypatch: pytest.Monk
     assert outdated_locks(FOLDER) == [f"locks/{name}" for name in LOCK_NAMES]
 
 
+def test_a_check_refuses_other_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(generate, "write_lock", lambda *_: pytest.fail("a lock was written"))
+    monkeypatch.setattr(sys, "argv", ["generate", "--check", "--upgrade"])
+    assert generate.main() == 2
+    assert "--check takes no other arguments" in capsys.readouterr().out
+
+
 def test_a_missing_lock_is_outdated(tmp_path: Path) -> None:
     for name in LOCK_NAMES:
         (tmp_path / name).write_text(header(name))
@@ -73,11 +81,11 @@ def test_a_lock_satisfies_the_requirements_of_the_project(name: str) -> None:
 
 def test_torch_and_its_libraries_have_a_lock_of_their_own_so_that_a_build_for_cpus_can_replace_them() -> None:
     assert {"torch", "triton"} <= locked(TORCH).keys()
-    for name in ("development.txt", "demo.txt", "setup.txt"):
+    for name in ("development.txt", "demo.txt", "nodes.txt", "setup.txt"):
         assert locked(name).keys() & locked(TORCH).keys() == set()
 
 
 def test_a_demo_becomes_a_development_set_up_without_another_version() -> None:
     development = locked("development.txt")
-    for name in ("demo.txt", "setup.txt"):
+    for name in ("demo.txt", "nodes.txt", "setup.txt"):
         assert locked(name).items() <= development.items()

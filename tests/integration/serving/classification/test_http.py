@@ -57,6 +57,9 @@ def test_without_keys_another_host_or_a_malformed_origin_gets_403_on_each_path(
         for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/models", "/nowhere"):
             assert error_type(_get(port, path, host=b"evil.example")) == (403, "foreign_page")
             assert error_type(_get(port, path, b"origin: http://[")) == (403, "foreign_page")
+        for path in ("/-/routes", "/-/healthz"):
+            assert error_type(_get(port, path, host=b"evil.example")) == (403, "foreign_page")
+            assert parsed(_get(port, path))[0] == 200
 
 
 def test_a_client_cannot_set_serves_timeout(stack: StackState, replica_port: int) -> None:
@@ -65,7 +68,8 @@ def test_a_client_cannot_set_serves_timeout(stack: StackState, replica_port: int
 
 
 def test_unknown_methods_get_405_and_make_no_metric(stack: StackState, replica_port: int) -> None:
-    assert error_type(_get(stack.serve_port, "/v1/models", method=METHOD)) == (405, "wrong_method")
+    for path in ("/v1/models", "/-/routes", "/-/healthz"):
+        assert error_type(_get(stack.serve_port, path, method=METHOD)) == (405, "wrong_method")
     assert parsed(_get(replica_port, "/v1/models", method=METHOD))[0] == 400  # of uvicorn, which knows no other methods
     assert error_type(_get(replica_port, "/v1/models", method="TRACE")) == (405, "wrong_method")
     assert error_type(_get(stack.serve_port, "/v1/models", method="DELETE")) == (405, "wrong_method")

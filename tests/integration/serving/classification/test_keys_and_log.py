@@ -19,6 +19,9 @@ from tests.integration.serving.classification.service import (
     wait_until,
 )
 
+FORGED = "203.0.113.9"
+"""An address in a header that the service must not take for the client's."""
+
 
 def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_restart(
     service: Service, stack: stack.StackState
@@ -31,7 +34,7 @@ def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_r
     text = "Fracture of a bone that no log names"
 
     def ask(key: str | None) -> requests.Response:
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        headers = {"X-Forwarded-For": FORGED} | ({} if key is None else {"Authorization": f"Bearer {key}"})
         return requests.post(f"{url}/v1/classify", json={"input": text}, headers=headers, timeout=60)
 
     try:
@@ -58,6 +61,7 @@ def test_only_requests_with_a_valid_key_are_answered_and_keys_change_without_a_r
         ("key app", "429 rate_limited"),
     }
     assert {reason for who, reason in refusals if who != "key app"} == {"401 missing_api_key", "401 invalid_api_key"}
+    assert {who for who, _ in refusals if who != "key app"} == {"address 127.0.0.1"}  # of HAProxy
     change = events["serving-keys: keys changed app"]
     assert change.before == {"app": ["scopes=answer,feedback"]}
     assert change.after == {"app": ["scopes=answer requests=2"]}

@@ -1,6 +1,7 @@
-"""HAProxy with the configuration that Ray's template makes of the settings, in front of two servers."""
+"""HAProxy with our rules in the configuration of Ray's template, in front of two servers."""
 
 import json
+import re
 import socket
 import threading
 from collections import Counter
@@ -10,9 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ray.serve._private import constants
 from ray.serve._private.haproxy_metrics import HAProxyMetricsCollector
 
-from cluster.local.haproxy import HAPROXY_SETTINGS, REPEATABLE
+from cluster.local.haproxy import HAPROXY_SETTINGS, PROGRAM, REPEATABLE, RULES, with_rules
 from cluster.local.haproxy import METHODS as PROXY_METHODS
 from serving.http.openapi import OPERATIONS
 from serving.http.server_middleware import CONTROL_HEADERS, METHODS
@@ -73,10 +75,11 @@ class Proxy:
         self._logged.bind(str(folder / "metrics.sock"))
         self._logged.setblocking(False)
         ports = servers.start()
-        self.port = stack.enter_context(haproxy.running(folder, settings=HAPROXY_SETTINGS, servers=ports))
+        self.port = stack.enter_context(haproxy.running(folder, servers=ports))
 
-    def send(self, method: bytes, path: str, *headers: bytes) -> bytes:
-        head = b"\r\n".join([b"%s %s HTTP/1.1" % (method, path.encode()), b"host: x", b"connection: close", *headers])
+    def send(self, method: bytes, path: str, *headers: bytes, host: bytes = b"localhost") -> bytes:
+        first = b"%s %s HTTP/1.1" % (method, path.encode())
+        head = b"\r\n".join([first, b"host: " + host, b"connection: close", *headers])
         length = b"\r\ncontent-length: 2" if method == b"POST" else b""
         return haproxy.send(self.port, head + length + b"\r\n\r\n" + (b"{}" if length else b""))
 
@@ -112,13 +115,77 @@ def test_each_post_route_is_repeatable_or_not() -> None:
     assert set(REPEATABLE) <= known
 
 
-def test_unknown_methods_are_refused_and_make_no_metric(proxy: Proxy) -> None:
+@pytest.mark.parametrize("path", ["/v1/models", "/nowhere", "/-/routes", "/-/healthz"])
+def test_unknown_methods_are_refused_and_make_no_metric(proxy: Proxy, path: str) -> None:
     proxy.counted_methods()
-    assert haproxy.error_type(proxy.send(b"MAKE-SERIES", "/v1/models")) == (405, "wrong_method")
-    assert haproxy.parsed(proxy.send(b"PUT", "/v1/models"))[0] == 200
+    assert haproxy.error_type(proxy.send(b"MAKE-SERIES", path)) == (405, "wrong_method")
+    assert haproxy.parsed(proxy.send(b"PUT", path))[0] == 200
     methods = proxy.counted_methods()
     assert "PUT" in methods
     assert "MAKE-SERIES" not in methods
+
+
+@pytest.mark.parametrize("path", ["/-/routes", "/-/healthz", "/-/ROUTES"])
+def test_serves_own_paths_are_answered_only_for_names_of_this_machine(proxy: Proxy, path: str) -> None:
+    foreign = (
+        b"evil.example",
+        b"localhost.evil.example",
+        b"evil.example:8000",
+        b"localhost,evil.example",
+        b"127.0.0.1.",
+    )
+    for host in foreign:
+        assert haproxy.error_type(proxy.send(b"GET", path, host=host)) == (403, "foreign_page"), host
+    for host in (b"localhost", b"LOCALHOST:8000", b"127.0.0.1:%d" % proxy.port, b"[::1]:8000"):
+        assert haproxy.parsed(proxy.send(b"GET", path, host=host))[0] == 200, host
+    assert haproxy.parsed(haproxy.send(proxy.port, b"GET %s HTTP/1.0\r\n\r\n" % path.encode()))[0] == 200
+
+
+def test_a_service_for_other_machines_answers_for_every_name(tmp_path: Path) -> None:
+    with haproxy.running(tmp_path, servers=[], host="0.0.0.0") as port:
+        for host in (b"service.example", b"10.0.0.7:8000"):
+            answer = haproxy.send(port, b"GET /-/routes HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n\r\n" % host)
+            assert haproxy.parsed(answer)[0] == 200
+            nowhere = haproxy.send(port, b"GET /nowhere HTTP/1.1\r\nhost: %s\r\nconnection: close\r\n\r\n" % host)
+            assert haproxy.error_type(nowhere) == (404, "unknown_route")
+
+
+def test_rules_survive_a_reload(tmp_path: Path) -> None:
+    (port,) = haproxy.free_ports(1)
+    path = haproxy.render(tmp_path, port=port, servers=[])
+    first = haproxy.start(path)
+    processes = [first]
+    try:
+        haproxy.await_answer(port, first)
+        haproxy.render(tmp_path, port=port, servers=[])
+        assert RULES not in path.read_text()
+        processes.append(haproxy.start(path, "-sf", str(first.pid), "-x", str(tmp_path / "admin.sock")))
+        assert first.wait(30) == 0
+        answer = haproxy.send(port, b"MAKE-SERIES /-/routes HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert haproxy.error_type(answer) == (405, "wrong_method")
+        assert (tmp_path / "admin.sock").stat().st_mode & 0o777 == 0o600
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_rules_are_added_once_and_only_to_the_configuration_of_rays_template(tmp_path: Path) -> None:
+    written = haproxy.render(tmp_path, port=1, servers=[]).read_text()
+    once = with_rules(written)
+    assert with_rules(once) == once
+    for section in ("frontend http_frontend", "frontend prometheus", "backend default_backend", "mode 666"):
+        with pytest.raises(ValueError, match=r"Ray 2\.60"):
+            with_rules(written.replace(section, "other"))
+
+
+def test_pages_of_haproxy_are_for_this_machine_if_the_service_is(tmp_path: Path) -> None:
+    written = {
+        host: with_rules(haproxy.render(tmp_path, port=1, servers=[], host=host).read_text())
+        for host in ("127.0.0.1", "0.0.0.0")
+    }
+    bound = {host: re.findall(r"^ +bind (\S*):", text, re.MULTILINE) for host, text in written.items()}
+    assert bound == {"127.0.0.1": ["127.0.0.1"] * 3, "0.0.0.0": ["", "*", "*"]}
 
 
 def test_headers_that_control_serve_are_removed(proxy: Proxy) -> None:
@@ -166,7 +233,7 @@ def test_invalid_http_reaches_no_server_and_gets_the_page_of_the_proxy(proxy: Pr
 
 def test_a_request_without_a_server_is_a_503_in_the_services_format(tmp_path: Path) -> None:
     servers = Servers()
-    with haproxy.running(tmp_path, settings=HAPROXY_SETTINGS, servers=servers.start()) as port:
+    with haproxy.running(tmp_path, servers=servers.start()) as port:
         for server in servers.servers:
             server.shutdown()
             server.server_close()
@@ -177,3 +244,8 @@ def test_a_request_without_a_server_is_a_503_in_the_services_format(tmp_path: Pa
 
 def test_the_rules_and_the_middleware_accept_the_same_methods() -> None:
     assert frozenset(PROXY_METHODS.split()) == METHODS
+
+
+def test_ray_reads_every_setting() -> None:
+    read = Path(constants.__file__).read_text(encoding="utf-8")
+    assert [name for name in (*HAPROXY_SETTINGS, PROGRAM) if f'"{name}"' not in read] == []

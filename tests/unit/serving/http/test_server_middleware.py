@@ -18,8 +18,16 @@ from ray.serve.config import HTTPOptions
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.http.asgi import ASGIApp
+from serving.http.schemas import RequestError
 from serving.http.security_headers import DATA_POLICY, MARK, security_headers
-from serving.http.server_middleware import CONTROL_HEADERS, METHODS, REQUEST_ID, SETTINGS, ServerMiddleware
+from serving.http.server_middleware import (
+    CONTROL_HEADERS,
+    METHODS,
+    REQUEST_ID,
+    SETTINGS,
+    ServerMiddleware,
+    require_local_host,
+)
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
 from tests.haproxy import error_type, free_ports, parsed, send
@@ -159,6 +167,25 @@ def test_a_method_that_is_not_known_is_a_405_before_serve(port: int) -> None:
     for method in sorted(METHODS - {"GET", "HEAD"}):
         answer = _ask(port, b"host: localhost", first=b"%s /healthz HTTP/1.1" % method.encode())
         assert parsed(answer)[1]["allow"] == "GET"
+
+
+def test_serves_own_paths_are_answered_only_for_names_of_this_machine() -> None:
+    with _server(_answering("success", status=200)) as port:
+        for path in (b"/-/healthz", b"/-/routes"):
+            first = b"GET %s HTTP/1.1" % path
+            for host in (b"evil.example", b"localhost.evil.example", b"evil.example:%d" % port):
+                assert error_type(_ask(port, b"host: " + host, first=first)) == (403, "foreign_page")
+            for host in (b"LOCALHOST", b"127.0.0.1:%d" % port):
+                assert parsed(_ask(port, b"host: " + host, first=first))[0] == 200
+            assert parsed(_ask(port, first=b"GET %s HTTP/1.0" % path))[0] == 200
+        assert parsed(_ask(port, b"host: service.example", first=b"GET /v1/models HTTP/1.1"))[0] == 200
+
+
+def test_serves_own_paths_are_answered_for_all_names_on_an_address_of_the_network() -> None:
+    scope = {"path": "/-/routes", "headers": [(b"host", b"service.example")], "server": ("10.0.0.7", 8000)}
+    require_local_host(scope)
+    with pytest.raises(RequestError):
+        require_local_host(scope | {"server": ("127.0.0.1", 8000)})
 
 
 def test_a_websocket_is_refused(port: int) -> None:
