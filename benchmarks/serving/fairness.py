@@ -30,20 +30,16 @@ from typing import Any
 import aiohttp
 import requests
 import torch
-from safetensors.torch import save_file
 
-from benchmarks.material import BASE_MODEL, MAX_LENGTH, ROOT
+from benchmarks.material import MAX_LENGTH, ROOT
 from benchmarks.rounds import finish, medians, print_table, take_turns
-from benchmarks.serving.serving_overhead import own_stack
-from cluster import code_snapshot
+from benchmarks.serving.serving_overhead import own_stack, random_version
 from serving.deploy import rollout
 from serving.http.api_keys import new_key
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
-from tailorbird.models import base_model, pretrained
-from tailorbird.registry import versions
+from tailorbird.models import pretrained
 
-WIDTH, NUM_CLASSES = 384, 21
 NUM_TEXTS, TEXT_BYTES, NUM_ATTACKS = 256, 4000, 3  # 256 texts of 4,096 bytes exceed `max_body_bytes`
 SECONDS, NUM_ROUNDS = 20.0, 3
 START_S = 120.0
@@ -123,44 +119,20 @@ async def _measure(url: str, headers: Mapping[str, Mapping[str, str]], *, attack
     return figures
 
 
-def random_version(folder: Path, *, task_uri: str, base: str, code: str, max_length: int) -> versions.ModelVersion:
-    """Register a version with a random head for the base model."""
-    folder.mkdir()
-    weight = torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-    save_file({"weight": weight, "bias": torch.zeros(NUM_CLASSES)}, folder / "head.safetensors")
-    config = versions.VersionConfig(
-        kind="zero_shot",
-        classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
-        base_model=base,
-        max_length=max_length,
-        dtype=pretrained.dtype_name(),
-        code=code,
-        recipe_hash="0" * 64,
-        created_at=versions.now(),
-    )
-    versions.write_config(folder, config)
-    return versions.register(task_uri, folder)
-
-
 @contextmanager
 def _served(folder: Path, config: ServingConfig, max_length: int) -> Iterator[str]:
     """Deploy a version on a separate stack, and yield the URL."""
     task_uri = "s3://models/fairness"
     with own_stack(folder):
-        base = base_model.stage_base_model(BASE_MODEL, registry="s3://models")
-        code = code_snapshot.ship_code(task_uri, ROOT).uri
-        version = random_version(folder / "version", task_uri=task_uri, base=base, code=code, max_length=max_length)
+        version = random_version(folder / "version", task_uri=task_uri, max_length=max_length)
         yield rollout.deploy(config, task_uri=task_uri, version=version)
 
 
 @contextmanager
 def _in_process(folder: Path, config: ServingConfig, max_length: int) -> Iterator[str]:
     """Run a replica's application in a separate process, and yield its URL."""
-    registry = (folder / "models").as_uri()
-    base = base_model.stage_base_model(BASE_MODEL, registry=registry)
-    version = random_version(
-        folder / "version", task_uri=f"{registry}/task", base=base, code="s3://none.zip", max_length=max_length
-    )
+    task_uri = f"{(folder / 'models').as_uri()}/task"
+    version = random_version(folder / "version", task_uri=task_uri, max_length=max_length)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -26,19 +26,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
 
-from benchmarks.material import MAX_LENGTH, ROOT, own_stack
+from benchmarks.material import own_stack
 from benchmarks.rounds import finish, medians, print_table, take_turns
-from cluster import code_snapshot
+from benchmarks.serving.serving_overhead import random_version
 from serving.batch_jobs.scoring import new_batch, score_batch
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
-from tailorbird.models import loading, pretrained
+from tailorbird.models import loading
 from tailorbird.registry import versions
 
-WIDTH, NUM_CLASSES, RAW_BATCH = 384, 21, 64
+RAW_BATCH = 64
 TASK_URI, INPUT = "s3://models/score-throughput", "s3://lake/score-throughput/in"
 NUM_ROWS, NUM_FILES, NUM_ROUNDS = 24_576, 3, 3
 
@@ -50,8 +49,8 @@ def main() -> None:
     os.environ.update({"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"})
     terms = icd10.build()["train"]["text"].to_pylist()
     texts = (terms * (NUM_ROWS // len(terms) + 1))[:NUM_ROWS]
-    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)) as base:
-        version = _version(Path(temporary) / "version", base)
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as temporary, own_stack(Path(temporary)):
+        version = random_version(Path(temporary) / "version", task_uri=TASK_URI)
         _write(texts)
         variants = {"raw": lambda: _raw(version.uri, texts, cores), "score": lambda: _score(version)}
         measured = take_turns(variants, rounds=NUM_ROUNDS)
@@ -69,24 +68,6 @@ def main() -> None:
         "score_whole_to_raw": median(ratio for _, ratio in ratios),
     }
     finish("score_throughput", figures, bounds={"score_to_raw": ">= 0.8"})
-
-
-def _version(folder: Path, base_model: str) -> versions.ModelVersion:
-    folder.mkdir()
-    weight = torch.randn(NUM_CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-    save_file({"weight": weight, "bias": torch.zeros(NUM_CLASSES)}, folder / "head.safetensors")
-    config = versions.VersionConfig(
-        kind="zero_shot",
-        classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
-        base_model=base_model,
-        max_length=MAX_LENGTH,
-        dtype=pretrained.dtype_name(),
-        code=code_snapshot.ship_code(TASK_URI, ROOT).uri,
-        recipe_hash="0" * 64,
-        created_at=versions.now(),
-    )
-    versions.write_config(folder, config)
-    return versions.register(TASK_URI, folder)
 
 
 def _write(texts: list[str]) -> None:

@@ -197,7 +197,9 @@ def own_stack(folder: Path, cores: int | None = None) -> Iterator[int]:
         stack.down(folder / "stack")
 
 
-def random_version(folder: Path, *, task_uri: str, seed: int = 0, dtype: Any = None) -> versions.ModelVersion:
+def random_version(
+    folder: Path, *, task_uri: str, seed: int = 0, dtype: Any = None, max_length: int = MAX_LENGTH
+) -> versions.ModelVersion:
     """Create `folder` with a random head for MiniLM, and register it as a version under `task_uri`."""
     shipped = code_snapshot.ship_code(task_uri, ROOT)
     folder.mkdir()
@@ -206,8 +208,8 @@ def random_version(folder: Path, *, task_uri: str, seed: int = 0, dtype: Any = N
     config = versions.VersionConfig(
         kind="zero_shot",
         classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
-        base_model=base_model.stage_base_model(MODEL, registry="s3://models"),
-        max_length=MAX_LENGTH,
+        base_model=base_model.stage_base_model(MODEL, registry=task_uri.rpartition("/")[0]),
+        max_length=max_length,
         dtype=dtype or pretrained.dtype_name(),
         code=shipped.uri,
         recipe_hash="0" * 64,

@@ -120,22 +120,17 @@ def test_unknown_methods_are_refused_and_make_no_metric(proxy: Proxy, path: str)
     proxy.counted_methods()
     assert haproxy.error_type(proxy.send(b"MAKE-SERIES", path)) == (405, "wrong_method")
     assert haproxy.parsed(proxy.send(b"PUT", path))[0] == 200
-    methods = proxy.counted_methods()
-    assert "PUT" in methods
+    methods: set[str | None] = set()
+    while "PUT" not in methods:  # HAProxy logs a request after its response
+        methods |= proxy.counted_methods()
     assert "MAKE-SERIES" not in methods
 
 
 @pytest.mark.parametrize("path", ["/-/routes", "/-/healthz", "/-/ROUTES"])
 def test_serves_own_paths_are_answered_only_for_names_of_this_machine(proxy: Proxy, path: str) -> None:
-    foreign = (
-        b"evil.example",
-        b"localhost.evil.example",
-        b"evil.example:8000",
-        b"localhost,evil.example",
-        b"127.0.0.1.",
-    )
-    for host in foreign:
+    for host in (b"evil.example", b"localhost.evil.example", b"evil.example:80", b"127.0.0.1."):
         assert haproxy.error_type(proxy.send(b"GET", path, host=host)) == (403, "foreign_page"), host
+    assert haproxy.parsed(proxy.send(b"GET", path, host=b"localhost,evil.example"))[0] == 400
     for host in (b"localhost", b"LOCALHOST:8000", b"127.0.0.1:%d" % proxy.port, b"[::1]:8000"):
         assert haproxy.parsed(proxy.send(b"GET", path, host=host))[0] == 200, host
     assert haproxy.parsed(haproxy.send(proxy.port, b"GET %s HTTP/1.0\r\n\r\n" % path.encode()))[0] == 200
@@ -161,7 +156,7 @@ def test_rules_survive_a_reload(tmp_path: Path) -> None:
         assert RULES not in path.read_text()
         processes.append(haproxy.start(path, "-sf", str(first.pid), "-x", str(tmp_path / "admin.sock")))
         assert first.wait(30) == 0
-        answer = haproxy.send(port, b"MAKE-SERIES /-/routes HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        answer = haproxy.send(port, b"MAKE-SERIES /-/routes HTTP/1.0\r\n\r\n")
         assert haproxy.error_type(answer) == (405, "wrong_method")
         assert (tmp_path / "admin.sock").stat().st_mode & 0o777 == 0o600
     finally:

@@ -1,6 +1,5 @@
 """Any body of a POST request is answered below 500, as JSON."""
 
-import asyncio
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from starlette.types import Message
 
 from serving.engines.classify import Prediction
 from serving.engines.fair_slots import FairSlots
@@ -19,6 +17,7 @@ from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
 from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
+from tests.unit.serving.http.application import request
 from tests.unit.serving.replica.fake_engine import FakeEngine
 
 CONFIG = ServingConfig(max_texts=4)
@@ -78,28 +77,8 @@ def apps() -> dict[str, ASGIApp]:
     return {path: chat if "completions" in path else classifier for path in FIELDS}
 
 
-def post(app: ASGIApp, path: str, body: bytes) -> tuple[int, str]:
-    """Return the status and the body of the response, whose events are joined."""
-    sent: list[Message] = []
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Message:
-        if not messages:
-            await asyncio.Event().wait()  # the client does not disconnect
-        return messages.pop()
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    headers = [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/json"), (b"x-request-id", b"r")]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
-    asyncio.run(app(scope, receive, send))
-    text = b"".join(message.get("body", b"") for message in sent[1:]).decode()
-    return int(sent[0]["status"]), text
-
-
 def assert_answered(app: ASGIApp, path: str, body: bytes) -> int:
-    status, text = post(app, path, body)
+    status, _, text = request(app, "POST", path, body=body)
     assert status < 500, text
     assert text.startswith("data: ") or isinstance(json.loads(text), dict)
     return status

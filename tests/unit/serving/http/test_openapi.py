@@ -7,42 +7,22 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
-from starlette.types import Message
 
 from serving.engines.base_chat import PartialAnswer
-from serving.http.asgi import ASGIApp, Route
+from serving.http.asgi import Route
 from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage, usage_event
 from serving.pages.render import render_docs, with_api_docs
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
-from tests.unit.serving.http.application import application
+from tests.unit.serving.http.application import application, request
 
 CONFIG = ServingConfig(max_texts=2)
 SERVICES = [Classifier, Chat]
 
 
-def _request(app: ASGIApp, method: str, path: str) -> tuple[int, dict[bytes, bytes], str]:
-    sent: list[Message] = []
-
-    messages = [{"type": "http.request", "body": b"{}", "more_body": False}]
-
-    async def receive() -> Message:
-        if not messages:
-            await asyncio.Event().wait()  # the client does not disconnect
-        return messages.pop()
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    headers = [(b"host", b"127.0.0.1:8000")]
-    scope = {"type": "http", "method": method, "path": path, "headers": headers}
-    asyncio.run(app(scope, receive, send))
-    return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"].decode()
-
-
 def _document(service: type, config: ServingConfig = CONFIG) -> dict[str, Any]:
-    status, _, body = _request(application(service, config), "GET", "/openapi.json")
+    status, _, body = request(application(service, config), "GET", "/openapi.json")
     assert status == 200
     document: dict[str, Any] = json.loads(body)
     return document
@@ -61,10 +41,10 @@ def is_valid(document: dict[str, Any], name: str, value: Any) -> bool:
 @pytest.mark.parametrize("service", SERVICES)
 def test_the_documented_paths_are_exactly_the_routes(service: type) -> None:
     document, app = _document(service), application(service, CONFIG)
-    *_, body = _request(app, "GET", "/nowhere")
+    *_, body = request(app, "GET", "/nowhere")
     assert ", ".join(sorted(document["paths"])) == re.sub(".*the routes are ", "", json.loads(body)["error"]["message"])
     for path, item in document["paths"].items():
-        status, headers, _ = _request(app, "DELETE", path)
+        status, headers, _ = request(app, "DELETE", path)
         assert (status, headers[b"allow"].decode().lower()) == (405, *item)
         assert len(
             {operation["operationId"] for item in document["paths"].values() for operation in item.values()}
@@ -89,7 +69,7 @@ def test_examples_are_valid_and_errors_are_documented(service: type) -> None:
                 content = operation["requestBody"]["content"]["application/json"]
                 assert is_valid(document, content["schema"]["$ref"].rsplit("/", 1)[-1], content["example"])
             # The body is an empty object, and no version is loaded.
-            status, _, body = _request(application(service, CONFIG), method.upper(), path)
+            status, _, body = request(application(service, CONFIG), method.upper(), path)
             assert str(status) in operation["responses"]
             if status >= 400 and path != "/readyz":
                 assert is_valid(document, "ErrorBody", json.loads(body))
