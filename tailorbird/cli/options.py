@@ -64,10 +64,10 @@ def handle_errors() -> Iterator[None]:
 @contextmanager
 def connected_recipe(path: str, overrides: list[str] | None, *, as_json: bool) -> Iterator[tuple[Recipe, Any]]:
     """Connect to Ray; yield the recipe and a progress reporter for the terminal."""
+    recipe = read_recipe(path, overrides)
     from cluster.connection import connect
     from cluster.progress_display import display
 
-    recipe = read_recipe(path, overrides)
     with connect(), display(Console(stderr=as_json)) as progress:
         yield recipe, progress
 

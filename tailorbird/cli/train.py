@@ -1,4 +1,7 @@
-"""Commands that lead from data to a verdict."""
+"""Commands that lead from data to a verdict.
+
+The pipeline imports torch, which takes seconds. Commands import it after they have read the recipe.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -52,10 +55,10 @@ def run(recipe: options.RecipePath, overrides: options.Overrides = None, as_json
 
     Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
     """
-    from tailorbird.evaluation.report.console import verdict_lines
-    from tailorbird.pipeline.run import run_pipeline
-
     with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+        from tailorbird.evaluation.report.console import verdict_lines
+        from tailorbird.pipeline.run import run_pipeline
+
         result = run_pipeline(loaded, progress=progress)
     value = {"run": result.run, "winner": result.winner, "verdict": result.verdict.model_dump(mode="json")}
     lines = [*verdict_lines(result.evidence), f"evidence: {result.run}/report.html"]
@@ -69,11 +72,11 @@ def baseline(recipe: options.RecipePath, overrides: options.Overrides = None, as
     """
     from dataclasses import asdict
 
-    from tailorbird.evaluation.baselines.baseline import select_incumbent
-    from tailorbird.pipeline.prepare import prepare
-    from tailorbird.pipeline.run import fit_baselines
-
     with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+        from tailorbird.evaluation.baselines.baseline import select_incumbent
+        from tailorbird.pipeline.prepare import prepare
+        from tailorbird.pipeline.run import fit_baselines
+
         baselines = fit_baselines(prepare(loaded, progress=progress), progress=progress)
     incumbent = select_incumbent(baselines).kind
     value = {"baselines": [asdict(baseline) for baseline in baselines], "incumbent": incumbent}
@@ -87,9 +90,9 @@ def sweep(recipe: options.RecipePath, overrides: options.Overrides = None, as_js
 
     Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
     """
-    from tailorbird.pipeline.run import sweep_only
-
     with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+        from tailorbird.pipeline.run import sweep_only
+
         swept = sweep_only(loaded, progress=progress)
     lines = [f"{row.score:.4f}  {row.trial:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
     lines += [f"the sweep stopped early: {swept.ended}"] if swept.ended else []
@@ -103,10 +106,10 @@ def evaluate(recipe: options.RecipePath, overrides: options.Overrides = None, as
 
     Example: tailorbird evaluate recipes/icd10_demo.yaml
     """
-    from tailorbird.evaluation.report.console import verdict_lines
-    from tailorbird.pipeline.run import run_pipeline
-
     with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+        from tailorbird.evaluation.report.console import verdict_lines
+        from tailorbird.pipeline.run import run_pipeline
+
         result = run_pipeline(loaded, progress=progress, may_train=False)
     value = {"run": result.run, "verdict": result.verdict.model_dump(mode="json")}
     options.print_result(value, as_json=as_json, lines=verdict_lines(result.evidence))

@@ -63,6 +63,7 @@ def _tailorbird(*arguments: str) -> Result:
     return CliRunner().invoke(app, [*arguments])
 
 
+@pytest.mark.slow
 def test_following_a_job_survives_an_outage_of_the_dashboard_and_returns_its_exit_code(
     stack: StackState, name: str, package: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

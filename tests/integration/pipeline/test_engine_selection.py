@@ -204,6 +204,7 @@ def test_auto_selects_the_cheapest_accepted_engine_or_torch(evaluated: versions.
     assert stages[-1] == f"engine: {best}"
 
 
+@pytest.mark.slow
 def test_a_changed_record_an_unknown_engine_and_changed_rows_are_rejected(
     evaluated: versions.ModelVersion,
 ) -> None:

@@ -39,6 +39,8 @@ PREFIX = "s3://lake/batches"
 CONFIG = ServingConfig(batch_prefixes=(PREFIX, "s3://models"))
 GROUPS = ("f", None, "m")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> Service:
@@ -87,7 +89,6 @@ def _wait_for_workers_to_end(state: stack.StackState) -> None:
     _wait_for(lambda: not any("ray::Map" in command for command in commands()) or None)
 
 
-@pytest.mark.slow
 def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
     stack: stack.StackState, service: Service, rows: pa.Table, tmp_path: Path
 ) -> None:
@@ -209,7 +210,6 @@ def test_a_batch_over_http_survives_a_killed_replica_and_a_repeated_request_retu
     assert _post(url, f"/{batch['id']}/cancel", None, status=409)["error"]["type"] == "batch_over"
 
 
-@pytest.mark.slow
 def test_a_queued_job_runs_with_the_configuration_that_is_current_at_its_start(
     service: Service, rows: pa.Table
 ) -> None:
@@ -238,7 +238,6 @@ def test_a_queued_job_runs_with_the_configuration_that_is_current_at_its_start(
         _wait_for(lambda: not runner.running_runners(task_uri) or None)
 
 
-@pytest.mark.slow
 def test_a_queued_or_running_batch_is_cancelled_and_a_repeated_request_resumes_it(
     stack: stack.StackState, url: str, rows: pa.Table
 ) -> None:

@@ -25,7 +25,7 @@ from tuning.experiment_tracking import MLFLOW_URI, PACKAGES
 from tuning.futility import Target
 from tuning.sweep import SweepResult, sweep
 
-pytestmark = pytest.mark.usefixtures("connected")
+pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
 
 NO_TARGET = Target({}, 0.0, "")
 RATES = {"learning_rate": Distribution(log_uniform=(1e-4, 4e-4))}
@@ -103,7 +103,6 @@ def test_tensorboard_has_each_trial(stopped: StoppedSweep) -> None:
     assert len([file for file in files if "events.out.tfevents" in file]) == 2
 
 
-@pytest.mark.slow
 def test_a_sweep_whose_target_is_out_of_reach_ends_early_and_selects_a_trial(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
     training = TrainingConfig(num_workers=1, epochs=1, batch_size=16, learning_rate=1e-6)
@@ -120,7 +119,6 @@ def test_a_sweep_whose_target_is_out_of_reach_ends_early_and_selects_a_trial(sma
     assert SweepResult.model_validate_json(result.model_dump_json()) == result
 
 
-@pytest.mark.slow
 def test_a_group_without_free_cpus_ends_with_the_sweep_and_holds_none(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
     with connect():
@@ -133,7 +131,6 @@ def test_a_group_without_free_cpus_ends_with_the_sweep_and_holds_none(small_data
     assert [row.status for row in result.rows] == ["completed", "completed"]
 
 
-@pytest.mark.slow
 def test_ray_46814_a_trial_whose_worker_is_killed_resumes_and_the_others_complete(small_data: str) -> None:
     task = training_task(small_data, num_rows=32)
     training = TrainingConfig(epochs=4, batch_size=32, checkpoint_interval_s=0)  # one step an epoch, then a checkpoint

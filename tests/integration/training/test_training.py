@@ -55,6 +55,7 @@ def validation_logits(trained: TrainingResult, task: ClassificationTrainingTask,
     return logits_rows(model, tokens, pad_id=int(tokenizer.pad_token_id))
 
 
+@pytest.mark.slow
 def test_the_exported_weights_load_and_have_the_reported_score(small_data: str) -> None:
     """tests/unit/training/test_ranks.py and the small run cover the other stages and methods."""
     task = training_task(small_data, num_rows=64)

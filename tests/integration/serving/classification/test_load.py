@@ -58,6 +58,7 @@ def test_rays_prometheus_endpoint_has_requests_latencies_and_versions(service: S
         assert float(matching[0].rsplit(" ", 1)[-1]) > 0
 
 
+@pytest.mark.slow
 def test_excess_requests_get_429_with_retry_after_and_are_counted(service: Service) -> None:
     name = "serving-busy"
     config = CONFIG.model_copy(update={"max_batch_size": 1, "target_ongoing_requests": 1.0, "max_queued_requests": 1})
@@ -76,6 +77,7 @@ def test_excess_requests_get_429_with_retry_after_and_are_counted(service: Servi
         rollout.undeploy(name)
 
 
+@pytest.mark.slow
 def test_one_client_neither_delays_another_nor_takes_all_of_the_queue(service: Service) -> None:
     source, num_texts = "s3://models/serving-fair/keys", 128
     keys = {name: new_key(name) for name in ("few", "many")}
