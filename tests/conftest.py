@@ -19,8 +19,11 @@ RAY_STARTS = ("cluster.local.supervisor", "bin/ray start", "gcs/gcs_server", "te
 
 SHARE_THE_SMALL_RUN = ("cluster/test_security.py", "pipeline/test_run.py", "pipeline/test_resume.py")
 
+MANY_MODULES = 200
+
 _sessions: list[pytest.Session] = []
 _num_ray_starts = 0
+_num_frozen_modules = 0
 
 
 def _count_ray_starts(event: str, arguments: tuple[Any, ...]) -> None:
@@ -40,8 +43,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_collection_finish() -> None:
     """Exclude the imported modules from garbage collection, which takes a second with torch and transformers."""
+    _freeze_modules()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Exclude modules that fixtures have imported too: transformers collects twice for each list of prompts."""
+    if len(sys.modules) > _num_frozen_modules + MANY_MODULES:
+        _freeze_modules()
+
+
+def _freeze_modules() -> None:
+    global _num_frozen_modules
     gc.collect()
     gc.freeze()
+    _num_frozen_modules = len(sys.modules)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -128,13 +128,15 @@ def test_identical_answers_have_the_interval_of_an_unseen_event(metric: str) -> 
     assert result.p_value == 1
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
-def test_equal_models_are_significant_at_most_at_alpha_if_rows_share_documents(metric: str) -> None:
+@pytest.mark.parametrize(("metric", "num_pairs", "at_least"), [("accuracy", 100, 6), ("macro_f1", 30, 4)])
+def test_equal_models_are_significant_at_most_at_alpha_if_rows_share_documents(
+    metric: str, num_pairs: int, at_least: int
+) -> None:
     documents = np.repeat(np.arange(50), 10)
-    pairs = [equal_models(seed, documents=documents) for seed in range(100)]
+    pairs = [equal_models(seed, documents=documents) for seed in range(num_pairs)]
     by_rows = [compare(replace(ours, clusters=None), other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
     by_documents = [compare(ours, other=theirs, metric=metric, alpha=0.05) for ours, theirs in pairs]
-    assert sum(map(proven, by_rows)) >= 6  # one-sided; 2.5 are expected at alpha
+    assert sum(map(proven, by_rows)) >= at_least  # one-sided; 2.5 % are expected at alpha
     assert sum(map(proven, by_documents)) <= 4
     for effect in by_documents:
         assert (effect.p_value < 0.05) == (effect.interval[0] > 0 or effect.interval[1] < 0)
