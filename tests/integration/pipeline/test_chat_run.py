@@ -33,7 +33,7 @@ from tests import small_chat
 from tests.integration.small import SmallRun, write_table
 from tests.progress import ProgressRecorder
 
-pytestmark = pytest.mark.usefixtures("connected")
+pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
 
 BASE = "s3://lake/tiny-chat-base"
 DATA = "s3://lake/tiny-chat"
