@@ -34,7 +34,7 @@ $(if $(NVIDIA_DRIVER),,$(CPU_TORCH) || )$(LOCKED) locks/torch.txt
 $(INSTALL) --no-build-isolation --editable .
 endef
 
-.PHONY: setup setup-dev demo test test-slow test-long check lock sbom release docs bench clean
+.PHONY: setup setup-dev demo test test-slow test-long check lock sbom release docs bench gpu clean
 
 setup: $(DEMO)
 
@@ -94,7 +94,11 @@ docs: $(SETUP)
 	$(BIN)/mkdocs build --quiet --strict
 
 bench: $(SETUP)
-	@for name in $(subst /,.,$(patsubst benchmarks/%.py,%,$(filter-out %/trainer.py %/soak.py,$(wildcard benchmarks/*/*.py)))); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in $(subst /,.,$(patsubst benchmarks/%.py,%,$(filter-out %/trainer.py %/soak.py benchmarks/gpu/%,$(wildcard benchmarks/*/*.py)))); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+# The acceptance test on a machine with a GPU, with the environment of the machine (benchmarks/gpu/README.md).
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(if $(PART),--part $(PART)) $(if $(REDUCED),--reduced)
 
 clean:
 	rm -rf .venv dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

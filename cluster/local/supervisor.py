@@ -41,15 +41,15 @@ def main(folder: Path, num_cpus: int | None) -> None:
     servers: dict[str, Process] = {}
     try:
         servers["S3"] = start_s3(folder, base=base, temp_dir=temp_dir)
-        servers["Ray"] = _start_ray(base, temp_dir=temp_dir, num_cpus=num_cpus)
+        servers["Ray"] = start_ray(base, temp_dir=temp_dir, num_cpus=num_cpus)
         _wait_until(lambda: s3_answers(base, pid=servers["S3"].pid), servers=servers, stopping=stopping)
-        _wait_until(lambda: _ray_answers(base, keys=keys), servers=servers, stopping=stopping)
+        _wait_until(lambda: ray_answers(base, keys=keys), servers=servers, stopping=stopping)
         require_closed(base, pid=servers["S3"].pid)
         write_private(folder / STATE_FILE, _state(base, keys=keys, servers=servers, temp_dir=temp_dir))
         while not stopping.wait(WATCH_S):
             _require_alive(servers)
     finally:
-        _stop(list(servers.values()))
+        stop_servers(list(servers.values()))
         shutil.rmtree(temp_dir, ignore_errors=True)
         (folder / STATE_FILE).unlink(missing_ok=True)
         claim.close()
@@ -71,7 +71,7 @@ def _require_alive(servers: dict[str, Process]) -> None:
             raise StackError(f"{name} ended with exit code {server.returncode}")
 
 
-def _stop(servers: list[Process]) -> None:
+def stop_servers(servers: list[Process]) -> None:
     """Stop the servers concurrently, and kill processes that remain after a timeout."""
     members = [member for server in servers for member in family(server.pid)]
     for server in servers:
@@ -79,7 +79,7 @@ def _stop(servers: list[Process]) -> None:
     await_end(members, timeout_s=SERVER_STOP_TIMEOUT_S)
 
 
-def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> Process:
+def start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> Process:
     """Start a Ray head with its command line, since `ray.init` cannot set the port of the dashboard agent."""
     command = [
         *(program("ray"), "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--disable-usage-stats"),
@@ -92,7 +92,7 @@ def _start_ray(base: int, *, temp_dir: Path, num_cpus: int | None) -> Process:
     return start(command, cwd=temp_dir)
 
 
-def _ray_answers(base: int, *, keys: Keys) -> bool:
+def ray_answers(base: int, *, keys: Keys) -> bool:
     """Return True if GCS, node manager and dashboard agent listen and the dashboard accepts the token."""
     connections = psutil.net_connections("tcp")
     listening = {item.laddr.port for item in connections if item.laddr and item.status == psutil.CONN_LISTEN}

@@ -82,7 +82,7 @@ class Machines:
         """Start a head node without CPUs and wait until it is ready. Every head node has the same ports."""
         listed = [f"--{port}={self.base + offset}" for port, offset in ports_module.RAY_START.items()]
         head = self._start(name, "--head", "--num-cpus=0", *listed, *options, environment=environment)
-        wait(lambda: supervisor._ray_answers(self.base, keys=self._keys), of=head)
+        wait(lambda: supervisor.ray_answers(self.base, keys=self._keys), of=head)
         return head
 
     def worker(self, name: str, *options: str, **environment: str) -> Machine:

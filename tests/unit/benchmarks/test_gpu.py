@@ -1,0 +1,102 @@
+"""The acceptance test on a GPU: its coverage of settings, its report, and the sets of wheels."""
+
+import itertools
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import wheels
+from benchmarks.gpu.report import Failed, Report, from_child, in_child, time_limit
+
+LEAST_STAGE = {"none": 0, "optimizer": 1, "parameters": 3}
+
+
+def test_ten_combinations_cover_all_pairs_of_settings() -> None:
+    # Imported here, because the processes that other tests start import this module, and torch takes seconds.
+    from benchmarks.gpu.combinations import COMBINATIONS, Combination
+
+    allowed = [
+        Combination(*values)  # type: ignore[arg-type]
+        for values in itertools.product(
+            range(4), ("full", "lora"), ("chat", "classification"), (False, True), LEAST_STAGE
+        )
+        if values[0] >= LEAST_STAGE[values[4]]
+    ]
+    assert len(COMBINATIONS) == 10
+    assert {pair for one in COMBINATIONS for pair in pairs(one)} == {pair for one in allowed for pair in pairs(one)}
+
+
+def pairs(combination: object) -> Iterator[tuple[object, ...]]:
+    return itertools.combinations(vars(combination).items(), 2)
+
+
+def test_a_figure_out_of_its_bound_fails_the_part(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("a", reduced=False)
+    report.add("rate", 2.0, ">= 1")
+    with pytest.raises(Failed, match=r"^mfu is 0.3, but the bound is >= 0.4$"):
+        report.add("mfu", 0.3, ">= 0.4", hardware=True)
+    report.finish("mfu is too low")
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["figures"], result["holds"]) == ({"rate": 2.0, "mfu": 0.3}, False)
+    assert (result["bounds"], result["failed"]) == ({"rate": ">= 1", "mfu": ">= 0.4"}, "mfu is too low")
+
+
+def test_bounds_of_the_hardware_do_not_apply_in_the_reduced_form(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("a", reduced=True)
+    report.add("mfu", 0.3, ">= 0.4", hardware=True)
+    with pytest.raises(Failed):
+        report.add("failed_requests", 1, "<= 0")
+    report.finish()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["not_applicable"] == {"mfu": ">= 0.4"}
+
+
+def test_a_part_ends_at_its_time_limit() -> None:
+    with pytest.raises(Failed, match="time limit"), time_limit(0.01):
+        time.sleep(60)
+
+
+def numbers(limit: int) -> Iterator[int]:
+    yield from range(limit)
+    raise ValueError("no more\nnumbers")
+
+
+def test_results_of_a_process_arrive_before_its_error() -> None:
+    results = from_child(numbers, 2)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(Failed, match=r"^numbers: ValueError: no more$"):
+        next(results)
+
+
+def test_a_process_that_dies_is_reported() -> None:
+    with pytest.raises(Failed, match=r"^the process of _exit died with exit code 7$"):
+        in_child(os._exit, 7)
+
+
+def test_wheels_are_divided_into_sets_of_limited_size() -> None:
+    mib = 1 << 20
+    sizes = {"a": 50 * mib, "b": 40 * mib, "c": 20 * mib, "d": 10 * mib, "e": mib}
+    assert wheels.sets(sizes) == [["a", "d"], ["b", "c"], ["e"]]
+
+
+def test_the_machine_s_own_packages_are_not_fetched() -> None:
+    lock = "# header\nray==2.60.0 \\\n    --hash=sha256:1\ntorch==2.13.0 \\\nnvidia-nccl-cu13==2.0 ; x\npeft==0.21.2\n"
+    assert wheels.requirements(lock) == ["ray==2.60.0", "peft==0.21.2"]
+
+
+def test_folders_are_removed_from_a_wheel_and_its_record(tmp_path: Path) -> None:
+    wheel = tmp_path / "ray-1-py3-none-any.whl"
+    record = "ray/a.py,sha256=1,1\nray/jars/b.jar,sha256=2,2\nray-1.dist-info/RECORD,,\n"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in (("ray/a.py", "a"), ("ray/jars/b.jar", "b"), ("ray-1.dist-info/RECORD", record)):
+            archive.writestr(name, content)
+    wheels.without(wheel, wheels.RAY_UNUSED)
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.namelist() == ["ray/a.py", "ray-1.dist-info/RECORD"]
+        assert archive.read("ray-1.dist-info/RECORD").decode() == "ray/a.py,sha256=1,1\nray-1.dist-info/RECORD,,\n"
+    assert [path.name for path in tmp_path.iterdir()] == [wheel.name]
