@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster import ray_private
+from tailorbird.config.serving import ServingConfig
 from tailorbird.config.training import TrainingConfig
 
 REACH_TIMEOUT_S = 5
@@ -37,6 +38,10 @@ class Resources:
 
 def worker_resources(config: TrainingConfig) -> Resources:
     return Resources(config.cpus_per_worker, config.gpus_per_worker)
+
+
+def replica_resources(config: ServingConfig) -> Resources:
+    return Resources(config.cpus_per_replica, config.gpus_per_replica)
 
 
 @dataclass(frozen=True)

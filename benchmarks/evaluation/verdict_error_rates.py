@@ -19,6 +19,7 @@ from scipy.stats import norm
 
 from benchmarks.rounds import Figures, finish, print_table
 from tailorbird.config.evaluation import HybridConfig, SubgroupGateConfig
+from tailorbird.evaluation.gates.cost import ServingUsage
 from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.paired import compare, midp_values, newcombe_limits
@@ -34,7 +35,7 @@ TRUTHS = ((0.05, 0.9), (0.10, 0.75), (0.20, 0.66))  # discordance, incumbent's a
 NUM_CANDIDATES, NUM_VALIDATION, NUM_TEST, NUM_PROTOCOLS = 20, 1500, 1000, 400
 NUM_RUNS, NUM_CLAIMS, NUM_GROUPS = 200, 30, 3
 CLASS_SHARES, NUM_MACRO_F1 = (0.45, 0.25, 0.15, 0.10, 0.05), 200
-CHEAP, DEAR = (1.0, 1.01, 0.99, 1.0, 1.0), (2.0, 2.02, 1.98, 2.0, 2.0)  # CPU-seconds in five rounds
+CHEAP, DEAR = ServingUsage((1.0, 1.01, 0.99, 1.0, 1.0)), ServingUsage((2.0, 2.02, 1.98, 2.0, 2.0))
 BOUNDS = {
     "fine_tune_rate_of_equal_models": "<= 0.03",  # one-sided, so alpha / 2
     "type_i_error_of_midp": "<= 0.055",
@@ -161,7 +162,7 @@ def _one_protocol(generator: np.random.Generator, truth: Truth) -> int:
         contenders={role: models[role] for role in roles},
         routing=routing,
         best_part="candidate" if better else "incumbent",
-        cpu={"incumbent": DEAR, "candidate": candidate_cost, **dict.fromkeys(roles, DEAR)},
+        costs={"incumbent": DEAR, "candidate": candidate_cost, **dict.fromkeys(roles, DEAR)},
     )
     return assess(inputs, protocol=_protocol(NUM_TEST, hybrid=hybrid)).rule
 

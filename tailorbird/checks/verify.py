@@ -257,7 +257,7 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
             incumbent=model_predictions("incumbent", tables),
             candidate=model_predictions("candidate", tables),
             test_sha256=record.protocol.test_sha256,
-            cpu=record.cpu,
+            costs=record.serving,
         )
         equivalence = evaluate_equivalence(inputs, protocol=record.protocol)
         faults += differences(record.equivalence, equivalence, at="equivalence", other=RECOMPUTED)

@@ -56,8 +56,19 @@ class CostConfig(ConfigSection):
     """Number of texts or conversations answered per month."""
     horizon_months: float = Field(default=12, gt=0)
     """Number of months within which the gain must pay for the training."""
-    price_per_cpu_hour: float = Field(gt=0)
-    """Price of one CPU core per hour, in the same currency, for training and serving."""
+    price_per_cpu_hour: float = Field(ge=0)
+    """Price of one CPU core per hour, in the same currency, for training and serving. 0 if the price of a GPU-hour
+    includes the CPU cores."""
+    price_per_gpu_hour: float | None = Field(default=None, gt=0)
+    """Price of one GPU per hour, in the same currency. Required if training or serving has GPUs."""
+
+    @model_validator(mode="after")
+    def _something_has_a_price(self) -> Self:
+        if self.price_per_cpu_hour == 0 and self.price_per_gpu_hour is None:
+            raise ValueError(
+                "price_per_cpu_hour is 0 and price_per_gpu_hour is not set, so nothing has a price; set one of them"
+            )
+        return self
 
 
 class HybridConfig(ConfigSection):

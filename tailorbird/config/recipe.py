@@ -107,6 +107,21 @@ class Recipe(ConfigSection):
         return self
 
     @model_validator(mode="after")
+    def _gpus_have_a_price(self) -> Self:
+        cost = self.evaluation.cost
+        counts = {
+            "serving.gpus_per_replica": self.serving.gpus_per_replica,
+            "training.gpus_per_worker": self.training.gpus_per_worker,
+        }
+        used = [f"{name} is {count:g}" for name, count in counts.items() if count]
+        if cost is not None and cost.price_per_gpu_hour is None and used:
+            raise ValueError(
+                f"{' and '.join(used)}, but GPUs have no price; set evaluation.cost.price_per_gpu_hour, or remove "
+                "evaluation.cost"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _space_fits_training(self) -> Self:
         """Check every value of the search space, and every combination of fields that constrain each other."""
         values = {}

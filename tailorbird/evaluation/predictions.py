@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 GROUP_PREFIX = "group:"
 MEASURE_PREFIX = "measure:"
 CLUSTER = "cluster"
+LOGPROBS = "logprobs"
 ROW_METRICS = ("accuracy", "exact_match")  # metrics whose per-row score is `scores`
 COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
 
@@ -41,6 +42,8 @@ class Predictions:
     """[N] further per-row scores by name (chat only): `token_f1`, `rouge_l`, `log_likelihood`."""
     clusters: tuple[str, ...] | None = None
     """Cluster of each row; rows of the same document or with the same text are not independent."""
+    logprobs: tuple[tuple[float, ...], ...] | None = None
+    """(language models only) Log-probability of each token of a row's answer, the end-of-turn token included."""
 
     def __post_init__(self) -> None:
         for name in ("scores", "confidences", "calibrated"):
@@ -54,6 +57,7 @@ class Predictions:
         columns |= {f"group {name}": values for name, values in self.groups.items()}
         columns |= measures
         columns |= {} if self.clusters is None else {"clusters": self.clusters}
+        columns |= {} if self.logprobs is None else {"logprobs": self.logprobs}
         for name, column in columns.items():
             if len(column) != len(self.row_ids):
                 raise ValueError(
@@ -74,7 +78,7 @@ class Predictions:
         return self.measures[metric]
 
     def to_table(self) -> pa.Table:
-        """Return an Arrow table with `COLUMNS`, `group:<name>`, `measure:<name>` and, with clusters, `cluster`.
+        """Return an Arrow table with `COLUMNS`, `group:<name>`, `measure:<name>` and, if known, `cluster`, `logprobs`.
 
         The schema metadata contains the name of the model.
         """
@@ -91,6 +95,8 @@ class Predictions:
         columns |= {GROUP_PREFIX + name: pa.array(values, pa.string()) for name, values in self.groups.items()}
         columns |= {MEASURE_PREFIX + name: pa.array(values) for name, values in self.measures.items()}
         columns |= {} if self.clusters is None else {CLUSTER: pa.array(self.clusters, pa.string())}
+        if self.logprobs is not None:
+            columns[LOGPROBS] = pa.array(self.logprobs, pa.list_(pa.float32()))
         return pa.table(columns).replace_schema_metadata({"model": self.model})
 
     @classmethod
@@ -99,7 +105,7 @@ class Predictions:
         names = table.column_names
         missing = [name for name in COLUMNS if name not in names]
         known = (GROUP_PREFIX, MEASURE_PREFIX)
-        foreign = [name for name in names if name not in (*COLUMNS, CLUSTER) and not name.startswith(known)]
+        foreign = [name for name in names if name not in (*COLUMNS, CLUSTER, LOGPROBS) and not name.startswith(known)]
         model = (table.schema.metadata or {}).get(b"model")
         if missing or foreign or model is None:
             raise ValueError(
@@ -123,6 +129,7 @@ class Predictions:
             groups={name.removeprefix(GROUP_PREFIX): texts(name) for name in groups},
             measures={name.removeprefix(MEASURE_PREFIX): table[name].to_numpy() for name in measures},
             clusters=texts(CLUSTER) if CLUSTER in names else None,
+            logprobs=tuple(map(tuple, table[LOGPROBS].to_pylist())) if LOGPROBS in names else None,
         )
 
 

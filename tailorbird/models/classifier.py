@@ -4,12 +4,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.tokenize import collate
 
 TokenIds = Sequence[Sequence[int]]  # token ids of each row, unpadded
+CPU_ROWS = 64  # maximum number of rows of a forward pass on CPU
+GPU_ROWS, GPU_TOKENS = 1024, 65_536
+"""Maximum number of rows, and of tokens with padding, of a forward pass on a GPU. These numbers are estimates."""
 
 
 class Classifier(nn.Module):
@@ -55,13 +59,16 @@ def zero_head(num_features: int, num_classes: int) -> nn.Linear:
     return head
 
 
-def embed_rows(model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int = 64) -> np.ndarray:
-    """Return embeddings [N, D] in fp32, in the order of the rows."""
+def embed_rows(model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int | None = None) -> np.ndarray:
+    """Return embeddings [N, D] in fp32, in the order of the rows. See `logits_rows`."""
     return _over_rows(model.embed, model, token_lists, pad_id=pad_id, batch_size=batch_size)
 
 
-def logits_rows(model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int = 64) -> np.ndarray:
-    """Return logits [N, L] in fp32, in the order of the rows. Evaluation and serving share this function."""
+def logits_rows(model: Classifier, token_lists: TokenIds, *, pad_id: int, batch_size: int | None = None) -> np.ndarray:
+    """Return logits [N, L] in fp32, in the order of the rows. Evaluation and serving share this function.
+
+    `batch_size` is the maximum number of rows of a forward pass. By default, the passes suit the model's device.
+    """
     return _over_rows(model.forward, model, token_lists, pad_id=pad_id, batch_size=batch_size)
 
 
@@ -71,7 +78,7 @@ def _over_rows(
     token_lists: TokenIds,
     *,
     pad_id: int,
-    batch_size: int,
+    batch_size: int | None,
 ) -> np.ndarray:
     device = model.head.weight.device
     if model.training:  # `eval` visits all modules, which would slow down every request
@@ -80,8 +87,20 @@ def _over_rows(
     width = model.head.out_features if function == model.forward else model.head.in_features
     result = np.empty((len(token_lists), width), dtype=np.float32)
     with torch.inference_mode():
-        for rows in length_batches(lengths, max_rows=batch_size):
+        for rows in device_batches(lengths, device=device.type, batch_size=batch_size):
             input_ids, attention_mask = collate([token_lists[row] for row in rows], pad_id=pad_id)
             output = function(input_ids.to(device), attention_mask.to(device))
             result[rows] = output.float().cpu().numpy()
     return result
+
+
+def device_batches(lengths: Sequence[int], *, device: str, batch_size: int | None = None) -> list[NDArray[np.int64]]:
+    """Return the rows of each forward pass, of up to `batch_size` rows or, by default, as many as suit the device."""
+    if batch_size is not None or device == "cpu":
+        return length_batches(lengths, max_rows=batch_size or CPU_ROWS)
+    return length_batches(lengths, max_rows=GPU_ROWS, cost=_gpu_cost)
+
+
+def _gpu_cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return a cost of 1 per pass; infinity for passes of several rows with more than `GPU_TOKENS` tokens."""
+    return np.where((num_rows > 1) & (num_rows * longest > GPU_TOKENS), np.inf, 1.0)

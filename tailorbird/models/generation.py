@@ -18,7 +18,8 @@ from tailorbird.models.continuous_batching_attention import register_request_att
 CACHE_TOKENS, PAGE_TOKENS, BATCH_TOKENS = 16384, 32, 512
 """Continuous batching on CPU: number of tokens in the key-value cache, in a page of it, and in a forward pass.
 
-By default, transformers allocates most of the machine's memory for the cache.
+By default, transformers allocates most of the machine's memory for the cache. On a GPU, it divides the free memory into
+cache and forward passes of up to 8,192 tokens, which is what a GPU needs.
 """
 SCORED_TOKENS = 4096  # maximum number of tokens in a forward pass of `log_likelihoods`
 
@@ -30,6 +31,7 @@ class Answer:
     tokens: list[int]  # without the end-of-turn token
     finished: bool  # false if it was truncated at `max_new_tokens`
     confidence: float  # exp of the mean log-probability of its tokens
+    logprobs: tuple[float, ...]  # log-probability of each token, the end-of-turn token included
 
 
 def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int) -> list[Answer]:
@@ -38,7 +40,7 @@ def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
     outputs = lm.generate_batch(
         [list(prompt) for prompt in prompts],
         generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),
-        continuous_batching_config=batching_config(return_logprobs=True),
+        continuous_batching_config=batching_config(lm.device, return_logprobs=True),
         warmup=False,
     )
     answers = []
@@ -50,7 +52,7 @@ def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
         tokens = list(output.generated_tokens)
         finished = bool(tokens) and tokens[-1] == end_id
         confidence = float(np.exp(np.mean(output.logprobs))) if output.logprobs else 0.0
-        answers.append(Answer(tokens[:-1] if finished else tokens, finished, confidence))
+        answers.append(Answer(tokens[:-1] if finished else tokens, finished, confidence, tuple(output.logprobs)))
     if len(answers) != len(prompts):
         raise RuntimeError(f"the model answered {len(answers)} of {len(prompts)} prompts; see the log for the error")
     return answers
@@ -61,9 +63,19 @@ def greedy(*, max_new_tokens: int, end_id: int) -> Any:
     return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end_id, pad_token_id=end_id)
 
 
-def batching_config(**options: Any) -> Any:
-    """Return the continuous batching config, with a fixed cache size on CPU. On GPU, transformers sets the size."""
-    if not torch.cuda.is_available():
+def context_length(lm: Any) -> int | None:
+    """Return the maximum number of tokens of a prompt and its answer; None if model and cache set no limit.
+
+    The cache limits models on CPU only, because on a GPU it has most of the memory.
+    """
+    positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    limits = (positions, CACHE_TOKENS if torch.device(lm.device).type == "cpu" else None)
+    return min((limit for limit in limits if limit), default=None)
+
+
+def batching_config(device: torch.device | str, **options: Any) -> Any:
+    """Return the continuous batching config for a model on a device; transformers sets the sizes on a GPU."""
+    if torch.device(device).type == "cpu":
         sizes = {"num_blocks": CACHE_TOKENS // PAGE_TOKENS, "page_size": PAGE_TOKENS, "max_batch_tokens": BATCH_TOKENS}
         options = sizes | options
     return ContinuousBatchingConfig(**options)

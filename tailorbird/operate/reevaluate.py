@@ -12,6 +12,7 @@ from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.tasks import TASKS
 from tailorbird.data.rows import Rows, contents_of, rows_sha256
+from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.perturbations import perturbed_rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
@@ -106,8 +107,8 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
         model_predictions("incumbent", tables),
         model_predictions("candidate", tables),
         test_sha256=protocol.test_sha256,
-        cpu=cost.cpu,
-        training_cpu_s=cost.training_cpu_s,
+        costs=cost.serving,
+        training=cost.training,
     )
     verdict, at = decide_reevaluation(inputs, protocol=protocol, number=len(earlier) + 1), now()
     expires = datetime.fromisoformat(at) + timedelta(days=protocol.valid_days)
@@ -188,7 +189,7 @@ def protocol_for(
     compared these two versions.
     """
     protocol = build_protocol(recipe.evaluation, test_sha256=rows_sha256(rows), num_test_rows=len(rows))
-    cost = CostRecord(cpu=None, training_cpu_s=0.0)
+    cost = CostRecord(serving=None, training=TrainingUsage())
     if champion.run and storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
         evidence = read_evidence(champion.run)
         test_rows = {"test_sha256": protocol.test_sha256, "num_test_rows": len(rows)}
@@ -196,7 +197,7 @@ def protocol_for(
         digests = {role: evidence.versions[role].digest for role in ROLES}
         if digests == {"incumbent": incumbent.digest, "candidate": champion.digest}:
             cost = evidence.cost
-    priced = protocol.cost if cost.cpu is not None else None
+    priced = protocol.cost if cost.serving is not None else None
     return protocol.model_copy(update={"cost": priced, "hybrid": None}), cost
 
 

@@ -71,7 +71,9 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
         scores = [score_table(protocol.metric, table) for table in (champion, former)]
     gain = scores[0] - scores[1]
     gates = evaluate_gates(inputs, protocol=_of_gates(protocol, number=number))
-    holds, why = _decide(gain, interval=interval, gates=gates, protocol=protocol, cost_is_known=inputs.cpu is not None)
+    holds, why = _decide(
+        gain, interval=interval, gates=gates, protocol=protocol, cost_is_known=inputs.costs is not None
+    )
     return ReevaluationVerdict(
         holds=holds,
         reasons=why,

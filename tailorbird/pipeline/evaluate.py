@@ -8,11 +8,11 @@ from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.data.rows import Rows, contents_of
-from tailorbird.evaluation.gates.cost import ServingCosts
+from tailorbird.evaluation.gates.cost import MeasuredCosts
 from tailorbird.evaluation.hybrid import fit_routing
-from tailorbird.evaluation.inference.cpu_time import measure_cpu
 from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.inference.serving_cost import measure_serving
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import (
@@ -93,7 +93,8 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
         protocol=digest(context.protocol.model_dump(mode="json")),
         run=context.run,
     )
-    cost = CostRecord(measure_cost(context, trained.contenders), trained.cpu_seconds(context.recipe.training))
+    measured = measure_cost(context, trained.contenders)
+    cost = CostRecord(measured.serving, trained.usage(context.recipe.training), measured.device)
     evaluated = EvaluatedModels(family, access, predict_all(context, trained), cost)
     verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
     if access.number > 1:
@@ -144,17 +145,19 @@ def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predic
     return tables
 
 
-def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> ServingCosts:
-    """Return the CPU time of all models, measured in alternating rounds; a cached stage."""
-    inputs, test = context.inputs, context.splits.test
+def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> MeasuredCosts:
+    """Return the cost of all models on the device that serves, measured in alternating rounds; a cached stage."""
+    inputs, test, num_gpus = context.inputs, context.splits.test, context.recipe.serving.gpus_per_replica
     uris = {role: contender.uri for role, contender in contenders.items()}
-    rows = test.take(range(min(len(test), context.task.num_cost_rows)))
-    stage_inputs = inputs.stage_inputs(measure_cpu, models=uris, test=inputs.data.hashes["test"])
+    num_rows = context.task.num_cost_rows_gpu if num_gpus else context.task.num_cost_rows
+    rows = test.take(range(min(len(test), num_rows)))
+    named = {"models": uris, "test": inputs.data.hashes["test"], "num_gpus": num_gpus}
+    stage_inputs = inputs.stage_inputs(measure_serving, **named)
 
-    def compute(_: str) -> ServingCosts:
-        return inputs.remote(measure_cpu)(uris, rows=rows)
+    def compute(_: str) -> MeasuredCosts:
+        return inputs.remote_evaluation(measure_serving)(uris, rows=rows, num_gpus=num_gpus)
 
-    return inputs.cached("cost", output=dict[str, tuple[float, ...]], inputs=stage_inputs, compute=compute)
+    return inputs.cached("cost", output=MeasuredCosts, inputs=stage_inputs, compute=compute)
 
 
 def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictInputs:
@@ -170,8 +173,8 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
         contenders={role: model_predictions(role, tables) for role in family.contenders},
         routing=family.routing,
         best_part=family.best_part,
-        cpu=evaluated.cost.cpu,
-        training_cpu_s=evaluated.cost.training_cpu_s,
+        costs=evaluated.cost.serving,
+        training=evaluated.cost.training,
         accepted_loss=context.accepted_loss,
     )
 
@@ -213,7 +216,7 @@ def _register(
 
 def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
     """Return the predictions of validation, test or a changed test set; a cached stage."""
-    inputs, splits = context.inputs, context.splits
+    inputs, splits, num_gpus = context.inputs, context.splits, context.recipe.serving.gpus_per_replica
     rows: dict[str, Callable[[], Rows]] = {
         VALIDATION: lambda: splits.validation,
         "test": lambda: splits.test,
@@ -221,12 +224,13 @@ def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
         "noise": lambda: add_typos(splits.test),
     }
     changes = {"counterfactual": [swap_demographics], "noise": [add_typos]}.get(rows_name, [])
-    stage_inputs = inputs.stage_inputs(predict_rows, *changes, model=uri, rows=rows_name)
+    stage_inputs = inputs.stage_inputs(predict_rows, *changes, model=uri, rows=rows_name, num_gpus=num_gpus)
     if rows_name != VALIDATION:
         stage_inputs["test"] = inputs.data.hashes["test"]
 
     def compute(folder: str) -> str:
-        save_predictions(f"{folder}/predictions.parquet", inputs.remote(predict_rows)(uri, rows=rows[rows_name]()))
+        table = inputs.remote_evaluation(predict_rows)(uri, rows=rows[rows_name](), num_gpus=num_gpus)
+        save_predictions(f"{folder}/predictions.parquet", table)
         return f"{folder}/predictions.parquet"
 
     return load_predictions(inputs.cached("predictions", output=str, inputs=stage_inputs, compute=compute))

@@ -6,7 +6,7 @@ from typing import ParamSpec, TypeVar
 
 from cluster.code_snapshot import CodeVersion, ship_code
 from cluster.remote import run_remote
-from cluster.resources import worker_resources
+from cluster.resources import Resources, replica_resources, worker_resources
 from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
@@ -61,6 +61,13 @@ class RunInputs:
     def remote(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return a function that runs as a Ray task with a training worker's resources. A call waits for its result."""
         return run_remote(function, resources=worker_resources(self.recipe.training))
+
+    def remote_evaluation(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return a function that runs as a Ray task like `remote`, with the GPUs of a replica if replicas have any."""
+        resources, replica = worker_resources(self.recipe.training), replica_resources(self.recipe.serving)
+        if replica.gpus:
+            resources = Resources(max(resources.cpus, replica.cpus), replica.gpus)
+        return run_remote(function, resources=resources)
 
     def version_config(
         self, kind: Kind, *, classes: tuple[str, ...] = (), prompting: Prompting | None = None

@@ -8,6 +8,7 @@ import numpy as np
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
+from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report import evidence
 from tailorbird.evaluation.report.model_scores import (
@@ -59,10 +60,11 @@ class TrainedModels:
             for role, model in self.contenders.items()
         )
 
-    def cpu_seconds(self, training: TrainingConfig) -> float:
-        """Return the CPU-seconds spent in training steps, over all trials and seed runs."""
+    def usage(self, training: TrainingConfig) -> TrainingUsage:
+        """Return the resources that the training steps of all trials and seed runs used."""
         seconds = sum(row.seconds for row in self.sweep.rows) + sum(seed.step_seconds for seed in self.seeds[1:])
-        return seconds * training.max_workers * training.cpus_per_worker
+        cpu_s = seconds * training.max_workers * training.cpus_per_worker
+        return TrainingUsage(cpu_s, seconds * training.max_workers * training.gpus_per_worker)
 
 
 @dataclass(frozen=True)

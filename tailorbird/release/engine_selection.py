@@ -9,9 +9,9 @@ from cluster.resources import worker_resources
 from tailorbird import PROJECT_ROOT, storage
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import DataError, Rows, rows_sha256
-from tailorbird.evaluation.inference.cpu_time import measure_cpu
 from tailorbird.evaluation.inference.perturbations import perturbed_rows
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.inference.serving_cost import measure_serving
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
 from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, EngineEvidence, Evidence
@@ -141,9 +141,9 @@ class _Export:
         }
         cost_rows = self._test.take(range(min(len(self._test), NUM_COST_ROWS)))
         uris = {"incumbent": self._evaluated.uri, "candidate": f"{uri}/model"}
-        rounds = run_remote(measure_cpu, resources=self._resources)(uris, rows=cost_rows)
+        measured = run_remote(measure_serving, resources=self._resources)(uris, rows=cost_rows)
         evaluated, exported = model_predictions("incumbent", tables), model_predictions("candidate", tables)
-        inputs = VerdictInputs(evaluated, exported, self._protocol.test_sha256, cpu=rounds)
+        inputs = VerdictInputs(evaluated, exported, self._protocol.test_sha256, costs=measured.serving)
         try:
             equivalence = evaluate_equivalence(inputs, protocol=self._protocol)
         except VerdictRefused as error:  # scores that are not finite
@@ -154,7 +154,7 @@ class _Export:
             evaluated=self._evaluated.pinned,
             run=self._evidence.run,
             protocol=self._protocol,
-            cpu=rounds,
+            serving=measured.serving,
             code=self._code,
             created_at=now(),
         )

@@ -17,7 +17,7 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.inference.chat_answers import answer_rows, conversations
 from tailorbird.evaluation.statistics.text_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.generation import CACHE_TOKENS
+from tailorbird.models.generation import context_length
 from tailorbird.models.loading import load_text_encoder
 from tailorbird.models.pretrained import default_device, inference_dtype, load_causal
 from tailorbird.models.retrieval.chat_prompt import nearest_answer
@@ -90,7 +90,10 @@ def fit_prompt_baselines(
     files = index_files(index)
     model = ChatModel(load_causal(base, dtype=inference_dtype()).to(default_device()).eval())
     scorer = _Scorer(model, load_tokenizer(base), index, validation, config.metric)
-    limit = min(config.retrieved_tokens, _context(model) - prompting.max_new_tokens)
+    context = context_length(model.lm)
+    limit = config.retrieved_tokens
+    if context is not None:
+        limit = min(limit, context - prompting.max_new_tokens)
     retrieval = Retrieval(
         num_examples=1,
         max_prompt_tokens=max(1, limit),
@@ -165,12 +168,6 @@ def _retrieved(scorer: _Scorer, prompting: Prompting, *, numbers: tuple[int, ...
     best = int(np.argmax(scores))
     note = f"nearest training rows in the prompt: {tried[best]}, best of {', '.join(map(str, tried))}"
     return Baseline("retrieved", None, scores[best], True, note), candidates[best]
-
-
-def _context(model: ChatModel) -> int:
-    """Return the maximum number of tokens of a prompt and its answer."""
-    positions = getattr(model.lm.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
-    return min(positions or CACHE_TOKENS, CACHE_TOKENS)
 
 
 def store_prompt_baselines(uri: str, results: ChatBaselines, *, config: VersionConfig) -> tuple[Baseline, ...]:

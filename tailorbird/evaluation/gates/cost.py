@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.stats import t
@@ -14,46 +15,126 @@ MIN_ROUNDS = 5
 SECONDS_PER_HOUR = 3600
 MAX_SHRINK = 1000.0
 """Largest factor by which an interval may have to shrink; a larger factor needs over a million times the rows."""
-
-
-ServingCosts = Mapping[str, tuple[float, ...]]
-"""CPU-seconds per thousand rows of each model by role, one value per alternating round."""
+CostUnit = Literal["CPU-seconds", "GPU-seconds"]
 
 
 @dataclass(frozen=True)
-class CpuRounds:
-    """CPU-seconds per thousand rows of both models, one value per model and alternating round."""
+class ServingUsage:
+    """The resources with which one model answers a thousand rows, one value per alternating round."""
 
-    incumbent: tuple[float, ...]
-    candidate: tuple[float, ...]
+    cpu_s: tuple[float, ...]  # CPU-seconds
+    gpu_s: tuple[float, ...] | None = None
+    """GPU-seconds: the time in which a replica is busy, times its number of GPUs. None if replicas have no GPU."""
 
     def __post_init__(self) -> None:
-        if len(self.incumbent) != len(self.candidate) or len(self.incumbent) < MIN_ROUNDS:
+        given = {"CPU-seconds": self.cpu_s, "GPU-seconds": self.device_s}
+        for unit, seconds in given.items():
+            if not (np.isfinite(seconds) & (np.array(seconds) > 0)).all():
+                raise ValueError(f"{unit} {sorted(seconds)} must be finite and above 0; measure on more rows")
+        if len(self.cpu_s) != len(self.device_s):
+            raise ValueError(f"{len(self.cpu_s)} rounds have CPU-seconds and {len(self.device_s)} have GPU-seconds")
+
+    @property
+    def unit(self) -> CostUnit:
+        """Unit of `device_s`."""
+        return "CPU-seconds" if self.gpu_s is None else "GPU-seconds"
+
+    @property
+    def device_s(self) -> tuple[float, ...]:
+        """Seconds of the device that serves: GPU-seconds if replicas have GPUs, else CPU-seconds."""
+        return self.cpu_s if self.gpu_s is None else self.gpu_s
+
+
+ServingCosts = Mapping[str, ServingUsage]
+"""Resources for a thousand rows, by the role of the model."""
+
+
+@dataclass(frozen=True)
+class ServingDevice:
+    """The device on which the cost of serving was measured."""
+
+    name: str  # for example `CPU` or `NVIDIA H100 80GB HBM3`
+    num_gpus: float = 0.0  # GPUs of a replica
+    emulated: tuple[str, ...] = ()  # roles of models whose dtype the device emulates, so that they are slow
+
+
+@dataclass(frozen=True)
+class MeasuredCosts:
+    """The measured resources for serving each model."""
+
+    device: ServingDevice
+    serving: ServingCosts
+
+
+@dataclass(frozen=True)
+class TrainingUsage:
+    """The resources of the training steps of all trials and seeds."""
+
+    cpu_s: float = 0.0  # CPU-seconds
+    gpu_s: float = 0.0  # GPU-seconds
+
+    def __post_init__(self) -> None:
+        for name in ("cpu_s", "gpu_s"):
+            seconds = getattr(self, name)
+            if not (np.isfinite(seconds) and seconds >= 0):
+                raise ValueError(f"training {name} is {seconds}; give a finite time of 0 or more")
+
+    def __str__(self) -> str:
+        """Return the resources in hours: `3.2 GPU-hours and 25.6 CPU-hours`."""
+        cpu = f"{self.cpu_s / SECONDS_PER_HOUR:,.4g} CPU-hours"
+        return f"{self.gpu_s / SECONDS_PER_HOUR:,.4g} GPU-hours and {cpu}" if self.gpu_s else cpu
+
+
+@dataclass(frozen=True)
+class CostRounds:
+    """The resources of both models, measured in the same alternating rounds on the same device."""
+
+    incumbent: ServingUsage
+    candidate: ServingUsage
+
+    def __post_init__(self) -> None:
+        rounds = [len(usage.cpu_s) for usage in (self.incumbent, self.candidate)]
+        if rounds[0] != rounds[1] or rounds[0] < MIN_ROUNDS:
             raise ValueError(
-                f"{len(self.incumbent)} rounds of the incumbent and {len(self.candidate)} of the candidate; measure "
-                f"both in the same {MIN_ROUNDS} or more rounds"
+                f"{rounds[0]} rounds of the incumbent and {rounds[1]} of the candidate; measure both in the same "
+                f"{MIN_ROUNDS} or more rounds"
             )
-        seconds = np.array([*self.incumbent, *self.candidate])
-        if not (np.isfinite(seconds) & (seconds > 0)).all():
-            raise ValueError(f"CPU-seconds {sorted(seconds.tolist())} must be finite and above 0; measure on more rows")
+        if self.incumbent.unit != self.candidate.unit:
+            raise ValueError(
+                f"the incumbent has {self.incumbent.unit} and the candidate {self.candidate.unit}; measure both on the "
+                "same device"
+            )
 
 
-def cpu_rounds(costs: ServingCosts, *, candidate: str = "candidate", incumbent: str = "incumbent") -> CpuRounds:
-    """Return the measured cost of the models in two roles as a pair."""
-    return CpuRounds(incumbent=tuple(costs[incumbent]), candidate=tuple(costs[candidate]))
+def cost_rounds(costs: ServingCosts, *, candidate: str = "candidate", incumbent: str = "incumbent") -> CostRounds:
+    """Return the measured resources of the models in two roles as a pair."""
+    return CostRounds(incumbent=costs[incumbent], candidate=costs[candidate])
 
 
-def cost_ratio(rounds: CpuRounds, *, alpha: float = 0.05) -> tuple[float, tuple[float, float]]:
-    """Return the candidate's CPU-seconds divided by the incumbent's: geometric mean over rounds and 1 - alpha interval.
+def cost_ratio(rounds: CostRounds, *, alpha: float = 0.05) -> tuple[float, tuple[float, float]]:
+    """Return the candidate's seconds on the serving device divided by the incumbent's, with a 1 - alpha interval.
 
-    The interval is Student's t on the logarithms of the ratios per round, because the load of the machine in a round
-    affects both models.
+    The estimate is the geometric mean over the rounds. The interval is Student's t on the logarithms of the ratios per
+    round, because the load of the machine in a round affects both models.
     """
-    logs = np.log(rounds.candidate) - np.log(rounds.incumbent)
+    logs = np.log(rounds.candidate.device_s) - np.log(rounds.incumbent.device_s)
     num_rounds = len(logs)
     half = t.ppf(1 - alpha / 2, num_rounds - 1) * logs.std(ddof=1) / np.sqrt(num_rounds)
     low, estimate, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
     return float(estimate), (float(low), float(high))
+
+
+def price_of(usage: ServingUsage, *, terms: CostConfig) -> float:
+    """Return the mean price of a thousand rows, in the recipe's currency."""
+    cpu_s, gpu_s = np.mean(usage.cpu_s), np.mean(usage.gpu_s or 0.0)
+    return float(cpu_s * terms.price_per_cpu_hour + gpu_s * _gpu_price(terms, gpu_s=float(gpu_s))) / SECONDS_PER_HOUR
+
+
+def _gpu_price(terms: CostConfig, *, gpu_s: float) -> float:
+    """Return the price of a GPU-hour; raise ValueError if it is missing, because GPUs are never free."""
+    if terms.price_per_gpu_hour is None and gpu_s:
+        raise ValueError("GPU-seconds have no price; set evaluation.cost.price_per_gpu_hour")
+    return terms.price_per_gpu_hour or 0.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +145,7 @@ class NetBenefit:
     training: float
     saving: float  # in serving, by the candidate
     half_saving: float  # half the width of the saving's interval
+    trained: TrainingUsage  # the resources that `training` prices
 
     def at(self, gain: float) -> float:
         """Return the net benefit at a gain: its value - cost of training + saving in serving."""
@@ -75,20 +157,22 @@ class NetBenefit:
         return self.at(gain) - float(low), self.at(gain) + float(high)
 
 
-def net_benefit(terms: CostConfig, *, rounds: CpuRounds, training_cpu_s: float, alpha: float) -> NetBenefit:
+def net_benefit(terms: CostConfig, *, rounds: CostRounds, training: TrainingUsage, alpha: float) -> NetBenefit:
     """Return the net benefit with Student's t interval of the saving over the rounds, two-sided at level 1 - alpha.
 
-    Raises ValueError for an invalid training time.
+    CPU-seconds and GPU-seconds are both priced. Raises ValueError if GPUs are used and have no price.
     """
-    if not (np.isfinite(training_cpu_s) and training_cpu_s >= 0):
-        raise ValueError(f"training_cpu_s is {training_cpu_s}; give a finite time of 0 or more")
     requests = terms.requests_per_month * terms.horizon_months
     price_per_cpu_s = terms.price_per_cpu_hour / SECONDS_PER_HOUR
-    saved = (np.array(rounds.incumbent) - np.array(rounds.candidate)) / 1000 * requests * price_per_cpu_s
+    trained = training.cpu_s * price_per_cpu_s
+    saved = (np.array(rounds.incumbent.cpu_s) - np.array(rounds.candidate.cpu_s)) / 1000 * requests * price_per_cpu_s
+    if training.gpu_s:
+        trained += training.gpu_s * _gpu_price(terms, gpu_s=training.gpu_s) / SECONDS_PER_HOUR
+    if rounds.incumbent.gpu_s is not None and rounds.candidate.gpu_s is not None:
+        gpu_s = np.array(rounds.incumbent.gpu_s) - np.array(rounds.candidate.gpu_s)
+        saved += gpu_s / 1000 * requests * _gpu_price(terms, gpu_s=1.0) / SECONDS_PER_HOUR
     half = t.ppf(1 - alpha / 2, len(saved) - 1) * saved.std(ddof=1) / np.sqrt(len(saved))
-    return NetBenefit(
-        terms.value_of_correct * requests, training_cpu_s * price_per_cpu_s, float(saved.mean()), float(half)
-    )
+    return NetBenefit(terms.value_of_correct * requests, trained, float(saved.mean()), float(half), training)
 
 
 def cost_gate(main: Comparison, *, benefit: NetBenefit, horizon_months: float) -> Gate:
@@ -104,7 +188,8 @@ def cost_gate(main: Comparison, *, benefit: NetBenefit, horizon_months: float) -
     needed = _rows_needed(main, benefit=benefit, n=n) if state is State.NOT_ASSESSABLE else None
     bound = Bound("net benefit over the horizon", estimate, (low, high), 0.0, n, state, needed)
     saving = f"serving {benefit.saving:+,.2f} (+- {benefit.half_saving:,.2f})"
-    parts = f"gain {benefit.value_of_one * main.gain:+,.2f}, training {-benefit.training:+,.2f}, {saving}"
+    training = f"training {-benefit.training:+,.2f} for {benefit.trained}"
+    parts = f"gain {benefit.value_of_one * main.gain:+,.2f}, {training}, {saving}"
     note = f"over {horizon_months:g} months, in the recipe's currency: {parts}"
     if main.gain != main.counts.gain:
         note += "; the gain is not measured in accuracy, so each point is priced like a point of accuracy"

@@ -23,6 +23,8 @@ class Answer(NamedTuple):
     text: str
     confidence: float
     """exp of the mean log-probability of the tokens; for the kind `nearest`, the similarity."""
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each token, the end-of-turn token included; empty for the kind `nearest`."""
 
 
 def answer_rows(
@@ -41,7 +43,7 @@ def answer_rows(
     end_id = int(tokenizer.eos_token_id)
     answers = answer_prompts(model.lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
     texts = [str(tokenizer.decode(list(answer.tokens), skip_special_tokens=True)).strip() for answer in answers]
-    return [Answer(text, answer.confidence) for text, answer in zip(texts, answers, strict=True)]
+    return [Answer(text, answer.confidence, answer.logprobs) for text, answer in zip(texts, answers, strict=True)]
 
 
 def answer_texts(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> list[Answer]:

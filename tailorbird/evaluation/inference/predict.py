@@ -10,6 +10,7 @@ from tailorbird.data.tokenize import encode_texts, label_indices
 from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.inference.chat_answers import answer_texts, reference_likelihoods
+from tailorbird.evaluation.inference.device import serving_device
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, per_row, words_sha256
 from tailorbird.models.classifier import logits_rows
@@ -18,13 +19,18 @@ from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 
 
-def predict_rows(uri: str, *, rows: Rows) -> Predictions:
-    """Return the predictions of the artifact or version at `uri`, with its kind as `model`."""
+def predict_rows(uri: str, *, rows: Rows, num_gpus: float = 0.0) -> Predictions:
+    """Return the predictions of the artifact or version at `uri`, with its kind as `model`.
+
+    They are computed in the dtype of the version. `num_gpus` is the number of GPUs of a replica. Raises DeviceError if
+    replicas have a GPU and this process has none.
+    """
+    device = serving_device(num_gpus)
     hybrid = read_artifact_config(uri).hybrid
     if hybrid is not None:
-        parts = [ModelPredictions(predict_rows(part.uri, rows=rows)) for part in read_parts(hybrid)]
+        parts = [ModelPredictions(predict_rows(part.uri, rows=rows, num_gpus=num_gpus)) for part in read_parts(hybrid)]
         return apply_routing(hybrid.routing, incumbent=parts[0], candidate=parts[1]).clean
-    loaded = load_artifact(uri)
+    loaded = load_artifact(uri, device=device)
     return _predict_labels(loaded, rows) if isinstance(loaded, LoadedClassifier) else _predict_answers(loaded, rows)
 
 
@@ -86,6 +92,7 @@ def _predict_answers(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionCo
         groups=rows.groups,
         measures=measures,
         clusters=_documents(rows),
+        logprobs=tuple(answer.logprobs for answer in answers) if isinstance(loaded, LoadedChat) else None,
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from cluster.code_snapshot import CodeVersion
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
-from tailorbird.evaluation.gates.cost import ServingCosts
+from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, TrainingUsage
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol
@@ -113,8 +113,9 @@ class CurveRecord:
 class CostRecord:
     """The measured cost."""
 
-    cpu: ServingCosts | None  # cost of serving each model by role; None if not measured
-    training_cpu_s: float  # CPU-seconds in the training steps of all trials and seeds
+    serving: ServingCosts | None  # resources for a thousand rows by the role of the model; None if not measured
+    training: TrainingUsage
+    device: ServingDevice | None = None  # device of `serving`
 
 
 @dataclass(frozen=True)
@@ -264,8 +265,8 @@ class Evidence(StoredModel):
             contenders={role: model_predictions(role, tables) for role in self.family.contenders},
             routing=self.family.routing,
             best_part=self.family.best_part,
-            cpu=self.cost.cpu,
-            training_cpu_s=self.cost.training_cpu_s,
+            costs=self.cost.serving,
+            training=self.cost.training,
             accepted_loss=self.accepted_loss,
         )
 
@@ -280,7 +281,7 @@ class EngineEvidence(StoredModel):
     run: str
     """URI of the run."""
     protocol: TestProtocol
-    cpu: ServingCosts
+    serving: ServingCosts
     code: CodeVersion
     created_at: str
     """ISO 8601."""

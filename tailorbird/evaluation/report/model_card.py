@@ -6,6 +6,7 @@ from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.report.console import (
+    cost_sentence,
     mix_sentence,
     power_sentence,
     score_cells,
@@ -167,7 +168,8 @@ def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
 def _sentences(evidence: Evidence) -> list[str]:
     """Return the sentences below the table of scores."""
     mix = [mix_sentence(evidence.mix)] if evidence.mix else []
-    return [seed_sentence(evidence), *mix, power_sentence(evidence.verdict)]
+    cost = [sentence] if (sentence := cost_sentence(evidence)) else []
+    return [seed_sentence(evidence), *mix, *cost, power_sentence(evidence.verdict)]
 
 
 def _access(evidence: Evidence) -> str:

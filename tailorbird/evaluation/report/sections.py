@@ -4,6 +4,7 @@ from tailorbird.evaluation.gates.base import Bound, Gate
 from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report import charts
 from tailorbird.evaluation.report import html_elements as html
+from tailorbird.evaluation.report.console import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html_elements import Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
@@ -232,27 +233,37 @@ def reliability_section(evidence: Evidence, figures: Figures) -> str:
 
 def cost_section(evidence: Evidence, figures: Figures) -> str:
     """Return the serving cost of all models by round; empty if it was not measured."""
-    rounds = evidence.cost.cpu
-    if rounds is None or evidence.verdict.cost_ratio is None:
+    costs, unit, device = evidence.cost.serving, evidence.verdict.cost_unit, evidence.cost.device
+    if costs is None or unit is None or device is None or evidence.verdict.cost_ratio is None:
         return ""
-    largest = max(max(seconds) for seconds in rounds.values())
+    largest, on_gpu = max(max(usage.device_s) for usage in costs.values()), unit == "GPU-seconds"
     rows = []
-    for role, seconds in rounds.items():
-        plot = charts.rounds(seconds, largest=largest, chosen=role == "candidate")
-        rows.append([role, plot, ", ".join(figures.items(f"cost.cpu.{role}", ".4g"))])
+    for role, usage in costs.items():
+        plot = charts.rounds(usage.device_s, largest=largest, chosen=role == "candidate")
+        names = ("gpu_s", "cpu_s") if on_gpu else ("cpu_s",)
+        cells = [", ".join(figures.items(f"cost.serving.{role}.{name}", ".4g")) for name in names]
+        rows.append([role, plot, *cells])
     ratio, low, high = figures.items("verdict.cost_ratio", ".3f")
     summary = {
-        "candidate divided by incumbent": f"{ratio} ({low} to {high})",
-        "CPU-seconds of training, including the sweep": figures("cost.training_cpu_s", ",.0f"),
+        f"{unit}, candidate divided by incumbent": f"{ratio} ({low} to {high})",
+        "device": figures("cost.device.name"),
+        "CPU-seconds of training, including the sweep": figures("cost.training.cpu_s", ",.0f"),
     }
+    if evidence.cost.training.gpu_s:
+        summary["GPU-seconds of training, including the sweep"] = figures("cost.training.gpu_s", ",.0f")
+    if device.emulated:
+        summary["models whose dtype the device emulates, which is slow"] = ", ".join(
+            figures.items("cost.device.emulated")
+        )
     return html.section(
         "Cost to serve",
         html.paragraph(
-            f"CPU-seconds per thousand rows in alternating rounds. The axis ranges from 0 to {largest:.4g}, with one "
-            "tick per round.",
+            f"{unit} per thousand rows in alternating rounds. The axis ranges from 0 to {largest:.4g}, with one tick "
+            "per round.",
             soft=True,
         ),
-        html.table(["model", "plot:rounds", "CPU-seconds"], rows=rows),
+        html.table(["model", "plot:rounds", *(["GPU-seconds"] if on_gpu else []), "CPU-seconds"], rows=rows),
+        html.paragraph(cost_sentence(evidence) or ""),
         html.pairs(summary),
     )
 

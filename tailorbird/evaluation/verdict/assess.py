@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 
 from tailorbird.evaluation.gates.base import Gate
-from tailorbird.evaluation.gates.cost import ServingCosts
+from tailorbird.evaluation.gates.cost import CostUnit, ServingCosts, TrainingUsage
 from tailorbird.evaluation.hybrid import apply_routing, hybrid_cost, share_to_candidate
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.family import FamilyComparison, compare_family, is_proven
-from tailorbird.evaluation.verdict.gates import evaluate_gates, measured_cost_ratio, states_of
+from tailorbird.evaluation.verdict.gates import cost_unit, evaluate_gates, measured_cost_ratio, states_of
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import ContenderVerdict, Difference, HybridVerdict
 from tailorbird.evaluation.verdict.protocol import TestProtocol, spent_alpha
@@ -25,6 +25,7 @@ class Assessment:
     main: FamilyComparison  # the candidate against the incumbent
     gates: tuple[Gate, ...]
     cost_ratio: tuple[float, float, float] | None
+    cost_unit: CostUnit | None
     hybrid: HybridVerdict | None
     contenders: tuple[ContenderVerdict, ...]
 
@@ -77,7 +78,8 @@ def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
         other_proven=bool(better),
         surpassed=_surpassed(tables["candidate"], better=better, protocol=tests),
     )
-    return Assessment(tests.alpha, select_rule(facts), facts, main, gates, ratio, of_hybrid, contenders)
+    rule, unit = select_rule(facts), cost_unit(costs)
+    return Assessment(tests.alpha, rule, facts, main, gates, ratio, unit, of_hybrid, contenders)
 
 
 def _tests(inputs: VerdictInputs, *, protocol: TestProtocol) -> TestProtocol:
@@ -95,10 +97,10 @@ def hybrid_predictions(inputs: VerdictInputs, *, protocol: TestProtocol) -> Mode
 
 def _costs(inputs: VerdictInputs, *, hybrid: ModelPredictions | None) -> ServingCosts | None:
     """Return the measured costs by role, with the hybrid's cost computed from its parts."""
-    if inputs.cpu is None or hybrid is None or inputs.routing is None:
-        return inputs.cpu
+    if inputs.costs is None or hybrid is None or inputs.routing is None:
+        return inputs.costs
     share = share_to_candidate(inputs.routing, inputs.incumbent.clean)
-    return {**inputs.cpu, "hybrid": hybrid_cost(inputs.routing, cpu=inputs.cpu, share=share)}
+    return {**inputs.costs, "hybrid": hybrid_cost(inputs.routing, costs=inputs.costs, share=share)}
 
 
 def _contender(
@@ -112,8 +114,8 @@ def _contender(
     model, comparison, tests = inputs.contenders[role], result.comparison, _tests(inputs, protocol=protocol)
     gates: tuple[Gate, ...] = ()
     if result.proven:  # only a proven contender can replace the incumbent
-        cpu = None if costs is None else {"incumbent": costs["incumbent"], "candidate": costs[role]}
-        as_candidate = replace(inputs, candidate=model, cpu=cpu, training_cpu_s=0.0)
+        pair = None if costs is None else {"incumbent": costs["incumbent"], "candidate": costs[role]}
+        as_candidate = replace(inputs, candidate=model, costs=pair, training=TrainingUsage())
         gates = evaluate_gates(as_candidate, protocol=protocol)
     return ContenderVerdict(
         role=role,
@@ -146,7 +148,7 @@ def _hybrid(
     ratio = measured_cost_ratio(costs, alpha=tests.alpha, candidate="hybrid", incumbent=inputs.best_part)
     not_inferior = min(comparison.interval[0], against.interval[0]) > -margin
     better = result.proven and against.proven
-    cpu = None if costs is None else {"incumbent": costs["incumbent"], "candidate": costs["hybrid"]}
+    pair = None if costs is None else {"incumbent": costs["incumbent"], "candidate": costs["hybrid"]}
     return HybridVerdict(
         routing=inputs.routing,
         share_to_candidate=share_to_candidate(inputs.routing, inputs.incumbent.clean),
@@ -157,7 +159,7 @@ def _hybrid(
         p_value=comparison.p_value,
         p_holm=result.p_holm,
         proven=result.proven,
-        gates=evaluate_gates(replace(inputs, candidate=hybrid, cpu=cpu), protocol=protocol),
+        gates=evaluate_gates(replace(inputs, candidate=hybrid, costs=pair), protocol=protocol),
         against_candidate=against,
         candidate_cost=measured_cost_ratio(costs, alpha=tests.alpha, incumbent="hybrid"),
         best_part=inputs.best_part,

@@ -77,6 +77,7 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         ),
         gates=assessment.gates,
         cost_ratio=assessment.cost_ratio,
+        cost_unit=assessment.cost_unit,
         hybrid=assessment.hybrid,
         contenders=assessment.contenders,
         replacement=replacement.role if replacement else None,

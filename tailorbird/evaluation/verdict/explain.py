@@ -203,8 +203,8 @@ def _hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
     ]
     if hybrid.cost_ratio is not None and hybrid.cost_ratio[2] < 1:
         reasons.append(
-            f"it uses {hybrid.cost_ratio[0]:.2f} times the CPU-seconds per row of the {hybrid.best_part}, its better "
-            f"part on validation (the interval ends at {hybrid.cost_ratio[2]:.2f})"
+            f"it uses {hybrid.cost_ratio[0]:.2f} times the {inputs.assessment.cost_unit} per row of the "
+            f"{hybrid.best_part}, its better part on validation (the interval ends at {hybrid.cost_ratio[2]:.2f})"
         )
     reasons.append(f"the candidate answers {hybrid.share_to_candidate:.0%} of the test rows")
     return *reasons, *open_gates(hybrid.gates, owner="the hybrid's")
@@ -258,8 +258,8 @@ def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
     if inputs.assessment.contenders or inputs.assessment.hybrid:
         others = ", and it is also cheaper than each other contender that is not proven worse than it"
     return (
-        f"cost: the candidate uses {ratio[0]:.2f} times the incumbent's CPU-seconds per row (the interval ends at "
-        f"{ratio[2]:.2f}){others}",
+        f"cost: the candidate uses {ratio[0]:.2f} times the incumbent's {inputs.assessment.cost_unit} per row (the "
+        f"interval ends at {ratio[2]:.2f}){others}",
         f"the candidate is non-inferior: the interval of its gain starts at {points(facts.low)} points, above the "
         f"limit of {points(-facts.margin)}",
         f"the losses accepted for lower cost since the last proven champion sum to {size(facts.accepted_loss)}, under "

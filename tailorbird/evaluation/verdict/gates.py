@@ -3,7 +3,7 @@
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import Tables, counterfactual_gate, robustness_gate
 from tailorbird.evaluation.gates.calibration import calibration_gate
-from tailorbird.evaluation.gates.cost import ServingCosts, cost_gate, cost_ratio, cpu_rounds, net_benefit
+from tailorbird.evaluation.gates.cost import CostUnit, ServingCosts, cost_gate, cost_ratio, cost_rounds, net_benefit
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
@@ -33,14 +33,14 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
         gates.append(counterfactual_gate(**changed("counterfactual"), limits=limits.counterfactual, alpha=alpha))
     if limits.robustness is not None:
         gates.append(robustness_gate(**changed("noise"), limits=limits.robustness, alpha=alpha))
-    if protocol.cost is not None and inputs.cpu is None:
+    if protocol.cost is not None and inputs.costs is None:
         gates.append(Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost is not measured"))
-    elif protocol.cost is not None and inputs.cpu is not None:
+    elif protocol.cost is not None and inputs.costs is not None:
         # The recipe prices a correct answer, so the gain is counted in correct answers, also under macro-F1.
         metric = "accuracy" if protocol.metric == "macro_f1" else protocol.metric
         main = compare(candidate, other=incumbent, metric=metric, alpha=alpha)
-        rounds, training_cpu_s = cpu_rounds(inputs.cpu), inputs.training_cpu_s
-        benefit = net_benefit(protocol.cost, rounds=rounds, training_cpu_s=training_cpu_s, alpha=alpha)
+        rounds = cost_rounds(inputs.costs)
+        benefit = net_benefit(protocol.cost, rounds=rounds, training=inputs.training, alpha=alpha)
         gates.append(cost_gate(main, benefit=benefit, horizon_months=protocol.cost.horizon_months))
     return tuple(gates)
 
@@ -53,8 +53,16 @@ def states_of(gates: tuple[Gate, ...]) -> dict[str, State]:
 def measured_cost_ratio(
     costs: ServingCosts | None, *, alpha: float, candidate: str = "candidate", incumbent: str = "incumbent"
 ) -> tuple[float, float, float] | None:
-    """Return one model's cost divided by another's: estimate, lower and upper end; None if not measured."""
+    """Return one model's seconds on the serving device divided by another's: estimate, lower and upper end.
+
+    Return None if they were not measured.
+    """
     if costs is None:
         return None
-    estimate, (low, high) = cost_ratio(cpu_rounds(costs, candidate=candidate, incumbent=incumbent), alpha=alpha)
+    estimate, (low, high) = cost_ratio(cost_rounds(costs, candidate=candidate, incumbent=incumbent), alpha=alpha)
     return estimate, low, high
+
+
+def cost_unit(costs: ServingCosts | None) -> CostUnit | None:
+    """Return the unit of the ratios of `measured_cost_ratio`; None if the costs were not measured."""
+    return None if costs is None else costs["incumbent"].unit

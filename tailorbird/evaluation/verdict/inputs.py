@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from tailorbird.evaluation.gates.cost import ServingCosts
+from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused, align
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.registry.routing import Routing
@@ -29,8 +29,8 @@ class VerdictInputs:
     """The further contenders by role, best on validation first."""
     routing: Routing | None = None  # the hybrid's routing, fitted on validation before the test rows are read
     best_part: Literal["incumbent", "candidate"] = "candidate"  # the hybrid's better part on validation
-    cpu: ServingCosts | None = None  # cost of serving each model by role; None if not measured
-    training_cpu_s: float = 0.0  # CPU-seconds of training, including the sweep
+    costs: ServingCosts | None = None  # resources for serving each model by role; None if not measured
+    training: TrainingUsage = field(default_factory=TrainingUsage)  # resources of the training, with the sweep
     accepted_loss: float = 0.0  # losses accepted for lower cost since the last proven champion
 
 

@@ -42,7 +42,7 @@ class FamilyVerdict(VerdictPart):
     against_candidate: Difference
     """The score of this model minus the candidate's."""
     candidate_cost: tuple[float, float, float] | None
-    """CPU-seconds per row, candidate divided by this model: estimate and 1 - alpha interval."""
+    """Cost per row, candidate divided by this model: estimate and 1 - alpha interval."""
 
 
 class ContenderVerdict(FamilyVerdict):
@@ -64,7 +64,7 @@ class HybridVerdict(FamilyVerdict):
     best_part: Literal["incumbent", "candidate"]
     """The part with the higher score on validation."""
     cost_ratio: tuple[float, float, float] | None
-    """CPU-seconds per row, hybrid divided by its best part: estimate and 1 - alpha interval."""
+    """Cost per row, hybrid divided by its best part: estimate and 1 - alpha interval."""
     holds: bool
     """True if the hybrid is non-inferior to its parts, and costs less than the best part or is proven better."""
 

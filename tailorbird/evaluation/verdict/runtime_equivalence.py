@@ -38,7 +38,7 @@ def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Eq
     VerdictRefused under the same conditions as `decide`, and ValueError if a measurement or table is missing.
     """
     require_same_rows(inputs, protocol=protocol)
-    ratio = measured_cost_ratio(inputs.cpu, alpha=protocol.alpha)
+    ratio = measured_cost_ratio(inputs.costs, alpha=protocol.alpha)
     if ratio is None:
         raise ValueError("the cost of the two engines was not measured; measure it in alternating rounds")
     exported, evaluated = inputs.candidate.clean, inputs.incumbent.clean

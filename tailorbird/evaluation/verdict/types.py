@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import model_validator
 
 from tailorbird.evaluation.gates.base import Gate, State
+from tailorbird.evaluation.gates.cost import CostUnit
 from tailorbird.evaluation.statistics.posterior import Posterior
 from tailorbird.evaluation.verdict.formatting import (
     METRIC_NAMES,
@@ -75,7 +76,9 @@ class Verdict(VerdictPart):
     gates: tuple[Gate, ...]
     """Gates of the candidate."""
     cost_ratio: tuple[float, float, float] | None
-    """CPU-seconds per row, candidate divided by incumbent: estimate and 1 - alpha interval; None if not measured."""
+    """`cost_unit` per row, candidate divided by incumbent: estimate and 1 - alpha interval; None if not measured."""
+    cost_unit: CostUnit | None
+    """Unit of all costs of the verdict: GPU-seconds if replicas have GPUs, else CPU-seconds; None if not measured."""
     hybrid: HybridVerdict | None
     contenders: tuple[ContenderVerdict, ...]
     """The further contenders, best on validation first."""

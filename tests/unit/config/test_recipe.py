@@ -308,3 +308,21 @@ def test_an_encoder_for_retrieval_is_a_model_uri_of_a_chat_recipe() -> None:
         Recipe.model_validate(chat(retrieval_encoder="encoder"))
     with pytest.raises(ValidationError, match=r"retrieval_encoder is not available for classification tasks"):
         Recipe.model_validate(minimal() | {"evaluation": field})
+
+
+@pytest.mark.parametrize(
+    ("sections", "used"),
+    [
+        ({"serving": {"gpus_per_replica": 1}}, r"serving\.gpus_per_replica is 1, but"),
+        ({"training": {"gpus_per_worker": 1}}, r"training\.gpus_per_worker is 1, but"),
+    ],
+)
+def test_the_cost_gate_needs_a_price_for_the_gpus_that_are_used(sections: dict[str, Any], used: str) -> None:
+    prices = {"value_of_correct": 0.5, "requests_per_month": 1000, "price_per_cpu_hour": 0.05}
+    with pytest.raises(ValidationError, match=rf"{used} GPUs have no price; set evaluation\.cost\.price_per_gpu_hour"):
+        Recipe.model_validate(minimal() | sections | {"evaluation": {"cost": prices}})
+    cost = Recipe.model_validate(
+        minimal() | sections | {"evaluation": {"cost": prices | {"price_per_gpu_hour": 2.5}}}
+    ).evaluation.cost
+    assert cost is not None
+    assert Recipe.model_validate(minimal() | {"evaluation": {"cost": prices}}).evaluation.cost is not None

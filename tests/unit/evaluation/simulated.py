@@ -1,5 +1,6 @@
 """Simulated runs: predictions of synthetic models with their verdict and evidence."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from typing import Any
@@ -12,7 +13,7 @@ from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.baselines.baseline import Baseline
-from tailorbird.evaluation.gates.cost import ServingCosts
+from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, ServingUsage, TrainingUsage
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import (
     UNREGISTERED,
@@ -48,6 +49,12 @@ NUM_VALIDATION = 1389
 FURTHER_VALIDATION = 0.65  # validation score of the best further contender
 TASK_URI = "s3://models/icd10-chapters"
 ACCESSED_AT = "2026-11-24T16:30:00+00:00"
+TRAINING = TrainingUsage(cpu_s=3600.0)
+
+
+def on_cpu(seconds: Mapping[str, tuple[float, ...]]) -> ServingCosts:
+    """Return costs from the CPU-seconds per round by role."""
+    return {role: ServingUsage(rounds) for role, rounds in seconds.items()}
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,9 @@ class Simulation:
     evaluation: dict[str, Any] = field(default_factory=dict)
     """Section `evaluation` of the recipe."""
     routing: Routing | None = None
-    cpu: ServingCosts | None = None
+    costs: ServingCosts | None = None
+    device: ServingDevice = ServingDevice("CPU")  # noqa: RUF009
+    training: TrainingUsage = TRAINING
     contenders: dict[str, float] = field(default_factory=lambda: {"bag_of_words": 0.66, "centroid": 0.6})
     """Accuracy of the further contenders by kind, best on validation first."""
     access_number: int = 1
@@ -145,8 +154,8 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         contenders={kind: model_predictions(kind, tables) for kind in simulation.contenders},
         routing=simulation.routing,
         best_part=family_of(simulation, tables).best_part,
-        cpu=simulation.cpu,
-        training_cpu_s=3600.0,
+        costs=simulation.costs,
+        training=simulation.training,
     )
 
 
@@ -268,7 +277,7 @@ def evidence_of(
             at=ACCESSED_AT,
         ),
         family=family,
-        cost=CostRecord(simulation.cpu, training_cpu_s=3600.0),
+        cost=CostRecord(simulation.costs, simulation.training, simulation.device if simulation.costs else None),
     )
 
 

@@ -7,9 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tailorbird.config.evaluation import HybridConfig
-from tailorbird.evaluation.hybrid import fit_routing
+from tailorbird.evaluation.gates.cost import ServingUsage
+from tailorbird.evaluation.hybrid import fit_routing, hybrid_cost
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.registry.routing import NO_GROUP
+from tailorbird.registry.routing import NO_GROUP, Routing
 
 BY_CONFIDENCE = HybridConfig(by="confidence")
 BY_SEX = HybridConfig(by="group", column="sex")
@@ -78,3 +79,16 @@ def test_by_group_there_is_no_hybrid_if_the_same_model_is_better_in_every_group(
     good, bad = (answers(np.full(2, right), sure=sure, sex=sex) for right in (True, False))
     incumbent, candidate = (bad, good) if better else (good, bad)
     assert fit_routing(BY_SEX, incumbent=incumbent, candidate=candidate, metric="accuracy") is None
+
+
+def test_a_hybrid_uses_both_kinds_of_seconds_of_its_parts() -> None:
+    costs = {
+        "incumbent": ServingUsage((1.0,) * 5, (10.0,) * 5),
+        "candidate": ServingUsage((3.0,) * 5, (30.0,) * 5),
+    }
+    by_group = Routing(by="group", column="sex", values=("f",))
+    assert hybrid_cost(by_group, costs=costs, share=0.25) == ServingUsage((1.5,) * 5, (15.0,) * 5)
+    by_confidence = Routing(by="confidence", threshold=0.5)
+    assert hybrid_cost(by_confidence, costs=costs, share=0.25) == ServingUsage((1.75,) * 5, (17.5,) * 5)
+    on_cpu = {role: ServingUsage(usage.cpu_s) for role, usage in costs.items()}
+    assert hybrid_cost(by_group, costs=on_cpu, share=0.25) == ServingUsage((1.5,) * 5)

@@ -92,3 +92,12 @@ def test_repeated_rows_and_empty_tables_are_refused() -> None:
     two = Predictions("full", ("0", "1"), ("a", "b"), ("a", "b"), np.ones(2), np.ones(2), np.ones(2))
     with pytest.raises(VerdictRefused, match="3 and 2 rows"):
         align(three_predictions(), two)
+
+
+def test_log_probabilities_of_tokens_survive_a_round_trip() -> None:
+    before = replace(three_predictions("full"), logprobs=((-0.5, -0.25), (-1.0,), ()))
+    assert before.to_table().column_names[-1] == "logprobs"
+    assert Predictions.from_table(before.to_table()).logprobs == before.logprobs
+    assert Predictions.from_table(three_predictions().to_table()).logprobs is None
+    with pytest.raises(ValueError, match="1 logprobs for 3 row ids"):
+        replace(before, logprobs=((-0.5,),))

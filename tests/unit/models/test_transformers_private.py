@@ -66,7 +66,7 @@ def test_a_manager_has_processor_cache_and_router() -> None:
     lm: Any = ChatModel(small_chat.language_model()).lm
     with torch.inference_mode():
         manager = lm.init_continuous_batching(
-            generation_config=greedy(max_new_tokens=2, end_id=1), continuous_batching_config=batching_config()
+            generation_config=greedy(max_new_tokens=2, end_id=1), continuous_batching_config=batching_config("cpu")
         )
     for path in ("logit_processor", "output_router.output_queue", "output_router.result_handlers"):
         value = manager

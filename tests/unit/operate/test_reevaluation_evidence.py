@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tailorbird import storage
+from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.report.evidence import CostRecord
 from tailorbird.operate.reevaluation_evidence import (
     AuditedData,
@@ -40,7 +41,7 @@ def write(task_uri: str, *, month: int, num_rows: int, since: str = PROMOTED_AT,
     evidence = ReevaluationEvidence(
         protocol=protocol,
         data=AuditedData(sha256_test="5f", num_rows=num_rows, num_new=num_rows, dropped={}),
-        cost=CostRecord(None, training_cpu_s=0.0),
+        cost=CostRecord(None, TrainingUsage()),
         versions={"candidate": pinned, "incumbent": pinned},
         champion=champion,
         at=f"2026-{month:02}-01T00:00:00+00:00",

@@ -20,7 +20,7 @@ def result_of(*tables: Predictions, number: int = 1, costly: bool = False, **cha
     protocol = protocol_for(len(tables[0]), **changes)
     inputs = inputs_of(*tables)
     if costly:
-        inputs = replace(inputs, cpu=object())  # type: ignore[arg-type]
+        inputs = replace(inputs, costs=object())  # type: ignore[arg-type]
     return decide_reevaluation(inputs, protocol=protocol, number=number)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.report.evidence import (
     AverageRecord,
     CandidateRecord,
@@ -57,7 +58,7 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
     )
     simulation = Simulation()
     family = Family(models=models.models, routing=None)
-    evaluated = EvaluatedModels(family, ACCESS, tables_of(simulation), CostRecord(None, 0.0))
+    evaluated = EvaluatedModels(family, ACCESS, tables_of(simulation), CostRecord(None, TrainingUsage()))
     versions = {"candidate": CandidateRecord("lora", "s3://m/0.9", "d")}
     context, verdict = context_of(recipe, splits_of()), evidence_of(simulation).verdict
     evidence = build_evidence(context, models, evaluated, versions=versions, verdict=verdict)
@@ -65,3 +66,8 @@ def test_the_evidence_records_trials_seeds_and_the_best_training(tmp_path: Path)
     assert evidence.seeds == (SeedRecord(5, 0.7), SeedRecord(6, 0.9))
     assert (evidence.training.epochs, evidence.training.selected) == (3, selected.model_dump(mode="json"))
     assert evidence.expires_at == "2026-11-26T16:30:00+00:00"
+    # Three rows of 1 s and one further seed of 7 s, on the workers of the recipe.
+    on_cpu = TrainingConfig(num_workers=4, cpus_per_worker=3)
+    assert models.usage(on_cpu) == TrainingUsage(cpu_s=10 * 12)
+    on_gpu = on_cpu.model_copy(update={"gpus_per_worker": 1})
+    assert models.usage(on_gpu) == TrainingUsage(cpu_s=10 * 12, gpu_s=10 * 4)

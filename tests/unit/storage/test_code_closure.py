@@ -8,7 +8,7 @@ import pytest
 
 from tailorbird import PACKAGES, PROJECT_ROOT
 from tailorbird.evaluation.baselines import chat, classification
-from tailorbird.evaluation.inference import cpu_time, perturbations, predict
+from tailorbird.evaluation.inference import perturbations, predict, serving_cost
 from tailorbird.storage.code_closure import code_sha256, source_files
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
@@ -26,7 +26,7 @@ STAGES: dict[str, tuple[Callable[..., object], ...]] = {
     "temperature": (predict.calibrate,),
     "predictions": (predict.predict_rows,),
     "noise predictions": (predict.predict_rows, perturbations.add_typos),
-    "cost": (cpu_time.measure_cpu,),
+    "cost": (serving_cost.measure_serving,),
 }
 REACHED_FILES = {
     "baselines": ("evaluation/baselines/linear_head.py", "models/bag_of_words.py", "models/classifier.py"),
@@ -37,7 +37,7 @@ REACHED_FILES = {
     "average": ("training/export.py",),
     "predictions": ("evaluation/inference/predict.py", "models/bag_of_words.py", "models/classifier.py"),
     "noise predictions": ("evaluation/inference/perturbations.py",),
-    "cost": ("evaluation/inference/cpu_time.py", "models/classifier.py"),
+    "cost": ("evaluation/inference/serving_cost.py", "models/classifier.py"),
 }
 
 

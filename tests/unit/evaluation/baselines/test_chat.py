@@ -11,8 +11,8 @@ from tailorbird.evaluation.baselines import chat
 from tailorbird.evaluation.baselines.baseline import select_incumbent
 from tailorbird.evaluation.baselines.chat import ChatBaselines, fit_prompt_baselines, store_prompt_baselines
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS
-from tailorbird.evaluation.inference.cpu_time import measure_cpu
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.inference.serving_cost import measure_serving
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedChat, LoadedNearest, load_artifact, load_model
@@ -183,8 +183,8 @@ def test_a_config_of_these_kinds_requires_the_index(base: str, kind: str) -> Non
 
 def test_the_cost_of_nearest_is_measured(artifacts: str) -> None:
     uris = {"incumbent": f"{artifacts}/nearest", "candidate": f"{artifacts}/retrieved"}
-    rounds = measure_cpu(uris, rows=rows_of(VALIDATION[:1]), num_rounds=MIN_ROUNDS)
-    assert {role: len(seconds) for role, seconds in rounds.items()} == dict.fromkeys(uris, MIN_ROUNDS)
+    costs = measure_serving(uris, rows=rows_of(VALIDATION[:1]), num_rounds=MIN_ROUNDS).serving
+    assert {role: len(usage.cpu_s) for role, usage in costs.items()} == dict.fromkeys(uris, MIN_ROUNDS)
 
 
 SYNONYMS = (("azure", "sky"), ("azure a", "sky"), ("leaf of green", "leaf"))

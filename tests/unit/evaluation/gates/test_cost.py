@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import CostConfig
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.cost import CpuRounds, cost_gate, cost_ratio, net_benefit
+from tailorbird.evaluation.gates.cost import (
+    CostRounds,
+    ServingUsage,
+    TrainingUsage,
+    cost_gate,
+    cost_ratio,
+    net_benefit,
+    price_of,
+)
 from tailorbird.evaluation.statistics.paired import (
     Comparison,
     PairedCounts,
@@ -18,7 +26,12 @@ from tailorbird.evaluation.statistics.paired import (
     newcombe_paired_interval,
 )
 
-SAME = CpuRounds(incumbent=(2.0,) * 5, candidate=(2.0,) * 5)
+
+def on_cpu(*, incumbent: tuple[float, ...], candidate: tuple[float, ...]) -> CostRounds:
+    return CostRounds(ServingUsage(incumbent), ServingUsage(candidate))
+
+
+SAME = on_cpu(incumbent=(2.0,) * 5, candidate=(2.0,) * 5)
 TERMS = CostConfig(value_of_correct=0.5, requests_per_month=1000, horizon_months=12, price_per_cpu_hour=0.36)
 
 
@@ -41,30 +54,30 @@ def comparison(n: int = 1000, *, only_candidate: int = 60, only_incumbent: int =
 
 
 def gate_of(
-    main: Comparison, *, rounds: CpuRounds = SAME, training_cpu_s: float = 0.0, terms: CostConfig = TERMS
+    main: Comparison, *, rounds: CostRounds = SAME, training_cpu_s: float = 0.0, terms: CostConfig = TERMS
 ) -> Gate:
     """Return the cost gate, by default with the prices `TERMS`."""
-    benefit = net_benefit(terms, rounds=rounds, training_cpu_s=training_cpu_s, alpha=0.05)
+    benefit = net_benefit(terms, rounds=rounds, training=TrainingUsage(training_cpu_s), alpha=0.05)
     return cost_gate(main, benefit=benefit, horizon_months=terms.horizon_months)
 
 
-def state(main: Comparison, *, rounds: CpuRounds = SAME, training_cpu_s: float = 0.0) -> State:
+def state(main: Comparison, *, rounds: CostRounds = SAME, training_cpu_s: float = 0.0) -> State:
     return gate_of(main, rounds=rounds, training_cpu_s=training_cpu_s).state
 
 
 def test_the_net_benefit_is_the_value_minus_training_plus_the_saving_in_serving() -> None:
-    expensive = CpuRounds(incumbent=(1.0, 2.0, 3.0, 2.0, 2.0), candidate=(502.0,) * 5)
+    expensive = on_cpu(incumbent=(1.0, 2.0, 3.0, 2.0, 2.0), candidate=(502.0,) * 5)
     # 4 points of 12,000 rows at 0.5 are 240. Two CPU-hours are 0.72. 500 s more per 1,000 rows are 6,000 s, or 0.60.
-    benefit = net_benefit(TERMS, rounds=expensive, training_cpu_s=7200, alpha=0.05)
+    benefit = net_benefit(TERMS, rounds=expensive, training=TrainingUsage(7200), alpha=0.05)
     assert benefit.at(0.04) == pytest.approx(240 - 0.72 - 0.60)
-    cheaper = CpuRounds(incumbent=expensive.candidate, candidate=expensive.incumbent)
-    benefit = net_benefit(TERMS, rounds=cheaper, training_cpu_s=7200, alpha=0.05)
+    cheaper = CostRounds(incumbent=expensive.candidate, candidate=expensive.incumbent)
+    benefit = net_benefit(TERMS, rounds=cheaper, training=TrainingUsage(7200), alpha=0.05)
     assert benefit.at(0.04) == pytest.approx(240 - 0.72 + 0.60)
 
 
 def test_the_interval_combines_those_of_the_gain_and_of_the_saving() -> None:
-    rounds = CpuRounds(incumbent=(1e5, 2e5, 3e5, 2e5, 2e5), candidate=(1e5,) * 5)
-    benefit = net_benefit(TERMS, rounds=rounds, training_cpu_s=0, alpha=0.05)
+    rounds = on_cpu(incumbent=(1e5, 2e5, 3e5, 2e5, 2e5), candidate=(1e5,) * 5)
+    benefit = net_benefit(TERMS, rounds=rounds, training=TrainingUsage(), alpha=0.05)
     # 100,000 s per 1,000 rows, with a standard deviation of 70,711 s over five rounds; 12,000 rows at 0.0001 a second.
     assert (benefit.saving, benefit.half_saving) == pytest.approx((120, 2.7764 * 84.853 / math.sqrt(5)), rel=1e-4)
     low, high = benefit.interval(0.04, of_gain=(0.03, 0.06))
@@ -72,7 +85,7 @@ def test_the_interval_combines_those_of_the_gain_and_of_the_saving() -> None:
 
 
 def test_an_imprecise_saving_leaves_the_gate_open_and_no_rows_decide_it() -> None:
-    rounds = CpuRounds(incumbent=(1e5, 9e5, 1e5, 9e5, 1e5), candidate=(4e5,) * 5)
+    rounds = on_cpu(incumbent=(1e5, 9e5, 1e5, 9e5, 1e5), candidate=(4e5,) * 5)
     bound = gate_of(comparison(), rounds=rounds).bounds[0]
     assert (bound.state, bound.rows_needed) == (State.NOT_ASSESSABLE, None)
 
@@ -84,8 +97,9 @@ def test_the_bound_is_the_net_benefit_at_the_gain_and_at_both_ends_of_its_interv
     assert bound.estimate == pytest.approx(6000 * 0.04 - 36)
     assert bound.interval == pytest.approx((6000 * main.interval[0] - 36, 6000 * main.interval[1] - 36))
     assert (bound.limit, bound.n) == (0, 1000)
-    assert (
-        gate.note == "over 12 months, in the recipe's currency: gain +240.00, training -36.00, serving +0.00 (+- 0.00)"
+    assert gate.note == (
+        "over 12 months, in the recipe's currency: gain +240.00, training -36.00 for 100 CPU-hours, "
+        "serving +0.00 (+- 0.00)"
     )
 
 
@@ -109,7 +123,7 @@ def test_a_benefit_of_0_at_the_upper_end_fails() -> None:
 
 def test_a_worse_candidate_passes_if_its_serving_saves_enough() -> None:
     worse = comparison(only_candidate=20, only_incumbent=22)
-    slow = CpuRounds(incumbent=(200_000.0,) * 5, candidate=(2.0,) * 5)
+    slow = on_cpu(incumbent=(200_000.0,) * 5, candidate=(2.0,) * 5)
     assert state(worse, rounds=slow) is State.PASSES
 
 
@@ -129,7 +143,7 @@ def test_the_note_states_that_another_metric_is_priced_like_accuracy() -> None:
 
 @pytest.mark.parametrize("training", [-1.0, math.nan, math.inf])
 def test_an_invalid_training_time_is_refused(training: float) -> None:
-    with pytest.raises(ValueError, match="training_cpu_s"):
+    with pytest.raises(ValueError, match="training cpu_s"):
         state(comparison(), training_cpu_s=training)
 
 
@@ -146,18 +160,18 @@ def test_rounds_must_be_paired_positive_and_at_least_five(
     incumbent: tuple[float, ...], candidate: tuple[float, ...]
 ) -> None:
     with pytest.raises(ValueError, match=r"rounds|CPU-seconds"):
-        CpuRounds(incumbent=incumbent, candidate=candidate)
+        on_cpu(incumbent=incumbent, candidate=candidate)
 
 
 def test_a_slow_round_does_not_widen_the_interval_of_the_ratio() -> None:
-    rounds = CpuRounds(incumbent=(2.0, 4.0, 8.0, 2.0, 3.0), candidate=(1.0, 2.0, 4.0, 1.0, 1.5))
+    rounds = on_cpu(incumbent=(2.0, 4.0, 8.0, 2.0, 3.0), candidate=(1.0, 2.0, 4.0, 1.0, 1.5))
     estimate, interval = cost_ratio(rounds)
     assert estimate == pytest.approx(0.5)
     assert interval == pytest.approx((0.5, 0.5))
 
 
 def test_the_interval_of_the_ratio_is_students_t_on_logarithms() -> None:
-    rounds = CpuRounds(incumbent=(1.0,) * 5, candidate=tuple(math.exp(x) for x in (-0.2, -0.1, 0.0, 0.1, 0.2)))
+    rounds = on_cpu(incumbent=(1.0,) * 5, candidate=tuple(math.exp(x) for x in (-0.2, -0.1, 0.0, 0.1, 0.2)))
     estimate, (low, high) = cost_ratio(rounds)
     half = 2.7764 * math.sqrt(0.025) / math.sqrt(5)
     assert estimate == pytest.approx(1)
@@ -178,8 +192,55 @@ def test_the_whole_interval_determines_the_state(
 ) -> None:
     main = comparison(700, only_candidate=ours, only_incumbent=theirs)
     terms = TERMS.model_copy(update={"value_of_correct": value})
-    rounds = CpuRounds(incumbent=(1.0,) * 5, candidate=(seconds,) * 5)
+    rounds = on_cpu(incumbent=(1.0,) * 5, candidate=(seconds,) * 5)
     gate = gate_of(main, rounds=rounds, training_cpu_s=training, terms=terms)
     low, high = gate.bounds[0].interval
     assert (gate.state is State.PASSES) == (low > 0)
     assert (gate.state is State.FAILS) == (high <= 0)
+
+
+PER_GPU = TERMS.model_copy(update={"price_per_gpu_hour": 3.6})  # 0.001 per GPU-second, 0.0001 per CPU-second
+
+
+def test_gpu_seconds_and_cpu_seconds_are_both_priced() -> None:
+    rounds = CostRounds(ServingUsage((10.0,) * 5, (500.0,) * 5), ServingUsage((20.0,) * 5, (300.0,) * 5))
+    benefit = net_benefit(PER_GPU, rounds=rounds, training=TrainingUsage(cpu_s=7200, gpu_s=3600), alpha=0.05)
+    # 12,000 requests: 2,400 GPU-seconds less are 2.40, 120 CPU-seconds more are 0.012.
+    assert benefit.saving == pytest.approx(2.40 - 0.012)
+    assert benefit.training == pytest.approx(3.60 + 0.72)
+    assert price_of(rounds.candidate, terms=PER_GPU) == pytest.approx(0.3 + 0.002)
+    note = cost_gate(comparison(), benefit=benefit, horizon_months=12).note
+    assert "training -4.32 for 1 GPU-hours and 2 CPU-hours" in note
+
+
+def test_the_ratio_is_that_of_the_device_that_serves() -> None:
+    gpu = CostRounds(
+        ServingUsage((1.0,) * 5, (4.0, 8.0, 4.0, 2.0, 4.0)), ServingUsage((3.0,) * 5, (1.0, 2.0, 1.0, 0.5, 1.0))
+    )
+    assert cost_ratio(gpu)[0] == pytest.approx(0.25)
+    assert cost_ratio(gpu)[1] == pytest.approx((0.25, 0.25))
+    assert cost_ratio(on_cpu(incumbent=(1.0,) * 5, candidate=(3.0,) * 5))[0] == pytest.approx(3)
+
+
+def test_gpu_seconds_without_a_price_are_refused() -> None:
+    rounds = CostRounds(ServingUsage((1.0,) * 5, (2.0,) * 5), ServingUsage((1.0,) * 5, (1.0,) * 5))
+    with pytest.raises(ValueError, match="price_per_gpu_hour"):
+        net_benefit(TERMS, rounds=rounds, training=TrainingUsage(), alpha=0.05)
+    with pytest.raises(ValueError, match="price_per_gpu_hour"):
+        net_benefit(TERMS, rounds=SAME, training=TrainingUsage(gpu_s=1), alpha=0.05)
+    with pytest.raises(ValueError, match="price_per_gpu_hour"):
+        price_of(rounds.candidate, terms=TERMS)
+
+
+def test_the_units_of_a_pair_cannot_differ() -> None:
+    with pytest.raises(ValueError, match="the incumbent has GPU-seconds and the candidate CPU-seconds"):
+        CostRounds(ServingUsage((1.0,) * 5, (2.0,) * 5), ServingUsage((1.0,) * 5))
+    with pytest.raises(ValueError, match="5 rounds have CPU-seconds and 4 have GPU-seconds"):
+        ServingUsage((1.0,) * 5, (2.0,) * 4)
+
+
+def test_a_cpu_is_free_only_if_the_price_of_a_gpu_includes_it() -> None:
+    prices = {"value_of_correct": 0.5, "requests_per_month": 1000, "price_per_cpu_hour": 0}
+    with pytest.raises(ValueError, match="nothing has a price"):
+        CostConfig.model_validate(prices)
+    assert CostConfig.model_validate({**prices, "price_per_gpu_hour": 2}).price_per_gpu_hour == 2

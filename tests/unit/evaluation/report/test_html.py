@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from tailorbird.evaluation.report.console import verdict_lines
+from tailorbird.evaluation.gates.cost import ServingDevice, ServingUsage, TrainingUsage
+from tailorbird.evaluation.report.console import cost_sentence, verdict_lines
 from tailorbird.evaluation.report.evidence import AverageRecord, CurveRecord, Evidence, MixRecord, SeedRecord
 from tailorbird.evaluation.report.html import load_duties, to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.registry.routing import Routing
-from tests.unit.evaluation.simulated import Simulation, evidence_of
+from tests.unit.evaluation.simulated import Simulation, evidence_of, on_cpu
 
-CPU = {"incumbent": (1.0, 1.02, 0.98, 1.01, 1.0), "candidate": (0.6, 0.61, 0.59, 0.6, 0.62)}
-CPU |= {"bag_of_words": (0.1, 0.11, 0.1, 0.1, 0.1), "centroid": (1.0, 1.01, 0.99, 1.0, 1.0)}
+SECONDS = {"incumbent": (1.0, 1.02, 0.98, 1.01, 1.0), "candidate": (0.6, 0.61, 0.59, 0.6, 0.62)}
+SECONDS |= {"bag_of_words": (0.1, 0.11, 0.1, 0.1, 0.1), "centroid": (1.0, 1.01, 0.99, 1.0, 1.0)}
 CURVE = CurveRecord(
     sizes=(2000, 4000, 8967),
     scores=(0.68, 0.71, 0.744),
@@ -25,7 +26,7 @@ CURVE = CurveRecord(
 )
 SIMULATIONS = {
     "FINE_TUNE": Simulation(
-        cpu=CPU,
+        costs=on_cpu(SECONDS),
         curve=CURVE,
         evaluation={"cost": {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_cpu_hour": 0.05}},
     ),
@@ -39,6 +40,19 @@ SIMULATIONS = {
         routing=Routing("group", "sex", ("male", "unstated"), None),
     ),
 }
+ON_GPU = Simulation(
+    costs={role: ServingUsage(cpu_s, tuple(4 * second for second in cpu_s)) for role, cpu_s in SECONDS.items()},
+    device=ServingDevice("NVIDIA H100", num_gpus=1, emulated=("candidate",)),
+    training=TrainingUsage(cpu_s=36_000, gpu_s=7200),
+    evaluation={
+        "cost": {
+            "value_of_correct": 0.5,
+            "requests_per_month": 10000,
+            "price_per_cpu_hour": 0,
+            "price_per_gpu_hour": 3.6,
+        }
+    },
+)
 VOID = ("meta", "br")
 
 
@@ -282,3 +296,28 @@ def test_the_page_states_why_the_sweep_ended_early() -> None:
     assert "ended early" not in to_html(evidence_for())
     page = to_html(changed(sweep_ended="0.900 is out of reach"))
     assert 'The sweep ended early: <span data-from="sweep_ended">0.900 is out of reach</span>' in page
+
+
+def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
+    evidence = evidence_of(ON_GPU)
+    sentence = cost_sentence(evidence)
+    assert sentence == (
+        "cost: the candidate uses 0.60 times the incumbent's GPU-seconds per row (0.59 to 0.62, measured on 1 x NVIDIA "
+        "H100); training used 2 GPU-hours and 10 CPU-hours; a million rows cost 2.416 with the candidate and 4.008 "
+        "with the incumbent, in the recipe's currency at 3.6 per GPU-hour and 0 per CPU-hour"
+    )
+    assert f"  {sentence}" in verdict_lines(evidence)
+    assert f"- {sentence}" in to_model_card(evidence)
+    page = Page(to_html(evidence))
+    assert "GPU-seconds per thousand rows in alternating rounds" in page.text
+    assert "GPU-seconds of training, including the sweep" in page.text
+    assert ("cost.device.emulated.0", "candidate") in page.figures
+    measured = [(path, text) for path, text in page.figures if path.startswith("cost.serving.")]
+    assert {path.split(".")[3] for path, _ in measured} == {"cpu_s", "gpu_s"}
+    assert all(text in formats_of(value_at(evidence, path)) for path, text in measured)
+    (gate,) = [gate for gate in evidence.verdict.gates if gate.name == "cost"]
+    assert "training -7.20 for 2 GPU-hours and 10 CPU-hours" in gate.note
+
+
+def test_a_cost_that_was_not_measured_has_no_sentence() -> None:
+    assert cost_sentence(evidence_for("STAY")) is None

@@ -22,6 +22,7 @@ from tests.unit.evaluation.simulated import (
     Simulation,
     evidence_of,
     inputs_of_tables,
+    on_cpu,
     protocol_of,
     tables_of,
 )
@@ -95,8 +96,8 @@ def test_a_gain_in_token_f1_is_priced_by_token_f1() -> None:
     never = {
         name: replace(table, outputs=("",) * len(table), scores=np.zeros(len(table))) for name, table in tables.items()
     }
-    cpu = dict.fromkeys(("incumbent", "candidate", "few_shot"), (2.0,) * 5)
-    case = replace(inputs_of_tables(simulation, never), cpu=cpu)
+    costs = on_cpu(dict.fromkeys(("incumbent", "candidate", "few_shot"), (2.0,) * 5))
+    case = replace(inputs_of_tables(simulation, never), costs=costs)
     verdict = decide(case, protocol=protocol_of(simulation))
     assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 4)
     (cost,) = [gate for gate in verdict.gates if gate.name == "cost"]

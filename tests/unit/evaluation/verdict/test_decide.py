@@ -18,6 +18,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
 from tailorbird.evaluation.verdict.types import Verdict
+from tests.unit.evaluation.simulated import on_cpu
 
 SHA = "ab" * 32
 
@@ -313,9 +314,9 @@ def test_equal_inputs_give_equal_verdicts() -> None:
 
 
 def test_the_interval_of_the_cost_ratio_has_the_level_of_the_protocol() -> None:
-    cpu = {"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (8.0, 8.3, 7.9, 8.1, 8.2)}
+    costs = on_cpu({"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (8.0, 8.3, 7.9, 8.1, 8.2)})
     incumbent, candidate = models(50, 20, 10, 20)
-    inputs = replace(inputs_of(incumbent, candidate), cpu=cpu)
+    inputs = replace(inputs_of(incumbent, candidate), costs=costs)
     ratios = [decide(inputs, protocol=protocol_for(100, alpha=alpha)).cost_ratio for alpha in (0.05, 0.01)]
     assert ratios[0] is not None
     assert ratios[1] is not None

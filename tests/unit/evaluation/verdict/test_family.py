@@ -12,6 +12,7 @@ from tailorbird.evaluation.verdict.family import compare_family, holm_levels
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
+from tests.unit.evaluation.simulated import on_cpu
 from tests.unit.evaluation.verdict.test_decide import SHA, predictions, protocol_for
 
 NUM_ROWS = 2_000
@@ -116,7 +117,7 @@ def test_a_proven_candidate_is_not_used_if_a_baseline_is_better_than_it() -> Non
 
 def test_a_candidate_that_is_cheaper_and_not_inferior_is_used_unless_a_contender_is_cheaper() -> None:
     inputs = inputs_of(right(1_300), right(1_299), bag_of_words=right(1_200), centroid=right(1_290))
-    measured = replace(inputs, cpu={role: (seconds,) * 5 for role, seconds in COSTS.items()})
+    measured = replace(inputs, costs=on_cpu({role: (seconds,) * 5 for role, seconds in COSTS.items()}))
     protocol = protocol_for(NUM_ROWS, minimum_gain=0.02, non_inferiority_margin=0.02)
     verdict = decide(measured, protocol=protocol)
     assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 7)
@@ -128,7 +129,7 @@ def test_a_candidate_that_is_cheaper_and_not_inferior_is_used_unless_a_contender
 
 def test_accepted_losses_add_up_until_a_champion_is_proven() -> None:
     inputs = inputs_of(right(1_300), right(1_290))
-    measured = replace(inputs, cpu={role: (COSTS[role],) * 5 for role in ("incumbent", "candidate")})
+    measured = replace(inputs, costs=on_cpu({role: (COSTS[role],) * 5 for role in ("incumbent", "candidate")}))
     protocol = protocol_for(NUM_ROWS, minimum_gain=0.02, non_inferiority_margin=0.02)
     once = decide(replace(measured, accepted_loss=0.01), protocol=protocol)
     assert once.rule == 7

@@ -7,7 +7,7 @@ import numpy as np
 
 from tailorbird.evaluation.verdict.assess import assess
 from tailorbird.evaluation.verdict.power import VerdictPower, power_of
-from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, protocol_of, tables_of
+from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, on_cpu, protocol_of, tables_of
 
 
 def power(simulation: Simulation, **changes: Any) -> VerdictPower:
@@ -51,14 +51,14 @@ def test_a_cheaper_candidate_is_also_chosen_for_its_cost() -> None:
     simulation = Simulation(num_rows=8000, incumbent=0.72, candidate=0.72, gates=False)
     inputs = inputs_of_tables(simulation, tables_of(simulation))
     seconds = dict.fromkeys(("incumbent", *inputs.contenders), (2.0,) * 5) | {"candidate": (1.0,) * 5}
-    assert power(simulation, cpu=seconds).fine_tune > power(simulation).fine_tune
+    assert power(simulation, costs=on_cpu(seconds)).fine_tune > power(simulation).fine_tune
 
 
 def test_a_measured_loss_is_not_counted_in_tests_with_another_gain() -> None:
     simulation = Simulation(num_rows=1500, incumbent=0.72, candidate=0.67, gates=False)
     inputs = inputs_of_tables(simulation, tables_of(simulation))
     seconds = dict.fromkeys(("incumbent", *inputs.contenders), (2.0,) * 5) | {"candidate": (1.0,) * 5}
-    none, earlier = (power(simulation, cpu=seconds, accepted_loss=accepted) for accepted in (0.0, 0.02))
+    none, earlier = (power(simulation, costs=on_cpu(seconds), accepted_loss=accepted) for accepted in (0.0, 0.02))
     assert none.fine_tune > earlier.fine_tune + 0.2
 
 

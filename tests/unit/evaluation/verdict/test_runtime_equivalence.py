@@ -9,16 +9,17 @@ from tailorbird.evaluation.gates.cost import ServingCosts
 from tailorbird.evaluation.predictions import ModelPredictions, VerdictRefused
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence
+from tests.unit.evaluation.simulated import on_cpu
 from tests.unit.evaluation.verdict.test_decide import SHA, models, protocol_for
 
-CHEAP = {"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (5.0, 5.1, 5.0, 4.9, 5.0)}
-EQUALLY_EXPENSIVE = CHEAP | {"candidate": (9.0, 10.1, 9.9, 9.0, 10.0)}
+CHEAP = on_cpu({"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (5.0, 5.1, 5.0, 4.9, 5.0)})
+EQUALLY_EXPENSIVE = {**CHEAP, **on_cpu({"candidate": (9.0, 10.1, 9.9, 9.0, 10.0)})}
 
 
-def equivalence_of(*table: int, cpu: ServingCosts | None = CHEAP, **changes: Any) -> Equivalence:
+def equivalence_of(*table: int, costs: ServingCosts | None = CHEAP, **changes: Any) -> Equivalence:
     """Return the result for numbers of rows: both right, only the exported, only the evaluated, neither."""
     evaluated, exported = models(*table)
-    inputs = VerdictInputs(ModelPredictions(evaluated), ModelPredictions(exported), SHA, cpu=cpu)
+    inputs = VerdictInputs(ModelPredictions(evaluated), ModelPredictions(exported), SHA, costs=costs)
     return evaluate_equivalence(inputs, protocol=protocol_for(sum(table), **changes))
 
 
@@ -32,7 +33,7 @@ def test_a_cheaper_engine_with_the_same_answers_is_accepted() -> None:
 
 
 def test_an_engine_that_is_not_proven_to_be_cheaper_is_not_accepted() -> None:
-    result = equivalence_of(1500, 0, 0, 500, cpu=EQUALLY_EXPENSIVE)
+    result = equivalence_of(1500, 0, 0, 500, costs=EQUALLY_EXPENSIVE)
     assert not result.accepted
     assert result.reasons[0].endswith("which is not proven to be below 0.9")
 
@@ -70,4 +71,4 @@ def test_changed_rows_and_a_missing_cost_measurement_are_refused() -> None:
     with pytest.raises(VerdictRefused, match="the test rows changed"):
         equivalence_of(1500, 2, 3, 495, test_sha256="cd" * 32)
     with pytest.raises(ValueError, match="cost of the two engines was not measured"):
-        equivalence_of(1500, 2, 3, 495, cpu=None)
+        equivalence_of(1500, 2, 3, 495, costs=None)

@@ -1,7 +1,8 @@
-"""Tests of the CPU time measurement on a tiny encoder; no test checks a measured time."""
+"""Tests of the cost measurement on a tiny encoder; no test checks a measured time."""
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.inference import cpu_time
+from tailorbird.evaluation.gates.cost import ServingDevice
+from tailorbird.evaluation.inference import device, serving_cost
+from tailorbird.evaluation.inference.device import DeviceError
+from tailorbird.evaluation.inference.serving_cost import Seconds, usage_of
 from tailorbird.models.loading import load_artifact
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.versions import VersionConfig, write_config
+from tailorbird.registry.versions import VersionConfig, read_artifact_config, write_config
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
 
@@ -48,9 +52,12 @@ def rows_of(texts: list[str]) -> Rows:
 
 
 def test_both_models_have_a_time_for_each_round(uris: dict[str, str]) -> None:
-    rounds = cpu_time.measure_cpu(uris, rows=rows_of(["heart", "lung heart"] * 20), num_rounds=6)
-    assert {role: len(seconds) for role, seconds in rounds.items()} == {"incumbent": 6, "candidate": 6}
-    assert min(rounds["incumbent"] + rounds["candidate"]) > 0
+    measured = serving_cost.measure_serving(uris, rows=rows_of(["heart", "lung heart"] * 20), num_rounds=6)
+    costs = measured.serving
+    assert {role: len(usage.cpu_s) for role, usage in costs.items()} == {"incumbent": 6, "candidate": 6}
+    assert min(costs["incumbent"].cpu_s + costs["candidate"].cpu_s) > 0
+    assert {usage.gpu_s for usage in costs.values()} == {None}
+    assert measured.device == ServingDevice("CPU", num_gpus=0.0, emulated=())
 
 
 def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
@@ -58,17 +65,18 @@ def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
 ) -> None:
     answered: list[str] = []
 
-    def counted(uri: str, rows: Rows) -> float:
-        answered.append(uri.rpartition("/")[2])
-        return len(answered) * len(rows) / 1000
+    def counted(model: SimpleNamespace, rows: Rows, *, device: str) -> Seconds:
+        assert device == "cpu"
+        answered.append(model.uri.rpartition("/")[2])
+        return Seconds(cpu=len(answered) * len(rows) / 1000, elapsed=1.0)
 
-    monkeypatch.setattr(cpu_time, "_answerer", lambda uri: uri)
-    monkeypatch.setattr(cpu_time, "_cpu_s", counted)
+    monkeypatch.setattr(serving_cost, "_model", lambda uri, device: SimpleNamespace(uri=uri, dtypes={device}))
+    monkeypatch.setattr(serving_cost, "_seconds", counted)
     in_order = {role: uris[role] for role in ("incumbent", "candidate")} | {"probe": "file:///probe"}
-    rounds = cpu_time.measure_cpu(in_order, rows=rows_of(["heart"] * 7), num_rounds=5)
+    costs = serving_cost.measure_serving(in_order, rows=rows_of(["heart"] * 7), num_rounds=5).serving
     assert "".join(role[0] for role in answered) == "icp" + "icppciicppciicp"
-    assert rounds["incumbent"] == pytest.approx((4, 9, 10, 15, 16))
-    assert rounds["candidate"] == pytest.approx((5, 8, 11, 14, 17))
+    assert costs["incumbent"].cpu_s == pytest.approx((4, 9, 10, 15, 16))
+    assert costs["candidate"].cpu_s == pytest.approx((5, 8, 11, 14, 17))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,9 @@ def test_invalid_arguments_are_refused_before_a_model_is_loaded(
     roles: tuple[str, ...], texts: list[str], num_rounds: int
 ) -> None:
     with pytest.raises(ValueError, match="at least 5 rounds"):
-        cpu_time.measure_cpu(dict.fromkeys(roles, "file:///nowhere"), rows=rows_of(texts), num_rounds=num_rounds)
+        serving_cost.measure_serving(
+            dict.fromkeys(roles, "file:///nowhere"), rows=rows_of(texts), num_rounds=num_rounds
+        )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +111,33 @@ def test_a_hybrid_costs_the_rows_that_each_part_answers(
         counts[role] = len(rows)
         return np.zeros((len(rows), 2), dtype=np.float32)
 
-    monkeypatch.setattr(cpu_time, "class_logits", logits)
+    monkeypatch.setattr(serving_cost, "class_logits", logits)
     rows = replace(rows_of(["heart"] * 4), groups={"sex": ("f", "m", "m", "m")})
-    cpu_time._answer_hybrid(rows, **parts, routing=routing)
+    serving_cost._answer_hybrid(rows, **parts, routing=routing)
     assert counts == answered
+
+
+def test_gpu_seconds_are_the_elapsed_time_of_all_gpus_of_a_replica() -> None:
+    rounds = [Seconds(cpu=0.2, elapsed=0.5)] * 5
+    usage = usage_of(rounds, num_rows=50, num_gpus=2)
+    assert (usage.cpu_s, usage.gpu_s) == ((4.0,) * 5, (20.0,) * 5)
+    assert (usage.unit, usage.device_s) == ("GPU-seconds", usage.gpu_s)
+    assert usage_of(rounds, num_rows=50, num_gpus=0.25).gpu_s == (2.5,) * 5
+    assert usage_of(rounds, num_rows=50, num_gpus=0).unit == "CPU-seconds"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_cost_of_a_replica_with_a_gpu_is_not_measured_on_cpu(uris: dict[str, str]) -> None:
+    with pytest.raises(DeviceError, match=r"gpus_per_replica is 1, but .* finds no GPU"):
+        serving_cost.measure_serving(uris, rows=rows_of(["heart"]), num_gpus=1)
+
+
+def test_a_model_whose_dtype_the_machine_emulates_is_named(
+    uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(uris["candidate"].removeprefix("file://"))
+    write_config(folder, read_artifact_config(uris["candidate"]).model_copy(update={"dtype": "bfloat16"}))
+    for supported, emulated in ((True, ()), (False, ("candidate",))):
+        monkeypatch.setattr(device, "cpu_supports_bfloat16", lambda supported=supported: supported)
+        measured = serving_cost.measure_serving(uris, rows=rows_of(["heart"]))
+        assert measured.device.emulated == emulated

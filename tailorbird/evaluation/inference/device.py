@@ -1,0 +1,38 @@
+"""The device on which an evaluation runs its models, and the dtypes that it computes in hardware."""
+
+from collections.abc import Iterable
+
+import torch
+
+from tailorbird.models.loading import cpu_supports_bfloat16, default_device
+
+
+class DeviceError(ValueError):
+    """An evaluation that needs a GPU runs in a process without one."""
+
+
+def serving_device(num_gpus: float) -> str:
+    """Return the device of an evaluation for replicas with `num_gpus` GPUs.
+
+    Replicas without a GPU are evaluated on the device of this process. Raises DeviceError if replicas have a GPU and
+    this process has none, because predictions and costs on a CPU would not be those of the service.
+    """
+    device = default_device()
+    if num_gpus and device == "cpu":
+        raise DeviceError(
+            f"serving.gpus_per_replica is {num_gpus:g}, but torch {torch.__version__} finds no GPU in this Ray task; "
+            "run on a cluster with GPUs and a CUDA build of torch, or set serving.gpus_per_replica to 0"
+        )
+    return device
+
+
+def emulates(dtypes: Iterable[str], *, device: str) -> bool:
+    """Return True if the device computes one of the dtypes only by emulation, which is slow.
+
+    Models always run in the dtype of their version. Emulated results equal those of other devices up to rounding.
+    """
+    if "bfloat16" not in dtypes:
+        return False
+    if device == "cpu":
+        return not cpu_supports_bfloat16()
+    return not torch.cuda.is_bf16_supported(including_emulation=False)

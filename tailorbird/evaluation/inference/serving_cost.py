@@ -1,0 +1,145 @@
+"""Measure the cost of the compared models on the device that serves them, in alternating rounds."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts, ServingDevice, ServingUsage
+from tailorbird.evaluation.inference.chat_answers import answer_texts
+from tailorbird.evaluation.inference.device import emulates, serving_device
+from tailorbird.evaluation.inference.predict import class_logits
+from tailorbird.models.loading import AnyArtifact, LoadedChat, LoadedClassifier, load_artifact
+from tailorbird.models.temperature import temperature_softmax
+from tailorbird.registry.routing import Routing, routes_to_candidate
+from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
+
+Loaded = AnyArtifact[VersionConfig]
+CPU_NAME = "CPU"
+
+
+class Seconds(NamedTuple):
+    """The time of one pass over the rows."""
+
+    cpu: float  # CPU-seconds of all threads of this process
+    elapsed: float  # from start to end, with the device idle at both
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that answers rows, with the weights that must be on the device meanwhile."""
+
+    answer: Callable[[Rows], object]
+    weights: tuple[torch.nn.Module, ...]
+    dtypes: frozenset[str]
+
+
+def measure_serving(
+    uris: Mapping[str, str], *, rows: Rows, num_gpus: float = 0.0, num_rounds: int = MIN_ROUNDS
+) -> MeasuredCosts:
+    """Return the resources for a thousand rows, from text to answer, by role and round.
+
+    `uris` has the URIs of the artifacts by role, and `num_gpus` is the number of GPUs of a replica. All models run in
+    this process, on a GPU if replicas have one, else on CPU. After a warm-up on all rows, all models answer all rows in
+    each round; every second round has the reverse order. CPU-seconds include all threads of the process. GPU-seconds
+    are the elapsed time between two synchronizations of the device, times `num_gpus`: while a replica answers, nothing
+    else can use its GPUs. A model that needs no GPU is charged for them too, because every replica has them.
+
+    Raises ValueError for fewer than two models, no rows or too few rounds, and DeviceError without a GPU.
+    """
+    if len(uris) < 2 or not len(rows) or num_rounds < MIN_ROUNDS:
+        raise ValueError(
+            f"cannot measure the cost of {sorted(uris)} on {len(rows)} rows in {num_rounds} rounds; give at least 2 "
+            f"models, at least 1 row and at least {MIN_ROUNDS} rounds"
+        )
+    device = serving_device(num_gpus) if num_gpus else "cpu"
+    models = {role: _model(uri, device=device) for role, uri in uris.items()}
+    for model in models.values():
+        _seconds(model, rows, device=device)
+    measured: dict[str, list[Seconds]] = {role: [] for role in models}
+    roles = tuple(models)
+    for number in range(num_rounds):
+        for role in roles if number % 2 == 0 else roles[::-1]:
+            measured[role].append(_seconds(models[role], rows, device=device))
+    emulated = tuple(role for role, model in models.items() if emulates(model.dtypes, device=device))
+    name = torch.cuda.get_device_name() if num_gpus else CPU_NAME
+    costs = {role: usage_of(values, num_rows=len(rows), num_gpus=num_gpus) for role, values in measured.items()}
+    return MeasuredCosts(ServingDevice(name, num_gpus, emulated), costs)
+
+
+def usage_of(rounds: Sequence[Seconds], *, num_rows: int, num_gpus: float) -> ServingUsage:
+    """Return the resources for a thousand rows, from the times of the rounds and a replica's number of GPUs."""
+    cpu_s = tuple(1000 * seconds.cpu / num_rows for seconds in rounds)
+    gpu_s = tuple(1000 * num_gpus * seconds.elapsed / num_rows for seconds in rounds)
+    return ServingUsage(cpu_s, gpu_s if num_gpus else None)
+
+
+def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
+    with _on_device(model.weights, device=device):
+        cpu, elapsed = time.process_time(), time.perf_counter()
+        model.answer(rows)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return Seconds(time.process_time() - cpu, time.perf_counter() - elapsed)
+
+
+@contextmanager
+def _on_device(weights: Sequence[torch.nn.Module], *, device: str) -> Iterator[None]:
+    """Keep weights on the device during the block only, so that each model has all of its memory, as in serving."""
+    if device == "cpu":
+        yield
+        return
+    for module in weights:
+        module.to(device)
+    torch.cuda.synchronize()
+    try:
+        yield
+    finally:
+        for module in weights:
+            module.to("cpu")
+        torch.cuda.empty_cache()
+
+
+def _model(uri: str, *, device: str) -> _Model:
+    """Load the artifact as a model whose weights wait in the host's memory for their turn."""
+    hybrid = read_artifact_config(uri).hybrid
+    uris = [uri] if hybrid is None else [part.uri for part in read_parts(hybrid)]
+    parts, weights = [], []
+    for part_uri in uris:
+        loaded = load_artifact(part_uri, device=device)
+        parts.append(loaded)
+        if isinstance(loaded, LoadedChat | LoadedClassifier) and loaded.model is not None:
+            weights.append(loaded.model)
+            if device != "cpu":
+                loaded.model.to("cpu")
+    answer: Callable[[Rows], object] = partial(_answer, parts[0])
+    if hybrid is not None:
+        answer = partial(_answer_hybrid, incumbent=parts[0], candidate=parts[1], routing=hybrid.routing)
+    return _Model(answer, tuple(weights), frozenset(str(part.version.dtype) for part in parts))
+
+
+def _answer(loaded: Loaded, rows: Rows) -> object:
+    return class_logits(loaded, rows) if isinstance(loaded, LoadedClassifier) else answer_texts(loaded, rows)
+
+
+def _answer_hybrid(rows: Rows, *, incumbent: Loaded, candidate: Loaded, routing: Routing) -> None:
+    """Answer rows as a hybrid does: by confidence, the incumbent answers all rows first."""
+    if routing.column is not None:
+        routed = routes_to_candidate(routing, groups=rows.groups[routing.column])
+        kept = np.flatnonzero(~routed)
+        if len(kept):
+            _answer(incumbent, rows.take(kept))
+    else:
+        assert isinstance(incumbent, LoadedClassifier)  # only classifiers are routed by confidence
+        logits = class_logits(incumbent, rows)
+        confidences = temperature_softmax(logits, temperature=incumbent.version.temperature).max(1)
+        routed = routes_to_candidate(routing, confidences=confidences)
+    to_candidate = np.flatnonzero(routed)
+    if len(to_candidate):
+        _answer(candidate, rows.take(to_candidate))
