@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -68,7 +68,7 @@ def _answer_chat(
 
     A version of the kind `nearest` returns stored answers, with the similarity as confidence.
     """
-    from tailorbird.models.generation import answer_prompts
+    from tailorbird.models.generation import answer_prompts, context_length
     from tailorbird.models.loading import LoadedNearest
     from tailorbird.models.retrieval.chat_prompt import nearest_answer
 
@@ -80,7 +80,7 @@ def _answer_chat(
             "confidence": pa.array([answer.similarity for answer in stored], pa.float32()),
         }
     lm, tokenizer, prompting = loaded.model.lm, loaded.tokenizer, loaded.prompting
-    prompts = _prompts(rows, loaded=loaded, max_length=_max_length(lm))
+    prompts = _prompts(rows, loaded=loaded, max_length=context_length(lm))
     end_id = int(tokenizer.eos_token_id)
     answers = answer_prompts(lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
     texts = [str(tokenizer.decode(answer.tokens, skip_special_tokens=True)).strip() for answer in answers]
@@ -129,17 +129,6 @@ def _conversations(rows: PartRows) -> Iterator[tuple[int, Conversation]]:
                 "remove the messages after the last user message"
             )
         yield position, conversation
-
-
-def _max_length(lm: Any) -> int | None:
-    """Return the maximum number of tokens of a prompt and its answer, or None if model and cache set no limit."""
-    import torch
-
-    from tailorbird.models.generation import CACHE_TOKENS
-
-    positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
-    bounds = [bound for bound in (positions, None if torch.cuda.is_available() else CACHE_TOKENS) if bound]
-    return min(bounds, default=None)
 
 
 SCORERS = {

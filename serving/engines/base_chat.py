@@ -39,6 +39,20 @@ EngineInput = list[int] | StoredAnswer
 """Token ids of the prompt, or a stored answer. The length of both is the number of tokens of the prompt."""
 
 
+class LikelyToken(NamedTuple):
+    """A token and its log-probability, in nats, before temperature and top_p."""
+
+    token: str
+    logprob: float
+
+
+class TokenLogprobs(NamedTuple):
+    """The log-probability of a generated token, and those of the most likely tokens at its position."""
+
+    generated: LikelyToken
+    most_likely: tuple[LikelyToken, ...] = ()
+
+
 class GenerationRequest(NamedTuple):
     """The engine, the prompt and the options of one answer."""
 
@@ -49,6 +63,9 @@ class GenerationRequest(NamedTuple):
     stops: tuple[str, ...]
     continues: bool = False
     """True for a text completion, whose white space is kept. A chat answer is stripped, as in the evaluation."""
+    num_likely: int | None = None
+    """Number of most likely tokens at each position whose log-probabilities are returned with that of the generated
+    token; None for no log-probabilities."""
 
 
 class PartialAnswer(NamedTuple):
@@ -60,6 +77,8 @@ class PartialAnswer(NamedTuple):
     """`stop` or `length`; None before the end."""
     confidence: float | None = None
     """Similarity of a stored answer's training row, 0 to 1; None for generated answers."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Log-probabilities of all generated tokens, the end-of-turn token included; only in the last item, on request."""
 
 
 class ChatEngine(ABC):
@@ -73,6 +92,8 @@ class ChatEngine(ABC):
     """Maximum number of tokens of a prompt and its answer; None for no maximum."""
     default_max_tokens: int | None
     """Maximum number of tokens of an answer if the request sets none; None for no maximum."""
+    has_logprobs = True
+    """False if answers have no log-probabilities."""
 
     def __init__(self, *, version: "ModelVersion", prompting: "Prompting") -> None:
         self.version = version

@@ -1,12 +1,13 @@
 """Chat engines with a language model: prompts, and the text of generated tokens."""
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from serving.engines.base_chat import ChatEngine, GenerationRequest, PartialAnswer, Sampling
+from serving.engines.base_chat import ChatEngine, GenerationRequest, LikelyToken, PartialAnswer, Sampling, TokenLogprobs
 from serving.engines.stop_sequences import visible_text
 from serving.http.schemas import RequestError
 from tailorbird.data.rows import Conversation
@@ -19,6 +20,27 @@ if TYPE_CHECKING:
 NUM_CONTEXT_TOKENS = 5
 """Number of prompt tokens that are decoded together with a continuation, because some tokenizers drop a space at the
 beginning of a text."""
+
+
+class Likelihood(NamedTuple):
+    """The log-probability of a generated token, and the most likely tokens at its position; tokens are ids."""
+
+    token: int
+    logprob: float
+    most_likely: tuple[tuple[int, float], ...]
+
+
+@dataclass
+class Likelihoods:
+    """The log-probabilities of an answer, which the engine adds while it generates tokens."""
+
+    num_likely: int  # number of most likely tokens at each position
+    tokens: list[Likelihood] = field(default_factory=list)
+
+    def add(self, tokens: Iterable[Likelihood]) -> None:
+        """Add the log-probabilities of the next tokens, without those beyond the most likely `num_likely`."""
+        for token in tokens:
+            self.tokens.append(token._replace(most_likely=token.most_likely[: self.num_likely]))
 
 
 class LanguageModelEngine(ChatEngine):
@@ -35,12 +57,18 @@ class LanguageModelEngine(ChatEngine):
 
     @abstractmethod
     def generate(
-        self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
+        self,
+        prompt: list[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        streaming: bool,
+        likelihoods: Likelihoods | None = None,
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
         """Yield all tokens so far, and True if the answer is complete. If not `streaming`, yield only the last state.
 
-        The tokens include the end-of-turn token. Closing the generator cancels the request. Raises RequestError if the
-        engine fails.
+        The tokens include the end-of-turn token. `likelihoods` has those of all tokens when the last state is yielded.
+        Closing the generator cancels the request. Raises RequestError if the engine fails.
         """
 
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> list[int]:
@@ -61,8 +89,13 @@ class LanguageModelEngine(ChatEngine):
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
         before = prompt[-NUM_CONTEXT_TOKENS:] if request.continues else []
         num_chars_before = len(decode(before)) if before else 0
+        likelihoods = None if request.num_likely is None else Likelihoods(request.num_likely)
         generating = self.generate(
-            prompt, max_new_tokens=max_new_tokens, sampling=request.sampling, streaming=streaming
+            prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=request.sampling,
+            streaming=streaming,
+            likelihoods=likelihoods,
         )
         async with aclosing(generating):
             async for tokens, ended in generating:
@@ -70,6 +103,20 @@ class LanguageModelEngine(ChatEngine):
                 text = decode(before + visible)[num_chars_before:]
                 text, stopped = visible_text(text, stops=request.stops, ended=ended, stripped=not request.continues)
                 reason = "stop" if stopped or len(visible) < len(tokens) else "length" if ended else None
-                yield PartialAnswer(text, len(tokens), reason)
+                logprobs = None
+                if likelihoods is not None and reason is not None:
+                    logprobs = self._logprobs(likelihoods.tokens[: len(tokens)])
+                yield PartialAnswer(text, len(tokens), reason, logprobs=logprobs)
                 if reason is not None:
                     return
+
+    def _logprobs(self, likelihoods: Iterable[Likelihood]) -> tuple[TokenLogprobs, ...]:
+        """Return log-probabilities with the text of each token."""
+
+        def named(token: int, logprob: float) -> LikelyToken:
+            return LikelyToken(self.tokenizer.decode([token]), logprob)
+
+        return tuple(
+            TokenLogprobs(named(token, logprob), tuple(named(*likely) for likely in most_likely))
+            for token, logprob, most_likely in likelihoods
+        )

@@ -23,6 +23,8 @@ class NearestEngine(ChatEngine):
     The base model's tokenizer only counts tokens and applies a request's `max_tokens`.
     """
 
+    has_logprobs = False
+
     def __init__(self, loaded: "LoadedNearest[ModelVersion]", *, tokenizer: "PreTrainedTokenizerBase") -> None:
         super().__init__(version=loaded.version, prompting=loaded.prompting)
         self.max_length = self.default_max_tokens = None

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from serving.engines.base_chat import Sampling
-from tailorbird.models.transformers_private import ContinuousBatchingLogitsProcessor, request_progress
+from serving.engines.language_model import Likelihood, Likelihoods
+from tailorbird.models.transformers_private import ContinuousBatchingLogitsProcessor, request_id, request_progress
 
 NUM_LIKELY = 512  # number of most likely tokens that are tried for `top_p` before the whole vocabulary is sorted
 
@@ -14,7 +15,8 @@ NUM_LIKELY = 512  # number of most likely tokens that are tried for `top_p` befo
 class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     """A logits processor that samples a token for each request with a temperature above 0.
 
-    It sets the scores so that the engine's argmax is this token. It keeps the requests of a pass between its two calls,
+    It sets the scores so that the engine's argmax is this token. Before that, it adds the log-probabilities of the new
+    tokens of each request in `recorded`. It keeps the requests of a pass between its two calls,
     so the engine must not use CUDA graphs or double buffering.
 
     The warpers of transformers are not used: they sort the whole vocabulary for every request, use one random stream
@@ -29,6 +31,8 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
         self._sampled: list[tuple[int, Sampling, int]] = []
         """Rows with their sampling options and the position of the new token. Seed and position determine the random
         number."""
+        self._likelihoods: list[tuple[int, Likelihoods]] = []  # rows whose log-probabilities are recorded
+        self.recorded: dict[str, Likelihoods] = {}  # by request id; set and removed by other threads
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         """Fill the argument tensor with zeros, because the processor has no tensor arguments."""
@@ -36,6 +40,8 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
 
     def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
         """Record the rows to sample and the positions of their new tokens."""
+        recorded = [(row, self.recorded.get(request_id(each))) for row, each in enumerate(requests_with_new_token)]
+        self._likelihoods = [(row, likelihoods) for row, likelihoods in recorded if likelihoods is not None]
         progress = map(request_progress, requests_with_new_token)
         self._sampled = [
             (row, Sampling(**options), position)
@@ -46,12 +52,23 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, scores: torch.Tensor, _tensor_arg: torch.Tensor) -> torch.Tensor:
         """Return the scores [B, V]. A sampled row is 0 at its token and -inf elsewhere."""
+        logprobs = {row: torch.log_softmax(scores[row].float(), dim=-1) for row, _ in self._likelihoods}
         for row, sampling, position in self._sampled:
             uniform = float(np.random.default_rng([sampling.seed, position]).random())
             token = sample_token(scores[row], temperature=sampling.temperature, top_p=sampling.top_p, uniform=uniform)
             scores[row] = -torch.inf
             scores[row, token] = 0.0
+        for row, likelihoods in self._likelihoods:
+            token = int(scores[row].argmax())
+            likelihoods.add([_likelihood(token, logprobs[row], num_likely=likelihoods.num_likely)])
         return scores
+
+
+def _likelihood(token: int, logprobs: torch.Tensor, *, num_likely: int) -> Likelihood:
+    """Return the log-probability of a token from those of the vocabulary [V], with the most likely tokens."""
+    likely = torch.topk(logprobs, min(num_likely, len(logprobs)))
+    pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+    return Likelihood(token, float(logprobs[token]), tuple(pairs))
 
 
 def sample_token(logits: torch.Tensor, *, temperature: float, top_p: float, uniform: float) -> int:

@@ -6,11 +6,12 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from serving.engines.base_chat import Sampling
-from serving.engines.language_model import LanguageModelEngine
+from serving.engines.language_model import LanguageModelEngine, Likelihoods
 from serving.http.schemas import RequestError
 from tailorbird.data.chat_template import prompt_tokens
 
 if TYPE_CHECKING:
+    from serving.engines.sampling import Sampler
     from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
@@ -22,7 +23,10 @@ class TransformersEngine(LanguageModelEngine):
 
     def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int) -> None:
         super().__init__(loaded)
-        self._manager = _start(loaded, end_id=self.end_id, max_batch_size=max_batch_size)
+        from serving.engines.sampling import Sampler
+
+        self._sampler = Sampler()
+        self._manager = _start(loaded, sampler=self._sampler, end_id=self.end_id, max_batch_size=max_batch_size)
         self.max_length = _max_length(loaded.model.lm, self._manager)
 
     @property
@@ -33,7 +37,13 @@ class TransformersEngine(LanguageModelEngine):
         self._manager.destroy()
 
     async def generate(
-        self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
+        self,
+        prompt: list[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        streaming: bool,
+        likelihoods: Likelihoods | None = None,
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
         from tailorbird.models.transformers_private import discard_unrouted_outputs, remove_result_handler
 
@@ -46,6 +56,8 @@ class TransformersEngine(LanguageModelEngine):
 
         discard_unrouted_outputs(self._manager)  # outputs of requests that were cancelled during a pass
         self._manager.register_result_handler(request_id, on_output)
+        if likelihoods is not None:
+            self._sampler.recorded[request_id] = likelihoods
         options = sampling._asdict() if sampling.temperature else {}
         accepted = self._manager.add_request(
             prompt, request_id=request_id, max_new_tokens=max_new_tokens, streaming=streaming, **options
@@ -63,16 +75,16 @@ class TransformersEngine(LanguageModelEngine):
                     raise RequestError(500, "engine_failed", f"the engine failed to answer the request: {output.error}")
                 yield list(output.generated_tokens), ended
         finally:
+            self._sampler.recorded.pop(request_id, None)
             if not ended:
                 self._manager.cancel_request(request_id)
                 remove_result_handler(self._manager, request_id)
 
 
-def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: int) -> Any:
+def _start(loaded: "LoadedChat[ModelVersion]", *, sampler: "Sampler", end_id: int, max_batch_size: int) -> Any:
     """Return the running engine after a first answer, which prepares kernels; raise RuntimeError if it fails."""
     import torch
 
-    from serving.engines.sampling import Sampler
     from tailorbird.models.continuous_batching_attention import register_request_attention
     from tailorbird.models.generation import batching_config, greedy
     from tailorbird.models.transformers_private import set_logits_processor
@@ -83,10 +95,10 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, end_id: int, max_batch_size: i
         manager = lm.init_continuous_batching(
             generation_config=greedy(max_new_tokens=loaded.prompting.max_new_tokens, end_id=end_id),
             continuous_batching_config=batching_config(
-                max_requests_per_batch=max_batch_size, use_cuda_graph=False, use_async_batching=False
+                lm.device, max_requests_per_batch=max_batch_size, use_cuda_graph=False, use_async_batching=False
             ),
         )
-        set_logits_processor(manager, Sampler())
+        set_logits_processor(manager, sampler)
         manager.start()
     prompting = loaded.prompting
     conversation = (("user", "the first pass prepares kernels"),)

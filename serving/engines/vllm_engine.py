@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from serving.engines.base_chat import Sampling
-from serving.engines.language_model import LanguageModelEngine
+from serving.engines.language_model import LanguageModelEngine, Likelihood, Likelihoods
 from serving.http.schemas import RequestError
 from serving.version_checks import require_digest
 
@@ -54,6 +54,8 @@ class TokenDelta(NamedTuple):
 
     tokens: list[int]
     ended: bool
+    likelihoods: list[Likelihood]
+    """Of the tokens; empty if the request has no `logprobs`."""
 
 
 class EngineStopped(RuntimeError):
@@ -71,6 +73,8 @@ class TokenRequest:
     seed: int | None
     max_tokens: int
     stop_token_ids: list[int]
+    logprobs: int | None
+    """Number of most likely tokens whose log-probabilities are returned, with that of each token; None for none."""
 
 
 class VllmServer:
@@ -112,7 +116,8 @@ class VllmServer:
         """Yield the answer's tokens. Raises EngineStopped, and ValueError if the server rejects the request."""
         from ray.serve.llm.openai_api_models import CompletionRequest
 
-        completion = CompletionRequest(model=MODEL_ID, return_token_ids=True, **asdict(request))
+        options = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+        completion = CompletionRequest(model=MODEL_ID, **options, **asdict(request))
         try:
             async for response in await self._server.completions(completion):
                 delta = _token_delta(response)
@@ -134,6 +139,7 @@ def _token_delta(response: Any) -> TokenDelta | None:
     A stream event is a string `data: {...}` or an error object. Raises ValueError for an error.
     """
     tokens: list[int] = []
+    likelihoods: list[Likelihood] = []
     ended = False
     for event in response if isinstance(response, list) else [response]:
         fields = _event_fields(event)
@@ -141,11 +147,31 @@ def _token_delta(response: Any) -> TokenDelta | None:
             raise ValueError(fields["error"]["message"])
         for choice in fields.get("choices", ()):
             tokens += choice["token_ids"] or []
+            likelihoods += _likelihoods(choice.get("logprobs"))
             reason = choice["finish_reason"]
             if reason not in (None, *FINISH_REASONS):
                 raise ValueError(f"the generation failed ({reason})")
             ended = ended or reason is not None
-    return TokenDelta(tokens, ended) if tokens or ended else None
+    return TokenDelta(tokens, ended, likelihoods) if tokens or ended else None
+
+
+def _likelihoods(logprobs: Any) -> list[Likelihood]:
+    """Return the log-probabilities of a choice, whose tokens have the form `token_id:7`."""
+
+    def id_of(token: str) -> int:
+        return int(token.rpartition(":")[2])
+
+    if not logprobs:
+        return []
+    columns = (logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"])
+    return [
+        Likelihood(
+            id_of(token),
+            logprob,
+            tuple(sorted(((id_of(name), value) for name, value in likely.items()), key=lambda pair: -pair[1])),
+        )
+        for token, logprob, likely in zip(*columns, strict=True)
+    ]
 
 
 def _event_fields(event: Any) -> Any:
@@ -174,7 +200,13 @@ class VllmEngine(LanguageModelEngine):
         self._running.exception(SHUTDOWN_S)
 
     async def generate(
-        self, prompt: list[int], *, max_new_tokens: int, sampling: Sampling, streaming: bool
+        self,
+        prompt: list[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        streaming: bool,
+        likelihoods: Likelihoods | None = None,
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
         request = TokenRequest(
             prompt,
@@ -184,13 +216,16 @@ class VllmEngine(LanguageModelEngine):
             seed=sampling.seed % 2**63 if sampling.temperature else None,
             max_tokens=max_new_tokens,
             stop_token_ids=[self.end_id],
+            logprobs=None if likelihoods is None else likelihoods.num_likely,
         )
         tokens: list[int] = []
         ended = False
         deltas = self._server.answer.remote(request)
         try:
             async for delta in deltas:
-                new_tokens, ended = await delta
+                new_tokens, ended, new_likelihoods = await delta
+                if likelihoods is not None:
+                    likelihoods.add(new_likelihoods)
                 tokens += new_tokens
                 yield list(tokens), ended
         except RayTaskError as error:

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from serving.engines.stop_sequences import REPLACEMENT_CHARACTER
 from serving.http.schemas import CHAT_ID, COMPLETION_ID
 
 if TYPE_CHECKING:
-    from serving.engines.base_chat import PartialAnswer
+    from serving.engines.base_chat import LikelyToken, PartialAnswer, TokenLogprobs
 
 
 class Usage(NamedTuple):
@@ -46,6 +47,8 @@ class AnswerFormat:
         """Return a complete response."""
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         choice = _choice({"message": message} if self.chat else {"text": answer.text}, answer)
+        if answer.logprobs is not None:
+            choice["logprobs"] = {"content": [_token(entry) for entry in answer.logprobs], "refusal": None}
         return _json(head, choices=[choice], usage=usage)
 
     def first(self, head: AnswerHead) -> list[bytes]:
@@ -88,6 +91,15 @@ def _choice(content: Mapping[str, object], answer: "PartialAnswer | None") -> di
     if answer is not None and answer.confidence is not None:
         choice["confidence"] = answer.confidence
     return choice
+
+
+def _token(entry: "TokenLogprobs") -> dict[str, object]:
+    return _likely(entry.generated) | {"top_logprobs": [_likely(token) for token in entry.most_likely]}
+
+
+def _likely(token: "LikelyToken") -> dict[str, object]:
+    is_part = REPLACEMENT_CHARACTER in token.token  # the decoder's text of a part of a character
+    return token._asdict() | {"bytes": None if is_part else list(token.token.encode())}
 
 
 def _json(head: AnswerHead, *, choices: list[dict[str, object]], usage: Usage | None = None) -> bytes:

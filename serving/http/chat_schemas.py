@@ -33,10 +33,28 @@ class Delta(HttpModel):
     content: str | None = None
 
 
+class LikelyTokenLogprob(HttpModel):
+    token: str
+    logprob: float
+    """Log-probability in nats, before temperature and top_p."""
+    bytes: list[int] | None
+    """The token's bytes in UTF-8; null for a part of a character."""
+
+
+class GeneratedTokenLogprob(LikelyTokenLogprob):
+    top_logprobs: list[LikelyTokenLogprob]
+    """The most likely tokens at this position."""
+
+
+class ChatLogprobs(HttpModel):
+    content: list[GeneratedTokenLogprob]
+    """The generated tokens, with the end-of-turn token and with tokens after the start of a stop text."""
+    refusal: None
+    """Part of OpenAI's format; always null."""
+
+
 class _Choice(HttpModel):
     index: Literal[0]
-    logprobs: None
-    """Part of OpenAI's format; always null."""
 
 
 class _ChatAnswer(_Choice):
@@ -46,24 +64,32 @@ class _ChatAnswer(_Choice):
 
 class ChatChoice(_ChatAnswer):
     message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    """Only for requests with `logprobs: true`."""
     finish_reason: Literal["stop", "length"]
     """`length` if the answer reached `max_tokens`."""
 
 
 class CompletionChoice(_Choice):
     text: str
+    logprobs: None
+    """Part of OpenAI's format; always null."""
     finish_reason: Literal["stop", "length"]
     """`length` if the answer reached `max_tokens`."""
 
 
 class ChatChunkChoice(_ChatAnswer):
     delta: Delta
+    logprobs: None
+    """Part of OpenAI's format; always null."""
     finish_reason: Literal["stop", "length"] | None
     """Set only in the last event with a choice."""
 
 
 class CompletionChunkChoice(_Choice):
     text: str
+    logprobs: None
+    """Part of OpenAI's format; always null."""
     finish_reason: Literal["stop", "length"] | None
     """Set only in the last event with a choice."""
 
@@ -115,17 +141,16 @@ NEUTRAL: Mapping[str, object] = {
     "presence_penalty": 0,
     "frequency_penalty": 0,
     "logit_bias": {},
-    "logprobs": False,
-    "top_logprobs": 0,
     "tools": [],
     "tool_choice": "none",
     "response_format": {"type": "text"},
     "modalities": ["text"],
 }
 """Fields that are accepted only with this value, which has no effect."""
-TEXT_NEUTRAL: Mapping[str, object] = {**NEUTRAL, "best_of": 1, "echo": False, "suffix": ""}
+TEXT_NEUTRAL: Mapping[str, object] = {**NEUTRAL, "logprobs": False, "best_of": 1, "echo": False, "suffix": ""}
 """Like `NEUTRAL`, for `/v1/completions`."""
 MAX_STOPS = 4
+MAX_LIKELY = 20
 _STOP = f"must be a text or a list of 1 to {MAX_STOPS} texts, none of them empty"
 _CONTENT = 'must be a text, or a list of parts {"type": "text", "text": ...}'
 
@@ -207,11 +232,20 @@ PromptRequestT = TypeVar("PromptRequestT", bound=PromptRequest)
 class ChatRequest(PromptRequest):
     messages: list[ChatMessage] = Field(min_length=1)
     """The conversation. The last message must have the role `user`. A system message replaces the version's own."""
+    logprobs: StrictBool | None = None
+    """If true, return the log-probability of each generated token. Not accepted with `stream: true`."""
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LIKELY)] | None = None
+    """Number of most likely tokens that are returned at each position. Only accepted with `logprobs: true`."""
 
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
         """Return the messages as turns."""
         return tuple((message.role, message.text) for message in self.messages)
+
+    @property
+    def num_likely(self) -> int | None:
+        """Return the number of most likely tokens whose log-probabilities are returned; None for none at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(PromptRequest):
@@ -231,6 +265,10 @@ def parse_chat(body: bytes) -> ChatRequest:
         for name, value in (message.model_extra or {}).items():
             if value and name != "name":
                 raise _invalid_field(f"messages.{index}.{name}", "unknown field; a message has a role and a content")
+    if request.top_logprobs and not request.logprobs:
+        raise _invalid_field("top_logprobs", "only accepted with logprobs: true")
+    if request.logprobs and request.stream:
+        raise _invalid_field("logprobs", "not accepted with stream: true; omit one of them")
     if request.messages[-1].role != "user":
         role = request.messages[-1].role
         raise _invalid_field("messages", f"the last message has role {role!r}; it must have role 'user'")

@@ -9,7 +9,7 @@ from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest
 from serving.http.admission import client_name
 from serving.http.asgi import Events
 from serving.http.chat_format import LAST_EVENT, AnswerFormat, AnswerHead, Usage, event, usage_event
-from serving.http.chat_schemas import CompletionRequest, PromptRequest
+from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequest
 from serving.http.metrics import record_failure
 from serving.http.schemas import RequestError
 
@@ -52,8 +52,24 @@ def generation_request(
         top_p=1.0 if request.top_p is None else float(request.top_p),
         seed=secrets.randbits(64) if request.seed is None else request.seed % 2**64,
     )
-    continues = isinstance(request, CompletionRequest)
-    return GenerationRequest(engine, prompt, max_new_tokens, sampling, request.stops, continues=continues)
+    return GenerationRequest(
+        engine,
+        prompt,
+        max_new_tokens,
+        sampling,
+        request.stops,
+        continues=isinstance(request, CompletionRequest),
+        num_likely=_num_likely(request, engine=engine),
+    )
+
+
+def _num_likely(request: PromptRequest, *, engine: ChatEngine) -> int | None:
+    """Return `ChatRequest.num_likely`; raise RequestError 400 if the version has no language model."""
+    num_likely = request.num_likely if isinstance(request, ChatRequest) else None
+    if num_likely is not None and not engine.has_logprobs:
+        message = f"version {engine.version.version} returns stored answers, which have no log-probabilities; omit it"
+        raise RequestError(400, "invalid_request", f"logprobs: {message}", param="logprobs")
+    return num_likely
 
 
 async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:

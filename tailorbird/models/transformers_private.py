@@ -41,6 +41,11 @@ def request_bounds(options: Mapping[str, Any]) -> tuple[Bounds, Bounds] | None:
     return tuple(options["cu_seq_lens_q"].tolist()), tuple(keys.tolist())
 
 
+def request_id(request: Any) -> str:
+    """Return the id of a request in a pass of continuous batching."""
+    return str(request.state.request_id)
+
+
 def request_progress(request: Any) -> tuple[Mapping[str, Any], int]:
     """Return the arguments of a request's logits processor, and the position of its next token."""
     state = request.state

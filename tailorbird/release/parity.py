@@ -1,6 +1,7 @@
 """Parity gate: before it is served, a version must answer test rows over HTTP as it did in its evaluation."""
 
 import hashlib
+import math
 import os
 import time
 import uuid
@@ -15,6 +16,7 @@ from pydantic import JsonValue
 
 from cluster.bearer_auth import bearer
 from serving.deploy.serve_client import DeployError
+from serving.http.chat_schemas import GeneratedTokenLogprob
 from serving.tasks import SERVED_TASKS
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import Rows, rows_sha256
@@ -26,13 +28,14 @@ from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
 from tailorbird.registry.versions import ModelVersion, now, read_parts
+from tailorbird.release.token_parity import ServedToken, compare_tokens
 
 
 class Tolerance(NamedTuple):
     """Maximum difference between served and evaluated probabilities, because rounding differs between batches."""
 
-    row: float
-    mean: float  # over all rows
+    row: float  # for chat, of a token's log-probability
+    mean: float  # over all rows; for chat, over all compared tokens
 
 
 MAX_PROBES = 64
@@ -41,6 +44,7 @@ TOLERANCE = {"float32": Tolerance(row=0.002, mean=0.002), "bfloat16": Tolerance(
 probabilities by up to 5e-6 in float32, and in bfloat16 by up to 0.05 and by 0.003 on average. In bfloat16, rounding
 changes few rows strongly, but faults change most rows: a temperature of 1.1 instead of 1 by 0.015 on average, texts cut
 to 16 tokens by 0.03."""
+TOKEN_TOLERANCE = {"float32": Tolerance(row=0.02, mean=0.002), "bfloat16": Tolerance(row=0.5, mean=0.05)}
 NUM_CLIENTS = 8
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 10, 1.0, 120
 BUSY = (408, 429, 502, 503, 504)
@@ -60,6 +64,8 @@ class ParityProbe(NamedTuple):
     body: Mapping[str, JsonValue]
     output: str  # the label, or for chat the sha256 of the answer's words
     confidence: float | None  # probability of the label, calibrated; None for chat
+    logprobs: tuple[float, ...] | None = None
+    """Log-probabilities of the answer's tokens; None for classification and the kind `nearest`."""
 
 
 class ServedAnswer(NamedTuple):
@@ -68,6 +74,7 @@ class ServedAnswer(NamedTuple):
     output: str  # see `ParityProbe`; empty if the request was refused
     text: str  # for messages: label, answer, or reason of a refused request
     scores: Mapping[str, float] = {}  # (classification only) probability of each class
+    tokens: tuple[ServedToken, ...] = ()  # (language models only)
 
 
 Difference = tuple[ParityProbe, ServedAnswer]
@@ -122,7 +129,8 @@ def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersi
     route = f"{url}{SERVED_TASKS[version.task].route}"
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
         answers = list(clients.map(lambda probe: _send(route, probe.body), probes))
-    parity, differing = compare_answers(probes, answers, tolerance=tolerance_of(version))
+    compare = compare_chats if any(probe.logprobs is not None for probe in probes) else compare_answers
+    parity, differing = compare(probes, answers, tolerance=tolerance_of(version))
     if differing:
         raise ParityRefused(refusal(differing, version=version.version, num_probes=len(probes)))
     return parity
@@ -130,6 +138,8 @@ def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersi
 
 def tolerance_of(version: ModelVersion) -> Tolerance:
     """Return the tolerance of the version's dtype; for a hybrid, the larger tolerance of its parts."""
+    if version.task == "chat":
+        return TOKEN_TOLERANCE[version.dtype]
     parts = read_parts(version.hybrid) if version.hybrid else (version,)
     return max(TOLERANCE[part.dtype] for part in parts)
 
@@ -168,6 +178,38 @@ def compare_answers(
     return parity, differing
 
 
+def compare_chats(
+    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, tolerance: Tolerance
+) -> tuple[ParityResult, list[Difference]]:
+    """Return the number of matching answers of a language model, and the probes whose answers differ.
+
+    See `compare_tokens` for the row tolerance. If the log-probabilities of the matching answers differ by more than the
+    mean tolerance on average over the tokens, each answer above the mean tolerance is a difference too.
+    """
+    compared = [
+        compare_tokens(
+            probe.logprobs or (), answer.tokens, same_text=answer.output == probe.output, limit=tolerance.row
+        )
+        for probe, answer in zip(probes, answers, strict=True)
+    ]
+    moves = [move for result in compared if result.matches for move in result.moves]
+    too_far = bool(moves) and fmean(moves) > tolerance.mean
+    differing = [
+        (probe, answer)
+        for probe, answer, result in zip(probes, answers, compared, strict=True)
+        if not result.matches or (too_far and result.moves and fmean(result.moves) > tolerance.mean)
+    ]
+    parity = ParityResult(
+        rows=len(probes),
+        matching=len(probes) - len(differing),
+        ties=sum(result.tie for result in compared),
+        largest_difference=max(moves, default=None),
+        mean_difference=fmean(moves) if moves else None,
+        at=now(),
+    )
+    return parity, differing
+
+
 def refusal(differing: Sequence[Difference], *, version: str, num_probes: int) -> str:
     """Return the message of a failed check, with the first differing rows."""
     lines = [
@@ -175,17 +217,28 @@ def refusal(differing: Sequence[Difference], *, version: str, num_probes: int) -
         "is not promoted:"
     ]
     for probe, answer in differing[:MAX_LISTED_ROWS]:
-        before, after = f"words with sha256 {probe.output[:12]}", answer.text
-        if probe.confidence is not None:
-            before = f"{probe.output} ({probe.confidence:.3f})"
-            after += f" ({answer.scores[answer.output]:.3f})" if answer.scores else ""
-        lines.append(f"  row {probe.row_id}, {_shorten(probe.text)!r}: evaluated {before}, served {_shorten(after)}")
+        before, after = _described(probe, answer)
+        lines.append(f"  row {probe.row_id}, {_shorten(probe.text)!r}: evaluated {before}, served {after}")
     num_unlisted = len(differing) - MAX_LISTED_ROWS
     lines += [f"  and {num_unlisted} more"] if num_unlisted > 0 else []
     lines.append(
         "Check what differs between evaluation and service (code, base model, dtype), or run the recipe again."
     )
     return "\n".join(lines)
+
+
+def _described(probe: ParityProbe, answer: ServedAnswer) -> tuple[str, str]:
+    """Return the evaluated and the served answer; for chat, with the token whose log-probability differs most."""
+    before, after = f"words with sha256 {probe.output[:12]}", answer.text
+    if probe.confidence is not None:
+        before = f"{probe.output} ({probe.confidence:.3f})"
+        after += f" ({answer.scores[answer.output]:.3f})" if answer.scores else ""
+    pairs = list(zip(probe.logprobs or (), (token.logprob for token in answer.tokens), strict=False))
+    if not pairs:
+        return before, _shorten(after)
+    at, (evaluated, served) = max(enumerate(pairs), key=lambda pair: abs(pair[1][0] - pair[1][1]))
+    before = f"{before} with log-probability {evaluated:.3f} of token {at}"
+    return before, f"{_shorten(after)} with {served:.3f}"
 
 
 def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[Predictions, frozenset[int]]:
@@ -223,7 +276,11 @@ def _probe(rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersio
         confidence = float(evaluated.calibrated[row])
     else:
         body["messages"] = [{"role": role, "content": content} for role, content in rows.conversations[row]]
-    return ParityProbe(rows.row_ids[row], rows.texts[row], body, evaluated.outputs[row], confidence)
+    logprobs = None
+    if evaluated.logprobs is not None:
+        logprobs = evaluated.logprobs[row]
+        body |= {"logprobs": True, "top_logprobs": 2}
+    return ParityProbe(rows.row_ids[row], rows.texts[row], body, evaluated.outputs[row], confidence, logprobs)
 
 
 def _send(url: str, body: Mapping[str, JsonValue]) -> ServedAnswer:
@@ -256,10 +313,19 @@ def _send(url: str, body: Mapping[str, JsonValue]) -> ServedAnswer:
         return ServedAnswer("", f"refused with {response.status_code}, {response.text[:200]}")
     answer = response.json()
     if "choices" in answer:
-        content = str(answer["choices"][0]["message"]["content"])
-        return ServedAnswer(words_sha256(content), repr(content))
+        [choice] = answer["choices"]
+        content = str(choice["message"]["content"])
+        logprobs = choice.get("logprobs") or {"content": []}
+        return ServedAnswer(words_sha256(content), repr(content), tokens=tuple(map(_served, logprobs["content"])))
     result = answer["results"][0]
     return ServedAnswer(result["label"], result["label"], result["scores"])
+
+
+def _served(token: JsonValue) -> ServedToken:
+    """Return an entry of OpenAI's `logprobs`, which has the two most likely tokens."""
+    entry = GeneratedTokenLogprob.model_validate(token)
+    others = sorted((other.logprob for other in entry.top_logprobs), reverse=True)[1:]
+    return ServedToken(entry.logprob, entry.logprob - max(others, default=-math.inf))
 
 
 def _shorten(text: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from tailorbird.models.loading import cpu_supports_bfloat16, default_device
+from tailorbird.models.pretrained import cpu_supports_bfloat16, default_device
 
 
 class DeviceError(ValueError):

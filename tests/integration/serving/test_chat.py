@@ -30,7 +30,7 @@ from tailorbird.models.generation import answer_prompts
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import build_index, embed_index
 from tailorbird.registry import versions as registry
-from tailorbird.release.parity import ParityProbe, check_parity
+from tailorbird.release import parity
 from tests import small_chat, small_encoder
 from tests.browser import BROWSER, seen
 from tests.fuzz import fuzz
@@ -341,14 +341,8 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
     try:
         for version in versions:
             table = predict_rows(version.uri, rows=rows)
-            bodies: list[Any] = [
-                {"model": version.version, "messages": [{"role": "user", "content": text}]} for text in QUESTIONS
-            ]
-            probes = [
-                ParityProbe(row, text, body, output, None)
-                for row, text, body, output in zip(rows.row_ids, QUESTIONS, bodies, table.outputs, strict=True)
-            ]
-            assert check_parity(probes, url=service.url, version=version).matching == len(QUESTIONS)
+            probes = [parity._probe(rows, table, row, version=version) for row in range(len(rows))]
+            assert parity.check_parity(probes, url=service.url, version=version).matching == len(QUESTIONS)
         messages: Any = [{"role": "user", "content": "what is a dog"}]
         answer = service.client.chat.completions.create(model="pretrained", messages=messages)
         assert answer.choices[0].message.content == "what is a cat"

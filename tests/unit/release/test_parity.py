@@ -1,5 +1,7 @@
 """Comparison of served and evaluated answers, selection of probes, and the message of a refusal."""
 
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,6 +11,7 @@ import requests
 from pydantic import JsonValue
 
 from serving.deploy.serve_client import DeployError
+from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.release import parity
 from tailorbird.release.parity import (
     MAX_LISTED_CHARS,
@@ -22,6 +25,7 @@ from tailorbird.release.parity import (
     refusal,
     select_rows,
 )
+from tailorbird.release.token_parity import ServedToken
 
 ROW = 0.02
 TOLERANCE = Tolerance(row=ROW, mean=ROW)
@@ -138,3 +142,26 @@ def test_the_api_key_takes_precedence_over_netrc(tmp_path: Path, monkeypatch: py
     with pytest.raises(DeployError):
         parity._send("http://127.0.0.1:1/v1/classify", BODY)
     assert set(headers) == {"Bearer ours"}
+
+
+def test_a_refused_chat_answer_is_listed_with_the_token_that_differs_most() -> None:
+    other = probe("hash" * 4, None)._replace(logprobs=(-0.1, -0.2, -0.3))
+    tokens = tuple(ServedToken(logprob, 1.0) for logprob in (-0.1, -1.25))
+    message = refusal([(other, ServedAnswer("o", "'no'", tokens=tokens))], version="full-1", num_probes=64)
+    words = "evaluated words with sha256 hashhashhash with log-probability -0.200 of token 1"
+    assert f"{words}, served 'no' with -1.250" in message
+
+
+def test_the_lead_of_a_served_token_is_over_the_second_most_likely(monkeypatch: pytest.MonkeyPatch) -> None:
+    def entry(logprob: float, *others: float) -> dict[str, JsonValue]:
+        top: list[JsonValue] = [{"token": "x", "logprob": other, "bytes": None} for other in others]
+        return {"token": "x", "logprob": logprob, "bytes": None, "top_logprobs": top}
+
+    content: list[JsonValue] = [entry(-0.5, -0.5, -2.0), entry(-0.1, -0.1)]
+    choice = {"message": {"content": "yes"}, "logprobs": {"content": content, "refusal": None}}
+    response = requests.Response()
+    response.status_code, response._content = 200, json.dumps({"choices": [choice]}).encode()
+    monkeypatch.setattr(requests, "post", lambda *_, **__: response)
+    answer = parity._send("http://127.0.0.1:1/v1/chat/completions", {})
+    assert (answer.output, answer.text) == (words_sha256("yes"), "'yes'")
+    assert answer.tokens == (ServedToken(-0.5, 1.5), ServedToken(-0.1, math.inf))

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import pytest
+import torch
 
 from serving.engines.base_chat import Sampling
-from serving.engines.language_model import LanguageModelEngine
+from serving.engines.language_model import LanguageModelEngine, Likelihoods
 from serving.engines.transformers_engine import TransformersEngine
 from serving.http.schemas import RequestError
 from tailorbird.data.chat_template import prompt_tokens
@@ -145,3 +146,47 @@ def test_an_unloaded_engine_releases_its_model() -> None:
 
 def test_the_maximum_length_is_the_models_number_of_positions(shared: TransformersEngine) -> None:
     assert shared.max_length == 256
+
+
+def test_log_probabilities_equal_those_of_the_evaluation(shared: TransformersEngine) -> None:
+    expected = answer_prompts(language_model(), PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id)
+    likelihoods = [Likelihoods(2) for _ in PROMPTS]
+
+    async def answer(prompt: list[int], recorded: Likelihoods) -> None:
+        generating = shared.generate(
+            prompt, max_new_tokens=LIMIT, sampling=GREEDY, streaming=False, likelihoods=recorded
+        )
+        async with aclosing(generating):
+            async for _ in generating:
+                pass
+
+    asyncio.run(together(*map(answer, PROMPTS, likelihoods)))
+    for recorded, evaluated in zip(likelihoods, expected, strict=True):
+        assert [token.logprob for token in recorded.tokens] == pytest.approx(evaluated.logprobs, abs=1e-4)
+        assert [token.token for token in recorded.tokens][: len(evaluated.tokens)] == evaluated.tokens
+        for token in recorded.tokens:
+            (first, second) = token.most_likely
+            assert first == (token.token, token.logprob)
+            assert second[1] < first[1]
+    assert not shared._sampler.recorded
+
+
+def test_log_probabilities_of_sampled_tokens_are_those_of_the_model(shared: TransformersEngine) -> None:
+    recorded = Likelihoods(0)
+    warm = Sampling(temperature=3.0, top_p=1.0, seed=1)
+
+    async def answer() -> list[int]:
+        generating = shared.generate(
+            PROMPTS[0], max_new_tokens=LIMIT, sampling=warm, streaming=False, likelihoods=recorded
+        )
+        async with aclosing(generating):
+            return [token async for new_tokens, _ in generating for token in new_tokens]
+
+    generated = asyncio.run(answer())
+    lm = language_model()
+    with torch.no_grad():
+        logits = lm(torch.tensor([PROMPTS[0] + generated])).logits[0, len(PROMPTS[0]) - 1 : -1]
+    expected = torch.log_softmax(logits, dim=-1)[torch.arange(len(generated)), generated]
+    assert [token.token for token in recorded.tokens] == generated
+    assert [token.logprob for token in recorded.tokens] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert {token.most_likely for token in recorded.tokens} == {()}

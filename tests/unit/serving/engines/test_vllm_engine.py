@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import ray
 
 from serving.engines import vllm_engine
 from serving.engines.base_chat import Sampling
+from serving.engines.language_model import Likelihood
 from serving.engines.vllm_engine import EngineNotInstalled, VllmEngine, start_engine
 from serving.http.schemas import RequestError
 from tailorbird.models.causal_lm import ChatModel
@@ -167,7 +169,7 @@ def test_a_killed_engine_is_reported_and_leaves_no_process(loop: asyncio.Runner)
 
 def test_an_event_without_tokens_can_end_an_answer() -> None:
     event = 'data: {"choices": [{"token_ids": [], "finish_reason": "stop"}]}\n\n'
-    assert vllm_engine._token_delta([event]) == ([], True)
+    assert vllm_engine._token_delta([event]) == ([], True, [])
     assert vllm_engine._token_delta(["data: [DONE]\n\n"]) is None
 
 
@@ -178,3 +180,18 @@ def test_a_third_version_on_a_gpu_is_refused_until_another_has_ended(monkeypatch
         vllm_engine._wait_for_capacity()
     vllm_engine._servers.discard("one")
     vllm_engine._wait_for_capacity()
+
+
+def test_log_probabilities_are_read_from_token_ids() -> None:
+    logprobs = {
+        "tokens": ["token_id:7", "token_id:1"],
+        "token_logprobs": [-0.5, -0.1],
+        "top_logprobs": [{"token_id:9": -1.5, "token_id:7": -0.5}, {"token_id:1": -0.1, "token_id:3": -4.0}],
+    }
+    choice = {"token_ids": [7, 1], "finish_reason": "stop", "logprobs": logprobs}
+    delta = vllm_engine._token_delta([f"data: {json.dumps({'choices': [choice]})}\n\n"])
+    assert delta == (
+        [7, 1],
+        True,
+        [Likelihood(7, -0.5, ((7, -0.5), (9, -1.5))), Likelihood(1, -0.1, ((1, -0.1), (3, -4.0)))],
+    )

@@ -87,5 +87,5 @@ def test_vllms_client_has_the_parts_that_the_engine_uses() -> None:
 def test_a_completion_request_has_the_fields_that_the_engine_sets() -> None:
     from ray.serve.llm.openai_api_models import CompletionRequest
 
-    for name in ("model", "return_token_ids", *TokenRequest.__dataclass_fields__):
+    for name in ("model", "return_token_ids", "return_tokens_as_token_ids", *TokenRequest.__dataclass_fields__):
         assert name in CompletionRequest.model_fields, f"vLLM: CompletionRequest.{name} moved"

@@ -2,8 +2,9 @@
 
 import json
 
-from serving.engines.base_chat import PartialAnswer
+from serving.engines.base_chat import LikelyToken, PartialAnswer, TokenLogprobs
 from serving.http.chat_format import CHAT, COMPLETION, LAST_EVENT, Usage, usage_event
+from serving.http.chat_schemas import ChatResponse
 
 HEAD = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
 
@@ -45,3 +46,18 @@ def test_the_usage_event_has_no_choices_and_the_last_event_is_done() -> None:
     counted = json.loads(usage_event(HEAD, usage=Usage(1, 2))[6:])
     assert (counted["choices"], counted["usage"]["total_tokens"]) == ([], 3)
     assert LAST_EVENT == b"data: [DONE]\n\n"
+
+
+def test_log_probabilities_have_openais_fields() -> None:
+    head = CHAT.head(CHAT.object, request_id="r", created=5, model="m", version="v")
+    part = "\N{REPLACEMENT CHARACTER}"
+    logprobs = (TokenLogprobs(LikelyToken("é", -0.5), (LikelyToken("é", -0.5), LikelyToken(part, -2.0))),)
+    answer = PartialAnswer("é", 1, "stop", logprobs=logprobs)
+    response = ChatResponse.model_validate_json(CHAT.whole(head, answer, usage=Usage(3, 1)))
+    assert response.choices[0].logprobs is not None
+    (entry,) = response.choices[0].logprobs.content
+    assert (entry.token, entry.logprob, entry.bytes) == ("é", -0.5, [0xC3, 0xA9])
+    assert [(token.token, token.logprob, token.bytes) for token in entry.top_logprobs] == [
+        ("é", -0.5, [0xC3, 0xA9]),
+        (part, -2.0, None),
+    ]

@@ -196,3 +196,25 @@ def test_a_seed_of_any_sign_is_accepted_and_the_default_seed_is_random() -> None
 def test_the_default_is_greedy_decoding() -> None:
     assert request_of({}).sampling[:2] == (0.0, 1.0)
     assert request_of({}).max_new_tokens == 8
+
+
+def test_log_probabilities_are_returned_on_request_only() -> None:
+    assert request_of({}).num_likely is None
+    assert request_of({"logprobs": False}).num_likely is None
+    assert request_of({"logprobs": True}).num_likely == 0
+    assert request_of({"logprobs": True, "top_logprobs": 2}).num_likely == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "stream": True}, "logprobs"),
+        ({"logprobs": 3}, "logprobs"),
+    ],
+)
+def test_log_probabilities_that_cannot_be_returned_are_refused(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError, match=param) as caught:
+        request_of(fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
