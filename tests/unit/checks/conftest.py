@@ -6,8 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from tailorbird.evaluation.statistics import bootstrap
+from tailorbird.evaluation.verdict import power
 from tests.unit.checks.finished_run import concluded
 from tests.unit.evaluation.simulated import Simulation
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws() -> Iterator[None]:
+    """A tenth of the random draws: each of these tests computes a verdict two or more times."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bootstrap, "NUM_RESAMPLES", 1_000)
+        patched.setattr(power, "NUM_TESTS", 200)
+        patched.setattr(power, "NUM_SEARCH_TESTS", 100)
+        yield
 
 
 @pytest.fixture(scope="module")
