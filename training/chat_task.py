@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,23 +16,25 @@ from torch.nn.functional import cross_entropy
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.chat_template import Tokens
-from tailorbird.data.packing import pack
+from tailorbird.data.packing import PackedRows, pack
 from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import ChatData
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.evaluation.statistics.text_metrics import per_row
-from tailorbird.models.causal_lm import ChatModel, as_tensors
+from tailorbird.models.causal_lm import ChatModel, as_tensors, model_inputs
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
+from tailorbird.models.packed_attention import Attention, choose_attention
 from tailorbird.models.pretrained import default_device, inference_dtype, load_causal
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.models.retrieval.index import RetrievalIndex
 from tailorbird.models.retrieval.training_examples import RetrievedExamples
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
-from training.dataset import InMemoryDataset, TrainingDataset, load_dataset
+from training.batches import Batch
+from training.dataset import TrainingDataset
 from training.errors import temporary_directory
 from training.export import full_state
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
@@ -44,6 +47,7 @@ ISOLATION_TOKENS, ISOLATION_TOLERANCE = (8, 7), 1e-4
 """Lengths of the two conversations of the isolation check, and the tolerated difference of a logit, relative to the
 largest logit. Rounding in fp32 causes a thousandth of this difference. A leak between the conversations exceeds it even
 with random weights."""
+LEAK_TOLERANCE = 1e-3  # of `require_attention_isolation`, relative to the largest logit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +62,21 @@ class ChatTrainingTask(TrainingTask):
         folder = local_copy(self.base_model)
         tokenizer, lm = load_tokenizer(folder), load_causal(folder, attention_dropout=attention_dropout)
         require_packing_isolation(lm)
-        if self.examples is None:
-            data = ChatData(self.prompting.system)
-            dataset = load_dataset(self.train, data, tokenizer=tokenizer, max_length=self.max_length)
-            return ChatRuntime(lm, tokenizer, self, dataset)
-        index = self.examples.load_index()
-        return ChatRuntime(lm, tokenizer, self, self._dataset_with_examples(tokenizer, index), index=index)
+        index = None if self.examples is None else self.examples.load_index()
+        return ChatRuntime(lm, tokenizer, self, self.dataset(tokenizer), index=index)
 
-    def _dataset_with_examples(self, tokenizer: "PreTrainedTokenizerBase", index: RetrievalIndex) -> TrainingDataset:
-        """Return the training rows, which must be in memory, with their examples in the prompt."""
-        train, examples = self.train, self.examples
-        assert isinstance(train, Rows)
-        assert train.conversations is not None
-        assert examples is not None
-        prompts = (  # one at a time, because the prompts of all rows take more memory than their tokens
-            chat_prompt(turns, tokenizer=tokenizer, prompting=self.prompting, index=index, rows=rows)
-            for turns, rows in zip(train.conversations, examples.rows, strict=True)
-        )
-        data = ChatData(self.prompting.system)
+    def tokenize(self, rows: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase") -> TokenizedRows:
+        assert isinstance(self.train, Rows)
+        train, data, prompts = self.train.take(rows), ChatData(self.prompting.system), None
+        if self.examples is not None:
+            assert train.conversations is not None
+            index, found = self.examples.load_index(), [self.examples.rows[row] for row in rows]
+            prompts = (  # one at a time, because the prompts of all rows take more memory than their tokens
+                chat_prompt(turns, tokenizer=tokenizer, prompting=self.prompting, index=index, rows=examples)
+                for turns, examples in zip(train.conversations, found, strict=True)
+            )
         tokens = data.encode(train, tokenizer=tokenizer, max_length=self.max_length, prompts=prompts)
-        return InMemoryDataset(TokenizedRows.from_lists(train.row_ids, tokens, classes=()))
+        return TokenizedRows.from_lists(train.row_ids, tokens, classes=())
 
 
 @dataclass(frozen=True)
@@ -95,16 +94,25 @@ class ChatRuntime:
         return float(window.num_assistant_tokens(rows))
 
     def build(self, config: TrainingConfig) -> ChatModel:
-        return ChatModel(trainable_copy(self.lm, config)).to(default_device())
+        model = ChatModel(trainable_copy(self.lm, config))
+        model.set_attention(self.attention(config))
+        return model.to(default_device())
 
-    def loss(
-        self, engine: Any, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
-    ) -> tuple[torch.Tensor, int]:
-        batch = pack(window.conversations(rows), pad_id=self._pad_id)
-        logits = engine(*as_tensors(batch, device=engine.device))
-        targets = torch.from_numpy(batch.targets).to(engine.device)
-        total = cross_entropy(logits, targets, reduction="sum", label_smoothing=config.label_smoothing)
-        return total, batch.input_ids.size
+    def attention(self, config: TrainingConfig) -> Attention:
+        return choose_attention(config.attention, lm=self.lm, device=default_device(), dtype=inference_dtype())
+
+    def check(self, engine: Any, config: TrainingConfig) -> None:
+        if self.attention(config) != "dense":  # `require_packing_isolation` has checked it with dense attention
+            require_attention_isolation(engine)
+
+    def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch:
+        one_row = self.attention(config) == "flash"  # its cost does not depend on the layout
+        batch = pack(window.conversations(rows), pad_id=self._pad_id, max_width=self.task.max_length, one_row=one_row)
+        return Batch(model_inputs(batch), torch.from_numpy(batch.targets), batch.input_ids.size)
+
+    def loss(self, engine: Any, config: TrainingConfig, batch: Batch) -> torch.Tensor:
+        logits = engine(*batch.inputs)
+        return cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=config.label_smoothing)
 
     def score(self, engine: Any, config: TrainingConfig) -> float:
         """Return the score of the exported weights, in the dtype and with the code of evaluation and serving.
@@ -132,7 +140,8 @@ class ChatRuntime:
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
         sample = self.train.sample()
         rows = sample.conversations(range(min(COMPARED_ROWS, len(sample))))
-        logits: torch.Tensor = model(*as_tensors(pack(rows, pad_id=self._pad_id), device=device))
+        with model.dense_attention():  # flash attention computes in half precision only
+            logits: torch.Tensor = model(*as_tensors(pack(rows, pad_id=self._pad_id), device=device))
         return logits
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
@@ -151,15 +160,49 @@ class ChatRuntime:
         return int(self.tokenizer.pad_token_id)
 
 
+def require_attention_isolation(engine: Any) -> None:
+    """Raise ModelError if a logit of a conversation depends on another conversation of its packed row.
+
+    It compares logits before and after a change of the other conversation. Their rounding is the same, so this works
+    in half precision too.
+    """
+    model: ChatModel = engine.module
+    first, second = _isolation_ids(model.causal)
+    layouts = [(first, second), (first[::-1].copy(), second), (first, second[::-1].copy())]
+    training = model.training
+    engine.eval()
+    with torch.no_grad():
+        batches = [_isolation_batch(ids, one_row=True) for ids in layouts]
+        logits, first_changed, second_changed = (engine(*as_tensors(batch, device=engine.device)) for batch in batches)
+    engine.train(training)
+    owner = torch.from_numpy(batches[0].target_conversation_ids).to(logits.device)
+    differences = torch.where(owner[:, None] == 0, second_changed - logits, first_changed - logits).abs().max()
+    if not float(differences) <= LEAK_TOLERANCE * float(logits.abs().max()):
+        raise ModelError(
+            f"the {model.attention} attention of a model of type {model.causal.config.model_type} mixes packed "
+            f"conversations (a logit differs by {float(differences):.3g}); set training.attention: dense"
+        )
+
+
+def _isolation_ids(lm: Any) -> list[NDArray[np.int64]]:
+    """Return the token ids of the two conversations of the isolation checks."""
+    num_tokens, vocab_size = sum(ISOLATION_TOKENS), lm.config.get_text_config().vocab_size
+    return np.split(np.linspace(0, vocab_size - 1, num=num_tokens, dtype=np.int64), ISOLATION_TOKENS[:1])
+
+
+def _isolation_batch(ids: Sequence[NDArray[np.int64]], *, one_row: bool = False) -> PackedRows:
+    rows = [Tokens(row.tolist(), np.ones(len(row), dtype=np.bool_)) for row in ids]
+    return pack(rows, pad_id=0, one_row=one_row)
+
+
 def require_packing_isolation(lm: Any) -> None:
     """Raise ModelError if the logits of two short conversations change when both are packed into one row.
 
     Recurrent and convolutional layers (LFM2, Falcon-H1, Qwen3-Next, Jamba) carry state from one conversation to the
     next; Bloom and Mamba do not accept a four-dimensional attention mask.
     """
-    num_tokens, vocab_size = sum(ISOLATION_TOKENS), lm.config.get_text_config().vocab_size
-    ids = np.split(np.linspace(0, vocab_size - 1, num=num_tokens, dtype=np.int64), ISOLATION_TOKENS[:1])
-    batch = pack([Tokens(row.tolist(), np.ones(len(row), dtype=np.bool_)) for row in ids], pad_id=0)
+    ids = _isolation_ids(lm)
+    batch = _isolation_batch(ids)
     try:
         with torch.inference_mode():
             passes = [lm(input_ids=torch.from_numpy(row)[None], use_cache=False).logits[0, :-1] for row in ids]

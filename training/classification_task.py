@@ -1,9 +1,10 @@
 """Training of a classification task: the classifier, its loss, its validation score and its export."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.length_batches import length_batches
+from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import CLASSIFICATION
 from tailorbird.data.tokenize import collate, encode_texts, label_indices, load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows
@@ -22,8 +24,12 @@ from tailorbird.models.classifier import Classifier, zero_head
 from tailorbird.models.loading import load_weights
 from tailorbird.models.pretrained import default_device, load_encoder
 from tailorbird.storage.node_cache import local_copy
-from training.dataset import TrainingDataset, load_dataset
+from training.batches import Batch
+from training.dataset import TrainingDataset
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 COMPARED_ROWS = 8
 
@@ -38,17 +44,20 @@ class ClassificationTrainingTask(TrainingTask):
     def load_runtime(self, *, attention_dropout: float | None = None) -> "ClassifierRuntime":
         folder = local_copy(self.base_model)
         tokenizer = load_tokenizer(folder)
-        dataset = load_dataset(
-            self.train, CLASSIFICATION, tokenizer=tokenizer, max_length=self.max_length, classes=self.classes
-        )
         return ClassifierRuntime(
             encoder=load_encoder(folder, attention_dropout=attention_dropout),
             task=self,
-            train=dataset,
+            train=self.dataset(tokenizer),
             validation_tokens=encode_texts(self.validation.texts, tokenizer=tokenizer, max_length=self.max_length),
             validation_labels=label_indices(self.validation.labels, classes=self.classes),
             pad_id=int(tokenizer.pad_token_id or 0),
         )
+
+    def tokenize(self, rows: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase") -> TokenizedRows:
+        assert isinstance(self.train, Rows)
+        train = self.train.take(rows)
+        tokens = CLASSIFICATION.encode(train, tokenizer=tokenizer, max_length=self.max_length)
+        return TokenizedRows.from_lists(train.row_ids, tokens, classes=self.classes)
 
 
 @dataclass(frozen=True)
@@ -75,15 +84,21 @@ class ClassifierRuntime:
         head = zero_head(hidden_size, len(self.task.classes))
         return Classifier(trainable_copy(self.encoder, config), head).to(default_device())
 
-    def loss(
-        self, engine: Any, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
-    ) -> tuple[torch.Tensor, int]:
-        input_ids, attention_mask = collate(window.tokens(rows), pad_id=self.pad_id)
-        logits = engine(input_ids.to(engine.device), attention_mask.to(engine.device))
+    def attention(self, config: TrainingConfig) -> str:  # noqa: ARG002  part of the protocol
+        return "dense"
+
+    def check(self, engine: Any, config: TrainingConfig) -> None:
+        """Do nothing, because rows are padded and not packed."""
+
+    def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch:  # noqa: ARG002
         assert window.labels is not None
-        truth = torch.from_numpy(window.labels[rows]).to(engine.device)
-        total = cross_entropy(logits, truth, reduction="sum", label_smoothing=config.label_smoothing)
-        return total, input_ids.numel()
+        input_ids, attention_mask = window.padded(rows, pad_id=self.pad_id)
+        inputs = torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+        return Batch(inputs, torch.from_numpy(window.labels[rows]), input_ids.size)
+
+    def loss(self, engine: Any, config: TrainingConfig, batch: Batch) -> torch.Tensor:
+        logits = engine(*batch.inputs)
+        return cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=config.label_smoothing)
 
     def score(self, engine: Any, config: TrainingConfig) -> float:  # noqa: ARG002  part of the protocol
         """Return the validation score. Every rank runs the same number of forward passes."""

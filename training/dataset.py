@@ -3,24 +3,19 @@
 They depend only on seed, epoch and step, so a resumed training sees the same batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.length_batches import length_batches
-from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.shards import Shards, window_chunks
-from tailorbird.data.tasks import DataTask
 from tailorbird.data.tokenized import TokenizedRows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SORTED_BATCHES = 64
 """Number of batches whose rows are sorted by length together. More batches need less padding; fewer batches give a more
@@ -90,21 +85,6 @@ class ShardedDataset:
         return self.shards.read(self._chunks[:1])
 
 
-def load_dataset(
-    train: Rows | Shards,
-    task: DataTask,
-    *,
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    classes: Sequence[str] = (),
-) -> TrainingDataset:
-    """Return the training rows as a dataset. Rows in memory are tokenized first. Raises DataError."""
-    if isinstance(train, Shards):
-        return ShardedDataset(train)
-    tokens = task.encode(train, tokenizer=tokenizer, max_length=max_length)
-    return InMemoryDataset(TokenizedRows.from_lists(train.row_ids, tokens, classes=classes))
-
-
 def num_steps(rows: TrainingDataset, config: TrainingConfig, *, epoch: int) -> int:
     """Return the number of steps of an epoch."""
     return sum(num_batches(size, batch_size=config.batch_size) for size in rows.sizes(config, epoch=epoch))
@@ -112,7 +92,7 @@ def num_steps(rows: TrainingDataset, config: TrainingConfig, *, epoch: int) -> i
 
 def steps(
     rows: TrainingDataset, config: TrainingConfig, *, epoch: int, start: int
-) -> Iterator[tuple[TokenizedRows, NDArray[np.int64]]]:
+) -> Generator[tuple[TokenizedRows, NDArray[np.int64]], None, None]:
     """Yield the window and the indices of the batch's rows in it, for each step of an epoch from step `start`.
 
     A thread reads the next window in advance. Windows before `start` are not read.

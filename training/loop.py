@@ -3,20 +3,18 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
-from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.pretrained import inference_dtype
 from training import preemption
-from training.dataset import num_steps, rank_rows, steps
+from training.batches import StepBatches, collated_steps
+from training.dataset import num_steps
 from training.deepspeed_engine import initialize_engine
 from training.reports import EpochReport, Progress
 from training.task import Diverged, TaskRuntime, means_over_ranks
@@ -38,15 +36,18 @@ class Callbacks:
     on_step: OnStep = lambda _: None  # called on rank 0, about once a second
     on_epoch: OnEpoch = lambda *_: True
     on_save: OnSave | None = None
-    """Called every `checkpoint_interval_s` within an epoch, before a slow score, and when a rank must stop."""
+    """Called every `checkpoint_interval_s` within an epoch, before a slow score, and when a rank must stop. It is
+    called at most once in about `REPORT_INTERVAL_S`, when the losses are read."""
 
 
 def build_engine(config: TrainingConfig, runtime: TaskRuntime) -> Any:
-    """Seed this process and return an engine with a new model."""
+    """Seed this process and return an engine with a new model. Raises ModelError if its attention mixes rows."""
     torch.manual_seed(config.seed * 1000 + dist.get_rank())
     total_steps = sum(num_steps(runtime.train, config, epoch=epoch) for epoch in range(config.epochs))
     autocast = inference_dtype() == torch.bfloat16
-    return initialize_engine(runtime.build(config), config, num_steps=total_steps, autocast=autocast)
+    engine = initialize_engine(runtime.build(config), config, num_steps=total_steps, autocast=autocast)
+    runtime.check(engine, config)
+    return engine
 
 
 def train(
@@ -71,65 +72,108 @@ def train(
     return progress.last
 
 
+@dataclass(frozen=True)
+class _PendingStep:
+    """A finished step whose loss has not been read."""
+
+    step: int
+    loss: torch.Tensor  # this rank's share of the mean loss, float64, on the device
+    row_ids: tuple[str, ...]
+
+
 @dataclass
 class _EpochRun:
-    """The remaining steps of an epoch. Each step updates `progress`."""
+    """The remaining steps of an epoch.
+
+    A read of a loss waits for the device, and a reduction waits for the other ranks. Both are therefore done about once
+    in `REPORT_INTERVAL_S`, for all steps since the last time. Only then can a checkpoint be written, so that one never
+    contains steps with a loss that is not finite.
+    """
 
     engine: Any
     config: TrainingConfig
     runtime: TaskRuntime
     callbacks: Callbacks
     progress: Progress
+    total: int = 0
+    num_rows: int = 0  # rows of the steps of this run
+    seconds: float = 0.0  # time in these steps
+    reported: float = field(default_factory=time.perf_counter)
+    saved: float = field(default_factory=time.perf_counter)
 
     def run(self) -> EpochReport:
-        progress, train_rows = self.progress, self.runtime.train
+        progress, rows = self.progress, self.runtime.train
         epoch, start = progress.epoch, progress.step
-        total = num_steps(train_rows, self.config, epoch=epoch)
-        reported = saved = time.perf_counter()
-        num_rows, seconds = 0, 0.0
-        for step, (window, batch) in enumerate(steps(train_rows, self.config, epoch=epoch, start=start), start=start):
-            started = time.perf_counter()
-            loss = self._step(window, batch)
-            now = time.perf_counter()
-            should_save = dist.get_rank() == 0 and now - saved > self.config.checkpoint_interval_s
-            if step + 1 == total:  # `on_epoch` writes the checkpoint at the end of an epoch, after the score
-                should_save = self.runtime.checkpoint_before_score
-            loss, save_now = means_over_ranks(loss, float(should_save or preemption.preemption_reason() is not None))
-            if not math.isfinite(loss):
-                raise Diverged(_divergence(loss, epoch=epoch, step=step, rows=[window.row_ids[row] for row in batch]))
-            progress.step, progress.losses = step + 1, progress.losses + loss
-            progress.seconds, seconds = progress.seconds + now - started, seconds + now - started
-            num_rows += len(batch)
-            if dist.get_rank() == 0 and (now - reported > REPORT_INTERVAL_S or step + 1 == total):
-                reported = now
-                mean_loss = progress.losses / (step + 1)
-                self.callbacks.on_step(StepEvent(epoch, step + 1, total, mean_loss, num_rows / seconds))
-            if self.callbacks.on_save is not None and save_now:
-                self.callbacks.on_save(progress, self.engine)
-                saved = time.perf_counter()
-        return self._report(total)
+        self.total = num_steps(rows, self.config, epoch=epoch)
+        pending: list[_PendingStep] = []
+        interval, started = 1, time.perf_counter()
+        with collated_steps(rows, self.config, collator=self.runtime, epoch=epoch, start=start) as collated:
+            for step, batches in enumerate(collated, start=start):
+                pending.append(_PendingStep(step, self._step(batches), batches.row_ids))
+                if len(pending) == interval or step + 1 == self.total:
+                    interval = self._read(pending, started=started)
+                    pending, started = [], time.perf_counter()
+        return self._report()
 
-    def _step(self, window: TokenizedRows, batch: NDArray[np.int64]) -> float:
-        """Run one optimizer step, and return this rank's share of the batch's mean loss."""
-        rank, num_ranks = dist.get_rank(), dist.get_world_size()
-        own = rank_rows(batch, rank=rank, num_ranks=num_ranks)
+    def _step(self, step: StepBatches) -> torch.Tensor:
+        """Run one optimizer step, and return this rank's share of the batch's mean loss, without waiting for it."""
         num_parts = self.config.gradient_accumulation_steps
-        step_loss = 0.0
-        share = self.runtime.weight(window, batch) / num_ranks  # the mean over ranks is the mean over the batch
-        for rows in np.array_split(own, num_parts):
-            # In a small last batch a rank or micro-batch may have no rows. It then computes one row with weight 0.
-            computed = rows if len(rows) else np.zeros(1, dtype=np.int64)
-            weight = (1.0 if len(rows) else 0.0) / share
-            total, num_tokens = self.runtime.loss(self.engine, self.config, window, computed)
-            loss = total * weight
+        step_loss = torch.zeros((), dtype=torch.float64, device=self.engine.device)
+        for number, (batch, weight) in enumerate(step.batches, start=1):
+            if self.config.batch_tokens is not None:  # the number of micro-batches differs from step to step
+                self.engine.set_gradient_accumulation_boundary(number == len(step.batches))
+            loss = self.runtime.loss(self.engine, self.config, batch.to(self.engine.device)) * weight
             self.engine.backward(loss * num_parts)  # DeepSpeed averages over the micro-batches
             self.engine.step()  # updates the weights after the last micro-batch
-            step_loss += float(loss.detach())
-            self.progress.padded += num_tokens
-        self.progress.tokens += int(window.lengths[own].sum())
+            step_loss += loss.detach()
+            self.progress.padded += batch.num_tokens
+        self.progress.tokens += step.num_tokens
         return step_loss
 
-    def _report(self, num_epoch_steps: int) -> EpochReport:
+    def _read(self, pending: Sequence[_PendingStep], *, started: float) -> int:
+        """Read the losses of these steps, then report and save if it is time.
+
+        Return the number of steps until the next read. All ranks return the same number, that of rank 0. Raises
+        Diverged on every rank.
+        """
+        progress, done = self.progress, pending[-1].step + 1
+        shares = [float(loss) for loss in torch.stack([step.loss for step in pending]).cpu()]
+        now = time.perf_counter()
+        should_save = dist.get_rank() == 0 and now - self.saved > self.config.checkpoint_interval_s
+        if done == self.total:  # `on_epoch` writes the checkpoint at the end of an epoch, after the score
+            should_save = self.runtime.checkpoint_before_score
+        should_save = should_save or preemption.preemption_reason() is not None
+        interval = self._interval((now - started) / len(pending), last=len(pending))
+        of_rank_0 = interval * dist.get_world_size() if dist.get_rank() == 0 else 0
+        *losses, save_now, agreed = means_over_ranks(*shares, float(should_save), float(of_rank_0))
+        for step, loss in zip(pending, losses, strict=True):
+            if not math.isfinite(loss):
+                raise Diverged(_divergence(loss, epoch=progress.epoch, step=step.step, rows=step.row_ids))
+            progress.losses += loss
+            self.num_rows += len(step.row_ids)
+        progress.step, progress.seconds, self.seconds = (
+            done,
+            progress.seconds + now - started,
+            self.seconds + now - started,
+        )
+        if dist.get_rank() == 0 and (now - self.reported > REPORT_INTERVAL_S / 2 or done == self.total):
+            self.reported = now
+            mean_loss, rate = progress.losses / done, self.num_rows / self.seconds
+            self.callbacks.on_step(StepEvent(progress.epoch, done, self.total, mean_loss, rate))
+        if self.callbacks.on_save is not None and save_now:
+            self.callbacks.on_save(progress, self.engine)
+            self.saved = time.perf_counter()
+        return round(agreed)
+
+    def _interval(self, step_seconds: float, *, last: int) -> int:
+        """Return the number of steps that take about `REPORT_INTERVAL_S`, at most twice the last number.
+
+        The first steps can be slow, and a checkpoint must not wait longer than `checkpoint_interval_s`.
+        """
+        seconds = min(REPORT_INTERVAL_S, self.config.checkpoint_interval_s)
+        return max(1, min(2 * last, int(seconds / step_seconds)))
+
+    def _report(self) -> EpochReport:
         progress = self.progress
         try:
             score = self.runtime.score(self.engine, self.config)
@@ -139,11 +183,12 @@ class _EpochRun:
         return EpochReport(
             epoch=progress.epoch,
             score=score,
-            loss=progress.losses / num_epoch_steps,
+            loss=progress.losses / self.total,
             rows_per_second=len(self.runtime.train) / progress.seconds,
             step_seconds=progress.seconds,
             total_seconds=progress.seconds + (progress.last.total_seconds if progress.last else 0.0),
             padding_share=means_over_ranks(1 - progress.tokens / progress.padded)[0],
+            attention=self.runtime.attention(self.config),
         )
 
 

@@ -92,6 +92,8 @@ def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch,
     numbers.
     """
     rows = -(-config.batch_size // (num_workers * config.gradient_accumulation_steps))
+    if config.batch_tokens is not None:
+        rows = min(rows, config.batch_tokens // batch.max_length)
     tokens = rows * batch.max_length
     layer = 16 * shape.hidden + 4 * shape.intermediate if shape.gated else 12 * shape.hidden + 2 * shape.intermediate
     dropout = shape.attention_dropout if config.attention_dropout is None else config.attention_dropout

@@ -1,4 +1,7 @@
-"""Detect that a worker or its node will be stopped (SIGTERM, or preemption in Ray). The loop checks it at each step."""
+"""Detect that a worker or its node will be stopped (SIGTERM, or preemption in Ray).
+
+The loop checks it about once a second.
+"""
 
 import signal
 import threading

@@ -16,6 +16,7 @@ class EpochReport:
     step_seconds: float  # time in training steps of this epoch
     total_seconds: float  # time in training steps of this and all earlier epochs
     padding_share: float  # share of padding in the computed tokens, in [0, 1]
+    attention: str = "dense"  # attention that was used: `flash`, `flex` or `dense` (see `training.attention`)
 
 
 @dataclass
@@ -40,6 +41,7 @@ class TrainingResult(StoredModel):
     rows_per_second: float  # in the last epoch
     padding_share: float  # in the last epoch, in [0, 1]
     step_seconds: float  # time in training steps of all epochs
+    attention: str = "dense"  # `flash`, `flex` or `dense`
 
     @classmethod
     def of_report(cls, report: EpochReport, *, weights: str) -> "TrainingResult":
@@ -51,4 +53,5 @@ class TrainingResult(StoredModel):
             rows_per_second=report.rows_per_second,
             padding_share=report.padding_share,
             step_seconds=report.total_seconds,
+            attention=report.attention,
         )

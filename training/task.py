@@ -2,9 +2,10 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,11 @@ from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import default_device
-from training.dataset import TrainingDataset
+from training.batches import Batch
+from training.dataset import InMemoryDataset, ShardedDataset, TrainingDataset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Diverged(ValueError):
@@ -30,18 +35,30 @@ class TrainingTask(ABC):
     """A base model with its training and validation rows, sent to every worker. It never contains test rows."""
 
     base_model: str  # URI of the staged base model
-    train: Rows | Shards  # rows in memory, or tokenized shards on S3
+    train: Rows | TokenizedRows | Shards  # rows or their tokens in memory, or tokenized shards on S3
     validation: Rows
     max_length: int
     metric: str  # metric of the validation score; one of the task's `metrics` in `tailorbird.config.tasks.TASKS`
 
     @abstractmethod
     def load_runtime(self, *, attention_dropout: float | None = None) -> "TaskRuntime":
-        """Download the base model (once per node), load it and tokenize the rows.
+        """Download the base model (once per node), load it, and tokenize the rows if they are not tokenized.
 
         `attention_dropout` overrides the base model's value. Raises ModelError or DataError if the base model or a row
         cannot be trained on.
         """
+
+    @abstractmethod
+    def tokenize(self, rows: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase") -> TokenizedRows:
+        """Return the tokens of these training rows, which must be in memory. Raises DataError."""
+
+    def dataset(self, tokenizer: "PreTrainedTokenizerBase") -> TrainingDataset:
+        """Return the training rows as a dataset. Rows that are not tokenized are tokenized first. Raises DataError."""
+        if isinstance(self.train, Shards):
+            return ShardedDataset(self.train)
+        if isinstance(self.train, TokenizedRows):
+            return InMemoryDataset(self.train)
+        return InMemoryDataset(self.tokenize(range(len(self.train)), tokenizer=tokenizer))
 
 
 class TaskRuntime(Protocol):
@@ -63,10 +80,17 @@ class TaskRuntime(Protocol):
     def build(self, config: TrainingConfig) -> nn.Module:
         """Return a model to train, initialized from the base model, on this process's device."""
 
-    def loss(
-        self, engine: Any, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]
-    ) -> tuple[torch.Tensor, int]:
-        """Return the summed loss of these rows of a window, and the number of tokens computed, including padding."""
+    def attention(self, config: TrainingConfig) -> str:
+        """Return the attention of training: `flash`, `flex` or `dense`. Raises ModelError if it is not supported."""
+
+    def check(self, engine: Any, config: TrainingConfig) -> None:
+        """Raise ModelError if the engine's attention mixes the rows of a batch. Every rank must call it."""
+
+    def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch:
+        """Return these rows of a window as a batch on the CPU. Called in a thread."""
+
+    def loss(self, engine: Any, config: TrainingConfig, batch: Batch) -> torch.Tensor:
+        """Return the summed loss of a batch on the engine's device, without waiting for the device."""
 
     def score(self, engine: Any, config: TrainingConfig) -> float:
         """Return the task's metric on the validation rows, divided among the ranks. Raises Diverged."""

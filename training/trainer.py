@@ -11,6 +11,7 @@ from tailorbird.storage import delete_folder
 from tailorbird.storage.s3 import PERSISTENT, filesystem
 from training.errors import describe_failure
 from training.reports import TrainingResult
+from training.tokenization import with_tokenized_rows
 
 if TYPE_CHECKING:
     from training.task import TrainingTask  # Ray Train's controller imports this module; torch would add seconds
@@ -33,7 +34,7 @@ def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: 
     resumes from the last checkpoint. Raises TrainingFailed. A training that diverged is not retried and keeps its last
     checkpoint.
     """
-    task_ref = ray.put(task)
+    task_ref = ray.put(with_tokenized_rows(task))
 
     def work() -> TrainingResult | str:
         from training.worker import train_and_export  # in workers only, because it imports DeepSpeed

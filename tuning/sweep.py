@@ -14,6 +14,7 @@ from tailorbird.storage import delete_folder
 from tailorbird.storage.stored_model import StoredModel
 from training.reports import TrainingResult
 from training.task import TrainingTask
+from training.tokenization import with_tokenized_rows
 from training.trainer import TrainingFailed
 from tuning.futility import Target, TrialScores, can_still_reach
 from tuning.search_space import trial_config
@@ -57,7 +58,8 @@ def sweep(
     actor = ray.remote(TrialBroker).options(num_cpus=0, max_concurrency=1000, label_selector=this_node_selector())
     broker = actor.remote(keep=partial(write_journal, uri=uri), known=known)
     num_rows, num_groups = len(task.validation), config.trials_at_once(room=num_groups_that_fit(training))
-    job = WorkerGroupJob(group="", training=training, task=ray.put(task), broker=broker, events=events, uri=uri)
+    task_ref = ray.put(with_tokenized_rows(task))
+    job = WorkerGroupJob(group="", training=training, task=task_ref, broker=broker, events=events, uri=uri)
     with run_worker_groups(job, num_groups=num_groups) as errors:
         stopper = FutilityStopper(target, broker=broker, num_trials=config.num_trials, num_rows=num_rows)
         tuner = build_tuner(

@@ -98,6 +98,16 @@ class Recipe(ConfigSection):
         return self
 
     @model_validator(mode="after")
+    def _a_micro_batch_holds_the_longest_row(self) -> Self:
+        tokens = self.training.batch_tokens
+        if tokens is not None and tokens < self.data.max_length:
+            raise ValueError(
+                f"training.batch_tokens {tokens} must be at least data.max_length {self.data.max_length}, because a "
+                "micro-batch must hold the longest row; raise batch_tokens or lower max_length"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_to_assess(self) -> Self:
         if self.evaluation.regulated and self.evaluation.gates.groups is not None and not self.data.groups:
             raise ValueError(

@@ -76,6 +76,10 @@ class TrainingConfig(ConfigSection):
     `gradient_accumulation_steps`."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Number of micro-batches into which each worker splits its rows of a step. Raise it to use less memory."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Maximum number of tokens in a micro-batch, counted as rows times the longest row; at least `data.max_length`.
+    Each worker splits its rows of a step into as few micro-batches as this allows. It replaces
+    `gradient_accumulation_steps`, and limits memory more evenly if rows differ in length. The loss is the same."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them, which uses less memory and more time."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
@@ -96,6 +100,11 @@ class TrainingConfig(ConfigSection):
     attention_dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout probability in the attention. By default, the base model's value. On CPUs, 0 enables torch's fused
     attention, which makes steps of 320 tokens three times as fast."""
+    attention: Literal["auto", "flash", "flex", "dense"] = "auto"
+    """(chat only) Attention of packed conversations. `flash` is variable-length flash attention, `flex` is
+    FlexAttention; both need a GPU and compute only pairs of tokens of the same conversation. `dense` uses a mask of all
+    pairs. `auto` takes the first of these that the model and the device support. The evidence states which one was
+    used."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay of AdamW. It applies to matrices of the base model or the adapters, not to vectors or the head."""
     gradient_clipping: float = Field(default=1.0, ge=0)
@@ -139,6 +148,20 @@ class TrainingConfig(ConfigSection):
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
             raise ValueError(f"offload {self.offload!r} requires zero_stage {least} or higher, not {self.zero_stage}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_rule_for_micro_batches(self) -> Self:
+        if self.batch_tokens is not None and self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "batch_tokens and gradient_accumulation_steps both split the rows of a step; remove one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attention_fits_the_device(self) -> Self:
+        if self.attention in ("flash", "flex") and self.gpus_per_worker == 0:
+            raise ValueError(f"attention {self.attention!r} requires gpus_per_worker 1; use 'auto' to train on CPUs")
         return self
 
     @field_validator("deepspeed")

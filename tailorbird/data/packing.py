@@ -1,16 +1,29 @@
 """Pack several tokenized conversations into one row."""
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.data.chat_template import Tokens
-
 PACKED_TOKENS, MAX_PADDING = 128, 0.03
-"""Target width of packed rows, and maximum share of padding. At this width, attention is cheap compared with the rest
-of the model. If there is more padding, conversations are packed into fewer and wider rows."""
+"""Target width of packed rows, and share of padding that is accepted. At this width, attention is cheap compared with
+the rest of the model. If there is more padding, conversations are packed into fewer and wider rows."""
+MORE_ROWS = 16  # larger numbers of rows that are tried if fewer rows are too wide
+
+
+class TokenRow(Protocol):
+    """A tokenized conversation."""
+
+    @property
+    def ids(self) -> Sequence[int] | NDArray[np.int32]: ...
+
+    @property
+    def assistant_mask(self) -> NDArray[np.bool_]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -24,18 +37,36 @@ class PackedRows:
     targets: NDArray[np.int64]  # [N] next token at each of `positions`
 
     @property
+    def bounds(self) -> NDArray[np.int32]:
+        """[S + 1] flat positions in [B, T] where a conversation or padding starts, and the number of tokens."""
+        ids, width = self.conversation_ids.reshape(-1), self.conversation_ids.shape[1]
+        starts = np.flatnonzero(ids[1:] != ids[:-1]) + 1
+        rows = np.arange(0, ids.size + 1, width)
+        return np.union1d(starts, rows).astype(np.int32)
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest conversation, or of the longest padding."""
+        return int(np.diff(self.bounds).max())
+
+    @property
     def target_conversation_ids(self) -> NDArray[np.int64]:
         """[N] conversation index of each target."""
         return np.asarray(self.conversation_ids.reshape(-1)[self.positions])
 
 
-def pack(rows: Sequence[Tokens], *, pad_id: int) -> PackedRows:
-    """Pack conversations into rows of about `PACKED_TOKENS` tokens, or into wider ones to stay within `MAX_PADDING`."""
+def pack(rows: Sequence[TokenRow], *, pad_id: int, max_width: int | None = None, one_row: bool = False) -> PackedRows:
+    """Pack conversations into rows of about `PACKED_TOKENS` tokens, or into wider ones to stay within `MAX_PADDING`.
+
+    Rows are no wider than `max_width`, or than the longest conversation if that is longer; there is then more padding
+    if it cannot be avoided, but no more than with one conversation per row. With `one_row`, all conversations are in
+    one row without padding.
+    """
     lengths = [len(row) for row in rows]
-    num_bins = max(1, min(len(rows), round(sum(lengths) / max(PACKED_TOKENS, *lengths))))
-    bins, width = _fill_evenly(lengths, num_bins=num_bins)
-    while sum(lengths) < (1 - MAX_PADDING) * width * len(bins):  # ends at one row, which has no padding
-        bins, width = _fill_evenly(lengths, num_bins=len(bins) - 1)
+    if one_row:
+        bins, width = _fill_evenly(lengths, num_bins=1)
+    else:
+        bins, width = _least_padding(lengths, max_width=None if max_width is None else max(max_width, *lengths))
     shape = len(bins), width
     input_ids, position_ids = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     conversation_ids, learned = np.full(shape, -1, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
@@ -52,13 +83,39 @@ def pack(rows: Sequence[Tokens], *, pad_id: int) -> PackedRows:
     return PackedRows(input_ids, position_ids, conversation_ids, positions, input_ids.reshape(-1)[positions + 1])
 
 
+def _least_padding(lengths: Sequence[int], *, max_width: int | None) -> tuple[list[list[int]], int]:
+    """Return the conversations of each row and the width of the first layout with little padding, or of the best."""
+    total, unpacked = sum(lengths), len(lengths) * max(lengths)
+    best: tuple[list[list[int]], int] | None = None
+    for num_bins in _row_counts(total, lengths, max_width=max_width):
+        bins, width = _fill_evenly(lengths, num_bins=num_bins)
+        if max_width is not None and width > max_width:
+            continue
+        size = len(bins) * width
+        if size <= min(total / (1 - MAX_PADDING), unpacked):
+            return bins, width
+        if best is None or size < len(best[0]) * best[1]:
+            best = bins, width
+    assert best is not None  # one conversation per row is never too wide
+    return best
+
+
+def _row_counts(total: int, lengths: Sequence[int], *, max_width: int | None) -> Iterator[int]:
+    """Yield the numbers of rows to try: those of about `PACKED_TOKENS` or more tokens, then narrower rows."""
+    first = max(1, min(len(lengths), round(total / max(PACKED_TOKENS, *lengths))))
+    fewest = 1 if max_width is None else -(-total // max_width)
+    yield from range(first, fewest - 1, -1)
+    yield from range(first + 1, min(len(lengths), first + MORE_ROWS))
+    yield len(lengths)
+
+
 def _fill_evenly(lengths: Sequence[int], *, num_bins: int) -> tuple[list[list[int]], int]:
     """Assign each conversation, longest first, to the row with the fewest tokens (Graham, Bounds on multiprocessing
     timing anomalies, 1969). Return the conversation indices of each row, and the width of the widest row."""
     bins: list[list[int]] = [[] for _ in range(num_bins)]
-    filled = [0] * num_bins
+    filled = [(0, number) for number in range(num_bins)]
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        least = filled.index(min(filled))
+        tokens, least = filled[0]
         bins[least].append(index)
-        filled[least] += lengths[index]
-    return bins, max(filled)
+        heapq.heapreplace(filled, (tokens + lengths[index], least))
+    return bins, max(tokens for tokens, _ in filled)

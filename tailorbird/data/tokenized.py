@@ -9,7 +9,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.data.chat_template import Tokens
 from tailorbird.data.tokenize import label_indices
 
 RowIndices = Sequence[int] | NDArray[np.int64]
@@ -59,19 +58,55 @@ class TokenizedRows:
         """Return the token ids of these rows."""
         return [self.ids[self.offsets[row] : self.offsets[row + 1]].tolist() for row in rows]
 
-    def conversations(self, rows: RowIndices) -> list[Tokens]:
-        """(chat only) Return these rows with their assistant masks."""
-        return [Tokens(*row) for row in zip(self.tokens(rows), self._assistant_masks(rows), strict=True)]
+    def padded(self, rows: RowIndices, *, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the token ids and the attention mask of these rows [B, T], padded on the right to the longest row."""
+        lengths = self.lengths[rows]
+        steps = np.arange(int(lengths.max(initial=0)))
+        mask = steps < lengths[:, None]
+        input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        input_ids[mask] = self.ids[(self.offsets[rows][:, None] + steps)[mask]]
+        return input_ids, mask.astype(np.int64)
+
+    def conversations(self, rows: RowIndices) -> list["TokenArrays"]:
+        """(chat only) Return these rows with their assistant masks, without copying."""
+        assert self.assistant_mask is not None
+        spans = [slice(self.offsets[row], self.offsets[row + 1]) for row in rows]
+        return [TokenArrays(self.ids[span], self.assistant_mask[span]) for span in spans]
 
     def num_assistant_tokens(self, rows: RowIndices) -> int:
         """(chat only) Return the number of assistant tokens in these rows."""
-        return sum(int(assistant_mask.sum()) for assistant_mask in self._assistant_masks(rows))
+        return int(self._assistant_tokens[rows].sum())
 
-    def _assistant_masks(self, rows: RowIndices) -> list[NDArray[np.bool_]]:
+    @cached_property
+    def _assistant_tokens(self) -> NDArray[np.int64]:
         assert self.assistant_mask is not None
-        return [self.assistant_mask[self.offsets[row] : self.offsets[row + 1]] for row in rows]
+        return np.diff(offsets_of(self.assistant_mask)[self.offsets])
 
 
-def offsets_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class TokenArrays:
+    """Token ids of a conversation, and the mask of the assistant's tokens, both [T]."""
+
+    ids: NDArray[np.int32]
+    assistant_mask: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def concat_tokenized(parts: Sequence[TokenizedRows]) -> TokenizedRows:
+    """Return the rows of all parts, which must be of one task."""
+    masks = [part.assistant_mask for part in parts if part.assistant_mask is not None]
+    labels = [part.labels for part in parts if part.labels is not None]
+    return TokenizedRows(
+        row_ids=tuple(chain.from_iterable(part.row_ids for part in parts)),
+        ids=np.concatenate([part.ids for part in parts]),
+        offsets=offsets_of(np.concatenate([part.lengths for part in parts])),
+        assistant_mask=np.concatenate(masks) if masks else None,
+        labels=np.concatenate(labels) if labels else None,
+    )
+
+
+def offsets_of(lengths: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return `TokenizedRows.offsets` for rows of these lengths."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

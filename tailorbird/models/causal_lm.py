@@ -1,53 +1,87 @@
 """A causal language model for packed rows."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tailorbird.data.packing import PackedRows
+from tailorbird.models.packed_attention import Attention, attention_inputs, attention_name, set_attention
 from tailorbird.models.transformers_private import attention_implementation
 
 
 class ChatModel(nn.Module):
     """A causal language model that maps packed rows to next-token logits.
 
-    `lm` is a transformers model, with or without a PEFT adapter.
+    `lm` is a transformers model, with or without a PEFT adapter. Its attention is dense until `set_attention`.
     """
 
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()
         self.lm = lm
+        self._dense = attention_implementation(self.causal.config) or "eager"
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, conversation_ids: Tensor, positions: Tensor) -> Tensor:
-        """Return fp32 logits [N, V] of the tokens after `positions` [N]; other inputs are [B, T] (see `PackedRows`).
+    @property
+    def causal(self) -> Any:
+        """The transformers model without the PEFT wrapper."""
+        lm: Any = self.lm
+        return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+
+    @property
+    def attention(self) -> Attention:
+        """The attention of packed rows."""
+        return attention_name(self.causal)
+
+    def set_attention(self, attention: Attention) -> None:
+        """Set the attention of packed rows. Raises ModelError if the model refuses it."""
+        if attention != self.attention:
+            set_attention(self.causal, attention, dense=self._dense)
+
+    @contextmanager
+    def dense_attention(self) -> Iterator[None]:
+        """Use dense attention within the block, which works in any dtype and without autocast."""
+        attention = self.attention
+        self.set_attention("dense")
+        try:
+            yield
+        finally:
+            self.set_attention(attention)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        conversation_ids: Tensor,
+        positions: Tensor,
+        bounds: Tensor,
+        longest: int,
+    ) -> Tensor:
+        """Return fp32 logits [N, V] of the tokens after `positions` [N]; see `PackedRows` for the inputs.
 
         A token attends only to itself and earlier tokens of its conversation. Logits of other tokens are not computed,
         because the vocabulary is large. The model's own forward pass is used, because some models scale or cap logits.
         """
-        lm: Any = self.lm
-        causal = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+        causal = self.causal
 
         def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (inputs[0].reshape(-1, inputs[0].shape[-1])[positions],)
 
-        mask = _mask(conversation_ids)
-        if attention_implementation(causal.config) == "eager":  # eager attention adds the mask to the scores
-            mask = torch.zeros_like(mask, dtype=causal.dtype).masked_fill(~mask, torch.finfo(causal.dtype).min)
+        restricted = attention_inputs(causal, conversation_ids, bounds, longest=longest)
         with causal.get_output_embeddings().register_forward_pre_hook(select):
             logits: Tensor = causal(
-                input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False
+                input_ids=input_ids, position_ids=position_ids, use_cache=False, **restricted
             ).logits
         return logits.float()
 
 
-def as_tensors(rows: PackedRows, *, device: Any) -> tuple[Tensor, ...]:
-    """Return the inputs of `ChatModel.forward`."""
-    arrays = rows.input_ids, rows.position_ids, rows.conversation_ids, rows.positions
-    return tuple(torch.from_numpy(array).to(device) for array in arrays)
+def model_inputs(rows: PackedRows) -> tuple[Tensor | int, ...]:
+    """Return the inputs of `ChatModel.forward` on the CPU."""
+    arrays = rows.input_ids, rows.position_ids, rows.conversation_ids, rows.positions, rows.bounds
+    return *(torch.from_numpy(array) for array in arrays), rows.longest
 
 
-def _mask(conversation_ids: Tensor) -> Tensor:
-    """Return the attention mask [B, 1, T, T]: causal within a conversation; padding attends to padding."""
-    same = conversation_ids[:, None, :, None] == conversation_ids[:, None, None, :]
-    return same & torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device).tril()
+def as_tensors(rows: PackedRows, *, device: Any) -> tuple[Any, ...]:
+    """Return the inputs of `ChatModel.forward` on a device."""
+    return tuple(value.to(device) if isinstance(value, Tensor) else value for value in model_inputs(rows))

@@ -30,6 +30,32 @@ def attention_implementation(config: Any) -> str | None:
     return name
 
 
+def set_attention_implementation(lm: Any, name: str) -> None:
+    """Set a loaded model's attention implementation. A model with a fixed attention keeps it."""
+    lm.set_attn_implementation(name)
+
+
+def supports_flex_attention(lm: Any) -> bool:
+    """Return True if transformers runs this model with FlexAttention."""
+    return bool(lm._supports_flex_attn and lm._can_set_attn_implementation())
+
+
+def flash_restriction(lm: Any, *, max_head_size: int) -> str | None:
+    """Return the reason why this model cannot be trained with a plain flash attention kernel, or None."""
+    config, kind = lm.config.get_text_config(), lm.config.model_type
+    if not (lm._supports_flash_attn and lm._supports_attention_backend and lm._can_set_attn_implementation()):
+        return f"models of type {kind} do not support flash attention"
+    if getattr(lm, "_compatible_flash_implementations", None):  # attention sinks
+        return f"models of type {kind} need a kernel of their own"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return f"models of type {kind} cap the attention scores"
+    num_heads = getattr(config, "num_attention_heads", 1)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    if getattr(config, "v_head_dim", head_size) != head_size or head_size > max_head_size:
+        return f"models of type {kind} have a head size that it does not support"
+    return None
+
+
 def request_bounds(options: Mapping[str, Any]) -> tuple[Bounds, Bounds] | None:
     """Return the bounds of queries and keys in a pass of continuous batching, from the attention's keyword arguments.
 

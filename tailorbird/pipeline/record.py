@@ -166,4 +166,5 @@ def _training(trained: TrainedModels, config: TrainingConfig) -> evidence.Traini
         seconds=best.step_seconds,
         samples_per_second=best.rows_per_second,
         padding_share=best.padding_share,
+        attention=best.attention,
     )

@@ -15,7 +15,6 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_rows
 from tailorbird.data.sharding.shards import Shards
-from tailorbird.data.tasks import CLASSIFICATION
 from tailorbird.data.tokenize import labels_of
 from tailorbird.pipeline.prepare import prepare
 from tailorbird.pipeline.run import run_pipeline
@@ -24,7 +23,7 @@ from tests.integration.training.test_faults import BATCH_SIZE, FaultInjector, co
 from tests.integration.training.test_training import worker_pid
 from tests.progress import ProgressRecorder
 from training.classification_task import ClassificationTrainingTask
-from training.dataset import load_dataset
+from training.dataset import ShardedDataset
 
 pytestmark = pytest.mark.usefixtures("connected")
 
@@ -114,7 +113,8 @@ def test_a_worker_killed_in_a_later_window_resumes_at_its_position(
     small = replace(
         task, train=replace(task.train, window_rows=BATCH_SIZE)
     )  # a window then has the rows that are sorted together
-    sizes = load_dataset(small.train, CLASSIFICATION, tokenizer=None, max_length=64).sizes(config_of(), epoch=0)
+    assert isinstance(small.train, Shards)
+    sizes = ShardedDataset(small.train).sizes(config_of(), epoch=0)
     assert len(sizes) > 2
     plain, begun = ProgressRecorder(), sizes[0] // BATCH_SIZE
     killed = FaultInjector(lambda: os.kill(worker_pid(), signal.SIGKILL), epoch=0, step=begun + 10)

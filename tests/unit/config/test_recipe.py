@@ -87,6 +87,12 @@ def test_a_field_of_the_other_task_is_rejected(content: dict[str, Any], message:
         Recipe.model_validate(content)
 
 
+def test_batch_tokens_excludes_a_fixed_number_of_micro_batches() -> None:
+    training = {"batch_tokens": 4096, "gradient_accumulation_steps": 2}
+    with pytest.raises(ValidationError, match="batch_tokens and gradient_accumulation_steps both split"):
+        Recipe.model_validate(minimal() | {"training": training})
+
+
 def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, minimal()))
     with pytest.raises(ValidationError, match="frozen"):
@@ -108,6 +114,13 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             3,
             "training: batch_size 32 must be a multiple of num_workers 2 times gradient_accumulation_steps 3",
         ),
+        (
+            "training.batch_tokens",
+            50,
+            "training.batch_tokens 50 must be at least data.max_length 64, because a micro-batch must hold the",
+        ),
+        ("training.attention", "flash", "training: attention 'flash' requires gpus_per_worker 1; use 'auto' to train"),
+        ("training.attention", "sdpa", "training.attention: .*'auto', 'flash', 'flex' or 'dense'"),
         ("training.num_workers", {"min": 2, "max": 1}, "training.num_workers.range: max 1 must be at least min 2"),
         ("training.num_workers", {"min": 1, "max": 3}, "training: batch_size 32 must be a multiple of num_workers 3"),
         ("training.offload", "parameters", "training: offload 'parameters' requires zero_stage 3 or higher, not 1"),

@@ -10,16 +10,16 @@ import torch
 
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import DataError, Rows
-from tailorbird.data.tasks import ChatData
+from tailorbird.models import packed_attention
 from tailorbird.models.errors import ModelError
 from tailorbird.models.retrieval.training_examples import find_examples
 from tailorbird.registry.versions import Prompting, Retrieval
 from tests.small_chat import language_model, model_of, save, tokenizer
+from tests.unit.models.reference_attention import reference_varlen_attn
 from tests.unit.models.retrieval.test_training_examples import rows_of as example_rows
 from tests.unit.training.small import config_of, reports_of
-from training import checkpoint
+from training import chat_task, checkpoint
 from training.chat_task import ChatRuntime, ChatTrainingTask
-from training.dataset import load_dataset
 from training.deepspeed_private import destroy_engine
 from training.export import export_weights
 from training.loop import Callbacks, build_engine, train
@@ -43,8 +43,7 @@ def task_of(base_model: str = "", **fields: Any) -> ChatTrainingTask:
 
 
 def runtime_of() -> ChatRuntime:
-    train = load_dataset(rows_of(), ChatData(), tokenizer=tokenizer(), max_length=64)
-    return ChatRuntime(language_model(), tokenizer(), task_of(), train)
+    return ChatRuntime(language_model(), tokenizer(), task_of(), task_of().dataset(tokenizer()))
 
 
 def test_a_chat_model_learns_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +142,49 @@ def test_weights_that_are_not_finite_raise_diverged_at_validation() -> None:
     with pytest.raises(Diverged, match="diverged in epoch 1: predictions are not finite"):
         train(engine, config, runtime=runtime)
     destroy_engine(engine)
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train with flash attention, and with a reference of its kernel, because the real one needs a GPU."""
+    monkeypatch.setattr(packed_attention, "_varlen_kernel", lambda: reference_varlen_attn)
+    monkeypatch.setattr(chat_task, "choose_attention", lambda *_, **__: "flash")
+
+
+@pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize(("stage", "method"), [(0, "full"), (3, "full"), (1, "lora")])
+def test_flash_attention_gives_the_losses_of_the_dense_mask_without_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, method: str
+) -> None:
+    monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
+    fields = {"zero_stage": stage, "method": method, "lora_dropout": 0.0, "epochs": 2}
+    reports = reports_of(runtime_of(), **fields)
+    assert [(report.attention, report.padding_share) for report in reports] == [("flash", 0.0)] * 2
+    runtime, config = runtime_of(), config_of(**fields)
+    engine = build_engine(config, runtime)
+    train(engine, config, runtime=runtime)
+    export_weights(engine, config, runtime=runtime, folder=tmp_path)  # compared with dense attention
+    destroy_engine(engine)
+    monkeypatch.setattr(chat_task, "choose_attention", lambda *_, **__: "dense")
+    dense = reports_of(runtime_of(), **fields)
+    assert dense[0].attention == "dense"
+    assert [report.loss for report in reports] == pytest.approx([report.loss for report in dense], rel=0.01)
+
+
+@pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize("stage", [0, 3])
+def test_attention_that_mixes_packed_conversations_is_rejected_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    def without_bounds(*states: torch.Tensor, **options: Any) -> torch.Tensor:
+        query, key, value, *_ = states
+        everything = torch.tensor([0, len(query)], dtype=torch.int32)
+        length: Any = len(query)
+        return reference_varlen_attn(query, key, value, everything, everything, length, length, **options)
+
+    monkeypatch.setattr(packed_attention, "_varlen_kernel", lambda: without_bounds)
+    with pytest.raises(ModelError, match="the flash attention of a model of type llama mixes packed conversations"):
+        build_engine(config_of(zero_stage=stage), runtime_of())
 
 
 def test_rows_are_truncated_at_max_length(tmp_path: Path) -> None:

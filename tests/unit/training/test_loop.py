@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tailorbird.config.training import TrainingConfig
 from tests.unit.training.small import NUM_ROWS, config_of, reports_of, small_runtime
-from training import checkpoint, export, preemption
+from training import checkpoint, export, loop, preemption
 from training.classification_task import ClassifierRuntime
+from training.dataset import steps
 from training.deepspeed_private import destroy_engine
 from training.export import UnusableWeights, export_weights, full_state
 from training.loop import Callbacks, build_engine, train
@@ -82,6 +84,44 @@ def test_a_nan_loss_raises_diverged_with_step_and_rows(runtime: ClassifierRuntim
     ):
         train(engine, config, runtime=runtime)
     destroy_engine(engine)
+
+
+def test_a_step_that_diverges_between_two_reads_is_named_and_not_checkpointed(
+    runtime: ClassifierRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(epochs=1, batch_size=2, checkpoint_interval_s=3600)
+    monkeypatch.setattr(loop, "REPORT_INTERVAL_S", 3600.0)  # losses are read after steps 1, 3, 7 and 12
+    order = [window.row_ids[row] for window, batch in steps(runtime.train, config, epoch=0, start=0) for row in batch]
+    computed, loss, saved, reported = 0, ClassifierRuntime.loss, [], []
+
+    def breaks_at_step_5(self: ClassifierRuntime, engine: Any, *arguments: Any) -> torch.Tensor:
+        nonlocal computed
+        computed += 1
+        return loss(self, engine, *arguments) * (float("inf") if computed == 5 else 1.0)
+
+    monkeypatch.setattr(ClassifierRuntime, "loss", breaks_at_step_5)
+    monkeypatch.setattr(preemption, "preemption_reason", lambda: "the worker received SIGTERM")  # saves at each read
+    engine = build_engine(config, runtime)
+    callbacks = Callbacks(
+        on_save=lambda progress, _: saved.append((progress.step, progress.losses)),
+        on_step=lambda event: reported.append(event.step),
+    )
+    with pytest.raises(Diverged, match=f"the loss is inf in epoch 1, step 5, on training rows {order[8]}, {order[9]};"):
+        train(engine, config, runtime=runtime, callbacks=callbacks)
+    destroy_engine(engine)
+    assert computed == 7
+    assert [step for step, _ in saved] == [1, 3]
+    assert np.isfinite([losses for _, losses in saved]).all()
+
+
+def test_losses_do_not_depend_on_how_often_they_are_read(
+    runtime: ClassifierRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = []
+    for interval_s in (0.0, 3600.0):
+        monkeypatch.setattr(loop, "REPORT_INTERVAL_S", interval_s)
+        reports.append([(report.loss, report.score, report.padding_share) for report in reports_of(runtime)])
+    assert reports[0] == reports[1]
 
 
 def test_weights_that_the_last_step_broke_are_not_reported(runtime: ClassifierRuntime) -> None:
@@ -167,6 +207,7 @@ def test_a_training_stopped_at_the_last_step_of_an_epoch_resumes_with_the_valida
         checkpoint.save(engine, config, folder=tmp_path, progress=progress)
         raise Interrupted
 
+    monkeypatch.setattr(loop, "REPORT_INTERVAL_S", 0.0)  # losses are read, and preemption is checked, at each step
     monkeypatch.setattr(preemption, "preemption_reason", iter((None, None, "the worker received SIGTERM")).__next__)
     engine = build_engine(config, runtime)
     with pytest.raises(Interrupted):

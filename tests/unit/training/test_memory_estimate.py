@@ -78,6 +78,8 @@ def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
 
     full_batch = activations(batch_size=64)
     assert activations(batch_size=64, gradient_accumulation_steps=4) == full_batch // 4
+    assert activations(batch_size=64, batch_tokens=4 * 64 + 63) == full_batch // 4
+    assert activations(batch_size=64, batch_tokens=100 * 64) == full_batch
     assert activations(batch_size=64, num_workers=2) == 2 * full_batch
     assert activations(batch_size=64, gradient_checkpointing=True) < full_batch / 2
     assert activations(batch_size=64, length=128) > 2 * full_batch  # attention weights grow quadratically

@@ -1,0 +1,155 @@
+"""Each attention of packed rows gives the logits of the dense mask; kernels that need a GPU are replaced on CPUs."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from tailorbird.data.packing import PackedRows, pack
+from tailorbird.models import packed_attention
+from tailorbird.models.causal_lm import ChatModel, as_tensors
+from tailorbird.models.errors import ModelError
+from tailorbird.models.lora import add_adapter
+from tailorbird.models.packed_attention import Attention, attention_name, choose_attention
+from tests.small_chat import language_model, model_of
+from tests.unit.models.reference_attention import reference_varlen_attn
+from tests.unit.models.test_causal_lm import rows
+
+Gradients = dict[str, Tensor]
+
+
+@pytest.fixture
+def varlen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_attention, "_varlen_kernel", lambda: reference_varlen_attn)
+
+
+def packed(**options: Any) -> PackedRows:
+    return pack([*rows(), *rows()[:2]], pad_id=0, **{"max_width": 64} | options)
+
+
+def logits_and_gradients(model: ChatModel, batch: PackedRows) -> tuple[Tensor, Gradients]:
+    model.zero_grad()
+    logits = model(*as_tensors(batch, device="cpu"))
+    cross_entropy(logits, torch.from_numpy(batch.targets)).backward()  # type: ignore[no-untyped-call]
+    return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def by_conversation(batch: PackedRows, logits: Tensor) -> Tensor:
+    return logits[torch.from_numpy(batch.target_conversation_ids.argsort(kind="stable"))]
+
+
+@pytest.mark.usefixtures("varlen")
+@pytest.mark.parametrize("one_row", [False, True])
+@pytest.mark.parametrize(("kind", "fields"), [("llama", {}), ("qwen3", {}), ("granite", {"logits_scaling": 8.0})])
+def test_flash_attention_gets_the_bounds_of_the_conversations(kind: str, fields: dict[str, Any], one_row: bool) -> None:
+    model, batch = ChatModel(model_of(kind, **fields)), packed()
+    logits, gradients = logits_and_gradients(model, batch)
+    assert len(batch.input_ids) > 1
+    assert (batch.conversation_ids == -1).any()  # padding has bounds of its own
+    model.set_attention("flash")
+    flash_batch = packed(one_row=one_row)
+    assert one_row == (len(flash_batch.input_ids) == 1)
+    flash_logits, flash_gradients = logits_and_gradients(model, flash_batch)
+    torch.testing.assert_close(
+        by_conversation(flash_batch, flash_logits), by_conversation(batch, logits), atol=1e-5, rtol=1e-4
+    )
+    assert gradients.keys() == flash_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(flash_gradients[name], gradient, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("varlen")
+def test_flash_attention_works_with_an_adapter_gradient_checkpointing_and_autocast() -> None:
+    torch.manual_seed(0)
+    lm: Any = add_adapter(language_model(), r=4, alpha=8, dropout=0.0)
+    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model, batch = ChatModel(lm).train(), packed()
+    results = []
+    attentions: tuple[Attention, ...] = ("dense", "flash")
+    for attention in attentions:
+        model.set_attention(attention)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            results.append(logits_and_gradients(model, batch))
+    assert len(results[0][1]) > 0
+    torch.testing.assert_close(results[1][0], results[0][0], atol=2e-2, rtol=2e-2)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, atol=2e-2, rtol=0.1)
+
+
+@pytest.fixture
+def eager_flex() -> Iterator[None]:
+    """Run FlexAttention without a compiler."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.usefixtures("eager_flex")
+@pytest.mark.parametrize(("kind", "fields"), [("llama", {}), ("gemma2", {"final_logit_softcapping": 0.5})])
+def test_flex_attention_gives_the_logits_of_the_dense_mask(kind: str, fields: dict[str, Any]) -> None:
+    model, batch = ChatModel(model_of(kind, **fields)), packed()
+    with torch.no_grad():
+        logits = model(*as_tensors(batch, device="cpu"))
+        model.set_attention("flex")
+        flex_logits = model(*as_tensors(batch, device="cpu"))
+    torch.testing.assert_close(flex_logits, logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_block_mask_has_no_blocks_of_pairs_of_other_conversations() -> None:
+    ids = torch.arange(4).repeat_interleave(256)[None]
+    mask = packed_attention.block_mask(ids)
+    blocks = mask.to_dense()[0, 0]
+    assert blocks.shape == (8, 8)  # of 128 tokens
+    assert int(blocks.sum()) == 4 * 3  # the lower triangle of each conversation
+
+
+@pytest.mark.usefixtures("varlen")
+def test_dense_attention_is_restored_within_a_block() -> None:
+    lm = language_model()
+    model = ChatModel(lm)
+    model.set_attention("flash")
+    with model.dense_attention():
+        assert lm.config._attn_implementation == "sdpa"
+    assert attention_name(lm) == "flash"
+
+
+def test_models_on_cpus_use_the_dense_mask() -> None:
+    options = {"lm": language_model(), "device": "cpu", "dtype": torch.bfloat16}
+    assert choose_attention("auto", **options) == "dense"
+    with pytest.raises(ModelError, match=r"training\.attention 'flash' cannot be used: it needs a GPU"):
+        choose_attention("flash", **options)
+    with pytest.raises(ModelError, match=r"training\.attention 'flex' cannot be used: it needs a GPU"):
+        choose_attention("flex", **options)
+
+
+@pytest.mark.usefixtures("varlen")
+@pytest.mark.parametrize(
+    ("lm", "dtype", "expected"),
+    [
+        (language_model(), torch.bfloat16, "flash"),
+        (language_model(), torch.float32, "flex"),
+        (language_model(dropout=0.1), torch.bfloat16, "dense"),
+        (model_of("gemma2"), torch.bfloat16, "flex"),  # caps the attention scores
+        (model_of("gpt_oss", num_local_experts=4), torch.bfloat16, "flex"),  # attention sinks
+        (model_of("qwen3"), torch.bfloat16, "flash"),
+    ],
+    ids=lambda value: value.config.model_type if hasattr(value, "config") else str(value),
+)
+def test_models_on_gpus_use_the_first_attention_that_they_support(
+    lm: Any, dtype: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert choose_attention("auto", lm=lm, device="cuda", dtype=dtype) == expected
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert choose_attention("auto", lm=lm, device="cuda", dtype=dtype) in ("flex", "dense")
+
+
+def test_torch_has_the_arguments_of_the_kernel() -> None:
+    kernel = packed_attention._varlen_kernel()
+    assert kernel is not None, "torch before 2.11; written for torch 2.13"
+    parameters = inspect.signature(kernel).parameters
+    own = inspect.signature(reference_varlen_attn).parameters
+    assert [(p.name, p.kind) for p in own.values()] == [(name, parameters[name].kind) for name in own]

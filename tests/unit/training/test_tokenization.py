@@ -1,0 +1,61 @@
+"""Training rows are tokenized once and give the workers the same tokens as rows that each worker tokenizes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tailorbird.data.rows import DataError
+from tailorbird.data.tokenize import load_tokenizer
+from tailorbird.data.tokenized import TokenizedRows, concat_tokenized
+from tests.small_chat import save
+from tests.unit.training.small import rows_of
+from tests.unit.training.test_chat_task import task_of, task_with_examples
+from training.classification_task import ClassificationTrainingTask
+from training.task import TrainingTask
+from training.tokenization import with_tokenized_rows
+
+
+def classification_task(folder: Path) -> ClassificationTrainingTask:
+    save(folder)
+    rows = replace(rows_of(23)[0], texts=tuple("abc def "[: 1 + index % 8] for index in range(23)))
+    return ClassificationTrainingTask(
+        base_model=folder.as_uri(), train=rows, validation=rows, classes=("0", "1", "2"), max_length=6
+    )
+
+
+def chat_task(folder: Path) -> TrainingTask:
+    save(folder)
+    return task_of(folder.as_uri())
+
+
+def assert_equal(rows: TokenizedRows, expected: TokenizedRows) -> None:
+    assert rows.row_ids == expected.row_ids
+    for name in ("ids", "offsets", "assistant_mask", "labels"):
+        array, other = getattr(rows, name), getattr(expected, name)
+        assert (array is None) == (other is None), name
+        if array is not None:
+            assert array.dtype == other.dtype
+            np.testing.assert_array_equal(array, other)
+
+
+@pytest.mark.parametrize("make", [classification_task, chat_task, task_with_examples])
+def test_tokenizing_in_parts_or_before_the_start_gives_the_tokens_of_a_worker(tmp_path: Path, make: type) -> None:
+    task: TrainingTask = make(tmp_path)
+    folder = tmp_path / "base" if (tmp_path / "base").exists() else tmp_path
+    tokenizer, size = load_tokenizer(folder), len(task.train)
+    expected = task.dataset(tokenizer).sample()
+    parts = [task.tokenize(rows, tokenizer=tokenizer) for rows in (range(2), range(2, size))]
+    assert_equal(concat_tokenized(parts), expected)
+    tokenized = with_tokenized_rows(task)
+    assert isinstance(tokenized.train, TokenizedRows)
+    assert_equal(tokenized.train, expected)
+    assert with_tokenized_rows(tokenized) is tokenized
+    assert tokenized.dataset(tokenizer).sample() is tokenized.train
+
+
+def test_a_row_that_cannot_be_trained_on_is_reported_before_workers_start(tmp_path: Path) -> None:
+    save(tmp_path)
+    with pytest.raises(DataError, match="12 training conversations have no answer"):
+        with_tokenized_rows(task_of(tmp_path.as_uri(), max_length=6))

@@ -1,0 +1,138 @@
+"""The micro-batches of each step of a rank, collated ahead of their use."""
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tailorbird.config.training import TrainingConfig
+from tailorbird.data.tokenized import TokenizedRows
+from training.dataset import TrainingDataset, rank_rows, steps
+
+STEPS_AHEAD = 2  # steps that are collated while another one runs
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Collated rows: the inputs of the model, and what its outputs are compared with."""
+
+    inputs: tuple[Tensor | int, ...]
+    targets: Tensor
+    num_tokens: int  # computed tokens, including padding
+
+    def pinned(self) -> "Batch":
+        """Return the batch in page-locked memory, from which a GPU copies while it computes."""
+        inputs = tuple(value.pin_memory() if isinstance(value, Tensor) else value for value in self.inputs)
+        return Batch(inputs, self.targets.pin_memory(), self.num_tokens)
+
+    def to(self, device: Any) -> "Batch":
+        """Return the batch on a device. A pinned batch is copied without waiting."""
+        inputs = tuple(
+            value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for value in self.inputs
+        )
+        return Batch(inputs, self.targets.to(device, non_blocking=True), self.num_tokens)
+
+
+class Collator(Protocol):
+    """The parts of `training.task.TaskRuntime` that this module needs."""
+
+    def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float: ...
+
+    def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """A step of this rank. The weighted sum of the micro-batches' losses is the rank's share of the mean loss.
+
+    The mean of the shares over the ranks is the mean loss of the step's rows.
+    """
+
+    batches: tuple[tuple[Batch, float], ...]  # micro-batches with their weights
+    row_ids: tuple[str, ...]  # rows of the step on all ranks
+    num_tokens: int  # tokens of this rank's rows, without padding
+
+
+@contextmanager
+def collated_steps(
+    rows: TrainingDataset, config: TrainingConfig, *, collator: Collator, epoch: int, start: int
+) -> Iterator[Iterator[StepBatches]]:
+    """Yield an iterator over the steps of an epoch from step `start`, which a thread collates ahead."""
+    prepared = _prepare(rows, config, collator=collator, epoch=epoch, start=start)
+    with closing(prepared), closing(_ahead(prepared)) as collated:
+        yield collated
+
+
+def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
+    """Yield the items, `STEPS_AHEAD` of which are computed in advance in a thread, for the GPU of this thread."""
+    select = partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_available() else None
+    with ThreadPoolExecutor(1, initializer=select) as thread:
+        upcoming = deque(thread.submit(next, items, None) for _ in range(STEPS_AHEAD))
+        while (item := upcoming.popleft().result()) is not None:
+            upcoming.append(thread.submit(next, items, None))
+            yield item
+
+
+def _prepare(
+    rows: TrainingDataset, config: TrainingConfig, *, collator: Collator, epoch: int, start: int
+) -> Generator[StepBatches, None, None]:
+    pin = torch.cuda.is_available()
+    with closing(steps(rows, config, epoch=epoch, start=start)) as uncollated:
+        for window, batch in uncollated:
+            yield _collate_step(window, batch, config, collator=collator, pin=pin)
+
+
+def _collate_step(
+    window: TokenizedRows, batch: NDArray[np.int64], config: TrainingConfig, *, collator: Collator, pin: bool
+) -> StepBatches:
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    own = rank_rows(batch, rank=rank, num_ranks=num_ranks)
+    share = collator.weight(window, batch) / num_ranks  # the mean over ranks is the mean over the batch
+    batches = []
+    for rows in micro_batches(window.lengths, batch, config, num_ranks=num_ranks)[rank]:
+        # A rank or micro-batch may have no rows. It then computes one row with weight 0.
+        collated = collator.collate(config, window, rows if len(rows) else np.zeros(1, dtype=np.int64))
+        batches.append((collated.pinned() if pin else collated, (1.0 if len(rows) else 0.0) / share))
+    return StepBatches(
+        batches=tuple(batches),
+        row_ids=tuple(window.row_ids[row] for row in batch),
+        num_tokens=int(window.lengths[own].sum()),
+    )
+
+
+def micro_batches(
+    lengths: NDArray[np.int64], batch: NDArray[np.int64], config: TrainingConfig, *, num_ranks: int
+) -> list[list[NDArray[np.int64]]]:
+    """Return the rows of each micro-batch of each rank. All ranks have the same number, and some may be empty.
+
+    `lengths` are those of the window. With `batch_tokens`, a micro-batch has at most that many tokens, if each of its
+    rows were padded to the longest, unless it is a single row.
+    """
+    shares = [rank_rows(batch, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+    if config.batch_tokens is None:
+        return [np.array_split(own, config.gradient_accumulation_steps) for own in shares]
+    split = [_within(own, lengths, max_tokens=config.batch_tokens) for own in shares]
+    most = max(map(len, split))
+    return [parts + [np.zeros(0, dtype=np.int64)] * (most - len(parts)) for parts in split]
+
+
+def _within(rows: NDArray[np.int64], lengths: NDArray[np.int64], *, max_tokens: int) -> list[NDArray[np.int64]]:
+    """Split rows into the fewest micro-batches of similar lengths, each of at most `max_tokens` padded tokens."""
+    ordered = rows[np.argsort(-lengths[rows], kind="stable")]
+    parts: list[NDArray[np.int64]] = []
+    while len(ordered):
+        size = max(1, max_tokens // int(lengths[ordered[0]]))
+        parts.append(ordered[:size])
+        ordered = ordered[size:]
+    return parts

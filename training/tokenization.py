@@ -1,0 +1,52 @@
+"""Tokenize the training rows once, before the workers start, on all CPUs of the cluster."""
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+
+from tailorbird.data.rows import Rows
+from tailorbird.data.tokenized import TokenizedRows, concat_tokenized
+
+if TYPE_CHECKING:
+    from training.task import TrainingTask  # Ray Train's controller imports `training.trainer`; torch would add seconds
+
+PART_CHARS = 1 << 22
+"""Characters that one process tokenizes: a million tokens, which take 7 to 20 seconds. For less, another process is not
+worth its start."""
+
+
+def with_tokenized_rows(task: "TrainingTask") -> "TrainingTask":
+    """Return the task with tokens instead of training rows. All workers of a node share them in Ray's object store.
+
+    A large set is divided among Ray tasks, one for each CPU of the cluster. Shards are tokenized already. Raises
+    DataError like `TrainingTask.load_runtime`.
+    """
+    if not isinstance(task.train, Rows):
+        return task
+    num_chars = sum(map(len, task.train.texts)) + sum(map(len, task.train.labels))
+    num_parts = min(num_chars // PART_CHARS, len(task.train)) or 1
+    if num_parts > 1:
+        num_parts = max(1, min(num_parts, int(ray.cluster_resources().get("CPU", 1))))
+    bounds = np.linspace(0, len(task.train), num_parts + 1).astype(int).tolist()
+    parts = [range(first, end) for first, end in pairwise(bounds)]
+    tokens = [_tokenize(task, parts[0])] if num_parts == 1 else _in_parallel(task, parts)
+    return replace(task, train=concat_tokenized(tokens))
+
+
+def _in_parallel(task: "TrainingTask", parts: list[range]) -> list[TokenizedRows]:
+    task_ref = ray.put(task)
+    tokenize = ray.remote(num_cpus=1)(_tokenize)
+    try:
+        tokens: list[TokenizedRows] = ray.get([tokenize.remote(task_ref, part) for part in parts])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # the original error; the message of a RayTaskError is the remote traceback
+    return tokens
+
+
+def _tokenize(task: "TrainingTask", rows: range) -> TokenizedRows:
+    from tailorbird.models.metadata import read_tokenizer  # imports torch
+
+    return task.tokenize(rows, tokenizer=read_tokenizer(task.base_model))
