@@ -70,7 +70,9 @@ class TuningConfig(ConfigSection):
         fixed |= {
             "average_seeds",
             "with_retrieved",
+            "attention",
             "attention_dropout",
+            "batch_tokens",
             "offload",
             "deepspeed",
             "checkpoint_interval_s",
