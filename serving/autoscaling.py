@@ -29,10 +29,8 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
     resources: dict[str, float] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
     placement: dict[str, object] = {}
     if config.engine in served.actor_engines:
-        # The engine's actors run in the replica's placement group and use its GPU. The replica itself uses no GPU.
-        amounts = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
-        bundle = {name: amount for name, amount in amounts.items() if amount}  # Ray rejects amounts of 0
-        placement = {"placement_group_bundles": [bundle], "placement_group_strategy": "STRICT_PACK"}
+        # The engine's actors run in the replica's placement group and use its GPUs. The replica itself uses no GPU.
+        placement = {"placement_group_bundles": _engine_bundles(config), "placement_group_strategy": "STRICT_PACK"}
         resources["num_gpus"] = 0
     return {
         "name": served.deployment,
@@ -56,3 +54,15 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         **placement,
         "logging_config": LoggingConfig(enable_access_log=False),
     }
+
+
+def _engine_bundles(config: ServingConfig) -> list[dict[str, float]]:
+    """Return the bundles of a replica whose engine runs in actors: one per GPU, the first one with the replica's CPUs.
+
+    A worker of the engine uses one bundle.
+    """
+    first: dict[str, float] = {"CPU": config.cpus_per_replica}
+    if not config.gpus_per_replica:  # Ray rejects amounts of 0
+        return [first]
+    share = min(config.gpus_per_replica, 1)
+    return [first | {"GPU": share}, *({"GPU": 1.0} for _ in range(1, int(config.gpus_per_replica)))]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from serving.batch_jobs.schema import Part
+from serving.batch_jobs.vllm_model import VllmModel
 from serving.engines.classify import predict_hybrid, predict_texts
 from tailorbird.config.data import DataConfig
 from tailorbird.data.parquet import conversations_of, groups_of, texts_of
@@ -59,7 +60,7 @@ def _classify(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", rows: Par
 
 
 def _answer_chat(
-    loaded: "LoadedChat[ModelVersion] | LoadedNearest[ModelVersion]",
+    loaded: "LoadedChat[ModelVersion] | LoadedNearest[ModelVersion] | VllmModel",
     rows: PartRows,
     *,
     batch_size: int,  # noqa: ARG001
@@ -79,10 +80,13 @@ def _answer_chat(
             "finish_reason": pa.array(["stop"] * len(stored)),
             "confidence": pa.array([answer.similarity for answer in stored], pa.float32()),
         }
-    lm, tokenizer, prompting = loaded.model.lm, loaded.tokenizer, loaded.prompting
-    prompts = _prompts(rows, loaded=loaded, max_length=context_length(lm))
-    end_id = int(tokenizer.eos_token_id)
-    answers = answer_prompts(lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
+    tokenizer = loaded.tokenizer
+    if isinstance(loaded, VllmModel):
+        answers = loaded.answer(_prompts(rows, loaded=loaded, max_length=loaded.max_length))
+    else:
+        lm, limit = loaded.model.lm, loaded.prompting.max_new_tokens
+        prompts = _prompts(rows, loaded=loaded, max_length=context_length(lm))
+        answers = answer_prompts(lm, prompts, max_new_tokens=limit, end_id=int(tokenizer.eos_token_id))
     texts = [str(tokenizer.decode(answer.tokens, skip_special_tokens=True)).strip() for answer in answers]
     return {
         "answer": pa.array(texts),
@@ -91,7 +95,9 @@ def _answer_chat(
     }
 
 
-def _prompts(rows: PartRows, *, loaded: "LoadedChat[ModelVersion]", max_length: int | None) -> list[list[int]]:
+def _prompts(
+    rows: PartRows, *, loaded: "LoadedChat[ModelVersion] | VllmModel", max_length: int | None
+) -> list[list[int]]:
     """Return the token ids of each row's prompt; raise DataError, which names the row, if it cannot be answered."""
     from tailorbird.models.retrieval.chat_prompt import chat_prompt
 

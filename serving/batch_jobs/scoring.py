@@ -253,8 +253,11 @@ def _score_parts(parts: Sequence[Part], batch: BatchSpec, config: ServingConfig)
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    cores = int(ray.cluster_resources().get("CPU", 1)) // config.cpus_per_replica
-    workers = max(1, min(len(parts), cores, config.max_batch_workers or cores))
+    resources, gpus = ray.cluster_resources(), config.gpus_per_replica
+    room = int(resources.get("CPU", 1)) // config.cpus_per_replica
+    if gpus:
+        room = min(room, int(resources.get("GPU", 0) / gpus))
+    workers = max(1, min(len(parts), room, config.max_batch_workers or room))
     # The batch starts with one worker, so it does not wait for cores that replicas use.
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
@@ -265,7 +268,7 @@ def _score_parts(parts: Sequence[Part], batch: BatchSpec, config: ServingConfig)
         fn_constructor_args=(batch, config),
         compute=pool,
         num_cpus=config.cpus_per_replica,
-        num_gpus=config.gpus_per_replica,
+        num_gpus=gpus,
         # By default, restarts are unlimited, so a row that kills its worker would be repeated forever.
         max_restarts=RESTARTS,
         max_task_retries=RESTARTS,

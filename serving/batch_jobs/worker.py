@@ -10,11 +10,14 @@ import pyarrow.parquet as pq
 
 from serving.batch_jobs.schema import BatchSpec, Part, PartResult, PartSource
 from serving.batch_jobs.scorers import SCORERS, PartRows
+from serving.batch_jobs.vllm_model import VllmModel
+from serving.engines.vllm_engine import EngineNotInstalled
 from serving.version_checks import require_digest
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.parquet import open_parquet
 from tailorbird.data.rows import DataError
+from tailorbird.registry.versions import kind_of
 from tailorbird.storage import s3
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ class PartScorer:
                     )
                 return PartResult(part=part.number, num_rows=file.metadata.num_rows)
         if self._loaded is None:
-            self._loaded = _load(batch, threads=self._config.cpus_per_replica)
+            self._loaded = _load(batch, config=self._config)
         started = time.time()
         table = score_part(part, batch, loaded=self._loaded, batch_size=self._config.max_batch_size)
         if storage.head(part.uri)[0] != part.etag:
@@ -72,19 +75,21 @@ class PartScorer:
         return PartResult(part=part.number, num_rows=table.num_rows, started=started, ended=time.time())
 
 
-def _load(batch: BatchSpec, *, threads: int) -> Any:
+def _load(batch: BatchSpec, *, config: ServingConfig) -> Any:
     import torch
 
     from tailorbird.models.loading import load_model
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(config.cpus_per_replica)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core is used by a worker
     try:
+        if config.engine == "vllm" and kind_of(batch.version_uri) != "nearest":
+            return VllmModel(batch.version_uri, batch.digest, config=config)
         loaded = load_model(batch.version_uri)
         require_digest(loaded.version, digest=batch.digest)
     except s3.StorageError:
         raise
-    except ValueError as error:  # from the models or the registry, for a damaged version
+    except (ValueError, EngineNotInstalled) as error:  # from the models or the registry, for a damaged version
         raise DataError(str(error)) from None
     return loaded
 

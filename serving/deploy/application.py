@@ -10,10 +10,10 @@ from serving.http.schemas import PRETRAINED
 from serving.replica.config import Challenger, ReplicaConfig, VersionRef
 from serving.tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
-from tailorbird.registry.versions import ModelVersion, PinnedVersion, kind_of
+from tailorbird.registry.versions import ModelVersion, PinnedVersion, kind_of, shares_base
 
 IMPORT_PATH = "serving.app:build"
-USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions"}
+USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions", "deploy_timeout_s"}
 """Fields of ServingConfig that are passed in `user_config`, so that a change does not restart the replicas."""
 
 
@@ -56,7 +56,9 @@ def _replica_config(
     config: ServingConfig, *, version: ModelVersion, additional: AdditionalVersions, verdict: str | None
 ) -> ReplicaConfig:
     others = {other.version: version_ref(other) for other in additional.others if other.digest != version.digest}
-    if config.pretrained and is_pretrained_served(additional.pretrained, champion=version):
+    if config.pretrained and is_pretrained_served(
+        additional.pretrained, champion=version, shares_chat_base=config.shares_chat_base
+    ):
         others[PRETRAINED] = version_ref(additional.pretrained)
     return ReplicaConfig(
         champion=version_ref(version),
@@ -64,17 +66,28 @@ def _replica_config(
         challenger=_challenger(config, champion=version, challenger=additional.challenger),
         others=others,
         serve_pretrained=config.pretrained,
-        max_versions=config.versions,
+        max_versions=max_versions(config, task=version.task),
+        deploy_timeout_s=config.deploy_timeout_s,
     )
 
 
+def max_versions(config: ServingConfig, *, task: str) -> int:
+    """Return the maximum number of other versions: 0 if the replicas cannot share a base model between versions."""
+    return config.versions if task == "classification" or config.shares_chat_base else 0
+
+
 def is_pretrained_served(
-    pretrained: ModelVersion | PinnedVersion | None, *, champion: ModelVersion
+    pretrained: ModelVersion | PinnedVersion | None, *, champion: ModelVersion, shares_chat_base: bool
 ) -> TypeGuard[ModelVersion | PinnedVersion]:
-    """Return True if requests can select this baseline (see `ServedTask.serves_pretrained`)."""
+    """Return True if requests can select this baseline (see `ServedTask.serves_pretrained`).
+
+    `shares_chat_base` is that of the `ServingConfig`. The baseline and an adapter of a run have the same base model.
+    """
     if pretrained is None or SERVED_TASKS[champion.task].serves_pretrained:
         return pretrained is not None
-    return pretrained.digest == champion.digest or kind_of(pretrained.uri) == "nearest"
+    if pretrained.digest == champion.digest or kind_of(pretrained.uri) == "nearest":
+        return True
+    return shares_chat_base and shares_base(champion)
 
 
 def _challenger(config: ServingConfig, *, champion: ModelVersion, challenger: ModelVersion | None) -> Challenger | None:
@@ -108,7 +121,8 @@ def standalone_application(former: ServeApplication, *, version: ModelVersion) -
         "runtime_env": {"working_dir": version.code},
         "args": former.args | {"serving": serving},
     }
-    config = ReplicaConfig(champion=version_ref(version))
+    timeout_s = replica_config(former).deploy_timeout_s
+    config = ReplicaConfig(champion=version_ref(version), deploy_timeout_s=timeout_s)
     return former.model_copy(update=update).with_user_config(config.to_user_config())
 
 

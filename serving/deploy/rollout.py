@@ -4,10 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import requests
-from pydantic import ConfigDict
-
 from cluster.code_snapshot import shipped_sha256
+from cluster.progress import SILENT, ProgressReporter
 from serving.deploy import serve_client
 from serving.deploy.application import (
     AdditionalVersions,
@@ -20,6 +18,7 @@ from serving.deploy.application import (
     version_ref,
 )
 from serving.deploy.configuration_events import recorded_change
+from serving.deploy.readiness import UNREACHABLE, replica_status, require_declared, wait_ready
 from serving.deploy.serve_client import (
     PUT_ATTEMPTS,
     ChallengerError,
@@ -29,25 +28,15 @@ from serving.deploy.serve_client import (
 )
 from serving.deploy.serve_schema import ServeApplication
 from serving.http.api_keys import KeysError, read_keys
-from serving.http.schemas import PRETRAINED, Readiness
-from serving.replica.config import config_id
+from serving.http.schemas import PRETRAINED
 from serving.replica.experiment import CHALLENGER
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, versions_on_same_base, weights_digest
 from tailorbird.storage import StorageError, read_bytes
 
-DEPLOY_TIMEOUT_S = 240
+REMOVAL_TIMEOUT_S = 240
 READY_ATTEMPTS = 5
-FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
-FAILED_HOLDS_S = 5
-"""Time after which a failure is final. Right after a PUT, Serve can still report the status of the former deploy."""
-
-
-class ReplicaStatus(Readiness):
-    """The response of /readyz. Unknown keys are ignored, because the version's code may be newer than the client's."""
-
-    model_config = ConfigDict(extra="ignore")
 
 
 def deploy(
@@ -57,13 +46,14 @@ def deploy(
     version: ModelVersion,
     additional: AdditionalVersions = AdditionalVersions(),  # noqa: B008
     verdict: str | None = None,
+    progress: ProgressReporter = SILENT,
 ) -> str:
     """Make the version the champion of the service, wait until it answers, and return the base URL of its routes.
 
     `verdict` is the summary of the verdict that selected it. Other applications do not change. If only the versions
     differ from the running deploy, only `user_config` changes: the replicas keep running and swap when the new version
-    is loaded. Raises DeployError (ChallengerError if everything except the challenger is served), or SessionError if
-    Ray cannot be reached.
+    is loaded. `progress` receives Serve's status whenever it changes. Raises DeployError (ChallengerError if everything
+    except the challenger is served), or SessionError if Ray cannot be reached.
     """
     name = application_name(task_uri)
     instance = serve_client.serve_instance()
@@ -75,7 +65,7 @@ def deploy(
         draw_secret(task_uri)  # the role of the replicas may have read access only
     application = application_of(config, task_uri=task_uri, version=version, additional=additional, verdict=verdict)
     application = application.model_copy(update={"route_prefix": route_prefix(name, instance.applications)})
-    base_url = _apply(application, declared=serve_client.declared_in(instance.applications))
+    base_url = _apply(application, declared=serve_client.declared_in(instance.applications), progress=progress)
     if additional.challenger is not None:
         _require_challenger(additional.challenger, champion=version, base_url=base_url)
     return base_url
@@ -95,7 +85,7 @@ def require_valid_keys(source: str) -> None:
 
 
 def _require_challenger(challenger: ModelVersion, *, champion: ModelVersion, base_url: str) -> None:
-    statuses = (_replica_status(base_url) for _ in range(READY_ATTEMPTS))
+    statuses = (replica_status(base_url) for _ in range(READY_ATTEMPTS))
     status = next((status for status in statuses if status.status == "ready"), UNREACHABLE)
     if status.challenger != challenger.digest:
         reason = (status.absent or {}).get(CHALLENGER, "/readyz reports no reason")
@@ -103,7 +93,7 @@ def _require_challenger(challenger: ModelVersion, *, champion: ModelVersion, bas
 
 
 @contextmanager
-def staged(task_uri: str, *, version: ModelVersion) -> Iterator[str | None]:
+def staged(task_uri: str, *, version: ModelVersion, progress: ProgressReporter = SILENT) -> Iterator[str | None]:
     """Serve the version alongside the champion during the block, and yield the base URL that serves it.
 
     Yields None if the task is not served. The champion's replicas load the version, and requests select it by name. A
@@ -127,8 +117,8 @@ def staged(task_uri: str, *, version: ModelVersion) -> Iterator[str | None]:
     else:
         candidate = standalone_application(former, version=version)
     try:
-        url = _apply(candidate, declared=declared)
-        absent = _replica_status(url).absent or {}
+        url = _apply(candidate, declared=declared, progress=progress)
+        absent = replica_status(url).absent or {}
         if version.version in absent:
             reason = absent[version.version]
             raise VersionRefusedError(
@@ -155,7 +145,12 @@ def _unstage(name: str, *, version: ModelVersion) -> None:
 
 
 def switch_version(
-    task_uri: str, *, version: ModelVersion, pretrained: ModelVersion | PinnedVersion | None, verdict: str | None
+    task_uri: str,
+    *,
+    version: ModelVersion,
+    pretrained: ModelVersion | PinnedVersion | None,
+    verdict: str | None,
+    progress: ProgressReporter = SILENT,
 ) -> str | None:
     """Make the version the champion of the running service, and return the base URL, or None if the task is not served.
 
@@ -170,7 +165,9 @@ def switch_version(
     config = replica_config(former)
     others = versions_on_same_base(version, task_uri=task_uri, limit=config.max_versions)
     refs = {other.version: version_ref(other) for other in others}
-    if config.serve_pretrained and is_pretrained_served(pretrained, champion=version):
+    if config.serve_pretrained and is_pretrained_served(
+        pretrained, champion=version, shares_chat_base=former.shares_chat_base
+    ):
         refs[PRETRAINED] = version_ref(pretrained)
     challenger = config.challenger
     promoted = challenger is not None and challenger.digest in (version.digest, weights_digest(version))
@@ -183,10 +180,12 @@ def switch_version(
         }
     )
     application = former.model_copy(update={"runtime_env": {"working_dir": version.code}})
-    return _apply(application.with_user_config(config.to_user_config()), declared=declared)
+    return _apply(application.with_user_config(config.to_user_config()), declared=declared, progress=progress)
 
 
-def _apply(application: ServeApplication, *, declared: dict[str, ServeApplication]) -> str:
+def _apply(
+    application: ServeApplication, *, declared: dict[str, ServeApplication], progress: ProgressReporter = SILENT
+) -> str:
     """Replace the application of this name, wait until it serves the new configuration, and return its base URL.
 
     The change is recorded in the security log of the registry.
@@ -200,16 +199,18 @@ def _apply(application: ServeApplication, *, declared: dict[str, ServeApplicatio
     if former is None or former.runtime_env != application.runtime_env:
         require_unchanged(str(application.code))
     with recorded_change(application, former=former):
-        return _put_until_served(application, former=former)
+        return _put_until_served(application, former=former, progress=progress)
 
 
-def _put_until_served(application: ServeApplication, *, former: ServeApplication | None) -> str:
+def _put_until_served(
+    application: ServeApplication, *, former: ServeApplication | None, progress: ProgressReporter
+) -> str:
     name = application.name
     for _ in range(PUT_ATTEMPTS):
         _put_application(application)
         try:
-            _wait_ready(application)
-            _require_declared(application)
+            wait_ready(application, progress=progress)
+            require_declared(application)
         except OverwrittenError:
             if serve_client.declared_applications().get(name) != former:
                 raise
@@ -229,15 +230,6 @@ def _put_application(application: ServeApplication) -> None:
     others = serve_client.declared_applications()
     others.pop(application.name, None)
     serve_client.put_applications([*others.values(), application])
-
-
-def _require_declared(application: ServeApplication) -> None:
-    """Raise OverwrittenError if another client has changed or removed the application."""
-    name, declared = application.name, serve_client.declared_applications().get(application.name)
-    if declared is None or config_id(declared.user_config) != config_id(application.user_config):
-        raise OverwrittenError(
-            f"another client changed or removed {name} during the deploy; run `tailorbird serve RECIPE` again"
-        )
 
 
 def require_unchanged(code: str) -> None:
@@ -264,70 +256,14 @@ def undeploy(name: str) -> None:
     former = others.pop(name, None)
     with recorded_change(None, former=former):
         serve_client.put_applications(list(others.values()))
-    deadline = time.monotonic() + DEPLOY_TIMEOUT_S
+    deadline = time.monotonic() + REMOVAL_TIMEOUT_S
     while name in serve_client.serve_applications():
         if time.monotonic() > deadline:
             status = serve_client.application_status(name)
-            raise DeployError(f"application {name!r} still exists {DEPLOY_TIMEOUT_S} s after its removal: {status}")
+            raise DeployError(f"application {name!r} still exists {REMOVAL_TIMEOUT_S} s after its removal: {status}")
         time.sleep(serve_client.POLL_S)
 
 
 def challenger_digest(base_url: str) -> str | None:
     """Return the digest of the challenger that is served, or None."""
-    return _replica_status(base_url).challenger
-
-
-def _wait_ready(application: ServeApplication) -> None:
-    """Poll /readyz until every running replica has loaded the configuration.
-
-    Serve's own status is up to 30 s late. The proxy chooses a replica for each request, so the number of consecutive
-    responses with the configuration must be twice the maximum number of replicas, and include each running replica.
-    """
-    name, base_url = application.name, serve_client.application_url(application)
-    num_answers = 2 * application.max_replicas
-    digest, wanted = replica_config(application).champion.digest, config_id(application.user_config)
-    deadline = time.monotonic() + DEPLOY_TIMEOUT_S
-    failed_since: float | None = None
-    in_a_row, answered = 0, set[str | None]()
-    while time.monotonic() < deadline:
-        status = _replica_status(base_url)
-        if status.config != wanted:  # the replica still has a former configuration
-            status = UNREACHABLE
-        if status.refused == digest:
-            reason = status.reason
-            raise VersionRefusedError(
-                f"{name}: the former version still serves, the new one cannot be loaded: {reason}"
-            )
-        matches = status.digest == digest
-        in_a_row, answered = (in_a_row + 1, {*answered, status.replica}) if matches else (0, set())
-        if in_a_row >= num_answers and _running_replicas(name) <= answered:
-            return
-        if 0 < in_a_row < num_answers:
-            continue
-        _require_declared(application)
-        message = serve_client.application_status(name)
-        if not message.startswith(FAILED):
-            failed_since = None
-        elif failed_since is None:
-            failed_since = time.monotonic()
-        elif time.monotonic() - failed_since > FAILED_HOLDS_S:
-            raise DeployError(f"{name} could not be deployed: {message}")
-        time.sleep(serve_client.POLL_S)
-    summary = serve_client.application_status(name)
-    raise DeployError(f"{name} did not answer with digest {digest} in {DEPLOY_TIMEOUT_S} s: {summary}")
-
-
-def _running_replicas(name: str) -> set[str | None]:
-    """Return the ids of the application's running replicas, as in /readyz."""
-    return {replica.replica_id for replica in serve_client.replicas_of(name) if replica.state == "RUNNING"}
-
-
-UNREACHABLE = ReplicaStatus(status="loading")
-
-
-def _replica_status(base_url: str) -> ReplicaStatus:
-    """Return a replica's response to /readyz, or UNREACHABLE if the response is not valid."""
-    try:
-        return ReplicaStatus.model_validate(requests.get(f"{base_url}/readyz", timeout=5).json())
-    except (requests.RequestException, ValueError):
-        return UNREACHABLE
+    return replica_status(base_url).challenger

@@ -114,22 +114,26 @@ def put_applications(applications: Sequence[ServeApplication]) -> None:
         if answer.status_code < 500:
             break
         time.sleep(attempt + 1)
-    raise DeployError(f"Serve rejected the configuration ({answer.status_code}): {_end(answer.text)}")
+    raise DeployError(f"Serve rejected the configuration ({answer.status_code}): {end_of(answer.text)}")
 
 
 def application_status(name: str) -> str:
     """Return Serve's status of the application, followed by its messages."""
-    application = serve_applications().get(name)
+    return status_of(serve_applications().get(name))
+
+
+def status_of(application: ApplicationDetails | None) -> str:
+    """Return Serve's status in the details of an application, followed by its messages."""
     if application is None:
         return "does not exist"
-    parts = [f"{application.status} {_end(application.message)}".strip()]
+    parts = [f"{application.status} {end_of(application.message)}".strip()]
     for deployment, details in application.deployments.items():
         if details.message:
-            parts.append(f"{deployment} {details.status}: {_end(details.message)}")
+            parts.append(f"{deployment} {details.status}: {end_of(details.message)}")
     return "; ".join(parts)
 
 
-def _end(text: str) -> str:
+def end_of(text: str) -> str:
     """Return the end of a message, where a traceback has its error, without colour codes."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
     return plain if len(plain) <= 1500 else f"[...] {plain[-1500:]}"

@@ -44,6 +44,12 @@ class ServeApplication(_Schema):
         return int(self.args.get("serving", {}).get("max_replicas", 1))
 
     @property
+    def shares_chat_base(self) -> bool:
+        """Return `ServingConfig.shares_chat_base` of the application."""
+        serving = self.args.get("serving", {})
+        return serving.get("engine") == "vllm" and not serving.get("merge_adapters", False)
+
+    @property
     def user_config(self) -> Json:
         """Return the configuration of the replicas; an application of this project has one deployment."""
         config: Json = self.deployments[0].user_config
@@ -72,6 +78,7 @@ class DeploymentDetails(_Schema):
 
     status: str
     message: str = ""
+    target_num_replicas: int = 0
     replicas: tuple[ReplicaDetails, ...] = ()
 
 

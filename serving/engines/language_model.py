@@ -4,10 +4,10 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from serving.engines.base_chat import ChatEngine, GenerationRequest, LikelyToken, PartialAnswer, Sampling, TokenLogprobs
+from serving.engines.detokenizer import IncrementalDetokenizer
 from serving.engines.stop_sequences import visible_text
 from serving.http.schemas import RequestError
 from tailorbird.data.rows import Conversation
@@ -15,11 +15,22 @@ from tailorbird.models.retrieval.chat_prompt import chat_prompt
 
 if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat
-    from tailorbird.registry.versions import ModelVersion
+    from tailorbird.models.retrieval.index import RetrievalIndex
+    from tailorbird.registry.versions import ModelVersion, Prompting
 
 NUM_CONTEXT_TOKENS = 5
 """Number of prompt tokens that are decoded together with a continuation, because some tokenizers drop a space at the
 beginning of a text."""
+
+
+@dataclass(frozen=True)
+class LanguageModelVersion:
+    """A chat version without its weights, for an engine that loads them itself."""
+
+    version: "ModelVersion"
+    prompting: "Prompting"
+    tokenizer: Any
+    index: "RetrievalIndex | None"
 
 
 class Likelihood(NamedTuple):
@@ -48,7 +59,7 @@ class LanguageModelEngine(ChatEngine):
 
     max_length: int
 
-    def __init__(self, loaded: "LoadedChat[ModelVersion]") -> None:
+    def __init__(self, loaded: "LoadedChat[ModelVersion] | LanguageModelVersion") -> None:
         super().__init__(version=loaded.version, prompting=loaded.prompting)
         self.default_max_tokens = loaded.prompting.max_new_tokens
         self.tokenizer = loaded.tokenizer
@@ -65,7 +76,7 @@ class LanguageModelEngine(ChatEngine):
         streaming: bool,
         likelihoods: Likelihoods | None = None,
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
-        """Yield all tokens so far, and True if the answer is complete. If not `streaming`, yield only the last state.
+        """Yield the new tokens, and True if the answer is complete. If not `streaming`, yield all tokens at the end.
 
         The tokens include the end-of-turn token. `likelihoods` has those of all tokens when the last state is yielded.
         Closing the generator cancels the request. Raises RequestError if the engine fails.
@@ -86,9 +97,9 @@ class LanguageModelEngine(ChatEngine):
         prompt, max_new_tokens = request.prompt, request.max_new_tokens
         assert isinstance(prompt, list)
         assert max_new_tokens is not None
-        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
-        before = prompt[-NUM_CONTEXT_TOKENS:] if request.continues else []
-        num_chars_before = len(decode(before)) if before else 0
+        context = prompt[-NUM_CONTEXT_TOKENS:] if request.continues else []
+        detokenizer = IncrementalDetokenizer(self.tokenizer, context=context)
+        decoded, num_tokens = "", 0
         likelihoods = None if request.num_likely is None else Likelihoods(request.num_likely)
         generating = self.generate(
             prompt,
@@ -99,14 +110,16 @@ class LanguageModelEngine(ChatEngine):
         )
         async with aclosing(generating):
             async for tokens, ended in generating:
-                visible = tokens[:-1] if tokens[-1:] == [self.end_id] else tokens
-                text = decode(before + visible)[num_chars_before:]
-                text, stopped = visible_text(text, stops=request.stops, ended=ended, stripped=not request.continues)
-                reason = "stop" if stopped or len(visible) < len(tokens) else "length" if ended else None
+                num_tokens += len(tokens)
+                finished = tokens[-1:] == [self.end_id]
+                ended = ended or finished
+                decoded += detokenizer.add(tokens[:-1] if finished else tokens, ended=ended)
+                text, stopped = visible_text(decoded, stops=request.stops, ended=ended, stripped=not request.continues)
+                reason = "stop" if stopped or finished else "length" if ended else None
                 logprobs = None
                 if likelihoods is not None and reason is not None:
-                    logprobs = self._logprobs(likelihoods.tokens[: len(tokens)])
-                yield PartialAnswer(text, len(tokens), reason, logprobs=logprobs)
+                    logprobs = self._logprobs(likelihoods.tokens[:num_tokens])
+                yield PartialAnswer(text, num_tokens, reason, logprobs=logprobs)
                 if reason is not None:
                     return
 

@@ -19,12 +19,16 @@ class PassCosts(NamedTuple):
     share: int
     """Maximum part of one client in a pass while there are several clients, which wait for each other's passes. Smaller
     passes make the wait shorter, and have a larger share of fixed costs."""
+    tokenized_bytes: int
+    """Maximum number of bytes to tokenize before a pass, in UTF-8. A core tokenizes about 4 bytes per microsecond, and
+    the device waits. Further texts wait for a later pass."""
 
 
-# A six-layer encoder on one core takes about 5 ms per pass and 0.13 to 0.22 ms per token.
-CPU = PassCosts(fixed=50, alone=1024, share=128)
-# On a GPU, a pass takes about as long as on a CPU until it has thousands of tokens. These numbers are estimates.
-GPU = PassCosts(fixed=2048, alone=65_536, share=8192)
+# Measured: a six-layer encoder on one core takes about 5 ms per pass and 0.13 to 0.22 ms per token.
+CPU = PassCosts(fixed=50, alone=1024, share=128, tokenized_bytes=16_384)
+# Not measured: on a GPU, a pass is assumed to take as long as one of 2,048 tokens until it has more. A pass of the
+# maximum size can be tokenized at once.
+GPU = PassCosts(fixed=2048, alone=65_536, share=8192, tokenized_bytes=262_144)
 
 
 def pass_costs(device: str) -> PassCosts:

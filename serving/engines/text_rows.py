@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 BYTES_PER_TOKEN = 4  # of a text in UTF-8; from 2 to 5 in most scripts
 BAG_BYTES_PER_TOKEN = 128  # bytes that a bag of words processes in the time in which an encoder processes a token
 TOKENIZER_BYTES_PER_TOKEN = 640  # bytes that a tokenizer processes in this time, also beyond the model's length
-TOKENIZED_BYTES = 16_384
-"""Bytes to tokenize before a pass, which takes about 4 ms. Further texts wait for a later pass."""
+LONG_TEXT_BYTES = 16_384  # bytes of a text whose tokenization does not add to its cost; it takes about 4 ms
 PASSES = 4  # size, in passes, of the choice for a pass; sorting more texts by length reduces padding
 
 
@@ -46,7 +45,7 @@ def cost_of_row(row: TextRow) -> int:
     if row.loaded.model is not None:
         length = row.loaded.max_length
         cost = estimated_length(row.text, max_length=length) if row.tokens is None else len(row.tokens)
-        cost += max(num_bytes(row.text) - TOKENIZED_BYTES, 0) // TOKENIZER_BYTES_PER_TOKEN
+        cost += max(num_bytes(row.text) - LONG_TEXT_BYTES, 0) // TOKENIZER_BYTES_PER_TOKEN
     if row.loaded.bag is not None:
         cost += num_bytes(row.text) // BAG_BYTES_PER_TOKEN
     return max(cost, 1)
@@ -61,7 +60,7 @@ def run_pass(
     max_tokens: int,
 ) -> "PassResult[Prediction]":
     """Predict the first row, with other rows of similar length, in one forward pass of at most `max_tokens`."""
-    num_bytes_left, total, num_rows = TOKENIZED_BYTES, 0, 0
+    num_bytes_left, total, num_rows = costs.tokenized_bytes, 0, 0
     for row in rows:
         if row.tokens is None:
             num_bytes_left -= num_bytes(row.text)

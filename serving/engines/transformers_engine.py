@@ -64,7 +64,7 @@ class TransformersEngine(LanguageModelEngine):
         )
         if accepted is None:
             raise RequestError(503, "engine_stopped", "the model's engine has stopped; the replica is being replaced")
-        ended = False
+        ended, num_yielded = False, 0
         try:
             while not ended:
                 await updated.wait()
@@ -73,7 +73,9 @@ class TransformersEngine(LanguageModelEngine):
                 ended = output.is_finished()
                 if output.error is not None:
                     raise RequestError(500, "engine_failed", f"the engine failed to answer the request: {output.error}")
-                yield list(output.generated_tokens), ended
+                tokens = output.generated_tokens[num_yielded:]
+                num_yielded += len(tokens)
+                yield tokens, ended
         finally:
             self._sampler.recorded.pop(request_id, None)
             if not ended:

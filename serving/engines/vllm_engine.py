@@ -1,203 +1,199 @@
-"""Chat engine on vLLM, for `serving.engine: vllm`: the server of `ray.serve.llm` as a chat engine.
+"""Chat engines on vLLM, for `serving.engine: vllm`.
 
-Each version has a server in a separate actor, in the placement group of the replica. The server has no method that ends
-it, so its actor is killed. A replica keeps two versions on its GPU while one replaces the other.
-
-This is the only file that uses private parts of vLLM, directly or through Ray. If another version of vLLM or Ray lacks
-one of them, tests/unit/serving/engines/test_vllm_private.py fails with its name.
+A server is a separate actor in the placement group of the replica. It holds one base model, on which adapters and
+baselines with this base model are served together, or the weights of one version. The server has no method that ends
+it, so its actor is killed.
 """
 
-import asyncio
 import importlib.util
 import json
 import tempfile
+import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from serving.engines.base_chat import Sampling
-from serving.engines.language_model import LanguageModelEngine, Likelihood, Likelihoods
+from serving.engines.fair_slots import FairSlots
+from serving.engines.language_model import LanguageModelEngine, LanguageModelVersion, Likelihoods
+from serving.engines.vllm_server import EngineStopped, ServerOptions, TokenRequest, VllmServer, llm_config
 from serving.http.schemas import RequestError
 from serving.version_checks import require_digest
+from tailorbird.config.serving import ServingConfig
 
 if TYPE_CHECKING:
-    from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
-VLLM_VERSION = "0.29"
-GPU_SHARE = 0.42  # share of a GPU and its memory per version; two versions are loaded during a replacement
-MAX_SERVERS_PER_GPU = 2
-CACHE_BYTES = 1 << 30  # size of the KV cache without a GPU, instead of a share of the machine's memory
+GPU_SHARE = 0.42  # share of a replica's part of a GPU per server; two servers run during a replacement
+USABLE_SHARE = 0.9  # share of a GPU's memory that servers can use together
 START_S = 1800  # timeout of the start, during which a large model's kernels are compiled
+ADAPTER_S = 300  # timeout of loading or removing an adapter
 SHUTDOWN_S = 30
-STREAM_INTERVAL_S = 0.02  # tokens that are generated within this time are streamed together
-HEALTH_CHECK_S = 1.0  # time between two health checks of the server
-MODEL_ID = "version"
-LlmConfig = dict[str, Any]  # fields of Ray's `LLMConfig`, which needs vLLM to be installed
-FINISH_REASONS = ("stop", "length")  # finish reasons of complete answers
-
-_servers: set[Any] = set()  # running servers that this process started
+STAGED_ADAPTERS = 2  # adapters beside the champion and `serving.versions`: a challenger, and a version that is promoted
+WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf")
 
 
 class EngineNotInstalled(RuntimeError):
     """vLLM is not installed on the replica's node."""
 
 
-class TokenDelta(NamedTuple):
-    """The new tokens of an answer."""
+@dataclass(eq=False)
+class _Server:
+    """A running server and the number of engines that use it."""
 
-    tokens: list[int]
-    ended: bool
-    likelihoods: list[Likelihood]
-    """Of the tokens; empty if the request has no `logprobs`."""
-
-
-class EngineStopped(RuntimeError):
-    """The server of an engine has stopped."""
-
-
-@dataclass(frozen=True)
-class TokenRequest:
-    """The fields of a `CompletionRequest` that this engine sets."""
-
-    prompt: list[int]
-    stream: bool
-    temperature: float
-    top_p: float
-    seed: int | None
-    max_tokens: int
-    stop_token_ids: list[int]
-    logprobs: int | None
-    """Number of most likely tokens whose log-probabilities are returned, with that of each token; None for none."""
-
-
-class VllmServer:
-    """An actor with a server of `ray.serve.llm` that has token ids as input and output."""
-
-    def __init__(self, config: LlmConfig) -> None:
-        from ray.serve.llm import LLMConfig
-        from ray.serve.llm.deployment import LLMServer
-
-        class ServerWithoutReports(LLMServer):  # type: ignore[misc]
-            """A server without Ray's actor for usage statistics, which would outlive the server."""
-
-            async def _start_engine(self) -> None:
-                await self.engine.start()
-
-        self._server = ServerWithoutReports.sync_init(LLMConfig(**config))
-
-    async def start(self) -> int:
-        """Start the engine, and return the maximum number of tokens of a prompt and its answer."""
-        await self._server.start()
-        return int(self._client.model_config.max_model_len)
+    actor: Any
+    options: ServerOptions
+    base: str | None
+    """Base model that adapters and baselines share; None for a server with the weights of one version."""
+    max_length: int
+    run: Future[None]
+    slots: FairSlots
+    """Slots of the answers of all engines on the server."""
+    num_engines: int = 1
 
     @property
-    def _client(self) -> Any:
-        """Return vLLM's engine client, for which the server has no public attribute."""
-        return self._server.engine._engine_client
+    def running(self) -> bool:
+        return not self.run.done()
 
-    async def run(self) -> None:
-        """Check the engine's health periodically; raise an error when it has stopped."""
-        while True:
-            await self._server.check_health()
-            await asyncio.sleep(HEALTH_CHECK_S)
+    def can_serve(self, version: "ModelVersion", *, lora_rank: int) -> bool:
+        """Return True if a version whose adapter has this rank (0 without one) can share the server's base model."""
+        same = self.running and (self.base, self.options.dtype) == (version.base_model, version.dtype)
+        return same and lora_rank <= self.options.max_lora_rank
 
-    async def stop(self) -> None:
-        """Stop the engine's processes, which release their shared memory."""
-        await asyncio.to_thread(self._client.shutdown)
 
-    async def answer(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
-        """Yield the answer's tokens. Raises EngineStopped, and ValueError if the server rejects the request."""
-        from ray.serve.llm.openai_api_models import CompletionRequest
+class VllmPool:
+    """The servers of a replica. Versions with the same base model and dtype share one."""
 
-        options = {"return_token_ids": True, "return_tokens_as_token_ids": True}
-        completion = CompletionRequest(model=MODEL_ID, **options, **asdict(request))
+    def __init__(self, config: ServingConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._servers: list[_Server] = []
+        self._num_adapters = 0
+
+    def load(self, uri: str, digest: str) -> "VllmEngine":
+        """Check the files of a version and return its engine. Make one call at a time.
+
+        Raises the errors of `version_files`, EngineNotInstalled, and RuntimeError if no server starts or the GPU has no
+        room for another one.
+        """
+        require_installed()
+        files = version_files(uri, digest, merge_adapters=self._config.merge_adapters)
+        version = files.parts.version
+        server = self._acquire(version, lora_rank=files.lora_rank) if files.shares_base else None
+        if server is None:
+            with model_folder(files) as model:
+                server = self._start(files, options=server_options(files, config=self._config, folder=model))
         try:
-            async for response in await self._server.completions(completion):
-                delta = _token_delta(response)
-                if delta is not None:
-                    yield delta
-                    if not delta.ended:
-                        await asyncio.sleep(STREAM_INTERVAL_S)
-        except Exception:
-            try:
-                await self._server.check_health()
-            except Exception as error:
-                raise EngineStopped(str(error)) from None
+            adapter = self._add_adapter(server, version, files.adapter)
+            return VllmEngine(files.parts, pool=self, server=server, adapter=adapter)
+        except BaseException:
+            self.release(server)
             raise
 
+    def _add_adapter(self, server: _Server, version: "ModelVersion", folder: Path | None) -> str | None:
+        """Load the adapter of a version, and return its name in the server; None without an adapter."""
+        if folder is None:
+            return None
+        self._num_adapters += 1
+        name = f"{version.version}-{self._num_adapters}"  # a former engine of the same version may still answer
+        try:
+            ray.get(server.actor.add_adapter.remote(name, str(folder)), timeout=ADAPTER_S)
+        except RayError as error:
+            raise RuntimeError(
+                f"vLLM cannot load the adapter of version {version.version}: {_cause(error)}; if vLLM does not support "
+                "it, set serving.merge_adapters"
+            ) from None
+        return name
 
-def _token_delta(response: Any) -> TokenDelta | None:
-    """Return the tokens of a complete answer or of a list of stream events, or None if there are none.
+    def _acquire(self, version: "ModelVersion", *, lora_rank: int) -> _Server | None:
+        """Return a running server on the version's base model for one more engine, or None."""
+        with self._lock:
+            for server in self._servers:
+                if server.can_serve(version, lora_rank=lora_rank):
+                    server.num_engines += 1
+                    return server
+        return None
 
-    A stream event is a string `data: {...}` or an error object. Raises ValueError for an error.
-    """
-    tokens: list[int] = []
-    likelihoods: list[Likelihood] = []
-    ended = False
-    for event in response if isinstance(response, list) else [response]:
-        fields = _event_fields(event)
-        if fields.get("error"):
-            raise ValueError(fields["error"]["message"])
-        for choice in fields.get("choices", ()):
-            tokens += choice["token_ids"] or []
-            likelihoods += _likelihoods(choice.get("logprobs"))
-            reason = choice["finish_reason"]
-            if reason not in (None, *FINISH_REASONS):
-                raise ValueError(f"the generation failed ({reason})")
-            ended = ended or reason is not None
-    return TokenDelta(tokens, ended, likelihoods) if tokens or ended else None
+    def _start(self, files: "VersionFiles", *, options: ServerOptions) -> _Server:
+        """Return a new server for one engine."""
+        version = files.parts.version
+        if options.num_gpus:
+            self._wait_for_capacity(options)
+        config, env_vars = llm_config(options)
+        actor = ray.remote(num_cpus=0, runtime_env={"env_vars": env_vars})(VllmServer).remote(config)
+        try:
+            max_length = ray.get(actor.start.remote(), timeout=START_S)
+        except RayError as error:
+            _stop(actor)
+            raise RuntimeError(f"vLLM cannot start version {version.version}: {_cause(error)}") from None
+        run: Future[None] = actor.run.remote().future()
+        slots = FairSlots(options.max_batch_size)
+        server = _Server(actor, options, version.base_model if files.shares_base else None, max_length, run, slots)
+        with self._lock:
+            self._servers.append(server)
+        return server
 
+    def _wait_for_capacity(self, options: ServerOptions) -> None:
+        """If the GPU is full, wait until a server ends; raise RuntimeError if none ends in time."""
+        available = USABLE_SHARE * min(options.num_gpus, 1)
+        most = max(1, int(available / options.gpu_share + 1e-6))
+        started = time.monotonic()
+        while self.num_running >= most:
+            if time.monotonic() - started > SHUTDOWN_S:
+                raise RuntimeError(
+                    f"the replica's GPU memory holds {most} base model(s), each {options.gpu_share:.0%} of a GPU, and "
+                    "this version needs another one; remove the challenger first, or lower "
+                    "serving.vllm.gpu_memory_utilization"
+                )
+            time.sleep(0.2)
 
-def _likelihoods(logprobs: Any) -> list[Likelihood]:
-    """Return the log-probabilities of a choice, whose tokens have the form `token_id:7`."""
+    @property
+    def num_running(self) -> int:
+        """Return the number of running servers."""
+        with self._lock:
+            self._servers = [server for server in self._servers if server.running]
+            return len(self._servers)
 
-    def id_of(token: str) -> int:
-        return int(token.rpartition(":")[2])
-
-    if not logprobs:
-        return []
-    columns = (logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"])
-    return [
-        Likelihood(
-            id_of(token),
-            logprob,
-            tuple(sorted(((id_of(name), value) for name, value in likely.items()), key=lambda pair: -pair[1])),
-        )
-        for token, logprob, likely in zip(*columns, strict=True)
-    ]
-
-
-def _event_fields(event: Any) -> Any:
-    if not isinstance(event, str):
-        return event.model_dump()
-    data = event.removeprefix("data: ").strip()
-    return {} if data == "[DONE]" else json.loads(data)
+    def release(self, server: _Server, *, adapter: str | None = None) -> None:
+        """Remove an engine and its adapter from a server; stop the server after its last engine. This call blocks."""
+        with self._lock:
+            server.num_engines -= 1
+            is_last = server.num_engines == 0
+            if is_last and server in self._servers:
+                self._servers.remove(server)
+        if is_last:
+            _stop(server.actor)
+            with suppress(RayError):
+                server.run.exception(SHUTDOWN_S)
+        elif adapter is not None and server.running:
+            with suppress(RayError):
+                ray.get(server.actor.remove_adapter.remote(adapter), timeout=ADAPTER_S)
 
 
 class VllmEngine(LanguageModelEngine):
     """An engine whose version runs in a separate server, which batches all active requests."""
 
-    def __init__(self, loaded: "LoadedChat[ModelVersion]", *, server: Any, max_length: int) -> None:
-        super().__init__(loaded)
+    def __init__(self, parts: LanguageModelVersion, *, pool: VllmPool, server: _Server, adapter: str | None) -> None:
+        super().__init__(parts)
+        self._pool = pool
         self._server = server
-        self._running: Future[None] = server.run.remote().future()
-        self._running.add_done_callback(lambda _: _servers.discard(server))
-        self.max_length = max_length
+        self._adapter = adapter
+        self.max_length = server.max_length
+        self.slots = server.slots
 
     @property
     def running(self) -> bool:
-        return not self._running.done()
+        return self._server.running
 
     def end(self) -> None:
-        _stop_server(self._server)
-        self._running.exception(SHUTDOWN_S)
+        self._pool.release(self._server, adapter=self._adapter)
 
     async def generate(
         self,
@@ -209,7 +205,8 @@ class VllmEngine(LanguageModelEngine):
         likelihoods: Likelihoods | None = None,
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
         request = TokenRequest(
-            prompt,
+            model=self._adapter or self._server.options.name,
+            prompt=prompt,
             stream=streaming,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -218,16 +215,14 @@ class VllmEngine(LanguageModelEngine):
             stop_token_ids=[self.end_id],
             logprobs=None if likelihoods is None else likelihoods.num_likely,
         )
-        tokens: list[int] = []
         ended = False
-        deltas = self._server.answer.remote(request)
+        deltas = self._server.actor.answer.remote(request)
         try:
             async for delta in deltas:
-                new_tokens, ended, new_likelihoods = await delta
+                tokens, ended, new_likelihoods = await delta
                 if likelihoods is not None:
                     likelihoods.add(new_likelihoods)
-                tokens += new_tokens
-                yield list(tokens), ended
+                yield tokens, ended
         except RayTaskError as error:
             if isinstance(error.cause, EngineStopped) or not self.running:
                 raise _stopped_error() from None
@@ -240,85 +235,119 @@ class VllmEngine(LanguageModelEngine):
                 ray.cancel(deltas)
 
 
-def _stopped_error() -> RequestError:
-    return RequestError(503, "engine_stopped", "the model's engine has stopped; the replica is being replaced")
-
-
-def load_engine(uri: str, digest: str, *, max_batch_size: int, num_gpus: int) -> VllmEngine:
-    """Load a version, check its digest and start its server. Raises the errors of `load_model` and `start_engine`."""
-    from tailorbird.models.loading import LoadedChat, load_model
-
-    loaded = load_model(uri, LoadedChat, device="cpu")
-    require_digest(loaded.version, digest=digest)
-    return start_engine(loaded, max_batch_size=max_batch_size, num_gpus=num_gpus)
-
-
-def start_engine(loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num_gpus: int = 0) -> VllmEngine:
-    """Start a server for a version. An adapter is merged into the weights, as in the evaluation.
-
-    Raises EngineNotInstalled, and RuntimeError if the server does not start or the GPU has no room for the version.
-    """
+def require_installed() -> None:
+    """Raise EngineNotInstalled if vLLM cannot be imported."""
     if importlib.util.find_spec("vllm") is None:
         raise EngineNotInstalled(
             "serving.engine is vllm, but vLLM is not installed on the replica's node; run pip install --editable "
             "'.[gpu]' in the project's folder on the node, or omit serving.engine"
         )
-    if num_gpus:
-        _wait_for_capacity()
-    with tempfile.TemporaryDirectory(prefix="tailorbird-vllm-") as folder:
-        lm: Any = loaded.model.lm
-        lm.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
-        engine_kwargs = {"dtype": loaded.version.dtype, "max_num_seqs": max_batch_size}
-        config, env_vars = _llm_config(folder, engine_kwargs=engine_kwargs, num_gpus=num_gpus)
-        actor = ray.remote(num_cpus=0, runtime_env={"env_vars": env_vars})(VllmServer)
-        server = actor.remote(config)
-        _servers.add(server)
-        try:
-            max_length = ray.get(server.start.remote(), timeout=START_S)
-        except RayError as error:
-            _stop_server(server)
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            raise RuntimeError(f"vLLM cannot start version {loaded.version.version}: {cause}") from None
-    return VllmEngine(loaded, server=server, max_length=max_length)
 
 
-def _wait_for_capacity() -> None:
-    """If the GPU is full, wait until a server ends; raise RuntimeError if none ends in time."""
-    started = time.monotonic()
-    while len(_servers) >= MAX_SERVERS_PER_GPU:
-        if time.monotonic() - started > SHUTDOWN_S:
-            raise RuntimeError(
-                f"the GPU already has {MAX_SERVERS_PER_GPU} versions, the maximum; remove the challenger first"
-            )
-        time.sleep(0.2)
+@dataclass(frozen=True)
+class VersionFiles:
+    """The files of a chat version and of its base model on this node."""
+
+    parts: LanguageModelVersion
+    folder: Path
+    base: Path
+    shares_base: bool
+    """True if the engine loads the base model, and the adapter separately."""
+
+    @property
+    def adapter(self) -> Path | None:
+        """Return the folder of an adapter that is applied to the base model; None without one."""
+        return self.folder / "adapter" if self.shares_base and self.parts.version.kind == "lora" else None
+
+    @property
+    def lora_rank(self) -> int:
+        """Return the rank of the adapter; 0 without one."""
+        return adapter_rank(self.adapter) if self.adapter else 0
 
 
-def _stop_server(server: Any) -> None:
+def version_files(uri: str, digest: str, *, merge_adapters: bool) -> VersionFiles:
+    """Download (once per node) and check a version and its base model, without loading weights.
+
+    Raises the errors of `read_version`, `require_digest`, `checked_copy` and `load_retrieval_index`.
+    """
+    from tailorbird.data.tokenize import load_tokenizer
+    from tailorbird.models.loading import checked_copy, load_retrieval_index
+    from tailorbird.registry.versions import read_version, shares_base
+    from tailorbird.storage.node_cache import local_copy
+
+    version = read_version(uri)
+    require_digest(version, digest=digest)
+    assert version.prompting is not None  # a chat version
+    folder, base = checked_copy(version.pinned), local_copy(version.base_model)
+    parts = LanguageModelVersion(
+        version=version,
+        prompting=version.prompting,
+        tokenizer=load_tokenizer(base),
+        index=load_retrieval_index(folder, retrieval=version.prompting.retrieval, device="cpu"),
+    )
+    merges = version.kind == "lora" and merge_adapters
+    return VersionFiles(parts, folder, base, shares_base=shares_base(version) and not merges)
+
+
+def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) -> ServerOptions:
+    """Return the options of the server for a version whose model is in `folder`."""
+    gpus, version = config.gpus_per_replica, files.parts.version
+    share = config.vllm.get("gpu_memory_utilization", GPU_SHARE * min(gpus, 1))
+    return ServerOptions(
+        name=version.base_model.rstrip("/").rpartition("/")[2] if files.shares_base else version.version,
+        folder=str(folder),
+        dtype=version.dtype,
+        max_batch_size=config.max_batch_size,
+        max_lora_rank=files.lora_rank,
+        max_loras=1 + config.versions + STAGED_ADAPTERS,
+        num_gpus=gpus,
+        gpu_share=share if gpus else 0.0,
+        options=config.vllm,
+    )
+
+
+def adapter_rank(folder: Path) -> int:
+    """Return the largest rank of a LoRA adapter in a folder."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
+
+
+@contextmanager
+def model_folder(files: VersionFiles) -> Iterator[Path]:
+    """Yield a folder with the model that a version's server loads, in the format of the Hugging Face Hub.
+
+    It is the folder of a shared base model. The weights of the kind `full` are linked, so that no other process loads
+    them. An adapter that is not applied separately is merged into the weights, as in the evaluation.
+    """
+    if files.shares_base:
+        yield files.base
+        return
+    with tempfile.TemporaryDirectory(prefix="tailorbird-vllm-") as temporary:
+        model = Path(temporary)
+        if files.parts.version.kind == "full":
+            for file in files.base.iterdir():
+                if not file.name.endswith(WEIGHT_FILES):
+                    (model / file.name).symlink_to(file.resolve())
+            (model / "model.safetensors").symlink_to((files.folder / "model.safetensors").resolve())
+        else:
+            from tailorbird.models.loading import LoadedChat, load_model
+
+            loaded = load_model(files.parts.version.uri, LoadedChat, device="cpu")
+            lm: Any = loaded.model.lm
+            lm.save_pretrained(model)
+            loaded.tokenizer.save_pretrained(model)
+        yield model
+
+
+def _stop(actor: Any) -> None:
     with suppress(RayError):
-        ray.get(server.stop.remote(), timeout=SHUTDOWN_S)
-    ray.kill(server)
-    _servers.discard(server)
+        ray.get(actor.stop.remote(), timeout=SHUTDOWN_S)
+    ray.kill(actor)
 
 
-def _llm_config(folder: str, *, engine_kwargs: LlmConfig, num_gpus: int) -> tuple[LlmConfig, dict[str, str]]:
-    """Return the server's config for the model in a folder, and the environment of its actor."""
-    engine_kwargs |= {
-        "generation_config": "vllm",  # ignore generation defaults in the model's files
-        "disable_log_stats": True,
-    }
-    env_vars = {"VLLM_NO_USAGE_STATS": "1"}  # vLLM must not send usage statistics
-    if num_gpus:
-        hardware: LlmConfig = {"placement_group_config": {"bundles": [{"GPU": GPU_SHARE}]}}
-        engine_kwargs["gpu_memory_utilization"] = GPU_SHARE
-        env_vars["VLLM_RAY_PER_WORKER_GPUS"] = str(GPU_SHARE)
-    else:
-        hardware = {"accelerator_config": {"kind": "cpu"}}
-        engine_kwargs["kv_cache_memory_bytes"] = CACHE_BYTES
-    config = {
-        "model_loading_config": {"model_id": MODEL_ID, "model_source": folder},
-        "engine_kwargs": engine_kwargs,
-        "log_engine_metrics": False,
-        "experimental_configs": {"stream_batching_interval_ms": 0},  # `VllmServer.answer` batches without a timer
-    }
-    return config | hardware, env_vars
+def _cause(error: RayError) -> object:
+    return error.cause if isinstance(error, RayTaskError) else error
+
+
+def _stopped_error() -> RequestError:
+    return RequestError(503, "engine_stopped", "the model's engine has stopped; the replica is being replaced")

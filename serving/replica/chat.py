@@ -9,6 +9,7 @@ from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest
 from serving.engines.fair_slots import FairSlots
 from serving.engines.nearest_engine import NearestEngine
 from serving.engines.transformers_engine import TransformersEngine
+from serving.engines.vllm_engine import VllmPool
 from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Events, Route
 from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage
@@ -32,7 +33,7 @@ class Chat:
 
     def __init__(self, task_uri: str, config: str) -> None:
         self._config = configure_process(config)
-        load, read_secret = partial(_load, config=self._config), partial(draw_secret, task_uri)
+        load, read_secret = _Loader(self._config).load, partial(draw_secret, task_uri)
         versions = ServedVersions(load, read_secret=read_secret, unload=ChatEngine.unload)
         self._replica = Replica(versions, task_uri=task_uri, config=self._config)
         self._prompts = FairSlots(PROMPT_THREADS)
@@ -139,26 +140,30 @@ def _chat_prompt(request: ChatRequest, *, engine: ChatEngine, max_new_tokens: in
         raise RequestError(400, "invalid_request", f"messages: {error}", param="messages") from None
 
 
-def _load(uri: str, digest: str, *, config: ServingConfig) -> ChatEngine:
-    from tailorbird.models.loading import LoadedChat, LoadedNearest, load_model
+class _Loader:
+    """A loader of versions into engines, which share what they can."""
 
-    version = read_version(uri)
-    require_digest(version, digest=digest)
-    if version.kind == "nearest":
-        from tailorbird.models.metadata import read_tokenizer
+    def __init__(self, config: ServingConfig) -> None:
+        self._config = config
+        self._pool: VllmPool | None = None
 
-        nearest = load_model(uri, LoadedNearest)
-        require_digest(nearest.version, digest=digest)
-        return NearestEngine(nearest, tokenizer=read_tokenizer(version.base_model))
-    if config.engine == "vllm":
-        from serving.engines.vllm_engine import load_engine
+    def load(self, uri: str, digest: str) -> ChatEngine:
+        """Load a version. Make one call at a time."""
+        from tailorbird.models.loading import LoadedChat, LoadedNearest, load_model
 
-        engine: ChatEngine = load_engine(
-            uri, digest, max_batch_size=config.max_batch_size, num_gpus=config.gpus_per_replica
-        )
-    else:
+        version = read_version(uri)
+        require_digest(version, digest=digest)
+        if version.kind == "nearest":
+            from tailorbird.models.metadata import read_tokenizer
+
+            nearest = load_model(uri, LoadedNearest)
+            require_digest(nearest.version, digest=digest)
+            return NearestEngine(nearest, tokenizer=read_tokenizer(version.base_model))
+        if self._config.engine == "vllm":
+            self._pool = self._pool or VllmPool(self._config)
+            return self._pool.load(uri, digest)
         loaded = load_model(uri, LoadedChat)
         require_digest(loaded.version, digest=digest)
-        engine = TransformersEngine(loaded, max_batch_size=config.max_batch_size)
-    engine.slots = FairSlots(config.max_batch_size)
-    return engine
+        engine = TransformersEngine(loaded, max_batch_size=self._config.max_batch_size)
+        engine.slots = FairSlots(self._config.max_batch_size)
+        return engine

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serving.http.schemas import CHAMPION
 from serving.replica.experiment import CHALLENGER
+from tailorbird.config.serving import DEPLOY_TIMEOUT_S
 from tailorbird.registry.draws import CODES, draw_code
 
 
@@ -53,6 +54,8 @@ class ReplicaConfig(_Config):
     """`serving.pretrained` of the recipe, for the next `switch_version`."""
     max_versions: int = 0
     """`serving.versions` of the recipe, for the next `switch_version`."""
+    deploy_timeout_s: float = DEPLOY_TIMEOUT_S
+    """`serving.deploy_timeout_s` of the recipe, for this deploy and the next `switch_version`."""
 
     @property
     def versions(self) -> dict[str, VersionRef]:

@@ -72,6 +72,15 @@ def connected_recipe(path: str, overrides: list[str] | None, *, as_json: bool) -
         yield recipe, progress
 
 
+@contextmanager
+def deploy_progress() -> Iterator[Any]:
+    """Yield a progress reporter that prints to standard error; for commands that need no connection to Ray."""
+    from cluster.progress_display import display
+
+    with display(Console(stderr=True)) as progress:
+        yield progress
+
+
 def read_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
     changes = tuple(overrides or ())
     if "://" not in path:

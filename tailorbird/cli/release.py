@@ -32,7 +32,9 @@ def promote(
     from tailorbird.release.promotion import promote_version
 
     if engine is None:  # does not need Ray if the task is not served
-        champion = promote_version(options.read_recipe(recipe).task_uri, version=version, override=override)
+        task_uri = options.read_recipe(recipe).task_uri
+        with options.deploy_progress() as progress:
+            champion = promote_version(task_uri, version=version, override=override, progress=progress)
     else:
         with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
             request = {"version": version, "override": override, "engine": engine}
@@ -55,7 +57,9 @@ def rollback(
     """
     from tailorbird.release.promotion import roll_back
 
-    champion = roll_back(options.read_recipe(recipe).task_uri, reason=reason)
+    task_uri = options.read_recipe(recipe).task_uri
+    with options.deploy_progress() as progress:
+        champion = roll_back(task_uri, reason=reason, progress=progress)
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
     options.print_result(champion.model_dump(), as_json=as_json, lines=lines)
 
@@ -72,7 +76,8 @@ def serve(recipe: options.RecipePath, overrides: options.Overrides = None, as_js
     from tailorbird.release.serving import serve_champion
 
     loaded = options.read_recipe(recipe, overrides)
-    url, version = serve_champion(loaded.serving, task_uri=loaded.task_uri)
+    with options.deploy_progress() as progress:
+        url, version = serve_champion(loaded.serving, task_uri=loaded.task_uri, progress=progress)
     lines, challenger = [f"{version.version} is served at {url}{SERVED_TASKS[version.task].route}"], None
     if loaded.serving.challenger:
         challenger = challenger_digest(url)

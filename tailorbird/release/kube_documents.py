@@ -46,7 +46,7 @@ def document_of_kind(documents: Sequence[Document], *, kind: str) -> Document:
     return matching[0]
 
 
-def size_workers(groups: list[Document], *, cpus: int, gpus: int, min_processes: int, max_processes: int) -> None:
+def size_workers(groups: list[Document], *, cpus: int, gpus: float, min_processes: int, max_processes: int) -> None:
     """Size the first worker group whose pods fit a process with these CPUs and GPUs; set the other groups to no pods.
 
     The group gets pods for `min_processes` to `max_processes`. A larger minimum in the manifest is kept.
@@ -60,7 +60,7 @@ def size_workers(groups: list[Document], *, cpus: int, gpus: int, min_processes:
     else:
         names = ", ".join(str(group["groupName"]) for group in groups)
         raise RenderError(
-            f"no worker group has pods with {cpus} CPUs and {gpus} GPUs, which one process of this recipe needs "
+            f"no worker group has pods with {cpus} CPUs and {gpus:g} GPUs, which one process of this recipe needs "
             f"(groups: {names}); lower the recipe's values, or add a group as in k8s/components/spot-gpu"
         )
     for group in groups:

@@ -71,7 +71,7 @@ def promote_version(
     if champion is not None and chosen.digest in champion.rolled_back and override is None:
         raise PromotionRefused(f"{chosen.version} was rolled back; to promote it again, give the reason: {OVERRIDE}")
     require_intact(chosen.pinned)
-    with stage_version(task_uri, version=chosen) as url:
+    with stage_version(task_uri, version=chosen, progress=progress) as url:
         parity = None
         if url is not None:
             is_evaluated = chosen.digest == evaluation.version.digest  # otherwise it was just exported
@@ -79,7 +79,7 @@ def promote_version(
             parity = check_parity(sample_probes(source, uri=source.run, version=chosen), url=url, version=chosen)
         promoted = _promoted(chosen, evaluation=evaluation, former=champion, reason=reason, parity=parity)
         _write(task_uri, promoted, etag=etag)
-    switch_service(task_uri, chosen, champion=promoted)
+    switch_service(task_uri, chosen, champion=promoted, progress=progress)
     return promoted
 
 
@@ -135,7 +135,9 @@ def _promoted(
     )
 
 
-def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Champion:
+def roll_back(
+    task_uri: str, *, reason: str, of: Champion | None = None, progress: ProgressReporter = SILENT
+) -> Champion:
     """Make the former champion the champion again, and switch the service to it if the task is served.
 
     The first champion is replaced by the incumbent of its verdict. Neither a verdict nor the parity gate is required.
@@ -167,7 +169,7 @@ def roll_back(task_uri: str, *, reason: str, of: Champion | None = None) -> Cham
         rolled_back=(*champion.rolled_back, *rolled_back),
     )
     _write(task_uri, restored, etag=etag)
-    switch_service(task_uri, version, champion=restored)
+    switch_service(task_uri, version, champion=restored, progress=progress)
     return restored
 
 

@@ -6,7 +6,8 @@ from functools import partial
 
 from cluster.auth import SessionError
 from cluster.dashboard import has_dashboard
-from serving.deploy.application import AdditionalVersions, application_name, is_pretrained_served
+from cluster.progress import SILENT, ProgressReporter
+from serving.deploy.application import AdditionalVersions, application_name, is_pretrained_served, max_versions
 from serving.deploy.rollout import deploy, staged, switch_version, undeploy
 from serving.deploy.serve_client import DeployError
 from tailorbird.config.serving import ServingConfig
@@ -25,7 +26,9 @@ from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import PreconditionFailed
 
 
-def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelVersion]:
+def serve_champion(
+    config: ServingConfig, *, task_uri: str, progress: ProgressReporter = SILENT
+) -> tuple[str, ModelVersion]:
     """Deploy the champion with the recipe's pretrained model and challenger; return the base URL and the champion.
 
     A champion that was promoted while the task was not served must pass the parity gate first. If another version is
@@ -44,12 +47,12 @@ def serve_champion(config: ServingConfig, *, task_uri: str) -> tuple[str, ModelV
     for pinned in _deployed(version, config=config, additional=additional):
         require_intact(pinned)
     sentence = champion.verdict.sentence if champion.verdict else None
-    deploy_with = partial(deploy, config, task_uri=task_uri, version=version, verdict=sentence)
+    deploy_with = partial(deploy, config, task_uri=task_uri, version=version, verdict=sentence, progress=progress)
     if not champion.needs_parity:
         return deploy_with(additional=additional), version
     uri = champion.run or champion.uri
     probes = sample_probes(read_run_evidence(uri), uri=uri, version=version)
-    with staged(task_uri, version=version) as url:
+    with staged(task_uri, version=version, progress=progress) as url:
         parity = None if url is None else check_parity(probes, url=url, version=version)
     url = deploy_with(additional=replace(additional, challenger=None))  # no challenger before the champion has passed
     if parity is None:
@@ -68,7 +71,9 @@ def _deployed(version: ModelVersion, *, config: ServingConfig, additional: Addit
     pinned = {version.pinned}
     if additional.challenger is not None:
         pinned.add(additional.challenger.pinned)
-    if config.pretrained and is_pretrained_served(additional.pretrained, champion=version):
+    if config.pretrained and is_pretrained_served(
+        additional.pretrained, champion=version, shares_chat_base=config.shares_chat_base
+    ):
         pinned.add(PinnedVersion(uri=additional.pretrained.uri, digest=additional.pretrained.digest))
     return pinned
 
@@ -83,7 +88,7 @@ def additional_versions(
     challenger = challenger_version(config.challenger.version, task_uri=task_uri) if config.challenger else None
     if challenger is not None and weights_digest(challenger) == weights_digest(version):
         challenger = None
-    others = versions_on_same_base(version, task_uri=task_uri, limit=config.versions)
+    others = versions_on_same_base(version, task_uri=task_uri, limit=max_versions(config, task=version.task))
     return AdditionalVersions(champion.pretrained, challenger, others)
 
 
@@ -104,18 +109,22 @@ def challenger_version(name: str, *, task_uri: str) -> ModelVersion:
     return read_version(uri)
 
 
-def stage_version(task_uri: str, *, version: ModelVersion) -> AbstractContextManager[str | None]:
+def stage_version(
+    task_uri: str, *, version: ModelVersion, progress: ProgressReporter = SILENT
+) -> AbstractContextManager[str | None]:
     """Return the context manager `staged`; without a Ray cluster, one that yields None."""
-    return staged(task_uri, version=version) if has_dashboard() else nullcontext()
+    return staged(task_uri, version=version, progress=progress) if has_dashboard() else nullcontext()
 
 
-def switch_service(task_uri: str, version: ModelVersion, *, champion: Champion) -> None:
+def switch_service(
+    task_uri: str, version: ModelVersion, *, champion: Champion, progress: ProgressReporter = SILENT
+) -> None:
     """Switch the service, if the task is served, to the new champion."""
     if not has_dashboard():
         return
     sentence = champion.verdict.sentence if champion.verdict else None
     try:
-        switch_version(task_uri, version=version, pretrained=champion.pretrained, verdict=sentence)
+        switch_version(task_uri, version=version, pretrained=champion.pretrained, verdict=sentence, progress=progress)
     except (DeployError, SessionError) as error:
         raise DeployError(
             f"{version.version} is the champion now, but the service was not switched to it: {error}; "

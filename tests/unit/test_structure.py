@@ -18,7 +18,7 @@ VENDOR_FILES = {
     "ray": "cluster/ray_private.py",
     "deepspeed": "training/deepspeed_private.py",
     "transformers": "tailorbird/models/transformers_private.py",
-    "vllm": "serving/engines/vllm_engine.py",
+    "vllm": "serving/engines/vllm_server.py",
 }
 
 

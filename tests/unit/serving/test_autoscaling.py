@@ -1,7 +1,7 @@
 """Decisions of Serve's own autoscaling policy with the options of a recipe."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from ray.serve import autoscaling_policy
@@ -102,14 +102,26 @@ def test_serve_sends_a_replica_more_requests_than_all_clients_may_hold(task: str
     assert deployment_options(config, task=task)["max_ongoing_requests"] > limit
 
 
-@pytest.mark.parametrize(("num_gpus", "bundle"), [(1, {"CPU": 2, "GPU": 1}), (0, {"CPU": 2})])
-def test_vllm_servers_share_the_replicas_placement_group_and_use_its_gpu(
-    num_gpus: Literal[0, 1], bundle: dict[str, float]
+@pytest.mark.parametrize(
+    ("num_gpus", "bundles"),
+    [
+        (1, [{"CPU": 2, "GPU": 1}]),
+        (0, [{"CPU": 2}]),
+        (0.5, [{"CPU": 2, "GPU": 0.5}]),
+        (4, [{"CPU": 2, "GPU": 1}, {"GPU": 1}, {"GPU": 1}, {"GPU": 1}]),
+    ],
+)
+def test_vllm_servers_share_the_replicas_placement_group_and_use_its_gpus(
+    num_gpus: float, bundles: list[dict[str, float]]
 ) -> None:
     config = ServingConfig(engine="vllm", cpus_per_replica=2, gpus_per_replica=num_gpus)
     options = deployment_options(config, task="chat")
-    assert options["placement_group_bundles"] == [bundle]
+    assert (options["placement_group_bundles"], options["placement_group_strategy"]) == (bundles, "STRICT_PACK")
     assert (options["ray_actor_options"]["num_cpus"], options["ray_actor_options"]["num_gpus"]) == (2, 0)
-    own = deployment_options(config.model_copy(update={"engine": "transformers"}), task="chat")
-    assert "placement_group_bundles" not in own
-    assert own["ray_actor_options"]["num_gpus"] == num_gpus
+
+
+@pytest.mark.parametrize("num_gpus", [0, 0.5, 1])
+def test_other_replicas_use_their_gpu_themselves(num_gpus: float) -> None:
+    options = deployment_options(ServingConfig(gpus_per_replica=num_gpus), task="classification")
+    assert "placement_group_bundles" not in options
+    assert options["ray_actor_options"]["num_gpus"] == num_gpus

@@ -14,7 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster import code_snapshot
 from cluster.dashboard import request_dashboard
-from serving.deploy import rollout, serve_client
+from serving.deploy import readiness, rollout, serve_client
 from serving.deploy.application import replica_config
 from serving.engines.classify import predict_texts
 from tailorbird import PACKAGES, storage
@@ -172,7 +172,7 @@ def test_the_rendered_configuration_equals_the_deployed_one_and_a_repeated_put_c
     declared = serve_client.declared_applications()
     ours = declared["serving-test"].to_json()
     assert application == {name: ours[name] for name in application}
-    before = rollout._running_replicas("serving-test")
+    before = readiness.running_replicas("serving-test")
     others = [other.to_json() for name, other in declared.items() if name != "serving-test"]
     answer = request_dashboard(
         "PUT", serve_client.APPLICATIONS, body=manifest | {"applications": [*others, application]}
@@ -181,7 +181,7 @@ def test_the_rendered_configuration_equals_the_deployed_one_and_a_repeated_put_c
     for _ in range(10):  # Serve applies its configuration every tenth of a second
         time.sleep(0.2)
         assert service.ask({"input": "Cholera"})["version"] == service.first.version
-        assert rollout._running_replicas("serving-test") == before
+        assert readiness.running_replicas("serving-test") == before
     service.deploy(service.first)
 
 

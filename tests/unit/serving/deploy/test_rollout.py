@@ -12,6 +12,7 @@ import pytest
 from cluster.code_snapshot import ship_code
 from serving.deploy import rollout, serve_client
 from serving.deploy.application import AdditionalVersions, application_of
+from serving.deploy.readiness import UNREACHABLE, ReplicaStatus
 from serving.deploy.rollout import require_unchanged, require_valid_keys
 from serving.deploy.serve_client import DeployError, OverwrittenError, VersionRefusedError
 from serving.deploy.serve_schema import ServeApplication
@@ -68,8 +69,8 @@ class FakeServe:
         monkeypatch.setattr(security_log, "append", lambda event, **_options: self.events.append(event))
         monkeypatch.setattr(serve_client, "request_dashboard", self.answer)
         monkeypatch.setattr(rollout, "require_unchanged", lambda _code: None)
-        monkeypatch.setattr(rollout, "_wait_ready", lambda _application: None)
-        monkeypatch.setattr(rollout, "_replica_status", lambda _url: rollout.UNREACHABLE)
+        monkeypatch.setattr(rollout, "wait_ready", lambda _application, **_options: None)
+        monkeypatch.setattr(rollout, "replica_status", lambda _url: UNREACHABLE)
         monkeypatch.setattr(rollout, "versions_on_same_base", lambda *_args, **_options: [])
 
     def declare(self, application: ServeApplication) -> None:
@@ -214,8 +215,8 @@ def test_a_staged_version_is_unloaded_after_an_error_unless_it_was_already_serve
 
 def test_a_staged_version_that_cannot_be_loaded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = two_tasks(monkeypatch)
-    status = rollout.ReplicaStatus(status="ready", absent={"full-2": "the version is damaged"})
-    monkeypatch.setattr(rollout, "_replica_status", lambda _url: status)
+    status = ReplicaStatus(status="ready", absent={"full-2": "the version is damaged"})
+    monkeypatch.setattr(rollout, "replica_status", lambda _url: status)
     with (
         pytest.raises(VersionRefusedError, match="the new one cannot be loaded: the version is damaged"),
         rollout.staged("s3://models/t", version=registered("full-2")),

@@ -2,7 +2,7 @@
 
 from serving.engines.passes import CPU, GPU, PassCosts, first_pass, pass_costs
 
-COSTS = PassCosts(fixed=10, alone=100, share=40)
+COSTS = PassCosts(fixed=10, alone=100, share=40, tokenized_bytes=1 << 14)
 
 
 def test_a_pass_contains_the_first_row_and_rows_of_similar_length() -> None:

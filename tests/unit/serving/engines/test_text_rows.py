@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from serving.engines.classify import Prediction
-from serving.engines.passes import PassCosts
+from serving.engines.passes import CPU, GPU, PassCosts
 from serving.engines.text_rows import (
     BAG_BYTES_PER_TOKEN,
-    TOKENIZED_BYTES,
+    LONG_TEXT_BYTES,
+    PASSES,
     TOKENIZER_BYTES_PER_TOKEN,
     TextRow,
     cost_of_row,
@@ -19,7 +20,7 @@ from serving.engines.text_rows import (
     run_pass,
 )
 
-COSTS = PassCosts(fixed=10, alone=400, share=100)
+COSTS = PassCosts(fixed=10, alone=400, share=100, tokenized_bytes=16_384)
 
 
 class Tokenizer:
@@ -77,7 +78,7 @@ def test_the_cost_of_a_text_is_its_number_of_tokens_and_the_work_of_the_bag_of_w
 
 
 def test_a_text_far_beyond_the_models_length_costs_its_tokenization() -> None:
-    row = TextRow(loaded(max_length=8), "x" * (TOKENIZED_BYTES + 100 * TOKENIZER_BYTES_PER_TOKEN))
+    row = TextRow(loaded(max_length=8), "x" * (LONG_TEXT_BYTES + 100 * TOKENIZER_BYTES_PER_TOKEN))
     assert cost_of_row(row) == 108
     row.tokens = [1] * 8
     assert cost_of_row(row) == 108
@@ -95,15 +96,33 @@ def test_texts_of_similar_length_share_a_pass_up_to_its_size() -> None:
 
 def test_long_texts_are_tokenized_a_few_at_a_time_and_only_once() -> None:
     model = loaded()
-    rows = [TextRow(model, "word " * (TOKENIZED_BYTES // 10)) for _ in range(5)]  # half of the limit each
+    rows = [TextRow(model, "word " * (COSTS.tokenized_bytes // 10)) for _ in range(5)]  # half of the limit each
     run(rows)
     assert len(model.tokenizer.texts) == 2
     run(rows)
     assert len(model.tokenizer.texts) == 4
-    run([TextRow(model, "word " * TOKENIZED_BYTES)])  # a text over the limit is tokenized alone
+    run([TextRow(model, "word " * COSTS.tokenized_bytes)])  # a text over the limit is tokenized alone
     assert len(model.tokenizer.texts) == 5
 
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_bag_of_words_needs_no_tokens(count: int) -> None:
     assert len(run([TextRow(loaded(model=None, bag="bag"), "a b") for _ in range(count)])) == count
+
+
+@pytest.mark.parametrize(("costs", "num_passes"), [(GPU, 1), (GPU._replace(tokenized_bytes=CPU.tokenized_bytes), 8)])
+def test_sixty_four_long_texts_need_one_pass_on_a_gpu_because_more_bytes_are_tokenized_before_it(
+    costs: PassCosts, num_passes: int
+) -> None:
+    model = loaded(max_length=512)
+    rows, sizes = [TextRow(model, "word " * 400) for _ in range(64)], []
+
+    def predict(part: list[TextRow]) -> list[Prediction]:
+        sizes.append(len(part))
+        return [Prediction(row.text, 1.0, np.ones(1)) for row in part]
+
+    while rows:
+        offered = rows[: PASSES * 64]
+        done = run_pass(offered, predict=predict, batch_size=64, costs=costs, max_tokens=costs.alone)
+        rows = [row for position, row in enumerate(offered) if position not in done.results] + rows[len(offered) :]
+    assert len(sizes) == num_passes

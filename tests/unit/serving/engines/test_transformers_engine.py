@@ -51,11 +51,16 @@ def shared() -> Iterator[TransformersEngine]:
 async def tokens(
     generator: LanguageModelEngine, prompt: list[int], *, sampling: Sampling = GREEDY, streaming: bool = True
 ) -> list[list[int]]:
-    """Return the successive states of an answer."""
+    """Return the pieces of an answer."""
     generating = generator.generate(prompt, max_new_tokens=LIMIT, sampling=sampling, streaming=streaming)
     with generator.in_use():
         async with aclosing(generating):
-            return [tokens_so_far async for tokens_so_far, _ in generating]
+            return [new_tokens async for new_tokens, _ in generating]
+
+
+async def answer_tokens(generator: LanguageModelEngine, prompt: list[int], **options: Any) -> list[int]:
+    """Return the tokens of an answer."""
+    return sum(await tokens(generator, prompt, **options), list[int]())
 
 
 async def check_unload(make: Callable[[], LanguageModelEngine]) -> None:
@@ -66,8 +71,8 @@ async def check_unload(make: Callable[[], LanguageModelEngine]) -> None:
         await asyncio.sleep(0)
     old.unload()
     assert old._ending is None
-    states = await answering
-    assert len(states[-1]) == LIMIT or states[-1][-1] == old.end_id
+    answer = sum(await answering, list[int]())
+    assert len(answer) == LIMIT or answer[-1] == old.end_id
     while old._ending is None:
         await asyncio.sleep(0)
     await old._ending
@@ -85,28 +90,27 @@ def test_greedy_answers_equal_those_of_the_evaluation(shared: TransformersEngine
     lm = language_model()
     expected = answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=TOKENIZER.eos_token_id)
     for streaming in (True, False):
-        answers = asyncio.run(together(*[tokens(shared, prompt, streaming=streaming) for prompt in PROMPTS]))
-        for states, answer in zip(answers, expected, strict=True):
-            assert [token for token in states[-1] if token != TOKENIZER.eos_token_id] == answer.tokens
+        answers = asyncio.run(together(*[answer_tokens(shared, prompt, streaming=streaming) for prompt in PROMPTS]))
+        for answered, answer in zip(answers, expected, strict=True):
+            assert [token for token in answered if token != TOKENIZER.eos_token_id] == answer.tokens
 
 
-def test_each_state_of_a_stream_extends_the_previous_one(shared: TransformersEngine) -> None:
-    states = asyncio.run(tokens(shared, PROMPTS[0]))
-    assert len(states) > 1
-    assert all(states[-1][: len(state)] == state for state in states)
-    assert states[-1] == asyncio.run(tokens(shared, PROMPTS[0], streaming=False))[0]
+def test_the_pieces_of_a_stream_are_the_whole_answer(shared: TransformersEngine) -> None:
+    pieces = asyncio.run(tokens(shared, PROMPTS[0]))
+    assert len(pieces) > 1
+    assert [sum(pieces, list[int]())] == asyncio.run(tokens(shared, PROMPTS[0], streaming=False))
 
 
 def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(shared: TransformersEngine) -> None:
     warm = Sampling(temperature=1.5, top_p=0.9, seed=5)
-    alone = asyncio.run(tokens(shared, PROMPTS[1], sampling=warm))[-1]
+    alone = asyncio.run(answer_tokens(shared, PROMPTS[1], sampling=warm))
     others = [warm._replace(seed=seed) for seed in range(6)]
     answers = asyncio.run(
-        together(*[tokens(shared, PROMPTS[1], sampling=sampling) for sampling in [warm, *others, GREEDY]])
+        together(*[answer_tokens(shared, PROMPTS[1], sampling=sampling) for sampling in [warm, *others, GREEDY]])
     )
-    assert answers[0][-1] == alone == answers[6][-1]
-    assert len({tuple(states[-1]) for states in answers}) == 7
-    assert answers[-1][-1] == asyncio.run(tokens(shared, PROMPTS[1]))[-1]
+    assert answers[0] == alone == answers[6]
+    assert len({tuple(answer) for answer in answers}) == 7
+    assert answers[-1] == asyncio.run(answer_tokens(shared, PROMPTS[1]))
 
 
 def test_a_cancelled_request_leaves_the_engine(shared: TransformersEngine) -> None:

@@ -1,9 +1,10 @@
-"""Contract tests of the private parts of vLLM and of Ray's server that serving/engines/vllm_engine.py uses.
+"""Contract tests of the private parts of vLLM and of Ray's server that serving/engines/vllm_server.py uses.
 
 A failure names the part that moved. Ray's part is read from its source, because it cannot be imported without vLLM.
 """
 
 import ast
+import dataclasses
 import importlib.metadata
 import importlib.util
 import inspect
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from serving.engines.vllm_engine import VLLM_VERSION, TokenRequest
+from serving.engines.vllm_server import LORA_RANKS, VLLM_VERSION, TokenRequest
+from tailorbird.config.vllm_options import OPTIONS, OPTIONS_VERSION, REFUSED
 
 RAY_LLM = Path(ray.__file__).parent / "llm" / "_internal" / "serve"
 needs_vllm = pytest.mark.skipif(
@@ -56,7 +58,10 @@ def test_rays_server_has_its_engine_and_the_engine_its_vllm_client() -> None:
     )
     engine = _class("engines/vllm/vllm_engine.py", "VLLMEngine")
     assert "start" in _methods(engine), f"Ray {ray.__version__}: VLLMEngine.start moved"
-    assert "_engine_client" in _assigned(engine), f"Ray {ray.__version__}: VLLMEngine._engine_client moved"
+    source = ast.unparse(engine)
+    for name in ("_engine_client", "_oai_models"):
+        assert f"self.{name}" in source, f"Ray {ray.__version__}: VLLMEngine.{name} moved"
+    assert "self.llm_config.log_engine_metrics" in source, f"Ray {ray.__version__}: LLMConfig.log_engine_metrics moved"
 
 
 def test_rays_server_accepts_a_share_of_a_gpu() -> None:
@@ -64,10 +69,41 @@ def test_rays_server_accepts_a_share_of_a_gpu() -> None:
     assert "VLLM_RAY_PER_WORKER_GPUS" in source, f"Ray {ray.__version__}: VLLM_RAY_PER_WORKER_GPUS moved"
 
 
+def test_the_options_of_the_recipe_are_those_of_the_engines_version() -> None:
+    assert OPTIONS_VERSION == VLLM_VERSION
+    assert set(REFUSED) <= OPTIONS
+
+
+@needs_vllm
+def test_vllm_has_exactly_the_options_that_a_recipe_can_set_or_that_are_refused() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    names = {field.name for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")}
+    assert names == OPTIONS
+
+
+@needs_vllm
+def test_vllm_loads_and_removes_adapters_of_the_known_ranks() -> None:
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    assert get_args(MaxLoRARanks) == LORA_RANKS
+    assert hasattr(AsyncLLM, "remove_lora"), "vLLM: AsyncLLM.remove_lora moved"
+    source = inspect.getsource(OpenAIServingModels)
+    for name in ("load_lora_adapter", "unload_lora_adapter", "lora_requests"):
+        assert name in source, f"vLLM: OpenAIServingModels.{name} moved"
+    assert {"lora_name", "lora_path"} <= set(LoadLoRAAdapterRequest.model_fields)
+    assert "lora_name" in UnloadLoRAAdapterRequest.model_fields
+
+
 @needs_vllm
 def test_vllm_has_the_version_of_the_engine() -> None:
     assert importlib.metadata.version("vllm").startswith(f"{VLLM_VERSION}."), (
-        f"check serving/engines/vllm_engine.py against the installed vLLM, then set VLLM_VERSION ({VLLM_VERSION})"
+        f"check serving/engines/vllm_server.py against the installed vLLM, then set VLLM_VERSION ({VLLM_VERSION})"
     )
 
 

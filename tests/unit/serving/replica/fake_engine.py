@@ -47,4 +47,4 @@ class FakeEngine(LanguageModelEngine):
             if self.fails_after is not None and end > self.fails_after:
                 raise RequestError(500, "engine_failed", "it gave up")
             self.num_generated = min(end, len(self.tokens))
-            yield self.tokens[:end], end >= len(self.tokens)
+            yield self.tokens[end - self.at_once : end], end >= len(self.tokens)

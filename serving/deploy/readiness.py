@@ -1,0 +1,133 @@
+"""Wait until a deployed application serves its configuration, and report Serve's status meanwhile."""
+
+import time
+
+import requests
+from pydantic import ConfigDict
+
+from cluster.progress import ProgressReporter
+from serving.deploy import serve_client
+from serving.deploy.application import replica_config
+from serving.deploy.serve_client import DeployError, OverwrittenError, VersionRefusedError
+from serving.deploy.serve_schema import ApplicationDetails, ServeApplication
+from serving.http.schemas import Readiness
+from serving.replica.config import config_id
+
+FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+FAILED_HOLDS_S = 5
+"""Time after which a failure is final. Right after a PUT, Serve can still report the status of the former deploy, and
+it replaces a replica that becomes unhealthy. A deploy that fails after Serve reported another status fails at once."""
+
+
+class ReplicaStatus(Readiness):
+    """The response of /readyz. Unknown keys are ignored, because the version's code may be newer than the client's."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+UNREACHABLE = ReplicaStatus(status="loading")
+
+
+def replica_status(base_url: str) -> ReplicaStatus:
+    """Return a replica's response to /readyz, or UNREACHABLE if the response is not valid."""
+    try:
+        return ReplicaStatus.model_validate(requests.get(f"{base_url}/readyz", timeout=5).json())
+    except (requests.RequestException, ValueError):
+        return UNREACHABLE
+
+
+def wait_ready(application: ServeApplication, *, progress: ProgressReporter) -> None:
+    """Poll /readyz until every running replica has loaded the configuration.
+
+    Serve's own status is up to 30 s late. The proxy chooses a replica for each request, so the number of consecutive
+    responses with the configuration must be twice the maximum number of replicas, and include each running replica.
+
+    Raises DeployError with Serve's message if Serve reports a failure, or after `serving.deploy_timeout_s`;
+    VersionRefusedError if a replica cannot load the version; and OverwrittenError as `require_declared` does.
+    """
+    name, base_url = application.name, serve_client.application_url(application)
+    num_answers = 2 * application.max_replicas
+    config, wanted = replica_config(application), config_id(application.user_config)
+    digest = config.champion.digest
+    deadline = time.monotonic() + config.deploy_timeout_s
+    failure, reported = _Failure(), ""
+    in_a_row, answered = 0, set[str | None]()
+    while time.monotonic() < deadline:
+        status = replica_status(base_url)
+        if status.config != wanted:  # the replica still has a former configuration
+            status = UNREACHABLE
+        if status.refused == digest:
+            reason = status.reason
+            raise VersionRefusedError(
+                f"{name}: the former version still serves, the new one cannot be loaded: {reason}"
+            )
+        matches = status.digest == digest
+        in_a_row, answered = (in_a_row + 1, {*answered, status.replica}) if matches else (0, set())
+        if in_a_row >= num_answers and running_replicas(name) <= answered:
+            return
+        if 0 < in_a_row < num_answers:
+            continue
+        require_declared(application)
+        details = serve_client.serve_applications().get(name)
+        if failure.is_final(details):
+            raise DeployError(f"{name} could not be deployed: {serve_client.status_of(details)}")
+        line = progress_line(name, details)
+        if line != reported:
+            progress.note(line)
+            reported = line
+        time.sleep(serve_client.POLL_S)
+    raise DeployError(
+        f"{name} did not answer with digest {digest} in {config.deploy_timeout_s:g} s: "
+        f"{serve_client.application_status(name)}; if it only needs more time, raise serving.deploy_timeout_s"
+    )
+
+
+class _Failure:
+    """Decides whether a failure that Serve reports is final."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._has_started = False
+
+    def is_final(self, details: ApplicationDetails | None) -> bool:
+        """Return True if the status, the latest one, is a failure of this deploy."""
+        if details is None or details.status not in FAILED:
+            self._since, self._has_started = None, True
+            return False
+        if details.status == "DEPLOY_FAILED" and self._has_started:
+            return True
+        if self._since is None:
+            self._since = time.monotonic()
+        return time.monotonic() - self._since > FAILED_HOLDS_S
+
+
+def progress_line(name: str, details: ApplicationDetails | None) -> str:
+    """Return one line with the status of each deployment, the states of its replicas, and Serve's messages."""
+    if details is None:
+        return f"{name}: not known to Serve yet"
+    parts = [f"{name}: {details.status}"]
+    for deployment, status in details.deployments.items():
+        states = [replica.state for replica in status.replicas]
+        others = {state: states.count(state) for state in dict.fromkeys(states) if state != "RUNNING"}
+        counts = [f"{states.count('RUNNING')} of {status.target_num_replicas} replicas running"]
+        counts += [f"{count} {state.lower()}" for state, count in others.items()]
+        parts.append(f"{deployment} {status.status}, {', '.join(counts)}")
+        if status.message:
+            parts.append(" ".join(serve_client.end_of(status.message).split()))
+    if details.message:
+        parts.append(" ".join(serve_client.end_of(details.message).split()))
+    return "; ".join(parts)
+
+
+def require_declared(application: ServeApplication) -> None:
+    """Raise OverwrittenError if another client has changed or removed the application."""
+    name, declared = application.name, serve_client.declared_applications().get(application.name)
+    if declared is None or config_id(declared.user_config) != config_id(application.user_config):
+        raise OverwrittenError(
+            f"another client changed or removed {name} during the deploy; run `tailorbird serve RECIPE` again"
+        )
+
+
+def running_replicas(name: str) -> set[str | None]:
+    """Return the ids of the application's running replicas, as in /readyz."""
+    return {replica.replica_id for replica in serve_client.replicas_of(name) if replica.state == "RUNNING"}

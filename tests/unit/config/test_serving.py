@@ -1,0 +1,59 @@
+"""Section `serving`: GPUs, and options of vLLM."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tailorbird.config.serving import ServingConfig
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"gpus_per_replica": 0.25},
+        {"gpus_per_replica": 1},
+        {"engine": "vllm", "gpus_per_replica": 8},
+        {"engine": "vllm", "vllm": {"max_model_len": 8192, "quantization": "fp8", "kv_cache_dtype": "fp8"}},
+        {"engine": "vllm", "vllm": {"gpu_memory_utilization": 0.9, "max_loras": 4}, "merge_adapters": True},
+    ],
+)
+def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str, Any]) -> None:
+    config = ServingConfig(**fields)
+    assert all(getattr(config, name) == value for name, value in fields.items())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gpus_per_replica": -1}, "greater than or equal to 0"),
+        ({"engine": "vllm", "gpus_per_replica": 1.5}, "a fraction of one GPU or a whole number of GPUs, not 1.5"),
+        ({"gpus_per_replica": 2}, "gpus_per_replica 2 requires engine: vllm"),
+        ({"vllm": {"max_model_len": 4096}}, "vllm applies to engine: vllm only; set the engine, or remove vllm"),
+        ({"merge_adapters": True}, "merge_adapters applies to engine: vllm only"),
+        (
+            {"engine": "vllm", "vllm": {"max_num_seqs": 8}},
+            "max_num_seqs cannot be set here: set serving.max",
+        ),
+        ({"engine": "vllm", "vllm": {"tensor_parallel_size": 2}}, "set serving.gpus_per_replica"),
+        (
+            {"engine": "vllm", "vllm": {"dtype": "float16"}},
+            "dtype cannot be set here: the served version",
+        ),
+        ({"engine": "vllm", "vllm": {"trust_remote_code": True}}, "code of models is never run"),
+        (
+            {"engine": "vllm", "vllm": {"max_modle_len": 1}},
+            "of vLLM 0.29; did you mean max_model_len",
+        ),
+        ({"engine": "vllm", "vllm": {"max_model_len": "4k"}}, "max_model_len must be a positive number of tokens"),
+        (
+            {"engine": "vllm", "vllm": {"gpu_memory_utilization": 1.2}},
+            "a share of the GPU's memory above 0",
+        ),
+        ({"engine": "vllm", "vllm": {"max_loras": 0}}, "max_loras must be a positive number of adapters"),
+        ({"deploy_timeout_s": 0}, "greater than 0"),
+    ],
+)
+def test_other_gpus_and_options_are_refused_with_what_to_do(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ServingConfig(**fields)

@@ -1,0 +1,127 @@
+"""Waiting for a deploy: a slow start is reported and no failure; a failure that Serve reports ends the deploy."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from cluster.progress import NoteEvent, ProgressEvent, ProgressReporter
+from serving.deploy import readiness, serve_client
+from serving.deploy.application import application_of, replica_config
+from serving.deploy.readiness import ReplicaStatus, progress_line, wait_ready
+from serving.deploy.serve_client import DeployError
+from serving.deploy.serve_schema import ApplicationDetails
+from serving.replica.config import config_id
+from tailorbird.config.serving import ServingConfig
+from tests.unit.serving.deploy.registered import registered
+
+TIMEOUT_S = 3600.0
+APPLICATION = application_of(
+    ServingConfig(deploy_timeout_s=TIMEOUT_S), task_uri="s3://models/t", version=registered("full-1")
+)
+SLOW = "1 replicas that have taken more than 30s to be scheduled"
+
+
+def details(
+    status: str, *, states: Sequence[str] = (), message: str = "", deployment_message: str = ""
+) -> ApplicationDetails:
+    replicas = [{"replica_id": f"r{number}", "state": state} for number, state in enumerate(states)]
+    deployment = {"status": "UPDATING", "message": deployment_message, "target_num_replicas": 1, "replicas": replicas}
+    declared = APPLICATION.to_json()
+    return ApplicationDetails.model_validate(
+        {
+            "status": status,
+            "message": message,
+            "deployed_app_config": declared,
+            "deployments": {"classifier": deployment},
+        }
+    )
+
+
+class Clock:
+    """A clock that `sleep` moves, a fake of Serve whose status changes with time, and a replica that is then ready."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, statuses: dict[float, ApplicationDetails]) -> None:
+        self.now = 0.0
+        self.notes: list[str] = []
+        self._statuses = statuses
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.sleep)
+        monkeypatch.setattr(serve_client, "serve_applications", lambda: {"t": self.status()})
+        monkeypatch.setattr(readiness, "replica_status", lambda _url: self.readyz())
+
+    def sleep(self, seconds: float) -> None:
+        self.now += max(seconds, 1.0)
+
+    def status(self) -> ApplicationDetails:
+        return self._statuses[max(start for start in self._statuses if start <= self.now)]
+
+    def readyz(self) -> ReplicaStatus:
+        if not any(replica.state == "RUNNING" for replica in self.status().replicas):
+            return readiness.UNREACHABLE
+        digest, wanted = replica_config(APPLICATION).champion.digest, config_id(APPLICATION.user_config)
+        return ReplicaStatus(status="ready", digest=digest, config=wanted, replica="r0")
+
+    def report(self, event: ProgressEvent) -> None:
+        assert isinstance(event, NoteEvent)
+        self.notes.append(event.text)
+
+    def wait(self) -> None:
+        wait_ready(APPLICATION, progress=ProgressReporter(self.report))
+
+
+def test_a_slow_start_is_reported_from_serves_status_and_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(
+        monkeypatch,
+        {
+            0: details("DEPLOYING", states=["STARTING"]),
+            600: details("DEPLOYING", states=["STARTING"], deployment_message=SLOW),
+            3000: details("RUNNING", states=["RUNNING"]),
+        },
+    )
+    clock.wait()
+    assert clock.now >= 3000
+    starting = "t: DEPLOYING; classifier UPDATING, 0 of 1 replicas running, 1 starting"
+    assert clock.notes == [starting, f"{starting}; {SLOW}"]
+
+
+def test_a_failed_deploy_ends_at_once_with_serves_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = details("DEPLOY_FAILED", deployment_message="ModuleNotFoundError: no module named 'x'")
+    clock = Clock(monkeypatch, {0: details("DEPLOYING", states=["STARTING"]), 30: failed})
+    with pytest.raises(DeployError, match=r"t could not be deployed: DEPLOY_FAILED.*no module named 'x'"):
+        clock.wait()
+    assert clock.now < 32
+
+
+def test_an_unhealthy_application_fails_unless_serve_repairs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    unhealthy, running = details("UNHEALTHY", message="the model's engine has stopped"), details("DEPLOYING")
+    clock = Clock(monkeypatch, {0: unhealthy, 3: running, 30: unhealthy})
+    with pytest.raises(DeployError, match="UNHEALTHY the model's engine has stopped"):
+        clock.wait()
+    assert 30 + readiness.FAILED_HOLDS_S < clock.now < 40
+
+
+def test_the_failure_of_a_former_deploy_does_not_fail_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    former = details("DEPLOY_FAILED", message="the former deploy failed")
+    clock = Clock(monkeypatch, {0: former, 2: details("DEPLOYING"), 5: details("RUNNING", states=["RUNNING"])})
+    clock.wait()
+
+
+def test_after_the_timeout_the_error_names_the_field_and_serves_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, {0: details("DEPLOYING", states=["STARTING"], deployment_message=SLOW)})
+    with pytest.raises(DeployError, match=rf"in 3600 s: DEPLOYING; .*{SLOW}; .*raise serving\.deploy_timeout_s"):
+        clock.wait()
+
+
+def test_a_progress_line_counts_the_replicas_by_state() -> None:
+    status = details("RUNNING", states=["RUNNING", "STOPPING", "STARTING", "STARTING"], message="several\n  lines")
+    assert progress_line("t", status) == (
+        "t: RUNNING; classifier UPDATING, 1 of 1 replicas running, 1 stopping, 2 starting; several lines"
+    )
+    assert progress_line("t", None) == "t: not known to Serve yet"
+
+
+def test_a_changed_timeout_restarts_no_replica() -> None:
+    versions: dict[str, Any] = {"task_uri": "s3://models/t", "version": registered("full-1")}
+    assert APPLICATION.args == application_of(ServingConfig(), **versions).args
