@@ -16,17 +16,21 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
 WARM_UP_S = 120  # timeout of the first answer
+CACHE_SHARE = 0.4
+"""Share of a replica's free GPU memory for the cache of a version, so that another version fits while it replaces this
+one. By default, transformers takes most of the GPU, also from other replicas on it."""
 
 
 class TransformersEngine(LanguageModelEngine):
     """An engine that runs forward passes over all active requests in a separate thread."""
 
-    def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int) -> None:
+    def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num_gpus: float = 0) -> None:
         super().__init__(loaded)
         from serving.engines.sampling import Sampler
 
         self._sampler = Sampler()
-        self._manager = _start(loaded, sampler=self._sampler, end_id=self.end_id, max_batch_size=max_batch_size)
+        options = {"max_requests_per_batch": max_batch_size, **cache_options(num_gpus)}
+        self._manager = _start(loaded, sampler=self._sampler, end_id=self.end_id, options=options)
         self.max_length = _max_length(loaded.model.lm, self._manager)
 
     @property
@@ -83,7 +87,12 @@ class TransformersEngine(LanguageModelEngine):
                 remove_result_handler(self._manager, request_id)
 
 
-def _start(loaded: "LoadedChat[ModelVersion]", *, sampler: "Sampler", end_id: int, max_batch_size: int) -> Any:
+def cache_options(num_gpus: float) -> dict[str, float]:
+    """Return the options for the size of the cache of a replica with this part of a GPU; none for a CPU."""
+    return {"max_memory_percent": CACHE_SHARE * min(num_gpus, 1)} if num_gpus else {}
+
+
+def _start(loaded: "LoadedChat[ModelVersion]", *, sampler: "Sampler", end_id: int, options: dict[str, float]) -> Any:
     """Return the running engine after a first answer, which prepares kernels; raise RuntimeError if it fails."""
     import torch
 
@@ -97,7 +106,7 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, sampler: "Sampler", end_id: in
         manager = lm.init_continuous_batching(
             generation_config=greedy(max_new_tokens=loaded.prompting.max_new_tokens, end_id=end_id),
             continuous_batching_config=batching_config(
-                lm.device, max_requests_per_batch=max_batch_size, use_cuda_graph=False, use_async_batching=False
+                lm.device, use_cuda_graph=False, use_async_batching=False, **options
             ),
         )
         set_logits_processor(manager, sampler)

@@ -164,6 +164,7 @@ class _Loader:
             return self._pool.load(uri, digest)
         loaded = load_model(uri, LoadedChat)
         require_digest(loaded.version, digest=digest)
-        engine = TransformersEngine(loaded, max_batch_size=self._config.max_batch_size)
-        engine.slots = FairSlots(self._config.max_batch_size)
+        config = self._config
+        engine = TransformersEngine(loaded, max_batch_size=config.max_batch_size, num_gpus=config.gpus_per_replica)
+        engine.slots = FairSlots(config.max_batch_size)
         return engine

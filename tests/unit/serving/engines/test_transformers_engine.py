@@ -12,7 +12,7 @@ import torch
 
 from serving.engines.base_chat import Sampling
 from serving.engines.language_model import LanguageModelEngine, Likelihoods
-from serving.engines.transformers_engine import TransformersEngine
+from serving.engines.transformers_engine import CACHE_SHARE, TransformersEngine, cache_options
 from serving.http.schemas import RequestError
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
@@ -194,3 +194,11 @@ def test_log_probabilities_of_sampled_tokens_are_those_of_the_model(shared: Tran
     assert [token.token for token in recorded.tokens] == generated
     assert [token.logprob for token in recorded.tokens] == pytest.approx(expected.tolist(), abs=1e-4)
     assert {token.most_likely for token in recorded.tokens} == {()}
+
+
+@pytest.mark.parametrize(("num_gpus", "share"), [(0.25, CACHE_SHARE / 4), (1, CACHE_SHARE)])
+def test_the_cache_leaves_gpu_memory_for_another_version_and_other_replicas(num_gpus: float, share: float) -> None:
+    from tailorbird.models.generation import batching_config
+
+    assert batching_config("cuda", **cache_options(num_gpus)).max_memory_percent == share
+    assert cache_options(0) == {}
