@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.shared_run import SHARE_THE_SMALL_RUN
+
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=100)
 settings.register_profile("search", deadline=None, max_examples=1000)  # pytest --hypothesis-profile=search
 settings.load_profile("repeatable")
 
 RAY_STARTS = ("cluster.local.supervisor", "bin/ray start", "gcs/gcs_server", "tests.integration.training.nodes")
 """Parts of the command lines that start a Ray node, or a process that starts one."""
-
-SHARE_THE_SMALL_RUN = ("cluster/test_security.py", "pipeline/test_run.py", "pipeline/test_resume.py")
 
 MANY_MODULES = 200
 

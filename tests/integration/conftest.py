@@ -15,21 +15,28 @@ from tailorbird.pipeline.run import run_pipeline
 from tailorbird.pipeline.tasks import ClassificationTask
 from tests.integration.small import SmallRun, small_recipe, write_data
 from tests.progress import ProgressRecorder
+from tests.shared_run import SHARE_THE_SMALL_RUN
 
 HERE = Path(__file__).parent
 GUARD = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGTERM)"
 """A program that waits for the end of its input, which comes when the test process dies, and then stops the stack."""
 
-FOLDERS = ("pipeline", "training", "serving", "classification", "cluster", "storage")
-"""The folders in the order in which pytest-xdist starts them: the longest files first."""
+FOLDERS = ("classification", "pipeline", "training", "serving", "cluster", "storage")
+"""The folders in the order in which pytest-xdist starts them: the longest first, so that no process ends early."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the integration tests and sort them by folder."""
+    """Mark the integration tests and sort them: files that share the small run first, then by folder."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
-    items.sort(key=lambda item: FOLDERS.index(item.path.parent.name) if HERE in item.path.parents else len(FOLDERS))
+    items.sort(key=_position)
+
+
+def _position(item: pytest.Item) -> int:
+    if HERE not in item.path.parents:
+        return len(FOLDERS)
+    return -1 if item.path.as_posix().endswith(SHARE_THE_SMALL_RUN) else FOLDERS.index(item.path.parent.name)
 
 
 @pytest.fixture(scope="session")
