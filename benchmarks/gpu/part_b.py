@@ -71,7 +71,9 @@ def _trials(report: Report, case: Case, *, base_model: str, folder: Path) -> Non
     from tuning.sweep import sweep
 
     space = {"learning_rate": {"log_uniform": [1e-5, 1e-4]}}
-    tuning = TuningConfig.model_validate({"num_trials": NUM_TRIALS, "search": "random", "space": space})
+    tuning = TuningConfig.model_validate(
+        {"num_trials": NUM_TRIALS, "max_concurrent_trials": 1, "search": "random", "space": space}
+    )
     log = WorkerLog(folder / "trials.jsonl")
     result = sweep(
         tuning,

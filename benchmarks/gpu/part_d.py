@@ -32,7 +32,8 @@ def run(report: Report, _sections: tuple[str, ...]) -> str | None:
     counts = REDUCED_STREAMS if report.reduced else STREAMS
     with tempfile.TemporaryDirectory(prefix="tailorbird-gpu-") as temporary:
         folder = Path(temporary)
-        base_model = in_child(save_chat_model, folder / "base", LLAMA_TINY if report.reduced else LLAMA_8B)
+        size = {**LLAMA_TINY, "head_dim": 32} if report.reduced else LLAMA_8B  # the smallest that vLLM supports
+        base_model = in_child(save_chat_model, folder / "base", size)
         with _vllm_server(folder / "base", max_streams=max(counts), reduced=report.reduced) as url:
             _measure(report, "vllm", url, model=str(folder / "base"), counts=counts)
         with _our_service(folder, base_model, max_streams=max(counts), reduced=report.reduced) as url:
