@@ -94,8 +94,17 @@ def model_of(loaded: LoadedClassifier[VersionConfig]) -> Classifier:
     return loaded.model
 
 
-def test_openvino_gives_the_logits_and_embeddings_of_torch(evaluated: ModelVersion, tmp_path: Path) -> None:
-    with_torch, with_openvino = load(evaluated.uri), exported(evaluated, "openvino", tmp_path)
+@pytest.fixture(scope="module")
+def exports(evaluated: ModelVersion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an export for each of the other engines."""
+    folder = tmp_path_factory.mktemp("exports")
+    for target in ("openvino", "onnxruntime-int8"):
+        exported(evaluated, target, folder)
+    return folder
+
+
+def test_openvino_gives_the_logits_and_embeddings_of_torch(evaluated: ModelVersion, exports: Path) -> None:
+    with_torch, with_openvino = load(evaluated.uri), load((exports / "openvino").as_uri())
     if with_openvino.version.dtype == "bfloat16":
         pytest.skip("this machine computes in bfloat16, and so does the export")
     np.testing.assert_allclose(logits_of(with_openvino, ROWS), logits_of(with_torch, ROWS), atol=1e-4)
@@ -115,25 +124,28 @@ def test_a_probe_with_a_bag_of_words_is_exported_with_both(base: Path, tmp_path:
     np.testing.assert_allclose(class_logits(with_openvino, rows), class_logits(with_torch, rows), atol=atol)
 
 
-def test_int8_approximates_the_logits_of_torch_with_a_smaller_file(evaluated: ModelVersion, tmp_path: Path) -> None:
-    with_torch, int8 = load(evaluated.uri), exported(evaluated, "onnxruntime-int8", tmp_path)
+def test_int8_approximates_the_logits_of_torch_with_a_smaller_file(
+    evaluated: ModelVersion, exports: Path, tmp_path: Path
+) -> None:
+    with_torch, int8 = load(evaluated.uri), load((exports / "onnxruntime-int8").as_uri())
     ours, theirs = logits_of(int8, ROWS), logits_of(with_torch, ROWS)
     assert 0 < np.abs(ours - theirs).max() < 0.1 * np.abs(theirs).max()
     write_graph(model_of(with_torch), tmp_path / "whole.onnx", max_length=32)
-    assert (tmp_path / "onnxruntime-int8" / EXPORTED_ENCODER).stat().st_size < (tmp_path / "whole.onnx").stat().st_size
+    assert (exports / "onnxruntime-int8" / EXPORTED_ENCODER).stat().st_size < (tmp_path / "whole.onnx").stat().st_size
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime-int8"])
-def test_an_exported_version_records_its_original_version(evaluated: ModelVersion, tmp_path: Path, target: str) -> None:
-    exported(evaluated, target, tmp_path)
-    version = register((tmp_path / "toy").as_uri(), tmp_path / target)
+def test_an_exported_version_records_its_original_version(
+    evaluated: ModelVersion, exports: Path, tmp_path: Path, target: str
+) -> None:
+    version = register((tmp_path / "toy").as_uri(), exports / target)
     assert version.version.startswith(f"full-{target}-")
     assert version.exported_from is not None
     assert (version.engine, version.exported_from.digest) == (target, evaluated.digest)
     assert (version.classes, version.temperature, version.max_length) == (evaluated.classes, 1.5, 32)
     assert version.code == "s3://models/toy/code/later.zip"
     assert not shares_base(version)
-    assert sorted(json.loads((tmp_path / target / "config.json").read_text())) == sorted(VersionConfig.model_fields)
+    assert sorted(json.loads((exports / target / "config.json").read_text())) == sorted(VersionConfig.model_fields)
 
 
 def test_the_export_to_bfloat16_needs_a_cpu_with_bfloat16(
