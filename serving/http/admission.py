@@ -10,6 +10,8 @@ from typing import NamedTuple
 from serving.http.schemas import RequestError
 from serving.tasks import RETRY_AFTER_S
 
+RESERVED_PART = 16  # one part in 16 of each limit is reserved for clients that hold nothing
+
 
 class Amounts(NamedTuple):
     """Amounts of work in a replica: limits, or what requests in progress hold."""
@@ -29,12 +31,14 @@ class Amounts(NamedTuple):
 def exceeded(limits: Amounts, *, held: Amounts, total: Amounts, more: Amounts) -> str | None:
     """Return the name of the first amount that a client may not add; None if it may add all.
 
-    After the addition, a client may hold at most as much as is left for others. One client can therefore hold half of a
-    limit, and each further client half of the rest, so a few clients cannot fill it. `held` is what the client holds,
-    and `total` what all clients hold.
+    After the addition, a client may hold at most as much as is left for others. One client can therefore hold about
+    half of a limit, and each further client half of the rest. A part of each limit is reserved for clients that hold
+    nothing, so that a dozen clients that fill their parts do not keep out others. `held` is what the client holds, and
+    `total` what all clients hold.
     """
     for name, limit, mine, all_clients, added in zip(Amounts._fields, limits, held, total, more, strict=True):
-        if added and mine + added > limit - all_clients - added:
+        usable = limit - limit // RESERVED_PART if mine else limit
+        if added and mine + added > usable - all_clients - added:
             return name
     return None
 

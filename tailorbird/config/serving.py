@@ -82,7 +82,7 @@ class ServingConfig(ConfigSection):
     """Maximum size of a request body in bytes. Larger requests are answered with 413."""
     max_queued_requests: int = Field(default=1024, ge=1)
     """Maximum number of requests that wait in a replica. One client, by API key or address, can hold as many as are
-    left for others: half of them if it is alone. Further requests are answered with 429 and `Retry-After`."""
+    left for others: about half of them if it is alone. Further requests are answered with 429 and `Retry-After`."""
     max_queued_texts: int = Field(default=4096, ge=2)
     """(classification only) Maximum number of texts in the requests of a replica, with the same rule for one client."""
     max_queued_tokens: int = Field(default=262_144, ge=2)
