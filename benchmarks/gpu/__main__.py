@@ -26,6 +26,10 @@ def main() -> int:
         report.finish("torch finds no GPU on this machine; use --reduced")
         return 1
     part = importlib.import_module(f"benchmarks.gpu.part_{arguments.part}")
+    unknown = set(arguments.section) - set(getattr(part, "SECTIONS", ()))
+    if unknown:
+        report.finish(f"part {arguments.part} has no section {', '.join(sorted(unknown))}")
+        return 2
     try:
         with time_limit(LIMIT_S):
             skipped = part.run(report, tuple(arguments.section))
@@ -40,11 +44,11 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--part", choices=PARTS, help="run only this part")
-    parser.add_argument("--section", action="append", default=[], help="run only this section of part a")
+    parser.add_argument("--section", action="append", default=[], help="run only this section of part a or c")
     parser.add_argument("--reduced", action="store_true", help="run tiny models on the CPU, to test this script")
     arguments = parser.parse_args()
-    if arguments.section and arguments.part != "a":
-        parser.error("--section requires --part a")
+    if arguments.section and arguments.part is None:
+        parser.error("--section requires --part")
     return arguments
 
 
