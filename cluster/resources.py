@@ -40,8 +40,15 @@ def worker_resources(config: TrainingConfig) -> Resources:
     return Resources(config.cpus_per_worker, config.gpus_per_worker)
 
 
-def replica_resources(config: ServingConfig) -> Resources:
-    return Resources(config.cpus_per_replica, config.gpus_per_replica)
+def evaluation_resources(training: TrainingConfig, serving: ServingConfig) -> Resources:
+    """Return the resources of a task that predicts test rows or measures the cost of serving.
+
+    They are those of a training worker, with the GPUs of a replica if replicas have any.
+    """
+    worker = worker_resources(training)
+    if not serving.gpus_per_replica:
+        return worker
+    return Resources(max(worker.cpus, serving.cpus_per_replica), serving.gpus_per_replica)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ParamSpec, TypeVar
 
 from cluster.code_snapshot import CodeVersion, ship_code
 from cluster.remote import run_remote
-from cluster.resources import Resources, replica_resources, worker_resources
+from cluster.resources import evaluation_resources, worker_resources
 from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
@@ -64,9 +64,7 @@ class RunInputs:
 
     def remote_evaluation(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return a function that runs as a Ray task like `remote`, with the GPUs of a replica if replicas have any."""
-        resources, replica = worker_resources(self.recipe.training), replica_resources(self.recipe.serving)
-        if replica.gpus:
-            resources = Resources(max(resources.cpus, replica.cpus), replica.gpus)
+        resources = evaluation_resources(self.recipe.training, self.recipe.serving)
         return run_remote(function, resources=resources)
 
     def version_config(

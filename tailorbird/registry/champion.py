@@ -16,14 +16,17 @@ class ParityResult(Frozen):
     rows: int
     matching: int  # rows with the evaluated answer
     ties: int = 0
-    """Matching rows with another class of almost equal probability. The composition of the batch affects rounding."""
-    largest_difference: float | None = None  # largest difference of a probability over the rows; None for chat models
-    mean_difference: float | None = None
+    """Matching rows with another class of almost equal probability or, for chat, with an answer that diverges at two
+    tokens of almost equal probability. The kernel and the composition of the batch affect rounding."""
+    largest_difference: float | None = None
+    """Largest difference of a probability over the rows or, for chat, of the log-probability of a token; None for the
+    kind `nearest`."""
+    mean_difference: float | None = None  # the mean of these differences
     at: str  # ISO 8601
 
     def sentence(self) -> str:
         """Return the result for messages."""
-        ties = f" ({self.ties} are ties between two classes)" if self.ties else ""
+        ties = f" ({self.ties} are ties)" if self.ties else ""
         return f"{self.matching} of {self.rows} test rows have the same answer over HTTP as in the evaluation{ties}"
 
 

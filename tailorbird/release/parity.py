@@ -194,15 +194,16 @@ def compare_chats(
     ]
     moves = [move for result in compared if result.matches for move in result.moves]
     too_far = bool(moves) and fmean(moves) > tolerance.mean
-    differing = [
-        (probe, answer)
-        for probe, answer, result in zip(probes, answers, compared, strict=True)
-        if not result.matches or (too_far and result.moves and fmean(result.moves) > tolerance.mean)
+    accepted = [
+        result.matches and not (too_far and result.moves and fmean(result.moves) > tolerance.mean)
+        for result in compared
     ]
+    pairs = zip(probes, answers, strict=True)
+    differing = [pair for pair, is_accepted in zip(pairs, accepted, strict=True) if not is_accepted]
     parity = ParityResult(
         rows=len(probes),
         matching=len(probes) - len(differing),
-        ties=sum(result.tie for result in compared),
+        ties=sum(result.tie for result, is_accepted in zip(compared, accepted, strict=True) if is_accepted),
         largest_difference=max(moves, default=None),
         mean_difference=fmean(moves) if moves else None,
         at=now(),

@@ -232,6 +232,16 @@ def test_gpus_are_checked_like_cpus() -> None:
     )
 
 
+def test_the_evaluation_needs_a_node_with_the_gpus_of_a_replica() -> None:
+    changed_recipe = recipe(serving={"gpus_per_replica": 1, "cpus_per_replica": 4})
+    line = only_fault(GOOD, changed_recipe)
+    assert line.name == "evaluation"
+    assert "needs 4 CPUs and 1 GPU" in line.message
+    rooms = nodes(Resources(4), Resources(4, 1))
+    lines = check_facts(changed_recipe, on(CLUSTER, nodes=rooms, reports={"1": REPORT, "2": REPORT}))
+    assert [line.state for line in lines if line.name == "evaluation"] == ["ok"]
+
+
 def test_elastic_workers_train_with_the_available_room() -> None:
     changed_recipe = recipe(training={"num_workers": {"min": 1, "max": 4}, "batch_size": 24})
     lines = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(2))))

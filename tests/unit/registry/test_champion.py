@@ -45,6 +45,4 @@ def test_a_champion_of_a_newer_format_is_refused() -> None:
 
 
 def test_parity_counts_ties_as_matching_rows() -> None:
-    assert PARITY.sentence() == (
-        "63 of 64 test rows have the same answer over HTTP as in the evaluation (2 are ties between two classes)"
-    )
+    assert PARITY.sentence() == ("63 of 64 test rows have the same answer over HTTP as in the evaluation (2 are ties)")
