@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from cluster.progress import ProgressReporter
 from cluster.remote import run_remote
-from cluster.resources import worker_resources
+from cluster.resources import evaluation_resources
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
@@ -205,7 +206,8 @@ def _predict(
     recipe: Recipe, versions: Mapping[str, ModelVersion], *, rows: Rows, protocol: TestProtocol
 ) -> dict[str, Predictions]:
     """Return the predictions of both models for the rows, and for the perturbed rows of the gates."""
-    predict = run_remote(predict_rows, resources=worker_resources(recipe.training))
+    resources, num_gpus = evaluation_resources(recipe.training, recipe.serving), recipe.serving.gpus_per_replica
+    predict = partial(run_remote(predict_rows, resources=resources), num_gpus=num_gpus)
     tables = {role: predict(version.uri, rows=rows) for role, version in versions.items()}
     for name, perturbed in perturbed_rows(rows, protocol.gates).items():
         tables |= {f"{role}_{name}": predict(version.uri, rows=perturbed) for role, version in versions.items()}

@@ -35,6 +35,7 @@ from tests.unit.serving.engines.test_transformers_engine import (
     PROMPTS,
     TOKENIZER,
     answer_tokens,
+    check_logprobs,
     check_unload,
     tokens,
 )
@@ -168,6 +169,11 @@ def test_greedy_answers_equal_those_of_the_evaluation(
     check_answers(engine, loop, streaming=streaming)
     assert len(loop.run(tokens(engine, PROMPTS[0], streaming=False))) == 1
     assert engine.max_length == 256
+
+
+@needs_vllm
+def test_log_probabilities_equal_those_of_the_evaluation(engine: VllmEngine, loop: asyncio.Runner) -> None:
+    loop.run(check_logprobs(engine, expected(engine.version)))
 
 
 @needs_vllm
