@@ -43,12 +43,12 @@ def worker_resources(config: TrainingConfig) -> Resources:
 def evaluation_resources(training: TrainingConfig, serving: ServingConfig) -> Resources:
     """Return the resources of a task that predicts test rows or measures the cost of serving.
 
-    They are those of a training worker, with the GPUs of a replica if replicas have any.
+    They are those of a training worker, with one whole GPU if replicas have GPUs: nothing else must use it meanwhile.
     """
     worker = worker_resources(training)
     if not serving.gpus_per_replica:
         return worker
-    return Resources(max(worker.cpus, serving.cpus_per_replica), serving.gpus_per_replica)
+    return Resources(max(worker.cpus, serving.cpus_per_replica), gpus=1)
 
 
 @dataclass(frozen=True)

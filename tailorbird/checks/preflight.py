@@ -178,7 +178,7 @@ def _workers(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
 
 
 def _evaluation(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check that a node has the GPUs of a replica, with which the evaluation runs; otherwise it would wait forever."""
+    """Check that a node has the GPU that the evaluation of a service on GPUs needs; otherwise it would wait forever."""
     if not recipe.serving.gpus_per_replica:
         return
     needed = evaluation_resources(recipe.training, recipe.serving)
@@ -186,7 +186,7 @@ def _evaluation(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
     if any(room.num_workers(needed) for room in rooms):
         yield ok("evaluation", f"a node has room for the evaluation, which needs {_room(needed)}")
     else:
-        text = f"no node has room for the evaluation, which runs on the GPUs of a replica and needs {_room(needed)}"
+        text = f"no node has room for the evaluation, which runs on a GPU like the service and needs {_room(needed)}"
         yield fault("evaluation", text, "add nodes with GPUs, or set serving.gpus_per_replica to 0")
 
 

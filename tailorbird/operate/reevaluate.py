@@ -206,8 +206,8 @@ def _predict(
     recipe: Recipe, versions: Mapping[str, ModelVersion], *, rows: Rows, protocol: TestProtocol
 ) -> dict[str, Predictions]:
     """Return the predictions of both models for the rows, and for the perturbed rows of the gates."""
-    resources, num_gpus = evaluation_resources(recipe.training, recipe.serving), recipe.serving.gpus_per_replica
-    predict = partial(run_remote(predict_rows, resources=resources), num_gpus=num_gpus)
+    resources = evaluation_resources(recipe.training, recipe.serving)
+    predict = partial(run_remote(predict_rows, resources=resources), on_gpu=recipe.serving.gpus_per_replica > 0)
     tables = {role: predict(version.uri, rows=rows) for role, version in versions.items()}
     for name, perturbed in perturbed_rows(rows, protocol.gates).items():
         tables |= {f"{role}_{name}": predict(version.uri, rows=perturbed) for role, version in versions.items()}

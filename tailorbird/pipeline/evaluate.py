@@ -147,15 +147,15 @@ def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predic
 
 def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> MeasuredCosts:
     """Return the cost of all models on the device that serves, measured in alternating rounds; a cached stage."""
-    inputs, test, num_gpus = context.inputs, context.splits.test, context.recipe.serving.gpus_per_replica
+    inputs, test, on_gpu = context.inputs, context.splits.test, context.recipe.serving.gpus_per_replica > 0
     uris = {role: contender.uri for role, contender in contenders.items()}
-    num_rows = context.task.num_cost_rows_gpu if num_gpus else context.task.num_cost_rows
+    num_rows = context.task.num_cost_rows_gpu if on_gpu else context.task.num_cost_rows
     rows = test.take(range(min(len(test), num_rows)))
-    named = {"models": uris, "test": inputs.data.hashes["test"], "num_gpus": num_gpus}
+    named = {"models": uris, "test": inputs.data.hashes["test"], "on_gpu": on_gpu}
     stage_inputs = inputs.stage_inputs(measure_serving, **named)
 
     def compute(_: str) -> MeasuredCosts:
-        return inputs.remote_evaluation(measure_serving)(uris, rows=rows, num_gpus=num_gpus)
+        return inputs.remote_evaluation(measure_serving)(uris, rows=rows, on_gpu=on_gpu)
 
     return inputs.cached("cost", output=MeasuredCosts, inputs=stage_inputs, compute=compute)
 
@@ -216,7 +216,7 @@ def _register(
 
 def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
     """Return the predictions of validation, test or a changed test set; a cached stage."""
-    inputs, splits, num_gpus = context.inputs, context.splits, context.recipe.serving.gpus_per_replica
+    inputs, splits, on_gpu = context.inputs, context.splits, context.recipe.serving.gpus_per_replica > 0
     rows: dict[str, Callable[[], Rows]] = {
         VALIDATION: lambda: splits.validation,
         "test": lambda: splits.test,
@@ -224,12 +224,12 @@ def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
         "noise": lambda: add_typos(splits.test),
     }
     changes = {"counterfactual": [swap_demographics], "noise": [add_typos]}.get(rows_name, [])
-    stage_inputs = inputs.stage_inputs(predict_rows, *changes, model=uri, rows=rows_name, num_gpus=num_gpus)
+    stage_inputs = inputs.stage_inputs(predict_rows, *changes, model=uri, rows=rows_name, on_gpu=on_gpu)
     if rows_name != VALIDATION:
         stage_inputs["test"] = inputs.data.hashes["test"]
 
     def compute(folder: str) -> str:
-        table = inputs.remote_evaluation(predict_rows)(uri, rows=rows[rows_name](), num_gpus=num_gpus)
+        table = inputs.remote_evaluation(predict_rows)(uri, rows=rows[rows_name](), on_gpu=on_gpu)
         save_predictions(f"{folder}/predictions.parquet", table)
         return f"{folder}/predictions.parquet"
 

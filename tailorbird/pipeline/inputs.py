@@ -63,7 +63,7 @@ class RunInputs:
         return run_remote(function, resources=worker_resources(self.recipe.training))
 
     def remote_evaluation(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Return a function that runs as a Ray task like `remote`, with the GPUs of a replica if replicas have any."""
+        """Return a function that runs as a Ray task like `remote`, with a GPU if replicas have any."""
         resources = evaluation_resources(self.recipe.training, self.recipe.serving)
         return run_remote(function, resources=resources)
 

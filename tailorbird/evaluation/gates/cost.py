@@ -24,7 +24,7 @@ class ServingUsage:
 
     cpu_s: tuple[float, ...]  # CPU-seconds
     gpu_s: tuple[float, ...] | None = None
-    """GPU-seconds: the time in which a replica is busy, times its number of GPUs. None if replicas have no GPU."""
+    """GPU-seconds: the time in which a replica with one GPU is busy. None if replicas have no GPU."""
 
     def __post_init__(self) -> None:
         given = {"CPU-seconds": self.cpu_s, "GPU-seconds": self.device_s}
@@ -54,7 +54,6 @@ class ServingDevice:
     """The device on which the cost of serving was measured."""
 
     name: str  # for example `CPU` or `NVIDIA H100 80GB HBM3`
-    num_gpus: float = 0.0  # GPUs of a replica
     emulated: tuple[str, ...] = ()  # roles of models whose dtype the device emulates, so that they are slow
 
 

@@ -11,17 +11,17 @@ class DeviceError(ValueError):
     """An evaluation that needs a GPU runs in a process without one."""
 
 
-def serving_device(num_gpus: float) -> str:
-    """Return the device of an evaluation for replicas with `num_gpus` GPUs.
+def evaluation_device(*, on_gpu: bool) -> str:
+    """Return the device of an evaluation: this process' GPU if it has one, else the CPU.
 
-    Replicas without a GPU are evaluated on the device of this process. Raises DeviceError if replicas have a GPU and
-    this process has none, because predictions and costs on a CPU would not be those of the service.
+    `on_gpu` is true if replicas have GPUs. Raises DeviceError if this process then has none, because predictions and
+    costs on a CPU would not be those of the service.
     """
     device = default_device()
-    if num_gpus and device == "cpu":
+    if on_gpu and device == "cpu":
         raise DeviceError(
-            f"serving.gpus_per_replica is {num_gpus:g}, but torch {torch.__version__} finds no GPU in this Ray task; "
-            "run on a cluster with GPUs and a CUDA build of torch, or set serving.gpus_per_replica to 0"
+            f"serving.gpus_per_replica is set, but torch {torch.__version__} finds no GPU in this Ray task; run on a "
+            "cluster with GPUs and a CUDA build of torch, or set serving.gpus_per_replica to 0"
         )
     return device
 

@@ -10,7 +10,7 @@ from tailorbird.data.tokenize import encode_texts, label_indices
 from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.inference.chat_answers import answer_texts, reference_likelihoods
-from tailorbird.evaluation.inference.device import serving_device
+from tailorbird.evaluation.inference.device import evaluation_device
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, per_row, words_sha256
 from tailorbird.models.classifier import logits_rows
@@ -19,16 +19,16 @@ from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 
 
-def predict_rows(uri: str, *, rows: Rows, num_gpus: float = 0.0) -> Predictions:
+def predict_rows(uri: str, *, rows: Rows, on_gpu: bool = False) -> Predictions:
     """Return the predictions of the artifact or version at `uri`, with its kind as `model`.
 
-    They are computed in the dtype of the version. `num_gpus` is the number of GPUs of a replica. Raises DeviceError if
-    replicas have a GPU and this process has none.
+    They are computed in the dtype of the version. `on_gpu` is true if replicas have GPUs. Raises DeviceError if
+    this process then has none.
     """
-    device = serving_device(num_gpus)
+    device = evaluation_device(on_gpu=on_gpu)
     hybrid = read_artifact_config(uri).hybrid
     if hybrid is not None:
-        parts = [ModelPredictions(predict_rows(part.uri, rows=rows, num_gpus=num_gpus)) for part in read_parts(hybrid)]
+        parts = [ModelPredictions(predict_rows(part.uri, rows=rows, on_gpu=on_gpu)) for part in read_parts(hybrid)]
         return apply_routing(hybrid.routing, incumbent=parts[0], candidate=parts[1]).clean
     loaded = load_artifact(uri, device=device)
     return _predict_labels(loaded, rows) if isinstance(loaded, LoadedClassifier) else _predict_answers(loaded, rows)

@@ -13,7 +13,7 @@ import torch
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts, ServingDevice, ServingUsage
 from tailorbird.evaluation.inference.chat_answers import answer_texts
-from tailorbird.evaluation.inference.device import emulates, serving_device
+from tailorbird.evaluation.inference.device import emulates, evaluation_device
 from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.models.loading import AnyArtifact, LoadedChat, LoadedClassifier, load_artifact
 from tailorbird.models.temperature import temperature_softmax
@@ -41,15 +41,15 @@ class _Model:
 
 
 def measure_serving(
-    uris: Mapping[str, str], *, rows: Rows, num_gpus: float = 0.0, num_rounds: int = MIN_ROUNDS
+    uris: Mapping[str, str], *, rows: Rows, on_gpu: bool = False, num_rounds: int = MIN_ROUNDS
 ) -> MeasuredCosts:
     """Return the resources for a thousand rows, from text to answer, by role and round.
 
-    `uris` has the URIs of the artifacts by role, and `num_gpus` is the number of GPUs of a replica. All models run in
-    this process, on a GPU if replicas have one, else on CPU. After a warm-up on all rows, all models answer all rows in
+    `uris` has the URIs of the artifacts by role, and `on_gpu` is true if replicas have GPUs. All models run in this
+    process, on one GPU if replicas have any, else on CPU. After a warm-up on all rows, all models answer all rows in
     each round; every second round has the reverse order. CPU-seconds include all threads of the process. GPU-seconds
-    are the elapsed time between two synchronizations of the device, times `num_gpus`: while a replica answers, nothing
-    else can use its GPUs. A model that needs no GPU is charged for them too, because every replica has them.
+    are the elapsed time between two synchronizations of the GPU: while a replica answers, it keeps its GPU from other
+    work. A model that needs no GPU is charged for it too, because every replica has one.
 
     Raises ValueError for fewer than two models, no rows or too few rounds, and DeviceError without a GPU.
     """
@@ -58,7 +58,7 @@ def measure_serving(
             f"cannot measure the cost of {sorted(uris)} on {len(rows)} rows in {num_rounds} rounds; give at least 2 "
             f"models, at least 1 row and at least {MIN_ROUNDS} rounds"
         )
-    device = serving_device(num_gpus) if num_gpus else "cpu"
+    device = evaluation_device(on_gpu=True) if on_gpu else "cpu"
     models = {role: _model(uri, device=device) for role, uri in uris.items()}
     for model in models.values():
         _seconds(model, rows, device=device)
@@ -68,16 +68,16 @@ def measure_serving(
         for role in roles if number % 2 == 0 else roles[::-1]:
             measured[role].append(_seconds(models[role], rows, device=device))
     emulated = tuple(role for role, model in models.items() if emulates(model.dtypes, device=device))
-    name = torch.cuda.get_device_name() if num_gpus else CPU_NAME
-    costs = {role: usage_of(values, num_rows=len(rows), num_gpus=num_gpus) for role, values in measured.items()}
-    return MeasuredCosts(ServingDevice(name, num_gpus, emulated), costs)
+    name = torch.cuda.get_device_name() if on_gpu else CPU_NAME
+    costs = {role: usage_of(values, num_rows=len(rows), on_gpu=on_gpu) for role, values in measured.items()}
+    return MeasuredCosts(ServingDevice(name, emulated), costs)
 
 
-def usage_of(rounds: Sequence[Seconds], *, num_rows: int, num_gpus: float) -> ServingUsage:
-    """Return the resources for a thousand rows, from the times of the rounds and a replica's number of GPUs."""
+def usage_of(rounds: Sequence[Seconds], *, num_rows: int, on_gpu: bool) -> ServingUsage:
+    """Return the resources for a thousand rows, from the times of the rounds."""
     cpu_s = tuple(1000 * seconds.cpu / num_rows for seconds in rounds)
-    gpu_s = tuple(1000 * num_gpus * seconds.elapsed / num_rows for seconds in rounds)
-    return ServingUsage(cpu_s, gpu_s if num_gpus else None)
+    gpu_s = tuple(1000 * seconds.elapsed / num_rows for seconds in rounds)
+    return ServingUsage(cpu_s, gpu_s if on_gpu else None)
 
 
 def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:

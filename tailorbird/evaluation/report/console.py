@@ -87,10 +87,9 @@ def cost_sentence(evidence: Evidence) -> str | None:
     if cost.serving is None or cost.device is None or verdict.cost_ratio is None:
         return None
     estimate, low, high = verdict.cost_ratio
-    device = f"{cost.device.num_gpus:g} x {cost.device.name}" if cost.device.num_gpus else cost.device.name
     sentence = (
         f"cost: the candidate uses {estimate:.2f} times the incumbent's {verdict.cost_unit} per row ({low:.2f} to "
-        f"{high:.2f}, measured on {device}); training used {cost.training}"
+        f"{high:.2f}, measured on {cost.device.name}); training used {cost.training}"
     )
     if terms is None:
         return sentence

@@ -57,7 +57,7 @@ def test_both_models_have_a_time_for_each_round(uris: dict[str, str]) -> None:
     assert {role: len(usage.cpu_s) for role, usage in costs.items()} == {"incumbent": 6, "candidate": 6}
     assert min(costs["incumbent"].cpu_s + costs["candidate"].cpu_s) > 0
     assert {usage.gpu_s for usage in costs.values()} == {None}
-    assert measured.device == ServingDevice("CPU", num_gpus=0.0, emulated=())
+    assert measured.device == ServingDevice("CPU", emulated=())
 
 
 def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
@@ -117,19 +117,18 @@ def test_a_hybrid_costs_the_rows_that_each_part_answers(
     assert counts == answered
 
 
-def test_gpu_seconds_are_the_elapsed_time_of_all_gpus_of_a_replica() -> None:
+def test_gpu_seconds_are_the_elapsed_time() -> None:
     rounds = [Seconds(cpu=0.2, elapsed=0.5)] * 5
-    usage = usage_of(rounds, num_rows=50, num_gpus=2)
-    assert (usage.cpu_s, usage.gpu_s) == ((4.0,) * 5, (20.0,) * 5)
+    usage = usage_of(rounds, num_rows=50, on_gpu=True)
+    assert (usage.cpu_s, usage.gpu_s) == ((4.0,) * 5, (10.0,) * 5)
     assert (usage.unit, usage.device_s) == ("GPU-seconds", usage.gpu_s)
-    assert usage_of(rounds, num_rows=50, num_gpus=0.25).gpu_s == (2.5,) * 5
-    assert usage_of(rounds, num_rows=50, num_gpus=0).unit == "CPU-seconds"
+    assert usage_of(rounds, num_rows=50, on_gpu=False).unit == "CPU-seconds"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_the_cost_of_a_replica_with_a_gpu_is_not_measured_on_cpu(uris: dict[str, str]) -> None:
-    with pytest.raises(DeviceError, match=r"gpus_per_replica is 1, but .* finds no GPU"):
-        serving_cost.measure_serving(uris, rows=rows_of(["heart"]), num_gpus=1)
+    with pytest.raises(DeviceError, match=r"gpus_per_replica is set, but .* finds no GPU"):
+        serving_cost.measure_serving(uris, rows=rows_of(["heart"]), on_gpu=True)
 
 
 def test_a_model_whose_dtype_the_machine_emulates_is_named(

@@ -42,7 +42,7 @@ SIMULATIONS = {
 }
 ON_GPU = Simulation(
     costs={role: ServingUsage(cpu_s, tuple(4 * second for second in cpu_s)) for role, cpu_s in SECONDS.items()},
-    device=ServingDevice("NVIDIA H100", num_gpus=1, emulated=("candidate",)),
+    device=ServingDevice("NVIDIA H100", emulated=("candidate",)),
     training=TrainingUsage(cpu_s=36_000, gpu_s=7200),
     evaluation={
         "cost": {
@@ -302,7 +302,7 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     evidence = evidence_of(ON_GPU)
     sentence = cost_sentence(evidence)
     assert sentence == (
-        "cost: the candidate uses 0.60 times the incumbent's GPU-seconds per row (0.59 to 0.62, measured on 1 x NVIDIA "
+        "cost: the candidate uses 0.60 times the incumbent's GPU-seconds per row (0.59 to 0.62, measured on NVIDIA "
         "H100); training used 2 GPU-hours and 10 CPU-hours; a million rows cost 2.416 with the candidate and 4.008 "
         "with the incumbent, in the recipe's currency at 3.6 per GPU-hour and 0 per CPU-hour"
     )
