@@ -54,7 +54,12 @@ def sampled_tokens(*options: dict[str, Any]) -> list[int]:
     sampler = Sampler()
     states = [
         SimpleNamespace(
-            state=SimpleNamespace(logit_processor_kwargs=kwargs, initial_tokens=[0] * 5, generated_tokens=[0] * row)
+            state=SimpleNamespace(
+                request_id=str(row),
+                logit_processor_kwargs=kwargs,
+                initial_tokens=[0] * 5,
+                generated_tokens=[0] * row,
+            )
         )
         for row, kwargs in enumerate(options)
     ]
