@@ -1,8 +1,8 @@
 """Training of a chat task: the language model, its loss, its validation score and its export."""
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,13 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import ChatData
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows
-from tailorbird.evaluation.inference.chat_answers import answer_rows
+from tailorbird.evaluation.inference.chat_answers import Answer, answer_rows
 from tailorbird.evaluation.statistics.text_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel, as_tensors, model_inputs
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
 from tailorbird.models.packed_attention import Attention, choose_attention
-from tailorbird.models.pretrained import default_device, inference_dtype, load_causal
+from tailorbird.models.pretrained import default_device, fp32_copy, inference_dtype, load_causal, share_weights
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.models.retrieval.index import RetrievalIndex
 from tailorbird.models.retrieval.training_examples import RetrievedExamples
@@ -35,8 +35,8 @@ from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
-from training.errors import temporary_directory
-from training.export import full_state
+from training.placement import fp32_weights, layerwise_fp32, place_weights
+from training.synced_generation import synced_answers
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ class ChatTrainingTask(TrainingTask):
 
     def load_runtime(self, *, attention_dropout: float | None = None) -> "ChatRuntime":
         folder = local_copy(self.base_model)
-        tokenizer, lm = load_tokenizer(folder), load_causal(folder, attention_dropout=attention_dropout)
-        require_packing_isolation(lm)
+        tokenizer, lm = load_tokenizer(folder), load_causal(folder, dtype=None, attention_dropout=attention_dropout)
         index = None if self.examples is None else self.examples.load_index()
         return ChatRuntime(lm, tokenizer, self, self.dataset(tokenizer), index=index)
 
@@ -93,10 +92,13 @@ class ChatRuntime:
     def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float:
         return float(window.num_assistant_tokens(rows))
 
-    def build(self, config: TrainingConfig) -> ChatModel:
+    def check_base_model(self) -> None:
+        require_packing_isolation(self.lm)
+
+    def build(self, config: TrainingConfig, *, autocast: bool = False) -> ChatModel:
         model = ChatModel(trainable_copy(self.lm, config))
         model.set_attention(self.attention(config))
-        return model.to(default_device())
+        return place_weights(model, config, autocast=autocast)
 
     def attention(self, config: TrainingConfig) -> Attention:
         return choose_attention(config.attention, lm=self.lm, device=default_device(), dtype=inference_dtype())
@@ -115,20 +117,10 @@ class ChatRuntime:
         return cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=config.label_smoothing)
 
     def score(self, engine: Any, config: TrainingConfig) -> float:
-        """Return the score of the exported weights, in the dtype and with the code of evaluation and serving.
-
-        Each rank generates with its own copy of the weights. With the engine at ZeRO stage 3, the ranks would wait for
-        each other at each token.
-        """
+        """Return the score of greedy answers to the validation rows, which are divided among the ranks."""
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
-        state = full_state(engine, config, everywhere=True)
-        with temporary_directory() as folder:
-            self.write(state, model=engine.module, config=config, folder=folder)
-            model = self.load(folder, config=config)
-        model.to(default_device(), dtype=inference_dtype()).eval()
         rows = self.task.validation.take(range(rank, len(self.task.validation), num_ranks))
-        options = {"tokenizer": self.tokenizer, "prompting": self.task.prompting, "index": self.index}
-        answers = answer_rows(model, rows, **options) if len(rows) else []
+        answers = self.answers(engine, config, rows)
         finite = all(math.isfinite(answer.confidence) for answer in answers)
         if means_over_ranks(float(finite))[0] < 1:
             raise Diverged("predictions are not finite")
@@ -137,10 +129,42 @@ class ChatRuntime:
         dist.all_reduce(total)
         return float(total) / len(self.task.validation)
 
+    def answers(self, engine: Any, config: TrainingConfig, rows: Rows) -> list[Answer]:
+        """Return the greedy answers of the trained model to this rank's rows. Every rank must call it.
+
+        At ZeRO stages 0 to 2, each rank answers with the code and in the dtype of evaluation and serving. At stage 3,
+        no rank holds the model, so all ranks generate in step with the engine's parameters.
+        """
+        options = {"tokenizer": self.tokenizer, "prompting": self.task.prompting, "index": self.index}
+        if config.zero_stage == 3:
+            with generation_mode(engine), engine.module.dense_attention():
+                return answer_rows(engine.module, rows, generate=synced_answers, **options)
+        return answer_rows(self.inference_model(engine, config), rows, **options) if len(rows) else []
+
+    def inference_model(self, engine: Any, config: TrainingConfig) -> ChatModel:
+        """Return a model with the engine's weights in the dtype of inference (ZeRO stages 0 to 2).
+
+        It uses the engine's memory for weights that are trained in this dtype. With LoRA, it is a copy of the base
+        model into which the adapter is merged.
+        """
+        device, dtype = default_device(), inference_dtype()
+        trained = dict(engine.module.lm.named_parameters())
+        lm = trainable_copy(self.lm, config)
+        for name, parameter in lm.named_parameters():
+            if parameter.requires_grad:
+                value = trained[name].detach()
+                parameter.data = value if config.method == "lora" else value.to(dtype)
+            else:
+                parameter.data = parameter.data.to(device, dtype, copy=True)
+        for buffer in lm.buffers():
+            buffer.data = buffer.data.to(device)
+        model = ChatModel(lm.merge_and_unload() if config.method == "lora" else lm)
+        return model.eval().requires_grad_(False)
+
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
         sample = self.train.sample()
         rows = sample.conversations(range(min(COMPARED_ROWS, len(sample))))
-        with model.dense_attention():  # flash attention computes in half precision only
+        with model.dense_attention(), fp32_weights(model):  # flash attention computes in half precision only
             logits: torch.Tensor = model(*as_tensors(pack(rows, pad_id=self._pad_id), device=device))
         return logits
 
@@ -153,11 +177,24 @@ class ChatRuntime:
             save_file(weights, folder / "model.safetensors")
 
     def load(self, folder: Path, *, config: TrainingConfig) -> ChatModel:
-        return load_chat_weights(folder, lm=copy.deepcopy(self.lm), kind=config.method)
+        lm = fp32_copy(self.lm) if config.method == "lora" else share_weights(self.lm)  # merging changes it in place
+        return load_chat_weights(folder, lm=lm, kind=config.method)
 
     @property
     def _pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id)
+
+
+@contextmanager
+def generation_mode(engine: Any) -> Iterator[None]:
+    """Compute as the engine does in training, but without dropout and gradients."""
+    dtype, device = engine.torch_autocast_dtype(), engine.device.type
+    engine.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=engine.torch_autocast_enabled()):
+            yield
+    finally:
+        engine.train()
 
 
 def require_attention_isolation(engine: Any) -> None:
@@ -204,10 +241,11 @@ def require_packing_isolation(lm: Any) -> None:
     ids = _isolation_ids(lm)
     batch = _isolation_batch(ids)
     try:
-        with torch.inference_mode():
-            passes = [lm(input_ids=torch.from_numpy(row)[None], use_cache=False).logits[0, :-1] for row in ids]
+        model = ChatModel(layerwise_fp32(lm))
+        with torch.no_grad():
+            passes = [model.lm(input_ids=torch.from_numpy(row)[None], use_cache=False).logits[0, :-1] for row in ids]
             alone = torch.cat(passes).float()
-            difference = float((ChatModel(lm)(*as_tensors(batch, device="cpu")) - alone).abs().max())
+            difference = float((model(*as_tensors(batch, device="cpu")) - alone).abs().max())
         tolerance = ISOLATION_TOLERANCE * float(alone.abs().max())
         reason = f"a logit differs by {difference:.3g}" if not difference <= tolerance else ""
     except Exception as error:  # models that do not accept these inputs raise various exceptions

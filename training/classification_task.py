@@ -1,6 +1,5 @@
 """Training of a classification task: the classifier, its loss, its validation score and its export."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,11 @@ from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.classifier import Classifier, zero_head
 from tailorbird.models.loading import load_weights
-from tailorbird.models.pretrained import default_device, load_encoder
+from tailorbird.models.pretrained import default_device, fp32_copy, load_encoder
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
+from training.placement import fp32_weights, place_weights
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ClassificationTrainingTask(TrainingTask):
         folder = local_copy(self.base_model)
         tokenizer = load_tokenizer(folder)
         return ClassifierRuntime(
-            encoder=load_encoder(folder, attention_dropout=attention_dropout),
+            encoder=load_encoder(folder, dtype=None, attention_dropout=attention_dropout),
             task=self,
             train=self.dataset(tokenizer),
             validation_tokens=encode_texts(self.validation.texts, tokenizer=tokenizer, max_length=self.max_length),
@@ -75,14 +75,17 @@ class ClassifierRuntime:
     def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float:  # noqa: ARG002  part of the protocol
         return float(len(rows))
 
-    def build(self, config: TrainingConfig) -> Classifier:
+    def check_base_model(self) -> None:
+        """Do nothing, because every encoder can be trained."""
+
+    def build(self, config: TrainingConfig, *, autocast: bool = False) -> Classifier:
         """Return the base encoder (with an adapter for `lora`) and a head of zeros.
 
         A head initialized from the probe scored 1.6 points lower on the validation rows of ICD-10-CM.
         """
         hidden_size = int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
         head = zero_head(hidden_size, len(self.task.classes))
-        return Classifier(trainable_copy(self.encoder, config), head).to(default_device())
+        return place_weights(Classifier(trainable_copy(self.encoder, config), head), config, autocast=autocast)
 
     def attention(self, config: TrainingConfig) -> str:  # noqa: ARG002  part of the protocol
         return "dense"
@@ -124,7 +127,8 @@ class ClassifierRuntime:
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
         input_ids, attention_mask = collate(self.validation_tokens[:COMPARED_ROWS], pad_id=self.pad_id)
-        logits: torch.Tensor = model(input_ids.to(device), attention_mask.to(device))
+        with fp32_weights(model):
+            logits: torch.Tensor = model(input_ids.to(device), attention_mask.to(device))
         return logits
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
@@ -140,4 +144,4 @@ class ClassifierRuntime:
             save_file(encoder, folder / "encoder.safetensors")
 
     def load(self, folder: Path, *, config: TrainingConfig) -> Classifier:
-        return load_weights(folder, encoder=copy.deepcopy(self.encoder), kind=config.method)
+        return load_weights(folder, encoder=fp32_copy(self.encoder), kind=config.method)

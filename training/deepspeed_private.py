@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 VERSION = "0.19.8"  # DeepSpeed version for which this module was written
@@ -48,6 +49,20 @@ def disable_shm_allreduce() -> None:
 def disable_gradient_allreduce(engine: Any) -> None:
     """Skip the gradient all-reduce of a single rank at stage 0, which only copies gradients to a buffer and back."""
     engine.enable_backward_allreduce = False
+
+
+def parameter_partitioner(config: dict[str, Any]) -> Callable[[nn.Parameter], None]:
+    """Return a function that partitions a parameter among the ranks, with the values of rank 0 (ZeRO stage 3).
+
+    It does what `deepspeed.zero.Init` does to the parameters of a module, but to one parameter at a time. An engine
+    accepts a model with such parameters. `config` is DeepSpeed's configuration of the engine.
+    """
+    deepspeed = import_deepspeed()
+    if not torch.cuda.is_available():
+        disable_shm_allreduce()
+    deepspeed.init_distributed(dist_init_required=False)  # as `deepspeed.initialize` does
+    init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config)
+    return lambda parameter: init._convert_to_zero_parameters([parameter])
 
 
 def inner_optimizer(engine: Any) -> Any:

@@ -45,7 +45,8 @@ def build_engine(config: TrainingConfig, runtime: TaskRuntime) -> Any:
     torch.manual_seed(config.seed * 1000 + dist.get_rank())
     total_steps = sum(num_steps(runtime.train, config, epoch=epoch) for epoch in range(config.epochs))
     autocast = inference_dtype() == torch.bfloat16
-    engine = initialize_engine(runtime.build(config), config, num_steps=total_steps, autocast=autocast)
+    model = runtime.build(config, autocast=autocast)
+    engine = initialize_engine(model, config, num_steps=total_steps, autocast=autocast)
     runtime.check(engine, config)
     return engine
 

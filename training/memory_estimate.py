@@ -1,6 +1,8 @@
 """Estimate the memory of a training worker from its config and the shape of the model."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
@@ -14,6 +16,14 @@ measured on a GPU."""
 LIVE_PARAMETERS, BUCKET_PARAMETERS = 1_000_000_000, 500_000_000
 """DeepSpeed's defaults: full parameters that stage 3 keeps at once, and gradients that it reduces at once."""
 PACKED_TOKENS = 128  # minimum length of a packed row
+LOGIT_BYTES = 12
+"""Bytes for a logit at the start of the backward pass: its log-probability and two gradients. With autocast, the second
+gradient also exists in bf16."""
+ADAPTER_BYTES = 6
+"""Bytes that an adapter keeps for each input of its linear layer and each token: after dropout, with the mask."""
+
+Parts = dict[str, int]
+"""Bytes by purpose."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +39,8 @@ class Batch:
 class WorkerMemory:
     """Peak memory of a worker in bytes, by purpose."""
 
-    host: dict[str, int]
-    device: dict[str, int]  # memory of its GPU; empty if it trains on CPU
+    host: Parts
+    device: Parts  # memory of its GPU; empty if it trains on CPU
 
     @property
     def host_bytes(self) -> int:
@@ -44,64 +54,224 @@ class WorkerMemory:
 def worker_memory(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> WorkerMemory:
     """Return the estimated peak memory of one of `num_workers` workers. A CPU worker uses only host memory.
 
-    - Model states: weights, gradients and the two moments of AdamW are fp32, 4 + 4 + 8 bytes per parameter. ZeRO shards
-      the moments at stage 1, the gradients at stage 2 and the weights at stage 3 (Rajbhandari et al., ZeRO, 2020,
-      section 3). ZeRO's optimizers also keep a copy of their shard of the weights, and gradients in buffers while they
-      are reduced.
-    - Activations: see `activation_bytes` (Korthikanti et al., Reducing Activation Recomputation in Large Transformer
-      Models, 2022, equation 2).
-    - Base weights, from which each trial starts.
-    - Export: two copies of the full weights while they are written and compared. Activations are free by then.
+    It is the memory that is always held, and that of the phase that needs the most: forward and backward pass, update
+    of the weights, validation, or export. Base weights are mapped from a file that all workers of a node share, and are
+    not counted.
     """
-    on_gpu, shards = config.gpus_per_worker > 0, num_workers
-    trained = shape.num_parameters if config.method == "full" else config.lora_r * shape.num_linear_ends
-    weights = FP32 * (shape.num_parameters + (0 if config.method == "full" else trained))
-    gradients, states = FP32 * trained, 2 * FP32 * trained
-    parts = {"weights": weights, "gradients": gradients, "optimizer states": states}
-    if config.zero_stage >= 1:
-        parts["optimizer states"] = states // shards
-        parts["weights of the optimizer"] = gradients // shards
-        parts["gradient buffers"] = 2 * FP32 * min(trained, BUCKET_PARAMETERS) + gradients // shards
-    if config.zero_stage >= 2:
-        parts["gradients"] = gradients // shards
-    if config.zero_stage == 3:
-        parts["weights"] = weights // shards + FP32 * min(shape.num_parameters, LIVE_PARAMETERS)
-    if batch.autocast:
-        parts["weights in bfloat16"] = BF16 * shape.num_linear
-    parts["activations"] = activation_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
-    export_bytes = (2 if config.method == "full" else 1) * FP32 * shape.num_parameters
-    host = {"process": RUNTIME_BYTES, "base weights": FP32 * shape.num_parameters}
-    if not on_gpu:
-        step_only = parts["activations"] + parts.get("weights in bfloat16", 0)
-        return WorkerMemory(host | parts | {"export": max(0, export_bytes - step_only)}, {})
+    held = held_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
+    step = step_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
+    validation = validation_bytes(config, shape=shape, batch=batch)
+    exported = {"export": FP32 * shape.num_parameters}  # the trained weights, or the base model with a merged adapter
+    if config.gpus_per_worker == 0:
+        phase = max(step, validation, exported, key=_total)
+        return WorkerMemory({"process": RUNTIME_BYTES} | held | phase, {})
     offloaded = ["optimizer states", "weights of the optimizer"] if config.offload != "none" else []
     offloaded += ["weights"] if config.offload == "parameters" else []
-    host |= {name: parts.pop(name) for name in offloaded if name in parts} | {"export": export_bytes}
-    if config.offload == "parameters":
-        parts["weights in use"] = FP32 * min(shape.num_parameters, LIVE_PARAMETERS)
-    return WorkerMemory(host, {"process": DEVICE_RUNTIME_BYTES} | parts)
+    host = {"process": RUNTIME_BYTES} | {name: held.pop(name) for name in offloaded if name in held} | exported
+    phase = max(step, validation, key=_total)
+    return WorkerMemory(host, {"process": DEVICE_RUNTIME_BYTES} | held | phase)
+
+
+def held_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> Parts:
+    """Return the memory that is held between two steps.
+
+    Trained weights and the two moments of AdamW are fp32: 4 + 8 bytes per parameter. ZeRO shards the moments from stage
+    1, and the weights at stage 3 (Rajbhandari et al., ZeRO, 2020, section 3). At stages 1 and 2, the optimizer has a
+    copy of its shard of the weights. At stage 3, buffers for gradients are never freed.
+    """
+    shards = num_workers
+    trained, weights = _trained(config, shape), _weight_bytes(config, shape=shape, batch=batch)
+    parts = {"weights": weights, "optimizer states": 2 * FP32 * trained}
+    if config.zero_stage >= 1:
+        parts["optimizer states"] //= shards
+    if config.zero_stage in (1, 2):
+        parts["weights of the optimizer"] = FP32 * trained // shards
+    if config.zero_stage == 3:
+        parts["weights"] //= shards
+        parts["gradients"] = FP32 * trained // shards
+        parts["gradient buffers"] = _buffer_bytes(config, trained=trained, autocast=batch.autocast)
+    return parts
+
+
+def step_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> Parts:
+    """Return the additional memory of a step: of its forward and backward pass or, if it is larger, of its update.
+
+    Activations are freed while gradients are computed, so both are counted together only if gradients are accumulated
+    over several passes. Buffers for gradients are made when the memory of the logits is free again.
+    """
+    stage, shards, trained = config.zero_stage, num_workers, _trained(config, shape)
+    computed = {"activations": activation_bytes(config, shape=shape, batch=batch, num_workers=num_workers)}
+    own = FP32 * trained // (shards if stage >= 2 else 1)
+    if config.gradient_accumulation_steps > 1 and stage < 3:
+        computed["gradients"] = own
+    buffers = _buffer_bytes(config, trained=trained, autocast=batch.autocast)
+    if stage in (1, 2):
+        logits = _logit_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
+        computed["gradient buffers"] = max(0, buffers - logits)
+    if stage < 3 and batch.autocast and not config.gradient_checkpointing:
+        frozen_bf16 = config.method == "lora" and shape.stored_bf16
+        computed["weights in bfloat16"] = 0 if frozen_bf16 else BF16 * shape.num_linear
+    if stage == 3:
+        computed["gathered weights"] = _gathered_bytes(config, shape=shape, batch=batch)
+    updated: Parts = {}
+    if stage < 3:
+        updated["gradients"] = own
+    if stage == 0 and shards > 1:
+        updated["gradient buffers"] = FP32 * min(trained, BUCKET_PARAMETERS)
+    if stage >= 1:
+        updated["flat gradients"] = FP32 * trained // shards
+    if stage in (1, 2):
+        updated["gradient buffers"] = buffers
+    return max(computed, updated, key=_total)
+
+
+def validation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> Parts:
+    """Return the additional memory of a validation.
+
+    A chat model is validated with its own weights in the dtype of inference. LoRA needs a copy with merged weights.
+    """
+    if config.zero_stage == 3:
+        return {"gathered weights": _gathered_bytes(config, shape=shape, batch=batch)}
+    if not batch.packed:
+        return {}
+    if batch.autocast:
+        return {"validation": BF16 * shape.num_parameters}
+    return {"validation": FP32 * shape.num_parameters if config.method == "lora" else 0}
 
 
 def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:
     """Return the bytes that the forward pass of a worker's micro-batch keeps for the backward pass.
 
-    The estimate assumes that all rows have `max_length` tokens. For each token, a layer keeps this many fp32 numbers:
-    12 * hidden + 2 * intermediate with a plain feed-forward network, 16 * hidden + 4 * intermediate with a gated one.
-    (With autocast, some numbers have 2 bytes and others have a copy.) Attention with dropout on CPU also keeps three
-    numbers for each head and each attended token; otherwise attention weights are recomputed. Each logit needs three
-    numbers.
+    The estimate assumes that all rows have `max_length` tokens. The terms of `_layer_bytes` follow Korthikanti et al.,
+    Reducing Activation Recomputation in Large Transformer Models, 2022, section 4.1. With checkpointing, only the input
+    of each layer is kept, and one layer is computed again at a time.
     """
+    tokens = _num_tokens(config, batch=batch, num_workers=num_workers)
+    layer = tokens * _layer_bytes(config, shape=shape, batch=batch)
+    logits = _logit_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
+    if config.gradient_checkpointing:
+        return tokens * FP32 * shape.num_layers * shape.hidden + max(layer, logits)
+    return shape.num_layers * layer + logits
+
+
+def _num_tokens(config: TrainingConfig, *, batch: Batch, num_workers: int) -> int:
+    """Return the number of tokens of a worker's micro-batch."""
     rows = -(-config.batch_size // (num_workers * config.gradient_accumulation_steps))
     if config.batch_tokens is not None:
         rows = min(rows, config.batch_tokens // batch.max_length)
-    tokens = rows * batch.max_length
-    layer = 16 * shape.hidden + 4 * shape.intermediate if shape.gated else 12 * shape.hidden + 2 * shape.intermediate
+    return rows * batch.max_length
+
+
+def _logit_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:
+    """Return the bytes of the logits of a micro-batch. They are computed at each token of packed rows."""
+    if not batch.packed:
+        return 0
+    logit = LOGIT_BYTES + (BF16 if batch.autocast else 0)
+    return logit * shape.vocabulary * _num_tokens(config, batch=batch, num_workers=num_workers)
+
+
+def _layer_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
+    """Return the bytes that a layer keeps for each token.
+
+    With autocast, the residual stream and the norms are fp32, and each linear layer keeps its own copy of its input in
+    bf16. Attention with dropout on CPU keeps three numbers for each head and each attended token; otherwise attention
+    weights are computed again.
+    """
+    hidden, intermediate = shape.hidden, shape.intermediate
+    if shape.gated:
+        layer = 34 * hidden + 8 * intermediate if batch.autocast else 40 * hidden + 16 * intermediate
+    else:
+        layer = 28 * hidden + 4 * intermediate if batch.autocast else 34 * hidden + 8 * intermediate
+    if config.method == "lora":
+        layer += ADAPTER_BYTES * ((6 if shape.gated else 5) * hidden + intermediate)
     dropout = shape.attention_dropout if config.attention_dropout is None else config.attention_dropout
     if dropout > 0 and config.gpus_per_worker == 0:
-        attention_width = max(batch.max_length, PACKED_TOKENS) if batch.packed else batch.max_length
-        layer += 3 * shape.num_heads * attention_width
-    layers = (shape.num_layers + 1) * layer
-    if config.gradient_checkpointing:
-        layers = shape.num_layers * shape.hidden + 2 * layer
-    logits = shape.vocabulary if batch.packed else 0  # for each token
-    return FP32 * tokens * (layers + 3 * logits)
+        width = max(batch.max_length, PACKED_TOKENS) if batch.packed else batch.max_length
+        layer += 3 * FP32 * shape.num_heads * width
+    return layer
+
+
+def _trained(config: TrainingConfig, shape: ModelShape) -> int:
+    """Return the number of trained parameters."""
+    return shape.num_parameters if config.method == "full" else config.lora_r * shape.num_linear_ends
+
+
+def _weight_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
+    """Return the bytes of the whole model's weights; see `training.placement.place_weights`."""
+    if config.method == "full":
+        return FP32 * shape.num_parameters
+    in_bf16 = shape.num_linear if batch.autocast and shape.stored_bf16 else 0
+    return FP32 * (shape.num_parameters - in_bf16 + _trained(config, shape)) + BF16 * in_bf16
+
+
+def _gathered_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
+    """Return the bytes of the full weights that stage 3 has gathered at a time. Over NCCL, linear weights are bf16."""
+    live = min(shape.num_parameters, _zero_option(config, "stage3_max_live_parameters", LIVE_PARAMETERS))
+    in_bf16 = batch.autocast and (config.gpus_per_worker > 0 or (config.method == "lora" and shape.stored_bf16))
+    linear = live * shape.num_linear // shape.num_parameters if in_bf16 else 0
+    return FP32 * (live - linear) + BF16 * linear
+
+
+def _buffer_bytes(config: TrainingConfig, *, trained: int, autocast: bool) -> int:
+    """Return the bytes of the buffers in which gradients are reduced, one for each dtype in which they are reduced.
+
+    They have a fixed size, but on CPU only memory that is used counts.
+    """
+    size = _zero_option(config, "reduce_bucket_size", BUCKET_PARAMETERS)
+    if config.gpus_per_worker == 0:
+        return FP32 * min(size, trained)
+    per_parameter = FP32
+    if autocast:  # linear weights and others
+        per_parameter = FP32 + BF16 if config.zero_stage == 3 else 2 * FP32
+    return size * per_parameter
+
+
+def _zero_option(config: TrainingConfig, name: str, default: int) -> int:
+    options: Any = config.deepspeed.get("zero_optimization", {})
+    return int(options.get(name, default))
+
+
+def _total(parts: Parts) -> int:
+    return sum(parts.values())
+
+
+def smaller_alternatives(
+    config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int
+) -> Iterator[tuple[str, WorkerMemory]]:
+    """Yield changes of the recipe that lower the memory of a worker, each with the memory that it needs then.
+
+    Changes that keep the result of a training come first. The last ones are for all changes together.
+    """
+
+    def estimate(config: TrainingConfig, batch: Batch) -> WorkerMemory:
+        return worker_memory(config, shape=shape, batch=batch, num_workers=num_workers)
+
+    changes: list[tuple[str, dict[str, Any]]] = [
+        (f"training.zero_stage: {stage}", {"zero_stage": stage})
+        for stage in range(config.zero_stage + 1, 4)
+        if num_workers > 1
+    ]
+    if not config.gradient_checkpointing:
+        changes.append(("training.gradient_checkpointing: true", {"gradient_checkpointing": True}))
+    steps = config.batch_size // num_workers
+    if steps > config.gradient_accumulation_steps:
+        changes.append((f"training.gradient_accumulation_steps: {steps}", {"gradient_accumulation_steps": steps}))
+    if config.gpus_per_worker and config.offload == "none":
+        changes.append(
+            ("training.offload: optimizer", {"offload": "optimizer", "zero_stage": max(1, config.zero_stage)})
+        )
+    if config.method == "full":
+        changes.append(("training.method: lora", {"method": "lora"}))
+    now, together = estimate(config, batch), config
+    key = "device_bytes" if config.gpus_per_worker else "host_bytes"
+    names: list[str] = []
+    for name, fields in changes:
+        changed = estimate(config.model_copy(update=fields), batch)
+        if getattr(changed, key) < getattr(now, key):
+            yield name, changed
+            together, names = together.model_copy(update=fields), [*names, name]
+    shorter = replace(batch, max_length=batch.max_length // 2)
+    yield "half of data.max_length", estimate(config, shorter)
+    if len(names) > 1:
+        yield " with ".join(names), estimate(together, batch)
+        yield " with ".join([*names, "half of data.max_length"]), estimate(together, shorter)

@@ -1,6 +1,5 @@
 """A training task (base model and rows), and its runtime in a worker (model, loss, validation score, export)."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.pretrained import default_device
+from tailorbird.models.pretrained import default_device, share_weights
 from training.batches import Batch
 from training.dataset import InMemoryDataset, ShardedDataset, TrainingDataset
 
@@ -77,8 +76,14 @@ class TaskRuntime(Protocol):
     def weight(self, window: TokenizedRows, rows: NDArray[np.int64]) -> float:
         """Return the denominator of the mean loss of these rows: the number of rows, or of target tokens."""
 
-    def build(self, config: TrainingConfig) -> nn.Module:
-        """Return a model to train, initialized from the base model, on this process's device."""
+    def check_base_model(self) -> None:
+        """Raise ModelError if training does not work with a base model of this type."""
+
+    def build(self, config: TrainingConfig, *, autocast: bool = False) -> nn.Module:
+        """Return a model to train, initialized from the base model; see `training.placement.place_weights`.
+
+        `autocast` tells whether the engine will compute in bf16. At ZeRO stage 3, every rank must call it.
+        """
 
     def attention(self, config: TrainingConfig) -> str:
         """Return the attention of training: `flash`, `flex` or `dense`. Raises ModelError if it is not supported."""
@@ -102,12 +107,15 @@ class TaskRuntime(Protocol):
         """Write the full trained weights as the files of an artifact."""
 
     def load(self, folder: Path, *, config: TrainingConfig) -> nn.Module:
-        """Load the files that `write` wrote into a copy of the base model. Raises ModelError if they are unusable."""
+        """Load the files that `write` wrote into a copy of the base model, in fp32 and in host memory.
+
+        Raises ModelError if they are unusable.
+        """
 
 
 def check_trainable(task: TrainingTask, *, attention_dropout: float | None = None) -> None:
-    """Load the task and discard it, to raise the errors of `TrainingTask.load_runtime` before workers start."""
-    task.load_runtime(attention_dropout=attention_dropout)
+    """Load the task and check its base model, to raise the errors of both before workers start."""
+    task.load_runtime(attention_dropout=attention_dropout).check_base_model()
 
 
 def means_over_ranks(*values: float) -> list[float]:
@@ -120,8 +128,11 @@ def means_over_ranks(*values: float) -> list[float]:
 
 
 def trainable_copy(base: nn.Module, config: TrainingConfig) -> Any:
-    """Return a copy of a transformers model with the adapter and the gradient checkpointing of the config."""
-    model: Any = copy.deepcopy(base)
+    """Return a copy of a transformers model with the adapter and the gradient checkpointing of the config.
+
+    The base model's weights are shared; see `share_weights`.
+    """
+    model: Any = share_weights(base)
     if config.method == "lora":
         model = add_adapter(model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout)
     if config.gradient_checkpointing:

@@ -1,7 +1,7 @@
 """`tailorbird preflight`: check whether a run would fail, from collected facts."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -23,16 +23,12 @@ from tailorbird.checks.result import CheckResult, fault, note, ok
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
-from training.memory_estimate import Batch, WorkerMemory, worker_memory
+from training.memory_estimate import Batch, WorkerMemory, smaller_alternatives, worker_memory
 
 RAY_KILLS_AT = 0.95  # share of a node's memory in use above which Ray kills workers
 LEAST_STORED = 0.9  # minimum share of parameters in the files; unused heads may be missing
 SIZES = ("method", "batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "lora_r")
 """Fields of `training` that a sweep may vary and that change the memory of a worker."""
-LESS = (
-    "lower data.max_length or training.batch_size, raise gradient_accumulation_steps, set gradient_checkpointing or "
-    "method: lora, or raise cpus_per_worker, so that fewer workers share a node"
-)
 NUM_LISTED = 5
 
 
@@ -262,44 +258,73 @@ def _memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator
     most = recipe.tuning.trials_at_once(room=room) * config.max_workers
     probed = [(node, cluster.reports[node.id]) for node in cluster.nodes if node.id in cluster.reports]
     autocast = any(report.bfloat16 for _, report in probed) or config.gpus_per_worker > 0
-    needed = _worst_memory(recipe, facts.model.shape, autocast=autocast)
+    estimate = _worst_memory(recipe, facts.model.shape, autocast=autocast)
+    needed = estimate.memory
     parts = ", ".join(f"{name} {_size(size)}" for name, size in needed.host.items() if size >= GIB // 100)
-    short = []
+    short, allowed_bytes = [], []
     for node, report in probed:
         num_workers = min(most, node.total.num_workers(worker))
         allowed = max(0, report.free_bytes - int((1 - RAY_KILLS_AT) * report.memory_bytes))
         if num_workers * needed.host_bytes > allowed:
             short.append(f"{node.address} has {_size(allowed)} free for {num_workers} workers")
+            allowed_bytes.append(allowed // num_workers)
     text = f"up to about {_size(needed.host_bytes)} per worker ({parts})"
     if short:
-        yield fault("memory", f"{text}; {', '.join(short[:NUM_LISTED])}", LESS)
+        remedy = estimate.remedy(lambda memory: memory.host_bytes, allowed=min(allowed_bytes))
+        remedy += ", or raise training.cpus_per_worker, so that fewer workers share a node"
+        yield fault("memory", f"{text}; {', '.join(short[:NUM_LISTED])}", remedy)
     elif probed:
         yield ok("memory", f"{text}; every node has enough for its workers")
     else:
         yield note("memory", f"{text}; no node reported its memory")
     if needed.device:
-        yield _gpu_memory(needed.device_bytes, [size for _, report in probed for size in report.gpu_bytes])
+        yield _gpu_memory(estimate, [size for _, report in probed for size in report.gpu_bytes])
 
 
-def _gpu_memory(needed: int, sizes: Sequence[int]) -> CheckResult:
-    text = f"up to about {_size(needed)} per GPU"
+@dataclass(frozen=True)
+class _Estimate:
+    """The memory of a worker, and what it depends on."""
+
+    config: TrainingConfig
+    shape: ModelShape
+    batch: Batch
+    memory: WorkerMemory
+
+    def remedy(self, needed: Callable[[WorkerMemory], int], *, allowed: int) -> str:
+        """Return the changes of the recipe with which a worker needs at most `allowed` bytes."""
+        alternatives = smaller_alternatives(
+            self.config, shape=self.shape, batch=self.batch, num_workers=self.config.min_workers
+        )
+        sizes = {change: needed(memory) for change, memory in alternatives}
+        fitting = [f"{change} ({_size(size)})" for change, size in sizes.items() if size <= allowed]
+        if not fitting:
+            return "use more workers with training.zero_stage: 3, or a smaller base model"
+        return f"set {' or '.join(fitting[:NUM_LISTED])}"
+
+
+def _gpu_memory(estimate: _Estimate, sizes: Sequence[int]) -> CheckResult:
+    needed = estimate.memory.device_bytes
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in estimate.memory.device.items() if size >= GIB // 100)
+    text = f"up to about {_size(needed)} per GPU ({parts})"
     if not sizes:
         return note(
             "GPU memory",
             f"{text}; the nodes did not report the memory of their GPUs (check with nvidia-smi on the nodes)",
         )
     text += f"; the smallest has {_size(min(sizes))}"
-    return fault("GPU memory", text, LESS) if needed > min(sizes) else ok("GPU memory", text)
+    if needed <= min(sizes):
+        return ok("GPU memory", text)
+    return fault("GPU memory", text, estimate.remedy(lambda memory: memory.device_bytes, allowed=min(sizes)))
 
 
-def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool) -> WorkerMemory:
+def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool) -> _Estimate:
     """Return the maximum memory of a worker in the sweep; with the fewest workers, each needs the most."""
     batch = Batch(_longest_training_row(recipe), packed=recipe.task == "chat", autocast=autocast)
     estimates = [
-        worker_memory(config, shape=shape, batch=batch, num_workers=config.min_workers)
+        _Estimate(config, shape, batch, worker_memory(config, shape=shape, batch=batch, num_workers=config.min_workers))
         for config in tried_configs(recipe)
     ]
-    return max(estimates, key=lambda estimate: (estimate.device_bytes, estimate.host_bytes))
+    return max(estimates, key=lambda estimate: (estimate.memory.device_bytes, estimate.memory.host_bytes))
 
 
 def _longest_training_row(recipe: Recipe) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ class Answer:
     finished: bool  # false if it was truncated at `max_new_tokens`
     confidence: float  # exp of the mean log-probability of its tokens
     logprobs: tuple[float, ...]  # log-probability of each token, the end-of-turn token included
+
+
+class GenerateAnswers(Protocol):
+    """A function that generates the greedy answers of a language model to tokenized prompts."""
+
+    def __call__(
+        self, lm: Any, prompts: Sequence[Sequence[int]], /, *, max_new_tokens: int, end_id: int
+    ) -> list[Answer]: ...
 
 
 def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int) -> list[Answer]:

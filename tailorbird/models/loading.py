@@ -176,15 +176,18 @@ def _weight_errors(folder: Path) -> Iterator[None]:
 
 
 def load_causal_state(lm: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load all parameters of a causal language model. Tied parameters are stored under one name.
+    """Set all parameters of a causal language model without copying. Tied parameters are stored under one name.
 
-    Raises RuntimeError, as torch does, for a missing or unexpected parameter.
+    Raises RuntimeError, as torch does, for a missing or unexpected parameter, or one of another shape.
     """
-    known = {name for name, _ in lm.named_parameters()}
-    if set(state) != known:
-        names = sorted(set(state) ^ known)
+    known = dict(lm.named_parameters())
+    if names := sorted(set(state) ^ set(known)):
         raise RuntimeError(f"{len(names)} weights are missing or unexpected, for example {names[0]}")
-    lm.load_state_dict(state, strict=False)
+    for name, parameter in known.items():
+        if state[name].shape != parameter.shape:
+            shapes = f"{tuple(state[name].shape)} instead of {tuple(parameter.shape)}"
+            raise RuntimeError(f"the weight {name} has the shape {shapes}")
+        parameter.data = state[name]
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:

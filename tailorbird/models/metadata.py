@@ -3,9 +3,10 @@
 import json
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
     """
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
         files = _copy_small_files(uri, Path(folder))
-        num_stored = sum(_num_values(file) for file in files if file.endswith(".safetensors"))
+        stored = sum((_num_values(file) for file in files if file.endswith(".safetensors")), Counter[str]())
         config = _config(Path(folder), uri=uri)
         is_causal = has_causal_model(config.model_type)
         model_class = task.model_class(is_causal=is_causal)
@@ -63,8 +64,8 @@ def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
         is_causal=is_causal,
         is_encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
         longest=task.longest_row(config),
-        shape=shape_of(model),
-        num_stored=num_stored,
+        shape=replace(shape_of(model), stored_bf16=2 * stored["BF16"] > stored.total()),
+        num_stored=stored.total(),
         template_error=task.template_error(tokenizer),
     )
 
@@ -124,12 +125,18 @@ def shape_of(model: Any) -> ModelShape:
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     adapted = [module for module in linear if module is not output]  # PEFT's all-linear skips the output layer
+    others = {
+        own
+        for module in model.modules()
+        if not isinstance(module, nn.Linear)
+        for own in module.parameters(recurse=False)
+    }
     config = model.config
     hidden = int(config.hidden_size)
     dropouts = [getattr(config, name) for name in ATTENTION_DROPOUT if getattr(config, name, None) is not None]
     return ModelShape(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_linear=sum(module.weight.numel() for module in linear),
+        num_linear=sum(weight.numel() for weight in {module.weight for module in linear} - others),
         num_linear_ends=sum(module.in_features + module.out_features for module in adapted),
         hidden=hidden,
         intermediate=int(getattr(config, "intermediate_size", None) or 4 * hidden),
@@ -158,8 +165,11 @@ def _metadata_errors(uri: str) -> Iterator[None]:
         ) from None
 
 
-def _num_values(uri: str) -> int:
-    """Return the number of values in a safetensors file, from its header (eight bytes of length, then JSON)."""
+def _num_values(uri: str) -> Counter[str]:
+    """Return the number of values of each dtype in a safetensors file, from its header.
+
+    The header has eight bytes of length, then JSON.
+    """
     store, path = s3.filesystem(uri)
     with s3.storage_errors(uri), store.open_input_file(path) as source:
         length = int.from_bytes(source.read(8), "little")
@@ -167,4 +177,8 @@ def _num_values(uri: str) -> int:
             header = json.loads(source.read(length))
         except ValueError:
             raise MetadataError(f"{uri} is not a safetensors file; upload the model's files again") from None
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    counts: Counter[str] = Counter()
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            counts[tensor["dtype"]] += math.prod(tensor["shape"])
+    return counts

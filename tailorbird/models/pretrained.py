@@ -1,5 +1,6 @@
 """Load pretrained models from safetensors files; the device and the dtype of this process."""
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,30 +39,37 @@ def dtype_name() -> Literal["float32", "bfloat16"]:
 
 
 def load_encoder(
-    folder: Path, *, dtype: torch.dtype = torch.float32, attention_dropout: float | None = None
+    folder: Path, *, dtype: torch.dtype | None = torch.float32, attention_dropout: float | None = None
 ) -> nn.Module:
     """Load a pretrained encoder from a local folder with safetensors weights, without unpickling anything.
 
-    `attention_dropout` is for training; None keeps the model's value. Raises ModelError.
+    On CPU, weights that are stored in `dtype` are mapped from the files: they take no memory of the process, and all
+    processes of a node share them. None keeps the stored dtype. `attention_dropout` is for training; None keeps the
+    model's value. Raises ModelError.
     """
     return without_pooler(_pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout))
 
 
 def load_causal(
-    folder: Path, *, dtype: torch.dtype = torch.float32, attention_dropout: float | None = None
+    folder: Path, *, dtype: torch.dtype | None = torch.float32, attention_dropout: float | None = None
 ) -> nn.Module:
     """Load a pretrained causal language model from a local folder; see `load_encoder`."""
     return _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=attention_dropout)
 
 
-def _pretrained(kind: Any, folder: Path, *, dtype: torch.dtype, attention_dropout: float | None) -> nn.Module:
+def _pretrained(kind: Any, folder: Path, *, dtype: torch.dtype | None, attention_dropout: float | None) -> nn.Module:
     _reject_remote_code(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if attention_dropout is not None:
             _set_attention_dropout(config, attention_dropout)
         model: nn.Module = kind.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            folder,
+            config=config,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
         )
     except (ImportError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
@@ -110,3 +118,22 @@ def without_pooler(encoder: nn.Module) -> nn.Module:
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # type: ignore[assignment]
     return encoder
+
+
+def share_weights(model: nn.Module) -> Any:
+    """Return a copy of a model whose parameters use the same memory, so they must not be changed in place.
+
+    Buffers are copied. Parameters that the model uses twice stay one parameter.
+    """
+    shared = {
+        id(value): nn.Parameter(value.detach(), requires_grad=value.requires_grad) for value in model.parameters()
+    }
+    return copy.deepcopy(model, shared)
+
+
+def fp32_copy(model: nn.Module) -> Any:
+    """Return a copy of a model with its own parameters in fp32."""
+    copied = share_weights(model)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(torch.float32, copy=True)
+    return copied

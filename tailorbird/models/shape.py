@@ -8,7 +8,7 @@ class ModelShape:
     """Sizes of a pretrained model."""
 
     num_parameters: int
-    num_linear: int  # parameters in the matrices of linear layers, which autocast copies
+    num_linear: int  # parameters in the matrices of linear layers that no embedding shares
     num_linear_ends: int
     """Input plus output features of all linear layers. An adapter of rank r has r times as many parameters."""
     hidden: int
@@ -18,3 +18,4 @@ class ModelShape:
     vocabulary: int
     gated: bool = False  # true if the feed-forward network is gated, as in Llama
     attention_dropout: float = 0.0
+    stored_bf16: bool = False  # true if most of its weights are stored in bfloat16

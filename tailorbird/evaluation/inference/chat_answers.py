@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tailorbird.data.chat_template import conversation_tokens
 from tailorbird.data.rows import Conversation, Rows
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.generation import answer_prompts, log_likelihoods
+from tailorbird.models.generation import GenerateAnswers, answer_prompts, log_likelihoods
 from tailorbird.models.loading import LoadedChat, LoadedNearest
 from tailorbird.models.retrieval.chat_prompt import chat_prompt, nearest_answer
 from tailorbird.registry.versions import Prompting, VersionConfig
@@ -34,6 +34,7 @@ def answer_rows(
     tokenizer: "PreTrainedTokenizerBase",
     prompting: Prompting,
     index: "RetrievalIndex | None" = None,
+    generate: GenerateAnswers = answer_prompts,
 ) -> list[Answer]:
     """Return the greedy answer to each row; raise DataError if the chat template refuses a conversation."""
     prompts = [
@@ -41,7 +42,7 @@ def answer_rows(
         for conversation in conversations(rows)
     ]
     end_id = int(tokenizer.eos_token_id)
-    answers = answer_prompts(model.lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
+    answers = generate(model.lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
     texts = [str(tokenizer.decode(list(answer.tokens), skip_special_tokens=True)).strip() for answer in answers]
     return [Answer(text, answer.confidence, answer.logprobs) for text, answer in zip(texts, answers, strict=True)]
 

@@ -301,7 +301,11 @@ def test_the_workers_of_a_node_must_fit_its_memory() -> None:
     line = only_fault(on(CLUSTER, reports={"1": little}))
     assert line.name == "memory"
     assert "10.0.0.1 has 1.80 GiB free for 4 workers" in line.message  # the CPUs fit two trials of two workers
-    assert "gradient_checkpointing" in line.remedy
+    assert "a smaller base model" in line.remedy  # the process alone needs more than a quarter of it
+    more = replace(REPORT, memory_bytes=8 * GIB, free_bytes=5 * GIB)
+    line = only_fault(on(CLUSTER, reports={"1": more}))
+    assert "10.0.0.1 has 4.60 GiB free for 4 workers" in line.message
+    assert "set training.method: lora (1.01 GiB)" in line.remedy
 
 
 def test_a_small_gpu_is_a_fault_and_an_unknown_one_a_note() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import DataError, Rows
+from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.models import packed_attention
 from tailorbird.models.errors import ModelError
 from tailorbird.models.retrieval.training_examples import find_examples
@@ -21,7 +22,7 @@ from tests.unit.training.small import config_of, reports_of
 from training import chat_task, checkpoint
 from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.deepspeed_private import destroy_engine
-from training.export import export_weights
+from training.export import export_weights, full_state
 from training.loop import Callbacks, build_engine, train
 from training.reports import Progress
 from training.task import Diverged, check_trainable
@@ -71,6 +72,29 @@ def test_deepspeed_7900_trl_4416_the_exported_model_predicts_as_the_trained_mode
     destroy_engine(engine)
     file = "model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
     assert (tmp_path / file).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(("stage", "dtype"), [(0, torch.float32), (0, torch.bfloat16), (3, torch.float32)])
+def test_validation_gives_the_answers_of_the_exported_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, dtype: torch.dtype, method: str
+) -> None:
+    for module in ("loop", "chat_task"):
+        monkeypatch.setattr(f"training.{module}.inference_dtype", lambda: dtype)
+    monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
+    runtime, config = runtime_of(), config_of(epochs=8, zero_stage=stage, method=method)
+    engine = build_engine(config, runtime)
+    train(engine, config, runtime=runtime)
+    answers = runtime.answers(engine, config, runtime.task.validation)
+    runtime.write(full_state(engine, config), model=engine.module, config=config, folder=tmp_path)
+    destroy_engine(engine)
+    exported = runtime.load(tmp_path, config=config).to(dtype).eval()
+    expected = answer_rows(exported, runtime.task.validation, tokenizer=tokenizer(), prompting=PROMPTING)
+    tolerance = 1e-3 if dtype == torch.float32 else 0.05
+    assert len({answer.text for answer in expected}) > 1
+    for answer, reference in zip(answers, expected, strict=True):
+        assert answer.confidence == pytest.approx(reference.confidence, abs=tolerance)
+        assert answer.text == reference.text
 
 
 @pytest.mark.parametrize(

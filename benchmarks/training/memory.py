@@ -1,0 +1,215 @@
+"""Memory of a training worker, compared with `training.memory_estimate` and with its part of the model.
+
+    python -m benchmarks.training.memory
+
+Each case is a process that builds an engine for a language model with random weights, trains two steps and validates.
+The tensors of rank 0 are counted exactly, on CPU. The process group is torch's fake one, whose collectives do nothing,
+so the numbers of ranks can be large; sizes do not depend on it. Base weights are stored in bf16 and mapped from a file,
+which takes no memory of the process and is not counted.
+
+- held: what remains between two steps; `held / part` compares it with the model's share of a rank.
+- peak: of a step, or of the validation if that needs more.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.rounds import finish, print_table
+from tailorbird.config.training import TrainingConfig
+from tailorbird.data.rows import Rows
+from tailorbird.models.metadata import shape_of
+from tailorbird.models.pretrained import inference_dtype, load_causal
+from tailorbird.models.shape import ModelShape
+from tailorbird.registry.versions import Prompting
+from tests.small_chat import tokenizer
+from tests.tracked_memory import TrackedMemory
+from training.batches import Batch as TrainingBatch
+from training.chat_task import ChatRuntime, ChatTrainingTask
+from training.deepspeed_private import destroy_engine
+from training.loop import build_engine, train
+from training.memory_estimate import Batch, held_bytes, step_bytes, validation_bytes
+from training.task import Diverged
+
+SIZES = {
+    "1M": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 2000},  # for tests
+    "30M": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "vocab_size": 20_000},
+    "100M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "vocab_size": 20_000},
+    "300M": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 20, "vocab_size": 20_000},
+}
+LENGTH, MICRO_BATCH = 256, 1
+BUCKET = 1_000_000  # parameters in a buffer for gradients; DeepSpeed's default is larger than these models
+MIB = 1 << 20
+BOUNDS = {"smallest_ratio": ">= 0.85", "largest_ratio": "<= 1.15"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training whose memory is measured."""
+
+    size: str
+    ranks: int
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        options = ", ".join(f"{name} {value}" for name, value in self.fields.items())
+        return f"{self.size}, {self.ranks} ranks, {options}"
+
+    @property
+    def config(self) -> TrainingConfig:
+        values = {"num_workers": self.ranks, "batch_size": self.ranks * MICRO_BATCH, "epochs": 1}
+        options = {"deepspeed": {"zero_optimization": {"reduce_bucket_size": BUCKET}}}
+        return TrainingConfig.model_validate(values | options | self.fields)
+
+
+CASES = [
+    *(Case(size, 2, {"zero_stage": stage}) for size in ("30M", "100M", "300M") for stage in range(4)),
+    *(Case("100M", 2, {"zero_stage": stage, "gradient_checkpointing": True}) for stage in (1, 3)),
+    *(Case("100M", 2, {"zero_stage": stage, "method": "lora"}) for stage in (1, 3)),
+    Case("100M", 32, {"zero_stage": 3, "gradient_checkpointing": True}),
+    Case("100M", 32, {"zero_stage": 3, "method": "lora"}),
+]
+
+
+@dataclass(frozen=True)
+class _MeasuredRuntime(ChatRuntime):
+    """A runtime that notes the memory before and after the validation."""
+
+    memory: TrackedMemory = field(default_factory=TrackedMemory)
+    figures: dict[str, int] = field(default_factory=dict)
+
+    def loss(self, engine: Any, config: TrainingConfig, batch: TrainingBatch) -> torch.Tensor:
+        return torch.nan_to_num(super().loss(engine, config, batch))
+
+    def score(self, engine: Any, config: TrainingConfig) -> float:
+        self.figures.update(step=self.memory.reset_peak(), held=self.memory.bytes)
+        with suppress(Diverged):  # gathered weights are not those of the model
+            super().score(engine, config)
+        self.figures["validation"] = self.memory.reset_peak()
+        return 0.0
+
+
+def main() -> None:
+    """Print the cases, then one line of JSON."""
+    rows: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        for ranks in sorted({case.ranks for case in CASES}):
+            cases = [case for case in CASES if case.ranks == ranks]
+            rows |= measure(cases, folder=Path(folder))
+    print_table(f"MiB of rank 0, {MICRO_BATCH} x {LENGTH} tokens, {inference_dtype()}", rows)
+    ratios = [figures["estimate / peak"] for figures in rows.values()]
+    finish("memory", {"smallest_ratio": min(ratios), "largest_ratio": max(ratios)}, bounds=BOUNDS)
+
+
+def measure(cases: Sequence[Case], *, folder: Path) -> dict[str, dict[str, float]]:
+    """Measure cases of one number of ranks in a new process, and return the figures in MiB by the name of the case.
+
+    DeepSpeed keeps the first process group of a process.
+    """
+    values = json.dumps([[case.size, case.ranks, case.fields] for case in cases])
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.training.memory", values, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"},
+    )
+    if process.returncode != 0:
+        raise RuntimeError(process.stderr)
+    figures: dict[str, dict[str, float]] = json.loads(process.stdout.splitlines()[-1])
+    return figures
+
+
+def run_cases(cases: Sequence[Case], folder: Path) -> dict[str, dict[str, float]]:
+    """Measure cases in this process."""
+    torch.set_num_threads(1)
+    ranks = cases[0].ranks
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    return {case.name: _run(case, folder) for case in cases}
+
+
+def _run(case: Case, folder: Path) -> dict[str, float]:
+    """Train and validate, and return the figures."""
+    lm = load_causal(saved_model(case.size, folder), dtype=None)
+    memory = TrackedMemory(lm)
+    runtime = random_runtime(lm, memory, num_rows=2 * case.ranks * MICRO_BATCH)
+    with memory:
+        engine = build_engine(case.config, runtime)
+        train(engine, case.config, runtime=runtime)
+    destroy_engine(engine)
+    return _compared(case, runtime.figures, shape=replace(shape_of(lm), stored_bf16=True))
+
+
+def _compared(case: Case, measured: dict[str, int], *, shape: ModelShape) -> dict[str, float]:
+    batch = Batch(LENGTH, packed=True, autocast=inference_dtype() == torch.bfloat16)
+    known: dict[str, Any] = {"shape": shape, "batch": batch}
+    held = held_bytes(case.config, num_workers=case.ranks, **known)
+    step = step_bytes(case.config, num_workers=case.ranks, **known)
+    validation = validation_bytes(case.config, **known)
+    estimates = {"held": sum(held.values())}
+    estimates["step"] = estimates["held"] + sum(step.values())
+    estimates["validation"] = estimates["held"] + sum(validation.values())
+    figures = {
+        f"{kind} {name}": value / MIB
+        for name in estimates
+        for kind, value in (("measured", measured[name]), ("estimated", estimates[name]))
+    }
+    peak = max(measured["step"], measured["validation"])
+    return figures | {
+        "model / ranks": 4 * shape.num_parameters / case.ranks / MIB,
+        "estimate / peak": max(estimates["step"], estimates["validation"]) / peak,
+    }
+
+
+def saved_model(size: str, folder: Path) -> Path:
+    """Save a model with random weights in bf16, unless it is there, and return its folder."""
+    own = folder / size
+    if not own.exists():
+        config = LlamaConfig(
+            **SIZES[size],
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            tie_word_embeddings=False,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(own)
+    return own
+
+
+def random_runtime(lm: torch.nn.Module, memory: TrackedMemory, *, num_rows: int) -> _MeasuredRuntime:
+    """Return a runtime with rows of `LENGTH` tokens, almost all of them in the answer."""
+    ids = tuple(map(str, range(num_rows)))
+    conversations = tuple((("user", "a"),) for _ in ids)
+    rows = Rows(ids, ("a",) * num_rows, ("b" * LENGTH,) * num_rows, conversations=conversations)
+    prompting = Prompting(system=None, max_new_tokens=4)
+    task = ChatTrainingTask(
+        base_model="",
+        train=rows,
+        validation=rows.take([0]),
+        max_length=LENGTH,
+        metric="exact_match",
+        prompting=prompting,
+    )
+    return _MeasuredRuntime(lm, tokenizer(), task, task.dataset(tokenizer()), memory=memory)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        chosen = [Case(*values) for values in json.loads(sys.argv[1])]
+        print(json.dumps(run_cases(chosen, Path(sys.argv[2]))), flush=True)
+        os._exit(0)  # without the destructors of the process group
+    main()

@@ -1,0 +1,106 @@
+"""Place the weights of a model on a worker's device: all of them, or its part of each at ZeRO stage 3."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tailorbird.config.training import TrainingConfig
+from tailorbird.models.pretrained import default_device, share_weights
+from training.deepspeed_engine import deepspeed_config
+from training.deepspeed_private import parameter_partitioner
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def place_weights(model: Model, config: TrainingConfig, *, autocast: bool) -> Model:
+    """Copy each parameter to this process's device in its training dtype, and keep only this rank's part at stage 3.
+
+    The parameters may share memory with another model, which is not changed. They are copied and partitioned one after
+    another, so no rank holds more than its part and one whole parameter. At stage 3, every rank must call it.
+    """
+    device, rounded = default_device(), _rounded_weights(model) if autocast else set()
+    if config.zero_stage == 3:
+        partition = parameter_partitioner(
+            deepspeed_config(config, num_workers=dist.get_world_size(), autocast=autocast)
+        )
+    for parameter in model.parameters():
+        dtype = torch.bfloat16 if id(parameter) in rounded else torch.float32
+        parameter.data = parameter.data.to(device, dtype, copy=True)
+        if config.zero_stage == 3:
+            partition(parameter)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+    return model
+
+
+def _rounded_weights(model: nn.Module) -> set[int]:
+    """Return the ids of frozen weights that are stored in bf16 and that autocast would round to bf16 in each step.
+
+    A weight that an embedding shares is not among them, because the output of an embedding is not rounded.
+    """
+    linear = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    for module in model.modules():
+        for parameter in () if isinstance(module, nn.Linear) else module.parameters(recurse=False):
+            linear.pop(id(parameter), None)
+    return {key for key, weight in linear.items() if not weight.requires_grad and weight.dtype == torch.bfloat16}
+
+
+@contextmanager
+def fp32_weights(model: nn.Module) -> Iterator[None]:
+    """Compute in fp32 if only the weights that `place_weights` left in bf16 are bf16; they are cast while in use."""
+
+    def cast(module: nn.Module, *_: object) -> None:
+        module.weight.data = module.weight.data.float()
+
+    def restore(module: nn.Module, *_: object) -> None:
+        module.weight.data = module.weight.data.bfloat16()  # exact, because the values are those of bf16 numbers
+
+    mixed = {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16, torch.float32}
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    cast_layers = [module for module in linear if mixed and module.weight.dtype == torch.bfloat16]
+    handles = [module.register_forward_pre_hook(cast) for module in cast_layers]
+    handles += [module.register_forward_hook(restore) for module in cast_layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layerwise_fp32(model: nn.Module, *, device: Any = "cpu") -> Any:
+    """Return a copy of a model that computes in fp32 on a device, which holds one of the repeated layers at a time.
+
+    The weights of the other layers stay where they are, for example in a mapped file.
+    """
+    copied = share_weights(model)
+    layers = [layer for blocks in copied.modules() if isinstance(blocks, nn.ModuleList) for layer in blocks]
+    repeated = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    for parameter in copied.parameters():
+        if id(parameter) not in repeated:
+            parameter.data = parameter.data.to(device, torch.float32)
+    for buffer in copied.buffers():
+        buffer.data = buffer.data.to(device)
+    for layer in layers:
+        _cast_while_computing(layer, device=device)
+    return copied
+
+
+def _cast_while_computing(layer: nn.Module, *, device: Any) -> None:
+    stored: list[torch.Tensor] = []
+
+    def cast(*_: object) -> None:
+        for parameter in layer.parameters():
+            stored.append(parameter.data)
+            parameter.data = parameter.data.to(device, torch.float32)
+
+    def restore(*_: object) -> None:
+        for parameter, data in zip(layer.parameters(), stored, strict=True):
+            parameter.data = data
+        stored.clear()
+
+    layer.register_forward_pre_hook(cast)
+    layer.register_forward_hook(restore)

@@ -1,0 +1,67 @@
+"""Generate answers with a language model whose parameters are partitioned among the ranks (ZeRO stage 3)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from tailorbird.models.generation import Answer, greedy
+from tailorbird.models.pretrained import default_device
+
+BATCH_ROWS = 64  # maximum prompts that a rank answers at a time
+
+
+class _LogProbabilities(LogitsProcessor):  # type: ignore[misc]
+    """Records the log-probability of the most likely token of each row at each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        self.steps.append(torch.log_softmax(scores.float(), dim=-1).amax(dim=-1).cpu())
+        return scores
+
+
+def synced_answers(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int) -> list[Answer]:
+    """Return the greedy answer to each prompt of this rank. Every rank must call it, also without prompts.
+
+    Each forward pass gathers the parameters layer by layer, so all ranks run the same number of passes.
+    """
+    longest = torch.tensor(len(prompts), device=default_device())
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    answers: dict[int, Answer] = {}
+    for start in range(0, int(longest), BATCH_ROWS):
+        rows = order[start : start + BATCH_ROWS]
+        batch = [prompts[index] for index in rows] or [[end_id]]  # the answer to this prompt is discarded
+        answers |= zip(rows, _answer_batch(lm, batch, max_new_tokens=max_new_tokens, end_id=end_id), strict=False)
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _answer_batch(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int) -> list[Answer]:
+    width = max(map(len, prompts))
+    input_ids = torch.tensor([[end_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    recorded = _LogProbabilities()
+    output = lm.generate(
+        input_ids=input_ids.to(default_device()),
+        attention_mask=mask.to(default_device()),
+        generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),
+        logits_processor=LogitsProcessorList([recorded]),
+        synced_gpus=True,
+    )
+    log_probabilities = torch.stack(recorded.steps, dim=1)
+    return [
+        _answer(tokens, row, end_id=end_id)
+        for tokens, row in zip(output[:, width:].tolist(), log_probabilities, strict=True)
+    ]
+
+
+def _answer(tokens: list[int], log_probabilities: torch.Tensor, *, end_id: int) -> Answer:
+    """Return the answer of a row, whose tokens after the end of turn are padding."""
+    finished = end_id in tokens
+    kept = tokens[: tokens.index(end_id)] if finished else tokens
+    values = log_probabilities[: len(kept) + finished].double()
+    return Answer(kept, finished, float(values.mean().exp()), tuple(values.tolist()))
