@@ -22,7 +22,7 @@ def gain_section(evidence: Evidence, figures: Figures) -> str:
     )
     p_value = figures("verdict.p_value", p_text) + f" (alpha = {verdict.alpha:g})"
     if verdict.family_size > 1:
-        p_value += f", after Holm's correction for {verdict.family_size} contenders " + figures(
+        p_value += f", after Holm's correction for {verdict.family_size} comparisons " + figures(
             "verdict.p_holm", p_text
         )
     if verdict.p_exact is not None:

@@ -134,7 +134,7 @@ class Verdict(VerdictPart):
         low, high = shown.interval
         interval = f"{interval_name(shown.level)} {points(low)} to {points(high)}"
         later = "" if self.access_number == 1 else f"; {self.access()}"
-        family = f" after Holm's correction for {self.family_size} contenders" if self.family_size > 1 else ""
+        family = f" after Holm's correction for {self.family_size} comparisons" if self.family_size > 1 else ""
         measured = f"{interval}, {p_text(shown.p_holm)}{family}, n = {self.n:,}"
         return f"{self.outcome}: {points(shown.gain)} points ({measured}), by rule {self.rule}{later}"
 
