@@ -26,18 +26,20 @@ def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool
 
     Parameters stay in fp32. With `autocast`, they are cast to bf16 for computation.
 
+    `train_batch_size` is omitted, because DeepSpeed accepts only the product of the micro-batch size, the accumulation
+    steps and the number of workers. The training loop divides `batch_size` rows unevenly and weights each row, so this
+    product may be larger. DeepSpeed uses it only for its own figures of throughput.
+
     DeepSpeed's defaults are meant for NCCL. Over gloo, two of them cost more time than they save, so gradients are
     reduced in place and in fp32 (times of a step of MiniLM, stage 1, two workers, 64 rows of 12 tokens):
     - reduce-scatter copies the gradients first: 510 ms without it, 560 ms with it;
     - autocast rounds the gradients of linear layers to bf16: 467 ms without it, 490 ms with it.
     """
     over_gloo = config.gpus_per_worker == 0
-    num_parts = num_workers * config.gradient_accumulation_steps
     offloaded = {"optimizer": ("offload_optimizer",), "parameters": ("offload_optimizer", "offload_param")}
     options = {
-        "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": config.batch_size // num_parts,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size(num_workers),
+        "gradient_accumulation_steps": config.accumulation_steps(num_workers),
         "gradient_clipping": config.gradient_clipping,
         "zero_optimization": {
             "stage": config.zero_stage,

@@ -118,7 +118,7 @@ class _EpochRun:
 
     def _step(self, step: StepBatches) -> torch.Tensor:
         """Run one optimizer step, and return this rank's share of the batch's mean loss, without waiting for it."""
-        num_parts = self.config.gradient_accumulation_steps
+        num_parts = self.config.accumulation_steps(dist.get_world_size())
         step_loss = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         for number, (batch, weight) in enumerate(step.batches, start=1):
             if self.config.batch_tokens is not None:  # the number of micro-batches differs from step to step

@@ -156,7 +156,7 @@ def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch,
 
 def _num_tokens(config: TrainingConfig, *, batch: Batch, num_workers: int) -> int:
     """Return the number of tokens of a worker's micro-batch."""
-    rows = -(-config.batch_size // (num_workers * config.gradient_accumulation_steps))
+    rows = config.micro_batch_size(num_workers)
     if config.batch_tokens is not None:
         rows = min(rows, config.batch_tokens // batch.max_length)
     return rows * batch.max_length

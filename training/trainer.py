@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from cluster import ray_private
+from cluster.resources import Resources, live_nodes, worker_resources
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder
 from tailorbird.storage.s3 import PERSISTENT, filesystem
@@ -16,6 +18,7 @@ from training.tokenization import with_tokenized_rows
 if TYPE_CHECKING:
     from training.task import TrainingTask  # Ray Train's controller imports this module; torch would add seconds
 
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_TIMEOUT_S = 600
 """Time to wait for the resources of a worker group. An autoscaler needs minutes to add a node."""
 ELASTIC_START_TIMEOUT_S = 120
@@ -48,7 +51,8 @@ def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: 
         retries = f" after {config.max_failures} retries" if isinstance(error, ray.train.WorkerGroupError) else ""
         advice = (
             "run it again to resume from the last checkpoint; you may change training.gradient_checkpointing, "
-            "checkpoint_interval_s and max_failures (any other change of the training section starts a new training)"
+            "checkpoint_interval_s, max_failures and start_timeout_s (any other change of the training section starts "
+            "a new training)"
         )
         cause = describe_failure(error, uri=uri)
         raise TrainingFailed(f"training failed{retries}: {cause}; {advice}") from error
@@ -66,22 +70,24 @@ def build_torch_trainer(
     The trainer retries after a failure, at most `max_failures` times.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     fixed = config.min_workers == config.max_workers
-    timeout_s = START_TIMEOUT_S if fixed else ELASTIC_START_TIMEOUT_S
-    # Ray Train reads this timeout from the environment only.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout_s))
+    timeout_s = config.start_timeout_s or (START_TIMEOUT_S if fixed else ELASTIC_START_TIMEOUT_S)
+    os.environ[START_TIMEOUT] = str(timeout_s)  # Ray Train reads it from the environment only
     resources: dict[str, float] = {"CPU": config.cpus_per_worker}
     if config.gpus_per_worker:
         resources["GPU"] = config.gpus_per_worker
     num_workers = config.max_workers if fixed else (config.min_workers, config.max_workers)
     store, path = filesystem(uri, retry_policy=PERSISTENT)
     folder, _, name = path.rpartition("/")
-    return TorchTrainer(
+    return ray_private.torch_trainer(
         function,
+        workers_per_node=config.workers_per_node,
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=num_workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            placement_strategy=placement_strategy(config, nodes=[node.total for node in live_nodes()]),
         ),
         run_config=RunConfig(
             name=name,
@@ -97,6 +103,17 @@ def build_torch_trainer(
             worker_runtime_env={"env_vars": worker_environment(config)},
         ),
     )
+
+
+def placement_strategy(config: TrainingConfig, *, nodes: Sequence[Resources]) -> str:
+    """Return Ray's placement strategy for a config's workers on nodes with these resources.
+
+    `PACK` uses few nodes, but starts on a partly used node even if all workers fit on another one. At ZeRO stage 3, all
+    workers exchange all weights in each forward and backward pass, so GPUs of one node are used if a node has enough.
+    """
+    fixed = config.min_workers == config.max_workers
+    fit = any(node.num_workers(worker_resources(config)) >= config.max_workers for node in nodes)
+    return "STRICT_PACK" if config.zero_stage == 3 and config.gpus_per_worker and fixed and fit else "PACK"
 
 
 def worker_environment(config: TrainingConfig) -> dict[str, str]:

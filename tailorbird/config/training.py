@@ -25,11 +25,17 @@ class WorkerRange(ConfigSection):
     """Minimum number of workers with which training starts or resumes."""
     max: int = Field(ge=1)
     """Maximum number of workers, used if the cluster has room for them."""
+    workers_per_node: int = Field(default=1, ge=1)
+    """Number of workers of a whole node. The number of workers is always a multiple of it, and a node with room for
+    fewer is not counted. Set it to the number of GPUs of a node, so that training grows and shrinks by whole nodes."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.max < self.min:
             raise ValueError(f"max {self.max} must be at least min {self.min}")
+        for name, value in (("min", self.min), ("max", self.max)):
+            if value % self.workers_per_node:
+                raise ValueError(f"{name} {value} must be a multiple of workers_per_node {self.workers_per_node}")
         return self
 
 
@@ -72,10 +78,11 @@ class TrainingConfig(ConfigSection):
     epochs: int = Field(default=3, ge=1)
     """Number of passes over the training rows."""
     batch_size: int = Field(default=32, ge=1)
-    """Number of rows per optimizer step, over all workers. It must be a multiple of the number of workers times
-    `gradient_accumulation_steps`."""
+    """Number of rows per optimizer step, over all workers, whatever their number. It must be at least the number of
+    workers times `gradient_accumulation_steps`."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Number of micro-batches into which each worker splits its rows of a step. Raise it to use less memory."""
+    """Number of micro-batches into which each worker splits its rows of a step. Raise it to use less memory. With fewer
+    than `num_workers.max` workers there are proportionally more, so that a micro-batch does not need more memory."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Maximum number of tokens in a micro-batch, counted as rows times the longest row; at least `data.max_length`.
     Each worker splits its rows of a step into as few micro-batches as this allows. It replaces
@@ -125,14 +132,19 @@ class TrainingConfig(ConfigSection):
     """Maximum number of failures of workers, nodes or S3 after which training resumes from a checkpoint. The same limit
     applies separately to preemptions."""
 
+    start_timeout_s: float | None = Field(default=None, gt=0)
+    """Number of seconds that a training waits for the resources of its workers before it tries again, at most three
+    times. By default 600, or 120 if `num_workers` is a range, because a smaller group can start only after the time-out
+    of a larger one. Raise it if an autoscaler adds nodes that take longer to start, as GPU nodes often do."""
+
     @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        for num_workers in range(self.min_workers, self.max_workers + 1):
-            divisor = f"num_workers {num_workers}"
+    def _every_micro_batch_has_rows(self) -> Self:
+        least = self.max_workers * self.gradient_accumulation_steps
+        if self.batch_size < least:
+            divisor = f"num_workers {self.max_workers}"
             if self.gradient_accumulation_steps > 1:
                 divisor += f" times gradient_accumulation_steps {self.gradient_accumulation_steps}"
-            if self.batch_size % (num_workers * self.gradient_accumulation_steps):
-                raise ValueError(f"batch_size {self.batch_size} must be a multiple of {divisor}")
+            raise ValueError(f"batch_size {self.batch_size} must be at least {divisor}")
         return self
 
     @property
@@ -142,6 +154,21 @@ class TrainingConfig(ConfigSection):
     @property
     def max_workers(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.max
+
+    @property
+    def workers_per_node(self) -> int:
+        """Number of workers that a node runs, of which the number of workers is a multiple; 1 without a range."""
+        return 1 if isinstance(self.num_workers, int) else self.num_workers.workers_per_node
+
+    def accumulation_steps(self, num_workers: int) -> int:
+        """Return the number of micro-batches of each of `num_workers` workers in a step; 1 with `batch_tokens`."""
+        if self.batch_tokens is not None:
+            return 1
+        return -(-self.gradient_accumulation_steps * self.max_workers // num_workers)
+
+    def micro_batch_size(self, num_workers: int) -> int:
+        """Return the maximum number of rows of a micro-batch with `num_workers` workers."""
+        return -(-self.batch_size // (num_workers * self.accumulation_steps(num_workers)))
 
     @model_validator(mode="after")
     def _offload_fits_the_stage(self) -> Self:

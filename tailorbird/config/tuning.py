@@ -75,6 +75,7 @@ class TuningConfig(ConfigSection):
             "batch_tokens",
             "offload",
             "deepspeed",
+            "start_timeout_s",
             "checkpoint_interval_s",
         }
         allowed = sorted(set(TrainingConfig.model_fields) - fixed)

@@ -135,7 +135,8 @@ def main(kind: str) -> None:
     change, fields = KINDS[kind]
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
-    config = TrainingConfig.model_validate({"method": "lora", "batch_size": 8, "learning_rate": 1e-3} | fields)
+    values = {"method": "lora", "batch_size": 8, "learning_rate": 1e-3, "start_timeout_s": START_TIMEOUT_S}
+    config = TrainingConfig.model_validate(values | fields)
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(LIMIT_S)
     ray.train.ScalingConfig = partial(ray.train.ScalingConfig, elastic_resize_monitor_interval_s=RESIZE_EVERY_S)
@@ -144,7 +145,6 @@ def main(kind: str) -> None:
         os.environ |= {
             "RAY_ADDRESS": cluster.address,
             "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_S),
         }
         ray.init(address=cluster.address, log_to_driver=False)
         with forward_events(recorder) as events:

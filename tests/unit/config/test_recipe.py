@@ -108,11 +108,11 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("training.epochs", 0, r"training.epochs: .*greater than or equal to 1 \(given: 0\)"),
         ("training.zero_stage", 4, r"training.zero_stage: .*0, 1, 2 or 3 \(given: 4\)"),
         ("training.method", "prefix", "training.method: .*'lora' or 'full'.*given: 'prefix'"),
-        ("training.batch_size", 33, "training: batch_size 33 must be a multiple of num_workers 2"),
+        ("training.batch_size", 1, "training: batch_size 1 must be at least num_workers 2"),
         (
             "training.gradient_accumulation_steps",
-            3,
-            "training: batch_size 32 must be a multiple of num_workers 2 times gradient_accumulation_steps 3",
+            17,
+            "training: batch_size 32 must be at least num_workers 2 times gradient_accumulation_steps 17",
         ),
         (
             "training.batch_tokens",
@@ -122,7 +122,12 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("training.attention", "flash", "training: attention 'flash' requires gpus_per_worker 1; use 'auto' to train"),
         ("training.attention", "sdpa", "training.attention: .*'auto', 'flash', 'flex' or 'dense'"),
         ("training.num_workers", {"min": 2, "max": 1}, "training.num_workers.range: max 1 must be at least min 2"),
-        ("training.num_workers", {"min": 1, "max": 3}, "training: batch_size 32 must be a multiple of num_workers 3"),
+        ("training.num_workers", {"min": 1, "max": 33}, "training: batch_size 32 must be at least num_workers 33"),
+        (
+            "training.num_workers",
+            {"min": 4, "max": 16, "workers_per_node": 8},
+            "training.num_workers.range: min 4 must be a multiple of workers_per_node 8",
+        ),
         ("training.offload", "parameters", "training: offload 'parameters' requires zero_stage 3 or higher, not 1"),
         (
             "training.deepspeed",
@@ -195,7 +200,9 @@ def test_combinations_of_dependent_fields_in_the_search_space_are_checked() -> N
     recipe(batch_size=[16, 64], gradient_accumulation_steps=[1, 8])
     with pytest.raises(ValidationError, match=r"tuning.space: batch_size 16 with gradient_accumulation_steps 16 is no"):
         recipe(batch_size=[16, 64], gradient_accumulation_steps=[1, 16])
-    with pytest.raises(ValidationError, match=r"tuning.space: batch_size 16 is not allowed: .* must be a multiple of"):
+    with pytest.raises(
+        ValidationError, match=r"tuning.space: batch_size 16 is not allowed: .* must be at least num_wo"
+    ):
         recipe(batch_size=[16])
     with pytest.raises(ValidationError, match=r"tuning.space: epochs 0 is not allowed"):
         recipe(epochs=[0])

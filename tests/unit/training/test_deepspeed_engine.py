@@ -1,5 +1,6 @@
 """The learning rate schedule, the parameter groups and DeepSpeed's configuration."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +9,7 @@ from torch import nn
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.classifier import Classifier
+from training.batches import micro_batches
 from training.deepspeed_engine import deepspeed_config, linear_schedule, parameter_groups
 
 
@@ -44,10 +46,10 @@ def test_without_warmup_the_first_step_has_the_full_rate() -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_gets_the_batch_size_of_all_workers_and_of_each_worker(stage: int) -> None:
+def test_deepspeed_gets_the_batch_size_of_each_worker(stage: int) -> None:
     training = TrainingConfig.model_validate({"zero_stage": stage, "batch_size": 24, "num_workers": 3})
     config = deepspeed_config(training, num_workers=3, autocast=True)
-    assert config["train_batch_size"] == 24
+    assert "train_batch_size" not in config  # DeepSpeed multiplies; the loop weights rows of uneven parts
     assert config["train_micro_batch_size_per_gpu"] == 8
     assert config["zero_optimization"]["stage"] == stage
     assert config["torch_autocast"]["enabled"] is True
@@ -58,8 +60,25 @@ def test_gradient_accumulation_divides_the_micro_batch() -> None:
     config = deepspeed_config(
         TrainingConfig(batch_size=24, gradient_accumulation_steps=3), num_workers=2, autocast=False
     )
-    assert (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]) == (24, 4)
+    assert config["train_micro_batch_size_per_gpu"] == 4
     assert config["gradient_accumulation_steps"] == 3
+
+
+@pytest.mark.parametrize("batch_size", [100, 128, 720_720])
+def test_any_batch_size_is_met_by_every_number_of_workers_without_larger_micro_batches(batch_size: int) -> None:
+    """Each number of workers between 8 and 16 once had to divide the batch size: 720,720 was the smallest."""
+    training = TrainingConfig.model_validate({"batch_size": batch_size, "num_workers": {"min": 8, "max": 16}})
+    largest = deepspeed_config(training, num_workers=16, autocast=True)["train_micro_batch_size_per_gpu"]
+    for num_workers in range(8, 17):
+        config = deepspeed_config(training, num_workers=num_workers, autocast=True)
+        micro, steps = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
+        assert micro <= largest
+        lengths = np.ones(batch_size, dtype=np.int64)
+        of_ranks = micro_batches(lengths, np.arange(batch_size), training, num_ranks=num_workers)
+        assert {len(parts) for parts in of_ranks} == {steps}
+        sizes = [len(part) for parts in of_ranks for part in parts]
+        assert sum(sizes) == batch_size
+        assert max(sizes) == micro
 
 
 def test_offload_selects_the_states_in_cpu_memory() -> None:

@@ -105,13 +105,16 @@ def test_only_the_adapter_has_gradients_and_optimizer_states() -> None:
 
 def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
     def activations(num_workers: int = 4, length: int = 64, **fields: Any) -> int:
-        return activation_bytes(config_of(**fields), shape=MINILM, batch=Batch(length), num_workers=num_workers)
+        config = config_of(num_workers=num_workers, **fields)
+        return activation_bytes(config, shape=MINILM, batch=Batch(length), num_workers=num_workers)
 
     full_batch = activations(batch_size=64)
     assert activations(batch_size=64, gradient_accumulation_steps=4) == full_batch // 4
     assert activations(batch_size=64, batch_tokens=4 * 64 + 63) == full_batch // 4
     assert activations(batch_size=64, batch_tokens=100 * 64) == full_batch
     assert activations(batch_size=64, num_workers=2) == 2 * full_batch
+    elastic = config_of(batch_size=64, num_workers={"min": 2, "max": 4})  # two workers accumulate micro-batches
+    assert activation_bytes(elastic, shape=MINILM, batch=Batch(64), num_workers=2) == full_batch
     assert activations(batch_size=64, gradient_checkpointing=True) < full_batch / 2
     assert activations(batch_size=64, length=128) > 2 * full_batch  # attention weights grow quadratically
     assert activations(batch_size=64, length=128, attention_dropout=0.0) < activations(batch_size=64, length=128)
