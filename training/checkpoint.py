@@ -1,6 +1,15 @@
-"""Checkpoints between two steps: DeepSpeed's shards, and the progress and random states of each rank."""
+"""Checkpoints between two steps: DeepSpeed's shards, the progress and random states of each rank, and their upload."""
 
-from dataclasses import replace
+import os
+import re
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +19,18 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from tailorbird.config.training import TrainingConfig
-from training.deepspeed_private import convert_to_universal, inner_optimizer
-from training.errors import temporary_directory
+from tailorbird.storage import download_folder, folder_sizes
+from training.deepspeed_private import checkpoint_bytes, convert_to_universal, inner_optimizer
+from training.errors import DiskFull, staging_directory, temporary_directory
 from training.loop import build_engine
 from training.reports import Progress
 from training.safe_checkpoint_loading import UnusableCheckpoint, find_unsafe_file, tensors_only
 from training.task import TaskRuntime, means_over_ranks
 
 TAG = "step"
+MIB = 1 << 20
+CONVERSION_COPIES = 3
+"""Copies of a checkpoint on the disk while it is converted: its shards, their slices, and the result."""
 _PROGRESS = TypeAdapter(Progress)
 
 
@@ -28,39 +41,75 @@ def save(engine: Any, config: TrainingConfig, *, folder: Path, progress: Progres
     save_file(_random_states(), folder / f"rng-{dist.get_rank()}.safetensors")
 
 
-def resume(config: TrainingConfig, runtime: TaskRuntime, *, folder: Path, uri: str) -> tuple[Any, Progress]:
-    """Return an engine in the state of a checkpoint, and this rank's progress; `folder` is this rank's copy of `uri`.
+def stage(engine: Any, config: TrainingConfig, *, progress: Progress) -> Path:
+    """Write this rank's part of a checkpoint to a new local folder, which the caller deletes after its upload.
 
-    If the number of ranks has changed, the shards are converted to DeepSpeed's universal checkpoint, and dropout masks
-    differ from an uninterrupted training. No code from the files is run. Raises UnusableCheckpoint on every rank if a
-    file is unsafe or invalid.
+    Raises DiskFull on every rank, before anything is written, if a node does not have enough room.
     """
-    unsafe = find_unsafe_file(folder)
-    if means_over_ranks(float(unsafe is not None))[0]:
-        raise UnusableCheckpoint(
-            f"checkpoint {uri} was changed after it was written: {unsafe or 'see the error of another worker'}; check "
-            "the write permissions of this path"
-        )
-    with tensors_only():
-        return _resumed(config, runtime, folder=folder, uri=uri)
+    require_room(checkpoint_bytes(engine, exclude_frozen=config.method == "lora"), what="a checkpoint")
+    with staging_directory() as folder:
+        save(engine, config, folder=folder, progress=progress)
+    return folder
 
 
-def _resumed(config: TrainingConfig, runtime: TaskRuntime, *, folder: Path, uri: str) -> tuple[Any, Progress]:
-    num_ranks = len(list(folder.glob("progress-*.json")))
-    if num_ranks == dist.get_world_size() or config.zero_stage == 0:  # stage 0 has no shards
-        engine = build_engine(config, runtime)
-        _restore(engine, config, folder=folder, uri=uri)
-    else:
-        engine = build_engine(_universal(config), runtime)
-        with temporary_directory() as converted:
-            convert_to_universal(folder / TAG, converted / TAG)
-            _restore(engine, config, folder=converted, uri=uri)
-    if num_ranks == dist.get_world_size():
-        states = load_file(folder / f"rng-{dist.get_rank()}.safetensors")
-        torch.set_rng_state(states["cpu"])
-        if "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"])
-    return engine, _progress(folder, num_ranks=num_ranks)
+def resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[Any, Progress]:
+    """Return an engine in the state of the checkpoint at `uri`, and this rank's progress.
+
+    The workers of a node share one download of the files that they need. If the number of ranks has changed, they also
+    share the conversion of the shards to DeepSpeed's universal checkpoint, and dropout masks differ from an
+    uninterrupted training. No code from the files is run. Raises UnusableCheckpoint on every rank if a file is unsafe
+    or invalid.
+    """
+    sizes = folder_sizes(uri)
+    num_ranks = sum(name.startswith("progress-") for name in sizes)
+    converts = num_ranks != dist.get_world_size() and config.zero_stage > 0  # stage 0 has no shards
+    needed = files_to_download(
+        sizes, ranks=local_ranks(), num_ranks=dist.get_world_size(), zero_stage=config.zero_stage
+    )
+    num_bytes = sum(sizes[name] for name in needed) * (CONVERSION_COPIES if converts else 1)
+    with node_directory() as (parent, leads):
+        require_room(num_bytes if leads else 0, what="the checkpoint to resume from")
+        folder = parent / "checkpoint"
+        if leads:
+            download_folder(uri, folder, includes=needed.__contains__)
+        unsafe = find_unsafe_file(folder) if leads else None
+        if means_over_ranks(float(unsafe is not None))[0]:
+            raise UnusableCheckpoint(
+                f"checkpoint {uri} was changed after it was written: {unsafe or 'see the error of another worker'}; "
+                "check the write permissions of this path"
+            )
+        with tensors_only():
+            if converts and leads:
+                convert_to_universal(folder / TAG, parent / "universal" / TAG)
+            dist.barrier()
+            engine = build_engine(_universal(config) if converts else config, runtime)
+            _restore(engine, config, folder=parent / "universal" if converts else folder, uri=uri)
+        if num_ranks == dist.get_world_size():
+            states = load_file(folder / f"rng-{dist.get_rank()}.safetensors")
+            torch.set_rng_state(states["cpu"])
+            if "cuda" in states:
+                torch.cuda.set_rng_state(states["cuda"])
+        return engine, _progress(folder, num_ranks=num_ranks)
+
+
+def files_to_download(
+    names: Iterable[str], *, ranks: AbstractSet[int], num_ranks: int, zero_stage: int
+) -> frozenset[str]:
+    """Return the files of a checkpoint that a node with these ranks needs, to resume with `num_ranks` ranks.
+
+    With as many ranks as before, these are the shards of its own ranks; with another number, those of all ranks. The
+    states of the random generators are only needed in the first case. The progress of all ranks is always needed.
+    """
+    names = frozenset(names)
+    unchanged = sum(name.startswith("progress-") for name in names) == num_ranks
+
+    def is_needed(name: str) -> bool:
+        of_rank = re.search(r"(zero_pp_rank_|rng-)(\d+)", name)
+        if of_rank is None:
+            return True
+        return int(of_rank[2]) in ranks if unchanged else of_rank[1] != "rng-" and zero_stage > 0
+
+    return frozenset(filter(is_needed, names))
 
 
 def _restore(engine: Any, config: TrainingConfig, *, folder: Path, uri: str) -> None:
@@ -96,3 +145,80 @@ def _universal(config: TrainingConfig) -> TrainingConfig:
 def _random_states() -> dict[str, torch.Tensor]:
     states = {"cpu": torch.get_rng_state()}
     return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+
+
+@dataclass(frozen=True)
+class _Disk:
+    """The disk of a worker's temporary folder, and the bytes that the worker will write to it."""
+
+    node: str
+    folder: str
+    free: int
+    needed: int
+
+
+def require_room(num_bytes: int, *, what: str) -> None:
+    """Raise DiskFull on every rank if the temporary folder of a node has less room than its workers need together.
+
+    `num_bytes` is what this rank will write; `what` names it in the message. Every rank must call it.
+    """
+    folder = tempfile.gettempdir()
+    disks: dict[tuple[str, str], list[_Disk]] = defaultdict(list)
+    for disk in gather(_Disk(node_name(), folder, shutil.disk_usage(folder).free, num_bytes)):
+        disks[disk.node, disk.folder].append(disk)
+    for (_, folder), workers in disks.items():
+        free, needed = min(disk.free for disk in workers), sum(disk.needed for disk in workers)
+        if free < needed:
+            raise DiskFull(
+                f"the disk is full: {folder} has {free / MIB:,.1f} MiB left, but {what} of the node's {len(workers)} "
+                f"workers needs {needed / MIB:,.1f} MiB; free some space, or start Ray with TMPDIR on a larger disk"
+            )
+
+
+@contextmanager
+def node_directory() -> Iterator[tuple[Path, bool]]:
+    """Yield a temporary folder that the workers of a node share, and True on the one worker that fills it.
+
+    The folder is deleted when all workers have left the block. Every rank must enter it.
+    """
+    leader = min(rank for rank, name in enumerate(gather(node_name())) if name == node_name())
+    leads = leader == dist.get_rank()
+    with temporary_directory() if leads else nullcontext() as own:
+        yield Path(gather(str(own))[leader]), leads
+        dist.barrier()
+
+
+def local_ranks() -> frozenset[int]:
+    """Return the ranks of the workers on this node. Every rank must call it."""
+    return frozenset(rank for rank, name in enumerate(gather(node_name())) if name == node_name())
+
+
+def node_name() -> str:
+    """Return the number of this worker's node in its worker group, from the variable that Ray Train sets."""
+    return os.environ.get("NODE_RANK", "0")
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the values of all ranks, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+class Upload:
+    """An upload in a thread while training continues. At most one runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+
+    def start(self, upload: Callable[[], None]) -> None:
+        """Call `upload` in the thread. The previous call must be over; see `wait`."""
+        assert self._running is None
+        self._running = self._pool.submit(upload)
+
+    def wait(self) -> None:
+        """Wait until no upload runs, and raise the error of the last one."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()

@@ -24,17 +24,34 @@ class DiskFull(OSError):
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
     """Yield a temporary folder, and delete it after the block. Raise DiskFull if the block fails for lack of space."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            yield Path(folder)
-        except Exception as error:
-            free = shutil.disk_usage(folder).free
-            if free >= MIN_FREE_BYTES and getattr(error, "errno", None) not in DISK_FULL_ERRNOS:
-                raise
-            raise DiskFull(
-                f"the disk is full: {Path(folder).parent} has {free / 2**20:.1f} MiB left ({error}); free some space, "
-                "or start Ray with TMPDIR on a larger disk (a checkpoint needs four times the size of the weights)"
-            ) from error
+    with tempfile.TemporaryDirectory() as folder, _full_disk_reported(Path(folder)):
+        yield Path(folder)
+
+
+@contextmanager
+def staging_directory() -> Iterator[Path]:
+    """Yield a temporary folder that the caller deletes later. If the block fails, delete it, and raise like above."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        with _full_disk_reported(folder):
+            yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _full_disk_reported(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        free = shutil.disk_usage(folder).free
+        if free >= MIN_FREE_BYTES and getattr(error, "errno", None) not in DISK_FULL_ERRNOS:
+            raise
+        raise DiskFull(
+            f"the disk is full: {folder.parent} has {free / 2**20:.1f} MiB left ({error}); free some space, "
+            "or start Ray with TMPDIR on a larger disk (a checkpoint needs four times the size of the weights)"
+        ) from error
 
 
 def describe_failure(error: Exception, *, uri: str) -> str:
@@ -46,7 +63,7 @@ def describe_failure(error: Exception, *, uri: str) -> str:
         return _message(getattr(error, "controller_failure", error), uri=uri)
     failures = {rank: unwrap_worker_failure(failure) for rank, failure in sorted(error.worker_failures.items())}
     # When a worker fails, the other workers lose their connections. Their errors do not name the cause.
-    causes = {r: f for r, f in failures.items() if isinstance(f, (RayActorError, Interrupted, DiskFull, StorageError))}
+    causes = {r: f for r, f in failures.items() if isinstance(f, (RayActorError, Interrupted, OSError, StorageError))}
     return "; ".join(f"worker {rank}: {_message(failure, uri=uri)}" for rank, failure in (causes or failures).items())
 
 

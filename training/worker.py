@@ -1,7 +1,6 @@
 """The training function of the workers of `finetune`."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -9,8 +8,7 @@ import torch.distributed as dist
 
 from cluster.progress import EpochEvent, ProgressEvent
 from tailorbird.config.training import TrainingConfig
-from tailorbird.storage import require_safe_names, upload_folder
-from tailorbird.storage.s3 import storage_errors
+from tailorbird.storage import upload_folder
 from training import checkpoint, preemption
 from training.deepspeed_private import destroy_engine
 from training.errors import temporary_directory
@@ -44,7 +42,7 @@ def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events:
         engine, progress = _start_or_resume(config, runtime, uri=uri)
     except UnusableCheckpoint as error:
         return f"{error}; to start a new training, delete {uri}/train and run again"
-    save = _checkpoint_callback(config, uri=uri)
+    save = _checkpoint_callback(config)
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:
         send_event(events, epoch_event(report, seed=config.seed))
@@ -73,26 +71,31 @@ def _start_or_resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) 
     saved = ray.train.get_checkpoint()
     if saved is None:
         return build_engine(config, runtime), Progress()
-    source = f"{uri.partition('://')[0]}://{saved.path}"
-    require_safe_names(source)
-    with temporary_directory(), saved.as_directory() as folder:
-        dist.barrier()  # The workers of a node share the folder. Without the barrier, a late worker downloads it again.
-        return checkpoint.resume(config, runtime, folder=Path(folder), uri=source)
+    return checkpoint.resume(config, runtime, uri=f"{uri.partition('://')[0]}://{saved.path}")
 
 
-def _checkpoint_callback(config: TrainingConfig, *, uri: str) -> OnSave:
-    """Return a callback that uploads a checkpoint with Ray Train, and raises Interrupted if this worker must stop."""
+def _checkpoint_callback(config: TrainingConfig) -> OnSave:
+    """Return a callback that writes a checkpoint, and raises Interrupted if this worker must stop.
+
+    Ray Train uploads it in a thread while training continues, and registers it when all ranks have uploaded their
+    parts. At most one checkpoint is being uploaded; another save waits for it.
+    """
 
     def save(progress: Progress, engine: Any) -> None:
-        with temporary_directory() as folder:
-            checkpoint.save(engine, config, folder=folder, progress=progress)
-            metrics = {"epoch": progress.epoch, "step": progress.step}
-            with storage_errors(uri):
-                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        wait_for_upload()
+        folder = checkpoint.stage(engine, config, progress=progress)
+        ray.train.report(
+            {"epoch": progress.epoch, "step": progress.step},
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,  # deletes the folder after the upload
+        )
         reason = preemption.preemption_reason()
         if reason is not None:
-            # Wait until the controller has the reports of all ranks, because only then is the checkpoint registered.
-            ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
+            wait_for_upload()
             raise preemption.Interrupted(f"{reason}; checkpointed at epoch {progress.epoch + 1}, step {progress.step}")
+
+    def wait_for_upload() -> None:
+        """Wait until the controller has registered the last checkpoint, after the reports of all ranks."""
+        ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
 
     return save

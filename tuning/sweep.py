@@ -56,7 +56,7 @@ def sweep(
         delete_folder(f"{uri}/{name}")
     known = read_journal(uri).trials
     actor = ray.remote(TrialBroker).options(num_cpus=0, max_concurrency=1000, label_selector=this_node_selector())
-    broker = actor.remote(keep=partial(write_journal, uri=uri), known=known)
+    broker = actor.remote(keep=partial(write_journal, uri=uri), num_trials=config.num_trials, known=known)
     num_rows, num_groups = len(task.validation), config.trials_at_once(room=num_groups_that_fit(training))
     task_ref = ray.put(with_tokenized_rows(task))
     job = WorkerGroupJob(group="", training=training, task=task_ref, broker=broker, events=events, uri=uri)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tailorbird.config.training import TrainingConfig
@@ -44,6 +44,8 @@ class _Trial:
     cancelled: bool = False
     failures: int = 0  # failures of worker groups with this trial since its newest checkpoint
     has_saved: bool = False  # true if the current group has written a checkpoint
+    stored_by: dict[str, set[int]] = field(default_factory=dict)
+    """Ranks that have stored their part of a checkpoint that is not complete, by the checkpoint's URI."""
 
     @property
     def pending(self) -> bool:
@@ -72,8 +74,11 @@ class TrialBroker:
     reports again, and a group resumes the trial from its checkpoint if it is not over.
     """
 
-    def __init__(self, *, keep: Callable[[SweepJournal], None], known: Sequence[TrialRecord] = ()) -> None:
+    def __init__(
+        self, *, keep: Callable[[SweepJournal], None], num_trials: int, known: Sequence[TrialRecord] = ()
+    ) -> None:
         self._keep = keep
+        self._num_left = num_trials  # trials that Tune has not submitted
         self._known = list(known)
         self._trials: dict[str, _Trial] = {}
         """Trials by Tune's id and by name. The two differ for a known trial."""
@@ -89,6 +94,7 @@ class TrialBroker:
 
     async def submit(self, trial_id: str, config: SampledValues) -> None:
         """(Tune) Add a trial."""
+        self._num_left -= 1
         record = next((known for known in self._known if known.config == config), None)
         if record is not None:
             self._known.remove(record)
@@ -124,7 +130,7 @@ class TrialBroker:
         await self._notify()
 
     async def take(self, group: str) -> TrialAssignment | None:
-        """(Worker group) Wait for the next trial; return None if the sweep is over.
+        """(Worker group) Wait for the next trial; return None if there will be none, so that the group can end.
 
         A group that restarted before it finished its trial gets the same trial, unless another group has taken it.
         """
@@ -133,7 +139,7 @@ class TrialBroker:
             self._waiting.appendleft(unfinished)
             await self._notify()
         async with self._changed:
-            await self._changed.wait_for(lambda: self._next() is not None or self._closed)
+            await self._changed.wait_for(lambda: self._next() is not None or self._closed or self._num_left <= 0)
             name = self._next()
             if name is None:
                 return None
@@ -141,6 +147,7 @@ class TrialBroker:
         self._assigned[group] = name
         trial = self._trials[name]
         trial.has_saved = False
+        trial.stored_by.clear()
         return TrialAssignment(name, trial.record.config, trial.record.checkpoint)
 
     def _next(self) -> str | None:
@@ -167,9 +174,20 @@ class TrialBroker:
             )
         return trial.num_requested > len(record.epochs)
 
-    async def saved(self, name: str, checkpoint: str) -> str | None:
-        """(Worker group) Record the trial's new checkpoint, and return the previous one, which can be deleted."""
+    async def saved(self, group: str, name: str, checkpoint: str, *, rank: int, num_ranks: int) -> str | None:
+        """(Worker group) Note that a rank has stored its part of a checkpoint; after the last rank, record it.
+
+        Return the previous checkpoint, which can be deleted, to the last rank, and None to the others. A group that
+        failed may still be uploading; its checkpoints are ignored.
+        """
+        if self._assigned.get(group) != name:
+            return None
         trial = self._trials[name]
+        ranks = trial.stored_by.setdefault(checkpoint, set())
+        ranks.add(rank)
+        if len(ranks) < num_ranks:
+            return None
+        trial.stored_by.clear()
         previous, trial.record.checkpoint = trial.record.checkpoint, checkpoint
         trial.has_saved = True
         await self._write()

@@ -1,16 +1,22 @@
 """The training function of a worker group, which trains one trial after another."""
 
 import gc
+import shutil
 import time
+import uuid
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 import torch.distributed as dist
 
 from cluster.progress import TrialEvent
-from tailorbird.storage import delete_folder, download_folder, upload_folder
+from tailorbird.storage import delete_folder, upload_folder
 from training import checkpoint, preemption
 from training.deepspeed_private import destroy_engine
 from training.errors import temporary_directory
@@ -18,7 +24,7 @@ from training.export import UnusableWeights, export_weights
 from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport, Progress, TrainingResult
 from training.safe_checkpoint_loading import UnusableCheckpoint
-from training.task import Diverged, TaskRuntime
+from training.task import Diverged, TaskRuntime, means_over_ranks
 from training.worker import epoch_event, send_event
 from tuning.search_space import trial_config
 from tuning.trial_broker import TrialAssignment, WorkerGroupJob
@@ -26,6 +32,9 @@ from tuning.trial_broker import TrialAssignment, WorkerGroupJob
 CHECKPOINT_WORTH_S = 120.0
 """Minimum seconds between checkpoints at the end of an epoch. Writing one takes up to 5 s (MiniLM on a busy machine
 with two cores)."""
+
+POLL_S = 30.0
+"""Seconds between two messages of rank 0 to the others while it waits for the broker."""
 
 T = TypeVar("T")
 
@@ -36,7 +45,7 @@ def train_trials(job: WorkerGroupJob) -> None:
     runtime = ray.get(job.task).load_runtime(attention_dropout=job.training.attention_dropout)
     gc.freeze()  # exclude the shared runtime from the garbage collection after each trial
     while True:
-        assignment = _from_rank_0(lambda: ray.get(job.broker.take.remote(job.group)))
+        assignment = answer(lambda: job.broker.take.remote(job.group).future())
         if assignment is None:
             return
         send_event(job.events, TrialEvent(assignment.trial, assignment.config, "training"))
@@ -49,6 +58,8 @@ class _TrialRun:
 
     This class writes checkpoints to S3 itself, instead of with `ray.train.report`, because a group's Ray Train run
     covers many trials. Another group, or a group of a restarted driver, can resume each trial from its own checkpoints.
+    Each rank uploads its part in a thread while training continues. The broker records a checkpoint after the last rank
+    has uploaded its part, so a checkpoint that a failure cuts off is never used.
     """
 
     def __init__(self, job: WorkerGroupJob, assignment: TrialAssignment, runtime: TaskRuntime) -> None:
@@ -57,6 +68,7 @@ class _TrialRun:
         self._config = trial_config(job.training, assignment.config)
         self._checkpoints = f"{job.uri}/checkpoints/{self._trial}"
         self._saved_at = time.perf_counter()
+        self._upload = checkpoint.Upload()
 
     def run(self) -> str:
         """Train, export the weights if they are the best so far, and return the trial's final status."""
@@ -77,8 +89,9 @@ class _TrialRun:
             return self._give_up(str(error))
         completed = report.epoch + 1 == self._config.epochs
         weights = f"{self._job.uri}/trial-{self._trial}"
-        is_best = _from_rank_0(lambda: ray.get(self._broker.is_best.remote(score=report.score, completed=completed)))
+        is_best = answer(lambda: self._broker.is_best.remote(score=report.score, completed=completed).future())
         exported = is_best and self._export(engine, weights)
+        self._finish_uploads()
         if dist.get_rank() == 0:
             result = TrainingResult.of_report(report, weights=weights if exported else "")
             ray.get(self._broker.finish.remote(self._job.group, self._trial, result))
@@ -91,42 +104,48 @@ class _TrialRun:
         source = self._assignment.checkpoint
         if source is None:
             return build_engine(self._config, self._runtime), Progress()
-        with temporary_directory() as parent:
-            folder = parent / "checkpoint"
-            download_folder(source, folder)
-            return checkpoint.resume(self._config, self._runtime, folder=folder, uri=source)
+        return checkpoint.resume(self._config, self._runtime, uri=source)
 
     def _on_epoch(self, report: EpochReport, engine: Any) -> bool:
         send_event(self._job.events, epoch_event(report, trial=self._trial))
         last = report.epoch + 1 == self._config.epochs
-
-        def decide() -> tuple[bool, bool]:
-            continues = ray.get(self._broker.report.remote(self._trial, report, last=last))
-            worth_s = min(CHECKPOINT_WORTH_S, self._config.checkpoint_interval_s)
-            return continues, time.perf_counter() - self._saved_at >= worth_s
-
-        continues, save_now = _from_rank_0(decide)
-        if continues and save_now and not last:
+        continues = bool(answer(lambda: self._broker.report.remote(self._trial, report, last=last).future()))
+        worth_s = min(CHECKPOINT_WORTH_S, self._config.checkpoint_interval_s)
+        if _from_rank_0(continues and not last and time.perf_counter() - self._saved_at >= worth_s):
             self._save(Progress(epoch=report.epoch + 1, last=report), engine)
         return continues
 
     def _save(self, progress: Progress, engine: Any) -> None:
-        """Write a checkpoint, then raise Interrupted if this worker must stop."""
-        uri = f"{self._checkpoints}/{progress.epoch}-{progress.step}-{dist.get_world_size()}"
-        with temporary_directory() as folder:
-            checkpoint.save(engine, self._config, folder=folder, progress=progress)
-            upload_folder(folder, uri)
-        dist.barrier()  # The checkpoint is complete when all ranks have stored their parts.
-        if dist.get_rank() == 0:
-            previous = ray.get(self._broker.saved.remote(self._trial, uri))
-            if previous is not None:
-                delete_folder(previous)
+        """Write a checkpoint, upload it in a thread, and raise Interrupted if this worker must stop."""
+        self._upload.wait()
+        # The name is unique: a group that resumes an older checkpoint writes the same step again.
+        name = _from_rank_0(f"{progress.epoch}-{progress.step}-{dist.get_world_size()}-{uuid.uuid4().hex[:8]}")
+        folder = checkpoint.stage(engine, self._config, progress=progress)
+        self._upload.start(partial(self._store, folder, uri=f"{self._checkpoints}/{name}"))
         self._saved_at = time.perf_counter()
         reason = preemption.preemption_reason()
+        if means_over_ranks(float(reason is not None))[0]:
+            self._finish_uploads()
         if reason is not None:
             raise preemption.Interrupted(
                 f"{reason}; trial {self._trial} is checkpointed at epoch {progress.epoch + 1}, step {progress.step}"
             )
+
+    def _store(self, folder: Path, *, uri: str) -> None:
+        """Upload and delete this rank's part of a checkpoint. The last rank deletes the previous checkpoint."""
+        try:
+            upload_folder(folder, uri)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        ranks = {"rank": dist.get_rank(), "num_ranks": dist.get_world_size()}
+        previous = ray.get(self._broker.saved.remote(self._job.group, self._trial, uri, **ranks))
+        if previous is not None:
+            delete_folder(previous)
+
+    def _finish_uploads(self) -> None:
+        """Wait until all ranks have stored their parts of the last checkpoint."""
+        self._upload.wait()
+        dist.barrier()
 
     def _export(self, engine: Any, weights: str) -> bool:
         """Upload the weights. Return False on rank 0 if they are unusable; the worker group does not fail."""
@@ -141,15 +160,30 @@ class _TrialRun:
 
     def _give_up(self, message: str) -> str:
         """Mark the trial as failed without a retry, which would fail the same way."""
+        self._finish_uploads()
         if dist.get_rank() == 0:
             ray.get(self._broker.give_up.remote(self._job.group, self._trial, message))
             delete_folder(self._checkpoints)
         return "failed"
 
 
-def _from_rank_0(function: Callable[[], T]) -> T:
-    """Call `function` on rank 0 and return its value on every rank."""
-    values: list[Any] = [function() if dist.get_rank() == 0 else None]
+def answer(request: Callable[[], Future[Any]]) -> Any:
+    """Send a request to the broker from rank 0, and return its answer on every rank.
+
+    The broker may take longer to answer than a process group waits, 30 minutes by default. Rank 0 therefore tells the
+    other ranks every `POLL_S` seconds that they must wait.
+    """
+    pending = request() if dist.get_rank() == 0 else None
+    while True:
+        if pending is not None:
+            with suppress(TimeoutError):
+                pending.exception(timeout=POLL_S)
+        if _from_rank_0(pending is not None and pending.done()):
+            return _from_rank_0(None if pending is None else pending.result())
+
+
+def _from_rank_0(value: T) -> T:
+    """Return rank 0's value on every rank."""
+    values = [value]
     dist.broadcast_object_list(values, src=0)
-    value: T = values[0]
-    return value
+    return values[0]

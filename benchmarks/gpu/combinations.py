@@ -109,7 +109,7 @@ def _difference_after_resume(combination: Combination, runtime: TaskRuntime, *, 
     whole = train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=on_save))
     export_weights(engine, config, runtime=runtime, folder=folder / "weights")
     destroy_engine(engine)
-    engine, progress = checkpoint.resume(config, runtime, folder=saved, uri=saved.as_uri())
+    engine, progress = checkpoint.resume(config, runtime, uri=saved.as_uri())
     assert progress.step == CHECKPOINT_AT
     resumed = train(engine, config, runtime=runtime, progress=progress)
     destroy_engine(engine)

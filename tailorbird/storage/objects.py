@@ -108,17 +108,33 @@ def delete_folder(uri: str) -> None:
         store.delete_dir(path.rstrip("/"))
 
 
-def require_safe_names(uri: str) -> None:
-    """Raise StorageError if a download of `uri` would write a file outside its local folder."""
-    for file in list_files(uri.rstrip("/")):
-        _relative(file, uri.rstrip("/"))
+def folder_sizes(uri: str) -> dict[str, int]:
+    """Return the size in bytes of each file under a folder, by its path relative to the folder.
+
+    Raises StorageError if there are no files, or if a download would write one outside its local folder.
+    """
+    base = uri.rstrip("/")
+    store, path = filesystem(base)
+    with storage_errors(uri):
+        infos = store.get_file_info(pafs.FileSelector(path.rstrip("/"), allow_not_found=True, recursive=True))
+        files = [info for info in infos if info.type == pafs.FileType.File]
+        if not files:
+            raise FileNotFoundError(uri)
+    return {_relative(_uri(store, info.path), base): int(info.size) for info in files}
 
 
-def download_folder(uri: str, local: Path, *, check: Callable[[Path], None] = lambda _folder: None) -> None:
+def download_folder(
+    uri: str,
+    local: Path,
+    *,
+    check: Callable[[Path], None] = lambda _folder: None,
+    includes: Callable[[str], bool] = lambda _name: True,
+) -> None:
     """Download all files under `uri` into a new local folder atomically. Only its owner can enter the folder.
 
-    `check` receives the folder before it appears under its name, and raises to refuse it. Raises StorageError if
-    `local` exists and is not empty, or if a file would be written outside it.
+    `includes` receives the path of a file relative to the folder, and returns False if the file is not needed. `check`
+    receives the folder before it appears under its name, and raises to refuse it. Raises StorageError if `local` exists
+    and is not empty, or if a file would be written outside it.
     """
     if local.exists() and (not local.is_dir() or any(local.iterdir())):
         raise StorageError(f"{local} already exists; give a new folder for {uri}")
@@ -127,8 +143,11 @@ def download_folder(uri: str, local: Path, *, check: Callable[[Path], None] = la
     local.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{local.name}-", dir=local.parent))
     try:
-        targets = {name: temporary / _relative(name, base) for name in files}
-        _transfer(files, lambda name: _download(name, targets[name]))
+        names = {file: _relative(file, base) for file in files}
+        _transfer(
+            (file for file, name in names.items() if includes(name)),
+            lambda file: _download(file, temporary / names[file]),
+        )
         check(temporary)
         with storage_errors(uri):
             temporary.rename(local)

@@ -30,14 +30,14 @@ def rows_of(num: int, *, first: int = 0) -> tuple[Rows, list[list[int]]]:
     return Rows(names, names, tuple(str(label) for label in labels)), tokens
 
 
-def small_runtime(*, dropout: float) -> ClassifierRuntime:
+def small_runtime(*, dropout: float, hidden_size: int = 16) -> ClassifierRuntime:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50,
-        hidden_size=16,
+        hidden_size=hidden_size,
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=32,
+        intermediate_size=2 * hidden_size,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )

@@ -127,7 +127,7 @@ def test_a_resume_within_an_epoch_gives_the_losses_of_an_uninterrupted_training(
     with pytest.raises(Stop):
         train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=on_save))
     destroy_engine(engine)
-    engine, progress = checkpoint.resume(config, runtime, folder=tmp_path, uri=tmp_path.as_uri())
+    engine, progress = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
     report = train(engine, config, runtime=runtime, progress=progress)
     destroy_engine(engine)
     assert report.loss == plain[-1].loss
@@ -153,7 +153,7 @@ def test_a_training_killed_during_validation_repeats_no_step(tmp_path: Path, mon
         with pytest.raises(Killed):
             train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
-    engine, progress = checkpoint.resume(config, runtime, folder=tmp_path, uri=tmp_path.as_uri())
+    engine, progress = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
     assert progress.step == 3
     report = train(engine, config, runtime=runtime, progress=progress)
     destroy_engine(engine)

@@ -2,22 +2,26 @@
 
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.unit.training.small import config_of, small_runtime
+from training import checkpoint
 from training.deepspeed_private import (
     PARAMETER_ATTRIBUTES,
     RECORDS,
     SHM_OP,
     VERSION,
+    checkpoint_bytes,
     destroy_engine,
     import_deepspeed,
     inner_optimizer,
 )
-from training.loop import build_engine
+from training.loop import build_engine, train
+from training.reports import Progress
 
 
 def missing(name: str) -> str:
@@ -49,6 +53,21 @@ def test_the_gradient_all_reduce_of_an_engine_can_be_disabled(engine: Any) -> No
 
 def test_the_torch_optimizer_is_found_inside_the_zero_optimizer(engine: Any) -> None:
     assert isinstance(inner_optimizer(engine), torch.optim.AdamW), missing("engine.optimizer.optimizer")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_size_of_a_checkpoint_is_known_before_it_is_written(tmp_path: Path, stage: int, method: str) -> None:
+    runtime = small_runtime(dropout=0.0, hidden_size=256)
+    config = config_of(zero_stage=stage, method=method, epochs=1, lora_r=64, learning_rate=1e-4)
+    engine = build_engine(config, runtime)
+    train(engine, config, runtime=runtime)
+    expected = checkpoint_bytes(engine, exclude_frozen=method == "lora")
+    checkpoint.save(engine, config, folder=tmp_path, progress=Progress(epoch=1))
+    destroy_engine(engine)
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert expected > 1 << 20
+    assert expected <= written < 1.1 * expected
 
 
 def test_destroy_removes_the_optimizer_and_the_attributes_of_parameters() -> None:

@@ -163,7 +163,7 @@ def test_a_resume_from_any_step_gives_the_report_of_an_uninterrupted_training(
     assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
     for epoch, step in ((0, 2), (1, 1)):
         saved = tmp_path / f"{epoch}-{step}"
-        engine, progress = checkpoint.resume(config, runtime, folder=saved, uri=saved.as_uri())
+        engine, progress = checkpoint.resume(config, runtime, uri=saved.as_uri())
         assert (progress.epoch, progress.step, progress.last is None) == (epoch, step, epoch == 0)
         resumed = run(progress=progress)
         destroy_engine(engine)
@@ -187,7 +187,7 @@ def test_a_training_can_resume_with_gradient_checkpointing(tmp_path: Path, stage
     plain = train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
     config = config_of(**fields, gradient_checkpointing=True)
-    engine, progress = checkpoint.resume(config, runtime, folder=tmp_path, uri=tmp_path.as_uri())
+    engine, progress = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
     assert progress.step == 1
     resumed = train(engine, config, runtime=runtime, progress=progress)
     destroy_engine(engine)
@@ -214,7 +214,7 @@ def test_a_training_stopped_at_the_last_step_of_an_epoch_resumes_with_the_valida
         train(engine, config, runtime=runtime, callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
     assert saved_steps == [3]
-    engine, progress = checkpoint.resume(config, runtime, folder=tmp_path, uri=tmp_path.as_uri())
+    engine, progress = checkpoint.resume(config, runtime, uri=tmp_path.as_uri())
     resumed = train(engine, config, runtime=runtime, progress=progress, callbacks=Callbacks(on_save=save))
     destroy_engine(engine)
     assert (resumed.loss, resumed.score, resumed.padding_share) == (

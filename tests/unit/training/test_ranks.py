@@ -26,6 +26,7 @@ METHODS = ("full", "lora")
 Case = tuple[int, str]
 """ZeRO stage and method."""
 RESIZED: list[Case] = [(stage, method) for stage in (1, 3) for method in METHODS]
+ON_NODES: list[Case] = [(1, "full"), (3, "lora")]
 EXPORTED: list[Case] = [(stage, method) for stage in range(4) for method in METHODS]
 
 
@@ -68,6 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         2,
         (resume_training, RESIZED, folder / "1"),
         (start_training, RESIZED, folder / "2"),
+        (resume_on_two_nodes, ON_NODES, folder / "2"),
         (export, EXPORTED, folder / "exported"),
     )
     merge_checkpoints(folder / "2", num_ranks=2)
@@ -85,19 +87,30 @@ def merge_checkpoints(folder: Path, *, num_ranks: int) -> None:
 
 def start_training(folder: Path, stage: int, method: str) -> None:
     """Train two epochs, and checkpoint after two steps."""
-    train(folder, stage, method, resumed=False)
+    train(folder, stage, method, resume_from=None)
 
 
 def resume_training(folder: Path, stage: int, method: str) -> None:
     """Resume the training of `start_training` from its checkpoint."""
-    train(folder, stage, method, resumed=True)
+    train(folder, stage, method, resume_from="merged")
 
 
-def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
+def resume_on_two_nodes(folder: Path, stage: int, method: str) -> None:
+    """Resume with as many ranks as before, each on its own node, which downloads only the shards of this rank."""
+    if dist.get_rank() == 0:
+        for rank in range(dist.get_world_size()):
+            shutil.copytree(folder / f"rank-{rank}", folder / "on-nodes", dirs_exist_ok=True)
+    dist.barrier()
+    with mock.patch.dict(os.environ, NODE_RANK=str(dist.get_rank())):
+        train(folder, stage, method, resume_from="on-nodes")
+
+
+def train(folder: Path, stage: int, method: str, *, resume_from: str | None) -> None:
     """Train two epochs; rank 0 writes the last report."""
     runtime = small_runtime(dropout=0.0)
     config = config_of(
-        num_workers=dist.get_world_size(),
+        num_workers={"min": 1, "max": 2},
+        batch_size=7,  # not a multiple of two workers; one worker accumulates two micro-batches
         zero_stage=stage,
         method=method,
         lora_dropout=0.0,
@@ -106,16 +119,15 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
     )
 
     def save(progress: reports.Progress, engine: Any) -> None:
-        if not resumed and (progress.epoch, progress.step) == CHECKPOINT_AT:
+        if resume_from is None and (progress.epoch, progress.step) == CHECKPOINT_AT:
             own = folder / f"rank-{dist.get_rank()}"
             own.mkdir()
             checkpoint.save(engine, config, folder=own, progress=progress)
 
     # The rounding of bf16 depends on the shape of the batch, and so on the number of ranks.
     with mock.patch("training.loop.inference_dtype", return_value=torch.float32):
-        if resumed:
-            merged = folder / "merged"
-            engine, progress = checkpoint.resume(config, runtime, folder=merged, uri=merged.as_uri())
+        if resume_from is not None:
+            engine, progress = checkpoint.resume(config, runtime, uri=(folder / resume_from).as_uri())
         else:
             engine, progress = loop.build_engine(config, runtime), reports.Progress()
     last = loop.train(
@@ -126,7 +138,7 @@ def train(folder: Path, stage: int, method: str, *, resumed: bool) -> None:
         progress=progress,
     )
     if dist.get_rank() == 0:
-        (folder / f"report-{resumed}.json").write_text(json.dumps([last.loss, last.score, last.padding_share]))
+        (folder / f"report-{resume_from}.json").write_text(json.dumps([last.loss, last.score, last.padding_share]))
     destroy_engine(engine)
 
 
@@ -135,10 +147,19 @@ def test_deepspeed_3810_a_training_resumes_with_another_number_of_workers(traine
     for stage, method in RESIZED:
         folder = trained / str(before) / f"{stage}-{method}"
         uninterrupted, resumed_report = (
-            json.loads((folder / f"report-{resumed}.json").read_text()) for resumed in (False, True)
+            json.loads((folder / f"report-{source}.json").read_text()) for source in (None, "merged")
         )
         assert resumed_report[0] == pytest.approx(uninterrupted[0], rel=1e-5), (stage, method)
         assert resumed_report[1] == uninterrupted[1], (stage, method)
+
+
+def test_a_node_needs_only_the_shards_of_its_own_ranks_to_resume(trained: Path) -> None:
+    for stage, method in ON_NODES:
+        folder = trained / "2" / f"{stage}-{method}"
+        uninterrupted, resumed = (
+            json.loads((folder / f"report-{source}.json").read_text()) for source in (None, "on-nodes")
+        )
+        assert resumed == uninterrupted, (stage, method)
 
 
 def export(folder: Path, stage: int, method: str) -> None:

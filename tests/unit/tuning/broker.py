@@ -28,8 +28,10 @@ def result(weights: str = "", *, score: float = 0.5) -> TrainingResult:
     )
 
 
-def new_broker(*, known: tuple[TrialRecord, ...] = (), journals: list[SweepJournal] | None = None) -> TrialBroker:
-    return TrialBroker(keep=(journals if journals is not None else []).append, known=known)
+def new_broker(
+    *, num_trials: int = 100, known: tuple[TrialRecord, ...] = (), journals: list[SweepJournal] | None = None
+) -> TrialBroker:
+    return TrialBroker(keep=(journals if journals is not None else []).append, num_trials=num_trials, known=known)
 
 
 def record(broker: TrialBroker, trial: str) -> TrialRecord:
@@ -48,3 +50,8 @@ async def settle() -> None:
     """Run all tasks until each of them waits."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def save(broker: TrialBroker, trial: str, checkpoint: str) -> str | None:
+    """Record a checkpoint of a trial by the only rank of group-0; return the previous checkpoint."""
+    return await broker.saved("group-0", trial, checkpoint, rank=0, num_ranks=1)

@@ -85,6 +85,24 @@ def test_close_ends_waiting_groups_and_reports() -> None:
     run(scenario())
 
 
+def test_a_group_without_a_trial_left_ends_while_another_group_trains() -> None:
+    async def scenario() -> None:
+        broker = new_broker(num_trials=2)
+        await broker.submit("a", {})
+        assert await take(broker, "group-0") == "a"
+        idle = asyncio.create_task(broker.take("group-1"))
+        await settle()
+        assert not idle.done()  # Tune has not submitted the second trial
+        await broker.submit("b", {})
+        assert getattr(await idle, "trial", None) == "b"
+        await broker.finish("group-1", "b", result())
+        assert await broker.take("group-1") is None
+        await broker.requeue("group-0", "its node was lost")
+        assert await take(broker, "group-0") == "a"  # the group restarts with the resources of the other one
+
+    run(scenario())
+
+
 def test_a_finished_trial_is_not_assigned_again() -> None:
     async def scenario() -> None:
         broker = new_broker()

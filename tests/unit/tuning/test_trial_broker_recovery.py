@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.tuning.broker import epoch, new_broker, record, result, run, settle, take
+from tests.unit.tuning.broker import epoch, new_broker, record, result, run, save, settle, take
 from tuning.trial_broker import MAX_FAILURES, SweepFailed, TrialAssignment
 from tuning.trial_record import SweepJournal, TrialRecord
 
@@ -92,7 +92,7 @@ def test_a_requeued_trial_goes_to_a_waiting_group_and_the_restarted_group_gets_t
         for name in ("a", "b"):
             await broker.submit(name, {})
         assert await broker.take("group-0") == TrialAssignment("a", {}, None)
-        await broker.saved("a", "s3://a/1")
+        await save(broker, "a", "s3://a/1")
         assert await broker.take("group-1") == TrialAssignment("b", {}, None)
         await broker.finish("group-1", "b", result(score=0.1))
         waiting = asyncio.create_task(broker.take("group-1"))
@@ -155,11 +155,29 @@ def test_a_trial_resumes_from_its_newest_checkpoint_and_saved_returns_the_previo
         broker = new_broker()
         await broker.submit("a", {})
         await broker.take("group-0")
-        assert await broker.saved("a", "s3://first") is None
-        assert await broker.saved("a", "s3://second") == "s3://first"
+        assert await save(broker, "a", "s3://first") is None
+        assert await save(broker, "a", "s3://second") == "s3://first"
         assert await broker.take("group-0") == TrialAssignment("a", {}, "s3://second")  # the group restarted
         await broker.group_lost("group-0", "no node", last=False)
         assert await broker.take("group-1") == TrialAssignment("a", {}, "s3://second")
+
+    run(scenario())
+
+
+def test_a_checkpoint_is_recorded_after_the_last_rank_has_stored_its_part() -> None:
+    async def scenario() -> None:
+        broker = new_broker()
+        await broker.submit("a", {})
+        await broker.take("group-0")
+        await save(broker, "a", "s3://first")
+        assert await broker.saved("group-0", "a", "s3://second", rank=1, num_ranks=2) is None
+        assert await broker.saved("group-0", "a", "s3://second", rank=1, num_ranks=2) is None
+        assert record(broker, "a").checkpoint == "s3://first"
+        await broker.requeue("group-0", "worker 0 was killed during its upload")
+        assert await broker.take("group-1") == TrialAssignment("a", {}, "s3://first")
+        # An upload of the failed group that ends late does not replace the checkpoint that the new group resumes from.
+        assert await broker.saved("group-0", "a", "s3://second", rank=0, num_ranks=2) is None
+        assert record(broker, "a").checkpoint == "s3://first"
 
     run(scenario())
 
@@ -170,7 +188,7 @@ def test_a_trial_with_a_new_checkpoint_before_each_failure_is_retried() -> None:
         await broker.submit("long", {})
         for number in range(3 * MAX_FAILURES):
             assert await take(broker) == "long"
-            await broker.saved("long", f"s3://{number}")
+            await save(broker, "long", f"s3://{number}")
             await broker.requeue("group-0", "out of memory")
         assert await take(broker) == "long"
 
@@ -224,7 +242,7 @@ def test_a_trial_that_failed_by_its_groups_is_retried_after_a_restart() -> None:
         broker = new_broker(journals=journals)
         await broker.submit("a", {"x": 1})
         assert await broker.take("group-0") == TrialAssignment("a", {"x": 1}, None)
-        await broker.saved("a", "s3://kept")
+        await save(broker, "a", "s3://kept")
         for _ in range(MAX_FAILURES):  # the first failure does not count, because there was a new checkpoint
             await broker.requeue("group-0", "out of memory")
             await broker.take("group-0")
@@ -261,7 +279,7 @@ def test_the_journal_is_written_after_each_change() -> None:
         await broker.submit("a", {"x": 1})
         await broker.take("group-0")
         assert await broker.report("a", epoch(0), last=True) is False
-        await broker.saved("a", "s3://kept")
+        await save(broker, "a", "s3://kept")
         await broker.finish("group-0", "a", result())
         assert [journal.trials[0].checkpoint for journal in journals] == [None, "s3://kept", "s3://kept"]
         assert journals[-1] == broker.journal()

@@ -1,8 +1,13 @@
-"""A checkpoint that contains code is rejected, and the code does not run, no matter how the checkpoint is read."""
+"""Checkpoints: their local files and uploads, and protection against code in them.
+
+A checkpoint that contains code is rejected, and the code does not run, no matter how the checkpoint is read.
+"""
 
 import os
 import pickle
 import shutil
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +18,18 @@ import torch
 from tailorbird.config.training import TrainingConfig
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint
+from training.checkpoint import Upload, node_directory, require_room
 from training.classification_task import ClassifierRuntime
 from training.deepspeed_private import destroy_engine
+from training.errors import DiskFull, staging_directory
 from training.loop import build_engine, train
 from training.reports import Progress
 from training.safe_checkpoint_loading import FORBID, FORCE, UnusableCheckpoint, find_unsafe_file, tensors_only
 
-URI = "s3://models/task/runs/1/train/checkpoint"
+LIMIT_S = 20
+SHARDS = [f"step/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(12)]
+STATES = [f"rng-{rank}.safetensors" for rank in range(12)]
+COMMON = ["latest", "step/mp_rank_00_model_states.pt", *(f"progress-{rank}.json" for rank in range(12))]
 MODEL = {stage: f"step/{'zero_pp_rank_0_' if stage == 3 else ''}mp_rank_00_model_states.pt" for stage in (0, 1, 3)}
 OPTIMIZER = "step/zero_pp_rank_0_mp_rank_00_optim_states.pt"
 READ = [(0, MODEL[0]), (1, MODEL[1]), (1, OPTIMIZER), (3, MODEL[3]), (3, OPTIMIZER)]
@@ -71,7 +81,7 @@ def runtime_and_config(stage: int) -> tuple[ClassifierRuntime, TrainingConfig]:
 
 def resume(folder: Path, *, stage: int) -> None:
     runtime, config = runtime_and_config(stage)
-    engine, _ = checkpoint.resume(config, runtime, folder=folder, uri=URI)
+    engine, _ = checkpoint.resume(config, runtime, uri=folder.as_uri())
     destroy_engine(engine)
 
 
@@ -83,7 +93,7 @@ def test_a_checkpoint_with_code_is_rejected_and_the_code_does_not_run(
     folder, marker = shutil.copytree(checkpoints[stage], tmp_path / "copy"), tmp_path / "it-ran"
     attack(folder / name, Payload(marker))
     with pytest.raises(
-        UnusableCheckpoint, match=rf"checkpoint {URI} was changed .*{name}.* check the write permissions"
+        UnusableCheckpoint, match=rf"checkpoint {folder.as_uri()} was changed .*{name}.* check the write permissions"
     ):
         resume(folder, stage=stage)
     assert not marker.exists()
@@ -151,3 +161,54 @@ def test_environment_variables_do_not_disable_the_protection_and_are_restored(
     assert not marker.exists()
     assert os.environ.get(FORBID) == "1"
     assert FORCE not in os.environ
+
+
+def test_a_checkpoint_that_does_not_fit_the_disk_is_refused_before_it_is_written() -> None:
+    folder = tempfile.gettempdir()
+    require_room(1, what="a checkpoint")
+    message = f"the disk is full: {folder} has .* MiB left, but a checkpoint .* needs 1,048,576,000.0 MiB; free some"
+    with pytest.raises(DiskFull, match=message):
+        require_room(1_000 << 40, what="a checkpoint")
+
+
+def test_a_node_downloads_the_shards_of_its_own_ranks() -> None:
+    needed = checkpoint.files_to_download([*SHARDS, *STATES, *COMMON], ranks={4, 11}, num_ranks=12, zero_stage=1)
+    assert needed == {*COMMON, SHARDS[4], STATES[4], SHARDS[11], STATES[11]}
+
+
+def test_with_another_number_of_ranks_all_shards_are_converted_and_no_random_state_is_needed() -> None:
+    names = [*SHARDS, *STATES, *COMMON]
+    needed = checkpoint.files_to_download(names, ranks={0, 1}, num_ranks=8, zero_stage=1)
+    assert needed == {*COMMON, *SHARDS}
+    assert checkpoint.files_to_download([*STATES, *COMMON], ranks={0}, num_ranks=8, zero_stage=0) == set(COMMON)
+
+
+def test_a_folder_of_the_node_is_deleted_after_its_use() -> None:
+    with node_directory() as (folder, leads):
+        assert leads
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_a_staged_folder_remains_unless_its_block_fails() -> None:
+    with staging_directory() as folder:
+        (folder / "file").touch()
+    assert (folder / "file").exists()
+    with pytest.raises(ZeroDivisionError), staging_directory() as folder:
+        raise ZeroDivisionError
+    assert not folder.exists()
+
+
+def test_an_upload_runs_while_training_continues_and_its_error_is_raised_later() -> None:
+    upload, trained = Upload(), threading.Event()
+
+    def fail() -> None:
+        assert trained.wait(LIMIT_S)
+        raise ValueError("s3 is gone")
+
+    upload.wait()
+    upload.start(fail)
+    trained.set()  # not reached if `start` waited for the upload
+    with pytest.raises(ValueError, match="s3 is gone"):
+        upload.wait()
+    upload.wait()
