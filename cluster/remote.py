@@ -53,9 +53,14 @@ def this_node_selector() -> dict[str, str]:
 
     Without it, Ray may place an actor without a CPU on any node, and the loss of that node ends work on other nodes.
     """
+    return {"ray.io/node-id": this_node()}
+
+
+def this_node() -> str:
+    """Return the Ray id of the node of this process."""
     import ray
 
-    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def note_shortage(num_cpus: int, *, what: str, progress: ProgressReporter) -> None:

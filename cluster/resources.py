@@ -58,6 +58,7 @@ class Node:
     is_head: bool
     total: Resources
     free: Resources
+    memory_bytes: int = 0  # memory that Ray assigns to tasks and actors
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def live_nodes() -> tuple[Node, ...]:
             is_head=ray_private.HEAD_RESOURCE in node["Resources"],
             total=_resources(node["Resources"]),
             free=_resources(free.get(node["NodeID"], {})),
+            memory_bytes=int(node["Resources"].get("memory", 0)),
         )
         for node in ray.nodes()
         if node["Alive"]

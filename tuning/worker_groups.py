@@ -9,52 +9,61 @@ from typing import Any
 import ray
 from ray.train import UserCallback, WorkerGroupError
 
-from cluster.remote import this_node_selector
+from cluster.remote import this_node
+from cluster.resources import live_nodes, worker_resources, workers_that_fit
 from tailorbird.config.training import TrainingConfig
 from training.errors import describe_failure
 from training.trainer import build_torch_trainer
 from tuning.trial_broker import WorkerGroupJob
 
+GROUP_HELPERS_BYTES = 880 << 20
+"""Memory of a group's processes on the driver's node: Ray Train's controller (273 MiB) and its four helpers (117 MiB
+each), and Ray Tune's actor of the trial (134 MiB). Proportional set sizes of two groups with Ray 2.60."""
+
 
 def num_groups_that_fit(training: TrainingConfig) -> int:
-    """Return the number of worker groups that fit in the cluster, at least 1, since an autoscaler may add nodes."""
-    total = ray.cluster_resources()
-    by_cpu = int(total.get("CPU", 0)) // (training.max_workers * training.cpus_per_worker)
-    if training.gpus_per_worker:
-        return max(1, min(by_cpu, int(total.get("GPU", 0)) // (training.max_workers * training.gpus_per_worker)))
-    return max(1, by_cpu)
+    """Return the number of worker groups that fit in the cluster, at least 1, since an autoscaler may add nodes.
+
+    The nodes limit the workers, and the memory of this node limits the controllers and helpers of the groups.
+    """
+    nodes = live_nodes()
+    by_workers = workers_that_fit((node.total for node in nodes), worker_resources(training)) // training.max_workers
+    memory = next((node.memory_bytes for node in nodes if node.id == this_node()), 0)
+    by_memory = memory // GROUP_HELPERS_BYTES if memory else by_workers
+    return max(1, min(by_workers, by_memory))
 
 
 @contextmanager
 def run_worker_groups(job: WorkerGroupJob, *, num_groups: int) -> Iterator[list[str]]:
-    """Run worker groups until the block ends; yield a list to which the error of each failed group is appended."""
-    start = ray.remote(num_cpus=0, max_retries=0, label_selector=this_node_selector())(_run_group)
-    names = [f"group-{number}" for number in range(num_groups)]
-    running = {start.remote(replace(job, group=name)): name for name in names}
+    """Run worker groups until the block ends; yield a list to which the error of each failed group is appended.
+
+    A thread of this process waits for each group. A process for each group would need another 270 MiB.
+    """
     errors: list[str] = []
+    running = {f"group-{number}" for number in range(num_groups)}
+    lock = threading.Lock()
 
-    def watch() -> None:
-        unfinished = list(running)
-        while unfinished:
-            (ended,), unfinished = ray.wait(unfinished)
-            try:
-                error: str | None = ray.get(ended)
-            except ray.exceptions.RayError as died:
-                error = f"a worker group's process died: {died}"
-            if error is not None:
-                errors.append(error)
-                with suppress(ray.exceptions.RayActorError):  # if the sweep is interrupted, the broker is dead
-                    ray.get(job.broker.group_lost.remote(running[ended], error, last=not unfinished))
+    def run(name: str) -> None:
+        error = _run_group(replace(job, group=name))
+        with lock:
+            running.remove(name)
+            last = not running
+        if error is not None:
+            errors.append(error)
+            with suppress(ray.exceptions.RayActorError):  # if the sweep is interrupted, the broker is dead
+                ray.get(job.broker.group_lost.remote(name, error, last=last))
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    threads = [threading.Thread(target=run, args=(name,), daemon=True) for name in sorted(running)]
+    for thread in threads:
+        thread.start()
     try:
         yield errors
     except BaseException:
         ray.kill(job.broker)  # interrupted trials must not be recorded as finished
         raise
     ray.get(job.broker.close.remote())
-    watcher.join()  # a group that still waits for CPUs gets them when other groups end, and then ends too
+    for thread in threads:
+        thread.join()  # a group that still waits for CPUs gets them when other groups end, and then ends too
 
 
 class RequeueOnFailure(UserCallback):  # type: ignore[misc]
@@ -83,9 +92,8 @@ def _run_group(job: WorkerGroupJob) -> str | None:
     training = job.training
     callbacks = [RequeueOnFailure(job.broker, job.group, uri=job.uri)]
     uri = f"{job.uri}/groups/{job.group}"
-    trainer = build_torch_trainer(work, config=training, uri=uri, callbacks=callbacks)
     try:
-        trainer.fit()
+        build_torch_trainer(work, config=training, uri=uri, callbacks=callbacks).fit()
     except Exception as error:
         return f"worker group failed {training.max_failures + 1} times: {describe_failure(error, uri=job.uri)}"
     return None

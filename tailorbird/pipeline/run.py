@@ -1,6 +1,7 @@
 """The whole pipeline, from a recipe to a verdict with its evidence. Read this file first."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from cluster.event_queue import forward_events
@@ -17,6 +18,7 @@ from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_
 from tailorbird.pipeline.mix import mix_candidate
 from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.pipeline.record import TrainedModels
+from tailorbird.pipeline.side_by_side import run_side_by_side
 from tailorbird.registry.versions import read_version
 from training.export import average_weights
 from training.reports import TrainingResult
@@ -25,10 +27,11 @@ from tuning.experiment_tracking import require_trackers
 from tuning.futility import set_target
 from tuning.learning_curve import LearningCurve, curve_sizes, fit_curve
 from tuning.sweep import SweepResult, sweep
+from tuning.worker_groups import num_groups_that_fit
 
 NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials"}
 """Fields of the tuning config that do not affect a trial's result."""
-NOT_OF_RESULTS = {"gradient_checkpointing", "checkpoint_interval_s", "max_failures"}
+NOT_OF_RESULTS = {"gradient_checkpointing", "checkpoint_interval_s", "max_failures", "start_timeout_s"}
 """Fields of the training config that do not affect a result. A failed run can resume with other values of them."""
 
 
@@ -118,13 +121,19 @@ def run_sweep(
 def train_seeds(
     context: RunContext, sweep_result: SweepResult, *, progress: ProgressReporter, events: Any
 ) -> tuple[TrainingResult, ...]:
-    """Return the results of the selected trial and of the further seed runs of its configuration."""
-    results = [sweep_result.trained]
-    for number in range(1, context.recipe.training.num_seeds):
-        config = sweep_result.selected.model_copy(update={"seed": context.recipe.training.seed + number})
-        progress.stage(f"seed {config.seed}: training the selected configuration again")
-        results.append(_train(context, config, name=f"seed-{config.seed}", events=events))
-    return tuple(results)
+    """Return the results of the selected trial and of the further seed runs of its configuration.
+
+    As many seeds train at the same time as the cluster has room for.
+    """
+
+    def train(seed: int) -> TrainingResult:
+        progress.stage(f"seed {seed}: training the selected configuration again")
+        config = sweep_result.selected.model_copy(update={"seed": seed})
+        return _train(context, config, name=f"seed-{seed}", events=events)
+
+    first = context.recipe.training.seed
+    calls = [partial(train, first + number) for number in range(1, context.recipe.training.num_seeds)]
+    return (sweep_result.trained, *run_side_by_side(calls, at_once=_room(sweep_result, len(calls))))
 
 
 def measure_curve(
@@ -137,13 +146,20 @@ def measure_curve(
     sizes = curve_sizes(len(context.splits.train), num_classes=max(1, len(context.task.classes)))
     # The sweep has trained on all rows, so skip that size. Sizes are smaller if memory holds only a sample of the rows.
     parts = sizes if sizes[-1] < num_rows else sizes[:-1]
-    scores = []
-    for size in parts:
+
+    def train(size: int) -> float:
         progress.stage(f"learning curve: {size:,} of {num_rows:,} training rows")
-        result = _train(context, sweep_result.selected, name=f"curve-{size}", events=events, num_train_rows=size)
-        scores.append(result.score)
-    scores.append(sweep_result.trained.score)
-    return fit_curve((*parts, num_rows), scores=tuple(scores), num_validation=len(context.splits.validation))
+        name = f"curve-{size}"
+        return _train(context, sweep_result.selected, name=name, events=events, num_train_rows=size).score
+
+    calls = [partial(train, size) for size in parts]
+    scores = (*run_side_by_side(calls, at_once=_room(sweep_result, len(calls))), sweep_result.trained.score)
+    return fit_curve((*parts, num_rows), scores=scores, num_validation=len(context.splits.validation))
+
+
+def _room(sweep_result: SweepResult, num_trainings: int) -> int:
+    """Return how many of `num_trainings` trainings of the selected configuration run at the same time."""
+    return 1 if num_trainings < 2 else num_groups_that_fit(sweep_result.selected)
 
 
 def average_seeds(

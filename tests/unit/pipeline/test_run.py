@@ -62,6 +62,7 @@ def test_the_learning_curve_ends_with_all_rows_even_if_they_are_sharded(
         return result_of("x", 0.5 + num_train_rows / 4000)
 
     monkeypatch.setattr(run, "_train", train)
+    monkeypatch.setattr(run, "num_groups_that_fit", lambda _: 1)
     sweep_result = SweepResult(rows=(), selected=TrainingConfig(), trained=result_of("x", 0.8))
     curve = measure_curve(context, sweep_result, progress=SILENT, events=None)
     assert requested == trained

@@ -1,10 +1,49 @@
 """Failures of a sweep's worker groups, without Ray."""
 
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
+import ray
 from ray.exceptions import OutOfMemoryError
 
-from tuning.worker_groups import RequeueOnFailure
+from cluster.resources import Node, Resources
+from tailorbird.config.training import TrainingConfig
+from tuning import worker_groups
+from tuning.trial_broker import WorkerGroupJob
+from tuning.worker_groups import RequeueOnFailure, num_groups_that_fit, run_worker_groups
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("head_bytes", "workers", "groups"), [(64 * GIB, 1, 64), (24 * GIB, 1, 27), (24 * GIB, 8, 8), (0, 1, 64)]
+)
+def test_the_nodes_and_the_memory_of_the_drivers_node_limit_the_number_of_groups(
+    monkeypatch: pytest.MonkeyPatch, head_bytes: int, workers: int, groups: int
+) -> None:
+    gpus = [Node(str(n), f"10.0.0.{n}", False, Resources(64, 8), Resources(64, 8)) for n in range(8)]
+    head = Node("head", "10.0.0.9", True, Resources(16), Resources(16), memory_bytes=head_bytes)
+    monkeypatch.setattr(worker_groups, "live_nodes", lambda: (head, *gpus))
+    monkeypatch.setattr(worker_groups, "this_node", lambda: "head")
+    config = TrainingConfig(num_workers=workers, gpus_per_worker=1, cpus_per_worker=8)
+    assert num_groups_that_fit(config) == groups
+
+
+def test_groups_run_without_a_process_each_and_a_lost_group_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[tuple[str, str]] = []
+    broker = SimpleNamespace(
+        group_lost=SimpleNamespace(remote=lambda group, error, **_: lost.append((group, error))),
+        close=SimpleNamespace(remote=lambda: None),
+    )
+    monkeypatch.setattr(ray, "get", lambda value: value)  # no cluster runs
+    monkeypatch.setattr(worker_groups, "_run_group", lambda job: "no node" if job.group == "group-1" else None)
+    nothing: Any = None
+    job = WorkerGroupJob(group="", training=TrainingConfig(), task=nothing, broker=broker, events=nothing, uri="")
+    with run_worker_groups(job, num_groups=3) as errors:
+        pass
+    assert errors == ["no node"]
+    assert lost == [("group-1", "no node")]
 
 
 def test_the_trial_of_a_failed_group_is_requeued_with_the_cause() -> None:
