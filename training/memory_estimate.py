@@ -253,7 +253,7 @@ def smaller_alternatives(
     ]
     if not config.gradient_checkpointing:
         changes.append(("training.gradient_checkpointing: true", {"gradient_checkpointing": True}))
-    steps = config.batch_size // num_workers
+    steps = config.batch_size // config.max_workers  # with fewer workers there are proportionally more
     if steps > config.gradient_accumulation_steps:
         changes.append((f"training.gradient_accumulation_steps: {steps}", {"gradient_accumulation_steps": steps}))
     if config.gpus_per_worker and config.offload == "none":
