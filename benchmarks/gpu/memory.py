@@ -24,7 +24,7 @@ from tailorbird.models.metadata import read_metadata
 from tailorbird.models.pretrained import inference_dtype
 from training.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
-from training.memory_estimate import Batch, worker_memory
+from training.memory_estimate import RUNTIME_BYTES, Batch, held_bytes, step_bytes
 from training.task import Diverged, TrainingTask
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -64,11 +64,15 @@ def measure_stages(folder: Path, world_size: int, reduced: bool) -> Iterator[Sta
 
 
 def _estimate(config: TrainingConfig, task: TrainingTask) -> float:
-    """Return the estimated bytes of the GPU without the CUDA context, or of the process on a CPU."""
+    """Return the estimated peak bytes of a step, without validation: of the GPU without the CUDA context, or of the
+    process on a CPU."""
     shape = read_metadata(task.base_model, task=ChatData()).shape
     batch = Batch(task.max_length, packed=True, autocast=inference_dtype() == torch.bfloat16)
-    memory = worker_memory(config, shape=shape, batch=batch, num_workers=config.max_workers)
-    return memory.device_bytes - memory.device["process"] if config.gpus_per_worker else memory.host_bytes
+    num_workers = config.max_workers
+    held = held_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
+    step = step_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
+    process = 0 if config.gpus_per_worker else RUNTIME_BYTES
+    return float(process + sum(held.values()) + sum(step.values()))
 
 
 def _peak_bytes(config: TrainingConfig, task: TrainingTask) -> float:
