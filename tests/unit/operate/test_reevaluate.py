@@ -26,8 +26,9 @@ def rows(size: int) -> Rows:
     return rows_of([f"request {number} about a subject" for number in range(size)], ["a"] * size)
 
 
-def predict(uri: str, *, rows: Rows) -> Predictions:
+def predict(uri: str, *, rows: Rows, on_gpu: bool = False) -> Predictions:
     """Return predictions: the champion is right on nine of ten rows, the former version on eight."""
+    assert not on_gpu  # replicas of the recipe have no GPU
     limit = 9 if uri == NEW else 8
     right = np.array([int(row_id.partition("|")[0]) % 10 < limit for row_id in rows.row_ids])
     unsure = np.full(len(rows), 0.5)
@@ -99,7 +100,7 @@ def test_a_reevaluation_that_failed_after_its_predictions_can_be_repeated(
     audit(monkeypatch, 205)
     monkeypatch.setattr(reevaluate, "propose_training", fail)
     with monkeypatch.context() as worse:
-        worse.setattr(reevaluate, "run_remote", lambda *_, **__: lambda uri, rows: predict(other(uri), rows=rows))
+        worse.setattr(reevaluate, "run_remote", lambda *_, **__: lambda uri, **options: predict(other(uri), **options))
         with pytest.raises(OSError, match="the storage is away"):
             reevaluate_champion(recipe, progress=SILENT)
     assert reevaluate_champion(recipe, progress=SILENT).verdict.n == 200
@@ -111,7 +112,9 @@ def test_without_new_rows_a_champion_whose_verdict_was_withdrawn_is_named(
 ) -> None:
     audit(monkeypatch, 205)
     monkeypatch.setattr(reevaluate, "propose_training", lambda *_, **__: "s3://m/recipe.yaml")
-    monkeypatch.setattr(reevaluate, "run_remote", lambda *_, **__: lambda uri, rows: predict(other(uri), rows=rows))
+    monkeypatch.setattr(
+        reevaluate, "run_remote", lambda *_, **__: lambda uri, **options: predict(other(uri), **options)
+    )
     withdrawn = reevaluate_champion(recipe, progress=SILENT)
     assert (withdrawn.verdict.holds, withdrawn.proposed) == (False, "s3://m/recipe.yaml")
     with pytest.raises(ReevaluationError, match=r"only 0 audited rows .* no longer holds: to roll back, run"):
