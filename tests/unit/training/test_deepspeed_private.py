@@ -47,6 +47,11 @@ def test_the_shared_memory_operator_can_be_disabled() -> None:
     assert SHM_OP in getattr(deepspeed.ops, "__compatible_ops__", {}), missing(f"ops.__compatible_ops__[{SHM_OP!r}]")
 
 
+def test_parameters_can_be_partitioned_one_at_a_time() -> None:
+    method = "_convert_to_zero_parameters"
+    assert hasattr(import_deepspeed().zero.Init, method), missing(f"zero.Init.{method}")
+
+
 def test_the_gradient_all_reduce_of_an_engine_can_be_disabled(engine: Any) -> None:
     assert isinstance(getattr(engine, "enable_backward_allreduce", None), bool), missing("enable_backward_allreduce")
 
