@@ -76,15 +76,14 @@ def held_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
     """Return the memory that is held between two steps.
 
     Trained weights and the two moments of AdamW are fp32: 4 + 8 bytes per parameter. ZeRO shards the moments from stage
-    1, and the weights at stage 3 (Rajbhandari et al., ZeRO, 2020, section 3). At stages 1 and 2, the optimizer has a
-    copy of its shard of the weights. At stage 3, buffers for gradients are never freed.
+    1, and the weights at stage 3 (Rajbhandari et al., ZeRO, 2020, section 3). The optimizer has a copy of its shard of
+    the weights. At stage 3, buffers for gradients are never freed.
     """
     shards = num_workers
     trained, weights = _trained(config, shape), _weight_bytes(config, shape=shape, batch=batch)
     parts = {"weights": weights, "optimizer states": 2 * FP32 * trained}
     if config.zero_stage >= 1:
         parts["optimizer states"] //= shards
-    if config.zero_stage in (1, 2):
         parts["weights of the optimizer"] = FP32 * trained // shards
     if config.zero_stage == 3:
         parts["weights"] //= shards
@@ -113,6 +112,8 @@ def step_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
         computed["weights in bfloat16"] = 0 if frozen_bf16 else BF16 * shape.num_linear
     if stage == 3:
         computed["gathered weights"] = _gathered_bytes(config, shape=shape, batch=batch)
+        if config.method == "full":  # of the largest weight, before it is partitioned
+            computed["full gradient"] = FP32 * shape.vocabulary * shape.hidden
     updated: Parts = {}
     if stage < 3:
         updated["gradients"] = own
