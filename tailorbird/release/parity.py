@@ -45,6 +45,11 @@ probabilities by up to 5e-6 in float32, and in bfloat16 by up to 0.05 and by 0.0
 changes few rows strongly, but faults change most rows: a temperature of 1.1 instead of 1 by 0.015 on average, texts cut
 to 16 tokens by 0.03."""
 TOKEN_TOLERANCE = {"float32": Tolerance(row=0.02, mean=0.002), "bfloat16": Tolerance(row=0.5, mean=0.05)}
+"""Tolerances for chat by dtype. Measured in bfloat16 with SmolLM2-135M on eight questions, against continuous batching:
+a plain loop moves a log-probability by up to 0.13 and by 0.020 on average, with eager attention by up to 0.24 and by
+0.042. A missing system message moves it by 0.21 on average, log-probabilities of the next token by 0.62. Faults as
+small as rounding pass: an adapter after four training steps (0.034), or a skipped position (0.041). In float32, a plain
+loop moves it by up to 0.00001, and a skipped position by 0.054 on average."""
 NUM_CLIENTS = 8
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 10, 1.0, 120
 BUSY = (408, 429, 502, 503, 504)
