@@ -27,7 +27,7 @@ from tailorbird.models.causal_lm import ChatModel, as_tensors, model_inputs
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
 from tailorbird.models.packed_attention import Attention, choose_attention
-from tailorbird.models.pretrained import default_device, fp32_copy, inference_dtype, load_causal, share_weights
+from tailorbird.models.pretrained import default_device, fp32_copy, load_causal, share_weights
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.models.retrieval.index import RetrievalIndex
 from tailorbird.models.retrieval.training_examples import RetrievedExamples
@@ -35,7 +35,8 @@ from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
-from training.placement import fp32_weights, layerwise_fp32, place_weights
+from training.deepspeed_engine import compute_dtype
+from training.placement import fp32_weights, layerwise_copy, place_weights
 from training.synced_generation import synced_answers
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
 
@@ -101,7 +102,7 @@ class ChatRuntime:
         return place_weights(model, config, autocast=autocast)
 
     def attention(self, config: TrainingConfig) -> Attention:
-        return choose_attention(config.attention, lm=self.lm, device=default_device(), dtype=inference_dtype())
+        return choose_attention(config.attention, lm=self.lm, device=default_device(), dtype=compute_dtype(config))
 
     def check(self, engine: Any, config: TrainingConfig) -> None:
         if self.attention(config) != "dense":  # `require_packing_isolation` has checked it with dense attention
@@ -147,7 +148,7 @@ class ChatRuntime:
         It uses the engine's memory for weights that are trained in this dtype. With LoRA, it is a copy of the base
         model into which the adapter is merged.
         """
-        device, dtype = default_device(), inference_dtype()
+        device, dtype = default_device(), compute_dtype(config)
         trained = dict(engine.module.lm.named_parameters())
         lm = trainable_copy(self.lm, config)
         for name, parameter in lm.named_parameters():
@@ -241,7 +242,7 @@ def require_packing_isolation(lm: Any) -> None:
     ids = _isolation_ids(lm)
     batch = _isolation_batch(ids)
     try:
-        model = ChatModel(layerwise_fp32(lm))
+        model = ChatModel(layerwise_copy(lm))
         with torch.no_grad():
             passes = [model.lm(input_ids=torch.from_numpy(row)[None], use_cache=False).logits[0, :-1] for row in ids]
             alone = torch.cat(passes).float()

@@ -1,5 +1,6 @@
-"""The DeepSpeed engine: its configuration, learning rate schedule and parameter groups."""
+"""The DeepSpeed engine: its configuration, learning rate schedule, parameter groups and optional kernels."""
 
+import importlib.util
 from typing import Any, TypedDict
 
 import torch
@@ -10,7 +11,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
 from tailorbird.config.training import TrainingConfig
+from tailorbird.models.pretrained import inference_dtype
+from tailorbird.models.transformers_private import transformer_layers, transformers_model
+from tailorbird.registry.versions import Dtype
 from training.deepspeed_private import disable_gradient_allreduce, disable_shm_allreduce, import_deepspeed
+
+LIGER_PACKAGE = "liger_kernel"
+
+
+class MissingKernels(ValueError):
+    """The package of a kernel is not installed, or it has none for this type of model."""
 
 
 class ParameterGroup(TypedDict):
@@ -21,10 +31,24 @@ class ParameterGroup(TypedDict):
     weight_decay: float
 
 
+def compute_dtype(config: TrainingConfig) -> torch.dtype:
+    """Return the precision in which this worker trains and scores a model, and which evaluation and serving follow.
+
+    It is bfloat16 if the parameters are in bf16 or the worker's hardware supports bfloat16, else float32.
+    """
+    return torch.bfloat16 if config.parameter_dtype == "bf16" else inference_dtype()
+
+
+def compute_dtype_name(config: TrainingConfig) -> Dtype:
+    """Return the name of `compute_dtype`, as stored in a version."""
+    return "bfloat16" if compute_dtype(config) == torch.bfloat16 else "float32"
+
+
 def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool) -> dict[str, Any]:
     """Return DeepSpeed's configuration; `config.deepspeed` overrides it key by key.
 
-    Parameters stay in fp32. With `autocast`, they are cast to bf16 for computation.
+    fp32 parameters are cast to bf16 for computation if `autocast` is true. bf16 parameters have fp32 master weights and
+    bf16 gradients.
 
     `train_batch_size` is omitted, because DeepSpeed accepts only the product of the micro-batch size, the accumulation
     steps and the number of workers. The training loop divides `batch_size` rows unevenly and weights each row, so this
@@ -36,6 +60,7 @@ def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool
     - autocast rounds the gradients of linear layers to bf16: 467 ms without it, 490 ms with it.
     """
     over_gloo = config.gpus_per_worker == 0
+    bf16 = config.parameter_dtype == "bf16"
     offloaded = {"optimizer": ("offload_optimizer",), "parameters": ("offload_optimizer", "offload_param")}
     options = {
         "train_micro_batch_size_per_gpu": config.micro_batch_size(num_workers),
@@ -44,12 +69,15 @@ def deepspeed_config(config: TrainingConfig, *, num_workers: int, autocast: bool
         "zero_optimization": {
             "stage": config.zero_stage,
             **({"reduce_scatter": False} if over_gloo else {}),
+            **({} if config.overlap_comm is None else {"overlap_comm": config.overlap_comm}),
+            **({"zero_hpz_partition_size": config.zero_hpz_partition_size} if config.zero_stage == 3 else {}),
             **{name: {"device": "cpu"} for name in offloaded.get(config.offload, ())},
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's CPU optimizer would be compiled at run time
+        "bf16": {"enabled": bf16},
         "torch_autocast": {
-            "enabled": autocast,
+            "enabled": autocast and not bf16,
             "dtype": "bfloat16",
             **({"lower_precision_safe_modules": []} if over_gloo else {}),
         },
@@ -92,9 +120,47 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[Parameter
     ]
 
 
+def use_kernels(model: nn.Module, config: TrainingConfig) -> None:
+    """Let a model that contains a transformers model use the kernels of the config. Its parameters stay the same.
+
+    Raises MissingKernels.
+    """
+    if config.liger_kernel:
+        _use_liger(transformers_model(model))
+    if config.torch_compile:
+        layers = transformer_layers(model)
+        if not layers:
+            kind = transformers_model(model).config.model_type
+            raise MissingKernels(
+                f"torch_compile finds no transformer layers in a model of type {kind}; "
+                "set training.torch_compile: false"
+            )
+        for layer in layers:
+            layer.compile(dynamic=True)  # the number of rows and tokens changes at each step
+
+
+def _use_liger(model: nn.Module) -> None:
+    if importlib.util.find_spec(LIGER_PACKAGE) is None:
+        raise MissingKernels(
+            "liger_kernel requires the package liger-kernel on every worker; add it to the image or to the job's "
+            "runtime environment, or set training.liger_kernel: false"
+        )
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    kind = str(model.config.model_type)  # type: ignore[union-attr]
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise MissingKernels(
+            f"liger-kernel has no kernels for a model of type {kind}; set training.liger_kernel: false"
+        )
+    # The loss is computed outside the model.
+    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
 def initialize_engine(model: nn.Module, config: TrainingConfig, *, num_steps: int, autocast: bool) -> Any:
     """Return a DeepSpeedEngine in training mode, on the process group that Ray Train set up."""
     deepspeed = import_deepspeed()
+    use_kernels(model, config)
     if not torch.cuda.is_available():
         disable_shm_allreduce()
     groups: list[Any] = [group for group in parameter_groups(model, config) if group["params"]]

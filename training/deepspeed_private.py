@@ -6,7 +6,7 @@ import gc
 import importlib
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def parameter_partitioner(config: dict[str, Any]) -> Callable[[nn.Parameter], No
     if not torch.cuda.is_available():
         disable_shm_allreduce()
     deepspeed.init_distributed(dist_init_required=False)  # as `deepspeed.initialize` does
-    init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config)
+    group = deepspeed.utils.groups._get_zero_param_intra_parallel_group()  # of an earlier training of this process
+    init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config, zero_param_parallel_group=group)
     return lambda parameter: init._convert_to_zero_parameters([parameter])
 
 
@@ -87,6 +88,46 @@ def checkpoint_bytes(engine: Any, *, exclude_frozen: bool) -> int:
     if torch.distributed.get_rank() == 0:
         return of_optimizer + weights
     return of_optimizer if stage else 0
+
+
+def fp32_values(engine: Any, parameters: Iterable[nn.Parameter]) -> Iterator[torch.Tensor]:
+    """Yield the exact fp32 value of each parameter, one at a time. Every rank must iterate over all of them.
+
+    A parameter itself can be rounded: with bf16 parameters, and at stage 3 with autocast, where a forward pass gathers
+    the weights of linear layers in bf16 and keeps some of them gathered. DeepSpeed's accessor reads the values that the
+    optimizer updates, but it returns None for frozen parameters and at stage 0.
+    """
+    deepspeed = import_deepspeed()
+    masters = _stage_0_masters(engine)
+    for parameter in parameters:
+        value = deepspeed.utils.safe_get_full_fp32_param(parameter)
+        if value is not None:
+            yield value.detach()
+        else:
+            with gathered(parameter):
+                yield masters.get(id(parameter), parameter).detach().float()
+
+
+def _stage_0_masters(engine: Any) -> dict[int, torch.Tensor]:
+    """Return the fp32 values of bf16 parameters at stage 0, by the id of the parameter; empty in other cases."""
+    if not hasattr(engine.optimizer, "fp32_groups"):
+        return {}
+    groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
+    return {id(own): master for group in groups for own, master in zip(*group, strict=True)}
+
+
+def gathered(parameter: nn.Parameter) -> Any:
+    """Return a context manager in which a parameter has its full value. Every rank must enter it."""
+    return import_deepspeed().zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id"))
+
+
+def forward_dtype(parameter: nn.Parameter) -> torch.dtype:
+    """Return the dtype to which a parameter is rounded for a forward pass outside autocast.
+
+    At stage 3 with autocast, it is the dtype in which DeepSpeed gathers the parameter.
+    """
+    dtype: torch.dtype = getattr(parameter, "comm_dtype", parameter.dtype)
+    return dtype if hasattr(parameter, "ds_id") else parameter.dtype
 
 
 def checkpoint_records() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

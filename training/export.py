@@ -11,40 +11,58 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tailorbird.config.training import TrainingConfig
+from tailorbird.models.lora import stored_adapter
+from tailorbird.models.pretrained import cast_parameters
 from tailorbird.registry.versions import INDEX_FILES
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
-from training.deepspeed_private import import_deepspeed
+from training.deepspeed_private import forward_dtype, fp32_values, gathered
+from training.placement import layerwise_copy
 from training.task import TaskRuntime
 
-TOLERANCE = 1e-3
-"""Largest difference of a logit, relative to the largest logit if that exceeds 1. Merging an adapter rounds; one wrong
-weight causes a thousand times this difference."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+"""Largest difference of a logit, relative to the largest logit if that exceeds 1, by the lowest precision of a
+parameter in the trained model's forward pass.
+
+- fp32: merging an adapter rounds; one wrong weight causes a thousand times this difference.
+- bf16: rounding to nearest has a relative error of at most u = 2^-9, and of u / sqrt(3) on average. A layer adds two
+  terms to its residual stream, each with rounded weights and activations. Independent errors of L layers add up to
+  2 u sqrt(L / 3) of the hidden state: 1.3 % for 32 layers, 2 % for 80. The largest of many errors is in the same
+  proportion to the largest of as many logits. A wrong weight can cause less, so the weights are also compared exactly.
+"""
 
 
 class UnusableWeights(ValueError):
     """Exported weights are empty, not finite, or differ from the trained model when they are loaded again."""
 
 
-def full_state(engine: Any, config: TrainingConfig, *, everywhere: bool = False) -> dict[str, torch.Tensor]:
-    """Return the full trained parameters on rank 0, or on every rank if `everywhere`. Every rank must call it."""
-    deepspeed = import_deepspeed()
-    module = engine.module
-    parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad or config.method == "full"]
+def full_state(engine: Any, config: TrainingConfig) -> dict[str, torch.Tensor]:
+    """Return the full trained parameters in fp32 on rank 0. Every rank must call it.
+
+    They are read one after another, so that a GPU holds only one of them in addition to its part of the model.
+    """
+    parameters = _exported(engine, config)
     state: dict[str, torch.Tensor] = {}
-    with deepspeed.zero.GatheredParameters([p for _, p in parameters], enabled=config.zero_stage == 3):
-        if everywhere or dist.get_rank() == 0:
-            state = {name: p.detach().float().cpu().clone() for name, p in parameters}
+    for name, value in zip(parameters, fp32_values(engine, parameters.values()), strict=True):
+        if dist.get_rank() == 0:
+            state[name] = value.to("cpu", copy=True)
     return state
+
+
+def _exported(engine: Any, config: TrainingConfig) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that are exported, by name: all of them, or those of the adapter and the head."""
+    return {name: p for name, p in engine.module.named_parameters() if p.requires_grad or config.method == "full"}
 
 
 def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, folder: Path) -> None:
     """Write the trained weights as the task's artifact on rank 0. Every rank must call it.
 
-    To check the files, load them into a copy of the base model and compare its logits with those of the trained model.
-    Raises UnusableWeights on rank 0 if they differ, a weight is not finite, or an adapter is empty.
+    To check the files, load them into a copy of the base model. The exported weights must be equal to those that the
+    engine computes with, if both are rounded to its precision, and the logits must be equal within `TOLERANCE`. Raises
+    UnusableWeights on rank 0 if they are not, a weight is not finite, or an adapter is empty.
     """
     state = full_state(engine, config)
+    different = _differing_from_engine(state, engine=engine, config=config)
     trained = _logits(engine.module, runtime, device=engine.device)
     if dist.get_rank() != 0:
         return
@@ -56,14 +74,53 @@ def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime,
     folder.mkdir(parents=True, exist_ok=True)
     try:
         runtime.write(state, model=engine.module, config=config, folder=folder)
-        loaded = runtime.load(folder, config=config).to(engine.device)
+        loaded = runtime.load(folder, config=config)
+        different += _differing_from_files(state, loaded=loaded, folder=folder, config=config)
     except ValueError as error:  # includes ModelError
         raise UnusableWeights(str(error)) from None
+    if different:
+        raise UnusableWeights(f"the exported weights differ from the trained model in {', '.join(different[:3])}")
+    state.clear()
+    dtypes = {forward_dtype(parameter) for parameter in engine.module.parameters()}
+    precision = torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
+    dtype = torch.bfloat16 if config.parameter_dtype == "bf16" else torch.float32
+    loaded = layerwise_copy(cast_parameters(loaded, dtype), dtype=dtype, device=engine.device)
     difference = float((_logits(loaded, runtime, device=engine.device) - trained).abs().max())
-    if not difference < TOLERANCE * max(1.0, float(trained.abs().max())):
+    if not difference < TOLERANCE[precision] * max(1.0, float(trained.abs().max())):
         raise UnusableWeights(
             f"the exported weights give other predictions than the trained model (a logit differs by {difference:.3g})"
         )
+
+
+def _differing_from_engine(state: dict[str, torch.Tensor], *, engine: Any, config: TrainingConfig) -> list[str]:
+    """Return the names of the weights on rank 0 with other values than the engine's forward pass, if both are rounded.
+
+    Every rank must call it.
+    """
+    names = []
+    for name, parameter in _exported(engine, config).items():
+        with gathered(parameter):
+            dtype = forward_dtype(parameter)
+            if name in state and not _equal(state[name].to(dtype), parameter.detach().to("cpu", dtype=dtype)):
+                names.append(name)
+    return names
+
+
+def _differing_from_files(
+    state: dict[str, torch.Tensor], *, loaded: torch.nn.Module, folder: Path, config: TrainingConfig
+) -> list[str]:
+    """Return the names of the weights with other values than those in the files, or in the model loaded from them."""
+    stored: dict[str, torch.Tensor] = dict(loaded.named_parameters())
+    if config.method == "lora":  # the loaded model has merged weights
+        adapter = stored_adapter(folder / "adapter")
+        prefix = next(name for name in state if "lora_" in name).partition(".")[0]
+        stored |= {f"{prefix}.{name}": value for name, value in adapter.items()}
+    return [name for name, value in state.items() if name not in stored or not _equal(stored[name].detach(), value)]
+
+
+def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Return True if two tensors have the same shape and values; NaN is equal to NaN."""
+    return left.shape == right.shape and torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
 
 
 def _logits(model: Any, runtime: TaskRuntime, *, device: Any) -> torch.Tensor:

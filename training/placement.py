@@ -28,7 +28,8 @@ def place_weights(model: Model, config: TrainingConfig, *, autocast: bool) -> Mo
             deepspeed_config(config, num_workers=dist.get_world_size(), autocast=autocast)
         )
     for parameter in model.parameters():
-        dtype = torch.bfloat16 if id(parameter) in rounded else torch.float32
+        in_bf16 = id(parameter) in rounded or config.parameter_dtype == "bf16"
+        dtype = torch.bfloat16 if in_bf16 else torch.float32
         parameter.data = parameter.data.to(device, dtype, copy=True)
         if config.zero_stage == 3:
             partition(parameter)
@@ -71,8 +72,8 @@ def fp32_weights(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def layerwise_fp32(model: nn.Module, *, device: Any = "cpu") -> Any:
-    """Return a copy of a model that computes in fp32 on a device, which holds one of the repeated layers at a time.
+def layerwise_copy(model: nn.Module, *, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> Any:
+    """Return a copy of a model with parameters in `dtype` on a device, which holds one repeated layer at a time.
 
     The weights of the other layers stay where they are, for example in a mapped file.
     """
@@ -81,21 +82,21 @@ def layerwise_fp32(model: nn.Module, *, device: Any = "cpu") -> Any:
     repeated = {id(parameter) for layer in layers for parameter in layer.parameters()}
     for parameter in copied.parameters():
         if id(parameter) not in repeated:
-            parameter.data = parameter.data.to(device, torch.float32)
+            parameter.data = parameter.data.to(device, dtype)
     for buffer in copied.buffers():
         buffer.data = buffer.data.to(device)
     for layer in layers:
-        _cast_while_computing(layer, device=device)
+        _cast_while_computing(layer, dtype=dtype, device=device)
     return copied
 
 
-def _cast_while_computing(layer: nn.Module, *, device: Any) -> None:
+def _cast_while_computing(layer: nn.Module, *, dtype: torch.dtype, device: Any) -> None:
     stored: list[torch.Tensor] = []
 
     def cast(*_: object) -> None:
         for parameter in layer.parameters():
             stored.append(parameter.data)
-            parameter.data = parameter.data.to(device, torch.float32)
+            parameter.data = parameter.data.to(device, dtype)
 
     def restore(*_: object) -> None:
         for parameter, data in zip(layer.parameters(), stored, strict=True):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tailorbird.registry.versions import Dtype
 from tailorbird.storage.stored_model import StoredModel
 
 
@@ -42,9 +43,10 @@ class TrainingResult(StoredModel):
     padding_share: float  # in the last epoch, in [0, 1]
     step_seconds: float  # time in training steps of all epochs
     attention: str = "dense"  # `flash`, `flex` or `dense`
+    dtype: Dtype  # in which the worker trained and scored the model, for evaluation and serving
 
     @classmethod
-    def of_report(cls, report: EpochReport, *, weights: str) -> "TrainingResult":
+    def of_report(cls, report: EpochReport, *, weights: str, dtype: Dtype) -> "TrainingResult":
         """Return the result of a training with this report of its last epoch."""
         return cls(
             weights=weights,
@@ -54,4 +56,5 @@ class TrainingResult(StoredModel):
             padding_share=report.padding_share,
             step_seconds=report.total_seconds,
             attention=report.attention,
+            dtype=dtype,
         )

@@ -134,7 +134,13 @@ def trainable_copy(base: nn.Module, config: TrainingConfig) -> Any:
     """
     model: Any = share_weights(base)
     if config.method == "lora":
-        model = add_adapter(model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout)
+        model = add_adapter(
+            model,
+            r=config.lora_r,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            use_rslora=config.use_rslora,
+        )
     if config.gradient_checkpointing:
         # Reentrant checkpointing needs inputs with gradients, which LoRA does not have.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

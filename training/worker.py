@@ -10,6 +10,7 @@ from cluster.progress import EpochEvent, ProgressEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import upload_folder
 from training import checkpoint, preemption
+from training.deepspeed_engine import MissingKernels, compute_dtype_name
 from training.deepspeed_private import destroy_engine
 from training.errors import temporary_directory
 from training.export import export_weights
@@ -42,6 +43,8 @@ def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events:
         engine, progress = _start_or_resume(config, runtime, uri=uri)
     except UnusableCheckpoint as error:
         return f"{error}; to start a new training, delete {uri}/train and run again"
+    except MissingKernels as error:
+        return str(error)
     save = _checkpoint_callback(config)
 
     def on_epoch(report: EpochReport, engine: Any) -> bool:
@@ -63,7 +66,7 @@ def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events:
             upload_folder(folder, weights)
     dist.barrier()
     destroy_engine(engine)
-    return TrainingResult.of_report(report, weights=weights)
+    return TrainingResult.of_report(report, weights=weights, dtype=compute_dtype_name(config))
 
 
 def _start_or_resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[Any, Progress]:

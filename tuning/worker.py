@@ -18,6 +18,7 @@ import torch.distributed as dist
 from cluster.progress import TrialEvent
 from tailorbird.storage import delete_folder, upload_folder
 from training import checkpoint, preemption
+from training.deepspeed_engine import MissingKernels, compute_dtype_name
 from training.deepspeed_private import destroy_engine
 from training.errors import temporary_directory
 from training.export import UnusableWeights, export_weights
@@ -74,7 +75,7 @@ class _TrialRun:
         """Train, export the weights if they are the best so far, and return the trial's final status."""
         try:
             engine, progress = self._start_or_resume()
-        except UnusableCheckpoint as error:
+        except (UnusableCheckpoint, MissingKernels) as error:
             return self._give_up(str(error))
         self._saved_at = time.perf_counter()
         callbacks = Callbacks(
@@ -93,7 +94,8 @@ class _TrialRun:
         exported = is_best and self._export(engine, weights)
         self._finish_uploads()
         if dist.get_rank() == 0:
-            result = TrainingResult.of_report(report, weights=weights if exported else "")
+            dtype = compute_dtype_name(self._config)
+            result = TrainingResult.of_report(report, weights=weights if exported else "", dtype=dtype)
             ray.get(self._broker.finish.remote(self._job.group, self._trial, result))
             delete_folder(self._checkpoints)
         destroy_engine(engine)

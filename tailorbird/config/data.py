@@ -42,9 +42,10 @@ class DataConfig(ConfigSection):
     groups: tuple[str, ...] = ()
     """Columns that group the rows, such as language or sex. Results are reported by group, and the gate `groups` checks
     each group."""
-    max_length: int = Field(default=64, ge=4, le=8192)
+    max_length: int = Field(default=64, ge=4)
     """Maximum number of tokens of a text or, for chat tasks, of a training conversation with its answer. Longer inputs
-    are truncated. Higher values make training slower. `tailorbird init` proposes a value that fits the data."""
+    are truncated. It is at most the base model's context. Higher values make training slower. `tailorbird init`
+    proposes a value that fits the data."""
     stream_above_rows: int = Field(default=500_000, ge=1)
     """Maximum number of training rows in memory. If there are more, Ray Data tokenizes all of them once, workers stream
     them from S3, and baselines and data checks use a random sample of this size. `validation` and `test` must then be

@@ -14,6 +14,11 @@ DEEPSPEED_FIELDS = {
     "zero_optimization.stage": "zero_stage",
     "zero_optimization.offload_optimizer": "offload",
     "zero_optimization.offload_param": "offload",
+    "zero_optimization.overlap_comm": "overlap_comm",
+    "zero_optimization.zero_hpz_partition_size": "zero_hpz_partition_size",
+    "bf16": "parameter_dtype",
+    "bfloat16": "parameter_dtype",
+    "fp16": "parameter_dtype",
     "optimizer": "learning_rate and weight_decay",
     "scheduler": "warmup_fraction",
 }
@@ -92,6 +97,22 @@ class TrainingConfig(ConfigSection):
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """State that is kept in CPU memory instead of GPU memory: `optimizer` states (ZeRO stages 1 to 3), or also
     `parameters` (stage 3)."""
+    parameter_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the parameters. `fp32` computes in bf16 if the hardware supports it (torch's autocast). `bf16` also
+    stores parameters and gradients in bf16, which halves their memory; the optimizer updates fp32 master weights, which
+    are exported."""
+    torch_compile: bool = False
+    """Compile the transformer layers with `torch.compile`. Compilation takes minutes, and then steps are faster. It
+    requires ZeRO stages 0 to 2 and, on CPUs, a C++ compiler."""
+    liger_kernel: bool = False
+    """Use the Triton kernels of the package `liger-kernel` for norms, rotary embeddings and MLPs. It requires GPUs and
+    a causal language model of a type that the package supports."""
+    overlap_comm: bool | None = None
+    """Reduce gradients during the backward pass. By default, DeepSpeed's value: on at stage 3, off at other stages. At
+    stages 1 and 2, it uses more GPU memory."""
+    zero_hpz_partition_size: int = Field(default=1, ge=1)
+    """(ZeRO stage 3) Number of neighbouring workers that hold a second, shared copy of the parameters for the backward
+    pass, so that it gathers them within a node. Set it to the number of GPUs per node. 1 holds no second copy."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further options of DeepSpeed's configuration file. Options that a field of this section sets are not allowed."""
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -124,6 +145,9 @@ class TrainingConfig(ConfigSection):
     """LoRA's scaling: the adapter's output is multiplied by `lora_alpha / lora_r`."""
     lora_dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout probability before the LoRA matrices."""
+    use_rslora: bool = False
+    """Multiply the adapter's output by `lora_alpha / sqrt(lora_r)` instead (rank-stabilized LoRA, Kalajdzievski, 2023).
+    It keeps the scale of updates at high ranks."""
     checkpoint_interval_s: float = Field(default=600.0, ge=0)
     """Number of seconds between checkpoints within an epoch. Checkpoints are also written at the end of an epoch and,
     for chat tasks, before validation. In a sweep, the checkpoint at the end of an epoch is skipped if the last one is
@@ -189,6 +213,27 @@ class TrainingConfig(ConfigSection):
     def _attention_fits_the_device(self) -> Self:
         if self.attention in ("flash", "flex") and self.gpus_per_worker == 0:
             raise ValueError(f"attention {self.attention!r} requires gpus_per_worker 1; use 'auto' to train on CPUs")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit_the_stage_and_workers(self) -> Self:
+        size = self.zero_hpz_partition_size
+        if size > 1 and self.zero_stage != 3:
+            raise ValueError(f"zero_hpz_partition_size {size} requires zero_stage 3, not {self.zero_stage}")
+        for num_workers in range(self.min_workers, self.max_workers + 1, self.workers_per_node):
+            if num_workers % size:
+                raise ValueError(
+                    f"num_workers {num_workers} must be a multiple of zero_hpz_partition_size {size}; set it to the "
+                    "number of GPUs per node, and num_workers to a multiple of it"
+                )
+        if self.overlap_comm and self.zero_stage == 0:
+            raise ValueError("overlap_comm requires zero_stage 1 or higher, not 0")
+        if self.torch_compile and self.zero_stage == 3:
+            raise ValueError("torch_compile requires zero_stage 0, 1 or 2, because stage 3 gathers parameters in hooks")
+        if self.liger_kernel and self.gpus_per_worker == 0:
+            raise ValueError("liger_kernel requires gpus_per_worker 1, because its kernels run on GPUs only")
+        if self.use_rslora and self.method != "lora":
+            raise ValueError("use_rslora requires method lora; remove it, or set method: lora")
         return self
 
     @field_validator("deepspeed")

@@ -18,7 +18,7 @@ from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.classifier import Classifier, UnitLinear
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import merge_adapter
-from tailorbird.models.pretrained import default_device, load_causal, load_encoder
+from tailorbird.models.pretrained import cast_parameters, default_device, load_causal, load_encoder
 from tailorbird.models.runtimes import load_exported
 from tailorbird.registry import versions
 from tailorbird.registry.routing import Routing
@@ -262,10 +262,12 @@ def _load(folder: Path, config: Version, *, device: str | None) -> AnyArtifact[V
     tokenizer = load_tokenizer(base)
     device, dtype = device or default_device(), getattr(torch, config.dtype)
     if config.prompting is not None:
-        chat = load_chat_weights(folder, lm=load_causal(base), kind=config.kind).to(device, dtype=dtype)
+        chat = load_chat_weights(folder, lm=load_causal(base), kind=config.kind)
+        chat = cast_parameters(chat, dtype).to(device)
         return LoadedChat(chat.eval().requires_grad_(False), tokenizer, config.prompting, config, index)
     if config.engine == "torch":
-        model = load_weights(folder, encoder=load_encoder(base), kind=config.kind).to(device, dtype=dtype)
+        model = load_weights(folder, encoder=load_encoder(base), kind=config.kind)
+        model = cast_parameters(model, dtype).to(device)
         model.head.float()  # as in evaluation, because a bfloat16 head changes the class of close predictions
     else:
         model = load_exported(

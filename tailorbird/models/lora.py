@@ -1,10 +1,11 @@
 """LoRA adapters: apply, check and merge."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from tailorbird.models.errors import ModelError
 
@@ -12,11 +13,14 @@ LORA_TARGETS = "all-linear"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def add_adapter(encoder: nn.Module, *, r: int, alpha: int, dropout: float) -> nn.Module:
-    """Add a new LoRA adapter to every linear layer and freeze everything else."""
+def add_adapter(encoder: nn.Module, *, r: int, alpha: int, dropout: float, use_rslora: bool = False) -> nn.Module:
+    """Add a new LoRA adapter to every linear layer and freeze everything else.
+
+    The adapter's output is multiplied by `alpha / r`, or by `alpha / sqrt(r)` with `use_rslora`.
+    """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS)
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, use_rslora=use_rslora)
     adapted: nn.Module = get_peft_model(encoder, config)
     return adapted
 
@@ -30,6 +34,12 @@ def merge_adapter(encoder: nn.Module, folder: Path) -> nn.Module:
     require_whole_adapter(adapted, folder)
     merged: nn.Module = adapted.merge_and_unload()
     return merged
+
+
+def stored_adapter(folder: Path) -> dict[str, Tensor]:
+    """Return the weights in an adapter's file, by their parameter's name in a PEFT model."""
+    weights = load_file(folder / ADAPTER_WEIGHTS)
+    return {re.sub(r"(\.lora_[AB])\.", r"\1.default.", name): value for name, value in weights.items()}
 
 
 def require_adapter(folder: Path) -> None:

@@ -6,12 +6,14 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList
+from torch import nn
+from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor as ContinuousBatchingLogitsProcessor,
 )
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 TRANSFORMERS_VERSION = "5.24"  # checked by tests/unit/models/test_transformers_private.py
@@ -54,6 +56,16 @@ def flash_restriction(lm: Any, *, max_head_size: int) -> str | None:
     if getattr(config, "v_head_dim", head_size) != head_size or head_size > max_head_size:
         return f"models of type {kind} have a head size that it does not support"
     return None
+
+
+def transformers_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model in a model, without a PEFT adapter around it."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
+def transformer_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the attention and MLP blocks of the transformers model in a model; empty for an unknown architecture."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def request_bounds(options: Mapping[str, Any]) -> tuple[Bounds, Bounds] | None:

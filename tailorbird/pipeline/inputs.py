@@ -17,7 +17,7 @@ from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.models.base_model import base_model_source, model_files, stage_base_model
 from tailorbird.models.metadata import require_encoder, require_length
 from tailorbird.models.pretrained import dtype_name
-from tailorbird.registry.versions import Kind, PinnedEncoder, Prompting, VersionConfig, now
+from tailorbird.registry.versions import Dtype, Kind, PinnedEncoder, Prompting, VersionConfig, now
 from tailorbird.storage.code_closure import code_sha256
 from tailorbird.storage.stage_cache import cached_stage
 
@@ -42,7 +42,10 @@ class RunInputs:
 
     @property
     def pinned_encoder(self) -> PinnedEncoder | None:
-        """The encoder for retrieval, in the dtype of this run; None if the recipe names none."""
+        """The encoder for retrieval, or None if the recipe names none.
+
+        Its dtype is that of this process. The baselines replace it by that of the worker that fits them.
+        """
         if self.encoder is None:
             return None
         return PinnedEncoder(uri=self.encoder.uri, sha256=digest(dict(self.encoder.files)), dtype=dtype_name())
@@ -68,15 +71,19 @@ class RunInputs:
         return run_remote(function, resources=resources)
 
     def version_config(
-        self, kind: Kind, *, classes: tuple[str, ...] = (), prompting: Prompting | None = None
+        self, kind: Kind, *, dtype: Dtype, classes: tuple[str, ...] = (), prompting: Prompting | None = None
     ) -> VersionConfig:
-        """Return the config of an artifact of this run, with temperature 1."""
+        """Return the config of an artifact of this run, with temperature 1.
+
+        `dtype` is the precision of the worker that fitted or trained the artifact, which can have other hardware than
+        this process.
+        """
         return VersionConfig(
             kind=kind,
             classes=classes,
             base_model=self.base_model.uri,
             max_length=self.recipe.data.max_length,
-            dtype=dtype_name(),
+            dtype=dtype,
             code=self.code.uri,
             recipe_hash=digest(self.recipe),
             created_at=now(),

@@ -19,7 +19,7 @@ from tailorbird.pipeline.mix import mix_candidate
 from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.pipeline.record import TrainedModels
 from tailorbird.pipeline.side_by_side import run_side_by_side
-from tailorbird.registry.versions import read_version
+from tailorbird.registry.versions import Dtype, read_version
 from training.export import average_weights
 from training.reports import TrainingResult
 from training.trainer import finetune
@@ -58,7 +58,7 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
     mean = average_seeds(context, sweep_result.selected, seeds, progress=progress)
     best = best_on_validation(seeds, mean, method=sweep_result.selected.method)
     averaged = AverageRecord(mean.validation, chosen=best == mean) if mean else None
-    context.task.make_loadable(best.uri, kind=sweep_result.selected.method)
+    context.task.make_loadable(best.uri, kind=sweep_result.selected.method, dtype=_dtype_of(best, seeds))
     unmixed = calibrate_contender(context, best)
     mix = mix_candidate(context, unmixed, baselines=baselines, progress=progress)
     candidate = calibrate_contender(context, mix.candidate)
@@ -176,7 +176,7 @@ def average_seeds(
 
     def compute(uri: str) -> Contender:
         inputs.remote(average_weights)(weights, f"{uri}/weights")
-        context.task.make_loadable(f"{uri}/weights", kind=selected.method)
+        context.task.make_loadable(f"{uri}/weights", kind=selected.method, dtype=seeds[0].dtype)
         table = inputs.remote(predict_rows)(f"{uri}/weights", rows=context.splits.validation)
         return Contender(selected.method, f"{uri}/weights", score_table(metric, table))
 
@@ -192,6 +192,11 @@ def best_on_validation(seeds: tuple[TrainingResult, ...], averaged: Contender | 
     if averaged is not None and averaged.validation >= best.score:
         return averaged
     return Contender(method, best.weights, best.score)
+
+
+def _dtype_of(contender: Contender, seeds: tuple[TrainingResult, ...]) -> Dtype:
+    """Return the precision of the workers that trained a seed, or of the first seed for the mean of all seeds."""
+    return next((seed.dtype for seed in seeds if seed.weights == contender.uri), seeds[0].dtype)
 
 
 def calibrate_contender(context: RunContext, contender: Contender) -> Contender:

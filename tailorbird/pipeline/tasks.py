@@ -17,7 +17,7 @@ from tailorbird.models.metadata import longest_row
 from tailorbird.models.retrieval.training_examples import RetrievedExamples, find_examples
 from tailorbird.pipeline.artifacts import make_loadable
 from tailorbird.pipeline.inputs import RunInputs
-from tailorbird.registry.versions import Kind, Prompting, Retrieval, VersionConfig, read_artifact_config
+from tailorbird.registry.versions import Dtype, Kind, Prompting, Retrieval, VersionConfig, read_artifact_config
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
 from training.task import TrainingTask, check_trainable
@@ -42,13 +42,13 @@ class ClassificationTask:
         """Inputs of a training stage in addition to the rows and the training config."""
         return _training_inputs(self.inputs)
 
-    def version_config(self, kind: Kind) -> VersionConfig:
+    def version_config(self, kind: Kind, *, dtype: Dtype) -> VersionConfig:
         """Return the config of an artifact of this run."""
-        return self.inputs.version_config(kind, classes=self.classes)
+        return self.inputs.version_config(kind, dtype=dtype, classes=self.classes)
 
-    def make_loadable(self, uri: str, *, kind: Kind) -> None:
+    def make_loadable(self, uri: str, *, kind: Kind, dtype: Dtype) -> None:
         """Write the config of a folder of trained weights, unless it has one."""
-        make_loadable(uri, self.version_config(kind))
+        make_loadable(uri, self.version_config(kind, dtype=dtype))
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
         """Return the stored baselines; a cached stage."""
@@ -64,7 +64,7 @@ class ClassificationTask:
                 config=config,
                 seed=seed,
             )
-            return store_baselines(uri, results, config=self.version_config("zero_shot"))
+            return store_baselines(uri, results, config=self.version_config("zero_shot", dtype=results.dtype))
 
         named = {"max_length": recipe.data.max_length, "shots": config.centroid_shots, "metric": config.metric}
         inputs = self.inputs.stage_inputs(fit_baselines, seed=seed, **named)
@@ -116,13 +116,13 @@ class ChatTask:
         prompting = self._trained_prompting(self._examples())
         return _training_inputs(self.inputs) | {"prompting": prompting.model_dump(mode="json")}
 
-    def version_config(self, kind: Kind) -> VersionConfig:
-        return self.inputs.version_config(kind, prompting=self.prompting)
+    def version_config(self, kind: Kind, *, dtype: Dtype) -> VersionConfig:
+        return self.inputs.version_config(kind, dtype=dtype, prompting=self.prompting)
 
-    def make_loadable(self, uri: str, *, kind: Kind) -> None:
+    def make_loadable(self, uri: str, *, kind: Kind, dtype: Dtype) -> None:
         """Write the config of a folder of trained weights, and the index of a model with retrieved examples."""
         examples = self._examples()
-        config = self.inputs.version_config(kind, prompting=self._trained_prompting(examples))
+        config = self.inputs.version_config(kind, dtype=dtype, prompting=self._trained_prompting(examples))
         make_loadable(uri, config, index_uri=None if examples is None else examples.index_uri)
 
     def fit_baselines(self) -> tuple[Baseline, ...]:
@@ -138,14 +138,16 @@ class ChatTask:
                 seed=seed,
                 encoder=self.inputs.pinned_encoder,
             )
-            return store_prompt_baselines(uri, baselines, config=self.version_config("zero_shot"))
+            stored = self.version_config("zero_shot", dtype=baselines.dtype)
+            return store_prompt_baselines(uri, baselines, config=stored)
 
         named = {
             "shots": config.prompt_shots,
             "draws": config.prompt_draws,
             "retrieved": [config.retrieved_examples, config.retrieved_tokens],
             "metric": config.metric,
-            "encoder": self.inputs.pinned_encoder and self.inputs.pinned_encoder.model_dump(mode="json"),
+            "encoder": self.inputs.pinned_encoder
+            and self.inputs.pinned_encoder.model_dump(mode="json", exclude={"dtype"}),
         }
         prompting = self.prompting.model_dump(mode="json")
         inputs = self.inputs.stage_inputs(fit_prompt_baselines, prompting=prompting, seed=seed, **named)

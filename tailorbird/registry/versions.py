@@ -30,6 +30,8 @@ INDEX_FILES = ("retrieval.safetensors", "retrieval_rows.parquet")
 BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
 CONFIG = "config.json"
 EXPORTED_ENCODER = "encoder.onnx"  # encoder of a version with another engine than torch
+Dtype = Literal["float32", "bfloat16"]
+"""Precision of a model in evaluation and serving: that of the worker that trained and scored it."""
 Engine = Literal["torch", "openvino", "onnxruntime-int8"]
 """Engine of a classifier's encoder. Engines other than torch run on CPU, from files that `models.export` writes."""
 CHAT_WEIGHTS = {"lora": "adapter/adapter_model.safetensors", "full": "model.safetensors"}
@@ -81,7 +83,7 @@ class PinnedEncoder(Frozen):
 
     uri: str
     sha256: str
-    dtype: Literal["float32", "bfloat16"]  # in evaluation and serving
+    dtype: Dtype  # in evaluation and serving
 
 
 class Retrieval(Frozen):
@@ -135,7 +137,7 @@ class VersionConfig(StoredModel):
     classes: tuple[str, ...]
     base_model: str  # S3 URI
     max_length: int
-    dtype: Literal["float32", "bfloat16"]  # in evaluation and serving
+    dtype: Dtype  # in evaluation and serving
     code: str  # S3 URI
     recipe_hash: str
     created_at: str

@@ -19,12 +19,13 @@ from tailorbird.evaluation.statistics.text_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import context_length
 from tailorbird.models.loading import load_text_encoder
-from tailorbird.models.pretrained import default_device, inference_dtype, load_causal
+from tailorbird.models.pretrained import default_device, dtype_name, inference_dtype, load_causal
 from tailorbird.models.retrieval.chat_prompt import nearest_answer
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index, query_of
 from tailorbird.registry.versions import (
     INDEX_KINDS,
+    Dtype,
     PinnedEncoder,
     Prompting,
     Retrieval,
@@ -45,6 +46,7 @@ class ChatBaselines:
 
     baselines: tuple[tuple[Baseline, Prompting], ...]
     index_files: Mapping[str, bytes]  # content of the files of the index of training rows, by name
+    dtype: Dtype  # precision of the pretrained model in this process
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ def fit_prompt_baselines(
 
     `few_shot` tries `config.prompt_draws` random sets of `config.prompt_shots` training examples. `retrieved` tries the
     numbers of nearest training rows in `config.retrieved_examples`. With an `encoder`, both `retrieved` and `nearest`
-    compare rows with the weight of its embeddings in `EMBEDDING_WEIGHTS` that is best for `nearest`. If scores are
-    equal, the first setting wins, and the first baseline becomes the incumbent.
+    compare rows with the weight of its embeddings in `EMBEDDING_WEIGHTS` that is best for `nearest`; the encoder gets
+    the dtype of this process. If scores are equal, the first setting wins. The first baseline becomes the incumbent.
     """
     base = local_copy(base_model)
     index = build_index(train, seed=seed)
     if encoder is not None:
+        encoder = encoder.model_copy(update={"dtype": dtype_name()})
         index = add_embeddings(index, encoder=encoder, validation=validation, metric=config.metric)
     files = index_files(index)
     model = ChatModel(load_causal(base, dtype=inference_dtype()).to(default_device()).eval())
@@ -114,6 +117,7 @@ def fit_prompt_baselines(
             _retrieved(scorer, with_nearest, numbers=config.retrieved_examples),
         ),
         files,
+        dtype_name(),
     )
 
 

@@ -18,8 +18,8 @@ from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, stack_blocks
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
-from tailorbird.models.pretrained import default_device, inference_dtype, load_encoder
-from tailorbird.registry.versions import VersionConfig, write_artifact_config
+from tailorbird.models.pretrained import default_device, dtype_name, inference_dtype, load_encoder
+from tailorbird.registry.versions import Dtype, VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
 PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # inverse regularisation strengths that are tried on validation
@@ -36,6 +36,7 @@ class BaselineResults:
     heads: dict[str, Head]  # heads on the embedding by kind
     bags: dict[str, BagOfWords]  # bags of words by kind
     temperatures: dict[str, float]  # temperatures of the servable baselines by kind, fitted on validation
+    dtype: Dtype  # precision of the encoder in this process
 
 
 def fit_baselines(
@@ -92,7 +93,7 @@ def fit_baselines(
         *(Baseline(kind, None, score, True, notes[kind]) for kind, score in scores.items()),
     )
     temperatures = {kind: fit_temperature(values, labels=truth) for kind, values in logits.items()}
-    return BaselineResults(baselines, heads, bags, temperatures)
+    return BaselineResults(baselines, heads, bags, temperatures, dtype_name())
 
 
 def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:

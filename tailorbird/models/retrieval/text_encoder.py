@@ -14,6 +14,7 @@ from tailorbird.config.base import digest
 from tailorbird.data.tokenize import encode_texts
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.errors import ModelError
+from tailorbird.models.pretrained import cast_parameters
 from tailorbird.registry.versions import PinnedEncoder
 from tailorbird.storage.node_cache import local_copy, repaired_copy, sha256_files
 
@@ -78,7 +79,7 @@ def text_encoder(
 ) -> TextEncoder:
     """Return a loaded pretrained model as an encoder in its dtype; raise ModelError if it cannot embed a text."""
     config: Any = encoder.config
-    model = Classifier(encoder.to(dtype=getattr(torch, pinned.dtype)), zero_head(int(config.hidden_size), 1))
+    model = Classifier(cast_parameters(encoder, getattr(torch, pinned.dtype)), zero_head(int(config.hidden_size), 1))
     longest = int(getattr(config, "max_position_embeddings", None) or MAX_TEXT_TOKENS)
     result = TextEncoder(
         pinned, model.to(device).eval().requires_grad_(False), tokenizer, min(longest, MAX_TEXT_TOKENS)

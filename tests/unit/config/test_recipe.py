@@ -135,6 +135,16 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             "training.deepspeed: zero_optimization.stage cannot be set here; set training.zero_stage",
         ),
         ("training.gpus_per_worker", 2, "training.gpus_per_worker: "),
+        ("training.parameter_dtype", "fp16", r"training.parameter_dtype: .*'fp32' or 'bf16'.*given: 'fp16'"),
+        ("training.deepspeed", {"bf16": {"enabled": True}}, "bf16 cannot be set here; set training.parameter_dtype"),
+        (
+            "training.deepspeed",
+            {"zero_optimization": {"overlap_comm": True}},
+            "zero_optimization.overlap_comm cannot be set here; set training.overlap_comm",
+        ),
+        ("training.zero_hpz_partition_size", 2, "training: zero_hpz_partition_size 2 requires zero_stage 3, not 1"),
+        ("training.liger_kernel", True, "training: liger_kernel requires gpus_per_worker 1"),
+        ("training.use_rslora", True, "training: use_rslora requires method lora"),
         ("training.seed", -1, r"training.seed: .*greater than or equal to 0 \(given: -1\)"),
         ("name", "Has Spaces", "name: .*pattern.*given: 'Has Spaces'"),
         ("task", "regression", "task: .*'classification'.*given: 'regression'"),
@@ -235,6 +245,22 @@ def test_a_missing_or_binary_file_is_rejected_with_its_name(tmp_path: Path) -> N
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match=r"binary\.yaml is not valid YAML"):
         load_recipe(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"zero_stage": 3, "torch_compile": True}, "torch_compile requires zero_stage 0, 1 or 2"),
+        ({"zero_stage": 0, "overlap_comm": True}, "overlap_comm requires zero_stage 1 or higher, not 0"),
+        (
+            {"zero_stage": 3, "num_workers": 12, "batch_size": 24, "zero_hpz_partition_size": 8},
+            "num_workers 12 must be a multiple of zero_hpz_partition_size 8; set it to the number of GPUs per node",
+        ),
+    ],
+)
+def test_options_that_exclude_each_other_are_rejected(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig.model_validate(fields)
 
 
 def test_overrides_are_parsed_as_yaml_and_create_missing_sections(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def trained(baselines: tuple[Baseline, ...]) -> TrainedModels:
     """Results of a training, with the centroid baseline in place of a fine-tuned model."""
     uri = next(baseline.uri for baseline in baselines if baseline.kind == "centroid")
     assert uri is not None
-    trained = TrainingResult(weights=uri, score=0.5, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1)
+    trained = TrainingResult(
+        weights=uri, score=0.5, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1, dtype="float32"
+    )
     sweep_result = SweepResult(rows=(), selected=TrainingConfig(), trained=trained)
     return TrainedModels(baselines, sweep_result, (trained,), None, None, None, Contender("centroid", uri, 0.5))
 

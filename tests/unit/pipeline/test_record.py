@@ -34,7 +34,13 @@ def trial(name: str, *, config: SampledValues, scores: tuple[float, ...], status
 
 def trained(score: float, *, epochs: int) -> TrainingResult:
     return TrainingResult(
-        weights=f"s3://m/{score}", score=score, epochs=epochs, rows_per_second=9.0, padding_share=0.1, step_seconds=7.0
+        weights=f"s3://m/{score}",
+        score=score,
+        epochs=epochs,
+        rows_per_second=9.0,
+        padding_share=0.1,
+        step_seconds=7.0,
+        dtype="float32",
     )
 
 

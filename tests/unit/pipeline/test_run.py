@@ -17,6 +17,7 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.pipeline import run
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.run import best_on_validation, measure_curve
+from tailorbird.registry.versions import Dtype
 from tests import small_chat
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally, splits_of
 from training.reports import TrainingResult
@@ -24,8 +25,16 @@ from training.trainer import finetune
 from tuning.sweep import SweepResult, sweep
 
 
-def result_of(weights: str, score: float) -> TrainingResult:
-    return TrainingResult(weights=weights, score=score, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1)
+def result_of(weights: str, score: float, *, dtype: Dtype = "float32") -> TrainingResult:
+    return TrainingResult(
+        weights=weights,
+        score=score,
+        epochs=1,
+        rows_per_second=1,
+        padding_share=0,
+        step_seconds=1,
+        dtype=dtype,
+    )
 
 
 def fake(function: Callable[..., Any], value: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,6 +48,13 @@ def test_the_mean_of_the_weights_is_the_candidate_unless_a_seed_is_better(mean: 
     averaged = None if mean is None else Contender("full", "mean", mean)
     candidate = best_on_validation(seeds, averaged, method="full")
     assert candidate == Contender("full", chosen, max(0.74, mean or 0.0))
+
+
+def test_the_candidate_has_the_precision_of_the_worker_that_trained_it() -> None:
+    """Workers can have other hardware than the driver, and in a mixed cluster than each other."""
+    seeds = (result_of("seed-0", 0.7, dtype="bfloat16"), result_of("seed-1", 0.8, dtype="float32"))
+    for uri, dtype in {"seed-0": "bfloat16", "seed-1": "float32", "mean": "bfloat16"}.items():
+        assert run._dtype_of(Contender("full", uri, 0.8), seeds) == dtype
 
 
 @pytest.mark.parametrize(

@@ -98,4 +98,6 @@ def test_seeds_train_at_the_same_time_if_the_cluster_has_room(tmp_path: Path, mo
 
 
 def result_of(weights: str) -> TrainingResult:
-    return TrainingResult(weights=weights, score=0.5, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1)
+    return TrainingResult(
+        weights=weights, score=0.5, epochs=1, rows_per_second=1, padding_share=0, step_seconds=1, dtype="float32"
+    )

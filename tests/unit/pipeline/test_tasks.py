@@ -1,15 +1,17 @@
 """Classification and chat tasks: labels, baselines, training rows and temperature."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tailorbird.data.rows import DataError, Rows, Splits
 from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.models.errors import ModelError
-from tailorbird.models.pretrained import dtype_name
+from tailorbird.models.pretrained import dtype_name, inference_dtype
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.tasks import ChatTask, ClassificationTask
 from tailorbird.registry.versions import INDEX_FILES, read_artifact_config
@@ -71,6 +73,39 @@ def test_artifacts_of_chat_baselines_store_their_prompting(chat: RunContext, mon
     assert chat.task.fit_temperature("anything") is None
 
 
+def test_baselines_have_the_precision_of_the_worker_that_fitted_them(
+    chat: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver on a CPU without bf16 must not decide for workers on GPUs."""
+    of_the_worker = torch.float32 if inference_dtype() == torch.bfloat16 else torch.bfloat16
+
+    def run_on_other_hardware(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with monkeypatch.context() as patch:
+                for module in ("tailorbird.models.pretrained", "tailorbird.evaluation.baselines.chat"):
+                    patch.setattr(f"{module}.inference_dtype", lambda: of_the_worker)
+                return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", run_on_other_hardware)
+    monkeypatch.setattr("tailorbird.evaluation.baselines.chat.EMBEDDING_WEIGHTS", (0.5,))
+    pinned = small_encoder.save(tmp_path / "encoder")
+    files = sha256_files(pinned.uri)
+    inputs = replace(chat.inputs, encoder=BaseModelRecord(pinned.uri, pinned.uri, files))
+    configs = {base.kind: read_artifact_config(base.uri or "") for base in ChatTask(inputs).fit_baselines()}
+    name = str(of_the_worker).removeprefix("torch.")
+    assert {kind: config.dtype for kind, config in configs.items() if kind != "nearest"} == {
+        "zero_shot": name,
+        "few_shot": name,
+        "retrieved": name,
+    }
+    prompting = configs["retrieved"].prompting
+    assert prompting is not None
+    assert prompting.retrieval is not None
+    assert prompting.retrieval.encoder == pinned.model_copy(update={"dtype": name})
+
+
 def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_number_of_examples(
     chat: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,9 +125,9 @@ def test_a_model_trained_with_retrieved_examples_carries_the_index_and_the_best_
     assert task.training_inputs != chat.task.training_inputs
     weights = tmp_path / "weights"
     weights.mkdir()
-    task.make_loadable(weights.as_uri(), kind="full")
+    task.make_loadable(weights.as_uri(), kind="full", dtype="bfloat16")
     config = read_artifact_config(weights.as_uri())
-    assert (config.kind, config.prompting) == ("full", trained.prompting)
+    assert (config.kind, config.prompting, config.dtype) == ("full", trained.prompting, "bfloat16")
     assert {path.name for path in weights.iterdir()} == {"config.json", *INDEX_FILES}
     part = task.training_task(num_train_rows=3)
     assert isinstance(part, ChatTrainingTask)

@@ -79,7 +79,7 @@ def test_deepspeed_7900_trl_4416_the_exported_model_predicts_as_the_trained_mode
 def test_validation_gives_the_answers_of_the_exported_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, dtype: torch.dtype, method: str
 ) -> None:
-    for module in ("loop", "chat_task"):
+    for module in ("loop", "deepspeed_engine"):
         monkeypatch.setattr(f"training.{module}.inference_dtype", lambda: dtype)
     monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
     runtime, config = runtime_of(), config_of(epochs=8, zero_stage=stage, method=method)

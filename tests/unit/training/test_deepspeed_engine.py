@@ -9,8 +9,11 @@ from torch import nn
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.classifier import Classifier
+from tests.small_chat import language_model
+from tests.unit.training.small import config_of
 from training.batches import micro_batches
 from training.deepspeed_engine import deepspeed_config, linear_schedule, parameter_groups
+from training.task import trainable_copy
 
 
 def rates(steps: int, *, fraction: float) -> list[float]:
@@ -109,6 +112,31 @@ def test_gradients_are_scattered_and_rounded_only_over_nccl() -> None:
     on_cpus = deepspeed_config(TrainingConfig(), num_workers=2, autocast=True)
     assert on_cpus["zero_optimization"] == {"stage": 1, "reduce_scatter": False}
     assert on_cpus["torch_autocast"]["lower_precision_safe_modules"] == []
+
+
+def test_bf16_parameters_replace_autocast() -> None:
+    config = deepspeed_config(TrainingConfig(parameter_dtype="bf16"), num_workers=2, autocast=True)
+    assert (config["bf16"]["enabled"], config["torch_autocast"]["enabled"]) == (True, False)
+    assert deepspeed_config(TrainingConfig(), num_workers=2, autocast=True)["bf16"]["enabled"] is False
+
+
+def test_communication_options_reach_deepspeed_only_if_they_are_set() -> None:
+    def zero(**fields: object) -> dict[str, object]:
+        config = TrainingConfig.model_validate({"gpus_per_worker": 1, "num_workers": 4, **fields})
+        options: dict[str, object] = deepspeed_config(config, num_workers=4, autocast=True)["zero_optimization"]
+        return options
+
+    assert zero(zero_stage=1) == {"stage": 1}
+    assert zero(zero_stage=2, overlap_comm=True) == {"stage": 2, "overlap_comm": True}
+    assert zero(zero_stage=3, zero_hpz_partition_size=2) == {"stage": 3, "zero_hpz_partition_size": 2}
+
+
+@pytest.mark.parametrize(("use_rslora", "scaling"), [(False, 2.0), (True, 8.0)])
+def test_rank_stabilized_lora_scales_with_the_root_of_the_rank(use_rslora: bool, scaling: float) -> None:
+    config = config_of(method="lora", lora_r=16, lora_alpha=32, use_rslora=use_rslora)
+    adapted = trainable_copy(language_model(), config)
+    scalings = {module.scaling["default"] for module in adapted.modules() if hasattr(module, "lora_A")}
+    assert scalings == {scaling}
 
 
 def test_only_matrices_decay_and_the_head_has_a_higher_rate() -> None:

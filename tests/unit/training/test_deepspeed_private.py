@@ -10,6 +10,7 @@ import torch
 
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint
+from training.deepspeed_engine import initialize_engine
 from training.deepspeed_private import (
     PARAMETER_ATTRIBUTES,
     RECORDS,
@@ -17,6 +18,8 @@ from training.deepspeed_private import (
     VERSION,
     checkpoint_bytes,
     destroy_engine,
+    forward_dtype,
+    fp32_values,
     import_deepspeed,
     inner_optimizer,
 )
@@ -86,3 +89,25 @@ def test_destroy_removes_the_optimizer_and_the_attributes_of_parameters() -> Non
     remaining = {name for parameter in parameters for name in vars(parameter) if name.startswith(PARAMETER_ATTRIBUTES)}
     assert not remaining
     assert "optimizer" not in vars(engine), missing("engine.optimizer")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16_parameters_have_fp32_values_that_are_rounded_for_the_forward_pass(stage: int) -> None:
+    runtime, config = small_runtime(dropout=0.0), config_of(zero_stage=stage, parameter_dtype="bf16", epochs=1)
+    engine = build_engine(config, runtime)
+    train(engine, config, runtime=runtime)  # the fp32 values start from the rounded ones
+    parameters = list(engine.module.parameters())
+    values = list(fp32_values(engine, parameters))
+    assert {value.dtype for value in values} == {torch.float32}, missing("fp32 master weights")
+    assert {forward_dtype(parameter) for parameter in parameters} == {torch.bfloat16}
+    assert any((value != value.bfloat16().float()).any() for value in values), missing("fp32 master weights")
+    destroy_engine(engine)
+
+
+def test_autocast_gathers_linear_layers_in_bf16_at_stage_3_only() -> None:
+    for stage, gathered_in_bf16 in {1: False, 3: True}.items():
+        runtime, config = small_runtime(dropout=0.0), config_of(zero_stage=stage, gpus_per_worker=1)
+        engine = initialize_engine(runtime.build(config), config, num_steps=1, autocast=True)
+        dtypes = {forward_dtype(parameter) for parameter in engine.module.parameters()}
+        assert (torch.bfloat16 in dtypes) == gathered_in_bf16, missing("comm_dtype on parameters")
+        destroy_engine(engine)

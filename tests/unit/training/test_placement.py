@@ -21,7 +21,7 @@ from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import runtime_of
 from training import loop
 from training.deepspeed_private import destroy_engine, import_deepspeed
-from training.placement import layerwise_fp32, place_weights
+from training.placement import layerwise_copy, place_weights
 from training.task import TaskRuntime
 
 NUM_RANKS, WIDTH = 2, 64
@@ -110,7 +110,7 @@ def test_frozen_weights_in_bf16_do_not_change_the_logits_of_training(tmp_path: P
 def test_a_layerwise_copy_computes_what_the_fp32_model_computes(tmp_path: Path) -> None:
     save_models(tmp_path)
     stored, ids = load(tmp_path, "chat", "bfloat16"), torch.arange(12)[None]
-    copied = layerwise_fp32(stored)
+    copied = layerwise_copy(stored)
     with torch.no_grad():
         expected = load(tmp_path, "chat", "bfloat16", torch.float32)(input_ids=ids).logits
         assert torch.equal(copied(input_ids=ids).logits, expected)

@@ -24,7 +24,13 @@ def epoch(number: int, *, score: float = 0.5) -> EpochReport:
 
 def result(weights: str = "", *, score: float = 0.5) -> TrainingResult:
     return TrainingResult(
-        weights=weights, score=score, epochs=1, rows_per_second=1.0, padding_share=0.0, step_seconds=1.0
+        weights=weights,
+        score=score,
+        epochs=1,
+        rows_per_second=1.0,
+        padding_share=0.0,
+        step_seconds=1.0,
+        dtype="float32",
     )
 
 

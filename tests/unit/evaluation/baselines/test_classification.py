@@ -122,7 +122,7 @@ def test_a_stored_bag_of_words_is_float32_and_other_baselines_have_the_dtype_of_
     bag = BagOfWords(vectorizers, np.zeros((terms.shape[1], 2), dtype=np.float32), head.bias)
     heads = dict.fromkeys(("probe", "probe_bag"), head)
     bags = dict.fromkeys(("bag_of_words", "probe_bag"), bag)
-    results = BaselineResults((), heads, bags, dict.fromkeys((*heads, "bag_of_words"), 2.0))
+    results = BaselineResults((), heads, bags, dict.fromkeys((*heads, "bag_of_words"), 2.0), "bfloat16")
     config = VersionConfig(
         kind="zero_shot",
         classes=("a", "b"),

@@ -1,0 +1,229 @@
+"""Exports of two ranks over gloo with the configuration of GPUs: every stage, method, task and precision."""
+
+import gc
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+from transformers import BertConfig, BertModel
+
+from tailorbird.models.pretrained import without_pooler
+from tests.small_chat import language_model, tokenizer
+from tests.unit.training.small import config_of, small_runtime
+from tests.unit.training.test_chat_task import task_of
+from training.chat_task import ChatRuntime
+from training.dataset import rank_rows
+from training.deepspeed_engine import initialize_engine
+from training.deepspeed_private import destroy_engine
+from training.export import UnusableWeights, export_weights, full_state
+from training.task import TaskRuntime
+
+pytestmark = pytest.mark.slow
+
+NUM_STEPS, BATCH_SIZE, RATE = 2, 4, 1e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    stage: int
+    method: str
+    task: str  # chat, wide (a chat with a hidden size of 512) or classification
+    stored: str  # precision of the base model's files
+    parameters: str = "fp32"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = (f"stage-{self.stage}", self.method, self.task, f"stored-{self.stored}", f"trained-{self.parameters}")
+        return "_".join((*parts, *self.options))
+
+
+CASES = [
+    Case(0, "full", "chat", "fp32"),
+    Case(0, "lora", "classification", "bf16"),
+    Case(1, "full", "classification", "fp32"),
+    Case(1, "lora", "chat", "bf16", options={"use_rslora": True}),
+    Case(2, "full", "chat", "bf16", options={"overlap_comm": True}),
+    Case(2, "lora", "classification", "fp32"),
+    Case(3, "full", "wide", "fp32"),
+    Case(3, "lora", "wide", "fp32"),
+    Case(3, "full", "classification", "fp32"),
+    Case(3, "lora", "classification", "bf16", options={"zero_hpz_partition_size": 2}),
+    Case(3, "full", "chat", "bf16", options={"overlap_comm": False}),
+    Case(0, "full", "classification", "bf16", "bf16"),
+    Case(0, "lora", "chat", "fp32", "bf16"),
+    Case(1, "full", "chat", "fp32", "bf16"),
+    Case(1, "lora", "classification", "bf16", "bf16"),
+    Case(1, "full", "classification", "bf16", "bf16", {"deepspeed": {"data_types": {"grad_accum_dtype": "fp32"}}}),
+    Case(2, "full", "classification", "fp32", "bf16"),
+    Case(2, "lora", "chat", "bf16", "bf16", {"use_rslora": True}),
+    Case(3, "full", "wide", "fp32", "bf16", {"zero_hpz_partition_size": 2}),
+    Case(3, "lora", "classification", "fp32", "bf16"),
+    Case(3, "lora", "wide", "bf16", "bf16"),
+]
+WRONG = [
+    Case(3, "full", "wide", "fp32"),
+    Case(3, "lora", "wide", "fp32"),
+    Case(1, "full", "chat", "fp32", "bf16"),
+    Case(2, "lora", "chat", "bf16", "bf16"),
+    Case(0, "full", "classification", "fp32"),
+]
+
+
+def runtime_of(case: Case) -> TaskRuntime:
+    if case.task == "classification":
+        runtime: Any = small_runtime(dropout=0.0)
+        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+        base: nn.Module = without_pooler(BertModel(BertConfig(vocab_size=50, **sizes)))
+        runtime = type(runtime)(**(vars(runtime) | {"encoder": base}))
+    else:
+        base = language_model(width=512 if case.task == "wide" else 32)
+        runtime = ChatRuntime(base, tokenizer(), task_of(), task_of().dataset(tokenizer()))
+    if case.stored == "bf16":
+        for parameter in base.parameters():
+            parameter.data = parameter.data.bfloat16().float()
+    return runtime  # type: ignore[no-any-return]
+
+
+def train(case: Case, *, on_step: Callable[[Any], None] = lambda _: None) -> tuple[Any, Any, TaskRuntime]:
+    """Train a few steps with the configuration of GPUs, and return the engine, the config and the runtime."""
+    runtime = runtime_of(case)
+    config = config_of(
+        num_workers=2,
+        gpus_per_worker=1,
+        batch_size=BATCH_SIZE,
+        zero_stage=case.stage,
+        method=case.method,
+        learning_rate=RATE,
+        parameter_dtype=case.parameters,
+        **case.options,
+    )
+    torch.manual_seed(dist.get_rank())
+    engine = initialize_engine(runtime.build(config), config, num_steps=NUM_STEPS, autocast=True)
+    window = runtime.train.sample()
+    for step in range(NUM_STEPS):
+        on_step(engine)
+        rows = rank_rows(torch.arange(BATCH_SIZE).numpy() + step, rank=dist.get_rank(), num_ranks=2)
+        batch = runtime.collate(config, window, rows).to(engine.device)
+        engine.backward(runtime.loss(engine, config, batch) / runtime.weight(window, rows))
+        engine.step()
+    return engine, config, runtime
+
+
+def export(case: Case, folder: Path) -> str:
+    """Train and export; return the reason on rank 0 if the export is refused."""
+    engine, config, runtime = train(case)
+    try:
+        export_weights(engine, config, runtime=runtime, folder=folder)
+    except UnusableWeights as error:
+        return str(error)
+    finally:
+        destroy_engine(engine)
+    return ""
+
+
+@contextmanager
+def wrong_files(kind: str, *, before: dict[str, torch.Tensor], runtime: TaskRuntime) -> Iterator[None]:
+    """Write one matrix with other values than the trained ones: untrained, transposed, or of the step before."""
+    write = type(runtime).write
+
+    def write_wrong(self: Any, state: dict[str, torch.Tensor], **options: Any) -> None:
+        names = [name for name, value in state.items() if value.ndim == 2 and value.shape[0] == value.shape[1]]
+        name = next(name for name in (*names, *state) if name in names or "lora_B" in name)
+        changed = state[name].T.contiguous() if kind == "transposed" else before[name]
+        write(self, state | {name: changed}, **options)
+
+    with mock.patch.object(type(runtime), "write", write_wrong):
+        yield
+
+
+@contextmanager
+def wrong_masters(before: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Export the weights of the step before."""
+    stale = {name: value.clone() for name, value in before.items()}
+    with mock.patch("training.export.full_state", return_value=stale):
+        yield
+
+
+def export_wrong(case: Case, folder: Path) -> dict[str, str]:
+    """Return the reasons of refusals on rank 0 by the kind of wrong weights."""
+    states: list[dict[str, torch.Tensor]] = []
+    lora = case.method == "lora"
+
+    def on_step(engine: Any) -> None:
+        states.append(full_state(engine, config_of(method=case.method)))
+
+    engine, config, runtime = train(case, on_step=on_step)
+    untrained, last = states
+    reasons = {}
+    wrongs: dict[str, Any] = {
+        "untrained": lambda: wrong_files("untrained", before=untrained, runtime=runtime),
+        "step before": lambda: wrong_files("step before", before=last, runtime=runtime),
+        "masters": lambda: wrong_masters(last),
+    }
+    if not lora:  # the matrices of an adapter are not square
+        wrongs["transposed"] = lambda: wrong_files("transposed", before=last, runtime=runtime)
+    for kind, wrong in wrongs.items():
+        reasons[kind] = ""
+        with wrong():
+            try:
+                export_weights(engine, config, runtime=runtime, folder=folder / kind)
+            except UnusableWeights as error:
+                reasons[kind] = str(error)
+        dist.barrier()
+    destroy_engine(engine)
+    return reasons
+
+
+def run_rank(rank: int, folder: Path) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(1)
+    gc.freeze()
+    dist.init_process_group("gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2)
+    reasons: dict[str, Any] = {str(case): export(case, folder / str(case)) for case in CASES}
+    reasons["wrong"] = {str(case): export_wrong(case, folder / "wrong" / str(case)) for case in WRONG}
+    if rank == 0:
+        (folder / "reasons.json").write_text(json.dumps(reasons))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Train all cases in the same two processes; return the folder of exports, and the reasons of refusals."""
+    folder = tmp_path_factory.mktemp("exported")
+    spawn(run_rank, (folder,), nprocs=2)  # type: ignore[no-untyped-call]
+    return folder, json.loads((folder / "reasons.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_trained_model_is_exported_exactly_in_every_precision(
+    exported: tuple[Path, dict[str, Any]], case: Case
+) -> None:
+    folder, reasons = exported
+    assert reasons[str(case)] == ""
+    files = list((folder / str(case)).rglob("*.safetensors"))
+    weights = {name: value for file in files for name, value in load_file(file).items()}
+    # The gradient of a matrix A is 0 in the first step, and in the second if the head was 0 too.
+    trained = {name: value for name, value in weights.items() if value.ndim > 1 and "lora_A" not in name}
+    assert trained
+    for name, value in trained.items():
+        assert value.dtype == torch.float32
+        # Weights that were rounded to bf16 on the way would be equal to their rounded values.
+        assert (value != value.bfloat16().float()).float().mean() > 0.5, name
+
+
+@pytest.mark.parametrize("case", WRONG, ids=str)
+def test_one_wrong_matrix_is_refused_in_every_precision(exported: tuple[Path, dict[str, Any]], case: Case) -> None:
+    reasons = exported[1]["wrong"][str(case)]
+    assert {kind for kind, reason in reasons.items() if "differ from the trained model" not in reason} == set()
