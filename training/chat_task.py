@@ -23,10 +23,10 @@ from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.inference.chat_answers import Answer, answer_rows
 from tailorbird.evaluation.statistics.text_metrics import per_row
+from tailorbird.models.attention.packed_attention import Attention, choose_attention
 from tailorbird.models.causal_lm import ChatModel, as_tensors, model_inputs
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
-from tailorbird.models.packed_attention import Attention, choose_attention
 from tailorbird.models.pretrained import default_device, fp32_copy, load_causal, share_weights
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.models.retrieval.index import RetrievalIndex
@@ -35,9 +35,9 @@ from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
-from training.deepspeed_engine import compute_dtype
-from training.placement import fp32_weights, layerwise_copy, place_weights
-from training.synced_generation import synced_answers
+from training.engine.deepspeed_engine import compute_dtype
+from training.engine.placement import fp32_weights, layerwise_copy, place_weights
+from training.engine.synced_generation import synced_answers
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ class ChatTrainingTask(TrainingTask):
         train, data, prompts = self.train.take(rows), ChatData(self.prompting.system), None
         if self.examples is not None:
             assert train.conversations is not None
-            index, found = self.examples.load_index(), [self.examples.rows[row] for row in rows]
+            index, nearest_rows = self.examples.load_index(), [self.examples.rows[row] for row in rows]
             prompts = (  # one at a time, because the prompts of all rows take more memory than their tokens
                 chat_prompt(turns, tokenizer=tokenizer, prompting=self.prompting, index=index, rows=examples)
-                for turns, examples in zip(train.conversations, found, strict=True)
+                for turns, examples in zip(train.conversations, nearest_rows, strict=True)
             )
         tokens = data.encode(train, tokenizer=tokenizer, max_length=self.max_length, prompts=prompts)
         return TokenizedRows.from_lists(train.row_ids, tokens, classes=())

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import download_folder, folder_sizes
-from training.deepspeed_private import checkpoint_bytes, convert_to_universal, inner_optimizer
+from training.engine.deepspeed_private import checkpoint_bytes, convert_to_universal, inner_optimizer
 from training.errors import DiskFull, staging_directory, temporary_directory
 from training.loop import build_engine
 from training.reports import Progress

@@ -25,7 +25,7 @@ from tailorbird.models.pretrained import default_device, fp32_copy, load_encoder
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
-from training.placement import fp32_weights, place_weights
+from training.engine.placement import fp32_weights, place_weights
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from tailorbird.models.pretrained import cast_parameters
 from tailorbird.registry.versions import INDEX_FILES
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
-from training.deepspeed_private import forward_dtype, fp32_values, gathered
-from training.placement import layerwise_copy
+from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered
+from training.engine.placement import layerwise_copy
 from training.task import TaskRuntime
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}

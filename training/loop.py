@@ -15,7 +15,7 @@ from tailorbird.models.pretrained import inference_dtype
 from training import preemption
 from training.batches import StepBatches, collated_steps
 from training.dataset import num_steps
-from training.deepspeed_engine import initialize_engine
+from training.engine.deepspeed_engine import initialize_engine
 from training.reports import EpochReport, Progress
 from training.task import Diverged, TaskRuntime, means_over_ranks
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from training.deepspeed_private import checkpoint_records
+from training.engine.deepspeed_private import checkpoint_records
 
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """Environment variables of torch. The first overrides the `weights_only` argument of every `torch.load`."""

@@ -80,7 +80,7 @@ class TaskRuntime(Protocol):
         """Raise ModelError if training does not work with a base model of this type."""
 
     def build(self, config: TrainingConfig, *, autocast: bool = False) -> nn.Module:
-        """Return a model to train, initialized from the base model; see `training.placement.place_weights`.
+        """Return a model to train, initialized from the base model; see `training.engine.placement.place_weights`.
 
         `autocast` tells whether the engine will compute in bf16. At ZeRO stage 3, every rank must call it.
         """

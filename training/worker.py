@@ -10,8 +10,8 @@ from cluster.progress import EpochEvent, ProgressEvent
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import upload_folder
 from training import checkpoint, preemption
-from training.deepspeed_engine import MissingKernels, compute_dtype_name
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
+from training.engine.deepspeed_private import destroy_engine
 from training.errors import temporary_directory
 from training.export import export_weights
 from training.loop import Callbacks, OnSave, build_engine, train

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from cluster.progress import TrialEvent
 from tailorbird.storage import delete_folder, upload_folder
 from training import checkpoint, preemption
-from training.deepspeed_engine import MissingKernels, compute_dtype_name
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
+from training.engine.deepspeed_private import destroy_engine
 from training.errors import temporary_directory
 from training.export import UnusableWeights, export_weights
 from training.loop import Callbacks, build_engine, train

@@ -17,7 +17,7 @@ from benchmarks.gpu.models import (
 )
 from tailorbird.config.training import TrainingConfig
 from training import checkpoint
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine
 from training.export import export_weights
 from training.loop import Callbacks, build_engine, train
 from training.reports import Progress

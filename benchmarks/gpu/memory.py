@@ -1,4 +1,4 @@
-"""Peak memory of rank 0 of a large group, compared with `training.memory_estimate`.
+"""Peak memory of rank 0 of a large group, compared with `training.engine.memory_estimate`.
 
 The group is torch's fake process group: its collectives return at once and move no data. Each rank has the memory of a
 real training, but its numbers mean nothing.
@@ -22,9 +22,9 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tasks import ChatData
 from tailorbird.models.metadata import read_metadata
 from tailorbird.models.pretrained import inference_dtype
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine
+from training.engine.memory_estimate import RUNTIME_BYTES, Batch, held_bytes, step_bytes
 from training.loop import Callbacks, build_engine, train
-from training.memory_estimate import RUNTIME_BYTES, Batch, held_bytes, step_bytes
 from training.task import Diverged, TrainingTask
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")

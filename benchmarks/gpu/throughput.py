@@ -34,7 +34,7 @@ from tailorbird.models.lora import add_adapter
 from tailorbird.models.metadata import read_metadata
 from tailorbird.models.shape import ModelShape
 from tailorbird.storage.node_cache import local_copy
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
 from training.task import TaskRuntime, TrainingTask
 

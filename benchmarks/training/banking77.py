@@ -30,7 +30,7 @@ from tailorbird.data.loader import read_rows
 from tailorbird.data.tokenize import labels_of
 from tailorbird.models import base_model
 from training.classification_task import ClassificationTrainingTask
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport
 

@@ -1,4 +1,4 @@
-"""Memory of a training worker, compared with `training.memory_estimate` and with its part of the model.
+"""Memory of a training worker, compared with `training.engine.memory_estimate` and with its part of the model.
 
     python -m benchmarks.training.memory
 
@@ -38,9 +38,9 @@ from tests.small_chat import tokenizer
 from tests.tracked_memory import TrackedMemory
 from training.batches import Batch as TrainingBatch
 from training.chat_task import ChatRuntime, ChatTrainingTask
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine
+from training.engine.memory_estimate import Batch, held_bytes, step_bytes, validation_bytes
 from training.loop import build_engine, train
-from training.memory_estimate import Batch, held_bytes, step_bytes, validation_bytes
 from training.task import Diverged
 
 SIZES = {

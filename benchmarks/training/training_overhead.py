@@ -41,7 +41,7 @@ from tailorbird.models.pretrained import inference_dtype
 from tailorbird.storage.node_cache import local_copy
 from training.classification_task import ClassifierRuntime
 from training.dataset import epoch_batches
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport
 

@@ -7,7 +7,11 @@ import torch
 
 from serving.engines.base_chat import Sampling
 from serving.engines.language_model import Likelihood, Likelihoods
-from tailorbird.models.transformers_private import ContinuousBatchingLogitsProcessor, request_id, request_progress
+from tailorbird.models.attention.transformers_private import (
+    ContinuousBatchingLogitsProcessor,
+    request_id,
+    request_progress,
+)
 
 NUM_LIKELY = 512  # number of most likely tokens that are tried for `top_p` before the whole vocabulary is sorted
 

@@ -49,7 +49,7 @@ class TransformersEngine(LanguageModelEngine):
         streaming: bool,
         likelihoods: Likelihoods | None = None,
     ) -> AsyncGenerator[tuple[list[int], bool], None]:
-        from tailorbird.models.transformers_private import discard_unrouted_outputs, remove_result_handler
+        from tailorbird.models.attention.transformers_private import discard_unrouted_outputs, remove_result_handler
 
         request_id, updated = uuid.uuid4().hex, asyncio.Event()
         latest: list[Any] = []
@@ -96,9 +96,9 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, sampler: "Sampler", end_id: in
     """Return the running engine after a first answer, which prepares kernels; raise RuntimeError if it fails."""
     import torch
 
-    from tailorbird.models.continuous_batching_attention import register_request_attention
+    from tailorbird.models.attention.continuous_batching_attention import register_request_attention
+    from tailorbird.models.attention.transformers_private import set_logits_processor
     from tailorbird.models.generation import batching_config, greedy
-    from tailorbird.models.transformers_private import set_logits_processor
 
     register_request_attention()
     with torch.inference_mode():
@@ -125,7 +125,7 @@ def _start(loaded: "LoadedChat[ModelVersion]", *, sampler: "Sampler", end_id: in
 
 def _max_length(lm: Any, manager: Any) -> int:
     """Return the maximum number of tokens of a prompt and its answer: the model's context or, if smaller, the cache."""
-    from tailorbird.models.transformers_private import cache_size
+    from tailorbird.models.attention.transformers_private import cache_size
 
     cached = cache_size(manager)
     positions = getattr(lm.config.get_text_config(), "max_position_embeddings", None)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tailorbird.data.packing import PackedRows
-from tailorbird.models.packed_attention import Attention, attention_inputs, attention_name, set_attention
-from tailorbird.models.transformers_private import attention_implementation
+from tailorbird.models.attention.packed_attention import Attention, attention_inputs, attention_name, set_attention
+from tailorbird.models.attention.transformers_private import attention_implementation
 
 
 class ChatModel(nn.Module):

@@ -12,8 +12,8 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from tailorbird.data.chat_template import Tokens
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.packing import pack
+from tailorbird.models.attention.continuous_batching_attention import register_request_attention
 from tailorbird.models.causal_lm import ChatModel, as_tensors
-from tailorbird.models.continuous_batching_attention import register_request_attention
 
 CACHE_TOKENS, PAGE_TOKENS, BATCH_TOKENS = 16384, 32, 512
 """Continuous batching on CPU: number of tokens in the key-value cache, in a page of it, and in a forward pass.

@@ -18,9 +18,9 @@ from tailorbird import storage
 from tailorbird.data.rows import DataError
 from tailorbird.data.tasks import DataTask
 from tailorbird.data.tokenize import load_tokenizer
+from tailorbird.models.attention.transformers_private import has_causal_model
 from tailorbird.models.pretrained import ATTENTION_DROPOUT, without_pooler
 from tailorbird.models.shape import ModelShape
-from tailorbird.models.transformers_private import has_causal_model
 from tailorbird.storage import s3
 
 SMALL_FILES = (".json", ".jinja", ".txt", ".model")  # suffixes of configuration and tokenizer files

@@ -16,8 +16,8 @@ VAGUE = {"told", "asked", "found", "said", "place", "home"}
 """Identifiers without meaning; use a term of the field instead."""
 VENDOR_FILES = {
     "ray": "cluster/ray_private.py",
-    "deepspeed": "training/deepspeed_private.py",
-    "transformers": "tailorbird/models/transformers_private.py",
+    "deepspeed": "training/engine/deepspeed_private.py",
+    "transformers": "tailorbird/models/attention/transformers_private.py",
     "vllm": "serving/engines/vllm_server.py",
 }
 

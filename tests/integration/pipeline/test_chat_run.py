@@ -136,7 +136,7 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
     result = CliRunner().invoke(app.app, ["serve", str(tmp_path / "recipe.yaml")])
     try:
         assert result.exit_code == 0, result.output
-        assert result.output.startswith(f"{champion.version} is served at ")
+        assert f"\n{champion.version} is served at " in result.output
         url = result.output.splitlines()[0].split()[-1]
         assert url.endswith("/v1/chat/completions")
         client = openai.OpenAI(base_url=url.removesuffix("/chat/completions"), api_key="none", timeout=60)

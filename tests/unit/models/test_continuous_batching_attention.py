@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers.generation.continuous_batching.utils import build_attention_mask
 
-from tailorbird.models.continuous_batching_attention import _attention, _groups
-from tailorbird.models.transformers_private import sdpa_attention_forward
+from tailorbird.models.attention.continuous_batching_attention import _attention, _groups
+from tailorbird.models.attention.transformers_private import sdpa_attention_forward
 
 HEADS, KEY_HEADS, WIDTH = 6, 2, 8
 MODULE: Any = SimpleNamespace(num_key_value_groups=HEADS // KEY_HEADS)

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tailorbird.data.packing import PackedRows, pack
-from tailorbird.models import packed_attention
+from tailorbird.models.attention import packed_attention
+from tailorbird.models.attention.packed_attention import Attention, attention_name, choose_attention
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.packed_attention import Attention, attention_name, choose_attention
 from tests.small_chat import language_model, model_of
 from tests.unit.models.reference_attention import reference_varlen_attn
 from tests.unit.models.test_causal_lm import rows

@@ -11,7 +11,7 @@ import transformers
 from transformers.generation.continuous_batching.requests import RequestState
 
 from serving.engines.sampling import Sampler
-from tailorbird.models import continuous_batching_attention, transformers_private
+from tailorbird.models.attention import continuous_batching_attention, transformers_private
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts, batching_config, greedy
 from tests import small_chat
@@ -26,7 +26,7 @@ def missing(path: str) -> str:
 
 def test_the_installed_version_of_transformers_is_the_expected_one() -> None:
     expected = f"{transformers_private.TRANSFORMERS_VERSION}."
-    assert transformers.__version__.startswith(expected), "check tailorbird/models/transformers_private.py"
+    assert transformers.__version__.startswith(expected), "check tailorbird/models/attention/transformers_private.py"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ REACHED_FILES = {
     "chat baselines": ("evaluation/baselines/chat.py", "models/generation.py", "data/chat_template.py"),
     "sweep": ("training/loop.py", "training/classification_task.py", "tuning/worker.py", "tuning/futility.py"),
     "chat sweep": ("training/chat_task.py", "training/loop.py", "data/packing.py"),
-    "seed": ("training/loop.py", "training/deepspeed_engine.py", "data/tokenize.py"),
+    "seed": ("training/loop.py", "training/engine/deepspeed_engine.py", "data/tokenize.py"),
     "average": ("training/export.py",),
     "predictions": ("evaluation/inference/predict.py", "models/bag_of_words.py", "models/classifier.py"),
     "noise predictions": ("evaluation/inference/perturbations.py",),

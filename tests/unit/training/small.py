@@ -12,7 +12,7 @@ from tailorbird.data.tokenized import TokenizedRows, TokenLists
 from tailorbird.models.pretrained import without_pooler
 from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
 from training.dataset import InMemoryDataset
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine
 from training.loop import Callbacks, build_engine, train
 from training.reports import EpochReport
 from training.task import TaskRuntime

@@ -11,7 +11,7 @@ import torch
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.evaluation.inference.chat_answers import answer_rows
-from tailorbird.models import packed_attention
+from tailorbird.models.attention import packed_attention
 from tailorbird.models.errors import ModelError
 from tailorbird.models.retrieval.training_examples import find_examples
 from tailorbird.registry.versions import Prompting, Retrieval
@@ -21,7 +21,7 @@ from tests.unit.models.retrieval.test_training_examples import rows_of as exampl
 from tests.unit.training.small import config_of, reports_of
 from training import chat_task, checkpoint
 from training.chat_task import ChatRuntime, ChatTrainingTask
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine
 from training.export import export_weights, full_state
 from training.loop import Callbacks, build_engine, train
 from training.reports import Progress
@@ -79,7 +79,7 @@ def test_deepspeed_7900_trl_4416_the_exported_model_predicts_as_the_trained_mode
 def test_validation_gives_the_answers_of_the_exported_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, dtype: torch.dtype, method: str
 ) -> None:
-    for module in ("loop", "deepspeed_engine"):
+    for module in ("loop", "engine.deepspeed_engine"):
         monkeypatch.setattr(f"training.{module}.inference_dtype", lambda: dtype)
     monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
     runtime, config = runtime_of(), config_of(epochs=8, zero_stage=stage, method=method)

@@ -24,8 +24,8 @@ from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import task_of
 from training.chat_task import ChatRuntime
 from training.dataset import rank_rows
-from training.deepspeed_engine import initialize_engine
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_engine import initialize_engine
+from training.engine.deepspeed_private import destroy_engine
 from training.export import UnusableWeights, export_weights, full_state
 from training.task import TaskRuntime
 

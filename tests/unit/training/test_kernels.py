@@ -9,8 +9,8 @@ from torch import nn
 from tailorbird.models.causal_lm import ChatModel
 from tests.small_chat import language_model, model_of
 from tests.unit.training.small import config_of, reports_of, small_runtime
-from training import deepspeed_engine
-from training.deepspeed_engine import MissingKernels, use_kernels
+from training.engine import deepspeed_engine
+from training.engine.deepspeed_engine import MissingKernels, use_kernels
 
 LIGER = importlib.util.find_spec(deepspeed_engine.LIGER_PACKAGE)
 

@@ -15,7 +15,7 @@ from tests.unit.training.small import NUM_ROWS, config_of, reports_of, small_run
 from training import checkpoint, export, loop, preemption
 from training.classification_task import ClassifierRuntime
 from training.dataset import steps
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine
 from training.export import UnusableWeights, export_weights, full_state
 from training.loop import Callbacks, build_engine, train
 from training.preemption import Interrupted

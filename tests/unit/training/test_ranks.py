@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint, loop, reports
-from training.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine
 from training.export import export_weights
 
 pytestmark = pytest.mark.slow

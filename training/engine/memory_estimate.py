@@ -198,7 +198,7 @@ def _trained(config: TrainingConfig, shape: ModelShape) -> int:
 
 
 def _weight_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
-    """Return the bytes of the whole model's weights; see `training.placement.place_weights`."""
+    """Return the bytes of the whole model's weights; see `training.engine.placement.place_weights`."""
     if config.method == "full":
         return FP32 * shape.num_parameters
     in_bf16 = shape.num_linear if batch.autocast and shape.stored_bf16 else 0

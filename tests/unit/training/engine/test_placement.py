@@ -20,8 +20,8 @@ from tests.tracked_memory import TrackedMemory
 from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import runtime_of
 from training import loop
-from training.deepspeed_private import destroy_engine, import_deepspeed
-from training.placement import layerwise_copy, place_weights
+from training.engine.deepspeed_private import destroy_engine, import_deepspeed
+from training.engine.placement import layerwise_copy, place_weights
 from training.task import TaskRuntime
 
 NUM_RANKS, WIDTH = 2, 64

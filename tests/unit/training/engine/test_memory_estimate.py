@@ -8,7 +8,7 @@ import pytest
 from benchmarks.training.memory import Case, measure
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
-from training.memory_estimate import (
+from training.engine.memory_estimate import (
     Batch,
     WorkerMemory,
     activation_bytes,

@@ -12,7 +12,7 @@ from tailorbird.models.classifier import Classifier
 from tests.small_chat import language_model
 from tests.unit.training.small import config_of
 from training.batches import micro_batches
-from training.deepspeed_engine import deepspeed_config, linear_schedule, parameter_groups
+from training.engine.deepspeed_engine import deepspeed_config, linear_schedule, parameter_groups
 from training.task import trainable_copy
 
 

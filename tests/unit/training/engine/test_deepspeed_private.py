@@ -1,4 +1,4 @@
-"""Contract with DeepSpeed: each private part that `training.deepspeed_private` uses still exists."""
+"""Contract with DeepSpeed: each private part that `training.engine.deepspeed_private` uses still exists."""
 
 import importlib
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ import torch
 
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint
-from training.deepspeed_engine import initialize_engine
-from training.deepspeed_private import (
+from training.engine.deepspeed_engine import initialize_engine
+from training.engine.deepspeed_private import (
     PARAMETER_ATTRIBUTES,
     RECORDS,
     SHM_OP,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from tailorbird.models.transformers_private import Bounds, request_bounds, sdpa_attention_forward
+from tailorbird.models.attention.transformers_private import Bounds, request_bounds, sdpa_attention_forward
 
 
 def register_request_attention() -> None:

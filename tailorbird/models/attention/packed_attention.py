@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface
 
-from tailorbird.models.errors import ModelError
-from tailorbird.models.transformers_private import (
+from tailorbird.models.attention.transformers_private import (
     attention_implementation,
     flash_restriction,
     set_attention_implementation,
     supports_flex_attention,
 )
+from tailorbird.models.errors import ModelError
 
 Attention = Literal["flash", "flex", "dense"]
 FLASH, FLEX = "packed_varlen", "flex_attention"

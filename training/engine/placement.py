@@ -10,8 +10,8 @@ from torch import nn
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.pretrained import default_device, share_weights
-from training.deepspeed_engine import deepspeed_config
-from training.deepspeed_private import parameter_partitioner
+from training.engine.deepspeed_engine import deepspeed_config
+from training.engine.deepspeed_private import parameter_partitioner
 
 Model = TypeVar("Model", bound=nn.Module)
 

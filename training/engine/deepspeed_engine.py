@@ -11,10 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
 from tailorbird.config.training import TrainingConfig
+from tailorbird.models.attention.transformers_private import transformer_layers, transformers_model
 from tailorbird.models.pretrained import inference_dtype
-from tailorbird.models.transformers_private import transformer_layers, transformers_model
 from tailorbird.registry.versions import Dtype
-from training.deepspeed_private import disable_gradient_allreduce, disable_shm_allreduce, import_deepspeed
+from training.engine.deepspeed_private import disable_gradient_allreduce, disable_shm_allreduce, import_deepspeed
 
 LIGER_PACKAGE = "liger_kernel"
 

@@ -1,0 +1,1 @@
+"""Attention over packed rows and requests, and the private parts of transformers."""
