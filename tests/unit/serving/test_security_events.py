@@ -8,6 +8,8 @@ from serving.http.api_keys import ApiKey, new_key, parse_options
 from serving.http.refusals import Refusal
 from serving.security_events import MAX_WAITING, SecurityEvents, WaitingEvent, key_change, refusal_events
 
+UNWRITABLE = "file:///dev/null/registry"  # in a file, there are no folders
+
 
 def key(name: str, digit: str, *options: str) -> ApiKey:
     return ApiKey(name, digit * 64, parse_options(options))
@@ -55,7 +57,7 @@ def test_refusals_are_one_event_per_reason_and_client() -> None:
 
 def test_a_log_that_cannot_be_written_is_reported_once_and_its_events_wait(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> SecurityEvents:
-        events = SecurityEvents("file:///nowhere", task="icd10")  # a folder has no conditional writes
+        events = SecurityEvents(UNWRITABLE, task="icd10")
         for number in range(3):
             events.refusals.add(Refusal(401, "invalid_api_key", f"address {number}"))
             await events.flush()
@@ -70,7 +72,7 @@ def test_a_log_that_cannot_be_written_is_reported_once_and_its_events_wait(caplo
 
 
 def test_few_events_wait_while_the_log_cannot_be_written() -> None:
-    events = SecurityEvents("file:///nowhere", task="icd10")
+    events = SecurityEvents(UNWRITABLE, task="icd10")
     _, line = new_key("app")
     for number in range(2 * MAX_WAITING):
         events.add_key_change((), (line,), str(number))
@@ -78,7 +80,7 @@ def test_few_events_wait_while_the_log_cannot_be_written() -> None:
 
 
 def test_a_change_of_keys_during_a_write_waits_for_the_next_and_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    events = SecurityEvents("file:///nowhere", task="icd10")
+    events = SecurityEvents(UNWRITABLE, task="icd10")
     _, line = new_key("app")
     written: list[str] = []
 

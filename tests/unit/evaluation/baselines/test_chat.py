@@ -202,7 +202,8 @@ def test_an_encoder_is_used_with_the_weight_that_is_best_on_validation(base: str
     assert nearest.note == note
     for settings in (retrieval, by_kind["retrieved"][1]):
         assert settings is not None
-        assert (settings.encoder, settings.embedding_weight) == (encoder, 0.5)
+        assert settings.encoder == encoder.model_copy(update={"dtype": results.dtype})
+        assert settings.embedding_weight == 0.5
     stored = (tmp_path / "stored").as_uri()
     store_prompt_baselines(stored, results, config=config_of(base))
     for kind in ("nearest", "retrieved"):
