@@ -89,7 +89,7 @@ def _death_message(text: str) -> str:
     if "low on memory" in text or "OutOfMemory" in text:
         return (
             "Ray killed its process because the node ran out of memory; set training.gradient_checkpointing, lower "
-            "training.batch_size, or raise training.gradient_accumulation_steps"
+            "training.batch_size, or raise training.gradient_accumulation_steps (or lower training.batch_tokens)"
         )
     if "node has died" in text or "node died" in text or "node was terminated" in text.lower():
         return f"its node was lost; run `ray status` to list the remaining nodes ({_first_line(text, 'node')})"

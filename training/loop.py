@@ -11,11 +11,12 @@ import torch.distributed as dist
 
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
+from tailorbird.models.errors import ModelError
 from tailorbird.models.pretrained import inference_dtype
 from training import preemption
 from training.batches import StepBatches, collated_steps
 from training.dataset import num_steps
-from training.engine.deepspeed_engine import initialize_engine
+from training.engine.deepspeed_engine import initialize_engine, raise_on_all_ranks
 from training.reports import EpochReport, Progress
 from training.task import Diverged, TaskRuntime, means_over_ranks
 
@@ -41,13 +42,17 @@ class Callbacks:
 
 
 def build_engine(config: TrainingConfig, runtime: TaskRuntime) -> Any:
-    """Seed this process and return an engine with a new model. Raises ModelError if its attention mixes rows."""
+    """Seed this process and return an engine with a new model.
+
+    Raises ModelError on every rank if the attention is not supported or mixes rows, and MissingKernels on every rank.
+    """
     torch.manual_seed(config.seed * 1000 + dist.get_rank())
+    raise_on_all_ranks(lambda: runtime.attention(config), ModelError)
     total_steps = sum(num_steps(runtime.train, config, epoch=epoch) for epoch in range(config.epochs))
     autocast = inference_dtype() == torch.bfloat16
     model = runtime.build(config, autocast=autocast)
     engine = initialize_engine(model, config, num_steps=total_steps, autocast=autocast)
-    runtime.check(engine, config)
+    raise_on_all_ranks(lambda: runtime.check(engine, config), ModelError)
     return engine
 
 

@@ -8,12 +8,13 @@ import torch.distributed as dist
 
 from cluster.progress import EpochEvent, ProgressEvent
 from tailorbird.config.training import TrainingConfig
+from tailorbird.models.errors import ModelError
 from tailorbird.storage import upload_folder
 from training import checkpoint, preemption
 from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
 from training.errors import temporary_directory
-from training.export import export_weights
+from training.export import UnusableWeights, export_weights
 from training.loop import Callbacks, OnSave, build_engine, train
 from training.reports import EpochReport, Progress, TrainingResult
 from training.safe_checkpoint_loading import UnusableCheckpoint
@@ -43,7 +44,7 @@ def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events:
         engine, progress = _start_or_resume(config, runtime, uri=uri)
     except UnusableCheckpoint as error:
         return f"{error}; to start a new training, delete {uri}/train and run again"
-    except MissingKernels as error:
+    except (MissingKernels, ModelError) as error:
         return str(error)
     save = _checkpoint_callback(config)
 
@@ -59,13 +60,18 @@ def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events:
         report = train(engine, config, runtime=runtime, callbacks=callbacks, progress=progress)
     except Diverged as error:
         return str(error)
-    weights = f"{uri}/weights"
+    weights, refused = f"{uri}/weights", ""
     with temporary_directory() as folder:
-        export_weights(engine, config, runtime=runtime, folder=folder)
-        if dist.get_rank() == 0:
+        try:
+            export_weights(engine, config, runtime=runtime, folder=folder)
+        except UnusableWeights as error:  # on rank 0, whose result Ray Train returns
+            refused = str(error)
+        if dist.get_rank() == 0 and not refused:
             upload_folder(folder, weights)
     dist.barrier()
     destroy_engine(engine)
+    if refused:
+        return refused
     return TrainingResult.of_report(report, weights=weights, dtype=compute_dtype_name(config))
 
 

@@ -1,6 +1,7 @@
 """The training function of a worker group, which trains one trial after another."""
 
 import gc
+import logging
 import shutil
 import time
 import uuid
@@ -16,6 +17,7 @@ import ray
 import torch.distributed as dist
 
 from cluster.progress import TrialEvent
+from tailorbird.models.errors import ModelError
 from tailorbird.storage import delete_folder, upload_folder
 from training import checkpoint, preemption
 from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
@@ -36,6 +38,8 @@ with two cores)."""
 
 POLL_S = 30.0
 """Seconds between two messages of rank 0 to the others while it waits for the broker."""
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -75,7 +79,7 @@ class _TrialRun:
         """Train, export the weights if they are the best so far, and return the trial's final status."""
         try:
             engine, progress = self._start_or_resume()
-        except (UnusableCheckpoint, MissingKernels) as error:
+        except (UnusableCheckpoint, MissingKernels, ModelError) as error:
             return self._give_up(str(error))
         self._saved_at = time.perf_counter()
         callbacks = Callbacks(
@@ -91,8 +95,8 @@ class _TrialRun:
         completed = report.epoch + 1 == self._config.epochs
         weights = f"{self._job.uri}/trial-{self._trial}"
         is_best = answer(lambda: self._broker.is_best.remote(score=report.score, completed=completed).future())
+        self._finish_uploads()  # their files are deleted before the weights are written to the same disk
         exported = is_best and self._export(engine, weights)
-        self._finish_uploads()
         if dist.get_rank() == 0:
             dtype = compute_dtype_name(self._config)
             result = TrainingResult.of_report(report, weights=weights if exported else "", dtype=dtype)
@@ -154,7 +158,8 @@ class _TrialRun:
         with temporary_directory() as folder:
             try:
                 export_weights(engine, self._config, runtime=self._runtime, folder=folder)
-            except UnusableWeights:
+            except UnusableWeights as error:
+                _log.warning("trial %s has no weights: %s", self._trial, error)
                 return False
             if dist.get_rank() == 0:
                 upload_folder(folder, weights)

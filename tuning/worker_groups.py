@@ -13,7 +13,7 @@ from cluster.remote import this_node
 from cluster.resources import live_nodes, worker_resources, workers_that_fit
 from tailorbird.config.training import TrainingConfig
 from training.errors import describe_failure
-from training.trainer import build_torch_trainer
+from training.trainer import build_torch_trainer, placement_strategy
 from tuning.trial_broker import WorkerGroupJob
 
 GROUP_HELPERS_BYTES = 880 << 20
@@ -27,7 +27,11 @@ def num_groups_that_fit(training: TrainingConfig) -> int:
     The nodes limit the workers, and the memory of this node limits the controllers and helpers of the groups.
     """
     nodes = live_nodes()
-    by_workers = workers_that_fit((node.total for node in nodes), worker_resources(training)) // training.max_workers
+    totals, worker = [node.total for node in nodes], worker_resources(training)
+    if placement_strategy(training, nodes=totals) == "STRICT_PACK":  # all workers of a group on one node
+        by_workers = sum(node.num_workers(worker) // training.max_workers for node in totals)
+    else:
+        by_workers = workers_that_fit(totals, worker) // training.max_workers
     memory = next((node.memory_bytes for node in nodes if node.id == this_node()), 0)
     by_memory = memory // GROUP_HELPERS_BYTES if memory else by_workers
     return max(1, min(by_workers, by_memory))

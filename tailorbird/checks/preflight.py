@@ -27,7 +27,7 @@ from training.engine.memory_estimate import Batch, WorkerMemory, smaller_alterna
 
 RAY_KILLS_AT = 0.95  # share of a node's memory in use above which Ray kills workers
 LEAST_STORED = 0.9  # minimum share of parameters in the files; unused heads may be missing
-SIZES = ("method", "batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "lora_r")
+SIZES = ("method", "batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "lora_r", "parameter_dtype")
 """Fields of `training` that a sweep may vary and that change the memory of a worker."""
 NUM_LISTED = 5
 

@@ -21,6 +21,8 @@ DEEPSPEED_FIELDS = {
     "fp16": "parameter_dtype",
     "optimizer": "learning_rate and weight_decay",
     "scheduler": "warmup_fraction",
+    "torch_autocast": "parameter_dtype",
+    "amp": "parameter_dtype",
 }
 """DeepSpeed options that cannot be set directly, with the fields of the training section that set them."""
 

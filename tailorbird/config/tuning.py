@@ -73,6 +73,8 @@ class TuningConfig(ConfigSection):
             "attention",
             "attention_dropout",
             "batch_tokens",
+            "liger_kernel",
+            "zero_hpz_partition_size",
             "offload",
             "deepspeed",
             "start_timeout_s",

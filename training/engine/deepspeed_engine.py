@@ -1,6 +1,7 @@
 """The DeepSpeed engine: its configuration, learning rate schedule, parameter groups and optional kernels."""
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 import torch
@@ -157,10 +158,30 @@ def _use_liger(model: nn.Module) -> None:
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
+def raise_on_all_ranks(function: Callable[[], object], kind: type[Exception]) -> None:
+    """Call a function on every rank, and raise an error of this kind on all ranks if one of them raises it.
+
+    Otherwise the other ranks would wait for that rank in their next collective until the process group's time-out.
+    """
+    message = None
+    try:
+        function()
+    except kind as error:
+        message = str(error)
+    messages: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(messages, message)
+    first = next((text for text in messages if text is not None), None)
+    if first is not None:
+        raise kind(first)
+
+
 def initialize_engine(model: nn.Module, config: TrainingConfig, *, num_steps: int, autocast: bool) -> Any:
-    """Return a DeepSpeedEngine in training mode, on the process group that Ray Train set up."""
+    """Return a DeepSpeedEngine in training mode, on the process group that Ray Train set up.
+
+    Raises MissingKernels on every rank.
+    """
     deepspeed = import_deepspeed()
-    use_kernels(model, config)
+    raise_on_all_ranks(lambda: use_kernels(model, config), MissingKernels)
     if not torch.cuda.is_available():
         disable_shm_allreduce()
     groups: list[Any] = [group for group in parameter_groups(model, config) if group["params"]]

@@ -80,7 +80,8 @@ def checkpoint_bytes(engine: Any, *, exclude_frozen: bool) -> int:
     states = (value for state in inner_optimizer(engine).state.values() for value in state.values())
     moments: int = sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
     stage = int(engine.zero_optimization_stage())
-    of_optimizer = moments * 3 // 2 if stage else moments
+    has_masters = stage > 0 or hasattr(engine.optimizer, "fp32_groups")
+    of_optimizer = moments * 3 // 2 if has_masters else moments
     if stage == 3:
         return of_optimizer
     saved = (p for p in engine.module.parameters() if p.requires_grad or not exclude_frozen)

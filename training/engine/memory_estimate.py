@@ -85,7 +85,11 @@ def held_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
     if config.zero_stage >= 1:
         parts["optimizer states"] //= shards
         parts["weights of the optimizer"] = FP32 * trained // shards
+    elif config.parameter_dtype == "bf16":
+        parts["weights of the optimizer"] = FP32 * trained
     if config.zero_stage == 3:
+        if config.zero_hpz_partition_size > 1:
+            parts["weights for the node"] = weights // config.zero_hpz_partition_size
         parts["weights"] //= shards
         parts["gradients"] = FP32 * trained // shards
         parts["gradient buffers"] = _buffer_bytes(config, trained=trained, autocast=batch.autocast)
@@ -101,7 +105,8 @@ def step_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
     stage, shards, trained = config.zero_stage, num_workers, _trained(config, shape)
     computed = {"activations": activation_bytes(config, shape=shape, batch=batch, num_workers=num_workers)}
     own = FP32 * trained // (shards if stage >= 2 else 1)
-    if config.gradient_accumulation_steps > 1 and stage < 3:
+    accumulates = config.batch_tokens is not None or config.accumulation_steps(num_workers) > 1
+    if accumulates and stage < 3:
         computed["gradients"] = own
     buffers = _buffer_bytes(config, trained=trained, autocast=batch.autocast)
     if stage in (1, 2):
@@ -199,6 +204,8 @@ def _trained(config: TrainingConfig, shape: ModelShape) -> int:
 
 def _weight_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
     """Return the bytes of the whole model's weights; see `training.engine.placement.place_weights`."""
+    if config.parameter_dtype == "bf16":
+        return BF16 * (shape.num_parameters + (_trained(config, shape) if config.method == "lora" else 0))
     if config.method == "full":
         return FP32 * shape.num_parameters
     in_bf16 = shape.num_linear if batch.autocast and shape.stored_bf16 else 0

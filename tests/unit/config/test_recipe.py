@@ -139,6 +139,11 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
         ("training.deepspeed", {"bf16": {"enabled": True}}, "bf16 cannot be set here; set training.parameter_dtype"),
         (
             "training.deepspeed",
+            {"torch_autocast": {"enabled": False}},
+            "torch_autocast cannot be set here",
+        ),
+        (
+            "training.deepspeed",
             {"zero_optimization": {"overlap_comm": True}},
             "zero_optimization.overlap_comm cannot be set here; set training.overlap_comm",
         ),

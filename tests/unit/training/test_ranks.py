@@ -16,6 +16,7 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint, loop, reports
+from training.engine.deepspeed_engine import MissingKernels
 from training.engine.deepspeed_private import destroy_engine
 from training.export import export_weights
 
@@ -71,6 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (start_training, RESIZED, folder / "2"),
         (resume_on_two_nodes, ON_NODES, folder / "2"),
         (export, EXPORTED, folder / "exported"),
+        (raise_on_rank_1, [(0, "full")], folder / "raised"),
     )
     merge_checkpoints(folder / "2", num_ranks=2)
     on_ranks(1, (resume_training, RESIZED, folder / "2"))
@@ -103,6 +105,16 @@ def resume_on_two_nodes(folder: Path, stage: int, method: str) -> None:
     dist.barrier()
     with mock.patch.dict(os.environ, NODE_RANK=str(dist.get_rank())):
         train(folder, stage, method, resume_from="on-nodes")
+
+
+def raise_on_rank_1(folder: Path, stage: int, method: str) -> None:  # noqa: ARG001  part of the interface
+    """Build an engine whose kernels are missing on rank 1, and write the error of each rank."""
+    error = MissingKernels("no kernels") if dist.get_rank() == 1 else None
+    with mock.patch("training.engine.deepspeed_engine.use_kernels", side_effect=error):
+        try:
+            loop.build_engine(config_of(num_workers=2), small_runtime(dropout=0.0))
+        except MissingKernels as raised:
+            (folder / f"rank-{dist.get_rank()}.txt").write_text(str(raised))
 
 
 def train(folder: Path, stage: int, method: str, *, resume_from: str | None) -> None:
@@ -176,3 +188,8 @@ def test_two_workers_export_the_trained_model_at_every_stage_and_method(trained:
     for stage, method in EXPORTED:
         names = {path.name for path in (trained / "exported" / f"{stage}-{method}").iterdir()}
         assert names == {"head.safetensors", "encoder.safetensors" if method == "full" else "adapter"}
+
+
+def test_an_error_of_one_worker_is_raised_by_all_instead_of_a_time_out(trained: Path) -> None:
+    files = sorted((trained / "raised" / "0-full").iterdir())
+    assert [file.read_text() for file in files] == ["no kernels", "no kernels"]

@@ -30,6 +30,17 @@ def test_the_nodes_and_the_memory_of_the_drivers_node_limit_the_number_of_groups
     assert num_groups_that_fit(config) == groups
 
 
+def test_at_zero_stage_3_the_workers_of_a_group_are_on_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = tuple(Node(str(n), f"10.0.0.{n}", False, Resources(64, 8), Resources(64, 8)) for n in range(2))
+    monkeypatch.setattr(worker_groups, "live_nodes", lambda: gpus)
+    monkeypatch.setattr(worker_groups, "this_node", lambda: "head")
+    groups = {
+        stage: num_groups_that_fit(TrainingConfig(num_workers=5, gpus_per_worker=1, zero_stage=stage))
+        for stage in (2, 3)
+    }
+    assert groups == {2: 3, 3: 2}
+
+
 def test_groups_run_without_a_process_each_and_a_lost_group_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     lost: list[tuple[str, str]] = []
     broker = SimpleNamespace(

@@ -96,6 +96,15 @@ def test_a_70b_model_with_lora_fits_8_gpus_of_80_gib() -> None:
     assert memory.device_bytes / GIB < 75
 
 
+def test_a_second_partition_in_a_node_and_bf16_parameters_are_counted() -> None:
+    number = MINILM.num_parameters
+    assert held(zero_stage=3, zero_hpz_partition_size=2)["weights for the node"] == 4 * number // 2
+    for stage, shards in ((0, 1), (1, 4)):
+        bf16 = held(zero_stage=stage, parameter_dtype="bf16")
+        assert bf16["weights"] == 2 * number
+        assert bf16["weights of the optimizer"] == 4 * number // shards
+
+
 def test_only_the_adapter_has_gradients_and_optimizer_states() -> None:
     full, lora = held(), held(method="lora", lora_r=16)
     trained = 16 * MINILM.num_linear_ends
