@@ -136,8 +136,9 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
     result = CliRunner().invoke(app.app, ["serve", str(tmp_path / "recipe.yaml")])
     try:
         assert result.exit_code == 0, result.output
-        assert f"\n{champion.version} is served at " in result.output
-        url = result.output.splitlines()[0].split()[-1]
+        served = f"{champion.version} is served at "
+        (line,) = (line for line in result.output.splitlines() if line.startswith(served))  # after Serve's progress
+        url = line.removeprefix(served)
         assert url.endswith("/v1/chat/completions")
         client = openai.OpenAI(base_url=url.removesuffix("/chat/completions"), api_key="none", timeout=60)
         answer = client.chat.completions.create(model="tiny-chat", messages=[{"role": "user", "content": "abc"}])
