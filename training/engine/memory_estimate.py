@@ -20,7 +20,7 @@ LOGIT_BYTES = 12
 """Bytes for a logit at the start of the backward pass: its log-probability and two gradients. With autocast, the second
 gradient also exists in bf16."""
 ADAPTER_BYTES = 5
-"""Bytes that an adapter keeps for each input of its linear layer and each token: the value after dropout and the mask."""
+"""Bytes that an adapter keeps for each input of its linear layer and token: the value after dropout, and the mask."""
 
 Parts = dict[str, int]
 """Bytes by purpose."""
