@@ -12,7 +12,7 @@ MAX_HELD_CHARS = 4
 """Maximum number of replacement characters at the end that can still change: one per byte of an incomplete character.
 Earlier ones are invalid bytes."""
 INCOMPLETE_TOKENS = 4 * MAX_HELD_CHARS
-"""Number of tokens that are kept while the last characters are incomplete. A replacement character stands for up to 3
+"""Number of tokens that are kept while the last characters are incomplete. A replacement character is shown for up to 3
 bytes, and before them the decoder needs 3 more to find the limits of characters."""
 
 

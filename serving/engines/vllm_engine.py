@@ -36,7 +36,7 @@ USABLE_SHARE = 0.9  # share of a GPU's memory that servers can use together
 START_S = 1800  # timeout of the start, during which a large model's kernels are compiled
 ADAPTER_S = 300  # timeout of loading or removing an adapter
 SHUTDOWN_S = 30
-STAGED_ADAPTERS = 2  # adapters beside the champion and `serving.versions`: a challenger, and a version that is promoted
+STAGED_ADAPTERS = 2  # in addition to the champion and `serving.versions`: a challenger, a version in promotion
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf")
 
 

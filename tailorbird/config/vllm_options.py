@@ -247,7 +247,7 @@ OPTIONS = frozenset(
 """Fields of vLLM's `AsyncEngineArgs`."""
 
 _VERSION_SETS = "the served version determines it"
-_IS_CODE = "the service runs no code beside its own"
+_IS_CODE = "the service runs only its own code"
 REFUSED: Mapping[str, str] = {
     "max_num_seqs": "set serving.max_batch_size",
     "tensor_parallel_size": "set serving.gpus_per_replica",
