@@ -32,7 +32,8 @@ from serving.http.schemas import PRETRAINED
 from serving.replica.experiment import CHALLENGER
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.draws import draw_secret
-from tailorbird.registry.versions import ModelVersion, PinnedVersion, versions_on_same_base, weights_digest
+from tailorbird.registry.shared_base import versions_on_same_base
+from tailorbird.registry.versions import ModelVersion, PinnedVersion, weights_digest
 from tailorbird.storage import StorageError, read_bytes
 
 REMOVAL_TIMEOUT_S = 240

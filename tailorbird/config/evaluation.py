@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from tailorbird.config.base import MODEL_STORES, ConfigSection, with_scheme
+from tailorbird.config.endpoint import EndpointConfig
 
 
 class CalibrationGateConfig(ConfigSection):
@@ -129,6 +130,9 @@ class EvaluationConfig(ConfigSection):
     retrieved_tokens: int = Field(default=2048, ge=1)
     """(chat only) Maximum number of tokens of a prompt with retrieved examples. Examples that do not fit are omitted.
     The limit is never more than the model's context minus `data.max_new_tokens`."""
+    endpoint: EndpointConfig | None = None
+    """An OpenAI-compatible endpoint that is compared as well: with the prompt alone, with examples, and with retrieved
+    examples. By default, none."""
     valid_days: int = Field(default=365, ge=1)
     """Number of days, counted from the evaluation on the test rows, after which a verdict expires and can no longer
     promote a model."""

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from tailorbird.config.base import RecipeError
+from tailorbird.config.base import SECRET, RecipeError
 from tailorbird.config.recipe import Recipe
 
 _SHORT = Repr()
@@ -81,7 +81,8 @@ def _describe(fault: Any) -> str:
         return f"  {path}: no such field; remove it or correct its name"
     if fault["type"] == "missing":
         return f"  {path}: this field is required"
-    value = "" if isinstance(fault["input"], dict) else f" (given: {_short(fault['input'])})"
+    hidden = isinstance(fault["input"], dict) or fault["type"] == SECRET
+    value = "" if hidden else f" (given: {_short(fault['input'])})"
     return f"  {path}: {fault['msg'].removeprefix('Value error, ')}{value}"
 
 

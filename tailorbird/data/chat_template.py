@@ -52,7 +52,7 @@ def prompt_tokens(
     `shots` are example turns that precede those of the conversation. Raises DataError for a tokenizer without a chat
     template, a conversation that the template rejects, or a turn that contains a special token.
     """
-    turns = _with_system(conversation, system=system, shots=shots)
+    turns = with_system(conversation, system=system, shots=shots)
     _refuse_special_tokens(turns, tokenizer=tokenizer)
     return _rendered(turns, tokenizer=tokenizer, answering=True)
 
@@ -71,7 +71,7 @@ def conversation_tokens(
     `prompt` is the result of `prompt_tokens` for the same arguments, if it is known; it saves time. The assistant mask
     covers every assistant turn with its end-of-turn token, but not `shots`. Raises DataError like `prompt_tokens`.
     """
-    prompt_turns = _with_system(conversation, system=system, shots=shots)
+    prompt_turns = with_system(conversation, system=system, shots=shots)
     turns = (*prompt_turns, ("assistant", answer))
     _refuse_special_tokens(turns, tokenizer=tokenizer)
     ids = _rendered(turns, tokenizer=tokenizer, answering=False)
@@ -148,7 +148,7 @@ def _row_tokens(
     return Tokens(whole.ids[:max_length], whole.assistant_mask[:max_length])
 
 
-def _with_system(conversation: Conversation, *, system: str | None, shots: Conversation) -> Conversation:
+def with_system(conversation: Conversation, *, system: str | None, shots: Conversation) -> Conversation:
     """Return the system message, the shots and the turns. A system message in the conversation takes precedence."""
     own = tuple(turn for turn in conversation if turn[0] == "system")
     first = own or ((("system", system),) if system is not None else ())

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from tailorbird import storage
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.routing import Routing
 from tailorbird.storage import MANIFEST, StorageError
 from tailorbird.storage.paths import TaskPaths, is_version_uri, parse_version_uri
@@ -17,15 +18,25 @@ from tailorbird.storage.stored_model import StoredModel
 
 Kind = Literal[
     "zero_shot", "few_shot", "retrieved", "nearest", "centroid", "bag_of_words", "probe", "probe_bag", "lora",
-    "lora_bag", "full", "full_bag", "hybrid",
+    "lora_bag", "full", "full_bag", "hybrid", "endpoint_zero_shot", "endpoint_few_shot", "endpoint_retrieved",
 ]  # fmt: skip
-BASELINE_KINDS = ("zero_shot", "few_shot", "retrieved", "nearest", "centroid", "bag_of_words", "probe", "probe_bag")
-"""Kinds that need no fine-tuning. Their base model is unchanged; `bag_of_words` and `nearest` do not use it."""
+ENDPOINT_KINDS: tuple[Kind, ...] = ("endpoint_zero_shot", "endpoint_few_shot", "endpoint_retrieved")
+"""Kinds of an external endpoint, for both tasks. A version has a prompt and no weights."""
+WITHOUT_BASE_MODEL: tuple[Kind, ...] = ("bag_of_words", "nearest", *ENDPOINT_KINDS)
+"""Kinds that do not use their base model."""
+BASELINE_KINDS = (
+    "zero_shot", "few_shot", "retrieved", "nearest", "centroid", "bag_of_words", "probe", "probe_bag", *ENDPOINT_KINDS,
+)  # fmt: skip
+"""Kinds that need no fine-tuning. Their base model is unchanged."""
 MIXED_KINDS: Mapping[str, Kind] = {"lora": "lora_bag", "full": "full_bag"}
 """Kinds of a fine-tuned classifier mixed with a bag of words, by the kind of the unmixed classifier."""
 ADAPTER_KINDS = ("lora", MIXED_KINDS["lora"])  # kinds with a LoRA adapter
 BAG_KINDS = ("bag_of_words", "probe_bag", *MIXED_KINDS.values())  # kinds with a bag of words
-INDEX_KINDS: tuple[Kind, ...] = ("retrieved", "nearest")  # kinds that require an index of training rows
+INDEX_KINDS: tuple[Kind, ...] = (
+    "retrieved",
+    "nearest",
+    "endpoint_retrieved",
+)  # kinds that require an index of training rows
 INDEX_FILES = ("retrieval.safetensors", "retrieval_rows.parquet")
 BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
 CONFIG = "config.json"
@@ -143,14 +154,15 @@ class VersionConfig(StoredModel):
     created_at: str
     temperature: float = Field(default=1.0, gt=0)  # divides the logits before the softmax
     hybrid: Hybrid | None = None
-    prompting: Prompting | None = None  # (chat only)
+    prompting: Prompting | None = None  # (chat, and endpoints for both tasks)
+    endpoint: Endpoint | None = None  # (kinds of `ENDPOINT_KINDS` only)
     engine: Engine = "torch"
     exported_from: PinnedVersion | None = None
     """The evaluated version with the same weights; None if this version was evaluated itself."""
 
     @property
     def task(self) -> Literal["classification", "chat"]:
-        return "classification" if self.prompting is None else "chat"
+        return "classification" if self.prompting is None or self.classes else "chat"
 
     @property
     def has_index(self) -> bool:
@@ -168,6 +180,10 @@ class VersionConfig(StoredModel):
             raise ValueError("the field `hybrid` is required for the kind `hybrid` and not allowed for other kinds")
         if self.kind in INDEX_KINDS and not self.has_index:
             raise ValueError(f"the field `prompting.retrieval` is required for the kind `{self.kind}`")
+        if (self.kind in ENDPOINT_KINDS) != (self.endpoint is not None):
+            raise ValueError(f"the field `endpoint` is required for {', '.join(ENDPOINT_KINDS)}, and for no other kind")
+        if self.endpoint is not None and (self.endpoint.reported_model is None or self.prompting is None):
+            raise ValueError(f"`endpoint.reported_model` and `prompting` are required for the kind `{self.kind}`")
         if self.exported_from is None and self.engine != "torch":
             raise ValueError(f"the engine {self.engine} requires `exported_from`, the version that was exported")
         if self.exported_from is not None and (self.hybrid or self.task == "chat"):
@@ -267,7 +283,8 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
     required += BAG_FILES if config.kind in BAG_KINDS else ()
     required += INDEX_FILES if config.has_index else ()
     required += [EXPORTED_ENCODER] if config.engine != "torch" else []
-    required += ["head.safetensors"] if config.task == "classification" and config.kind != "bag_of_words" else []
+    without_head = config.task == "chat" or config.kind in WITHOUT_BASE_MODEL
+    required += [] if without_head else ["head.safetensors"]
     missing = [name for name in required if name not in files]
     if missing:
         raise RegistryError(f"{folder} is not a model version: {missing[0]} is missing")
@@ -370,25 +387,5 @@ def version_uris(task_uri: str) -> list[str]:
 
 def shares_base(config: VersionConfig) -> bool:
     """Return True for a version with an unchanged base model: with a head (classifiers) or a prompt, or an adapter."""
-    has_base = config.kind in (*BASELINE_KINDS, *ADAPTER_KINDS) and config.kind not in ("bag_of_words", "nearest")
+    has_base = config.kind in (*BASELINE_KINDS, *ADAPTER_KINDS) and config.kind not in WITHOUT_BASE_MODEL
     return config.engine == "torch" and has_base
-
-
-def versions_on_same_base(version: ModelVersion, *, task_uri: str, limit: int) -> list[ModelVersion]:
-    """Return the newest `limit` other versions that can share the version's base model in memory.
-
-    These are heads, prompts and adapters with the same base model, dtype and code. For a bag of words, and for a chat
-    version with other weights or without a language model, there are none, because its replicas hold no base model.
-    """
-    if not limit or version.kind == "bag_of_words" or (version.task == "chat" and not shares_base(version)):
-        return []
-    others = []
-    for uri in version_uris(task_uri):
-        try:
-            other = read_version(uri)
-        except ValueError:  # a version that is damaged or has a newer format must not prevent serving
-            continue
-        same_base = (other.base_model, other.dtype, other.code) == (version.base_model, version.dtype, version.code)
-        if other.digest != version.digest and shares_base(other) and same_base:
-            others.append(other)
-    return sorted(others, key=lambda other: other.created_at)[-limit:]

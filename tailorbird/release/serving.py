@@ -12,12 +12,12 @@ from serving.deploy.rollout import deploy, staged, switch_version, undeploy
 from serving.deploy.serve_client import DeployError
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import Champion, champion_version, read_champion, write_champion
+from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.version_files import require_intact
 from tailorbird.registry.versions import (
     ModelVersion,
     PinnedVersion,
     read_version,
-    versions_on_same_base,
     weights_digest,
 )
 from tailorbird.release.parity import check_parity, sample_probes

@@ -18,7 +18,7 @@ from tailorbird.evaluation.report.outlook import outlook_sentence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, p_text, points
 from tailorbird.evaluation.verdict.parts import ContenderVerdict
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.registry.versions import INDEX_KINDS, MIXED_KINDS
+from tailorbird.registry.versions import ENDPOINT_KINDS, INDEX_KINDS, MIXED_KINDS, WITHOUT_BASE_MODEL
 
 HUB_METRICS = {
     "accuracy": "accuracy",
@@ -34,12 +34,11 @@ ARCHITECTURES: dict[str, str] = {
     "nearest": "index of training rows, without a language model, ",
     "retrieved": "pretrained model with training rows in its prompt, ",
     "probe_bag": "mean-pooled encoder, TF-IDF of n-grams and linear head, ",
+    **dict.fromkeys(ENDPOINT_KINDS, "prompt for an external endpoint, without weights, "),
     **dict.fromkeys(MIXED_KINDS.values(), "mean-pooled encoder and TF-IDF of n-grams, each with a linear head, "),
 }
 """Architecture of the kinds that differ from the other models of their task."""
-WITHOUT_BASE_MODEL = ("bag_of_words", "nearest")
-"""The kinds of versions that are not derived from the base model of their recipe."""
-WITH_TRAINING_ROWS = ("few_shot", *INDEX_KINDS)  # kinds that contain training rows as text
+WITH_TRAINING_ROWS = ("few_shot", "endpoint_few_shot", *INDEX_KINDS)  # kinds that contain training rows as text
 BEHAVIORAL_GATES = {
     "counterfactual": "The effect of a person's name, sex or age on predictions",
     "robustness": "The effect of typing errors, case and white space on predictions",

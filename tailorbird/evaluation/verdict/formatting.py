@@ -25,6 +25,9 @@ MODEL_NAMES = {
     "full": FINE_TUNED,
     "full_bag": f"{FINE_TUNED} with a bag of words",
     "hybrid": "hybrid model",
+    "endpoint_zero_shot": "external endpoint",
+    "endpoint_few_shot": "external endpoint with examples in the prompt",
+    "endpoint_retrieved": "external endpoint with retrieved examples in the prompt",
 }
 """Names for readers by kind of model; other kinds are shown as they are."""
 PERCENTAGES = ("accuracy", "exact_match")  # metrics that are shares of rows

@@ -13,12 +13,14 @@ import pytest
 from serving.batch_jobs.scoring import resolve_version
 from tailorbird.checks.verify_files import named_version_faults, registered_faults
 from tailorbird.models.loading import checked_copy
+from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.version_files import EVIDENCE_FILES, is_evidence, require_intact, version_faults
 from tailorbird.registry.versions import (
     BAG_FILES,
     BAG_KINDS,
     CHAT_WEIGHTS,
     CLASSIFIER_WEIGHTS,
+    ENDPOINT_KINDS,
     EXPORTED_ENCODER,
     INDEX_FILES,
     INDEX_KINDS,
@@ -30,12 +32,11 @@ from tailorbird.registry.versions import (
     read_pinned,
     read_version,
     register,
-    versions_on_same_base,
     write_config,
 )
 from tailorbird.registry.versions import VersionConfig as Config
 from tailorbird.release.serving import challenger_version
-from tests.unit.registry.test_versions import PARTS, PLAIN, ROUTING
+from tests.unit.registry.test_versions import ENDPOINT, PARTS, PLAIN, ROUTING
 
 CHAT_KINDS = ("few_shot", "retrieved", "nearest")
 CHAT = "chat "  # prefix of the kinds that both tasks have
@@ -48,10 +49,13 @@ def files_of(name: str) -> tuple[Config, list[str]]:
     if name == "openvino":
         exported = {"kind": "full", "engine": "openvino", "exported_from": PARTS["candidate"]}
         return Config.model_validate(PLAIN | exported), [EXPORTED_ENCODER, "head.safetensors"]
+    prompting: dict[str, Any] = {"system": None, "max_new_tokens": 8}
+    if kind in INDEX_KINDS:
+        prompting["retrieval"] = {"num_examples": 1, "max_prompt_tokens": 64, "index_sha256": "0"}
+    if kind in ENDPOINT_KINDS:
+        changes = {"kind": kind, "prompting": prompting, "endpoint": ENDPOINT}
+        return Config.model_validate(PLAIN | changes), [*INDEX_FILES] if kind in INDEX_KINDS else []
     if kind in CHAT_KINDS or name.startswith(CHAT):
-        prompting: dict[str, Any] = {"system": None, "max_new_tokens": 8}
-        if kind in INDEX_KINDS:
-            prompting["retrieval"] = {"num_examples": 1, "max_prompt_tokens": 64, "index_sha256": "0"}
         weights = [CHAT_WEIGHTS[kind]] if kind in CHAT_WEIGHTS else []
         names = [*weights, *(INDEX_FILES if kind in INDEX_KINDS else ())]
         return Config.model_validate(PLAIN | {"kind": kind, "classes": [], "prompting": prompting}), names

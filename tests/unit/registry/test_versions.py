@@ -8,7 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from tailorbird.models.loading import checked_copy
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.routing import Routing
+from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import (
     BAG_FILES,
@@ -21,7 +23,6 @@ from tailorbird.registry.versions import (
     VersionConfig,
     hybrid_config,
     register,
-    versions_on_same_base,
     write_config,
 )
 
@@ -40,6 +41,7 @@ PARTS = {
     "incumbent": {"uri": "s3://models/task/versions/probe-1", "digest": "1"},
     "candidate": {"uri": "s3://models/task/versions/full-2", "digest": "2"},
 }
+ENDPOINT = {"url": "https://host/v1", "model": "m", "api_key": "env://KEY", "reported_model": "m-2026-01-01"}
 
 
 def version(kind: str, **changed: Any) -> ModelVersion:
@@ -198,3 +200,40 @@ def test_heads_on_the_same_base_are_served_with_a_probe_but_not_with_a_bag_of_wo
 def test_the_task_of_a_version_with_prompting_is_chat() -> None:
     chat = version("full", classes=[], prompting={"system": None, "max_new_tokens": 8})
     assert (version("probe").task, chat.task) == ("classification", "chat")
+
+
+PROMPTED = {"kind": "endpoint_zero_shot", "prompting": {"system": None, "max_new_tokens": 8}}
+
+
+def test_an_endpoint_has_the_task_of_its_classes() -> None:
+    answers = PROMPTED | {"endpoint": ENDPOINT}
+    assert parsed(PLAIN | answers).task == "classification"
+    assert parsed(PLAIN | answers | {"classes": []}).task == "chat"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (PROMPTED, "`endpoint` is required"),
+        ({"endpoint": ENDPOINT}, "for no other kind"),
+        (PROMPTED | {"endpoint": ENDPOINT, "prompting": None}, "`prompting` are required"),
+        (PROMPTED | {"endpoint": ENDPOINT | {"reported_model": None}}, "`endpoint.reported_model`"),
+        (PROMPTED | {"endpoint": ENDPOINT | {"api_key": "sk-literal"}}, "api_key"),
+    ],
+)
+def test_an_incomplete_endpoint_or_a_literal_key_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        parsed(PLAIN | changed)
+
+
+def test_an_endpoint_needs_no_weights_and_shares_no_base_model(tmp_path: Path) -> None:
+    task_uri = (tmp_path / "task").as_uri()
+    for name in ("endpoint", "probe"):
+        (tmp_path / name).mkdir()
+    write_config(tmp_path / "endpoint", parsed(PLAIN | PROMPTED | {"endpoint": ENDPOINT}))
+    write_config(tmp_path / "probe", parsed(PLAIN))
+    (tmp_path / "probe" / "head.safetensors").write_bytes(b"weights")
+    endpoint, probe = (register(task_uri, tmp_path / name) for name in ("endpoint", "probe"))
+    assert endpoint.endpoint == Endpoint.model_validate(ENDPOINT)
+    assert versions_on_same_base(endpoint, task_uri=task_uri, limit=4) == []
+    assert versions_on_same_base(probe, task_uri=task_uri, limit=4) == []

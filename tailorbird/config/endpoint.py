@@ -1,0 +1,78 @@
+"""Configuration of an external endpoint that is compared with the models of a run."""
+
+import re
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from tailorbird.config.base import SECRET, ConfigSection
+
+KEY_REFERENCE = re.compile(r"env://[A-Za-z_][A-Za-z0-9_]*")
+LIMITS = frozenset({"max_concurrency", "max_spend", "timeout_s"})
+"""Fields of the config that do not affect an answer. A run can be resumed with other values of them."""
+
+
+class EndpointConfig(ConfigSection):
+    url: str
+    """Base URL of an OpenAI-compatible server, for example `https://host/v1`. Requests are sent to
+    `<url>/chat/completions`, and redirects are not followed."""
+    model: str = Field(min_length=1)
+    """Name of the model in the requests. Prefer a dated name: if the model that the server reports changes during a
+    run, the run stops."""
+    api_key: str | None = None
+    """Environment variable with the API key, as `env://NAME`. It must be set where the run's driver process and, for a
+    served version, the replicas run. The key itself is not allowed here, and it is never stored."""
+    price_input: float | None = Field(default=None, ge=0)
+    """Price of 1,000 input tokens, in the currency of `evaluation.cost`. Without prices, the cost of the endpoint
+    cannot be assessed."""
+    price_output: float | None = Field(default=None, ge=0)
+    """Price of 1,000 output tokens, in the same currency."""
+    max_concurrency: int = Field(default=8, ge=1, le=1024)
+    """Maximum number of requests at the same time."""
+    max_spend: float | None = Field(default=None, gt=0)
+    """Maximum price of all answers of this endpoint that are stored for the recipe's `name`, in the same currency; it
+    requires both prices. No request starts after the limit is reached. A resumed run with a higher limit continues."""
+    timeout_s: float = Field(default=60, gt=0, le=3600)
+    """Number of seconds after which a request without a complete answer fails. Failed requests are sent again a few
+    times."""
+
+    @field_validator("url", mode="before")
+    @classmethod
+    def _base_url(cls, url: Any) -> Any:
+        if not isinstance(url, str):
+            return url
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port  # `port` raises ValueError if it is not a number
+        except ValueError:
+            host, parts = None, urlsplit("")
+        if "@" in parts.netloc:  # the input is omitted from the message, because it can contain a password
+            raise _secret("a user name or password in the URL is not allowed; set api_key to `env://NAME` instead")
+        if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or not url.isascii():
+            raise ValueError("give the base URL of the server without a query, for example `https://host/v1`")
+        return url.rstrip("/")
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _only_a_reference(cls, key: Any) -> Any:
+        if key is not None and not (isinstance(key, str) and KEY_REFERENCE.fullmatch(key)):
+            raise _secret(
+                "the key itself is not allowed in a recipe, because recipes are stored; put it into an environment "
+                "variable, and give the variable's name as `env://NAME`"
+            )
+        return key
+
+    @model_validator(mode="after")
+    def _prices_fit(self) -> Self:
+        if (self.price_input is None) != (self.price_output is None):
+            raise ValueError("set both price_input and price_output, or neither; a price can be 0")
+        if self.max_spend is not None and self.price_input is None:
+            raise ValueError("max_spend requires prices; set price_input and price_output, or remove max_spend")
+        return self
+
+
+def _secret(message: str) -> PydanticCustomError:
+    """Return an error of the type `SECRET`, whose input is not shown."""
+    return PydanticCustomError(SECRET, "{message}", {"message": message})

@@ -1,0 +1,1 @@
+"""External OpenAI-compatible endpoints: requests, answers and errors. Evaluation and serving share this."""

@@ -1,0 +1,89 @@
+"""Parse the answers of an endpoint to requests for a chat completion."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tailorbird.models.endpoint.errors import EndpointAnswerInvalid
+
+NumTokens = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class EndpointAnswer:
+    """The answer of an endpoint to a request."""
+
+    text: str
+    finish_reason: str | None
+    input_tokens: int | None  # None if the endpoint does not report it
+    output_tokens: int | None
+    model: str  # model that the endpoint named in its answer
+    logprobs: tuple[float, ...] | None  # of each output token; None if the endpoint does not return them
+
+    @property
+    def confidence(self) -> float | None:
+        """Return exp of the mean log-probability of the output tokens, or None without log-probabilities."""
+        return math.exp(sum(self.logprobs) / len(self.logprobs)) if self.logprobs else None
+
+    @property
+    def probability(self) -> float | None:
+        """Return the probability of the whole answer, or None without log-probabilities."""
+        return math.exp(sum(self.logprobs)) if self.logprobs else None
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class _Token(_Part):
+    logprob: float
+
+
+class _Logprobs(_Part):
+    content: list[_Token] | None = None
+
+
+class _Message(_Part):
+    content: str | None = None
+
+
+class _Choice(_Part):
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(_Part):
+    prompt_tokens: NumTokens
+    completion_tokens: NumTokens
+
+
+class _Completion(_Part):
+    model: str = Field(min_length=1)
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+def parse_completion(content: bytes, *, url: str) -> EndpointAnswer:
+    """Return the answer in the body of a response; raise EndpointAnswerInvalid if it is not a chat completion."""
+    try:
+        completion = _Completion.model_validate_json(content)
+    except ValidationError as error:
+        fault = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, fault["loc"])) or "body"
+        raise EndpointAnswerInvalid(
+            f"{url} did not answer with a chat completion ({where}: {fault['msg']}); check that "
+            "evaluation.endpoint.url is the base URL of an OpenAI-compatible server"
+        ) from None
+    choice, usage = completion.choices[0], completion.usage
+    tokens = choice.logprobs.content if choice.logprobs else None
+    return EndpointAnswer(
+        text=(choice.message.content or "").strip(),
+        finish_reason=choice.finish_reason,
+        input_tokens=usage.prompt_tokens if usage else None,
+        output_tokens=usage.completion_tokens if usage else None,
+        model=completion.model,
+        logprobs=tuple(min(token.logprob, 0.0) for token in tokens) if tokens else None,
+    )

@@ -1,0 +1,51 @@
+"""Errors of external endpoints. Each class is a cause; no message contains an API key or the text of a request."""
+
+from tailorbird.models.errors import ModelError
+
+
+class EndpointError(ModelError):
+    """A request to an endpoint failed."""
+
+
+class EndpointKeyMissing(EndpointError):
+    """The environment variable with the API key is not set in this process."""
+
+
+class EndpointRetryable(EndpointError):
+    """A request that may succeed if it is sent again."""
+
+    retry_after_s: float | None = None  # number of seconds that the endpoint asks to wait
+
+
+class EndpointUnreachable(EndpointRetryable):
+    """There is no connection, it was closed, or the endpoint reports a failure of its own (5xx)."""
+
+
+class EndpointTimeout(EndpointRetryable):
+    """There was no complete answer in time."""
+
+
+class EndpointRateLimited(EndpointRetryable):
+    """The endpoint refused the request because of a rate limit or a quota (429)."""
+
+
+class EndpointKeyRefused(EndpointError):
+    """The endpoint refused the API key (401 or 403)."""
+
+
+class EndpointRefused(EndpointError):
+    """The endpoint refused the request for another reason, such as an unknown model or a text that is too long."""
+
+    detail: str = ""  # start of the endpoint's answer
+
+
+class EndpointAnswerInvalid(EndpointError):
+    """The answer is not a chat completion."""
+
+
+class EndpointModelChanged(EndpointError):
+    """The endpoint answered with another model than before."""
+
+
+class EndpointSpendExceeded(EndpointError):
+    """The answers cost more than `max_spend`."""

@@ -1,0 +1,132 @@
+"""Requests to an endpoint: the messages of a conversation with examples, and the choice of a label."""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from tailorbird.data.chat_template import with_system
+from tailorbird.data.rows import Conversation
+from tailorbird.data.splits import normalise
+from tailorbird.registry.versions import Prompting, VersionConfig
+
+if TYPE_CHECKING:
+    from tailorbird.models.retrieval.index import RetrievalIndex
+
+BYTES_PER_TOKEN = 4
+"""UTF-8 bytes that are counted as a token against `max_prompt_tokens`, because the endpoint's tokenizer is unknown."""
+LABEL = "label"  # key of the label in the JSON object of an answer
+MARGIN = 16  # tokens of a label's answer in addition to its bytes
+_STRIPPED = " \t\n.,:;!\"'`*"  # characters around a label that are ignored
+
+
+def endpoint_messages(
+    conversation: Conversation, *, prompting: Prompting, index: "RetrievalIndex | None" = None
+) -> Conversation:
+    """Return the messages of a request: system message, examples, and the turns of the conversation.
+
+    The examples are those of `chat_prompt`. If the messages exceed `max_prompt_tokens`, at `BYTES_PER_TOKEN`, examples
+    are omitted, the least similar first.
+    """
+    retrieval = prompting.retrieval
+    if retrieval is None:
+        return with_system(conversation, system=prompting.system, shots=prompting.shots)
+    assert index is not None, "a version with retrieval is loaded with its index"
+    from tailorbird.models.retrieval.index import query_of  # scikit-learn is slow to import
+
+    [neighbours] = index.search([query_of(conversation)], k=retrieval.num_examples)
+    nearest = [index.turns(row) for row in neighbours.rows.tolist()]
+
+    def messages_of(num_examples: int) -> Conversation:
+        shots = (*prompting.shots, *chain.from_iterable(reversed(nearest[:num_examples])))
+        return with_system(conversation, system=prompting.system, shots=shots)
+
+    def fits(messages: Conversation) -> bool:
+        size = sum(len(content.encode("utf-8", "replace")) for _, content in messages)
+        return size <= BYTES_PER_TOKEN * retrieval.max_prompt_tokens
+
+    numbers = range(len(nearest), 0, -1)
+    return next(filter(fits, map(messages_of, numbers)), messages_of(0))
+
+
+def chat_body(messages: Conversation, *, model: str, max_tokens: int) -> dict[str, JsonValue]:
+    """Return a request for the most probable answer with its log-probabilities."""
+    return {
+        "model": model,
+        "messages": [{"role": role, "content": content} for role, content in messages],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "logprobs": True,
+    }
+
+
+def request_body(
+    conversation: Conversation, *, version: VersionConfig, index: "RetrievalIndex | None" = None
+) -> dict[str, JsonValue]:
+    """Return the request of an endpoint version for a conversation. A text to classify is one turn of the user.
+
+    For classification, the answer is constrained to a JSON object with one of the version's classes.
+    """
+    prompting, endpoint = version.prompting, version.endpoint
+    assert prompting is not None
+    assert endpoint is not None  # `VersionConfig` requires both for the kinds of endpoints
+    messages = endpoint_messages(conversation, prompting=prompting, index=index)
+    body = chat_body(messages, model=endpoint.model, max_tokens=prompting.max_new_tokens)
+    return body | {"response_format": label_format(version.classes)} if version.classes else body
+
+
+def label_prompting(classes: Sequence[str]) -> Prompting:
+    """Return the prompting of the zero-shot choice of a label; the system message lists the labels."""
+    names = "\n".join(json.dumps(label, ensure_ascii=False) for label in classes)
+    system = (
+        "Classify the user's text. Answer only with a JSON object of the form "
+        f'{{"{LABEL}": "..."}} whose value is exactly one of these labels:\n{names}'
+    )
+    longest = max(len(label_answer(label).encode("utf-8", "replace")) for label in classes)
+    return Prompting(system=system, max_new_tokens=longest + MARGIN)
+
+
+def label_answer(label: str) -> str:
+    """Return the answer with a label, as in examples."""
+    return json.dumps({LABEL: label}, ensure_ascii=False)
+
+
+def label_format(classes: Sequence[str]) -> dict[str, JsonValue]:
+    """Return the `response_format` that allows only the classes."""
+    schema: dict[str, JsonValue] = {
+        "type": "object",
+        "properties": {LABEL: {"type": "string", "enum": list(classes)}},
+        "required": [LABEL],
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": LABEL, "strict": True, "schema": schema}}
+
+
+def label_of(text: str, *, classes: tuple[str, ...]) -> str | None:
+    """Return the class that an answer names, or None if it names none.
+
+    The answer is a JSON object as in `label_answer`, also within a block of code, or the label alone. Case, white space
+    and punctuation around the label are ignored, unless several classes differ only in them.
+    """
+    content = text.strip().removeprefix("```json").strip("`").strip()
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        value = content
+    value = value.get(LABEL) if isinstance(value, dict) else value
+    value = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else content
+    return value if value in classes else _by_normalised(classes).get(_normalised(value))
+
+
+@lru_cache(maxsize=64)
+def _by_normalised(classes: tuple[str, ...]) -> dict[str, str]:
+    """Return the classes by normalised name, without those that share one."""
+    names = [_normalised(label) for label in classes]
+    return {name: label for name, label in zip(names, classes, strict=True) if name and names.count(name) == 1}
+
+
+def _normalised(text: str) -> str:
+    return normalise(text).strip(_STRIPPED)

@@ -1,0 +1,33 @@
+"""The external endpoint of a version, which answers in its place."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tailorbird.config.endpoint import KEY_REFERENCE, LIMITS, EndpointConfig
+
+
+class Endpoint(BaseModel):
+    """An OpenAI-compatible endpoint, as evaluated and served."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str  # base URL; requests are sent to `<url>/chat/completions`
+    model: str
+    api_key: str | None = Field(default=None, pattern=f"^{KEY_REFERENCE.pattern}$")
+    """Reference to the environment variable with the API key, `env://NAME`. The key itself is never stored."""
+    price_input: float | None = None  # price of 1,000 input tokens; None if unknown
+    price_output: float | None = None  # price of 1,000 output tokens; None if unknown
+    reported_model: str | None = None
+    """Model that the endpoint named in the answers of the evaluation; None before the first answer."""
+
+    @classmethod
+    def from_config(cls, config: EndpointConfig) -> Self:
+        """Return the endpoint of a recipe, before its first answer."""
+        return cls(**config.model_dump(exclude=set(LIMITS)))
+
+    def price(self, *, input_tokens: int | None, output_tokens: int | None) -> float | None:
+        """Return the price of an answer, or None if a price or a number of tokens is unknown."""
+        if self.price_input is None or self.price_output is None or input_tokens is None or output_tokens is None:
+            return None
+        return (input_tokens * self.price_input + output_tokens * self.price_output) / 1000
