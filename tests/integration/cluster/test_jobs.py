@@ -96,6 +96,7 @@ def test_following_a_job_survives_an_outage_of_the_dashboard_and_returns_its_exi
     assert jobs.follow(again.job.id, write=str).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_job_continues_without_followers_and_a_stopped_job_has_a_nonzero_exit_code(
     stack: StackState, name: str, package: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

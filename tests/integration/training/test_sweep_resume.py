@@ -50,7 +50,8 @@ def trials_when(process: subprocess.Popen[str], *, task_uri: str, log: Path) -> 
 
 def in_second_epoch(trial: TrialRecord) -> bool:
     """Return True if an unfinished trial has a checkpoint, `.../<epoch>-<step>-...`, from after its first epoch."""
-    return not trial.result and trial.checkpoint is not None and not trial.checkpoint.rpartition("/")[2].startswith("0-")
+    name = (trial.checkpoint or "").rpartition("/")[2]
+    return not trial.result and bool(name) and not name.startswith("0-")
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,7 @@ def test_a_gap_by_chance_has_a_large_p_value_and_a_real_gap_a_small_one() -> Non
     assert gap(np.ones(600), groups=members).p_value == 1
 
 
+@pytest.mark.slow
 def test_p_values_of_random_gaps_are_uniform() -> None:
     generator = np.random.default_rng(3)
     members = np.array_split(np.arange(200), 4)
