@@ -48,7 +48,7 @@ class Fit:
 
     def note(self) -> str:
         """Return the settings for reports."""
-        embedding = f", embedding x {self.embedding_weight:g}" if self.embedding_weight else ""
+        embedding = f", embedding weight {self.embedding_weight:g}" if self.embedding_weight else ""
         return f"{self.model}, C = {self.c:g}{embedding}"
 
 

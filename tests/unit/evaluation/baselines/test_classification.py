@@ -103,7 +103,7 @@ def test_a_probe_with_a_bag_of_words_has_a_weight_for_both_blocks(num_classes: i
     assert both.embedding_weight in EMBEDDING_WEIGHTS
     expected = both.embedding_weight * held_out @ both.weights[0] + data.held_out[0] @ both.weights[1] + both.bias
     np.testing.assert_allclose(both.logits, expected, rtol=1e-4, atol=1e-5)
-    assert both.note() == f"{bag.note()}, embedding x {both.embedding_weight:g}"
+    assert both.note() == f"{bag.note()}, embedding weight {both.embedding_weight:g}"
 
 
 def test_a_class_with_one_row_is_learned() -> None:
