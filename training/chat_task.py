@@ -27,6 +27,7 @@ from tailorbird.models.attention.packed_attention import Attention, choose_atten
 from tailorbird.models.causal_lm import ChatModel, as_tensors, model_inputs
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
+from tailorbird.models.lora import merge_layers
 from tailorbird.models.pretrained import default_device, fp32_copy, load_causal, share_weights
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.models.retrieval.index import RetrievalIndex
@@ -36,6 +37,7 @@ from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
 from training.engine.deepspeed_engine import compute_dtype
+from training.engine.deepspeed_private import fp32_values
 from training.engine.placement import fp32_weights, layerwise_copy, place_weights
 from training.engine.synced_generation import synced_answers
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
@@ -140,27 +142,29 @@ class ChatRuntime:
         if config.zero_stage == 3:
             with generation_mode(engine), engine.module.dense_attention():
                 return answer_rows(engine.module, rows, generate=synced_answers, **options)
-        return answer_rows(self.inference_model(engine, config), rows, **options) if len(rows) else []
+        model = self.inference_model(engine, config)
+        return answer_rows(model, rows, **options) if len(rows) else []
 
     def inference_model(self, engine: Any, config: TrainingConfig) -> ChatModel:
-        """Return a model with the engine's weights in the dtype of inference (ZeRO stages 0 to 2).
+        """Return the model that the export of this engine would load as (ZeRO stages 0 to 2). Every rank must call it.
 
-        It uses the engine's memory for weights that are trained in this dtype. With LoRA, it is a copy of the base
-        model into which the adapter is merged.
+        It uses the engine's memory for weights that are trained in the dtype of inference, and the base model's memory
+        for frozen weights that are stored in it. An adapter is read and merged in fp32, as after the export.
         """
-        device, dtype = default_device(), compute_dtype(config)
-        trained = dict(engine.module.lm.named_parameters())
+        dtype = compute_dtype(config)
+        trained = {name: value for name, value in engine.module.lm.named_parameters() if value.requires_grad}
         lm = trainable_copy(self.lm, config)
-        for name, parameter in lm.named_parameters():
-            if parameter.requires_grad:
-                value = trained[name].detach()
-                parameter.data = value if config.method == "lora" else value.to(dtype)
-            else:
-                parameter.data = parameter.data.to(device, dtype, copy=True)
+        copied = dict(lm.named_parameters())
         for buffer in lm.buffers():
-            buffer.data = buffer.data.to(device)
-        model = ChatModel(lm.merge_and_unload() if config.method == "lora" else lm)
-        return model.eval().requires_grad_(False)
+            buffer.data = buffer.data.to(default_device())
+        if config.method == "lora":
+            for name, value in zip(trained, fp32_values(engine, trained.values()), strict=True):
+                copied[name].data = value
+            lm = merge_layers(lm, dtype=dtype, device=default_device())
+        else:
+            for name, parameter in trained.items():
+                copied[name].data = parameter.detach().to(dtype)
+        return ChatModel(lm).eval().requires_grad_(False)
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
         sample = self.train.sample()

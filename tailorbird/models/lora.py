@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -33,6 +34,26 @@ def merge_adapter(encoder: nn.Module, folder: Path) -> nn.Module:
     adapted = PeftModel.from_pretrained(encoder, folder)
     require_whole_adapter(adapted, folder)
     merged: nn.Module = adapted.merge_and_unload()
+    return merged
+
+
+def merge_layers(adapted: Any, *, dtype: torch.dtype, device: Any) -> nn.Module:
+    """Merge the adapter of a PEFT model layer by layer in fp32, and return the model without it, in `dtype`.
+
+    The result is that of `merge_adapter` on a model in fp32, cast to `dtype` afterwards, but only one layer at a time
+    is in fp32. Weights are replaced, not changed in place, so other models may share the memory of the base model.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer):
+            weight = layer.get_base_layer().weight
+            weight.data = weight.data.to(device, torch.float32, copy=True)
+            layer.merge()
+            weight.data = weight.data.to(dtype)
+    merged: nn.Module = adapted.unload()
+    for parameter in merged.parameters():
+        parameter.data = parameter.data.to(device, dtype)
     return merged
 
 
