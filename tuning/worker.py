@@ -1,7 +1,6 @@
 """The training function of a worker group, which trains one trial after another."""
 
 import gc
-import logging
 import shutil
 import time
 import uuid
@@ -38,8 +37,6 @@ with two cores)."""
 
 POLL_S = 30.0
 """Seconds between two messages of rank 0 to the others while it waits for the broker."""
-
-_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -96,10 +93,13 @@ class _TrialRun:
         weights = f"{self._job.uri}/trial-{self._trial}"
         is_best = answer(lambda: self._broker.is_best.remote(score=report.score, completed=completed).future())
         self._finish_uploads()  # their files are deleted before the weights are written to the same disk
-        exported = is_best and self._export(engine, weights)
+        refused = self._export(engine, weights) if is_best else ""
+        if refused:
+            destroy_engine(engine)
+            return self._give_up(refused)
         if dist.get_rank() == 0:
             dtype = compute_dtype_name(self._config)
-            result = TrainingResult.of_report(report, weights=weights if exported else "", dtype=dtype)
+            result = TrainingResult.of_report(report, weights=weights if is_best else "", dtype=dtype)
             ray.get(self._broker.finish.remote(self._job.group, self._trial, result))
             delete_folder(self._checkpoints)
         destroy_engine(engine)
@@ -153,17 +153,17 @@ class _TrialRun:
         self._upload.wait()
         dist.barrier()
 
-    def _export(self, engine: Any, weights: str) -> bool:
-        """Upload the weights. Return False on rank 0 if they are unusable; the worker group does not fail."""
+    def _export(self, engine: Any, weights: str) -> str:
+        """Upload the weights. Return the reason on every rank if they are unusable, else an empty string."""
+        refused = ""
         with temporary_directory() as folder:
             try:
                 export_weights(engine, self._config, runtime=self._runtime, folder=folder)
-            except UnusableWeights as error:
-                _log.warning("trial %s has no weights: %s", self._trial, error)
-                return False
-            if dist.get_rank() == 0:
+            except UnusableWeights as error:  # on rank 0 only
+                refused = str(error)
+            if dist.get_rank() == 0 and not refused:
                 upload_folder(folder, weights)
-        return True
+        return _from_rank_0(refused)
 
     def _give_up(self, message: str) -> str:
         """Mark the trial as failed without a retry, which would fail the same way."""

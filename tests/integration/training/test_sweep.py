@@ -4,8 +4,10 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import ray
@@ -17,10 +19,13 @@ from cluster.progress import EpochEvent, ProgressEvent, ProgressReporter, StepEv
 from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import Distribution, TuningConfig
+from tailorbird.models.classifier import Classifier
+from tailorbird.models.errors import ModelError
 from tests.integration.machines import wait
 from tests.integration.small import REGISTRY
 from tests.integration.training.test_training import training_task, worker_pid
 from tests.progress import ProgressRecorder
+from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
 from tuning.experiment_tracking import MLFLOW_URI, PACKAGES
 from tuning.futility import Target
 from tuning.sweep import SweepResult, sweep
@@ -117,6 +122,39 @@ def test_a_sweep_whose_target_is_out_of_reach_ends_early_and_selects_a_trial(sma
     assert {row.status for row in trials} <= {"completed", "stopped: the sweep ended early"}
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
     assert SweepResult.model_validate_json(result.model_dump_json()) == result
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneRefusedExport(ClassificationTrainingTask):
+    """A task of which the first export is refused."""
+
+    marker: Path  # a folder that exists after the first export
+
+    def load_runtime(self, *, attention_dropout: float | None = None) -> ClassifierRuntime:
+        return RefusingRuntime(**vars(super().load_runtime(attention_dropout=attention_dropout)))
+
+
+class RefusingRuntime(ClassifierRuntime):
+    def load(self, folder: Path, *, config: TrainingConfig) -> Classifier:
+        assert isinstance(self.task, OneRefusedExport)
+        with suppress(FileExistsError):
+            self.task.marker.mkdir()
+            raise ModelError("these weights are refused")
+        return super().load(folder, config=config)
+
+
+def test_a_trial_whose_export_is_refused_fails_with_the_reason_and_another_trial_is_selected(
+    small_data: str, tmp_path: Path
+) -> None:
+    task = OneRefusedExport(**vars(training_task(small_data, num_rows=32)), marker=tmp_path / "refused")
+    training = TrainingConfig(num_workers=1, epochs=1, batch_size=16)
+    with connect():
+        config = TuningConfig(num_trials=2, space=RATES)
+        result = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri())
+    statuses = {row.status: row.config["learning_rate"] for row in result.rows}
+    assert statuses.keys() == {"failed: these weights are refused", "completed"}
+    assert result.selected.learning_rate == statuses["completed"]
+    assert storage.exists(f"{result.trained.weights}/head.safetensors")
 
 
 def test_a_group_without_free_cpus_ends_with_the_sweep_and_holds_none(small_data: str) -> None:
