@@ -16,7 +16,9 @@ from tailorbird.models.pretrained import cast_parameters
 from tailorbird.registry.versions import INDEX_FILES
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
-from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered
+from training.checkpoint import require_room
+from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered, num_values
+from training.engine.memory_estimate import FP32
 from training.engine.placement import layerwise_copy
 from training.task import TaskRuntime
 
@@ -59,8 +61,11 @@ def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime,
 
     To check the files, load them into a copy of the base model. The exported weights must be equal to those that the
     engine computes with, if both are rounded to its precision, and the logits must be equal within `TOLERANCE`. Raises
-    UnusableWeights on rank 0 if they are not, a weight is not finite, or an adapter is empty.
+    UnusableWeights on rank 0 if they are not, a weight is not finite, or an adapter is empty. Raises DiskFull on every
+    rank, before anything is written, if the disk of rank 0 does not have enough room.
     """
+    num_bytes = sum(FP32 * num_values(parameter) for parameter in _exported(engine, config).values())
+    require_room(num_bytes if dist.get_rank() == 0 else 0, what="the export")
     state = full_state(engine, config)
     different = _differing_from_engine(state, engine=engine, config=config)
     trained = _logits(engine.module, runtime, device=engine.device)

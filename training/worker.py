@@ -61,6 +61,7 @@ def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events:
     except Diverged as error:
         return str(error)
     weights, refused = f"{uri}/weights", ""
+    _wait_for_upload()  # its files are deleted before the weights are written to the same disk
     with temporary_directory() as folder:
         try:
             export_weights(engine, config, runtime=runtime, folder=folder)
@@ -91,7 +92,7 @@ def _checkpoint_callback(config: TrainingConfig) -> OnSave:
     """
 
     def save(progress: Progress, engine: Any) -> None:
-        wait_for_upload()
+        _wait_for_upload()
         folder = checkpoint.stage(engine, config, progress=progress)
         ray.train.report(
             {"epoch": progress.epoch, "step": progress.step},
@@ -100,11 +101,12 @@ def _checkpoint_callback(config: TrainingConfig) -> OnSave:
         )
         reason = preemption.preemption_reason()
         if reason is not None:
-            wait_for_upload()
+            _wait_for_upload()
             raise preemption.Interrupted(f"{reason}; checkpointed at epoch {progress.epoch + 1}, step {progress.step}")
 
-    def wait_for_upload() -> None:
-        """Wait until the controller has registered the last checkpoint, after the reports of all ranks."""
-        ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
-
     return save
+
+
+def _wait_for_upload() -> None:
+    """Wait until the controller has registered the last checkpoint, after the reports of all ranks."""
+    ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)

@@ -91,6 +91,11 @@ def checkpoint_bytes(engine: Any, *, exclude_frozen: bool) -> int:
     return of_optimizer if stage else 0
 
 
+def num_values(parameter: nn.Parameter) -> int:
+    """Return the number of values of a whole parameter, also if stage 3 has partitioned it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def fp32_values(engine: Any, parameters: Iterable[nn.Parameter]) -> Iterator[torch.Tensor]:
     """Yield the exact fp32 value of each parameter, one at a time. Every rank must iterate over all of them.
 

@@ -17,7 +17,8 @@ from torch.multiprocessing.spawn import spawn
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint, loop, reports
 from training.engine.deepspeed_engine import MissingKernels
-from training.engine.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine, num_values
+from training.errors import DiskFull
 from training.export import export_weights
 
 pytestmark = pytest.mark.slow
@@ -73,6 +74,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (resume_on_two_nodes, ON_NODES, folder / "2"),
         (export, EXPORTED, folder / "exported"),
         (raise_on_rank_1, [(0, "full")], folder / "raised"),
+        (export_without_room, [(0, "full"), (3, "lora")], folder / "without-room"),
     )
     merge_checkpoints(folder / "2", num_ranks=2)
     on_ranks(1, (resume_training, RESIZED, folder / "2"))
@@ -182,6 +184,33 @@ def export(folder: Path, stage: int, method: str) -> None:
     loop.train(engine, config, runtime=runtime)
     export_weights(engine, config, runtime=runtime, folder=folder)
     destroy_engine(engine)
+
+
+def export_without_room(folder: Path, stage: int, method: str) -> None:
+    """Export to a disk with too little room for the weights, and write the error of each rank."""
+    config = config_of(num_workers=dist.get_world_size(), zero_stage=stage, method=method)
+    runtime = small_runtime(dropout=0.0)
+    engine = loop.build_engine(config, runtime)
+    trained = [num_values(parameter) for parameter in engine.module.parameters() if parameter.requires_grad]
+    for free in (4 * sum(trained) - 1, 4 * sum(trained)):
+        own = folder / f"{free - 4 * sum(trained)}-{dist.get_rank()}"
+        with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=free)):
+            try:
+                export_weights(engine, config, runtime=runtime, folder=own)
+            except DiskFull as error:
+                own.with_suffix(".txt").write_text(str(error))
+    destroy_engine(engine)
+
+
+def test_an_export_without_room_fails_on_all_workers_before_it_is_written(trained: Path) -> None:
+    for case in ("0-full", "3-lora"):
+        folder = trained / "without-room" / case
+        errors = sorted(folder.glob("*.txt"))
+        assert [file.stem for file in errors] == ["-1-0", "-1-1"], case
+        assert not (folder / "-1-0").exists()
+        assert (folder / "0-0").exists()
+        for file in errors:
+            assert "MiB left, but the export of the node's 2 workers needs" in file.read_text()
 
 
 def test_two_workers_export_the_trained_model_at_every_stage_and_method(trained: Path) -> None:
