@@ -27,7 +27,15 @@ from training.engine.memory_estimate import Batch, WorkerMemory, smaller_alterna
 
 RAY_KILLS_AT = 0.95  # share of a node's memory in use above which Ray kills workers
 LEAST_STORED = 0.9  # minimum share of parameters in the files; unused heads may be missing
-SIZES = ("method", "batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "lora_r", "parameter_dtype")
+SIZES = (
+    "method",
+    "batch_size",
+    "batch_tokens",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "lora_r",
+    "parameter_dtype",
+)
 """Fields of `training` that a sweep may vary and that change the memory of a worker."""
 NUM_LISTED = 5
 
@@ -291,15 +299,17 @@ class _Estimate:
     memory: WorkerMemory
 
     def remedy(self, needed: Callable[[WorkerMemory], int], *, allowed: int) -> str:
-        """Return the changes of the recipe with which a worker needs at most `allowed` bytes."""
+        """Return the first change of each field of the recipe with which a worker needs at most `allowed` bytes."""
         alternatives = smaller_alternatives(
             self.config, shape=self.shape, batch=self.batch, num_workers=self.config.min_workers
         )
-        sizes = {change: needed(memory) for change, memory in alternatives}
-        fitting = [f"{change} ({_size(size)})" for change, size in sizes.items() if size <= allowed]
+        fitting: dict[str, str] = {}
+        for change, memory in alternatives:
+            if (size := needed(memory)) <= allowed:
+                fitting.setdefault(change.partition(":")[0], f"{change} ({_size(size)})")
         if not fitting:
             return "use more workers with training.zero_stage: 3, or a smaller base model"
-        return f"set {' or '.join(fitting[:NUM_LISTED])}"
+        return f"set {' or '.join(list(fitting.values())[:NUM_LISTED])}"
 
 
 def _gpu_memory(estimate: _Estimate, sizes: Sequence[int]) -> CheckResult:

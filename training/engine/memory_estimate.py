@@ -164,7 +164,7 @@ def _num_tokens(config: TrainingConfig, *, batch: Batch, num_workers: int) -> in
     """Return the number of tokens of a worker's micro-batch."""
     rows = config.micro_batch_size(num_workers)
     if config.batch_tokens is not None:
-        rows = min(rows, config.batch_tokens // batch.max_length)
+        rows = min(rows, max(1, config.batch_tokens // batch.max_length))
     return rows * batch.max_length
 
 
@@ -261,9 +261,13 @@ def smaller_alternatives(
     ]
     if not config.gradient_checkpointing:
         changes.append(("training.gradient_checkpointing: true", {"gradient_checkpointing": True}))
-    steps = config.batch_size // config.max_workers  # with fewer workers there are proportionally more
-    if steps > config.gradient_accumulation_steps:
+    if config.batch_tokens is None:
+        steps = config.batch_size // config.max_workers  # with fewer workers there are proportionally more
         changes.append((f"training.gradient_accumulation_steps: {steps}", {"gradient_accumulation_steps": steps}))
+    else:
+        num_tokens = _num_tokens(config, batch=batch, num_workers=num_workers)
+        while (num_tokens := num_tokens // batch.max_length // 2 * batch.max_length) > 0:
+            changes.append((f"training.batch_tokens: {num_tokens}", {"batch_tokens": num_tokens}))
     if config.gpus_per_worker and config.offload == "none":
         changes.append(
             ("training.offload: optimizer", {"offload": "optimizer", "zero_stage": max(1, config.zero_stage)})
@@ -272,14 +276,15 @@ def smaller_alternatives(
         changes.append(("training.method: lora", {"method": "lora"}))
     now, together = estimate(config, batch), config
     key = "device_bytes" if config.gpus_per_worker else "host_bytes"
-    names: list[str] = []
+    chosen: dict[str, str] = {}  # the last change of each field
     for name, fields in changes:
         changed = estimate(config.model_copy(update=fields), batch)
         if getattr(changed, key) < getattr(now, key):
             yield name, changed
-            together, names = together.model_copy(update=fields), [*names, name]
+            together = together.model_copy(update=fields)
+            chosen[name.partition(":")[0]] = name
     shorter = replace(batch, max_length=batch.max_length // 2)
     yield "half of data.max_length", estimate(config, shorter)
-    if len(names) > 1:
-        yield " with ".join(names), estimate(together, batch)
-        yield " with ".join([*names, "half of data.max_length"]), estimate(together, shorter)
+    if len(chosen) > 1:
+        yield " with ".join(chosen.values()), estimate(together, batch)
+        yield " with ".join([*chosen.values(), "half of data.max_length"]), estimate(together, shorter)

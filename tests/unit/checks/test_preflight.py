@@ -13,6 +13,7 @@ from tailorbird.checks.result import CheckResult, passes
 from tailorbird.config.recipe import Recipe
 from tailorbird.models.metadata import ModelMetadata
 from tailorbird.models.shape import ModelShape
+from training.engine.memory_estimate import Batch, worker_memory
 
 SHAPE = ModelShape(
     num_parameters=22_000_000,
@@ -306,6 +307,20 @@ def test_the_workers_of_a_node_must_fit_its_memory() -> None:
     line = only_fault(on(CLUSTER, reports={"1": more}))
     assert "10.0.0.1 has 4.60 GiB free for 4 workers" in line.message
     assert "set training.method: lora (" in line.remedy
+
+
+def test_the_largest_batch_tokens_that_fit_are_proposed() -> None:
+    length = recipe().data.max_length
+    training = {"gpus_per_worker": 1, "num_workers": 1, "batch_size": 512}
+    too_large, fitting = (recipe(training=training | {"batch_tokens": rows * length}) for rows in (512, 64))
+    batch = Batch(length, autocast=True)
+    size = worker_memory(fitting.training, shape=SHAPE, batch=batch, num_workers=1).device_bytes
+    facts = on(CLUSTER, nodes=nodes(Resources(4, 1)), reports={"1": replace(REPORT, gpu_bytes=(size,))})
+    line = only_fault(facts, too_large)
+    assert line.name == "GPU memory"
+    first, *others = line.remedy.removeprefix("set ").split(" or ")
+    assert first.startswith(f"training.batch_tokens: {64 * length} (")
+    assert not [change for change in others if change.startswith("training.batch_tokens")]
 
 
 def test_a_small_gpu_is_a_fault_and_an_unknown_one_a_note() -> None:

@@ -121,6 +121,7 @@ def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
     assert activations(batch_size=64, gradient_accumulation_steps=4) == full_batch // 4
     assert activations(batch_size=64, batch_tokens=4 * 64 + 63) == full_batch // 4
     assert activations(batch_size=64, batch_tokens=100 * 64) == full_batch
+    assert activations(batch_size=64, batch_tokens=63) == full_batch // 16  # a row is never split
     assert activations(batch_size=64, num_workers=2) == 2 * full_batch
     elastic = config_of(batch_size=64, num_workers={"min": 2, "max": 4})  # two workers accumulate micro-batches
     assert activation_bytes(elastic, shape=MINILM, batch=Batch(64), num_workers=2) == full_batch
@@ -148,6 +149,19 @@ def test_proposed_changes_lower_the_memory_and_a_model_that_cannot_fit_has_none(
         list(proposed)[-2],
     }
     assert next(iter(proposed)) == "training.zero_stage: 1"
+    assert list(proposed)[-2].startswith("training.zero_stage: 3 with training.gradient_checkpointing: true with")
+
+
+def test_smaller_batch_tokens_are_proposed_if_they_split_the_rows_of_a_step() -> None:
+    fields: dict[str, Any] = {"num_workers": 8, "batch_size": 64, "gpus_per_worker": 1}
+    known: dict[str, Any] = {"shape": LLAMA_8B, "batch": LONG, "num_workers": 8}
+    proposed = dict(smaller_alternatives(config_of(**fields, batch_tokens=5 * LONG.max_length), **known))
+    smaller = {f"training.batch_tokens: {rows * LONG.max_length}": rows * LONG.max_length for rows in (2, 1)}
+    assert {name for name in proposed if name.startswith("training.batch_tokens")} == smaller.keys()
+    for name, num_tokens in smaller.items():
+        assert proposed[name] == worker_memory(config_of(**fields, batch_tokens=num_tokens), **known)
+    assert not [name for name in proposed if "gradient_accumulation_steps" in name]  # not allowed with batch_tokens
+    assert f"with training.batch_tokens: {LONG.max_length} with" in list(proposed)[-2]
 
 
 @pytest.mark.slow
