@@ -18,16 +18,16 @@ PART_CHARS = 1 << 22
 worth its start."""
 
 
-def with_tokenized_rows(task: "TrainingTask") -> "TrainingTask":
+def with_tokenized_rows(task: "TrainingTask", *, part_chars: int = PART_CHARS) -> "TrainingTask":
     """Return the task with tokens instead of training rows. All workers of a node share them in Ray's object store.
 
-    A large set is divided among Ray tasks, one for each CPU of the cluster. Shards are tokenized already. Raises
-    DataError like `TrainingTask.load_runtime`.
+    A set of at least twice `part_chars` characters is divided among Ray tasks, one for each CPU of the cluster. Shards
+    are tokenized already. Raises DataError like `TrainingTask.load_runtime`.
     """
     if not isinstance(task.train, Rows):
         return task
     num_chars = sum(map(len, task.train.texts)) + sum(map(len, task.train.labels))
-    num_parts = min(num_chars // PART_CHARS, len(task.train)) or 1
+    num_parts = min(num_chars // part_chars, len(task.train)) or 1
     if num_parts > 1:
         num_parts = max(1, min(num_parts, int(ray.cluster_resources().get("CPU", 1))))
     bounds = np.linspace(0, len(task.train), num_parts + 1).astype(int).tolist()

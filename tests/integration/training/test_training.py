@@ -3,7 +3,10 @@
 import os
 import signal
 import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,8 +19,10 @@ from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.loader import read_rows
+from tailorbird.data.rows import DataError
 from tailorbird.data.splits import subsample_of_classes
 from tailorbird.data.tokenize import encode_texts, labels_of, load_tokenizer
+from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.loading import load_weights
@@ -25,8 +30,13 @@ from tailorbird.models.pretrained import load_encoder
 from tailorbird.storage.node_cache import local_copy
 from tests.integration.small import BASE_MODEL, REGISTRY, content
 from tests.progress import ProgressRecorder
+from tests.unit.training.test_chat_task import task_of
+from tests.unit.training.test_tokenization import assert_equal, chat_task, classification_task
+from training import tokenization
 from training.classification_task import ClassificationTrainingTask
 from training.reports import TrainingResult
+from training.task import TrainingTask
+from training.tokenization import with_tokenized_rows
 from training.trainer import TrainingFailed, finetune
 
 pytestmark = pytest.mark.usefixtures("connected")
@@ -75,6 +85,26 @@ def test_the_exported_weights_load_and_have_the_reported_score(small_data: str) 
     predictions = [task.classes[index] for index in logits.argmax(1)]
     accuracy = np.mean(np.array(predictions) == np.array(task.validation.labels))
     assert accuracy == pytest.approx(trained.score, abs=4 / len(task.validation))  # bf16 there, fp32 here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [classification_task, chat_task])
+def test_rows_that_ray_tasks_tokenize_have_the_tokens_of_one_process(
+    tmp_path: Path, make: Callable[[Path], TrainingTask]
+) -> None:
+    task = make(tmp_path)
+    parallel = mock.patch.object(tokenization, "_in_parallel", wraps=tokenization._in_parallel)
+    with connect(), parallel as in_parallel:
+        tokenized = with_tokenized_rows(task, part_chars=8)
+        assert in_parallel.call_count == 1
+        too_short = task_of(task.base_model, max_length=6)
+        with pytest.raises(DataError, match="training conversations have no answer"):
+            with_tokenized_rows(too_short, part_chars=8)
+        assert in_parallel.call_count == 2
+        expected = with_tokenized_rows(task)
+    assert isinstance(tokenized.train, TokenizedRows)
+    assert isinstance(expected.train, TokenizedRows)
+    assert_equal(tokenized.train, expected.train)
 
 
 @pytest.mark.slow
