@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 from tailorbird import storage
 from tailorbird.storage import s3
+from tests.conditional_writes import check_absent_file, check_concurrent_changes, check_etags
 
 
 def test_bytes_and_json_are_read_back_as_written(bucket: str) -> None:
@@ -96,21 +97,8 @@ def test_the_error_for_an_unreachable_endpoint_names_it(
 
 
 def test_a_conditional_write_succeeds_only_with_the_current_etag(bucket: str) -> None:
-    uri = f"{bucket}/champion.json"
-    assert storage.read_versioned(uri) is None
-    first = storage.write_if_match(uri, b"1", etag=None)
-    with pytest.raises(s3.PreconditionFailed, match="it already exists"):
-        storage.write_if_match(uri, b"2", etag=None)
-    second = storage.write_if_match(uri, b"2", etag=first)
-    with pytest.raises(s3.PreconditionFailed, match="its ETag is no longer"):
-        storage.write_if_match(uri, b"3", etag=first)
-    assert storage.read_versioned(uri) == (b"2", second)
-
-
-def test_a_conditional_write_to_a_missing_object_is_a_conflict(bucket: str) -> None:
-    etag = storage.write_if_match(f"{bucket}/here", b"1", etag=None)
-    with pytest.raises(s3.PreconditionFailed):
-        storage.write_if_match(f"{bucket}/gone", b"1", etag=etag)
+    uri = f"{bucket}/folder/champion.json"
+    check_absent_file(uri, etag=check_etags(uri))
 
 
 @pytest.mark.parametrize("present", [False, True])
@@ -132,14 +120,7 @@ def test_exactly_one_of_several_concurrent_writers_succeeds(bucket: str, present
 
 
 def test_no_change_of_concurrent_writers_is_lost(bucket: str) -> None:
-    uri = f"{bucket}/counters.json"
-
-    def count(number: int) -> None:
-        storage.update_json(uri, lambda counts: (counts or {}) | {str(number): True})
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(count, range(8)))
-    assert storage.read_json(uri) == {str(number): True for number in range(8)}
+    check_concurrent_changes(f"{bucket}/counters.json", num_changes=8)
 
 
 def test_a_change_that_returns_none_writes_nothing(bucket: str) -> None:
@@ -161,15 +142,11 @@ def test_the_condition_also_applies_to_a_large_object(bucket: str) -> None:
     assert storage.read_bytes(uri) == b"changed"
 
 
-def test_head_returns_etag_and_size_and_an_object_can_be_deleted_twice(bucket: str) -> None:
-    etag = storage.write_if_match(f"{bucket}/folder/a", b"12", etag=None)
-    assert storage.heads([f"{bucket}/folder/a"]) == [(etag, 2)]
+def test_a_missing_object_and_a_folder_have_no_head(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/folder/a", b"12")
     for absent in ("folder", "none"):
         with pytest.raises(s3.StorageError, match="does not exist"):
             storage.head(f"{bucket}/{absent}")
-    storage.delete(f"{bucket}/folder/a")
-    storage.delete(f"{bucket}/folder/a")
-    assert not storage.exists(f"{bucket}/folder/a")
 
 
 def test_a_folder_is_uploaded_and_downloaded_unchanged(bucket: str, tmp_path: Path) -> None:

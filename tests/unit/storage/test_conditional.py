@@ -1,12 +1,12 @@
 """Conditional writes of local files and of a JSON object; tests/integration/storage tests them on a real S3 server."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tailorbird import storage
 from tailorbird.storage import conditional, s3
+from tests.conditional_writes import check_absent_file, check_concurrent_changes, check_etags
 
 URI = "s3://lake/value.json"
 
@@ -59,28 +59,10 @@ def test_an_object_that_is_not_json_is_not_changed(monkeypatch: pytest.MonkeyPat
 
 def test_a_local_file_is_written_only_with_its_current_etag(tmp_path: Path) -> None:
     uri = (tmp_path / "task" / "champion.json").as_uri()
-    assert storage.read_versioned(uri) is None
-    first = storage.write_if_match(uri, b"1", etag=None)
-    with pytest.raises(s3.PreconditionFailed, match="it already exists"):
-        storage.write_if_match(uri, b"2", etag=None)
-    second = storage.write_if_match(uri, b"2", etag=first)
-    with pytest.raises(s3.PreconditionFailed, match="its ETag is no longer"):
-        storage.write_if_match(uri, b"3", etag=first)
-    assert storage.read_versioned(uri) == (b"2", second)
-    assert storage.head(uri) == (second, 1)
+    etag = check_etags(uri)
     assert storage.list_files(tmp_path.as_uri()) == [uri]
-    storage.delete(uri)
-    storage.delete(uri)
-    with pytest.raises(s3.PreconditionFailed):
-        storage.write_if_match(uri, b"4", etag=second)
+    check_absent_file(uri, etag=etag)
 
 
 def test_no_change_of_a_local_file_by_concurrent_writers_is_lost(tmp_path: Path) -> None:
-    uri = (tmp_path / "counts.json").as_uri()
-
-    def count(number: int) -> None:
-        storage.update_json(uri, lambda counts: [*(counts or []), number])
-
-    with ThreadPoolExecutor(8) as pool:  # each writer opens the folder itself, as a separate process does
-        list(pool.map(count, range(40)))
-    assert sorted(storage.read_json(uri)) == list(range(40))
+    check_concurrent_changes((tmp_path / "counts.json").as_uri(), num_changes=40)
