@@ -41,6 +41,7 @@ from benchmarks.serving.serving_overhead import own_stack
 from cluster import code_snapshot
 from serving.deploy import rollout
 from serving.engines.base_chat import Sampling
+from serving.engines.language_model import Generation
 from serving.engines.transformers_engine import TransformersEngine
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
@@ -128,7 +129,7 @@ class _Clients:
         async def answer(question: str) -> str:
             prompt = prompt_tokens((("user", question),), tokenizer=tokenizer, system=system)
             async with room:
-                generating = self._engine.generate(prompt, max_new_tokens=MAX_TOKENS, sampling=greedy, streaming=False)
+                generating = self._engine.generate(Generation(prompt, MAX_TOKENS, greedy))
                 [tokens] = [tokens async for tokens, _ in generating]
             return str(tokenizer.decode(tokens, skip_special_tokens=True))
 

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.rounds import finish, print_table
 from serving.engines.base_chat import Sampling
-from serving.engines.language_model import Likelihoods
+from serving.engines.language_model import Generation, Likelihoods
 from serving.engines.transformers_engine import TransformersEngine
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.tokenize import load_tokenizer
@@ -93,10 +93,8 @@ async def served(engine: TransformersEngine, prompts: Prompts, *, num_clients: i
     async def answer(prompt: list[int]) -> ServedAnswer:
         likelihoods, tokens = Likelihoods(2), list[int]()
         async with slots:
-            generating = engine.generate(
-                prompt, max_new_tokens=NUM_TOKENS, sampling=GREEDY, streaming=False, likelihoods=likelihoods
-            )
-            async with aclosing(generating):
+            generation = Generation(prompt, NUM_TOKENS, GREEDY, likelihoods=likelihoods)
+            async with aclosing(engine.generate(generation)) as generating:
                 async for new_tokens, _ in generating:
                     tokens = new_tokens
         entries = [ServedToken(token.logprob, token.logprob - token.most_likely[1][1]) for token in likelihoods.tokens]

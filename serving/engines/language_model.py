@@ -54,6 +54,16 @@ class Likelihoods:
             self.tokens.append(token._replace(most_likely=token.most_likely[: self.num_likely]))
 
 
+class Generation(NamedTuple):
+    """The tokens of one answer that an engine generates."""
+
+    prompt: list[int]
+    max_new_tokens: int
+    sampling: Sampling
+    streaming: bool = False  # if False, all tokens are yielded together at the end
+    likelihoods: Likelihoods | None = None  # has those of all tokens when the last tokens are yielded
+
+
 class LanguageModelEngine(ChatEngine):
     """An engine with one language model and, if the version retrieves examples, its index."""
 
@@ -67,19 +77,11 @@ class LanguageModelEngine(ChatEngine):
         self._index = loaded.index
 
     @abstractmethod
-    def generate(
-        self,
-        prompt: list[int],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling,
-        streaming: bool,
-        likelihoods: Likelihoods | None = None,
-    ) -> AsyncGenerator[tuple[list[int], bool], None]:
-        """Yield the new tokens, and True if the answer is complete. If not `streaming`, yield all tokens at the end.
+    def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
+        """Yield the new tokens, and True if the answer is complete.
 
-        The tokens include the end-of-turn token. `likelihoods` has those of all tokens when the last state is yielded.
-        Closing the generator cancels the request. Raises RequestError if the engine fails.
+        The tokens include the end-of-turn token. Closing the generator cancels the request. Raises RequestError if the
+        engine fails.
         """
 
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> list[int]:
@@ -101,14 +103,8 @@ class LanguageModelEngine(ChatEngine):
         detokenizer = IncrementalDetokenizer(self.tokenizer, context=context)
         decoded, num_tokens = "", 0
         likelihoods = None if request.num_likely is None else Likelihoods(request.num_likely)
-        generating = self.generate(
-            prompt,
-            max_new_tokens=max_new_tokens,
-            sampling=request.sampling,
-            streaming=streaming,
-            likelihoods=likelihoods,
-        )
-        async with aclosing(generating):
+        generation = Generation(prompt, max_new_tokens, request.sampling, streaming, likelihoods)
+        async with aclosing(self.generate(generation)) as generating:
             async for tokens, ended in generating:
                 num_tokens += len(tokens)
                 finished = tokens[-1:] == [self.end_id]

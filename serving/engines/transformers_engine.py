@@ -5,8 +5,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
-from serving.engines.base_chat import Sampling
-from serving.engines.language_model import LanguageModelEngine, Likelihoods
+from serving.engines.language_model import Generation, LanguageModelEngine
 from serving.http.schemas import RequestError
 from tailorbird.data.chat_template import prompt_tokens
 
@@ -40,15 +39,7 @@ class TransformersEngine(LanguageModelEngine):
     def end(self) -> None:
         self._manager.destroy()
 
-    async def generate(
-        self,
-        prompt: list[int],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling,
-        streaming: bool,
-        likelihoods: Likelihoods | None = None,
-    ) -> AsyncGenerator[tuple[list[int], bool], None]:
+    async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
         from tailorbird.models.attention.transformers_private import discard_unrouted_outputs, remove_result_handler
 
         request_id, updated = uuid.uuid4().hex, asyncio.Event()
@@ -60,11 +51,14 @@ class TransformersEngine(LanguageModelEngine):
 
         discard_unrouted_outputs(self._manager)  # outputs of requests that were cancelled during a pass
         self._manager.register_result_handler(request_id, on_output)
-        if likelihoods is not None:
-            self._sampler.recorded[request_id] = likelihoods
-        options = sampling._asdict() if sampling.temperature else {}
+        if generation.likelihoods is not None:
+            self._sampler.recorded[request_id] = generation.likelihoods
         accepted = self._manager.add_request(
-            prompt, request_id=request_id, max_new_tokens=max_new_tokens, streaming=streaming, **options
+            generation.prompt,
+            request_id=request_id,
+            max_new_tokens=generation.max_new_tokens,
+            streaming=generation.streaming,
+            **(generation.sampling._asdict() if generation.sampling.temperature else {}),
         )
         if accepted is None:
             raise RequestError(503, "engine_stopped", "the model's engine has stopped; the replica is being replaced")

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from serving.engines.base_chat import Sampling
 from serving.engines.fair_slots import FairSlots
-from serving.engines.language_model import LanguageModelEngine, LanguageModelVersion, Likelihoods
+from serving.engines.language_model import Generation, LanguageModelEngine, LanguageModelVersion
 from serving.engines.vllm_server import EngineStopped, ServerOptions, TokenRequest, VllmServer, llm_config
 from serving.http.schemas import RequestError
 from serving.version_checks import require_digest
@@ -195,23 +194,16 @@ class VllmEngine(LanguageModelEngine):
     def end(self) -> None:
         self._pool.release(self._server, adapter=self._adapter)
 
-    async def generate(
-        self,
-        prompt: list[int],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling,
-        streaming: bool,
-        likelihoods: Likelihoods | None = None,
-    ) -> AsyncGenerator[tuple[list[int], bool], None]:
+    async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
+        sampling, likelihoods = generation.sampling, generation.likelihoods
         request = TokenRequest(
             model=self._adapter or self._server.options.name,
-            prompt=prompt,
-            stream=streaming,
+            prompt=generation.prompt,
+            stream=generation.streaming,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed % 2**63 if sampling.temperature else None,
-            max_tokens=max_new_tokens,
+            max_tokens=generation.max_new_tokens,
             stop_token_ids=[self.end_id],
             logprobs=None if likelihoods is None else likelihoods.num_likely,
         )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from serving.engines.base_chat import Sampling
-from serving.engines.language_model import LanguageModelEngine, Likelihoods
+from serving.engines.language_model import Generation, LanguageModelEngine, Likelihoods
 from serving.engines.transformers_engine import CACHE_SHARE, TransformersEngine, cache_options
 from serving.http.schemas import RequestError
 from tailorbird.data.chat_template import prompt_tokens
@@ -52,7 +52,7 @@ async def tokens(
     generator: LanguageModelEngine, prompt: list[int], *, sampling: Sampling = GREEDY, streaming: bool = True
 ) -> list[list[int]]:
     """Return the pieces of an answer."""
-    generating = generator.generate(prompt, max_new_tokens=LIMIT, sampling=sampling, streaming=streaming)
+    generating = generator.generate(Generation(prompt, LIMIT, sampling, streaming=streaming))
     with generator.in_use():
         async with aclosing(generating):
             return [new_tokens async for new_tokens, _ in generating]
@@ -115,7 +115,7 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(shared: TransformersE
 
 def test_a_cancelled_request_leaves_the_engine(shared: TransformersEngine) -> None:
     async def cancel() -> None:
-        generating = shared.generate(PROMPTS[0], max_new_tokens=200, sampling=GREEDY, streaming=True)
+        generating = shared.generate(Generation(PROMPTS[0], 200, GREEDY, streaming=True))
         async with aclosing(generating):
             await anext(generating)
         await tokens(shared, PROMPTS[1])
@@ -157,9 +157,7 @@ async def check_logprobs(generator: LanguageModelEngine, expected: Sequence[Answ
 
     async def answer(prompt: list[int]) -> Likelihoods:
         likelihoods = Likelihoods(2)
-        generating = generator.generate(
-            prompt, max_new_tokens=LIMIT, sampling=GREEDY, streaming=False, likelihoods=likelihoods
-        )
+        generating = generator.generate(Generation(prompt, LIMIT, GREEDY, likelihoods=likelihoods))
         with generator.in_use():
             async with aclosing(generating):
                 async for _ in generating:
@@ -186,9 +184,7 @@ def test_log_probabilities_of_sampled_tokens_are_those_of_the_model(shared: Tran
     warm = Sampling(temperature=3.0, top_p=1.0, seed=1)
 
     async def answer() -> list[int]:
-        generating = shared.generate(
-            PROMPTS[0], max_new_tokens=LIMIT, sampling=warm, streaming=False, likelihoods=recorded
-        )
+        generating = shared.generate(Generation(PROMPTS[0], LIMIT, warm, likelihoods=recorded))
         async with aclosing(generating):
             return [token async for new_tokens, _ in generating for token in new_tokens]
 

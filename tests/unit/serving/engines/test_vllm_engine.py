@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from serving.batch_jobs.vllm_model import VllmModel
 from serving.engines import vllm_engine, vllm_server
 from serving.engines.base_chat import Sampling
-from serving.engines.language_model import Likelihood
+from serving.engines.language_model import Generation, Likelihood
 from serving.engines.vllm_engine import EngineNotInstalled, VllmEngine, VllmPool, server_options, version_files
 from serving.http.schemas import RequestError
 from tailorbird.config.serving import ServingConfig
@@ -228,7 +228,7 @@ def test_a_seed_gives_the_same_answer_alone_and_in_a_batch(engine: VllmEngine, l
 @needs_vllm
 def test_a_cancelled_request_leaves_the_engine(engine: VllmEngine, loop: asyncio.Runner) -> None:
     async def cancel() -> None:
-        generating = engine.generate(PROMPTS[0], max_new_tokens=200, sampling=GREEDY, streaming=True)
+        generating = engine.generate(Generation(PROMPTS[0], 200, GREEDY, streaming=True))
         async with aclosing(generating):
             await anext(generating)
         await tokens(engine, PROMPTS[1])

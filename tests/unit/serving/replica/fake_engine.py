@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
-from serving.engines.language_model import LanguageModelEngine
+from serving.engines.language_model import Generation, LanguageModelEngine
 from serving.http.schemas import RequestError
 from tailorbird.registry.versions import Prompting
 from tests.small_chat import tokenizer
@@ -38,11 +38,7 @@ class FakeEngine(LanguageModelEngine):
     def end(self) -> None:
         """Do nothing."""
 
-    async def generate(
-        self,
-        prompt: list[int],  # noqa: ARG002
-        **_options: Any,
-    ) -> AsyncGenerator[tuple[list[int], bool], None]:
+    async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:  # noqa: ARG002
         for end in range(self.at_once, len(self.tokens) + self.at_once, self.at_once):
             if self.fails_after is not None and end > self.fails_after:
                 raise RequestError(500, "engine_failed", "it gave up")

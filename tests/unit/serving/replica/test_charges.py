@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving.engines.fair_slots import FairSlots
+from serving.engines.language_model import Generation
 from serving.http.api_keys import new_key
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
@@ -77,11 +78,11 @@ def test_prompt_and_answer_of_a_chat_model_are_charged(
 
 def test_a_client_that_disconnects_during_generation_is_charged_for_the_maximum_of_its_answer(tmp_path: Path) -> None:
     class WaitingEngine(FakeEngine):
-        async def generate(self, prompt: list[int], **_: Any) -> AsyncGenerator[tuple[list[int], bool], None]:
+        async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
             self.num_generated += 1
             if self.num_generated == 1:
                 await asyncio.Event().wait()
-            yield prompt, True
+            yield generation.prompt, True
 
     engine = WaitingEngine("")
     headers, uri = keys(tmp_path, f"tokens={len(engine.text_prompt('abcd')) + 8}")
