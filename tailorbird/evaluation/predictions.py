@@ -35,7 +35,8 @@ class Predictions:
     outputs: tuple[str, ...]  # predicted labels; (chat) sha256 of the words of the answer
     scores: NDArray[np.float64]  # [N] 1.0 if the output equals the label, else 0.0
     confidences: NDArray[np.float64]
-    """[N] highest class probability before temperature scaling; (chat) exp of the mean token log-probability."""
+    """[N] highest class probability before temperature scaling; (chat) exp of the mean token log-probability. NaN for
+    all rows if the model is an endpoint that returns no log-probabilities."""
     calibrated: NDArray[np.float64]  # [N] the same after temperature scaling; (chat) equal to `confidences`
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # group columns by name, one value per row
     measures: dict[str, NDArray[np.float64]] = field(default_factory=dict)

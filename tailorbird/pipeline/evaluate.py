@@ -37,11 +37,12 @@ from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, is_hybrid, register_contender, register_hybrid
+from tailorbird.pipeline.endpoint import predict_contender
 from tailorbird.pipeline.prepare import RunContext, write_once
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import ModelVersion
+from tailorbird.registry.versions import ENDPOINT_KINDS, ModelVersion
 from tailorbird.storage.node_cache import sha256_files
 
 
@@ -94,7 +95,8 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
         run=context.run,
     )
     measured = measure_cost(context, trained.contenders)
-    cost = CostRecord(measured.serving, trained.usage(context.recipe.training), measured.device)
+    usage = trained.usage(context.recipe.training)
+    cost = CostRecord(measured.serving, usage, measured.device) if measured else CostRecord(None, usage)
     evaluated = EvaluatedModels(family, access, predict_all(context, trained), cost)
     verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
     if access.number > 1:
@@ -145,8 +147,13 @@ def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predic
     return tables
 
 
-def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> MeasuredCosts:
-    """Return the cost of all models on the device that serves, measured in alternating rounds; a cached stage."""
+def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> MeasuredCosts | None:
+    """Return the cost of all models on the device that serves, measured in alternating rounds; a cached stage.
+
+    Return None if a model is an external endpoint, which has no cost on the device.
+    """
+    if any(contender.kind in ENDPOINT_KINDS for contender in contenders.values()):
+        return None
     inputs, test, on_gpu = context.inputs, context.splits.test, context.recipe.serving.gpus_per_replica > 0
     uris = {role: contender.uri for role, contender in contenders.items()}
     num_rows = context.task.num_cost_rows_gpu if on_gpu else context.task.num_cost_rows
@@ -229,7 +236,7 @@ def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
         stage_inputs["test"] = inputs.data.hashes["test"]
 
     def compute(folder: str) -> str:
-        table = inputs.remote_evaluation(predict_rows)(uri, rows=rows[rows_name](), on_gpu=on_gpu)
+        table = predict_contender(inputs, uri, rows=rows[rows_name](), on_gpu=on_gpu)
         save_predictions(f"{folder}/predictions.parquet", table)
         return f"{folder}/predictions.parquet"
 

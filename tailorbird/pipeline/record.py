@@ -1,6 +1,6 @@
 """Collect the results of a run's stages, and build its evidence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
@@ -21,8 +21,9 @@ from tailorbird.evaluation.statistics.split_differences import SplitSample, spli
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.prepare import RunContext
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.test_set_ledger import TestSetAccess
-from tailorbird.registry.versions import now
+from tailorbird.registry.versions import ENDPOINT_KINDS, now, read_artifact_config
 from training.reports import TrainingResult
 from tuning.learning_curve import LearningCurve
 from tuning.sweep import SweepResult
@@ -127,7 +128,14 @@ def build_evidence(
         code=inputs.code,
         base_model=inputs.base_model,
         retrieval_encoder=inputs.encoder,
+        endpoint=_endpoint(trained.baselines),
     )
+
+
+def _endpoint(baselines: Sequence[Baseline]) -> Endpoint | None:
+    """Return the recipe's endpoint with the model that it reported."""
+    uris = [baseline.uri for baseline in baselines if baseline.kind in ENDPOINT_KINDS]
+    return read_artifact_config(str(uris[0])).endpoint if uris else None
 
 
 def _differences(context: RunContext, predictions: Mapping[str, Predictions]) -> tuple[str, ...]:

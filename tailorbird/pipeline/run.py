@@ -14,6 +14,7 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence import AverageRecord
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.pipeline.artifacts import Contender, set_temperature
+from tailorbird.pipeline.endpoint import endpoint_baselines, predict_contender
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.mix import mix_candidate
 from tailorbird.pipeline.prepare import RunContext, prepare
@@ -80,6 +81,10 @@ def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[B
     """Return the baselines, with the champion first if there is one."""
     progress.stage("baselines: models that need no fine-tuning")
     baselines = context.task.fit_baselines()
+    if context.recipe.evaluation.endpoint is not None:
+        progress.note("external endpoint: requests for the validation rows, unless their answers are stored")
+        config = context.task.version_config("zero_shot", dtype="float32")
+        baselines = (*baselines, *endpoint_baselines(context.inputs, baselines, config=config))
     if context.champion is not None:
         baselines = (_score_champion(context, context.champion), *baselines)
     for baseline in baselines:
@@ -233,7 +238,7 @@ def _score_champion(context: RunContext, uri: str) -> Baseline:
         raise ValueError(f"the champion {uri} and the training rows have different classes; {advice}")
 
     def compute(_: str) -> float:
-        return score_table(metric, inputs.remote(predict_rows)(uri, rows=context.splits.validation))
+        return score_table(metric, predict_contender(inputs, uri, rows=context.splits.validation))
 
     stage_inputs = inputs.stage_inputs(predict_rows, champion=champion.digest, metric=metric)
     score = inputs.cached("champion", output=float, inputs=stage_inputs, compute=compute)

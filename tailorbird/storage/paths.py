@@ -40,6 +40,10 @@ class TaskPaths:
         """Folder with the output of a stage; `fingerprint` is the hash of its inputs."""
         return f"{self.task_uri}/stages/{name}-{fingerprint}"
 
+    def endpoint_answers(self, endpoint: str) -> str:
+        """Folder of the answers of an external endpoint; `endpoint` is the hash of its URL and model."""
+        return f"{self.task_uri}/endpoint_answers/{endpoint}"
+
     def code_archive(self, sha256: str) -> str:
         """The zip of the project's code with this sha256."""
         return f"{self.task_uri}/code/{sha256}.zip"
@@ -144,6 +148,15 @@ def is_staged_base_model(uri: str) -> bool:
 def is_version_uri(uri: str) -> bool:
     """Return True if `uri` is the folder of a registered version."""
     return uri.rstrip("/").rsplit("/", 2)[1:2] == ["versions"]
+
+
+def task_of(uri: str) -> TaskPaths:
+    """Return the task of an artifact or version; raise ValueError if `uri` is neither."""
+    for segment in ("/versions/", "/stages/"):
+        task_uri, separator, _ = uri.rpartition(segment)
+        if separator:
+            return TaskPaths(task_uri)
+    raise ValueError(f"{uri!r} is neither a version nor an artifact of a task")
 
 
 def parse_version_uri(uri: str) -> tuple[TaskPaths, str]:

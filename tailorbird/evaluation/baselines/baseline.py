@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from tailorbird.registry.versions import ENDPOINT_KINDS
 
 CHAMPION = "champion"  # kind of the current champion among the baselines
 
@@ -20,6 +23,18 @@ class Baseline:
 NUM_FURTHER = 2  # number of further contenders
 
 
+class Scored(Protocol):
+    """A baseline with its validation score."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def validation(self) -> float: ...
+
+
+S = TypeVar("S", bound=Scored)
+
+
 def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:
     """Return the model that the candidate must beat: the champion, or else the best servable baseline on validation.
 
@@ -32,10 +47,24 @@ def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:
 
 
 def further_contenders(baselines: Sequence[Baseline]) -> tuple[Baseline, ...]:
-    """Return the best servable baselines on validation other than the incumbent, at most `NUM_FURTHER`, best first.
+    """Return the further contenders other than the incumbent, at most `NUM_FURTHER`, best on validation first.
 
     They are tested against the incumbent together with the candidate.
     """
     incumbent = select_incumbent(baselines)
     others = [baseline for baseline in baselines if baseline.servable and baseline is not incumbent]
-    return tuple(sorted(others, key=lambda baseline: -baseline.validation)[:NUM_FURTHER])
+    return select_further(others, incumbent=incumbent.kind)
+
+
+def select_further(others: Sequence[S], *, incumbent: str) -> tuple[S, ...]:
+    """Return the best of the other servable baselines on validation, best first; `incumbent` is the incumbent's kind.
+
+    If an external endpoint is a baseline, its best kind is tested in any case, as a contender or as the incumbent: a
+    recipe names an endpoint to compare it.
+    """
+    ranked = sorted(others, key=lambda baseline: -baseline.validation)
+    chosen = ranked[:NUM_FURTHER]
+    endpoint = next((baseline for baseline in ranked if baseline.kind in ENDPOINT_KINDS), None)
+    if endpoint is not None and not any(kind in ENDPOINT_KINDS for kind in (incumbent, *(one.kind for one in chosen))):
+        chosen[-1] = endpoint
+    return tuple(chosen)

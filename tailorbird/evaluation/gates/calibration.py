@@ -1,5 +1,8 @@
 """The calibration gate: expected calibration error (ECE) after a temperature that is fitted on validation."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
@@ -18,6 +21,7 @@ NUM_BINS = 15
 NUM_DRAWS = 1_000
 SEED = 2017
 TEMPERATURES = (0.01, 100.0)
+ECE = "debiased ECE after temperature scaling"  # name of the bounded estimate
 SLACK = 1e-6  # an fp32 softmax may exceed 1 by this much
 
 
@@ -61,25 +65,29 @@ def calibration_gate(
 ) -> Gate:
     """Test that the candidate's ECE after temperature scaling is small and not much larger than the incumbent's.
 
-    Both ECEs are debiased (`statistics.debiased`): a perfectly calibrated model has a measured ECE of about 0.08 on 200
-    rows. The errors of the bins of both models are drawn together, from the covariance over documents if rows share
-    documents. Raises VerdictRefused if the rows differ or a confidence is invalid.
+    A candidate without confidences cannot be assessed. If only the incumbent has none, which is possible for an
+    external endpoint, only `max_ece` applies. Both ECEs are debiased (`statistics.debiased`): a perfectly calibrated
+    model has a measured ECE of about 0.08 on 200 rows. The errors of the bins of both models are drawn together, from
+    the covariance over documents if rows share documents. Raises VerdictRefused if the rows differ or a confidence is
+    invalid.
     """
     align(candidate, incumbent)
     n = len(candidate)
+    if not has_confidences(candidate):
+        return gate("calibration", (), note=f"{candidate.model} returns no confidences")
+    if not has_confidences(incumbent):
+        return _without_incumbent(candidate, incumbent=incumbent.model, limits=limits, alpha=alpha)
     measured = [_ece_of(*_excess_of(table), NUM_BINS) for table in (candidate, incumbent)]
     documents = documents_of(candidate.clusters, num_rows=n)
     if documents.num < LEAST_DOCUMENTS:
-        few = f"{documents.num} independent rows or documents have no interval; at least {LEAST_DOCUMENTS} are needed"
-        return gate("calibration", (), note=few)
+        return gate("calibration", (), note=_too_few(documents))
     ours, theirs = _debiased((candidate, incumbent), documents=documents, alpha=alpha)
     increase, of_increase = debiased_difference(ours, theirs)
-    what = "debiased ECE after temperature scaling"
     bounds = (
-        at_most(limits.max_ece, what=what, estimate=ours.estimate, interval=ours.interval, n=n),
+        at_most(limits.max_ece, what=ECE, estimate=ours.estimate, interval=ours.interval, n=n),
         at_most(
             limits.max_increase,
-            what=f"difference in {what} (candidate minus incumbent)",
+            what=f"difference in {ECE} (candidate minus incumbent)",
             estimate=increase,
             interval=of_increase,
             n=n,
@@ -92,10 +100,33 @@ def calibration_gate(
     return gate("calibration", bounds, note=note)
 
 
-def _debiased(
-    tables: tuple[Predictions, Predictions], *, documents: Documents, alpha: float
-) -> tuple[DebiasedSum, DebiasedSum]:
-    """Return the debiased ECE of two models on the same rows, from draws of the joint error of their bins."""
+def has_confidences(table: Predictions) -> bool:
+    """Return False for a model without confidences. They are NaN, for all rows or, of a hybrid, for those of a part."""
+    missing = np.isnan(table.calibrated)
+    return not (len(table) and (missing.all() or (table.model == "hybrid" and missing.any())))
+
+
+def _without_incumbent(candidate: Predictions, *, incumbent: str, limits: CalibrationGateConfig, alpha: float) -> Gate:
+    """Return the gate without a comparison, for an incumbent without confidences."""
+    documents, n = documents_of(candidate.clusters, num_rows=len(candidate)), len(candidate)
+    measured = _ece_of(*_excess_of(candidate), NUM_BINS)
+    if documents.num < LEAST_DOCUMENTS:
+        return gate("calibration", (), note=_too_few(documents))
+    [ours] = _debiased((candidate,), documents=documents, alpha=alpha)
+    bound = at_most(limits.max_ece, what=ECE, estimate=ours.estimate, interval=ours.interval, n=n)
+    note = (
+        f"ECE in {NUM_BINS} bins of equal width: candidate {ours.estimate:.4f}, before the correction for chance "
+        f"{measured:.4f}; the incumbent, {incumbent}, returns no confidences, so max_increase does not apply"
+    )
+    return gate("calibration", (bound,), note=note)
+
+
+def _too_few(documents: Documents) -> str:
+    return f"{documents.num} independent rows or documents have no interval; at least {LEAST_DOCUMENTS} are needed"
+
+
+def _debiased(tables: Sequence[Predictions], *, documents: Documents, alpha: float) -> tuple[DebiasedSum, ...]:
+    """Return the debiased ECE of each model on the same rows, from draws of the joint error of their bins."""
     n, freedom = len(documents.codes), documents.degrees_of_freedom
     # An error that occurs on none of n rows may have this rate, and a bin of few rows may show less variance than the
     # bin of a calibrated model has.
@@ -115,10 +146,11 @@ def _debiased(
     generator = np.random.default_rng(SEED)
     normal = generator.standard_normal((NUM_DRAWS, len(values))) @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
     noise = normal * np.sqrt(freedom / generator.chisquare(freedom, size=(NUM_DRAWS, 1)))  # Student's t
-    means, first = by_document.sum(axis=0) / n, num_bins[0]
-    return (
-        debiased_sum(means[:first], noise=noise[:, :first], unseen=unseen, alpha=alpha),
-        debiased_sum(means[first:], noise=noise[:, first:], unseen=unseen, alpha=alpha),
+    means = by_document.sum(axis=0) / n
+    ends = np.cumsum([0, *num_bins])
+    return tuple(
+        debiased_sum(means[first:end], noise=noise[:, first:end], unseen=unseen, alpha=alpha)
+        for first, end in pairwise(ends)
     )
 
 

@@ -1,30 +1,32 @@
 """Predict rows with a stored model, using the same forward pass as serving."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from tailorbird.data.rows import Rows
-from tailorbird.data.splits import normalise
 from tailorbird.data.tokenize import encode_texts, label_indices
 from tailorbird.evaluation.gates.calibration import fit_temperature
 from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.inference.chat_answers import answer_texts, reference_likelihoods
 from tailorbird.evaluation.inference.device import evaluation_device
+from tailorbird.evaluation.inference.endpoint import predict_endpoint
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
+from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, per_row, words_sha256
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, LoadedNearest, load_artifact
 from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 
 
-def predict_rows(uri: str, *, rows: Rows, on_gpu: bool = False) -> Predictions:
+def predict_rows(uri: str, *, rows: Rows, on_gpu: bool = False, limits: RequestLimits | None = None) -> Predictions:
     """Return the predictions of the artifact or version at `uri`, with its kind as `model`.
 
     They are computed in the dtype of the version. `on_gpu` is true if replicas have GPUs. Raises DeviceError if
-    this process then has none.
+    this process then has none. This process sends the requests to an external endpoint, within `limits`; see
+    `fetch_answers` for errors.
     """
+    if read_artifact_config(uri).endpoint is not None:
+        return predict_endpoint(uri, rows=rows, limits=limits or RequestLimits())
     device = evaluation_device(on_gpu=on_gpu)
     hybrid = read_artifact_config(uri).hybrid
     if hybrid is not None:
@@ -41,24 +43,6 @@ def calibrate(uri: str, *, rows: Rows) -> float:
     return fit_temperature(class_logits(loaded, rows), labels=label_indices(rows.labels, classes=loaded.classes))
 
 
-def label_predictions(
-    model: str, *, rows: Rows, outputs: tuple[str, ...], confidences: np.ndarray, calibrated: np.ndarray
-) -> Predictions:
-    """Return a classifier's outputs as predictions; the score is 1 if the output equals the label, else 0."""
-    scores = np.array([a == b for a, b in zip(outputs, rows.labels, strict=True)], dtype=np.float64)
-    return Predictions(
-        model=model,
-        row_ids=rows.row_ids,
-        labels=rows.labels,
-        outputs=outputs,
-        scores=scores,
-        confidences=confidences.astype(np.float64),
-        calibrated=calibrated.astype(np.float64),
-        groups=rows.groups,
-        clusters=_documents(rows),
-    )
-
-
 def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Predictions:
     logits = class_logits(loaded, rows)
     before, after = (
@@ -70,45 +54,20 @@ def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Pred
 
 
 def _predict_answers(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> Predictions:
-    """Return a chat version's answers as scores and hashes, because the evidence must not contain texts.
-
-    The kind `nearest` has no log-likelihoods, because it has no language model.
-    """
+    """Return a chat version's predictions. The kind `nearest` has no log-likelihoods: it has no language model."""
     answers = answer_texts(loaded, rows)
-    outputs = [answer.text for answer in answers]
-    scores = {name: per_row(name, outputs=outputs, references=rows.labels) for name in TEXT_METRICS}
-    measures = {name: values for name, values in scores.items() if name != "exact_match"}
-    if isinstance(loaded, LoadedChat):
-        measures["log_likelihood"] = np.array(reference_likelihoods(loaded, rows), dtype=np.float64)
     confidences = np.array([answer.confidence for answer in answers], dtype=np.float64)
-    return Predictions(
-        model=loaded.version.kind,
-        row_ids=rows.row_ids,
-        labels=tuple(words_sha256(text) for text in rows.labels),
-        outputs=tuple(words_sha256(text) for text in outputs),
-        scores=scores["exact_match"],
+    outputs = [answer.text for answer in answers]
+    if isinstance(loaded, LoadedNearest):
+        return text_predictions(loaded.version.kind, rows=rows, outputs=outputs, confidences=confidences)
+    return text_predictions(
+        loaded.version.kind,
+        rows=rows,
+        outputs=outputs,
         confidences=confidences,
-        calibrated=confidences,
-        groups=rows.groups,
-        measures=measures,
-        clusters=_documents(rows),
-        logprobs=tuple(answer.logprobs for answer in answers) if isinstance(loaded, LoadedChat) else None,
+        log_likelihoods=np.array(reference_likelihoods(loaded, rows), dtype=np.float64),
+        logprobs=tuple(answer.logprobs for answer in answers),
     )
-
-
-def _documents(rows: Rows) -> tuple[str, ...] | None:
-    """Return the document number of each row; rows with the same `split_by` value share a document.
-
-    Without `split_by`, rows with the same text share a document; the result is None if all texts differ. Documents are
-    numbered because `split_by` values may identify a person.
-    """
-    keys: Sequence[str] | None = rows.split_keys
-    if keys is None:
-        keys = [normalise(text) for text in rows.texts]
-        if len(set(keys)) == len(keys):
-            return None
-    numbers = {key: str(number) for number, key in enumerate(dict.fromkeys(keys))}
-    return tuple(numbers[key] for key in keys)
 
 
 def class_logits(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> np.ndarray:

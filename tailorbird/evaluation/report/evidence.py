@@ -15,6 +15,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_prediction
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import PinnedVersion
@@ -238,6 +239,8 @@ class Evidence(StoredModel):
     base_model: BaseModelRecord
     retrieval_encoder: BaseModelRecord | None
     """(chat only) The encoder of `evaluation.retrieval_encoder`, if the recipe names one."""
+    endpoint: Endpoint | None = None
+    """The endpoint of `evaluation.endpoint` with the model that it reported, if the recipe names one."""
 
     @property
     def winning_role(self) -> str:

@@ -14,6 +14,8 @@ from tailorbird.evaluation.report.html_elements import Figures
 from tailorbird.evaluation.report.outlook import outlook_sentence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, size
 
+ENDPOINT_FIELDS = {"URL": "url", "model": "model", "model as reported": "reported_model"}
+
 
 class Duty(BaseModel):
     """A documentation duty, its requirement, and the fields of `evidence.json` that support it."""
@@ -204,11 +206,13 @@ def _provenance_section(evidence: Evidence, figures: Figures) -> str:
         [html.text(role), *(figures(f"versions.{role}.{field}") for field in ("kind", "uri", "digest"))]
         for role in evidence.versions
     ]
-    sha256 = {"code sha256": figures("code.sha256"), "test rows sha256": figures("protocol.test_sha256")}
+    facts = {"code sha256": figures("code.sha256"), "test rows sha256": figures("protocol.test_sha256")}
+    if evidence.endpoint is not None:
+        facts |= {f"endpoint {name}": figures(f"endpoint.{field}") for name, field in ENDPOINT_FIELDS.items()}
     return html.section(
         "Provenance",
         html.table(["version", "kind", "uri", "digest"], rows=versions),
-        html.pairs(sha256),
+        html.pairs(facts),
         html.paragraph(
             "`tailorbird verify URI` recomputes the verdict, where URI is the URI of the run or the version.", soft=True
         ),

@@ -101,8 +101,11 @@ def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
         scores = {verdict.metric: verdict.incumbent_score, second.metric: second.incumbent}
     gate = _gates(verdict, role=role).get("calibration")
     if gate is not None and gate.bounds:
-        of_candidate, increase = (bound.estimate for bound in gate.bounds)
-        scores["ece"] = of_candidate - (increase if role == "incumbent" else 0.0)
+        of_candidate, *increases = (bound.estimate for bound in gate.bounds)
+        if role != "incumbent":
+            scores["ece"] = of_candidate
+        elif increases:  # an incumbent without confidences has no ECE
+            scores["ece"] = of_candidate - increases[0]
     return scores
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
-from tailorbird.evaluation.gates.calibration import NUM_BINS
+from tailorbird.evaluation.gates.calibration import NUM_BINS, has_confidences
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions
 from tailorbird.evaluation.report.evidence import DistinctRecord, ModelScore, ReliabilityBin
 from tailorbird.evaluation.statistics.paired import wilson_interval
@@ -85,8 +85,11 @@ def _score(table: Predictions, *, rows: Sequence[int], metric: str) -> float:
 def reliability_bins(table: Predictions, *, num_bins: int = NUM_BINS) -> tuple[ReliabilityBin, ...]:
     """Return the non-empty bins of equal width of the confidence after temperature scaling.
 
-    The function `tailorbird.evaluation.gates.calibration.ece` uses the same bins.
+    The function `tailorbird.evaluation.gates.calibration.ece` uses the same bins. There are none for a model without
+    confidences.
     """
+    if not has_confidences(table):
+        return ()
     right = np.array(table.labels, dtype=object) == np.array(table.outputs, dtype=object)
     bins = np.minimum((table.calibrated * num_bins).astype(np.int64), num_bins - 1)
     return tuple(

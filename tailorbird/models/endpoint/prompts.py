@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from tailorbird.data.chat_template import with_system
-from tailorbird.data.rows import Conversation
+from tailorbird.data.rows import Conversation, Rows
 from tailorbird.data.splits import normalise
 from tailorbird.registry.versions import Prompting, VersionConfig
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes that are counted as a token against `max_prompt_tokens`, because the endpoint's tokenizer is unknown."""
+USER = "user"  # role of the turn with a text to classify
 LABEL = "label"  # key of the label in the JSON object of an answer
 MARGIN = 16  # tokens of a label's answer in addition to its bytes
 _STRIPPED = " \t\n.,:;!\"'`*"  # characters around a label that are ignored
@@ -52,15 +54,18 @@ def endpoint_messages(
     return next(filter(fits, map(messages_of, numbers)), messages_of(0))
 
 
-def chat_body(messages: Conversation, *, model: str, max_tokens: int) -> dict[str, JsonValue]:
-    """Return a request for the most probable answer with its log-probabilities."""
-    return {
+def chat_body(
+    messages: Conversation, *, model: str, max_tokens: int, classes: tuple[str, ...] = ()
+) -> dict[str, JsonValue]:
+    """Return a request for the most probable answer with its log-probabilities; with classes, for one of them."""
+    body: dict[str, JsonValue] = {
         "model": model,
         "messages": [{"role": role, "content": content} for role, content in messages],
         "max_tokens": max_tokens,
         "temperature": 0,
         "logprobs": True,
     }
+    return body | {"response_format": label_format(classes)} if classes else body
 
 
 def request_body(
@@ -70,12 +75,11 @@ def request_body(
 
     For classification, the answer is constrained to a JSON object with one of the version's classes.
     """
-    prompting, endpoint = version.prompting, version.endpoint
-    assert prompting is not None
-    assert endpoint is not None  # `VersionConfig` requires both for the kinds of endpoints
-    messages = endpoint_messages(conversation, prompting=prompting, index=index)
-    body = chat_body(messages, model=endpoint.model, max_tokens=prompting.max_new_tokens)
-    return body | {"response_format": label_format(version.classes)} if version.classes else body
+    assert version.prompting is not None
+    assert version.endpoint is not None  # `VersionConfig` requires both for the kinds of endpoints
+    messages = endpoint_messages(conversation, prompting=version.prompting, index=index)
+    max_tokens = version.prompting.max_new_tokens
+    return chat_body(messages, model=version.endpoint.model, max_tokens=max_tokens, classes=version.classes)
 
 
 def label_prompting(classes: Sequence[str]) -> Prompting:
@@ -94,7 +98,14 @@ def label_answer(label: str) -> str:
     return json.dumps({LABEL: label}, ensure_ascii=False)
 
 
-def label_format(classes: Sequence[str]) -> dict[str, JsonValue]:
+def label_conversations(rows: Rows) -> Rows:
+    """Return rows of texts and labels as conversations with the answer of `label_answer`."""
+    conversations = tuple(((USER, text),) for text in rows.texts)
+    return replace(rows, labels=tuple(map(label_answer, rows.labels)), conversations=conversations)
+
+
+@lru_cache(maxsize=64)
+def label_format(classes: tuple[str, ...]) -> dict[str, JsonValue]:
     """Return the `response_format` that allows only the classes."""
     schema: dict[str, JsonValue] = {
         "type": "object",

@@ -182,3 +182,26 @@ def test_any_tables_give_a_state_and_intervals_that_contain_the_estimates(
     for bound in gate.bounds:
         assert bound.interval[0] <= bound.estimate <= bound.interval[1]
         assert (bound.rows_needed is not None) <= (bound.state is State.NOT_ASSESSABLE)
+
+
+def test_an_incumbent_without_confidences_is_not_compared_and_max_ece_still_applies() -> None:
+    silent = replace(simulated(3_000, seed=1, model="endpoint_zero_shot"), calibrated=np.full(3_000, np.nan))
+    good = calibration_gate(simulated(3_000), incumbent=silent, limits=LIMITS, alpha=0.05)
+    assert [(bound.what, bound.state) for bound in good.bounds] == [
+        ("debiased ECE after temperature scaling", State.PASSES)
+    ]
+    assert good.state is State.PASSES
+    assert "endpoint_zero_shot, returns no confidences, so max_increase does not apply" in good.note
+    overconfident = calibration_gate(simulated(3_000, over=0.15), incumbent=silent, limits=LIMITS, alpha=0.05)
+    assert overconfident.state is State.FAILS
+    alone = calibration_gate(simulated(3_000), incumbent=simulated(3_000), limits=LIMITS, alpha=0.05)
+    assert good.bounds[0].estimate == pytest.approx(alone.bounds[0].estimate, abs=1e-3)
+
+
+@pytest.mark.parametrize(("model", "share"), [("endpoint_zero_shot", 1.0), ("hybrid", 0.1)])
+def test_a_candidate_without_confidences_cannot_be_assessed(model: str, share: float) -> None:
+    calibrated = simulated(300).calibrated.copy()
+    calibrated[: round(share * 300)] = np.nan
+    candidate = replace(simulated(300), model=model, calibrated=calibrated)
+    gate = calibration_gate(candidate, incumbent=simulated(300), limits=LIMITS, alpha=0.05)
+    assert (gate.state, gate.note) == (State.NOT_ASSESSABLE, f"{model} returns no confidences")

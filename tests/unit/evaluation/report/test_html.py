@@ -12,6 +12,7 @@ from tailorbird.evaluation.report.console import cost_sentence, verdict_lines
 from tailorbird.evaluation.report.evidence import AverageRecord, CurveRecord, Evidence, MixRecord, SeedRecord
 from tailorbird.evaluation.report.html import load_duties, to_html
 from tailorbird.evaluation.report.model_card import to_model_card
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.routing import Routing
 from tests.unit.evaluation.simulated import Simulation, evidence_of, on_cpu
 
@@ -321,3 +322,10 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
 
 def test_a_cost_that_was_not_measured_has_no_sentence() -> None:
     assert cost_sentence(evidence_for("STAY")) is None
+
+
+def test_the_page_names_the_endpoint_and_the_model_that_it_reported() -> None:
+    endpoint = Endpoint(url="https://host/v1", model="m", api_key="env://KEY", reported_model="m-2026-01-01")
+    page = to_html(evidence_for().model_copy(update={"endpoint": endpoint}))
+    for field, value in {"url": "https://host/v1", "model": "m", "reported_model": "m-2026-01-01"}.items():
+        assert f'<span data-from="endpoint.{field}">{value}</span>' in page

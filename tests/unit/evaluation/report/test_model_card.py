@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tailorbird.evaluation.report.evidence import DistinctRecord, MixRecord
-from tailorbird.evaluation.report.model_card import to_model_card
+from tailorbird.evaluation.report.model_card import scores_of, to_model_card
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of
 
@@ -45,6 +45,22 @@ def test_the_ece_of_the_incumbent_agrees_with_the_calibration_gate(tmp_path: Pat
     }
     difference = gate.bounds[1].estimate
     assert metrics["candidate"]["ece"] - metrics["incumbent"]["ece"] == pytest.approx(difference, abs=2e-6)
+
+
+def test_an_incumbent_without_confidences_has_no_ece_and_an_endpoint_has_no_base_model() -> None:
+    evidence = evidence_for()
+    gates = tuple(
+        replace(gate, bounds=gate.bounds[:1]) if gate.name == "calibration" else gate for gate in evidence.verdict.gates
+    )
+    versions = evidence.versions | {"incumbent": replace(evidence.versions["incumbent"], kind="endpoint_few_shot")}
+    verdict = evidence.verdict.model_copy(update={"gates": gates})
+    changed = evidence.model_copy(update={"verdict": verdict, "versions": versions})
+    assert "ece" in scores_of(changed, role="candidate")
+    assert "ece" not in scores_of(changed, role="incumbent")
+    card = to_model_card(changed, role="incumbent")
+    assert "prompt for an external endpoint, without weights, kind `endpoint_few_shot`" in card
+    assert "base_model:" not in card
+    assert "contains training rows as text" in card
 
 
 def test_the_card_of_a_hybrid_has_its_score_and_the_uris_of_its_parts(tmp_path: Path) -> None:

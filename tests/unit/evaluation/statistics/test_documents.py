@@ -9,7 +9,7 @@ from scipy import stats
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.subgroups import groups_gate
-from tailorbird.evaluation.inference.predict import label_predictions
+from tailorbird.evaluation.inference.row_predictions import label_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect
 from tailorbird.evaluation.statistics.documents import document_effect, documents_of

@@ -1,0 +1,123 @@
+"""Baselines on an external endpoint: the prompt alone, with fixed examples, and with retrieved examples."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tailorbird import storage
+from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.splits import subsample
+from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.baselines.chat import replace_shots
+from tailorbird.evaluation.inference.endpoint import NO_LABEL, endpoint_predictions, request_bodies
+from tailorbird.evaluation.statistics.scoring import score_table
+from tailorbird.models.endpoint.client import Body
+from tailorbird.models.endpoint.completion import EndpointAnswer
+from tailorbird.models.endpoint.prompts import label_conversations, label_of
+from tailorbird.models.retrieval.index import RetrievalIndex
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.versions import INDEX_KINDS, Kind, Prompting, Retrieval, VersionConfig, write_artifact_config
+
+FetchAnswers = Callable[[Sequence[Body], Endpoint], Sequence[EndpointAnswer]]
+"""Returns the answer of an endpoint to each request."""
+
+
+@dataclass(frozen=True)
+class EndpointContender:
+    """An endpoint that is compared: its version without a reported model, and the index of its retrieved examples."""
+
+    endpoint: Endpoint
+    prompting: Prompting  # of the kind `endpoint_zero_shot`
+    index: RetrievalIndex
+    retrieval: Retrieval
+    config: VersionConfig  # supplies all fields except kind, prompting and endpoint
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A version with its predictions of the validation rows."""
+
+    version: VersionConfig
+    score: float
+    share_without_label: float  # of the answers; 0 for chat
+    detail: str  # description of its prompt
+
+    def baseline(self) -> Baseline:
+        assert self.version.endpoint is not None
+        note = f"{self.version.endpoint.reported_model}: {self.detail}"
+        if self.share_without_label:
+            note += f"; {100 * self.share_without_label:.2g}% of the answers are no label"
+        return Baseline(self.version.kind, None, self.score, True, note)
+
+
+def fit_endpoint_baselines(
+    contender: EndpointContender,
+    *,
+    train: Rows,
+    validation: Rows,
+    config: EvaluationConfig,
+    seed: int,
+    fetch_answers: FetchAnswers,
+) -> tuple[tuple[Baseline, VersionConfig], ...]:
+    """Return the baselines with their best settings on validation, and their versions.
+
+    They are those of `fit_prompt_baselines` with the same settings, without the nearest row's own answer. All answers
+    must be of the model that the endpoint reports first. Raises DataError for an empty label, which an endpoint cannot
+    name, and the errors of `fetch_answers`.
+    """
+    if NO_LABEL in contender.config.classes:
+        raise DataError("a label is empty, and an endpoint cannot name it; give the label a name, or remove the rows")
+    examples = train if train.conversations is not None else label_conversations(train)
+    pinned = contender.endpoint
+
+    def scored(kind: Kind, prompting: Prompting, detail: str) -> _Scored:
+        nonlocal pinned
+        version = contender.config.model_copy(update={"kind": kind, "prompting": prompting, "endpoint": pinned})
+        answers = fetch_answers(request_bodies(validation, version=version, index=contender.index), pinned)
+        pinned = pinned.model_copy(update={"reported_model": answers[0].model})
+        version = version.model_copy(update={"endpoint": pinned})
+        score = score_table(config.metric, endpoint_predictions(answers, rows=validation, version=version))
+        return _Scored(version, score, _share_without_label(answers, classes=version.classes), detail)
+
+    def few_shot() -> Iterable[_Scored]:
+        for draw in range(config.prompt_draws):
+            sample = subsample(len(examples), size=config.prompt_shots, seed=seed + draw)
+            prompting = replace_shots(contender.prompting, examples.take(sample))
+            detail = f"{config.prompt_shots} examples in the prompt, best of {config.prompt_draws} random sets"
+            yield scored("endpoint_few_shot", prompting, detail)
+
+    def retrieved() -> Iterable[_Scored]:
+        numbers = sorted({min(number, len(contender.index)) for number in config.retrieved_examples})
+        for number in numbers:
+            retrieval = contender.retrieval.model_copy(update={"num_examples": number})
+            prompting = contender.prompting.model_copy(update={"retrieval": retrieval})
+            detail = f"nearest training rows in the prompt: {number}, best of {', '.join(map(str, numbers))}"
+            yield scored("endpoint_retrieved", prompting, detail)
+
+    best = (
+        scored("endpoint_zero_shot", contender.prompting, "no examples in the prompt"),
+        *(max(tried, key=lambda result: result.score) for tried in (few_shot(), retrieved())),
+    )
+    return tuple((result.baseline(), result.version) for result in best)
+
+
+def store_endpoint_baselines(
+    uri: str, results: Sequence[tuple[Baseline, VersionConfig]], *, index_files: Mapping[str, bytes]
+) -> tuple[Baseline, ...]:
+    """Write each baseline as an artifact to `uri`/<kind>; return the baselines with their URIs."""
+    stored = []
+    for baseline, version in results:
+        folder = f"{uri}/{version.kind}"
+        for name, content in index_files.items() if version.kind in INDEX_KINDS else ():
+            storage.write_bytes(f"{folder}/{name}", content)
+        write_artifact_config(folder, version)
+        stored.append(replace(baseline, uri=folder))
+    return tuple(stored)
+
+
+def _share_without_label(answers: Sequence[EndpointAnswer], *, classes: tuple[str, ...]) -> float:
+    if not classes:
+        return 0.0
+    return float(np.mean([label_of(answer.text, classes=classes) is None for answer in answers]))

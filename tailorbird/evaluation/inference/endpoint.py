@@ -1,0 +1,71 @@
+"""Predict rows with an external endpoint."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
+from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.models.endpoint.client import Body
+from tailorbird.models.endpoint.completion import EndpointAnswer
+from tailorbird.models.endpoint.prompts import label_conversations, label_of, request_body
+from tailorbird.models.loading import load_retrieval_index
+from tailorbird.registry.versions import VersionConfig, read_artifact_config
+from tailorbird.storage.node_cache import local_copy
+from tailorbird.storage.paths import task_of
+
+if TYPE_CHECKING:
+    from tailorbird.models.retrieval.index import RetrievalIndex
+
+NO_LABEL = ""
+"""Output for an answer that names no class. No class is empty (see `baselines.endpoint`), so it is never right."""
+
+
+def answer_rows_of_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> tuple[EndpointAnswer, ...]:
+    """Return the answer of the endpoint version or artifact at `uri` to each row; see `fetch_answers` for errors."""
+    config = read_artifact_config(uri)
+    assert config.endpoint is not None
+    assert config.prompting is not None
+    folder = local_copy(uri)
+    index = load_retrieval_index(folder, retrieval=config.prompting.retrieval, device="cpu")
+    bodies = request_bodies(rows, version=config, index=index)
+    return fetch_answers(bodies, endpoint=config.endpoint, task_uri=task_of(uri).task_uri, limits=limits)
+
+
+def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predictions:
+    """Return the predictions of the endpoint version or artifact at `uri`; see `fetch_answers` for errors."""
+    return endpoint_predictions(
+        answer_rows_of_endpoint(uri, rows=rows, limits=limits), rows=rows, version=read_artifact_config(uri)
+    )
+
+
+def request_bodies(rows: Rows, *, version: VersionConfig, index: "RetrievalIndex | None") -> list[Body]:
+    """Return the request of a version for each row."""
+    conversations = rows.conversations or label_conversations(rows).conversations
+    assert conversations is not None
+    return [request_body(conversation, version=version, index=index) for conversation in conversations]
+
+
+def endpoint_predictions(answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig) -> Predictions:
+    """Return the predictions of an endpoint from its answers.
+
+    Confidences are NaN if the endpoint returns no log-probabilities for some of the rows. They are not calibrated.
+    """
+    if rows.conversations is None:
+        outputs = tuple(label_of(answer.text, classes=version.classes) or NO_LABEL for answer in answers)
+        confidences = _values([answer.probability for answer in answers])
+        return label_predictions(
+            version.kind, rows=rows, outputs=outputs, confidences=confidences, calibrated=confidences
+        )
+    confidences = _values([answer.confidence for answer in answers])
+    return text_predictions(
+        version.kind, rows=rows, outputs=[answer.text for answer in answers], confidences=confidences
+    )
+
+
+def _values(confidences: Sequence[float | None]) -> np.ndarray:
+    known = [value for value in confidences if value is not None]
+    return np.array(known if len(known) == len(confidences) else [np.nan] * len(confidences), dtype=np.float64)

@@ -1,0 +1,161 @@
+"""Send requests to an endpoint and store each answer, so that a resumed run sends no request twice."""
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Self
+
+from pydantic import TypeAdapter
+
+from tailorbird import storage
+from tailorbird.config.base import digest
+from tailorbird.config.endpoint import EndpointConfig
+from tailorbird.models.endpoint.client import Body, Connection, RetryPolicy, complete, connect, require_model
+from tailorbird.models.endpoint.completion import EndpointAnswer
+from tailorbird.models.endpoint.errors import EndpointAnswerInvalid, EndpointSpendExceeded
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.storage.paths import TaskPaths
+
+NUM_READERS = 16  # threads that read stored answers
+UNKNOWN = "x"  # in the name of a stored answer: the endpoint did not report a number of tokens
+_FILE = re.compile(rf"([0-9a-f]{{64}})-(\d+|{UNKNOWN})-(\d+|{UNKNOWN})\.json")
+_ANSWER = TypeAdapter(EndpointAnswer)
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """Limits of the requests to an endpoint."""
+
+    timeout_s: float = 60.0  # per request
+    max_concurrency: int = 8
+    max_spend: float | None = None  # of all stored answers of the endpoint for a task
+    retry: RetryPolicy | None = None  # None for the default
+
+    @classmethod
+    def from_config(cls, config: EndpointConfig | None) -> Self:
+        """Return the limits of a recipe; the defaults for a recipe without an endpoint."""
+        if config is None:
+            return cls()
+        return cls(config.timeout_s, config.max_concurrency, config.max_spend)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The stored answers of an endpoint for a task."""
+
+    uris: Mapping[str, str]  # by the hash of the request
+    spent: float  # price of all answers whose price is known
+
+
+def fetch_answers(
+    bodies: Sequence[Body], *, endpoint: Endpoint, task_uri: str, limits: RequestLimits
+) -> tuple[EndpointAnswer, ...]:
+    """Return the answer to each request, from the registry if it is stored there.
+
+    Each new answer is stored before the next request of the same connection starts. All answers must be of one model:
+    `endpoint.reported_model` or, if it is None, the model of the first answer. After an error, no request starts, and
+    those that have started are completed and stored. Raises EndpointSpendExceeded before the first request that starts
+    at or above `limits.max_spend`, and the errors of `complete`.
+    """
+    folder = TaskPaths(task_uri).endpoint_answers(digest({"url": endpoint.url, "model": endpoint.model})[:16])
+    stored = _stored(folder, endpoint=endpoint)
+    names = [request_sha256(body, url=endpoint.url) for body in bodies]
+    answers = _read({name: stored.uris[name] for name in names if name in stored.uris})
+    for answer in answers.values():
+        require_model(answer.model, endpoint=endpoint)
+        endpoint = endpoint.model_copy(update={"reported_model": answer.model})
+    missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in answers}
+    if missing:
+        answers |= asyncio.run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, spent=stored.spent))
+    return tuple(answers[name] for name in names)
+
+
+def request_sha256(body: Body, *, url: str) -> str:
+    """Return the hash of a request; its body contains the name of the model, and no request contains the API key."""
+    return digest({"url": url, "body": dict(body)})
+
+
+async def _send(
+    bodies: Mapping[str, Body], *, endpoint: Endpoint, folder: str, limits: RequestLimits, spent: float
+) -> dict[str, EndpointAnswer]:
+    """Send requests and store their answers; `spent` is the price of the answers that are stored already.
+
+    The first request is sent alone. It shows the model, and the parameters that the endpoint refuses.
+    """
+    answers: dict[str, EndpointAnswer] = {}
+    failures: list[Exception] = []
+
+    async def work(connection: Connection, requests: Iterator[tuple[str, Body]]) -> None:
+        nonlocal spent
+        for name, body in requests:
+            if failures:
+                return
+            try:
+                _require_budget(spent, remaining=len(bodies) - len(answers), endpoint=endpoint, limits=limits)
+                answer = await complete(connection, body)
+                await asyncio.to_thread(_store, answer, f"{folder}/{name}")
+                answers[name] = answer
+                spent += _price(answer, endpoint=endpoint, limits=limits)
+            except Exception as error:  # raised below, after the other requests that have started
+                failures.append(error)
+
+    pending = iter(bodies.items())
+    async with connect(
+        endpoint, timeout_s=limits.timeout_s, max_connections=limits.max_concurrency, retry=limits.retry
+    ) as connection:
+        await work(connection, islice(pending, 1))
+        for first in answers.values():
+            connection = replace(connection, endpoint=endpoint.model_copy(update={"reported_model": first.model}))
+            await asyncio.gather(*(work(connection, pending) for _ in range(limits.max_concurrency)))
+            break
+    if failures:
+        raise failures[0]
+    return answers
+
+
+def _require_budget(spent: float, *, remaining: int, endpoint: Endpoint, limits: RequestLimits) -> None:
+    if limits.max_spend is not None and spent >= limits.max_spend:
+        raise EndpointSpendExceeded(
+            f"the stored answers of {endpoint.model!r} at {endpoint.url} cost {spent:.6g}, and "
+            f"evaluation.endpoint.max_spend is {limits.max_spend:g}; {remaining:,} requests of this stage "
+            "remain. Raise max_spend and start the run again: it uses the stored answers"
+        )
+
+
+def _price(answer: EndpointAnswer, *, endpoint: Endpoint, limits: RequestLimits) -> float:
+    """Return the price of an answer; raise EndpointAnswerInvalid if a limit needs it and it is unknown."""
+    price = endpoint.price(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
+    if price is None and limits.max_spend is not None:
+        raise EndpointAnswerInvalid(
+            f"{endpoint.url} does not report the tokens of its answers (`usage`), so the spend cannot be limited; "
+            "remove evaluation.endpoint.max_spend"
+        )
+    return price or 0.0
+
+
+def _stored(folder: str, *, endpoint: Endpoint) -> _Stored:
+    """Return the stored answers. Their tokens are part of their names, so no answer has to be read."""
+    uris, spent = {}, 0.0
+    for uri in storage.list_files(folder, missing_ok=True):
+        match = _FILE.fullmatch(uri.rpartition("/")[2])
+        if match is None:
+            continue
+        name, *counts = match.groups()
+        tokens = [None if count == UNKNOWN else int(count) for count in counts]
+        uris[name] = uri
+        spent += endpoint.price(input_tokens=tokens[0], output_tokens=tokens[1]) or 0.0
+    return _Stored(uris, spent)
+
+
+def _store(answer: EndpointAnswer, uri: str) -> None:
+    counts = (UNKNOWN if count is None else str(count) for count in (answer.input_tokens, answer.output_tokens))
+    storage.write_bytes(f"{uri}-{'-'.join(counts)}.json", _ANSWER.dump_json(answer))
+
+
+def _read(uris: Mapping[str, str]) -> dict[str, EndpointAnswer]:
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        contents = pool.map(storage.read_bytes, uris.values())
+        return {name: _ANSWER.validate_json(content) for name, content in zip(uris, contents, strict=True)}

@@ -1,0 +1,76 @@
+"""Turn the outputs of a model for rows into predictions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tailorbird.data.rows import Rows
+from tailorbird.data.splits import normalise
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, per_row, words_sha256
+
+
+def label_predictions(
+    model: str, *, rows: Rows, outputs: tuple[str, ...], confidences: np.ndarray, calibrated: np.ndarray
+) -> Predictions:
+    """Return a classifier's outputs as predictions; the score is 1 if the output equals the label, else 0."""
+    scores = np.array([a == b for a, b in zip(outputs, rows.labels, strict=True)], dtype=np.float64)
+    return Predictions(
+        model=model,
+        row_ids=rows.row_ids,
+        labels=rows.labels,
+        outputs=outputs,
+        scores=scores,
+        confidences=confidences.astype(np.float64),
+        calibrated=calibrated.astype(np.float64),
+        groups=rows.groups,
+        clusters=_documents(rows),
+    )
+
+
+def text_predictions(
+    model: str,
+    *,
+    rows: Rows,
+    outputs: Sequence[str],
+    confidences: np.ndarray,
+    log_likelihoods: np.ndarray | None = None,
+    logprobs: tuple[tuple[float, ...], ...] | None = None,
+) -> Predictions:
+    """Return the answers of a chat model as scores and hashes, because the evidence must not contain texts.
+
+    `log_likelihoods` [N] are those of the reference answers, and `logprobs` those of the tokens of each answer, if the
+    model has them.
+    """
+    scores = {name: per_row(name, outputs=outputs, references=rows.labels) for name in TEXT_METRICS}
+    measures = {name: values for name, values in scores.items() if name != "exact_match"}
+    if log_likelihoods is not None:
+        measures["log_likelihood"] = log_likelihoods
+    return Predictions(
+        model=model,
+        row_ids=rows.row_ids,
+        labels=tuple(words_sha256(text) for text in rows.labels),
+        outputs=tuple(words_sha256(text) for text in outputs),
+        scores=scores["exact_match"],
+        confidences=confidences,
+        calibrated=confidences,
+        groups=rows.groups,
+        measures=measures,
+        clusters=_documents(rows),
+        logprobs=logprobs,
+    )
+
+
+def _documents(rows: Rows) -> tuple[str, ...] | None:
+    """Return the document number of each row; rows with the same `split_by` value share a document.
+
+    Without `split_by`, rows with the same text share a document; the result is None if all texts differ. Documents are
+    numbered because `split_by` values may identify a person.
+    """
+    keys: Sequence[str] | None = rows.split_keys
+    if keys is None:
+        keys = [normalise(text) for text in rows.texts]
+        if len(set(keys)) == len(keys):
+            return None
+    numbers = {key: str(number) for number, key in enumerate(dict.fromkeys(keys))}
+    return tuple(numbers[key] for key in keys)

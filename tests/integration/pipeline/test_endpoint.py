@@ -1,0 +1,137 @@
+"""An external endpoint as contender: faults during a run, the resumed run, the verdict, and the registered version."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+
+from cluster.connection import connect
+from cluster.progress import SILENT
+from tailorbird import storage
+from tailorbird.checks.verify import verify_evidence
+from tailorbird.config.recipe import Recipe
+from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.report.evidence_files import load_all_predictions
+from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.models.endpoint import errors
+from tailorbird.models.endpoint.prompts import label_answer
+from tailorbird.pipeline.evaluate import RunResult
+from tailorbird.pipeline.prepare import prepare
+from tailorbird.pipeline.run import run_pipeline
+from tailorbird.registry.test_set_ledger import read_test_accesses
+from tailorbird.registry.versions import read_version
+from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, question, refusal
+from tests.integration.small import small_recipe
+
+pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
+
+KEY = "sk-very-secret"
+OVERRIDES = (
+    "data.max_train_rows=64",
+    "tuning.num_trials=1",
+    "tuning.space={}",
+    "training.batch_size=16",
+    "training.num_workers=1",
+    "evaluation.prompt_draws=1",
+    "evaluation.retrieved_examples=[2]",
+    "evaluation.gates.counterfactual=null",
+    "evaluation.gates.robustness=null",
+    "evaluation.endpoint.model=m",
+    "evaluation.endpoint.api_key=env://ENDPOINT_KEY",
+    "evaluation.endpoint.price_input=0.1",
+    "evaluation.endpoint.price_output=0.5",  # an answer of 10 and 2 tokens costs 0.002
+)
+
+
+class Service:
+    """An endpoint that knows the labels of most texts."""
+
+    def __init__(self) -> None:
+        self.labels: dict[str, str] = {}
+        self.model = MODEL
+        self.num_refused = 0
+
+    def answer(self, body: dict[str, Any], number: int) -> Reply:
+        if number == 20:
+            self.num_refused += 1
+            return refusal(429, "slow down", Retry_After="0")
+        text = question(body)
+        known = label_answer(self.labels[text]) if crc32(text.encode()) % 20 else "I do not know"
+        return completion(known, model=self.model)
+
+
+def run_with(folder: Path, *overrides: str, data: str, service: Service) -> tuple[Recipe, RunResult]:
+    recipe = small_recipe(folder, name="with-endpoint", data=data, overrides=(*OVERRIDES, *overrides))
+    with connect():
+        if not service.labels:
+            splits = prepare(recipe, progress=SILENT).splits
+            for rows in (splits.train, splits.validation, splits.test):
+                service.labels |= dict(zip(rows.texts, rows.labels, strict=True))
+        return recipe, run_pipeline(recipe, progress=SILENT)
+
+
+def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and_stays_the_incumbent(
+    small_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENDPOINT_KEY", KEY)
+    service = Service()
+    with endpoint_server(service.answer) as server:
+        url = f"evaluation.endpoint.url={server.url}"
+
+        def run(spend: float) -> tuple[Recipe, RunResult]:
+            limit = f"evaluation.endpoint.max_spend={spend}"
+            return run_with(tmp_path, url, limit, data=small_data, service=service)
+
+        with pytest.raises(errors.EndpointSpendExceeded, match=r"max_spend is 0\.5"):  # on the validation rows
+            run(0.5)
+        task_uri = small_recipe(tmp_path, name="with-endpoint", data=small_data).task_uri
+        accesses = len(read_test_accesses(task_uri))
+        with pytest.raises(errors.EndpointSpendExceeded, match=r"max_spend is 2\.2"):  # on the test rows
+            run(2.2)
+        assert len(read_test_accesses(task_uri)) == accesses + 1
+        assert not storage.exists(f"{task_uri}/versions")
+        service.model = "m-2026-09-09"
+        with pytest.raises(errors.EndpointModelChanged, match="now answers 'm' with the model 'm-2026-09-09'"):
+            run(100)
+        service.model = MODEL
+        recipe, result = run(100)
+
+        # Only the request that was refused (429) and the one that another model answered were sent twice.
+        sent = Counter(json.dumps(body, sort_keys=True) for body in server.bodies)
+        assert (service.num_refused, sum(sent.values()) - len(sent)) == (1, 2)
+        assert set(server.authorizations) == {f"Bearer {KEY}"}
+        evidence, verdict = result.evidence, result.verdict
+        assert evidence.test_access.number == read_test_accesses(task_uri)[accesses].number
+        assert len(read_test_accesses(task_uri)) == accesses + 1
+        assert (verdict.outcome, verdict.winner) == (Outcome.STAY, "incumbent")
+        assert verdict.incumbent_kind == "endpoint_zero_shot"
+        assert verdict.incumbent_score > 0.9 > verdict.candidate_score
+        assert evidence.endpoint is not None
+        assert (evidence.endpoint.url, evidence.endpoint.reported_model) == (server.url, MODEL)
+        [calibration] = [gate for gate in verdict.gates if gate.name == "calibration"]
+        assert "returns no confidences" in calibration.note
+        assert evidence.reliability["incumbent"] == ()
+
+        version = read_version(result.winner)
+        assert (version.kind, version.task, version.endpoint) == (
+            "endpoint_zero_shot",
+            "classification",
+            evidence.endpoint,
+        )
+        num_requests = len(server.bodies)
+        with connect():
+            rows = prepare(recipe, progress=SILENT).splits.test
+        again = predict_rows(version.uri, rows=rows)
+        assert again.outputs == load_all_predictions(result.run)["incumbent"].outputs
+        assert "" in again.outputs
+        assert len(server.bodies) == num_requests
+    assert verify_evidence(result.run) == ()  # without the endpoint
+    assert verify_evidence(result.winner) == ()
+    assert [uri for uri in storage.list_files(task_uri) if KEY.encode() in storage.read_bytes(uri)] == []
+    for page in ("report.html", "MODEL_CARD.md"):
+        content = storage.read_bytes(f"{result.winner}/{page}").decode()
+        assert MODEL in content or page == "MODEL_CARD.md"
+        assert "external endpoint" in content

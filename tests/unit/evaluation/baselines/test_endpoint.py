@@ -1,0 +1,163 @@
+"""Baselines on an external endpoint, with a real server on the loopback interface that answers by a rule."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.data.rows import DataError, Rows
+from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.baselines.endpoint import (
+    EndpointContender,
+    fit_endpoint_baselines,
+    store_endpoint_baselines,
+)
+from tailorbird.evaluation.gates.calibration import has_confidences
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
+from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.statistics.scoring import score_table
+from tailorbird.models.endpoint.errors import EndpointModelChanged
+from tailorbird.models.endpoint.prompts import label_answer, label_conversations, label_prompting
+from tailorbird.models.retrieval.files import index_files, index_sha256
+from tailorbird.models.retrieval.index import build_index
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.versions import Prompting, Retrieval, VersionConfig, read_artifact_config, register
+from tailorbird.storage.node_cache import local_copy
+from tests.endpoint_server import MODEL, Answer, Reply, completion, endpoint_server, question
+
+PAIRS = (("blue sky", "sky"), ("blue skies", "sky"), ("green leaf", "leaf"), ("red rose", "rose"))
+VALIDATION = (("a blue sky", "sky"), ("leaf of green", "leaf"), ("azure", "sky"), ("roses", "rose"))
+TEST = (("the sky", "sky"), ("a leaf", "leaf"))
+CLASSES = ("leaf", "rose", "sky")
+CONFIG = EvaluationConfig(prompt_shots=2, prompt_draws=2, retrieved_examples=(1, 2))
+
+
+def rows_of(pairs: tuple[tuple[str, str], ...], *, chat: bool = False) -> Rows:
+    texts, labels = (tuple(column) for column in zip(*pairs, strict=True))
+    ids = tuple(map(str, range(len(pairs))))
+    return Rows(ids, texts, labels, conversations=tuple((("user", text),) for text in texts) if chat else None)
+
+
+def version_config(*, chat: bool, prompting: Prompting | None = None) -> VersionConfig:
+    return VersionConfig(
+        kind="zero_shot", classes=() if chat else CLASSES, base_model="s3://m/base", max_length=64, dtype="float32",
+        code="", recipe_hash="", created_at="", prompting=prompting,
+    )  # fmt: skip
+
+
+def fit(url: str, task: Path, *, chat: bool = False, **changes: Any) -> tuple[Baseline, ...]:
+    """Return the stored baselines, whose artifacts are in a stage of the task."""
+    train, validation = rows_of(PAIRS, chat=chat), rows_of(VALIDATION, chat=chat)
+    index = build_index(train if chat else label_conversations(train), seed=0)
+    files = index_files(index)
+    retrieval = Retrieval(num_examples=1, max_prompt_tokens=2048, index_sha256=index_sha256(files))
+    prompting = Prompting(system="s", max_new_tokens=8) if chat else label_prompting(CLASSES)
+    config = version_config(chat=chat, prompting=prompting if chat else None).model_copy(update=changes)
+    results = fit_endpoint_baselines(
+        EndpointContender(Endpoint(url=url, model="m"), prompting, index, retrieval, config),
+        train=train,
+        validation=validation,
+        config=CONFIG.model_copy(update={"metric": "token_f1"}) if chat else CONFIG,
+        seed=0,
+        fetch_answers=lambda bodies, endpoint: fetch_answers(
+            bodies, endpoint=endpoint, task_uri=task.as_uri(), limits=RequestLimits(max_concurrency=2)
+        ),
+    )
+    return store_endpoint_baselines(f"{task.as_uri()}/stages/endpoint-0", results, index_files=files)
+
+
+def by_word(body: dict[str, Any], _: int) -> Reply:
+    """Answer with the class that is a word of the text, and else with the class of the first example."""
+    text, examples = question(body), [turn["content"] for turn in body["messages"] if turn["role"] == "assistant"]
+    named = next((label for label in CLASSES if label in text.split()), None)
+    return completion(label_answer(named) if named else (examples or ["I do not know"])[-1])
+
+
+def test_a_classifier_chooses_labels_and_the_share_of_other_answers_is_stated(tmp_path: Path) -> None:
+    with endpoint_server(by_word) as server:
+        zero_shot, few_shot, retrieved = fit(server.url, tmp_path)
+        num_requests = len(server.bodies)
+        assert fit(server.url, tmp_path)[0] == zero_shot  # with the same artifact
+        assert len(server.bodies) == num_requests
+    assert [baseline.kind for baseline in (zero_shot, few_shot, retrieved)] == [
+        "endpoint_zero_shot",
+        "endpoint_few_shot",
+        "endpoint_retrieved",
+    ]
+    assert zero_shot.validation == 0.5  # neither `azure` nor `roses` is a class
+    assert zero_shot.note == f"{MODEL}: no examples in the prompt; 50% of the answers are no label"
+    assert few_shot.note == f"{MODEL}: 2 examples in the prompt, best of 2 random sets"
+    assert retrieved.note == f"{MODEL}: nearest training rows in the prompt: 1, best of 1, 2"
+    assert retrieved.validation >= 0.75  # the nearest row of `roses` is `red rose`
+    schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["label"]["enum"] == list(CLASSES)
+
+
+def test_a_stored_baseline_is_a_version_and_predicts_the_same(tmp_path: Path) -> None:
+    def with_logprobs(body: dict[str, Any], number: int) -> Reply:
+        content = json.loads(by_word(body, number).content)
+        return completion(content["choices"][0]["message"]["content"], logprobs=(-0.1, -0.2))
+
+    with endpoint_server(with_logprobs) as server:
+        for baseline in fit(server.url, tmp_path):
+            config = read_artifact_config(str(baseline.uri))
+            assert config.endpoint is not None
+            assert (config.task, config.endpoint.reported_model) == ("classification", MODEL)
+            table = predict_rows(str(baseline.uri), rows=rows_of(VALIDATION))
+            assert (table.model, score_table("accuracy", table)) == (baseline.kind, baseline.validation)
+            np.testing.assert_allclose(table.calibrated, np.exp(-0.3))
+            version = register(tmp_path.as_uri(), local_copy(str(baseline.uri)))
+            num_requests = len(server.bodies)
+            assert predict_rows(version.uri, rows=rows_of(VALIDATION)).outputs == table.outputs
+            assert len(server.bodies) == num_requests  # the answers of a version are those of its artifact
+            assert predict_rows(version.uri, rows=rows_of(TEST)).outputs == ("sky", "leaf")
+
+
+def test_an_answer_that_is_no_label_is_wrong_and_without_log_probabilities_there_are_no_confidences(
+    tmp_path: Path,
+) -> None:
+    with endpoint_server(by_word) as server:
+        zero_shot, *_ = fit(server.url, tmp_path)
+        table = predict_rows(str(zero_shot.uri), rows=rows_of(VALIDATION))
+    assert table.outputs == ("sky", "leaf", "", "")
+    assert table.scores.tolist() == [1, 1, 0, 0]
+    assert not has_confidences(table)
+    assert score_table("macro_f1", table) == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+@pytest.mark.parametrize("answer", [lambda body, _: completion(f"it is {question(body)}", logprobs=(-1.0,))])
+def test_a_chat_endpoint_is_scored_by_the_words_of_its_answers(tmp_path: Path, answer: Answer) -> None:
+    with endpoint_server(answer) as server:
+        baselines = fit(server.url, tmp_path, chat=True)
+        assert [baseline.kind for baseline in baselines] == [
+            "endpoint_zero_shot",
+            "endpoint_few_shot",
+            "endpoint_retrieved",
+        ]
+        config = read_artifact_config(str(baselines[2].uri))
+        assert (config.task, config.has_index) == ("chat", True)
+        table = predict_rows(str(baselines[0].uri), rows=rows_of(VALIDATION, chat=True))
+    assert score_table("token_f1", table) == baselines[0].validation > 0
+    assert "log_likelihood" not in table.measures
+    np.testing.assert_allclose(table.confidences, np.exp(-1.0))
+    assert not {"sky", "it is azure"} & {*table.outputs, *table.labels}  # hashes
+    assert "response_format" not in server.bodies[0]
+    assert server.bodies[0]["messages"][0] == {"role": "system", "content": "s"}
+
+
+def test_a_model_that_changes_between_two_baselines_ends_the_run(tmp_path: Path) -> None:
+    def changes(body: dict[str, Any], number: int) -> Reply:
+        return completion(question(body), model="m-1" if number < len(VALIDATION) else "m-2")
+
+    with endpoint_server(changes) as server, pytest.raises(EndpointModelChanged, match="'m-2', but it was 'm-1'"):
+        fit(server.url, tmp_path)
+
+
+def test_a_label_that_the_endpoint_cannot_name_is_refused_before_the_first_request(tmp_path: Path) -> None:
+    with endpoint_server(by_word) as server:
+        with pytest.raises(DataError, match="a label is empty, and an endpoint cannot name it"):
+            fit(server.url, tmp_path, classes=("", "sky"))
+        assert server.bodies == []

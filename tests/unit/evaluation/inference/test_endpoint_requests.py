@@ -1,0 +1,134 @@
+"""Stored answers of an endpoint: a resumed run sends no request twice, and spend and concurrency are limited."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailorbird import storage
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers, request_sha256
+from tailorbird.models.endpoint import errors
+from tailorbird.models.endpoint.client import Body, RetryPolicy
+from tailorbird.models.endpoint.prompts import chat_body
+from tailorbird.registry.endpoint import Endpoint
+from tests.endpoint_server import Reply, Server, completion, endpoint_server, question, refusal
+
+RETRY = RetryPolicy(max_attempts=2, first_delay_s=0.01, max_delay_s=0.02)
+PRICED = {"price_input": 50.0, "price_output": 250.0}  # an answer of 10 and 2 tokens costs 1
+
+
+def bodies(*numbers: int) -> list[Body]:
+    return [chat_body((("user", str(number)),), model="m", max_tokens=8) for number in numbers]
+
+
+def texts(server: Server, task: Path, *numbers: int, limits: RequestLimits | None = None, **fields: Any) -> list[str]:
+    endpoint = Endpoint(url=server.url, model="m", **(PRICED | fields))
+    answers = fetch_answers(
+        bodies(*numbers), endpoint=endpoint, task_uri=task.as_uri(), limits=limits or RequestLimits(retry=RETRY)
+    )
+    return [answer.text for answer in answers]
+
+
+def echo(body: dict[str, Any], _: int) -> Reply:
+    return completion(question(body))
+
+
+def test_answers_have_the_order_of_the_requests_and_no_request_is_sent_twice(tmp_path: Path) -> None:
+    with endpoint_server(echo) as server:
+        assert texts(server, tmp_path, 3, 1, 2, 3) == ["3", "1", "2", "3"]
+        assert sorted(map(question, server.bodies)) == ["1", "2", "3"]
+        assert texts(server, tmp_path, 2, 4, 3) == ["2", "4", "3"]
+        assert [question(body) for body in server.bodies[3:]] == ["4"]
+        assert server.max_at_once <= 8
+
+
+def test_at_most_max_concurrency_requests_run_at_the_same_time(tmp_path: Path) -> None:
+    with endpoint_server(echo) as server:
+        texts(server, tmp_path, *range(20), limits=RequestLimits(max_concurrency=2, retry=RETRY))
+        assert server.max_at_once <= 2
+        assert len(server.bodies) == 20
+
+
+def test_a_run_that_failed_continues_with_the_missing_requests(tmp_path: Path) -> None:
+    def fails_at_5(body: dict[str, Any], _: int) -> Reply:
+        return refusal(500, "broken") if question(body) == "5" else completion(question(body))
+
+    with endpoint_server(fails_at_5) as server:
+        with pytest.raises(errors.EndpointUnreachable, match="broken"):
+            texts(server, tmp_path, *range(10), limits=RequestLimits(max_concurrency=1, retry=RETRY))
+        assert [question(body) for body in server.bodies] == ["0", "1", "2", "3", "4", "5", "5"]
+        url = server.url
+        with endpoint_server(echo) as repaired:
+            stored = Endpoint(url=url, model="m")
+            [answer] = fetch_answers(bodies(4), endpoint=stored, task_uri=tmp_path.as_uri(), limits=RequestLimits())
+            assert answer.text == "4"
+            assert texts(repaired, tmp_path, 4) == ["4"]  # another URL is another endpoint
+            assert len(repaired.bodies) == 1
+
+
+def test_requests_that_have_started_are_stored_if_another_one_fails(tmp_path: Path) -> None:
+    def refuses_1(body: dict[str, Any], _: int) -> Reply:
+        return refusal(404, "gone") if question(body) == "1" else completion(question(body))
+
+    with endpoint_server(refuses_1) as server:
+        with pytest.raises(errors.EndpointRefused, match="gone"):
+            texts(server, tmp_path, *range(10), limits=RequestLimits(max_concurrency=4, retry=RETRY))
+        sent = {question(body) for body in server.bodies} - {"1"}
+        stored = storage.list_files(tmp_path.as_uri())
+        assert len(stored) == len(sent)
+        assert len(server.bodies) < 10
+
+
+def test_no_request_starts_after_the_spend_is_reached_and_a_higher_limit_continues(tmp_path: Path) -> None:
+    def limits(spend: float) -> RequestLimits:
+        return RequestLimits(max_concurrency=1, max_spend=spend, retry=RETRY)
+
+    with endpoint_server(echo) as server:
+        message = r"cost 3, and evaluation.endpoint.max_spend is 2.5; 7 requests .* Raise max_spend"
+        with pytest.raises(errors.EndpointSpendExceeded, match=message):
+            texts(server, tmp_path, *range(10), limits=limits(2.5))
+        assert len(server.bodies) == 3
+        with pytest.raises(errors.EndpointSpendExceeded, match="cost 3, "):  # stored answers count
+            texts(server, tmp_path, *range(10), limits=limits(2.5))
+        assert len(server.bodies) == 3
+        assert texts(server, tmp_path, 0, 2, limits=limits(2.5)) == ["0", "2"]  # stored answers cost nothing more
+        assert len(texts(server, tmp_path, *range(10), limits=limits(20))) == 10
+        assert len(server.bodies) == 10
+
+
+def test_spend_cannot_be_limited_without_the_tokens_of_an_answer(tmp_path: Path) -> None:
+    with endpoint_server(lambda *_: completion("yes", tokens=None)) as server:
+        with pytest.raises(errors.EndpointAnswerInvalid, match=r"does not report the tokens.*remove .*max_spend"):
+            texts(server, tmp_path, 1, 2, limits=RequestLimits(max_spend=10, retry=RETRY))
+        assert texts(server, tmp_path, 1, 2) == ["yes", "yes"]
+
+
+def test_a_model_that_changes_during_a_run_ends_it_and_its_answers_are_not_stored(tmp_path: Path) -> None:
+    def changes(body: dict[str, Any], number: int) -> Reply:
+        return completion(question(body), model="m-1" if number < 3 else "m-2")
+
+    with endpoint_server(changes) as server:
+        one = RequestLimits(max_concurrency=1, retry=RETRY)
+        with pytest.raises(errors.EndpointModelChanged, match=r"model 'm-2', but it was 'm-1' before"):
+            texts(server, tmp_path, *range(10), limits=one)
+        assert len(server.bodies) == 4
+        with pytest.raises(errors.EndpointModelChanged, match=r"model 'm-2', but it was 'm-1' before"):
+            texts(server, tmp_path, 0, 9, limits=one)
+        assert texts(server, tmp_path, 0, 1, 2) == ["0", "1", "2"]
+        with pytest.raises(errors.EndpointModelChanged):  # a version that was evaluated with another model
+            texts(server, tmp_path, 0, reported_model="m-2")
+
+
+def test_a_stored_answer_contains_neither_the_request_nor_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_KEY", "sk-secret")
+    with endpoint_server(lambda *_: completion("yes")) as server:
+        endpoint = Endpoint(url=server.url, model="m", api_key="env://THE_KEY")
+        fetch_answers(bodies(12345), endpoint=endpoint, task_uri=tmp_path.as_uri(), limits=RequestLimits())
+        assert server.authorizations == ["Bearer sk-secret"]
+    [uri] = storage.list_files(tmp_path.as_uri())
+    content = storage.read_bytes(uri).decode()
+    assert request_sha256(bodies(12345)[0], url=server.url) in uri
+    assert "12345" not in content
+    assert "sk-secret" not in content + uri

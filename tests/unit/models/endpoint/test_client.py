@@ -1,0 +1,194 @@
+"""Requests to a real server on the loopback interface: answers, retries, and each fault with its message."""
+
+import asyncio
+import json
+import pickle
+import socket
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+
+from tailorbird.models.endpoint import errors
+from tailorbird.models.endpoint.client import Body, RetryPolicy, complete, connect, read_key, retry_after_s
+from tailorbird.models.endpoint.completion import EndpointAnswer, parse_completion
+from tailorbird.models.endpoint.prompts import chat_body
+from tailorbird.registry.endpoint import Endpoint
+from tests.endpoint_server import MODEL, Answer, Reply, completion, endpoint_server, question, refusal
+
+QUICK = RetryPolicy(max_attempts=3, first_delay_s=0.01, max_delay_s=0.02)
+BODY = chat_body((("user", "hello"),), model="m", max_tokens=8)
+
+
+def ask(
+    url: str, *bodies: Body, timeout_s: float = 20.0, retry: RetryPolicy = QUICK, **fields: Any
+) -> list[EndpointAnswer]:
+    """Send requests one after the other through the same connection."""
+
+    async def send() -> list[EndpointAnswer]:
+        endpoint = Endpoint(url=url, model="m", **fields)
+        async with connect(endpoint, timeout_s=timeout_s, max_connections=2, retry=retry) as connection:
+            return [await complete(connection, body) for body in bodies or (BODY,)]
+
+    return asyncio.run(send())
+
+
+def failure(answer: Answer, **options: Any) -> tuple[errors.EndpointError, int]:
+    """Return the error of a request, and the number of requests that the server received."""
+    with endpoint_server(answer) as server, pytest.raises(errors.EndpointError) as raised:
+        ask(server.url, **options)
+    return raised.value, len(server.bodies)
+
+
+def test_an_answer_has_its_tokens_and_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_KEY", "sk-secret\n")
+    with endpoint_server(lambda body, _: completion(f" {question(body)}! ", logprobs=(-0.5, -1.5))) as server:
+        [answer] = ask(server.url, api_key="env://THE_KEY")
+    assert answer == EndpointAnswer("hello!", "stop", 10, 2, MODEL, (-0.5, -1.5))
+    assert answer.confidence == pytest.approx(0.3679, abs=1e-4)
+    assert answer.probability == pytest.approx(0.1353, abs=1e-4)
+    assert server.bodies == [BODY]
+    assert server.authorizations == ["Bearer sk-secret"]
+
+
+def test_without_usage_and_log_probabilities_tokens_and_confidence_are_unknown() -> None:
+    with endpoint_server(lambda *_: completion("yes", tokens=None)) as server:
+        [answer] = ask(server.url)
+    assert (answer.input_tokens, answer.output_tokens, answer.confidence) == (None, None, None)
+    assert server.authorizations == [None]
+
+
+@pytest.mark.parametrize("key", [None, "", " \n", "k\u00e9y", "a\nb"])
+def test_a_key_that_is_not_in_the_environment_is_named_and_nothing_is_sent(
+    monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    monkeypatch.delenv("THE_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("THE_KEY", key)
+    with endpoint_server(lambda *_: completion("yes")) as server:
+        with pytest.raises(errors.EndpointKeyMissing, match="environment variable THE_KEY") as raised:
+            ask(server.url, api_key="env://THE_KEY")
+        assert not key or not key.strip() or key not in str(raised.value)
+    assert server.bodies == []
+    assert read_key(Endpoint(url="https://host", model="m")) is None
+
+
+@pytest.mark.parametrize(
+    "fault", [refusal(429, "slow down", Retry_After="0"), refusal(503, "overloaded"), refusal(500, "")]
+)
+def test_a_request_is_sent_again_after_a_rate_limit_or_a_failure(fault: Reply) -> None:
+    with endpoint_server(lambda _, number: completion("yes") if number == 2 else fault) as server:
+        [answer] = ask(server.url)
+    assert (answer.text, len(server.bodies)) == ("yes", 3)
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "message"),
+    [
+        (refusal(429, "quota"), errors.EndpointRateLimited, r"\(429\): .*quota.*lower .*max_concurrency.*3 attempts"),
+        (refusal(502, "bad gateway"), errors.EndpointUnreachable, r"failed \(502\): .*bad gateway.*3 attempts"),
+        (Reply(waits=True), errors.EndpointTimeout, r"did not answer within 0.2 s; raise .*timeout_s.*3 attempts"),
+    ],
+)
+def test_a_fault_that_remains_ends_after_all_attempts(reply: Reply, error: type, message: str) -> None:
+    raised, number = failure(lambda *_: reply, timeout_s=0.2)
+    assert type(raised) is error
+    assert number == 3
+    with pytest.raises(error, match=message):
+        raise pickle.loads(pickle.dumps(raised))  # as a Ray task does
+
+
+def test_a_server_that_is_down_is_named() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+        with pytest.raises(errors.EndpointUnreachable, match=r"cannot be reached: .*check evaluation.endpoint.url"):
+            ask(url)
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "message"),
+    [
+        (refusal(401, "wrong key sk-secret"), errors.EndpointKeyRefused, r"refused the API key \(401\)"),
+        (refusal(403, "wrong key sk-secret"), errors.EndpointKeyRefused, r"refused the API key \(403\)"),
+        (refusal(404, "no model m"), errors.EndpointRefused, r"refused a request \(404\): .*no model m"),
+        (refusal(400, "too long"), errors.EndpointRefused, r"refused a request \(400\): .*too long"),
+        (Reply(302, headers={"Location": "https://other/v1"}), errors.EndpointRefused, r"\(302\)"),
+        (Reply(content=b"<html>"), errors.EndpointAnswerInvalid, r"chat completion \(body: Invalid JSON"),
+        (Reply(content=b"[]"), errors.EndpointAnswerInvalid, r"chat completion \(body"),
+        (Reply(content=b'{"model": "m", "choices": []}'), errors.EndpointAnswerInvalid, r"completion \(choices"),
+        (Reply(content=b'{"choices": [{"message": {}}]}'), errors.EndpointAnswerInvalid, r"completion \(model"),
+        (Reply(204), errors.EndpointAnswerInvalid, "answered 204"),
+    ],
+)  # fmt: skip
+def test_a_refusal_or_a_nonsense_answer_ends_at_once(reply: Reply, error: type, message: str) -> None:
+    raised, number = failure(lambda *_: reply)
+    assert type(raised) is error
+    assert number == 1
+    assert "sk-secret" not in str(raised)
+    with pytest.raises(error, match=message):
+        raise raised
+
+
+def test_an_answer_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailorbird.models.endpoint.client.MAX_ANSWER_BYTES", 1000)
+    raised, _ = failure(lambda *_: completion("a" * 2000))
+    assert "more than 1,000 bytes" in str(raised)
+
+
+def test_another_model_than_before_is_an_error_that_says_what_to_do() -> None:
+    raised, _ = failure(lambda *_: completion("yes", model="m-2026-02-02"), reported_model=MODEL)
+    assert isinstance(raised, errors.EndpointModelChanged)
+    assert f"with the model 'm-2026-02-02', but it was '{MODEL}' before" in str(raised)
+    assert "Set evaluation.endpoint.model" in str(raised)
+
+
+def test_parameters_that_the_endpoint_refuses_are_left_out_or_renamed_in_all_later_requests() -> None:
+    refused = ("max_tokens", "response_format", "temperature", "logprobs")
+
+    def answer(body: dict[str, Any], _: int) -> Reply:
+        named = next((name for name in refused if name in body), None)
+        return refusal(400, f"Unsupported parameter: '{named}'") if named else completion("yes")
+
+    constrained = chat_body((("user", "hello"),), model="m", max_tokens=8, classes=("yes", "no"))
+    with endpoint_server(answer) as server:
+        ask(server.url, constrained, constrained)
+    assert len(server.bodies) == len(refused) + 2
+    assert server.bodies[-1] == server.bodies[-2] == {
+        "model": "m", "messages": constrained["messages"], "max_completion_tokens": 8
+    }  # fmt: skip
+
+
+def test_text_with_a_lone_surrogate_can_be_sent() -> None:
+    body = chat_body((("user", "a\ud800b"),), model="m", max_tokens=8)
+    with endpoint_server(lambda *_: completion("yes")) as server:
+        ask(server.url, body)
+    assert question(server.bodies[0]) == "a\ud800b"
+
+
+def test_the_delay_doubles_up_to_a_maximum_and_is_at_least_what_the_endpoint_asks_for() -> None:
+    policy = RetryPolicy(first_delay_s=1.0, max_delay_s=8.0)
+    for attempt, longest in ((1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (9, 8.0)):
+        assert longest / 2 <= policy.delay_s(attempt, retry_after_s=None) <= longest
+    assert policy.delay_s(1, retry_after_s=5.0) == 5.0
+    assert policy.delay_s(1, retry_after_s=3600.0) == 8.0
+
+
+def test_retry_after_is_a_number_of_seconds_or_a_date() -> None:
+    at = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    assert (retry_after_s("7"), retry_after_s(None), retry_after_s("soon"), retry_after_s("-1")) == (
+        7,
+        None,
+        None,
+        None,
+    )
+    assert 90 < (retry_after_s(at) or 0) <= 100
+    assert retry_after_s(format_datetime(datetime(2020, 1, 1, tzinfo=UTC), usegmt=True)) == 0
+
+
+@pytest.mark.parametrize("content", [None, "", " "])
+def test_an_answer_without_text_is_empty(content: str | None) -> None:
+    body = {"model": "m", "choices": [{"message": {"content": content}, "finish_reason": "content_filter"}]}
+    answer = parse_completion(json.dumps(body).encode(), url="https://host")
+    assert (answer.text, answer.finish_reason) == ("", "content_filter")
