@@ -6,19 +6,24 @@ README.md in this folder lists what a machine without a network needs.
 import argparse
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import traceback
+from pathlib import Path
 
 PARTS = ("a", "b", "c", "d")
 
 
 def main() -> int:
-    """Run a part in this process, or all parts in a process each until one fails. Return the exit code."""
+    """Run a part in this process, or all parts until one fails, each in a process. Return the exit code."""
     arguments = _arguments()
-    if arguments.part is None:
-        return _run_all(sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # servers and files are removed on the way
     if arguments.reduced:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
+    if arguments.part is None:
+        return _run_all(sys.argv[1:])
     from benchmarks.gpu.report import LIMIT_S, Failed, Report, time_limit
 
     report = Report(arguments.part, reduced=arguments.reduced)
@@ -33,10 +38,16 @@ def main() -> int:
     try:
         with time_limit(LIMIT_S):
             skipped = part.run(report, tuple(arguments.section))
-    except Failed as error:
-        print(f"FAILED: part {arguments.part}: {error}", flush=True)
-        report.finish(str(error))
+    except Exception as error:
+        text = str(error)
+        if not isinstance(error, Failed):
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
+        print(f"FAILED: part {arguments.part}: {text}", flush=True)
+        report.finish(text)
         return 1
+    if skipped is not None:
+        print(f"SKIPPED: part {arguments.part}: {skipped}", flush=True)
     report.finish(skipped=skipped)
     return 0
 
@@ -53,13 +64,29 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run_all(options: list[str]) -> int:
-    for part in PARTS:
-        code = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gpu", "--part", part, *options], check=False
-        ).returncode
-        if code:
+    from benchmarks.gpu.local_ray import local_ray
+    from benchmarks.gpu.report import Failed
+
+    first, *with_ray = PARTS
+    try:
+        if code := _run_part(first, options):
             return code
-    return 0
+        with tempfile.TemporaryDirectory(prefix="tailorbird-gpu-") as folder, local_ray(Path(folder)):
+            return next(filter(None, (_run_part(part, options) for part in with_ray)), 0)
+    except Failed as error:  # Ray does not start
+        print(f"FAILED: {error}", flush=True)
+        return 1
+
+
+def _run_part(part: str, options: list[str]) -> int:
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu", "--part", part, *options])
+    try:
+        return process.wait()
+    except SystemExit:  # SIGTERM reached this process only; Ctrl-C reaches both
+        process.terminate()
+        raise
+    finally:
+        process.wait()
 
 
 def _has_gpu() -> bool:

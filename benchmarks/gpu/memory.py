@@ -5,10 +5,10 @@ real training, but its numbers mean nothing.
 """
 
 import gc
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,56 +22,77 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.data.tasks import ChatData
 from tailorbird.models.metadata import read_metadata
 from tailorbird.models.pretrained import inference_dtype
+from tailorbird.models.shape import ModelShape
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.memory_estimate import RUNTIME_BYTES, Batch, held_bytes, step_bytes
+from training.engine.memory_estimate import DEVICE_RUNTIME_BYTES, RUNTIME_BYTES, Batch, held_bytes, step_bytes
 from training.loop import Callbacks, build_engine, train
 from training.task import Diverged, TrainingTask
 
+NUM_TOKENS, REDUCED_NUM_TOKENS = 2048, 64
+GIB = 2**30
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-@dataclass(frozen=True)
-class StageMemory:
-    """Peak memory of a worker at a ZeRO stage, in bytes."""
+def measure_stages(folder: Path, world_size: int, reduced: bool) -> Iterator[dict[str, float]]:
+    """Yield the estimated and measured peak of one step of full training at each stage, on rank 0 of `world_size`.
 
-    zero_stage: int
-    estimated: float
-    measured: float | None  # None if the estimate does not fit on the GPU
-
-
-def measure_stages(folder: Path, world_size: int, reduced: bool) -> Iterator[StageMemory]:
-    """Yield the peak memory of one step of full training at each stage, on rank 0 of `world_size`.
-
-    On a CPU only stage 3 is measured, because a process does not return the memory of a stage.
+    The parameters are fp32, or bf16 at a stage at which fp32 does not fit on the GPU by the estimate. On a CPU only
+    stage 3 is measured, because a process does not return the memory of a stage.
     """
     base_model = saved_model(folder, "chat", LLAMA_TINY if reduced else LLAMA_8B)
     os.environ.update(RANK_VARIABLES | {"WORLD_SIZE": str(world_size)})
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    task = training_task(base_model, "chat", num_rows=world_size, num_tokens=64 if reduced else 2048)
+    task = training_task(
+        base_model, "chat", num_rows=world_size, num_tokens=REDUCED_NUM_TOKENS if reduced else NUM_TOKENS
+    )
+    shape = read_metadata(base_model, task=ChatData()).shape
+    room = math.inf if reduced else torch.cuda.get_device_properties(0).total_memory - DEVICE_RUNTIME_BYTES
     for stage in (3,) if reduced else (1, 2, 3):
-        config = TrainingConfig(
-            num_workers=world_size,
-            gpus_per_worker=0 if reduced else 1,
-            zero_stage=stage,  # type: ignore[arg-type]
-            epochs=1,
-            batch_size=world_size,
-            gradient_checkpointing=True,
-        )
-        estimated = _estimate(config, task)
-        fits = reduced or estimated < torch.cuda.get_device_properties(0).total_memory
-        yield StageMemory(stage, estimated, _peak_bytes(config, task) if fits else None)
+        config = config_that_fits(stage, world_size, shape=shape, room=room, gpus_per_worker=0 if reduced else 1)
+        estimated = estimated_bytes(config, shape=shape)
+        figures = {"estimate_gib": estimated / GIB}
+        name = f"memory_{world_size}_ranks_stage_{stage}_{config.parameter_dtype}"
+        if estimated < room:
+            measured = _peak_bytes(config, task)
+            figures |= {"gib": measured / GIB, "error_of_estimate": abs(measured / estimated - 1)}
+        else:
+            print(f"{name}: the estimate does not fit on this GPU, so it is not measured", flush=True)
+        yield {f"{name}_{figure}": value for figure, value in figures.items()}
     dist.destroy_process_group()
 
 
-def _estimate(config: TrainingConfig, task: TrainingTask) -> float:
+def config_that_fits(
+    stage: int, world_size: int, *, shape: ModelShape, room: float, gpus_per_worker: int = 1
+) -> TrainingConfig:
+    """Return a config for full training with fp32 parameters or, if its estimated bytes exceed `room`, with bf16."""
+
+    def config(parameter_dtype: str) -> TrainingConfig:
+        return TrainingConfig.model_validate(
+            {
+                "num_workers": world_size,
+                "gpus_per_worker": gpus_per_worker,
+                "zero_stage": stage,
+                "parameter_dtype": parameter_dtype,
+                "epochs": 1,
+                "batch_size": world_size,
+                "gradient_checkpointing": True,
+            }
+        )
+
+    in_fp32 = config("fp32")
+    return in_fp32 if estimated_bytes(in_fp32, shape=shape) < room else config("bf16")
+
+
+def estimated_bytes(config: TrainingConfig, *, shape: ModelShape) -> float:
     """Return the estimated peak bytes of a step, without validation: of the GPU without the CUDA context, or of the
     process on a CPU."""
-    shape = read_metadata(task.base_model, task=ChatData()).shape
-    batch = Batch(task.max_length, packed=True, autocast=inference_dtype() == torch.bfloat16)
+    on_gpu = config.gpus_per_worker > 0
+    autocast = on_gpu or inference_dtype() == torch.bfloat16
+    batch = Batch(NUM_TOKENS if on_gpu else REDUCED_NUM_TOKENS, packed=True, autocast=autocast)
     num_workers = config.max_workers
     held = held_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
     step = step_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
-    process = 0 if config.gpus_per_worker else RUNTIME_BYTES
+    process = 0 if on_gpu else RUNTIME_BYTES
     return float(process + sum(held.values()) + sum(step.values()))
 
 

@@ -1,8 +1,6 @@
-"""Models with random weights, and generated rows. A token is a letter, so the lengths of rows are exact."""
+"""Models with random weights, training tasks for them, and a process group of one rank."""
 
 import os
-import random
-import string
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +10,8 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, LlamaConfig
 
+from benchmarks.gpu.rows import CLASSES, PROMPT_LETTERS, chat_rows, labelled_rows
 from benchmarks.training.trainer import RANK_VARIABLES
-from tailorbird.data.rows import Rows
 from tailorbird.models.pretrained import default_device
 from tailorbird.registry.versions import Prompting
 from tests.small_chat import WORDS, tokenizer
@@ -76,9 +74,7 @@ BERT_TINY: Size = {
     "num_attention_heads": 4,
     "vocab_size": 256,
 }
-CLASSES = ("a", "b", "c", "d")
-PROMPT_LETTERS, TURN_TOKENS = 12, 4
-"""Letters of a training prompt, and the tokens of the template around a prompt and its answer."""
+TURN_TOKENS = 4  # of the template around a prompt and its answer
 MAX_POSITIONS = 16_384
 NUM_SPECIAL = sum(word.startswith("<") for word in WORDS)
 
@@ -147,30 +143,6 @@ def training_task(
         classes=CLASSES,
         max_length=num_tokens,
     )
-
-
-def chat_rows(num: int, *, answer_letters: int) -> Rows:
-    """Return conversations of one random prompt and one random answer each."""
-    generator = random.Random(num)
-    prompts = tuple(letters(generator, PROMPT_LETTERS) for _ in range(num))
-    answers = tuple(letters(generator, answer_letters) for _ in range(num))
-    return Rows(_ids(num), prompts, answers, conversations=tuple((("user", prompt),) for prompt in prompts))
-
-
-def labelled_rows(num: int, *, num_letters: int) -> Rows:
-    """Return random texts with random classes."""
-    generator = random.Random(num)
-    texts = tuple(letters(generator, num_letters) for _ in range(num))
-    return Rows(_ids(num), texts, tuple(generator.choice(CLASSES) for _ in range(num)))
-
-
-def letters(generator: random.Random, num: int) -> str:
-    """Return a text of random letters."""
-    return "".join(generator.choices(string.ascii_lowercase, k=num))
-
-
-def _ids(num: int) -> tuple[str, ...]:
-    return tuple(map(str, range(num)))
 
 
 @contextmanager

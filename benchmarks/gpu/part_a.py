@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.gpu.report import Report, from_child, in_child
@@ -59,11 +59,9 @@ def _synchronize() -> None:
 
 def combinations(report: Report, folder: Path) -> None:
     """Train, export and resume ten combinations of settings."""
-    from benchmarks.gpu.combinations import check_combinations
-
     own = folder / "combinations"
     own.mkdir()
-    figures = in_child(check_combinations, own, report.reduced)
+    figures = in_child(combinations_in_child, own, report.reduced)
     report.add("combinations", figures.pop("combinations"), ">= 10")
     for name, value in figures.items():
         report.add(name, value, f"<= {RESUME_TOLERANCE}")
@@ -71,9 +69,7 @@ def combinations(report: Report, folder: Path) -> None:
 
 def throughput(report: Report, folder: Path) -> None:
     """Measure each case next to transformers.Trainer."""
-    from benchmarks.gpu.throughput import measure_cases
-
-    for figures in from_child(measure_cases, folder, report.reduced):
+    for figures in from_child(throughput_in_child, folder, report.reduced):
         for name, value in figures.items():
             bound = ">= 1.0" if name.endswith(".ratio_to_trainer") else BOUNDS.get(name)
             report.add(name, value, bound, hardware=True)
@@ -81,18 +77,32 @@ def throughput(report: Report, folder: Path) -> None:
 
 def memory(report: Report, folder: Path) -> None:
     """Measure rank 0 of 8 and of 32 at ZeRO stages 1 to 3."""
+    for world_size in (8,) if report.reduced else (8, 32):
+        for figures in from_child(memory_in_child, folder, world_size, report.reduced):
+            for name, value in figures.items():
+                bound = f"<= {MEMORY_TOLERANCE}" if name.endswith("error_of_estimate") else None
+                report.add(name, value, bound, hardware=True)
+
+
+# Torch, transformers and DeepSpeed take seconds to import, so only the child processes do it.
+
+
+def combinations_in_child(folder: Path, reduced: bool) -> dict[str, float]:
+    from benchmarks.gpu.combinations import check_combinations
+
+    return check_combinations(folder, reduced)
+
+
+def throughput_in_child(folder: Path, reduced: bool) -> Iterator[dict[str, float]]:
+    from benchmarks.gpu.throughput import measure_cases
+
+    return measure_cases(folder, reduced)
+
+
+def memory_in_child(folder: Path, world_size: int, reduced: bool) -> Iterator[dict[str, float]]:
     from benchmarks.gpu.memory import measure_stages
 
-    for world_size in (8,) if report.reduced else (8, 32):
-        for stage in from_child(measure_stages, folder, world_size, report.reduced):
-            name = f"memory_{world_size}_ranks_stage_{stage.zero_stage}"
-            report.add(f"{name}_estimate_gib", stage.estimated / 2**30)
-            if stage.measured is None:
-                print(f"{name}: the estimate does not fit on this GPU, so it is not measured", flush=True)
-                continue
-            report.add(f"{name}_gib", stage.measured / 2**30)
-            error = abs(stage.measured / stage.estimated - 1)
-            report.add(f"{name}_error_of_estimate", error, f"<= {MEMORY_TOLERANCE}", hardware=True)
+    return measure_stages(folder, world_size, reduced)
 
 
 SECTIONS: dict[str, Callable[[Report, Path], None]] = {

@@ -15,10 +15,9 @@ import yaml
 
 from benchmarks.gpu.http_load import load, stream_answers
 from benchmarks.gpu.local_ray import ROOT, local_ray
-from benchmarks.gpu.models import BERT_400M, BERT_TINY, LLAMA_1B, letters, save_chat_model, save_encoder
 from benchmarks.gpu.report import Failed, Report, in_child
+from benchmarks.gpu.rows import letters
 from cluster.connection import connect
-from tests import small_chat
 
 SECTIONS = ("classification", "chat")
 SIZES: Mapping[str, int] = {"train": 96, "validation": 16, "test": 60}
@@ -46,6 +45,10 @@ def run(report: Report, sections: tuple[str, ...]) -> None:
 
 def save_models(folder: Path, reduced: bool) -> None:
     """Save the base model of each task."""
+    # Imported in the child process only, because torch and transformers take seconds.
+    from benchmarks.gpu.models import BERT_400M, BERT_TINY, LLAMA_1B, save_chat_model, save_encoder
+    from tests import small_chat
+
     if reduced:
         small_chat.save(folder / "chat-base")
         save_encoder(folder / "classification-base", BERT_TINY)

@@ -16,8 +16,8 @@ import requests
 
 from benchmarks.gpu.http_load import stream_answers
 from benchmarks.gpu.local_ray import ROOT, local_ray
-from benchmarks.gpu.models import LLAMA_8B, LLAMA_TINY, letters, save_chat_model
 from benchmarks.gpu.report import Failed, Report, in_child
+from benchmarks.gpu.rows import letters
 
 STREAMS, REDUCED_STREAMS = (64, 256), (4,)
 MAX_TOKENS = 128
@@ -32,8 +32,7 @@ def run(report: Report, _sections: tuple[str, ...]) -> str | None:
     counts = REDUCED_STREAMS if report.reduced else STREAMS
     with tempfile.TemporaryDirectory(prefix="tailorbird-gpu-") as temporary:
         folder = Path(temporary)
-        size = {**LLAMA_TINY, "head_dim": 32} if report.reduced else LLAMA_8B  # the smallest that vLLM supports
-        base_model = in_child(save_chat_model, folder / "base", size)
+        base_model = in_child(save_model, folder / "base", report.reduced)
         with _vllm_server(folder / "base", max_streams=max(counts), reduced=report.reduced) as url:
             _measure(report, "vllm", url, model=str(folder / "base"), counts=counts)
         with _our_service(folder, base_model, max_streams=max(counts), reduced=report.reduced) as url:
@@ -43,6 +42,13 @@ def run(report: Report, _sections: tuple[str, ...]) -> str | None:
         ratio = figures[f"served_{count}_tokens_per_second"] / figures[f"vllm_{count}_tokens_per_second"]
         report.add(f"served_to_vllm_{count}", ratio)
     return None
+
+
+def save_model(folder: Path, reduced: bool) -> str:
+    """Save the base model; return its URI."""
+    from benchmarks.gpu.models import LLAMA_8B, LLAMA_TINY, save_chat_model  # in the child process only: torch
+
+    return save_chat_model(folder, {**LLAMA_TINY, "head_dim": 32} if reduced else LLAMA_8B)  # 32: vLLM's smallest
 
 
 def _measure(report: Report, name: str, url: str, *, model: str, counts: tuple[int, ...]) -> None:

@@ -59,7 +59,7 @@ class Report:
         result = {
             "benchmark": f"gpu {self.part}",
             "reduced": self.reduced,
-            "device": device_name(),
+            "device": device_name(reduced=self.reduced),
             "seconds": round(time.monotonic() - self.started, 1),
             "figures": {name: round(value, 4) for name, value in self.figures.items()},
             "bounds": self.bounds,
@@ -70,11 +70,14 @@ class Report:
         print(json.dumps(result), flush=True)
 
 
-def device_name() -> str:
-    """Return the name of the GPU, or the processor's architecture without a GPU."""
-    import torch
+def device_name(*, reduced: bool) -> str:
+    """Return the name of the GPU, or the processor's architecture in the reduced form or without a GPU."""
+    if not reduced:
+        import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU"
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from benchmarks.gpu.models import (
     BERT_400M,
     BERT_TINY,
-    CLASSES,
     LLAMA_1B,
     LLAMA_8B,
     LLAMA_TINY,
@@ -26,6 +25,7 @@ from benchmarks.gpu.models import (
     saved_model,
     training_task,
 )
+from benchmarks.gpu.rows import CLASSES
 from benchmarks.training.trainer import RANK_VARIABLES
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig

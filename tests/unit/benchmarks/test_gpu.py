@@ -1,12 +1,16 @@
 """The acceptance test on a GPU: its coverage of settings, its report, and the sets of wheels."""
 
+import importlib
 import itertools
 import json
 import os
+import signal
+import sys
 import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +37,22 @@ def test_ten_combinations_cover_all_pairs_of_settings() -> None:
 
 def pairs(combination: object) -> Iterator[tuple[object, ...]]:
     return itertools.combinations(vars(combination).items(), 2)
+
+
+def test_parameters_of_the_8b_model_are_bf16_only_where_fp32_does_not_fit_on_an_h100() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from benchmarks.gpu.memory import config_that_fits, estimated_bytes
+    from benchmarks.gpu.models import LLAMA_8B
+    from tailorbird.models.metadata import shape_of
+
+    with torch.device("meta"):
+        shape = shape_of(AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA_8B)))
+    room = 78 * 2**30
+    configs = [config_that_fits(stage, ranks, shape=shape, room=room) for ranks in (8, 32) for stage in (1, 2, 3)]
+    assert [config.parameter_dtype for config in configs] == ["bf16", *["fp32"] * 5]
+    assert max(estimated_bytes(config, shape=shape) for config in configs) < room
 
 
 def test_a_figure_out_of_its_bound_fails_the_part(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,3 +120,35 @@ def test_folders_are_removed_from_a_wheel_and_its_record(tmp_path: Path) -> None
         assert archive.namelist() == ["ray/a.py", "ray-1.dist-info/RECORD"]
         assert archive.read("ray-1.dist-info/RECORD").decode() == "ray/a.py,sha256=1,1\nray-1.dist-info/RECORD,,\n"
     assert [path.name for path in tmp_path.iterdir()] == [wheel.name]
+
+
+def run_part_d(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, dict[str, Any]]:
+    """Return the exit code, the last line before the result, and the result."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--part", "d", "--reduced"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code = importlib.import_module("benchmarks.gpu.__main__").main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    *_, line, result = capsys.readouterr().out.splitlines()
+    return code, line, json.loads(result)
+
+
+def test_part_d_is_skipped_without_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # `find_spec` returns None
+    code, line, result = run_part_d(monkeypatch, capsys)
+    assert (code, line) == (0, "SKIPPED: part d: vLLM is not installed")
+    assert (result["holds"], result["skipped"]) == (False, "vLLM is not installed")
+
+
+def test_any_error_fails_a_part_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no replica\nmore")
+
+    monkeypatch.setattr("benchmarks.gpu.part_d.run", fail)
+    code, line, result = run_part_d(monkeypatch, capsys)
+    assert (code, line) == (1, "FAILED: part d: RuntimeError: no replica")
+    assert (result["holds"], result["failed"]) == (False, "RuntimeError: no replica")
