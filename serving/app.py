@@ -21,6 +21,8 @@ class BuildArgs(BaseModel):
     """`<registry>/<name>`."""
     task: Literal["classification", "chat"]
     serving: ServingConfig = ServingConfig()
+    without_gpu: bool = False
+    """Whether the replicas use no GPU, whatever `serving` sets, because their versions are those of an endpoint."""
 
 
 def build(args: BuildArgs) -> Application:
@@ -30,6 +32,7 @@ def build(args: BuildArgs) -> Application:
     """
     module, _, name = SERVED_TASKS[args.task].replica_class.partition(":")
     replica = getattr(import_module(module), name)
-    deployment = serve.deployment(serve.ingress()(replica)).options(**deployment_options(args.serving, task=args.task))
-    application: Application = deployment.bind(args.task_uri, args.serving.model_dump_json())
+    config = args.serving.model_copy(update={"gpus_per_replica": 0}) if args.without_gpu else args.serving
+    deployment = serve.deployment(serve.ingress()(replica)).options(**deployment_options(config, task=args.task))
+    application: Application = deployment.bind(args.task_uri, config.model_dump_json())
     return application

@@ -2,8 +2,8 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,12 +13,16 @@ MODEL = "m-2026-01-01"  # model that the server reports
 
 @dataclass(frozen=True)
 class Reply:
-    """The answer to a request. With `waits`, it is sent when the server stops, which is too late."""
+    """The answer to a request. With `waits`, it is sent when the server stops, which is too late.
+
+    `pieces` are sent one by one after `content`, as the body of a stream. They are closed if the client disconnects.
+    """
 
     status: int = 200
     content: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     waits: bool = False
+    pieces: Generator[bytes, None, None] | None = None
 
 
 @dataclass
@@ -58,6 +62,27 @@ def refusal(status: int, message: str, **headers: str) -> Reply:
     return Reply(status, json.dumps({"error": {"message": message}}).encode(), named)
 
 
+def stream(pieces: Iterator[bytes] | Sequence[bytes]) -> Reply:
+    """Return a stream of events, which are sent one by one."""
+    return Reply(headers={"Content-Type": "text/event-stream"}, pieces=(piece for piece in pieces))
+
+
+def event(text: str = "", *, end: str | None = None, model: str = MODEL) -> bytes:
+    """Return an event with the next text of an answer; `end` is the finish reason of the last one."""
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": end}
+    return _data({"object": "chat.completion.chunk", "model": model, "choices": [choice]})
+
+
+def last_events(tokens: tuple[int, int] = (10, 2)) -> list[bytes]:
+    """Return the events after an answer: its tokens, and the end of the stream."""
+    usage = dict(zip(("prompt_tokens", "completion_tokens"), tokens, strict=True))
+    return [_data({"model": MODEL, "choices": [], "usage": usage}), b"data: [DONE]\n\n"]
+
+
+def _data(content: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
 def question(body: Mapping[str, Any]) -> str:
     """Return the last message of a request."""
     return str(body["messages"][-1]["content"])
@@ -86,10 +111,15 @@ def endpoint_server(answer: Answer) -> Iterator[Server]:
             with lock:
                 running -= 1
             self.send_response(reply.status)
-            for name, value in (*reply.headers.items(), ("Content-Length", str(len(reply.content)))):
+            framing = ("Connection", "close") if reply.pieces else ("Content-Length", str(len(reply.content)))
+            for name, value in (*reply.headers.items(), framing):
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(reply.content)
+            if reply.pieces is not None:
+                with closing(reply.pieces) as pieces:
+                    for piece in pieces:
+                        self.wfile.write(piece)
 
         def log_message(self, *_: object) -> None:
             """Do not write to stderr."""

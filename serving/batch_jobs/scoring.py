@@ -94,8 +94,13 @@ def check_batch(batch: BatchSpec, *, version: "ModelVersion") -> None:
     """Check that a batch can be scored, without reading rows.
 
     Raises DataError for an input without files, and BatchError if the first file lacks a column or the output folder
-    contains other files.
+    contains other files, or if the version is one of an endpoint.
     """
+    if version.endpoint is not None:
+        raise BatchError(
+            f"{version.version} is answered by an endpoint, which scores no batches here; choose another version, or "
+            "send the rows to the service as requests"
+        )
     first = parquet_files(batch.input)[0]
     with open_parquet(first, columns=(), in_parts=True) as file:
         _require_columns(file, first, columns_of(batch, version))

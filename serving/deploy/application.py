@@ -10,7 +10,7 @@ from serving.http.schemas import PRETRAINED
 from serving.replica.config import Challenger, ReplicaConfig, VersionRef
 from serving.tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
-from tailorbird.registry.versions import ModelVersion, PinnedVersion, kind_of, shares_base
+from tailorbird.registry.versions import ENDPOINT_KINDS, ModelVersion, PinnedVersion, kind_of, shares_base
 
 IMPORT_PATH = "serving.app:build"
 USER_CONFIG_FIELDS = {"pretrained", "challenger", "versions", "deploy_timeout_s"}
@@ -42,7 +42,7 @@ def application_of(
     deployment = Deployment(name=SERVED_TASKS[version.task].deployment, user_config=replicas.to_user_config())
     # Fields with their default values are omitted, because older code of a version may not know them.
     serving = config.model_dump(mode="json", exclude_defaults=True, exclude=USER_CONFIG_FIELDS)
-    return ServeApplication(
+    application = ServeApplication(
         name=application_name(task_uri),
         route_prefix="/",
         import_path=IMPORT_PATH,
@@ -50,6 +50,7 @@ def application_of(
         args={"task_uri": task_uri, "task": version.task, "serving": serving},  # `serving.app.BuildArgs`
         deployments=(deployment,),
     )
+    return with_replicas(application, replicas)
 
 
 def _replica_config(
@@ -83,6 +84,8 @@ def is_pretrained_served(
 
     `shares_chat_base` is that of the `ServingConfig`. The baseline and an adapter of a run have the same base model.
     """
+    if pretrained is not None and kind_of(pretrained.uri) in ENDPOINT_KINDS:
+        return pretrained.digest == champion.digest  # otherwise, any client could cause costs
     if pretrained is None or SERVED_TASKS[champion.task].serves_pretrained:
         return pretrained is not None
     if pretrained.digest == champion.digest or kind_of(pretrained.uri) == "nearest":
@@ -111,6 +114,29 @@ def replica_config(application: ServeApplication) -> ReplicaConfig:
     return ReplicaConfig.model_validate(application.user_config)
 
 
+def with_replicas(application: ServeApplication, config: ReplicaConfig) -> ServeApplication:
+    """Return a copy with another configuration of its replicas, which get a GPU only if they hold a model.
+
+    If this changes, the replicas restart.
+    """
+    args = {name: value for name, value in application.args.items() if name != "without_gpu"}
+    refs = [ref for ref in (config.champion, config.challenger) if ref is not None]
+    if uses_gpu(application) and all(kind_of(ref.uri) in ENDPOINT_KINDS for ref in refs):
+        args["without_gpu"] = True
+    return application.model_copy(update={"args": args}).with_user_config(config.to_user_config())
+
+
+def uses_gpu(application: ServeApplication) -> bool:
+    """Return True if replicas of the application that hold a model use a GPU."""
+    return bool(application.args.get("serving", {}).get("gpus_per_replica"))
+
+
+def can_hold(application: ServeApplication, *, version: ModelVersion) -> bool:
+    """Return True if the application's replicas can load the version: they run its code, and have a GPU if needed."""
+    has_gpu = not application.args.get("without_gpu", False)
+    return application.code == version.code and (has_gpu or kind_of(version.uri) in ENDPOINT_KINDS)
+
+
 def standalone_application(former: ServeApplication, *, version: ModelVersion) -> ServeApplication:
     """Return a separate application for the version, with one replica and the arguments of `former`."""
     name = f"{former.name}_candidate"  # recipe names cannot contain an underscore
@@ -123,7 +149,7 @@ def standalone_application(former: ServeApplication, *, version: ModelVersion) -
     }
     timeout_s = replica_config(former).deploy_timeout_s
     config = ReplicaConfig(champion=version_ref(version), deploy_timeout_s=timeout_s)
-    return former.model_copy(update=update).with_user_config(config.to_user_config())
+    return with_replicas(former.model_copy(update=update), config)
 
 
 def version_ref(version: ModelVersion | PinnedVersion) -> VersionRef:

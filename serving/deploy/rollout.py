@@ -11,11 +11,13 @@ from serving.deploy.application import (
     AdditionalVersions,
     application_name,
     application_of,
+    can_hold,
     is_pretrained_served,
     replica_config,
     route_prefix,
     standalone_application,
     version_ref,
+    with_replicas,
 )
 from serving.deploy.configuration_events import recorded_change
 from serving.deploy.readiness import UNREACHABLE, replica_status, require_declared, wait_ready
@@ -98,7 +100,8 @@ def staged(task_uri: str, *, version: ModelVersion, progress: ProgressReporter =
     """Serve the version alongside the champion during the block, and yield the base URL that serves it.
 
     Yields None if the task is not served. The champion's replicas load the version, and requests select it by name. A
-    version with other code gets a separate application with one replica, for which the cluster must have resources.
+    version with other code, or one that needs a GPU that the replicas do not have, gets a separate application with one
+    replica, for which the cluster must have resources.
     After a block without an error, a version in the champion's replicas stays loaded for `switch_version`. After an
     error, the former state is restored. Raises the errors of `deploy`.
     """
@@ -108,11 +111,11 @@ def staged(task_uri: str, *, version: ModelVersion, progress: ProgressReporter =
         yield None
         return
     config = replica_config(former)
-    same_code = former.code == version.code
-    if same_code and config.champion.digest == version.digest:
+    if former.code == version.code and config.champion.digest == version.digest:
         yield serve_client.application_url(former)
         return
-    if same_code:
+    same_replicas = can_hold(former, version=version)
+    if same_replicas:
         config_with = config.with_other(version.version, version_ref(version))
         candidate = former.with_user_config(config_with.to_user_config())
     else:
@@ -127,12 +130,12 @@ def staged(task_uri: str, *, version: ModelVersion, progress: ProgressReporter =
             )
         yield url
     except BaseException:
-        if same_code and version.version not in config.others:
+        if same_replicas and version.version not in config.others:
             with suppress(DeployError):  # report the first error
                 _unstage(name, version=version)
         raise
     finally:
-        if not same_code:
+        if not same_replicas:
             with suppress(DeployError):  # a failed cleanup must not hide the result of the block
                 undeploy(candidate.name)
 
@@ -181,7 +184,7 @@ def switch_version(
         }
     )
     application = former.model_copy(update={"runtime_env": {"working_dir": version.code}})
-    return _apply(application.with_user_config(config.to_user_config()), declared=declared, progress=progress)
+    return _apply(with_replicas(application, config), declared=declared, progress=progress)
 
 
 def _apply(

@@ -35,8 +35,19 @@ class StoredAnswer:
         return self.num_prompt_tokens
 
 
-EngineInput = list[int] | StoredAnswer
-"""Token ids of the prompt, or a stored answer. The length of both is the number of tokens of the prompt."""
+@dataclass(frozen=True)
+class EndpointPrompt:
+    """The input of an engine of an endpoint kind: the messages that are sent to the endpoint."""
+
+    messages: Conversation
+    num_tokens: int  # estimated, because the endpoint's tokenizer is not known
+
+    def __len__(self) -> int:
+        return self.num_tokens
+
+
+EngineInput = list[int] | StoredAnswer | EndpointPrompt
+"""Token ids of the prompt, a stored answer, or messages. The length of each is the number of tokens of the prompt."""
 
 
 class LikelyToken(NamedTuple):
@@ -66,6 +77,8 @@ class GenerationRequest(NamedTuple):
     num_likely: int | None = None
     """Number of most likely tokens at each position whose log-probabilities are returned with that of the generated
     token; None for no log-probabilities."""
+    seed: int | None = None
+    """The seed in the request; None if it has none, and `sampling.seed` is random."""
 
 
 class PartialAnswer(NamedTuple):
@@ -74,11 +87,15 @@ class PartialAnswer(NamedTuple):
     text: str
     num_tokens: int
     finish_reason: str | None
-    """`stop` or `length`; None before the end."""
+    """`stop`, `length` or, from an endpoint, `content_filter`; None before the end."""
     confidence: float | None = None
     """Similarity of a stored answer's training row, 0 to 1; None for generated answers."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """Log-probabilities of all generated tokens, the end-of-turn token included; only in the last item, on request."""
+    num_prompt_tokens: int | None = None
+    """Tokens of the prompt by the endpoint's count; None if the length of the `EngineInput` is exact."""
+    reported_model: str | None = None
+    """The model that the endpoint reported; None for models of this service."""
 
 
 class ChatEngine(ABC):
@@ -92,6 +109,8 @@ class ChatEngine(ABC):
     """Maximum number of tokens of a prompt and its answer; None for no maximum."""
     default_max_tokens: int | None
     """Maximum number of tokens of an answer if the request sets none; None for no maximum."""
+    has_stop_texts = False
+    """True if a complete answer ends at the request's stop texts without a stream."""
     has_logprobs = True
     """False if answers have no log-probabilities."""
 

@@ -1,7 +1,8 @@
 """Predict texts with a classifier, or with the model of a hybrid that its routing selects."""
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
     from tailorbird.models.shared_encoder import SharedEncoder
     from tailorbird.registry.versions import ModelVersion
 
+
+class AnyClassifier(Protocol):
+    """A loaded version of any kind."""
+
+    @property
+    def version(self) -> "ModelVersion": ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
 TokenLists = Sequence[Sequence[int]]  # token ids of texts
 
 
@@ -24,11 +36,18 @@ class Prediction(NamedTuple):
 
     label: str
     score: float
-    """Probability of the label, after temperature scaling."""
+    """Probability of the label, after temperature scaling; NaN if an endpoint does not return it."""
     scores: np.ndarray
-    """Probabilities of all classes of the model that answered, [L]."""
+    """Probabilities of all classes of the model that answered, [L]; empty for an endpoint."""
     answered_by: Literal["incumbent", "candidate"] | None = None
     """The model of a hybrid that answered; None for other versions."""
+    reported_model: str | None = None
+    """The model that an endpoint reported; None for models of this service."""
+
+    @property
+    def known_score(self) -> float | None:
+        """Return the score, or None if it is not known."""
+        return None if math.isnan(self.score) else self.score
 
 
 def predict_texts(
@@ -148,15 +167,13 @@ def predict_hybrid(
     return results
 
 
-def scores_by_class(
-    loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", prediction: Prediction
-) -> dict[str, float]:
+def scores_by_class(loaded: "AnyClassifier", prediction: Prediction) -> dict[str, float]:
     """Return the probability of each class. It is 0 for a class that the model of a hybrid does not have."""
     scores = dict(zip(classes_of(loaded, prediction), prediction.scores.tolist(), strict=True))
     return scores if prediction.answered_by is None else dict.fromkeys(loaded.classes, 0.0) | scores
 
 
-def classes_of(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", prediction: Prediction) -> tuple[str, ...]:
+def classes_of(loaded: "AnyClassifier", prediction: Prediction) -> tuple[str, ...]:
     """Return the classes of the prediction's scores: the classes of the model that answered."""
     part = loaded if prediction.answered_by is None else getattr(loaded, prediction.answered_by)
     return tuple(part.classes)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from serving.engines.classify import Prediction, predict_hybrid, predict_shared, predict_texts
+from serving.engines.classify import AnyClassifier, Prediction, predict_hybrid, predict_shared, predict_texts
 from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
 from serving.engines.passes import pass_costs
 from serving.engines.text_rows import PASSES, TextRow, cost_of_row, run_pass
@@ -40,7 +40,7 @@ class Submit(Protocol):
 class ClassifierEngine:
     """A loaded version and its queue. One version answers a request completely, even if versions are swapped."""
 
-    loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid"
+    loaded: AnyClassifier
     submit: Submit
     """Takes texts or, for a hybrid, the rows of `hybrid_rows`."""
     idle_s: Callable[[], float]  # returns the seconds since the last call, or 0 during a call
@@ -91,12 +91,23 @@ class _SharedVersion:
 
 
 class ModelPool:
-    """A loader of versions into engines. All models run in the single thread of `worker`."""
+    """A loader of versions into engines. All models run in the single thread of `worker`.
 
-    def __init__(self, *, worker: Executor, batch_size: int, meter: Meter) -> None:
+    `load_endpoint` loads a version of an endpoint, which needs neither the thread nor a queue.
+    """
+
+    def __init__(
+        self,
+        *,
+        worker: Executor,
+        batch_size: int,
+        meter: Meter,
+        load_endpoint: "Callable[[ModelVersion], ClassifierEngine]",
+    ) -> None:
         self._worker = worker
         self._batch_size = batch_size
         self._meter = meter
+        self._load_endpoint = load_endpoint
         self._shared: dict[tuple[str, str], _SharedBase] = {}
 
     def load(self, uri: str, digest: str) -> ClassifierEngine:
@@ -116,6 +127,8 @@ class ModelPool:
 
         version = read_version(uri)
         require_digest(version, digest=digest)
+        if version.endpoint is not None:
+            return self._load_endpoint(version)
         if shares_base(version):
             folder = checked_copy(version.pinned)
             return self._load_shared(version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind))

@@ -60,7 +60,9 @@ class Route:
     method: str
     answer: Callable[[bytes, str], Awaitable[tuple[int, bytes | Page | Events]]]
     """`(body, request id) -> (status, content, page or events)`."""
-    watched: bool = False  # True if a disconnect of the client cancels the handler (for long responses)
+    watched: bool | Callable[[], bool] = False
+    """True if a disconnect of the client cancels the handler (for long responses). A function is called for each
+    request."""
     open: bool = False  # True if the route needs no API key
     scopes: tuple[KeyScope, ...] = ()  # scopes of which a key must have one; empty if any key will do
     content_type: str = JSON
@@ -151,7 +153,8 @@ class Endpoint:
             if request.path_params:
                 path_id.set(request.path_params["id"])
             answering = _answer(route, body, request, send)
-            await (_while_connected(answering, receive) if route.watched else answering)
+            watched = route.watched() if callable(route.watched) else route.watched
+            await (_while_connected(answering, receive) if watched else answering)
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:

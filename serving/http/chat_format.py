@@ -90,6 +90,8 @@ def _choice(content: Mapping[str, object], answer: "PartialAnswer | None") -> di
     choice = {"index": 0, **content, "logprobs": None, "finish_reason": answer and answer.finish_reason}
     if answer is not None and answer.confidence is not None:
         choice["confidence"] = answer.confidence
+    if answer is not None and answer.reported_model is not None:
+        choice["reported_model"] = answer.reported_model
     return choice
 
 

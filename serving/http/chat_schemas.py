@@ -12,7 +12,7 @@ from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, HttpModel, Reque
 class TokenUsage(HttpModel):
     prompt_tokens: int
     """Tokens of the prompt, including the template, the system message and the examples. For a version of the kind
-    `nearest`, tokens of the messages."""
+    `nearest`, tokens of the messages. For a version of an endpoint, the endpoint's count."""
     completion_tokens: int
     """Tokens of the answer."""
     total_tokens: int
@@ -60,14 +60,16 @@ class _Choice(HttpModel):
 class _ChatAnswer(_Choice):
     confidence: float | None = None
     """Only for a version of the kind `nearest`: similarity of the training row whose answer is returned, 0 to 1."""
+    reported_model: str | None = None
+    """Only for a version of an endpoint: the model that the endpoint reported."""
 
 
 class ChatChoice(_ChatAnswer):
     message: AssistantMessage
     logprobs: ChatLogprobs | None
     """Only for requests with `logprobs: true`."""
-    finish_reason: Literal["stop", "length"]
-    """`length` if the answer reached `max_tokens`."""
+    finish_reason: Literal["stop", "length", "content_filter"]
+    """`length` if the answer reached `max_tokens`; `content_filter` if an endpoint withheld a part of it."""
 
 
 class CompletionChoice(_Choice):
@@ -82,7 +84,7 @@ class ChatChunkChoice(_ChatAnswer):
     delta: Delta
     logprobs: None
     """Part of OpenAI's format; always null."""
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "content_filter"] | None
     """Set only in the last event with a choice."""
 
 

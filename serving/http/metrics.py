@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -67,6 +67,26 @@ BATCH_TEXTS = Metric(
     (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0),
 )
 TOKENS = Metric("tailorbird_tokens_total", "Tokens of prompts and of completions.", ("model", "version", "kind"))
+ENDPOINT_REQUESTS = Metric(
+    "tailorbird_endpoint_requests_total",
+    "Requests to the endpoint of a version, attempts included: `ok`, `cancelled`, or the type of the error.",
+    ("model", "version", "outcome"),
+)
+ENDPOINT_TOKENS = Metric(
+    "tailorbird_endpoint_tokens_total",
+    "Tokens of prompts and of completions that the endpoint of a version has counted.",
+    ("model", "version", "kind"),
+)
+ENDPOINT_SPEND = Metric(
+    "tailorbird_endpoint_spend_total",
+    "Price of these tokens, in the currency of the recipe's prices; only for versions with prices.",
+    ("model", "version"),
+)
+OTHER_MODEL = Metric(
+    "tailorbird_endpoint_other_model_total",
+    "Answers for which the endpoint reported another model than in the evaluation.",
+    ("model", "version"),
+)
 SERVING = Metric(
     "tailorbird_serving",
     "1 for a served version, 0 for a former one; the role is champion, challenger, pretrained or the version.",
@@ -138,12 +158,12 @@ class Meter:
 
     def __init__(self) -> None:
         self.in_progress = 0
-        self._counts: Counter[Series] = Counter()
+        self._counts: defaultdict[Series, float] = defaultdict(float)
         self._observed: deque[tuple[Metric, tuple[str, ...], float]] = deque(maxlen=MAX_OBSERVATIONS)
         self._totals: Counter[Series] = Counter()
         self._gauges: set[Series] = set()
 
-    def count(self, metric: Metric, *labels: str, by: int = 1) -> None:
+    def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
         """Add `by` to a counter; `labels` are in the metric's order."""
         if by:  # Ray rejects an increment of 0
             self._counts[metric, labels] += by
@@ -165,7 +185,7 @@ class Meter:
             await asyncio.sleep(EXPORT_S)
             try:
                 current = self._with_former(gauges())
-                counts, self._counts = self._counts, Counter()
+                counts, self._counts = self._counts, defaultdict(float)
                 await asyncio.to_thread(self.export, instrument, counts, current)
             except Exception:  # the service continues without metrics
                 _log.exception("the metrics could not be exported to Ray")
@@ -175,7 +195,7 @@ class Meter:
         self._gauges |= set(gauges)
         return dict.fromkeys(self._gauges, 0.0) | dict(gauges)
 
-    def export(self, instrument: Callable[[Metric], Any], counts: Mapping[Series, int], gauges: Gauges) -> None:
+    def export(self, instrument: Callable[[Metric], Any], counts: Mapping[Series, float], gauges: Gauges) -> None:
         """Export the counts, the observations and the gauges once."""
         for (metric, labels), by in counts.items():
             instrument(metric).inc(by, tags=_tags(metric, labels))

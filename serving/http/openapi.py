@@ -31,8 +31,10 @@ ERROR_DESCRIPTIONS = {
     429: "A limit of the key is used up, or this client has too much in progress. Retry after the time in "
     "`retry-after`.",
     500: "Internal error. The replica's log contains it with the request's id.",
-    502: "The replica failed before it answered. The proxy repeats only requests for answers, once.",
-    503: "The model is still loading, or no replica is available.",
+    502: "The replica failed before it answered. The proxy repeats only requests for answers, once. Or the endpoint of "
+    "a version failed.",
+    503: "The model is still loading, no replica is available, or the endpoint of a version cannot answer at present.",
+    504: "The endpoint of a version did not answer in time.",
 }
 PROXY_ERRORS = {
     (400, 408): (
@@ -71,14 +73,14 @@ OPERATIONS: Mapping[str, Operation] = {
         schemas.ClassifyResponse,
         schemas.ClassifyRequest,
         _TEXT,
-        errors=(404, 422),
+        errors=(404, 422, 504),
     ),
     "/v1/compare": Operation(
         "Classify texts with the baseline and with the champion",
         schemas.CompareResponse,
         schemas.ClassifyRequest,
         _TEXT,
-        errors=(404, 422),
+        errors=(404, 422, 504),
     ),
     "/v1/chat/completions": Operation(
         "Answer the last message of a conversation, optionally as a stream",
@@ -86,7 +88,7 @@ OPERATIONS: Mapping[str, Operation] = {
         chat_schemas.ChatRequest,
         _CONVERSATION,
         events=chat_schemas.ChatChunk,
-        errors=(404,),
+        errors=(404, 504),
     ),
     "/v1/completions": Operation(
         "Continue a text without the chat template, optionally as a stream",

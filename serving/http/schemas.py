@@ -110,12 +110,14 @@ class BatchJob(HttpModel):
 class Result(HttpModel):
     label: str
     """The most probable class."""
-    score: float
-    """Probability of the label, after temperature scaling."""
+    score: float | None
+    """Probability of the label, after temperature scaling; null if an endpoint answered without log-probabilities."""
     scores: dict[str, float] | None = None
-    """Probability of every class, after temperature scaling, if requested."""
+    """Probability of every class, after temperature scaling, if requested; absent for a version of an endpoint."""
     answered_by: Literal["incumbent", "candidate"] | None = None
     """The model of a hybrid that answered; absent for other models."""
+    reported_model: str | None = None
+    """Only for a version of an endpoint: the model that the endpoint reported."""
 
 
 class ClassifyResponse(HttpModel):

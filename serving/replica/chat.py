@@ -5,6 +5,7 @@ import time
 from functools import partial
 from typing import Any
 
+from serving.endpoint.loading import load_chat
 from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer
 from serving.engines.fair_slots import FairSlots
 from serving.engines.nearest_engine import NearestEngine
@@ -14,10 +15,16 @@ from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Events, Route
 from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage
 from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequest, parse_chat, parse_completion
-from serving.http.metrics import TOKENS, record_version
+from serving.http.metrics import TOKENS, Meter, record_version
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica, RequestContext, configure_process
-from serving.replica.generation import generation_request, stream_events, token_limit, whole_answer
+from serving.replica.generation import (
+    generation_request,
+    prompt_tokens_of,
+    stream_events,
+    token_limit,
+    whole_answer,
+)
 from serving.replica.served_versions import ServedVersions
 from serving.version_checks import require_digest
 from tailorbird.config.serving import ServingConfig
@@ -33,9 +40,10 @@ class Chat:
 
     def __init__(self, task_uri: str, config: str) -> None:
         self._config = configure_process(config)
-        load, read_secret = _Loader(self._config).load, partial(draw_secret, task_uri)
+        meter = Meter()
+        load, read_secret = _Loader(self._config, meter=meter).load, partial(draw_secret, task_uri)
         versions = ServedVersions(load, read_secret=read_secret, unload=ChatEngine.unload)
-        self._replica = Replica(versions, task_uri=task_uri, config=self._config)
+        self._replica = Replica(versions, task_uri=task_uri, config=self._config, meter=meter)
         self._prompts = FairSlots(PROMPT_THREADS)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -100,7 +108,7 @@ class Chat:
             self._replica.charge(tokens=limit or 0)
             raise
         record(answer)
-        return 200, format.whole(head, answer, usage=Usage(len(prompt), answer.num_tokens))
+        return 200, format.whole(head, answer, usage=Usage(prompt_tokens_of(answer, prompt=prompt), answer.num_tokens))
 
     def _assign(self, request: PromptRequest, context: RequestContext) -> tuple[ChatEngine, RequestContext]:
         """Return the engine that answers, and the context with its arm."""
@@ -114,20 +122,23 @@ class Chat:
         self, generation: GenerationRequest, answer: PartialAnswer, *, context: RequestContext, text: str
     ) -> None:
         """Count and charge the answer's tokens, and log the answer with the prompt's `text`."""
-        self._replica.charge(tokens=answer.num_tokens)
+        num_prompt_tokens = prompt_tokens_of(answer, prompt=generation.prompt)
+        num_estimated = len(generation.prompt)  # charged before the answer
+        self._replica.charge(tokens=answer.num_tokens + max(0, num_prompt_tokens - num_estimated))
         log, meter, version = self._replica.log, self._replica.meter, generation.engine.version
-        meter.count(TOKENS, version.name, version.version, "prompt", by=len(generation.prompt))
+        meter.count(TOKENS, version.name, version.version, "prompt", by=num_prompt_tokens)
         meter.count(TOKENS, version.name, version.version, "completion", by=answer.num_tokens)
         if log is None:
             return
         entry = context.log_entry(version)(
             row=0,
             score=answer.confidence,
-            prompt_tokens=len(generation.prompt),
+            prompt_tokens=num_prompt_tokens,
             completion_tokens=answer.num_tokens,
             text=log.loggable(text),
             answer=log.loggable(answer.text),
             finish_reason=answer.finish_reason,
+            reported_model=answer.reported_model,
         )
         log.answers.add([entry])
 
@@ -143,8 +154,9 @@ def _chat_prompt(request: ChatRequest, *, engine: ChatEngine, max_new_tokens: in
 class _Loader:
     """A loader of versions into engines, which share what they can."""
 
-    def __init__(self, config: ServingConfig) -> None:
+    def __init__(self, config: ServingConfig, *, meter: Meter) -> None:
         self._config = config
+        self._meter = meter
         self._pool: VllmPool | None = None
 
     def load(self, uri: str, digest: str) -> ChatEngine:
@@ -153,6 +165,8 @@ class _Loader:
 
         version = read_version(uri)
         require_digest(version, digest=digest)
+        if version.endpoint is not None:
+            return load_chat(version, config=self._config, meter=self._meter)
         if version.kind == "nearest":
             from tailorbird.models.metadata import read_tokenizer
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from serving.endpoint.loading import endpoint_limits, load_classifier
 from serving.engines.classify import Prediction, classes_of, hybrid_rows, scores_by_class
 from serving.engines.model_pool import ClassifierEngine, ModelPool
 from serving.engines.text_rows import estimated_length
@@ -27,15 +28,17 @@ class Classifier:
         self._config = configure_process(config)
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         meter = Meter()
-        pool = ModelPool(worker=worker, batch_size=self._config.max_batch_size, meter=meter)
+        load_endpoint = partial(load_classifier, limits=endpoint_limits(self._config), meter=meter)
+        batch_size = self._config.max_batch_size
+        pool = ModelPool(worker=worker, batch_size=batch_size, meter=meter, load_endpoint=load_endpoint)
         versions = ServedVersions(pool.load, read_secret=partial(draw_secret, task_uri), unload=pool.unload)
         self._replica = Replica(versions, task_uri=task_uri, config=self._config, meter=meter)
         self._shadows = ShadowRunner(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {
-            "/v1/classify": Route("POST", self._classify, scopes=("answer",)),
-            "/v1/compare": Route("POST", self._compare, scopes=("answer",)),
+            "/v1/classify": Route("POST", self._classify, watched=self._has_endpoint, scopes=("answer",)),
+            "/v1/compare": Route("POST", self._compare, watched=self._has_endpoint, scopes=("answer",)),
         }
         return self._replica.asgi_app(routes, page="classify.html")
 
@@ -85,11 +88,16 @@ class Classifier:
         predictions = await engine.submit(_rows(request, engine=engine), client=client_name())
         self._replica.meter.count(TEXTS, version.name, version.version, by=len(predictions))
         self._log(request, predictions, engine=engine, context=context)
-        results: list[dict[str, object]] = [{"label": label, "score": score} for label, score, _, _ in predictions]
+        results: list[dict[str, object]] = [
+            {"label": prediction.label, "score": prediction.known_score} for prediction in predictions
+        ]
         if engine.routing is not None:
             for result, prediction in zip(results, predictions, strict=True):
                 result["answered_by"] = prediction.answered_by
-        if request.scores:
+        if version.endpoint is not None:
+            for result, prediction in zip(results, predictions, strict=True):
+                result["reported_model"] = prediction.reported_model
+        elif request.scores:
             for result, prediction in zip(results, predictions, strict=True):
                 result["scores"] = scores_by_class(engine.loaded, prediction)
         return {"request_id": context.request_id, "model": version.name, "version": version.version, "results": results}
@@ -107,6 +115,10 @@ class Classifier:
                 return
             predictions += await engine.submit(rows[start : start + SHADOW_TEXTS], client=client_name())
         self._log(request, predictions, engine=engine, context=context)
+
+    def _has_endpoint(self) -> bool:
+        """Return True if a served version sends requests to an endpoint, which end if the client disconnects."""
+        return any(engine.version.endpoint is not None for engine in self._replica.versions.engines.values())
 
     def _is_quiet(self) -> bool:
         """Return True if all models except the challenger have been idle for `QUIET_S`."""
@@ -133,8 +145,9 @@ class Classifier:
                     row=row,
                     attributes=by_row[row],
                     label=prediction.label,
-                    score=prediction.score,
+                    score=prediction.known_score,
                     answered_by=prediction.answered_by,
+                    reported_model=prediction.reported_model,
                     classes=classes_of(engine.loaded, prediction),
                     scores=prediction.scores,
                     text=log.loggable(text),

@@ -60,14 +60,20 @@ def generation_request(
         request.stops,
         continues=isinstance(request, CompletionRequest),
         num_likely=_num_likely(request, engine=engine),
+        seed=request.seed,
     )
 
 
+def prompt_tokens_of(answer: PartialAnswer, *, prompt: EngineInput) -> int:
+    """Return the number of tokens of an answer's prompt: the endpoint's count, or the length of the engine's input."""
+    return len(prompt) if answer.num_prompt_tokens is None else answer.num_prompt_tokens
+
+
 def _num_likely(request: PromptRequest, *, engine: ChatEngine) -> int | None:
-    """Return `ChatRequest.num_likely`; raise RequestError 400 if the version has no language model."""
+    """Return `ChatRequest.num_likely`; raise RequestError 400 if the engine has no log-probabilities."""
     num_likely = request.num_likely if isinstance(request, ChatRequest) else None
     if num_likely is not None and not engine.has_logprobs:
-        message = f"version {engine.version.version} returns stored answers, which have no log-probabilities; omit it"
+        message = f"answers of version {engine.version.version} have no log-probabilities; omit it"
         raise RequestError(400, "invalid_request", f"logprobs: {message}", param="logprobs")
     return num_likely
 
@@ -87,7 +93,8 @@ async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> 
 async def whole_answer(generation: GenerationRequest) -> PartialAnswer:
     """Return the complete answer. With stop texts, generation ends at the first one."""
     last = PartialAnswer("", 0, None)
-    async with aclosing(partial_answers(generation, streaming=bool(generation.stops))) as answers:
+    streaming = bool(generation.stops) and not generation.engine.has_stop_texts
+    async with aclosing(partial_answers(generation, streaming=streaming)) as answers:
         async for answer in answers:
             last = answer
     return last
@@ -111,7 +118,7 @@ async def stream_events(
                     yield format.piece(head, text=new)
         yield format.last(head, last)
         if with_usage:
-            yield usage_event(head, usage=Usage(len(generation.prompt), last.num_tokens))
+            yield usage_event(head, usage=Usage(prompt_tokens_of(last, prompt=generation.prompt), last.num_tokens))
         yield LAST_EVENT
     except Exception as error:
         if not started:

@@ -30,6 +30,7 @@ ANSWERS = {
     "text": "string",
     "answer": "string",
     "finish_reason": "string",
+    "reported_model": "string",
     "route": "string",
     "caller": "string",
     "arm": "string",
@@ -61,6 +62,7 @@ class LogEntry:
     text: str | None = None  # the input, or the last message of a conversation
     answer: str | None = None  # answer of a chat model
     finish_reason: str | None = None  # finish reason of a chat model; None if the generation failed
+    reported_model: str | None = None  # the model that an endpoint reported; None for models of this service
     route: str = "classify"  # `classify`, `compare`, `chat` or `completion`
     caller: str | None = None  # name of the request's API key
     arm: str | None = None

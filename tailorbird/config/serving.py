@@ -92,6 +92,12 @@ class ServingConfig(ConfigSection):
     max_new_tokens: int | None = Field(default=None, ge=1)
     """(chat only) Maximum number of generated tokens that a request can set. By default, the limit of the model's
     evaluation."""
+    endpoint_concurrency: int = Field(default=8, ge=1, le=1024)
+    """(versions of an endpoint) Maximum number of requests to the endpoint at the same time. Each of `max_replicas`
+    sends its part of them, at least one."""
+    endpoint_timeout_s: float = Field(default=60, gt=0, le=3600)
+    """(versions of an endpoint) Number of seconds after which a request to the endpoint without a complete answer or,
+    in a stream, without a further event fails."""
     api_keys: str | None = None
     """Location of the hashes of the API keys, which `tailorbird key` creates: URI of a file that every replica can
     read, or `env://NAME` for a variable in the environment of Ray. Without keys, the service starts only if Serve

@@ -22,10 +22,18 @@ class ParityResult(Frozen):
     """Largest difference of a probability over the rows or, for chat, of the log-probability of a token; None for the
     kind `nearest`."""
     mean_difference: float | None = None  # the mean of these differences
+    requires_equality: bool = True
+    """False for an endpoint, whose answers can differ between two requests. The gate then checks that it answers, and
+    that it reports the evaluated model."""
     at: str  # ISO 8601
 
     def sentence(self) -> str:
         """Return the result for messages."""
+        if not self.requires_equality:
+            return (
+                f"the endpoint answered {self.rows} test rows over HTTP with the evaluated model; {self.matching} "
+                "answers equal those of the evaluation, which is not required"
+            )
         ties = f" ({self.ties} are ties)" if self.ties else ""
         return f"{self.matching} of {self.rows} test rows have the same answer over HTTP as in the evaluation{ties}"
 

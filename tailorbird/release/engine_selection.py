@@ -82,6 +82,8 @@ def choose_engine(
 
 def _why_only_torch(version: ModelVersion, *, evidence: Evidence) -> str | None:
     """Return why only torch can run the version; None if another engine may."""
+    if version.endpoint is not None:
+        return "is answered by an endpoint, so no engine runs it here"
     if version.task == "chat" or version.hybrid:
         return f"is a {'chat model' if version.task == 'chat' else 'hybrid'}, which only torch supports"
     if version.kind == "bag_of_words":

@@ -71,6 +71,18 @@ def size_workers(groups: list[Document], *, cpus: int, gpus: float, min_processe
     sized["replicas"] = sized["minReplicas"]
 
 
+def add_secrets(pod: Document, *, variables: Sequence[str], secret: str) -> None:
+    """Set environment variables of the pod's containers from the keys of the same names in a Secret.
+
+    A pod without the Secret or the key does not start, and Kubernetes reports what is missing.
+    """
+    for container in pod["containers"] if variables else ():
+        environment = container.setdefault("env", [])
+        environment += [
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}} for name in sorted(variables)
+        ]
+
+
 def set_label(documents: Sequence[Document], *, label: str, value: str, owner: Document) -> None:
     """Set the label wherever it occurs; append its value to the names of labelled documents except the owner."""
     for document in documents:

@@ -22,6 +22,8 @@ from tailorbird.release.kube_documents import NUM_DIGITS, Document, RenderError,
 K8S = resource_folder("k8s")
 RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
 SERVE_PORT = 8000
+ENDPOINT_KEYS = "endpoint-keys"
+"""Kubernetes Secret with the API keys of endpoints, by the names of their environment variables."""
 MAX_NAME_LENGTH = 47  # of a RayService or RayJob; the operator derives the names of services from it
 SERVICE, RUN = "tailorbird.io/service", "tailorbird.io/run"
 """Pod labels by which network policies and disruption budgets select one service or run of a namespace."""
@@ -66,6 +68,9 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
         min_processes=config.min_workers,
         max_processes=config.max_workers * recipe.tuning.trials_at_once(room=1),
     )
+    endpoint = recipe.evaluation.endpoint
+    if endpoint is not None and endpoint.api_key is not None:  # the run's driver sends the requests
+        kube_documents.add_secrets(head, variables=(_variable(endpoint.api_key),), secret=ENDPOINT_KEYS)
     job["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE}"
     kube_documents.set_label(documents, label=RUN, value=name, owner=job)
@@ -104,20 +109,23 @@ def _rayservice(recipe: Recipe, documents: list[Document]) -> Rendered:
     """
     service = document_of_kind(documents, kind="RayService")
     name = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
-    serve_config, notes = _serve_config(recipe, url=f"http://{name}-serve-svc:{SERVE_PORT}")
+    rendered_service = _serve_config(recipe, url=f"http://{name}-serve-svc:{SERVE_PORT}")
     serving = recipe.serving
+    cluster = service["spec"]["rayClusterConfig"]
     kube_documents.size_workers(
-        service["spec"]["rayClusterConfig"]["workerGroupSpecs"],
+        cluster["workerGroupSpecs"],
         cpus=serving.cpus_per_replica,
-        gpus=serving.gpus_per_replica,
+        gpus=0 if rendered_service.without_gpu else serving.gpus_per_replica,
         min_processes=serving.min_replicas,
         max_processes=serving.max_replicas + 1,
     )
     service["metadata"]["name"] = name
-    service["spec"]["serveConfigV2"] = to_yaml([serve_config])
+    service["spec"]["serveConfigV2"] = to_yaml([rendered_service.config])
+    for group in cluster["workerGroupSpecs"]:
+        kube_documents.add_secrets(group["template"]["spec"], variables=rendered_service.keys, secret=ENDPOINT_KEYS)
     kube_documents.set_label(documents, label=SERVICE, value=name, owner=service)
     rendered, probe_notes = _target_probes(documents, service, may_sleep=serving.min_replicas == 0)
-    return Rendered(to_yaml(rendered), notes + probe_notes)
+    return Rendered(to_yaml(rendered), rendered_service.notes + probe_notes)
 
 
 def _target_probes(
@@ -140,8 +148,8 @@ def _target_probes(
 
 
 def _serve(recipe: Recipe, _documents: list[Document]) -> Rendered:
-    config, notes = _serve_config(recipe, url=serve_url())
-    return Rendered(to_yaml([config]), notes)
+    service = _serve_config(recipe, url=serve_url())
+    return Rendered(to_yaml([service.config]), service.notes)
 
 
 def _submit(recipe: Recipe, _documents: list[Document]) -> Rendered:
@@ -177,8 +185,18 @@ TARGETS = {
 }
 
 
-def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...]]:
-    """Return the Serve configuration of the champion at `url`, and notes."""
+@dataclass(frozen=True)
+class ServedChampion:
+    """The Serve configuration of a champion, and what its cluster must have."""
+
+    config: Document
+    notes: tuple[str, ...] = ()
+    without_gpu: bool = False  # True if the replicas use no GPU, whatever the recipe sets
+    keys: tuple[str, ...] = ()  # environment variables with the API keys of endpoints
+
+
+def _serve_config(recipe: Recipe, *, url: str) -> ServedChampion:
+    """Return the service of the champion at `url`."""
     from tailorbird.registry.champion import champion_version, read_champion
     from tailorbird.release.serving import additional_versions  # slow to import, and only used here
 
@@ -200,7 +218,18 @@ def _serve_config(recipe: Recipe, *, url: str) -> tuple[Document, tuple[str, ...
     app = application_of(config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=sentence)
     command = "when the service is up, run `tailorbird serve RECIPE` or the job that `--to prove` renders"
     note = f"{champion.version} has not passed the parity gate yet: {command}"
-    return serve_body([app], url=url), (note,) if champion.needs_parity else ()
+    endpoints = [each.endpoint for each in (version, additional.challenger) if each is not None and each.endpoint]
+    return ServedChampion(
+        serve_body([app], url=url),
+        (note,) if champion.needs_parity else (),
+        without_gpu=app.args.get("without_gpu", False),
+        keys=tuple({_variable(endpoint.api_key) for endpoint in endpoints if endpoint.api_key}),
+    )
+
+
+def _variable(reference: str) -> str:
+    """Return the environment variable in a reference `env://NAME`."""
+    return reference.removeprefix("env://")
 
 
 def _mount_recipe(recipe: Recipe, pod: Document, *, owner: Document) -> Document:

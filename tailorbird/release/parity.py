@@ -39,6 +39,7 @@ class Tolerance(NamedTuple):
 
 
 MAX_PROBES = 64
+MAX_ENDPOINT_PROBES = 8  # each is a paid request
 TOLERANCE = {"float32": Tolerance(row=0.002, mean=0.002), "bfloat16": Tolerance(row=0.2, mean=0.01)}
 """Tolerances by dtype. Measured on 1,997 ICD-10-CM terms, MiniLM with a fitted head: another batch changes
 probabilities by up to 5e-6 in float32, and in bfloat16 by up to 0.05 and by 0.003 on average. In bfloat16, rounding
@@ -53,6 +54,7 @@ loop moves it by up to 0.00001, and a skipped position by 0.054 on average."""
 NUM_CLIENTS = 8
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 10, 1.0, 120
 BUSY = (408, 429, 502, 503, 504)
+_ENDPOINT_FAULT = '"type":"endpoint_'  # in the error of a request whose endpoint failed
 KEY = "TAILORBIRD_API_KEY"
 MAX_LISTED_ROWS, MAX_LISTED_CHARS = 5, 60
 
@@ -80,6 +82,7 @@ class ServedAnswer(NamedTuple):
     text: str  # for messages: label, answer, or reason of a refused request
     scores: Mapping[str, float] = {}  # (classification only) probability of each class
     tokens: tuple[ServedToken, ...] = ()  # (language models only)
+    reported_model: str | None = None  # (endpoints only) the model that the endpoint reported
 
 
 Difference = tuple[ParityProbe, ServedAnswer]
@@ -100,7 +103,10 @@ def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tup
         )
     evaluated, ambiguous = _evaluated(evidence, uri=uri, version=version)
     assert evaluated.row_ids == rows.row_ids
+    if version.endpoint is not None:  # the service refuses to answer rows for which the endpoint names no class
+        ambiguous |= {row for row, output in enumerate(evaluated.outputs) if not output}
     selected = select_rows(evaluated.row_ids, labels=evaluated.labels, digest=version.digest, without=ambiguous)
+    selected = selected[: MAX_PROBES if version.endpoint is None else MAX_ENDPOINT_PROBES]
     return tuple(_probe(rows, evaluated, row, version=version) for row in selected)
 
 
@@ -123,8 +129,9 @@ def select_rows(
 def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersion) -> ParityResult:
     """Send the probes to the version at `url` and compare its answers with the evaluated ones.
 
-    If the service requires API keys, the environment variable TAILORBIRD_API_KEY must hold one. Raises ParityRefused if
-    answers differ or there are no probes; DeployError if the service does not answer.
+    Answers of an endpoint are checked by `compare_endpoint`. If the service requires API keys, the environment variable
+    TAILORBIRD_API_KEY must hold one. Raises ParityRefused if answers differ or there are no probes; DeployError if the
+    service does not answer.
     """
     if not probes:
         raise ParityRefused(
@@ -134,6 +141,8 @@ def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersi
     route = f"{url}{SERVED_TASKS[version.task].route}"
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
         answers = list(clients.map(lambda probe: _send(route, probe.body), probes))
+    if version.endpoint is not None:
+        return compare_endpoint(probes, answers, version=version)
     compare = compare_chats if any(probe.logprobs is not None for probe in probes) else compare_answers
     parity, differing = compare(probes, answers, tolerance=tolerance_of(version))
     if differing:
@@ -181,6 +190,33 @@ def compare_answers(
         at=now(),
     )
     return parity, differing
+
+
+def compare_endpoint(
+    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, version: ModelVersion
+) -> ParityResult:
+    """Return the number of answers of an endpoint that equal the evaluated ones, which is not required.
+
+    Raises ParityRefused if the service refuses a row, if the endpoint reports another model than in the evaluation, or
+    if more than half of the labels differ: the service then sends other requests than the evaluation.
+    """
+    assert version.endpoint is not None
+    refused = [pair for pair in zip(probes, answers, strict=True) if not pair[1].output]
+    if refused:
+        raise ParityRefused(refusal(refused, version=version.version, num_probes=len(probes)))
+    expected = version.endpoint.reported_model
+    models = {answer.reported_model for answer in answers} - {expected}
+    if models:
+        reported = ", ".join(sorted(map(repr, models)))
+        raise ParityRefused(
+            f"the endpoint of {version.version} now reports the model {reported}, but {expected!r} was evaluated, so "
+            "it is not promoted; run the recipe again to evaluate the new model"
+        )
+    differing = [pair for pair in zip(probes, answers, strict=True) if pair[0].output != pair[1].output]
+    if version.task == "classification" and 2 * len(differing) > len(probes):
+        raise ParityRefused(refusal(differing, version=version.version, num_probes=len(probes)))
+    matching = len(probes) - len(differing)
+    return ParityResult(rows=len(probes), matching=matching, requires_equality=False, at=now())
 
 
 def compare_chats(
@@ -283,7 +319,7 @@ def _probe(rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersio
     else:
         body["messages"] = [{"role": role, "content": content} for role, content in rows.conversations[row]]
     logprobs = None
-    if evaluated.logprobs is not None:
+    if evaluated.logprobs is not None and version.endpoint is None:
         logprobs = evaluated.logprobs[row]
         body |= {"logprobs": True, "top_logprobs": 2}
     return ParityProbe(rows.row_ids[row], rows.texts[row], body, evaluated.outputs[row], confidence, logprobs)
@@ -310,6 +346,8 @@ def _send(url: str, body: Mapping[str, JsonValue]) -> ServedAnswer:
         )  # a replica has not loaded it yet
         if response.status_code not in BUSY and not is_loading:
             break
+        if _ENDPOINT_FAULT in response.text:  # the service has sent the request several times already
+            raise DeployError(f"{url} does not answer test rows ({response.status_code}): {response.text[:300]}")
     assert response is not None
     if response.status_code in (401, 403, *BUSY):
         unauthorized = response.status_code in (401, 403)
@@ -322,9 +360,12 @@ def _send(url: str, body: Mapping[str, JsonValue]) -> ServedAnswer:
         [choice] = answer["choices"]
         content = str(choice["message"]["content"])
         logprobs = choice.get("logprobs") or {"content": []}
-        return ServedAnswer(words_sha256(content), repr(content), tokens=tuple(map(_served, logprobs["content"])))
+        tokens = tuple(map(_served, logprobs["content"]))
+        reported = choice.get("reported_model")
+        return ServedAnswer(words_sha256(content), repr(content), tokens=tokens, reported_model=reported)
     result = answer["results"][0]
-    return ServedAnswer(result["label"], result["label"], result["scores"])
+    reported = result.get("reported_model")
+    return ServedAnswer(result["label"], result["label"], result.get("scores") or {}, reported_model=reported)
 
 
 def _served(token: JsonValue) -> ServedToken:

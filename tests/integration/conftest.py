@@ -16,6 +16,7 @@ from tailorbird.pipeline.tasks import ClassificationTask
 from tests.integration.small import SmallRun, small_recipe, write_data
 from tests.progress import ProgressRecorder
 from tests.shared_run import SHARE_THE_SMALL_RUN
+from tests.unit.serving.endpoint.versions import KEY, VARIABLE
 
 HERE = Path(__file__).parent
 GUARD = "import os, signal, sys; sys.stdin.read(); os.kill(int(sys.argv[1]), signal.SIGTERM)"
@@ -45,6 +46,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.StackStat
     folder = tmp_path_factory.mktemp("stack")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ClassificationTask, "num_cost_rows", 32)  # a cost measurement answers each row twelve times
+        patched.setenv(VARIABLE, KEY)  # replicas inherit the environment in which Ray starts
         patched.setenv("RAY_worker_niceness", "0")  # with Ray's 15, workers starve if other processes use the cores
         state = stacks.up(folder, num_cpus=2)
         guard = subprocess.Popen(

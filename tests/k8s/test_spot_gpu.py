@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tailorbird.config.loader import load_recipe
-from tailorbird.release.manifests import SERVICE, render_manifest
+from tailorbird.release.manifests import SERVICE, ServedChampion, render_manifest
 from tests.k8s.crds import needs_crds, validator
 from tests.k8s.kuberay import faults
 from tests.k8s.manifests import K8S, KUBECTL, ROOT, Pod, matches, of_kind, pods_of
@@ -38,7 +38,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def documents(built: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Return the part rendered for a recipe with one GPU per replica."""
-    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ({}, ()))
+    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({}))
     overrides = ("serving.gpus_per_replica=1", "serving.min_replicas=2", "serving.max_replicas=3")
     recipe = load_recipe(ROOT / "recipes" / "icd10_coder_chat.yaml", overrides=overrides)
     return list(yaml.safe_load_all(render_manifest(recipe, to="rayservice", base=built).text))

@@ -15,7 +15,7 @@ from ray.dashboard.modules.job.common import JobSubmitRequest
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.release.kube_documents import RenderError
-from tailorbird.release.manifests import MAX_NAME_LENGTH, RUN, SERVICE, TARGETS, render_manifest
+from tailorbird.release.manifests import MAX_NAME_LENGTH, RUN, SERVICE, TARGETS, ServedChampion, render_manifest
 from tests.k8s.crds import needs_crds, validator
 from tests.k8s.kuberay import faults
 from tests.k8s.manifests import ROOT, matches, of_kind, pods_of, text_of
@@ -179,7 +179,7 @@ def test_a_client_job_has_its_command_and_the_addresses_of_the_service(to: str, 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace Serve's configuration, which needs a registry and is tested with a real S3 server."""
-    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ({}, ()))
+    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({}))
 
 
 @pytest.mark.usefixtures("served")
@@ -241,6 +241,28 @@ def test_the_resources_of_a_run_are_selected_by_its_label() -> None:
     (name,) = {document["metadata"]["name"] for document in of_kind(documents, "RayJob")}
     labelled = [document["kind"] for document in documents if document["metadata"].get("labels", {}).get(RUN) == name]
     assert sorted(labelled) == ["ConfigMap", "NetworkPolicy", "RayJob"]
+
+
+def test_the_key_of_an_endpoint_is_read_from_a_secret() -> None:
+    endpoint = "evaluation.endpoint={url: 'https://host/v1', model: m, api_key: 'env://HOST_KEY'}"
+    (job,) = of_kind(rendered("rayjob", endpoint), "RayJob")
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    reference = {"secretKeyRef": {"name": "endpoint-keys", "key": "HOST_KEY"}}
+    assert {"name": "HOST_KEY", "valueFrom": reference} in head["containers"][0]["env"]
+    assert faults(job) == []
+    assert "HOST_KEY" not in str(of_kind(rendered("rayjob"), "RayJob"))
+
+
+def test_the_replicas_of_an_endpoint_have_its_key_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    champion = ServedChampion({}, without_gpu=True, keys=("HOST_KEY",))
+    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: champion)
+    (service,) = of_kind(rendered("rayservice", "serving.gpus_per_replica=1", part="prod/service"), "RayService")
+    (group,) = (group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"] if group["replicas"])
+    (container,) = group["template"]["spec"]["containers"]
+    assert "nvidia.com/gpu" not in container["resources"]["limits"]
+    reference = {"secretKeyRef": {"name": "endpoint-keys", "key": "HOST_KEY"}}
+    assert {"name": "HOST_KEY", "valueFrom": reference} in container["env"]
+    assert {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "150"} in container["env"]
 
 
 def test_without_a_base_the_template_in_k8s_is_filled_in() -> None:

@@ -12,6 +12,7 @@ from pydantic import JsonValue
 
 from serving.deploy.serve_client import DeployError
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
+from tailorbird.registry.champion import ParityResult
 from tailorbird.release import parity
 from tailorbird.release.parity import (
     MAX_LISTED_CHARS,
@@ -22,10 +23,13 @@ from tailorbird.release.parity import (
     Tolerance,
     check_parity,
     compare_answers,
+    compare_endpoint,
     refusal,
     select_rows,
 )
 from tailorbird.release.token_parity import ServedToken
+from tests.endpoint_server import MODEL
+from tests.unit.serving.endpoint.versions import endpoint_version
 
 ROW = 0.02
 TOLERANCE = Tolerance(row=ROW, mean=ROW)
@@ -90,6 +94,51 @@ def test_large_differences_are_tolerated_in_few_rows_only() -> None:
     assert differing == [(probe(), refused)]
     drifted = answer("eye", eye=0.61 + 1e-6)
     assert len(compare_answers([probe()] * 64, [drifted] * 64, tolerance=tolerance)[1]) == 64
+
+
+def endpoint_parity(answers: list[ServedAnswer], *, classes: tuple[str, ...] = ("eye", "bone")) -> ParityResult:
+    version = endpoint_version("http://127.0.0.1:1/v1", classes=classes)
+    return compare_endpoint([probe(confidence=None)] * len(answers), answers, version=version)
+
+
+def by_endpoint(output: str, model: str = MODEL) -> ServedAnswer:
+    return ServedAnswer(output, output, reported_model=model)
+
+
+def test_answers_of_an_endpoint_need_not_equal_the_evaluated_ones_and_the_result_says_so() -> None:
+    parity = endpoint_parity([by_endpoint("eye"), by_endpoint("bone")])
+    assert (parity.rows, parity.matching, parity.requires_equality) == (2, 1, False)
+    assert parity.sentence().endswith("1 answers equal those of the evaluation, which is not required")
+    assert endpoint_parity([by_endpoint("other words")] * 2, classes=()).matching == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([by_endpoint("eye"), by_endpoint("eye", "m-new")], "now reports the model 'm-new', but 'm-2026-01-01' was"),
+        ([by_endpoint("eye"), ServedAnswer("", "refused with 400, no")], "refused with 400"),
+        ([by_endpoint("eye"), by_endpoint("bone"), by_endpoint("bone")], "2 of 3 test rows differently"),
+    ],
+)
+def test_an_endpoint_with_another_model_a_refused_row_or_mostly_other_labels_is_refused(
+    answers: list[ServedAnswer], message: str
+) -> None:
+    with pytest.raises(ParityRefused, match=message):
+        endpoint_parity(answers)
+
+
+def test_a_failed_endpoint_is_reported_after_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    posted: list[str] = []
+
+    def post(url: str, **_: Any) -> Any:
+        posted.append(url)
+        text = '{"error":{"message":"the endpoint did not answer in time","type":"endpoint_timeout"}}'
+        return SimpleNamespace(status_code=504, text=text)
+
+    monkeypatch.setattr(requests, "post", post)
+    with pytest.raises(DeployError, match="did not answer in time"):
+        parity._send("http://127.0.0.1:1/v1/classify", BODY)
+    assert len(posted) == 1
 
 
 def test_a_version_without_probes_is_refused() -> None:

@@ -31,9 +31,10 @@ def test_answers_equal_those_of_the_version_in_memory(service: Service) -> None:
     assert (answer["model"], answer["version"]) == ("serving-test", service.first.version)
     assert [result["label"] for result in answer["results"]] == [prediction.label for prediction in expected]
     assert answer["results"][0]["label"] == "a broken bone"
-    for result, (_, score, scores, _) in zip(answer["results"], expected, strict=True):
-        assert result["score"] == pytest.approx(score, abs=2e-3)
-        assert result["scores"] == pytest.approx(dict(zip(CLASSES, scores.tolist(), strict=True)), abs=2e-3)
+    for result, prediction in zip(answer["results"], expected, strict=True):
+        assert result["score"] == pytest.approx(prediction.score, abs=2e-3)
+        scores = dict(zip(CLASSES, prediction.scores.tolist(), strict=True))
+        assert result["scores"] == pytest.approx(scores, abs=2e-3)
 
 
 def test_one_text_gets_one_result_and_the_header_keeps_the_clients_id(service: Service) -> None:

@@ -2,11 +2,12 @@
 
 import pytest
 
-from serving.app import BuildArgs
+from serving.app import BuildArgs, build
 from serving.deploy.application import (
     AdditionalVersions,
     application_name,
     application_of,
+    can_hold,
     replica_config,
     route_prefix,
     standalone_application,
@@ -70,6 +71,8 @@ def test_replicas_load_the_champion_and_the_additional_versions() -> None:
         ("nearest-1", CHAT, True, True),
         ("nearest-1", CHAT, False, False),
         ("full-1", CHAT, True, True),  # the champion itself
+        ("endpoint-zero-shot-1", CHAT, True, False),
+        ("endpoint-zero-shot-1", None, True, False),
     ],
 )
 def test_a_chat_service_serves_a_baseline_only_without_a_further_language_model(
@@ -81,6 +84,27 @@ def test_a_chat_service_serves_a_baseline_only_without_a_further_language_model(
         ServingConfig(pretrained=pretrained), task_uri=TASK, version=version, additional=additional
     )
     assert set(replica_config(application).others) == ({"pretrained"} if served else set())
+
+
+@pytest.mark.parametrize(
+    ("champion", "challenger", "without_gpu"),
+    [
+        ("endpoint-zero-shot-1", None, True),
+        ("endpoint-zero-shot-1", "endpoint-few-shot-1", True),
+        ("endpoint-zero-shot-1", "full-2", False),
+        ("full-1", "endpoint-zero-shot-1", False),
+    ],
+)
+def test_replicas_get_a_gpu_only_if_they_hold_a_model(champion: str, challenger: str | None, without_gpu: bool) -> None:
+    config = EXPERIMENT.model_copy(update={"gpus_per_replica": 1.0})
+    additional = AdditionalVersions(challenger=registered(challenger) if challenger else None)
+    application = application_of(config, task_uri=TASK, version=registered(champion), additional=additional)
+    args = BuildArgs.model_validate(application.args)
+    assert (args.without_gpu, args.serving.gpus_per_replica) == (without_gpu, 1.0)
+    assert build(args)._bound_deployment.ray_actor_options["num_gpus"] == (0 if without_gpu else 1)
+    assert can_hold(application, version=registered("full-2")) is not without_gpu
+    assert can_hold(application, version=registered("endpoint-zero-shot-2"))
+    assert "without_gpu" not in application_of(ServingConfig(), task_uri=TASK, version=registered(champion)).args
 
 
 def test_a_version_by_other_code_cannot_be_a_challenger() -> None:

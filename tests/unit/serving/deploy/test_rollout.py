@@ -234,6 +234,20 @@ def test_a_version_by_other_code_is_staged_in_a_separate_application(monkeypatch
     assert sorted(serve.applications) == ["other", "t"]
 
 
+def test_a_model_is_staged_in_a_separate_application_if_the_replicas_of_an_endpoint_have_no_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve = two_tasks(monkeypatch)
+    args = {"serving": {"gpus_per_replica": 1}}
+    serve.applications["t"] = serve.applications["t"].model_copy(update={"args": args})
+    switch("t", registered("endpoint-zero-shot-1"))
+    assert serve.applications["t"].args == args | {"without_gpu": True}
+    with rollout.staged("s3://models/t", version=registered("full-2")):
+        assert "without_gpu" not in serve.applications["t_candidate"].args
+    switch("t", registered("full-2"))
+    assert serve.applications["t"].args == args
+
+
 def test_each_change_of_the_service_is_recorded_with_its_caller_and_both_configurations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

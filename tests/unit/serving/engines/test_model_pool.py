@@ -4,6 +4,7 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +39,9 @@ def test_a_bag_of_words_is_loaded_in_the_thread_of_the_caller(
 
     monkeypatch.setattr(bag_of_words, "load_bag", recorded)
     version = registered(base, tmp_path)
+    options: Any = {"batch_size": BATCH, "meter": Meter(), "load_endpoint": None}  # it has no endpoint
     with ThreadPoolExecutor(1) as worker:
-        engine = ModelPool(worker=worker, batch_size=BATCH, meter=Meter()).load(version.uri, version.digest)
+        engine = ModelPool(**options, worker=worker).load(version.uri, version.digest)
         assert threads == [threading.current_thread()]
 
         async def predict() -> list[Prediction]:

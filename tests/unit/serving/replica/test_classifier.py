@@ -28,7 +28,7 @@ class FakePool(ModelPool):
     """A pool of engines whose labels are the names of their versions."""
 
     def load(self, uri: str, digest: str) -> Any:
-        version = SimpleNamespace(name="task", version=uri, digest=digest)
+        version = SimpleNamespace(name="task", version=uri, digest=digest, endpoint=None)
         loaded = SimpleNamespace(version=version, classes=CLASSES)
 
         async def submit(texts: Sequence[str], *, client: str) -> list[Prediction]:  # noqa: ARG001

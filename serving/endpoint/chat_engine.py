@@ -1,0 +1,107 @@
+"""Chat engine of the endpoint kinds: answers of an OpenAI-compatible server outside of this service."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from serving.endpoint.events import Piece
+from serving.endpoint.upstream import Upstream
+from serving.engines.base_chat import ChatEngine, EndpointPrompt, EngineInput, GenerationRequest, PartialAnswer
+from serving.engines.fair_slots import FairSlots
+from serving.engines.stop_sequences import visible_text
+from serving.engines.text_rows import num_bytes
+from serving.http.schemas import RequestError
+from tailorbird.data.rows import Conversation
+from tailorbird.models.endpoint.prompts import BYTES_PER_TOKEN, chat_body, endpoint_messages
+
+if TYPE_CHECKING:
+    from tailorbird.models.retrieval.index import RetrievalIndex
+    from tailorbird.registry.versions import ModelVersion
+
+MAX_SEED = 1 << 63  # seeds of OpenAI's API are signed integers of 64 bits
+FINISH_REASONS = ("stop", "length", "content_filter")
+TURN_TOKENS = 4  # tokens that a chat template adds to a turn; an estimate
+
+
+class EndpointChatEngine(ChatEngine):
+    """An engine that sends conversations to the version's endpoint, with the prompt of the evaluation.
+
+    The number of tokens of a prompt is estimated before the answer, and the endpoint's count is used after it.
+    """
+
+    has_stop_texts = True
+    has_logprobs = False
+
+    def __init__(
+        self, version: "ModelVersion", *, upstream: Upstream, concurrency: int, index: "RetrievalIndex | None" = None
+    ) -> None:
+        assert version.prompting is not None  # `VersionConfig` requires it for an endpoint
+        super().__init__(version=version, prompting=version.prompting)
+        self.max_length = None
+        self.default_max_tokens = version.prompting.max_new_tokens
+        self.slots = FairSlots(concurrency)
+        self._upstream = upstream
+        self._index = index
+
+    @property
+    def running(self) -> bool:
+        return True
+
+    def end(self) -> None:
+        self._upstream.close()
+
+    def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> EngineInput:  # noqa: ARG002
+        messages = endpoint_messages(conversation, prompting=self.prompting, index=self._index)
+        return EndpointPrompt(messages, sum(_estimated_tokens(content) + TURN_TOKENS for _, content in messages))
+
+    def text_prompt(self, text: str) -> EngineInput:  # noqa: ARG002
+        message = (
+            f"version {self.version.version} is answered by an endpoint for conversations, so it cannot continue a "
+            "text; use /v1/chat/completions"
+        )
+        raise RequestError(400, "invalid_request", message)
+
+    async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
+        decoded, num_pieces, last = "", 0, Piece()
+        async with aclosing(self._upstream.pieces(self._body(request), streaming=streaming)) as pieces:
+            async for piece in pieces:
+                last = _merged(last, piece)
+                if not piece.text:
+                    continue
+                decoded += piece.text
+                num_pieces += 1
+                if streaming:
+                    text, _ = visible_text(decoded, stops=request.stops, ended=False)
+                    yield PartialAnswer(text, num_pieces, None)
+        self._upstream.check_model(last.model)
+        text, stopped = visible_text(decoded, stops=request.stops, ended=True)
+        num_tokens = max(num_pieces, _estimated_tokens(text)) if last.output_tokens is None else last.output_tokens
+        reason = "stop" if stopped or last.finish_reason not in FINISH_REASONS else last.finish_reason
+        yield PartialAnswer(text, num_tokens, reason, num_prompt_tokens=last.input_tokens, reported_model=last.model)
+
+    def _body(self, request: GenerationRequest) -> dict[str, JsonValue]:
+        prompt, sampling, endpoint = request.prompt, request.sampling, self.version.endpoint
+        assert isinstance(prompt, EndpointPrompt)
+        assert endpoint is not None  # a version of an endpoint kind
+        max_tokens = request.max_new_tokens or self.prompting.max_new_tokens
+        body = chat_body(prompt.messages, model=endpoint.model, max_tokens=max_tokens)
+        del body["logprobs"]  # they only serve the evaluation
+        if request.stops:
+            body["stop"] = list(request.stops)
+        if sampling.temperature:
+            body["temperature"] = sampling.temperature
+            body |= {"top_p": sampling.top_p} if sampling.top_p < 1 else {}
+            body |= {"seed": request.seed % MAX_SEED} if request.seed is not None else {}
+        return body
+
+
+def _estimated_tokens(text: str) -> int:
+    return -(-num_bytes(text) // BYTES_PER_TOKEN)
+
+
+def _merged(last: Piece, piece: Piece) -> Piece:
+    """Return the facts of an answer's parts; those of a later part take precedence."""
+    known = {name: value for name, value in piece._asdict().items() if value not in (None, "")}
+    return last._replace(**known)

@@ -1,0 +1,140 @@
+"""A service in front of an endpoint: promotion, answers, streams, failures, API keys and the request log."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import requests
+
+from cluster import code_snapshot
+from cluster.local import stack
+from serving.deploy import application, rollout
+from serving.http.api_keys import new_key
+from tailorbird import storage
+from tailorbird.config.serving import ServingConfig
+from tailorbird.evaluation.statistics.text_metrics import words_sha256
+from tailorbird.registry import versions as registry
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.release import parity
+from tests.endpoint_server import (
+    MODEL,
+    Reply,
+    completion,
+    endpoint_server,
+    event,
+    last_events,
+    question,
+    refusal,
+    stream,
+)
+from tests.unit.serving.endpoint.versions import KEY, VARIABLE
+
+ROOT = Path(__file__).parents[3]
+TASK_URI = "s3://models/endpoint-serving-test"
+LOG_S = 60
+
+
+def answer(body: dict[str, Any], _: int) -> Reply:
+    """Answer with the system message and the question; refuse the question `busy`."""
+    if question(body) == "busy":
+        return refusal(429, "slow down", Retry_After="30")
+    text = f"{body['messages'][0]['content']}: {question(body)}"
+    if not body.get("stream"):
+        return completion(text, tokens=(20, 4))
+    return stream([*map(event, text.split(" ")), event(end="stop"), *last_events((20, 4))])
+
+
+def register(folder: Path, url: str, *, system: str) -> registry.ModelVersion:
+    folder.mkdir()
+    config = registry.VersionConfig(
+        kind="endpoint_zero_shot",
+        classes=(),
+        base_model="s3://models/unused",
+        max_length=64,
+        dtype="float32",
+        code=code_snapshot.ship_code(TASK_URI, ROOT).uri,
+        recipe_hash="0" * 64,
+        created_at=registry.now(),
+        prompting=registry.Prompting(system=system, max_new_tokens=8),
+        endpoint=Endpoint(url=url, model="m", api_key=f"env://{VARIABLE}", reported_model=MODEL),
+    )
+    registry.write_config(folder, config)
+    return registry.register(TASK_URI, folder)
+
+
+@pytest.fixture
+def undeployed(stack: stack.StackState) -> Iterator[None]:
+    assert stack.serve_port
+    yield
+    rollout.undeploy(application.application_name(TASK_URI))
+
+
+def logged_answers(log: str, *, num_rows: int) -> list[dict[str, Any]]:
+    """Return the rows of the request log as soon as it has this many."""
+    deadline = time.monotonic() + LOG_S
+    while time.monotonic() < deadline:
+        files = storage.list_files(f"{log}/answers", missing_ok=True)
+        tables = [pq.read_table(pa.BufferReader(storage.read_bytes(uri))) for uri in files if uri.endswith(".parquet")]
+        rows = [row for table in tables for row in table.to_pylist()]
+        if len(rows) >= num_rows:
+            return rows
+        time.sleep(0.5)
+    raise AssertionError(f"{log} has fewer than {num_rows} rows after {LOG_S} s")
+
+
+@pytest.mark.usefixtures("undeployed")
+def test_a_version_of_an_endpoint_is_promoted_and_answers_with_our_keys_errors_and_log(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, stored = new_key("app")
+    (tmp_path / "keys").write_text(stored.to_line())
+    monkeypatch.setenv(parity.KEY, key)
+    config = ServingConfig(api_keys=(tmp_path / "keys").as_uri(), request_log=f"{bucket}/log", max_new_tokens=8)
+    with endpoint_server(answer) as server:
+        first, second = (register(tmp_path / name, server.url, system=name) for name in ("brief", "kind"))
+        rollout.deploy(config, task_uri=TASK_URI, version=first)
+        num_at_start = len(server.bodies)
+        assert num_at_start == 0  # a replica is ready without a paid request
+
+        bodies: list[Any] = [
+            {"model": second.version, "messages": [{"role": "user", "content": text}]} for text in ("a", "b")
+        ]
+        outputs = [words_sha256("kind: a"), words_sha256("another answer")]
+        probes = [
+            parity.ParityProbe(output, "text", body, output, None) for body, output in zip(bodies, outputs, strict=True)
+        ]
+        with rollout.staged(TASK_URI, version=second) as url:
+            assert url is not None
+            result = parity.check_parity(probes, url=url, version=second)
+        assert (result.rows, result.matching, result.requires_equality) == (2, 1, False)
+        assert rollout.switch_version(TASK_URI, version=second, pretrained=None, verdict=None) == url
+
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, timeout=60, max_retries=0)
+        messages: list[Any] = [{"role": "user", "content": "hello"}]
+        whole = client.chat.completions.create(model="champion", messages=messages)
+        assert whole.choices[0].message.content == "kind: hello"
+        assert whole.usage is not None
+        assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (20, 4)
+        chunks = list(client.chat.completions.create(model="champion", messages=messages, stream=True))
+        texts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
+        assert texts == ["kind:", "hello"]
+        with pytest.raises(openai.InternalServerError) as failure:
+            client.chat.completions.create(model="champion", messages=[{"role": "user", "content": "busy"}])
+        error = failure.value
+        assert (error.status_code, error.type) == (503, "endpoint_busy")
+        assert error.response.headers["retry-after"] == "30"
+        body = {"messages": messages}
+        assert requests.post(f"{url}/v1/chat/completions", json=body, timeout=30).status_code == 401
+        assert set(server.authorizations) == {f"Bearer {KEY}"}  # the clients' keys are not sent to the endpoint
+
+        rows = logged_answers(f"{bucket}/log", num_rows=4)  # two of the parity gate
+        assert {row["reported_model"] for row in rows} == {MODEL}
+        assert [row["caller"] for row in rows] == ["app"] * 4
+        assert {(row["version"], row["prompt_tokens"], row["completion_tokens"]) for row in rows} == {
+            (second.version, 20, 4)
+        }

@@ -1,0 +1,114 @@
+"""Classification by an endpoint, with a real server on the loopback interface."""
+
+import asyncio
+import json
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from serving.endpoint.classifier import EndpointClassifier, EndpointVersion
+from serving.endpoint.upstream import Limits, Upstream
+from serving.engines.classify import Prediction
+from serving.engines.model_pool import ClassifierEngine
+from serving.http.metrics import Meter
+from serving.http.schemas import RequestError
+from tailorbird.models.endpoint.client import RetryPolicy
+from tests.endpoint_server import MODEL, Reply, Server, completion, endpoint_server, question, refusal
+from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_version
+from tests.unit.serving.replica.test_classifier import new_classifier
+
+CLASSES = ("bone", "skin")
+RETRY = RetryPolicy(max_attempts=1)
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, KEY)
+
+
+def engine_of(server: Server, *, concurrency: int = 4) -> ClassifierEngine:
+    version = endpoint_version(server.url, classes=CLASSES)
+    upstream = Upstream(version, limits=Limits(concurrency, 5), meter=Meter(), retry=RETRY)
+    loaded = EndpointVersion(version)
+    classifier = EndpointClassifier(loaded, upstream=upstream, concurrency=concurrency)
+    return ClassifierEngine(loaded, classifier.submit, lambda: math.inf, 1 << 30, unload=classifier.unload)
+
+
+def label(body: dict[str, Any], _: int = 0) -> Reply:
+    return completion(json.dumps({"label": question(body)}), logprobs=(-0.25, -0.25))
+
+
+def predict(engine: ClassifierEngine, texts: Sequence[str]) -> list[Prediction]:
+    async def submit() -> list[Prediction]:
+        return await engine.submit(texts, client="a")
+
+    return asyncio.run(submit())
+
+
+def test_texts_get_labels_in_order_with_the_probability_of_the_answer() -> None:
+    with endpoint_server(label) as server:
+        predictions = predict(engine_of(server), ["bone", "skin", "bone"])
+    assert [prediction.label for prediction in predictions] == ["bone", "skin", "bone"]
+    assert predictions[0].score == pytest.approx(math.exp(-0.5))
+    assert predictions[0].reported_model == MODEL
+    schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["label"]["enum"] == list(CLASSES)
+
+
+def test_the_service_answers_without_a_score_if_the_endpoint_has_no_log_probabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    classifier = new_classifier(monkeypatch)
+    with endpoint_server(lambda *_: completion('{"label": "skin"}')) as server:
+        classifier._replica.versions.engines = {"champion": engine_of(server)}
+        with TestClient(classifier.__serve_build_asgi_app__(), base_url="http://127.0.0.1") as client:
+            response = client.post("/v1/classify", json={"input": "x", "scores": True})
+    assert response.json()["results"] == [{"label": "skin", "score": None, "reported_model": MODEL}]
+
+
+def test_an_answer_that_names_no_class_is_an_error() -> None:
+    with (
+        endpoint_server(lambda *_: completion("neither")) as server,
+        pytest.raises(RequestError, match="names none of the classes"),
+    ):
+        predict(engine_of(server), ["x"])
+
+
+def test_after_a_failure_the_waiting_texts_are_not_sent() -> None:
+    with endpoint_server(lambda *_: refusal(401, "no")) as server, pytest.raises(RequestError, match="failed"):
+        predict(engine_of(server, concurrency=1), ["x"] * 20)
+    assert len(server.bodies) < 20
+
+
+def test_a_client_that_leaves_cancels_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    received, classifier = threading.Event(), new_classifier(monkeypatch)
+
+    def answer(*_: object) -> Reply:
+        received.set()
+        return Reply(waits=True)
+
+    async def scenario(app: Any) -> None:
+        body = b'{"input": "x"}'
+        messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            if messages:
+                return messages.pop()
+            await asyncio.to_thread(received.wait, 10)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            raise AssertionError(f"nobody reads {message}")
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/classify", "query_string": b""}
+        scope |= {"headers": [(b"host", b"127.0.0.1")], "client": ("127.0.0.1", 1)}
+        await asyncio.wait_for(app(scope, receive, send), 10)
+
+    with endpoint_server(answer) as server:
+        classifier._replica.versions.engines = {"champion": engine_of(server)}
+        asyncio.run(scenario(classifier.__serve_build_asgi_app__()))
+    assert len(server.bodies) == 1
