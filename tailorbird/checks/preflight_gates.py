@@ -10,6 +10,7 @@ import numpy as np
 
 from tailorbird.checks.result import CheckResult, note, ok
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.baselines.baseline import NUM_FURTHER
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import robustness_gate
@@ -18,7 +19,7 @@ from tailorbird.evaluation.gates.redraw import all_of, group_states
 from tailorbird.evaluation.gates.subgroups import likely_level
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.simulation import TestedRows
-from tailorbird.evaluation.verdict.protocol import build_protocol
+from tailorbird.evaluation.verdict.protocol import expected_gain
 
 DISCORDANCE, ACCURACY = 0.15, 0.75
 """Assumptions before any model is evaluated: share of rows on which two models differ, accuracy of the incumbent."""
@@ -39,7 +40,7 @@ class PlannedTest:
 
 def check_gates(config: EvaluationConfig, planned: PlannedTest) -> Iterator[CheckResult]:
     """Report how often a sound candidate would pass each gate and have FINE_TUNE."""
-    gain = build_protocol(config, test_sha256="", num_test_rows=planned.num_rows).expected_gain
+    gain = expected_gain(config)
     shares = settled_shares(config, planned, gain=gain)
     fine_tune = shares.pop("FINE_TUNE")
     open_gates = [f"{name} (passes in {share:.0%} of tests)" for name, share in shares.items() if share < USUALLY]
@@ -61,6 +62,26 @@ def check_gates(config: EvaluationConfig, planned: PlannedTest) -> Iterator[Chec
         text += f"; the smallest group is {smallest[1]} with {smallest[0]:,} rows"
     remedy = "add test rows, merge small groups, or set a gate to null that you do not need"
     yield note("gates", text, remedy if open_gates else "add test rows, or expect a larger gain")
+
+
+def check_prices(recipe: Recipe) -> Iterator[CheckResult]:
+    """Name the missing prices, because the cost of a model that needs one of them is not assessable."""
+    cost, endpoint = recipe.evaluation.cost, recipe.evaluation.endpoint
+    if cost is None:
+        return
+    on_gpu = recipe.serving.gpus_per_replica > 0 or recipe.training.gpus_per_worker > 0
+    missing = {
+        "evaluation.cost.price_per_cpu_hour": cost.price_per_cpu_hour is None,
+        "evaluation.cost.price_per_gpu_hour": on_gpu and cost.price_per_gpu_hour is None,
+        "evaluation.endpoint.price_input and price_output": endpoint is not None and endpoint.price_input is None,
+    }
+    names = [name for name, holds in missing.items() if holds]
+    if names:
+        text = f"{', '.join(names)} is not set, so the cost of the models that use it is not assessable"
+        stops = "; with evaluation.regulated, no such model is chosen" if recipe.evaluation.regulated else ""
+        yield note("prices", f"{text}{stops}", "set the price, or expect a cost gate that is not assessable")
+    else:
+        yield ok("prices", "all resources that the recipe uses have a price")
 
 
 def settled_shares(config: EvaluationConfig, planned: PlannedTest, *, gain: float) -> dict[str, float]:

@@ -160,7 +160,10 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
     # Detect a protocol that was weakened afterwards in both files.
     protocol = evidence.protocol
     of_recipe = build_protocol(
-        recipe.evaluation, test_sha256=protocol.test_sha256, num_test_rows=protocol.num_test_rows
+        recipe.evaluation,
+        serving=recipe.serving,
+        test_sha256=protocol.test_sha256,
+        num_test_rows=protocol.num_test_rows,
     )
     yield from differences(protocol, of_recipe, at="protocol", other="the recipe gives")
 

@@ -4,7 +4,7 @@ import re
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from tailorbird.config.base import SECRET, ConfigSection
@@ -15,6 +15,8 @@ LIMITS = frozenset({"max_concurrency", "max_spend", "timeout_s"})
 
 
 class EndpointConfig(ConfigSection):
+    model_config = ConfigDict(allow_inf_nan=False)
+
     url: str
     """Base URL of an OpenAI-compatible server, for example `https://host/v1`. Requests are sent to
     `<url>/chat/completions`, and redirects are not followed."""

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from tailorbird.config.base import MODEL_STORES, ConfigSection, with_scheme
 from tailorbird.config.endpoint import EndpointConfig
@@ -51,17 +51,25 @@ class GatesConfig(ConfigSection):
 
 
 class CostConfig(ConfigSection):
+    """Prices in one currency. A price that is not set is not known: the cost of a model that uses it is then *not
+    assessable*, and never 0."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
     value_of_correct: float = Field(gt=0)
     """Value of one more correct answer, in any currency."""
     requests_per_month: float = Field(gt=0)
     """Number of texts or conversations answered per month."""
     horizon_months: float = Field(default=12, gt=0)
     """Number of months within which the gain must pay for the training."""
-    price_per_cpu_hour: float = Field(ge=0)
+    price_per_cpu_hour: float | None = Field(default=None, ge=0)
     """Price of one CPU core per hour, in the same currency, for training and serving. 0 if the price of a GPU-hour
     includes the CPU cores."""
     price_per_gpu_hour: float | None = Field(default=None, gt=0)
-    """Price of one GPU per hour, in the same currency. Required if training or serving has GPUs."""
+    """Price of one GPU per hour, in the same currency, for training and serving."""
+    price_per_gb_month: float | None = Field(default=None, ge=0)
+    """Price of storing 1 GB (10^9 bytes) for a month, in the same currency. By default, storage is not priced, and the
+    report says so."""
 
     @model_validator(mode="after")
     def _something_has_a_price(self) -> Self:

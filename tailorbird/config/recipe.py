@@ -117,17 +117,17 @@ class Recipe(ConfigSection):
         return self
 
     @model_validator(mode="after")
-    def _gpus_have_a_price(self) -> Self:
+    def _free_cores_come_with_a_gpu(self) -> Self:
         cost = self.evaluation.cost
         counts = {
             "serving.gpus_per_replica": self.serving.gpus_per_replica,
             "training.gpus_per_worker": self.training.gpus_per_worker,
         }
-        used = [f"{name} is {count:g}" for name, count in counts.items() if count]
-        if cost is not None and cost.price_per_gpu_hour is None and used:
+        without = [f"{name} is 0" for name, count in counts.items() if not count]
+        if cost is not None and cost.price_per_cpu_hour == 0 and without:
             raise ValueError(
-                f"{' and '.join(used)}, but GPUs have no price; set evaluation.cost.price_per_gpu_hour, or remove "
-                "evaluation.cost"
+                "evaluation.cost.price_per_cpu_hour is 0, which means that the price of a GPU-hour includes the CPU "
+                f"cores, but {' and '.join(without)}; set the price of a CPU-hour"
             )
         return self
 

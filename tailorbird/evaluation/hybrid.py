@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.config.evaluation import HybridConfig
-from tailorbird.evaluation.gates.cost import ServingCosts, ServingUsage
+from tailorbird.evaluation.gates.cost import ServingCosts, ServingUsage, combined_usage
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_candidate
@@ -73,15 +73,7 @@ def hybrid_cost(routing: Routing, *, costs: ServingCosts, share: float) -> Servi
     By group, one model answers each row. By confidence, the incumbent answers every row first.
     """
     kept = 1 - share if routing.by == "group" else 1.0
-
-    def combined(ours: tuple[float, ...], theirs: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(kept * incumbent + share * candidate for incumbent, candidate in zip(ours, theirs, strict=True))
-
-    incumbent, candidate = costs["incumbent"], costs["candidate"]
-    gpu_s = None
-    if incumbent.gpu_s is not None and candidate.gpu_s is not None:
-        gpu_s = combined(incumbent.gpu_s, candidate.gpu_s)
-    return ServingUsage(combined(incumbent.cpu_s, candidate.cpu_s), gpu_s)
+    return combined_usage(((kept, costs["incumbent"]), (share, costs["candidate"])))
 
 
 def _mask(routing: Routing, table: Predictions) -> np.ndarray:

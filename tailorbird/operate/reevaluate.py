@@ -189,7 +189,9 @@ def protocol_for(
     The protocol is that of the run that chose the champion, or else the recipe's. The cost is that run's, if it
     compared these two versions.
     """
-    protocol = build_protocol(recipe.evaluation, test_sha256=rows_sha256(rows), num_test_rows=len(rows))
+    protocol = build_protocol(
+        recipe.evaluation, serving=recipe.serving, test_sha256=rows_sha256(rows), num_test_rows=len(rows)
+    )
     cost = CostRecord(serving=None, training=TrainingUsage())
     if champion.run and storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
         evidence = read_evidence(champion.run)

@@ -1,41 +1,86 @@
-"""The cost gate: compare the value of the gain with the cost of training and serving."""
+"""The resources that models use: measured for serving and training, without prices (see `gates.prices`)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import t
-
-from tailorbird.config.evaluation import CostConfig
-from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
-from tailorbird.evaluation.statistics.paired import Comparison
 
 MIN_ROUNDS = 5
 SECONDS_PER_HOUR = 3600
-MAX_SHRINK = 1000.0
-"""Largest factor by which an interval may have to shrink; a larger factor needs over a million times the rows."""
-CostUnit = Literal["CPU-seconds", "GPU-seconds"]
+SecondsUnit = Literal["CPU-seconds", "GPU-seconds"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of an external endpoint for a thousand rows, one value per round (see `tokens_by_round`)."""
+
+    endpoint: str  # name and URL of the model, see `endpoint_name`
+    input: tuple[float, ...]
+    output: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output"):
+            counts = getattr(self, name)
+            if not (np.isfinite(counts) & (np.array(counts) >= 0)).all():
+                raise ValueError(f"{name} tokens {sorted(counts)} must be finite and 0 or more")
+
+
+def endpoint_name(model: str, *, url: str) -> str:
+    """Return the name of an endpoint's model, by which its prices are matched with its tokens."""
+    return f"{model} at {url}"
+
+
+def tokens_by_round(
+    inputs: Sequence[int], outputs: Sequence[int], *, endpoint: str, num_rounds: int = MIN_ROUNDS
+) -> Tokens:
+    """Return the tokens for a thousand rows of `num_rounds` equal parts of the rows, in row order.
+
+    `inputs` and `outputs` have the tokens of each row. The number of tokens of a row does not vary by round, but the
+    rows are a sample; the spread over the parts is that of the sample. Raises ValueError for too few rows.
+    """
+    if len(inputs) != len(outputs) or len(inputs) < num_rounds:
+        raise ValueError(
+            f"{len(inputs)} rows have input tokens and {len(outputs)} have output tokens; give both for the same "
+            f"{num_rounds} or more rows"
+        )
+    parts = [np.array_split(np.array(counts, dtype=np.float64), num_rounds) for counts in (inputs, outputs)]
+    sent, received = (tuple(float(1000 * part.mean()) for part in of_all) for of_all in parts)
+    return Tokens(endpoint, sent, received)
 
 
 @dataclass(frozen=True)
 class ServingUsage:
     """The resources with which one model answers a thousand rows, one value per alternating round."""
 
-    cpu_s: tuple[float, ...]  # CPU-seconds
+    cpu_s: tuple[float, ...]  # CPU-seconds; of an external endpoint, those of the replica that calls it
     gpu_s: tuple[float, ...] | None = None
-    """GPU-seconds: the time in which a replica with one GPU is busy. None if replicas have no GPU."""
+    """GPU-seconds: the time in which a replica with one GPU is busy. None if replicas have no GPU. 0 if the model is an
+    external endpoint, whose replica has a GPU that it does not use."""
+    tokens: Tokens | None = None
+    """The tokens of an external endpoint. None if no endpoint answers any row."""
+    stored_bytes: int | None = None
+    """Size of the stored version, without the base model that versions share. None if it was not measured."""
 
     def __post_init__(self) -> None:
         given = {"CPU-seconds": self.cpu_s, "GPU-seconds": self.device_s}
         for unit, seconds in given.items():
-            if not (np.isfinite(seconds) & (np.array(seconds) > 0)).all():
+            unused = unit == "GPU-seconds" and self.gpu_s is not None and self.tokens is not None
+            allowed = np.array(seconds) >= 0 if unused else np.array(seconds) > 0
+            if not (np.isfinite(seconds) & allowed).all():
                 raise ValueError(f"{unit} {sorted(seconds)} must be finite and above 0; measure on more rows")
         if len(self.cpu_s) != len(self.device_s):
             raise ValueError(f"{len(self.cpu_s)} rounds have CPU-seconds and {len(self.device_s)} have GPU-seconds")
+        if self.tokens is not None and {len(self.tokens.input), len(self.tokens.output)} != {len(self.cpu_s)}:
+            raise ValueError(
+                f"{len(self.cpu_s)} rounds have CPU-seconds, {len(self.tokens.input)} have input tokens and "
+                f"{len(self.tokens.output)} output tokens; count the tokens in as many parts of the rows"
+            )
+        if self.stored_bytes is not None and self.stored_bytes < 0:
+            raise ValueError(f"stored_bytes is {self.stored_bytes}; give a size of 0 or more")
 
     @property
-    def unit(self) -> CostUnit:
+    def unit(self) -> SecondsUnit:
         """Unit of `device_s`."""
         return "CPU-seconds" if self.gpu_s is None else "GPU-seconds"
 
@@ -43,6 +88,37 @@ class ServingUsage:
     def device_s(self) -> tuple[float, ...]:
         """Seconds of the device that serves: GPU-seconds if replicas have GPUs, else CPU-seconds."""
         return self.cpu_s if self.gpu_s is None else self.gpu_s
+
+
+def combined_usage(parts: Sequence[tuple[float, ServingUsage]]) -> ServingUsage:
+    """Return the resources of a model whose parts each answer a share of the rows: pairs of share and resources.
+
+    All parts are stored. A part without GPU-seconds or tokens has none of them to add to the others'. The tokens of
+    several endpoints are added, so that no endpoint's price applies to them.
+    """
+    rounds = len(parts[0][1].cpu_s)
+
+    def total(values: Callable[[ServingUsage], tuple[float, ...] | None]) -> tuple[float, ...]:
+        return tuple(
+            sum(share * given[index] for share, usage in parts if (given := values(usage)) is not None)
+            for index in range(rounds)
+        )
+
+    gpu_s = tokens = None
+    if any(usage.gpu_s is not None for _, usage in parts):
+        gpu_s = total(lambda usage: usage.gpu_s)
+    if any(usage.tokens is not None for _, usage in parts):
+        names = dict.fromkeys(usage.tokens.endpoint for _, usage in parts if usage.tokens)
+        tokens = Tokens(
+            " and ".join(names),
+            total(lambda usage: usage.tokens.input if usage.tokens else None),
+            total(lambda usage: usage.tokens.output if usage.tokens else None),
+        )
+    sizes = [usage.stored_bytes for _, usage in parts]
+    known = [size for size in sizes if size is not None]
+    return ServingUsage(
+        total(lambda usage: usage.cpu_s), gpu_s, tokens, sum(known) if len(known) == len(sizes) else None
+    )
 
 
 ServingCosts = Mapping[str, ServingUsage]
@@ -85,8 +161,8 @@ class TrainingUsage:
 
 
 @dataclass(frozen=True)
-class CostRounds:
-    """The resources of both models, measured in the same alternating rounds on the same device."""
+class CostPair:
+    """The resources of two models, measured in the same alternating rounds on the same machine."""
 
     incumbent: ServingUsage
     candidate: ServingUsage
@@ -98,110 +174,8 @@ class CostRounds:
                 f"{rounds[0]} rounds of the incumbent and {rounds[1]} of the candidate; measure both in the same "
                 f"{MIN_ROUNDS} or more rounds"
             )
-        if self.incumbent.unit != self.candidate.unit:
-            raise ValueError(
-                f"the incumbent has {self.incumbent.unit} and the candidate {self.candidate.unit}; measure both on the "
-                "same device"
-            )
 
 
-def cost_rounds(costs: ServingCosts, *, candidate: str = "candidate", incumbent: str = "incumbent") -> CostRounds:
+def cost_pair(costs: ServingCosts, *, candidate: str = "candidate", incumbent: str = "incumbent") -> CostPair:
     """Return the measured resources of the models in two roles as a pair."""
-    return CostRounds(incumbent=costs[incumbent], candidate=costs[candidate])
-
-
-def cost_ratio(rounds: CostRounds, *, alpha: float = 0.05) -> tuple[float, tuple[float, float]]:
-    """Return the candidate's seconds on the serving device divided by the incumbent's, with a 1 - alpha interval.
-
-    The estimate is the geometric mean over the rounds. The interval is Student's t on the logarithms of the ratios per
-    round, because the load of the machine in a round affects both models.
-    """
-    logs = np.log(rounds.candidate.device_s) - np.log(rounds.incumbent.device_s)
-    num_rounds = len(logs)
-    half = t.ppf(1 - alpha / 2, num_rounds - 1) * logs.std(ddof=1) / np.sqrt(num_rounds)
-    low, estimate, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
-    return float(estimate), (float(low), float(high))
-
-
-def price_of(usage: ServingUsage, *, terms: CostConfig) -> float:
-    """Return the mean price of a thousand rows, in the recipe's currency."""
-    cpu_s, gpu_s = np.mean(usage.cpu_s), np.mean(usage.gpu_s or 0.0)
-    return float(cpu_s * terms.price_per_cpu_hour + gpu_s * _gpu_price(terms, gpu_s=float(gpu_s))) / SECONDS_PER_HOUR
-
-
-def _gpu_price(terms: CostConfig, *, gpu_s: float) -> float:
-    """Return the price of a GPU-hour; raise ValueError if it is missing, because GPUs are never free."""
-    if terms.price_per_gpu_hour is None and gpu_s:
-        raise ValueError("GPU-seconds have no price; set evaluation.cost.price_per_gpu_hour")
-    return terms.price_per_gpu_hour or 0.0
-
-
-@dataclass(frozen=True)
-class NetBenefit:
-    """The parts of the net benefit over the horizon, in the recipe's currency."""
-
-    value_of_one: float  # value of a gain of 1 (100 points)
-    training: float
-    saving: float  # in serving, by the candidate
-    half_saving: float  # half the width of the saving's interval
-    trained: TrainingUsage  # the resources that `training` prices
-
-    def at(self, gain: float) -> float:
-        """Return the net benefit at a gain: its value - cost of training + saving in serving."""
-        return self.value_of_one * gain - self.training + self.saving
-
-    def interval(self, gain: float, *, of_gain: tuple[float, float]) -> tuple[float, float]:
-        """Return the interval from those of the gain and of the saving, by square-and-add (they are independent)."""
-        low, high = (np.hypot(self.value_of_one * (end - gain), self.half_saving) for end in of_gain)
-        return self.at(gain) - float(low), self.at(gain) + float(high)
-
-
-def net_benefit(terms: CostConfig, *, rounds: CostRounds, training: TrainingUsage, alpha: float) -> NetBenefit:
-    """Return the net benefit with Student's t interval of the saving over the rounds, two-sided at level 1 - alpha.
-
-    CPU-seconds and GPU-seconds are both priced. Raises ValueError if GPUs are used and have no price.
-    """
-    requests = terms.requests_per_month * terms.horizon_months
-    price_per_cpu_s = terms.price_per_cpu_hour / SECONDS_PER_HOUR
-    trained = training.cpu_s * price_per_cpu_s
-    saved = (np.array(rounds.incumbent.cpu_s) - np.array(rounds.candidate.cpu_s)) / 1000 * requests * price_per_cpu_s
-    if training.gpu_s:
-        trained += training.gpu_s * _gpu_price(terms, gpu_s=training.gpu_s) / SECONDS_PER_HOUR
-    if rounds.incumbent.gpu_s is not None and rounds.candidate.gpu_s is not None:
-        gpu_s = np.array(rounds.incumbent.gpu_s) - np.array(rounds.candidate.gpu_s)
-        saved += gpu_s / 1000 * requests * _gpu_price(terms, gpu_s=1.0) / SECONDS_PER_HOUR
-    half = t.ppf(1 - alpha / 2, len(saved) - 1) * saved.std(ddof=1) / np.sqrt(len(saved))
-    return NetBenefit(terms.value_of_correct * requests, trained, float(saved.mean()), float(half), training)
-
-
-def cost_gate(main: Comparison, *, benefit: NetBenefit, horizon_months: float) -> Gate:
-    """Return the cost gate: it passes if the interval of the net benefit is above 0, and fails if it is not above 0.
-
-    The gain is a share of correct answers, because the recipe states the value of a correct answer. `main` is therefore
-    the comparison in accuracy, also if the recipe's metric is macro-F1. For chat tasks, it is the comparison in the
-    recipe's metric, and a point of the metric has the price of a point of accuracy.
-    """
-    estimate, (low, high) = benefit.at(main.gain), benefit.interval(main.gain, of_gain=main.interval)
-    state = State.PASSES if low > 0 else State.FAILS if high <= 0 else State.NOT_ASSESSABLE
-    n = main.counts.n
-    needed = _rows_needed(main, benefit=benefit, n=n) if state is State.NOT_ASSESSABLE else None
-    bound = Bound("net benefit over the horizon", estimate, (low, high), 0.0, n, state, needed)
-    saving = f"serving {benefit.saving:+,.2f} (+- {benefit.half_saving:,.2f})"
-    training = f"training {-benefit.training:+,.2f} for {benefit.trained}"
-    parts = f"gain {benefit.value_of_one * main.gain:+,.2f}, {training}, {saving}"
-    note = f"over {horizon_months:g} months, in the recipe's currency: {parts}"
-    if main.gain != main.counts.gain:
-        note += "; the gain is not measured in accuracy, so each point is priced like a point of accuracy"
-    return gate("cost", (bound,), note=note)
-
-
-def _rows_needed(main: Comparison, *, benefit: NetBenefit, n: int) -> int | None:
-    """Return the rows that decide the gate at the same estimates; None if the saving's interval alone contains 0.
-
-    The width of the gain's interval decreases with the square root of the rows, that of the saving does not.
-    """
-    half, net = benefit.value_of_one * (main.interval[1] - main.interval[0]) / 2, abs(benefit.at(main.gain))
-    if net <= benefit.half_saving:
-        return None
-    shrink = half / net / np.sqrt(1 - (benefit.half_saving / net) ** 2)
-    return max(n + 1, round(n * shrink**2)) if shrink < MAX_SHRINK else None
+    return CostPair(incumbent=costs[incumbent], candidate=costs[candidate])

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from tailorbird import storage
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts, ServingDevice, ServingUsage
 from tailorbird.evaluation.inference.chat_answers import answer_texts
@@ -38,6 +39,7 @@ class _Model:
     answer: Callable[[Rows], object]
     weights: tuple[torch.nn.Module, ...]
     dtypes: frozenset[str]
+    stored_bytes: int  # size of its files and of its parts', without the base model that versions share
 
 
 def measure_serving(
@@ -69,15 +71,18 @@ def measure_serving(
             measured[role].append(_seconds(models[role], rows, device=device))
     emulated = tuple(role for role, model in models.items() if emulates(model.dtypes, device=device))
     name = torch.cuda.get_device_name() if on_gpu else CPU_NAME
-    costs = {role: usage_of(values, num_rows=len(rows), on_gpu=on_gpu) for role, values in measured.items()}
+    costs = {
+        role: usage_of(values, num_rows=len(rows), on_gpu=on_gpu, stored_bytes=models[role].stored_bytes)
+        for role, values in measured.items()
+    }
     return MeasuredCosts(ServingDevice(name, emulated), costs)
 
 
-def usage_of(rounds: Sequence[Seconds], *, num_rows: int, on_gpu: bool) -> ServingUsage:
+def usage_of(rounds: Sequence[Seconds], *, num_rows: int, on_gpu: bool, stored_bytes: int | None) -> ServingUsage:
     """Return the resources for a thousand rows, from the times of the rounds."""
     cpu_s = tuple(1000 * seconds.cpu / num_rows for seconds in rounds)
     gpu_s = tuple(1000 * seconds.elapsed / num_rows for seconds in rounds)
-    return ServingUsage(cpu_s, gpu_s if on_gpu else None)
+    return ServingUsage(cpu_s, gpu_s if on_gpu else None, stored_bytes=stored_bytes)
 
 
 def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
@@ -121,7 +126,13 @@ def _model(uri: str, *, device: str) -> _Model:
     answer: Callable[[Rows], object] = partial(_answer, parts[0])
     if hybrid is not None:
         answer = partial(_answer_hybrid, incumbent=parts[0], candidate=parts[1], routing=hybrid.routing)
-    return _Model(answer, tuple(weights), frozenset(str(part.version.dtype) for part in parts))
+    sizes = [storage.folder_sizes(each) for each in dict.fromkeys((uri, *uris))]
+    return _Model(
+        answer,
+        tuple(weights),
+        frozenset(str(part.version.dtype) for part in parts),
+        stored_bytes=sum(sum(of_files.values()) for of_files in sizes),
+    )
 
 
 def _answer(loaded: Loaded, rows: Rows) -> object:

@@ -1,6 +1,6 @@
 """Format a verdict for the terminal."""
 
-from tailorbird.evaluation.gates.cost import price_of
+from tailorbird.evaluation.report.costs import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence, MixRecord, ModelScore
 from tailorbird.evaluation.report.outlook import outlook_sentence
 from tailorbird.evaluation.verdict.formatting import size
@@ -78,28 +78,6 @@ def mix_sentence(mix: MixRecord) -> str:
     return (
         f"mix: {mix.weight:g} x fine-tuned encoder + {1 - mix.weight:g} x bag of words (best of {mix.num_weights} "
         f"weights on validation): {mix.validation:.3f}; encoder alone {mix.unmixed:.3f}"
-    )
-
-
-def cost_sentence(evidence: Evidence) -> str | None:
-    """Return the measured cost of serving and training, with prices if the recipe has them; None if not measured."""
-    verdict, cost, terms = evidence.verdict, evidence.cost, evidence.protocol.cost
-    if cost.serving is None or cost.device is None or verdict.cost_ratio is None:
-        return None
-    estimate, low, high = verdict.cost_ratio
-    sentence = (
-        f"cost: the candidate uses {estimate:.2f} times the incumbent's {verdict.cost_unit} per row ({low:.2f} to "
-        f"{high:.2f}, measured on {cost.device.name}); training used {cost.training}"
-    )
-    if terms is None:
-        return sentence
-    prices = [f"{terms.price_per_cpu_hour:g} per CPU-hour"]
-    if terms.price_per_gpu_hour is not None:
-        prices.insert(0, f"{terms.price_per_gpu_hour:g} per GPU-hour")
-    ours, theirs = (1000 * price_of(cost.serving[role], terms=terms) for role in ("candidate", "incumbent"))
-    return (
-        f"{sentence}; a million rows cost {ours:,.4g} with the candidate and {theirs:,.4g} with the incumbent, in the "
-        f"recipe's currency at {' and '.join(prices)}"
     )
 
 

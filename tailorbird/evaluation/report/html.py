@@ -6,7 +6,7 @@ import yaml
 from pydantic import BaseModel
 
 from tailorbird.evaluation.predictions import ROW_METRICS
-from tailorbird.evaluation.report import charts, sections
+from tailorbird.evaluation.report import charts, costs, sections
 from tailorbird.evaluation.report import html_elements as html
 from tailorbird.evaluation.report.console import mix_sentence, score_cells, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import Evidence
@@ -50,7 +50,7 @@ def to_html(evidence: Evidence) -> str:
             _scores_section(evidence, figures),
             sections.reliability_section(evidence, figures),
             _curve_section(evidence, figures),
-            sections.cost_section(evidence, figures),
+            costs.cost_section(evidence, figures),
             _size_section(evidence, figures),
             _sweep_section(evidence, figures),
             html.section("Training", html.pairs(figures.facts("training"))),

@@ -6,13 +6,13 @@ from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.report.console import (
-    cost_sentence,
     mix_sentence,
     power_sentence,
     score_cells,
     seed_sentence,
     streaming_sentence,
 )
+from tailorbird.evaluation.report.costs import cost_lines, cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.outlook import outlook_sentence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, p_text, points
@@ -69,6 +69,7 @@ def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
         "| model | validation | interval | test |\n|---|---|---|---|\n"
         + "\n".join("| " + " | ".join(score_cells(row)) + " |" for row in evidence.scores),
         "\n".join(f"- {sentence}" for sentence in _sentences(evidence)),
+        *cost_lines(evidence),
         "## Groups",
         _groups(verdict, role=role),
         "## Limits",

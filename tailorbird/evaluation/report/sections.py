@@ -4,7 +4,6 @@ from tailorbird.evaluation.gates.base import Bound, Gate
 from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report import charts
 from tailorbird.evaluation.report import html_elements as html
-from tailorbird.evaluation.report.console import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.html_elements import Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
@@ -228,43 +227,6 @@ def reliability_section(evidence: Evidence, figures: Figures) -> str:
         "<p class=soft><span class='key chosen'></span>candidate<span class=key></span>incumbent</p>",
         charts.reliability(bins),
         html.details("Bins", html.table(["model", "confidence", "accuracy", "rows"], rows=rows)),
-    )
-
-
-def cost_section(evidence: Evidence, figures: Figures) -> str:
-    """Return the serving cost of all models by round; empty if it was not measured."""
-    costs, unit, device = evidence.cost.serving, evidence.verdict.cost_unit, evidence.cost.device
-    if costs is None or unit is None or device is None or evidence.verdict.cost_ratio is None:
-        return ""
-    largest, on_gpu = max(max(usage.device_s) for usage in costs.values()), unit == "GPU-seconds"
-    rows = []
-    for role, usage in costs.items():
-        plot = charts.rounds(usage.device_s, largest=largest, chosen=role == "candidate")
-        names = ("gpu_s", "cpu_s") if on_gpu else ("cpu_s",)
-        cells = [", ".join(figures.items(f"cost.serving.{role}.{name}", ".4g")) for name in names]
-        rows.append([role, plot, *cells])
-    ratio, low, high = figures.items("verdict.cost_ratio", ".3f")
-    summary = {
-        f"{unit}, candidate divided by incumbent": f"{ratio} ({low} to {high})",
-        "device": figures("cost.device.name"),
-        "CPU-seconds of training, including the sweep": figures("cost.training.cpu_s", ",.0f"),
-    }
-    if evidence.cost.training.gpu_s:
-        summary["GPU-seconds of training, including the sweep"] = figures("cost.training.gpu_s", ",.0f")
-    if device.emulated:
-        summary["models whose dtype the device emulates, which is slow"] = ", ".join(
-            figures.items("cost.device.emulated")
-        )
-    return html.section(
-        "Cost to serve",
-        html.paragraph(
-            f"{unit} per thousand rows in alternating rounds. The axis ranges from 0 to {largest:.4g}, with one tick "
-            "per round.",
-            soft=True,
-        ),
-        html.table(["model", "plot:rounds", *(["GPU-seconds"] if on_gpu else []), "CPU-seconds"], rows=rows),
-        html.paragraph(cost_sentence(evidence) or ""),
-        html.pairs(summary),
     )
 
 

@@ -1,14 +1,16 @@
 """Evaluate what the outcome table reads: the family's comparisons, the gates, the costs and the hybrid (pure)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tailorbird.evaluation.gates.base import Gate
-from tailorbird.evaluation.gates.cost import CostUnit, ServingCosts, TrainingUsage
+from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage
+from tailorbird.evaluation.gates.prices import CostUnit, Ratio
 from tailorbird.evaluation.hybrid import apply_routing, hybrid_cost, share_to_candidate
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.family import FamilyComparison, compare_family, is_proven
-from tailorbird.evaluation.verdict.gates import cost_unit, evaluate_gates, measured_cost_ratio, states_of
+from tailorbird.evaluation.verdict.gates import CostComparison, evaluate_gates, states_of
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import ContenderVerdict, Difference, HybridVerdict
 from tailorbird.evaluation.verdict.protocol import TestProtocol, spent_alpha
@@ -24,10 +26,12 @@ class Assessment:
     facts: Facts
     main: FamilyComparison  # the candidate against the incumbent
     gates: tuple[Gate, ...]
-    cost_ratio: tuple[float, float, float] | None
+    cost_ratio: Ratio | None
     cost_unit: CostUnit | None
     hybrid: HybridVerdict | None
     contenders: tuple[ContenderVerdict, ...]
+    tables: Mapping[str, Predictions]  # test predictions by role, of the incumbent and the family
+    costs: ServingCosts | None  # measured resources by role, with the hybrid's; None if not measured
 
     @property
     def replacement(self) -> ContenderVerdict | None:
@@ -47,7 +51,7 @@ def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
     members = {"candidate": inputs.candidate, **({"hybrid": hybrid} if hybrid else {}), **inputs.contenders}
     tables = {role: model.clean for role, model in members.items()}
     family = compare_family(tables, incumbent=inputs.incumbent.clean, protocol=tests)
-    costs = _costs(inputs, hybrid=hybrid)
+    costs = CostComparison(_costs(inputs, hybrid=hybrid), protocol.cost, tests.alpha)
     contenders = tuple(
         _contender(role, inputs, result=family[role], protocol=protocol, costs=costs) for role in inputs.contenders
     )
@@ -56,7 +60,7 @@ def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
     if hybrid is not None:
         of_hybrid = _hybrid(hybrid, inputs, result=family["hybrid"], protocol=protocol, costs=costs)
     main, gates = family["candidate"], evaluate_gates(inputs, protocol=protocol)
-    ratio = measured_cost_ratio(costs, alpha=tests.alpha)
+    ratio = costs.ratio()
     rivals = [(rival.against_candidate, rival.candidate_cost) for rival in (*contenders, of_hybrid) if rival]
     # A rival that is proven worse than the candidate need not be more expensive.
     ratios = [ratio, *(cost for difference, cost in rivals if difference.interval[1] >= 0)]
@@ -78,8 +82,19 @@ def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
         other_proven=bool(better),
         surpassed=_surpassed(tables["candidate"], better=better, protocol=tests),
     )
-    rule, unit = select_rule(facts), cost_unit(costs)
-    return Assessment(tests.alpha, rule, facts, main, gates, ratio, unit, of_hybrid, contenders)
+    return Assessment(
+        alpha=tests.alpha,
+        rule=select_rule(facts),
+        facts=facts,
+        main=main,
+        gates=gates,
+        cost_ratio=ratio,
+        cost_unit=costs.unit,
+        hybrid=of_hybrid,
+        contenders=contenders,
+        tables={"incumbent": inputs.incumbent.clean, **tables},
+        costs=costs.serving,
+    )
 
 
 def _tests(inputs: VerdictInputs, *, protocol: TestProtocol) -> TestProtocol:
@@ -103,18 +118,23 @@ def _costs(inputs: VerdictInputs, *, hybrid: ModelPredictions | None) -> Serving
     return {**inputs.costs, "hybrid": hybrid_cost(inputs.routing, costs=inputs.costs, share=share)}
 
 
+def _pair(role: str, costs: ServingCosts | None) -> ServingCosts | None:
+    """Return the costs of the incumbent and of the model in a role, as those of a candidate."""
+    return None if costs is None else {"incumbent": costs["incumbent"], "candidate": costs[role]}
+
+
 def _contender(
     role: str,
     inputs: VerdictInputs,
     *,
     result: FamilyComparison,
     protocol: TestProtocol,
-    costs: ServingCosts | None,
+    costs: CostComparison,
 ) -> ContenderVerdict:
     model, comparison, tests = inputs.contenders[role], result.comparison, _tests(inputs, protocol=protocol)
     gates: tuple[Gate, ...] = ()
     if result.proven:  # only a proven contender can replace the incumbent
-        pair = None if costs is None else {"incumbent": costs["incumbent"], "candidate": costs[role]}
+        pair = _pair(role, costs.serving)
         as_candidate = replace(inputs, candidate=model, costs=pair, training=TrainingUsage())
         gates = evaluate_gates(as_candidate, protocol=protocol)
     return ContenderVerdict(
@@ -130,7 +150,7 @@ def _contender(
         eligible=result.proven and gates_pass(states_of(gates), regulated=protocol.regulated),
         gates=gates,
         against_candidate=_difference(model.clean, other=inputs.candidate.clean, protocol=tests),
-        candidate_cost=measured_cost_ratio(costs, alpha=tests.alpha, incumbent=role),
+        candidate_cost=costs.ratio(incumbent=role),
     )
 
 
@@ -140,15 +160,15 @@ def _hybrid(
     *,
     result: FamilyComparison,
     protocol: TestProtocol,
-    costs: ServingCosts | None,
+    costs: CostComparison,
 ) -> HybridVerdict:
     assert inputs.routing is not None  # a hybrid has a routing
     comparison, margin, tests = result.comparison, protocol.non_inferiority_margin, _tests(inputs, protocol=protocol)
     against = _difference(hybrid.clean, other=inputs.candidate.clean, protocol=tests)
-    ratio = measured_cost_ratio(costs, alpha=tests.alpha, candidate="hybrid", incumbent=inputs.best_part)
+    ratio = costs.ratio("hybrid", incumbent=inputs.best_part)
     not_inferior = min(comparison.interval[0], against.interval[0]) > -margin
     better = result.proven and against.proven
-    pair = None if costs is None else {"incumbent": costs["incumbent"], "candidate": costs["hybrid"]}
+    pair = _pair("hybrid", costs.serving)
     return HybridVerdict(
         routing=inputs.routing,
         share_to_candidate=share_to_candidate(inputs.routing, inputs.incumbent.clean),
@@ -161,7 +181,7 @@ def _hybrid(
         proven=result.proven,
         gates=evaluate_gates(replace(inputs, candidate=hybrid, costs=pair), protocol=protocol),
         against_candidate=against,
-        candidate_cost=measured_cost_ratio(costs, alpha=tests.alpha, incumbent="hybrid"),
+        candidate_cost=costs.ratio(incumbent="hybrid"),
         best_part=inputs.best_part,
         cost_ratio=ratio,
         holds=not_inferior and (better or (ratio is not None and ratio[2] < 1)),

@@ -3,13 +3,14 @@
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.statistics.posterior import posterior_of
 from tailorbird.evaluation.verdict.assess import Assessment, assess
+from tailorbird.evaluation.verdict.contender_costs import cheapest_sentences, contender_costs
 from tailorbird.evaluation.verdict.explain import ExplanationInputs, explain, further_access
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
 from tailorbird.evaluation.verdict.parts import SecondMetric
 from tailorbird.evaluation.verdict.power import power_of
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
-from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.evaluation.verdict.types import Verdict, winner_of
 
 SECOND_METRIC = {
     "accuracy": "macro_f1",
@@ -35,11 +36,17 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
     main, outcome = result.comparison, OUTCOME_OF_RULE[rule]
     power = power_of(inputs, assessment=assessment, protocol=protocol)
     replacement = assessment.replacement if outcome is Outcome.STAY else None
+    selected = winner_of(outcome, replacement=replacement.role if replacement else None)
+    costs = contender_costs(assessment, selected=selected, training=inputs.training, protocol=protocol)
     explained = ExplanationInputs(assessment, protocol, power, inputs.leaks, replacement)
     return Verdict(
         outcome=outcome,
         rule=rule,
-        reasons=(*explain(rule, explained), *further_access(inputs, alpha=alpha, protocol_alpha=protocol.alpha)),
+        reasons=(
+            *explain(rule, explained),
+            *(cheapest_sentences(costs, protocol=protocol) if rule != 2 else ()),
+            *further_access(inputs, alpha=alpha, protocol_alpha=protocol.alpha),
+        ),
         metric=protocol.metric,
         n=main.counts.n,
         alpha=alpha,
@@ -78,6 +85,7 @@ def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
         gates=assessment.gates,
         cost_ratio=assessment.cost_ratio,
         cost_unit=assessment.cost_unit,
+        costs=costs,
         hybrid=assessment.hybrid,
         contenders=assessment.contenders,
         replacement=replacement.role if replacement else None,

@@ -6,7 +6,7 @@ from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
 from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.evaluation.verdict.assess import Assessment
-from tailorbird.evaluation.verdict.formatting import p_text, points, size
+from tailorbird.evaluation.verdict.formatting import cost_basis, p_text, points, size
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import ContenderVerdict
 from tailorbird.evaluation.verdict.power import VerdictPower
@@ -203,8 +203,9 @@ def _hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
     ]
     if hybrid.cost_ratio is not None and hybrid.cost_ratio[2] < 1:
         reasons.append(
-            f"it uses {hybrid.cost_ratio[0]:.2f} times the {inputs.assessment.cost_unit} per row of the "
-            f"{hybrid.best_part}, its better part on validation (the interval ends at {hybrid.cost_ratio[2]:.2f})"
+            f"to serve, it costs {hybrid.cost_ratio[0]:.2f} times as much as the {hybrid.best_part}, its better part "
+            f"on validation (in {cost_basis(inputs.assessment.cost_unit)}; the interval ends at "
+            f"{hybrid.cost_ratio[2]:.2f})"
         )
     reasons.append(f"the candidate answers {hybrid.share_to_candidate:.0%} of the test rows")
     return *reasons, *open_gates(hybrid.gates, owner="the hybrid's")
@@ -258,8 +259,8 @@ def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
     if inputs.assessment.contenders or inputs.assessment.hybrid:
         others = ", and it is also cheaper than each other contender that is not proven worse than it"
     return (
-        f"cost: the candidate uses {ratio[0]:.2f} times the incumbent's {inputs.assessment.cost_unit} per row (the "
-        f"interval ends at {ratio[2]:.2f}){others}",
+        f"cost: to serve, the candidate costs {ratio[0]:.2f} times as much as the incumbent (in "
+        f"{cost_basis(inputs.assessment.cost_unit)}; the interval ends at {ratio[2]:.2f}){others}",
         f"the candidate is non-inferior: the interval of its gain starts at {points(facts.low)} points, above the "
         f"limit of {points(-facts.margin)}",
         f"the losses accepted for lower cost since the last proven champion sum to {size(facts.accepted_loss)}, under "

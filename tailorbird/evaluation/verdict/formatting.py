@@ -58,3 +58,8 @@ def interval_name(level: float) -> str:
 def p_text(p_value: float) -> str:
     """Return `p = 0.0314`, or `p < 0.0001`."""
     return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.3g}"
+
+
+def cost_basis(unit: str | None) -> str:
+    """Return what a cost ratio compares: `CPU-seconds per row`, or the price at the recipe's volume."""
+    return "price at the recipe's volume" if unit == "price" else f"{unit} per row"

@@ -1,9 +1,13 @@
 """Evaluate a protocol's gates from the predictions of the candidate and the incumbent."""
 
+from dataclasses import dataclass
+
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import Tables, counterfactual_gate, robustness_gate
 from tailorbird.evaluation.gates.calibration import calibration_gate
-from tailorbird.evaluation.gates.cost import CostUnit, ServingCosts, cost_gate, cost_ratio, cost_rounds, net_benefit
+from tailorbird.evaluation.gates.cost import ServingCosts, cost_pair
+from tailorbird.evaluation.gates.net_benefit import cost_gate
+from tailorbird.evaluation.gates.prices import CostTerms, CostUnit, Ratio, cost_ratio, cost_unit
 from tailorbird.evaluation.gates.subgroups import groups_gate
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
@@ -39,9 +43,8 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
         # The recipe prices a correct answer, so the gain is counted in correct answers, also under macro-F1.
         metric = "accuracy" if protocol.metric == "macro_f1" else protocol.metric
         main = compare(candidate, other=incumbent, metric=metric, alpha=alpha)
-        rounds = cost_rounds(inputs.costs)
-        benefit = net_benefit(protocol.cost, rounds=rounds, training=inputs.training, alpha=alpha)
-        gates.append(cost_gate(main, benefit=benefit, horizon_months=protocol.cost.horizon_months))
+        pair = cost_pair(inputs.costs)
+        gates.append(cost_gate(main, terms=protocol.cost, pair=pair, training=inputs.training, alpha=alpha))
     return tuple(gates)
 
 
@@ -50,19 +53,22 @@ def states_of(gates: tuple[Gate, ...]) -> dict[str, State]:
     return {gate.name: gate.state for gate in gates}
 
 
-def measured_cost_ratio(
-    costs: ServingCosts | None, *, alpha: float, candidate: str = "candidate", incumbent: str = "incumbent"
-) -> tuple[float, float, float] | None:
-    """Return one model's seconds on the serving device divided by another's: estimate, lower and upper end.
+@dataclass(frozen=True)
+class CostComparison:
+    """The measured costs of all models by role, with what is needed to compare two of them."""
 
-    Return None if they were not measured.
-    """
-    if costs is None:
-        return None
-    estimate, (low, high) = cost_ratio(cost_rounds(costs, candidate=candidate, incumbent=incumbent), alpha=alpha)
-    return estimate, low, high
+    serving: ServingCosts | None  # None if they were not measured
+    terms: CostTerms | None  # prices; None if the recipe has none
+    alpha: float
 
+    def ratio(self, candidate: str = "candidate", *, incumbent: str = "incumbent") -> Ratio | None:
+        """Return one model's cost of serving divided by another's; None if it is not assessable."""
+        if self.serving is None:
+            return None
+        pair = cost_pair(self.serving, candidate=candidate, incumbent=incumbent)
+        return cost_ratio(pair, alpha=self.alpha, terms=self.terms)
 
-def cost_unit(costs: ServingCosts | None) -> CostUnit | None:
-    """Return the unit of the ratios of `measured_cost_ratio`; None if the costs were not measured."""
-    return None if costs is None else costs["incumbent"].unit
+    @property
+    def unit(self) -> CostUnit | None:
+        """What the ratios compare; None if the costs were not measured."""
+        return None if self.serving is None else cost_unit(cost_pair(self.serving), terms=self.terms)

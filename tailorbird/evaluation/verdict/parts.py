@@ -42,7 +42,7 @@ class FamilyVerdict(VerdictPart):
     against_candidate: Difference
     """The score of this model minus the candidate's."""
     candidate_cost: tuple[float, float, float] | None
-    """Cost per row, candidate divided by this model: estimate and 1 - alpha interval."""
+    """Cost of serving, candidate divided by this model: estimate and 1 - alpha interval."""
 
 
 class ContenderVerdict(FamilyVerdict):
@@ -64,9 +64,63 @@ class HybridVerdict(FamilyVerdict):
     best_part: Literal["incumbent", "candidate"]
     """The part with the higher score on validation."""
     cost_ratio: tuple[float, float, float] | None
-    """Cost per row, hybrid divided by its best part: estimate and 1 - alpha interval."""
+    """Cost of serving, hybrid divided by its best part: estimate and 1 - alpha interval."""
     holds: bool
     """True if the hybrid is non-inferior to its parts, and costs less than the best part or is proven better."""
+
+
+class GainOverSelected(VerdictPart):
+    """The score of a contender minus that of the selected model, tested by Holm's method over the other contenders."""
+
+    gain: float
+    interval: tuple[float, float]
+    """Two-sided at 1 - `level`."""
+    level: float
+
+    @property
+    def not_worse(self) -> bool:
+        """True if the contender is not shown to be worse: the interval does not end below 0."""
+        return self.interval[1] >= 0
+
+    def is_above(self, limit: float) -> bool:
+        """Return True if the whole interval is above the limit."""
+        return self.interval[0] > limit
+
+
+class CostDifference(VerdictPart):
+    """The total of a contender minus that of the selected model."""
+
+    estimate: float
+    interval: tuple[float, float]
+    """Student's t over paired rounds, two-sided at level 1 - alpha."""
+
+
+class ContenderCost(VerdictPart):
+    """The cost of a contender at the recipe's volume over the horizon, in the recipe's currency."""
+
+    role: str
+    missing: tuple[str, ...] = ()
+    """Prices that are not set and measurements that were not made. If there are any, no number is known."""
+    total: float | None = None
+    """Sum of `replicas`, `tokens`, `storage` and `training`."""
+    interval: tuple[float, float] | None = None
+    """Of the total: Student's t over the rounds, two-sided at level 1 - alpha."""
+    replicas: float | None = None
+    """Cost of the paid replica-hours, busy or idle."""
+    busy: float | None = None
+    """Part of `replicas` for the hours in which a replica answers requests."""
+    replica_hours: float | None = None
+    """Paid replica-hours per month."""
+    tokens: float | None = None
+    """Cost of the tokens of an external endpoint."""
+    storage: float | None = None
+    """Cost of storing the version; None if the recipe has no price for storage."""
+    training: float | None = None
+    """Cost of the training of this run, with the sweep; 0 for a model that this run did not train."""
+    difference: CostDifference | None = None
+    """None for the selected model, and if one of the two totals is not known."""
+    gain: GainOverSelected | None = None
+    """None for the selected model."""
 
 
 class SecondMetric(VerdictPart):

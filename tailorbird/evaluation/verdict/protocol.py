@@ -4,8 +4,10 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tailorbird.config.evaluation import CostConfig, EvaluationConfig, GatesConfig, HybridConfig
+from tailorbird.config.evaluation import EvaluationConfig, GatesConfig, HybridConfig
+from tailorbird.config.serving import ServingConfig
 from tailorbird.config.tasks import TASKS
+from tailorbird.evaluation.gates.prices import CostTerms
 
 METRICS = tuple(metric for rules in TASKS.values() for metric in rules.metrics)
 NO_GATES = GatesConfig(calibration=None, groups=None, counterfactual=None, robustness=None)
@@ -33,8 +35,8 @@ class TestProtocol(BaseModel):
     regulated: bool = False
     """True if a gate that cannot be assessed stops a change of model."""
     gates: GatesConfig = NO_GATES
-    cost: CostConfig | None = None
-    """Prices for the cost gate; None without a cost gate."""
+    cost: CostTerms | None = None
+    """Prices, and the replicas of the recipe; None without a cost gate."""
     hybrid: HybridConfig | None = None
     """Routing between both models; None if the recipe allows no hybrid."""
     valid_days: int = 365
@@ -57,23 +59,27 @@ def spent_alpha(alpha: float, *, access_number: int) -> float:
     return alpha if access_number == 1 else alpha / (access_number * (access_number + 1))
 
 
-def build_protocol(config: EvaluationConfig, *, test_sha256: str, num_test_rows: int) -> TestProtocol:
-    """Return a recipe's protocol for these test rows.
-
-    `expected_gain` defaults to twice `minimum_gain`, and `non_inferiority_margin` to `minimum_gain`.
-    """
-    expected, margin = config.expected_gain, config.non_inferiority_margin
+def build_protocol(
+    config: EvaluationConfig, *, serving: ServingConfig, test_sha256: str, num_test_rows: int
+) -> TestProtocol:
+    """Return a recipe's protocol for these test rows; `non_inferiority_margin` defaults to `minimum_gain`."""
+    margin = config.non_inferiority_margin
     return TestProtocol(
         metric=config.metric,
         minimum_gain=config.minimum_gain,
-        expected_gain=min(2 * config.minimum_gain, 0.99) if expected is None else expected,
+        expected_gain=expected_gain(config),
         non_inferiority_margin=config.minimum_gain if margin is None else margin,
         alpha=config.alpha,
         test_sha256=test_sha256,
         num_test_rows=num_test_rows,
         regulated=config.regulated,
         gates=config.gates,
-        cost=config.cost,
+        cost=CostTerms.of_recipe(config, serving=serving),
         hybrid=config.hybrid,
         valid_days=config.valid_days,
     )
+
+
+def expected_gain(config: EvaluationConfig) -> float:
+    """Return the gain at which power is computed, by default twice `minimum_gain`."""
+    return min(2 * config.minimum_gain, 0.99) if config.expected_gain is None else config.expected_gain

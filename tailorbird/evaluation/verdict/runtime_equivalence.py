@@ -4,7 +4,7 @@ from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.verdict.explain import failed_gates, open_gates
 from tailorbird.evaluation.verdict.formatting import points
-from tailorbird.evaluation.verdict.gates import evaluate_gates, measured_cost_ratio, states_of
+from tailorbird.evaluation.verdict.gates import CostComparison, evaluate_gates, states_of
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
 from tailorbird.evaluation.verdict.parts import VerdictPart
 from tailorbird.evaluation.verdict.protocol import TestProtocol
@@ -34,11 +34,13 @@ class Equivalence(VerdictPart):
 def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Equivalence:
     """Apply the conditions of rule 7 with the evaluated version as incumbent and its export as candidate.
 
-    The comparison does not count as an access to the test set, because it does not select weights. Raises
-    VerdictRefused under the same conditions as `decide`, and ValueError if a measurement or table is missing.
+    The costs are compared in CPU-seconds, also if the recipe has prices: both engines serve the same weights on the
+    same replicas, and fewer CPU-seconds let a replica answer more requests. The comparison does not count as an access
+    to the test set, because it does not select weights. Raises VerdictRefused under the same conditions as `decide`,
+    and ValueError if a measurement or table is missing.
     """
     require_same_rows(inputs, protocol=protocol)
-    ratio = measured_cost_ratio(inputs.costs, alpha=protocol.alpha)
+    ratio = CostComparison(inputs.costs, terms=None, alpha=protocol.alpha).ratio()
     if ratio is None:
         raise ValueError("the cost of the two engines was not measured; measure it in alternating rounds")
     exported, evaluated = inputs.candidate.clean, inputs.incumbent.clean

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import model_validator
 
 from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.cost import CostUnit
+from tailorbird.evaluation.gates.prices import CostUnit
 from tailorbird.evaluation.statistics.posterior import Posterior
 from tailorbird.evaluation.verdict.formatting import (
     METRIC_NAMES,
@@ -15,7 +15,13 @@ from tailorbird.evaluation.verdict.formatting import (
     p_text,
     points,
 )
-from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridVerdict, SecondMetric, VerdictPart
+from tailorbird.evaluation.verdict.parts import (
+    ContenderCost,
+    ContenderVerdict,
+    HybridVerdict,
+    SecondMetric,
+    VerdictPart,
+)
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
 
 
@@ -76,9 +82,13 @@ class Verdict(VerdictPart):
     gates: tuple[Gate, ...]
     """Gates of the candidate."""
     cost_ratio: tuple[float, float, float] | None
-    """`cost_unit` per row, candidate divided by incumbent: estimate and 1 - alpha interval; None if not measured."""
+    """Cost of serving, candidate divided by incumbent: estimate and 1 - alpha interval; None if not assessable."""
     cost_unit: CostUnit | None
-    """Unit of all costs of the verdict: GPU-seconds if replicas have GPUs, else CPU-seconds; None if not measured."""
+    """What all cost ratios compare: the price at the recipe's volume if it has prices, else GPU-seconds per row if
+    replicas have GPUs, else CPU-seconds; None if not measured."""
+    costs: tuple[ContenderCost, ...]
+    """Cost of the incumbent, the candidate, the hybrid and the further contenders; empty without prices. No rule reads
+    it."""
     hybrid: HybridVerdict | None
     contenders: tuple[ContenderVerdict, ...]
     """The further contenders, best on validation first."""
@@ -98,8 +108,7 @@ class Verdict(VerdictPart):
     @property
     def winner(self) -> str:
         """The role that the verdict selects."""
-        changed = {Outcome.FINE_TUNE: "candidate", Outcome.HYBRID: "hybrid"}.get(self.outcome)
-        return changed or self.replacement or "incumbent"
+        return winner_of(self.outcome, replacement=self.replacement)
 
     @property
     def family_size(self) -> int:
@@ -137,6 +146,12 @@ class Verdict(VerdictPart):
         family = f" after Holm's correction for {self.family_size} comparisons" if self.family_size > 1 else ""
         measured = f"{interval}, {p_text(shown.p_holm)}{family}, n = {self.n:,}"
         return f"{self.outcome}: {points(shown.gain)} points ({measured}), by rule {self.rule}{later}"
+
+
+def winner_of(outcome: Outcome, *, replacement: str | None) -> str:
+    """Return the role that an outcome selects; `replacement` is the role that replaces the incumbent, if any."""
+    changed = {Outcome.FINE_TUNE: "candidate", Outcome.HYBRID: "hybrid"}.get(outcome)
+    return changed or replacement or "incumbent"
 
 
 def _headline(verdict: Verdict) -> str:

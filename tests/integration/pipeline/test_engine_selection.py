@@ -110,7 +110,9 @@ def _conclude(recipe: Recipe, version: versions.ModelVersion, answers: Predictio
         run,
         versions={"candidate": candidate_record(version), "incumbent": absent},
         recipe=recipe,
-        protocol=build_protocol(recipe.evaluation, test_sha256=test_sha256, num_test_rows=len(answers)),
+        protocol=build_protocol(
+            recipe.evaluation, serving=recipe.serving, test_sha256=test_sha256, num_test_rows=len(answers)
+        ),
         data=data,
     )
 

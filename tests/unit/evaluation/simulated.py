@@ -68,6 +68,8 @@ class Simulation:
     """The candidate's accuracy in groups where it differs from `candidate`."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """Section `evaluation` of the recipe."""
+    serving: dict[str, Any] = field(default_factory=lambda: {"min_replicas": 0})
+    """Section `serving` of the recipe."""
     routing: Routing | None = None
     costs: ServingCosts | None = None
     device: ServingDevice = ServingDevice("CPU")  # noqa: RUF009
@@ -94,6 +96,7 @@ def recipe_of(simulation: Simulation) -> Recipe:
             "data": {"train": "s3://lake/icd10/train", "groups": ["sex"]},
             "training": {"seed": 5},
             "evaluation": gates | simulation.evaluation,
+            "serving": simulation.serving,
             "registry": "s3://models",
         }
     )
@@ -177,7 +180,8 @@ def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
 
 
 def protocol_of(simulation: Simulation) -> TestProtocol:
-    return build_protocol(recipe_of(simulation).evaluation, test_sha256=SHA, num_test_rows=simulation.num_rows)
+    recipe = recipe_of(simulation)
+    return build_protocol(recipe.evaluation, serving=recipe.serving, test_sha256=SHA, num_test_rows=simulation.num_rows)
 
 
 def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: str = CODE) -> Preregistration:

@@ -41,7 +41,9 @@ def context_of(recipe: Recipe, splits: Splits, *, base_model: str = "s3://m/base
     data = LoadedDataset(cleaned, report, fingerprint(cleaned))
     code = CodeVersion("c" * 64, f"{recipe.task_uri}/code/c.zip")
     inputs = RunInputs(recipe, data, BaseModelRecord(base_model, base_model, {}), code)
-    protocol = build_protocol(recipe.evaluation, test_sha256=data.hashes["test"], num_test_rows=len(cleaned.test))
+    protocol = build_protocol(
+        recipe.evaluation, serving=recipe.serving, test_sha256=data.hashes["test"], num_test_rows=len(cleaned.test)
+    )
     run = f"{recipe.task_uri}/runs/r"
     return RunContext(run, inputs, task_of(inputs), protocol, champion=None, accepted_loss=0.0, requested_by="me")
 

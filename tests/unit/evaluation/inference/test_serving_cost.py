@@ -58,6 +58,9 @@ def test_both_models_have_a_time_for_each_round(uris: dict[str, str]) -> None:
     assert min(costs["incumbent"].cpu_s + costs["candidate"].cpu_s) > 0
     assert {usage.gpu_s for usage in costs.values()} == {None}
     assert measured.device == ServingDevice("CPU", emulated=())
+    for role, usage in costs.items():
+        folder = Path(uris[role].removeprefix("file://"))
+        assert usage.stored_bytes == sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
@@ -70,7 +73,9 @@ def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
         answered.append(model.uri.rpartition("/")[2])
         return Seconds(cpu=len(answered) * len(rows) / 1000, elapsed=1.0)
 
-    monkeypatch.setattr(serving_cost, "_model", lambda uri, device: SimpleNamespace(uri=uri, dtypes={device}))
+    monkeypatch.setattr(
+        serving_cost, "_model", lambda uri, device: SimpleNamespace(uri=uri, dtypes={device}, stored_bytes=7)
+    )
     monkeypatch.setattr(serving_cost, "_seconds", counted)
     in_order = {role: uris[role] for role in ("incumbent", "candidate")} | {"probe": "file:///probe"}
     costs = serving_cost.measure_serving(in_order, rows=rows_of(["heart"] * 7), num_rounds=5).serving
@@ -119,10 +124,10 @@ def test_a_hybrid_costs_the_rows_that_each_part_answers(
 
 def test_gpu_seconds_are_the_elapsed_time() -> None:
     rounds = [Seconds(cpu=0.2, elapsed=0.5)] * 5
-    usage = usage_of(rounds, num_rows=50, on_gpu=True)
+    usage = usage_of(rounds, num_rows=50, on_gpu=True, stored_bytes=3)
     assert (usage.cpu_s, usage.gpu_s) == ((4.0,) * 5, (10.0,) * 5)
     assert (usage.unit, usage.device_s) == ("GPU-seconds", usage.gpu_s)
-    assert usage_of(rounds, num_rows=50, on_gpu=False).unit == "CPU-seconds"
+    assert usage_of(rounds, num_rows=50, on_gpu=False, stored_bytes=3).unit == "CPU-seconds"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

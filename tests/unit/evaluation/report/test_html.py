@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tailorbird.evaluation.gates.cost import ServingDevice, ServingUsage, TrainingUsage
-from tailorbird.evaluation.report.console import cost_sentence, verdict_lines
+from tailorbird.evaluation.report.console import verdict_lines
+from tailorbird.evaluation.report.costs import cost_sentence
 from tailorbird.evaluation.report.evidence import AverageRecord, CurveRecord, Evidence, MixRecord, SeedRecord
 from tailorbird.evaluation.report.html import load_duties, to_html
 from tailorbird.evaluation.report.model_card import to_model_card
@@ -49,10 +50,11 @@ ON_GPU = Simulation(
         "cost": {
             "value_of_correct": 0.5,
             "requests_per_month": 10000,
-            "price_per_cpu_hour": 0,
+            "price_per_cpu_hour": 0.1,
             "price_per_gpu_hour": 3.6,
         }
     },
+    serving={"min_replicas": 0, "gpus_per_replica": 1},
 )
 VOID = ("meta", "br")
 
@@ -106,7 +108,7 @@ def formats_of(value: Any) -> list[str]:
         return ["yes" if value else "no", "none", "no number is enough"]
     if isinstance(value, int | float):
         forms = (
-            "+.2f", "+.1g", ".2f", ".3f", ".4f", ",.4g", ",.0f", ",", ".3g", ".0%", "+,.0f", ".1f",
+            "+.2f", "+.1g", ".2f", ".3f", ".4f", ",.4g", ",.0f", ",", ".3g", ".0%", "+,.0f", ".1f", ",.2f", ".2g",
         )  # fmt: skip
         formatted = [format(scale * value, form) for scale in (1, 100) for form in forms]
         return [
@@ -178,7 +180,7 @@ def test_the_page_is_well_formed_without_scripts_and_external_resources(outcome:
 
 def test_optional_sections_are_omitted() -> None:
     full, minimal = (Page(to_html(evidence_for(outcome))).text for outcome in ("FINE_TUNE", "STAY"))
-    for title in ("Learning curve", "Cost to serve"):
+    for title in ("Learning curve", "Measured resources"):
         assert title in full
         assert title not in minimal
     assert "routing rule" in Page(to_html(evidence_for("HYBRID"))).text
@@ -303,9 +305,10 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     evidence = evidence_of(ON_GPU)
     sentence = cost_sentence(evidence)
     assert sentence == (
-        "cost: the candidate uses 0.60 times the incumbent's GPU-seconds per row (0.59 to 0.62, measured on NVIDIA "
-        "H100); training used 2 GPU-hours and 10 CPU-hours; a million rows cost 2.416 with the candidate and 4.008 "
-        "with the incumbent, in the recipe's currency at 3.6 per GPU-hour and 0 per CPU-hour"
+        "cost: to serve, the candidate costs 0.60 times as much as the incumbent (0.59 to 0.62, in price at the "
+        "recipe's volume, measured on NVIDIA H100); training used 2 GPU-hours and 10 CPU-hours; 10,000 requests a "
+        "month, at least 0 replicas with 1 CPU cores and 1 GPUs each; prices in the recipe's currency: 0.1 per "
+        "CPU-hour, 3.6 per GPU-hour; storage is not priced"
     )
     assert f"  {sentence}" in verdict_lines(evidence)
     assert f"- {sentence}" in to_model_card(evidence)
@@ -317,7 +320,7 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     assert {path.split(".")[3] for path, _ in measured} == {"cpu_s", "gpu_s"}
     assert all(text in formats_of(value_at(evidence, path)) for path, text in measured)
     (gate,) = [gate for gate in evidence.verdict.gates if gate.name == "cost"]
-    assert "training -7.20 for 2 GPU-hours and 10 CPU-hours" in gate.note
+    assert "training -8.20 for 2 GPU-hours and 10 CPU-hours" in gate.note
 
 
 def test_a_cost_that_was_not_measured_has_no_sentence() -> None:
@@ -329,3 +332,30 @@ def test_the_page_names_the_endpoint_and_the_model_that_it_reported() -> None:
     page = to_html(evidence_for().model_copy(update={"endpoint": endpoint}))
     for field, value in {"url": "https://host/v1", "model": "m", "reported_model": "m-2026-01-01"}.items():
         assert f'<span data-from="endpoint.{field}">{value}</span>' in page
+
+
+def test_report_and_card_have_the_cost_of_each_contender_with_its_parts() -> None:
+    evidence = evidence_for()
+    page, card = Page(to_html(evidence)), to_model_card(evidence)
+    assert "Cost of 12 months at 10,000 requests a month, at least 0 replicas" in page.text
+    paths = {path for path, _ in page.figures}
+    for index, cost in enumerate(evidence.verdict.costs):
+        at = f"verdict.costs.{index}"
+        parts = ("total", "interval.0", "interval.1", "replicas", "busy", "tokens", "training", "replica_hours")
+        assert {f"{at}.{part}" for part in parts} <= paths
+        assert (f"{at}.gain.gain" in paths) == (cost.role != evidence.winning_role)
+        assert f"| {cost.role} | {cost.total:,.2f} (" in card or f"| {cost.role} | {cost.total:.2g} (" in card
+    assert "storage is not priced" in page.text
+    assert "## Cost of 12 months" in card
+    assert "## Cost of" not in to_model_card(evidence_for("STAY"))
+
+
+def test_a_missing_price_is_shown_as_not_assessable_and_not_as_0() -> None:
+    cost = {"value_of_correct": 0.5, "requests_per_month": 10000}
+    evidence = evidence_of(Simulation(costs=on_cpu(SECONDS), evaluation={"cost": cost}))
+    assert evidence.verdict.cost_ratio is None
+    page, card = Page(to_html(evidence)), to_model_card(evidence)
+    assert ("verdict.costs.0.missing.0", "evaluation.cost.price_per_cpu_hour is not set") in page.figures
+    assert not any(path.startswith("verdict.costs.0.total") for path, _ in page.figures)
+    assert "| incumbent | not assessable |  |  |  |  |" in card
+    assert "the costs of serving the candidate and the incumbent cannot be compared" in (cost_sentence(evidence) or "")

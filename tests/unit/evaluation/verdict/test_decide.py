@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
-from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
+from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol, expected_gain
 from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
 from tailorbird.evaluation.verdict.types import Verdict
 from tests.unit.evaluation.simulated import on_cpu
@@ -220,10 +221,12 @@ def test_an_invalid_record_is_refused() -> None:
 
 
 def test_the_protocol_comes_from_the_recipe_and_survives_a_json_round_trip() -> None:
-    protocol = build_protocol(EvaluationConfig(minimum_gain=0.015), test_sha256=SHA, num_test_rows=2151)
+    protocol = build_protocol(
+        EvaluationConfig(minimum_gain=0.015), serving=ServingConfig(), test_sha256=SHA, num_test_rows=2151
+    )
     assert (protocol.minimum_gain, protocol.expected_gain, protocol.alpha) == (0.015, 0.03, 0.05)
     assert TestProtocol.model_validate_json(protocol.model_dump_json()) == protocol
-    assert build_protocol(EvaluationConfig(expected_gain=0.04), test_sha256=SHA, num_test_rows=1).expected_gain == 0.04
+    assert expected_gain(EvaluationConfig(expected_gain=0.04)) == 0.04
 
 
 @pytest.mark.parametrize(

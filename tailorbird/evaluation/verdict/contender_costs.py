@@ -1,0 +1,159 @@
+"""The cost of every contender at the stated volume, and the cheapest that is not shown to be worse than the winner.
+
+Nothing here changes the outcome: the rules read the cost gate and the cost ratios only.
+"""
+
+from collections.abc import Callable, Sequence
+
+from tailorbird.evaluation.gates.cost import ServingUsage, TrainingUsage
+from tailorbird.evaluation.gates.prices import (
+    CostTerms,
+    mean_interval,
+    missing_for_serving,
+    missing_for_training,
+    price_serving,
+    price_training,
+)
+from tailorbird.evaluation.verdict.assess import Assessment
+from tailorbird.evaluation.verdict.family import compare_family
+from tailorbird.evaluation.verdict.formatting import interval_name, points
+from tailorbird.evaluation.verdict.parts import ContenderCost, CostDifference, GainOverSelected
+from tailorbird.evaluation.verdict.protocol import TestProtocol
+
+FINE_TUNED_ROLES = ("candidate", "hybrid")
+"""The roles whose cost includes the training of this run; that of a champion is already paid."""
+
+
+def contender_costs(
+    assessment: Assessment, *, selected: str, training: TrainingUsage, protocol: TestProtocol
+) -> tuple[ContenderCost, ...]:
+    """Return the cost of each contender at the recipe's volume, compared with the model that the verdict selects.
+
+    Return an empty tuple if the recipe has no prices or the costs were not measured. Gains are compared by Holm's
+    method over all other contenders, as those of the family over the incumbent.
+    """
+    terms, usages = protocol.cost, assessment.costs
+    if terms is None or usages is None:
+        return ()
+    tests = protocol.model_copy(update={"alpha": assessment.alpha})
+    others = {role: table for role, table in assessment.tables.items() if role != selected}
+    gains = compare_family(others, incumbent=assessment.tables[selected], protocol=tests)
+    trained = {role: training if role in FINE_TUNED_ROLES else TrainingUsage() for role in usages}
+    costs = []
+    for role in assessment.tables:
+        cost = _cost(role, usages[role], training=trained[role], terms=terms, alpha=assessment.alpha)
+        if role != selected:
+            gain = gains[role]
+            cost = cost.model_copy(
+                update={
+                    "difference": _difference(
+                        [(usages[each], trained[each]) for each in (role, selected)], terms=terms, alpha=tests.alpha
+                    ),
+                    "gain": GainOverSelected(
+                        gain=gain.comparison.gain, interval=gain.comparison.interval, level=gain.level
+                    ),
+                }
+            )
+        costs.append(cost)
+    return tuple(costs)
+
+
+def _cost(role: str, usage: ServingUsage, *, training: TrainingUsage, terms: CostTerms, alpha: float) -> ContenderCost:
+    missing = dict.fromkeys((*missing_for_serving(usage, terms=terms), *missing_for_training(training, terms=terms)))
+    if missing:
+        return ContenderCost(role=role, missing=tuple(missing))
+    serving, trained = price_serving(usage, terms=terms), price_training(training, terms=terms)
+    mean, half = mean_interval(serving.total, alpha=alpha)
+    total = mean + trained
+    return ContenderCost(
+        role=role,
+        total=total,
+        interval=(total - half, total + half),
+        replicas=float(serving.replicas.mean()),
+        busy=float(serving.busy.mean()),
+        replica_hours=float(serving.replica_hours.mean()),
+        tokens=float(serving.tokens.mean()),
+        storage=serving.storage,
+        training=trained,
+    )
+
+
+def _difference(
+    models: Sequence[tuple[ServingUsage, TrainingUsage]], *, terms: CostTerms, alpha: float
+) -> CostDifference | None:
+    """Return the total of the first model minus that of the second; None if one of them is not assessable."""
+    if any(missing_for_serving(usage, terms=terms) for usage, _ in models):
+        return None
+    if any(missing_for_training(training, terms=terms) for _, training in models):
+        return None
+    ours, theirs = (price_serving(usage, terms=terms).total for usage, _ in models)
+    of_training = price_training(models[0][1], terms=terms) - price_training(models[1][1], terms=terms)
+    mean, half = mean_interval(ours - theirs, alpha=alpha)
+    mean += of_training
+    return CostDifference(estimate=mean, interval=(mean - half, mean + half))
+
+
+def cheapest_of(costs: tuple[ContenderCost, ...], allowed: Callable[[GainOverSelected], bool]) -> ContenderCost | None:
+    """Return the cheapest of the selected model and those whose gain over it is allowed; None if no cost is known.
+
+    Of equal costs, the selected model's is returned.
+    """
+    known = [cost for cost in costs if cost.total is not None and (cost.gain is None or allowed(cost.gain))]
+    return min(known, key=lambda cost: (cost.total, cost.gain is not None), default=None)
+
+
+def cheapest_sentences(costs: tuple[ContenderCost, ...], *, protocol: TestProtocol) -> tuple[str, ...]:
+    """Return a sentence on the cheapest contender that is not shown to be worse than the selected model.
+
+    *Not shown to be worse* means that the interval of its gain does not end below 0. *Non-inferior* is the stronger
+    statement of rule 7: the interval starts above minus the non-inferiority margin. If another contender is the
+    cheapest of those that are non-inferior, a second sentence names it. A last one names the costs that are not known.
+    """
+    terms, margin = protocol.cost, protocol.non_inferiority_margin
+    if terms is None or not costs:
+        return ()
+    selected = next(cost for cost in costs if cost.gain is None)
+    cheapest = cheapest_of(costs, lambda gain: gain.not_worse)
+    non_inferior = cheapest_of(costs, lambda gain: gain.is_above(-margin))
+    sentences = []
+    volume = f"for {terms.horizon_months:g} months of {terms.requests_per_month:,.0f} requests"
+    known = " with a known cost" if any(cost.missing for cost in costs) else ""
+    if cheapest is not None:
+        what = f"contender{known} that is not shown to be worse than {named(selected.role)}, which is selected"
+        if cheapest is selected:
+            what = f"model: no contender{known} that is not shown to be worse costs less"
+        sentences.append(_cheapest(cheapest, selected=selected, what=what, volume=volume, margin=margin))
+    if non_inferior is not None and non_inferior is not cheapest:
+        what = f"contender{known} that is non-inferior to {named(selected.role)}"
+        sentences.append(_cheapest(non_inferior, selected=selected, what=what, volume=volume, margin=margin))
+    sentences += [
+        f"the cost of {named(cost.role)} is not assessable: {', '.join(cost.missing)}" for cost in costs if cost.missing
+    ]
+    return tuple(sentences)
+
+
+def _cheapest(cost: ContenderCost, *, selected: ContenderCost, what: str, volume: str, margin: float) -> str:
+    assert cost.total is not None  # the cheapest has a known cost
+    sentence = f"cost: {named(cost.role)} is the cheapest {what}: {money(cost.total)} {volume}"
+    if cost.gain is None:
+        return sentence
+    if selected.total is not None and cost.difference is not None:
+        low, high = cost.difference.interval
+        sentence += f", instead of {money(selected.total)} ({money(low)} to {money(high)} more"
+        sentence += ")" if high < 0 else "; it is not shown to cost less)"
+    low, high = cost.gain.interval
+    sentence += f"; its gain is {points(cost.gain.gain)} points ({interval_name(cost.gain.level)} {points(low)} to "
+    if cost.gain.is_above(-margin):
+        worse = "" if cost.gain.not_worse else ", although it is worse"
+        return f"{sentence}{points(high)}), so it is non-inferior (limit {points(-margin)}){worse}"
+    return f"{sentence}{points(high)}), so it is not shown to be non-inferior (limit {points(-margin)})"
+
+
+def named(role: str) -> str:
+    """Return a role in a sentence: `the candidate`, but `bag_of_words`."""
+    return f"the {role}" if role in ("incumbent", *FINE_TUNED_ROLES) else role
+
+
+def money(amount: float) -> str:
+    """Return an amount with two decimals, or with two digits if it is below 0.01."""
+    return f"{amount:,.2f}" if abs(amount) >= 0.01 or amount == 0 else f"{amount:.2g}"

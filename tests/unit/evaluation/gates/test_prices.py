@@ -1,0 +1,253 @@
+"""Tests of the cost of serving at a volume: replicas, tokens, storage, missing prices, and the ratio of two costs."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.config.endpoint import EndpointConfig
+from tailorbird.config.evaluation import CostConfig, EvaluationConfig
+from tailorbird.config.serving import ServingConfig
+from tailorbird.evaluation.gates.cost import CostPair, ServingUsage, Tokens, TrainingUsage
+from tailorbird.evaluation.gates.prices import (
+    CostTerms,
+    cost_ratio,
+    cost_unit,
+    missing_for_serving,
+    missing_for_training,
+    price_serving,
+    price_training,
+)
+
+VOLUME: dict[str, Any] = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12}
+TERMS = CostTerms(**VOLUME, price_per_cpu_hour=0.36)
+ON_GPU = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gpu_hour=3.6, gpus_per_replica=1)
+ENDPOINT = "m at https://host/v1"
+TOKENS = Tokens(ENDPOINT, (100_000.0,) * 5, (20_000.0,) * 5)
+
+
+def terms(base: CostTerms = TERMS, **changes: Any) -> CostTerms:
+    return CostTerms.model_validate(base.model_dump() | changes)
+
+
+def total(usage: ServingUsage, prices: CostTerms = TERMS) -> float:
+    return float(price_serving(usage, terms=prices).total.mean())
+
+
+def test_without_provisioned_replicas_busy_time_is_paid() -> None:
+    # 500 CPU-seconds per 1,000 rows are 6,000 in a year of 12,000 rows, at 0.0001 each.
+    assert total(ServingUsage((500.0,) * 5)) == pytest.approx(0.60)
+    # A replica with two cores is busy for half of the time, and costs twice as much.
+    assert total(ServingUsage((500.0,) * 5), terms(cpus_per_replica=2)) == pytest.approx(0.60)
+
+
+def test_replicas_that_always_run_are_paid_and_busy_time_within_them_is_not_added() -> None:
+    always = terms(min_replicas=2, cpus_per_replica=3)
+    price = price_serving(ServingUsage((500.0,) * 5), terms=always)
+    assert price.replica_hours.tolist() == [2 * 730] * 5
+    assert price.total.mean() == pytest.approx(2 * 730 * 12 * 3 * 0.36)
+    assert price.busy.mean() == pytest.approx(0.60)
+    # 2 replicas with 3 cores have 15,768,000 CPU-seconds a month. Above them, busy time is paid.
+    above = ServingUsage((2 * 15_768_000.0,) * 5)
+    assert total(above, always) == pytest.approx(2 * 2 * 730 * 12 * 3 * 0.36)
+
+
+def test_a_replica_is_paid_with_its_cores_and_gpus_while_either_is_busy() -> None:
+    # 300 GPU-seconds and 20 CPU-seconds per 1,000 rows: 3,600 s of replicas in a year, with one core and one GPU.
+    assert total(ServingUsage((20.0,) * 5, (300.0,) * 5), ON_GPU) == pytest.approx(3.6 + 0.36)
+    assert total(ServingUsage((300.0,) * 5, (20.0,) * 5), ON_GPU) == pytest.approx(3.6 + 0.36)
+    # Half a GPU is busy for twice as long; its core is paid for that time.
+    half = terms(ON_GPU, gpus_per_replica=0.5)
+    assert total(ServingUsage((20.0,) * 5, (300.0,) * 5), half) == pytest.approx(3.6 + 2 * 0.36)
+
+
+def test_the_tokens_of_an_endpoint_are_paid_in_addition_to_the_replica_that_calls_it() -> None:
+    usage = ServingUsage((10.0,) * 5, tokens=TOKENS)
+    prices = terms(endpoint=ENDPOINT, price_input=0.001, price_output=0.004)
+    # 12 times 100,000 input and 20,000 output tokens; 120 CPU-seconds.
+    assert total(usage, prices) == pytest.approx(12 * (0.10 + 0.08) + 0.012)
+
+
+def test_storage_is_paid_by_the_month_or_stated_as_not_priced() -> None:
+    usage = ServingUsage((500.0,) * 5, stored_bytes=2_000_000_000)
+    assert price_serving(usage, terms=terms(price_per_gb_month=0.02)).storage == pytest.approx(0.48)
+    assert total(usage, terms(price_per_gb_month=0.02)) == pytest.approx(0.60 + 0.48)
+    assert price_serving(usage, terms=TERMS).storage is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "usage", "missing"),
+    [
+        ({"price_per_cpu_hour": None}, ServingUsage((1.0,) * 5), "evaluation.cost.price_per_cpu_hour is not set"),
+        ({"gpus_per_replica": 1}, ServingUsage((1.0,) * 5, (1.0,) * 5), "price_per_gpu_hour is not set"),
+        ({"gpus_per_replica": 1, "price_per_gpu_hour": 1}, ServingUsage((1.0,) * 5), "GPU-seconds were not measured"),
+        ({"price_per_gpu_hour": 1}, ServingUsage((1.0,) * 5, (1.0,) * 5), "serving.gpus_per_replica was 0"),
+        (
+            {"endpoint": ENDPOINT, "price_output": 1},
+            ServingUsage((1.0,) * 5, tokens=TOKENS),
+            "evaluation.endpoint.price_input is not set",
+        ),
+        (
+            {"endpoint": ENDPOINT, "price_input": 1},
+            ServingUsage((1.0,) * 5, tokens=TOKENS),
+            "evaluation.endpoint.price_output is not set",
+        ),
+        (
+            {"endpoint": "other at https://host/v1", "price_input": 1, "price_output": 1},
+            ServingUsage((1.0,) * 5, tokens=TOKENS),
+            "evaluation.endpoint is not m at https://host/v1",
+        ),
+        ({}, ServingUsage((1.0,) * 5, tokens=TOKENS), "evaluation.endpoint is not m at https://host/v1"),
+        ({"price_per_gb_month": 1}, ServingUsage((1.0,) * 5), "size of the stored version was not measured"),
+    ],
+)
+def test_a_missing_price_is_named_and_never_0(changes: dict[str, Any], usage: ServingUsage, missing: str) -> None:
+    prices = terms(**changes)
+    [phrase] = missing_for_serving(usage, terms=prices)
+    assert missing in phrase
+    with pytest.raises(ValueError, match=f"not assessable: .*{missing}"):
+        price_serving(usage, terms=prices)
+    known = ServingUsage((1.0,) * 5, (1.0,) * 5 if prices.gpus_per_replica else None, stored_bytes=1)
+    pair = CostPair(known, usage)
+    assert cost_ratio(pair, alpha=0.05, terms=prices) is None
+
+
+def test_a_price_of_0_is_a_price() -> None:
+    usage = ServingUsage((500.0,) * 5, tokens=TOKENS)
+    assert total(usage, terms(endpoint=ENDPOINT, price_input=0, price_output=0)) == pytest.approx(0.60)
+
+
+def test_the_training_is_priced_by_what_it_used() -> None:
+    assert price_training(TrainingUsage(cpu_s=7200, gpu_s=3600), terms=ON_GPU) == pytest.approx(3.60 + 0.72)
+    assert missing_for_training(TrainingUsage(gpu_s=1), terms=TERMS) == (
+        "evaluation.cost.price_per_gpu_hour is not set",
+    )
+    assert missing_for_training(TrainingUsage(), terms=terms(price_per_cpu_hour=None)) == ()
+    with pytest.raises(ValueError, match="price_per_gpu_hour is not set"):
+        price_training(TrainingUsage(gpu_s=1), terms=TERMS)
+
+
+@pytest.mark.parametrize("field", ["price_per_cpu_hour", "price_per_gpu_hour", "price_per_gb_month"])
+@pytest.mark.parametrize("price", [-0.1, math.nan, math.inf])
+def test_prices_that_are_negative_or_not_finite_are_refused(field: str, price: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        CostConfig.model_validate(VOLUME | {field: price})
+
+
+@pytest.mark.parametrize("price", [-0.1, math.nan, math.inf])
+def test_prices_of_tokens_that_are_negative_or_not_finite_are_refused(price: float) -> None:
+    with pytest.raises(ValueError, match="price_input"):
+        EndpointConfig(url="https://host/v1", model="m", price_input=price, price_output=1)
+
+
+def test_a_cpu_is_free_only_if_the_price_of_a_gpu_includes_it() -> None:
+    with pytest.raises(ValueError, match="nothing has a price"):
+        CostConfig.model_validate(VOLUME | {"price_per_cpu_hour": 0})
+    assert (
+        CostConfig.model_validate(VOLUME | {"price_per_cpu_hour": 0, "price_per_gpu_hour": 2}).price_per_gpu_hour == 2
+    )
+
+
+def test_the_terms_have_the_replicas_of_the_recipe_and_the_prices_of_the_endpoint() -> None:
+    serving = ServingConfig(min_replicas=2, max_replicas=3, cpus_per_replica=4, gpus_per_replica=0.5)
+    endpoint = EndpointConfig(url="https://host/v1", model="m", price_input=0.001, price_output=0.004)
+    evaluation = EvaluationConfig(cost=CostConfig(**VOLUME, price_per_cpu_hour=0.36), endpoint=endpoint)
+    of_recipe = CostTerms.of_recipe(evaluation, serving=serving)
+    assert of_recipe is not None
+    assert (of_recipe.min_replicas, of_recipe.cpus_per_replica, of_recipe.gpus_per_replica) == (2, 4, 0.5)
+    assert of_recipe.endpoint == ENDPOINT
+    assert (of_recipe.price_input, of_recipe.price_output) == (0.001, 0.004)
+    assert CostTerms.of_recipe(EvaluationConfig(), serving=serving) is None
+
+
+CHEAP, DEAR = ServingUsage((1.0, 1.1, 0.9, 1.0, 1.0)), ServingUsage((4.0, 4.4, 3.6, 4.0, 4.0))
+
+
+def test_without_prices_the_ratio_is_that_of_the_seconds_of_the_device_that_serves() -> None:
+    assert cost_ratio(CostPair(DEAR, CHEAP), alpha=0.05) == pytest.approx((0.25,) * 3)
+    gpu = CostPair(
+        ServingUsage((1.0,) * 5, (4.0, 8.0, 4.0, 2.0, 4.0)), ServingUsage((3.0,) * 5, (1.0, 2.0, 1.0, 0.5, 1.0))
+    )
+    assert cost_ratio(gpu, alpha=0.05) == pytest.approx((0.25,) * 3)
+    assert (cost_unit(gpu, terms=None), cost_unit(gpu, terms=ON_GPU)) == ("GPU-seconds", "price")
+
+
+def test_with_prices_the_ratio_is_that_of_the_costs_of_serving() -> None:
+    pair = CostPair(DEAR, CHEAP)
+    assert cost_ratio(pair, alpha=0.05, terms=TERMS) == pytest.approx((0.25,) * 3)
+    # Idle replicas dominate: both models cost the same, although one is busy for a quarter of the time.
+    assert cost_ratio(pair, alpha=0.05, terms=terms(min_replicas=1)) == (1, 1, 1)
+
+
+def test_seconds_of_different_devices_and_tokens_cannot_be_compared_without_prices() -> None:
+    assert cost_ratio(CostPair(CHEAP, replace(CHEAP, gpu_s=CHEAP.cpu_s)), alpha=0.05) is None
+    endpoint = ServingUsage((0.1,) * 5, tokens=TOKENS)
+    assert cost_ratio(CostPair(CHEAP, endpoint), alpha=0.05) is None
+    priced = terms(endpoint=ENDPOINT, price_input=0.001, price_output=0.004)
+    ratio = cost_ratio(CostPair(CHEAP, endpoint), alpha=0.05, terms=priced)
+    assert ratio is not None
+    assert ratio[1] > 1000
+
+
+def test_costs_of_0_have_no_ratio() -> None:
+    free = terms(price_per_cpu_hour=0, price_per_gpu_hour=1)
+    assert cost_ratio(CostPair(DEAR, CHEAP), alpha=0.05, terms=free) is None
+
+
+def test_a_slow_round_does_not_widen_the_interval_of_the_ratio() -> None:
+    pair = CostPair(ServingUsage((2.0, 4.0, 8.0, 2.0, 3.0)), ServingUsage((1.0, 2.0, 4.0, 1.0, 1.5)))
+    assert cost_ratio(pair, alpha=0.05) == pytest.approx((0.5,) * 3)
+
+
+def test_the_interval_of_the_ratio_is_students_t_on_logarithms() -> None:
+    pair = CostPair(ServingUsage((1.0,) * 5), ServingUsage(tuple(math.exp(x) for x in (-0.2, -0.1, 0.0, 0.1, 0.2))))
+    half = 2.7764 * math.sqrt(0.025) / math.sqrt(5)
+    ratio, wider = cost_ratio(pair, alpha=0.05), cost_ratio(pair, alpha=0.01)
+    assert ratio == pytest.approx((1, math.exp(-half), math.exp(half)), rel=1e-4)
+    assert ratio is not None
+    assert wider is not None
+    assert wider[1] < ratio[1] < ratio[2] < wider[2]
+
+
+amounts = st.floats(1e-6, 1e6)
+prices = st.fixed_dictionaries(
+    {
+        name: st.floats(1e-6, 1e3)
+        for name in ("price_per_cpu_hour", "price_per_gpu_hour", "price_per_gb_month", "price_input", "price_output")
+    }
+)
+
+
+@given(
+    cpu_s=amounts,
+    gpu_s=amounts,
+    counts=st.tuples(amounts, amounts),
+    size=st.integers(0, 10**12),
+    known=prices,
+    min_replicas=st.integers(0, 3),
+    factor=st.floats(1, 100),
+)
+def test_totals_grow_with_each_price_and_scale_with_all(
+    cpu_s: float,
+    gpu_s: float,
+    counts: tuple[float, float],
+    size: int,
+    known: dict[str, float],
+    min_replicas: int,
+    factor: float,
+) -> None:
+    tokens = Tokens(ENDPOINT, (counts[0],) * 5, (counts[1],) * 5)
+    usage = ServingUsage((cpu_s,) * 5, (gpu_s,) * 5, tokens, size)
+    base = terms(ON_GPU, **known, endpoint=ENDPOINT, min_replicas=min_replicas)
+    before = total(usage, base)
+    assert before > 0
+    for name, price in known.items():
+        assert total(usage, terms(base, **{name: price * factor})) >= before
+    scaled = terms(base, **{name: price * factor for name, price in known.items()})
+    assert total(usage, scaled) == pytest.approx(factor * before)
+    assert total(usage, terms(base, min_replicas=min_replicas + 1)) >= before
+    assert np.isfinite(before)
