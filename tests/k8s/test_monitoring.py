@@ -219,6 +219,14 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         [series("ray_tailorbird_log_rows_dropped_total", f'{A}, kind="answer"', "0+0x60")],
     ),
     (
+        "TailorbirdOtherModel",
+        [series("ray_tailorbird_endpoint_other_model_total", f'{A}, version="v"', "_x6 3x60")],
+        7,
+        LABELS_OF_A | {"version": "v"},
+        "the endpoint of v (a) reports another model than was evaluated",
+        [series("ray_tailorbird_endpoint_other_model_total", f'{A}, version="v"', "3x60")],
+    ),
+    (
         "TailorbirdApiKeys",
         [series("ray_tailorbird_api_key_errors", f'{A}, replica="{replica}"', f"{replica}x60") for replica in (0, 1)],
         5,
