@@ -2,12 +2,13 @@
 
 The evaluated answers are those of SmolLM2-135M-Instruct to questions about ICD-10-CM titles, by continuous batching of
 all questions. They are compared with the answers of numerically different paths of the same model: the service's engine
-with 8 requests at a time, one question at a time, and a plain loop with two attention kernels. They are also
-compared with faults: an adapter after 8 training steps, a missing system message, another chat template, positions that
-skip one number after the prompt, and the log-probabilities of the next token. All run in float32 and in bfloat16.
+with 8 requests at a time, and a plain loop with two attention kernels and with fp32 arithmetic. They are also compared
+with faults: a missing adapter (of 24 training steps), the adapter with another scale, a missing system message, another
+chat template, positions that skip one number after the prompt, and the log-probabilities of the next token. All run in
+float32 and in bfloat16.
 
 Run `OMP_NUM_THREADS=1 python -m benchmarks.serving.token_parity`. Bounds: no path of the same model is refused, and
-the faults in `LARGE_FAULTS` are refused. The other faults can be as small as rounding in bfloat16.
+each fault is refused.
 """
 
 import asyncio
@@ -34,17 +35,17 @@ from tailorbird.models import base_model
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.pretrained import load_causal
+from tailorbird.models.pretrained import cast_parameters, load_causal
 from tailorbird.registry.versions import Prompting
-from tailorbird.release.parity import TOKEN_TOLERANCE, ParityProbe, ServedAnswer, compare_chats
-from tailorbird.release.token_parity import ServedToken
+from tailorbird.release.parity import ParityProbe, ServedAnswer, compare_chats
+from tailorbird.release.token_parity import TOKEN_TOLERANCE, ServedToken
 from tailorbird.storage.node_cache import local_copy
 
-NUM_QUESTIONS, NUM_TOKENS, NUM_CLIENTS = 16, 16, 8
-NUM_STEPS, LEARNING_RATE = 8, 1e-4  # of the adapter
+NUM_QUESTIONS, NUM_TOKENS, NUM_CLIENTS = 40, 16, 8
+NUM_STEPS, LEARNING_RATE = 24, 2e-4  # of the adapter
+SCALES = (0.5, 2.0)  # of the adapter
 SYSTEM = "You are a medical coder. Name the chapter of the term in one short sentence."
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
-LARGE_FAULTS = ("no system message", "another template", "next token")
 GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0)
 Prompts = Sequence[list[int]]
 
@@ -116,17 +117,26 @@ def by_engine(lm: Any, prompts: Prompts, *, tokenizer: Any, num_clients: int) ->
         engine.end()
 
 
-def with_adapter(lm: Any, prompts: Prompts) -> Any:
-    """Return a copy of the model after a few training steps of an adapter, merged."""
+def trained_adapter(lm: Any, prompts: Prompts) -> Any:
+    """Return a copy of the model with an adapter after a few training steps."""
     torch.manual_seed(0)
-    adapted: Any = add_adapter(copy.deepcopy(lm).float(), r=8, alpha=16, dropout=0.0)
+    adapted: Any = add_adapter(copy.deepcopy(lm), r=8, alpha=16, dropout=0.0)
     optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad], LEARNING_RATE)
     for prompt in prompts:
         ids = torch.tensor([prompt])
         adapted(ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return adapted.merge_and_unload().to(lm.dtype).eval()
+    return adapted
+
+
+def merged(adapted: Any, *, scale: float, dtype: torch.dtype) -> Any:
+    """Return a copy with a merged adapter, whose output is multiplied by `scale` in addition to its own factor."""
+    copied = copy.deepcopy(adapted)
+    for name, weight in copied.named_parameters():
+        if "lora_B" in name:
+            weight.data *= scale
+    return cast_parameters(copied.merge_and_unload(), dtype).eval()
 
 
 def with_attention(lm: Any, name: str) -> Any:
@@ -141,7 +151,7 @@ def shifted(answers: Sequence[ServedAnswer]) -> list[ServedAnswer]:
 
 
 def compare(probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, dtype: str) -> dict[str, float]:
-    """Return the largest and the mean difference, and the numbers of ties and of refused answers."""
+    """Return the statistics of the differences, and the numbers of ties and of refused answers."""
     parity, differing = compare_chats(probes, answers, tolerance=TOKEN_TOLERANCE[dtype])
     same = [
         [abs(token.logprob - logprob) for token, logprob in zip(answer.tokens, probe.logprobs or (), strict=True)]
@@ -153,7 +163,7 @@ def compare(probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, d
         "same text": len(same),
         "largest": max(moves),
         "mean": fmean(moves),
-        "99.9%": float(np.quantile(moves, 0.999)),
+        "share beyond usual": fmean(move > TOKEN_TOLERANCE[dtype].usual for move in moves),
         "ties": parity.ties,
         "refused": len(differing),
     }
@@ -161,7 +171,8 @@ def compare(probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, d
 
 def figures_of(folder: Path, *, dtype: str) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Return the figures of the paths of the same model, and those of the faults."""
-    lm: Any = load_causal(folder, dtype=getattr(torch, dtype)).eval()
+    stored, own = load_causal(folder).eval(), getattr(torch, dtype)
+    lm: Any = cast_parameters(copy.deepcopy(stored), own)
     tokenizer = load_tokenizer(folder)
     end_id, titles = int(tokenizer.eos_token_id), questions()
 
@@ -175,20 +186,25 @@ def figures_of(folder: Path, *, dtype: str) -> tuple[dict[str, dict[str, float]]
     alone = one_by_one(lm, prompts, end_id=end_id)
     paths = {
         "engine, 8 at a time": by_engine(lm, prompts, tokenizer=tokenizer, num_clients=NUM_CLIENTS),
-        "engine, 1 at a time": by_engine(lm, prompts, tokenizer=tokenizer, num_clients=1),
         "plain loop, sdpa": alone,
         "plain loop, eager": one_by_one(with_attention(lm, "eager"), prompts, end_id=end_id),
+        "plain loop, fp32 arithmetic": one_by_one(copy.deepcopy(lm).float(), prompts, end_id=end_id),
     }
     faults = {
-        "an adapter": one_by_one(with_adapter(lm, further), prompts, end_id=end_id),
         "no system message": one_by_one(lm, prompts_of(system=None)[:NUM_QUESTIONS], end_id=end_id),
         "another template": one_by_one(lm, prompts_of(template=PLAIN_TEMPLATE)[:NUM_QUESTIONS], end_id=end_id),
         "positions skip 1": one_by_one(lm, prompts, end_id=end_id, skipped=1),
         "next token": shifted(alone),
     }
-    return tuple(  # type: ignore[return-value]
-        {name: compare(probes, answers, dtype=dtype) for name, answers in group.items()} for group in (paths, faults)
-    )
+    path_figures = {name: compare(probes, answers, dtype=dtype) for name, answers in paths.items()}
+    fault_figures = {name: compare(probes, answers, dtype=dtype) for name, answers in faults.items()}
+    adapted = trained_adapter(stored, further)
+    probes = evaluated(merged(adapted, scale=1.0, dtype=own), prompts, end_id=end_id)
+    fault_figures["no adapter"] = compare(probes, alone, dtype=dtype)
+    for scale in SCALES:
+        scaled = one_by_one(merged(adapted, scale=scale, dtype=own), prompts, end_id=end_id)
+        fault_figures[f"adapter, scale {scale}"] = compare(probes, scaled, dtype=dtype)
+    return path_figures, fault_figures
 
 
 def main() -> None:
@@ -201,15 +217,11 @@ def main() -> None:
             print_table(f"{dtype}: log-probabilities of tokens, {NUM_QUESTIONS} answers", paths | faults)
             result |= {
                 f"{dtype}_refused_paths": sum(row["refused"] > 0 for row in paths.values()),
-                f"{dtype}_refused_large_faults": sum(faults[name]["refused"] > 0 for name in LARGE_FAULTS),
-                f"{dtype}_refused_faults": sum(row["refused"] > 0 for row in faults.values()),
-                f"{dtype}_row_tolerance_to_largest": tolerance.row / max(row["largest"] for row in paths.values()),
-                f"{dtype}_mean_tolerance_to_mean": tolerance.mean / max(row["mean"] for row in paths.values()),
+                f"{dtype}_accepted_faults": sum(row["refused"] == 0 for row in faults.values()),
+                f"{dtype}_largest_to_tolerance": max(row["largest"] for row in paths.values()) / tolerance.largest,
             }
-            bounds |= {
-                f"{dtype}_refused_paths": "<= 0",
-                f"{dtype}_refused_large_faults": f">= {len(LARGE_FAULTS)}",
-            }
+            names = ("refused_paths", "accepted_faults", "largest_to_tolerance")
+            bounds |= {f"{dtype}_{name}": bound for name, bound in zip(names, ("<= 0", "<= 0", "<= 1"), strict=True)}
     finish("token_parity", result, bounds=bounds)
 
 

@@ -28,14 +28,20 @@ from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
 from tailorbird.registry.versions import ModelVersion, now, read_parts
-from tailorbird.release.token_parity import ServedToken, compare_tokens
+from tailorbird.release.token_parity import (
+    TOKEN_TOLERANCE,
+    ServedToken,
+    TokenTolerance,
+    compare_tokens,
+    too_many_exceed,
+)
 
 
 class Tolerance(NamedTuple):
     """Maximum difference between served and evaluated probabilities, because rounding differs between batches."""
 
-    row: float  # for chat, of a token's log-probability
-    mean: float  # over all rows; for chat, over all compared tokens
+    row: float
+    mean: float  # over all rows
 
 
 MAX_PROBES = 64
@@ -45,12 +51,6 @@ TOLERANCE = {"float32": Tolerance(row=0.002, mean=0.002), "bfloat16": Tolerance(
 probabilities by up to 5e-6 in float32, and in bfloat16 by up to 0.05 and by 0.003 on average. In bfloat16, rounding
 changes few rows strongly, but faults change most rows: a temperature of 1.1 instead of 1 by 0.015 on average, texts cut
 to 16 tokens by 0.03."""
-TOKEN_TOLERANCE = {"float32": Tolerance(row=0.02, mean=0.002), "bfloat16": Tolerance(row=0.5, mean=0.05)}
-"""Tolerances for chat by dtype. Measured in bfloat16 with SmolLM2-135M on eight questions, against continuous batching:
-a plain loop moves a log-probability by up to 0.13 and by 0.020 on average, with eager attention by up to 0.24 and by
-0.042. A missing system message moves it by 0.21 on average, log-probabilities of the next token by 0.62. Faults as
-small as rounding pass: an adapter after four training steps (0.034), or a skipped position (0.041). In float32, a plain
-loop moves it by up to 0.00001, and a skipped position by 0.054 on average."""
 NUM_CLIENTS = 8
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 10, 1.0, 120
 BUSY = (408, 429, 502, 503, 504)
@@ -143,8 +143,10 @@ def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersi
         answers = list(clients.map(lambda probe: _send(route, probe.body), probes))
     if version.endpoint is not None:
         return compare_endpoint(probes, answers, version=version)
-    compare = compare_chats if any(probe.logprobs is not None for probe in probes) else compare_answers
-    parity, differing = compare(probes, answers, tolerance=tolerance_of(version))
+    if any(probe.logprobs is not None for probe in probes):
+        parity, differing = compare_chats(probes, answers, tolerance=TOKEN_TOLERANCE[version.dtype])
+    else:
+        parity, differing = compare_answers(probes, answers, tolerance=tolerance_of(version))
     if differing:
         raise ParityRefused(refusal(differing, version=version.version, num_probes=len(probes)))
     return parity
@@ -152,8 +154,6 @@ def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersi
 
 def tolerance_of(version: ModelVersion) -> Tolerance:
     """Return the tolerance of the version's dtype; for a hybrid, the larger tolerance of its parts."""
-    if version.task == "chat":
-        return TOKEN_TOLERANCE[version.dtype]
     parts = read_parts(version.hybrid) if version.hybrid else (version,)
     return max(TOLERANCE[part.dtype] for part in parts)
 
@@ -220,25 +220,22 @@ def compare_endpoint(
 
 
 def compare_chats(
-    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, tolerance: Tolerance
+    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, tolerance: TokenTolerance
 ) -> tuple[ParityResult, list[Difference]]:
     """Return the number of matching answers of a language model, and the probes whose answers differ.
 
-    See `compare_tokens` for the row tolerance. If the log-probabilities of the matching answers differ by more than the
-    mean tolerance on average over the tokens, each answer above the mean tolerance is a difference too.
+    See `compare_tokens` for a single answer. If too many tokens of the matching answers differ by more than
+    `tolerance.usual`, each answer with such a token is a difference too.
     """
     compared = [
         compare_tokens(
-            probe.logprobs or (), answer.tokens, same_text=answer.output == probe.output, limit=tolerance.row
+            probe.logprobs or (), answer.tokens, same_text=answer.output == probe.output, limit=tolerance.largest
         )
         for probe, answer in zip(probes, answers, strict=True)
     ]
     moves = [move for result in compared if result.matches for move in result.moves]
-    too_far = bool(moves) and fmean(moves) > tolerance.mean
-    accepted = [
-        result.matches and not (too_far and result.moves and fmean(result.moves) > tolerance.mean)
-        for result in compared
-    ]
+    limit = tolerance.usual if too_many_exceed(moves, usual=tolerance.usual) else tolerance.largest
+    accepted = [result.matches and all(move <= limit for move in result.moves) for result in compared]
     pairs = zip(probes, answers, strict=True)
     differing = [pair for pair, is_accepted in zip(pairs, accepted, strict=True) if not is_accepted]
     parity = ParityResult(

@@ -10,6 +10,32 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
+class TokenTolerance(NamedTuple):
+    """Tolerated differences between served and evaluated log-probabilities, in nats."""
+
+    largest: float  # of any token
+    usual: float  # of all but few tokens; see `too_many_exceed`
+
+
+MAX_SHARE, MAX_TOKENS = 0.03, 2
+TOKEN_TOLERANCE = {
+    "float32": TokenTolerance(largest=0.02, usual=0.002),
+    "bfloat16": TokenTolerance(largest=0.5, usual=0.2),
+}
+"""Tolerances by dtype. More tokens than `MAX_TOKENS` and than `MAX_SHARE` of all must not exceed `usual`.
+
+Measured in bfloat16 with SmolLM2-135M on 40 questions with answers of 16 tokens, against continuous batching. With the
+service's engine, and with a plain loop with two attention kernels and with fp32 arithmetic, log-probabilities differ by
+up to 0.385, and 0 to 1.3% of them by more than 0.2. With faults, more of them do: 7.6% for a skipped position, 11% for
+an adapter with half of its scale and 25% with twice, 29% for a system message without its last word, 44% for none. The
+mean of the differences separates less, 0.032 from 0.055. In addition, 5 to 21 of the 40 answers with a fault are
+refused by themselves, because they diverge without a tie or a token differs by more than 0.5. An adapter with 0.9 of
+its scale is at the limit, 3.4%.
+
+In float32, a plain loop changes log-probabilities by up to 0.00001, and a skipped position by 0.054 on average.
+"""
+
+
 class ServedToken(NamedTuple):
     """A generated token of a served answer."""
 
@@ -32,15 +58,20 @@ def compare_tokens(
 ) -> TokenComparison:
     """Compare the log-probabilities of an answer, token by token, with `limit` as the largest difference.
 
-    An answer matches if its text is the same and all tokens are within the limit. It also matches if it diverges at a
-    tie: the served token leads by at most twice the limit (each of the two log-probabilities may have moved by the
-    limit), and this token and all before it are within the limit. After a tie, the answers cannot be compared.
+    An answer with the same text matches if all tokens are within the limit. An answer with another text matches if it
+    diverges at a tie: the served token leads by at most the limit, and this token and all before it are within the
+    limit. After a tie, the answers cannot be compared.
     """
     moves = [abs(token.logprob - logprob) for token, logprob in zip(served, evaluated, strict=False)]
     num_close = next((position for position, move in enumerate(moves) if not move <= limit), len(moves))
     if same_text and num_close == len(served) == len(evaluated):
         return TokenComparison(matches=True, tie=False, moves=tuple(moves))
-    tie = next((position for position in range(num_close) if served[position].lead <= 2 * limit), None)
-    if tie is not None:
+    tie = next((position for position in range(num_close) if served[position].lead <= limit), None)
+    if tie is not None and not same_text:
         return TokenComparison(matches=True, tie=True, moves=tuple(moves[: tie + 1]))
     return TokenComparison(matches=False, tie=False, moves=tuple(moves), position=num_close)
+
+
+def too_many_exceed(moves: Sequence[float], *, usual: float) -> bool:
+    """Return True if more than `MAX_SHARE` of the differences, and more than `MAX_TOKENS`, exceed the usual one."""
+    return sum(move > usual for move in moves) > max(MAX_TOKENS, MAX_SHARE * len(moves))

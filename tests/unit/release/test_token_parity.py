@@ -9,8 +9,8 @@ import torch
 
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.generation import answer_prompts
-from tailorbird.release.parity import TOKEN_TOLERANCE, ParityProbe, ServedAnswer, Tolerance, compare_chats
-from tailorbird.release.token_parity import ServedToken, compare_tokens
+from tailorbird.release.parity import ParityProbe, ServedAnswer, compare_chats
+from tailorbird.release.token_parity import TOKEN_TOLERANCE, ServedToken, TokenTolerance, compare_tokens
 from tests.small_chat import TEMPLATE, language_model, tokenizer
 
 LIMIT = 0.1
@@ -40,8 +40,12 @@ def test_the_same_text_matches_if_all_log_probabilities_are_within_the_limit() -
         (((-0.5, 3.0), (-0.1, 3.0)), False, 2),
         (((float("nan"), 0.0), (-0.1, 0.0)), True, 0),
         (((-1.5, 0.0), (-0.1, 0.0)), False, 0),
+        (((-0.5, 0.0), (-0.4, 0.0)), True, 1),
     ],
-    ids=["no tokens", "too few", "too many", "another text", "not finite", "a tie with another probability"],
+    ids=[
+        *("no tokens", "too few", "too many", "another text", "not finite", "a tie with another probability"),
+        "the same text with another probability after a tie",
+    ],
 )
 def test_other_answers_do_not_match(tokens: tuple[tuple[float, float], ...], same_text: bool, position: int) -> None:
     result = compare_tokens((-0.5, -0.1), served(*tokens), same_text=same_text, limit=LIMIT)
@@ -50,11 +54,11 @@ def test_other_answers_do_not_match(tokens: tuple[tuple[float, float], ...], sam
 
 def test_answers_that_diverge_at_a_tie_match_up_to_it() -> None:
     evaluated = (-0.5, -0.7, -0.1, -0.1)
-    tokens = served((-0.52, 3.0), (-0.69, 2 * LIMIT), (-2.5, 3.0))
+    tokens = served((-0.52, 3.0), (-0.69, LIMIT), (-2.5, 3.0))
     result = compare_tokens(evaluated, tokens, same_text=False, limit=LIMIT)
     assert (result.matches, result.tie) == (True, True)
     assert result.moves == pytest.approx((0.02, 0.01))
-    later = served((-0.52, 3.0), (-0.69, 2 * LIMIT + 0.01), (-2.5, 0.0))  # the tie comes after the first difference
+    later = served((-0.52, 3.0), (-0.69, LIMIT + 0.01), (-2.5, 0.0))  # the tie comes after the first difference
     assert not compare_tokens(evaluated, later, same_text=False, limit=LIMIT).matches
 
 
@@ -62,17 +66,18 @@ def probe(*logprobs: float, output: str = "a") -> ParityProbe:
     return ParityProbe("7", "Glaucoma", {}, output, None, logprobs)
 
 
-def test_many_small_differences_are_refused_and_few_are_not() -> None:
-    tolerance = Tolerance(row=0.5, mean=0.02)
-    still, moved = (
-        ServedAnswer("a", "a", tokens=served((-1.0, 9.0))),
-        ServedAnswer("a", "a", tokens=served((-1.3, 9.0))),
-    )
-    parity, differing = compare_chats([probe(-1.0)] * 20, [*[still] * 19, moved], tolerance=tolerance)
-    assert (parity.matching, parity.ties, differing) == (20, 0, [])
-    assert (parity.largest_difference, parity.mean_difference) == pytest.approx((0.3, 0.015))
-    parity, differing = compare_chats([probe(-1.0)] * 10, [*[still] * 9, moved], tolerance=tolerance)
-    assert (parity.matching, differing) == (9, [(probe(-1.0), moved)])
+def test_a_few_tokens_may_exceed_the_usual_difference_and_more_are_refused() -> None:
+    tolerance = TokenTolerance(largest=0.5, usual=0.2)
+    still, moved = (ServedAnswer("a", "a", tokens=served((-1.0 - move, 9.0))) for move in (0.0, 0.3))
+    for num_moved, num_still in ((2, 0), (3, 97)):
+        answers = [moved] * num_moved + [still] * num_still
+        parity, differing = compare_chats([probe(-1.0)] * len(answers), answers, tolerance=tolerance)
+        assert (parity.matching, parity.ties, differing) == (len(answers), 0, [])
+        assert parity.mean_difference == pytest.approx(0.3 * num_moved / len(answers))
+    for num_moved, num_still in ((3, 0), (3, 96)):
+        answers = [moved] * num_moved + [still] * num_still
+        parity, differing = compare_chats([probe(-1.0)] * len(answers), answers, tolerance=tolerance)
+        assert (parity.matching, differing) == (num_still, [(probe(-1.0), moved)] * num_moved)
     refused = ServedAnswer("", "refused with 404, no model")
     parity, differing = compare_chats([probe(-1.0)] * 2, [still, refused], tolerance=tolerance)
     assert (parity.matching, differing) == (1, [(probe(-1.0), refused)])
