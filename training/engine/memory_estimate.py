@@ -19,8 +19,8 @@ PACKED_TOKENS = 128  # minimum length of a packed row
 LOGIT_BYTES = 12
 """Bytes for a logit at the start of the backward pass: its log-probability and two gradients. With autocast, the second
 gradient also exists in bf16."""
-ADAPTER_BYTES = 5
-"""Bytes that an adapter keeps for each input of its linear layer and token: the value after dropout, and the mask."""
+MASK = 1
+"""Bytes of the mask of dropout. An adapter keeps it and the value after dropout for each input of its linear layer."""
 
 Parts = dict[str, int]
 """Bytes by purpose."""
@@ -91,7 +91,7 @@ def held_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
         if config.zero_hpz_partition_size > 1:
             parts["weights for the node"] = weights // config.zero_hpz_partition_size
         parts["weights"] //= shards
-        parts["gradients"] = FP32 * trained // shards
+        parts["gradients"] = _gradient_bytes(config) * trained // shards
         parts["gradient buffers"] = _buffer_bytes(config, trained=trained, autocast=batch.autocast)
     return parts
 
@@ -100,11 +100,13 @@ def step_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
     """Return the additional memory of a step: of its forward and backward pass or, if it is larger, of its update.
 
     Activations are freed while gradients are computed, so both are counted together only if gradients are accumulated
-    over several passes. Buffers for gradients are made when the memory of the logits is free again.
+    over several passes. Buffers for gradients are made when the memory of the logits is free again. The optimizer
+    updates its shard of the weights with fp32 copies of bf16 gradients.
     """
     stage, shards, trained = config.zero_stage, num_workers, _trained(config, shape)
     computed = {"activations": activation_bytes(config, shape=shape, batch=batch, num_workers=num_workers)}
-    own = FP32 * trained // (shards if stage >= 2 else 1)
+    gradient = _gradient_bytes(config)
+    own = gradient * trained // (shards if stage >= 2 else 1)
     accumulates = config.batch_tokens is not None or config.accumulation_steps(num_workers) > 1
     if accumulates and stage < 3:
         computed["gradients"] = own
@@ -112,20 +114,22 @@ def step_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
     if stage in (1, 2):
         logits = _logit_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
         computed["gradient buffers"] = max(0, buffers - logits)
-    if stage < 3 and batch.autocast and not config.gradient_checkpointing:
+    if stage < 3 and batch.autocast and config.parameter_dtype == "fp32" and not config.gradient_checkpointing:
         frozen_bf16 = config.method == "lora" and shape.stored_bf16
         computed["weights in bfloat16"] = 0 if frozen_bf16 else BF16 * shape.num_linear
     if stage == 3:
         computed["gathered weights"] = _gathered_bytes(config, shape=shape, batch=batch)
         if config.method == "full":  # of the largest weight, before it is partitioned
-            computed["full gradient"] = FP32 * shape.vocabulary * shape.hidden
+            computed["full gradient"] = gradient * shape.vocabulary * shape.hidden
     updated: Parts = {}
     if stage < 3:
         updated["gradients"] = own
-    if stage == 0 and shards > 1:
-        updated["gradient buffers"] = FP32 * min(trained, BUCKET_PARAMETERS)
-    if stage >= 1:
-        updated["flat gradients"] = FP32 * trained // shards
+    if stage == 0:  # the buffers are free again before the copies are made
+        reduced = gradient * min(trained, BUCKET_PARAMETERS) if shards > 1 else 0
+        copied = FP32 * trained if gradient == BF16 else 0
+        updated |= {"gradient buffers": reduced} if reduced > copied else {"fp32 gradients": copied}
+    else:
+        updated["flat gradients"] = (FP32 + (BF16 if gradient == BF16 else 0)) * trained // shards
     if stage in (1, 2):
         updated["gradient buffers"] = buffers
     return max(computed, updated, key=_total)
@@ -134,15 +138,20 @@ def step_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
 def validation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> Parts:
     """Return the additional memory of a validation.
 
-    A chat model is validated with its own weights in the dtype of inference. LoRA needs a copy with merged weights.
+    A chat model is validated with its own weights in the dtype of inference. LoRA needs a copy of the layers with
+    merged weights, and of the others if they are stored in another dtype.
     """
     if config.zero_stage == 3:
         return {"gathered weights": _gathered_bytes(config, shape=shape, batch=batch)}
     if not batch.packed:
         return {}
-    if batch.autocast:
-        return {"validation": BF16 * shape.num_parameters}
-    return {"validation": FP32 * shape.num_parameters if config.method == "lora" else 0}
+    trained_in_bf16 = config.parameter_dtype == "bf16"
+    in_bf16 = batch.autocast or trained_in_bf16
+    if config.method == "lora":
+        copied = shape.num_linear if in_bf16 == shape.stored_bf16 else shape.num_parameters
+    else:
+        copied = 0 if in_bf16 == trained_in_bf16 else shape.num_parameters
+    return {"validation": (BF16 if in_bf16 else FP32) * copied}
 
 
 def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:
@@ -156,7 +165,8 @@ def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch,
     layer = tokens * _layer_bytes(config, shape=shape, batch=batch)
     logits = _logit_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
     if config.gradient_checkpointing:
-        return tokens * FP32 * shape.num_layers * shape.hidden + max(layer, logits)
+        kept = BF16 if config.parameter_dtype == "bf16" else FP32
+        return tokens * kept * shape.num_layers * shape.hidden + max(layer, logits)
     return shape.num_layers * layer + logits
 
 
@@ -172,7 +182,7 @@ def _logit_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num
     """Return the bytes of the logits of a micro-batch. They are computed at each token of packed rows."""
     if not batch.packed:
         return 0
-    logit = LOGIT_BYTES + (BF16 if batch.autocast else 0)
+    logit = LOGIT_BYTES + (BF16 if batch.autocast or config.parameter_dtype == "bf16" else 0)
     return logit * shape.vocabulary * _num_tokens(config, batch=batch, num_workers=num_workers)
 
 
@@ -180,20 +190,23 @@ def _layer_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> 
     """Return the bytes that a layer keeps for each token.
 
     With autocast, the residual stream and the norms are fp32, and each linear layer keeps its own copy of its input in
-    bf16. Attention with dropout on CPU keeps three numbers for each head and each attended token; otherwise attention
-    weights are computed again.
+    bf16. With bf16 parameters, all is bf16. Attention with dropout on CPU keeps three numbers for each head and
+    each attended token; otherwise attention weights are computed again.
     """
     hidden, intermediate = shape.hidden, shape.intermediate
-    if shape.gated:
+    bf16 = config.parameter_dtype == "bf16"
+    if bf16:
+        layer = 20 * hidden + 8 * intermediate if shape.gated else 17 * hidden + 4 * intermediate
+    elif shape.gated:
         layer = 34 * hidden + 8 * intermediate if batch.autocast else 40 * hidden + 16 * intermediate
     else:
         layer = 28 * hidden + 4 * intermediate if batch.autocast else 34 * hidden + 8 * intermediate
     if config.method == "lora":
-        layer += ADAPTER_BYTES * ((6 if shape.gated else 5) * hidden + intermediate)
+        layer += ((BF16 if bf16 else FP32) + MASK) * ((6 if shape.gated else 5) * hidden + intermediate)
     dropout = shape.attention_dropout if config.attention_dropout is None else config.attention_dropout
     if dropout > 0 and config.gpus_per_worker == 0:
         width = max(batch.max_length, PACKED_TOKENS) if batch.packed else batch.max_length
-        layer += 3 * FP32 * shape.num_heads * width
+        layer += 3 * (BF16 if bf16 else FP32) * shape.num_heads * width
     return layer
 
 
@@ -212,9 +225,17 @@ def _weight_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) ->
     return FP32 * (shape.num_parameters - in_bf16 + _trained(config, shape)) + BF16 * in_bf16
 
 
+def _gradient_bytes(config: TrainingConfig) -> int:
+    """Return the bytes of a gradient: those of its parameter, unless an option of DeepSpeed makes gradients fp32."""
+    options: Any = config.deepspeed.get("data_types", {})
+    return BF16 if config.parameter_dtype == "bf16" and options.get("grad_accum_dtype") != "fp32" else FP32
+
+
 def _gathered_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
     """Return the bytes of the full weights that stage 3 has gathered at a time. Over NCCL, linear weights are bf16."""
     live = min(shape.num_parameters, _zero_option(config, "stage3_max_live_parameters", LIVE_PARAMETERS))
+    if config.parameter_dtype == "bf16":
+        return BF16 * live
     in_bf16 = batch.autocast and (config.gpus_per_worker > 0 or (config.method == "lora" and shape.stored_bf16))
     linear = live * shape.num_linear // shape.num_parameters if in_bf16 else 0
     return FP32 * (live - linear) + BF16 * linear
@@ -226,10 +247,10 @@ def _buffer_bytes(config: TrainingConfig, *, trained: int, autocast: bool) -> in
     They have a fixed size, but on CPU only memory that is used counts.
     """
     size = _zero_option(config, "reduce_bucket_size", BUCKET_PARAMETERS)
+    per_parameter = BF16 if config.parameter_dtype == "bf16" else FP32
     if config.gpus_per_worker == 0:
-        return FP32 * min(size, trained)
-    per_parameter = FP32
-    if autocast:  # linear weights and others
+        return per_parameter * min(size, trained)
+    if autocast and config.parameter_dtype == "fp32":  # linear weights and others
         per_parameter = FP32 + BF16 if config.zero_stage == 3 else 2 * FP32
     return size * per_parameter
 

@@ -103,6 +103,9 @@ def test_a_second_partition_in_a_node_and_bf16_parameters_are_counted() -> None:
         bf16 = held(zero_stage=stage, parameter_dtype="bf16")
         assert bf16["weights"] == 2 * number
         assert bf16["weights of the optimizer"] == 4 * number // shards
+    assert held(zero_stage=3, parameter_dtype="bf16")["gradients"] == 2 * number // 4
+    in_fp32 = {"data_types": {"grad_accum_dtype": "fp32"}}
+    assert held(zero_stage=3, parameter_dtype="bf16", deepspeed=in_fp32)["gradients"] == 4 * number // 4
 
 
 def test_only_the_adapter_has_gradients_and_optimizer_states() -> None:
@@ -166,8 +169,9 @@ def test_smaller_batch_tokens_are_proposed_if_they_split_the_rows_of_a_step() ->
 
 @pytest.mark.slow
 def test_the_estimate_is_within_15_percent_of_real_trainings(tmp_path: Path) -> None:
-    options: list[dict[str, Any]] = [{}, {"gradient_checkpointing": True}, {"method": "lora"}]
+    lora, less, bf16 = {"method": "lora"}, {"gradient_checkpointing": True}, {"parameter_dtype": "bf16"}
+    options: list[dict[str, Any]] = [{}, less, lora, lora | less, bf16]
     cases = [Case("1M", 2, {"zero_stage": stage} | more) for stage in (1, 3) for more in options]
-    cases += [Case("1M", 2, {"zero_stage": stage}) for stage in (0, 2)]
+    cases += [Case("1M", 2, {"zero_stage": stage} | more) for stage, more in ((0, bf16), (0, {}), (2, {}))]
     for name, figures in measure(cases, folder=tmp_path).items():
         assert figures["estimate / peak"] == pytest.approx(1, abs=0.15), (name, figures)
