@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,13 @@ class Case:
 
 
 CASES = [
-    *(Case(size, 2, {"zero_stage": stage}) for size in ("30M", "100M", "300M") for stage in range(4)),
-    *(Case("100M", 2, {"zero_stage": stage, "gradient_checkpointing": True}) for stage in (1, 3)),
-    *(Case("100M", 2, {"zero_stage": stage, "method": "lora"}) for stage in (1, 3)),
-    *(Case("100M", 2, {"zero_stage": stage, "parameter_dtype": "bf16"}) for stage in (0, 1, 3)),
+    *(
+        Case(size, 2, {"zero_stage": stage, "method": method, "gradient_checkpointing": less, "parameter_dtype": dtype})
+        for size, dtype, less, method, stage in product(
+            ("1M", "30M"), ("fp32", "bf16"), (False, True), ("full", "lora"), range(4)
+        )
+    ),
+    *(Case("300M", 2, {"zero_stage": stage}) for stage in (1, 3)),
     Case("100M", 32, {"zero_stage": 3, "gradient_checkpointing": True}),
     Case("100M", 32, {"zero_stage": 3, "method": "lora"}),
 ]
