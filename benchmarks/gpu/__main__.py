@@ -24,7 +24,7 @@ def main() -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
     if arguments.part is None:
         return _run_all(sys.argv[1:])
-    from benchmarks.gpu.report import LIMIT_S, Failed, Report, time_limit
+    from benchmarks.gpu.report import LIMIT_S, REDUCED_LIMIT_S, Failed, Report, time_limit
 
     report = Report(arguments.part, reduced=arguments.reduced)
     if not arguments.reduced and not _has_gpu():
@@ -36,7 +36,7 @@ def main() -> int:
         report.finish(f"part {arguments.part} has no section {', '.join(sorted(unknown))}")
         return 2
     try:
-        with time_limit(LIMIT_S):
+        with time_limit(REDUCED_LIMIT_S if arguments.reduced else LIMIT_S):
             skipped = part.run(report, tuple(arguments.section))
     except Exception as error:
         text = str(error)

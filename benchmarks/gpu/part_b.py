@@ -1,6 +1,7 @@
 """Part b: training through Ray with storage on `file://`: rate, a killed worker, and the memory of trials."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gpu.local_ray import local_ray
@@ -10,10 +11,14 @@ from benchmarks.gpu.throughput import Case, cases, measure_ours
 from benchmarks.gpu.worker_log import WorkerLog
 from cluster.connection import connect
 from cluster.progress import EpochEvent, TrialEvent
+from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 from training.classification_task import ClassificationTrainingTask
+from training.loop import Callbacks, build_engine, train
+from training.reports import EpochReport
 from tuning.futility import Target
 
+EPOCHS = 3
 NUM_TRIALS = 4
 MAX_GROWTH_MIB = 64
 RESUME_TOLERANCE = 1e-3
@@ -25,18 +30,40 @@ def run(report: Report, _sections: tuple[str, ...]) -> None:
     case = cases(report.reduced)[-1]
     with tempfile.TemporaryDirectory(prefix="tailorbird-gpu-") as temporary:
         folder = Path(temporary)
-        base_model, in_process = in_child(measure_in_process, case, folder)
-        report.add("in_process_tokens_per_second", in_process)
+        base_model, in_process = in_child(train_in_process, case, folder)
+        report.add("in_process_tokens_per_second", in_process.tokens_per_second)
         with local_ray(folder), connect():
             _finetune(report, case, base_model=base_model, folder=folder, in_process=in_process)
             _trials(report, case, base_model=base_model, folder=folder)
 
 
-def measure_in_process(case: Case, folder: Path) -> tuple[str, float]:
-    """Save the base model; return its URI, and the tokens per second of the case without Ray."""
+@dataclass(frozen=True)
+class InProcess:
+    """Figures of an uninterrupted training without Ray."""
+
+    tokens_per_second: float
+    losses: tuple[float, ...]  # of each epoch
+
+
+def train_in_process(case: Case, folder: Path) -> tuple[str, InProcess]:
+    """Save the base model; return its URI, and the figures of the case without Ray."""
     base_model = saved_model(folder, case.task, case.size)
+    task = _task(case, base_model)
+    losses: list[float] = []
+
+    def on_epoch(report: EpochReport, _: object) -> bool:
+        losses.append(report.loss)
+        return True
+
     with process_group():
-        return base_model, measure_ours(case, _task(case, base_model))["tokens_per_second"]
+        rate = measure_ours(case, task)["tokens_per_second"]
+        config, runtime = _several_epochs(case), task.load_runtime()
+        train(build_engine(config, runtime), config, runtime=runtime, callbacks=Callbacks(on_epoch=on_epoch))
+    return base_model, InProcess(rate, tuple(losses))
+
+
+def _several_epochs(case: Case) -> TrainingConfig:
+    return case.config.model_copy(update={"epochs": EPOCHS})
 
 
 def _task(case: Case, base_model: str, *, num_steps: int | None = None) -> ClassificationTrainingTask:
@@ -46,24 +73,20 @@ def _task(case: Case, base_model: str, *, num_steps: int | None = None) -> Class
     return task
 
 
-def _finetune(report: Report, case: Case, *, base_model: str, folder: Path, in_process: float) -> None:
-    """Train two epochs, and again with a worker that is killed in the second one."""
+def _finetune(report: Report, case: Case, *, base_model: str, folder: Path, in_process: InProcess) -> None:
+    """Train in a worker that is killed in the second epoch. The rate is that of the last epoch."""
     from training.trainer import finetune
 
-    config = case.config.model_copy(update={"epochs": 2})
-    ends = []
-    for name, kill_in_epoch in (("whole", None), ("killed", 1)):
-        log = WorkerLog(folder / f"{name}.jsonl", kill_in_epoch=kill_in_epoch)
-        finetune(config, task=_task(case, base_model), uri=(folder / name).as_uri(), events=log)
-        if log.killed is not (kill_in_epoch is not None):
-            raise Failed("the worker was not killed in its second epoch")
-        ends.append({event["epoch"]: event for event in log.lines(EpochEvent)})
-    whole, killed = ends
-    difference = max(abs(killed[epoch]["loss"] / whole[epoch]["loss"] - 1) for epoch in range(config.epochs))
+    log = WorkerLog(folder / "killed.jsonl", kill_in_epoch=1)
+    finetune(_several_epochs(case), task=_task(case, base_model), uri=(folder / "killed").as_uri(), events=log)
+    if not log.killed:
+        raise Failed("the worker was not killed in its second epoch")
+    epochs = {event["epoch"]: event for event in log.lines(EpochEvent)}
+    difference = max(abs(epochs[epoch]["loss"] / loss - 1) for epoch, loss in enumerate(in_process.losses))
     report.add("loss_difference_after_a_kill", difference, f"<= {RESUME_TOLERANCE}")
-    rate = whole[1]["rows_per_second"] * case.num_tokens
+    rate = epochs[EPOCHS - 1]["rows_per_second"] * case.num_tokens
     report.add("finetune_tokens_per_second", rate)
-    report.add("finetune_to_in_process", rate / in_process, ">= 0.95", hardware=True)
+    report.add("finetune_to_in_process", rate / in_process.tokens_per_second, ">= 0.95", hardware=True)
 
 
 def _trials(report: Report, case: Case, *, base_model: str, folder: Path) -> None:

@@ -22,6 +22,9 @@ from cluster.connection import connect
 SECTIONS = ("classification", "chat")
 SIZES: Mapping[str, int] = {"train": 96, "validation": 16, "test": 60}
 NUM_STREAMS, NUM_CLIENTS = 64, 16
+CHAT, CHAT_REDUCED = {"epochs": 6, "learning_rate": 3e-4}, {"epochs": 4, "learning_rate": 1e-2}
+"""Settings with which a model with random weights learns the answer. `CHAT` was measured with 113 million parameters on
+a CPU: all answers are right after three epochs. With a rate of 1e-4, none is after four."""
 ALPHABETS = {"first": "abcdefghijklm", "second": "hijklmnopqrst"}
 """Letters of the texts of each class; some of them are in both."""
 
@@ -67,7 +70,7 @@ def _write_recipe(folder: Path, task: str, *, reduced: bool) -> Path:
     training: dict[str, Any] = {"num_workers": 1, "gpus_per_worker": 0 if reduced else 1, "num_seeds": 1}
     chat: dict[str, Any] = {
         "data": data | {"system": "s", "max_new_tokens": 6},
-        "training": training | {"epochs": 4, "batch_size": 8, "learning_rate": 1e-2 if reduced else 1e-4},
+        "training": training | {"batch_size": 8} | (CHAT_REDUCED if reduced else CHAT),
         "evaluation": {"metric": "token_f1", "prompt_shots": 2, "prompt_draws": 1},
     }
     classification = {"data": data, "training": training | {"epochs": 2, "batch_size": 16, "learning_rate": 1e-4}}

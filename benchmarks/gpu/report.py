@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 LIMIT_S = 510
 """Time limit of a part in seconds, with room to stop its servers within 9 minutes."""
+REDUCED_LIMIT_S = 1800
+"""The same in the reduced form, which may share its machine with other tests."""
 
 
 class Failed(Exception):

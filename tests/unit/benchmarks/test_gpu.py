@@ -152,3 +152,21 @@ def test_any_error_fails_a_part_with_one_line(
     code, line, result = run_part_d(monkeypatch, capsys)
     assert (code, line) == (1, "FAILED: part d: RuntimeError: no replica")
     assert (result["holds"], result["failed"]) == (False, "RuntimeError: no replica")
+
+
+def test_sigterm_ends_a_part_after_its_cleanup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    removed = []
+
+    def wait(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            removed.append(True)
+
+    monkeypatch.setattr("benchmarks.gpu.part_d.run", wait)
+    with pytest.raises(SystemExit) as ended:
+        run_part_d(monkeypatch, capsys)
+    assert (ended.value.code, removed) == (143, [True])
