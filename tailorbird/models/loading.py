@@ -248,6 +248,8 @@ def load_artifact(uri: str, *, device: str | None = None) -> AnyArtifact[Version
 
 
 def _load(folder: Path, config: Version, *, device: str | None) -> AnyArtifact[Version]:
+    if config.endpoint is not None:
+        raise ModelError(f"{folder} has no model: {config.endpoint.url} answers for it; send it requests instead")
     bag = load_bag_of_words(folder, kind=config.kind)
     if config.kind == "bag_of_words":
         return LoadedClassifier(None, None, config.classes, config.max_length, config, bag)

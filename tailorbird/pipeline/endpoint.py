@@ -13,6 +13,8 @@ from tailorbird.evaluation.baselines.endpoint import (
     fit_endpoint_baselines,
     store_endpoint_baselines,
 )
+from tailorbird.evaluation.gates.cost import MIN_ROUNDS, Tokens, endpoint_name, tokens_by_round
+from tailorbird.evaluation.inference.endpoint import answer_rows_of_endpoint
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
@@ -30,6 +32,7 @@ from tailorbird.registry.versions import (
     Retrieval,
     VersionConfig,
     read_artifact_config,
+    read_parts,
 )
 from tailorbird.storage.node_cache import local_copy
 
@@ -86,6 +89,29 @@ def predict_contender(inputs: RunInputs, uri: str, *, rows: Rows, on_gpu: bool =
     if read_artifact_config(uri).kind in ENDPOINT_KINDS:
         return predict_rows(uri, rows=rows, limits=request_limits(inputs))
     return inputs.remote_evaluation(predict_rows)(uri, rows=rows, on_gpu=on_gpu)
+
+
+def endpoint_tokens(inputs: RunInputs, uris: Mapping[str, str], *, rows: Rows) -> dict[str, Tokens] | None:
+    """Return the tokens of the endpoints among the contenders, by role; `uris` are those of all contenders by role.
+
+    The requests for the rows are sent unless their answers are stored. Return None if tokens are unknown: an endpoint
+    does not report them, a hybrid contains an endpoint, or there are too few rows.
+    """
+    tokens = {}
+    for role, uri in uris.items():
+        config = read_artifact_config(uri)
+        if config.hybrid is not None and any(part.endpoint for part in read_parts(config.hybrid)):
+            return None
+        if config.endpoint is None:
+            continue
+        answers = answer_rows_of_endpoint(uri, rows=rows, limits=request_limits(inputs))
+        sent = [answer.input_tokens for answer in answers if answer.input_tokens is not None]
+        received = [answer.output_tokens for answer in answers if answer.output_tokens is not None]
+        if len(rows) < MIN_ROUNDS or not len(sent) == len(received) == len(answers):
+            return None
+        name = endpoint_name(config.endpoint.model, url=config.endpoint.url)
+        tokens[role] = tokens_by_round(sent, received, endpoint=name)
+    return tokens
 
 
 def request_limits(inputs: RunInputs) -> RequestLimits:

@@ -37,12 +37,12 @@ from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, is_hybrid, register_contender, register_hybrid
-from tailorbird.pipeline.endpoint import predict_contender
+from tailorbird.pipeline.endpoint import endpoint_tokens, predict_contender
 from tailorbird.pipeline.prepare import RunContext, write_once
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import ENDPOINT_KINDS, ModelVersion
+from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import sha256_files
 
 
@@ -150,19 +150,20 @@ def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predic
 def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> MeasuredCosts | None:
     """Return the cost of all models on the device that serves, measured in alternating rounds; a cached stage.
 
-    Return None if a model is an external endpoint, which has no cost on the device.
+    Return None if the tokens of an external endpoint are unknown (see `endpoint_tokens`).
     """
-    if any(contender.kind in ENDPOINT_KINDS for contender in contenders.values()):
-        return None
     inputs, test, on_gpu = context.inputs, context.splits.test, context.recipe.serving.gpus_per_replica > 0
     uris = {role: contender.uri for role, contender in contenders.items()}
+    tokens = endpoint_tokens(inputs, uris, rows=test)
+    if tokens is None:
+        return None
     num_rows = context.task.num_cost_rows_gpu if on_gpu else context.task.num_cost_rows
     rows = test.take(range(min(len(test), num_rows)))
     named = {"models": uris, "test": inputs.data.hashes["test"], "on_gpu": on_gpu}
     stage_inputs = inputs.stage_inputs(measure_serving, **named)
 
     def compute(_: str) -> MeasuredCosts:
-        return inputs.remote_evaluation(measure_serving)(uris, rows=rows, on_gpu=on_gpu)
+        return inputs.remote_evaluation(measure_serving)(uris, rows=rows, on_gpu=on_gpu, tokens=tokens)
 
     return inputs.cached("cost", output=MeasuredCosts, inputs=stage_inputs, compute=compute)
 

@@ -1,9 +1,10 @@
 """Measure the cost of the compared models on the device that serves them, in alternating rounds."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -12,14 +13,16 @@ import torch
 
 from tailorbird import storage
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts, ServingDevice, ServingUsage
+from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts, ServingDevice, ServingUsage, Tokens
 from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.evaluation.inference.device import emulates, evaluation_device
+from tailorbird.evaluation.inference.endpoint import request_bodies
 from tailorbird.evaluation.inference.predict import class_logits
-from tailorbird.models.loading import AnyArtifact, LoadedChat, LoadedClassifier, load_artifact
+from tailorbird.models.loading import AnyArtifact, LoadedChat, LoadedClassifier, load_artifact, load_retrieval_index
 from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.routing import Routing, routes_to_candidate
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
+from tailorbird.storage.node_cache import local_copy
 
 Loaded = AnyArtifact[VersionConfig]
 CPU_NAME = "CPU"
@@ -43,7 +46,12 @@ class _Model:
 
 
 def measure_serving(
-    uris: Mapping[str, str], *, rows: Rows, on_gpu: bool = False, num_rounds: int = MIN_ROUNDS
+    uris: Mapping[str, str],
+    *,
+    rows: Rows,
+    on_gpu: bool = False,
+    num_rounds: int = MIN_ROUNDS,
+    tokens: Mapping[str, Tokens] | None = None,
 ) -> MeasuredCosts:
     """Return the resources for a thousand rows, from text to answer, by role and round.
 
@@ -52,6 +60,9 @@ def measure_serving(
     each round; every second round has the reverse order. CPU-seconds include all threads of the process. GPU-seconds
     are the elapsed time between two synchronizations of the GPU: while a replica answers, it keeps its GPU from other
     work. A model that needs no GPU is charged for it too, because every replica has one.
+
+    `tokens` has the tokens of each external endpoint by role. No request is sent: the CPU-seconds of an endpoint are
+    those in which its requests are prepared, and it uses no GPU.
 
     Raises ValueError for fewer than two models, no rows or too few rounds, and DeviceError without a GPU.
     """
@@ -75,6 +86,8 @@ def measure_serving(
         role: usage_of(values, num_rows=len(rows), on_gpu=on_gpu, stored_bytes=models[role].stored_bytes)
         for role, values in measured.items()
     }
+    for role, counts in (tokens or {}).items():
+        costs[role] = replace(costs[role], gpu_s=(0.0,) * num_rounds if on_gpu else None, tokens=counts)
     return MeasuredCosts(ServingDevice(name, emulated), costs)
 
 
@@ -113,7 +126,10 @@ def _on_device(weights: Sequence[torch.nn.Module], *, device: str) -> Iterator[N
 
 def _model(uri: str, *, device: str) -> _Model:
     """Load the artifact as a model whose weights wait in the host's memory for their turn."""
-    hybrid = read_artifact_config(uri).hybrid
+    config = read_artifact_config(uri)
+    if config.endpoint is not None:
+        return _endpoint_model(uri, config=config)
+    hybrid = config.hybrid
     uris = [uri] if hybrid is None else [part.uri for part in read_parts(hybrid)]
     parts, weights = [], []
     for part_uri in uris:
@@ -133,6 +149,17 @@ def _model(uri: str, *, device: str) -> _Model:
         frozenset(str(part.version.dtype) for part in parts),
         stored_bytes=sum(sum(of_files.values()) for of_files in sizes),
     )
+
+
+def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
+    """Return a model that prepares the requests to an endpoint, and sends none."""
+    assert config.prompting is not None  # `VersionConfig` requires it for an endpoint
+    index = load_retrieval_index(local_copy(uri), retrieval=config.prompting.retrieval, device="cpu")
+
+    def prepare(rows: Rows) -> list[str]:
+        return [json.dumps(body) for body in request_bodies(rows, version=config, index=index)]
+
+    return _Model(prepare, (), frozenset(), stored_bytes=sum(storage.folder_sizes(uri).values()))
 
 
 def _answer(loaded: Loaded, rows: Rows) -> object:

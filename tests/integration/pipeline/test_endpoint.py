@@ -43,6 +43,7 @@ OVERRIDES = (
     "evaluation.endpoint.api_key=env://ENDPOINT_KEY",
     "evaluation.endpoint.price_input=0.1",
     "evaluation.endpoint.price_output=0.5",  # an answer of 10 and 2 tokens costs 0.002
+    "evaluation.cost={value_of_correct: 1, requests_per_month: 1000, price_per_cpu_hour: 0.05}",
 )
 
 
@@ -114,6 +115,11 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
         [calibration] = [gate for gate in verdict.gates if gate.name == "calibration"]
         assert "returns no confidences" in calibration.note
         assert evidence.reliability["incumbent"] == ()
+        assert evidence.cost.serving is not None
+        tokens = evidence.cost.serving["incumbent"].tokens
+        assert tokens is not None
+        assert (set(tokens.input), set(tokens.output)) == ({10_000}, {2000})
+        assert evidence.cost.serving["candidate"].tokens is None
 
         version = read_version(result.winner)
         assert (version.kind, version.task, version.endpoint) == (

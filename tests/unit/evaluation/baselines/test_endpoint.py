@@ -16,11 +16,15 @@ from tailorbird.evaluation.baselines.endpoint import (
     store_endpoint_baselines,
 )
 from tailorbird.evaluation.gates.calibration import has_confidences
+from tailorbird.evaluation.gates.cost import tokens_by_round
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.inference.serving_cost import measure_serving
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.errors import EndpointModelChanged
 from tailorbird.models.endpoint.prompts import label_answer, label_conversations, label_prompting
+from tailorbird.models.errors import ModelError
+from tailorbird.models.loading import load_artifact
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.endpoint import Endpoint
@@ -146,6 +150,28 @@ def test_a_chat_endpoint_is_scored_by_the_words_of_its_answers(tmp_path: Path, a
     assert not {"sky", "it is azure"} & {*table.outputs, *table.labels}  # hashes
     assert "response_format" not in server.bodies[0]
     assert server.bodies[0]["messages"][0] == {"role": "system", "content": "s"}
+
+
+def test_the_cost_of_an_endpoint_is_that_of_its_tokens_and_of_preparing_its_requests(tmp_path: Path) -> None:
+    with endpoint_server(by_word) as server:
+        *_, retrieved = fit(server.url, tmp_path)
+        num_requests = len(server.bodies)
+        uris = {"incumbent": str(retrieved.uri), "candidate": str(retrieved.uri)}
+        tokens = tokens_by_round([10, 20, 30, 40, 50], [1, 2, 3, 4, 5], endpoint="m")
+        costs = measure_serving(uris, rows=rows_of(TEST), tokens={"incumbent": tokens, "candidate": tokens}).serving
+        assert len(server.bodies) == num_requests
+    assert costs["incumbent"].tokens == tokens
+    assert costs["incumbent"].tokens.input == (10_000, 20_000, 30_000, 40_000, 50_000)
+    assert min(costs["incumbent"].cpu_s) > 0
+    assert costs["incumbent"].gpu_s is None
+    assert (costs["incumbent"].stored_bytes or 0) > 1000  # the index
+
+
+def test_an_endpoint_cannot_be_loaded_as_a_model(tmp_path: Path) -> None:
+    with endpoint_server(by_word) as server:
+        zero_shot, *_ = fit(server.url, tmp_path)
+        with pytest.raises(ModelError, match=f"has no model: {server.url} answers for it"):
+            load_artifact(str(zero_shot.uri))
 
 
 def test_a_model_that_changes_between_two_baselines_ends_the_run(tmp_path: Path) -> None:
