@@ -17,6 +17,7 @@ from cluster.resources import (
     workers_that_fit,
 )
 from tailorbird.checks.doctor import GIB
+from tailorbird.checks.preflight_endpoint import check_endpoint
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
 from tailorbird.checks.preflight_gates import check_gates, check_prices
 from tailorbird.checks.result import CheckResult, fault, note, ok
@@ -49,7 +50,7 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     """Return the results of all checks; with a fault among them, a run would fail or wait forever."""
     results = [*_ray(facts), *_tables(recipe, facts), *_registry("registry", facts.written, recipe=recipe)]
     results += _model(recipe, facts)
-    results += check_prices(recipe)
+    results += [*check_prices(recipe), *check_endpoint(recipe.evaluation, facts.tables)]
     if facts.encoder_fault is not None:
         results.append(fault("retrieval encoder", facts.encoder_fault))
     if facts.planned is not None:

@@ -147,7 +147,6 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
         assert "champion: 60 of 60 test rows have the same answer over HTTP as in the evaluation\n" in listing
         answer = client.chat.completions.create(model="pretrained", messages=[{"role": "user", "content": "abc"}])
         assert (answer.model_extra or {})["version"].startswith("nearest-")
-        _compare_as_endpoint(url.removesuffix("/chat/completions"), tmp_path / "recipe.yaml")
         manifest = render_manifest(chat_run.recipe, to="serve").text
         assert {champion.uri, chat_run.result.evidence.versions["incumbent"].uri} <= set(manifest.split())
         restored = roll_back(chat_run.recipe.task_uri, reason="test")  # to the incumbent, without a language model
@@ -158,34 +157,6 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
         assert (again.version, again.parity and again.parity.matching) == (champion.version, SIZES["test"])
     finally:
         undeploy(application_name(chat_run.recipe.task_uri))
-
-
-def _compare_as_endpoint(url: str, path: Path) -> None:
-    """Run a recipe of the same rows with the served champion as an external endpoint, which knows the answer."""
-    overrides = (
-        "name=tiny-chat-api",
-        "training.num_workers=1",  # the replica has the other CPU
-        "training.epochs=1",
-        "training.with_retrieved=false",
-        "evaluation.retrieved_examples=[1]",
-        f"evaluation.endpoint.url={url}",
-        "evaluation.endpoint.model=tiny-chat",
-    )
-    with connect():
-        result = run_pipeline(load_recipe(path, overrides=overrides), progress=SILENT)
-    verdict, evidence = result.verdict, result.evidence
-    assert (verdict.outcome, verdict.incumbent_kind) == (Outcome.STAY, "endpoint_zero_shot")
-    assert verdict.incumbent_score > 0.9
-    assert {"endpoint_zero_shot", "endpoint_few_shot", "endpoint_retrieved"} <= {
-        score.kind for score in evidence.scores
-    }
-    assert evidence.endpoint is not None
-    assert evidence.endpoint.reported_model is not None
-    table = load_all_predictions(result.run)["incumbent"]
-    assert ((table.confidences > 0) & (table.confidences <= 1)).all()  # the service returns log-probabilities
-    version = read_version(result.winner)
-    assert (version.kind, version.task, version.endpoint) == ("endpoint_zero_shot", "chat", evidence.endpoint)
-    assert verify_evidence(result.run) == ()
 
 
 def test_a_second_run_reuses_the_finished_run(chat_run: SmallRun, tmp_path: Path) -> None:
