@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from serving.batch_jobs.schema import Part
 from serving.batch_jobs.vllm_model import VllmModel
@@ -12,6 +14,7 @@ from serving.engines.classify import predict_hybrid, predict_texts
 from tailorbird.config.data import DataConfig
 from tailorbird.data.parquet import conversations_of, groups_of, texts_of
 from tailorbird.data.rows import Conversation, DataError
+from tailorbird.registry.routing import routes_to_second
 
 if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedChat, LoadedClassifier, LoadedHybrid, LoadedNearest
@@ -27,6 +30,16 @@ class PartRows:
     table: pa.Table
     part: Part
     column: str
+    selected: NDArray[np.int64] | None = None
+    """Positions of the rows of `table` in the part; None for all rows."""
+
+    def take(self, positions: NDArray[np.int64]) -> "PartRows":
+        """Return some of the rows of a whole part, which keep their positions for messages."""
+        return PartRows(self.table.take(pa.array(positions)), self.part, self.column, positions)
+
+    def position(self, row: int) -> int:
+        """Return the position in the file of a row of `table`."""
+        return self.part.start + (row if self.selected is None else int(self.selected[row]))
 
 
 @dataclass(frozen=True)
@@ -60,15 +73,19 @@ def _classify(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", rows: Par
 
 
 def _answer_chat(
-    loaded: "LoadedChat[ModelVersion] | LoadedNearest[ModelVersion] | VllmModel",
+    loaded: "LoadedChat[ModelVersion] | LoadedNearest[ModelVersion] | LoadedHybrid | VllmModel",
     rows: PartRows,
     *,
-    batch_size: int,  # noqa: ARG001
+    batch_size: int,
 ) -> Columns:
     """Return greedy answers, as in the evaluation, by continuous batching over the whole part.
 
     A version of the kind `nearest` returns stored answers, with the similarity as confidence.
     """
+    from tailorbird.models.loading import LoadedHybrid
+
+    if isinstance(loaded, LoadedHybrid):
+        return _answer_cascade(loaded, rows, batch_size=batch_size)
     from tailorbird.models.generation import answer_prompts, context_length
     from tailorbird.models.loading import LoadedNearest
     from tailorbird.models.retrieval.chat_prompt import nearest_answer
@@ -93,6 +110,27 @@ def _answer_chat(
         "finish_reason": pa.array(["stop" if answer.finished else "length" for answer in answers]),
         "confidence": pa.array([answer.confidence for answer in answers], pa.float32()),
     }
+
+
+def _answer_cascade(loaded: "LoadedHybrid", rows: PartRows, *, batch_size: int) -> Columns:
+    """Return the answers of the first part, and those of the second part where the first is not confident."""
+    from tailorbird.models.loading import LoadedClassifier
+
+    assert not isinstance(loaded.first, LoadedClassifier)  # the parts have the task of the hybrid
+    assert not isinstance(loaded.second, LoadedClassifier)
+    columns = {
+        name: column.to_pylist() for name, column in _answer_chat(loaded.first, rows, batch_size=batch_size).items()
+    }
+    routed = np.flatnonzero(routes_to_second(loaded.routing, confidences=columns["confidence"]))
+    columns["answered_by"] = ["first"] * rows.table.num_rows
+    if len(routed):
+        of_second = _answer_chat(loaded.second, rows.take(routed), batch_size=batch_size)
+        for number, row in enumerate(routed.tolist()):
+            for name, column in of_second.items():
+                columns[name][row] = column[number].as_py()
+            columns["answered_by"][row] = "second"
+    types = {"confidence": pa.float32()}
+    return {name: pa.array(column, types.get(name, pa.string())) for name, column in columns.items()}
 
 
 def _prompts(
@@ -128,7 +166,7 @@ def _conversations(rows: PartRows) -> Iterator[tuple[int, Conversation]]:
     else:
         texts = texts_of(table, rows.column, uri=part.uri, first=part.start)
         conversations = [(("user", text),) for text in texts]
-    for position, conversation in enumerate(conversations, start=part.start):
+    for position, conversation in ((rows.position(row), turns) for row, turns in enumerate(conversations)):
         if not conversation or conversation[-1][0] != "user":
             raise DataError(
                 f"{part.uri}: the conversation in row {position} does not end with a user message; "

@@ -17,6 +17,7 @@ from serving.http.schemas import CHAMPION, PRETRAINED
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.parquet import open_parquet, parquet_files
+from tailorbird.registry.versions import calls_endpoint
 from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
 
@@ -96,7 +97,7 @@ def check_batch(batch: BatchSpec, *, version: "ModelVersion") -> None:
     Raises DataError for an input without files, and BatchError if the first file lacks a column or the output folder
     contains other files, or if the version is one of an endpoint.
     """
-    if version.endpoint is not None:
+    if calls_endpoint(version):
         raise BatchError(
             f"{version.version} is answered by an endpoint, which scores no batches here; choose another version, or "
             "send the rows to the service as requests"

@@ -83,6 +83,8 @@ def _load(batch: BatchSpec, *, config: ServingConfig) -> Any:
     torch.set_num_threads(config.cpus_per_replica)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core is used by a worker
     try:
+        if config.engine == "vllm" and kind_of(batch.version_uri) == "hybrid":
+            raise DataError(f"{batch.version_uri} is a hybrid, which batches answer with engine: transformers only")
         if config.engine == "vllm" and kind_of(batch.version_uri) != "nearest":
             return VllmModel(batch.version_uri, batch.digest, config=config)
         loaded = load_model(batch.version_uri)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from serving.engines.fair_slots import FairSlots
+from serving.http.schemas import RequestError
 from tailorbird.data.rows import Conversation
+from tailorbird.registry.routing import PartName
 
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion, Prompting
@@ -46,8 +48,20 @@ class EndpointPrompt:
         return self.num_tokens
 
 
-EngineInput = list[int] | StoredAnswer | EndpointPrompt
-"""Token ids of the prompt, a stored answer, or messages. The length of each is the number of tokens of the prompt."""
+@dataclass(frozen=True)
+class HybridInput:
+    """The inputs of a hybrid's parts; None for a part that does not answer or cannot."""
+
+    first: "EngineInput | None"
+    second: "EngineInput | None"
+
+    def __len__(self) -> int:
+        return max(len(prompt) for prompt in (self.first, self.second) if prompt is not None)
+
+
+EngineInput = list[int] | StoredAnswer | EndpointPrompt | HybridInput
+"""Token ids of the prompt, a stored answer, messages, or the inputs of a hybrid. The length is the number of tokens of
+the prompt; for a hybrid, of the longer one."""
 
 
 class LikelyToken(NamedTuple):
@@ -93,9 +107,14 @@ class PartialAnswer(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """Log-probabilities of all generated tokens, the end-of-turn token included; only in the last item, on request."""
     num_prompt_tokens: int | None = None
-    """Tokens of the prompt by the endpoint's count; None if the length of the `EngineInput` is exact."""
+    """Tokens of the prompt by the endpoint's count, or of the part of a hybrid that answered; None if the length of the
+    `EngineInput` is exact."""
     reported_model: str | None = None
     """The model that the endpoint reported; None for models of this service."""
+    answered_by: PartName | None = None
+    """The part of a hybrid that answered; None for other versions."""
+    is_fallback: bool = False
+    """True if the other part of the hybrid should have answered, but failed."""
 
 
 class ChatEngine(ABC):
@@ -128,6 +147,11 @@ class ChatEngine(ABC):
     def running(self) -> bool:
         """True until the engine stops. An error outside of a single request stops it."""
 
+    @property
+    def can_answer(self) -> bool:
+        """True while the engine can answer requests. A hybrid can while one of its parts runs."""
+        return self.running
+
     @abstractmethod
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> EngineInput:
         """Return the prompt of a conversation, as in the evaluation. This call blocks and is thread-safe.
@@ -156,7 +180,25 @@ class ChatEngine(ABC):
         """Wait for the client's turn to generate an answer, and hold a slot during the block."""
         if self.slots is None:
             return nullcontext()
-        return self.slots.held(client, cost=len(request.prompt) + (request.max_new_tokens or 0))
+        cost = self.num_tokens(request.prompt, max_new_tokens=request.max_new_tokens)
+        return self.slots.held(client, cost=cost)
+
+    def num_tokens(self, prompt: EngineInput, *, max_new_tokens: int | None) -> int:
+        """Return the maximum number of tokens of a prompt and its answer; without a limit, those of the prompt."""
+        return len(prompt) + (max_new_tokens or 0)
+
+    def require_room(self, prompt: EngineInput, *, max_new_tokens: int | None, param: str) -> None:
+        """Raise RequestError 400 if a prompt and its answer exceed the model's length.
+
+        `param` names the request's field with the prompt.
+        """
+        requested = max_new_tokens or 0
+        if self.max_length is not None and len(prompt) + requested > self.max_length:
+            message = (
+                f"the prompt has {len(prompt)} tokens and the answer up to {requested}, but the model accepts "
+                f"{self.max_length} in total; shorten the {param} or lower max_tokens"
+            )
+            raise RequestError(400, "too_long", message, param=param, code="context_length_exceeded")
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from serving.engines.passes import cost_of, pass_costs
 from serving.http.schemas import ClassifyRequest
 from tailorbird.data.length_batches import length_batches
 from tailorbird.models.temperature import temperature_softmax
-from tailorbird.registry.routing import Routing, routes_to_candidate
+from tailorbird.registry.routing import PartName, Routing, routes_to_second
 
 if TYPE_CHECKING:
     from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
@@ -39,8 +39,10 @@ class Prediction(NamedTuple):
     """Probability of the label, after temperature scaling; NaN if an endpoint does not return it."""
     scores: np.ndarray
     """Probabilities of all classes of the model that answered, [L]; empty for an endpoint."""
-    answered_by: Literal["incumbent", "candidate"] | None = None
-    """The model of a hybrid that answered; None for other versions."""
+    answered_by: PartName | None = None
+    """The part of a hybrid that answered; None for other versions."""
+    is_fallback: bool = False
+    """True if the other part of the hybrid should have answered, but failed."""
     reported_model: str | None = None
     """The model that an endpoint reported; None for models of this service."""
 
@@ -131,7 +133,7 @@ def _predictions(loaded: "LoadedClassifier[ModelVersion]", logits: np.ndarray) -
 
 
 def hybrid_rows(routing: Routing, request: ClassifyRequest) -> list[tuple[str, str | None]]:
-    """Return each text with the value of its routing attribute; None if it has none or routing uses confidence."""
+    """Return each text with the value of its routing attribute; None if it has none, or for a cascade."""
     texts, attributes = request.texts, request.attributes
     if attributes is None or routing.column is None:
         return [(text, None) for text in texts]
@@ -142,33 +144,37 @@ def hybrid_rows(routing: Routing, request: ClassifyRequest) -> list[tuple[str, s
 def predict_hybrid(
     loaded: "LoadedHybrid", rows: Sequence[tuple[str, str | None]], *, batch_size: int
 ) -> list[Prediction]:
-    """Return the predictions of `hybrid_rows`, in order, each by the model that `routes_to_candidate` selects.
+    """Return the predictions of `hybrid_rows`, in order, each by the part that `routes_to_second` selects.
 
-    With routing by confidence, the incumbent predicts all texts first, and the candidate those with low confidence.
+    In a cascade, the first part predicts all texts, and the second part those with low confidence. An error of a part
+    is raised: a batch is repeated, and does not fall back on the other part.
     """
+    from tailorbird.models.loading import LoadedClassifier
+
     texts = [text for text, _ in rows]
     results: list[Any] = [None] * len(rows)
 
-    def answer(name: Literal["incumbent", "candidate"], indices: np.ndarray) -> None:
+    def answer(name: PartName, indices: np.ndarray) -> None:
         if not indices.size:
             return
-        part = loaded.incumbent if name == "incumbent" else loaded.candidate
+        part = loaded.first if name == "first" else loaded.second
+        assert isinstance(part, LoadedClassifier)  # the parts have the task of the hybrid
         predictions = predict_texts(part, [texts[index] for index in indices], batch_size=batch_size)
         for index, prediction in zip(indices, predictions, strict=True):
             results[index] = prediction._replace(answered_by=name)
 
     if loaded.routing.by == "group":
-        routed = routes_to_candidate(loaded.routing, groups=[value for _, value in rows])
-        answer("incumbent", np.flatnonzero(~routed))
+        routed = routes_to_second(loaded.routing, groups=[value for _, value in rows])
+        answer("first", np.flatnonzero(~routed))
     else:
-        answer("incumbent", np.arange(len(rows)))
-        routed = routes_to_candidate(loaded.routing, confidences=[prediction.score for prediction in results])
-    answer("candidate", np.flatnonzero(routed))
+        answer("first", np.arange(len(rows)))
+        routed = routes_to_second(loaded.routing, confidences=[prediction.score for prediction in results])
+    answer("second", np.flatnonzero(routed))
     return results
 
 
 def scores_by_class(loaded: "AnyClassifier", prediction: Prediction) -> dict[str, float]:
-    """Return the probability of each class. It is 0 for a class that the model of a hybrid does not have."""
+    """Return the probability of each class. It is 0 for a class that the part of a hybrid does not have."""
     scores = dict(zip(classes_of(loaded, prediction), prediction.scores.tolist(), strict=True))
     return scores if prediction.answered_by is None else dict.fromkeys(loaded.classes, 0.0) | scores
 

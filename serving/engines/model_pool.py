@@ -5,21 +5,23 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-from serving.engines.classify import AnyClassifier, Prediction, predict_hybrid, predict_shared, predict_texts
+from serving.engines.classify import AnyClassifier, Prediction, predict_shared, predict_texts
 from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
 from serving.engines.passes import pass_costs
 from serving.engines.text_rows import PASSES, TextRow, cost_of_row, run_pass
 from serving.http.metrics import BATCH_TEXTS, Meter
+from serving.hybrid.classifier_queue import HybridQueue, Submit
 from serving.version_checks import require_digest
+from tailorbird.config.serving import FALLBACK_TIMEOUT_S
 
 if TYPE_CHECKING:
     from tailorbird.models.bag_of_words import BagOfWords
-    from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
+    from tailorbird.models.loading import LoadedClassifier
     from tailorbird.models.shared_encoder import SharedEncoder
     from tailorbird.registry.routing import Routing
-    from tailorbird.registry.versions import ModelVersion
+    from tailorbird.registry.versions import Hybrid, ModelVersion
 
 LINGER_S = 0.003
 """Maximum time that the next pass waits for new requests of clients that have just received a response."""
@@ -28,12 +30,6 @@ SHARED = "shared"  # version label in metrics of passes over several versions
 
 Predict = Callable[[list[TextRow]], list[Prediction]]
 Batcher = DynamicBatcher[TextRow, Prediction]
-
-
-class Submit(Protocol):
-    """A queue of texts. Returns their predictions, in order; `client` is the name by which the queue is fair."""
-
-    def __call__(self, rows: Sequence[Any], *, client: str) -> Awaitable[list[Prediction]]: ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,16 @@ class ClassifierEngine:
     @property
     def version(self) -> "ModelVersion":
         return self.loaded.version
+
+
+@dataclass(frozen=True)
+class HybridParts:
+    """The loaded versions of a hybrid's parts, of any kind."""
+
+    first: AnyClassifier
+    second: AnyClassifier
+    classes: tuple[str, ...]
+    version: "ModelVersion"
 
 
 @dataclass
@@ -103,11 +109,13 @@ class ModelPool:
         batch_size: int,
         meter: Meter,
         load_endpoint: "Callable[[ModelVersion], ClassifierEngine]",
+        fallback_timeout_s: float = FALLBACK_TIMEOUT_S,
     ) -> None:
         self._worker = worker
         self._batch_size = batch_size
         self._meter = meter
         self._load_endpoint = load_endpoint
+        self._fallback_timeout_s = fallback_timeout_s
         self._shared: dict[tuple[str, str], _SharedBase] = {}
 
     def load(self, uri: str, digest: str) -> ClassifierEngine:
@@ -118,7 +126,6 @@ class ModelPool:
         """
         from tailorbird.models.loading import (
             LoadedClassifier,
-            LoadedHybrid,
             checked_copy,
             load_bag_of_words,
             load_model,
@@ -129,13 +136,14 @@ class ModelPool:
         require_digest(version, digest=digest)
         if version.endpoint is not None:
             return self._load_endpoint(version)
+        if version.hybrid is not None:
+            checked_copy(version.pinned)
+            return self._load_hybrid(version, version.hybrid)
         if shares_base(version):
             folder = checked_copy(version.pinned)
             return self._load_shared(version, folder=folder, bag=load_bag_of_words(folder, kind=version.kind))
         loaded = load_model(uri)
         require_digest(loaded.version, digest=digest)
-        if isinstance(loaded, LoadedHybrid):
-            return self._hybrid_engine(loaded)
         assert isinstance(loaded, LoadedClassifier)
         predict_texts(loaded, [WARM_UP], batch_size=self._batch_size)
 
@@ -150,22 +158,31 @@ class ModelPool:
 
         return ClassifierEngine(loaded, submit, batcher.idle_s, loaded.max_length)
 
-    def _hybrid_engine(self, loaded: "LoadedHybrid") -> ClassifierEngine:
-        parts = (loaded.candidate, loaded.incumbent)
-        for part in parts:
-            predict_texts(part, [WARM_UP], batch_size=self._batch_size)
-        sized = max(parts, key=lambda part: part.model is not None)  # the candidate, unless only the other is a network
+    def _load_hybrid(self, version: "ModelVersion", hybrid: "Hybrid") -> ClassifierEngine:
+        """Load both parts, each with an engine of its own, and compose them."""
+        from tailorbird.registry.versions import read_parts
 
-        def predict(rows: list[TextRow]) -> list[Prediction]:
-            return predict_hybrid(loaded, [(row.text, row.attribute) for row in rows], batch_size=self._batch_size)
+        read_parts(hybrid)  # before the first part is loaded
+        first = self.load(hybrid.first.uri, hybrid.first.digest)
+        try:
+            second = self.load(hybrid.second.uri, hybrid.second.digest)
+        except Exception:
+            first.unload()
+            raise
 
-        batcher = self._batcher(predict, loaded.version.name, loaded.version.version, device=_device(sized))
+        def unload() -> None:
+            first.unload()
+            second.unload()
 
-        def submit(rows: Sequence[tuple[str, str | None]], *, client: str) -> Awaitable[list[Prediction]]:
-            return _submit(batcher, [TextRow(sized, text, attribute) for text, attribute in rows], client=client)
-
-        max_length = max(part.max_length for part in parts)
-        return ClassifierEngine(loaded, submit, batcher.idle_s, max_length, loaded.routing)
+        parts = (first.loaded, second.loaded)
+        return ClassifierEngine(
+            HybridParts(*parts, version.classes, version),
+            HybridQueue(first.submit, second.submit, routing=hybrid.routing, timeout_s=self._fallback_timeout_s).submit,
+            lambda: min(first.idle_s(), second.idle_s()),
+            max(first.max_length, second.max_length),
+            hybrid.routing,
+            unload,
+        )
 
     def _load_shared(self, version: "ModelVersion", *, folder: Path, bag: "BagOfWords | None") -> ClassifierEngine:
         """Add a head or an adapter to the shared encoder, between two passes of the served versions."""

@@ -20,12 +20,10 @@ PASSES = 4  # size, in passes, of the choice for a pass; sorting more texts by l
 
 @dataclass(eq=False, slots=True)
 class TextRow:
-    """A text for a version. For a hybrid, `loaded` is the part whose tokens determine the size of a pass."""
+    """A text for a version."""
 
     loaded: "LoadedClassifier[Any]"
     text: str
-    attribute: str | None = None
-    """The value of a hybrid's routing attribute."""
     tokens: list[int] | None = None
 
 

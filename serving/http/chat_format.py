@@ -92,6 +92,9 @@ def _choice(content: Mapping[str, object], answer: "PartialAnswer | None") -> di
         choice["confidence"] = answer.confidence
     if answer is not None and answer.reported_model is not None:
         choice["reported_model"] = answer.reported_model
+    if answer is not None and answer.answered_by is not None:
+        choice["answered_by"] = answer.answered_by
+        choice |= {"fallback": True} if answer.is_fallback else {}
     return choice
 
 

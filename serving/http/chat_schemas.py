@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, HttpModel, RequestError
+from tailorbird.registry.routing import PartName
 
 
 class TokenUsage(HttpModel):
@@ -55,13 +56,18 @@ class ChatLogprobs(HttpModel):
 
 class _Choice(HttpModel):
     index: Literal[0]
+    answered_by: PartName | None = None
+    """(hybrids only) The part that answered; `first` is the cheap part. In a stream, the last event with a choice has
+    it."""
+    fallback: bool | None = None
+    """(hybrids only) True if the other part should have answered, but failed; absent otherwise."""
 
 
 class _ChatAnswer(_Choice):
     confidence: float | None = None
-    """Only for a version of the kind `nearest`: similarity of the training row whose answer is returned, 0 to 1."""
+    """Only for an answer of the kind `nearest`: similarity of the training row whose answer is returned, 0 to 1."""
     reported_model: str | None = None
-    """Only for a version of an endpoint: the model that the endpoint reported."""
+    """Only for an answer of an endpoint: the model that the endpoint reported."""
 
 
 class ChatChoice(_ChatAnswer):

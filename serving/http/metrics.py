@@ -87,6 +87,11 @@ OTHER_MODEL = Metric(
     "Answers for which the endpoint reported another model than in the evaluation.",
     ("model", "version"),
 )
+HYBRID_ANSWERS = Metric(
+    "tailorbird_hybrid_answers_total",
+    "Answers of a hybrid by the part that answered; `fallback` is `yes` if the other part should have, but failed.",
+    ("model", "version", "part", "fallback"),
+)
 SERVING = Metric(
     "tailorbird_serving",
     "1 for a served version, 0 for a former one; the role is champion, challenger, pretrained or the version.",
@@ -176,6 +181,11 @@ class Meter:
     def observe(self, metric: Metric, *labels: str, value: float) -> None:
         """Add a value to a histogram."""
         self._observed.append((metric, labels, value))
+
+    def count_part(self, version: "ModelVersion", part: str | None, *, is_fallback: bool) -> None:
+        """Count an answer of a hybrid's part; do nothing if `part` is None, for other versions."""
+        if part is not None:
+            self.count(HYBRID_ANSWERS, version.name, version.version, part, "yes" if is_fallback else "no")
 
     async def keep_exporting(
         self, gauges: Callable[[], Gauges], *, instrument: Callable[[Metric], Any] = ray_instrument

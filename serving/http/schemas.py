@@ -6,6 +6,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
+from tailorbird.registry.routing import PartName
+
 CHAMPION = "champion"
 PRETRAINED = "pretrained"
 CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes of response ids, before the request's id
@@ -113,11 +115,13 @@ class Result(HttpModel):
     score: float | None
     """Probability of the label, after temperature scaling; null if an endpoint answered without log-probabilities."""
     scores: dict[str, float] | None = None
-    """Probability of every class, after temperature scaling, if requested; absent for a version of an endpoint."""
-    answered_by: Literal["incumbent", "candidate"] | None = None
-    """The model of a hybrid that answered; absent for other models."""
+    """Probability of every class, after temperature scaling, if requested; absent for an answer of an endpoint."""
+    answered_by: PartName | None = None
+    """(hybrids only) The part that answered. In a cascade, `first` is the cheap part."""
+    fallback: bool | None = None
+    """(hybrids only) True if the other part should have answered, but failed; absent otherwise."""
     reported_model: str | None = None
-    """Only for a version of an endpoint: the model that the endpoint reported."""
+    """Only for an answer of an endpoint: the model that the endpoint reported."""
 
 
 class ClassifyResponse(HttpModel):
@@ -222,6 +226,16 @@ class RequestError(ValueError):
         """Return the response body as JSON."""
         detail = ErrorDetail(message=self.message, type=self.type, param=self.param, code=self.code)
         return ErrorBody(error=detail).model_dump_json().encode()
+
+
+def is_client_error(error: Exception) -> bool:
+    """Return True for an error of the request itself, with a status from 400 to 499."""
+    return isinstance(error, RequestError) and error.status < 500
+
+
+def no_part_answers() -> RequestError:
+    """Return the error for a request that no part of a hybrid can answer."""
+    return RequestError(503, "unavailable", "no part of the hybrid answers; retry later")
 
 
 def parse_request(body: bytes, *, max_texts: int, max_text_bytes: int) -> ClassifyRequest:

@@ -13,24 +13,19 @@ from serving.engines.transformers_engine import TransformersEngine
 from serving.engines.vllm_engine import VllmPool
 from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Events, Route
-from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage
+from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat
 from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequest, parse_chat, parse_completion
 from serving.http.metrics import TOKENS, Meter, record_version
 from serving.http.schemas import RequestError
+from serving.hybrid.chat_engine import HybridChatEngine
 from serving.replica.base import Replica, RequestContext, configure_process
-from serving.replica.generation import (
-    generation_request,
-    prompt_tokens_of,
-    stream_events,
-    token_limit,
-    whole_answer,
-)
+from serving.replica.generation import generation_request, stream_events, token_limit, usage_of, whole_answer
 from serving.replica.served_versions import ServedVersions
 from serving.version_checks import require_digest
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import DataError
 from tailorbird.registry.draws import draw_secret
-from tailorbird.registry.versions import read_version
+from tailorbird.registry.versions import Hybrid, ModelVersion, read_parts, read_version
 
 PROMPT_THREADS = 4  # prompts that are tokenized at the same time, outside of the event loop
 
@@ -59,7 +54,7 @@ class Chat:
 
     async def check_health(self) -> None:
         """Raise if the champion's engine has stopped, so that Serve replaces the replica."""
-        if not self._replica.versions.champion.running:
+        if not self._replica.versions.champion.can_answer:
             raise RuntimeError("the model's engine has stopped; see the replica's log")
 
     async def _chat(self, body: bytes, request_id: str) -> tuple[int, bytes | Events]:
@@ -90,7 +85,7 @@ class Chat:
             # A thread keeps the event loop free for streams: tokenizing a prompt of 1 MB takes a second.
             prompt = await self._prompts.run(prompt_of, client=client_name(), cost=num_bytes)
         generation = generation_request(request, prompt, engine=engine, param=param, max_new_tokens=limit)
-        admit(tokens=len(prompt) + (limit or 0))
+        admit(tokens=engine.num_tokens(prompt, max_new_tokens=limit))
         self._replica.charge(tokens=len(prompt))
         record = partial(self._record, generation, context=context, text=text)
         version = engine.version
@@ -108,12 +103,12 @@ class Chat:
             self._replica.charge(tokens=limit or 0)
             raise
         record(answer)
-        return 200, format.whole(head, answer, usage=Usage(prompt_tokens_of(answer, prompt=prompt), answer.num_tokens))
+        return 200, format.whole(head, answer, usage=usage_of(generation, answer))
 
     def _assign(self, request: PromptRequest, context: RequestContext) -> tuple[ChatEngine, RequestContext]:
         """Return the engine that answers, and the context with its arm."""
         engine, context = self._replica.assign(context, model=request.model, subject=request.subject)
-        if context.arm == "canary" and not engine.running:
+        if context.arm == "canary" and not engine.can_answer:
             engine, context = self._replica.versions.champion, context._replace(arm="champion")
         record_version(engine.version)
         return engine, context
@@ -122,22 +117,25 @@ class Chat:
         self, generation: GenerationRequest, answer: PartialAnswer, *, context: RequestContext, text: str
     ) -> None:
         """Count and charge the answer's tokens, and log the answer with the prompt's `text`."""
-        num_prompt_tokens = prompt_tokens_of(answer, prompt=generation.prompt)
+        usage = usage_of(generation, answer)
         num_estimated = len(generation.prompt)  # charged before the answer
-        self._replica.charge(tokens=answer.num_tokens + max(0, num_prompt_tokens - num_estimated))
+        self._replica.charge(tokens=usage.completion_tokens + max(0, usage.prompt_tokens - num_estimated))
         log, meter, version = self._replica.log, self._replica.meter, generation.engine.version
-        meter.count(TOKENS, version.name, version.version, "prompt", by=num_prompt_tokens)
-        meter.count(TOKENS, version.name, version.version, "completion", by=answer.num_tokens)
+        meter.count(TOKENS, version.name, version.version, "prompt", by=usage.prompt_tokens)
+        meter.count(TOKENS, version.name, version.version, "completion", by=usage.completion_tokens)
+        meter.count_part(version, answer.answered_by, is_fallback=answer.is_fallback)
         if log is None:
             return
         entry = context.log_entry(version)(
             row=0,
             score=answer.confidence,
-            prompt_tokens=num_prompt_tokens,
-            completion_tokens=answer.num_tokens,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
             text=log.loggable(text),
             answer=log.loggable(answer.text),
             finish_reason=answer.finish_reason,
+            answered_by=answer.answered_by,
+            fallback=None if answer.answered_by is None else answer.is_fallback,
             reported_model=answer.reported_model,
         )
         log.answers.add([entry])
@@ -167,6 +165,8 @@ class _Loader:
         require_digest(version, digest=digest)
         if version.endpoint is not None:
             return load_chat(version, config=self._config, meter=self._meter)
+        if version.hybrid is not None:
+            return self._load_hybrid(version, version.hybrid)
         if version.kind == "nearest":
             from tailorbird.models.metadata import read_tokenizer
 
@@ -182,3 +182,18 @@ class _Loader:
         engine = TransformersEngine(loaded, max_batch_size=config.max_batch_size, num_gpus=config.gpus_per_replica)
         engine.slots = FairSlots(config.max_batch_size)
         return engine
+
+    def _load_hybrid(self, version: ModelVersion, hybrid: Hybrid) -> ChatEngine:
+        """Load both parts, each with an engine of its own, and compose them."""
+        from tailorbird.models.loading import checked_copy
+
+        checked_copy(version.pinned)
+        read_parts(hybrid)  # before the first part is loaded
+        first = self.load(hybrid.first.uri, hybrid.first.digest)
+        try:
+            second = self.load(hybrid.second.uri, hybrid.second.digest)
+        except Exception:
+            first.end()
+            raise
+        limit, timeout_s = self._config.max_new_tokens, self._config.fallback_timeout_s
+        return HybridChatEngine(version, (first, second), max_new_tokens=limit, timeout_s=timeout_s)

@@ -17,6 +17,7 @@ from serving.replica.base import Replica, RequestContext, configure_process, req
 from serving.replica.experiment import CHALLENGER, QUIET_S, ShadowRunner
 from serving.replica.served_versions import ServedVersions
 from tailorbird.registry.draws import draw_secret
+from tailorbird.registry.versions import calls_endpoint
 
 SHADOW_TEXTS = 4  # texts per shadow pass; a request that arrives during the pass waits for its end
 
@@ -29,8 +30,13 @@ class Classifier:
         worker = ThreadPoolExecutor(1, thread_name_prefix="model")
         meter = Meter()
         load_endpoint = partial(load_classifier, limits=endpoint_limits(self._config), meter=meter)
-        batch_size = self._config.max_batch_size
-        pool = ModelPool(worker=worker, batch_size=batch_size, meter=meter, load_endpoint=load_endpoint)
+        pool = ModelPool(
+            worker=worker,
+            batch_size=self._config.max_batch_size,
+            meter=meter,
+            load_endpoint=load_endpoint,
+            fallback_timeout_s=self._config.fallback_timeout_s,
+        )
         versions = ServedVersions(pool.load, read_secret=partial(draw_secret, task_uri), unload=pool.unload)
         self._replica = Replica(versions, task_uri=task_uri, config=self._config, meter=meter)
         self._shadows = ShadowRunner(self._is_quiet)
@@ -88,17 +94,10 @@ class Classifier:
         predictions = await engine.submit(_rows(request, engine=engine), client=client_name())
         self._replica.meter.count(TEXTS, version.name, version.version, by=len(predictions))
         self._log(request, predictions, engine=engine, context=context)
-        results: list[dict[str, object]] = [
-            {"label": prediction.label, "score": prediction.known_score} for prediction in predictions
-        ]
-        if engine.routing is not None:
-            for result, prediction in zip(results, predictions, strict=True):
-                result["answered_by"] = prediction.answered_by
-        if version.endpoint is not None:
-            for result, prediction in zip(results, predictions, strict=True):
-                result["reported_model"] = prediction.reported_model
-        elif request.scores:
-            for result, prediction in zip(results, predictions, strict=True):
+        results = [_result(prediction) for prediction in predictions]
+        for result, prediction in zip(results, predictions, strict=True):
+            self._replica.meter.count_part(version, prediction.answered_by, is_fallback=prediction.is_fallback)
+            if request.scores and prediction.scores.size:
                 result["scores"] = scores_by_class(engine.loaded, prediction)
         return {"request_id": context.request_id, "model": version.name, "version": version.version, "results": results}
 
@@ -118,7 +117,7 @@ class Classifier:
 
     def _has_endpoint(self) -> bool:
         """Return True if a served version sends requests to an endpoint, which end if the client disconnects."""
-        return any(engine.version.endpoint is not None for engine in self._replica.versions.engines.values())
+        return any(calls_endpoint(engine.version) for engine in self._replica.versions.engines.values())
 
     def _is_quiet(self) -> bool:
         """Return True if all models except the challenger have been idle for `QUIET_S`."""
@@ -148,6 +147,7 @@ class Classifier:
                     score=prediction.known_score,
                     answered_by=prediction.answered_by,
                     reported_model=prediction.reported_model,
+                    fallback=None if prediction.answered_by is None else prediction.is_fallback,
                     classes=classes_of(engine.loaded, prediction),
                     scores=prediction.scores,
                     text=log.loggable(text),
@@ -160,3 +160,15 @@ class Classifier:
 def _rows(request: ClassifyRequest, *, engine: ClassifierEngine) -> list[Any]:
     """Return the texts in the form that the engine's `submit` accepts."""
     return list(request.texts) if engine.routing is None else list(hybrid_rows(engine.routing, request))
+
+
+def _result(prediction: Prediction) -> dict[str, object]:
+    """Return the fields of the response for one text."""
+    result: dict[str, object] = {"label": prediction.label, "score": prediction.known_score}
+    if prediction.answered_by is not None:
+        result["answered_by"] = prediction.answered_by
+    if prediction.is_fallback:
+        result["fallback"] = True
+    if prediction.reported_model is not None:
+        result["reported_model"] = prediction.reported_model
+    return result

@@ -40,13 +40,7 @@ def generation_request(
 
     `max_new_tokens` is the result of `token_limit`. Raises RequestError 400 if the model's length is exceeded.
     """
-    requested = max_new_tokens or 0
-    if engine.max_length is not None and len(prompt) + requested > engine.max_length:
-        message = (
-            f"the prompt has {len(prompt)} tokens and the answer up to {requested}, but the model accepts "
-            f"{engine.max_length} in total; shorten the {param} or lower max_tokens"
-        )
-        raise RequestError(400, "too_long", message, param=param, code="context_length_exceeded")
+    engine.require_room(prompt, max_new_tokens=max_new_tokens, param=param)
     sampling = Sampling(
         temperature=float(request.temperature or 0.0),
         top_p=1.0 if request.top_p is None else float(request.top_p),
@@ -64,11 +58,6 @@ def generation_request(
     )
 
 
-def prompt_tokens_of(answer: PartialAnswer, *, prompt: EngineInput) -> int:
-    """Return the number of tokens of an answer's prompt: the endpoint's count, or the length of the engine's input."""
-    return len(prompt) if answer.num_prompt_tokens is None else answer.num_prompt_tokens
-
-
 def _num_likely(request: PromptRequest, *, engine: ChatEngine) -> int | None:
     """Return `ChatRequest.num_likely`; raise RequestError 400 if the engine has no log-probabilities."""
     num_likely = request.num_likely if isinstance(request, ChatRequest) else None
@@ -76,6 +65,12 @@ def _num_likely(request: PromptRequest, *, engine: ChatEngine) -> int | None:
         message = f"answers of version {engine.version.version} have no log-probabilities; omit it"
         raise RequestError(400, "invalid_request", f"logprobs: {message}", param="logprobs")
     return num_likely
+
+
+def usage_of(generation: GenerationRequest, answer: PartialAnswer) -> Usage:
+    """Return the token counts of an answer and of its prompt: the endpoint's count, or that of the engine's input."""
+    num_prompt_tokens = answer.num_prompt_tokens
+    return Usage(len(generation.prompt) if num_prompt_tokens is None else num_prompt_tokens, answer.num_tokens)
 
 
 async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
@@ -118,7 +113,7 @@ async def stream_events(
                     yield format.piece(head, text=new)
         yield format.last(head, last)
         if with_usage:
-            yield usage_event(head, usage=Usage(prompt_tokens_of(last, prompt=generation.prompt), last.num_tokens))
+            yield usage_event(head, usage=usage_of(generation, last))
         yield LAST_EVENT
     except Exception as error:
         if not started:

@@ -24,6 +24,7 @@ ANSWERS = {
     "label": "string",
     "score": "float",
     "answered_by": "string",
+    "fallback": "bool",
     "top": "scored",
     "prompt_tokens": "int",
     "completion_tokens": "int",
@@ -54,7 +55,8 @@ class LogEntry:
     attributes: Mapping[str, str] | None = None
     label: str | None = None
     score: float | None = None
-    answered_by: str | None = None
+    answered_by: str | None = None  # part of a hybrid: `first` or `second`
+    fallback: bool | None = None  # (hybrids only) true if the other part should have answered, but failed
     classes: Sequence[str] = ()
     scores: np.ndarray | None = None  # probabilities of the classes, [L]
     prompt_tokens: int | None = None

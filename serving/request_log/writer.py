@@ -274,4 +274,5 @@ def arrow_schema(columns: Mapping[str, str]) -> Any:
 
     scored = pa.list_(pa.struct({"label": pa.string(), "score": pa.float32()}))
     types = {"string": pa.string(), "time": pa.timestamp("us", tz="UTC"), "int": pa.int32(), "float": pa.float32()}
+    types["bool"] = pa.bool_()
     return pa.schema({name: (types | {"scored": scored})[kind] for name, kind in columns.items()})

@@ -11,7 +11,7 @@ from tailorbird.checks import verify_files
 from tailorbird.checks.differences import differences, read_content, read_value
 from tailorbird.config.base import digest
 from tailorbird.evaluation.baselines.baseline import CHAMPION, select_further
-from tailorbird.evaluation.hybrid import fit_routing
+from tailorbird.evaluation.hybrid import best_of_each_cost, fit_hybrid
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.report import evidence_files
@@ -69,7 +69,9 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     except ValueError as error:
         files = verify_files.file_faults(uri, needed=NEEDED, tables=ROLES)
         return (*files, f"{EVIDENCE_FILE} is damaged, so the verdict cannot be recomputed: {error}")
-    names = evidence_files.prediction_table_names(evidence.family.contenders, changed=())
+    others = [model.role for model in evidence.family.predicting if model.role not in ROLES]
+    on_validation = _validation_roles(evidence)
+    names = evidence_files.prediction_table_names(others, changed=(), on_validation=on_validation)
     faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
     tables, unreadable = verify_files.load_readable_tables(uri)
     faults += unreadable
@@ -77,7 +79,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         lambda: differences(stored, evidence, at="", other="the parsed value is"),
         lambda: _protocol_faults(evidence, registration=registration),
         lambda: _family_faults(uri, evidence=evidence),
-        lambda: _routing_faults(evidence, tables=tables),
+        lambda: _hybrid_faults(evidence, tables=tables),
         lambda: _verdict_faults(evidence, tables=tables),
         lambda: _test_access_faults(evidence),
         lambda: verify_files.evaluated_faults(evidence),
@@ -175,7 +177,7 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
         yield f"{FAMILY_FILE} is missing or damaged, so the models frozen before the test are unknown"
         return
     yield from differences(evidence.family, frozen, at="family", other=f"in {FAMILY_FILE} it is")
-    models = {model.role: model for model in evidence.family.models}
+    models = {model.role: model for model in evidence.family.predicting}
     if missing := {*models, "incumbent", "candidate"} - set(evidence.versions):
         yield f"evidence.json has no version of the models: {', '.join(sorted(missing))}"
     baselines = [score for score in evidence.scores if score.role != "candidate" and score.servable]
@@ -194,24 +196,39 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
     yield from differences(stated, expected, at="the further contenders", other="the best on validation are")
 
 
-def _routing_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Compare the routing of a hybrid with one fitted again on the predictions of the validation rows."""
+def _validation_roles(evidence: Evidence) -> tuple[str, ...]:
+    """Return the roles of the models that a hybrid is fitted from; see `pipeline.evaluate.validation_roles`."""
     config = evidence.recipe.evaluation.hybrid
-    predictions = {role: tables[name] for role in ROLES if (name := f"{role}_{VALIDATION}") in tables}
-    if len(predictions) < len(ROLES):
+    if config is None or config.by == "group":
+        return ROLES
+    servable = {score.role if score.role in ROLES else score.kind: score for score in evidence.scores if score.servable}
+    servable = {role: servable[role] for role in ROLES} | servable  # ties are broken in this order
+    kinds = {role: score.kind for role, score in servable.items()}
+    kinds |= {role: evidence.versions[role].kind for role in ROLES}  # the kind of a champion is that of its version
+    validation = {role: score.validation for role, score in servable.items()}
+    return tuple(dict.fromkeys((*ROLES, *best_of_each_cost(kinds, validation=validation))))
+
+
+def _hybrid_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
+    """Compare the hybrid with one fitted again on the predictions of the validation rows."""
+    config, roles = evidence.recipe.evaluation.hybrid, _validation_roles(evidence)
+    predictions = {role: tables[name] for role in roles if (name := f"{role}_{VALIDATION}") in tables}
+    if len(predictions) < len(roles):
         return  # already reported as missing files
     align(*predictions.values())
     for table in predictions.values():
         require_valid_scores(table)
-    routing = None
-    if config is not None and evidence.versions["incumbent"].kind != "hybrid":
-        routing = fit_routing(config, **predictions, metric=evidence.protocol.metric)
-    yield from differences(evidence.family.routing, routing, at="family.routing", other="the validation rows give")
+    hybrid = None if config is None else fit_hybrid(config, predictions, metric=evidence.protocol.metric)
+    yield from differences(evidence.family.hybrid, hybrid, at="family.hybrid", other="the validation rows give")
+    known = {model.role for model in evidence.family.models}
+    expected = () if hybrid is None else tuple(role for role in hybrid.parts if role not in known)
+    stated = tuple(part.role for part in evidence.family.hybrid_parts)
+    yield from differences(stated, expected, at="family.hybrid_parts", other="the hybrid has")
 
 
 def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
     """Recompute the verdict and the report's figures from the predictions."""
-    missing = [name for name in (*ROLES, *evidence.family.contenders) if name not in tables]
+    missing = [model.role for model in evidence.family.predicting if model.role not in tables]
     if missing:
         yield f"the verdict cannot be recomputed without predictions of: {', '.join(missing)}"
         return
@@ -240,7 +257,7 @@ def _test_access_faults(evidence: Evidence) -> Iterator[str]:
         yield f"the test-set ledger {paths.test_set_ledger} does not contain this access"
         return
     yield from differences(stated, entry, at="test_access", other="the test-set ledger gives")
-    models = [model.uri for model in evidence.family.models]
+    models = [model.uri for model in evidence.family.predicting]
     yield from differences(stated.models, models, at="test_access.models", other="the family has")
     protocol = digest(evidence.protocol)
     yield from differences(stated.protocol, protocol, at="test_access.protocol", other="the protocol gives")

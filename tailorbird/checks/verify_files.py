@@ -12,6 +12,7 @@ from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import UNREGISTERED, BaseModelRecord, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST
+from tailorbird.registry.routing import PARTS
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import Hybrid, PinnedVersion, RegistryError, read_version
 from tailorbird.storage import s3
@@ -86,8 +87,8 @@ def registered_faults(subject: str, uri: str, *, digest: str) -> Iterator[str]:
     config = None if faults else read_value(f"{uri}/config.json")
     if isinstance(config, dict) and config.get("hybrid"):
         hybrid = Hybrid.model_validate(config["hybrid"])
-        for role, part in (("incumbent", hybrid.incumbent), ("candidate", hybrid.candidate)):
-            yield from registered_faults(f"the {role} in {subject}", part.uri, digest=part.digest)
+        for name, part in zip(PARTS, hybrid.parts, strict=True):
+            yield from registered_faults(f"the {name} part of {subject}", part.uri, digest=part.digest)
 
 
 def named_version_faults(uri: str) -> Iterator[str]:

@@ -81,16 +81,17 @@ class CostConfig(ConfigSection):
 
 
 class HybridConfig(ConfigSection):
-    by: Literal["group", "confidence"]
-    """Routing rule. `group` routes a row by its value of `column`; `confidence` lets the candidate answer the rows for
-    which the incumbent's confidence is low."""
+    by: Literal["group", "cascade"]
+    """Routing rule. In a `cascade`, a cheap contender answers the rows on which it is confident, and a more expensive
+    one all others; both contenders and the threshold are selected on validation. `group` (classification only) lets the
+    candidate answer the rows with some values of `column`, and the incumbent all others."""
     column: str | None = None
-    """Column of `data.groups` that routes. Required for `by: group`, not allowed for `by: confidence`."""
+    """Column of `data.groups` that routes. Required for `by: group`, not allowed for `by: cascade`."""
 
     @model_validator(mode="after")
     def _column_for_groups(self) -> Self:
         if (self.by == "group") != (self.column is not None):
-            raise ValueError("`by: group` requires `column`, a column of data.groups; `by: confidence` allows none")
+            raise ValueError("`by: group` requires `column`, a column of data.groups; `by: cascade` allows none")
         return self
 
 
@@ -119,8 +120,8 @@ class EvaluationConfig(ConfigSection):
     """Prices for the cost gate, which requires that the gain pays for training and serving. By default, there is no
     cost gate."""
     hybrid: HybridConfig | None = None
-    """Routing rule for serving the incumbent and the candidate together, which is fixed on validation and tested with
-    the candidate. By default, no hybrid is considered."""
+    """Routing rule for serving two models together. It is fixed on validation, and the hybrid is tested with the
+    candidate. By default, no hybrid is considered."""
     centroid_shots: int = Field(default=10, ge=1)
     """(classification only) Number of training rows per class from which the centroid baseline computes its class
     means."""

@@ -8,6 +8,7 @@ from tailorbird.config.base import SECRETS, STORES, ConfigSection, with_scheme
 from tailorbird.config.vllm_options import vllm_option_error
 
 DEPLOY_TIMEOUT_S = 1800.0
+FALLBACK_TIMEOUT_S = 60.0
 
 
 class ChallengerConfig(ConfigSection):
@@ -48,6 +49,9 @@ class ServingConfig(ConfigSection):
     """Number of seconds for which fewer replicas must be sufficient before a replica stops."""
     downscale_to_zero_delay_s: float = Field(default=60.0, ge=0)
     """Number of seconds without a need for a replica before the last replica stops, if `min_replicas` is 0."""
+    fallback_timeout_s: float = Field(default=FALLBACK_TIMEOUT_S, gt=0)
+    """(hybrids only) Number of seconds within which a part must answer, for a stream with its first token. Then the
+    other part answers instead."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per replica."""
     deploy_timeout_s: float = Field(default=DEPLOY_TIMEOUT_S, gt=0)

@@ -43,7 +43,7 @@ TASKS: dict[TaskName, TaskRules] = {
     "chat": TaskRules(
         metrics=("exact_match", "token_f1", "rouge_l"),
         input_fields=("messages", "prompt"),
-        fixed=dict.fromkeys([*CLASSIFICATION_GATE_FIELDS, "evaluation.hybrid", "serving.challenger.shadow"]),
+        fixed=dict.fromkeys([*CLASSIFICATION_GATE_FIELDS, "serving.challenger.shadow"]),
         hub_task="text-generation",
         model="A chat model",
         architecture="",

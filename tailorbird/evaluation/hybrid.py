@@ -1,6 +1,7 @@
-"""Fit a hybrid's routing rule on validation and apply it to predictions."""
+"""Fit a hybrid's parts and routing rule on validation, and apply the rule to predictions."""
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,25 +9,72 @@ from numpy.typing import NDArray
 from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.cost import ServingCosts, ServingUsage, combined_usage
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
-from tailorbird.evaluation.statistics.scoring import score_of
-from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_candidate
+from tailorbird.evaluation.statistics.scoring import score_of, score_table
+from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_second
+from tailorbird.registry.versions import ENDPOINT_KINDS
 
-NUM_THRESHOLDS = 50
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of the validation rows that the first part of a cascade may answer. Few shares limit selection by chance."""
+WITHOUT_NETWORK = ("nearest", "bag_of_words")
 
 
-def fit_routing(config: HybridConfig, *, incumbent: Predictions, candidate: Predictions, metric: str) -> Routing | None:
-    """Return the routing fitted on validation, or None if one model would answer every row.
+@dataclass(frozen=True)
+class FrozenHybrid:
+    """The hybrid of a run, as fitted on validation before the test rows are read. Parts are roles of the family."""
 
-    By group, the candidate answers the groups in which it is not worse than the incumbent. By confidence, the incumbent
-    answers its most confident rows: as many as possible while the hybrid scores at least as high as the candidate.
+    routing: Routing
+    first: str
+    second: str
+    best_part: str  # the part with the higher score on validation
+    validation: float  # score on validation
+    share_to_second: float  # share of the validation rows that the second part answers
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The roles of both parts."""
+        return self.first, self.second
+
+
+def cost_class(kind: str) -> int:
+    """Return the class of a kind's serving cost: 0 without a neural network, 1 with one, 2 for an external endpoint.
+
+    The cost is measured after the hybrid is frozen. The first part of a cascade has a lower class than the second.
+    """
+    return 2 if kind in ENDPOINT_KINDS else 0 if kind in WITHOUT_NETWORK else 1
+
+
+def best_of_each_cost(kinds: Mapping[str, str], *, validation: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the role with the highest validation score in each cost class, the cheapest class first.
+
+    `kinds` and `validation` are by role. A hybrid cannot be a part of a hybrid. The first of equal scores wins.
+    """
+    best: dict[int, str] = {}
+    for role, kind in kinds.items():
+        if kind == "hybrid":
+            continue
+        known = best.setdefault(cost_class(kind), role)
+        if validation[role] > validation[known]:
+            best[cost_class(kind)] = role
+    return tuple(role for _, role in sorted(best.items()))
+
+
+def fit_hybrid(config: HybridConfig, tables: Mapping[str, Predictions], *, metric: str) -> FrozenHybrid | None:
+    """Return the hybrid fitted on validation, or None if no hybrid is as good as the best single model.
+
+    `tables` are predictions of the validation rows by role. They need `incumbent` and `candidate` and, for a cascade,
+    the roles of `best_of_each_cost`.
     """
     if config.by == "group":
         assert config.column is not None  # validated by the recipe schema
-        return _by_group(config.column, incumbent=incumbent, candidate=candidate, metric=metric)
-    return _by_confidence(incumbent=incumbent, candidate=candidate, metric=metric)
+        return _fit_groups(config.column, tables, metric=metric)
+    return _fit_cascade(tables, metric=metric)
 
 
-def _by_group(column: str, *, incumbent: Predictions, candidate: Predictions, metric: str) -> Routing | None:
+def _fit_groups(column: str, tables: Mapping[str, Predictions], *, metric: str) -> FrozenHybrid | None:
+    """Return the hybrid whose second part, the candidate, answers the groups in which it is not worse."""
+    incumbent, candidate = tables["incumbent"], tables["candidate"]
+    if incumbent.model == "hybrid":
+        return None
     groups, labels = (np.array(values, dtype=object) for values in (incumbent.groups[column], incumbent.labels))
     answers = [np.array(table.outputs, dtype=object) for table in (candidate, incumbent)]
 
@@ -38,62 +86,140 @@ def _by_group(column: str, *, incumbent: Predictions, candidate: Predictions, me
     kept = tuple(value for value in named if gain(groups == value) >= 0)
     if not kept or len(kept) == len(set(groups)):
         return None
-    return Routing(by="group", column=column, values=kept, threshold=None)
+    routing = Routing(by="group", column=column, values=kept, threshold=None)
+    return _frozen(routing, tables, first="incumbent", second="candidate", metric=metric)
 
 
-def _by_confidence(*, incumbent: Predictions, candidate: Predictions, metric: str) -> Routing | None:
-    labels = incumbent.labels
-    to_reach = score_of(metric, labels=labels, outputs=candidate.outputs)
-    for share in np.linspace(1, 0, NUM_THRESHOLDS, endpoint=False)[1:]:  # share of rows that the incumbent answers
-        threshold = float(np.quantile(incumbent.calibrated, 1 - share))
-        sure = incumbent.calibrated >= threshold
-        outputs = np.where(sure, *(np.array(table.outputs, dtype=object) for table in (incumbent, candidate)))
-        if score_of(metric, labels=labels, outputs=outputs) >= to_reach:
-            return Routing(by="confidence", column=None, values=(), threshold=threshold)
+def _fit_cascade(tables: Mapping[str, Predictions], *, metric: str) -> FrozenHybrid | None:
+    """Return the cascade with the cheapest second part; of several, the one whose first part answers most rows.
+
+    The parts are the best models of two cost classes.
+    """
+    scores = {role: score_table(metric, table) for role, table in tables.items()}
+    roles = best_of_each_cost({role: table.model for role, table in tables.items()}, validation=scores)
+    for number, second in enumerate(roles):
+        cascades = [
+            _best_cascade(tables, first=first, second=second, metric=metric, to_reach=max(scores.values()))
+            for first in roles[:number]
+        ]
+        fitted = [cascade for cascade in cascades if cascade is not None]
+        if fitted:
+            return min(fitted, key=lambda cascade: cascade.share_to_second)
     return None
 
 
-def apply_routing(routing: Routing, *, incumbent: ModelPredictions, candidate: ModelPredictions) -> ModelPredictions:
-    """Return the hybrid's predictions: for each row, those of the model that the routing selects."""
-    changed = {
-        name: _routed(routing, incumbent=incumbent.changed[name], candidate=candidate.changed[name])
-        for name in incumbent.changed
-    }
-    return ModelPredictions(_routed(routing, incumbent=incumbent.clean, candidate=candidate.clean), changed)
+def _best_cascade(
+    tables: Mapping[str, Predictions], *, first: str, second: str, metric: str, to_reach: float
+) -> FrozenHybrid | None:
+    """Return the cascade of two models, or None if it does not score `to_reach`, the score of the best single model.
 
-
-def share_to_candidate(routing: Routing, table: Predictions) -> float:
-    """Return the share of the rows of `table` (the incumbent's predictions) that the candidate answers."""
-    return float(_mask(routing, table).mean())
-
-
-def hybrid_cost(routing: Routing, *, costs: ServingCosts, share: float) -> ServingUsage:
-    """Return the hybrid's resources per round.
-
-    By group, one model answers each row. By confidence, the incumbent answers every row first.
+    Starting with its most confident tenth, the first part answers more rows until the cascade scores lower than the
+    second part alone. Of the cascades that score `to_reach`, the one whose first part answers most rows is returned
+    among those within one standard error of the highest score. A high score of a single threshold may be chance.
     """
-    kept = 1 - share if routing.by == "group" else 1.0
-    return combined_usage(((kept, costs["incumbent"]), (share, costs["candidate"])))
+    alone, reached = score_table(metric, tables[second]), []
+    for threshold in _thresholds(tables[first].calibrated):
+        routing = Routing(by="cascade", threshold=threshold)
+        cascade = _frozen(routing, tables, first=first, second=second, metric=metric)
+        if cascade.validation < alone:
+            break
+        if cascade.validation >= to_reach:
+            table = _routed(routing, first=tables[first], second=tables[second])
+            reached.append((cascade, table.scores if metric == "macro_f1" else table.per_row(metric)))
+    if not reached:
+        return None
+    best, scores_of_best = max(reached, key=lambda one: one[0].validation)
+    close = [
+        cascade
+        for cascade, scores in reached
+        if best.validation - cascade.validation <= np.std(scores_of_best - scores) / np.sqrt(len(scores))
+    ]
+    return close[-1]
 
 
-def _mask(routing: Routing, table: Predictions) -> np.ndarray:
+def _thresholds(confidences: NDArray[np.float64]) -> Iterator[float]:
+    """Yield a threshold for each of `SHARES` that leaves rows to both parts, the highest threshold first.
+
+    A threshold is halfway between two confidences, so that rounding in serving does not change the route of a row.
+    """
+    values = np.sort(confidences[np.isfinite(confidences)])[::-1]
+    known = set()
+    for share in SHARES:
+        least = values[max(1, round(share * len(values))) - 1] if len(values) else 0.0
+        below = values[values < least]
+        if not len(below) or least in known:
+            continue
+        known.add(least)
+        threshold = float((least + below[0]) / 2)
+        if 0 <= threshold <= 1 and below[0] < threshold:
+            yield threshold
+
+
+def _frozen(
+    routing: Routing, tables: Mapping[str, Predictions], *, first: str, second: str, metric: str
+) -> FrozenHybrid:
+    scores = {role: score_table(metric, tables[role]) for role in (first, second)}
+    return FrozenHybrid(
+        routing=routing,
+        first=first,
+        second=second,
+        best_part=second if scores[second] >= scores[first] else first,
+        validation=score_table(metric, _routed(routing, first=tables[first], second=tables[second])),
+        share_to_second=share_to_second(routing, tables[first]),
+    )
+
+
+def apply_routing(routing: Routing, *, first: ModelPredictions, second: ModelPredictions) -> ModelPredictions:
+    """Return the hybrid's predictions: for each row, those of the part that the routing selects."""
+    changed = {
+        name: _routed(routing, first=table, second=second.changed[name])
+        for name, table in first.changed.items()
+        if name in second.changed
+    }
+    return ModelPredictions(_routed(routing, first=first.clean, second=second.clean), changed)
+
+
+def share_to_second(routing: Routing, table: Predictions) -> float:
+    """Return the share of the rows of `table` (predictions of the first part) that the second part answers."""
+    return float(routed_to_second(routing, table).mean())
+
+
+def hybrid_cost(hybrid: FrozenHybrid, *, costs: ServingCosts, share: float) -> ServingUsage:
+    """Return the hybrid's resources per round; `share` is that of the rows that the second part answers.
+
+    By group, one part answers each row. In a cascade, the first part answers every row first.
+    """
+    kept = 1 - share if hybrid.routing.by == "group" else 1.0
+    return combined_usage(((kept, costs[hybrid.first]), (share, costs[hybrid.second])))
+
+
+def routed_to_second(routing: Routing, table: Predictions) -> NDArray[np.bool_]:
+    """Return the mask [N] of the rows of `table` (predictions of the first part) that the second part answers."""
     groups = table.groups.get(routing.column) if routing.column is not None else None
-    return np.asarray(routes_to_candidate(routing, groups=groups, confidences=table.calibrated), dtype=np.bool_)
+    return np.asarray(routes_to_second(routing, groups=groups, confidences=table.calibrated), dtype=np.bool_)
 
 
-def _routed(routing: Routing, *, incumbent: Predictions, candidate: Predictions) -> Predictions:
-    mask = _mask(routing, incumbent)
+def _routed(routing: Routing, *, first: Predictions, second: Predictions) -> Predictions:
+    mask = routed_to_second(routing, first)
 
-    def pick(name: str) -> NDArray[np.float64]:
-        return np.asarray(np.where(mask, getattr(candidate, name), getattr(incumbent, name)))
+    def pick(of_first: NDArray[np.float64], of_second: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.where(mask, of_second, of_first))
 
-    pairs = zip(mask, candidate.outputs, incumbent.outputs, strict=True)
-    outputs = tuple(ours if routed else theirs for routed, ours, theirs in pairs)
+    rows = range(len(mask))
+    logprobs = None
+    if first.logprobs is not None or second.logprobs is not None:  # a part without a language model has none
+        logprobs = tuple((second if mask[row] else first).logprobs_of(row) for row in rows)
     return replace(
-        incumbent,
+        first,
         model="hybrid",
-        outputs=outputs,
-        scores=pick("scores"),
-        confidences=pick("confidences"),
-        calibrated=pick("calibrated"),
+        outputs=tuple((second if mask[row] else first).outputs[row] for row in rows),
+        scores=pick(first.scores, second.scores),
+        confidences=pick(first.confidences, second.confidences),
+        calibrated=pick(first.calibrated, second.calibrated),
+        measures={
+            name: pick(values, second.measures[name])
+            for name, values in first.measures.items()
+            if name in second.measures
+        },
+        logprobs=logprobs,
     )

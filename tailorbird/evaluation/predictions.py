@@ -78,6 +78,10 @@ class Predictions:
             raise VerdictRefused(f"{self.model} has no scores for {metric!r}; allowed: {allowed}")
         return self.measures[metric]
 
+    def logprobs_of(self, row: int) -> tuple[float, ...]:
+        """Return the log-probabilities of the tokens of a row's answer; none without a language model."""
+        return () if self.logprobs is None else self.logprobs[row]
+
     def to_table(self) -> pa.Table:
         """Return an Arrow table with `COLUMNS`, `group:<name>`, `measure:<name>` and, if known, `cluster`, `logprobs`.
 

@@ -82,10 +82,10 @@ class LoadedNearest(Generic[Version]):
 
 @dataclass(frozen=True)
 class LoadedHybrid:
-    """The two models of a hybrid, and the rule that routes between them."""
+    """The two models of a hybrid, for the same task, and the rule that routes between them."""
 
-    incumbent: LoadedClassifier[ModelVersion]
-    candidate: LoadedClassifier[ModelVersion]
+    first: "AnyPart"
+    second: "AnyPart"
     routing: Routing
     classes: tuple[str, ...]
     version: ModelVersion
@@ -196,7 +196,8 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(file))
 
 
-AnyLoaded = LoadedClassifier[ModelVersion] | LoadedChat[ModelVersion] | LoadedNearest[ModelVersion] | LoadedHybrid
+AnyPart = LoadedClassifier[ModelVersion] | LoadedChat[ModelVersion] | LoadedNearest[ModelVersion]
+AnyLoaded = AnyPart | LoadedHybrid
 AnyArtifact = LoadedClassifier[Version] | LoadedChat[Version] | LoadedNearest[Version]
 Loaded = TypeVar("Loaded", LoadedClassifier[ModelVersion], LoadedChat[ModelVersion], LoadedNearest[ModelVersion])
 
@@ -222,9 +223,10 @@ def load_model(uri: str, kind: type[Any] | None = None, *, device: str | None = 
     folder = checked_copy(version.pinned)
     if version.hybrid is None:
         return _load(folder, version, device=device)
-    parts = [_load(checked_copy(part.pinned), part, device=device) for part in versions.read_parts(version.hybrid)]
-    incumbent, candidate = (part for part in parts if isinstance(part, LoadedClassifier))
-    return LoadedHybrid(incumbent, candidate, version.hybrid.routing, version.classes, version)
+    first, second = (
+        _load(checked_copy(part.pinned), part, device=device) for part in versions.read_parts(version.hybrid)
+    )
+    return LoadedHybrid(first, second, version.hybrid.routing, version.classes, version)
 
 
 def _loaded_type(version: ModelVersion) -> type[AnyLoaded]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tailorbird import storage
 from tailorbird.registry import versions
+from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import ModelVersion, VersionConfig
 from tailorbird.storage.node_cache import local_copy
@@ -60,9 +61,9 @@ def set_temperature(contender: Contender, temperature: float) -> Contender:
     return copy
 
 
-def is_hybrid(contender: Contender) -> bool:
-    """Return True if the contender routes between two versions."""
-    return versions.read_artifact_config(contender.uri).hybrid is not None
+def kind_of_artifact(contender: Contender) -> str:
+    """Return the kind of the contender's model; the kind of a contender that is the champion does not name it."""
+    return versions.read_artifact_config(contender.uri).kind
 
 
 def register_contender(task_uri: str, contender: Contender, *, code: str) -> ModelVersion:
@@ -81,12 +82,10 @@ def register_contender(task_uri: str, contender: Contender, *, code: str) -> Mod
         return versions.register(task_uri, renewed)
 
 
-def register_hybrid(
-    task_uri: str, routing: Routing, *, incumbent: ModelVersion, candidate: ModelVersion
-) -> ModelVersion:
+def register_hybrid(task_uri: str, first: ModelVersion, *, second: ModelVersion, routing: Routing) -> ModelVersion:
     """Register a hybrid that routes between two versions."""
     with tempfile.TemporaryDirectory() as folder:
-        versions.write_config(Path(folder), versions.hybrid_config(candidate, incumbent=incumbent, routing=routing))
+        versions.write_config(Path(folder), hybrid_config(first, second=second, routing=routing))
         return versions.register(task_uri, Path(folder))
 
 

@@ -14,10 +14,11 @@ from tailorbird.evaluation.baselines.endpoint import (
     store_endpoint_baselines,
 )
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS, Tokens, endpoint_name, tokens_by_round
+from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.inference.endpoint import answer_rows_of_endpoint
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.models.endpoint.client import Body
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.prompts import label_conversations, label_prompting
@@ -86,7 +87,14 @@ def endpoint_baselines(
 
 def predict_contender(inputs: RunInputs, uri: str, *, rows: Rows, on_gpu: bool = False) -> Predictions:
     """Return the predictions of a contender: of an endpoint from this process, of other models in a Ray task."""
-    if read_artifact_config(uri).kind in ENDPOINT_KINDS:
+    config = read_artifact_config(uri)
+    if config.hybrid is not None:
+        first, second = (
+            ModelPredictions(predict_contender(inputs, part.uri, rows=rows, on_gpu=on_gpu))
+            for part in config.hybrid.parts
+        )
+        return apply_routing(config.hybrid.routing, first=first, second=second).clean
+    if config.kind in ENDPOINT_KINDS:
         return predict_rows(uri, rows=rows, limits=request_limits(inputs))
     return inputs.remote_evaluation(predict_rows)(uri, rows=rows, on_gpu=on_gpu)
 

@@ -9,7 +9,7 @@ from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.data.rows import Rows, contents_of
 from tailorbird.evaluation.gates.cost import MeasuredCosts
-from tailorbird.evaluation.hybrid import fit_routing
+from tailorbird.evaluation.hybrid import FrozenHybrid, best_of_each_cost, fit_hybrid
 from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.inference.serving_cost import measure_serving
@@ -24,6 +24,7 @@ from tailorbird.evaluation.report.evidence import (
     CostRecord,
     Evidence,
     Family,
+    FrozenModel,
 )
 from tailorbird.evaluation.report.evidence_files import (
     MANIFEST,
@@ -36,11 +37,10 @@ from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.pipeline.artifacts import Contender, is_hybrid, register_contender, register_hybrid
+from tailorbird.pipeline.artifacts import Contender, kind_of_artifact, register_contender, register_hybrid
 from tailorbird.pipeline.endpoint import endpoint_tokens, predict_contender
 from tailorbird.pipeline.prepare import RunContext, write_once
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
-from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import sha256_files
@@ -84,20 +84,25 @@ def find_finished_run(context: RunContext) -> RunResult | None:
 def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: ProgressReporter) -> RunResult:
     """Freeze the models to compare, predict the test rows once, decide, and publish the evidence."""
     family, test = freeze_family(context, trained), context.splits.test
-    kinds = [model.kind for model in family.models]
+    kinds = [model.kind for model in family.predicting]
     progress.stage(f"test: {', '.join(kinds[:-1])} and {kinds[-1]} on the same {len(test):,} rows")
+    if (hybrid := family.hybrid) is not None:
+        progress.note(f"hybrid of {hybrid.first} and {hybrid.second}: validation {hybrid.validation:.3f}")
     # Record the access before the first prediction, so that a run that fails later is counted too.
     access = record_test_access(
         context.recipe.task_uri,
         contents=contents_of(test),
-        models=[model.uri for model in family.models],
+        models=[model.uri for model in family.predicting],
         protocol=digest(context.protocol.model_dump(mode="json")),
         run=context.run,
     )
-    measured = measure_cost(context, trained.contenders)
+    compared = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.predicting}
+    measured = measure_cost(context, compared)
     usage = trained.usage(context.recipe.training)
     cost = CostRecord(measured.serving, usage, measured.device) if measured else CostRecord(None, usage)
-    evaluated = EvaluatedModels(family, access, predict_all(context, trained), cost)
+    on_validation = {role: trained.servable[role] for role in validation_roles(context, trained)}
+    tables = predict_all(context, compared, on_validation=on_validation)
+    evaluated = EvaluatedModels(family, access, tables, cost)
     verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
     if access.number > 1:
         progress.note(verdict.access())
@@ -106,13 +111,22 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
 
 
 def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
-    """Return the models to compare and the hybrid's routing, as stored before the test rows are read.
+    """Return the models to compare and the hybrid, as stored before the test rows are read.
 
     Raises ValueError if an interrupted run was resumed with other models.
     """
-    family = Family(models=trained.models, routing=fit_hybrid(context, trained.contenders))
+    hybrid = fit_hybrid_on_validation(context, trained)
+    family = Family(models=trained.models, hybrid=hybrid)
+    if hybrid is not None:
+        known, servable = {model.role for model in trained.models}, trained.servable
+        parts = tuple(
+            FrozenModel(role, servable[role].kind, servable[role].uri, servable[role].validation)
+            for role in hybrid.parts
+            if role not in known
+        )
+        family = family.model_copy(update={"hybrid_parts": parts})
     stored = write_once(f"{context.run}/{FAMILY_FILE}", family)
-    if stored.models != family.models:
+    if stored.predicting != family.predicting:
         raise ValueError(
             f"{context.run}/{FAMILY_FILE} has other models than this run; change the recipe (for example the seed) to "
             "start a new run"
@@ -120,30 +134,46 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
     return stored
 
 
-def fit_hybrid(context: RunContext, contenders: Mapping[str, Contender]) -> Routing | None:
-    """Return the routing between incumbent and candidate, fitted on validation.
+def fit_hybrid_on_validation(context: RunContext, trained: TrainedModels) -> FrozenHybrid | None:
+    """Return the hybrid fitted on validation; None if the recipe allows none, or none is good enough."""
+    config = context.protocol.hybrid
+    if config is None:
+        return None
+    servable = trained.servable
+    tables = {
+        role: _predict(context, servable[role].uri, rows_name=VALIDATION) for role in validation_roles(context, trained)
+    }
+    return fit_hybrid(config, tables, metric=context.protocol.metric)
 
-    Return None if the recipe has no `hybrid` section, the incumbent is a hybrid, or one model would answer all rows.
+
+def validation_roles(context: RunContext, trained: TrainedModels) -> tuple[str, ...]:
+    """Return the roles of the models whose predictions of the validation rows are stored.
+
+    They are the incumbent, the candidate and, for a cascade, the best contender of each cost.
     """
     config = context.protocol.hybrid
-    if config is None or is_hybrid(contenders["incumbent"]):  # a hybrid cannot contain another hybrid
-        return None
-    predictions = {role: _predict(context, contenders[role].uri, rows_name=VALIDATION) for role in ROLES}
-    return fit_routing(config, **predictions, metric=context.protocol.metric)
+    if config is None or config.by == "group":
+        return ROLES
+    kinds = {role: kind_of_artifact(contender) for role, contender in trained.servable.items()}
+    validation = {role: contender.validation for role, contender in trained.servable.items()}
+    return tuple(dict.fromkeys((*ROLES, *best_of_each_cost(kinds, validation=validation))))
 
 
-def predict_all(context: RunContext, trained: TrainedModels) -> dict[str, Predictions]:
-    """Return predictions by table name.
+def predict_all(
+    context: RunContext, contenders: Mapping[str, Contender], *, on_validation: Mapping[str, Contender]
+) -> dict[str, Predictions]:
+    """Return predictions by table name: of all models on test and on the changed test sets of the gates.
 
-    All models predict test and the changed test sets of the gates; incumbent and candidate also predict validation.
+    The tables of the models in `on_validation` are those of the validation rows.
     """
-    contenders, changed = trained.contenders, changed_sets(context.protocol.gates)
+    changed = changed_sets(context.protocol.gates)
     tables = {}
     for role, contender in contenders.items():
-        names = ("test", *((VALIDATION,) if role in ROLES else ()), *changed)
-        for name in names:
+        for name in ("test", *changed):
             table = _predict(context, contender.uri, rows_name=name)
             tables[role if name == "test" else f"{role}_{name}"] = table
+    for role, contender in on_validation.items():
+        tables[f"{role}_{VALIDATION}"] = _predict(context, contender.uri, rows_name=VALIDATION)
     return tables
 
 
@@ -179,8 +209,8 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
         access_number=evaluated.test_access.number,
         num_rows_seen=evaluated.test_access.num_seen,
         contenders={role: model_predictions(role, tables) for role in family.contenders},
-        routing=family.routing,
-        best_part=family.best_part,
+        hybrid=family.hybrid,
+        hybrid_parts={part.role: model_predictions(part.role, tables) for part in family.hybrid_parts},
         costs=evaluated.cost.serving,
         training=evaluated.cost.training,
         accepted_loss=context.accepted_loss,
@@ -189,8 +219,9 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
 
 def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedModels, verdict: Verdict) -> RunResult:
     """Register the incumbent and the winner, and write the evidence to the run and to the versions."""
-    chosen, contenders = verdict.winner, trained.contenders
-    versions = _register(context, contenders, winner=chosen, routing=evaluated.family.routing)
+    chosen, family = verdict.winner, evaluated.family
+    contenders = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.predicting}
+    versions = _register(context, contenders, winner=chosen, hybrid=family.hybrid)
     compared = {
         role: CandidateRecord(contender.kind, contender.uri, UNREGISTERED, sha256_files(contender.uri))
         for role, contender in contenders.items()
@@ -210,16 +241,18 @@ def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedMod
 
 
 def _register(
-    context: RunContext, contenders: Mapping[str, Contender], *, winner: str, routing: Routing | None
+    context: RunContext, contenders: Mapping[str, Contender], *, winner: str, hybrid: FrozenHybrid | None
 ) -> dict[str, ModelVersion]:
     """Return the registered versions by role: the incumbent, the winner, and both parts of a hybrid."""
     task_uri, code = context.recipe.task_uri, context.inputs.code.uri
-    roles = ROLES if winner == "hybrid" else dict.fromkeys(("incumbent", winner))
+    if winner != "hybrid":
+        roles = dict.fromkeys(("incumbent", winner))
+        return {role: register_contender(task_uri, contenders[role], code=code) for role in roles}
+    assert hybrid is not None  # rule 3 returns HYBRID only with a hybrid
+    roles = dict.fromkeys(("incumbent", *hybrid.parts))
     versions = {role: register_contender(task_uri, contenders[role], code=code) for role in roles}
-    if winner == "hybrid":
-        assert routing is not None  # rule 3 returns HYBRID only with a routing
-        versions["hybrid"] = register_hybrid(task_uri, routing, **versions)
-    return versions
+    first, second = (versions[role] for role in hybrid.parts)
+    return versions | {"hybrid": register_hybrid(task_uri, first, second=second, routing=hybrid.routing)}
 
 
 def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:

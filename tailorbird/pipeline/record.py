@@ -54,6 +54,17 @@ class TrainedModels:
         return {"incumbent": best, "candidate": self.candidate, **{contender.kind: contender for contender in further}}
 
     @property
+    def servable(self) -> dict[str, Contender]:
+        """The incumbent, the candidate and all other servable baselines, by role: the possible parts of a hybrid."""
+        incumbent = select_incumbent(self.baselines)
+        others = {
+            baseline.kind: Contender(baseline.kind, baseline.uri, baseline.validation)
+            for baseline in self.baselines
+            if baseline.servable and baseline.uri is not None and baseline is not incumbent
+        }
+        return {role: self.contenders[role] for role in evidence.ROLES} | others
+
+    @property
     def models(self) -> tuple[evidence.FrozenModel, ...]:
         """The models that the verdict compares, to be frozen before the test rows are read."""
         return tuple(
@@ -72,7 +83,7 @@ class TrainedModels:
 class EvaluatedModels:
     """Predictions and cost of all compared models, and the recorded access to the test rows."""
 
-    family: evidence.Family  # the frozen models, with the routing of the hybrid
+    family: evidence.Family  # the frozen models, with the hybrid
     test_access: TestSetAccess
     predictions: Mapping[str, Predictions]  # by table name
     cost: evidence.CostRecord

@@ -55,5 +55,5 @@ def require_intact(pinned: PinnedVersion, *, folder: str | None = None) -> None:
         others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise RegistryError(f"{faults[0]}{others}; restore the version from a copy, and delete files that were added")
     hybrid = read_version(pinned.uri).hybrid if folder is None else None
-    for part in (hybrid.incumbent, hybrid.candidate) if hybrid else ():
+    for part in hybrid.parts if hybrid else ():
         require_intact(part)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from tailorbird import storage
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.routing import PARTS, Routing
 from tailorbird.storage import MANIFEST, StorageError
 from tailorbird.storage.paths import TaskPaths, is_version_uri, parse_version_uri
 from tailorbird.storage.stored_model import StoredModel
@@ -85,8 +85,13 @@ class Hybrid(Frozen):
     """Two registered versions and their routing rule."""
 
     routing: Routing
-    incumbent: PinnedVersion
-    candidate: PinnedVersion
+    first: PinnedVersion
+    second: PinnedVersion
+
+    @property
+    def parts(self) -> tuple[PinnedVersion, PinnedVersion]:
+        """Both parts, the first one first."""
+        return self.first, self.second
 
 
 class PinnedEncoder(Frozen):
@@ -141,7 +146,8 @@ class Prompting(Frozen):
 class VersionConfig(StoredModel):
     """The content of `config.json` in the folder of a version.
 
-    The `base_model`, `max_length`, `dtype` and `temperature` of a hybrid are ignored; those of its parts are used.
+    The `base_model`, `max_length`, `dtype`, `temperature` and `prompting` of a hybrid are ignored; those of its parts
+    are used.
     """
 
     kind: Kind
@@ -227,21 +233,6 @@ def write_artifact_config(uri: str, config: VersionConfig) -> None:
     storage.write_bytes(f"{uri}/{CONFIG}", config.model_dump_json(indent=2).encode())
 
 
-def hybrid_config(candidate: ModelVersion, *, incumbent: ModelVersion, routing: Routing) -> VersionConfig:
-    """Return the config of a hybrid, with the classes of both parts and other fields of the candidate."""
-    return VersionConfig(
-        kind="hybrid",
-        classes=tuple(dict.fromkeys(candidate.classes + incumbent.classes)),
-        base_model=candidate.base_model,
-        max_length=candidate.max_length,
-        dtype=candidate.dtype,
-        code=candidate.code,
-        recipe_hash=candidate.recipe_hash,
-        created_at=max(candidate.created_at, incumbent.created_at),
-        hybrid=Hybrid(routing=routing, incumbent=incumbent.pinned, candidate=candidate.pinned),
-    )
-
-
 def register(task_uri: str, folder: Path) -> ModelVersion:
     """Upload the folder of a version and return the version.
 
@@ -288,6 +279,12 @@ def _require_weights(config: VersionConfig, *, folder: Path, files: Mapping[str,
     missing = [name for name in required if name not in files]
     if missing:
         raise RegistryError(f"{folder} is not a model version: {missing[0]} is missing")
+
+
+def calls_endpoint(version: VersionConfig) -> bool:
+    """Return True for a version of an endpoint, and for a hybrid with such a part."""
+    parts = version.hybrid.parts if version.hybrid else ()
+    return version.endpoint is not None or any(kind_of(part.uri) in ENDPOINT_KINDS for part in parts)
 
 
 def kind_of(uri: str) -> str:
@@ -361,12 +358,19 @@ def read_pinned(pinned: PinnedVersion) -> ModelVersion:
 
 
 def read_parts(hybrid: Hybrid) -> tuple[ModelVersion, ModelVersion]:
-    """Return a hybrid's incumbent and candidate; raise RegistryError if one is missing or has another digest."""
-    incumbent, candidate = read_pinned(hybrid.incumbent), read_pinned(hybrid.candidate)
-    for part in (incumbent, candidate):
-        if part.hybrid is not None:
-            raise RegistryError(f"{part.uri} is a hybrid; the parts of a hybrid must be single models")
-    return incumbent, candidate
+    """Return a hybrid's first and second part; raise RegistryError if one is missing or has another digest."""
+    first, second = (_read_part(name, pinned) for name, pinned in zip(PARTS, hybrid.parts, strict=True))
+    return first, second
+
+
+def _read_part(name: str, pinned: PinnedVersion) -> ModelVersion:
+    try:
+        part = read_pinned(pinned)
+    except RegistryError as error:
+        raise RegistryError(f"the {name} part of the hybrid cannot be used: {error}") from None
+    if part.hybrid is not None:
+        raise RegistryError(f"{part.uri} is a hybrid; the parts of a hybrid must be single models")
+    return part
 
 
 def weights_digest(version: ModelVersion) -> str:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
 from typing import NamedTuple
 
+import numpy as np
 import requests
 from pydantic import JsonValue
 
@@ -21,13 +22,13 @@ from serving.tasks import SERVED_TASKS
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import Rows, rows_sha256
 from tailorbird.data.tasks import data_task
-from tailorbird.evaluation.hybrid import apply_routing
+from tailorbird.evaluation.hybrid import apply_routing, routed_to_second
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
-from tailorbird.registry.versions import ModelVersion, now, read_parts
+from tailorbird.registry.versions import ENDPOINT_KINDS, ModelVersion, now, read_parts
 from tailorbird.release.token_parity import (
     TOKEN_TOLERANCE,
     ServedToken,
@@ -136,7 +137,8 @@ def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersi
     if not probes:
         raise ParityRefused(
             f"{version.version} has no test row to check: every row is so near the hybrid's threshold that rounding "
-            "may change its route; promote one of its parts, or run the recipe with more test rows"
+            "may change its route, or an endpoint answers it; promote one of its parts, or run the recipe with more "
+            "test rows"
         )
     route = f"{url}{SERVED_TASKS[version.task].route}"
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
@@ -281,9 +283,10 @@ def _described(probe: ParityProbe, answer: ServedAnswer) -> tuple[str, str]:
 
 
 def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[Predictions, frozenset[int]]:
-    """Return the stored predictions of the test rows, and the indices of ambiguous rows.
+    """Return the stored predictions of the test rows, and the indices of rows that cannot be compared.
 
-    The confidence of an ambiguous row is so near a hybrid's threshold that another batch may route it differently.
+    The confidence of such a row is so near a hybrid's threshold that another batch may route it differently, or an
+    endpoint is the part of a hybrid that answers it.
     """
     roles = [role for role, record in evidence.versions.items() if record.uri == version.uri]
     if not roles and version.exported_from is not None:  # exported after the run, with predictions of the same rows
@@ -292,16 +295,18 @@ def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[
         raise ParityRefused(f"{uri} has no predictions of {version.uri}; run the recipe again")
     if roles[0] != "hybrid":
         return load_predictions(f"{uri}/predictions/{roles[0]}.parquet"), frozenset()
-    routing = evidence.family.routing
-    assert routing is not None  # a hybrid has a routing rule
-    tables = {role: load_predictions(f"{uri}/predictions/{role}.parquet") for role in ("incumbent", "candidate")}
-    parts = {role: ModelPredictions(table) for role, table in tables.items()}
-    ambiguous: frozenset[int] = frozenset()
-    if routing.threshold is not None:
-        distances = abs(tables["incumbent"].calibrated - routing.threshold)
-        limit = tolerance_of(version).row
-        ambiguous = frozenset(row for row, distance in enumerate(distances) if distance <= limit)
-    return apply_routing(routing, **parts).clean, ambiguous
+    hybrid = evidence.family.hybrid
+    assert hybrid is not None  # a version of the run is one
+    assert version.hybrid is not None
+    first, second = (load_predictions(f"{uri}/predictions/{role}.parquet") for role in hybrid.parts)
+    without: set[int] = set()
+    if hybrid.routing.threshold is not None:
+        limit = TOLERANCE[read_parts(version.hybrid)[0].dtype].row
+        without = set(np.flatnonzero(abs(first.calibrated - hybrid.routing.threshold) <= limit).tolist())
+    if second.model in ENDPOINT_KINDS:  # its answers to the same row differ
+        without |= set(np.flatnonzero(routed_to_second(hybrid.routing, first)).tolist())
+    routed = apply_routing(hybrid.routing, first=ModelPredictions(first), second=ModelPredictions(second))
+    return routed.clean, frozenset(without)
 
 
 def _probe(rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersion) -> ParityProbe:

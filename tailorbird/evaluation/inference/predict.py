@@ -31,7 +31,7 @@ def predict_rows(uri: str, *, rows: Rows, on_gpu: bool = False, limits: RequestL
     hybrid = read_artifact_config(uri).hybrid
     if hybrid is not None:
         parts = [ModelPredictions(predict_rows(part.uri, rows=rows, on_gpu=on_gpu)) for part in read_parts(hybrid)]
-        return apply_routing(hybrid.routing, incumbent=parts[0], candidate=parts[1]).clean
+        return apply_routing(hybrid.routing, first=parts[0], second=parts[1]).clean
     loaded = load_artifact(uri, device=device)
     return _predict_labels(loaded, rows) if isinstance(loaded, LoadedClassifier) else _predict_answers(loaded, rows)
 

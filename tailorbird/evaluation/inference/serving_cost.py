@@ -20,7 +20,7 @@ from tailorbird.evaluation.inference.endpoint import request_bodies
 from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.models.loading import AnyArtifact, LoadedChat, LoadedClassifier, load_artifact, load_retrieval_index
 from tailorbird.models.temperature import temperature_softmax
-from tailorbird.registry.routing import Routing, routes_to_candidate
+from tailorbird.registry.routing import Routing, routes_to_second
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
 from tailorbird.storage.node_cache import local_copy
 
@@ -141,7 +141,7 @@ def _model(uri: str, *, device: str) -> _Model:
                 loaded.model.to("cpu")
     answer: Callable[[Rows], object] = partial(_answer, parts[0])
     if hybrid is not None:
-        answer = partial(_answer_hybrid, incumbent=parts[0], candidate=parts[1], routing=hybrid.routing)
+        answer = partial(_answer_hybrid, first=parts[0], second=parts[1], routing=hybrid.routing)
     sizes = [storage.folder_sizes(each) for each in dict.fromkeys((uri, *uris))]
     return _Model(
         answer,
@@ -166,18 +166,23 @@ def _answer(loaded: Loaded, rows: Rows) -> object:
     return class_logits(loaded, rows) if isinstance(loaded, LoadedClassifier) else answer_texts(loaded, rows)
 
 
-def _answer_hybrid(rows: Rows, *, incumbent: Loaded, candidate: Loaded, routing: Routing) -> None:
-    """Answer rows as a hybrid does: by confidence, the incumbent answers all rows first."""
+def _answer_hybrid(rows: Rows, *, first: Loaded, second: Loaded, routing: Routing) -> None:
+    """Answer rows as a hybrid does: in a cascade, the first part answers all rows first."""
     if routing.column is not None:
-        routed = routes_to_candidate(routing, groups=rows.groups[routing.column])
+        routed = routes_to_second(routing, groups=rows.groups[routing.column])
         kept = np.flatnonzero(~routed)
         if len(kept):
-            _answer(incumbent, rows.take(kept))
+            _answer(first, rows.take(kept))
     else:
-        assert isinstance(incumbent, LoadedClassifier)  # only classifiers are routed by confidence
-        logits = class_logits(incumbent, rows)
-        confidences = temperature_softmax(logits, temperature=incumbent.version.temperature).max(1)
-        routed = routes_to_candidate(routing, confidences=confidences)
-    to_candidate = np.flatnonzero(routed)
-    if len(to_candidate):
-        _answer(candidate, rows.take(to_candidate))
+        routed = routes_to_second(routing, confidences=_confidences(first, rows))
+    to_second = np.flatnonzero(routed)
+    if len(to_second):
+        _answer(second, rows.take(to_second))
+
+
+def _confidences(loaded: Loaded, rows: Rows) -> np.ndarray:
+    """Answer rows, and return the confidences that a cascade compares with its threshold."""
+    if isinstance(loaded, LoadedClassifier):
+        logits = class_logits(loaded, rows)
+        return np.asarray(temperature_softmax(logits, temperature=loaded.version.temperature).max(1))
+    return np.array([answer.confidence for answer in answer_texts(loaded, rows)])

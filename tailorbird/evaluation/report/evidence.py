@@ -10,13 +10,13 @@ from cluster.code_snapshot import CodeVersion
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, TrainingUsage
+from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import PinnedVersion
 from tailorbird.storage.stored_model import StoredModel
@@ -124,19 +124,20 @@ class CostRecord:
 class FrozenModel:
     """A model that is compared on the test rows, as frozen before they are read."""
 
-    role: str  # `incumbent`, `candidate`, or the kind of a further contender
+    role: str  # `incumbent`, `candidate`, or the kind of another contender
     kind: str
     uri: str  # URI of its artifact or version
     validation: float  # validation score
 
 
 class Family(StoredModel):
-    """The models of a run's comparison, and the routing of the hybrid; stored before the test rows are predicted."""
+    """The models of a run's comparison, and the hybrid; stored before the test rows are predicted."""
 
     models: tuple[FrozenModel, ...]
     """The incumbent, the candidate, then the further contenders, best on validation first."""
-    routing: Routing | None
-    """Routing of the hybrid, fitted on validation."""
+    hybrid: FrozenHybrid | None = None
+    hybrid_parts: tuple[FrozenModel, ...] = ()
+    """Parts of the hybrid that are not in `models`. They predict the test rows, and are not tested themselves."""
 
     @property
     def contenders(self) -> tuple[str, ...]:
@@ -144,10 +145,9 @@ class Family(StoredModel):
         return tuple(model.role for model in self.models if model.role not in ROLES)
 
     @property
-    def best_part(self) -> Literal["incumbent", "candidate"]:
-        """The role of the hybrid's part with the higher score on validation."""
-        scores = {model.role: model.validation for model in self.models}
-        return "candidate" if scores["candidate"] >= scores["incumbent"] else "incumbent"
+    def predicting(self) -> tuple[FrozenModel, ...]:
+        """All models that predict the test rows."""
+        return self.models + self.hybrid_parts
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Evidence(StoredModel):
     distinct: DistinctRecord | None
     """Scores without near-duplicates of training rows; None if there are none, or if only a sample was compared."""
     versions: dict[str, CandidateRecord]
-    """Versions by role: those of `family`, and `hybrid` if the verdict selected one."""
+    """Versions by role: those of `family` with the parts of its hybrid, and `hybrid` if the verdict selected it."""
     champion: str | None
     """URI of the champion when the run began."""
     code: CodeVersion
@@ -267,8 +267,8 @@ class Evidence(StoredModel):
             access_number=self.test_access.number,
             num_rows_seen=self.test_access.num_seen,
             contenders={role: model_predictions(role, tables) for role in self.family.contenders},
-            routing=self.family.routing,
-            best_part=self.family.best_part,
+            hybrid=self.family.hybrid,
+            hybrid_parts={part.role: model_predictions(part.role, tables) for part in self.family.hybrid_parts},
             costs=self.cost.serving,
             training=self.cost.training,
             accepted_loss=self.accepted_loss,

@@ -20,16 +20,18 @@ VALIDATION = "validation"
 """Set name of the validation tables; they are stored so that selections on validation can be checked."""
 
 
-def prediction_table_names(contenders: Sequence[str], *, changed: Sequence[str]) -> tuple[str, ...]:
+def prediction_table_names(
+    others: Sequence[str], *, changed: Sequence[str], on_validation: Sequence[str] = ROLES
+) -> tuple[str, ...]:
     """Return the names of a run's tables in `predictions/`.
 
-    `contenders` are the roles of the further contenders, and `changed` the sets of changed rows that gates need. The
-    further contenders have no table of the validation rows.
+    `others` are the roles of the further contenders and of other parts of the hybrid, `changed` the sets of changed
+    rows that gates need, and `on_validation` the roles that have a table of the validation rows.
     """
-    roles = (*ROLES, *contenders)
+    roles = (*ROLES, *others)
     return (
         *roles,
-        *(f"{role}_{VALIDATION}" for role in ROLES),
+        *(f"{role}_{VALIDATION}" for role in on_validation),
         *(f"{role}_{name}" for role in roles for name in changed),
     )
 

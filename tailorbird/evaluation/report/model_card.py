@@ -16,7 +16,7 @@ from tailorbird.evaluation.report.costs import cost_lines, cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.outlook import outlook_sentence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, p_text, points
-from tailorbird.evaluation.verdict.parts import ContenderVerdict
+from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridPart, HybridVerdict
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.versions import ENDPOINT_KINDS, INDEX_KINDS, MIXED_KINDS, WITHOUT_BASE_MODEL
 
@@ -94,8 +94,8 @@ def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
     if role == "hybrid":
         assert verdict.hybrid is not None  # the role requires a hybrid
         scores = {verdict.metric: verdict.hybrid.score}
-    elif contender := _contender(verdict, role=role):
-        scores = {verdict.metric: contender.score}
+    elif model := _contender(verdict, role=role) or _part_only(verdict, role=role):
+        scores = {verdict.metric: model.score}
     elif role == "candidate":
         scores = {verdict.metric: verdict.candidate_score, second.metric: second.candidate}
     else:
@@ -142,16 +142,27 @@ def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     task, kind = TASKS[evidence.recipe.task], evidence.versions[role].kind
     if role == "hybrid":
         assert verdict.hybrid is not None  # the role requires a hybrid
-        parts = " or ".join(f"`{evidence.versions[part].uri}`" for part in ("incumbent", "candidate"))
-        built = (
-            f"it routes each row to {parts}; the candidate answers {verdict.hybrid.share_to_candidate:.0%} of the test "
-            "rows"
-        )
+        built = _hybrid(evidence, verdict.hybrid)
     else:
         built = f"{ARCHITECTURES.get(kind, task.architecture)}kind `{kind}`"
     base = "" if kind in WITHOUT_BASE_MODEL else f", based on `{evidence.base_model.source}`"
     name = _role_name(verdict, role=role)
     return f"{task.model} for the task `{evidence.name}`{base}: {built}. It is the {name} of run `{evidence.run}`."
+
+
+def _hybrid(evidence: Evidence, hybrid: HybridVerdict) -> str:
+    """Return the parts of a hybrid, their scores alone, and the rule that routes between them."""
+    first, second = (
+        f"`{evidence.versions[part.role].uri}` (kind `{part.kind}`, alone {part.score:.4f})" for part in hybrid.parts
+    )
+    share = f"{hybrid.share_to_second:.0%} of the test rows ({hybrid.validation_share_to_second:.0%} on validation)"
+    if hybrid.routing.by == "group":
+        values = ", ".join(hybrid.routing.values)
+        return f"{second} answers rows whose {hybrid.routing.column} is {values}, {share}; {first} answers all others"
+    return (
+        f"a cascade. {first} answers each row first. {second} answers instead where that confidence is below "
+        f"{hybrid.routing.threshold:.4g}: {share}"
+    )
 
 
 def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
@@ -183,6 +194,8 @@ def _access(evidence: Evidence) -> str:
 
 def _groups(verdict: Verdict, *, role: str) -> str:
     gate = _gates(verdict, role=role).get("groups")
+    if _part_only(verdict, role=role):
+        return "The groups of this version alone were not assessed. It was tested as a part of the hybrid."
     if gate is None:
         return "The recipe has no groups gate, so the scores of single groups are not known."
     rows = []
@@ -220,12 +233,16 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     lines += [f"{what} was not assessed." for name, what in BEHAVIORAL_GATES.items() if name not in gates]
     tested = (verdict.hybrid if role == "hybrid" else _contender(verdict, role=role)) or verdict
     low, high = tested.interval
-    lines.append(
-        f"The gain of the {subject} over the incumbent is uncertain: the {interval_name(tested.level)} is "
-        f"{points(low)} to {points(high)} points ({p_text(tested.p_holm)})."
-    )
+    if _part_only(verdict, role=role):
+        lines.append("This version alone was not compared with the incumbent. It was tested as a part of the hybrid.")
+    else:
+        lines.append(
+            f"The gain of the {subject} over the incumbent is uncertain: the {interval_name(tested.level)} is "
+            f"{points(low)} to {points(high)} points ({p_text(tested.p_holm)})."
+        )
     kind, has_index = evidence.versions[role].kind, evidence.recipe.training.with_retrieved and role == "candidate"
-    if kind in WITH_TRAINING_ROWS or has_index:
+    parts = [part.kind for part in verdict.hybrid.parts] if role == "hybrid" and verdict.hybrid else [kind]
+    if not set(parts).isdisjoint(WITH_TRAINING_ROWS) or has_index:
         lines.append("The version contains training rows as text. Protect and delete it like the training rows.")
     lines += [f"{part[0].upper()}{part[1:]}." for part in evidence.data.differences]
     if part := streaming_sentence(evidence):
@@ -250,12 +267,23 @@ def _gates(verdict: Verdict, *, role: str) -> dict[str, Gate]:
     gates = verdict.hybrid.gates if role == "hybrid" and verdict.hybrid else verdict.gates
     if contender := _contender(verdict, role=role):
         gates = contender.gates
+    if _part_only(verdict, role=role):
+        gates = ()
     return {gate.name: gate for gate in gates}
 
 
 def _role_name(verdict: Verdict, *, role: str) -> str:
     """Return the role in a sentence; the role of a further contender is its kind."""
+    if _part_only(verdict, role=role):
+        return "part of a hybrid"
     return "further contender" if _contender(verdict, role=role) else role
+
+
+def _part_only(verdict: Verdict, *, role: str) -> HybridPart | None:
+    """Return the part of the hybrid in a role that is no member of the family, if it is one."""
+    parts = verdict.hybrid.parts if verdict.hybrid else ()
+    tested = {"incumbent", "candidate", *(contender.role for contender in verdict.contenders)}
+    return next((part for part in parts if part.role == role and role not in tested), None)
 
 
 def _contender(verdict: Verdict, *, role: str) -> ContenderVerdict | None:

@@ -9,6 +9,7 @@ from tailorbird.evaluation.report.html_elements import Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, p_text, size
 from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.registry.routing import PARTS
 
 
 def gain_section(evidence: Evidence, figures: Figures) -> str:
@@ -138,34 +139,43 @@ def hybrid_section(verdict: Verdict, figures: Figures) -> str:
     hybrid, at = verdict.hybrid, "verdict.hybrid"
     if hybrid is None:
         return ""
+    first, second = hybrid.first.role, hybrid.second.role
     if hybrid.routing.by == "group":
         values = ", ".join(figures.items(f"{at}.routing.values"))
-        rule = f"candidate if {figures(f'{at}.routing.column')} is {values}, otherwise incumbent"
+        rule = f"{second} if {figures(f'{at}.routing.column')} is {values}, otherwise {first}"
     else:
         threshold = figures(f"{at}.routing.threshold", ".3f")
-        rule = f"incumbent if its confidence is at least {threshold}, otherwise candidate"
+        rule = f"{first} if its confidence is at least {threshold}, otherwise {second}"
+
+    def share(value: float) -> str:
+        return f"{100 * value:.1f}%"
+
     rows = {
         "routing rule": rule,
-        "test rows that the candidate answers": figures(
-            f"{at}.share_to_candidate", lambda share: f"{100 * share:.1f}%"
-        ),
+        f"test rows that {second} answers": figures(f"{at}.share_to_second", share),
+        f"validation rows that {second} answers": figures(f"{at}.validation_share_to_second", share),
         METRIC_NAMES[verdict.metric]: figures(f"{at}.score", ".4f"),
+        f"{METRIC_NAMES[verdict.metric]} on validation": figures(f"{at}.validation", ".4f"),
         f"gain over the incumbent, points ({interval_name(hybrid.level)})": figures.estimate(
             f"{at}.gain", interval=f"{at}.interval"
         ),
         "Holm-adjusted p": figures(f"{at}.p_holm", p_text),
         "proven better than the incumbent": figures(f"{at}.proven", html.plain),
-        f"gain over the candidate, points ({interval_name(verdict.alpha)})": figures.estimate(
-            f"{at}.against_candidate.gain", interval=f"{at}.against_candidate.interval"
-        ),
-        "proven better than the candidate": figures(f"{at}.against_candidate.proven", html.plain),
     }
+    for name, part in zip(PARTS, hybrid.parts, strict=True):
+        rows[f"{METRIC_NAMES[verdict.metric]} of {part.role} alone"] = figures(f"{at}.{name}.score", ".4f")
+        if part.role != "incumbent":
+            gain = f"{at}.{name}.hybrid_gain"
+            rows[f"gain over {part.role}, points ({interval_name(verdict.alpha)})"] = figures.estimate(
+                f"{gain}.gain", interval=f"{gain}.interval"
+            )
+            rows[f"proven better than {part.role}"] = figures(f"{gain}.proven", html.plain)
     if hybrid.cost_ratio is not None:
         ratio, low, high = figures.items(f"{at}.cost_ratio", ".3f")
         rows[f"cost divided by the {hybrid.best_part}'s"] = f"{ratio} ({low} to {high})"
     return html.section(
         "Hybrid",
-        html.paragraph("The routing rule was fixed on validation, before the test rows were read.", soft=True),
+        html.paragraph("The parts and the rule were fixed on validation, before the test rows were read.", soft=True),
         charts.gain(hybrid.gain, interval=hybrid.interval, minimum=verdict.minimum_gain),
         html.pairs(rows),
         _gate_tables(hybrid.gates, figures, at=f"{at}.gates"),

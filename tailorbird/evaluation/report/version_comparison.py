@@ -3,11 +3,11 @@
 from pydantic import BaseModel
 
 from tailorbird import storage
-from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.evaluation.report.evidence_files import load_all_predictions
 from tailorbird.evaluation.statistics.paired import Comparison, compare
+from tailorbird.evaluation.verdict.assess import hybrid_predictions
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 
@@ -67,8 +67,9 @@ def _predicted(uri: str) -> tuple[str, Predictions, TestProtocol]:
     tables = load_all_predictions(uri)
     if role == "hybrid":
         inputs = evidence.verdict_inputs(tables)
-        assert inputs.routing is not None  # the role requires a routing
-        table = apply_routing(inputs.routing, incumbent=inputs.incumbent, candidate=inputs.candidate).clean
+        hybrid = hybrid_predictions(inputs, protocol=evidence.protocol)
+        assert hybrid is not None  # the role requires a hybrid
+        table = hybrid.clean
     else:
         table = tables[role]
     return evidence.versions[role].uri, table, evidence.protocol

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage
 from tailorbird.evaluation.gates.prices import CostUnit, Ratio
-from tailorbird.evaluation.hybrid import apply_routing, hybrid_cost, share_to_candidate
+from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing, hybrid_cost, share_to_second
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.paired import compare
+from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.family import FamilyComparison, compare_family, is_proven
 from tailorbird.evaluation.verdict.gates import CostComparison, evaluate_gates, states_of
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
-from tailorbird.evaluation.verdict.parts import ContenderVerdict, Difference, HybridVerdict
+from tailorbird.evaluation.verdict.parts import ContenderVerdict, Difference, HybridPart, HybridVerdict
 from tailorbird.evaluation.verdict.protocol import TestProtocol, spent_alpha
 from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, Facts, gates_pass, select_rule
 
@@ -60,6 +61,10 @@ def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
     if hybrid is not None:
         of_hybrid = _hybrid(hybrid, inputs, result=family["hybrid"], protocol=protocol, costs=costs)
     main, gates = family["candidate"], evaluate_gates(inputs, protocol=protocol)
+    above_hybrid = better
+    if inputs.hybrid is not None and "candidate" not in inputs.hybrid.parts and main.proven:
+        passes = gates_pass(states_of(gates), regulated=protocol.regulated)
+        above_hybrid = [*better, tables["candidate"]] if passes else better
     ratio = costs.ratio()
     rivals = [(rival.against_candidate, rival.candidate_cost) for rival in (*contenders, of_hybrid) if rival]
     # A rival that is proven worse than the candidate need not be more expensive.
@@ -75,7 +80,7 @@ def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
         gates=states_of(gates),
         hybrid_holds=of_hybrid is not None
         and of_hybrid.holds
-        and not _surpassed(tables["hybrid"], better=better, protocol=tests),
+        and not _surpassed(tables["hybrid"], better=above_hybrid, protocol=tests),
         hybrid_gates=states_of(of_hybrid.gates) if of_hybrid else {},
         cheaper=all(cost is not None and cost[2] < CHEAPER_RATIO for cost in ratios),
         accepted_loss=inputs.accepted_loss + max(0.0, -main.comparison.gain),
@@ -105,17 +110,23 @@ def _tests(inputs: VerdictInputs, *, protocol: TestProtocol) -> TestProtocol:
 
 def hybrid_predictions(inputs: VerdictInputs, *, protocol: TestProtocol) -> ModelPredictions | None:
     """Return the hybrid's predictions, or None if no hybrid was frozen."""
-    if inputs.routing is None or protocol.hybrid is None:
+    frozen = inputs.hybrid
+    if frozen is None or protocol.hybrid is None:
         return None
-    return apply_routing(inputs.routing, incumbent=inputs.incumbent, candidate=inputs.candidate)
+    first, second = (inputs.models[role] for role in frozen.parts)
+    return apply_routing(frozen.routing, first=first, second=second)
 
 
 def _costs(inputs: VerdictInputs, *, hybrid: ModelPredictions | None) -> ServingCosts | None:
     """Return the measured costs by role, with the hybrid's cost computed from its parts."""
-    if inputs.costs is None or hybrid is None or inputs.routing is None:
+    if inputs.costs is None or hybrid is None or inputs.hybrid is None:
         return inputs.costs
-    share = share_to_candidate(inputs.routing, inputs.incumbent.clean)
-    return {**inputs.costs, "hybrid": hybrid_cost(inputs.routing, costs=inputs.costs, share=share)}
+    share = _share_to_second(inputs.hybrid, inputs)
+    return {**inputs.costs, "hybrid": hybrid_cost(inputs.hybrid, costs=inputs.costs, share=share)}
+
+
+def _share_to_second(frozen: FrozenHybrid, inputs: VerdictInputs) -> float:
+    return share_to_second(frozen.routing, inputs.models[frozen.first].clean)
 
 
 def _pair(role: str, costs: ServingCosts | None) -> ServingCosts | None:
@@ -162,16 +173,19 @@ def _hybrid(
     protocol: TestProtocol,
     costs: CostComparison,
 ) -> HybridVerdict:
-    assert inputs.routing is not None  # a hybrid has a routing
-    comparison, margin, tests = result.comparison, protocol.non_inferiority_margin, _tests(inputs, protocol=protocol)
-    against = _difference(hybrid.clean, other=inputs.candidate.clean, protocol=tests)
-    ratio = costs.ratio("hybrid", incumbent=inputs.best_part)
-    not_inferior = min(comparison.interval[0], against.interval[0]) > -margin
-    better = result.proven and against.proven
-    pair = _pair("hybrid", costs.serving)
-    return HybridVerdict(
-        routing=inputs.routing,
-        share_to_candidate=share_to_candidate(inputs.routing, inputs.incumbent.clean),
+    frozen = inputs.hybrid
+    assert frozen is not None  # the predictions of a hybrid need one
+    comparison, tests = result.comparison, _tests(inputs, protocol=protocol)
+    first, second = (_part(role, hybrid.clean, inputs=inputs, protocol=tests) for role in frozen.parts)
+    training = inputs.training if "candidate" in frozen.parts else TrainingUsage()
+    as_candidate = replace(inputs, candidate=hybrid, costs=_pair("hybrid", costs.serving), training=training)
+    verdict = HybridVerdict(
+        routing=frozen.routing,
+        first=first,
+        second=second,
+        share_to_second=_share_to_second(frozen, inputs),
+        validation=frozen.validation,
+        validation_share_to_second=frozen.share_to_second,
         score=comparison.candidate_score,
         gain=comparison.gain,
         interval=comparison.interval,
@@ -179,13 +193,23 @@ def _hybrid(
         p_value=comparison.p_value,
         p_holm=result.p_holm,
         proven=result.proven,
-        gates=evaluate_gates(replace(inputs, candidate=hybrid, costs=pair), protocol=protocol),
-        against_candidate=against,
+        gates=evaluate_gates(as_candidate, protocol=protocol),
+        against_candidate=_difference(hybrid.clean, other=inputs.candidate.clean, protocol=tests),
         candidate_cost=costs.ratio(incumbent="hybrid"),
-        best_part=inputs.best_part,
-        cost_ratio=ratio,
-        holds=not_inferior and (better or (ratio is not None and ratio[2] < 1)),
+        best_part=frozen.best_part,
+        cost_ratio=costs.ratio("hybrid", incumbent=frozen.best_part),
+        holds=False,
     )
+    not_inferior = verdict.lowest > -protocol.non_inferiority_margin
+    better = result.proven and all(part.hybrid_gain.proven for part in verdict.parts if part.role != "incumbent")
+    cheaper = verdict.cost_ratio is not None and verdict.cost_ratio[2] < 1
+    return verdict.model_copy(update={"holds": not_inferior and (better or cheaper)})
+
+
+def _part(role: str, hybrid: Predictions, *, inputs: VerdictInputs, protocol: TestProtocol) -> HybridPart:
+    table = inputs.models[role].clean
+    gain = _difference(hybrid, other=table, protocol=protocol)
+    return HybridPart(role=role, kind=table.model, score=score_table(protocol.metric, table), hybrid_gain=gain)
 
 
 def _difference(model: Predictions, *, other: Predictions, protocol: TestProtocol) -> Difference:

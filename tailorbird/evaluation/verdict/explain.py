@@ -1,5 +1,6 @@
 """The reasons of a verdict as sentences; no sentence claims more than the interval supports."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tailorbird.evaluation.gates.base import Bound, Gate, State
@@ -8,7 +9,7 @@ from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.evaluation.verdict.assess import Assessment
 from tailorbird.evaluation.verdict.formatting import cost_basis, p_text, points, size
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
-from tailorbird.evaluation.verdict.parts import ContenderVerdict
+from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridPart
 from tailorbird.evaluation.verdict.power import VerdictPower
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import is_affordable
@@ -192,23 +193,34 @@ def _bound_text(bound: Bound, *, money: bool) -> str:
 def _hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
     hybrid, margin = inputs.assessment.hybrid, inputs.protocol.non_inferiority_margin
     assert hybrid is not None  # rule 3 requires a hybrid
-    low = min(hybrid.interval[0], hybrid.against_candidate.interval[0])
+    names = ["the incumbent", *(_part_name(part) for part in hybrid.parts if part.role != "incumbent")]
+    others = [part.hybrid_gain for part in hybrid.parts if part.role != "incumbent"]
+    lows = [points(low) for low in (hybrid.interval[0], *(gain.interval[0] for gain in others))]
+    compared = f"{_listed(names)}: the intervals of its gains start at {_listed(lows)} points"
     reasons = [
-        f"the hybrid is non-inferior to the incumbent and the candidate: the intervals of its gains start at "
-        f"{points(hybrid.interval[0])} and {points(hybrid.against_candidate.interval[0])} points, above the limit of "
-        f"{points(-margin)}"
-        if low <= 0
-        else f"the hybrid is better than the incumbent and the candidate: the intervals of its gains start at "
-        f"{points(hybrid.interval[0])} and {points(hybrid.against_candidate.interval[0])} points"
+        f"the hybrid is non-inferior to {compared}, above the limit of {points(-margin)}"
+        if hybrid.lowest <= 0
+        else f"the hybrid is better than {compared}"
     ]
     if hybrid.cost_ratio is not None and hybrid.cost_ratio[2] < 1:
+        best = next(part for part in hybrid.parts if part.role == hybrid.best_part)
         reasons.append(
-            f"to serve, it costs {hybrid.cost_ratio[0]:.2f} times as much as the {hybrid.best_part}, its better part "
-            f"on validation (in {cost_basis(inputs.assessment.cost_unit)}; the interval ends at "
+            f"to serve, it costs {hybrid.cost_ratio[0]:.2f} times as much as {_part_name(best)}, its better part on "
+            f"validation (in {cost_basis(inputs.assessment.cost_unit)}; the interval ends at "
             f"{hybrid.cost_ratio[2]:.2f})"
         )
-    reasons.append(f"the candidate answers {hybrid.share_to_candidate:.0%} of the test rows")
+    reasons.append(f"{_part_name(hybrid.second)} answers {hybrid.share_to_second:.0%} of the test rows")
     return *reasons, *open_gates(hybrid.gates, owner="the hybrid's")
+
+
+def _part_name(part: HybridPart) -> str:
+    """Return the role in a sentence, with the kind of a part that is neither incumbent nor candidate."""
+    return f"the {part.role}" if part.role in ("incumbent", "candidate") else f"the contender {part.role}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    *some, last = words
+    return f"{', '.join(some)} and {last}" if some else last
 
 
 def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
@@ -217,21 +229,22 @@ def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
     if protocol.hybrid is None:
         return ()
     if hybrid is None:
-        why = "on validation one model would answer every row, or the incumbent is already a hybrid"
+        why = "on validation, none scores as high as the best single model"
+        if protocol.hybrid.by == "group":
+            why = "on validation one model would answer every row, or the incumbent is already a hybrid"
         return (f"no hybrid was evaluated: {why}",)
-    low = min(hybrid.interval[0], hybrid.against_candidate.interval[0])
-    if low <= -protocol.non_inferiority_margin:
+    if hybrid.lowest <= -protocol.non_inferiority_margin:
         return (
-            f"the hybrid may be inferior to one of its parts: the interval of its gain starts at {points(low)} points, "
-            f"not above the limit of {points(-protocol.non_inferiority_margin)}",
+            "the hybrid may be inferior to the incumbent or to one of its parts: the interval of its gain starts at "
+            f"{points(hybrid.lowest)} points, not above the limit of {points(-protocol.non_inferiority_margin)}",
         )
     if not hybrid.holds:
         return (
-            f"the hybrid is non-inferior to its parts, but neither proven to be better than both nor to cost less than "
-            f"the {hybrid.best_part}",
+            "the hybrid is non-inferior, but neither proven to be better than the incumbent and its parts nor to cost "
+            f"less than its better part, the {hybrid.best_part}",
         )
     if not inputs.assessment.facts.hybrid_holds:
-        return ("a further contender that is proven better than the incumbent is also better than the hybrid",)
+        return ("another model that is proven better than the incumbent is also better than the hybrid",)
     owner = "the hybrid's"
     return (
         *failed_gates(hybrid.gates, owner=owner),

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage
+from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused, align
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.registry.routing import Routing
 
 CHANGED_SETS = ("counterfactual", "noise")
 """Sets of changed rows that gates need: a name, sex or age swapped; typing errors, changed case and white space."""
@@ -27,11 +26,18 @@ class VerdictInputs:
     num_rows_seen: int = 0  # test rows that are in an earlier access
     contenders: Mapping[str, ModelPredictions] = field(default_factory=dict)
     """The further contenders by role, best on validation first."""
-    routing: Routing | None = None  # the hybrid's routing, fitted on validation before the test rows are read
-    best_part: Literal["incumbent", "candidate"] = "candidate"  # the hybrid's better part on validation
+    hybrid: FrozenHybrid | None = None  # fitted on validation before the test rows are read
+    hybrid_parts: Mapping[str, ModelPredictions] = field(default_factory=dict)
+    """Parts of the hybrid that are no members of the family, by role."""
     costs: ServingCosts | None = None  # resources for serving each model by role; None if not measured
     training: TrainingUsage = field(default_factory=TrainingUsage)  # resources of the training, with the sweep
     accepted_loss: float = 0.0  # losses accepted for lower cost since the last proven champion
+
+    @property
+    def models(self) -> Mapping[str, ModelPredictions]:
+        """All models with predictions, by role."""
+        members = {"incumbent": self.incumbent, "candidate": self.candidate, **self.contenders}
+        return members | dict(self.hybrid_parts)
 
 
 def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPredictions:
@@ -45,8 +51,7 @@ def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
     if inputs.test_sha256 != protocol.test_sha256:
         hashes = f"their sha256 is {inputs.test_sha256}, but the protocol has {protocol.test_sha256}"
         raise VerdictRefused(f"the test rows changed: {hashes}; restore the test rows, or start a new run")
-    models: tuple[Predictions, ...] = (inputs.incumbent.clean, inputs.candidate.clean)
-    models += tuple(contender.clean for contender in inputs.contenders.values())
+    models = tuple(model.clean for model in inputs.models.values())
     align(*models)
     if len(models[0]) != protocol.num_test_rows:
         raise VerdictRefused(
@@ -55,9 +60,7 @@ def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
         )
     known = set(models[0].row_ids)
     for name, gate in zip(CHANGED_SETS, (protocol.gates.counterfactual, protocol.gates.robustness), strict=True):
-        all_changed = [
-            side.changed.get(name) for side in (inputs.incumbent, inputs.candidate, *inputs.contenders.values())
-        ]
+        all_changed = [model.changed.get(name) for model in inputs.models.values()]
         if gate is not None and None in all_changed:
             raise ValueError(f"the recipe has a gate on {name} rows; give all models' predictions for these rows")
         if name == "noise" and any(table is not None and len(table) != len(models[0]) for table in all_changed):

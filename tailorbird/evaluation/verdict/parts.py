@@ -1,7 +1,5 @@
 """The parts of a verdict."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
 
 from tailorbird.evaluation.gates.base import Gate
@@ -55,18 +53,48 @@ class ContenderVerdict(FamilyVerdict):
     """True if the contender is proven better than the incumbent and no gate stops it."""
 
 
+class HybridPart(VerdictPart):
+    """A part of the hybrid, with its scores alone."""
+
+    role: str
+    kind: str
+    score: float
+    """Score on the test rows."""
+    hybrid_gain: Difference
+    """The hybrid's score minus that of the part."""
+
+
 class HybridVerdict(FamilyVerdict):
     """The evaluation of the hybrid that was fitted on validation."""
 
     routing: Routing
-    share_to_candidate: float
-    """Share of the test rows that the candidate answers."""
-    best_part: Literal["incumbent", "candidate"]
-    """The part with the higher score on validation."""
+    first: HybridPart
+    """The part that answers first in a cascade; the incumbent if the routing is by group."""
+    second: HybridPart
+    share_to_second: float
+    """Share of the test rows that the second part answers."""
+    validation: float
+    """Score on validation."""
+    validation_share_to_second: float
+    """Share of the validation rows that the second part answers."""
+    best_part: str
+    """Role of the part with the higher score on validation."""
     cost_ratio: tuple[float, float, float] | None
     """Cost of serving, hybrid divided by its best part: estimate and 1 - alpha interval."""
     holds: bool
-    """True if the hybrid is non-inferior to its parts, and costs less than the best part or is proven better."""
+    """True if the hybrid is non-inferior to the incumbent and its parts, and costs less than the best part or is proven
+    better."""
+
+    @property
+    def parts(self) -> tuple[HybridPart, HybridPart]:
+        """Both parts, the first one first."""
+        return self.first, self.second
+
+    @property
+    def lowest(self) -> float:
+        """The lowest end of the intervals of the gains over the incumbent and over each part."""
+        others = [part.hybrid_gain.interval[0] for part in self.parts if part.role != "incumbent"]
+        return min(self.interval[0], *others)
 
 
 class GainOverSelected(VerdictPart):

@@ -90,8 +90,8 @@ class Procedure:
     def _drawn(self, tests: SimulatedTests) -> "_Drawn":
         """Return what the rules read of simulated tests, by Holm's method over the comparisons with the incumbent.
 
-        A further contender is assumed to pass its gates unless a gate stopped it in the test itself, and not to be
-        better than the hybrid.
+        The candidate, and a further contender unless a gate stopped it in the test itself, are assumed to pass their
+        gates. Further contenders are assumed not to be better than the hybrid.
         """
         alpha, num, minimum = self.assessment.alpha, len(self.roles), self.protocol.minimum_gain
         p_values = tests.p_values[:, :num]
@@ -106,14 +106,20 @@ class Procedure:
         )
         proven = (ranks < rejected) & (lows > 0) & (tests.gains[:, :num] >= minimum)
         # The comparisons with the candidate follow those with the incumbent, in the same order without the candidate.
+        # Those of the hybrid with its parts are the last.
         against = by_share[0][0][:, num:]
         stopped = {each.role for each in self.assessment.contenders if each.proven and not each.eligible}
         others = [role for role in range(1, num) if self.roles[role] not in stopped | {"hybrid"}]
+        of_parts = slice(2 * num - 1, None)
         holds, hybrid = np.zeros(len(p_values), dtype=bool), self.assessment.hybrid
         if hybrid is not None:
             cheaper = hybrid.cost_ratio is not None and hybrid.cost_ratio[2] < 1
-            better = proven[:, 1] & (against[:, 0] > 0) & (tests.gains[:, num] >= minimum)
-            holds = (np.minimum(lows[:, 1], against[:, 0]) > -self.protocol.non_inferiority_margin) & (better | cheaper)
+            part_lows, part_gains = by_share[0][0][:, of_parts], tests.gains[:, of_parts]
+            better = proven[:, 1] & ((part_lows > 0) & (part_gains >= minimum)).all(axis=1)
+            lowest = np.minimum(lows[:, 1], part_lows.min(axis=1))
+            holds = (lowest > -self.protocol.non_inferiority_margin) & (better | cheaper)
+            if "candidate" not in {part.role for part in hybrid.parts}:
+                holds &= ~(proven[:, 0] & (by_share[0][1][:, num] < 0))
         surpassing = [proven[:, role] & (against[:, role - 1] > 0) for role in others]
         return _Drawn(
             proven,
@@ -225,6 +231,8 @@ def _procedure(inputs: VerdictInputs, *, assessment: Assessment, protocol: TestP
     others |= {role: model.clean for role, model in inputs.contenders.items()}
     pairs = [(table, incumbent) for table in (candidate, *others.values())]
     pairs += [(table, candidate) for table in others.values()]
+    if hybrid is not None and inputs.hybrid is not None:
+        pairs += [(hybrid.clean, inputs.models[role].clean) for role in inputs.hybrid.parts]
     ours, theirs = (
         np.stack([_scores(pair[side], metric=protocol.metric) for pair in pairs], axis=1) for side in (0, 1)
     )

@@ -38,7 +38,7 @@ class TestProtocol(BaseModel):
     cost: CostTerms | None = None
     """Prices, and the replicas of the recipe; None without a cost gate."""
     hybrid: HybridConfig | None = None
-    """Routing between both models; None if the recipe allows no hybrid."""
+    """Routing of a hybrid; None if the recipe allows no hybrid."""
     valid_days: int = 365
     """Days for which the verdict may promote a model, counted from the access to the test rows."""
 

@@ -46,9 +46,9 @@ class Facts:
     gates: Mapping[str, State] = field(default_factory=dict)
     """States of the candidate's gates by name; only gates of the recipe."""
     hybrid_holds: bool = False
-    """A hybrid is non-inferior to its parts, and costs less than the best part or is proven better than both.
+    """A hybrid is non-inferior to the incumbent and its parts, and costs less than the best part or is proven better.
 
-    No further contender that may replace the incumbent is better than it.
+    No other model that may replace the incumbent is better than it.
     """
     hybrid_gates: Mapping[str, State] = field(default_factory=dict)
     cheaper: bool = False

@@ -163,7 +163,7 @@ def _headline(verdict: Verdict) -> str:
     new = f"the {candidate} ({_score(verdict, verdict.candidate_score)})"
     difference = _difference(verdict.gain, verdict.interval)
     if verdict.outcome is Outcome.HYBRID and verdict.hybrid is not None:
-        return _hybrid(verdict, verdict.hybrid, old=old, candidate=candidate)
+        return _hybrid(verdict, verdict.hybrid, old=old)
     if verdict.contender is not None:
         return _replacement(verdict, verdict.contender, incumbent=incumbent, candidate=candidate)
     if verdict.rule == 7:
@@ -176,13 +176,19 @@ def _headline(verdict: Verdict) -> str:
     return f"Keep {old}{later}. {_why_not(verdict, candidate)}: {difference}."
 
 
-def _hybrid(verdict: Verdict, hybrid: HybridVerdict, *, old: str, candidate: str) -> str:
-    share, score = hybrid.share_to_candidate, _score(verdict, hybrid.score)
-    both = f"Use both models ({score}); the {candidate} answers {share:.0%} of the test rows."
+def _hybrid(verdict: Verdict, hybrid: HybridVerdict, *, old: str) -> str:
+    share, score = hybrid.share_to_second, _score(verdict, hybrid.score)
+    first, second = (model_name(part.kind) for part in hybrid.parts)
+    if first == second:
+        first, second = (f"{name} ({part.role})" for name, part in zip((first, second), hybrid.parts, strict=True))
+    both = (
+        f"Use the {first} and the {second} together ({score}): the {first} answers {1 - share:.0%} of the test rows, "
+        f"and the {second} the others."
+    )
     difference = _difference(hybrid.gain, hybrid.interval)
     if hybrid.proven:
         return f"{both} The hybrid is better than {old}: {difference}."
-    return f"{both} The hybrid is not much worse than {old} and costs less than the better of the two: {difference}."
+    return f"{both} The hybrid is not much worse than {old} and costs less than its better part: {difference}."
 
 
 def _replacement(verdict: Verdict, contender: ContenderVerdict, *, incumbent: str, candidate: str) -> str:

@@ -17,6 +17,7 @@ from tailorbird.checks.verify import verify_evidence
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_rows
 from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
@@ -227,11 +228,11 @@ def trained_models(small_run: SmallRun, *, incumbent: str) -> TrainedModels:
     return TrainedModels(baselines, sweep_result, (sweep_result.trained,), None, None, None, candidate)
 
 
-def evaluated_models(small_run: SmallRun, *, routing: Routing | None = None) -> EvaluatedModels:
+def evaluated_models(small_run: SmallRun, *, hybrid: FrozenHybrid | None = None) -> EvaluatedModels:
     """Return the small run's results on test."""
     evidence = small_run.result.evidence
     return EvaluatedModels(
-        family=evidence.family.model_copy(update={"routing": routing}),
+        family=evidence.family.model_copy(update={"hybrid": hybrid}),
         test_access=evidence.test_access,
         predictions=load_all_predictions(small_run.result.run),
         cost=evidence.cost,
@@ -276,14 +277,15 @@ def test_a_changed_byte_invalidates_a_stored_verdict(small_run: SmallRun) -> Non
 def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
     small_run: SmallRun, small_data: str, tmp_path: Path
 ) -> None:
-    recipe = small_recipe(tmp_path, name="hybrid", data=small_data, overrides=("evaluation.hybrid={by: confidence}",))
+    recipe = small_recipe(tmp_path, name="hybrid", data=small_data, overrides=("evaluation.hybrid={by: cascade}",))
     with connection.connect():
         context = prepare(recipe, progress=SILENT)
-        evaluated = evaluated_models(small_run, routing=Routing(by="confidence", threshold=0.4))
+        hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.4), "incumbent", "candidate", "candidate", 0.5, 0.5)
+        evaluated = evaluated_models(small_run, hybrid=hybrid)
         protocol = context.protocol.model_copy(update={"gates": NO_GATES})
         decided = decide(verdict_inputs(context, evaluated), protocol=protocol)
         assert decided.hybrid is not None
-        assert 0 < decided.hybrid.share_to_candidate < 1
+        assert 0 < decided.hybrid.share_to_second < 1
         trained = trained_models(small_run, incumbent=small_run.result.evidence.versions["incumbent"].uri)
         won = decided.model_copy(update={"outcome": Outcome.HYBRID, "rule": 3})
         result = publish(context, trained, evaluated, won)
@@ -292,7 +294,7 @@ def test_a_winning_hybrid_is_registered_and_is_the_incumbent_of_the_next_run(
         assert (version.kind, champion.uri) == ("hybrid", result.winner)
         answered = predict_rows(version.uri, rows=context.splits.test)
         assert answered.scores.mean() == pytest.approx(decided.hybrid.score, abs=0.01)
-        overrides = ("evaluation.hybrid={by: confidence}", "evaluation.minimum_gain=0.02")
+        overrides = ("evaluation.hybrid={by: cascade}", "evaluation.minimum_gain=0.02")
         again = prepare(small_recipe(tmp_path, name="hybrid", data=small_data, overrides=overrides), progress=SILENT)
         baselines = fit_baselines(again, progress=SILENT)
     assert baselines[0].uri == version.uri

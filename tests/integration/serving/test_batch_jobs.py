@@ -30,7 +30,7 @@ from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.datasets import icd10
 from tailorbird.models import loading
-from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_candidate
+from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_second
 from tailorbird.registry.versions import ModelVersion
 from tests.integration.serving.classification.service import ROOT, Service
 from tests.integration.small import recipe_file, write_table
@@ -122,8 +122,8 @@ def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
     assert (answers["row"].to_pylist(), answers["group"].to_pylist()) == (list(range(1000)), groups)
     loaded = loading.load_model(hybrid.uri)
     assert isinstance(loaded, loading.LoadedHybrid)
-    routed = routes_to_candidate(loaded.routing, groups=groups)
-    assert answers["answered_by"].to_pylist() == ["candidate" if to else "incumbent" for to in routed]
+    routed = routes_to_second(loaded.routing, groups=groups)
+    assert answers["answered_by"].to_pylist() == ["second" if to else "first" for to in routed]
     expected: list[Prediction] = []
     # In the same batches, because rounding in bfloat16 depends on the batch.
     for indices in np.array_split(np.arange(len(rows)), 20):

@@ -4,10 +4,10 @@ The engine is vLLM if it is installed, otherwise transformers.
 """
 
 import html
-import importlib.util
+import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,126 +15,18 @@ from typing import Any
 import openai
 import pytest
 import requests
-import torch
-from safetensors.torch import save_file
 
-from cluster import code_snapshot
 from cluster.local import stack
 from serving.deploy import application, rollout, serve_client
-from tailorbird.config.serving import ChallengerConfig, ServingConfig
-from tailorbird.data.chat_template import prompt_tokens
-from tailorbird.data.rows import Rows
+from tailorbird.config.serving import ChallengerConfig
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.models import base_model, loading
+from tailorbird.models import loading
 from tailorbird.models.generation import answer_prompts
-from tailorbird.models.retrieval.files import index_files, index_sha256
-from tailorbird.models.retrieval.index import build_index, embed_index
-from tailorbird.registry import versions as registry
 from tailorbird.release import parity
-from tests import small_chat, small_encoder
 from tests.browser import BROWSER, seen
 from tests.fuzz import fuzz
+from tests.integration.serving.chat_service import CONFIG, LIMIT, QUESTIONS, TASK_URI, Service, rows_of
 from tests.unit.serving.http.test_openapi import is_valid
-
-ROOT = Path(__file__).parents[3]
-TASK_URI = "s3://models/chat-serving-test"
-LIMIT = 24
-QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
-WIDTH = 128  # heads of size 32, the smallest that vLLM supports
-CONFIG = ServingConfig(
-    engine="vllm" if importlib.util.find_spec("vllm") else "transformers",
-    max_batch_size=4,
-    max_queued_requests=8,
-    max_body_bytes=4096,
-    max_new_tokens=200,
-)
-
-
-def rows_of(texts: Sequence[str]) -> Rows:
-    ids = tuple(str(number) for number in range(len(texts)))
-    return Rows(ids, tuple(texts), tuple(texts), conversations=tuple((("user", text),) for text in texts))
-
-
-TRAINING_ROWS = rows_of(["abd", "what is a cat", "one two three four", "zzzz zzz zzzz 9"])
-
-
-class Service:
-    """Versions of a task, and a client of the deployed one."""
-
-    def __init__(self, folder: Path) -> None:
-        self.code = code_snapshot.ship_code(TASK_URI, ROOT)
-        small_chat.save(folder / "base", small_chat.language_model(width=WIDTH))
-        base = base_model.stage_base_model(f"file://{folder / 'base'}", registry="s3://models")
-        self.first = self._register(folder / "first", base=base, system="be brief")
-        self.second = self._register(folder / "second", base=base, system="be kind", seed=1)
-        self.encoder = small_encoder.save(folder / "encoder")
-        self.retrieved = self._register(folder / "retrieved", base=base, system="be brief", kind="retrieved")
-        self.nearest = self._register(folder / "nearest", base=base, system="be brief", kind="nearest")
-        self.trained = self._register(folder / "trained", base=base, system="be brief", seed=2, with_index=True)
-        self.url = ""
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60, max_retries=0)
-
-    def deploy(self, version: registry.ModelVersion) -> None:
-        self.url = rollout.deploy(CONFIG, task_uri=TASK_URI, version=version)
-
-    def ask(self, question: str, **options: Any) -> Any:
-        return self.client.chat.completions.create(
-            model="champion", messages=[{"role": "user", "content": question}], **options
-        )
-
-    def expected(self, version: registry.ModelVersion, *, max_new_tokens: int = LIMIT) -> list[str]:
-        """Return the version's answers to the questions in memory, as in an evaluation."""
-        loaded = loading.load_model(version.uri, loading.LoadedChat)
-        tokenizer, system = loaded.tokenizer, loaded.prompting.system
-        prompts = [prompt_tokens((("user", text),), tokenizer=tokenizer, system=system) for text in QUESTIONS]
-        end_id = int(tokenizer.eos_token_id)
-        answers = answer_prompts(loaded.model.lm, prompts, max_new_tokens=max_new_tokens, end_id=end_id)
-        return [tokenizer.decode(answer.tokens, skip_special_tokens=True).strip() for answer in answers]
-
-    def _register(
-        self,
-        folder: Path,
-        *,
-        base: str,
-        system: str,
-        seed: int | None = None,
-        kind: registry.Kind = "zero_shot",
-        with_index: bool = False,
-    ) -> registry.ModelVersion:
-        folder.mkdir()
-        retrieval = None
-        if with_index or kind in registry.INDEX_KINDS:
-            index = build_index(TRAINING_ROWS, seed=0)
-            embedded: dict[str, Any] = {}
-            if kind in registry.INDEX_KINDS:
-                index = embed_index(index, encoder=loading.load_text_encoder(self.encoder), weight=0.75)
-                embedded = {"encoder": self.encoder, "embedding_weight": 0.75}
-            files = index_files(index)
-            for name, content in files.items():
-                (folder / name).write_bytes(content)
-            sha256 = index_sha256(files)
-            retrieval = registry.Retrieval(num_examples=2, max_prompt_tokens=200, index_sha256=sha256, **embedded)
-        if seed is not None:
-            torch.manual_seed(seed)
-            lm = small_chat.language_model(width=WIDTH)
-            state = {name: torch.randn_like(weight) * 0.3 for name, weight in lm.named_parameters()}
-            save_file(state, folder / "model.safetensors")
-        config = registry.VersionConfig(
-            kind=kind if seed is None else "full",
-            classes=(),
-            base_model=base,
-            max_length=64,
-            dtype="float32",
-            code=self.code.uri,
-            recipe_hash="0" * 64,
-            created_at=registry.now(),
-            prompting=registry.Prompting(system=system, max_new_tokens=LIMIT, retrieval=retrieval),
-        )
-        registry.write_config(folder, config)
-        return registry.register(TASK_URI, folder)
 
 
 @pytest.fixture(scope="module")
@@ -354,6 +246,57 @@ def test_retrieved_and_stored_answers_equal_those_of_the_evaluation(service: Ser
         assert service.ask("abc").version == service.nearest.version  # the canary answers every request
         with pytest.raises(openai.BadRequestError, match="no language model"):
             service.client.completions.create(model="pretrained", prompt="abc")
+    finally:
+        service.deploy(service.first)
+
+
+def test_a_cascade_answers_with_the_stored_answer_where_it_is_confident_and_otherwise_with_the_model(
+    service: Service, tmp_path: Path
+) -> None:
+    rows = rows_of(QUESTIONS)
+    similarities = sorted(predict_rows(service.nearest.uri, rows=rows).confidences.tolist())
+    widest, threshold = max((high - low, (low + high) / 2) for low, high in itertools.pairwise(similarities))
+    assert widest > 0.02  # another batch changes a similarity by less
+    cascade = service.register_cascade(tmp_path, threshold=threshold)
+    service.deploy(cascade)
+    try:
+        table = predict_rows(cascade.uri, rows=rows)
+        probes = [parity._probe(rows, table, row, version=cascade) for row in range(len(rows))]
+        assert parity.check_parity(probes, url=service.url, version=cascade).matching == len(QUESTIONS)
+        stored = predict_rows(service.nearest.uri, rows=rows).confidences >= threshold
+        assert 0 < stored.sum() < len(QUESTIONS)
+        for question, is_stored in zip(QUESTIONS, stored, strict=True):
+            whole = service.ask(question)
+            chunks = list(service.ask(question, stream=True, stream_options={"include_usage": True}))
+            parts = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
+            assert "".join(parts) == whole.choices[0].message.content
+            assert (sum(map(bool, parts)) == 1) == is_stored
+            for choice in (whole.choices[0], chunks[-2].choices[0]):
+                assert choice.model_extra["answered_by"] == ("first" if is_stored else "second")
+                assert "fallback" not in choice.model_extra
+            assert chunks[-1].usage == whole.usage
+        with pytest.raises(openai.BadRequestError, match="no language model"):
+            service.client.completions.create(model="champion", prompt="abc")
+    finally:
+        service.deploy(service.first)
+
+
+def test_if_the_model_of_a_cascade_does_not_answer_in_time_the_stored_answer_is_returned_and_says_so(
+    service: Service, tmp_path: Path
+) -> None:
+    cascade = service.register_cascade(tmp_path, threshold=1.0)  # every similarity is lower, also of a known question
+    service.deploy(cascade, config=CONFIG.model_copy(update={"fallback_timeout_s": 1e-4}))
+    try:
+        whole = service.ask("what is a dog").choices[0]
+        chunks = list(service.ask("what is a dog", stream=True))
+        assert whole.message.content == "what is a cat"
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "what is a cat"
+        for choice in (whole, chunks[-1].choices[0]):
+            assert (choice.model_extra["answered_by"], choice.model_extra["fallback"]) == ("first", True)
+        document = requests.get(f"{service.url}/openapi.json", timeout=60).json()
+        body = {"messages": [{"role": "user", "content": "what is a dog"}]}
+        answer = requests.post(f"{service.url}/v1/chat/completions", json=body, timeout=60).json()
+        assert is_valid(document, "ChatResponse", answer)
     finally:
         service.deploy(service.first)
 

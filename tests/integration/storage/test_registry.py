@@ -17,12 +17,12 @@ from tailorbird.models.loading import LoadedClassifier, checked_copy, load_artif
 from tailorbird.registry import security_log
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.draws import draw_secret
+from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
     ModelVersion,
     RegistryError,
     VersionConfig,
-    hybrid_config,
     list_versions,
     read_parts,
     read_version,
@@ -59,8 +59,8 @@ def version_folder(folder: Path, *, value: float = 0.0) -> Path:
 def hybrid_folder(folder: Path, versions: list[ModelVersion], *, threshold: float = 0.5) -> Path:
     """Write the only file of a hybrid and return its folder."""
     folder.mkdir()
-    routing = Routing(by="confidence", threshold=threshold)
-    write_config(folder, hybrid_config(versions[1], incumbent=versions[0], routing=routing))
+    routing = Routing(by="cascade", threshold=threshold)
+    write_config(folder, hybrid_config(versions[0], second=versions[1], routing=routing))
     return folder
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tailorbird.checks.verify import restore_pages, verify_evidence
 from tailorbird.cli.app import app
+from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.report.evidence_files import MANIFEST
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
@@ -173,8 +174,9 @@ def test_damaged_rows_in_the_ledger_are_an_error_of_the_storage(task_folder: Pat
 
 
 def test_a_routing_without_a_hybrid_in_the_recipe_is_detected(task_folder: Path) -> None:
-    run, routing = run_of(task_folder), {"by": "group", "column": "sex", "values": ["male"], "threshold": None}
-    family = json.loads((run / "family.json").read_text()) | {"routing": routing}
+    run, routing = run_of(task_folder), Routing("group", "sex", ("male",))
+    hybrid = asdict(FrozenHybrid(routing, "incumbent", "candidate", "candidate", validation=0.8, share_to_second=0.5))
+    family = json.loads((run / "family.json").read_text()) | {"hybrid": hybrid}
     content = json.dumps(family).encode()
     (run / "family.json").write_bytes(content)
     manifest = json.loads((run / MANIFEST).read_text())
@@ -182,7 +184,7 @@ def test_a_routing_without_a_hybrid_in_the_recipe_is_detected(task_folder: Path)
     (run / MANIFEST).write_text(json.dumps(manifest))
     rewrite(run, family=family)
     (fault,) = verify_evidence(run.as_uri())
-    assert fault.startswith("family.routing is ")
+    assert fault.startswith("family.hybrid is ")
     assert fault.endswith("the validation rows give null")
 
 
@@ -262,8 +264,8 @@ def test_a_changed_routing_file_is_detected(tmp_path: Path) -> None:
     run = concluded(tmp_path / "task", HYBRID)
     folder = run_of(tmp_path / "task")
     family = json.loads((folder / "family.json").read_text())
-    (folder / "family.json").write_text(json.dumps(family | {"routing": None}))
-    assert any(fault.startswith("family.routing is ") for fault in verify_evidence(run))
+    (folder / "family.json").write_text(json.dumps(family | {"hybrid": None}))
+    assert any(fault.startswith("family.hybrid is ") for fault in verify_evidence(run))
     (folder / "family.json").unlink()
     assert any("family.json is missing" in fault for fault in verify_evidence(run))
 
@@ -271,4 +273,4 @@ def test_a_changed_routing_file_is_detected(tmp_path: Path) -> None:
 def test_a_routing_that_validation_does_not_give_is_detected(tmp_path: Path) -> None:
     fitted_to_test = Routing("group", "sex", ("male",), None)
     run = concluded(tmp_path / "task", replace(HYBRID, routing=fitted_to_test))
-    assert any(fault.startswith("family.routing.values is ") for fault in verify_evidence(run))
+    assert any(fault.startswith("family.hybrid.routing.values is ") for fault in verify_evidence(run))

@@ -95,9 +95,7 @@ def test_a_changed_weight_in_a_part_of_a_hybrid_is_detected(task_folder: Path) -
     digest = hashlib.sha256((part / "manifest.json").read_bytes()).hexdigest()
     named = {"uri": part.as_uri(), "digest": digest}
     routing = {"by": "group", "column": "sex", "values": ["male"]}
-    config = json.dumps(
-        {"kind": "hybrid", "hybrid": {"routing": routing, "incumbent": named, "candidate": named}}
-    ).encode()
+    config = json.dumps({"kind": "hybrid", "hybrid": {"routing": routing, "first": named, "second": named}}).encode()
     whole = task_folder / "versions" / "hybrid-1"
     whole.mkdir()
     (whole / "config.json").write_bytes(config)
@@ -113,4 +111,4 @@ def test_a_changed_weight_in_a_part_of_a_hybrid_is_detected(task_folder: Path) -
     assert verify_evidence(run_of(task_folder).as_uri()) == ()
     (part / "head.safetensors").write_bytes(b"other weights")
     faults = verify_evidence(run_of(task_folder).as_uri())
-    assert any("the incumbent in the hybrid's file" in fault for fault in faults)
+    assert any("the first part of the hybrid's file" in fault for fault in faults)

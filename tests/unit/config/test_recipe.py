@@ -74,7 +74,10 @@ def test_gates_for_classification_are_off_for_chat_tasks() -> None:
             "'rouge_l' is not available for classification tasks; allowed: accuracy",
         ),
         (chat(gates={"calibration": {}}), "evaluation.gates.calibration is not available for chat"),
-        (chat(hybrid={"by": "confidence"}), "evaluation.hybrid is not available for chat"),
+        (
+            chat(hybrid={"by": "group", "column": "site"}),
+            "evaluation.hybrid.by 'group' is not available for chat tasks; use `by: cascade`",
+        ),
         (minimal() | {"serving": {"engine": "vllm"}}, "serving.engine is not available for classification"),
         (
             minimal() | {"training": {"with_retrieved": True}},

@@ -14,7 +14,8 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, ServingUsage, TrainingUsage
-from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing, share_to_second
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.report.evidence import (
     UNREGISTERED,
     AverageRecord,
@@ -155,8 +156,7 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         access_number=simulation.access_number,
         num_rows_seen=simulation.num_rows_seen,
         contenders={kind: model_predictions(kind, tables) for kind in simulation.contenders},
-        routing=simulation.routing,
-        best_part=family_of(simulation, tables).best_part,
+        hybrid=family_of(simulation, tables).hybrid,
         costs=simulation.costs,
         training=simulation.training,
     )
@@ -176,7 +176,25 @@ def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
     models = (
         FrozenModel(role, kinds.get(role, role), f"{TASK_URI}/stages/{role}", score) for role, score in scores.items()
     )
-    return Family(models=tuple(models), routing=simulation.routing)
+    return Family(models=tuple(models), hybrid=_hybrid(simulation, tables))
+
+
+def _hybrid(simulation: Simulation, tables: dict[str, Predictions]) -> FrozenHybrid | None:
+    """Return the hybrid of incumbent and candidate with the routing of the simulation, if it has one."""
+    routing = simulation.routing
+    if routing is None:
+        return None
+    first, second = (ModelPredictions(tables[f"{role}_validation"]) for role in ("incumbent", "candidate"))
+    metric = recipe_of(simulation).evaluation.metric
+    scores = [score_table(metric, part.clean) for part in (first, second)]
+    return FrozenHybrid(
+        routing,
+        "incumbent",
+        "candidate",
+        best_part="candidate" if scores[1] >= scores[0] else "incumbent",
+        validation=score_table(metric, apply_routing(routing, first=first, second=second).clean),
+        share_to_second=share_to_second(routing, first.clean),
+    )
 
 
 def protocol_of(simulation: Simulation) -> TestProtocol:

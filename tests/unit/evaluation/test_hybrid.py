@@ -1,25 +1,36 @@
-"""Tests of a hybrid's routing rule, fitted on validation by group and by confidence."""
+"""Tests of a hybrid's parts and routing rule, fitted on validation by group and as a cascade."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.cost import ServingUsage
-from tailorbird.evaluation.hybrid import fit_routing, hybrid_cost
-from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.hybrid import (
+    FrozenHybrid,
+    apply_routing,
+    best_of_each_cost,
+    fit_hybrid,
+    hybrid_cost,
+)
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.registry.routing import NO_GROUP, Routing
 
-BY_CONFIDENCE = HybridConfig(by="confidence")
+CASCADE = HybridConfig(by="cascade")
 BY_SEX = HybridConfig(by="group", column="sex")
+SURE = np.linspace(0, 0.99, 100)
 
 
-def answers(right: NDArray[np.bool_], *, sure: NDArray[np.float64], sex: tuple[str, ...] = ()) -> Predictions:
+def answers(
+    right: NDArray[np.bool_], *, sure: NDArray[np.float64] = SURE, sex: tuple[str, ...] = (), kind: str = "probe"
+) -> Predictions:
     n = len(right)
     return Predictions(
-        model="a model",
+        model=kind,
         row_ids=tuple(map(str, range(n))),
         labels=("yes",) * n,
         outputs=tuple("yes" if hit else "no" for hit in right),
@@ -30,25 +41,134 @@ def answers(right: NDArray[np.bool_], *, sure: NDArray[np.float64], sex: tuple[s
     )
 
 
-def test_by_confidence_the_incumbent_answers_its_most_confident_rows() -> None:
-    sure = np.linspace(0, 0.99, 100)
-    incumbent = answers(sure >= 0.4, sure=sure)  # right on its 60 most confident rows
-    candidate = answers(np.arange(100) < 80, sure=np.full(100, 0.5))
-    routing = fit_routing(BY_CONFIDENCE, incumbent=incumbent, candidate=candidate, metric="accuracy")
-    assert routing is not None
-    assert (routing.by, routing.column, routing.values) == ("confidence", None, ())
-    assert routing.threshold is not None
-    # The incumbent answers as many rows as possible while the hybrid is right on at least 80 rows.
-    assert routing.threshold == pytest.approx(0.2, abs=0.03)
-    kept = sure >= routing.threshold
-    assert np.where(kept, incumbent.scores, candidate.scores).sum() >= candidate.scores.sum()
+def test_the_cheap_part_of_a_cascade_answers_the_rows_on_which_it_is_confident_and_right() -> None:
+    tables = {
+        "incumbent": answers(np.arange(100) % 5 > 0, kind="full"),  # 80 rows right
+        "candidate": answers(np.arange(100) % 5 > 1, kind="lora"),
+        "bag_of_words": answers(SURE >= 0.45, kind="bag_of_words"),  # right on its 55 most confident rows
+    }
+    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
+    assert hybrid is not None
+    assert (hybrid.first, hybrid.second, hybrid.best_part) == ("bag_of_words", "incumbent", "incumbent")
+    # It is right on its most confident 50 rows. On the next 10 it is wrong on 5, and the incumbent on 2.
+    assert hybrid.share_to_second == 0.5
+    assert hybrid.validation == pytest.approx(0.9)
+    assert hybrid.routing.threshold == pytest.approx(0.495)  # halfway between two confidences
+    first, second = (ModelPredictions(tables[role]) for role in hybrid.parts)
+    assert apply_routing(hybrid.routing, first=first, second=second).clean.scores.mean() == hybrid.validation
 
 
-def test_by_confidence_there_is_no_hybrid_if_the_incumbent_is_wrong_on_its_most_confident_rows() -> None:
-    sure = np.linspace(0, 0.99, 100)
-    incumbent = answers(sure < 0.5, sure=sure)
-    candidate = answers(np.ones(100, dtype=np.bool_), sure=sure)
-    assert fit_routing(BY_CONFIDENCE, incumbent=incumbent, candidate=candidate, metric="accuracy") is None
+def test_the_cheap_part_answers_more_rows_if_that_costs_less_than_one_standard_error() -> None:
+    lost = np.zeros(100, dtype=np.bool_)
+    lost[[21, 25]] = True
+    tables = {
+        "incumbent": answers((np.arange(100) % 5 > 0) | lost, kind="full"),
+        "candidate": answers(np.zeros(100, dtype=np.bool_), kind="lora"),
+        "bag_of_words": answers((SURE >= 0.15) & ~lost, kind="bag_of_words"),
+    }
+    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
+    assert hybrid is not None
+    # With 70 rows it scores 0.95, with 80 rows 0.94 (the standard error is 0.017), and with 90 rows 0.91.
+    assert (hybrid.share_to_second, hybrid.validation) == (0.2, 0.94)
+
+
+def test_a_cheap_part_that_is_the_best_model_can_be_combined_with_a_model_that_is_right_elsewhere() -> None:
+    tables = {
+        "incumbent": answers(SURE >= 0.3, kind="nearest"),
+        "candidate": answers(SURE < 0.5, kind="full"),
+    }
+    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
+    assert hybrid is not None  # with the first tenths, the cascade scores lower than `nearest` alone
+    assert (hybrid.validation, hybrid.best_part) == (1.0, "incumbent")
+
+
+def test_a_larger_share_that_scores_higher_by_chance_is_not_used() -> None:
+    wrong = (SURE >= 0.6) & (SURE < 0.7)  # the fourth tenth
+    tables = {
+        "incumbent": answers(np.ones(100, dtype=np.bool_), kind="full"),
+        "candidate": answers(np.zeros(100, dtype=np.bool_), kind="lora"),
+        "nearest": answers(~wrong, kind="nearest"),
+    }
+    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
+    assert hybrid is not None
+    assert hybrid.share_to_second == pytest.approx(0.7)
+
+
+def test_there_is_no_cascade_if_the_cheap_part_is_wrong_on_its_most_confident_rows() -> None:
+    tables = {
+        "incumbent": answers(np.ones(100, dtype=np.bool_), kind="full"),
+        "candidate": answers(np.zeros(100, dtype=np.bool_), kind="lora"),
+        "bag_of_words": answers(SURE < 0.5, kind="bag_of_words"),
+    }
+    assert fit_hybrid(CASCADE, tables, metric="accuracy") is None
+
+
+def test_there_is_no_cascade_of_two_models_of_the_same_cost() -> None:
+    tables = {"incumbent": answers(SURE >= 0.5, kind="probe"), "candidate": answers(SURE < 0.5, kind="full")}
+    assert fit_hybrid(CASCADE, tables, metric="accuracy") is None
+
+
+def test_of_several_cascades_the_one_with_the_cheapest_second_part_is_frozen() -> None:
+    right = np.ones(100, dtype=np.bool_)
+    tables = {
+        "incumbent": answers(right, kind="full"),
+        "candidate": answers(right, kind="lora"),
+        "nearest": answers(SURE >= 0.5, kind="nearest"),
+        "endpoint_zero_shot": answers(right, kind="endpoint_zero_shot"),
+    }
+    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
+    assert hybrid is not None
+    assert hybrid.parts == ("nearest", "incumbent")
+    tables["incumbent"] = answers(SURE >= 0.2, kind="full")
+    tables["candidate"] = answers(SURE >= 0.3, kind="lora")
+    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
+    # Only the endpoint is right on all rows. The incumbent can answer more of them than `nearest`.
+    assert hybrid is not None
+    assert hybrid.parts == ("incumbent", "endpoint_zero_shot")
+    assert hybrid.share_to_second == pytest.approx(0.2)
+
+
+def test_the_best_model_of_each_cost_can_be_a_part_and_a_hybrid_cannot() -> None:
+    kinds = {"incumbent": "hybrid", "candidate": "full", "probe": "probe", "nearest": "nearest"}
+    validation = {"incumbent": 0.9, "candidate": 0.8, "probe": 0.8, "nearest": 0.1}
+    assert best_of_each_cost(kinds, validation=validation) == ("nearest", "candidate")
+    kinds |= {"endpoint_few_shot": "endpoint_few_shot", "endpoint_retrieved": "endpoint_retrieved"}
+    validation |= {"endpoint_few_shot": 0.6, "endpoint_retrieved": 0.7}
+    assert best_of_each_cost(kinds, validation=validation)[-1] == "endpoint_retrieved"
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(0, 2**32 - 1))
+def test_a_frozen_cascade_scores_at_least_as_high_as_every_model_and_leaves_rows_to_both_parts(
+    levels: list[int], seed: int
+) -> None:
+    generator, n = np.random.default_rng(seed), len(levels)
+    sure = np.array(levels) / 6
+    tables = {
+        role: answers(generator.random(n) < 0.7, sure=sure, kind=kind)
+        for role, kind in (("incumbent", "full"), ("candidate", "lora"), ("bag_of_words", "bag_of_words"))
+    }
+    hybrid = fit_hybrid(CASCADE, tables, metric="accuracy")
+    if hybrid is not None:
+        assert hybrid.validation >= max(table.scores.mean() for table in tables.values())
+        assert 0 < hybrid.share_to_second < 1
+        assert hybrid.routing.threshold not in sure
+
+
+def test_the_predictions_of_a_chat_cascade_have_the_measures_of_both_parts_and_the_log_probabilities_of_one() -> None:
+    right = np.array([True, False])
+    nearest = replace(
+        answers(right, sure=np.array([0.9, 0.1]), kind="nearest"), measures={"token_f1": np.array([1.0, 0.2])}
+    )
+    lm = replace(
+        answers(~right, sure=np.array([0.5, 0.5]), kind="lora"),
+        measures={"token_f1": np.array([0.3, 0.7]), "log_likelihood": np.array([-1.0, -2.0])},
+        logprobs=((-0.1,), (-0.2, -0.3)),
+    )
+    routing = Routing(by="cascade", threshold=0.5)
+    table = apply_routing(routing, first=ModelPredictions(nearest), second=ModelPredictions(lm)).clean
+    assert (table.model, table.outputs) == ("hybrid", ("yes", "yes"))
+    assert {name: values.tolist() for name, values in table.measures.items()} == {"token_f1": [1.0, 0.7]}
+    assert table.logprobs == ((), (-0.2, -0.3))
 
 
 def test_by_group_the_candidate_answers_the_groups_in_which_it_is_not_worse() -> None:
@@ -56,9 +176,11 @@ def test_by_group_the_candidate_answers_the_groups_in_which_it_is_not_worse() ->
     sure = np.full(8, 0.5)
     incumbent = answers(np.array([1, 1, 0, 1, 0, 1, 0, 0], dtype=np.bool_), sure=sure, sex=sex)
     candidate = answers(np.array([0, 1, 1, 1, 1, 0, 1, 1], dtype=np.bool_), sure=sure, sex=sex)
-    routing = fit_routing(BY_SEX, incumbent=incumbent, candidate=candidate, metric="accuracy")
-    assert routing is not None
-    assert (routing.by, routing.column, routing.values, routing.threshold) == ("group", "sex", ("m", "x"), None)
+    hybrid = fit_hybrid(BY_SEX, {"incumbent": incumbent, "candidate": candidate}, metric="accuracy")
+    assert hybrid is not None
+    assert hybrid.routing == Routing(by="group", column="sex", values=("m", "x"))
+    assert (hybrid.parts, hybrid.best_part) == (("incumbent", "candidate"), "candidate")
+    assert (hybrid.validation, hybrid.share_to_second) == (0.625, 0.5)
 
 
 def test_by_group_models_are_compared_by_the_metric() -> None:
@@ -66,10 +188,11 @@ def test_by_group_models_are_compared_by_the_metric() -> None:
     labels = ("a", "a", "a", "b", "a", "b")
     incumbent = replace(answers(right, sure=np.full(6, 0.5), sex=sex), labels=labels, outputs=("a",) * 6)
     candidate = replace(incumbent, outputs=("a", "b", "b", "b", "a", "a"))
+    tables = {"incumbent": incumbent, "candidate": candidate}
     # For `f`, the candidate has fewer correct rows but the higher macro-F1: 0.5 each class instead of 0.86 and 0.
-    by = {m: fit_routing(BY_SEX, incumbent=incumbent, candidate=candidate, metric=m) for m in ("accuracy", "macro_f1")}
+    by = {metric: fit_hybrid(BY_SEX, tables, metric=metric) for metric in ("accuracy", "macro_f1")}
     assert by["accuracy"] is not None
-    assert by["accuracy"].values == ("m",)
+    assert by["accuracy"].routing.values == ("m",)
     assert by["macro_f1"] is None  # the candidate is not worse in any group
 
 
@@ -78,17 +201,14 @@ def test_by_group_there_is_no_hybrid_if_the_same_model_is_better_in_every_group(
     sex, sure = ("f", "m"), np.full(2, 0.5)
     good, bad = (answers(np.full(2, right), sure=sure, sex=sex) for right in (True, False))
     incumbent, candidate = (bad, good) if better else (good, bad)
-    assert fit_routing(BY_SEX, incumbent=incumbent, candidate=candidate, metric="accuracy") is None
+    assert fit_hybrid(BY_SEX, {"incumbent": incumbent, "candidate": candidate}, metric="accuracy") is None
 
 
 def test_a_hybrid_uses_both_kinds_of_seconds_of_its_parts() -> None:
-    costs = {
-        "incumbent": ServingUsage((1.0,) * 5, (10.0,) * 5),
-        "candidate": ServingUsage((3.0,) * 5, (30.0,) * 5),
-    }
-    by_group = Routing(by="group", column="sex", values=("f",))
+    costs = {"nearest": ServingUsage((1.0,) * 5, (10.0,) * 5), "candidate": ServingUsage((3.0,) * 5, (30.0,) * 5)}
+    by_group = FrozenHybrid(Routing(by="group", column="sex", values=("f",)), "nearest", "candidate", "candidate", 1, 1)
     assert hybrid_cost(by_group, costs=costs, share=0.25) == ServingUsage((1.5,) * 5, (15.0,) * 5)
-    by_confidence = Routing(by="confidence", threshold=0.5)
-    assert hybrid_cost(by_confidence, costs=costs, share=0.25) == ServingUsage((1.75,) * 5, (17.5,) * 5)
+    cascade = replace(by_group, routing=Routing(by="cascade", threshold=0.5))
+    assert hybrid_cost(cascade, costs=costs, share=0.25) == ServingUsage((1.75,) * 5, (17.5,) * 5)
     on_cpu = {role: ServingUsage(usage.cpu_s) for role, usage in costs.items()}
     assert hybrid_cost(by_group, costs=on_cpu, share=0.25) == ServingUsage((1.5,) * 5)

@@ -47,7 +47,7 @@ def files_of(name: str) -> tuple[Config, list[str]]:
     """Return the config of a version, and the names of its other files."""
     kind = name.removeprefix(CHAT)
     if name == "openvino":
-        exported = {"kind": "full", "engine": "openvino", "exported_from": PARTS["candidate"]}
+        exported = {"kind": "full", "engine": "openvino", "exported_from": PARTS["second"]}
         return Config.model_validate(PLAIN | exported), [EXPORTED_ENCODER, "head.safetensors"]
     prompting: dict[str, Any] = {"system": None, "max_new_tokens": 8}
     if kind in INDEX_KINDS:
@@ -73,7 +73,7 @@ def registered(task: Path, name: str) -> ModelVersion:
     names: list[str] = []
     if name == "hybrid":
         parts = [registered(task, kind).pinned.model_dump() for kind in ("probe", "full")]
-        hybrid = {"routing": ROUTING, "incumbent": parts[0], "candidate": parts[1]}
+        hybrid = {"routing": ROUTING, "first": parts[0], "second": parts[1]}
         config = Config.model_validate(PLAIN | {"kind": name, "hybrid": hybrid})
     else:
         config, names = files_of(name)
@@ -186,10 +186,7 @@ def test_a_version_that_was_swapped_together_with_its_manifest_does_not_match_it
 def test_a_changed_part_of_a_hybrid_is_refused(tmp_path: Path, name: str) -> None:
     hybrid = registered(tmp_path / "task", "hybrid")
     assert hybrid.hybrid is not None
-    parts = {
-        part.uri.rpartition("/")[2].partition("-")[0]: part
-        for part in (hybrid.hybrid.incumbent, hybrid.hybrid.candidate)
-    }
+    parts = {part.uri.rpartition("/")[2].partition("-")[0]: part for part in hybrid.hybrid.parts}
     flip(path_of(parts[name]) / "head.safetensors")
     for check in (require_intact, verify):
         with pytest.raises(RegistryError, match=r"head\.safetensors was changed"):
@@ -201,7 +198,7 @@ def test_a_changed_hybrid_that_names_itself_as_a_part_is_refused(tmp_path: Path,
     hybrid = registered(tmp_path / "task", "hybrid")
     config, manifest = (path_of(hybrid) / name for name in ("config.json", "manifest.json"))
     content = json.loads(config.read_bytes())
-    content["hybrid"]["incumbent"] = {"uri": hybrid.uri, "digest": hybrid.digest}
+    content["hybrid"]["first"] = {"uri": hybrid.uri, "digest": hybrid.digest}
     config.write_text(json.dumps(content))
     if swapped:
         entry = {"sha256": hashlib.sha256(config.read_bytes()).hexdigest(), "size_bytes": config.stat().st_size}

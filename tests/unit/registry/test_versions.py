@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tailorbird.models.loading import checked_copy
 from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.version_files import version_faults
@@ -20,8 +21,9 @@ from tailorbird.registry.versions import (
     PinnedVersion,
     Prompting,
     RegistryError,
+    Retrieval,
     VersionConfig,
-    hybrid_config,
+    calls_endpoint,
     register,
     write_config,
 )
@@ -38,8 +40,8 @@ PLAIN: dict[str, Any] = {
 }
 ROUTING = {"by": "group", "column": "sex", "values": ["f"], "threshold": None}
 PARTS = {
-    "incumbent": {"uri": "s3://models/task/versions/probe-1", "digest": "1"},
-    "candidate": {"uri": "s3://models/task/versions/full-2", "digest": "2"},
+    "first": {"uri": "s3://models/task/versions/probe-1", "digest": "1"},
+    "second": {"uri": "s3://models/task/versions/full-2", "digest": "2"},
 }
 ENDPOINT = {"url": "https://host/v1", "model": "m", "api_key": "env://KEY", "reported_model": "m-2026-01-01"}
 
@@ -64,12 +66,12 @@ def test_the_temperature_must_be_a_finite_number_above_zero(temperature: Any) ->
         parsed(PLAIN | {"temperature": temperature})
 
 
-@pytest.mark.parametrize("routing", [ROUTING, {"by": "confidence", "threshold": 0.7}])
+@pytest.mark.parametrize("routing", [ROUTING, {"by": "cascade", "threshold": 0.7}])
 def test_a_hybrid_survives_a_json_round_trip(routing: dict[str, Any]) -> None:
     config = parsed(PLAIN | {"kind": "hybrid", "hybrid": {"routing": routing, **PARTS}})
     assert config.hybrid is not None
     assert isinstance(config.hybrid.routing, Routing)
-    assert config.hybrid.candidate.digest == "2"
+    assert config.hybrid.second.digest == "2"
     assert VersionConfig.model_validate_json(config.model_dump_json()) == config
     assert VersionConfig.model_validate(json.loads(config.model_dump_json())) == config
 
@@ -80,7 +82,7 @@ def test_a_hybrid_survives_a_json_round_trip(routing: dict[str, Any]) -> None:
         ({"kind": "hybrid"}, "required for the kind `hybrid`"),
         ({"kind": "hybrid", "hybrid": None}, "required for the kind `hybrid`"),
         ({"kind": "full", "hybrid": {"routing": ROUTING, **PARTS}}, "not allowed for other kinds"),
-        ({"kind": "hybrid", "hybrid": {"routing": ROUTING, "incumbent": PARTS["incumbent"]}}, "candidate"),
+        ({"kind": "hybrid", "hybrid": {"routing": ROUTING, "first": PARTS["first"]}}, "second"),
         ({"kind": "hybrid", "hybrid": {"routing": {"by": "group"}, **PARTS}}, "needs a column and values"),
         ({"kind": "hybrid", "hybrid": {"routing": ROUTING | {"chance": 1}, **PARTS}}, "chance"),
     ],
@@ -91,17 +93,27 @@ def test_an_incomplete_hybrid_is_refused(changed: dict[str, Any], message: str) 
 
 
 def test_the_config_of_a_hybrid_has_both_parts_and_the_classes_of_both() -> None:
-    incumbent = version("probe", classes=["b", "c"], created_at="2026-01-02T00:00:00+00:00")
-    config = hybrid_config(
-        version("full"), incumbent=incumbent, routing=Routing(by="group", column="sex", values=("f",))
-    )
+    first = version("probe", classes=["b", "c"], created_at="2026-01-02T00:00:00+00:00")
+    config = hybrid_config(first, second=version("full"), routing=Routing(by="group", column="sex", values=("f",)))
     assert config.classes == ("a", "b", "c")
     assert config.hybrid == Hybrid(
         routing=Routing(by="group", column="sex", values=("f",)),
-        incumbent=PinnedVersion(uri="s3://probe", digest="probe"),
-        candidate=PinnedVersion(uri="s3://full", digest="full"),
+        first=PinnedVersion(uri="s3://probe", digest="probe"),
+        second=PinnedVersion(uri="s3://full", digest="full"),
     )
     assert config.created_at == "2026-01-02T00:00:00+00:00"
+
+
+def test_the_config_of_a_chat_hybrid_has_the_prompting_of_a_part_with_training_rows() -> None:
+    plain = Prompting(system=None, max_new_tokens=8)
+    index = plain.model_copy(
+        update={"retrieval": Retrieval(num_examples=1, max_prompt_tokens=64, index_sha256="0" * 64)}
+    )
+    first, second = version("nearest", classes=[], prompting=index), version("lora", classes=[], prompting=plain)
+    config = hybrid_config(first, second=second, routing=Routing(by="cascade", threshold=0.5))
+    assert (config.task, config.contains_training_text) == ("chat", True)
+    with pytest.raises(RegistryError, match="a hybrid needs two versions for the same task"):
+        hybrid_config(version("bag_of_words"), second=second, routing=Routing(by="cascade", threshold=0.5))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +170,7 @@ def test_a_fine_tuned_classifier_without_its_weights_is_not_registered(tmp_path:
     write_config(folder, parsed(PLAIN | {"kind": kind}))
     with pytest.raises(RegistryError, match=f"{file} is missing"):
         register(task_uri, folder)
-    write_config(folder, parsed(PLAIN | {"kind": kind, "engine": "openvino", "exported_from": PARTS["candidate"]}))
+    write_config(folder, parsed(PLAIN | {"kind": kind, "engine": "openvino", "exported_from": PARTS["second"]}))
     with pytest.raises(RegistryError, match=r"encoder\.onnx is missing"):
         register(task_uri, folder)
     (folder / "encoder.onnx").write_bytes(b"graph")  # other engines need no weights of torch
@@ -237,3 +249,11 @@ def test_an_endpoint_needs_no_weights_and_shares_no_base_model(tmp_path: Path) -
     assert endpoint.endpoint == Endpoint.model_validate(ENDPOINT)
     assert versions_on_same_base(endpoint, task_uri=task_uri, limit=4) == []
     assert versions_on_same_base(probe, task_uri=task_uri, limit=4) == []
+
+
+def test_a_hybrid_calls_an_endpoint_if_a_part_does() -> None:
+    routing = Routing(by="cascade", threshold=0.5)
+    parts = [version(kind, uri=f"s3://models/task/versions/{kind}-000000000001") for kind in ("bag_of_words", "probe")]
+    assert not calls_endpoint(hybrid_config(parts[0], second=parts[1], routing=routing))
+    dear = parts[1].model_copy(update={"uri": "s3://models/task/versions/endpoint-zero-shot-000000000001"})
+    assert calls_endpoint(hybrid_config(parts[0], second=dear, routing=routing))

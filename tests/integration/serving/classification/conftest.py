@@ -26,7 +26,7 @@ def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def predictions(service: Service) -> dict[str, list[Prediction]]:
     """Return the predictions of each part of the hybrids for `TEXTS`."""
-    parts = {"incumbent": service.first, "candidate": service.swapped}
+    parts = {"first": service.first, "second": service.swapped}
     return {
         part: predict_texts(loading.load_model(version.uri, loading.LoadedClassifier), TEXTS, batch_size=4)
         for part, version in parts.items()

@@ -19,6 +19,7 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models import base_model, classifier, pretrained
 from tailorbird.registry import versions as registry
+from tailorbird.registry.hybrids import hybrid_config
 from tailorbird.registry.routing import Routing
 from tailorbird.storage import node_cache
 
@@ -52,8 +53,8 @@ class Service:
         return answer.json()
 
     def register_hybrid(self, folder: Path, *, routing: Routing) -> registry.ModelVersion:
-        """Register a hybrid of the first version (incumbent) and the one with swapped classes (candidate)."""
-        registry.write_config(folder, registry.hybrid_config(self.swapped, incumbent=self.first, routing=routing))
+        """Register a hybrid of the first version and, as the second part, the one with swapped classes."""
+        registry.write_config(folder, hybrid_config(self.first, second=self.swapped, routing=routing))
         return registry.register(self.task_uri, folder)
 
     def _register(
@@ -103,10 +104,10 @@ def wait_until(holds: Callable[[], object]) -> None:
 def check_routed(
     service: Service, predictions: dict[str, list[Prediction]], routed: Iterable[bool], *, attributes: Any = None
 ) -> None:
-    """Assert that each text is answered by the candidate if its value in `routed` is True, else by the incumbent."""
+    """Assert that each text is answered by the second part if its value in `routed` is True, else by the first."""
     body = {"input": TEXTS, "scores": True} | ({} if attributes is None else {"attributes": attributes})
     results = service.ask(body)["results"]
-    parts = ["candidate" if to else "incumbent" for to in routed]
+    parts = ["second" if to else "first" for to in routed]
     assert [result["answered_by"] for result in results] == parts
     for index, (part, result) in enumerate(zip(parts, results, strict=True)):
         expected = predictions[part][index]

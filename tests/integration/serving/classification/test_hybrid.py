@@ -7,7 +7,7 @@ from pathlib import Path
 import requests
 
 from serving.engines.classify import Prediction
-from tailorbird.registry.routing import Routing, routes_to_candidate
+from tailorbird.registry.routing import Routing, routes_to_second
 from tests.integration.serving.classification.service import (
     TEXTS,
     Service,
@@ -15,7 +15,7 @@ from tests.integration.serving.classification.service import (
 )
 
 
-def test_a_hybrid_by_group_routes_by_attribute_and_to_the_incumbent_without_one(
+def test_a_hybrid_by_group_routes_by_attribute_and_to_the_first_part_without_one(
     service: Service, predictions: dict[str, list[Prediction]], tmp_path: Path
 ) -> None:
     routing = Routing(by="group", column="sex", values=("f", "x"))
@@ -26,7 +26,7 @@ def test_a_hybrid_by_group_routes_by_attribute_and_to_the_incumbent_without_one(
         assert [(model["kind"], model["version"]) for model in models] == [("hybrid", hybrid.version)]
         each = [{"sex": "f"}, {"sex": "m"}, {}, {"sex": "x", "age": "9"}, {"age": "f"}]
         groups = [attributes.get("sex") for attributes in each]
-        check_routed(service, predictions, routes_to_candidate(routing, groups=groups), attributes=each)
+        check_routed(service, predictions, routes_to_second(routing, groups=groups), attributes=each)
         check_routed(service, predictions, [True] * 5, attributes={"sex": "f"})
         check_routed(service, predictions, [False] * 5, attributes={"sex": "m"})
         check_routed(service, predictions, [False] * 5)
@@ -43,17 +43,17 @@ def test_a_hybrid_by_group_routes_by_attribute_and_to_the_incumbent_without_one(
         service.deploy(service.first)
 
 
-def test_a_hybrid_by_confidence_routes_uncertain_texts_to_the_candidate(
+def test_a_cascade_routes_uncertain_texts_to_the_second_part(
     service: Service, predictions: dict[str, list[Prediction]], tmp_path: Path
 ) -> None:
-    confidences = sorted(prediction.score for prediction in predictions["incumbent"])
+    confidences = sorted(prediction.score for prediction in predictions["first"])
     gaps = [(high - low, (low + high) / 2) for low, high in itertools.pairwise(confidences)]
     widest, threshold = max(gaps)
     assert widest > 0.02  # another batch changes a probability by less
-    routing = Routing(by="confidence", threshold=threshold)
+    routing = Routing(by="cascade", threshold=threshold)
     service.deploy(service.register_hybrid(tmp_path, routing=routing))
     try:
-        routed = routes_to_candidate(routing, confidences=[prediction.score for prediction in predictions["incumbent"]])
+        routed = routes_to_second(routing, confidences=[prediction.score for prediction in predictions["first"]])
         assert 0 < routed.sum() < len(TEXTS)
         check_routed(service, predictions, routed)
         check_routed(service, predictions, routed, attributes={"sex": "f"})
@@ -66,6 +66,6 @@ def test_a_single_model_ignores_attributes_and_its_answers_have_no_answered_by(
 ) -> None:
     answer = service.ask({"input": TEXTS, "attributes": {"sex": "f"}})
     assert [result["label"] for result in answer["results"]] == [
-        prediction.label for prediction in predictions["incumbent"]
+        prediction.label for prediction in predictions["first"]
     ]
     assert all(set(result) == {"label", "score"} for result in answer["results"])

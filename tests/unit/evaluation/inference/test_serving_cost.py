@@ -16,7 +16,7 @@ from tailorbird.evaluation.inference import device, serving_cost
 from tailorbird.evaluation.inference.device import DeviceError
 from tailorbird.evaluation.inference.serving_cost import Seconds, usage_of
 from tailorbird.models.loading import load_artifact
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.routing import PARTS, Routing
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, write_config
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "heart", "lung")
@@ -100,15 +100,16 @@ def test_invalid_arguments_are_refused_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("routing", "answered"),
     [
-        (Routing(by="group", column="sex", values=("f",)), {"incumbent": 3, "candidate": 1}),
-        (Routing(by="confidence", threshold=1.0), {"incumbent": 4, "candidate": 4}),
-        (Routing(by="confidence", threshold=0.0), {"incumbent": 4}),
+        (Routing(by="group", column="sex", values=("f",)), {"first": 3, "second": 1}),
+        (Routing(by="cascade", threshold=1.0), {"first": 4, "second": 4}),
+        (Routing(by="cascade", threshold=0.0), {"first": 4}),
     ],
 )
 def test_a_hybrid_costs_the_rows_that_each_part_answers(
     uris: dict[str, str], routing: Routing, answered: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = {role: load_artifact(uri, device="cpu") for role, uri in uris.items()}
+    loaded = [load_artifact(uri, device="cpu") for uri in (uris["incumbent"], uris["candidate"])]
+    parts = dict(zip(PARTS, loaded, strict=True))
     counts: dict[str, int] = {}
 
     def logits(loaded: object, rows: Rows) -> np.ndarray:

@@ -17,8 +17,9 @@ from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import LoadedClassifier, LoadedHybrid
 from tailorbird.models.pretrained import without_pooler
-from tailorbird.registry.routing import Routing, routes_to_candidate
-from tailorbird.registry.versions import ModelVersion, hybrid_config
+from tailorbird.registry.hybrids import hybrid_config
+from tailorbird.registry.routing import Routing, routes_to_second
+from tailorbird.registry.versions import ModelVersion
 from tests.unit.data.test_tokenize import BERT, WORDS, wordpiece
 
 TEXTS = ["acute pain", "chest pains", "fever", "", "pain pain pain acute fever", "fever chest"]
@@ -55,11 +56,16 @@ def part(tokenizer: Any, *, seed: int, classes: tuple[str, ...], temperature: fl
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedHybrid:
     """Return a hybrid of two models with different classes that routes by group."""
     tokenizer = load_tokenizer(wordpiece(tmp_path_factory.mktemp("bert"), **BERT))
-    incumbent = part(tokenizer, seed=0, classes=("a", "b", "c"), temperature=0.5)
-    candidate = part(tokenizer, seed=1, classes=("a", "b", "d"), temperature=2.0)
-    config = hybrid_config(candidate.version, incumbent=incumbent.version, routing=BY_GROUP)
+    first = part(tokenizer, seed=0, classes=("a", "b", "c"), temperature=0.5)
+    second = part(tokenizer, seed=1, classes=("a", "b", "d"), temperature=2.0)
+    config = hybrid_config(first.version, second=second.version, routing=BY_GROUP)
     version = ModelVersion(**config.model_dump(), name="task", version="hybrid-1", uri="s3://hybrid-1", digest="3")
-    return LoadedHybrid(incumbent, candidate, BY_GROUP, version.classes, version)
+    return LoadedHybrid(first, second, BY_GROUP, version.classes, version)
+
+
+def classifier(part: object) -> LoadedClassifier[ModelVersion]:
+    assert isinstance(part, LoadedClassifier)
+    return part
 
 
 def rows_of(routing: Routing, body: dict[str, Any]) -> list[tuple[str, str | None]]:
@@ -70,13 +76,11 @@ def check(loaded: LoadedHybrid, rows: list[tuple[str, str | None]], routed: np.n
     """Assert that each row is answered by the model in `routed`, with the prediction of that model alone."""
     texts = [text for text, _ in rows]
     alone = {
-        "incumbent": predict_texts(loaded.incumbent, texts, batch_size=BATCH),
-        "candidate": predict_texts(loaded.candidate, texts, batch_size=BATCH),
+        "first": predict_texts(classifier(loaded.first), texts, batch_size=BATCH),
+        "second": predict_texts(classifier(loaded.second), texts, batch_size=BATCH),
     }
     predictions = predict_hybrid(loaded, rows, batch_size=BATCH)
-    assert [prediction.answered_by for prediction in predictions] == [
-        "candidate" if to else "incumbent" for to in routed
-    ]
+    assert [prediction.answered_by for prediction in predictions] == ["second" if to else "first" for to in routed]
     for number, prediction in enumerate(predictions):
         assert prediction.answered_by is not None
         expected = alone[prediction.answered_by][number]
@@ -93,28 +97,28 @@ generated_rows = st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(["f"
 def test_routing_by_group_selects_the_model_by_the_attribute(
     hybrid: LoadedHybrid, rows: list[tuple[str, str | None]]
 ) -> None:
-    check(hybrid, rows, routes_to_candidate(BY_GROUP, groups=[value for _, value in rows]))
+    check(hybrid, rows, routes_to_second(BY_GROUP, groups=[value for _, value in rows]))
 
 
 @given(generated_rows, st.floats(0, 1))
 @settings(max_examples=30, deadline=None)
-def test_routing_by_confidence_sends_uncertain_texts_to_the_candidate(
+def test_a_cascade_sends_uncertain_texts_to_the_second_part(
     hybrid: LoadedHybrid, rows: list[tuple[str, str | None]], threshold: float
 ) -> None:
-    loaded = replace(hybrid, routing=Routing(by="confidence", threshold=threshold))
-    sure = predict_texts(hybrid.incumbent, [text for text, _ in rows], batch_size=BATCH)
-    check(loaded, rows, routes_to_candidate(loaded.routing, confidences=[prediction.score for prediction in sure]))
+    loaded = replace(hybrid, routing=Routing(by="cascade", threshold=threshold))
+    sure = predict_texts(classifier(hybrid.first), [text for text, _ in rows], batch_size=BATCH)
+    check(loaded, rows, routes_to_second(loaded.routing, confidences=[prediction.score for prediction in sure]))
 
 
 def test_a_threshold_splits_the_texts_by_confidence(hybrid: LoadedHybrid) -> None:
-    scores = sorted(prediction.score for prediction in predict_texts(hybrid.incumbent, TEXTS, batch_size=BATCH))
-    loaded = replace(hybrid, routing=Routing(by="confidence", threshold=(scores[2] + scores[3]) / 2))
+    scores = sorted(prediction.score for prediction in predict_texts(classifier(hybrid.first), TEXTS, batch_size=BATCH))
+    loaded = replace(hybrid, routing=Routing(by="cascade", threshold=(scores[2] + scores[3]) / 2))
     predictions = predict_hybrid(loaded, [(text, None) for text in TEXTS], batch_size=BATCH)
-    assert sorted(str(prediction.answered_by) for prediction in predictions) == ["candidate"] * 3 + ["incumbent"] * 3
+    assert sorted(str(prediction.answered_by) for prediction in predictions) == ["first"] * 3 + ["second"] * 3
 
 
 def test_temperature_changes_scores_but_not_labels(hybrid: LoadedHybrid) -> None:
-    warm = hybrid.incumbent
+    warm = classifier(hybrid.first)
     plain = replace(warm, version=warm.version.model_copy(update={"temperature": 1.0}))
     flat = replace(warm, version=warm.version.model_copy(update={"temperature": 1e9}))
     labels = [[p.label for p in predict_texts(loaded, TEXTS, batch_size=BATCH)] for loaded in (warm, plain, flat)]
@@ -126,13 +130,13 @@ def test_temperature_changes_scores_but_not_labels(hybrid: LoadedHybrid) -> None
 
 def test_a_class_that_the_model_does_not_have_gets_probability_zero(hybrid: LoadedHybrid) -> None:
     first, second = predict_hybrid(hybrid, [("fever", "m"), ("fever", "f")], batch_size=BATCH)
-    by_incumbent, by_candidate = scores_by_class(hybrid, first), scores_by_class(hybrid, second)
-    assert set(by_incumbent) == set(by_candidate) == {"a", "b", "c", "d"}
-    assert (by_incumbent["d"], by_candidate["c"]) == (0.0, 0.0)
-    assert by_incumbent[first.label] == first.score
-    assert by_candidate[second.label] == second.score
-    alone = predict_texts(hybrid.candidate, ["fever"], batch_size=BATCH)[0]
-    assert set(scores_by_class(hybrid.candidate, alone)) == {"a", "b", "d"}
+    by_first, by_second = scores_by_class(hybrid, first), scores_by_class(hybrid, second)
+    assert set(by_first) == set(by_second) == {"a", "b", "c", "d"}
+    assert (by_first["d"], by_second["c"]) == (0.0, 0.0)
+    assert by_first[first.label] == first.score
+    assert by_second[second.label] == second.score
+    alone = predict_texts(classifier(hybrid.second), ["fever"], batch_size=BATCH)[0]
+    assert set(scores_by_class(classifier(hybrid.second), alone)) == {"a", "b", "d"}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +153,7 @@ def test_each_text_gets_its_routing_value(attributes: Any, values: list[str | No
     assert rows == list(zip(["one", "two"], values, strict=True))
 
 
-def test_routing_by_confidence_ignores_attributes() -> None:
-    assert rows_of(Routing(by="confidence", threshold=0.5), {"input": "one", "attributes": {"sex": "f"}}) == [
+def test_a_cascade_ignores_attributes() -> None:
+    assert rows_of(Routing(by="cascade", threshold=0.5), {"input": "one", "attributes": {"sex": "f"}}) == [
         ("one", None)
     ]

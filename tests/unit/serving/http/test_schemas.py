@@ -123,9 +123,9 @@ def test_a_written_answer_is_valid_for_its_schema() -> None:
 
 
 def test_a_hybrid_answer_names_the_model_that_answered() -> None:
-    result: dict[str, object] = {"label": "a", "score": 0.5, "answered_by": "candidate"}
+    result: dict[str, object] = {"label": "a", "score": 0.5, "answered_by": "second"}
     written = write_answer({"request_id": "r", "model": "m", "version": "v", "results": [result]})
-    assert ClassifyResponse.model_validate_json(written).results[0].answered_by == "candidate"
+    assert ClassifyResponse.model_validate_json(written).results[0].answered_by == "second"
 
 
 @pytest.mark.parametrize(

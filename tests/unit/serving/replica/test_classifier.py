@@ -13,11 +13,13 @@ import pytest
 
 from serving.engines.classify import Prediction
 from serving.engines.model_pool import ModelPool
+from serving.http.metrics import HYBRID_ANSWERS as COUNTS
 from serving.http.schemas import RequestError
 from serving.replica.classifier import SHADOW_TEXTS, Classifier
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.draws import DrawSecret
+from tailorbird.registry.routing import Routing
 from tailorbird.storage.paths import TaskPaths
 from tests.unit.serving.replica.loads import SECRET, config, ref
 
@@ -28,7 +30,7 @@ class FakePool(ModelPool):
     """A pool of engines whose labels are the names of their versions."""
 
     def load(self, uri: str, digest: str) -> Any:
-        version = SimpleNamespace(name="task", version=uri, digest=digest, endpoint=None)
+        version = SimpleNamespace(name="task", version=uri, digest=digest, endpoint=None, hybrid=None)
         loaded = SimpleNamespace(version=version, classes=CLASSES)
 
         async def submit(texts: Sequence[str], *, client: str) -> list[Prediction]:  # noqa: ARG001
@@ -81,6 +83,36 @@ def test_an_answer_has_one_result_per_text_and_scores_on_request(monkeypatch: py
             await answer(classifier, {"input": "x", "subject": "s"})
 
     asyncio.run(scenario())
+
+
+def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and_the_metrics(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    async def scenario() -> Any:
+        classifier = new_classifier(monkeypatch, **fields)
+        await classifier.reconfigure(config("one"))
+        engine: Any = classifier._replica.versions.champion
+        scores = np.array([0.75, 0.25])
+        predictions = [Prediction("a", 0.75, scores, "second"), Prediction("b", 0.25, scores, "first", True)]
+
+        async def submit(rows: Any, *, client: str) -> list[Prediction]:  # noqa: ARG001
+            assert rows == [("x", None), ("y", None)]
+            return predictions
+
+        engine.routing, engine.submit = Routing(by="cascade", threshold=0.5), submit
+        engine.loaded.first = engine.loaded.second = engine.loaded
+        answered = await answer(classifier, {"input": ["x", "y"]})
+        assert classifier._replica.log is not None
+        await classifier._replica.log.close()
+        counted = {labels: by for (metric, labels), by in classifier._replica.meter._counts.items() if metric is COUNTS}
+        assert counted == {("task", "one", "second", "no"): 1, ("task", "one", "first", "yes"): 1}
+        return answered["results"]
+
+    first, second = asyncio.run(scenario())
+    assert first == {"label": "a", "score": 0.75, "answered_by": "second"}
+    assert second == {"label": "b", "score": 0.25, "answered_by": "first", "fallback": True}
+    rows = pq.read_table(tmp_path / "log" / "answers").to_pylist()
+    assert [(row["answered_by"], row["fallback"]) for row in rows] == [("second", False), ("first", True)]
 
 
 def test_a_comparison_has_both_answers_and_one_pass_for_one_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,8 @@ def test_a_row_has_the_answer_and_a_hash_of_the_subject(tmp_path: Path) -> None:
         attributes={"sex": "f"},
         label="b",
         score=0.6,
-        answered_by="candidate",
+        answered_by="second",
+        fallback=False,
         classes=("a", "b", "c", "d"),
         scores=np.array([0.1, 0.6, 0.05, 0.25], dtype=np.float32),
         route="compare",
@@ -73,7 +74,8 @@ def test_a_row_has_the_answer_and_a_hash_of_the_subject(tmp_path: Path) -> None:
     )
     (row,) = log_and_read(tmp_path, [answer])
     assert (row["request_id"], row["row"], row["at"], row["latency_ms"]) == ("r1", 3, NOON, 250)
-    assert (row["model"], row["version"], row["digest"], row["answered_by"]) == ("m", "v", "d", "candidate")
+    assert (row["model"], row["version"], row["digest"]) == ("m", "v", "d")
+    assert (row["answered_by"], row["fallback"]) == ("second", False)
     assert (row["label"], row["score"]) == ("b", pytest.approx(0.6))
     assert [top["label"] for top in row["top"]] == ["b", "d", "a"]
     assert json.loads(row["attributes"]) == {"sex": "f"}

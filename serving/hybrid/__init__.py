@@ -1,0 +1,1 @@
+"""Compose the engines of the two parts of a hybrid."""

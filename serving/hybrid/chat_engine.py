@@ -1,0 +1,201 @@
+"""Chat engine of a cascade: the first part answers where it is confident, and the second part otherwise."""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from serving.engines.base_chat import (
+    ChatEngine,
+    EngineInput,
+    GenerationRequest,
+    HybridInput,
+    PartialAnswer,
+    StoredAnswer,
+)
+from serving.http.admission import client_name
+from serving.http.schemas import is_client_error, no_part_answers
+from tailorbird.data.rows import Conversation, DataError
+from tailorbird.registry.routing import PartName, Routing, routes_to_second
+
+if TYPE_CHECKING:
+    from tailorbird.registry.versions import ModelVersion
+
+_log = logging.getLogger("ray.serve")
+
+
+class HybridChatEngine(ChatEngine):
+    """An engine that composes the engines of a hybrid's parts.
+
+    If the first part is of the kind `nearest`, the part that answers is known before the first token. A first part with
+    a language model answers completely before the decision. If a part fails, or its first output takes longer than
+    `timeout_s`, the other part answers. After the first output of the second part, its errors are raised.
+    """
+
+    def __init__(
+        self,
+        version: "ModelVersion",
+        parts: tuple[ChatEngine, ChatEngine],
+        *,
+        max_new_tokens: int | None,
+        timeout_s: float,
+    ) -> None:
+        """Compose two engines; `max_new_tokens` is the recipe's limit. The hybrid ends them."""
+        assert version.prompting is not None  # a chat version
+        assert version.hybrid is not None  # a hybrid
+        super().__init__(version=version, prompting=version.prompting)
+        self.first, self.second = parts
+        self.max_length = self.default_max_tokens = None  # those of the part apply
+        self.has_logprobs = any(part.has_logprobs for part in parts)
+        self._routing: Routing = version.hybrid.routing
+        self._max_new_tokens = max_new_tokens
+        self._timeout_s = timeout_s
+
+    @property
+    def running(self) -> bool:
+        return self.first.running and self.second.running
+
+    @property
+    def can_answer(self) -> bool:
+        return self.first.can_answer or self.second.can_answer
+
+    def end(self) -> None:
+        self.first.end()
+        self.second.end()
+
+    def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> HybridInput:
+        """Return the input of the parts that may answer; see `ChatEngine.chat_prompt`."""
+
+        def prompt_of(part: ChatEngine) -> EngineInput:
+            return part.chat_prompt(conversation, max_new_tokens=self._limit(part, max_new_tokens))
+
+        return self._input(prompt_of)
+
+    def text_prompt(self, text: str) -> HybridInput:
+        return self._input(lambda part: part.text_prompt(text))
+
+    def _input(self, prompt_of: Callable[[ChatEngine], EngineInput]) -> HybridInput:
+        first = self._prompt(prompt_of, "first")
+        if isinstance(first, StoredAnswer) and not self._is_routed(first.similarity):
+            return HybridInput(first, None)
+        second = self._prompt(prompt_of, "second")
+        if first is None and second is None:
+            raise no_part_answers()
+        return HybridInput(first, second)
+
+    def _prompt(self, prompt_of: Callable[[ChatEngine], EngineInput], name: PartName) -> EngineInput | None:
+        try:
+            return prompt_of(self._part(name))
+        except DataError:
+            raise
+        except Exception as error:
+            if is_client_error(error):
+                raise
+            _log.exception("the %s part of %s cannot prepare a prompt", name, self.version.version)
+            return None
+
+    def _part(self, name: PartName) -> ChatEngine:
+        return self.first if name == "first" else self.second
+
+    def _limit(self, part: ChatEngine, max_new_tokens: int | None) -> int | None:
+        """Return the maximum tokens of a part's answer; `max_new_tokens` is None if the request sets none."""
+        if max_new_tokens is not None or part.default_max_tokens is None:
+            return max_new_tokens
+        return min(part.default_max_tokens, self._max_new_tokens or part.default_max_tokens)
+
+    def _is_routed(self, confidence: float) -> bool:
+        return bool(routes_to_second(self._routing, confidences=[confidence])[0])
+
+    def num_tokens(self, prompt: EngineInput, *, max_new_tokens: int | None) -> int:
+        return max(
+            part.num_tokens(of_part, max_new_tokens=self._limit(part, max_new_tokens))
+            for part, of_part in self._inputs(prompt)
+        )
+
+    def require_room(self, prompt: EngineInput, *, max_new_tokens: int | None, param: str) -> None:
+        for part, of_part in self._inputs(prompt):
+            part.require_room(of_part, max_new_tokens=self._limit(part, max_new_tokens), param=param)
+
+    def _inputs(self, prompt: EngineInput) -> list[tuple[ChatEngine, EngineInput]]:
+        assert isinstance(prompt, HybridInput)
+        pairs = ((self.first, prompt.first), (self.second, prompt.second))
+        return [(part, of_part) for part, of_part in pairs if of_part is not None]
+
+    async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
+        prompt = request.prompt
+        assert isinstance(prompt, HybridInput)
+        kept = None if prompt.first is None else await self._first_answer(request, prompt.first)
+        if kept is not None and not self._is_routed(_confidence(kept)):
+            yield _shown(kept, request)
+            return
+        if prompt.second is not None:
+            started = False
+            try:
+                of_second = self._part_answers("second", request, prompt.second, streaming=streaming)
+                async with aclosing(of_second) as answers:
+                    async for answer in answers:
+                        started = True
+                        yield answer._replace(is_fallback=kept is None)
+                return
+            except Exception as error:
+                if started or is_client_error(error):
+                    raise
+                _log.exception("the second part of %s did not answer", self.version.version)
+        if kept is None:
+            raise no_part_answers()
+        yield _shown(kept, request)._replace(is_fallback=True)
+
+    async def _first_answer(self, request: GenerationRequest, prompt: EngineInput) -> PartialAnswer | None:
+        """Return the complete answer of the first part with its log-probabilities, or None if it fails."""
+        with_logprobs = request._replace(num_likely=request.num_likely or 0)
+        last = None
+        try:
+            answers = self._part_answers("first", with_logprobs, prompt, streaming=bool(request.stops))
+            async with aclosing(answers):
+                async for answer in answers:
+                    last = answer
+        except Exception as error:
+            if is_client_error(error):
+                raise
+            _log.exception("the first part of %s did not answer", self.version.version)
+            return None
+        return last
+
+    async def _part_answers(
+        self, name: PartName, request: GenerationRequest, prompt: EngineInput, *, streaming: bool
+    ) -> AsyncGenerator[PartialAnswer, None]:
+        """Yield a part's answer as it grows. Raises TimeoutError if its first output takes too long."""
+        part = self._part(name)
+        limit = self._limit(part, request.max_new_tokens)
+        of_part = request._replace(engine=part, prompt=prompt, max_new_tokens=limit)
+        async with (
+            part.slot(of_part, client=client_name()),
+            aclosing(part.answers(of_part, streaming=streaming)) as answers,
+        ):
+            async with asyncio.timeout(self._timeout_s):
+                answer = await anext(answers)
+            yield _of_part(answer, name=name, prompt=prompt)
+            async for answer in answers:
+                yield _of_part(answer, name=name, prompt=prompt)
+
+
+def _of_part(answer: PartialAnswer, *, name: PartName, prompt: EngineInput) -> PartialAnswer:
+    """Return the answer of a part, with the number of tokens of its prompt unless an endpoint has counted them."""
+    num_tokens = len(prompt) if answer.num_prompt_tokens is None else answer.num_prompt_tokens
+    return answer._replace(answered_by=name, num_prompt_tokens=num_tokens)
+
+
+def _confidence(answer: PartialAnswer) -> float:
+    """Return the confidence that the evaluation compares with the threshold."""
+    if answer.confidence is not None:
+        return answer.confidence
+    logprobs = [token.generated.logprob for token in answer.logprobs or ()]
+    return math.exp(fmean(logprobs)) if logprobs else 0.0
+
+
+def _shown(answer: PartialAnswer, request: GenerationRequest) -> PartialAnswer:
+    """Return the answer without log-probabilities that the request does not ask for."""
+    return answer if request.num_likely is not None else answer._replace(logprobs=None)

@@ -1,0 +1,30 @@
+"""The config of a hybrid, from those of its parts."""
+
+from tailorbird.registry.routing import Routing
+from tailorbird.registry.versions import Hybrid, ModelVersion, RegistryError, VersionConfig
+
+
+def hybrid_config(first: ModelVersion, *, second: ModelVersion, routing: Routing) -> VersionConfig:
+    """Return the config of a hybrid, with the classes of both parts and other fields of the second part.
+
+    The prompting is that of a part that contains training rows as text, if there is one. Raises RegistryError if the
+    parts have different tasks.
+    """
+    if first.task != second.task:
+        raise RegistryError(
+            f"{first.uri} is a version for {first.task} and {second.uri} for {second.task}; a hybrid needs two "
+            "versions for the same task"
+        )
+    with_text = (part.prompting for part in (second, first) if part.contains_training_text)
+    return VersionConfig(
+        kind="hybrid",
+        classes=tuple(dict.fromkeys(second.classes + first.classes)),
+        base_model=second.base_model,
+        max_length=second.max_length,
+        dtype=second.dtype,
+        code=second.code,
+        recipe_hash=second.recipe_hash,
+        created_at=max(second.created_at, first.created_at),
+        hybrid=Hybrid(routing=routing, first=first.pinned, second=second.pinned),
+        prompting=next(with_text, second.prompting),
+    )

@@ -1,0 +1,212 @@
+"""The chat engine of a cascade: which part answers, complete and streamed, and what happens when a part fails."""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serving.engines.base_chat import ChatEngine, HybridInput, PartialAnswer, StoredAnswer
+from serving.engines.language_model import Generation, Likelihood
+from serving.http.chat_format import CHAT
+from serving.http.chat_schemas import parse_chat, parse_completion
+from serving.http.schemas import RequestError
+from serving.hybrid.chat_engine import HybridChatEngine
+from serving.replica.generation import generation_request, partial_answers, stream_events, token_limit, usage_of
+from tailorbird.registry.routing import Routing
+from tests.unit.serving.engines.test_nearest_engine import engine_of
+from tests.unit.serving.replica.fake_engine import PROMPTING, FakeEngine
+
+KNOWN, SIMILAR, OTHER = "blue sky", "blue skies", "zzz"  # similarity to the nearest training row: 1, less, 0
+
+
+class ModelEngine(FakeEngine):
+    """A language model that is sure of each token, or not, and that fails or never answers."""
+
+    def __init__(self, text: str, *, logprob: float = -0.1, hangs: bool = False, **options: Any) -> None:
+        super().__init__(text, **options)
+        self.logprob, self.hangs = logprob, hangs
+        self.ended = False
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
+        if self.hangs:
+            await asyncio.Event().wait()
+        async with aclosing(super().generate(generation)) as generated:
+            async for tokens, ended in generated:
+                if generation.likelihoods is not None:
+                    generation.likelihoods.add(Likelihood(token, self.logprob, ()) for token in tokens)
+                yield tokens, ended
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def hybrid_of(
+    first: ChatEngine,
+    second: ChatEngine,
+    *,
+    threshold: float = 0.9,
+    limit: int | None = None,
+    timeout_s: float = 0.05,
+) -> Any:
+    hybrid = SimpleNamespace(routing=Routing(by="cascade", threshold=threshold))
+    version: Any = SimpleNamespace(name="task", version="hybrid-1", prompting=PROMPTING, hybrid=hybrid)
+    return HybridChatEngine(version, (first, second), max_new_tokens=limit, timeout_s=timeout_s)
+
+
+def generation_of(engine: Any, text: str, **fields: Any) -> Any:
+    request = parse_chat(json.dumps({"messages": [{"role": "user", "content": text}]} | fields).encode())
+    limit = token_limit(request, engine=engine, max_new_tokens=None)
+    prompt = engine.chat_prompt(request.conversation, max_new_tokens=limit)
+    return generation_request(request, prompt, engine=engine, param="messages", max_new_tokens=limit)
+
+
+def answers_of(engine: Any, text: str, *, streaming: bool = False, **fields: Any) -> list[PartialAnswer]:
+    async def read() -> list[PartialAnswer]:
+        generation = generation_of(engine, text, **fields)
+        return [answer async for answer in partial_answers(generation, streaming=streaming)]
+
+    return asyncio.run(read())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_nearest_answers_a_known_question_and_the_language_model_all_others(streaming: bool) -> None:
+    second = ModelEngine("one two three")
+    engine = hybrid_of(engine_of(), second)
+    (known,) = answers_of(engine, KNOWN, streaming=streaming)
+    assert (known.text, known.answered_by, known.is_fallback) == ("Blue\u2014as ever!", "first", False)
+    assert known.confidence == pytest.approx(1)
+    assert second.num_generated == 0
+    answers = answers_of(engine, OTHER, streaming=streaming)
+    assert (answers[-1].text, answers[-1].answered_by, answers[-1].is_fallback) == ("one two three", "second", False)
+    assert len(answers) > 1
+
+
+def test_the_part_is_known_before_the_first_token_if_the_first_part_is_nearest() -> None:
+    engine = hybrid_of(engine_of(), ModelEngine("one"))
+    known, other = generation_of(engine, KNOWN).prompt, generation_of(engine, OTHER).prompt
+    assert isinstance(known, HybridInput)
+    assert (isinstance(known.first, StoredAnswer), known.second) == (True, None)
+    assert isinstance(other.second, list)
+
+
+def test_the_thresholds_0_and_1_give_the_answers_of_one_part() -> None:
+    for text in (SIMILAR, OTHER):
+        (first,) = answers_of(engine_of(), text)
+        assert answers_of(hybrid_of(engine_of(), ModelEngine("one"), threshold=0.0), text)[-1].text == first.text
+        assert answers_of(hybrid_of(engine_of(), ModelEngine("one"), threshold=1.0), text)[-1].text == "one"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_first_part_with_a_language_model_answers_completely_before_the_decision(streaming: bool) -> None:
+    sure, unsure = ModelEngine("one two", logprob=-0.01), ModelEngine("one two", logprob=-3.0)
+    second = ModelEngine("three four")
+    (answer,) = answers_of(hybrid_of(sure, second), "x", streaming=streaming)
+    assert (answer.text, answer.answered_by, answer.logprobs) == ("one two", "first", None)
+    answers = answers_of(hybrid_of(unsure, second), "x", streaming=streaming)
+    assert (answers[-1].text, answers[-1].answered_by) == ("three four", "second")
+    threshold = math.exp(-3.0) - 1e-9  # the confidence is the exponential of the mean log-probability
+    assert answers_of(hybrid_of(unsure, second, threshold=threshold), "x")[-1].answered_by == "first"
+
+
+def test_log_probabilities_are_returned_on_request_only() -> None:
+    engine = hybrid_of(ModelEngine("one two", logprob=-0.01), ModelEngine("three"))
+    (answer,) = answers_of(engine, "x", logprobs=True)
+    assert answer.logprobs is not None
+    assert {token.generated.logprob for token in answer.logprobs} == {-0.01}
+    (stored,) = answers_of(hybrid_of(engine_of(), ModelEngine("three")), KNOWN, logprobs=True)
+    assert stored.logprobs is None
+
+
+FAULTS: dict[str, dict[str, Any]] = {"fails": {"fails_after": 0}, "hangs": {"hangs": True}}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_if_the_dear_part_is_away_the_cheap_part_answers_and_says_so(fault: str, streaming: bool) -> None:
+    (answer,) = answers_of(hybrid_of(engine_of(), ModelEngine("one", **FAULTS[fault])), SIMILAR, streaming=streaming)
+    assert (answer.text, answer.answered_by, answer.is_fallback) == ("Blue\u2014as ever!", "first", True)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_if_the_cheap_part_is_away_the_dear_part_answers_and_says_so(fault: str) -> None:
+    answer = answers_of(hybrid_of(ModelEngine("one", **FAULTS[fault]), ModelEngine("two")), "x")[-1]
+    assert (answer.text, answer.answered_by, answer.is_fallback) == ("two", "second", True)
+    with pytest.raises(RequestError, match="no part of the hybrid answers") as caught:
+        answers_of(hybrid_of(ModelEngine("one", **FAULTS[fault]), ModelEngine("two", **FAULTS[fault])), "x")
+    assert caught.value.status == 503
+
+
+def test_a_part_that_cannot_prepare_a_prompt_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = ModelEngine("one"), ModelEngine("two")
+    monkeypatch.setattr(first, "chat_prompt", lambda *_, **__: 1 / 0)
+    answer = answers_of(hybrid_of(first, second), "x")[-1]
+    assert (answer.text, answer.answered_by, answer.is_fallback) == ("two", "second", True)
+    monkeypatch.setattr(second, "chat_prompt", lambda *_, **__: 1 / 0)
+    with pytest.raises(RequestError, match="no part of the hybrid answers"):
+        answers_of(hybrid_of(first, second), "x")
+
+
+def test_an_error_after_the_first_token_ends_the_stream() -> None:
+    engine = hybrid_of(engine_of(), ModelEngine("one two three", fails_after=2))
+    with pytest.raises(RequestError, match="it gave up"):
+        answers_of(engine, OTHER, streaming=True)
+
+
+def test_a_response_and_the_last_event_of_a_stream_name_the_part() -> None:
+    engine = hybrid_of(engine_of(), ModelEngine("one", fails_after=0))
+    generation = generation_of(engine, SIMILAR)
+    head = CHAT.head(CHAT.chunk, request_id="r", created=5, model="m", version="v")
+
+    async def read() -> list[bytes]:
+        events = stream_events(generation, format=CHAT, head=head, with_usage=True, on_finish=lambda _: None)
+        return [event async for event in events]
+
+    *_, last, usage, done = asyncio.run(read())
+    choice = json.loads(last.removeprefix(b"data: "))["choices"][0]
+    assert (choice["answered_by"], choice["fallback"], choice["finish_reason"]) == ("first", True, "stop")
+    (answer,) = answers_of(engine, SIMILAR)
+    of_first = answers_of(engine_of(), SIMILAR)[0]
+    stored = engine_of().chat_prompt((("user", SIMILAR),), max_new_tokens=None)
+    assert usage_of(generation, answer) == (len(stored), of_first.num_tokens)
+    assert json.loads(usage.removeprefix(b"data: "))["usage"]["prompt_tokens"] == len(stored)
+    whole = json.loads(CHAT.whole(head, answer, usage=usage_of(generation, answer)))["choices"][0]
+    assert (whole["answered_by"], whole["fallback"]) == ("first", True)
+    assert done == b"data: [DONE]\n\n"
+
+
+def test_a_stored_answer_is_not_cut_at_the_models_limit_and_a_request_can_set_one() -> None:
+    engine = hybrid_of(engine_of(), ModelEngine("one two three four five six"), limit=3)
+    assert answers_of(engine, KNOWN)[-1].finish_reason == "stop"
+    assert generation_of(engine, OTHER).engine.num_tokens(generation_of(engine, OTHER).prompt, max_new_tokens=None) > 3
+    assert answers_of(engine, KNOWN, max_tokens=1)[-1].finish_reason == "length"
+
+
+def test_a_prompt_that_is_too_long_for_the_part_that_answers_is_refused() -> None:
+    engine = hybrid_of(engine_of(), ModelEngine("one"))
+    with pytest.raises(RequestError, match="the model accepts 64 in total"):
+        generation_of(engine, "z" * 100)
+    assert answers_of(engine, " ".join([KNOWN] * 20))[-1].answered_by == "first"
+
+
+def test_a_text_is_continued_by_language_models_only() -> None:
+    request = parse_completion(json.dumps({"prompt": "abc"}).encode())
+    assert isinstance(hybrid_of(ModelEngine("one"), ModelEngine("two")).text_prompt(request.text), HybridInput)
+    with pytest.raises(RequestError, match="returns stored answers"):
+        hybrid_of(engine_of(), ModelEngine("two")).text_prompt(request.text)
+
+
+def test_a_hybrid_can_answer_while_one_part_runs_and_ends_both() -> None:
+    first, second = ModelEngine("one"), ModelEngine("two")
+    engine = hybrid_of(first, second)
+    assert (engine.running, engine.can_answer) == (True, True)
+    second.running = False
+    assert (engine.running, engine.can_answer) == (False, True)
+    first.running = False
+    assert not engine.can_answer
+    engine.end()
+    assert (first.ended, second.ended) == (True, True)
