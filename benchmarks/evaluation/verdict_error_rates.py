@@ -1,11 +1,13 @@
 """Error rates of the verdict, by simulation: claimed and measured rates with the Monte Carlo error.
 
-    python -m benchmarks.evaluation.verdict_error_rates [equal] [protocol] [power]
+    python -m benchmarks.evaluation.verdict_error_rates [equal] [protocol] [cascade] [power]
 
 - equal: two equally good models at many sizes, by the candidate's comparison alone; coverage of the interval.
 - protocol: the whole protocol with a champion in place. Of 20 candidates, the best on 1,500 validation rows is tested
   in a family with two further contenders, or with a hybrid that is frozen on validation. Rule 4 errs if all models are
-  equal. Rules 3 and 7 err if the hybrid, or the cheaper candidate, is worse by the margin.
+  equal. Rule 7 errs if the cheaper candidate is worse by the margin.
+- cascade: the same with a cascade of a bag of words, the champion or candidate, and an endpoint. Rule 3 errs if the
+  frozen cascade is truly worse than the best of its parts and the incumbent by the margin or more.
 - power: the claimed probability of FINE_TUNE, computed from the rows of single runs, and its measured frequency.
 """
 
@@ -20,7 +22,7 @@ from scipy.stats import norm
 from benchmarks.rounds import Figures, finish, print_table
 from tailorbird.config.evaluation import HybridConfig, SubgroupGateConfig
 from tailorbird.evaluation.gates.cost import ServingUsage
-from tailorbird.evaluation.hybrid import fit_routing
+from tailorbird.evaluation.hybrid import FrozenHybrid, fit_hybrid
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.paired import compare, midp_values, newcombe_limits
 from tailorbird.evaluation.statistics.power import Scenario, draw_tables, rule_holds
@@ -28,6 +30,7 @@ from tailorbird.evaluation.verdict.assess import assess
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.power import power_of
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol
+from tailorbird.registry.routing import Routing
 
 ALPHA, MINIMUM_GAIN, ACCURACY = 0.05, 0.01, 0.75
 SIZES, NUM_DRAWS = (100, 300, 1000, 3000), 40_000
@@ -36,13 +39,15 @@ NUM_CANDIDATES, NUM_VALIDATION, NUM_TEST, NUM_PROTOCOLS = 20, 1500, 1000, 400
 NUM_RUNS, NUM_CLAIMS, NUM_GROUPS = 200, 30, 3
 CLASS_SHARES, NUM_MACRO_F1 = (0.45, 0.25, 0.15, 0.10, 0.05), 200
 CHEAP, DEAR = ServingUsage((1.0, 1.01, 0.99, 1.0, 1.0)), ServingUsage((2.0, 2.02, 1.98, 2.0, 2.0))
+DEAREST = ServingUsage((9.0, 9.02, 8.98, 9.0, 9.0))
 BOUNDS = {
     "fine_tune_rate_of_equal_models": "<= 0.03",  # one-sided, so alpha / 2
     "type_i_error_of_midp": "<= 0.055",
     "lowest_interval_coverage": ">= 0.94",
     "fine_tune_rate_of_equal_models_by_macro_f1": "<= 0.05",
     "rule_4_of_the_best_of_20_equal_candidates": "<= 0.05",
-    "rule_3_of_a_hybrid_worse_by_the_margin": "<= 0.05",
+    "rule_3_of_a_cascade_worse_by_the_margin": "<= 0.05",
+    "rule_4_with_a_cascade": "<= 0.05",
     "rule_7_of_a_candidate_worse_by_the_margin": "<= 0.05",
     "largest_difference_of_power_claimed_and_measured": "<= 0.1",
 }
@@ -50,7 +55,9 @@ BOUNDS = {
 
 def main() -> None:
     """Print a table per part, then one line of JSON."""
-    parts: dict[str, Callable[[], Figures]] = {"equal": equal, "protocol": whole_protocol, "power": power}
+    parts: dict[str, Callable[[], Figures]] = {
+        "equal": equal, "protocol": whole_protocol, "cascade": cascade, "power": power
+    }  # fmt: skip
     figures = {name: value for part in sys.argv[1:] or parts for name, value in parts[part]().items()}
     finish("verdict_error_rates", figures, bounds={name: BOUNDS[name] for name in BOUNDS if name in figures})
 
@@ -84,30 +91,123 @@ def equal() -> Figures:
 
 @dataclass(frozen=True)
 class Truth:
-    """True differences to the champion's accuracy, and what is frozen on validation."""
+    """True differences to the champion's accuracy."""
 
     candidates: float = 0.0
-    hybrid: bool = False
     cheaper: bool = False
 
 
 def whole_protocol() -> Figures:
-    """False decisions by rules 3, 4 and 7 through the whole protocol."""
+    """False decisions by rules 4 and 7 through the whole protocol."""
     truths = {
         "rule_4_of_the_best_of_20_equal_candidates": (4, Truth()),
-        "rule_4_with_a_hybrid": (4, Truth(hybrid=True)),
-        "rule_3_of_a_hybrid_worse_by_the_margin": (3, Truth(candidates=-2 * MINIMUM_GAIN, hybrid=True, cheaper=True)),
         "rule_7_of_a_candidate_worse_by_the_margin": (7, Truth(candidates=-MINIMUM_GAIN, cheaper=True)),
     }
     rows: dict[str, Figures] = {}
     for name, (rule, truth) in truths.items():
-        generator = np.random.default_rng((rule, truth.hybrid))
+        generator = np.random.default_rng((rule, 0))
         rules = [_one_protocol(generator, truth) for _ in range(NUM_PROTOCOLS)]
         rate = float(np.mean([decided == rule for decided in rules]))
         others = {f"rule {other}": float(np.mean([decided == other for decided in rules])) for other in (3, 4, 7, 8, 9)}
         rows[name] = {"claimed at most": ALPHA, "measured": rate, "+-": _error(rate, NUM_PROTOCOLS), **others}
     print_table(f"Whole protocol, {NUM_TEST:,} test rows, {NUM_PROTOCOLS} protocols", rows)
     return {name: row["measured"] for name, row in rows.items()}
+
+
+@dataclass(frozen=True)
+class CascadeTruth:
+    """What the bag of words loses to the champion, on the confident half of the rows and on the others."""
+
+    sure: float
+    unsure: float
+    is_fitted: bool = True
+    """False for a cascade that is not fitted: its bag of words answers the confident half."""
+
+
+CASCADES = {
+    "better by 8 points on confident rows": CascadeTruth(-0.08, 0.2),
+    "equal on confident rows": CascadeTruth(0.0, 0.2),
+    "worse by 1 point on confident rows": CascadeTruth(0.01, 0.2),
+    "worse by 2 points on all rows": CascadeTruth(0.02, 0.02),
+    "worse by 3 points on all rows": CascadeTruth(0.03, 0.03),
+    "not fitted, worse by the margin": CascadeTruth(2 * MINIMUM_GAIN, 0.2, is_fitted=False),
+}
+
+
+def cascade() -> Figures:
+    """False HYBRID: a frozen cascade is truly worse than the incumbent or a part by the margin, and rule 3 decides."""
+    rows: dict[str, Figures] = {}
+    for number, (name, truth) in enumerate(CASCADES.items()):
+        generator = np.random.default_rng((3, number))
+        runs = [_one_cascade(generator, truth) for _ in range(NUM_PROTOCOLS)]
+        false = float(np.mean([run.rule == 3 and run.loss >= MINIMUM_GAIN for run in runs]))
+        rows[name] = {
+            "claimed at most": ALPHA,
+            "measured": false,
+            "+-": _error(false, NUM_PROTOCOLS),
+            "frozen": float(np.mean([run.is_frozen for run in runs])),
+            "frozen and worse": float(np.mean([run.loss >= MINIMUM_GAIN for run in runs])),
+            "HYBRID": float(np.mean([run.rule == 3 for run in runs])),
+            "rule 4": float(np.mean([run.rule == 4 for run in runs])),
+        }
+    print_table(f"Cascades, {NUM_TEST:,} test rows, {NUM_PROTOCOLS} protocols", rows)
+    return {
+        "rule_3_of_a_cascade_worse_by_the_margin": max(row["measured"] for row in rows.values()),
+        "rule_4_with_a_cascade": max(row["rule 4"] for row in rows.values()),
+    }
+
+
+@dataclass(frozen=True)
+class CascadeRun:
+    """The rule that decides a simulated run, and its cascade's true loss to the best of its parts and the incumbent."""
+
+    rule: int
+    is_frozen: bool
+    loss: float
+
+
+UNFITTED = FrozenHybrid(Routing(by="cascade", threshold=0.5), "bag_of_words", "incumbent", "incumbent", 0.75, 0.5)
+
+
+def _one_cascade(generator: np.random.Generator, truth: CascadeTruth) -> CascadeRun:
+    """Return a simulated run with a champion, the best of 20 equal candidates, a bag of words and an endpoint."""
+    gains = (0.0,) * (NUM_CANDIDATES + 1)  # champion and candidates
+    tables = []
+    for num_rows in (NUM_VALIDATION, NUM_TEST):
+        right = _right(generator, num_rows, gains=(*gains, 0.0, 0.0))
+        confidence = generator.uniform(0, 1, num_rows)
+        loss, chance = np.where(confidence >= 0.5, truth.sure, truth.unsure), generator.uniform(0, 1, num_rows)
+        gained, lost = chance < -loss / (1 - ACCURACY), chance < loss / ACCURACY
+        right[:, -2] = np.where(right[:, 0], ~lost, gained)  # the champion, with the losses or gains of `truth`
+        tables.append((right, confidence))
+    best = int(tables[0][0][:, 1 : NUM_CANDIDATES + 1].mean(axis=0).argmax()) + 1
+    columns = {"incumbent": (0, "probe"), "candidate": (best, "full"), "bag_of_words": (-2, "bag_of_words")}
+    columns["endpoint_zero_shot"] = (-1, "endpoint_zero_shot")
+    held_out, test = (
+        {role: _predictions(kind, right[:, column], confidence=confidence) for role, (column, kind) in columns.items()}
+        for right, confidence in tables
+    )
+    config = HybridConfig(by="cascade")
+    hybrid = fit_hybrid(config, held_out, metric="accuracy") if truth.is_fitted else UNFITTED
+    models = {role: ModelPredictions(table) for role, table in test.items()}
+    further = ("bag_of_words", "endpoint_zero_shot")
+    costs = {"incumbent": DEAR, "candidate": DEAR, "bag_of_words": CHEAP, "endpoint_zero_shot": DEAREST}
+    inputs = VerdictInputs(
+        models["incumbent"],
+        models["candidate"],
+        "simulated",
+        contenders={role: models[role] for role in further},
+        hybrid=hybrid,
+        costs=costs,
+    )
+    rule = assess(inputs, protocol=_protocol(NUM_TEST, hybrid=config)).rule
+    if hybrid is None:
+        return CascadeRun(rule, is_frozen=False, loss=0.0)
+    # All other models are equally accurate, so only answers of the bag of words lose.
+    threshold = hybrid.routing.threshold or 0.0
+    unsure, sure = max(0.5 - threshold, 0.0), min(1 - threshold, 0.5)
+    true_loss = sure * truth.sure + unsure * truth.unsure if hybrid.first == "bag_of_words" else 0.0
+    return CascadeRun(rule, is_frozen=True, loss=true_loss)
 
 
 def power() -> Figures:
@@ -145,26 +245,17 @@ def _one_protocol(generator: np.random.Generator, truth: Truth) -> int:
     validation, test = (_right(generator, n, gains=gains) for n in (NUM_VALIDATION, NUM_TEST))
     best = int(validation[:, 1 : NUM_CANDIDATES + 1].mean(axis=0).argmax()) + 1
     columns = {"champion": 0, "candidate": best, "first": NUM_CANDIDATES + 1, "second": NUM_CANDIDATES + 2}
-    held_out = {name: _predictions(name, validation[:, column]) for name, column in columns.items()}
     models = {name: ModelPredictions(_predictions(name, test[:, column])) for name, column in columns.items()}
-    hybrid = HybridConfig(by="confidence") if truth.hybrid else None
-    routing = None
-    if hybrid is not None:
-        pair = {"incumbent": held_out["champion"], "candidate": held_out["candidate"]}
-        routing = fit_routing(hybrid, **pair, metric="accuracy")
-    roles = ("first",) if truth.hybrid else ("first", "second")
+    roles = ("first", "second")
     candidate_cost = CHEAP if truth.cheaper else DEAR
-    better = validation[:, best].mean() > validation[:, 0].mean()
     inputs = VerdictInputs(
         models["champion"],
         models["candidate"],
         "simulated",
         contenders={role: models[role] for role in roles},
-        routing=routing,
-        best_part="candidate" if better else "incumbent",
         costs={"incumbent": DEAR, "candidate": candidate_cost, **dict.fromkeys(roles, DEAR)},
     )
-    return assess(inputs, protocol=_protocol(NUM_TEST, hybrid=hybrid)).rule
+    return assess(inputs, protocol=_protocol(NUM_TEST)).rule
 
 
 def _protocol(
@@ -198,9 +289,15 @@ def _right(generator: np.random.Generator, num_rows: int, *, gains: tuple[float,
     return np.asarray(np.sqrt(0.8) * shared + np.sqrt(0.2) * own > least)
 
 
-def _predictions(model: str, right: NDArray[np.bool_], *, groups: tuple[str, ...] | None = None) -> Predictions:
+def _predictions(
+    model: str,
+    right: NDArray[np.bool_],
+    *,
+    groups: tuple[str, ...] | None = None,
+    confidence: NDArray[np.float64] | None = None,
+) -> Predictions:
     n = len(right)
-    unsure = np.random.default_rng(n).uniform(0.5, 1.0, n)  # a confidence that is the same for all models
+    unsure = np.full(n, 0.5) if confidence is None else confidence
     outputs = tuple(np.where(right, "yes", "no").tolist())
     ids = tuple(map(str, range(n)))
     by_column: Mapping[str, tuple[str, ...]] = {} if groups is None else {"group": groups}
