@@ -33,7 +33,7 @@ class RetryPolicy:
 
     max_attempts: int = 6
     first_delay_s: float = 1.0  # doubled after each further attempt
-    max_delay_s: float = 60.0  # also of a delay that the endpoint asks for
+    max_delay_s: float = 60.0  # also of a delay from `Retry-After`
 
     def delay_s(self, attempt: int, *, retry_after_s: float | None) -> float:
         """Return the delay after the `attempt`-th attempt, from 1.

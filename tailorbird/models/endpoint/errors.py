@@ -14,7 +14,7 @@ class EndpointKeyMissing(EndpointError):
 class EndpointRetryable(EndpointError):
     """A request that may succeed if it is sent again."""
 
-    retry_after_s: float | None = None  # number of seconds that the endpoint asks to wait
+    retry_after_s: float | None = None  # seconds to wait, from the `Retry-After` header
 
 
 class EndpointUnreachable(EndpointRetryable):
