@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from tailorbird.config.base import digest
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
 from tailorbird.registry.draws import draw_secret
+from tailorbird.registry.versions import ModelVersion, read_parts
 from tailorbird.release import kube_documents
 from tailorbird.release.kube_documents import NUM_DIGITS, Document, RenderError, document_of_kind, kube_name, to_yaml
 
@@ -218,13 +219,20 @@ def _serve_config(recipe: Recipe, *, url: str) -> ServedChampion:
     app = application_of(config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=sentence)
     command = "when the service is up, run `tailorbird serve RECIPE` or the job that `--to prove` renders"
     note = f"{champion.version} has not passed the parity gate yet: {command}"
-    endpoints = [each.endpoint for each in (version, additional.challenger) if each is not None and each.endpoint]
+    served = [each for each in (version, additional.challenger) if each is not None]
     return ServedChampion(
         serve_body([app], url=url),
         (note,) if champion.needs_parity else (),
         without_gpu=app.args.get("without_gpu", False),
-        keys=tuple({_variable(endpoint.api_key) for endpoint in endpoints if endpoint.api_key}),
+        keys=endpoint_keys(served),
     )
+
+
+def endpoint_keys(served: Sequence[ModelVersion]) -> tuple[str, ...]:
+    """Return the environment variables with the API keys of the endpoints of versions and of the parts of hybrids."""
+    parts = [part for version in served for part in (read_parts(version.hybrid) if version.hybrid else (version,))]
+    references = {part.endpoint.api_key for part in parts if part.endpoint is not None}
+    return tuple(sorted(_variable(reference) for reference in references if reference is not None))
 
 
 def _variable(reference: str) -> str:

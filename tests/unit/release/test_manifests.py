@@ -14,11 +14,22 @@ from ray.dashboard.modules.job.common import JobSubmitRequest
 
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
+from tailorbird.registry.routing import Routing
+from tailorbird.registry.versions import Hybrid, VersionConfig, register, write_config
 from tailorbird.release.kube_documents import RenderError
-from tailorbird.release.manifests import MAX_NAME_LENGTH, RUN, SERVICE, TARGETS, ServedChampion, render_manifest
+from tailorbird.release.manifests import (
+    MAX_NAME_LENGTH,
+    RUN,
+    SERVICE,
+    TARGETS,
+    ServedChampion,
+    endpoint_keys,
+    render_manifest,
+)
 from tests.k8s.crds import needs_crds, validator
 from tests.k8s.kuberay import faults
 from tests.k8s.manifests import ROOT, matches, of_kind, pods_of, text_of
+from tests.unit.serving.endpoint.versions import endpoint_version
 
 FILE = ROOT / "recipes" / "icd10_chapters.yaml"
 
@@ -263,6 +274,22 @@ def test_the_replicas_of_an_endpoint_have_its_key_and_no_gpu(monkeypatch: pytest
     reference = {"secretKeyRef": {"name": "endpoint-keys", "key": "HOST_KEY"}}
     assert {"name": "HOST_KEY", "valueFrom": reference} in container["env"]
     assert {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "150"} in container["env"]
+
+
+def test_the_keys_of_a_hybrid_are_those_of_its_parts(tmp_path: Path) -> None:
+    config = endpoint_version("http://127.0.0.1:1/v1").model_dump(include=set(VersionConfig.model_fields))
+    parts = []
+    for variable in ("FIRST_KEY", "SECOND_KEY"):
+        folder = tmp_path / variable
+        folder.mkdir()
+        endpoint = config["endpoint"] | {"api_key": f"env://{variable}"}
+        write_config(folder, VersionConfig.model_validate(config | {"endpoint": endpoint}))
+        parts.append(register((tmp_path / "models" / "task").as_uri(), folder))
+    routing = Routing(by="group", column="sex", values=("f",))
+    hybrid = Hybrid(routing=routing, first=parts[0].pinned, second=parts[1].pinned)
+    both = parts[0].model_copy(update={"kind": "hybrid", "endpoint": None, "hybrid": hybrid})
+    assert endpoint_keys([both, parts[1]]) == ("FIRST_KEY", "SECOND_KEY")
+    assert endpoint_keys([parts[1]]) == ("SECOND_KEY",)
 
 
 def test_without_a_base_the_template_in_k8s_is_filled_in() -> None:
