@@ -8,6 +8,8 @@ import pytest
 from benchmarks.gpu.part_a import RESUME_TOLERANCE
 from benchmarks.gpu.report import in_child
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = (0, 8)
 """Of combinations at stages 0 and 3, one for each task."""
 LOST: dict[str, tuple[str, ...]] = {"nothing": (), "moments": ("exp_avg", "exp_avg_sq"), "step": ("step",)}
