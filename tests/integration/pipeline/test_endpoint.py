@@ -7,9 +7,12 @@ from typing import Any
 from zlib import crc32
 
 import pytest
+import requests
 
 from cluster.connection import connect
 from cluster.progress import SILENT
+from serving.deploy.application import application_name
+from serving.deploy.rollout import undeploy
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
 from tailorbird.config.recipe import Recipe
@@ -21,14 +24,18 @@ from tailorbird.models.endpoint.prompts import label_answer
 from tailorbird.pipeline.evaluate import RunResult
 from tailorbird.pipeline.prepare import prepare
 from tailorbird.pipeline.run import run_pipeline
+from tailorbird.registry.champion import read_champion
 from tailorbird.registry.test_set_ledger import read_test_accesses
 from tailorbird.registry.versions import read_version
+from tailorbird.release.parity import ParityRefused
+from tailorbird.release.promotion import promote_version
+from tailorbird.release.serving import serve_champion
 from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, question, refusal
 from tests.integration.small import small_recipe
+from tests.unit.serving.endpoint.versions import KEY, VARIABLE
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
 
-KEY = "sk-very-secret"
 OVERRIDES = (
     "data.max_train_rows=64",
     "tuning.num_trials=1",
@@ -40,7 +47,7 @@ OVERRIDES = (
     "evaluation.gates.counterfactual=null",
     "evaluation.gates.robustness=null",
     "evaluation.endpoint.model=m",
-    "evaluation.endpoint.api_key=env://ENDPOINT_KEY",
+    f"evaluation.endpoint.api_key=env://{VARIABLE}",
     "evaluation.endpoint.price_input=0.1",
     "evaluation.endpoint.price_output=0.5",  # an answer of 10 and 2 tokens costs 0.002
     "evaluation.cost={value_of_correct: 1, requests_per_month: 1000, price_per_cpu_hour: 0.05}",
@@ -77,7 +84,7 @@ def run_with(folder: Path, *overrides: str, data: str, service: Service) -> tupl
 def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and_stays_the_incumbent(
     small_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ENDPOINT_KEY", KEY)
+    monkeypatch.setenv(VARIABLE, KEY)
     service = Service()
     with endpoint_server(service.answer) as server:
         url = f"evaluation.endpoint.url={server.url}"
@@ -134,6 +141,26 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
         assert again.outputs == load_all_predictions(result.run)["incumbent"].outputs
         assert "" in again.outputs
         assert len(server.bodies) == num_requests
+
+        promote_version(task_uri)
+        service.model = "m-2026-09-09"
+        with pytest.raises(ParityRefused, match="now reports the model 'm-2026-09-09'"):
+            serve_champion(recipe.serving, task_uri=task_uri)
+        service.model = MODEL
+        num_requests = len(server.bodies)
+        url, served = serve_champion(recipe.serving, task_uri=task_uri)
+        try:
+            stored = read_champion(task_uri)
+            assert stored is not None
+            assert stored[0].parity is not None
+            assert (stored[0].parity.rows, stored[0].parity.matching) == (8, 8)
+            assert (stored[0].parity.requires_equality, len(server.bodies)) == (False, num_requests + 8)
+            text = rows.texts[again.outputs.index(rows.labels[0])]
+            answer = requests.post(f"{url}/v1/classify", json={"input": text}, timeout=60).json()
+            assert answer["version"] == served.version == version.version
+            assert answer["results"] == [{"label": rows.labels[0], "score": None, "reported_model": MODEL}]
+        finally:
+            undeploy(application_name(task_uri))
     assert verify_evidence(result.run) == ()  # without the endpoint
     assert verify_evidence(result.winner) == ()
     assert [uri for uri in storage.list_files(task_uri) if KEY.encode() in storage.read_bytes(uri)] == []
