@@ -102,8 +102,8 @@ def predict_contender(inputs: RunInputs, uri: str, *, rows: Rows, on_gpu: bool =
 def endpoint_tokens(inputs: RunInputs, uris: Mapping[str, str], *, rows: Rows) -> dict[str, Tokens] | None:
     """Return the tokens of the endpoints among the contenders, by role; `uris` are those of all contenders by role.
 
-    The requests for the rows are sent unless their answers are stored. Return None if tokens are unknown: an endpoint
-    does not report them, a hybrid contains an endpoint, or there are too few rows.
+    The requests for the rows are sent unless their answers are stored. The tokens of an endpoint that does not report
+    them are empty. Return None if a hybrid contains an endpoint, or if there are too few rows.
     """
     tokens = {}
     for role, uri in uris.items():
@@ -113,12 +113,13 @@ def endpoint_tokens(inputs: RunInputs, uris: Mapping[str, str], *, rows: Rows) -
         if config.endpoint is None:
             continue
         answers = answer_rows_of_endpoint(uri, rows=rows, limits=request_limits(inputs))
-        sent = [answer.input_tokens for answer in answers if answer.input_tokens is not None]
-        received = [answer.output_tokens for answer in answers if answer.output_tokens is not None]
-        if len(rows) < MIN_ROUNDS or not len(sent) == len(received) == len(answers):
+        if len(rows) < MIN_ROUNDS:
             return None
-        name = endpoint_name(config.endpoint.model, url=config.endpoint.url)
-        tokens[role] = tokens_by_round(sent, received, endpoint=name)
+        tokens[role] = tokens_by_round(
+            [answer.input_tokens for answer in answers],
+            [answer.output_tokens for answer in answers],
+            endpoint=endpoint_name(config.endpoint.model, url=config.endpoint.url),
+        )
     return tokens
 
 

@@ -16,14 +16,24 @@ class Tokens:
     """The tokens of an external endpoint for a thousand rows, one value per round (see `tokens_by_round`)."""
 
     endpoint: str  # name and URL of the model, see `endpoint_name`
-    input: tuple[float, ...]
-    output: tuple[float, ...]
+    input: tuple[float, ...]  # empty if the endpoint does not report its tokens
+    output: tuple[float, ...]  # the same
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
             counts = getattr(self, name)
             if not (np.isfinite(counts) & (np.array(counts) >= 0)).all():
                 raise ValueError(f"{name} tokens {sorted(counts)} must be finite and 0 or more")
+        if len(self.input) != len(self.output):
+            raise ValueError(
+                f"{len(self.input)} rounds have input tokens and {len(self.output)} have output tokens; give both for "
+                "the same rounds"
+            )
+
+    @property
+    def reported(self) -> bool:
+        """True if the endpoint reports its tokens."""
+        return bool(self.input)
 
 
 def endpoint_name(model: str, *, url: str) -> str:
@@ -32,18 +42,21 @@ def endpoint_name(model: str, *, url: str) -> str:
 
 
 def tokens_by_round(
-    inputs: Sequence[int], outputs: Sequence[int], *, endpoint: str, num_rounds: int = MIN_ROUNDS
+    inputs: Sequence[int | None], outputs: Sequence[int | None], *, endpoint: str, num_rounds: int = MIN_ROUNDS
 ) -> Tokens:
     """Return the tokens for a thousand rows of `num_rounds` equal parts of the rows, in row order.
 
-    `inputs` and `outputs` have the tokens of each row. The number of tokens of a row does not vary by round, but the
-    rows are a sample; the spread over the parts is that of the sample. Raises ValueError for too few rows.
+    `inputs` and `outputs` have the tokens of each row. If one of them is None, the result has no tokens. The number of
+    tokens of a row does not vary by round, but the rows are a sample; the spread over the parts is that of the sample.
+    Raises ValueError for too few rows.
     """
     if len(inputs) != len(outputs) or len(inputs) < num_rounds:
         raise ValueError(
             f"{len(inputs)} rows have input tokens and {len(outputs)} have output tokens; give both for the same "
             f"{num_rounds} or more rows"
         )
+    if None in inputs or None in outputs:
+        return Tokens(endpoint, (), ())
     parts = [np.array_split(np.array(counts, dtype=np.float64), num_rounds) for counts in (inputs, outputs)]
     sent, received = (tuple(float(1000 * part.mean()) for part in of_all) for of_all in parts)
     return Tokens(endpoint, sent, received)
@@ -55,8 +68,8 @@ class ServingUsage:
 
     cpu_s: tuple[float, ...]  # CPU-seconds; of an external endpoint, those of the replica that calls it
     gpu_s: tuple[float, ...] | None = None
-    """GPU-seconds: the time in which a replica with one GPU is busy. None if replicas have no GPU. 0 if the model is an
-    external endpoint, whose replica has a GPU that it does not use."""
+    """GPU-seconds: the time in which a replica with one GPU is busy. None if replicas have no GPU, as those of an
+    external endpoint."""
     tokens: Tokens | None = None
     """The tokens of an external endpoint. None if no endpoint answers any row."""
     stored_bytes: int | None = None
@@ -65,16 +78,14 @@ class ServingUsage:
     def __post_init__(self) -> None:
         given = {"CPU-seconds": self.cpu_s, "GPU-seconds": self.device_s}
         for unit, seconds in given.items():
-            unused = unit == "GPU-seconds" and self.gpu_s is not None and self.tokens is not None
-            allowed = np.array(seconds) >= 0 if unused else np.array(seconds) > 0
-            if not (np.isfinite(seconds) & allowed).all():
+            if not (np.isfinite(seconds) & (np.array(seconds) > 0)).all():
                 raise ValueError(f"{unit} {sorted(seconds)} must be finite and above 0; measure on more rows")
         if len(self.cpu_s) != len(self.device_s):
             raise ValueError(f"{len(self.cpu_s)} rounds have CPU-seconds and {len(self.device_s)} have GPU-seconds")
-        if self.tokens is not None and {len(self.tokens.input), len(self.tokens.output)} != {len(self.cpu_s)}:
+        if self.tokens is not None and len(self.tokens.input) not in (0, len(self.cpu_s)):
             raise ValueError(
-                f"{len(self.cpu_s)} rounds have CPU-seconds, {len(self.tokens.input)} have input tokens and "
-                f"{len(self.tokens.output)} output tokens; count the tokens in as many parts of the rows"
+                f"{len(self.cpu_s)} rounds have CPU-seconds and {len(self.tokens.input)} have tokens; count the tokens "
+                "in as many parts of the rows"
             )
         if self.stored_bytes is not None and self.stored_bytes < 0:
             raise ValueError(f"stored_bytes is {self.stored_bytes}; give a size of 0 or more")
@@ -107,13 +118,16 @@ def combined_usage(parts: Sequence[tuple[float, ServingUsage]]) -> ServingUsage:
     gpu_s = tokens = None
     if any(usage.gpu_s is not None for _, usage in parts):
         gpu_s = total(lambda usage: usage.gpu_s)
-    if any(usage.tokens is not None for _, usage in parts):
-        names = dict.fromkeys(usage.tokens.endpoint for _, usage in parts if usage.tokens)
-        tokens = Tokens(
-            " and ".join(names),
-            total(lambda usage: usage.tokens.input if usage.tokens else None),
-            total(lambda usage: usage.tokens.output if usage.tokens else None),
-        )
+    counted = [usage.tokens for _, usage in parts if usage.tokens is not None]
+    if counted:
+        name = " and ".join(dict.fromkeys(tokens.endpoint for tokens in counted))
+        tokens = Tokens(name, (), ())
+        if all(each.reported for each in counted):
+            tokens = Tokens(
+                name,
+                total(lambda usage: usage.tokens.input if usage.tokens else None),
+                total(lambda usage: usage.tokens.output if usage.tokens else None),
+            )
     sizes = [usage.stored_bytes for _, usage in parts]
     known = [size for size in sizes if size is not None]
     return ServingUsage(

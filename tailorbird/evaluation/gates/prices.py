@@ -60,11 +60,10 @@ class CostTerms(CostConfig):
         """Number of requests over the horizon."""
         return self.requests_per_month * self.horizon_months
 
-    @property
-    def replica_hour(self) -> float:
-        """Price of one hour of one replica, with all of its CPU cores and GPUs; a missing price raises ValueError."""
+    def replica_hour(self, *, with_gpus: bool) -> float:
+        """Return the price of one hour of a replica, with its CPU cores and GPUs; a missing price raises ValueError."""
         cores = self.cpus_per_replica * _known(self.price_per_cpu_hour, "evaluation.cost.price_per_cpu_hour")
-        if not self.gpus_per_replica:
+        if not with_gpus:
             return cores
         return cores + self.gpus_per_replica * _known(self.price_per_gpu_hour, "evaluation.cost.price_per_gpu_hour")
 
@@ -87,14 +86,15 @@ class ServingPrice:
 
 def missing_for_serving(usage: ServingUsage, *, terms: CostTerms) -> tuple[str, ...]:
     """Return what prevents a price for serving, one phrase each: a missing price, or a missing measurement."""
-    on_gpu = terms.gpus_per_replica > 0
     tokens = usage.tokens
+    on_gpu = terms.gpus_per_replica > 0 and not _without_gpus(usage)
     ours = tokens is not None and tokens.endpoint == terms.endpoint
     missing = {
         "evaluation.cost.price_per_cpu_hour is not set": terms.price_per_cpu_hour is None,
         "evaluation.cost.price_per_gpu_hour is not set": on_gpu and terms.price_per_gpu_hour is None,
         "GPU-seconds were not measured": on_gpu and usage.gpu_s is None,
         "serving.gpus_per_replica was 0 when the run was registered": not on_gpu and usage.gpu_s is not None,
+        f"{tokens.endpoint if tokens else ''} does not report its tokens": tokens is not None and not tokens.reported,
         f"evaluation.endpoint is not {tokens.endpoint if tokens else ''}": tokens is not None and not ours,
         "evaluation.endpoint.price_input is not set": ours and terms.price_input is None,
         "evaluation.endpoint.price_output is not set": ours and terms.price_output is None,
@@ -103,6 +103,11 @@ def missing_for_serving(usage: ServingUsage, *, terms: CostTerms) -> tuple[str, 
         ),
     }
     return tuple(phrase for phrase, holds in missing.items() if holds)
+
+
+def _without_gpus(usage: ServingUsage) -> bool:
+    """Return True if all rows are answered by an external endpoint, whose replicas have no GPU."""
+    return usage.tokens is not None and usage.gpu_s is None
 
 
 def missing_for_training(training: TrainingUsage, *, terms: CostTerms) -> tuple[str, ...]:
@@ -120,6 +125,7 @@ def price_serving(usage: ServingUsage, *, terms: CostTerms) -> ServingPrice:
     A replica is paid from its start to its stop, with all of its CPU cores and GPUs. The paid replica-hours of a month
     are the larger of two numbers: those of `min_replicas` that always run, and those in which the CPU cores or GPUs of
     one replica are busy with the month's requests. Busy time within the replicas that run anyway costs nothing more.
+    The replicas of an external endpoint have no GPU.
 
     Raises ValueError if a price or a measurement is missing: see `missing_for_serving`.
     """
@@ -135,13 +141,14 @@ def price_serving(usage: ServingUsage, *, terms: CostTerms) -> ServingPrice:
     if usage.tokens is not None:
         tokens = np.array(usage.tokens.input) * (terms.price_input or 0.0)
         tokens = (tokens + np.array(usage.tokens.output) * (terms.price_output or 0.0)) / 1000
+    replica_hour = terms.replica_hour(with_gpus=usage.gpu_s is not None)
     storage = None
     if terms.price_per_gb_month is not None and usage.stored_bytes is not None:
         storage = usage.stored_bytes / BYTES_PER_GB * terms.price_per_gb_month * months
     return ServingPrice(
         replica_hours=paid_hours,
-        replicas=paid_hours * months * terms.replica_hour,
-        busy=busy_hours * months * terms.replica_hour,
+        replicas=paid_hours * months * replica_hour,
+        busy=busy_hours * months * replica_hour,
         tokens=tokens * thousands * months,
         storage=storage,
     )

@@ -62,7 +62,7 @@ def measure_serving(
     work. A model that needs no GPU is charged for it too, because every replica has one.
 
     `tokens` has the tokens of each external endpoint by role. No request is sent: the CPU-seconds of an endpoint are
-    those in which its requests are prepared, and it uses no GPU.
+    those in which its requests are prepared, and its replicas have no GPU.
 
     Raises ValueError for fewer than two models, no rows or too few rounds, and DeviceError without a GPU.
     """
@@ -87,7 +87,7 @@ def measure_serving(
         for role, values in measured.items()
     }
     for role, counts in (tokens or {}).items():
-        costs[role] = replace(costs[role], gpu_s=(0.0,) * num_rounds if on_gpu else None, tokens=counts)
+        costs[role] = replace(costs[role], gpu_s=None, tokens=counts)
     return MeasuredCosts(ServingDevice(name, emulated), costs)
 
 

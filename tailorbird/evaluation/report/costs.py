@@ -22,7 +22,7 @@ def cost_sentence(evidence: Evidence) -> str | None:
     if verdict.cost_ratio is not None:
         estimate, low, high = verdict.cost_ratio
         ratio = (
-            f"to serve, the candidate costs {estimate:.2f} times as much as the incumbent ({low:.2f} to {high:.2f}, in "
+            f"to serve, the candidate costs {estimate:.2f} times as much as the incumbent ({low:.2f} to {high:.2f}, "
             f"{cost_basis(verdict.cost_unit)}, measured on {cost.device.name})"
         )
     sentence = f"cost: {ratio}; training used {cost.training}"
@@ -39,14 +39,18 @@ def terms_sentence(terms: CostTerms) -> str:
         "1,000 output tokens": terms.price_output,
     }
     known = [f"{price:g} per {unit}" for unit, price in prices.items() if price is not None]
-    resources = f"{terms.cpus_per_replica} CPU cores"
+    resources = _count(terms.cpus_per_replica, "CPU core")
     if terms.gpus_per_replica:
-        resources += f" and {terms.gpus_per_replica:g} GPUs"
+        resources += f" and {_count(terms.gpus_per_replica, 'GPU')}"
     stored = "" if terms.price_per_gb_month is not None else "; storage is not priced"
-    return (
-        f"{terms.requests_per_month:,.0f} requests a month, at least {terms.min_replicas} replicas with {resources} "
-        f"each; prices in the recipe's currency: {', '.join(known) or 'none'}{stored}"
-    )
+    replicas = f"at least {_count(terms.min_replicas, 'replica')}, each with {resources}"
+    listed = ", ".join(known) or "none"
+    volume = f"{terms.requests_per_month:,.0f} requests a month"
+    return f"{volume}, {replicas}; prices in the recipe's currency: {listed}{stored}"
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def cost_lines(evidence: Evidence) -> list[str]:
@@ -90,10 +94,12 @@ def cost_section(evidence: Evidence, figures: Figures) -> str:
         return ""
     on_gpu = any(usage.gpu_s is not None for usage in costs.values())
     unit = "GPU-seconds" if on_gpu else "CPU-seconds"
-    largest = max(max(usage.device_s) for usage in costs.values())
+    largest = max(max(usage.device_s) for usage in costs.values() if usage.unit == unit)
     rows = []
     for role, usage in costs.items():
-        plot = charts.rounds(usage.device_s, largest=largest, chosen=role == "candidate")
+        plot = ""  # of an endpoint that is compared with models on GPUs
+        if usage.unit == unit:
+            plot = charts.rounds(usage.device_s, largest=largest, chosen=role == "candidate")
         cells = [
             ", ".join(figures.items(f"cost.serving.{role}.{name}", ".4g")) if getattr(usage, name) is not None else ""
             for name in (("gpu_s", "cpu_s") if on_gpu else ("cpu_s",))

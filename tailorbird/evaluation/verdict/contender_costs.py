@@ -20,9 +20,6 @@ from tailorbird.evaluation.verdict.formatting import interval_name, points
 from tailorbird.evaluation.verdict.parts import ContenderCost, CostDifference, GainOverSelected
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 
-FINE_TUNED_ROLES = ("candidate", "hybrid")
-"""The roles whose cost includes the training of this run; that of a champion is already paid."""
-
 
 def contender_costs(
     assessment: Assessment, *, selected: str, training: TrainingUsage, protocol: TestProtocol
@@ -38,7 +35,11 @@ def contender_costs(
     tests = protocol.model_copy(update={"alpha": assessment.alpha})
     others = {role: table for role, table in assessment.tables.items() if role != selected}
     gains = compare_family(others, incumbent=assessment.tables[selected], protocol=tests)
-    trained = {role: training if role in FINE_TUNED_ROLES else TrainingUsage() for role in usages}
+    hybrid = assessment.hybrid
+    fine_tuned = {"candidate"}  # the training of a champion is already paid
+    if hybrid is not None and any(part.role == "candidate" for part in hybrid.parts):
+        fine_tuned.add("hybrid")
+    trained = {role: training if role in fine_tuned else TrainingUsage() for role in usages}
     costs = []
     for role in assessment.tables:
         cost = _cost(role, usages[role], training=trained[role], terms=terms, alpha=assessment.alpha)
@@ -116,14 +117,16 @@ def cheapest_sentences(costs: tuple[ContenderCost, ...], *, protocol: TestProtoc
     cheapest = cheapest_of(costs, lambda gain: gain.not_worse)
     non_inferior = cheapest_of(costs, lambda gain: gain.is_above(-margin))
     sentences = []
-    volume = f"for {terms.horizon_months:g} months of {terms.requests_per_month:,.0f} requests"
+    volume = f"for {terms.requests_per_month:,.0f} requests a month over {terms.horizon_months:g} months"
     known = " with a known cost" if any(cost.missing for cost in costs) else ""
     if cheapest is not None:
-        what = f"contender{known} that is not shown to be worse than {named(selected.role)}, which is selected"
+        what = f"contender{known} that is not shown to be worse than the selected model, {named(selected.role)}"
         if cheapest is selected:
             what = f"model: no contender{known} that is not shown to be worse costs less"
         sentences.append(_cheapest(cheapest, selected=selected, what=what, volume=volume, margin=margin))
-    if non_inferior is not None and non_inferior is not cheapest:
+    if non_inferior is selected is not cheapest:
+        sentences.append(f"cost: no contender{known} that is non-inferior to {named(selected.role)} costs less than it")
+    elif non_inferior is not None and non_inferior is not cheapest:
         what = f"contender{known} that is non-inferior to {named(selected.role)}"
         sentences.append(_cheapest(non_inferior, selected=selected, what=what, volume=volume, margin=margin))
     sentences += [
@@ -139,10 +142,11 @@ def _cheapest(cost: ContenderCost, *, selected: ContenderCost, what: str, volume
         return sentence
     if selected.total is not None and cost.difference is not None:
         low, high = cost.difference.interval
-        sentence += f", instead of {money(selected.total)} ({money(low)} to {money(high)} more"
-        sentence += ")" if high < 0 else "; it is not shown to cost less)"
+        sentence += f", instead of {money(selected.total)} (difference {money(low)} to {money(high)}"
+        sentence += ")" if high < 0 else ", so it is not shown to cost less)"
     low, high = cost.gain.interval
-    sentence += f"; its gain is {points(cost.gain.gain)} points ({interval_name(cost.gain.level)} {points(low)} to "
+    sentence += f"; its gain over {named(selected.role)} is {points(cost.gain.gain)} points "
+    sentence += f"({interval_name(cost.gain.level)} {points(low)} to "
     if cost.gain.is_above(-margin):
         worse = "" if cost.gain.not_worse else ", although it is worse"
         return f"{sentence}{points(high)}), so it is non-inferior (limit {points(-margin)}){worse}"
@@ -151,7 +155,7 @@ def _cheapest(cost: ContenderCost, *, selected: ContenderCost, what: str, volume
 
 def named(role: str) -> str:
     """Return a role in a sentence: `the candidate`, but `bag_of_words`."""
-    return f"the {role}" if role in ("incumbent", *FINE_TUNED_ROLES) else role
+    return f"the {role}" if role in ("incumbent", "candidate", "hybrid") else role
 
 
 def money(amount: float) -> str:

@@ -206,7 +206,7 @@ def _hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
         best = next(part for part in hybrid.parts if part.role == hybrid.best_part)
         reasons.append(
             f"to serve, it costs {hybrid.cost_ratio[0]:.2f} times as much as {_part_name(best)}, its better part on "
-            f"validation (in {cost_basis(inputs.assessment.cost_unit)}; the interval ends at "
+            f"validation ({cost_basis(inputs.assessment.cost_unit)}; the interval ends at "
             f"{hybrid.cost_ratio[2]:.2f})"
         )
     reasons.append(f"{_part_name(hybrid.second)} answers {hybrid.share_to_second:.0%} of the test rows")
@@ -272,7 +272,7 @@ def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
     if inputs.assessment.contenders or inputs.assessment.hybrid:
         others = ", and it is also cheaper than each other contender that is not proven worse than it"
     return (
-        f"cost: to serve, the candidate costs {ratio[0]:.2f} times as much as the incumbent (in "
+        f"cost: to serve, the candidate costs {ratio[0]:.2f} times as much as the incumbent ("
         f"{cost_basis(inputs.assessment.cost_unit)}; the interval ends at {ratio[2]:.2f}){others}",
         f"the candidate is non-inferior: the interval of its gain starts at {points(facts.low)} points, above the "
         f"limit of {points(-facts.margin)}",

@@ -61,5 +61,5 @@ def p_text(p_value: float) -> str:
 
 
 def cost_basis(unit: str | None) -> str:
-    """Return what a cost ratio compares: `CPU-seconds per row`, or the price at the recipe's volume."""
-    return "price at the recipe's volume" if unit == "price" else f"{unit} per row"
+    """Return how costs are compared: `by CPU-seconds per row`, or by the price at the recipe's volume."""
+    return "by price at the recipe's volume" if unit == "price" else f"by {unit} per row"

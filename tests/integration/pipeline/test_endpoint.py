@@ -127,6 +127,11 @@ def test_an_endpoint_that_fails_in_a_run_is_compared_when_the_run_is_resumed_and
         assert tokens is not None
         assert (set(tokens.input), set(tokens.output)) == ({10_000}, {2000})
         assert evidence.cost.serving["candidate"].tokens is None
+        costs = {cost.role: cost for cost in verdict.costs}
+        assert costs["incumbent"].tokens == pytest.approx(12_000 * 0.002)
+        assert all(cost.total and cost.replicas for cost in costs.values())
+        assert {role for role, cost in costs.items() if cost.training} == {"candidate"}
+        assert any(text.startswith("cost: ") and "not shown to be worse" in text for text in verdict.reasons)
 
         version = read_version(result.winner)
         assert (version.kind, version.task, version.endpoint) == (

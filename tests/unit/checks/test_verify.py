@@ -16,7 +16,7 @@ from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.storage.s3 import StorageError
 from tests.unit.checks.finished_run import concluded, flip, rewrite, run_of, write_ledger
-from tests.unit.evaluation.simulated import Simulation
+from tests.unit.evaluation.simulated import Simulation, on_cpu
 
 HYBRID = Simulation(
     num_rows=4000,
@@ -59,6 +59,22 @@ def test_the_verdict_of_a_replaced_incumbent_is_recomputed(tmp_path: Path) -> No
     assert verify_evidence((tmp_path / "task" / "versions" / "bag_of_words-1").as_uri()) == ()
     flip(run_of(tmp_path / "task") / "predictions" / "bag_of_words.parquet", at=1000)
     assert any("predictions/bag_of_words.parquet was changed" in fault for fault in verify_evidence(run))
+
+
+def test_the_costs_of_the_contenders_are_recomputed_and_include_the_replicas_of_the_protocol(tmp_path: Path) -> None:
+    seconds = dict.fromkeys(("incumbent", "candidate", "bag_of_words", "centroid"), (1.0,) * 5)
+    cost = {"value_of_correct": 1, "requests_per_month": 1000, "price_per_cpu_hour": 0.1}
+    priced = Simulation(evaluation={"cost": cost}, serving={"min_replicas": 1}, costs=on_cpu(seconds))
+    run = concluded(tmp_path / "task", priced)
+    assert verify_evidence(run) == ()
+    evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
+    verdict = evidence["verdict"]
+    verdict["costs"][0]["total"] = 1.0
+    rewrite(run_of(tmp_path / "task"), verdict=verdict)
+    assert any(fault.startswith("verdict.costs.0.total is 1.0") for fault in verify_evidence(run))
+    protocol = evidence["protocol"] | {"cost": evidence["protocol"]["cost"] | {"min_replicas": 0}}
+    rewrite(run_of(tmp_path / "task"), protocol=protocol)
+    assert any(fault.startswith("protocol.cost.min_replicas is 0") for fault in verify_evidence(run))
 
 
 def test_further_contenders_that_are_not_the_best_on_validation_are_detected(task_folder: Path) -> None:

@@ -27,6 +27,7 @@ def test_an_invalid_training_time_is_refused(training: float) -> None:
         ((1.0,) * 4, (1.0,) * 4),
         ((1.0,) * 5, (1.0,) * 6),
         ((1.0,) * 5, (1.0, 1, 1, 1, 0)),
+        ((1.0,) * 5, (-1.0,) * 5),
         ((math.nan,) * 5, (1.0,) * 5),
     ],
 )
@@ -57,21 +58,21 @@ def test_invalid_token_counts_are_refused(count: float) -> None:
 def test_all_resources_have_the_same_rounds() -> None:
     with pytest.raises(ValueError, match="5 rounds have CPU-seconds and 4 have GPU-seconds"):
         ServingUsage((1.0,) * 5, (2.0,) * 4)
-    with pytest.raises(ValueError, match="5 rounds have CPU-seconds, 5 have input tokens and 4 output tokens"):
-        ServingUsage((1.0,) * 5, tokens=Tokens("m", (1.0,) * 5, (1.0,) * 4))
+    with pytest.raises(ValueError, match="5 rounds have input tokens and 4 have output tokens"):
+        Tokens("m", (1.0,) * 5, (1.0,) * 4)
+    with pytest.raises(ValueError, match="5 rounds have CPU-seconds and 4 have tokens"):
+        ServingUsage((1.0,) * 5, tokens=Tokens("m", (1.0,) * 4, (1.0,) * 4))
     with pytest.raises(ValueError, match="stored_bytes is -1"):
         ServingUsage((1.0,) * 5, stored_bytes=-1)
 
 
-def test_only_the_gpu_of_a_replica_that_calls_an_endpoint_may_be_unused() -> None:
-    tokens = Tokens("m", (1.0,) * 5, (1.0,) * 5)
-    assert ServingUsage((1.0,) * 5, (0.0,) * 5, tokens).gpu_s == (0.0,) * 5
-    with pytest.raises(ValueError, match="GPU-seconds"):
-        ServingUsage((1.0,) * 5, (0.0,) * 5)
-    with pytest.raises(ValueError, match="GPU-seconds"):
-        ServingUsage((1.0,) * 5, (-1.0,) * 5, tokens)
-    with pytest.raises(ValueError, match="CPU-seconds"):
-        ServingUsage((0.0,) * 5, tokens=tokens)
+def test_the_tokens_of_an_endpoint_that_does_not_report_them_are_unknown() -> None:
+    unknown = tokens_by_round([1, 1, 1, 1, None], [1] * 5, endpoint="m")
+    assert (unknown.reported, unknown.input, unknown.output) == (False, (), ())
+    known = ServingUsage((1.0,) * 5, tokens=Tokens("m", (1.0,) * 5, (1.0,) * 5))
+    assert known.tokens is not None
+    assert known.tokens.reported
+    assert combined_usage(((0.5, known), (0.5, replace(known, tokens=unknown)))).tokens == unknown
 
 
 def test_models_that_share_the_rows_add_their_resources_by_share_and_are_all_stored() -> None:

@@ -72,6 +72,12 @@ def test_the_tokens_of_an_endpoint_are_paid_in_addition_to_the_replica_that_call
     assert total(usage, prices) == pytest.approx(12 * (0.10 + 0.08) + 0.012)
 
 
+def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
+    prices = terms(ON_GPU, endpoint=ENDPOINT, price_input=0, price_output=0, min_replicas=1)
+    assert total(ServingUsage((10.0,) * 5, tokens=TOKENS), prices) == pytest.approx(730 * 12 * 0.36)
+    assert total(ServingUsage((10.0,) * 5, (10.0,) * 5), prices) == pytest.approx(730 * 12 * (0.36 + 3.6))
+
+
 def test_storage_is_paid_by_the_month_or_stated_as_not_priced() -> None:
     usage = ServingUsage((500.0,) * 5, stored_bytes=2_000_000_000)
     assert price_serving(usage, terms=terms(price_per_gb_month=0.02)).storage == pytest.approx(0.48)
@@ -100,6 +106,11 @@ def test_storage_is_paid_by_the_month_or_stated_as_not_priced() -> None:
             {"endpoint": "other at https://host/v1", "price_input": 1, "price_output": 1},
             ServingUsage((1.0,) * 5, tokens=TOKENS),
             "evaluation.endpoint is not m at https://host/v1",
+        ),
+        (
+            {"endpoint": ENDPOINT, "price_input": 1, "price_output": 1},
+            ServingUsage((1.0,) * 5, tokens=Tokens(ENDPOINT, (), ())),
+            "m at https://host/v1 does not report its tokens",
         ),
         ({}, ServingUsage((1.0,) * 5, tokens=TOKENS), "evaluation.endpoint is not m at https://host/v1"),
         ({"price_per_gb_month": 1}, ServingUsage((1.0,) * 5), "size of the stored version was not measured"),

@@ -305,9 +305,9 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     evidence = evidence_of(ON_GPU)
     sentence = cost_sentence(evidence)
     assert sentence == (
-        "cost: to serve, the candidate costs 0.60 times as much as the incumbent (0.59 to 0.62, in price at the "
+        "cost: to serve, the candidate costs 0.60 times as much as the incumbent (0.59 to 0.62, by price at the "
         "recipe's volume, measured on NVIDIA H100); training used 2 GPU-hours and 10 CPU-hours; 10,000 requests a "
-        "month, at least 0 replicas with 1 CPU cores and 1 GPUs each; prices in the recipe's currency: 0.1 per "
+        "month, at least 0 replicas, each with 1 CPU core and 1 GPU; prices in the recipe's currency: 0.1 per "
         "CPU-hour, 3.6 per GPU-hour; storage is not priced"
     )
     assert f"  {sentence}" in verdict_lines(evidence)
