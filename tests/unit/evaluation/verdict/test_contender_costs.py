@@ -10,6 +10,7 @@ from tailorbird.evaluation.gates.cost import ServingUsage, Tokens, TrainingUsage
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.parts import ContenderCost
 from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.registry.routing import Routing
 from tests.unit.evaluation.simulated import Simulation, inputs_of_tables, on_cpu, protocol_of, tables_of
 
 COST = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 10, "price_per_cpu_hour": 3.6}
@@ -167,3 +168,18 @@ def test_without_prices_or_measurements_there_are_no_totals() -> None:
 def test_no_contender_is_recommended_for_its_cost_if_the_splits_leak() -> None:
     verdict = verdict_of(simulation_of(), leaks=("a leak",))
     assert not any("cheapest" in text for text in verdict.reasons)
+
+
+def test_a_hybrid_has_the_training_of_a_candidate_that_is_its_part_and_only_then() -> None:
+    hybrid = {"hybrid": {"by": "group", "column": "sex"}, "cost": COST}
+    simulation = Simulation(
+        num_rows=4000, candidate=0.86, by_group={"female": 0.55}, gates=False, costs=on_cpu(SECONDS),
+        evaluation=hybrid, routing=Routing("group", "sex", ("male", "unstated"), None),
+    )  # fmt: skip
+    inputs = inputs_of_tables(simulation, tables_of(simulation))
+    assert inputs.hybrid is not None
+    with_candidate = costs_of(decide(inputs, protocol=protocol_of(simulation)))["hybrid"]
+    assert with_candidate.training == pytest.approx(3.6)
+    assert 4.0 < (with_candidate.replicas or 0) < 5.0  # each part answers a share of the rows
+    without = replace(inputs, hybrid=replace(inputs.hybrid, second="bag_of_words", best_part="incumbent"))
+    assert costs_of(decide(without, protocol=protocol_of(simulation)))["hybrid"].training == 0
