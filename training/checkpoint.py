@@ -1,15 +1,11 @@
 """Checkpoints between two steps: DeepSpeed's shards, the progress and random states of each rank, and their upload."""
 
-import os
 import re
-import shutil
-import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +17,14 @@ from safetensors.torch import load_file, save_file
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import download_folder, folder_sizes
 from training.engine.deepspeed_private import checkpoint_bytes, convert_to_universal, inner_optimizer
-from training.errors import DiskFull, staging_directory, temporary_directory
+from training.engine.node_disk import gather, node_name, require_room
+from training.errors import staging_directory, temporary_directory
 from training.loop import build_engine
 from training.reports import Progress
 from training.safe_checkpoint_loading import UnusableCheckpoint, find_unsafe_file, tensors_only
 from training.task import TaskRuntime, means_over_ranks
 
 TAG = "step"
-MIB = 1 << 20
 CONVERSION_COPIES = 3
 """Copies of a checkpoint on the disk while it is converted: its shards, their slices, and the result."""
 _PROGRESS = TypeAdapter(Progress)
@@ -147,34 +143,6 @@ def _random_states() -> dict[str, torch.Tensor]:
     return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
 
 
-@dataclass(frozen=True)
-class _Disk:
-    """The disk of a worker's temporary folder, and the bytes that the worker will write to it."""
-
-    node: str
-    folder: str
-    free: int
-    needed: int
-
-
-def require_room(num_bytes: int, *, what: str) -> None:
-    """Raise DiskFull on every rank if the temporary folder of a node has less room than its workers need together.
-
-    `num_bytes` is what this rank will write; `what` names it in the message. Every rank must call it.
-    """
-    folder = tempfile.gettempdir()
-    disks: dict[tuple[str, str], list[_Disk]] = defaultdict(list)
-    for disk in gather(_Disk(node_name(), folder, shutil.disk_usage(folder).free, num_bytes)):
-        disks[disk.node, disk.folder].append(disk)
-    for (_, folder), workers in disks.items():
-        free, needed = min(disk.free for disk in workers), sum(disk.needed for disk in workers)
-        if free < needed:
-            raise DiskFull(
-                f"the disk is full: {folder} has {free / MIB:,.1f} MiB left, but {what} of the node's {len(workers)} "
-                f"workers needs {needed / MIB:,.1f} MiB; free some space, or start Ray with TMPDIR on a larger disk"
-            )
-
-
 @contextmanager
 def node_directory() -> Iterator[tuple[Path, bool]]:
     """Yield a temporary folder that the workers of a node share, and True on the one worker that fills it.
@@ -191,18 +159,6 @@ def node_directory() -> Iterator[tuple[Path, bool]]:
 def local_ranks() -> frozenset[int]:
     """Return the ranks of the workers on this node. Every rank must call it."""
     return frozenset(rank for rank, name in enumerate(gather(node_name())) if name == node_name())
-
-
-def node_name() -> str:
-    """Return the number of this worker's node in its worker group, from the variable that Ray Train sets."""
-    return os.environ.get("NODE_RANK", "0")
-
-
-def gather(value: Any) -> list[Any]:
-    """Return the values of all ranks, on every rank."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 class Upload:

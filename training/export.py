@@ -16,9 +16,9 @@ from tailorbird.models.pretrained import cast_parameters
 from tailorbird.registry.versions import INDEX_FILES
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
-from training.checkpoint import require_room
 from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered, num_values
 from training.engine.memory_estimate import FP32
+from training.engine.node_disk import require_room
 from training.engine.placement import layerwise_copy
 from training.task import TaskRuntime
 

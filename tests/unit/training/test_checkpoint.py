@@ -18,9 +18,10 @@ import torch
 from tailorbird.config.training import TrainingConfig
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint
-from training.checkpoint import Upload, node_directory, require_room
+from training.checkpoint import Upload, node_directory
 from training.classification_task import ClassifierRuntime
 from training.engine.deepspeed_private import destroy_engine
+from training.engine.node_disk import require_room
 from training.errors import DiskFull, staging_directory
 from training.loop import build_engine, train
 from training.reports import Progress
