@@ -4,7 +4,6 @@ Clients do not receive the endpoint's own messages, because they can name accoun
 """
 
 import math
-import re
 
 from serving.endpoint.events import Body
 from serving.http.schemas import RequestError
@@ -15,15 +14,13 @@ from tailorbird.models.endpoint.errors import (
     EndpointRetryable,
     EndpointTimeout,
 )
+from tailorbird.models.endpoint.fault import TOO_LONG, EndpointFault
 
 MAX_RETRY_AFTER_S = 60  # longest `Retry-After` for clients
 RETRY_AFTER_S = 5  # the same, if the endpoint gives none
-TOO_LONG = "context_length_exceeded"  # OpenAI's error code
-TOO_LONG_TEXT = "maximum context length"  # in the messages of servers without error codes
 CONTENT_CODES = ("content_filter", "content_policy_violation", "invalid_prompt", "string_above_max_length")
 """Error codes of OpenAI and Azure for requests that the client can correct."""
 CHOSEN = ("stop", "seed", "top_p", "temperature")  # parameters that clients can set
-_CODE = re.compile(r'"code"\s*:\s*"([a-z0-9_]{1,64})"')
 
 
 def request_error(error: EndpointError, *, body: Body) -> RequestError:
@@ -42,19 +39,19 @@ def request_error(error: EndpointError, *, body: Body) -> RequestError:
         message = f"the endpoint cannot be reached, or it reports a failure; retry in {seconds} s"
         return RequestError(503, "endpoint_unreachable", message, headers=headers)
     if isinstance(error, EndpointRefused):
-        return _refused(error.detail, body=body)
+        return _refused(error.fault, body=body)
     return RequestError(502, "endpoint_failed", f"the endpoint failed ({type(error).__name__}); see the replica's log")
 
 
-def _refused(detail: str, *, body: Body) -> RequestError:
-    found_code = _CODE.search(detail)
-    code = found_code[1] if found_code else None
-    if code == TOO_LONG or TOO_LONG_TEXT in detail:
+def _refused(fault: EndpointFault, *, body: Body) -> RequestError:
+    if fault.code == TOO_LONG:
         message = "the request is too long for the endpoint's model; shorten it or lower max_tokens"
         return RequestError(400, "too_long", message, code=TOO_LONG)
-    if code in CONTENT_CODES:
-        return RequestError(400, "endpoint_refused", f"the endpoint refuses this content ({code})", code=code)
-    param = next((name for name in CHOSEN if name in body and name in detail), None)
+    if fault.code in CONTENT_CODES:
+        return RequestError(
+            400, "endpoint_refused", f"the endpoint refuses this content ({fault.code})", code=fault.code
+        )
+    param = next((name for name in fault.parameters if name in CHOSEN and name in body), None)
     if param is not None:
         return RequestError(400, "endpoint_refused", f"{param}: the endpoint does not accept it; omit it", param=param)
     return RequestError(502, "endpoint_refused", "the endpoint refuses the request; see the replica's log")

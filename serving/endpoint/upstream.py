@@ -21,6 +21,7 @@ from tailorbird.models.endpoint.client import (
     read_key,
     read_limited,
     refused_parameter,
+    uses_proxy,
 )
 from tailorbird.models.endpoint.completion import parse_completion
 from tailorbird.models.endpoint.errors import (
@@ -65,6 +66,7 @@ class Upstream:
         client = httpx2.AsyncClient(
             headers={"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {}),
             follow_redirects=False,
+            trust_env=uses_proxy(version.endpoint),
             timeout=httpx2.Timeout(limits.timeout_s, connect=min(CONNECT_S, limits.timeout_s)),
             limits=httpx2.Limits(max_connections=limits.concurrency),
         )
@@ -92,7 +94,7 @@ class Upstream:
                         yield piece
                 return
             except EndpointRefused as error:
-                name = refused_parameter(error.detail, body=adapted)
+                name = refused_parameter(error.fault, body=adapted)
                 if name is None or (name == "temperature" and body["temperature"]):  # a value that a client chose
                     raise request_error(error, body=body) from None
                 refused.add(name)

@@ -48,6 +48,7 @@ class _Stored:
 
     uris: Mapping[str, str]  # by the hash of the request
     spent: float  # price of all answers whose price is known
+    num_unknown: int  # answers without the tokens that determine their price
 
 
 def fetch_answers(
@@ -69,6 +70,8 @@ def fetch_answers(
         endpoint = endpoint.model_copy(update={"reported_model": answer.model})
     missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in answers}
     if missing:
+        if stored.num_unknown and limits.max_spend is not None:
+            raise _spend_unknown(endpoint)
         answers |= asyncio.run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, spent=stored.spent))
     return tuple(answers[name] for name in names)
 
@@ -129,16 +132,20 @@ def _price(answer: EndpointAnswer, *, endpoint: Endpoint, limits: RequestLimits)
     """Return the price of an answer; raise EndpointAnswerInvalid if a limit needs it and it is unknown."""
     price = endpoint.price(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
     if price is None and limits.max_spend is not None:
-        raise EndpointAnswerInvalid(
-            f"{endpoint.url} does not report the tokens of its answers (`usage`), so the spend cannot be limited; "
-            "remove evaluation.endpoint.max_spend"
-        )
+        raise _spend_unknown(endpoint)
     return price or 0.0
+
+
+def _spend_unknown(endpoint: Endpoint) -> EndpointAnswerInvalid:
+    return EndpointAnswerInvalid(
+        f"{endpoint.url} does not report the tokens of some answers (`usage`), so the spend cannot be limited; remove "
+        "evaluation.endpoint.max_spend"
+    )
 
 
 def _stored(folder: str, *, endpoint: Endpoint) -> _Stored:
     """Return the stored answers. Their tokens are part of their names, so no answer has to be read."""
-    uris, spent = {}, 0.0
+    uris, spent, num_unknown = {}, 0.0, 0
     for uri in storage.list_files(folder, missing_ok=True):
         match = _FILE.fullmatch(uri.rpartition("/")[2])
         if match is None:
@@ -147,7 +154,8 @@ def _stored(folder: str, *, endpoint: Endpoint) -> _Stored:
         tokens = [None if count == UNKNOWN else int(count) for count in counts]
         uris[name] = uri
         spent += endpoint.price(input_tokens=tokens[0], output_tokens=tokens[1]) or 0.0
-    return _Stored(uris, spent)
+        num_unknown += None in tokens
+    return _Stored(uris, spent, num_unknown)
 
 
 def _store(answer: EndpointAnswer, uri: str) -> None:

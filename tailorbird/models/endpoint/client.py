@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -15,12 +15,13 @@ from pydantic import JsonValue
 
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.completion import EndpointAnswer, parse_completion
+from tailorbird.models.endpoint.fault import TOO_LONG, EndpointFault, parse_fault
 from tailorbird.registry.endpoint import Endpoint
 
 Body = Mapping[str, JsonValue]
 
 MAX_ANSWER_BYTES = 16 << 20
-MAX_DETAIL = 300  # characters of an endpoint's error that a message quotes
+MAX_RETRY_AFTER_S = 86_400.0
 OPTIONAL = ("response_format", "logprobs", "temperature")
 """Parameters that are left out if the endpoint refuses them. The answers are then less precise or less constrained."""
 RENAMED = {"max_tokens": "max_completion_tokens"}
@@ -65,13 +66,20 @@ async def connect(
 ) -> AsyncIterator[Connection]:
     """Yield connections to an endpoint. The API key is read from the environment of this process.
 
-    Raises EndpointKeyMissing if the variable is not set.
+    Raises EndpointKeyMissing if the variable is not set. Proxies in the environment are used as `uses_proxy` states.
     """
     key = read_key(endpoint)
     headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
     limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-    async with httpx2.AsyncClient(headers=headers, timeout=timeout_s, limits=limits) as client:
+    async with httpx2.AsyncClient(
+        headers=headers, timeout=timeout_s, limits=limits, trust_env=uses_proxy(endpoint)
+    ) as client:
         yield Connection(endpoint, client, timeout_s, retry or RetryPolicy())
+
+
+def uses_proxy(endpoint: Endpoint) -> bool:
+    """Return whether requests use the proxy of the environment: with `http://` it would see the key and the texts."""
+    return endpoint.url.lower().startswith("https://")
 
 
 def read_key(endpoint: Endpoint) -> str | None:
@@ -98,21 +106,23 @@ async def complete(connection: Connection, body: Body) -> EndpointAnswer:
 
     A request that failed because of the network, a time-out, a rate limit or a failure of the endpoint is sent again,
     up to the attempts of `connection.retry`. Parameters of `OPTIONAL` and `RENAMED` that the endpoint refuses are left
-    out or renamed, also in later requests. Raises EndpointModelChanged if the answer is of another model than
-    `endpoint.reported_model`, and the other errors of `models.endpoint.errors`.
+    out or renamed; in later requests too, once it has answered without them. Raises EndpointModelChanged if the answer
+    is of another model than `endpoint.reported_model`, and the other errors of `models.endpoint.errors`.
     """
+    refused = set(connection.refused)
     while True:
-        adapted = adapted_body(body, refused=connection.refused)
+        adapted = adapted_body(body, refused=refused)
         try:
             answer = await _with_retries(connection, adapted)
         except errors.EndpointRefused as error:
-            name = refused_parameter(error.detail, body=adapted)
+            name = refused_parameter(error.fault, body=adapted)
             if name is None:
                 raise
-            connection.refused.add(name)
+            refused.add(name)
             continue
         require_model(answer.model, endpoint=connection.endpoint)
-        return answer
+        connection.refused.update(refused)
+        return replace(answer, omitted=tuple(name for name in OPTIONAL if name in body and name in refused))
 
 
 def adapted_body(body: Body, *, refused: set[str]) -> dict[str, JsonValue]:
@@ -121,9 +131,15 @@ def adapted_body(body: Body, *, refused: set[str]) -> dict[str, JsonValue]:
     return {names[name]: value for name, value in body.items() if name not in refused or name in RENAMED}
 
 
-def refused_parameter(detail: str, *, body: Body) -> str | None:
-    """Return the parameter of a request that an error of the endpoint names, if it can be left out or renamed."""
-    return next((name for name in (*RENAMED, *OPTIONAL) if name in body and name in detail), None)
+def refused_parameter(fault: EndpointFault, *, body: Body) -> str | None:
+    """Return the parameter of a request that the endpoint refuses, if it can be left out or renamed.
+
+    A request that is too long, or a number of tokens that is too large, is another fault.
+    """
+    if fault.code == TOO_LONG:
+        return None
+    names = (*(() if fault.too_large else RENAMED), *OPTIONAL)
+    return next((name for name in fault.parameters if name in body and name in names), None)
 
 
 def require_model(reported: str, *, endpoint: Endpoint) -> None:
@@ -183,49 +199,52 @@ async def read_limited(response: httpx2.Response, *, url: str) -> bytes:
 
 
 def raise_for_status(response: httpx2.Response, content: bytes, *, url: str) -> None:
-    """Raise the error of a response that is not 200. `content` is its body."""
+    """Raise the error of a response that is not 200. `content` is its body.
+
+    Messages and exceptions contain no text of the body, because servers repeat texts of the request and keys in it.
+    """
     status = response.status_code
     if status == 200:
         return
-    if status in (401, 403):  # the body is not quoted, because some servers repeat the key
+    if status in (401, 403):
         raise errors.EndpointKeyRefused(
             f"{url} refused the API key ({status}); check the variable that evaluation.endpoint.api_key names, and "
             "whether the key may use the model"
         )
-    detail = content[: 4 * MAX_DETAIL].decode("utf-8", "replace")
+    fault = parse_fault(content)
+    stated = f"{status}: {fault}" if str(fault) else str(status)
     if status == 429:
         limited = errors.EndpointRateLimited(
-            f"{url} refuses further requests (429): {_quoted(detail)}; lower evaluation.endpoint.max_concurrency or "
-            "check your quota, and start the run again"
+            f"{url} refuses further requests ({stated}); lower evaluation.endpoint.max_concurrency or check your "
+            "quota, and start the run again"
         )
         limited.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
         raise limited
     if status >= 500 or status == 408:
-        failed = errors.EndpointUnreachable(f"{url} failed ({status}): {_quoted(detail)}; start the run again later")
+        failed = errors.EndpointUnreachable(f"{url} failed ({stated}); start the run again later")
         failed.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
         raise failed
     if 200 < status < 300:
         raise errors.EndpointAnswerInvalid(f"{url} answered {status} instead of 200 with a chat completion")
     refused = errors.EndpointRefused(
-        f"{url} refused a request ({status}): {_quoted(detail)}; check evaluation.endpoint.url and model"
+        f"{url} refused a request ({stated}); check evaluation.endpoint.url and model. The server's log may state more"
     )
-    refused.detail = detail
+    refused.fault = fault if status in (400, 422) else replace(fault, parameters=())
     raise refused
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Return the number of seconds in a `Retry-After` header, which is a number or a date; None if it is invalid."""
+    """Return the number of seconds in a `Retry-After` header, which is a number or a date; None if it is invalid.
+
+    It is at most `MAX_RETRY_AFTER_S`.
+    """
     if value is None:
         return None
     if value.strip().isdecimal():
-        return float(value)
+        return min(float(value), MAX_RETRY_AFTER_S)
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+        seconds = (at - datetime.now(UTC)).total_seconds() if at.tzinfo else None
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (at - datetime.now(UTC)).total_seconds()) if at.tzinfo else None
-
-
-def _quoted(detail: str) -> str:
-    text = " ".join(detail.split())
-    return repr(text if len(text) <= MAX_DETAIL else f"{text[:MAX_DETAIL]}...")
+    return None if seconds is None else min(max(seconds, 0.0), MAX_RETRY_AFTER_S)

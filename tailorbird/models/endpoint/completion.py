@@ -21,6 +21,7 @@ class EndpointAnswer:
     output_tokens: int | None
     model: str  # model that the endpoint named in its answer
     logprobs: tuple[float, ...] | None  # of each output token; None if the endpoint does not return them
+    omitted: tuple[str, ...] = ()  # parameters that the endpoint refused, so the request was sent without them
 
     @property
     def confidence(self) -> float | None:

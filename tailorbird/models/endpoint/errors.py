@@ -1,5 +1,6 @@
 """Errors of external endpoints. Each class is a cause; no message contains an API key or the text of a request."""
 
+from tailorbird.models.endpoint.fault import EndpointFault
 from tailorbird.models.errors import ModelError
 
 
@@ -36,7 +37,7 @@ class EndpointKeyRefused(EndpointError):
 class EndpointRefused(EndpointError):
     """The endpoint refused the request for another reason, such as an unknown model or a text that is too long."""
 
-    detail: str = ""  # start of the endpoint's answer
+    fault: EndpointFault = EndpointFault()
 
 
 class EndpointAnswerInvalid(EndpointError):

@@ -54,7 +54,7 @@ def test_a_run_that_failed_continues_with_the_missing_requests(tmp_path: Path) -
         return refusal(500, "broken") if question(body) == "5" else completion(question(body))
 
     with endpoint_server(fails_at_5) as server:
-        with pytest.raises(errors.EndpointUnreachable, match="broken"):
+        with pytest.raises(errors.EndpointUnreachable, match=r"failed \(500\)"):
             texts(server, tmp_path, *range(10), limits=RequestLimits(max_concurrency=1, retry=RETRY))
         assert [question(body) for body in server.bodies] == ["0", "1", "2", "3", "4", "5", "5"]
         url = server.url
@@ -71,7 +71,7 @@ def test_requests_that_have_started_are_stored_if_another_one_fails(tmp_path: Pa
         return refusal(404, "gone") if question(body) == "1" else completion(question(body))
 
     with endpoint_server(refuses_1) as server:
-        with pytest.raises(errors.EndpointRefused, match="gone"):
+        with pytest.raises(errors.EndpointRefused, match=r"\(404\)"):
             texts(server, tmp_path, *range(10), limits=RequestLimits(max_concurrency=4, retry=RETRY))
         sent = {question(body) for body in server.bodies} - {"1"}
         stored = storage.list_files(tmp_path.as_uri())
@@ -101,6 +101,12 @@ def test_spend_cannot_be_limited_without_the_tokens_of_an_answer(tmp_path: Path)
         with pytest.raises(errors.EndpointAnswerInvalid, match=r"does not report the tokens.*remove .*max_spend"):
             texts(server, tmp_path, 1, 2, limits=RequestLimits(max_spend=10, retry=RETRY))
         assert texts(server, tmp_path, 1, 2) == ["yes", "yes"]
+        before = len(server.bodies)
+        limited = RequestLimits(max_spend=10, retry=RETRY)
+        assert texts(server, tmp_path, 1, 2, limits=limited) == ["yes", "yes"]
+        with pytest.raises(errors.EndpointAnswerInvalid, match="does not report the tokens"):
+            texts(server, tmp_path, 1, 3, limits=limited)  # the stored answers have no known price
+        assert len(server.bodies) == before
 
 
 def test_a_model_that_changes_during_a_run_ends_it_and_its_answers_are_not_stored(tmp_path: Path) -> None:

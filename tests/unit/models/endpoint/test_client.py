@@ -11,8 +11,17 @@ from typing import Any
 import pytest
 
 from tailorbird.models.endpoint import errors
-from tailorbird.models.endpoint.client import Body, RetryPolicy, complete, connect, read_key, retry_after_s
+from tailorbird.models.endpoint.client import (
+    MAX_RETRY_AFTER_S,
+    Body,
+    RetryPolicy,
+    complete,
+    connect,
+    read_key,
+    retry_after_s,
+)
 from tailorbird.models.endpoint.completion import EndpointAnswer, parse_completion
+from tailorbird.models.endpoint.fault import parse_fault
 from tailorbird.models.endpoint.prompts import chat_body
 from tailorbird.registry.endpoint import Endpoint
 from tests.endpoint_server import MODEL, Answer, Reply, completion, endpoint_server, question, refusal
@@ -86,8 +95,8 @@ def test_a_request_is_sent_again_after_a_rate_limit_or_a_failure(fault: Reply) -
 @pytest.mark.parametrize(
     ("reply", "error", "message"),
     [
-        (refusal(429, "quota"), errors.EndpointRateLimited, r"\(429\): .*quota.*lower .*max_concurrency.*3 attempts"),
-        (refusal(502, "bad gateway"), errors.EndpointUnreachable, r"failed \(502\): .*bad gateway.*3 attempts"),
+        (refusal(429, "quota"), errors.EndpointRateLimited, r"requests \(429\); lower .*max_concurrency.*3 attempts"),
+        (refusal(502, "bad gateway"), errors.EndpointUnreachable, r"failed \(502\); .*3 attempts"),
         (Reply(waits=True), errors.EndpointTimeout, r"did not answer within 0.2 s; raise .*timeout_s.*3 attempts"),
     ],
 )
@@ -112,8 +121,8 @@ def test_a_server_that_is_down_is_named() -> None:
     [
         (refusal(401, "wrong key sk-secret"), errors.EndpointKeyRefused, r"refused the API key \(401\)"),
         (refusal(403, "wrong key sk-secret"), errors.EndpointKeyRefused, r"refused the API key \(403\)"),
-        (refusal(404, "no model m"), errors.EndpointRefused, r"refused a request \(404\): .*no model m"),
-        (refusal(400, "too long"), errors.EndpointRefused, r"refused a request \(400\): .*too long"),
+        (refusal(404, "no model m"), errors.EndpointRefused, r"refused a request \(404\); check"),
+        (refusal(400, "too long"), errors.EndpointRefused, r"refused a request \(400\); check"),
         (Reply(302, headers={"Location": "https://other/v1"}), errors.EndpointRefused, r"\(302\)"),
         (Reply(content=b"<html>"), errors.EndpointAnswerInvalid, r"chat completion \(body: Invalid JSON"),
         (Reply(content=b"[]"), errors.EndpointAnswerInvalid, r"chat completion \(body"),
@@ -129,6 +138,53 @@ def test_a_refusal_or_a_nonsense_answer_ends_at_once(reply: Reply, error: type, 
     assert "sk-secret" not in str(raised)
     with pytest.raises(error, match=message):
         raise raised
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 429, 500, 503])
+def test_an_error_keeps_the_codes_of_the_endpoint_and_neither_texts_nor_keys(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("THE_KEY", "sk-secret")
+    repeated = {
+        "message": "cannot read 'hello' with the key sk-secret",
+        "type": "invalid_request_error",
+        "code": "sk-secret",
+        "param": "messages[0].content",
+        "input": {"content": "hello"},
+    }
+    reply = Reply(status, json.dumps({"error": repeated}).encode())
+    raised, _ = failure(lambda *_: reply, api_key="env://THE_KEY", retry=RetryPolicy(max_attempts=1))
+    assert f"({status}: type invalid_request_error, param messages)" in str(raised)
+    assert not any(text in f"{raised} {vars(raised)}" for text in ("hello", "secret"))
+
+
+@pytest.mark.parametrize(
+    ("error", "parameters"),
+    [
+        ({"message": "no", "param": "temperature"}, ("temperature",)),
+        ({"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."},
+         ("max_tokens", "max_completion_tokens")),
+        ({"message": "`logprobs` is not supported"}, ("logprobs",)),
+        ({"message": "response_format is not supported"}, ("response_format",)),
+        ({"message": "the text 'a temperature of 39' is refused"}, ()),
+        ({"message": "cannot read {'temperature': 0, 'logprobs': True, 'max_tokens': 8}"}, ()),
+        ({"message": "max_tokens=5000 exceeds the limit"}, ()),
+    ],
+)  # fmt: skip
+def test_a_parameter_is_refused_if_an_error_names_it_and_not_if_it_repeats_the_request(
+    error: dict[str, str], parameters: tuple[str, ...]
+) -> None:
+    assert parse_fault(json.dumps({"error": error}).encode()).parameters == parameters
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"[1]", b'{"error": "no"}', b"[" * 100_000, b"\xff"])
+def test_an_error_in_another_format_has_no_code(content: bytes) -> None:
+    assert str(parse_fault(content)) == ""
+
+
+def test_an_error_of_another_object_can_name_a_parameter() -> None:
+    content = b'{"detail": [{"loc": ["body", "logprobs"], "msg": "Extra inputs are not permitted"}]}'
+    assert parse_fault(content).parameters == ("logprobs",)
 
 
 def test_an_answer_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +216,58 @@ def test_parameters_that_the_endpoint_refuses_are_left_out_or_renamed_in_all_lat
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "max_tokens is too large: 8", "param": "max_tokens"},
+        {"message": "maximum context length is 4 tokens; lower `max_tokens`"},
+        {"message": "shorten it", "param": "max_tokens", "code": "context_length_exceeded"},
+    ],
+)
+def test_a_request_that_is_too_long_is_not_sent_with_other_parameters(error: dict[str, str]) -> None:
+    raised, number = failure(lambda *_: Reply(400, json.dumps({"error": error}).encode()))
+    assert (type(raised), number) == (errors.EndpointRefused, 1)
+
+
+def test_a_parameter_is_left_out_of_later_requests_only_after_an_answer_without_it() -> None:
+    def answer(body: dict[str, Any], _: int) -> Reply:
+        if question(body) == "bad":
+            return refusal(400, "'temperature' or 'logprobs' or the text is wrong")
+        return completion("yes")
+
+    async def send(url: str) -> EndpointAnswer:
+        async with connect(Endpoint(url=url, model="m"), timeout_s=20, max_connections=1, retry=QUICK) as connection:
+            with pytest.raises(errors.EndpointRefused):
+                await complete(connection, chat_body((("user", "bad"),), model="m", max_tokens=8))
+            return await complete(connection, BODY)
+
+    with endpoint_server(answer) as server:
+        later = asyncio.run(send(server.url))
+    assert (server.bodies[-1], later.omitted) == (BODY, ())
+
+
+@pytest.mark.parametrize(("url", "uses"), [("http://host/v1", False), ("https://host/v1", True)])
+def test_a_proxy_of_the_environment_is_used_with_https_only(
+    monkeypatch: pytest.MonkeyPatch, url: str, uses: bool
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+
+    async def trusts() -> bool:
+        async with connect(Endpoint(url=url, model="m"), timeout_s=1, max_connections=1) as connection:
+            return connection.client.trust_env
+
+    assert asyncio.run(trusts()) is uses
+
+
+def test_without_encryption_requests_do_not_pass_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with endpoint_server(lambda *_: completion("yes")) as server:
+        assert ask(server.url)[0].text == "yes"
+
+
 def test_text_with_a_lone_surrogate_can_be_sent() -> None:
     body = chat_body((("user", "a\ud800b"),), model="m", max_tokens=8)
     with endpoint_server(lambda *_: completion("yes")) as server:
@@ -184,6 +292,7 @@ def test_retry_after_is_a_number_of_seconds_or_a_date() -> None:
         None,
     )
     assert 90 < (retry_after_s(at) or 0) <= 100
+    assert retry_after_s("9" * 400) == retry_after_s("Fri, 31 Dec 9999 23:59:59 GMT") == MAX_RETRY_AFTER_S
     assert retry_after_s(format_datetime(datetime(2020, 1, 1, tzinfo=UTC), usegmt=True)) == 0
 
 
