@@ -1,7 +1,7 @@
 """The champion of a task: the version that the task serves by default, with its reason and history."""
 
 import uuid
-from typing import Literal
+from typing import Literal, Self
 
 from tailorbird.registry.security_log import SecurityEvent, recorded
 from tailorbird.registry.versions import Frozen, ModelVersion, PinnedVersion, RegistryError, read_version
@@ -25,6 +25,7 @@ class ParityResult(Frozen):
     requires_equality: bool = True
     """False for an endpoint, whose answers can differ between two requests. The gate then checks that it answers, and
     that it reports the evaluated model."""
+    endpoint_rows: int = 0  # (hybrids only) further rows that the part that is an endpoint answered, checked like this
     at: str  # ISO 8601
 
     def sentence(self) -> str:
@@ -35,7 +36,14 @@ class ParityResult(Frozen):
                 "answers equal those of the evaluation, which is not required"
             )
         ties = f" ({self.ties} are ties)" if self.ties else ""
-        return f"{self.matching} of {self.rows} test rows have the same answer over HTTP as in the evaluation{ties}"
+        text = f"{self.matching} of {self.rows} test rows have the same answer over HTTP as in the evaluation{ties}"
+        if self.endpoint_rows:
+            text += f", and the endpoint answered {self.endpoint_rows} others with the evaluated model"
+        return text
+
+    def with_endpoint(self, of_endpoint: Self) -> Self:
+        """Return this result of a hybrid with that of its part that is an endpoint."""
+        return self.model_copy(update={"endpoint_rows": self.endpoint_rows + of_endpoint.rows})
 
 
 class ChosenBy(Frozen):

@@ -1,10 +1,6 @@
 """Parity gate: before it is served, a version must answer test rows over HTTP as it did in its evaluation."""
 
 import hashlib
-import math
-import os
-import time
-import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +8,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-import requests
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from cluster.bearer_auth import bearer
-from serving.deploy.serve_client import DeployError
-from serving.http.chat_schemas import GeneratedTokenLogprob
 from serving.tasks import SERVED_TASKS
 from tailorbird.data.loader import read_test
 from tailorbird.data.rows import Rows, rows_sha256
@@ -26,12 +19,13 @@ from tailorbird.evaluation.hybrid import apply_routing, routed_to_second
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.routing import PARTS, PartName
 from tailorbird.registry.versions import ENDPOINT_KINDS, ModelVersion, now, read_parts
+from tailorbird.release.probe_requests import ServedAnswer, send_probe
 from tailorbird.release.token_parity import (
     TOKEN_TOLERANCE,
-    ServedToken,
     TokenTolerance,
     compare_tokens,
     too_many_exceed,
@@ -53,10 +47,6 @@ probabilities by up to 5e-6 in float32, and in bfloat16 by up to 0.05 and by 0.0
 changes few rows strongly, but faults change most rows: a temperature of 1.1 instead of 1 by 0.015 on average, texts cut
 to 16 tokens by 0.03."""
 NUM_CLIENTS = 8
-ATTEMPTS, PAUSE_S, TIMEOUT_S = 10, 1.0, 120
-BUSY = (408, 429, 502, 503, 504)
-_ENDPOINT_FAULT = '"type":"endpoint_'  # in the error of a request whose endpoint failed
-KEY = "TAILORBIRD_API_KEY"
 MAX_LISTED_ROWS, MAX_LISTED_CHARS = 5, 60
 
 
@@ -74,16 +64,7 @@ class ParityProbe(NamedTuple):
     confidence: float | None  # probability of the label, calibrated; None for chat
     logprobs: tuple[float, ...] | None = None
     """Log-probabilities of the answer's tokens; None for classification and the kind `nearest`."""
-
-
-class ServedAnswer(NamedTuple):
-    """The answer to a probe over HTTP."""
-
-    output: str  # see `ParityProbe`; empty if the request was refused
-    text: str  # for messages: label, answer, or reason of a refused request
-    scores: Mapping[str, float] = {}  # (classification only) probability of each class
-    tokens: tuple[ServedToken, ...] = ()  # (language models only)
-    reported_model: str | None = None  # (endpoints only) the model that the endpoint reported
+    endpoint_part: PartName | None = None  # (hybrids only) the part that must answer, if it is an endpoint
 
 
 Difference = tuple[ParityProbe, ServedAnswer]
@@ -102,13 +83,23 @@ def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tup
             f"the test rows changed after {version.version} was evaluated on them, so its parity cannot be checked; "
             "restore them, or run the recipe again"
         )
-    evaluated, ambiguous = _evaluated(evidence, uri=uri, version=version)
+    evaluated, ambiguous, of_endpoint = _evaluated(evidence, uri=uri, version=version)
     assert evaluated.row_ids == rows.row_ids
-    if version.endpoint is not None:  # the service refuses to answer rows for which the endpoint names no class
-        ambiguous |= {row for row, output in enumerate(evaluated.outputs) if not output}
-    selected = select_rows(evaluated.row_ids, labels=evaluated.labels, digest=version.digest, without=ambiguous)
-    selected = selected[: MAX_PROBES if version.endpoint is None else MAX_ENDPOINT_PROBES]
-    return tuple(_probe(rows, evaluated, row, version=version) for row in selected)
+    # The service refuses to answer rows for which the endpoint names no class.
+    unlabeled = frozenset(row for row, output in enumerate(evaluated.outputs) if not output)
+
+    def probes(without: frozenset[int], *, part: PartName | None = None) -> list[ParityProbe]:
+        selected = select_rows(evaluated.row_ids, labels=evaluated.labels, digest=version.digest, without=without)
+        limit = MAX_PROBES if version.endpoint is None and part is None else MAX_ENDPOINT_PROBES
+        return [_probe(rows, evaluated, row, version=version, endpoint_part=part) for row in selected[:limit]]
+
+    if version.endpoint is not None:
+        return tuple(probes(unlabeled))
+    selected = probes(ambiguous.union(*of_endpoint.values()))
+    every = frozenset(range(len(rows)))
+    for part, answered in of_endpoint.items():
+        selected += probes((every - answered) | ambiguous | unlabeled, part=part)
+    return tuple(selected)
 
 
 def select_rows(
@@ -130,21 +121,48 @@ def select_rows(
 def check_parity(probes: Sequence[ParityProbe], *, url: str, version: ModelVersion) -> ParityResult:
     """Send the probes to the version at `url` and compare its answers with the evaluated ones.
 
-    Answers of an endpoint are checked by `compare_endpoint`. If the service requires API keys, the environment variable
-    TAILORBIRD_API_KEY must hold one. Raises ParityRefused if answers differ or there are no probes; DeployError if the
-    service does not answer.
+    Answers of an endpoint, also those of a hybrid's part, are checked by `compare_endpoint`. If the service requires
+    API keys, the environment variable TAILORBIRD_API_KEY must hold one. Raises ParityRefused if answers differ or there
+    are no probes; DeployError if the service does not answer.
     """
     if not probes:
         raise ParityRefused(
             f"{version.version} has no test row to check: every row is so near the hybrid's threshold that rounding "
-            "may change its route, or an endpoint answers it; promote one of its parts, or run the recipe with more "
-            "test rows"
+            "may change its route, or an endpoint named no class for it; promote one of its parts, or run the recipe "
+            "with more test rows"
         )
+    parts = dict(zip(PARTS, read_parts(version.hybrid), strict=True)) if version.hybrid else {}
+    is_paid = any(each.endpoint is not None for each in (version, *parts.values()))
     route = f"{url}{SERVED_TASKS[version.task].route}"
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
-        answers = list(clients.map(lambda probe: _send(route, probe.body), probes))
+        answers = list(clients.map(lambda probe: send_probe(route, probe.body, is_paid=is_paid), probes))
     if version.endpoint is not None:
-        return compare_endpoint(probes, answers, version=version)
+        return compare_endpoint(probes, answers, endpoint=version.endpoint, version=version)
+    pairs = list(zip(probes, answers, strict=True))
+    exact = [pair for pair in pairs if pair[0].endpoint_part is None]
+    parity = None
+    if exact:
+        parity = _compare_exactly(*zip(*exact, strict=True), version=version)
+    for name, part in parts.items():
+        of_part = [(probe, _by_part(answer, name)) for probe, answer in pairs if probe.endpoint_part == name]
+        if of_part and part.endpoint is not None:
+            of_endpoint = compare_endpoint(*zip(*of_part, strict=True), endpoint=part.endpoint, version=version)
+            parity = of_endpoint if parity is None else parity.with_endpoint(of_endpoint)
+    assert parity is not None  # there are probes
+    return parity
+
+
+def _by_part(answer: ServedAnswer, part: PartName) -> ServedAnswer:
+    """Return the answer of a hybrid; as a refused request if it is not of this part or a fallback."""
+    if not answer.output or (answer.answered_by == part and not answer.fallback):
+        return answer
+    why = "as a fallback" if answer.fallback else "by another route"
+    return ServedAnswer("", f"answered by the {answer.answered_by} part {why}")
+
+
+def _compare_exactly(
+    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, version: ModelVersion
+) -> ParityResult:
     if any(probe.logprobs is not None for probe in probes):
         parity, differing = compare_chats(probes, answers, tolerance=TOKEN_TOLERANCE[version.dtype])
     else:
@@ -195,18 +213,17 @@ def compare_answers(
 
 
 def compare_endpoint(
-    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, version: ModelVersion
+    probes: Sequence[ParityProbe], answers: Sequence[ServedAnswer], *, endpoint: Endpoint, version: ModelVersion
 ) -> ParityResult:
     """Return the number of answers of an endpoint that equal the evaluated ones, which is not required.
 
     Raises ParityRefused if the service refuses a row, if the endpoint reports another model than in the evaluation, or
     if more than half of the labels differ: the service then sends other requests than the evaluation.
     """
-    assert version.endpoint is not None
     refused = [pair for pair in zip(probes, answers, strict=True) if not pair[1].output]
     if refused:
         raise ParityRefused(refusal(refused, version=version.version, num_probes=len(probes)))
-    expected = version.endpoint.reported_model
+    expected = endpoint.reported_model
     models = {answer.reported_model for answer in answers} - {expected}
     if models:
         reported = ", ".join(sorted(map(repr, models)))
@@ -270,9 +287,10 @@ def refusal(differing: Sequence[Difference], *, version: str, num_probes: int) -
 
 def _described(probe: ParityProbe, answer: ServedAnswer) -> tuple[str, str]:
     """Return the evaluated and the served answer; for chat, with the token whose log-probability differs most."""
-    before, after = f"words with sha256 {probe.output[:12]}", answer.text
+    is_label = "input" in probe.body
+    before, after = probe.output if is_label else f"words with sha256 {probe.output[:12]}", answer.text
     if probe.confidence is not None:
-        before = f"{probe.output} ({probe.confidence:.3f})"
+        before += f" ({probe.confidence:.3f})"
         after += f" ({answer.scores[answer.output]:.3f})" if answer.scores else ""
     pairs = list(zip(probe.logprobs or (), (token.logprob for token in answer.tokens), strict=False))
     if not pairs:
@@ -282,34 +300,50 @@ def _described(probe: ParityProbe, answer: ServedAnswer) -> tuple[str, str]:
     return before, f"{_shorten(after)} with {served:.3f}"
 
 
-def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> tuple[Predictions, frozenset[int]]:
-    """Return the stored predictions of the test rows, and the indices of rows that cannot be compared.
+class _Evaluated(NamedTuple):
+    """The stored predictions of the test rows."""
 
-    The confidence of such a row is so near a hybrid's threshold that another batch may route it differently, or an
-    endpoint is the part of a hybrid that answers it.
-    """
+    predictions: Predictions
+    ambiguous: frozenset[int] = frozenset()
+    """Rows whose confidence is so near a hybrid's threshold that another batch may route them differently."""
+    of_endpoint: Mapping[PartName, frozenset[int]] = {}
+    """Rows that a hybrid's part answers, for parts that are an endpoint: its answers to the same row differ."""
+
+
+def _evaluated(evidence: Evidence, *, uri: str, version: ModelVersion) -> _Evaluated:
     roles = [role for role, record in evidence.versions.items() if record.uri == version.uri]
     if not roles and version.exported_from is not None:  # exported after the run, with predictions of the same rows
-        return load_predictions(f"{version.uri}/predictions/candidate.parquet"), frozenset()
+        return _Evaluated(load_predictions(f"{version.uri}/predictions/candidate.parquet"))
     if not roles:
         raise ParityRefused(f"{uri} has no predictions of {version.uri}; run the recipe again")
     if roles[0] != "hybrid":
-        return load_predictions(f"{uri}/predictions/{roles[0]}.parquet"), frozenset()
+        return _Evaluated(load_predictions(f"{uri}/predictions/{roles[0]}.parquet"))
     hybrid = evidence.family.hybrid
     assert hybrid is not None  # a version of the run is one
     assert version.hybrid is not None
     first, second = (load_predictions(f"{uri}/predictions/{role}.parquet") for role in hybrid.parts)
-    without: set[int] = set()
+    ambiguous: frozenset[int] = frozenset()
     if hybrid.routing.threshold is not None:
         limit = TOLERANCE[read_parts(version.hybrid)[0].dtype].row
-        without = set(np.flatnonzero(abs(first.calibrated - hybrid.routing.threshold) <= limit).tolist())
-    if second.model in ENDPOINT_KINDS:  # its answers to the same row differ
-        without |= set(np.flatnonzero(routed_to_second(hybrid.routing, first)).tolist())
+        ambiguous = _rows_of(abs(first.calibrated - hybrid.routing.threshold) <= limit)
+    to_second = routed_to_second(hybrid.routing, first)
+    answered: dict[PartName, frozenset[int]] = {"first": _rows_of(~to_second), "second": _rows_of(to_second)}
+    of_endpoint = {
+        name: answered[name]
+        for name, table in zip(PARTS, (first, second), strict=True)
+        if table.model in ENDPOINT_KINDS
+    }
     routed = apply_routing(hybrid.routing, first=ModelPredictions(first), second=ModelPredictions(second))
-    return routed.clean, frozenset(without)
+    return _Evaluated(routed.clean, ambiguous, of_endpoint)
 
 
-def _probe(rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersion) -> ParityProbe:
+def _rows_of(mask: NDArray[np.bool_]) -> frozenset[int]:
+    return frozenset(np.flatnonzero(mask).tolist())
+
+
+def _probe(
+    rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersion, endpoint_part: PartName | None = None
+) -> ParityProbe:
     body: dict[str, JsonValue] = {"model": version.version}
     confidence = None
     if rows.conversations is None:
@@ -317,64 +351,16 @@ def _probe(rows: Rows, evaluated: Predictions, row: int, *, version: ModelVersio
         column = version.hybrid.routing.column if version.hybrid else None
         if column is not None:
             body["attributes"] = {column: rows.groups[column][row]}
-        confidence = float(evaluated.calibrated[row])
+        confidence = float(evaluated.calibrated[row]) if endpoint_part is None else None
     else:
         body["messages"] = [{"role": role, "content": content} for role, content in rows.conversations[row]]
     logprobs = None
-    if evaluated.logprobs is not None and version.endpoint is None:
+    if evaluated.logprobs is not None and version.endpoint is None and endpoint_part is None:
         logprobs = evaluated.logprobs[row]
         body |= {"logprobs": True, "top_logprobs": 2}
-    return ParityProbe(rows.row_ids[row], rows.texts[row], body, evaluated.outputs[row], confidence, logprobs)
-
-
-def _send(url: str, body: Mapping[str, JsonValue]) -> ServedAnswer:
-    """Send one probe and return the answer; retry while the service is busy or a replica restarts."""
-    headers = {"x-request-id": f"parity-{uuid.uuid4().hex}"}  # lets readers of the request log exclude it
-    key = os.environ.get(KEY)
-    auth = bearer(key) if key else None
-    response: requests.Response | None = None
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE_S)
-        try:
-            response = requests.post(url, json=body, headers=headers, auth=auth, timeout=TIMEOUT_S)
-        except requests.RequestException as error:
-            if attempt + 1 == ATTEMPTS:
-                fault = type(error).__name__
-                raise DeployError(f"{url} does not answer ({fault}); check that this machine can reach Serve") from None
-            continue
-        is_loading = (
-            response.status_code == 404 and "model_not_found" in response.text
-        )  # a replica has not loaded it yet
-        if response.status_code not in BUSY and not is_loading:
-            break
-        if _ENDPOINT_FAULT in response.text:  # the service has sent the request several times already
-            raise DeployError(f"{url} does not answer test rows ({response.status_code}): {response.text[:300]}")
-    assert response is not None
-    if response.status_code in (401, 403, *BUSY):
-        unauthorized = response.status_code in (401, 403)
-        advice = f"set {KEY} to a valid API key" if unauthorized else "try again when the service is less busy"
-        raise DeployError(f"{url} does not answer test rows ({response.status_code}): {advice}")
-    if response.status_code != 200:
-        return ServedAnswer("", f"refused with {response.status_code}, {response.text[:200]}")
-    answer = response.json()
-    if "choices" in answer:
-        [choice] = answer["choices"]
-        content = str(choice["message"]["content"])
-        logprobs = choice.get("logprobs") or {"content": []}
-        tokens = tuple(map(_served, logprobs["content"]))
-        reported = choice.get("reported_model")
-        return ServedAnswer(words_sha256(content), repr(content), tokens=tokens, reported_model=reported)
-    result = answer["results"][0]
-    reported = result.get("reported_model")
-    return ServedAnswer(result["label"], result["label"], result.get("scores") or {}, reported_model=reported)
-
-
-def _served(token: JsonValue) -> ServedToken:
-    """Return an entry of OpenAI's `logprobs`, which has the two most likely tokens."""
-    entry = GeneratedTokenLogprob.model_validate(token)
-    others = sorted((other.logprob for other in entry.top_logprobs), reverse=True)[1:]
-    return ServedToken(entry.logprob, entry.logprob - max(others, default=-math.inf))
+    return ParityProbe(
+        rows.row_ids[row], rows.texts[row], body, evaluated.outputs[row], confidence, logprobs, endpoint_part
+    )
 
 
 def _shorten(text: str) -> str:

@@ -227,6 +227,31 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         [series("ray_tailorbird_endpoint_other_model_total", f'{A}, version="v"', "3x60")],
     ),
     (
+        "TailorbirdEndpointFailures",
+        [
+            series("ray_tailorbird_endpoint_requests_total", f'{A}, version="v", outcome="{outcome}"', f"0+{number}x60")
+            for outcome, number in (("ok", 80), ("endpoint_busy", 15), ("endpoint_timeout", 5))
+        ],
+        6,
+        LABELS_OF_A | {"version": "v"},
+        "20% of the requests of v (a) to its endpoint fail",
+        [
+            series("ray_tailorbird_endpoint_requests_total", f'{A}, version="v", outcome="{outcome}"', f"0+{number}x60")
+            for outcome, number in (("ok", 50), ("cancelled", 45), ("endpoint_busy", 5))
+        ],
+    ),
+    (
+        "TailorbirdFallbacks",
+        [
+            series("ray_tailorbird_hybrid_answers_total", f'{A}, version="v", fallback="{fallback}"', f"0+{number}x60")
+            for fallback, number in (("no", 98), ("yes", 2))
+        ],
+        6,
+        LABELS_OF_A | {"version": "v"},
+        "2% of the answers of v (a) are not of the part that should answer",
+        [series("ray_tailorbird_hybrid_answers_total", f'{A}, version="v", fallback="no"', "0+100x60")],
+    ),
+    (
         "TailorbirdApiKeys",
         [series("ray_tailorbird_api_key_errors", f'{A}, replica="{replica}"', f"{replica}x60") for replica in (0, 1)],
         5,

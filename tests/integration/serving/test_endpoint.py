@@ -20,7 +20,7 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry import versions as registry
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.release import parity
+from tailorbird.release import parity, probe_requests
 from tests.endpoint_server import (
     MODEL,
     Reply,
@@ -93,7 +93,7 @@ def test_a_version_of_an_endpoint_is_promoted_and_answers_with_our_keys_errors_a
 ) -> None:
     key, stored = new_key("app")
     (tmp_path / "keys").write_text(stored.to_line())
-    monkeypatch.setenv(parity.KEY, key)
+    monkeypatch.setenv(probe_requests.KEY, key)
     config = ServingConfig(api_keys=(tmp_path / "keys").as_uri(), request_log=f"{bucket}/log", max_new_tokens=8)
     with endpoint_server(answer) as server:
         first, second = (register(tmp_path / name, server.url, system=name) for name in ("brief", "kind"))

@@ -6,20 +6,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import requests
 from pydantic import JsonValue
 
 from serving.deploy.serve_client import DeployError
+from tailorbird.data.rows import Rows, rows_sha256
+from tailorbird.evaluation.prediction_store import save_predictions
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
-from tailorbird.release import parity
+from tailorbird.registry.routing import PartName, Routing
+from tailorbird.registry.versions import Hybrid, ModelVersion
+from tailorbird.release import parity, probe_requests
 from tailorbird.release.parity import (
     MAX_LISTED_CHARS,
     MAX_PROBES,
     ParityProbe,
     ParityRefused,
-    ServedAnswer,
     Tolerance,
     check_parity,
     compare_answers,
@@ -27,6 +32,7 @@ from tailorbird.release.parity import (
     refusal,
     select_rows,
 )
+from tailorbird.release.probe_requests import ServedAnswer
 from tailorbird.release.token_parity import ServedToken
 from tests.endpoint_server import MODEL
 from tests.unit.serving.endpoint.versions import endpoint_version
@@ -98,7 +104,10 @@ def test_large_differences_are_tolerated_in_few_rows_only() -> None:
 
 def endpoint_parity(answers: list[ServedAnswer], *, classes: tuple[str, ...] = ("eye", "bone")) -> ParityResult:
     version = endpoint_version("http://127.0.0.1:1/v1", classes=classes)
-    return compare_endpoint([probe(confidence=None)] * len(answers), answers, version=version)
+    assert version.endpoint is not None
+    return compare_endpoint(
+        [probe(confidence=None)] * len(answers), answers, endpoint=version.endpoint, version=version
+    )
 
 
 def by_endpoint(output: str, model: str = MODEL) -> ServedAnswer:
@@ -137,8 +146,127 @@ def test_a_failed_endpoint_is_reported_after_one_request(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(requests, "post", post)
     with pytest.raises(DeployError, match="did not answer in time"):
-        parity._send("http://127.0.0.1:1/v1/classify", BODY)
+        probe_requests.send_probe("http://127.0.0.1:1/v1/classify", BODY)
     assert len(posted) == 1
+
+
+@pytest.mark.parametrize(("is_paid", "num_posted"), [(True, 1), (False, probe_requests.ATTEMPTS)])
+def test_a_probe_that_an_endpoint_may_answer_is_not_sent_again_after_a_time_out(
+    monkeypatch: pytest.MonkeyPatch, is_paid: bool, num_posted: int
+) -> None:
+    posted: list[str] = []
+
+    def post(url: str, **_: Any) -> Any:
+        posted.append(url)
+        raise requests.ReadTimeout
+
+    monkeypatch.setattr(requests, "post", post)
+    monkeypatch.setattr(probe_requests, "PAUSE_S", 0)
+    with pytest.raises(DeployError, match="ReadTimeout"):
+        probe_requests.send_probe("http://127.0.0.1:1/v1/classify", BODY, is_paid=is_paid)
+    assert len(posted) == num_posted
+
+
+def hybrid_with_endpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, routing: Routing, endpoint: PartName, num_rows: int = 40
+) -> tuple[ModelVersion, tuple[ParityProbe, ...]]:
+    """Return a hybrid and its probes: confidences of the first part rise with the number of the row."""
+    outputs = tuple("eye" if row % 2 else "bone" for row in range(num_rows))
+    row_ids = tuple(map(str, range(num_rows)))
+    groups = {"ward": tuple("a" if row < num_rows // 2 else "b" for row in range(num_rows))}
+    rows = Rows(row_ids, row_ids, outputs, groups=groups)
+    of_endpoint = endpoint_version("http://127.0.0.1:1/v1", classes=("eye", "bone"))
+    other = of_endpoint.model_copy(update={"kind": "full", "endpoint": None, "prompting": None})
+    parts = {"first": other, "second": other} | {endpoint: of_endpoint}
+    for name, role in zip(parts, ("incumbent", "candidate"), strict=True):
+        named = ("", *outputs[1:]) if name == endpoint else outputs  # the endpoint names no class for row 0
+        confidences = np.linspace(0, 1, num_rows)
+        table = Predictions(
+            parts[name].kind, row_ids, outputs, named, np.ones(num_rows), confidences, confidences, groups
+        )
+        save_predictions(f"{tmp_path.as_uri()}/predictions/{role}.parquet", table)
+    pinned = of_endpoint.pinned
+    hybrid = other.model_copy(
+        update={"kind": "hybrid", "hybrid": Hybrid(routing=routing, first=pinned, second=pinned), "version": "hybrid-1"}
+    )
+    evidence = SimpleNamespace(
+        recipe=SimpleNamespace(data=None, task="classification"),
+        data=SimpleNamespace(sha256={"test": rows_sha256(rows)}),
+        versions={"hybrid": SimpleNamespace(uri=hybrid.uri)},
+        family=SimpleNamespace(hybrid=SimpleNamespace(routing=routing, parts=("incumbent", "candidate"))),
+    )
+    monkeypatch.setattr(parity, "read_test", lambda *_, **__: rows)
+    monkeypatch.setattr(parity, "read_parts", lambda _: tuple(parts.values()))
+    return hybrid, parity.sample_probes(cast(Any, evidence), uri=tmp_path.as_uri(), version=hybrid)
+
+
+BY_GROUP = Routing(by="group", column="ward", values=("b",))
+CASCADE = Routing(by="cascade", threshold=0.5)
+
+
+@pytest.mark.parametrize(("routing", "endpoint"), [(BY_GROUP, "first"), (BY_GROUP, "second"), (CASCADE, "second")])
+def test_few_rows_of_a_hybrid_go_to_its_endpoint_and_they_are_checked_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, routing: Routing, endpoint: PartName
+) -> None:
+    _, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=routing, endpoint=endpoint)
+    paid = {int(each.row_id) for each in probes if each.endpoint_part == endpoint}
+    exact = {int(each.row_id) for each in probes if each.endpoint_part is None}
+    low, high = set(range(20)), set(range(20, 40))
+    of_endpoint, of_other = (low, high) if endpoint == "first" or routing is CASCADE else (high, low)
+    assert len(paid) == parity.MAX_ENDPOINT_PROBES
+    assert paid <= of_endpoint - {0}  # the service refuses to answer row 0
+    assert exact == of_other
+    assert len(probes) == len(paid) + len(exact)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        (
+            {"answered_by": "first", "reported_model": None, "fallback": True},
+            "evaluated eye, served answered by the first part as a",
+        ),
+        ({"fallback": True}, "by the second part as a fallback"),
+        ({"answered_by": "first", "reported_model": None}, "answered by the first part by another route"),
+        ({"reported_model": "m-new"}, "endpoint of hybrid-1 now reports the model 'm-new'"),
+        ({"output": "", "text": "refused with 400"}, "refused with 400"),
+    ],
+)
+def test_the_endpoint_of_a_hybrid_must_answer_its_rows_with_the_evaluated_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, Any], message: str | None
+) -> None:
+    hybrid, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=CASCADE, endpoint="second")
+    by_text = {each.text: each for each in probes}
+
+    def send(_: str, body: Any, *, is_paid: bool) -> ServedAnswer:
+        assert is_paid
+        sent = by_text[body["input"]]
+        if sent.endpoint_part is None:
+            assert sent.confidence is not None
+            return ServedAnswer(sent.output, sent.output, {sent.output: sent.confidence}, answered_by="first")
+        answer = ServedAnswer(sent.output, sent.output, reported_model=MODEL, answered_by="second")
+        return answer._replace(**changes)
+
+    monkeypatch.setattr(parity, "send_probe", send)
+    if message is None:
+        result = check_parity(probes, url="http://127.0.0.1:1", version=hybrid)
+        assert (result.rows, result.matching, result.endpoint_rows) == (20, 20, 8)
+        assert result.sentence().endswith("and the endpoint answered 8 others with the evaluated model")
+        return
+    with pytest.raises(ParityRefused, match=message):
+        check_parity(probes, url="http://127.0.0.1:1", version=hybrid)
+
+
+def test_a_hybrid_whose_rows_all_go_to_the_endpoint_can_be_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    routing = Routing(by="group", column="ward", values=("a", "b"))
+    hybrid, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=routing, endpoint="second")
+    answer = ServedAnswer("eye", "eye", reported_model=MODEL, answered_by="second")
+    monkeypatch.setattr(parity, "send_probe", lambda *_, **__: answer)
+    result = check_parity(probes, url="http://127.0.0.1:1", version=hybrid)
+    assert (result.rows, result.requires_equality) == (8, False)
 
 
 def test_a_version_without_probes_is_refused() -> None:
@@ -179,7 +307,7 @@ def test_rows_are_selected_from_each_class_in_turn_and_depend_only_on_the_digest
 def test_the_api_key_takes_precedence_over_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "netrc").write_text("default login somebody password else\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv(parity.KEY, "ours")
+    monkeypatch.setenv(probe_requests.KEY, "ours")
     headers = []
 
     def send(_: object, request: requests.PreparedRequest, **__: object) -> requests.Response:
@@ -187,14 +315,14 @@ def test_the_api_key_takes_precedence_over_netrc(tmp_path: Path, monkeypatch: py
         raise requests.ConnectionError
 
     monkeypatch.setattr(requests.Session, "send", send)
-    monkeypatch.setattr(parity, "PAUSE_S", 0)
+    monkeypatch.setattr(probe_requests, "PAUSE_S", 0)
     with pytest.raises(DeployError):
-        parity._send("http://127.0.0.1:1/v1/classify", BODY)
+        probe_requests.send_probe("http://127.0.0.1:1/v1/classify", BODY)
     assert set(headers) == {"Bearer ours"}
 
 
 def test_a_refused_chat_answer_is_listed_with_the_token_that_differs_most() -> None:
-    other = probe("hash" * 4, None)._replace(logprobs=(-0.1, -0.2, -0.3))
+    other = probe("hash" * 4, None)._replace(body={"messages": []}, logprobs=(-0.1, -0.2, -0.3))
     tokens = tuple(ServedToken(logprob, 1.0) for logprob in (-0.1, -1.25))
     message = refusal([(other, ServedAnswer("o", "'no'", tokens=tokens))], version="full-1", num_probes=64)
     words = "evaluated words with sha256 hashhashhash with log-probability -0.200 of token 1"
@@ -211,6 +339,6 @@ def test_the_lead_of_a_served_token_is_over_the_second_most_likely(monkeypatch: 
     response = requests.Response()
     response.status_code, response._content = 200, json.dumps({"choices": [choice]}).encode()
     monkeypatch.setattr(requests, "post", lambda *_, **__: response)
-    answer = parity._send("http://127.0.0.1:1/v1/chat/completions", {})
+    answer = probe_requests.send_probe("http://127.0.0.1:1/v1/chat/completions", {})
     assert (answer.output, answer.text) == (words_sha256("yes"), "'yes'")
     assert answer.tokens == (ServedToken(-0.5, 1.5), ServedToken(-0.1, math.inf))
