@@ -64,19 +64,22 @@ class EndpointChatEngine(ChatEngine):
         raise RequestError(400, "invalid_request", message)
 
     async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
-        decoded, num_pieces, last = "", 0, Piece()
+        decoded, num_pieces, last, stops = "", 0, Piece(), request.stops
         async with aclosing(self._upstream.pieces(self._body(request), streaming=streaming)) as pieces:
             async for piece in pieces:
                 last = _merged(last, piece)
                 if not piece.text:
                     continue
+                num_searched = len(decoded)
                 decoded += piece.text
                 num_pieces += 1
                 if streaming:
-                    text, _ = visible_text(decoded, stops=request.stops, ended=False)
+                    text, stopped = visible_text(decoded, stops=stops, ended=False, num_searched=num_searched)
+                    if stopped:  # the endpoint has ignored `stop`
+                        break
                     yield PartialAnswer(text, num_pieces, None)
         self._upstream.check_model(last.model)
-        text, stopped = visible_text(decoded, stops=request.stops, ended=True)
+        text, stopped = visible_text(decoded, stops=stops, ended=True)
         num_tokens = max(num_pieces, _estimated_tokens(text)) if last.output_tokens is None else last.output_tokens
         reason = "stop" if stopped or last.finish_reason not in FINISH_REASONS else last.finish_reason
         yield PartialAnswer(text, num_tokens, reason, num_prompt_tokens=last.input_tokens, reported_model=last.model)

@@ -2,19 +2,19 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from serving.endpoint.events import Piece
 from serving.endpoint.upstream import Upstream
 from serving.engines.classify import Prediction
-from serving.engines.fair_slots import FairSlots
+from serving.engines.fair_slots import FairSlots, max_held_alone
 from serving.engines.text_rows import num_bytes
-from serving.http.schemas import RequestError
+from serving.http.schemas import RequestError, error_of_text, is_client_error
 from tailorbird.models.endpoint.prompts import label_of, request_body
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ class EndpointVersion:
         return self.version.classes
 
 
+class _NoClass(RequestError):
+    """An answer that names none of the classes."""
+
+    def __init__(self) -> None:
+        message = "the endpoint's answer to a text names none of the classes; omit the text, or use another version"
+        super().__init__(502, "endpoint_failed", message)
+
+
 class EndpointClassifier:
     """A classifier that sends texts to the version's endpoint, with the prompt of the evaluation.
 
@@ -46,41 +54,86 @@ class EndpointClassifier:
         self._loaded = loaded
         self._upstream = upstream
         self._slots = FairSlots(concurrency)
+        self._num_at_once = max_held_alone(concurrency)
         self._num_active = 0
         self._unloaded = False
 
     async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
         """Return the predictions of texts, in order. If one of them fails, the requests of the others are cancelled.
 
-        Raises the errors of `Upstream.pieces`, and RequestError 502 for an answer that names no class.
+        Raises the errors of `Upstream.pieces`, and RequestError 502 for an answer that names no class. An error of one
+        of several texts has its index.
         """
-        self._num_active += 1
-        tasks = [asyncio.create_task(self._predict(text, client=client)) for text in rows]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._num_active -= 1
-            self._close_if_unused()
 
-    async def _predict(self, text: str, *, client: str) -> Prediction:
+        async def predict(index: int) -> Prediction:
+            try:
+                async with self._slots.held(client, cost=max(1, num_bytes(rows[index]))):
+                    return await self._predict(rows[index])
+            except RequestError as error:
+                raise error_of_text(error, index=index) if len(rows) > 1 and _is_of_text(error) else error from None
+
+        with self._in_use():
+            tasks = [asyncio.create_task(predict(index)) for index in range(len(rows))]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                await _cancelled(tasks)
+
+    async def submit_each(
+        self, rows: Sequence[str], *, client: str, timeout_s: float
+    ) -> list[Prediction | RequestError]:
+        """Return the prediction of each text or its error, in order; see `SubmitEach`.
+
+        If a request fails for a reason other than its text, the texts that are not sent yet have this error.
+        """
+        failures: list[RequestError] = []
+
+        async def result(text: str) -> Prediction | RequestError:
+            async with self._slots.held(client, cost=max(1, num_bytes(text))):
+                if failures:
+                    return failures[0]
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        return await self._predict(text)
+                except TimeoutError:
+                    error = _timed_out(timeout_s)
+                except RequestError as failed:
+                    error = failed
+                if not _is_of_text(error):
+                    failures.append(error)
+                return error
+
+        with self._in_use():
+            tasks = [asyncio.create_task(result(text)) for text in rows]
+            try:
+                await asyncio.wait(tasks, timeout=timeout_s * math.ceil(len(rows) / self._num_at_once))
+            finally:
+                await _cancelled(tasks)
+        return [_timed_out(timeout_s) if task.cancelled() else task.result() for task in tasks]
+
+    async def _predict(self, text: str) -> Prediction:
         version, index = self._loaded.version, self._loaded.index
-        async with self._slots.held(client, cost=max(1, num_bytes(text))):
-            conversation = (("user", text),)
-            body = await asyncio.to_thread(request_body, conversation, version=version, index=index)
-            answer = Piece()
-            async with aclosing(self._upstream.pieces(body, streaming=False)) as pieces:
-                async for piece in pieces:
-                    answer = piece
+        conversation = (("user", text),)
+        body = await asyncio.to_thread(request_body, conversation, version=version, index=index)
+        answer = Piece()
+        async with aclosing(self._upstream.pieces(body, streaming=False)) as pieces:
+            async for piece in pieces:
+                answer = piece
         self._upstream.check_model(answer.model)
         label = label_of(answer.text, classes=version.classes)
         if label is None:
-            message = "the endpoint's answer to a text names none of the classes; omit the text, or use another version"
-            raise RequestError(502, "endpoint_failed", message)
+            raise _NoClass
         score = math.nan if answer.probability is None else answer.probability
         return Prediction(label, score, UNKNOWN_SCORES, reported_model=answer.model)
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        self._num_active += 1
+        try:
+            yield
+        finally:
+            self._num_active -= 1
+            self._close_if_unused()
 
     def unload(self) -> None:
         """Close the connections after the last request."""
@@ -89,4 +142,20 @@ class EndpointClassifier:
 
     def _close_if_unused(self) -> None:
         if self._unloaded and not self._num_active:
-            asyncio.get_running_loop().run_in_executor(None, self._upstream.close)
+            self._upstream.start_close()
+
+
+def _is_of_text(error: RequestError) -> bool:
+    """Return True for an error of one text, after which the endpoint may answer others."""
+    return is_client_error(error) or isinstance(error, _NoClass)
+
+
+def _timed_out(timeout_s: float) -> RequestError:
+    return RequestError(504, "endpoint_timeout", f"the endpoint did not answer within {timeout_s:g} s; retry later")
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks that still run, and wait for their end."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import httpx2
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from tailorbird.models.endpoint.client import MAX_ANSWER_BYTES
 from tailorbird.models.endpoint.completion import NumTokens
 from tailorbird.models.endpoint.errors import EndpointAnswerInvalid, EndpointUnreachable
 
@@ -56,12 +57,15 @@ class _Event(_Part):
 async def streamed_pieces(response: httpx2.Response, *, url: str) -> AsyncGenerator[Piece, None]:
     """Yield the parts of a streamed answer.
 
-    Raises EndpointAnswerInvalid for an event that is not in OpenAI's format, and EndpointUnreachable for an error
-    within the stream or a stream without an end.
+    Raises EndpointAnswerInvalid for an event that is not in OpenAI's format, or if there are more than
+    `MAX_ANSWER_BYTES`, and EndpointUnreachable for an error within the stream or a stream without an end.
     """
-    finished = False
+    finished, size = False, 0
     try:
         async for event in httpx2.EventSource(response):
+            size += len(event.data)
+            if max(size, response.num_bytes_downloaded) > MAX_ANSWER_BYTES:  # the events can be compressed
+                raise EndpointAnswerInvalid(f"a stream of {url} has more than {MAX_ANSWER_BYTES:,} bytes")
             if event.data == LAST_EVENT:
                 break
             piece = _piece(event.data, url=url)

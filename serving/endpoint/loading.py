@@ -39,6 +39,7 @@ def load_classifier(version: "ModelVersion", *, limits: Limits, meter: Meter) ->
         idle_s=lambda: math.inf,  # it does not use the cores that shadow passes wait for
         max_length=sys.maxsize,  # texts are not truncated
         unload=classifier.unload,
+        submit_each=classifier.submit_each,
     )
 
 

@@ -5,7 +5,8 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, aclosing
 from typing import NamedTuple
 
 import httpx2
@@ -25,27 +26,34 @@ from tailorbird.models.endpoint.client import (
 )
 from tailorbird.models.endpoint.completion import parse_completion
 from tailorbird.models.endpoint.errors import (
+    EndpointAnswerInvalid,
     EndpointError,
     EndpointRefused,
     EndpointRetryable,
     EndpointTimeout,
     EndpointUnreachable,
 )
+from tailorbird.models.endpoint.prompts import BYTES_PER_TOKEN
 from tailorbird.registry.versions import ModelVersion
 
 RETRY = RetryPolicy(max_attempts=3, first_delay_s=0.5, max_delay_s=5.0)
 """A client waits for the answer, so there are fewer attempts than in an evaluation."""
 CONNECT_S = 10.0  # timeout of a connection
+MAX_STREAM_TIMEOUTS = 10  # maximum time of a stream, in multiples of the timeout
 WARN_S = 60.0  # minimum time between two warnings about the same problem
 
 _log = logging.getLogger("ray.serve")
+
+
+class _ConnectTimeout(EndpointTimeout):
+    """The endpoint did not accept a connection in time, so it has not received the request."""
 
 
 class Limits(NamedTuple):
     """Limits of a replica's requests to an endpoint."""
 
     concurrency: int  # requests at the same time
-    timeout_s: float  # of a complete answer or, in a stream, between two events
+    timeout_s: float  # of a complete answer or, in a stream, between two parts of the answer
 
 
 class Upstream:
@@ -115,37 +123,54 @@ class Upstream:
         return retry.delay_s(attempt, retry_after_s=error.retry_after_s)
 
     async def _attempt(self, body: Body, *, streaming: bool) -> AsyncGenerator[Piece, None]:
-        """Send the request once, and count its outcome. Raises EndpointError."""
-        outcome, counted = "cancelled", Piece()
+        """Send the request once, and count its outcome and tokens. Raises EndpointError.
+
+        If the endpoint has not counted the tokens of a request that it can charge for, they are estimated.
+        """
+        content = json.dumps({**body, **(STREAMED if streaming else {})}).encode()  # ASCII, also for lone surrogates
+        outcome, counted, is_charged, num_texts, num_bytes = "cancelled", Piece(), True, 0, 0
         try:
-            async with aclosing(self._response(body, streaming=streaming)) as pieces:
+            async with aclosing(self._response(content, streaming=streaming)) as pieces:
                 async for piece in pieces:
+                    num_texts += bool(piece.text)
+                    num_bytes += len(piece.text.encode(errors="replace"))
                     if piece.input_tokens is not None:  # some endpoints repeat the tokens up to here in each event
                         counted = piece
                     yield piece
             outcome = "ok"
         except EndpointError as error:
             outcome = request_error(error, body=body).type
+            is_charged = num_texts > 0 or isinstance(error, EndpointTimeout | EndpointAnswerInvalid)
+            is_charged = is_charged and not isinstance(error, _ConnectTimeout)
             self._warn(outcome, str(error))
             raise
         finally:
-            self._count(counted)
+            is_estimated = counted.input_tokens is None and is_charged
+            if is_estimated:
+                num_output = max(num_texts, -(-num_bytes // BYTES_PER_TOKEN))
+                counted = Piece(input_tokens=-(-len(content) // BYTES_PER_TOKEN), output_tokens=num_output)
+            self._count(counted, is_estimated=is_estimated)
             self._meter.count(ENDPOINT_REQUESTS, self._version.name, self._version.version, outcome)
 
-    async def _response(self, body: Body, *, streaming: bool) -> AsyncGenerator[Piece, None]:
+    async def _response(self, content: bytes, *, streaming: bool) -> AsyncGenerator[Piece, None]:
         connection, url = self._connection, self._connection.url
-        content = json.dumps({**body, **(STREAMED if streaming else {})}).encode()  # ASCII, also for lone surrogates
         try:
-            async with connection.client.stream("POST", url, content=content) as response:
-                if streaming and response.status_code == 200:
-                    async with aclosing(streamed_pieces(response, url=url)) as pieces:
-                        async for piece in pieces:
-                            yield piece
-                    return
+            async with AsyncExitStack() as stack:
                 async with asyncio.timeout(connection.timeout_s):
-                    received = await read_limited(response, url=url)
+                    request = connection.client.stream("POST", url, content=content)
+                    response = await stack.enter_async_context(request)
+                    is_stream = streaming and response.status_code == 200
+                    received = b"" if is_stream else await read_limited(response, url=url)
+                if is_stream:
+                    pieces = await stack.enter_async_context(aclosing(streamed_pieces(response, url=url)))
+                    timely = await stack.enter_async_context(aclosing(_in_time(pieces, timeout_s=connection.timeout_s)))
+                    async for piece in timely:
+                        yield piece
+                    return
+        except (httpx2.ConnectTimeout, httpx2.PoolTimeout):
+            raise _ConnectTimeout(f"{url} did not accept a connection in time") from None
         except (TimeoutError, httpx2.TimeoutException):
-            raise EndpointTimeout(f"{url} did not answer within {connection.timeout_s:g} s") from None
+            raise EndpointTimeout(f"{url} did not answer or continue within {connection.timeout_s:g} s") from None
         except httpx2.HTTPError as error:
             raise EndpointUnreachable(f"{url} cannot be reached: {error or type(error).__name__}") from None
         raise_for_status(response, received, url=url)
@@ -159,12 +184,12 @@ class Upstream:
             answer.probability,
         )
 
-    def _count(self, piece: Piece) -> None:
-        labels = (self._version.name, self._version.version)
-        self._meter.count(ENDPOINT_TOKENS, *labels, "prompt", by=piece.input_tokens or 0)
-        self._meter.count(ENDPOINT_TOKENS, *labels, "completion", by=piece.output_tokens or 0)
+    def _count(self, piece: Piece, *, is_estimated: bool) -> None:
+        labels, estimated = (self._version.name, self._version.version), "yes" if is_estimated else "no"
+        self._meter.count(ENDPOINT_TOKENS, *labels, "prompt", estimated, by=piece.input_tokens or 0)
+        self._meter.count(ENDPOINT_TOKENS, *labels, "completion", estimated, by=piece.output_tokens or 0)
         spend = self._endpoint.price(input_tokens=piece.input_tokens, output_tokens=piece.output_tokens)
-        self._meter.count(ENDPOINT_SPEND, *labels, by=spend or 0)
+        self._meter.count(ENDPOINT_SPEND, *labels, estimated, by=spend or 0)
 
     def check_model(self, reported: str | None) -> None:
         """Count an answer of another model than the evaluated one, and write a warning to the replica's log.
@@ -185,5 +210,28 @@ class Upstream:
 
     def close(self) -> None:
         """Close the connections. This call blocks; do not call it from the event loop."""
-        if self._loop is not None:
-            asyncio.run_coroutine_threadsafe(self._connection.client.aclose(), self._loop).result()
+        if closing := self.start_close():
+            closing.result()
+
+    def start_close(self) -> Future[None] | None:
+        """Start to close the connections, from any thread. Return None if no request was sent."""
+        if self._loop is None:
+            return None
+        return asyncio.run_coroutine_threadsafe(self._connection.client.aclose(), self._loop)
+
+
+async def _in_time(pieces: AsyncGenerator[Piece, None], *, timeout_s: float) -> AsyncGenerator[Piece, None]:
+    """Yield the parts of a stream. Raise TimeoutError if it does not continue, or takes too long in total.
+
+    Comments and events without text, finish reason and number of tokens do not extend the time.
+    """
+    loop = asyncio.get_running_loop()
+    due_at, ends_at = loop.time() + timeout_s, loop.time() + MAX_STREAM_TIMEOUTS * timeout_s
+    while True:
+        async with asyncio.timeout_at(min(due_at, ends_at)):  # not during `yield`, which waits for the client
+            piece = await anext(pieces, None)
+        if piece is None:
+            return
+        yield piece
+        if piece.text or piece.finish_reason is not None or piece.input_tokens is not None:
+            due_at = loop.time() + timeout_s

@@ -23,6 +23,14 @@ def may_start(*, held: int, total: int, num_slots: int) -> bool:
     return held == 0 or held + 1 <= LEFT_SHARE * (num_slots - total - 1)
 
 
+def max_held_alone(num_slots: int) -> int:
+    """Return the number of slots that a client can occupy if no other client occupies one."""
+    held = 0
+    while may_start(held=held, total=held, num_slots=num_slots):
+        held += 1
+    return held
+
+
 class FairSlots:
     """A fixed number of slots, for which clients wait in a `FairQueue`. Use it in one event loop."""
 

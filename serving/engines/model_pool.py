@@ -12,7 +12,7 @@ from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
 from serving.engines.passes import pass_costs
 from serving.engines.text_rows import PASSES, TextRow, cost_of_row, run_pass
 from serving.http.metrics import BATCH_TEXTS, Meter
-from serving.hybrid.classifier_queue import HybridQueue, Submit
+from serving.hybrid.classifier_queue import HybridQueue, Submit, SubmitEach, failing_together
 from serving.version_checks import require_digest
 from tailorbird.config.serving import FALLBACK_TIMEOUT_S
 
@@ -43,6 +43,9 @@ class ClassifierEngine:
     max_length: int  # maximum number of tokens of a text
     routing: "Routing | None" = None  # routing of a hybrid; None for other versions
     unload: Callable[[], None] = lambda: None
+    submit_each: SubmitEach | None = None
+    """Takes texts, and returns the errors of single texts; None if the texts of a request are answered or fail
+    together."""
 
     @property
     def version(self) -> "ModelVersion":
@@ -170,18 +173,25 @@ class ModelPool:
             first.unload()
             raise
 
-        def unload() -> None:
+        def unload_parts() -> None:
             first.unload()
             second.unload()
 
-        parts = (first.loaded, second.loaded)
+        parts = (first, second)
+        queue = HybridQueue(
+            *(part.submit_each or failing_together(part.submit) for part in parts),
+            version=version.version,
+            routing=hybrid.routing,
+            timeout_s=self._fallback_timeout_s,
+            unload_parts=unload_parts,
+        )
         return ClassifierEngine(
-            HybridParts(*parts, version.classes, version),
-            HybridQueue(first.submit, second.submit, routing=hybrid.routing, timeout_s=self._fallback_timeout_s).submit,
-            lambda: min(first.idle_s(), second.idle_s()),
-            max(first.max_length, second.max_length),
+            HybridParts(first.loaded, second.loaded, version.classes, version),
+            queue.submit,
+            lambda: min(part.idle_s() for part in parts),
+            max(part.max_length for part in parts),
             hybrid.routing,
-            unload,
+            queue.unload,
         )
 
     def _load_shared(self, version: "ModelVersion", *, folder: Path, bag: "BagOfWords | None") -> ClassifierEngine:

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 REPLACEMENT_CHARACTER = "\ufffd"  # output of a decoder for a character with incomplete bytes
 
 
-def visible_text(decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = True) -> tuple[str, bool]:
+def visible_text(
+    decoded: str, *, stops: Sequence[str], ended: bool, stripped: bool = True, num_searched: int = 0
+) -> tuple[str, bool]:
     """Return the part of an answer that no later token changes, and True if a stop text ended it.
 
     The part has complete characters and ends before the first stop text. If `stripped`, it has no outer white space.
     For a growing answer, each result starts with the previous result, and the last result equals that of the whole
     text. Therefore, the first stop text is the one that is complete first, and a possible start of a stop text is held
-    back.
+    back. The first `num_searched` characters are known to contain no complete stop text.
     """
-    matches = [(decoded.find(stop) + len(stop), -len(stop)) for stop in stops if stop in decoded]
+    starts = [(decoded.find(stop, max(0, num_searched - len(stop) + 1)), len(stop)) for stop in stops]
+    matches = [(start + length, -length) for start, length in starts if start >= 0]
     if matches:
         end, length = min(matches)
         decoded = decoded[: end + length]

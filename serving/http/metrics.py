@@ -74,13 +74,13 @@ ENDPOINT_REQUESTS = Metric(
 )
 ENDPOINT_TOKENS = Metric(
     "tailorbird_endpoint_tokens_total",
-    "Tokens of prompts and of completions that the endpoint of a version has counted.",
-    ("model", "version", "kind"),
+    "Tokens of prompts and of completions of an endpoint; `estimated` is `no` if the endpoint has counted them.",
+    ("model", "version", "kind", "estimated"),
 )
 ENDPOINT_SPEND = Metric(
     "tailorbird_endpoint_spend_total",
     "Price of these tokens, in the currency of the recipe's prices; only for versions with prices.",
-    ("model", "version"),
+    ("model", "version", "estimated"),
 )
 OTHER_MODEL = Metric(
     "tailorbird_endpoint_other_model_total",

@@ -233,6 +233,17 @@ def is_client_error(error: Exception) -> bool:
     return isinstance(error, RequestError) and error.status < 500
 
 
+def is_too_long(error: Exception) -> bool:
+    """Return True if a request exceeds the length of a chat model; another model may accept it."""
+    return isinstance(error, RequestError) and error.type == "too_long"
+
+
+def error_of_text(error: RequestError, *, index: int) -> RequestError:
+    """Return an error with the index of the text at fault, from 0, in the request's `input`."""
+    message, param = f"input[{index}]: {error.message}", error.param or "input"
+    return RequestError(error.status, error.type, message, param=param, code=error.code, headers=error.headers)
+
+
 def no_part_answers() -> RequestError:
     """Return the error for a request that no part of a hybrid can answer."""
     return RequestError(503, "unavailable", "no part of the hybrid answers; retry later")

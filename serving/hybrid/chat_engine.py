@@ -1,10 +1,9 @@
 """Chat engine of a cascade: the first part answers where it is confident, and the second part otherwise."""
 
 import asyncio
-import logging
 import math
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -17,22 +16,23 @@ from serving.engines.base_chat import (
     StoredAnswer,
 )
 from serving.http.admission import client_name
-from serving.http.schemas import is_client_error, no_part_answers
+from serving.http.schemas import RequestError, is_client_error, is_too_long, no_part_answers
+from serving.hybrid.part_state import PartState
 from tailorbird.data.rows import Conversation, DataError
-from tailorbird.registry.routing import PartName, Routing, routes_to_second
+from tailorbird.registry.routing import PARTS, PartName, Routing, routes_to_second
 
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
-
-_log = logging.getLogger("ray.serve")
 
 
 class HybridChatEngine(ChatEngine):
     """An engine that composes the engines of a hybrid's parts.
 
     If the first part is of the kind `nearest`, the part that answers is known before the first token. A first part with
-    a language model answers completely before the decision. If a part fails, or its first output takes longer than
-    `timeout_s`, the other part answers. After the first output of the second part, its errors are raised.
+    a language model answers completely before the decision. If a part fails, or the wait for its turn and its first
+    output takes longer than `timeout_s`, the other part answers. After several time-outs in a row, a part is skipped
+    for some time while the other part can answer. A part whose length the request exceeds does not answer. After the
+    first output of the second part, its errors are raised.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class HybridChatEngine(ChatEngine):
         self._routing: Routing = version.hybrid.routing
         self._max_new_tokens = max_new_tokens
         self._timeout_s = timeout_s
+        self._states = {name: PartState(name, version=version.version) for name in PARTS}
 
     @property
     def running(self) -> bool:
@@ -94,7 +95,7 @@ class HybridChatEngine(ChatEngine):
         except Exception as error:
             if is_client_error(error):
                 raise
-            _log.exception("the %s part of %s cannot prepare a prompt", name, self.version.version)
+            self._states[name].failed(error)
             return None
 
     def _part(self, name: PartName) -> ChatEngine:
@@ -116,8 +117,32 @@ class HybridChatEngine(ChatEngine):
         )
 
     def require_room(self, prompt: EngineInput, *, max_new_tokens: int | None, param: str) -> None:
-        for part, of_part in self._inputs(prompt):
-            part.require_room(of_part, max_new_tokens=self._limit(part, max_new_tokens), param=param)
+        """Raise RequestError 400 if a prompt and its answer exceed the length of each part that may answer."""
+        errors = [
+            self._room_error(part, of_part, max_new_tokens=max_new_tokens, param=param)
+            for part, of_part in self._inputs(prompt)
+        ]
+        refusals = [error for error in errors if error is not None]
+        if len(refusals) == len(errors):
+            raise refusals[-1]
+
+    def _room_error(
+        self, part: ChatEngine, prompt: EngineInput, *, max_new_tokens: int | None, param: str
+    ) -> RequestError | None:
+        try:
+            part.require_room(prompt, max_new_tokens=self._limit(part, max_new_tokens), param=param)
+        except RequestError as error:
+            return error
+        return None
+
+    def _fitting(self, request: GenerationRequest, name: PartName) -> EngineInput | None:
+        """Return the input of a part, or None if the part has none or if the input exceeds its length."""
+        assert isinstance(request.prompt, HybridInput)
+        prompt: EngineInput | None = getattr(request.prompt, name)
+        if prompt is None:
+            return None
+        error = self._room_error(self._part(name), prompt, max_new_tokens=request.max_new_tokens, param="messages")
+        return prompt if error is None else None
 
     def _inputs(self, prompt: EngineInput) -> list[tuple[ChatEngine, EngineInput]]:
         assert isinstance(prompt, HybridInput)
@@ -125,25 +150,29 @@ class HybridChatEngine(ChatEngine):
         return [(part, of_part) for part, of_part in pairs if of_part is not None]
 
     async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
-        prompt = request.prompt
-        assert isinstance(prompt, HybridInput)
-        kept = None if prompt.first is None else await self._first_answer(request, prompt.first)
+        of_first, of_second = self._fitting(request, "first"), self._fitting(request, "second")
+        second_is_away = of_second is None or self._states["second"].is_away
+        kept = None
+        if of_first is not None and (second_is_away or not self._states["first"].is_away):
+            kept = await self._first_answer(request, of_first)
         if kept is not None and not self._is_routed(_confidence(kept)):
             yield _shown(kept, request)
             return
-        if prompt.second is not None:
+        if of_second is not None and (kept is None or not self._states["second"].is_away):
             started = False
             try:
-                of_second = self._part_answers("second", request, prompt.second, streaming=streaming)
-                async with aclosing(of_second) as answers:
+                answers = self._part_answers("second", request, of_second, streaming=streaming)
+                async with aclosing(answers):
                     async for answer in answers:
+                        if not started:
+                            self._states["second"].answered()
                         started = True
                         yield answer._replace(is_fallback=kept is None)
                 return
             except Exception as error:
-                if started or is_client_error(error):
+                if started or (is_client_error(error) and (kept is None or not is_too_long(error))):
                     raise
-                _log.exception("the second part of %s did not answer", self.version.version)
+                self._states["second"].failed(error)
         if kept is None:
             raise no_part_answers()
         yield _shown(kept, request)._replace(is_fallback=True)
@@ -158,24 +187,27 @@ class HybridChatEngine(ChatEngine):
                 async for answer in answers:
                     last = answer
         except Exception as error:
-            if is_client_error(error):
+            if is_client_error(error) and not is_too_long(error):
                 raise
-            _log.exception("the first part of %s did not answer", self.version.version)
+            self._states["first"].failed(error)
             return None
+        self._states["first"].answered()
         return last
 
     async def _part_answers(
         self, name: PartName, request: GenerationRequest, prompt: EngineInput, *, streaming: bool
     ) -> AsyncGenerator[PartialAnswer, None]:
-        """Yield a part's answer as it grows. Raises TimeoutError if its first output takes too long."""
+        """Yield a part's answer as it grows.
+
+        Raises TimeoutError if the wait for a slot and for the first output takes too long.
+        """
         part = self._part(name)
         limit = self._limit(part, request.max_new_tokens)
         of_part = request._replace(engine=part, prompt=prompt, max_new_tokens=limit)
-        async with (
-            part.slot(of_part, client=client_name()),
-            aclosing(part.answers(of_part, streaming=streaming)) as answers,
-        ):
+        async with AsyncExitStack() as stack:
             async with asyncio.timeout(self._timeout_s):
+                await stack.enter_async_context(part.slot(of_part, client=client_name()))
+                answers = await stack.enter_async_context(aclosing(part.answers(of_part, streaming=streaming)))
                 answer = await anext(answers)
             yield _of_part(answer, name=name, prompt=prompt)
             async for answer in answers:

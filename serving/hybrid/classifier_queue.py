@@ -1,18 +1,16 @@
 """The queue of a hybrid classifier: each text goes to the part that answers it or, on failure, to the other part."""
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.engines.classify import Prediction
-from serving.http.schemas import is_client_error, no_part_answers
-from tailorbird.registry.routing import PartName, Routing, routes_to_second
-
-_log = logging.getLogger("ray.serve")
+from serving.http.schemas import RequestError, error_of_text, is_client_error, no_part_answers
+from serving.hybrid.part_state import PartState
+from tailorbird.registry.routing import PARTS, PartName, Routing, routes_to_second
 
 
 class Submit(Protocol):
@@ -21,79 +19,165 @@ class Submit(Protocol):
     def __call__(self, rows: Sequence[Any], *, client: str) -> Awaitable[list[Prediction]]: ...
 
 
+class SubmitEach(Protocol):
+    """A queue whose texts can fail one by one. Returns the prediction or the error of each text, in order.
+
+    `timeout_s` is the time for the texts that the part answers at the same time. Raises an error of all texts.
+    """
+
+    def __call__(
+        self, rows: Sequence[str], *, client: str, timeout_s: float
+    ) -> Awaitable[Sequence[Prediction | RequestError]]: ...
+
+
+def failing_together(submit: Submit) -> SubmitEach:
+    """Return a queue whose texts are answered or fail together. It raises TimeoutError after `timeout_s`."""
+
+    async def submit_each(rows: Sequence[str], *, client: str, timeout_s: float) -> list[Prediction]:
+        async with asyncio.timeout(timeout_s):
+            return await submit(rows, client=client)
+
+    return submit_each
+
+
 class HybridQueue:
     """The queues of a hybrid's parts.
 
-    If a part fails, or does not answer within `timeout_s`, the other part answers. If both fail, RequestError 503 is
-    raised. An error of the request itself (status 4xx) is raised unchanged.
+    If a part fails, or does not answer within `timeout_s`, the other part answers. If only some texts fail, the other
+    part answers these. After several time-outs in a row, a part is skipped for some time while the other one answers.
+    If both parts fail, an error of a text itself or RequestError 503 is raised. An error of the whole request (status
+    4xx) is raised unchanged.
     """
 
-    def __init__(self, first: Submit, second: Submit, *, routing: Routing, timeout_s: float) -> None:
-        self._queues: dict[PartName, Submit] = {"first": first, "second": second}
+    def __init__(
+        self,
+        first: SubmitEach,
+        second: SubmitEach,
+        *,
+        version: str,
+        routing: Routing,
+        timeout_s: float,
+        unload_parts: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._queues: dict[PartName, SubmitEach] = {"first": first, "second": second}
+        self._states = {name: PartState(name, version=version) for name in PARTS}
         self._routing = routing
         self._timeout_s = timeout_s
+        self._unload_parts = unload_parts
+        self._num_active = 0
+        self._unloaded = False
+
+    def unload(self) -> None:
+        """Unload the parts after the last request."""
+        self._unloaded = True
+        self._unload_if_unused()
+
+    def _unload_if_unused(self) -> None:
+        if self._unloaded and self._num_active == 0:
+            self._unload_parts()
 
     async def submit(self, rows: Sequence[tuple[str, str | None]], *, client: str) -> list[Prediction]:
         """Return the predictions of the rows of `classify.hybrid_rows`, in order."""
-        answers = _Answers([text for text, _ in rows], client, [None] * len(rows))
-        if self._routing.by == "group":
-            routed = routes_to_second(self._routing, groups=[value for _, value in rows])
-            await asyncio.gather(self._answer("first", answers, ~routed), self._answer("second", answers, routed))
-            missing = answers.missing
-            await self._answer("second", answers, missing & ~routed, is_fallback=True)
-            await self._answer("first", answers, missing & routed, is_fallback=True)
-        elif await self._answer("first", answers, answers.missing):
-            routed = routes_to_second(self._routing, confidences=[answer.score for answer in answers.complete()])
-            if not await self._answer("second", answers, routed):
-                answers.mark_fallback(routed)
-        else:
-            await self._answer("second", answers, answers.missing, is_fallback=True)
+        answers = _Answers([text for text, _ in rows], client)
+        self._num_active += 1
+        try:
+            if self._routing.by == "group":
+                await self._by_group(answers, routes_to_second(self._routing, groups=[value for _, value in rows]))
+            else:
+                await self._cascade(answers)
+        finally:
+            self._num_active -= 1
+            self._unload_if_unused()
         return answers.complete()
 
-    async def _answer(
-        self, name: PartName, answers: "_Answers", rows: NDArray[np.bool_], *, is_fallback: bool = False
-    ) -> bool:
-        """Store a part's answers to the rows of a mask; return False if it fails."""
-        indices = np.flatnonzero(rows).tolist()
+    async def _by_group(self, answers: "_Answers", routed: NDArray[np.bool_]) -> None:
+        own: list[tuple[PartName, NDArray[np.bool_]]] = [("first", ~routed), ("second", routed)]
+        own = [(name, rows) for name, rows in own if not self._is_skipped(name)]
+        tasks = [asyncio.create_task(self._answer(name, answers, rows)) for name, rows in own]
+        try:
+            await asyncio.gather(*tasks)
+        finally:  # if one part raises an error of the request, the other one need not answer
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        missing = answers.missing
+        await self._answer("second", answers, missing & ~routed)
+        await self._answer("first", answers, missing & routed)
+        answers.mark_fallback(missing)
+
+    async def _cascade(self, answers: "_Answers") -> None:
+        if not self._is_skipped("first"):
+            await self._answer("first", answers, answers.missing)
+        missing = answers.missing
+        routed = np.zeros_like(missing)
+        confidences = [answer.score for answer in answers.results if answer is not None]
+        if confidences:
+            routed[~missing] = routes_to_second(self._routing, confidences=confidences)
+        await self._answer("second", answers, missing if self._is_skipped("second") else missing | routed)
+        answers.mark_fallback(missing | (routed & answers.of("first")))
+
+    def _is_skipped(self, name: PartName) -> bool:
+        """Return True if a part has timed out repeatedly, and the other one has not."""
+        other: PartName = "second" if name == "first" else "first"
+        return self._states[name].is_away and not self._states[other].is_away
+
+    async def _answer(self, name: PartName, answers: "_Answers", rows: NDArray[np.bool_]) -> None:
+        """Store a part's answers to the rows of a mask. Rows that fail keep their former answer, if any."""
+        indices, state = np.flatnonzero(rows).tolist(), self._states[name]
         if not indices:
-            return True
+            return
         texts = [answers.texts[index] for index in indices]
         try:
-            async with asyncio.timeout(self._timeout_s):
-                predictions = await self._queues[name](texts, client=answers.client)
+            results = await self._queues[name](texts, client=answers.client, timeout_s=self._timeout_s)
         except Exception as error:
             if is_client_error(error):
                 raise
-            _log.exception("the %s part of the hybrid did not answer", name)
-            return False
-        for index, prediction in zip(indices, predictions, strict=True):
-            answers.results[index] = prediction._replace(answered_by=name, is_fallback=is_fallback)
-        return True
+            state.failed(error)
+            return
+        failures = []
+        for index, result in zip(indices, results, strict=True):
+            if not isinstance(result, RequestError):
+                answers.results[index] = result._replace(answered_by=name)
+            elif is_client_error(result):
+                answers.refusals[index] = result
+            else:
+                failures.append(result)
+        if failures:
+            state.failed(failures[0])
+        if len(failures) < len(results):
+            state.answered()
 
 
 class _Answers:
-    """The texts of a request and the predictions so far."""
+    """The texts of a request, with the predictions and the errors of single texts so far."""
 
-    def __init__(self, texts: Sequence[str], client: str, results: list[Prediction | None]) -> None:
+    def __init__(self, texts: Sequence[str], client: str) -> None:
         self.texts = texts
         self.client = client
-        self.results = results
+        self.results: list[Prediction | None] = [None] * len(texts)
+        self.refusals: dict[int, RequestError] = {}  # errors of texts themselves (status 4xx), by row
 
     @property
     def missing(self) -> NDArray[np.bool_]:
         """The mask of the texts without a prediction."""
         return np.array([result is None for result in self.results], dtype=np.bool_)
 
+    def of(self, name: PartName) -> NDArray[np.bool_]:
+        """Return the mask of the texts with a prediction of a part."""
+        of_part = [result is not None and result.answered_by == name for result in self.results]
+        return np.array(of_part, dtype=np.bool_)
+
     def mark_fallback(self, rows: NDArray[np.bool_]) -> None:
         """Mark the predictions of the rows of a mask as those of a part that should not have answered."""
         for index in np.flatnonzero(rows).tolist():
             result = self.results[index]
-            assert result is not None
-            self.results[index] = result._replace(is_fallback=True)
+            if result is not None:
+                self.results[index] = result._replace(is_fallback=True)
 
     def complete(self) -> list[Prediction]:
-        """Return all predictions; raise RequestError 503 if one is missing, because no part answers."""
+        """Return all predictions. If one is missing, raise the error of the text, or RequestError 503."""
         present = [result for result in self.results if result is not None]
         if len(present) < len(self.results):
-            raise no_part_answers()
+            index = next((index for index in self.refusals if self.results[index] is None), None)
+            raise no_part_answers() if index is None else error_of_text(self.refusals[index], index=index)
         return present

@@ -88,6 +88,8 @@ class Chat:
         admit(tokens=engine.num_tokens(prompt, max_new_tokens=limit))
         self._replica.charge(tokens=len(prompt))
         record = partial(self._record, generation, context=context, text=text)
+        # For a client that disconnects before the answer: how much was generated is not known.
+        charge_limit = partial(self._replica.charge, tokens=limit or 0)
         version = engine.version
         object, created = format.chunk if request.stream else format.object, int(time.time())
         head = format.head(
@@ -96,11 +98,19 @@ class Chat:
         if request.stream:
             options = request.stream_options
             with_usage = bool(options and options.include_usage)
-            return 200, stream_events(generation, format=format, head=head, with_usage=with_usage, on_finish=record)
+            events = stream_events(
+                generation,
+                format=format,
+                head=head,
+                with_usage=with_usage,
+                on_finish=record,
+                on_cancel=charge_limit,
+            )
+            return 200, events
         try:
             answer = await whole_answer(generation)
-        except asyncio.CancelledError:  # the client disconnected; how much was generated is not known
-            self._replica.charge(tokens=limit or 0)
+        except asyncio.CancelledError:
+            charge_limit()
             raise
         record(answer)
         return 200, format.whole(head, answer, usage=usage_of(generation, answer))

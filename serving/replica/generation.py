@@ -1,5 +1,6 @@
 """Generation of answers, which end at stop texts and are returned complete or as a stream of events."""
 
+import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable
@@ -96,9 +97,18 @@ async def whole_answer(generation: GenerationRequest) -> PartialAnswer:
 
 
 async def stream_events(
-    generation: GenerationRequest, *, format: AnswerFormat, head: AnswerHead, with_usage: bool, on_finish: OnFinish
+    generation: GenerationRequest,
+    *,
+    format: AnswerFormat,
+    head: AnswerHead,
+    with_usage: bool,
+    on_finish: OnFinish,
+    on_cancel: Callable[[], None] = lambda: None,
 ) -> Events:
-    """Yield the answer as OpenAI's events. An error before the first event is raised; a later one is the last event."""
+    """Yield the answer as OpenAI's events. An error before the first event is raised; a later one is the last event.
+
+    `on_cancel` is called if the client disconnects before the first event.
+    """
     last = PartialAnswer("", 0, None)
     started = False
     try:
@@ -115,6 +125,10 @@ async def stream_events(
         if with_usage:
             yield usage_event(head, usage=usage_of(generation, last))
         yield LAST_EVENT
+    except asyncio.CancelledError:
+        if not started:
+            on_cancel()
+        raise
     except Exception as error:
         if not started:
             raise

@@ -50,8 +50,8 @@ class ServingConfig(ConfigSection):
     downscale_to_zero_delay_s: float = Field(default=60.0, ge=0)
     """Number of seconds without a need for a replica before the last replica stops, if `min_replicas` is 0."""
     fallback_timeout_s: float = Field(default=FALLBACK_TIMEOUT_S, gt=0)
-    """(hybrids only) Number of seconds within which a part must answer, for a stream with its first token. Then the
-    other part answers instead."""
+    """(hybrids only) Number of seconds within which a part must answer, for a stream with its first token. The wait
+    for a free slot counts. Then the other part answers instead."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """Number of CPU cores, and of torch threads, per replica."""
     deploy_timeout_s: float = Field(default=DEPLOY_TIMEOUT_S, gt=0)
@@ -101,7 +101,7 @@ class ServingConfig(ConfigSection):
     sends its part of them, at least one."""
     endpoint_timeout_s: float = Field(default=60, gt=0, le=3600)
     """(versions of an endpoint) Number of seconds after which a request to the endpoint without a complete answer or,
-    in a stream, without a further event fails."""
+    in a stream, without a further part of the answer fails. A stream takes at most ten times as long."""
     api_keys: str | None = None
     """Location of the hashes of the API keys, which `tailorbird key` creates: URI of a file that every replica can
     read, or `env://NAME` for a variable in the environment of Ray. Without keys, the service starts only if Serve

@@ -4,17 +4,21 @@ import asyncio
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from serving.endpoint import events
 from serving.endpoint.chat_engine import EndpointChatEngine
 from serving.endpoint.upstream import Limits, Upstream
 from serving.engines.base_chat import GenerationRequest, Sampling
 from serving.engines.fair_slots import FairSlots
 from serving.http.metrics import ENDPOINT_REQUESTS, ENDPOINT_SPEND, ENDPOINT_TOKENS, OTHER_MODEL, Meter
+from serving.http.schemas import RequestError
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
 from serving.replica.served_versions import ServedVersions
@@ -229,7 +233,7 @@ def test_tokens_that_each_event_repeats_are_counted_once() -> None:
     parts = [event("one"), usage, event(" two", end="stop"), *last_events((21, 3))]
     with endpoint_server(lambda *_: stream(parts)) as server, client_of(engine_of(server, meter=meter)) as client:
         chat(client, stream=True)
-    assert counts(meter, ENDPOINT_TOKENS) == {("prompt",): 21, ("completion",): 3}
+    assert counts(meter, ENDPOINT_TOKENS) == {("prompt", "no"): 21, ("completion", "no"): 3}
 
 
 def test_tokens_spend_and_another_model_are_counted_and_the_other_model_is_logged(
@@ -240,8 +244,8 @@ def test_tokens_spend_and_another_model_are_counted_and_the_other_model_is_logge
         engine = engine_of(server, meter=meter, price_input=2.0, price_output=5.0)
         with client_of(engine, meter=meter) as client:
             answers = [chat(client).json() for _ in range(2)]
-    assert counts(meter, ENDPOINT_TOKENS) == {("prompt",): 200, ("completion",): 20}
-    assert counts(meter, ENDPOINT_SPEND) == {(): pytest.approx(0.5)}
+    assert counts(meter, ENDPOINT_TOKENS) == {("prompt", "no"): 200, ("completion", "no"): 20}
+    assert counts(meter, ENDPOINT_SPEND) == {("no",): pytest.approx(0.5)}
     assert counts(meter, OTHER_MODEL) == {(): 2}
     assert [answer["choices"][0]["reported_model"] for answer in answers] == ["m-new"] * 2
     assert caplog.text.count("the endpoint reports the model 'm-new'; the model 'm-2026-01-01' was evaluated") == 1
@@ -278,3 +282,93 @@ def test_an_engine_without_its_key_cannot_be_loaded(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv(VARIABLE)
     with pytest.raises(EndpointKeyMissing, match=VARIABLE):
         Upstream(endpoint_version("http://127.0.0.1:1/v1"), limits=Limits(1, 1), meter=Meter())
+
+
+def streamed(engine: EndpointChatEngine, *, stops: tuple[str, ...] = ()) -> list[str]:
+    async def read() -> list[str]:
+        request = generation(engine)._replace(stops=stops)
+        return [answer.text async for answer in engine.answers(request, streaming=True)]
+
+    return asyncio.run(read())
+
+
+def endless(*pieces: bytes, pause_s: float = 0.0) -> Reply:
+    def repeated() -> Iterator[bytes]:
+        yield event("one")
+        while True:  # until the connection is closed
+            yield from pieces
+            time.sleep(pause_s)
+
+    return stream(repeated())
+
+
+@pytest.mark.parametrize("piece", [b": still here\n\n", event("")])
+def test_comments_and_empty_events_do_not_extend_the_time_of_a_stream(piece: bytes) -> None:
+    with (
+        endpoint_server(lambda *_: endless(piece, pause_s=0.01)) as server,
+        pytest.raises(RequestError, match="did not answer in time"),
+    ):
+        streamed(engine_of(server, timeout_s=0.3))
+
+
+def test_a_stream_has_a_maximum_time() -> None:
+    with (
+        endpoint_server(lambda *_: endless(event("x"), pause_s=0.01)) as server,
+        pytest.raises(RequestError, match="did not answer in time"),
+    ):
+        streamed(engine_of(server, timeout_s=0.1))
+
+
+def test_a_stream_has_a_maximum_size(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(events, "MAX_ANSWER_BYTES", 1 << 16)
+    with (
+        endpoint_server(lambda *_: endless(event("x" * 4096))) as server,
+        pytest.raises(RequestError, match="EndpointAnswerInvalid"),
+    ):
+        streamed(engine_of(server))
+    assert "has more than 65,536 bytes" in caplog.text
+
+
+def test_a_stream_of_an_endpoint_that_ignores_stop_texts_is_closed_at_the_first_one() -> None:
+    with endpoint_server(lambda *_: endless(event(" tw"), event("o "), event("three"))) as server:
+        assert streamed(engine_of(server), stops=("two", "three"))[-1] == "one"
+
+
+def test_tokens_of_a_stream_that_ends_early_are_estimated() -> None:
+    async def leave(engine: EndpointChatEngine) -> None:
+        answers = engine.answers(generation(engine), streaming=True)
+        await anext(answers)
+        await answers.aclose()
+
+    meter = Meter()
+    with endpoint_server(lambda *_: endless(event("two"))) as server:
+        asyncio.run(leave(engine_of(server, meter=meter, price_input=1.0, price_output=1.0)))
+    num_prompt = -(-len(json.dumps(server.bodies[0])) // 4)
+    tokens = counts(meter, ENDPOINT_TOKENS)
+    assert (tokens["prompt", "yes"], tokens["completion", "yes"]) == (num_prompt, 1)
+    assert counts(meter, ENDPOINT_SPEND)["yes",] == pytest.approx((num_prompt + 1) / 1000)
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_estimated"),
+    [
+        (completion("12345", tokens=None), True),
+        (Reply(waits=True), True),
+        (refusal(401, "no"), False),
+        (refusal(500, "oops"), False),
+        (completion("12345"), False),
+    ],
+)
+def test_tokens_are_estimated_only_if_the_endpoint_can_charge_for_them(reply: Reply, is_estimated: bool) -> None:
+    async def read(engine: EndpointChatEngine) -> None:
+        with suppress(RequestError):
+            async for _ in engine.answers(generation(engine), streaming=False):
+                pass
+
+    meter = Meter()
+    with endpoint_server(lambda *_: reply) as server:
+        asyncio.run(read(engine_of(server, meter=meter, timeout_s=0.2 if reply.waits else 5)))
+    assert (counts(meter, ENDPOINT_TOKENS).get(("prompt", "yes"), 0) > 0) == is_estimated
+    assert counts(meter, ENDPOINT_TOKENS).get(("completion", "yes"), 0) == (
+        2 if reply.status == 200 and is_estimated and not reply.waits else 0
+    )

@@ -35,7 +35,14 @@ def engine_of(server: Server, *, concurrency: int = 4) -> ClassifierEngine:
     upstream = Upstream(version, limits=Limits(concurrency, 5), meter=Meter(), retry=RETRY)
     loaded = EndpointVersion(version)
     classifier = EndpointClassifier(loaded, upstream=upstream, concurrency=concurrency)
-    return ClassifierEngine(loaded, classifier.submit, lambda: math.inf, 1 << 30, unload=classifier.unload)
+    return ClassifierEngine(
+        loaded,
+        classifier.submit,
+        lambda: math.inf,
+        1 << 30,
+        unload=classifier.unload,
+        submit_each=classifier.submit_each,
+    )
 
 
 def label(body: dict[str, Any], _: int = 0) -> Reply:
@@ -112,3 +119,67 @@ def test_a_client_that_leaves_cancels_its_requests(monkeypatch: pytest.MonkeyPat
         classifier._replica.versions.engines = {"champion": engine_of(server)}
         asyncio.run(scenario(classifier.__serve_build_asgi_app__()))
     assert len(server.bodies) == 1
+
+
+FILTERED = Reply(400, json.dumps({"error": {"message": "no", "code": "content_filter"}}).encode())
+
+
+def each(engine: ClassifierEngine, texts: Sequence[str], *, timeout_s: float = 30) -> list[Prediction | RequestError]:
+    async def submit() -> list[Prediction | RequestError]:
+        assert engine.submit_each is not None
+        return list(await engine.submit_each(texts, client="a", timeout_s=timeout_s))
+
+    return asyncio.run(submit())
+
+
+def shown(result: Prediction | RequestError) -> str | int:
+    return result.status if isinstance(result, RequestError) else result.label
+
+
+def test_an_error_of_one_text_leaves_the_answers_of_the_others() -> None:
+    replies = {"bad": FILTERED, "odd": completion("neither")}
+
+    def answer(body: dict[str, Any], _: int) -> Reply:
+        return replies.get(question(body)) or label(body)
+
+    texts = ["bone", "bad", "odd", "skin"]
+    with endpoint_server(answer) as server:
+        results = each(engine_of(server, concurrency=1), texts)
+        with pytest.raises(RequestError, match=r"input\[1\]: the endpoint refuses this content"):
+            predict(engine_of(server), ["bone", "bad"])
+        with pytest.raises(RequestError, match="the endpoint refuses this content") as caught:
+            predict(engine_of(server), ["bad"])
+    assert [shown(result) for result in results] == ["bone", 400, 502, "skin"]
+    assert "input[" not in caught.value.message
+
+
+def test_after_a_failure_of_the_endpoint_no_further_text_is_sent_and_the_answers_are_kept() -> None:
+    with endpoint_server(lambda body, number: refusal(401, "no") if number == 1 else label(body)) as server:
+        results = each(engine_of(server, concurrency=1), ["bone", "skin", "bone", "skin"])
+    assert [shown(result) for result in results] == ["bone", 502, 502, 502]
+    assert len(server.bodies) == 2
+
+
+def test_the_answers_before_a_time_out_are_kept() -> None:
+    with endpoint_server(lambda body, number: Reply(waits=True) if number == 1 else label(body)) as server:
+        results = each(engine_of(server, concurrency=1), ["bone", "skin", "bone"], timeout_s=2)
+    assert [shown(result) for result in results] == ["bone", 504, 504]
+
+
+def test_an_endpoint_can_be_unloaded_by_the_thread_that_loads_versions() -> None:
+    closed = threading.Event()
+    with endpoint_server(label) as server:
+        engine_of(server).unload()  # no request was sent, so there is no event loop
+        engine = engine_of(server)
+
+        async def scenario() -> None:
+            await engine.submit(["bone"], client="a")
+            classifier: Any = getattr(engine.submit, "__self__")  # noqa: B009
+            client = classifier._upstream._connection.client
+            await asyncio.to_thread(engine.unload)
+            while not client.is_closed:
+                await asyncio.sleep(0.001)
+            closed.set()
+
+        asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert closed.is_set()

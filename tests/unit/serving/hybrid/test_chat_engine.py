@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from serving.engines.base_chat import ChatEngine, HybridInput, PartialAnswer, StoredAnswer
+from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Generation, Likelihood
 from serving.http.chat_format import CHAT
 from serving.http.chat_schemas import parse_chat, parse_completion
 from serving.http.schemas import RequestError
 from serving.hybrid.chat_engine import HybridChatEngine
+from serving.hybrid.part_state import COOL_DOWN_S, MAX_TIMEOUTS, PartState
 from serving.replica.generation import generation_request, partial_answers, stream_events, token_limit, usage_of
-from tailorbird.registry.routing import Routing
+from tailorbird.registry.routing import PARTS, Routing
 from tests.unit.serving.engines.test_nearest_engine import engine_of
 from tests.unit.serving.replica.fake_engine import PROMPTING, FakeEngine
 
@@ -30,9 +32,11 @@ class ModelEngine(FakeEngine):
     def __init__(self, text: str, *, logprob: float = -0.1, hangs: bool = False, **options: Any) -> None:
         super().__init__(text, **options)
         self.logprob, self.hangs = logprob, hangs
+        self.num_calls = 0
         self.ended = False
 
     async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
+        self.num_calls += 1
         if self.hangs:
             await asyncio.Event().wait()
         async with aclosing(super().generate(generation)) as generated:
@@ -141,6 +145,41 @@ def test_if_the_cheap_part_is_away_the_dear_part_answers_and_says_so(fault: str)
     assert caught.value.status == 503
 
 
+def test_the_time_limit_of_a_part_includes_the_wait_for_a_slot() -> None:
+    second, slots = ModelEngine("one"), FairSlots(1)
+    second.slots = slots
+    engine = hybrid_of(engine_of(), second)
+
+    async def read() -> list[PartialAnswer]:
+        async with asyncio.timeout(20), slots.held("other", cost=1):
+            return [answer async for answer in partial_answers(generation_of(engine, SIMILAR), streaming=False)]
+
+    (answer,) = asyncio.run(read())
+    assert (answer.answered_by, answer.is_fallback, second.num_calls) == ("first", True, 0)
+
+
+def test_a_part_that_times_out_repeatedly_is_skipped_for_some_time() -> None:
+    now = 0.0
+    first, second = ModelEngine("one", logprob=-3.0), ModelEngine("two", hangs=True)
+    engine = hybrid_of(first, second)
+    engine._states = {name: PartState(name, version="v", clock=lambda: now) for name in PARTS}
+
+    def answered_by() -> tuple[str | None, bool, int]:
+        answer = answers_of(engine, "x")[-1]
+        return answer.answered_by, answer.is_fallback, second.num_calls
+
+    assert [answered_by()[2] for _ in range(MAX_TIMEOUTS + 2)] == [1, 2, 3, 3, 3]
+    now = COOL_DOWN_S + 1
+    second.hangs = False
+    assert answered_by() == ("second", False, 4)
+    first.hangs = second.hangs = True
+    for _ in range(MAX_TIMEOUTS + 1):  # at least one part is tried, even if both time out
+        calls = first.num_calls + second.num_calls
+        with pytest.raises(RequestError, match="no part of the hybrid answers"):
+            answers_of(engine, "x")
+        assert first.num_calls + second.num_calls > calls
+
+
 def test_a_part_that_cannot_prepare_a_prompt_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = ModelEngine("one"), ModelEngine("two")
     monkeypatch.setattr(first, "chat_prompt", lambda *_, **__: 1 / 0)
@@ -186,10 +225,23 @@ def test_a_stored_answer_is_not_cut_at_the_models_limit_and_a_request_can_set_on
     assert answers_of(engine, KNOWN, max_tokens=1)[-1].finish_reason == "length"
 
 
-def test_a_prompt_that_is_too_long_for_the_part_that_answers_is_refused() -> None:
-    engine = hybrid_of(engine_of(), ModelEngine("one"))
+def test_a_prompt_that_is_too_long_for_one_part_is_answered_by_the_other_part() -> None:
+    small, large = ModelEngine("one"), ModelEngine("two", logprob=-3.0)
+    large.max_length = 1024
+    for engine, text, name in (
+        (hybrid_of(small, large), "two", "second"),
+        (hybrid_of(large, small), "two", "first"),
+        (hybrid_of(engine_of(), small), "Blue\u2014as ever!", "first"),
+    ):
+        answer = answers_of(engine, "blue skies " + "z" * 100)[-1]
+        assert (answer.text, answer.answered_by, answer.is_fallback) == (text, name, True)
+    assert small.num_calls == 0
     with pytest.raises(RequestError, match="the model accepts 64 in total"):
-        generation_of(engine, "z" * 100)
+        generation_of(hybrid_of(small, ModelEngine("two")), "z" * 100)
+
+
+def test_a_stored_answer_has_no_maximum_length_of_its_prompt() -> None:
+    engine = hybrid_of(engine_of(), ModelEngine("one"))
     assert answers_of(engine, " ".join([KNOWN] * 20))[-1].answered_by == "first"
 
 

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from serving.engines.classify import Prediction
 from serving.http.schemas import RequestError
-from serving.hybrid.classifier_queue import HybridQueue
+from serving.hybrid.classifier_queue import HybridQueue, failing_together
+from serving.hybrid.part_state import MAX_TIMEOUTS
 from tailorbird.registry.routing import Routing
 
 CASCADE = Routing(by="cascade", threshold=0.5)
@@ -35,9 +37,16 @@ class Part:
         return [Prediction(self.name, SURE[text], np.array([SURE[text]])) for text in rows]
 
 
+def queue_of(
+    first: Part, second: Part, *, routing: Routing = CASCADE, timeout_s: float = 0.05, **options: Any
+) -> HybridQueue:
+    parts = [getattr(part, "submit_each", None) or failing_together(part.submit) for part in (first, second)]
+    return HybridQueue(*parts, version="hybrid-1", routing=routing, timeout_s=timeout_s, **options)
+
+
 def answered(first: Part, second: Part, *, routing: Routing = CASCADE) -> list[tuple[str, bool]]:
     """Return the part that answered each of `ROWS`, and whether it was a fallback."""
-    queue = HybridQueue(first.submit, second.submit, routing=routing, timeout_s=0.05)
+    queue = queue_of(first, second, routing=routing)
     predictions = asyncio.run(queue.submit(ROWS, client="c"))
     assert [prediction.label for prediction in predictions] == [prediction.answered_by for prediction in predictions]
     return [(str(prediction.answered_by), prediction.is_fallback) for prediction in predictions]
@@ -83,3 +92,106 @@ def test_an_error_of_the_request_is_raised_unchanged() -> None:
         with pytest.raises(RequestError) as caught:
             answered(*parts)
         assert caught.value is busy
+
+
+def refused(row: int) -> RequestError:
+    return RequestError(400, "endpoint_refused", f"content of {row}")
+
+
+class EndpointPart(Part):
+    """A part whose texts have results of their own; None for the prediction."""
+
+    def __init__(self, name: str, *, errors: Sequence[RequestError | None]) -> None:
+        super().__init__(name)
+        self.errors = errors
+
+    async def submit_each(
+        self, rows: Sequence[str], *, client: str, timeout_s: float
+    ) -> Sequence[Prediction | RequestError]:
+        assert timeout_s == 0.05
+        predictions = await self.submit(rows, client=client)
+        return [error or prediction for error, prediction in zip(self.errors, predictions, strict=True)]
+
+
+@pytest.mark.parametrize("error", [BROKEN, refused(0)])
+def test_only_the_texts_that_fail_are_answered_by_the_other_part(error: RequestError) -> None:
+    second = EndpointPart("second", errors=[error, None])
+    kept = [("first", False), ("first", True), ("second", False), ("first", False)]
+    assert answered(Part("first"), second) == kept
+    first = EndpointPart("first", errors=[None, None, error, None])
+    kept = [("first", False), ("second", False), ("second", True), ("first", False)]
+    assert answered(first, Part("second")) == kept
+    second = EndpointPart("second", errors=[None, error])
+    by_group = [("first", False), ("second", False), ("first", False), ("first", True)]
+    assert answered(Part("first"), second, routing=BY_SEX) == by_group
+
+
+def test_a_text_that_both_parts_refuse_is_named() -> None:
+    first, second = (EndpointPart(name, errors=[None, refused(1), None, None]) for name in ("first", "second"))
+    second.errors = [refused(1), None]
+    with pytest.raises(RequestError, match=r"input\[1\]: content of 1") as caught:
+        answered(first, second)
+    assert (caught.value.status, caught.value.param) == (400, "input")
+
+
+def test_if_one_part_raises_an_error_of_the_request_the_other_part_is_cancelled() -> None:
+    cancelled = []
+
+    class Waiting(Part):
+        async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.append(list(rows))
+            raise AssertionError(client)
+
+    async def scenario() -> None:
+        queue = queue_of(Part("first", error=RequestError(429, "busy", "no")), Waiting("second"), routing=BY_SEX)
+        with pytest.raises(RequestError, match="busy"):
+            await queue.submit(ROWS, client="c")
+        assert cancelled == [["unsure", "sure"]]
+
+    asyncio.run(scenario())
+
+
+def test_the_parts_are_unloaded_after_the_last_request() -> None:
+    events: list[str] = []
+
+    async def scenario() -> None:
+        started, release = asyncio.Event(), asyncio.Event()
+
+        class Waiting(Part):
+            async def submit(self, rows: Sequence[str], *, client: str) -> list[Prediction]:
+                started.set()
+                await release.wait()
+                events.append(self.name)
+                return await super().submit(rows, client=client)
+
+        parts = Part("first"), Waiting("second")
+        queue = queue_of(*parts, timeout_s=60, unload_parts=lambda: events.append("unloaded"))
+        request = asyncio.create_task(queue.submit(ROWS, client="c"))
+        await started.wait()
+        queue.unload()
+        release.set()
+        await request
+        queue_of(*parts, unload_parts=lambda: events.append("unused")).unload()
+
+    asyncio.run(scenario())
+    assert events == ["second", "unloaded", "unused"]
+
+
+@pytest.mark.parametrize("routing", [CASCADE, BY_SEX])
+def test_a_part_that_times_out_repeatedly_is_skipped(routing: Routing) -> None:
+    first, second = Part("first"), Part("second", hangs=True)
+    queue = queue_of(first, second, routing=routing)
+
+    async def scenario() -> None:
+        for _ in range(MAX_TIMEOUTS):
+            await queue.submit(ROWS, client="c")
+        second.texts.clear()
+        predictions = await queue.submit(ROWS, client="c")
+        assert {prediction.answered_by for prediction in predictions} == {"first"}
+        assert sum(prediction.is_fallback for prediction in predictions) == 2
+
+    asyncio.run(scenario())
+    assert second.texts == []

@@ -76,7 +76,8 @@ def test_prompt_and_answer_of_a_chat_model_are_charged(
     assert answers[-1].json()["error"]["type"] == "rate_limited"
 
 
-def test_a_client_that_disconnects_during_generation_is_charged_for_the_maximum_of_its_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_client_that_disconnects_before_the_answer_is_charged_for_its_maximum(tmp_path: Path, stream: str) -> None:
     class WaitingEngine(FakeEngine):
         async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
             self.num_generated += 1
@@ -88,8 +89,10 @@ def test_a_client_that_disconnects_during_generation_is_charged_for_the_maximum_
     headers, uri = keys(tmp_path, f"tokens={len(engine.text_prompt('abcd')) + 8}")
     app = new_chat(engine, uri).__serve_build_asgi_app__()
 
+    body = f'{{"prompt": "abcd", "max_tokens": 8, "stream": {stream}}}'.encode()
+
     async def disconnect() -> None:
-        messages = [{"type": "http.request", "body": b'{"prompt": "abcd", "max_tokens": 8}'}]
+        messages = [{"type": "http.request", "body": body}]
 
         async def receive() -> dict[str, Any]:
             if messages:
