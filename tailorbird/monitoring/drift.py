@@ -51,7 +51,7 @@ class DriftError(ValueError):
 class TrafficSample:
     """Answers in a window of time, or to the reference rows, without texts."""
 
-    confidences: FloatArray  # [N] calibrated confidences of the champion
+    confidences: FloatArray  # [N] calibrated confidences of the champion; NaN for an answer without one
     outputs: Sequence[str]  # [N] answers of the champion
     embeddings: Embeddings | None = None  # [M, D] of the rows with texts, by the pretrained encoder
     keys: IntArray | None = None
@@ -181,10 +181,22 @@ def unfamiliar_statistic(texts: _Texts, *, limit: _Limit) -> DriftStatistic:
 
 
 def confidence_statistic(window: TrafficSample, *, reference: TrafficSample, limit: _Limit) -> DriftStatistic:
-    """Return the population stability index of the confidence, in ten bins with equal numbers of reference rows."""
-    edges = np.unique(np.quantile(reference.confidences, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
-    theirs, ours = (np.searchsorted(edges, sample.confidences, side="right") for sample in (reference, window))
-    counts = _counts(ours, num_bins=len(edges) + 1, days=window.days)
+    """Return the population stability index of the confidence, in ten bins with equal numbers of reference rows.
+
+    Answers without a confidence (NaN), such as those of an endpoint without log-probabilities, have an eleventh bin.
+    """
+    known = reference.confidences[np.isfinite(reference.confidences)]
+    edges = np.unique(np.quantile(known, np.linspace(0, 1, NUM_BINS + 1)[1:-1])) if len(known) else np.empty(0)
+    num_bins = len(edges) + 2
+
+    def binned(confidences: FloatArray) -> IntArray:
+        bins = np.searchsorted(edges, confidences, side="right")
+        return np.where(np.isfinite(confidences), bins, num_bins - 1)
+
+    theirs, ours = binned(reference.confidences), binned(window.confidences)
+    if (theirs < num_bins - 1).all() and (ours < num_bins - 1).all():
+        num_bins -= 1  # an empty bin would change the thresholds of models with confidences
+    counts = _counts(ours, num_bins=num_bins, days=window.days)
     description = "population stability index of the confidence"
     return _stability("confidence", description, counts=counts, reference=theirs, keys=reference.keys, limit=limit)
 

@@ -143,7 +143,7 @@ class Reader:
         codes = (key_of(id, row, caller=caller, secret=self.secret) for id, row, caller in ids)
         keys = np.fromiter(codes, np.uint64, len(table))
         arms, digests = (np.array(table[name].to_pylist(), dtype=object) for name in ("arm", "digest"))
-        answered = table["label"].is_valid().to_numpy() & np.isfinite(_scores(table))
+        answered = table["label"].is_valid().to_numpy()
         champion = answered & (digests == self.versions.champion) & (arms == traffic.CHAMPION)
         is_arm = np.isin(arms, (traffic.CANARY, traffic.SHADOW))
         challenger = answered & is_arm & (digests == self.versions.challenger)

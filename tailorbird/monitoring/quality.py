@@ -32,8 +32,8 @@ class Quality:
     right: int
     interval: tuple[float, float]  # Wilson interval of the accuracy for the effective rows; (0, 1) without labels
     estimate: float | None
-    """Mean confidence of the sampled answers: the accuracy if the champion were calibrated on this traffic. For display
-    only, because it is not a measurement."""
+    """Mean confidence of the sampled answers that have one: the accuracy if the champion were calibrated on this
+    traffic. For display only, because it is not a measurement."""
 
     @property
     def accuracy(self) -> float | None:
@@ -80,7 +80,8 @@ def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> 
     interval = (0.0, 1.0)
     if labelled.n:
         interval = wilson_interval(labelled.effective_right, n=labelled.effective, alpha=alpha)
-    estimate = float(traffic.sample.scores.mean(dtype=np.float64)) if len(traffic.sample) else None
+    known = traffic.sample.scores[np.isfinite(traffic.sample.scores)]  # an endpoint may return no confidence
+    estimate = float(known.mean(dtype=np.float64)) if len(known) else None
     return Quality(answers, labelled.n, labelled.right, interval, estimate)
 
 

@@ -257,7 +257,7 @@ def _sha256(values: list[object]) -> str:
 def _irregularities(traffic: Traffic, *, unmatched: int) -> list[str]:
     notes = []
     if traffic.without_class:
-        notes.append(f"{traffic.without_class:,} rows have no class or no score and are only counted")
+        notes.append(f"{traffic.without_class:,} rows have no class and are only counted")
     if traffic.misplaced:
         notes.append(f"{traffic.misplaced:,} answers are stored under another day than that of their timestamp")
     if unmatched:

@@ -79,7 +79,7 @@ class Traffic:
     num_rows: int = 0
     rows: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Number of rows by arm and digest; the arm is empty if the request named the model."""
-    without_class: int = 0  # rows without a class or a score: answers of a chat model, refused requests
+    without_class: int = 0  # rows without a class: answers of a chat model, refused requests
     outcomes: Outcomes = Outcomes()
     sample: AnswerSample = AnswerSample()
     misplaced: int = 0  # rows whose timestamp is on another day than their folder

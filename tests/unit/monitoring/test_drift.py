@@ -232,6 +232,22 @@ def test_equal_confidences_are_allowed() -> None:
     assert not any(statistic.alarm for statistic in drift_statistics(same, reference=same, per_year=PER_YEAR))
 
 
+@pytest.mark.parametrize(("share", "alarms"), [(1.0, False), (0.3, False), (0.6, True)])
+def test_answers_without_a_confidence_alarm_only_if_their_share_changes(share: float, alarms: bool) -> None:
+    chance = np.random.default_rng(5)
+    window, reference = texts(chance, 300), texts(chance, 800)
+
+    def without(sample: TrafficSample, share: float) -> TrafficSample:
+        return replace(sample, confidences=np.where(chance.random(len(sample)) < share, np.nan, sample.confidences))
+
+    statistics = drift_statistics(
+        without(window, share), reference=without(reference, 0.3 if alarms else share), per_year=PER_YEAR
+    )
+    [confidence] = [statistic for statistic in statistics if statistic.name == "confidence"]
+    assert np.isfinite(confidence.value)
+    assert confidence.alarm == alarms
+
+
 def test_a_window_of_one_day_has_no_two_sample_statistic() -> None:
     chance = np.random.default_rng(0)
     one_day = replace(texts(chance, 200), days=None, text_days=None)
