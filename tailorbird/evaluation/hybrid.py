@@ -7,7 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.config.evaluation import HybridConfig
-from tailorbird.evaluation.gates.cost import ServingCosts, ServingUsage, combined_usage
+from tailorbird.evaluation.gates.cost import (
+    RowTokens,
+    ServingUsage,
+    combined_usage,
+    scaled_tokens,
+    shares_by_round,
+    tokens_by_round,
+)
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.scoring import score_of, score_table
 from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_second
@@ -184,13 +191,32 @@ def share_to_second(routing: Routing, table: Predictions) -> float:
     return float(routed_to_second(routing, table).mean())
 
 
-def hybrid_cost(hybrid: FrozenHybrid, *, costs: ServingCosts, share: float) -> ServingUsage:
-    """Return the hybrid's resources per round; `share` is that of the rows that the second part answers.
+@dataclass(frozen=True)
+class PartUsage:
+    """What a part of a hybrid uses if it answers all rows, and how the rows differ."""
 
-    By group, one part answers each row. In a cascade, the first part answers every row first.
+    usage: ServingUsage
+    lengths: NDArray[np.float64] | None = None  # [N] proportional to the time for a row; None if it is unknown
+    tokens: RowTokens | None = None
+    """(external endpoint) The tokens of each row. If they are not given, all rows have the same number of tokens."""
+
+
+def hybrid_usage(routing: Routing, *, routed: NDArray[np.bool_], first: PartUsage, second: PartUsage) -> ServingUsage:
+    """Return the hybrid's resources, with those of each part for the rows that it answers.
+
+    `routed` is the mask [N] of the rows that the second part answers. By group, one part answers each row. In a
+    cascade, the first part answers every row first. Each round has another part of the rows, so the spread over the
+    rounds includes the sampling error of the share and of the tokens.
     """
-    kept = 1 - share if hybrid.routing.by == "group" else 1.0
-    return combined_usage(((kept, costs[hybrid.first]), (share, costs[hybrid.second])))
+    parts = []
+    for part, answered in ((first, ~routed if routing.by == "group" else np.ones_like(routed)), (second, routed)):
+        rounds = len(part.usage.cpu_s)
+        shares = shares_by_round(answered, lengths=part.lengths, num_rounds=rounds)
+        tokens = part.usage.tokens and scaled_tokens(part.usage.tokens, shares=shares)
+        if part.tokens is not None:
+            tokens = tokens_by_round(part.tokens, answered=answered, num_rounds=rounds)
+        parts.append((shares, replace(part.usage, tokens=tokens)))
+    return combined_usage(parts)
 
 
 def routed_to_second(routing: Routing, table: Predictions) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ The process of the run sends all requests. So only its environment needs the API
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from tailorbird import storage
 from tailorbird.data.rows import Rows
@@ -13,12 +14,12 @@ from tailorbird.evaluation.baselines.endpoint import (
     fit_endpoint_baselines,
     store_endpoint_baselines,
 )
-from tailorbird.evaluation.gates.cost import MIN_ROUNDS, Tokens, endpoint_name, tokens_by_round
-from tailorbird.evaluation.hybrid import apply_routing
+from tailorbird.evaluation.gates.cost import RowTokens, endpoint_name
 from tailorbird.evaluation.inference.endpoint import answer_rows_of_endpoint
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
+from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.endpoint.client import Body
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.prompts import label_conversations, label_prompting
@@ -86,41 +87,38 @@ def endpoint_baselines(
 
 
 def predict_contender(inputs: RunInputs, uri: str, *, rows: Rows, on_gpu: bool = False) -> Predictions:
-    """Return the predictions of a contender: of an endpoint from this process, of other models in a Ray task."""
+    """Return the predictions of a contender: of an endpoint from this process, of other models in a Ray task.
+
+    Raises RegistryError before the first request if a part of a hybrid is missing or has another digest.
+    """
     config = read_artifact_config(uri)
     if config.hybrid is not None:
-        first, second = (
-            ModelPredictions(predict_contender(inputs, part.uri, rows=rows, on_gpu=on_gpu))
-            for part in config.hybrid.parts
-        )
-        return apply_routing(config.hybrid.routing, first=first, second=second).clean
+        predict = partial(_predict_part, inputs, on_gpu=on_gpu)
+        first, second = (partial(predict, part.uri) for part in read_parts(config.hybrid))
+        return predict_hybrid(config.hybrid.routing, rows=rows, first=first, second=second)
     if config.kind in ENDPOINT_KINDS:
         return predict_rows(uri, rows=rows, limits=request_limits(inputs))
     return inputs.remote_evaluation(predict_rows)(uri, rows=rows, on_gpu=on_gpu)
 
 
-def endpoint_tokens(inputs: RunInputs, uris: Mapping[str, str], *, rows: Rows) -> dict[str, Tokens] | None:
-    """Return the tokens of the endpoints among the contenders, by role; `uris` are those of all contenders by role.
+def _predict_part(inputs: RunInputs, uri: str, rows: Rows, *, on_gpu: bool) -> Predictions:
+    return predict_contender(inputs, uri, rows=rows, on_gpu=on_gpu)
 
-    The requests for the rows are sent unless their answers are stored. The tokens of an endpoint that does not report
-    them are empty. Return None if a hybrid contains an endpoint, or if there are too few rows.
+
+def row_tokens(inputs: RunInputs, uri: str, *, rows: Rows) -> RowTokens | None:
+    """Return the tokens of an endpoint for each row; None if the model at `uri` is not an endpoint.
+
+    The requests for the rows are sent unless their answers are stored.
     """
-    tokens = {}
-    for role, uri in uris.items():
-        config = read_artifact_config(uri)
-        if config.hybrid is not None and any(part.endpoint for part in read_parts(config.hybrid)):
-            return None
-        if config.endpoint is None:
-            continue
-        answers = answer_rows_of_endpoint(uri, rows=rows, limits=request_limits(inputs))
-        if len(rows) < MIN_ROUNDS:
-            return None
-        tokens[role] = tokens_by_round(
-            [answer.input_tokens for answer in answers],
-            [answer.output_tokens for answer in answers],
-            endpoint=endpoint_name(config.endpoint.model, url=config.endpoint.url),
-        )
-    return tokens
+    config = read_artifact_config(uri)
+    if config.endpoint is None:
+        return None
+    answers = answer_rows_of_endpoint(uri, rows=rows, limits=request_limits(inputs))
+    return RowTokens(
+        endpoint_name(config.endpoint.model, url=config.endpoint.url),
+        tuple(answer.input_tokens for answer in answers),
+        tuple(answer.output_tokens for answer in answers),
+    )
 
 
 def request_limits(inputs: RunInputs) -> RequestLimits:

@@ -3,16 +3,15 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.data.rows import Rows, contents_of
-from tailorbird.evaluation.gates.cost import MeasuredCosts
 from tailorbird.evaluation.hybrid import FrozenHybrid, best_of_each_cost, fit_hybrid
 from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.inference.serving_cost import measure_serving
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import (
@@ -38,7 +37,8 @@ from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, kind_of_artifact, register_contender, register_hybrid
-from tailorbird.pipeline.endpoint import endpoint_tokens, predict_contender
+from tailorbird.pipeline.cost import measure_cost
+from tailorbird.pipeline.endpoint import predict_contender
 from tailorbird.pipeline.prepare import RunContext, write_once
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.test_set_ledger import record_test_access
@@ -97,11 +97,11 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
         run=context.run,
     )
     compared = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.predicting}
-    measured = measure_cost(context, compared)
-    usage = trained.usage(context.recipe.training)
-    cost = CostRecord(measured.serving, usage, measured.device) if measured else CostRecord(None, usage)
     on_validation = {role: trained.servable[role] for role in validation_roles(context, trained)}
     tables = predict_all(context, compared, on_validation=on_validation)
+    predict = partial(_predict, context, rows_name="test")
+    measured = measure_cost(context, compared, hybrid=hybrid, tables=tables, predict=predict)
+    cost = CostRecord(measured.serving, trained.usage(context.recipe.training), measured.device)
     evaluated = EvaluatedModels(family, access, tables, cost)
     verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
     if access.number > 1:
@@ -113,7 +113,7 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
 def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
     """Return the models to compare and the hybrid, as stored before the test rows are read.
 
-    Raises ValueError if an interrupted run was resumed with other models.
+    Raises ValueError if an interrupted run was resumed with other models or another hybrid.
     """
     hybrid = fit_hybrid_on_validation(context, trained)
     family = Family(models=trained.models, hybrid=hybrid)
@@ -126,10 +126,11 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
         )
         family = family.model_copy(update={"hybrid_parts": parts})
     stored = write_once(f"{context.run}/{FAMILY_FILE}", family)
-    if stored.predicting != family.predicting:
+    if stored != family:
+        what = "other models" if stored.predicting != family.predicting else "another hybrid"
         raise ValueError(
-            f"{context.run}/{FAMILY_FILE} has other models than this run; change the recipe (for example the seed) to "
-            "start a new run"
+            f"{context.run}/{FAMILY_FILE} has {what} than this run; change the recipe (for example the seed) to start "
+            "a new run"
         )
     return stored
 
@@ -175,27 +176,6 @@ def predict_all(
     for role, contender in on_validation.items():
         tables[f"{role}_{VALIDATION}"] = _predict(context, contender.uri, rows_name=VALIDATION)
     return tables
-
-
-def measure_cost(context: RunContext, contenders: Mapping[str, Contender]) -> MeasuredCosts | None:
-    """Return the cost of all models on the device that serves, measured in alternating rounds; a cached stage.
-
-    Return None if the tokens of an external endpoint are unknown (see `endpoint_tokens`).
-    """
-    inputs, test, on_gpu = context.inputs, context.splits.test, context.recipe.serving.gpus_per_replica > 0
-    uris = {role: contender.uri for role, contender in contenders.items()}
-    tokens = endpoint_tokens(inputs, uris, rows=test)
-    if tokens is None:
-        return None
-    num_rows = context.task.num_cost_rows_gpu if on_gpu else context.task.num_cost_rows
-    rows = test.take(range(min(len(test), num_rows)))
-    named = {"models": uris, "test": inputs.data.hashes["test"], "on_gpu": on_gpu}
-    stage_inputs = inputs.stage_inputs(measure_serving, **named)
-
-    def compute(_: str) -> MeasuredCosts:
-        return inputs.remote_evaluation(measure_serving)(uris, rows=rows, on_gpu=on_gpu, tokens=tokens)
-
-    return inputs.cached("cost", output=MeasuredCosts, inputs=stage_inputs, compute=compute)
 
 
 def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictInputs:

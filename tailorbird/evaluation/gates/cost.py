@@ -1,10 +1,11 @@
 """The resources that models use: measured for serving and training, without prices (see `gates.prices`)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 MIN_ROUNDS = 5
 SECONDS_PER_HOUR = 3600
@@ -41,25 +42,50 @@ def endpoint_name(model: str, *, url: str) -> str:
     return f"{model} at {url}"
 
 
+@dataclass(frozen=True)
+class RowTokens:
+    """The tokens of an external endpoint for each row; None where the endpoint does not report them."""
+
+    endpoint: str  # see `endpoint_name`
+    input: tuple[int | None, ...]
+    output: tuple[int | None, ...]
+
+
 def tokens_by_round(
-    inputs: Sequence[int | None], outputs: Sequence[int | None], *, endpoint: str, num_rounds: int = MIN_ROUNDS
+    rows: RowTokens, *, answered: NDArray[np.bool_] | None = None, num_rounds: int = MIN_ROUNDS
 ) -> Tokens:
     """Return the tokens for a thousand rows of `num_rounds` equal parts of the rows, in row order.
 
-    `inputs` and `outputs` have the tokens of each row. If one of them is None, the result has no tokens. The number of
-    tokens of a row does not vary by round, but the rows are a sample; the spread over the parts is that of the sample.
-    Raises ValueError for too few rows.
+    With `answered` [N], the endpoint answers only these rows, and the other rows have no tokens. If the tokens of an
+    answered row are not known, or if there are fewer rows than rounds, the result has no tokens. The number of tokens
+    of a row does not vary by round, but the rows are a sample; the spread over the parts is that of the sample.
     """
-    if len(inputs) != len(outputs) or len(inputs) < num_rounds:
-        raise ValueError(
-            f"{len(inputs)} rows have input tokens and {len(outputs)} have output tokens; give both for the same "
-            f"{num_rounds} or more rows"
-        )
-    if None in inputs or None in outputs:
-        return Tokens(endpoint, (), ())
-    parts = [np.array_split(np.array(counts, dtype=np.float64), num_rounds) for counts in (inputs, outputs)]
-    sent, received = (tuple(float(1000 * part.mean()) for part in of_all) for of_all in parts)
-    return Tokens(endpoint, sent, received)
+    sent, received = (
+        [count if answered is None or answered[row] else 0 for row, count in enumerate(counts)]
+        for counts in (rows.input, rows.output)
+    )
+    if None in sent or None in received or len(sent) < num_rounds:
+        return Tokens(rows.endpoint, (), ())
+    parts = (np.array_split(np.array(counts, dtype=np.float64), num_rounds) for counts in (sent, received))
+    inputs, outputs = (tuple(float(1000 * part.mean()) for part in of_all) for of_all in parts)
+    return Tokens(rows.endpoint, inputs, outputs)
+
+
+def shares_by_round(
+    answered: NDArray[np.bool_], *, lengths: NDArray[np.float64] | None = None, num_rounds: int = MIN_ROUNDS
+) -> tuple[float, ...]:
+    """Return the share of the rows that a part of a hybrid answers, in `num_rounds` equal parts of the rows, in order.
+
+    `lengths` [N] are proportional to the time that the part needs for a row; a row counts with its length relative to
+    the mean. The spread over the parts is the sampling error of the share. With fewer rows than rounds, every round has
+    the share of all rows.
+    """
+    values = answered.astype(np.float64)
+    if lengths is not None and lengths.mean() > 0:
+        values = values * lengths / lengths.mean()
+    if len(values) < num_rounds:
+        return (float(values.mean()),) * num_rounds
+    return tuple(float(part.mean()) for part in np.array_split(values, num_rounds))
 
 
 @dataclass(frozen=True)
@@ -101,38 +127,44 @@ class ServingUsage:
         return self.cpu_s if self.gpu_s is None else self.gpu_s
 
 
-def combined_usage(parts: Sequence[tuple[float, ServingUsage]]) -> ServingUsage:
-    """Return the resources of a model whose parts each answer a share of the rows: pairs of share and resources.
+def combined_usage(parts: Sequence[tuple[Sequence[float], ServingUsage]]) -> ServingUsage:
+    """Return the resources of a model whose parts each answer some of the rows: pairs of shares and resources.
 
-    All parts are stored. A part without GPU-seconds or tokens has none of them to add to the others'. The tokens of
-    several endpoints are added, so that no endpoint's price applies to them.
+    The shares have a value per round and apply to the seconds; the tokens must be those of the answered rows. All parts
+    are stored. A part without GPU-seconds or tokens has none of them to add to the others'. The tokens of several
+    endpoints are added, so that no endpoint's price applies to them.
     """
-    rounds = len(parts[0][1].cpu_s)
-
-    def total(values: Callable[[ServingUsage], tuple[float, ...] | None]) -> tuple[float, ...]:
-        return tuple(
-            sum(share * given[index] for share, usage in parts if (given := values(usage)) is not None)
-            for index in range(rounds)
-        )
-
-    gpu_s = tokens = None
-    if any(usage.gpu_s is not None for _, usage in parts):
-        gpu_s = total(lambda usage: usage.gpu_s)
+    rounds = range(len(parts[0][1].cpu_s))
+    cpu_s = tuple(sum(shares[index] * usage.cpu_s[index] for shares, usage in parts) for index in rounds)
+    on_gpu = [(shares, usage.gpu_s) for shares, usage in parts if usage.gpu_s is not None]
+    gpu_s = tuple(sum(shares[index] * seconds[index] for shares, seconds in on_gpu) for index in rounds)
     counted = [usage.tokens for _, usage in parts if usage.tokens is not None]
-    if counted:
-        name = " and ".join(dict.fromkeys(tokens.endpoint for tokens in counted))
-        tokens = Tokens(name, (), ())
-        if all(each.reported for each in counted):
-            tokens = Tokens(
-                name,
-                total(lambda usage: usage.tokens.input if usage.tokens else None),
-                total(lambda usage: usage.tokens.output if usage.tokens else None),
-            )
-    sizes = [usage.stored_bytes for _, usage in parts]
-    known = [size for size in sizes if size is not None]
+    sizes = [usage.stored_bytes for _, usage in parts if usage.stored_bytes is not None]
     return ServingUsage(
-        total(lambda usage: usage.cpu_s), gpu_s, tokens, sum(known) if len(known) == len(sizes) else None
+        cpu_s,
+        gpu_s if on_gpu else None,
+        _added(counted) if counted else None,
+        sum(sizes) if len(sizes) == len(parts) else None,
     )
+
+
+def scaled_tokens(tokens: Tokens, *, shares: Sequence[float]) -> Tokens:
+    """Return the tokens of an endpoint that answers a share of the rows, which has a value per round."""
+    if not tokens.reported:
+        return tokens
+    counts = (
+        tuple(share * count for share, count in zip(shares, of_all, strict=True))
+        for of_all in (tokens.input, tokens.output)
+    )
+    return Tokens(tokens.endpoint, *counts)
+
+
+def _added(tokens: Sequence[Tokens]) -> Tokens:
+    name = " and ".join(dict.fromkeys(each.endpoint for each in tokens))
+    if not all(each.reported for each in tokens):
+        return Tokens(name, (), ())
+    sums = [np.sum([getattr(each, kind) for each in tokens], axis=0).tolist() for kind in ("input", "output")]
+    return Tokens(name, tuple(sums[0]), tuple(sums[1]))
 
 
 ServingCosts = Mapping[str, ServingUsage]

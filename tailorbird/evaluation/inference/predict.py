@@ -1,17 +1,19 @@
 """Predict rows with a stored model, using the same forward pass as serving."""
 
+from functools import partial
+
 import numpy as np
 
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import encode_texts, label_indices
 from tailorbird.evaluation.gates.calibration import fit_temperature
-from tailorbird.evaluation.hybrid import apply_routing
 from tailorbird.evaluation.inference.chat_answers import answer_texts, reference_likelihoods
 from tailorbird.evaluation.inference.device import evaluation_device
 from tailorbird.evaluation.inference.endpoint import predict_endpoint
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
+from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
-from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, LoadedNearest, load_artifact
 from tailorbird.models.temperature import temperature_softmax
@@ -30,10 +32,14 @@ def predict_rows(uri: str, *, rows: Rows, on_gpu: bool = False, limits: RequestL
     device = evaluation_device(on_gpu=on_gpu)
     hybrid = read_artifact_config(uri).hybrid
     if hybrid is not None:
-        parts = [ModelPredictions(predict_rows(part.uri, rows=rows, on_gpu=on_gpu)) for part in read_parts(hybrid)]
-        return apply_routing(hybrid.routing, first=parts[0], second=parts[1]).clean
+        first, second = (partial(_predict_part, part.uri, on_gpu=on_gpu, limits=limits) for part in read_parts(hybrid))
+        return predict_hybrid(hybrid.routing, rows=rows, first=first, second=second)
     loaded = load_artifact(uri, device=device)
     return _predict_labels(loaded, rows) if isinstance(loaded, LoadedClassifier) else _predict_answers(loaded, rows)
+
+
+def _predict_part(uri: str, rows: Rows, *, on_gpu: bool, limits: RequestLimits | None) -> Predictions:
+    return predict_rows(uri, rows=rows, on_gpu=on_gpu, limits=limits)
 
 
 def calibrate(uri: str, *, rows: Rows) -> float:

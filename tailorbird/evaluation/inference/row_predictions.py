@@ -24,7 +24,7 @@ def label_predictions(
         confidences=confidences.astype(np.float64),
         calibrated=calibrated.astype(np.float64),
         groups=rows.groups,
-        clusters=_documents(rows),
+        clusters=documents(rows),
     )
 
 
@@ -56,12 +56,12 @@ def text_predictions(
         calibrated=confidences,
         groups=rows.groups,
         measures=measures,
-        clusters=_documents(rows),
+        clusters=documents(rows),
         logprobs=logprobs,
     )
 
 
-def _documents(rows: Rows) -> tuple[str, ...] | None:
+def documents(rows: Rows) -> tuple[str, ...] | None:
     """Return the document number of each row; rows with the same `split_by` value share a document.
 
     Without `split_by`, rows with the same text share a document; the result is None if all texts differ. Documents are

@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage
 from tailorbird.evaluation.gates.prices import CostUnit, Ratio
-from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing, hybrid_cost, share_to_second
+from tailorbird.evaluation.hybrid import (
+    FrozenHybrid,
+    PartUsage,
+    apply_routing,
+    hybrid_usage,
+    routed_to_second,
+    share_to_second,
+)
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.statistics.scoring import score_table
@@ -52,7 +59,7 @@ def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
     members = {"candidate": inputs.candidate, **({"hybrid": hybrid} if hybrid else {}), **inputs.contenders}
     tables = {role: model.clean for role, model in members.items()}
     family = compare_family(tables, incumbent=inputs.incumbent.clean, protocol=tests)
-    costs = CostComparison(_costs(inputs, hybrid=hybrid), protocol.cost, tests.alpha)
+    costs = CostComparison(_costs(inputs), protocol.cost, tests.alpha)
     contenders = tuple(
         _contender(role, inputs, result=family[role], protocol=protocol, costs=costs) for role in inputs.contenders
     )
@@ -117,12 +124,14 @@ def hybrid_predictions(inputs: VerdictInputs, *, protocol: TestProtocol) -> Mode
     return apply_routing(frozen.routing, first=first, second=second)
 
 
-def _costs(inputs: VerdictInputs, *, hybrid: ModelPredictions | None) -> ServingCosts | None:
-    """Return the measured costs by role, with the hybrid's cost computed from its parts."""
-    if inputs.costs is None or hybrid is None or inputs.hybrid is None:
+def _costs(inputs: VerdictInputs) -> ServingCosts | None:
+    """Return the costs by role. If those of the hybrid are not given, every row has the same cost in one model."""
+    frozen = inputs.hybrid
+    if inputs.costs is None or frozen is None or "hybrid" in inputs.costs:
         return inputs.costs
-    share = _share_to_second(inputs.hybrid, inputs)
-    return {**inputs.costs, "hybrid": hybrid_cost(inputs.hybrid, costs=inputs.costs, share=share)}
+    first, second = (PartUsage(inputs.costs[role]) for role in frozen.parts)
+    routed = routed_to_second(frozen.routing, inputs.models[frozen.first].clean)
+    return {**inputs.costs, "hybrid": hybrid_usage(frozen.routing, routed=routed, first=first, second=second)}
 
 
 def _share_to_second(frozen: FrozenHybrid, inputs: VerdictInputs) -> float:

@@ -14,6 +14,7 @@ from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence import Family
 from tailorbird.evaluation.report.evidence_files import MANIFEST, prediction_table_names
@@ -23,6 +24,7 @@ from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.record import TrainedModels
+from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import read_artifact_config, read_version
 from tests.unit.pipeline.contexts import context_of, recipe_at, rows_of, run_locally
@@ -158,6 +160,17 @@ def test_a_second_evaluation_reuses_predictions_and_cost(
     monkeypatch.setattr("tailorbird.pipeline.inputs.run_remote", fail)
     again = evaluate_run(context, trained, progress=SILENT)
     assert again.verdict == result.verdict
+
+
+@pytest.mark.usefixtures("result")
+def test_a_run_that_is_resumed_with_another_hybrid_is_refused_before_the_test_rows_are_read(
+    context: RunContext, trained: TrainedModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hybrid = FrozenHybrid(Routing(by="cascade", threshold=0.5), "incumbent", "candidate", "candidate", 0.5, 0.3)
+    monkeypatch.setattr(evaluate, "fit_hybrid_on_validation", lambda *_: hybrid)
+    monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: pytest.fail("the access was recorded"))
+    with pytest.raises(ValueError, match=r"family.json has another hybrid than this run"):
+        evaluate_run(context, trained, progress=SILENT)
 
 
 def test_a_change_of_unrelated_code_reuses_the_stage(

@@ -16,7 +16,7 @@ from tailorbird.evaluation.baselines.endpoint import (
     store_endpoint_baselines,
 )
 from tailorbird.evaluation.gates.calibration import has_confidences
-from tailorbird.evaluation.gates.cost import tokens_by_round
+from tailorbird.evaluation.gates.cost import RowTokens, tokens_by_round
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.inference.serving_cost import measure_serving
@@ -157,7 +157,7 @@ def test_the_cost_of_an_endpoint_is_that_of_its_tokens_and_of_preparing_its_requ
         *_, retrieved = fit(server.url, tmp_path)
         num_requests = len(server.bodies)
         uris = {"incumbent": str(retrieved.uri), "candidate": str(retrieved.uri)}
-        tokens = tokens_by_round([10, 20, 30, 40, 50], [1, 2, 3, 4, 5], endpoint="m")
+        tokens = tokens_by_round(RowTokens("m", (10, 20, 30, 40, 50), (1, 2, 3, 4, 5)))
         costs = measure_serving(uris, rows=rows_of(TEST), tokens={"incumbent": tokens, "candidate": tokens}).serving
         assert len(server.bodies) == num_requests
     assert costs["incumbent"].tokens == tokens

@@ -3,16 +3,21 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tailorbird.evaluation.gates.cost import (
     CostPair,
+    RowTokens,
     ServingUsage,
     Tokens,
     TrainingUsage,
     combined_usage,
+    shares_by_round,
     tokens_by_round,
 )
+
+HALF = (0.5,) * 5
 
 
 @pytest.mark.parametrize("training", [-1.0, math.nan, math.inf])
@@ -39,14 +44,27 @@ def test_rounds_must_be_paired_positive_and_at_least_five(
 
 
 def test_the_tokens_of_a_round_are_those_of_a_part_of_the_rows() -> None:
-    tokens = tokens_by_round([10] * 6 + [20] * 4, [1, 2] * 5, endpoint="m")
+    rows = RowTokens("m", (10,) * 6 + (20,) * 4, (1, 2) * 5)
+    tokens = tokens_by_round(rows)
     assert tokens.input == (10_000, 10_000, 10_000, 20_000, 20_000)
     assert tokens.output == (1_500, 1_500, 1_500, 1_500, 1_500)
     assert tokens.endpoint == "m"
-    with pytest.raises(ValueError, match="4 rows have input tokens and 4 have output tokens; give both for the same 5"):
-        tokens_by_round([1] * 4, [1] * 4, endpoint="m")
-    with pytest.raises(ValueError, match="5 rows have input tokens and 6"):
-        tokens_by_round([1] * 5, [1] * 6, endpoint="m")
+    assert not tokens_by_round(RowTokens("m", (1,) * 4, (1,) * 4)).reported  # fewer rows than rounds
+
+
+def test_rows_that_an_endpoint_does_not_answer_have_no_tokens() -> None:
+    answered = np.array([False, True] * 5)
+    rows = RowTokens("m", (None, 30) * 5, (None, 2) * 5)
+    assert tokens_by_round(rows, answered=answered) == Tokens("m", (15_000,) * 5, (1_000,) * 5)
+    assert not tokens_by_round(rows, answered=~answered).reported
+
+
+def test_the_share_of_a_round_counts_rows_with_their_lengths() -> None:
+    answered = np.array([True, False] * 4 + [True, True])
+    assert shares_by_round(answered) == (0.5, 0.5, 0.5, 0.5, 1.0)
+    lengths = np.array([30.0, 10.0] * 4 + [30.0, 10.0])
+    assert shares_by_round(answered, lengths=lengths) == (0.75, 0.75, 0.75, 0.75, 1.0)
+    assert shares_by_round(answered[-3:]) == (2 / 3,) * 5
 
 
 @pytest.mark.parametrize("count", [-1.0, math.nan, math.inf])
@@ -67,23 +85,23 @@ def test_all_resources_have_the_same_rounds() -> None:
 
 
 def test_the_tokens_of_an_endpoint_that_does_not_report_them_are_unknown() -> None:
-    unknown = tokens_by_round([1, 1, 1, 1, None], [1] * 5, endpoint="m")
+    unknown = tokens_by_round(RowTokens("m", (1, 1, 1, 1, None), (1,) * 5))
     assert (unknown.reported, unknown.input, unknown.output) == (False, (), ())
     known = ServingUsage((1.0,) * 5, tokens=Tokens("m", (1.0,) * 5, (1.0,) * 5))
     assert known.tokens is not None
     assert known.tokens.reported
-    assert combined_usage(((0.5, known), (0.5, replace(known, tokens=unknown)))).tokens == unknown
+    assert combined_usage(((HALF, known), (HALF, replace(known, tokens=unknown)))).tokens == unknown
 
 
 def test_models_that_share_the_rows_add_their_resources_by_share_and_are_all_stored() -> None:
     tokens = Tokens("m", (100.0,) * 5, (10.0,) * 5)
     ours, endpoint = ServingUsage((4.0,) * 5, stored_bytes=7), ServingUsage((1.0,) * 5, None, tokens, stored_bytes=2)
-    usage = combined_usage(((1.0, ours), (0.25, endpoint)))
-    assert usage == ServingUsage((4.25,) * 5, None, Tokens("m", (25.0,) * 5, (2.5,) * 5), stored_bytes=9)
+    usage = combined_usage((((1.0,) * 5, ours), ((0.25,) * 5, endpoint)))
+    assert usage == ServingUsage((4.25,) * 5, None, tokens, stored_bytes=9)
     on_gpu = ServingUsage((4.0,) * 5, (8.0,) * 5)
-    assert combined_usage(((0.5, on_gpu), (0.5, endpoint))).gpu_s == (4.0,) * 5
-    assert combined_usage(((0.5, on_gpu), (0.5, endpoint))).stored_bytes is None
+    assert combined_usage(((HALF, on_gpu), (HALF, endpoint))).gpu_s == (4.0,) * 5
+    assert combined_usage(((HALF, on_gpu), (HALF, endpoint))).stored_bytes is None
     other = replace(endpoint, tokens=replace(tokens, endpoint="n"))
-    mixed = combined_usage(((0.5, endpoint), (0.5, other))).tokens
+    mixed = combined_usage(((HALF, endpoint), (HALF, other))).tokens
     assert mixed is not None
     assert mixed.endpoint == "m and n"

@@ -1,0 +1,73 @@
+"""The cost of a champion that is a cascade with an endpoint, from its parts and the rows that each answers."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.gates.cost import MeasuredCosts, RowTokens, ServingDevice, ServingUsage, Tokens
+from tailorbird.evaluation.inference.row_predictions import label_predictions
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.pipeline import cost
+from tailorbird.pipeline.artifacts import Contender
+from tailorbird.pipeline.cost import measure_cost
+from tailorbird.registry.routing import Routing
+from tests.unit.pipeline.contexts import rows_of
+
+ROWS = rows_of(["short", "a longer text"] * 5, ["a", "b"] * 5)
+SURE = np.array([0.9, 0.1] * 5)  # the longer texts are routed to the endpoint
+MEASURED = {
+    "incumbent: first part": ServingUsage((1.0,) * 5, stored_bytes=1),
+    "incumbent: second part": ServingUsage((2.0,) * 5, stored_bytes=2),
+    "candidate": ServingUsage((4.0,) * 5, stored_bytes=4),
+}
+CONTENDERS = {"incumbent": Contender("hybrid", "cascade", 0.5), "candidate": Contender("full", "full", 0.5)}
+
+
+def table(kind: str) -> Predictions:
+    return label_predictions(kind, rows=ROWS, outputs=ROWS.labels, confidences=SURE, calibrated=SURE)
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
+    reported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = (SimpleNamespace(uri="bag", endpoint=None), SimpleNamespace(uri="endpoint", endpoint="m"))
+    cascade = SimpleNamespace(routing=Routing(by="cascade", threshold=0.5), parts=parts)
+    asked: list[str] = []
+
+    def row_tokens(_: object, uri: str, *, rows: Rows) -> RowTokens | None:
+        if uri != "endpoint":
+            return None
+        asked.extend(rows.row_ids)
+        return RowTokens("m", (20,) * len(rows), (3 if reported else None,) * len(rows))
+
+    def measured(_: object, uris: Mapping[str, str], *, tokens: Mapping[str, Tokens]) -> MeasuredCosts:
+        assert dict(uris) == {"candidate": "full", "incumbent: first part": "bag", "incumbent: second part": "endpoint"}
+        assert list(tokens) == ["incumbent: second part"]
+        return MeasuredCosts(ServingDevice("CPU", ("incumbent: first part",)), MEASURED)
+
+    config = {"cascade": SimpleNamespace(hybrid=cascade), "full": SimpleNamespace(hybrid=None)}
+    monkeypatch.setattr(cost, "read_artifact_config", config.__getitem__)
+    monkeypatch.setattr(cost, "read_parts", lambda hybrid: hybrid.parts)
+    monkeypatch.setattr(cost, "row_tokens", row_tokens)
+    monkeypatch.setattr(cost, "_measured", measured)
+    context = SimpleNamespace(splits=SimpleNamespace(test=ROWS), inputs=None)
+    tables = {"incumbent": table("hybrid"), "candidate": table("full")}
+    result = measure_cost(
+        context,  # type: ignore[arg-type]
+        CONTENDERS,
+        hybrid=None,
+        tables=tables,
+        predict=lambda uri: table({"bag": "bag_of_words"}[uri]),
+    )
+    assert asked == ["1", "3", "5", "7", "9"]  # no request for a row that the first part answers
+    assert list(result.serving) == ["incumbent", "candidate"]
+    assert result.serving["candidate"] == MEASURED["candidate"]
+    usage = result.serving["incumbent"]
+    assert usage.tokens == Tokens("m", (10_000.0,) * 5, (1_500.0,) * 5) if reported else Tokens("m", (), ())
+    assert usage.cpu_s == pytest.approx((1 + 2 * 13 / 18,) * 5)  # 13 of 18 characters
+    assert usage.stored_bytes == 3
+    assert result.device.emulated == ("incumbent",)
