@@ -36,12 +36,12 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
 ) -> None:
     parts = (SimpleNamespace(uri="bag", endpoint=None), SimpleNamespace(uri="endpoint", endpoint="m"))
     cascade = SimpleNamespace(routing=Routing(by="cascade", threshold=0.5), parts=parts)
-    asked: list[str] = []
+    requested: list[str] = []
 
     def row_tokens(_: object, uri: str, *, rows: Rows) -> RowTokens | None:
         if uri != "endpoint":
             return None
-        asked.extend(rows.row_ids)
+        requested.extend(rows.row_ids)
         return RowTokens("m", (20,) * len(rows), (3 if reported else None,) * len(rows))
 
     def measured(_: object, uris: Mapping[str, str], *, tokens: Mapping[str, Tokens]) -> MeasuredCosts:
@@ -63,7 +63,7 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
         tables=tables,
         predict=lambda uri: table({"bag": "bag_of_words"}[uri]),
     )
-    assert asked == ["1", "3", "5", "7", "9"]  # no request for a row that the first part answers
+    assert requested == ["1", "3", "5", "7", "9"]  # no request for a row that the first part answers
     assert list(result.serving) == ["incumbent", "candidate"]
     assert result.serving["candidate"] == MEASURED["candidate"]
     usage = result.serving["incumbent"]
