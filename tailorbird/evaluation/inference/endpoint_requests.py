@@ -33,13 +33,23 @@ class RequestLimits:
     max_concurrency: int = 8
     max_spend: float | None = None  # of all stored answers of the endpoint for a task
     retry: RetryPolicy | None = None  # None for the default
+    recipe: Endpoint | None = None  # endpoint of the recipe; None if it has none
 
     @classmethod
     def from_config(cls, config: EndpointConfig | None) -> Self:
         """Return the limits of a recipe; the defaults for a recipe without an endpoint."""
         if config is None:
             return cls()
-        return cls(config.timeout_s, config.max_concurrency, config.max_spend)
+        recipe = Endpoint.from_config(config)
+        return cls(config.timeout_s, config.max_concurrency, config.max_spend, recipe=recipe)
+
+    def priced(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint with the recipe's prices, if it was registered without prices and is the recipe's."""
+        recipe = self.recipe
+        if endpoint.price_input is None and recipe and (recipe.url, recipe.model) == (endpoint.url, endpoint.model):
+            prices = {"price_input": recipe.price_input, "price_output": recipe.price_output}
+            endpoint = endpoint.model_copy(update=prices)
+        return endpoint
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,10 @@ def fetch_answers(
     Each new answer is stored before the next request of the same connection starts. All answers must be of one model:
     `endpoint.reported_model` or, if it is None, the model of the first answer. After an error, no request starts, and
     those that have started are completed and stored. Raises EndpointSpendExceeded before the first request that starts
-    at or above `limits.max_spend`, and the errors of `complete`.
+    at or above `limits.max_spend`, the errors of `complete`, and ValueError before the first request if the spend is
+    limited and a price is missing.
     """
+    endpoint = limits.priced(endpoint)
     folder = TaskPaths(task_uri).endpoint_answers(digest({"url": endpoint.url, "model": endpoint.model})[:16])
     stored = _stored(folder, endpoint=endpoint)
     names = [request_sha256(body, url=endpoint.url) for body in bodies]
@@ -70,6 +82,12 @@ def fetch_answers(
         endpoint = endpoint.model_copy(update={"reported_model": answer.model})
     missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in answers}
     if missing:
+        if limits.max_spend is not None and (endpoint.price_input is None or endpoint.price_output is None):
+            raise ValueError(
+                f"{endpoint.model!r} at {endpoint.url} was registered without prices, and the prices of "
+                "evaluation.endpoint are those of another URL or model, so the spend cannot be limited; remove "
+                "evaluation.endpoint.max_spend"
+            )
         if stored.num_unknown and limits.max_spend is not None:
             raise _spend_unknown(endpoint)
         answers |= asyncio.run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, spent=stored.spent))

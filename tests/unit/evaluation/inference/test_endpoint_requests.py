@@ -1,5 +1,6 @@
 """Stored answers of an endpoint: a resumed run sends no request twice, and spend and concurrency are limited."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,21 @@ def test_spend_cannot_be_limited_without_the_tokens_of_an_answer(tmp_path: Path)
         with pytest.raises(errors.EndpointAnswerInvalid, match="does not report the tokens"):
             texts(server, tmp_path, 1, 3, limits=limited)  # the stored answers have no known price
         assert len(server.bodies) == before
+
+
+def test_the_prices_of_the_recipe_apply_to_its_endpoint_if_that_was_registered_without_prices(tmp_path: Path) -> None:
+    unpriced = {"price_input": None, "price_output": None}
+    with endpoint_server(echo) as server:
+        recipe = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
+        limits = RequestLimits(max_spend=2.5, max_concurrency=1, retry=RETRY, recipe=recipe)
+        with pytest.raises(errors.EndpointSpendExceeded, match="cost 3, "):
+            texts(server, tmp_path, *range(10), limits=limits, **unpriced)
+        num_requests = len(server.bodies)
+        other = replace(limits, recipe=recipe.model_copy(update={"model": "n"}))
+        with pytest.raises(ValueError, match=r"'m' at .* was registered without prices.*remove .*max_spend"):
+            texts(server, tmp_path, *range(10), limits=other, **unpriced)
+        assert len(server.bodies) == num_requests
+        assert texts(server, tmp_path, 0, limits=other, **unpriced) == ["0"]  # stored, so there is nothing to pay
 
 
 def test_a_model_that_changes_during_a_run_ends_it_and_its_answers_are_not_stored(tmp_path: Path) -> None:
