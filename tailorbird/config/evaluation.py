@@ -10,7 +10,7 @@ from tailorbird.config.endpoint import EndpointConfig
 
 class CalibrationGateConfig(ConfigSection):
     max_ece: float = Field(default=0.05, gt=0, lt=1)
-    """Maximum expected calibration error (ECE) of the candidate after temperature scaling."""
+    """Maximum expected calibration error (ECE) of the candidate, after temperature scaling unless it is an endpoint."""
     max_increase: float = Field(default=0.02, ge=0, lt=1)
     """Maximum amount by which the candidate's ECE may exceed the incumbent's."""
 

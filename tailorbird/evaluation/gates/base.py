@@ -18,7 +18,7 @@ class State(StrEnum):
 class Bound:
     """An estimate with its interval, compared with a limit."""
 
-    what: str  # name of the estimate in reports, for example `ECE after temperature scaling`
+    what: str  # name of the estimate in reports, for example `debiased ECE`
     estimate: float
     interval: tuple[float, float]
     limit: float

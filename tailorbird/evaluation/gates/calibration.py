@@ -1,4 +1,7 @@
-"""The calibration gate: expected calibration error (ECE) after a temperature that is fitted on validation."""
+"""The calibration gate: expected calibration error (ECE), after a temperature that is fitted on validation.
+
+An external endpoint has no temperature.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,6 +17,7 @@ from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.statistics.debiased import DebiasedSum, debiased_difference, debiased_sum
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
 from tailorbird.evaluation.statistics.effect import unseen_rate
+from tailorbird.registry.versions import ENDPOINT_KINDS
 
 FloatArray = NDArray[np.float64]
 
@@ -21,7 +25,7 @@ NUM_BINS = 15
 NUM_DRAWS = 1_000
 SEED = 2017
 TEMPERATURES = (0.01, 100.0)
-ECE = "debiased ECE after temperature scaling"  # name of the bounded estimate
+ECE = "debiased ECE"  # name of the bounded estimate
 SLACK = 1e-6  # an fp32 softmax may exceed 1 by this much
 
 
@@ -63,7 +67,7 @@ def ece(correct: FloatArray, confidence: FloatArray, num_bins: int = NUM_BINS) -
 def calibration_gate(
     candidate: Predictions, *, incumbent: Predictions, limits: CalibrationGateConfig, alpha: float
 ) -> Gate:
-    """Test that the candidate's ECE after temperature scaling is small and not much larger than the incumbent's.
+    """Test that the candidate's ECE is small and not much larger than the incumbent's, after temperature scaling.
 
     A candidate without confidences cannot be assessed. If only the incumbent has none, which is possible for an
     external endpoint, only `max_ece` applies. Both ECEs are debiased (`statistics.debiased`): a perfectly calibrated
@@ -95,7 +99,7 @@ def calibration_gate(
     )
     note = (
         f"ECE in {NUM_BINS} bins of equal width: candidate {ours.estimate:.4f}, incumbent {theirs.estimate:.4f}; "
-        f"before the correction for chance {measured[0]:.4f} and {measured[1]:.4f}"
+        f"before the correction for chance {measured[0]:.4f} and {measured[1]:.4f}{_scaling(candidate, incumbent)}"
     )
     return gate("calibration", bounds, note=note)
 
@@ -117,8 +121,16 @@ def _without_incumbent(candidate: Predictions, *, incumbent: str, limits: Calibr
     note = (
         f"ECE in {NUM_BINS} bins of equal width: candidate {ours.estimate:.4f}, before the correction for chance "
         f"{measured:.4f}; the incumbent, {incumbent}, returns no confidences, so max_increase does not apply"
+        f"{_scaling(candidate)}"
     )
     return gate("calibration", (bound,), note=note)
+
+
+def _scaling(*tables: Predictions) -> str:
+    """Return the end of a note if one of the models is an endpoint."""
+    if not any(table.model in ENDPOINT_KINDS for table in tables):
+        return ""
+    return "; confidences of an endpoint are not scaled by a temperature, those of other models are"
 
 
 def _too_few(documents: Documents) -> str:

@@ -166,7 +166,7 @@ def _hybrid(evidence: Evidence, hybrid: HybridVerdict) -> str:
 
 
 def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
-    names = METRIC_NAMES | {"ece": "expected calibration error (after temperature scaling, debiased)"}
+    names = METRIC_NAMES | {"ece": "expected calibration error (debiased)"}
     lines = [f"- {names[name]}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
     first = verdict.access_number == 1
     rows = f"{verdict.n:,} test rows" + (" that were not used to train or select a model before" if first else "")

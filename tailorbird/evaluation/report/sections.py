@@ -230,8 +230,9 @@ def reliability_section(evidence: Evidence, figures: Figures) -> str:
     return html.section(
         "Reliability",
         html.paragraph(
-            "Accuracy in bins of confidence, after temperature scaling on validation. On the dashed line, accuracy "
-            "equals confidence. Below the line, the model is overconfident. Larger dots have more rows.",
+            "Accuracy in bins of confidence, after temperature scaling on validation (not of an endpoint). On the "
+            "dashed line, accuracy equals confidence. Below the line, the model is overconfident. Larger dots have more "
+            "rows.",
             soft=True,
         ),
         "<p class=soft><span class='key chosen'></span>candidate<span class=key></span>incumbent</p>",

@@ -187,14 +187,17 @@ def test_any_tables_give_a_state_and_intervals_that_contain_the_estimates(
 def test_an_incumbent_without_confidences_is_not_compared_and_max_ece_still_applies() -> None:
     silent = replace(simulated(3_000, seed=1, model="endpoint_zero_shot"), calibrated=np.full(3_000, np.nan))
     good = calibration_gate(simulated(3_000), incumbent=silent, limits=LIMITS, alpha=0.05)
-    assert [(bound.what, bound.state) for bound in good.bounds] == [
-        ("debiased ECE after temperature scaling", State.PASSES)
-    ]
+    assert [(bound.what, bound.state) for bound in good.bounds] == [("debiased ECE", State.PASSES)]
     assert good.state is State.PASSES
     assert "endpoint_zero_shot, returns no confidences, so max_increase does not apply" in good.note
     overconfident = calibration_gate(simulated(3_000, over=0.15), incumbent=silent, limits=LIMITS, alpha=0.05)
     assert overconfident.state is State.FAILS
     alone = calibration_gate(simulated(3_000), incumbent=simulated(3_000), limits=LIMITS, alpha=0.05)
+    assert "temperature" not in good.note + alone.note
+    endpoint = calibration_gate(
+        simulated(3_000, model="endpoint_zero_shot"), incumbent=simulated(3_000), limits=LIMITS, alpha=0.05
+    )
+    assert "confidences of an endpoint are not scaled by a temperature" in endpoint.note
     assert good.bounds[0].estimate == pytest.approx(alone.bounds[0].estimate, abs=1e-3)
 
 
