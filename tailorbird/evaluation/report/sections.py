@@ -231,8 +231,8 @@ def reliability_section(evidence: Evidence, figures: Figures) -> str:
         "Reliability",
         html.paragraph(
             "Accuracy in bins of confidence, after temperature scaling on validation (not of an endpoint). On the "
-            "dashed line, accuracy equals confidence. Below the line, the model is overconfident. Larger dots have more "
-            "rows.",
+            "dashed line, accuracy equals confidence. Below the line, the model is overconfident. Larger dots have "
+            "more rows.",
             soft=True,
         ),
         "<p class=soft><span class='key chosen'></span>candidate<span class=key></span>incumbent</p>",
