@@ -78,7 +78,8 @@ class Upstream:
             timeout=httpx2.Timeout(limits.timeout_s, connect=min(CONNECT_S, limits.timeout_s)),
             limits=httpx2.Limits(max_connections=limits.concurrency),
         )
-        self._connection = Connection(version.endpoint, client, limits.timeout_s, retry)
+        refused = set(version.endpoint.omitted)
+        self._connection = Connection(version.endpoint, client, limits.timeout_s, retry, refused)
 
     async def pieces(self, body: Body, *, streaming: bool) -> AsyncGenerator[Piece, None]:
         """Send a request and yield the parts of its answer; one part if not `streaming`.

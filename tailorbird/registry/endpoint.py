@@ -20,6 +20,8 @@ class Endpoint(BaseModel):
     price_output: float | None = None  # price of 1,000 output tokens; None if unknown
     reported_model: str | None = None
     """Model that the endpoint named in the answers of the evaluation; None before the first answer."""
+    omitted: tuple[str, ...] = ()
+    """Parameters that the endpoint refused on validation. Later requests, also of a service, are sent without them."""
 
     @classmethod
     def from_config(cls, config: EndpointConfig) -> Self:

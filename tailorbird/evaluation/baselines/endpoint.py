@@ -42,6 +42,7 @@ class _Scored:
     version: VersionConfig
     score: float
     share_without_label: float  # of the answers; 0 for chat
+    shares_without: Mapping[str, float]  # of the answers whose request was sent without a parameter, by parameter
     detail: str  # description of its prompt
 
     def baseline(self) -> Baseline:
@@ -49,6 +50,9 @@ class _Scored:
         note = f"{self.version.endpoint.reported_model}: {self.detail}"
         if self.share_without_label:
             note += f"; {100 * self.share_without_label:.2g}% of the answers are no label"
+        for name, share in self.shares_without.items():
+            requests = "the requests" if share == 1 else f"{100 * share:.2g}% of the requests"
+            note += f"; {requests} had no {name}, which the endpoint refused"
         return Baseline(self.version.kind, None, self.score, True, note)
 
 
@@ -76,10 +80,12 @@ def fit_endpoint_baselines(
         nonlocal pinned
         version = contender.config.model_copy(update={"kind": kind, "prompting": prompting, "endpoint": pinned})
         answers = fetch_answers(request_bodies(validation, version=version, index=contender.index), pinned)
-        pinned = pinned.model_copy(update={"reported_model": answers[0].model})
+        shares_without = _shares_without_parameters(answers)
+        omitted = tuple(sorted({*pinned.omitted, *shares_without}))
+        pinned = pinned.model_copy(update={"reported_model": answers[0].model, "omitted": omitted})
         version = version.model_copy(update={"endpoint": pinned})
         score = score_table(config.metric, endpoint_predictions(answers, rows=validation, version=version))
-        return _Scored(version, score, _share_without_label(answers, classes=version.classes), detail)
+        return _Scored(version, score, _share_without_label(answers, classes=version.classes), shares_without, detail)
 
     def few_shot() -> Iterable[_Scored]:
         for draw in range(config.prompt_draws):
@@ -121,3 +127,9 @@ def _share_without_label(answers: Sequence[EndpointAnswer], *, classes: tuple[st
     if not classes:
         return 0.0
     return float(np.mean([label_of(answer.text, classes=classes) is None for answer in answers]))
+
+
+def _shares_without_parameters(answers: Sequence[EndpointAnswer]) -> dict[str, float]:
+    """Return the share of the answers whose request was sent without a parameter, for each that was left out."""
+    names = sorted({name for answer in answers for name in answer.omitted})
+    return {name: float(np.mean([name in answer.omitted for answer in answers])) for name in names}

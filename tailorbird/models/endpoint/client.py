@@ -74,7 +74,7 @@ async def connect(
     async with httpx2.AsyncClient(
         headers=headers, timeout=timeout_s, limits=limits, trust_env=uses_proxy(endpoint)
     ) as client:
-        yield Connection(endpoint, client, timeout_s, retry or RetryPolicy())
+        yield Connection(endpoint, client, timeout_s, retry or RetryPolicy(), refused=set(endpoint.omitted))
 
 
 def uses_proxy(endpoint: Endpoint) -> bool:

@@ -1,6 +1,7 @@
 """Baselines on an external endpoint, with a real server on the loopback interface that answers by a rule."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import Prompting, Retrieval, VersionConfig, read_artifact_config, register
 from tailorbird.storage.node_cache import local_copy
-from tests.endpoint_server import MODEL, Answer, Reply, completion, endpoint_server, question
+from tests.endpoint_server import MODEL, Answer, Reply, completion, endpoint_server, question, refusal
 
 PAIRS = (("blue sky", "sky"), ("blue skies", "sky"), ("green leaf", "leaf"), ("red rose", "rose"))
 VALIDATION = (("a blue sky", "sky"), ("leaf of green", "leaf"), ("azure", "sky"), ("roses", "rose"))
@@ -98,6 +99,32 @@ def test_a_classifier_chooses_labels_and_the_share_of_other_answers_is_stated(tm
     assert retrieved.validation >= 0.75  # the nearest row of `roses` is `red rose`
     schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["label"]["enum"] == list(CLASSES)
+
+
+def test_parameters_that_the_endpoint_refuses_are_stated_and_pinned_for_later_requests(tmp_path: Path) -> None:
+    def without_logprobs(body: dict[str, Any], number: int) -> Reply:
+        return refusal(400, "logprobs are not supported") if "logprobs" in body else by_word(body, number)
+
+    with endpoint_server(without_logprobs) as server:
+        zero_shot, *_ = fit(server.url, tmp_path)
+        config = read_artifact_config(str(zero_shot.uri))
+        assert "; the requests had no logprobs, which the endpoint refused" in str(zero_shot.note)
+        assert config.endpoint is not None
+        assert config.endpoint.omitted == ("logprobs",)
+        before = len(server.bodies)
+        predict_rows(str(zero_shot.uri), rows=rows_of(TEST))
+        assert not any("logprobs" in body for body in server.bodies[before:])
+
+
+def test_answers_to_requests_with_different_parameters_are_stated(tmp_path: Path) -> None:
+    def refuses_once(body: dict[str, Any], number: int) -> Reply:
+        if "response_format" in body and question(body) == "roses":
+            return refusal(400, "response_format is not supported")
+        return by_word(body, number)
+
+    with endpoint_server(refuses_once) as server:
+        zero_shot, *_ = fit(server.url, tmp_path)
+    assert re.search(r"; (25|50|75)% of the requests had no response_format", str(zero_shot.note))
 
 
 def test_a_stored_baseline_is_a_version_and_predicts_the_same(tmp_path: Path) -> None:
