@@ -50,7 +50,8 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     """Return the results of all checks; with a fault among them, a run would fail or wait forever."""
     results = [*_ray(facts), *_tables(recipe, facts), *_registry("registry", facts.written, recipe=recipe)]
     results += _model(recipe, facts)
-    results += [*check_prices(recipe), *check_endpoint(recipe.evaluation, facts.tables)]
+    results += check_prices(recipe)
+    results += check_endpoint(recipe.evaluation, facts.tables, of_champion=facts.champion_endpoints)
     if facts.encoder_fault is not None:
         results.append(fault("retrieval encoder", facts.encoder_fault))
     if facts.planned is not None:

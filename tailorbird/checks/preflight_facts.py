@@ -21,6 +21,9 @@ from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read
 from tailorbird.data.tasks import DataTask, data_task
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
+from tailorbird.registry.champion import champion_version, read_champion
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.versions import read_parts
 
 FOOTERS = 16  # maximum footers to read of a folder of Parquet files: the first ones and the last
 NUM_READERS = 8
@@ -69,6 +72,7 @@ class PreflightFacts:
     model_fault: str | None
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
     encoder_fault: str | None = None  # reason why the encoder for retrieval cannot be used
+    champion_endpoints: tuple[Endpoint, ...] = ()  # of the champion and its parts; none if it cannot be read
 
 
 def collect_facts(recipe: Recipe) -> PreflightFacts:
@@ -106,7 +110,18 @@ def collect_facts(recipe: Recipe) -> PreflightFacts:
         model_fault=model_fault,
         planned=planned,
         encoder_fault=encoder_fault,
+        champion_endpoints=_or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or (),
     )
+
+
+def champion_endpoints(task_uri: str) -> tuple[Endpoint, ...]:
+    """Return the endpoints that the champion and its parts call; none without a champion."""
+    stored = read_champion(task_uri)
+    if stored is None:
+        return ()
+    version = champion_version(stored[0])
+    parts = read_parts(version.hybrid) if version.hybrid else (version,)
+    return tuple(part.endpoint for part in parts if part.endpoint is not None)
 
 
 def versions_match(here: Versions, theirs: Versions | None, *, any_patch: bool) -> bool:

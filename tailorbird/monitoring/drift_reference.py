@@ -17,6 +17,7 @@ from tailorbird.data.loader import read_splits, read_validation_and_test
 from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.pretrained import load_encoder
@@ -77,7 +78,8 @@ def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> 
         if len(rows) > MAX_ROWS:
             rows = rows.take(np.sort(np.random.default_rng(SEED).permutation(len(rows))[:MAX_ROWS]))
         build = run_remote(build_reference, resources=worker_resources(recipe.training))
-        storage.write_bytes(uri, build(version.uri, rows=rows, made_at=made_at))
+        limits = RequestLimits.from_config(recipe.evaluation.endpoint)
+        storage.write_bytes(uri, build(version.uri, rows=rows, made_at=made_at, limits=limits))
     return uri
 
 
@@ -104,14 +106,15 @@ def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
     return DriftReference(metadata.digest, metadata.made_at, sample, right, groups)
 
 
-def build_reference(uri: str, *, rows: Rows, made_at: str) -> bytes:
+def build_reference(uri: str, *, rows: Rows, made_at: str, limits: RequestLimits | None = None) -> bytes:
     """Return the reference of a version as Parquet: its answers to the rows, and the embeddings of the texts.
 
+    Requests to an external endpoint are sent within `limits`, and not again for rows whose answers are stored.
     Texts are redacted before embedding, as in the request log. Otherwise traffic with numbers in its texts would look
     like drift.
     """
     version = read_version(uri)
-    predictions = predict_rows(uri, rows=rows)
+    predictions = predict_rows(uri, rows=rows, limits=limits)
     texts = tuple(map(redact, rows.texts))
     embeddings = embed_texts(version.base_model, texts, max_length=version.max_length)
     columns: dict[str, pa.Array] = {

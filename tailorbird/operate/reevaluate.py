@@ -14,6 +14,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.config.tasks import TASKS
 from tailorbird.data.rows import Rows, contents_of, rows_sha256
 from tailorbird.evaluation.gates.cost import TrainingUsage
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.perturbations import perturbed_rows
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
@@ -209,7 +210,11 @@ def _predict(
 ) -> dict[str, Predictions]:
     """Return the predictions of both models for the rows, and for the perturbed rows of the gates."""
     resources = evaluation_resources(recipe.training, recipe.serving)
-    predict = partial(run_remote(predict_rows, resources=resources), on_gpu=recipe.serving.gpus_per_replica > 0)
+    predict = partial(
+        run_remote(predict_rows, resources=resources),
+        on_gpu=recipe.serving.gpus_per_replica > 0,
+        limits=RequestLimits.from_config(recipe.evaluation.endpoint),
+    )
     tables = {role: predict(version.uri, rows=rows) for role, version in versions.items()}
     for name, perturbed in perturbed_rows(rows, protocol.gates).items():
         tables |= {f"{role}_{name}": predict(version.uri, rows=perturbed) for role, version in versions.items()}

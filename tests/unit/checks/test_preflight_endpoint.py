@@ -2,10 +2,15 @@
 
 from typing import Any
 
+import pytest
+
+from tailorbird.checks import preflight_facts
 from tailorbird.checks.preflight_endpoint import check_endpoint
 from tailorbird.checks.preflight_facts import Table
 from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.registry.endpoint import Endpoint
+from tests.unit.serving.endpoint.versions import endpoint_version
 
 TABLES = tuple(
     Table(split, f"s3://lake/{split}", num_rows=300, num_files=1, num_read=1) for split in ("train", "validation")
@@ -29,3 +34,24 @@ def test_the_number_of_requests_on_validation_is_stated() -> None:
 
 def test_without_an_endpoint_nothing_is_stated() -> None:
     assert list(check_endpoint(EvaluationConfig(), TABLES)) == []
+
+
+@pytest.mark.parametrize(("named", "remedy"), [(None, True), ("other", True), ("m", False)])
+def test_the_requests_of_a_champion_are_stated_and_how_to_limit_them(named: str | None, remedy: bool) -> None:
+    endpoint = EndpointConfig(url="https://host/v1", model=named) if named else None
+    of_champion = (Endpoint(url="https://host/v1", model="m"),)
+    champion, *_ = check_endpoint(EvaluationConfig(endpoint=endpoint), TABLES, of_champion=of_champion)
+    text = " ".join(champion.lines())
+    assert "the champion sends the texts of rows to https://host/v1: at most 300 requests" in text
+    assert ("set evaluation.endpoint with the model 'm'" in text) is remedy
+
+
+def test_the_endpoints_of_a_champion_are_those_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_endpoint = endpoint_version("https://host/v1")
+    other = of_endpoint.model_copy(update={"endpoint": None})
+    hybrid = other.model_copy(update={"hybrid": "pinned parts"})
+    monkeypatch.setattr(preflight_facts, "read_champion", lambda _: ("champion", "etag"))
+    monkeypatch.setattr(preflight_facts, "read_parts", lambda _: (other, of_endpoint))
+    for version, expected in ((of_endpoint, 1), (other, 0), (hybrid, 1)):
+        monkeypatch.setattr(preflight_facts, "champion_version", lambda _, version=version: version)
+        assert preflight_facts.champion_endpoints("s3://b/t") == (of_endpoint.endpoint,) * expected

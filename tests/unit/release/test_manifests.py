@@ -18,6 +18,7 @@ from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import Hybrid, VersionConfig, register, write_config
 from tailorbird.release.kube_documents import RenderError
 from tailorbird.release.manifests import (
+    ENDPOINT_KEYS,
     MAX_NAME_LENGTH,
     RUN,
     SERVICE,
@@ -262,6 +263,16 @@ def test_the_key_of_an_endpoint_is_read_from_a_secret() -> None:
     assert {"name": "HOST_KEY", "valueFrom": reference} in head["containers"][0]["env"]
     assert faults(job) == []
     assert "HOST_KEY" not in str(of_kind(rendered("rayjob"), "RayJob"))
+
+
+def test_a_run_and_a_watch_have_the_keys_of_endpoints_for_the_champion() -> None:
+    (job,), (watch,) = of_kind(rendered("rayjob"), "RayJob"), of_kind(rendered("watch", part="prod/watch"), "CronJob")
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    keys = {"secretRef": {"name": ENDPOINT_KEYS, "optional": True}}
+    for pod in (head, watch["spec"]["jobTemplate"]["spec"]["template"]["spec"]):
+        assert keys in pod["containers"][0]["envFrom"]
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        assert keys not in group["template"]["spec"]["containers"][0]["envFrom"]
 
 
 def test_the_replicas_of_an_endpoint_have_its_key_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
