@@ -77,11 +77,11 @@ def shares_by_round(
     """Return the share of the rows that a part of a hybrid answers, in `num_rounds` equal parts of the rows, in order.
 
     `lengths` [N] are proportional to the time that the part needs for a row; a row counts with its length relative to
-    the mean. The spread over the parts is the sampling error of the share. With fewer rows than rounds, every round has
-    the share of all rows.
+    the mean. The spread over the parts is the sampling error of the share. If the part answers all rows, there is no
+    such error and every share is 1. With fewer rows than rounds, every round has the share of all rows.
     """
     values = answered.astype(np.float64)
-    if lengths is not None and lengths.mean() > 0:
+    if lengths is not None and lengths.mean() > 0 and not answered.all():
         values = values * lengths / lengths.mean()
     if len(values) < num_rounds:
         return (float(values.mean()),) * num_rounds

@@ -65,6 +65,7 @@ def test_the_share_of_a_round_counts_rows_with_their_lengths() -> None:
     lengths = np.array([30.0, 10.0] * 4 + [30.0, 10.0])
     assert shares_by_round(answered, lengths=lengths) == (0.75, 0.75, 0.75, 0.75, 1.0)
     assert shares_by_round(answered[-3:]) == (2 / 3,) * 5
+    assert shares_by_round(np.ones(10, dtype=bool), lengths=np.arange(10.0)) == (1.0,) * 5
 
 
 @pytest.mark.parametrize("count", [-1.0, math.nan, math.inf])
