@@ -292,10 +292,10 @@ def streamed(engine: EndpointChatEngine, *, stops: tuple[str, ...] = ()) -> list
     return asyncio.run(read())
 
 
-def endless(*pieces: bytes, pause_s: float = 0.0) -> Reply:
+def long_stream(*pieces: bytes, pause_s: float = 0.0) -> Reply:
     def repeated() -> Iterator[bytes]:
         yield event("one")
-        while True:  # until the connection is closed
+        for _ in range(1000):  # or until the connection is closed
             yield from pieces
             time.sleep(pause_s)
 
@@ -305,7 +305,7 @@ def endless(*pieces: bytes, pause_s: float = 0.0) -> Reply:
 @pytest.mark.parametrize("piece", [b": still here\n\n", event("")])
 def test_comments_and_empty_events_do_not_extend_the_time_of_a_stream(piece: bytes) -> None:
     with (
-        endpoint_server(lambda *_: endless(piece, pause_s=0.01)) as server,
+        endpoint_server(lambda *_: long_stream(piece, pause_s=0.01)) as server,
         pytest.raises(RequestError, match="did not answer in time"),
     ):
         streamed(engine_of(server, timeout_s=0.3))
@@ -313,7 +313,7 @@ def test_comments_and_empty_events_do_not_extend_the_time_of_a_stream(piece: byt
 
 def test_a_stream_has_a_maximum_time() -> None:
     with (
-        endpoint_server(lambda *_: endless(event("x"), pause_s=0.01)) as server,
+        endpoint_server(lambda *_: long_stream(event("x"), pause_s=0.01)) as server,
         pytest.raises(RequestError, match="did not answer in time"),
     ):
         streamed(engine_of(server, timeout_s=0.1))
@@ -322,7 +322,7 @@ def test_a_stream_has_a_maximum_time() -> None:
 def test_a_stream_has_a_maximum_size(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(events, "MAX_ANSWER_BYTES", 1 << 16)
     with (
-        endpoint_server(lambda *_: endless(event("x" * 4096))) as server,
+        endpoint_server(lambda *_: long_stream(event("x" * 4096))) as server,
         pytest.raises(RequestError, match="EndpointAnswerInvalid"),
     ):
         streamed(engine_of(server))
@@ -330,7 +330,7 @@ def test_a_stream_has_a_maximum_size(monkeypatch: pytest.MonkeyPatch, caplog: py
 
 
 def test_a_stream_of_an_endpoint_that_ignores_stop_texts_is_closed_at_the_first_one() -> None:
-    with endpoint_server(lambda *_: endless(event(" tw"), event("o "), event("three"))) as server:
+    with endpoint_server(lambda *_: long_stream(event(" tw"), event("o "), event("three"))) as server:
         assert streamed(engine_of(server), stops=("two", "three"))[-1] == "one"
 
 
@@ -341,7 +341,7 @@ def test_tokens_of_a_stream_that_ends_early_are_estimated() -> None:
         await answers.aclose()
 
     meter = Meter()
-    with endpoint_server(lambda *_: endless(event("two"))) as server:
+    with endpoint_server(lambda *_: long_stream(event("two"))) as server:
         asyncio.run(leave(engine_of(server, meter=meter, price_input=1.0, price_output=1.0)))
     num_prompt = -(-len(json.dumps(server.bodies[0])) // 4)
     tokens = counts(meter, ENDPOINT_TOKENS)

@@ -151,7 +151,7 @@ def test_the_time_limit_of_a_part_includes_the_wait_for_a_slot() -> None:
     engine = hybrid_of(engine_of(), second)
 
     async def read() -> list[PartialAnswer]:
-        async with asyncio.timeout(20), slots.held("other", cost=1):
+        async with asyncio.timeout(10), slots.held("other", cost=1):
             return [answer async for answer in partial_answers(generation_of(engine, SIMILAR), streaming=False)]
 
     (answer,) = asyncio.run(read())

@@ -146,9 +146,11 @@ def test_if_one_part_raises_an_error_of_the_request_the_other_part_is_cancelled(
             raise AssertionError(client)
 
     async def scenario() -> None:
-        queue = queue_of(Part("first", error=RequestError(429, "busy", "no")), Waiting("second"), routing=BY_SEX)
-        with pytest.raises(RequestError, match="busy"):
-            await queue.submit(ROWS, client="c")
+        parts = Part("first", error=RequestError(429, "busy", "no")), Waiting("second")
+        queue = queue_of(*parts, routing=BY_SEX, timeout_s=60)
+        async with asyncio.timeout(20):
+            with pytest.raises(RequestError, match="busy"):
+                await queue.submit(ROWS, client="c")
         assert cancelled == [["unsure", "sure"]]
 
     asyncio.run(scenario())
