@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from serving.endpoint import events
+from serving.endpoint import events, upstream
 from serving.endpoint.chat_engine import EndpointChatEngine
 from serving.endpoint.upstream import Limits, Upstream
 from serving.engines.base_chat import GenerationRequest, Sampling
@@ -311,12 +311,13 @@ def test_comments_and_empty_events_do_not_extend_the_time_of_a_stream(piece: byt
         streamed(engine_of(server, timeout_s=0.3))
 
 
-def test_a_stream_has_a_maximum_time() -> None:
+def test_a_stream_has_a_maximum_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "MAX_STREAM_TIMEOUTS", 0.02)
     with (
         endpoint_server(lambda *_: long_stream(event("x"), pause_s=0.01)) as server,
         pytest.raises(RequestError, match="did not answer in time"),
     ):
-        streamed(engine_of(server, timeout_s=0.1))
+        streamed(engine_of(server, timeout_s=10))
 
 
 def test_a_stream_has_a_maximum_size(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
