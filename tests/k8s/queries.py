@@ -13,8 +13,14 @@ OPERATIONS = ROOT / "docs" / "operations.md"
 NAME = re.compile(r"\b(?:ray|probe)_\w+")
 OF_THE_EXPORTER = {"probe_success"}
 """Metrics of the blackbox exporter, which are not in Ray's output."""
-WHEN_IT_HAPPENS = {"ray_tailorbird_log_rows_dropped_total", "ray_tailorbird_first_token_seconds_bucket"}
-"""Metrics that do not exist until rows are lost or a chat model streams."""
+WHEN_IT_HAPPENS = {
+    "ray_tailorbird_log_rows_dropped_total",
+    "ray_tailorbird_first_token_seconds_bucket",
+    "ray_tailorbird_endpoint_other_model_total",
+    "ray_tailorbird_endpoint_requests_total",
+    "ray_tailorbird_hybrid_answers_total",
+}
+"""Metrics that do not exist until rows are lost, a chat model streams, or an endpoint or a hybrid answers."""
 
 
 def rules() -> list[dict[str, Any]]:

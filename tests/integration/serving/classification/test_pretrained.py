@@ -38,7 +38,7 @@ def test_requests_select_the_champion_the_pretrained_model_or_both(
         ("champion", service.first.digest, "FINE_TUNE: <b>+7 points</b>"),
         ("pretrained", service.swapped.digest, None),
     ]
-    wanted = {"champion": predictions["incumbent"], "pretrained": predictions["candidate"]}
+    wanted = {"champion": predictions["first"], "pretrained": predictions["second"]}
     body = {"input": TEXTS, "scores": True}
     compared = requests.post(f"{compare_url}/v1/compare", json=body, timeout=60).json()
     for name, version in (("champion", service.first), ("pretrained", service.swapped)):
