@@ -31,6 +31,7 @@ def scripts(stack: StackState) -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_tutorial_ends_with_an_answer_of_the_served_model(
     scripts: list[str], stack: StackState, tmp_path: Path
 ) -> None:
