@@ -50,6 +50,9 @@ def environment(base: int, *, folder: Path, temp_dir: Path, keys: Keys) -> dict[
         "RAY_AUTH_TOKEN_PATH": str(keys.token_path),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{base + ports.DASHBOARD}",
         OWN_DASHBOARD: f"http://127.0.0.1:{base + ports.DASHBOARD}",
+        # On a loaded machine, the dashboard takes longer than Ray's own time-outs; Ray then continues without it.
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
+        "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "120",
         # There is no other node to drain to.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         # `python` in the entrypoint of a job is the interpreter of this environment.

@@ -20,7 +20,7 @@ from cluster.local.ray_env import Keys, environment, stack_keys, write_private
 from cluster.local.s3_server import require_closed, s3_answers, start_s3
 from cluster.local.stack import POLL_S, STATE_FILE, StackError, StackState, await_end, family
 
-SERVER_START_TIMEOUT_S = 90
+SERVER_START_TIMEOUT_S = 150
 SERVER_STOP_TIMEOUT_S = 30
 WATCH_S = 1.0
 OBJECT_STORE_BYTES = 1 << 30
@@ -42,8 +42,8 @@ def main(folder: Path, num_cpus: int | None) -> None:
     try:
         servers["S3"] = start_s3(folder, base=base, temp_dir=temp_dir)
         servers["Ray"] = start_ray(base, temp_dir=temp_dir, num_cpus=num_cpus)
-        _wait_until(lambda: s3_answers(base, pid=servers["S3"].pid), servers=servers, stopping=stopping)
-        _wait_until(lambda: ray_answers(base, keys=keys), servers=servers, stopping=stopping)
+        _wait_until("S3", lambda: s3_answers(base, pid=servers["S3"].pid), servers=servers, stopping=stopping)
+        _wait_until("Ray", lambda: ray_answers(base, keys=keys), servers=servers, stopping=stopping)
         require_closed(base, pid=servers["S3"].pid)
         write_private(folder / STATE_FILE, _state(base, keys=keys, servers=servers, temp_dir=temp_dir))
         while not stopping.wait(WATCH_S):
@@ -55,14 +55,16 @@ def main(folder: Path, num_cpus: int | None) -> None:
         claim.close()
 
 
-def _wait_until(ready: Callable[[], bool], *, servers: dict[str, Process], stopping: threading.Event) -> None:
+def _wait_until(
+    name: str, ready: Callable[[], bool], *, servers: dict[str, Process], stopping: threading.Event
+) -> None:
     deadline = time.monotonic() + SERVER_START_TIMEOUT_S
     while not ready():
         _require_alive(servers)
         if stopping.wait(POLL_S):
             raise StackError("the stack was stopped during its start")
         if time.monotonic() > deadline:
-            raise StackError(f"the servers were not ready after {SERVER_START_TIMEOUT_S} s")
+            raise StackError(f"{name} was not ready after {SERVER_START_TIMEOUT_S} s")
 
 
 def _require_alive(servers: dict[str, Process]) -> None:

@@ -177,12 +177,15 @@ def _build(folder: Path, task: str, method: str, stored: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", range(NUM_RANKS))
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_at_stage_3_a_rank_holds_its_part_and_one_weight(built: Path, rank: int, case: tuple[str, str, str]) -> None:
+def test_at_stage_3_a_rank_holds_its_part_and_at_most_two_weights(
+    built: Path, rank: int, case: tuple[str, str, str]
+) -> None:
     figures = json.loads((built / f"rank-{rank}.json").read_text())["-".join(case)]
     assert figures["part"] < 0.51 * figures["whole"]
     allowed = figures["part"] + 2 * figures["buffers"] + 4096  # buffers are copied
     assert figures["held"] <= allowed
-    assert figures["peak"] <= allowed + figures["largest"] + figures["adapter"]
+    # Gloo's thread may hold the previous weight for a moment after its broadcast has ended.
+    assert figures["peak"] <= allowed + 2 * figures["largest"] + figures["adapter"]
     assert figures["peak"] < 0.9 * figures["whole"] or case[1] == "lora"
     assert figures["compared"] > 10
     assert not figures["unequal"]
