@@ -28,6 +28,7 @@ def icd10(
         typer.Argument(help="URI to write to. Default: s3://lake/icd10, or s3://lake/icd10_coder with --coder."),
     ] = None,
     coder: Annotated[bool, typer.Option(help="Write a chat task instead: codes and titles as answers.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split into train, validation and test.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Write the US ICD-10-CM inclusion terms as Parquet, labelled with their chapters.
@@ -37,7 +38,7 @@ def icd10(
     from tailorbird.data.datasets.icd10 import write
 
     prefix = prefix or ("s3://lake/icd10_coder" if coder else "s3://lake/icd10")
-    counts = write(prefix, coder=coder)
+    counts = write(prefix, coder=coder, seed=seed)
     lines = [f"{prefix}/{name}: {count} rows" for name, count in counts.items()]
     print_result({"prefix": prefix, "rows": counts}, as_json=as_json, lines=lines)
 

@@ -14,7 +14,6 @@ from tailorbird.data.rows import SPLIT_NAMES, DataError
 from tailorbird.data.splits import normalise, stratified_split
 
 FOLDS = (13, 2, 3)  # of 18 folds: 72%, 11% and 17% of the rows
-SPLIT_SEED = 0
 MAX_TITLED = len("A00.0")
 """Maximum length of codes whose titles are training texts. Longer codes only add side, stage or encounter."""
 CODER_TERMS, CODER_HELD_OUT, CODER_TEST_ROWS = 6, 2, 300
@@ -62,7 +61,7 @@ Wording = tuple[str, str, str, str, str]  # (text, code, title of the code, chap
 CODE, CHAPTER = 1, 3  # positions in a Wording
 
 
-def build() -> dict[str, pa.Table]:
+def build(*, seed: int = 0) -> dict[str, pa.Table]:
     """Build train, validation and test with string columns text, code, title, chapter, block, category and group.
 
     A row is an inclusion term: a wording under which clinicians' diagnoses are coded. Terms in two chapters are
@@ -80,7 +79,7 @@ def build() -> dict[str, pa.Table]:
     terms = _terms(icd, codes)
     whole = _table(_unambiguous(terms, by=CHAPTER))
     labels = whole["chapter"].to_pylist()
-    parts = stratified_split(whole["category"].to_pylist(), labels=labels, folds=FOLDS, seed=SPLIT_SEED)
+    parts = stratified_split(whole["category"].to_pylist(), labels=labels, folds=FOLDS, seed=seed)
     tables = {name: whole.take(np.flatnonzero(parts == part)) for part, name in enumerate(SPLIT_NAMES)}
     held_out = {category for name in SPLIT_NAMES[1:] for category in tables[name]["category"].to_pylist()}
     worded = {normalise(term) for term, *_ in terms}
@@ -89,7 +88,7 @@ def build() -> dict[str, pa.Table]:
     return tables | {"train": pa.concat_tables([tables["train"], _table(_unambiguous(titles, by=CHAPTER))])}
 
 
-def build_coder() -> dict[str, pa.Table]:
+def build_coder(*, seed: int = 0) -> dict[str, pa.Table]:
     """Build train, validation and test of the chat task, in which the answer to a term is its code and title.
 
     The string columns are prompt, completion, code, category and group. The data contains the 230 codes with at least
@@ -102,7 +101,7 @@ def build_coder() -> dict[str, pa.Table]:
     by_code: dict[str, list[Wording]] = {}
     for row in sorted(wordings, key=lambda row: (row[CODE], row[0])):
         by_code.setdefault(row[CODE], []).append(row)
-    generator = np.random.default_rng(SPLIT_SEED)
+    generator = np.random.default_rng(seed)
     chosen = [by_code[code] for code in sorted(by_code) if len(by_code[code]) >= CODER_TERMS]
     chosen = [chosen[index] for index in generator.permutation(len(chosen))]
     held_out = [terms.pop(int(generator.integers(len(terms)))) for terms in chosen for _ in range(CODER_HELD_OUT)]
@@ -115,12 +114,12 @@ def build_coder() -> dict[str, pa.Table]:
     return {name: _coder_table(rows) for name, rows in parts.items()}
 
 
-def write(uri_prefix: str, *, coder: bool = False) -> dict[str, int]:
+def write(uri_prefix: str, *, coder: bool = False, seed: int = 0) -> dict[str, int]:
     """Write the tables of `build`, or of `build_coder` if `coder`, to `<uri_prefix>/<split>/part-0.parquet`.
 
-    Return the number of rows of each split.
+    `seed` determines which categories, or which terms of a code, are held out. Return the number of rows of each split.
     """
-    tables = build_coder() if coder else build()
+    tables = build_coder(seed=seed) if coder else build(seed=seed)
     for name, table in tables.items():
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")

@@ -132,3 +132,11 @@ def test_all_codes_of_the_chat_task_are_in_train_and_two_wordings_of_each_are_he
         }
     assert all(row["completion"].startswith(f"{row['code']} ") for row in rows["test"])
     assert tables["test"].equals(icd10.build_coder()["test"])
+
+
+def test_another_seed_holds_out_other_categories_and_terms(written: tuple[str, dict[str, int]]) -> None:
+    held_out = {row["category"] for row in of(written, "test")}
+    others = set(icd10.build(seed=1)["test"]["category"].to_pylist())
+    assert len(held_out & others) < 0.4 * len(held_out)
+    coder = [set(icd10.build_coder(seed=seed)["test"]["prompt"].to_pylist()) for seed in (0, 1)]
+    assert len(coder[0] & coder[1]) < 0.4 * len(coder[0])
