@@ -122,7 +122,7 @@ def cheapest_sentences(costs: tuple[ContenderCost, ...], *, protocol: TestProtoc
     if cheapest is not None:
         what = f"contender{known} that is not shown to be worse than the selected model, {named(selected.role)}"
         if cheapest is selected:
-            what = f"model: no contender{known} that is not shown to be worse costs less"
+            what = f"of the contenders{known} that are not shown to be worse than it"
         sentences.append(_cheapest(cheapest, selected=selected, what=what, volume=volume, margin=margin))
     if non_inferior is selected is not cheapest:
         sentences.append(f"cost: no contender{known} that is non-inferior to {named(selected.role)} costs less than it")

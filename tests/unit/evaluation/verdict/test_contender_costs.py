@@ -93,8 +93,8 @@ def test_the_gains_over_a_kept_incumbent_are_those_of_the_family() -> None:
 def test_a_cheaper_contender_that_is_worse_is_not_named() -> None:
     assert all(cost.gain is None or not cost.gain.not_worse for cost in proven().costs)
     assert reason(proven(), "cost: the candidate is the cheapest") == (
-        "cost: the candidate is the cheapest model: no contender that is not shown to be worse costs less: 7.60 for "
-        "1,000 requests a month over 10 months"
+        "cost: the candidate is the cheapest of the contenders that are not shown to be worse than it: 7.60 for 1,000 "
+        "requests a month over 10 months"
     )
 
 
@@ -114,7 +114,7 @@ def test_a_contender_within_the_margin_is_non_inferior_even_if_it_is_worse() -> 
     wide = protocol_of(simulation).model_copy(update={"non_inferiority_margin": 0.3})
     verdict = decide(inputs_of_tables(simulation, tables_of(simulation)), protocol=wide)
     assert verdict.winner == "candidate"
-    assert reason(verdict, "cost: the candidate is the cheapest model")
+    assert reason(verdict, "cost: the candidate is the cheapest of the contenders")
     text = reason(verdict, "cost: bag_of_words is the cheapest contender that is non-inferior to the candidate: 0.20")
     assert "instead of 7.60" in text
     assert "so it is non-inferior (limit -30.00), although it is worse" in text
@@ -148,7 +148,7 @@ def test_of_equal_costs_the_selected_model_is_the_cheapest() -> None:
     verdict = verdict_of(simulation, training=TrainingUsage())
     assert {cost.total for cost in verdict.costs} == {730 * 10 * 3.6}
     assert verdict.cost_ratio == (1, 1, 1)
-    assert reason(verdict, "cost: the incumbent is the cheapest model: no contender")
+    assert reason(verdict, "cost: the incumbent is the cheapest of the contenders")
 
 
 def test_the_cost_does_not_change_the_outcome() -> None:
