@@ -28,6 +28,8 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
     }
     resources: dict[str, float] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
     placement: dict[str, object] = {}
+    if config.max_replicas_per_node is not None:
+        placement = {"max_replicas_per_node": config.max_replicas_per_node}
     if config.engine in served.actor_engines:
         # The engine's actors run in the replica's placement group and use its GPUs. The replica itself uses no GPU.
         placement = {"placement_group_bundles": _engine_bundles(config), "placement_group_strategy": "STRICT_PACK"}

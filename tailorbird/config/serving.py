@@ -37,6 +37,10 @@ class ServingConfig(ConfigSection):
     load."""
     max_replicas: int = Field(default=1, ge=1)
     """Maximum number of replicas."""
+    max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
+    """Maximum number of replicas on one node. With less than `min_replicas`, replicas always run on several nodes, so
+    that one of them can be drained or lost; other replicas wait for further nodes. By default, a node has as many as
+    its resources allow. Not for `engine: vllm`."""
     target_ongoing_requests: float = Field(default=32.0, gt=0)
     """Number of ongoing requests per replica that the autoscaler targets. Lower it for shorter response times, raise it
     to use fewer replicas."""
@@ -156,6 +160,8 @@ class ServingConfig(ConfigSection):
     @model_validator(mode="after")
     def _fits_engine(self) -> Self:
         if self.engine == "vllm":
+            if self.max_replicas_per_node is not None:  # Serve allows no limit for replicas with placement groups
+                raise ValueError("max_replicas_per_node does not apply to engine: vllm; use nodes that fit one replica")
             error = vllm_option_error(self.vllm)
             if error is not None:
                 raise ValueError(f"vllm: {error}")

@@ -46,15 +46,28 @@ def document_of_kind(documents: Sequence[Document], *, kind: str) -> Document:
     return matching[0]
 
 
-def size_workers(groups: list[Document], *, cpus: int, gpus: float, min_processes: int, max_processes: int) -> None:
+def size_workers(
+    groups: list[Document],
+    *,
+    cpus: int,
+    gpus: float,
+    min_processes: int,
+    max_processes: int,
+    most_per_pod: int | None = None,
+) -> int:
     """Size the first worker group whose pods fit a process with these CPUs and GPUs; set the other groups to no pods.
 
-    The group gets pods for `min_processes` to `max_processes`. A larger minimum in the manifest is kept.
+    The group gets pods for `min_processes` to `max_processes`. A larger minimum in the manifest is kept. A pod gets at
+    most `most_per_pod` processes. Return the number of processes per pod.
     """
     for sized in groups:
         limits = sized["template"]["spec"]["containers"][0]["resources"]["limits"]
         pod_cpus, pod_gpus = parse_quantity(limits["cpu"]), parse_quantity(limits.get("nvidia.com/gpu", "0"))
-        per_pod = min(math.floor(pod_cpus / cpus), math.floor(pod_gpus / gpus) if gpus else max_processes)
+        per_pod = min(
+            math.floor(pod_cpus / cpus),
+            math.floor(pod_gpus / gpus) if gpus else max_processes,
+            most_per_pod or max_processes,
+        )
         if per_pod >= 1 and bool(pod_gpus) == bool(gpus):
             break
     else:
@@ -69,6 +82,7 @@ def size_workers(groups: list[Document], *, cpus: int, gpus: float, min_processe
     sized["minReplicas"] = max(sized["minReplicas"], math.ceil(min_processes / per_pod))
     sized["maxReplicas"] = max(sized["minReplicas"], math.ceil(max_processes / per_pod))
     sized["replicas"] = sized["minReplicas"]
+    return per_pod
 
 
 def add_secrets(pod: Document, *, variables: Sequence[str], secret: str) -> None:

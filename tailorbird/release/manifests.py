@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import ModelVersion, read_parts
 from tailorbird.release import kube_documents
 from tailorbird.release.kube_documents import NUM_DIGITS, Document, RenderError, document_of_kind, kube_name, to_yaml
+from tailorbird.release.kube_drain import require_drainable
 
 K8S = resource_folder("k8s")
 RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
@@ -26,6 +28,9 @@ SERVE_PORT = 8000
 ENDPOINT_KEYS = "endpoint-keys"
 """Kubernetes Secret with the API keys of endpoints, by the names of their environment variables."""
 MAX_NAME_LENGTH = 47  # of a RayService or RayJob; the operator derives the names of services from it
+CLIENT_DEADLINE_S = 1800
+"""Time of a client's Job for the start of its pod and the parity check, in seconds. Its three deploys (the candidate,
+the switch, and the former state after a failure) take at most `serving.deploy_timeout_s` each."""
 SERVICE, RUN = "tailorbird.io/service", "tailorbird.io/run"
 """Pod labels by which network policies and disruption budgets select one service or run of a namespace."""
 
@@ -92,6 +97,7 @@ def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rend
     service = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
     pod = job["spec"]["template"]["spec"]
     job["metadata"]["name"] = f"{verb}-{service}"
+    job["spec"]["activeDeadlineSeconds"] = CLIENT_DEADLINE_S + math.ceil(3 * recipe.serving.deploy_timeout_s)
     pod["containers"][0]["command"] = ["python", "-m", "tailorbird", verb, RECIPE_FILE]
     addresses = {
         "RAY_API_SERVER_ADDRESS": f"http://{service}-head-svc:8265",
@@ -113,20 +119,22 @@ def _rayservice(recipe: Recipe, documents: list[Document]) -> Rendered:
     rendered_service = _serve_config(recipe, url=f"http://{name}-serve-svc:{SERVE_PORT}")
     serving = recipe.serving
     cluster = service["spec"]["rayClusterConfig"]
-    kube_documents.size_workers(
+    per_pod = kube_documents.size_workers(
         cluster["workerGroupSpecs"],
         cpus=serving.cpus_per_replica,
         gpus=0 if rendered_service.without_gpu else serving.gpus_per_replica,
         min_processes=serving.min_replicas,
         max_processes=serving.max_replicas + 1,
+        most_per_pod=serving.max_replicas_per_node,
     )
     service["metadata"]["name"] = name
     service["spec"]["serveConfigV2"] = to_yaml([rendered_service.config])
     for group in cluster["workerGroupSpecs"]:
         kube_documents.add_secrets(group["template"]["spec"], variables=rendered_service.keys, secret=ENDPOINT_KEYS)
     kube_documents.set_label(documents, label=SERVICE, value=name, owner=service)
+    documents, drain_notes = require_drainable(documents, serving=serving, per_pod=per_pod)
     rendered, probe_notes = _target_probes(documents, service, may_sleep=serving.min_replicas == 0)
-    return Rendered(to_yaml(rendered), rendered_service.notes + probe_notes)
+    return Rendered(to_yaml(rendered), rendered_service.notes + drain_notes + probe_notes)
 
 
 def _target_probes(

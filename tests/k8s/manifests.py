@@ -3,7 +3,7 @@
 import copy
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class Pod:
     spec: Document
     most: int = 1
     """Maximum number of such pods."""
+    annotations: dict[str, str] = field(default_factory=dict)
 
     @property
     def containers(self) -> list[Document]:
@@ -92,12 +93,22 @@ def pods_of(documents: list[Document]) -> list[Pod]:
             pods += _ray_pods(cluster_of(document), name=name, namespace=namespace, kind=document["kind"])
         elif document["kind"] == "CronJob":
             template = document["spec"]["jobTemplate"]["spec"]["template"]
-            pods.append(Pod(name, namespace, template["metadata"]["labels"], template["spec"]))
+            pods.append(_pod(template, name=name, namespace=namespace))
         elif "template" in document.get("spec", {}):
             template = document["spec"]["template"]
             most = document["spec"].get("replicas", 1)
-            pods.append(Pod(name, namespace, template["metadata"]["labels"], template["spec"], most))
+            pods.append(_pod(template, name=name, namespace=namespace, most=most))
     return pods
+
+
+def _pod(template: Document, *, name: str, namespace: str, most: int = 1) -> Pod:
+    labels = template["metadata"]["labels"]
+    return Pod(name, namespace, labels, template["spec"], most, _annotations(template))
+
+
+def _annotations(template: Document) -> dict[str, str]:
+    annotations: dict[str, str] = template.get("metadata", {}).get("annotations", {})
+    return annotations
 
 
 def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> list[Pod]:
@@ -111,7 +122,7 @@ def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> lis
     labels = _labels(head, cluster=name, node_type="head", group="headgroup")
     if kind == "RayService":
         labels["ray.io/serve"] = "false"
-    pods = [Pod(f"{name}-head", namespace, labels, spec)]
+    pods = [Pod(f"{name}-head", namespace, labels, spec, annotations=_annotations(head))]
     for group in cluster["workerGroupSpecs"]:
         template = group["template"]
         spec = copy.deepcopy(template["spec"])
@@ -124,7 +135,7 @@ def _ray_pods(cluster: Document, *, name: str, namespace: str, kind: str) -> lis
         if kind == "RayService":
             labels["ray.io/serve"] = "true"
         most = group["maxReplicas"]
-        pods.append(Pod(f"{name}-{group['groupName']}", namespace, labels, spec, most))
+        pods.append(Pod(f"{name}-{group['groupName']}", namespace, labels, spec, most, _annotations(template)))
     return pods
 
 

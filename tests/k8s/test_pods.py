@@ -217,14 +217,16 @@ def test_a_disruption_budget_selects_enough_existing_pods(name: str) -> None:
     budgets = of_kind(documents, "PodDisruptionBudget")
     assert {budget["metadata"]["name"] for budget in budgets} == {
         "dev": set(),
-        "staging": {"serving-workers", "serving-head"},
+        "staging": {"serving-head"},  # its only replica may be interrupted
         "prod": {"serving-workers"},  # Redis stores the head's state
     }[name]
     for budget in budgets:
         spec = budget["spec"]
         # Kubernetes accepts only a number here if the owner has no subresource `scale`.
-        assert set(spec) == {"minAvailable", "selector"}
+        assert set(spec) == {"minAvailable", "selector", "unhealthyPodEvictionPolicy"}
         assert isinstance(spec["minAvailable"], int)
+        # Serve runs no proxy on a node without replicas, so its pod is not ready, and would never be evicted otherwise.
+        assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
         guarded = [
             pod for pod in pods if all(pod.labels.get(k) == v for k, v in spec["selector"]["matchLabels"].items())
         ]
@@ -237,6 +239,51 @@ def test_in_production_one_worker_may_be_drained() -> None:
     (service,) = of_kind(build("prod/service"), "RayService")
     (budget,) = of_kind(build("prod/service"), "PodDisruptionBudget")
     assert service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplicas"] > budget["spec"]["minAvailable"]
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_pods_that_must_not_be_moved_are_kept_by_both_autoscalers_of_nodes(name: str) -> None:
+    """A run's head and workers, and Jobs that are not retried. Spot nodes are lost anyway."""
+    annotations = {pod.name: pod.annotations for pod in pods_of(environment(name)) if _must_stay(pod)}
+    assert annotations
+    for pod_name, own in annotations.items():
+        assert own.get("cluster-autoscaler.kubernetes.io/safe-to-evict") == "false", pod_name
+        assert own.get("karpenter.sh/do-not-disrupt") == "true", pod_name
+
+
+def _must_stay(pod: Pod) -> bool:
+    is_spot = pod.spec.get("nodeSelector", {}).get("tailorbird.io/pool") == "gpu-spot"
+    return pod.labels["tailorbird.io/role"] in ("training", "client", "watch") and not is_spot
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_job_ends_although_its_pod_cannot_start(name: str) -> None:
+    for job in of_kind(environment(name), "Job", "CronJob"):
+        spec = job["spec"]["jobTemplate"]["spec"] if job["kind"] == "CronJob" else job["spec"]
+        assert spec["activeDeadlineSeconds"] > 0
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_volume_names_its_storage_class(name: str) -> None:
+    """Without one, and without a default class, the volume of Redis stays Pending, and the head never starts."""
+    for store in of_kind(environment(name), "StatefulSet"):
+        for claim in store["spec"]["volumeClaimTemplates"]:
+            assert claim["spec"]["storageClassName"]
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_every_account_has_a_role_of_its_environment(name: str) -> None:
+    accounts = of_kind(environment(name), "ServiceAccount")
+    roles = [account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] for account in accounts]
+    assert all(f"role/tailorbird-{name}-" in role for role in roles)
+    assert len(set(roles)) == len(accounts) > 0
+
+
+def test_the_namespaces_of_the_operator_are_created_with_the_labels_of_the_overlays() -> None:
+    created = list(yaml.safe_load_all((K8S / "operator" / "namespaces.yaml").read_text()))
+    values = yaml.safe_load((K8S / "operator" / "values.yaml").read_text())
+    assert [namespace["metadata"]["name"] for namespace in created] == values["watchNamespace"]
+    assert created == [namespace for name in ENVIRONMENTS for namespace in of_kind(build(name), "Namespace")]
 
 
 @pytest.mark.parametrize("part", ["staging/service", "prod/service"])

@@ -30,6 +30,7 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
         ({"engine": "vllm", "gpus_per_replica": 1.5}, "a fraction of one GPU or a whole number of GPUs, not 1.5"),
         ({"gpus_per_replica": 2}, "gpus_per_replica 2 requires engine: vllm"),
         ({"vllm": {"max_model_len": 4096}}, "vllm applies to engine: vllm only; set the engine, or remove vllm"),
+        ({"engine": "vllm", "max_replicas_per_node": 1}, "max_replicas_per_node does not apply to engine: vllm"),
         ({"merge_adapters": True}, "merge_adapters applies to engine: vllm only"),
         (
             {"engine": "vllm", "vllm": {"max_num_seqs": 8}},

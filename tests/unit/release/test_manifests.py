@@ -33,6 +33,8 @@ from tests.k8s.manifests import ROOT, matches, of_kind, pods_of, text_of
 from tests.unit.serving.endpoint.versions import endpoint_version
 
 FILE = ROOT / "recipes" / "icd10_chapters.yaml"
+DRAINABLE = ("serving.min_replicas=2", "serving.max_replicas=3", "serving.max_replicas_per_node=1")
+"""A service whose replicas always run on two nodes, as the budget of the overlay `prod` requires."""
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -188,6 +190,11 @@ def test_a_client_job_has_its_command_and_the_addresses_of_the_service(to: str, 
     assert env["TAILORBIRD_SERVE_URL"] == "http://icd10-chapters-serve-svc:8000"
 
 
+def test_a_promotion_has_time_for_three_deploys() -> None:
+    (job,) = of_kind(rendered("promote", "serving.deploy_timeout_s=600", part="prod/promote"), "Job")
+    assert job["spec"]["activeDeadlineSeconds"] == 3 * 600 + 1800
+
+
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace Serve's configuration, which needs a registry and is tested with a real S3 server."""
@@ -197,7 +204,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("part", ["staging/service", "prod/service"])
 def test_the_probe_requests_the_rendered_service(part: str) -> None:
-    documents = rendered("rayservice", "name=9-lives", part=part)
+    documents = rendered("rayservice", "name=9-lives", *DRAINABLE, part=part)
     (service,), (probe,) = of_kind(documents, "RayService"), of_kind(documents, "Probe")
     metadata = service["metadata"]
     host = f"{metadata['name']}-serve-svc.{metadata['namespace']}"  # the operator's name for it, from another namespace
@@ -206,16 +213,62 @@ def test_the_probe_requests_the_rendered_service(part: str) -> None:
 
 
 @pytest.mark.usefixtures("served")
-def test_a_service_that_scales_to_zero_has_no_probe() -> None:
+def test_a_service_that_scales_to_zero_has_neither_a_probe_nor_a_budget() -> None:
     done = render_manifest(recipe("serving.min_replicas=0"), to="rayservice", base=text_of("prod/service"))
-    assert of_kind(list(yaml.safe_load_all(done.text)), "Probe") == []
-    assert "it would keep a replica up" in done.notes[0]
+    assert of_kind(list(yaml.safe_load_all(done.text)), "Probe", "PodDisruptionBudget") == []
+    budget, probe = done.notes
+    assert "serving-workers-icd10-chapters is omitted" in budget
+    assert "it would keep a replica up" in probe
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (("serving.min_replicas=1",), "serving.min_replicas=2 and serving.max_replicas_per_node=1"),
+        # Two replicas fit one pod of four cores, and Serve may put them there.
+        (DRAINABLE[:2], "serving.min_replicas=2 and serving.max_replicas_per_node=1"),
+        (("serving.min_replicas=4", "serving.max_replicas=4"), "serving.max_replicas_per_node=3"),
+    ],
+)
+def test_a_service_whose_nodes_could_never_be_drained_is_refused(overrides: tuple[str, ...], remedy: str) -> None:
+    with pytest.raises(RenderError, match=f"so no node could be drained; set .*{remedy}"):
+        rendered("rayservice", *overrides, part="prod/service")
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(
+    ("overrides", "bounds"),
+    [
+        (DRAINABLE, (2, 4)),  # each pod has one replica; one more is for a candidate
+        (("serving.min_replicas=2", "serving.max_replicas=3", "serving.cpus_per_replica=4"), (2, 4)),
+        (("serving.min_replicas=4", "serving.max_replicas=8", "serving.max_replicas_per_node=3"), (2, 3)),
+        (("serving.min_replicas=5", "serving.max_replicas=5"), (2, 2)),
+    ],
+)
+def test_a_service_on_several_nodes_keeps_its_budget(overrides: tuple[str, ...], bounds: tuple[int, int]) -> None:
+    documents = rendered("rayservice", *overrides, part="prod/service")
+    (service,), (budget,) = of_kind(documents, "RayService"), of_kind(documents, "PodDisruptionBudget")
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert (group["minReplicas"], group["maxReplicas"]) == bounds
+    assert budget["metadata"]["name"] == "serving-workers-icd10-chapters"
+
+
+@pytest.mark.usefixtures("served")
+def test_in_staging_one_replica_may_be_interrupted_and_the_head_must_be_released_by_hand() -> None:
+    done = render_manifest(recipe("serving.min_replicas=1"), to="rayservice", base=text_of("staging/service"))
+    (budget,) = of_kind(list(yaml.safe_load_all(done.text)), "PodDisruptionBudget")
+    assert budget["metadata"]["name"] == "serving-head-icd10-chapters"
+    (note,) = done.notes
+    assert note.startswith("the PodDisruptionBudget serving-head-icd10-chapters refuses to evict the head")
 
 
 @pytest.mark.usefixtures("served")
 def test_a_probe_without_a_namespace_is_refused() -> None:
     with pytest.raises(RenderError, match="--base has no namespace"):
-        render_manifest(recipe(), to="rayservice", base=text_of("prod/service").replace("namespace:", "nothing:"))
+        render_manifest(
+            recipe(*DRAINABLE), to="rayservice", base=text_of("prod/service").replace("namespace:", "nothing:")
+        )
 
 
 @pytest.mark.usefixtures("served")
@@ -229,7 +282,7 @@ def test_budgets_policies_and_spread_constraints_select_only_their_own_service_o
         for document in of_kind(ours, *kinds)
         if label in json.dumps(document)
     }
-    owned = {"within-serving", "serving-workers", "serving-head"} if to == "rayservice" else {"within-training"}
+    owned = {"within-serving", "serving-head"} if to == "rayservice" else {"within-training"}
     own_name = of_kind(ours, "RayService", "RayJob")[0]["metadata"]["name"]
     assert set(selectors) == {f"{name}-{own_name}" for name in owned}
     assert not set(selectors) & {document["metadata"]["name"] for document in of_kind(theirs, *kinds)}
@@ -278,7 +331,8 @@ def test_a_run_and_a_watch_have_the_keys_of_endpoints_for_the_champion() -> None
 def test_the_replicas_of_an_endpoint_have_its_key_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     champion = ServedChampion({}, without_gpu=True, keys=("HOST_KEY",))
     monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: champion)
-    (service,) = of_kind(rendered("rayservice", "serving.gpus_per_replica=1", part="prod/service"), "RayService")
+    overrides = ("serving.gpus_per_replica=1", *DRAINABLE)
+    (service,) = of_kind(rendered("rayservice", *overrides, part="prod/service"), "RayService")
     (group,) = (group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"] if group["replicas"])
     (container,) = group["template"]["spec"]["containers"]
     assert "nvidia.com/gpu" not in container["resources"]["limits"]

@@ -7,6 +7,7 @@ import pytest
 from ray.serve import autoscaling_policy
 from ray.serve._private.common import DeploymentID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
+from ray.serve.schema import DeploymentSchema
 
 from serving.autoscaling import deployment_options
 from tailorbird.config.serving import ServingConfig
@@ -125,3 +126,11 @@ def test_other_replicas_use_their_gpu_themselves(num_gpus: float) -> None:
     options = deployment_options(ServingConfig(gpus_per_replica=num_gpus), task="classification")
     assert "placement_group_bundles" not in options
     assert options["ray_actor_options"]["num_gpus"] == num_gpus
+
+
+@pytest.mark.parametrize("task", ["classification", "chat"])
+def test_serve_limits_the_replicas_of_a_node_if_the_recipe_does(task: str) -> None:
+    options = deployment_options(ServingConfig(max_replicas_per_node=2), task=task)
+    schema = DeploymentSchema.model_validate({key: options[key] for key in ("name", "max_replicas_per_node")})
+    assert schema.max_replicas_per_node == 2
+    assert "max_replicas_per_node" not in deployment_options(ServingConfig(), task=task)
