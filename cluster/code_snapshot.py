@@ -72,7 +72,7 @@ def runtime_files(root: Path) -> tuple[str, ...]:
             f"{root} is not the project's folder, since {', '.join(missing)} is missing; give the folder of the project"
         )
     paths = list(root.glob("pyproject.toml"))
-    for package, kind in product(PACKAGES, ("*.py", "*.html", "*.yaml")):
+    for package, kind in product(PACKAGES, ("*.py", "*.html", "*.css", "*.yaml")):
         paths += (root / package).rglob(kind)
     return tuple(sorted(path.relative_to(root).as_posix() for path in paths))
 

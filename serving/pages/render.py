@@ -8,13 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, Undefined
 from markupsafe import Markup, escape
 
 from serving.http.asgi import HTML, ID, JSON, Page, Route
 from serving.http.openapi import Schema, openapi
 from serving.http.security_headers import page_policy
 from tailorbird.config.serving import ServingConfig
+from tailorbird.pages.environment import environment
 
 
 @cache
@@ -59,13 +60,10 @@ def _page(html: str) -> Page:
 
 @cache
 def _templates() -> Environment:
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.do"]
-    )
-    environment.filters |= {"prose": _prose, "curl": _curl}
-    environment.tests["error_response"] = _is_error_response
-    return environment
+    templates = environment(Path(__file__).parent / "templates", undefined=Undefined)  # fields of a schema are optional
+    templates.filters |= {"prose": _prose, "curl": _curl}
+    templates.tests["error_response"] = _is_error_response
+    return templates
 
 
 def _is_error_response(answer: Mapping[str, Any]) -> bool:

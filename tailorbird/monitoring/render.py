@@ -1,16 +1,19 @@
 """Render reports as a self-contained HTML page, `monitoring.html`, and as gauges in the Prometheus text format."""
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
-from tailorbird.evaluation.gates.base import Gate
-from tailorbird.evaluation.report.html_elements import bullets, document, paragraph, section, table, text
-from tailorbird.monitoring.quality import Quality
+from jinja2 import Template
+
+from tailorbird.evaluation.report.figures import TONES
+from tailorbird.monitoring.drift import DriftStatistic
 from tailorbird.monitoring.recommendation import Recommendation
 from tailorbird.monitoring.report import Report
-from tailorbird.monitoring.sequential_test import ChallengerDecision
+from tailorbird.pages.charts import Chart, sparkline
+from tailorbird.pages.environment import environment
 
 MAX_REPORTS = 60
-WIDTH, HEIGHT = 300, 40
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # escapes in a Prometheus label value
 
 GAUGES = {
@@ -31,22 +34,28 @@ GAUGES = {
 def render_page(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
     """Render the latest reports, the newest first, and the recommendation; all values are escaped."""
     latest = [report for report in reports if report.rows][-MAX_REPORTS:]
-    sections = [f"<h1>{text(name)}: the champion in service</h1>", _recommendation(recommendation)]
-    if latest:
-        newest = latest[-1]
-        days = f"{newest.day}" if newest.days == 1 else f"{newest.days} days up to {newest.day}"
-        version = paragraph(f"{newest.version}; {newest.rows:,} rows", soft=True)
-        sections += [
-            section(f"Drift, {days}", version, _drift(latest)),
-            section("Accuracy", *_quality(newest)),
-            _gate("Groups", newest.groups),
-            _gate("Groups by feedback (not used for decisions)", newest.groups_by_feedback),
-            _gate("Swapped names, sexes and ages", newest.counterfactual) if newest.counterfactual else "",
-            _challenger(recommendation.challenger) if recommendation.challenger else "",
-            section("Notes", bullets(newest.notes)) if newest.notes else "",
-        ]
-    sections.append(section("Days", _days(reports[-MAX_REPORTS:])))
-    return document(f"{name}: monitoring", sections=sections)
+
+    def drift_chart(statistic: DriftStatistic) -> Chart:
+        by_day = [{past.name: past.value for past in report.drift} for report in latest]
+        values = [day.get(statistic.name) for day in by_day]
+        return sparkline(values, limit=statistic.threshold, label=f"values of {len(values)} days")
+
+    return _page().render(
+        name=name,
+        reports=reports[-MAX_REPORTS:],
+        newest=latest[-1] if latest else None,
+        recommendation=recommendation,
+        challenger=recommendation.challenger,
+        drift_chart=drift_chart,
+    )
+
+
+@cache
+def _page() -> Template:
+    templates = environment(Path(__file__).parent / "templates")
+    templates.globals["tones"] = TONES
+    templates.filters["signed"] = lambda share: f"{100 * share:+.1f}"
+    return templates.get_template("monitoring.html")
 
 
 def render_metrics(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
@@ -78,91 +87,3 @@ def _samples(report: Report) -> dict[str, list[tuple[str, float]]]:
         "tailorbird_watch_groups_failed": [("", float(failed))],
         "tailorbird_watch_answers": [("", float(report.feedback.answers))],
     }
-
-
-def _recommendation(recommendation: Recommendation) -> str:
-    title, tone = (
-        ("Re-evaluation recommended", "INSUFFICIENT_EVIDENCE")
-        if recommendation.reevaluate
-        else ("No re-evaluation recommended", "FINE_TUNE")
-    )
-    decision = recommendation.challenger
-    challenger = paragraph(f"Challenger: {decision.decision}. {decision.reason}") if decision else ""
-    reasons = bullets(recommendation.reasons)
-    return f'<div class="verdict {tone}"><strong>{title}</strong>{reasons}{challenger}</div>'
-
-
-def _drift(reports: Sequence[Report]) -> str:
-    rows = []
-    for statistic in reports[-1].drift:
-        values_by_day = [{past.name: past.value for past in report.drift} for report in reports]
-        history = [values.get(statistic.name) for values in values_by_day]
-        state = '<span class="fails">alarm</span>' if statistic.alarm else '<span class="passes">no alarm</span>'
-        values = (f"{statistic.value:.3f}", f"{statistic.threshold:.3f}", f"{statistic.n:,}")
-        rows.append((text(statistic.description), *values, state, _sparkline(history, limit=statistic.threshold)))
-    head = ("statistic", "value", "threshold", "rows", "", "plot:days")
-    return table(head, rows=rows) if rows else paragraph("No drift statistic could be computed.")
-
-
-def _sparkline(values: Sequence[float | None], *, limit: float) -> str:
-    """Plot the values by day as a line, and the threshold as a dashed line."""
-    known = [(index, value) for index, value in enumerate(values) if value is not None]
-    top = max([limit, *(value for _, value in known)]) * 1.1 or 1.0
-    step = WIDTH / max(1, len(values) - 1)
-    points = " ".join(f"{index * step:.1f},{HEIGHT * (1 - value / top):.1f}" for index, value in known)
-    at = f"{HEIGHT * (1 - limit / top):.1f}"
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="values of {len(values)} days">'
-        f'<line class="guide" x1="0" x2="{WIDTH}" y1="{at}" y2="{at}"/>'
-        f'<polyline class="path chosen" points="{points}"/></svg>'
-    )
-
-
-def _quality(report: Report) -> tuple[str, str]:
-    kinds = {"audit (random sample)": report.audit, "feedback": report.feedback}
-    rows = [(text(name), *_accuracy(quality)) for name, quality in kinds.items()]
-    accuracies = table(("labels", "accuracy", "interval", "labelled", "share of answers"), rows=rows)
-    estimate = report.feedback.estimate
-    if estimate is None:
-        return accuracies, ""
-    note = "It estimates the accuracy if the confidences are calibrated, and is not used for decisions"
-    return accuracies, paragraph(f"Mean confidence: {100 * estimate:.1f}%. {note}.", soft=True)
-
-
-def _accuracy(quality: Quality) -> tuple[str, str, str, str]:
-    if quality.accuracy is None:
-        return "unknown", "", "0", "0%"
-    low, high = quality.interval
-    right, interval = f"{100 * quality.accuracy:.1f}%", f"{100 * low:.1f} to {100 * high:.1f}"
-    return right, interval, f"{quality.labelled:,}", f"{100 * quality.coverage:.2g}%"
-
-
-def _challenger(decision: ChallengerDecision) -> str:
-    """Render the comparison with the challenger, overall and by group."""
-    rows = []
-    for name, units in {"overall": decision.overall, **decision.groups}.items():
-        mean = f"{100 * units.mean:+.1f}" if len(units) else ""
-        counts = (units.num_subjects, len(units) - units.num_subjects, units.num_answers)
-        rows.append((text(name), mean, *(f"{count:,}" for count in counts)))
-    note = "Each subject, and each request without a subject, counts once, with its mean over its labelled answers."
-    head = ("", "points", "subjects", "requests without subject", "labelled answers")
-    return section("Challenger against champion (audit)", table(head, rows=rows), paragraph(note, soft=True))
-
-
-def _gate(title: str, gate: Gate) -> str:
-    rows = []
-    for bound in gate.bounds:
-        low, high = bound.interval
-        points, interval = f"{100 * bound.estimate:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
-        rows.append((text(bound.what), points, interval, f"{bound.n:,}", text(bound.state)))
-    bounds = table(("", "points", "interval", "rows", ""), rows=rows) if rows else ""
-    return section(f"{title}: {gate.state}", bounds, paragraph(gate.note, soft=True) if gate.note else "")
-
-
-def _days(reports: Sequence[Report]) -> str:
-    rows = []
-    for report in reversed(reports):
-        labelled = report.feedback.labelled + report.audit.labelled
-        alarms = "<br>".join(text(alarm) for alarm in report.alarms) or "no alarm"
-        rows.append((text(report.day), f"{report.rows:,}", f"{labelled:,}", alarms))
-    return table(("day", "rows", "labelled", "alarms"), rows=rows)

@@ -83,13 +83,14 @@ def test_a_wheel_works_in_a_folder_with_shadowing_names_and_contains_recipes_and
     installed: Path, user_folder: Path
 ) -> None:
     program = (
-        "import tailorbird, serving.pages.render as pages; from tailorbird import resource_folder as folder\n"
+        "import tailorbird, serving; from tailorbird import resource_folder as folder\n"
         "print(tailorbird.__file__); print(folder('recipes') / 'icd10_demo.yaml'); print(folder('k8s'))\n"
-        "from pathlib import Path; print(len(list((Path(pages.__file__).parent / 'templates').glob('*.html'))))"
+        "from pathlib import Path\n"
+        "print(sum(len(list(Path(p.__file__).parent.rglob('templates/*'))) for p in (tailorbird, serving)))"
     )
     module, recipe, k8s, templates = run([str(installed), "-c", program], folder=user_folder).splitlines()
     assert all(Path(path).is_relative_to(installed.parents[1]) for path in (module, recipe, k8s))
-    assert int(templates) == len(list((ROOT / "serving" / "pages" / "templates").glob("*.html")))
+    assert int(templates) == sum(len(list((ROOT / name).rglob("templates/*"))) for name in ("tailorbird", "serving"))
     command = installed.parent / "tailorbird"
     assert run([str(command), "--version"], folder=user_folder).startswith("tailorbird ")
     shutil.copy(recipe, user_folder / "recipe.yaml")

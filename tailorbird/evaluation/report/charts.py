@@ -1,155 +1,296 @@
-"""Plots of the HTML report as inline SVG; the report prints the plotted numbers next to each plot."""
+"""Charts of the report; the report prints the plotted numbers next to each chart."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from tailorbird.evaluation.report.evidence import ReliabilityBin
-from tailorbird.evaluation.report.html_elements import text
+from tailorbird.evaluation.gates.base import Bound, Gate
+from tailorbird.evaluation.report.evidence import CurveRecord, Evidence, ModelScore, ReliabilityBin, TrialRecord
+from tailorbird.evaluation.verdict.contender_costs import money
+from tailorbird.evaluation.verdict.formatting import PERCENTAGES
+from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.pages.charts import (
+    Box,
+    Chart,
+    Dot,
+    Line,
+    Mark,
+    Scale,
+    Text,
+    around,
+    axes,
+    interval_marks,
+    interval_strip,
+    parts_bar,
+    path,
+    share_bar,
+    ticks_strip,
+)
 
-SQUARE = 240  # side of a plot with two axes, in SVG units
-MARGIN = 34
-
-
-def bar(value: float, *, interval: tuple[float, float], label: str) -> str:
-    """Return a bar from 0 to `value` on an axis from 0 to 1, with the interval as a whisker."""
-    low, high = (100 * min(max(end, 0.0), 1.0) for end in interval)
-    lines = ((low, high, 10, 10), (low, low, 6, 14), (high, high, 6, 14))
-    whisker = "".join(
-        f'<line class="whisker" x1="{x1:.2f}" x2="{x2:.2f}" y1="{y1}" y2="{y2}"/>' for x1, x2, y1, y2 in lines
-    )
-    width = f"{100 * min(max(value, 0.0), 1.0):.2f}"
-    return _strip(f'<rect class="bar" x="0" y="3" width="{width}" height="14"/>{whisker}', height=20, label=label)
-
-
-def span(
-    estimate: float, *, interval: tuple[float, float], guides: Sequence[float], bounds: tuple[float, float]
-) -> str:
-    """Return an interval as a bar, with a solid line at the estimate and dashed lines at `guides`.
-
-    `bounds` are the ends of the axis.
-    """
-    left, right = bounds
-    scale = 100 / (right - left or 1.0)
-
-    def position(value: float) -> str:
-        return f"{min(max((value - left) * scale, 0.0), 100.0):.2f}"
-
-    low, high = interval
-    width = float(position(high)) - float(position(low))
-    dashed = "".join(f'<line class="guide" x1="{position(x)}" x2="{position(x)}" y1="0" y2="24"/>' for x in guides)
-    return _strip(
-        f'{dashed}<rect class="bar chosen" x="{position(low)}" y="7" width="{max(width, 0.3):.2f}" height="10"/>'
-        f'<line class="whisker" x1="{position(estimate)}" x2="{position(estimate)}" y1="3" y2="21"/>',
-        height=24,
-        label=f"{100 * estimate:.2f}, interval {100 * low:.2f} to {100 * high:.2f}",
-    )
+LABEL_HEIGHT = 16  # pixels between the labels of two contenders
+ROW_HEIGHT = 46  # pixels of a contender in a chart without costs
+SAME_COST = 4.0  # percent of the width below which two contenders are drawn next to each other
+OUTCOME_CLASSES = ("right", "won", "lost", "wrong")
 
 
-def around(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of an axis that contains all values with a margin."""
-    low, high = min(values), max(values)
-    margin = 0.08 * (high - low or 0.01)
-    return low - margin, high + margin
+@dataclass(frozen=True)
+class Contender:
+    """A model of the first chart: its score, the interval of its gain over the incumbent, and its cost."""
+
+    role: str
+    kind: str
+    score: float
+    gain: float
+    interval: tuple[float, float] | None  # of the gain; None for the incumbent
+    selected: bool
+    cost: float | None = None  # a month, in the recipe's currency
+    cost_interval: tuple[float, float] | None = None
+
+    @property
+    def tone(self) -> str:
+        """The CSS class of its marks."""
+        return "chosen" if self.selected else self.role if self.role in ("incumbent", "candidate") else "other"
+
+    @property
+    def label(self) -> str:
+        return f"{self.role} (selected)" if self.selected else self.role
 
 
-def gain(value: float, *, interval: tuple[float, float], minimum: float) -> str:
-    """Return a plot of the gain and its interval, with 0 and the minimum gain."""
-    low, high = interval
-    drawn = span(value, interval=interval, guides=(0.0, minimum), bounds=around((low, high, 0.0, minimum)))
-    return (
-        f"{drawn}<p class=soft>Bar: interval from {100 * low:+.2f} to {100 * high:+.2f} points. Solid line: gain of "
-        f"{100 * value:+.2f} points. Dashed lines: 0 and the minimum gain of {100 * minimum:+.2f} points.</p>"
-    )
-
-
-def outcomes(counts: Mapping[str, int]) -> str:
-    """Return a bar of the test rows, divided by which of the two models is right."""
-    total, at, parts = sum(counts.values()), 0.0, []
-    shades = ("0.25", "1", "0.6", "0.1")  # emphasise the two parts in which the models differ
-    for (name, count), shade in zip(counts.items(), shades, strict=True):
-        width = 100 * count / total
-        chosen = " chosen" if name == "only the candidate right" else ""
-        parts.append(
-            f'<rect class="bar{chosen}" opacity="{shade}" x="{at:.2f}" y="2" width="{width:.2f}" height="20">'
-            f"<title>{text(name)}: {count:,}</title></rect>"
+def contenders_of(evidence: Evidence) -> tuple[Contender, ...]:
+    """Return the incumbent, the candidate, the hybrid and the further contenders, with their costs if known."""
+    verdict, terms = evidence.verdict, evidence.protocol.cost
+    rows = [
+        ("incumbent", verdict.incumbent_kind, verdict.incumbent_score, 0.0, None),
+        ("candidate", verdict.candidate_kind, verdict.candidate_score, verdict.gain, verdict.interval),
+    ]
+    if verdict.hybrid is not None:
+        rows.append(("hybrid", "hybrid", verdict.hybrid.score, verdict.hybrid.gain, verdict.hybrid.interval))
+    rows += [(each.role, each.kind, each.score, each.gain, each.interval) for each in verdict.contenders]
+    costs = {cost.role: cost for cost in verdict.costs}
+    months = terms.horizon_months if terms is not None else 1.0
+    contenders = []
+    for role, kind, score, gain, interval in rows:
+        cost = costs.get(role)
+        total, limits = (cost.total, cost.interval) if cost is not None else (None, None)
+        contenders.append(
+            Contender(
+                role=role,
+                kind=kind,
+                score=score,
+                gain=gain,
+                interval=interval,
+                selected=role == verdict.winner,
+                cost=None if total is None else total / months,
+                cost_interval=None if limits is None else (limits[0] / months, limits[1] / months),
+            )
         )
-        at += width
-    label = ", ".join(f"{name} {count}" for name, count in counts.items())
-    return _strip("".join(parts), height=24, label=label)
+    return tuple(contenders)
 
 
-def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> str:
+def contenders(evidence: Evidence) -> Chart:
+    """Return the contenders with their intervals: score against cost a month, or scores alone if a cost is not known.
+
+    The band is from the incumbent's score to the score with the minimum gain.
+    """
+    models, verdict = contenders_of(evidence), evidence.verdict
+    if all(model.cost is not None for model in models):
+        return _score_against_cost(models, verdict)
+    return _scores(models, verdict)
+
+
+def _ends(model: Contender, incumbent: float) -> tuple[float, float]:
+    low, high = model.interval or (model.gain, model.gain)
+    return incumbent + low, incumbent + high
+
+
+def _span(models: Sequence[Contender], verdict: Verdict, *, length: float) -> Scale:
+    base = verdict.incumbent_score
+    values = [end for model in models for end in (*_ends(model, base), model.score)]
+    return around([*values, base, base + verdict.minimum_gain], length=length)
+
+
+def _form(verdict: Verdict) -> tuple[str, float, str]:
+    """Return the format of a score, its factor, and the unit."""
+    return (".1f", 100.0, "%") if verdict.metric in PERCENTAGES else (".3f", 1.0, "")
+
+
+def _score_text(verdict: Verdict, score: float) -> str:
+    form, factor, unit = _form(verdict)
+    return f"{format(factor * score, form)}{unit}"
+
+
+def _tick_text(verdict: Verdict, value: float) -> str:
+    return f"{100 * value:.4g}%" if verdict.metric in PERCENTAGES else f"{value:.4g}"
+
+
+def _score_against_cost(models: Sequence[Contender], verdict: Verdict) -> Chart:
+    height, base = 300.0, verdict.incumbent_score
+    up = _span(models, verdict, length=height)
+    across = Scale(0.0, 1.1 * max((model.cost_interval or (0.0, model.cost or 0.0))[1] for model in models) or 1.0)
+    top, bottom = up.down(base + verdict.minimum_gain), up.down(base)
+    marks: list[Mark] = [Box(0, top, 100, round(bottom - top, 2), "band")]
+    marks += axes(
+        across, up, names=("cost a month", "score"), forms=(lambda x: f"{x:,g}", lambda y: _tick_text(verdict, y))
+    )
+    marks += [Line(0, bottom, 100, bottom, "guide")]
+    shifts, heights = _shifts(models, across), _label_heights([up.down(model.score) for model in models], height)
+    for model, shift, label_y in zip(models, shifts, heights, strict=True):
+        assert model.cost is not None
+        x, y = across.at(model.cost), up.down(model.score)
+        low, high = (up.down(end) for end in _ends(model, base))
+        marks += [Line(x, low, x, high, f"whisker {model.tone}", shift)]
+        if model.cost_interval is not None:
+            left, right = (across.at(end) for end in model.cost_interval)
+            marks += [Line(left, y, right, y, f"whisker {model.tone}", shift)]
+        marks.append(_dot(x, y, model, shift=shift))
+        anchor, away = ("end", -12.0) if x > 55 else ("start", 12.0)
+        marks += [Text(x, label_y + 4, model.label, f"label {model.tone}", anchor, shift + away)]
+    return Chart(tuple(marks), height, _described(models, verdict), "plot")
+
+
+def _dot(x: float, y: float, model: Contender, *, shift: float = 0.0) -> Dot:
+    cost = "" if model.cost is None else f", {money(model.cost)} a month"
+    return Dot(x, y, 7 if model.selected else 5.5, f"dot {model.tone}", shift, f"{model.role}{cost}")
+
+
+def _shifts(models: Sequence[Contender], across: Scale) -> list[float]:
+    """Return pixels by which to move each contender, so that those of nearly the same cost are next to each other."""
+    shifts: list[float] = []
+    positions = [across.at(model.cost or 0.0) for model in models]
+    for index, position in enumerate(positions):
+        same = [other for other in range(len(models)) if abs(positions[other] - position) < SAME_COST]
+        shifts.append(18.0 * (same.index(index) - (len(same) - 1) / 2))
+    return shifts
+
+
+def _label_heights(heights: Sequence[float], limit: float) -> list[float]:
+    """Return the heights of the labels, moved apart to at least `LABEL_HEIGHT`, within 0 to `limit`."""
+    order = sorted(range(len(heights)), key=lambda index: heights[index])
+    moved, last = list(heights), -LABEL_HEIGHT / 2
+    for index in order:
+        moved[index] = last = max(moved[index], last + LABEL_HEIGHT)
+    excess = max(0.0, last - limit)
+    return [height - excess for height in moved]
+
+
+def _scores(models: Sequence[Contender], verdict: Verdict) -> Chart:
+    base, height = verdict.incumbent_score, float(ROW_HEIGHT * len(models))
+    scale = _span(models, verdict, length=100.0)
+    left, right = scale.at(base), scale.at(base + verdict.minimum_gain)
+    marks: list[Mark] = [Box(left, 0, round(right - left, 2), height, "band")]
+    for value in scale.ticks(about=4):
+        x = scale.at(value)
+        marks += [Line(x, 0, x, height, "grid"), Text(x, height + 18, _tick_text(verdict, value), anchor="middle")]
+    marks += [Line(left, 0, left, height, "guide"), Line(0, height, 100, height, "axis")]
+    for index, model in enumerate(models):
+        y, (low, high) = ROW_HEIGHT * index + 30.0, _ends(model, base)
+        marks.append(Text(0, y - 14, model.label, f"label {model.tone}"))
+        marks.append(Text(100, y - 14, _score_text(verdict, model.score), f"label {model.tone}", "end"))
+        if model.interval is not None:
+            marks += interval_marks(low, model.score, high, scale=scale, y=y, kind=model.tone)[:3]
+        marks.append(_dot(scale.at(model.score), y, model))
+    return Chart(tuple(marks), height, _described(models, verdict), "plot rows")
+
+
+def _described(models: Sequence[Contender], verdict: Verdict) -> str:
+    parts = []
+    for model in models:
+        cost = "" if model.cost is None else f" at {money(model.cost)} a month"
+        parts.append(f"{model.label} {_score_text(verdict, model.score)}{cost}")
+    return "Contenders: " + ", ".join(parts) + ". The table has the intervals."
+
+
+def gain(value: float, interval: tuple[float, float], minimum: float) -> Chart:
+    """Return the gain and its interval, with a line at 0 and a band up to the minimum gain."""
+    low, high = interval
+    scale = around((low, high, 0.0, minimum))
+    left, right = scale.at(0.0), scale.at(minimum)
+    marks: list[Mark] = [Box(left, 0, round(right - left, 2), 40, "band"), Line(left, 0, left, 40, "guide")]
+    for tick in scale.ticks(about=5):
+        marks += [Text(scale.at(tick), 56, f"{100 * tick:+.4g}" if tick else "0", anchor="middle")]
+    marks += [Line(0, 40, 100, 40, "axis"), *interval_marks(low, value, high, scale=scale, y=20, kind="chosen")]
+    label = f"gain {100 * value:+.2f} points, interval {100 * low:+.2f} to {100 * high:+.2f}"
+    return Chart(tuple(marks), 62, label)
+
+
+def outcomes(counts: Mapping[str, int]) -> Chart:
+    """Return a bar of the test rows, divided by which of the two models is right; `counts` are in this order."""
+    kinds = [f"part {name}" for name in OUTCOME_CLASSES]
+    return parts_bar([(name, number, kind) for (name, number), kind in zip(counts.items(), kinds, strict=True)])
+
+
+def scale_of(gate: Gate) -> Scale:
+    """Return an axis for all bounds of a gate."""
+    return around([end for bound in gate.bounds for end in (*bound.interval, bound.limit, 0.0)])
+
+
+def bound(bound: Bound, scale: Scale, tone: str) -> Chart:
+    """Return the interval of a bound, with dashed lines at 0 and at its limit."""
+    low, high = (100 * end for end in bound.interval)
+    label = f"{100 * bound.estimate:.2f}, interval {low:.2f} to {high:.2f}, limit {100 * bound.limit:.2f}"
+    guides = (0.0, bound.limit)
+    return interval_strip(bound.estimate, interval=bound.interval, guides=guides, scale=scale, label=label, kind=tone)
+
+
+def score(score: ModelScore) -> Chart:
+    """Return the validation score of a model with its interval."""
+    label = f"{score.kind} {score.validation:.3f}"
+    if score.interval is not None:
+        label += " ({:.3f} to {:.3f})".format(*score.interval)
+    return share_bar(score.validation, interval=score.interval, label=label, chosen=bool(score.role))
+
+
+def sweep(trials: Sequence[TrialRecord]) -> Chart:
+    """Return the validation score of each trial and baseline in the order of the sweep."""
+    height = 180.0
+    up = around([trial.validation for trial in trials], length=height)
+    across = Scale(0.0, len(trials) + 1.0)
+    best = max(trials, key=lambda trial: trial.validation)
+    marks = axes(
+        across, up, names=("trial", "validation score"), forms=(lambda _: "", lambda y: f"{y:.4g}"), ticks=(1, 4)
+    )
+    for index, trial in enumerate(trials):
+        kind = "chosen" if trial is best else "other" if trial.status == "pretrained" else "candidate"
+        where, title = across.at(index + 1.0), f"{trial.trial}: {trial.validation:.4f} ({trial.status})"
+        marks.append(Dot(where, up.down(trial.validation), 6 if trial is best else 4.5, f"dot {kind}", title=title))
+    return Chart(tuple(marks), height, "validation score of each trial; see the table", "plot short")
+
+
+def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> Chart:
     """Return a reliability diagram: accuracy against mean confidence per bin, one line per model.
 
     `bins` are by role. The candidate is drawn over the incumbent. The area of a dot grows with the rows of the bin.
     """
-    scale = SQUARE - 2 * MARGIN
-    elements = [_axes("confidence", "accuracy", ends=((0.0, 1.0), (0.0, 1.0)))]
-    elements.append(f'<line class="guide" x1="{MARGIN}" y1="{SQUARE - MARGIN}" x2="{SQUARE - MARGIN}" y2="{MARGIN}"/>')
+    height = 260.0
+    across, up = Scale(0.0, 1.0), Scale(0.0, 1.0, height)
+    forms = (lambda x: f"{x:g}", lambda y: f"{y:g}")
+    marks = axes(across, up, names=("confidence", "accuracy"), forms=forms, ticks=(5, 5))
+    marks.append(Line(0, height, 100, 0, "guide"))
     for role, rows in sorted(bins.items(), key=lambda item: item[0] == "candidate"):
         most = max((row.n for row in rows), default=1)
-        dots = [(MARGIN + scale * row.confidence, SQUARE - MARGIN - scale * row.accuracy, row.n / most) for row in rows]
-        elements.append(_line(dots, chosen=role == "candidate"))
-    return _square("".join(elements), label="reliability: accuracy against confidence; see the table")
+        points = [(across.at(row.confidence), up.down(row.accuracy), row.n / most) for row in rows]
+        tone = "chosen" if role == "candidate" else "incumbent"
+        marks += path(points, kind=f"path {tone}")
+        marks += [Dot(x, y, round(2.5 + 4 * weight**0.5, 1), f"dot {tone}") for x, y, weight in points]
+    return Chart(tuple(marks), height, "accuracy against confidence; see the table of bins", "plot square")
 
 
-def curve(points: Sequence[tuple[float, float]], *, axes: tuple[str, str]) -> str:
-    """Return a line through (x, y) points in the order of x, with labels at the ends of the axes."""
-    across, up = [x for x, _ in points], [y for _, y in points]
-    (left, right), (bottom, top) = around(across), around(up)
-    scale = SQUARE - 2 * MARGIN
-    dots = [
-        (MARGIN + scale * (x - left) / (right - left), SQUARE - MARGIN - scale * (y - bottom) / (top - bottom), 0.4)
-        for x, y in sorted(points)
-    ]
-    frame = _axes(*axes, ends=((min(across), max(across)), (bottom, top)))
-    return _square(frame + _line(dots, chosen=True), label=f"{axes[1]} against {axes[0]}; see the table")
+def curve(record: CurveRecord) -> Chart:
+    """Return the measured scores by training rows, and the prediction for twice the rows with its interval."""
+    height, double = 220.0, 2 * record.sizes[-1]
+    across = Scale(0.0, 1.05 * double)
+    up = around([*record.scores, record.at_double, *record.interval], length=height)
+    forms = (lambda x: f"{x:,.0f}", lambda y: f"{y:.3g}")
+    marks = axes(across, up, names=("training rows", "validation score"), forms=forms)
+    points = [(across.at(rows), up.down(value), 0) for rows, value in zip(record.sizes, record.scores, strict=True)]
+    x, y = across.at(double), up.down(record.at_double)
+    low, high = (up.down(end) for end in record.interval)
+    marks += [*path(points), *path([points[-1], (x, y, 0)], kind="path predicted"), Line(x, low, x, high, "whisker")]
+    marks += [Dot(each[0], each[1], 4.5, "dot chosen") for each in points]
+    marks.append(Dot(x, y, 5, "dot incumbent"))
+    return Chart(tuple(marks), height, "validation score against training rows; see the table", "plot medium")
 
 
-def rounds(values: Sequence[float], *, largest: float, chosen: bool) -> str:
-    """Return one tick per measurement on an axis from 0 to `largest`."""
-    ticks = "".join(
-        f'<rect class="bar{" chosen" if chosen else ""}" x="{98.5 * value / (largest or 1.0):.2f}" y="3" width="1.2" '
-        'height="14"/>'
-        for value in values
-    )
-    return _strip(ticks, height=20, label=", ".join(f"{value:.4g}" for value in values))
-
-
-def _strip(content: str, *, height: int, label: str) -> str:
-    """Return a plot that is stretched from 100 units to the width of its container, so it must not contain text."""
-    return (
-        f'<svg viewBox="0 0 100 {height}" preserveAspectRatio="none" height="{height}" role="img" '
-        f'aria-label="{text(label)}">{content}</svg>'
-    )
-
-
-def _square(content: str, *, label: str) -> str:
-    return f'<svg class="square" viewBox="0 0 {SQUARE} {SQUARE}" role="img" aria-label="{text(label)}">{content}</svg>'
-
-
-def _line(dots: Sequence[tuple[float, float, float]], *, chosen: bool) -> str:
-    """Return a line with a dot at each (x, y, weight), in SVG units."""
-    kind = " chosen" if chosen else ""
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in dots)
-    return f'<polyline class="path{kind}" points="{path}"/>' + "".join(
-        f'<circle class="dot{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{2 + 4 * weight**0.5:.1f}"/>' for x, y, weight in dots
-    )
-
-
-def _axes(across: str, up: str, *, ends: tuple[tuple[float, float], tuple[float, float]]) -> str:
-    (left, right), (bottom, top) = ends
-    side, low, high = SQUARE - 2 * MARGIN, SQUARE - MARGIN, MARGIN
-
-    def label(x: float, y: float, *, content: str, anchor: str = "middle", turned: bool = False) -> str:
-        turn = f' transform="rotate(-90 {x} {y})"' if turned else ""
-        return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{turn}>{text(content)}</text>'
-
-    return (
-        f'<rect class="frame" x="{MARGIN}" y="{MARGIN}" width="{side}" height="{side}"/>'
-        + label(MARGIN, low + 14, content=f"{left:,.4g}")
-        + label(SQUARE - MARGIN, low + 14, content=f"{right:,.5g}")
-        + label(SQUARE / 2, low + 26, content=across)
-        + label(MARGIN - 4, low, content=f"{bottom:.2f}", anchor="end")
-        + label(MARGIN - 4, high + 8, content=f"{top:.2f}", anchor="end")
-        + label(10, SQUARE / 2, content=up, turned=True)
-    )
+def rounds(values: Sequence[float], largest: float, chosen: bool) -> Chart:
+    """Return one dot per measured round on an axis from 0 to `largest`."""
+    label = ", ".join(f"{value:.4g}" for value in values)
+    return ticks_strip(values, largest=largest, label=label, kind="chosen" if chosen else "other")

@@ -1,11 +1,8 @@
-"""The measured costs and the cost of each contender at the recipe's volume, in sentences and tables."""
+"""The measured costs and the cost of each contender at the recipe's volume, in sentences and in Markdown."""
 
 from tailorbird.evaluation.gates.prices import CostTerms
-from tailorbird.evaluation.report import charts
-from tailorbird.evaluation.report import html_elements as html
 from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.report.html_elements import Figures
-from tailorbird.evaluation.verdict.contender_costs import money
+from tailorbird.evaluation.verdict.contender_costs import money, named
 from tailorbird.evaluation.verdict.formatting import cost_basis
 from tailorbird.evaluation.verdict.parts import ContenderCost
 
@@ -87,88 +84,23 @@ def _amount(value: float | None, *, missing: bool) -> str:
     return money(value)
 
 
-def cost_section(evidence: Evidence, figures: Figures) -> str:
-    """Return the costs by contender, and the measured resources by round; empty if they were not measured."""
-    costs, device = evidence.cost.serving, evidence.cost.device
-    if costs is None or device is None:
-        return ""
-    on_gpu = any(usage.gpu_s is not None for usage in costs.values())
-    unit = "GPU-seconds" if on_gpu else "CPU-seconds"
-    largest = max(max(usage.device_s) for usage in costs.values() if usage.unit == unit)
-    rows = []
-    for role, usage in costs.items():
-        plot = ""  # of an endpoint that is compared with models on GPUs
-        if usage.unit == unit:
-            plot = charts.rounds(usage.device_s, largest=largest, chosen=role == "candidate")
-        cells = [
-            ", ".join(figures.items(f"cost.serving.{role}.{name}", ".4g")) if getattr(usage, name) is not None else ""
-            for name in (("gpu_s", "cpu_s") if on_gpu else ("cpu_s",))
-        ]
-        rows.append([role, plot, *cells])
-    summary = {}
-    if evidence.verdict.cost_ratio is not None:
-        ratio, low, high = figures.items("verdict.cost_ratio", ".3f")
-        basis = cost_basis(evidence.verdict.cost_unit)
-        summary[f"cost of serving, candidate divided by incumbent ({basis})"] = f"{ratio} ({low} to {high})"
-    summary["device"] = figures("cost.device.name")
-    summary["CPU-seconds of training, including the sweep"] = figures("cost.training.cpu_s", ",.0f")
-    if evidence.cost.training.gpu_s:
-        summary["GPU-seconds of training, including the sweep"] = figures("cost.training.gpu_s", ",.0f")
-    if device.emulated:
-        summary["models whose dtype the device emulates, which is slow"] = ", ".join(
-            figures.items("cost.device.emulated")
+def cost_answer(evidence: Evidence) -> str:
+    """Return what serving costs a month, or by which factor it differs, or why that is not known."""
+    verdict, terms = evidence.verdict, evidence.protocol.cost
+    costs = {cost.role: cost for cost in verdict.costs}
+    if terms is not None and costs:
+        known = {role: cost.total / terms.horizon_months for role, cost in costs.items() if cost.total is not None}
+        shown = [role for role in dict.fromkeys((verdict.winner, "incumbent", "candidate")) if role in known]
+        listed = ", ".join(f"{named(role)} {money(known[role])}" for role in shown)
+        volume = f"{terms.requests_per_month:,.0f} requests a month, with the training of this run spread over "
+        if verdict.winner in known:
+            return f"A month costs, in the recipe's currency: {listed}. At {volume}{terms.horizon_months:g} months."
+        return f"The cost of {named(verdict.winner)} is not assessable: {', '.join(costs[verdict.winner].missing)}."
+    unpriced = "The recipe has no prices (`evaluation.cost`), so there is no cost a month."
+    if verdict.cost_ratio is not None and evidence.cost.device is not None:
+        estimate, low, high = verdict.cost_ratio
+        return (
+            f"To serve, the candidate costs {estimate:.2f} times as much as the incumbent ({low:.2f} to {high:.2f}, "
+            f"{cost_basis(verdict.cost_unit)}, measured on {evidence.cost.device.name}). {unpriced}"
         )
-    return html.section(
-        "Cost",
-        _totals(evidence, figures),
-        "<h3>Measured resources</h3>",
-        html.paragraph(
-            f"{unit} per thousand rows in alternating rounds. The axis ranges from 0 to {largest:.4g}, with one tick "
-            "per round.",
-            soft=True,
-        ),
-        html.table(["model", "plot:rounds", *(["GPU-seconds"] if on_gpu else []), "CPU-seconds"], rows=rows),
-        html.paragraph(cost_sentence(evidence) or ""),
-        html.pairs(summary),
-    )
-
-
-def _totals(evidence: Evidence, figures: Figures) -> str:
-    """Return the table of the costs of all contenders at the recipe's volume; empty without prices."""
-    costs, terms, selected = evidence.verdict.costs, evidence.protocol.cost, evidence.winning_role
-    if not costs or terms is None:
-        return ""
-    margin, rows = evidence.verdict.non_inferiority_margin, []
-    for index, cost in enumerate(costs):
-        at = f"verdict.costs.{index}"
-        if cost.total is None:
-            missing = "; ".join(figures.items(f"{at}.missing"))
-            cells = [f"{UNKNOWN}<small>{missing}</small>", *[""] * (len(PARTS) + 1)]
-        else:
-            low, high = figures.items(f"{at}.interval", money)
-            parts = ["" if getattr(cost, part) is None else figures(f"{at}.{part}", money) for part in PARTS]
-            parts[0] += f"<small>busy: {figures(f'{at}.busy', money)}</small>"
-            cells = [
-                f"{figures(f'{at}.total', money)}<small>{low} to {high}</small>",
-                *parts,
-                figures(f"{at}.replica_hours", ",.0f"),
-            ]
-        gain = "selected"
-        if cost.gain is not None:
-            states = [
-                "not shown to be worse" if cost.gain.not_worse else "worse",
-                "non-inferior" if cost.gain.is_above(-margin) else "not shown to be non-inferior",
-            ]
-            estimate = figures.estimate(f"{at}.gain.gain", interval=f"{at}.gain.interval")
-            gain = f"{estimate}<small>{'; '.join(states)}</small>"
-        rows.append([figures(f"{at}.role"), *cells, gain])
-    return html.paragraph(
-        f"Cost of {terms.horizon_months:g} months at {terms_sentence(terms)}. The cost of replicas is that of the "
-        "hours for which they are paid, busy or idle. The cost does not affect the verdict except by the cost gate and "
-        "the cost ratios.",
-        soft=True,
-    ) + html.table(
-        ["contender", "total", *PARTS, "replica-hours a month", "gain over the selected model, points"],
-        rows=rows,
-        row_classes=["chosen" if cost.role == selected else "" for cost in costs],
-    )
+    return f"The cost of serving was not measured. {unpriced}"

@@ -11,7 +11,13 @@ PRETRAINED_ALONE = ("zero_shot", "centroid", "probe", "few_shot")
 
 
 def outlook_sentence(evidence: Evidence) -> str | None:
-    """Return which model is served and why, its gain over the pretrained model alone, and what would change that.
+    """Return `served_sentence` and what would change that; None if the candidate or the hybrid is served."""
+    served = served_sentence(evidence)
+    return None if served is None else f"{served} {what_would_change(evidence.verdict)}"
+
+
+def served_sentence(evidence: Evidence) -> str | None:
+    """Return which model is served and why, and its gain over the pretrained model alone.
 
     Return None if the candidate or the hybrid is served.
     """
@@ -31,7 +37,7 @@ def outlook_sentence(evidence: Evidence) -> str | None:
     gain = ""
     if served is not None and kind not in PRETRAINED_ALONE:
         gain = _over_pretrained(served, evidence.scores, metric=verdict.metric)
-    return f"The {model_name(kind)} is served, because it {why}{gain}. {_what_would_change(verdict)}."
+    return f"The {model_name(kind)} is served, because it {why}{gain}."
 
 
 def _over_pretrained(served: ModelScore, scores: tuple[ModelScore, ...], *, metric: str) -> str:
@@ -56,8 +62,15 @@ def _score(value: float, metric: str) -> str:
     return f"{100 * value:.1f}%" if metric in PERCENTAGES else f"{value:.3f}"
 
 
-def _what_would_change(verdict: Verdict) -> str:
-    """Return what leads to another outcome."""
+def what_would_change(verdict: Verdict) -> str:
+    """Return what leads to another outcome, as a sentence."""
+    if verdict.winner in ("candidate", "hybrid"):
+        gain = size(verdict.minimum_gain)
+        return f"A later run replaces the {verdict.winner} if a model is proven better, with a gain of {gain} or more."
+    return f"{_what_would_replace(verdict)}."
+
+
+def _what_would_replace(verdict: Verdict) -> str:
     stopping = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
     if verdict.rule == 2:
         return "Splits that share no document and no text would give a valid test"

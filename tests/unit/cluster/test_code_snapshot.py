@@ -36,8 +36,10 @@ def test_other_files_in_the_folder_do_not_change_the_sha256(tmp_path: Path) -> N
 
 
 def test_the_templates_of_pages_are_shipped() -> None:
-    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "serving").rglob("*.html")}
-    assert pages
+    folders = (ROOT / "serving", ROOT / "tailorbird")
+    templates = [path for folder in folders for path in folder.rglob("templates/*")]
+    pages = {path.relative_to(ROOT).as_posix() for path in templates}
+    assert {Path(page).suffix for page in pages} == {".css", ".html"}
     assert pages <= set(code_snapshot.runtime_files(ROOT))
 
 

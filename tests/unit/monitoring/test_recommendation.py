@@ -159,13 +159,13 @@ def test_the_page_shows_alarms_labels_and_the_challenger_and_escapes_values() ->
         "my &lt;task&gt;",
         "Re-evaluation recommended",
         "Challenger: promote. proven better: +100.0 points over 70 subjects (70 labelled answers)",
-        "<td>sex = f</td>",
+        '<th scope="row">sex = f</th>',
         "80.0%",
         "Groups by feedback (not used for decisions)",
         "71.0 to 87.0",
         "Mean confidence: 90.0%. It estimates the accuracy if the confidences are calibrated, and is not used",
         "&lt;b&gt;odd&lt;/b&gt;",
-        '<span class="fails">alarm</span>',
+        '<span class="state fails">alarm</span>',
     ):
         assert text in page
     assert "<script" not in page

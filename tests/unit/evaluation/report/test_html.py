@@ -173,7 +173,9 @@ def test_the_page_is_well_formed_without_scripts_and_external_resources(outcome:
     parsed = Page(source)
     assert parsed.open == []
     assert {tag for tag, _ in parsed.tags}.isdisjoint({"script", "link", "img", "iframe", "object"})
-    assert not any(name.startswith("on") or name in ("src", "href") for _, attrs in parsed.tags for name in attrs)
+    assert not any(name.startswith("on") or name == "src" for _, attrs in parsed.tags for name in attrs)
+    links = {attrs["href"] for _, attrs in parsed.tags if "href" in attrs}
+    assert links <= {f"#{attrs['id']}" for _, attrs in parsed.tags if "id" in attrs}
     for needed in ("default-src 'none'", "prefers-color-scheme: dark", "@media print", "width=device-width"):
         assert needed in source
 
@@ -298,7 +300,8 @@ def test_report_card_and_console_describe_streamed_training_rows() -> None:
 def test_the_page_states_why_the_sweep_ended_early() -> None:
     assert "ended early" not in to_html(evidence_for())
     page = to_html(changed(sweep_ended="0.900 is out of reach"))
-    assert 'The sweep ended early: <span data-from="sweep_ended">0.900 is out of reach</span>' in page
+    assert ("sweep_ended", "0.900 is out of reach") in Page(page).figures
+    assert "The sweep ended early: 0.900 is out of reach." in Page(page).text
 
 
 def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
@@ -329,9 +332,9 @@ def test_a_cost_that_was_not_measured_has_no_sentence() -> None:
 
 def test_the_page_names_the_endpoint_and_the_model_that_it_reported() -> None:
     endpoint = Endpoint(url="https://host/v1", model="m", api_key="env://KEY", reported_model="m-2026-01-01")
-    page = to_html(evidence_for().model_copy(update={"endpoint": endpoint}))
+    page = Page(to_html(evidence_for().model_copy(update={"endpoint": endpoint})))
     for field, value in {"url": "https://host/v1", "model": "m", "reported_model": "m-2026-01-01"}.items():
-        assert f'<span data-from="endpoint.{field}">{value}</span>' in page
+        assert (f"endpoint.{field}", value) in page.figures
 
 
 def test_report_and_card_have_the_cost_of_each_contender_with_its_parts() -> None:

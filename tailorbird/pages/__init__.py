@@ -1,0 +1,1 @@
+"""Templates, components and charts that all HTML pages share."""

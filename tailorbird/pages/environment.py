@@ -1,0 +1,40 @@
+"""Jinja2 environments with autoescape; all pages share the components and the stylesheet in `templates/`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
+
+COMPONENTS = Path(__file__).parent / "templates"
+
+
+def environment(folder: Path, *, undefined: type[Undefined] = StrictUndefined) -> Environment:
+    """Return an environment with the templates of a folder and the shared ones; autoescape is on.
+
+    By default, a name that is not defined raises UndefinedError.
+    """
+    return Environment(
+        loader=FileSystemLoader([folder, COMPONENTS]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=undefined,
+        extensions=["jinja2.ext.do"],
+    )
+
+
+def plain(value: object) -> str:
+    """Return a JSON value in a readable format."""
+    if value is None or value in ([], (), {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {plain(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(plain(item) for item in value)
+    return str(value)

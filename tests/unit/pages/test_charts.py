@@ -1,0 +1,59 @@
+"""Geometry of charts, and their drawing as SVG with escaped text."""
+
+import pytest
+
+from tailorbird.pages.charts import Chart, Dot, Line, Scale, Text, around, parts_bar, share_bar, sparkline
+from tailorbird.pages.environment import COMPONENTS, environment
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 10.0, (0.0, 2.5, 5.0, 7.5, 10.0)),
+        (0.613, 0.787, (0.65, 0.7, 0.75)),
+        (-0.004, 0.011, (0.0, 0.005, 0.01)),
+        (0.0, 4700.0, (0.0, 2000.0, 4000.0)),
+    ],
+)
+def test_ticks_are_round_values_inside_the_axis(low: float, high: float, expected: tuple[float, ...]) -> None:
+    assert Scale(low, high).ticks(about=4) == pytest.approx(expected)
+
+
+def test_positions_are_clamped_to_the_axis_and_point_upwards_on_request() -> None:
+    scale = Scale(0.0, 2.0, 300.0)
+    assert [scale.at(value) for value in (-1, 0, 1, 3)] == [0, 0, 150, 300]
+    assert scale.down(0.5) == 225
+    assert around([3.0, 3.0]).at(3.0) == 50
+
+
+def test_the_parts_of_a_bar_fill_its_width() -> None:
+    boxes = parts_bar([("a", 1, "x"), ("b", 3, "y")]).marks
+    assert [(box.x, box.width) for box in boxes if not isinstance(box, Line | Dot | Text)] == [(0, 25), (25, 75)]
+
+
+def test_a_sparkline_omits_unknown_values_and_marks_those_above_the_limit() -> None:
+    chart = sparkline([0.1, None, 0.5], limit=0.3, label="x")
+    dots = [mark for mark in chart.marks if isinstance(mark, Dot)]
+    assert [(dot.x, dot.kind) for dot in dots] == [(0, "dot chosen"), (100, "dot alarm")]
+    assert sum(isinstance(mark, Line) and mark.kind == "path chosen" for mark in chart.marks) == 1
+
+
+def test_a_chart_is_drawn_with_every_mark_and_escaped_text() -> None:
+    marks = (
+        Text(1, 2, "<b>", shift=-8),
+        Dot(3, 4, title="<i>", shift=5),
+        Line(0, 0, 100, 0),
+        *share_bar(0.5, interval=None, label="").marks,
+    )
+    template = environment(COMPONENTS).from_string('{% import "components.html" as ui %}{{ ui.chart(chart) }}')
+    svg = template.render(chart=Chart(marks, 20, 'a "label"'))
+    assert "<b>" not in svg
+    assert "<i>" not in svg
+    for expected in (
+        '<svg class="strip" height="20" role="img" aria-label="a &#34;label&#34;">',
+        '<text class="label" x="1%" y="2" text-anchor="start" dx="-8">&lt;b&gt;</text>',
+        '<circle class="dot" cx="3%" cy="4" r="4.0" transform="translate(5 0)"><title>&lt;i&gt;</title></circle>',
+        '<line class="axis" x1="0%" y1="0" x2="100%" y2="0"/>',
+        '<rect class="bar" x="0%" y="4" width="50.0%" height="12"></rect>',
+    ):
+        assert expected in svg
