@@ -87,6 +87,21 @@ def serve(recipe: options.RecipePath, overrides: options.Overrides = None, as_js
     options.print_result(value, as_json=as_json, lines=lines)
 
 
+def scale(recipe: options.RecipePath, as_json: options.AsJson = False) -> None:
+    """Give the running cluster of a RayService the worker bounds of its manifest, without a new cluster.
+
+    KubeRay does not. First apply the manifest that `tailorbird render RECIPE --to rayservice` writes. Run this command
+    as the Job that `--to scale` writes, or through `kubectl proxy` with TAILORBIRD_KUBERNETES=http://127.0.0.1:8001 and
+    TAILORBIRD_RAYSERVICE=NAMESPACE/NAME.
+
+    Example: tailorbird scale recipes/my_task.yaml
+    """
+    from tailorbird.release.rayservice import scale_clusters
+
+    lines = scale_clusters(options.read_recipe(recipe))
+    options.print_result({"changes": list(lines)}, as_json=as_json, lines=lines)
+
+
 def score(
     recipe: options.RecipePath,
     input: Annotated[str, typer.Option(help="s3:// URI of a Parquet file or folder.")],
@@ -146,7 +161,7 @@ def key(
 def render(
     recipe: options.RecipePath,
     to: Annotated[
-        str, typer.Option("--to", help="Target: rayjob, rayservice, promote, prove, watch, serve or submit.")
+        str, typer.Option("--to", help="Target: rayjob, rayservice, scale, promote, prove, watch, serve or submit.")
     ],
     overrides: options.Overrides = None,
     base: Annotated[
@@ -161,7 +176,7 @@ def render(
 
     * rayservice: the champion, as a RayService
 
-    * promote, prove, watch: jobs that run `promote`, `serve` (for its parity gate) and `watch`
+    * promote, prove, scale, watch: jobs that run `promote`, `serve` (for its parity gate), `scale` and `watch`
 
     * serve: a configuration for `serve deploy`
 

@@ -13,6 +13,7 @@ from tailorbird.config.base import digest
 
 Document = dict[str, Any]  # a parsed YAML document
 NUM_DIGITS = 8  # digits of a digest in a name
+MAX_NAME_LENGTH = 47  # of a RayService or RayJob; the operator derives the names of services from it
 
 
 class RenderError(ValueError):

@@ -19,15 +19,23 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import ModelVersion, read_parts
 from tailorbird.release import kube_documents
-from tailorbird.release.kube_documents import NUM_DIGITS, Document, RenderError, document_of_kind, kube_name, to_yaml
+from tailorbird.release.kube_documents import (
+    MAX_NAME_LENGTH,
+    NUM_DIGITS,
+    Document,
+    RenderError,
+    document_of_kind,
+    kube_name,
+    to_yaml,
+)
 from tailorbird.release.kube_drain import require_drainable
+from tailorbird.release.rayservice import RAYSERVICE
 
 K8S = resource_folder("k8s")
 RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
 SERVE_PORT = 8000
 ENDPOINT_KEYS = "endpoint-keys"
 """Kubernetes Secret with the API keys of endpoints, by the names of their environment variables."""
-MAX_NAME_LENGTH = 47  # of a RayService or RayJob; the operator derives the names of services from it
 CLIENT_DEADLINE_S = 1800
 """Time of a client's Job for the start of its pod and the parity check, in seconds. Its three deploys (the candidate,
 the switch, and the former state after a failure) take at most `serving.deploy_timeout_s` each."""
@@ -102,6 +110,7 @@ def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rend
     addresses = {
         "RAY_API_SERVER_ADDRESS": f"http://{service}-head-svc:8265",
         "TAILORBIRD_SERVE_URL": f"http://{service}-serve-svc:{SERVE_PORT}",
+        RAYSERVICE: service,
     }
     for variable in pod["containers"][0]["env"]:
         if variable["name"] in addresses:
@@ -188,6 +197,7 @@ TARGETS = {
     "prove": _Target(
         partial(_client_job, verb="serve"), "jobs/promote/promote.yaml"
     ),  # serves the champion after its parity check
+    "scale": _Target(partial(_client_job, verb="scale"), "jobs/promote/promote.yaml"),
     "watch": _Target(_watch, "jobs/watch/watch.yaml"),
     "serve": _Target(_serve),
     "submit": _Target(_submit),

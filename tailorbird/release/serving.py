@@ -20,7 +20,9 @@ from tailorbird.registry.versions import (
     read_version,
     weights_digest,
 )
+from tailorbird.release.kube_api import KubernetesError
 from tailorbird.release.parity import check_parity, sample_probes
+from tailorbird.release.rayservice import record_deployed
 from tailorbird.release.runs import PromotionRefused, evidence_for, read_run_evidence, read_winner
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import PreconditionFailed
@@ -49,7 +51,9 @@ def serve_champion(
     sentence = champion.verdict.sentence if champion.verdict else None
     deploy_with = partial(deploy, config, task_uri=task_uri, version=version, verdict=sentence, progress=progress)
     if not champion.needs_parity:
-        return deploy_with(additional=additional), version
+        served_at = deploy_with(additional=additional)
+        _record(task_uri, version)
+        return served_at, version
     uri = champion.run or champion.uri
     probes = sample_probes(read_run_evidence(uri), uri=uri, version=version)
     with staged(task_uri, version=version, progress=progress) as url:
@@ -63,7 +67,10 @@ def serve_champion(
             raise
     with suppress(PreconditionFailed):  # another version was promoted meanwhile; drop the result
         write_champion(task_uri, champion.model_copy(update={"parity": parity}), etag=etag)
-    return url if additional.challenger is None else deploy_with(additional=additional), version
+    if additional.challenger is not None:
+        url = deploy_with(additional=additional)
+    _record(task_uri, version)
+    return url, version
 
 
 def _deployed(version: ModelVersion, *, config: ServingConfig, additional: AdditionalVersions) -> set[PinnedVersion]:
@@ -129,4 +136,16 @@ def switch_service(
         raise DeployError(
             f"{version.version} is the champion now, but the service was not switched to it: {error}; "
             "run `tailorbird serve RECIPE` to try again"
+        ) from None
+    _record(task_uri, version)
+
+
+def _record(task_uri: str, version: ModelVersion) -> None:
+    """Write what is deployed to the RayService, if there is one, so that its operator does not revert it."""
+    try:
+        record_deployed(task_uri)
+    except KubernetesError as error:
+        raise DeployError(
+            f"{version.version} is served, but the RayService was not updated, so a restart of the operator or the "
+            f"loss of the cluster would restore the former configuration: {error}; run the command again"
         ) from None

@@ -151,7 +151,7 @@ def test_prometheus_reaches_all_metrics_and_the_operator_reaches_the_heads_proxy
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_all_pods_reach_dns_and_s3_and_only_heads_reach_kubernetes(name: str) -> None:
+def test_all_pods_reach_dns_and_s3_and_only_heads_and_clients_reach_kubernetes(name: str) -> None:
     network = NETWORKS[name]
     store = End({}, ours=False, address="203.0.113.9")
     for (role, node_type), pod in network.pods.items():
@@ -160,7 +160,7 @@ def test_all_pods_reach_dns_and_s3_and_only_heads_reach_kubernetes(name: str) ->
         assert not any(network.may(pod, address, port) for address in METADATA for port in (53, 80, 443, 988))
         assert network.may(pod, store, 443)
         assert not network.may(pod, store, 80)
-        assert network.may(pod, store, 6443) is (node_type == "head")
+        assert network.may(pod, store, 6443) is (node_type == "head" or role == "client")
         assert not network.may(pod, STRANGER, 5432)
 
 

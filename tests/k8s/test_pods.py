@@ -124,19 +124,39 @@ def test_a_hanging_watch_ends_before_the_next_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(("_name", "pod"), ALL_PODS, ids=IDS)
-def test_only_heads_mount_a_kubernetes_token(_name: str, pod: Pod) -> None:
+def test_only_heads_and_jobs_of_a_release_mount_a_kubernetes_token(_name: str, pod: Pod) -> None:
     scales = "autoscaler" in {container["name"] for container in pod.containers}
-    assert pod.spec["automountServiceAccountToken"] is scales
+    releases = pod.labels["tailorbird.io/role"] == "client"
+    assert pod.spec["automountServiceAccountToken"] is (scales or releases)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_accounts_mount_no_token_and_only_training_writes_the_registry(name: str) -> None:
+def test_only_jobs_of_a_release_may_patch_services_and_clusters(name: str) -> None:
+    """The operator gives heads a role of their own for the autoscaler."""
+    documents = environment(name)
+    (binding,), (role,) = of_kind(documents, "RoleBinding"), of_kind(documents, "Role")
+    account = {"kind": "ServiceAccount", "name": "release", "namespace": f"tailorbird-{name}"}
+    assert binding["subjects"] == [account]
+    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", role["metadata"]["name"])
+    (rule,) = role["rules"]
+    assert rule == {"apiGroups": ["ray.io"], "resources": ["rayservices", "rayclusters"], "verbs": ["get", "patch"]}
+    users = {pod.labels["tailorbird.io/role"] for pod in pods_of(documents) if _account_of(pod) == "release"}
+    assert users <= {"client"}
+
+
+def _account_of(pod: Pod) -> str | None:
+    account: str | None = pod.spec.get("serviceAccountName")
+    return account
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_accounts_mount_no_token_and_only_training_and_release_write_the_registry(name: str) -> None:
     documents = environment(name)
     accounts = {account["metadata"]["name"]: account for account in of_kind(documents, "ServiceAccount")}
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
     for pod in pods_of(documents):
         role, account = pod.labels["tailorbird.io/role"], pod.spec.get("serviceAccountName")
-        trusted = dict.fromkeys(("client", "shared", "watch"), "training")
+        trusted = dict.fromkeys(("shared", "watch"), "training") | {"client": "release"}
         assert account == ({"store": None} | trusted).get(role, role)
         assert account is None or account in accounts
     writers = [
@@ -144,7 +164,7 @@ def test_accounts_mount_no_token_and_only_training_writes_the_registry(name: str
         for name, account in accounts.items()
         if "writes the registry" in account["metadata"]["annotations"]["tailorbird.io/s3"]
     ]
-    assert writers == ["training"]
+    assert sorted(writers) == ["release", "training"]
 
 
 @pytest.mark.parametrize(("name", "pod"), ALL_PODS, ids=IDS)

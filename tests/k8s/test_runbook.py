@@ -14,6 +14,7 @@ PAGES = ("kubernetes.md", "kubernetes-operate.md")
 RUNBOOK = "\n".join((ROOT / "docs" / "deploy" / page).read_text() for page in PAGES)
 BLOCKS = re.findall(r"```\n(.*?)```", RUNBOOK, flags=re.DOTALL)
 """Commands that are run together."""
+CLIENT_JOBS = ("promote", "prove", "scale")
 
 
 def test_every_named_file_exists() -> None:
@@ -25,13 +26,13 @@ def test_every_named_file_exists() -> None:
 def test_every_render_target_is_documented_with_a_matching_overlay() -> None:
     commands = re.findall(r"kubectl kustomize k8s/overlays/(\S+) \| tailorbird render \S+ --to (\w+) --base -", RUNBOOK)
     assert {to for _, to in commands} == {to for to, target in TARGETS.items() if target.template is not None}
-    folders = {"rayjob": "job", "rayservice": "service", "promote": "promote", "prove": "promote", "watch": "watch"}
+    folders = {"rayjob": "job", "rayservice": "service", "watch": "watch"} | dict.fromkeys(CLIENT_JOBS, "promote")
     for part, to in commands:
         assert part in PARTS
         assert Path(part).name == folders[to]
 
 
-@pytest.mark.parametrize("to", ["promote", "prove"])
+@pytest.mark.parametrize("to", CLIENT_JOBS)
 def test_an_earlier_job_is_deleted_before_it_is_applied_again(to: str) -> None:
     """Kubernetes refuses to change the pod of a Job, and does not run an unchanged Job again."""
     recipe = load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=("name=my-task",))
@@ -45,10 +46,18 @@ def test_an_earlier_job_is_deleted_before_it_is_applied_again(to: str) -> None:
         assert f"logs -f job/{name}" in after
 
 
-def test_a_challenger_is_changed_in_the_service_first_and_in_the_manifest_second() -> None:
-    _, _, after = RUNBOOK.partition("`serving.challenger`")
-    block = re.findall(r"```\n(.*?)```", after, flags=re.DOTALL)[0]
-    assert re.findall(r"--to (\w+)", block) == ["prove", "rayservice"]
+def test_a_scaling_applies_the_manifest_and_then_patches_the_running_cluster() -> None:
+    """The operator ignores changed bounds, so the manifest alone has no effect on the running cluster."""
+    (block,) = (block for block in BLOCKS if "--to scale" in block)
+    assert re.findall(r"--to (\w+)", block) == ["rayservice", "scale"]
+
+
+@pytest.mark.parametrize("to", ["promote", "prove"])
+def test_a_manifest_is_not_applied_before_the_job_that_checks_the_version(to: str) -> None:
+    """The Job updates the RayService itself. Only the first start of a service needs the manifest before `prove`."""
+    blocks = [re.findall(r"--to (\w+)", block) for block in BLOCKS if f"--to {to} " in block]
+    first = [["rayservice", "prove"]] if to == "prove" else []
+    assert sorted(blocks) == sorted([*first, [to]])
 
 
 def test_preflight_comes_before_a_training_that_would_be_retried() -> None:

@@ -16,10 +16,9 @@ from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import Hybrid, VersionConfig, register, write_config
-from tailorbird.release.kube_documents import RenderError
+from tailorbird.release.kube_documents import MAX_NAME_LENGTH, RenderError
 from tailorbird.release.manifests import (
     ENDPOINT_KEYS,
-    MAX_NAME_LENGTH,
     RUN,
     SERVICE,
     TARGETS,
@@ -179,7 +178,7 @@ def test_kuberay_accepts_a_rendered_job(part: str) -> None:
     validator(needs_crds(), "RayJob").validate(job)
 
 
-@pytest.mark.parametrize(("to", "verb"), [("promote", "promote"), ("prove", "serve")])
+@pytest.mark.parametrize(("to", "verb"), [("promote", "promote"), ("prove", "serve"), ("scale", "scale")])
 def test_a_client_job_has_its_command_and_the_addresses_of_the_service(to: str, verb: str) -> None:
     (job,) = of_kind(rendered(to, part="prod/promote"), "Job")
     assert job["metadata"]["name"] == f"{verb}-icd10-chapters"
@@ -188,6 +187,7 @@ def test_a_client_job_has_its_command_and_the_addresses_of_the_service(to: str, 
     env = {variable["name"]: variable.get("value") for variable in container["env"]}
     assert env["RAY_API_SERVER_ADDRESS"] == "http://icd10-chapters-head-svc:8265"
     assert env["TAILORBIRD_SERVE_URL"] == "http://icd10-chapters-serve-svc:8000"
+    assert env["TAILORBIRD_RAYSERVICE"] == "icd10-chapters"  # the name of the rendered RayService
 
 
 def test_a_promotion_has_time_for_three_deploys() -> None:

@@ -1,0 +1,163 @@
+"""Keep a RayService and its clusters in line with what is deployed.
+
+KubeRay deploys `serveConfigV2` again after a restart of the operator or the loss of a cluster, so a change by Serve's
+REST API must also be written there. It ignores a change of the bounds of worker groups (ray-project/kuberay#4568), so
+such a change must also be written to the running clusters.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import yaml
+
+from serving.deploy.application import application_name
+from serving.deploy.serve_client import declared_applications
+from tailorbird.config.recipe import Recipe
+from tailorbird.config.serving import ServingConfig
+from tailorbird.release.kube_api import ACCOUNT, Changed, KubernetesError, patch_object, read_object
+from tailorbird.release.kube_documents import MAX_NAME_LENGTH, Document, kube_name, to_yaml
+
+RAYSERVICE = "TAILORBIRD_RAYSERVICE"
+"""Environment variable with the RayService of the task, as `NAMESPACE/NAME`; in a pod, also `NAME`."""
+SERVICES, CLUSTERS = "rayservices", "rayclusters"
+ATTEMPTS = 5
+BOUNDS = ("minReplicas", "maxReplicas")
+
+
+@dataclass(frozen=True)
+class RayServiceRef:
+    """The name of a RayService."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+def rayservice_of_environment() -> RayServiceRef | None:
+    """Return the RayService that TAILORBIRD_RAYSERVICE names, or None if it is not set."""
+    value = os.environ.get(RAYSERVICE)
+    if not value:
+        return None
+    namespace, _, name = value.rpartition("/")
+    if not namespace:
+        try:
+            namespace = (ACCOUNT / "namespace").read_text().strip()
+        except OSError:
+            raise KubernetesError(f"{RAYSERVICE}={value} has no namespace; set it to NAMESPACE/NAME") from None
+    return RayServiceRef(namespace, name)
+
+
+def record_deployed(task_uri: str) -> str | None:
+    """Write the deployed configuration of the task to `serveConfigV2` of the RayService; return the RayService's name.
+
+    Other applications do not change. Do nothing and return None if TAILORBIRD_RAYSERVICE is not set, or if the task is
+    not served. Raises KubernetesError.
+    """
+    service = rayservice_of_environment()
+    deployed = declared_applications().get(application_name(task_uri)) if service is not None else None
+    if service is None or deployed is None:
+        return None
+    for _ in range(ATTEMPTS):
+        text = read_object(SERVICES, namespace=service.namespace, name=service.name)["spec"].get("serveConfigV2", "")
+        config = yaml.safe_load(text) or {}
+        applications = {each["name"]: each for each in config.get("applications", [])}
+        if applications.get(deployed.name) == deployed.to_json():
+            return str(service)
+        applications[deployed.name] = deployed.to_json()
+        replaced = to_yaml([config | {"applications": list(applications.values())}])
+        patch: list[Document] = [
+            {"op": "test", "path": "/spec/serveConfigV2", "value": text},
+            {"op": "replace", "path": "/spec/serveConfigV2", "value": replaced},
+        ]
+        try:
+            patch_object(SERVICES, patch, namespace=service.namespace, name=service.name)
+        except Changed as error:
+            refused = error
+            continue
+        return str(service)
+    raise refused
+
+
+def scale_clusters(recipe: Recipe) -> tuple[str, ...]:
+    """Set the bounds of the worker groups of the RayService in its running clusters; return what was changed.
+
+    Raise KubernetesError if the RayService was not rendered from this recipe's `serving` section, or if a cluster has
+    other groups.
+    """
+    service = rayservice_of_environment()
+    if service is None:
+        raise KubernetesError(f"{RAYSERVICE} is not set; set it to the NAMESPACE/NAME of the RayService")
+    document = read_object(SERVICES, namespace=service.namespace, name=service.name)
+    _require_rendered(recipe, document, service=service)
+    groups = {group["groupName"]: group for group in document["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+    lines: list[str] = []
+    for cluster in _running_clusters(document):
+        for _ in range(ATTEMPTS):
+            current = read_object(CLUSTERS, namespace=service.namespace, name=cluster)["spec"]["workerGroupSpecs"]
+            if [group["groupName"] for group in current] != list(groups):
+                raise KubernetesError(
+                    f"the cluster {cluster} has other worker groups than {service}; wait until the operator has "
+                    "replaced it"
+                )
+            patch, changes = _bounds_patch(current, groups)
+            try:
+                if patch:
+                    patch_object(CLUSTERS, patch, namespace=service.namespace, name=cluster)
+            except Changed as error:
+                refused = error
+                continue
+            lines += [f"{cluster}: {change}" for change in changes or ("has the bounds already",)]
+            break
+        else:
+            raise refused
+    return tuple(lines)
+
+
+def _require_rendered(recipe: Recipe, document: Document, *, service: RayServiceRef) -> None:
+    expected = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
+    if service.name != expected:
+        raise KubernetesError(f"{RAYSERVICE} names {service}, but the RayService of {recipe.name} is {expected}")
+    config = yaml.safe_load(document["spec"].get("serveConfigV2", "")) or {}
+    name = application_name(recipe.task_uri)
+    (application,) = [each for each in config.get("applications", []) if each["name"] == name] or [{}]
+    deployed = ServingConfig.model_validate(application.get("args", {}).get("serving", {}))
+    for field in ("min_replicas", "max_replicas"):
+        wanted, has = getattr(recipe.serving, field), getattr(deployed, field)
+        if wanted != has:
+            raise KubernetesError(
+                f"{service} has serving.{field}={has}, but the recipe has {wanted}; first apply the manifest that "
+                "`tailorbird render RECIPE --to rayservice` writes"
+            )
+
+
+def _running_clusters(document: Document) -> Iterator[str]:
+    """Yield the names of the active cluster and of the one that will replace it."""
+    status = document.get("status", {})
+    names = [status.get(key, {}).get("rayClusterName") for key in ("activeServiceStatus", "pendingServiceStatus")]
+    if not any(names):
+        name = document["metadata"]["name"]
+        raise KubernetesError(f"{name} has no cluster yet; its first cluster will have the bounds of the manifest")
+    yield from (name for name in names if name)
+
+
+def _bounds_patch(current: list[Document], wanted: dict[str, Document]) -> tuple[list[Document], list[str]]:
+    """Return the JSON patch that sets the bounds of the groups, and a line for each changed group.
+
+    `replicas` is not set, because the autoscaler sets it; the operator and the autoscaler keep it between the bounds.
+    """
+    patch: list[Document] = []
+    changes: list[str] = []
+    for index, group in enumerate(current):
+        name, path = group["groupName"], f"/spec/workerGroupSpecs/{index}"
+        before, after = ([bounds.get(field) for field in BOUNDS] for bounds in (group, wanted[name]))
+        if before == after:
+            continue
+        patch.append({"op": "test", "path": f"{path}/groupName", "value": name})
+        patch += [
+            {"op": "add", "path": f"{path}/{field}", "value": value} for field, value in zip(BOUNDS, after, strict=True)
+        ]
+        changes.append(f"{name} has {after[0]} to {after[1]} workers instead of {before[0]} to {before[1]}")
+    return patch, changes

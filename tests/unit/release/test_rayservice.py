@@ -1,0 +1,287 @@
+"""Requests to a server that answers like the Kubernetes API: it stores objects and applies JSON patches."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serving.deploy.serve_client import DeployError
+from serving.deploy.serve_schema import ServeApplication
+from tailorbird.config.loader import load_recipe
+from tailorbird.config.recipe import Recipe
+from tailorbird.registry.champion import Champion, ChangeReason
+from tailorbird.registry.versions import now
+from tailorbird.release import kube_api, rayservice, serving
+from tailorbird.release.kube_api import Changed, KubernetesError, patch_object, read_object
+from tailorbird.release.rayservice import RAYSERVICE, RayServiceRef, record_deployed, scale_clusters
+from tests.k8s.manifests import ROOT
+from tests.unit.serving.deploy.registered import registered
+
+NAMESPACE, TOKEN = "prod", "t0ken"
+SERVICE = "rayservices/icd10-chapters"
+ACTIVE, PENDING = "rayclusters/icd10-chapters-a", "rayclusters/icd10-chapters-b"
+
+
+class Kubernetes(ThreadingHTTPServer):
+    """A server with the objects of one namespace. `before_patch` is what another client does before the next patch."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.objects: dict[str, Any] = {}
+        self.patches: list[str] = []
+        self.tokens: set[str | None] = set()
+        self.status: int | None = None
+        self.before_patch: Callable[[], None] = lambda: None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Kubernetes
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_PATCH(self) -> None:
+        assert self.headers["Content-Type"] == "application/json-patch+json"
+        self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def _answer(self, patch: list[dict[str, Any]] | None = None) -> None:
+        server = self.server
+        server.tokens.add(self.headers["Authorization"])
+        prefix = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/"
+        assert self.path.startswith(prefix)
+        key = self.path.removeprefix(prefix)
+        if server.status is not None or key not in server.objects:
+            self._send(server.status or 404, {"kind": "Status", "message": "not here or not allowed"})
+        elif patch is None:
+            self._send(200, server.objects[key])
+        else:
+            act, server.before_patch = server.before_patch, lambda: None
+            act()
+            server.patches.append(key)
+            applied = _apply(server.objects[key], patch)
+            self._send(422 if applied is None else 200, applied or {"kind": "Status", "message": "test failed"})
+
+    def _send(self, status: int, body: Any) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _apply(document: dict[str, Any], patch: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Apply the operations test, add and replace in place; return None and change nothing if a test fails."""
+    for operation in patch:
+        node, last = _locate(document, operation["path"])
+        if operation["op"] == "test" and node[last] != operation["value"]:
+            return None
+    for operation in patch:
+        node, last = _locate(document, operation["path"])
+        if operation["op"] != "test":
+            assert operation["op"] == "add" or last in node
+            node[last] = operation["value"]
+    return document
+
+
+def _locate(document: Any, path: str) -> tuple[Any, Any]:
+    *way, last = path.removeprefix("/").split("/")
+    for key in way:
+        document = document[int(key)] if isinstance(document, list) else document[key]
+    return document, last
+
+
+@pytest.fixture
+def kubernetes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes]:
+    server = Kubernetes()
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    monkeypatch.setenv("TAILORBIRD_KUBERNETES", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv(RAYSERVICE, f"{NAMESPACE}/icd10-chapters")
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=("registry=s3://models", *overrides))
+
+
+def application(version: str, *, max_replicas: int = 2, name: str = "icd10-chapters") -> ServeApplication:
+    serving = {"max_replicas": max_replicas} if max_replicas > 1 else {}
+    config = {"name": "classifier", "user_config": {"champion": version}}
+    return ServeApplication.model_validate(
+        {"name": name, "route_prefix": "/", "args": {"serving": serving}, "deployments": [config]}
+    )
+
+
+def group(name: str, least: int, most: int, replicas: int = 1) -> dict[str, Any]:
+    return {"groupName": name, "minReplicas": least, "maxReplicas": most, "replicas": replicas}
+
+
+def service_of(*applications: ServeApplication, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    config = {"proxy_location": "EveryNode", "applications": [each.to_json() for each in applications]}
+    status = {"activeServiceStatus": {"rayClusterName": ACTIVE.rpartition("/")[2]}, "pendingServiceStatus": {}}
+    spec = {"serveConfigV2": yaml.safe_dump(config), "rayClusterConfig": {"workerGroupSpecs": groups}}
+    return {"metadata": {"name": "icd10-chapters"}, "spec": spec, "status": status}
+
+
+def declared_in(service: dict[str, Any]) -> dict[str, Any]:
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    assert config["proxy_location"] == "EveryNode"
+    return {each["name"]: each for each in config["applications"]}
+
+
+@pytest.fixture
+def deployed(monkeypatch: pytest.MonkeyPatch) -> ServeApplication:
+    """What Serve runs after a promotion. Its REST API is replaced here."""
+    new = application("full-2")
+    monkeypatch.setattr(rayservice, "declared_applications", lambda: {new.name: new})
+    return new
+
+
+def test_a_changed_bound_reaches_the_running_cluster_and_the_next_one(kubernetes: Kubernetes) -> None:
+    """A RayService that is patched alone keeps its cluster, since the operator leaves the bounds out of its hash."""
+    kubernetes.objects[SERVICE] = service_of(
+        application("full-1", max_replicas=8), groups=[group("cpu", 2, 9), group("gpu-spot", 0, 4)]
+    )
+    kubernetes.objects[SERVICE]["status"]["pendingServiceStatus"]["rayClusterName"] = PENDING.rpartition("/")[2]
+    kubernetes.objects[ACTIVE] = {"spec": {"workerGroupSpecs": [group("cpu", 1, 3, 3), group("gpu-spot", 0, 4, 0)]}}
+    kubernetes.objects[PENDING] = {"spec": {"workerGroupSpecs": [group("cpu", 2, 9), group("gpu-spot", 0, 4, 0)]}}
+    lines = scale_clusters(recipe("serving.max_replicas=8"))
+    assert kubernetes.objects[ACTIVE]["spec"]["workerGroupSpecs"] == [group("cpu", 2, 9, 3), group("gpu-spot", 0, 4, 0)]
+    assert lines == (
+        "icd10-chapters-a: cpu has 2 to 9 workers instead of 1 to 3",
+        "icd10-chapters-b: has the bounds already",
+    )
+    assert kubernetes.patches == [ACTIVE]
+
+
+def test_the_autoscaler_may_change_the_cluster_at_the_same_time(kubernetes: Kubernetes) -> None:
+    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[group("cpu", 1, 9)])
+    kubernetes.objects[ACTIVE] = {"spec": {"workerGroupSpecs": [group("cpu", 1, 3, 1)]}}
+    (own,) = kubernetes.objects[ACTIVE]["spec"]["workerGroupSpecs"]
+    kubernetes.before_patch = lambda: own.update(replicas=3)
+    scale_clusters(recipe())
+    assert own == group("cpu", 1, 9, 3)
+
+
+def test_a_manifest_that_was_not_applied_is_not_scaled(kubernetes: Kubernetes) -> None:
+    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[group("cpu", 1, 3)])
+    with pytest.raises(KubernetesError, match=r"has serving.max_replicas=2, but the recipe has 8; first apply"):
+        scale_clusters(recipe("serving.max_replicas=8"))
+    with pytest.raises(KubernetesError, match="the RayService of other is other"):
+        scale_clusters(recipe("name=other"))
+    kubernetes.objects[SERVICE]["status"] = {}
+    with pytest.raises(KubernetesError, match="has no cluster yet"):
+        scale_clusters(recipe())
+    assert kubernetes.patches == []
+
+
+def test_a_cluster_with_other_groups_is_not_patched(kubernetes: Kubernetes) -> None:
+    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[group("cpu", 1, 9)])
+    kubernetes.objects[ACTIVE] = {"spec": {"workerGroupSpecs": [group("large", 1, 3)]}}
+    with pytest.raises(KubernetesError, match="has other worker groups than prod/icd10-chapters"):
+        scale_clusters(recipe())
+
+
+def test_the_rayservice_gets_what_was_deployed_and_keeps_other_applications(
+    kubernetes: Kubernetes, deployed: ServeApplication
+) -> None:
+    """The operator deploys serveConfigV2 again when it restarts, which would revert the promotion."""
+    other = application("full-7", name="another-task")
+    kubernetes.objects[SERVICE] = service_of(application("full-1"), other, groups=[])
+    assert record_deployed("s3://models/icd10-chapters") == f"{NAMESPACE}/icd10-chapters"
+    declared = declared_in(kubernetes.objects[SERVICE])
+    assert declared == {"icd10-chapters": deployed.to_json(), "another-task": other.to_json()}
+    record_deployed("s3://models/icd10-chapters")  # the same again
+    assert kubernetes.patches == [SERVICE]
+
+
+def test_a_manifest_that_is_applied_at_the_same_time_is_not_overwritten(
+    kubernetes: Kubernetes, deployed: ServeApplication
+) -> None:
+    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[])
+    applied = service_of(application("full-1"), application("full-9", name="new-task"), groups=[])["spec"]
+    kubernetes.before_patch = lambda: kubernetes.objects[SERVICE].update(spec=applied)
+    record_deployed("s3://models/icd10-chapters")
+    declared = declared_in(kubernetes.objects[SERVICE])
+    assert declared["icd10-chapters"] == deployed.to_json()
+    assert set(declared) == {"icd10-chapters", "new-task"}
+    assert kubernetes.patches == [SERVICE, SERVICE]
+
+
+@pytest.mark.usefixtures("deployed")
+def test_without_a_rayservice_or_a_served_task_nothing_is_recorded(
+    kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert record_deployed("s3://models/not-served") is None
+    monkeypatch.delenv(RAYSERVICE)
+    assert record_deployed("s3://models/icd10-chapters") is None
+    assert kubernetes.tokens == set()
+
+
+def test_a_switch_of_the_service_is_written_to_the_rayservice(
+    kubernetes: Kubernetes, deployed: ServeApplication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promotion and a rollback. Without it, the next restart of the operator restores the former version."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setattr(serving, "switch_version", lambda *_args, **_options: None)  # its tests use Serve's REST API
+    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[])
+    reason = ChangeReason(change="promotion", text="FINE_TUNE by rule 4")
+    version = registered("full-2")
+    champion = Champion(uri=version.uri, digest=version.digest, run="", version="full-2", reason=reason, since=now())
+    serving.switch_service("s3://models/icd10-chapters", version, champion=champion)
+    assert declared_in(kubernetes.objects[SERVICE]) == {"icd10-chapters": deployed.to_json()}
+    kubernetes.status = 403
+    with pytest.raises(DeployError, match=r"full-2 is served, but the RayService .*not allowed; apply the platform"):
+        serving.switch_service("s3://models/icd10-chapters", version, champion=champion)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(403, "apply the platform of the overlay"), (404, "apply the manifest"), (500, r"refuses GET .* \(500\)")],
+)
+def test_an_error_of_the_api_has_its_message_and_a_remedy(kubernetes: Kubernetes, status: int, message: str) -> None:
+    kubernetes.status = status
+    with pytest.raises(KubernetesError, match=message) as error:
+        read_object("rayservices", namespace=NAMESPACE, name="x")
+    assert "not here or not allowed" in str(error.value)
+
+
+def test_a_patch_whose_test_fails_changes_nothing(kubernetes: Kubernetes) -> None:
+    kubernetes.objects[SERVICE] = {"spec": {"a": 1}}
+    patch = [{"op": "test", "path": "/spec/a", "value": 2}, {"op": "replace", "path": "/spec/a", "value": 3}]
+    with pytest.raises(Changed):
+        patch_object("rayservices", patch, namespace=NAMESPACE, name="icd10-chapters")
+    assert kubernetes.objects[SERVICE] == {"spec": {"a": 1}}
+
+
+def test_a_pod_uses_the_token_and_the_namespace_of_its_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, text in (("token", f"{TOKEN}\n"), ("namespace", NAMESPACE), ("ca.crt", "")):
+        (tmp_path / name).write_text(text)
+    for module in (kube_api, rayservice):
+        monkeypatch.setattr(module, "ACCOUNT", tmp_path)
+    monkeypatch.setenv(RAYSERVICE, "my-task")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
+    assert rayservice.rayservice_of_environment() == RayServiceRef(NAMESPACE, "my-task")
+    assert kube_api._server() == ("https://[fd00::1]:6443", TOKEN, str(tmp_path / "ca.crt"))
+
+
+def test_outside_of_a_pod_a_proxy_and_a_namespace_are_required(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in (kube_api, rayservice):
+        monkeypatch.setattr(module, "ACCOUNT", tmp_path / "absent")
+    monkeypatch.setenv(RAYSERVICE, "my-task")
+    with pytest.raises(KubernetesError, match="set it to NAMESPACE/NAME"):
+        rayservice.rayservice_of_environment()
+    with pytest.raises(KubernetesError, match="run `kubectl proxy` and set TAILORBIRD_KUBERNETES"):
+        read_object("rayservices", namespace=NAMESPACE, name="x")
