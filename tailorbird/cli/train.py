@@ -3,6 +3,7 @@
 The pipeline imports torch, which takes seconds. Commands import it after they have read the recipe.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -48,13 +49,27 @@ def preflight(recipe: options.RecipePath, overrides: options.Overrides = None, a
     options.print_checks(check_recipe(options.read_recipe(recipe, overrides)), as_json=as_json)
 
 
-def run(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
+def run(
+    recipe: options.RecipePath,
+    overrides: options.Overrides = None,
+    keep_log: Annotated[
+        bool, typer.Option("--keep-log", help="If the run fails, store its log under <registry>/<name>/logs/.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
     """Run the whole pipeline: data, baselines, sweep, seed runs, verdict, registry.
 
     A rerun resumes after the last finished stage.
 
     Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
     """
+    if keep_log:
+        from tailorbird.pipeline.kept_log import run_and_keep_log
+
+        task_uri = options.read_recipe(recipe, overrides).task_uri
+        command = [sys.executable, "-m", "tailorbird", "run", recipe, *(overrides or ())]
+        code = run_and_keep_log([*command, "--json"] if as_json else command, task_uri=task_uri)
+        raise typer.Exit(code)
     with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         from tailorbird.evaluation.report.console import verdict_lines
         from tailorbird.pipeline.run import run_pipeline

@@ -28,6 +28,10 @@ class TaskPaths:
         """Folder of a run's evidence and predictions."""
         return f"{self.runs}/{name}"
 
+    def log(self, name: str) -> str:
+        """The log of a failed driver."""
+        return f"{self.task_uri}/logs/{name}.log"
+
     @property
     def versions(self) -> str:
         return f"{self.task_uri}/versions"
