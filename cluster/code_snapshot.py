@@ -15,6 +15,7 @@ from tailorbird.storage.paths import TaskPaths
 TOP_FOLDER = "code"
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o644 << 16
+WHEEL_ONLY = ("tailorbird/k8s/", "tailorbird/recipes/")  # folders of a checkout that a wheel has in its package
 MAX_UNPACKED_BYTES = 64 << 20  # limit for an unpacked code zip; the project's code has less than 2 MB
 
 
@@ -74,7 +75,8 @@ def runtime_files(root: Path) -> tuple[str, ...]:
     paths = list(root.glob("pyproject.toml"))
     for package, kind in product(PACKAGES, ("*.py", "*.html", "*.css", "*.yaml")):
         paths += (root / package).rglob(kind)
-    return tuple(sorted(path.relative_to(root).as_posix() for path in paths))
+    names = sorted(path.relative_to(root).as_posix() for path in paths)
+    return tuple(name for name in names if not name.startswith(WHEEL_ONLY))
 
 
 def write_entry(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

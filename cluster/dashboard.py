@@ -7,6 +7,7 @@ import requests
 
 from cluster.auth import DASHBOARD, HELP, SessionError, Unreachable, is_token_for, read_token
 from cluster.bearer_auth import bearer
+from cluster.certificates import verify
 
 
 def use_dashboard(address: str | None) -> None:
@@ -41,8 +42,14 @@ def request_dashboard(method: str, path: str, *, timeout_s: float = 60, body: An
     """
     url, token = f"{dashboard_url()}{path}", read_token()
     sent = {"data": body} if isinstance(body, bytes) else {"json": body}
+    auth = bearer(token) if token else None
     try:
-        answer = requests.request(method, url, auth=bearer(token) if token else None, timeout=timeout_s, **sent)
+        answer = requests.request(method, url, auth=auth, timeout=timeout_s, verify=verify(), **sent)
+    except requests.exceptions.SSLError as error:
+        raise SessionError(
+            f"the certificate of {dashboard_url()} is not trusted; set SSL_CERT_FILE to a file with its certificate "
+            "authority"
+        ) from error
     except requests.RequestException as error:
         raise Unreachable(f"Ray's dashboard is not reachable at {url} ({type(error).__name__}); {HELP}") from error
     if answer.status_code in (401, 403):

@@ -46,9 +46,11 @@ def shipped_files(root: Path) -> tuple[str, ...]:
 
     The runtime files include untracked modules and files that a `.gitignore` excludes (as templates do for `data/` or
     `models/`), so the code of the job has the same sha256 as the code here. Without a git checkout, or from an
-    installed wheel, only the runtime files are included.
+    installed wheel, only the runtime files are included: a wheel's folder contains other packages too, and may be
+    part of another repository.
     """
-    tracked = (name for name in _tracked(root) if (root / name).is_file())
+    is_checkout = (root / "pyproject.toml").is_file()
+    tracked = (name for name in _tracked(root) if (root / name).is_file()) if is_checkout else ()
     return tuple(sorted({*tracked, *runtime_files(root)}))
 
 

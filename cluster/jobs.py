@@ -16,13 +16,18 @@ import aiohttp
 import requests
 
 from cluster.auth import SessionError, Unreachable, auth_headers
+from cluster.certificates import ssl_context
 from cluster.code_snapshot import code_sha256
 from cluster.dashboard import dashboard_url, request_dashboard
 from cluster.job_package import RECIPE_FILE, pack, upload
+from cluster.ray_private import HEAD_RESOURCE
+from cluster.requirements import ALWAYS, fits, requirements
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 
-ENTRYPOINT = f"python -m tailorbird run {RECIPE_FILE}"
+ENTRYPOINT = f"python -m tailorbird run {RECIPE_FILE} --keep-log"
+DRIVER_MEMORY_GIB = 2.0
+HEAD_SHARE = 0.001  # of the head's own resource, which places the driver there
 SUBMISSION = "SUBMISSION"
 SUCCEEDED, STOPPED = "SUCCEEDED", "STOPPED"
 OVER = (SUCCEEDED, STOPPED, "FAILED")
@@ -99,22 +104,57 @@ class Submitted:
         return f"{self.job.id} {summary}"
 
 
-def submit(recipe: Recipe, *, root: Path, again: bool = False) -> Submitted:
+def submit(
+    recipe: Recipe, *, root: Path, again: bool = False, driver_memory_gib: float = DRIVER_MEMORY_GIB
+) -> Submitted:
     """Run the recipe on the cluster with the code under `root`. A second call returns the same job.
 
     The name of a job, like that of a run, is derived from the recipe with its overrides and from the code. If the last
     job failed or was stopped, or if it succeeded and `again` is set, a new job with the next number is started, and the
     earlier log is kept. The recipe is part of the package and not of the command, because every client that can list
     jobs can read the command. No environment variables are sent; a run uses those with which Ray was started.
+
+    The driver runs on the head and reserves `driver_memory_gib` of its memory, so drivers that would not fit wait.
+    Raises JobError before the upload if the cluster has another version of Ray than the code requires.
     """
+    require_ray(root)
     hashes = {"recipe_sha256": digest(recipe), "code_sha256": code_sha256(root)}
     name = f"{recipe.name}-{digest(hashes)[:12]}"
     package = pack(root, recipe=recipe)
-    return start(name, entrypoint=ENTRYPOINT, package=package, metadata={"recipe": recipe.name, **hashes}, again=again)
+    metadata, reserved = {"recipe": recipe.name, **hashes}, driver_resources(driver_memory_gib)
+    return start(name, entrypoint=ENTRYPOINT, package=package, metadata=metadata, again=again, resources=reserved)
+
+
+def require_ray(root: Path) -> None:
+    """Raise JobError if the cluster's version of Ray does not satisfy the requirement of the code under `root`.
+
+    The dashboard does not report the cluster's version of Python.
+    """
+    running = str(_value(_get("/api/version"))["ray_version"])
+    wanted = dict(requirements(root).packages[ALWAYS])["ray"]
+    if not fits(running, wanted):
+        raise JobError(
+            f"the cluster at {dashboard_url()} has Ray {running}, but the code in {root} requires ray{wanted}; nothing "
+            "was uploaded. Submit to a cluster with this version, or use the version of the code for this cluster"
+        )
+
+
+def driver_resources(memory_gib: float) -> dict[str, Any]:
+    """Return the fields of Ray's job API that place a driver on the head and reserve memory (GiB) for it.
+
+    Ray places a driver without resources on the head too, but starts any number of them there.
+    """
+    return {"entrypoint_memory": int(memory_gib * 2**30), "entrypoint_resources": {HEAD_RESOURCE: HEAD_SHARE}}
 
 
 def start(
-    name: str, *, entrypoint: str, package: bytes, metadata: Mapping[str, str] | None = None, again: bool = False
+    name: str,
+    *,
+    entrypoint: str,
+    package: bytes,
+    metadata: Mapping[str, str] | None = None,
+    again: bool = False,
+    resources: Mapping[str, Any] | None = None,
 ) -> Submitted:
     """Start the entrypoint as a job with this name, unless such a job is running or has succeeded; see `submit`."""
     earlier = _attempts(name)
@@ -126,7 +166,7 @@ def start(
     uri = upload(package)
     job_id = name if last is None else f"{name}-{_number(last.id, name) + 1}"  # Ray rejects an id that was used before
     body = {"entrypoint": entrypoint, "submission_id": job_id, "runtime_env": {"working_dir": uri}}
-    body |= {"metadata": dict(metadata or {})}
+    body |= {"metadata": dict(metadata or {}), **(resources or {})}
     answer = request_dashboard("POST", "/api/jobs/", body=body)
     if answer.status_code == 200:
         return Submitted(read_job(job_id), "started" if last is None else "started again")
@@ -220,7 +260,7 @@ async def _tail(job_id: str, write_at: Callable[[str, int], None]) -> None:
 
     async with (
         aiohttp.ClientSession(middlewares=(authorize,), timeout=timeout, trust_env=True) as session,
-        session.ws_connect(url, heartbeat=HEARTBEAT_S, max_msg_size=0) as stream,
+        session.ws_connect(url, heartbeat=HEARTBEAT_S, max_msg_size=0, ssl=ssl_context()) as stream,
     ):
         async for message in stream:
             if message.type is aiohttp.WSMsgType.TEXT:

@@ -5,6 +5,7 @@ import time
 import requests
 from pydantic import ConfigDict
 
+from cluster.certificates import verify
 from cluster.progress import ProgressReporter
 from serving.deploy import serve_client
 from serving.deploy.application import replica_config
@@ -31,7 +32,7 @@ UNREACHABLE = ReplicaStatus(status="loading")
 def replica_status(base_url: str) -> ReplicaStatus:
     """Return a replica's response to /readyz, or UNREACHABLE if the response is not valid."""
     try:
-        return ReplicaStatus.model_validate(requests.get(f"{base_url}/readyz", timeout=5).json())
+        return ReplicaStatus.model_validate(requests.get(f"{base_url}/readyz", timeout=5, verify=verify()).json())
     except (requests.RequestException, ValueError):
         return UNREACHABLE
 

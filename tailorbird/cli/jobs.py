@@ -17,6 +17,9 @@ def submit(
     address: options.Address = None,
     follow: options.Follow = False,
     again: Annotated[bool, typer.Option("--again", help="Start a new job even if an earlier one succeeded.")] = False,
+    driver_memory: Annotated[
+        float, typer.Option(min=0.1, help="Memory (GiB) of the head node that the job's driver reserves.")
+    ] = 2.0,
     as_json: options.AsJson = False,
 ) -> None:
     """Submit a recipe as a job to a Ray cluster, with the code of this checkout.
@@ -30,7 +33,7 @@ def submit(
 
     loaded = options.read_recipe(recipe, overrides)
     use_dashboard(address)
-    submission = jobs.submit(loaded, root=PROJECT_ROOT, again=again)
+    submission = jobs.submit(loaded, root=PROJECT_ROOT, again=again, driver_memory_gib=driver_memory)
     if follow:
         print(submission.line(), file=sys.stderr)
         _follow(submission.job.id, as_json=as_json, value={"how": submission.how})

@@ -11,6 +11,7 @@ import requests
 from pydantic import JsonValue
 
 from cluster.bearer_auth import bearer
+from cluster.certificates import verify
 from serving.deploy.serve_client import DeployError
 from serving.http.chat_schemas import GeneratedTokenLogprob
 from tailorbird.evaluation.statistics.text_metrics import words_sha256
@@ -49,7 +50,7 @@ def send_probe(url: str, body: Mapping[str, JsonValue], *, is_paid: bool = False
         if attempt:
             time.sleep(PAUSE_S)
         try:
-            response = requests.post(url, json=body, headers=headers, auth=auth, timeout=TIMEOUT_S)
+            response = requests.post(url, json=body, headers=headers, auth=auth, timeout=TIMEOUT_S, verify=verify())
         except requests.RequestException as error:
             if attempt + 1 == ATTEMPTS or (is_paid and isinstance(error, requests.ReadTimeout)):
                 fault = type(error).__name__

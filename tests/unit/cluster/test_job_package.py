@@ -89,6 +89,21 @@ def test_without_a_git_checkout_only_runtime_files_are_packaged(root: Path) -> N
     assert set(shipped_files(root)) == {"pyproject.toml", *(f"{name}/__init__.py" for name in PACKAGES), *inner}
 
 
+def test_a_wheel_ships_only_the_packages_even_if_its_folder_is_tracked_by_git(root: Path) -> None:
+    """A wheel's folder has other packages, and the recipes and manifests of the project inside `tailorbird`."""
+    site_packages = root / "venv" / "site-packages"
+    for name in PACKAGES:
+        (site_packages / name).mkdir(parents=True)
+        (site_packages / name / "__init__.py").touch()
+    for name in ("tailorbird/k8s/jobs", "tailorbird/recipes", "requests"):
+        (site_packages / name).mkdir(parents=True)
+    for name in ("tailorbird/k8s/jobs/rayjob.yaml", "tailorbird/recipes/own.yaml", "requests/api.py", "ours.pth"):
+        (site_packages / name).touch()
+    _git(root, "init", "-q")
+    _git(root, "add", "-f", ".")
+    assert set(shipped_files(site_packages)) == {f"{name}/__init__.py" for name in PACKAGES}
+
+
 def test_an_error_of_git_is_reported_instead_of_packaging_fewer_files(root: Path) -> None:
     _git(root, "init", "-q")
     (root / ".git" / "index").write_bytes(b"no index at all, and long enough")

@@ -1,0 +1,121 @@
+"""HTTPS requests to a dashboard whose certificate a private authority has signed."""
+
+import asyncio
+import datetime
+import ipaddress
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from cluster.auth import SessionError
+from cluster.certificates import VARIABLES, verify
+from cluster.dashboard import request_dashboard
+from cluster.jobs import _tail
+
+
+@dataclass(frozen=True)
+class Issued:
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    def write(self, path: Path) -> str:
+        """Write the certificate and the key to a PEM file."""
+        key = self.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM) + key)
+        return str(path)
+
+
+def issue(name: str, *, issuer: Issued | None = None) -> Issued:
+    """Return a certificate for 127.0.0.1, or that of an authority without an issuer."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.certificate.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+    )
+    return Issued(builder.sign(issuer.key if issuer else key, hashes.SHA256()), key)
+
+
+async def answer(_: web.Request) -> web.Response:
+    return web.json_response({})
+
+
+async def tail(request: web.Request) -> web.WebSocketResponse:
+    stream = web.WebSocketResponse()
+    await stream.prepare(request)
+    await stream.send_str("a line")
+    await stream.close()
+    return stream
+
+
+@pytest.fixture
+def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Start a dashboard with TLS; yield the file of its authority, which no variable names."""
+    ours = issue("our authority")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(issue("dashboard", issuer=ours).write(tmp_path / "server.pem"))
+    started, port = threading.Event(), list[int]()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        pages = web.Application()
+        pages.router.add_get("/api/version", answer)
+        pages.router.add_get("/api/jobs/some/logs/tail", tail)
+        runner = web.AppRunner(pages)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        port.append(runner.addresses[0][1])
+        started.set()
+
+    serving = loop.create_task(serve())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    assert started.wait(60), serving
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"https://127.0.0.1:{port[0]}")
+    yield ours.write(tmp_path / "authority.pem")
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_one_variable_is_enough_for_requests_and_for_the_stream_of_a_log(
+    variable: str, authority: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, authority)
+    assert request_dashboard("GET", "/api/version").status_code == 200
+    lines: list[str] = []
+    asyncio.run(_tail("some", lambda text, _: lines.append(text)))
+    assert lines == ["a line"]
+
+
+@pytest.mark.usefixtures("authority")
+def test_a_certificate_of_an_unknown_authority_is_refused_with_the_variable_to_set() -> None:
+    with pytest.raises(SessionError, match="is not trusted; set SSL_CERT_FILE"):
+        request_dashboard("GET", "/api/version")
+
+
+def test_a_file_that_does_not_exist_is_an_error_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file.pem")
+    with pytest.raises(ValueError, match=r"SSL_CERT_FILE is /no/such/file.pem, which does not exist"):
+        verify()

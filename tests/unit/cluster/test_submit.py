@@ -1,0 +1,103 @@
+"""What `submit` sends to a dashboard; the dashboard is a stand-in that records requests, and has no Ray."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import jobs
+from cluster.jobs import JobError
+from tailorbird import PACKAGES
+from tailorbird.config.loader import load_recipe
+from tailorbird.config.recipe import Recipe
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+
+
+class Dashboard(HTTPServer):
+    """A dashboard of Ray `version` that accepts every job."""
+
+    version = "2.60.1"
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[str] = []
+        self.jobs: dict[str, dict[str, Any]] = {}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Dashboard
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = self.path.removeprefix("/api/")
+        self.server.requests.append(f"{self.command} {path.partition('/')[0]}")
+        if self.command == "POST":
+            job = json.loads(body)
+            self.server.jobs[job["submission_id"]] = job
+        answers: dict[str, Any] = {"version": {"ray_version": self.server.version}, "jobs/": []}
+        answers |= {f"jobs/{name}": _details(name) for name in self.server.jobs}
+        answer = {} if self.command == "POST" else answers.get(path)
+        self.send_response(404 if answer is None and self.command == "GET" else 200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    do_GET = do_POST = do_PUT = _handle  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _details(name: str) -> dict[str, Any]:
+    empty = dict.fromkeys(("message", "metadata", "start_time", "end_time", "driver_exit_code"))
+    return {"type": "SUBMISSION", "submission_id": name, "status": "PENDING", "entrypoint": "", **empty}
+
+
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
+    with Dashboard() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{server.server_port}")
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    project = '[project]\nrequires-python = ">=3.11"\ndependencies = ["ray[serve]>=2.60,<2.61"]\n'
+    (tmp_path / "pyproject.toml").write_text(f"{project}[project.optional-dependencies]\n")
+    return tmp_path
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe(RECIPES / "icd10_demo.yaml")
+
+
+def test_a_driver_runs_on_the_head_reserves_its_memory_and_keeps_its_log(
+    dashboard: Dashboard, root: Path, recipe: Recipe
+) -> None:
+    assert jobs.submit(recipe, root=root, driver_memory_gib=1.5).how == "started"
+    (body,) = dashboard.jobs.values()
+    assert body["entrypoint_memory"] == 1.5 * 2**30
+    assert body["entrypoint_resources"] == {"node:__internal_head__": 0.001}
+    assert body["entrypoint"].endswith(" --keep-log")
+
+
+@pytest.mark.parametrize("version", ["2.59.0", "2.61.0"])
+def test_another_version_of_ray_is_refused_before_the_upload(
+    version: str, dashboard: Dashboard, root: Path, recipe: Recipe
+) -> None:
+    dashboard.version = version
+    with pytest.raises(JobError, match=rf"has Ray {version}, but the code in .* requires ray>=2\.60,<2\.61"):
+        jobs.submit(recipe, root=root)
+    assert dashboard.requests == ["GET version"]
