@@ -16,18 +16,24 @@ def watch(
     metrics: Annotated[
         Path | None, typer.Option(help="Also write the metrics to this file (Prometheus text format).")
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Also push the metrics to the Pushgateway of Prometheus at this http:// URL.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Monitor the champion: drift, labels, groups and the challenger. Exit with 3 if a re-evaluation is recommended.
 
     Example: tailorbird watch recipes/icd10_demo.yaml
     """
+    from tailorbird.operate.pushgateway import push_metrics
     from tailorbird.operate.watch import parse_today, watch_champion
 
     with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
         result = watch_champion(loaded, today=parse_today(day), progress=progress)
     if metrics is not None:
         options.write_text(metrics, result.metrics)
+    if push is not None:
+        push_metrics(result.metrics, to=push, model=loaded.name)
     recommendation, decision = result.recommendation, result.recommendation.challenger
     lines = [f"re-evaluation recommended: {reason}" for reason in recommendation.reasons]
     lines = lines or ["no re-evaluation is recommended"]

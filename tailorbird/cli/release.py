@@ -161,12 +161,13 @@ def key(
 def render(
     recipe: options.RecipePath,
     to: Annotated[
-        str, typer.Option("--to", help="Target: rayjob, rayservice, scale, promote, prove, watch, serve or submit.")
+        str, typer.Option("--to", help="rayjob, rayservice, scale, promote, prove, watch, monitoring, serve or submit.")
     ],
     overrides: options.Overrides = None,
     base: Annotated[
         str | None, typer.Option(help="Manifest to fill in; - for standard input. Default: from k8s/.")
     ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the RayService. Default: the recipe's.")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write. Default: standard output.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -175,6 +176,8 @@ def render(
     * rayjob: a run, as a RayJob
 
     * rayservice: the champion, as a RayService
+
+    * monitoring: a probe of the service, with monitors and alerts for Prometheus
 
     * promote, prove, scale, watch: jobs that run `promote`, `serve` (for its parity gate), `scale` and `watch`
 
@@ -187,7 +190,7 @@ def render(
     from tailorbird.release.manifests import render_manifest
 
     template = base if base is None else sys.stdin.read() if base == "-" else options.read_text(base)
-    done = render_manifest(options.read_recipe(recipe, overrides), to=to, base=template)
+    done = render_manifest(options.read_recipe(recipe, overrides), to=to, base=template, name=name)
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
     lines = [done.text.removesuffix("\n")]

@@ -105,6 +105,15 @@ def set_label(documents: Sequence[Document], *, label: str, value: str, owner: D
             document["metadata"]["name"] += f"-{value}"
 
 
+def fill_in(node: Any, *, placeholder: str, value: str) -> Any:
+    """Return the node with the value in place of the placeholder in every string."""
+    if isinstance(node, dict):
+        return {key: fill_in(child, placeholder=placeholder, value=value) for key, child in node.items()}
+    if isinstance(node, list):
+        return [fill_in(child, placeholder=placeholder, value=value) for child in node]
+    return node.replace(placeholder, value) if isinstance(node, str) else node
+
+
 def _relabel(node: Any, *, label: str, value: str) -> bool:
     """Set the label in a node and its descendants; return True if it occurs there."""
     children = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []

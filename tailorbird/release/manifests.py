@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cluster.jobs import DRIVER_MEMORY_GIB, driver_resources
 from serving.deploy.application import application_of
 from serving.deploy.rollout import require_unchanged
 from serving.deploy.serve_client import listen_host, serve_body, serve_url
@@ -25,6 +26,7 @@ from tailorbird.release.kube_documents import (
     Document,
     RenderError,
     document_of_kind,
+    fill_in,
     kube_name,
     to_yaml,
 )
@@ -34,6 +36,7 @@ from tailorbird.release.rayservice import RAYSERVICE
 K8S = resource_folder("k8s")
 RECIPE_FILE = "/etc/tailorbird/recipe.yaml"
 SERVE_PORT = 8000
+SERVE_SERVICE = "SERVICE-serve-svc"  # in a route or an ingress: the Kubernetes Service of a RayService's proxies
 ENDPOINT_KEYS = "endpoint-keys"
 """Kubernetes Secret with the API keys of endpoints, by the names of their environment variables."""
 CLIENT_DEADLINE_S = 1800
@@ -51,8 +54,8 @@ class Rendered:
     notes: tuple[str, ...] = ()
 
 
-def render_manifest(recipe: Recipe, *, to: str, base: str | None = None) -> Rendered:
-    """Render the recipe for the target `to`, one of `TARGETS`.
+def render_manifest(recipe: Recipe, *, to: str, base: str | None = None, name: str | None = None) -> Rendered:
+    """Render the recipe for the target `to`, one of `TARGETS`; `name` is that of a RayService, by default the recipe's.
 
     For a manifest, fill in `base` (YAML, as `kubectl kustomize` prints it) or the template under `k8s/`; other
     documents are kept. Raises RenderError if the recipe does not fit. For a champion, also raises PromotionRefused,
@@ -65,6 +68,14 @@ def render_manifest(recipe: Recipe, *, to: str, base: str | None = None) -> Rend
         if base is not None:
             raise RenderError(f"--base does not apply to --to {to}, which is not a manifest; omit it")
         return target.write(recipe, [])
+    if name is not None:
+        if to != "rayservice" or name != kube_name(name, max_length=MAX_NAME_LENGTH):
+            raise RenderError(
+                f"--name {name!r} does not apply: it names a RayService (--to rayservice), starts with a letter and "
+                f"has at most {MAX_NAME_LENGTH} characters"
+            )
+        documents = kube_documents.read_documents(base, template=K8S / target.template)
+        return _rayservice(recipe, documents, name=name)
     return target.write(recipe, kube_documents.read_documents(base, template=K8S / target.template))
 
 
@@ -86,7 +97,7 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
     if endpoint is not None and endpoint.api_key is not None:  # the run's driver sends the requests
         kube_documents.add_secrets(head, variables=(_variable(endpoint.api_key),), secret=ENDPOINT_KEYS)
     job["metadata"]["name"] = name
-    job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE}"
+    job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE} --keep-log"
     kube_documents.set_label(documents, label=RUN, value=name, owner=job)
     return Rendered(to_yaml([_mount_recipe(recipe, head, owner=job), *documents]))
 
@@ -118,13 +129,13 @@ def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rend
     return Rendered(to_yaml([_mount_recipe(recipe, pod, owner=job), *documents]))
 
 
-def _rayservice(recipe: Recipe, documents: list[Document]) -> Rendered:
+def _rayservice(recipe: Recipe, documents: list[Document], *, name: str | None = None) -> Rendered:
     """Render the champion as `tailorbird serve` deploys it, on a cluster with room for its replicas and one more.
 
     A candidate with other code needs that replica for its parity check.
     """
     service = document_of_kind(documents, kind="RayService")
-    name = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
+    name = name or kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
     rendered_service = _serve_config(recipe, url=f"http://{name}-serve-svc:{SERVE_PORT}")
     serving = recipe.serving
     cluster = service["spec"]["rayClusterConfig"]
@@ -142,27 +153,28 @@ def _rayservice(recipe: Recipe, documents: list[Document]) -> Rendered:
         kube_documents.add_secrets(group["template"]["spec"], variables=rendered_service.keys, secret=ENDPOINT_KEYS)
     kube_documents.set_label(documents, label=SERVICE, value=name, owner=service)
     documents, drain_notes = require_drainable(documents, serving=serving, per_pod=per_pod)
-    rendered, probe_notes = _target_probes(documents, service, may_sleep=serving.min_replicas == 0)
-    return Rendered(to_yaml(rendered), rendered_service.notes + drain_notes + probe_notes)
+    documents = fill_in(documents, placeholder=SERVE_SERVICE, value=f"{name}-serve-svc")
+    return Rendered(to_yaml(documents), rendered_service.notes + drain_notes)
 
 
-def _target_probes(
-    documents: list[Document], service: Document, *, may_sleep: bool
-) -> tuple[list[Document], tuple[str, ...]]:
-    """Point the probes at this service; omit them if the service scales to zero, because a probe keeps a replica up."""
-    metadata, probes = service["metadata"], [document for document in documents if document.get("kind") == "Probe"]
-    if may_sleep and probes:
-        name = probes[0]["metadata"]["name"]
-        note = f"{name} is omitted because it would keep a replica up; delete it from the cluster if it exists"
-        return [document for document in documents if document not in probes], (note,)
-    for probe in probes:
-        if "namespace" not in metadata:
-            raise RenderError(
-                "the probe runs in another namespace, but --base has no namespace; give an overlay as --base"
-            )
-        url = f"http://{metadata['name']}-serve-svc.{metadata['namespace']}:{SERVE_PORT}/readyz"
-        probe["spec"]["targets"]["staticConfig"]["static"] = [url]
-    return documents, ()
+def _monitoring(recipe: Recipe, documents: list[Document]) -> Rendered:
+    """Render the probe of the recipe's service; keep the monitors and rules of the namespace.
+
+    Omit the probe if the service scales to zero, because a probe keeps a replica up.
+    """
+    probe = document_of_kind(documents, kind="Probe")
+    metadata, service = probe["metadata"], kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
+    if "namespace" not in metadata:
+        raise RenderError(
+            "the blackbox exporter runs in another namespace, but --base has no namespace; give an overlay as --base"
+        )
+    url = f"http://{service}-serve-svc.{metadata['namespace']}:{SERVE_PORT}/readyz"
+    probe["spec"]["targets"]["staticConfig"]["static"] = [url]
+    kube_documents.set_label([probe], label=SERVICE, value=service, owner={})
+    if recipe.serving.min_replicas > 0:
+        return Rendered(to_yaml(documents))
+    note = f"{metadata['name']} is omitted because it would keep a replica up; delete it from the cluster if it exists"
+    return Rendered(to_yaml([document for document in documents if document is not probe]), (note,))
 
 
 def _serve(recipe: Recipe, _documents: list[Document]) -> Rendered:
@@ -180,6 +192,7 @@ def _submit(recipe: Recipe, _documents: list[Document]) -> Rendered:
         "submission_id": _run_name(recipe),
         "entrypoint": f"echo {encoded} | base64 -d | python -m tailorbird run /dev/stdin",
         "metadata": {"recipe": recipe.name},
+        **driver_resources(DRIVER_MEMORY_GIB),
     }
     return Rendered(json.dumps(body, indent=1) + "\n")
 
@@ -199,6 +212,7 @@ TARGETS = {
     ),  # serves the champion after its parity check
     "scale": _Target(partial(_client_job, verb="scale"), "jobs/promote/promote.yaml"),
     "watch": _Target(_watch, "jobs/watch/watch.yaml"),
+    "monitoring": _Target(_monitoring, "components/monitoring/probe.yaml"),
     "serve": _Target(_serve),
     "submit": _Target(_submit),
 }

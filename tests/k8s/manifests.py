@@ -18,8 +18,15 @@ Document = dict[str, Any]
 
 ENVIRONMENTS = {
     "dev": ("dev", "dev/job"),
-    "staging": ("staging", "staging/service", "staging/job", "staging/promote", "staging/watch"),
-    "prod": ("prod", "prod/service", "prod/job", "prod/promote", "prod/watch"),
+    "staging": (
+        "staging",
+        "staging/service",
+        "staging/job",
+        "staging/promote",
+        "staging/watch",
+        "staging/monitoring",
+    ),
+    "prod": ("prod", "prod/service", "prod/job", "prod/promote", "prod/watch", "prod/monitoring"),
 }
 """The parts of each overlay, which are applied separately."""
 PARTS = tuple(part for parts in ENVIRONMENTS.values() for part in parts)

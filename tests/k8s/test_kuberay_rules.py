@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.k8s.kuberay import faults
-from tests.k8s.manifests import CLUSTER_SPEC, PARTS, build, of_kind, put
+from tests.k8s.manifests import CLUSTER_SPEC, K8S, PARTS, build, of_kind, put
 
 RAY_PARTS = [part for part in PARTS if of_kind(build(part), *CLUSTER_SPEC)]
 SOURCE = {"RayCluster": "dev", "RayService": "prod/service", "RayJob": "prod/job"}
@@ -229,3 +230,11 @@ def require_fault(kind: str, changed: dict[str, Any], message: str) -> None:
         put(document, path, value)
     reported = faults(document)
     assert any(message in fault for fault in reported), reported
+
+
+def test_a_run_survives_an_unreachable_dashboard_until_a_new_head_can_answer() -> None:
+    """After this time the operator fails the run and does not retry it. Its default is 300 s."""
+    values = yaml.safe_load((K8S / "operator" / "values.yaml").read_text())
+    env = {variable["name"]: variable["value"] for variable in values["env"]}
+    (job,) = of_kind(build("prod/job"), "RayJob")
+    assert 1800 <= int(env["RAYJOB_STATUS_CHECK_TIMEOUT_SECONDS"]) < job["spec"]["activeDeadlineSeconds"]

@@ -173,6 +173,17 @@ def test_only_the_service_reaches_redis() -> None:
         assert not network.may(other, store, 6379)
 
 
+@pytest.mark.parametrize("name", ["staging", "prod"])
+def test_only_watch_and_prometheus_reach_the_pushgateway(name: str) -> None:
+    network = NETWORKS[name]
+    gateway = network.pods["pushgateway", ""]
+    for (role, _), pod in network.pods.items():
+        assert network.may(pod, gateway, 9091) is (role == "watch"), role
+    assert network.may(PROMETHEUS, gateway, 9091)
+    for other in (STRANGER, GATEWAY, OPERATOR, NEWCOMER):
+        assert not network.may(other, gateway, 9091)
+
+
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_every_selector_and_peer_of_a_policy_matches_a_pod(name: str) -> None:
     network = NETWORKS[name]

@@ -157,7 +157,7 @@ def test_accounts_mount_no_token_and_only_training_and_release_write_the_registr
     for pod in pods_of(documents):
         role, account = pod.labels["tailorbird.io/role"], pod.spec.get("serviceAccountName")
         trusted = dict.fromkeys(("shared", "watch"), "training") | {"client": "release"}
-        assert account == ({"store": None} | trusted).get(role, role)
+        assert account == ({"store": None, "pushgateway": None} | trusted).get(role, role)
         assert account is None or account in accounts
     writers = [
         name

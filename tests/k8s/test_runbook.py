@@ -26,7 +26,8 @@ def test_every_named_file_exists() -> None:
 def test_every_render_target_is_documented_with_a_matching_overlay() -> None:
     commands = re.findall(r"kubectl kustomize k8s/overlays/(\S+) \| tailorbird render \S+ --to (\w+) --base -", RUNBOOK)
     assert {to for _, to in commands} == {to for to, target in TARGETS.items() if target.template is not None}
-    folders = {"rayjob": "job", "rayservice": "service", "watch": "watch"} | dict.fromkeys(CLIENT_JOBS, "promote")
+    folders = {"rayjob": "job", "rayservice": "service"} | dict.fromkeys(CLIENT_JOBS, "promote")
+    folders |= {to: to for to in ("watch", "monitoring")}
     for part, to in commands:
         assert part in PARTS
         assert Path(part).name == folders[to]

@@ -63,10 +63,11 @@ def test_a_manifest_mounts_the_recipe_at_the_path_of_its_command(
     (owner,) = of_kind(documents, "RayJob", "Job", "CronJob")
     if to == "rayjob":
         pod, command = owner["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"], owner["spec"]["entrypoint"]
+        command = command.removesuffix(" --keep-log")
     else:
         of_job = owner["spec"]["jobTemplate"]["spec"] if to == "watch" else owner["spec"]
         pod = of_job["template"]["spec"]
-        command = " ".join(pod["containers"][0]["command"])
+        command = " ".join(pod["containers"][0]["command"]).removesuffix(" --push http://pushgateway:9091")
     (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "recipe")
     (mount,) = (mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == "recipe")
     (config,) = (document for document in documents if document["metadata"]["name"] == volume["configMap"]["name"])
@@ -74,6 +75,12 @@ def test_a_manifest_mounts_the_recipe_at_the_path_of_its_command(
     ((file, text),) = config["data"].items()
     assert command.endswith(f"{mount['mountPath']}/{file}")
     assert Recipe.model_validate(yaml.safe_load(text)) == recipe(*overrides)
+
+
+def test_the_driver_of_a_job_body_reserves_memory_on_the_head() -> None:
+    body = json.loads(render_manifest(recipe(), to="submit").text)
+    assert body["entrypoint_memory"] == 2 * 2**30
+    assert body["entrypoint_resources"] == {"node:__internal_head__": 0.001}
 
 
 def test_the_command_of_a_job_body_reads_the_recipe_from_the_body() -> None:
@@ -202,23 +209,22 @@ def served(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("served")
-@pytest.mark.parametrize("part", ["staging/service", "prod/service"])
-def test_the_probe_requests_the_rendered_service(part: str) -> None:
-    documents = rendered("rayservice", "name=9-lives", *DRAINABLE, part=part)
-    (service,), (probe,) = of_kind(documents, "RayService"), of_kind(documents, "Probe")
+@pytest.mark.parametrize("name", ["staging", "prod"])
+def test_the_probe_requests_the_rendered_service(name: str) -> None:
+    (service,) = of_kind(rendered("rayservice", "name=9-lives", *DRAINABLE, part=f"{name}/service"), "RayService")
+    (probe,) = of_kind(rendered("monitoring", "name=9-lives", part=f"{name}/monitoring"), "Probe")
     metadata = service["metadata"]
     host = f"{metadata['name']}-serve-svc.{metadata['namespace']}"  # the operator's name for it, from another namespace
-    assert metadata["name"] == "t-9-lives"
+    assert probe["metadata"]["name"] == "readyz-t-9-lives"
     assert probe["spec"]["targets"]["staticConfig"]["static"] == [f"http://{host}:8000/readyz"]
 
 
 @pytest.mark.usefixtures("served")
-def test_a_service_that_scales_to_zero_has_neither_a_probe_nor_a_budget() -> None:
+def test_a_service_that_scales_to_zero_has_no_budget() -> None:
     done = render_manifest(recipe("serving.min_replicas=0"), to="rayservice", base=text_of("prod/service"))
-    assert of_kind(list(yaml.safe_load_all(done.text)), "Probe", "PodDisruptionBudget") == []
-    budget, probe = done.notes
+    assert of_kind(list(yaml.safe_load_all(done.text)), "PodDisruptionBudget") == []
+    (budget,) = done.notes
     assert "serving-workers-icd10-chapters is omitted" in budget
-    assert "it would keep a replica up" in probe
 
 
 @pytest.mark.usefixtures("served")
@@ -263,12 +269,17 @@ def test_in_staging_one_replica_may_be_interrupted_and_the_head_must_be_released
     assert note.startswith("the PodDisruptionBudget serving-head-icd10-chapters refuses to evict the head")
 
 
-@pytest.mark.usefixtures("served")
+def test_a_service_that_scales_to_zero_has_no_probe_but_monitors_and_rules() -> None:
+    done = render_manifest(recipe("serving.min_replicas=0"), to="monitoring", base=text_of("prod/monitoring"))
+    documents = list(yaml.safe_load_all(done.text))
+    assert of_kind(documents, "Probe") == []
+    assert len(of_kind(documents, "PodMonitor", "PrometheusRule")) == 3
+    assert "it would keep a replica up" in done.notes[0]
+
+
 def test_a_probe_without_a_namespace_is_refused() -> None:
     with pytest.raises(RenderError, match="--base has no namespace"):
-        render_manifest(
-            recipe(*DRAINABLE), to="rayservice", base=text_of("prod/service").replace("namespace:", "nothing:")
-        )
+        render_manifest(recipe(), to="monitoring")
 
 
 @pytest.mark.usefixtures("served")

@@ -22,7 +22,7 @@ from tests.integration.serving.classification.service import (
     metrics_url,
     wait_until,
 )
-from tests.k8s import queries
+from tests.k8s.monitoring import queries
 
 
 def test_rays_prometheus_endpoint_has_requests_latencies_and_versions(service: Service) -> None:

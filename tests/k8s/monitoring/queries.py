@@ -9,10 +9,18 @@ import yaml
 from tests.k8s.manifests import K8S, ROOT
 
 MONITORING = K8S / "components" / "monitoring"
-OPERATIONS = ROOT / "docs" / "operations.md"
+OPERATIONS, ALERTS = ROOT / "docs" / "operations.md", ROOT / "docs" / "alerts.md"
 NAME = re.compile(r"\b(?:ray|probe)_\w+")
 OF_THE_EXPORTER = {"probe_success"}
 """Metrics of the blackbox exporter, which are not in Ray's output."""
+OF_KUBERNETES = {
+    "kuberay_job_deployment_status": {"namespace", "name", "uid", "deployment_status"},
+    "kuberay_service_condition_ready": {"namespace", "name", "uid", "condition"},
+    "kube_job_status_failed": {"namespace", "job_name", "reason"},
+    "kube_job_created": {"namespace", "job_name"},
+    "push_time_seconds": {"job", "instance", "model", "namespace"},
+}
+"""Metrics of KubeRay's operator 1.7, kube-state-metrics 2 and the Pushgateway, with the labels in their source."""
 WHEN_IT_HAPPENS = {
     "ray_tailorbird_log_rows_dropped_total",
     "ray_tailorbird_first_token_seconds_bucket",
@@ -51,7 +59,7 @@ def queried_series() -> set[str]:
 def kept() -> list[str]:
     """Return the patterns of the kept metrics of Ray nodes."""
     documents = yaml.safe_load_all((MONITORING / "monitors.yaml").read_text())
-    (monitor,) = (document for document in documents if document["kind"] == "PodMonitor")
+    (monitor,) = (document for document in documents if document["metadata"]["name"] == "ray")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     (relabeling,) = (
         relabeling_config

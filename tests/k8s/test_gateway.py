@@ -1,0 +1,183 @@
+"""Access from outside: no overlay has it, so parts with the components are built here."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from serving.tasks import SERVED_TASKS
+from tailorbird.config.loader import load_recipe
+from tailorbird.config.recipe import Recipe
+from tailorbird.release.kube_documents import RenderError
+from tailorbird.release.manifests import SERVICE, ServedChampion, render_manifest
+from tests.k8s.manifests import K8S, KUBECTL, ROOT, matches, of_kind, pods_of
+from tests.k8s.test_schemas import KUBERNETES
+
+Document = dict[str, Any]
+COMPONENTS = {
+    "gateway": "[../../components/gateway]",
+    "canary": "[../../components/gateway, ../../components/gateway-canary]",
+    "alb": "[../../components/alb]",
+}
+# Documented fields of the Gateway API v1; each value has the fields of a child. Its schemas are not at hand.
+GATEWAY_FIELDS: Document = {
+    "gatewayClassName": {},
+    "listeners": {
+        "name": {},
+        "protocol": {},
+        "port": {},
+        "hostname": {},
+        "tls": {"mode": {}, "certificateRefs": {"group": {}, "kind": {}, "name": {}, "namespace": {}}, "options": {}},
+        "allowedRoutes": {"namespaces": {"from": {}, "selector": {}}, "kinds": {}},
+    },
+    "addresses": {},
+    "infrastructure": {},
+}
+REFERENCE: Document = {"group": {}, "kind": {}, "name": {}, "namespace": {}, "port": {}}
+ROUTE_FIELDS: Document = {
+    "parentRefs": REFERENCE | {"sectionName": {}},
+    "hostnames": {},
+    "rules": {
+        "name": {},
+        "matches": {"path": {"type": {}, "value": {}}, "headers": {}, "queryParams": {}, "method": {}},
+        "filters": {},
+        "backendRefs": REFERENCE | {"weight": {}, "filters": {}},
+        "timeouts": {"request": {}, "backendRequest": {}},
+    },
+}
+
+
+def build(folder: Path, components: str, *, environment: str = "prod") -> str:
+    """Return the part with the RayService and components, as printed by `kubectl kustomize`."""
+    shutil.copytree(K8S, folder / "k8s", dirs_exist_ok=True)
+    own = folder / "k8s" / "overlays" / "outside"
+    own.mkdir()
+    (own / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+        f"resources: [../../base/service]\ncomponents: [{components[1:-1]}, ../{environment}/environment]\n"
+    )
+    done = subprocess.run([str(KUBECTL), "kustomize", str(own)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def my_task() -> Recipe:
+    """Return a recipe whose service runs on two nodes, as the disruption budget requires."""
+    overrides = ("name=my-task", "serving.min_replicas=2", "serving.max_replicas=3", "serving.max_replicas_per_node=1")
+    return load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=overrides)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {name: build(tmp_path_factory.mktemp(name), components) for name, components in COMPONENTS.items()}
+
+
+@pytest.fixture
+def rendered(built: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Document]]:
+    """Return the parts rendered for a recipe."""
+    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({}))
+    return {
+        name: list(yaml.safe_load_all(render_manifest(my_task(), to="rayservice", base=base).text))
+        for name, base in built.items()
+    }
+
+
+def unknown(value: Any, fields: Document, *, path: str = "") -> list[str]:
+    """Return the paths of fields that the documentation does not list."""
+    if isinstance(value, list):
+        return [fault for child in value for fault in unknown(child, fields, path=path)]
+    if not isinstance(value, dict) or not fields:
+        return []
+    faults = [f"{path}/{key}" for key in value if key not in fields]
+    return faults + [
+        fault for key in fields if key in value for fault in unknown(value[key], fields[key], path=f"{path}/{key}")
+    ]
+
+
+def test_gateway_and_route_have_only_documented_fields(rendered: dict[str, list[Document]]) -> None:
+    for part in ("gateway", "canary"):
+        (gateway,), (route,) = of_kind(rendered[part], "Gateway"), of_kind(rendered[part], "HTTPRoute")
+        assert {gateway["apiVersion"], route["apiVersion"]} == {"gateway.networking.k8s.io/v1"}
+        assert unknown(gateway["spec"], GATEWAY_FIELDS) == []
+        assert unknown(route["spec"], ROUTE_FIELDS) == []
+    misspelt = {"rules": [{"backendRefs": [{"nam": "x"}], "timeout": {}}]}
+    assert unknown(misspelt, ROUTE_FIELDS) == ["/rules/timeout", "/rules/backendRefs/nam"]
+
+
+def test_the_values_are_in_gateway_and_route_and_are_not_applied(rendered: dict[str, list[Document]]) -> None:
+    values = yaml.safe_load((K8S / "components" / "gateway" / "values.yaml").read_text())["spec"]
+    (gateway,), (route,) = of_kind(rendered["gateway"], "Gateway"), of_kind(rendered["gateway"], "HTTPRoute")
+    assert gateway["spec"]["gatewayClassName"] == values["className"]
+    (listener,) = gateway["spec"]["listeners"]
+    assert (listener["hostname"], listener["protocol"], listener["port"]) == (values["host"], "HTTPS", 443)
+    assert listener["tls"]["certificateRefs"] == [{"kind": "Secret", "name": values["certificate"]}]
+    assert route["spec"]["hostnames"] == [values["host"]]
+    assert "GatewayValues" not in {document["kind"] for document in rendered["gateway"]}
+
+
+def test_the_route_joins_the_gateway_and_leads_to_the_rendered_service(rendered: dict[str, list[Document]]) -> None:
+    (gateway,), (route,) = of_kind(rendered["gateway"], "Gateway"), of_kind(rendered["gateway"], "HTTPRoute")
+    assert route["metadata"]["name"] == "serving-my-task"
+    assert route["metadata"]["labels"][SERVICE] == "my-task"
+    (parent,) = route["spec"]["parentRefs"]
+    assert parent == {"name": gateway["metadata"]["name"], "sectionName": gateway["spec"]["listeners"][0]["name"]}
+    (rule,) = route["spec"]["rules"]
+    assert rule["backendRefs"] == [{"name": "my-task-serve-svc", "port": 8000, "weight": 100}]
+    assert rule["timeouts"] == {"request": "0s"}  # Envoy's default of 15 s would cut off chat answers
+
+
+def test_a_canary_gets_its_share_of_the_requests(rendered: dict[str, list[Document]]) -> None:
+    (route,) = of_kind(rendered["canary"], "HTTPRoute")
+    backends = {backend["name"]: backend["weight"] for backend in route["spec"]["rules"][0]["backendRefs"]}
+    assert backends == {"my-task-serve-svc": 95, "my-task-canary-serve-svc": 5}
+
+
+def test_a_canary_is_a_second_service_of_the_same_recipe(built: dict[str, str], rendered: dict[str, Any]) -> None:
+    text = render_manifest(my_task(), to="rayservice", base=built["alb"], name="my-task-canary").text
+    (canary,) = of_kind(list(yaml.safe_load_all(text)), "RayService")
+    assert canary["metadata"]["name"] == "my-task-canary"
+    assert {pod.labels[SERVICE] for pod in pods_of([canary])} == {"my-task-canary"}
+    assert {pod.labels[SERVICE] for pod in pods_of(of_kind(rendered["alb"], "RayService"))} == {"my-task"}
+    for to, name in (("rayjob", "other"), ("rayservice", "9-lives"), ("rayservice", "x" * 48)):
+        with pytest.raises(RenderError, match="it names a RayService"):
+            render_manifest(my_task(), to=to, base=built["alb"], name=name)
+
+
+def test_the_load_balancer_terminates_tls_and_waits_for_answers(rendered: dict[str, list[Document]]) -> None:
+    (ingress,) = of_kind(rendered["alb"], "Ingress")
+    kubernetes_validate.validate(ingress, KUBERNETES, strict=True)
+    (rule,) = ingress["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    assert path["backend"]["service"] == {"name": "my-task-serve-svc", "port": {"number": 8000}}
+    settings = {key.partition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
+    assert settings["listen-ports"] == '[{"HTTPS": 443}]'
+    assert settings["target-type"] == "ip"  # the service has no port on nodes
+    seconds = int(settings["load-balancer-attributes"].removeprefix("idle_timeout.timeout_seconds="))
+    assert seconds > max(task.shutdown_s for task in SERVED_TASKS.values())
+
+
+def test_a_balancer_without_pods_reaches_serve_on_workers_by_its_addresses(rendered: dict[str, list[Document]]) -> None:
+    policies = of_kind(rendered["alb"], "NetworkPolicy")
+    (policy,) = (policy for policy in policies if policy["metadata"]["name"] == "balancer-to-serve")
+    kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    selected = {
+        pod.labels["ray.io/node-type"]
+        for pod in pods_of(rendered["alb"])
+        if matches(policy["spec"]["podSelector"], pod.labels)
+    }
+    assert selected == {"worker"}
+    (rule,) = policy["spec"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 8000}]
+    assert all(set(peer) == {"ipBlock"} for peer in rule["from"])
+    assert "0.0.0.0/0" not in str(policy)
+
+
+def test_no_placeholder_is_left(rendered: dict[str, list[Document]]) -> None:
+    for part, documents in rendered.items():
+        text = str(of_kind(documents, "Gateway", "HTTPRoute", "Ingress"))
+        assert not {"CLASS", "HOST", "CERTIFICATE", "SERVICE"} & set(re.findall(r"\w+", text)), part
