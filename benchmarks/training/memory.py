@@ -3,9 +3,12 @@
     python -m benchmarks.training.memory
 
 Each case is a process that builds an engine for a language model with random weights, trains two steps and validates.
-The tensors of rank 0 are counted exactly, on CPU. The process group is torch's fake one, whose collectives do nothing,
-so the numbers of ranks can be large; sizes do not depend on it. Base weights are stored in bf16 and mapped from a file,
-which takes no memory of the process and is not counted.
+The tensors of rank 0 are counted exactly, on CPU. Most cases run only rank 0, in torch's fake process group, whose
+collectives do nothing, so the numbers of ranks can be large. In the cases with gloo, all ranks run. Base weights are
+stored in bf16 and mapped from a file, which takes no memory of the process and is not counted.
+
+The largest cases need 7 GiB of memory. A rank that trains all parameters of the 300M model needs 4.3 GiB at stage 3 and
+5.5 GiB at stage 0, without the process, so two of them would need up to 12 GiB; only rank 0 runs.
 
 - held: what remains between two steps; `held / part` compares it with the model's share of a rank.
 - peak: of a step, or of the validation if that needs more.
@@ -21,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -55,6 +58,7 @@ BUCKETS = {"full": 1_000_000, "lora": 100_000}
 """Parameters in a buffer for gradients, by method: fewer than are trained. DeepSpeed's default is larger than these
 models. The unused part of a buffer takes no memory on CPU, but would be counted."""
 MIB = 1 << 20
+Group = Literal["fake", "gloo"]
 BOUNDS = {"smallest_ratio": ">= 0.85", "largest_ratio": "<= 1.15"}
 
 
@@ -65,11 +69,12 @@ class Case:
     size: str
     ranks: int
     fields: dict[str, Any] = field(default_factory=dict)
+    group: Group = "fake"
 
     @property
     def name(self) -> str:
         options = ", ".join(f"{name} {value}" for name, value in self.fields.items())
-        return f"{self.size}, {self.ranks} ranks, {options}"
+        return f"{self.size}, {self.ranks} ranks ({self.group}), {options}"
 
     @property
     def config(self) -> TrainingConfig:
@@ -86,7 +91,9 @@ CASES = [
             ("1M", "30M"), ("fp32", "bf16"), (False, True), ("full", "lora"), range(4)
         )
     ),
-    *(Case("300M", 2, {"zero_stage": stage}) for stage in (1, 3)),
+    *(Case("300M", 2, {"zero_stage": stage, "method": method}) for method in ("full", "lora") for stage in (0, 3)),
+    *(Case("300M", 2, {"zero_stage": stage, "method": "lora"}, "gloo") for stage in (0, 3)),
+    *(Case("30M", 2, {"zero_stage": stage}, "gloo") for stage in (0, 3)),
     Case("100M", 32, {"zero_stage": 3, "gradient_checkpointing": True}),
     Case("100M", 32, {"zero_stage": 3, "method": "lora"}),
 ]
@@ -114,8 +121,8 @@ def main() -> None:
     """Print the cases, then one line of JSON."""
     rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
-        for ranks in sorted({case.ranks for case in CASES}):
-            cases = [case for case in CASES if case.ranks == ranks]
+        for ranks, group in sorted({(case.ranks, case.group) for case in CASES}):
+            cases = [case for case in CASES if (case.ranks, case.group) == (ranks, group)]
             rows |= measure(cases, folder=Path(folder))
     print_table(f"MiB of rank 0, {MICRO_BATCH} x {LENGTH} tokens, {inference_dtype()}", rows)
     ratios = [figures["estimate / peak"] for figures in rows.values()]
@@ -123,34 +130,49 @@ def main() -> None:
 
 
 def measure(cases: Sequence[Case], *, folder: Path) -> dict[str, dict[str, float]]:
-    """Measure cases of one number of ranks in a new process, and return the figures in MiB by the name of the case.
+    """Measure cases of one number of ranks and one group in new processes, and return the figures in MiB by case.
 
     DeepSpeed keeps the first process group of a process.
     """
-    values = json.dumps([[case.size, case.ranks, case.fields] for case in cases])
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.training.memory", values, str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"},
-    )
-    if process.returncode != 0:
-        raise RuntimeError(process.stderr)
-    figures: dict[str, dict[str, float]] = json.loads(process.stdout.splitlines()[-1])
+    values = json.dumps([[case.size, case.ranks, case.fields, case.group] for case in cases])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.training.memory", values, str(folder)],
+            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+            stderr=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(cases[0].ranks if cases[0].group == "gloo" else 1)
+    ]
+    try:
+        output, errors = processes[0].communicate()
+        if processes[0].returncode != 0:
+            raise RuntimeError(errors)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    figures: dict[str, dict[str, float]] = json.loads(output.splitlines()[-1])
     return figures
 
 
 def run_cases(cases: Sequence[Case], folder: Path) -> dict[str, dict[str, float]]:
     """Measure cases in this process."""
     torch.set_num_threads(1)
-    ranks = cases[0].ranks
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    group, rank, ranks = cases[0].group, int(os.environ["RANK"]), cases[0].ranks
+    if group == "gloo":
+        dist.init_process_group(group, init_method=(folder / "store").as_uri(), rank=rank, world_size=ranks)
+    else:
+        dist.init_process_group(group, store=FakeStore(), rank=rank, world_size=ranks)
     return {case.name: _run(case, folder) for case in cases}
 
 
 def _run(case: Case, folder: Path) -> dict[str, float]:
     """Train and validate, and return the figures."""
+    if dist.get_rank() == 0:
+        saved_model(case.size, folder)
+    dist.barrier()
     lm = load_causal(saved_model(case.size, folder), dtype=None)
     memory = TrackedMemory(lm)
     runtime = random_runtime(lm, memory, num_rows=2 * case.ranks * MICRO_BATCH)
