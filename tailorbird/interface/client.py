@@ -1,0 +1,379 @@
+"""A client of a served task: classify texts, chat, and send feedback over HTTP."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
+from types import TracebackType
+from typing import Self, TypeVar, overload
+
+import httpx2
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from tailorbird.interface.answer import Answer, Input, last_text
+from tailorbird.interface.answers import Answers
+
+API_KEY_VARIABLE = "TAILORBIRD_API_KEY"
+LAST_EVENT = "[DONE]"
+
+Body = dict[str, JsonValue]
+
+
+class ServiceError(RuntimeError):
+    """A request that the service did not answer. `status` is the HTTP status; None if there was no valid response.
+
+    `type` is the service's name of the error, for example `missing_api_key`, and `retry_after_s` the time in seconds
+    after which a repetition can succeed, if the service states them.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, type: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.type, self.retry_after_s = status, type, retry_after_s
+
+
+class _Received(BaseModel):
+    """A part of a response. Unknown fields are ignored, so a client can use a newer service."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ServedModel(_Received):
+    """A model of a service."""
+
+    id: str
+    """Value for `model` in requests: `champion`, `pretrained`, `challenger` or a version."""
+    name: str
+    version: str
+    kind: str
+    digest: str
+    """SHA-256 of the version's manifest."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes; empty for a chat model."""
+    verdict: str | None = None
+    """Summary of the verdict that selected the champion; None for other models."""
+
+
+class _Models(_Received):
+    data: tuple[ServedModel, ...]
+
+
+class _Result(_Received):
+    label: str
+    score: float | None
+    scores: dict[str, float] | None = None
+    answered_by: str | None = None
+    fallback: bool | None = None
+    reported_model: str | None = None
+
+
+class _Classified(_Received):
+    request_id: str
+    version: str
+    results: list[_Result]
+
+
+class _Text(_Received):
+    content: str | None = None
+
+
+class _Choice(_Received):
+    message: _Text = _Text()  # of a complete answer
+    delta: _Text = _Text()  # of an event of a stream
+    finish_reason: str | None = None
+    confidence: float | None = None
+    answered_by: str | None = None
+    fallback: bool | None = None
+    reported_model: str | None = None
+
+
+class _Completion(_Received):
+    id: str
+    version: str
+    choices: list[_Choice] = Field(max_length=1)
+
+
+class _Error(_Received):
+    message: str
+    type: str | None = None
+
+
+class _ErrorBody(_Received):
+    error: _Error
+
+
+ReceivedT = TypeVar("ReceivedT", bound=_Received)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a streamed answer."""
+
+    text: str
+    """The text that follows the former pieces."""
+    answer: Answer | None = None
+    """The whole answer, in the last piece only."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client of one served task, for example `Client("http://127.0.0.1:8000")`.
+
+    The key is sent as `Authorization: Bearer KEY`. By default, it is read from the variable `TAILORBIRD_API_KEY`.
+    Representations and errors do not contain it. Proxies in the environment are used for `https://` only: with
+    `http://`, a proxy would see the key and the texts. All methods raise ServiceError if the service refuses a request,
+    cannot be reached, or does not answer within `timeout_s`. Requests are not repeated.
+    """
+
+    url: str
+    """Address that `tailorbird serve` prints, without `/v1`."""
+    api_key: InitVar[str | None] = None
+    timeout_s: float = 60.0
+    """Maximum time without a response; for streams, between two events."""
+    _http: httpx2.Client = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self, api_key: str | None) -> None:
+        """Open no connection yet. Raise ValueError for an address or a key that cannot be used."""
+        url = self.url.rstrip("/")
+        if not url.lower().startswith(("http://", "https://")):
+            raise ValueError(f"{self.url!r} is not the address of a service; give http://HOST:PORT or https://HOST")
+        key = (os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key).strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError(f"the API key (or {API_KEY_VARIABLE}) is not a key; give printable ASCII characters")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        uses_proxy = url.lower().startswith("https://")
+        http = httpx2.Client(headers=headers, timeout=self.timeout_s, trust_env=uses_proxy)
+        object.__setattr__(self, "url", url)
+        object.__setattr__(self, "_http", http)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """Return the models that the service can use, the champion first."""
+        return self._request("GET", "/v1/models", received=_Models).data
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]  # a text is a sequence of texts too
+        self,
+        texts: str,
+        *,
+        model: str = ...,
+        scores: bool = ...,
+        attributes: Mapping[str, str] | Sequence[Mapping[str, str]] | None = ...,
+        subject: str | None = ...,
+    ) -> Answer: ...
+
+    @overload
+    def classify(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str = ...,
+        scores: bool = ...,
+        attributes: Mapping[str, str] | Sequence[Mapping[str, str]] | None = ...,
+        subject: str | None = ...,
+    ) -> Answers: ...
+
+    def classify(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str = "champion",
+        scores: bool = False,
+        attributes: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
+        subject: str | None = None,
+    ) -> Answer | Answers:
+        """Return the class of a text, or the classes of a list of texts in one request.
+
+        `scores` also returns the probability of every class. `attributes` are those of the texts by name, for a hybrid
+        that routes by group: one mapping for all texts, or a list with one per text. `subject` is your id for the
+        person that the texts are about.
+        """
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        body: Body = {"input": list[JsonValue](listed), "model": model, "scores": scores}
+        if attributes is not None:
+            each: JsonValue = (
+                dict[str, JsonValue](attributes)
+                if isinstance(attributes, Mapping)
+                else [dict[str, JsonValue](values) for values in attributes]
+            )
+            body["attributes"] = each
+        if subject is not None:
+            body["subject"] = subject
+        received = self._request("POST", "/v1/classify", body, received=_Classified)
+        answers = Answers(
+            Answer(
+                input=text,
+                output=result.label,
+                confidence=result.score,
+                version=received.version,
+                scores=result.scores,
+                answered_by=result.answered_by,
+                fallback=bool(result.fallback),
+                reported_model=result.reported_model,
+                request_id=received.request_id,
+                row=row,
+            )
+            for row, (text, result) in enumerate(zip(listed, received.results, strict=True))
+        )
+        return answers[0] if isinstance(texts, str) else answers
+
+    def chat(
+        self,
+        messages: Input,
+        *,
+        model: str = "champion",
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        subject: str | None = None,
+    ) -> Answer:
+        """Return the answer to a prompt or to a conversation, when it is complete.
+
+        The defaults of `max_tokens` and `temperature` are those of the evaluation. `subject` is your id for the person
+        that the conversation is about.
+        """
+        body = _chat_body(messages, model=model, max_tokens=max_tokens, temperature=temperature, subject=subject)
+        received = self._request("POST", "/v1/chat/completions", body, received=_Completion)
+        if not received.choices:
+            raise ServiceError(f"{self.url} sent a completion without an answer", status=200)
+        choice = received.choices[0]
+        return _chat_answer(received, choice, text=choice.message.content or "", prompt=last_text(messages))
+
+    def stream(
+        self,
+        messages: Input,
+        *,
+        model: str = "champion",
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        subject: str | None = None,
+    ) -> Iterator[Piece]:
+        """Yield the answer to a prompt or to a conversation in pieces, as the model generates it.
+
+        The request is sent when the first piece is requested. To stop the generation, close the iterator. Arguments are
+        those of `chat`. Also raises ServiceError if the generation fails after its start.
+        """
+        body = _chat_body(messages, model=model, max_tokens=max_tokens, temperature=temperature, subject=subject)
+        texts, url = list[str](), f"{self.url}/v1/chat/completions"
+        try:
+            with self._http.stream("POST", url, json=body | {"stream": True}) as response:
+                if response.status_code != 200:
+                    raise _refusal(response, response.read(), url=url)
+                for event in httpx2.EventSource(response):
+                    if event.data == LAST_EVENT:
+                        break
+                    chunk = _parse_event(event.data, url=url)
+                    for choice in chunk.choices:
+                        text = choice.delta.content or ""
+                        texts.append(text)
+                        answer = None
+                        if choice.finish_reason is not None:
+                            answer = _chat_answer(chunk, choice, text="".join(texts), prompt=last_text(messages))
+                        if text or answer:
+                            yield Piece(text, answer)
+                        if answer:
+                            return
+        except httpx2.HTTPError as error:
+            raise _unreachable(error, url=url) from None
+        raise ServiceError(f"{url} ended a stream before the end of the answer; send the request again")
+
+    def feedback(self, answer: Answer, label: str) -> None:
+        """Report the correct label of an answer of this service, for monitoring and for the next run.
+
+        The service stores it if the recipe sets `serving.request_log`. Raises ValueError for an answer of a loaded
+        model.
+        """
+        if answer.request_id is None:
+            raise ValueError("this answer has no request id; give an answer of `Client.classify` or `Client.chat`")
+        body: Body = {"request_id": answer.request_id, "row": answer.row, "label": label}
+        self._request("POST", "/v1/feedback", body, received=_Received)
+
+    def _request(self, method: str, path: str, body: Body | None = None, *, received: type[ReceivedT]) -> ReceivedT:
+        url = f"{self.url}{path}"
+        try:
+            response = self._http.request(method, url, json=body)
+        except httpx2.HTTPError as error:
+            raise _unreachable(error, url=url) from None
+        if not response.is_success:
+            raise _refusal(response, response.content, url=url)
+        try:
+            return received.model_validate_json(response.content)
+        except ValidationError as error:
+            raise _invalid(error, url=url) from None
+
+
+def _chat_body(
+    messages: Input, *, model: str, max_tokens: int | None, temperature: float | None, subject: str | None
+) -> Body:
+    conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    body: Body = {"messages": [dict[str, JsonValue](message) for message in conversation], "model": model}
+    options: Body = {"max_tokens": max_tokens, "temperature": temperature, "safety_identifier": subject}
+    return body | {name: value for name, value in options.items() if value is not None}
+
+
+def _chat_answer(received: _Completion, choice: _Choice, *, text: str, prompt: str) -> Answer:
+    return Answer(
+        input=prompt,
+        output=text,
+        confidence=choice.confidence,
+        version=received.version,
+        answered_by=choice.answered_by,
+        fallback=bool(choice.fallback),
+        finish_reason=choice.finish_reason,
+        reported_model=choice.reported_model,
+        request_id=received.id,
+    )
+
+
+def _parse_event(data: str, *, url: str) -> _Completion:
+    """Return an event of a stream; raise ServiceError if it is an error or is not in OpenAI's format."""
+    try:
+        return _Completion.model_validate_json(data)
+    except ValidationError as error:
+        failure = _error_of(data.encode())
+        if failure is None:
+            raise _invalid(error, url=url) from None
+        raise ServiceError(f"{url} failed within the answer: {failure.message}", type=failure.type) from None
+
+
+def _refusal(response: httpx2.Response, content: bytes, *, url: str) -> ServiceError:
+    """Return the error of a response; a proxy's response is not in the service's format, and is not repeated."""
+    status, failure = response.status_code, _error_of(content)
+    message = f"{url} answered {status}" + (f": {failure.message}" if failure else "; check the address of the service")
+    after = response.headers.get("Retry-After", "")
+    return ServiceError(
+        message,
+        status=status,
+        type=failure.type if failure else None,
+        retry_after_s=float(after) if after.isdecimal() else None,
+    )
+
+
+def _error_of(content: bytes) -> _Error | None:
+    try:
+        return _ErrorBody.model_validate_json(content).error
+    except ValidationError:
+        return None
+
+
+def _invalid(error: ValidationError, *, url: str) -> ServiceError:
+    fault = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in fault["loc"]) or "body"
+    return ServiceError(f"{url} is not a service of this kind: {where}: {fault['msg']}; check the address", status=200)
+
+
+def _unreachable(error: httpx2.HTTPError, *, url: str) -> ServiceError:
+    if isinstance(error, httpx2.TimeoutException):
+        return ServiceError(f"{url} did not answer in time; raise timeout_s or send the request again")
+    reason = str(error) or type(error).__name__
+    return ServiceError(f"{url} cannot be reached ({reason}); check the address and that the task is served")

@@ -1,0 +1,12 @@
+"""The environment variables of the running embedded stack."""
+
+from cluster.connection import use_stack
+from cluster.local.stack import default_folder
+
+
+def use_running_stack() -> None:
+    """Use the embedded stack of `TAILORBIRD_HOME`, or of `.tailorbird`, unless Ray or S3 are already configured.
+
+    Call it before Ray is imported, because Ray reads the location of its token once.
+    """
+    use_stack(default_folder())

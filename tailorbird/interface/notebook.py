@@ -1,0 +1,87 @@
+"""HTML of results in a notebook, from the components of the report."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment
+from markupsafe import escape
+
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, p_text, points
+from tailorbird.interface.answer import Answer
+from tailorbird.pages import charts
+from tailorbird.pages.environment import environment
+
+if TYPE_CHECKING:
+    from tailorbird.evaluation.report.evidence import Evidence
+    from tailorbird.evaluation.report.version_comparison import VersionComparison
+
+REPORT_HEIGHT, COMPARISON_HEIGHT, MAX_HEIGHT = 640, 400, 480
+HEAD_HEIGHT, ROW_HEIGHT = 110, 62  # of a table
+MAX_ROWS = 100
+
+
+def report_html(evidence: "Evidence") -> str:
+    """Return the report of a run in a frame."""
+    from tailorbird.evaluation.report.html import to_html
+
+    return framed(to_html(evidence), title=f"Report of the run {evidence.run}", height=REPORT_HEIGHT)
+
+
+def comparison_html(result: "VersionComparison") -> str:
+    """Return both scores of a comparison, and the gain with its interval, in a frame."""
+    comparison = result.comparison
+    low, high = comparison.interval
+    label = f"Gain {points(comparison.gain)} points, {interval_name(result.alpha)} {points(low)} to {points(high)}"
+    scale = charts.around([low, high, 0.0])
+    strip = charts.interval_strip(
+        comparison.gain, interval=comparison.interval, guides=(0.0,), scale=scale, label=label, kind="chosen"
+    )
+    page = (
+        _templates()
+        .get_template("comparison.html")
+        .render(
+            result=result,
+            comparison=comparison,
+            metric=METRIC_NAMES[result.metric],
+            strip=strip,
+            lines=result.lines(),
+        )
+    )
+    return framed(page, title=f"Comparison of {result.first} and {result.second}", height=COMPARISON_HEIGHT)
+
+
+def answers_html(answers: Sequence[Answer]) -> str:
+    """Return the first `MAX_ROWS` answers of a version as a table in a frame, with confidences as bars from 0 to 1."""
+    shown = answers[:MAX_ROWS]
+    bars = [
+        None
+        if answer.confidence is None
+        else charts.share_bar(answer.confidence, interval=None, label=f"confidence {answer.confidence:.2f}")
+        for answer in shown
+    ]
+    parts = any(answer.answered_by for answer in shown)
+    page = (
+        _templates()
+        .get_template("answers.html")
+        .render(rows=list(zip(shown, bars, strict=True)), num_answers=len(answers), parts=parts)
+    )
+    height = min(MAX_HEIGHT, HEAD_HEIGHT + ROW_HEIGHT * len(shown))
+    return framed(page, title=f"{len(answers)} answers", height=height)
+
+
+def framed(page: str, *, title: str, height: int) -> str:
+    """Return a frame with a page, `height` pixels high, so that the styles of page and notebook do not mix.
+
+    No script runs in the frame, and it cannot access the notebook.
+    """
+    style = f"width: 100%; height: {height}px; border: 0"
+    return f'<iframe sandbox="" title="{escape(title)}" style="{style}" srcdoc="{escape(page)}"></iframe>'
+
+
+@cache
+def _templates() -> Environment:
+    templates = environment(Path(__file__).parent / "templates")
+    templates.filters |= {"points": points, "interval_name": interval_name, "p_text": p_text}
+    return templates

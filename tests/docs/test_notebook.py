@@ -1,0 +1,44 @@
+"""The notebook is stored without results, and its commands exist. A test of the integration tests executes it."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.docs.test_pages import ROOT, commands, unknown_part
+from tests.notebook import PARAMETERS, execute, read_cells
+
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
+
+
+def test_the_notebook_is_stored_in_the_current_format_without_results() -> None:
+    content = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (content["nbformat"], content["nbformat_minor"]) == (4, 5)
+    code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert [(cell["outputs"], cell["execution_count"]) for cell in code] == [([], None)] * len(code)
+    cells = read_cells(NOTEBOOK)
+    assert len({cell.id for cell in cells}) == len(cells) > 8
+    assert sum(PARAMETERS in cell.tags for cell in cells) == 1
+    for cell in cells:
+        if cell.kind == "code":
+            ast.parse(cell.source)
+
+
+def test_the_commands_in_the_notebook_exist() -> None:
+    texts = [cell.source for cell in read_cells(NOTEBOOK) if cell.kind == "markdown"]
+    found_commands = [parts for text in texts for parts in commands(text)]
+    assert len(found_commands) == 4
+    assert {" ".join(parts): part for parts in found_commands if (part := unknown_part(parts))} == {}
+
+
+def test_cells_share_a_namespace_and_have_the_value_of_their_last_line(tmp_path: Path) -> None:
+    sources = {"a": ("x = 1\ny = 2", [PARAMETERS]), "b": ("z = x + y\nz * 10", []), "c": ("z = 0", [])}
+    cells = [
+        {"id": name, "cell_type": "code", "source": [source], "metadata": {"tags": tags}}
+        for name, (source, tags) in sources.items()
+    ]
+    (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells}))
+    assert execute(tmp_path / "n.ipynb", parameters={"x": 5}) == {"a": None, "b": 70, "c": None}
+    with pytest.raises(KeyError, match="no parameters"):
+        execute(tmp_path / "n.ipynb", parameters={"w": 5})
