@@ -41,14 +41,15 @@ SIZES = (
 NUM_LISTED = 5
 
 
-def check_recipe(recipe: Recipe) -> tuple[CheckResult, ...]:
-    """Check everything that a run of the recipe needs."""
-    return check_facts(recipe, collect_facts(recipe))
+def check_recipe(recipe: Recipe, *, without_cluster: bool = False) -> tuple[CheckResult, ...]:
+    """Check everything that a run of the recipe needs; with `without_cluster`, everything except the cluster."""
+    return check_facts(recipe, collect_facts(recipe, without_cluster=without_cluster))
 
 
 def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...]:
     """Return the results of all checks; with a fault among them, a run would fail or wait forever."""
-    results = [*_ray(facts), *_tables(recipe, facts), *_registry("registry", facts.written, recipe=recipe)]
+    ray = () if facts.without_cluster else _ray(facts)
+    results = [*ray, *_tables(recipe, facts), *_registry("registry", facts.written, recipe=recipe)]
     results += _model(recipe, facts)
     results += check_prices(recipe)
     results += check_endpoint(recipe.evaluation, facts.tables, of_champion=facts.champion_endpoints)
@@ -57,6 +58,9 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     if facts.planned is not None:
         results += check_gates(recipe.evaluation, facts.planned)
     cluster = facts.cluster
+    if facts.without_cluster:
+        text = "workers, their memory and the nodes' access to S3 were not checked, because of --without-cluster"
+        return (*results, note("nodes", text))
     if cluster is None:
         text = "workers, memory and the nodes' access to S3 were not checked, because no cluster could be joined"
         return (*results, fault("nodes", text, "fix the faults above, then run preflight again"))

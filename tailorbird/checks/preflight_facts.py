@@ -73,10 +73,11 @@ class PreflightFacts:
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
     encoder_fault: str | None = None  # reason why the encoder for retrieval cannot be used
     champion_endpoints: tuple[Endpoint, ...] = ()  # of the champion and its parts; none if it cannot be read
+    without_cluster: bool = False  # True if the cluster was not inspected on purpose
 
 
-def collect_facts(recipe: Recipe) -> PreflightFacts:
-    """Collect facts about data, registry, models and cluster, on this machine and on each node.
+def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> PreflightFacts:
+    """Collect facts about data, registry, models and, unless `without_cluster`, cluster, from here and from each node.
 
     Like a run, stages the base model and the encoder for retrieval if they are not staged yet.
     """
@@ -85,10 +86,11 @@ def collect_facts(recipe: Recipe) -> PreflightFacts:
     _, encoder_fault = _or_fault(lambda: _require_encoder(recipe))
     wanted, here, any_patch = requirements(), resources.local_versions(), os.environ.get(MATCH_LEVEL) == "minor"
     theirs = None
-    with suppress(Exception):  # Ray raises many types of errors; `connect` below reports them
-        theirs = resources.cluster_versions(os.environ.get("RAY_ADDRESS", ""))
+    if not without_cluster:
+        with suppress(Exception):  # Ray raises many types of errors; `connect` below reports them
+            theirs = resources.cluster_versions(os.environ.get("RAY_ADDRESS", ""))
     cluster, unreachable = None, None
-    if versions_match(here, theirs, any_patch=any_patch):
+    if not without_cluster and versions_match(here, theirs, any_patch=any_patch):
         request = ProbeRequest(
             data=tuple(table.file for table in tables if table.file and table.file.startswith("s3://")),
             task_uri=recipe.task_uri,
@@ -111,6 +113,7 @@ def collect_facts(recipe: Recipe) -> PreflightFacts:
         planned=planned,
         encoder_fault=encoder_fault,
         champion_endpoints=_or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or (),
+        without_cluster=without_cluster,
     )
 
 

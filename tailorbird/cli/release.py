@@ -1,6 +1,7 @@
 """Commands that release a version."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -161,17 +162,27 @@ def key(
 def render(
     recipe: options.RecipePath,
     to: Annotated[
-        str, typer.Option("--to", help="rayjob, rayservice, scale, promote, prove, watch, monitoring, serve or submit.")
-    ],
+        str | None,
+        typer.Option(
+            "--to", help="preflight, rayjob, rayservice, scale, promote, prove, watch, monitoring, serve or submit."
+        ),
+    ] = None,
     overrides: options.Overrides = None,
     base: Annotated[
         str | None, typer.Option(help="Manifest to fill in; - for standard input. Default: from k8s/.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the RayService. Default: the recipe's.")] = None,
-    output: Annotated[Path | None, typer.Option(help="File to write. Default: standard output.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Folder of an environment, instead of --to. Requires --output and kubectl.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write (default: standard output); with --overlay, a folder.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Render a recipe as a Kubernetes manifest, a Ray Serve configuration or a request for Ray's job API.
+
+    * preflight: a job that runs `preflight` with the rights of a run
 
     * rayjob: a run, as a RayJob
 
@@ -185,16 +196,39 @@ def render(
 
     * submit: the body of a request `POST /api/jobs/`
 
+    With --overlay, writes all permanent resources of the task and the environment to a folder, for GitOps.
+
     Example: kubectl kustomize k8s/overlays/prod/job | tailorbird render recipes/my_task.yaml --to rayjob --base -
+
+    Example: tailorbird render recipes/my_task.yaml --overlay k8s/overlays/prod --output clusters/prod
     """
+    if overlay is not None:
+        if to is not None or base is not None or output is None:
+            raise ValueError("--overlay renders all targets to a folder; give --output, and neither --to nor --base")
+        from tailorbird.release.kube_environment import render_environment, write_environment
+
+        written = render_environment(options.read_recipe(recipe, overrides), overlay=overlay)
+        write_environment(written, output)
+        _print_notes(written.notes)
+        files = [str(output / path) for path in written.files]
+        options.print_result(
+            {"files": files, "notes": list(written.notes)}, as_json=as_json, lines=[f"wrote {file}" for file in files]
+        )
+        return
+    if to is None:
+        raise ValueError("give --to TARGET, or --overlay FOLDER --output FOLDER")
     from tailorbird.release.manifests import render_manifest
 
     template = base if base is None else sys.stdin.read() if base == "-" else options.read_text(base)
     done = render_manifest(options.read_recipe(recipe, overrides), to=to, base=template, name=name)
-    for note in done.notes:
-        print(f"note: {note}", file=sys.stderr)
+    _print_notes(done.notes)
     lines = [done.text.removesuffix("\n")]
     if output is not None:
         options.write_text(output, done.text)
         lines = [f"wrote {output}"]
     options.print_result({"to": to, "text": done.text, "notes": list(done.notes)}, as_json=as_json, lines=lines)
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)

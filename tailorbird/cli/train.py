@@ -39,14 +39,22 @@ def init(
     options.print_result(value, as_json=as_json, lines=lines)
 
 
-def preflight(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
+def preflight(
+    recipe: options.RecipePath,
+    overrides: options.Overrides = None,
+    without_cluster: Annotated[
+        bool, typer.Option("--without-cluster", help="Check only data, base model, registry and endpoints.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
     """Check the data, the base model, the registry and the cluster for a run. Exit with 1 if a check fails.
 
     Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
     """
     from tailorbird.checks.preflight import check_recipe
 
-    options.print_checks(check_recipe(options.read_recipe(recipe, overrides)), as_json=as_json)
+    results = check_recipe(options.read_recipe(recipe, overrides), without_cluster=without_cluster)
+    options.print_checks(results, as_json=as_json)
 
 
 def run(

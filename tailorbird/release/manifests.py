@@ -110,6 +110,13 @@ def _watch(recipe: Recipe, documents: list[Document]) -> Rendered:
     return Rendered(to_yaml([_mount_recipe(recipe, pod, owner=job), *documents]))
 
 
+def _preflight(recipe: Recipe, documents: list[Document]) -> Rendered:
+    """Render a job that runs `tailorbird preflight` where a training would run."""
+    job = document_of_kind(documents, kind="Job")
+    job["metadata"]["name"] = f"preflight-{kube_name(recipe.name, max_length=MAX_NAME_LENGTH)}"
+    return Rendered(to_yaml([_mount_recipe(recipe, job["spec"]["template"]["spec"], owner=job), *documents]))
+
+
 def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rendered:
     """Render a job that runs a command in the cluster, where it can reach the service's dashboard and routes."""
     job = document_of_kind(documents, kind="Job")
@@ -204,6 +211,7 @@ class _Target:
 
 
 TARGETS = {
+    "preflight": _Target(_preflight, "jobs/preflight/preflight.yaml"),
     "rayjob": _Target(_rayjob, "jobs/run/rayjob.yaml"),
     "rayservice": _Target(_rayservice, "base/service/rayservice.yaml"),
     "promote": _Target(partial(_client_job, verb="promote"), "jobs/promote/promote.yaml"),

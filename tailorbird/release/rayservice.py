@@ -16,7 +16,7 @@ from serving.deploy.serve_client import declared_applications
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
 from tailorbird.release.kube_api import ACCOUNT, Changed, KubernetesError, patch_object, read_object
-from tailorbird.release.kube_documents import MAX_NAME_LENGTH, Document, kube_name, to_yaml
+from tailorbird.release.kube_documents import Document, to_yaml
 
 RAYSERVICE = "TAILORBIRD_RAYSERVICE"
 """Environment variable with the RayService of the task, as `NAMESPACE/NAME`; in a pod, also `NAME`."""
@@ -117,12 +117,11 @@ def scale_clusters(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _require_rendered(recipe: Recipe, document: Document, *, service: RayServiceRef) -> None:
-    expected = kube_name(recipe.name, max_length=MAX_NAME_LENGTH)
-    if service.name != expected:
-        raise KubernetesError(f"{RAYSERVICE} names {service}, but the RayService of {recipe.name} is {expected}")
     config = yaml.safe_load(document["spec"].get("serveConfigV2", "")) or {}
-    name = application_name(recipe.task_uri)
-    (application,) = [each for each in config.get("applications", []) if each["name"] == name] or [{}]
+    applications = {each["name"]: each for each in config.get("applications", [])}
+    application = applications.get(application_name(recipe.task_uri))
+    if application is None:
+        raise KubernetesError(f"{service} does not serve {recipe.task_uri}; check {RAYSERVICE} and the recipe")
     deployed = ServingConfig.model_validate(application.get("args", {}).get("serving", {}))
     for field in ("min_replicas", "max_replicas"):
         wanted, has = getattr(recipe.serving, field), getattr(deployed, field)

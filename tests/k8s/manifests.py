@@ -17,16 +17,17 @@ KUBECTL = Path(sys.executable).parent / "kubectl"
 Document = dict[str, Any]
 
 ENVIRONMENTS = {
-    "dev": ("dev", "dev/job"),
+    "dev": ("dev", "dev/preflight", "dev/job"),
     "staging": (
         "staging",
         "staging/service",
+        "staging/preflight",
         "staging/job",
         "staging/promote",
         "staging/watch",
         "staging/monitoring",
     ),
-    "prod": ("prod", "prod/service", "prod/job", "prod/promote", "prod/watch", "prod/monitoring"),
+    "prod": ("prod", "prod/service", "prod/preflight", "prod/job", "prod/promote", "prod/watch", "prod/monitoring"),
 }
 """The parts of each overlay, which are applied separately."""
 PARTS = tuple(part for parts in ENVIRONMENTS.values() for part in parts)

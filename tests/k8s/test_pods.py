@@ -156,7 +156,7 @@ def test_accounts_mount_no_token_and_only_training_and_release_write_the_registr
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
     for pod in pods_of(documents):
         role, account = pod.labels["tailorbird.io/role"], pod.spec.get("serviceAccountName")
-        trusted = dict.fromkeys(("shared", "watch"), "training") | {"client": "release"}
+        trusted = dict.fromkeys(("preflight", "shared", "watch"), "training") | {"client": "release"}
         assert account == ({"store": None, "pushgateway": None} | trusted).get(role, role)
         assert account is None or account in accounts
     writers = [

@@ -14,7 +14,8 @@ PAGES = ("kubernetes.md", "kubernetes-operate.md")
 RUNBOOK = "\n".join((ROOT / "docs" / "deploy" / page).read_text() for page in PAGES)
 BLOCKS = re.findall(r"```\n(.*?)```", RUNBOOK, flags=re.DOTALL)
 """Commands that are run together."""
-CLIENT_JOBS = ("promote", "prove", "scale")
+JOBS = dict.fromkeys(("promote", "prove", "scale"), "promote") | {"preflight": "preflight"}
+"""Targets that are rendered as Jobs, with their folders."""
 
 
 def test_every_named_file_exists() -> None:
@@ -26,18 +27,17 @@ def test_every_named_file_exists() -> None:
 def test_every_render_target_is_documented_with_a_matching_overlay() -> None:
     commands = re.findall(r"kubectl kustomize k8s/overlays/(\S+) \| tailorbird render \S+ --to (\w+) --base -", RUNBOOK)
     assert {to for _, to in commands} == {to for to, target in TARGETS.items() if target.template is not None}
-    folders = {"rayjob": "job", "rayservice": "service"} | dict.fromkeys(CLIENT_JOBS, "promote")
-    folders |= {to: to for to in ("watch", "monitoring")}
+    folders = {"rayjob": "job", "rayservice": "service"} | JOBS | {to: to for to in ("watch", "monitoring")}
     for part, to in commands:
         assert part in PARTS
         assert Path(part).name == folders[to]
 
 
-@pytest.mark.parametrize("to", CLIENT_JOBS)
+@pytest.mark.parametrize("to", JOBS)
 def test_an_earlier_job_is_deleted_before_it_is_applied_again(to: str) -> None:
     """Kubernetes refuses to change the pod of a Job, and does not run an unchanged Job again."""
     recipe = load_recipe(ROOT / "recipes" / "icd10_chapters.yaml", overrides=("name=my-task",))
-    documents = list(yaml.safe_load_all(render_manifest(recipe, to=to, base=text_of("prod/promote")).text))
+    documents = list(yaml.safe_load_all(render_manifest(recipe, to=to, base=text_of(f"prod/{JOBS[to]}")).text))
     (name,) = (job["metadata"]["name"] for job in of_kind(documents, "Job"))
     blocks = [block for block in BLOCKS if f"--to {to} " in block]
     assert blocks
@@ -63,7 +63,7 @@ def test_a_manifest_is_not_applied_before_the_job_that_checks_the_version(to: st
 
 def test_preflight_comes_before_a_training_that_would_be_retried() -> None:
     (block,) = (block for block in BLOCKS if "--to rayjob" in block)
-    assert "tailorbird preflight" in block.split("--to rayjob")[0]
+    assert re.findall(r"--to (\w+)", block) == ["preflight", "rayjob"]
 
 
 def test_the_created_secrets_are_those_of_the_example() -> None:

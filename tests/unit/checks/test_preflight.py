@@ -98,6 +98,14 @@ def test_without_a_reachable_ray_the_nodes_are_not_checked() -> None:
     assert "were not checked" in faults["nodes"]
 
 
+def test_without_a_cluster_everything_else_is_checked() -> None:
+    facts = replace(GOOD, theirs=None, cluster=None, without_cluster=True)
+    lines = check_facts(recipe(), facts)
+    assert passes(lines)
+    assert [line.name for line in lines] == ["data.train", "registry", "base model", "nodes"]
+    assert not passes(check_facts(recipe(), replace(facts, written=WriteCheck(fault="denied"))))
+
+
 @pytest.mark.parametrize(
     "theirs", [Versions("2.59.0", "3.11.7"), Versions("2.60.0", "3.12.1"), Versions("2.60.0", "3.11.9")]
 )

@@ -178,7 +178,7 @@ def test_a_manifest_that_was_not_applied_is_not_scaled(kubernetes: Kubernetes) -
     kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[group("cpu", 1, 3)])
     with pytest.raises(KubernetesError, match=r"has serving.max_replicas=2, but the recipe has 8; first apply"):
         scale_clusters(recipe("serving.max_replicas=8"))
-    with pytest.raises(KubernetesError, match="the RayService of other is other"):
+    with pytest.raises(KubernetesError, match="prod/icd10-chapters does not serve s3://models/other"):
         scale_clusters(recipe("name=other"))
     kubernetes.objects[SERVICE]["status"] = {}
     with pytest.raises(KubernetesError, match="has no cluster yet"):

@@ -1,0 +1,135 @@
+"""The folder for GitOps is complete, stable and valid, and a mistake in an overlay is refused."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tailorbird.cli.app import app
+from tailorbird.config.loader import load_recipe
+from tailorbird.config.recipe import Recipe
+from tailorbird.release.kube_documents import RenderError
+from tailorbird.release.kube_environment import render_environment, require_complete, write_environment
+from tailorbird.release.manifests import ServedChampion
+from tests.k8s.crds import FILES, needs_crds, validator
+from tests.k8s.kuberay import faults
+from tests.k8s.manifests import K8S, KUBECTL, ROOT, of_kind, put
+from tests.k8s.test_schemas import KUBERNETES, WITHOUT_SCHEMA
+
+RECIPE = ROOT / "recipes" / "icd10_chapters.yaml"
+DRAINABLE = ("serving.min_replicas=2", "serving.max_replicas=3", "serving.max_replicas_per_node=1")
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe(RECIPE, overrides=(*DRAINABLE, *overrides))
+
+
+@pytest.fixture(autouse=True)
+def _served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace Serve's configuration, which needs a registry and is tested with a real S3 server."""
+    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({"a": 1}))
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The overlay `prod` with an organisation's own values instead of the examples."""
+    folder = tmp_path_factory.mktemp("own") / "k8s"
+    shutil.copytree(K8S, folder)
+    for file in (folder / "overlays").rglob("*.yaml"):
+        text = file.read_text().replace("registry.example.com", "registry.our.org").replace("0" * 64, "a1" * 32)
+        file.write_text(text.replace("111122223333", "444455556666"))
+    return folder / "overlays" / "prod"
+
+
+def parsed(text: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(text))
+
+
+def test_the_folder_contains_all_permanent_resources_once(overlay: Path, tmp_path: Path) -> None:
+    written = render_environment(recipe(), overlay=overlay)
+    write_environment(written, tmp_path)
+    built: list[dict[str, Any]] = []
+    for folder in ("platform", "icd10-chapters"):  # kustomize refuses a folder with the same document twice
+        done = subprocess.run(
+            [KUBECTL, "kustomize", str(tmp_path / folder)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        built += parsed(done.stdout)
+    kinds = {"Namespace", "ServiceAccount", "Role", "RoleBinding", "ResourceQuota", "LimitRange", "NetworkPolicy"}
+    kinds |= {"RayService", "PodDisruptionBudget", "StatefulSet", "Service", "CronJob", "ConfigMap"}
+    kinds |= {"Probe", "PrometheusRule"}
+    assert kinds <= {document["kind"] for document in built}
+    for file in ("service.yaml", "watch.yaml", "monitoring.yaml"):
+        assert "icd10-chapters" not in written.files[f"platform/{file}"]
+        assert all("icd10-chapters" in yaml.safe_dump(each) for each in parsed(written.files[f"icd10-chapters/{file}"]))
+    for document in built:
+        if document["kind"] in FILES:
+            assert faults(document) == []
+            validator(needs_crds(), document["kind"]).validate(document)
+        elif document["kind"] not in WITHOUT_SCHEMA:
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    assert written.notes[-1] == "these Secrets must exist in tailorbird-prod: ray-token, redis"
+
+
+def test_the_same_input_gives_the_same_bytes_and_other_tasks_keep_their_files(overlay: Path, tmp_path: Path) -> None:
+    first = render_environment(recipe(), overlay=overlay)
+    write_environment(first, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.yaml")}
+    write_environment(render_environment(recipe("name=another"), overlay=overlay), tmp_path)
+    write_environment(render_environment(recipe(), overlay=overlay), tmp_path)
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"platform", "icd10-chapters", "another"}
+
+
+def test_the_shipped_overlays_must_get_own_values_first() -> None:
+    with pytest.raises(RenderError, match="example value") as error:
+        render_environment(recipe(), overlay=K8S / "overlays" / "prod")
+    for part in ("registry.example.com/tailorbird@sha256:000", "valkey/valkey@sha256:000", "role/tailorbird-prod-"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value", "message"),
+    [
+        ("ServiceAccount", "metadata.name", "other", "needs the ServiceAccount training, which is not there"),
+        ("ConfigMap", "metadata.name", "other", "needs the ConfigMap ray-settings-"),
+        ("CronJob", "metadata.namespace", "elsewhere", "watch-icd10-chapters is in the namespace elsewhere, not in"),
+        ("NetworkPolicy", "metadata.name", "Gateway_1", "NetworkPolicy 'Gateway_1' has an invalid name"),
+        ("NetworkPolicy", "metadata.name", "names-and-stores", "names-and-stores is there twice"),
+    ],
+)
+def test_a_mistake_in_the_documents_is_refused(overlay: Path, kind: str, path: str, value: str, message: str) -> None:
+    written = render_environment(recipe(), overlay=overlay)
+    documents = [
+        document for path, text in written.files.items() if "kustomization" not in path for document in parsed(text)
+    ]
+    require_complete(documents, overlay=overlay)
+    matching = [each for each in of_kind(documents, kind) if each["metadata"]["name"].startswith(FIRST.get(kind, ""))]
+    put(matching[0], path, value)
+    with pytest.raises(RenderError, match=message):
+        require_complete(documents, overlay=overlay)
+
+
+FIRST = {"ServiceAccount": "training", "ConfigMap": "ray-settings"}
+"""The beginning of the name of the document to change, where there are several of a kind."""
+
+
+def test_a_folder_that_is_no_environment_is_refused(overlay: Path, tmp_path: Path) -> None:
+    with pytest.raises(RenderError, match="--overlay has 0 namespaces"):
+        render_environment(recipe(), overlay=overlay / "service")
+    with pytest.raises(RenderError, match="'platform' is that of the common folder"):
+        render_environment(recipe("name=platform"), overlay=overlay)
+    with pytest.raises(RenderError, match=r"`kubectl kustomize .*` failed"):
+        render_environment(recipe(), overlay=tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [["--overlay", "k8s", "--to", "watch"], ["--overlay", "k8s"], []])
+def test_the_command_has_either_a_target_or_an_overlay_and_a_folder(arguments: list[str]) -> None:
+    done = CliRunner().invoke(app, ["render", str(RECIPE), *arguments])
+    assert done.exit_code == 2
+    assert "--overlay" in done.output
