@@ -95,6 +95,14 @@ def test_a_validation_score_that_was_changed_after_the_models_were_frozen_is_det
     assert fault.startswith("scores on validation.candidate is 0.9 in evidence.json; in family.json it is 0.7")
 
 
+def test_changed_confusions_are_detected(task_folder: Path) -> None:
+    run = run_of(task_folder)
+    first, *others = json.loads((run / "evidence.json").read_text())["confusions"]
+    rewrite(run, confusions=[first | {"fixed": 10_000}, *others])
+    (fault,) = verify_evidence(run.as_uri())
+    assert fault.startswith("confusions.0.fixed is 10000")
+
+
 def test_a_protocol_weakened_in_both_files_is_detected(task_folder: Path) -> None:
     run = run_of(task_folder)
     registration = json.loads((run / "protocol.json").read_text())
