@@ -1,7 +1,6 @@
 """Render the HTML pages in `templates/`, and serve the OpenAPI document as JSON and as a page."""
 
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from functools import cache
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, Undefined
-from markupsafe import Markup, escape
 
 from serving.http.asgi import HTML, ID, JSON, Page, Route
 from serving.http.openapi import Schema, openapi
@@ -61,18 +59,13 @@ def _page(html: str) -> Page:
 @cache
 def _templates() -> Environment:
     templates = environment(Path(__file__).parent / "templates", undefined=Undefined)  # fields of a schema are optional
-    templates.filters |= {"prose": _prose, "curl": _curl}
+    templates.filters["curl"] = _curl
     templates.tests["error_response"] = _is_error_response
     return templates
 
 
 def _is_error_response(answer: Mapping[str, Any]) -> bool:
     return "ErrorBody" in answer["content"].get(JSON, {}).get("schema", {}).get("$ref", "")
-
-
-def _prose(text: str) -> Markup:
-    """Return the text as HTML, with text in backticks marked as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _curl(operation: Mapping[str, Any], path: str, method: str) -> str:

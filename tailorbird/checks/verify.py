@@ -25,6 +25,7 @@ from tailorbird.evaluation.report.evidence import (
 )
 from tailorbird.evaluation.report.evidence_files import MANIFEST, VALIDATION
 from tailorbird.evaluation.report.model_scores import (
+    confusions,
     mean_measures,
     reliability_by_role,
     scores_without_near_duplicates,
@@ -235,6 +236,8 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     verdict = decide(evidence.verdict_inputs(tables), protocol=evidence.protocol)
     yield from differences(evidence.verdict, verdict, at="verdict", other=RECOMPUTED)
     yield from differences(evidence.reliability, reliability_by_role(tables), at="reliability", other=RECOMPUTED)
+    if evidence.confusions is not None:
+        yield from differences(evidence.confusions, confusions(tables), at="confusions", other=RECOMPUTED)
     yield from differences(evidence.measures, mean_measures(tables), at="measures", other=RECOMPUTED)
     report, metric = evidence.data.report, evidence.protocol.metric
     contenders = evidence.family.contenders

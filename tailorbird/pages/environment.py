@@ -1,9 +1,11 @@
 """Jinja2 environments with autoescape; all pages share the components and the stylesheet in `templates/`."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
+from markupsafe import Markup, escape
 
 COMPONENTS = Path(__file__).parent / "templates"
 
@@ -13,7 +15,7 @@ def environment(folder: Path, *, undefined: type[Undefined] = StrictUndefined) -
 
     By default, a name that is not defined raises UndefinedError.
     """
-    return Environment(
+    templates = Environment(
         loader=FileSystemLoader([folder, COMPONENTS]),
         autoescape=True,
         trim_blocks=True,
@@ -21,6 +23,13 @@ def environment(folder: Path, *, undefined: type[Undefined] = StrictUndefined) -
         undefined=undefined,
         extensions=["jinja2.ext.do"],
     )
+    templates.filters["prose"] = prose
+    return templates
+
+
+def prose(text: str) -> Markup:
+    """Return the text as HTML, with text in backticks marked as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def plain(value: object) -> str:

@@ -12,6 +12,7 @@ from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report import evidence
 from tailorbird.evaluation.report.model_scores import (
+    confusions,
     mean_measures,
     model_scores,
     reliability_by_role,
@@ -130,6 +131,7 @@ def build_evidence(
         training=_training(trained, recipe.training),
         cost=evaluated.cost,
         reliability=reliability_by_role(predictions),
+        confusions=confusions(predictions),
         measures=mean_measures(predictions),
         distinct=scores_without_near_duplicates(
             predictions, contenders=evaluated.family.contenders, report=data.report, metric=protocol.metric

@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tailorbird.evaluation.gates.base import Bound, Gate
-from tailorbird.evaluation.report.evidence import CurveRecord, Evidence, ModelScore, ReliabilityBin, TrialRecord
+from tailorbird.evaluation.report.evidence import (
+    Confusion,
+    CurveRecord,
+    Evidence,
+    ModelScore,
+    ReliabilityBin,
+    TrialRecord,
+)
 from tailorbird.evaluation.verdict.contender_costs import money
 from tailorbird.evaluation.verdict.formatting import PERCENTAGES
 from tailorbird.evaluation.verdict.types import Verdict
@@ -216,6 +223,18 @@ def outcomes(counts: Mapping[str, int]) -> Chart:
     """Return a bar of the test rows, divided by which of the two models is right; `counts` are in this order."""
     kinds = [f"part {name}" for name in OUTCOME_CLASSES]
     return parts_bar([(name, number, kind) for (name, number), kind in zip(counts.items(), kinds, strict=True)])
+
+
+def confusion(row: Confusion, most: int) -> Chart:
+    """Return two bars from the middle: fixed errors to the left, made errors to the right, up to `most` rows each."""
+    scale = Scale(0.0, most, 50.0)
+    fixed, made = scale.at(row.fixed), scale.at(row.made)
+    marks = (
+        Box(50.0 - fixed, 4, fixed, 12, "part won", f"fixed: {row.fixed:,}"),
+        Box(50.0, 4, made, 12, "part lost", f"made: {row.made:,}"),
+        Line(50, 0, 50, 20, "axis"),
+    )
+    return Chart(marks, 20, f"fixed {row.fixed:,}, made {row.made:,}")
 
 
 def scale_of(gate: Gate) -> Scale:

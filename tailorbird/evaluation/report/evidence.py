@@ -190,6 +190,16 @@ class ReliabilityBin:
     n: int
 
 
+@dataclass(frozen=True)
+class Confusion:
+    """Test rows of one class that one of the two models answers with the same wrong class, and the other correctly."""
+
+    label: str  # the correct class
+    output: str  # the wrong answer
+    fixed: int  # rows that the incumbent answers so, and the candidate correctly
+    made: int  # rows that the candidate answers so, and the incumbent correctly
+
+
 class Evidence(StoredModel):
     """The stored record of a verdict, from which report, model card and `tailorbird verify` are computed."""
 
@@ -227,6 +237,9 @@ class Evidence(StoredModel):
     cost: CostRecord
     reliability: dict[str, tuple[ReliabilityBin, ...]]
     """Reliability bins by role; empty for chat tasks."""
+    confusions: tuple[Confusion, ...] | None = None
+    """(classification only) The confusions that the candidate fixes or makes most often; None for chat tasks, and for
+    runs that did not record them."""
     measures: dict[str, dict[str, float]]
     """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
     distinct: DistinctRecord | None

@@ -1,6 +1,7 @@
 """Values of the evidence by their path in evidence.json (`verdict.interval.0`), formatted for the report."""
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, JsonValue
@@ -25,6 +26,7 @@ FORMS: Mapping[str, Callable[[Any], str]] = {
     "money": money,
     "p": p_text,
     "plain": plain,
+    "time": lambda time: f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
     "rows": _rows,
 }
 """Formats by name; any other format is a format specification."""

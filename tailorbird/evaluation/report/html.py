@@ -50,6 +50,7 @@ def to_html(evidence: Evidence) -> str:
         evidence=evidence,
         verdict=evidence.verdict,
         figures=Figures(evidence),
+        contents=[],  # filled with the id and the title of each section
         draw=charts,
         parts=PARTS,
         duties=load_duties(),

@@ -1,5 +1,6 @@
 """Compute the scores and the reliability of the models of a run from their predictions."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -9,12 +10,13 @@ from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
 from tailorbird.evaluation.gates.calibration import NUM_BINS, has_confidences
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions
-from tailorbird.evaluation.report.evidence import DistinctRecord, ModelScore, ReliabilityBin
+from tailorbird.evaluation.report.evidence import Confusion, DistinctRecord, ModelScore, ReliabilityBin
 from tailorbird.evaluation.statistics.paired import wilson_interval
 from tailorbird.evaluation.statistics.scoring import macro_f1
 from tailorbird.evaluation.verdict.types import Verdict
 
 COMPARED = ("candidate", "incumbent")
+MAX_CONFUSIONS = 20
 
 
 def model_scores(
@@ -49,6 +51,24 @@ def reliability_by_role(tables: Mapping[str, Predictions]) -> dict[str, tuple[Re
     Empty for chat tasks, because their confidence is about tokens and not about the correctness of the answer.
     """
     return {} if tables[COMPARED[0]].measures else {role: reliability_bins(tables[role]) for role in COMPARED}
+
+
+def confusions(tables: Mapping[str, Predictions]) -> tuple[Confusion, ...] | None:
+    """Return the confusions of the test rows that only one of candidate and incumbent answers correctly.
+
+    They are sorted by the number of rows, up to `MAX_CONFUSIONS`. None for chat tasks, whose answers are texts.
+    """
+    candidate, incumbent = (tables[role] for role in COMPARED)
+    if candidate.measures:
+        return None
+    fixed, made = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for label, new, old in zip(candidate.labels, candidate.outputs, incumbent.outputs, strict=True):
+        if new == label != old:
+            fixed[label, old] += 1
+        elif old == label != new:
+            made[label, new] += 1
+    rows = [Confusion(*pair, fixed=fixed[pair], made=made[pair]) for pair in fixed | made]
+    return tuple(sorted(rows, key=lambda row: (-row.fixed - row.made, row.label, row.output))[:MAX_CONFUSIONS])
 
 
 def mean_measures(tables: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:

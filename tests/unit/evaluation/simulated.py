@@ -32,7 +32,7 @@ from tailorbird.evaluation.report.evidence import (
     TrainingRecord,
     TrialRecord,
 )
-from tailorbird.evaluation.report.model_scores import mean_measures, model_scores, reliability_by_role
+from tailorbird.evaluation.report.model_scores import confusions, mean_measures, model_scores, reliability_by_role
 from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import decide
@@ -255,6 +255,7 @@ def evidence_of(
             verdict=verdict,
         ),
         reliability=reliability_by_role(tables),
+        confusions=confusions(tables),
         measures=mean_measures(tables),
         distinct=None,
         champion=None,

@@ -7,8 +7,8 @@ import pytest
 
 from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import DistinctRecord
-from tailorbird.evaluation.report.model_scores import scores_without_near_duplicates
+from tailorbird.evaluation.report.evidence import Confusion, DistinctRecord
+from tailorbird.evaluation.report.model_scores import confusions, scores_without_near_duplicates
 from tests.unit.evaluation.simulated import Simulation, report_of
 
 LABELS = ("a", "b", "b", "a")
@@ -77,3 +77,22 @@ def test_a_sample_of_compared_rows_gives_no_scores() -> None:
         )
         is None
     )
+
+
+def without_measures(outputs: str) -> Predictions:
+    return replace(table_of(outputs), measures={})
+
+
+def test_a_confusion_counts_the_rows_that_only_one_model_answers_correctly() -> None:
+    tables = {"candidate": without_measures("abac"), "incumbent": without_measures("bbba")}  # the labels are a, b, b, a
+    assert confusions(tables) == (
+        Confusion("a", "b", fixed=1, made=0),
+        Confusion("a", "c", fixed=0, made=1),
+        Confusion("b", "a", fixed=0, made=1),
+    )
+    same = {role: without_measures("bbba") for role in tables}
+    assert confusions(same) == ()
+
+
+def test_chat_tasks_have_no_confusions() -> None:
+    assert confusions(TABLES) is None

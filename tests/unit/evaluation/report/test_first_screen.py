@@ -1,0 +1,68 @@
+"""The first screen of the report, its chart, and the structure of the page for screen readers."""
+
+import json
+import re
+from itertools import pairwise
+
+import pytest
+
+from tailorbird.evaluation.report import charts
+from tailorbird.evaluation.report.html import to_html
+from tailorbird.pages.charts import Box, Dot
+from tests.unit.evaluation.report.test_html import SIMULATIONS, Page, evidence_for, value_at
+
+
+@pytest.mark.parametrize("outcome", SIMULATIONS)
+def test_the_first_screen_answers_four_questions_and_draws_every_contender(outcome: str) -> None:
+    evidence = evidence_for(outcome)
+    page = Page(to_html(evidence))
+    questions = ("What should I do?", "How sure is this?", "What does it cost?", "What would change it?")
+    places = [page.text.index(question) for question in (*questions, "Candidate against incumbent")]
+    assert places == sorted(places)
+    drawn = next(str(attrs["aria-label"]) for tag, attrs in page.tags if tag == "svg")
+    roles = ["incumbent", "candidate", *(["hybrid"] if evidence.verdict.hybrid else [])]
+    roles += [contender.role for contender in evidence.verdict.contenders]
+    assert re.findall(r"(\w+)(?: \(selected\))? [\d.]+%", drawn) == roles
+    assert f"{evidence.verdict.winner} (selected)" in drawn
+    assert ("a month" in drawn) == bool(evidence.verdict.costs)
+
+
+def test_the_band_of_the_first_chart_is_the_minimum_gain_above_the_incumbent() -> None:
+    evidence = evidence_for("STAY")
+    marks = charts.contenders(evidence).marks
+    (band,) = [mark for mark in marks if isinstance(mark, Box) and mark.kind == "band"]
+    models = {str(mark.title).split(",")[0]: mark for mark in marks if isinstance(mark, Dot)}
+    assert models["incumbent"].x == pytest.approx(band.x, abs=0.01)
+    verdict = evidence.verdict
+    per_point = (models["candidate"].x - models["incumbent"].x) / verdict.gain
+    assert band.width == pytest.approx(per_point * verdict.minimum_gain, abs=0.05)
+
+
+def test_contenders_of_nearly_the_same_cost_are_drawn_next_to_each_other() -> None:
+    evidence = evidence_for("FINE_TUNE")
+    dots = [mark for mark in charts.contenders(evidence).marks if isinstance(mark, Dot)]
+    at_left = [dot.shift for dot in dots if dot.x < charts.SAME_COST]
+    assert len(at_left) > 1
+    assert len(set(at_left)) == len(at_left)
+
+
+def test_every_value_links_to_its_exact_value_and_every_section_is_in_the_contents() -> None:
+    evidence = evidence_for()
+    page = Page(to_html(evidence))
+    links = {attrs["data-from"]: attrs["href"] for tag, attrs in page.tags if tag == "a" and "data-from" in attrs}
+    assert len(links) > 100
+    assert all(href == f"#evidence.{path}" for path, href in links.items())
+    assert json.dumps(value_at(evidence, "verdict.gain")) in page.text
+    sections = {attrs["id"] for tag, attrs in page.tags if tag == "section" and "id" in attrs}
+    assert {"gain", "gates", "contenders", "costs", "values"} <= sections
+    assert sections <= {str(attrs.get("href"))[1:] for tag, attrs in page.tags if tag == "a"}
+
+
+def test_every_table_has_a_caption_and_headings_do_not_skip_a_level() -> None:
+    tags = Page(to_html(evidence_for("HYBRID"))).tags
+    names = [tag for tag, _ in tags]
+    assert names.count("table") == names.count("caption") > 5
+    levels = [int(tag[1]) for tag in names if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert all("aria-label" in attrs for tag, attrs in tags if tag == "svg")
