@@ -22,7 +22,8 @@ class CommandGroup(TyperGroup):
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, pretty_exceptions_enable=False)
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(train.init, train.preflight, train.run, train.baseline, train.sweep, train.evaluate),
-    *(release.promote, release.rollback, release.serve, release.scale, release.score, release.key, release.render),
+    *(release.promote, release.rollback, release.serve, release.scale, release.score, release.key),
+    *(release.render, release.iam),
     *(registry.models, registry.verify, registry.report, registry.compare, registry.security_log),
     *(operate.watch, operate.reevaluate, jobs.submit, local.doctor),
 )

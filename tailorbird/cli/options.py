@@ -101,6 +101,7 @@ def read_text(path: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}; give the path of a writable file") from None

@@ -1,5 +1,6 @@
 """Commands that release a version."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -227,6 +228,36 @@ def render(
         options.write_text(output, done.text)
         lines = [f"wrote {output}"]
     options.print_result({"to": to, "text": done.text, "notes": list(done.notes)}, as_json=as_json, lines=lines)
+
+
+def iam(
+    recipe: options.RecipePath,
+    overrides: options.Overrides = None,
+    namespace: Annotated[str, typer.Option(help="Namespace of the pods.")] = "tailorbird-prod",
+    account_id: Annotated[str | None, typer.Option(help="AWS account, for IRSA.")] = None,
+    oidc_provider: Annotated[
+        str | None, typer.Option(metavar="HOST/PATH", help="Issuer of the EKS cluster, for IRSA.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for one file per document. Default: print all.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write AWS IAM policies for the service accounts `training` and `serving`, with the rights that a recipe needs.
+
+    Without --account-id and --oidc-provider, the trust policies are for EKS Pod Identity.
+
+    Example: tailorbird iam recipes/my_task.yaml --output policies
+    """
+    from tailorbird.release.iam import Cluster, role_documents
+
+    cluster = Cluster(namespace, account_id=account_id, oidc_provider=oidc_provider)
+    documents = role_documents(options.read_recipe(recipe, overrides), cluster=cluster)
+    lines = [json.dumps(documents, indent=1)]
+    if output is not None:
+        lines = []
+        for name, document in documents.items():
+            options.write_text(output / f"{name}.json", json.dumps(document, indent=1) + "\n")
+            lines.append(f"wrote {output / name}.json")
+    options.print_result(documents, as_json=as_json, lines=lines)
 
 
 def _print_notes(notes: Sequence[str]) -> None:

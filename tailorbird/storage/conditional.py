@@ -78,7 +78,7 @@ def read_versioned(uri: str) -> tuple[bytes, str] | None:
                 return None
             return bytes(client.cat_file(path, max_concurrency=1)), str(info["ETag"])
         except (OSError, ClientError, BotoCoreError) as error:
-            if not s3.is_absent(error):
+            if not s3.is_absent(error, uri=uri):
                 raise
             s3.require_bucket(uri)
             return None
@@ -100,7 +100,7 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
     try:
         answer = s3.conditional_client().pipe_file(path, data, chunksize=max(1, len(data)), **condition)
     except (OSError, ClientError, BotoCoreError) as error:
-        if s3.is_conflict(error) or (etag is not None and s3.is_absent(error)):
+        if s3.is_conflict(error) or (etag is not None and s3.is_absent(error, uri=uri)):
             raise _precondition_failed(uri, etag=etag) from error
         raise s3.to_storage_error(uri, error) from error
     return str(answer["ETag"])

@@ -43,6 +43,7 @@ _UNREACHABLE = (
 _NO_BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "specified bucket does not exist")
 _CONFLICT = ("PreconditionFailed", "ConditionalRequestConflict")
 _ABSENT = ("NoSuchKey", "RESOURCE_NOT_FOUND")
+_READS = ("HeadObject", "GetObject")
 
 
 class StorageError(ValueError):
@@ -152,6 +153,21 @@ class _S3(pafs.S3FileSystem):  # type: ignore[misc]
     def __reduce__(self) -> tuple[Any, ...]:
         return _with_attempts, (self.chosen.num_attempts,)
 
+    def get_file_info(self, paths_or_selector: Any) -> Any:
+        """Return the state of a path, also if the role may list only below a prefix of the bucket.
+
+        Then S3 answers 403 to HeadBucket, and to HeadObject for keys that do not exist.
+        """
+        try:
+            return super().get_file_info(paths_or_selector)
+        except OSError as error:
+            if not isinstance(paths_or_selector, str) or not _has_code(error, _REFUSED):
+                raise
+            listed = _type_in_listing(paths_or_selector)
+            if listed in (None, pafs.FileType.File):  # a listed file that S3 refuses to read
+                raise
+            return pafs.FileInfo(paths_or_selector, type=listed)
+
 
 @lru_cache(maxsize=8)
 def _s3(chosen: Settings) -> _S3:
@@ -196,11 +212,32 @@ def require_bucket(uri: str) -> None:
         raise _no_bucket(uri)
 
 
+def _type_in_listing(path: str) -> pafs.FileType | None:
+    """Return the type of `bucket/key` in a list of objects; None if the role may not list it.
+
+    A bucket is always a directory, because S3 answers 404 to HeadBucket for a bucket that does not exist.
+    """
+    bucket, _, key = path.rstrip("/").partition("/")
+    if not key:
+        return pafs.FileType.Directory
+    list_objects = conditional_client().call_s3
+    try:  # keys are sorted, so a key is listed before longer ones that begin with it
+        first, below = (
+            list_objects("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
+            for prefix in (key, f"{key}/")
+        )
+    except (OSError, ClientError, BotoCoreError):
+        return None
+    if first and first[0]["Key"] == key:
+        return pafs.FileType.File
+    return pafs.FileType.Directory if below else pafs.FileType.NotFound
+
+
 def to_storage_error(uri: str, error: Exception) -> StorageError:
     """Return a StorageError for an error of a storage client. Its line has the URI, the cause and the next step."""
     if _has_code(error, _NO_BUCKET):
         return _no_bucket(uri)
-    if isinstance(error, FileNotFoundError) or is_absent(error):
+    if is_absent(error, uri=uri):
         try:
             require_bucket(uri)
         except StorageError as missing:
@@ -210,7 +247,7 @@ def to_storage_error(uri: str, error: Exception) -> StorageError:
         return StorageError(f"{uri} does not exist; check the URI, or create it first")
     if parse(uri)[0] == "file":
         return StorageError(f"{uri}: {getattr(error, 'strerror', None) or error}; check the path and its permissions")
-    if _has_code(error, _REFUSED) or isinstance(error, PermissionError):
+    if _is_refused(error):
         remedy = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role's policy"
         return StorageError(f"{uri}: access denied by {_endpoint()}; {remedy} ({error})")
     if _has_code(error, _UNREACHABLE) or isinstance(error, (ConnectionError, TimeoutError)):
@@ -233,9 +270,20 @@ def _has_code(error: Exception, codes: tuple[str, ...]) -> bool:
     return any(code in text for code in codes)
 
 
-def is_absent(error: Exception) -> bool:
-    """Return True if an error means that the object does not exist."""
-    return isinstance(error, FileNotFoundError) or _has_code(error, _ABSENT)
+def is_absent(error: Exception, *, uri: str) -> bool:
+    """Return True if an error of a request for `uri` means that the object does not exist.
+
+    S3 answers 403 to the read of such an object if the role may list only below a prefix of the bucket.
+    """
+    if isinstance(error, FileNotFoundError) or _has_code(error, _ABSENT):
+        return True
+    scheme, path = parse(uri)
+    refused_read = scheme == "s3" and _is_refused(error) and _has_code(error, _READS)
+    return refused_read and _type_in_listing(path) == pafs.FileType.NotFound
+
+
+def _is_refused(error: Exception) -> bool:
+    return isinstance(error, PermissionError) or _has_code(error, _REFUSED)
 
 
 def is_conflict(error: Exception) -> bool:

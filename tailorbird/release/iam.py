@@ -1,0 +1,174 @@
+"""Write AWS IAM policies for the roles of a recipe, from the URIs that it names.
+
+Actions, condition keys and trust policies are those of AWS's documentation (Amazon S3, EKS Pod Identity, IRSA).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tailorbird.config.recipe import Recipe
+from tailorbird.release.kube_documents import Document
+from tailorbird.storage.s3 import parse
+
+READ = ("s3:GetObject",)
+CREATE = ("s3:PutObject", "s3:AbortMultipartUpload")
+WRITE = (*READ, *CREATE, "s3:DeleteObject")
+ACCOUNT_ID = re.compile(r"\d{12}")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The Kubernetes service accounts that may use the roles.
+
+    With `oidc_provider` (the cluster's issuer without `https://`) and the 12 digits of `account_id`, pods get a role by
+    the annotation of their service account (IRSA); without both, by an association of EKS Pod Identity.
+    """
+
+    namespace: str
+    account_id: str | None = None
+    oidc_provider: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.account_id is None) != (self.oidc_provider is None):
+            raise ValueError("give both --account-id and --oidc-provider for IRSA, or neither for EKS Pod Identity")
+        if self.account_id is not None and not ACCOUNT_ID.fullmatch(self.account_id):
+            raise ValueError(f"--account-id {self.account_id!r} is not the 12 digits of an AWS account")
+
+
+@dataclass(frozen=True)
+class _Rights:
+    """The URIs that a role may use; each is an object or a folder."""
+
+    read: tuple[str, ...] = ()
+    create: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    list_bucket: tuple[str, ...] = ()
+    """URIs whose whole bucket the role may list."""
+
+
+def role_documents(recipe: Recipe, *, cluster: Cluster) -> dict[str, Document]:
+    """Return the policies and trust policies of the roles `training` and `serving`, by file name without suffix.
+
+    URIs on other stores than S3 are omitted. Raises ValueError if the registry is not on S3.
+    """
+    if not recipe.registry.startswith("s3://"):
+        raise ValueError(f"registry {recipe.registry!r} is not on S3; set an s3:// URI, to which roles can have access")
+    rights = {"training": _training_rights(recipe), "serving": _serving_rights(recipe)}
+    documents: dict[str, Document] = {}
+    for account, own in rights.items():
+        documents[f"{account}-policy"] = _policy(own)
+        documents[f"{account}-trust"] = _trust(account, cluster=cluster)
+    return documents
+
+
+def _training_rights(recipe: Recipe) -> _Rights:
+    """Return the rights of runs, `promote` and `watch`.
+
+    Ray stores checkpoints with pyarrow, which sends HeadBucket before it creates a folder. AWS allows this request only
+    to a role that may list the whole bucket (apache/arrow#49949).
+    """
+    data, serving, registry = recipe.data, recipe.serving, recipe.registry
+    read = (*data.train_uris, data.validation, data.test, recipe.base_model, recipe.evaluation.retrieval_encoder)
+    return _Rights(
+        read=_on_s3(*read, serving.request_log, serving.api_keys),
+        create=(f"{registry}/_security_log",),
+        write=(recipe.task_uri, f"{registry}/_base", f"{registry}/_ledger"),
+        list_bucket=(registry,),
+    )
+
+
+def _serving_rights(recipe: Recipe) -> _Rights:
+    """Return the rights of replicas and of the batches that they start."""
+    serving, registry = recipe.serving, recipe.registry
+    batches = (f"{recipe.task_uri}/batches", *serving.batch_prefixes) if serving.batch_prefixes else ()
+    return _Rights(
+        read=(recipe.task_uri, f"{registry}/_base", *_on_s3(serving.api_keys, serving.subject_key)),
+        create=(*_on_s3(serving.request_log), f"{registry}/_security_log"),
+        write=batches,
+    )
+
+
+def _on_s3(*uris: str | None) -> tuple[str, ...]:
+    return tuple(uri for uri in uris if uri is not None and uri.startswith("s3://"))
+
+
+def _policy(rights: _Rights) -> Document:
+    statements = [
+        {"Sid": name, "Effect": "Allow", "Action": [*actions], "Resource": _object_arns(uris)}
+        for name, actions, uris in (
+            ("Read", READ, rights.read),
+            ("Create", CREATE, rights.create),
+            ("Write", WRITE, rights.write),
+        )
+        if uris
+    ]
+    whole = {_bucket_and_key(uri)[0] for uri in rights.list_bucket}
+    for bucket in sorted(whole):
+        statements.append(_list_statement(bucket, prefixes=[], number=len(statements)))
+    prefixes: dict[str, list[str]] = {}
+    for uri in (*rights.read, *rights.write):
+        bucket, key = _bucket_and_key(uri)
+        if bucket not in whole:
+            prefixes.setdefault(bucket, []).extend((key, f"{key}/*") if key else ("*",))
+    for bucket, own in sorted(prefixes.items()):
+        statements.append(_list_statement(bucket, prefixes=sorted(set(own)), number=len(statements)))
+    return {"Version": "2012-10-17", "Statement": statements}
+
+
+def _list_statement(bucket: str, *, prefixes: Sequence[str], number: int) -> Document:
+    """Allow to list a bucket, below the prefixes if there are any."""
+    condition = {"Condition": {"StringLike": {"s3:prefix": [*prefixes]}}} if prefixes else {}
+    return {
+        "Sid": f"List{number}",
+        "Effect": "Allow",
+        "Action": ["s3:ListBucket"],
+        "Resource": _arn(bucket),
+    } | condition
+
+
+def _object_arns(uris: Sequence[str]) -> list[str]:
+    """Return the ARNs of each object, and of the objects below it in case it is a folder."""
+    arns = set()
+    for uri in uris:
+        bucket, key = _bucket_and_key(uri)
+        arns |= {_arn(f"{bucket}/{key}"), _arn(f"{bucket}/{key}/*")} if key else {_arn(f"{bucket}/*")}
+    return sorted(arns)
+
+
+def _bucket_and_key(uri: str) -> tuple[str, str]:
+    """Return the bucket and the key of a URI, with characters that IAM would expand replaced by themselves."""
+    bucket, _, key = parse(uri)[1].rstrip("/").partition("/")
+    return bucket, re.sub(r"[*?$]", r"${\g<0>}", key)
+
+
+def _arn(path: str) -> str:
+    return f"arn:aws:s3:::{path}"
+
+
+def _trust(account: str, *, cluster: Cluster) -> Document:
+    """Return the trust policy that lets the pods of a service account use the role."""
+    if cluster.oidc_provider is None:
+        statement: Document = {
+            "Principal": {"Service": "pods.eks.amazonaws.com"},
+            "Action": ["sts:AssumeRole", "sts:TagSession"],
+            "Condition": {
+                "StringEquals": {
+                    "aws:RequestTag/kubernetes-namespace": cluster.namespace,
+                    "aws:RequestTag/kubernetes-service-account": account,
+                }
+            },
+        }
+    else:
+        provider = cluster.oidc_provider.removeprefix("https://")
+        statement = {
+            "Principal": {"Federated": f"arn:aws:iam::{cluster.account_id}:oidc-provider/{provider}"},
+            "Action": "sts:AssumeRoleWithWebIdentity",
+            "Condition": {
+                "StringEquals": {
+                    f"{provider}:sub": f"system:serviceaccount:{cluster.namespace}:{account}",
+                    f"{provider}:aud": "sts.amazonaws.com",
+                }
+            },
+        }
+    return {"Version": "2012-10-17", "Statement": [{"Effect": "Allow"} | statement]}

@@ -1,0 +1,152 @@
+"""The policies allow what the code does with S3, and nothing else; a small evaluator decides like IAM."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tailorbird.cli.app import app
+from tailorbird.config.loader import load_recipe
+from tailorbird.release.iam import Cluster, role_documents
+
+ROOT = Path(__file__).parents[3]
+RECIPE = str(ROOT / "recipes" / "icd10_demo.yaml")
+URIS = (
+    "name=my-task",
+    "registry=s3://models/team",
+    "data.train=s3://lake/rows/train",
+    "data.test=null",
+    "data.validation=null",
+    "serving.api_keys=s3://secrets/keys.txt",
+    "serving.request_log=s3://logs/requests",
+)
+PODS = Cluster("tailorbird-prod")
+
+
+def documents(*overrides: str, cluster: Cluster = PODS) -> dict[str, Any]:
+    return role_documents(load_recipe(RECIPE, overrides=(*URIS, *overrides)), cluster=cluster)
+
+
+def allows(policy: dict[str, Any], action: str, path: str, *, prefix: str | None = None) -> bool:
+    """Return True if IAM allows the action on `bucket` or `bucket/key`; `prefix` is that of a list request."""
+    for statement in policy["Statement"]:
+        resources = statement["Resource"]
+        patterns = resources if isinstance(resources, list) else [resources]
+        prefixes = statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix")
+        listed = prefixes is None or (prefix is not None and any(matches(each, prefix) for each in prefixes))
+        if action in statement["Action"] and any(matches(each, f"arn:aws:s3:::{path}") for each in patterns) and listed:
+            return True
+    return False
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Match like IAM: `*` and `?` are wildcards, and `${*}`, `${?}` and `${$}` the characters themselves."""
+    parts = [
+        re.escape(part[2]) if len(part) == 4 else {"*": ".*", "?": "."}.get(part, re.escape(part))
+        for part in re.findall(r"\$\{[*?$]\}|.", pattern)
+    ]
+    return re.fullmatch("".join(parts), text, re.DOTALL) is not None
+
+
+def test_replicas_read_the_task_and_create_log_files_only() -> None:
+    policy = documents()["serving-policy"]
+    champion, event = "models/team/my-task/champion.json", "models/team/_security_log/2026-01-01/a.json"
+    assert allows(policy, "s3:GetObject", champion)
+    assert allows(policy, "s3:GetObject", "models/team/_base/minilm/model.safetensors")
+    assert allows(policy, "s3:GetObject", "secrets/keys.txt")
+    assert allows(policy, "s3:PutObject", "logs/requests/day=2026-01-01/a.parquet")
+    assert allows(policy, "s3:PutObject", event)
+    for action, path in (
+        ("s3:PutObject", champion),
+        ("s3:DeleteObject", champion),
+        ("s3:GetObject", "models/team/my-task-2/champion.json"),
+        ("s3:GetObject", "lake/rows/train/part.parquet"),
+        ("s3:GetObject", "logs/requests/day=2026-01-01/a.parquet"),
+        ("s3:GetObject", event),
+        ("s3:DeleteObject", event),
+        ("s3:PutObject", "models/team/my-task/batches/a.json"),
+    ):
+        assert not allows(policy, action, path), (action, path)
+
+
+def test_replicas_list_only_below_the_prefixes_that_they_read() -> None:
+    policy = documents()["serving-policy"]
+    assert allows(policy, "s3:ListBucket", "models", prefix="team/my-task/versions/1/")
+    assert allows(policy, "s3:ListBucket", "models", prefix="team/my-task")
+    assert not allows(policy, "s3:ListBucket", "models", prefix="team/other/")
+    assert not allows(policy, "s3:ListBucket", "models")  # HeadBucket, and a list of the whole bucket
+
+
+def test_batches_are_written_only_if_the_recipe_allows_them() -> None:
+    policy = documents("serving.batch_prefixes=[s3://lake/batches]")["serving-policy"]
+    for path in ("models/team/my-task/batches/a.json", "lake/batches/in/part.parquet"):
+        for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject"):
+            assert allows(policy, action, path)
+    assert allows(policy, "s3:ListBucket", "lake", prefix="lake/batches/") is False
+    assert allows(policy, "s3:ListBucket", "lake", prefix="batches/in/")
+
+
+def test_a_training_writes_its_task_and_the_shared_folders_and_reads_the_data() -> None:
+    policy = documents()["training-policy"]
+    for path in ("my-task/stages/a/b", "_base/minilm/model.safetensors", "_ledger/accesses.json"):
+        assert allows(policy, "s3:PutObject", f"models/team/{path}")
+        assert allows(policy, "s3:DeleteObject", f"models/team/{path}")
+    assert allows(policy, "s3:GetObject", "lake/rows/train/part.parquet")
+    assert allows(policy, "s3:ListBucket", "lake", prefix="rows/train/")
+    assert allows(policy, "s3:GetObject", "logs/requests/day=2026-01-01/a.parquet")  # `watch`
+    assert allows(policy, "s3:ListBucket", "models")  # HeadBucket, which pyarrow sends before it writes a checkpoint
+    for action, path in (
+        ("s3:PutObject", "lake/rows/train/part.parquet"),
+        ("s3:PutObject", "models/team/other/champion.json"),
+        ("s3:GetObject", "models/team/_security_log/2026-01-01/a.json"),
+        ("s3:GetObject", "models/other-team/my-task/champion.json"),
+    ):
+        assert not allows(policy, action, path), (action, path)
+
+
+def test_a_wildcard_in_a_key_matches_only_itself() -> None:
+    policy = documents("data.train=s3://lake/a*b?c$d")["training-policy"]
+    assert allows(policy, "s3:GetObject", "lake/a*b?c$d/part")
+    assert not allows(policy, "s3:GetObject", "lake/a-x-b-c$d/part")
+
+
+def test_only_the_pods_of_one_service_account_and_namespace_may_use_a_role() -> None:
+    irsa = Cluster("tailorbird-prod", account_id="111122223333", oidc_provider="https://oidc.example.com/id/AB")
+    (statement,) = documents(cluster=irsa)["serving-trust"]["Statement"]
+    assert statement["Principal"] == {"Federated": "arn:aws:iam::111122223333:oidc-provider/oidc.example.com/id/AB"}
+    assert statement["Condition"]["StringEquals"] == {
+        "oidc.example.com/id/AB:sub": "system:serviceaccount:tailorbird-prod:serving",
+        "oidc.example.com/id/AB:aud": "sts.amazonaws.com",
+    }
+    (statement,) = documents()["training-trust"]["Statement"]
+    assert statement["Condition"]["StringEquals"] == {
+        "aws:RequestTag/kubernetes-namespace": "tailorbird-prod",
+        "aws:RequestTag/kubernetes-service-account": "training",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"account_id": "111122223333"}, "give both --account-id and --oidc-provider"),
+        ({"account_id": "12", "oidc_provider": "x"}, "not the 12 digits"),
+    ],
+)
+def test_an_incomplete_or_invalid_cluster_is_refused(changed: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Cluster("tailorbird-prod", **changed)
+
+
+def test_a_registry_on_a_disk_is_refused() -> None:
+    with pytest.raises(ValueError, match="is not on S3"):
+        documents("registry=file:///models")
+
+
+def test_the_command_writes_one_file_per_document(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["iam", RECIPE, *URIS, "--output", str(tmp_path / "new")])
+    assert done.exit_code == 0, done.output
+    written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "new").iterdir()}
+    assert written == documents()
