@@ -241,7 +241,7 @@ def iam(
     output: Annotated[Path | None, typer.Option(help="Folder for one file per document. Default: print all.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write AWS IAM policies for the service accounts `training` and `serving`, with the rights that a recipe needs.
+    """Write AWS IAM policies for the service accounts of `k8s/`, with the rights that a recipe needs.
 
     Without --account-id and --oidc-provider, the trust policies are for EKS Pod Identity.
 

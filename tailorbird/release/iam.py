@@ -48,13 +48,17 @@ class _Rights:
 
 
 def role_documents(recipe: Recipe, *, cluster: Cluster) -> dict[str, Document]:
-    """Return the policies and trust policies of the roles `training` and `serving`, by file name without suffix.
+    """Return the policies and trust policies of the three service accounts, by file name without suffix.
 
     URIs on other stores than S3 are omitted. Raises ValueError if the registry is not on S3.
     """
     if not recipe.registry.startswith("s3://"):
         raise ValueError(f"registry {recipe.registry!r} is not on S3; set an s3:// URI, to which roles can have access")
-    rights = {"training": _training_rights(recipe), "serving": _serving_rights(recipe)}
+    rights = {
+        "training": _training_rights(recipe),
+        "release": _release_rights(recipe),
+        "serving": _serving_rights(recipe),
+    }
     documents: dict[str, Document] = {}
     for account, own in rights.items():
         documents[f"{account}-policy"] = _policy(own)
@@ -63,19 +67,32 @@ def role_documents(recipe: Recipe, *, cluster: Cluster) -> dict[str, Document]:
 
 
 def _training_rights(recipe: Recipe) -> _Rights:
-    """Return the rights of runs, `promote` and `watch`.
+    """Return the rights of runs and of `watch`.
 
     Ray stores checkpoints with pyarrow, which sends HeadBucket before it creates a folder. AWS allows this request only
     to a role that may list the whole bucket (apache/arrow#49949).
     """
-    data, serving, registry = recipe.data, recipe.serving, recipe.registry
-    read = (*data.train_uris, data.validation, data.test, recipe.base_model, recipe.evaluation.retrieval_encoder)
+    registry = recipe.registry
     return _Rights(
-        read=_on_s3(*read, serving.request_log, serving.api_keys),
+        read=_on_s3(*_inputs(recipe), recipe.serving.request_log),
         create=(f"{registry}/_security_log",),
         write=(recipe.task_uri, f"{registry}/_base", f"{registry}/_ledger"),
         list_bucket=(registry,),
     )
+
+
+def _release_rights(recipe: Recipe) -> _Rights:
+    """Return the rights of `promote`, `rollback` and `serve`."""
+    return _Rights(
+        read=(*_on_s3(*_inputs(recipe), recipe.serving.api_keys), f"{recipe.registry}/_base"),
+        create=(f"{recipe.registry}/_security_log",),
+        write=(recipe.task_uri,),
+    )
+
+
+def _inputs(recipe: Recipe) -> tuple[str | None, ...]:
+    data = recipe.data
+    return (*data.train_uris, data.validation, data.test, recipe.base_model, recipe.evaluation.retrieval_encoder)
 
 
 def _serving_rights(recipe: Recipe) -> _Rights:

@@ -13,7 +13,8 @@ from tailorbird.config.base import digest
 
 Document = dict[str, Any]  # a parsed YAML document
 NUM_DIGITS = 8  # digits of a digest in a name
-MAX_NAME_LENGTH = 47  # of a RayService or RayJob; the operator derives the names of services from it
+MAX_NAME_LENGTH = 40
+"""Of a RayService or RayJob. The operator accepts 47, but cuts derived names (`NAME-serve-svc`, secrets) to 50."""
 
 
 class RenderError(ValueError):
@@ -98,11 +99,10 @@ def add_secrets(pod: Document, *, variables: Sequence[str], secret: str) -> None
         ]
 
 
-def set_label(documents: Sequence[Document], *, label: str, value: str, owner: Document) -> None:
-    """Set the label wherever it occurs; append its value to the names of labelled documents except the owner."""
+def set_label(documents: Sequence[Document], *, label: str, value: str) -> None:
+    """Set the label wherever it occurs: in metadata, in pod templates, and in selectors."""
     for document in documents:
-        if _relabel(document, label=label, value=value) and document is not owner:
-            document["metadata"]["name"] += f"-{value}"
+        _relabel(document, label=label, value=value)
 
 
 def fill_in(node: Any, *, placeholder: str, value: str) -> Any:
@@ -114,15 +114,45 @@ def fill_in(node: Any, *, placeholder: str, value: str) -> Any:
     return node.replace(placeholder, value) if isinstance(node, str) else node
 
 
-def _relabel(node: Any, *, label: str, value: str) -> bool:
-    """Set the label in a node and its descendants; return True if it occurs there."""
-    children = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
-    labelled = (
-        sum(_relabel(child, label=label, value=value) for child in children) > 0
-    )  # a sum visits every child; any() would stop early
+def rename_documents(documents: Sequence[Document], *, owner: Document) -> None:
+    """Append the owner's name to the names of the other documents, change references to them, and add its labels.
+
+    Two tasks in one namespace then share no document that a prune or a deletion of one task would remove, except a
+    Gateway, to which the routes of several services can be attached.
+    """
+    suffix = f"-{owner['metadata']['name']}"
+    renamed = {}
+    for document in documents:
+        if document is not owner and document["kind"] != "Gateway":
+            metadata = document["metadata"]
+            name = metadata["name"]
+            renamed[document["kind"], name] = metadata["name"] = f"{name}{suffix}"
+            metadata["labels"] = owner["metadata"].get("labels", {}) | metadata.get("labels", {})
+    for document in documents:
+        _rename_references(document, renamed=renamed)
+
+
+def _rename_references(node: Any, *, renamed: dict[tuple[str, str], str]) -> None:
+    """Change references to renamed ConfigMaps and Services in a node and its descendants."""
+    if isinstance(node, dict):
+        settings = node.get("configMapRef")
+        if settings is not None:
+            settings["name"] = renamed.get(("ConfigMap", settings["name"]), settings["name"])
+        if "serviceName" in node:  # of a StatefulSet
+            node["serviceName"] = renamed.get(("Service", node["serviceName"]), node["serviceName"])
+        if "redisAddress" in node:
+            host, _, port = node["redisAddress"].partition(":")
+            node["redisAddress"] = f"{renamed.get(('Service', host), host)}:{port}"
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _rename_references(child, renamed=renamed)
+
+
+def _relabel(node: Any, *, label: str, value: str) -> None:
+    """Set the label in a node and its descendants."""
     if isinstance(node, dict) and label in node:
-        node[label], labelled = value, True
-    return labelled
+        node[label] = value
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _relabel(child, label=label, value=value)
 
 
 def parse_quantity(quantity: str | float) -> float:

@@ -25,7 +25,7 @@ TARGETS = {"service": "rayservice", "watch": "watch", "monitoring": "monitoring"
 """Parts of an overlay that are applied for as long as a task is served, with their targets. Jobs run once."""
 OPTIONAL = ("monitoring",)
 """Parts that an overlay may lack."""
-EXAMPLES = re.compile(r"registry\.example\.com/\S+|\S*sha256:0{64}|\S*::111122223333:\S*")
+EXAMPLES = re.compile(r"registry\.example\.com/\S+|\S*\.example\.internal\S*|\S*sha256:0{64}|\S*::111122223333:\S*")
 """Values of the shipped overlays that must be replaced."""
 NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 CLUSTER_WIDE = ("Namespace",)

@@ -42,8 +42,9 @@ ENDPOINT_KEYS = "endpoint-keys"
 CLIENT_DEADLINE_S = 1800
 """Time of a client's Job for the start of its pod and the parity check, in seconds. Its three deploys (the candidate,
 the switch, and the former state after a failure) take at most `serving.deploy_timeout_s` each."""
-SERVICE, RUN = "tailorbird.io/service", "tailorbird.io/run"
-"""Pod labels by which network policies and disruption budgets select one service or run of a namespace."""
+PUSHGATEWAY = "//pushgateway:"  # in the command of a watch
+SERVICE, STORE, RUN, WATCH = (f"tailorbird.io/{name}" for name in ("service", "store", "run", "watch"))
+"""Pod labels by which network policies and disruption budgets select one service, its store, a run or a watch."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,19 @@ def _rayjob(recipe: Recipe, documents: list[Document]) -> Rendered:
         kube_documents.add_secrets(head, variables=(_variable(endpoint.api_key),), secret=ENDPOINT_KEYS)
     job["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"python -m tailorbird run {RECIPE_FILE} --keep-log"
-    kube_documents.set_label(documents, label=RUN, value=name, owner=job)
+    kube_documents.set_label(documents, label=RUN, value=name)
+    kube_documents.rename_documents(documents, owner=job)
     return Rendered(to_yaml([_mount_recipe(recipe, head, owner=job), *documents]))
 
 
 def _watch(recipe: Recipe, documents: list[Document]) -> Rendered:
     """Render a nightly `tailorbird watch`."""
+    name = f"watch-{kube_name(recipe.name, max_length=MAX_NAME_LENGTH - len('watch-'))}"
+    documents = fill_in(documents, placeholder=PUSHGATEWAY, value=f"//pushgateway-{name}:")
     job = document_of_kind(documents, kind="CronJob")
-    job["metadata"]["name"] = f"watch-{kube_name(recipe.name, max_length=MAX_NAME_LENGTH - len('watch-'))}"
+    job["metadata"]["name"] = name
+    kube_documents.set_label(documents, label=WATCH, value=name)
+    kube_documents.rename_documents(documents, owner=job)
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     return Rendered(to_yaml([_mount_recipe(recipe, pod, owner=job), *documents]))
 
@@ -114,6 +120,7 @@ def _preflight(recipe: Recipe, documents: list[Document]) -> Rendered:
     """Render a job that runs `tailorbird preflight` where a training would run."""
     job = document_of_kind(documents, kind="Job")
     job["metadata"]["name"] = f"preflight-{kube_name(recipe.name, max_length=MAX_NAME_LENGTH)}"
+    kube_documents.rename_documents(documents, owner=job)
     return Rendered(to_yaml([_mount_recipe(recipe, job["spec"]["template"]["spec"], owner=job), *documents]))
 
 
@@ -124,6 +131,7 @@ def _client_job(recipe: Recipe, documents: list[Document], *, verb: str) -> Rend
     pod = job["spec"]["template"]["spec"]
     job["metadata"]["name"] = f"{verb}-{service}"
     job["spec"]["activeDeadlineSeconds"] = CLIENT_DEADLINE_S + math.ceil(3 * recipe.serving.deploy_timeout_s)
+    kube_documents.rename_documents(documents, owner=job)
     pod["containers"][0]["command"] = ["python", "-m", "tailorbird", verb, RECIPE_FILE]
     addresses = {
         "RAY_API_SERVER_ADDRESS": f"http://{service}-head-svc:8265",
@@ -158,7 +166,9 @@ def _rayservice(recipe: Recipe, documents: list[Document], *, name: str | None =
     service["spec"]["serveConfigV2"] = to_yaml([rendered_service.config])
     for group in cluster["workerGroupSpecs"]:
         kube_documents.add_secrets(group["template"]["spec"], variables=rendered_service.keys, secret=ENDPOINT_KEYS)
-    kube_documents.set_label(documents, label=SERVICE, value=name, owner=service)
+    for label in (SERVICE, STORE):
+        kube_documents.set_label(documents, label=label, value=name)
+    kube_documents.rename_documents(documents, owner=service)
     documents, drain_notes = require_drainable(documents, serving=serving, per_pod=per_pod)
     documents = fill_in(documents, placeholder=SERVE_SERVICE, value=f"{name}-serve-svc")
     return Rendered(to_yaml(documents), rendered_service.notes + drain_notes)
@@ -177,7 +187,8 @@ def _monitoring(recipe: Recipe, documents: list[Document]) -> Rendered:
         )
     url = f"http://{service}-serve-svc.{metadata['namespace']}:{SERVE_PORT}/readyz"
     probe["spec"]["targets"]["staticConfig"]["static"] = [url]
-    kube_documents.set_label([probe], label=SERVICE, value=service, owner={})
+    metadata["name"] += f"-{service}"
+    kube_documents.set_label([probe], label=SERVICE, value=service)
     if recipe.serving.min_replicas > 0:
         return Rendered(to_yaml(documents))
     note = f"{metadata['name']} is omitted because it would keep a replica up; delete it from the cluster if it exists"

@@ -28,6 +28,7 @@ ENVIRONMENTS = {
         "staging/monitoring",
     ),
     "prod": ("prod", "prod/service", "prod/preflight", "prod/job", "prod/promote", "prod/watch", "prod/monitoring"),
+    "onprem": ("onprem", "onprem/service", "onprem/preflight", "onprem/job", "onprem/promote", "onprem/watch"),
 }
 """The parts of each overlay, which are applied separately."""
 PARTS = tuple(part for parts in ENVIRONMENTS.values() for part in parts)

@@ -60,6 +60,11 @@ def gpu_pod(documents: list[dict[str, Any]]) -> Pod:
     return pod
 
 
+def quota_of(documents: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    (quota,) = (each for each in of_kind(documents, "ResourceQuota") if each["metadata"]["name"] == name)
+    return quota
+
+
 @pytest.mark.parametrize(("part", "kind"), [("job", "RayJob"), ("service", "RayService")])
 def test_the_operator_accepts_the_group(built: dict[str, str], part: str, kind: str) -> None:
     (owner,) = of_kind(documents_of(built[part]), kind)
@@ -79,7 +84,9 @@ def test_a_pod_takes_a_whole_node_with_shared_memory_within_its_memory(built: di
     (container,) = pod.spec["containers"]
     for kind in ("requests", "limits"):
         wanted = {"cpu": VALUES["pod"]["cpu"], "memory": VALUES["pod"]["memory"], "nvidia.com/gpu": "8"}
-        assert {name: value for name, value in container["resources"][kind].items() if name != RDMA} == wanted
+        disk = {"ephemeral-storage": VALUES["pod"]["ephemeralStorage"]} if kind == "requests" else {}
+        assert {name: value for name, value in container["resources"][kind].items() if name != RDMA} == wanted | disk
+    assert amount(VALUES["pod"]["ephemeralStorage"]) > amount(VALUES["pod"]["cache"])
     volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
     mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
     assert mounts["/dev/shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": VALUES["pod"]["sharedMemory"]}
@@ -89,7 +96,7 @@ def test_a_pod_takes_a_whole_node_with_shared_memory_within_its_memory(built: di
 
 def test_all_gpu_nodes_and_the_head_fit_the_quota(built: dict[str, str]) -> None:
     platform, job = documents_of(built["platform"]), documents_of(built["job"])
-    (quota,), (limits,) = of_kind(platform, "ResourceQuota"), of_kind(platform, "LimitRange")
+    quota, (limits,) = quota_of(platform, "training"), of_kind(platform, "LimitRange")
     for what, most in quota["spec"]["hard"].items():
         kind, _, name = what.partition(".")
         if name:  # not `pods`
@@ -137,6 +144,7 @@ def test_a_changed_value_reaches_every_place(tmp_path: Path) -> None:
     assert [container["resources"][kind]["cpu"] for kind in ("requests", "limits")] == ["60", "60"]
     assert pod.spec["volumes"][-1]["emptyDir"]["sizeLimit"] == "48Gi"
     platform = documents_of(build(tmp_path / "platform", "platform", changes=changes | {'gpus: "32"': 'gpus: "8"'}))
-    (quota,), (limits,) = of_kind(platform, "ResourceQuota"), of_kind(platform, "LimitRange")
+    quota, (limits,) = quota_of(platform, "training"), of_kind(platform, "LimitRange")
     assert quota["spec"]["hard"]["requests.nvidia.com/gpu"] == "8"
+    assert quota_of(platform, "serving")["spec"]["hard"]["requests.nvidia.com/gpu"] == "4"
     assert limits["spec"]["limits"][0]["max"]["cpu"] == "60"

@@ -210,13 +210,19 @@ def _secrets_named(value: Any) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_all_pods_and_an_upgrade_of_the_service_fit_the_quota(name: str) -> None:
+@pytest.mark.parametrize("account", ["serving", "training"])
+def test_all_pods_and_an_upgrade_of_the_service_fit_the_quota_of_their_class(name: str, account: str) -> None:
     documents = environment(name)
-    (quota,) = of_kind(documents, "ResourceQuota")
+    (quota,) = (each for each in of_kind(documents, "ResourceQuota") if each["metadata"]["name"] == account)
+    assert quota["spec"]["scopeSelector"]["matchExpressions"] == [
+        {"scopeName": "PriorityClass", "operator": "In", "values": [f"tailorbird-{account}"]}
+    ]
     taken: Counter[str] = Counter()
     for document in documents:
         times = AT_ONCE.get(document["kind"], 1)
         for pod in pods_of([document]):
+            if pod.spec["priorityClassName"] != f"tailorbird-{account}":
+                continue
             taken["pods"] += times * pod.most
             for kind in ("requests", "limits"):
                 for what in ("cpu", "memory", "nvidia.com/gpu"):
@@ -230,6 +236,32 @@ def test_all_pods_and_an_upgrade_of_the_service_fit_the_quota(name: str) -> None
         assert taken[what] <= amount(most), what
 
 
+@pytest.mark.parametrize(("_name", "pod"), ALL_PODS, ids=IDS)
+def test_every_pod_has_the_priority_class_whose_quota_it_uses(_name: str, pod: Pod) -> None:
+    """A training cannot take the room that a service needs, and a promotion starts while trainings fill their quota."""
+    classes = {each["metadata"]["name"] for each in yaml.safe_load_all((K8S / "operator/priorities.yaml").read_text())}
+    training = pod.labels["tailorbird.io/role"] in ("training", "preflight", "shared", "watch", "pushgateway")
+    assert pod.spec["priorityClassName"] == ("tailorbird-training" if training else "tailorbird-serving")
+    assert pod.spec["priorityClassName"] in classes
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_pod_without_a_class_of_ours_has_a_small_quota(name: str) -> None:
+    (quota,) = (each for each in of_kind(environment(name), "ResourceQuota") if each["metadata"]["name"] == "other")
+    (scope,) = quota["spec"]["scopeSelector"]["matchExpressions"]
+    assert (scope["operator"], sorted(scope["values"])) == ("NotIn", ["tailorbird-serving", "tailorbird-training"])
+    assert amount(quota["spec"]["hard"]["limits.cpu"]) <= 4
+
+
+@pytest.mark.parametrize(("_name", "pod"), ALL_PODS, ids=IDS)
+def test_a_pod_requests_disk_for_its_volumes(_name: str, pod: Pod) -> None:
+    """Otherwise the scheduler chooses nodes whose disk is full, and the kubelet evicts the pod."""
+    volumes = [volume["emptyDir"] for volume in pod.spec.get("volumes", []) if "emptyDir" in volume]
+    disk = sum(amount(volume["sizeLimit"]) for volume in volumes if volume.get("medium") != "Memory")
+    requested = (container["resources"]["requests"].get("ephemeral-storage", "0") for container in pod.containers)
+    assert sum(map(amount, requested)) > disk or disk == 0
+
+
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_a_disruption_budget_selects_enough_existing_pods(name: str) -> None:
     documents = environment(name)
@@ -239,6 +271,7 @@ def test_a_disruption_budget_selects_enough_existing_pods(name: str) -> None:
         "dev": set(),
         "staging": {"serving-head"},  # its only replica may be interrupted
         "prod": {"serving-workers"},  # Redis stores the head's state
+        "onprem": {"serving-workers"},
     }[name]
     for budget in budgets:
         spec = budget["spec"]
@@ -291,7 +324,7 @@ def test_a_volume_names_its_storage_class(name: str) -> None:
             assert claim["spec"]["storageClassName"]
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize("name", ["dev", "staging", "prod"])  # accounts without a cloud have credentials in secrets
 def test_every_account_has_a_role_of_its_environment(name: str) -> None:
     accounts = of_kind(environment(name), "ServiceAccount")
     roles = [account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] for account in accounts]

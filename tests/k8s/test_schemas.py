@@ -89,7 +89,6 @@ def _settings_named(value: object) -> set[str]:
         ("base/service/rayservice.yaml", "groupName: cpu", "groupName: other", "prod/service"),
         ("base/service/rayservice.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.61.0"', "prod/service"),
         ("jobs/run/rayjob.yaml", "groupName: cpu", "groupName: other", "prod/job"),
-        ("base/platform/limits.yaml", 'pods: "60"', 'pods: "61"', "dev"),
         (
             "base/platform/accounts.yaml",
             "automountServiceAccountToken: false",

@@ -107,6 +107,20 @@ def test_a_training_writes_its_task_and_the_shared_folders_and_reads_the_data() 
         assert not allows(policy, action, path), (action, path)
 
 
+def test_a_release_writes_the_task_and_lists_only_below_its_prefix() -> None:
+    policy = documents()["release-policy"]
+    assert allows(policy, "s3:PutObject", "models/team/my-task/champion.json")
+    assert allows(policy, "s3:GetObject", "lake/rows/train/part.parquet")  # the rows of the parity gate
+    assert allows(policy, "s3:ListBucket", "models", prefix="team/my-task/runs/")
+    for action, path in (
+        ("s3:PutObject", "models/team/_ledger/accesses.json"),
+        ("s3:PutObject", "models/team/_base/minilm/model.safetensors"),
+        ("s3:ListBucket", "models"),
+        ("s3:PutObject", "models/team/other/champion.json"),
+    ):
+        assert not allows(policy, action, path), (action, path)
+
+
 def test_a_wildcard_in_a_key_matches_only_itself() -> None:
     policy = documents("data.train=s3://lake/a*b?c$d")["training-policy"]
     assert allows(policy, "s3:GetObject", "lake/a*b?c$d/part")
