@@ -32,8 +32,6 @@ def watch(
         result = watch_champion(loaded, today=parse_today(day), progress=progress)
     if metrics is not None:
         options.write_text(metrics, result.metrics)
-    if push is not None:
-        push_metrics(result.metrics, to=push, model=loaded.name)
     recommendation, decision = result.recommendation, result.recommendation.challenger
     lines = [f"re-evaluation recommended: {reason}" for reason in recommendation.reasons]
     lines = lines or ["no re-evaluation is recommended"]
@@ -50,6 +48,8 @@ def watch(
         "reports": [report.model_dump(mode="json", exclude={"challenger": {"outcomes"}}) for report in result.reports],
     }
     options.print_result(value, as_json=as_json, lines=[*lines, f"page: {result.page}"])
+    if push is not None:  # last, so that the recommendation is printed even if the Pushgateway does not answer
+        push_metrics(result.metrics, to=push, model=loaded.name)
     if recommendation.reevaluate:
         raise typer.Exit(options.ExitCode.REEVALUATION_DUE)
 
