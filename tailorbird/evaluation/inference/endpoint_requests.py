@@ -2,11 +2,12 @@
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Self
+from typing import Self, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -20,9 +21,12 @@ from tailorbird.registry.endpoint import Endpoint
 from tailorbird.storage.paths import TaskPaths
 
 NUM_READERS = 16  # threads that read stored answers
+INTERRUPT_POLL_S = 0.2
 UNKNOWN = "x"  # in the name of a stored answer: the endpoint did not report a number of tokens
 _FILE = re.compile(rf"([0-9a-f]{{64}})-(\d+|{UNKNOWN})-(\d+|{UNKNOWN})\.json")
 _ANSWER = TypeAdapter(EndpointAnswer)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,41 @@ def fetch_answers(
             )
         if stored.num_unknown and limits.max_spend is not None:
             raise _spend_unknown(endpoint)
-        answers |= asyncio.run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, spent=stored.spent))
+        answers |= _run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, spent=stored.spent))
     return tuple(answers[name] for name in names)
 
 
 def request_sha256(body: Body, *, url: str) -> str:
     """Return the hash of a request; its body contains the name of the model, and no request contains the API key."""
     return digest({"url": url, "body": dict(body)})
+
+
+def _run(work: Coroutine[object, object, T]) -> T:
+    """Return the result of a coroutine. An interruption cancels it.
+
+    In a notebook, this thread already runs an event loop, so the coroutine runs in another thread.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    interrupted = threading.Event()
+
+    async def until_interrupted() -> T:
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            await asyncio.wait([task], timeout=INTERRUPT_POLL_S)
+            if interrupted.is_set():
+                task.cancel()
+        return task.result()
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(asyncio.run, until_interrupted())
+        try:
+            return running.result()
+        except BaseException:
+            interrupted.set()
+            raise
 
 
 async def _send(

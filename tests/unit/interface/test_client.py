@@ -1,6 +1,7 @@
 """The client understands the responses, streams and errors of the replicas, and keeps its key to itself."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,15 @@ def test_models_are_listed(connect: Connect, key: tuple[str, str]) -> None:
     engine.version = served
     (model,) = connect(new_chat(engine, key[1]).__serve_build_asgi_app__(), api_key=key[0]).models()
     assert (model.id, model.version, model.kind, model.digest) == ("champion", served.version, served.kind, "d")
+
+
+def test_a_proxy_in_the_environment_does_not_see_requests_without_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = {"id": "1", "version": "v", "choices": [{"message": {"content": "a dog"}, "finish_reason": "stop"}]}
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # no server listens there
+    with endpoint_server(lambda _body, _number: Reply(content=json.dumps(event).encode())) as server:
+        assert Client(server.url.removesuffix("/v1"), api_key="tb-key").chat("x").output == "a dog"
+        assert server.authorizations == ["Bearer tb-key"]
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", ""])

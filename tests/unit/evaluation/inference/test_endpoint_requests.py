@@ -1,5 +1,8 @@
 """Stored answers of an endpoint: a resumed run sends no request twice, and spend and concurrency are limited."""
 
+import asyncio
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,34 @@ def test_at_most_max_concurrency_requests_run_at_the_same_time(tmp_path: Path) -
         texts(server, tmp_path, *range(20), limits=RequestLimits(max_concurrency=2, retry=RETRY))
         assert server.max_at_once <= 2
         assert len(server.bodies) == 20
+
+
+def test_requests_are_sent_from_a_notebook_whose_thread_runs_an_event_loop(tmp_path: Path) -> None:
+    async def cell(server: Server) -> list[str]:
+        return texts(server, tmp_path, 3, 1, 2)
+
+    with endpoint_server(echo) as server:
+        assert asyncio.run(cell(server)) == ["3", "1", "2"]
+
+
+def test_an_interrupted_cell_sends_no_further_requests(tmp_path: Path) -> None:
+    main = threading.get_ident()
+
+    def interrupts_at_2(body: dict[str, Any], number: int) -> Reply:
+        if number == 2:
+            signal.pthread_kill(main, signal.SIGINT)
+        return Reply(waits=True) if number >= 2 else completion(question(body))
+
+    async def cell(server: Server) -> list[str]:
+        return texts(server, tmp_path, *range(50), limits=RequestLimits(max_concurrency=1, retry=RETRY))
+
+    loop = asyncio.new_event_loop()  # unlike `asyncio.run`, it leaves the handler of the interruption as it is
+    with endpoint_server(interrupts_at_2) as server:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(cell(server))
+        assert len(server.bodies) == 3
+    loop.close()
+    assert len(storage.list_files(tmp_path.as_uri())) == 2
 
 
 def test_a_run_that_failed_continues_with_the_missing_requests(tmp_path: Path) -> None:
