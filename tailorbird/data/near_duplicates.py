@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from tailorbird.data.splits import normalise, subsample
 
@@ -42,6 +41,8 @@ def near_duplicates(texts: Sequence[str], *, among: Sequence[str], threshold: fl
     texts and a random sample of `among` with IDF_CHARACTERS characters. If the work exceeds MAX_WORK, a random sample
     of at least MIN_COMPARED texts (seed 0) is compared with all of `among`. Memory does not grow with `among`.
     """
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
     work = float(sum(map(len, texts))) * len(among)
     positions = _share(texts, MAX_WORK / max(1.0, work), at_least=MIN_COMPARED)
     compared = [normalise(texts[row]) for row in positions]

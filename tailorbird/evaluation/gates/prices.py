@@ -7,7 +7,6 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.stats import t
 
 from tailorbird.config.evaluation import CostConfig, EvaluationConfig
 from tailorbird.config.serving import ServingConfig
@@ -19,6 +18,7 @@ from tailorbird.evaluation.gates.cost import (
     TrainingUsage,
     endpoint_name,
 )
+from tailorbird.evaluation.statistics.distributions import t_ppf
 
 HOURS_PER_MONTH = 730
 BYTES_PER_GB = 1e9
@@ -167,7 +167,7 @@ def price_training(training: TrainingUsage, *, terms: CostTerms) -> float:
 def mean_interval(values: Sequence[float] | NDArray[np.float64], *, alpha: float) -> tuple[float, float]:
     """Return the mean over rounds and half the width of Student's t interval, two-sided at level 1 - alpha."""
     rounds = np.asarray(values, dtype=np.float64)
-    half = t.ppf(1 - alpha / 2, len(rounds) - 1) * rounds.std(ddof=1) / np.sqrt(len(rounds))
+    half = t_ppf(1 - alpha / 2, len(rounds) - 1) * rounds.std(ddof=1) / np.sqrt(len(rounds))
     return float(rounds.mean()), float(half)
 
 

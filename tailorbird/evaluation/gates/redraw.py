@@ -2,10 +2,10 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, t
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Gate, State
+from tailorbird.evaluation.statistics.distributions import norm_isf, t_isf, t_sf
 from tailorbird.evaluation.statistics.simulation import SimulatedTests
 
 FloatArray = NDArray[np.float64]
@@ -22,7 +22,7 @@ def redrawn_states(gate: Gate, *, num_tests: int, scale: float, alpha: float, sh
     """
     if not gate.bounds:
         return np.full(num_tests, gate.state, dtype=object)
-    generator, z = np.random.default_rng(SEED), float(norm.isf(alpha / 2))
+    generator, z = np.random.default_rng(SEED), float(norm_isf(alpha / 2))
     failed, passed = np.zeros(num_tests, dtype=bool), np.ones(num_tests, dtype=bool)
     for bound in gate.bounds:
         below, above = (abs(end - bound.estimate) / np.sqrt(scale) for end in bound.interval)
@@ -47,15 +47,15 @@ def group_states(tests: SimulatedTests, *, limits: SubgroupGateConfig, level: fl
     `level` is the one-sided level of a likely loss (`subgroups.harm_level`).
     """
     gains, errors, freedom = tests.group_gains, tests.group_errors, tests.group_freedom
-    p_values = 2 * t.sf(np.abs(gains) / errors, freedom)
+    p_values = 2 * t_sf(np.abs(gains) / errors, freedom)
     order = np.argsort(p_values, axis=1)
     adjusted = np.empty_like(p_values)
     steps = np.take_along_axis(p_values, order, axis=1) * np.arange(p_values.shape[1], 0, -1)
     np.put_along_axis(adjusted, order, np.maximum.accumulate(steps, axis=1), axis=1)
     failed = (adjusted < alpha) & (gains < 0)
     if level > 0:
-        failed |= (gains <= -limits.max_loss) & (gains + t.isf(level, freedom) * errors < 0)
-    return _states(failed=failed, passed=gains - t.isf(alpha / 2, freedom) * errors > -limits.max_loss)
+        failed |= (gains <= -limits.max_loss) & (gains + t_isf(level, freedom) * errors < 0)
+    return _states(failed=failed, passed=gains - t_isf(alpha / 2, freedom) * errors > -limits.max_loss)
 
 
 def all_of(states: States) -> States:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import t
-from statsmodels.stats.meta_analysis import combine_effects
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, gate
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, VerdictRefused, align
 from tailorbird.evaluation.statistics.bootstrap import ResampledGain, macro_f1_gain
+from tailorbird.evaluation.statistics.distributions import t_cdf, t_isf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, document_effect, documents_of
 from tailorbird.evaluation.statistics.effect import Effect
 from tailorbird.evaluation.statistics.paired import (
@@ -180,8 +179,8 @@ def likely_level(gain: float, *, errors: FloatArray, freedom: FloatArray, limits
     errors, freedom, gain = errors[assessable], freedom[assessable], max(gain, 0.0)
 
     def excess(log_level: float) -> float:
-        least = np.maximum(t.isf(np.exp(log_level), freedom) * errors, limits.max_loss)
-        return 1 - float(np.prod(t.cdf((least + gain) / errors, freedom))) - FALSE_REFUSALS
+        least = np.maximum(t_isf(np.exp(log_level), freedom) * errors, limits.max_loss)
+        return 1 - float(np.prod(t_cdf((least + gain) / errors, freedom))) - FALSE_REFUSALS
 
     highest = np.log(limits.likely_harm)
     lowest = min(np.log(LEAST_LEVEL), highest)
@@ -199,6 +198,8 @@ def shrunken_changes(estimates: Sequence[tuple[float, float]]) -> list[float]:
     changes, errors = np.array(estimates).T
     if len(changes) == 1:
         return [float(changes[0])]
+    from statsmodels.stats.meta_analysis import combine_effects  # takes two seconds
+
     with np.errstate(divide="ignore", invalid="ignore"):  # of statistics of heterogeneity that are not used here
         pooled = combine_effects(changes, errors**2, method_re="iterated")
     own = pooled.tau2 / (pooled.tau2 + errors**2)

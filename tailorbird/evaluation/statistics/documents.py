@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
 
+from tailorbird.evaluation.statistics.distributions import t_isf
 from tailorbird.evaluation.statistics.effect import Effect, t_effect, unseen_rate, with_least_p
 
 FloatArray = NDArray[np.float64]
@@ -118,7 +118,7 @@ def of_documents(
     if not num_differing:
         unseen = unseen_rate(freedom + 1, alpha=alpha)
         return Effect(gain, (-unseen, unseen), 1.0, standard_error, freedom)
-    least = abs(gain) / float(t.isf(max(2.0**-documents.num, LEAST_P), freedom))
+    least = abs(gain) / float(t_isf(max(2.0**-documents.num, LEAST_P), freedom))
     effect = t_effect(gain, standard_error=max(standard_error, least), degrees_of_freedom=freedom, alpha=alpha)
     return with_least_p(effect, num_differing=num_differing, alpha=alpha)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from scipy.stats import t
+from tailorbird.evaluation.statistics.distributions import t_ppf, t_sf
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ def t_effect(gain: float, *, standard_error: float, degrees_of_freedom: float, a
 
     The standard error must be above 0 unless the gain is 0.
     """
-    half = float(t.ppf(1 - alpha / 2, degrees_of_freedom)) * standard_error
-    p_value = 2 * float(t.sf(abs(gain) / standard_error, degrees_of_freedom)) if gain else 1.0
+    half = float(t_ppf(1 - alpha / 2, degrees_of_freedom)) * standard_error
+    p_value = 2 * float(t_sf(abs(gain) / standard_error, degrees_of_freedom)) if gain else 1.0
     interval = (max(gain - half, min(gain, -1.0)), min(gain + half, max(gain, 1.0)))
     return Effect(gain, interval, p_value, standard_error, degrees_of_freedom)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, t
 
+from tailorbird.evaluation.statistics.distributions import norm_ppf, norm_sf, t_ppf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
 from tailorbird.evaluation.statistics.paired import Comparison, midp_values, newcombe_limits
 
@@ -57,12 +57,12 @@ class Precision:
     def half_width(self, alpha: float) -> float:
         """Return half the width of the interval: normal for rows, Student's t for documents."""
         if self.degrees_of_freedom is None:
-            return float(norm.ppf(1 - alpha / 2) * self.standard_error)
-        return float(t.ppf(1 - alpha / 2, self.degrees_of_freedom) * self.standard_error)
+            return float(norm_ppf(1 - alpha / 2) * self.standard_error)
+        return float(t_ppf(1 - alpha / 2, self.degrees_of_freedom) * self.standard_error)
 
     def power(self, gain: float, *, minimum_gain: float, alpha: float) -> float:
         """Return the probability that the estimate reaches `minimum_gain` and the interval is above 0."""
-        return float(norm.sf((max(self.half_width(alpha), minimum_gain) - gain) / self.standard_error))
+        return float(norm_sf((max(self.half_width(alpha), minimum_gain) - gain) / self.standard_error))
 
     def with_units(self, num_units: int) -> "Precision":
         """Return the precision of another number of units of the same size."""
@@ -88,7 +88,7 @@ def smallest_detectable(main: Comparison, *, alpha: float) -> float:
     precision = _precision(main)
     if main.num_units < precision.least_units(alpha):
         return 1.0
-    return float(precision.half_width(alpha) + norm.ppf(TARGET_POWER) * precision.standard_error)
+    return float(precision.half_width(alpha) + norm_ppf(TARGET_POWER) * precision.standard_error)
 
 
 def rows_to_detect(gain: float, *, main: Comparison, alpha: float) -> RowsNeeded:
@@ -164,7 +164,7 @@ def rows_by_normal(precision: Precision, *, gains: tuple[float, float], alpha: f
     if gain <= minimum_gain:
         return no_rows(gain, minimum_gain)
     # The rule has two parts: significantly above 0, and an estimate of at least the minimum gain.
-    allowed = min(gain / _z_sum(alpha), (gain - minimum_gain) / norm.ppf(TARGET_POWER))
+    allowed = min(gain / _z_sum(alpha), (gain - minimum_gain) / norm_ppf(TARGET_POWER))
     error = precision.standard_error
     units = max(precision.least_units(alpha), math.ceil(precision.num_units * (error / allowed) ** 2))
     # The quantile of t needs further units.
@@ -186,4 +186,4 @@ def no_rows(gain: float, minimum_gain: float) -> RowsNeeded:
 
 
 def _z_sum(alpha: float) -> float:
-    return float(norm.ppf(1 - alpha / 2) + norm.ppf(TARGET_POWER))
+    return float(norm_ppf(1 - alpha / 2) + norm_ppf(TARGET_POWER))

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
-from scipy.stats import t
 
+from tailorbird.evaluation.statistics.distributions import t_isf, t_sf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents
 from tailorbird.evaluation.statistics.paired import midp_values, newcombe_limits
 
@@ -40,7 +40,7 @@ class SimulatedTests:
         """Return the lower and upper ends [B, C] of the intervals at level 1 - alpha."""
         if self.cells is not None:
             return newcombe_limits(self.cells, alpha=alpha)
-        half = t.isf(alpha / 2, self.freedom) * self.errors
+        half = t_isf(alpha / 2, self.freedom) * self.errors
         return self.gains - half, self.gains + half
 
 
@@ -181,7 +181,7 @@ class TestedRows:
             errors = np.full_like(errors, np.inf)
         return SimulatedTests(
             gains=drawn[:, :num],
-            p_values=2 * t.sf(np.abs(drawn) / errors, freedom)[:, :num],
+            p_values=2 * t_sf(np.abs(drawn) / errors, freedom)[:, :num],
             cells=None,
             errors=errors[:, :num],
             freedom=freedom[:num],

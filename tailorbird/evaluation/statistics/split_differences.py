@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
+from tailorbird.evaluation.statistics.distributions import norm_sf
 from tailorbird.evaluation.statistics.documents import documents_of
 from tailorbird.evaluation.statistics.paired import holm
 
@@ -63,4 +63,4 @@ def _p_value(values: tuple[FloatArray, ...], *, splits: tuple[SplitSample, Split
         documents = documents_of(split.documents, num_rows=len(column))
         variance += float(np.sum(documents.sums(column - pooled) ** 2)) / len(column) ** 2
     difference = float(values[0].mean() - values[1].mean())
-    return 1.0 if variance == 0 else float(2 * norm.sf(abs(difference) / math.sqrt(variance)))
+    return 1.0 if variance == 0 else float(2 * norm_sf(abs(difference) / math.sqrt(variance)))
