@@ -43,17 +43,17 @@ def score_cells(score: ModelScore) -> tuple[str, str, str, str]:
 
 
 def power_sentence(verdict: Verdict) -> str:
-    """Return the probability of FINE_TUNE, what limits it, the rows needed and the smallest detectable gain."""
-    if verdict.rows_needed is None:
-        needed = "no number of test rows gives 80%"
-    else:
-        needed = f"{verdict.rows_needed:,} test rows give 80%"
+    """Return the probability of FINE_TUNE, what limits it, and the rows needed for both gains."""
+    needed, least = verdict.rows_needed, verdict.rows_needed_for_minimum_gain
+    for_expected = "no number of test rows gives 80%" if needed is None else f"{needed:,} test rows give 80%"
     hybrid = "" if verdict.hybrid_power is None else f"; HYBRID in {verdict.hybrid_power:.0%} if both parts are equal"
+    minimum = f"{size(verdict.minimum_gain)} (minimum_gain)"
+    for_minimum = "" if least is None else f", and one of {minimum} on {least:,} rows"
     return (
         f"power: FINE_TUNE in {verdict.power_at_expected_gain:.0%} of such tests at a true gain of "
-        f"{size(verdict.expected_gain)} over the incumbent ({needed}); otherwise most often {verdict.power_limited_by}"
-        f"{hybrid}; the smallest gain that the comparison alone detects with 80% power is "
-        f"{100 * verdict.minimum_detectable_effect:.2f} points"
+        f"{size(verdict.expected_gain)} (expected_gain) over the incumbent ({for_expected}); otherwise most often "
+        f"{verdict.power_limited_by}{hybrid}; with 80% power, the comparison alone detects a gain of "
+        f"{100 * verdict.minimum_detectable_effect:.2f} points on these {verdict.n:,} rows{for_minimum}"
     )
 
 

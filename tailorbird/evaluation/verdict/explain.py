@@ -106,7 +106,8 @@ def _rows_needed(inputs: ExplanationInputs) -> tuple[str, ...]:
     """Return the power and the rows needed, for the expected gain and for the minimum gain."""
     main, power, protocol = inputs.main, inputs.power, inputs.protocol
     n, expected, minimum = main.counts.n, size(protocol.expected_gain), size(protocol.minimum_gain)
-    now = f"a true gain of {expected} over the incumbent gives FINE_TUNE in {power.fine_tune:.0%} of such tests"
+    gain = f"a true gain of {expected} (expected_gain) over the incumbent"
+    now = f"{gain} gives FINE_TUNE in {power.fine_tune:.0%} of such tests"
     same_size = "" if main.num_units == n else " (with as many rows per document as now)"
     if power.needed.rows is None:
         rows = f"rows needed: {now}; {power.needed.reason}"
