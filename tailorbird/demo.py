@@ -16,6 +16,7 @@ NEXT_STEPS = """\
 The service keeps running.
   query it:        curl -s {url}/v1/classify -d '{{"input": "Fear of flying"}}'
   in a browser:    {url}/
+  read the report: .venv/bin/tailorbird report {run} --open
   stop it:         .venv/bin/tailorbird stack down"""
 
 
@@ -27,8 +28,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from cluster.local import stack
+    from cluster.local.folder import default_folder
 
-    console, folder, start = Console(highlight=False), stack.default_folder(), time.monotonic()
+    console, folder, start = Console(highlight=False), default_folder(), time.monotonic()
     started_here = stack.status(folder) is None
     console.print(f"[bold]stack: an S3 server and a local Ray cluster, in {folder.name}/[/bold]")
     state = stack.up(folder)
@@ -36,17 +38,21 @@ def main() -> None:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "RAY_AUTH_TOKEN"):
             os.environ.pop(name, None)  # the demo uses only its own S3 server and Ray
         os.environ.update(state.environment())
-        url = _run_demo(console, overrides=tuple(arguments.overrides))
+        url, run = _run_demo(console, overrides=tuple(arguments.overrides))
         console.print(f"\n[bold]done in {(time.monotonic() - start) / 60:.1f} minutes[/bold]")
         if arguments.keep:
-            console.print(NEXT_STEPS.format(url=url), soft_wrap=True)
+            console.print(NEXT_STEPS.format(url=url, run=run), soft_wrap=True)
+        else:
+            report = f".venv/bin/tailorbird stack up && .venv/bin/tailorbird report {run} --open"
+            console.print(f"to read the report: {report}", soft_wrap=True)
     finally:
         if started_here and not arguments.keep:
             stack.down(folder)
             console.print(f"stopped the stack; data, models and evidence are kept in {folder.name}/")
 
 
-def _run_demo(console: Console, *, overrides: tuple[str, ...]) -> str:
+def _run_demo(console: Console, *, overrides: tuple[str, ...]) -> tuple[str, str]:
+    """Return the URL of the service and the URI of the run."""
     from cluster.connection import connect
     from cluster.progress_display import display
     from tailorbird.config.loader import load_recipe
@@ -71,7 +77,7 @@ def _run_demo(console: Console, *, overrides: tuple[str, ...]) -> str:
     for term, (label, score) in zip(TERMS, _classify(url, TERMS), strict=True):
         console.print(f"  {term:<56} {label}  ({score:.2f})", markup=False, soft_wrap=True)
     console.print(f"\nevidence: {result.run}/ (evidence.json, report.html, predictions/)", soft_wrap=True)
-    return url
+    return url, result.run
 
 
 def _classify(url: str, terms: tuple[str, ...]) -> list[tuple[str, float]]:

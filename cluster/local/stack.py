@@ -19,6 +19,7 @@ from cluster.bearer_auth import bearer
 from tailorbird import PROJECT_ROOT
 from tailorbird.storage.stored_model import StoredModel
 
+SUPERVISOR = "cluster.local.supervisor"
 STATE_FILE = "stack.json"
 LOG_FILE = "stack.log"
 KEYS_FILE = "keys.json"
@@ -70,9 +71,14 @@ class StackState(StoredModel):
         }
 
 
-def default_folder() -> Path:
-    """Return the default folder of the stack: TAILORBIRD_HOME, or `.tailorbird` in the working directory."""
-    return Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()
+def running_folders() -> list[Path]:
+    """Return the folders of this user's running stacks, from the command lines of all processes."""
+    folders = []
+    for process in psutil.process_iter(["cmdline", "uids"]):
+        command, uids = process.info["cmdline"] or [], process.info["uids"]
+        if SUPERVISOR in command[:-1] and uids is not None and uids.effective == os.geteuid():
+            folders.append(Path(command[command.index(SUPERVISOR) + 1]))
+    return sorted(folder for folder in folders if status(folder) is not None)
 
 
 def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
@@ -88,7 +94,7 @@ def up(folder: Path, *, num_cpus: int | None = None) -> StackState:
         if running is not None:
             return running
         _clear_remains(folder)
-        command = [sys.executable, "-m", "cluster.local.supervisor", str(folder), str(num_cpus or "")]
+        command = [sys.executable, "-m", SUPERVISOR, str(folder), str(num_cpus or "")]
         with open(folder / LOG_FILE, "wb", opener=_private) as log:
             child = subprocess.Popen(
                 command, cwd=PROJECT_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

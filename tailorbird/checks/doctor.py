@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.local.folder import default_folder
 from cluster.requirements import ALWAYS, Package, fits, mismatches, requirements
 from tailorbird.checks.result import CheckResult, State, fault, note, ok, passes, to_json, to_lines
 
@@ -73,8 +74,8 @@ def check_machine(machine: Machine) -> tuple[CheckResult, ...]:
 
 
 def check_this_machine() -> tuple[CheckResult, ...]:
-    """Check this machine; the stack's folder is TAILORBIRD_HOME, or .tailorbird."""
-    return check_machine(inspect_machine(Path(os.environ.get("TAILORBIRD_HOME") or ".tailorbird").absolute()))
+    """Check this machine; the stack's folder is `default_folder`."""
+    return check_machine(inspect_machine(default_folder()))
 
 
 def _python(machine: Machine) -> Iterator[CheckResult]:

@@ -1,14 +1,16 @@
 """Commands for this machine: checks, the embedded stack and data."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tailorbird.cli.next_steps import download
 from tailorbird.cli.options import AsJson, Folder, print_checks, print_result, stack_folder
 
 stack_app = typer.Typer(no_args_is_help=True, help="Manage the embedded stack: an S3 server and a local Ray cluster.")
-data_app = typer.Typer(no_args_is_help=True, help="Upload data for a recipe.")
+data_app = typer.Typer(no_args_is_help=True, help="Upload and download data.")
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -40,6 +42,7 @@ def icd10(
     prefix = prefix or ("s3://lake/icd10_coder" if coder else "s3://lake/icd10")
     counts = write(prefix, coder=coder, seed=seed)
     lines = [f"{prefix}/{name}: {count} rows" for name, count in counts.items()]
+    lines += [f"to download the files: {download(prefix)}"]
     print_result({"prefix": prefix, "rows": counts}, as_json=as_json, lines=lines)
 
 
@@ -56,7 +59,26 @@ def put(
     from tailorbird.data.upload import upload_parquet_folder
 
     uris = upload_parquet_folder(folder, prefix)
-    print_result({"files": uris}, as_json=as_json, lines=uris)
+    lines = [*uris, f"to draft a recipe: tailorbird init {shlex.quote(prefix)}"]
+    lines += [f"to download the files again: {download(prefix)}"]
+    print_result({"files": uris}, as_json=as_json, lines=lines)
+
+
+@data_app.command()
+def get(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="URI of a file or a folder.")],
+    folder: Annotated[Path, typer.Argument(help="New local folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Download a file, or all files of a folder, into a new local folder.
+
+    Example: tailorbird data get s3://lake/banking77 ./banking77
+    """
+    from tailorbird import storage
+
+    storage.download_folder(uri, folder)
+    files = sorted(str(path) for path in folder.rglob("*") if path.is_file())
+    print_result({"files": files}, as_json=as_json, lines=files)
 
 
 @stack_app.command()
@@ -100,11 +122,13 @@ def status(
 
     Example: eval "$(tailorbird stack status --export)"
     """
+    from cluster.connection import stack_hint
     from cluster.local import stack
 
     state = stack.status(stack_folder(folder))
     if state is None:
-        text = "no stack is running; run `tailorbird stack up` to start it"
+        hint = stack_hint(stack_folder(folder)) or "run `tailorbird stack up` to start it"
+        text = f"no stack is running in {stack_folder(folder)}; {hint}"
         if export:
             raise ValueError(text)
         print_result({"running": False}, as_json=as_json, lines=[text])

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tailorbird.cli import options
+from tailorbird.cli.next_steps import download, show_page
 
 audit_app = typer.Typer(no_args_is_help=True, help="Label a random sample of answers.")
 
@@ -25,10 +26,13 @@ def watch(
 
     Example: tailorbird watch recipes/icd10_demo.yaml
     """
+    from tailorbird.monitoring.request_log import require_request_log
     from tailorbird.operate.pushgateway import push_metrics
-    from tailorbird.operate.watch import parse_today, watch_champion
 
+    require_request_log(options.read_recipe(recipe))
     with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
+        from tailorbird.operate.watch import parse_today, watch_champion
+
         result = watch_champion(loaded, today=parse_today(day), progress=progress)
     if metrics is not None:
         options.write_text(metrics, result.metrics)
@@ -47,7 +51,8 @@ def watch(
         "deleted": result.deleted,
         "reports": [report.model_dump(mode="json", exclude={"challenger": {"outcomes"}}) for report in result.reports],
     }
-    options.print_result(value, as_json=as_json, lines=[*lines, f"page: {result.page}"])
+    lines += [f"page: {result.page}", f"to open it: {show_page(result.page)}"]
+    options.print_result(value, as_json=as_json, lines=lines)
     if push is not None:  # last, so that the recommendation is printed even if the Pushgateway does not answer
         push_metrics(result.metrics, to=push, model=loaded.name)
     if recommendation.reevaluate:
@@ -66,8 +71,9 @@ def reevaluate(
     with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
         done = reevaluate_champion(loaded, progress=progress)
     value = {"evidence": done.uri, "verdict": done.verdict.model_dump(mode="json"), "holds": done.verdict.holds}
+    lines = [*done.lines(recipe), f"to download the evidence: {download(done.uri)}"]
     value |= {"rollback_uri": done.rollback_uri, "champion": done.champion.uri, "proposed": done.proposed}
-    options.print_result(value, as_json=as_json, lines=done.lines(recipe))
+    options.print_result(value, as_json=as_json, lines=lines)
 
 
 @audit_app.command("export")
@@ -88,7 +94,8 @@ def export_audit(
     from tailorbird.operate.watch import draw_audit
 
     num = draw_audit(options.read_recipe(recipe), days=parse_days(days), num_rows=rows, to=to)
-    options.print_result({"rows": num, "to": to}, as_json=as_json, lines=[f"wrote {num} answers to label to {to}"])
+    lines = [f"wrote {num} answers to label to {to}", f"to download it: {download(to)}"]
+    options.print_result({"rows": num, "to": to}, as_json=as_json, lines=lines)
 
 
 @audit_app.command("import")

@@ -1,6 +1,7 @@
 """Arguments, options, output and error handling shared by all commands."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ Follow = Annotated[bool, typer.Option("--follow", help="Print the log until the 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id (see `tailorbird jobs list`).")]
 Folder = Annotated[
     Path | None,
-    typer.Option("--dir", help="Folder of the stack. Default: $TAILORBIRD_HOME, or .tailorbird."),
+    typer.Option("--dir", help="Folder of the stack. Default: $TAILORBIRD_HOME, or .tailorbird here or above."),
 ]
 
 
@@ -41,7 +42,7 @@ class ExitCode(IntEnum):
     REEVALUATION_DUE = 3
     """`watch` recommends a re-evaluation."""
     INTERRUPTED = 130
-    """Ctrl-C while following the log of a job; the job continues."""
+    """Ctrl-C. Finished stages are stored, and a job whose log was followed continues."""
 
 
 @contextmanager
@@ -51,6 +52,9 @@ def handle_errors() -> Iterator[None]:
         yield
     except typer.Exit:
         raise  # it is a RuntimeError, which the next clause would handle
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     except Exception as error:
         is_users = isinstance(error, ValueError)
         if not (
@@ -58,18 +62,39 @@ def handle_errors() -> Iterator[None]:
         ):
             raise
         print(f"error: {error}", file=sys.stderr)
+        if any(kind.__name__ in ("SessionError", "StorageError") for kind in type(error).__mro__):  # not imported here
+            from cluster.connection import stack_hint
+
+            if hint := stack_hint(stack_folder(None)):
+                print(f"hint: {hint}", file=sys.stderr)
         raise typer.Exit(ExitCode.USER_ERROR if is_users else ExitCode.FAILURE) from error
 
 
 @contextmanager
-def connected_recipe(path: str, overrides: list[str] | None, *, as_json: bool) -> Iterator[tuple[Recipe, Any]]:
-    """Connect to Ray; yield the recipe and a progress reporter for the terminal."""
+def connected_recipe(
+    path: str, overrides: list[str] | None, *, as_json: bool, queued: bool = False
+) -> Iterator[tuple[Recipe, Any]]:
+    """Connect to Ray; yield the recipe and a progress reporter for the terminal. Ctrl-C prints how to resume.
+
+    If `queued` is true, wait until no other queued command uses the embedded stack.
+    """
     recipe = read_recipe(path, overrides)
     from cluster.connection import connect
+    from cluster.local.run_queue import stack_in_use, turn
     from cluster.progress_display import display
 
-    with connect(), display(Console(stderr=as_json)) as progress:
-        yield recipe, progress
+    command = shlex.join(["tailorbird", *sys.argv[1:]])
+    folder = stack_in_use() if queued else None
+
+    def note(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        with turn(folder, command=command, note=note), connect(), display(Console(stderr=as_json)) as progress:
+            yield recipe, progress
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the results of finished stages are stored. To resume: {command}", file=sys.stderr)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 @contextmanager
@@ -108,7 +133,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def stack_folder(folder: Path | None) -> Path:
-    from cluster.local.stack import default_folder
+    from cluster.local.folder import default_folder
 
     return folder or default_folder()
 

@@ -1,6 +1,7 @@
 """Commands that read the registry."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,7 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
         for version in versions
     ]
     lines += [f"champion: {parity.sentence()}"] if parity else []
+    lines += ["to read a version's report: tailorbird report URI --open"] if versions else []
     value = {
         "champion": champion,
         "parity": parity.model_dump() if parity else None,
@@ -41,24 +43,41 @@ def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
     Example: tailorbird verify s3://models/icd10-chapters/runs/0f3a9c21d4e7
     """
     from tailorbird.checks.verify import verify_evidence
+    from tailorbird.cli.next_steps import show_page
 
     faults = verify_evidence(uri)
     lines = [*faults, f"the verdict at {uri} {'does not hold' if faults else 'holds'}"]
+    lines += [] if faults else [f"to read its report: {show_page(uri)}"]
     print_result({"uri": uri, "holds": not faults, "faults": list(faults)}, as_json=as_json, lines=lines)
     if faults:
         raise typer.Exit(ExitCode.FAILURE)
 
 
-def report(uri: RunOrVersion, as_json: AsJson = False) -> None:
-    """Regenerate report.html and MODEL_CARD.md from evidence.json.
+def report(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="URI of a run, a version, or a page (.html).")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the page to this file.")] = None,
+    in_browser: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the report of a run or a version, or the page that `watch` wrote.
 
-    Example: tailorbird report s3://models/icd10-chapters/runs/0f3a9c21d4e7
+    report.html and MODEL_CARD.md are regenerated from evidence.json if they are not up to date.
+
+    Example: tailorbird report s3://models/icd10-chapters/runs/0f3a9c21d4e7 --open
+
+    Example: tailorbird report s3://models/icd10-chapters/monitoring/monitoring.html --output monitoring.html
     """
-    from tailorbird.checks.verify import restore_pages
+    from tailorbird.cli.pages import fetch_page, open_page, save_page
 
-    changed = restore_pages(uri)
-    lines = [f"rewrote {uri}/{name}" for name in changed] or ["report.html and MODEL_CARD.md are up to date"]
-    print_result({"uri": uri, "changed": list(changed)}, as_json=as_json, lines=lines)
+    page, changed = fetch_page(uri)
+    lines = [f"rewrote {uri.rstrip('/')}/{name}" for name in changed]
+    path = save_page(page, output=output) if output or in_browser else None
+    if in_browser and path is not None:
+        open_page(path)
+    lines += [f"page: {page}" if path is None else f"{page} is in {path}"]
+    lines += ["to open it, add --open; to write it to a file, add --output FILE"] if path is None else []
+    value = {"uri": uri, "changed": list(changed), "page": page, "file": str(path) if path else None}
+    print_result(value, as_json=as_json, lines=lines)
 
 
 def compare(

@@ -1,6 +1,7 @@
 """Commands that release a version."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Annotated
 import typer
 
 from tailorbird.cli import options
+from tailorbird.cli.next_steps import download
 
 
 def promote(
     recipe: options.RecipePath,
-    version: Annotated[str | None, typer.Option(help="Version URI. Default: winner of the latest run.")] = None,
+    version: Annotated[str | None, typer.Option(help="Name or URI. Default: winner of the latest run.")] = None,
     override: Annotated[
         str | None, typer.Option(metavar="REASON", help="Reason to promote a version that was rolled back (stored).")
     ] = None,
@@ -43,7 +45,9 @@ def promote(
             champion = promote_version(loaded.task_uri, progress=progress, **request)
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
     lines += [
-        champion.parity.sentence() if champion.parity else "it is not served yet; run `tailorbird serve` to serve it"
+        champion.parity.sentence()
+        if champion.parity
+        else f"it is not served yet; to serve it: tailorbird serve {shlex.quote(recipe)}"
     ]
     options.print_result(champion.model_dump(), as_json=as_json, lines=lines)
 
@@ -66,18 +70,29 @@ def rollback(
     options.print_result(champion.model_dump(), as_json=as_json, lines=lines)
 
 
-def serve(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
+def serve(
+    recipe: options.RecipePath,
+    overrides: options.Overrides = None,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the service of this task only.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
     """Serve the champion on Ray Serve, or update a running service.
 
     Example: tailorbird serve recipes/icd10_demo.yaml serving.max_replicas=2
 
     Example: tailorbird serve recipes/icd10_demo.yaml 'serving.challenger={version: candidate, canary: 0.1}'
+
+    Example: tailorbird serve recipes/icd10_demo.yaml --stop
     """
     from serving.deploy.rollout import challenger_digest
     from serving.tasks import SERVED_TASKS
-    from tailorbird.release.serving import serve_champion
+    from tailorbird.release.serving import serve_champion, stop_service
 
     loaded = options.read_recipe(recipe, overrides)
+    if stop:
+        stop_service(loaded.task_uri)
+        options.print_result({"stopped": loaded.name}, as_json=as_json, lines=[f"{loaded.name} is no longer served"])
+        return
     with options.deploy_progress() as progress:
         url, version = serve_champion(loaded.serving, task_uri=loaded.task_uri, progress=progress)
     lines, challenger = [f"{version.version} is served at {url}{SERVED_TASKS[version.task].route}"], None
@@ -85,6 +100,7 @@ def serve(recipe: options.RecipePath, overrides: options.Overrides = None, as_js
         challenger = challenger_digest(url)
         lines += [f"challenger: {challenger or 'none, because it has the same weights as the champion'}"]
     lines += ["clients need an API key" if loaded.serving.api_keys else "no API keys: serving.api_keys is not set"]
+    lines += [f"to stop it: tailorbird serve {shlex.quote(recipe)} --stop"]
     value = {"url": url, "version": version.version, "digest": version.digest, "challenger": challenger}
     options.print_result(value, as_json=as_json, lines=lines)
 
@@ -129,7 +145,8 @@ def score(
         batch = new_batch(version, input=input, output=output, column=column, id_column=id_column)
         done = score_batch(batch, loaded.serving, version=version, on_progress=progress_notes(progress))
     value = asdict(done) | {"version": version.version, "digest": version.digest}
-    options.print_result(value, as_json=as_json, lines=[done.line(), f"manifest: {done.manifest}"])
+    lines = [done.line(), f"manifest: {done.manifest}", f"to download the output: {download(output)}"]
+    options.print_result(value, as_json=as_json, lines=lines)
 
 
 def key(

@@ -5,11 +5,14 @@ The pipeline imports torch, which takes seconds. Commands import it after they h
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tailorbird.cli import options
+
+if TYPE_CHECKING:
+    from tailorbird.evaluation.report.evidence import Evidence
 
 
 def init(
@@ -78,14 +81,11 @@ def run(
         command = [sys.executable, "-m", "tailorbird", "run", recipe, *(overrides or ())]
         code = run_and_keep_log([*command, "--json"] if as_json else command, task_uri=task_uri)
         raise typer.Exit(code)
-    with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
-        from tailorbird.evaluation.report.console import verdict_lines
+    with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
         from tailorbird.pipeline.run import run_pipeline
 
         result = run_pipeline(loaded, progress=progress)
-    value = {"run": result.run, "winner": result.winner, "verdict": result.verdict.model_dump(mode="json")}
-    lines = [*verdict_lines(result.evidence), f"evidence: {result.run}/report.html"]
-    options.print_result(value, as_json=as_json, lines=lines)
+    _print_verdict(result.evidence, recipe=recipe, as_json=as_json)
 
 
 def baseline(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
@@ -95,7 +95,7 @@ def baseline(recipe: options.RecipePath, overrides: options.Overrides = None, as
     """
     from dataclasses import asdict
 
-    with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
         from tailorbird.evaluation.baselines.baseline import select_incumbent
         from tailorbird.pipeline.prepare import prepare
         from tailorbird.pipeline.run import fit_baselines
@@ -113,7 +113,7 @@ def sweep(recipe: options.RecipePath, overrides: options.Overrides = None, as_js
 
     Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
     """
-    with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+    with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
         from tailorbird.pipeline.run import sweep_only
 
         swept = sweep_only(loaded, progress=progress)
@@ -129,10 +129,26 @@ def evaluate(recipe: options.RecipePath, overrides: options.Overrides = None, as
 
     Example: tailorbird evaluate recipes/icd10_demo.yaml
     """
-    with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
-        from tailorbird.evaluation.report.console import verdict_lines
+    with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
         from tailorbird.pipeline.run import run_pipeline
 
         result = run_pipeline(loaded, progress=progress, may_train=False)
-    value = {"run": result.run, "verdict": result.verdict.model_dump(mode="json")}
-    options.print_result(value, as_json=as_json, lines=verdict_lines(result.evidence))
+    _print_verdict(result.evidence, recipe=recipe, as_json=as_json)
+
+
+def _print_verdict(evidence: "Evidence", *, recipe: str, as_json: bool) -> None:
+    """Print the verdict of a run and the commands that follow it.
+
+    Commands without overrides act on the task of the recipe as it is in the file. If overrides have changed the task,
+    the commands that read the recipe are omitted.
+    """
+    from cluster.job_package import RECIPE_FILE
+    from tailorbird.cli.next_steps import after_run
+    from tailorbird.evaluation.report.console import verdict_lines
+
+    run, winner = evidence.run, evidence.winner.uri
+    is_of_file = options.read_recipe(recipe).task_uri == evidence.recipe.task_uri
+    path = "RECIPE" if recipe == RECIPE_FILE else recipe  # the name of a submitted job's copy means nothing to its user
+    steps = after_run(run, winner=winner, champion=evidence.champion, recipe=path if is_of_file else None)
+    value = {"run": run, "winner": winner, "verdict": evidence.verdict.model_dump(mode="json")}
+    options.print_result(value, as_json=as_json, lines=[*verdict_lines(evidence), "", f"evidence: {run}", *steps])

@@ -1,7 +1,7 @@
 """The environment variables of the running embedded stack."""
 
 from cluster.connection import use_stack
-from cluster.local.stack import default_folder
+from cluster.local.folder import default_folder
 
 
 def use_running_stack() -> None:

@@ -6,19 +6,15 @@ from datetime import date, timedelta
 from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.tasks import TASKS
 from tailorbird.monitoring.drift_reference import read_reference
 from tailorbird.monitoring.label_audit import audit_files
 from tailorbird.monitoring.log_windows import LogDays, span
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ReportWindow, ServedVersions, map_on_cluster
+from tailorbird.monitoring.request_log import require_request_log
 from tailorbird.monitoring.traffic import WatchedVersions
 from tailorbird.registry.draws import draw_secret
 from tailorbird.storage.paths import TaskPaths
-
-
-class MonitoringError(ValueError):
-    """Raised if a task cannot be monitored."""
 
 
 def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progress: ProgressReporter) -> list[Report]:
@@ -31,13 +27,7 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
     Raises MonitoringError if the recipe has no request log, ReferenceMissing, and TrafficError for files that do not
     belong to a log.
     """
-    log = recipe.serving.request_log
-    if not TASKS[recipe.task].is_monitored:
-        raise MonitoringError(f"task: {recipe.task} does not support monitoring")
-    if log is None:
-        raise MonitoringError(
-            "serving.request_log is not set; set it to an s3:// prefix and run `tailorbird serve RECIPE` again"
-        )
+    log = require_request_log(recipe)
     paths = TaskPaths(recipe.task_uri)
     reference = read_reference(recipe.task_uri, served.champion)
     challenger = served.challenger.digest if served.challenger else None

@@ -5,7 +5,7 @@ from urllib.parse import quote
 import requests
 
 from cluster.certificates import verify
-from tailorbird.monitoring.daily_report import MonitoringError
+from tailorbird.monitoring.request_log import MonitoringError
 
 JOB = "tailorbird-watch"
 TIMEOUT_S = 10

@@ -9,7 +9,7 @@ from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE
 from tailorbird.evaluation.report.evidence_files import read_evidence
-from tailorbird.monitoring.daily_report import MonitoringError, make_reports, read_reports
+from tailorbird.monitoring.daily_report import make_reports, read_reports
 from tailorbird.monitoring.drift_reference import ensure_reference
 from tailorbird.monitoring.label_audit import export_answers
 from tailorbird.monitoring.log_reader import day_of
@@ -17,6 +17,7 @@ from tailorbird.monitoring.recommendation import Recommendation, challenger_deci
 from tailorbird.monitoring.render import render_metrics, render_page
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
+from tailorbird.monitoring.request_log import MonitoringError, require_request_log
 from tailorbird.monitoring.sequential_test import ChallengerDecision
 from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, read_reevaluations
 from tailorbird.registry.champion import Champion, champion_version, read_champion
@@ -43,6 +44,7 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     may run without a Ray cluster. Raises MonitoringError if there is no champion or no request log; TrafficError and
     StorageError.
     """
+    require_request_log(recipe)
     champion = _champion(recipe)
     version = champion_version(champion)
     pretrained = read_pinned(champion.pretrained) if champion.pretrained else None

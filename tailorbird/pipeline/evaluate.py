@@ -106,7 +106,7 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
     if access.number > 1:
         progress.note(verdict.access())
-    progress.stage(f"verdict: {verdict.sentence()}")
+    progress.stage("registry: storing the verdict, its evidence and the selected version")
     return publish(context, trained, evaluated, verdict)
 
 

@@ -23,6 +23,7 @@ from tailorbird.release.engine_selection import choose_engine
 from tailorbird.release.parity import check_parity, sample_probes
 from tailorbird.release.runs import PromotionRefused, evidence_for, read_run_evidence, read_winner
 from tailorbird.release.serving import stage_version, switch_service
+from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import PreconditionFailed
 
 OVERRIDE = "`tailorbird promote RECIPE --override REASON`"
@@ -36,7 +37,7 @@ def promote_version(
     engine: str | None = None,
     progress: ProgressReporter = SILENT,
 ) -> Champion:
-    """Make `version` (a URI; by default the winner of the latest run) the champion.
+    """Make `version` (a name or a URI; by default the winner of the latest run) the champion.
 
     `engine` is the serving engine (see `engine_selection.choose_engine`). By default, a champion with the same weights
     keeps its engine, and another version uses the engine of its evaluation. If the task is served, the version must
@@ -94,6 +95,8 @@ class _Evaluation:
 
 
 def _find_evaluation(task_uri: str, *, version: str | None) -> _Evaluation:
+    if version is not None and "://" not in version:
+        version = TaskPaths(task_uri).version(version)
     evidence = evidence_for(task_uri, version=version)
     winner = read_winner(evidence)
     if winner.exported_from is None:

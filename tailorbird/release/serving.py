@@ -7,6 +7,7 @@ from functools import partial
 from cluster.auth import SessionError
 from cluster.dashboard import has_dashboard
 from cluster.progress import SILENT, ProgressReporter
+from serving.deploy import serve_client
 from serving.deploy.application import AdditionalVersions, application_name, is_pretrained_served, max_versions
 from serving.deploy.rollout import deploy, staged, switch_version, undeploy
 from serving.deploy.serve_client import DeployError
@@ -71,6 +72,18 @@ def serve_champion(
         url = deploy_with(additional=additional)
     _record(task_uri, version)
     return url, version
+
+
+def stop_service(task_uri: str) -> None:
+    """Remove the service of a task, with its replicas, and wait until it is gone. Other services do not change.
+
+    Raises DeployError if the task is not served.
+    """
+    name, served = application_name(task_uri), serve_client.serve_applications()
+    if name not in served:
+        others = f"these services run: {', '.join(sorted(served))}" if served else "no service runs"
+        raise DeployError(f"{name} is not served; {others}")
+    undeploy(name)
 
 
 def _deployed(version: ModelVersion, *, config: ServingConfig, additional: AdditionalVersions) -> set[PinnedVersion]:

@@ -1,12 +1,17 @@
 import re
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from cluster import connection
+from cluster.auth import SessionError
 from tailorbird.cli.app import app
-from tailorbird.cli.options import ExitCode, handle_errors
+from tailorbird.cli.options import ExitCode, connected_recipe, handle_errors
 
 ROOT = Path(__file__).parents[3]
 
@@ -62,3 +67,40 @@ def test_an_output_file_that_cannot_be_written_is_a_user_error(name: str, tmp_pa
     assert (done.exit_code, "give the path of a writable file" in done.stderr) == (ExitCode.USER_ERROR, True), (
         done.output
     )
+
+
+@pytest.mark.parametrize("module", ["tailorbird.checks.verify", "tailorbird.evaluation.report.version_comparison"])
+def test_commands_that_only_read_import_no_large_package(module: str) -> None:
+    """Each of these packages takes a second or more to import."""
+    large = {"ray", "torch", "transformers", "sklearn", "pandas", "scipy.stats", "statsmodels"}
+    code = f"import sys, {module}; print(*sorted({large} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_ctrl_c_prints_the_command_that_resumes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(ROOT / "recipes" / "icd10_demo.yaml")
+    monkeypatch.setattr(connection, "connect", nullcontext)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/tailorbird", "run", "my task.yaml", "tuning.num_trials=2"])
+    with pytest.raises(typer.Exit) as ended, handle_errors(), connected_recipe(recipe, None, as_json=False):
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == ExitCode.INTERRUPTED
+    assert "To resume: tailorbird run 'my task.yaml' tuning.num_trials=2\n" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_another_command_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, handle_errors():
+        raise KeyboardInterrupt
+    assert (ended.value.exit_code, capsys.readouterr().err) == (ExitCode.INTERRUPTED, "\ninterrupted\n")
+
+
+@pytest.mark.parametrize(("error", "hinted"), [(SessionError("no cluster"), True), (ValueError("no recipe"), False)])
+def test_an_error_of_the_connection_comes_with_a_hint(
+    error: Exception, hinted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(connection, "stack_hint", lambda _folder: "export TAILORBIRD_HOME=/there")
+    with pytest.raises(typer.Exit), handle_errors():
+        raise error
+    assert ("hint: export TAILORBIRD_HOME=/there\n" in capsys.readouterr().err) is hinted

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from tailorbird.monitoring.daily_report import MonitoringError
+from tailorbird.monitoring.request_log import MonitoringError
 from tailorbird.operate.pushgateway import push_metrics
 
 METRICS = 'tailorbird_watch_answers{model="a"} 3\n'

@@ -5,9 +5,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from typer.testing import CliRunner
 
 from tailorbird import storage
-from tailorbird.monitoring.daily_report import MonitoringError
+from tailorbird.cli.app import app
+from tailorbird.config.loader import recipe_text
+from tailorbird.monitoring.request_log import MonitoringError
 from tailorbird.operate.watch import delete_old_log, parse_today
 from tests.unit.pipeline.contexts import recipe_at
 
@@ -46,3 +49,13 @@ def test_only_log_files_older_than_the_days_to_keep_are_deleted(
     ]
     without = recipe.model_copy(update={"monitoring": recipe.monitoring.model_copy(update={"keep_days": None})})
     assert delete_old_log(without, today=date(2030, 1, 1)) == 0
+
+
+def test_watch_without_a_request_log_ends_before_it_connects_to_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text(recipe_at(tmp_path, serving={"request_log": None})))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    done = CliRunner().invoke(app, ["watch", str(recipe)])
+    assert (done.exit_code, done.stderr.partition("; ")[0]) == (2, "error: serving.request_log is not set")

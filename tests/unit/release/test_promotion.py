@@ -74,6 +74,14 @@ def test_the_baseline_of_the_former_champion_is_kept_for_the_same_base_model_and
     assert task.promote(second, incumbent=first).pretrained == baseline.pinned
 
 
+def test_a_version_is_promoted_by_its_name(task: Task) -> None:
+    baseline, first = task.register("baseline", kind="probe"), task.register("1")
+    promoted = task.promote(first, incumbent=baseline)
+    assert promote_version(task.uri, version=first.version).uri == promoted.uri == first.uri
+    with pytest.raises(PromotionRefused, match=r"no verdict chose .*/versions/full-none"):
+        promote_version(task.uri, version="full-none")
+
+
 @pytest.mark.parametrize("changed", [{"base_model": "s3://models/_base/two"}, {"code": "s3://models/two.zip"}])
 def test_a_champion_with_another_base_model_or_code_does_not_inherit_a_baseline(
     task: Task, changed: dict[str, str]

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from serving.deploy import serve_client
+from serving.deploy.serve_client import DeployError
 from tailorbird.registry.versions import ModelVersion, RegistryError, VersionConfig, register, write_config
+from tailorbird.release import serving
 from tailorbird.release.runs import PromotionRefused
-from tailorbird.release.serving import challenger_version
+from tailorbird.release.serving import challenger_version, stop_service
 
 CONFIG = {
     "kind": "full",
@@ -51,3 +54,16 @@ def test_a_missing_version_and_a_candidate_without_a_run_are_refused(task_uri: s
         challenger_version("full-2", task_uri=task_uri)
     with pytest.raises(PromotionRefused, match="has no finished run"):
         challenger_version("candidate", task_uri=task_uri)
+
+
+def test_only_the_service_of_the_task_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, removed = {"topics": None, "intents": None}, list[str]()
+    monkeypatch.setattr(serve_client, "serve_applications", lambda: served)
+    monkeypatch.setattr(serving, "undeploy", removed.append)
+    stop_service("s3://models/topics")
+    assert removed == ["topics"]
+    with pytest.raises(DeployError, match="other is not served; these services run: intents, topics"):
+        stop_service("s3://models/other")
+    served.clear()
+    with pytest.raises(DeployError, match="topics is not served; no service runs"):
+        stop_service("s3://models/topics")

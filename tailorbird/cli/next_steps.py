@@ -1,0 +1,34 @@
+"""The commands that follow a command, as lines for the terminal."""
+
+import shlex
+from collections.abc import Mapping
+
+
+def show_page(uri: str) -> str:
+    """Return the command that opens the report of a run or a version, or a stored page, in a browser."""
+    return f"tailorbird report {shlex.quote(uri)} --open"
+
+
+def download(uri: str) -> str:
+    """Return the command that downloads everything under a URI into a new folder."""
+    return f"tailorbird data get {shlex.quote(uri)} {shlex.quote(uri.rstrip('/').rpartition('/')[2])}"
+
+
+def after_run(run: str, *, winner: str, champion: str | None, recipe: str | None) -> list[str]:
+    """Return the commands that follow a run, with their purpose.
+
+    `winner` and `champion` are URIs of versions. `recipe` is the path that `promote` and `serve` read; None if they
+    would not act on this run.
+    """
+    steps = {"read the report": show_page(run)}
+    if recipe is not None:
+        if winner != champion:
+            steps[f"make {winner.rpartition('/')[2]} the champion"] = f"tailorbird promote {shlex.quote(recipe)}"
+        steps["serve the champion"] = f"tailorbird serve {shlex.quote(recipe)}"
+    return ["next steps:", *aligned(steps | {"recompute the verdict": f"tailorbird verify {shlex.quote(run)}"})]
+
+
+def aligned(steps: Mapping[str, str]) -> list[str]:
+    """Return a line for each command, with its purpose before it."""
+    width = max(map(len, steps))
+    return [f"  {purpose + ':':<{width + 1}} {command}" for purpose, command in steps.items()]

@@ -1,0 +1,37 @@
+"""The commands that follow a command."""
+
+import pytest
+
+from tailorbird.cli.next_steps import after_run, download
+from tests.docs.test_pages import unknown_part
+
+RUN, PROBE, LORA = (f"s3://models/topics/{name}" for name in ("runs/0f3a", "versions/probe-1", "versions/lora-2"))
+
+
+@pytest.mark.parametrize(
+    ("champion", "recipe", "verbs"),
+    [
+        (None, "my task.yaml", ["report", "promote", "serve", "verify"]),
+        (PROBE, "my task.yaml", ["report", "promote", "serve", "verify"]),
+        (LORA, "my task.yaml", ["report", "serve", "verify"]),
+        (PROBE, None, ["report", "verify"]),
+    ],
+    ids=["no champion", "another champion", "the winner is the champion", "another task"],
+)
+def test_a_run_is_followed_by_the_commands_that_apply(
+    champion: str | None, recipe: str | None, verbs: list[str]
+) -> None:
+    title, *steps = after_run(RUN, winner=LORA, champion=champion, recipe=recipe)
+    commands = [step.partition(": ")[2].split() for step in steps]
+    assert title == "next steps:"
+    assert [command[1] for command in commands] == verbs
+    assert [part for command in commands if (part := unknown_part(command))] == []
+
+
+def test_a_path_with_a_space_is_quoted_and_the_version_is_named() -> None:
+    steps = "\n".join(after_run(RUN, winner=LORA, champion=PROBE, recipe="my task.yaml"))
+    assert "make lora-2 the champion: tailorbird promote 'my task.yaml'\n" in steps
+
+
+def test_a_download_goes_to_a_folder_with_the_name_of_the_uri() -> None:
+    assert download("s3://lake/icd10/") == "tailorbird data get s3://lake/icd10/ icd10"

@@ -1,0 +1,87 @@
+"""Reports and stored pages on this machine, and downloads."""
+
+import json
+import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tailorbird.cli.app import app
+from tailorbird.cli.options import ExitCode
+from tailorbird.evaluation.statistics import bootstrap
+from tailorbird.evaluation.verdict import power
+from tests.unit.checks.finished_run import concluded
+from tests.unit.evaluation.simulated import Simulation
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of a finished run in a local folder. Its verdict is computed with few random draws."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bootstrap, "NUM_RESAMPLES", 200)
+        patched.setattr(power, "NUM_TESTS", 50)
+        patched.setattr(power, "NUM_SEARCH_TESTS", 50)
+        yield concluded(tmp_path_factory.mktemp("registry") / "task", Simulation(num_rows=200))
+
+
+def invoke(*arguments: str) -> str:
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_report_is_written_to_a_file(run: str, tmp_path: Path) -> None:
+    file = tmp_path / "verdict.html"
+    assert f"{run}/report.html is in {file}\n" in invoke("report", f"{run}/", "--output", str(file))
+    assert file.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_without_an_option_the_page_and_the_options_that_show_it_are_printed(run: str) -> None:
+    output = invoke("report", run)
+    assert f"page: {run}/report.html\n" in output
+    assert "add --open" in output
+    assert json.loads(invoke("report", run, "--json"))["file"] is None
+
+
+def test_open_shows_a_copy_of_the_page_in_the_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, opened = tmp_path / "monitoring" / "monitoring.html", list[str]()
+    page.parent.mkdir()
+    page.write_text("<p>no alarm</p>")
+
+    def record(url: str) -> bool:
+        opened.append(url)
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", record)
+    copy = json.loads(invoke("report", page.as_uri(), "--open", "--json"))["file"]
+    assert opened == [Path(copy).as_uri()]
+    assert (Path(copy) != page, Path(copy).read_text()) == (True, "<p>no alarm</p>")
+
+
+def test_open_without_a_browser_names_the_file(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webbrowser, "open", lambda _url: False)
+    done = CliRunner().invoke(app, ["report", run, "--open"])
+    assert done.exit_code == ExitCode.USER_ERROR
+    assert "no browser can be started on this machine; the page is in /" in done.stderr
+
+
+def test_a_verdict_that_holds_comes_with_the_command_that_shows_it(run: str) -> None:
+    assert f"to read its report: tailorbird report {run} --open\n" in invoke("verify", run)
+
+
+def test_a_file_and_a_folder_are_downloaded_into_a_new_folder(tmp_path: Path) -> None:
+    stored, target = tmp_path / "stored", tmp_path / "got"
+    (stored / "part").mkdir(parents=True)
+    for name in ("a.parquet", "part/b.parquet"):
+        (stored / name).write_text(name)
+    assert invoke("data", "get", stored.as_uri(), str(target)).split() == [
+        str(target / "a.parquet"),
+        str(target / "part" / "b.parquet"),
+    ]
+    assert (target / "part" / "b.parquet").read_text() == "part/b.parquet"
+    invoke("data", "get", (stored / "a.parquet").as_uri(), str(tmp_path / "one"))
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["a.parquet"]
+    again = CliRunner().invoke(app, ["data", "get", stored.as_uri(), str(target)])
+    assert (again.exit_code, "give a new folder" in again.stderr) == (ExitCode.USER_ERROR, True)
