@@ -1,7 +1,7 @@
 """Charts of the report; the report prints the plotted numbers next to each chart."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tailorbird.evaluation.gates.base import Bound, Gate
 from tailorbird.evaluation.report.evidence import (
@@ -14,6 +14,7 @@ from tailorbird.evaluation.report.evidence import (
 )
 from tailorbird.evaluation.verdict.contender_costs import money
 from tailorbird.evaluation.verdict.formatting import PERCENTAGES
+from tailorbird.evaluation.verdict.parts import FamilyVerdict
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pages.charts import (
     Box,
@@ -46,9 +47,11 @@ class Contender:
     role: str
     kind: str
     score: float
-    gain: float
-    interval: tuple[float, float] | None  # of the gain; None for the incumbent
-    selected: bool
+    score_at: str  # path of the score in evidence.json
+    gain: float = 0.0
+    interval: tuple[float, float] | None = None  # of the gain; None for the incumbent
+    gain_at: str | None = None  # path of the object with the gain and its interval; None for the incumbent
+    selected: bool = False
     cost: float | None = None  # a month, in the recipe's currency
     cost_interval: tuple[float, float] | None = None
 
@@ -64,33 +67,40 @@ class Contender:
 
 def contenders_of(evidence: Evidence) -> tuple[Contender, ...]:
     """Return the incumbent, the candidate, the hybrid and the further contenders, with their costs if known."""
-    verdict, terms = evidence.verdict, evidence.protocol.cost
-    rows = [
-        ("incumbent", verdict.incumbent_kind, verdict.incumbent_score, 0.0, None),
-        ("candidate", verdict.candidate_kind, verdict.candidate_score, verdict.gain, verdict.interval),
+    verdict, hybrid = evidence.verdict, evidence.verdict.hybrid
+    models = [
+        Contender("incumbent", verdict.incumbent_kind, verdict.incumbent_score, score_at="verdict.incumbent_score"),
+        Contender(
+            "candidate",
+            verdict.candidate_kind,
+            verdict.candidate_score,
+            gain=verdict.gain,
+            interval=verdict.interval,
+            score_at="verdict.candidate_score",
+            gain_at="verdict",
+        ),
     ]
-    if verdict.hybrid is not None:
-        rows.append(("hybrid", "hybrid", verdict.hybrid.score, verdict.hybrid.gain, verdict.hybrid.interval))
-    rows += [(each.role, each.kind, each.score, each.gain, each.interval) for each in verdict.contenders]
-    costs = {cost.role: cost for cost in verdict.costs}
-    months = terms.horizon_months if terms is not None else 1.0
-    contenders = []
-    for role, kind, score, gain, interval in rows:
-        cost = costs.get(role)
-        total, limits = (cost.total, cost.interval) if cost is not None else (None, None)
-        contenders.append(
-            Contender(
-                role=role,
-                kind=kind,
-                score=score,
-                gain=gain,
-                interval=interval,
-                selected=role == verdict.winner,
-                cost=None if total is None else total / months,
-                cost_interval=None if limits is None else (limits[0] / months, limits[1] / months),
-            )
-        )
-    return tuple(contenders)
+    others: list[tuple[str, str, str, FamilyVerdict]]
+    others = [("verdict.hybrid", "hybrid", "hybrid", hybrid)] if hybrid is not None else []
+    others += [
+        (f"verdict.contenders.{index}", each.role, each.kind, each) for index, each in enumerate(verdict.contenders)
+    ]
+    models += [
+        Contender(role, kind, each.score, gain=each.gain, interval=each.interval, score_at=f"{at}.score", gain_at=at)
+        for at, role, kind, each in others
+    ]
+    return tuple(_with_cost(model, evidence) for model in models)
+
+
+def _with_cost(model: Contender, evidence: Evidence) -> Contender:
+    """Return the contender with its cost a month, if it is known, and whether the verdict selects it."""
+    selected = replace(model, selected=model.role == evidence.verdict.winner)
+    cost = next((cost for cost in evidence.verdict.costs if cost.role == model.role), None)
+    terms = evidence.protocol.cost
+    if cost is None or cost.total is None or cost.interval is None or terms is None:
+        return selected
+    months, (low, high) = terms.horizon_months, cost.interval
+    return replace(selected, cost=cost.total / months, cost_interval=(low / months, high / months))
 
 
 def contenders(evidence: Evidence) -> Chart:

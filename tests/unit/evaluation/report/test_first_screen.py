@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -66,3 +67,9 @@ def test_every_table_has_a_caption_and_headings_do_not_skip_a_level() -> None:
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
     assert all("aria-label" in attrs for tag, attrs in tags if tag == "svg")
+
+
+@pytest.mark.parametrize("outcome", SIMULATIONS)
+def test_ids_are_unique(outcome: str) -> None:
+    ids = Counter(attrs["id"] for _, attrs in Page(to_html(evidence_for(outcome))).tags if "id" in attrs)
+    assert [name for name, number in ids.items() if number > 1] == []
