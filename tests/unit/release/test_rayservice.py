@@ -19,7 +19,8 @@ from tailorbird.registry.versions import now
 from tailorbird.release import kube_api, rayservice, serving
 from tailorbird.release.kube_api import Changed, KubernetesError, patch_object, read_object
 from tailorbird.release.rayservice import RAYSERVICE, RayServiceRef, record_deployed, scale_clusters
-from tests.k8s.manifests import ROOT
+from tests.k8s.manifests import ROOT, build, cluster_of, of_kind
+from tests.k8s.test_autoscaler import autoscaling
 from tests.unit.serving.deploy.registered import registered
 
 NAMESPACE, TOKEN = "prod", "t0ken"
@@ -163,6 +164,16 @@ def test_a_changed_bound_reaches_the_running_cluster_and_the_next_one(kubernetes
         "icd10-chapters-b: has the bounds already",
     )
     assert kubernetes.patches == [ACTIVE]
+
+
+def test_the_autoscaler_of_the_running_cluster_adds_nodes_up_to_the_new_bound(kubernetes: Kubernetes) -> None:
+    (manifest,) = of_kind(build("prod/service"), "RayService")
+    (rendered,) = cluster_of(manifest)["workerGroupSpecs"]
+    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[rendered | {"maxReplicas": 9}])
+    kubernetes.objects[ACTIVE] = {"spec": cluster_of(manifest)}
+    scale_clusters(recipe())
+    group = autoscaling(kubernetes.objects[ACTIVE]["spec"])["available_node_types"]["cpu"]
+    assert (group["min_workers"], group["max_workers"]) == (2, 9)
 
 
 def test_the_autoscaler_may_change_the_cluster_at_the_same_time(kubernetes: Kubernetes) -> None:
