@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
@@ -11,6 +12,15 @@ from cluster.progress import ProgressEvent, ProgressReporter
 from cluster.remote import this_node_selector
 
 POLL_S = 0.5
+
+
+def queue_progress(queue: Any) -> ProgressReporter:
+    """Return a reporter that can be sent to Ray tasks. Events of driver and tasks keep their order in time."""
+    return ProgressReporter(partial(_put, queue))
+
+
+def _put(queue: Any, event: ProgressEvent) -> None:
+    ray.get(queue.put.remote(event))  # wait, because Ray does not order the calls of two processes
 
 
 class EventQueue:

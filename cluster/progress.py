@@ -1,22 +1,69 @@
 """Progress events of a run, and the reporter that functions pass them to."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeVar
+
+REPORT_INTERVAL_S = 1.0  # minimum seconds between two RowsEvents
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """The expected duration of a stage, and how it was computed."""
+
+    name: str  # as `StageEvent.name`
+    seconds: float | None  # None if it cannot be estimated
+    basis: str  # such as `400 rows at 12 rows/s`
+
+
+@dataclass(frozen=True)
+class PlanEvent:
+    """The expected durations of the stages to come, in order."""
+
+    stages: tuple[PlannedStage, ...]
+    text: str  # how the rates were measured
 
 
 @dataclass(frozen=True)
 class StageEvent:
-    """The start of a stage of a run."""
+    """The start of a stage of a run. The same name again continues the stage, as for several seeds."""
 
     text: str
-    baselines: Mapping[str, float] = field(default_factory=dict)
-    """Validation score by kind of baseline, shown in the table of a sweep."""
+    name: str
 
 
 @dataclass(frozen=True)
 class NoteEvent:
     """A line about the current stage."""
 
+    text: str
+
+
+@dataclass(frozen=True)
+class ActivityEvent:
+    """What the current stage does from now on, or what it waits for."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class RowsEvent:
+    """Progress of the current activity over its rows, sent about once per second."""
+
+    done: int
+    total: int
+    rows_per_second: float
+
+
+@dataclass(frozen=True)
+class ScoreEvent:
+    """The validation score of a contender that is fitted or trained."""
+
+    contender: str
+    score: float
     text: str
 
 
@@ -52,9 +99,12 @@ class StepEvent:
     rows_per_second: float
     seed: int | None = None
     trial: str | None = None
+    seconds_left: float | None = None  # in the steps of all epochs of this training, at the current rate
 
 
-ProgressEvent = StageEvent | NoteEvent | TrialEvent | EpochEvent | StepEvent
+ProgressEvent = (
+    PlanEvent | StageEvent | NoteEvent | ActivityEvent | RowsEvent | ScoreEvent | TrialEvent | EpochEvent | StepEvent
+)
 
 
 class ProgressReporter:
@@ -63,11 +113,58 @@ class ProgressReporter:
     def __init__(self, report: Callable[[ProgressEvent], None]) -> None:
         self.report = report
 
-    def stage(self, text: str, *, baselines: Mapping[str, float] | None = None) -> None:
-        self.report(StageEvent(text, baselines or {}))
+    def stage(self, text: str, *, name: str | None = None) -> None:
+        """Report the start of a stage. By default, its name is the text before the first colon."""
+        self.report(StageEvent(text, name or text.partition(":")[0]))
 
     def note(self, text: str) -> None:
         self.report(NoteEvent(text))
 
+    def activity(self, text: str) -> None:
+        self.report(ActivityEvent(text))
+
+    def wait(self, text: str) -> None:
+        """Report at once what the run waits for, and as the activity until another one starts."""
+        self.note(text)
+        self.activity(text)
+
+    def score(self, contender: str, score: float, text: str = "") -> None:
+        self.report(ScoreEvent(contender, score, text))
+
 
 SILENT = ProgressReporter(lambda _: None)
+
+_current: ContextVar[ProgressReporter] = ContextVar("progress", default=SILENT)
+
+
+def current_progress() -> ProgressReporter:
+    """Return the reporter of the run for which this process computes a Ray task; SILENT elsewhere."""
+    return _current.get()
+
+
+@contextmanager
+def reporting_to(progress: ProgressReporter) -> Iterator[None]:
+    """Make `progress` the result of `current_progress` during the block."""
+    token = _current.set(progress)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+Batch = TypeVar("Batch", bound=Sized)
+
+
+def tracked(batches: Iterable[Batch], *, total: int) -> Iterator[Batch]:
+    """Yield batches of rows, and report to `current_progress` how many of `total` rows are done."""
+    progress, started, done = current_progress(), time.monotonic(), 0
+    if progress is SILENT:
+        yield from batches
+        return
+    reported = started
+    for batch in batches:
+        yield batch
+        done, now = done + len(batch), time.monotonic()
+        if now - reported >= REPORT_INTERVAL_S and done < total:
+            reported = now
+            progress.report(RowsEvent(done, total, done / (now - started)))

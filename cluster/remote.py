@@ -3,36 +3,69 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import ParamSpec, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
-from cluster.progress import ProgressReporter
-from cluster.resources import Resources
+from cluster.progress import SILENT, ProgressReporter, reporting_to
+from cluster.resources import Resources, held_by, holders_or_none, is_waiting
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 LOCAL = "local"  # value of RAY_ADDRESS with which `ray.init` starts Ray on this machine for this process only
 RELEASE_TIMEOUT_S = 2.0
+WAIT_INTERVAL_S = 2.0  # seconds between two requests for the state of a task that has not ended
 
 
-def run_remote(function: Callable[P, R], *, resources: Resources) -> Callable[P, R]:
+def run_remote(
+    function: Callable[P, R], *, resources: Resources, progress: ProgressReporter = SILENT
+) -> Callable[P, R]:
     """Return a function that runs `function` as a Ray task with these resources and waits for its result.
 
-    It raises an error of the task with its original type.
+    It raises an error of the task with its original type. It reports to `progress` why the task does not start, and the
+    task reports there with `current_progress`. Unless it is `SILENT`, `progress` must be that of an event queue.
     """
     import ray
 
-    task = ray.remote(function)
+    task = ray.remote(function if progress is SILENT else _reporting(function, progress))
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         available = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
         try:
-            value: R = ray.get(task.options(**task_options(resources, available=available)).remote(*args, **kwargs))
+            result = task.options(**task_options(resources, available=available)).remote(*args, **kwargs)
+            if progress is not SILENT:
+                _report_waiting(result, resources=resources, progress=progress)
+            value: R = ray.get(result)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the original error; the message of a RayTaskError is the remote traceback
         return value
 
     return call
+
+
+def _reporting(function: Callable[P, R], progress: ProgressReporter) -> Callable[P, R]:
+    """Return `function` with `progress` as the result of `current_progress`."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with reporting_to(progress):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _report_waiting(result: Any, *, resources: Resources, progress: ProgressReporter) -> None:
+    """Wait until the task of `result` has started or ended, and report what it waits for when this changes."""
+    import ray
+
+    reported = None
+    while not ray.wait([result], timeout=WAIT_INTERVAL_S, fetch_local=False)[0] and is_waiting(result):
+        text = f"waiting for {resources.text()}, {held_by(holders_or_none())}"
+        if text != reported:
+            reported = text
+            progress.activity(text)
+    if reported is not None:
+        progress.activity("the task has started")
 
 
 def task_options(resources: Resources, *, available: Mapping[str, float] | None) -> dict[str, float]:
@@ -71,7 +104,5 @@ def note_shortage(num_cpus: int, *, what: str, progress: ProgressReporter) -> No
     while (free := ray.available_resources().get("CPU", 0.0)) < num_cpus and time.monotonic() < deadline:
         time.sleep(0.1)
     if free < num_cpus:
-        text = (
-            f"{what} needs {num_cpus} CPUs, but {free:g} are free; it waits until a service or job ends or a node joins"
-        )
-        progress.note(text)
+        text = f"{what} needs {num_cpus} CPUs, but {free:g} are free, {held_by(holders_or_none())}"
+        progress.note(f"{text}; it waits until a service or job ends or a node joins")

@@ -3,6 +3,7 @@
 import platform
 import socket
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from tailorbird.config.training import TrainingConfig
 
 REACH_TIMEOUT_S = 5
 MAX_LISTED = 1000  # maximum number of actors or placement groups in a response of Ray's state API
+MAX_NAMED = 3  # maximum number of holders in a message
 UNBOUNDED = 1000  # number of workers or nodes without a limit
 
 
@@ -29,6 +31,11 @@ class Resources:
 
     cpus: float
     gpus: float = 0.0
+
+    def text(self) -> str:
+        """Return text such as `2 CPUs and 1 GPU`."""
+        amounts = [(self.cpus, "CPU"), (self.gpus, "GPU")]
+        return " and ".join(f"{amount:g} {name}{'' if amount == 1 else 's'}" for amount, name in amounts if amount)
 
     def num_workers(self, worker: "Resources") -> int:
         """Return the number of workers with these resources that fit a node with the resources `self`."""
@@ -74,7 +81,7 @@ class NodeType:
 
 @dataclass(frozen=True)
 class Holder:
-    """An actor or placement group that holds CPUs or GPUs."""
+    """An actor, placement group or task that holds CPUs or GPUs."""
 
     name: str
     resources: Resources
@@ -157,9 +164,13 @@ def parse_node_types(content: Any) -> tuple[NodeType, ...]:
 
 
 def holders() -> tuple[Holder, ...]:
-    """Return the actors and placement groups that hold CPUs or GPUs, the largest first."""
-    from ray.util.state import list_actors, list_placement_groups
+    """Return the actors, placement groups and tasks that hold CPUs or GPUs, the largest first.
 
+    A placement group or task has the name of its command if that is a verb of Tailorbird.
+    """
+    from ray.util.state import list_actors, list_jobs, list_placement_groups, list_tasks
+
+    commands = {job.job_id: command_name(job.entrypoint) for job in list_jobs(limit=MAX_LISTED) if job.job_id}
     actors_by_group: dict[str, list[str]] = {}
     listed = []
     for actor in list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=MAX_LISTED):
@@ -173,9 +184,56 @@ def holders() -> tuple[Holder, ...]:
         name = group.name or ", ".join(dict.fromkeys(names)) or "a placement group"
         bundles = [_resources(bundle.get("unit_resources", {})) for bundle in group.bundles or ()]
         total = Resources(sum(bundle.cpus for bundle in bundles), sum(bundle.gpus for bundle in bundles))
-        listed.append(Holder(name, total))
+        listed.append(Holder(commands.get(group.creator_job_id) or name, total))
+    running = [("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")]
+    listed += [
+        Holder(commands.get(task.job_id) or task.name, _resources(task.required_resources or {}))
+        for task in list_tasks(filters=running, detail=True, limit=MAX_LISTED)
+        if not task.placement_group_id
+    ]
     holding = [holder for holder in listed if holder.resources.cpus or holder.resources.gpus]
     return tuple(sorted(holding, key=lambda holder: (-holder.resources.gpus, -holder.resources.cpus, holder.name)))
+
+
+def holders_or_none() -> tuple[Holder, ...] | None:
+    """Return the holders, or None if the dashboard does not answer."""
+    with suppress(Exception):
+        return holders()
+    return None
+
+
+def command_name(entrypoint: str) -> str | None:
+    """Return a command such as `tailorbird run recipe.yaml` for the process of a job; None for other programs.
+
+    Other programs could have a secret in their arguments.
+    """
+    words = entrypoint.split()
+    for number, word in enumerate(words):
+        if word.endswith(("tailorbird", "tailorbird/__main__.py")):
+            return " ".join(("tailorbird", *words[number + 1 : number + 3]))
+    return None
+
+
+def held_by(holders: Sequence[Holder] | None) -> str:
+    """Return who holds resources, at most three holders."""
+    if holders is None:
+        return "held by unknown processes, because the dashboard does not answer"
+    if not holders:
+        return "which Ray is about to assign"
+    names = [f"`{holder.name}` ({holder.resources.text()})" for holder in holders[:MAX_NAMED]]
+    more = f" and {len(holders) - MAX_NAMED} more" if len(holders) > MAX_NAMED else ""
+    return f"held by {', '.join(names)}{more}"
+
+
+def is_waiting(result: Any) -> bool:
+    """True if the task of this ObjectRef waits for resources; False if it has started or its state is unknown."""
+    from ray.util.state import get_task
+
+    with suppress(Exception):
+        tasks = get_task(result, timeout=REACH_TIMEOUT_S)
+        attempts = tasks if isinstance(tasks, list) else [tasks]
+        return bool(attempts[-1].state == "PENDING_NODE_ASSIGNMENT")
+    return False
 
 
 def _resources(amounts: Any) -> Resources:

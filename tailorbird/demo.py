@@ -54,7 +54,7 @@ def main() -> None:
 def _run_demo(console: Console, *, overrides: tuple[str, ...]) -> tuple[str, str]:
     """Return the URL of the service and the URI of the run."""
     from cluster.connection import connect
-    from cluster.progress_display import display
+    from cluster.display.console import display
     from tailorbird.config.loader import load_recipe
     from tailorbird.data.datasets.icd10 import write
     from tailorbird.evaluation.report.console import verdict_lines

@@ -165,7 +165,9 @@ class _EpochRun:
         if dist.get_rank() == 0 and (now - self.reported > REPORT_INTERVAL_S / 2 or done == self.total):
             self.reported = now
             mean_loss, rate = progress.losses / done, self.num_rows / self.seconds
-            self.callbacks.on_step(StepEvent(progress.epoch, done, self.total, mean_loss, rate))
+            epochs_left = self.config.epochs - progress.epoch - done / self.total
+            left = epochs_left * len(self.runtime.train) / rate
+            self.callbacks.on_step(StepEvent(progress.epoch, done, self.total, mean_loss, rate, seconds_left=left))
         if self.callbacks.on_save is not None and save_now:
             self.callbacks.on_save(progress, self.engine)
             self.saved = time.perf_counter()

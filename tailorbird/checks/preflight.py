@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 from cluster.node_probe import NodeReport, WriteCheck
+from cluster.progress import SILENT, ProgressReporter
 from cluster.requirements import ALWAYS, Package, fits, mismatches
 from cluster.resources import (
     UNBOUNDED,
@@ -20,7 +21,8 @@ from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_endpoint import check_endpoint
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
 from tailorbird.checks.preflight_gates import check_gates, check_prices
-from tailorbird.checks.result import CheckResult, fault, note, ok
+from tailorbird.checks.preflight_time import expected_time
+from tailorbird.checks.result import CheckResult, fault, note, ok, passes
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
@@ -41,9 +43,18 @@ SIZES = (
 NUM_LISTED = 5
 
 
-def check_recipe(recipe: Recipe, *, without_cluster: bool = False) -> tuple[CheckResult, ...]:
-    """Check everything that a run of the recipe needs; with `without_cluster`, everything except the cluster."""
-    return check_facts(recipe, collect_facts(recipe, without_cluster=without_cluster))
+def check_recipe(
+    recipe: Recipe, *, without_cluster: bool = False, progress: ProgressReporter = SILENT
+) -> tuple[CheckResult, ...]:
+    """Check everything that a run of the recipe needs; with `without_cluster`, everything except the cluster.
+
+    With a cluster and without a fault, also estimate the duration of each stage.
+    """
+    progress.stage("preflight: collecting facts about data, base model, registry and cluster")
+    results = check_facts(recipe, collect_facts(recipe, without_cluster=without_cluster))
+    if without_cluster or not passes(results):
+        return results
+    return (*results, *expected_time(recipe, progress=progress))
 
 
 def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...]:

@@ -80,29 +80,32 @@ def connected_recipe(
     """
     recipe = read_recipe(path, overrides)
     from cluster.connection import connect
+    from cluster.display.console import display
     from cluster.local.run_queue import stack_in_use, turn
-    from cluster.progress_display import display
 
     command = shlex.join(["tailorbird", *sys.argv[1:]])
     folder = stack_in_use() if queued else None
-
-    def note(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     try:
-        with turn(folder, command=command, note=note), connect(), display(Console(stderr=as_json)) as progress:
-            yield recipe, progress
+        with (
+            display(Console(stderr=as_json), as_json=as_json) as progress,
+            turn(folder, command=command, note=progress.wait),
+        ):
+            progress.activity("connecting to Ray")
+            with connect():
+                progress.activity("loading PyTorch and transformers")
+                yield recipe, progress
+                progress.activity("disconnecting from Ray")
     except KeyboardInterrupt:
         print(f"\ninterrupted; the results of finished stages are stored. To resume: {command}", file=sys.stderr)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 @contextmanager
-def deploy_progress() -> Iterator[Any]:
+def deploy_progress(*, as_json: bool = False) -> Iterator[Any]:
     """Yield a progress reporter that prints to standard error; for commands that need no connection to Ray."""
-    from cluster.progress_display import display
+    from cluster.display.console import display
 
-    with display(Console(stderr=True)) as progress:
+    with display(Console(stderr=True), as_json=as_json) as progress:
         yield progress
 
 
@@ -141,6 +144,22 @@ def stack_folder(folder: Path | None) -> Path:
 def print_result(value: dict[str, Any], *, as_json: bool, lines: Sequence[str]) -> None:
     for line in [json.dumps(value)] if as_json else lines:
         print(line)
+
+
+def print_panel(console: Console, lines: Sequence[str], *, title: str) -> None:
+    """Print lines between two rules on a terminal, and after an empty line elsewhere.
+
+    The panel has no sides, and its lines are not wrapped, so that commands can be copied.
+    """
+    if console.is_terminal:
+        console.rule(f"[bold]{title}[/bold]", align="left", characters="─")
+    else:
+        console.print()
+    for number, line in enumerate(lines):
+        style = "bold" if number == 0 and console.is_terminal else None
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        console.rule(characters="─")
 
 
 def print_checks(results: Sequence[CheckResult], *, as_json: bool) -> None:

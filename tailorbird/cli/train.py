@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from tailorbird.cli import options
 
@@ -52,11 +53,15 @@ def preflight(
 ) -> None:
     """Check the data, the base model, the registry and the cluster for a run. Exit with 1 if a check fails.
 
+    Without a fault, also estimate how long each stage of the run takes, by rates measured on a few rows.
+
     Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
     """
     from tailorbird.checks.preflight import check_recipe
 
-    results = check_recipe(options.read_recipe(recipe, overrides), without_cluster=without_cluster)
+    loaded = options.read_recipe(recipe, overrides)
+    with options.deploy_progress(as_json=as_json) as progress:
+        results = check_recipe(loaded, without_cluster=without_cluster, progress=progress)
     options.print_checks(results, as_json=as_json)
 
 
@@ -97,10 +102,9 @@ def baseline(recipe: options.RecipePath, overrides: options.Overrides = None, as
 
     with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
         from tailorbird.evaluation.baselines.baseline import select_incumbent
-        from tailorbird.pipeline.prepare import prepare
-        from tailorbird.pipeline.run import fit_baselines
+        from tailorbird.pipeline.run import baselines_only
 
-        baselines = fit_baselines(prepare(loaded, progress=progress), progress=progress)
+        baselines = baselines_only(loaded, progress=progress)
     incumbent = select_incumbent(baselines).kind
     value = {"baselines": [asdict(baseline) for baseline in baselines], "incumbent": incumbent}
     options.print_result(value, as_json=as_json, lines=[f"incumbent: {incumbent}"])
@@ -144,11 +148,14 @@ def _print_verdict(evidence: "Evidence", *, recipe: str, as_json: bool) -> None:
     """
     from cluster.job_package import RECIPE_FILE
     from tailorbird.cli.next_steps import after_run
-    from tailorbird.evaluation.report.console import verdict_lines
+    from tailorbird.evaluation.report.console import detail_lines, verdict_panel
 
     run, winner = evidence.run, evidence.winner.uri
     is_of_file = options.read_recipe(recipe).task_uri == evidence.recipe.task_uri
     path = "RECIPE" if recipe == RECIPE_FILE else recipe  # the name of a submitted job's copy means nothing to its user
     steps = after_run(run, winner=winner, champion=evidence.champion, recipe=path if is_of_file else None)
     value = {"run": run, "winner": winner, "verdict": evidence.verdict.model_dump(mode="json")}
-    options.print_result(value, as_json=as_json, lines=[*verdict_lines(evidence), "", f"evidence: {run}", *steps])
+    options.print_result(value, as_json=as_json, lines=detail_lines(evidence))
+    if not as_json:
+        title = f"verdict: {evidence.verdict.outcome}"
+        options.print_panel(Console(), [*verdict_panel(evidence), f"evidence: {run}", *steps], title=title)

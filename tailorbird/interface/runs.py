@@ -107,7 +107,7 @@ def run(
     from rich.console import Console
 
     from cluster.connection import connect
-    from cluster.progress_display import display
+    from cluster.display.console import display
 
     console = Console(quiet=quiet, force_jupyter=False)  # in a notebook, a line of text per event
     with connect(), display(console) as progress:

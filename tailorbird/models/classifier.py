@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cluster.progress import tracked
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.tokenize import collate
 
@@ -87,7 +88,7 @@ def _over_rows(
     width = model.head.out_features if function == model.forward else model.head.in_features
     result = np.empty((len(token_lists), width), dtype=np.float32)
     with torch.inference_mode():
-        for rows in device_batches(lengths, device=device.type, batch_size=batch_size):
+        for rows in tracked(device_batches(lengths, device=device.type, batch_size=batch_size), total=len(lengths)):
             input_ids, attention_mask = collate([token_lists[row] for row in rows], pad_id=pad_id)
             output = function(input_ids.to(device), attention_mask.to(device))
             result[rows] = output.float().cpu().numpy()

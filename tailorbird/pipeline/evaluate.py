@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from cluster.progress import ProgressReporter
+from cluster.progress import SILENT, ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.data.rows import Rows, contents_of
@@ -44,6 +44,13 @@ from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evi
 from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.node_cache import sha256_files
+
+ROWS_NAMES = {
+    "test": "test rows",
+    "counterfactual": "test rows with changed demographic terms",
+    "noise": "test rows with typing errors",
+    VALIDATION: "validation rows",
+}
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,11 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     )
     compared = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.predicting}
     on_validation = {role: trained.servable[role] for role in validation_roles(context, trained)}
-    tables = predict_all(context, compared, on_validation=on_validation)
+    tables = predict_all(context, compared, on_validation=on_validation, progress=progress)
     predict = partial(_predict, context, rows_name="test")
+    progress.activity("measuring the cost of all models in alternating rounds")
     measured = measure_cost(context, compared, hybrid=hybrid, tables=tables, predict=predict)
+    progress.activity("computing the verdict")
     cost = CostRecord(measured.serving, trained.usage(context.recipe.training), measured.device)
     evaluated = EvaluatedModels(family, access, tables, cost)
     verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
@@ -161,7 +170,11 @@ def validation_roles(context: RunContext, trained: TrainedModels) -> tuple[str, 
 
 
 def predict_all(
-    context: RunContext, contenders: Mapping[str, Contender], *, on_validation: Mapping[str, Contender]
+    context: RunContext,
+    contenders: Mapping[str, Contender],
+    *,
+    on_validation: Mapping[str, Contender],
+    progress: ProgressReporter = SILENT,
 ) -> dict[str, Predictions]:
     """Return predictions by table name: of all models on test and on the changed test sets of the gates.
 
@@ -171,9 +184,11 @@ def predict_all(
     tables = {}
     for role, contender in contenders.items():
         for name in ("test", *changed):
+            progress.activity(f"{role} on the {ROWS_NAMES[name]}")
             table = _predict(context, contender.uri, rows_name=name)
             tables[role if name == "test" else f"{role}_{name}"] = table
     for role, contender in on_validation.items():
+        progress.activity(f"{role} on the {ROWS_NAMES[VALIDATION]}")
         tables[f"{role}_{VALIDATION}"] = _predict(context, contender.uri, rows_name=VALIDATION)
     return tables
 

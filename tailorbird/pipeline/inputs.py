@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import ParamSpec, TypeVar
 
 from cluster.code_snapshot import CodeVersion, ship_code
+from cluster.progress import SILENT, ProgressReporter
 from cluster.remote import run_remote
 from cluster.resources import evaluation_resources, worker_resources
 from tailorbird import PROJECT_ROOT
@@ -34,6 +35,7 @@ class RunInputs:
     base_model: BaseModelRecord
     code: CodeVersion
     encoder: BaseModelRecord | None = None  # encoder of `evaluation.retrieval_encoder`
+    progress: ProgressReporter = SILENT  # reporter for Ray tasks; see `cluster.remote.run_remote`
 
     @property
     def splits(self) -> Splits:
@@ -63,12 +65,12 @@ class RunInputs:
 
     def remote(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return a function that runs as a Ray task with a training worker's resources. A call waits for its result."""
-        return run_remote(function, resources=worker_resources(self.recipe.training))
+        return run_remote(function, resources=worker_resources(self.recipe.training), progress=self.progress)
 
     def remote_evaluation(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return a function that runs as a Ray task like `remote`, with a GPU if replicas have any."""
         resources = evaluation_resources(self.recipe.training, self.recipe.serving)
-        return run_remote(function, resources=resources)
+        return run_remote(function, resources=resources, progress=self.progress)
 
     def version_config(
         self, kind: Kind, *, dtype: Dtype, classes: tuple[str, ...] = (), prompting: Prompting | None = None
@@ -91,20 +93,35 @@ class RunInputs:
         )
 
 
-def load_inputs(recipe: Recipe) -> RunInputs:
+def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunInputs:
     """Read and check the recipe's rows, and stage the base model, the encoder for retrieval and the code."""
     task = data_task(recipe.task, system=recipe.data.system)
     # Check the rows first, so that an error in them is reported before the base model is downloaded.
     data = load_in_memory(recipe.data, task, seed=recipe.training.seed)
+    progress.activity(f"reading the base model {recipe.base_model}, which is copied to the registry on first use")
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
     require_length(uri, max_length=recipe.data.max_length, task=task)
     base_model = _record(recipe.base_model, uri=uri, registry=recipe.registry)
     encoder = _stage_encoder(recipe)
+    progress.activity("copying the code to the registry")
     code = ship_code(recipe.task_uri, PROJECT_ROOT)
     if data is None:
+        progress.activity("tokenizing the training rows into shards")
         inputs = {"code": code_sha256(load_sharded), "base_model": asdict(base_model)}
         data = load_sharded(recipe.data, task, base_model=uri, task_uri=recipe.task_uri, inputs=inputs)
     return RunInputs(recipe, data, base_model, code, encoder)
+
+
+def inspect_inputs(recipe: Recipe) -> RunInputs | None:
+    """Return the inputs without a copy of the code, so that nothing is written to the task's folder.
+
+    Return None if the training rows are streamed.
+    """
+    data = load_in_memory(recipe.data, data_task(recipe.task, system=recipe.data.system), seed=recipe.training.seed)
+    if data is None:
+        return None
+    uri = stage_base_model(recipe.base_model, registry=recipe.registry)
+    return RunInputs(recipe, data, _record(recipe.base_model, uri=uri, registry=recipe.registry), CodeVersion("", ""))
 
 
 def _stage_encoder(recipe: Recipe) -> BaseModelRecord | None:

@@ -31,6 +31,7 @@ def mix_candidate(
     inputs, metric = context.inputs, context.recipe.evaluation.metric
 
     def compute(uri: str) -> MixResult:
+        progress.activity("mixing the fine-tuned encoder with the bag of words")
         record = inputs.remote(mix_with_bag)(
             unmixed.uri, bag_uri=bag_uri, validation=context.splits.validation, metric=metric, to=f"{uri}/model"
         )

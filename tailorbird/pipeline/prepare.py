@@ -1,7 +1,7 @@
 """The first stage of a run: load its inputs, and register the test protocol before the first training."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from cluster.progress import ProgressReporter
@@ -36,6 +36,11 @@ class RunContext:
     accepted_loss: float  # losses accepted for lower cost since the last proven champion
     requested_by: str
 
+    def reporting_to(self, progress: ProgressReporter) -> "RunContext":
+        """Return the context with a reporter for its Ray tasks, that of an event queue."""
+        inputs = replace(self.inputs, progress=progress)
+        return replace(self, inputs=inputs, task=task_of(inputs))
+
     @property
     def recipe(self) -> Recipe:
         return self.inputs.recipe
@@ -49,7 +54,7 @@ class RunContext:
 def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     """Read and check the data, stage the base model and the code, and register the test protocol."""
     progress.stage("data: reading and checking the rows")
-    inputs = load_inputs(recipe)
+    inputs = load_inputs(recipe, progress=progress)
     progress.note(model_note(recipe.base_model, inputs.base_model, field="base_model"))
     if recipe.evaluation.retrieval_encoder is not None and inputs.encoder is not None:
         progress.note(model_note(recipe.evaluation.retrieval_encoder, inputs.encoder, field="retrieval_encoder"))

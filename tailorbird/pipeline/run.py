@@ -1,10 +1,9 @@
 """The whole pipeline, from a recipe to a verdict with its evidence. Read this file first."""
 
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from cluster.event_queue import forward_events
+from cluster.event_queue import forward_events, queue_progress
 from cluster.progress import ProgressReporter
 from cluster.remote import note_shortage
 from tailorbird.config.recipe import Recipe
@@ -15,6 +14,7 @@ from tailorbird.evaluation.report.evidence import AverageRecord
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.pipeline.artifacts import Contender, set_temperature
 from tailorbird.pipeline.endpoint import endpoint_baselines, predict_contender
+from tailorbird.pipeline.estimate import estimate_run
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.mix import mix_candidate
 from tailorbird.pipeline.prepare import RunContext, prepare
@@ -50,12 +50,23 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
         progress.note(f"this run is already finished: {context.run}")
         return finished
     if may_train:
+        progress.activity("checking that the base model can be trained on the rows")
         context.task.require_trainable()
+    with forward_events(progress) as queue:
+        return _run_stages(context, progress=queue_progress(queue), events=queue if may_train else None)
+
+
+def _run_stages(context: RunContext, *, progress: ProgressReporter, events: Any) -> RunResult:
+    """Run all stages after `prepare`. `events` is the queue for trainings; None if all must be cached."""
+    context = context.reporting_to(progress)
+    if events is not None:
+        progress.activity("measuring the speed of a worker on a few rows, to estimate the duration of each stage")
+        progress.report(estimate_run(context.inputs, context.task))
     baselines = fit_baselines(context, progress=progress)
-    with forward_events(progress) if may_train else nullcontext() as events:
-        sweep_result = run_sweep(context, baselines, progress=progress, events=events)
-        seeds = train_seeds(context, sweep_result, progress=progress, events=events)
-        curve = measure_curve(context, sweep_result, progress=progress, events=events)
+    sweep_result = run_sweep(context, baselines, progress=progress, events=events)
+    seeds = train_seeds(context, sweep_result, progress=progress, events=events)
+    curve = measure_curve(context, sweep_result, progress=progress, events=events)
+    progress.stage("candidate: selecting it on the validation rows")
     mean = average_seeds(context, sweep_result.selected, seeds, progress=progress)
     best = best_on_validation(seeds, mean, method=sweep_result.selected.method)
     averaged = AverageRecord(mean.validation, chosen=best == mean) if mean else None
@@ -71,10 +82,20 @@ def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
     """Run a recipe up to its sweep."""
     require_trackers(recipe.tuning)
     context = prepare(recipe, progress=progress)
+    progress.activity("checking that the base model can be trained on the rows")
     context.task.require_trainable()
-    baselines = fit_baselines(context, progress=progress)
     with forward_events(progress) as events:
-        return run_sweep(context, baselines, progress=progress, events=events)
+        progress = queue_progress(events)
+        context = context.reporting_to(progress)
+        return run_sweep(context, fit_baselines(context, progress=progress), progress=progress, events=events)
+
+
+def baselines_only(recipe: Recipe, *, progress: ProgressReporter) -> tuple[Baseline, ...]:
+    """Run a recipe up to its baselines."""
+    context = prepare(recipe, progress=progress)
+    with forward_events(progress) as events:
+        progress = queue_progress(events)
+        return fit_baselines(context.reporting_to(progress), progress=progress)
 
 
 def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[Baseline, ...]:
@@ -83,12 +104,14 @@ def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[B
     baselines = context.task.fit_baselines()
     if context.recipe.evaluation.endpoint is not None:
         progress.note("external endpoint: requests for the validation rows, unless their answers are stored")
+        progress.activity("requests to the external endpoint")
         config = context.task.version_config("zero_shot", dtype="float32")
         baselines = (*baselines, *endpoint_baselines(context.inputs, baselines, config=config))
     if context.champion is not None:
+        progress.activity("champion on the validation rows")
         baselines = (_score_champion(context, context.champion), *baselines)
-    for baseline in baselines:
-        progress.note(f"{baseline.kind:<12} {baseline.validation:.3f}  {baseline.note}")
+    for baseline in baselines:  # those fitted now were already reported by the task that fitted them
+        progress.score(baseline.kind, baseline.validation, baseline.note)
     return baselines
 
 
@@ -97,13 +120,14 @@ def run_sweep(
 ) -> SweepResult:
     """Return the result of the sweep, which reads only training and validation rows."""
     tuning, training, inputs = context.recipe.tuning, context.recipe.training, context.inputs
-    note_shortage(training.max_workers * training.cpus_per_worker, what="training", progress=progress)
     target = set_target(baselines, minimum_gain=context.recipe.evaluation.minimum_gain)
-    progress.stage(f"sweep: {tuning.num_trials} trials, target {target.text}", baselines=target.baselines)
+    progress.stage(f"sweep: {tuning.num_trials} trials, target {target.text}")
     task = context.task.training_task()
 
     def compute(uri: str) -> SweepResult:
         _require_events(events, what="sweep", command="sweep")
+        note_shortage(training.max_workers * training.cpus_per_worker, what="training", progress=progress)
+        progress.activity("starting the training workers, which load DeepSpeed and the base model")
         return sweep(tuning, training=training, task=task, target=target, uri=uri, events=events)
 
     stage_inputs = inputs.stage_inputs(
@@ -132,7 +156,8 @@ def train_seeds(
     """
 
     def train(seed: int) -> TrainingResult:
-        progress.stage(f"seed {seed}: training the selected configuration again")
+        progress.stage(f"seed {seed}: training the selected configuration again", name="seeds")
+        progress.activity("starting the training workers")
         config = sweep_result.selected.model_copy(update={"seed": seed})
         return _train(context, config, name=f"seed-{seed}", events=events)
 
@@ -154,6 +179,7 @@ def measure_curve(
 
     def train(size: int) -> float:
         progress.stage(f"learning curve: {size:,} of {num_rows:,} training rows")
+        progress.activity("starting the training workers")
         name = f"curve-{size}"
         return _train(context, sweep_result.selected, name=name, events=events, num_train_rows=size).score
 
@@ -180,6 +206,7 @@ def average_seeds(
     weights = [seed.weights for seed in seeds]
 
     def compute(uri: str) -> Contender:
+        progress.activity("averaging the weights of the seeds")
         inputs.remote(average_weights)(weights, f"{uri}/weights")
         context.task.make_loadable(f"{uri}/weights", kind=selected.method, dtype=seeds[0].dtype)
         table = inputs.remote(predict_rows)(f"{uri}/weights", rows=context.splits.validation)
@@ -187,7 +214,7 @@ def average_seeds(
 
     stage_inputs = inputs.stage_inputs(average_weights, predict_rows, weights=weights, metric=metric)
     averaged = inputs.cached("average", output=Contender, inputs=stage_inputs, compute=compute)
-    progress.note(f"mean of the weights of {len(seeds)} seeds: validation {averaged.validation:.3f}")
+    progress.score("average", averaged.validation, f"mean of the weights of {len(seeds)} seeds")
     return averaged
 
 

@@ -1,17 +1,19 @@
 """Classification and chat tasks. The other modules of the pipeline do not depend on the kind of task."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
 from tailorbird.data.quality import take_training_rows
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.sharding.shards import Shards
+from tailorbird.data.splits import subsample
 from tailorbird.data.tasks import ChatData
 from tailorbird.data.tokenize import labels_of
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import fit_prompt_baselines, store_prompt_baselines
 from tailorbird.evaluation.baselines.classification import fit_baselines, store_baselines
+from tailorbird.evaluation.inference.answer_rate import NUM_ANSWERS, measure_answers
 from tailorbird.evaluation.inference.predict import calibrate
 from tailorbird.models.metadata import longest_row
 from tailorbird.models.retrieval.training_examples import RetrievedExamples, find_examples
@@ -20,6 +22,7 @@ from tailorbird.pipeline.inputs import RunInputs
 from tailorbird.registry.versions import Dtype, Kind, Prompting, Retrieval, VersionConfig, read_artifact_config
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
+from training.rates import NUM_ROWS, Rates, measure_rates
 from training.task import TrainingTask, check_trainable
 
 
@@ -80,6 +83,12 @@ class ClassificationTask:
             classes=self.classes,
             max_length=recipe.data.max_length,
             metric=recipe.evaluation.metric,
+        )
+
+    def measure_rates(self) -> Rates:
+        """Return the rows per second of a worker, measured on a few training rows."""
+        return self.inputs.remote(measure_rates)(
+            _few_rows(self.training_task(), self.inputs), config=self.inputs.recipe.training
         )
 
     def require_trainable(self) -> None:
@@ -155,6 +164,17 @@ class ChatTask:
 
     def training_task(self, *, num_train_rows: int | None = None) -> TrainingTask:
         return self._training_task(num_train_rows, self._examples(num_train_rows))
+
+    def measure_rates(self) -> Rates:
+        """Return the rows and answers per second of a worker, without examples in the prompt."""
+        task = _few_rows(self._training_task(None, None), self.inputs)
+        rates = self.inputs.remote(measure_rates)(task, config=self.inputs.recipe.training)
+        validation = self.inputs.splits.validation
+        answered = validation.take(range(min(NUM_ANSWERS, len(validation))))
+        answers = self.inputs.remote(measure_answers)(
+            self.inputs.base_model.uri, rows=answered, prompting=self.prompting
+        )
+        return replace(rates, prediction=answers)
 
     def require_trainable(self) -> None:
         """Raise ModelError or DataError if the base model or a row cannot be trained on; a cached stage.
@@ -259,6 +279,13 @@ def task_of(inputs: RunInputs) -> Task:
 
 def _training_inputs(inputs: RunInputs) -> dict[str, object]:
     return {"max_length": inputs.recipe.data.max_length, "metric": inputs.recipe.evaluation.metric}
+
+
+def _few_rows(task: TrainingTask, inputs: RunInputs) -> TrainingTask:
+    """Return the task with a few random training rows and one validation row."""
+    train = inputs.splits.train
+    rows = subsample(len(train), size=min(NUM_ROWS, len(train)), seed=inputs.recipe.training.seed)
+    return replace(task, train=train.take(rows), validation=inputs.splits.validation.take([0]))
 
 
 def _training_rows(inputs: RunInputs, num_train_rows: int | None) -> Rows | Shards:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cluster.progress import current_progress
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.chat_template import example_turns
@@ -86,6 +87,7 @@ def fit_prompt_baselines(
     the dtype of this process. If scores are equal, the first setting wins. The first baseline becomes the incumbent.
     """
     base = local_copy(base_model)
+    current_progress().activity("building the index of training rows")
     index = build_index(train, seed=seed)
     if encoder is not None:
         encoder = encoder.model_copy(update={"dtype": dtype_name()})
@@ -108,17 +110,24 @@ def fit_prompt_baselines(
     copied = [nearest_answer(conversation, index=index).text for conversation in conversations(validation)]
     note = f"answer of the nearest of {len(index):,} training rows" + _compared_by(index, tried=encoder is not None)
     nearest = Baseline("nearest", None, scorer.of_answers(copied), True, note)
+    _report(nearest)
+    _start("zero_shot", scorer)
     zero_shot = Baseline("zero_shot", None, scorer.of(prompting), True, "no examples in the prompt")
-    return ChatBaselines(
-        (
-            (nearest, with_nearest),
-            (zero_shot, prompting),
-            _few_shot(scorer, train, prompting=prompting, config=config, seed=seed),
-            _retrieved(scorer, with_nearest, numbers=config.retrieved_examples),
-        ),
-        files,
-        dtype_name(),
-    )
+    _report(zero_shot)
+    few_shot, with_shots = _few_shot(scorer, train, prompting=prompting, config=config, seed=seed)
+    _report(few_shot)
+    retrieved, with_retrieved = _retrieved(scorer, with_nearest, numbers=config.retrieved_examples)
+    _report(retrieved)
+    fitted = ((nearest, with_nearest), (zero_shot, prompting), (few_shot, with_shots), (retrieved, with_retrieved))
+    return ChatBaselines(fitted, files, dtype_name())
+
+
+def _start(name: str, scorer: _Scorer) -> None:
+    current_progress().activity(f"{name}: answers to {len(scorer.validation):,} validation rows")
+
+
+def _report(baseline: Baseline) -> None:
+    current_progress().score(baseline.kind, baseline.validation, baseline.note)
 
 
 def add_embeddings(index: RetrievalIndex, *, encoder: PinnedEncoder, validation: Rows, metric: str) -> RetrievalIndex:
@@ -157,7 +166,10 @@ def _few_shot(
 ) -> tuple[Baseline, Prompting]:
     samples = [subsample(len(train), size=config.prompt_shots, seed=seed + draw) for draw in range(config.prompt_draws)]
     candidates = [replace_shots(prompting, train.take(sample)) for sample in samples]
-    scores = [scorer.of(candidate) for candidate in candidates]
+    scores = []
+    for number, candidate in enumerate(candidates, start=1):
+        _start(f"few_shot, set {number} of {len(candidates)}", scorer)
+        scores.append(scorer.of(candidate))
     best = int(np.argmax(scores))
     note = f"{config.prompt_shots} examples in the prompt, best of {config.prompt_draws} random sets"
     return Baseline("few_shot", None, scores[best], True, note), candidates[best]
@@ -168,7 +180,10 @@ def _retrieved(scorer: _Scorer, prompting: Prompting, *, numbers: tuple[int, ...
     tried = sorted({min(number, len(scorer.index)) for number in numbers})
     retrievals = [prompting.retrieval.model_copy(update={"num_examples": number}) for number in tried]
     candidates = [prompting.model_copy(update={"retrieval": retrieval}) for retrieval in retrievals]
-    scores = [scorer.of(candidate) for candidate in candidates]
+    scores = []
+    for number, candidate in zip(tried, candidates, strict=True):
+        _start(f"retrieved, {number} in the prompt", scorer)
+        scores.append(scorer.of(candidate))
     best = int(np.argmax(scores))
     note = f"nearest training rows in the prompt: {tried[best]}, best of {', '.join(map(str, tried))}"
     return Baseline("retrieved", None, scores[best], True, note), candidates[best]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from safetensors.numpy import save
 
+from cluster.progress import current_progress
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.rows import Rows
@@ -19,7 +20,7 @@ from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers, stack_blocks
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.pretrained import default_device, dtype_name, inference_dtype, load_encoder
-from tailorbird.registry.versions import Dtype, VersionConfig, write_artifact_config
+from tailorbird.registry.versions import Dtype, Kind, VersionConfig, write_artifact_config
 from tailorbird.storage.node_cache import local_copy
 
 PROBE_C = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # inverse regularisation strengths that are tried on validation
@@ -52,15 +53,37 @@ def fit_baselines(
         raise ValueError(f"a classifier needs two classes, but train has {list(classes)}; check data.label")
     if not len(validation):
         raise ValueError("validation has no rows; the baselines need validation rows to select their settings")
-    features, held_out, names = embed_texts(base_model, train.texts, validation.texts, classes, max_length=max_length)
+    progress = current_progress()
+    most_frequent, _ = majority(train.labels)
+    always = score_of(metric, labels=validation.labels, outputs=[most_frequent] * len(validation))
+    baselines = {"majority": Baseline("majority", None, always, False, f"always {most_frequent}")}
+    progress.score("majority", always, baselines["majority"].note)
     labels, truth = (label_indices(rows.labels, classes=classes) for rows in (train, validation))
-    probe = fit_probe(features, labels, held_out=held_out, truth=truth, metric=metric)
+    logits: dict[str, FloatArray] = {}
+
+    def add(kind: Kind, values: FloatArray, note: str) -> None:
+        """Add a servable baseline with its logits [N, L] for the held-out rows, and report its score."""
+        logits[kind] = values
+        score = score_of(metric, labels=truth, outputs=values.argmax(1))
+        baselines[kind] = Baseline(kind, None, score, True, note)
+        progress.score(kind, score, note)
+
+    progress.activity("embedding the training and validation rows")
+    features, held_out, names = embed_texts(base_model, train.texts, validation.texts, classes, max_length=max_length)
     directions = centroids(features, labels, shots=config.centroid_shots, seed=seed)
     zero_shot, centroid = (cosine_head(vectors, features) for vectors in (names, directions))
+    add("zero_shot", zero_shot.logits(held_out), "label names")
+    add("centroid", centroid.logits(held_out), f"{config.centroid_shots} examples per class")
+    progress.activity("fitting linear heads")
     vectorizers, terms = fit_vectorizers(train.texts, num_classes=len(classes))
     held_out_terms = stack_blocks(vectorizer.transform(list(validation.texts)) for vectorizer in vectorizers.values())
     data = HeadData((terms,), labels, (held_out_terms,), truth, metric)
-    bag, both = fit_bags(data, embeddings=unit(features), held_out_embeddings=unit(held_out))
+    bag = fit_bag(data)
+    add("bag_of_words", bag.logits, bag.note())
+    probe = fit_probe(features, labels, held_out=held_out, truth=truth, metric=metric)
+    add("probe", probe.logits, probe.note())
+    both = fit_with_embeddings(data, embeddings=unit(features), held_out_embeddings=unit(held_out), alone=bag)
+    add("probe_bag", both.logits, both.note())
     heads = {
         "zero_shot": zero_shot,
         "centroid": centroid,
@@ -71,29 +94,8 @@ def fit_baselines(
         "bag_of_words": BagOfWords(vectorizers, bag.weights[0], bag.bias),
         "probe_bag": BagOfWords(vectorizers, both.weights[1], np.zeros_like(both.bias)),
     }
-    logits = {
-        "zero_shot": zero_shot.logits(held_out),
-        "centroid": centroid.logits(held_out),
-        "bag_of_words": bag.logits,
-        "probe": probe.logits,
-        "probe_bag": both.logits,
-    }
-    notes = {
-        "zero_shot": "label names",
-        "centroid": f"{config.centroid_shots} examples per class",
-        "bag_of_words": bag.note(),
-        "probe": probe.note(),
-        "probe_bag": both.note(),
-    }
-    most_frequent, _ = majority(train.labels)
-    scores = {kind: score_of(metric, labels=truth, outputs=values.argmax(1)) for kind, values in logits.items()}
-    always = score_of(metric, labels=validation.labels, outputs=[most_frequent] * len(validation))
-    baselines = (
-        Baseline("majority", None, always, False, f"always {most_frequent}"),
-        *(Baseline(kind, None, score, True, notes[kind]) for kind, score in scores.items()),
-    )
     temperatures = {kind: fit_temperature(values, labels=truth) for kind, values in logits.items()}
-    return BaselineResults(baselines, heads, bags, temperatures, dtype_name())
+    return BaselineResults(tuple(baselines.values()), heads, bags, temperatures, dtype_name())
 
 
 def store_baselines(uri: str, results: BaselineResults, *, config: VersionConfig) -> tuple[Baseline, ...]:
@@ -157,14 +159,17 @@ def fit_probe(
     return best_of(fit_linear(data, LOGISTIC, strengths=PROBE_C))
 
 
-def fit_bags(data: HeadData, *, embeddings: FloatArray, held_out_embeddings: FloatArray) -> tuple[Fit, Fit]:
-    """Fit a head on a bag of words alone, and a head on unit embeddings followed by the bag of words.
+def fit_bag(data: HeadData) -> Fit:
+    """Fit a head on a bag of words, and select C and the kind of linear model. Of equal scores, the first wins."""
+    return best_of(best_of(fit_linear(data, model, strengths=strengths)) for model, strengths in BAG_C.items())
 
-    C and the kind of linear model are selected on the bag of words alone. The weight of the embedding is then selected
-    with this C and kind. If scores are equal, logistic regression wins.
+
+def fit_with_embeddings(data: HeadData, *, embeddings: FloatArray, held_out_embeddings: FloatArray, alone: Fit) -> Fit:
+    """Fit a head on unit embeddings followed by the bag of words, and select the weight of the embeddings.
+
+    C and the kind of linear model are those of `alone`, the fit on the bag of words.
     """
-    alone = best_of(best_of(fit_linear(data, model, strengths=strengths)) for model, strengths in BAG_C.items())
-    return alone, best_of(_fits_with_embeddings(data, embeddings, held_out_embeddings, start=alone))
+    return best_of(_fits_with_embeddings(data, embeddings, held_out_embeddings, start=alone))
 
 
 def _fits_with_embeddings(data: HeadData, train: FloatArray, held_out: FloatArray, *, start: Fit) -> Iterator[Fit]:

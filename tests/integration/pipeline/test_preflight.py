@@ -58,7 +58,10 @@ def test_a_valid_recipe_passes_and_leaves_no_files(recipe: Path) -> None:
         *(f"data.{split}: ok" for split in ("train", "validation", "test")),
         *("Ray: ok", "registry: ok", "base model: ok", "workers: ok", "free now: ok", "nodes: ok", "memory: ok"),
         "gates: note",
+        *("expected time: ok", "baselines: ok", "sweep: ok", "test: ok"),
     }
+    assert results["sweep: ok"].startswith("about ")
+    assert "2 trials, 2 at once, each 1 epochs of 300 rows" in results["sweep: ok"]
     assert "these data often cannot settle" in results["gates: note"]
     assert "1,200 rows" in results["data.train: ok"]
     assert "bert" in results["base model: ok"]

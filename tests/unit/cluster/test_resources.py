@@ -1,6 +1,15 @@
 import pytest
 
-from cluster.resources import NodeType, Resources, parse_node_types, workers_of_types, workers_that_fit
+from cluster.resources import (
+    Holder,
+    NodeType,
+    Resources,
+    command_name,
+    held_by,
+    parse_node_types,
+    workers_of_types,
+    workers_that_fit,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +70,25 @@ def test_node_types_are_read_from_the_file_of_ray_up() -> None:
     )
     assert parse_node_types(None) == ()
     assert parse_node_types({"max_workers": 3}) == ()
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "name"),
+    [
+        ("python -m tailorbird run recipes/a.yaml tuning.num_trials=2", "tailorbird run recipes/a.yaml"),
+        ("/opt/env/lib/python3.11/site-packages/tailorbird/__main__.py watch b.yaml", "tailorbird watch b.yaml"),
+        ("/opt/env/bin/tailorbird run c.yaml", "tailorbird run c.yaml"),
+        ("python train.py --token=abc", None),
+    ],
+)
+def test_a_job_has_the_name_of_its_command_if_it_is_a_verb(entrypoint: str, name: str | None) -> None:
+    assert command_name(entrypoint) == name
+
+
+def test_a_wait_names_up_to_three_holders() -> None:
+    holders = [Holder("tailorbird run a.yaml", Resources(2, 1)), *[Holder("replica", Resources(1))] * 3]
+    assert held_by(holders) == (
+        "held by `tailorbird run a.yaml` (2 CPUs and 1 GPU), `replica` (1 CPU), `replica` (1 CPU) and 1 more"
+    )
+    assert held_by(None) == "held by unknown processes, because the dashboard does not answer"
+    assert held_by([]) == "which Ray is about to assign"

@@ -15,9 +15,10 @@ from tailorbird.evaluation.baselines.classification import (
     BaselineResults,
     centroids,
     cosine_head,
-    fit_bags,
+    fit_bag,
     fit_baselines,
     fit_probe,
+    fit_with_embeddings,
     majority,
     store_baselines,
     unit,
@@ -98,7 +99,8 @@ def data_of(num_classes: int = 3) -> HeadData:
 def test_a_probe_with_a_bag_of_words_has_a_weight_for_both_blocks(num_classes: int) -> None:
     data = data_of(num_classes)
     embeddings, held_out = (unit(clusters(num_classes)[0]) for _ in range(2))
-    bag, both = fit_bags(data, embeddings=embeddings, held_out_embeddings=held_out)
+    bag = fit_bag(data)
+    both = fit_with_embeddings(data, embeddings=embeddings, held_out_embeddings=held_out, alone=bag)
     assert bag.embedding_weight == 0
     assert both.embedding_weight in EMBEDDING_WEIGHTS
     expected = both.embedding_weight * held_out @ both.weights[0] + data.held_out[0] @ both.weights[1] + both.bias
@@ -110,7 +112,8 @@ def test_a_class_with_one_row_is_learned() -> None:
     train = np.eye(5, dtype=np.float32)
     labels = np.array([0, 0, 1, 1, 2])
     data = HeadData((csr_matrix(train),), labels, (csr_matrix(train),), labels, "accuracy")
-    bag, both = fit_bags(data, embeddings=train, held_out_embeddings=train)
+    bag = fit_bag(data)
+    both = fit_with_embeddings(data, embeddings=train, held_out_embeddings=train, alone=bag)
     assert (bag.score, both.score) == (1.0, 1.0)
 
 

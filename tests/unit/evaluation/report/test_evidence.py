@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.gates.calibration import ece
-from tailorbird.evaluation.report.console import verdict_lines
+from tailorbird.evaluation.report.console import detail_lines, verdict_lines, verdict_panel
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.evidence_files import read_evidence, render_files, write_evidence
 from tailorbird.evaluation.report.model_scores import reliability_bins
@@ -76,6 +76,22 @@ def test_every_evidence_file_states_the_outcome(outcome: str, role: str) -> None
     for name in ("report.html", "MODEL_CARD.md"):
         assert outcome.encode() in files[name]
     assert any(outcome in line for line in verdict_lines(evidence))
+
+
+def test_a_run_ends_with_the_verdict_and_what_is_served_next() -> None:
+    evidence = evidence_for("FINE_TUNE")
+    sentence, numbers, served = verdict_panel(evidence)
+    assert (sentence, numbers) == (evidence.verdict.sentence(), evidence.verdict.numbers())
+    version = evidence.winner.uri.rpartition("/")[2]
+    assert served == f"served next: {version} (fine-tuned model), once promoted"
+    assert not {sentence, f"  {numbers}"} & set(detail_lines(evidence))  # the verdict is printed once
+
+
+def test_a_champion_that_wins_is_served_as_before() -> None:
+    evidence = evidence_for("STAY")
+    evidence = evidence.model_copy(update={"champion": evidence.winner.uri})
+    assert verdict_panel(evidence)[2].startswith("served next: the champion ")
+    assert verdict_panel(evidence)[2].endswith(", as before")
 
 
 def test_changed_evidence_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,195 @@
+"""Events of a run become a live view on a terminal, lines in a log, and JSON objects for programs."""
+
+import io
+import itertools
+import json
+from collections.abc import Sequence
+
+import pytest
+from rich.console import Console
+
+from cluster.display.console import LogDisplay, TerminalDisplay, display
+from cluster.progress import (
+    ActivityEvent,
+    EpochEvent,
+    NoteEvent,
+    PlanEvent,
+    PlannedStage,
+    ProgressEvent,
+    RowsEvent,
+    ScoreEvent,
+    StageEvent,
+    StepEvent,
+    TrialEvent,
+)
+
+CONFIG = {"learning_rate": 0.00021, "method": "lora"}
+PLAN = PlanEvent((PlannedStage("baselines", 20.0, "500 rows at 25 rows/s"),), "rates of 16 rows on this cluster")
+STEP = StepEvent(0, 3, 25, 1.0, 7.2, trial="abc337d2", seconds_left=50.0)
+RUN = (
+    StageEvent("data: reading the rows", "data"),
+    NoteEvent("400 train rows"),
+    PLAN,
+    StageEvent("baselines: no fine-tuning", "baselines"),
+    ActivityEvent("embedding the rows"),
+    ScoreEvent("probe", 0.66, "C = 1"),
+    ScoreEvent("probe", 0.66, "C = 1"),
+    StageEvent("sweep: 1 trial", "sweep"),
+    TrialEvent("abc337d2", CONFIG, "training"),
+    STEP,
+    EpochEvent(0, 0.7, 1.0, 9.0, trial="abc337d2"),
+    TrialEvent("abc337d2", CONFIG, "completed"),
+)
+
+
+class Clock:
+    """A clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def console(*, is_terminal: bool = False, width: int = 100) -> Console:
+    return Console(file=io.StringIO(), force_terminal=is_terminal, width=width, _environ={"TERM": "xterm"})
+
+
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def printed(out: Console, events: Sequence[ProgressEvent], *, as_json: bool = False) -> str:
+    """Return the output of events that are 10 s apart."""
+    times = itertools.count(step=10.0)
+    with display(out, as_json=as_json, clock=lambda: next(times)) as progress:
+        for event in events:
+            progress.report(event)
+    return text_of(out)
+
+
+def test_a_log_has_a_plain_line_for_each_event_and_the_time_of_each_stage() -> None:
+    assert printed(console(width=40), RUN).splitlines() == [
+        "data: reading the rows",
+        "  400 train rows",
+        "  expected: about 20 s (rates of 16 rows on this cluster)",
+        "  baselines  about 20 s  500 rows at 25 rows/s",
+        "  data took 30 s",
+        "baselines: no fine-tuning",
+        "  probe        0.660  C = 1",
+        "  baselines took 40 s",
+        "sweep: 1 trial",
+        "  trial 337d2 epoch 1, step 3/25, loss 1.000, 7 rows/s, about 50 s left",
+        "  trial 337d2 epoch 1: validation 0.700, loss 1.000, 9 rows/s",
+    ]
+
+
+def test_steps_are_in_a_log_at_most_every_15_seconds() -> None:
+    clock, out = Clock(), console()
+    log = LogDisplay(out, clock=clock)
+    for now in range(0, 40, 2):
+        clock.now = float(now)
+        log.report(STEP)
+    assert len(text_of(out).splitlines()) == 2  # after 16 s and after 32 s
+
+
+def test_a_silent_log_states_the_activity_after_5_seconds_and_then_less_and_less_often() -> None:
+    clock, out = Clock(), console()
+    log = LogDisplay(out, clock=clock)
+    log.report(StageEvent("test: a and b", "test"))
+    log.report(ActivityEvent("waiting for 1 CPU, held by `tailorbird run b.yaml` (1 CPU)"))
+    shown_at = []
+    for now in range(1, 200):
+        clock.now, before = float(now), text_of(out)
+        log.tick()
+        if text_of(out) != before:
+            shown_at.append(now)
+    assert shown_at == [5, 15, 35, 75, 135, 195]
+    assert text_of(out).splitlines()[1] == (
+        "  … waiting for 1 CPU, held by `tailorbird run b.yaml` (1 CPU) (test: 5 s)"
+    )
+
+
+def test_another_activity_is_stated_after_5_seconds_again() -> None:
+    clock, out = Clock(), console()
+    log = LogDisplay(out, clock=clock)
+    for now in (5.0, 15.0):
+        clock.now = now
+        log.tick()
+    log.report(ActivityEvent("candidate on the test rows"))
+    log.report(RowsEvent(120, 500, 12.0))
+    clock.now = 19.0
+    log.tick()
+    assert len(text_of(out).splitlines()) == 3
+    clock.now = 20.0
+    log.report(ActivityEvent("measuring the cost"))
+    clock.now = 25.0
+    log.tick()
+    assert text_of(out).splitlines()[2:] == [
+        "  120/500 rows, 12 rows/s, about 30 s left",
+        "  … measuring the cost (start: 25 s)",
+    ]
+
+
+def test_json_has_one_object_a_line_for_each_event() -> None:
+    objects = [json.loads(line) for line in printed(console(), RUN, as_json=True).splitlines()]
+    assert [value["event"] for value in objects] == [
+        *("stage", "note", "plan", "stage", "activity", "score", "stage", "trial", "step", "epoch", "trial"),
+    ]
+    assert objects[0] == {"event": "stage", "elapsed_s": 10.0, "text": "data: reading the rows", "name": "data"}
+    assert objects[7]["config"] == CONFIG
+
+
+def test_json_is_not_colored_on_a_terminal() -> None:
+    lines = printed(console(is_terminal=True), RUN, as_json=True).splitlines()
+    assert all(json.loads(line) for line in lines)
+
+
+def view(events: Sequence[ProgressEvent], *, width: int) -> list[str]:
+    """Return the live view after events that are 10 s apart, at 12 s after the last one."""
+    clock, out = Clock(), console(width=width)
+    terminal = TerminalDisplay(Console(file=io.StringIO(), width=width), clock=clock)
+    for number, event in enumerate(events):
+        clock.now = 10.0 * number
+        terminal.report(event)
+    clock.now += 12.0
+    with out.capture() as capture:
+        out.print(terminal.view())
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+@pytest.mark.parametrize(("width", "settings"), [(100, "learning_rate 0.00021, method lora"), (60, "learning_rate 0…")])
+def test_the_live_view_has_the_activity_the_stages_and_all_contenders(width: int, settings: str) -> None:
+    lines = view(RUN, width=width)
+    assert lines[0].split(maxsplit=1)[1] == "trial 337d2 epoch 1 is finished (sweep: 52 s)"
+    assert [line.split(maxsplit=2) for line in lines[1:4]] == [
+        ["✓", "data", "30 s"],
+        ["✓", "baselines", "40 s, expected about 20 s"],
+        ["▸", "sweep", "52 s"],
+    ]
+    assert [line.split() for line in lines[4:6]] == [
+        ["validation", "epochs", "status", "settings"],
+        ["trial", "337d2", "0.700", "1", "completed", *settings.split()],
+    ]
+    assert all(len(line) <= width for line in lines)
+
+
+def test_a_planned_stage_is_in_the_view_before_it_starts() -> None:
+    lines = view(RUN[:3], width=80)
+    assert [line.split() for line in lines[1:]] == [["▸", "data", "32", "s"], ["baselines", "about", "20", "s"]]
+
+
+def test_the_contenders_remain_on_a_terminal_at_the_end() -> None:
+    end = printed(console(is_terminal=True), RUN).rpartition("settings")[2]
+    assert "trial 337d2  0.700" in end
+    assert "probe        0.660" in end
+
+
+def test_the_live_view_has_no_color_with_no_color() -> None:
+    variables = {"TERM": "xterm-256color"}
+    colored = Console(file=io.StringIO(), force_terminal=True, width=100, _environ=variables)
+    assert "\x1b[32m" in printed(colored, RUN)
+    plain = Console(file=io.StringIO(), force_terminal=True, width=100, _environ=variables | {"NO_COLOR": "1"})
+    assert "\x1b[32m" not in printed(plain, RUN)

@@ -1,0 +1,37 @@
+"""A task reports its progress to the run that started it."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.progress import SILENT, RowsEvent, StageEvent, current_progress, reporting_to, tracked
+from tests.progress import ProgressRecorder
+
+
+def test_tracked_batches_report_how_many_rows_are_done_until_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count(step=2.0)
+    monkeypatch.setattr("cluster.progress.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    recorder = ProgressRecorder()
+    with reporting_to(recorder):
+        assert list(tracked([[1, 2], [3, 4], [5]], total=5)) == [[1, 2], [3, 4], [5]]
+    assert recorder.events == [RowsEvent(2, 5, 1.0), RowsEvent(4, 5, 1.0)]
+
+
+def test_progress_is_silent_outside_the_tasks_of_a_run() -> None:
+    recorder = ProgressRecorder()
+    with reporting_to(recorder):
+        assert current_progress() is recorder
+    assert current_progress() is SILENT
+    assert list(tracked([[1]], total=1)) == [[1]]
+    assert recorder.events == []
+
+
+def test_the_name_of_a_stage_is_the_text_before_the_colon() -> None:
+    recorder = ProgressRecorder()
+    recorder.stage("sweep: 4 trials, target 0.6")
+    recorder.stage("seed 1: again", name="seeds")
+    assert recorder.of_kind(StageEvent) == [
+        StageEvent("sweep: 4 trials, target 0.6", "sweep"),
+        StageEvent("seed 1: again", "seeds"),
+    ]
