@@ -24,12 +24,14 @@ LOCKS: Mapping[str, tuple[str, ...]] = {
     "demo.txt": ("pyproject.toml", "--extra=stack", *ALL_PLATFORMS, *SAME_VERSIONS),
     "nodes.txt": ("pyproject.toml", "--extra=engines", *ALL_PLATFORMS, *SAME_VERSIONS),  # of `ray up`
     "setup.txt": ("--group=setup", *ALL_PLATFORMS, *SAME_VERSIONS),
-    "cpu.txt": ("pyproject.toml", "--extra=engines", "--extra=mlflow", *IMAGE),
     "gpu.txt": ("pyproject.toml", "--extra=gpu", "--extra=mlflow", *IMAGE),
+    "cpu.txt": ("pyproject.toml", "--extra=engines", "--extra=mlflow", *IMAGE, "--constraints=locks/gpu.txt"),
 }
-"""Arguments of `uv pip compile`, by lock. The order matters: the later ones read the first."""
+"""Arguments of `uv pip compile`, by lock. The order matters: the later ones read the first. A cluster has pods of both
+images, which exchange pickled objects, so packages in both have one version."""
 TORCH = "torch.txt"
-"""The part of `development.txt` with torch and its CUDA libraries; a build of torch for CPUs replaces it."""
+"""The part of `development.txt` with torch and its CUDA libraries; a build of torch for CPUs replaces it. `cpu.txt` has
+no torch at all, because the image for CPUs installs this build."""
 TORCH_PACKAGES = re.compile(r"(torch|triton|cuda-[\w-]+|nvidia-[\w-]+)==")
 OUTPUT = ("--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url", "--quiet")
 
@@ -95,7 +97,7 @@ def write_lock(name: str, *options: str) -> None:
         ]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         packages = split_packages(output.read_text(encoding="utf-8"))
-    if "--universal" in LOCKS[name]:
+    if name != "gpu.txt":
         torch = [text for text in packages if TORCH_PACKAGES.match(text)]
         packages = [text for text in packages if text not in torch]
         if name == "development.txt":

@@ -72,7 +72,7 @@ def test_a_lock_contains_only_versions_and_hashes(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, options in LOCKS.items() if "pyproject.toml" in options])
 def test_a_lock_satisfies_the_requirements_of_the_project(name: str) -> None:
-    pins = locked(name, TORCH) if "--universal" in LOCKS[name] else locked(name)
+    pins = locked(name) if name == "gpu.txt" else locked(name, TORCH)
     for row in expanded([option.removeprefix("--extra=") for option in LOCKS[name] if option.startswith("--extra=")]):
         versions = pins.get(canonicalize_name(row.name), set())
         assert versions, f"{row.name} is not locked"
@@ -81,7 +81,7 @@ def test_a_lock_satisfies_the_requirements_of_the_project(name: str) -> None:
 
 def test_torch_and_its_libraries_have_a_lock_of_their_own_so_that_a_build_for_cpus_can_replace_them() -> None:
     assert {"torch", "triton"} <= locked(TORCH).keys()
-    for name in ("development.txt", "demo.txt", "nodes.txt", "setup.txt"):
+    for name in ("development.txt", "demo.txt", "nodes.txt", "setup.txt", "cpu.txt"):
         assert locked(name).keys() & locked(TORCH).keys() == set()
 
 
