@@ -30,8 +30,8 @@ EXAMPLES = re.compile(r"registry\.example\.com/\S+|\S*\.example\.internal\S*|\S*
 NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 CLUSTER_WIDE = ("Namespace",)
 REFERENCES = {"ConfigMap": ("configMapRef", "configMapKeyRef", "configMap"), "ServiceAccount": ("serviceAccountName",)}
-SECRET_FIELDS = ("secretKeyRef", "secretRef", "secretName", "secret")
-"""Fields that name another object: its name itself, or a mapping with `name` or `secretName`."""
+SECRET_FIELDS = ("secretKeyRef", "secretRef", "secretName", "secret", "imagePullSecrets")
+"""Fields that name other objects: a name itself, or a mapping (or a list of them) with `name` or `secretName`."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,11 @@ def render_environment(recipe: Recipe, *, overlay: Path) -> Written:
         names = [path.rpartition("/")[2] for path in files if path.startswith(f"{folder}/")]
         header: Document = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
         files[f"{folder}/kustomization.yaml"] = to_yaml([header | {"resources": names}])
-    secrets = sorted({name for documents in contents.values() for name in _named(documents, SECRET_FIELDS)})
-    notes.append(f"these Secrets must exist in {namespace}: {', '.join(secrets)}")
+    everything = list(contents.values())
+    required = set(_named(everything, SECRET_FIELDS))
+    optional = set(_named(everything, SECRET_FIELDS, optional=True)) - required
+    notes.append(f"these Secrets must exist in {namespace}: {', '.join(sorted(required))}")
+    notes.append(f"these Secrets are read if they exist: {', '.join(sorted(optional))}")
     return Written(files, tuple(notes))
 
 
@@ -95,7 +98,7 @@ def require_complete(documents: Sequence[Document], *, overlay: Path) -> None:
     """Raise RenderError with all mistakes in the documents.
 
     These are example values, invalid names, documents outside of the namespace, two documents with the same name, and
-    references to a ConfigMap, ServiceAccount or Role that is not among the documents.
+    references to a ConfigMap or ServiceAccount that is not among the documents.
     """
     faults = [f"{value} is an example value" for value in sorted(set(EXAMPLES.findall(to_yaml(documents))))]
     namespace, keys = _namespace(documents), [_key(document) for document in documents]
@@ -114,20 +117,22 @@ def require_complete(documents: Sequence[Document], *, overlay: Path) -> None:
         raise RenderError(f"{overlay} is not ready to use: {'; '.join(dict.fromkeys(faults))}; correct the overlay")
 
 
-def _named(node: object, fields: Sequence[str]) -> Iterator[str]:
-    """Yield the names in these fields of a node and its descendants; references that are optional are omitted."""
+def _named(node: object, fields: Sequence[str], *, optional: bool = False) -> Iterator[str]:
+    """Yield the names in these fields of a node and its descendants, of required or of optional references."""
     if isinstance(node, list):
         for child in node:
-            yield from _named(child, fields)
+            yield from _named(child, fields, optional=optional)
     if not isinstance(node, dict):
         return
     for key, value in node.items():
         if key not in fields:
-            yield from _named(value, fields)
-        elif isinstance(value, str):
-            yield value
-        elif not value.get("optional"):
-            yield value.get("name") or value["secretName"]
+            yield from _named(value, fields, optional=optional)
+            continue
+        for reference in value if isinstance(value, list) else [value]:
+            if isinstance(reference, str):
+                reference = {"name": reference}
+            if bool(reference.get("optional")) is optional:
+                yield reference.get("name") or reference["secretName"]
 
 
 def _key(document: Document) -> tuple[str, str, str]:

@@ -1,5 +1,6 @@
 """The folder for GitOps is complete, stable and valid, and a mistake in an overlay is refused."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -37,12 +38,12 @@ def _served(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The overlay `prod` with an organisation's own values instead of the examples."""
+    """The overlay `prod`, among the others, with an organisation's own values instead of the examples."""
     folder = tmp_path_factory.mktemp("own") / "k8s"
     shutil.copytree(K8S, folder)
     for file in (folder / "overlays").rglob("*.yaml"):
         text = file.read_text().replace("registry.example.com", "registry.our.org").replace("0" * 64, "a1" * 32)
-        file.write_text(text.replace("111122223333", "444455556666"))
+        file.write_text(text.replace("111122223333", "444455556666").replace("example.internal", "our.internal"))
     return folder / "overlays" / "prod"
 
 
@@ -73,7 +74,13 @@ def test_the_folder_contains_all_permanent_resources_once(overlay: Path, tmp_pat
             validator(needs_crds(), document["kind"]).validate(document)
         elif document["kind"] not in WITHOUT_SCHEMA:
             kubernetes_validate.validate(document, KUBERNETES, strict=True)
-    assert written.notes[-1] == "these Secrets must exist in tailorbird-prod: ray-token, redis"
+    assert written.notes[-2] == "these Secrets must exist in tailorbird-prod: ray-token, redis"
+
+
+def test_all_secrets_are_listed_also_those_for_images_and_for_a_store_without_roles(overlay: Path) -> None:
+    *_, required, optional = render_environment(recipe(), overlay=overlay.parent / "onprem").notes
+    assert required == "these Secrets must exist in tailorbird-onprem: ray-token, redis, registry"
+    assert {"endpoint-keys", "serving-credentials", "training-credentials"} <= set(re.findall(r"[\w-]+", optional))
 
 
 def test_the_same_input_gives_the_same_bytes_and_other_tasks_keep_their_files(overlay: Path, tmp_path: Path) -> None:
