@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.dashboard.modules.job.common import JobSubmitRequest
 
 from cluster import jobs
 from cluster.jobs import JobError
@@ -88,6 +89,7 @@ def test_a_driver_runs_on_the_head_reserves_its_memory_and_keeps_its_log(
 ) -> None:
     assert jobs.submit(recipe, root=root, driver_memory_gib=1.5).how == "started"
     (body,) = dashboard.jobs.values()
+    JobSubmitRequest(**body)  # Ray's own check of names and types
     assert body["entrypoint_memory"] == 1.5 * 2**30
     assert body["entrypoint_resources"] == {"node:__internal_head__": 0.001}
     assert body["entrypoint"].endswith(" --keep-log")
