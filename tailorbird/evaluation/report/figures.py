@@ -33,7 +33,7 @@ FORMS: Mapping[str, Callable[[Any], str]] = {
 
 
 class Figures:
-    """The values of the evidence; remembers which ones the page shows."""
+    """The values of the evidence, with a record of those that the page shows."""
 
     def __init__(self, evidence: BaseModel) -> None:
         self._values: JsonValue = evidence.model_dump(mode="json")
