@@ -5,7 +5,7 @@ from cluster.local.folder import default_folder
 
 
 def use_running_stack() -> None:
-    """Use the embedded stack of `TAILORBIRD_HOME`, or of `.tailorbird`, unless Ray or S3 are already configured.
+    """Use the embedded stack of `default_folder`, unless Ray or S3 are already configured.
 
     Call it before Ray is imported, because Ray reads the location of its token once.
     """

@@ -99,8 +99,8 @@ def run(
 
     `recipe` is a path or URI of a YAML file, its content as a mapping, or a `Recipe`. `overrides` are texts
     `section.key=value`. Progress is printed unless `quiet` is set. A run that was interrupted resumes, and a finished
-    run returns within seconds. Raises RecipeError for an invalid recipe, SessionError without a cluster, other
-    subclasses of ValueError for invalid data, and TrainingFailed.
+    run returns within seconds. A run on an embedded stack waits until no other run uses it. Raises RecipeError for an
+    invalid recipe, SessionError without a cluster, other subclasses of ValueError for invalid data, and TrainingFailed.
     """
     content = _read(recipe, overrides=tuple(overrides))
     use_running_stack()
@@ -108,9 +108,11 @@ def run(
 
     from cluster.connection import connect
     from cluster.display.console import display
+    from cluster.local.run_queue import stack_in_use, turn
 
     console = Console(quiet=quiet, force_jupyter=False)  # in a notebook, a line of text per event
-    with connect(), display(console) as progress:
+    command = f"tailorbird.run, recipe {content.name}"
+    with display(console) as progress, turn(stack_in_use(), command=command, note=progress.wait), connect():
         from tailorbird.pipeline.run import run_pipeline
 
         return Run(run_pipeline(content, progress=progress).evidence)

@@ -1,5 +1,7 @@
 """Recipes from Python values, and results as text and HTML."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import yaml
 
 import tailorbird
 from cluster.auth import SessionError
+from cluster.local import run_queue, stack
 from tailorbird.config.base import RecipeError
 from tailorbird.config.loader import load_recipe, recipe_text
 from tailorbird.evaluation.report.html import to_html
@@ -34,6 +37,25 @@ def test_a_run_needs_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("TAILORBIRD_HOME", str(tmp_path))
     with pytest.raises(SessionError, match="no Ray cluster is configured"):
         tailorbird.run(RECIPE)
+
+
+def test_a_run_on_an_embedded_stack_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    turns, waits = [], run_queue.turn
+
+    @contextmanager
+    def turn(folder: Path | None, *, command: str, note: Callable[[str], None]) -> Iterator[None]:
+        turns.append((folder, command))
+        with waits(folder, command=command, note=note):
+            yield
+
+    monkeypatch.setattr("cluster.local.run_queue.turn", turn)
+    monkeypatch.setenv(stack.OWN_DASHBOARD, "1")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # no server listens there
+    (tmp_path / stack.KEYS_FILE).touch()
+    with pytest.raises(SessionError, match="Ray is not reachable"):
+        tailorbird.run(RECIPE)
+    assert turns == [(tmp_path, "tailorbird.run, recipe icd10-demo")]
 
 
 @pytest.mark.parametrize("outcome", list(SIMULATIONS))
