@@ -68,6 +68,9 @@ def _classify(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", rows: Par
     else:
         predictions = predict_texts(loaded, texts, batch_size=batch_size)
     labels = pa.array([prediction.label for prediction in predictions])
+    if loaded.version.integer_labels:
+        typed = (loaded.version.typed_label(prediction.label) for prediction in predictions)
+        labels = pa.array([label if isinstance(label, int) else None for label in typed], pa.int64())
     scores = pa.array([prediction.score for prediction in predictions], pa.float32())
     return {"label": labels, "score": scores} | columns
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
 from tailorbird.registry.routing import PartName
 
@@ -17,6 +17,7 @@ MAX_ATTRIBUTE_CHARS = 256
 
 _AnswerId = Annotated[StrictStr, Field(pattern=rf"^({CHAT_ID}|{COMPLETION_ID})?[0-9a-f]{{32}}$")]
 _Attribute = Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)]
+_Integer = Annotated[StrictInt, Field(ge=-(1 << 63), lt=1 << 63)]
 Attributes = Annotated[dict[_Attribute, _Attribute], Field(max_length=MAX_ATTRIBUTES)]  # attributes of a text, by name
 
 
@@ -51,8 +52,8 @@ class FeedbackRequest(HttpModel):
     request_id: _AnswerId
     """The `request_id` of the answer that the feedback is about or, for chat, its `id`. Your own `X-Request-Id` is not
     accepted."""
-    label: _Attribute
-    """The correct label."""
+    label: _Attribute | _Integer
+    """The correct label: a string, or an integer as in the answer."""
     row: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] = 0
     """Position of the text in the request, starting at 0."""
 
@@ -110,8 +111,8 @@ class BatchJob(HttpModel):
 
 
 class Result(HttpModel):
-    label: str
-    """The most probable class."""
+    label: str | int
+    """The most probable class; an integer if the labels of the training rows are integers."""
     score: float | None
     """Probability of the label, after temperature scaling; null if an endpoint answered without log-probabilities."""
     scores: dict[str, float] | None = None

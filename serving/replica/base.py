@@ -251,7 +251,7 @@ class Replica(Generic[EngineT]):
         if self.log is None:
             reason = "feedback is not accepted, because the recipe does not set serving.request_log"
             raise RequestError(404, "no_request_log", reason)
-        entry = FeedbackEntry(feedback.bare_id, utc_now(), feedback.row, feedback.label, caller=caller.get())
+        entry = FeedbackEntry(feedback.bare_id, utc_now(), feedback.row, str(feedback.label), caller=caller.get())
         self.log.feedback.add([entry])
         return 202, feedback.model_dump_json().encode()
 

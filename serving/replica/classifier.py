@@ -17,7 +17,7 @@ from serving.replica.base import Replica, RequestContext, configure_process, req
 from serving.replica.experiment import CHALLENGER, QUIET_S, ShadowRunner
 from serving.replica.served_versions import ServedVersions
 from tailorbird.registry.draws import draw_secret
-from tailorbird.registry.versions import calls_endpoint
+from tailorbird.registry.versions import ModelVersion, calls_endpoint
 
 SHADOW_TEXTS = 4  # texts per shadow pass; a request that arrives during the pass waits for its end
 
@@ -94,7 +94,7 @@ class Classifier:
         predictions = await engine.submit(_rows(request, engine=engine), client=client_name())
         self._replica.meter.count(TEXTS, version.name, version.version, by=len(predictions))
         self._log(request, predictions, engine=engine, context=context)
-        results = [_result(prediction) for prediction in predictions]
+        results = [_result(prediction, version=version) for prediction in predictions]
         for result, prediction in zip(results, predictions, strict=True):
             self._replica.meter.count_part(version, prediction.answered_by, is_fallback=prediction.is_fallback)
             if request.scores and prediction.scores.size:
@@ -162,9 +162,9 @@ def _rows(request: ClassifyRequest, *, engine: ClassifierEngine) -> list[Any]:
     return list(request.texts) if engine.routing is None else list(hybrid_rows(engine.routing, request))
 
 
-def _result(prediction: Prediction) -> dict[str, object]:
+def _result(prediction: Prediction, *, version: ModelVersion) -> dict[str, object]:
     """Return the fields of the response for one text."""
-    result: dict[str, object] = {"label": prediction.label, "score": prediction.known_score}
+    result: dict[str, object] = {"label": version.typed_label(prediction.label), "score": prediction.known_score}
     if prediction.answered_by is not None:
         result["answered_by"] = prediction.answered_by
     if prediction.is_fallback:

@@ -48,6 +48,15 @@ def conversations_of(table: pa.Table, name: str, *, uri: str, first: int) -> lis
     return conversations
 
 
+def has_integers(uris: Sequence[str], *, column: str) -> bool:
+    """Return True if a column holds integers of at most 64 bits, with a sign, in the first file of each URI."""
+    types = []
+    for uri in uris:
+        with open_parquet(parquet_files(uri)[0], columns=[column]) as file:
+            types.append(plain_type(file.schema_arrow.field(column).type))
+    return all(pa.types.is_integer(kind) and kind != pa.uint64() for kind in types)
+
+
 def read_table(uri: str, *, columns: Sequence[str]) -> pa.Table:
     """Read columns of a Parquet file, or of every `*.parquet` under a folder in the order of their paths.
 

@@ -15,8 +15,8 @@ class Answer:
 
     input: str
     """The text; for a conversation, its last message."""
-    output: str
-    """Predicted class; for chat models, the text of the answer."""
+    output: str | int
+    """Predicted class, an integer if the label column holds integers; for chat models, the text of the answer."""
     confidence: float | None
     """Probability of the class after temperature scaling, 0 to 1. For a loaded chat model, the exponential of the mean
     log-probability of the tokens, or the similarity for the kind `nearest`. None if it is not known."""

@@ -59,7 +59,7 @@ class _Models(_Received):
 
 
 class _Result(_Received):
-    label: str
+    label: str | int
     score: float | None
     scores: dict[str, float] | None = None
     answered_by: str | None = None
@@ -287,7 +287,7 @@ class Client:
             raise _unreachable(error, url=url) from None
         raise ServiceError(f"{url} ended a stream before the end of the answer; send the request again")
 
-    def feedback(self, answer: Answer, label: str) -> None:
+    def feedback(self, answer: Answer, label: str | int) -> None:
         """Report the correct label of an answer of this service, for monitoring and for the next run.
 
         The service stores it if the recipe sets `serving.request_log`. Raises ValueError for an answer of a loaded

@@ -96,7 +96,7 @@ def _classify(
     return Answers(
         Answer(
             input=text,
-            output=prediction.label,
+            output=loaded.version.typed_label(prediction.label),
             confidence=prediction.known_score,
             version=loaded.version.version,
             scores=scores_by_class(loaded, prediction),

@@ -11,6 +11,7 @@ from cluster.resources import evaluation_resources, worker_resources
 from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
+from tailorbird.data.parquet import has_integers
 from tailorbird.data.rows import Splits
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.tasks import data_task
@@ -36,6 +37,7 @@ class RunInputs:
     code: CodeVersion
     encoder: BaseModelRecord | None = None  # encoder of `evaluation.retrieval_encoder`
     progress: ProgressReporter = SILENT  # reporter for Ray tasks; see `cluster.remote.run_remote`
+    integer_labels: bool = False  # the label column of a classification task holds integers
 
     @property
     def splits(self) -> Splits:
@@ -83,6 +85,7 @@ class RunInputs:
         return VersionConfig(
             kind=kind,
             classes=classes,
+            integer_labels=self.integer_labels,
             base_model=self.base_model.uri,
             max_length=self.recipe.data.max_length,
             dtype=dtype,
@@ -109,7 +112,8 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         progress.activity("tokenizing the training rows into shards")
         inputs = {"code": code_sha256(load_sharded), "base_model": asdict(base_model)}
         data = load_sharded(recipe.data, task, base_model=uri, task_uri=recipe.task_uri, inputs=inputs)
-    return RunInputs(recipe, data, base_model, code, encoder)
+    integer_labels = recipe.task == "classification" and has_integers(recipe.data.train_uris, column=recipe.data.label)
+    return RunInputs(recipe, data, base_model, code, encoder, integer_labels=integer_labels)
 
 
 def inspect_inputs(recipe: Recipe) -> RunInputs | None:

@@ -19,6 +19,7 @@ def hybrid_config(first: ModelVersion, *, second: ModelVersion, routing: Routing
     return VersionConfig(
         kind="hybrid",
         classes=tuple(dict.fromkeys(second.classes + first.classes)),
+        integer_labels=first.integer_labels and second.integer_labels,
         base_model=second.base_model,
         max_length=second.max_length,
         dtype=second.dtype,

@@ -152,6 +152,7 @@ class VersionConfig(StoredModel):
 
     kind: Kind
     classes: tuple[str, ...]
+    integer_labels: bool = False  # the label column holds integers, so answers give labels as integers
     base_model: str  # S3 URI
     max_length: int
     dtype: Dtype  # in evaluation and serving
@@ -169,6 +170,10 @@ class VersionConfig(StoredModel):
     @property
     def task(self) -> Literal["classification", "chat"]:
         return "classification" if self.prompting is None or self.classes else "chat"
+
+    def typed_label(self, label: str) -> str | int:
+        """Return a label with the type of the label column. Text of an endpoint that is no class stays a string."""
+        return int(label) if self.integer_labels and label in self.classes else label
 
     @property
     def has_index(self) -> bool:

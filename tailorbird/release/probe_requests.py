@@ -78,7 +78,8 @@ def send_probe(url: str, body: Mapping[str, JsonValue], *, is_paid: bool = False
         tokens = tuple(map(_served, logprobs["content"]))
         return ServedAnswer(words_sha256(content), repr(content), tokens=tokens, **_source(choice))
     result = answer["results"][0]
-    return ServedAnswer(result["label"], result["label"], result.get("scores") or {}, **_source(result))
+    label = str(result["label"])  # an integer if the labels are integers
+    return ServedAnswer(label, label, result.get("scores") or {}, **_source(result))
 
 
 class _Source(TypedDict):

@@ -9,7 +9,7 @@ import pytest
 
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_rows, read_splits
-from tailorbird.data.parquet import read_table
+from tailorbird.data.parquet import has_integers, read_table
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.splits import normalise
 
@@ -39,6 +39,15 @@ def test_a_folder_is_read_file_by_file_in_the_order_of_paths(tmp_path: Path) -> 
     assert rows.row_ids == ("0", "1", "2")
     assert rows.split_keys is None
     assert rows.groups == {}
+
+
+def test_integer_labels_are_known_by_the_type_of_their_column(tmp_path: Path) -> None:
+    integers = put(tmp_path / "integers.parquet", label=[1, 2])
+    encoded = put(tmp_path / "encoded.parquet", label=pa.array([1, 2], pa.int32()).dictionary_encode())
+    strings = put(tmp_path / "strings.parquet", label=["1", "2"])
+    assert has_integers([integers, encoded], column="label")
+    assert not has_integers([strings], column="label")
+    assert not has_integers([integers, strings], column="label")
 
 
 def test_a_trailing_slash_does_not_matter(tmp_path: Path) -> None:

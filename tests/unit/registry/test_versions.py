@@ -257,3 +257,9 @@ def test_a_hybrid_calls_an_endpoint_if_a_part_does() -> None:
     assert not calls_endpoint(hybrid_config(parts[0], second=parts[1], routing=routing))
     dear = parts[1].model_copy(update={"uri": "s3://models/task/versions/endpoint-zero-shot-000000000001"})
     assert calls_endpoint(hybrid_config(parts[0], second=dear, routing=routing))
+
+
+def test_labels_are_integers_only_if_the_label_column_holds_integers() -> None:
+    strings = parsed(PLAIN | {"classes": ["1", "2"]})
+    integers = strings.model_copy(update={"integer_labels": True})
+    assert [strings.typed_label("1"), integers.typed_label("1"), integers.typed_label("none")] == ["1", 1, "none"]

@@ -31,6 +31,7 @@ class FakePool(ModelPool):
 
     def load(self, uri: str, digest: str) -> Any:
         version = SimpleNamespace(name="task", version=uri, digest=digest, endpoint=None, hybrid=None)
+        version.typed_label = {"by integers": 7}.get if uri == "integers" else str
         loaded = SimpleNamespace(version=version, classes=CLASSES)
 
         async def submit(texts: Sequence[str], *, client: str) -> list[Prediction]:  # noqa: ARG001
@@ -83,6 +84,15 @@ def test_an_answer_has_one_result_per_text_and_scores_on_request(monkeypatch: py
             await answer(classifier, {"input": "x", "subject": "s"})
 
     asyncio.run(scenario())
+
+
+def test_integer_labels_are_integers_in_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> Any:
+        classifier = new_classifier(monkeypatch)
+        await classifier.reconfigure(config("integers"))
+        return await answer(classifier, {"input": "x"})
+
+    assert asyncio.run(scenario())["results"] == [{"label": 7, "score": 0.75}]
 
 
 def test_the_answer_of_a_hybrid_names_the_part_in_the_response_the_log_and_the_metrics(
