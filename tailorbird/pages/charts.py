@@ -144,6 +144,15 @@ def interval_strip(
     return Chart(tuple(marks), 26, label)
 
 
+def axis_strip(scale: Scale, *, form: Callable[[float], str]) -> Chart:
+    """Return an axis with two or three values, to be drawn below strips with the same scale."""
+    marks: list[Mark] = [Line(0, 1, 100, 1, "axis")]
+    for value in scale.ticks(about=3):
+        at = scale.at(value)
+        marks += [Line(at, 1, at, 5, "axis"), Text(at, 18, form(value), anchor="middle")]
+    return Chart(tuple(marks), 22, "axis", "ends")
+
+
 def parts_bar(parts: Sequence[tuple[str, int, str]]) -> Chart:
     """Return a bar divided by the number of each (name, number, CSS class)."""
     total, at, marks = sum(number for _, number, _ in parts), 0.0, list[Mark]()

@@ -26,6 +26,7 @@ from tailorbird.pages.charts import (
     Text,
     around,
     axes,
+    axis_strip,
     interval_marks,
     interval_strip,
     parts_bar,
@@ -258,6 +259,12 @@ def bound(bound: Bound, scale: Scale, tone: str) -> Chart:
     label = f"{100 * bound.estimate:.2f}, interval {low:.2f} to {high:.2f}, limit {100 * bound.limit:.2f}"
     guides = (0.0, bound.limit)
     return interval_strip(bound.estimate, interval=bound.interval, guides=guides, scale=scale, label=label, kind=tone)
+
+
+def axis(scale: Scale, gate: Gate) -> Chart:
+    """Return the axis of the bounds of a gate, in points or in the recipe's currency."""
+    factor = 1.0 if gate.name == "cost" else 100.0
+    return axis_strip(scale, form=lambda value: f"{factor * value:,.4g}")
 
 
 def score(score: ModelScore) -> Chart:

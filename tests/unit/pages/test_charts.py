@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailorbird.pages.charts import Chart, Dot, Line, Scale, Text, around, parts_bar, share_bar, sparkline
+from tailorbird.pages.charts import Chart, Dot, Line, Scale, Text, around, axis_strip, parts_bar, share_bar, sparkline
 from tailorbird.pages.environment import COMPONENTS, environment
 
 
@@ -29,6 +29,12 @@ def test_positions_are_clamped_to_the_axis_and_point_upwards_on_request() -> Non
 def test_the_parts_of_a_bar_fill_its_width() -> None:
     boxes = parts_bar([("a", 1, "x"), ("b", 3, "y")]).marks
     assert [(box.x, box.width) for box in boxes if not isinstance(box, Line | Dot | Text)] == [(0, 25), (25, 75)]
+
+
+def test_an_axis_has_its_values_where_strips_of_the_same_scale_have_them() -> None:
+    scale = Scale(-0.05, 0.15)
+    labels = {mark.text: mark.x for mark in axis_strip(scale, form="{:g}".format).marks if isinstance(mark, Text)}
+    assert labels == {"0": scale.at(0.0), "0.1": scale.at(0.1)}
 
 
 def test_a_sparkline_omits_unknown_values_and_marks_those_above_the_limit() -> None:
