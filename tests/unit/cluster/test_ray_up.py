@@ -19,6 +19,7 @@ from ray.scripts.scripts import start as ray_start
 from ray.serve._private import constants as serve_constants
 
 from cluster.local import haproxy, ray_env
+from serving.deploy.serve_client import listen_host
 
 CLUSTER = Path(__file__).parents[3] / "cluster" / "ray_up"
 FILES = ("aws", "onprem")
@@ -210,6 +211,13 @@ def test_nodes_start_ray_with_the_same_settings_as_the_embedded_stack(tmp_path: 
     assert (CLUSTER.parents[1] / program).samefile(haproxy.__file__)
     assert here["RAY_AUTH_TOKEN_PATH"] == "/home/user/.ray/auth_token"
     assert here["PATH"].startswith("/home/user/tailorbird-venv/bin:")
+
+
+def test_serve_listens_on_every_interface_so_that_haproxy_reaches_replicas_of_other_nodes() -> None:
+    command = ["bash", "-c", f". {CLUSTER / NODE_ENV} && printenv TAILORBIRD_SERVE_URL"]
+    url = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert listen_host(url) == "0.0.0.0"
+    assert url.endswith(":8000")
 
 
 def test_other_users_of_a_node_cannot_enter_the_folder_with_the_files_and_sockets_of_ray_and_haproxy(
