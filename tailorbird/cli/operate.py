@@ -113,4 +113,5 @@ def import_audit(
 
     loaded = options.read_recipe(recipe)
     kept, num = import_labels(loaded, uri, classes=champion_of(loaded).classes)
-    options.print_result({"labels": num, "kept": kept}, as_json=as_json, lines=[f"stored {num} labels in {kept}"])
+    lines = [f"stored {num} labels in {kept}", f"to download them: {download(kept)}"]
+    options.print_result({"labels": num, "kept": kept}, as_json=as_json, lines=lines)

@@ -89,10 +89,12 @@ def compare(
 
     Example: tailorbird compare s3://models/icd10-chapters/versions/full-1 s3://models/icd10-chapters/versions/lora-2
     """
+    from tailorbird.cli.next_steps import show_page
     from tailorbird.evaluation.report.version_comparison import compare_versions
 
     comparison = compare_versions(first, second=second)
-    print_result(comparison.model_dump(mode="json"), as_json=as_json, lines=comparison.lines())
+    lines = [*comparison.lines(), f"to read the report of the first: {show_page(comparison.first)}"]
+    print_result(comparison.model_dump(mode="json"), as_json=as_json, lines=lines)
 
 
 def security_log(

@@ -51,4 +51,5 @@ def _store(log: bytes, *, task_uri: str) -> None:
     except (ValueError, OSError) as error:
         print(f"error: the log cannot be stored at {uri}: {error}", file=sys.stderr, flush=True)
     else:
-        print(f"the log is kept at {uri}", file=sys.stderr, flush=True)
+        text = f"the log is kept at {uri}; to download it: tailorbird data get {uri} logs"
+        print(text, file=sys.stderr, flush=True)
