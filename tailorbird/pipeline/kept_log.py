@@ -1,7 +1,8 @@
 """Run a command as a child process, and store the end of its log in the registry if it fails.
 
 Ray keeps the log of a driver on the head node, which a RayJob deletes with its cluster. The parent process stores it,
-so the log is kept even if the driver is killed, for example because the node has no memory left.
+so the log is kept even if the driver alone is killed. If a container exceeds its limit of memory, Kubernetes may kill
+all of its processes, and the log is lost.
 """
 
 import signal

@@ -13,7 +13,8 @@ from tailorbird.storage.s3 import parse
 
 READ = ("s3:GetObject",)
 CREATE = ("s3:PutObject", "s3:AbortMultipartUpload")
-WRITE = (*READ, *CREATE, "s3:DeleteObject")
+DELETE = ("s3:DeleteObject",)
+WRITE = (*READ, *CREATE, *DELETE)
 ACCOUNT_ID = re.compile(r"\d{12}")
 
 
@@ -43,6 +44,7 @@ class _Rights:
     read: tuple[str, ...] = ()
     create: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
+    delete: tuple[str, ...] = ()
     list_bucket: tuple[str, ...] = ()
     """URIs whose whole bucket the role may list."""
 
@@ -67,16 +69,17 @@ def role_documents(recipe: Recipe, *, cluster: Cluster) -> dict[str, Document]:
 
 
 def _training_rights(recipe: Recipe) -> _Rights:
-    """Return the rights of runs and of `watch`.
+    """Return the rights of runs and of `watch`, which deletes old files of the request log if the recipe says so.
 
     Ray stores checkpoints with pyarrow, which sends HeadBucket before it creates a folder. AWS allows this request only
     to a role that may list the whole bucket (apache/arrow#49949).
     """
-    registry = recipe.registry
+    registry, log = recipe.registry, _on_s3(recipe.serving.request_log)
     return _Rights(
-        read=_on_s3(*_inputs(recipe), recipe.serving.request_log),
+        read=(*_on_s3(*_inputs(recipe)), *log),
         create=(f"{registry}/_security_log",),
         write=(recipe.task_uri, f"{registry}/_base", f"{registry}/_ledger"),
+        delete=log if recipe.monitoring.keep_days is not None else (),
         list_bucket=(registry,),
     )
 
@@ -117,6 +120,7 @@ def _policy(rights: _Rights) -> Document:
             ("Read", READ, rights.read),
             ("Create", CREATE, rights.create),
             ("Write", WRITE, rights.write),
+            ("Delete", DELETE, rights.delete),
         )
         if uris
     ]

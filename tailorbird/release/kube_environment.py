@@ -25,12 +25,15 @@ TARGETS = {"service": "rayservice", "watch": "watch", "monitoring": "monitoring"
 """Parts of an overlay that are applied for as long as a task is served, with their targets. Jobs run once."""
 OPTIONAL = ("monitoring",)
 """Parts that an overlay may lack."""
-EXAMPLES = re.compile(r"registry\.example\.com/\S+|\S*\.example\.internal\S*|\S*sha256:0{64}|\S*::111122223333:\S*")
-"""Values of the shipped overlays that must be replaced."""
+EXAMPLES = re.compile(
+    r"\S*\bexample\.(?:com|internal)\S*|\S*sha256:0{64}|\S*:111122223333:\S*|192\.0\.2\.0/24|198\.51\.100\.0/24"
+    r"|my-task-canary\S*"
+)
+"""Values of the shipped overlays and components that must be replaced."""
 NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 CLUSTER_WIDE = ("Namespace",)
 REFERENCES = {"ConfigMap": ("configMapRef", "configMapKeyRef", "configMap"), "ServiceAccount": ("serviceAccountName",)}
-SECRET_FIELDS = ("secretKeyRef", "secretRef", "secretName", "secret", "imagePullSecrets")
+SECRET_FIELDS = ("secretKeyRef", "secretRef", "secretName", "secret", "imagePullSecrets", "certificateRefs")
 """Fields that name other objects: a name itself, or a mapping (or a list of them) with `name` or `secretName`."""
 
 

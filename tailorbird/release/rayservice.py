@@ -54,7 +54,7 @@ def record_deployed(task_uri: str) -> str | None:
     """Write the deployed configuration of the task to `serveConfigV2` of the RayService; return the RayService's name.
 
     Other applications do not change. Do nothing and return None if TAILORBIRD_RAYSERVICE is not set, or if the task is
-    not served. Raises KubernetesError.
+    not served. Raises KubernetesError, also if the RayService is that of another task.
     """
     service = rayservice_of_environment()
     deployed = declared_applications().get(application_name(task_uri)) if service is not None else None
@@ -64,7 +64,11 @@ def record_deployed(task_uri: str) -> str | None:
         text = read_object(SERVICES, namespace=service.namespace, name=service.name)["spec"].get("serveConfigV2", "")
         config = yaml.safe_load(text) or {}
         applications = {each["name"]: each for each in config.get("applications", [])}
-        if applications.get(deployed.name) == deployed.to_json():
+        if deployed.name not in applications:
+            raise KubernetesError(
+                f"{service} does not serve {task_uri}; set {RAYSERVICE} to the RayService of this task"
+            )
+        if applications[deployed.name] == deployed.to_json():
             return str(service)
         applications[deployed.name] = deployed.to_json()
         replaced = to_yaml([config | {"applications": list(applications.values())}])

@@ -1,6 +1,7 @@
 """Deploy the champion of a task, and switch a running service to another version."""
 
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +11,7 @@ from cluster.progress import SILENT, ProgressReporter
 from serving.deploy import serve_client
 from serving.deploy.application import AdditionalVersions, application_name, is_pretrained_served, max_versions
 from serving.deploy.rollout import deploy, staged, switch_version, undeploy
-from serving.deploy.serve_client import DeployError
+from serving.deploy.serve_client import ChallengerError, DeployError
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.champion import Champion, champion_version, read_champion, write_champion
 from tailorbird.registry.shared_base import versions_on_same_base
@@ -23,7 +24,7 @@ from tailorbird.registry.versions import (
 )
 from tailorbird.release.kube_api import KubernetesError
 from tailorbird.release.parity import check_parity, sample_probes
-from tailorbird.release.rayservice import record_deployed
+from tailorbird.release.rayservice import rayservice_of_environment, record_deployed
 from tailorbird.release.runs import PromotionRefused, evidence_for, read_run_evidence, read_winner
 from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.s3 import PreconditionFailed
@@ -52,9 +53,8 @@ def serve_champion(
     sentence = champion.verdict.sentence if champion.verdict else None
     deploy_with = partial(deploy, config, task_uri=task_uri, version=version, verdict=sentence, progress=progress)
     if not champion.needs_parity:
-        served_at = deploy_with(additional=additional)
-        _record(task_uri, version)
-        return served_at, version
+        with _recorded(task_uri, version):
+            return deploy_with(additional=additional), version
     uri = champion.run or champion.uri
     probes = sample_probes(read_run_evidence(uri), uri=uri, version=version)
     with staged(task_uri, version=version, progress=progress) as url:
@@ -68,17 +68,23 @@ def serve_champion(
             raise
     with suppress(PreconditionFailed):  # another version was promoted meanwhile; drop the result
         write_champion(task_uri, champion.model_copy(update={"parity": parity}), etag=etag)
-    if additional.challenger is not None:
-        url = deploy_with(additional=additional)
-    _record(task_uri, version)
+    with _recorded(task_uri, version):
+        if additional.challenger is not None:
+            url = deploy_with(additional=additional)
     return url, version
 
 
 def stop_service(task_uri: str) -> None:
     """Remove the service of a task, with its replicas, and wait until it is gone. Other services do not change.
 
-    Raises DeployError if the task is not served.
+    Raises DeployError if the task is not served, or if a RayService deploys it, whose operator would start it again.
     """
+    service = rayservice_of_environment()
+    if service is not None:
+        raise DeployError(
+            f"the RayService {service} would start the service again; to stop it, run `kubectl delete rayservice "
+            f"{service.name} --namespace {service.namespace}`"
+        )
     name, served = application_name(task_uri), serve_client.serve_applications()
     if name not in served:
         others = f"these services run: {', '.join(sorted(served))}" if served else "no service runs"
@@ -143,18 +149,35 @@ def switch_service(
     if not has_dashboard():
         return
     sentence = champion.verdict.sentence if champion.verdict else None
+    with _recorded(task_uri, version):
+        try:
+            switch_version(
+                task_uri, version=version, pretrained=champion.pretrained, verdict=sentence, progress=progress
+            )
+        except ChallengerError:
+            raise
+        except (DeployError, SessionError) as error:
+            raise DeployError(
+                f"{version.version} is the champion now, but the service was not switched to it: {error}; "
+                "run `tailorbird serve RECIPE` to try again"
+            ) from None
+
+
+@contextmanager
+def _recorded(task_uri: str, version: ModelVersion) -> Iterator[None]:
+    """Write what the block deploys to the RayService, if there is one, so that its operator does not revert it.
+
+    If only the challenger cannot be served, the champion is deployed and recorded.
+    """
     try:
-        switch_version(task_uri, version=version, pretrained=champion.pretrained, verdict=sentence, progress=progress)
-    except (DeployError, SessionError) as error:
-        raise DeployError(
-            f"{version.version} is the champion now, but the service was not switched to it: {error}; "
-            "run `tailorbird serve RECIPE` to try again"
-        ) from None
+        yield
+    except ChallengerError:
+        _record(task_uri, version)
+        raise
     _record(task_uri, version)
 
 
 def _record(task_uri: str, version: ModelVersion) -> None:
-    """Write what is deployed to the RayService, if there is one, so that its operator does not revert it."""
     try:
         record_deployed(task_uri)
     except KubernetesError as error:

@@ -89,6 +89,13 @@ def test_batches_are_written_only_if_the_recipe_allows_them() -> None:
     assert allows(policy, "s3:ListBucket", "lake", prefix="batches/in/")
 
 
+def test_watch_deletes_old_files_of_the_request_log_only_if_the_recipe_limits_their_age() -> None:
+    log = "logs/requests/day=2026-01-01/a.parquet"
+    policies = [documents(*overrides)["training-policy"] for overrides in ((), ("monitoring.keep_days=60",))]
+    assert [allows(policy, "s3:DeleteObject", log) for policy in policies] == [False, True]
+    assert not any(allows(policy, "s3:PutObject", log) for policy in policies)
+
+
 def test_a_training_writes_its_task_and_the_shared_folders_and_reads_the_data() -> None:
     policy = documents()["training-policy"]
     for path in ("my-task/stages/a/b", "_base/minilm/model.safetensors", "_ledger/accesses.json"):

@@ -15,7 +15,13 @@ from tailorbird.cli.app import app
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.release.kube_documents import RenderError
-from tailorbird.release.kube_environment import render_environment, require_complete, write_environment
+from tailorbird.release.kube_environment import (
+    SECRET_FIELDS,
+    _named,
+    render_environment,
+    require_complete,
+    write_environment,
+)
 from tailorbird.release.manifests import ServedChampion
 from tests.k8s.crds import FILES, needs_crds, validator
 from tests.k8s.kuberay import faults
@@ -98,6 +104,32 @@ def test_the_shipped_overlays_must_get_own_values_first() -> None:
         render_environment(recipe(), overlay=K8S / "overlays" / "prod")
     for part in ("registry.example.com/tailorbird@sha256:000", "valkey/valkey@sha256:000", "role/tailorbird-prod-"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("components", "examples"),
+    [
+        (("gateway", "gateway-canary"), ("tailorbird.example.com", "my-task-canary-serve-svc")),
+        (("alb",), ("arn:aws:acm:eu-central-1:111122223333", "192.0.2.0/24", "198.51.100.0/24")),
+    ],
+)
+def test_the_values_of_a_component_for_access_must_be_replaced(
+    overlay: Path, components: tuple[str, ...], examples: tuple[str, ...]
+) -> None:
+    own = overlay.parent / f"with-{components[0]}"
+    shutil.copytree(overlay, own)
+    file = own / "service" / "kustomization.yaml"
+    listed = "".join(f", ../../../components/{name}" for name in components)
+    file.write_text(file.read_text().replace(", ../environment]", f", ../environment{listed}]"))
+    with pytest.raises(RenderError, match="example value") as error:
+        render_environment(recipe(), overlay=own)
+    assert [example for example in examples if example not in str(error.value)] == []
+
+
+def test_the_certificate_of_a_gateway_is_a_secret_that_must_exist() -> None:
+    listener = {"tls": {"certificateRefs": [{"kind": "Secret", "name": "serving-tls"}]}}
+    gateway = {"kind": "Gateway", "metadata": {"name": "a"}, "spec": {"listeners": [listener]}}
+    assert list(_named([gateway], SECRET_FIELDS)) == ["serving-tls"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.deploy.serve_client import DeployError
+from serving.deploy.serve_client import ChallengerError, DeployError
 from serving.deploy.serve_schema import ServeApplication
 from tailorbird.config.loader import load_recipe
 from tailorbird.config.recipe import Recipe
@@ -255,6 +255,37 @@ def test_a_switch_of_the_service_is_written_to_the_rayservice(
     kubernetes.status = 403
     with pytest.raises(DeployError, match=r"full-2 is served, but the RayService .*not allowed; apply the platform"):
         serving.switch_service("s3://models/icd10-chapters", version, champion=champion)
+
+
+def test_the_champion_is_written_to_the_rayservice_if_only_the_challenger_cannot_be_served(
+    kubernetes: Kubernetes, deployed: ServeApplication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise ChallengerError("full-2 serves without the challenger")
+
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setattr(serving, "switch_version", refuse)
+    kubernetes.objects[SERVICE] = service_of(application("full-1"), groups=[])
+    version = registered("full-2")
+    reason = ChangeReason(change="promotion", text="FINE_TUNE by rule 4")
+    champion = Champion(uri=version.uri, digest=version.digest, run="", version="full-2", reason=reason, since=now())
+    with pytest.raises(ChallengerError, match="serves without the challenger"):
+        serving.switch_service("s3://models/icd10-chapters", version, champion=champion)
+    assert declared_in(kubernetes.objects[SERVICE]) == {"icd10-chapters": deployed.to_json()}
+
+
+def test_the_rayservice_of_another_task_is_not_changed(kubernetes: Kubernetes, deployed: ServeApplication) -> None:
+    kubernetes.objects[SERVICE] = service_of(application("full-7", name="another-task"), groups=[])
+    with pytest.raises(KubernetesError, match="does not serve s3://models/icd10-chapters"):
+        record_deployed("s3://models/icd10-chapters")
+    assert kubernetes.patches == []
+    assert deployed.name not in declared_in(kubernetes.objects[SERVICE])
+
+
+def test_a_service_that_a_rayservice_would_start_again_is_not_stopped(kubernetes: Kubernetes) -> None:
+    with pytest.raises(DeployError, match="kubectl delete rayservice icd10-chapters --namespace prod"):
+        serving.stop_service("s3://models/icd10-chapters")
+    assert kubernetes.patches == []
 
 
 @pytest.mark.parametrize(
