@@ -138,16 +138,16 @@ _current: ContextVar[ProgressReporter] = ContextVar("progress", default=SILENT)
 
 
 def current_progress() -> ProgressReporter:
-    """Return the reporter of the run for which this process computes a Ray task; SILENT elsewhere."""
+    """Return the reporter of the command in this process, or of the run whose Ray task this is; else SILENT."""
     return _current.get()
 
 
 @contextmanager
-def reporting_to(progress: ProgressReporter) -> Iterator[None]:
-    """Make `progress` the result of `current_progress` during the block."""
+def reporting_to(progress: ProgressReporter) -> Iterator[ProgressReporter]:
+    """Make `progress` the result of `current_progress` during the block, and yield it."""
     token = _current.set(progress)
     try:
-        yield
+        yield progress
     finally:
         _current.reset(token)
 

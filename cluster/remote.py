@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from cluster.progress import SILENT, ProgressReporter, reporting_to
+from cluster.progress import SILENT, ProgressReporter, current_progress, reporting_to
 from cluster.resources import Resources, held_by, holders_or_none, is_waiting
 
 P = ParamSpec("P")
@@ -22,19 +22,20 @@ def run_remote(
 ) -> Callable[P, R]:
     """Return a function that runs `function` as a Ray task with these resources and waits for its result.
 
-    It raises an error of the task with its original type. It reports to `progress` why the task does not start, and the
-    task reports there with `current_progress`. Unless it is `SILENT`, `progress` must be that of an event queue.
+    It raises an error of the task with its original type. It reports to `progress`, or by default to this process's
+    `current_progress`, why the task does not start. If `progress` is given, it must be that of an event queue, and is
+    the `current_progress` of the task.
     """
     import ray
 
     task = ray.remote(function if progress is SILENT else _reporting(function, progress))
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        here = current_progress()
         available = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
         try:
             result = task.options(**task_options(resources, available=available)).remote(*args, **kwargs)
-            if progress is not SILENT:
-                _report_waiting(result, resources=resources, progress=progress)
+            _report_waiting(result, resources=resources, progress=progress if progress is not SILENT else here)
             value: R = ray.get(result)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the original error; the message of a RayTaskError is the remote traceback
@@ -58,6 +59,8 @@ def _report_waiting(result: Any, *, resources: Resources, progress: ProgressRepo
     """Wait until the task of `result` has started or ended, and report what it waits for when this changes."""
     import ray
 
+    if progress is SILENT:
+        return
     reported = None
     while not ray.wait([result], timeout=WAIT_INTERVAL_S, fetch_local=False)[0] and is_waiting(result):
         text = f"waiting for {resources.text()}, {held_by(holders_or_none())}"

@@ -36,6 +36,7 @@ from cluster.progress import (
     ScoreEvent,
     StageEvent,
     StepEvent,
+    reporting_to,
 )
 
 SILENCE_S = 5.0
@@ -51,20 +52,22 @@ Clock = Callable[[], float]
 
 @contextmanager
 def display(console: Console, *, as_json: bool = False, clock: Clock = time.monotonic) -> Iterator[ProgressReporter]:
-    """Yield a reporter that prints events on a console.
+    """Yield a reporter that prints events on a console, also as `current_progress` of this process.
 
     On a terminal, a live view shows the stages with elapsed and expected times, all contenders and the current
     activity. The contenders are printed once more at the end. With `as_json`, each event is a JSON object on a line.
     Without a terminal, no output is wrapped or colored.
     """
     if as_json or not console.is_terminal:
-        with _ticking(LogDisplay(console, as_json=as_json, clock=clock)) as log:
-            yield ProgressReporter(log.report)
+        log = LogDisplay(console, as_json=as_json, clock=clock)
+        with _ticking(log), reporting_to(ProgressReporter(log.report)) as progress:
+            yield progress
         return
     terminal = TerminalDisplay(console, clock=clock)
     with Live(console=console, transient=True, get_renderable=terminal.view):
         try:
-            yield ProgressReporter(terminal.report)
+            with reporting_to(ProgressReporter(terminal.report)) as progress:
+                yield progress
         finally:
             terminal.close()
 
@@ -207,8 +210,8 @@ def score_table(state: State) -> Table:
 
 
 @contextmanager
-def _ticking(log: LogDisplay) -> Iterator[LogDisplay]:
-    """Yield the display, and call its `tick` every second in a thread until the block ends."""
+def _ticking(log: LogDisplay) -> Iterator[None]:
+    """Call the display's `tick` every second in a thread until the block ends."""
     over = threading.Event()
 
     def tick() -> None:
@@ -219,7 +222,7 @@ def _ticking(log: LogDisplay) -> Iterator[LogDisplay]:
     thread = threading.Thread(target=tick, daemon=True)
     thread.start()
     try:
-        yield log
+        yield
     finally:
         over.set()
         thread.join()

@@ -47,10 +47,11 @@ def next_state(state: State, event: ProgressEvent, *, now: float) -> State:
     """Return the state after an event at the time `now`."""
     match event:
         case StageEvent():
+            activity = event.text.removeprefix(f"{event.name}: ")
             if event.name == state.stage:
-                return replace(state, activity="", done=None)
+                return replace(state, activity=activity, done=None)
             finished = (*state.finished, (state.stage, now - state.since)) if state.stage else state.finished
-            return replace(state, stage=event.name, since=now, finished=finished, activity="", done=None)
+            return replace(state, stage=event.name, since=now, finished=finished, activity=activity, done=None)
         case PlanEvent(stages):
             return replace(state, plan=stages)
         case ActivityEvent(text):
@@ -102,11 +103,10 @@ def stage_lines(state: State, *, now: float) -> list[tuple[str, str, str]]:
 def activity_line(state: State, *, now: float) -> str:
     """Return what the run does now, how long the stage has taken, and how long it is expected to take."""
     in_stage = f"{duration(now - state.since)}{_of_expected(_planned(state))}"
-    texts = [state.activity] if not isinstance(state.done, StepEvent) and state.activity else []
+    texts = [] if isinstance(state.done, StepEvent) else [state.activity]
     if state.done is not None:
         texts.append(done_text(state.done))
-    doing = ", ".join(texts) or "running"
-    return f"{doing} ({state.stage or 'start'}: {in_stage})"
+    return f"{', '.join(texts)} ({state.stage or 'start'}: {in_stage})"
 
 
 def done_text(event: RowsEvent | StepEvent) -> str:

@@ -14,8 +14,8 @@ from training.rates import Rates
 from tuning.learning_curve import curve_sizes
 from tuning.worker_groups import num_groups_that_fit
 
-GROUP_START_S = 20.0
-"""Seconds until the workers of a training have loaded DeepSpeed and the base model (MiniLM, two CPU cores)."""
+GROUP_START_S = 30.0
+"""Seconds until the workers of a training have loaded DeepSpeed and the base model, on two CPU cores with other work."""
 NUM_MODELS = 2 + NUM_FURTHER  # that predict the test rows: incumbent, candidate and further contenders
 
 
@@ -59,19 +59,21 @@ def planned_stages(recipe: Recipe, sizes: Sizes, *, rates: Rates) -> tuple[Plann
         return GROUP_START_S + training.epochs * each_epoch
 
     at_once = tuning.trials_at_once(room=sizes.groups)
-    of_trial = f"{training.epochs} epochs of {sizes.train:,} rows at {rate(train_rate)}"
+    of_trial = f"{_count(training.epochs, 'epoch')} of {sizes.train:,} rows at {rate(train_rate)}"
     stages = [
         _baselines(recipe, sizes, rates=rates),
         PlannedStage(
             "sweep",
             GROUP_START_S + (seconds(sizes.train) - GROUP_START_S) * tuning.num_trials / at_once,
-            f"{tuning.num_trials} trials, {at_once} at once, each {of_trial}",
+            f"{_count(tuning.num_trials, 'trial')}, {at_once} at once, each {of_trial}",
         ),
     ]
     further = training.num_seeds - 1
     if further:
         rounds = -(-further // min(further, sizes.groups))
-        stages.append(PlannedStage("seeds", rounds * seconds(sizes.train), f"{further} seeds, each {of_trial}"))
+        stages.append(
+            PlannedStage("seeds", rounds * seconds(sizes.train), f"{_count(further, 'seed')}, each {of_trial}")
+        )
     if tuning.learning_curve:
         parts = curve_sizes(sizes.train, num_classes=max(1, sizes.classes))[:-1]
         text = f"{len(parts)} trainings on {', '.join(f'{part:,}' for part in parts)} rows"
@@ -95,3 +97,7 @@ def _test(recipe: Recipe, sizes: Sizes, *, rates: Rates) -> PlannedStage:
     num_rows = NUM_MODELS * (sizes.test * (1 + len(changed)) + (1 + MIN_ROUNDS) * sizes.cost_rows)
     text = f"up to {NUM_MODELS} models, {num_rows:,} rows with those of gates and cost, at {rate(rates.prediction)}"
     return PlannedStage("test", num_rows / rates.prediction, text)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -61,7 +61,7 @@ def test_a_valid_recipe_passes_and_leaves_no_files(recipe: Path) -> None:
         *("expected time: ok", "baselines: ok", "sweep: ok", "test: ok"),
     }
     assert results["sweep: ok"].startswith("about ")
-    assert "2 trials, 2 at once, each 1 epochs of 300 rows" in results["sweep: ok"]
+    assert "2 trials, 2 at once, each 1 epoch of 300 rows" in results["sweep: ok"]
     assert "these data often cannot settle" in results["gates: note"]
     assert "1,200 rows" in results["data.train: ok"]
     assert "bert" in results["base model: ok"]

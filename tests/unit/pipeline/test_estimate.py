@@ -43,6 +43,16 @@ def test_trainings_at_the_same_time_divide_the_time(tmp_path: Path) -> None:
     assert (one["sweep"] or 0) - GROUP_START_S == pytest.approx(2 * ((two["sweep"] or 0) - GROUP_START_S))
 
 
+def test_a_stage_states_how_its_duration_is_computed(tmp_path: Path) -> None:
+    bases = {stage.name: stage.basis for stage in planned_stages(recipe(tmp_path, num_seeds=2), SIZES, rates=RATES)}
+    assert bases == {
+        "baselines": "480 rows, then linear heads, at 40 rows/s",
+        "sweep": "4 trials, 1 at once, each 2 epochs of 400 rows at 20 rows/s",
+        "seeds": "1 seed, each 2 epochs of 400 rows at 20 rows/s",
+        "test": "up to 4 models, 4,800 rows with those of gates and cost, at 40 rows/s",
+    }
+
+
 def test_stages_that_the_recipe_does_not_have_are_not_planned(tmp_path: Path) -> None:
     assert seconds(recipe(tmp_path, num_seeds=1)).keys() == {"baselines", "sweep", "test"}
     assert "learning curve" in seconds(recipe(tmp_path, learning_curve=True))

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cluster.display.console import LogDisplay, TerminalDisplay, display
 from cluster.progress import (
+    SILENT,
     ActivityEvent,
     EpochEvent,
     NoteEvent,
@@ -21,6 +22,7 @@ from cluster.progress import (
     StageEvent,
     StepEvent,
     TrialEvent,
+    current_progress,
 )
 
 CONFIG = {"learning_rate": 0.00021, "method": "lora"}
@@ -131,6 +133,13 @@ def test_another_activity_is_stated_after_5_seconds_again() -> None:
         "  120/500 rows, 12 rows/s, about 30 s left",
         "  … measuring the cost (start: 25 s)",
     ]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_display_is_the_current_progress_of_the_process(*, is_terminal: bool) -> None:
+    with display(console(is_terminal=is_terminal)) as progress:
+        assert current_progress() is progress
+    assert current_progress() is SILENT
 
 
 def test_json_has_one_object_a_line_for_each_event() -> None:

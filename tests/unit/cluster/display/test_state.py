@@ -56,6 +56,11 @@ def test_a_stage_with_the_same_name_continues_the_stage() -> None:
     assert state.finished == (("seeds", 9.0),)
 
 
+def test_a_stage_without_an_activity_is_described_by_its_text() -> None:
+    state = next_state(State(), StageEvent("data: reading the rows", "data"), now=0.0)
+    assert activity_line(state, now=8.0) == "reading the rows (data: 8 s)"
+
+
 def test_trainings_of_the_learning_curve_are_no_contenders() -> None:
     event = EpochEvent(0, 0.6, 1.0, 9.0, seed=0)
     assert next_state(State(stage="seeds"), event, now=1.0).rows.keys() == {"seed 0"}

@@ -1,0 +1,64 @@
+"""A call of a Ray task reports what the task waits for, and the task reports to its run."""
+
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from cluster import remote
+from cluster.progress import SILENT, ActivityEvent, current_progress, reporting_to
+from cluster.remote import run_remote
+from cluster.resources import Holder, Resources
+from tests.progress import ProgressRecorder
+
+HOLDERS = (Holder("tailorbird run a.yaml", Resources(2)),)
+
+
+def add(first: int, second: int) -> int:
+    current_progress().activity(f"adding {first} and {second}")
+    return first + second
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Run tasks in this process. The state of a task is requested as often as the list has values: true if it waits."""
+    states: list[bool] = []
+
+    def task(function: object) -> SimpleNamespace:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=function))
+
+    monkeypatch.setattr(ray, "remote", task)
+    monkeypatch.setattr(ray, "get", lambda result: result)
+    monkeypatch.setattr(ray, "wait", lambda results, **_: ([], results) if states else (results, []))
+    monkeypatch.setattr(remote, "is_waiting", lambda _: states.pop(0))
+    monkeypatch.setattr(remote, "holders_or_none", lambda: HOLDERS)
+    return states
+
+
+def test_a_wait_is_reported_once_with_the_holders_of_the_cpus(waits: list[bool]) -> None:
+    waits += [True, True, False]
+    recorder = ProgressRecorder()
+    assert run_remote(add, resources=Resources(1), progress=recorder)(1, 2) == 3
+    assert recorder.events[1:] == [
+        ActivityEvent("waiting for 1 CPU, held by `tailorbird run a.yaml` (2 CPUs)"),
+        ActivityEvent("the task has started"),
+    ]
+
+
+def test_a_task_that_starts_at_once_reports_only_its_own_progress(waits: list[bool]) -> None:
+    recorder = ProgressRecorder()
+    assert waits == []
+    assert run_remote(add, resources=Resources(1), progress=recorder)(1, 2) == 3
+    assert recorder.events == [ActivityEvent("adding 1 and 2")]
+
+
+def test_without_an_event_queue_the_wait_is_reported_to_the_command(waits: list[bool]) -> None:
+    waits += [True, False]
+    recorder = ProgressRecorder()
+    with reporting_to(recorder):
+        assert run_remote(max, resources=Resources(2))(1, 2) == 2
+    assert [event.text for event in recorder.of_kind(ActivityEvent)] == [
+        "waiting for 2 CPUs, held by `tailorbird run a.yaml` (2 CPUs)",
+        "the task has started",
+    ]
+    assert current_progress() is SILENT
