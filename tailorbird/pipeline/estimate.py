@@ -15,7 +15,7 @@ from tuning.learning_curve import curve_sizes
 from tuning.worker_groups import num_groups_that_fit
 
 GROUP_START_S = 30.0
-"""Seconds until the workers of a training have loaded DeepSpeed and the base model, on two CPU cores with other work."""
+"""Seconds until the workers of a training have loaded DeepSpeed and the base model, on two busy CPU cores."""
 NUM_MODELS = 2 + NUM_FURTHER  # that predict the test rows: incumbent, candidate and further contenders
 
 
