@@ -137,7 +137,8 @@ def test_concurrent_submissions_start_one_job_and_a_successful_job_is_not_repeat
     name: str, package: bytes, tmp_path: Path
 ) -> None:
     def submit(_: int) -> jobs.Submitted:
-        return jobs.start(name, entrypoint=PRINT_HASHES_OF_PACKAGE, package=package)
+        resources = jobs.driver_resources(0.5)
+        return jobs.start(name, entrypoint=PRINT_HASHES_OF_PACKAGE, package=package, resources=resources)
 
     with ThreadPoolExecutor(2) as pool:
         submissions = list(pool.map(submit, range(2)))
@@ -156,6 +157,19 @@ def test_concurrent_submissions_start_one_job_and_a_successful_job_is_not_repeat
     assert [job["id"] for job in listed if job["id"].startswith(name)] == [name, f"{name}-2"]
     assert f"{name}-2" in _tailorbird("jobs", "list").stdout
     assert json.loads(_tailorbird("jobs", "status", name, "--json").stdout)["exit_code"] == 0
+
+
+@pytest.mark.usefixtures("stack")
+def test_the_log_of_a_driver_that_fails_is_kept_in_the_registry(name: str, package: bytes) -> None:
+    """Ray deletes it with the cluster."""
+    entrypoint = f"{jobs.ENTRYPOINT} name={name} registry={REGISTRY} data.train=s3://lake/no-such-data"
+    jobs.start(name, entrypoint=entrypoint, package=package, resources=jobs.driver_resources(0.5))
+    assert jobs.follow(name, write=str).exit_code == 2
+    (log,) = storage.list_files(f"{REGISTRY}/{name}/logs")
+    kept = storage.read_bytes(log).decode()
+    assert "s3://lake/no-such-data" in kept
+    assert kept.endswith("\nexit code 2\n")
+    assert f"the log is kept at {log}" in jobs.read_log(name)
 
 
 @pytest.mark.usefixtures("stack")
