@@ -36,7 +36,8 @@ def init(
     from tailorbird.init.recipe_writer import write_recipe
 
     draft_options = DraftOptions(text=text, label=label, registry=registry, base_model=base_model)
-    draft = write_recipe(parquet, output, options=draft_options, force=force)
+    with options.deploy_progress(as_json=as_json):
+        draft = write_recipe(parquet, output, options=draft_options, force=force)
     lines = [f"{output}: recipe for a {draft.task} task, with guessed values"]
     lines += [f"review it, then run: tailorbird preflight {output} && tailorbird run {output}"]
     value = {"recipe": str(output), "content": draft.model_dump(mode="json")}

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from cluster.progress import current_progress
 from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.profiling.sample import NEAR_EMPTY, num_copies, num_near_empty
@@ -38,7 +39,10 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
     """
     if os.path.exists(path) and not force:  # Path.exists raises if a parent folder cannot be read
         raise DraftError(f"{path} already exists; give another path with --output, or overwrite it with --force")
+    progress = current_progress()
+    progress.activity(f"reading a sample of {source}, and the base model")
     summary = inspection.inspect_data(source, options=options)
+    progress.activity("comparing the splits of the sample")
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "my-task"
     text = recipe_text(summary, inspection.check_splits(summary), name=name, registry=options.registry)
     recipe = parse_recipe(text.encode(), path=path)

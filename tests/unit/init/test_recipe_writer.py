@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.progress import ActivityEvent, reporting_to
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.tasks import TaskName
 from tailorbird.data.loader import read_splits
@@ -18,6 +19,7 @@ from tailorbird.data.tasks import ChatData
 from tailorbird.init.inspect_data import DraftOptions, find_splits
 from tailorbird.init.recipe_writer import DraftError, write_recipe
 from tailorbird.init.task_defaults import expected_gain
+from tests.progress import ProgressRecorder
 
 SETS = os.environ.get("TAILORBIRD_DATA")
 LARGE = {"banking77": 2000, "medical_abstracts": 300}
@@ -48,6 +50,17 @@ def drafted(source: Path, *, options: DraftOptions | None = None) -> tuple[Recip
     path = source.parent / "out" / "my_task.yaml"
     recipe = write_recipe(str(source), path, options=options or DraftOptions(), force=True)
     return recipe, " ".join(path.read_text().replace("#", "").split())
+
+
+def test_a_draft_reports_what_it_reads(tmp_path: Path) -> None:
+    source, recorder = tmp_path / "notes.parquet", ProgressRecorder()
+    pq.write_table(pa.table(notes(600, seed=1)), source)
+    with reporting_to(recorder):
+        drafted(source)
+    assert [event.text for event in recorder.of_kind(ActivityEvent)] == [
+        f"reading a sample of {source}, and the base model",
+        "comparing the splits of the sample",
+    ]
 
 
 def test_one_classification_file_is_split_by_patient(tmp_path: Path) -> None:
