@@ -11,7 +11,7 @@ def show_page(uri: str) -> str:
 
 def download(uri: str) -> str:
     """Return the command that downloads everything under a URI into a new folder."""
-    return f"tailorbird data get {shlex.quote(uri)} {shlex.quote(uri.rstrip('/').rpartition('/')[2])}"
+    return f"tailorbird data get {shlex.quote(uri)} {shlex.quote(uri.rstrip('/').rpartition('/')[2] + '-copy')}"
 
 
 def after_run(run: str, *, winner: str, champion: str | None, recipe: str | None) -> list[str]:

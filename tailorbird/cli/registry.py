@@ -42,12 +42,15 @@ def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
 
     Example: tailorbird verify s3://models/icd10-chapters/runs/0f3a9c21d4e7
     """
+    from tailorbird import storage
     from tailorbird.checks.verify import verify_evidence
     from tailorbird.cli.next_steps import show_page
+    from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE
 
     faults = verify_evidence(uri)
+    has_report = not faults and not storage.exists(f"{uri.rstrip('/')}/{ENGINE_EVIDENCE}")
     lines = [*faults, f"the verdict at {uri} {'does not hold' if faults else 'holds'}"]
-    lines += [] if faults else [f"to read its report: {show_page(uri)}"]
+    lines += [f"to read its report: {show_page(uri)}"] if has_report else []
     print_result({"uri": uri, "holds": not faults, "faults": list(faults)}, as_json=as_json, lines=lines)
     if faults:
         raise typer.Exit(ExitCode.FAILURE)

@@ -149,10 +149,14 @@ def _print_verdict(evidence: "Evidence", *, recipe: str, as_json: bool) -> None:
     """
     from cluster.job_package import RECIPE_FILE
     from tailorbird.cli.next_steps import after_run
+    from tailorbird.config.base import RecipeError
     from tailorbird.evaluation.report.console import detail_lines, verdict_panel
 
     run, winner = evidence.run, evidence.winner.uri
-    is_of_file = options.read_recipe(recipe).task_uri == evidence.recipe.task_uri
+    try:
+        is_of_file = options.read_recipe(recipe).task_uri == evidence.recipe.task_uri
+    except RecipeError:  # only valid with the overrides, or changed during the run
+        is_of_file = False
     path = "RECIPE" if recipe == RECIPE_FILE else recipe  # the name of a submitted job's copy means nothing to its user
     steps = after_run(run, winner=winner, champion=evidence.champion, recipe=path if is_of_file else None)
     value = {"run": run, "winner": winner, "verdict": evidence.verdict.model_dump(mode="json")}

@@ -29,8 +29,6 @@ from training.reports import TrainingResult
 from tuning.learning_curve import LearningCurve
 from tuning.sweep import SweepResult
 
-PRETRAINED = "pretrained"  # status of a baseline in the sweep's table
-
 
 @dataclass(frozen=True)
 class TrainedModels:
@@ -166,7 +164,7 @@ def _trials(sweep_result: SweepResult, *, method: str) -> tuple[evidence.TrialRe
     return tuple(
         evidence.TrialRecord(
             trial=row.trial,
-            kind=row.trial if row.status == PRETRAINED else str(row.config.get("method", method)),
+            kind=row.trial if row.status == evidence.PRETRAINED else str(row.config.get("method", method)),
             config=row.config,
             epochs=len(row.scores),
             validation=row.score,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from tailorbird.evaluation.gates.base import Bound, Gate
 from tailorbird.evaluation.report.evidence import (
+    PRETRAINED,
     Confusion,
     CurveRecord,
     Evidence,
@@ -253,18 +254,22 @@ def scale_of(gate: Gate) -> Scale:
     return around([end for bound in gate.bounds for end in (*bound.interval, bound.limit, 0.0)])
 
 
-def bound(bound: Bound, scale: Scale, tone: str) -> Chart:
-    """Return the interval of a bound, with dashed lines at 0 and at its limit."""
-    low, high = (100 * end for end in bound.interval)
-    label = f"{100 * bound.estimate:.2f}, interval {low:.2f} to {high:.2f}, limit {100 * bound.limit:.2f}"
+def bound(bound: Bound, scale: Scale, tone: str, factor: float) -> Chart:
+    """Return the interval of a bound, with dashed lines at 0 and at its limit; its text has values times `factor`."""
+    estimate, low, high, limit = (factor * end for end in (bound.estimate, *bound.interval, bound.limit))
+    label = f"{estimate:.2f}, interval {low:.2f} to {high:.2f}, limit {limit:.2f}"
     guides = (0.0, bound.limit)
     return interval_strip(bound.estimate, interval=bound.interval, guides=guides, scale=scale, label=label, kind=tone)
 
 
 def axis(scale: Scale, gate: Gate) -> Chart:
     """Return the axis of the bounds of a gate, in points or in the recipe's currency."""
-    factor = 1.0 if gate.name == "cost" else 100.0
-    return axis_strip(scale, form=lambda value: f"{factor * value:,.4g}")
+    return axis_strip(scale, form=lambda value: f"{factor_of(gate) * value:,.4g}")
+
+
+def factor_of(gate: Gate) -> float:
+    """Return the factor from the bounds of a gate to the unit that the report shows: points or the currency."""
+    return 1.0 if gate.name == "cost" else 100.0
 
 
 def score(score: ModelScore) -> Chart:
@@ -276,16 +281,17 @@ def score(score: ModelScore) -> Chart:
 
 
 def sweep(trials: Sequence[TrialRecord]) -> Chart:
-    """Return the validation score of each trial and baseline in the order of the sweep."""
-    height = 180.0
+    """Return the validation score of each trial and baseline in the order of the sweep, without trials that failed."""
+    trials, height = [trial for trial in trials if trial.epochs or trial.status == PRETRAINED], 180.0
     up = around([trial.validation for trial in trials], length=height)
     across = Scale(0.0, len(trials) + 1.0)
-    best = max(trials, key=lambda trial: trial.validation)
+    tuned = [trial for trial in trials if trial.status != PRETRAINED]
+    best = max(tuned, key=lambda trial: trial.validation, default=None)
     marks = axes(
         across, up, names=("trial", "validation score"), forms=(lambda _: "", lambda y: f"{y:.4g}"), ticks=(1, 4)
     )
     for index, trial in enumerate(trials):
-        kind = "chosen" if trial is best else "other" if trial.status == "pretrained" else "candidate"
+        kind = "chosen" if trial is best else "other" if trial.status == PRETRAINED else "candidate"
         where, title = across.at(index + 1.0), f"{trial.trial}: {trial.validation:.4f} ({trial.status})"
         marks.append(Dot(where, up.down(trial.validation), 6 if trial is best else 4.5, f"dot {kind}", title=title))
     return Chart(tuple(marks), height, "validation score of each trial; see the table", "plot short")

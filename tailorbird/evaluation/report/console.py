@@ -3,6 +3,7 @@
 from tailorbird.evaluation.report.costs import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence, MixRecord, ModelScore
 from tailorbird.evaluation.report.outlook import outlook_sentence
+from tailorbird.evaluation.statistics.power import MAX_ROWS
 from tailorbird.evaluation.verdict.formatting import model_name, size
 from tailorbird.evaluation.verdict.types import Verdict
 
@@ -57,7 +58,7 @@ def score_cells(score: ModelScore) -> tuple[str, str, str, str]:
 def power_sentence(verdict: Verdict) -> str:
     """Return the probability of FINE_TUNE, what limits it, and the rows needed for both gains."""
     needed, least = verdict.rows_needed, verdict.rows_needed_for_minimum_gain
-    for_expected = "no number of test rows gives 80%" if needed is None else f"{needed:,} test rows give 80%"
+    for_expected = f"{MAX_ROWS:,} test rows do not give 80%" if needed is None else f"{needed:,} test rows give 80%"
     hybrid = "" if verdict.hybrid_power is None else f"; HYBRID in {verdict.hybrid_power:.0%} if both parts are equal"
     minimum = f"{size(verdict.minimum_gain)} (minimum_gain)"
     for_minimum = "" if least is None else f", and one of {minimum} on {least:,} rows"

@@ -47,6 +47,10 @@ class DistinctRecord:
     scores: Mapping[str, float]  # by role
 
 
+PRETRAINED = "pretrained"
+"""Status of a baseline in the table of the sweep."""
+
+
 @dataclass(frozen=True)
 class TrialRecord:
     """A row of the sweep table: a trial, or a baseline (with the status `pretrained`)."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, JsonValue
 
+from tailorbird.evaluation.statistics.power import MAX_ROWS
 from tailorbird.evaluation.verdict.contender_costs import money
 from tailorbird.evaluation.verdict.formatting import p_text, points
 from tailorbird.pages.environment import plain
@@ -15,7 +16,7 @@ TONES = {"passes": "passes", "fails": "fails", "not assessable": "open", "not ap
 
 
 def _rows(value: int | None) -> str:
-    return "no number is enough" if value is None else f"{value:,}"
+    return f"{MAX_ROWS:,} are not enough" if value is None else f"{value:,}"
 
 
 FORMS: Mapping[str, Callable[[Any], str]] = {

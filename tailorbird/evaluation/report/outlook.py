@@ -83,5 +83,5 @@ def _what_would_replace(verdict: Verdict) -> str:
         if verdict.rows_needed > verdict.n:
             rows = f"{verdict.rows_needed:,} test rows"
             return f"With about {rows}, a true gain of {expected} leads to FINE_TUNE in 80% of tests"
-        return f"A true gain below {expected} needs more than {verdict.n:,} test rows"
+        return f"These {verdict.n:,} test rows suffice for a true gain of {expected}; a smaller gain may need more"
     return f"A candidate that is proven better, with a gain of {size(verdict.minimum_gain)} or more, would replace it"

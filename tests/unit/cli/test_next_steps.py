@@ -33,5 +33,5 @@ def test_a_path_with_a_space_is_quoted_and_the_version_is_named() -> None:
     assert "make lora-2 the champion: tailorbird promote 'my task.yaml'\n" in steps
 
 
-def test_a_download_goes_to_a_folder_with_the_name_of_the_uri() -> None:
-    assert download("s3://lake/icd10/") == "tailorbird data get s3://lake/icd10/ icd10"
+def test_a_download_goes_to_a_folder_that_the_uploaded_one_does_not_block() -> None:
+    assert download("s3://lake/icd10/") == "tailorbird data get s3://lake/icd10/ icd10-copy"

@@ -105,7 +105,7 @@ def value_at(evidence: Evidence, path: str) -> Any:
 def formats_of(value: Any) -> list[str]:
     """Return all formats in which the page may print a value."""
     if isinstance(value, bool) or value is None:
-        return ["yes" if value else "no", "none", "no number is enough"]
+        return ["yes" if value else "no", "none", "10,000,000 are not enough"]
     if isinstance(value, int | float):
         forms = (
             "+.2f", "+.1g", ".2f", ".3f", ".4f", ",.4g", ",.0f", ",", ".3g", ".0%", "+,.0f", ".1f", ",.2f", ".2g",
