@@ -41,7 +41,7 @@ class Run:
 
     @property
     def versions(self) -> dict[str, str]:
-        """URIs of the compared versions by role: `incumbent`, `candidate` and others."""
+        """URIs of the compared models by role: `incumbent`, `candidate` and others. Not all of them are registered."""
         return {role: version.uri for role, version in self.evidence.versions.items()}
 
     def __repr__(self) -> str:
