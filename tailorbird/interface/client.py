@@ -122,7 +122,8 @@ class Client:
     The key is sent as `Authorization: Bearer KEY`. By default, it is read from the variable `TAILORBIRD_API_KEY`.
     Representations and errors do not contain it. Proxies in the environment are used for `https://` only: with
     `http://`, a proxy would see the key and the texts. All methods raise ServiceError if the service refuses a request,
-    cannot be reached, or does not answer within `timeout_s`. Requests are not repeated.
+    cannot be reached, or does not answer within `timeout_s`, and ValueError if the client is closed. Requests are not
+    repeated.
     """
 
     url: str
@@ -135,7 +136,7 @@ class Client:
     def __post_init__(self, api_key: str | None) -> None:
         """Open no connection yet. Raise ValueError for an address or a key that cannot be used."""
         url = self.url.rstrip("/")
-        if not url.lower().startswith(("http://", "https://")):
+        if not _is_address(url):
             raise ValueError(f"{self.url!r} is not the address of a service; give http://HOST:PORT or https://HOST")
         key = (os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key).strip()
         if not (key.isascii() and key.isprintable()):
@@ -266,7 +267,7 @@ class Client:
         body = _chat_body(messages, model=model, max_tokens=max_tokens, temperature=temperature, subject=subject)
         texts, url = list[str](), f"{self.url}/v1/chat/completions"
         try:
-            with self._http.stream("POST", url, json=body | {"stream": True}) as response:
+            with self._open().stream("POST", url, json=body | {"stream": True}) as response:
                 if response.status_code != 200:
                     raise _refusal(response, response.read(), url=url)
                 for event in httpx2.EventSource(response):
@@ -298,10 +299,15 @@ class Client:
         body: Body = {"request_id": answer.request_id, "row": answer.row, "label": label}
         self._request("POST", "/v1/feedback", body, received=_Received)
 
+    def _open(self) -> httpx2.Client:
+        if self._http.is_closed:
+            raise ValueError(f"the client of {self.url} is closed; create another client")
+        return self._http
+
     def _request(self, method: str, path: str, body: Body | None = None, *, received: type[ReceivedT]) -> ReceivedT:
         url = f"{self.url}{path}"
         try:
-            response = self._http.request(method, url, json=body)
+            response = self._open().request(method, url, json=body)
         except httpx2.HTTPError as error:
             raise _unreachable(error, url=url) from None
         if not response.is_success:
@@ -310,6 +316,15 @@ class Client:
             return received.model_validate_json(response.content)
         except ValidationError as error:
             raise _invalid(error, url=url) from None
+
+
+def _is_address(url: str) -> bool:
+    try:
+        address = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return False
+    port_exists = address.port is None or 0 < address.port < 2**16
+    return address.scheme in ("http", "https") and bool(address.host) and port_exists and not {"?", "#"} & set(url)
 
 
 def _chat_body(

@@ -203,8 +203,12 @@ def test_a_proxy_in_the_environment_does_not_see_requests_without_encryption(mon
         assert server.authorizations == ["Bearer tb-key"]
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", ""])
-def test_an_address_without_a_scheme_is_refused(url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:8000", "ftp://host", "", "http://:80", "http://host:port", "http://host:99999", "http://host:0",
+     "http://[::1", "http://a..b\n", "http://host?x=1", "http://host#x"],
+)  # fmt: skip
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is not the address of a service; give http://HOST:PORT"):
         Client(url)
 
@@ -213,3 +217,19 @@ def test_a_key_that_is_not_printable_is_refused_without_its_text() -> None:
     with pytest.raises(ValueError, match="is not a key") as refused:
         Client(URL, api_key="sécret")
     assert "cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:8000", "HTTPS://host/prefix/", "http://host:65535"])
+def test_a_valid_address_is_kept(url: str) -> None:
+    with Client(url) as client:
+        assert client.url == url.rstrip("/")
+
+
+def test_a_closed_client_is_an_error(connect: Connect, classifier: ASGIApp) -> None:
+    for client in (connect(classifier), Client(URL)):
+        client.close()
+        client.close()
+        with pytest.raises(ValueError, match="is closed; create another client"):
+            client.models()
+        with pytest.raises(ValueError, match="is closed; create another client"):
+            list(client.stream("x"))
