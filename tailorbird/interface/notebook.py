@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 REPORT_HEIGHT, COMPARISON_HEIGHT, MAX_HEIGHT = 640, 400, 480
 HEAD_HEIGHT, ROW_HEIGHT = 110, 62  # of a table
 MAX_ROWS = 100
+BASE = '<base href="about:srcdoc">'  # without it, a link `#name` opens the notebook's address in the frame
 
 
 def report_html(evidence: "Evidence") -> str:
@@ -74,10 +75,11 @@ def answers_html(answers: Sequence[Answer]) -> str:
 def framed(page: str, *, title: str, height: int) -> str:
     """Return a frame with a page, `height` pixels high, so that the styles of page and notebook do not mix.
 
-    No script runs in the frame, and it cannot access the notebook.
+    No script runs in the frame, and it cannot access the notebook. Links within the page work.
     """
+    content = page.replace("<head>", f"<head>{BASE}", 1)
     style = f"width: 100%; height: {height}px; border: 0"
-    return f'<iframe sandbox="" title="{escape(title)}" style="{style}" srcdoc="{escape(page)}"></iframe>'
+    return f'<iframe sandbox="" title="{escape(title)}" style="{style}" srcdoc="{escape(content)}"></iframe>'
 
 
 @cache
