@@ -1,15 +1,22 @@
-"""The notebook is stored without results, and its commands exist. A test of the integration tests executes it."""
+"""The notebook is stored without results, its commands exist, and its comparison works after each outcome."""
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+import tailorbird
+from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.interface.runs import Comparison, Run
 from tests.docs.test_pages import ROOT, commands, unknown_part
 from tests.notebook import PARAMETERS, execute, read_cells
+from tests.unit.evaluation.report.test_html import SIMULATIONS
+from tests.unit.evaluation.report.test_version_comparison import stored
 
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
+GUIDE = ROOT / "docs" / "guides" / "python.md"
 
 
 def test_the_notebook_is_stored_in_the_current_format_without_results() -> None:
@@ -30,6 +37,21 @@ def test_the_commands_in_the_notebook_exist() -> None:
     found_commands = [parts for text in texts for parts in commands(text)]
     assert len(found_commands) == 4
     assert {" ".join(parts): part for parts in found_commands if (part := unknown_part(parts))} == {}
+
+
+@pytest.mark.parametrize("outcome", SIMULATIONS)
+def test_the_comparison_in_the_notebook_and_the_guide_works_after_each_outcome(tmp_path: Path, outcome: str) -> None:
+    stored(tmp_path, SIMULATIONS[outcome])
+    (evidence,) = tmp_path.glob("runs/*/evidence.json")
+    result = Run(Evidence.model_validate_json(evidence.read_bytes()))
+    (cell,) = (cell.source for cell in read_cells(NOTEBOOK) if cell.id == "compare-code")
+    (block,) = re.findall(r"```python\n(comparison = .*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    for source in (cell, block):
+        namespace = {"tailorbird": tailorbird, "result": result}
+        exec(source, namespace)
+        comparison = namespace["comparison"]
+        assert isinstance(comparison, Comparison)
+        assert comparison.gain == pytest.approx(result.verdict.gain)
 
 
 def test_cells_share_a_namespace_and_have_the_value_of_their_last_line(tmp_path: Path) -> None:

@@ -232,6 +232,8 @@ def evidence_of(
     tables, registration = tables_of(simulation), registration_of(simulation, task_uri=task_uri, code=code)
     verdict = decide(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
     family = family_of(simulation, tables)
+    parts = family.hybrid.parts if family.hybrid is not None and verdict.winner == "hybrid" else ()
+    registered = {"incumbent", verdict.winner, *parts}
     kinds = {model.role: model.kind for model in family.models} | ({"hybrid": "hybrid"} if simulation.routing else {})
     baselines = (
         _baseline("majority", 0.18, servable=False),
@@ -285,7 +287,7 @@ def evidence_of(
         curve=simulation.curve,
         versions={
             role: CandidateRecord(kind, f"{task_uri}/versions/{kind}-1", (digests or {}).get(role, DIGEST))
-            if role not in simulation.contenders or role == verdict.winner
+            if role in registered
             else CandidateRecord(kind, f"{task_uri}/stages/{kind}", UNREGISTERED, {})
             for role, kind in kinds.items()
         },

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.evaluation.predictions import VerdictRefused
+from tailorbird.evaluation.report.evidence import UNREGISTERED
 from tailorbird.evaluation.report.evidence_files import render_files, write_evidence
 from tailorbird.evaluation.report.version_comparison import compare_versions
 from tests.unit.evaluation.report.test_html import SIMULATIONS
@@ -15,7 +16,7 @@ from tests.unit.evaluation.simulated import Simulation, evidence_of, tables_of
 
 
 def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
-    """Store a run and its versions in a folder; return the URIs by role, with that of the run as `run`."""
+    """Store a run and its registered versions in a folder; return the URIs by role, with that of the run as `run`."""
     evidence = evidence_of(simulation, task_uri=folder.as_uri())
     tables = {}
     for name, table in tables_of(simulation).items():
@@ -23,7 +24,8 @@ def stored(folder: Path, simulation: Simulation) -> dict[str, str]:
         pq.write_table(table.to_table(), buffer)
         tables[f"predictions/{name}.parquet"] = buffer.getvalue()
     uris = {role: version.uri for role, version in evidence.versions.items()} | {"run": evidence.run}
-    for uri in uris.values():
+    registered = [version.uri for version in evidence.versions.values() if version.digest != UNREGISTERED]
+    for uri in (evidence.run, *registered):
         write_evidence(uri, tables | render_files(evidence, role="candidate"))
     return uris
 
