@@ -1,4 +1,7 @@
-"""The notebook is stored without results, its commands exist, and its comparison works after each outcome."""
+"""The notebook is stored without results, and its commands exist.
+
+Its comparison works after each outcome. `tests/integration/pipeline/test_run.py` executes all code cells.
+"""
 
 import ast
 import json

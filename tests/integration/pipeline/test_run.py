@@ -47,7 +47,8 @@ from tailorbird.release.parity import ParityRefused
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage.node_cache import local_copy
-from tests.integration.small import SmallRun, small_recipe, stages, written
+from tests.integration.small import ROOT, SmallRun, small_recipe, stages, written
+from tests.notebook import execute
 from tests.progress import ProgressRecorder
 
 pytestmark = pytest.mark.usefixtures("connected")
@@ -181,6 +182,14 @@ def test_the_promoted_winner_serves_the_stored_predictions(small_run: SmallRun, 
     assert sum(same) >= len(indices) - 1  # in bf16, another batch may change a tie
     scores = [result["score"] for result in answer["results"]]
     assert scores == pytest.approx([stored.calibrated[row] for row in indices], abs=0.02)
+
+
+def test_the_notebook_compares_loads_and_queries_the_models_of_the_run(small_run: SmallRun, champion_url: str) -> None:
+    values = execute(ROOT / "docs" / "notebook.ipynb", parameters={"RECIPE": small_run.recipe, "URL": champion_url})
+    assert values["run-code"].evidence == small_run.result.evidence
+    assert values["compare-code"].gain == pytest.approx(small_run.result.verdict.gain)
+    assert [answer.version for answer in values["client"]] == [read_version(small_run.result.winner).version] * 3
+    assert values["same"] is True
 
 
 def test_a_winning_candidate_is_registered_promoted_and_served(small_run: SmallRun, champion_url: str) -> None:
