@@ -57,8 +57,11 @@ def s3_answers(base: int, *, pid: int) -> bool:
     shifts = (0, ports.GRPC_SHIFT)
     if not {base + shift + offset for shift in shifts for offset in ports.SEAWEEDFS.values()} <= ports.listening(pid):
         return False  # `require_closed` can check only ports that are open
+    buckets = [f"s3://{bucket}" for bucket in BUCKETS]
     try:
-        return all(storage.exists(f"s3://{bucket}") for bucket in BUCKETS)
+        for bucket in buckets:  # a server that does not know the keys yet refuses a list, but not `exists`
+            storage.list_files(bucket, missing_ok=True)
+        return all(storage.exists(bucket) for bucket in buckets)
     except s3.StorageError:
         return False
 

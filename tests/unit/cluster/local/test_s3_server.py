@@ -184,9 +184,17 @@ def harm() -> list[str]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("AWS_ACCESS_KEY_ID", ATTACKERS_KEY)
         patched.setenv("AWS_SECRET_ACCESS_KEY", ATTACKERS_SECRET)
-        if _exists(OBJECT) or _exists("s3://models"):
+        if _exists(OBJECT) or _lists("s3://models"):
             changes.append("the attacker has a key")
     return changes
+
+
+def _lists(uri: str) -> bool:
+    try:
+        storage.list_files(uri, missing_ok=True)
+    except storage.StorageError:
+        return False
+    return True
 
 
 def _exists(uri: str) -> bool:
