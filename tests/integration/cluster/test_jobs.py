@@ -219,7 +219,7 @@ def test_a_submitted_job_runs_the_pipeline_and_a_job_submitted_by_rays_cli_reuse
     assert storage.exists(f"{evidence['run']}/report.html")
     status = json.loads(done.stdout)
     assert (status["status"], status["how"], status["exit_code"]) == ("SUCCEEDED", "started", 0)
-    assert f"{evidence['run']}/report.html" in done.stderr  # the log of the job
+    assert f"tailorbird report {evidence['run']} --open" in done.stderr  # the log of the job
 
     repeated = _run(sys.executable, "-m", "tailorbird", "submit", str(recipe), *TINY, "--json")
     assert (json.loads(repeated.stdout)["how"], json.loads(repeated.stdout)["id"]) == ("done", status["id"])
