@@ -92,9 +92,9 @@ class LogDisplay:
                 self._allowed_s = SILENCE_S
             if _is_repeated(event, self._scores):
                 return
-            if isinstance(event, StepEvent | RowsEvent) and now - self._steps_printed < LOG_INTERVAL_S:
-                return
             if isinstance(event, StepEvent | RowsEvent):
+                if now - self._steps_printed < LOG_INTERVAL_S:
+                    return
                 self._steps_printed = now
             if self._as_json:
                 self._print_json(_event_name(event), asdict(event), now=now)
@@ -170,7 +170,7 @@ class TerminalDisplay:
 
 
 def log_lines(event: ProgressEvent) -> list[str]:
-    """Return the lines of an event in a log. An activity has none until it takes `SILENCE_S`."""
+    """Return the lines of an event in a log. The line about the activity, after `SILENCE_S`, contains its rows."""
     match event:
         case StageEvent(text):
             return [text]
@@ -182,7 +182,7 @@ def log_lines(event: ProgressEvent) -> list[str]:
             return [f"  {contender:<12} {score:.3f}  {text}".rstrip()]
         case EpochEvent():
             return [f"  {epoch_name(event)}: validation {event.score:.3f}, {speed(event)}"]
-        case StepEvent() | RowsEvent():
+        case StepEvent():
             return [f"  {done_text(event)}"]
     return []
 

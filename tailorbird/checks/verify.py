@@ -236,8 +236,7 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     verdict = decide(evidence.verdict_inputs(tables), protocol=evidence.protocol)
     yield from differences(evidence.verdict, verdict, at="verdict", other=RECOMPUTED)
     yield from differences(evidence.reliability, reliability_by_role(tables), at="reliability", other=RECOMPUTED)
-    if evidence.confusions is not None:
-        yield from differences(evidence.confusions, confusions(tables), at="confusions", other=RECOMPUTED)
+    yield from differences(evidence.confusions, confusions(tables), at="confusions", other=RECOMPUTED)
     yield from differences(evidence.measures, mean_measures(tables), at="measures", other=RECOMPUTED)
     report, metric = evidence.data.report, evidence.protocol.metric
     contenders = evidence.family.contenders

@@ -58,13 +58,16 @@ class _Models(_Received):
     data: tuple[ServedModel, ...]
 
 
-class _Result(_Received):
-    label: str | int
-    score: float | None
-    scores: dict[str, float] | None = None
+class _Answered(_Received):
     answered_by: str | None = None
     fallback: bool | None = None
     reported_model: str | None = None
+
+
+class _Result(_Answered):
+    label: str | int
+    score: float | None
+    scores: dict[str, float] | None = None
 
 
 class _Classified(_Received):
@@ -77,14 +80,11 @@ class _Text(_Received):
     content: str | None = None
 
 
-class _Choice(_Received):
+class _Choice(_Answered):
     message: _Text = _Text()  # of a complete answer
     delta: _Text = _Text()  # of an event of a stream
     finish_reason: str | None = None
     confidence: float | None = None
-    answered_by: str | None = None
-    fallback: bool | None = None
-    reported_model: str | None = None
 
 
 class _Completion(_Received):

@@ -153,8 +153,7 @@ def _namespace(documents: Sequence[Document]) -> str:
 
 def _build(folder: Path) -> str:
     """Return the output of `kubectl kustomize`."""
-    beside = Path(sys.executable).parent / "kubectl"
-    kubectl = shutil.which("kubectl") or (str(beside) if beside.is_file() else None)
+    kubectl = shutil.which("kubectl") or shutil.which("kubectl", path=Path(sys.executable).parent)
     if kubectl is None:
         raise RenderError("--overlay needs kubectl, which is not installed; install it, or use --to with --base")
     done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)

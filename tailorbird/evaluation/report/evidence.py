@@ -241,9 +241,8 @@ class Evidence(StoredModel):
     cost: CostRecord
     reliability: dict[str, tuple[ReliabilityBin, ...]]
     """Reliability bins by role; empty for chat tasks."""
-    confusions: tuple[Confusion, ...] | None = None
-    """(classification only) The confusions that the candidate fixes or makes most often; None for chat tasks, and for
-    runs that did not record them."""
+    confusions: tuple[Confusion, ...] | None
+    """(classification only) The confusions that the candidate fixes or makes most often; None for chat tasks."""
     measures: dict[str, dict[str, float]]
     """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
     distinct: DistinctRecord | None

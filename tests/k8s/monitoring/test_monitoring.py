@@ -49,7 +49,7 @@ def test_durations_and_thresholds_of_alerts_are_those_of_the_documentation() -> 
         minutes = re.search(r"for (\d+) minutes?", condition)
         if minutes:
             assert rule["for"] == f"{minutes[1]}m", rule["alert"]
-        share = re.search(r"over ([\d.]+) %", condition)
+        share = re.search(r"over ([\d.]+)%", condition)
         if share:
             assert float(rule["expr"].rsplit(">", 1)[1]) == pytest.approx(float(share[1]) / 100), rule["alert"]
         for name in re.findall(r"\b(?:ray|kuberay|kube|push|tailorbird_watch)_\w+", condition):

@@ -101,6 +101,8 @@ def test_changed_confusions_are_detected(task_folder: Path) -> None:
     rewrite(run, confusions=[first | {"fixed": 10_000}, *others])
     (fault,) = verify_evidence(run.as_uri())
     assert fault.startswith("confusions.0.fixed is 10000")
+    rewrite(run, confusions=None)
+    assert any(fault.startswith("confusions") for fault in verify_evidence(run.as_uri()))
 
 
 def test_a_protocol_weakened_in_both_files_is_detected(task_folder: Path) -> None:

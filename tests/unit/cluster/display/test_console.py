@@ -124,13 +124,14 @@ def test_another_activity_is_stated_after_5_seconds_again() -> None:
     log.report(RowsEvent(120, 500, 12.0))
     clock.now = 19.0
     log.tick()
-    assert len(text_of(out).splitlines()) == 3
+    assert len(text_of(out).splitlines()) == 2
     clock.now = 20.0
+    log.tick()
     log.report(ActivityEvent("measuring the cost"))
     clock.now = 25.0
     log.tick()
     assert text_of(out).splitlines()[2:] == [
-        "  120/500 rows, 12 rows/s, about 30 s left",
+        "  … candidate on the test rows, 120/500 rows, 12 rows/s, about 30 s left (start: 20 s)",
         "  … measuring the cost (start: 25 s)",
     ]
 
