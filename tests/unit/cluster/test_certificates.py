@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import inspect
 import ipaddress
 import ssl
 import threading
@@ -37,10 +38,16 @@ class Issued:
 
 
 def issue(name: str, *, issuer: Issued | None = None) -> Issued:
-    """Return a certificate for 127.0.0.1, or that of an authority without an issuer."""
+    """Return a certificate for 127.0.0.1, or that of an authority without an issuer.
+
+    It has all extensions of RFC 5280, which Python 3.13 requires by default.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
+    signer = issuer.key if issuer else key
+    usage = dict.fromkeys(inspect.signature(x509.KeyUsage).parameters, False)
+    usage |= {"digital_signature": True, "key_cert_sign": issuer is None, "crl_sign": issuer is None}
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -51,8 +58,11 @@ def issue(name: str, *, issuer: Issued | None = None) -> Issued:
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.KeyUsage(**usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
-    return Issued(builder.sign(issuer.key if issuer else key, hashes.SHA256()), key)
+    return Issued(builder.sign(signer, hashes.SHA256()), key)
 
 
 async def answer(_: web.Request) -> web.Response:
