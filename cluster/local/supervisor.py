@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,7 @@ from cluster.local.stack import POLL_S, STATE_FILE, StackError, StackState, awai
 
 SERVER_START_TIMEOUT_S = 150
 SERVER_STOP_TIMEOUT_S = 30
+MAX_RAY_STARTS = 3
 WATCH_S = 1.0
 OBJECT_STORE_BYTES = 1 << 30
 
@@ -41,9 +43,10 @@ def main(folder: Path, num_cpus: int | None) -> None:
     servers: dict[str, Process] = {}
     try:
         servers["S3"] = start_s3(folder, base=base, temp_dir=temp_dir)
-        servers["Ray"] = start_ray(base, temp_dir=temp_dir, num_cpus=num_cpus)
+        start_server = partial(start_ray, base, temp_dir=temp_dir, num_cpus=num_cpus)
+        servers["Ray"] = start_server()
+        wait_for_ray(lambda: ray_answers(base, keys=keys), start=start_server, servers=servers, stopping=stopping)
         _wait_until("S3", lambda: s3_answers(base, pid=servers["S3"].pid), servers=servers, stopping=stopping)
-        _wait_until("Ray", lambda: ray_answers(base, keys=keys), servers=servers, stopping=stopping)
         require_closed(base, pid=servers["S3"].pid)
         write_private(folder / STATE_FILE, _state(base, keys=keys, servers=servers, temp_dir=temp_dir))
         while not stopping.wait(WATCH_S):
@@ -53,6 +56,28 @@ def main(folder: Path, num_cpus: int | None) -> None:
         shutil.rmtree(temp_dir, ignore_errors=True)
         (folder / STATE_FILE).unlink(missing_ok=True)
         claim.close()
+
+
+def wait_for_ray(
+    ready: Callable[[], bool],
+    *,
+    start: Callable[[], Process],
+    servers: dict[str, Process],
+    stopping: threading.Event,
+) -> None:
+    """Wait until Ray is ready. Start it again if it ends, which it does after 30 s of its own start on a busy machine.
+
+    Raises StackError if it ended MAX_RAY_STARTS times, or was not ready in time, or if another server ended.
+    """
+    for _ in range(MAX_RAY_STARTS - 1):
+        try:
+            _wait_until("Ray", ready, servers=servers, stopping=stopping)
+            return
+        except StackError:
+            if stopping.is_set() or servers["Ray"].poll() is None:
+                raise
+        servers["Ray"] = start()
+    _wait_until("Ray", ready, servers=servers, stopping=stopping)
 
 
 def _wait_until(
