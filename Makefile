@@ -5,6 +5,8 @@ DEMO := .venv/.installed
 SETUP := .venv/.installed-dev
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
+# Many container images forbid Python to store compiled modules. Then each Ray worker compiles torch for 3 s at its start.
+export PYTHONDONTWRITEBYTECODE =
 
 # Packages are installed from the lock files in locks/: each file is checked against the sha256 in the lock. Torch has a
 # lock of its own. On x86 Linux, PyPI's torch is the build for CUDA, with 4 GB of libraries. Without an NVIDIA driver,

@@ -1,4 +1,7 @@
-"""`make setup` chooses the build of torch. The Python of its environment is a script that records its arguments."""
+"""`make setup` chooses the build of torch, and Python stores compiled modules.
+
+The Python of the environment is a script that records its arguments.
+"""
 
 import shutil
 import subprocess
@@ -8,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PIP = """#!/bin/sh
+echo "PYTHONDONTWRITEBYTECODE=$PYTHONDONTWRITEBYTECODE" >> environment.txt
 case "$*" in
   */dev/stdin) cat >> installed.txt; cat found.txt >&2; exit $(test -s found.txt && echo 1 || echo 0);;
   *) echo "$*" >> installed.txt;;
@@ -70,3 +74,11 @@ def test_other_errors_of_pip_are_printed(pip_errors: str, shown: str, tmp_path: 
     installed, errors = setup(tmp_path, pip_errors=pip_errors)
     assert installed[1:] == ["locks/torch.txt"]
     assert errors == shown
+
+
+def test_python_stores_compiled_modules_even_if_the_environment_forbids_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    setup(tmp_path)
+    assert set((tmp_path / "environment.txt").read_text().splitlines()) == {"PYTHONDONTWRITEBYTECODE="}
