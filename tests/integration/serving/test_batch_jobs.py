@@ -99,7 +99,7 @@ def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
     command += ["--model", hybrid.version, "--id", "key", "--json"]
     first = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not _parts(output) and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
@@ -181,7 +181,7 @@ def _request_with_retries(method: str, address: str) -> Any:
 
 
 def _wait_for(result: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         value = result()
         if value is not None:

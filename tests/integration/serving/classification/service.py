@@ -95,7 +95,7 @@ def metrics_url(node: dict[str, Any]) -> str:
 
 
 def wait_until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.2)
