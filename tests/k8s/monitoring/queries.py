@@ -18,6 +18,7 @@ OF_KUBERNETES = {
     "kuberay_service_condition_ready": {"namespace", "name", "uid", "condition"},
     "kube_job_status_failed": {"namespace", "job_name", "reason"},
     "kube_job_created": {"namespace", "job_name"},
+    "kube_cronjob_created": {"namespace", "cronjob"},
     "push_time_seconds": {"job", "instance", "model", "namespace"},
 }
 """Metrics of KubeRay's operator 1.7, kube-state-metrics 2 and the Pushgateway, with the labels in their source."""

@@ -69,6 +69,11 @@ def job_status(status: str, *, pod: str = "1") -> dict[str, str]:
     return series("kuberay_job_deployment_status", labels, "1x60")
 
 
+def cron_job(name: str, *, created: int, namespace: str = "n") -> dict[str, str]:
+    """Return the series of a CronJob, created at this Unix time."""
+    return series("kube_cronjob_created", f'namespace="{namespace}", cronjob="{name}"', f"{created}x60")
+
+
 def watch_job(reason: str, *, created: int, name: str = "watch-t-1") -> list[dict[str, str]]:
     """Return the series of a failed Job, created at this Unix time."""
     labels = f'namespace="n", job_name="{name}"'
@@ -242,6 +247,28 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
         [
             series("push_time_seconds", f'{W}, job="tailorbird-watch"', "0x60"),
             series("push_time_seconds", f'{W}, job="other"', f"{-36 * 3600}x60"),
+        ],
+    ),
+    (
+        "TailorbirdNoReport",  # the Pushgateway lost its data
+        [series("push_time_seconds", f'{W}, job="tailorbird-watch"', f"{-36 * 3600} stale")],
+        1,
+        {"namespace": "n", "model": "m"},
+        "the last watch of m ended 1d 12h 2m 0s ago",
+        [series("push_time_seconds", f'{W}, job="tailorbird-watch"', "0 stale")],
+    ),
+    (
+        "TailorbirdNoGauges",
+        [cron_job("watch-t", created=-36 * 3600), series("push_time_seconds", f'{W}, job="other"', "0x60")],
+        1,
+        {"namespace": "n", "cronjob": "watch-t"},
+        "Prometheus has no gauges of the CronJob watch-t",
+        # A watch whose Pushgateway lost its data, a CronJob of another kind, and one that is new.
+        [
+            series("push_time_seconds", f'{W}, job="tailorbird-watch"', "0 stale"),
+            cron_job("watch-t", created=-36 * 3600),
+            cron_job("backup", created=-36 * 3600, namespace="other"),
+            cron_job("watch-u", created=0, namespace="other"),
         ],
     ),
     (
