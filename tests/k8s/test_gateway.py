@@ -16,6 +16,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.release.kube_documents import RenderError
 from tailorbird.release.manifests import SERVICE, ServedChampion, render_manifest
 from tests.k8s.manifests import K8S, KUBECTL, ROOT, matches, of_kind, pods_of
+from tests.k8s.test_network import DNS, GATEWAY, METADATA, STRANGER, End, Network
 from tests.k8s.test_schemas import KUBERNETES
 
 Document = dict[str, Any]
@@ -23,6 +24,7 @@ COMPONENTS = {
     "gateway": "[../../components/gateway]",
     "canary": "[../../components/gateway, ../../components/gateway-canary]",
     "alb": "[../../components/alb]",
+    "pods": "[../../components/gateway, ../../components/gateway-pods]",
 }
 # Documented fields of the Gateway API v1; each value has the fields of a child. Its schemas are not at hand.
 GATEWAY_FIELDS: Document = {
@@ -36,7 +38,7 @@ GATEWAY_FIELDS: Document = {
         "allowedRoutes": {"namespaces": {"from": {}, "selector": {}}, "kinds": {}},
     },
     "addresses": {},
-    "infrastructure": {},
+    "infrastructure": {"labels": {"tailorbird.io/gateway": {}}, "annotations": {}, "parametersRef": {}},
 }
 REFERENCE: Document = {"group": {}, "kind": {}, "name": {}, "namespace": {}, "port": {}}
 ROUTE_FIELDS: Document = {
@@ -175,6 +177,35 @@ def test_a_balancer_without_pods_reaches_serve_on_workers_by_its_addresses(rende
     assert rule["ports"] == [{"protocol": "TCP", "port": 8000}]
     assert all(set(peer) == {"ipBlock"} for peer in rule["from"])
     assert "0.0.0.0/0" not in str(policy)
+
+
+def test_a_gateway_in_the_namespace_of_the_service_reaches_only_serve_names_and_its_controller(
+    rendered: dict[str, list[Document]],
+) -> None:
+    policies = of_kind(rendered["pods"], "NetworkPolicy")
+    for policy in policies:
+        kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    (gateway,) = of_kind(rendered["pods"], "Gateway")
+    pod = End(gateway["spec"]["infrastructure"]["labels"])
+    assert pod.labels == GATEWAY.labels  # the label that admits gateways in other namespaces
+    added = [policy for policy in policies if policy["metadata"]["name"].startswith("gateway-pods")]
+    assert len(added) == 2
+    with_policies, without = Network("prod", added=added), Network("prod")
+    istiod, envoy = (
+        End({}, {"kubernetes.io/metadata.name": name}, ours=False) for name in ("istio-system", "envoy-gateway-system")
+    )
+    worker, head = (with_policies.pods["serving", kind] for kind in ("worker", "head"))
+    needed = [
+        *((STRANGER, pod, port) for port in (443, 10443, 15021)),
+        *((pod, worker, 8000), (pod, DNS, 53), (pod, istiod, 15012), (pod, envoy, 18000)),
+    ]
+    assert [with_policies.may(*connection) for connection in needed] == [True] * len(needed)
+    assert [without.may(*connection) for connection in needed] == [False] * len(needed)
+    refused = [
+        *((STRANGER, pod, 15000), (STRANGER, worker, 8000), (pod, worker, 8265), (pod, head, 8265), (pod, head, 6379)),
+        *((pod, STRANGER, 443), *((pod, metadata, 80) for metadata in METADATA)),
+    ]
+    assert [with_policies.may(*connection) for connection in refused] == [False] * len(refused)
 
 
 def test_no_placeholder_is_left(rendered: dict[str, list[Document]]) -> None:

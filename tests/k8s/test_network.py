@@ -1,5 +1,6 @@
 """Connections that the network policies of each overlay allow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -36,10 +37,10 @@ METADATA = tuple(End({}, ours=False, address=f"169.254.{end}") for end in ("169.
 
 
 class Network:
-    """The network policies and pods of an environment."""
+    """The network policies and pods of an environment, and other documents in its namespace."""
 
-    def __init__(self, name: str) -> None:
-        documents = environment(name)
+    def __init__(self, name: str, *, added: Sequence[Document] = ()) -> None:
+        documents = [*environment(name), *added]
         self.policies = [policy["spec"] for policy in of_kind(documents, "NetworkPolicy")]
         self.pods = {
             (pod.labels["tailorbird.io/role"], pod.labels.get("ray.io/node-type", "")): End(pod.labels)
