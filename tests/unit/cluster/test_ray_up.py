@@ -5,7 +5,8 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,16 @@ FILES = ("aws", "onprem")
 NODE_ENV = "node.env"
 SECRETS = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|[0-9a-fA-F]{32,}|(?i:secret_access_key|password)\s*[:=]")
 REFUSALS = (jsonschema.ValidationError, ValueError, NotImplementedError, AssertionError, click.ClickException)
+HAPROXY_PATHS = re.findall(r'"(\w+)", "/tmp/', Path(serve_constants.__file__).read_text())
+"""Variables of Serve with a path of HAProxy whose default is in /tmp."""
 Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home folder with a short path, as node.env requires."""
+    with tempfile.TemporaryDirectory(prefix="tb-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def _written(name: str) -> dict[str, Any]:
@@ -39,6 +49,13 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     prepared: dict[str, Any] = prepare_config(copy.deepcopy(content))
     validate_config(prepared)
     return prepared
+
+
+def _sourced(home: Path, *, before: str = "", after: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command in a shell that has read node.env."""
+    command = ["bash", "-c", f"{before} . {CLUSTER / NODE_ENV} {after}"]
+    bare = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
 
 
 def _commands(prepared: dict[str, Any]) -> list[str]:
@@ -101,13 +118,13 @@ def test_every_command_is_valid_for_the_shell_and_ray(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_ray_starts_if_the_limit_of_open_files_is_lower_than_requested(name: str, tmp_path: Path) -> None:
-    (tmp_path / "tailorbird").symlink_to(CLUSTER.parents[1])
-    program = tmp_path / "tailorbird-venv" / "bin" / "ray"
+def test_ray_starts_if_the_limit_of_open_files_is_lower_than_requested(name: str, home: Path) -> None:
+    (home / "tailorbird").symlink_to(CLUSTER.parents[1])
+    program = home / "tailorbird-venv" / "bin" / "ray"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\necho $1 with $(ulimit -n) files\n")
     program.chmod(0o755)
-    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
     for command in _commands(_checked(_written(name))):
         if "ray start" in command:
             limited = ["bash", "-c", f"ulimit -Sn 512 && ulimit -Hn 1024 && {command}"]
@@ -214,28 +231,32 @@ def test_nodes_start_ray_with_the_same_settings_as_the_embedded_stack(tmp_path: 
 
 
 def test_serve_listens_on_every_interface_so_that_haproxy_reaches_replicas_of_other_nodes() -> None:
-    command = ["bash", "-c", f". {CLUSTER / NODE_ENV} && printenv TAILORBIRD_SERVE_URL"]
-    url = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    url = _sourced(Path("/home/user"), after="&& printenv TAILORBIRD_SERVE_URL").stdout.strip()
     assert listen_host(url) == "0.0.0.0"
     assert url.endswith(":8000")
 
 
 def test_other_users_of_a_node_cannot_enter_the_folder_with_the_files_and_sockets_of_ray_and_haproxy(
-    tmp_path: Path,
+    home: Path,
 ) -> None:
-    folder = tmp_path / ".tb"
+    folder = home / ".tb"
     folder.mkdir(mode=0o755)
     setups = {line for name in FILES for line in _written(name)["setup_commands"] if ".tb" in line}
     assert len(setups) == 1
-    command = ["bash", "-c", f"{setups.pop()} && . {CLUSTER / NODE_ENV} && touch ~/new && env -0"]
-    bare = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    output = subprocess.run(command, env=bare, capture_output=True, text=True, check=True).stdout
+    output = _sourced(home, before=f"{setups.pop()} &&", after="&& touch ~/new && env -0").stdout
     here = dict(line.split("=", 1) for line in output.split("\0") if line)
-    assert (folder.stat().st_mode & 0o777, (tmp_path / "new").stat().st_mode & 0o777) == (0o700, 0o600)
+    assert (folder.stat().st_mode & 0o777, (home / "new").stat().st_mode & 0o777) == (0o700, 0o600)
     assert here["RAY_TMPDIR"] == str(folder)
-    paths = re.findall(r'"(\w+)", "/tmp/', Path(serve_constants.__file__).read_text())
-    assert len(paths) >= 5
-    assert [name for name in paths if not Path(here[name]).is_relative_to(folder)] == []
+    assert len(HAPROXY_PATHS) >= 5
+    assert [name for name in HAPROXY_PATHS if not Path(here[name]).is_relative_to(folder)] == []
+
+
+def test_a_node_with_a_home_folder_that_is_too_long_for_haproxy_s_sockets_does_not_start_ray() -> None:
+    """With such a path, HAProxy would end at each start, and Serve would start it again and again."""
+    refused = _sourced(Path("/home/" + 18 * "x"), after="&& echo started")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "RAY_TMPDIR" in refused.stderr
+    longest = _sourced(Path("/home/" + 17 * "x"), after="&& env -0")
+    here = dict(line.split("=", 1) for line in longest.stdout.split("\0") if line)
     # HAProxy limits the path of a socket, to which Ray adds the node's id of 56 digits, to 97 bytes.
-    longest = max((here[name].replace(str(tmp_path), "/home/tailorbird") for name in paths), key=len)
-    assert len(longest) + 57 <= 97
+    assert max(len(here[name]) for name in HAPROXY_PATHS) + 57 == 97
