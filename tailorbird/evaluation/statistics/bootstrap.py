@@ -23,6 +23,8 @@ BOOTSTRAP_SEED, SIGN_SEED = 1979, 1935
 FEW_ROWS = 16
 # Elements of one chunk of resamples: about 32 MB at 8 bytes each, for any number of rows.
 CHUNK_ELEMENTS = 4_000_000
+# Rare rows drawn at once: few enough for the processor's cache.
+RARE_ROWS_AT_ONCE = 1 << 16
 # Gains closer to 0 than this are ties: only rounding separates them from 0.
 ROUNDING = 1e-12
 
@@ -166,9 +168,13 @@ def multinomial_counts(counts: IntArray, *, num_resamples: int, seed: int) -> It
         if common.size:
             weights[:, ~rare] = generator.multinomial(n - num_rare, common)
         if rare_rows.size:
-            for row, size in zip(weights, num_rare, strict=True):
-                drawn = rare_rows[generator.integers(0, len(rare_rows), size=size)]
-                row += np.bincount(drawn, minlength=len(counts))
+            step = max(1, RARE_ROWS_AT_ONCE // len(rare_rows))
+            for first in range(0, len(weights), step):
+                sizes = num_rare[first : first + step]
+                drawn = rare_rows[generator.integers(0, len(rare_rows), size=sizes.sum())]
+                cells = np.repeat(np.arange(len(sizes)) * len(counts), sizes) + drawn
+                added = np.bincount(cells, minlength=len(sizes) * len(counts))
+                weights[first : first + step] += added.reshape(len(sizes), len(counts))
         yield weights
 
 
