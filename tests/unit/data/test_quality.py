@@ -1,5 +1,6 @@
 """Data quality checks on random splits: cleaning drops copies, keeps test, and is idempotent."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from tailorbird.data import near_duplicates
 from tailorbird.data.quality import DataReport, clean, leaks_between, take_training_rows
 from tailorbird.data.rows import DataError, Rows, Splits
 from tailorbird.data.splits import normalise
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_columns() -> Iterator[None]:
+    """Hash the n-grams of these short texts into 2^14 instead of 2^20 columns, which take 10 ms to fit."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(near_duplicates, "NUM_COLUMNS", 1 << 14)
+        yield
 
 
 def rows(*pairs: tuple[str, str], keys: list[str] | None = None) -> Rows:

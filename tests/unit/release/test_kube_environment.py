@@ -1,8 +1,10 @@
 """The folder for GitOps is complete, stable and valid, and a mistake in an overlay is refused."""
 
+import copy
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.release.kube_documents import RenderError
 from tailorbird.release.kube_environment import (
     SECRET_FIELDS,
+    Written,
     _named,
     render_environment,
     require_complete,
@@ -36,10 +39,12 @@ def recipe(*overrides: str) -> Recipe:
     return load_recipe(RECIPE, overrides=(*DRAINABLE, *overrides))
 
 
-@pytest.fixture(autouse=True)
-def _served(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _served() -> Iterator[None]:
     """Replace Serve's configuration, which needs a registry and is tested with a real S3 server."""
-    monkeypatch.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({"a": 1}))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("tailorbird.release.manifests._serve_config", lambda *_, **__: ServedChampion({"a": 1}))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +58,25 @@ def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "overlays" / "prod"
 
 
+@pytest.fixture(scope="module")
+def rendered(overlay: Path) -> Written:
+    """The folder for the recipe and the overlay `prod`."""
+    return render_environment(recipe(), overlay=overlay)
+
+
+@pytest.fixture(scope="module")
+def documents(rendered: Written) -> list[dict[str, Any]]:
+    """All documents of the folder."""
+    files = [text for path, text in rendered.files.items() if "kustomization" not in path]
+    return [document for text in files for document in parsed(text)]
+
+
 def parsed(text: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(text))
+    return list(yaml.load_all(text, Loader=yaml.CSafeLoader))
 
 
-def test_the_folder_contains_all_permanent_resources_once(overlay: Path, tmp_path: Path) -> None:
-    written = render_environment(recipe(), overlay=overlay)
-    write_environment(written, tmp_path)
+def test_the_folder_contains_all_permanent_resources_once(rendered: Written, tmp_path: Path) -> None:
+    write_environment(rendered, tmp_path)
     built: list[dict[str, Any]] = []
     for folder in ("platform", "icd10-chapters"):  # kustomize refuses a folder with the same document twice
         done = subprocess.run(
@@ -72,15 +89,17 @@ def test_the_folder_contains_all_permanent_resources_once(overlay: Path, tmp_pat
     kinds |= {"Probe", "PrometheusRule"}
     assert kinds <= {document["kind"] for document in built}
     for file in ("service.yaml", "watch.yaml", "monitoring.yaml"):
-        assert "icd10-chapters" not in written.files.get(f"platform/{file}", "")
-        assert all("icd10-chapters" in yaml.safe_dump(each) for each in parsed(written.files[f"icd10-chapters/{file}"]))
+        assert "icd10-chapters" not in rendered.files.get(f"platform/{file}", "")
+        assert all(
+            "icd10-chapters" in yaml.safe_dump(each) for each in parsed(rendered.files[f"icd10-chapters/{file}"])
+        )
     for document in built:
         if document["kind"] in FILES:
             assert faults(document) == []
             validator(needs_crds(), document["kind"]).validate(document)
         elif document["kind"] not in WITHOUT_SCHEMA:
             kubernetes_validate.validate(document, KUBERNETES, strict=True)
-    assert written.notes[-2] == "these Secrets must exist in tailorbird-prod: ray-token, redis"
+    assert rendered.notes[-2] == "these Secrets must exist in tailorbird-prod: ray-token, redis"
 
 
 def test_all_secrets_are_listed_also_those_for_images_and_for_a_store_without_roles(overlay: Path) -> None:
@@ -89,9 +108,10 @@ def test_all_secrets_are_listed_also_those_for_images_and_for_a_store_without_ro
     assert {"endpoint-keys", "serving-credentials", "training-credentials"} <= set(re.findall(r"[\w-]+", optional))
 
 
-def test_the_same_input_gives_the_same_bytes_and_other_tasks_keep_their_files(overlay: Path, tmp_path: Path) -> None:
-    first = render_environment(recipe(), overlay=overlay)
-    write_environment(first, tmp_path)
+def test_the_same_input_gives_the_same_bytes_and_other_tasks_keep_their_files(
+    rendered: Written, overlay: Path, tmp_path: Path
+) -> None:
+    write_environment(rendered, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.yaml")}
     write_environment(render_environment(recipe("name=another"), overlay=overlay), tmp_path)
     write_environment(render_environment(recipe(), overlay=overlay), tmp_path)
@@ -142,11 +162,10 @@ def test_the_certificate_of_a_gateway_is_a_secret_that_must_exist() -> None:
         ("NetworkPolicy", "metadata.name", "names-and-stores", "names-and-stores is there twice"),
     ],
 )
-def test_a_mistake_in_the_documents_is_refused(overlay: Path, kind: str, path: str, value: str, message: str) -> None:
-    written = render_environment(recipe(), overlay=overlay)
-    documents = [
-        document for path, text in written.files.items() if "kustomization" not in path for document in parsed(text)
-    ]
+def test_a_mistake_in_the_documents_is_refused(
+    documents: list[dict[str, Any]], overlay: Path, kind: str, path: str, value: str, message: str
+) -> None:
+    documents = copy.deepcopy(documents)
     require_complete(documents, overlay=overlay)
     matching = [each for each in of_kind(documents, kind) if each["metadata"]["name"].startswith(FIRST.get(kind, ""))]
     put(matching[0], path, value)

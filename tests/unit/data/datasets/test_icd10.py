@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from tailorbird.config.data import DataConfig
@@ -10,7 +11,7 @@ from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_splits
 from tailorbird.data.parquet import read_table
 from tailorbird.data.quality import clean
-from tailorbird.data.rows import SPLIT_NAMES
+from tailorbird.data.rows import SPLIT_NAMES, Splits
 from tailorbird.data.splits import normalise
 
 COLUMNS = ["text", "code", "title", "chapter", "block", "category", "group"]
@@ -20,6 +21,19 @@ COLUMNS = ["text", "code", "title", "chapter", "block", "category", "group"]
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, int]]:
     prefix = tmp_path_factory.mktemp("icd10").as_uri()
     return prefix, icd10.write(prefix)
+
+
+@pytest.fixture(scope="module")
+def rows_of(written: tuple[str, dict[str, int]]) -> dict[str, list[dict[str, Any]]]:
+    """The written rows of each split."""
+    prefix, sizes = written
+    return {name: read_table(f"{prefix}/{name}", columns=COLUMNS).to_pylist() for name in sizes}
+
+
+@pytest.fixture(scope="module")
+def coder() -> dict[str, pa.Table]:
+    """The tables of the chat task."""
+    return icd10.build_coder()
 
 
 @pytest.fixture(scope="module")
@@ -35,30 +49,29 @@ def config(written: tuple[str, dict[str, int]]) -> DataConfig:
     )
 
 
-def of(written: tuple[str, dict[str, int]], name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_table(f"{written[0]}/{name}", columns=COLUMNS).to_pylist()
-    return rows
+@pytest.fixture(scope="module")
+def splits(config: DataConfig) -> Splits:
+    return read_splits(config)
 
 
-def test_about_twelve_thousand_terms_are_split_72_11_17(written: tuple[str, dict[str, int]]) -> None:
-    terms = {name: [row for row in of(written, name) if row["text"] != row["title"]] for name in SPLIT_NAMES}
+def test_about_twelve_thousand_terms_are_split_72_11_17(rows_of: dict[str, list[dict[str, Any]]]) -> None:
+    terms = {name: [row for row in rows_of[name] if row["text"] != row["title"]] for name in SPLIT_NAMES}
     total = sum(len(rows) for rows in terms.values())
     assert 12_000 < total < 13_000
     assert [round(len(terms[name]) / total, 2) for name in SPLIT_NAMES] == pytest.approx([0.72, 0.11, 0.17], abs=0.015)
 
 
-def test_only_titles_of_short_codes_are_training_texts(written: tuple[str, dict[str, int]]) -> None:
-    held_out = {row["category"] for name in SPLIT_NAMES[1:] for row in of(written, name)}
-    assert all(row["text"] != row["title"] for name in SPLIT_NAMES[1:] for row in of(written, name))
-    titles = [row for row in of(written, "train") if row["text"] == row["title"]]
+def test_only_titles_of_short_codes_are_training_texts(rows_of: dict[str, list[dict[str, Any]]]) -> None:
+    held_out = {row["category"] for name in SPLIT_NAMES[1:] for row in rows_of[name]}
+    assert all(row["text"] != row["title"] for name in SPLIT_NAMES[1:] for row in rows_of[name])
+    titles = [row for row in rows_of["train"] if row["text"] == row["title"]]
     assert 9_000 < len(titles) < 10_000
     assert all(len(row["code"]) <= len("A00.0") for row in titles)
     assert not held_out & {row["category"] for row in titles}
     assert {"A51", "D46.B"} <= {row["code"] for row in titles}
 
 
-def test_every_split_has_all_21_chapters_in_similar_shares(config: DataConfig) -> None:
-    splits = read_splits(config)
+def test_every_split_has_all_21_chapters_in_similar_shares(splits: Splits) -> None:
     shares = []
     for rows in (splits.train, splits.validation, splits.test):
         assert set(rows.labels) == set(icd10.CHAPTER_NAMES.values())
@@ -67,21 +80,20 @@ def test_every_split_has_all_21_chapters_in_similar_shares(config: DataConfig) -
     assert all(abs(shares[0][label] - share[label]) < 0.04 for share in shares[1:] for label in share)
 
 
-def test_the_quality_checks_find_no_copies_and_no_leaks(config: DataConfig) -> None:
-    splits = read_splits(config)
+def test_the_quality_checks_find_no_copies_and_no_leaks(splits: Splits) -> None:
     cleaned, report = clean(splits)
     assert cleaned == splits
     assert report.leaks == ()
     assert (report.conflicting_texts, report.empty_texts, report.rare_classes) == (0, 0, ())
 
 
-def test_each_wording_occurs_once(config: DataConfig) -> None:
-    texts = [normalise(text) for _, rows in read_splits(config).items() for text in rows.texts]
+def test_each_wording_occurs_once(splits: Splits) -> None:
+    texts = [normalise(text) for _, rows in splits.items() for text in rows.texts]
     assert len(texts) == len(set(texts))
 
 
-def test_rows_have_the_code_title_and_category_of_the_text(written: tuple[str, dict[str, int]]) -> None:
-    rows = [row for name in written[1] for row in of(written, name)]
+def test_rows_have_the_code_title_and_category_of_the_text(rows_of: dict[str, list[dict[str, Any]]]) -> None:
+    rows = [row for part in rows_of.values() for row in part]
     [row] = [row for row in rows if row["text"] == "Kinking and stricture of ureter without hydronephrosis"]
     assert (row["code"], row["category"], row["group"]) == ("N13.5", "N13", "unstated")
     assert row["block"] == "N10-N16"
@@ -119,9 +131,10 @@ def test_the_group_follows_from_the_words_of_the_term(text: str, group: str) -> 
     assert icd10.group_of(text) == group
 
 
-def test_all_codes_of_the_chat_task_are_in_train_and_two_wordings_of_each_are_held_out() -> None:
-    tables = icd10.build_coder()
-    rows = {name: table.to_pylist() for name, table in tables.items()}
+def test_all_codes_of_the_chat_task_are_in_train_and_two_wordings_of_each_are_held_out(
+    coder: dict[str, pa.Table],
+) -> None:
+    rows = {name: table.to_pylist() for name, table in coder.items()}
     assert len(rows["test"]) == 300
     codes = {row["code"] for row in rows["train"]}
     assert len(codes) > 200
@@ -131,12 +144,15 @@ def test_all_codes_of_the_chat_task_are_in_train_and_two_wordings_of_each_are_he
             normalise(row["prompt"]) for split in rows if split != name for row in rows[split]
         }
     assert all(row["completion"].startswith(f"{row['code']} ") for row in rows["test"])
-    assert tables["test"].equals(icd10.build_coder()["test"])
+    assert coder["test"].equals(icd10.build_coder()["test"])
 
 
-def test_another_seed_holds_out_other_categories_and_terms(written: tuple[str, dict[str, int]]) -> None:
-    held_out = {row["category"] for row in of(written, "test")}
+def test_another_seed_holds_out_other_categories_and_terms(
+    rows_of: dict[str, list[dict[str, Any]]], coder: dict[str, pa.Table]
+) -> None:
+    held_out = {row["category"] for row in rows_of["test"]}
     others = set(icd10.build(seed=1)["test"]["category"].to_pylist())
     assert len(held_out & others) < 0.4 * len(held_out)
-    coder = [set(icd10.build_coder(seed=seed)["test"]["prompt"].to_pylist()) for seed in (0, 1)]
-    assert len(coder[0] & coder[1]) < 0.4 * len(coder[0])
+    tables = coder, icd10.build_coder(seed=1)
+    prompts, other_prompts = (set(each["test"]["prompt"].to_pylist()) for each in tables)
+    assert len(prompts & other_prompts) < 0.4 * len(prompts)

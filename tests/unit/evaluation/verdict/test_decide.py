@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused
+from tailorbird.evaluation.verdict import power
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
@@ -246,9 +249,19 @@ def test_the_decision_needs_neither_ray_nor_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@contextmanager
+def few_simulated_tests() -> Iterator[None]:
+    """Compute the power, which does not affect the outcome, from a tenth of the simulated tests."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(power, "NUM_TESTS", 200)
+        patched.setattr(power, "NUM_SEARCH_TESTS", 100)
+        yield
+
+
 tables = st.tuples(*[st.integers(0, 60)] * 4).filter(any)
 
 
+@few_simulated_tests()
 @settings(max_examples=30, deadline=None)
 @given(tables, st.sampled_from([0.0, 0.01, 0.1]), st.booleans(), st.randoms())
 def test_every_valid_input_gets_a_consistent_verdict_in_any_row_order(
@@ -300,6 +313,7 @@ def reordered(table: Predictions, order: list[int]) -> Predictions:
     )
 
 
+@few_simulated_tests()
 def test_equal_models_lead_to_fine_tune_at_a_rate_of_at_most_alpha() -> None:
     generator = np.random.default_rng(11)
     outcomes = []
