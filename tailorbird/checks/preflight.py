@@ -20,7 +20,7 @@ from cluster.resources import (
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_endpoint import check_endpoint
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
-from tailorbird.checks.preflight_gates import check_gates, check_prices
+from tailorbird.checks.preflight_gates import check_documents, check_gates, check_prices
 from tailorbird.checks.preflight_time import expected_time
 from tailorbird.checks.result import CheckResult, fault, note, ok, passes
 from tailorbird.config.recipe import Recipe
@@ -67,6 +67,7 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     if facts.encoder_fault is not None:
         results.append(fault("retrieval encoder", facts.encoder_fault))
     if facts.planned is not None:
+        results += check_documents(facts.planned)
         results += check_gates(recipe.evaluation, facts.planned)
     cluster = facts.cluster
     if facts.without_cluster:

@@ -158,7 +158,7 @@ def inspect_tables(recipe: Recipe) -> tuple[Table, ...]:
 
 
 def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
-    """Return the number of test rows and their groups, from the columns of `data.groups` alone.
+    """Return the number of test rows, their groups and documents, from the columns of these alone.
 
     Without `data.test`, the test rows are a share of the training rows. Return None if a table has a fault or too many
     rows.
@@ -170,16 +170,20 @@ def planned_test(recipe: Recipe, tables: Sequence[Table]) -> PlannedTest | None:
     if any(table.fault or table.num_read < table.num_files for table in tables) or not 0 < num_rows <= MAX_GROUP_ROWS:
         return None
     counts: dict[str, Counter[str]] = {name: Counter() for name in config.groups}
-    for table in chosen if config.groups else ():
-        read = read_table(table.uri, columns=config.groups)
+    documents: set[str] = set()
+    columns = dict.fromkeys((*config.groups, *([] if config.split_by is None else [config.split_by])))
+    for table in chosen if columns else ():
+        read = read_table(table.uri, columns=tuple(columns))
         for name, counted in counts.items():
             counted.update(groups_of(read, name, uri=table.uri, first=0))
+        if config.split_by is not None:
+            documents.update(map(str, read[config.split_by].unique().to_pylist()))
     num_test = max(1, min(round(num_rows * share), config.max_test_rows or num_rows))
     groups = {
         name: {value: max(1, round(num / num_rows * num_test)) for value, num in counted.items()}
         for name, counted in counts.items()
     }
-    return PlannedTest(num_test, groups, config.split_by)
+    return PlannedTest(num_test, groups, config.split_by, len(documents) or None)
 
 
 def _model(recipe: Recipe) -> ModelMetadata:

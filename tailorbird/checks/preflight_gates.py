@@ -18,6 +18,7 @@ from tailorbird.evaluation.gates.calibration import calibration_gate
 from tailorbird.evaluation.gates.redraw import all_of, group_states
 from tailorbird.evaluation.gates.subgroups import likely_level
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
 from tailorbird.evaluation.statistics.simulation import TestedRows
 from tailorbird.evaluation.verdict.protocol import expected_gain
 
@@ -36,6 +37,8 @@ class PlannedTest:
     num_rows: int
     groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     split_by: str | None = None  # column of the documents, which the simulation does not read
+    num_documents: int | None = None
+    """Values of `split_by` in the rows of which the test rows are a part, or in the test rows."""
 
 
 def check_gates(config: EvaluationConfig, planned: PlannedTest) -> Iterator[CheckResult]:
@@ -62,6 +65,17 @@ def check_gates(config: EvaluationConfig, planned: PlannedTest) -> Iterator[Chec
         text += f"; the smallest group is {smallest[1]} with {smallest[0]:,} rows"
     remedy = "add test rows, merge small groups, or set a gate to null that you do not need"
     yield note("gates", text, remedy if open_gates else "add test rows, or expect a larger gain")
+
+
+def check_documents(planned: PlannedTest) -> Iterator[CheckResult]:
+    """Report if the test rows come from too few documents for an interval, because the outcome is then known."""
+    if planned.num_documents is None or planned.num_documents >= LEAST_DOCUMENTS:
+        return
+    text = (
+        f"data.split_by {planned.split_by!r} has {planned.num_documents:,} different values in the rows for the test, "
+        f"but an interval needs at least {LEAST_DOCUMENTS}, so the verdict would be INSUFFICIENT_EVIDENCE (rule 8)"
+    )
+    yield note("documents", text, "add test rows with other values, or remove split_by if the rows are independent")
 
 
 def check_prices(recipe: Recipe) -> Iterator[CheckResult]:

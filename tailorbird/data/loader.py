@@ -4,7 +4,7 @@ import numpy as np
 
 from tailorbird.config.data import DataConfig
 from tailorbird.data.parquet import concat_tables, read_table
-from tailorbird.data.rows import Rows, Splits
+from tailorbird.data.rows import SPLIT_NAMES, DataError, Rows, Splits
 from tailorbird.data.splits import normalise, split_by_key, subsample
 from tailorbird.data.tasks import CLASSIFICATION, DataTask
 
@@ -21,10 +21,10 @@ def read_splits(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Split
     """
     train = read_rows(*config.train_uris, config=config, task=task)
     if config.test is None:
-        train, validation, test = _split(train, fractions=SPLIT_FRACTIONS)
+        train, validation, test = _split(train, fractions=SPLIT_FRACTIONS, config=config)
     elif config.validation is None:
         share = config.validation_share
-        train, validation, _ = _split(train, fractions=(1 - share, share, 0.0))
+        train, validation, _ = _split(train, fractions=(1 - share, share, 0.0), config=config)
         test = read_rows(config.test, config=config, task=task)
     else:
         return Splits(train, *read_validation_and_test(config, task=task))
@@ -62,8 +62,20 @@ def _at_most(rows: Rows, size: int | None) -> Rows:
     return rows if size is None else rows.take(subsample(len(rows), size=size, seed=SPLIT_SEED))
 
 
-def _split(rows: Rows, *, fractions: tuple[float, float, float]) -> tuple[Rows, Rows, Rows]:
+def _split(rows: Rows, *, fractions: tuple[float, float, float], config: DataConfig) -> tuple[Rows, Rows, Rows]:
+    """Return train, validation and test; raise DataError if the values of `split_by` are too few for all of them."""
     keys = rows.split_keys if rows.split_keys is not None else [normalise(text) for text in rows.texts]
     splits = split_by_key(keys, fractions=fractions, seed=SPLIT_SEED)
     train, validation, test = (rows.take(np.flatnonzero(splits == split)) for split in range(3))
+    empty = [
+        name
+        for name, part, fraction in zip(SPLIT_NAMES, (train, validation, test), fractions, strict=True)
+        if fraction and not len(part)
+    ]
+    if config.split_by is not None and empty:
+        raise DataError(
+            f"data.split_by {config.split_by!r} has too few different values ({len(set(keys)):,}) in the rows to "
+            f"split: no row is left for {' and '.join(empty)}. Add rows with other values, set data.train, "
+            "data.validation and data.test, or remove split_by if rows with the same value are independent"
+        )
     return train, validation, test

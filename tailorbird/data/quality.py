@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -111,6 +111,12 @@ def leaks_of(keys: Mapping[str, Set[str]], texts: Mapping[str, Set[str]]) -> tup
     return tuple(sentences)
 
 
+def listed(names: Collection[str]) -> str:
+    """Return the first names in the alphabet for a message, and the number of the others."""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(map(repr, sorted(names)[:MAX_LISTED])) + more
+
+
 def rare_classes(counts: Mapping[str, int]) -> tuple[str, ...]:
     """Return the classes with fewer than `RARE_ROWS` training rows, sorted."""
     return tuple(sorted(name for name, count in counts.items() if count < RARE_ROWS))
@@ -149,10 +155,8 @@ def _require_classes(splits: Splits) -> None:
     for name in ("validation", "test"):
         counts = Counter(label for label in getattr(splits, name).class_labels if label not in known)
         if counts:
-            more = f" and {len(counts) - MAX_LISTED} more" if len(counts) > MAX_LISTED else ""
-            labels = ", ".join(map(repr, sorted(counts)[:MAX_LISTED])) + more
             raise DataError(
-                f"{name} has {sum(counts.values())} rows with labels that are not in train: {labels}; "
+                f"{name} has {sum(counts.values())} rows with labels that are not in train: {listed(counts)}; "
                 f"add training rows with these labels, or remove the rows from {name}"
             )
 

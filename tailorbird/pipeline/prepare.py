@@ -7,9 +7,12 @@ from typing import TypeVar
 from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.rows import Splits, contents_of
+from tailorbird.data.quality import RARE_ROWS, listed
+from tailorbird.data.rows import Rows, Splits, contents_of
+from tailorbird.evaluation.inference.row_predictions import documents
 from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, request_digest, run_name
+from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol, spent_alpha
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
 from tailorbird.pipeline.tasks import Task, task_of
@@ -59,6 +62,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     if recipe.evaluation.retrieval_encoder is not None and inputs.encoder is not None:
         progress.note(model_note(recipe.evaluation.retrieval_encoder, inputs.encoder, field="retrieval_encoder"))
     task = task_of(inputs)
+    champion = _read_champion(recipe, classes=task.classes)
     _report_data(inputs, task, progress=progress)
     _report_access(inputs, progress=progress)
     hashes, code = inputs.data.hashes, inputs.code.sha256
@@ -68,7 +72,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     request = request_digest(
         recipe, code=code, data=hashes, base_model=inputs.base_model, retrieval_encoder=inputs.encoder
     )
-    uri, champion = _name_run(recipe.task_uri, request)
+    uri = _run_uri(recipe.task_uri, request, champion=champion)
     preregistration = Preregistration(
         protocol=protocol,
         request_sha256=request,
@@ -125,8 +129,24 @@ def _report_data(inputs: RunInputs, task: Task, *, progress: ProgressReporter) -
     if inputs.data.shards is not None:
         sample = len(inputs.splits.train)
         progress.note(f"training rows are streamed; baselines and some checks use a random sample of {sample:,} rows")
+    if report.rare_classes:
+        rare = listed(report.rare_classes)
+        progress.note(f"classes with fewer than {RARE_ROWS} training rows, which a model hardly learns: {rare}")
+    if report.empty_texts:
+        progress.note(f"rows with an empty text, which all get the same answer: {report.empty_texts:,}")
+    if (few := _few_documents(inputs.splits.test)) is not None:
+        progress.note(few)
     for leak in report.leaks[:1]:
         progress.note(f"{leak}; the verdict will be INSUFFICIENT_EVIDENCE (rule 2). Split the rows again")
+
+
+def _few_documents(test: Rows) -> str | None:
+    """Return a sentence if the test rows come from too few documents for an interval."""
+    clusters = documents(test)
+    if clusters is None:
+        return None
+    reason = few_documents(len(set(clusters)), num_rows=len(test))
+    return reason and f"{reason}, or the verdict will be INSUFFICIENT_EVIDENCE (rule 8)"
 
 
 def _report_access(inputs: RunInputs, *, progress: ProgressReporter) -> None:
@@ -141,19 +161,39 @@ def _report_access(inputs: RunInputs, *, progress: ProgressReporter) -> None:
         )
 
 
-def _name_run(task_uri: str, request: str) -> tuple[str, Champion | None]:
-    """Return the run's URI and the champion. The URI contains a hash of the request digest and the champion.
+def _read_champion(recipe: Recipe, *, classes: tuple[str, ...]) -> Champion | None:
+    """Return the champion; raise ValueError if it cannot be compared with a model of the training rows.
+
+    Raises RegistryError if the champion's version is missing or was changed.
+    """
+    entry = read_champion(recipe.task_uri)
+    if entry is None:
+        return None
+    champion, advice = entry[0], "or give the recipe another name, which is a task without a champion"
+    version = champion_version(champion)
+    if version.task != recipe.task:
+        raise ValueError(
+            f"the champion {champion.uri} is for the task {version.task}, but the recipe has the task {recipe.task}; "
+            f"use the champion's task, {advice}"
+        )
+    if version.classes != classes:
+        ours, theirs = set(classes), set(version.classes)
+        only = {"only the champion has": theirs - ours, "only the training rows have": ours - theirs}
+        details = "; ".join(f"{owner} {listed(names)}" for owner, names in only.items() if names)
+        raise ValueError(
+            f"the champion {champion.uri} and the training rows have different classes ({details}), so their scores "
+            f"cannot be compared; use the champion's classes, {advice}"
+        )
+    return champion
+
+
+def _run_uri(task_uri: str, request: str, *, champion: Champion | None) -> str:
+    """Return the run's URI, which contains a hash of the request digest and the champion.
 
     If the request is that of the champion's own run, return the URI of that run, so its stored result is reused.
     """
-    entry = read_champion(task_uri)
-    champion = entry[0] if entry else None
-    if champion is not None:
-        champion_version(champion)  # raises if the version's files were changed
-        protocol = f"{champion.run}/{PROTOCOL_FILE}"
-        if champion.run and storage.exists(protocol):
-            stored = Preregistration.model_validate_json(storage.read_bytes(protocol))
-            if stored.request_sha256 == request:
-                return champion.run, champion
-    uri = champion.uri if champion else None
-    return TaskPaths(task_uri).run(run_name(request, champion=uri)), champion
+    if champion is not None and champion.run and storage.exists(f"{champion.run}/{PROTOCOL_FILE}"):
+        stored = Preregistration.model_validate_json(storage.read_bytes(f"{champion.run}/{PROTOCOL_FILE}"))
+        if stored.request_sha256 == request:
+            return champion.run
+    return TaskPaths(task_uri).run(run_name(request, champion=champion.uri if champion else None))

@@ -86,6 +86,17 @@ def documents_of(clusters: Sequence[str] | None, *, num_rows: int) -> Documents:
     return Documents(codes, np.bincount(codes).astype(np.float64))
 
 
+def few_documents(num_documents: int, *, num_rows: int) -> str | None:
+    """Return a sentence if test rows come from too few documents for an interval."""
+    if num_documents >= LEAST_DOCUMENTS:
+        return None
+    units = "document or text" if num_documents == 1 else "documents or texts"
+    return (
+        f"the {num_rows:,} test rows come from {num_documents:,} {units}, but an interval needs at least "
+        f"{LEAST_DOCUMENTS}; add test rows from further documents"
+    )
+
+
 def document_effect(differences: FloatArray, *, documents: Documents, alpha: float) -> Effect:
     """Return the mean of per-row differences [N] in [-1, 1] with its cluster-robust t interval and p value.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tailorbird.evaluation.gates.base import Bound, Gate, State
-from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
+from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.evaluation.verdict.assess import Assessment
 from tailorbird.evaluation.verdict.formatting import cost_basis, p_text, points, size
@@ -59,11 +59,7 @@ def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
     n, units = main.counts.n, main.num_units
     if units == n:
         return reasons
-    if units < LEAST_DOCUMENTS:
-        few = (
-            f"the {n:,} test rows come from {units:,} documents or texts, but an interval needs at least "
-            f"{LEAST_DOCUMENTS}; add test rows from further documents"
-        )
+    if (few := few_documents(units, num_rows=n)) is not None:
         return (few, *reasons)
     clustered = (
         f"the {n:,} test rows come from {units:,} documents or texts; each document or text counts as one unit, "

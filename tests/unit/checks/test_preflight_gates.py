@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tailorbird.checks.preflight_facts import inspect_tables, planned_test
-from tailorbird.checks.preflight_gates import PlannedTest, check_gates, check_prices, settled_shares
+from tailorbird.checks.preflight_gates import PlannedTest, check_documents, check_gates, check_prices, settled_shares
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 
@@ -69,7 +70,20 @@ def test_the_test_rows_and_their_groups_are_counted_from_the_data(tmp_path: Path
     assert planned_test(recipe, inspect_tables(recipe)) == PlannedTest(17, {"sex": {"f": 10, "m": 7}})
     given = data | {"test": data["train"], "max_test_rows": 50, "split_by": "label"}
     recipe = Recipe.model_validate(content | {"data": given})
-    assert planned_test(recipe, inspect_tables(recipe)) == PlannedTest(50, {"sex": {"f": 30, "m": 20}}, "label")
+    planned = planned_test(recipe, inspect_tables(recipe))
+    assert planned == PlannedTest(50, {"sex": {"f": 30, "m": 20}}, "label", num_documents=2)
+
+
+@pytest.mark.parametrize(("num_documents", "num_lines"), [(None, 0), (5, 1), (6, 0)])
+def test_fewer_documents_than_an_interval_needs_are_reported_before_the_run(
+    num_documents: int | None, num_lines: int
+) -> None:
+    lines = list(check_documents(PlannedTest(3_000, split_by="case", num_documents=num_documents)))
+    assert len(lines) == num_lines
+    for line in lines:
+        assert line.state == "note"
+        assert "'case' has 5 different values" in line.message
+        assert "at least 6, so the verdict would be INSUFFICIENT_EVIDENCE (rule 8)" in line.message
 
 
 def recipe_with(cost: dict[str, float], *, endpoint: dict[str, str] | None = None, **serving: float) -> Recipe:

@@ -207,6 +207,17 @@ def test_omitted_validation_is_a_share_of_train_and_test_is_unchanged(tmp_path: 
     assert texts_by_id == {str(number): text for number, text in enumerate(texts)}
 
 
+@pytest.mark.parametrize(("num_values", "empty"), [(1, "train and test"), (2, "train and test"), (3, "test")])
+def test_too_few_values_of_split_by_are_refused_with_the_column_and_the_empty_splits(
+    tmp_path: Path, num_values: int, empty: str
+) -> None:
+    sites = [f"site {number % num_values}" for number in range(900)]
+    uri = put(tmp_path / "rows.parquet", text=[str(n) for n in range(900)], label=["x", "y", "z"] * 300, site=sites)
+    message = rf"data.split_by 'site' has too few different values \({num_values}\).*no row is left for {empty}\. Add"
+    with pytest.raises(DataError, match=message):
+        read_splits(config_of(uri, split_by="site"))
+
+
 def test_uris_of_train_must_have_the_same_column_types(tmp_path: Path) -> None:
     first = put(tmp_path / "one.parquet", text=["a"], label=["x"])
     second = put(tmp_path / "other.parquet", text=["b"], label=[1])

@@ -1,6 +1,8 @@
 """A run checks its inputs and registers its protocol before the first training."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +16,9 @@ from tailorbird.models.metadata import MetadataError
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.pipeline import inputs
 from tailorbird.pipeline.prepare import RunContext, prepare
+from tailorbird.registry.versions import VersionConfig, register, write_config
 from tests import small_chat, small_encoder
+from tests.champions import set_champion
 from tests.progress import ProgressRecorder
 from tests.unit.pipeline.contexts import recipe_at
 
@@ -35,20 +39,12 @@ def test_a_max_length_above_the_context_of_the_base_model_is_rejected(
         inputs.load_inputs(recipe)
 
 
-def write_locally(uri: str, data: bytes, *, etag: str | None) -> str:
-    assert etag is None
-    storage.write_bytes(uri, data)
-    return "etag"
-
-
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe whose rows, base model and registry are local."""
     monkeypatch.setattr("tailorbird.config.recipe.with_scheme", lambda uri, _: uri)
     local = (tmp_path / "model").as_uri()
     monkeypatch.setattr(inputs, "stage_base_model", lambda uri, **_: uri if uri.startswith("file://") else local)
-    monkeypatch.setattr("tailorbird.pipeline.prepare.read_champion", lambda _: None)
-    monkeypatch.setattr(storage, "write_if_match", write_locally)  # conditional writes need S3
     small_chat.save(tmp_path / "model")
     texts = [f"number {number}" for number in range(90)]
     pq.write_table(pa.table({"text": texts, "label": ["x", "y", "z"] * 30}), tmp_path / "rows.parquet")
@@ -81,6 +77,89 @@ def test_test_rows_of_earlier_accesses_are_reported_before_the_training(
         assert len(texts) == notes
     assert texts[0].startswith("13 distinct test rows were used in earlier tests; ")
     assert texts[0].endswith("an alpha of 0.0083 instead of 0.05")
+
+
+def champion_of(recipe: Recipe, folder: Path, **fields: Any) -> str:
+    """Register a probe as the champion of the recipe's task; return its URI."""
+    folder.mkdir()
+    (folder / "head.safetensors").write_bytes(b"weights")
+    config = {"kind": "probe", "base_model": "s3://m/base", "max_length": 8, "dtype": "float32", "code": "s3://m/c.zip"}
+    dated = {"recipe_hash": "0" * 64, "created_at": "2026-01-01T00:00:00+00:00"}
+    write_config(folder, VersionConfig.model_validate(config | dated | fields))
+    version = register(recipe.task_uri, folder)
+    set_champion(recipe.task_uri, version)
+    return version.uri
+
+
+@pytest.mark.parametrize(
+    ("classes", "details"),
+    [
+        (("x", "y"), "only the training rows have 'z'"),
+        (("w", "x", "y", "z"), "only the champion has 'w'"),
+        (("v", "w", "x", "y"), "only the champion has 'v', 'w'; only the training rows have 'z'"),
+    ],
+)
+def test_a_champion_of_other_classes_is_refused_before_the_protocol_is_registered(
+    recipe: Recipe, tmp_path: Path, classes: tuple[str, ...], details: str
+) -> None:
+    uri = champion_of(recipe, tmp_path / "champion", classes=classes)
+    message = f"the champion {uri} and the training rows have different classes ({details})"
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        prepared(recipe)
+    assert "give the recipe another name" in str(refused.value)
+    assert not storage.list_files(f"{recipe.task_uri}/runs", missing_ok=True)
+    assert prepared(recipe.model_copy(update={"name": "another"})).champion is None
+
+
+def test_a_champion_of_another_task_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"))
+    with pytest.raises(ValueError, match=r"is for the task classification, but the recipe has the task chat; use"):
+        prepared(chat_recipe(recipe, encoder=None))
+
+
+def test_a_champion_of_the_same_classes_is_the_incumbent_of_the_run(recipe: Recipe, tmp_path: Path) -> None:
+    uri = champion_of(recipe, tmp_path / "champion", classes=("x", "y", "z"))
+    assert prepared(recipe).champion == uri
+
+
+@pytest.mark.parametrize(("num_documents", "expected"), [(5, True), (6, False)])
+def test_test_rows_of_too_few_documents_are_reported_before_the_training(
+    recipe: Recipe, tmp_path: Path, num_documents: int, expected: bool
+) -> None:
+    train = recipe.data.train_uris[0]
+    rows = {"text": [f"test {number}" for number in range(30)], "label": ["x", "y", "z"] * 10}
+    rows["case"] = [str(number % num_documents) for number in range(30)]
+    pq.write_table(pa.table(rows), tmp_path / "test.parquet")
+    table = pq.read_table(Path(train.removeprefix("file://")))
+    with_cases = table.append_column("case", pa.array([f"train {number}" for number in range(len(table))]))
+    pq.write_table(with_cases, tmp_path / "rows.parquet")
+    changes = {"test": (tmp_path / "test.parquet").as_uri(), "split_by": "case"}
+    recorder = ProgressRecorder()
+    prepare(recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)}), progress=recorder)
+    few = "the 30 test rows come from 5 documents or texts, but an interval needs at least 6; add test rows from"
+    notes = [event.text for event in recorder.of_kind(NoteEvent) if event.text.startswith(few)]
+    assert [text.endswith("or the verdict will be INSUFFICIENT_EVIDENCE (rule 8)") for text in notes] == [
+        True
+    ] * expected
+
+
+def test_classes_with_few_rows_and_empty_texts_are_reported(recipe: Recipe, tmp_path: Path) -> None:
+    """A class with one row and an empty text do not stop a run."""
+    train = pq.read_table(Path(recipe.data.train_uris[0].removeprefix("file://")))
+    more = pa.table({"text": ["a single row", ""], "label": ["rare", "x"]})
+    pq.write_table(pa.concat_tables([train, more]), tmp_path / "train.parquet")
+    rows = {"text": ["one", "two"], "label": ["x", "y"]}
+    for name in ("validation", "test"):
+        pq.write_table(
+            pa.table(rows | {"text": [f"{text} {name}" for text in rows["text"]]}), tmp_path / f"{name}.parquet"
+        )
+    uris = {name: (tmp_path / f"{name}.parquet").as_uri() for name in ("train", "validation", "test")}
+    recorder = ProgressRecorder()
+    context = prepare(recipe.model_copy(update={"data": recipe.data.model_copy(update=uris)}), progress=recorder)
+    assert context.task.classes == ("rare", "x", "y", "z")
+    notes = [event.text for event in recorder.of_kind(NoteEvent)]
+    assert "classes with fewer than 10 training rows, which a model hardly learns: 'rare'" in notes
+    assert "rows with an empty text, which all get the same answer: 1" in notes
 
 
 def test_the_run_uri_depends_on_the_evaluation_and_not_on_serving(recipe: Recipe) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,11 +142,3 @@ def test_an_untrainable_chat_row_is_reported_before_the_baselines_are_fitted(
     for start in (run.run_pipeline, run.sweep_only):
         with pytest.raises(DataError, match=r"training row 8: a turn of the user contains the special token '</s>'"):
             start(recipe, progress=SILENT)
-
-
-def test_a_champion_with_different_classes_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = context_of(recipe_at(tmp_path), splits_of())
-    champion: Any = SimpleNamespace(classes=("a", "b", "c"))
-    monkeypatch.setattr(run, "read_version", lambda _: champion)
-    with pytest.raises(ValueError, match="and the training rows have different classes"):
-        run._score_champion(context, "s3://m/task/versions/x")

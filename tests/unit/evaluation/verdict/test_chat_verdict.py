@@ -29,6 +29,7 @@ from tests.unit.evaluation.simulated import (
 
 PRICES = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12, "price_per_cpu_hour": 0.36}
 BETTER = Simulation(num_rows=900, incumbent=0.3, candidate=0.5, contenders={"few_shot": 0.25}, chat=True)
+PROVEN = Simulation(num_rows=900, incumbent=0.5, candidate=0.8, gates=False)
 EQUAL = Simulation(num_rows=900, incumbent=0.4, candidate=0.4, contenders={"few_shot": 0.25}, chat=True, gates=False)
 
 
@@ -43,6 +44,26 @@ def test_a_proven_gain_in_token_f1_leads_to_fine_tune() -> None:
     assert verdict.second_metric.metric == "exact_match"
     assert "bag-of-words" not in " ".join(verdict.reasons)
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+
+
+@pytest.mark.parametrize("num_documents", [1, 5, 12])
+@pytest.mark.parametrize("simulation", [replace(BETTER, gates=False), PROVEN], ids=["token_f1", "accuracy"])
+def test_a_large_gain_on_fewer_than_six_documents_decides_nothing(simulation: Simulation, num_documents: int) -> None:
+    """The document column has few values."""
+    tables = {
+        name: replace(table, clusters=tuple(str(row % num_documents) for row in range(len(table))))
+        for name, table in tables_of(simulation).items()
+    }
+    verdict = decide(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
+    if num_documents == 12:
+        assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 4)
+        return
+    assert (verdict.outcome, verdict.rule) == (Outcome.INSUFFICIENT_EVIDENCE, 8)
+    assert (verdict.interval, verdict.proven, verdict.winner) == ((-1.0, 1.0), False, "incumbent")
+    units = "1 document or text" if num_documents == 1 else "5 documents or texts"
+    assert verdict.reasons[0] == (
+        f"the 900 test rows come from {units}, but an interval needs at least 6; add test rows from further documents"
+    )
 
 
 def test_interval_and_p_value_come_from_the_effect_over_documents() -> None:
