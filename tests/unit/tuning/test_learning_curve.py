@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from tuning import learning_curve
 from tuning.learning_curve import LearningCurve, curve_sizes, fit_curve
 
 SIZES = (500, 1000, 2000, 4000, 8000)
@@ -17,6 +18,11 @@ SIZES = (500, 1000, 2000, 4000, 8000)
 def law(size: int) -> float:
     """Return a score on a power law: 0.7 for 8,000 rows, 0.9 in the limit."""
     return 0.9 - 0.2 * math.sqrt(8000 / size)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning_curve, "NUM_RESAMPLES", 100)
 
 
 def test_the_curve_predicts_the_next_score_of_a_power_law() -> None:
@@ -38,6 +44,7 @@ def test_few_validation_rows_widen_the_interval() -> None:
     assert few.sentence.endswith("it is not certain that more data would help")
 
 
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize("scores", [(0.7,) * 5, (0.72, 0.71, 0.7, 0.69, 0.68)])
 def test_scores_that_do_not_rise_predict_no_gain(scores: tuple[float, ...]) -> None:
     curve = fit_curve(SIZES, scores, num_validation=1000)
@@ -45,6 +52,7 @@ def test_scores_that_do_not_rise_predict_no_gain(scores: tuple[float, ...]) -> N
     assert curve.sentence.endswith("it is not certain that more data would help")
 
 
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_scores_of_0_and_1_have_an_interval_in_range(score: float) -> None:
     curve = fit_curve(SIZES[2:], [score] * 3, num_validation=50)
@@ -53,6 +61,7 @@ def test_scores_of_0_and_1_have_an_interval_in_range(score: float) -> None:
     assert high - low > 0.001
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_a_curve_is_deterministic_and_survives_json() -> None:
     curve = fit_curve(SIZES, (0.5, 0.58, 0.64, 0.69, 0.72), num_validation=1389)
     assert curve == fit_curve(SIZES, (0.5, 0.58, 0.64, 0.69, 0.72), num_validation=1389)

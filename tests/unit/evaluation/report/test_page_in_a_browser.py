@@ -1,6 +1,7 @@
 """Tests of the HTML report in a real browser, at the width of a small phone (WCAG 2.1, 1.4.10) and of a desktop."""
 
 import html
+import json
 import re
 import struct
 from pathlib import Path
@@ -12,34 +13,35 @@ from tailorbird.evaluation.verdict.formatting import points
 from tests.browser import BROWSER, chromium
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 
-PROBE = """<!DOCTYPE html><body style="margin:0">
-<iframe id=page src="report.html" style="width:{width}px;height:900px;border:0"></iframe>
-<pre id=result>nothing</pre><script>
-document.getElementById("page").onload = (event) => {{
-  const root = event.target.contentDocument;
-  const across = root.documentElement.scrollWidth;
-  document.getElementById("result").textContent = [root.defaultView.innerWidth, across, root.body.innerText].join("|");
+WIDTHS = (320, 1280)
+PROBE = """<!DOCTYPE html><body style="margin:0">{frames}<pre id=result>{{}}</pre><script>
+const result = document.getElementById("result");
+for (const frame of document.querySelectorAll("iframe")) frame.onload = () => {{
+  const root = frame.contentDocument, shown = [root.documentElement.scrollWidth, root.body.innerText];
+  result.textContent = JSON.stringify({{...JSON.parse(result.textContent), [root.defaultView.innerWidth]: shown}});
 }};
 </script></body>"""
+FRAME = '<iframe src="report.html" style="width:{width}px;height:900px;border:0"></iframe>'
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed; run `apt-get install chromium`")
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
-@pytest.mark.parametrize("width", [320, 1280])
-def test_the_page_shows_outcome_and_interval_without_overflow(tmp_path: Path, outcome: str, width: int) -> None:
+def test_the_page_shows_outcome_and_interval_without_overflow(tmp_path: Path, outcome: str) -> None:
     evidence = evidence_for(outcome)
     (tmp_path / "report.html").write_text(to_html(evidence), encoding="utf-8")
-    (tmp_path / "probe.html").write_text(PROBE.format(width=width), encoding="utf-8")
+    frames = "".join(FRAME.format(width=width) for width in WIDTHS)
+    (tmp_path / "probe.html").write_text(PROBE.format(frames=frames), encoding="utf-8")
     dump = chromium(tmp_path, "--dump-dom", "--virtual-time-budget=3000", (tmp_path / "probe.html").as_uri())
     match = re.search(r"<pre id=.?result.?>(.*?)</pre>", dump, re.DOTALL)
     assert match is not None
-    inner, across, text = html.unescape(match.group(1)).split("|", 2)
-    assert int(inner) == width
-    assert int(across) <= width
+    shown = json.loads(html.unescape(match.group(1)))
+    assert set(shown) == set(map(str, WIDTHS))
     low, high = evidence.verdict.interval
-    for expected in (outcome, points(low), points(high), f"n = {evidence.verdict.n:,}"):
-        assert expected in text
+    for width, (across, text) in shown.items():
+        assert across <= int(width)
+        for expected in (outcome, points(low), points(high), f"n = {evidence.verdict.n:,}"):
+            assert expected in text
 
 
 def test_a_screenshot_of_the_page_is_not_empty(tmp_path: Path) -> None:
