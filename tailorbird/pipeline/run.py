@@ -18,6 +18,7 @@ from tailorbird.pipeline.estimate import estimate_run
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.mix import mix_candidate
 from tailorbird.pipeline.prepare import RunContext, prepare
+from tailorbird.pipeline.progress_record import first_record, recorded
 from tailorbird.pipeline.record import TrainedModels
 from tailorbird.pipeline.side_by_side import run_side_by_side
 from tailorbird.registry.versions import Dtype, read_version
@@ -49,11 +50,12 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
     if finished is not None:
         progress.note(f"this run is already finished: {context.run}")
         return finished
-    if may_train:
-        progress.activity("checking that the base model can be trained on the rows")
-        context.task.require_trainable()
-    with forward_events(progress) as queue:
-        return _run_stages(context, progress=queue_progress(queue), events=queue if may_train else None)
+    with recorded(progress, first=first_record(context)) as progress:
+        if may_train:
+            progress.activity("checking that the base model can be trained on the rows")
+            context.task.require_trainable()
+        with forward_events(progress) as queue:
+            return _run_stages(context, progress=queue_progress(queue), events=queue if may_train else None)
 
 
 def _run_stages(context: RunContext, *, progress: ProgressReporter, events: Any) -> RunResult:

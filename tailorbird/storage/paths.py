@@ -28,9 +28,21 @@ class TaskPaths:
         """Folder of a run's evidence and predictions."""
         return f"{self.runs}/{name}"
 
+    @property
+    def logs(self) -> str:
+        return f"{self.task_uri}/logs"
+
     def log(self, name: str) -> str:
         """The log of a failed driver."""
-        return f"{self.task_uri}/logs/{name}.log"
+        return f"{self.logs}/{name}.log"
+
+    @property
+    def all_progress(self) -> str:
+        return f"{self.task_uri}/progress"
+
+    def progress(self, run: str) -> str:
+        """The progress of a run, which the driver writes while it is under way."""
+        return f"{self.all_progress}/{run}.json"
 
     @property
     def versions(self) -> str:
@@ -57,9 +69,13 @@ class TaskPaths:
         """The file that names the champion."""
         return f"{self.task_uri}/champion.json"
 
+    @property
+    def history(self) -> str:
+        return f"{self.task_uri}/history"
+
     def history_entry(self, name: str) -> str:
         """The record of a change of the champion, or of a re-evaluation."""
-        return f"{self.task_uri}/history/{name}.json"
+        return f"{self.history}/{name}.json"
 
     @property
     def test_set_ledger(self) -> str:
@@ -111,6 +127,11 @@ class TaskPaths:
     def metrics(self) -> str:
         """The gauges of monitoring in Prometheus text format."""
         return f"{self.monitoring}/metrics.prom"
+
+    @property
+    def watch(self) -> str:
+        """The recommendation of the last watch."""
+        return f"{self.task_uri}/watch.json"
 
     @property
     def reevaluations(self) -> str:

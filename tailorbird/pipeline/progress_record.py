@@ -1,0 +1,205 @@
+"""Store the progress of a run on S3 while it is under way, so that it can be seen from anywhere.
+
+The record is built from the events that the terminal shows. It is small: the latest notes, and a bounded number of
+contenders and of points of their learning curves.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from cluster.display.state import LEARNING_CURVE, State, next_state, training_name
+from cluster.progress import (
+    EpochEvent,
+    NoteEvent,
+    PlannedStage,
+    ProgressEvent,
+    ProgressReporter,
+    RowsEvent,
+    StepEvent,
+)
+from tailorbird import storage
+from tailorbird.pipeline.prepare import RunContext
+from tailorbird.registry.run_progress import ContenderProgress, RunProgress, StageProgress
+from tailorbird.registry.versions import now
+from tailorbird.storage import StorageError
+from tailorbird.storage.paths import parse_run_uri
+
+MAX_CONTENDERS, MAX_POINTS, MAX_NOTES, MAX_TEXT = 100, 50, 20, 300
+WRITE_S = 5.0  # minimum seconds between two writes
+ALIVE_S = 60.0  # maximum seconds between two writes, which show that the driver is alive
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Course:
+    """The state of a run with its notes and learning curves, by the name of the training."""
+
+    state: State
+    notes: tuple[str, ...] = ()
+    curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+
+
+def next_course(course: Course, event: ProgressEvent, *, now_s: float) -> Course:
+    """Return the course after an event at a time in seconds of a monotonic clock."""
+    course = replace(course, state=next_state(course.state, event, now=now_s))
+    match event:
+        case NoteEvent(text):
+            return replace(course, notes=(*course.notes, _short(text))[-MAX_NOTES:])
+        case EpochEvent() if course.state.stage != LEARNING_CURVE:
+            name = training_name(event)
+            before = tuple(point for point in course.curves.get(name, ()) if point[0] <= event.epoch)
+            curve = thinned((*before, (event.epoch + 1, event.score)))
+            return replace(course, curves={**course.curves, name: curve})
+    return course
+
+
+def thinned(curve: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    """Return at most `MAX_POINTS` points: without every second one if there are more; the last one is kept."""
+    return curve if len(curve) <= MAX_POINTS else (*curve[:-1:2], curve[-1])
+
+
+def stages_of(state: State, *, now_s: float) -> tuple[StageProgress, ...]:
+    """Return the finished, current and planned stages in order."""
+    planned = {stage.name: stage for stage in state.plan}
+
+    def stage(name: str, kind: Literal["finished", "running", "planned"], seconds: float | None) -> StageProgress:
+        plan = planned.get(name) or PlannedStage(name, None, "")
+        return StageProgress(name=name, state=kind, seconds=seconds, expected_s=plan.seconds, basis=plan.basis)
+
+    stages = [stage(name, "finished", round(seconds, 1)) for name, seconds in state.finished]
+    stages += [stage(state.stage, "running", round(now_s - state.since, 1))] if state.stage else []
+    past = {each.name for each in stages}
+    return (*stages, *(stage(name, "planned", None) for name in planned if name not in past))
+
+
+def contenders_of(course: Course) -> tuple[ContenderProgress, ...]:
+    """Return at most `MAX_CONTENDERS` contenders: the first ones, and the best of the others."""
+    rows = list(course.state.rows.values())
+    kept = rows[: MAX_CONTENDERS // 2]
+    kept += sorted(rows[len(kept) :], key=lambda row: -(row.score or 0.0))[: MAX_CONTENDERS - len(kept)]
+    return tuple(
+        ContenderProgress(
+            name=row.name,
+            score=row.score,
+            status=row.status,
+            text=_short(row.text),
+            curve=course.curves.get(row.name, ()),
+        )
+        for row in kept
+    )
+
+
+class ProgressRecord:
+    """The record of one run. `report` receives the events; a thread writes the record (see `recorded`)."""
+
+    def __init__(self, first: RunProgress, *, clock: Clock = time.monotonic) -> None:
+        self._first, self._clock = first, clock
+        self._course = Course(State(since=clock()))
+        self._lock = threading.Lock()
+        self._changed = True
+        self._written_s = -ALIVE_S
+
+    def report(self, event: ProgressEvent) -> None:
+        with self._lock:
+            self._course = next_course(self._course, event, now_s=self._clock())
+            self._changed = True
+
+    def current(self) -> RunProgress:
+        """Return the record as of now."""
+        with self._lock:
+            course, now_s = self._course, self._clock()
+        done, update = course.state.done, dict[str, object]()
+        if isinstance(done, RowsEvent):
+            left = (done.total - done.done) / done.rows_per_second if done.rows_per_second else None
+            update = {"rows": (done.done, done.total), "seconds_left": left}
+        elif isinstance(done, StepEvent):
+            update = {"rows": (done.step, done.num_steps), "seconds_left": done.seconds_left}
+        return self._first.model_copy(
+            update=update
+            | {
+                "updated_at": now(),
+                "stages": stages_of(course.state, now_s=now_s),
+                "activity": _short(course.state.activity),
+                "contenders": contenders_of(course),
+                "notes": course.notes,
+            }
+        )
+
+    def write_if_due(self) -> None:
+        """Write the record if it has changed, at most every `WRITE_S`, or if it was not written for `ALIVE_S`."""
+        waited = self._clock() - self._written_s
+        if waited >= ALIVE_S or (self._changed and waited >= WRITE_S):
+            self._changed = False
+            self._written_s = self._clock()
+            self.write(self.current())
+
+    def write(self, record: RunProgress) -> None:
+        """Write the record; raise StorageError if that is not possible."""
+        paths, name = parse_run_uri(self._first.run)
+        storage.write_bytes(paths.progress(name), record.model_dump_json().encode())
+
+
+def first_record(context: RunContext) -> RunProgress:
+    """Return the record of a run that starts now."""
+    return RunProgress(
+        run=context.run,
+        name=context.recipe.name,
+        requested_by=context.requested_by,
+        base_model=context.recipe.base_model,
+        status="running",
+        started_at=now(),
+        updated_at=now(),
+    )
+
+
+@contextmanager
+def recorded(progress: ProgressReporter, *, first: RunProgress) -> Iterator[ProgressReporter]:
+    """Yield a reporter that also stores the progress of a run until the block ends.
+
+    The last record says whether the block raised an exception. A record that cannot be written is reported once and
+    does not end the run, because the run itself needs none.
+    """
+    record, over, reported = ProgressRecord(first), threading.Event(), False
+
+    def report(event: ProgressEvent) -> None:
+        record.report(event)
+        progress.report(event)
+
+    def attempt(write: Callable[[], None]) -> None:
+        nonlocal reported
+        try:
+            write()
+        except StorageError as error:
+            if not reported:
+                progress.note(f"the progress cannot be stored, and the console does not show it: {error}")
+            reported = True
+
+    def follow() -> None:
+        while not over.wait(1.0):
+            attempt(record.write_if_due)
+
+    attempt(record.write_if_due)
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    last: dict[str, object] = {"status": "finished", "activity": ""}
+    try:
+        yield ProgressReporter(report)
+    except BaseException as error:
+        text = _short(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        last = {"status": "failed", "error": text}
+        raise
+    finally:
+        over.set()
+        thread.join()
+        attempt(lambda: record.write(record.current().model_copy(update=last)))
+
+
+def _short(text: str) -> str:
+    """Return the text on one line, cut to `MAX_TEXT` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT - 1]}…"
