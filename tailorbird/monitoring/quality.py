@@ -20,6 +20,7 @@ from tailorbird.monitoring.traffic import ARMS, CHAMPION, Outcomes, Traffic
 OTHERS = "(others)"
 """Group of all values that are not in the reference. Clients may send any value, even a person's name, so reports only
 contain values of the reference."""
+CONFIDENT = 0.9  # calibrated confidence from which an answer counts as confident
 MAX_GROUP_VALUES = 20  # per column, the most common values of the reference
 
 
@@ -83,6 +84,12 @@ def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> 
     known = traffic.sample.scores[np.isfinite(traffic.sample.scores)]  # an endpoint may return no confidence
     estimate = float(known.mean(dtype=np.float64)) if len(known) else None
     return Quality(answers, labelled.n, labelled.right, interval, estimate)
+
+
+def confident_share(scores: NDArray[np.float32]) -> float | None:
+    """Return the share of confident answers among those with a confidence [N]; None without any (NaN: none)."""
+    known = scores[np.isfinite(scores)]
+    return float((known >= CONFIDENT).mean()) if len(known) else None
 
 
 def fixed_groups(reference: Mapping[str, GroupAccuracy], *, columns: Sequence[str]) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from tailorbird.monitoring.challenger_units import unit_differences
-from tailorbird.monitoring.report import Report
-from tailorbird.monitoring.sequential_test import ChallengerDecision, decide_challenger
+from tailorbird.monitoring.challenger_units import UnitOutcome, unit_differences
+from tailorbird.monitoring.report import ChallengerDay, Report
+from tailorbird.monitoring.sequential_test import ChallengerDecision, decide_challenger, log_e_value
+from tailorbird.registry.watch_record import ChallengerPoint
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,35 @@ def recommend(
 
 
 def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float, gain: float) -> ChallengerDecision:
-    """Return the decision on the challenger over all of its days; a day counts once, with its last report."""
-    by_day = {report.day: report for report in sorted(reports, key=lambda report: report.made_at)}
-    days = [day for report in by_day.values() if (day := report.challenger) is not None and day.digest == digest]
-    outcomes = [outcome for day in days for outcome in day.outcomes]
-    names = sorted({name for day in days for name in day.groups})
+    """Return the decision on the challenger over all of its days."""
+    days = _challenger_days(reports, digest=digest)
+    outcomes = [outcome for day in days.values() for outcome in day.outcomes]
+    names = sorted({name for day in days.values() for name in day.groups})
     groups = {name: unit_differences(outcomes, group=name) for name in names}
     return decide_challenger(unit_differences(outcomes), groups=groups, alpha=alpha, gain=gain)
+
+
+def challenger_course(reports: Sequence[Report], *, digest: str) -> tuple[ChallengerPoint, ...]:
+    """Return the comparison of the challenger with the champion after each of its days, in order."""
+    outcomes: list[UnitOutcome] = []
+    points = []
+    for day, of_day in sorted(_challenger_days(reports, digest=digest).items()):
+        outcomes += of_day.outcomes
+        units = unit_differences(outcomes)
+        points.append(
+            ChallengerPoint(
+                day=day,
+                units=len(units),
+                gain=units.mean,
+                log_e_better=log_e_value(units.values),
+                log_e_worse=log_e_value(-units.values),
+            )
+        )
+    return tuple(points)
+
+
+def _challenger_days(reports: Sequence[Report], *, digest: str) -> dict[str, ChallengerDay]:
+    """Return the challenger's days by date; a day counts once, with its last report."""
+    by_day = {report.day: report for report in sorted(reports, key=lambda report: report.made_at)}
+    days = {name: report.challenger for name, report in by_day.items()}
+    return {name: day for name, day in days.items() if day is not None and day.digest == digest}

@@ -47,6 +47,7 @@ class Report(StoredModel):
     counterfactual: Gate | None = None  # None if the log has no texts
     feedback: Quality = NO_ANSWERS
     audit: Quality = NO_ANSWERS
+    confident: float | None = None  # share of the sampled answers with a confidence of at least 0.9
     groups: Gate = NO_GROUPS  # from audits
     groups_by_feedback: Gate = NO_GROUPS  # for display only
 

@@ -119,6 +119,7 @@ class ReportWindow:
             counterfactual=counterfactual,
             feedback=quality.quality(traffic, champion=champion.digest, alpha=alpha, audited=False),
             audit=quality.quality(traffic, champion=champion.digest, alpha=alpha, audited=True),
+            confident=quality.confident_share(traffic.sample.scores),
             groups=self._group_gate(traffic, traffic.outcomes),
             groups_by_feedback=self._group_gate(traffic, feedback_as_audit(traffic.outcomes)),
         )

@@ -13,7 +13,12 @@ from tailorbird.monitoring.daily_report import make_reports, read_reports
 from tailorbird.monitoring.drift_reference import ensure_reference
 from tailorbird.monitoring.label_audit import export_answers
 from tailorbird.monitoring.log_reader import day_of
-from tailorbird.monitoring.recommendation import Recommendation, challenger_decision, recommend
+from tailorbird.monitoring.recommendation import (
+    Recommendation,
+    challenger_course,
+    challenger_decision,
+    recommend,
+)
 from tailorbird.monitoring.render import render_metrics, render_page
 from tailorbird.monitoring.report import Report
 from tailorbird.monitoring.report_window import ServedVersions
@@ -22,6 +27,7 @@ from tailorbird.monitoring.sequential_test import ChallengerDecision
 from tailorbird.operate.reevaluation_evidence import ReevaluationEvidence, read_reevaluations
 from tailorbird.registry.champion import Champion, champion_version, read_champion
 from tailorbird.registry.versions import ModelVersion, now, read_pinned
+from tailorbird.registry.watch_record import ChallengerRecord, WatchRecord
 from tailorbird.release.serving import challenger_version
 from tailorbird.storage.paths import TaskPaths
 
@@ -38,7 +44,7 @@ class WatchResult:
 
 
 def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -> WatchResult:
-    """Report on the days before `today` (UTC), and store a page and metrics next to the reports.
+    """Report on the days before `today` (UTC), and store a page, metrics and the recommendation.
 
     The first watch after a promotion builds the drift reference from the recipe's validation rows, because a promotion
     may run without a Ray cluster. Raises MonitoringError if there is no champion or no request log; TrafficError and
@@ -65,6 +71,16 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     metrics = render_metrics(recipe.name, reports, recommendation=recommendation)
     storage.write_bytes(paths.monitoring_page, page.encode())
     storage.write_bytes(paths.metrics, metrics.encode())
+    record = WatchRecord(
+        at=now(),
+        version=version.version,
+        digest=version.digest,
+        reevaluate=recommendation.reevaluate,
+        reasons=recommendation.reasons,
+        expires_at=expires,
+        challenger=_challenger_record(recipe, reports, challenger=challenger, decision=decision),
+    )
+    storage.write_bytes(paths.watch, record.model_dump_json(indent=1).encode())
     return WatchResult(reports, recommendation, paths.monitoring_page, metrics, delete_old_log(recipe, today=today))
 
 
@@ -131,6 +147,27 @@ def _decision(recipe: Recipe, reports: Sequence[Report], *, challenger: ModelVer
     config = recipe.evaluation
     gain = config.expected_gain or 2 * config.minimum_gain
     return challenger_decision(reports, digest=challenger.digest, alpha=config.alpha, gain=gain)
+
+
+def _challenger_record(
+    recipe: Recipe,
+    reports: Sequence[Report],
+    *,
+    challenger: ModelVersion | None,
+    decision: ChallengerDecision | None,
+) -> ChallengerRecord | None:
+    if challenger is None or decision is None:
+        return None
+    alpha = recipe.evaluation.alpha
+    return ChallengerRecord(
+        version=challenger.version,
+        digest=challenger.digest,
+        decision=decision.decision.value,
+        reason=decision.reason,
+        alpha=alpha,
+        alpha_worse=alpha / (len(decision.groups) + 1),
+        days=challenger_course(reports, digest=challenger.digest),
+    )
 
 
 def _expires_at(champion: Champion, *, reevaluations: Sequence[ReevaluationEvidence]) -> str | None:

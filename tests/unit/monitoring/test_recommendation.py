@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from datetime import date
 from typing import Any
@@ -8,7 +9,7 @@ from tailorbird.evaluation.gates.base import Gate, at_most, gate
 from tailorbird.monitoring.challenger_units import UnitOutcome
 from tailorbird.monitoring.drift import DriftStatistic
 from tailorbird.monitoring.quality import Quality
-from tailorbird.monitoring.recommendation import challenger_decision, recommend
+from tailorbird.monitoring.recommendation import challenger_course, challenger_decision, recommend
 from tailorbird.monitoring.render import render_metrics, render_page
 from tailorbird.monitoring.report import ChallengerDay, Report
 from tailorbird.monitoring.sequential_test import ChallengerDecision, Decision
@@ -187,3 +188,18 @@ def test_gauges_are_in_the_prometheus_text_format() -> None:
 def test_answers_without_labels_have_no_accuracy(answers: int) -> None:
     result = Quality(answers, 0, 0, (0.0, 1.0), None)
     assert (result.accuracy, result.coverage) == (None, 0.0)
+
+
+def test_the_course_of_the_comparison_ends_with_the_evidence_of_the_decision() -> None:
+    reports = [
+        day_of("2026-03-02", units=range(40, 90)),
+        day_of("2026-03-01", units=range(40)),
+        day_of("2026-03-03", units=range(9), digest="another"),
+    ]
+    course = challenger_course(reports, digest="t")
+    assert [(point.day, point.units, point.gain) for point in course] == [("2026-03-01", 40, 1), ("2026-03-02", 90, 1)]
+    decision = challenger_decision(reports, digest="t", alpha=0.05, gain=0.05)
+    assert course[-1].log_e_better == pytest.approx(math.log(decision.e_value))
+    assert course[-1].log_e_worse == pytest.approx(math.log(decision.e_value_worse))
+    assert course[0].log_e_better < course[1].log_e_better
+    assert challenger_course(reports, digest="none") == ()

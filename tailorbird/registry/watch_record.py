@@ -1,0 +1,44 @@
+"""The recommendation of the last `watch` of a task, stored for readers that compute no statistics."""
+
+from typing import Literal
+
+from tailorbird.registry.versions import Frozen
+from tailorbird.storage.stored_model import StoredModel
+
+
+class ChallengerPoint(Frozen):
+    """The comparison of the challenger with the champion after a day. It remains valid at any number of looks."""
+
+    day: str
+    units: int  # subjects, and requests without one
+    gain: float  # mean difference of the shares of right answers
+    log_e_better: float  # natural logarithm of the e-value against the hypothesis that the challenger is not better
+    log_e_worse: float  # and against the hypothesis that it is not worse
+
+
+class ChallengerRecord(Frozen):
+    """The decision on the challenger, with its course over the days."""
+
+    version: str
+    digest: str
+    decision: Literal["promote", "continue", "stop"]
+    reason: str
+    alpha: float  # the challenger is proven better at a log e-value of log(1 / alpha)
+    alpha_worse: float  # and proven worse at log(1 / alpha_worse)
+    days: tuple[ChallengerPoint, ...]
+
+
+class WatchRecord(StoredModel):
+    """The recommendation of one watch, written to `watch.json` in place of the former one."""
+
+    at: str
+    """ISO 8601."""
+    version: str
+    """Name of the champion."""
+    digest: str
+    """Digest of the champion."""
+    reevaluate: bool
+    reasons: tuple[str, ...]
+    expires_at: str | None
+    """Expiry of the champion's verdict, also if a re-evaluation has renewed it; None without a run."""
+    challenger: ChallengerRecord | None
