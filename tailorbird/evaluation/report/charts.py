@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tailorbird.evaluation.gates.base import Bound, Gate
+from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report.evidence import (
     PRETRAINED,
     Confusion,
@@ -229,6 +230,19 @@ def gain(value: float, interval: tuple[float, float], minimum: float) -> Chart:
     marks += [Line(0, 40, 100, 40, "axis"), *interval_marks(low, value, high, scale=scale, y=20, kind="chosen")]
     label = f"gain {100 * value:+.2f} points, interval {100 * low:+.2f} to {100 * high:+.2f}"
     return Chart(tuple(marks), 62, label)
+
+
+def outcome_counts(verdict: Verdict) -> dict[str, int]:
+    """Return the number of test rows by which of the two models is right, in the order of `OUTCOME_CLASSES`."""
+    accuracy = verdict.incumbent_score if verdict.metric in ROW_METRICS else verdict.second_metric.incumbent
+    won, lost = verdict.only_candidate_right, verdict.only_incumbent_right
+    both = round(accuracy * verdict.n) - lost
+    return {
+        "both right": both,
+        "only the candidate right": won,
+        "only the incumbent right": lost,
+        "both wrong": verdict.n - both - won - lost,
+    }
 
 
 def outcomes(counts: Mapping[str, int]) -> Chart:

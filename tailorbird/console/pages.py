@@ -1,0 +1,140 @@
+"""The pages of the console as HTML, from records that are already read. Nothing here reads storage."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment
+
+from tailorbird.console import charts as own_charts
+from tailorbird.console.records import JobRecord
+from tailorbird.console.runs import Looks, Run, RunsPage, RunState
+from tailorbird.console.tasks import TaskSummary
+from tailorbird.console.times import parse_time, relative_text, span_text, time_text
+from tailorbird.console.versions import Change, VersionsPage
+from tailorbird.evaluation.report import charts as report_charts
+from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.figures import FORMS, TONES
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, model_name, size
+from tailorbird.pages.environment import environment, plain
+from tailorbird.storage.listing import Entry
+
+MAX_LOOKS = 20  # accesses to test rows on a task's page
+REFRESH_S = 10  # of the page of a run that is under way
+
+Link = Callable[..., str]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What every page needs: the registry, the time, the links, and what could not be read."""
+
+    registry: str
+    now: datetime
+    depth: int  # slashes in the path after `console`, for links that also work behind a prefix
+    problems: Sequence[str] = ()
+
+    def link(self, *segments: str) -> str:
+        """Return the address of a page relative to this one; without segments, that of the first page."""
+        path = "/".join(quote(segment, safe="") for segment in ("console", *segments))
+        return "../" * self.depth + path
+
+    def ago(self, time: datetime) -> str:
+        return relative_text(time, now=self.now)
+
+
+def tasks_page(frame: Frame, tasks: Sequence[TaskSummary]) -> str:
+    """Return the page of all tasks."""
+    return _render("tasks.html", frame, tasks=tasks)
+
+
+@dataclass(frozen=True)
+class TaskDetails:
+    """What the page of a task shows in addition to the summary."""
+
+    runs: RunsPage
+    history: Sequence[Change]
+    looks: Looks
+    jobs: Sequence[JobRecord]  # newest first
+    logs: Sequence[Entry]  # logs of drivers that failed, newest first
+
+
+def task_page(frame: Frame, task: TaskSummary, details: TaskDetails) -> str:
+    """Return the page of a task."""
+    return _render("task.html", frame, task=task, details=details, stat_names=_statistics(task))
+
+
+def _statistics(task: TaskSummary) -> dict[str, str]:
+    """Return the description of each drift statistic of the latest reports by name."""
+    return {each.name: each.description for report in task.reports for each in report.drift}
+
+
+def versions_page(frame: Frame, task: TaskSummary, versions: VersionsPage) -> str:
+    """Return the page of a task's versions."""
+    return _render("versions.html", frame, task=task, page=versions)
+
+
+def run_page(frame: Frame, task: str, run: Run, evidence: Evidence | None, *, live: bool) -> str:
+    """Return the page of a run; it loads itself again while the run is under way, unless `live` is false."""
+    return _render(
+        "run.html",
+        frame,
+        task=task,
+        run=run,
+        evidence=evidence,
+        verdict=evidence.verdict if evidence else None,
+        refresh_s=REFRESH_S if live and run.state is RunState.RUNNING else None,
+    )
+
+
+def error_page(frame: Frame, *, title: str, text: str) -> str:
+    """Return a page about a page that does not exist."""
+    return _render("error.html", frame, heading=title, text=text)
+
+
+def _render(template: str, frame: Frame, **values: object) -> str:
+    return _templates().get_template(template).render(frame=frame, link=frame.link, **values)
+
+
+@cache
+def _templates() -> Environment:
+    templates = environment(Path(__file__).parent / "templates")
+    templates.globals |= {
+        "draw": own_charts,
+        "report_draw": report_charts,
+        "tones": TONES,
+        "metric_names": METRIC_NAMES,
+        "states": RunState,
+        "max_looks": MAX_LOOKS,
+    }
+    templates.filters |= {
+        "parsed": parse_time,
+        "time": time_text,
+        "span": span_text,
+        "model_name": model_name,
+        "interval_name": interval_name,
+        "size": size,
+        "plain": plain,
+        "points": FORMS["points"],
+        "p": FORMS["p"],
+        "rows": FORMS["rows"],
+        "count": lambda number: f"{number:,}",
+        "percent": lambda share: f"{100 * share:.1f}%",
+        "money": FORMS["money"],
+        "last": lambda uri: uri.rpartition("/")[2],
+        "seconds": _seconds,
+    }
+    return templates
+
+
+def _seconds(seconds: float | None) -> str:
+    """Return a duration of a stage, such as `3 min 20 s`."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,163 @@
+"""The runs of a task: their order, their states and their records."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from tailorbird.console.reader import Reader
+from tailorbird.console.records import Ledger, Registration, RunEvidence
+from tailorbird.console.times import parse_time
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
+from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
+from tailorbird.registry.run_progress import RunProgress
+from tailorbird.registry.test_set_ledger import TestSetAccess
+from tailorbird.storage.paths import TaskPaths, parse_run_uri
+
+RUNS_PER_PAGE = 15
+STALE_AFTER = timedelta(minutes=5)  # a driver writes its progress every minute
+
+
+class RunState(StrEnum):
+    """State of a run."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    EXPIRED = "expired"  # finished, but its verdict may no longer promote a version
+    FAILED = "failed"
+    STALE = "no news"  # under way according to its last record, which is old
+    REGISTERED = "registered"  # its test protocol is registered, and nothing else is known
+
+
+TONES = {
+    RunState.RUNNING: "active",
+    RunState.FINISHED: "passes",
+    RunState.EXPIRED: "open",
+    RunState.FAILED: "fails",
+    RunState.STALE: "open",
+    RunState.REGISTERED: "open",
+}
+"""CSS class of each state."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with its state. Without evidence, the run is not finished."""
+
+    name: str
+    state: RunState
+    evidence: RunEvidence | None = None
+    progress: RunProgress | None = None
+    registration: Registration | None = None
+
+    @property
+    def tone(self) -> str:
+        return TONES[self.state]
+
+    @property
+    def at(self) -> datetime | None:
+        """The time of its verdict, or else of its start."""
+        if self.evidence is not None:
+            return parse_time(self.evidence.created_at)
+        if self.progress is not None:
+            return parse_time(self.progress.started_at)
+        return parse_time(self.registration.requested_at) if self.registration else None
+
+
+@dataclass(frozen=True)
+class RunsPage:
+    """A page of a task's runs, newest first."""
+
+    runs: tuple[Run, ...]
+    number: int  # from 1
+    num_pages: int
+    total: int  # runs of the task
+
+
+def state_of(evidence: RunEvidence | None, progress: RunProgress | None, *, now: datetime) -> RunState:
+    """Return the state of a run from its records."""
+    if evidence is not None:
+        return RunState.EXPIRED if parse_time(evidence.expires_at) <= now else RunState.FINISHED
+    if progress is None:
+        return RunState.REGISTERED
+    if progress.status == "failed":
+        return RunState.FAILED
+    if now - parse_time(progress.updated_at) > STALE_AFTER:
+        return RunState.STALE
+    return RunState.RUNNING
+
+
+def newest_first(names: Iterable[str], *, times: Mapping[str, datetime]) -> list[str]:
+    """Return the names by their times, the newest first; names without a time are last."""
+    known = sorted((name for name in names if name in times), key=lambda name: (times[name], name), reverse=True)
+    return known + sorted(name for name in names if name not in times)
+
+
+def read_runs(reader: Reader, paths: TaskPaths, *, page: int, now: datetime) -> RunsPage:
+    """Return a page of the runs. Only the records of this page are read.
+
+    The order is by the last news: the time of a run's access to the test rows, or of its last progress if that is
+    later. A page number that is too large gives the last page.
+    """
+    times = {entry.name.removesuffix(".json"): entry.changed_at for entry in reader.entries(paths.all_progress)}
+    newest = {name: time for name, time in times.items() if time is not None}
+    for access in read_looks(reader, paths).entries:
+        name, at = access.run.rpartition("/")[2], parse_time(access.at)
+        newest[name] = max(at, newest.get(name, at))
+    names = {entry.name for entry in reader.entries(paths.runs) if entry.is_folder} | times.keys()
+    ordered = newest_first(names, times=newest)
+    num_pages = max(1, -(-len(ordered) // RUNS_PER_PAGE))
+    number = min(max(1, page), num_pages)
+    shown = ordered[(number - 1) * RUNS_PER_PAGE :][:RUNS_PER_PAGE]
+    runs = reader.map(lambda name: read_run(reader, paths, name, now=now), shown)
+    return RunsPage(tuple(run for run in runs if run is not None), number, num_pages, len(ordered))
+
+
+def read_run(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> Run | None:
+    """Return a run; None if nothing is stored under its name."""
+    evidence = reader.read(f"{paths.run(name)}/{EVIDENCE_FILE}", RunEvidence)
+    progress = reader.read(paths.progress(name), RunProgress)
+    registration = None
+    if evidence is None and progress is None:
+        registration = reader.read(f"{paths.run(name)}/{PROTOCOL_FILE}", Registration)
+        if registration is None:
+            return None
+    return Run(name, state_of(evidence, progress, now=now), evidence, progress, registration)
+
+
+def read_active(reader: Reader, paths: TaskPaths, *, now: datetime) -> tuple[Run, ...]:
+    """Return the runs that are under way, the newest first; only records with recent news are read."""
+    recent = [
+        entry
+        for entry in reader.entries(paths.all_progress)
+        if entry.changed_at is not None and now - entry.changed_at <= STALE_AFTER
+    ]
+    records = [reader.read_entry(entry, RunProgress) for entry in recent]
+    runs = [
+        Run(parse_run_uri(record.run)[1], RunState.RUNNING, progress=record)
+        for record in records
+        if record is not None and record.status == "running" and now - parse_time(record.updated_at) <= STALE_AFTER
+    ]
+    return tuple(sorted(runs, key=lambda run: run.progress.started_at if run.progress else "", reverse=True))
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The accesses of a task to test rows, oldest first, or the reason why the ledger cannot be read."""
+
+    entries: tuple[TestSetAccess, ...] = ()
+    problem: str = ""
+
+
+def read_looks(reader: Reader, paths: TaskPaths) -> Looks:
+    """Return the task's accesses. The ledger is that of the registry, which the role of a service may not read."""
+    own = Reader(reader.cache)
+    ledger = own.read(paths.test_set_ledger, Ledger)
+    entries = ledger.entries if ledger else ()
+    of_task = tuple(entry for entry in entries if entry.run.startswith(f"{paths.task_uri}/"))
+    return Looks(of_task, "; ".join(own.problems))
+
+
+def read_full_evidence(reader: Reader, paths: TaskPaths, name: str) -> Evidence | None:
+    """Return the whole evidence of a run; None if it is not finished or cannot be read."""
+    return reader.read_large(f"{paths.run(name)}/{EVIDENCE_FILE}", Evidence)

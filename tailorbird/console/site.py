@@ -1,0 +1,118 @@
+"""The pages of the console by path. Every page is made anew from the registry; parsed records are cached."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from tailorbird.console import pages
+from tailorbird.console.pages import Frame, TaskDetails
+from tailorbird.console.reader import Cache, Reader
+from tailorbird.console.records import JobRecord
+from tailorbird.console.runs import read_full_evidence, read_looks, read_run, read_runs
+from tailorbird.console.tasks import read_task, read_tasks, task_names
+from tailorbird.console.versions import read_history, read_versions
+from tailorbird.evaluation.report.html import to_html
+from tailorbird.storage.listing import Entry
+from tailorbird.storage.paths import TaskPaths
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+MAX_LISTED = 20  # changes, jobs and logs on a task's page
+
+
+@dataclass(frozen=True)
+class Site:
+    """The console of a registry, or of one of its tasks."""
+
+    registry: str  # without a trailing slash
+    task: str | None = None  # name of the only task that is shown; None for all tasks
+    cache: Cache = field(default_factory=Cache)
+
+
+def utc_now() -> datetime:
+    """Return the current time."""
+    return datetime.now(UTC)
+
+
+def page_at(site: Site, path: str | None, *, now: datetime) -> tuple[int, str]:
+    """Return the status and the HTML of the page at a path below `/console/`; None is `/console` itself.
+
+    Names in a path that are not valid, or do not exist, give status 404.
+    """
+    reader = Reader(site.cache)
+    frame = Frame(site.registry, now, depth=0 if path is None else path.count("/") + 1, problems=reader.problems)
+    segments = [segment for segment in (path or "").removesuffix("/").split("/") if segment]
+    html = None
+    if all(NAME.fullmatch(segment) for segment in segments):
+        html = _page(site, reader, frame, segments)
+    if html is None:
+        text = "The console has no page at this address, or the registry no longer contains what it showed."
+        return 404, pages.error_page(frame, title="Page not available", text=text)
+    return 200, html
+
+
+def _page(site: Site, reader: Reader, frame: Frame, segments: Sequence[str]) -> str | None:
+    """Return the page at a path; None if there is none."""
+    names = task_names(reader, site.registry) if site.task is None else [site.task]
+    if not segments:
+        return pages.tasks_page(frame, read_tasks(reader, site.registry, names=names, now=frame.now))
+    if segments[0] not in names:
+        return None
+    paths = TaskPaths(f"{site.registry}/{segments[0]}")
+    match segments[1:]:
+        case []:
+            return _task_page(reader, frame, paths, page=1)
+        case ["page", number] if number.isdecimal():
+            return _task_page(reader, frame, paths, page=int(number))
+        case ["versions", *rest] if not rest or (rest[0] == "page" and rest[1:] and rest[1].isdecimal()):
+            task = read_task(reader, paths, now=frame.now)
+            versions = read_versions(reader, paths, champion=task.champion, page=int(rest[1]) if rest else 1)
+            return pages.versions_page(frame, task, versions)
+        case ["runs", name]:
+            return _run_page(reader, frame, paths, name, live=True)
+        case ["runs", name, "paused"]:
+            return _run_page(reader, frame, paths, name, live=False)
+        case ["runs", name, "report"]:
+            return _report(reader, paths, name, now=frame.now)
+    return None
+
+
+def _task_page(reader: Reader, frame: Frame, paths: TaskPaths, *, page: int) -> str:
+    logs = sorted(reader.entries(paths.logs), key=lambda entry: entry.name, reverse=True)
+    details = TaskDetails(
+        runs=read_runs(reader, paths, page=page, now=frame.now),
+        history=read_history(reader, paths)[:MAX_LISTED],
+        looks=read_looks(reader, paths),
+        jobs=_read_jobs(reader, paths)[:MAX_LISTED],
+        logs=logs[:MAX_LISTED],
+    )
+    return pages.task_page(frame, read_task(reader, paths, now=frame.now), details)
+
+
+def _read_jobs(reader: Reader, paths: TaskPaths) -> list[JobRecord]:
+    """Return the latest batch jobs, by the time of their last change."""
+    changed = [entry for entry in reader.entries(paths.batches) if entry.name.endswith(".json")]
+    changed.sort(key=_changed_at, reverse=True)
+    jobs = reader.map(lambda entry: reader.read_entry(entry, JobRecord), changed[:MAX_LISTED])
+    return [job for job in jobs if job is not None]
+
+
+def _changed_at(entry: Entry) -> float:
+    return entry.changed_at.timestamp() if entry.changed_at else 0.0
+
+
+def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, name: str, *, live: bool) -> str | None:
+    run = read_run(reader, paths, name, now=frame.now)
+    if run is None and not reader.problems:
+        return None
+    evidence = read_full_evidence(reader, paths, name) if run and run.evidence else None
+    if run is None:
+        return pages.error_page(frame, title=f"Run {name}", text="The records of this run cannot be read.")
+    return pages.run_page(frame, paths.name, run, evidence, live=live)
+
+
+def _report(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> str | None:
+    """Return the report of a run, rendered from its evidence; None if the run is not finished."""
+    run = read_run(reader, paths, name, now=now)
+    evidence = read_full_evidence(reader, paths, name) if run and run.evidence else None
+    return to_html(evidence) if evidence else None

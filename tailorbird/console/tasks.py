@@ -1,0 +1,147 @@
+"""The tasks of a registry: champion, verdict, health and traffic of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from tailorbird.console.reader import Reader
+from tailorbird.console.records import DayReport, RunEvidence
+from tailorbird.console.runs import Run, read_active
+from tailorbird.console.times import parse_time, relative_text
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE
+from tailorbird.registry.champion import Champion
+from tailorbird.registry.watch_record import WatchRecord
+from tailorbird.storage.listing import Entry
+from tailorbird.storage.paths import TaskPaths
+
+DAYS_SHOWN = 30  # reports of a task that the pages show
+MAX_WATCH_AGE = timedelta(days=2)  # `watch` runs every day
+
+
+@dataclass(frozen=True)
+class Health:
+    """The health of a task's champion, with sentences about what needs attention."""
+
+    state: Literal["healthy", "attention", "unknown"]
+    text: str
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def tone(self) -> str:
+        """The CSS class of the state."""
+        return {"healthy": "passes", "attention": "fails", "unknown": "open"}[self.state]
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """What the first page shows of a task."""
+
+    name: str
+    champion: Champion | None
+    evidence: RunEvidence | None  # of the run that selected the champion
+    watch: WatchRecord | None  # of this champion
+    reports: tuple[DayReport, ...]  # of this champion, oldest first
+    active: tuple[Run, ...]
+    num_runs: int
+    health: Health
+
+    @property
+    def sentence(self) -> str:
+        """The sentence of the verdict that selected the champion."""
+        if self.champion is None:
+            return "No version was promoted."
+        if self.champion.verdict is not None:
+            return self.champion.verdict.sentence
+        return self.evidence.verdict.sentence() if self.evidence else "It was promoted without a verdict."
+
+    @property
+    def outcome(self) -> str:
+        """The outcome of this verdict; empty if there is none."""
+        return self.champion.verdict.outcome if self.champion and self.champion.verdict else ""
+
+    @property
+    def since(self) -> datetime | None:
+        return parse_time(self.champion.since) if self.champion else None
+
+    @property
+    def expires(self) -> datetime | None:
+        """The expiry of the verdict, also if a re-evaluation has renewed it."""
+        return expiry_of(self.evidence, self.watch)
+
+    @property
+    def latest(self) -> DayReport | None:
+        """The latest report with answers."""
+        return next((report for report in reversed(self.reports) if report.rows), None)
+
+
+def task_names(reader: Reader, registry: str) -> list[str]:
+    """Return the names of the tasks of a registry. Names that begin with `_` hold data that all tasks share."""
+    return [entry.name for entry in reader.entries(registry) if entry.is_folder and not entry.name.startswith("_")]
+
+
+def read_tasks(reader: Reader, registry: str, *, names: Sequence[str], now: datetime) -> list[TaskSummary]:
+    """Return the tasks, those that need attention first, then by name."""
+    order = ("attention", "unknown", "healthy")
+    tasks = reader.map(lambda name: read_task(reader, TaskPaths(f"{registry}/{name}"), now=now), names)
+    return sorted(tasks, key=lambda task: (order.index(task.health.state), task.name))
+
+
+def read_task(reader: Reader, paths: TaskPaths, *, now: datetime) -> TaskSummary:
+    """Return the summary of a task."""
+    champion = reader.read(paths.champion, Champion)
+    evidence = reader.read(f"{champion.run}/{EVIDENCE_FILE}", RunEvidence) if champion and champion.run else None
+    watch = reader.read(paths.watch, WatchRecord)
+    if champion is None or (watch is not None and watch.digest != champion.digest):
+        watch = None  # of a former champion
+    reports = read_reports(reader, paths, champion=champion) if champion else ()
+    active = read_active(reader, paths, now=now)
+    health = health_of(champion, evidence=evidence, watch=watch, reports=reports, now=now)
+    num_runs = sum(entry.is_folder for entry in reader.entries(paths.runs))
+    return TaskSummary(paths.name, champion, evidence, watch, reports, active, num_runs, health)
+
+
+def read_reports(reader: Reader, paths: TaskPaths, *, champion: Champion) -> tuple[DayReport, ...]:
+    """Return the latest `DAYS_SHOWN` reports of a champion since its promotion, oldest first."""
+    days = [entry for entry in reader.entries(paths.monitoring) if entry.name.endswith(".json")]
+    since = [entry for entry in days if _day(entry) >= champion.since[:10]]
+    read = (reader.read_entry(entry, DayReport) for entry in since[-DAYS_SHOWN:])
+    return tuple(report for report in read if report is not None and report.digest == champion.digest)
+
+
+def _day(entry: Entry) -> str:
+    return entry.name.removesuffix(".json")
+
+
+def expiry_of(evidence: RunEvidence | None, watch: WatchRecord | None) -> datetime | None:
+    """Return when the verdict expires; None if that is not known."""
+    times = [record.expires_at for record in (evidence, watch) if record is not None and record.expires_at]
+    return max(map(parse_time, times), default=None)
+
+
+def health_of(
+    champion: Champion | None,
+    *,
+    evidence: RunEvidence | None,
+    watch: WatchRecord | None,
+    reports: Sequence[DayReport],
+    now: datetime,
+) -> Health:
+    """Return the health of a champion. Without a recent watch, it is not known, unless something needs attention."""
+    if champion is None:
+        return Health("unknown", "no champion")
+    reasons = list(watch.reasons) if watch else []
+    expires = expiry_of(evidence, watch)
+    if expires is not None and expires <= now and not any("expired" in reason for reason in reasons):
+        reasons.insert(0, f"the champion's verdict expired {relative_text(expires, now=now)}")
+    if watch is not None and watch.challenger is not None and watch.challenger.decision != "continue":
+        reasons.append(f"{watch.challenger.decision} the challenger: {watch.challenger.reason}")
+    if reasons:
+        return Health("attention", "needs attention", tuple(reasons))
+    if watch is None and not reports:
+        return Health("unknown", "not watched", ("no watch has reported on this champion",))
+    if watch is not None and now - parse_time(watch.at) > MAX_WATCH_AGE:
+        return Health("unknown", "not watched", (f"the last watch was {relative_text(parse_time(watch.at), now=now)}",))
+    if not any(report.rows for report in reports):
+        return Health("unknown", "no traffic", ("no answer of this champion was logged",))
+    return Health("healthy", "healthy")

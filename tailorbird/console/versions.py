@@ -1,0 +1,109 @@
+"""The versions of a task, and how each came from data and led to a champion."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from tailorbird.console.reader import Part, Reader
+from tailorbird.console.records import ReevaluationRecord, RunEvidence, VersionInfo
+from tailorbird.console.times import parse_time
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE
+from tailorbird.registry.champion import Champion
+from tailorbird.registry.versions import CONFIG
+from tailorbird.storage.listing import Entry
+from tailorbird.storage.paths import TaskPaths
+
+VERSIONS_PER_PAGE = 25
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version."""
+
+    name: str
+    uri: str
+    info: VersionInfo
+    evidence: RunEvidence | None  # of the run that selected it; None if no run did, or for the export of a version
+    role: str  # `champion`, `former champion`, `rolled back` or empty
+
+
+@dataclass(frozen=True)
+class VersionsPage:
+    """A page of a task's versions, newest first."""
+
+    versions: tuple[Version, ...]
+    number: int
+    num_pages: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """An entry of the history: a new champion, or a re-evaluation of the champion."""
+
+    at: datetime
+    what: str
+    reason: str
+    run: str = ""  # name of the run whose verdict selected the champion
+
+
+class _History(Part):
+    """An entry of the history with the field that distinguishes re-evaluations."""
+
+    reevaluation: str | None = None
+
+
+def read_versions(reader: Reader, paths: TaskPaths, *, champion: Champion | None, page: int) -> VersionsPage:
+    """Return a page of the versions. A version's config never changes, so each one is read once."""
+    folders = [entry for entry in reader.entries(paths.versions) if entry.is_folder]
+    infos = dict(zip(folders, reader.map(lambda entry: _info(reader, entry), folders), strict=True))
+    known = [(entry, info) for entry, info in infos.items() if info is not None]
+    known.sort(key=lambda each: (each[1].created_at, each[0].name), reverse=True)
+    num_pages = max(1, -(-len(known) // VERSIONS_PER_PAGE))
+    number = min(max(1, page), num_pages)
+    shown = known[(number - 1) * VERSIONS_PER_PAGE :][:VERSIONS_PER_PAGE]
+    versions = reader.map(lambda each: _version(reader, *each, champion=champion), shown)
+    return VersionsPage(tuple(versions), number, num_pages, len(known))
+
+
+def _info(reader: Reader, folder: Entry) -> VersionInfo | None:
+    return reader.read_fixed(f"{folder.uri}/{CONFIG}", VersionInfo)
+
+
+def _version(reader: Reader, folder: Entry, info: VersionInfo, *, champion: Champion | None) -> Version:
+    evidence = None if info.exported_from else reader.read(f"{folder.uri}/{EVIDENCE_FILE}", RunEvidence)
+    return Version(folder.name, folder.uri, info, evidence, role_of(folder.uri, champion))
+
+
+def role_of(uri: str, champion: Champion | None) -> str:
+    """Return what a version is or was for the task."""
+    if champion is None:
+        return ""
+    if champion.uri == uri:
+        return "champion"
+    if any(digest.startswith(uri.rpartition("-")[2]) for digest in champion.rolled_back):
+        return "rolled back"
+    return "former champion" if any(former.uri == uri for former in champion.former) else ""
+
+
+def read_history(reader: Reader, paths: TaskPaths) -> list[Change]:
+    """Return the changes of the champion and its re-evaluations, newest first."""
+    entries = [entry for entry in reader.entries(paths.history) if entry.name.endswith(".json")]
+    changes = reader.map(lambda entry: _change(reader, entry), entries)
+    return sorted((change for change in changes if change is not None), key=lambda change: change.at, reverse=True)
+
+
+def _change(reader: Reader, entry: Entry) -> Change | None:
+    kind = reader.read_entry(entry, _History)
+    if kind is None:
+        return None
+    if kind.reevaluation is None:
+        champion = reader.read_entry(entry, Champion)
+        if champion is None:
+            return None
+        run = champion.run.rpartition("/")[2]
+        return Change(parse_time(champion.since), champion.version, champion.reason.sentence(), run)
+    record = reader.read_entry(entry, ReevaluationRecord)
+    if record is None:
+        return None
+    holds = {True: "the verdict holds", False: "the verdict is withdrawn", None: "not decided"}[record.verdict.holds]
+    return Change(parse_time(record.at), "re-evaluation", "; ".join((holds, *record.verdict.reasons)))

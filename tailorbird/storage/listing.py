@@ -1,0 +1,74 @@
+"""List one level of a folder, with a tag that changes with the content of a file, for readers that keep a cache."""
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tailorbird.storage import s3
+from tailorbird.storage.s3 import storage_errors
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or a folder."""
+
+    uri: str
+    is_folder: bool
+    tag: str = ""
+    """Differs for two contents of a file: its ETag on S3, else its time, size and inode; empty for a folder."""
+    changed_at: datetime | None = None  # UTC; None for a folder on S3
+
+    @property
+    def name(self) -> str:
+        return self.uri.rpartition("/")[2]
+
+
+def list_folder(uri: str) -> tuple[Entry, ...]:
+    """Return the files and folders directly below a folder, by name; nothing if the folder does not exist.
+
+    Local names that begin with a dot are omitted: they are files that are being written.
+    """
+    base = uri.rstrip("/")
+    scheme, path = s3.parse(base)
+    with storage_errors(uri):
+        try:
+            if scheme == "file":
+                with os.scandir(path) as entries:
+                    listed = [
+                        _local(f"{base}/{entry.name}", entry.stat(), is_folder=entry.is_dir())
+                        for entry in entries
+                        if not entry.name.startswith(".")
+                    ]
+            else:
+                infos = s3.conditional_client().ls(path, detail=True, refresh=True)
+                listed = [_on_s3(info) for info in infos if info["name"].strip("/") != path]  # no marker of the folder
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+    return tuple(sorted(listed, key=lambda each: each.name))
+
+
+def file_entry(uri: str) -> Entry | None:
+    """Return a file with its tag; None if it does not exist."""
+    scheme, path = s3.parse(uri)
+    with storage_errors(uri):
+        try:
+            if scheme == "file":
+                return None if Path(path).is_dir() else _local(uri, os.stat(path), is_folder=False)
+            entry = _on_s3(s3.conditional_client().info(path, refresh=True))
+        except FileNotFoundError:
+            return None
+    return None if entry.is_folder else entry
+
+
+def _local(uri: str, stat: os.stat_result, *, is_folder: bool) -> Entry:
+    tag = "" if is_folder else f"{stat.st_mtime_ns}-{stat.st_size}-{stat.st_ino}"
+    return Entry(uri, is_folder, tag, datetime.fromtimestamp(stat.st_mtime, UTC))
+
+
+def _on_s3(info: dict[str, Any]) -> Entry:
+    uri = f"s3://{info['name'].rstrip('/')}"
+    if info["type"] != "file":
+        return Entry(uri, is_folder=True)
+    return Entry(uri, False, str(info["ETag"]), info["LastModified"].astimezone(UTC))

