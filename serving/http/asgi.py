@@ -43,6 +43,7 @@ caller: ContextVar[str | None] = ContextVar("caller", default=None)  # name of t
 x_request_id: ContextVar[str | None] = ContextVar("x_request_id", default=None)
 """Header X-Request-Id of the current request, or None if it is not valid. Serve sets it if the client does not."""
 ID = "{id}"  # placeholder for one path segment in a route
+REST = "{id:path}"  # placeholder for the rest of the path, at the end of a route
 path_id: ContextVar[str] = ContextVar("path_id", default="")  # value of `{id}` in the path of the current request
 
 
@@ -64,6 +65,7 @@ class Route:
     """True if a disconnect of the client cancels the handler (for long responses). A function is called for each
     request."""
     open: bool = False  # True if the route needs no API key
+    browser: bool = False  # True if a browser may send the key as the password of HTTP Basic authentication
     scopes: tuple[KeyScope, ...] = ()  # scopes of which a key must have one; empty if any key will do
     content_type: str = JSON
 
@@ -96,7 +98,8 @@ def http_app(
         if scope["type"] == "websocket":
             await WebSocketClose(1003)(scope, receive, send)
             return
-        message = f"no route {scope['path']}; the routes are {', '.join(sorted(routes))}"
+        known = ", ".join(sorted(path.replace(REST, ID) for path in routes))
+        message = f"no route {scope['path']}; the routes are {known}"
         await error_response(RequestError(404, "unknown_route", message))(scope, receive, send)
 
     endpoints = [

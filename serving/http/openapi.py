@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serving.http import chat_schemas, schemas
-from serving.http.asgi import ID, JSON, Route
+from serving.http.asgi import HTML, ID, JSON, REST, Route
 from tailorbird.config.serving import ServingConfig
 
 NO_EFFECT = "x-no-effect"  # marks fields that are accepted for OpenAI's clients and have no effect
@@ -22,8 +22,8 @@ ERROR_DESCRIPTIONS = {
     401: "The API key is missing, not valid or expired.",
     403: "The key lacks the scope, or the batch's prefix is not allowed. Without API keys: the request is not local, "
     "or from another site's page.",
-    404: "The model, or a batch of this key, does not exist, or the recipe lacks `request_log` (feedback) or "
-    "`batch_prefixes` (batches).",
+    404: "The model, the page, or a batch of this key does not exist, or the recipe lacks `request_log` (feedback), "
+    "`batch_prefixes` (batches) or `api_keys` (console).",
     408: "The body did not arrive within 20 s.",
     409: "The batch exists with other columns, or has already ended and cannot be cancelled.",
     413: "The body has more than {max_body_bytes} bytes.",
@@ -122,6 +122,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "/openapi.json": Operation("Return this OpenAPI document", None),
     "/docs": Operation("Return this document as an HTML page", None),
     "/": Operation("Return an HTML page for trying the model", None),
+    "/console": Operation("Return the first page of the console, as HTML", None, errors=(404,)),
+    f"/console/{REST}": Operation("Return the page of the console at this path, as HTML", None, errors=(404,)),
 }
 
 
@@ -140,7 +142,8 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
         },
         "servers": [{"url": ".", "description": "The server of this document"}],
         "paths": {
-            path: {route.method.lower(): _operation(path, route, config=config)} for path, route in routes.items()
+            path.replace(REST, ID): {route.method.lower(): _operation(path, route, config=config)}
+            for path, route in routes.items()
         },
         "components": {"schemas": _schemas(routes, config=config)},
     }
@@ -153,18 +156,18 @@ def openapi(routes: Mapping[str, Route], *, config: ServingConfig) -> Schema:
 def _operation(path: str, route: Route, *, config: ServingConfig) -> Schema:
     operation = OPERATIONS[path]
     documented: Schema = {
-        "operationId": re.sub(r"[^a-z0-9]+", "_", path).strip("_") or "page",
+        "operationId": re.sub(r"[^a-z0-9]+", "_", path.replace(REST, ID)).strip("_") or "page",
         "summary": operation.summary,
         "responses": {
             **_responses(operation, content_type=route.content_type),
             **{
-                str(status): _error_response(status, config=config)
+                str(status): _error_response(status, content_type=route.content_type, config=config)
                 for status in _error_statuses(operation, route, config)
             },
         },
     }
-    if ID in path:
-        text = "The `id` of the batch job."
+    if ID in path or REST in path:
+        text = "The `id` of the batch job." if ID in path else "Path of a page, as in the links of the first page."
         documented["parameters"] = [
             {"name": "id", "in": "path", "required": True, "description": text, "schema": {"type": "string"}}
         ]
@@ -208,8 +211,10 @@ def _error_statuses(operation: Operation, route: Route, config: ServingConfig) -
     return sorted(statuses)
 
 
-def _error_response(status: int, *, config: ServingConfig) -> Schema:
+def _error_response(status: int, *, content_type: str, config: ServingConfig) -> Schema:
     content: Schema = {JSON: {"schema": _ref(schemas.ErrorBody)}}
+    if content_type == HTML and status == 404:
+        content[HTML] = {"schema": {"type": "string"}}
     for own, (type, text) in PROXY_ERRORS.items():
         if status in own:
             content[type] = {"schema": {"type": "string", "description": text}}

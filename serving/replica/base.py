@@ -32,6 +32,7 @@ from serving.http.metrics import (
 )
 from serving.http.refusals import with_refusal_counts
 from serving.http.schemas import CHAMPION, FeedbackRequest, Models, Readiness, RequestError, ServedModel, parse_body
+from serving.pages.console import task_console
 from serving.pages.render import render_page, with_api_docs
 from serving.replica.experiment import CHALLENGER, Arm
 from serving.replica.served_versions import EngineT, ServedVersions
@@ -120,8 +121,8 @@ class Replica(Generic[EngineT]):
             uri, texts = config.request_log, config.log_texts
             self.log = RequestLog(uri, subject_key=key, texts=texts, wal_folder=write_ahead_log_folder())
         self._config = config
-        paths = TaskPaths(task_uri)
-        self._security = SecurityEvents(paths.registry, task=paths.name)
+        self._paths = TaskPaths(task_uri)
+        self._security = SecurityEvents(self._paths.registry, task=self._paths.name)
         self._authenticator: ApiKeyAuthenticator | None = None
         if config.api_keys is not None:
             self._authenticator = ApiKeyAuthenticator(config.api_keys, on_change=self._security.add_key_change)
@@ -168,6 +169,7 @@ class Replica(Generic[EngineT]):
             return 200, render_page(page)
 
         routes = routes | {"/": Route("GET", answer_page, open=True, content_type=HTML)}
+        routes |= task_console(self._paths, has_keys=self._authenticator is not None)
         app = http_app(
             with_api_docs(routes | self._batches.routes() | self._routes(), config=self._config),
             max_body_bytes=self._config.max_body_bytes,
@@ -194,7 +196,7 @@ class Replica(Generic[EngineT]):
         if route.open:
             self._authenticator.identify(headers)  # /readyz shows details to admins
         else:
-            self._authenticator.authenticate(headers, scopes=route.scopes)
+            self._authenticator.authenticate(headers, scopes=route.scopes, browser=route.browser)
 
     def _admit(self, request: Request) -> AbstractContextManager[None]:
         """Hold a place in the replica for the client: the name of its API key or, without keys, its network."""

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from tailorbird import __version__
-from tailorbird.cli import jobs, local, operate, registry, release, train
+from tailorbird.cli import console, jobs, local, operate, registry, release, train
 from tailorbird.cli.options import handle_errors, stack_folder
 
 
@@ -25,7 +25,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     *(release.promote, release.rollback, release.serve, release.scale, release.score, release.key),
     *(release.render, release.iam),
     *(registry.models, registry.verify, registry.report, registry.compare, registry.security_log),
-    *(operate.watch, operate.reevaluate, jobs.submit, local.doctor),
+    *(console.console, operate.watch, operate.reevaluate, jobs.submit, local.doctor),
 )
 for command in COMMANDS:
     app.command()(command)

@@ -152,7 +152,7 @@ def score(
 def key(
     name: Annotated[str, typer.Argument(help="Name of the client.")],
     scopes: Annotated[
-        str, typer.Option(help="What the key may do: answer, batch, feedback, admin; separated by commas.")
+        str, typer.Option(help="What the key may do: answer, batch, feedback, read, admin; separated by commas.")
     ] = "answer,feedback",
     expires: Annotated[
         str | None, typer.Option(metavar="DATE", help="Last day (UTC) on which the key is valid. Default: no end.")

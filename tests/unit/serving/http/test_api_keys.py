@@ -50,7 +50,7 @@ def test_new_keys_are_random() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("600", "option 1 is unknown; the options are scopes=answer,batch,feedback,admin"),
+        ("600", "option 1 is unknown; the options are scopes=answer,batch,feedback,read,admin"),
         ("scope=answer", "option 1 is unknown"),
         ("scopes=", "`scopes` is not valid"),
         ("scopes=answer,root", "`scopes` is not valid"),

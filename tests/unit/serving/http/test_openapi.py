@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from serving.engines.base_chat import PartialAnswer
-from serving.http.asgi import Route
+from serving.http.asgi import HTML, JSON, Route
 from serving.http.chat_format import CHAT, COMPLETION, AnswerFormat, Usage, usage_event
 from serving.pages.render import render_docs, with_api_docs
 from serving.replica.chat import Chat
@@ -104,7 +104,7 @@ def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.Mon
     operations = {path: operation for path, item in document["paths"].items() for operation in item.values()}
     assert {path for path, operation in operations.items() if "security" in operation} == {
         "/v1/classify", "/v1/compare", "/v1/models", "/v1/feedback",
-        "/v1/batches", "/v1/batches/{id}", "/v1/batches/{id}/cancel",
+        "/v1/batches", "/v1/batches/{id}", "/v1/batches/{id}/cancel", "/console", "/console/{id}",
     }  # fmt: skip
     assert {"401", "429"} < set(operations["/v1/models"]["responses"])
     assert "403" not in operations["/v1/models"]["responses"]
@@ -112,6 +112,8 @@ def test_api_keys_are_documented_if_the_recipe_sets_them(monkeypatch: pytest.Mon
     assert {"401", "403", "429"} < set(operations["/v1/classify"]["responses"])
     assert operations["/v1/classify"]["description"] == "The key needs the scope `answer`."
     assert operations["/v1/batches/{id}"]["description"] == "The key needs the scope `batch` or `admin`."
+    assert operations["/console"]["description"] == "The key needs the scope `read` or `admin`."
+    assert operations["/console/{id}"]["responses"]["404"]["content"].keys() == {JSON, HTML}
     assert "401" not in operations["/readyz"]["responses"]
     assert "securitySchemes" not in _document(Classifier)["components"]
 

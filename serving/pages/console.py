@@ -1,0 +1,58 @@
+"""Routes of the console. A page is made in a thread, because it reads storage."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+from serving.http.api_keys import KeyScope
+from serving.http.asgi import HTML, REST, Page, Route, path_id
+from serving.http.schemas import RequestError
+from serving.http.security_headers import page_policy
+from tailorbird.storage.paths import TaskPaths
+
+if TYPE_CHECKING:
+    from tailorbird.console.site import Site
+
+SCOPES: tuple[KeyScope, ...] = ("read", "admin")
+Answer = Callable[[bytes, str], Awaitable[tuple[int, Page]]]
+
+
+def console_routes(new_site: Callable[[], "Site"]) -> dict[str, Route]:
+    """Return the routes of a console by path. `new_site` is called once, at the first request."""
+
+    @cache
+    def site() -> "Site":
+        return new_site()
+
+    def page(path: str | None) -> tuple[int, Page]:
+        shown = site()
+        from tailorbird.console.site import page_at, utc_now  # takes memory and seconds: only where it is used
+
+        status, html = page_at(shown, path, now=utc_now())
+        return status, Page(html.encode(), page_policy(html))
+
+    async def first_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
+        return await asyncio.to_thread(page, None)
+
+    async def other_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
+        return await asyncio.to_thread(page, path_id.get())
+
+    return {
+        path: Route("GET", answer, scopes=SCOPES, content_type=HTML, browser=True)
+        for path, answer in {"/console": first_page, f"/console/{REST}": other_page}.items()
+    }
+
+
+def task_console(paths: TaskPaths, *, has_keys: bool) -> dict[str, Route]:
+    """Return the console of a service, which shows the service's task only. Without API keys, it answers 404."""
+
+    def new_site() -> "Site":
+        if not has_keys:
+            message = "a service without API keys has no console; set serving.api_keys, or run `tailorbird console`"
+            raise RequestError(404, "no_console", message)
+        from tailorbird.console.site import Site
+
+        return Site(paths.registry, task=paths.name)
+
+    return console_routes(new_site)

@@ -1,0 +1,39 @@
+"""The command that serves the console."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tailorbird.cli import options
+
+DEFAULT_PORT = 8270
+
+
+def console(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="URI of the registry.")] = "s3://models",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 for any free port.")] = DEFAULT_PORT,
+    in_browser: Annotated[bool, typer.Option("--open", help="Open the console in the default browser.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show all tasks of a registry in a browser: champions, runs, versions, the watch and jobs.
+
+    The server reads the registry and writes nothing. It runs until Ctrl-C.
+
+    Example: tailorbird console s3://models --open
+    """
+    import webbrowser
+
+    from serving.console_server import ConsoleServer
+    from tailorbird.storage.listing import list_folder
+    from tailorbird.storage.s3 import require_bucket
+
+    require_bucket(uri)  # raises StorageError now and not in the browser
+    list_folder(uri)
+    server = ConsoleServer(uri, port=port)
+    lines = [f"console of {uri}: {server.url}", "only this address opens it; Ctrl-C stops it"]
+    options.print_result({"registry": uri, "url": server.url}, as_json=as_json, lines=lines)
+    sys.stdout.flush()
+    if in_browser:
+        webbrowser.open(server.url)
+    server.run()

@@ -1,0 +1,117 @@
+"""The console of a service behind a key, and the local server behind a secret address."""
+
+import re
+from base64 import b64encode
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from serving.console_server import ConsoleServer, console_app
+from serving.http.api_keys import new_key
+from serving.replica.base import Replica
+from tailorbird.config.serving import ServingConfig
+from tailorbird.storage.paths import TaskPaths
+from tests import console_registry as made
+from tests.unit.serving.replica.loads import Loads
+
+RUN = "0f3a9c21d4e70f3a"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> TaskPaths:
+    """Return a task with a finished run, in a registry with another task."""
+    paths = TaskPaths(f"{tmp_path.as_uri()}/registry/icd10-chapters")
+    made.add_run(paths, RUN, at=datetime.now(UTC))
+    made.add_run(TaskPaths(f"{paths.registry}/contracts"), RUN, at=datetime.now(UTC))
+    return paths
+
+
+def service(paths: TaskPaths, config: ServingConfig) -> TestClient:
+    replica = Replica(Loads().versions(), task_uri=paths.task_uri, config=config)
+    return TestClient(replica.asgi_app({}, page="classify.html"), base_url="http://127.0.0.1")
+
+
+def with_keys(paths: TaskPaths, folder: Path) -> tuple[TestClient, dict[str, str]]:
+    """Return a service and its keys by scope."""
+    keys = {scope: new_key(scope, options=[f"scopes={scope}"]) for scope in ("read", "admin", "answer", "feedback")}
+    (folder / "keys").write_text("\n".join(stored.to_line() for _, stored in keys.values()))
+    client = service(paths, ServingConfig(api_keys=(folder / "keys").as_uri()))
+    return client, {scope: key for scope, (key, _) in keys.items()}
+
+
+def basic(key: str) -> dict[str, str]:
+    return {"authorization": f"Basic {b64encode(f'anyone:{key}'.encode()).decode()}"}
+
+
+def test_a_browser_is_challenged_for_the_key_and_shows_the_pages_of_the_service_only(
+    paths: TaskPaths, tmp_path: Path
+) -> None:
+    client, keys = with_keys(paths, tmp_path)
+    refused = client.get("/console")
+    assert refused.status_code == 401
+    assert refused.headers["www-authenticate"].startswith("Basic realm=")
+    for scope in ("read", "admin"):
+        for headers in (basic(keys[scope]), {"authorization": f"Bearer {keys[scope]}"}):
+            page = client.get("/console", headers=headers)
+            assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+            assert "icd10-chapters" in page.text
+            assert "contracts" not in page.text
+    run = client.get(f"/console/icd10-chapters/runs/{RUN}", headers=basic(keys["read"]))
+    assert (run.status_code, "Contenders" in run.text) == (200, True)
+    assert client.get("/console/contracts", headers=basic(keys["read"])).status_code == 404
+
+
+@pytest.mark.parametrize("authorization", ["Basic", "Basic %%%", "Basic 8J+YgA==", "Basic YTpi"])
+def test_credentials_that_are_not_valid_are_refused(paths: TaskPaths, tmp_path: Path, authorization: str) -> None:
+    client, _ = with_keys(paths, tmp_path)
+    assert client.get("/console", headers={"authorization": authorization}).status_code == 401
+
+
+def test_other_scopes_do_not_open_the_console_and_passwords_open_no_other_route(
+    paths: TaskPaths, tmp_path: Path
+) -> None:
+    client, keys = with_keys(paths, tmp_path)
+    assert client.get("/console", headers=basic(keys["answer"])).status_code == 403
+    feedback = client.post("/v1/feedback", json={}, headers=basic(keys["feedback"]))
+    assert (feedback.status_code, feedback.headers["www-authenticate"]) == (401, "Bearer")
+
+
+def test_a_service_without_keys_has_no_console(paths: TaskPaths) -> None:
+    for path in ("/console", "/console/icd10-chapters"):
+        answer = service(paths, ServingConfig()).get(path)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (404, "no_console")
+
+
+def test_the_policy_of_a_page_allows_its_own_style_and_nothing_else(paths: TaskPaths) -> None:
+    client = TestClient(console_app(paths.registry, secret="s"), base_url="http://127.0.0.1")
+    for path in ("/console", "/console/icd10-chapters", f"/console/icd10-chapters/runs/{RUN}/report", "/console/none"):
+        page = client.get(f"/s{path}")
+        policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+        assert policy["default-src"] == "'none'"
+        assert re.fullmatch(r"'sha256-[^']+'", policy["style-src"])
+        assert "script-src" not in policy
+        assert not re.search(r"<script|\sstyle=|\son\w+=|src=\"http", page.text)
+
+
+def test_the_local_console_shows_all_tasks_at_its_secret_address_only(paths: TaskPaths) -> None:
+    client = TestClient(console_app(f"{paths.registry}/", secret="s3cret"), base_url="http://127.0.0.1:8270")
+    page = client.get("/s3cret/console")
+    assert page.status_code == 200
+    assert all(name in page.text for name in ("icd10-chapters", "contracts"))
+    for path in ("/console", "/", "/other/console", "/s3cret2/console"):
+        refused = client.get(path)
+        assert (refused.status_code, "s3cret" in refused.text) == (403, False)
+    foreign = client.get("/s3cret/console", headers={"host": "tailorbird.example"})
+    assert (foreign.status_code, foreign.json()["error"]["type"]) == (403, "foreign_page")
+
+
+def test_a_port_in_use_is_an_error_that_names_the_option(paths: TaskPaths) -> None:
+    server = ConsoleServer(paths.registry, port=0)
+    with server._socket:
+        server._socket.listen()
+        port = server._socket.getsockname()[1]
+        assert re.fullmatch(rf"http://127\.0\.0\.1:{port}/[\w-]{{22}}/console", server.url)
+        with pytest.raises(ValueError, match=f"--port {port} is not available"):
+            ConsoleServer(paths.registry, port=port)
