@@ -23,7 +23,7 @@ MAX_TERMS = 100_000
 """Maximum number of terms of each kind of n-grams. The most frequent n-grams of the training texts are kept."""
 MAX_WEIGHTS = 50_000_000
 """Maximum number of weights: terms of all kinds times classes. The weights take 200 MB in a version and in a replica,
-and 1.6 GB while the linear SVMs are fitted (32 B per weight). Above 250 classes, the vocabulary is smaller than
+and 1.4 GB while the linear SVMs are fitted (28 B per weight). Above 250 classes, the vocabulary is smaller than
 `MAX_TERMS`."""
 MIN_TERMS = 2_000
 """Lower bound of the vocabulary limit, because fewer terms are not a useful baseline. Above 12,500 classes, the number

@@ -73,9 +73,11 @@ def minimise(blocks: Blocks, loss: Loss, *, c: float, start: Sequence[FloatArray
     """Return the weights [F_k, L] of each block and the bias [1, L] that minimise c * loss + |weights|^2 / 2.
 
     `start` has the same shapes. The method is Polak-Ribiere+ with a diagonal preconditioner. A step computes one
-    product with the features and one with their transpose, and uses 24 B of memory per weight.
+    product with the features and one with their transpose, and uses 20 B of memory per weight.
     """
     weights = [np.array(part, dtype=np.float32) for part in start]
+    scaled = [np.empty_like(weight) for weight in weights]  # reused, because new memory of this size takes long
+    transposed = [block.T if isinstance(block, np.ndarray) else block.T.tocsr() for block in blocks]
     scores = _scores(blocks, weights)
     preconditioner: list[FloatArray] = []
     direction: list[FloatArray] = []
@@ -89,11 +91,12 @@ def minimise(blocks: Blocks, loss: Loss, *, c: float, start: Sequence[FloatArray
             break
         preconditioner = preconditioner or _preconditioner(blocks, c * curvature)
         residuals *= np.float32(c)
-        gradient = [np.asarray(block.T @ residuals) for block in blocks]
+        gradient = [np.asarray(block @ residuals) for block in transposed]
         for part, weight in zip(gradient, weights, strict=False):  # the bias is not regularised
             part += weight
         gradient.append(residuals.sum(0, keepdims=True))
-        scaled = [factor * part for factor, part in zip(preconditioner, gradient, strict=True)]
+        for factor, part, product in zip(preconditioner, gradient, scaled, strict=True):
+            np.multiply(factor, part, out=product)
         norm = _dot(gradient, scaled)
         if not norm:
             break
@@ -108,8 +111,8 @@ def minimise(blocks: Blocks, loss: Loss, *, c: float, start: Sequence[FloatArray
         moved = _scores(blocks, direction)
         step = np.float32(_step(loss, scores, moved, c=c, weights=weights, direction=direction))
         scores += step * moved
-        for weight, part in zip(weights, direction, strict=True):
-            weight += step * part
+        for weight, part, product in zip(weights, direction, scaled, strict=True):
+            weight += np.multiply(step, part, out=product)
     return tuple(weights)
 
 
