@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, HttpModel, RequestError
+from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, HttpModel, RequestError, faults_of
 from tailorbird.registry.routing import PartName
 
 
@@ -158,11 +158,13 @@ NEUTRAL: Mapping[str, object] = {
 TEXT_NEUTRAL: Mapping[str, object] = {**NEUTRAL, "logprobs": False, "best_of": 1, "echo": False, "suffix": ""}
 """Like `NEUTRAL`, for `/v1/completions`."""
 MAX_STOPS = 4
+MAX_STOP_CHARS = 256  # after each token of a stream, the end of the answer is compared with each start of a stop text
 MAX_LIKELY = 20
-_STOP = f"must be a text or a list of 1 to {MAX_STOPS} texts, none of them empty"
-_CONTENT = 'must be a text, or a list of parts {"type": "text", "text": ...}'
+MAX_MESSAGES, MAX_PARTS = 1024, 16  # 36,000 empty messages or parts fit into 1 MB, and take 0.1 s of the event loop
+_STOP = f"must be a text or a list of 1 to {MAX_STOPS} texts, each with 1 to {MAX_STOP_CHARS} characters"
+_CONTENT = f'must be a text, or a list of at most {MAX_PARTS} parts {{"type": "text", "text": ...}}'
 
-_Stop = Annotated[StrictStr, Field(min_length=1)]
+_Stop = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
 class _RequestModel(BaseModel):
@@ -176,7 +178,7 @@ class TextPart(_RequestModel):
 
 class ChatMessage(_RequestModel):
     role: Literal["system", "user", "assistant"]
-    content: StrictStr | list[TextPart]
+    content: StrictStr | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
     @property
     def text(self) -> str:
@@ -238,7 +240,7 @@ PromptRequestT = TypeVar("PromptRequestT", bound=PromptRequest)
 
 
 class ChatRequest(PromptRequest):
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     """The conversation. The last message must have the role `user`. A system message replaces the version's own."""
     logprobs: StrictBool | None = None
     """If true, return the log-probability of each generated token. Not accepted with `stream: true`."""
@@ -309,7 +311,7 @@ def _invalid_field(param: str, message: str) -> RequestError:
 
 def _invalid_request(error: ValidationError) -> RequestError:
     """Return an error that names the first invalid field and the allowed values, but not the value that was sent."""
-    detail = error.errors(include_url=False, include_input=False)[0]
+    detail = faults_of(error, status=400)[0]
     if detail["type"] == "json_invalid":
         return RequestError(400, "invalid_json", f"the body is not JSON: {detail['ctx']['error']}")
     loc = detail["loc"]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic_core import ErrorDetails
 
 from tailorbird.registry.routing import PartName
 
@@ -14,6 +15,8 @@ CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes of response ids, befor
 LOCAL = ("127.0.0.1", "localhost", "::1")  # loopback host names
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
+MAX_ATTRIBUTES_BYTES = 2048  # of one object; the request log stores it with each text of a request
+MAX_FAULTS = 100  # faults of a body that are described; pydantic takes 3 microseconds for each
 
 _AnswerId = Annotated[StrictStr, Field(pattern=rf"^({CHAT_ID}|{COMPLETION_ID})?[0-9a-f]{{32}}$")]
 _Attribute = Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)]
@@ -29,16 +32,18 @@ HttpModelT = TypeVar("HttpModelT", bound=HttpModel)
 
 
 class ClassifyRequest(HttpModel):
-    input: StrictStr | list[StrictStr] = Field(union_mode="left_to_right")
+    input: StrictStr | Annotated[list[StrictStr], Field(fail_fast=True)] = Field(union_mode="left_to_right")
     """One text, or a list of texts."""
     model: StrictStr = CHAMPION
     """`champion`, `pretrained`, `challenger`, or the version or `name@version` of a model that /v1/models lists."""
     scores: bool = Field(default=False, strict=True)
     """If true, return the probability of every class."""
-    attributes: Attributes | list[Attributes] | None = None
+    attributes: Attributes | Annotated[list[Attributes], Field(fail_fast=True)] | None = Field(
+        default=None, union_mode="left_to_right"
+    )
     """Attributes of the texts by name. A hybrid that routes by group uses the attribute with the name of its group
-    column. Give one object for all texts, or a list with one object per text. An object has at most 32 attributes;
-    names and values have at most 256 characters. Other models only log them."""
+    column. Give one object for all texts, or a list with one object per text. An object has at most 32 attributes and
+    2,048 bytes; names and values have at most 256 characters. Other models only log them."""
     subject: _Attribute | None = None
     """The caller's id for the person that the request is about. The request log stores a keyed hash of it."""
 
@@ -265,9 +270,13 @@ def parse_request(body: bytes, *, max_texts: int, max_text_bytes: int) -> Classi
                 f"the text at position {row} (from 0) has {num_bytes} bytes; a text may have at most {max_text_bytes}"
             )
             raise RequestError(422, "invalid_request", f"input: {reason} (the recipe's serving.max_text_bytes)")
-    if isinstance(request.attributes, list) and len(request.attributes) != num_texts:
-        reason = f"give one object for all texts, or a list of {num_texts} objects, not {len(request.attributes)}"
+    attributes = request.attributes or []
+    if isinstance(request.attributes, list) and len(attributes) != num_texts:
+        reason = f"give one object for all texts, or a list of {num_texts} objects, not {len(attributes)}"
         raise RequestError(422, "invalid_request", f"attributes: {reason}")
+    for values in attributes if isinstance(attributes, list) else [attributes]:
+        if sum(len(name.encode()) + len(value.encode()) for name, value in values.items()) > MAX_ATTRIBUTES_BYTES:
+            raise RequestError(422, "invalid_request", f"attributes: {_ATTRIBUTES}")
     return request
 
 
@@ -286,12 +295,24 @@ def write_answer(answer: dict[str, object]) -> bytes:
 
 _ATTRIBUTES = (
     f"must be an object, or a list with one object per text; an object has at most {MAX_ATTRIBUTES} attributes, "
-    f"whose names and values have at most {MAX_ATTRIBUTE_CHARS} characters"
+    f"whose names and values have at most {MAX_ATTRIBUTE_CHARS} characters and together {MAX_ATTRIBUTES_BYTES} bytes"
 )
 
 
+def faults_of(error: ValidationError, *, status: int) -> list[ErrorDetails]:
+    """Return the faults of a body, without its values.
+
+    Raises RequestError with this status for more than `MAX_FAULTS` faults: a body of 1 MB can have half a million, and
+    other clients would wait for seconds until all are described.
+    """
+    if error.error_count() > MAX_FAULTS:
+        message = f"the body has {error.error_count():,} invalid or unknown fields; the page /docs describes the fields"
+        raise RequestError(status, "invalid_request", message)
+    return error.errors(include_url=False, include_input=False)
+
+
 def _invalid_request(error: ValidationError) -> RequestError:
-    details = error.errors(include_url=False, include_input=False)
+    details = faults_of(error, status=422)
     if details[0]["type"] == "json_invalid":
         return RequestError(400, "invalid_json", f"the body is not JSON: {details[0]['ctx']['error']}")
     messages = []

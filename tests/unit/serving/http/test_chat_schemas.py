@@ -4,11 +4,13 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from serving.http.chat_schemas import parse_chat, parse_completion
+from serving.http.chat_schemas import ChatRequest, parse_chat, parse_completion
 from serving.http.schemas import RequestError
 
 MESSAGES = [{"role": "user", "content": "Fear of flying"}]
+PART = {"type": "text", "text": "a"}
 
 
 def parse(**fields: Any) -> Any:
@@ -66,13 +68,15 @@ def test_fields_without_effect_are_accepted() -> None:
     ("fields", "param", "expected"),
     [
         ({"messages": []}, "messages", "at least 1"),
+        ({"messages": MESSAGES * 1025}, "messages", "at most 1024 items"),
+        ({"messages": [{"role": "user", "content": [PART] * 17}]}, "messages.0.content", "at most 16 parts"),
         ({"messages": "hello"}, "messages", "valid array"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "a text, or a list of parts"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "a text, or a list of at most 16 parts"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "Jane Doe"}}]}]},
             "messages.0.content",
-            "a text, or a list of parts",
+            "a text, or a list of at most 16 parts",
         ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'system', 'user' or 'assistant'"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "it must have role 'user'"),
@@ -90,7 +94,8 @@ def test_fields_without_effect_are_accepted() -> None:
         ({"max_tokens": "8"}, "max_tokens", "valid integer"),
         ({"stop": []}, "stop", "1 to 4 texts"),
         ({"stop": ["a"] * 5}, "stop", "1 to 4 texts"),
-        ({"stop": ""}, "stop", "none of them empty"),
+        ({"stop": ""}, "stop", "each with 1 to 256 characters"),
+        ({"stop": ["a", "b" * 257]}, "stop", "each with 1 to 256 characters"),
         ({"stop": 3}, "stop", "a text or a list"),
         ({"seed": "x"}, "seed", "valid integer"),
         ({"stream": "yes"}, "stream", "valid boolean"),
@@ -110,6 +115,13 @@ def test_an_unsupported_request_is_a_400_that_names_the_field(fields: Any, param
     assert error.message.startswith(f"{param}: ")
     assert expected in error.message
     assert "Jane" not in error.message
+
+
+@pytest.mark.parametrize("messages", [[1] * 1000, [{"role": "user", "content": [1] * 16}] * 1000])
+def test_the_first_invalid_message_or_part_ends_the_validation(messages: list[object]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate_json(json.dumps({"messages": messages}))
+    assert caught.value.error_count() <= 2  # one for each type of a content
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe"])

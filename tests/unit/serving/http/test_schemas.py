@@ -4,8 +4,11 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from serving.http.schemas import (
+    MAX_FAULTS,
+    ClassifyRequest,
     ClassifyResponse,
     FeedbackRequest,
     RequestError,
@@ -64,6 +67,8 @@ def test_invalid_or_excessively_nested_json_is_a_400(body: bytes) -> None:
         ({"input": "a", "attributes": {str(n): "" for n in range(33)}}, "an object has at most 32 attributes"),
         ({"input": "a", "attributes": {"a" * 257: "f"}}, "at most 256 characters"),
         ({"input": "a", "attributes": [{"sex": "a" * 257}]}, "at most 256 characters"),
+        ({"input": "a", "attributes": {str(n): "é" * 128 for n in range(8)}}, "together 2048 bytes"),
+        ({"input": "a", "attributes": [{str(n): "é" * 128 for n in range(8)}]}, "together 2048 bytes"),
         (
             {"input": ["a", "b"], "attributes": [{"sex": "f"}]},
             "attributes: give one object for all texts, or a list of 2 objects",
@@ -99,7 +104,8 @@ def test_an_error_does_not_repeat_an_attribute(attributes: object) -> None:
 
 
 def test_attributes_are_optional_and_apply_to_all_texts_or_to_each() -> None:
-    limits = {"k" * 255 + str(number): "v" * 256 for number in range(10)} | {str(number): "" for number in range(22)}
+    limits = {"k" * 255 + str(number): "v" * 256 for number in range(3)} | {f"{number:02}": "" for number in range(29)}
+    limits["00"] = "v" * 256
     for attributes in (None, {}, {"sex": "f"}, [{"sex": "f"}, {}], limits):
         body = json.dumps({"input": ["a", "b"], "attributes": attributes}).encode()
         assert parse_request(body, max_texts=4, max_text_bytes=100).attributes == attributes
@@ -107,6 +113,30 @@ def test_attributes_are_optional_and_apply_to_all_texts_or_to_each() -> None:
     assert parse_request(
         b'{"input": "a", "attributes": [{"sex": "f"}]}', max_texts=4, max_text_bytes=100
     ).attributes == [{"sex": "f"}]
+
+
+MANY_FAULTS = {
+    "texts": {"input": [1] * 1000},
+    "objects": {"input": "a", "attributes": [1] * 1000},
+}
+
+
+@pytest.mark.parametrize("name", MANY_FAULTS)
+def test_the_first_fault_of_a_list_ends_its_validation(name: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ClassifyRequest.model_validate_json(json.dumps(MANY_FAULTS[name]))
+    assert caught.value.error_count() <= 3  # one for each type of the union
+
+
+@pytest.mark.parametrize("num_unknown", [MAX_FAULTS, MAX_FAULTS + 1])
+def test_many_faults_are_counted_and_not_described(num_unknown: int) -> None:
+    body = {"input": "a", **{f"field {number}": 1 for number in range(num_unknown)}}
+    with pytest.raises(RequestError) as caught:
+        parse_request(json.dumps(body).encode(), max_texts=4, max_text_bytes=100)
+    assert (caught.value.status, caught.value.type) == (422, "invalid_request")
+    named = num_unknown <= MAX_FAULTS
+    assert ("field 0: Extra inputs are not permitted" in caught.value.message) == named
+    assert (f"the body has {num_unknown} invalid or unknown fields" in caught.value.message) != named
 
 
 def test_a_written_answer_is_valid_for_its_schema() -> None:
