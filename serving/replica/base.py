@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
@@ -14,7 +14,9 @@ from typing import Any, Generic, NamedTuple
 from starlette.requests import Request
 
 from serving.batch_jobs.routes import BatchRoutes
-from serving.http.admission import Admission, Amounts, network_of
+from serving.engines.fair_slots import FairSlots
+from serving.engines.text_rows import num_bytes
+from serving.http.admission import Admission, Amounts, client_name, network_of
 from serving.http.api_keys import read_subject_key, require_local_caller
 from serving.http.asgi import HTML, ASGIApp, Page, Route, caller, http_app, with_request_check, x_request_id
 from serving.http.authenticator import ApiKeyAuthenticator, is_admin
@@ -49,6 +51,7 @@ from tailorbird.storage.paths import TaskPaths
 SWITCH_S = 0.0005
 """Python's thread switch interval; the default is 5 ms. A forward pass releases the GIL at each of about a hundred
 operations, and could wait that long each time for a thread that reads requests or loads a version."""
+REDACTIONS = 2  # requests whose texts are redacted at the same time
 SEE_LOG = "see the replica's log"
 
 _log = logging.getLogger("ray.serve")
@@ -133,6 +136,7 @@ class Replica(Generic[EngineT]):
                 tokens=config.max_queued_tokens,
             )
         )
+        self._redactions = FairSlots(REDACTIONS)
         self._batches = BatchRoutes(versions.engine_of, task_uri=task_uri, config=config)
         self._background: list[asyncio.Task[None]] = []
 
@@ -184,6 +188,20 @@ class Replica(Generic[EngineT]):
 
     async def _close(self) -> None:
         await asyncio.gather(self._security.close(), *([self.log.close()] if self.log else []))
+
+    async def loggable(self, texts: Sequence[str]) -> list[str | None]:
+        """Return the texts as the request log stores them: None for each if it does not store texts.
+
+        A thread redacts them: 1 MB takes 0.2 to 0.5 s, for which other requests would wait in the event loop.
+        """
+        log = self.log
+        if log is None or not self._config.log_texts:
+            return [None] * len(texts)
+
+        def redacted() -> list[str | None]:
+            return [log.loggable(text) for text in texts]
+
+        return await self._redactions.run(redacted, client=client_name(), cost=sum(map(num_bytes, texts)))
 
     def charge(self, *, texts: int = 0, tokens: int = 0) -> None:
         """Charge texts and tokens to the API key of the current request, if it has one."""

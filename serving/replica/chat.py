@@ -87,7 +87,8 @@ class Chat:
         generation = generation_request(request, prompt, engine=engine, param=param, max_new_tokens=limit)
         admit(tokens=engine.num_tokens(prompt, max_new_tokens=limit))
         self._replica.charge(tokens=len(prompt))
-        record = partial(self._record, generation, context=context, text=text)
+        [logged] = await self._replica.loggable([text])
+        record = partial(self._record, generation, context=context, text=logged)
         # For a client that disconnects before the answer: how much was generated is not known.
         charge_limit = partial(self._replica.charge, tokens=limit or 0)
         version = engine.version
@@ -124,9 +125,9 @@ class Chat:
         return engine, context
 
     def _record(
-        self, generation: GenerationRequest, answer: PartialAnswer, *, context: RequestContext, text: str
+        self, generation: GenerationRequest, answer: PartialAnswer, *, context: RequestContext, text: str | None
     ) -> None:
-        """Count and charge the answer's tokens, and log the answer with the prompt's `text`."""
+        """Count and charge the answer's tokens, and log the answer with the prompt's redacted `text`."""
         usage = usage_of(generation, answer)
         num_estimated = len(generation.prompt)  # charged before the answer
         self._replica.charge(tokens=usage.completion_tokens + max(0, usage.prompt_tokens - num_estimated))
@@ -141,7 +142,7 @@ class Chat:
             score=answer.confidence,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
-            text=log.loggable(text),
+            text=text,
             answer=log.loggable(answer.text),
             finish_reason=answer.finish_reason,
             answered_by=answer.answered_by,

@@ -93,7 +93,7 @@ class Classifier:
         self._replica.charge(texts=len(request.texts), tokens=num_tokens)
         predictions = await engine.submit(_rows(request, engine=engine), client=client_name())
         self._replica.meter.count(TEXTS, version.name, version.version, by=len(predictions))
-        self._log(request, predictions, engine=engine, context=context)
+        await self._log(request, predictions, engine=engine, context=context)
         results = [_result(prediction, version=version) for prediction in predictions]
         for result, prediction in zip(results, predictions, strict=True):
             self._replica.meter.count_part(version, prediction.answered_by, is_fallback=prediction.is_fallback)
@@ -113,7 +113,7 @@ class Classifier:
             if not self._replica.versions.is_challenger(engine):
                 return
             predictions += await engine.submit(rows[start : start + SHADOW_TEXTS], client=client_name())
-        self._log(request, predictions, engine=engine, context=context)
+        await self._log(request, predictions, engine=engine, context=context)
 
     def _has_endpoint(self) -> bool:
         """Return True if a served version sends requests to an endpoint, which end if the client disconnects."""
@@ -124,7 +124,7 @@ class Classifier:
         engines = self._replica.versions.engines
         return all(engine.idle_s() >= QUIET_S for name, engine in engines.items() if name != CHALLENGER)
 
-    def _log(
+    async def _log(
         self,
         request: ClassifyRequest,
         predictions: list[Prediction],
@@ -136,7 +136,7 @@ class Classifier:
         if log is None:
             return
         entry = context.log_entry(engine.version)
-        attributes = request.attributes
+        attributes, texts = request.attributes, await self._replica.loggable(request.texts)
         by_row = attributes if isinstance(attributes, list) else [attributes] * len(predictions)
         log.answers.add(
             [
@@ -150,9 +150,9 @@ class Classifier:
                     fallback=None if prediction.answered_by is None else prediction.is_fallback,
                     classes=classes_of(engine.loaded, prediction),
                     scores=prediction.scores,
-                    text=log.loggable(text),
+                    text=text,
                 )
-                for row, (text, prediction) in enumerate(zip(request.texts, predictions, strict=True))
+                for row, (text, prediction) in enumerate(zip(texts, predictions, strict=True))
             ]
         )
 

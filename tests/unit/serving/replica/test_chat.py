@@ -3,8 +3,10 @@
 import asyncio
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from serving.engines.fair_slots import FairSlots
@@ -66,6 +68,40 @@ def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
         return int(status)
 
     assert (asyncio.run(request()), engine.num_active) == (200, 0)
+
+
+def test_redaction_of_the_prompt_does_not_block_other_requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(text: str) -> str:
+        if text == "abc":
+            begun.set()
+            assert go.wait(10)
+        return f"redacted {text}"
+
+    monkeypatch.setattr("serving.request_log.log.redact", slow)
+    engine = FakeEngine("one</s>")
+    engine.version.digest = "d" * 64
+    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
+    versions.engines = {"champion": engine}
+    service: Any = object.__new__(Chat)
+    service._config = ServingConfig(request_log=tmp_path.as_uri(), log_texts=True)
+    service._replica = Replica(versions, task_uri="s3://models/task", config=service._config)
+    service._prompts = FairSlots(1)
+    body = json.dumps({"messages": [{"role": "user", "content": "abc"}]}).encode()
+
+    async def request() -> None:
+        answering = asyncio.create_task(service._chat(body, "r"))
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        assert not answering.done()
+        go.set()
+        await answering
+        await service._replica.log.close()
+
+    asyncio.run(request())
+    [row] = pq.read_table(tmp_path / "answers").to_pylist()
+    assert (row["text"], row["answer"]) == ("redacted abc", "redacted one")
 
 
 def prompt_text(fields: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,6 +138,35 @@ def test_a_comparison_has_both_answers_and_one_pass_for_one_version(monkeypatch:
         assert answers["champion"] == answers["pretrained"]
 
     asyncio.run(scenario())
+
+
+def test_redaction_does_not_block_other_requests(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(text: str) -> str:
+        begun.set()
+        assert go.wait(10)
+        return f"redacted {text}"
+
+    monkeypatch.setattr("serving.request_log.log.redact", slow)
+
+    async def scenario() -> None:
+        classifier = new_classifier(monkeypatch, log_texts=True, **fields)
+        await classifier.reconfigure(config("one"))
+        answering = asyncio.create_task(answer(classifier, {"input": ["x", "y"]}))
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        assert not answering.done()
+        go.set()
+        await answering
+        assert classifier._replica.log is not None
+        await classifier._replica.log.close()
+
+    asyncio.run(scenario())
+    rows = pq.read_table(tmp_path / "log" / "answers").to_pylist()
+    assert [row["text"] for row in rows] == ["redacted x", "redacted y"]
 
 
 @pytest.mark.parametrize(("share", "arms"), [("canary", {"canary"}), ("shadow", {"champion", "shadow"})])
