@@ -15,8 +15,11 @@ def normalized_locations(*, input: str, output: str) -> tuple[str, str]:
     input, output = input.rstrip("/"), output.rstrip("/")
     for name, uri in (("input", input), ("output", output)):
         parts = uri.removeprefix("s3://").split("/")
-        if not uri.startswith("s3://") or len(parts) < 2 or not all(parts) or {".", ".."} & set(parts):
-            raise BatchError(f"{name} is {uri!r}; give s3://bucket/prefix without empty parts, `.` and `..`")
+        is_clear = all(parts) and not {".", ".."} & set(parts) and uri.isprintable()
+        if not uri.startswith("s3://") or len(parts) < 2 or not is_clear:
+            raise BatchError(
+                f"{name} is {uri!r}; give s3://bucket/prefix without empty parts, `.`, `..` and control characters"
+            )
     if is_under(input, output) or is_under(output, input):
         raise BatchError(f"input {input} and output {output} overlap; give another output")
     return input, output

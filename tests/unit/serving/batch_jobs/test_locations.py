@@ -28,6 +28,8 @@ AMBIGUOUS = [
     "s3://lake/pre/../x",
     "s3://lake/pre/./x",
     "s3://lake/pre//x",
+    "s3://lake/pre/x\nERROR forged",
+    "s3://lake/pre/\x1b[2Jx",
     "file:///etc",
     "/etc",
     "S3://lake/pre/x",
@@ -47,7 +49,7 @@ def test_a_location_under_a_prefix_is_allowed_and_names_are_not_decoded(uri: str
 
 @pytest.mark.parametrize("uri", AMBIGUOUS)
 def test_an_ambiguous_uri_is_refused(uri: str) -> None:
-    with pytest.raises(BatchError, match=r"give s3://bucket/prefix without empty parts, `\.` and `\.\.`"):
+    with pytest.raises(BatchError, match=r"give s3://bucket/prefix without empty parts, `\.`, `\.\.` and control"):
         normalized_locations(input=uri, output="s3://lake/pre/out")
 
 

@@ -1,5 +1,8 @@
 """Which keys can read and cancel a batch."""
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ from starlette.testclient import TestClient
 
 from serving.batch_jobs import routes
 from serving.http.api_keys import new_key
+from serving.http.asgi import path_id
 from serving.http.schemas import BatchJob
 from serving.replica.base import Replica
 from tailorbird.config.serving import ServingConfig
@@ -50,6 +54,31 @@ def test_a_batch_is_visible_only_to_the_key_that_submitted_it_and_to_admins(
     headers = {"authorization": f"Bearer {by_name[name]}"}
     assert client.get(f"/v1/batches/{BATCH_ID}", headers=headers).status_code == read
     assert client.post(f"/v1/batches/{BATCH_ID}/cancel", headers=headers).status_code == cancel
+
+
+def test_requests_for_batches_leave_threads_to_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+
+    def hanging(_task_uri: str, _batch_id: str) -> BatchJob:
+        assert go.wait(60)
+        return job(None)
+
+    monkeypatch.setattr(routes, "read_job", hanging)
+    no_engine: Any = None
+    batches: Any = routes.BatchRoutes(no_engine, task_uri="s3://models/task", config=ServingConfig())
+
+    async def scenario() -> list[int]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(routes.THREADS + 1))
+        path_id.set(BATCH_ID)
+        waiting = [asyncio.create_task(batches._get(b"", "r")) for _ in range(8)]
+        await asyncio.sleep(0)
+        try:
+            await asyncio.wait_for(asyncio.to_thread(lambda: None), 20)  # for example, to reload the keys
+        finally:
+            go.set()
+        return [status for status, _ in await asyncio.gather(*waiting)]
+
+    assert asyncio.run(scenario()) == [200] * 8
 
 
 def test_a_batch_of_another_key_and_an_unknown_batch_have_the_same_answer(
