@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving.request_log.schema import Row
-from tailorbird.storage.node_cache import cache_folder
+from tailorbird.storage import StorageError
+from tailorbird.storage.node_cache import cache_folder, private_folder
 
 _log = logging.getLogger("ray.serve")
 
@@ -47,7 +48,7 @@ class WriteAheadLog:
         self._file: FileIO | None = None
         self._number = -1
         self._last_error = ""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         unlocked = folder / f"{self.name}.begun"
         self._lock = unlocked.open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -135,8 +136,8 @@ def open_write_ahead_log(folder: Path) -> WriteAheadLog | None:
     """Return a write-ahead log in the folder. If it cannot be created, log the error and return None."""
     try:
         return WriteAheadLog(folder)
-    except OSError as error:
-        _log.error("rows of the request log are only in memory, because %s is not writable: %s", folder, error)
+    except (OSError, StorageError) as error:
+        _log.error("rows of the request log are only in memory, because %s is not usable: %s", folder, error)
         return None
 
 

@@ -81,12 +81,30 @@ def repaired_copy(uri: str, *, is_intact: Callable[[Path], bool], cache: Path | 
 @contextmanager
 def _locked_folder(uri: str, *, cache: Path | None) -> Iterator[Path]:
     """Yield the path of a folder's copy, locked against other processes on this node."""
-    root = (cache or cache_folder()) / "folders"
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = private_folder((cache or cache_folder()) / "folders")
     key = _content_key(uri.rstrip("/"))
     with (root / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield root / key
+
+
+def private_folder(folder: Path) -> Path:
+    """Return the folder, which only this user can enter after the call. It is created if necessary.
+
+    Raises StorageError if another user has created it and others can write to it: they could replace what this process
+    reads, and read what it writes.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid == os.geteuid():
+        if status.st_mode & 0o077:
+            folder.chmod(0o700)
+    elif status.st_mode & 0o022:
+        raise s3.StorageError(
+            f"{folder} belongs to another user, and others can write to it; set TAILORBIRD_CACHE, or for the request "
+            "log TAILORBIRD_JOURNAL, to a folder of this user"
+        )
+    return folder
 
 
 def cache_folder() -> Path:

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import shutil
 import stat
 import zipfile
@@ -7,9 +8,31 @@ from types import SimpleNamespace
 
 import pytest
 
+from serving.request_log.write_ahead_log import open_write_ahead_log
 from tailorbird import storage
 from tailorbird.models import base_model
-from tailorbird.storage import node_cache
+from tailorbird.storage import StorageError, node_cache
+
+
+def test_an_existing_folder_becomes_private(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "folders"
+    assert node_cache.private_folder(folder).stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    assert node_cache.private_folder(folder).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can create a folder of another user")
+def test_a_folder_of_another_user_that_others_can_write_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    folder.chmod(0o777)
+    with pytest.raises(StorageError, match="belongs to another user, and others can write to it"):
+        node_cache.private_folder(folder)
+    assert open_write_ahead_log(folder) is None
+    assert list(folder.iterdir()) == []
+    folder.chmod(0o755)  # for example, files of a network share that belong to `nobody`
+    assert node_cache.private_folder(folder) == folder
 
 
 def test_a_local_model_folder_is_used_without_a_copy(tmp_path: Path) -> None:
