@@ -4,10 +4,10 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import NamedTuple
 
 import httpx2
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from tailorbird.models.endpoint.client import MAX_ANSWER_BYTES
-from tailorbird.models.endpoint.completion import NumTokens
+from tailorbird.models.endpoint.completion import ModelName, NumTokens
 from tailorbird.models.endpoint.errors import EndpointAnswerInvalid, EndpointUnreachable
 
 LAST_EVENT = "[DONE]"
@@ -48,8 +48,8 @@ class _Usage(_Part):
 
 
 class _Event(_Part):
-    model: str | None = None
-    choices: list[_Choice] = []
+    model: ModelName | None = None
+    choices: list[_Choice] = Field(default=[], fail_fast=True)
     usage: _Usage | None = None
     error: object = None
 

@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 from tailorbird.config.base import SECRET, ConfigSection
 
 KEY_REFERENCE = re.compile(r"env://[A-Za-z_][A-Za-z0-9_]*")
+OTHER_SECRETS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN"})
+"""Variables that are not API keys of endpoints, and must not be sent to one."""
 LIMITS = frozenset({"max_concurrency", "max_spend", "timeout_s"})
 """Fields of the config that do not affect an answer. A run can be resumed with other values of them."""
 
@@ -64,6 +66,8 @@ class EndpointConfig(ConfigSection):
                 "the key itself is not allowed in a recipe, because recipes are stored; put it into an environment "
                 "variable, and give the variable's name as `env://NAME`"
             )
+        if key is not None and key.removeprefix("env://") in OTHER_SECRETS:
+            raise ValueError(f"{key} is a credential of S3 or Ray; give the variable with the API key of the endpoint")
         return key
 
     @model_validator(mode="after")

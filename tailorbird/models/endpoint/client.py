@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 import httpx2
 from pydantic import JsonValue
 
+from tailorbird.config.endpoint import OTHER_SECRETS
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.completion import EndpointAnswer, parse_completion
 from tailorbird.models.endpoint.fault import TOO_LONG, EndpointFault, parse_fault
@@ -85,11 +86,14 @@ def uses_proxy(endpoint: Endpoint) -> bool:
 def read_key(endpoint: Endpoint) -> str | None:
     """Return the API key from the environment, or None for an endpoint without one.
 
-    Raises EndpointKeyMissing if the variable is not set or does not contain a key.
+    Raises EndpointKeyMissing if the variable is not set or does not contain a key. The reference can be that of a
+    version in the registry, which is not trusted.
     """
     if endpoint.api_key is None:
         return None
     name = endpoint.api_key.removeprefix("env://")
+    if name in OTHER_SECRETS:
+        raise errors.EndpointKeyMissing(f"{name} is a credential of S3 or Ray, which is not sent to {endpoint.url}")
     key = os.environ.get(name, "").strip()
     if not key:
         raise errors.EndpointKeyMissing(

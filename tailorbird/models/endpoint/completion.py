@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tailorbird.models.endpoint.errors import EndpointAnswerInvalid
 
 NumTokens = Annotated[int, Field(ge=0)]
+ModelName = Annotated[str, Field(max_length=256)]  # it is stored with each answer, and written to logs
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class _Token(_Part):
 
 
 class _Logprobs(_Part):
-    content: list[_Token] | None = None
+    content: list[_Token] | None = Field(default=None, fail_fast=True)
 
 
 class _Message(_Part):
@@ -62,8 +63,8 @@ class _Usage(_Part):
 
 
 class _Completion(_Part):
-    model: str = Field(min_length=1)
-    choices: list[_Choice] = Field(min_length=1)
+    model: ModelName = Field(min_length=1)
+    choices: list[_Choice] = Field(min_length=1, fail_fast=True)
     usage: _Usage | None = None
 
 

@@ -9,7 +9,10 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from serving.endpoint.events import _Event
+from tailorbird.config.endpoint import OTHER_SECRETS
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.client import (
     MAX_RETRY_AFTER_S,
@@ -20,7 +23,7 @@ from tailorbird.models.endpoint.client import (
     read_key,
     retry_after_s,
 )
-from tailorbird.models.endpoint.completion import EndpointAnswer, parse_completion
+from tailorbird.models.endpoint.completion import EndpointAnswer, _Completion, parse_completion
 from tailorbird.models.endpoint.fault import parse_fault
 from tailorbird.models.endpoint.prompts import chat_body
 from tailorbird.registry.endpoint import Endpoint
@@ -301,3 +304,24 @@ def test_an_answer_without_text_is_empty(content: str | None) -> None:
     body = {"model": "m", "choices": [{"message": {"content": content}, "finish_reason": "content_filter"}]}
     answer = parse_completion(json.dumps(body).encode(), url="https://host")
     assert (answer.text, answer.finish_reason) == ("", "content_filter")
+
+
+@pytest.mark.parametrize("answer", [_Completion, _Event])
+def test_the_first_invalid_choice_of_an_answer_ends_its_validation(answer: type[BaseModel]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        answer.model_validate_json(json.dumps({"model": "m", "choices": [1] * 1000}))
+    assert caught.value.error_count() == 1
+
+
+def test_the_name_of_a_model_has_a_bound() -> None:
+    body = {"model": "m" * 257, "choices": [{"message": {"content": "a"}}]}
+    with pytest.raises(errors.EndpointAnswerInvalid, match="model: String should have at most 256 characters"):
+        parse_completion(json.dumps(body).encode(), url="https://host")
+
+
+def test_a_version_cannot_send_the_credentials_of_s3_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OTHER_SECRETS:
+        monkeypatch.setenv(name, "the secret")
+        with pytest.raises(errors.EndpointKeyMissing, match=f"{name} is a credential of S3 or Ray") as refused:
+            read_key(Endpoint(url="http://127.0.0.1:1/v1", model="m", api_key=f"env://{name}"))
+        assert "the secret" not in str(refused.value)
