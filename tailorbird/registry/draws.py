@@ -7,7 +7,7 @@ drift reference. Only replicas and the commands that read the request log know i
 import hmac
 import secrets
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from tailorbird.storage import exists, read_json, update_json
 from tailorbird.storage.paths import TaskPaths
@@ -21,7 +21,7 @@ SECRET_BYTES = 32
 class DrawSecret(StoredModel):
     """The secret of a task's draws."""
 
-    key: str  # random bytes, in hex
+    key: str = Field(pattern=f"^[0-9a-f]{{{2 * SECRET_BYTES}}}$")  # random bytes, in hex
 
 
 def draw_secret(task_uri: str) -> bytes:

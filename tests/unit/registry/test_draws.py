@@ -27,7 +27,7 @@ def test_a_stored_secret_is_returned_and_a_damaged_one_is_refused(tmp_path: Path
     uri = TaskPaths(task_uri).draw_secret
     storage.write_bytes(uri, DrawSecret(key=SECRET.hex()).model_dump_json().encode())
     assert draw_secret(task_uri) == SECRET
-    for damaged in (b"{}", b'{"format": 1, "key": "not hex"}'):
+    for damaged in (b"{}", b'{"format": 1, "key": "not hex"}', b'{"format": 1, "key": ""}'):
         storage.write_bytes(uri, damaged)
         with pytest.raises(StorageError, match="is not a valid secret"):
             draw_secret(task_uri)
