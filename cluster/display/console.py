@@ -14,6 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from cluster.display.control_characters import printable
 from cluster.display.state import (
     State,
     activity_line,
@@ -119,7 +120,7 @@ class LogDisplay:
 
     def _print(self, line: str, *, now: float) -> None:
         self._printed = now
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def _print_json(self, name: str, values: dict[str, object], *, now: float) -> None:
         content = {"event": name, "elapsed_s": round(now - self._started, 1), **values}
@@ -144,10 +145,10 @@ class TerminalDisplay:
             if before.stage not in ("", event.name):
                 took = duration(now - before.since)
                 self._console.print(f"  [green]✓[/green] {escape(before.stage)} took {took}", highlight=False)
-            self._console.print(f"[bold]{escape(event.text)}[/bold]", highlight=False, soft_wrap=True)
+            self._console.print(f"[bold]{escape(printable(event.text))}[/bold]", highlight=False, soft_wrap=True)
         elif isinstance(event, NoteEvent | PlanEvent):
             for line in log_lines(event):
-                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+                self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def view(self) -> RenderableType:
         """Return the live view: the current activity, the stages and the contenders.
@@ -155,7 +156,7 @@ class TerminalDisplay:
         The activity is first, because rich crops the view at the end if the terminal has too few lines.
         """
         now, state = self._clock(), self._state
-        self._spinner.update(text=escape(activity_line(state, now=now)))
+        self._spinner.update(text=escape(printable(activity_line(state, now=now))))
         parts: list[RenderableType] = [self._spinner]
         if state.plan or state.finished:
             parts.append(stage_table(state, now=now))

@@ -133,7 +133,11 @@ def status(
             raise ValueError(text)
         print_result({"running": False}, as_json=as_json, lines=[text])
         return
-    lines = [f"export {name}={value}" for name, value in state.environment().items()] if export else _stack_lines(state)
+    lines = (
+        [f"export {name}={shlex.quote(value)}" for name, value in state.environment().items()]
+        if export
+        else _stack_lines(state)
+    )
     values = state.model_dump(exclude=None if secrets else stack.SECRET_FIELDS)
     print_result({"running": True} | values, as_json=as_json, lines=lines)
 

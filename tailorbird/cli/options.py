@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from cluster.display.control_characters import printable
 from tailorbird.checks.result import CheckResult, passes, to_json, to_lines
 from tailorbird.config.loader import load_recipe, parse_recipe
 from tailorbird.config.recipe import Recipe
@@ -61,7 +62,7 @@ def handle_errors() -> Iterator[None]:
             is_users or isinstance(error, RuntimeError) or type(error).__module__.startswith(("ray.", "safetensors"))
         ):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         if any(kind.__name__ in ("SessionError", "StorageError") for kind in type(error).__mro__):  # not imported here
             from cluster.connection import stack_hint
 
@@ -143,7 +144,7 @@ def stack_folder(folder: Path | None) -> Path:
 
 def print_result(value: dict[str, Any], *, as_json: bool, lines: Sequence[str]) -> None:
     for line in [json.dumps(value)] if as_json else lines:
-        print(line)
+        print(printable(line))
 
 
 def print_panel(console: Console, lines: Sequence[str], *, title: str) -> None:
@@ -157,7 +158,7 @@ def print_panel(console: Console, lines: Sequence[str], *, title: str) -> None:
         console.print()
     for number, line in enumerate(lines):
         style = "bold" if number == 0 and console.is_terminal else None
-        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), style=style, markup=False, highlight=False, soft_wrap=True)
     if console.is_terminal:
         console.rule(characters="─")
 

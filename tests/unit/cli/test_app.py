@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from cluster import connection
 from cluster.auth import SessionError
 from tailorbird.cli.app import app
-from tailorbird.cli.options import ExitCode, connected_recipe, handle_errors
+from tailorbird.cli.options import ExitCode, connected_recipe, handle_errors, print_result
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,6 +33,21 @@ def test_the_exit_code_depends_on_the_error(
         raise raised
     assert ended.value.exit_code == code
     assert capsys.readouterr().err == message
+
+
+def test_errors_and_results_contain_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    label = "\x1b]0;title\x07\x1b[2J\x9b31mcough\r\u202e"
+    with pytest.raises(typer.Exit), handle_errors():
+        raise ValueError(f"unknown label {label}\n\tcheck it")
+    assert (
+        capsys.readouterr().err == "error: unknown label \ufffd]0;title\ufffd\ufffd31mcough\ufffd\ufffd\n\tcheck it\n"
+    )
+    print_result({"label": label}, as_json=False, lines=[label])
+    print_result({"label": label}, as_json=True, lines=[])
+    shown, as_json = capsys.readouterr().out.splitlines()
+    assert shown == "\ufffd]0;title\ufffd\ufffd31mcough\ufffd\ufffd"
+    assert json.loads(as_json) == {"label": label}
+    assert as_json.isprintable()
 
 
 def test_no_help_text_contains_rich_markup() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ def folder(tmp_path: Path) -> str:
         s3_endpoint="http://127.0.0.1:1",
         ray_address="127.0.0.1:2",
         dashboard_url="http://127.0.0.1:3",
-        token_path="/tmp/token",
+        token_path="/tmp/a folder/token;id",
         serve_port=4,
         temp_dir="/tmp/tb-none",
         access_key=SECRETS["access_key"],
@@ -51,3 +52,9 @@ def test_the_status_contains_the_secrets_on_request(folder: str) -> None:
     status = json.loads(_status(folder, "--json", "--secrets"))
     assert SECRETS.items() <= status.items()
     assert "export AWS_SECRET_ACCESS_KEY=a-secret-key" in _status(folder, "--export")
+
+
+def test_a_shell_takes_the_exported_values_as_they_are(folder: str) -> None:
+    script = _status(folder, "--export") + 'printf %s "$RAY_AUTH_TOKEN_PATH"'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "/tmp/a folder/token;id"

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -86,6 +87,14 @@ def test_a_log_has_a_plain_line_for_each_event_and_the_time_of_each_stage() -> N
         "  trial 337d2 epoch 1, step 3/25, loss 1.000, 7 rows/s, about 50 s left",
         "  trial 337d2 epoch 1: validation 0.700, loss 1.000, 9 rows/s",
     ]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_texts_of_events_contain_no_control_characters(is_terminal: bool) -> None:
+    text = "label \x1b]0;title\x07\x9b2J"
+    shown = printed(console(is_terminal=is_terminal), [StageEvent(text, "data"), NoteEvent(text), ActivityEvent(text)])
+    assert shown.count("label \ufffd]0;title\ufffd\ufffd2J") >= 2
+    assert re.search("[\x07\x9b]|\x1b\\]", shown) is None
 
 
 def test_steps_are_in_a_log_at_most_every_15_seconds() -> None:
