@@ -72,7 +72,11 @@ def test_fields_without_effect_are_accepted() -> None:
         ({"messages": [{"role": "user", "content": [PART] * 17}]}, "messages.0.content", "at most 16 parts"),
         ({"messages": "hello"}, "messages", "valid array"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "a text, or a list of at most 16 parts"),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            "messages.0.content",
+            "a text, or a list of at most 16 parts",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "Jane Doe"}}]}]},
             "messages.0.content",
