@@ -208,7 +208,7 @@ class PromptRequest(_RequestModel):
     seed: StrictInt | None = None
     """Seed for sampling. The same seed and the same probabilities give the same tokens."""
     stop: _Stop | Annotated[list[_Stop], Field(min_length=1, max_length=MAX_STOPS)] | None = None
-    """Stop texts: the answer ends before the first of them."""
+    """Stop texts of at most 256 characters: the answer ends before the first of them."""
     stream: StrictBool | None = None
     """If true, stream the answer as server-sent events."""
     stream_options: StreamOptions | None = None
@@ -241,7 +241,8 @@ PromptRequestT = TypeVar("PromptRequestT", bound=PromptRequest)
 
 class ChatRequest(PromptRequest):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    """The conversation. The last message must have the role `user`. A system message replaces the version's own."""
+    """The conversation: at most 1,024 messages. The last message must have the role `user`. A system message replaces
+    the version's own."""
     logprobs: StrictBool | None = None
     """If true, return the log-probability of each generated token. Not accepted with `stream: true`."""
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LIKELY)] | None = None
