@@ -1,7 +1,8 @@
 """HTTP requests and responses of classification, and of the routes of all tasks (models, feedback, batches, errors)."""
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
@@ -16,6 +17,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")  # loopback host names
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
 MAX_ATTRIBUTES_BYTES = 2048  # of one object; the request log stores it with each text of a request
+SCORES_AT_ONCE = 4096  # scores that are written without a pause, in about 4 ms
 MAX_FAULTS = 100  # faults of a body that are described; pydantic takes 3 microseconds for each
 
 _AnswerId = Annotated[StrictStr, Field(pattern=rf"^({CHAT_ID}|{COMPLETION_ID})?[0-9a-f]{{32}}$")]
@@ -288,9 +290,32 @@ def parse_body(model: type[HttpModelT], body: bytes) -> HttpModelT:
         raise _invalid_request(error) from None
 
 
-def write_answer(answer: dict[str, object]) -> bytes:
-    """Return the JSON of a ClassifyResponse's fields, without the cost of building pydantic models."""
-    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+async def write_answer(fields: Mapping[str, object], *, results: Sequence[Mapping[str, object]]) -> bytes:
+    """Return the JSON of a ClassifyResponse, without the cost of building pydantic models.
+
+    The results are written in parts, between which other requests run: 256 texts with 1,000 scores each take 0.2 s.
+    """
+    parts, part, num_scores = list[bytes](), list[Mapping[str, object]](), 0
+    for result in results:
+        part.append(result)
+        scores = result.get("scores")
+        num_scores += len(scores) if isinstance(scores, Mapping) else 0
+        if num_scores > SCORES_AT_ONCE:
+            parts.append(_json(part)[1:-1])
+            part, num_scores = [], 0
+            await asyncio.sleep(0)
+    parts += [_json(part)[1:-1]] if part else []
+    return _json(fields)[:-1] + b',"results":[' + b",".join(parts) + b"]}"
+
+
+def write_comparison(request_id: str, answers: Mapping[str, bytes]) -> bytes:
+    """Return the JSON of a CompareResponse, from the JSON of each answer."""
+    written = (_json(name) + b":" + answer for name, answer in answers.items())
+    return b",".join((_json({"request_id": request_id})[:-1], *written)) + b"}"
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 _ATTRIBUTES = (

@@ -12,7 +12,7 @@ from serving.engines.text_rows import estimated_length
 from serving.http.admission import admit, client_name
 from serving.http.asgi import ASGIApp, Route
 from serving.http.metrics import TEXTS, Meter, record_version
-from serving.http.schemas import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer
+from serving.http.schemas import CHAMPION, PRETRAINED, ClassifyRequest, parse_request, write_answer, write_comparison
 from serving.replica.base import Replica, RequestContext, configure_process, require_loggable_subject
 from serving.replica.experiment import CHALLENGER, QUIET_S, ShadowRunner
 from serving.replica.served_versions import ServedVersions
@@ -62,7 +62,7 @@ class Classifier:
         if shadow is not None:
             run = partial(self._run_shadow, request, engine=shadow, context=context._replace(arm="shadow"))
             self._shadows.add(run, num_bytes=len(body), caller=context.caller)
-        return 200, write_answer(answer)
+        return 200, answer
 
     async def _compare(self, body: bytes, request_id: str) -> tuple[int, bytes]:
         """Classify the same texts with the baseline and with the champion."""
@@ -74,7 +74,7 @@ class Classifier:
         results = await asyncio.gather(*(self._answer(request, engine=engine, context=context) for engine in distinct))
         answers = {id(engine): answer for engine, answer in zip(distinct, results, strict=True)}
         by_name = {name: answers[id(engine)] for name, engine in engines.items()}
-        return 200, write_answer({"request_id": request_id, **by_name})
+        return 200, write_comparison(request_id, by_name)
 
     def _parse(self, body: bytes) -> ClassifyRequest:
         config = self._config
@@ -82,10 +82,8 @@ class Classifier:
         require_loggable_subject(request.subject, log=self._replica.log)
         return request
 
-    async def _answer(
-        self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext
-    ) -> dict[str, object]:
-        """Return the answer of one engine, and log its rows."""
+    async def _answer(self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext) -> bytes:
+        """Return the answer of one engine as JSON, and log its rows."""
         version = engine.version
         record_version(version)
         num_tokens = sum(estimated_length(text, max_length=engine.max_length) for text in request.texts)
@@ -99,7 +97,8 @@ class Classifier:
             self._replica.meter.count_part(version, prediction.answered_by, is_fallback=prediction.is_fallback)
             if request.scores and prediction.scores.size:
                 result["scores"] = scores_by_class(engine.loaded, prediction)
-        return {"request_id": context.request_id, "model": version.name, "version": version.version, "results": results}
+        fields = {"request_id": context.request_id, "model": version.name, "version": version.version}
+        return await write_answer(fields, results=results)
 
     async def _run_shadow(self, request: ClassifyRequest, *, engine: ClassifierEngine, context: RequestContext) -> None:
         """Log the challenger's answer. The texts are classified a few at a time, while the other models are idle.

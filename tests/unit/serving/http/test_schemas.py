@@ -1,5 +1,6 @@
 """Validation of requests, and the form of errors and responses."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -8,13 +9,16 @@ from pydantic import ValidationError
 
 from serving.http.schemas import (
     MAX_FAULTS,
+    SCORES_AT_ONCE,
     ClassifyRequest,
     ClassifyResponse,
+    CompareResponse,
     FeedbackRequest,
     RequestError,
     parse_body,
     parse_request,
     write_answer,
+    write_comparison,
 )
 
 ID = "2c9a7f40d1e84b5b9f36a0c7e5128d34"
@@ -139,22 +143,47 @@ def test_many_faults_are_counted_and_not_described(num_unknown: int) -> None:
     assert (f"the body has {num_unknown} invalid or unknown fields" in caught.value.message) != named
 
 
+FIELDS = {"request_id": "r", "model": "m", "version": "v"}
+
+
+def answer_of(results: list[dict[str, object]]) -> bytes:
+    return asyncio.run(write_answer(FIELDS, results=results))
+
+
 def test_a_written_answer_is_valid_for_its_schema() -> None:
-    written = write_answer(
-        {
-            "request_id": "r",
-            "model": "m",
-            "version": "v",
-            "results": [{"label": "é", "score": 0.5, "scores": {"é": 0.5}}],
-        }
-    )
+    written = answer_of([{"label": "é", "score": 0.5, "scores": {"é": 0.5}}])
     result = ClassifyResponse.model_validate_json(written).results[0]
     assert (result.scores, result.answered_by) == ({"é": 0.5}, None)
+    compared = CompareResponse.model_validate_json(write_comparison("r", {"pretrained": written, "champion": written}))
+    assert (compared.request_id, compared.champion) == ("r", compared.pretrained)
+    assert compared.champion.results == [result]
+
+
+def test_other_requests_run_while_an_answer_with_many_scores_is_written() -> None:
+    results = [
+        {"label": str(row), "score": 0.5, "scores": dict.fromkeys(map(str, range(1000)), 0.5)} for row in range(20)
+    ]
+    turns = 0
+
+    async def write() -> bytes:
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        running = asyncio.create_task(others())
+        try:
+            return await write_answer(FIELDS, results=results)
+        finally:
+            running.cancel()
+
+    assert json.loads(asyncio.run(write())) == FIELDS | {"results": results}
+    assert turns >= 20 * 1000 // (SCORES_AT_ONCE + 1000)
 
 
 def test_a_hybrid_answer_names_the_model_that_answered() -> None:
-    result: dict[str, object] = {"label": "a", "score": 0.5, "answered_by": "second"}
-    written = write_answer({"request_id": "r", "model": "m", "version": "v", "results": [result]})
+    written = answer_of([{"label": "a", "score": 0.5, "answered_by": "second"}])
     assert ClassifyResponse.model_validate_json(written).results[0].answered_by == "second"
 
 
