@@ -33,7 +33,7 @@ Change = Callable[[dict[str, Any]], Any]
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
+def home_folder() -> Iterator[Path]:
     """A home folder with a short path, as node.env requires."""
     with tempfile.TemporaryDirectory(prefix="tb-", dir="/tmp") as folder:
         yield Path(folder)
@@ -51,10 +51,10 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     return prepared
 
 
-def _sourced(home: Path, *, before: str = "", after: str) -> "subprocess.CompletedProcess[str]":
+def _sourced(home_folder: Path, *, before: str = "", after: str) -> "subprocess.CompletedProcess[str]":
     """Run a command in a shell that has read node.env."""
     command = ["bash", "-c", f"{before} . {CLUSTER / NODE_ENV} {after}"]
-    bare = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    bare = {"HOME": str(home_folder), "PATH": "/usr/bin:/bin"}
     return subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
 
 
@@ -118,13 +118,13 @@ def test_every_command_is_valid_for_the_shell_and_ray(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_ray_starts_if_the_limit_of_open_files_is_lower_than_requested(name: str, home: Path) -> None:
-    (home / "tailorbird").symlink_to(CLUSTER.parents[1])
-    program = home / "tailorbird-venv" / "bin" / "ray"
+def test_ray_starts_if_the_limit_of_open_files_is_lower_than_requested(name: str, home_folder: Path) -> None:
+    (home_folder / "tailorbird").symlink_to(CLUSTER.parents[1])
+    program = home_folder / "tailorbird-venv" / "bin" / "ray"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\necho $1 with $(ulimit -n) files\n")
     program.chmod(0o755)
-    environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    environment = {"HOME": str(home_folder), "PATH": os.environ["PATH"]}
     for command in _commands(_checked(_written(name))):
         if "ray start" in command:
             limited = ["bash", "-c", f"ulimit -Sn 512 && ulimit -Hn 1024 && {command}"]
@@ -237,15 +237,15 @@ def test_serve_listens_on_every_interface_so_that_haproxy_reaches_replicas_of_ot
 
 
 def test_other_users_of_a_node_cannot_enter_the_folder_with_the_files_and_sockets_of_ray_and_haproxy(
-    home: Path,
+    home_folder: Path,
 ) -> None:
-    folder = home / ".tb"
+    folder = home_folder / ".tb"
     folder.mkdir(mode=0o755)
     setups = {line for name in FILES for line in _written(name)["setup_commands"] if ".tb" in line}
     assert len(setups) == 1
-    output = _sourced(home, before=f"{setups.pop()} &&", after="&& touch ~/new && env -0").stdout
+    output = _sourced(home_folder, before=f"{setups.pop()} &&", after="&& touch ~/new && env -0").stdout
     here = dict(line.split("=", 1) for line in output.split("\0") if line)
-    assert (folder.stat().st_mode & 0o777, (home / "new").stat().st_mode & 0o777) == (0o700, 0o600)
+    assert (folder.stat().st_mode & 0o777, (home_folder / "new").stat().st_mode & 0o777) == (0o700, 0o600)
     assert here["RAY_TMPDIR"] == str(folder)
     assert len(HAPROXY_PATHS) >= 5
     assert [name for name in HAPROXY_PATHS if not Path(here[name]).is_relative_to(folder)] == []
