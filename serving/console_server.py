@@ -3,7 +3,11 @@
 import hmac
 import secrets
 import socket
-from contextlib import closing
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from html import escape
+from pathlib import Path
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
@@ -40,7 +44,7 @@ def console_app(registry: str, *, secret: str) -> ASGIApp:
 
 
 class ConsoleServer:
-    """A server on 127.0.0.1 with a bound port. `run` returns after Ctrl-C or SIGTERM."""
+    """A server on 127.0.0.1, whose port accepts connections at once. `run` returns after Ctrl-C or SIGTERM."""
 
     def __init__(self, registry: str, *, port: int) -> None:
         """Bind the port (0: any free one); raise ValueError if it is not available."""
@@ -48,6 +52,7 @@ class ConsoleServer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((HOST, port))
+            self._socket.listen()  # until then, another user could bind the port too, and receive the secret
         except (OSError, OverflowError) as error:
             self._socket.close()
             raise ValueError(f"--port {port} is not available: {error}; give another port") from None
@@ -59,3 +64,15 @@ class ConsoleServer:
     def run(self) -> None:
         with closing(self._socket):
             self._server.run(sockets=[self._socket])
+
+
+@contextmanager
+def private_link(url: str) -> Iterator[str]:
+    """Yield the URI of a file that leads a browser to `url`. Only this user can read the file.
+
+    The arguments of a browser's process, which all users of the machine can read, then contain no secret.
+    """
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        page = Path(folder) / "console.html"
+        page.write_text(f'<meta http-equiv="refresh" content="0; url={escape(url)}">', encoding="utf-8")
+        yield page.as_uri()

@@ -1,10 +1,11 @@
 """Routes of the console. A page is made in a thread, because it reads storage."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from serving.engines.fair_slots import FairSlots
+from serving.http.admission import client_name
 from serving.http.api_keys import KeyScope
 from serving.http.asgi import HTML, REST, Page, Route, path_id
 from serving.http.schemas import RequestError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tailorbird.console.site import Site
 
 SCOPES: tuple[KeyScope, ...] = ("read", "admin")
+THREADS = 2
+"""Pages that are made at the same time. Python's pool has few threads, which reload the keys too."""
 Answer = Callable[[bytes, str], Awaitable[tuple[int, Page]]]
 
 
@@ -32,11 +35,13 @@ def console_routes(new_site: Callable[[], "Site"]) -> dict[str, Route]:
         status, html = page_at(shown, path, now=utc_now())
         return status, Page(html.encode(), page_policy(html))
 
+    slots = FairSlots(THREADS)
+
     async def first_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
-        return await asyncio.to_thread(page, None)
+        return await slots.run(partial(page, None), client=client_name(), cost=1)
 
     async def other_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
-        return await asyncio.to_thread(page, path_id.get())
+        return await slots.run(partial(page, path_id.get()), client=client_name(), cost=1)
 
     return {
         path: Route("GET", answer, scopes=SCOPES, content_type=HTML, browser=True)

@@ -24,7 +24,7 @@ def console(
     """
     import webbrowser
 
-    from serving.console_server import ConsoleServer
+    from serving.console_server import ConsoleServer, private_link
     from tailorbird.storage.listing import list_folder
     from tailorbird.storage.s3 import require_bucket
 
@@ -34,6 +34,7 @@ def console(
     lines = [f"console of {uri}: {server.url}", "only this address opens it; Ctrl-C stops it"]
     options.print_result({"registry": uri, "url": server.url}, as_json=as_json, lines=lines)
     sys.stdout.flush()
-    if in_browser:
-        webbrowser.open(server.url)
-    server.run()
+    with private_link(server.url) as link:
+        if in_browser:
+            webbrowser.open(link)
+        server.run()

@@ -1,16 +1,25 @@
 """The console of a service behind a key, and the local server behind a secret address."""
 
+import asyncio
 import re
+import socket
+import threading
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
 from serving.console_server import ConsoleServer, console_app
 from serving.http.api_keys import new_key
+from serving.http.schemas import RequestError
+from serving.pages.console import THREADS, console_routes
 from serving.replica.base import Replica
+from tailorbird.cli.app import app
 from tailorbird.config.serving import ServingConfig
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
@@ -105,6 +114,63 @@ def test_the_local_console_shows_all_tasks_at_its_secret_address_only(paths: Tas
         assert (refused.status_code, "s3cret" in refused.text) == (403, False)
     foreign = client.get("/s3cret/console", headers={"host": "tailorbird.example"})
     assert (foreign.status_code, foreign.json()["error"]["type"]) == (403, "foreign_page")
+
+
+def test_the_arguments_of_the_browser_do_not_contain_the_secret(
+    paths: TaskPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, served, modes = list[str](), list[ConsoleServer](), list[int]()
+
+    def open_browser(uri: str) -> bool:
+        opened.append(uri)
+        modes.append(Path(uri.removeprefix("file://")).parent.stat().st_mode & 0o777)
+        return True
+
+    def run(server: ConsoleServer) -> None:
+        served.append(server)
+        page = Path(opened[0].removeprefix("file://")).read_text()
+        assert f"url={server.url}" in page
+        server._socket.close()
+
+    monkeypatch.setattr("webbrowser.open", open_browser)
+    monkeypatch.setattr(ConsoleServer, "run", run)
+    done = CliRunner().invoke(app, ["console", paths.registry, "--port", "0", "--open"])
+    assert (done.exit_code, modes) == (0, [0o700])
+    (server,) = served
+    assert server.url in done.output
+    assert server.url.split("/")[3] not in opened[0]
+    assert not Path(opened[0].removeprefix("file://")).exists()
+
+
+def test_the_port_is_taken_before_its_address_is_printed(paths: TaskPaths) -> None:
+    server = ConsoleServer(paths.registry, port=0)
+    with server._socket, socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="Address already in use"):
+            other.bind(server._socket.getsockname())
+
+
+def test_pages_leave_threads_to_other_work() -> None:
+    go = threading.Event()
+
+    def hanging() -> Any:
+        assert go.wait(60)
+        raise RequestError(404, "no_console", "none")
+
+    route = console_routes(hanging)["/console"]
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS + 1))
+        waiting = [asyncio.ensure_future(route.answer(b"", "r")) for _ in range(8)]
+        await asyncio.sleep(0)
+        try:
+            await asyncio.wait_for(asyncio.to_thread(lambda: None), 20)  # for example, to reload the keys
+        finally:
+            go.set()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [RequestError] * 8
+
+    asyncio.run(scenario())
 
 
 def test_a_port_in_use_is_an_error_that_names_the_option(paths: TaskPaths) -> None:
