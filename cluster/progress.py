@@ -56,6 +56,7 @@ class RowsEvent:
     done: int
     total: int
     rows_per_second: float
+    unit: str = "rows"
 
 
 @dataclass(frozen=True)
@@ -168,3 +169,20 @@ def tracked(batches: Iterable[Batch], *, total: int) -> Iterator[Batch]:
         if now - reported >= REPORT_INTERVAL_S and done < total:
             reported = now
             progress.report(RowsEvent(done, total, done / (now - started)))
+
+
+def byte_reporter(progress: ProgressReporter) -> Callable[[str, int, int], None]:
+    """Return a function that takes an activity and its bytes, done and in total, and reports them in MB."""
+    activity, started, reported = "", 0.0, 0.0
+
+    def report(text: str, done: int, total: int) -> None:
+        nonlocal activity, started, reported
+        now = time.monotonic()
+        if text != activity:
+            activity, started, reported = text, now, now
+            progress.activity(text)
+        elif now - reported >= REPORT_INTERVAL_S:
+            reported = now
+            progress.report(RowsEvent(done // 10**6, total // 10**6, done / 10**6 / (now - started), unit="MB"))
+
+    return report

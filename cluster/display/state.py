@@ -113,7 +113,8 @@ def done_text(event: RowsEvent | StepEvent) -> str:
     """Return the progress within a training or over rows, with the rate and the time left."""
     if isinstance(event, RowsEvent):
         left = (event.total - event.done) / event.rows_per_second if event.rows_per_second else None
-        return f"{event.done:,}/{event.total:,} rows, {rate(event.rows_per_second)}{_left(left)}"
+        speed_text = rate(event.rows_per_second, unit=event.unit)
+        return f"{event.done:,}/{event.total:,} {event.unit}, {speed_text}{_left(left)}"
     return f"{epoch_name(event)}, step {event.step}/{event.num_steps}, {speed(event)}{_left(event.seconds_left)}"
 
 
@@ -129,8 +130,8 @@ def speed(event: EpochEvent | StepEvent) -> str:
     return f"loss {event.loss:.3f}, {rate(event.rows_per_second)}"
 
 
-def rate(rows_per_second: float) -> str:
-    return f"{rows_per_second:.0f} rows/s" if rows_per_second >= 1 else f"{rows_per_second:.2g} rows/s"
+def rate(per_second: float, *, unit: str = "rows") -> str:
+    return f"{per_second:.0f} {unit}/s" if per_second >= 1 else f"{per_second:.2g} {unit}/s"
 
 
 def plan_lines(event: PlanEvent) -> list[str]:

@@ -1,13 +1,15 @@
 """Commands for this machine: checks, the embedded stack and data."""
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cluster.progress import byte_reporter
 from tailorbird.cli.next_steps import download
-from tailorbird.cli.options import AsJson, Folder, print_checks, print_result, stack_folder
+from tailorbird.cli.options import AsJson, Folder, deploy_progress, print_checks, print_result, stack_folder
 
 stack_app = typer.Typer(no_args_is_help=True, help="Manage the embedded stack: an S3 server and a local Ray cluster.")
 data_app = typer.Typer(no_args_is_help=True, help="Upload and download data.")
@@ -48,20 +50,27 @@ def icd10(
 
 @data_app.command()
 def put(
-    folder: Annotated[Path, typer.Argument(help="Local folder with Parquet files.")],
-    prefix: Annotated[str, typer.Argument(help="URI to upload to.")],
+    source: Annotated[Path, typer.Argument(help="Local file, or folder of files: .parquet, .jsonl, .csv or .tsv.")],
+    prefix: Annotated[str, typer.Argument(help="URI of the folder to upload to.")],
     as_json: AsJson = False,
 ) -> None:
-    """Upload a folder of Parquet files to S3.
+    """Upload data to S3. JSON Lines and CSV files are checked and converted to Parquet.
+
+    JSON Lines can contain conversations in the formats of OpenAI, ShareGPT or Alpaca, or plain columns.
 
     Example: tailorbird data put ./banking77 s3://lake/banking77
-    """
-    from tailorbird.data.upload import upload_parquet_folder
 
-    uris = upload_parquet_folder(folder, prefix)
-    lines = [*uris, f"to draft a recipe: tailorbird init {shlex.quote(prefix)}"]
+    Example: tailorbird data put support.jsonl s3://lake/support
+    """
+    from tailorbird.data.upload import upload_data
+
+    with deploy_progress(as_json=as_json) as progress:
+        files = upload_data(source, prefix, report=byte_reporter(progress))
+    lines = [f"{file.uri}: {file.num_rows:,} rows ({file.format}: {', '.join(file.columns)})" for file in files]
+    lines += [f"to draft a recipe: tailorbird init {shlex.quote(prefix)}"]
     lines += [f"to download the files again: {download(prefix)}"]
-    print_result({"files": uris}, as_json=as_json, lines=lines)
+    value = {"files": [file.uri for file in files], "contents": [asdict(file) for file in files]}
+    print_result(value, as_json=as_json, lines=lines)
 
 
 @data_app.command()

@@ -29,7 +29,8 @@ class DataConfig(ConfigSection):
     """(chat only) Column with the answer to the prompt (string)."""
     messages: str | None = None
     """(chat only) Column with conversations, used instead of `prompt` and `completion`. A value is a list of `{role,
-    content}` that ends with an answer of the assistant. Training uses every assistant turn, evaluation the last one."""
+    content}` that ends with an answer of the assistant. Training uses every assistant turn, evaluation the last one. An
+    assistant turn with the optional field `weight: 0` is not trained on."""
     system: str | None = None
     """(chat only) System message for conversations without one. By default, the model's chat template decides."""
     max_new_tokens: int = Field(default=128, ge=1, le=4096)

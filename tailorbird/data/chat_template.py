@@ -1,6 +1,6 @@
 """Tokenize conversations with the model's own chat template."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -65,21 +65,24 @@ def conversation_tokens(
     system: str | None,
     shots: Conversation = (),
     prompt: list[int] | None = None,
+    untrained: Sequence[int] = (),
 ) -> Tokens:
     """Tokenize a conversation with its answer, including the answer's end-of-turn token.
 
     `prompt` is the result of `prompt_tokens` for the same arguments, if it is known; it saves time. The assistant mask
-    covers every assistant turn with its end-of-turn token, but not `shots`. Raises DataError like `prompt_tokens`.
+    covers every assistant turn with its end-of-turn token, but neither `shots` nor the turns at the positions
+    `untrained` of the conversation. Raises DataError like `prompt_tokens`.
     """
     prompt_turns = with_system(conversation, system=system, shots=shots)
     turns = (*prompt_turns, ("assistant", answer))
     _refuse_special_tokens(turns, tokenizer=tokenizer)
     ids = _rendered(turns, tokenizer=tokenizer, answering=False)
     assistant_mask = np.zeros(len(ids), dtype=np.bool_)
-    first_own = len(prompt_turns) - len(conversation) + sum(role == "system" for role, _ in conversation)
-    end = 0
+    own = [position for position, (role, _) in enumerate(conversation) if role != "system"]
+    first_own, end = len(prompt_turns) - len(own), 0
     for index in range(first_own, len(turns)):
-        if turns[index][0] != "assistant":
+        is_context = index < len(prompt_turns) and own[index - first_own] in untrained
+        if turns[index][0] != "assistant" or is_context:
             continue
         is_answer = index + 1 == len(turns)
         known = prompt if is_answer else None
@@ -113,9 +116,19 @@ def training_tokens(
     assert rows.conversations is not None
     tokens = []
     known: Iterable[Prompt | None] = [None] * len(rows) if prompts is None else prompts
-    for row_id, conversation, answer, prompt in zip(rows.row_ids, rows.conversations, rows.labels, known, strict=True):
+    untrained = rows.untrained_turns or ((),) * len(rows)
+    parts = zip(rows.row_ids, rows.conversations, rows.labels, untrained, known, strict=True)
+    for row_id, conversation, answer, context, prompt in parts:
         try:
-            row = _row_tokens(conversation, answer, prompt, tokenizer=tokenizer, system=system, max_length=max_length)
+            row = _row_tokens(
+                conversation,
+                answer,
+                prompt,
+                tokenizer=tokenizer,
+                system=system,
+                max_length=max_length,
+                untrained=context,
+            )
         except DataError as error:
             raise DataError(f"training row {row_id}: {error}") from None
         tokens.append(row)
@@ -136,15 +149,15 @@ def _row_tokens(
     tokenizer: "PreTrainedTokenizerBase",
     system: str | None,
     max_length: int,
+    untrained: Sequence[int],
 ) -> Tokens:
     """Tokenize a training row, truncated to `max_length` plus the tokens of the examples in `prompt`."""
-    if prompt is None or not prompt.examples:
-        whole = conversation_tokens(conversation, answer, tokenizer=tokenizer, system=system)
-    else:
-        shots, known = prompt.examples, prompt.tokens
-        whole = conversation_tokens(conversation, answer, tokenizer=tokenizer, system=system, shots=shots, prompt=known)
-        if len(whole) > max_length:
-            max_length += len(known) - len(prompt_tokens(conversation, tokenizer=tokenizer, system=system))
+    shots, known = (prompt.examples, prompt.tokens) if prompt is not None and prompt.examples else ((), None)
+    whole = conversation_tokens(
+        conversation, answer, tokenizer=tokenizer, system=system, shots=shots, prompt=known, untrained=untrained
+    )
+    if known is not None and len(whole) > max_length:
+        max_length += len(known) - len(prompt_tokens(conversation, tokenizer=tokenizer, system=system))
     return Tokens(whole.ids[:max_length], whole.assistant_mask[:max_length])
 
 

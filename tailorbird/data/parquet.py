@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 
 from tailorbird import storage
 from tailorbird.data.arrow_safety import extension_columns
-from tailorbird.data.rows import NO_GROUP, Conversation, DataError
+from tailorbird.data.conversations import ROLES, WeightedConversation, conversation_of
+from tailorbird.data.rows import NO_GROUP, DataError
 from tailorbird.storage import s3
 
 PART_BYTES = 1 << 20
 ANY_TYPE = "string, integer, boolean or date"
-ROLES = ("system", "user", "assistant")
 TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _TYPES = {
     "string": TEXT_TYPES,
@@ -33,18 +33,17 @@ def groups_of(table: pa.Table, name: str, *, uri: str, first: int) -> tuple[str,
     return read_strings(table, name, uri=uri, first=first, fill=NO_GROUP)
 
 
-def conversations_of(table: pa.Table, name: str, *, uri: str, first: int) -> list[Conversation]:
-    """Return a column of lists of `{role, content}` as conversations; raise DataError for other values."""
+def conversations_of(table: pa.Table, name: str, *, uri: str, first: int) -> list[WeightedConversation]:
+    """Return a column of lists of `{role, content, weight}` as conversations; raise DataError for other values."""
     conversations = []
     for position, messages in enumerate(_values(table.column(name), name, uri=uri), start=first):
-        turns: list[Any] = messages if isinstance(messages, list) else [None]
-        for turn in turns:
-            if not (isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)):
-                raise DataError(
-                    f"{uri}: column {name!r} has no conversation in row {position}; give a list of {{role, content}}, "
-                    f"where role is one of {', '.join(ROLES)} and content is a string"
-                )
-        conversations.append(tuple((turn["role"], turn["content"]) for turn in turns))
+        try:
+            conversations.append(conversation_of(messages if isinstance(messages, list) else [None]))
+        except ValueError as error:
+            raise DataError(
+                f"{uri}: column {name!r} has no conversation in row {position}; give a list of {{role, content}}, "
+                f"where role is one of {', '.join(ROLES)} and content is a string ({error})"
+            ) from None
     return conversations
 
 
@@ -126,7 +125,10 @@ def open_parquet(uri: str, *, columns: Sequence[str], in_parts: bool = False) ->
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, OSError):
             raise DataError(f"cannot read {uri}: {reason}; check that it exists, is complete and can be read") from None
-        raise DataError(f"{uri} is not a valid Parquet file ({reason}); write it again as Parquet") from None
+        raise DataError(
+            f"{uri} is not a valid Parquet file ({reason}); write it again as Parquet, or convert JSON Lines or CSV "
+            "with `tailorbird data put`"
+        ) from None
 
 
 def read_strings(

@@ -36,6 +36,8 @@ class Rows:
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     conversations: tuple[Conversation, ...] | None = None
     """(chat only) Turns before the answer. The label is the answer, and the text is the joined content of the turns."""
+    untrained_turns: tuple[tuple[int, ...], ...] | None = None
+    """(chat only) Positions in `conversations` of the assistant turns with weight 0, which are not trained on."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -54,6 +56,7 @@ class Rows:
             split_keys=None if self.split_keys is None else pick(self.split_keys),
             groups={name: pick(column) for name, column in self.groups.items()},
             conversations=None if self.conversations is None else pick(self.conversations),
+            untrained_turns=None if self.untrained_turns is None else pick(self.untrained_turns),
         )
 
     @property
@@ -108,6 +111,8 @@ def rows_sha256(rows: Rows) -> str:
     columns |= {} if rows.split_keys is None else {"split_key": rows.split_keys}
     if rows.conversations is not None:
         columns["conversation"] = tuple(json.dumps(turns) for turns in rows.conversations)
+    if rows.untrained_turns is not None and any(rows.untrained_turns):
+        columns["untrained turns"] = tuple(json.dumps(positions) for positions in rows.untrained_turns)
     columns |= {f"group {name}": rows.groups[name] for name in sorted(rows.groups)}
     return _digest(columns)
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from tailorbird.config.data import DataConfig
 from tailorbird.data.chat_template import Prompt, conversation_tokens, training_tokens
+from tailorbird.data.conversations import answer_fault
 from tailorbird.data.parquet import conversations_of, groups_of, read_strings, texts_of
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.tokenize import encode_texts
@@ -70,23 +71,24 @@ class ChatData:
         return _column_names(config, *inputs)
 
     def rows(self, table: pa.Table, *, config: DataConfig, uri: str, first: int = 0) -> Rows:
+        untrained: tuple[tuple[int, ...], ...] | None = None
         if config.messages:
-            conversations = conversations_of(table, config.messages, uri=uri, first=first)
+            weighted = conversations_of(table, config.messages, uri=uri, first=first)
+            conversations, untrained = [row.turns for row in weighted], tuple(row.untrained for row in weighted)
         else:
             prompts = texts_of(table, config.prompt, uri=uri, first=first)
             answers = texts_of(table, config.completion, uri=uri, first=first)
             pairs = zip(prompts, answers, strict=True)
             conversations = [(("user", prompt), ("assistant", answer)) for prompt, answer in pairs]
         for position, turns in enumerate(conversations, start=first):
-            if len(turns) < 2 or turns[-1][0] != "assistant" or not turns[-1][1].strip():
+            if (fault := answer_fault(turns)) is not None:
                 raise DataError(
-                    f"{uri}: the conversation in row {position} has no answer; it must have at least two turns and end "
-                    "with a non-empty turn of the assistant. Correct or drop the row"
+                    f"{uri}: the conversation in row {position} has no answer; {fault}. Correct or drop the row"
                 )
         texts = tuple("\n".join(content for _, content in turns[:-1]) for turns in conversations)
         labels = tuple(turns[-1][1] for turns in conversations)
         prompted = tuple(turns[:-1] for turns in conversations)
-        rows = Rows((), texts, labels, conversations=prompted)
+        rows = Rows((), texts, labels, conversations=prompted, untrained_turns=untrained)
         return _with_keys_and_groups(rows, table, config=config, uri=uri, first=first)
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:

@@ -1,33 +1,96 @@
-"""Upload a folder of Parquet files to S3."""
+"""Upload data to S3 as Parquet: Parquet files as they are, JSON Lines and CSV files converted."""
 
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tailorbird import storage
+from tailorbird.data.importing.convert import Report, Schema, check_file, write_parquet
+from tailorbird.data.importing.records import SUFFIXES
 from tailorbird.data.rows import DataError
 
+PARQUET = ".parquet"
+ALLOWED = ", ".join((PARQUET, *SUFFIXES))
 
-def upload_parquet_folder(folder: Path, uri_prefix: str) -> list[str]:
-    """Upload every `*.parquet` under `folder` to the same relative path under `uri_prefix`; return their sorted URIs.
 
-    All files are checked before the first upload. Raises DataError if there are no files, or if a file is not Parquet
-    or has no rows. Raises StorageError if an upload fails.
+@dataclass(frozen=True)
+class UploadedFile:
+    """A file on S3, and what it contains."""
+
+    uri: str
+    format: str  # of the source: Parquet, table, or the name of a chat format
+    num_rows: int
+    columns: tuple[str, ...]
+
+
+def upload_data(source: Path, uri_prefix: str, *, report: Report = lambda *_: None) -> list[UploadedFile]:
+    """Upload a file, or every data file under a folder, to the same relative path under `uri_prefix`, as `.parquet`.
+
+    All files are checked, and converted into a temporary folder, before the first upload. Returns the files sorted by
+    URI. Raises DataError if there are no files, and for a file that is invalid, has no rows or has lines that cannot
+    be kept. Raises StorageError if an upload fails.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give a folder with Parquet files")
-    files = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
-    if not files:
-        raise DataError(f"{folder} contains no *.parquet file; give a folder with Parquet files")
-    for path in files:
-        try:
-            num_rows = pq.read_metadata(path).num_rows
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path} is not a valid Parquet file ({error}); write it again or remove it") from None
-        if num_rows == 0:
-            raise DataError(f"{path} has no rows; write it again with rows, or remove it")
-    uris = {f"{uri_prefix.rstrip('/')}/{path.relative_to(folder).as_posix()}": path for path in files}
-    for uri, path in uris.items():
-        storage.upload_file(path, uri)
-    return sorted(uris)
+    base = source if source.is_dir() else source.parent
+    targets: dict[str, Path] = {}
+    for path in _data_files(source):
+        target = path.relative_to(base).with_suffix(PARQUET).as_posix()
+        if target in targets:
+            raise DataError(f"{targets[target]} and {path} would both become {target}; rename one")
+        targets[target] = path
+    with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder:
+        schemas = {target: _check(path, report=report) for target, path in targets.items()}
+        ready: dict[str, Path] = {}
+        for number, (target, path) in enumerate(targets.items()):
+            ready[target], schema = path, schemas[target]
+            if isinstance(schema, Schema):
+                ready[target] = Path(folder) / f"{number}{PARQUET}"
+                write_parquet(path, ready[target], schema=schema, report=report)
+        total, done = sum(path.stat().st_size for path in ready.values()), 0
+        uploaded = []
+        for target, path in ready.items():
+            uri = f"{uri_prefix.rstrip('/')}/{target}"
+            report(f"uploading {len(ready):,} files", done, total)
+            storage.upload_file(path, uri)
+            done += path.stat().st_size
+            uploaded.append(_description(uri, schemas[target]))
+    return sorted(uploaded, key=lambda file: file.uri)
+
+
+def _data_files(source: Path) -> list[Path]:
+    """Return the data files at or under a path; raise DataError if there are none."""
+    if source.is_dir():
+        files = sorted(path for path in source.rglob("*") if path.is_file() and _is_data(path))
+        if not files:
+            raise DataError(f"{source} contains no data file; give a folder with files of the types {ALLOWED}")
+        return files
+    if not source.is_file():
+        raise DataError(f"{source} does not exist; give a data file ({ALLOWED}) or a folder of them")
+    if not _is_data(source):
+        raise DataError(f"{source} is not a data file by its name; allowed: {ALLOWED}")
+    return [source]
+
+
+def _is_data(path: Path) -> bool:
+    return path.suffix.lower() in (PARQUET, *SUFFIXES)
+
+
+def _check(path: Path, *, report: Report) -> Schema | pq.FileMetaData:
+    """Return the schema of a file to convert, or the footer of a Parquet file."""
+    if path.suffix.lower() != PARQUET:
+        return check_file(path, report=report)
+    try:
+        metadata = pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a valid Parquet file ({error}); write it again or remove it") from None
+    if metadata.num_rows == 0:
+        raise DataError(f"{path} has no rows; write it again with rows, or remove it")
+    return metadata
+
+
+def _description(uri: str, schema: Schema | pq.FileMetaData) -> UploadedFile:
+    if isinstance(schema, Schema):
+        return UploadedFile(uri, schema.format_name, schema.num_rows, tuple(schema.arrow().names))
+    return UploadedFile(uri, "Parquet", schema.num_rows, tuple(schema.schema.to_arrow_schema().names))

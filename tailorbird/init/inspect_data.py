@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tailorbird.config.data import DataConfig
+from tailorbird.data.conversations import answer_fault, conversation_of
 from tailorbird.data.loader import read_splits
 from tailorbird.data.parquet import parquet_files
 from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_roles
@@ -122,13 +123,16 @@ def find_splits(uri: str) -> SplitUris:
 def conversations_in(roles: ColumnRoles) -> list[Conversation]:
     """Return the sample's conversations that end with an answer."""
     if roles.messages is not None:
-        turns = [tuple((turn["role"], turn["content"]) for turn in row) for row in roles.messages.column.values if row]
-        complete = [row for row in turns if len(row) > 1 and row[-1][0] == "assistant"]
-        return [row for row in complete if all(role and content for role, content in row)]
-    assert roles.prompt is not None
-    assert roles.completion is not None
-    pairs = zip(roles.prompt.column.values, roles.completion.column.values, strict=True)
-    return [(("user", prompt), ("assistant", answer)) for prompt, answer in pairs if prompt and answer]
+        conversations = []
+        for messages in roles.messages.column.values:
+            with suppress(ValueError):  # a run reports it
+                conversations.append(conversation_of(messages or ()).turns)
+    else:
+        assert roles.prompt is not None
+        assert roles.completion is not None
+        pairs = zip(roles.prompt.column.values, roles.completion.column.values, strict=True)
+        conversations = [(("user", prompt), ("assistant", answer)) for prompt, answer in pairs if prompt and answer]
+    return [turns for turns in conversations if answer_fault(turns) is None]
 
 
 def data_config(summary: DataSummary, *, split_by: str | None) -> DataConfig:

@@ -1,6 +1,7 @@
-"""A chat recipe from Parquet on S3 to a served champion."""
+"""A chat model from files in OpenAI's format, and a drafted recipe, to a served champion."""
 
 import itertools
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ import numpy as np
 import openai
 import pyarrow as pa
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from cluster.connection import connect
@@ -20,7 +20,7 @@ from serving.deploy.rollout import undeploy
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
 from tailorbird.cli import app
-from tailorbird.config.loader import load_recipe
+from tailorbird.config.loader import load_recipe, recipe_text
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence_files import load_all_predictions, prediction_table_names
 from tailorbird.evaluation.verdict.rules import Outcome
@@ -40,23 +40,23 @@ DATA = "s3://lake/tiny-chat"
 SIZES = {"train": 96, "validation": 16, "test": 60}
 
 
-def content() -> dict[str, Any]:
-    return {
-        "name": "tiny-chat",
-        "task": "chat",
-        "base_model": BASE,
-        "data": {
-            **{split: f"{DATA}/{split}.parquet" for split in SIZES},
-            "messages": "turns", "system": "s", "split_by": "doc", "max_length": 64, "max_new_tokens": 6,
-        },
-        "training": {
-            "num_workers": 2, "zero_stage": 1, "num_seeds": 1, "epochs": 4, "batch_size": 8, "learning_rate": 1e-2,
-            "with_retrieved": True,
-        },
-        "tuning": {"num_trials": 1},
-        "evaluation": {"metric": "token_f1", "prompt_shots": 2, "prompt_draws": 1},
-        "registry": "s3://models",
-    }  # fmt: skip
+OVERRIDES = (
+    "data.system=s", "data.split_by=doc", "data.max_length=64", "data.max_new_tokens=6", "training.method=full",
+    "training.num_workers=2", "training.zero_stage=1", "training.num_seeds=1", "training.epochs=4",
+    "training.batch_size=8", "training.learning_rate=0.01", "training.with_retrieved=true", "tuning.num_trials=1",
+    "tuning.space={}", "evaluation.metric=token_f1", "evaluation.minimum_gain=0.01", "evaluation.expected_gain=null",
+    "evaluation.prompt_shots=2", "evaluation.prompt_draws=1",
+)  # fmt: skip
+
+
+def openai_messages(text: str, answer: str, *, with_context: bool) -> list[dict[str, Any]]:
+    """Return messages in OpenAI's format. The answer in the context is wrong, and its weight is 0."""
+    context = [{"role": "user", "content": "h"}, {"role": "assistant", "content": "maybe", "weight": 0}]
+    return [
+        *(context if with_context else ()),
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": answer, "weight": 1},
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +75,18 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
         split_texts, texts = texts[:size], texts[size:]
         answers = ["no" if split == "train" and row % 3 == 0 else "yes" for row in range(size)]
         pairs = zip(split_texts, answers, strict=True)
-        turns = [
-            [{"role": "user", "content": text}, {"role": "assistant", "content": answer}] for text, answer in pairs
+        lines = [
+            json.dumps({"messages": openai_messages(*pair, with_context=row % 4 == 0), "doc": pair[0]})
+            for row, pair in enumerate(pairs)
         ]
-        write_table(f"{DATA}/{split}.parquet", pa.table({"turns": turns, "doc": split_texts}))
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
-    recipe, recorder = load_recipe(folder / "recipe.yaml"), ProgressRecorder()
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "data" / f"{split}.jsonl").write_text("\n".join(lines))
+    for command in (
+        ["data", "put", str(folder / "data"), DATA],
+        ["init", DATA, "--base-model", BASE, "--output", str(folder / "tiny-chat.yaml")],
+    ):
+        assert CliRunner().invoke(app.app, command, catch_exceptions=False).exit_code == 0
+    recipe, recorder = load_recipe(folder / "tiny-chat.yaml", overrides=OVERRIDES), ProgressRecorder()
     with connect():
         return SmallRun(recipe, run_pipeline(recipe, progress=recorder), recorder)
 
@@ -132,7 +138,7 @@ def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun)
 
 def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_path: Path) -> None:
     champion = promote_version(chat_run.recipe.task_uri)
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(recipe_text(chat_run.recipe), encoding="utf-8")
     result = CliRunner().invoke(app.app, ["serve", str(tmp_path / "recipe.yaml")])
     try:
         assert result.exit_code == 0, result.output
@@ -160,7 +166,7 @@ def test_the_served_champion_returns_the_learned_answer(chat_run: SmallRun, tmp_
 
 
 def test_a_second_run_reuses_the_finished_run(chat_run: SmallRun, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content()), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(recipe_text(chat_run.recipe), encoding="utf-8")
     recorder = ProgressRecorder()
     with connect():
         result = run_pipeline(load_recipe(tmp_path / "recipe.yaml"), progress=recorder)
@@ -168,15 +174,13 @@ def test_a_second_run_reuses_the_finished_run(chat_run: SmallRun, tmp_path: Path
     assert recorder.of_kind(EpochEvent) == []
 
 
-@pytest.mark.usefixtures("chat_run")
-def test_a_row_with_a_special_token_ends_the_run_before_its_baselines(tmp_path: Path) -> None:
+def test_a_row_with_a_special_token_ends_the_run_before_its_baselines(chat_run: SmallRun, tmp_path: Path) -> None:
     texts = ["ab", "c</s>d", "ef"]
     turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in texts]
-    write_table(f"{DATA}/forged.parquet", pa.table({"turns": turns, "doc": ["x", "y", "z"]}))
-    recipe = content() | {"name": "forged"}
-    recipe["data"]["train"] = f"{DATA}/forged.parquet"
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    result = CliRunner().invoke(app.app, ["run", str(tmp_path / "recipe.yaml")])
+    write_table(f"{DATA}/forged.parquet", pa.table({"messages": turns, "doc": ["x", "y", "z"]}))
+    (tmp_path / "recipe.yaml").write_text(recipe_text(chat_run.recipe), encoding="utf-8")
+    overrides = ["name=forged", f"data.train={DATA}/forged.parquet"]
+    result = CliRunner().invoke(app.app, ["run", str(tmp_path / "recipe.yaml"), *overrides])
     assert result.exit_code == 2, result.output
     assert "training row 1: a turn of the user contains the special token '</s>'" in " ".join(result.stderr.split())
     assert not storage.exists("s3://models/forged/stages")

@@ -16,7 +16,7 @@ from tailorbird.data.loader import read_splits
 from tailorbird.data.parquet import read_table
 from tailorbird.data.quality import clean
 from tailorbird.data.rows import DataError
-from tailorbird.data.upload import upload_parquet_folder
+from tailorbird.data.upload import upload_data
 
 NAMES = ("train", "validation", "test")
 
@@ -47,7 +47,8 @@ def test_an_uploaded_folder_is_read_by_its_uris(bucket: str, tmp_path: Path) -> 
     for name in NAMES:
         rows = [f"{name} {number}" for number in range(4)]
         pq.write_table(pa.table({"text": rows, "label": ["x", "y"] * 2}), tmp_path / f"{name}.parquet")
-    assert upload_parquet_folder(tmp_path, bucket) == sorted(f"{bucket}/{name}.parquet" for name in NAMES)
+    uploaded = upload_data(tmp_path, bucket)
+    assert [file.uri for file in uploaded] == sorted(f"{bucket}/{name}.parquet" for name in NAMES)
     config = DataConfig(
         train=f"{bucket}/train.parquet", validation=f"{bucket}/validation.parquet", test=f"{bucket}/test.parquet"
     )
@@ -103,5 +104,5 @@ def test_an_invalid_file_in_a_folder_prevents_the_upload(bucket: str, tmp_path: 
     pq.write_table(pa.table({"text": ["a"], "label": ["x"]}), tmp_path / "train.parquet")
     (tmp_path / "validation.parquet").write_text("not Parquet")
     with pytest.raises(DataError, match=r"validation.parquet"):
-        upload_parquet_folder(tmp_path, bucket)
+        upload_data(tmp_path, bucket)
     assert not storage.exists(bucket)

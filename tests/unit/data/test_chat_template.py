@@ -1,6 +1,7 @@
 """Conversations are tokenized with a chat template, tested with a tiny tokenizer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,19 @@ def test_the_assistant_mask_covers_answers_with_their_end_tokens_only() -> None:
     whole = "<system>z</s><user>x</s><assistant>y</s><user>ab</s><assistant>c</s><user>d</s><assistant>ef</s>"
     assert text_of(tokens.ids) == whole
     assert text_of(np.array(tokens.ids)[tokens.assistant_mask].tolist()) == "c</s>ef</s>"
+
+
+@pytest.mark.parametrize("system", [None, "z"])
+def test_turns_with_weight_0_are_context_and_not_trained_on(system: str | None) -> None:
+    turns = (("user", "a"), ("assistant", "b"), ("user", "c"), ("system", "s"), ("assistant", "d"), ("user", "e"))
+    rows = Rows(("0",), ("a",), ("f",), conversations=(turns,), untrained_turns=((1,),))
+    [tokens] = training_tokens(rows, tokenizer=tokenizer(), system=system, max_length=100)
+    assert "<assistant>b</s>" in text_of(tokens.ids)
+    assert text_of(np.array(tokens.ids)[tokens.assistant_mask].tolist()) == "d</s>f</s>"
+    [tokens] = training_tokens(
+        replace(rows, untrained_turns=((4,),)), tokenizer=tokenizer(), system=system, max_length=100
+    )
+    assert text_of(np.array(tokens.ids)[tokens.assistant_mask].tolist()) == "b</s>f</s>"
 
 
 def test_the_prompt_ends_where_the_answer_starts() -> None:

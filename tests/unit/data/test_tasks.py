@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_rows
-from tailorbird.data.rows import DataError, Splits, fingerprint
+from tailorbird.data.rows import DataError, Splits, concat_rows, fingerprint, rows_sha256
 from tailorbird.data.tasks import CLASSIFICATION, ChatData, data_task
 
 
@@ -66,6 +66,48 @@ def test_a_value_that_is_not_a_list_of_turns_is_rejected(tmp_path: Path, column:
     uri = put(tmp_path / "rows.parquet", messages=column)
     with pytest.raises(DataError, match=r"has no conversation in row 0; give a list of \{role, content\}"):
         read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+
+
+def weighted(*weights: float | None, roles: str = "uauaua") -> list[dict[str, Any]]:
+    """Return a conversation with the turns "0", "1" and so on, and their weights."""
+    contents = map(str, range(len(weights)))
+    return [{**turn, "weight": w} for turn, w in zip(turns(*contents, roles=roles), weights, strict=True)]
+
+
+def test_assistant_turns_with_weight_0_are_not_trained_on(tmp_path: Path) -> None:
+    column = [weighted(None, 0, None, 1), weighted(None, None, 0, 1)]
+    uri = put(tmp_path / "rows.parquet", messages=column)
+    rows = read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+    assert rows.untrained_turns == ((1,), ())
+    assert rows.labels == ("3", "3")
+    assert rows.take([1, 0]).untrained_turns == ((), (1,))
+    assert concat_rows([rows, rows]).untrained_turns == ((1,), (), (1,), ())
+
+
+def test_a_conversation_ends_with_the_last_answer_that_is_trained_on(tmp_path: Path) -> None:
+    uri = put(
+        tmp_path / "rows.parquet",
+        messages=[weighted(None, 1, None, 0), weighted(0, None, 0, None, 0, 0, roles="uauaaa")],
+    )
+    rows = read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+    assert rows.labels == ("1", "3")
+    assert [len(turns) for turns in rows.conversations or ()] == [1, 3]
+
+
+@pytest.mark.parametrize("weights", [(None, 0), (1, 1), (None, 0.5), (None, 0, None, 0)])
+def test_an_unusable_weight_is_rejected_with_its_row(tmp_path: Path, weights: tuple[float | None, ...]) -> None:
+    uri = put(tmp_path / "rows.parquet", messages=[weighted(None, 1), weighted(*weights)])
+    with pytest.raises(DataError, match=r"has no conversation in row 1.*weight"):
+        read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+
+
+def test_weights_are_part_of_the_fingerprint_and_weights_of_1_are_not(tmp_path: Path) -> None:
+    hashes = []
+    for name, weights in {"none": (None, None, 0, 1), "one": (0, 1, None, None), "zero": (None, 0, None, 1)}.items():
+        uri = put(tmp_path / f"{name}.parquet", messages=[weighted(*weights)])
+        rows = read_rows(uri, config=config_of(uri, messages="messages"), task=ChatData())
+        hashes.append(rows_sha256(rows))
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_the_roles_of_a_conversation_are_part_of_its_fingerprint(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A folder of Parquet files is uploaded completely or not at all."""
+"""Data files are uploaded as Parquet if all of them are valid, and not at all otherwise."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 
 from tailorbird.data.parquet import read_table
 from tailorbird.data.rows import DataError
-from tailorbird.data.upload import upload_parquet_folder
+from tailorbird.data.upload import UploadedFile, upload_data
 from tailorbird.storage.s3 import StorageError
 
 
@@ -24,50 +24,86 @@ def folder(tmp_path: Path) -> Path:
 
 def test_files_are_uploaded_to_the_same_relative_path(folder: Path, tmp_path: Path) -> None:
     target = (tmp_path / "lake" / "set").as_uri()
-    uris = upload_parquet_folder(folder, target + "/")
-    assert uris == [f"{target}/{name}.parquet" for name in ("extra/more", "test", "train", "validation")]
+    uploaded = upload_data(folder, target + "/")
+    assert [file.uri for file in uploaded] == [
+        f"{target}/{name}.parquet" for name in ("extra/more", "test", "train", "validation")
+    ]
     assert read_table(f"{target}/train.parquet", columns=["text"]).to_pylist() == [{"text": "train"}]
 
 
-def test_only_parquet_is_uploaded(folder: Path, tmp_path: Path) -> None:
-    upload_parquet_folder(folder, (tmp_path / "lake").as_uri())
+def test_only_data_files_are_uploaded(folder: Path, tmp_path: Path) -> None:
+    upload_data(folder, (tmp_path / "lake").as_uri())
     assert {path.suffix for path in (tmp_path / "lake").rglob("*") if path.is_file()} == {".parquet"}
 
 
 def test_a_second_upload_replaces_the_files(folder: Path, tmp_path: Path) -> None:
     target = (tmp_path / "lake").as_uri()
-    upload_parquet_folder(folder, target)
+    upload_data(folder, target)
     pq.write_table(pa.table({"text": ["new"], "label": ["x"]}), folder / "train.parquet")
-    upload_parquet_folder(folder, target)
+    upload_data(folder, target)
     assert read_table(f"{target}/train.parquet", columns=["text"]).to_pylist() == [{"text": "new"}]
 
 
 def test_a_file_that_is_not_parquet_prevents_the_upload(folder: Path, tmp_path: Path) -> None:
     (folder / "validation.parquet").write_text("text,label")
     with pytest.raises(DataError, match=r"validation.parquet is not a valid Parquet file"):
-        upload_parquet_folder(folder, (tmp_path / "lake").as_uri())
+        upload_data(folder, (tmp_path / "lake").as_uri())
     assert not (tmp_path / "lake").exists()
 
 
 def test_a_file_without_rows_prevents_the_upload(folder: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "test.parquet")
     with pytest.raises(DataError, match=r"test.parquet has no rows"):
-        upload_parquet_folder(folder, (tmp_path / "lake").as_uri())
+        upload_data(folder, (tmp_path / "lake").as_uri())
     assert not (tmp_path / "lake").exists()
 
 
-def test_a_folder_without_parquet_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"contains no \*\.parquet file"):
-        upload_parquet_folder(tmp_path, (tmp_path / "lake").as_uri())
+def test_a_folder_without_data_files_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"contains no data file; give .* \.parquet, \.jsonl"):
+        upload_data(tmp_path, (tmp_path / "lake").as_uri())
 
 
-def test_a_missing_folder_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not a folder"):
-        upload_parquet_folder(tmp_path / "nothing", (tmp_path / "lake").as_uri())
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        upload_data(tmp_path / "nothing", (tmp_path / "lake").as_uri())
+
+
+def test_a_file_with_another_suffix_is_rejected(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="NOTICE is not a data file by its name"):
+        upload_data(folder / "NOTICE", (tmp_path / "lake").as_uri())
+
+
+def test_a_single_file_is_converted_to_parquet(tmp_path: Path) -> None:
+    (tmp_path / "reviews.CSV").write_text("text,label\nfine,good\nbad,poor\n")
+    [uploaded] = upload_data(tmp_path / "reviews.CSV", (tmp_path / "lake").as_uri())
+    assert uploaded == UploadedFile((tmp_path / "lake/reviews.parquet").as_uri(), "table", 2, ("text", "label"))
+    assert read_table(uploaded.uri, columns=["label"]).to_pylist() == [{"label": "good"}, {"label": "poor"}]
+
+
+def test_a_line_that_cannot_be_kept_prevents_the_upload_of_all_files(folder: Path, tmp_path: Path) -> None:
+    (folder / "more.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b"')
+    with pytest.raises(DataError, match=r"more.jsonl has a line .* nothing was written:\n  line 2: it is not valid"):
+        upload_data(folder, (tmp_path / "lake").as_uri())
+    assert not (tmp_path / "lake").exists()
+
+
+def test_two_files_with_the_same_target_are_rejected(folder: Path, tmp_path: Path) -> None:
+    (folder / "train.csv").write_text("text,label\na,x\n")
+    with pytest.raises(DataError, match=r"train.csv and .*train.parquet would both become train.parquet"):
+        upload_data(folder, (tmp_path / "lake").as_uri())
+
+
+def test_the_progress_covers_checks_conversions_and_the_upload(folder: Path, tmp_path: Path) -> None:
+    (folder / "more.csv").write_text("text,label\na,x\n")
+    events: list[tuple[str, int, int]] = []
+    upload_data(folder, (tmp_path / "lake").as_uri(), report=lambda *event: events.append(event))
+    texts = list(dict.fromkeys(text for text, _, _ in events))
+    assert texts == ["checking more.csv", "converting more.csv", "uploading 5 files"]
+    assert events[1] == ("checking more.csv", 15, 15)
 
 
 def test_an_unreachable_server_raises_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:1", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     with pytest.raises(StorageError, match="is not reachable"):
-        upload_parquet_folder(folder, "s3://lake/set")
+        upload_data(folder, "s3://lake/set")

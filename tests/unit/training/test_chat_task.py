@@ -1,6 +1,7 @@
 """Training of a chat task in one process, with a tiny language model: learning, export, resumes and rejected models."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,17 @@ def test_a_chat_model_learns_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reports[-1].loss < 0.2 < 1 < reports[0].loss
     assert reports[-1].score > 0.8 > reports[0].score  # exact match of generated answers on validation
     assert max(report.padding_share for report in reports) < 0.05
+
+
+def test_the_loss_does_not_cover_turns_with_weight_0() -> None:
+    turns = ((("user", "a"), ("assistant", "bcd"), ("user", "e")),)
+    rows = Rows(("0",), ("a",), ("f",), conversations=turns, untrained_turns=((1,),))
+    for trained, num_tokens in ((rows, 2), (replace(rows, untrained_turns=None), 6)):
+        task = task_of(train=trained)
+        sample = task.dataset(tokenizer()).sample()
+        runtime = ChatRuntime(language_model(), tokenizer(), task, task.dataset(tokenizer()))
+        batch = runtime.collate(config_of(), sample, np.array([0]))
+        assert len(batch.targets) == runtime.weight(sample, np.array([0])) == num_tokens
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -1,0 +1,1 @@
+"""Convert JSON Lines and CSV to Parquet."""

@@ -1,0 +1,120 @@
+"""Records of JSON Lines and CSV have the lines on which they start, and each fault names its line."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.data.importing import records
+from tailorbird.data.importing.records import LineFault, Record, read_records
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def read(path: Path, content: str | bytes) -> list[Record | LineFault]:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(read_records(path, report=lambda _: None))
+
+
+def fault_of(path: Path, content: str | bytes) -> LineFault:
+    [*_, last] = read(path, content)
+    assert isinstance(last, LineFault)
+    return last
+
+
+def test_json_lines_can_have_blank_lines_a_byte_order_mark_and_no_last_line_end(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbf{"a": 1}\r\n\n{"a": "\xc3\xa9"}'
+    assert read(tmp_path / "rows.jsonl", content) == [Record(1, {"a": 1}), Record(3, {"a": "é"})]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"a": 1', "is not valid JSON"),
+        ("[1, 2]", "is a JSON list"),
+        ('"text"', "is a JSON str"),
+        ('{"a": NaN}', "NaN is not a JSON value"),
+        ('{"a": 1, "b": 2, "a": 3}', "the name 'a' is repeated"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' + "1" * 5000 + "}", "is not valid JSON"),
+    ],
+    ids=["cut", "list", "string", "nan", "repeated name", "deep", "digits"],
+)
+def test_a_faulty_line_of_json_does_not_hide_the_next(tmp_path: Path, line: str, reason: str) -> None:
+    first, fault, last = read(tmp_path / "rows.jsonl", f'{{"a": 1}}\n{line}\n{{"a": 2}}\n')
+    assert (first, last) == (Record(1, {"a": 1}), Record(3, {"a": 2}))
+    assert isinstance(fault, LineFault)
+    assert fault.line == 2
+    assert reason in fault.reason
+
+
+def test_a_json_array_is_rejected_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    assert fault_of(tmp_path / "rows.json", '\n [\n{"a": 1}]').line == 2
+    assert "jq -c '.[]'" in fault_of(tmp_path / "rows.json", '[{"a": 1}]').reason
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_other_encodings_are_rejected_with_the_line_and_the_byte(tmp_path: Path, suffix: str) -> None:
+    first = '{"a": 1}' if suffix == "jsonl" else "text,label"
+    fault = fault_of(tmp_path / f"rows.{suffix}", f"{first}\ncafé,x".encode("latin-1"))
+    assert (fault.line, "byte 4 (0xe9) is not UTF-8" in fault.reason) == (2, True)
+    fault = fault_of(tmp_path / f"rows.{suffix}", first.encode("utf-16"))
+    assert (fault.line, "the file is UTF-16" in fault.reason) == (1, True)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_line_that_is_too_long_is_rejected_before_it_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 1 << 20)
+    fault = fault_of(tmp_path / f"rows.{suffix}", "x" * (1 << 21))
+    assert (fault.line, "longer than 1 MiB" in fault.reason) == (1, True)
+
+
+def test_csv_fields_can_have_delimiters_quotes_and_line_ends(tmp_path: Path) -> None:
+    content = 'text,label\r\n"a, ""b""\nc",x\r\n\r\nd,\r\n'
+    expected = [Record(2, {"text": 'a, "b"\nc', "label": "x"}), Record(5, {"text": "d", "label": None})]
+    assert read(tmp_path / "rows.csv", content) == expected
+    assert read(tmp_path / "rows.tsv", "text\tlabel\na, b\tx") == [Record(2, {"text": "a, b", "label": "x"})]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "reason"),
+    [
+        ("text,label\na,x\nb,y,z", 3, "has 3 fields, but the header has 2"),
+        ('text,label\na,x\n"b,y', 3, "is not valid CSV"),
+        ('text,label\na,"x"y', 2, "is not valid CSV"),
+        ("text;label\na;x", 1, "the header has one column; give at least two, separated by ','"),
+        ("text,text\na,x", 1, "has the column 'text' twice"),
+        ("text,\na,x", 1, "has no name"),
+    ],
+)
+def test_a_fault_of_a_csv_file_names_its_line(tmp_path: Path, content: str, line: int, reason: str) -> None:
+    fault = fault_of(tmp_path / "rows.csv", content)
+    assert fault.line == line
+    assert reason in fault.reason
+
+
+def test_a_csv_field_can_be_longer_than_the_default_limit_of_python(tmp_path: Path) -> None:
+    text, limit = "a" * 200_000, csv.field_size_limit()
+    assert read(tmp_path / "rows.csv", f"text,label\n{text},x") == [Record(2, {"text": text, "label": "x"})]
+    assert csv.field_size_limit() == limit
+
+
+@given(rows=st.lists(st.dictionaries(st.sampled_from("abc"), TEXTS | st.integers() | st.booleans() | st.none())))
+def test_json_lines_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, rows: list[object]) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    read_rows = read(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert read_rows == [Record(line, row) for line, row in enumerate(rows, start=1)]
+
+
+@given(rows=st.lists(st.tuples(TEXTS, TEXTS)))
+def test_csv_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    values = [list(row.values.values()) for row in read_records(path, report=lambda _: None) if isinstance(row, Record)]
+    assert values == [[text or None, label or None] for text, label in rows]
