@@ -22,7 +22,7 @@ from tailorbird.data.tasks import ChatData
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.inference.chat_answers import Answer, answer_rows
-from tailorbird.evaluation.statistics.text_metrics import per_row
+from tailorbird.evaluation.statistics.answer_metrics import per_row
 from tailorbird.models.attention.packed_attention import Attention, choose_attention
 from tailorbird.models.causal_lm import ChatModel, as_tensors, model_inputs
 from tailorbird.models.errors import ModelError
@@ -127,7 +127,8 @@ class ChatRuntime:
         finite = all(math.isfinite(answer.confidence) for answer in answers)
         if means_over_ranks(float(finite))[0] < 1:
             raise Diverged("predictions are not finite")
-        scores = per_row(self.task.metric, outputs=[answer.text for answer in answers], references=rows.labels)
+        texts = [answer.text for answer in answers]
+        scores = per_row(self.task.metric, outputs=texts, references=rows.labels, config=rows.answers)
         total = torch.tensor([float(scores.sum())], dtype=torch.float64, device=default_device())
         dist.all_reduce(total)
         return float(total) / len(self.task.validation)

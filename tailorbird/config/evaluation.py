@@ -4,8 +4,17 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
 
+from tailorbird.config.answers import ANSWER_METRICS, AnswersConfig
 from tailorbird.config.base import MODEL_STORES, ConfigSection, with_scheme
 from tailorbird.config.endpoint import EndpointConfig
+
+EXAMPLES = {
+    "json_fields": "{}",
+    "regex": "{pattern: '#### (.*)'}",
+    "numeric": "{}",
+    "choice": "{options: ['yes', 'no']}",
+}
+"""Smallest sections of `answers` by metric."""
 
 
 class CalibrationGateConfig(ConfigSection):
@@ -96,9 +105,14 @@ class HybridConfig(ConfigSection):
 
 
 class EvaluationConfig(ConfigSection):
-    metric: Literal["accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l"] = "accuracy"
-    """Metric of the verdict: `accuracy` or `macro_f1` for classification; `exact_match`, `token_f1` or `rouge_l` for
-    chat. Prefer `macro_f1` if the classes differ greatly in size."""
+    metric: Literal[
+        "accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "json_fields", "regex", "numeric", "choice"
+    ] = "accuracy"
+    """Metric of the verdict: `accuracy` or `macro_f1` for classification; `exact_match`, `token_f1`, `rouge_l` or a
+    metric of `answers` for chat. Prefer `macro_f1` if the classes differ greatly in size."""
+    answers: AnswersConfig | None = None
+    """(chat only) How structured answers are compared: by fields of JSON, a group of a regular expression, numbers or
+    choices."""
     minimum_gain: float = Field(default=0.01, ge=0, lt=1)
     """Smallest gain that is worth a change of model, as a share (0.01 is one point). A smaller gain does not lead to
     `FINE_TUNE`."""
@@ -152,6 +166,15 @@ class EvaluationConfig(ConfigSection):
     @classmethod
     def _known_model_store(cls, uri: str | None) -> str | None:
         return None if uri is None else with_scheme(uri, MODEL_STORES)
+
+    @model_validator(mode="after")
+    def _metric_is_configured(self) -> Self:
+        if self.metric in ANSWER_METRICS and getattr(self.answers, self.metric, None) is None:
+            raise ValueError(
+                f"metric {self.metric!r} requires the section answers.{self.metric}; set it, for example "
+                f"`answers: {{{self.metric}: {EXAMPLES[self.metric]}}}`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _expects_a_gain(self) -> Self:

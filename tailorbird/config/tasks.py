@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tailorbird.config.answers import ANSWER_METRICS
+
 TaskName = Literal["classification", "chat"]
 
 
@@ -33,6 +35,7 @@ TASKS: dict[TaskName, TaskRules] = {
             "serving.engine": "transformers",
             "training.with_retrieved": False,
             "evaluation.retrieval_encoder": None,
+            "evaluation.answers": None,
         },
         hub_task="text-classification",
         model="A text classifier",
@@ -41,7 +44,7 @@ TASKS: dict[TaskName, TaskRules] = {
         is_monitored=True,
     ),
     "chat": TaskRules(
-        metrics=("exact_match", "token_f1", "rouge_l"),
+        metrics=("exact_match", "token_f1", "rouge_l", *ANSWER_METRICS),
         input_fields=("messages", "prompt"),
         fixed=dict.fromkeys([*CLASSIFICATION_GATE_FIELDS, "serving.challenger.shadow"]),
         hub_task="text-generation",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tailorbird.config.answers import AnswersConfig
 from tailorbird.data.splits import normalise
 
 Message = tuple[str, str]  # role and content
@@ -38,6 +39,8 @@ class Rows:
     """(chat only) Turns before the answer. The label is the answer, and the text is the joined content of the turns."""
     untrained_turns: tuple[tuple[int, ...], ...] | None = None
     """(chat only) Positions in `conversations` of the assistant turns with weight 0, which are not trained on."""
+    answers: AnswersConfig | None = None
+    """(chat only) How structured answers are compared with the labels."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -57,6 +60,7 @@ class Rows:
             groups={name: pick(column) for name, column in self.groups.items()},
             conversations=None if self.conversations is None else pick(self.conversations),
             untrained_turns=None if self.untrained_turns is None else pick(self.untrained_turns),
+            answers=self.answers,
         )
 
     @property
@@ -85,9 +89,9 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
         columns = [getattr(rows, name) for rows in parts]
         return None if columns[0] is None else tuple(chain.from_iterable(columns))
 
-    names = [field.name for field in fields(Rows) if field.name != "groups"]
+    names = [field.name for field in fields(Rows) if field.name not in ("groups", "answers")]
     groups = {name: tuple(chain.from_iterable(rows.groups[name] for rows in parts)) for name in parts[0].groups}
-    return Rows(groups=groups, **{name: column(name) for name in names})
+    return Rows(groups=groups, answers=parts[0].answers, **{name: column(name) for name in names})
 
 
 def fingerprint(splits: Splits) -> dict[str, str]:

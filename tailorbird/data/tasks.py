@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 
+from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.data import DataConfig
 from tailorbird.data.chat_template import Prompt, conversation_tokens, training_tokens
 from tailorbird.data.conversations import answer_fault
@@ -65,6 +66,7 @@ class ChatData:
 
     name: ClassVar[TaskName] = "chat"
     system: str | None = None  # system message for conversations without one
+    answers: AnswersConfig | None = None  # how structured answers are compared
 
     def columns(self, config: DataConfig) -> list[str]:
         inputs = [config.messages] if config.messages else [config.prompt, config.completion]
@@ -88,7 +90,7 @@ class ChatData:
         texts = tuple("\n".join(content for _, content in turns[:-1]) for turns in conversations)
         labels = tuple(turns[-1][1] for turns in conversations)
         prompted = tuple(turns[:-1] for turns in conversations)
-        rows = Rows((), texts, labels, conversations=prompted, untrained_turns=untrained)
+        rows = Rows((), texts, labels, conversations=prompted, untrained_turns=untrained, answers=self.answers)
         return _with_keys_and_groups(rows, table, config=config, uri=uri, first=first)
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:
@@ -140,9 +142,9 @@ DataTask = ClassificationData | ChatData
 CLASSIFICATION = ClassificationData()
 
 
-def data_task(name: TaskName, *, system: str | None = None) -> DataTask:
-    """Return the data handling of the task with this name in the recipe. `system` is for chat tasks."""
-    return ChatData(system) if name == "chat" else CLASSIFICATION
+def data_task(name: TaskName, *, system: str | None = None, answers: AnswersConfig | None = None) -> DataTask:
+    """Return the data handling of the task with this name in the recipe. `system` and `answers` are for chat tasks."""
+    return ChatData(system, answers) if name == "chat" else CLASSIFICATION
 
 
 def _column_names(config: DataConfig, *inputs: str) -> list[str]:

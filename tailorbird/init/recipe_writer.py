@@ -3,18 +3,20 @@
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cluster.progress import current_progress
+from tailorbird.config.answers import AnswersConfig, JsonFieldsConfig
 from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.profiling.sample import NEAR_EMPTY, num_copies, num_near_empty
 from tailorbird.data.profiling.token_lengths import TOKENS_PER_WORD
 from tailorbird.data.quality import DataReport
+from tailorbird.evaluation.statistics.answer_metrics import unreadable
 from tailorbird.init import inspect_data as inspection
 from tailorbird.init.inspect_data import DataSummary, DraftOptions, SplitCheck, conversations_in
 from tailorbird.init.task_defaults import DEFAULTS, expected_gain, minimum_gain
@@ -204,6 +206,7 @@ def _evaluation(summary: DataSummary) -> Iterator[str]:
     gain = expected_gain(rows, task=task)
     yield "evaluation:"
     yield f"  metric: {_metric(summary)}"
+    yield from _answers(summary)
     yield f"  minimum_gain: {minimum_gain(gain):g}  # smallest gain for which you would replace the model"
     text = f"With about {rows:,} test rows, the test detects a true gain of {100 * gain:g} points with a power of 80%, "
     text += f"assuming that {DEFAULTS[task].assumption}. To detect a smaller gain, use more test rows"
@@ -215,9 +218,27 @@ def _evaluation(summary: DataSummary) -> Iterator[str]:
             yield "  # Also set `gates: {groups: null}`, because the data has no groups."
 
 
+def _answer_texts(summary: DataSummary) -> list[str]:
+    return [conversation[-1][1] for conversation in conversations_in(summary.roles)]
+
+
+def _are_json(answers: Sequence[str]) -> bool:
+    """Return True if every answer is a JSON object."""
+    return bool(answers) and unreadable(answers, config=AnswersConfig(json_fields=JsonFieldsConfig())) is None
+
+
+def _answers(summary: DataSummary) -> Iterator[str]:
+    if summary.roles.label is None and _are_json(_answer_texts(summary)):
+        yield "  # All fields are compared. To compare some of them, set `paths`, for example `paths: [/total]`."
+        yield "  answers: {json_fields: {}}"
+
+
 def _metric(summary: DataSummary) -> str:
     if summary.roles.label is None:
-        answers = [conversation[-1][1].split() for conversation in conversations_in(summary.roles)]
+        texts = _answer_texts(summary)
+        if _are_json(texts):
+            return "json_fields  # every answer is a JSON object; the score is the share of equal fields"
+        answers = [text.split() for text in texts]
         words = sum(map(len, answers)) / max(1, len(answers))
         metric = "rouge_l" if words > 8 else "token_f1" if words > 1.5 else "exact_match"
         return f"{metric}  # answers have {words:.1f} words on average"

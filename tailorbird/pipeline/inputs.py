@@ -12,10 +12,11 @@ from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.parquet import has_integers
-from tailorbird.data.rows import Splits
+from tailorbird.data.rows import DataError, Splits
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.report.evidence import BaseModelRecord
+from tailorbird.evaluation.statistics.answer_metrics import unreadable
 from tailorbird.models.base_model import base_model_source, model_files, stage_base_model
 from tailorbird.models.metadata import require_encoder, require_length
 from tailorbird.models.pretrained import dtype_name
@@ -59,6 +60,8 @@ class RunInputs:
         rows = {name: self.data.hashes[name] for name in ("train", "validation")}
         if self.data.sample_sha256 is not None:  # the baselines are fitted on the sample
             rows["train_in_memory"] = self.data.sample_sha256
+        if (answers := self.recipe.evaluation.answers) is not None:
+            inputs = {"answers": answers.model_dump(mode="json"), **inputs}
         return {"code": code_sha256(*functions), "base_model": asdict(self.base_model), "data": rows, **inputs}
 
     def cached(self, name: str, *, output: type[R], inputs: Mapping[str, object], compute: Callable[[str], R]) -> R:
@@ -98,9 +101,11 @@ class RunInputs:
 
 def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunInputs:
     """Read and check the recipe's rows, and stage the base model, the encoder for retrieval and the code."""
-    task = data_task(recipe.task, system=recipe.data.system)
+    task = data_task(recipe.task, system=recipe.data.system, answers=recipe.evaluation.answers)
     # Check the rows first, so that an error in them is reported before the base model is downloaded.
     data = load_in_memory(recipe.data, task, seed=recipe.training.seed)
+    if data is not None:
+        require_readable_answers(data.splits)
     progress.activity(f"reading the base model {recipe.base_model}, which is copied to the registry on first use")
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
     require_length(uri, max_length=recipe.data.max_length, task=task)
@@ -112,6 +117,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         progress.activity("tokenizing the training rows into shards")
         inputs = {"code": code_sha256(load_sharded), "base_model": asdict(base_model)}
         data = load_sharded(recipe.data, task, base_model=uri, task_uri=recipe.task_uri, inputs=inputs)
+        require_readable_answers(data.splits)
     integer_labels = recipe.task == "classification" and has_integers(recipe.data.train_uris, column=recipe.data.label)
     return RunInputs(recipe, data, base_model, code, encoder, integer_labels=integer_labels)
 
@@ -121,11 +127,24 @@ def inspect_inputs(recipe: Recipe) -> RunInputs | None:
 
     Return None if the training rows are streamed.
     """
-    data = load_in_memory(recipe.data, data_task(recipe.task, system=recipe.data.system), seed=recipe.training.seed)
+    task = data_task(recipe.task, system=recipe.data.system, answers=recipe.evaluation.answers)
+    data = load_in_memory(recipe.data, task, seed=recipe.training.seed)
     if data is None:
         return None
+    require_readable_answers(data.splits)
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
     return RunInputs(recipe, data, _record(recipe.base_model, uri=uri, registry=recipe.registry), CodeVersion("", ""))
+
+
+def require_readable_answers(splits: Splits) -> None:
+    """Raise DataError for a validation or test row whose answer has no value for a metric of `evaluation.answers`."""
+    for name, rows in (("validation", splits.validation), ("test", splits.test)):
+        if (fault := unreadable(rows.labels, config=rows.answers)) is not None:
+            position, what = fault
+            raise DataError(
+                f"the answer of {name} row {rows.row_ids[position]} has no {what}; correct the row, or "
+                "evaluation.answers in the recipe"
+            )
 
 
 def _stage_encoder(recipe: Recipe) -> BaseModelRecord | None:

@@ -6,6 +6,7 @@ from itertools import chain, starmap
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.progress import current_progress
 from tailorbird import storage
@@ -16,7 +17,7 @@ from tailorbird.data.splits import subsample
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.inference.chat_answers import answer_rows, conversations
-from tailorbird.evaluation.statistics.text_metrics import per_row
+from tailorbird.evaluation.statistics.answer_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import context_length
 from tailorbird.models.loading import load_text_encoder
@@ -50,6 +51,10 @@ class ChatBaselines:
     dtype: Dtype  # precision of the pretrained model in this process
 
 
+def _row_scores(metric: str, outputs: list[str], *, validation: Rows) -> NDArray[np.float64]:
+    return per_row(metric, outputs=outputs, references=validation.labels, config=validation.answers)
+
+
 @dataclass(frozen=True)
 class _Scorer:
     """The pretrained model and the index, to score a prompting on the validation rows."""
@@ -61,7 +66,7 @@ class _Scorer:
     metric: str
 
     def of_answers(self, outputs: list[str]) -> float:
-        return float(np.mean(per_row(self.metric, outputs=outputs, references=self.validation.labels)))
+        return float(np.mean(_row_scores(self.metric, outputs, validation=self.validation)))
 
     def of(self, prompting: Prompting) -> float:
         rows, tokenizer = self.validation, self.tokenizer
@@ -145,7 +150,7 @@ def add_embeddings(index: RetrievalIndex, *, encoder: PinnedEncoder, validation:
             nearest = np.argmax(weight * embeddings + (1 - weight) * ngrams)
             outputs.append(index.answer(int(nearest)).strip())
     scores = {
-        weight: float(np.mean(per_row(metric, outputs=outputs, references=validation.labels)))
+        weight: float(np.mean(_row_scores(metric, outputs, validation=validation)))
         for weight, outputs in answers.items()
     }
     best = max(scores, key=lambda weight: scores[weight])

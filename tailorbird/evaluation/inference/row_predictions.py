@@ -7,7 +7,8 @@ import numpy as np
 from tailorbird.data.rows import Rows
 from tailorbird.data.splits import normalise
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, per_row, words_sha256
+from tailorbird.evaluation.statistics.answer_metrics import answer_metrics, per_row
+from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, words_sha256
 
 
 def label_predictions(
@@ -39,10 +40,12 @@ def text_predictions(
 ) -> Predictions:
     """Return the answers of a chat model as scores and hashes, because the evidence must not contain texts.
 
-    `log_likelihoods` [N] are those of the reference answers, and `logprobs` those of the tokens of each answer, if the
-    model has them.
+    The scores are those of `TEXT_METRICS` and of the metrics that `rows.answers` configures, whose errors are those of
+    `AnswerMetric`. `log_likelihoods` [N] are those of the reference answers, and `logprobs` those of the tokens of each
+    answer, if the model has them.
     """
-    scores = {name: per_row(name, outputs=outputs, references=rows.labels) for name in TEXT_METRICS}
+    names = (*TEXT_METRICS, *answer_metrics(rows.answers))
+    scores = {name: per_row(name, outputs=outputs, references=rows.labels, config=rows.answers) for name in names}
     measures = {name: values for name, values in scores.items() if name != "exact_match"}
     if log_likelihoods is not None:
         measures["log_likelihood"] = log_likelihoods

@@ -2,6 +2,7 @@
 
 import yaml
 
+from tailorbird.config.answers import ANSWER_METRICS
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
@@ -27,6 +28,7 @@ HUB_METRICS = {
     "exact_match": "exact_match",
     "token_f1": "f1",
     "rouge_l": "rouge",
+    **{name: name for name in ANSWER_METRICS},
 }
 """Name of each metric on the Hub."""
 ARCHITECTURES: dict[str, str] = {

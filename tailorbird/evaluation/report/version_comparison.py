@@ -51,6 +51,11 @@ def compare_versions(first: str, *, second: str) -> VersionComparison:
             f"{name} and {other_name} were tested on different rows: their sha256 are {protocol.test_sha256} and "
             f"{other_protocol.test_sha256}; compare versions of the same run, or evaluate both in a new run"
         )
+    if protocol.answers != other_protocol.answers:
+        raise VerdictRefused(
+            f"{name} and {other_name} were tested with different settings of evaluation.answers; compare versions of "
+            "the same run, or evaluate both in a new run"
+        )
     align(table, other)
     metric, alpha = protocol.metric, protocol.alpha
     comparison = compare(table, other=other, metric=metric, alpha=alpha)

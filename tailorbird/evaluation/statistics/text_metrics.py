@@ -6,16 +6,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-_WORD = re.compile(r"\w+(?:[.,/-]\w+)*")
+WORD = re.compile(r"\w+(?:[.,/-]\w+)*")
 """A word or number, including punctuation that joins its parts (`N13.5`, `well-known`)."""
 
 
 def words(text: str) -> list[str]:
     """Return the words of a text, normalised for comparison: NFKC, case folded, without other punctuation."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -43,12 +40,6 @@ TEXT_METRICS: dict[str, Callable[[str, str], float]] = {
     "token_f1": token_f1,
     "rouge_l": rouge_l,
 }
-
-
-def per_row(metric: str, *, outputs: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
-    """Return the score of each answer [N] against its reference [N] in a metric of `TEXT_METRICS`."""
-    score = TEXT_METRICS[metric]
-    return np.array([score(ours, theirs) for ours, theirs in zip(outputs, references, strict=True)], dtype=np.float64)
 
 
 def words_sha256(text: str) -> str:

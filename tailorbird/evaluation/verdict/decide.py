@@ -1,5 +1,6 @@
 """Decide which model is served, from predictions on the same test rows (a pure function)."""
 
+from tailorbird.config.answers import ANSWER_METRICS
 from tailorbird.evaluation.statistics.paired import compare
 from tailorbird.evaluation.statistics.posterior import posterior_of
 from tailorbird.evaluation.verdict.assess import Assessment, assess
@@ -18,6 +19,7 @@ SECOND_METRIC = {
     "exact_match": "token_f1",
     "token_f1": "exact_match",
     "rouge_l": "exact_match",
+    **dict.fromkeys(ANSWER_METRICS, "exact_match"),
 }
 """The second metric that is reported with each metric; no rule reads it."""
 

@@ -1,11 +1,17 @@
 """Names of metrics and models, and the format of gains, sizes and p values."""
 
+from tailorbird.config.answers import ANSWER_METRICS
+
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
     "exact_match": "exact match",
     "token_f1": "token F1",
     "rouge_l": "ROUGE-L",
+    "json_fields": "share of equal fields",
+    "regex": "share of equal matches",
+    "numeric": "share of equal numbers",
+    "choice": "share of right choices",
 }
 """Names for readers."""
 
@@ -30,7 +36,7 @@ MODEL_NAMES = {
     "endpoint_retrieved": "external endpoint with retrieved examples in the prompt",
 }
 """Names for readers by kind of model; other kinds are shown as they are."""
-PERCENTAGES = ("accuracy", "exact_match")  # metrics that are shares of rows
+PERCENTAGES = ("accuracy", "exact_match", *ANSWER_METRICS)  # metrics that are shares of rows or fields
 
 
 def model_name(kind: str) -> str:

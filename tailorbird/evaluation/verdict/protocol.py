@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tailorbird.config.answers import AnswersConfig
 from tailorbird.config.evaluation import EvaluationConfig, GatesConfig, HybridConfig
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.tasks import TASKS
@@ -22,6 +23,8 @@ class TestProtocol(BaseModel):
 
     metric: str
     """One of `METRICS`."""
+    answers: AnswersConfig | None = None
+    """(chat only) How structured answers are compared."""
     minimum_gain: float = Field(ge=0, lt=1)
     """The smallest gain worth a change of model, as a share (0.01 is one point)."""
     expected_gain: float = Field(ge=0, lt=1)
@@ -66,6 +69,7 @@ def build_protocol(
     margin = config.non_inferiority_margin
     return TestProtocol(
         metric=config.metric,
+        answers=config.answers,
         minimum_gain=config.minimum_gain,
         expected_gain=expected_gain(config),
         non_inferiority_margin=config.minimum_gain if margin is None else margin,

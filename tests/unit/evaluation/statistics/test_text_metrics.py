@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tailorbird.evaluation.statistics.answer_metrics import per_row
 from tailorbird.evaluation.statistics.text_metrics import (
     TEXT_METRICS,
     exact_match,
-    per_row,
     rouge_l,
     token_f1,
     words,

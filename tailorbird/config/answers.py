@@ -1,0 +1,150 @@
+"""Section `evaluation.answers` of a recipe: how structured answers are compared with the reference."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import regex
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from tailorbird.config.base import ConfigSection
+
+ANSWER_METRICS = ("json_fields", "regex", "numeric", "choice")
+"""Metrics that are configured by the section `evaluation.answers`."""
+LOCAL_REFERENCE = "#/"
+
+
+class JsonFieldsConfig(ConfigSection):
+    """By default, all fields of the reference and of the answer are compared."""
+
+    paths: tuple[str, ...] = ()
+    """Fields to compare, as JSON Pointers, for example `/patient/age`. A list is compared as a whole."""
+    json_schema: dict[str, Any] | None = None
+    """JSON Schema whose properties are compared, instead of `paths`. Nested objects and local references are
+    followed."""
+
+    @field_validator("paths")
+    @classmethod
+    def _are_pointers(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if not path.startswith("/"):
+                raise ValueError(f"{path!r} is not a JSON Pointer; give a path such as '/patient/age'")
+        return paths
+
+    @model_validator(mode="after")
+    def _schema_has_fields(self) -> Self:
+        if self.json_schema is not None:
+            if self.paths:
+                raise ValueError("paths and json_schema are both set; remove one")
+            schema_paths(self.json_schema)
+        return self
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The fields to compare; empty for all."""
+        return self.paths if self.json_schema is None else schema_paths(self.json_schema)
+
+
+class RegexConfig(ConfigSection):
+    pattern: str = Field(min_length=1)
+    """Regular expression in Python's syntax. Its first match in the answer is compared with that in the reference."""
+    group: int | str = 1
+    """Number or name of the group that is compared; 0 is the whole match. White space around it is ignored."""
+
+    @model_validator(mode="after")
+    def _pattern_has_the_group(self) -> Self:
+        try:
+            compiled = regex.compile(self.pattern)
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from None
+        if self.group not in (*range(compiled.groups + 1), *compiled.groupindex):
+            raise ValueError(
+                f"pattern {self.pattern!r} has no group {self.group!r}; add parentheses, or set `group: 0`"
+            )
+        return self
+
+
+class NumericConfig(ConfigSection):
+    """The last number in the answer is compared with the last number in the reference. By default, they must be
+    equal."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    absolute: float = Field(default=0.0, ge=0)
+    """Largest difference that counts as equal."""
+    relative: float = Field(default=0.0, ge=0)
+    """Largest difference that counts as equal, as a share of the reference. One of the two tolerances is enough."""
+
+
+class ChoiceConfig(ConfigSection):
+    options: tuple[str, ...] = Field(min_length=2)
+    """The options, such as `["yes", "no"]` or `[A, B, C, D]`. An answer counts if it contains exactly one of
+    them."""
+
+    @field_validator("options")
+    @classmethod
+    def _differ(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        if blank := [option for option in options if not any(letter.isalnum() for letter in option)]:
+            raise ValueError(f"the option {blank[0]!r} has no letter or digit; give each option a word")
+        folded = [" ".join(option.casefold().split()) for option in options]
+        if repeated := [option for option in folded if folded.count(option) > 1]:
+            raise ValueError(f"the option {repeated[0]!r} is repeated; remove it")
+        return options
+
+
+class AnswersConfig(ConfigSection):
+    """(chat only) How structured answers are compared. Each section that is set adds a score per row with its name;
+    `evaluation.metric` selects the one that decides."""
+
+    json_fields: JsonFieldsConfig | None = None
+    """Answers are JSON objects. The score is the share of fields that equal those of the reference."""
+    regex: RegexConfig | None = None
+    """The score is 1 if a group of a regular expression matches the same text in answer and reference, else 0."""
+    numeric: NumericConfig | None = None
+    """Answers contain a number. The score is 1 if it equals that of the reference within a tolerance, else 0."""
+    choice: ChoiceConfig | None = None
+    """Answers name one of several options. The score is 1 if it is that of the reference, else 0."""
+
+
+def schema_paths(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the JSON Pointers of the fields that a JSON Schema describes; raise ValueError if there are none.
+
+    Objects with properties are followed, through local references too. A schema that contains itself ends there.
+    """
+    paths = tuple(_paths_below(schema, root=schema, prefix="", seen=()))
+    if not paths or "" in paths:
+        raise ValueError("json_schema has no properties; give the schema of a JSON object")
+    return paths
+
+
+def _paths_below(schema: Any, *, root: Mapping[str, Any], prefix: str, seen: tuple[str, ...]) -> list[str]:
+    if isinstance(schema, bool):
+        return [prefix]
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"json_schema: the schema of {prefix or 'the answer'!r} is not an object")
+    reference = schema.get("$ref")
+    if reference is not None:
+        if reference in seen:
+            return [prefix]
+        target = _referenced(reference, root=root)
+        return _paths_below(target, root=root, prefix=prefix, seen=(*seen, reference))
+    properties = schema.get("properties")
+    if not properties:
+        return [prefix]
+    if not isinstance(properties, Mapping):
+        raise ValueError(f"json_schema: `properties` of {prefix or 'the answer'!r} is not an object")
+    paths = []
+    for name, value in properties.items():
+        escaped = str(name).replace("~", "~0").replace("/", "~1")
+        paths += _paths_below(value, root=root, prefix=f"{prefix}/{escaped}", seen=seen)
+    return paths
+
+
+def _referenced(reference: object, *, root: Mapping[str, Any]) -> Any:
+    if not isinstance(reference, str) or not reference.startswith(LOCAL_REFERENCE):
+        raise ValueError(f"json_schema: $ref {reference!r} is not supported; use a reference within the schema")
+    value: Any = root
+    for part in reference.removeprefix(LOCAL_REFERENCE).split("/"):
+        if not isinstance(value, Mapping) or part not in value:
+            raise ValueError(f"json_schema: $ref {reference!r} refers to nothing; correct it")
+        value = value[part]
+    return value

@@ -1,0 +1,224 @@
+"""Metrics of structured answers: fields of JSON, a group of a regular expression, numbers, and choices.
+
+Each metric reads a value from the answer and from the reference, and compares the two. An answer without a value has
+the score 0. A reference without one is an error of the data.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, DecimalException
+from typing import Any
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+from tailorbird.config.answers import AnswersConfig, ChoiceConfig, JsonFieldsConfig, NumericConfig, RegexConfig
+from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, WORD
+
+PATTERN_SECONDS = 2.0  # limit for one search of a regular expression
+_FENCED = re.compile(r"\s*```\w*\n(.*)\n```\s*", re.DOTALL)
+_NUMBER = re.compile(
+    r"(?<!\w)(?<!\d\.)[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?"
+    r"|(?<![\w.])[-+]?\.\d+"
+)
+"""A number, with a comma between thousands or none. A hyphen after a digit separates the numbers of a range."""
+_MISSING = object()
+
+
+class PatternTimeout(ValueError):
+    """A regular expression that takes too long on a text."""
+
+
+@dataclass(frozen=True)
+class AnswerMetric:
+    """A metric of answers with a value."""
+
+    what: str  # value that a reference must have
+    read: Callable[[str], Any]  # value of a text, None if it has none
+    compare: Callable[[Any, Any], float]  # score of the value of an answer and that of the reference
+
+    def __call__(self, answer: str, reference: str) -> float:
+        """Return the score of an answer; raise ValueError if the reference has no value."""
+        expected, given = self.read(reference), self.read(answer)
+        if expected is None:
+            raise ValueError(f"the reference answer {reference[:80]!r} has no {self.what}")
+        return 0.0 if given is None else self.compare(given, expected)
+
+
+def answer_metrics(config: AnswersConfig | None) -> dict[str, AnswerMetric]:
+    """Return the metrics that a recipe configures, by name."""
+    if config is None:
+        return {}
+    metrics = {
+        "json_fields": config.json_fields and json_fields(config.json_fields),
+        "regex": config.regex and regex_group(config.regex),
+        "numeric": config.numeric and numeric(config.numeric),
+        "choice": config.choice and choice(config.choice),
+    }
+    return {name: metric for name, metric in metrics.items() if metric is not None}
+
+
+def per_row(
+    metric: str, *, outputs: Sequence[str], references: Sequence[str], config: AnswersConfig | None = None
+) -> NDArray[np.float64]:
+    """Return the score of each answer [N] against its reference [N], in a metric of `TEXT_METRICS` or of `config`."""
+    score = (TEXT_METRICS | answer_metrics(config))[metric]
+    return np.array([score(ours, theirs) for ours, theirs in zip(outputs, references, strict=True)], dtype=np.float64)
+
+
+def unreadable(references: Sequence[str], *, config: AnswersConfig | None) -> tuple[int, str] | None:
+    """Return the position of the first reference without a value for a metric, and the value; None if there is none."""
+    for metric in answer_metrics(config).values():
+        for position, reference in enumerate(references):
+            if metric.read(reference) is None:
+                return position, metric.what
+    return None
+
+
+def json_fields(config: JsonFieldsConfig) -> AnswerMetric:
+    """Return the metric that compares fields of JSON objects. Fields that both lack are equal."""
+    paths = config.compared
+
+    def compare(given: Any, expected: Any) -> float:
+        names = paths or tuple(dict.fromkeys((*_leaves(expected), *_leaves(given))))
+        equal = [_canonical(_value_at(given, path)) == _canonical(_value_at(expected, path)) for path in names]
+        return sum(equal) / len(equal) if equal else 1.0
+
+    return AnswerMetric("JSON object", _json_object, compare)
+
+
+def regex_group(config: RegexConfig) -> AnswerMetric:
+    """Return the metric that compares a group of a regular expression."""
+    compiled = regex.compile(config.pattern)
+
+    def read(text: str) -> str | None:
+        try:
+            match = compiled.search(text, timeout=PATTERN_SECONDS)
+        except TimeoutError:
+            raise PatternTimeout(
+                f"evaluation.answers.regex.pattern {config.pattern!r} takes more than {PATTERN_SECONDS:g} s on a text "
+                f"of {len(text):,} characters; give a pattern without nested repetitions such as (a+)+"
+            ) from None
+        group = None if match is None else match.group(config.group)
+        return None if group is None else str(group).strip()
+
+    return AnswerMetric(f"match of {config.pattern!r}", read, _equal)
+
+
+def numeric(config: NumericConfig) -> AnswerMetric:
+    """Return the metric that compares the last numbers of two texts, in decimal arithmetic."""
+    absolute, relative = Decimal(str(config.absolute)), Decimal(str(config.relative))
+
+    def compare(given: Decimal, expected: Decimal) -> float:
+        return float(abs(given - expected) <= max(absolute, relative * abs(expected)))
+
+    return AnswerMetric("number", _last_number, compare)
+
+
+def choice(config: ChoiceConfig) -> AnswerMetric:
+    """Return the metric that compares the only option that occurs in a text."""
+    options = {tuple(_words_of_option(option)): option for option in config.options}
+    longest = max(map(len, options))
+
+    def read(text: str) -> str | None:
+        tokens = WORD.findall(unicodedata.normalize("NFKC", text))
+        chosen, position = set(), 0
+        while position < len(tokens):
+            size = next((n for n in range(longest, 0, -1) if _words_at(tokens, position, n) in options), 0)
+            if size:
+                chosen.add(options[_words_at(tokens, position, size)])
+            position += size or 1
+        return chosen.pop() if len(chosen) == 1 else None
+
+    return AnswerMetric(f"single option of {', '.join(config.options)}", read, _equal)
+
+
+def _equal(given: str, expected: str) -> float:
+    return float(given == expected)
+
+
+def _words_of_option(option: str) -> list[str]:
+    return _folded(WORD.findall(unicodedata.normalize("NFKC", option)))
+
+
+def _words_at(tokens: Sequence[str], position: int, size: int) -> tuple[str, ...]:
+    return tuple(_folded(tokens[position : position + size]))
+
+
+def _folded(tokens: Sequence[str]) -> list[str]:
+    """Return words without their case, but single letters as they are: the option `A` is not the article `a`."""
+    return [token if len(token) == 1 else token.casefold() for token in tokens]
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that is the whole text, or the only content of its code block; None if it is not one."""
+    fenced = _FENCED.fullmatch(text)
+    try:
+        value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse_constant)
+        _canonical(value)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _leaves(value: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the JSON Pointers of the fields that are no objects, or are empty."""
+    pending: list[tuple[str, Any]] = [("", value)]
+    while pending:
+        prefix, item = pending.pop()
+        if isinstance(item, dict) and (item or not prefix):
+            pending += [(f"{prefix}/{_escaped(name)}", inner) for name, inner in reversed(item.items())]
+        else:
+            yield prefix
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _value_at(document: Any, path: str) -> Any:
+    """Return the value at a JSON Pointer (RFC 6901); _MISSING if there is none."""
+    value = document
+    for part in path.split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, dict) and name in value:
+            value = value[name]
+        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            return _MISSING
+    return value
+
+
+def _canonical(value: Any) -> str | None:
+    """Return a text that two JSON values share if and only if they are equal; None for a missing value.
+
+    1 and 1.0 are equal, 1 and true are not.
+    """
+    if value is _MISSING:
+        return None
+    return json.dumps(_plain_numbers(value), sort_keys=True, ensure_ascii=False)
+
+
+def _plain_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain_numbers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _last_number(text: str) -> Decimal | None:
+    numbers = _NUMBER.findall(unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-"))
+    try:
+        return Decimal(numbers[-1].replace(",", "")) if numbers else None
+    except DecimalException:
+        return None
