@@ -24,7 +24,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     *(train.init, train.preflight, train.run, train.baseline, train.sweep, train.evaluate),
     *(release.promote, release.rollback, release.serve, release.scale, release.score, release.key),
     *(release.render, release.iam),
-    *(registry.models, registry.verify, registry.report, registry.compare, registry.security_log),
+    *(registry.models, registry.verify, registry.report, registry.compare, registry.export),
+    registry.security_log,
     *(console.console, operate.watch, operate.reevaluate, jobs.submit, local.doctor),
 )
 for command in COMMANDS:

@@ -1,12 +1,21 @@
 """Commands that read the registry."""
 
+import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tailorbird.cli.options import AsJson, ExitCode, RecipePath, RunOrVersion, print_result, read_recipe
+from tailorbird.cli.options import (
+    AsJson,
+    ExitCode,
+    RecipePath,
+    RunOrVersion,
+    deploy_progress,
+    print_result,
+    read_recipe,
+)
 
 
 def models(recipe: RecipePath, as_json: AsJson = False) -> None:
@@ -98,6 +107,31 @@ def compare(
     comparison = compare_versions(first, second=second)
     lines = [*comparison.lines(), f"to read the report of the first: {show_page(comparison.first)}"]
     print_result(comparison.model_dump(mode="json"), as_json=as_json, lines=lines)
+
+
+def export(
+    uri: Annotated[str, typer.Argument(metavar="VERSION", help="URI of a version.")],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="New local folder.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Merge a LoRA adapter into its base model.")] = False,
+    encoder_only: Annotated[
+        bool, typer.Option("--encoder-only", help="Omit the bag of words of a mixed classifier.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a version to a folder that transformers, PEFT or sentence-transformers load without Tailorbird.
+
+    The folder has the weights, the tokenizer with its chat template, and a model card with the verdict and the license.
+
+    Example: tailorbird export s3://models/support/versions/lora-0f3a9c21d4e7 --to support-model --merged
+    """
+    from tailorbird.release.export import export_version
+
+    with deploy_progress(as_json=as_json):
+        exported = export_version(uri.rstrip("/"), to, merged=merged, encoder_only=encoder_only)
+    lines = [f"{to}: {exported.library} loads it; {to}/README.md shows how, and has the verdict"]
+    lines += [f"to upload it to the Hub: hf upload OWNER/NAME {shlex.quote(str(to))}"]
+    value = {"folder": str(to), "library": exported.library, "files": list(exported.files)}
+    print_result(value, as_json=as_json, lines=lines)
 
 
 def security_log(

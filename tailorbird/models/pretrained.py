@@ -53,15 +53,20 @@ def cast_parameters(model: Module, dtype: torch.dtype) -> Module:
 
 
 def load_encoder(
-    folder: Path, *, dtype: torch.dtype | None = torch.float32, attention_dropout: float | None = None
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    attention_dropout: float | None = None,
+    with_pooler: bool = False,
 ) -> nn.Module:
     """Load a pretrained encoder from a local folder with safetensors weights, without unpickling anything.
 
     On CPU, weights that are stored in `dtype` are mapped from the files: they take no memory of the process, and all
     processes of a node share them. None keeps the stored dtype. `attention_dropout` is for training; None keeps the
-    model's value. Raises ModelError.
+    model's value. `with_pooler` keeps BERT's pooler. Raises ModelError.
     """
-    return without_pooler(_pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout))
+    encoder = _pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout)
+    return encoder if with_pooler else without_pooler(encoder)
 
 
 def load_causal(

@@ -47,16 +47,16 @@ BEHAVIORAL_GATES = {
 }
 
 
-def to_model_card(evidence: Evidence, *, role: str = "candidate") -> str:
+def to_model_card(evidence: Evidence, *, role: str = "candidate", library: str = "tailorbird") -> str:
     """Return the card of the version in a role: Hub metadata as YAML (for `ModelCard.load`), then text.
 
     The licence is that of the recipe, if any. The Hub metadata names the base model without version and hash, and hf://
-    URIs as Hub ids; the text has the full URI.
+    URIs as Hub ids; the text has the full URI. `library` is the name on the Hub of the library that loads the model.
     """
     if role not in evidence.versions:
         raise ValueError(f"role is {role!r}; allowed: {', '.join(evidence.versions)}")
     verdict, version = evidence.verdict, evidence.versions[role]
-    front = _front_matter(evidence, verdict, role=role)
+    front = _front_matter(evidence, verdict, role=role, library=library)
     body = [
         f"# {evidence.name}: {version.kind} ({_role_name(verdict, role=role)})",
         _what(evidence, verdict, role=role),
@@ -112,7 +112,7 @@ def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
     return scores
 
 
-def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[str, object]:
+def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str, library: str) -> dict[str, object]:
     version, recipe = evidence.versions[role], evidence.recipe
     train = recipe.data.train
     datasets = [_hub_id(uri) for uri in ([train] if isinstance(train, str) else train)]
@@ -134,7 +134,7 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str) -> dict[st
         "datasets": datasets,
         "metrics": [HUB_METRICS[name] for name in scores],
         "pipeline_tag": task,
-        "library_name": "tailorbird",
+        "library_name": library,
         "tags": ["tailorbird", version.kind],
         "model-index": [{"name": f"{evidence.name} {version.kind}", "results": [measured]}],
     }

@@ -10,6 +10,7 @@ import numpy as np
 import openai
 import pyarrow as pa
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cluster.connection import connect
@@ -21,16 +22,19 @@ from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
 from tailorbird.cli import app
 from tailorbird.config.loader import load_recipe, recipe_text
+from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence_files import load_all_predictions, prediction_table_names
 from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.models.loading import LoadedChat, LoadedNearest, load_model
 from tailorbird.pipeline.run import run_pipeline
 from tailorbird.registry.versions import read_version
+from tailorbird.release.export import export_version
 from tailorbird.release.manifests import render_manifest
 from tailorbird.release.promotion import promote_version, roll_back
 from tests import small_chat
 from tests.integration.small import SmallRun, write_table
+from tests.loaded_folders import logits_of
 from tests.progress import ProgressRecorder
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
@@ -114,7 +118,7 @@ def test_the_evidence_is_valid_and_contains_no_text_of_the_rows(chat_run: SmallR
     assert len(set(tables["candidate"].clusters or ())) == SIZES["test"]
 
 
-def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun) -> None:
+def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun, tmp_path: Path) -> None:
     champion = promote_version(chat_run.recipe.task_uri)
     version = read_version(champion.uri)
     assert version.prompting is not None
@@ -127,6 +131,11 @@ def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun)
         from tailorbird.pipeline.prepare import prepare
 
         rows = prepare(chat_run.recipe, progress=SILENT).splits.test
+    export_version(version.uri, tmp_path / "model")
+    logits = logits_of({"model": ("causal", tmp_path / "model", "abc")}, folder=tmp_path)["model"]
+    ids = prompt_tokens((("user", "abc"),), tokenizer=loaded.tokenizer, system=None)
+    expected = loaded.model.causal(input_ids=torch.tensor([ids])).logits[0]
+    np.testing.assert_allclose(logits, expected.float().numpy(), atol=1e-4)
     again = predict_rows(version.uri, rows=rows)
     tables = load_all_predictions(chat_run.result.run)
     assert (again.outputs, again.labels) == (tables["candidate"].outputs, tables["candidate"].labels)

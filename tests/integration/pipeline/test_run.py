@@ -34,6 +34,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.protocol import NO_GATES
 from tailorbird.evaluation.verdict.rules import Outcome
 from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.models.classifier import logits_rows
 from tailorbird.models.loading import LoadedClassifier, load_model
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import RunResult, publish, verdict_inputs
@@ -43,11 +44,13 @@ from tailorbird.pipeline.run import fit_baselines, run_pipeline, run_sweep
 from tailorbird.registry.champion import read_champion
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import list_versions, read_version, shares_base
+from tailorbird.release.export import export_version
 from tailorbird.release.parity import ParityRefused
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage.node_cache import local_copy
 from tests.integration.small import ROOT, SmallRun, small_recipe, stages, written
+from tests.loaded_folders import logits_of
 from tests.notebook import execute
 from tests.progress import ProgressRecorder
 
@@ -138,6 +141,21 @@ def test_the_tested_artifacts_have_the_reported_validation_scores(small_run: Sma
     table = predict_rows(evidence.versions["candidate"].uri, rows=rows)
     assert table.model == evidence.versions["candidate"].kind == ("full" if evidence.mix.weight == 1 else "full_bag")
     assert table.scores.mean() == pytest.approx(evidence.mix.validation, abs=1 / len(rows) + 1e-9)
+
+
+def test_an_exported_classifier_has_the_logits_of_the_registered_one(small_run: SmallRun, tmp_path: Path) -> None:
+    uri, text = small_run.result.evidence.versions["candidate"].uri, "fear of flying"
+    loaded = load_model(uri, LoadedClassifier)
+    assert loaded.model is not None
+    assert loaded.tokenizer is not None
+    exported = export_version(uri, tmp_path / "model", encoder_only=loaded.bag is not None)
+    assert exported.library == "sentence-transformers"
+    assert small_run.result.evidence.verdict.sentence() in (tmp_path / "model" / "README.md").read_text()
+    tokens = loaded.tokenizer([text], truncation=True, max_length=loaded.max_length)["input_ids"]
+    expected = logits_rows(loaded.model, tokens, pad_id=0)[0] / loaded.version.temperature
+    logits = logits_of({"model": ("classifier", tmp_path / "model", text)}, folder=tmp_path)["model"]
+    tolerance = 1e-4 if loaded.version.dtype == "float32" else 0.1  # the export has fp32
+    np.testing.assert_allclose(logits, expected, atol=tolerance)
 
 
 def test_the_winner_is_registered_with_its_evidence(small_run: SmallRun) -> None:

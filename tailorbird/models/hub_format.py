@@ -1,0 +1,152 @@
+"""Write a version in the formats of transformers, PEFT and sentence-transformers, which load it without Tailorbird."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from tailorbird.data.tokenize import load_tokenizer
+from tailorbird.models.classifier import Classifier
+from tailorbird.models.errors import ModelError
+from tailorbird.models.loading import checked_copy, load_chat_weights, load_weights
+from tailorbird.models.lora import require_adapter
+from tailorbird.models.pretrained import cast_parameters, load_causal, load_encoder
+from tailorbird.registry.versions import ADAPTER_KINDS, BAG_KINDS, MIXED_KINDS, ModelVersion, Prompting
+from tailorbird.storage.node_cache import local_copy
+
+Library = Literal["transformers", "peft", "sentence-transformers"]
+"""Library that loads the folder."""
+BASE = "base"  # subfolder with the base model of an adapter
+ADAPTER_CONFIG = "adapter_config.json"
+PROMPTING = "prompting.json"
+MODULES = "sentence_transformers.models"
+LICENSES = ("license", "licence", "notice", "use_policy")  # starts of the names of a base model's license files
+
+
+def write_hub_format(
+    version: ModelVersion, folder: Path, *, merged: bool, encoder_only: bool = False, hub_base: str | None = None
+) -> Library:
+    """Write a version to an existing local folder, and return the library that loads it.
+
+    A chat model becomes a causal language model, or a LoRA adapter unless `merged` is true. With an adapter, the base
+    model is written to `base/`, unless `hub_base`, its id on the Hub, is given. A classifier becomes the modules
+    encoder, mean pooling and head of sentence-transformers, always merged and in fp32; its outputs are the logits,
+    divided by the temperature. `encoder_only` omits the bag of words of a mixed classifier. Files with the license of
+    the base model are copied.
+
+    Raises ModelError for a version that these libraries cannot represent, and the errors of `checked_copy`.
+    """
+    require_exportable(version, encoder_only=encoder_only)
+    source, base = checked_copy(version.pinned), local_copy(version.base_model)
+    tokenizer = load_tokenizer(base)
+    if version.task == "classification":
+        model = load_weights(source, encoder=load_encoder(base), kind=version.kind)
+        pooler = getattr(load_encoder(base, with_pooler=True), "pooler", None)
+        _write_classifier(model, folder, version=version, pooler=pooler)
+        library: Library = "sentence-transformers"
+    elif version.kind in ADAPTER_KINDS and not merged:
+        _write_adapter(source, base, folder, hub_base=hub_base)
+        library = "peft"
+    else:
+        lm = load_chat_weights(source, lm=load_causal(base), kind=version.kind).causal
+        _save_model(lm, folder, dtype=getattr(torch, version.dtype))
+        library = "transformers"
+    _write_tokenizer(tokenizer, folder)
+    if version.prompting is not None:
+        _write_prompting(version.prompting, folder)
+    for file in base.iterdir():
+        if file.is_file() and file.name.lower().startswith(LICENSES):
+            shutil.copy(file, folder / file.name)
+    return library
+
+
+def require_exportable(version: ModelVersion, *, encoder_only: bool = False) -> None:
+    """Raise ModelError with the reason if a version cannot be written in the format of another library."""
+    if version.hybrid is not None:
+        parts = " and ".join(part.uri for part in version.hybrid.parts)
+        raise ModelError(f"{version.uri} is a hybrid of two versions; export its parts: {parts}")
+    if version.exported_from is not None:
+        raise ModelError(f"{version.uri} is made for another engine; export {version.exported_from.uri} instead")
+    reasons = {
+        "nearest": "answers with stored training rows and has no language model",
+        "retrieved": "is the pretrained model with training rows in its prompt, and has no weights of its own",
+        **dict.fromkeys(BAG_KINDS, "contains a bag of words, which other libraries cannot represent"),
+    }
+    if version.kind in MIXED_KINDS.values():
+        if encoder_only:
+            return
+        raise ModelError(
+            f"{version.uri} contains a bag of words, which other libraries cannot represent; export its encoder and "
+            "head alone with --encoder-only. That model was not evaluated"
+        )
+    reason = "is an external endpoint and has no weights" if version.endpoint else reasons.get(version.kind)
+    if reason is not None:
+        raise ModelError(f"{version.uri} {reason}; export another version (`tailorbird models RECIPE` lists them)")
+
+
+def _write_classifier(model: Classifier, folder: Path, *, version: ModelVersion, pooler: Any) -> None:
+    """Write the encoder, and the modules that map its hidden states to logits."""
+    encoder: Any = model.encoder
+    if pooler is not None:  # unused, but without it transformers warns of missing weights
+        encoder.pooler = pooler
+    encoder.config.id2label = dict(enumerate(version.classes))
+    encoder.config.label2id = {label: index for index, label in enumerate(version.classes)}
+    _save_model(encoder, folder, dtype=torch.float32)
+    num_classes, num_features = model.head.weight.shape
+    pooling = {"word_embedding_dimension": num_features, "pooling_mode_mean_tokens": True}
+    pooling |= {f"pooling_mode_{name}": False for name in ("cls_token", "max_tokens", "mean_sqrt_len_tokens")}
+    dense = {"in_features": num_features, "out_features": num_classes, "bias": True}
+    dense["activation_function"] = "torch.nn.modules.linear.Identity"
+    names = ("Transformer", "Pooling", "Dense")
+    modules = [
+        {"idx": index, "name": str(index), "path": f"{index}_{name}" if index else "", "type": f"{MODULES}.{name}"}
+        for index, name in enumerate(names)
+    ]
+    _write_json(folder / "modules.json", modules)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": version.max_length, "do_lower_case": False})
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    _write_json(folder / "2_Dense" / "config.json", dense)
+    head = {f"linear.{name}": value.float() / version.temperature for name, value in model.head.state_dict().items()}
+    save_file(head, folder / "2_Dense" / "model.safetensors")
+
+
+def _write_adapter(source: Path, base: Path, folder: Path, *, hub_base: str | None) -> None:
+    """Write PEFT's files of an adapter, and its base model unless that is on the Hub."""
+    require_adapter(source / "adapter")
+    shutil.copytree(source / "adapter", folder, dirs_exist_ok=True)
+    if hub_base is None:
+        _save_model(load_causal(base, dtype=None), folder / BASE)
+        _write_tokenizer(load_tokenizer(base), folder / BASE)
+    config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+    config["base_model_name_or_path"], _, revision = (hub_base or BASE).partition("@")
+    config["revision"] = revision or None
+    _write_json(folder / ADAPTER_CONFIG, config)
+
+
+def _save_model(model: Any, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a transformers model, cast to `dtype` if it is given."""
+    if dtype is not None:
+        model = cast_parameters(model, dtype)
+        model.config.dtype = dtype
+    model.save_pretrained(folder)
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer with its chat template."""
+    tokenizer.save_pretrained(folder)
+
+
+def _write_prompting(prompting: Prompting, folder: Path) -> None:
+    """Write the messages that the evaluation put before each conversation, and its limit of new tokens."""
+    system = [] if prompting.system is None else [("system", prompting.system)]
+    messages = [{"role": role, "content": content} for role, content in (*system, *prompting.shots)]
+    _write_json(folder / PROMPTING, {"messages": messages, "max_new_tokens": prompting.max_new_tokens})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

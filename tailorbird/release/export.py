@@ -1,0 +1,112 @@
+"""Write a version to a local folder that other libraries load, with its model card."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.progress import current_progress
+from tailorbird import storage
+from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
+from tailorbird.evaluation.report.model_card import to_model_card
+from tailorbird.models.hub_format import BASE, PROMPTING, Library, require_exportable, write_hub_format
+from tailorbird.registry.versions import BAG_KINDS, ModelVersion, read_version
+
+CARD = "README.md"
+HUB = "hf://"
+WITHOUT_BAG = (
+    "\nThe evaluated version adds the logits of a bag of words, which is not in this folder. The scores and the "
+    "verdict above are not those of the model in this folder.\n"
+)
+
+
+@dataclass(frozen=True)
+class ExportedVersion:
+    """A folder with a version, the library that loads it, and the paths of its files."""
+
+    library: Library
+    files: tuple[str, ...]
+
+
+def export_version(uri: str, folder: Path, *, merged: bool = False, encoder_only: bool = False) -> ExportedVersion:
+    """Write the version at `uri` to a new local folder, completely or not at all; see `write_hub_format`.
+
+    Raises ValueError if the folder exists and is not empty, or cannot be written, and the errors of `read_version` and
+    `write_hub_format`.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} already exists; give a new folder with --to")
+    version = read_version(uri)
+    require_exportable(version, encoder_only=encoder_only)
+    evidence = read_evidence(uri) if storage.exists(f"{uri}/{MANIFEST}") else None
+    source = evidence.base_model.source if evidence else version.base_model
+    hub_base = source.removeprefix(HUB) if source.startswith(HUB) else None
+    current_progress().activity(f"downloading and writing {version.version}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise ValueError(f"{folder}: {error.strerror or error}; give a writable folder with --to") from None
+    try:
+        library = write_hub_format(version, temporary, merged=merged, encoder_only=encoder_only, hub_base=hub_base)
+        card = card_text(version, evidence, library=library, hub_base=hub_base)
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        files = tuple(sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()))
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return ExportedVersion(library, files)
+
+
+def card_text(version: ModelVersion, evidence: Evidence | None, *, library: Library, hub_base: str | None) -> str:
+    """Return the model card of an exported version: that of its evidence, and how to load the folder."""
+    if evidence is None:
+        card = (
+            f"---\nlibrary_name: {library}\n---\n\n# {version.name}: {version.kind}\n\n{version.uri} has no evidence.\n"
+        )
+    else:
+        card = to_model_card(evidence, role=evidence.role_of(version.uri), library=library)
+    return f"{card}\n## Load this folder\n\n{_usage(version, library=library, hub_base=hub_base)}"
+
+
+def _usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> str:
+    if library == "sentence-transformers":
+        classes = "the classes are `model[0].auto_model.config.id2label`"
+        return (
+            "The three modules are the encoder, the mean of its hidden states, and the linear head. The output is the "
+            f"logits, divided by the temperature, so their softmax is the calibrated confidence; {classes}.\n\n"
+            "```python\n"
+            "from sentence_transformers import SentenceTransformer\n\n"
+            'model = SentenceTransformer("FOLDER")\n'
+            'logits = model.encode(["a text"])\n'
+            "labels = [model[0].auto_model.config.id2label[index] for index in logits.argmax(1)]\n"
+            "```\n"
+        ) + (WITHOUT_BAG if version.kind in BAG_KINDS else "")
+    base = f'"{hub_base.partition("@")[0]}"' if hub_base else f'"FOLDER/{BASE}"'
+    revision = f', revision="{hub_base.partition("@")[2]}"' if hub_base and "@" in hub_base else ""
+    dtype = f"dtype=torch.{version.dtype}"
+    load = f'model = AutoModelForCausalLM.from_pretrained("FOLDER", {dtype})\n'
+    if library == "peft":
+        load = f"base = AutoModelForCausalLM.from_pretrained({base}{revision}, {dtype})\n"
+        load += 'model = PeftModel.from_pretrained(base, "FOLDER")\n'
+    imports = "import json\n\nimport torch\n" + ("from peft import PeftModel\n" if library == "peft" else "")
+    text = (
+        f"```python\n{imports}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n{load}'
+        f'prompting = json.load(open("FOLDER/{PROMPTING}"))\n'
+        'messages = prompting["messages"] + [{"role": "user", "content": "a question"}]\n'
+        "inputs = tokenizer.apply_chat_template(\n"
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
+        'output = model.generate(**inputs, max_new_tokens=prompting["max_new_tokens"], do_sample=False)\n'
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))\n```\n\n'
+        f"`{PROMPTING}` has the messages that the evaluation put before each conversation. Its system message is for "
+        "conversations without their own one.\n"
+    )
+    if version.has_index:
+        text += (
+            "\nThe version was evaluated with the nearest training rows as examples in its prompt. They are not in "
+            "this folder, so its answers differ from the evaluated ones.\n"
+        )
+    return text

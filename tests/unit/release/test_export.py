@@ -1,0 +1,196 @@
+"""An exported version has the logits of the evaluated one in a process without Tailorbird."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from tailorbird import storage
+from tailorbird.cli.app import app
+from tailorbird.data.chat_template import prompt_tokens
+from tailorbird.evaluation.mix import write_mix
+from tailorbird.models.classifier import logits_rows
+from tailorbird.models.errors import ModelError
+from tailorbird.models.hub_format import require_exportable
+from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_model
+from tailorbird.models.lora import add_adapter
+from tailorbird.registry.routing import Routing
+from tailorbird.registry.versions import Hybrid, Kind, PinnedVersion, Prompting, VersionConfig, register, write_config
+from tailorbird.release.export import export_version
+from tests import small_chat
+from tests.loaded_folders import logits_of
+from tests.unit.evaluation.test_mix import CLASSES, artifact, base
+from tests.unit.serving.batch_jobs.test_scoring import version
+
+__all__ = ["base"]  # a fixture
+
+TEXT, LONG = "chest pains acute fever", "pain " * 30
+HYBRID = Hybrid(
+    routing=Routing(by="cascade", threshold=0.5),
+    first=PinnedVersion(uri="s3://first", digest="d"),
+    second=PinnedVersion(uri="s3://second", digest="d"),
+)
+PROMPTING = Prompting(system="be brief", shots=(("user", "a"), ("assistant", "b")), max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat") / "base"
+    small_chat.save(folder)
+    (folder / "LICENSE.txt").write_text("the license of the base model")
+    return folder
+
+
+def chat_version(folder: Path, *, kind: Kind, base: Path, prompting: Prompting = PROMPTING) -> str:
+    """Register a chat version with changed weights, and return its URI."""
+    files = folder / kind
+    files.mkdir(parents=True)
+    torch.manual_seed(1)
+    lm = small_chat.language_model()
+    adapted = add_adapter(lm, r=4, alpha=8, dropout=0.0) if kind == "lora" else lm
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(torch.randn(parameter.shape), alpha=0.1 if parameter.requires_grad else 0.0)
+    if kind == "lora":
+        adapted.save_pretrained(files / "adapter")
+    elif kind == "full":
+        save_file(dict(adapted.named_parameters()), files / "model.safetensors")
+    config = VersionConfig(
+        kind=kind,
+        classes=(),
+        base_model=base.as_uri(),
+        max_length=64,
+        dtype="float32",
+        code="s3://none.zip",
+        recipe_hash="0" * 64,
+        created_at="2026-01-01T00:00:00+00:00",
+        prompting=prompting,
+    )
+    write_config(files, config)
+    return register((folder / "registry" / "task").as_uri(), files).uri
+
+
+def chat_logits(uri: str) -> np.ndarray:
+    """Return the logits [T, V] of the registered model for the prompt "ab"."""
+    loaded = load_model(uri, LoadedChat)
+    ids = prompt_tokens((("user", "ab"),), tokenizer=loaded.tokenizer, system=None)
+    with torch.inference_mode():
+        return np.array(loaded.model.causal(input_ids=torch.tensor([ids])).logits[0])
+
+
+def class_logits(uri: str, text: str) -> np.ndarray:
+    loaded = load_model(uri, LoadedClassifier)
+    assert loaded.model is not None
+    assert loaded.tokenizer is not None
+    tokens = loaded.tokenizer([text], truncation=True, max_length=loaded.max_length)["input_ids"]
+    return logits_rows(loaded.model, tokens, pad_id=0)[0] / loaded.version.temperature
+
+
+def test_exported_versions_have_the_logits_of_the_evaluated_ones(base: Path, chat_base: Path, tmp_path: Path) -> None:
+    chats: dict[str, tuple[Kind, bool]] = {
+        "full": ("full", False), "adapter": ("lora", False), "merged": ("lora", True), "base": ("few_shot", False)
+    }  # fmt: skip
+    jobs, expected = {}, {}
+    for name, (kind, merged) in chats.items():
+        uri = chat_version(tmp_path / f"{name}-source", kind=kind, base=chat_base)
+        exported = export_version(uri, tmp_path / name, merged=merged)
+        assert exported.library == ("peft" if name == "adapter" else "transformers")
+        jobs[name], expected[name] = ("causal", tmp_path / name, "ab"), chat_logits(uri)
+    for kind in ("full", "lora"):
+        name = f"classifier-{kind}"
+        uri = register((tmp_path / name / "task").as_uri(), artifact_folder(tmp_path, kind, base)).uri
+        assert export_version(uri, tmp_path / f"{name}-out", merged=False).library == "sentence-transformers"
+        for text in (TEXT, LONG):
+            jobs[f"{name} {text}"] = ("classifier", tmp_path / f"{name}-out", text)
+            expected[f"{name} {text}"] = class_logits(uri, text)
+    logits = logits_of(jobs, folder=tmp_path)
+    for name, values in expected.items():
+        np.testing.assert_allclose(logits[name], values, atol=1e-5, err_msg=name)
+    assert np.abs(logits["merged"] - logits["base"]).max() > 0.01
+    config = json.loads((tmp_path / "classifier-full-out" / "config.json").read_text())
+    assert config["id2label"] == {str(index): label for index, label in enumerate(CLASSES)}
+
+
+def artifact_folder(folder: Path, kind: Kind, base: Path) -> Path:
+    artifact(folder / f"artifact-{kind}", kind=kind, base=base)
+    return folder / f"artifact-{kind}"
+
+
+def test_a_folder_has_template_license_prompt_and_card(chat_base: Path, tmp_path: Path) -> None:
+    uri = chat_version(tmp_path / "source", kind="lora", base=chat_base)
+    result = CliRunner().invoke(app, ["export", f"{uri}/", "--to", str(tmp_path / "out" / "model"), "--json"])
+    assert result.exit_code == 0, result.output
+    value, folder = json.loads(result.stdout), tmp_path / "out" / "model"
+    assert (value["library"], value["folder"]) == ("peft", str(folder))
+    assert set(value["files"]) == {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert (folder / "LICENSE.txt").read_text() == "the license of the base model"
+    assert (folder / "chat_template.jinja").read_text() == small_chat.TEMPLATE
+    assert json.loads((folder / "prompting.json").read_text()) == {
+        "messages": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+        ],
+        "max_new_tokens": 8,
+    }
+    card = (folder / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1]) == {"library_name": "peft"}
+    assert 'PeftModel.from_pretrained(base, "FOLDER")' in card
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"kind": "nearest"}, "has no language model; export another version"),
+        ({"kind": "retrieved"}, "has no weights of its own; export another version"),
+        ({"exported_from": PinnedVersion(uri="s3://first", digest="d")}, "made for another engine; export s3://first"),
+        ({"hybrid": HYBRID}, "is a hybrid of two versions; export its parts: s3://first and s3://second"),
+    ],
+)
+def test_a_version_that_other_libraries_cannot_load_is_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        require_exportable(version(PROMPTING).model_copy(update=fields))
+
+
+def test_a_bag_of_words_is_refused(base: Path, tmp_path: Path) -> None:
+    uri = register((tmp_path / "task").as_uri(), artifact_folder(tmp_path, "bag_of_words", base)).uri
+    with pytest.raises(ModelError, match="contains a bag of words"):
+        export_version(uri, tmp_path / "out", merged=False)
+
+
+def test_the_encoder_of_a_mixed_classifier_is_exported_on_request(base: Path, tmp_path: Path) -> None:
+    write_mix(
+        artifact(tmp_path / "full", kind="full", base=base),
+        bag_uri=artifact(tmp_path / "bag", kind="bag_of_words", base=base),
+        weight=0.5,
+        to=(tmp_path / "mix").as_uri(),
+    )
+    uri = register((tmp_path / "task").as_uri(), tmp_path / "mix").uri
+    with pytest.raises(ModelError, match=r"alone with --encoder-only. That model was not evaluated"):
+        export_version(uri, tmp_path / "out")
+    assert export_version(uri, tmp_path / "out", encoder_only=True).library == "sentence-transformers"
+    assert "which is not in this folder" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_existing_folder_is_not_overwritten(chat_base: Path, tmp_path: Path) -> None:
+    uri = chat_version(tmp_path / "source", kind="full", base=chat_base)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("kept")
+    with pytest.raises(ValueError, match="already exists; give a new folder with --to"):
+        export_version(uri, tmp_path / "out", merged=False)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+
+
+def test_a_changed_version_leaves_no_folder(chat_base: Path, tmp_path: Path) -> None:
+    uri = chat_version(tmp_path / "source", kind="full", base=chat_base)
+    storage.write_bytes(f"{uri}/model.safetensors", b"changed")
+    with pytest.raises(ValueError, match=r"model\.safetensors was changed"):
+        export_version(uri, tmp_path / "out" / "model", merged=False)
+    assert list((tmp_path / "out").iterdir()) == []
