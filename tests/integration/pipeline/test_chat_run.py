@@ -48,7 +48,7 @@ OVERRIDES = (
     "data.system=s", "data.split_by=doc", "data.max_length=64", "data.max_new_tokens=6", "training.method=full",
     "training.num_workers=2", "training.zero_stage=1", "training.num_seeds=1", "training.epochs=4",
     "training.batch_size=8", "training.learning_rate=0.01", "training.with_retrieved=true", "tuning.num_trials=1",
-    "tuning.space={}", "evaluation.metric=token_f1", "evaluation.minimum_gain=0.01", "evaluation.expected_gain=null",
+    "tuning.space={}", "evaluation.metric=choice", "evaluation.answers={choice: {options: ['yes', 'no']}}", "evaluation.minimum_gain=0.01", "evaluation.expected_gain=null",
     "evaluation.prompt_shots=2", "evaluation.prompt_draws=1",
 )  # fmt: skip
 
@@ -98,6 +98,7 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
 def test_the_fine_tuned_model_learns_the_answer_and_wins(chat_run: SmallRun) -> None:
     verdict, evidence = chat_run.result.verdict, chat_run.result.evidence
     assert (verdict.outcome, verdict.rule) == (Outcome.FINE_TUNE, 4)
+    assert (verdict.metric, verdict.second_metric.metric) == ("choice", "exact_match")
     assert verdict.n == SIZES["test"]
     assert verdict.candidate_score > 0.9 > verdict.incumbent_score
     assert [score.kind for score in evidence.scores] == ["nearest", "zero_shot", "few_shot", "retrieved", "full"]

@@ -1,5 +1,6 @@
 """A drafted recipe is valid, and its rows pass the checks of a run."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.progress import ActivityEvent, reporting_to
+from tailorbird.config.answers import AnswersConfig, JsonFieldsConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.tasks import TaskName
 from tailorbird.data.loader import read_splits
@@ -111,6 +113,19 @@ def test_conversations_become_a_chat_task(tmp_path: Path, as_messages: bool) -> 
     assert recipe.data.max_new_tokens >= 8
     assert "300 conversations end with an answer" in text
     clean(read_splits(recipe.data, task=ChatData()))
+
+
+def test_answers_in_json_are_compared_by_their_fields(tmp_path: Path) -> None:
+    texts = notes(120, seed=1)["note"]
+    turns = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": json.dumps({"words": len(text)})}]
+        for text in texts
+    ]
+    pq.write_table(pa.table({"messages": turns}), tmp_path / "talk.parquet")
+    recipe, text = drafted(tmp_path / "talk.parquet")
+    assert recipe.evaluation.metric == "json_fields"
+    assert recipe.evaluation.answers == AnswersConfig(json_fields=JsonFieldsConfig())
+    assert "every answer is a JSON object" in text
 
 
 def test_the_draft_names_the_fault_for_which_a_run_rejects_the_rows(tmp_path: Path) -> None:

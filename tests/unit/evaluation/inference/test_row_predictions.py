@@ -1,0 +1,43 @@
+"""Answers of a chat model become scores, including those of the metrics that the recipe configures."""
+
+import numpy as np
+
+from tailorbird.config.answers import AnswersConfig
+from tailorbird.data.rows import Rows, concat_rows
+from tailorbird.evaluation.inference.row_predictions import text_predictions
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.paired import compare
+
+ANSWERS = AnswersConfig.model_validate({"numeric": {"absolute": 1}, "choice": {"options": ["3", "4"]}})
+ROWS = Rows(
+    tuple(map(str, range(4))),
+    ("a", "b", "c", "d"),
+    ("3", "4", "3", "4"),
+    conversations=tuple((("user", text),) for text in "abcd"),
+    answers=ANSWERS,
+)
+
+
+def predictions_of(*outputs: str, rows: Rows = ROWS) -> Predictions:
+    return text_predictions("full", rows=rows, outputs=outputs, confidences=np.ones(len(rows)))
+
+
+def test_the_configured_metrics_are_scored_and_stored() -> None:
+    table = predictions_of("3", "It is 5", "no", "3 or 4")
+    assert table.per_row("numeric").tolist() == [1, 1, 0, 1]
+    assert table.per_row("choice").tolist() == [1, 0, 0, 0]
+    assert table.per_row("exact_match").tolist() == [1, 0, 0, 0]
+    stored = Predictions.from_table(table.to_table())
+    assert stored.per_row("numeric").tolist() == [1, 1, 0, 1]
+    assert not set(predictions_of("3", rows=ROWS.take([0])).measures) - set(table.measures)
+
+
+def test_a_configured_metric_is_compared_pairwise() -> None:
+    ours, theirs = predictions_of("3", "4", "3", "4"), predictions_of("9", "9", "3", "9")
+    comparison = compare(ours, other=theirs, metric="numeric", alpha=0.05)
+    assert (comparison.candidate_score, comparison.other_score, comparison.gain) == (1.0, 0.25, 0.75)
+
+
+def test_parts_of_the_rows_are_scored_in_the_same_way() -> None:
+    assert ROWS.take([1]).answers == ANSWERS
+    assert concat_rows([ROWS.take([0]), ROWS.take([2])]).answers == ANSWERS
