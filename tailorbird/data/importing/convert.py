@@ -1,6 +1,7 @@
 """Check a JSON Lines or CSV file, and convert it to Parquet in bounded memory."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,11 @@ def check_file(path: Path, *, report: Report) -> Schema:
     Raises DataError with the line numbers if lines cannot be read or kept, and for a file without rows.
     """
     schema, faults, num_faults = Schema(), list[LineFault](), 0
-    for row in _rows(path, schema, activity=f"checking {path.name}", report=report):
-        if isinstance(row, LineFault):
-            num_faults += 1
-            faults += [row] if len(faults) < MAX_LISTED else []
+    with _file_errors(path):
+        for row in _rows(path, schema, activity=f"checking {path.name}", report=report):
+            if isinstance(row, LineFault):
+                num_faults += 1
+                faults += [row] if len(faults) < MAX_LISTED else []
     if faults:
         reasons = "".join(f"\n  line {fault.line}: {fault.reason}" for fault in faults)
         more = f"\n  and {num_faults - len(faults):,} more" if num_faults > len(faults) else ""
@@ -73,11 +75,22 @@ def write_parquet(path: Path, target: Path, *, schema: Schema, report: Report) -
     """Write the rows of a checked file to a Parquet file; raise DataError if the file was changed since."""
     arrow = schema.arrow()
     try:
-        with pq.ParquetWriter(target, arrow) as writer:
+        with _file_errors(path), pq.ParquetWriter(target, arrow) as writer:
             for group in _row_groups(path, schema, report=report):
                 writer.write_table(pa.Table.from_pylist(group, schema=arrow))
     except pa.ArrowInvalid as error:  # an integer that a column of numbers cannot represent
         raise DataError(f"{path} cannot be written as Parquet ({error}); write these values as strings") from None
+
+
+@contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
+    """Raise DataError if the file cannot be read, or the temporary file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read or converted: {error}; check its permissions and the space in the temporary folder"
+        ) from None
 
 
 def _row_groups(path: Path, schema: Schema, *, report: Report) -> Iterator[list[dict[str, object]]]:
@@ -183,7 +196,7 @@ def _merged(
     if before[0] is None or (kind is float and before[0] is int):
         return kind, line
     raise ValueError(
-        f"the column {name!r} is a {NAMES[kind]}, but a {NAMES[before[0]]} on line {before[1]}; use one type"
+        f"the column {name!r} has the type {NAMES[kind]}, but {NAMES[before[0]]} on line {before[1]}; use one type"
     )
 
 

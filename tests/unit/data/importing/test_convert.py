@@ -163,7 +163,7 @@ def test_a_file_with_two_formats_is_refused(tmp_path: Path) -> None:
 
 def test_a_column_with_two_types_is_refused(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": 1}]
-    with pytest.raises(DataError, match="line 2: the column 'label' is a integer, but a string on line 1"):
+    with pytest.raises(DataError, match="line 2: the column 'label' has the type integer, but string on line 1"):
         check_file(json_lines(tmp_path / "rows.jsonl", rows), report=ignore)
 
 
@@ -172,6 +172,12 @@ def test_the_first_faults_are_listed_and_all_are_counted(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"(?s)7 lines that cannot be used.*line 2.*line 6.*and 2 more$") as error:
         check_file(path, report=ignore)
     assert "line 7" not in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").symlink_to(tmp_path)
+    with pytest.raises(DataError, match=r"rows\.jsonl cannot be read or converted: .*check its permissions"):
+        check_file(tmp_path / "rows.jsonl", report=ignore)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "text,label\n"])
