@@ -165,7 +165,8 @@ def _conversations(rows: PartRows) -> Iterator[tuple[int, Conversation]]:
     """Yield the position and the conversation of each row; raise DataError if it does not end with a user message."""
     table, part = rows.table, rows.part
     if pa.types.is_list(table.schema.field(rows.column).type):
-        conversations = conversations_of(table, rows.column, uri=part.uri, first=part.start)
+        weighted = conversations_of(table, rows.column, uri=part.uri, first=part.start)
+        conversations: list[Conversation] = [row.turns for row in weighted]
     else:
         texts = texts_of(table, rows.column, uri=part.uri, first=part.start)
         conversations = [(("user", text),) for text in texts]

@@ -99,7 +99,7 @@ def _write_classifier(model: Classifier, folder: Path, *, version: ModelVersion,
     num_classes, num_features = model.head.weight.shape
     pooling = {"word_embedding_dimension": num_features, "pooling_mode_mean_tokens": True}
     pooling |= {f"pooling_mode_{name}": False for name in ("cls_token", "max_tokens", "mean_sqrt_len_tokens")}
-    dense = {"in_features": num_features, "out_features": num_classes, "bias": True}
+    dense: dict[str, object] = {"in_features": num_features, "out_features": num_classes, "bias": True}
     dense["activation_function"] = "torch.nn.modules.linear.Identity"
     names = ("Transformer", "Pooling", "Dense")
     modules = [

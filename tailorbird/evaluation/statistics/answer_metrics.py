@@ -53,13 +53,16 @@ def answer_metrics(config: AnswersConfig | None) -> dict[str, AnswerMetric]:
     """Return the metrics that a recipe configures, by name."""
     if config is None:
         return {}
-    metrics = {
-        "json_fields": config.json_fields and json_fields(config.json_fields),
-        "regex": config.regex and regex_group(config.regex),
-        "numeric": config.numeric and numeric(config.numeric),
-        "choice": config.choice and choice(config.choice),
-    }
-    return {name: metric for name, metric in metrics.items() if metric is not None}
+    metrics = {}
+    if config.json_fields is not None:
+        metrics["json_fields"] = json_fields(config.json_fields)
+    if config.regex is not None:
+        metrics["regex"] = regex_group(config.regex)
+    if config.numeric is not None:
+        metrics["numeric"] = numeric(config.numeric)
+    if config.choice is not None:
+        metrics["choice"] = choice(config.choice)
+    return metrics
 
 
 def per_row(

@@ -52,8 +52,8 @@ def chat_version(folder: Path, *, kind: Kind, base: Path, prompting: Prompting =
     files = folder / kind
     files.mkdir(parents=True)
     torch.manual_seed(1)
-    lm = small_chat.language_model()
-    adapted = add_adapter(lm, r=4, alpha=8, dropout=0.0) if kind == "lora" else lm
+    lm: Any = small_chat.language_model()
+    adapted: Any = add_adapter(lm, r=4, alpha=8, dropout=0.0) if kind == "lora" else lm
     with torch.no_grad():
         for parameter in adapted.parameters():
             parameter.add_(torch.randn(parameter.shape), alpha=0.1 if parameter.requires_grad else 0.0)
@@ -84,7 +84,7 @@ def chat_logits(uri: str) -> np.ndarray:
         return np.array(loaded.model.causal(input_ids=torch.tensor([ids])).logits[0])
 
 
-def class_logits(uri: str, text: str) -> np.ndarray:
+def class_logits(uri: str, text: str) -> Any:
     loaded = load_model(uri, LoadedClassifier)
     assert loaded.model is not None
     assert loaded.tokenizer is not None

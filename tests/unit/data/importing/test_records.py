@@ -105,7 +105,9 @@ def test_a_csv_field_can_be_longer_than_the_default_limit_of_python(tmp_path: Pa
 
 
 @given(rows=st.lists(st.dictionaries(st.sampled_from("abc"), TEXTS | st.integers() | st.booleans() | st.none())))
-def test_json_lines_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, rows: list[object]) -> None:
+def test_json_lines_are_read_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
+) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     read_rows = read(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     assert read_rows == [Record(line, row) for line, row in enumerate(rows, start=1)]
