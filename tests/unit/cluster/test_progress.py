@@ -5,7 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.progress import SILENT, RowsEvent, StageEvent, current_progress, reporting_to, tracked
+from cluster.progress import (
+    SILENT,
+    ActivityEvent,
+    RowsEvent,
+    StageEvent,
+    byte_reporter,
+    current_progress,
+    reporting_to,
+    tracked,
+)
 from tests.progress import ProgressRecorder
 
 
@@ -35,3 +44,13 @@ def test_the_name_of_a_stage_is_the_text_before_the_colon() -> None:
         StageEvent("sweep: 4 trials, target 0.6", "sweep"),
         StageEvent("seed 1: again", "seeds"),
     ]
+
+
+def test_bytes_are_reported_in_mb_after_each_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, clock = ProgressRecorder(), iter([0.0, 0.5, 2.0, 3.0])
+    monkeypatch.setattr("cluster.progress.time.monotonic", lambda: next(clock))
+    report = byte_reporter(recorder)
+    for text, done in (("checking a", 1), ("checking a", 2 * 10**6), ("checking a", 4 * 10**6), ("checking b", 1)):
+        report(text, done, 8 * 10**6)
+    expected = [ActivityEvent("checking a"), RowsEvent(4, 8, 2.0, unit="MB"), ActivityEvent("checking b")]
+    assert recorder.events == expected
