@@ -48,7 +48,7 @@ def test_the_name_of_a_stage_is_the_text_before_the_colon() -> None:
 
 def test_bytes_are_reported_in_mb_after_each_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder, clock = ProgressRecorder(), iter([0.0, 0.5, 2.0, 3.0])
-    monkeypatch.setattr("cluster.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("cluster.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
     report = byte_reporter(recorder)
     for text, done in (("checking a", 1), ("checking a", 2 * 10**6), ("checking a", 4 * 10**6), ("checking b", 1)):
         report(text, done, 8 * 10**6)
