@@ -34,8 +34,8 @@ from tailorbird.release.manifests import render_manifest
 from tailorbird.release.promotion import promote_version, roll_back
 from tests import small_chat
 from tests.integration.small import SmallRun, write_table
-from tests.loaded_folders import logits_of
 from tests.progress import ProgressRecorder
+from tests.unit.release.loaded_folders import logits_of
 
 pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
 

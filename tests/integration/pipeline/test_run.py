@@ -50,9 +50,9 @@ from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage.node_cache import local_copy
 from tests.integration.small import ROOT, SmallRun, small_recipe, stages, written
-from tests.loaded_folders import logits_of
 from tests.notebook import execute
 from tests.progress import ProgressRecorder
+from tests.unit.release.loaded_folders import logits_of
 
 pytestmark = pytest.mark.usefixtures("connected")
 

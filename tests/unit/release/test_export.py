@@ -24,8 +24,8 @@ from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import Hybrid, Kind, PinnedVersion, Prompting, VersionConfig, register, write_config
 from tailorbird.release.export import export_version
 from tests import small_chat
-from tests.loaded_folders import logits_of
 from tests.unit.evaluation.test_mix import CLASSES, artifact, base
+from tests.unit.release.loaded_folders import logits_of
 from tests.unit.serving.batch_jobs.test_scoring import version
 
 __all__ = ["base"]  # a fixture
