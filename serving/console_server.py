@@ -5,7 +5,7 @@ import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from html import escape
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class ConsoleServer:
         self._server = uvicorn.Server(config)
 
     def run(self) -> None:
-        with closing(self._socket):
+        with closing(self._socket), suppress(KeyboardInterrupt):
             self._server.run(sockets=[self._socket])
 
 

@@ -13,12 +13,12 @@ from tailorbird.console import charts as own_charts
 from tailorbird.console.records import JobRecord
 from tailorbird.console.runs import Looks, Run, RunsPage, RunState
 from tailorbird.console.tasks import TaskSummary
-from tailorbird.console.times import parse_time, relative_text, span_text, time_text
+from tailorbird.console.times import parse_time, relative_text, time_text
 from tailorbird.console.versions import Change, VersionsPage
 from tailorbird.evaluation.report import charts as report_charts
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.figures import FORMS, TONES
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, model_name, size
+from tailorbird.evaluation.verdict.formatting import interval_name, model_name, size
 from tailorbird.pages.environment import environment, plain
 from tailorbird.storage.listing import Entry
 
@@ -106,21 +106,18 @@ def _templates() -> Environment:
         "draw": own_charts,
         "report_draw": report_charts,
         "tones": TONES,
-        "metric_names": METRIC_NAMES,
         "states": RunState,
         "max_looks": MAX_LOOKS,
     }
     templates.filters |= {
         "parsed": parse_time,
         "time": time_text,
-        "span": span_text,
         "model_name": model_name,
         "interval_name": interval_name,
         "size": size,
         "plain": plain,
         "points": FORMS["points"],
         "p": FORMS["p"],
-        "rows": FORMS["rows"],
         "count": lambda number: f"{number:,}",
         "percent": lambda share: f"{100 * share:.1f}%",
         "money": FORMS["money"],

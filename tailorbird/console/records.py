@@ -12,14 +12,6 @@ from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import PinnedVersion
 
 
-class VersionRecord(Part):
-    """A compared model in the evidence of a run."""
-
-    kind: str
-    uri: str
-    digest: str
-
-
 class DataHashes(Part):
     """The sha256 of each split by name."""
 
@@ -42,21 +34,17 @@ class DataUris(Part):
     """Where the rows of a recipe come from."""
 
     train: str | tuple[str, ...]
-    validation: str | None = None
-    test: str | None = None
 
 
 class RecipeRecord(Part):
     """The parts of a recipe that a lineage names."""
 
-    task: str
     data: DataUris
 
 
 class RunEvidence(Part):
     """The evidence of a finished run."""
 
-    name: str
     run: str
     created_at: str
     expires_at: str
@@ -65,15 +53,8 @@ class RunEvidence(Part):
     verdict: Verdict
     test_access: TestSetAccess
     data: DataHashes
-    versions: dict[str, VersionRecord]
-    champion: str | None
     code: CodeRecord
     base_model: Source
-
-    @property
-    def winner(self) -> VersionRecord | None:
-        """The version that the verdict selected."""
-        return self.versions.get(self.verdict.winner)
 
 
 class Registration(Part):
@@ -94,10 +75,7 @@ class VersionInfo(Part):
 
     kind: str
     engine: str = "torch"
-    base_model: str
-    code: str
     created_at: str
-    classes: tuple[str, ...] = ()
     exported_from: PinnedVersion | None = None
     hybrid: "HybridParts | None" = None
 
@@ -126,11 +104,9 @@ class Statistic(Part):
 class Labelled(Part):
     """The champion's accuracy on labelled answers."""
 
-    answers: int
     labelled: int
     right: int
     interval: tuple[float, float]
-    estimate: float | None
 
     @property
     def accuracy(self) -> float | None:
@@ -143,7 +119,6 @@ class GroupBound(Part):
     what: str
     estimate: float
     interval: tuple[float, float]
-    limit: float
     n: int
     state: str
 
@@ -153,7 +128,6 @@ class GateRecord(Part):
 
     state: str
     bounds: tuple[GroupBound, ...] = ()
-    note: str = ""
 
 
 class DayReport(Part):
@@ -161,16 +135,12 @@ class DayReport(Part):
 
     day: str
     days: int
-    made_at: str
-    version: str
     digest: str
     rows: int
     drift: tuple[Statistic, ...] = ()
-    feedback: Labelled
     audit: Labelled
     confident: float | None = None
     groups: GateRecord
-    notes: tuple[str, ...] = ()
 
 
 class ReevaluationRecord(Part):
@@ -194,11 +164,8 @@ class JobRecord(Part):
     id: str
     status: Literal["queued", "running", "completed", "failed", "cancelled"]
     input: str
-    output: str
-    version: str
     owner: str | None = None
     created_at: str
-    updated_at: str
     rows_done: int = 0
     rows_total: int | None = None
     error: str | None = None

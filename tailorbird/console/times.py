@@ -1,6 +1,6 @@
 """Times for readers. All times are in UTC."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 UNITS = (("year", 365 * 86400), ("month", 30 * 86400), ("day", 86400), ("hour", 3600), ("minute", 60))
 
@@ -11,23 +11,13 @@ def parse_time(text: str) -> datetime:
     return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
 
 
-def span_text(span: timedelta) -> str:
-    """Return a duration in its two largest units, such as `3 days 4 hours`; `less than a minute` if it is shorter."""
-    seconds, parts = abs(int(span.total_seconds())), []
-    for name, size in UNITS:
-        number, seconds = divmod(seconds, size)
-        if number:
-            parts.append(f"{number} {name}{'' if number == 1 else 's'}")
-        elif parts:
-            break
-    return " ".join(parts[:2]) or "less than a minute"
-
-
 def relative_text(time: datetime, *, now: datetime) -> str:
-    """Return a time relative to now, such as `3 days ago` or `in 2 hours`, in its largest unit."""
-    text = span_text(now - time)
-    if text != "less than a minute":
-        text = " ".join(text.split()[:2])
+    """Return a time relative to now in its largest whole unit, such as `3 days ago` or `in 2 hours`."""
+    seconds, text = abs(int((now - time).total_seconds())), "less than a minute"
+    for name, size in UNITS:
+        if number := seconds // size:
+            text = f"{number} {name}{'' if number == 1 else 's'}"
+            break
     return f"{text} ago" if time <= now else f"in {text}"
 
 

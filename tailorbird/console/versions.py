@@ -20,7 +20,6 @@ class Version:
     """A registered version."""
 
     name: str
-    uri: str
     info: VersionInfo
     evidence: RunEvidence | None  # of the run that selected it; None if no run did, or for the export of a version
     role: str  # `champion`, `former champion`, `rolled back` or empty
@@ -71,7 +70,7 @@ def _info(reader: Reader, folder: Entry) -> VersionInfo | None:
 
 def _version(reader: Reader, folder: Entry, info: VersionInfo, *, champion: Champion | None) -> Version:
     evidence = None if info.exported_from else reader.read(f"{folder.uri}/{EVIDENCE_FILE}", RunEvidence)
-    return Version(folder.name, folder.uri, info, evidence, role_of(folder.uri, champion))
+    return Version(folder.name, info, evidence, role_of(folder.uri, champion))
 
 
 def role_of(uri: str, champion: Champion | None) -> str:

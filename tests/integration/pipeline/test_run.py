@@ -43,12 +43,14 @@ from tailorbird.pipeline.record import EvaluatedModels, TrainedModels
 from tailorbird.pipeline.run import fit_baselines, run_pipeline, run_sweep
 from tailorbird.registry.champion import read_champion
 from tailorbird.registry.routing import Routing
+from tailorbird.registry.run_progress import RunProgress
 from tailorbird.registry.versions import list_versions, read_version, shares_base
 from tailorbird.release.export import export_version
 from tailorbird.release.parity import ParityRefused
 from tailorbird.release.promotion import promote_version
 from tailorbird.release.runs import PromotionRefused
 from tailorbird.storage.node_cache import local_copy
+from tailorbird.storage.paths import parse_run_uri
 from tests.integration.small import ROOT, SmallRun, small_recipe, stages, written
 from tests.notebook import execute
 from tests.progress import ProgressRecorder
@@ -345,3 +347,15 @@ def test_a_version_that_no_verdict_chose_is_not_promoted(small_run: SmallRun) ->
     with pytest.raises(PromotionRefused, match="has no finished run"):
         promote_version(f"{recipe.registry}/nothing-here")
     assert read_champion(recipe.task_uri) == before
+
+
+def test_the_progress_of_the_run_is_stored_with_its_learning_curves(small_run: SmallRun) -> None:
+    paths, name = parse_run_uri(small_run.result.run)
+    record = RunProgress.model_validate_json(storage.read_bytes(paths.progress(name)))
+    assert (record.run, record.status, record.error) == (small_run.result.run, "finished", None)
+    assert {"baselines", "sweep", "test"} <= {stage.name for stage in record.stages if stage.seconds is not None}
+    scores = {contender.name: contender.score for contender in record.contenders}
+    trained = [contender for contender in record.contenders if contender.curve]
+    assert scores["bag_of_words"] is not None
+    assert trained
+    assert all(contender.curve[-1][1] == contender.score for contender in trained)
