@@ -1,5 +1,6 @@
 """Push the gauges of `watch` to a Pushgateway, from which Prometheus reads them after the process has ended."""
 
+import re
 from urllib.parse import quote
 
 import requests
@@ -14,7 +15,8 @@ TIMEOUT_S = 10
 def push_metrics(metrics: str, *, to: str, model: str) -> None:
     """Replace the gauges of the model at the Pushgateway `to`. The gauges are in Prometheus' text format.
 
-    Raises MonitoringError if the Pushgateway does not accept them.
+    `to` can contain a user name and a password. Raises MonitoringError, which does not contain them, if the Pushgateway
+    does not accept the gauges.
     """
     url = f"{to.rstrip('/')}/metrics/job/{JOB}/model/{quote(model, safe='')}"
     try:
@@ -25,7 +27,8 @@ def push_metrics(metrics: str, *, to: str, model: str) -> None:
         if answer.ok:
             return
         reason = f"{answer.status_code}: {answer.text[:500].strip()}"
+    address = re.sub(r"//[^/]*@", "//", to)
     raise MonitoringError(
-        f"the Pushgateway at {to} does not accept the metrics ({reason}); the report is stored. Check the address, and "
-        "that the Pushgateway runs, then repeat the command"
+        f"the Pushgateway at {address} does not accept the metrics ({reason}); the report is stored. Check the "
+        "address, and that the Pushgateway runs, then repeat the command"
     )

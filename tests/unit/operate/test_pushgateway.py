@@ -57,6 +57,13 @@ def test_refused_metrics_are_an_error_with_the_answer(gateway: Gateway) -> None:
         push_metrics(METRICS, to=gateway.url, model="my-task")
 
 
+def test_an_error_contains_no_password(gateway: Gateway) -> None:
+    gateway.status = 400
+    with pytest.raises(MonitoringError, match=f"the Pushgateway at {gateway.url} does not accept") as refused:
+        push_metrics(METRICS, to=gateway.url.replace("//", "//me:s3cr@et@"), model="my-task")
+    assert "s3cr" not in str(refused.value)
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "pushgateway:9091"])
 def test_a_pushgateway_that_does_not_answer_is_an_error_with_its_address(url: str) -> None:
     with pytest.raises(MonitoringError, match=f"the Pushgateway at {url} does not accept"):
