@@ -4,8 +4,9 @@
 
 The client `few` sends one text per request, one request after another. In the variant `attack`, the client `many` sends
 256 texts of 4 KB in each of three requests at the same time, and again after each answer, also after a refusal with
-429. Each has its own API key. The 99th percentile of the latency of `few` under attack may be at most 5 times that of
-the variant `calm`, in which it is alone.
+429. In the variant `invalid`, it sends bodies of 1 MB with half a million numbers in place of texts. Each has its own
+API key. The 99th percentile of the latency of `few` under attack may be at most 5 times that of the variant `calm`, in
+which it is alone.
 
 The model is MiniLM with a random head, in one replica with one torch thread, and texts are cut to `max_length` tokens
 (64 by default). With `in-process`, a process runs the application of a replica on uvicorn, without Ray and HAProxy;
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from statistics import median, quantiles
@@ -41,6 +43,7 @@ from tailorbird.data.datasets import icd10
 from tailorbird.models import pretrained
 
 NUM_TEXTS, TEXT_BYTES, NUM_ATTACKS = 256, 4000, 3  # 256 texts of 4,096 bytes exceed `max_body_bytes`
+NUM_NUMBERS = 520_000  # in a body of 1 MB
 SECONDS, NUM_ROUNDS = 20.0, 3
 START_S = 120.0
 
@@ -56,15 +59,17 @@ def main(mode: str, max_length: int) -> None:
         with start(Path(folder), ServingConfig(api_keys=keys_file.as_uri()), max_length) as url:
             headers = {name: {"authorization": f"Bearer {key}"} for name, (key, _) in keys.items()}
             variants = {
-                "calm": lambda: asyncio.run(_measure(url, headers, attacked=False)),
-                "attack": lambda: asyncio.run(_measure(url, headers, attacked=True)),
+                "calm": lambda: asyncio.run(_measure(url, headers)),
+                "attack": lambda: asyncio.run(_measure(url, headers, attack_body=long_texts())),
+                "invalid": lambda: asyncio.run(_measure(url, headers, attack_body=invalid_texts())),
             }
             measured = take_turns(variants, rounds=NUM_ROUNDS)
     rows = {name: medians(rounds) for name, rounds in measured.items()}
     print_table(f"one text per request, {mode}, {max_length} tokens, {pretrained.dtype_name()}", rows)
-    ratios = [
-        attack["p99_ms"] / calm["p99_ms"] for attack, calm in zip(measured["attack"], measured["calm"], strict=True)
-    ]
+    ratios = {
+        name: [under["p99_ms"] / calm["p99_ms"] for under, calm in zip(measured[name], measured["calm"], strict=True)]
+        for name in ("attack", "invalid")
+    }
     figures = {
         "calm_p50_ms": rows["calm"]["p50_ms"],
         "calm_p99_ms": rows["calm"]["p99_ms"],
@@ -72,34 +77,49 @@ def main(mode: str, max_length: int) -> None:
         "attack_p99_ms": rows["attack"]["p99_ms"],
         "attack_texts_per_s": rows["attack"]["attack_texts_per_s"],
         "attack_refused": rows["attack"]["attack_refused"],
-        "p99_attack_to_calm": median(ratios),
+        "p99_attack_to_calm": median(ratios["attack"]),
+        "invalid_p99_ms": rows["invalid"]["p99_ms"],
+        "p99_invalid_to_calm": median(ratios["invalid"]),
     }
     finish("fairness", figures, bounds={"p99_attack_to_calm": "<= 5"})
 
 
-def attack_body(terms: list[str]) -> bytes:
+def long_texts() -> bytes:
     """Return a request of 256 texts of 4 KB."""
-    text = " ".join(terms)
+    text = " ".join(_terms() * 10)
     texts = [text[number * TEXT_BYTES : (number + 1) * TEXT_BYTES] for number in range(NUM_TEXTS)]
     return json.dumps({"input": texts}).encode()
 
 
-async def _measure(url: str, headers: Mapping[str, Mapping[str, str]], *, attacked: bool) -> dict[str, float]:
-    terms = icd10.build()["train"]["text"].to_pylist()
-    body, ends_at = attack_body(terms * 10), time.monotonic() + SECONDS
+def invalid_texts() -> bytes:
+    """Return a request of 1 MB whose texts are numbers."""
+    return json.dumps({"input": [1] * NUM_NUMBERS}, separators=(",", ":")).encode()
+
+
+@cache
+def _terms() -> list[str]:
+    terms: list[str] = icd10.build()["train"]["text"].to_pylist()
+    return terms
+
+
+async def _measure(
+    url: str, headers: Mapping[str, Mapping[str, str]], *, attack_body: bytes | None = None
+) -> dict[str, float]:
+    """Return the latencies of `few`, while `many` repeats `attack_body` if it is given."""
+    terms, ends_at = _terms(), time.monotonic() + SECONDS
     answered, refused = 0, 0
 
     async def attack(session: aiohttp.ClientSession) -> None:
         nonlocal answered, refused
         while time.monotonic() < ends_at:
-            async with session.post(f"{url}/v1/classify", data=body, headers=headers["many"]) as answer:
+            async with session.post(f"{url}/v1/classify", data=attack_body, headers=headers["many"]) as answer:
                 answered += answer.status == 200
                 refused += answer.status == 429
                 await answer.read()
 
     latencies: list[float] = []
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as session:
-        attacks = [asyncio.create_task(attack(session)) for _ in range(NUM_ATTACKS if attacked else 0)]
+        attacks = [asyncio.create_task(attack(session)) for _ in range(NUM_ATTACKS if attack_body else 0)]
         await asyncio.sleep(1)
         for term in cycle(terms):
             begun = time.perf_counter()
@@ -114,7 +134,7 @@ async def _measure(url: str, headers: Mapping[str, Mapping[str, str]], *, attack
         seconds = SECONDS + time.monotonic() - begun
     points = quantiles(latencies, n=100, method="inclusive") if len(latencies) > 1 else latencies * 99
     figures = {"requests": float(len(latencies)), "p50_ms": points[49] * 1000, "p99_ms": points[98] * 1000}
-    if attacked:
+    if attack_body:
         figures |= {"attack_texts_per_s": answered * NUM_TEXTS / seconds, "attack_refused": float(refused)}
     return figures
 
