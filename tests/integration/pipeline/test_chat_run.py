@@ -46,9 +46,9 @@ SIZES = {"train": 96, "validation": 16, "test": 60}
 
 OVERRIDES = (
     "data.system=s", "data.split_by=doc", "data.max_length=64", "data.max_new_tokens=6", "training.method=full",
-    "training.num_workers=2", "training.zero_stage=1", "training.num_seeds=1", "training.epochs=4",
-    "training.batch_size=8", "training.learning_rate=0.01", "training.with_retrieved=true", "tuning.num_trials=1",
-    "tuning.space={}", "evaluation.metric=choice",
+    "training.num_workers=2", "training.cpus_per_worker=1", "training.zero_stage=1", "training.num_seeds=1",
+    "training.epochs=4", "training.batch_size=8", "training.learning_rate=0.01", "training.with_retrieved=true",
+    "tuning.num_trials=1", "tuning.space={}", "evaluation.metric=choice",
     "evaluation.answers={choice: {options: ['yes', 'no']}}",
     "evaluation.minimum_gain=0.01", "evaluation.expected_gain=null",
     "evaluation.prompt_shots=2", "evaluation.prompt_draws=1",
