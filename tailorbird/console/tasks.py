@@ -89,13 +89,14 @@ def read_tasks(reader: Reader, registry: str, *, names: Sequence[str], now: date
 
 def read_task(reader: Reader, paths: TaskPaths, *, now: datetime) -> TaskSummary:
     """Return the summary of a task."""
-    champion = reader.read(paths.champion, Champion)
+    stored = {entry.uri: entry for entry in reader.entries(paths.task_uri)}  # one request instead of several
+    champion = reader.read_entry(stored[paths.champion], Champion) if paths.champion in stored else None
     evidence = reader.read(f"{champion.run}/{EVIDENCE_FILE}", RunEvidence) if champion and champion.run else None
-    watch = reader.read(paths.watch, WatchRecord)
+    watch = reader.read_entry(stored[paths.watch], WatchRecord) if paths.watch in stored else None
     if champion is None or (watch is not None and watch.digest != champion.digest):
         watch = None  # of a former champion
-    reports = read_reports(reader, paths, champion=champion) if champion else ()
-    active = read_active(reader, paths, now=now)
+    reports = read_reports(reader, paths, champion=champion) if champion and paths.monitoring in stored else ()
+    active = read_active(reader, paths, now=now) if paths.all_progress in stored else ()
     health = health_of(champion, evidence=evidence, watch=watch, reports=reports, now=now)
     num_runs = sum(entry.is_folder for entry in reader.entries(paths.runs))
     return TaskSummary(paths.name, champion, evidence, watch, reports, active, num_runs, health)

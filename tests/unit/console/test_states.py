@@ -140,6 +140,7 @@ def test_a_run_without_news_is_neither_running_nor_live(paths: TaskPaths) -> Non
     assert "http-equiv" not in content
     assert "There is no news of this run since 2026-11-28 11:54 UTC (6 minutes ago)" in text_of(content)
     assert "sweep not finished" in text_of(content)
+    assert "trial 17b62 0.7190 4 not finished" in text_of(content)
 
 
 def test_a_failed_run_shows_its_error_and_how_to_resume(paths: TaskPaths) -> None:
