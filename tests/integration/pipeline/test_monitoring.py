@@ -44,7 +44,9 @@ from tailorbird.operate.reevaluate import Reevaluation, ReevaluationError, reeva
 from tailorbird.operate.watch import draw_audit, watch_champion
 from tailorbird.registry import champion
 from tailorbird.registry import versions as registry
+from tailorbird.registry.watch_record import WatchRecord
 from tailorbird.storage import node_cache
+from tailorbird.storage.paths import TaskPaths
 from tests.champions import set_champion
 from tests.integration.small import BASE_MODEL, REGISTRY, ROOT, write_table
 
@@ -188,6 +190,9 @@ def watch_tomorrow(recipe: Recipe) -> tuple[Report, Recommendation]:
     with connect():
         result = watch_champion(recipe, today=datetime.now(UTC).date() + timedelta(days=1), progress=SILENT)
     assert storage.exists(result.page)
+    stored = WatchRecord.model_validate_json(storage.read_bytes(TaskPaths(recipe.task_uri).watch))
+    assert (stored.reevaluate, stored.reasons) == (result.recommendation.reevaluate, result.recommendation.reasons)
+    assert (stored.challenger is None) == (result.recommendation.challenger is None)
     return result.reports[-1], result.recommendation
 
 

@@ -8,6 +8,7 @@ from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.gates.base import State
 from tailorbird.monitoring.quality import (
     GroupAccuracy,
+    confident_share,
     feedback_as_audit,
     fixed_groups,
     group_gate,
@@ -54,6 +55,11 @@ def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
     audit = quality(traffic, champion="d", alpha=ALPHA, audited=True)
     assert (audit.accuracy, audit.interval, audit.estimate) == (None, (0.0, 1.0), 0.75)
     assert quality(Traffic(5, {("champion", "d"): 5}), champion="d", alpha=ALPHA, audited=True).estimate is None
+
+
+def test_the_confident_share_is_that_of_the_answers_with_a_confidence() -> None:
+    assert confident_share(np.array([0.9, 0.95, 0.2, np.nan, 0.5], np.float32)) == 0.5
+    assert confident_share(np.array([np.nan], np.float32)) is None
 
 
 def test_a_duplicate_row_of_the_log_counts_once() -> None:
