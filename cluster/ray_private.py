@@ -5,6 +5,7 @@ tests/unit/cluster/test_ray_private.py names the part that another version of Ra
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -120,6 +121,17 @@ def exclude_from_tune_actors(prefix: str) -> None:
 
     names = class_cache.ENV_VARS_TO_PROPAGATE
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith(prefix)}
+
+
+def silence_slow_tune_operations() -> None:
+    """Prevent Tune from warning that an operation of its event loop took more than 0.5 s; other warnings are kept.
+
+    On few CPUs every sweep would print such warnings, and nothing in a recipe changes them. The environment variable
+    TUNE_WARN_THRESHOLD_S has no effect here, because Tune reads it when it is imported.
+    """
+    from ray.tune.utils.util import warn_if_slow
+
+    warn_if_slow.DEFAULT_THRESHOLD = math.inf
 
 
 def keep_trial_error_as_text(trial: Any) -> None:

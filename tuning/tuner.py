@@ -8,7 +8,7 @@ import ray
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
-from cluster.ray_private import exclude_from_tune_actors, keep_trial_error_as_text
+from cluster.ray_private import exclude_from_tune_actors, keep_trial_error_as_text, silence_slow_tune_operations
 from cluster.remote import this_node_selector
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
@@ -64,6 +64,7 @@ def build_tuner(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # suppress Tune's tables, because tailorbird prints its own progress
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # TensorBoard's logger would run whenever it is installed
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # after Ctrl-C, Tune would return as if all trials had run
+    silence_slow_tune_operations()
     exclude_from_tune_actors("AWS_")  # S3 credentials come from the environment in which Ray was started
     resources = tune.PlacementGroupFactory([BrokeredTrainable.RESOURCES], bundle_label_selector=[this_node_selector()])
     store, path = filesystem(uri, retry_policy=PERSISTENT)
