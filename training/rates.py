@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,19 +10,11 @@ import torch
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.pretrained import default_device, inference_dtype
 from training.batches import Batch
+from training.reports import Rates
 from training.task import TrainingTask
 
 NUM_ROWS = 16  # maximum number of rows on which the rates are measured
 NUM_CALLS = 4
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Rows per second of one worker."""
-
-    training: float  # forward and backward passes
-    prediction: float  # forward passes; of a chat model, answers
-    num_rows: int  # rows on which they were measured
 
 
 def measure_rates(task: TrainingTask, *, config: TrainingConfig) -> Rates:

@@ -58,3 +58,12 @@ class TrainingResult(StoredModel):
             attention=report.attention,
             dtype=dtype,
         )
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rows per second of one worker."""
+
+    training: float  # forward and backward passes
+    prediction: float  # forward passes; of a chat model, answers
+    num_rows: int  # rows on which they were measured; 0 if they were not measured

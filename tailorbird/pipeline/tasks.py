@@ -19,10 +19,12 @@ from tailorbird.models.metadata import longest_row
 from tailorbird.models.retrieval.training_examples import RetrievedExamples, find_examples
 from tailorbird.pipeline.artifacts import make_loadable
 from tailorbird.pipeline.inputs import RunInputs
+from tailorbird.pipeline.planned_stages import NUM_COST_ROWS
 from tailorbird.registry.versions import Dtype, Kind, Prompting, Retrieval, VersionConfig, read_artifact_config
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
-from training.rates import NUM_ROWS, Rates, measure_rates
+from training.rates import NUM_ROWS, measure_rates
+from training.reports import Rates
 from training.task import TrainingTask, check_trainable
 
 
@@ -32,7 +34,7 @@ class ClassificationTask:
 
     inputs: RunInputs
     label_noun: ClassVar[str] = "classes"  # noun for the distinct labels in messages
-    num_cost_rows: ClassVar[int] = 256  # test rows on which the cost of all models is measured
+    num_cost_rows: ClassVar[int] = NUM_COST_ROWS["classification"]
     num_cost_rows_gpu: ClassVar[int] = 2048  # the same on a GPU, which answers 256 rows too fast for a precise time
 
     @cached_property
@@ -110,7 +112,7 @@ class ChatTask:
 
     inputs: RunInputs
     label_noun: ClassVar[str] = "different answers"
-    num_cost_rows: ClassVar[int] = 16  # fewer rows, because an answer takes a hundred times as long as a label
+    num_cost_rows: ClassVar[int] = NUM_COST_ROWS["chat"]
     num_cost_rows_gpu: ClassVar[int] = 64  # as many as a replica answers at the same time by default
     classes: ClassVar[tuple[str, ...]] = ()
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tailorbird.config.recipe import Recipe
-from tailorbird.pipeline.estimate import GROUP_START_S, Sizes, planned_stages
+from tailorbird.pipeline.planned_stages import GROUP_START_S, Sizes, planned_stages
 from tests.unit.pipeline.contexts import recipe_at
-from training.rates import Rates
+from training.reports import Rates
 
 RATES = Rates(training=10.0, prediction=40.0, num_rows=16)
 SIZES = Sizes(train=400, validation=80, test=200, classes=3, groups=1, cost_rows=100)
