@@ -9,21 +9,23 @@ from typing import Any
 
 from tailorbird.config.data import DataConfig
 from tailorbird.data.conversations import answer_fault, conversation_of
-from tailorbird.data.loader import read_splits
+from tailorbird.data.loader import SPLIT_FRACTIONS, read_splits
 from tailorbird.data.parquet import parquet_files
 from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_roles
+from tailorbird.data.profiling.languages import Languages, languages_of
 from tailorbird.data.profiling.sample import SAMPLE_ROWS, Sample, count_rows, read_sample
 from tailorbird.data.profiling.token_lengths import TokenLengths, conversation_lengths, text_lengths
 from tailorbird.data.quality import DataReport, clean, leaks_between
 from tailorbird.data.rows import Conversation, DataError
 from tailorbird.data.tasks import data_task
+from tailorbird.init.data_warnings import split_warnings
 from tailorbird.init.task_defaults import DEFAULTS
+from tailorbird.init.time_budget import DraftRows
 from tailorbird.models.base_model import staged_base_model
 from tailorbird.models.metadata import read_tokenizer
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """File and folder names of each split."""
-TEST_SHARE = 0.17  # share of test rows if a recipe has no `test`; see `tailorbird.data.loader.SPLIT_FRACTIONS`
 COLUMNS = ("text", "label", "prompt", "completion", "messages")
 MAX_KEYS = 3  # candidate columns for `split_by` that are checked
 S3_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN")
@@ -54,6 +56,7 @@ class SplitCheck:
     report: DataReport | None = None
     fault: str | None = None  # reason why a run would reject the rows
     rejected: tuple[str, ...] = ()  # reasons why candidate columns cannot be `split_by`
+    warnings: tuple[str, ...] = ()  # differences between named splits that are larger than chance
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,22 @@ class DataSummary:
     sample: Sample
     roles: ColumnRoles
     lengths: TokenLengths
-    num_train: int
-    num_test: int  # rows of the test split, or TEST_SHARE of the training rows
+    languages: Languages
+    num_train: int  # rows of the training files, with those that a run splits off
+    num_validation: int
+    num_test: int
     base_model: str
+
+    @property
+    def rows(self) -> DraftRows:
+        """The rows of the splits of a run."""
+        train = self.num_train
+        if self.uris.validation is None:
+            train -= self.num_validation
+        if self.uris.test is None:
+            train -= self.num_test
+        classes = 0 if self.roles.label is None else len(self.roles.label.column.counts)
+        return DraftRows(train, self.num_validation, self.num_test, classes=classes)
 
 
 def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
@@ -79,13 +95,26 @@ def inspect_data(source: str, *, options: DraftOptions) -> DataSummary:
     base_model = options.base_model or DEFAULTS[roles.task].base_model
     lengths = _lengths(roles, tokenizer=_offline_tokenizer(base_model, registry=options.registry))
     num_train = sample.num_rows + sum(count_rows(uri) for uri in uris.train[1:])
-    num_test = count_rows(uris.test) if uris.test else int(TEST_SHARE * num_train)
-    return DataSummary(uris, sample, roles, lengths, num_train, num_test, base_model)
+    num_validation, num_test = _held_out(uris, num_train=num_train)
+    languages = languages_of(texts_in(roles))
+    return DataSummary(uris, sample, roles, lengths, languages, num_train, num_validation, num_test, base_model)
+
+
+def _held_out(uris: SplitUris, *, num_train: int) -> tuple[int, int]:
+    """Return the numbers of validation and test rows, which a run splits off `train` if they have no file."""
+    if uris.test is None:
+        _, validation, test = SPLIT_FRACTIONS
+        return int(validation * num_train), int(test * num_train)
+    num_test = count_rows(uris.test)
+    if uris.validation is not None:
+        return count_rows(uris.validation), num_test
+    share: float = DataConfig.model_fields["validation_share"].default
+    return int(share * num_train), num_test
 
 
 def _lengths(roles: ColumnRoles, *, tokenizer: Any) -> TokenLengths:
     if roles.text is not None:
-        return text_lengths([text or "" for text in roles.text.column.values], tokenizer=tokenizer)
+        return text_lengths(texts_in(roles), tokenizer=tokenizer)
     try:
         return conversation_lengths(conversations_in(roles), tokenizer=tokenizer)
     except DataError:  # The chat template rejects a conversation. A run reports it.
@@ -135,6 +164,13 @@ def conversations_in(roles: ColumnRoles) -> list[Conversation]:
     return [turns for turns in conversations if answer_fault(turns) is None]
 
 
+def texts_in(roles: ColumnRoles) -> list[str]:
+    """Return the sample's texts, or the turns of its conversations before the answer."""
+    if roles.text is not None:
+        return [text or "" for text in roles.text.column.values]
+    return ["\n".join(content for _, content in turns[:-1]) for turns in conversations_in(roles)]
+
+
 def data_config(summary: DataSummary, *, split_by: str | None) -> DataConfig:
     """Return the fields of the recipe's data section that determine how rows are read."""
     roles, uris = summary.roles, summary.uris
@@ -169,7 +205,8 @@ def check_splits(summary: DataSummary) -> SplitCheck:
             splits = read_splits(data_config(summary, split_by=key), task=data_task(summary.roles.task))
             leaks = [leak for leak in leaks_between(splits) if "split_by" in leak]
             if key is None or not leaks:
-                return SplitCheck(key, report=clean(splits)[1], rejected=tuple(rejected))
+                warnings = split_warnings(splits) if summary.uris.test is not None else ()
+                return SplitCheck(key, clean(splits)[1], rejected=tuple(rejected), warnings=warnings)
             rejected.append(f"{key} cannot be split_by: {leaks[0]}")
         except DataError as error:
             if key is None:

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from tailorbird.data.parquet import TEXT_TYPES, open_parquet, parquet_files, plain_type
@@ -13,8 +14,10 @@ from tailorbird.data.splits import normalise
 
 SAMPLE_ROWS, SAMPLE_BYTES = 50_000, 256 << 20
 """Numbers of rows, and of uncompressed bytes, after which no further row group is read."""
+SPREAD_ROWS = 2000  # maximum number of rows of a sample whose tokens are counted, or whose languages are recognized
 NEAR_EMPTY = 3  # number of characters below which a text is near-empty
 
+Row = TypeVar("Row")
 Kind = Literal["string", "integer", "boolean", "date", "messages", "other"]
 _KINDS: tuple[tuple[Kind, tuple[Any, ...]], ...] = (
     ("string", TEXT_TYPES),
@@ -116,6 +119,12 @@ def _column(table: pa.Table, name: str) -> Column:
     if kind != "messages":
         column = column.cast(plain_type(column.type)).cast(pa.large_string())
     return Column(name, kind, tuple(column.to_pylist()))
+
+
+def spread(rows: Sequence[Row]) -> list[Row]:
+    """Return at most SPREAD_ROWS evenly spaced rows."""
+    indices = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SPREAD_ROWS)).astype(np.int64))
+    return [rows[index] for index in indices]
 
 
 def num_copies(texts: Sequence[str]) -> int:

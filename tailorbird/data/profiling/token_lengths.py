@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tailorbird.data.chat_template import conversation_tokens
+from tailorbird.data.profiling.sample import spread
 from tailorbird.data.rows import Conversation
 from tailorbird.data.tokenize import encode_texts
 
@@ -16,23 +17,24 @@ if TYPE_CHECKING:
 TOKENS_PER_WORD, SPECIAL_TOKENS = 1.6, 2
 """Estimates without a tokenizer. Everyday English has 1.3 tokens per word, medical English 1.7."""
 TURN_TOKENS = 40  # estimate for special tokens and a system message that the template may add to a conversation
-SAMPLE_ROWS = 2000  # number of evenly spaced rows whose tokens are counted
 UNLIMITED = 1 << 20
 
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Median and 99th percentile of the number of tokens per row."""
+    """Mean, median and 99th percentile of the number of tokens per row."""
 
+    mean: float
     median: int
     p99: int
+    answer_mean: float  # (chat only) mean of the answers with their end-of-turn token; otherwise 0
     answer_p99: int  # (chat only) 99th percentile of the answers with their end-of-turn token; otherwise 0
     counted: bool  # False if the lengths are estimated
 
 
 def text_lengths(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase | None") -> TokenLengths:
     """Return the token lengths of texts."""
-    sample = _spread(texts)
+    sample = spread(texts)
     if tokenizer is None:
         return _lengths([_estimate(text) + SPECIAL_TOKENS for text in sample], [], counted=False)
     tokens = encode_texts(sample, tokenizer=tokenizer, max_length=UNLIMITED)
@@ -46,7 +48,7 @@ def conversation_lengths(
 
     Raises DataError if the chat template rejects a conversation.
     """
-    sample = _spread(conversations)
+    sample = spread(conversations)
     if tokenizer is None:
         sizes = [[_estimate(content) for _, content in conversation] for conversation in sample]
         return _lengths([sum(row) + TURN_TOKENS for row in sizes], [row[-1] + 1 for row in sizes], counted=False)
@@ -60,11 +62,6 @@ def _answer_length(assistant_mask: np.ndarray) -> int:
     return len(assistant_mask) - 1 - int(others[-1]) if len(others) else len(assistant_mask)
 
 
-def _spread(rows: Sequence[object]) -> list:  # type: ignore[type-arg]
-    indices = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE_ROWS)).astype(np.int64))
-    return [rows[index] for index in indices]
-
-
 def _estimate(text: str) -> int:
     return int(np.ceil(len(text.split()) * TOKENS_PER_WORD))
 
@@ -73,4 +70,7 @@ def _lengths(whole: Sequence[int], answers: Sequence[int], *, counted: bool) -> 
     def share(values: Sequence[int], percent: float) -> int:
         return int(np.ceil(np.percentile(values, percent))) if len(values) else 0
 
-    return TokenLengths(share(whole, 50), share(whole, 99), share(answers, 99), counted)
+    def mean(values: Sequence[int]) -> float:
+        return float(np.mean(values)) if len(values) else 0.0
+
+    return TokenLengths(mean(whole), share(whole, 50), share(whole, 99), mean(answers), share(answers, 99), counted)

@@ -1,4 +1,4 @@
-"""Differences between validation and test that are larger than chance: class shares, text lengths and scores."""
+"""Differences between two splits that are larger than chance: class shares, text lengths and scores."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from tailorbird.evaluation.statistics.paired import holm
 
 FloatArray = NDArray[np.float64]
 
-ALPHA = 0.01  # over all comparisons of a run, because a difference is only reported
+ALPHA = 0.01  # over all comparisons of two splits, because a difference is only reported
 LEAST_ROWS = 5  # rows of a class that chance would give the smaller split
 MAX_LISTED = 5
 
@@ -24,36 +24,48 @@ class SplitSample:
 
     labels: Sequence[str]  # classes; empty for chat tasks
     lengths: FloatArray  # [N] length of each text in characters
-    scores: FloatArray  # [N] scores of the incumbent
     documents: Sequence[str] | None  # document of each row; None if rows are independent
+    scores: FloatArray | None = None  # [N] scores of the incumbent, if it has predicted the rows
 
 
-def split_differences(validation: SplitSample, *, test: SplitSample) -> tuple[str, ...]:
+def split_differences(
+    validation: SplitSample, *, test: SplitSample, names: tuple[str, str] = ("validation", "test"), least: float = 1.0
+) -> tuple[str, ...]:
     """Return a sentence for each difference between the splits that is significant by Holm, the largest first.
 
-    The variance of each mean counts documents as units.
+    The variance of each mean counts documents as units. `names` are those of the splits in the sentences. Differences
+    by a factor of less than `least` are omitted.
     """
-    sentences, p_values = [], []
+    sentences, p_values, factors, splits = [], [], [], (validation, test)
     for name in sorted(set(validation.labels) | set(test.labels)):
-        pair = tuple(
-            np.array([label == name for label in split.labels], dtype=np.float64) for split in (validation, test)
-        )
+        pair = tuple(np.array([label == name for label in split.labels], dtype=np.float64) for split in splits)
         share = float(np.concatenate(pair).mean())
         if share * min(map(len, pair)) < LEAST_ROWS:
             continue
         first, second = (f"{100 * values.mean():.1f}%" for values in pair)
-        sentences.append(f"the class {name!r} has {first} of the validation rows and {second} of the test rows")
-        p_values.append(_p_value(pair, splits=(validation, test)))
+        sentences.append(f"the class {name!r} has {first} of the {names[0]} rows and {second} of the {names[1]} rows")
+        p_values.append(_p_value(pair, splits=splits))
+        factors.append(_factor(pair))
     lengths = validation.lengths, test.lengths
     first, second = (f"{values.mean():.0f}" for values in lengths)
-    sentences.append(f"texts have {first} characters on average in validation and {second} in test")
-    p_values.append(_p_value(tuple(np.log1p(values) for values in lengths), splits=(validation, test)))
-    scores = validation.scores, test.scores
-    first, second = (f"{values.mean():.3f}" for values in scores)
-    sentences.append(f"the incumbent's score is {first} on validation and {second} on test")
-    p_values.append(_p_value(scores, splits=(validation, test)))
-    by_p_value = sorted(zip(holm(p_values), sentences, strict=True))
-    return tuple(sentence for p_value, sentence in by_p_value if p_value < ALPHA)[:MAX_LISTED]
+    sentences.append(f"texts have {first} characters on average in {names[0]} and {second} in {names[1]}")
+    p_values.append(_p_value(tuple(np.log1p(values) for values in lengths), splits=splits))
+    factors.append(_factor(lengths))
+    if validation.scores is not None and test.scores is not None:
+        scores = validation.scores, test.scores
+        first, second = (f"{values.mean():.3f}" for values in scores)
+        sentences.append(f"the incumbent's score is {first} on {names[0]} and {second} on {names[1]}")
+        p_values.append(_p_value(scores, splits=splits))
+        factors.append(_factor(scores))
+    by_p_value = sorted(zip(holm(p_values), sentences, factors, strict=True))
+    listed = [sentence for p_value, sentence, factor in by_p_value if p_value < ALPHA and factor >= least]
+    return tuple(listed[:MAX_LISTED])
+
+
+def _factor(values: tuple[FloatArray, ...]) -> float:
+    """Return the larger mean divided by the smaller one; infinity if only the smaller one is 0."""
+    low, high = sorted(float(column.mean()) for column in values)
+    return high / low if low else math.inf if high else 1.0
 
 
 def _p_value(values: tuple[FloatArray, ...], *, splits: tuple[SplitSample, SplitSample]) -> float:

@@ -50,7 +50,7 @@ def notes(num: int, *, seed: int) -> dict[str, list[Any]]:
 
 def drafted(source: Path, *, options: DraftOptions | None = None) -> tuple[Recipe, str]:
     path = source.parent / "out" / "my_task.yaml"
-    recipe = write_recipe(str(source), path, options=options or DraftOptions(), force=True)
+    recipe = write_recipe(str(source), path, options=options or DraftOptions(), force=True).recipe
     return recipe, " ".join(path.read_text().replace("#", "").split())
 
 
@@ -62,6 +62,7 @@ def test_a_draft_reports_what_it_reads(tmp_path: Path) -> None:
     assert [event.text for event in recorder.of_kind(ActivityEvent)] == [
         f"reading a sample of {source}, and the base model",
         "comparing the splits of the sample",
+        "choosing settings that end in time",
     ]
 
 
@@ -198,7 +199,9 @@ def test_rows_of_real_data_sets_pass_the_checks_of_the_drafted_recipe(name: str,
         num_rows = min(table.num_rows, LARGE.get(name, table.num_rows))
         table = table.take(np.linspace(0, table.num_rows - 1, num_rows).astype(np.int64))
         pq.write_table(table, source / file.name)
-    recipe = write_recipe(str(source), path, options=DraftOptions())
+    draft = write_recipe(str(source), path, options=DraftOptions())
+    recipe = draft.recipe
+    assert draft.warnings == ()
     assert recipe.task == ("chat" if name == "medquad_sft" else "classification")
     assert recipe.data.split_by == {"medquad_sft": "focus", "hatecheck": "templ_id"}.get(name)
     text = " ".join(path.read_text().replace("#", "").split())

@@ -1,5 +1,7 @@
 """Tests of the differences between validation and test."""
 
+import re
+
 import numpy as np
 
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
@@ -9,7 +11,7 @@ def sample(seed: int, *, size: int, share: float = 0.03, length: float = 60.0, s
     generator = np.random.default_rng(seed)
     labels = np.where(generator.random(size) < share, "oos", generator.choice(["a", "b"], size))
     lengths = generator.gamma(4.0, length / 4, size).round()
-    return SplitSample(labels.tolist(), lengths, (generator.random(size) < score).astype(np.float64), None)
+    return SplitSample(labels.tolist(), lengths, None, scores=(generator.random(size) < score).astype(np.float64))
 
 
 def test_splits_of_one_population_rarely_differ() -> None:
@@ -27,19 +29,28 @@ def test_a_class_with_another_share_longer_texts_and_another_score_are_reported(
     assert "the incumbent's score is 0." in sentences
 
 
+def test_small_differences_can_be_omitted() -> None:
+    validation, test = sample(1, size=4_000), sample(2, size=4_000, length=70)
+    assert split_differences(validation, test=test)
+    assert split_differences(validation, test=test, least=1.5) == ()
+    shifted = sample(2, size=4_000, length=70, share=0.1)
+    (sentence,) = split_differences(validation, test=shifted, names=("train", "test"), least=1.5)
+    assert re.fullmatch(r"the class 'oos' has .*% of the train rows and .*% of the test rows", sentence)
+
+
 def test_rows_of_one_document_count_as_one_unit() -> None:
     """One long document must not look like many rows of another class."""
     validation = sample(1, size=300)
     labels = ["rare"] * 60 + ["a", "b"] * 120
     documents = ["one"] * 60 + [str(row) for row in range(240)]
-    test = SplitSample(labels, np.full(300, 60.0), np.resize([1.0, 1.0, 1.0, 1.0, 0.0], 300), documents)
+    test = SplitSample(labels, np.full(300, 60.0), documents, scores=np.resize([1.0, 1.0, 1.0, 1.0, 0.0], 300))
     assert not any("'rare'" in sentence for sentence in split_differences(validation, test=test))
-    independent = SplitSample(labels, test.lengths, test.scores, None)
+    independent = SplitSample(labels, test.lengths, None, scores=test.scores)
     assert any("'rare'" in sentence for sentence in split_differences(validation, test=independent))
 
 
 def test_chat_tasks_have_no_class_shares() -> None:
     validation, test = (
-        SplitSample((), each.lengths, each.scores, None) for each in (sample(1, size=300), sample(2, size=300))
+        SplitSample((), each.lengths, None, scores=each.scores) for each in (sample(1, size=300), sample(2, size=300))
     )
     assert split_differences(validation, test=test) == ()

@@ -1,0 +1,66 @@
+"""What `tailorbird init` warns about: languages that the base model may not know, unequal classes, unequal splits."""
+
+from collections import Counter
+
+import numpy as np
+
+from tailorbird.data.profiling.languages import Languages
+from tailorbird.data.rows import Rows, Splits
+from tailorbird.evaluation.statistics.split_differences import ALPHA, SplitSample, split_differences
+
+FOREIGN_SHARE = 0.05  # share of texts that are not English above which a warning is given
+MIN_RECOGNIZED = 20  # texts with a recognized language without which no warning is given
+LARGEST_SHARE = 0.6  # share of the largest class above which accuracy says little
+LEAST_FACTOR = 1.5  # factor between two splits below which a difference gives no warning, though it may be significant
+IMBALANCE_RATIO = 9.0
+"""Rows of the largest class divided by those of the smallest above which classes are highly imbalanced, as in the KEEL
+data-set repository."""
+
+
+def language_warning(languages: Languages, *, base_model: str, multilingual: str | None) -> str | None:
+    """Return a warning if texts are not English; None otherwise.
+
+    `multilingual` is a base model for them if `base_model` is known to be trained on English only, else None.
+    """
+    share = languages.foreign_share
+    if languages.num_recognized < MIN_RECOGNIZED or share <= FOREIGN_SHARE:
+        return None
+    text = f"about {share:.0%} of the texts are not English ({languages.sentence()})"
+    if multilingual is None:
+        return f"{text}; check that {base_model} knows these languages"
+    return f"{text}, but {base_model} was trained on English only; try a multilingual model, such as {multilingual}"
+
+
+def uneven_classes(counts: Counter[str], *, least: int) -> str | None:
+    """Return the reason for macro-F1 if classes differ much in size; None otherwise.
+
+    Classes with fewer than `least` rows are not compared, because their scores say little in any metric.
+    """
+    (largest, most), total = counts.most_common(1)[0], sum(counts.values())
+    if most / total > LARGEST_SHARE:
+        return f"the largest class has {most / total:.0%} of the rows, so accuracy would hide the other classes"
+    smallest, fewest = min(counts.items(), key=lambda item: (item[1] < least, item[1]))
+    if fewest >= least and most / fewest > IMBALANCE_RATIO:
+        return f"{largest!r} has {most / fewest:.0f} times the rows of {smallest!r}, so accuracy hides small classes"
+    return None
+
+
+def split_warnings(splits: Splits) -> tuple[str, ...]:
+    """Return a warning for each split of other rows than the test rows: class shares or text lengths differ."""
+    test, warnings = _sample(splits.test), []
+    for name in ("validation", "train"):
+        differences = split_differences(
+            _sample(getattr(splits, name)), test=test, names=(name, "test"), least=LEAST_FACTOR
+        )
+        if differences:
+            warnings.append(
+                f"{name} and test differ by more than chance (p < {ALPHA:g} after Holm's correction) and by a factor "
+                f"of at least {LEAST_FACTOR:g}: {'; '.join(differences)}. What is learned or chosen on {name} then "
+                "holds less on test; draw the splits at random from the same rows, unless the difference is intended"
+            )
+    return tuple(warnings)
+
+
+def _sample(rows: Rows) -> SplitSample:
+    lengths = np.array([len(text) for text in rows.texts], dtype=np.float64)
+    return SplitSample(rows.class_labels, lengths, rows.split_keys)
