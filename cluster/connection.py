@@ -2,10 +2,13 @@
 
 import os
 import shlex
+import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +17,8 @@ from cluster.local import stack
 from cluster.remote import LOCAL
 
 REACH_TIMEOUT_S = 5
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a process that SIGTERM ended, as shells report it."""
 _CONFIGURED_BY = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 
 
@@ -47,8 +52,8 @@ def stack_hint(folder: Path) -> str | None:
 def connect(**arguments: Any) -> Iterator[None]:
     """Connect this process to the running Ray, and disconnect at the end. `arguments` are passed to `ray.init`.
 
-    An existing connection of the process, as in a Ray job, is used and kept. Raises SessionError within seconds if Ray
-    does not answer.
+    An existing connection of the process, as in a Ray job, is used and kept. During the block, SIGTERM raises
+    Terminated. Raises SessionError within seconds if Ray does not answer.
     """
     import ray
 
@@ -59,6 +64,18 @@ def connect(**arguments: Any) -> Iterator[None]:
     if not address:
         raise SessionError(f"no Ray cluster is configured (RAY_ADDRESS is not set); {HELP}")
     _require_reachable(address)
+    with sigterm_raises() as set_handler:
+        _init_ray(address, arguments)
+        set_handler()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init_ray(address: str, arguments: dict[str, Any]) -> None:
+    import ray
+
     try:
         ray.init(address=address, **{"log_to_driver": False, "configure_logging": False, **arguments})
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
@@ -70,10 +87,47 @@ def connect(**arguments: Any) -> Iterator[None]:
             f"Ray at {address} does not start ({error}); it needs write access and free space in ~/.ray and /tmp. Set "
             "HOME to a writable folder, or free disk space"
         ) from error
+
+
+class Terminated(SystemExit):
+    """This process received SIGTERM. If nothing handles it, the process exits with TERMINATED."""
+
+    def __init__(self) -> None:
+        super().__init__(TERMINATED)
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[Callable[[], None]]:
+    """Interrupt the block at the first SIGTERM, and raise Terminated at its end; a second one ends the process at once.
+
+    Within the block, SIGTERM raises KeyboardInterrupt, because `ray.get` ends the process for other exceptions of a
+    handler. Yields a function that sets the handler again. Call it after `ray.init`, because Ray's core worker replaces
+    the handler by one that prints a C++ stack trace and aborts. In another thread, do nothing, because Python sets
+    handlers only in the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    previous, is_terminated = signal.getsignal(signal.SIGTERM), threading.Event()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        is_terminated.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    def set_handler() -> None:
+        signal.signal(signal.SIGTERM, interrupt)
+
+    set_handler()
     try:
-        yield
+        yield set_handler
+    except KeyboardInterrupt:
+        if is_terminated.is_set():
+            raise Terminated from None
+        raise
     finally:
-        ray.shutdown()
+        # None is a handler that was not set from Python, which cannot be set again.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 def _require_reachable(address: str) -> None:

@@ -61,7 +61,7 @@ def next_state(state: State, event: ProgressEvent, *, now: float) -> State:
     if state.stage != LEARNING_CURVE:  # its trainings, on some of the rows, are no contenders
         state = replace(state, rows=updated_rows(state.rows, event))
     if isinstance(event, TrialEvent) and event.status == "training":
-        return replace(state, activity=f"trial {event.trial[-5:]}: starting", done=None)
+        return replace(state, activity=f"{trial_name(event.trial)}: starting", done=None)
     if isinstance(event, EpochEvent):
         return replace(state, activity=f"{epoch_name(event)} is finished", done=None)
     return state
@@ -76,7 +76,7 @@ def updated_rows(rows: Mapping[str, Row], event: ProgressEvent) -> Mapping[str, 
             name = training_name(event)
             row = replace(rows.get(name) or Row(name), score=event.score, epochs=event.epoch + 1)
         case TrialEvent(trial, config, status):
-            name = f"trial {trial[-5:]}"
+            name = trial_name(trial)
             row = replace(rows.get(name) or Row(name), status=status, text=_config_text(config))
         case _:
             return rows
@@ -123,7 +123,12 @@ def epoch_name(event: EpochEvent | StepEvent) -> str:
 
 
 def training_name(event: EpochEvent | StepEvent) -> str:
-    return f"seed {event.seed}" if event.trial is None else f"trial {event.trial[-5:]}"
+    return f"seed {event.seed}" if event.trial is None else trial_name(event.trial)
+
+
+def trial_name(trial: str) -> str:
+    """Return the name of a trial in all output for people; the end of its id is enough within a sweep."""
+    return f"trial {trial[-5:]}"
 
 
 def speed(event: EpochEvent | StepEvent) -> str:

@@ -33,7 +33,8 @@ def submit(
 
     loaded = options.read_recipe(recipe, overrides)
     use_dashboard(address)
-    submission = jobs.submit(loaded, root=PROJECT_ROOT, again=again, driver_memory_gib=driver_memory)
+    with options.activity("packing this checkout and submitting the job"):
+        submission = jobs.submit(loaded, root=PROJECT_ROOT, again=again, driver_memory_gib=driver_memory)
     if follow:
         print(submission.line(), file=sys.stderr)
         _follow(submission.job.id, as_json=as_json, value={"how": submission.how})
@@ -51,7 +52,8 @@ def list_jobs(address: options.Address = None, as_json: options.AsJson = False) 
     from cluster.dashboard import use_dashboard
 
     use_dashboard(address)
-    submitted = jobs.list_jobs()
+    with options.activity("reading the jobs of the cluster"):
+        submitted = jobs.list_jobs()
     lines = [job.line() for job in submitted] or ["no jobs; run `tailorbird submit RECIPE` to submit one"]
     options.print_result({"jobs": [job.to_dict() for job in submitted]}, as_json=as_json, lines=lines)
 
@@ -66,7 +68,8 @@ def job_status(job: options.JobId, address: options.Address = None, as_json: opt
     from cluster.dashboard import use_dashboard
 
     use_dashboard(address)
-    status = jobs.read_job(job)
+    with options.activity(f"reading the status of {job}"):
+        status = jobs.read_job(job)
     options.print_result(status.to_dict(), as_json=as_json, lines=[status.line(), status.message])
 
 
@@ -84,7 +87,8 @@ def logs(
     use_dashboard(address)
     if follow:
         _follow(job, as_json=as_json, value={})
-    text = jobs.read_log(jobs.read_job(job).id)
+    with options.activity(f"reading the log of {job}"):
+        text = jobs.read_log(jobs.read_job(job).id)
     options.print_result({"job": job, "log": text}, as_json=as_json, lines=[text.rstrip("\n")])
 
 
@@ -98,7 +102,8 @@ def stop_job(job: options.JobId, address: options.Address = None, as_json: optio
     from cluster.dashboard import use_dashboard
 
     use_dashboard(address)
-    status = jobs.stop(job)
+    with options.activity(f"waiting until {job} has stopped"):
+        status = jobs.stop(job)
     options.print_result(status.to_dict(), as_json=as_json, lines=[status.line()])
 
 

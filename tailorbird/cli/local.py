@@ -9,7 +9,15 @@ import typer
 
 from cluster.progress import byte_reporter
 from tailorbird.cli.next_steps import download
-from tailorbird.cli.options import AsJson, Folder, deploy_progress, print_checks, print_result, stack_folder
+from tailorbird.cli.options import (
+    AsJson,
+    Folder,
+    activity,
+    deploy_progress,
+    print_checks,
+    print_result,
+    stack_folder,
+)
 
 stack_app = typer.Typer(no_args_is_help=True, help="Manage the embedded stack: an S3 server and a local Ray cluster.")
 data_app = typer.Typer(no_args_is_help=True, help="Upload and download data.")
@@ -20,9 +28,11 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: tailorbird doctor
     """
-    from tailorbird.checks.doctor import check_this_machine
+    with activity("checking this machine"):
+        from tailorbird.checks.doctor import check_this_machine
 
-    print_checks(check_this_machine(), as_json=as_json)
+        results = check_this_machine()
+    print_checks(results, as_json=as_json)
 
 
 @data_app.command()
@@ -39,10 +49,11 @@ def icd10(
 
     Example: tailorbird data icd10 s3://lake/icd10
     """
-    from tailorbird.data.datasets.icd10 import write
-
     prefix = prefix or ("s3://lake/icd10_coder" if coder else "s3://lake/icd10")
-    counts = write(prefix, coder=coder, seed=seed)
+    with activity(f"writing ICD-10-CM to {prefix}"):
+        from tailorbird.data.datasets.icd10 import write
+
+        counts = write(prefix, coder=coder, seed=seed)
     lines = [f"{prefix}/{name}: {count} rows" for name, count in counts.items()]
     lines += [f"to download the files: {download(prefix)}"]
     print_result({"prefix": prefix, "rows": counts}, as_json=as_json, lines=lines)
@@ -62,9 +73,9 @@ def put(
 
     Example: tailorbird data put support.jsonl s3://lake/support
     """
-    from tailorbird.data.upload import upload_data
-
     with deploy_progress(as_json=as_json) as progress:
+        from tailorbird.data.upload import upload_data
+
         files = upload_data(source, prefix, report=byte_reporter(progress))
     lines = [f"{file.uri}: {file.num_rows:,} rows ({file.format}: {', '.join(file.columns)})" for file in files]
     lines += [f"to draft a recipe: tailorbird init {shlex.quote(prefix)}"]
@@ -83,9 +94,10 @@ def get(
 
     Example: tailorbird data get s3://lake/banking77 ./banking77
     """
-    from tailorbird import storage
+    with activity(f"downloading {uri}"):
+        from tailorbird import storage
 
-    storage.download_folder(uri, folder)
+        storage.download_folder(uri, folder)
     files = sorted(str(path) for path in folder.rglob("*") if path.is_file())
     print_result({"files": files}, as_json=as_json, lines=files)
 
@@ -100,9 +112,10 @@ def up(
 
     Example: tailorbird stack up
     """
-    from cluster.local import stack
+    with activity("starting the S3 server and Ray"):
+        from cluster.local import stack
 
-    state = stack.up(stack_folder(folder), num_cpus=num_cpus)
+        state = stack.up(stack_folder(folder), num_cpus=num_cpus)
     print_result(state.model_dump(exclude=stack.SECRET_FIELDS), as_json=as_json, lines=_stack_lines(state))
 
 
@@ -112,9 +125,10 @@ def down(folder: Folder = None, as_json: AsJson = False) -> None:
 
     Example: tailorbird stack down
     """
-    from cluster.local import stack
+    with activity("stopping Ray and the S3 server"):
+        from cluster.local import stack
 
-    stack.down(stack_folder(folder))
+        stack.down(stack_folder(folder))
     print_result({"running": False}, as_json=as_json, lines=["the stack is stopped; its data are kept"])
 
 

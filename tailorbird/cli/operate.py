@@ -26,10 +26,11 @@ def watch(
 
     Example: tailorbird watch recipes/icd10_demo.yaml
     """
-    from tailorbird.monitoring.request_log import require_request_log
-    from tailorbird.operate.pushgateway import push_metrics
+    with options.activity("reading the recipe"):
+        from tailorbird.monitoring.request_log import require_request_log
+        from tailorbird.operate.pushgateway import push_metrics
 
-    require_request_log(options.read_recipe(recipe))
+        require_request_log(options.read_recipe(recipe))
     with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
         from tailorbird.operate.watch import parse_today, watch_champion
 
@@ -66,9 +67,9 @@ def reevaluate(
 
     Example: tailorbird reevaluate recipes/icd10_demo.yaml monitoring.rollback=automatic
     """
-    from tailorbird.operate.reevaluate import reevaluate_champion
-
     with options.connected_recipe(recipe, overrides, as_json=as_json) as (loaded, progress):
+        from tailorbird.operate.reevaluate import reevaluate_champion
+
         done = reevaluate_champion(loaded, progress=progress)
     value = {"evidence": done.uri, "verdict": done.verdict.model_dump(mode="json"), "holds": done.verdict.holds}
     lines = [*done.lines(recipe), f"to download the evidence: {download(done.uri)}"]
@@ -90,10 +91,11 @@ def export_audit(
 
     Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to file:///tmp/audit.parquet
     """
-    from tailorbird.monitoring.label_audit import parse_days
-    from tailorbird.operate.watch import draw_audit
+    with options.activity("drawing a sample of the request log"):
+        from tailorbird.monitoring.label_audit import parse_days
+        from tailorbird.operate.watch import draw_audit
 
-    num = draw_audit(options.read_recipe(recipe), days=parse_days(days), num_rows=rows, to=to)
+        num = draw_audit(options.read_recipe(recipe), days=parse_days(days), num_rows=rows, to=to)
     lines = [f"wrote {num} answers to label to {to}", f"to download it: {download(to)}"]
     options.print_result({"rows": num, "to": to}, as_json=as_json, lines=lines)
 
@@ -108,10 +110,11 @@ def import_audit(
 
     Example: tailorbird audit import recipes/icd10_demo.yaml file:///tmp/audit.parquet
     """
-    from tailorbird.monitoring.label_audit import import_labels
-    from tailorbird.operate.watch import champion_of
+    with options.activity(f"storing the labels of {uri}"):
+        from tailorbird.monitoring.label_audit import import_labels
+        from tailorbird.operate.watch import champion_of
 
-    loaded = options.read_recipe(recipe)
-    kept, num = import_labels(loaded, uri, classes=champion_of(loaded).classes)
+        loaded = options.read_recipe(recipe)
+        kept, num = import_labels(loaded, uri, classes=champion_of(loaded).classes)
     lines = [f"stored {num} labels in {kept}", f"to download them: {download(kept)}"]
     options.print_result({"labels": num, "kept": kept}, as_json=as_json, lines=lines)

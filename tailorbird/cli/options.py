@@ -44,6 +44,8 @@ class ExitCode(IntEnum):
     """`watch` recommends a re-evaluation."""
     INTERRUPTED = 130
     """Ctrl-C. Finished stages are stored, and a job whose log was followed continues."""
+    TERMINATED = 143
+    """SIGTERM. Finished stages are stored."""
 
 
 @contextmanager
@@ -75,12 +77,14 @@ def handle_errors() -> Iterator[None]:
 def connected_recipe(
     path: str, overrides: list[str] | None, *, as_json: bool, queued: bool = False
 ) -> Iterator[tuple[Recipe, Any]]:
-    """Connect to Ray; yield the recipe and a progress reporter for the terminal. Ctrl-C prints how to resume.
+    """Connect to Ray; yield the recipe and a progress reporter for the terminal.
+
+    Ctrl-C and SIGTERM end the command with a message that says how to resume.
 
     If `queued` is true, wait until no other queued command uses the embedded stack.
     """
     recipe = read_recipe(path, overrides)
-    from cluster.connection import connect
+    from cluster.connection import Terminated, connect, sigterm_raises
     from cluster.display.console import display
     from cluster.local.run_queue import stack_in_use, turn
 
@@ -88,6 +92,7 @@ def connected_recipe(
     folder = stack_in_use() if queued else None
     try:
         with (
+            sigterm_raises(),
             display(Console(stderr=as_json), as_json=as_json) as progress,
             turn(folder, command=command, note=progress.wait),
         ):
@@ -96,9 +101,12 @@ def connected_recipe(
                 progress.activity("loading PyTorch and transformers")
                 yield recipe, progress
                 progress.activity("disconnecting from Ray")
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; the results of finished stages are stored. To resume: {command}", file=sys.stderr)
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except (KeyboardInterrupt, Terminated) as error:
+        what, code = "interrupted", ExitCode.INTERRUPTED
+        if isinstance(error, Terminated):
+            what, code = "terminated", ExitCode.TERMINATED
+        print(f"\n{what}; the results of finished stages are stored. To resume: {command}", file=sys.stderr)
+        raise typer.Exit(code) from None
 
 
 @contextmanager
@@ -108,6 +116,17 @@ def deploy_progress(*, as_json: bool = False) -> Iterator[Any]:
 
     with display(Console(stderr=True), as_json=as_json) as progress:
         yield progress
+
+
+@contextmanager
+def activity(text: str) -> Iterator[None]:
+    """Print to standard error that the command does `text` if the block takes more than a few seconds.
+
+    Wrap also the imports of a command: on a busy machine they take seconds.
+    """
+    with deploy_progress() as progress:
+        progress.activity(text)
+        yield
 
 
 def read_recipe(path: str, overrides: list[str] | None = None) -> Recipe:

@@ -12,6 +12,7 @@ from tailorbird.cli.options import (
     ExitCode,
     RecipePath,
     RunOrVersion,
+    activity,
     deploy_progress,
     print_result,
     read_recipe,
@@ -23,13 +24,14 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
 
     Example: tailorbird models recipes/icd10_demo.yaml --json
     """
-    from tailorbird.registry.champion import read_champion
-    from tailorbird.registry.versions import list_versions
+    with activity("reading the registry"):
+        from tailorbird.registry.champion import read_champion
+        from tailorbird.registry.versions import list_versions
 
-    task_uri = read_recipe(recipe).task_uri
-    serving = read_champion(task_uri)
-    champion, parity = (serving[0].uri, serving[0].parity) if serving else (None, None)
-    versions = list_versions(task_uri)
+        task_uri = read_recipe(recipe).task_uri
+        serving = read_champion(task_uri)
+        champion, parity = (serving[0].uri, serving[0].parity) if serving else (None, None)
+        versions = list_versions(task_uri)
     width = max((len(version.version) for version in versions), default=0)
     lines = [
         f"{'* ' if version.uri == champion else '  '}{version.version:<{width}}  {version.created_at}  {version.uri}"
@@ -51,13 +53,15 @@ def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
 
     Example: tailorbird verify s3://models/icd10-chapters/runs/0f3a9c21d4e7
     """
-    from tailorbird import storage
-    from tailorbird.checks.verify import verify_evidence
     from tailorbird.cli.next_steps import show_page
-    from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE
 
-    faults = verify_evidence(uri)
-    has_report = not faults and not storage.exists(f"{uri.rstrip('/')}/{ENGINE_EVIDENCE}")
+    with activity(f"recomputing the verdict at {uri}"):
+        from tailorbird import storage
+        from tailorbird.checks.verify import verify_evidence
+        from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE
+
+        faults = verify_evidence(uri)
+        has_report = not faults and not storage.exists(f"{uri.rstrip('/')}/{ENGINE_EVIDENCE}")
     lines = [*faults, f"the verdict at {uri} {'does not hold' if faults else 'holds'}"]
     lines += [f"to read its report: {show_page(uri)}"] if has_report else []
     print_result({"uri": uri, "holds": not faults, "faults": list(faults)}, as_json=as_json, lines=lines)
@@ -79,9 +83,10 @@ def report(
 
     Example: tailorbird report s3://models/icd10-chapters/monitoring/monitoring.html --output monitoring.html
     """
-    from tailorbird.cli.pages import fetch_page, open_page, save_page
+    with activity(f"reading the report at {uri}"):
+        from tailorbird.cli.pages import fetch_page, open_page, save_page
 
-    page, changed = fetch_page(uri)
+        page, changed = fetch_page(uri)
     lines = [f"rewrote {uri.rstrip('/')}/{name}" for name in changed]
     path = save_page(page, output=output) if output or in_browser else None
     if in_browser and path is not None:
@@ -102,9 +107,11 @@ def compare(
     Example: tailorbird compare s3://models/icd10-chapters/versions/full-1 s3://models/icd10-chapters/versions/lora-2
     """
     from tailorbird.cli.next_steps import show_page
-    from tailorbird.evaluation.report.version_comparison import compare_versions
 
-    comparison = compare_versions(first, second=second)
+    with activity("comparing the stored predictions"):
+        from tailorbird.evaluation.report.version_comparison import compare_versions
+
+        comparison = compare_versions(first, second=second)
     lines = [*comparison.lines(), f"to read the report of the first: {show_page(comparison.first)}"]
     print_result(comparison.model_dump(mode="json"), as_json=as_json, lines=lines)
 
@@ -151,11 +158,12 @@ def security_log(
 
     Example: tailorbird security-log s3://models --since 2026-03-01
     """
-    from tailorbird.registry.security_log import read
-
     last = (until or datetime.now(UTC)).date()
     first = since.date() if since else last - timedelta(days=30)
-    log = read(uri, since=first, until=last)
+    with activity(f"reading the security log of {uri}"):
+        from tailorbird.registry.security_log import read
+
+        log = read(uri, since=first, until=last)
     lines = [event.line() for event in log.events] or [f"no events in {uri} from {first} to {last}"]
     lines += [f"damaged: {file}" for file in log.unreadable]
     value = {"events": [event.model_dump(mode="json") for event in log.events], "damaged": list(log.unreadable)}

@@ -33,14 +33,16 @@ def promote(
 
     Example: tailorbird promote recipes/icd10_demo.yaml --engine auto
     """
-    from tailorbird.release.promotion import promote_version
-
     if engine is None:  # does not need Ray if the task is not served
         task_uri = options.read_recipe(recipe).task_uri
         with options.deploy_progress() as progress:
+            from tailorbird.release.promotion import promote_version
+
             champion = promote_version(task_uri, version=version, override=override, progress=progress)
     else:
         with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
+            from tailorbird.release.promotion import promote_version
+
             request = {"version": version, "override": override, "engine": engine}
             champion = promote_version(loaded.task_uri, progress=progress, **request)
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
@@ -61,10 +63,10 @@ def rollback(
 
     Example: tailorbird rollback recipes/icd10_demo.yaml --reason "complaints about burns"
     """
-    from tailorbird.release.promotion import roll_back
-
     task_uri = options.read_recipe(recipe).task_uri
     with options.deploy_progress() as progress:
+        from tailorbird.release.promotion import roll_back
+
         champion = roll_back(task_uri, reason=reason, progress=progress)
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
     options.print_result(champion.model_dump(), as_json=as_json, lines=lines)
@@ -84,16 +86,19 @@ def serve(
 
     Example: tailorbird serve recipes/icd10_demo.yaml --stop
     """
-    from serving.deploy.rollout import challenger_digest
-    from serving.tasks import SERVED_TASKS
-    from tailorbird.release.serving import serve_champion, stop_service
-
     loaded = options.read_recipe(recipe, overrides)
     if stop:
-        stop_service(loaded.task_uri)
+        with options.activity(f"stopping the service of {loaded.name}"):
+            from tailorbird.release.serving import stop_service
+
+            stop_service(loaded.task_uri)
         options.print_result({"stopped": loaded.name}, as_json=as_json, lines=[f"{loaded.name} is no longer served"])
         return
     with options.deploy_progress() as progress:
+        from serving.deploy.rollout import challenger_digest
+        from serving.tasks import SERVED_TASKS
+        from tailorbird.release.serving import serve_champion
+
         url, version = serve_champion(loaded.serving, task_uri=loaded.task_uri, progress=progress)
     lines, challenger = [f"{version.version} is served at {url}{SERVED_TASKS[version.task].route}"], None
     if loaded.serving.challenger:
@@ -114,9 +119,10 @@ def scale(recipe: options.RecipePath, as_json: options.AsJson = False) -> None:
 
     Example: tailorbird scale recipes/my_task.yaml
     """
-    from tailorbird.release.rayservice import scale_clusters
+    with options.activity("changing the worker bounds of the running cluster"):
+        from tailorbird.release.rayservice import scale_clusters
 
-    lines = scale_clusters(options.read_recipe(recipe))
+        lines = scale_clusters(options.read_recipe(recipe))
     options.print_result({"changes": list(lines)}, as_json=as_json, lines=lines)
 
 
@@ -137,9 +143,9 @@ def score(
     """
     from dataclasses import asdict
 
-    from serving.batch_jobs.scoring import new_batch, progress_notes, resolve_version, score_batch
-
     with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
+        from serving.batch_jobs.scoring import new_batch, progress_notes, resolve_version, score_batch
+
         version = resolve_version(loaded.task_uri, model)
         column = column or loaded.input_column
         batch = new_batch(version, input=input, output=output, column=column, id_column=id_column)
@@ -168,7 +174,8 @@ def key(
 
     Example: tailorbird key mobile-app --expires 2027-06-30 --requests 600 --tokens 1000000
     """
-    from serving.http.api_keys import new_key
+    with options.activity("loading the format of keys"):
+        from serving.http.api_keys import new_key
 
     given = {"scopes": scopes, "expires": expires, "requests": requests, "texts": texts, "tokens": tokens}
     words = [f"{option}={value}" for option, value in given.items() if value is not None]
@@ -223,10 +230,11 @@ def render(
     if overlay is not None:
         if to is not None or base is not None or output is None:
             raise ValueError("--overlay renders all targets to a folder; give --output, and neither --to nor --base")
-        from tailorbird.release.kube_environment import render_environment, write_environment
+        with options.activity(f"rendering {overlay}"):
+            from tailorbird.release.kube_environment import render_environment, write_environment
 
-        written = render_environment(options.read_recipe(recipe, overrides), overlay=overlay)
-        write_environment(written, output)
+            written = render_environment(options.read_recipe(recipe, overrides), overlay=overlay)
+            write_environment(written, output)
         _print_notes(written.notes)
         files = [str(output / path) for path in written.files]
         options.print_result(
@@ -235,10 +243,11 @@ def render(
         return
     if to is None:
         raise ValueError("give --to TARGET, or --overlay FOLDER --output FOLDER")
-    from tailorbird.release.manifests import render_manifest
-
     template = base if base is None else sys.stdin.read() if base == "-" else options.read_text(base)
-    done = render_manifest(options.read_recipe(recipe, overrides), to=to, base=template, name=name)
+    with options.activity(f"rendering the manifest {to}"):
+        from tailorbird.release.manifests import render_manifest
+
+        done = render_manifest(options.read_recipe(recipe, overrides), to=to, base=template, name=name)
     _print_notes(done.notes)
     lines = [done.text.removesuffix("\n")]
     if output is not None:
@@ -264,10 +273,11 @@ def iam(
 
     Example: tailorbird iam recipes/my_task.yaml --output policies
     """
-    from tailorbird.release.iam import Cluster, role_documents
+    with options.activity("writing the policies"):
+        from tailorbird.release.iam import Cluster, role_documents
 
-    cluster = Cluster(namespace, account_id=account_id, oidc_provider=oidc_provider)
-    documents = role_documents(options.read_recipe(recipe, overrides), cluster=cluster)
+        cluster = Cluster(namespace, account_id=account_id, oidc_provider=oidc_provider)
+        documents = role_documents(options.read_recipe(recipe, overrides), cluster=cluster)
     lines = [json.dumps(documents, indent=1)]
     if output is not None:
         lines = []

@@ -32,15 +32,16 @@ def init(
 
     Example: tailorbird init s3://lake/my-data --output recipes/my_task.yaml --label topic
     """
-    from tailorbird.init.inspect_data import DraftOptions
-    from tailorbird.init.recipe_writer import write_recipe
-
-    draft_options = DraftOptions(text=text, label=label, registry=registry, base_model=base_model)
     with options.deploy_progress(as_json=as_json):
+        from tailorbird.init.inspect_data import DraftOptions
+        from tailorbird.init.recipe_writer import write_recipe
+
+        draft_options = DraftOptions(text=text, label=label, registry=registry, base_model=base_model)
         draft = write_recipe(parquet, output, options=draft_options, force=force)
-    lines = [f"{output}: recipe for a {draft.task} task, with guessed values"]
+    lines = [f"{output}: recipe for a {draft.recipe.task} task, with guessed values"]
+    lines += [f"warning: {warning}" for warning in draft.warnings]
     lines += [f"review it, then run: tailorbird preflight {output} && tailorbird run {output}"]
-    value = {"recipe": str(output), "content": draft.model_dump(mode="json")}
+    value = {"recipe": str(output), "warnings": draft.warnings, "content": draft.recipe.model_dump(mode="json")}
     options.print_result(value, as_json=as_json, lines=lines)
 
 
@@ -58,10 +59,10 @@ def preflight(
 
     Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
     """
-    from tailorbird.checks.preflight import check_recipe
-
     loaded = options.read_recipe(recipe, overrides)
     with options.deploy_progress(as_json=as_json) as progress:
+        from tailorbird.checks.preflight import check_recipe
+
         results = check_recipe(loaded, without_cluster=without_cluster, progress=progress)
     options.print_checks(results, as_json=as_json)
 
@@ -119,10 +120,13 @@ def sweep(recipe: options.RecipePath, overrides: options.Overrides = None, as_js
     Example: tailorbird sweep recipes/icd10_demo.yaml tuning.num_trials=8
     """
     with options.connected_recipe(recipe, overrides, as_json=as_json, queued=True) as (loaded, progress):
+        from cluster.display.state import trial_name
+        from tailorbird.evaluation.report.evidence import PRETRAINED
         from tailorbird.pipeline.run import sweep_only
 
         swept = sweep_only(loaded, progress=progress)
-    lines = [f"{row.score:.4f}  {row.trial:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
+    names = {row.trial: row.trial if row.status == PRETRAINED else trial_name(row.trial) for row in swept.rows}
+    lines = [f"{row.score:.4f}  {names[row.trial]:<16} {row.status:<48} {row.config or ''}" for row in swept.rows]
     lines += [f"the sweep stopped early: {swept.ended}"] if swept.ended else []
     options.print_result(swept.model_dump(mode="json"), as_json=as_json, lines=lines)
 

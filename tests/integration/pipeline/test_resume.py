@@ -11,6 +11,7 @@ from cluster.connection import connect
 from cluster.progress import SILENT, EpochEvent
 from tailorbird import storage
 from tailorbird.checks.verify import verify_evidence
+from tailorbird.cli.options import ExitCode
 from tailorbird.config.loader import load_recipe
 from tailorbird.evaluation.baselines.baseline import select_incumbent
 from tailorbird.pipeline.prepare import prepare
@@ -82,6 +83,22 @@ def test_a_driver_killed_between_stages_resumes_and_repeats_no_stage(small_data:
     )
     assert other_protocol.verdict.alpha == 0.05 / ((number + 1) * (number + 2))
     assert [verify_evidence(run.run) for run in (result, renewed, other_protocol)] == [(), (), ()]
+
+
+@pytest.mark.slow
+def test_a_terminated_command_ends_in_order_and_says_how_to_resume(small_data: str, tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, name="terminated", data=small_data)
+    process, log, ticks = start_run(path, *TINY, verb="baseline"), path.with_suffix(".log"), threading.Event()
+    for _ in range(4 * WAIT_S):
+        if '"event": "stage"' in log.read_text():  # connected to Ray
+            break
+        assert process.poll() is None, log.read_text()
+        ticks.wait(0.25)
+    process.terminate()
+    assert process.wait(timeout=WAIT_S) == ExitCode.TERMINATED, log.read_text()
+    assert f"To resume: tailorbird baseline {path}" in log.read_text()
+    for text in ("Traceback", "SIGTERM received", "Stack trace"):
+        assert text not in log.read_text()
 
 
 @pytest.mark.long

@@ -1,9 +1,12 @@
+import inspect
 import json
 import re
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -94,16 +97,39 @@ def test_commands_that_only_read_import_no_large_package(module: str) -> None:
     assert done.stdout.split() == []
 
 
-def test_ctrl_c_prints_the_command_that_resumes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def commands(parent: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the functions of all commands by their name, such as `stack up`."""
+    functions: dict[str, Any] = {}
+    for name, command in parent.commands.items():
+        if hasattr(command, "commands"):
+            functions |= commands(command, (*path, name))
+        else:
+            functions[" ".join((*path, name))] = command.callback
+    return functions
+
+
+@pytest.mark.parametrize(("name", "function"), commands(typer.main.get_command(app)).items())
+def test_each_command_states_what_it_does_while_it_takes_long(name: str, function: Any) -> None:
+    if name == "stack status":  # reads one file
+        return
+    source = inspect.getsource(inspect.unwrap(function))
+    assert re.search(r"\b(activity|deploy_progress|connected_recipe)\(", source)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.TERMINATED)]
+)
+def test_a_signal_prints_the_command_that_resumes(
+    number: signal.Signals, code: ExitCode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = str(ROOT / "recipes" / "icd10_demo.yaml")
+    recipe, handler = str(ROOT / "recipes" / "icd10_demo.yaml"), signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(connection, "connect", nullcontext)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/tailorbird", "run", "my task.yaml", "tuning.num_trials=2"])
     with pytest.raises(typer.Exit) as ended, handle_errors(), connected_recipe(recipe, None, as_json=False):
-        raise KeyboardInterrupt
-    assert ended.value.exit_code == ExitCode.INTERRUPTED
+        signal.raise_signal(number)
+    assert ended.value.exit_code == code
     assert "To resume: tailorbird run 'my task.yaml' tuning.num_trials=2\n" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_ctrl_c_in_another_command_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
