@@ -11,6 +11,7 @@ from tailorbird.evaluation.baselines.baseline import Baseline, further_contender
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report import evidence
+from tailorbird.evaluation.report.examples import paired_examples
 from tailorbird.evaluation.report.model_scores import (
     confusions,
     mean_measures,
@@ -130,6 +131,9 @@ def build_evidence(
         cost=evaluated.cost,
         reliability=reliability_by_role(predictions),
         confusions=confusions(predictions),
+        examples=paired_examples(
+            predictions, rows=context.splits.test, metric=protocol.metric, most=recipe.evaluation.report_examples
+        ),
         measures=mean_measures(predictions),
         distinct=scores_without_near_duplicates(
             predictions, contenders=evaluated.family.contenders, report=data.report, metric=protocol.metric
@@ -156,7 +160,7 @@ def _differences(context: RunContext, predictions: Mapping[str, Predictions]) ->
         table = predictions[name]
         lengths = np.array([len(text) for text in rows.texts], dtype=np.float64)
         metric = "accuracy" if context.protocol.metric == "macro_f1" else context.protocol.metric
-        samples.append(SplitSample(rows.class_labels, lengths, table.per_row(metric), table.clusters))
+        samples.append(SplitSample(rows.class_labels, lengths, table.clusters, scores=table.per_row(metric)))
     return split_differences(samples[0], test=samples[1])
 
 
@@ -170,6 +174,7 @@ def _trials(sweep_result: SweepResult, *, method: str) -> tuple[evidence.TrialRe
             validation=row.score,
             seconds=row.seconds,
             status=row.status,
+            scores=row.scores,
         )
         for row in sweep_result.rows
     )

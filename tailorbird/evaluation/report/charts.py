@@ -57,6 +57,7 @@ class Contender:
     selected: bool = False
     cost: float | None = None  # a month, in the recipe's currency
     cost_interval: tuple[float, float] | None = None
+    cost_at: str | None = None  # path of the total from which `cost` is computed
 
     @property
     def tone(self) -> str:
@@ -98,12 +99,17 @@ def contenders_of(evidence: Evidence) -> tuple[Contender, ...]:
 def _with_cost(model: Contender, evidence: Evidence) -> Contender:
     """Return the contender with its cost a month, if it is known, and whether the verdict selects it."""
     selected = replace(model, selected=model.role == evidence.verdict.winner)
-    cost = next((cost for cost in evidence.verdict.costs if cost.role == model.role), None)
-    terms = evidence.protocol.cost
-    if cost is None or cost.total is None or cost.interval is None or terms is None:
+    costs, terms = evidence.verdict.costs, evidence.protocol.cost
+    number = next((number for number, cost in enumerate(costs) if cost.role == model.role), None)
+    if number is None or (cost := costs[number]).total is None or cost.interval is None or terms is None:
         return selected
     months, (low, high) = terms.horizon_months, cost.interval
-    return replace(selected, cost=cost.total / months, cost_interval=(low / months, high / months))
+    return replace(
+        selected,
+        cost=cost.total / months,
+        cost_interval=(low / months, high / months),
+        cost_at=f"verdict.costs.{number}.total",
+    )
 
 
 def contenders(evidence: Evidence) -> Chart:
@@ -309,6 +315,32 @@ def sweep(trials: Sequence[TrialRecord]) -> Chart:
         where, title = across.at(index + 1.0), f"{trial.trial}: {trial.validation:.4f} ({trial.status})"
         marks.append(Dot(where, up.down(trial.validation), 6 if trial is best else 4.5, f"dot {kind}", title=title))
     return Chart(tuple(marks), height, "validation score of each trial; see the table", "plot short")
+
+
+def epochs(trials: Sequence[TrialRecord]) -> Chart | None:
+    """Return the learning curve of each trial: its validation score after each epoch; None without trials.
+
+    The dashed line is the best baseline.
+    """
+    tuned = [trial for trial in trials if trial.scores]
+    if not tuned:
+        return None
+    baselines = [trial.validation for trial in trials if trial.status == PRETRAINED]
+    target = [max(baselines)] if baselines else []
+    most, height = max(len(trial.scores) for trial in tuned), 220.0
+    best = max(tuned, key=lambda trial: trial.validation)
+    up = around([*(score for trial in tuned for score in trial.scores), *target], length=height)
+    across = Scale(0.0, most + 0.5)
+    forms = (lambda x: f"{x:g}" if x == int(x) and x else "", lambda y: f"{y:.4g}")
+    marks = axes(across, up, names=("epoch", "validation score"), forms=forms, ticks=(min(most, 8), 4))
+    marks += [Line(0, up.down(score), 100, up.down(score), "guide") for score in target]
+    for trial in sorted(tuned, key=lambda trial: trial is best):  # the best one last, over the others
+        tone = "chosen" if trial is best else "incumbent"
+        points = [(across.at(epoch + 1.0), up.down(score), 0) for epoch, score in enumerate(trial.scores)]
+        marks += path(points, kind=f"path {tone}")
+        title = f"{trial.trial}: {', '.join(f'{score:.4f}' for score in trial.scores)} ({trial.status})"
+        marks += [Dot(x, y, 4.0, f"dot {tone}", title=title) for x, y, _ in points]
+    return Chart(tuple(marks), height, "validation score of each trial by epoch; see the table", "plot medium")
 
 
 def reliability(bins: Mapping[str, Sequence[ReliabilityBin]]) -> Chart:

@@ -62,6 +62,7 @@ class TrialRecord:
     validation: float
     seconds: float  # time in training steps
     status: str
+    scores: tuple[float, ...] = ()  # validation score after each epoch; none for a baseline
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,18 @@ class Confusion:
     made: int  # rows that the candidate answers so, and the incumbent correctly
 
 
+@dataclass(frozen=True)
+class PairedExample:
+    """A test row on which one of the two models scores higher. Its text is redacted, and cut if it is long."""
+
+    row_id: str
+    better: Literal["candidate", "incumbent"]  # the model that scores higher
+    text: str
+    label: str  # correct class; (chat) reference answer, redacted and cut
+    outputs: Mapping[str, str] | None  # predicted class by role; None for chat tasks, whose answers are not stored
+    scores: Mapping[str, float]  # by role
+
+
 class Evidence(StoredModel):
     """The stored record of a verdict, from which report, model card and `tailorbird verify` are computed."""
 
@@ -243,6 +256,8 @@ class Evidence(StoredModel):
     """Reliability bins by role; empty for chat tasks."""
     confusions: tuple[Confusion, ...] | None
     """(classification only) The confusions that the candidate fixes or makes most often; None for chat tasks."""
+    examples: tuple[PairedExample, ...] = ()
+    """Texts of test rows on which the models differ, if `evaluation.report_examples` allows texts in the report."""
     measures: dict[str, dict[str, float]]
     """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
     distinct: DistinctRecord | None

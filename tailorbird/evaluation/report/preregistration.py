@@ -42,14 +42,14 @@ class Preregistration(StoredModel):
 def evaluated_recipe(recipe: Recipe) -> dict[str, JsonValue]:
     """Return the recipe as JSON without fields that may change without a new run.
 
-    These are `serving`, `monitoring`, the limits of requests to an endpoint, and the URIs of pretrained models, which
-    can get a version and a hash: `BaseModelRecord` is exact.
+    These are `serving`, `monitoring`, the number of examples in the report, the limits of requests to an endpoint, and
+    the URIs of pretrained models, which can get a version and a hash: `BaseModelRecord` is exact.
     """
     excluded: dict[str, IncEx | bool] = {
         "serving": True,
         "monitoring": True,
         "base_model": True,
-        "evaluation": {"retrieval_encoder": True, "endpoint": dict.fromkeys(LIMITS, True)},
+        "evaluation": {"retrieval_encoder": True, "report_examples": True, "endpoint": dict.fromkeys(LIMITS, True)},
     }
     return recipe.model_dump(mode="json", exclude=excluded)
 

@@ -1,10 +1,12 @@
 """Tests of the charts of the report, and of what would change a verdict."""
 
+import re
+
 from tailorbird.evaluation.report import charts
 from tailorbird.evaluation.report.evidence import PRETRAINED, TrialRecord
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.outlook import what_would_change
-from tailorbird.pages.charts import Dot
+from tailorbird.pages.charts import Dot, Line
 from tests.unit.evaluation.report.test_html import ON_GPU, evidence_for
 from tests.unit.evaluation.simulated import evidence_of
 
@@ -27,6 +29,29 @@ def test_the_chart_of_the_sweep_marks_the_best_trial_and_omits_failed_ones() -> 
     marks = {mark.title: mark.kind for mark in charts.sweep(rows).marks if isinstance(mark, Dot)}
     kinds = {title.partition(":")[0]: kind for title, kind in marks.items()}
     assert kinds == {"probe": "dot other", "first": "dot candidate", "second": "dot chosen"}
+
+
+def test_the_learning_curve_of_each_trial_is_drawn_over_the_best_baseline() -> None:
+    trials = [
+        TrialRecord("probe", "probe", {}, 0, 0.75, 0.0, PRETRAINED),
+        TrialRecord("short", "full", {}, 1, 0.6, 1.0, "stopped", scores=(0.6,)),
+        TrialRecord("best", "full", {}, 3, 0.9, 1.0, "completed", scores=(0.7, 0.8, 0.9)),
+    ]
+    chart = charts.epochs(trials)
+    assert chart is not None
+    dots = [(mark.title.partition(":")[0], mark.kind) for mark in chart.marks if isinstance(mark, Dot)]
+    assert dots == [("short", "dot incumbent"), *[("best", "dot chosen")] * 3]
+    lines = [mark.kind for mark in chart.marks if isinstance(mark, Line)]
+    assert (lines.count("path chosen"), lines.count("guide")) == (2, 1)
+    assert charts.epochs(trials[:1]) is None
+
+
+def test_each_chart_links_to_the_fields_that_it_plots() -> None:
+    source = to_html(evidence_for("FINE_TUNE"))
+    figures = re.findall("<figure>.*?</figure>", source, flags=re.DOTALL)
+    assert len(figures) >= 6
+    for figure in figures:
+        assert 'Fields: <a href="#evidence.' in figure
 
 
 def test_rows_needed_that_suffice_do_not_rule_out_smaller_gains() -> None:
