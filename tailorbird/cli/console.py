@@ -24,13 +24,14 @@ def console(
     """
     import webbrowser
 
-    from serving.console_server import ConsoleServer, private_link
-    from tailorbird.storage.listing import list_folder
-    from tailorbird.storage.s3 import require_bucket
+    with options.activity(f"listing the tasks of {uri}"):
+        from serving.console_server import ConsoleServer, private_link
+        from tailorbird.storage.listing import list_folder
+        from tailorbird.storage.s3 import require_bucket
 
-    require_bucket(uri)  # raises StorageError now and not in the browser
-    list_folder(uri)
-    server = ConsoleServer(uri, port=port)
+        require_bucket(uri)  # raises StorageError now and not in the browser
+        list_folder(uri)
+        server = ConsoleServer(uri, port=port)
     lines = [f"console of {uri}: {server.url}", "only this address opens it; Ctrl-C stops it"]
     options.print_result({"registry": uri, "url": server.url}, as_json=as_json, lines=lines)
     sys.stdout.flush()
