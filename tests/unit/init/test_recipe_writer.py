@@ -201,7 +201,7 @@ def test_rows_of_real_data_sets_pass_the_checks_of_the_drafted_recipe(name: str,
         pq.write_table(table, source / file.name)
     draft = write_recipe(str(source), path, options=DraftOptions())
     recipe = draft.recipe
-    assert draft.warnings == ()
+    assert [warning for warning in draft.warnings if not warning.startswith("A run takes")] == []
     assert recipe.task == ("chat" if name == "medquad_sft" else "classification")
     assert recipe.data.split_by == {"medquad_sft": "focus", "hatecheck": "templ_id"}.get(name)
     text = " ".join(path.read_text().replace("#", "").split())
