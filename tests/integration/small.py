@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,15 @@ REGISTRY = "s3://models"
 SIZES = {"train": 1200, "validation": 300, "test": 400}
 
 
+@cache
+def icd10_tables() -> dict[str, pa.Table]:
+    """Return the rows of the demo, built once per process."""
+    return icd10.build()
+
+
 def write_data(prefix: str) -> None:
     """Write every n-th ICD-10-CM term as Parquet, which keeps the proportions of the chapters."""
-    for name, table in icd10.build().items():
+    for name, table in icd10_tables().items():
         rows = np.linspace(0, table.num_rows - 1, SIZES[name]).astype(np.int64)
         write_table(f"{prefix}/{name}/part-0.parquet", table.take(rows))
 

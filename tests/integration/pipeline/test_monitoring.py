@@ -31,7 +31,6 @@ from tailorbird import storage
 from tailorbird.cli.options import ExitCode
 from tailorbird.config.loader import load_recipe, parse_recipe
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_splits
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.models import base_model, classifier, pretrained
@@ -48,7 +47,7 @@ from tailorbird.registry.watch_record import WatchRecord
 from tailorbird.storage import node_cache
 from tailorbird.storage.paths import TaskPaths
 from tests.champions import set_champion
-from tests.integration.small import BASE_MODEL, REGISTRY, ROOT, write_table
+from tests.integration.small import BASE_MODEL, REGISTRY, ROOT, icd10_tables, write_table
 
 KNOWN = ("injury and poisoning", "neoplasms", "infectious and parasitic diseases", "congenital malformations")
 FOREIGN = ("mental and behavioral disorders", "pregnancy and childbirth", "diseases of the eye", "diseases of the skin")
@@ -61,7 +60,7 @@ pytestmark = pytest.mark.slow
 
 def rows_of(chapters: tuple[str, ...], *, part: int) -> Rows:
     """Return one of five random parts of the terms of these chapters."""
-    table = icd10.build()["train"]
+    table = icd10_tables()["train"]
     rows = [
         row for row in zip(table["text"].to_pylist(), table["chapter"].to_pylist(), strict=True) if row[1] in chapters
     ]

@@ -12,13 +12,12 @@ from cluster.connection import connect
 from cluster.local.stack import StackState
 from cluster.progress import SILENT, NoteEvent, StepEvent
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.datasets import icd10
 from tailorbird.data.loader import read_rows
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.tokenize import labels_of
 from tailorbird.pipeline.prepare import prepare
 from tailorbird.pipeline.run import run_pipeline
-from tests.integration.small import small_recipe, stages, write_data, write_table
+from tests.integration.small import icd10_tables, small_recipe, stages, write_data, write_table
 from tests.integration.training.test_faults import BATCH_SIZE, FaultInjector, config_of, ends, run
 from tests.integration.training.test_training import worker_pid
 from tests.progress import ProgressRecorder
@@ -36,7 +35,7 @@ def data(stack: StackState) -> str:
     assert stack.s3_endpoint
     prefix = f"s3://lake/streamed-{uuid.uuid4().hex}"
     write_data(prefix)
-    train, test = (icd10.build()[name] for name in ("train", "test"))
+    train, test = (icd10_tables()[name] for name in ("train", "test"))
     spread = np.linspace(1, train.num_rows - 2, 400).astype(np.int64)  # rows are ordered by chapter
     write_table(f"{prefix}/train/part-1.parquet", train.take(spread))
     write_table(f"{prefix}/train/part-2.parquet", test.slice(0, 1))
@@ -124,7 +123,7 @@ def test_a_worker_killed_in_a_later_window_resumes_at_its_position(
 
 
 def test_the_error_for_an_invalid_row_has_its_position(recipe: Recipe, data: str) -> None:
-    table = icd10.build()["train"].slice(0, 500)
+    table = icd10_tables()["train"].slice(0, 500)
     texts = table["text"].to_pylist()
     texts[7] = None
     broken = f"{data}-broken/train.parquet"

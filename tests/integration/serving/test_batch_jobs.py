@@ -28,12 +28,11 @@ from serving.deploy import application, rollout, serve_client
 from serving.engines.classify import Prediction, predict_hybrid
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
-from tailorbird.data.datasets import icd10
 from tailorbird.models import loading
 from tailorbird.registry.routing import NO_GROUP, Routing, routes_to_second
 from tailorbird.registry.versions import ModelVersion
 from tests.integration.serving.classification.service import ROOT, Service
-from tests.integration.small import recipe_file, write_table
+from tests.integration.small import icd10_tables, recipe_file, write_table
 
 PREFIX = "s3://lake/batches"
 CONFIG = ServingConfig(batch_prefixes=(PREFIX, "s3://models"))
@@ -52,7 +51,7 @@ def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -
 def rows(stack: stack.StackState) -> pa.Table:
     """Return texts with ids and groups; some groups are null."""
     assert stack.s3_endpoint
-    texts = icd10.build()["train"]["text"].to_pylist()[:1000]
+    texts = icd10_tables()["train"]["text"].to_pylist()[:1000]
     ids = [1000 + 7 * index for index in range(len(texts))]
     return pa.table({"text": texts, "key": ids, "sex": [GROUPS[index % 3] for index in range(len(texts))]})
 

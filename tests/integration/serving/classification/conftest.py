@@ -23,7 +23,7 @@ def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -
     rollout.undeploy("serving-test")
 
 
-@pytest.fixture
+@pytest.fixture(scope="package")
 def predictions(service: Service) -> dict[str, list[Prediction]]:
     """Return the predictions of each part of the hybrids for `TEXTS`."""
     parts = {"first": service.first, "second": service.swapped}

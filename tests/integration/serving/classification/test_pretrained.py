@@ -19,7 +19,12 @@ from tests.integration.serving.classification.service import (
 )
 
 
-@pytest.fixture
+def test_a_comparison_without_a_pretrained_model_is_a_404(service: Service) -> None:
+    refused = requests.post(f"{service.url}/v1/compare", json={"input": "a"}, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.fixture(scope="module")
 def compare_url(service: Service) -> Iterator[str]:
     """Yield the URL of a service whose champion is the first version and whose pretrained model the swapped one."""
     verdict = "FINE_TUNE: <b>+7 points</b>"
@@ -50,11 +55,6 @@ def test_requests_select_the_champion_the_pretrained_model_or_both(
             ]
         assert service.ask(body | {"model": version.version})["version"] == version.version
     assert compared["champion"]["results"][0]["label"] != compared["pretrained"]["results"][0]["label"]
-
-
-def test_a_comparison_without_a_pretrained_model_is_a_404(service: Service) -> None:
-    refused = requests.post(f"{service.url}/v1/compare", json={"input": "a"}, timeout=60)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed; run `apt-get install chromium`")
