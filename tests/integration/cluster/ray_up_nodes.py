@@ -135,9 +135,9 @@ def await_that(condition: Callable[[], bool]) -> None:
 
 def all_up(nodes: list[Node]) -> bool:
     """Return True if the HAProxy of each node reaches two replicas and the fallback proxy."""
-    found = [node.stats() for node in nodes]
-    print([sorted(status for status, _ in stats.values()) for stats in found], file=sys.stderr)
-    return all(len(stats) == 3 and {status for status, _ in stats.values()} == {"UP"} for stats in found)
+    states = [node.stats() for node in nodes]
+    print([sorted(status for status, _ in stats.values()) for stats in states], file=sys.stderr)
+    return all(len(stats) == 3 and {status for status, _ in stats.values()} == {"UP"} for stats in states)
 
 
 def measured(node: Node) -> dict[str, Any]:
