@@ -332,7 +332,7 @@ def epochs(trials: Sequence[TrialRecord]) -> Chart | None:
     up = around([*(score for trial in tuned for score in trial.scores), *target], length=height)
     across = Scale(0.0, most + 0.5)
     forms = (lambda x: f"{x:g}" if x == int(x) and x else "", lambda y: f"{y:.4g}")
-    marks = axes(across, up, names=("epoch", "validation score"), forms=forms, ticks=(min(most, 8), 4))
+    marks = axes(across, up, names=("epoch", "validation score"), forms=forms, ticks=(min(most + 1, 8), 4))
     marks += [Line(0, up.down(score), 100, up.down(score), "guide") for score in target]
     for trial in sorted(tuned, key=lambda trial: trial is best):  # the best one last, over the others
         tone = "chosen" if trial is best else "incumbent"

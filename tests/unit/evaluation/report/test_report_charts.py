@@ -6,7 +6,7 @@ from tailorbird.evaluation.report import charts
 from tailorbird.evaluation.report.evidence import PRETRAINED, TrialRecord
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.outlook import what_would_change
-from tailorbird.pages.charts import Dot, Line
+from tailorbird.pages.charts import Dot, Line, Text
 from tests.unit.evaluation.report.test_html import ON_GPU, evidence_for
 from tests.unit.evaluation.simulated import evidence_of
 
@@ -43,6 +43,7 @@ def test_the_learning_curve_of_each_trial_is_drawn_over_the_best_baseline() -> N
     assert dots == [("short", "dot incumbent"), *[("best", "dot chosen")] * 3]
     lines = [mark.kind for mark in chart.marks if isinstance(mark, Line)]
     assert (lines.count("path chosen"), lines.count("guide")) == (2, 1)
+    assert {"1", "2", "3"} <= {mark.text for mark in chart.marks if isinstance(mark, Text)}
     assert charts.epochs(trials[:1]) is None
 
 
