@@ -89,7 +89,7 @@ class Node:
     def start_ray(self, *, token: str, environment: Mapping[str, str]) -> None:
         """Prepare the node and start Ray with the commands for `ray up`."""
         self.run(f"mkdir ~/.ray && echo {token} >~/.ray/auth_token")
-        self.run(f"ln -s {ROOT} ~/tailorbird && ln -s {sys.prefix} ~/tailorbird-venv")
+        self.run(f"ln -s '{ROOT}' ~/tailorbird && ln -s '{sys.prefix}' ~/tailorbird-venv")
         content = yaml.safe_load(CONFIGURATION.read_text())
         for command in content["setup_commands"]:
             if "venv" not in command:
