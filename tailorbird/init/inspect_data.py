@@ -22,7 +22,6 @@ from tailorbird.init.data_warnings import split_warnings
 from tailorbird.init.task_defaults import DEFAULTS
 from tailorbird.init.time_budget import DraftRows
 from tailorbird.models.base_model import staged_base_model
-from tailorbird.models.metadata import read_tokenizer
 
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """File and folder names of each split."""
@@ -220,8 +219,10 @@ def _offline_tokenizer(base_model: str, *, registry: str) -> Any:
     if base_model.startswith(("pypi://", "hf://", "s3://")) and not any(os.environ.get(name) for name in S3_SETTINGS):
         return None
     with suppress(ValueError, OSError):
-        if base_model.startswith(("s3://", "file://")):
-            return read_tokenizer(base_model)
-        staged = staged_base_model(base_model, registry=registry)
-        return None if staged is None else read_tokenizer(staged)
+        is_folder = base_model.startswith(("s3://", "file://"))
+        folder = base_model if is_folder else staged_base_model(base_model, registry=registry)
+        if folder is not None:
+            from tailorbird.models.metadata import read_tokenizer  # imports torch, which takes seconds
+
+            return read_tokenizer(folder)
     return None

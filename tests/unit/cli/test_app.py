@@ -88,8 +88,11 @@ def test_an_output_file_that_cannot_be_written_is_a_user_error(name: str, tmp_pa
     )
 
 
-@pytest.mark.parametrize("module", ["tailorbird.checks.verify", "tailorbird.evaluation.report.version_comparison"])
-def test_commands_that_only_read_import_no_large_package(module: str) -> None:
+@pytest.mark.parametrize(
+    "module",
+    ["tailorbird.checks.verify", "tailorbird.evaluation.report.version_comparison", "tailorbird.init.recipe_writer"],
+)
+def test_commands_that_start_no_ray_import_no_large_package(module: str) -> None:
     """Each of these packages takes a second or more to import."""
     large = {"ray", "torch", "transformers", "sklearn", "pandas", "scipy.stats", "statsmodels"}
     code = f"import sys, {module}; print(*sorted({large} & set(sys.modules)))"
