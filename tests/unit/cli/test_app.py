@@ -72,7 +72,7 @@ def test_a_recipe_may_be_given_as_a_uri() -> None:
         CliRunner().invoke(app, ["render", at, change, *target]) for at in (str(recipe), recipe.as_uri())
     )
     assert by_uri.exit_code == 0, by_uri.output
-    assert by_uri.output == by_path.output
+    assert by_uri.stdout == by_path.stdout
     missing = CliRunner().invoke(app, ["render", f"{ROOT.as_uri()}/nowhere.yaml", *target])
     assert (missing.exit_code, "does not exist" in missing.output) == (ExitCode.USER_ERROR, True), missing.output
 
