@@ -92,10 +92,13 @@ class Reader:
             self.problems.append(str(error))
         return None
 
-    def entries(self, uri: str) -> tuple[Entry, ...]:
-        """Return the files and folders of a folder; nothing if it does not exist or cannot be listed."""
+    def entries(self, uri: str, *, tag: str | None = None) -> tuple[Entry, ...]:
+        """Return the files and folders of a folder; nothing if it does not exist or cannot be listed.
+
+        With a tag, the folder is listed again only if the tag has changed.
+        """
         try:
-            return list_folder(uri)
+            return list_folder(uri) if tag is None else self.cache.get((uri, Entry), tag, lambda: list_folder(uri))
         except StorageError as error:
             self.problems.append(str(error))
             return ()

@@ -43,7 +43,6 @@ class TaskSummary:
     watch: WatchRecord | None  # of this champion
     reports: tuple[DayReport, ...]  # of this champion, oldest first
     active: tuple[Run, ...]
-    num_runs: int
     health: Health
 
     @property
@@ -91,20 +90,25 @@ def read_task(reader: Reader, paths: TaskPaths, *, now: datetime) -> TaskSummary
     """Return the summary of a task."""
     stored = {entry.uri: entry for entry in reader.entries(paths.task_uri)}  # one request instead of several
     champion = reader.read_entry(stored[paths.champion], Champion) if paths.champion in stored else None
-    evidence = reader.read(f"{champion.run}/{EVIDENCE_FILE}", RunEvidence) if champion and champion.run else None
+    evidence = None
+    if champion is not None and champion.run:
+        evidence = reader.read_fixed(f"{champion.run}/{EVIDENCE_FILE}", RunEvidence)
     watch = reader.read_entry(stored[paths.watch], WatchRecord) if paths.watch in stored else None
     if champion is None or (watch is not None and watch.digest != champion.digest):
         watch = None  # of a former champion
-    reports = read_reports(reader, paths, champion=champion) if champion and paths.monitoring in stored else ()
+    reports: tuple[DayReport, ...] = ()
+    if champion is not None and paths.monitoring in stored:
+        watched = stored[paths.watch].tag if paths.watch in stored else None  # a watch writes this file last
+        days = reader.entries(paths.monitoring, tag=watched)
+        reports = read_reports(reader, days, champion=champion)
     active = read_active(reader, paths, now=now) if paths.all_progress in stored else ()
     health = health_of(champion, evidence=evidence, watch=watch, reports=reports, now=now)
-    num_runs = sum(entry.is_folder for entry in reader.entries(paths.runs))
-    return TaskSummary(paths.name, champion, evidence, watch, reports, active, num_runs, health)
+    return TaskSummary(paths.name, champion, evidence, watch, reports, active, health)
 
 
-def read_reports(reader: Reader, paths: TaskPaths, *, champion: Champion) -> tuple[DayReport, ...]:
+def read_reports(reader: Reader, entries: Sequence[Entry], *, champion: Champion) -> tuple[DayReport, ...]:
     """Return the latest `DAYS_SHOWN` reports of a champion since its promotion, oldest first."""
-    days = [entry for entry in reader.entries(paths.monitoring) if entry.name.endswith(".json")]
+    days = [entry for entry in entries if entry.name.endswith(".json")]
     since = [entry for entry in days if _day(entry) >= champion.since[:10]]
     read = (reader.read_entry(entry, DayReport) for entry in since[-DAYS_SHOWN:])
     return tuple(report for report in read if report is not None and report.digest == champion.digest)

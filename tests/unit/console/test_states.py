@@ -108,6 +108,16 @@ def test_recommendations_and_alarms_of_the_last_watch_need_attention(paths: Task
     assert "2026-11-27 120 +3.00 0.28 -0.26" in text  # log10 e-values: 0.64 and -0.6 divided by ln(10)
 
 
+def test_a_new_watch_shows_its_new_reports_through_the_same_cache(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=40)
+    site = Site(paths.registry)
+    for num_days in (2, 3):
+        until = NOW - timedelta(days=3 - num_days)
+        reports = made.add_reports(paths, until=until, num_days=num_days)
+        made.add_watch(paths, at=until, expires=NOW + timedelta(days=300))
+        assert f"1 day to {reports[-1].day}" in text_of(page_at(site, None, now=NOW)[1])
+
+
 def test_an_old_watch_is_not_health(paths: TaskPaths) -> None:
     add_champion(paths, days_ago=40)
     made.add_reports(paths, until=NOW, num_days=9)
