@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RETRY_S = 5.0
 THREADS = 2
-"""Requests of which S3 is asked at the same time. Python's pool has few threads, which reload the keys too."""
+"""Requests that use S3 at the same time. Python's pool has few threads, which reload the keys too."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
