@@ -145,21 +145,6 @@ def test_the_tested_artifacts_have_the_reported_validation_scores(small_run: Sma
     assert table.scores.mean() == pytest.approx(evidence.mix.validation, abs=1 / len(rows) + 1e-9)
 
 
-def test_an_exported_classifier_has_the_logits_of_the_registered_one(small_run: SmallRun, tmp_path: Path) -> None:
-    uri, text = small_run.result.evidence.versions["candidate"].uri, "fear of flying"
-    loaded = load_model(uri, LoadedClassifier)
-    assert loaded.model is not None
-    assert loaded.tokenizer is not None
-    exported = export_version(uri, tmp_path / "model", encoder_only=loaded.bag is not None)
-    assert exported.library == "sentence-transformers"
-    assert small_run.result.evidence.verdict.sentence() in (tmp_path / "model" / "README.md").read_text()
-    tokens = loaded.tokenizer([text], truncation=True, max_length=loaded.max_length)["input_ids"]
-    expected = logits_rows(loaded.model, tokens, pad_id=0)[0] / loaded.version.temperature
-    logits = logits_of({"model": ("classifier", tmp_path / "model", text)}, folder=tmp_path)["model"]
-    tolerance = 1e-4 if loaded.version.dtype == "float32" else 0.1  # the export has fp32
-    np.testing.assert_allclose(logits, expected, atol=tolerance)
-
-
 def test_the_winner_is_registered_with_its_evidence(small_run: SmallRun) -> None:
     winner = read_version(small_run.result.winner)
     assert winner.uri in {version.uri for version in list_versions(small_run.recipe.task_uri)}
@@ -212,7 +197,24 @@ def test_the_notebook_compares_loads_and_queries_the_models_of_the_run(small_run
     assert values["same"] is True
 
 
-def test_a_winning_candidate_is_registered_promoted_and_served(small_run: SmallRun, champion_url: str) -> None:
+def check_export(uri: str, *, card: str, folder: Path) -> None:
+    """Check that the exported classifier has the logits of the registered one, without its bag of words."""
+    loaded, text = load_model(uri, LoadedClassifier), "fear of flying"
+    assert loaded.model is not None
+    assert loaded.tokenizer is not None
+    exported = export_version(uri, folder / "model", encoder_only=loaded.bag is not None)
+    assert exported.library == "sentence-transformers"
+    assert card in (folder / "model" / "README.md").read_text()
+    tokens = loaded.tokenizer([text], truncation=True, max_length=loaded.max_length)["input_ids"]
+    expected = logits_rows(loaded.model, tokens, pad_id=0)[0] / loaded.version.temperature
+    logits = logits_of({"model": ("classifier", folder / "model", text)}, folder=folder)["model"]
+    tolerance = 1e-4 if loaded.version.dtype == "float32" else 0.1  # the export has fp32
+    np.testing.assert_allclose(logits, expected, atol=tolerance)
+
+
+def test_a_winning_candidate_is_registered_promoted_and_served(
+    small_run: SmallRun, champion_url: str, tmp_path: Path
+) -> None:
     context = prepare(small_run.recipe, progress=SILENT)
     serving = read_champion(small_run.recipe.task_uri)
     assert serving is not None
@@ -225,6 +227,7 @@ def test_a_winning_candidate_is_registered_promoted_and_served(small_run: SmallR
     version = read_version(champion.uri)
     assert (version.kind, champion.uri) == (result.evidence.versions["candidate"].kind, result.winner)
     assert "FINE_TUNE by rule 4" in champion.reason.sentence()
+    check_export(version.uri, card=result.verdict.sentence(), folder=tmp_path)
     assert champion.parity is not None
     assert (champion.parity.rows, champion.parity.matching) == (64, 64)
     assert champion.pretrained is not None
