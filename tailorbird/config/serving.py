@@ -9,6 +9,7 @@ from tailorbird.config.vllm_options import vllm_option_error
 
 DEPLOY_TIMEOUT_S = 1800.0
 FALLBACK_TIMEOUT_S = 60.0
+MAX_EXAMPLE_CHARS = 500
 
 
 class ChallengerConfig(ConfigSection):
@@ -113,6 +114,9 @@ class ServingConfig(ConfigSection):
     guarded: bool = False
     """Allow Serve to listen on other interfaces without `api_keys`. Set it only if a gateway in front of Serve
     authenticates clients."""
+    examples: tuple[str, ...] = Field(default=(), max_length=12)
+    """Texts or, for chat tasks, messages that the page at `/` of the service and the model cards show as examples. Do
+    not take them from the test rows. By default, the page of a classifier shows names of classes."""
     pretrained: bool = True
     """Also serve the best servable baseline of the run, or of an earlier run with the same base model and code.
     Requests select it with `model: pretrained`. A chat service only serves a baseline that needs no further language
@@ -138,6 +142,14 @@ class ServingConfig(ConfigSection):
     challenger: ChallengerConfig | None = None
     """Another version that is compared with the champion on live requests. Each replica holds both models in memory.
     `tailorbird serve` starts, changes and ends the comparison without downtime."""
+
+    @field_validator("examples")
+    @classmethod
+    def _short(cls, examples: tuple[str, ...]) -> tuple[str, ...]:
+        examples = tuple(text.strip() for text in examples)
+        if not all(0 < len(text) <= MAX_EXAMPLE_CHARS for text in examples):
+            raise ValueError(f"an example must have 1 to {MAX_EXAMPLE_CHARS} characters")
+        return examples
 
     @field_validator("batch_prefixes")
     @classmethod

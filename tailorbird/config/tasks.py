@@ -1,5 +1,6 @@
 """Allowed values and texts that depend on the kind of task."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ class TaskRules:
     """Fields of section `data` that can name the input column; the first that is set is used."""
     fixed: dict[str, str | bool | None]  # fields of the other task, by path, with their only allowed value
     hub_task: str  # `pipeline_tag` in the model card
+    hub_example: Callable[[str], dict[str, object]]  # entry of `widget` in the model card
     model: str  # description of the model in the model card
     architecture: str  # architecture in the model card; empty if it is the base model's
     unfitting: str  # end of a sentence in the model card about inputs that fit no class or have no answer
@@ -38,6 +40,7 @@ TASKS: dict[TaskName, TaskRules] = {
             "evaluation.answers": None,
         },
         hub_task="text-classification",
+        hub_example=lambda text: {"text": text},
         model="A text classifier",
         architecture="mean-pooled encoder and linear head, ",
         unfitting=" with one of its classes, even if none fits",
@@ -48,6 +51,7 @@ TASKS: dict[TaskName, TaskRules] = {
         input_fields=("messages", "prompt"),
         fixed=dict.fromkeys([*CLASSIFICATION_GATE_FIELDS, "serving.challenger.shadow"]),
         hub_task="text-generation",
+        hub_example=lambda text: {"messages": [{"role": "user", "content": text}]},
         model="A chat model",
         architecture="",
         unfitting=", and its answer can be false",

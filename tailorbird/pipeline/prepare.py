@@ -1,5 +1,6 @@
 """The first stage of a run: load its inputs, and register the test protocol before the first training."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -8,7 +9,7 @@ from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import RARE_ROWS, listed
-from tailorbird.data.rows import Rows, Splits, contents_of
+from tailorbird.data.rows import DataError, Rows, Splits, contents_of
 from tailorbird.evaluation.inference.row_predictions import documents
 from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, request_digest, run_name
@@ -58,6 +59,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     """Read and check the data, stage the base model and the code, and register the test protocol."""
     progress.stage("data: reading and checking the rows")
     inputs = load_inputs(recipe, progress=progress)
+    _require_no_test_row(recipe.serving.examples, test=inputs.splits.test)
     progress.note(model_note(recipe.base_model, inputs.base_model, field="base_model"))
     if recipe.evaluation.retrieval_encoder is not None and inputs.encoder is not None:
         progress.note(model_note(recipe.evaluation.retrieval_encoder, inputs.encoder, field="retrieval_encoder"))
@@ -113,6 +115,13 @@ def write_once(uri: str, value: M) -> M:
         with suppress(s3.PreconditionFailed):  # another process that runs the same recipe wrote it first
             storage.write_if_match(uri, value.model_dump_json(indent=2).encode(), etag=None)
     return type(value).model_validate_json(storage.read_bytes(uri))
+
+
+def _require_no_test_row(examples: Sequence[str], *, test: Rows) -> None:
+    """Raise DataError if an example, which clients and model cards show, is the text of a test row."""
+    texts = {text.strip() for text in test.texts}
+    if shown := [example for example in examples if example in texts]:
+        raise DataError(f"serving.examples has a text of the test rows: {shown[0]!r}; choose another example")
 
 
 def _report_data(inputs: RunInputs, task: Task, *, progress: ProgressReporter) -> None:

@@ -116,7 +116,8 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str, library: s
     version, recipe = evidence.versions[role], evidence.recipe
     train = recipe.data.train
     datasets = [_hub_id(uri) for uri in ([train] if isinstance(train, str) else train)]
-    task, scores = TASKS[recipe.task].hub_task, scores_of(evidence, role=role)
+    task_rules, examples, scores = TASKS[recipe.task], recipe.serving.examples, scores_of(evidence, role=role)
+    task = task_rules.hub_task
     metrics = [
         {
             "type": HUB_METRICS[name],
@@ -136,6 +137,7 @@ def _front_matter(evidence: Evidence, verdict: Verdict, *, role: str, library: s
         "pipeline_tag": task,
         "library_name": library,
         "tags": ["tailorbird", version.kind],
+        **({"widget": [task_rules.hub_example(text) for text in examples]} if examples else {}),
         "model-index": [{"name": f"{evidence.name} {version.kind}", "results": [measured]}],
     }
 

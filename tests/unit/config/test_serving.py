@@ -53,6 +53,8 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
         ),
         ({"engine": "vllm", "vllm": {"max_loras": 0}}, "max_loras must be a positive number of adapters"),
         ({"deploy_timeout_s": 0}, "greater than 0"),
+        ({"examples": ["a text", " "]}, "1 to 500 characters"),
+        ({"examples": ["x"] * 13}, "at most 12 items"),
     ],
 )
 def test_other_gpus_and_options_are_refused_with_what_to_do(fields: dict[str, Any], message: str) -> None:

@@ -55,6 +55,13 @@ def prepared(recipe: Recipe) -> RunContext:
     return prepare(recipe, progress=SILENT)
 
 
+def test_an_example_that_is_a_test_row_is_refused(recipe: Recipe) -> None:
+    shown = prepared(recipe).splits.test.texts[0]
+    examples = recipe.serving.model_copy(update={"examples": ("another text", shown)})
+    with pytest.raises(DataError, match=f"serving.examples has a text of the test rows: '{shown}'"):
+        prepared(recipe.model_copy(update={"serving": examples}))
+
+
 def test_the_protocol_is_registered_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(recipe)
     monkeypatch.setattr("tailorbird.pipeline.prepare.current_user", lambda: "another user")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.report.evidence import DistinctRecord, MixRecord
 from tailorbird.evaluation.report.model_card import scores_of, to_model_card
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
@@ -149,3 +150,16 @@ def test_the_card_of_a_further_contender_has_its_score_and_its_gates() -> None:
     limit = f"The gain of the bag_of_words over the incumbent is uncertain: the 98.33% interval is {100 * low:+.2f} to"
     assert f"{limit} {100 * high:+.2f} points (p < 0.0001)." in card
     assert "is served, because it is proven better than the incumbent" in card
+
+
+@pytest.mark.parametrize(
+    ("task", "entry"),
+    [
+        ("classification", {"text": "Fear of flying"}),
+        ("chat", {"messages": [{"role": "user", "content": "Fear of flying"}]}),
+    ],
+)
+def test_the_examples_of_the_recipe_are_the_widget_of_the_card(task: Any, entry: dict[str, Any]) -> None:
+    assert TASKS[task].hub_example("Fear of flying") == entry
+    evidence = evidence_of(Simulation(serving={"examples": ["Fear of flying"]}))
+    assert ModelCard(to_model_card(evidence)).data["widget"] == [{"text": "Fear of flying"}]
