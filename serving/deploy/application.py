@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from serving.deploy.serve_client import ChallengerError
 from serving.deploy.serve_schema import ApplicationDetails, Deployment, ServeApplication
@@ -10,6 +10,7 @@ from serving.http.schemas import PRETRAINED
 from serving.replica.config import Challenger, ReplicaConfig, VersionRef
 from serving.tasks import SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
+from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.versions import ENDPOINT_KINDS, ModelVersion, PinnedVersion, kind_of, shares_base
 
 IMPORT_PATH = "serving.app:build"
@@ -32,7 +33,7 @@ def application_of(
     task_uri: str,
     version: ModelVersion,
     additional: AdditionalVersions = AdditionalVersions(),
-    verdict: str | None = None,
+    verdict: ChosenBy | None = None,
 ) -> ServeApplication:
     """Return the application with the route prefix `/`, for `deploy` or a manifest.
 
@@ -54,7 +55,7 @@ def application_of(
 
 
 def _replica_config(
-    config: ServingConfig, *, version: ModelVersion, additional: AdditionalVersions, verdict: str | None
+    config: ServingConfig, *, version: ModelVersion, additional: AdditionalVersions, verdict: ChosenBy | None
 ) -> ReplicaConfig:
     others = {other.version: version_ref(other) for other in additional.others if other.digest != version.digest}
     if config.pretrained and is_pretrained_served(
@@ -63,13 +64,18 @@ def _replica_config(
         others[PRETRAINED] = version_ref(additional.pretrained)
     return ReplicaConfig(
         champion=version_ref(version),
-        verdict=verdict,
+        **shown_of(verdict),
         challenger=_challenger(config, champion=version, challenger=additional.challenger),
         others=others,
         serve_pretrained=config.pretrained,
         max_versions=max_versions(config, task=version.task),
         deploy_timeout_s=config.deploy_timeout_s,
     )
+
+
+def shown_of(verdict: ChosenBy | None) -> dict[str, Any]:
+    """Return the fields of ReplicaConfig that the page shows about the verdict that selected the champion."""
+    return {"verdict": None, "costs": {}} if verdict is None else {"verdict": verdict.sentence, "costs": verdict.costs}
 
 
 def max_versions(config: ServingConfig, *, task: str) -> int:

@@ -15,6 +15,7 @@ from serving.deploy.application import (
     is_pretrained_served,
     replica_config,
     route_prefix,
+    shown_of,
     standalone_application,
     version_ref,
     with_replicas,
@@ -33,6 +34,7 @@ from serving.http.api_keys import KeysError, read_keys
 from serving.http.schemas import PRETRAINED
 from serving.replica.experiment import CHALLENGER
 from tailorbird.config.serving import ServingConfig
+from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.shared_base import versions_on_same_base
 from tailorbird.registry.versions import ModelVersion, PinnedVersion, weights_digest
@@ -48,12 +50,12 @@ def deploy(
     task_uri: str,
     version: ModelVersion,
     additional: AdditionalVersions = AdditionalVersions(),  # noqa: B008
-    verdict: str | None = None,
+    verdict: ChosenBy | None = None,
     progress: ProgressReporter = SILENT,
 ) -> str:
     """Make the version the champion of the service, wait until it answers, and return the base URL of its routes.
 
-    `verdict` is the summary of the verdict that selected it. Other applications do not change. If only the versions
+    `verdict` is the verdict that selected it. Other applications do not change. If only the versions
     differ from the running deploy, only `user_config` changes: the replicas keep running and swap when the new version
     is loaded. `progress` receives Serve's status whenever it changes. Raises DeployError (ChallengerError if everything
     except the challenger is served), or SessionError if Ray cannot be reached.
@@ -153,7 +155,7 @@ def switch_version(
     *,
     version: ModelVersion,
     pretrained: ModelVersion | PinnedVersion | None,
-    verdict: str | None,
+    verdict: ChosenBy | None,
     progress: ProgressReporter = SILENT,
 ) -> str | None:
     """Make the version the champion of the running service, and return the base URL, or None if the task is not served.
@@ -178,7 +180,7 @@ def switch_version(
     config = config.model_copy(
         update={
             "champion": version_ref(version),
-            "verdict": verdict,
+            **shown_of(verdict),
             "others": refs,
             "challenger": None if promoted or former.code != version.code else challenger,
         }

@@ -47,6 +47,8 @@ class ReplicaConfig(_Config):
     champion: VersionRef
     verdict: str | None = None
     """Summary of the verdict that selected the champion."""
+    costs: dict[str, str] = {}
+    """Measured cost of serving a version, in words, by digest."""
     challenger: Challenger | None = None
     others: dict[str, VersionRef] = {}
     """Other versions, by the name that selects them in requests."""

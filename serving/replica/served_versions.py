@@ -142,6 +142,11 @@ class ServedVersions(Generic[EngineT]):
         """Return the summary of the verdict that selected the champion."""
         return None if self._config is None else self._config.verdict
 
+    @property
+    def costs(self) -> Mapping[str, str]:
+        """Return the measured cost of serving a version, in words, by digest."""
+        return {} if self._config is None else self._config.costs
+
     def engine_of(self, model: str) -> EngineT:
         """Return the engine for a request's `model`: a served name, the task's name, a version or `name@version`.
 

@@ -1,7 +1,10 @@
 """The champion of a task: the version that the task serves by default, with its reason and history."""
 
 import uuid
+from collections.abc import Mapping
 from typing import Literal, Self
+
+from pydantic import Field
 
 from tailorbird.registry.security_log import SecurityEvent, recorded
 from tailorbird.registry.versions import Frozen, ModelVersion, PinnedVersion, RegistryError, read_version
@@ -52,6 +55,8 @@ class ChosenBy(Frozen):
     outcome: str
     rule: int
     sentence: str
+    costs: Mapping[str, str] = Field(default_factory=dict)
+    """Measured cost of serving the versions that were compared, in words, by digest; empty if it was not measured."""
 
 
 class ChangeReason(Frozen):

@@ -266,8 +266,9 @@ def _serve_config(recipe: Recipe, *, url: str) -> ServedChampion:
     additional = additional_versions(config, task_uri=recipe.task_uri, champion=champion, version=version)
     if additional.challenger is not None:
         draw_secret(recipe.task_uri)  # the role of the replicas may have read access only
-    sentence = champion.verdict.sentence if champion.verdict else None
-    app = application_of(config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=sentence)
+    app = application_of(
+        config, task_uri=recipe.task_uri, version=version, additional=additional, verdict=champion.verdict
+    )
     command = "when the service is up, run `tailorbird serve RECIPE` or the job that `--to prove` renders"
     note = f"{champion.version} has not passed the parity gate yet: {command}"
     served = [each for each in (version, additional.challenger) if each is not None]

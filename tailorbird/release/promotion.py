@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cluster.progress import SILENT, ProgressReporter
+from tailorbird.evaluation.report.costs import costs_by_digest
 from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE, CandidateRecord, Evidence
 from tailorbird.registry import versions
 from tailorbird.registry.champion import (
@@ -120,7 +121,9 @@ def _promoted(
         reason = reason.model_copy(update={"runtime": runtime})
     kept = former if reason.change == "engine" else None
     accepted = kept.accepted_loss if kept else verdict.accepted_loss
-    chosen_by = ChosenBy(outcome=verdict.outcome, rule=verdict.rule, sentence=verdict.sentence())
+    chosen_by = ChosenBy(
+        outcome=verdict.outcome, rule=verdict.rule, sentence=verdict.sentence(), costs=costs_by_digest(evidence)
+    )
     digests = (version.digest, evaluation.weights.digest)
     return Champion(
         version=version.version,

@@ -50,8 +50,9 @@ def serve_champion(
     additional = additional_versions(config, task_uri=task_uri, champion=champion, version=version)
     for pinned in _deployed(version, config=config, additional=additional):
         require_intact(pinned)
-    sentence = champion.verdict.sentence if champion.verdict else None
-    deploy_with = partial(deploy, config, task_uri=task_uri, version=version, verdict=sentence, progress=progress)
+    deploy_with = partial(
+        deploy, config, task_uri=task_uri, version=version, verdict=champion.verdict, progress=progress
+    )
     if not champion.needs_parity:
         with _recorded(task_uri, version):
             return deploy_with(additional=additional), version
@@ -148,11 +149,14 @@ def switch_service(
     """Switch the service, if the task is served, to the new champion."""
     if not has_dashboard():
         return
-    sentence = champion.verdict.sentence if champion.verdict else None
     with _recorded(task_uri, version):
         try:
             switch_version(
-                task_uri, version=version, pretrained=champion.pretrained, verdict=sentence, progress=progress
+                task_uri,
+                version=version,
+                pretrained=champion.pretrained,
+                verdict=champion.verdict,
+                progress=progress,
             )
         except ChallengerError:
             raise

@@ -1,7 +1,9 @@
 """The measured costs and the cost of each contender at the recipe's volume, in sentences and in Markdown."""
 
+from statistics import fmean
+
 from tailorbird.evaluation.gates.prices import CostTerms
-from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
 from tailorbird.evaluation.verdict.contender_costs import money, named
 from tailorbird.evaluation.verdict.formatting import cost_basis
 from tailorbird.evaluation.verdict.parts import ContenderCost
@@ -82,6 +84,26 @@ def _amount(value: float | None, *, missing: bool) -> str:
     if value is None:
         return "" if missing else "not priced"
     return money(value)
+
+
+def costs_by_digest(evidence: Evidence) -> dict[str, str]:
+    """Return what it costs to serve each registered version of a run, in words, by digest; empty if not measured.
+
+    With prices, that is the cost of a month at the recipe's volume, else the seconds for 1,000 answers.
+    """
+    terms, usages = evidence.protocol.cost, evidence.cost.serving or {}
+    costs = {}
+    for role, version in evidence.versions.items():
+        total = next((cost.total for cost in evidence.verdict.costs if cost.role == role), None)
+        if version.digest == UNREGISTERED:
+            continue
+        if terms is not None and total is not None:
+            amount = money(total / terms.horizon_months)
+            costs[version.digest] = f"{amount} a month at {terms.requests_per_month:,.0f} requests"
+        elif role in usages:
+            usage = usages[role]
+            costs[version.digest] = f"{fmean(usage.device_s):.2g} {usage.unit} for 1,000 answers"
+    return costs
 
 
 def cost_answer(evidence: Evidence) -> str:

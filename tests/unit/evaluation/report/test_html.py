@@ -1,5 +1,6 @@
 """Tests of the HTML report and the console lines against the evidence."""
 
+import re
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
@@ -9,8 +10,15 @@ import pytest
 
 from tailorbird.evaluation.gates.cost import ServingDevice, ServingUsage, TrainingUsage
 from tailorbird.evaluation.report.console import verdict_lines
-from tailorbird.evaluation.report.costs import cost_sentence
-from tailorbird.evaluation.report.evidence import AverageRecord, CurveRecord, Evidence, MixRecord, SeedRecord
+from tailorbird.evaluation.report.costs import cost_sentence, costs_by_digest
+from tailorbird.evaluation.report.evidence import (
+    UNREGISTERED,
+    AverageRecord,
+    CurveRecord,
+    Evidence,
+    MixRecord,
+    SeedRecord,
+)
 from tailorbird.evaluation.report.html import load_duties, to_html
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.registry.endpoint import Endpoint
@@ -351,6 +359,15 @@ def test_report_and_card_have_the_cost_of_each_contender_with_its_parts() -> Non
     assert "storage is not priced" in page.text
     assert "## Cost of 12 months" in card
     assert "## Cost of" not in to_model_card(evidence_for("STAY"))
+
+
+def test_the_cost_of_registered_versions_is_in_words_by_digest() -> None:
+    costs = costs_by_digest(evidence_for())
+    assert set(costs) == {version.digest for version in evidence_for().versions.values()} - {UNREGISTERED}
+    assert all(re.fullmatch(r"[\d.,e-]+ a month at 10,000 requests", cost) for cost in costs.values())
+    unpriced = costs_by_digest(evidence_of(Simulation(costs=on_cpu(SECONDS))))
+    assert "0.6 CPU-seconds for 1,000 answers" in unpriced.values()
+    assert costs_by_digest(evidence_for("STAY")) == {}
 
 
 def test_a_missing_price_is_shown_as_not_assessable_and_not_as_0() -> None:

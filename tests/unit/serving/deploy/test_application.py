@@ -16,10 +16,12 @@ from serving.deploy.serve_client import ChallengerError
 from serving.deploy.serve_schema import ApplicationDetails
 from serving.replica.config import VersionRef
 from tailorbird.config.serving import ChallengerConfig, ServingConfig
+from tailorbird.registry.champion import ChosenBy
 from tailorbird.registry.versions import Prompting
 from tests.unit.serving.deploy.registered import registered
 
 TASK = "s3://models/t"
+CHOSEN_BY = ChosenBy(outcome="FINE_TUNE", rule=4, sentence="FINE_TUNE: why", costs={"d": "2 CPU-seconds"})
 CHAT = Prompting(system=None, max_new_tokens=8)
 EXPERIMENT = ServingConfig(challenger=ChallengerConfig(version="full-2", canary=0.1))
 
@@ -45,9 +47,7 @@ def test_a_challenger_is_not_an_argument_so_that_a_new_share_restarts_no_replica
 def test_replicas_load_the_champion_and_the_additional_versions() -> None:
     champion, pretrained, lora = (registered(name) for name in ("full-1", "probe-1", "lora-1"))
     additional = AdditionalVersions(pretrained, registered("full-2"), (lora, champion))
-    application = application_of(
-        EXPERIMENT, task_uri=TASK, version=champion, additional=additional, verdict="FINE_TUNE: why"
-    )
+    application = application_of(EXPERIMENT, task_uri=TASK, version=champion, additional=additional, verdict=CHOSEN_BY)
     config = replica_config(application)
     digests = {name: version.digest for name, version in config.versions.items()}
     assert digests == {
@@ -57,7 +57,8 @@ def test_replicas_load_the_champion_and_the_additional_versions() -> None:
         "challenger": "d-full-2",
     }
     assert config.challenger is not None
-    assert (config.challenger.canary, config.challenger.shadow, config.verdict) == (0.1, 0.0, "FINE_TUNE: why")
+    assert (config.challenger.canary, config.challenger.shadow) == (0.1, 0.0)
+    assert (config.verdict, config.costs) == (CHOSEN_BY.sentence, CHOSEN_BY.costs)
     assert (config.serve_pretrained, config.max_versions) == (True, 4)
 
 
