@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from starlette import routing
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
@@ -32,7 +32,7 @@ DISCARD_BYTES = 64 << 20
 """Maximum number of bytes to read and discard from a body that is too large, so that the client reads the response."""
 BODY_S = 20.0  # timeout for a body to arrive, equal to HAProxy's for bodies that it buffers (up to 16 KiB)
 
-JSON, HTML = "application/json", "text/html; charset=utf-8"
+JSON, HTML, JAVASCRIPT = "application/json", "text/html; charset=utf-8", "text/javascript; charset=utf-8"
 
 _log = logging.getLogger("ray.serve")
 
@@ -97,6 +97,9 @@ def http_app(
     async def unknown(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await WebSocketClose(1003)(scope, receive, send)
+            return
+        if scope["path"] == scope.get("root_path") and "/" in routes:  # relative links need the slash at the end
+            await _redirect(f"{scope['path'].rpartition('/')[2]}/")(scope, receive, send)
             return
         known = ", ".join(sorted(path.replace(REST, ID) for path in routes))
         message = f"no route {scope['path']}; the routes are {known}"
@@ -237,6 +240,13 @@ async def _with_first(event: bytes, events: Events) -> Events:
 def error_response(error: RequestError) -> Response:
     """Return the error as JSON, with the security headers."""
     response = Response(error.body, error.status, error.headers, JSON)
+    response.raw_headers.extend(security_headers())
+    return response
+
+
+def _redirect(location: str) -> Response:
+    """Return a redirect to a relative address, with the security headers."""
+    response = RedirectResponse(location)
     response.raw_headers.extend(security_headers())
     return response
 

@@ -122,6 +122,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "/openapi.json": Operation("Return this OpenAPI document", None),
     "/docs": Operation("Return this document as an HTML page", None),
     "/": Operation("Return an HTML page for trying the model", None),
+    "/page.js": Operation("Return the script of this page", None),
     "/console": Operation("Return the first page of the console, as HTML", None, errors=(404,)),
     f"/console/{REST}": Operation("Return the page of the console at this path, as HTML", None, errors=(404,)),
 }

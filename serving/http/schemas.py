@@ -159,10 +159,16 @@ class ServedModel(HttpModel):
     name: str
     version: str
     kind: str
+    description: str
+    """Name of the kind for readers."""
     digest: str
     """SHA-256 of the version's manifest."""
+    system: str | None = None
+    """System prompt of the version; null for a version without one."""
     classes: list[str]
     """Names of the classes; empty for a chat model."""
+    cost: str | None = None
+    """Measured cost of serving the version, in words; null if the run of the champion did not measure it."""
     verdict: str | None = None
     """Summary of the verdict that selected the champion; null for other models."""
 
@@ -170,6 +176,10 @@ class ServedModel(HttpModel):
 class Models(HttpModel):
     object: Literal["list"] = "list"
     data: list[ServedModel]
+    examples: list[str] = []
+    """Example texts or messages: `serving.examples` of the recipe."""
+    feedback: bool = False
+    """True if the service stores feedback: the recipe sets `serving.request_log`."""
 
 
 class Health(HttpModel):

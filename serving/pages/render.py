@@ -1,25 +1,49 @@
-"""Render the HTML pages in `templates/`, and serve the OpenAPI document as JSON and as a page."""
+"""Serve the page of a task with its script, and the OpenAPI document as JSON and as a page."""
 
 import json
 import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, Undefined
 
-from serving.http.asgi import HTML, ID, JSON, Page, Route
+from serving.http.asgi import HTML, ID, JAVASCRIPT, JSON, Page, Route
 from serving.http.openapi import Schema, openapi
 from serving.http.security_headers import page_policy
 from tailorbird.config.serving import ServingConfig
 from tailorbird.pages.environment import environment
 
+PageName = Literal["classify", "chat"]
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def page_routes(name: PageName) -> dict[str, Route]:
+    """Return the routes of the page for trying a model, and of its script."""
+
+    async def as_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
+        return 200, render_page(name)
+
+    async def as_script(_body: bytes, _request_id: str) -> tuple[int, bytes]:
+        return 200, read_script(name)
+
+    return {
+        "/": Route("GET", as_page, open=True, content_type=HTML),
+        "/page.js": Route("GET", as_script, open=True, content_type=JAVASCRIPT),
+    }
+
 
 @cache
-def render_page(template: str) -> Page:
+def render_page(name: PageName) -> Page:
     """Return a page without variables. The page is rendered once."""
-    return _page(_templates().get_template(template).render())
+    return _page(_templates().get_template(f"{name}.html").render())
+
+
+@cache
+def read_script(name: PageName) -> bytes:
+    """Return the script of a page: the part that all pages share, then its own."""
+    return b"".join((TEMPLATES / f"{part}.js").read_bytes() for part in ("shared", name))
 
 
 def with_api_docs(routes: Mapping[str, Route], *, config: ServingConfig) -> dict[str, Route]:
@@ -58,7 +82,7 @@ def _page(html: str) -> Page:
 
 @cache
 def _templates() -> Environment:
-    templates = environment(Path(__file__).parent / "templates", undefined=Undefined)  # fields of a schema are optional
+    templates = environment(TEMPLATES, undefined=Undefined)  # fields of a schema are optional
     templates.filters["curl"] = _curl
     templates.tests["error_response"] = _is_error_response
     return templates

@@ -18,7 +18,7 @@ from serving.engines.fair_slots import FairSlots
 from serving.engines.text_rows import num_bytes
 from serving.http.admission import Admission, Amounts, client_name, network_of
 from serving.http.api_keys import read_subject_key, require_local_caller
-from serving.http.asgi import HTML, ASGIApp, Page, Route, caller, http_app, with_request_check, x_request_id
+from serving.http.asgi import ASGIApp, Route, caller, http_app, with_request_check, x_request_id
 from serving.http.authenticator import ApiKeyAuthenticator, is_admin
 from serving.http.metrics import (
     IN_PROGRESS,
@@ -35,7 +35,7 @@ from serving.http.metrics import (
 from serving.http.refusals import with_refusal_counts
 from serving.http.schemas import CHAMPION, FeedbackRequest, Models, Readiness, RequestError, ServedModel, parse_body
 from serving.pages.console import task_console
-from serving.pages.render import render_page, with_api_docs
+from serving.pages.render import PageName, page_routes, with_api_docs
 from serving.replica.experiment import CHALLENGER, Arm
 from serving.replica.served_versions import EngineT, ServedVersions
 from serving.request_log.log import RequestLog
@@ -45,6 +45,7 @@ from serving.request_log.writer import utc_now
 from serving.security_events import SecurityEvents
 from serving.version_checks import require_shipped_code
 from tailorbird.config.serving import ServingConfig
+from tailorbird.evaluation.verdict.formatting import model_name
 from tailorbird.registry.versions import ModelVersion
 from tailorbird.storage.paths import TaskPaths
 
@@ -166,16 +167,12 @@ class Replica(Generic[EngineT]):
         engine, arm = self.versions.assign_arm(model, unit=context.unit)
         return engine, context._replace(arm=arm)
 
-    def asgi_app(self, routes: dict[str, Route], *, page: str) -> ASGIApp:
-        """Return the application with `routes`, the HTML template `page` at `/`, and the routes of all tasks."""
-
-        async def answer_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
-            return 200, render_page(page)
-
-        routes = routes | {"/": Route("GET", answer_page, open=True, content_type=HTML)}
+    def asgi_app(self, routes: dict[str, Route], *, page: PageName) -> ASGIApp:
+        """Return the application with `routes`, the page at `/`, and the routes of all tasks."""
+        routes = routes | page_routes(page) | self._batches.routes() | self._routes()
         routes |= task_console(self._paths, has_keys=self._authenticator is not None)
         app = http_app(
-            with_api_docs(routes | self._batches.routes() | self._routes(), config=self._config),
+            with_api_docs(routes, config=self._config),
             max_body_bytes=self._config.max_body_bytes,
             authenticate=self._authenticate,
             admit=self._admit,
@@ -250,20 +247,12 @@ class Replica(Generic[EngineT]):
 
     async def _models(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         _ = self.versions.champion  # raises 503 before a version is loaded
-        models = [
-            ServedModel(
-                id=name,
-                created=int(datetime.fromisoformat(engine.version.created_at).timestamp()),
-                name=engine.version.name,
-                version=engine.version.version,
-                kind=engine.version.kind,
-                digest=engine.version.digest,
-                classes=list(engine.version.classes),
-                verdict=self.versions.verdict if name == CHAMPION else None,
-            )
-            for name, engine in self.versions.engines.items()
-        ]
-        return 200, Models(data=models).model_dump_json().encode()
+        models = Models(
+            data=[_served_model(name, versions=self.versions) for name in self.versions.engines],
+            examples=list(self._config.examples),
+            feedback=self.log is not None,
+        )
+        return 200, models.model_dump_json().encode()
 
     async def _feedback(self, body: bytes, _request_id: str) -> tuple[int, bytes]:
         """Log the feedback. Its request id is checked when the log is read."""
@@ -299,6 +288,23 @@ class Replica(Generic[EngineT]):
             absent=absent or None,
         )
         return 200, readiness.model_dump_json(exclude_none=True).encode()
+
+
+def _served_model(name: str, *, versions: ServedVersions[EngineT]) -> ServedModel:
+    version = versions.engines[name].version
+    return ServedModel(
+        id=name,
+        created=int(datetime.fromisoformat(version.created_at).timestamp()),
+        name=version.name,
+        version=version.version,
+        kind=version.kind,
+        description=model_name(version.kind),
+        digest=version.digest,
+        system=version.prompting.system if version.prompting else None,
+        classes=list(version.classes),
+        cost=versions.costs.get(version.digest),
+        verdict=versions.verdict if name == CHAMPION else None,
+    )
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

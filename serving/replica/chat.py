@@ -46,7 +46,7 @@ class Chat:
             "/v1/chat/completions": Route("POST", self._chat, watched=True, scopes=("answer",)),
             "/v1/completions": Route("POST", self._complete, watched=True, scopes=("answer",)),
         }
-        return self._replica.asgi_app(routes, page="chat.html")
+        return self._replica.asgi_app(routes, page="chat")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load a configuration (see `Replica.reconfigure`). The former version finishes the answers that it started."""

@@ -46,7 +46,7 @@ class Classifier:
             "/v1/classify": Route("POST", self._classify, watched=self._has_endpoint, scopes=("answer",)),
             "/v1/compare": Route("POST", self._compare, watched=self._has_endpoint, scopes=("answer",)),
         }
-        return self._replica.asgi_app(routes, page="classify.html")
+        return self._replica.asgi_app(routes, page="classify")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load a configuration (see `Replica.reconfigure`). The former engine answers the requests in its queue."""

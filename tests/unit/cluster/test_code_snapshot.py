@@ -39,7 +39,7 @@ def test_the_templates_of_pages_are_shipped() -> None:
     folders = (ROOT / "serving", ROOT / "tailorbird")
     templates = [path for folder in folders for path in folder.rglob("templates/*")]
     pages = {path.relative_to(ROOT).as_posix() for path in templates}
-    assert {Path(page).suffix for page in pages} == {".css", ".html"}
+    assert {Path(page).suffix for page in pages} == {".css", ".html", ".js"}
     assert pages <= set(code_snapshot.runtime_files(ROOT))
 
 

@@ -54,7 +54,7 @@ def test_without_keys_another_host_or_a_malformed_origin_gets_403_on_each_path(
 ) -> None:
     assert service.url
     for port in (stack.serve_port, replica_port):
-        for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/models", "/nowhere"):
+        for path in ("/", "/page.js", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/models", "/nowhere"):
             assert error_type(_get(port, path, host=b"evil.example")) == (403, "foreign_page")
             assert error_type(_get(port, path, b"origin: http://[")) == (403, "foreign_page")
         for path in ("/-/routes", "/-/healthz"):

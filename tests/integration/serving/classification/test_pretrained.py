@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -11,7 +10,8 @@ import requests
 from serving.deploy import rollout
 from serving.deploy.application import AdditionalVersions
 from serving.engines.classify import Prediction
-from tests.browser import BROWSER, chromium
+from tailorbird.registry.champion import ChosenBy
+from tests.browser import OpenPage
 from tests.integration.serving.classification.service import (
     CONFIG,
     TEXTS,
@@ -27,7 +27,7 @@ def test_a_comparison_without_a_pretrained_model_is_a_404(service: Service) -> N
 @pytest.fixture(scope="module")
 def compare_url(service: Service) -> Iterator[str]:
     """Yield the URL of a service whose champion is the first version and whose pretrained model the swapped one."""
-    verdict = "FINE_TUNE: <b>+7 points</b>"
+    verdict = ChosenBy(outcome="FINE_TUNE", rule=4, sentence="FINE_TUNE: <b>+7 points</b>")
     additional = AdditionalVersions(pretrained=service.swapped)
     yield rollout.deploy(
         CONFIG, task_uri=service.task_uri, version=service.first, additional=additional, verdict=verdict
@@ -57,16 +57,14 @@ def test_requests_select_the_champion_the_pretrained_model_or_both(
     assert compared["champion"]["results"][0]["label"] != compared["pretrained"]["results"][0]["label"]
 
 
-@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed; run `apt-get install chromium`")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_shows_the_verdict_and_the_answers_of_both_models(
-    compare_url: str, tmp_path: Path, width: int
+    open_page: OpenPage, compare_url: str, width: int
 ) -> None:
-    page_url = f"{compare_url}/#text={quote(TEXTS[0])}"
-    document = chromium(tmp_path, f"--window-size={width},900", "--dump-dom", "--virtual-time-budget=10000", page_url)
-    page = re.sub(r"<script>.*</script>", "", document, flags=re.DOTALL)
-    assert "FINE_TUNE: &lt;b&gt;+7 points&lt;/b&gt;" in page
-    pretrained, champion = page.split('<section class="champion"')
-    assert re.search(r'class="label">a broken bone +\d+\.\d%', champion)
-    assert re.search(r'class="label">a disease of the eye +\d+\.\d%', pretrained)
-    assert 'role="alert"></p>' in page
+    page = open_page(f"{compare_url}/#text={quote(TEXTS[0])}", width=width)
+    page.get_by_text("The models disagree.").wait_for()
+    assert page.locator("#reason").inner_text() == "FINE_TUNE: <b>+7 points</b>"
+    champion, pretrained = (card.locator("li").first.inner_text() for card in page.locator("#both section").all())
+    assert re.fullmatch(r"a broken bone\s+\d+\.\d%", champion)
+    assert re.fullmatch(r"a disease of the eye\s+\d+\.\d%", pretrained)
+    assert page.locator("#error").text_content() == ""

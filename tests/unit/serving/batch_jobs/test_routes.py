@@ -30,7 +30,7 @@ def job(owner: str | None) -> BatchJob:
 
 def app(config: ServingConfig) -> TestClient:
     replica: Replica[Any] = Replica(Loads().versions(), task_uri="s3://models/task", config=config)
-    return TestClient(replica.asgi_app({}, page="classify.html"), base_url="http://127.0.0.1")
+    return TestClient(replica.asgi_app({}, page="classify"), base_url="http://127.0.0.1")
 
 
 @pytest.fixture

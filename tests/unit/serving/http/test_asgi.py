@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 
 from serving.http import asgi
@@ -95,6 +96,13 @@ def test_all_routes_except_open_ones_need_a_key() -> None:
     assert (status, content["error"]["type"]) == (401, "invalid_api_key")
     assert _request("POST", "/echo", authorization=b"")[0] == 401
     assert _request("GET", "/up", authorization=b"")[0] == 200
+
+
+def test_a_route_prefix_without_a_slash_leads_to_the_page() -> None:
+    app = http_app({"/": Route("GET", _echo)}, max_body_bytes=10, authenticate=lambda _headers, _route: None)
+    answer = TestClient(app, root_path="/a/prefix").get("/a/prefix", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "prefix/")
+    assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_a_body_in_chunks_is_concatenated() -> None:

@@ -39,7 +39,7 @@ def paths(tmp_path: Path) -> TaskPaths:
 
 def service(paths: TaskPaths, config: ServingConfig) -> TestClient:
     replica = Replica(Loads().versions(), task_uri=paths.task_uri, config=config)
-    return TestClient(replica.asgi_app({}, page="classify.html"), base_url="http://127.0.0.1")
+    return TestClient(replica.asgi_app({}, page="classify"), base_url="http://127.0.0.1")
 
 
 def with_keys(paths: TaskPaths, folder: Path) -> tuple[TestClient, dict[str, str]]:

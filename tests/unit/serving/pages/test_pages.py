@@ -1,73 +1,286 @@
-"""The HTML pages in a real browser, with a fake server."""
+"""The pages of services in a real browser, with replicas of tiny real models."""
 
-import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+import pyarrow.parquet as pq
 import pytest
 
-from serving.engines.base_chat import PartialAnswer
-from serving.http.chat_format import CHAT, LAST_EVENT
-from serving.pages.render import render_page
-from tests.browser import BROWSER, seen
+from serving.http.api_keys import new_key
+from serving.replica.chat import Chat
+from serving.replica.classifier import Classifier
+from tailorbird.config.serving import ServingConfig
+from tailorbird.registry.versions import ModelVersion
+from tests.browser import WIDTHS, OpenPage, accessibility_faults, keyboard_faults, overflow
+from tests.unit.serving.pages import replicas
 
-MODELS = b'{"data": [{"id": "champion", "name": "task", "version": "v", "kind": "full", "classes": ["a"]}]}'
-
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="chromium is not installed; run `apt-get install chromium`")
-
-
-@contextmanager
-def _server(page: str, *, status: int, answer: bytes) -> Iterator[str]:
-    """Serve a page and a list of one model, and answer every POST request with `status` and `answer`."""
-
-    class Service(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content, policy = (MODELS, "") if self.path.endswith("models") else render_page(page)
-            self._send(200, content, policy=policy)
-
-        def do_POST(self) -> None:
-            self._send(status, answer)
-
-        def _send(self, status: int, content: bytes, *, policy: str = "") -> None:
-            self.send_response(status)
-            self.send_header("content-security-policy", policy)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            """Log nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Service) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+EXAMPLES = ("a cat <b>sleeps</b>", "snow and rain")
+QUESTIONS = ("what is a cat", "what is rain")
+VERDICT = "Keep the <b>bag-of-words</b> model (91.0%)."
+AGREED, DISAGREED = "snow and rain", "a cat sleeps"
+"""Texts on which the two classifiers agree or not."""
 
 
-def test_an_error_that_is_not_json_is_shown_by_its_status(tmp_path: Path) -> None:
-    with _server("classify.html", status=429, answer=b"Request dropped due to backpressure") as url:
-        page = seen(tmp_path, f"{url}#text=abc", until=r'role="alert">[^<]')
-    assert 'role="alert">429 Too Many Requests</p>' in page
+@dataclass(frozen=True)
+class Models:
+    """Two classifiers and two chat models of a task in a folder."""
+
+    folder: Path
+    bag: ModelVersion
+    swapped: ModelVersion
+    integers: ModelVersion
+    chat: ModelVersion
+    nearest: ModelVersion
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").as_uri()
 
 
-def test_a_classification_shows_the_most_probable_classes_as_text(tmp_path: Path) -> None:
-    result = {"label": "<b>a</b>", "score": 0.75, "scores": {"b": 0.25, "<b>a</b>": 0.75}}
-    answer = json.dumps({"results": [result]}).encode()
-    with _server("classify.html", status=200, answer=answer) as url:
-        page = seen(tmp_path, f"{url}#text=abc", until=r'class="label">[^<]')
-    assert '<div class="label">&lt;b&gt;a&lt;/b&gt;  75.0%</div>' in page
-    assert '<div class="soft">b  25.0%</div>' in page
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = tmp_path_factory.mktemp("models")
+    task, base = (folder / "registry" / "letters").as_uri(), replicas.save_chat_base(folder / "base")
+    return Models(
+        folder,
+        replicas.register_bag(task, folder / "bag"),
+        replicas.register_bag(task, folder / "swapped", swapped=True),
+        replicas.register_bag(task, folder / "integers", integer_labels=True),
+        replicas.register_chat(task, folder / "chat", base=base),
+        replicas.register_nearest(task, folder / "nearest", base=base),
+    )
 
 
-def test_a_chat_shows_the_streamed_answer_and_its_version(tmp_path: Path) -> None:
-    head = CHAT.head(CHAT.chunk, request_id="r", created=1, model="task", version="v")
-    pieces = [CHAT.piece(head, text="<i>one"), CHAT.piece(head, text=" two")]
-    answer = b"".join([*CHAT.first(head), *pieces, CHAT.last(head, PartialAnswer("", 0, "length")), LAST_EVENT])
-    with _server("chat.html", status=200, answer=answer) as url:
-        page = seen(tmp_path, f"{url}#text=abc", until=r'<li class="assistant"><span>[^<]+</span><span')
-    assert '<li class="user"><span>abc</span></li>' in page
-    assert "<span>&lt;i&gt;one two</span>" in page
-    assert "v, cut at the token limit" in page
+Serve = Callable[..., AbstractContextManager[str]]
+
+
+@pytest.fixture
+def serve(models: Models, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Return a function that serves a champion and other versions by name, with fields of `ServingConfig`."""
+    for module in ("classifier", "chat"):
+        monkeypatch.setattr(f"serving.replica.{module}.configure_process", ServingConfig.model_validate_json)
+
+    @contextmanager
+    def serve(champion: ModelVersion, *, fields: dict[str, Any], **others: ModelVersion) -> Iterator[str]:
+        service = Chat if champion.task == "chat" else Classifier
+        replica = replicas.replica_of(service, (models.folder / "registry" / "letters").as_uri(), **fields)
+        config = replicas.user_config(champion, verdict=VERDICT, **others)
+        with replicas.served(replica, config) as url:
+            yield url
+
+    return serve
+
+
+@pytest.fixture
+def classifiers(serve: Serve, models: Models) -> Iterator[str]:
+    """Yield the URL of a service with two classifiers, examples and a request log."""
+    fields = {"request_log": models.log, "examples": EXAMPLES}
+    with serve(models.bag, fields=fields, pretrained=models.swapped) as url:
+        yield url
+
+
+@pytest.fixture
+def chats(serve: Serve, models: Models) -> Iterator[str]:
+    """Yield the URL of a service with two chat models, examples and a request log."""
+    fields = {"request_log": models.log, "examples": QUESTIONS}
+    with serve(models.chat, fields=fields, pretrained=models.nearest) as url:
+        yield url
+
+
+def link(url: str, text: str) -> str:
+    return f"{url}#text={quote(text)}"
+
+
+def faults(page: Any) -> list[str]:
+    """Return what is wrong with the page's present state in all widths."""
+    wide = [f"{width}: {over} px too wide" for width in WIDTHS if (over := overflow(page, width=width)) > 0]
+    return [*accessibility_faults(page), *wide]
+
+
+def test_the_page_of_a_classifier_is_accessible_in_each_state(open_page: OpenPage, classifiers: str) -> None:
+    page = open_page(classifiers)
+    page.get_by_text("Examples").wait_for()
+    assert faults(page) == []
+    assert keyboard_faults(page) == []
+    for text, state in ((AGREED, "Both models answer: weather"), (DISAGREED, "The models disagree.")):
+        page.get_by_label("Text to classify").fill(text)
+        page.keyboard.press("Control+Enter")
+        page.get_by_text(state).wait_for()
+        assert faults(page) == []
+    page.route("**/v1/classify", lambda route: route.fulfill(status=429, body="Request dropped due to backpressure"))
+    page.get_by_role("button", name="Classify").click()
+    page.get_by_text("429 Too Many Requests").wait_for()  # an error that is not JSON
+    assert faults(page) == []
+
+
+def test_the_page_shows_who_answers_and_why_and_data_is_never_html(
+    open_page: OpenPage, classifiers: str, models: Models
+) -> None:
+    page = open_page(link(classifiers, DISAGREED))
+    page.get_by_text("The models disagree.").wait_for()
+    assert page.title() == page.locator("h1").inner_text() == "letters"
+    who = page.get_by_role("region", name="Who answers, and why")
+    answers = f"The champion answers: bag-of-words model ({models.bag.version})"
+    assert who.inner_text().split("\n\n") == [answers, VERDICT]
+    assert page.get_by_role("group", name="Examples").get_by_role("button").all_inner_texts() == list(EXAMPLES)
+    champion, other = page.locator("#both section").all()
+    for card, role, version, label in (
+        (champion, "Champion", models.bag, "animals"),
+        (other, "Baseline", models.swapped, "plants"),
+    ):
+        assert card.locator("h2").text_content() == "bag-of-words model"
+        assert f"{role}: {version.version}" in card.inner_text()
+        first = card.locator("li").first
+        assert re.fullmatch(rf"{label}\s+\d+\.\d%", first.inner_text())
+        assert re.search(r"answered in \d+(\.\d)? m?s", card.inner_text())
+        share = float(first.inner_text().split()[-1].rstrip("%"))
+        assert (replicas.COST in card.inner_text()) == (version is models.bag)
+        track, bar = (first.locator(part).bounding_box()["width"] for part in (".track", ".track div"))
+        assert bar / track == pytest.approx(share / 100, abs=0.02)
+
+
+def test_feedback_is_written_to_the_request_log_with_the_keyboard_alone(
+    open_page: OpenPage, serve: Serve, models: Models
+) -> None:
+    log = models.folder / "feedback"
+    with serve(models.bag, fields={"request_log": log.as_uri()}, pretrained=models.swapped) as url:
+        page = open_page(url)
+        page.get_by_text("Names of classes").wait_for()
+        page.get_by_label("Text to classify").focus()
+        page.keyboard.type(DISAGREED)
+        page.keyboard.press("Control+Enter")
+        page.get_by_text("Which class is right?").wait_for()
+        while page.evaluate("document.activeElement.textContent") != "animals":
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.get_by_text("Saved: animals").wait_for()
+    answers, feedback = (pq.read_table(log / kind).to_pylist() for kind in ("answers", "feedback"))
+    assert {row["request_id"] for row in feedback} == {row["request_id"] for row in answers}
+    assert [row["label"] for row in feedback] == ["animals"] * 2
+    assert sorted(row["label"] for row in answers) == ["animals", "plants"]
+
+
+def test_another_class_can_be_reported(open_page: OpenPage, classifiers: str) -> None:
+    page = open_page(link(classifiers, AGREED))
+    page.get_by_label("Another class").select_option("plants")
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text("Saved: plants").wait_for()
+
+
+def test_a_service_of_one_model_says_so_and_has_no_feedback_without_a_log(
+    open_page: OpenPage, serve: Serve, models: Models
+) -> None:
+    with serve(models.bag, fields={}, pretrained=models.bag) as url:  # after STAY, the champion is the baseline
+        page = open_page(link(url, AGREED))
+        page.locator("#both section").wait_for()
+        assert page.locator("#both section").count() == 1
+        assert page.get_by_text("The champion is the best baseline itself, and no other model is served").is_visible()
+        assert not page.get_by_label("Compare with").is_visible()
+        assert not page.get_by_text("Which class is right?").is_visible()
+        assert faults(page) == []
+
+
+def test_a_further_version_can_be_compared_instead_and_integer_labels_are_feedback(
+    open_page: OpenPage, serve: Serve, models: Models
+) -> None:
+    fields = {"request_log": models.log}
+    with serve(models.integers, fields=fields, pretrained=models.integers, other=models.swapped) as url:
+        page = open_page(link(url, AGREED))
+        page.locator("#both section").nth(1).wait_for()
+        assert f"Other version: {models.swapped.version}" in page.locator("#both section").nth(1).inner_text()
+        page.get_by_label("Compare with").select_option("no other model")
+        page.locator("#both section").nth(1).wait_for(state="detached")
+        page.locator("#labels").get_by_role("button", name="2", exact=True).click()
+        page.get_by_text("Saved: 2").wait_for()
+
+
+def test_a_service_with_keys_asks_for_one(open_page: OpenPage, serve: Serve, models: Models) -> None:
+    key, stored = new_key("app")
+    (models.folder / "keys").write_text(f"{stored.name} {stored.sha256}\n")
+    with serve(models.bag, fields={"api_keys": (models.folder / "keys").as_uri()}, pretrained=models.swapped) as url:
+        page = open_page(url)
+        page.get_by_text("This service requires an API key.").wait_for()
+        assert faults(page) == []
+        page.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
+        page.get_by_text("The champion answers").wait_for()
+        page.keyboard.type(AGREED)  # the focus is in the text
+        page.keyboard.press("Control+Enter")
+        page.get_by_text("Both models answer: weather").wait_for()
+        assert page.locator("#error").text_content() == ""
+
+
+def test_the_page_of_a_chat_is_accessible_in_each_state(open_page: OpenPage, chats: str) -> None:
+    page = open_page(chats)
+    page.get_by_text("System prompt").wait_for()
+    assert keyboard_faults(page) == []
+    page.get_by_text("System prompt").click()
+    assert page.get_by_text(replicas.SYSTEM).is_visible()
+    assert faults(page) == []
+    page.get_by_role("button", name=QUESTIONS[0]).click()
+    page.get_by_role("button", name="Copy").nth(1).wait_for()
+    assert faults(page) == []
+
+
+def test_both_models_answer_side_by_side_and_feedback_is_logged(
+    open_page: OpenPage, serve: Serve, models: Models
+) -> None:
+    log = models.folder / "chat feedback"
+    with serve(models.chat, fields={"request_log": log.as_uri()}, pretrained=models.nearest) as url:
+        page = open_page(link(url, QUESTIONS[0]))
+        page.get_by_role("button", name="Good").nth(1).wait_for()
+        first, second = page.locator(".reply").all()
+        assert first.locator("h2").inner_text() == "Champion: pretrained model"
+        assert second.locator("h2").inner_text() == "Baseline: answer of the nearest training row"
+        assert second.locator(".content").inner_text() == replicas.ANSWERS[QUESTIONS[0]]
+        assert re.search(rf"{models.nearest.version}; similarity 1.00; \d+ tokens in, \d+ out; ", second.inner_text())
+        boxes = [reply.bounding_box() for reply in (first, second)]
+        assert boxes[0]["y"] == boxes[1]["y"]
+        assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+        second.get_by_role("button", name="Bad").click()
+        page.get_by_text("Saved: bad").wait_for()
+        page.get_by_label("Your message").fill(QUESTIONS[1])  # each model gets its own earlier answer
+        with page.expect_request("**/v1/chat/completions") as sent:
+            page.keyboard.press("Enter")
+        assert [turn["role"] for turn in sent.value.post_data_json["messages"]] == ["user", "assistant", "user"]
+        page.get_by_role("button", name="Copy").nth(3).wait_for()
+        page.get_by_role("button", name="New conversation").click()
+        assert page.locator(".reply").count() == 0
+    answers, feedback = (pq.read_table(log / kind).to_pylist() for kind in ("answers", "feedback"))
+    rated = {row["request_id"]: row["label"] for row in feedback}
+    assert [row["version"] for row in answers if row["request_id"] in rated] == [models.nearest.version]
+    assert list(rated.values()) == ["bad"]
+
+
+def test_an_answer_can_be_copied_and_a_request_stopped(open_page: OpenPage, chats: str) -> None:
+    page = open_page(link(chats, QUESTIONS[0]))
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy").nth(1).click()
+    page.get_by_text("Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == replicas.ANSWERS[QUESTIONS[0]]
+    page.route("**/v1/chat/completions", lambda _route: None)  # no answer arrives
+    page.get_by_label("Your message").fill(QUESTIONS[1])
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Stop").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Send").wait_for()
+    assert page.get_by_label("Your message").input_value() == QUESTIONS[1]  # to send it again
+
+
+def test_a_stream_that_ends_early_is_an_error(open_page: OpenPage, chats: str) -> None:
+    page = open_page(chats)
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body="data: {}\n\n"))
+    page.get_by_role("button", name=QUESTIONS[0]).click()
+    page.get_by_text("The answer ended before it was complete.").wait_for()
+    assert page.locator(".reply").count() == 0
+
+
+def test_the_page_works_at_a_prefix_without_a_slash_at_its_end(open_page: OpenPage, classifiers: str) -> None:
+    page = open_page(f"{classifiers}letters")
+    assert page.url == f"{classifiers}letters/"
+    page.get_by_text("Examples").wait_for()

@@ -90,7 +90,7 @@ def test_readyz_shows_reasons_to_a_key_with_the_scope_admin(tmp_path: Path) -> N
 
     replica = new_replica(ServingConfig(api_keys=(tmp_path / "keys").as_uri()))
     asyncio.run(replica.reconfigure(config("one", others={"lora-1": ref("bad")})))
-    client = TestClient(replica.asgi_app({}, page="classify.html"), base_url="http://127.0.0.1")
+    client = TestClient(replica.asgi_app({}, page="classify"), base_url="http://127.0.0.1")
 
     def reason(key: str) -> str:
         answer = client.get("/readyz", headers={"authorization": f"Bearer {key}"})
@@ -104,7 +104,7 @@ def test_refusals_and_keys_are_recorded_for_the_security_log(tmp_path: Path) -> 
     key, stored = new_key("app", options=["scopes=answer"])
     (tmp_path / "keys").write_text(stored.to_line())
     replica = new_replica(ServingConfig(api_keys=(tmp_path / "keys").as_uri()))
-    client = TestClient(replica.asgi_app({}, page="classify.html"), base_url="http://127.0.0.1")
+    client = TestClient(replica.asgi_app({}, page="classify"), base_url="http://127.0.0.1")
     for authorization in ("", f"Bearer {key}", "Bearer wrong"):
         client.post("/v1/feedback", json={}, headers={"authorization": authorization})
     assert set(replica._security.refusals.take()) == {
@@ -124,7 +124,7 @@ def test_a_client_that_sends_bodies_slowly_leaves_room_for_others(separate_lines
     async def answer(body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, body
 
-    app = replica.asgi_app({"/v1/echo": Route("POST", answer)}, page="classify.html")
+    app = replica.asgi_app({"/v1/echo": Route("POST", answer)}, page="classify")
 
     async def send_slowly(address: str) -> tuple[int, dict[bytes, bytes]]:
         async def receive() -> Message:

@@ -1,0 +1,82 @@
+// The page of a classifier. The models answer one after the other, so that neither waits for the other one.
+const NUM_SCORES = 5;
+
+const about = model => "Classifier with " + model.classes.length + " classes";
+
+async function ask(model, text) {
+  const began = performance.now();
+  const answer = await (await call("classify", {body: {input: text, model: model.id, scores: true}})).json();
+  return {...answer, ...answer.results[0], ms: performance.now() - began, by: modelOf(answer.version) || model};
+}
+
+const percent = score => score === null ? "confidence not known" : (100 * score).toFixed(1) + "%";
+
+function card(answer, isChampion) {
+  const likely = Object.entries(answer.scores || {[answer.label]: answer.score});
+  likely.sort((first, second) => second[1] - first[1]);
+  const rows = likely.slice(0, NUM_SCORES).map(([label, score]) => {
+    const bar = element("div");
+    bar.style.width = 100 * score + "%";
+    const track = element("div", {className: "track"}, bar);
+    track.setAttribute("aria-hidden", "true");
+    return element("li", {}, element("span", {text: label}), element("span", {text: percent(score)}), track);
+  });
+  const facts = ["answered in " + seconds(answer.ms)];
+  if (answer.by.cost) facts.push("costs " + answer.by.cost);
+  if (answer.answered_by) facts.push("by the " + answer.answered_by + " part" + (answer.fallback ? " (fallback)" : ""));
+  if (answer.reported_model) facts.push("endpoint: " + answer.reported_model);
+  return element("section", {className: isChampion ? "champion" : "other"},
+    element("h2", {text: answer.by.description}),
+    element("p", {className: "soft version", text: roleOf(answer.by) + ": " + answer.version}),
+    element("ul", {className: "scores"}, ...rows),
+    element("p", {className: "soft measured"}, ...facts.map(text => element("span", {text}))));
+}
+
+function showAgreement(answers) {
+  const agree = answers[0].label === answers.at(-1).label;
+  const text = answers.length === 1 ? answers[0].by.id === "champion" ? "" : "The challenger of an experiment answered."
+    : agree ? "Both models answer: " + answers[0].label : "The models disagree.";
+  const tone = answers.length > 1 ? "state " + (agree ? "passes" : "open") : "";
+  byId("agreement").replaceChildren(...(text ? [element("span", {className: tone, text})] : []));
+}
+
+function showFeedback(answers) {
+  byId("feedback").hidden = !served.feedback;
+  byId("saved").textContent = "";
+  const labels = [...new Set(answers.map(answer => answer.label))];
+  const rest = champion().classes.filter(label => !labels.map(String).includes(label));
+  const ids = answers.map(answer => answer.request_id);
+  const buttons = [];
+  const send = label => sendFeedback(ids, label, {status: byId("saved"), buttons});
+  buttons.push(...labels.map(label =>
+    element("button", {type: "button", className: "quiet small", text: label, onclick: () => send(label)})));
+  const another = element("select", {ariaLabel: "Another class"}, element("option", {value: "", text: "another class"}),
+    ...rest.map(label => element("option", {value: label, text: label})));
+  buttons.push(another, element("button", {type: "button", className: "quiet small", text: "Send",
+    onclick: () => { if (another.value) send(another.value); else another.focus(); }}));
+  byId("labels").replaceChildren(...(rest.length ? buttons : buttons.slice(0, labels.length)));
+}
+
+async function classify() {
+  if (byId("go").disabled) return;
+  byId("go").disabled = true;
+  byId("error").textContent = "";
+  try {
+    if (!served) await showService();
+    const models = [champion(), ...(compared() ? [compared()] : [])], answers = [];
+    for (const model of models) answers.push(await ask(model, byId("text").value));
+    byId("both").replaceChildren(...answers.map((answer, index) => card(answer, index === 0)));
+    showAgreement(answers);
+    showFeedback(answers);
+  } catch (error) {
+    showError(error);
+  } finally {
+    byId("go").disabled = false;
+  }
+}
+
+byId("text").addEventListener("keydown", event => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit();
+});
+byId("other").addEventListener("change", () => { if (byId("both").children.length && byId("text").value) submit(); });
+start(classify);

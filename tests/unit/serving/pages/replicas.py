@@ -1,0 +1,151 @@
+"""Replicas of tiny real models without Ray: their ASGI application on a port of the loopback interface."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from serving.replica.chat import Chat
+from serving.replica.classifier import Classifier
+from tailorbird.config.serving import ServingConfig
+from tailorbird.data.rows import Rows
+from tailorbird.evaluation.baselines.classification import fit_bag
+from tailorbird.evaluation.baselines.linear_head import HeadData
+from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers
+from tailorbird.models.retrieval.files import index_files, index_sha256
+from tailorbird.models.retrieval.index import build_index
+from tailorbird.registry.versions import (
+    ModelVersion,
+    Prompting,
+    Retrieval,
+    VersionConfig,
+    now,
+    register,
+    write_config,
+)
+from tests import small_chat
+
+COST = "1.20 a month at 10,000 requests"
+CLASSES = ("animals", "plants", "weather")
+TEXTS = {
+    "animals": ("a cat and a dog", "the dog barks", "two cats sleep", "a bird in a tree"),
+    "plants": ("a red rose", "green leaves of a tree", "the rose grows", "moss and fern"),
+    "weather": ("rain and wind", "a blue sky at noon", "snow in the morning", "the wind blows"),
+}
+SYSTEM = "Answer with one word."
+ANSWERS = {"what is a cat": "an animal", "what is a rose": "a plant", "what is rain": "weather"}
+
+
+def register_bag(task_uri: str, folder: Path, *, swapped: bool = False, integer_labels: bool = False) -> ModelVersion:
+    """Register a bag of words that was fitted on `TEXTS`; with `swapped`, it mistakes animals for plants."""
+    order = ("plants", "animals", "weather") if swapped else CLASSES
+    texts = [text for name in order for text in TEXTS[name]]
+    labels = np.repeat(np.arange(len(CLASSES)), [len(TEXTS[name]) for name in order])
+    vectorizers, terms = fit_vectorizers(texts, num_classes=len(CLASSES))
+    fit = fit_bag(HeadData((terms,), labels, (terms,), labels, "accuracy"))
+    files = bag_files(BagOfWords(vectorizers, fit.weights[0], fit.bias))
+    classes = tuple(str(index) for index in range(len(CLASSES))) if integer_labels else CLASSES
+    config = _config("bag_of_words", classes=classes, integer_labels=integer_labels, temperature=0.5)
+    return _register(task_uri, folder, files=files, config=config)
+
+
+def register_chat(task_uri: str, folder: Path, *, base: str) -> ModelVersion:
+    """Register the pretrained chat model at `base` with a system prompt; its answers are random letters."""
+    prompting = Prompting(system=SYSTEM, max_new_tokens=24)
+    return _register(task_uri, folder, files={}, config=_config("zero_shot", prompting=prompting, base_model=base))
+
+
+def register_nearest(task_uri: str, folder: Path, *, base: str) -> ModelVersion:
+    """Register a version that answers with the nearest answer of `ANSWERS`."""
+    turns = tuple((("user", question),) for question in ANSWERS)
+    ids = tuple(str(row) for row in range(len(ANSWERS)))
+    rows = Rows(ids, tuple(ANSWERS), tuple(ANSWERS.values()), conversations=turns)
+    files = index_files(build_index(rows, seed=0))
+    retrieval = Retrieval(num_examples=1, max_prompt_tokens=64, index_sha256=index_sha256(files))
+    prompting = Prompting(system=SYSTEM, max_new_tokens=24, retrieval=retrieval)
+    return _register(task_uri, folder, files=files, config=_config("nearest", prompting=prompting, base_model=base))
+
+
+def save_chat_base(folder: Path) -> str:
+    """Save the tiny pretrained chat model, and return its URI."""
+    small_chat.save(folder)
+    return folder.as_uri()
+
+
+def _config(kind: Any, **fields: Any) -> VersionConfig:
+    defaults: dict[str, Any] = {"classes": (), "base_model": "file:///none", "max_length": 64, "dtype": "float32"}
+    defaults |= {"code": "file:///code.zip", "recipe_hash": "0" * 64, "created_at": now()}
+    return VersionConfig(kind=kind, **defaults | fields)
+
+
+def _register(task_uri: str, folder: Path, *, files: dict[str, bytes], config: VersionConfig) -> ModelVersion:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    write_config(folder, config)
+    return register(task_uri, folder)
+
+
+def user_config(champion: ModelVersion, *, verdict: str, **others: ModelVersion) -> dict[str, Any]:
+    """Return the `user_config` of a replica with a champion, whose cost is known, and other versions by name."""
+    refs = {name: {"uri": version.uri, "digest": version.digest} for name, version in others.items()}
+    ref = {"uri": champion.uri, "digest": champion.digest}
+    return {"champion": ref, "others": refs, "verdict": verdict, "costs": {champion.digest: COST}}
+
+
+@contextmanager
+def served(replica: Classifier | Chat, config: dict[str, Any]) -> Iterator[str]:
+    """Serve a replica that loads a `user_config`, at `/` and at `/letters`, and yield the URL of its page."""
+    loop, started = asyncio.new_event_loop(), threading.Event()
+    app: Any = _also_at("/letters", replica.__serve_build_asgi_app__())
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    failures: list[BaseException] = []
+
+    async def run() -> None:
+        await replica.reconfigure(config)
+        serving = asyncio.create_task(server.serve())
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        started.set()
+        await serving
+        for task in replica._replica._background:
+            task.cancel()
+
+    def work() -> None:
+        try:
+            loop.run_until_complete(run())
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            started.set()
+            loop.close()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        assert started.wait(60)
+        assert not failures, failures
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def _also_at(prefix: str, app: Any) -> Any:
+    """Return the application, which also answers below a route prefix, as in Serve."""
+
+    async def with_prefix(scope: Any, receive: Any, send: Any) -> None:
+        below = scope["type"] == "http" and scope["path"].startswith(prefix)
+        await app(scope | {"root_path": prefix} if below else scope, receive, send)
+
+    return with_prefix
+
+
+def replica_of(service: type[Classifier] | type[Chat], task_uri: str, **fields: Any) -> Any:
+    """Return a replica of a class, for `served`; patch `configure_process`, which needs Ray, before."""
+    return service(task_uri, ServingConfig(**fields).model_dump_json())
