@@ -1,89 +1,134 @@
-"""Open pages in a headless Chromium, if it is installed."""
+"""Open pages in a headless Chromium, which Playwright drives in a thread of its own.
 
-import json
-import os
-import re
+Playwright's synchronous interface runs an event loop in its thread for as long as the browser is open. In the main
+thread, it would make `asyncio.run` fail in all other tests.
+"""
+
 import shutil
-import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import count
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-POLL_S, SEEN_TIMEOUT_S = 0.2, 120
-ON_PIPES = 'exec "$@" 3<"$0/requests" 4>"$0/responses"'
-"""With --remote-debugging-pipe, Chromium reads requests from descriptor 3 and writes responses to descriptor 4."""
+WIDTHS = (320, 768, 1280)  # CSS pixels: a small phone (WCAG 2.1, 1.4.10), a tablet, a desktop
+TIMEOUT_MS = 120_000
+OPTIONS = ("--no-sandbox", "--disable-gpu", "--allow-file-access-from-files")
+CONTEXT = {"include": [["html"]], "exclude": [["tbody tr:nth-child(n+6)"]]}
+"""What axe checks: all but the further rows of tables, which are alike; a report has a thousand of them."""
+FOCUSABLE = "a[href], button:enabled, input, select, textarea, summary, [tabindex='0']"
+
+Page = Any  # playwright.sync_api.Page
+OpenPage = Callable[..., Page]
+"""Opens a URL in a new window: `(url, width=1280, other_origins=False)`."""
+T = TypeVar("T")
 
 
-def chromium(folder: Path, *arguments: str) -> str:
-    """Run Chromium and return its output. Use `seen` for pages that read a stream, since the clock may be virtual."""
-    return subprocess.run(_command(folder, *arguments), capture_output=True, text=True, check=True, timeout=120).stdout
+class Browser:
+    """A running Chromium. Use its pages in its thread only, with `run`."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="playwright")
+        self.run(self._launch)
+
+    def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Return the result of a call in the browser's thread."""
+        return self._thread.submit(function, *args, **kwargs).result()
+
+    def close(self) -> None:
+        self.run(self.chromium.close)
+        self.run(self._playwright.stop)
+        self._thread.shutdown()
+
+    @contextmanager
+    def windows(self) -> Iterator[OpenPage]:
+        """Yield a function that opens a page. After the block, fail if a page sent requests elsewhere or had errors."""
+        faults: list[str] = []
+        contexts: list[Any] = []
+
+        def open_page(url: str, *, width: int = 1280, other_origins: bool = False) -> Page:
+            context = self.chromium.new_context(viewport={"width": width, "height": 900})
+            contexts.append(context)
+            context.set_default_timeout(TIMEOUT_MS)
+            page = context.new_page()
+            if not other_origins:
+                page.on("request", lambda request: faults.extend(_foreign(request.url, page=url)))
+            page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+            page.on("console", lambda message: faults.extend(_refused(message.text)))
+            page.goto(url)
+            return page
+
+        try:
+            yield open_page
+        finally:
+            for context in contexts:
+                self.run(context.close)
+        assert faults == []
+
+    def _launch(self) -> None:
+        from playwright.sync_api import sync_playwright
+
+        self._playwright: Any = sync_playwright().start()
+        self.chromium: Any = self._playwright.chromium.launch(executable_path=BROWSER, args=OPTIONS, timeout=TIMEOUT_MS)
 
 
-def seen(folder: Path, url: str, *arguments: str, until: str) -> str:
-    """Return the page's HTML when it matches the pattern; fail with the HTML after two minutes."""
-    deadline, html = time.monotonic() + SEEN_TIMEOUT_S, ""
-    with _talking(folder, *arguments) as call:
-        target = call("Target.createTarget", url=url)["targetId"]
-        session = call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        while time.monotonic() < deadline:
-            shown = call("Runtime.evaluate", session=session, expression="document.documentElement.outerHTML")
-            html = str(shown["result"].get("value", ""))
-            if re.search(until, html, re.DOTALL):
-                return html
-            time.sleep(POLL_S)
-    raise AssertionError(f"{until!r} was not seen in {html}")
+def _foreign(url: str, *, page: str) -> list[str]:
+    """Return the URL of a request if it is neither to the page's origin nor contained in the page."""
+    origins = [urlsplit(one)[:2] for one in (url, page)]
+    return [] if origins[0] == origins[1] or url.startswith(("data:", "about:")) else [f"request to {url}"]
 
 
-class Call(Protocol):
-    """Function that sends a command of Chromium's DevTools protocol and returns the result."""
-
-    def __call__(self, method: str, *, session: str | None = None, **parameters: Any) -> dict[str, Any]: ...
-
-
-@contextmanager
-def _talking(folder: Path, *arguments: str) -> Iterator[Call]:
-    for name in ("requests", "responses"):
-        os.mkfifo(folder / name)
-    command = ["sh", "-c", ON_PIPES, str(folder), *_command(folder, "--remote-debugging-pipe", *arguments)]
-    browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    numbers, received = count(1), b""
-    try:
-        with (
-            (folder / "requests").open("wb", buffering=0) as requests,
-            (folder / "responses").open("rb", buffering=0) as responses,
-        ):
-
-            def call(method: str, *, session: str | None = None, **parameters: Any) -> dict[str, Any]:
-                nonlocal received
-                number = next(numbers)
-                message = {"id": number, "method": method, "params": parameters}
-                requests.write(json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
-                while True:
-                    line, ended, rest = received.partition(b"\0")
-                    if not ended:
-                        more = responses.read(1 << 16)
-                        assert more, "Chromium ended"
-                        received += more
-                        continue
-                    received = rest
-                    if (answer := json.loads(line)).get("id") == number:
-                        assert "error" not in answer, answer
-                        return dict(answer["result"])
-
-            yield call
-    finally:
-        browser.kill()
-        browser.wait()
-        for name in ("requests", "responses"):
-            (folder / name).unlink()
+def _refused(message: str) -> list[str]:
+    """Return a message of the console if it reports a violation of the page's Content-Security-Policy."""
+    return [message] if "Content Security Policy" in message else []
 
 
-def _command(folder: Path, *arguments: str) -> list[str]:
-    return [
-        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-        "--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}", *arguments,
-    ]  # fmt: skip
+def accessibility_faults(page: Page) -> list[str]:
+    """Return the violations of axe's rules, with the elements: of all rules in light mode, of contrast in dark mode."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    faults = []
+    checks: dict[str, dict[str, list[str]]] = {"light": {}, "dark": {"runOnly": ["color-contrast"]}}
+    for theme, rules in checks.items():
+        page.emulate_media(color_scheme=theme)
+        results = Axe().run(page, context=CONTEXT, options={"resultTypes": ["violations"]} | rules)
+        for violation in results.response["violations"]:
+            faults += [f"{theme}: {violation['help']}: {node['target']}" for node in violation["nodes"]]
+    return faults
+
+
+def overflow(page: Page, *, width: int) -> int:
+    """Return by how many pixels the page is wider than a window of this width."""
+    page.set_viewport_size({"width": width, "height": 900})
+    return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+
+
+def broken_links(page: Page) -> list[str]:
+    """Return the links within the page that lead nowhere."""
+    links: list[str] = page.evaluate(
+        """[...document.querySelectorAll('a[href^="#"]')].map(link => link.hash.slice(1))
+        .filter(id => !document.getElementById(id))"""
+    )
+    return links
+
+
+def keyboard_faults(page: Page, *, stops: int = 40) -> list[str]:
+    """Return elements that Tab does not reach in their order, or that show no focus, among the first `stops`."""
+    page.evaluate(
+        """selector => { window.focusables = [...document.querySelectorAll(selector)]
+        .filter(node => node.checkVisibility({visibilityProperty: true})); }""",
+        FOCUSABLE,
+    )
+    expected = page.evaluate("focusables.map(node => node.outerHTML.slice(0, 80))")[:stops]
+    faults = []
+    for index, html in enumerate(expected):
+        page.keyboard.press("Tab")
+        reached, outlined = page.evaluate(
+            """index => [document.activeElement === focusables[index],
+            getComputedStyle(document.activeElement).outlineStyle !== "none"]""",
+            index,
+        )
+        faults += [] if reached else [f"not reached: {html}"]
+        faults += [] if outlined else [f"no visible focus: {html}"]
+    return faults

@@ -2,14 +2,17 @@
 
 import atexit
 import gc
+import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from tests.browser import BROWSER, Browser, OpenPage
 from tests.shared_run import SHARE_THE_SMALL_RUN
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=100)
@@ -63,6 +66,36 @@ def _freeze_modules() -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput"):
         session.config.workeroutput["ray_starts"] = _num_ray_starts  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests of a process."""
+    if BROWSER is None:
+        pytest.skip("chromium is not installed; run `apt-get install chromium`")
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("playwright is not installed; run `make setup-dev`")
+    started = Browser()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[OpenPage]:
+    """Open pages. A test with this fixture runs in the browser's thread."""
+    with browser.windows() as open_page:
+        yield open_page
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that opens pages in the browser's thread."""
+    if "open_page" not in pyfuncitem.fixturenames:
+        return None
+    browser, names = pyfuncitem.funcargs["browser"], pyfuncitem._fixtureinfo.argnames
+    assert isinstance(browser, Browser)
+    browser.run(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names})
+    return True
 
 
 @pytest.hookimpl(optionalhook=True)

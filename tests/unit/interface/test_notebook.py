@@ -10,23 +10,12 @@ import pytest
 from tailorbird.interface.answer import Answer
 from tailorbird.interface.answers import Answers
 from tailorbird.interface.notebook import BASE, MAX_HEIGHT, MAX_ROWS, framed, report_html
-from tests.browser import BROWSER, chromium
+from tests.browser import OpenPage
 from tests.unit.evaluation.report.test_html import Page, evidence_for
 
 ANSWER = Answer("Fear of <b>flying</b>", "a & b", 0.875, "probe-1")
 
-NOTEBOOK = """<!DOCTYPE html><title>Notebook</title>{frame}<pre id=result>nothing</pre><script>
-const frame = document.querySelector("iframe");
-frame.onload = () => {{
-  const link = frame.contentDocument.querySelector("a[href^='#']");
-  frame.onload = null;
-  link.click();
-  setTimeout(() => {{
-    const address = frame.contentWindow.location.href, title = frame.contentDocument.title;
-    document.getElementById("result").textContent = [link.getAttribute("href"), address, title].join("|");
-  }}, 500);
-}};
-</script>"""
+NOTEBOOK = "<!DOCTYPE html><title>Notebook</title>{frame}"
 
 
 def page_in(frame: str) -> str:
@@ -69,16 +58,13 @@ def test_a_frame_contains_any_page_and_title(text: str) -> None:
     assert page_in(framed(text, title=text, height=10)) == text
 
 
-@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed; run `apt-get install chromium`")
-def test_a_link_within_a_page_does_not_open_the_notebook_in_the_frame(tmp_path: Path) -> None:
-    # The attribute lets the script of the test click a link and read the address.
-    frame = report_html(evidence_for("STAY")).replace(
-        'sandbox=""', 'sandbox="allow-same-origin"'
-    )  # to read its address
-    (tmp_path / "notebook.html").write_text(NOTEBOOK.format(frame=frame), encoding="utf-8")
-    dump = chromium(tmp_path, "--dump-dom", "--virtual-time-budget=3000", (tmp_path / "notebook.html").as_uri())
-    result = re.search(r'<pre id="result">(.*?)</pre>', dump, re.DOTALL)
-    assert result is not None
-    link, address, title = unescape(result[1]).split("|", 2)
-    assert address == f"about:srcdoc{link}"
-    assert title != "Notebook"
+def test_a_link_within_a_page_does_not_open_the_notebook_in_the_frame(open_page: OpenPage, tmp_path: Path) -> None:
+    notebook = NOTEBOOK.format(frame=report_html(evidence_for("STAY")))
+    (tmp_path / "notebook.html").write_text(notebook, encoding="utf-8")
+    page = open_page((tmp_path / "notebook.html").as_uri())
+    frame = page.locator("iframe").element_handle().content_frame()
+    link = frame.locator("a[href^='#']:not(.skip)").first
+    target = link.get_attribute("href")
+    link.click()
+    frame.wait_for_url(f"about:srcdoc{target}")
+    assert frame.title() != page.title() == "Notebook"

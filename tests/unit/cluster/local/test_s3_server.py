@@ -22,7 +22,7 @@ import requests
 from cluster.local import ports, processes, s3_server
 from cluster.local.stack import StackError
 from tailorbird import storage
-from tests.browser import BROWSER, seen
+from tests.browser import OpenPage
 
 SECRET = b"a row that only the owner reads"
 OBJECT = "s3://lake/private/row"
@@ -242,16 +242,18 @@ def test_the_administration_shell_reads_and_changes_nothing(server: Server, tmp_
     assert harm() == []
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
-def test_a_page_of_another_origin_reads_and_changes_nothing(server: Server, tmp_path: Path) -> None:
+def test_a_page_of_another_origin_reads_and_changes_nothing(
+    open_page: OpenPage, server: Server, tmp_path: Path
+) -> None:
     urls = [f"http://127.0.0.1:{port}{path}" for port in ports.listening(server.pid) for path in PAGE_PATHS]
     (tmp_path / "index.html").write_text(PAGE.replace("URLS", json.dumps(urls)))
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
         threading.Thread(target=site.serve_forever, daemon=True).start()
-        page = seen(tmp_path, f"http://127.0.0.1:{site.server_port}/index.html", until="finished")
+        page = open_page(f"http://127.0.0.1:{site.server_port}/index.html", other_origins=True)
+        page.get_by_text("finished").wait_for()
         site.shutdown()
-    assert "read or changed" not in page.partition("</script>")[2]
+    assert "read or changed" not in page.locator("body").inner_text()
     assert harm() == []
 
 

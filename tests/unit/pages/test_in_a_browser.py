@@ -1,0 +1,106 @@
+"""All stored pages in a real browser: accessible, without overflow and requests, and usable with the keyboard alone."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from serving.http.openapi import openapi
+from serving.pages.render import render_docs
+from tailorbird.config.serving import ServingConfig
+from tailorbird.evaluation.report.html import to_html
+from tailorbird.evaluation.verdict.formatting import points
+from tailorbird.monitoring.recommendation import recommend
+from tailorbird.monitoring.render import render_page
+from tailorbird.monitoring.report import Report
+from tailorbird.storage.paths import TaskPaths
+from tests import console_registry as made
+from tests.browser import WIDTHS, OpenPage, accessibility_faults, broken_links, keyboard_faults, overflow
+from tests.unit.console.test_states import NOW, RUN, add_champion, add_progress, html_of
+from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
+from tests.unit.monitoring.test_recommendation import ALARM, TODAY, day_of, decided, failing, report
+
+EXPIRED = "2026-01-01T00:00:00+00:00"
+
+
+def report_page(outcome: str, _folder: Path) -> str:
+    return to_html(evidence_for(outcome))
+
+
+def watch_page(*reports: Report, expires: str | None = None) -> str:
+    decision = decided(*reports) if any(day.challenger for day in reports) else None
+    recommendation = recommend(reports, expires=expires, today=TODAY, challenger=decision)
+    return render_page("letters", reports, recommendation=recommendation)
+
+
+def docs_page(_folder: Path) -> str:
+    return render_docs(openapi({}, config=ServingConfig(api_keys="env://KEYS"))).content.decode()
+
+
+def console_page(path: str | None, write: Callable[[TaskPaths], object], folder: Path, *, status: int = 200) -> str:
+    """Return the page of the console at a path, of a registry that `write` fills."""
+    paths = TaskPaths(f"{folder.as_uri()}/icd10-chapters")
+    write(paths)
+    return html_of(paths, path, status=status)
+
+
+def add_watched_champion(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=40)
+    made.add_reports(paths, until=NOW, num_days=5, alarm=True)
+    expires = NOW + timedelta(days=300)
+    made.add_watch(paths, at=NOW, reasons=["share of far texts: 0.031"], challenger_days=3, expires=expires)
+
+
+def nothing(_paths: TaskPaths) -> None:
+    """Write nothing."""
+
+
+TASK, PAGE_OF_RUN = "icd10-chapters", f"icd10-chapters/runs/{RUN}"
+PAGES: dict[str, Callable[[Path], str]] = {
+    **{f"report {outcome}": partial(report_page, outcome) for outcome in SIMULATIONS},
+    "watch without answers": lambda _: watch_page(),
+    "watch without alarms": lambda _: watch_page(report(day="2026-03-07"), report()),
+    "watch with alarms": lambda _: watch_page(report(day="2026-03-07"), report(drift=(ALARM,), groups=failing())),
+    "watch of a challenger": lambda _: watch_page(day_of("2026-03-06", units=range(70))),
+    "watch of an expired verdict": lambda _: watch_page(report(), expires=EXPIRED),
+    "API": docs_page,
+    "console, empty": partial(console_page, None, nothing),
+    "console, tasks": partial(console_page, None, add_watched_champion),
+    "console, task": partial(console_page, TASK, add_watched_champion),
+    "console, expired": partial(console_page, TASK, partial(add_champion, days_ago=400)),
+    "console, versions": partial(console_page, f"{TASK}/versions", partial(add_champion, days_ago=8)),
+    "console, finished run": partial(console_page, PAGE_OF_RUN, partial(add_champion, days_ago=8)),
+    "console, running": partial(  # paused: axe accepts no page that reloads itself, which this one does by choice
+        console_page, f"{PAGE_OF_RUN}/paused", lambda paths: add_progress(paths, RUN, minutes_ago=1)
+    ),
+    "console, stale": partial(console_page, PAGE_OF_RUN, lambda paths: add_progress(paths, RUN, minutes_ago=600)),
+    "console, failed": partial(
+        console_page,
+        PAGE_OF_RUN,
+        lambda paths: add_progress(paths, RUN, minutes_ago=9, status="failed", error="TrainingFailed: " + "x" * 200),
+    ),
+    "console, missing": partial(console_page, "none", nothing, status=404),
+}
+"""Stored pages by name and state, each as a function of a folder that returns its HTML."""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_accessible_and_fits_each_width(open_page: OpenPage, tmp_path: Path, name: str) -> None:
+    (tmp_path / "page.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
+    page = open_page((tmp_path / "page.html").as_uri())
+    assert accessibility_faults(page) == []
+    assert {width: over for width in WIDTHS if (over := overflow(page, width=width)) > 0} == {}
+    assert keyboard_faults(page) == []
+    assert broken_links(page) == []
+
+
+@pytest.mark.parametrize("outcome", SIMULATIONS)
+def test_a_report_shows_outcome_and_interval(open_page: OpenPage, tmp_path: Path, outcome: str) -> None:
+    verdict = evidence_for(outcome).verdict
+    (tmp_path / "page.html").write_text(report_page(outcome, tmp_path), encoding="utf-8")
+    shown = open_page((tmp_path / "page.html").as_uri(), width=320).locator("body").inner_text()
+    low, high = verdict.interval
+    for expected in (outcome, points(low), points(high), f"n = {verdict.n:,}"):
+        assert expected in shown
