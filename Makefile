@@ -36,7 +36,7 @@ $(if $(NVIDIA_DRIVER),,$(CPU_TORCH) || )$(LOCKED) locks/torch.txt
 $(INSTALL) --no-build-isolation --editable .
 endef
 
-.PHONY: setup setup-dev demo test test-slow test-long check lock sbom release docs bench gpu clean
+.PHONY: setup setup-dev demo test test-slow test-long check lock sbom release docs screenshots bench gpu clean
 
 setup: $(DEMO)
 
@@ -94,6 +94,10 @@ release:
 docs: $(SETUP)
 	$(BIN)/python -m docs.generate_reference
 	$(BIN)/mkdocs build --quiet --strict
+
+# Of the demo that `make demo KEEP=1` leaves running.
+screenshots: $(SETUP)
+	$(BIN)/python -m docs.screenshots
 
 bench: $(SETUP)
 	@for name in $(subst /,.,$(patsubst benchmarks/%.py,%,$(filter-out %/trainer.py %/soak.py benchmarks/gpu/%,$(wildcard benchmarks/*/*.py)))); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done

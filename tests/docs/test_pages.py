@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from docs.generate_reference import FOLDER, pages
+from docs.screenshots import MAX_BYTES
 from tailorbird.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,10 @@ def test_links_lead_to_pages_and_headings(page: Path) -> None:
         if not linked.exists() or (anchor and anchor not in anchors(linked)):
             broken.append(target)
     assert broken == []
+
+
+def test_pictures_are_small() -> None:
+    assert [path.name for path in (ROOT / "docs" / "images").iterdir() if path.stat().st_size > MAX_BYTES] == []
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name)
