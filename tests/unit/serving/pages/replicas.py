@@ -128,12 +128,12 @@ def served(replica: Classifier | Chat, config: dict[str, Any]) -> Iterator[str]:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        assert started.wait(60)
+        assert started.wait(300)
         assert not failures, failures
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(60)
 
 
 def _also_at(prefix: str, app: Any) -> Any:
