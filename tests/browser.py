@@ -64,7 +64,8 @@ class Browser:
         finally:
             for context in contexts:
                 self.run(context.close)
-        assert faults == []
+        if faults:
+            raise AssertionError("; ".join(faults))
 
     def _launch(self) -> None:
         from playwright.sync_api import sync_playwright
