@@ -35,10 +35,15 @@ _log = logging.getLogger("ray.serve")
 _key: ContextVar[ApiKey | None] = ContextVar("key", default=None)  # the valid key of the current request
 
 
+def has_scope(*scopes: KeyScope) -> bool:
+    """Return True if the current request has a key with one of the scopes."""
+    key = _key.get()
+    return key is not None and any(scope in key.options.scopes for scope in scopes)
+
+
 def is_admin() -> bool:
     """Return True if the current request has a key with the scope `admin`."""
-    key = _key.get()
-    return key is not None and "admin" in key.options.scopes
+    return has_scope("admin")
 
 
 def utc_today() -> date:

@@ -164,11 +164,11 @@ class ServedModel(HttpModel):
     digest: str
     """SHA-256 of the version's manifest."""
     system: str | None = None
-    """System prompt of the version; null for a version without one."""
+    """System prompt of the version; null without one, and for keys without the scope `read` or `admin`."""
     classes: list[str]
     """Names of the classes; empty for a chat model."""
     cost: str | None = None
-    """Measured cost of serving the version, in words; null if the run of the champion did not measure it."""
+    """Measured cost of serving the version, in words; null if not measured, and for keys without `read` or `admin`."""
     verdict: str | None = None
     """Summary of the verdict that selected the champion; null for other models."""
 

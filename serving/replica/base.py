@@ -19,7 +19,7 @@ from serving.engines.text_rows import num_bytes
 from serving.http.admission import Admission, Amounts, client_name, network_of
 from serving.http.api_keys import read_subject_key, require_local_caller
 from serving.http.asgi import ASGIApp, Route, caller, http_app, with_request_check, x_request_id
-from serving.http.authenticator import ApiKeyAuthenticator, is_admin
+from serving.http.authenticator import ApiKeyAuthenticator, has_scope, is_admin
 from serving.http.metrics import (
     IN_PROGRESS,
     KEY_ERRORS,
@@ -247,8 +247,9 @@ class Replica(Generic[EngineT]):
 
     async def _models(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         _ = self.versions.champion  # raises 503 before a version is loaded
+        details = self._authenticator is None or has_scope("read", "admin")
         models = Models(
-            data=[_served_model(name, versions=self.versions) for name in self.versions.engines],
+            data=[_served_model(name, versions=self.versions, details=details) for name in self.versions.engines],
             examples=list(self._config.examples),
             feedback=self.log is not None,
         )
@@ -290,7 +291,8 @@ class Replica(Generic[EngineT]):
         return 200, readiness.model_dump_json(exclude_none=True).encode()
 
 
-def _served_model(name: str, *, versions: ServedVersions[EngineT]) -> ServedModel:
+def _served_model(name: str, *, versions: ServedVersions[EngineT], details: bool) -> ServedModel:
+    """Return the entry of a model, with the system prompt and the cost only if `details` is true."""
     version = versions.engines[name].version
     return ServedModel(
         id=name,
@@ -300,9 +302,9 @@ def _served_model(name: str, *, versions: ServedVersions[EngineT]) -> ServedMode
         kind=version.kind,
         description=model_name(version.kind),
         digest=version.digest,
-        system=version.prompting.system if version.prompting else None,
+        system=version.prompting.system if details and version.prompting else None,
         classes=list(version.classes),
-        cost=versions.costs.get(version.digest),
+        cost=versions.costs.get(version.digest) if details else None,
         verdict=versions.verdict if name == CHAMPION else None,
     )
 

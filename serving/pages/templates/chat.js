@@ -1,4 +1,5 @@
-// The page of a chat model. Each model has a conversation of its own, with its own answers.
+// The page of a chat model. Each model has a conversation of its own, with its own answers. Requests name a version:
+// those for the champion would count in audits and experiments.
 let histories = new Map(), controller = null;
 
 const about = () => "Chat model";
@@ -58,7 +59,7 @@ async function answer(model, reply, question, signal) {
   const began = performance.now(), facts = [];
   let whole = "", first = 0, id = "", ended = false;
   try {
-    const body = {messages, model: model.id, stream: true, stream_options: {include_usage: true}};
+    const body = {messages, model: model.version, stream: true, stream_options: {include_usage: true}};
     for await (const data of events(await call("chat/completions", {body, signal}))) {
       if (data === "[DONE]") { ended = true; break; }
       const chunk = JSON.parse(data), choice = chunk.choices && chunk.choices[0];
@@ -70,8 +71,6 @@ async function answer(model, reply, question, signal) {
       }
       if (choice && choice.finish_reason) {
         facts.push(chunk.version);
-        const by = modelOf(chunk.version);
-        if (by && by.digest !== model.digest) facts.push("the " + roleOf(by).toLowerCase() + " of an experiment");
         if (choice.finish_reason === "length") facts.push("cut at the token limit");
         if (choice.answered_by) facts.push("by the " + choice.answered_by + " part");
         if (choice.confidence !== undefined) facts.push("similarity " + choice.confidence.toFixed(2));

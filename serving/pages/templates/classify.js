@@ -1,12 +1,13 @@
 // The page of a classifier. The models answer one after the other, so that neither waits for the other one.
 const NUM_SCORES = 5;
 
+// Requests name a version: those for the champion would count in drift, audits and experiments.
 const about = model => "Classifier with " + model.classes.length + " classes";
 
 async function ask(model, text) {
   const began = performance.now();
-  const answer = await (await call("classify", {body: {input: text, model: model.id, scores: true}})).json();
-  return {...answer, ...answer.results[0], ms: performance.now() - began, by: modelOf(answer.version) || model};
+  const answer = await (await call("classify", {body: {input: text, model: model.version, scores: true}})).json();
+  return {...answer, ...answer.results[0], ms: performance.now() - began, by: model};
 }
 
 const percent = score => score === null ? "confidence not known" : (100 * score).toFixed(1) + "%";
@@ -34,8 +35,7 @@ function card(answer, isChampion) {
 
 function showAgreement(answers) {
   const agree = answers[0].label === answers.at(-1).label;
-  const text = answers.length === 1 ? answers[0].by.id === "champion" ? "" : "The challenger of an experiment answered."
-    : agree ? "Both models answer: " + answers[0].label : "The models disagree.";
+  const text = answers.length === 1 ? "" : agree ? "Both models answer: " + answers[0].label : "The models disagree.";
   const tone = answers.length > 1 ? "state " + (agree ? "passes" : "open") : "";
   byId("agreement").replaceChildren(...(text ? [element("span", {className: tone, text})] : []));
 }

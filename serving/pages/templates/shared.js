@@ -45,11 +45,6 @@ function others() {
 
 const roleOf = model => ROLES[model.id] || "Other version";
 
-// The model that a request names and the version that answered can differ: an experiment may have assigned the request.
-function modelOf(version) {
-  return served.data.find(model => model.version === version);
-}
-
 function compared() {
   return others().find(model => model.id === byId("other").value);
 }

@@ -102,7 +102,9 @@ def costs_by_digest(evidence: Evidence) -> dict[str, str]:
             costs[version.digest] = f"{amount} a month at {terms.requests_per_month:,.0f} requests"
         elif role in usages:
             usage = usages[role]
-            costs[version.digest] = f"{fmean(usage.device_s):.2g} {usage.unit} for 1,000 answers"
+            seconds = fmean(usage.device_s)
+            amount = f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
+            costs[version.digest] = f"{amount} {usage.unit} for 1,000 answers"
     return costs
 
 

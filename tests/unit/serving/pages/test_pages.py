@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pyarrow.parquet as pq
 import pytest
+import requests
 
 from serving.http.api_keys import new_key
 from serving.replica.chat import Chat
@@ -284,3 +285,23 @@ def test_the_page_works_at_a_prefix_without_a_slash_at_its_end(open_page: OpenPa
     page = open_page(f"{classifiers}letters")
     assert page.url == f"{classifiers}letters/"
     page.get_by_text("Examples").wait_for()
+
+
+@pytest.mark.parametrize(("scopes", "detailed"), [("answer,feedback", False), ("read", True), ("admin", True)])
+def test_only_keys_that_may_read_get_the_system_prompt_and_the_cost(
+    serve: Serve, models: Models, scopes: str, detailed: bool
+) -> None:
+    key, line = new_key("app", options=[f"scopes={scopes}"])
+    source = models.folder / f"keys-{scopes}"
+    source.write_text(line.to_line())
+    with serve(models.chat, fields={"api_keys": source.as_uri()}) as url:
+        answer = requests.get(f"{url}v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=60)
+    (model,) = answer.json()["data"]
+    assert (model["system"], model["cost"]) == ((replicas.SYSTEM, replicas.COST) if detailed else (None, None))
+
+
+def test_requests_of_the_page_do_not_count_in_reports(open_page: OpenPage, classifiers: str, models: Models) -> None:
+    page = open_page(link(classifiers, AGREED))
+    with page.expect_request("**/v1/classify") as request:
+        page.get_by_role("button", name="Classify").click()
+    assert request.value.post_data_json["model"] == models.bag.version
