@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.display.control_characters import printable
 from tailorbird import PROJECT_ROOT
 from tailorbird.cli import options
 
@@ -113,7 +114,7 @@ def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
 
     stream = sys.stderr if as_json else sys.stdout
     try:
-        job = jobs.follow(job_id, write=lambda text: print(text, end="", file=stream, flush=True))
+        job = jobs.follow(job_id, write=lambda text: print(printable(text), end="", file=stream, flush=True))
     except KeyboardInterrupt:
         follow, stop = f"tailorbird jobs logs {job_id} --follow", f"tailorbird jobs stop {job_id}"
         print(f"\n{job_id} continues; run `{follow}` to see its log or `{stop}` to stop it", file=sys.stderr)

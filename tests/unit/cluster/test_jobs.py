@@ -146,3 +146,56 @@ def test_a_log_is_followed_with_the_token_even_if_netrc_has_an_entry_for_the_hos
 
     asyncio.run(follow())
     assert lines == ["Bearer ours", "a line"]
+
+
+LOG = "\x1b[31mred\x1b[0m\n\x1b]0;title\x07 \x9b2J\r\u202e\n"
+
+
+@pytest.fixture
+def dashboard_of_a_job() -> Iterator[str]:
+    """A stand-in for Ray's dashboard with an ended job; the stream of its log breaks off after the first line."""
+
+    async def serve_job(_: web.Request) -> web.Response:
+        return web.json_response(_details(submission_id="some", status="SUCCEEDED"))
+
+    async def serve_log(_: web.Request) -> web.Response:
+        return web.json_response({"logs": LOG})
+
+    async def serve_tail(request: web.Request) -> web.WebSocketResponse:
+        stream = web.WebSocketResponse()
+        await stream.prepare(request)
+        await stream.send_str(LOG.splitlines(keepends=True)[0])
+        await stream.close()
+        return stream
+
+    async def start() -> tuple[web.AppRunner, int]:
+        pages = web.Application()
+        pages.router.add_get("/api/jobs/some", serve_job)
+        pages.router.add_get("/api/jobs/some/logs", serve_log)
+        pages.router.add_get("/api/jobs/some/logs/tail", serve_tail)
+        runner = web.AppRunner(pages)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner, runner.addresses[0][1]
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    runner, port = asyncio.run_coroutine_threadsafe(start(), loop).result()
+    yield f"http://127.0.0.1:{port}"
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.mark.parametrize("options", [[], ["--follow"], ["--follow", "--json"]])
+def test_a_printed_log_contains_no_control_characters(
+    options: list[str], dashboard_of_a_job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")  # the option --address overrides it
+    done = CliRunner().invoke(app, ["jobs", "logs", "some", *options, "--address", dashboard_of_a_job])
+    assert done.exit_code == 0
+    shown = done.stderr if "--json" in options else done.stdout
+    assert "red\n\ufffd]0;title\ufffd \ufffd2J\ufffd\ufffd\n" in shown
+    assert not set(done.output) & set("\x1b\x07\x9b\r\u202e")
