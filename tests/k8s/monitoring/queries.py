@@ -19,9 +19,11 @@ OF_KUBERNETES = {
     "kube_job_status_failed": {"namespace", "job_name", "reason"},
     "kube_job_created": {"namespace", "job_name"},
     "kube_cronjob_created": {"namespace", "cronjob"},
-    "push_time_seconds": {"job", "instance", "model", "namespace"},
+    "kube_cronjob_spec_suspend": {"namespace", "cronjob"},
+    "push_time_seconds": {"job", "instance", "model", "namespace", "cronjob"},
 }
-"""Metrics of KubeRay's operator 1.7, kube-state-metrics 2 and the Pushgateway, with the labels in their source."""
+"""Metrics of KubeRay's operator 1.7, kube-state-metrics 2 and the Pushgateway, with the labels in their source.
+The PodMonitor adds `cronjob` to those of the Pushgateway."""
 WHEN_IT_HAPPENS = {
     "ray_tailorbird_log_rows_dropped_total",
     "ray_tailorbird_first_token_seconds_bucket",

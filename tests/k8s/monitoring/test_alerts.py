@@ -74,6 +74,17 @@ def cron_job(name: str, *, created: int, namespace: str = "n") -> dict[str, str]
     return series("kube_cronjob_created", f'namespace="{namespace}", cronjob="{name}"', f"{created}x60")
 
 
+def suspended(name: str, values: str) -> dict[str, str]:
+    """Return the series that is 1 while a CronJob is suspended."""
+    return series("kube_cronjob_spec_suspend", f'namespace="n", cronjob="{name}"', values)
+
+
+def push(model: str, values: str, *, namespace: str = "n") -> dict[str, str]:
+    """Return the times of the pushes of the CronJob `watch-MODEL`."""
+    labels = f'namespace="{namespace}", model="{model}", cronjob="watch-{model}", job="tailorbird-watch"'
+    return series("push_time_seconds", labels, values)
+
+
 def watch_job(reason: str, *, created: int, name: str = "watch-t-1") -> list[dict[str, str]]:
     """Return the series of a failed Job, created at this Unix time."""
     labels = f'namespace="n", job_name="{name}"'
@@ -240,33 +251,52 @@ CASES: list[tuple[str, list[dict[str, str]], int, dict[str, str], str, list[dict
     ),
     (
         "TailorbirdNoReport",
-        [series("push_time_seconds", f'{W}, job="tailorbird-watch"', f"{-36 * 3600}x60")],
+        [push("m", f"{-36 * 3600}x60"), suspended("watch-m", "0x60"), suspended("watch-t", "1x60")],
         1,
         {"namespace": "n", "model": "m"},
         "the last watch of m ended 1d 12h 2m 0s ago",
         [
-            series("push_time_seconds", f'{W}, job="tailorbird-watch"', "0x60"),
+            push("m", "0x60"),
             series("push_time_seconds", f'{W}, job="other"', f"{-36 * 3600}x60"),
+            # One that is suspended, and one that resumed.
+            push("t", f"{-36 * 3600}x60"),
+            suspended("watch-t", "1x60"),
+            push("u", f"{-36 * 3600}x60"),
+            suspended("watch-u", "1x5 0x60"),
         ],
     ),
     (
         "TailorbirdNoReport",  # the Pushgateway lost its data
-        [series("push_time_seconds", f'{W}, job="tailorbird-watch"', f"{-36 * 3600} stale")],
+        [push("m", f"{-36 * 3600} stale")],
         1,
         {"namespace": "n", "model": "m"},
         "the last watch of m ended 1d 12h 2m 0s ago",
-        [series("push_time_seconds", f'{W}, job="tailorbird-watch"', "0 stale")],
+        [push("m", "0 stale")],
     ),
     (
         "TailorbirdNoGauges",
-        [cron_job("watch-t", created=-36 * 3600), series("push_time_seconds", f'{W}, job="other"', "0x60")],
+        [
+            cron_job("watch-t", created=-36 * 3600),
+            suspended("watch-t", "0x60"),
+            series("push_time_seconds", f'{W}, cronjob="watch-t", job="other"', "0x60"),
+            # Another watch of the namespace, and one with the same name in another namespace.
+            cron_job("watch-m", created=-36 * 3600),
+            push("m", "0x60"),
+            suspended("watch-m", "1x60"),
+            push("t", "0x60", namespace="other"),
+        ],
         1,
         {"namespace": "n", "cronjob": "watch-t"},
         "Prometheus has no gauges of the CronJob watch-t",
-        # A watch whose Pushgateway lost its data, a CronJob of another kind, and one that is new.
+        # A watch whose Pushgateway lost its data, one that is suspended, one that resumed, a CronJob of another kind,
+        # and a new one.
         [
-            series("push_time_seconds", f'{W}, job="tailorbird-watch"', "0 stale"),
+            cron_job("watch-m", created=-36 * 3600),
+            push("m", "0 stale"),
             cron_job("watch-t", created=-36 * 3600),
+            suspended("watch-t", "1x60"),
+            cron_job("watch-v", created=-36 * 3600),
+            suspended("watch-v", "1x5 0x60"),
             cron_job("backup", created=-36 * 3600, namespace="other"),
             cron_job("watch-u", created=0, namespace="other"),
         ],

@@ -136,6 +136,11 @@ def test_the_gauges_of_watch_reach_prometheus(name: str) -> None:
     assert matches(monitor["spec"]["selector"], gateway.labels)
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert (endpoint["port"], endpoint["honorLabels"]) == (port["targetPort"], True)  # `job` is the pushed one
+    (relabeling,) = endpoint["relabelings"]
+    (cron_job,) = of_kind(build(f"{name}/watch"), "CronJob")
+    (label,) = (label for label, value in gateway.labels.items() if value == cron_job["metadata"]["name"])
+    source = "__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", label)
+    assert relabeling == {"sourceLabels": [source], "targetLabel": "cronjob"}
 
 
 @pytest.mark.parametrize("name", ["staging", "prod"])

@@ -1,5 +1,6 @@
 """The names in rendered manifests: two tasks of a namespace share none, and the operator cuts none."""
 
+import re
 from typing import Any
 
 import pytest
@@ -66,6 +67,16 @@ def test_two_tasks_of_a_namespace_share_no_document_and_no_store(to: str, part: 
         for selector in selectors:
             assert [matches(selector, pod.labels) for pod in pods_of(ours)].count(True) == 1
             assert not any(matches(selector, pod.labels) for pod in pods_of(theirs))
+
+
+@pytest.mark.parametrize("name", ["ours", "7-days", "a" * 63, f"{'a' * 24}-{'b' * 38}"])
+def test_the_label_of_a_pushgateway_is_the_name_of_its_cron_job(name: str) -> None:
+    """The alerts on a watch match the series of its Pushgateway by this label."""
+    documents = rendered("watch", name, part="prod/watch")
+    (job,) = of_kind(documents, "CronJob")
+    (gateway,) = (pod for pod in pods_of(documents) if pod.labels["tailorbird.io/role"] == "pushgateway")
+    assert gateway.labels["tailorbird.io/watch"] == job["metadata"]["name"]
+    assert re.fullmatch("watch-.+", job["metadata"]["name"])
 
 
 def test_the_operator_does_not_cut_the_names_of_a_services_and_a_runs_dependents() -> None:
