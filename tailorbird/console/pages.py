@@ -18,7 +18,7 @@ from tailorbird.console.versions import Change, VersionsPage
 from tailorbird.evaluation.report import charts as report_charts
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.figures import FORMS, TONES
-from tailorbird.evaluation.verdict.formatting import interval_name, model_name, size
+from tailorbird.evaluation.verdict.formatting import interval_name, model_name, outcome_basis, size
 from tailorbird.pages.environment import environment, plain
 from tailorbird.storage.listing import Entry
 
@@ -113,6 +113,7 @@ def _templates() -> Environment:
         "parsed": parse_time,
         "time": time_text,
         "model_name": model_name,
+        "outcome_basis": outcome_basis,
         "interval_name": interval_name,
         "size": size,
         "plain": plain,

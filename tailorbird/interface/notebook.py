@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment
 from markupsafe import escape
 
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, p_text, points
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, outcome_basis, p_text, points
 from tailorbird.interface.answer import Answer
 from tailorbird.pages import charts
 from tailorbird.pages.environment import environment
@@ -46,6 +46,7 @@ def comparison_html(result: "VersionComparison") -> str:
             result=result,
             comparison=comparison,
             metric=METRIC_NAMES[result.metric],
+            basis=outcome_basis(result.metric),
             strip=strip,
             lines=result.lines(),
         )

@@ -239,7 +239,10 @@ def gain(value: float, interval: tuple[float, float], minimum: float) -> Chart:
 
 
 def outcome_counts(verdict: Verdict) -> dict[str, int]:
-    """Return the number of test rows by which of the two models is right, in the order of `OUTCOME_CLASSES`."""
+    """Return the number of test rows by which of the two models is right, in the order of `OUTCOME_CLASSES`.
+
+    A model is right if its output equals the label, for any metric; pages add `formatting.outcome_basis`.
+    """
     accuracy = verdict.incumbent_score if verdict.metric in ROW_METRICS else verdict.second_metric.incumbent
     won, lost = verdict.only_candidate_right, verdict.only_incumbent_right
     both = round(accuracy * verdict.n) - lost

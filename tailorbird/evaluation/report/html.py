@@ -19,7 +19,14 @@ from tailorbird.evaluation.report.figures import TONES, Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
 from tailorbird.evaluation.report.outlook import served_sentence, what_would_change
 from tailorbird.evaluation.verdict.contender_costs import money
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, cost_basis, interval_name, model_name, size
+from tailorbird.evaluation.verdict.formatting import (
+    METRIC_NAMES,
+    cost_basis,
+    interval_name,
+    model_name,
+    outcome_basis,
+    size,
+)
 from tailorbird.pages.environment import environment, plain
 from tailorbird.registry.routing import PARTS
 
@@ -74,6 +81,7 @@ def _templates() -> Environment:
     templates.filters |= {
         "interval_name": interval_name,
         "model_name": model_name,
+        "outcome_basis": outcome_basis,
         "money": money,
         "plain": plain,
         "as_json": _as_json,

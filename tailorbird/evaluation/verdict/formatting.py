@@ -1,6 +1,7 @@
 """Names of metrics and models, and the format of gains, sizes and p values."""
 
 from tailorbird.config.answers import ANSWER_METRICS
+from tailorbird.evaluation.predictions import ROW_METRICS
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -64,6 +65,14 @@ def interval_name(level: float) -> str:
 def p_text(p_value: float) -> str:
     """Return `p = 0.0314`, or `p < 0.0001`."""
     return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.3g}"
+
+
+def outcome_basis(metric: str) -> str:
+    """Return ` by exact match` if a page must say how paired outcomes are counted, because the metric differs.
+
+    Outcomes are counted by whether an output equals its label. Metrics of classification and exact match add nothing.
+    """
+    return "" if metric in (*ROW_METRICS, "macro_f1") else " by exact match"
 
 
 def cost_basis(unit: str | None) -> str:

@@ -12,6 +12,7 @@ from tailorbird.console.runs import RUNS_PER_PAGE, STALE_AFTER
 from tailorbird.console.site import Site, page_at
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
+from tests.unit.evaluation.simulated import Simulation, evidence_of
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 RUN = "0f3a9c21d4e70f3a"
@@ -175,6 +176,13 @@ def test_a_finished_run_shows_contenders_outcomes_gates_and_groups(paths: TaskPa
     assert 'aria-label="Contenders: ' in content
     assert f"tailorbird verify {evidence.run}" in text
     assert verdict.sentence() in page(paths, f"icd10-chapters/runs/{RUN}/report")
+
+
+def test_the_outcomes_of_a_chat_run_are_titled_by_exact_match(paths: TaskPaths) -> None:
+    made.add_run(paths, RUN, at=NOW, evidence=evidence_of(Simulation(chat=True, num_rows=300)))
+    text = page(paths, f"icd10-chapters/runs/{RUN}")
+    assert "Paired outcomes by exact match" in text
+    assert "right, by exact match. The verdict compares another metric, in which other answers can score too." in text
 
 
 def test_many_runs_are_on_pages_with_the_newest_first(paths: TaskPaths) -> None:

@@ -7,8 +7,8 @@ from tailorbird.evaluation.report.evidence import PRETRAINED, TrialRecord
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.report.outlook import what_would_change
 from tailorbird.pages.charts import Dot, Line, Text
-from tests.unit.evaluation.report.test_html import ON_GPU, evidence_for
-from tests.unit.evaluation.simulated import evidence_of
+from tests.unit.evaluation.report.test_html import ON_GPU, Page, evidence_for
+from tests.unit.evaluation.simulated import Simulation, evidence_of
 
 
 def test_the_bound_of_the_cost_gate_is_described_in_the_currency() -> None:
@@ -53,6 +53,18 @@ def test_each_chart_links_to_the_fields_that_it_plots() -> None:
     assert len(figures) >= 6
     for figure in figures:
         assert 'Fields: <a href="#evidence.' in figure
+
+
+def test_outcomes_of_a_metric_that_is_not_exact_match_are_titled_by_exact_match() -> None:
+    evidence = evidence_of(Simulation(chat=True, num_rows=300))
+    page = Page(to_html(evidence))
+    assert "Paired outcomes by exact match" in page.text
+    assert "The verdict compares the token F1 instead, in which other answers can score too." in page.text
+    assert "Test rows by which model is right, by exact match" in page.text
+    assert "by exact match" not in Page(to_html(evidence_for("FINE_TUNE"))).text
+    counts, exact_match = charts.outcome_counts(evidence.verdict), evidence.verdict.second_metric
+    right = counts["both right"] + counts["only the candidate right"]
+    assert right == round(exact_match.candidate * evidence.verdict.n)
 
 
 def test_rows_needed_that_suffice_do_not_rule_out_smaller_gains() -> None:
