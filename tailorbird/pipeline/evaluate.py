@@ -78,14 +78,22 @@ def find_finished_run(context: RunContext) -> RunResult | None:
     """Return the run's stored result, even if it has expired, because the same rows give the same verdict.
 
     Return None if the run is not finished, or if publishing was interrupted so that the evidence does not match its
-    manifest. The evidence is then published again from the cached stages.
+    manifest. The evidence is then published again from the cached stages. Raises ValueError if the evidence has texts
+    of test rows and the recipe no longer allows them.
     """
     if not storage.exists(f"{context.run}/{MANIFEST}"):
         return None
     content = storage.read_bytes(f"{context.run}/{EVIDENCE_FILE}")
     if hashlib.sha256(content).hexdigest() != storage.read_json(f"{context.run}/{MANIFEST}")[EVIDENCE_FILE]:
         return None
-    return RunResult(Evidence.model_validate_json(content))
+    evidence = Evidence.model_validate_json(content)
+    if evidence.examples and not context.recipe.evaluation.report_examples:
+        raise ValueError(
+            f"{context.run} is finished and its report has texts of test rows, but evaluation.report_examples is 0; "
+            f"set it to {evidence.recipe.evaluation.report_examples} to use this run, or change the recipe (for "
+            "example the seed) to start a new run"
+        )
+    return RunResult(evidence)
 
 
 def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: ProgressReporter) -> RunResult:
