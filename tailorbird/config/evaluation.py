@@ -160,8 +160,9 @@ class EvaluationConfig(ConfigSection):
     examples. By default, none."""
     report_examples: int = Field(default=0, ge=0, le=100)
     """Number of test texts that the report shows of those on which only the candidate is better, and of those on which
-    only the incumbent is. By default 0, and neither report nor evidence contains texts. E-mail addresses, network
-    addresses and long numbers are redacted, names are not. Set it before the run: a finished run keeps its report."""
+    only the incumbent is; for chat, last messages of the user. By default 0, and neither report nor evidence contains
+    texts. E-mail addresses, network addresses and long numbers are redacted, names are not. Set it before the run: a
+    finished run keeps its report, and one whose report has texts is refused if this field is 0."""
     valid_days: int = Field(default=365, ge=1)
     """Number of days, counted from the evaluation on the test rows, after which a verdict expires and can no longer
     promote a model."""

@@ -116,7 +116,8 @@ class ServingConfig(ConfigSection):
     authenticates clients."""
     examples: tuple[str, ...] = Field(default=(), max_length=12)
     """Texts or, for chat tasks, messages that the page at `/` of the service and the model cards show as examples. Do
-    not take them from the test rows. By default, the page of a classifier shows names of classes."""
+    not take them from the test rows: a run refuses an example that is a test text or, for chat, the last message of the
+    user in a test row. By default, the page of a classifier shows names of classes."""
     pretrained: bool = True
     """Also serve the best servable baseline of the run, or of an earlier run with the same base model and code.
     Requests select it with `model: pretrained`. A chat service only serves a baseline that needs no further language

@@ -68,6 +68,11 @@ class Rows:
         """The labels if they are classes; empty for chat tasks, where labels are answers."""
         return self.labels if self.conversations is None else ()
 
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """The text of each row; for chat tasks, the query of its conversation, without system message and history."""
+        return self.texts if self.conversations is None else tuple(map(query_of, self.conversations))
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -80,6 +85,12 @@ class Splits:
     def items(self) -> Iterator[tuple[str, Rows]]:
         """Iterate over the name and rows of each split, train first."""
         return iter((name, getattr(self, name)) for name in SPLIT_NAMES)
+
+
+def query_of(conversation: Conversation) -> str:
+    """Return the text by which a conversation is compared: its last turn of the user, or else its last turn."""
+    users = [content for role, content in conversation if role == "user"]
+    return users[-1] if users else conversation[-1][1]
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:

@@ -10,6 +10,7 @@ from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import RARE_ROWS, listed
 from tailorbird.data.rows import DataError, Rows, Splits, contents_of
+from tailorbird.data.splits import normalise
 from tailorbird.evaluation.inference.row_predictions import documents
 from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, request_digest, run_name
@@ -118,9 +119,9 @@ def write_once(uri: str, value: M) -> M:
 
 
 def _require_no_test_row(examples: Sequence[str], *, test: Rows) -> None:
-    """Raise DataError if an example, which clients and model cards show, is the text of a test row."""
-    texts = {text.strip() for text in test.texts}
-    if shown := [example for example in examples if example in texts]:
+    """Raise DataError if an example, which clients and model cards show, is the query of a test row."""
+    queries = set(map(normalise, test.queries))
+    if shown := [example for example in examples if normalise(example) in queries]:
         raise DataError(f"serving.examples has a text of the test rows: {shown[0]!r}; choose another example")
 
 

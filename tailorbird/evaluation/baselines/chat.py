@@ -12,7 +12,7 @@ from cluster.progress import current_progress
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.chat_template import example_turns
-from tailorbird.data.rows import Rows
+from tailorbird.data.rows import Rows, query_of
 from tailorbird.data.splits import subsample
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.baselines.baseline import Baseline
@@ -24,7 +24,7 @@ from tailorbird.models.loading import load_text_encoder
 from tailorbird.models.pretrained import default_device, dtype_name, inference_dtype, load_causal
 from tailorbird.models.retrieval.chat_prompt import nearest_answer
 from tailorbird.models.retrieval.files import index_files, index_sha256
-from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index, query_of
+from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index
 from tailorbird.registry.versions import (
     INDEX_KINDS,
     Dtype,

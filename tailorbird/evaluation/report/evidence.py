@@ -211,7 +211,7 @@ class PairedExample:
 
     row_id: str
     better: Literal["candidate", "incumbent"]  # the model that scores higher
-    text: str
+    text: str  # (chat) the query of the conversation
     label: str  # correct class; (chat) reference answer, redacted and cut
     outputs: Mapping[str, str] | None  # predicted class by role; None for chat tasks, whose answers are not stored
     scores: Mapping[str, float]  # by role

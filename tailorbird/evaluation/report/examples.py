@@ -29,7 +29,7 @@ def paired_examples(
     by_row = "accuracy" if metric == "macro_f1" else metric
     scores = {role: tables[role].per_row(by_row) for role in ROLES}
     position = {row_id: number for number, row_id in enumerate(rows.row_ids)}
-    is_chat, examples = rows.conversations is not None, []
+    is_chat, queries, examples = rows.conversations is not None, rows.queries, []
     for better, sign in SIDES:
         differing = np.flatnonzero(sign * (scores["candidate"] - scores["incumbent"]) > 0)
         spaced = np.unique(np.linspace(0, len(differing) - 1, min(most, len(differing))).astype(np.int64))
@@ -40,7 +40,7 @@ def paired_examples(
                 PairedExample(
                     row_id,
                     better,
-                    text=_shown(rows.texts[at]),
+                    text=_shown(queries[at]),
                     label=_shown(rows.labels[at]) if is_chat else rows.labels[at],
                     outputs=None
                     if is_chat

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from tailorbird.data.chat_template import with_system
-from tailorbird.data.rows import Conversation, Rows
+from tailorbird.data.rows import Conversation, Rows, query_of
 from tailorbird.data.splits import normalise
 from tailorbird.registry.versions import Prompting, VersionConfig
 
@@ -37,8 +37,6 @@ def endpoint_messages(
     if retrieval is None:
         return with_system(conversation, system=prompting.system, shots=prompting.shots)
     assert index is not None, "a version with retrieval is loaded with its index"
-    from tailorbird.models.retrieval.index import query_of  # scikit-learn is slow to import
-
     [neighbours] = index.search([query_of(conversation)], k=retrieval.num_examples)
     nearest = [index.turns(row) for row in neighbours.rows.tolist()]
 

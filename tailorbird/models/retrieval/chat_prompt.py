@@ -5,7 +5,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from tailorbird.data.chat_template import Prompt, prompt_tokens
-from tailorbird.data.rows import Conversation
+from tailorbird.data.rows import Conversation, query_of
 from tailorbird.registry.versions import Prompting
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ def chat_prompt(
     if retrieval is None:
         return Prompt(prompt_tokens(conversation, tokenizer=tokenizer, system=system, shots=fixed), fixed)
     assert index is not None, "a version with retrieval is loaded with its index"
-    from tailorbird.models.retrieval.index import query_of  # scikit-learn is slow to import
-
     if rows is None:
         [neighbours] = index.search([query_of(conversation)], k=retrieval.num_examples)
         rows = neighbours.rows.tolist()
@@ -68,7 +66,5 @@ def nearest_answer(conversation: Conversation, *, index: "RetrievalIndex") -> Ne
 
     Answers of a language model are stripped too.
     """
-    from tailorbird.models.retrieval.index import query_of
-
     [neighbours] = index.search([query_of(conversation)], k=1)
     return NearestAnswer(index.answer(neighbours.rows[0]).strip(), float(neighbours.similarities[0]))

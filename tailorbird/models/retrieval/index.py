@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix, vstack
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from tailorbird.data.chat_template import example_turns
-from tailorbird.data.rows import Conversation, DataError, Rows
+from tailorbird.data.rows import Conversation, DataError, Rows, query_of
 from tailorbird.data.splits import normalise, subsample
 
 if TYPE_CHECKING:
@@ -180,12 +180,6 @@ class _RowsByKey(NamedTuple):
     by_query: dict[str, IntArray]
     by_turn: dict[str, IntArray]
     by_group: dict[str, IntArray]
-
-
-def query_of(conversation: Conversation) -> str:
-    """Return the text by which a conversation is compared: its last turn of the user, or else its last turn."""
-    users = [content for role, content in conversation if role == "user"]
-    return users[-1] if users else conversation[-1][1]
 
 
 def group_hash(key: str) -> str:

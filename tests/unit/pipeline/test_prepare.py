@@ -210,6 +210,22 @@ def chat_recipe(recipe: Recipe, *, encoder: str | None) -> Recipe:
     return recipe_at(Path(recipe.registry.removeprefix("file://")), task="chat", **sections)
 
 
+@pytest.mark.usefixtures("recipe")
+def test_an_example_that_is_the_last_message_of_a_test_row_is_refused(tmp_path: Path) -> None:
+    contents = [("be brief", "hello", "hi", f"Number {number}", "ok") for number in range(90)]
+    roles = ("system", "user", "assistant", "user", "assistant")
+    column = [[{"role": role, "content": text} for role, text in zip(roles, row, strict=True)] for row in contents]
+    pq.write_table(pa.table({"messages": column}), tmp_path / "messages.parquet")
+    data = {"train": (tmp_path / "messages.parquet").as_uri(), "messages": "messages"}
+    chat = recipe_at(tmp_path / "registry", task="chat", data=data, evaluation={"metric": "token_f1"})
+    shown = prepared(chat).splits.test.queries[0]
+    assert shown.startswith("Number ")
+    for example in (shown, shown.upper().replace(" ", "  ")):
+        serving = chat.serving.model_copy(update={"examples": ("hello", example)})
+        with pytest.raises(DataError, match=f"serving.examples has a text of the test rows: '{example}'"):
+            prepared(chat.model_copy(update={"serving": serving}))
+
+
 def test_the_run_depends_on_the_files_of_the_encoder_for_retrieval(recipe: Recipe, tmp_path: Path) -> None:
     chat = chat_recipe(recipe, encoder=(tmp_path / "encoder").as_uri())
     runs = []

@@ -65,11 +65,13 @@ def test_chat_examples_have_scores_and_the_reference_answer_but_no_answers_of_mo
         role: replace(predictions, measures={"token_f1": predictions.scores * 0.5})
         for role, predictions in TABLES.items()
     }
-    turns = tuple((("user", text),) for text in rows().texts)
-    chat = replace(rows(), labels=tuple(f"answer {label}" for label in LABELS), conversations=turns)
+    turns = tuple((("system", "be brief"), ("user", text)) for text in rows().texts)
+    joined = tuple(f"be brief\n{text}" for text in rows().texts)
+    chat = replace(rows(), texts=joined, labels=tuple(f"answer {label}" for label in LABELS), conversations=turns)
     first, *_ = paired_examples(hashed, rows=chat, metric="token_f1", most=1)
     assert (first.outputs, first.scores) == (None, {"candidate": 0.5, "incumbent": 0.0})
     assert first.label.startswith("answer ")
+    assert first.text == "text 1"
 
 
 def test_the_report_shows_the_examples_escaped() -> None:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tailorbird.data.rows import DataError, Rows, concat_rows
+from tailorbird.data.rows import DataError, Rows, concat_rows, query_of
 from tailorbird.models.retrieval import index as retrieval
-from tailorbird.models.retrieval.index import RetrievalIndex, build_index, query_of
+from tailorbird.models.retrieval.index import RetrievalIndex, build_index
 
 PAIRS = (
     ("acute bronchitis", "J20"),
