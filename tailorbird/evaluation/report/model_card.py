@@ -47,19 +47,26 @@ BEHAVIORAL_GATES = {
 }
 
 
-def to_model_card(evidence: Evidence, *, role: str = "candidate", library: str = "tailorbird") -> str:
+def to_model_card(
+    evidence: Evidence, *, role: str = "candidate", library: str = "tailorbird", difference: str | None = None
+) -> str:
     """Return the card of the version in a role: Hub metadata as YAML (for `ModelCard.load`), then text.
 
     The licence is that of the recipe, if any. The Hub metadata names the base model without version and hash, and hf://
     URIs as Hub ids; the text has the full URI. `library` is the name on the Hub of the library that loads the model.
+    `difference` states how the model that is published with the card differs from the evaluated one. It is written
+    above the scores, and the Hub metadata then has no scores.
     """
     if role not in evidence.versions:
         raise ValueError(f"role is {role!r}; allowed: {', '.join(evidence.versions)}")
     verdict, version = evidence.verdict, evidence.versions[role]
     front = _front_matter(evidence, verdict, role=role, library=library)
+    if difference is not None:
+        del front["metrics"], front["model-index"]
     body = [
         f"# {evidence.name}: {version.kind} ({_role_name(verdict, role=role)})",
         _what(evidence, verdict, role=role),
+        *([difference] if difference else []),
         "## Scores",
         _scores(evidence, verdict, role=role),
         "## Candidate against incumbent",

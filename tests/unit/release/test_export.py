@@ -1,6 +1,7 @@
 """An exported version has the logits of the evaluated one in a process without Tailorbird."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -17,13 +19,26 @@ from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.evaluation.mix import write_mix
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.errors import ModelError
-from tailorbird.models.hub_format import require_exportable
+from tailorbird.models.generation import answer_prompts
+from tailorbird.models.hub_format import require_exportable, write_hub_format
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_model
 from tailorbird.models.lora import add_adapter
+from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.versions import Hybrid, Kind, PinnedVersion, Prompting, VersionConfig, register, write_config
-from tailorbird.release.export import export_version
+from tailorbird.registry.versions import (
+    Hybrid,
+    Kind,
+    PinnedVersion,
+    Prompting,
+    Retrieval,
+    VersionConfig,
+    read_version,
+    register,
+    write_config,
+)
+from tailorbird.release.export import card_text, export_version
 from tests import small_chat
+from tests.unit.evaluation.simulated import Simulation, evidence_of
 from tests.unit.evaluation.test_mix import CLASSES, artifact, base
 from tests.unit.release.loaded_folders import logits_of
 from tests.unit.serving.batch_jobs.test_scoring import version
@@ -117,6 +132,32 @@ def test_exported_versions_have_the_logits_of_the_evaluated_ones(base: Path, cha
     assert config["id2label"] == {str(index): label for index, label in enumerate(CLASSES)}
 
 
+def test_a_chat_folder_decodes_like_the_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lm: Any = small_chat.language_model()
+    lm.generation_config.update(repetition_penalty=1.5, no_repeat_ngram_size=2)
+    small_chat.save(tmp_path / "base", lm)
+    kinds: tuple[tuple[Kind, bool, str | None], ...] = (
+        ("full", False, None), ("lora", True, None), ("lora", False, None), ("lora", False, "owner/tiny")
+    )  # fmt: skip
+    for number, (kind, merged, hub_base) in enumerate(kinds):
+        uri, folder = chat_version(tmp_path / f"source-{number}", kind=kind, base=tmp_path / "base"), tmp_path / "out"
+        folder.mkdir()
+        library = write_hub_format(read_version(uri), folder, merged=merged, hub_base=hub_base)
+        card = card_text(read_version(uri), None, library=library, hub_base=hub_base, notes=())
+        code = card.split("```python")[1].split("```")[0]
+        code = code.replace("FOLDER", str(folder)).replace("owner/tiny", str(tmp_path / "base"))
+        names: dict[str, Any] = {}
+        capsys.readouterr()
+        exec(code, names)
+        loaded = load_model(uri, LoadedChat)
+        prompt = chat_prompt((("user", "a question"),), tokenizer=loaded.tokenizer, prompting=PROMPTING, index=None)
+        [answer] = answer_prompts(loaded.model.causal, [prompt.tokens], max_new_tokens=8, end_id=1)
+        assert capsys.readouterr().out.strip() == loaded.tokenizer.decode(answer.tokens)
+        without_repeats = names["model"].generate(**names["inputs"], max_new_tokens=8, no_repeat_ngram_size=2)
+        assert without_repeats[0].tolist() != names["output"][0].tolist()
+        shutil.rmtree(folder)
+
+
 def artifact_folder(folder: Path, kind: Kind, base: Path) -> Path:
     artifact(folder / f"artifact-{kind}", kind=kind, base=base)
     return folder / f"artifact-{kind}"
@@ -139,6 +180,7 @@ def test_a_folder_has_template_license_prompt_and_card(chat_base: Path, tmp_path
         ],
         "max_new_tokens": 8,
     }
+    assert (len(value["notes"]), value["contains_training_text"]) == (1, True)
     card = (folder / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1]) == {"library_name": "peft"}
     assert 'PeftModel.from_pretrained(base, "FOLDER")' in card
@@ -177,6 +219,35 @@ def test_the_encoder_of_a_mixed_classifier_is_exported_on_request(base: Path, tm
         export_version(uri, tmp_path / "out")
     assert export_version(uri, tmp_path / "out", encoder_only=True).library == "sentence-transformers"
     assert "which is not in this folder" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_of_a_version_without_its_index_has_no_scores_for_the_hub() -> None:
+    retrieval = Retrieval(num_examples=1, max_prompt_tokens=32, index_sha256="0" * 64)
+    prompting = PROMPTING.model_copy(update={"retrieval": retrieval})
+    evidence = evidence_of(Simulation(chat=True))
+    cards = [
+        ModelCard(card_text(version(values), evidence, library="transformers", hub_base=None, notes=()))
+        for values in (PROMPTING, prompting)
+    ]
+    assert [card.data.eval_results is None for card in cards] == [False, True]
+    assert cards[1].text.index("They are not in this folder") < cards[1].text.index("## Scores")
+    assert "They are not in this folder" not in cards[0].text
+
+
+def test_training_rows_in_the_folder_and_a_missing_license_are_stated(tmp_path: Path) -> None:
+    small_chat.save(tmp_path / "base")
+    with_rows = chat_version(tmp_path / "few", kind="few_shot", base=tmp_path / "base")
+    prompting = PROMPTING.model_copy(update={"shots": ()})
+    without = chat_version(tmp_path / "zero", kind="zero_shot", base=tmp_path / "base", prompting=prompting)
+    rows, license_file = "prompting.json contains training rows as text (2 messages)", "No license file of the base"
+    for uri, contains in ((with_rows, True), (without, False)):
+        folder = tmp_path / f"out-{contains}"
+        result = CliRunner().invoke(app, ["export", uri, "--to", str(folder)])
+        assert result.exit_code == 0, result.output
+        for text in (" ".join(result.stdout.split()), (folder / "README.md").read_text()):
+            assert (rows in text) == contains
+            assert license_file in text
+        assert ("hf upload" in result.stdout) == (not contains)
 
 
 def test_an_existing_folder_is_not_overwritten(chat_base: Path, tmp_path: Path) -> None:
