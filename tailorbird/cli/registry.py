@@ -139,7 +139,7 @@ def export(
     lines += exported.notes
     if not exported.contains_training_text:
         lines += [f"to upload it to the Hub: hf upload OWNER/NAME {shlex.quote(str(to))}"]
-    value = {"folder": str(to), "library": exported.library, "files": list(exported.files)}
+    value: dict[str, object] = {"folder": str(to), "library": exported.library, "files": list(exported.files)}
     value |= {"notes": list(exported.notes), "contains_training_text": exported.contains_training_text}
     print_result(value, as_json=as_json, lines=lines)
 
