@@ -1,6 +1,8 @@
 """Section `evaluation.answers` of a recipe: how structured answers are compared with the reference."""
 
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import regex
@@ -11,6 +13,8 @@ from tailorbird.config.base import ConfigSection
 ANSWER_METRICS = ("json_fields", "regex", "numeric", "choice")
 """Metrics that are configured by the section `evaluation.answers`."""
 LOCAL_REFERENCE = "#/"
+WORD = re.compile(r"\w+(?:[.,/-]\w+)*")
+"""A word or number, including punctuation that joins its parts (`N13.5`, `well-known`)."""
 
 
 class JsonFieldsConfig(ConfigSection):
@@ -83,11 +87,17 @@ class ChoiceConfig(ConfigSection):
     @field_validator("options")
     @classmethod
     def _differ(cls, options: tuple[str, ...]) -> tuple[str, ...]:
-        if blank := [option for option in options if not any(letter.isalnum() for letter in option)]:
+        if blank := [option for option in options if not words_with_case(option)]:
             raise ValueError(f"the option {blank[0]!r} has no letter or digit; give each option a word")
-        folded = [" ".join(option.casefold().split()) for option in options]
-        if repeated := [option for option in folded if folded.count(option) > 1]:
-            raise ValueError(f"the option {repeated[0]!r} is repeated; remove it")
+        by_words: dict[tuple[str, ...], str] = {}
+        for option in options:
+            words = folded(words_with_case(option))
+            if words in by_words:
+                raise ValueError(
+                    f"the options {by_words[words]!r} and {option!r} have the same words, because case, punctuation "
+                    "and signs are ignored; remove or rename one, or compare numbers with `numeric`"
+                )
+            by_words[words] = option
         return options
 
 
@@ -103,6 +113,16 @@ class AnswersConfig(ConfigSection):
     """Answers contain a number. The score is 1 if it equals that of the reference within a tolerance, else 0."""
     choice: ChoiceConfig | None = None
     """Answers name one of several options. The score is 1 if it is that of the reference, else 0."""
+
+
+def words_with_case(text: str) -> list[str]:
+    """Return the words of a text in NFKC, without other punctuation."""
+    return WORD.findall(unicodedata.normalize("NFKC", text))
+
+
+def folded(words: Sequence[str]) -> tuple[str, ...]:
+    """Return words without their case, but single letters as they are: the option `A` is not the article `a`."""
+    return tuple(word if len(word) == 1 else word.casefold() for word in words)
 
 
 def schema_paths(schema: Mapping[str, Any]) -> tuple[str, ...]:

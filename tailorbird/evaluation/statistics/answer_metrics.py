@@ -16,8 +16,16 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
-from tailorbird.config.answers import AnswersConfig, ChoiceConfig, JsonFieldsConfig, NumericConfig, RegexConfig
-from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, WORD
+from tailorbird.config.answers import (
+    AnswersConfig,
+    ChoiceConfig,
+    JsonFieldsConfig,
+    NumericConfig,
+    RegexConfig,
+    folded,
+    words_with_case,
+)
+from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS
 
 PATTERN_SECONDS = 2.0  # limit for one search of a regular expression
 _FENCED = re.compile(r"\s*```\w*\n(.*)\n```\s*", re.DOTALL)
@@ -124,16 +132,16 @@ def numeric(config: NumericConfig) -> AnswerMetric:
 
 def choice(config: ChoiceConfig) -> AnswerMetric:
     """Return the metric that compares the only option that occurs in a text."""
-    options = {tuple(_words_of_option(option)): option for option in config.options}
+    options = {folded(words_with_case(option)): option for option in config.options}
     longest = max(map(len, options))
 
     def read(text: str) -> str | None:
-        tokens = WORD.findall(unicodedata.normalize("NFKC", text))
+        tokens = words_with_case(text)
         chosen, position = set(), 0
         while position < len(tokens):
-            size = next((n for n in range(longest, 0, -1) if _words_at(tokens, position, n) in options), 0)
+            size = next((n for n in range(longest, 0, -1) if folded(tokens[position : position + n]) in options), 0)
             if size:
-                chosen.add(options[_words_at(tokens, position, size)])
+                chosen.add(options[folded(tokens[position : position + size])])
             position += size or 1
         return chosen.pop() if len(chosen) == 1 else None
 
@@ -142,19 +150,6 @@ def choice(config: ChoiceConfig) -> AnswerMetric:
 
 def _equal(given: str, expected: str) -> float:
     return float(given == expected)
-
-
-def _words_of_option(option: str) -> list[str]:
-    return _folded(WORD.findall(unicodedata.normalize("NFKC", option)))
-
-
-def _words_at(tokens: Sequence[str], position: int, size: int) -> tuple[str, ...]:
-    return tuple(_folded(tokens[position : position + size]))
-
-
-def _folded(tokens: Sequence[str]) -> list[str]:
-    """Return words without their case, but single letters as they are: the option `A` is not the article `a`."""
-    return [token if len(token) == 1 else token.casefold() for token in tokens]
 
 
 def _json_object(text: str) -> dict[str, Any] | None:

@@ -1,13 +1,11 @@
 """Metrics of generated text against a reference answer, in [0, 1]: exact match, token F1, ROUGE-L."""
 
 import hashlib
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-WORD = re.compile(r"\w+(?:[.,/-]\w+)*")
-"""A word or number, including punctuation that joins its parts (`N13.5`, `well-known`)."""
+from tailorbird.config.answers import WORD
 
 
 def words(text: str) -> list[str]:

@@ -184,6 +184,16 @@ def test_the_longest_option_is_chosen_and_letters_have_a_case() -> None:
     assert score("a patient has (B)", "B", choice={"options": ["A", "B"]}) == 1
 
 
+@given(options=st.lists(st.text("aAbB1-+ .,'", max_size=4), min_size=2, max_size=4))
+def test_each_accepted_option_has_a_value_of_its_own(options: list[str]) -> None:
+    try:
+        config = AnswersConfig.model_validate({"choice": {"options": options}})
+    except ValidationError:
+        return
+    choice = metrics.answer_metrics(config)["choice"]
+    assert [choice.read(option) for option in options] == options
+
+
 @pytest.mark.parametrize(
     ("config", "references", "expected"),
     [
@@ -225,7 +235,11 @@ ENDLESS = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
         ({"numeric": {"absolute": -1}}, "greater than or equal to 0"),
         ({"numeric": {"relative": "inf"}}, "finite number"),
         ({"choice": {"options": ["yes"]}}, "at least 2 items"),
-        ({"choice": {"options": ["yes", "Yes"]}}, "the option 'yes' is repeated"),
+        ({"choice": {"options": ["yes", "Yes"]}}, "the options 'yes' and 'Yes' have the same words"),
+        ({"choice": {"options": ["-1", "0", "1"]}}, "the options '-1' and '1' have the same words, because"),
+        ({"choice": {"options": ["C", "C++"]}}, "remove or rename one, or compare numbers with `numeric`"),
+        ({"choice": {"options": ["grade 1", "Grade: \uff11"]}}, "have the same words"),
+        ({"choice": {"options": ["A", "A"]}}, "the options 'A' and 'A' have the same words"),
         ({"choice": {"options": ["yes", "-"]}}, "the option '-' has no letter or digit"),
     ],
 )
