@@ -30,10 +30,14 @@ from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS
 PATTERN_SECONDS = 2.0  # limit for one search of a regular expression
 _FENCED = re.compile(r"\s*```\w*\n(.*)\n```\s*", re.DOTALL)
 _NUMBER = re.compile(
-    r"(?<!\w)(?<!\d\.)[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?"
+    r"(?<!\w)(?<!\d\.)(?<![^\W\d_][-\u2010])"
+    r"[-+]?(?:(?!0)\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?"
     r"|(?<![\w.])[-+]?\.\d+"
 )
-"""A number, with a comma between thousands or none. A hyphen after a digit separates the numbers of a range."""
+"""A number, with a comma between thousands or none. A hyphen after a digit separates the numbers of a range.
+A hyphen after a letter joins the parts of a code (`COVID-19`)."""
+_JOINT = re.compile(r"(?<=\d)(?:,(?=\d)|[ '\u2019](?=\d{3}(?!\d)))")
+"""A decimal comma, or a space or apostrophe between thousands, as they are after NFKC. What it joins is not split."""
 _MISSING = object()
 
 
@@ -215,8 +219,12 @@ def _plain_numbers(value: Any) -> Any:
 
 
 def _last_number(text: str) -> Decimal | None:
-    numbers = _NUMBER.findall(unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-"))
+    """Return the last number of a text; None if there is none, or if it is only the last part of a number."""
+    normalized = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-")
+    numbers = list(_NUMBER.finditer(normalized))
+    if not numbers or _JOINT.match(normalized, numbers[-1].start() - 1):
+        return None
     try:
-        return Decimal(numbers[-1].replace(",", "")) if numbers else None
+        return Decimal(numbers[-1][0].replace(",", ""))
     except DecimalException:
         return None

@@ -135,7 +135,26 @@ def test_numeric_compares_the_last_number(answer: str, expected: float) -> None:
         ("minus \N{MINUS SIGN}5", "-5"),
         ("code N13.5", None),
         ("version 1.2.3", "1.2"),
-        ("a list 1,2,3", "3"),
+        ("a list 1, 2, 3", "3"),
+        ("a list 1,2,3", None),
+        ("12,50 \N{EURO SIGN}", None),
+        ("0,125", None),
+        ("1.234,56", None),
+        ("1234,567", None),
+        ("1,000,00", None),
+        ("100 000", None),
+        ("100 000.50", None),
+        ("100 234,567", None),
+        ("100\N{NO-BREAK SPACE}000 km", None),
+        ("100\N{NARROW NO-BREAK SPACE}000", None),
+        ("1\N{THIN SPACE}000", None),
+        ("1'000.50", None),
+        ("1\N{RIGHT SINGLE QUOTATION MARK}000", None),
+        ("12,50 or 7", "7"),
+        ("options 3 4000", "4000"),
+        ("the points (1,-5)", "-5"),
+        ("5 cases of COVID-19", "5"),
+        ("COVID\N{NON-BREAKING HYPHEN}19", None),
         ("1,000,000 people", "1000000"),
         (".5 mg", "0.5"),
         ("No.7", "7"),
@@ -212,6 +231,8 @@ def test_references_without_a_value_are_reported(config: Any, references: list[s
 def test_a_reference_without_a_value_is_an_error() -> None:
     with pytest.raises(ValueError, match="the reference answer 'one' has no number"):
         score("1", "one", numeric={})
+    with pytest.raises(ValueError, match="the reference answer '12,50' has no number"):
+        score("99,50", "12,50", numeric={})
 
 
 ENDLESS = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
