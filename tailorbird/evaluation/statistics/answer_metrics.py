@@ -95,12 +95,13 @@ def unreadable(references: Sequence[str], *, config: AnswersConfig | None) -> tu
 
 
 def json_fields(config: JsonFieldsConfig) -> AnswerMetric:
-    """Return the metric that compares fields of JSON objects. Fields that both lack are equal."""
+    """Return the metric that compares fields of JSON objects. Fields that both lack do not count."""
     paths = config.compared
 
     def compare(given: Any, expected: Any) -> float:
         names = paths or tuple(dict.fromkeys((*_leaves(expected), *_leaves(given))))
-        equal = [_canonical(_value_at(given, path)) == _canonical(_value_at(expected, path)) for path in names]
+        pairs = [(_canonical(_value_at(given, path)), _canonical(_value_at(expected, path))) for path in names]
+        equal = [ours == theirs for ours, theirs in pairs if (ours, theirs) != (None, None)]
         return sum(equal) / len(equal) if equal else 1.0
 
     return AnswerMetric("JSON object", _json_object, compare)

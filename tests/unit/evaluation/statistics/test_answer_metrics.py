@@ -56,9 +56,9 @@ def test_json_fields_is_the_share_of_equal_fields(answer: str, expected: float) 
 
 def test_json_fields_compares_the_given_paths_only() -> None:
     paths = ["/address/city", "/codes/1", "/unknown", "/a~1b"]
-    equal, half = '{"address": {"city": "Bonn"}, "codes": [0, 2]}', '{"address": {"city": "Bonn"}, "unknown": 1}'
+    equal, third = '{"address": {"city": "Bonn"}, "codes": [0, 2]}', '{"address": {"city": "Bonn"}, "unknown": 1}'
     assert score(equal, REFERENCE, json_fields={"paths": paths}) == 1
-    assert score(half, REFERENCE, json_fields={"paths": paths}) == 0.5
+    assert score(third, REFERENCE, json_fields={"paths": paths}) == pytest.approx(1 / 3)
     assert score('{"a/b": true}', '{"a/b": 1}', json_fields={"paths": ["/a~1b"]}) == 0
 
 
@@ -76,7 +76,25 @@ def test_json_fields_compares_the_properties_of_a_schema() -> None:
         },
     }
     assert schema_paths(schema) == ("/name", "/address/city", "/address/x~1y", "/next/value", "/next/next")
-    assert score('{"name": "Ann", "extra": 1}', REFERENCE, json_fields={"json_schema": schema}) == pytest.approx(0.8)
+    assert score('{"name": "Ann", "extra": 1}', REFERENCE, json_fields={"json_schema": schema}) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("{}", '{"f0": 1, "f1": null}', 0.0),
+        ('{"f0": 1}', '{"f0": 1, "f1": null}', 0.5),
+        ('{"f0": 1, "f1": null}', '{"f0": 1, "f1": null}', 1.0),
+        ('{"f0": 1, "f2": 1}', '{"f0": 1}', 0.5),
+        ("{}", "{}", 1.0),
+        ('{"f0": 1}', "{}", 0.0),
+    ],
+)
+def test_fields_that_are_missing_in_both_texts_do_not_count(answer: str, reference: str, expected: float) -> None:
+    names = [f"f{number}" for number in range(20)]
+    schema: dict[str, Any] = {"properties": {name: {} for name in names}}
+    assert score(answer, reference, json_fields={"json_schema": schema}) == expected
+    assert score(answer, reference, json_fields={"paths": [f"/{name}" for name in names]}) == expected
 
 
 @given(document=OBJECTS, other=OBJECTS)
