@@ -1,6 +1,7 @@
 """The command that serves the console."""
 
 import sys
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -25,6 +26,7 @@ def console(
     import webbrowser
 
     with options.activity(f"listing the tasks of {uri}"):
+        from cluster.connection import sigterm_raises
         from serving.console_server import ConsoleServer, private_link
         from tailorbird.storage.listing import list_folder
         from tailorbird.storage.s3 import require_bucket
@@ -35,7 +37,7 @@ def console(
     lines = [f"console of {uri}: {server.url}", "only this address opens it; Ctrl-C stops it"]
     options.print_result({"registry": uri, "url": server.url}, as_json=as_json, lines=lines)
     sys.stdout.flush()
-    with private_link(server.url) as link:
-        if in_browser:
+    with sigterm_raises(), private_link(server.url) if in_browser else nullcontext() as link:
+        if link is not None:
             webbrowser.open(link)
         server.run()

@@ -17,6 +17,11 @@ def day_names(days: Sequence[str]) -> Callable[[float], str]:
     return lambda x: days[int(x)][5:] if x == int(x) and 0 <= x < len(days) else ""
 
 
+def power_of_ten(exponent: float) -> str:
+    """Return ten to the power of the exponent, also if it is beyond the range of a float."""
+    return f"{10**exponent:.3g}" if abs(exponent) < 300 else f"1e{exponent:+.0f}"
+
+
 def learning_curves(contenders: Sequence[ContenderProgress]) -> Chart | None:
     """Return the validation score of each training by epoch; None without any. The best training is emphasized."""
     trained = [each for each in contenders if each.curve]
@@ -119,7 +124,7 @@ def evidence_course(challenger: ChallengerRecord) -> Chart | None:
         across,
         up,
         names=("day", "e-value"),
-        forms=(day_names([day.day for day in days]), lambda y: f"{10**y:.3g}"),
+        forms=(day_names([day.day for day in days]), power_of_ten),
         ticks=(min(5, len(days)), 4),
     )
     marks += [Line(0, up.down(limit), 100, up.down(limit), "guide") for limit in sorted(set(limits))]

@@ -42,7 +42,7 @@ TONES = {
 
 @dataclass(frozen=True)
 class Run:
-    """A run with its state. Without evidence, the run is not finished."""
+    """A run with its state. A finished run has evidence, unless it cannot be read."""
 
     name: str
     state: RunState
@@ -80,8 +80,8 @@ def state_of(evidence: RunEvidence | None, progress: RunProgress | None, *, now:
         return RunState.EXPIRED if parse_time(evidence.expires_at) <= now else RunState.FINISHED
     if progress is None:
         return RunState.REGISTERED
-    if progress.status == "failed":
-        return RunState.FAILED
+    if progress.status != "running":
+        return RunState.FAILED if progress.status == "failed" else RunState.FINISHED
     if now - parse_time(progress.updated_at) > STALE_AFTER:
         return RunState.STALE
     return RunState.RUNNING

@@ -143,9 +143,9 @@ def health_of(
         reasons.append(f"{watch.challenger.decision} the challenger: {watch.challenger.reason}")
     if reasons:
         return Health("attention", "needs attention", tuple(reasons))
-    if watch is None and not reports:
+    if watch is None:
         return Health("unknown", "not watched", ("no watch has reported on this champion",))
-    if watch is not None and now - parse_time(watch.at) > MAX_WATCH_AGE:
+    if now - parse_time(watch.at) > MAX_WATCH_AGE:
         return Health("unknown", "not watched", (f"the last watch was {relative_text(parse_time(watch.at), now=now)}",))
     if not any(report.rows for report in reports):
         return Health("unknown", "no traffic", ("no answer of this champion was logged",))

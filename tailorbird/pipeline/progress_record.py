@@ -190,13 +190,19 @@ def recorded(progress: ProgressReporter, *, first: RunProgress) -> Iterator[Prog
     try:
         yield ProgressReporter(report)
     except BaseException as error:
-        text = _short(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-        last = {"status": "failed", "error": text}
+        last = {"status": "failed", "error": _reason(error)}
         raise
     finally:
         over.set()
         thread.join()
         attempt(lambda: record.write(record.current().model_copy(update=last)))
+
+
+def _reason(error: BaseException) -> str:
+    """Return the reason of a failure. SIGTERM raises KeyboardInterrupt too: see `cluster.connection`."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "the driver was stopped (Ctrl-C or SIGTERM)"
+    return _short(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
 def _short(text: str) -> str:

@@ -1,6 +1,7 @@
 """The pages of the console in each state of a registry: empty, one run, many, running, failed, expired, stale."""
 
 import html
+import json
 import os
 import re
 from datetime import UTC, datetime, timedelta
@@ -127,6 +128,14 @@ def test_an_old_watch_is_not_health(paths: TaskPaths) -> None:
     assert "the last watch was 6 days ago" in page(paths)
 
 
+def test_reports_without_the_record_of_a_watch_are_not_health(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=40)
+    made.add_reports(paths, until=NOW, num_days=9)
+    assert "icd10-chapters not watched" in page(paths)
+    Path(paths.watch.removeprefix("file://")).write_text("{")
+    assert "icd10-chapters not watched" in page(paths)
+
+
 def test_a_running_run_is_live_and_shows_stages_curves_and_what_is_left(paths: TaskPaths) -> None:
     add_progress(paths, RUN, minutes_ago=1)
     assert "Run under way : sweep: trial 17b62 epoch 5 (61 of 141)" in page(paths)
@@ -228,6 +237,25 @@ def test_a_damaged_record_is_named_and_the_other_tasks_are_shown(paths: TaskPath
     assert f"{other.champion} is not a valid record: uri: Field required" in text
     assert "secret text" not in text
     assert "icd10-chapters" in text
+
+
+@pytest.mark.parametrize("has_progress", [False, True])
+@pytest.mark.parametrize("damage", [{"unknown": 1}, {"verdict": None}])
+def test_a_finished_run_with_damaged_evidence_is_neither_running_nor_stale(
+    paths: TaskPaths, has_progress: bool, damage: dict[str, object]
+) -> None:
+    evidence = made.add_run(paths, RUN, at=NOW - timedelta(hours=3))
+    file = Path(f"{evidence.run}/evidence.json".removeprefix("file://"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    if has_progress:
+        add_progress(paths, RUN, minutes_ago=1, status="finished")
+        listed = page(paths, "icd10-chapters")
+        assert "ago finished" in listed
+        assert "trial 17b62 epoch 5" not in listed
+    text = page(paths, f"icd10-chapters/runs/{RUN}")
+    assert "The records of this run cannot be read." in text
+    assert f"{evidence.run}/evidence.json is not a valid record: {next(iter(damage))}" in text
+    assert "Start the run again" not in text
 
 
 def test_names_and_texts_of_records_are_escaped(paths: TaskPaths) -> None:

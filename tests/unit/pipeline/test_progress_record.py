@@ -113,6 +113,13 @@ def test_a_failed_run_is_recorded_with_its_error_on_one_line(paths: TaskPaths) -
     assert (stored(paths).status, stored(paths).error) == ("failed", "ValueError: too few rows")
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
+def test_a_stopped_run_is_recorded_with_what_stopped_it(paths: TaskPaths, error: BaseException) -> None:
+    with pytest.raises(type(error)), recorded(ProgressRecorder(), first=first(paths)):
+        raise error
+    assert (stored(paths).status, stored(paths).error) == ("failed", "the driver was stopped (Ctrl-C or SIGTERM)")
+
+
 def test_progress_that_cannot_be_stored_is_reported_once_and_does_not_end_the_run(
     paths: TaskPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

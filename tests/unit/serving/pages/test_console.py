@@ -1,14 +1,19 @@
 """The console of a service behind a key, and the local server behind a secret address."""
 
 import asyncio
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from starlette.testclient import TestClient
@@ -140,6 +145,26 @@ def test_the_arguments_of_the_browser_do_not_contain_the_secret(
     assert server.url in done.output
     assert server.url.split("/")[3] not in opened[0]
     assert not Path(opened[0].removeprefix("file://")).exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("options", [["--open"], []])
+def test_a_signal_removes_the_file_with_the_secret_address(
+    paths: TaskPaths, tmp_path: Path, number: signal.Signals, options: list[str]
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    command = [sys.executable, "-m", "tailorbird", "console", paths.registry, "--port", "0", *options]
+    environment = os.environ | {"TMPDIR": str(folder), "BROWSER": "true"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        with urlopen(url, timeout=300) as page:  # the port accepts connections before the server answers
+            assert page.status == 200
+        assert len(list(folder.glob("*/console.html"))) == len(options)
+        process.send_signal(number)
+        assert process.wait(300) == 0
+    assert list(folder.iterdir()) == []
 
 
 def test_the_port_is_taken_before_its_address_is_printed(paths: TaskPaths) -> None:
