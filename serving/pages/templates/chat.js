@@ -120,9 +120,9 @@ async function send() {
     setBusy(true);
     byId("text").value = "";
     const models = [champion(), ...(compared() ? [compared()] : [])];
-    const asked = models.map(model => answer(model, addReply(replies, model), text, controller.signal));
+    const answers = models.map(model => answer(model, addReply(replies, model), text, controller.signal));
     items[1].scrollIntoView({block: "nearest"});
-    const results = await Promise.allSettled(asked);
+    const results = await Promise.allSettled(answers);
     answered = results.some(result => result.value || (result.reason && result.reason.whole));
     const failed = results.find(result => result.status === "rejected");
     if (results.length > 1 && !failed && results[0].value && results[0].value === results[1].value)
