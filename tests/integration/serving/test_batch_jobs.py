@@ -263,7 +263,7 @@ def test_an_invalid_or_forbidden_batch_is_refused_with_a_reason(service: Service
         ({"input": "s3://lake/other/in", "output": _output()}, 403, "serving.batch_prefixes"),
         ({"input": uri, "output": f"{PREFIX}-not/out"}, 403, "serving.batch_prefixes"),
         ({"input": uri, "output": f"{service.task_uri}/versions/mine"}, 403, "overlaps the model registry"),
-        ({"input": uri, "output": f"{PREFIX}/../x"}, 422, "without empty parts, `.` and `..`"),
+        ({"input": uri, "output": f"{PREFIX}/../x"}, 422, "without empty parts, `.`, `..` and control"),
         ({"input": uri, "output": f"{uri}/out"}, 422, "overlap; give another output"),
         ({"input": uri, "output": _output(), "column": "words"}, 422, "has no column 'words', only text, key, sex"),
         ({"input": uri, "output": _output(), "model": "other"}, 404, "model 'other' is not served"),
