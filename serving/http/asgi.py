@@ -79,7 +79,7 @@ def http_app(
     on_startup: Callable[[], Awaitable[None]] | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> ASGIApp:
-    """Return an ASGI application of the routes. A literal path takes precedence over a path with `{id}`.
+    """Return an ASGI application of the routes. A literal path takes precedence over a path with a placeholder.
 
     `authenticate` receives a request's headers before the body is read, and sets the caller or raises RequestError.
     `admit` is entered next, except for open routes, and left after the response; it may raise RequestError too.
@@ -107,7 +107,7 @@ def http_app(
 
     endpoints = [
         Endpoint(path, routes[path], max_body_bytes, authenticate, admit)
-        for path in sorted(routes, key=lambda path: ID in path)
+        for path in sorted(routes, key=lambda path: "{" in path)
     ]
     return routing.Router(
         [routing.Route(endpoint.path, endpoint) for endpoint in endpoints],

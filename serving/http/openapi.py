@@ -124,6 +124,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "/": Operation("Return an HTML page for trying the model", None),
     "/page.js": Operation("Return the script of this page", None),
     "/console": Operation("Return the first page of the console, as HTML", None, errors=(404,)),
+    "/console/_live.js": Operation("Return the script that updates pages of the console", None),
     f"/console/{REST}": Operation("Return the page of the console at this path, as HTML", None, errors=(404,)),
 }
 

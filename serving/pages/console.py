@@ -2,12 +2,13 @@
 
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.engines.fair_slots import FairSlots
 from serving.http.admission import client_name
 from serving.http.api_keys import KeyScope
-from serving.http.asgi import HTML, REST, Page, Route, path_id
+from serving.http.asgi import HTML, JAVASCRIPT, REST, Page, Route, path_id
 from serving.http.schemas import RequestError
 from serving.http.security_headers import page_policy
 from tailorbird.storage.paths import TaskPaths
@@ -43,10 +44,20 @@ def console_routes(new_site: Callable[[], "Site"]) -> dict[str, Route]:
     async def other_page(_body: bytes, _request_id: str) -> tuple[int, Page]:
         return await slots.run(partial(page, path_id.get()), client=client_name(), cost=1)
 
+    async def script(_body: bytes, _request_id: str) -> tuple[int, bytes]:
+        return 200, read_script()
+
+    pages = {"/console": first_page, f"/console/{REST}": other_page}
     return {
-        path: Route("GET", answer, scopes=SCOPES, content_type=HTML, browser=True)
-        for path, answer in {"/console": first_page, f"/console/{REST}": other_page}.items()
+        "/console/_live.js": Route("GET", script, open=True, content_type=JAVASCRIPT),
+        **{path: Route("GET", page, scopes=SCOPES, content_type=HTML, browser=True) for path, page in pages.items()},
     }
+
+
+@cache
+def read_script() -> bytes:
+    """Return the script that updates a page while a run is under way."""
+    return (Path(__file__).parent / "templates" / "live.js").read_bytes()
 
 
 def task_console(paths: TaskPaths, *, has_keys: bool) -> dict[str, Route]:

@@ -1,5 +1,6 @@
 """The pages of the console as HTML, from records that are already read. Nothing here reads storage."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +24,7 @@ from tailorbird.pages.environment import environment, plain
 from tailorbird.storage.listing import Entry
 
 MAX_LOOKS = 20  # accesses to test rows on a task's page
-REFRESH_S = 10  # of the page of a run that is under way
+LIVE_S = 10  # time between two updates of a page that shows a run under way
 
 Link = Callable[..., str]
 
@@ -48,7 +49,7 @@ class Frame:
 
 def tasks_page(frame: Frame, tasks: Sequence[TaskSummary]) -> str:
     """Return the page of all tasks."""
-    return _render("tasks.html", frame, tasks=tasks)
+    return _render("tasks.html", frame, live=any(task.active for task in tasks), tasks=tasks)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class TaskDetails:
 
 def task_page(frame: Frame, task: TaskSummary, details: TaskDetails) -> str:
     """Return the page of a task."""
-    return _render("task.html", frame, task=task, details=details, stat_names=_statistics(task))
+    return _render("task.html", frame, live=bool(task.active), task=task, details=details, stat_names=_statistics(task))
 
 
 def _statistics(task: TaskSummary) -> dict[str, str]:
@@ -77,16 +78,16 @@ def versions_page(frame: Frame, task: TaskSummary, versions: VersionsPage) -> st
     return _render("versions.html", frame, task=task, page=versions)
 
 
-def run_page(frame: Frame, task: str, run: Run, evidence: Evidence | None, *, live: bool) -> str:
-    """Return the page of a run; it loads itself again while the run is under way, unless `live` is false."""
+def run_page(frame: Frame, task: str, run: Run, evidence: Evidence | None) -> str:
+    """Return the page of a run."""
     return _render(
         "run.html",
         frame,
+        live=run.state is RunState.RUNNING,
         task=task,
         run=run,
         evidence=evidence,
         verdict=evidence.verdict if evidence else None,
-        refresh_s=REFRESH_S if live and run.state is RunState.RUNNING else None,
     )
 
 
@@ -95,8 +96,10 @@ def error_page(frame: Frame, *, title: str, text: str) -> str:
     return _render("error.html", frame, heading=title, text=text)
 
 
-def _render(template: str, frame: Frame, **values: object) -> str:
-    return _templates().get_template(template).render(frame=frame, link=frame.link, **values)
+def _render(template: str, frame: Frame, *, live: bool = False, **values: object) -> str:
+    """Return a page; if `live`, with the script that updates it."""
+    live_s = LIVE_S if live else None
+    return _templates().get_template(template).render(frame=frame, link=frame.link, live_s=live_s, **values)
 
 
 @cache
@@ -124,8 +127,14 @@ def _templates() -> Environment:
         "money": FORMS["money"],
         "last": lambda uri: uri.rpartition("/")[2],
         "seconds": _seconds,
+        "exponent": _exponent,
     }
     return templates
+
+
+def _exponent(log_e: float) -> str:
+    """Return the decimal logarithm of a number by its natural one."""
+    return f"{round(log_e / math.log(10), 2) + 0.0:.2f}"  # adding 0 turns -0.0 into 0.0
 
 
 def _seconds(seconds: float | None) -> str:

@@ -69,9 +69,7 @@ def _page(site: Site, reader: Reader, frame: Frame, segments: Sequence[str]) -> 
             versions = read_versions(reader, paths, champion=task.champion, page=int(rest[1]) if rest else 1)
             return pages.versions_page(frame, task, versions)
         case ["runs", name]:
-            return _run_page(reader, frame, paths, name, live=True)
-        case ["runs", name, "paused"]:
-            return _run_page(reader, frame, paths, name, live=False)
+            return _run_page(reader, frame, paths, name)
         case ["runs", name, "report"]:
             return _report(reader, paths, name, now=frame.now)
     return None
@@ -101,7 +99,7 @@ def _changed_at(entry: Entry) -> float:
     return entry.changed_at.timestamp() if entry.changed_at else 0.0
 
 
-def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, name: str, *, live: bool) -> str | None:
+def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, name: str) -> str | None:
     run = read_run(reader, paths, name, now=frame.now)
     if run is None and not reader.problems:
         return None
@@ -109,7 +107,7 @@ def _run_page(reader: Reader, frame: Frame, paths: TaskPaths, name: str, *, live
     is_finished = run is not None and (run.evidence is not None or run.state is RunState.FINISHED)
     if run is None or (is_finished and evidence is None):
         return pages.error_page(frame, title=f"Run {name}", text="The records of this run cannot be read.")
-    return pages.run_page(frame, paths.name, run, evidence, live=live)
+    return pages.run_page(frame, paths.name, run, evidence)
 
 
 def _report(reader: Reader, paths: TaskPaths, name: str, *, now: datetime) -> str | None:

@@ -140,7 +140,9 @@ def test_a_running_run_is_live_and_shows_stages_curves_and_what_is_left(paths: T
     add_progress(paths, RUN, minutes_ago=1)
     assert "Run under way : sweep: trial 17b62 epoch 5 (61 of 141)" in page(paths)
     content = html_of(paths, f"icd10-chapters/runs/{RUN}")
-    assert '<meta http-equiv="refresh" content="10">' in content
+    assert '<script src="../../../console/_live.js" defer></script>' in content
+    assert 'data-seconds="10"' in content
+    assert "Load the page again" in text_of(content)  # without scripts
     assert 'aria-label="learning curves of 3 trainings; see the table"' in content
     text = text_of(content)
     assert "about 1 min 26 s left of this step" in text
@@ -148,16 +150,14 @@ def test_a_running_run_is_live_and_shows_stages_curves_and_what_is_left(paths: T
     assert "test planned 1 min 35 s up to 4 models" in text
     assert "trial 17b62 0.7190 4 training learning_rate 0.0001, method full" in text
     assert "target 0.678 (probe + 0.01)" in text
-    paused = html_of(paths, f"icd10-chapters/runs/{RUN}/paused")
-    assert "http-equiv" not in paused
-    assert "Follow the run" in paused
+    assert all("_live.js" in html_of(paths, path) for path in (None, "icd10-chapters"))
 
 
 def test_a_run_without_news_is_neither_running_nor_live(paths: TaskPaths) -> None:
     add_progress(paths, RUN, minutes_ago=STALE_AFTER.total_seconds() / 60 + 1)
     assert "Run under way" not in page(paths)
     content = html_of(paths, f"icd10-chapters/runs/{RUN}")
-    assert "http-equiv" not in content
+    assert "_live.js" not in content
     assert "There is no news of this run since 2026-11-28 11:54 UTC (6 minutes ago)" in text_of(content)
     assert "sweep not finished" in text_of(content)
     assert "trial 17b62 0.7190 4 not finished" in text_of(content)
@@ -271,7 +271,8 @@ def test_names_and_texts_of_records_are_escaped(paths: TaskPaths) -> None:
     paths_shown = [None, "icd10-chapters", "icd10-chapters/versions", *(f"icd10-chapters/runs/{n * 16}" for n in "12")]
     for path in paths_shown:
         content = html_of(paths, path)
-        assert "<script" not in content
+        assert "<script>" not in content
+        assert content.count("<script") == content.count('_live.js" defer></script>')
         assert "<img" not in content
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html_of(paths)
     assert "&lt;img src=x" in html_of(paths, "icd10-chapters/runs/" + "1" * 16)
