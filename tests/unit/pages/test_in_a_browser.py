@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.http.openapi import openapi
-from serving.pages.render import render_docs
+from serving.replica.chat import Chat
+from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.formatting import points
@@ -21,6 +21,7 @@ from tests.browser import WIDTHS, OpenPage, accessibility_faults, broken_links, 
 from tests.unit.console.test_states import NOW, RUN, add_champion, add_progress, html_of
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.monitoring.test_recommendation import ALARM, TODAY, day_of, decided, failing, report
+from tests.unit.serving.http.application import application, request
 
 EXPIRED = "2026-01-01T00:00:00+00:00"
 
@@ -35,8 +36,10 @@ def watch_page(*reports: Report, expires: str | None = None) -> str:
     return render_page("letters", reports, recommendation=recommendation)
 
 
-def docs_page(_folder: Path) -> str:
-    return render_docs(openapi({}, config=ServingConfig(api_keys="env://KEYS"))).content.decode()
+def docs_page(service: type, _folder: Path) -> str:
+    status, _, body = request(application(service, ServingConfig()), "GET", "/docs")
+    assert status == 200
+    return body
 
 
 def console_page(path: str | None, write: Callable[[TaskPaths], object], folder: Path, *, status: int = 200) -> str:
@@ -53,6 +56,12 @@ def add_watched_champion(paths: TaskPaths) -> None:
     made.add_watch(paths, at=NOW, reasons=["share of far texts: 0.031"], challenger_days=3, expires=expires)
 
 
+def add_many_runs(paths: TaskPaths) -> None:
+    """Write runs for three pages of the list."""
+    times = (NOW - timedelta(hours=hours) for hours in range(40, 0, -1))
+    made.add_looks(paths, *(made.add_run(paths, f"{number:016x}", at=at) for number, at in enumerate(times)))
+
+
 def nothing(_paths: TaskPaths) -> None:
     """Write nothing."""
 
@@ -65,16 +74,18 @@ PAGES: dict[str, Callable[[Path], str]] = {
     "watch with alarms": lambda _: watch_page(report(day="2026-03-07"), report(drift=(ALARM,), groups=failing())),
     "watch of a challenger": lambda _: watch_page(day_of("2026-03-06", units=range(70))),
     "watch of an expired verdict": lambda _: watch_page(report(), expires=EXPIRED),
-    "API": docs_page,
+    "API of a classifier": partial(docs_page, Classifier),
+    "API of a chat model": partial(docs_page, Chat),
     "console, empty": partial(console_page, None, nothing),
     "console, tasks": partial(console_page, None, add_watched_champion),
     "console, task": partial(console_page, TASK, add_watched_champion),
     "console, expired": partial(console_page, TASK, partial(add_champion, days_ago=400)),
+    "console, many runs": partial(console_page, TASK, add_many_runs),
+    "console, no champion": partial(console_page, TASK, lambda paths: made.add_run(paths, RUN, at=NOW)),
+    "console, tasks during a run": partial(console_page, None, lambda paths: add_progress(paths, RUN, minutes_ago=1)),
     "console, versions": partial(console_page, f"{TASK}/versions", partial(add_champion, days_ago=8)),
     "console, finished run": partial(console_page, PAGE_OF_RUN, partial(add_champion, days_ago=8)),
-    "console, running": partial(  # paused: axe accepts no page that reloads itself, which this one does by choice
-        console_page, f"{PAGE_OF_RUN}/paused", lambda paths: add_progress(paths, RUN, minutes_ago=1)
-    ),
+    "console, running": partial(console_page, PAGE_OF_RUN, lambda paths: add_progress(paths, RUN, minutes_ago=1)),
     "console, stale": partial(console_page, PAGE_OF_RUN, lambda paths: add_progress(paths, RUN, minutes_ago=600)),
     "console, failed": partial(
         console_page,
