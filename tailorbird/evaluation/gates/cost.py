@@ -202,8 +202,13 @@ class TrainingUsage:
 
     def __str__(self) -> str:
         """Return the resources in hours: `3.2 GPU-hours and 25.6 CPU-hours`."""
-        cpu = f"{self.cpu_s / SECONDS_PER_HOUR:,.4g} CPU-hours"
-        return f"{self.gpu_s / SECONDS_PER_HOUR:,.4g} GPU-hours and {cpu}" if self.gpu_s else cpu
+        cpu = _hours(self.cpu_s, "CPU")
+        return f"{_hours(self.gpu_s, 'GPU')} and {cpu}" if self.gpu_s else cpu
+
+
+def _hours(seconds: float, device: str) -> str:
+    number = f"{seconds / SECONDS_PER_HOUR:,.4g}"
+    return f"{number} {device}-hour{'' if number == '1' else 's'}"
 
 
 @dataclass(frozen=True)

@@ -303,6 +303,9 @@ def score(score: ModelScore) -> Chart:
     return share_bar(score.validation, interval=score.interval, label=label, chosen=bool(score.role))
 
 
+MAX_NAMED = 8  # trials whose names the chart of the sweep has room for
+
+
 def sweep(trials: Sequence[TrialRecord]) -> Chart:
     """Return the validation score of each trial and baseline in the order of the sweep, without trials that failed."""
     trials, height = [trial for trial in trials if trial.epochs or trial.status == PRETRAINED], 180.0
@@ -310,9 +313,9 @@ def sweep(trials: Sequence[TrialRecord]) -> Chart:
     across = Scale(0.0, len(trials) + 1.0)
     tuned = [trial for trial in trials if trial.status != PRETRAINED]
     best = max(tuned, key=lambda trial: trial.validation, default=None)
-    marks = axes(
-        across, up, names=("trial", "validation score"), forms=(lambda _: "", lambda y: f"{y:.4g}"), ticks=(1, 4)
-    )
+    shown = {index + 1.0: trial.trial for index, trial in enumerate(trials)} if len(trials) <= MAX_NAMED else {}
+    forms = (lambda x: shown.get(x, ""), lambda y: f"{y:.4g}")
+    marks = axes(across, up, names=("trial", "validation score"), forms=forms, ticks=(len(shown) + 1, 4))
     for index, trial in enumerate(trials):
         kind = "chosen" if trial is best else "other" if trial.status == PRETRAINED else "candidate"
         where, title = across.at(index + 1.0), f"{trial.trial}: {trial.validation:.4f} ({trial.status})"

@@ -15,6 +15,35 @@ TONES = {"passes": "passes", "fails": "fails", "not assessable": "open", "not ap
 """CSS class of each state of a gate or a bound."""
 
 
+FIELD_NAMES = {
+    "num_train": "training rows",
+    "num_validation": "validation rows",
+    "num_test": "test rows",
+    "num_classes": "classes (chat: distinct answers)",
+    "train_copies_of_test": "training rows removed as copies of test rows",
+    "train_copies_of_validation": "training rows removed as copies of validation rows",
+    "validation_copies_of_test": "validation rows removed as copies of test rows",
+    "near_duplicates_of_test": "test rows with a near-duplicate in the training rows",
+    "near_duplicates_compared": "test rows checked for near-duplicates",
+    "near_duplicates_of_validation": "validation rows with a near-duplicate in the training rows",
+    "near_duplicates_compared_in_validation": "validation rows checked for near-duplicates",
+    "conflicting_texts": "texts with more than one label",
+    "empty_texts": "rows with an empty text",
+    "rare_classes": "classes with fewer than 10 training rows",
+    "test_answers_in_train": "test rows whose answer is in the training rows",
+    "num_in_memory": "training rows in the sample for the baselines",
+    "selected": "selected settings",
+    "num_workers": "workers",
+    "zero_stage": "ZeRO stage",
+    "seconds": "time in training steps, s",
+    "samples_per_second": "rows per second",
+    "padding_share": "share of padding in the tokens",
+}
+"""Names of fields that the report lists, if the name of the field itself is not readable."""
+UNLISTED = ("near_duplicate_test_rows",)
+"""Fields of listed records that the report does not show: a value for each row."""
+
+
 def _rows(value: int | None) -> str:
     return f"{MAX_ROWS:,} are not enough" if value is None else f"{value:,}"
 

@@ -1,7 +1,6 @@
 """Render the HTML report of a run from its evidence; `templates/` has its sections."""
 
 import json
-from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +14,7 @@ from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report import charts, costs
 from tailorbird.evaluation.report.console import mix_sentence, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.report.figures import TONES, Figures
+from tailorbird.evaluation.report.figures import FIELD_NAMES, TONES, UNLISTED, Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
 from tailorbird.evaluation.report.outlook import served_sentence, what_would_change
 from tailorbird.evaluation.verdict.contender_costs import money
@@ -70,7 +69,6 @@ def to_html(evidence: Evidence) -> str:
         seeds=seed_sentence(evidence),
         mix=mix_sentence(evidence.mix) if evidence.mix else "",
         streaming=streaming_sentence(evidence),
-        report_names=[name for name in asdict(evidence.data.report) if name != "near_duplicate_test_rows"],
     )
 
 
@@ -78,6 +76,7 @@ def to_html(evidence: Evidence) -> str:
 def _templates() -> Environment:
     templates = environment(Path(__file__).parent / "templates")
     templates.globals |= {"metric_names": METRIC_NAMES, "row_metrics": ROW_METRICS, "tones": TONES, "roles": COMPARED}
+    templates.globals |= {"field_names": FIELD_NAMES, "unlisted": UNLISTED}
     templates.filters |= {
         "interval_name": interval_name,
         "model_name": model_name,
