@@ -1,6 +1,7 @@
 """All stored pages in a real browser: accessible, without overflow and requests, and usable with the keyboard alone."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,9 @@ def watch_page(*reports: Report, expires: str | None = None) -> str:
 
 
 def docs_page(service: type, _folder: Path) -> str:
-    status, _, body = request(application(service, ServingConfig()), "GET", "/docs")
+    app = application(service, ServingConfig())
+    with ThreadPoolExecutor(1) as thread:  # that of the browser runs an event loop already
+        status, _, body = thread.submit(request, app, "GET", "/docs").result()
     assert status == 200
     return body
 
