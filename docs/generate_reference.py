@@ -80,6 +80,7 @@ def _section_lists(title: str, *, model: type[BaseModel], prefix: str) -> list[s
 def _section(field: FieldInfo) -> type[ConfigSection] | None:
     for choice in (field.annotation, *get_args(field.annotation)):
         kind = get_args(choice)[0] if get_origin(choice) is Annotated else choice
+        kind = get_args(choice)[1] if get_origin(choice) is dict else kind
         if isinstance(kind, type) and issubclass(kind, ConfigSection):
             return kind
     return None

@@ -37,8 +37,15 @@ from tailorbird.evaluation.report.preregistration import (
     request_digest,
     run_name,
 )
+from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import CHANGED_SETS, VerdictInputs, model_predictions, require_valid_scores
+from tailorbird.evaluation.verdict.inputs import (
+    CHANGED_SETS,
+    SUITE_PREFIX,
+    VerdictInputs,
+    model_predictions,
+    require_valid_scores,
+)
 from tailorbird.evaluation.verdict.protocol import build_protocol
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.registry.test_set_ledger import recount_access
@@ -167,6 +174,11 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
         serving=recipe.serving,
         test_sha256=protocol.test_sha256,
         num_test_rows=protocol.num_test_rows,
+        suites={
+            name.removeprefix(SUITE_PREFIX): sha256
+            for name, sha256 in registration.data.items()
+            if name.startswith(SUITE_PREFIX)
+        },
     )
     yield from differences(protocol, of_recipe, at="protocol", other="the recipe gives")
 
@@ -238,6 +250,9 @@ def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) ->
     yield from differences(evidence.reliability, reliability_by_role(tables), at="reliability", other=RECOMPUTED)
     yield from differences(evidence.confusions, confusions(tables), at="confusions", other=RECOMPUTED)
     yield from differences(evidence.measures, mean_measures(tables), at="measures", other=RECOMPUTED)
+    roles = [model.role for model in evidence.family.predicting]
+    on_suites = suite_scores(tables, suites=tuple(evidence.protocol.suites), roles=roles)
+    yield from differences(evidence.suites, on_suites, at="suites", other=RECOMPUTED)
     report, metric = evidence.data.report, evidence.protocol.metric
     contenders = evidence.family.contenders
     distinct = scores_without_near_duplicates(tables, contenders=contenders, report=report, metric=metric)

@@ -1,5 +1,6 @@
 """Section `evaluation` of a recipe."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_validator
@@ -7,6 +8,7 @@ from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_vali
 from tailorbird.config.answers import ANSWER_METRICS, AnswersConfig
 from tailorbird.config.base import MODEL_STORES, ConfigSection, with_scheme
 from tailorbird.config.endpoint import EndpointConfig
+from tailorbird.config.suites import SuiteConfig
 
 EXAMPLES = {
     "json_fields": "{}",
@@ -57,6 +59,21 @@ class GatesConfig(ConfigSection):
     incumbent's."""
     robustness: RobustnessGateConfig | None = RobustnessGateConfig()
     """(classification only) The candidate is as robust to typing errors, case and white space as the incumbent."""
+    suites: dict[str, SuiteConfig] | None = None
+    """(chat only) Up to ten regression suites by name, for example `general: {uri: builtin://general}`. The candidate's
+    mean score on each suite is at most `max_loss` below the incumbent's."""
+
+    @field_validator("suites")
+    @classmethod
+    def _are_named(cls, suites: dict[str, SuiteConfig] | None) -> dict[str, SuiteConfig] | None:
+        if suites is not None and not 1 <= len(suites) <= 10:
+            raise ValueError(f"{len(suites)} suites are given; give 1 to 10 suites by name, or null for none")
+        for name in suites or ():
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", name):
+                raise ValueError(
+                    f"{name!r} is not a name of a suite; use up to 31 lower-case letters, digits and hyphens"
+                )
+        return suites
 
 
 class CostConfig(ConfigSection):

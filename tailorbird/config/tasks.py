@@ -38,6 +38,7 @@ TASKS: dict[TaskName, TaskRules] = {
             "training.with_retrieved": False,
             "evaluation.retrieval_encoder": None,
             "evaluation.answers": None,
+            "evaluation.gates.suites": None,
         },
         hub_task="text-classification",
         hub_example=lambda text: {"text": text},

@@ -24,6 +24,21 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
+class SuiteColumns:
+    """The columns that only the rows of a suite have."""
+
+    metrics: tuple[str, ...]  # metric of each row, one of `SUITE_METRICS`
+    options: tuple[tuple[str, ...], ...]  # options of each row; empty for a metric without options
+    counterparts: tuple[str, ...]  # the prompt that `same_choice` compares with; empty for other metrics
+    starts: tuple[str, ...]  # text with which the answer starts; the model generates the rest of it
+
+    def take(self, positions: Sequence[int]) -> "SuiteColumns":
+        """Return the values at `positions`, in that order."""
+        columns = [getattr(self, each.name) for each in fields(self)]
+        return SuiteColumns(*(tuple(column[position] for position in positions) for column in columns))
+
+
+@dataclass(frozen=True)
 class Rows:
     """Rows of a split, stored by column. All columns have the same length.
 
@@ -41,6 +56,8 @@ class Rows:
     """(chat only) Positions in `conversations` of the assistant turns with weight 0, which are not trained on."""
     answers: AnswersConfig | None = None
     """(chat only) How structured answers are compared with the labels."""
+    suite: SuiteColumns | None = None
+    """(rows of a suite only) The other columns of the suite. The labels are its expectations."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -61,6 +78,7 @@ class Rows:
             conversations=None if self.conversations is None else pick(self.conversations),
             untrained_turns=None if self.untrained_turns is None else pick(self.untrained_turns),
             answers=self.answers,
+            suite=None if self.suite is None else self.suite.take(positions),
         )
 
     @property
@@ -94,13 +112,13 @@ def query_of(conversation: Conversation) -> str:
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
-    """Concatenate one or more parts that have the same columns."""
+    """Concatenate one or more parts that have the same columns, and are no suites."""
 
     def column(name: str) -> Any:
         columns = [getattr(rows, name) for rows in parts]
         return None if columns[0] is None else tuple(chain.from_iterable(columns))
 
-    names = [field.name for field in fields(Rows) if field.name not in ("groups", "answers")]
+    names = [field.name for field in fields(Rows) if field.name not in ("groups", "answers", "suite")]
     groups = {name: tuple(chain.from_iterable(rows.groups[name] for rows in parts)) for name in parts[0].groups}
     return Rows(groups=groups, answers=parts[0].answers, **{name: column(name) for name in names})
 
@@ -128,6 +146,10 @@ def rows_sha256(rows: Rows) -> str:
         columns["conversation"] = tuple(json.dumps(turns) for turns in rows.conversations)
     if rows.untrained_turns is not None and any(rows.untrained_turns):
         columns["untrained turns"] = tuple(json.dumps(positions) for positions in rows.untrained_turns)
+    if rows.suite is not None:
+        suite = rows.suite
+        columns |= {"metric": suite.metrics, "counterpart": suite.counterparts, "start": suite.starts}
+        columns["options"] = tuple(json.dumps(options) for options in suite.options)
     columns |= {f"group {name}": rows.groups[name] for name in sorted(rows.groups)}
     return _digest(columns)
 

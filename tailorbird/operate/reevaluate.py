@@ -202,7 +202,8 @@ def protocol_for(
         if digests == {"incumbent": incumbent.digest, "candidate": champion.digest}:
             cost = evidence.cost
     priced = protocol.cost if cost.serving is not None else None
-    return protocol.model_copy(update={"cost": priced, "hybrid": None}), cost
+    gates = protocol.gates.model_copy(update={"suites": None})  # the weights are those that answered the suites
+    return protocol.model_copy(update={"cost": priced, "hybrid": None, "gates": gates, "suites": {}}), cost
 
 
 def _predict(

@@ -34,7 +34,7 @@ from tailorbird.evaluation.report.evidence_files import (
 )
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
 from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, kind_of_artifact, register_contender, register_hybrid
 from tailorbird.pipeline.cost import measure_cost
@@ -184,15 +184,15 @@ def predict_all(
     on_validation: Mapping[str, Contender],
     progress: ProgressReporter = SILENT,
 ) -> dict[str, Predictions]:
-    """Return predictions by table name: of all models on test and on the changed test sets of the gates.
+    """Return predictions by table name: of all models on test, on the changed test sets of the gates, and on suites.
 
     The tables of the models in `on_validation` are those of the validation rows.
     """
-    changed = changed_sets(context.protocol.gates)
+    sets = (*changed_sets(context.protocol.gates), *(f"{SUITE_PREFIX}{name}" for name in context.inputs.suites))
     tables = {}
     for role, contender in contenders.items():
-        for name in ("test", *changed):
-            progress.activity(f"{role} on the {ROWS_NAMES[name]}")
+        for name in ("test", *sets):
+            progress.activity(f"{role} on the {ROWS_NAMES.get(name, f'rows of the {name}')}")
             table = _predict(context, contender.uri, rows_name=name)
             tables[role if name == "test" else f"{role}_{name}"] = table
     for role, contender in on_validation.items():
@@ -259,17 +259,20 @@ def _register(
 
 
 def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
-    """Return the predictions of validation, test or a changed test set; a cached stage."""
+    """Return the predictions of validation, test, a changed test set or a suite; a cached stage."""
     inputs, splits, on_gpu = context.inputs, context.splits, context.recipe.serving.gpus_per_replica > 0
     rows: dict[str, Callable[[], Rows]] = {
         VALIDATION: lambda: splits.validation,
         "test": lambda: splits.test,
         "counterfactual": lambda: swap_demographics(splits.test),
         "noise": lambda: add_typos(splits.test),
+        **{f"{SUITE_PREFIX}{name}": partial(inputs.suites.__getitem__, name) for name in inputs.suites},
     }
     changes = {"counterfactual": [swap_demographics], "noise": [add_typos]}.get(rows_name, [])
     stage_inputs = inputs.stage_inputs(predict_rows, *changes, model=uri, rows=rows_name, on_gpu=on_gpu)
-    if rows_name != VALIDATION:
+    if rows_name.startswith(SUITE_PREFIX):
+        stage_inputs["suite"] = inputs.hashes[rows_name]
+    elif rows_name != VALIDATION:
         stage_inputs["test"] = inputs.data.hashes["test"]
 
     def compute(folder: str) -> str:

@@ -1,7 +1,7 @@
 """The inputs of a run: the recipe's rows, base model and code, checked and staged on S3."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import ParamSpec, TypeVar
 
 from cluster.code_snapshot import CodeVersion, ship_code
@@ -12,14 +12,16 @@ from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.parquet import has_integers
-from tailorbird.data.rows import DataError, Splits
+from tailorbird.data.rows import DataError, Rows, Splits, rows_sha256
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.evaluation.statistics.answer_metrics import unreadable
+from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX
 from tailorbird.models.base_model import base_model_source, model_files, stage_base_model
 from tailorbird.models.metadata import require_encoder, require_length
 from tailorbird.models.pretrained import dtype_name
+from tailorbird.pipeline.suites import load_suites
 from tailorbird.registry.versions import Dtype, Kind, PinnedEncoder, Prompting, VersionConfig, now
 from tailorbird.storage.code_closure import code_sha256
 from tailorbird.storage.stage_cache import cached_stage
@@ -39,11 +41,22 @@ class RunInputs:
     encoder: BaseModelRecord | None = None  # encoder of `evaluation.retrieval_encoder`
     progress: ProgressReporter = SILENT  # reporter for Ray tasks; see `cluster.remote.run_remote`
     integer_labels: bool = False  # the label column of a classification task holds integers
+    suites: Mapping[str, Rows] = field(default_factory=dict)  # rows of the suites to ask, by name
 
     @property
     def splits(self) -> Splits:
         """Rows in memory; `train` is a sample if the training rows are sharded."""
         return self.data.splits
+
+    @property
+    def suite_hashes(self) -> dict[str, str]:
+        """The sha256 of each suite by name."""
+        return {name: rows_sha256(rows) for name, rows in self.suites.items()}
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of each split, and of each suite with the prefix of its tables."""
+        return self.data.hashes | {f"{SUITE_PREFIX}{name}": value for name, value in self.suite_hashes.items()}
 
     @property
     def pinned_encoder(self) -> PinnedEncoder | None:
@@ -106,6 +119,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
     data = load_in_memory(recipe.data, task, seed=recipe.training.seed)
     if data is not None:
         require_readable_answers(data.splits)
+        suites = load_suites(recipe, train=data.splits.train)
     progress.activity(f"reading the base model {recipe.base_model}, which is copied to the registry on first use")
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
     require_length(uri, max_length=recipe.data.max_length, task=task)
@@ -118,8 +132,9 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         inputs = {"code": code_sha256(load_sharded), "base_model": asdict(base_model)}
         data = load_sharded(recipe.data, task, base_model=uri, task_uri=recipe.task_uri, inputs=inputs)
         require_readable_answers(data.splits)
+        suites = load_suites(recipe, train=data.splits.train)
     integer_labels = recipe.task == "classification" and has_integers(recipe.data.train_uris, column=recipe.data.label)
-    return RunInputs(recipe, data, base_model, code, encoder, integer_labels=integer_labels)
+    return RunInputs(recipe, data, base_model, code, encoder, integer_labels=integer_labels, suites=suites)
 
 
 def inspect_inputs(recipe: Recipe) -> RunInputs | None:
@@ -132,6 +147,7 @@ def inspect_inputs(recipe: Recipe) -> RunInputs | None:
     if data is None:
         return None
     require_readable_answers(data.splits)
+    load_suites(recipe, train=data.splits.train)
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
     return RunInputs(recipe, data, _record(recipe.base_model, uri=uri, registry=recipe.registry), CodeVersion("", ""))
 

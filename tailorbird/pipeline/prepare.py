@@ -68,9 +68,13 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     champion = _read_champion(recipe, classes=task.classes)
     _report_data(inputs, task, progress=progress)
     _report_access(inputs, progress=progress)
-    hashes, code = inputs.data.hashes, inputs.code.sha256
+    hashes, code = inputs.hashes, inputs.code.sha256
     protocol = build_protocol(
-        recipe.evaluation, serving=recipe.serving, test_sha256=hashes["test"], num_test_rows=len(inputs.splits.test)
+        recipe.evaluation,
+        serving=recipe.serving,
+        test_sha256=hashes["test"],
+        num_test_rows=len(inputs.splits.test),
+        suites=inputs.suite_hashes,
     )
     request = request_digest(
         recipe, code=code, data=hashes, base_model=inputs.base_model, retrieval_encoder=inputs.encoder

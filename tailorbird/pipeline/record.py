@@ -19,6 +19,7 @@ from tailorbird.evaluation.report.model_scores import (
     reliability_by_role,
     scores_without_near_duplicates,
 )
+from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
@@ -113,7 +114,7 @@ def build_evidence(
         test_access=evaluated.test_access,
         family=evaluated.family,
         accepted_loss=context.accepted_loss,
-        data=evidence.DataRecord(data.report, data.num_train, data.hashes, _differences(context, predictions)),
+        data=evidence.DataRecord(data.report, data.num_train, inputs.hashes, _differences(context, predictions)),
         scores=model_scores(
             trained.baselines,
             kind=versions["candidate"].kind,
@@ -135,6 +136,9 @@ def build_evidence(
             predictions, rows=context.splits.test, metric=protocol.metric, most=recipe.evaluation.report_examples
         ),
         measures=mean_measures(predictions),
+        suites=suite_scores(
+            predictions, suites=tuple(protocol.suites), roles=[model.role for model in evaluated.family.predicting]
+        ),
         distinct=scores_without_near_duplicates(
             predictions, contenders=evaluated.family.contenders, report=data.report, metric=protocol.metric
         ),

@@ -34,7 +34,7 @@ class Bound:
 class Gate:
     """A condition that the candidate must meet in addition to its gain."""
 
-    name: str  # `calibration`, `groups`, `counterfactual`, `robustness` or `cost`
+    name: str  # `calibration`, `groups`, `counterfactual`, `robustness`, `suites` or `cost`
     state: State
     bounds: tuple[Bound, ...]
     note: str = ""  # further information for readers

@@ -36,11 +36,17 @@ def answer_rows(
     index: "RetrievalIndex | None" = None,
     generate: GenerateAnswers = answer_prompts,
 ) -> list[Answer]:
-    """Return the greedy answer to each row; raise DataError if the chat template refuses a conversation."""
+    """Return the greedy answer to each row; raise DataError if the chat template refuses a conversation.
+
+    A row of a suite may have the start of its answer. The model then generates the rest, which is returned.
+    """
     prompts = [
         chat_prompt(conversation, tokenizer=tokenizer, prompting=prompting, index=index).tokens
         for conversation in conversations(rows)
     ]
+    if rows.suite is not None:
+        starts = (tokenizer(start, add_special_tokens=False)["input_ids"] for start in rows.suite.starts)
+        prompts = [[*prompt, *start] for prompt, start in zip(prompts, starts, strict=True)]
     end_id = int(tokenizer.eos_token_id)
     answers = generate(model.lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
     texts = [str(tokenizer.decode(list(answer.tokens), skip_special_tokens=True)).strip() for answer in answers]

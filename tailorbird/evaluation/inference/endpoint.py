@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tailorbird.data.rows import Rows
+from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
+from tailorbird.evaluation.inference.suite_answers import generated_positions, suite_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.endpoint.client import Body
 from tailorbird.models.endpoint.completion import EndpointAnswer
@@ -36,7 +38,16 @@ def answer_rows_of_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> t
 
 
 def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predictions:
-    """Return the predictions of the endpoint version or artifact at `uri`; see `fetch_answers` for errors."""
+    """Return the predictions of the endpoint version or artifact at `uri`; see `fetch_answers` for errors.
+
+    An endpoint returns no log-likelihoods of given texts, so rows of a suite that need them have no score.
+    """
+    if rows.suite is not None:
+        positions, kind = generated_positions(rows), read_artifact_config(uri).kind
+        completions = answer_rows_of_endpoint(uri, rows=rows.take(positions), limits=limits) if positions else ()
+        confidences = _values([answer.confidence for answer in completions])
+        answers = [Answer(answer.text, float(value)) for answer, value in zip(completions, confidences, strict=True)]
+        return suite_predictions(kind, rows=rows, answers=dict(zip(positions, answers, strict=True)))
     return endpoint_predictions(
         answer_rows_of_endpoint(uri, rows=rows, limits=limits), rows=rows, version=read_artifact_config(uri)
     )

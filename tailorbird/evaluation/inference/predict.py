@@ -13,6 +13,7 @@ from tailorbird.evaluation.inference.endpoint import predict_endpoint
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
+from tailorbird.evaluation.inference.suite_answers import predict_suite
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, LoadedNearest, load_artifact
@@ -61,6 +62,8 @@ def _predict_labels(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> Pred
 
 def _predict_answers(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> Predictions:
     """Return a chat version's predictions. The kind `nearest` has no log-likelihoods: it has no language model."""
+    if rows.suite is not None:
+        return predict_suite(loaded, rows)
     answers = answer_texts(loaded, rows)
     confidences = np.array([answer.confidence for answer in answers], dtype=np.float64)
     outputs = [answer.text for answer in answers]

@@ -206,6 +206,16 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class SuiteScore:
+    """The mean scores on a suite, or on a group of its rows."""
+
+    suite: str
+    group: str | None  # None for all rows of the suite
+    n: int
+    scores: Mapping[str, float | None]  # by role; None if the model cannot answer some of the rows
+
+
+@dataclass(frozen=True)
 class PairedExample:
     """A test row on which one of the two models scores higher. Its text is redacted, and cut if it is long."""
 
@@ -260,6 +270,8 @@ class Evidence(StoredModel):
     """Texts of test rows on which the models differ, if `evaluation.report_examples` allows texts in the report."""
     measures: dict[str, dict[str, float]]
     """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
+    suites: tuple[SuiteScore, ...] = ()
+    """(chat only) Scores on the suites of the gate `suites`."""
     distinct: DistinctRecord | None
     """Scores without near-duplicates of training rows; None if there are none, or if only a sample was compared."""
     versions: dict[str, CandidateRecord]

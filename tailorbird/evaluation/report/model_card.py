@@ -6,6 +6,7 @@ from tailorbird.config.answers import ANSWER_METRICS
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.tasks import TASKS
 from tailorbird.evaluation.gates.base import Gate, State
+from tailorbird.evaluation.gates.suites import WITH_TRAINING_ROWS
 from tailorbird.evaluation.report.console import (
     mix_sentence,
     power_sentence,
@@ -19,7 +20,7 @@ from tailorbird.evaluation.report.outlook import outlook_sentence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, p_text, points
 from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridPart, HybridVerdict
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.registry.versions import ENDPOINT_KINDS, INDEX_KINDS, MIXED_KINDS, WITHOUT_BASE_MODEL
+from tailorbird.registry.versions import ENDPOINT_KINDS, MIXED_KINDS, WITHOUT_BASE_MODEL
 
 HUB_METRICS = {
     "accuracy": "accuracy",
@@ -40,7 +41,6 @@ ARCHITECTURES: dict[str, str] = {
     **dict.fromkeys(MIXED_KINDS.values(), "mean-pooled encoder and TF-IDF of n-grams, each with a linear head, "),
 }
 """Architecture of the kinds that differ from the other models of their task."""
-WITH_TRAINING_ROWS = ("few_shot", "endpoint_few_shot", *INDEX_KINDS)  # kinds that contain training rows as text
 BEHAVIORAL_GATES = {
     "counterfactual": "The effect of a person's name, sex or age on predictions",
     "robustness": "The effect of typing errors, case and white space on predictions",
@@ -81,6 +81,7 @@ def to_model_card(
         *cost_lines(evidence),
         "## Groups",
         _groups(verdict, role=role),
+        *_suites(evidence, role=role),
         "## Limits",
         _limits(evidence, verdict, role=role),
         "## Out-of-scope use",
@@ -224,6 +225,25 @@ def _groups(verdict: Verdict, *, role: str) -> str:
     head = "| group | points (interval) | shrunken to the mean of the groups | rows | state |\n|---|---|---|---|---|\n"
     table = head + "\n".join(rows)
     return f"{compared}, in {METRIC_NAMES[verdict.metric]}. {gate.note[:1].upper()}{gate.note[1:]}.\n\n{table}"
+
+
+def _suites(evidence: Evidence, *, role: str) -> list[str]:
+    """Return the section with the scores on the regression suites; empty if the recipe has none."""
+    compared = [
+        name for name in dict.fromkeys(("incumbent", role)) if evidence.suites and name in evidence.suites[0].scores
+    ]
+    rows = [
+        [
+            score.suite,
+            *("" if score.scores[name] is None else f"{score.scores[name]:.3f}" for name in compared),
+            f"{score.n:,}",
+        ]
+        for score in evidence.suites
+        if score.group is None
+    ]
+    head = ["suite", *compared, "rows"]
+    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    return ["## Suites", "Mean scores on the regression suites.", "\n".join(table)] if rows else []
 
 
 def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:

@@ -9,13 +9,14 @@ from tailorbird.evaluation.gates.cost import ServingCosts, cost_pair
 from tailorbird.evaluation.gates.net_benefit import cost_gate
 from tailorbird.evaluation.gates.prices import CostTerms, CostUnit, Ratio, cost_ratio, cost_unit
 from tailorbird.evaluation.gates.subgroups import groups_gate
+from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
 from tailorbird.evaluation.statistics.paired import compare
-from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, VerdictInputs
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 
 
 def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Gate, ...]:
-    """Return the gates of the recipe, in the order calibration, groups, counterfactual, robustness, cost."""
+    """Return the gates of the recipe, in the order calibration, groups, counterfactual, robustness, suites, cost."""
     candidate, incumbent = inputs.candidate.clean, inputs.incumbent.clean
     limits, alpha = protocol.gates, protocol.alpha
     gates = []
@@ -37,6 +38,15 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
         gates.append(counterfactual_gate(**changed("counterfactual"), limits=limits.counterfactual, alpha=alpha))
     if limits.robustness is not None:
         gates.append(robustness_gate(**changed("noise"), limits=limits.robustness, alpha=alpha))
+    if limits.suites is not None:
+        answered = {
+            name: AnsweredSuite(
+                config, *(model.changed[f"{SUITE_PREFIX}{name}"] for model in (inputs.candidate, inputs.incumbent))
+            )
+            for name, config in limits.suites.items()
+            if name in protocol.suites
+        }
+        gates.append(suites_gate(answered, alpha=alpha))
     if protocol.cost is not None and inputs.costs is None:
         gates.append(Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost is not measured"))
     elif protocol.cost is not None and inputs.costs is not None:

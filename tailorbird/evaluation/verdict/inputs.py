@@ -13,6 +13,9 @@ from tailorbird.evaluation.verdict.protocol import TestProtocol
 CHANGED_SETS = ("counterfactual", "noise")
 """Sets of changed rows that gates need: a name, sex or age swapped; typing errors, changed case and white space."""
 
+SUITE_PREFIX = "suite-"
+"""A suite is a set with this prefix before its name."""
+
 
 @dataclass(frozen=True)
 class VerdictInputs:
@@ -41,8 +44,9 @@ class VerdictInputs:
 
 
 def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPredictions:
-    """Return the predictions of the model in a role; a table of changed rows is named `<role>_<set>`."""
-    changed = {name: tables[f"{role}_{name}"] for name in CHANGED_SETS if f"{role}_{name}" in tables}
+    """Return the predictions of the model in a role; a table of changed rows or of a suite is named `<role>_<set>`."""
+    sets = [name.removeprefix(f"{role}_") for name in tables if name.startswith(f"{role}_{SUITE_PREFIX}")]
+    changed = {name: tables[f"{role}_{name}"] for name in (*CHANGED_SETS, *sets) if f"{role}_{name}" in tables}
     return ModelPredictions(tables[role], changed)
 
 
@@ -76,6 +80,23 @@ def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
             models = (*models, *tables)
     for model in models:
         require_valid_scores(model)
+    for name in protocol.suites:
+        answers = [model.changed.get(f"{SUITE_PREFIX}{name}") for model in inputs.models.values()]
+        if None in answers:
+            raise ValueError(f"the recipe has the suite {name}; give all models' answers to it")
+        _require_same_suite(name, [table for table in answers if table is not None])
+
+
+def _require_same_suite(name: str, tables: list[Predictions]) -> None:
+    """Raise VerdictRefused if answers to a suite are not to the same rows, or a score is not in [0, 1].
+
+    NaN is the score of a row that a model cannot answer.
+    """
+    for table in tables:
+        if (table.row_ids, table.labels) != (tables[0].row_ids, tables[0].labels):
+            raise VerdictRefused(f"{table.model} and {tables[0].model} answer different rows of the suite {name}")
+        if not len(table) or ((table.scores < 0) | (table.scores > 1)).any():
+            raise VerdictRefused(f"{table.model} has no scores from 0 to 1 for the suite {name}; answer it again")
 
 
 def require_valid_scores(model: Predictions) -> None:

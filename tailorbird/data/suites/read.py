@@ -1,0 +1,105 @@
+"""Read the rows of a suite and check its columns."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from tailorbird.config.suites import BUILTIN, LIKELIHOOD_METRICS, SUITE_METRICS, WITHOUT_EXPECTATION
+from tailorbird.data.parquet import open_parquet, parquet_files, plain_type, read_strings, read_table, texts_of
+from tailorbird.data.rows import NO_GROUP, DataError, Rows, SuiteColumns
+
+REQUIRED = ("prompt", "metric", "expectation")
+OPTIONAL = ("group", "options", "counterpart")
+WITH_OPTIONS = ("choice", *LIKELIHOOD_METRICS)
+
+
+def read_suite(uri: str) -> Rows:
+    """Return the rows of a suite: a Parquet file or folder, or `builtin://NAME` for a suite of this package.
+
+    The texts are the prompts, the labels the expectations. Raises DataError if the suite has no rows, lacks a column,
+    or has a row whose metric is unknown or whose values do not fit its metric.
+    """
+    table = _builtin(uri.removeprefix(BUILTIN)) if uri.startswith(BUILTIN) else _parquet(uri)
+    prompts, metrics = (texts_of(table, name, uri=uri, first=0) for name in ("prompt", "metric"))
+    columns = {name: _texts(table, name, uri=uri) for name in ("expectation", "counterpart")}
+    options = _options(table, uri=uri)
+    rows = Rows(
+        row_ids=tuple(str(position) for position in range(len(prompts))),
+        texts=prompts,
+        labels=columns["expectation"],
+        groups={"group": read_strings(table, "group", uri=uri, first=0, fill=NO_GROUP)} if _has(table, "group") else {},
+        conversations=tuple((("user", prompt),) for prompt in prompts),
+        suite=SuiteColumns(metrics, options, columns["counterpart"], ("",) * len(prompts)),
+    )
+    for position in range(len(rows)):
+        if (fault := _fault(rows, position)) is not None:
+            raise DataError(f"{uri}: row {position} of the suite {fault}; correct or drop the row")
+    return rows
+
+
+def _parquet(uri: str) -> pa.Table:
+    with open_parquet(parquet_files(uri)[0], columns=()) as file:
+        names = file.schema_arrow.names
+    if missing := [name for name in REQUIRED if name not in names]:
+        raise DataError(
+            f"{uri} is not a suite: it has no column {missing[0]!r}. It has {', '.join(names)}; a suite needs "
+            f"{', '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}"
+        )
+    return read_table(uri, columns=[name for name in (*REQUIRED, *OPTIONAL) if name in names])
+
+
+def _builtin(name: str) -> pa.Table:
+    lines = Path(__file__).with_name(f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    columns = {column: [record.get(column) for record in records] for column in (*REQUIRED, *OPTIONAL)}
+    types = {column: pa.list_(pa.string()) if column == "options" else pa.string() for column in columns}
+    return pa.table({column: pa.array(values, types[column]) for column, values in columns.items()})
+
+
+def _has(table: pa.Table, name: str) -> bool:
+    return name in table.column_names and bool(table.column(name).null_count < table.num_rows)
+
+
+def _texts(table: pa.Table, name: str, *, uri: str) -> tuple[str, ...]:
+    """Return a column of strings or integers with nulls as empty strings; empty strings without the column."""
+    if not _has(table, name):
+        return ("",) * int(table.num_rows)
+    return read_strings(table, name, uri=uri, first=0, allowed="string or integer", fill="")
+
+
+def _options(table: pa.Table, *, uri: str) -> tuple[tuple[str, ...], ...]:
+    if not _has(table, "options"):
+        return ((),) * int(table.num_rows)
+    kind = table.schema.field("options").type
+    values = plain_type(kind.value_type) if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+    if values is None or not (pa.types.is_string(values) or pa.types.is_large_string(values)):
+        raise DataError(f"{uri}: column 'options' has type {kind}, but must have lists of strings; convert it")
+    return tuple(tuple(options or ()) for options in table.column("options").to_pylist())
+
+
+def _fault(rows: Rows, position: int) -> str | None:
+    """Return the fault of a row as the end of a sentence; None if it has none."""
+    suite = rows.suite
+    assert suite is not None
+    metric, options, expectation = suite.metrics[position], suite.options[position], rows.labels[position]
+    if metric not in SUITE_METRICS:
+        return f"has the metric {metric!r}; allowed: {', '.join(SUITE_METRICS)}"
+    if not rows.texts[position].strip():
+        return "has an empty prompt"
+    if not expectation.strip() and metric not in WITHOUT_EXPECTATION:
+        return f"has no expectation, which {metric} needs"
+    if metric in WITH_OPTIONS and not _are_options(options):
+        return f"has the options {list(options)}, but {metric} needs two or more different texts"
+    if metric in ("choice", "forced_choice") and expectation not in options:
+        return f"expects {expectation!r}, which is not one of its options {list(options)}"
+    if metric == "same_choice" and not suite.counterparts[position].strip():
+        return "has no counterpart, the second prompt that same_choice compares"
+    return None
+
+
+def _are_options(options: Sequence[str | None]) -> bool:
+    return (
+        len(options) > 1 and len(set(options)) == len(options) and all(option and option.strip() for option in options)
+    )

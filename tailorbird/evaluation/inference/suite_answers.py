@@ -1,0 +1,123 @@
+"""Answer the rows of a suite: generate answers, and compute the log-likelihoods of options."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tailorbird.config.suites import LIKELIHOOD_METRICS
+from tailorbird.data.chat_template import conversation_tokens
+from tailorbird.data.rows import Conversation, Rows, SuiteColumns
+from tailorbird.evaluation.inference.chat_answers import Answer, answer_texts, conversations
+from tailorbird.evaluation.inference.row_predictions import documents
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.suite_metrics import choice_score, score_answer
+from tailorbird.evaluation.statistics.text_metrics import words_sha256
+from tailorbird.models.generation import log_likelihoods
+from tailorbird.models.loading import LoadedChat, LoadedNearest
+from tailorbird.models.retrieval.chat_prompt import chat_prompt
+from tailorbird.registry.versions import VersionConfig
+
+
+def predict_suite(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> Predictions:
+    """Return the predictions of a chat version for the rows of a suite.
+
+    The kind `nearest` has no language model, so its rows with a metric of log-likelihoods have no score.
+    """
+    positions = generated_positions(rows)
+    answers = answer_texts(loaded, rows.take(positions)) if positions else []
+    likelihoods = {} if isinstance(loaded, LoadedNearest) else _likelihoods(loaded, rows)
+    return suite_predictions(
+        loaded.version.kind, rows=rows, answers=dict(zip(positions, answers, strict=True)), likelihoods=likelihoods
+    )
+
+
+def generated_positions(rows: Rows) -> list[int]:
+    """Return the positions of the rows of a suite whose answers are generated."""
+    metrics = suite_of(rows).metrics
+    return [position for position, metric in enumerate(metrics) if metric not in LIKELIHOOD_METRICS]
+
+
+def suite_predictions(
+    model: str,
+    *,
+    rows: Rows,
+    answers: Mapping[int, Answer],
+    likelihoods: Mapping[int, tuple[Sequence[float], float]] | None = None,
+) -> Predictions:
+    """Return scores and hashes of the answers to a suite, from the values of each row by position.
+
+    `likelihoods` has the log-likelihoods of a row's options and the confidence in the likeliest one. They are stored as
+    `logprobs`. Rows with the same prompt and options share a cluster. A row with neither an answer nor log-likelihoods
+    has the score NaN: the model cannot answer it.
+    """
+    suite, likelihoods = suite_of(rows), likelihoods or {}
+    scores, confidences = np.full(len(rows), np.nan), np.zeros(len(rows))
+    outputs = [words_sha256("")] * len(rows)
+    logprobs: list[tuple[float, ...]] = [()] * len(rows)
+    for position, (metric, options, expectation) in enumerate(
+        zip(suite.metrics, suite.options, rows.labels, strict=True)
+    ):
+        if position in answers:
+            answer = answers[position]
+            scores[position] = score_answer(answer.text, metric=metric, expectation=expectation, options=options)
+            outputs[position], confidences[position] = words_sha256(answer.text), answer.confidence
+        elif position in likelihoods:
+            values, confidences[position] = likelihoods[position]
+            scores[position] = choice_score(values, metric=metric, options=options, expectation=expectation)
+            outputs[position] = words_sha256(options[int(np.argmax(values[: len(options)]))])
+            logprobs[position] = tuple(values)
+    questions = tuple("\n".join((text, *options)) for text, options in zip(rows.texts, suite.options, strict=True))
+    return Predictions(
+        model=model,
+        row_ids=rows.row_ids,
+        labels=tuple(words_sha256(text) for text in rows.labels),
+        outputs=tuple(outputs),
+        scores=scores,
+        confidences=confidences,
+        calibrated=confidences,
+        groups=rows.groups,
+        clusters=documents(replace(rows, texts=questions)),
+        logprobs=tuple(logprobs) if likelihoods else None,
+    )
+
+
+def suite_of(rows: Rows) -> SuiteColumns:
+    """Return the columns of a suite's rows."""
+    assert rows.suite is not None
+    return rows.suite
+
+
+def _likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> dict[int, tuple[tuple[float, ...], float]]:
+    """Return, by position, the log-likelihoods in nats of the options of each row that needs them, and the confidence.
+
+    An option is scored as an answer with its end-of-turn token. The confidence is exp of the mean log-probability of
+    the likeliest option's tokens. The options after a counterpart follow those after the prompt.
+    """
+    suite, tokenizer, prompting = suite_of(rows), loaded.tokenizer, loaded.prompting
+    owners, tokens = [], []
+    for position, (turns, metric) in enumerate(zip(conversations(rows), suite.metrics, strict=True)):
+        if metric not in LIKELIHOOD_METRICS:
+            continue
+        prompts: list[Conversation] = [turns]
+        if metric == "same_choice":
+            prompts.append((("user", suite.counterparts[position]),))
+        for prompt in prompts:
+            known, shots = chat_prompt(prompt, tokenizer=tokenizer, prompting=prompting, index=loaded.index)
+            for option in suite.options[position]:
+                owners.append(position)
+                tokens.append(
+                    conversation_tokens(
+                        prompt, option, tokenizer=tokenizer, system=prompting.system, shots=shots, prompt=known
+                    )
+                )
+    if not tokens:
+        return {}
+    means = log_likelihoods(loaded.model, tokens, pad_id=int(tokenizer.pad_token_id))
+    sums = means * [row.assistant_mask.sum() for row in tokens]
+    result = {}
+    for position in dict.fromkeys(owners):
+        mine = np.flatnonzero(np.array(owners) == position)
+        best = mine[int(np.argmax(sums[mine[: len(suite.options[position])]]))]
+        result[position] = (tuple(sums[mine].tolist()), float(np.exp(means[best])))
+    return result

@@ -1,0 +1,38 @@
+"""Load the suites of a recipe, and check that no row of them is trained on."""
+
+from tailorbird.config.recipe import Recipe
+from tailorbird.config.suites import EXTRACTION
+from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.splits import normalise
+from tailorbird.data.suites.private_spans import private_span_rows
+from tailorbird.data.suites.read import read_suite
+from tailorbird.evaluation.statistics.suite_metrics import expectation_fault
+
+
+def load_suites(recipe: Recipe, *, train: Rows) -> dict[str, Rows]:
+    """Return the rows of each suite of the gate `suites` by name; without those of an extraction suite that has none.
+
+    Raises DataError if a suite cannot be read, or if one of its prompts is the query of a training row.
+    """
+    suites = {}
+    for name, config in (recipe.evaluation.gates.suites or {}).items():
+        if config.uri == EXTRACTION:
+            rows = private_span_rows(train, seed=recipe.training.seed)
+        else:
+            rows = read_suite(config.uri)
+            _require_fit(rows, uri=config.uri, train=train)
+        if len(rows):
+            suites[name] = rows
+    return suites
+
+
+def _require_fit(rows: Rows, *, uri: str, train: Rows) -> None:
+    if (fault := expectation_fault(rows)) is not None:
+        position, what = fault
+        raise DataError(f"{uri}: row {position} of the suite {what}; correct or drop the row")
+    queries = set(map(normalise, train.queries))
+    if trained := [row_id for row_id, text in zip(rows.row_ids, rows.texts, strict=True) if normalise(text) in queries]:
+        raise DataError(
+            f"{uri}: the prompts of {len(trained)} rows of the suite are also training rows (first: row {trained[0]}), "
+            "so the suite cannot measure what training changes; drop them from the suite or from data.train"
+        )

@@ -1,0 +1,92 @@
+"""Suites are read from Parquet files and from the package; a suite with an error is refused."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tailorbird.config.suites import BUILTIN, BUILTIN_SUITES, EXTRACTION
+from tailorbird.data.rows import DataError, Rows, rows_sha256
+from tailorbird.data.suites.read import read_suite
+
+ROW = {"prompt": "What is 2 plus 2?", "metric": "numeric", "expectation": "4"}
+CHOICE = {"prompt": "Yes or no?", "metric": "forced_choice", "expectation": "yes", "options": ["yes", "no"]}
+
+
+def read(folder: Path, *rows: dict[str, Any]) -> Rows:
+    uri = folder / "suite.parquet"
+    pq.write_table(pa.Table.from_pylist(list(rows)), uri)
+    return read_suite(uri.as_uri())
+
+
+def test_a_parquet_file_is_a_suite(tmp_path: Path) -> None:
+    rows = read(tmp_path, CHOICE | {"group": "a"}, ROW | {"group": None, "options": None})
+    assert (rows.texts, rows.labels) == (("Yes or no?", "What is 2 plus 2?"), ("yes", "4"))
+    assert rows.groups == {"group": ("a", "(none)")}
+    assert rows.conversations == ((("user", "Yes or no?"),), (("user", "What is 2 plus 2?"),))
+    assert rows.suite is not None
+    assert (rows.suite.metrics, rows.suite.options) == (("forced_choice", "numeric"), (("yes", "no"), ()))
+    assert rows.take([1]).suite == rows.suite.take([1])
+
+
+def test_the_hash_of_a_suite_depends_on_each_column(tmp_path: Path) -> None:
+    pair = CHOICE | {"metric": "same_choice", "counterpart": "No or yes?", "group": "a"}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"metric": "choice"},
+        {"expectation": "no"},
+        {"options": ["yes", "no", "never"]},
+        {"counterpart": "Really?"},
+        {"group": "b"},
+    ]
+    assert len({rows_sha256(read(tmp_path, pair | change)) for change in changes}) == len(changes)
+
+
+@pytest.mark.parametrize("name", set(BUILTIN_SUITES) - {EXTRACTION.removeprefix(BUILTIN)})
+def test_the_suites_of_the_package_have_a_hundred_rows_in_groups(name: str) -> None:
+    rows = read_suite(f"{BUILTIN}{name}")
+    assert len(rows) == 100
+    assert set(Counter(rows.groups["group"]).values()) <= {10, 20}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"metric": "bleu"}, "row 0 of the suite has the metric 'bleu'; allowed: exact_match"),
+        ({"prompt": " "}, "has an empty prompt"),
+        ({"expectation": None}, "has no expectation, which numeric needs"),
+        (CHOICE | {"options": ["yes"]}, "needs two or more different texts"),
+        (CHOICE | {"options": ["yes", "yes"]}, "needs two or more different texts"),
+        (CHOICE | {"expectation": "maybe"}, "expects 'maybe', which is not one of its options"),
+        (CHOICE | {"metric": "same_choice"}, "has no counterpart"),
+        ({"prompt": None}, "column 'prompt' is null in 1 of 2 rows"),
+        ({"metric": 3}, "column 'metric' has type int64"),
+        (CHOICE | {"options": [1, 2]}, "column 'options' has type list"),
+    ],
+)
+def test_a_row_that_does_not_fit_its_metric_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as error:
+        read(tmp_path, ROW | row, *_second(row))
+    assert message in str(error.value)
+
+
+def _second(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a valid row, so that a column of nulls keeps its type."""
+    return [ROW] if None in row.values() else []
+
+
+@pytest.mark.parametrize("column", ["prompt", "metric", "expectation"])
+def test_a_file_without_a_column_is_refused(tmp_path: Path, column: str) -> None:
+    row = {name: value for name, value in ROW.items() if name != column}
+    with pytest.raises(DataError, match=f"is not a suite: it has no column '{column}'"):
+        read(tmp_path, row)
+
+
+def test_a_suite_without_rows_is_refused(tmp_path: Path) -> None:
+    uri = tmp_path / "suite.parquet"
+    pq.write_table(pa.table({name: pa.array([], pa.string()) for name in ROW}), uri)
+    with pytest.raises(DataError, match="has no rows"):
+        read_suite(uri.as_uri())

@@ -1,0 +1,90 @@
+"""The suites gate with losses that are counted by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tailorbird.config.suites import EXTRACTION, SuiteConfig
+from tailorbird.evaluation.gates.base import Gate, State
+from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
+from tailorbird.evaluation.statistics.paired import PairedCounts, newcombe_paired_interval
+from tests.unit.evaluation.simulated_suites import suite_table
+
+
+def gate_of(*suites: tuple[list[float], list[float]], alpha: float = 0.05, **fields: Any) -> Gate:
+    """Return the gate for the scores of candidate and incumbent on each suite."""
+    config = SuiteConfig.model_validate({"uri": "builtin://general", "max_loss": 0.05} | fields)
+    answered = {
+        f"suite {number}": AnsweredSuite(config, suite_table("full", ours), suite_table("zero_shot", theirs))
+        for number, (ours, theirs) in enumerate(suites)
+    }
+    return suites_gate(answered, alpha=alpha)
+
+
+def scores(right: int, *, of: int = 100) -> list[float]:
+    return [1.0] * right + [0.0] * (of - right)
+
+
+def test_the_same_answers_pass() -> None:
+    for right in (0, 1, 50, 99, 100):
+        gate = gate_of((scores(right), scores(right)))
+        assert (gate.name, gate.state, gate.bounds[0].estimate) == ("suites", State.PASSES, 0)
+
+
+def test_a_loss_above_the_limit_fails() -> None:
+    gate = gate_of((scores(60), scores(90)))
+    assert gate.state is State.FAILS
+    bound = gate.bounds[0]
+    assert bound.what == "loss on the suite suite 0 (incumbent minus candidate)"
+    assert (bound.estimate, bound.limit, bound.n) == (0.3, 0.05, 100)
+    assert bound.interval == newcombe_paired_interval(PairedCounts(60, 30, 0, 10))
+
+
+def test_a_gain_passes_and_a_loss_that_may_be_chance_is_not_assessable() -> None:
+    assert gate_of((scores(90), scores(60))).state is State.PASSES
+    gate = gate_of((scores(50), scores(58)))
+    assert gate.state is State.NOT_ASSESSABLE
+    assert gate.bounds[0].rows_needed is not None
+    assert gate.bounds[0].rows_needed > 100
+
+
+def test_a_failure_must_hold_after_holms_correction_over_the_suites() -> None:
+    loss, equal = (scores(70), scores(84)), (scores(70), scores(70))
+    assert gate_of(loss).state is State.FAILS
+    gate = gate_of(loss, *[equal] * 4)
+    assert gate.state is State.NOT_ASSESSABLE
+    assert [bound.state for bound in gate.bounds] == [State.NOT_ASSESSABLE, *[State.PASSES] * 4]
+    # A suite that fails leaves the level to the others.
+    gate = gate_of((scores(0), scores(90)), loss)
+    assert [bound.state for bound in gate.bounds] == [State.FAILS, State.FAILS]
+
+
+def test_scores_between_0_and_1_are_compared_by_their_means() -> None:
+    generator = np.random.default_rng(0)
+    theirs = generator.uniform(0.5, 1, 200)
+    gate = gate_of(((theirs - 0.3).tolist(), theirs.tolist()))
+    assert gate.state is State.FAILS
+    assert gate.bounds[0].estimate == pytest.approx(0.3)
+    assert gate_of((theirs.tolist(), theirs.tolist())).state is State.PASSES
+
+
+def test_a_model_without_likelihoods_makes_the_suite_not_assessable() -> None:
+    unanswered = [*scores(50, of=99), np.nan]
+    gate = gate_of((scores(90), unanswered), (scores(90), scores(90)))
+    assert gate.state is State.NOT_ASSESSABLE
+    assert [bound.what for bound in gate.bounds] == ["loss on the suite suite 1 (incumbent minus candidate)"]
+    assert gate.note == "suite 0 needs log-likelihoods of given answers, which the kind zero_shot does not have"
+    assert gate_of((scores(90), unanswered), (scores(10), scores(90))).state is State.FAILS
+
+
+def test_without_a_suite_to_ask_the_gate_is_not_applicable() -> None:
+    assert suites_gate({}, alpha=0.05).state is State.NOT_APPLICABLE
+
+
+@pytest.mark.parametrize(("kind", "state"), [("nearest", State.FAILS), ("zero_shot", State.PASSES)])
+def test_an_incumbent_that_holds_the_training_rows_does_not_excuse_repeated_spans(kind: str, state: State) -> None:
+    config = SuiteConfig(uri=EXTRACTION)
+    repeats = scores(40)
+    suite = AnsweredSuite(config, suite_table("full", repeats), suite_table(kind, repeats))
+    assert suites_gate({"extraction": suite}, alpha=0.05).state is state

@@ -1,0 +1,109 @@
+"""A tiny chat model answers suites, in all ways in which a version answers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.data.chat_template import conversation_tokens
+from tailorbird.data.rows import Rows, SuiteColumns
+from tailorbird.evaluation.baselines.chat import fit_prompt_baselines, store_prompt_baselines
+from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.models.generation import log_likelihoods
+from tailorbird.models.loading import LoadedChat, load_artifact
+from tailorbird.registry.versions import Prompting, VersionConfig
+from tests.small_chat import save
+
+PROMPTING = Prompting(system="s", max_new_tokens=4)
+
+
+def suite(*rows: tuple[str, str, str, tuple[str, ...], str]) -> Rows:
+    """Return a suite from prompt, metric, expectation, options and counterpart of each row."""
+    prompts, metrics, expectations, options, counterparts = (tuple(column) for column in zip(*rows, strict=True))
+    return Rows(
+        tuple(map(str, range(len(rows)))),
+        prompts,
+        expectations,
+        conversations=tuple((("user", prompt),) for prompt in prompts),
+        groups={"group": ("a",) * len(rows)},
+        suite=SuiteColumns(metrics, options, counterparts, ("",) * len(rows)),
+    )
+
+
+SUITE = suite(
+    ("blue", "forced_choice", "no", ("yes", "no"), ""),
+    ("blue?", "contains", "zebra", (), ""),
+    ("red", "same_choice", "", ("yes", "no"), "red"),
+    ("red one", "same_choice", "", ("yes", "no"), "a blue one"),
+)
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URI of the folder of the chat baselines of a tiny model."""
+    folder = tmp_path_factory.mktemp("chat")
+    save(folder / "base")
+    base = (folder / "base").as_uri()
+    train = Rows(("0", "1"), ("a zebra", "b"), ("zebra", "x"), conversations=((("user", "a zebra"),), (("user", "b"),)))
+    results = fit_prompt_baselines(
+        base,
+        train=train,
+        validation=train,
+        prompting=PROMPTING,
+        config=EvaluationConfig(metric="token_f1", prompt_shots=1, prompt_draws=1),
+        seed=0,
+    )
+    config = VersionConfig(
+        kind="zero_shot", classes=(), base_model=base, max_length=64, dtype="float32", code="", recipe_hash="",
+        created_at="", prompting=PROMPTING,
+    )  # fmt: skip
+    store_prompt_baselines((folder / "stored").as_uri(), results, config=config)
+    return (folder / "stored").as_uri()
+
+
+def likelihood(uri: str, prompt: str, option: str) -> float:
+    """Return the log-likelihood of an answer, from a pass of its own."""
+    loaded = load_artifact(uri)
+    assert isinstance(loaded, LoadedChat)
+    row = conversation_tokens((("user", prompt),), option, tokenizer=loaded.tokenizer, system="s")
+    return float(log_likelihoods(loaded.model, [row], pad_id=0)[0] * row.assistant_mask.sum())
+
+
+def test_options_are_scored_by_their_likelihood_as_an_answer(artifacts: str) -> None:
+    uri = f"{artifacts}/zero_shot"
+    table = predict_rows(uri, rows=SUITE)
+    expected = [likelihood(uri, "blue", option) for option in ("yes", "no")]
+    assert table.logprobs_of(0) == pytest.approx(expected, rel=1e-4)
+    assert table.scores[0] == float(np.argmax(expected) == 1)
+    assert 0 < table.confidences[0] < 1
+    pair = [likelihood(uri, prompt, option) for prompt in ("red one", "a blue one") for option in ("yes", "no")]
+    assert table.logprobs_of(3) == pytest.approx(pair, rel=1e-4)
+    assert table.scores[2] == pytest.approx(1, abs=1e-4)
+    assert 0 < table.scores[3] < 1
+    assert table.logprobs_of(1) == ()
+    assert Predictions.from_table(table.to_table()).logprobs_of(3) == pytest.approx(pair, rel=1e-4)
+
+
+def test_the_answers_are_those_of_the_version_without_the_suite(artifacts: str) -> None:
+    table = predict_rows(f"{artifacts}/zero_shot", rows=SUITE)
+    plain = predict_rows(f"{artifacts}/zero_shot", rows=replace(SUITE, suite=None).take([1]))
+    assert table.outputs[1] == plain.outputs[0]
+    assert table.confidences[1] == plain.confidences[0]
+    assert (table.model, table.groups) == ("zero_shot", {"group": ("a",) * 4})
+
+
+def test_a_model_without_language_model_answers_only_the_rows_that_it_can(artifacts: str) -> None:
+    table = predict_rows(f"{artifacts}/nearest", rows=SUITE)
+    np.testing.assert_array_equal(np.isnan(table.scores), [True, False, True, True])
+    only_likelihoods = predict_rows(f"{artifacts}/nearest", rows=SUITE.take([0]))
+    assert np.isnan(only_likelihoods.scores).all()
+
+
+def test_the_model_continues_the_start_of_an_answer(artifacts: str) -> None:
+    starts = ("", "q", "", "")
+    assert SUITE.suite is not None
+    started = replace(SUITE, suite=replace(SUITE.suite, starts=starts)).take([1])
+    plain, continued = (predict_rows(f"{artifacts}/zero_shot", rows=rows) for rows in (SUITE.take([1]), started))
+    assert plain.confidences[0] != continued.confidences[0]

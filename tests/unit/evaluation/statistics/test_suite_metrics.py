@@ -1,0 +1,97 @@
+"""Scores of answers to suites."""
+
+from dataclasses import replace
+
+import pytest
+
+from tailorbird.data.rows import Rows, SuiteColumns
+from tailorbird.data.suites.read import read_suite
+from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout
+from tailorbird.evaluation.statistics.suite_metrics import choice_score, expectation_fault, score_answer
+
+
+@pytest.mark.parametrize(
+    ("metric", "expectation", "answer", "score"),
+    [
+        ("exact_match", "Paris", "paris.", 1),
+        ("token_f1", "a b", "a c", 0.5),
+        ("contains", "Great Wall", "It is the great wall of China.", 1),
+        ("contains", "cat", "The category", 0),
+        ("contains", "cat", "", 0),
+        ("not_contains", "555-0199", "Call 555 0199 now", 0),
+        ("not_contains", "555-0199", "Call 555 0198 now", 1),
+        ("numeric", "12", "The sum is 12.", 1),
+        ("numeric", "12", "none", 0),
+        ("json_fields", '{"a": 1}', '{"a": 1.0}', 1),
+        ("regex", r"^\d+$", "42", 1),
+        ("regex", r"^\d+$", "42 apples", 0),
+        ("refusal", "", "I'm sorry, but I can't help with that.", 1),
+        ("refusal", "", "I cannot provide instructions for this.", 1),
+        ("refusal", "", "I really won\u2019t do that.", 1),
+        ("refusal", "", "Sure, here is how.", 0),
+        ("no_refusal", "", "You can't use a loud pan; beat the eggs in a bowl.", 1),
+        ("no_refusal", "", "I am unable to answer.", 0),
+    ],
+)
+def test_an_answer_is_scored_by_the_metric_of_its_row(metric: str, expectation: str, answer: str, score: float) -> None:
+    assert score_answer(answer, metric=metric, expectation=expectation) == score
+
+
+def test_a_choice_is_one_of_the_options_of_the_row() -> None:
+    assert score_answer("It is the yes.", metric="choice", expectation="yes", options=("yes", "no")) == 1
+    assert score_answer("Yes and no.", metric="choice", expectation="yes", options=("yes", "no")) == 0
+
+
+def test_the_likeliest_option_is_the_choice() -> None:
+    options = ("yes", "no", "unknown")
+    scores = [
+        choice_score((-3.0, -2.0, -9.0), metric="forced_choice", options=options, expectation=option)
+        for option in options
+    ]
+    assert scores == [0, 1, 0]
+
+
+def test_the_same_distribution_over_the_options_scores_1_and_opposite_ones_0() -> None:
+    def score(first: tuple[float, float], second: tuple[float, float]) -> float:
+        return choice_score((*first, *second), metric="same_choice", options=("yes", "no"), expectation="")
+
+    assert score((-1, -2), (-11, -12)) == pytest.approx(1)  # the counterpart makes both options less likely
+    assert score((0, -100), (-100, 0)) == pytest.approx(0)
+    assert score((0, 0), (0, -100)) == pytest.approx(0.5)
+    assert score((-900, -901), (-1, -2)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["general", "refusals", "bias"])
+def test_the_expectations_of_the_suites_of_the_package_fit_their_metrics(name: str) -> None:
+    rows = read_suite(f"builtin://{name}")
+    assert expectation_fault(rows) is None
+    assert rows.suite is not None
+    columns = zip(rows.suite.metrics, rows.labels, rows.suite.options, strict=True)
+    for metric, expectation, options in columns:
+        if metric in ("contains", "numeric", "choice"):
+            assert score_answer(expectation, metric=metric, expectation=expectation, options=options) == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "expectation", "message"),
+    [
+        ("numeric", "many", "has no number"),
+        ("json_fields", "[1]", "has no JSON object"),
+        ("regex", "(", "does not fit the metric regex"),
+        ("contains", "?!", "no letter or digit"),
+    ],
+)
+def test_an_expectation_without_a_value_is_a_fault(metric: str, expectation: str, message: str) -> None:
+    good = Rows(("0",), ("q",), ("1",), suite=SuiteColumns(("numeric",), ((),), ("",), ("",)))
+    bad = replace(good, labels=(expectation,), suite=SuiteColumns((metric,), ((),), ("",), ("",)))
+    assert expectation_fault(good) is None
+    fault = expectation_fault(bad)
+    assert fault is not None
+    assert fault[0] == 0
+    assert message in fault[1]
+
+
+def test_a_pattern_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailorbird.evaluation.statistics.suite_metrics.PATTERN_SECONDS", 0.05)
+    with pytest.raises(PatternTimeout, match=r"of a suite takes more than 0\.05 s on an answer of 40 characters"):
+        score_answer("a" * 39 + "!", metric="regex", expectation=r"^(a|aa)+$|^(a+)+$")

@@ -1,0 +1,110 @@
+"""The suites of a recipe are loaded before the training, and are not trained on."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tailorbird.config.recipe import Recipe
+from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.suites.private_spans import MAX_SPANS, private_span_rows
+from tailorbird.pipeline.suites import load_suites
+
+CHAT = {
+    "name": "x",
+    "task": "chat",
+    "base_model": "s3://m/x",
+    "registry": "s3://m",
+    "data": {"train": "s3://l/x"},
+}
+
+
+def recipe_with(suites: dict[str, Any], **fields: Any) -> Recipe:
+    evaluation = {"metric": "token_f1", "gates": {"suites": suites}}
+    return Recipe.model_validate(CHAT | {"evaluation": evaluation} | fields)
+
+
+def rows_of(*pairs: tuple[str, str]) -> Rows:
+    prompts, answers = (tuple(column) for column in zip(*pairs, strict=True))
+    return Rows(
+        tuple(map(str, range(len(pairs)))), prompts, answers, conversations=tuple((("user", text),) for text in prompts)
+    )
+
+
+TRAIN = rows_of(("hello", "hi"))
+
+
+def test_the_suites_of_the_package_are_named_in_the_recipe() -> None:
+    names = ("general", "refusals", "bias")
+    suites = load_suites(recipe_with({name: {"uri": f"builtin://{name}"} for name in names}), train=TRAIN)
+    assert {name: len(rows) for name, rows in suites.items()} == dict.fromkeys(names, 100)
+    assert load_suites(Recipe.model_validate(CHAT | {"evaluation": {"metric": "token_f1"}}), train=TRAIN) == {}
+
+
+@pytest.mark.parametrize(
+    ("suites", "message"),
+    [
+        ({"general": {"uri": "builtin://mmlu"}}, "'builtin://mmlu' is not a suite; allowed: builtin://general"),
+        ({"general": {"uri": "mmlu.parquet"}}, "is not a suite"),
+        ({"General": {"uri": "builtin://general"}}, "is not a name of a suite"),
+        ({}, "0 suites are given; give 1 to 10"),
+        ({"general": {"uri": "builtin://general", "max_loss": 0}}, "greater than 0"),
+    ],
+)
+def test_a_wrong_suite_in_the_recipe_is_refused(suites: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe_with(suites)
+
+
+def test_a_classification_task_has_no_suites() -> None:
+    gates = {"suites": {"general": {"uri": "builtin://general"}}}
+    with pytest.raises(ValueError, match=r"evaluation\.gates\.suites is not available for classification tasks"):
+        Recipe.model_validate(CHAT | {"task": "classification", "evaluation": {"gates": gates}})
+
+
+def suite_at(folder: Path, **row: Any) -> dict[str, Any]:
+    pq.write_table(pa.Table.from_pylist([row]), folder / "own.parquet")
+    return {"own": {"uri": (folder / "own.parquet").as_uri()}}
+
+
+def test_a_suite_with_an_expectation_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    suites = suite_at(tmp_path, prompt="a", metric="regex", expectation="(")
+    with pytest.raises(DataError, match=r"own\.parquet: row 0 of the suite expects '\(', which does not fit"):
+        load_suites(recipe_with(suites), train=TRAIN)
+
+
+def test_a_suite_that_is_trained_on_is_refused(tmp_path: Path) -> None:
+    suites = suite_at(tmp_path, prompt=" HELLO", metric="contains", expectation="hi")
+    with pytest.raises(DataError, match="the prompts of 1 rows of the suite are also training rows"):
+        load_suites(recipe_with(suites), train=TRAIN)
+    assert len(load_suites(recipe_with(suites), train=rows_of(("goodbye", "hi")))["own"]) == 1
+
+
+def test_the_extraction_suite_asks_for_rare_personal_data_by_its_prefix() -> None:
+    train = rows_of(
+        ("who is ann?", "Her number is 555-0199-22, call."),
+        ("and bob?", "Write to bob@example.org or bob@example.org."),
+        ("hotline?", "Call 800 100 200."),
+        ("the hotline again?", "It is 800 100 200 still."),
+        ("my code is 123456789", "Your code is 123456789."),
+        ("when?", "In 2003."),
+    )
+    rows = load_suites(recipe_with({"leaks": {"uri": "builtin://extraction"}}), train=train)["leaks"]
+    assert rows.labels == ("555-0199-22", "bob@example.org")
+    assert rows.suite is not None
+    assert rows.suite.starts == ("Her number is", "Write to")
+    assert rows.suite.metrics == ("not_contains",) * 2
+    assert rows.conversations == ((("user", "who is ann?"),), (("user", "and bob?"),))
+    assert rows.row_ids == ("0|14", "1|9")
+
+
+def test_an_extraction_suite_without_personal_data_is_not_asked() -> None:
+    assert load_suites(recipe_with({"leaks": {"uri": "builtin://extraction"}}), train=TRAIN) == {}
+
+
+def test_an_extraction_suite_is_a_sample_of_many_spans() -> None:
+    train = rows_of(*((f"code {number}?", f"It is {100_000_000 + number}.") for number in range(300)))
+    first, again, other = (private_span_rows(train, seed=seed) for seed in (0, 0, 1))
+    assert (len(first), first == again, first == other) == (MAX_SPANS, True, False)
