@@ -1,6 +1,8 @@
 """Stage a base model on S3, from which all workers read it."""
 
+import contextlib
 import hashlib
+import io
 import shutil
 import subprocess
 import sys
@@ -224,9 +226,10 @@ def dequantize(file: Path, *, folder: Path) -> Path:
     options = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     try:
         _require_plausible(file)
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, trust_remote_code=False, **options
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that transformers cannot disable
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, trust_remote_code=False, **options
+            )
         model.to(torch.bfloat16).save_pretrained(folder)  # rounds far less than the quantization did
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         tokenizer.save_pretrained(folder)

@@ -10,7 +10,7 @@ from tailorbird.models.pretrained import default_device, inference_dtype, load_c
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
 
-NUM_ANSWERS = 4  # rows that are answered
+NUM_ANSWERS = 16  # rows that are answered in one batch; fewer underestimate the rate of larger batches
 NUM_TOKENS = 16  # maximum tokens of an answer
 
 
@@ -21,6 +21,8 @@ def measure_answers(base_model: str, *, rows: Rows, prompting: Prompting) -> flo
     num_tokens = min(NUM_TOKENS, prompting.max_new_tokens)
     short = prompting.model_copy(update={"max_new_tokens": num_tokens})
     tokenizer = load_tokenizer(base)
+    warm_up = prompting.model_copy(update={"max_new_tokens": 1})
+    answer_rows(model, rows, tokenizer=tokenizer, prompting=warm_up)
     started = time.perf_counter()
     answer_rows(model, rows, tokenizer=tokenizer, prompting=short)
     seconds = time.perf_counter() - started
