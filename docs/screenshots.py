@@ -6,11 +6,14 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import tailorbird
 from cluster.local import stack
 from cluster.local.folder import default_folder
+from serving.console_server import ConsoleServer
 from serving.deploy import serve_client
 from serving.deploy.application import application_name
 from tailorbird.cli.pages import fetch_page, save_page
@@ -20,13 +23,22 @@ from tailorbird.registry.champion import read_champion
 
 IMAGES = Path(__file__).parent / "images"
 THEMES = ("light", "dark")
-WIDTH, HEIGHT = 1200, 800  # CSS pixels
+WIDTH, HEIGHT, TABLE_HEIGHT = 1200, 800, 320  # CSS pixels
 MAX_BYTES = 200_000
 TIMEOUT_MS = 300_000
 
 
+class Picture(NamedTuple):
+    """A page, a selector of what it must show first, the height in CSS pixels, and the themes."""
+
+    address: str
+    shown: str
+    height: int = HEIGHT
+    themes: tuple[str, ...] = ("light",)
+
+
 def main() -> int:
-    """Take the pictures of the demo's report and of the page of its service. Return 1 if that is not possible."""
+    """Take the pictures of the demo's report, service, console and answers. Return 1 if that is not possible."""
     from playwright.sync_api import sync_playwright
 
     browser, state = shutil.which("chromium"), stack.status(default_folder())
@@ -34,7 +46,7 @@ def main() -> int:
         print("chromium is not installed" if browser is None else "no demo is running; run `make demo KEEP=1` first")
         return 1
     os.environ.update(state.environment())
-    pages = demo_pages()
+    pages = demo_pages(Path(tempfile.mkdtemp()))
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-gpu"]
         written = take(pages, chromium=playwright.chromium.launch(executable_path=browser, args=options))
@@ -44,33 +56,41 @@ def main() -> int:
     return int(bool(large))
 
 
-def demo_pages() -> dict[str, tuple[str, str]]:
-    """Return, by the name of the picture, the address of a page and a selector of what the page must show first."""
+def demo_pages(folder: Path) -> dict[str, Picture]:
+    """Return the pictures by name. The report and the answers are written to the folder; a console is started."""
     recipe = load_recipe(RECIPE)
     stored = read_champion(recipe.task_uri)
     assert stored is not None, "the demo has promoted a champion"
-    report = save_page(fetch_page(stored[0].run)[0], output=Path(tempfile.mkdtemp()) / "report.html")
+    champion = stored[0]
+    report = save_page(fetch_page(champion.run)[0], output=folder / "report.html")
+    answers = folder / "answers.html"
+    predicted = tailorbird.load(champion.uri).predict(list(recipe.serving.examples))
+    answers.write_text(f"<!DOCTYPE html><title>Answers</title>{predicted._repr_html_()}", encoding="utf-8")
+    console = ConsoleServer(recipe.task_uri.rpartition("/")[0], port=0)
+    Thread(target=console.run, daemon=True).start()
     service = serve_client.declared_applications()[application_name(recipe.task_uri)]
     text = quote(recipe.serving.examples[0])
     return {
-        "report": (report.as_uri(), "main"),
-        "page": (f"{serve_client.application_url(service)}/#text={text}", "#both section"),
+        "report": Picture(report.as_uri(), "main", themes=THEMES),
+        "page": Picture(f"{serve_client.application_url(service)}/#text={text}", "#both section"),
+        "console": Picture(f"{console.url}/{recipe.name}/runs/{champion.run.rpartition('/')[2]}", "#ladder-title"),
+        "answers": Picture(answers.as_uri(), "iframe", TABLE_HEIGHT),
     }
 
 
-def take(pages: Mapping[str, tuple[str, str]], *, chromium: Any, folder: Path = IMAGES) -> list[Path]:
-    """Write `<name>-light.png` and `<name>-dark.png` of each page to the folder, and return the files.
+def take(pages: Mapping[str, Picture], *, chromium: Any, folder: Path = IMAGES) -> list[Path]:
+    """Write `<name>-<theme>.png` of each page in each of its themes to the folder, and return the files.
 
     `chromium` is a browser of Playwright.
     """
     written = []
-    for name, (address, shown) in pages.items():
-        for theme in THEMES:
-            context = chromium.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=theme)
+    for name, picture in pages.items():
+        for theme in picture.themes:
+            context = chromium.new_context(viewport={"width": WIDTH, "height": picture.height}, color_scheme=theme)
             context.set_default_timeout(TIMEOUT_MS)
             page = context.new_page()
-            page.goto(address)
-            page.locator(shown).first.wait_for()
+            page.goto(picture.address)
+            page.locator(picture.shown).first.wait_for()
             written.append(folder / f"{name}-{theme}.png")
             page.screenshot(path=written[-1])
             context.close()
