@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tailorbird.evaluation.report.evidence import Evidence
     from tailorbird.evaluation.report.version_comparison import VersionComparison
 
-REPORT_HEIGHT, COMPARISON_HEIGHT, MAX_HEIGHT = 640, 400, 480
-HEAD_HEIGHT, ROW_HEIGHT = 110, 62  # of a table
+REPORT_HEIGHT, COMPARISON_HEIGHT, MAX_HEIGHT = 640, 420, 480
+HEAD_HEIGHT, ROW_HEIGHT = 140, 62  # of a table
 MAX_ROWS = 100
 BASE = '<base href="about:srcdoc">'  # without it, a link `#name` opens the notebook's address in the frame
 
@@ -48,6 +48,7 @@ def comparison_html(result: "VersionComparison") -> str:
             metric=METRIC_NAMES[result.metric],
             basis=outcome_basis(result.metric),
             strip=strip,
+            axis=charts.axis_strip(scale, form=lambda share: f"{100 * share:+g}" if share else "0"),
             lines=result.lines(),
         )
     )

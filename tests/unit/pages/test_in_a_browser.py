@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+import tailorbird
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.formatting import points
+from tailorbird.interface.answers import Answers
 from tailorbird.monitoring.recommendation import recommend
 from tailorbird.monitoring.render import render_page
 from tailorbird.monitoring.report import Report
@@ -21,6 +24,8 @@ from tests import console_registry as made
 from tests.browser import WIDTHS, OpenPage, accessibility_faults, broken_links, keyboard_faults, overflow
 from tests.unit.console.test_states import NOW, RUN, add_champion, add_progress, html_of
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
+from tests.unit.evaluation.report.test_version_comparison import stored
+from tests.unit.interface.test_notebook import ANSWER, page_in
 from tests.unit.monitoring.test_recommendation import ALARM, TODAY, day_of, decided, failing, report
 from tests.unit.serving.http.application import application, request
 
@@ -29,6 +34,15 @@ EXPIRED = "2026-01-01T00:00:00+00:00"
 
 def report_page(outcome: str, _folder: Path) -> str:
     return to_html(evidence_for(outcome))
+
+
+def answers_page(_folder: Path) -> str:
+    return page_in(Answers([ANSWER, replace(ANSWER, confidence=None)])._repr_html_())
+
+
+def comparison_page(folder: Path) -> str:
+    uris = stored(folder, SIMULATIONS["HYBRID"])
+    return page_in(tailorbird.compare(uris["candidate"], uris["incumbent"])._repr_html_())
 
 
 def watch_page(*reports: Report, expires: str | None = None) -> str:
@@ -72,6 +86,8 @@ def nothing(_paths: TaskPaths) -> None:
 TASK, PAGE_OF_RUN = "icd10-chapters", f"icd10-chapters/runs/{RUN}"
 PAGES: dict[str, Callable[[Path], str]] = {
     **{f"report {outcome}": partial(report_page, outcome) for outcome in SIMULATIONS},
+    "answers in a notebook": answers_page,
+    "comparison in a notebook": comparison_page,
     "watch without answers": lambda _: watch_page(),
     "watch without alarms": lambda _: watch_page(report(day="2026-03-07"), report()),
     "watch with alarms": lambda _: watch_page(report(day="2026-03-07"), report(drift=(ALARM,), groups=failing())),
