@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 from pydantic_core import ErrorDetails
 
+from tailorbird.config.answers import THUMBS
 from tailorbird.registry.routing import PartName
 
 CHAMPION = "champion"
@@ -16,6 +17,7 @@ CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes of response ids, befor
 LOCAL = ("127.0.0.1", "localhost", "::1")  # loopback host names
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_CHARS = 256
+MAX_ANSWER_CHARS = 1 << 16  # of a correct answer in feedback
 MAX_ATTRIBUTES_BYTES = 2048  # of one object; the request log stores it with each text of a request
 SCORES_AT_ONCE = 4096  # scores that are written without a pause, in about 4 ms
 MAX_FAULTS = 100  # faults of a body that are described; pydantic takes 3 microseconds for each
@@ -59,10 +61,29 @@ class FeedbackRequest(HttpModel):
     request_id: _AnswerId
     """The `request_id` of the answer that the feedback is about or, for chat, its `id`. Your own `X-Request-Id` is not
     accepted."""
-    label: _Attribute | _Integer
-    """The correct label: a string, or an integer as in the answer."""
+    label: _Attribute | _Integer | None = None
+    """The correct label: a string, or an integer as in the answer. For chat, `good` or `bad`, short for a score of 1 or
+    0."""
+    score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+    """(chat only) The score of the answer, from 0 to 1."""
+    correct_answer: Annotated[StrictStr, Field(min_length=1, max_length=MAX_ANSWER_CHARS)] | None = None
+    """(chat only) The answer that would have been correct. Requires `serving.log_texts` in the recipe."""
     row: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] = 0
     """Position of the text in the request, starting at 0."""
+
+    def require_fields_of(self, task: Literal["classification", "chat"]) -> None:
+        """Raise RequestError 422 unless the request has a label or, for chat, a score or a correct answer."""
+        fault, is_scored = None, self.score is not None or self.correct_answer is not None
+        if task == "classification":
+            fault = "give `label` only" if self.label is None or is_scored else None
+        elif self.label not in (None, *THUMBS):
+            fault = f"for chat, `label` is {' or '.join(THUMBS)}; send a correct answer as `correct_answer`"
+        elif self.label is not None and self.score is not None:
+            fault = "give `label` or `score`, not both"
+        elif self.label is None and not is_scored:
+            fault = "give `label`, `score` or `correct_answer`"
+        if fault:
+            raise RequestError(422, "invalid_request", fault, param="label")
 
     @property
     def bare_id(self) -> str:

@@ -261,9 +261,24 @@ class Replica(Generic[EngineT]):
         if self.log is None:
             reason = "feedback is not accepted, because the recipe does not set serving.request_log"
             raise RequestError(404, "no_request_log", reason)
-        entry = FeedbackEntry(feedback.bare_id, utc_now(), feedback.row, str(feedback.label), caller=caller.get())
+        feedback.require_fields_of(self.versions.champion.version.task)
+        correct_answer = None
+        if feedback.correct_answer is not None:
+            [correct_answer] = await self.loggable([feedback.correct_answer])
+            if correct_answer is None:
+                reason = "the recipe does not set serving.log_texts, so no text is stored; give `label` or `score`"
+                raise RequestError(422, "invalid_request", reason, param="correct_answer")
+        entry = FeedbackEntry(
+            feedback.bare_id,
+            utc_now(),
+            feedback.row,
+            label=None if feedback.label is None else str(feedback.label),
+            score=feedback.score,
+            correct_answer=correct_answer,
+            caller=caller.get(),
+        )
         self.log.feedback.add([entry])
-        return 202, feedback.model_dump_json().encode()
+        return 202, feedback.model_dump_json(exclude_none=True).encode()
 
     async def _healthz(self, _body: bytes, _request_id: str) -> tuple[int, bytes]:
         return 200, b'{"status":"up"}'

@@ -23,7 +23,8 @@ from serving.replica.generation import generation_request, stream_events, token_
 from serving.replica.served_versions import ServedVersions
 from serving.version_checks import require_digest
 from tailorbird.config.serving import ServingConfig
-from tailorbird.data.rows import DataError
+from tailorbird.data.conversations import context_json
+from tailorbird.data.rows import Conversation, DataError
 from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import Hybrid, ModelVersion, read_parts, read_version
 
@@ -76,10 +77,10 @@ class Chat:
         engine, context = self._assign(request, context)
         limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
         if isinstance(request, ChatRequest):
-            param, text = "messages", request.conversation[-1][1]
+            param, turns = "messages", request.conversation
             prompt_of = partial(_chat_prompt, request, engine=engine, max_new_tokens=limit)
         else:
-            param, text, prompt_of = "prompt", request.text, partial(engine.text_prompt, request.text)
+            param, turns, prompt_of = "prompt", (("user", request.text),), partial(engine.text_prompt, request.text)
         self._replica.charge(texts=1)  # also for a prompt that is refused because of its length
         with engine.in_use():
             # A thread keeps the event loop free for streams: tokenizing a prompt of 1 MB takes a second.
@@ -87,8 +88,8 @@ class Chat:
         generation = generation_request(request, prompt, engine=engine, param=param, max_new_tokens=limit)
         admit(tokens=engine.num_tokens(prompt, max_new_tokens=limit))
         self._replica.charge(tokens=len(prompt))
-        [logged] = await self._replica.loggable([text])
-        record = partial(self._record, generation, context=context, text=logged)
+        logged = await self._replica.loggable([content for _, content in turns])
+        record = partial(self._record, generation, context=context, turns=turns, logged=logged)
         # For a client that disconnects before the answer: how much was generated is not known.
         charge_limit = partial(self._replica.charge, tokens=limit or 0)
         version = engine.version
@@ -125,9 +126,15 @@ class Chat:
         return engine, context
 
     def _record(
-        self, generation: GenerationRequest, answer: PartialAnswer, *, context: RequestContext, text: str | None
+        self,
+        generation: GenerationRequest,
+        answer: PartialAnswer,
+        *,
+        context: RequestContext,
+        turns: Conversation,
+        logged: list[str | None],
     ) -> None:
-        """Count and charge the answer's tokens, and log the answer with the prompt's redacted `text`."""
+        """Count and charge the answer's tokens, and log the answer with the contents of the turns as in `loggable`."""
         usage = usage_of(generation, answer)
         num_estimated = len(generation.prompt)  # charged before the answer
         self._replica.charge(tokens=usage.completion_tokens + max(0, usage.prompt_tokens - num_estimated))
@@ -142,7 +149,9 @@ class Chat:
             score=answer.confidence,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
-            text=text,
+            text_chars=len(turns[-1][1]),
+            text=logged[-1],
+            context=_context(turns, logged=logged),
             answer=log.loggable(answer.text),
             finish_reason=answer.finish_reason,
             answered_by=answer.answered_by,
@@ -158,6 +167,12 @@ def _chat_prompt(request: ChatRequest, *, engine: ChatEngine, max_new_tokens: in
         return engine.chat_prompt(request.conversation, max_new_tokens=max_new_tokens)
     except DataError as error:
         raise RequestError(400, "invalid_request", f"messages: {error}", param="messages") from None
+
+
+def _context(turns: Conversation, *, logged: list[str | None]) -> str | None:
+    """Return the turns before the last one with their logged contents; None if the log stores no texts."""
+    contents = [(role, content) for (role, _), content in zip(turns[:-1], logged, strict=False) if content is not None]
+    return context_json(tuple(contents))
 
 
 class _Loader:

@@ -28,7 +28,9 @@ ANSWERS = {
     "top": "scored",
     "prompt_tokens": "int",
     "completion_tokens": "int",
+    "text_chars": "int",
     "text": "string",
+    "context": "string",
     "answer": "string",
     "finish_reason": "string",
     "reported_model": "string",
@@ -36,7 +38,15 @@ ANSWERS = {
     "caller": "string",
     "arm": "string",
 }
-FEEDBACK = {"request_id": "string", "at": "time", "row": "int", "label": "string", "caller": "string"}
+FEEDBACK = {
+    "request_id": "string",
+    "at": "time",
+    "row": "int",
+    "label": "string",
+    "score": "float",
+    "correct_answer": "string",
+    "caller": "string",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,9 @@ class LogEntry:
     scores: np.ndarray | None = None  # probabilities of the classes, [L]
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    text_chars: int | None = None  # (chat) length of the last message in characters, also if texts are not stored
     text: str | None = None  # the input, or the last message of a conversation
+    context: str | None = None  # earlier messages of a conversation as JSON (see `data.rows.context_json`), if any
     answer: str | None = None  # answer of a chat model
     finish_reason: str | None = None  # finish reason of a chat model; None if the generation failed
     reported_model: str | None = None  # the model that an endpoint reported; None for models of this service
@@ -74,10 +86,12 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackEntry:
-    """The correct label of one text of an earlier request."""
+    """The correct label of one text of an earlier request or, for chat, a score or a correct answer."""
 
     request_id: str
     at: datetime  # time of the feedback, UTC
     row: int  # position of the text in the request
-    label: str
+    label: str | None = None  # (chat) `good` or `bad`
+    score: float | None = None  # (chat) 0 to 1
+    correct_answer: str | None = None  # (chat)
     caller: str | None = None  # name of the API key of the feedback request

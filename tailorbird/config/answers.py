@@ -12,6 +12,8 @@ from tailorbird.config.base import ConfigSection
 
 ANSWER_METRICS = ("json_fields", "regex", "numeric", "choice")
 """Metrics that are configured by the section `evaluation.answers`."""
+THUMBS = {"good": 1.0, "bad": 0.0}
+"""Scores of the labels that feedback on a chat answer can have."""
 LOCAL_REFERENCE = "#/"
 WORD = re.compile(r"\w+(?:[.,/-]\w+)*")
 """A word or number, including punctuation that joins its parts (`N13.5`, `well-known`)."""

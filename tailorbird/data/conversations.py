@@ -1,5 +1,6 @@
 """Conversations with weights, as in OpenAI's fine-tuning format."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -43,6 +44,17 @@ def conversation_of(messages: Sequence[Any]) -> WeightedConversation:
             raise ValueError("every turn of the assistant has weight 0; give at least one the weight 1, or drop it")
         del turns[trained[-1] + 1 :]
     return WeightedConversation(tuple(turns), tuple(position for position in untrained if position < len(turns)))
+
+
+def context_json(turns: Conversation) -> str | None:
+    """Return turns as the request log stores them, a JSON list of `[role, content]`; None without turns."""
+    return json.dumps(turns, ensure_ascii=False) if turns else None
+
+
+def logged_conversation(context: str | None, text: str) -> Conversation:
+    """Return the conversation of a row of the request log: the turns of its context, then `text` of the user."""
+    turns = json.loads(context) if context else []
+    return (*((str(role), str(content)) for role, content in turns), ("user", text))
 
 
 def answer_fault(turns: Conversation) -> str | None:

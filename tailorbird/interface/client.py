@@ -288,15 +288,20 @@ class Client:
             raise _unreachable(error, url=url) from None
         raise ServiceError(f"{url} ended a stream before the end of the answer; send the request again")
 
-    def feedback(self, answer: Answer, label: str | int) -> None:
+    def feedback(
+        self, answer: Answer, label: str | int | None = None, *, score: float | None = None, correct_answer: str = ""
+    ) -> None:
         """Report the correct label of an answer of this service, for monitoring and for the next run.
 
-        The service stores it if the recipe sets `serving.request_log`. Raises ValueError for an answer of a loaded
-        model.
+        For chat, report `good` or `bad`, or a score from 0 to 1, and the answer that would have been correct. Requires
+        `serving.request_log` in the recipe, a correct answer also `log_texts`. Raises ValueError for an answer of a
+        loaded model.
         """
         if answer.request_id is None:
             raise ValueError("this answer has no request id; give an answer of `Client.classify` or `Client.chat`")
-        body: Body = {"request_id": answer.request_id, "row": answer.row, "label": label}
+        given = {"label": label, "score": score, "correct_answer": correct_answer or None}
+        body: Body = {"request_id": answer.request_id, "row": answer.row}
+        body |= {name: value for name, value in given.items() if value is not None}
         self._request("POST", "/v1/feedback", body, received=_Received)
 
     def _open(self) -> httpx2.Client:

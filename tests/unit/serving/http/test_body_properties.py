@@ -48,7 +48,8 @@ CHANGES = st.dictionaries(st.integers(0, 8), VALUES | st.lists(TURN, max_size=3)
 
 
 def engine_of_classes() -> Any:
-    version = SimpleNamespace(name="task", version="v", digest="d", endpoint=None, hybrid=None, typed_label=str)
+    fields = {"endpoint": None, "hybrid": None, "typed_label": str, "task": "classification"}
+    version = SimpleNamespace(name="task", version="v", digest="d", **fields)
 
     async def submit(texts: list[str], **_: Any) -> list[Prediction]:
         return [Prediction("a", 0.75, np.array([0.75, 0.25])) for _ in texts]

@@ -201,11 +201,13 @@ def test_a_hybrid_answer_names_the_model_that_answered() -> None:
         ({"request_id": ID, "label": "b", "row": -1}, 422),
         ({"request_id": "my-own-id", "label": "b"}, 422),
         ({"request_id": f"{ID}a", "label": "b"}, 422),
-        ({"request_id": ID}, 422),
+        ({"request_id": ID, "score": 0.5, "correct_answer": "b"}, None),
+        ({"request_id": ID, "score": 1.5}, 422),
+        ({"request_id": ID, "correct_answer": ""}, 422),
         ({"request_id": ID, "label": "b", "more": 1}, 422),
     ],
 )
-def test_feedback_needs_a_request_id_and_a_label(body: dict[str, Any], status: int | None) -> None:
+def test_feedback_needs_a_request_id_and_values_in_their_range(body: dict[str, Any], status: int | None) -> None:
     content = json.dumps(body).encode()
     if status is None:
         assert parse_body(FeedbackRequest, content).row == body.get("row", 0)
@@ -213,6 +215,30 @@ def test_feedback_needs_a_request_id_and_a_label(body: dict[str, Any], status: i
     with pytest.raises(RequestError) as caught:
         parse_body(FeedbackRequest, content)
     assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "fault"),
+    [
+        ("classification", {"label": "b"}, None),
+        ("classification", {}, "give `label` only"),
+        ("classification", {"label": "b", "score": 1.0}, "give `label` only"),
+        ("chat", {"label": "good"}, None),
+        ("chat", {"label": "bad", "correct_answer": "4"}, None),
+        ("chat", {"score": 0.5, "correct_answer": "4"}, None),
+        ("chat", {"label": "good", "score": 1.0}, "give `label` or `score`, not both"),
+        ("chat", {"label": "4"}, "for chat, `label` is good or bad; send a correct answer as `correct_answer`"),
+        ("chat", {}, "give `label`, `score` or `correct_answer`"),
+    ],
+)
+def test_feedback_has_a_label_or_for_chat_a_score_or_an_answer(task: Any, fields: Any, fault: str | None) -> None:
+    feedback = parse_body(FeedbackRequest, json.dumps({"request_id": ID} | fields).encode())
+    if fault is None:
+        feedback.require_fields_of(task)
+        return
+    with pytest.raises(RequestError) as caught:
+        feedback.require_fields_of(task)
+    assert (caught.value.status, caught.value.message) == (422, fault)
 
 
 @pytest.mark.parametrize(

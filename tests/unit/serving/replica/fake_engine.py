@@ -27,7 +27,7 @@ class FakeEngine(LanguageModelEngine):
         prompting: Prompting = PROMPTING,
         index: Any = None,
     ) -> None:
-        version = SimpleNamespace(name="task", version="v", digest="d")
+        version = SimpleNamespace(name="task", version="v", digest="d", task="chat")
         loaded: Any = SimpleNamespace(version=version, tokenizer=TOKENIZER, prompting=prompting, index=index)
         super().__init__(loaded)
         self.tokens = TOKENIZER(text, add_special_tokens=False)["input_ids"]

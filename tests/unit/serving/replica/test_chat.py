@@ -17,6 +17,7 @@ from serving.replica.chat import Chat
 from serving.replica.generation import generation_request
 from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
+from tailorbird.data.conversations import logged_conversation
 from tests.unit.serving.replica.fake_engine import TOKENIZER, FakeEngine
 
 
@@ -80,14 +81,7 @@ def test_redaction_of_the_prompt_does_not_block_other_requests(monkeypatch: pyte
         return f"redacted {text}"
 
     monkeypatch.setattr("serving.request_log.log.redact", slow)
-    engine = FakeEngine("one</s>")
-    engine.version.digest = "d" * 64
-    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
-    versions.engines = {"champion": engine}
-    service: Any = object.__new__(Chat)
-    service._config = ServingConfig(request_log=tmp_path.as_uri(), log_texts=True)
-    service._replica = Replica(versions, task_uri="s3://models/task", config=service._config)
-    service._prompts = FairSlots(1)
+    service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=True))
     body = json.dumps({"messages": [{"role": "user", "content": "abc"}]}).encode()
 
     async def request() -> None:
@@ -102,6 +96,62 @@ def test_redaction_of_the_prompt_does_not_block_other_requests(monkeypatch: pyte
     asyncio.run(request())
     [row] = pq.read_table(tmp_path / "answers").to_pylist()
     assert (row["text"], row["answer"]) == ("redacted abc", "redacted one")
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_the_log_has_the_length_and_with_texts_the_whole_redacted_conversation(tmp_path: Path, texts: bool) -> None:
+    service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=texts))
+    turns = [("user", "call 5551234567"), ("assistant", "ok"), ("user", "abc")]
+    body = json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}).encode()
+
+    async def request() -> None:
+        await service._chat(body, "r")
+        await service._replica.log.close()
+
+    asyncio.run(request())
+    [row] = pq.read_table(tmp_path / "answers").to_pylist()
+    assert row["text_chars"] == 3
+    if not texts:
+        assert [row[name] for name in ("text", "context", "answer")] == [None] * 3
+        return
+    assert (row["text"], row["answer"]) == ("abc", "one")
+    assert logged_conversation(row["context"], "abc") == (("user", "call [number]"), turns[1], turns[2])
+
+
+def test_feedback_on_an_answer_is_logged_and_a_correct_answer_only_with_texts(tmp_path: Path) -> None:
+    request_id = "0" * 32
+
+    async def send(texts: bool, **fields: Any) -> int:
+        service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=texts))
+        body = json.dumps({"request_id": f"chatcmpl-{request_id}"} | fields).encode()
+        try:
+            status, _ = await service._replica._feedback(body, "r")
+        except RequestError as error:
+            status = error.status
+        await service._replica.log.close()
+        return int(status)
+
+    assert asyncio.run(send(False, correct_answer="two")) == 422
+    assert asyncio.run(send(False, label="two")) == 422
+    assert asyncio.run(send(False, label="good")) == 202
+    assert asyncio.run(send(True, score=0.25, correct_answer="two, ann@example.org")) == 202
+    rows = pq.read_table(tmp_path / "feedback").to_pylist()
+    stored = [(row["request_id"], row["label"], row["score"], row["correct_answer"]) for row in rows]
+    expected = [(request_id, "good", None, None), (request_id, None, 0.25, "two, [email]")]
+    assert sorted(stored, key=str) == sorted(expected, key=str)
+
+
+def new_chat(config: ServingConfig) -> Any:
+    """Return the deployment with an engine that answers `one`."""
+    engine = FakeEngine("one</s>")
+    engine.version.digest = "d" * 64
+    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
+    versions.engines = {"champion": engine}
+    service: Any = object.__new__(Chat)
+    service._config = config
+    service._replica = Replica(versions, task_uri="s3://models/task", config=config)
+    service._prompts = FairSlots(1)
+    return service
 
 
 def prompt_text(fields: dict[str, Any]) -> str:

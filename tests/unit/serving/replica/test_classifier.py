@@ -31,7 +31,9 @@ class FakePool(ModelPool):
     """A pool of engines whose labels are the names of their versions."""
 
     def load(self, uri: str, digest: str) -> Any:
-        version = SimpleNamespace(name="task", version=uri, digest=digest, endpoint=None, hybrid=None)
+        version = SimpleNamespace(
+            name="task", version=uri, digest=digest, endpoint=None, hybrid=None, task="classification"
+        )
         version.typed_label = {"by integers": 7}.get if uri == "integers" else str
         loaded = SimpleNamespace(version=version, classes=CLASSES)
 

@@ -115,5 +115,7 @@ def test_feedback_is_stored_in_a_separate_folder(tmp_path: Path) -> None:
     asyncio.run(keep())
     (file,) = tmp_path.glob("feedback/day=2026-05-01/*.parquet")
     rows = pq.read_table(file, partitioning=None).to_pylist()
-    assert rows == [{"request_id": "r1", "at": NOON, "row": 3, "label": "b", "caller": None}]
+    assert rows == [
+        {"request_id": "r1", "at": NOON, "row": 3, "label": "b", "score": None, "correct_answer": None, "caller": None}
+    ]
     assert not (tmp_path / "answers").exists()
