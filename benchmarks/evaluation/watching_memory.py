@@ -111,7 +111,7 @@ def _read(log: str) -> dict[str, float]:
         took = time.perf_counter() - begun
     assert traffic.num_rows == len(files) * FILE_ROWS
     assert len(traffic.outcomes) == traffic.num_rows // LABELLED
-    assert traffic.outcomes.right.all()
+    assert traffic.outcomes.scores.all()
     return {"reader MiB": sizes["own"], "task MiB": sizes["task"], "rows/s": traffic.num_rows / took}
 
 

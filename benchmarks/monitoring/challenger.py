@@ -7,7 +7,8 @@ days. The false decisions promote a challenger that answers exactly as well as t
 
 - hours: accuracy is 60% by night and 90% by day;
 - subjects: few subjects send most requests, and eight in ten answers to a subject are all right or all wrong;
-- texts: each request has eight texts, and eight in ten answers to a request are all right or all wrong.
+- texts: each request has eight texts, and eight in ten answers to a request are all right or all wrong;
+- scores: answers have scores from 0 to 1 (chat) with these means and a Beta distribution.
 
 `before` is the share of false decisions if each pair of answers is one bet, and a canary's answers of a day are paired
 with the champion's in order of time. `by_day` bets once per unit and day. The power figures are the labels and units
@@ -21,13 +22,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import beta
 
 from benchmarks.rounds import finish, print_table
+from tailorbird.config.evaluation import SubgroupGateConfig
+from tailorbird.evaluation.gates.base import State
 from tailorbird.monitoring.challenger_units import UnitOutcome, control_share, unit_differences, unit_outcomes
+from tailorbird.monitoring.quality import ALL, GroupAccuracy, group_gate
 from tailorbird.monitoring.sequential_test import log_e_value, units_needed
 from tailorbird.monitoring.traffic import ARMS, DAY_US, HOUR_US, Outcomes
 
 ALPHA, DAYS, PER_DAY, AUDIT_DAYS, SEED = 0.05, 28, 150, 4, 1979
+GRADES = 1.0  # sum of the parameters of the Beta distribution of scores; most scores are near 0 or 1
 NIGHT, LONGEST = 8, 80  # hours of the night; most days of an experiment with a better challenger
 
 
@@ -41,6 +47,7 @@ class Setting:
     repeat: float = 0.0  # share of answers that are as right as all others of the unit
     night: float = 0.8  # accuracy by night and by day
     day: float = 0.8
+    graded: bool = False  # answers have scores from 0 to 1 with these means, instead of being right or wrong
     gain: float = 0.0  # of the challenger
     same: float = 0.0  # share of the requests that both versions answer equally well (shadow)
 
@@ -53,6 +60,10 @@ SETTINGS = {
     "subjects and hours, canary": Setting(0.3, subjects=1000, repeat=0.8, night=0.6, day=0.9),
     "texts, canary": Setting(0.1, texts=8, repeat=0.8),
     "texts, shadow": Setting(None, texts=8, repeat=0.8),
+    "scores, canary": Setting(0.1, night=0.6, day=0.9, graded=True),
+    "scores, shadow": Setting(None, night=0.6, day=0.9, graded=True),
+    "scores and subjects, canary": Setting(0.3, subjects=1000, repeat=0.8, night=0.6, day=0.9, graded=True),
+    "scores and subjects, shadow": Setting(None, subjects=300, repeat=0.8, graded=True),
 }
 POWER = {
     "shadow": Setting(None, gain=0.03, same=0.6),
@@ -60,6 +71,8 @@ POWER = {
     "canary of 10%": Setting(0.1, gain=0.03),
     "canary of 50%": Setting(0.5, gain=0.03),
     "canary of 10%, subjects": Setting(0.1, gain=0.03, subjects=20_000, repeat=0.5),
+    "shadow, scores": Setting(None, gain=0.03, same=0.6, graded=True),
+    "canary of 10%, scores": Setting(0.1, gain=0.03, graded=True),
 }
 
 
@@ -84,7 +97,36 @@ def main() -> None:
         figures[f"labels, median: {name}"] = power[name]["labels, median"]
         print(name, power[name], flush=True)
     print_table("labelled answers until a challenger with +3 points is promoted", power)
-    finish("challenger", figures, bounds={f"now: {name}": "<= 0.08" for name in SETTINGS})
+    bounds = {f"now: {name}": "<= 0.08" for name in SETTINGS}
+    for mean in (0.5, 0.8, 0.95):
+        name = f"quality alarm: mean score {mean}"
+        figures[name] = _quality_alarms(mean, num=25 * num)
+        bounds[name] = "<= 0.05"
+        print(name, figures[name], flush=True)
+    finish("challenger", figures, bounds=bounds)
+
+
+def _quality_alarms(mean: float, *, num: int) -> float:
+    """Return the share of simulated audits of 300 answers that prove a loss against a test of 500, without any loss."""
+    rng, failed = np.random.default_rng([SEED, 200]), 0
+    for _ in range(num):
+        tested, audited = (rng.beta(GRADES * mean, GRADES * (1 - mean), size) for size in (500, 300))
+        outcomes = Outcomes(
+            keys=np.arange(300, dtype=np.uint64),
+            arms=np.zeros(300, np.uint8),
+            at=np.zeros(300, np.int64),
+            scores=audited,
+            audits=np.ones(300, np.int32),
+            groups=((),) * 300,
+            labelled_at=np.zeros(300, np.int64),
+            units=np.arange(300, dtype=np.uint64),
+            is_subject=np.zeros(300, bool),
+            by_person=np.zeros(300, bool),
+        )
+        reference = {ALL: GroupAccuracy.of(tested, keys=np.arange(500))}
+        checked = group_gate(outcomes, columns=(), reference=reference, limits=SubgroupGateConfig(), alpha=ALPHA)
+        failed += checked.state is State.FAILS
+    return failed / num
 
 
 def _log(setting: Setting, rng: np.random.Generator, *, days: int = DAYS) -> Outcomes:
@@ -110,21 +152,25 @@ def _log(setting: Setting, rng: np.random.Generator, *, days: int = DAYS) -> Out
     draws[1] = np.where(rng.random(len(rows)) < setting.same, draws[0], draws[1])
     draws = np.where(rng.random(len(rows)) < setting.repeat, repeated[:, of_unit], draws)
     accuracy = np.where(hour[rows] < NIGHT, setting.night, setting.day)
-    right = draws < accuracy + np.array([[0.0], [setting.gain]])
+    means = np.minimum(accuracy + np.array([[0.0], [setting.gain]]), 0.99)
+    scores = (draws < means).astype(np.float64)
+    if setting.graded:
+        scores = beta.isf(draws, GRADES * means, GRADES * (1 - means))
     arms = np.where(is_canary[of_unit], 1, 0)
     if setting.canary is None:
-        rows, arms, right = np.tile(rows, 2), np.repeat([0, 2], len(rows)), right.reshape(1, -1).repeat(2, 0)
+        rows, arms, scores = np.tile(rows, 2), np.repeat([0, 2], len(rows)), scores.reshape(1, -1).repeat(2, 0)
     at = (day * DAY_US + hour * HOUR_US + rng.integers(0, HOUR_US, num))[rows]
     return Outcomes(
         keys=np.resize(rng.integers(0, 2**63, num * setting.texts).astype(np.uint64), len(rows)),
         arms=arms.astype(np.uint8),
         at=at,
-        right=np.where(arms == 0, right[0], right[1]),
+        scores=np.where(arms == 0, scores[0], scores[1]),
         audits=(day[rows] // AUDIT_DAYS + 1).astype(np.int32),
         groups=((),) * len(rows),
         labelled_at=at,
         units=codes[unit[rows]],
         is_subject=np.full(len(rows), bool(setting.subjects)),
+        by_person=np.zeros(len(rows), bool),
     )
 
 
@@ -153,8 +199,7 @@ def _pairs_by_order(log: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.uint
     else:
         paired = [_first_of_day(log, day) for day in range(DAYS)]
         first, second = (np.concatenate([pair[arm] for pair in paired]) for arm in (0, 1))
-    difference = log.right[second].astype(np.float64) - log.right[first]
-    return difference, log.units[second], log.at[second] // DAY_US
+    return log.scores[second] - log.scores[first], log.units[second], log.at[second] // DAY_US
 
 
 def _first_of_day(log: Outcomes, day: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

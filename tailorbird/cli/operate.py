@@ -8,7 +8,7 @@ import typer
 from tailorbird.cli import options
 from tailorbird.cli.next_steps import download, show_page
 
-audit_app = typer.Typer(no_args_is_help=True, help="Label a random sample of answers.")
+audit_app = typer.Typer(no_args_is_help=True, help="Label or score a random sample of answers.")
 
 
 def watch(
@@ -83,11 +83,14 @@ def export_audit(
     to: Annotated[str, typer.Option(help="Parquet file to write: s3:// or file:// URI.")],
     days: Annotated[str, typer.Option(help="First and last day: YYYY-MM-DD:YYYY-MM-DD.")],
     rows: Annotated[int, typer.Option(help="Number of answers to draw.")] = 500,
+    with_answers: Annotated[
+        bool, typer.Option("--with-answers", help="Include the model's answers, for people to score (chat only).")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Draw a random sample of answers for people to label.
 
-    The Parquet file has an empty column `label` to fill in.
+    The Parquet file has an empty column to fill in: `label` or, for chat, `correct_answer` or `score` (0 to 1).
 
     Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to file:///tmp/audit.parquet
     """
@@ -95,7 +98,9 @@ def export_audit(
         from tailorbird.monitoring.label_audit import parse_days
         from tailorbird.operate.watch import draw_audit
 
-        num = draw_audit(options.read_recipe(recipe), days=parse_days(days), num_rows=rows, to=to)
+        num = draw_audit(
+            options.read_recipe(recipe), days=parse_days(days), num_rows=rows, to=to, with_answers=with_answers
+        )
     lines = [f"wrote {num} answers to label to {to}", f"to download it: {download(to)}"]
     options.print_result({"rows": num, "to": to}, as_json=as_json, lines=lines)
 

@@ -23,7 +23,6 @@ class TaskRules:
     architecture: str  # architecture in the model card; empty if it is the base model's
     unfitting: str  # end of a sentence in the model card about inputs that fit no class or have no answer
     gates_off: tuple[str, ...] = ()  # gates that do not apply to the task
-    is_monitored: bool = False  # True if `watch` and `reevaluate` support the task
 
 
 CLASSIFICATION_GATES = ("calibration", "counterfactual", "robustness")
@@ -45,7 +44,6 @@ TASKS: dict[TaskName, TaskRules] = {
         model="A text classifier",
         architecture="mean-pooled encoder and linear head, ",
         unfitting=" with one of its classes, even if none fits",
-        is_monitored=True,
     ),
     "chat": TaskRules(
         metrics=("exact_match", "token_f1", "rouge_l", *ANSWER_METRICS),

@@ -105,7 +105,7 @@ class Labelled(Part):
     """The champion's accuracy on labelled answers."""
 
     labelled: int
-    right: int
+    right: float
     interval: tuple[float, float]
 
     @property

@@ -35,7 +35,8 @@ class UnitOutcome(Frozen):
     hour: int  # of the first of these answers, since 1970
     groups: tuple[str, ...]  # groups of the reference
     answers: int
-    right: int  # right answers; for a shadow, minus the champion's to the same texts
+    right: float
+    """Right answers or, for chat, the sum of the scores; for a shadow, minus the champion's to the same texts."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Unit:
     audit: int
     hour: int
     answers: int
-    share: float  # of right answers; for a shadow, minus the champion's
+    share: float  # of right answers, or the mean score; for a shadow, minus the champion's
 
 
 def control_share(canary: float | None) -> float:
@@ -69,15 +70,14 @@ def unit_outcomes(
     """
     champion, canary, shadow = (audited_rows(outcomes, arm) for arm in (CHAMPION, CANARY, SHADOW))
     _, ours, theirs = np.intersect1d(outcomes.keys[champion], outcomes.keys[shadow], return_indices=True)
-    champion_right = outcomes.right[champion[ours]].astype(np.int64)
-    difference = outcomes.right[shadow[theirs]].astype(np.int64) - champion_right
+    difference = outcomes.scores[shadow[theirs]] - outcomes.scores[champion[ours]]
     control = champion[outcomes.units[champion].astype(np.float64) < share * CODES]
     masks = group_masks(outcomes, columns=columns, fixed=fixed)
     sums: dict[tuple[str, int, int, tuple[str, ...]], UnitOutcome] = {}
     for arm, rows, right in (
         (SHADOW, shadow[theirs], difference),
-        (CANARY, canary, outcomes.right[canary]),
-        (CHAMPION, control, outcomes.right[control]),
+        (CANARY, canary, outcomes.scores[canary]),
+        (CHAMPION, control, outcomes.scores[control]),
     ):
         columns_of_rows = (outcomes.units, outcomes.is_subject, outcomes.audits, outcomes.at // HOUR_US)
         of_rows = zip(*(column[rows].tolist() for column in columns_of_rows), strict=True)
@@ -90,7 +90,7 @@ def unit_outcomes(
                 hour=hour,
                 groups=tuple(name for name in fixed if masks[name][row]),
                 answers=1,
-                right=int(value),
+                right=value,
             )
             key = (arm, outcome.unit, outcome.audit, outcome.groups)
             sums[key] = _sum(sums[key], outcome) if key in sums else outcome

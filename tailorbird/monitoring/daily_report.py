@@ -31,7 +31,7 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
     paths = TaskPaths(recipe.task_uri)
     reference = read_reference(recipe.task_uri, served.champion)
     challenger = served.challenger.digest if served.challenger else None
-    versions = WatchedVersions(served.champion.digest, challenger, recipe.data.groups)
+    versions = watched_versions(recipe, champion=served.champion.digest, challenger=challenger)
     audits, secret = audit_files(recipe.task_uri), draw_secret(recipe.task_uri)
     days = LogDays(log.rstrip("/"), versions, audits=audits, secret=secret, map_parts=map_on_cluster)
     length, label_days = recipe.monitoring.window_days, recipe.monitoring.label_days
@@ -45,6 +45,14 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
             report = window.unchanged(report) or _store(paths, window.report(report), former=report, progress=progress)
         reports[day] = report
     return list(reports.values())
+
+
+def watched_versions(recipe: Recipe, *, champion: str, challenger: str | None) -> WatchedVersions:
+    """Return what is read about these versions (digests). Chat requests have no attributes, and so no groups."""
+    if recipe.task == "classification":
+        return WatchedVersions(champion, challenger, recipe.data.groups)
+    config = recipe.evaluation
+    return WatchedVersions(champion, challenger, metric=config.metric, answers=config.answers)
 
 
 def read_reports(task_uri: str) -> list[Report]:
@@ -68,6 +76,5 @@ def _store(paths: TaskPaths, report: Report, *, former: Report | None, progress:
     storage.write_bytes(paths.daily_report(report.day), report.model_dump_json(indent=1).encode())
     if former is None or former.model_copy(update={"inputs": report.inputs}) != report:
         alarms = f", {'; '.join(report.alarms)}" if report.alarms else ", no alarm"
-        labelled = report.feedback.labelled + report.audit.labelled
-        progress.note(f"{report.day}: {report.rows:,} rows, {labelled:,} labelled{alarms}")
+        progress.note(f"{report.day}: {report.rows:,} rows, {report.num_labelled:,} labelled{alarms}")
     return report

@@ -57,6 +57,7 @@ class TrafficSample:
     keys: IntArray | None = None
     """[N] (reference only) integers that are equal for dependent rows, such as those of a document or a patient. A
     reference with embeddings has one embedding per row, so M is N."""
+    lengths: FloatArray | None = None  # [N] (chat) lengths of the texts in characters
     days: IntArray | None = None  # [N] (window only) numbers of the days of the answers; None for a single day
     text_days: IntArray | None = None  # [M] (window only) numbers of the days of the embedded texts
 
@@ -68,7 +69,7 @@ class TrafficSample:
 class DriftStatistic:
     """A drift statistic of a window, with its threshold."""
 
-    name: str  # `unfamiliar`, `confidence`, `classes` or `two-sample`
+    name: str  # `unfamiliar`, `confidence`, `classes`, `length` or `two-sample`
     description: str
     value: float
     threshold: float
@@ -114,7 +115,8 @@ def drift_statistics(
 
     Without drift, any of them exceeds its threshold on `per_year` days per year, if a window ends on each day. `clean`
     has the statistics of earlier windows without alarms; no two of these windows share a day. Without embeddings of
-    both samples, the first and the last statistic are omitted. The last one is also omitted if the window has texts of
+    both samples, the first and the last statistic are omitted. Samples of chat have lengths, which are compared instead
+    of confidences and classes. The last one is also omitted if the window has texts of
     one day only, or if few keys have nearly all rows. Raises DriftError for fewer than 50 rows, and for a reference
     with fewer than 20 keys.
     """
@@ -131,11 +133,16 @@ def drift_statistics(
     can_embed = all(
         sample.embeddings is not None and len(sample.embeddings) >= MIN_ROWS for sample in (window, reference)
     )
-    limits = _limits(per_year / (4 if can_embed else 2), clean)
-    statistics = (
-        confidence_statistic(window, reference=reference, limit=limits["confidence"]),
-        classes_statistic(window, reference=reference, limit=limits["classes"]),
-    )
+    is_chat = reference.lengths is not None
+    limits = _limits(per_year / ((1 if is_chat else 2) + (2 if can_embed else 0)), clean)
+    statistics: tuple[DriftStatistic, ...]
+    if is_chat:
+        statistics = (length_statistic(window, reference=reference, limit=limits["length"]),)
+    else:
+        statistics = (
+            confidence_statistic(window, reference=reference, limit=limits["confidence"]),
+            classes_statistic(window, reference=reference, limit=limits["classes"]),
+        )
     if window.embeddings is None or reference.embeddings is None or not can_embed:
         return statistics
     days = np.zeros(len(window.embeddings), np.int64) if window.text_days is None else window.text_days
@@ -147,7 +154,7 @@ def drift_statistics(
 
 def _limits(per_year: float, clean: Sequence[Sequence[DriftStatistic]]) -> Mapping[str, _Limit]:
     variances: dict[str, list[DayVariance]] = {
-        name: [] for name in ("unfamiliar", "confidence", "classes", "two-sample")
+        name: [] for name in ("unfamiliar", "confidence", "classes", "length", "two-sample")
     }
     for statistic in (statistic for statistics in clean for statistic in statistics):
         variances[statistic.name].append(statistic.variance)
@@ -185,20 +192,36 @@ def confidence_statistic(window: TrafficSample, *, reference: TrafficSample, lim
 
     Answers without a confidence (NaN), such as those of an endpoint without log-probabilities, have an eleventh bin.
     """
-    known = reference.confidences[np.isfinite(reference.confidences)]
-    edges = np.unique(np.quantile(known, np.linspace(0, 1, NUM_BINS + 1)[1:-1])) if len(known) else np.empty(0)
-    num_bins = len(edges) + 2
-
-    def binned(confidences: FloatArray) -> IntArray:
-        bins = np.searchsorted(edges, confidences, side="right")
-        return np.where(np.isfinite(confidences), bins, num_bins - 1)
-
-    theirs, ours = binned(reference.confidences), binned(window.confidences)
-    if (theirs < num_bins - 1).all() and (ours < num_bins - 1).all():
-        num_bins -= 1  # an empty bin would change the thresholds of models with confidences
+    theirs, ours, num_bins = _quantile_bins(reference.confidences, window.confidences)
     counts = _counts(ours, num_bins=num_bins, days=window.days)
     description = "population stability index of the confidence"
     return _stability("confidence", description, counts=counts, reference=theirs, keys=reference.keys, limit=limit)
+
+
+def length_statistic(window: TrafficSample, *, reference: TrafficSample, limit: _Limit) -> DriftStatistic:
+    """Return the population stability index of the lengths of the texts, in ten bins as those of the confidence."""
+    assert window.lengths is not None
+    assert reference.lengths is not None
+    theirs, ours, num_bins = _quantile_bins(reference.lengths, window.lengths)
+    counts = _counts(ours, num_bins=num_bins, days=window.days)
+    description = "population stability index of the length of the last message"
+    return _stability("length", description, counts=counts, reference=theirs, keys=reference.keys, limit=limit)
+
+
+def _quantile_bins(reference: FloatArray, window: FloatArray) -> tuple[IntArray, IntArray, int]:
+    """Return the bins of both samples and the number of bins: deciles of the reference, and one for NaN if any is."""
+    known = reference[np.isfinite(reference)]
+    edges = np.unique(np.quantile(known, np.linspace(0, 1, NUM_BINS + 1)[1:-1])) if len(known) else np.empty(0)
+    num_bins = len(edges) + 2
+
+    def binned(values: FloatArray) -> IntArray:
+        bins = np.searchsorted(edges, values, side="right")
+        return np.where(np.isfinite(values), bins, num_bins - 1)
+
+    theirs, ours = binned(reference), binned(window)
+    if (theirs < num_bins - 1).all() and (ours < num_bins - 1).all():
+        num_bins -= 1  # an empty bin would change the thresholds of models with confidences
+    return theirs, ours, num_bins
 
 
 def classes_statistic(window: TrafficSample, *, reference: TrafficSample, limit: _Limit) -> DriftStatistic:

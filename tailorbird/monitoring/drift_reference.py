@@ -1,6 +1,11 @@
-"""The drift reference of a version: its answers to validation rows, as embeddings, confidences and groups."""
+"""The drift reference of a version: its answers to validation rows, as embeddings, confidences and groups.
+
+For chat, it has the embeddings and the lengths of the last messages only, because the answers to thousands of rows
+would take hours. Scores of live answers are compared with those of the test rows of the champion's run.
+"""
 
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +21,11 @@ from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.loader import read_splits, read_validation_and_test
 from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows
+from tailorbird.data.tasks import data_task
 from tailorbird.data.tokenize import encode_texts, load_tokenizer
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.monitoring.drift import TrafficSample
@@ -30,6 +37,10 @@ from tailorbird.storage.stored_model import StoredModel
 
 MAX_ROWS = 4_000  # more rows are sampled, because all pairs of rows are compared
 SEED = 1979
+PROMPT_TOKENS = 128  # of a prompt that are embedded, as for retrieval
+NGRAM_LENGTHS, NGRAM_COLUMNS = (3, 4), 512
+"""Characters of the n-grams, and number of columns into which they are hashed."""
+MAX_CHARACTERS = 2_000  # of a prompt that are hashed
 METADATA = b"tailorbird"  # key in the metadata of the Parquet schema
 
 
@@ -43,6 +54,7 @@ class ReferenceMetadata(StoredModel):
     digest: str  # digest of the version
     made_at: str
     groups: tuple[str, ...]  # group columns
+    encoder: str | None = None  # (chat) URI of the staged encoder of the prompts; None for hashed n-grams
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +64,9 @@ class DriftReference:
     digest: str  # digest of the version
     made_at: str
     sample: TrafficSample
-    right: NDArray[np.bool_]  # [N]
+    right: NDArray[np.bool_]  # [N]; empty for chat
     groups: dict[str, tuple[str, ...]]  # group columns by name, one value per row
+    encoder: str | None = None  # (chat) as in `ReferenceMetadata`
 
     def group_accuracies(self) -> dict[str, GroupAccuracy]:
         """Return the accuracy in each group by name, `column = value`."""
@@ -62,7 +75,9 @@ class DriftReference:
         for column, values in self.groups.items():
             for value in sorted(set(values)):
                 mask = np.array([row_value == value for row_value in values])
-                accuracies[f"{column} = {value}"] = GroupAccuracy.of(self.right[mask], keys=keys[mask])
+                accuracies[f"{column} = {value}"] = GroupAccuracy.of(
+                    self.right[mask].astype(np.float64), keys=keys[mask]
+                )
         return accuracies
 
 
@@ -73,10 +88,17 @@ def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> 
     """
     uri = TaskPaths(recipe.task_uri).drift_reference(version.digest)
     if not storage.exists(uri):
+        task = data_task(recipe.task)
         has_files = recipe.data.validation is not None and recipe.data.test is not None
-        rows = read_validation_and_test(recipe.data)[0] if has_files else read_splits(recipe.data).validation
+        if has_files:
+            rows = read_validation_and_test(recipe.data, task=task)[0]
+        else:
+            rows = read_splits(recipe.data, task=task).validation
         if len(rows) > MAX_ROWS:
             rows = rows.take(np.sort(np.random.default_rng(SEED).permutation(len(rows))[:MAX_ROWS]))
+        if recipe.task == "chat":
+            storage.write_bytes(uri, _chat_reference(recipe, version, rows=rows, made_at=made_at))
+            return uri
         build = run_remote(build_reference, resources=worker_resources(recipe.training))
         limits = RequestLimits.from_config(recipe.evaluation.endpoint)
         storage.write_bytes(uri, build(version.uri, rows=rows, made_at=made_at, limits=limits))
@@ -94,12 +116,14 @@ def read_reference(task_uri: str, version: ModelVersion) -> DriftReference:
             f"{uri} has extension types, which are unsafe to read; delete it and run `tailorbird watch RECIPE`"
         )
     metadata = ReferenceMetadata.model_validate_json(table.schema.metadata[METADATA])
-    embeddings = table["embedding"].combine_chunks().flatten().to_numpy()
+    embeddings = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1).astype(np.float32)
+    keys = table["key"].to_numpy() if "key" in table.column_names else None
+    if "length" in table.column_names:
+        lengths = table["length"].to_numpy().astype(np.float64)
+        sample = TrafficSample(np.full(len(table), np.nan), (), embeddings, keys, lengths)
+        return DriftReference(metadata.digest, metadata.made_at, sample, np.zeros(0, bool), {}, metadata.encoder)
     sample = TrafficSample(
-        table["confidence"].to_numpy().astype(np.float64),
-        table["output"].to_pylist(),
-        embeddings.reshape(len(table), -1).astype(np.float32),
-        table["key"].to_numpy() if "key" in table.column_names else None,
+        table["confidence"].to_numpy().astype(np.float64), table["output"].to_pylist(), embeddings, keys
     )
     groups = {name: tuple(table[f"group:{name}"].to_pylist()) for name in metadata.groups}
     right = np.array(table["right"].to_pylist(), bool)
@@ -121,15 +145,57 @@ def build_reference(uri: str, *, rows: Rows, made_at: str, limits: RequestLimits
         "output": pa.array(predictions.outputs, pa.string()),
         "confidence": pa.array(predictions.calibrated),
         "right": pa.array(predictions.scores == 1.0),
-        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel(), pa.float32()), embeddings.shape[1]),
     }
     columns |= {f"group:{name}": pa.array(values, pa.string()) for name, values in predictions.groups.items()}
-    if rows.split_keys is not None:  # as integers, because a key may identify a patient
-        columns["key"] = pa.array(np.unique(np.array(rows.split_keys), return_inverse=True)[1])
     metadata = ReferenceMetadata(digest=version.digest, made_at=made_at, groups=tuple(predictions.groups))
+    return _to_parquet(columns, embeddings=embeddings, keys=rows.split_keys, metadata=metadata)
+
+
+def _chat_reference(recipe: Recipe, version: ModelVersion, *, rows: Rows, made_at: str) -> bytes:
+    """Return the reference of a chat version as Parquet: lengths and embeddings of the last messages."""
+    named = recipe.evaluation.retrieval_encoder
+    encoder = None if named is None else stage_base_model(named, registry=recipe.registry)
+    embeddings = embed_prompts(recipe, tuple(map(redact, rows.queries)), encoder=encoder)
+    metadata = ReferenceMetadata(digest=version.digest, made_at=made_at, groups=(), encoder=encoder)
+    columns = {"length": pa.array([len(text) for text in rows.queries], pa.int32())}
+    return _to_parquet(columns, embeddings=embeddings, keys=rows.split_keys, metadata=metadata)
+
+
+def _to_parquet(
+    columns: Mapping[str, pa.Array],
+    *,
+    embeddings: NDArray[np.float32],
+    keys: Sequence[str] | None,
+    metadata: ReferenceMetadata,
+) -> bytes:
+    flat = pa.array(embeddings.ravel(), pa.float32())
+    written = {**columns, "embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])}
+    if keys is not None:  # as integers, because a key may identify a patient
+        written["key"] = pa.array(np.unique(np.array(keys), return_inverse=True)[1])
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns).replace_schema_metadata({METADATA: metadata.model_dump_json()}), sink)
+    pq.write_table(pa.table(written).replace_schema_metadata({METADATA: metadata.model_dump_json()}), sink)
     return sink.getvalue()
+
+
+def embed_prompts(recipe: Recipe, texts: tuple[str, ...], *, encoder: str | None) -> NDArray[np.float32]:
+    """Return embeddings [N, D] of prompts by the encoder (URI), on the cluster, or else by hashed n-grams."""
+    if encoder is None:
+        return hashed_ngrams(texts)
+    embed = run_remote(embed_texts, resources=worker_resources(recipe.training))
+    return embed(encoder, texts, max_length=PROMPT_TOKENS)
+
+
+def hashed_ngrams(texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return vectors [N, 512] of the character n-grams in texts, hashed into columns; zeros for a text without any.
+
+    They need no model. Two texts are near if they share words or parts of words, whatever these mean.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    vectorizer = HashingVectorizer(
+        analyzer="char_wb", ngram_range=NGRAM_LENGTHS, n_features=NGRAM_COLUMNS, binary=True, dtype=np.float32
+    )
+    return np.asarray(vectorizer.transform([text[:MAX_CHARACTERS] for text in texts]).toarray(), np.float32)
 
 
 def embed_texts(base_model: str, texts: tuple[str, ...], *, max_length: int) -> NDArray[np.float32]:

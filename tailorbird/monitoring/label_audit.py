@@ -1,10 +1,15 @@
-"""Label audits: export a random sample of answers for blind labelling, and import the labels."""
+"""Label audits: export a random sample of answers for blind labelling, and import the labels.
+
+For chat, people either write the correct answer without seeing the model's, or score the model's answer from 0 to 1.
+"""
 
 import hashlib
 import heapq
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -13,13 +18,16 @@ import pyarrow.parquet as pq
 
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
+from tailorbird.data.conversations import logged_conversation
 from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows
+from tailorbird.evaluation.statistics.answer_metrics import unreadable
 from tailorbird.monitoring.challenger_units import control_share
 from tailorbird.monitoring.log_reader import (
     ANSWERS,
     TrafficError,
     files_of,
+    is_answered,
     key_of,
     read_columns,
     unit_of,
@@ -30,6 +38,11 @@ from tailorbird.registry.draws import CODES, draw_secret
 from tailorbird.storage.paths import TaskPaths
 
 COLUMNS = ("request_id", "row", "caller", "at", "subject", "text", "attributes", "label")
+CHAT_COLUMNS = ("request_id", "row", "caller", "at", "subject", "context", "text", "correct_answer")
+SCORED_COLUMNS = (*CHAT_COLUMNS[:-1], "answer", "score", "correct_answer")
+STORED_COLUMNS = (*COLUMNS, "context", "score", "correct_answer")
+FILLED_IN = {"label", "score", "correct_answer"}
+PEOPLES_TEXTS = {"text", "correct_answer"}
 Row = dict[str, Any]  # a row of the request log or an audit, by column
 
 
@@ -49,7 +62,14 @@ def parse_days(days: str) -> list[date]:
 
 
 def export_answers(
-    recipe: Recipe, *, digest: str, challenger: str | None = None, days: Sequence[date], num_rows: int, to: str
+    recipe: Recipe,
+    *,
+    digest: str,
+    challenger: str | None = None,
+    days: Sequence[date],
+    num_rows: int,
+    to: str,
+    with_answers: bool = False,
 ) -> int:
     """Write a random sample of these days' answers for labelling; return the number of rows.
 
@@ -59,15 +79,21 @@ def export_answers(
     chance, whatever its client sends: rows are drawn by an HMAC of the id that the replica made. The same days give the
     same rows, and audited rows are not drawn again. The Parquet file at `to`, an S3 or file URI, has `COLUMNS`:
     `subject` is the keyed hash of the log, `text` is empty without serving.log_texts, and `label` is empty. The file
-    does not have the model's answer, which would bias the labels. Memory holds the drawn rows and the keys of audited
-    rows.
+    does not have the model's answer, which would bias the labels. For chat, it has `CHAT_COLUMNS` or, `with_answers`,
+    `SCORED_COLUMNS`; no column names the version. Memory holds the drawn rows and the keys of audited rows.
     """
+    is_chat = recipe.task == "chat"
     if num_rows < 1:
         raise AuditError(f"--rows is {num_rows}; it must be 1 or more")
     if recipe.serving.request_log is None:
         raise AuditError(
             "serving.request_log is not set; set it to an s3:// prefix and run `tailorbird serve RECIPE` again"
         )
+    if is_chat and not recipe.serving.log_texts:
+        raise AuditError("serving.log_texts is not set, so there are no conversations to audit; set it and serve again")
+    if with_answers and not is_chat:
+        raise AuditError("--with-answers is for chat: labels of classes are given without seeing the model's answer")
+    columns = (SCORED_COLUMNS if with_answers else CHAT_COLUMNS) if is_chat else COLUMNS
     log = recipe.serving.request_log.rstrip("/")
     secret = draw_secret(recipe.task_uri)
     audited = {_key(row, secret=secret) for row in _audit_rows(recipe.task_uri)}
@@ -77,21 +103,23 @@ def export_answers(
     config = recipe.serving.challenger
     share = control_share(config.canary if config else None)
     for uri in files_of(log, "answers", [day.isoformat() for day in days]):
-        for answer in read_columns(uri, ANSWERS).to_pylist():
-            eligible = (answer["arm"], answer["digest"]) in arms and answer["label"] is not None
+        table = read_columns(uri, ANSWERS)
+        for answer in table.filter(pa.array(is_answered(table))).to_pylist():
+            eligible = (answer["arm"], answer["digest"]) in arms and not (is_chat and answer["text"] is None)
             if not eligible or (key := _key(answer, secret=secret)) in audited:
                 continue
             is_compared = _is_compared(answer, challenger=challenger, share=share, secret=secret)
             rank = key if is_compared else key + CODES
             if rank in drawn or (len(drawn) >= num_rows and rank > -largest[0]):
                 continue
-            drawn[rank] = {name: answer.get(name) for name in COLUMNS} | {"label": None}
+            drawn[rank] = {name: answer.get(name) for name in columns} | dict.fromkeys(FILLED_IN & set(columns))
             heapq.heappush(largest, -rank)
             if len(drawn) > num_rows:
                 del drawn[-heapq.heappop(largest)]
     if not drawn:
         raise AuditError(f"{log} has no unaudited answer of the champion on these days; choose other days")
-    storage.write_bytes(to, _to_parquet([drawn[rank] for rank in sorted(drawn, key=lambda rank: rank % CODES)]))
+    rows = [drawn[rank] for rank in sorted(drawn, key=lambda rank: rank % CODES)]
+    storage.write_bytes(to, _to_parquet(rows, columns=columns))
     return len(drawn)
 
 
@@ -111,24 +139,31 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     Rows without a label are omitted. Files are numbered in order of import, because the latest label of a text counts.
     A file equal to the last one is not stored again. Texts are redacted, because people fill in `text` if the log has
     no texts. Raises AuditError for a label that is not a class, for a labelled row whose id or time is missing, and for
-    a file that was not exported.
+    a file that was not exported. For chat, see `_require_chat_labels`.
     """
+    is_chat = recipe.task == "chat"
     try:
-        table = read_columns(uri, COLUMNS)
+        table = read_columns(uri, SCORED_COLUMNS if is_chat else COLUMNS)
     except TrafficError as error:
         raise AuditError(f"{error}; give a file written by `tailorbird audit export`") from None
-    rows = [row for row in table.to_pylist() if row["label"] is not None and str(row["label"]).strip()]
-    unknown = sorted({str(row["label"]) for row in rows} - set(classes))
-    if unknown or not rows:
-        fault = f"labels that are not classes: {', '.join(unknown[:5])}" if unknown else "no labels"
-        raise AuditError(f"{uri} has {fault}; the classes are {', '.join(classes[:10])}{' ...' * (len(classes) > 10)}")
+    if is_chat:
+        rows = _scored(uri, table.to_pylist())
+        _require_chat_labels(uri, rows, recipe=recipe)
+    else:
+        rows = [row for row in table.to_pylist() if row["label"] is not None and str(row["label"]).strip()]
+        unknown = sorted({str(row["label"]) for row in rows} - set(classes))
+        if unknown or not rows:
+            fault = f"labels that are not classes: {', '.join(unknown[:5])}" if unknown else "no labels"
+            known = f"{', '.join(classes[:10])}{' ...' * (len(classes) > 10)}"
+            raise AuditError(f"{uri} has {fault}; the classes are {known}")
     damaged = sum(any(row[name] is None for name in ("request_id", "row", "at")) for row in rows)
     if damaged:
         raise AuditError(
-            f"{uri} has {damaged} labelled rows without request_id, row or at; fill in `label` and `text` only, and "
+            f"{uri} has {damaged} labelled rows without request_id, row or at; fill in the empty columns only, and "
             "keep the other columns"
         )
-    content = _to_parquet([row | {"text": row["text"] and redact(str(row["text"]))} for row in rows])
+    redacted = [{name: row[name] and redact(str(row[name])) for name in PEOPLES_TEXTS & set(row)} for row in rows]
+    content = _to_parquet([row | texts for row, texts in zip(rows, redacted, strict=True)], columns=STORED_COLUMNS)
     digest = hashlib.sha256(content).hexdigest()[:16]
     audits = audit_files(recipe.task_uri)
     if audits and audits[-1].endswith(f"{digest}.parquet"):
@@ -138,24 +173,77 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     return stored, len(rows)
 
 
-def audited_rows(recipe: Recipe, *, since: datetime) -> Rows:
+def _scored(uri: str, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with a score, as a float, or a correct answer; raise AuditError for a score outside 0 to 1."""
+    kept = []
+    for number, row in enumerate(rows):
+        stated, correct = row["score"], str(row["correct_answer"] or "").strip()
+        try:
+            score = None if stated is None or not str(stated).strip() else float(stated)
+        except ValueError:
+            score = math.nan
+        if score is not None and not 0 <= score <= 1:
+            raise AuditError(f"{uri} has the score {stated!r} in row {number}; give a number from 0 to 1")
+        if score is not None or correct:
+            kept.append(row | {"score": score, "correct_answer": correct or None})
+    return kept
+
+
+def _require_chat_labels(uri: str, rows: Sequence[Row], *, recipe: Recipe) -> None:
+    """Raise AuditError for a file without labels, for mixed ones, and for a correct answer that the metric cannot read.
+
+    A file has either scores or correct answers, because the two are not comparable. If people saw the model's answers,
+    each row with a correct answer needs a score: people correct wrong answers, which are no random sample.
+    """
+    if not rows:
+        raise AuditError(f"{uri} has no scores and no correct answers; fill in `score` or `correct_answer`")
+    num_scores = sum(row["score"] is not None for row in rows)
+    if any(row["answer"] for row in rows) and num_scores < len(rows):
+        raise AuditError(
+            f"{uri} has {len(rows) - num_scores} correct answers without a score, but shows the model's answers; "
+            "fill in `score` too"
+        )
+    if 0 < num_scores < len(rows):
+        raise AuditError(f"{uri} has {num_scores} scores for {len(rows)} rows; give a score for each row, or for none")
+    corrected = [row["correct_answer"] for row in rows if row["correct_answer"]]
+    fault = unreadable(corrected, config=recipe.evaluation.answers)
+    if fault is not None:
+        raise AuditError(f"{uri} has the correct answer {corrected[fault[0]][:80]!r}, which has no {fault[1]}")
+
+
+def audited_rows(recipe: Recipe, *, since: datetime, corrected: bool = False) -> Rows:
     """Return the audited texts of answers since a time, with their latest labels.
+
+    For chat, these are the correct answers that people wrote without seeing the model's; with `corrected`, those of
+    scored answers too, which are no random sample.
+    """
+    audited = (row for row in _audit_rows(recipe.task_uri) if row["text"] and row["at"] >= since)
+    if recipe.task == "chat":
+        audited = (row for row in audited if row["correct_answer"] and (corrected or row["score"] is None))
+    rows = {(row["request_id"], row["row"]): row for row in audited}
+    return labelled_rows(recipe, [rows[key] for key in sorted(rows)])
+
+
+def labelled_rows(recipe: Recipe, logged: Sequence[Row]) -> Rows:
+    """Return rows of audits, or of the request log with labels, as rows of data.
 
     Groups are read from the attributes. The split key is the unit, a subject or a request without one, because the
     answers to one unit are dependent. There are no split keys if all units are different.
     """
-    audited = (row for row in _audit_rows(recipe.task_uri) if row["text"] and row["at"] >= since)
-    rows = {(row["request_id"], row["row"]): row for row in audited}
-    ordered = [rows[key] for key in sorted(rows)]
-    units = tuple(row["subject"] or row["request_id"] for row in ordered)
-    attributes = [json.loads(row["attributes"]) if row["attributes"] else {} for row in ordered]
-    return Rows(
-        row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in ordered),
-        texts=tuple(row["text"] for row in ordered),
-        labels=tuple(row["label"] for row in ordered),
+    units = tuple(row["subject"] or row["request_id"] for row in logged)
+    rows = Rows(
+        row_ids=tuple(f"{row['request_id']}:{row['row']}" for row in logged),
+        texts=tuple(row["text"] for row in logged),
+        labels=tuple(row["correct_answer" if recipe.task == "chat" else "label"] for row in logged),
         split_keys=units if len(set(units)) < len(units) else None,
-        groups={name: tuple(value_of(values, name) for values in attributes) for name in recipe.data.groups},
     )
+    attributes = [json.loads(row["attributes"]) if row["attributes"] else {} for row in logged]
+    groups = {name: tuple(value_of(values, name) for values in attributes) for name in recipe.data.groups}
+    if recipe.task == "classification":
+        return replace(rows, groups=groups)
+    conversations = tuple(logged_conversation(row["context"], row["text"]) for row in logged)
+    texts = tuple("\n".join(content for _, content in turns) for turns in conversations)
+    return replace(rows, groups=groups, texts=texts, conversations=conversations, answers=recipe.evaluation.answers)
 
 
 def audit_files(task_uri: str) -> list[str]:
@@ -166,16 +254,16 @@ def audit_files(task_uri: str) -> list[str]:
 
 def _audit_rows(task_uri: str) -> Iterator[Row]:
     for uri in audit_files(task_uri):
-        yield from read_columns(uri, COLUMNS).to_pylist()
+        yield from read_columns(uri, STORED_COLUMNS).to_pylist()
 
 
 def _key(row: Row, *, secret: bytes) -> int:
     return key_of(row["request_id"], row["row"], caller=row["caller"], secret=secret)
 
 
-def _to_parquet(rows: Sequence[Row]) -> bytes:
-    types = {"row": pa.int32(), "at": pa.timestamp("us", tz="UTC")}
-    schema = pa.schema({name: types.get(name, pa.string()) for name in COLUMNS})
+def _to_parquet(rows: Sequence[Row], *, columns: Sequence[str]) -> bytes:
+    types = {"row": pa.int32(), "at": pa.timestamp("us", tz="UTC"), "score": pa.float32()}
+    schema = pa.schema({name: types.get(name, pa.string()) for name in columns})
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
     return sink.getvalue()

@@ -11,18 +11,30 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tailorbird import storage
+from tailorbird.config.answers import THUMBS
 from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.rows import NO_GROUP
+from tailorbird.evaluation.statistics.answer_metrics import scorer
 from tailorbird.monitoring import traffic
 from tailorbird.monitoring.traffic import ARMS, DAY_US, AnswerSample, Labels, Outcomes, Traffic, WatchedVersions
 from tailorbird.registry.draws import draw_code
 
-ANSWERS = ("request_id", "row", "caller", "at", "digest", "arm", "label", "score", "attributes", "text", "subject")
-FEEDBACK = ("request_id", "row", "caller", "at", "label")
+ANSWERS = (
+    *("request_id", "row", "caller", "at", "digest", "arm", "label", "score", "attributes", "text", "subject"),
+    *("route", "finish_reason", "answer", "text_chars", "context"),
+)
+FEEDBACK = ("request_id", "row", "caller", "at", "label", "score", "correct_answer")
+OPTIONAL = {
+    **dict.fromkeys(("route", "finish_reason", "answer", "context", "correct_answer"), pa.string()),
+    "text_chars": pa.int32(),
+    "score": pa.float32(),
+}
+"""Columns with their types that older files, and audits of classification, lack."""
 DAY = re.compile(r"/day(?:=|%3D)(\d{4}-\d\d-\d\d)/")
 FILES_PER_TASK = 64
 
@@ -73,22 +85,25 @@ def unit_of(name: str, *, challenger: str | None, secret: bytes) -> int:
     return draw_code(secret, "unit", str(challenger), name)
 
 
-def read_labels(files: Sequence[str], *, secret: bytes, audits: Sequence[str] = ()) -> Labels:
+def read_labels(files: Sequence[str], *, secret: bytes, audits: Sequence[str] = (), is_chat: bool = False) -> Labels:
     """Return the labels in these feedback files and audits, one label per text.
 
     An audit takes precedence over feedback, then the latest label counts, then the one read last. Audits are given in
-    order of import. Files are read one at a time. A label needs 28 bytes, and about 90 while labels are sorted.
+    order of import. Files are read one at a time. A label needs 32 bytes, and about 100 while labels are sorted.
     """
     names: dict[str, int] = {}
     keys, codes, times, numbers = (array(kind) for kind in "Qiqi")
+    scores = array("f")
     for number, uri in (*((0, uri) for uri in files), *enumerate(audits, 1)):
         table = read_columns(uri, FEEDBACK)
-        labels = (table[name].to_pylist() for name in ("request_id", "row", "caller", "label"))
-        for time, request_id, row, caller, label in zip(_microseconds(table).tolist(), *labels, strict=True):
-            if request_id is None or row is None or label is None:
+        columns = (table[name].to_pylist() for name in FEEDBACK if name != "at")
+        for time, request_id, row, caller, *given in zip(_microseconds(table).tolist(), *columns, strict=True):
+            label, score = label_of(*given, is_chat=is_chat)
+            if request_id is None or row is None or (label is None and score is None):
                 continue
             keys.append(key_of(request_id, row, caller=caller, secret=secret))
-            codes.append(names.setdefault(label, len(names)))
+            codes.append(-1 if label is None else names.setdefault(label, len(names)))
+            scores.append(float("nan") if score is None else score)
             times.append(time)
             numbers.append(number)
     all_keys, all_codes = np.frombuffer(keys, np.uint64), np.frombuffer(codes, np.int32)
@@ -99,11 +114,21 @@ def read_labels(files: Sequence[str], *, secret: bytes, audits: Sequence[str] = 
     return Labels(
         all_keys[kept],
         all_codes[kept],
+        np.frombuffer(scores, np.float32)[kept],
         tuple(names),
         audits=_first_audits(all_numbers[order], starts=last - counts + 1),
         labelled_at=all_times[kept],
         counts=counts,
     )
+
+
+def label_of(
+    label: str | None, score: float | None, correct_answer: str | None, *, is_chat: bool
+) -> tuple[str | None, float | None]:
+    """Return the class or, for chat, the correct answer and the score in a row of `FEEDBACK`; any may be None."""
+    if not is_chat:
+        return label, None
+    return correct_answer, THUMBS.get(label or "") if score is None else score
 
 
 def _first_audits(numbers: NDArray[np.int32], *, starts: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -143,7 +168,7 @@ class Reader:
         codes = (key_of(id, row, caller=caller, secret=self.secret) for id, row, caller in ids)
         keys = np.fromiter(codes, np.uint64, len(table))
         arms, digests = (np.array(table[name].to_pylist(), dtype=object) for name in ("arm", "digest"))
-        answered = table["label"].is_valid().to_numpy()
+        answered = is_answered(table)
         champion = answered & (digests == self.versions.champion) & (arms == traffic.CHAMPION)
         is_arm = np.isin(arms, (traffic.CANARY, traffic.SHADOW))
         challenger = answered & is_arm & (digests == self.versions.challenger)
@@ -152,9 +177,9 @@ class Reader:
         return Traffic(
             num_rows=len(table),
             rows=Counter(zip((arm or "" for arm in arms), digests, strict=True)),
-            without_class=int((~answered).sum()),
+            unanswered=int((~answered).sum()),
             outcomes=self._outcomes(table.take(rows), keys=keys[rows], label_indices=indices[rows]),
-            sample=_sample(table, keys=keys, rows=np.flatnonzero(champion)),
+            sample=_sample(table, keys=keys, rows=np.flatnonzero(champion), is_chat=self.versions.metric is not None),
             misplaced=_misplaced(_microseconds(table), day_of(uri)),
             answered=np.unique(indices[is_labelled]).astype(np.int32),
         )
@@ -167,21 +192,57 @@ class Reader:
         return indices, self.labels.keys[indices] == keys
 
     def _outcomes(self, table: pa.Table, *, keys: NDArray[np.uint64], label_indices: NDArray[np.int64]) -> Outcomes:
+        """Return the rows that can be scored.
+
+        A correct answer scores the answers of all arms. A person's score does not score the shadow's answer, which the
+        person did not see.
+        """
         subjects, request_ids = table["subject"].to_pylist(), table["request_id"].to_pylist()
         names = (subject or request_id for subject, request_id in zip(subjects, request_ids, strict=True))
         units = (unit_of(name, challenger=self.versions.challenger, secret=self.secret) for name in names)
-        labels = [self.labels.names[code] for code in self.labels.codes[label_indices]]
-        return Outcomes(
+        arms = np.array([ARMS.index(arm) for arm in table["arm"].to_pylist()], np.uint8)
+        scores = self.labels.scores[label_indices].astype(np.float64)
+        by_person = ~np.isnan(scores)
+        scores[by_person & (arms == ARMS.index(traffic.SHADOW))] = np.nan
+        scores[~by_person] = self._metric_scores(table.filter(pa.array(~by_person)), indices=label_indices[~by_person])
+        outcomes = Outcomes(
             keys=keys,
-            arms=np.array([ARMS.index(arm) for arm in table["arm"].to_pylist()], np.uint8),
+            arms=arms,
             at=_microseconds(table),
-            right=np.array([row == label for row, label in zip(table["label"].to_pylist(), labels, strict=True)], bool),
+            scores=scores,
+            by_person=by_person,
             audits=self.labels.audits[label_indices],
             groups=tuple(_values(attributes, self.versions.groups) for attributes in table["attributes"].to_pylist()),
             labelled_at=self.labels.labelled_at[label_indices],
             units=np.fromiter(units, np.uint64, len(table)),
             is_subject=table["subject"].is_valid().to_numpy(),
         )
+        return outcomes if not np.isnan(scores).any() else outcomes.where(~np.isnan(scores))
+
+    def _metric_scores(self, table: pa.Table, *, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the score [N] of each answer against its label; NaN for one whose text was not stored.
+
+        It is also NaN for a correct answer that the metric cannot read, such as a text without a number.
+        """
+        labels = [self.labels.names[code] for code in self.labels.codes[indices]]
+        if self.versions.metric is None:
+            pairs = zip(table["label"].to_pylist(), labels, strict=True)
+            return np.array([answer == label for answer, label in pairs], np.float64)
+        metric = scorer(self.versions.metric, config=self.versions.answers)
+
+        def score(answer: str | None, reference: str) -> float:
+            try:
+                return np.nan if answer is None else metric(answer, reference)
+            except ValueError:
+                return np.nan
+
+        return np.array(list(map(score, table["answer"].to_pylist(), labels)), np.float64)
+
+
+def is_answered(table: pa.Table) -> NDArray[np.bool_]:
+    """Return a mask [N] of the rows with a class, or with a complete answer to a conversation."""
+    is_chat = pc.and_(pc.equal(table["route"], "chat").fill_null(False), table["finish_reason"].is_valid())
+    return np.asarray(pc.or_(table["label"].is_valid(), is_chat), bool)
 
 
 @lru_cache(maxsize=10_000)
@@ -212,30 +273,42 @@ def _scores(table: pa.Table) -> NDArray[np.float64]:
     return np.asarray(table["score"].to_numpy(zero_copy_only=False), np.float64)
 
 
-def _sample(table: pa.Table, *, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> AnswerSample:
+def _sample(table: pa.Table, *, keys: NDArray[np.uint64], rows: NDArray[np.int64], is_chat: bool) -> AnswerSample:
     if len(rows) > traffic.MAX_SAMPLE_ROWS:
         rows = rows[np.argpartition(keys[rows], traffic.MAX_SAMPLE_ROWS)[: traffic.MAX_SAMPLE_ROWS]]
     table = table.take(rows)
     labels, texts = (tuple(table[name].to_pylist()) for name in ("label", "text"))
     days = (_microseconds(table) // DAY_US).astype(np.int32)
-    return traffic.smallest_keys(AnswerSample(keys[rows], labels, _scores(table).astype(np.float32), texts, days))
+    scores = np.full(len(rows), np.nan) if is_chat else _scores(table)  # of chat, only some kinds have a confidence
+    lengths = table["text_chars"].fill_null(0).to_numpy()
+    return traffic.smallest_keys(
+        AnswerSample(keys[rows], labels, scores.astype(np.float32), texts, lengths.astype(np.int32), days)
+    )
 
 
 def read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
-    """Return columns of a file, `at` in microseconds, UTC; raise TrafficError if one is missing or cannot be read."""
+    """Return columns of a file, `at` in microseconds, UTC, and `OPTIONAL` columns that it lacks as nulls.
+
+    Raises TrafficError if another column is missing, or if the file cannot be read.
+    """
     try:
         with pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))) as file:
-            missing = ", ".join(name for name in columns if name not in file.schema_arrow.names)
+            known = file.schema_arrow.names
+            missing = ", ".join(name for name in columns if name not in known and name not in OPTIONAL)
             if missing:
                 raise TrafficError(
                     f"{uri} does not belong to a request log: it has no columns {missing}; remove it from the log"
                 )
-            unsafe = extension_columns(file.schema_arrow, columns=columns)
+            present = [name for name in columns if name in known]
+            unsafe = extension_columns(file.schema_arrow, columns=present)
             if unsafe:
                 raise TrafficError(
                     f"{uri} does not belong to a request log: {unsafe[0]} has an extension type; remove the file"
                 )
-            table = file.read(columns=list(columns))
+            table = file.read(columns=present)
+        for name in columns:
+            if name not in present:
+                table = table.append_column(name, pa.nulls(len(table), OPTIONAL[name]))
         at = table["at"].cast(pa.timestamp("us", tz="UTC"), safe=False)
         return table.set_column(table.column_names.index("at"), "at", at)
     except pa.ArrowException as error:

@@ -1,4 +1,8 @@
-"""Quality on labelled answers: the champion's accuracy and its change per group.
+"""Quality on labelled answers: the champion's accuracy or, for chat, its mean score, and the change per group.
+
+A score from 0 to 1 varies at most as much as a share of right answers with the same mean (the variance is at most
+m (1 - m)). So Wilson's and Newcombe's intervals and the tests of two proportions are valid for mean scores, and
+conservative.
 
 Only audits (labels of a random sample) are used for decisions. Feedback is biased: clients mostly give it
 on wrong answers, so it underestimates any champion.
@@ -17,6 +21,8 @@ from tailorbird.evaluation.statistics.paired import holm, wilson_interval
 from tailorbird.monitoring.day_variance import effective_rows
 from tailorbird.monitoring.traffic import ARMS, CHAMPION, Outcomes, Traffic
 
+ALL = "all requests"
+"""(chat) Group of all answers; requests have no attributes by which they could be grouped."""
 OTHERS = "(others)"
 """Group of all values that are not in the reference. Clients may send any value, even a person's name, so reports only
 contain values of the reference."""
@@ -26,11 +32,11 @@ MAX_GROUP_VALUES = 20  # per column, the most common values of the reference
 
 @dataclass(frozen=True)
 class Quality:
-    """The champion's accuracy on labelled answers."""
+    """The champion's accuracy, or mean score, on labelled answers."""
 
     answers: int
     labelled: int
-    right: int
+    right: float  # right answers; for chat, the sum of the scores
     interval: tuple[float, float]  # Wilson interval of the accuracy for the effective rows; (0, 1) without labels
     estimate: float | None
     """Mean confidence of the sampled answers that have one: the accuracy if the champion were calibrated on this
@@ -51,16 +57,16 @@ NO_ANSWERS = Quality(0, 0, 0, (0.0, 1.0), None)
 
 @dataclass(frozen=True)
 class GroupAccuracy:
-    """The numbers of rows and of right answers in a group."""
+    """The numbers of rows and of right answers, or the sum of the scores, in a group."""
 
     n: int
-    right: int
+    right: float
     effective: float  # number of independent rows with the same precision, at most n
 
     @classmethod
-    def of(cls, right: NDArray[np.bool_], *, keys: NDArray[np.int64] | NDArray[np.uint64]) -> "GroupAccuracy":
-        """Return the accuracy over answers [N]; those with one key [N] are dependent and may all be equal."""
-        return cls(len(right), int(right.sum()), effective_rows(keys))
+    def of(cls, scores: NDArray[np.float64], *, keys: NDArray[np.int64] | NDArray[np.uint64]) -> "GroupAccuracy":
+        """Return the accuracy over scores [N]; those with one key [N] are dependent and may all be equal."""
+        return cls(len(scores), float(scores.sum()), effective_rows(keys))
 
     @property
     def effective_right(self) -> float:
@@ -72,12 +78,16 @@ def feedback_as_audit(outcomes: Outcomes) -> Outcomes:
     return replace(outcomes, audits=(outcomes.audits == 0).astype(np.int32))
 
 
-def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool) -> Quality:
-    """Return the champion's accuracy on audited answers, or on answers with feedback, a biased sample."""
+def quality(traffic: Traffic, *, champion: str, alpha: float, audited: bool, by_person: bool = False) -> Quality:
+    """Return the champion's accuracy on audited answers, or on answers with feedback, a biased sample.
+
+    For chat, return the mean of the metric or, `by_person`, of the scores that people gave.
+    """
     answers = traffic.num_rows_of(CHAMPION, champion)
     outcomes = traffic.outcomes if audited else feedback_as_audit(traffic.outcomes)
     rows = audited_rows(outcomes, CHAMPION)
-    labelled = GroupAccuracy.of(outcomes.right[rows], keys=outcomes.units[rows])
+    rows = rows[outcomes.by_person[rows] == by_person]
+    labelled = GroupAccuracy.of(outcomes.scores[rows], keys=outcomes.units[rows])
     interval = (0.0, 1.0)
     if labelled.n:
         interval = wilson_interval(labelled.effective_right, n=labelled.effective, alpha=alpha)
@@ -131,14 +141,16 @@ def group_gate(
     samples of 100 rows, one change in four is three points or more by chance. A group passes if the lower end of the
     unadjusted interval is above -`max_loss`, and is not assessable otherwise. Answers to a subject, or to a request
     without one, may all be equal, so tests and intervals use the effective number of rows. Rows with values that are
-    not in the reference are counted, not compared.
+    not in the reference are counted, not compared. Scores that people gave are not compared, because the reference has
+    scores of the metric.
     """
-    fixed, audited = fixed_groups(reference, columns=columns), audited_rows(outcomes, CHAMPION)
-    right, units = outcomes.right[audited], outcomes.units[audited]
-    counts = {
-        name: GroupAccuracy.of(right[mask[audited]], keys=units[mask[audited]])
-        for name, mask in group_masks(outcomes, columns=columns, fixed=fixed).items()
-    }
+    fixed = (*([ALL] if ALL in reference else []), *fixed_groups(reference, columns=columns))
+    audited = audited_rows(outcomes, CHAMPION)
+    audited = audited[~outcomes.by_person[audited]]
+    scores, units = outcomes.scores[audited], outcomes.units[audited]
+    masks = {ALL: np.ones(len(outcomes), bool)} if ALL in reference else {}
+    masks |= group_masks(outcomes, columns=columns, fixed=fixed)
+    counts = {name: GroupAccuracy.of(scores[mask[audited]], keys=units[mask[audited]]) for name, mask in masks.items()}
     others = [f"{accuracy.n:,} of {name}" for name, accuracy in counts.items() if accuracy.n and name not in fixed]
     note = f"labelled rows that were not compared: {', '.join(others)}" if others else ""
     known = {name: counts[name] for name in fixed if counts[name].n}

@@ -14,6 +14,12 @@ from tailorbird.pages.charts import Chart, sparkline
 from tailorbird.pages.environment import environment
 
 MAX_REPORTS = 60
+SOURCES = {
+    "audit": "audit (random sample)",
+    "feedback": "feedback",
+    "audit_scores": "scores by people in audits (random sample)",
+    "feedback_scores": "scores by people in feedback",
+}
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})  # escapes in a Prometheus label value
 
 GAUGES = {
@@ -24,11 +30,14 @@ GAUGES = {
         "Value above which the statistic raises an alarm; monitoring.false_alarms_per_year sets it.",
     ),
     "tailorbird_watch_labelled_answers": ("by", "Answers whose correct label is known."),
-    "tailorbird_watch_accuracy": ("by", "Share of labelled answers that are correct."),
+    "tailorbird_watch_accuracy": ("by", "Share of labelled answers that are correct; for chat, the mean score."),
     "tailorbird_watch_groups_failed": ("", "Groups for which the audit proves a loss."),
     "tailorbird_watch_answers": ("", "Answers of the champion in the latest window."),
 }
-"""The label, in addition to `model`, and the description of each gauge; the label `by` is `feedback` or `audit`."""
+"""The label, in addition to `model`, and the description of each gauge.
+
+The label `by` is `feedback` or `audit` or, for scores that people gave, `feedback_scores` or `audit_scores`.
+"""
 
 
 def render_page(name: str, reports: Sequence[Report], *, recommendation: Recommendation) -> str:
@@ -53,7 +62,7 @@ def render_page(name: str, reports: Sequence[Report], *, recommendation: Recomme
 @cache
 def _page() -> Template:
     templates = environment(Path(__file__).parent / "templates")
-    templates.globals["tones"] = TONES
+    templates.globals |= {"tones": TONES, "sources": SOURCES}
     templates.filters["signed"] = lambda share: f"{100 * share:+.1f}"
     return templates.get_template("monitoring.html")
 
@@ -76,7 +85,7 @@ def render_metrics(name: str, reports: Sequence[Report], *, recommendation: Reco
 
 def _samples(report: Report) -> dict[str, list[tuple[str, float]]]:
     """Return the values of each gauge with the value of its label."""
-    kinds = {"feedback": report.feedback, "audit": report.audit}
+    kinds = report.qualities
     accuracies = [(kind, quality.accuracy) for kind, quality in kinds.items() if quality.accuracy is not None]
     failed = sum(bound.state == "fails" for bound in report.groups.bounds)
     return {

@@ -47,9 +47,23 @@ class Report(StoredModel):
     counterfactual: Gate | None = None  # None if the log has no texts
     feedback: Quality = NO_ANSWERS
     audit: Quality = NO_ANSWERS
+    feedback_scores: Quality = NO_ANSWERS  # (chat) scores that people gave; the others are scores by the metric
+    audit_scores: Quality = NO_ANSWERS
     confident: float | None = None  # share of the sampled answers with a confidence of at least 0.9
     groups: Gate = NO_GROUPS  # from audits
     groups_by_feedback: Gate = NO_GROUPS  # for display only
+
+    @property
+    def qualities(self) -> dict[str, Quality]:
+        """The quality by source of the labels, without scores by people if there are none."""
+        scores = {"audit_scores": self.audit_scores, "feedback_scores": self.feedback_scores}
+        return {"audit": self.audit, "feedback": self.feedback} | {
+            name: quality for name, quality in scores.items() if quality.labelled
+        }
+
+    @property
+    def num_labelled(self) -> int:
+        return sum(quality.labelled for quality in self.qualities.values())
 
     def awaits_labels(self, today: date) -> bool:
         """True if labels may still change the report; the labels of a day are complete on the next day."""

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from cluster.remote import run_remote
 from cluster.resources import worker_resources
 from tailorbird.config.evaluation import CounterfactualGateConfig, SubgroupGateConfig
 from tailorbird.config.recipe import Recipe
+from tailorbird.config.tasks import TASKS
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.gates.behavioral import counterfactual_gate
@@ -21,10 +22,10 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.monitoring import quality
 from tailorbird.monitoring.challenger_units import control_share, unit_outcomes
 from tailorbird.monitoring.drift import MIN_ROWS, DriftError, DriftStatistic, TrafficSample, drift_statistics
-from tailorbird.monitoring.drift_reference import DriftReference, embed_texts
+from tailorbird.monitoring.drift_reference import DriftReference, embed_prompts, embed_texts
 from tailorbird.monitoring.log_reader import ReadPart
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
-from tailorbird.monitoring.quality import feedback_as_audit
+from tailorbird.monitoring.quality import ALL, GroupAccuracy, feedback_as_audit
 from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerDay, Report
 from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, AnswerSample, Outcomes, Traffic
 from tailorbird.registry.versions import ModelVersion, now
@@ -45,6 +46,7 @@ class ServedVersions:
     pretrained: ModelVersion | None  # served as `model: pretrained`: a baseline
     challenger: ModelVersion | None
     since: date  # first day of the champion, UTC
+    tested: GroupAccuracy | None = None  # (chat) score of the champion in the test of its run; None if it has none
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +77,9 @@ class ReportWindow:
         """Hash of the answer files and of all settings that affect what the report reads from them."""
         config = self.recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"})
         files = files_between(self.days.answers, self.first, self.day)
-        return _sha256([*files, self.served.champion.digest, self.reference.made_at, config, self.recipe.data.groups])
+        versions, tested = self.days.versions, self.served.tested and self.served.tested.right
+        settings = [config, versions.groups, versions.metric, tested]
+        return _sha256([*files, versions.champion, self.reference.made_at, *settings])
 
     @cached_property
     def labels_fingerprint(self) -> str:
@@ -103,6 +107,7 @@ class ReportWindow:
         drift, counterfactual, notes = self._unlabelled(traffic) if stored is None else _stored_unlabelled(stored)
         champion, alpha = self.served.champion, self.recipe.evaluation.alpha
         counts = sorted(traffic.rows.items(), key=lambda count: -count[1])
+        measure = partial(quality.quality, traffic, champion=champion.digest, alpha=alpha)
         return Report(
             day=self.day.isoformat(),
             days=self.recipe.monitoring.window_days,
@@ -117,8 +122,10 @@ class ReportWindow:
             notes=(*notes, *((f"{relabelled:,} {RELABELLED}",) if relabelled else ())),
             drift=drift,
             counterfactual=counterfactual,
-            feedback=quality.quality(traffic, champion=champion.digest, alpha=alpha, audited=False),
-            audit=quality.quality(traffic, champion=champion.digest, alpha=alpha, audited=True),
+            feedback=measure(audited=False),
+            audit=measure(audited=True),
+            feedback_scores=measure(audited=False, by_person=True),
+            audit_scores=measure(audited=True, by_person=True),
             confident=quality.confident_share(traffic.sample.scores),
             groups=self._group_gate(traffic, traffic.outcomes),
             groups_by_feedback=self._group_gate(traffic, feedback_as_audit(traffic.outcomes)),
@@ -139,8 +146,10 @@ class ReportWindow:
     def _group_gate(self, traffic: Traffic, outcomes: Outcomes) -> Gate:
         if not self._has_answers(traffic):
             return NO_GROUPS
-        columns, alpha = self.recipe.data.groups, self.recipe.evaluation.alpha
+        columns, alpha = self.days.versions.groups, self.recipe.evaluation.alpha
         reference = self.reference.group_accuracies()
+        if self.served.tested is not None:
+            reference |= {ALL: self.served.tested}
         return quality.group_gate(outcomes, columns=columns, reference=reference, limits=self.group_limits, alpha=alpha)
 
     def _unlabelled(self, traffic: Traffic) -> Unlabelled:
@@ -156,8 +165,10 @@ class ReportWindow:
         """Return the drift statistics, and notes on those that were not computed."""
         notes, embeddings = [], None
         texts = tuple(text for text in sample.texts if text is not None)
-        if len(texts) >= MIN_ROWS:
-            champion = self.served.champion
+        champion = self.served.champion
+        if len(texts) >= MIN_ROWS and self.recipe.task == "chat":
+            embeddings = embed_prompts(self.recipe, texts, encoder=self.reference.encoder)
+        elif len(texts) >= MIN_ROWS:
             embed = run_remote(embed_texts, resources=worker_resources(self.recipe.training))
             embeddings = embed(champion.base_model, texts, max_length=champion.max_length)
         else:
@@ -168,6 +179,7 @@ class ReportWindow:
             sample.scores.astype(np.float64),
             sample.labels,
             embeddings,
+            lengths=sample.lengths.astype(np.float64) if self.recipe.task == "chat" else None,
             days=days,
             text_days=days[[text is not None for text in sample.texts]],
         )
@@ -189,7 +201,7 @@ class ReportWindow:
         """Return the counterfactual gate on sampled texts, which needs no labels."""
         pretrained, config = self.served.pretrained, self.recipe.evaluation
         texts = [text for text in sample.texts if text is not None][:MAX_COUNTERFACTUAL_TEXTS]
-        if pretrained is None or not texts:
+        if pretrained is None or not texts or "counterfactual" in TASKS[self.recipe.task].gates_off:
             return None
         rows = Rows(tuple(map(str, range(len(texts)))), tuple(texts), ("",) * len(texts))
         swapped = swap_demographics(rows)
@@ -209,7 +221,7 @@ class ReportWindow:
             return None
         start = microseconds(self.day)
         last_day = outcomes.where((outcomes.at >= start) & (outcomes.at < start + DAY_US))
-        columns = self.recipe.data.groups
+        columns = self.days.versions.groups
         fixed = quality.fixed_groups(self.reference.group_accuracies(), columns=columns)
         of_day = unit_outcomes(last_day, columns=columns, fixed=fixed, share=self._control_share)
         return ChallengerDay(digest=self.served.challenger.digest, groups=fixed, outcomes=of_day)
@@ -246,7 +258,7 @@ def _outcomes_fingerprint(outcomes: Outcomes, *, relabelled: int, challenger: tu
     """Hash the parts of a report that depend on labels, regardless of the order in which the log was read."""
     order = np.lexsort((outcomes.at, outcomes.arms, outcomes.keys))
     digest = hashlib.sha256(json.dumps([relabelled, challenger]).encode())
-    for name in ("keys", "arms", "at", "right", "audits", "units"):
+    for name in ("keys", "arms", "at", "scores", "by_person", "audits", "units"):
         digest.update(getattr(outcomes, name)[order].tobytes())
     return digest.hexdigest()
 
@@ -257,8 +269,8 @@ def _sha256(values: list[object]) -> str:
 
 def _irregularities(traffic: Traffic, *, unmatched: int) -> list[str]:
     notes = []
-    if traffic.without_class:
-        notes.append(f"{traffic.without_class:,} rows have no class and are only counted")
+    if traffic.unanswered:
+        notes.append(f"{traffic.unanswered:,} rows have no class or complete chat answer and are only counted")
     if traffic.misplaced:
         notes.append(f"{traffic.misplaced:,} answers are stored under another day than that of their timestamp")
     if unmatched:

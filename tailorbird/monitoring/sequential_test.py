@@ -32,7 +32,9 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class UnitDifferences:
-    """The challenger's share of right answers minus the champion's, by unit: a subject, or a request without one.
+    """The challenger's share of right answers, or mean score, minus the champion's, by unit.
+
+    A unit is a subject, or a request without one.
 
     Answers of one unit are dependent, so all of them are one observation. Two requests, or two subjects, are
     independent.
@@ -45,7 +47,7 @@ class UnitDifferences:
 
     def __post_init__(self) -> None:
         if len(self.values) and not np.abs(self.values).max() <= 1:
-            raise ValueError("a difference between two shares of right answers must be from -1 to 1")
+            raise ValueError("a difference between two shares or mean scores must be from -1 to 1")
 
     def __len__(self) -> int:
         return len(self.values)
@@ -82,7 +84,8 @@ def log_e_value(differences: FloatArray) -> float:
     Each difference [U] multiplies the capital of a bet by 1 + stake x difference. The e-value is the mean capital over
     all stakes from 0 to 1, with the weights of a Beta(5, 5) density at the win rate (1 + stake) / 2, so no size of the
     difference has to be chosen in advance. Under the null hypothesis, it is a nonnegative supermartingale, so the
-    probability that it ever reaches 1 / alpha is at most alpha (Ville's inequality). It does not depend on the order.
+    probability that it ever reaches 1 / alpha is at most alpha (Ville's inequality). This holds for all differences
+    from -1 to 1, also for those of scores that are not 0 or 1. It does not depend on the order.
     Sources: Ramdas, Gruenwald, Vovk and Shafer, Statistical Science 38, 2023; Waudby-Smith and Ramdas, JRSS B 86, 2024.
     """
     values, counts = np.unique(differences, return_counts=True)

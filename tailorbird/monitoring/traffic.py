@@ -7,19 +7,25 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tailorbird.config.answers import AnswersConfig
+
 CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
 MAX_SAMPLE_ROWS = 5_000
 """Maximum rows of a window for drift: those with the smallest codes, so every reader draws the same rows."""
-OUTCOME_ARRAYS = ("keys", "arms", "at", "right", "audits", "labelled_at", "units", "is_subject")
+OUTCOME_ARRAYS = ("keys", "arms", "at", "scores", "by_person", "audits", "labelled_at", "units", "is_subject")
 DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Correct labels [F] by request and row; the latest label if a text was labelled more than once."""
+    """Correct labels [F] by request and row; the latest label if a text was labelled more than once.
+
+    For chat, a label is a correct answer, or a person's score of the answer that the client received.
+    """
 
     keys: NDArray[np.uint64]  # sorted
-    codes: NDArray[np.int32]  # indices into `names`
+    codes: NDArray[np.int32]  # indices into `names`; -1 for a score without a correct answer
+    scores: NDArray[np.float32]  # (chat) from 0 to 1; NaN for a label that is not a score
     names: tuple[str, ...]
     audits: NDArray[np.int32]  # number of the first audit with the text, from 1; 0 for feedback
     labelled_at: NDArray[np.int64]  # microseconds since 1970, UTC; for an audit, the time of the answer
@@ -31,12 +37,13 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Labelled answers [F] with their arm and correctness. Times are in microseconds since 1970, UTC."""
+    """Labelled answers [F] with their arm and score. Times are in microseconds since 1970, UTC."""
 
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     arms: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))  # indices into `ARMS`
     at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    right: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
+    """From 0 to 1. For classification, 1 for a right answer and 0 otherwise."""
     audits: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """Number of the first audit with the text, from 1; 0 for a label from feedback."""
     groups: tuple[tuple[str, ...], ...] = ()  # one tuple per row, one value per column
@@ -44,6 +51,8 @@ class Outcomes:
     units: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Codes of the subject or, without one, of the request. The answers of a unit are dependent."""
     is_subject: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    by_person: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """(chat) True for a score that a person gave, False for the recipe's metric against a correct answer."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -66,6 +75,7 @@ class AnswerSample:
     labels: tuple[str, ...] = ()
     scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     texts: tuple[str | None, ...] = ()
+    lengths: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))  # (chat) characters of the text
     days: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))  # since 1970, UTC
 
     def __len__(self) -> int:
@@ -79,7 +89,7 @@ class Traffic:
     num_rows: int = 0
     rows: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Number of rows by arm and digest; the arm is empty if the request named the model."""
-    without_class: int = 0  # rows without a class: answers of a chat model, refused requests
+    unanswered: int = 0  # rows without an answer: refused requests, failed generations, text completions
     outcomes: Outcomes = Outcomes()
     sample: AnswerSample = AnswerSample()
     misplaced: int = 0  # rows whose timestamp is on another day than their folder
@@ -96,17 +106,19 @@ class WatchedVersions:
 
     champion: str
     challenger: str | None  # in the arm of the canary or the shadow
-    groups: tuple[str, ...]  # attributes by which outcomes are grouped
+    groups: tuple[str, ...] = ()  # attributes by which outcomes are grouped
+    metric: str | None = None  # (chat) metric of an answer against a correct answer; None for classification
+    answers: AnswersConfig | None = None  # (chat) how structured answers are compared
 
 
 def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
     """Merge parts of the log; release each part after it is merged."""
     rows = Counter[tuple[str, str]]()
-    num_rows = without_class = misplaced = 0
+    num_rows = unanswered = misplaced = 0
     sample, outcomes, answered = AnswerSample(), [Outcomes()], [Traffic().answered]
     for part in parts:
         num_rows += part.num_rows
-        without_class += part.without_class
+        unanswered += part.unanswered
         misplaced += part.misplaced
         rows.update(part.rows)
         sample = _merge_samples(sample, part.sample)
@@ -117,7 +129,7 @@ def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
     return Traffic(
         num_rows=num_rows,
         rows=rows,
-        without_class=without_class,
+        unanswered=unanswered,
         outcomes=Outcomes(**arrays, groups=groups),
         sample=sample,
         misplaced=misplaced,
@@ -129,10 +141,13 @@ def smallest_keys(sample: AnswerSample) -> AnswerSample:
     """Return the rows with the `MAX_SAMPLE_ROWS` smallest keys, without duplicates."""
     order = np.unique(sample.keys, return_index=True)[1][:MAX_SAMPLE_ROWS]
     labels, texts = (tuple(column[index] for index in order) for column in (sample.labels, sample.texts))
-    return AnswerSample(sample.keys[order], labels, sample.scores[order], texts, sample.days[order])
+    return AnswerSample(
+        sample.keys[order], labels, sample.scores[order], texts, sample.lengths[order], sample.days[order]
+    )
 
 
 def _merge_samples(first: AnswerSample, second: AnswerSample) -> AnswerSample:
-    pairs = [(getattr(first, name), getattr(second, name)) for name in ("keys", "scores", "days")]
-    keys, scores, days = (np.concatenate(pair) for pair in pairs)
-    return smallest_keys(AnswerSample(keys, first.labels + second.labels, scores, first.texts + second.texts, days))
+    pairs = [(getattr(first, name), getattr(second, name)) for name in ("keys", "scores", "lengths", "days")]
+    keys, scores, lengths, days = (np.concatenate(pair) for pair in pairs)
+    labels, texts = first.labels + second.labels, first.texts + second.texts
+    return smallest_keys(AnswerSample(keys, labels, scores, texts, lengths, days))

@@ -1,7 +1,9 @@
 """Select audited rows for a re-evaluation, and propose a recipe that trains on audited rows."""
 
 import io
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,11 @@ from tailorbird.data.pii import redact
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.data.splits import normalise
 from tailorbird.data.tasks import data_task
+from tailorbird.evaluation.statistics.answer_metrics import unreadable
+from tailorbird.monitoring.label_audit import labelled_rows
+from tailorbird.monitoring.log_reader import ANSWERS, FEEDBACK, by_day, is_answered, key_of, read_columns
+from tailorbird.monitoring.traffic import SHADOW
+from tailorbird.registry.draws import draw_secret
 from tailorbird.storage.paths import TaskPaths
 
 
@@ -45,30 +52,89 @@ def _as_logged(text: str) -> str:
     return normalise(redact(text))
 
 
-def propose_training(recipe: Recipe, rows: Rows, *, uri: str) -> str:
-    """Write the rows as training data and, under `uri`, a recipe that also trains on them; return the recipe's URI.
+def corrected_by_feedback(recipe: Recipe, *, since: datetime) -> Rows:
+    """Return the logged conversations since a time whose answers clients corrected, with the latest correct answer.
 
+    Only feedback of the API key that got the answer counts. A correct answer that the metric cannot read is omitted.
+    """
+    if recipe.serving.request_log is None:
+        return labelled_rows(recipe, [])
+    log, secret = recipe.serving.request_log.rstrip("/"), draw_secret(recipe.task_uri)
+
+    def files(kind: str) -> list[str]:
+        return [uri for day, uris in by_day(log, kind).items() if day >= since.date().isoformat() for uri in uris]
+
+    def key(row: Mapping[str, Any]) -> int:
+        return key_of(row["request_id"], row["row"], caller=row["caller"], secret=secret)
+
+    latest: dict[int, tuple[datetime, str]] = {}
+    for uri in files("feedback"):
+        for row in read_columns(uri, FEEDBACK).to_pylist():
+            answer = row["correct_answer"]
+            if answer is not None and unreadable([answer], config=recipe.evaluation.answers) is None:
+                code = key(row)
+                latest[code] = max(latest.get(code, (row["at"], answer)), (row["at"], answer))
+    logged: dict[int, dict[str, Any]] = {}
+    for uri in files("answers"):
+        table = read_columns(uri, ANSWERS)
+        for row in table.filter(pa.array(is_answered(table))).to_pylist():
+            is_first = row["arm"] != SHADOW and row["text"] is not None and row["at"] >= since
+            if is_first and (code := key(row)) in latest:
+                logged[code] = row | {"correct_answer": latest[code][1]}
+    return labelled_rows(recipe, [logged[code] for code in sorted(logged)])
+
+
+def propose_training(recipe: Recipe, parts: Mapping[str, Rows], *, uri: str) -> str:
+    """Write parts of rows as training data and, under `uri`, a recipe that also trains on them; return its URI.
+
+    Each part is a file of its own, by the suffix of its name, so that it can be omitted; an empty part is not written.
     The data have the columns and types of the recipe's first training file; a group value that does not fit its
     column's type becomes null. The `split_by` values are new: rows with one split key share a value, the id of their
-    first row or, in an integer column, a negative number.
+    first row or, in an integer column, a negative number. If the columns are a prompt and a completion, a conversation
+    with more than one turn before the answer is omitted.
     """
     data, name = recipe.data, uri.rpartition("/")[2]
     schema = read_table(data.train_uris[0], columns=data_task(recipe.task).columns(data)).schema
-    values = {data.text: rows.texts, data.label: rows.labels, **rows.groups}
+    written = []
+    for suffix, rows in parts.items():
+        if recipe.task == "chat" and data.messages is None:
+            assert rows.conversations is not None
+            rows = rows.take([row for row, turns in enumerate(rows.conversations) if len(turns) == 1])
+        if len(rows):
+            written.append(TaskPaths(recipe.task_uri).audited_rows(f"{name}{suffix}"))
+            storage.write_bytes(written[-1], _training_file(recipe, rows, schema=schema))
+    proposed = recipe.model_copy(update={"data": data.model_copy(update={"train": (*data.train_uris, *written)})})
+    storage.write_bytes(f"{uri}/recipe.yaml", recipe_text(proposed).encode())
+    return f"{uri}/recipe.yaml"
+
+
+def _training_file(recipe: Recipe, rows: Rows, *, schema: pa.Schema) -> bytes:
+    """Return the rows as Parquet with the columns and types of `schema`."""
+    data = recipe.data
+    values: dict[str, Sequence[Any]] = {**rows.groups}
+    if recipe.task == "classification":
+        values |= {data.text: rows.texts, data.label: rows.labels}
+    elif data.messages is None:
+        values |= {data.prompt: rows.texts, data.completion: rows.labels}
+    else:
+        assert rows.conversations is not None
+        whole = ((*turns, ("assistant", label)) for turns, label in zip(rows.conversations, rows.labels, strict=True))
+        values[data.messages] = [[{"role": role, "content": content} for role, content in turns] for turns in whole]
     if data.split_by is not None:
         is_integer = pa.types.is_integer(schema.field(data.split_by).type)
         keys, new_keys = rows.split_keys or rows.row_ids, dict[str, str]()
         for index, key in enumerate(keys):
             new_keys.setdefault(key, str(-1 - index) if is_integer else rows.row_ids[index])
         values[data.split_by] = tuple(new_keys[key] for key in keys)
-    columns = {name: _cast(values[name], to=schema.field(name).type) for name in schema.names}
+    columns = {
+        name: pa.array(values[name], schema.field(name).type)
+        if name == data.messages
+        else _cast(values[name], to=schema.field(name).type)
+        for name in schema.names
+    }
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
-    audited = TaskPaths(recipe.task_uri).audited_rows(name)
-    storage.write_bytes(audited, sink.getvalue())
-    proposed = recipe.model_copy(update={"data": data.model_copy(update={"train": (*data.train_uris, audited)})})
-    storage.write_bytes(f"{uri}/recipe.yaml", recipe_text(proposed).encode())
-    return f"{uri}/recipe.yaml"
+    return sink.getvalue()
 
 
 def _cast(values: Sequence[str], *, to: pa.DataType) -> pa.Array:

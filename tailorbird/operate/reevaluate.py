@@ -11,8 +11,7 @@ from cluster.resources import evaluation_resources
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.tasks import TASKS
-from tailorbird.data.rows import Rows, contents_of, rows_sha256
+from tailorbird.data.rows import Rows, Splits, contents_of, rows_sha256
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.perturbations import perturbed_rows
@@ -20,11 +19,11 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, ROLES, CostRecord
 from tailorbird.evaluation.report.evidence_files import read_evidence
-from tailorbird.evaluation.verdict.formatting import points
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.monitoring.label_audit import audited_rows
-from tailorbird.operate.audited_data import propose_training, usable_rows
+from tailorbird.operate.audited_data import corrected_by_feedback, propose_training, usable_rows
 from tailorbird.operate.reevaluation_evidence import (
     AuditedData,
     ReevaluationEvidence,
@@ -87,8 +86,6 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     Raises ReevaluationError if fewer than `monitoring.min_labels` rows are new; PromotionRefused if there is no
     champion or no version to roll back to, and if the champion changed meanwhile.
     """
-    if not TASKS[recipe.task].is_monitored:
-        raise ReevaluationError(f"task: {recipe.task} does not support re-evaluation; run the recipe again")
     champion, former, _ = rollback_target(recipe.task_uri)
     versions = {"incumbent": read_pinned(former.pinned), "candidate": champion_version(champion)}
     earlier = read_reevaluations(recipe.task_uri, champion=champion)
@@ -127,12 +124,27 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
         expires_at=expires.isoformat(timespec="seconds") if verdict.holds else None,
     )
     # The evidence is written last, because its rows are not new to a later re-evaluation.
-    proposed = propose_training(recipe, rows, uri=uri) if verdict.holds is False else None
+    proposed = _propose(recipe, champion, audited=audited, uri=uri) if verdict.holds is False else None
     write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
     if verdict.holds is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.numbers()} ({uri})"
         champion = roll_back(recipe.task_uri, reason=reason, of=champion)
-    return Reevaluation(uri, verdict, _of_new_rows(tables, new=audited.new), former.uri, champion, proposed)
+    new_rows = _of_new_rows(tables, new=audited.new, metric=verdict.metric)
+    return Reevaluation(uri, verdict, new_rows, former.uri, champion, proposed)
+
+
+def _propose(recipe: Recipe, champion: Champion, *, audited: "_Audited", uri: str) -> str:
+    """Write the audited rows and, for chat, corrected answers as training data, and return the proposed recipe's URI.
+
+    Corrected answers are those of scored audits and of feedback. They are no random sample, so no test uses them.
+    """
+    if recipe.task != "chat":
+        return propose_training(recipe, {"": audited.rows}, uri=uri)
+    since = datetime.fromisoformat(champion.since)
+    rows, _ = usable_rows(audited_rows(recipe, since=since, corrected=True), audited.splits)
+    feedback, _ = usable_rows(corrected_by_feedback(recipe, since=since), audited.splits)
+    others = [index for index, row_id in enumerate(feedback.row_ids) if row_id not in rows.row_ids]
+    return propose_training(recipe, {"": rows, "-feedback": feedback.take(others)}, uri=uri)
 
 
 @dataclass(frozen=True)
@@ -142,6 +154,7 @@ class _Audited:
     rows: Rows
     new: list[int]  # indices of the rows that no earlier re-evaluation contains
     dropped: dict[str, int]  # number of dropped rows by reason
+    splits: Splits
 
 
 def _audited(recipe: Recipe, *, champion: Champion, earlier: Mapping[str, ReevaluationEvidence]) -> _Audited:
@@ -150,7 +163,8 @@ def _audited(recipe: Recipe, *, champion: Champion, earlier: Mapping[str, Reeval
     Earlier rows may have been used to choose the champion.
     """
     since, evaluated = datetime.fromisoformat(champion.since), evaluated_rows(earlier)
-    rows, dropped = usable_rows(audited_rows(recipe, since=since), load_inputs(recipe).splits, evaluated=evaluated)
+    splits = load_inputs(recipe).splits
+    rows, dropped = usable_rows(audited_rows(recipe, since=since), splits, evaluated=evaluated)
     new = [index for index, row_id in enumerate(rows.row_ids) if row_id not in evaluated]
     if len(new) < recipe.monitoring.min_labels:
         raise ReevaluationError(
@@ -158,7 +172,7 @@ def _audited(recipe: Recipe, *, champion: Champion, earlier: Mapping[str, Reeval
             f"monitoring.min_labels is {recipe.monitoring.min_labels}; label more rows (`tailorbird audit export`), or "
             f"lower min_labels{_withdrawal(earlier)}"
         )
-    return _Audited(rows, new, dropped)
+    return _Audited(rows, new, dropped, splits)
 
 
 def _withdrawal(earlier: Mapping[str, ReevaluationEvidence]) -> str:
@@ -175,11 +189,13 @@ def _withdrawal(earlier: Mapping[str, ReevaluationEvidence]) -> str:
     )
 
 
-def _of_new_rows(tables: Mapping[str, Predictions], *, new: list[int]) -> str:
+def _of_new_rows(tables: Mapping[str, Predictions], *, new: list[int], metric: str) -> str:
     """Return a sentence on the new rows, which show a recent change that the average over all rows does not."""
-    shares = [float(tables[role].scores[new].mean()) for role in ("candidate", "incumbent")]
-    gain = points(shares[0] - shares[1])
-    return f"on the {len(new):,} rows that are new, the champion is right on {shares[0]:.1%} ({gain} points)"
+    is_share = metric in ("accuracy", "macro_f1")
+    per_row = [tables[role].per_row("accuracy" if is_share else metric) for role in ("candidate", "incumbent")]
+    ours, theirs = (float(scores[new].mean()) for scores in per_row)
+    what = f"is right on {ours:.1%}" if is_share else f"has a {METRIC_NAMES[metric]} of {ours:.1%}"
+    return f"on the {len(new):,} rows that are new, the champion {what} ({points(ours - theirs)} points)"
 
 
 def protocol_for(

@@ -4,15 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
+import numpy as np
+
 from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
-from tailorbird.evaluation.report.evidence import EVIDENCE_FILE
+from tailorbird.evaluation.prediction_store import load_predictions
+from tailorbird.evaluation.predictions import VerdictRefused
+from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, ROLES
 from tailorbird.evaluation.report.evidence_files import read_evidence
 from tailorbird.monitoring.daily_report import make_reports, read_reports
 from tailorbird.monitoring.drift_reference import ensure_reference
 from tailorbird.monitoring.label_audit import export_answers
 from tailorbird.monitoring.log_reader import day_of
+from tailorbird.monitoring.quality import GroupAccuracy
 from tailorbird.monitoring.recommendation import (
     Recommendation,
     challenger_course,
@@ -58,7 +63,8 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     progress.stage(f"the request log of {version.version}")
     ensure_reference(recipe, version, made_at=now())
     since = champion.since[:10]
-    served = ServedVersions(version, pretrained, challenger, date.fromisoformat(since))
+    tested = _tested(recipe, champion) if recipe.task == "chat" else None
+    served = ServedVersions(version, pretrained, challenger, date.fromisoformat(since), tested)
     make_reports(recipe, served, today=today, progress=progress)
     reevaluations = list(read_reevaluations(recipe.task_uri, champion=champion).values())
     stored = read_reports(recipe.task_uri)
@@ -121,12 +127,37 @@ def champion_of(recipe: Recipe) -> ModelVersion:
     return champion_version(_champion(recipe))
 
 
-def draw_audit(recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str) -> int:
+def draw_audit(recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str, with_answers: bool = False) -> int:
     """Draw answers of the champion and of a canary challenger to label; see `monitoring.label_audit`."""
     champion = champion_of(recipe)
     challenger = _challenger(recipe, champion=champion)
     digest = challenger.digest if challenger else None
-    return export_answers(recipe, digest=champion.digest, challenger=digest, days=days, num_rows=num_rows, to=to)
+    return export_answers(
+        recipe,
+        digest=champion.digest,
+        challenger=digest,
+        days=days,
+        num_rows=num_rows,
+        to=to,
+        with_answers=with_answers,
+    )
+
+
+def _tested(recipe: Recipe, champion: Champion) -> GroupAccuracy | None:
+    """Return the champion's scores in the test of its run; None without a run that tested it with this metric."""
+    if not champion.run or not storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
+        return None
+    versions = read_evidence(champion.run).versions
+    role = next((role for role in ROLES if role in versions and versions[role].digest == champion.digest), None)
+    if role is None:
+        return None
+    table = load_predictions(f"{champion.run}/predictions/{role}.parquet")
+    try:
+        scores = table.per_row(recipe.evaluation.metric)
+    except VerdictRefused:
+        return None
+    keys = np.arange(len(table)) if table.clusters is None else np.unique(table.clusters, return_inverse=True)[1]
+    return GroupAccuracy.of(scores, keys=keys)
 
 
 def _champion(recipe: Recipe) -> Champion:

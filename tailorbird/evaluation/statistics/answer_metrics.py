@@ -77,11 +77,16 @@ def answer_metrics(config: AnswersConfig | None) -> dict[str, AnswerMetric]:
     return metrics
 
 
+def scorer(metric: str, *, config: AnswersConfig | None = None) -> Callable[[str, str], float]:
+    """Return the function that scores an answer against a reference, from 0 to 1; it raises ValueError as per_row."""
+    return (TEXT_METRICS | answer_metrics(config))[metric]
+
+
 def per_row(
     metric: str, *, outputs: Sequence[str], references: Sequence[str], config: AnswersConfig | None = None
 ) -> NDArray[np.float64]:
     """Return the score of each answer [N] against its reference [N], in a metric of `TEXT_METRICS` or of `config`."""
-    score = (TEXT_METRICS | answer_metrics(config))[metric]
+    score = scorer(metric, config=config)
     return np.array([score(ours, theirs) for ours, theirs in zip(outputs, references, strict=True)], dtype=np.float64)
 
 

@@ -20,11 +20,12 @@ def logged(*rows: Row, sexes: Sequence[str] = (), subjects: bool = True) -> Outc
         np.array(keys, np.uint64),
         np.array([ARMS.index(arm) for arm in arms], np.uint8),
         np.array(hours, np.int64) * HOUR_US,
-        np.array(right, bool),
+        np.array(right, float),
         np.array(audits, np.int32),
         tuple((sex,) for sex in sexes or "f" * len(rows)),
         units=np.array(units, np.uint64),
         is_subject=np.full(len(rows), subjects),
+        by_person=np.zeros(len(rows), bool),
     )
 
 

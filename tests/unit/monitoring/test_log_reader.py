@@ -66,9 +66,9 @@ def test_answers_are_counted_by_version_and_joined_with_labels(tmp_path: Path) -
         ("shadow", "trial-digest"): 1,
         ("", "another"): 1,
     }
-    assert result.without_class == 1
+    assert result.unanswered == 1
     assert len(labels) == 2
-    assert result.outcomes.right.tolist() == [False, True]
+    assert result.outcomes.scores.tolist() == [False, True]
     assert [traffic.ARMS[arm] for arm in result.outcomes.arms] == [CHAMPION, "shadow"]
     assert result.outcomes.groups == (("f",), ("f",))
     assert not result.outcomes.audited.any()
@@ -76,8 +76,8 @@ def test_answers_are_counted_by_version_and_joined_with_labels(tmp_path: Path) -
 
 def test_an_answer_without_a_confidence_is_an_answer(tmp_path: Path) -> None:
     result, _ = read(tmp_path, answers=[answer(0, score=None), answer(1)], feedback=[feedback_row(0, "a")])
-    assert result.without_class == 0
-    assert result.outcomes.right.tolist() == [True]
+    assert result.unanswered == 0
+    assert result.outcomes.scores.tolist() == [True]
     assert sorted(np.isnan(result.sample.scores).tolist()) == [False, True]
     assert quality(result, champion="champion-digest", alpha=0.05, audited=False).estimate == 0.75
 
@@ -87,7 +87,7 @@ def test_feedback_counts_only_for_answers_to_the_same_key(tmp_path: Path) -> Non
     others = [feedback_row(0, "b", minute=9) | {"caller": "other"}, feedback_row(1, "b")]  # the last has no key
     own = [feedback_row(0, "a") | {"caller": "app"}, feedback_row(2, "a") | {"caller": "app"}]
     result, labels = read(tmp_path, answers=answers, feedback=[*others, *own])
-    assert result.outcomes.right.tolist() == [True, False]
+    assert result.outcomes.scores.tolist() == [True, False]
     assert len(labels) - len(result.answered) == 2  # feedback without an answer
 
 
@@ -97,7 +97,7 @@ def test_the_later_of_two_labels_of_a_text_counts(tmp_path: Path) -> None:
         answers=[answer(0)],
         feedback=[feedback_row(0, "a", minute=5), feedback_row(0, "b", minute=1), feedback_row(0, "c", minute=2)],
     )
-    assert result.outcomes.right.tolist() == [True]
+    assert result.outcomes.scores.tolist() == [True]
     assert (labels.counts - 1).sum() == 2
 
 
@@ -107,7 +107,7 @@ def test_an_audit_label_takes_precedence_over_feedback(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([feedback_row(0, "a")], schema=arrow_schema(FEEDBACK)), audit)
     labels = read_labels(files_of(log, "feedback", by_day(log, "answers")), secret=SECRET, audits=[audit.as_uri()])
     result = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels, secret=SECRET)
-    assert result.outcomes.right.tolist() == [True]
+    assert result.outcomes.scores.tolist() == [True]
     assert result.outcomes.audited.tolist() == [True]
 
 
@@ -185,7 +185,7 @@ def test_times_in_other_units_are_converted(tmp_path: Path, kind: pa.DataType) -
     result = read_traffic(files_of(log, "answers", by_day(log, "answers")), WATCHED, labels=labels, secret=SECRET)
     assert result.outcomes.at.tolist() == [int(AT.timestamp()) * 1_000_000]
     assert result.outcomes.labelled_at.tolist() == [int(AT.timestamp() + 120) * 1_000_000]
-    assert result.outcomes.right.tolist() == [True]
+    assert result.outcomes.scores.tolist() == [True]
     assert result.misplaced == 0
 
 
@@ -233,7 +233,7 @@ def test_a_text_belongs_to_the_first_audit_that_labelled_it_and_has_its_latest_l
     result = read_traffic(files["answers"], WATCHED, labels=labels, secret=SECRET).outcomes
     by_key = {
         int(key): (int(audit), bool(right))
-        for key, audit, right in zip(result.keys, result.audits, result.right, strict=True)
+        for key, audit, right in zip(result.keys, result.audits, result.scores, strict=True)
     }
     keys = [log_reader.key_of(answer(number)["request_id"], 0, caller=None, secret=SECRET) for number in range(3)]
     assert [by_key[key] for key in keys] == [(2, True), (3, True), (0, False)]

@@ -26,11 +26,12 @@ def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True) -> Outcome
         np.array([row[0] for row in rows], np.uint64),
         np.array([ARMS.index(row[1]) for row in rows], np.uint8),
         np.arange(len(rows)),
-        np.array([row[2] for row in rows], bool),
+        np.array([row[2] for row in rows], float),
         np.full(len(rows), audited, np.int32),
         tuple((row[3],) for row in rows),
         units=np.arange(len(rows), dtype=np.uint64),
         is_subject=np.zeros(len(rows), bool),
+        by_person=np.zeros(len(rows), bool),
     )
 
 
@@ -47,7 +48,7 @@ def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
     sample = AnswerSample(
         np.arange(4, dtype=np.uint64), ("a",) * 4, np.array([1, 1, 0.5, 0.5], np.float32), (None,) * 4
     )
-    traffic = Traffic(1000, {("champion", "d"): 1000}, without_class=500, outcomes=labelled, sample=sample)
+    traffic = Traffic(1000, {("champion", "d"): 1000}, unanswered=500, outcomes=labelled, sample=sample)
     result = quality(traffic, champion="d", alpha=ALPHA, audited=False)
     # answers without a class have no confidence
     assert (result.accuracy, result.coverage, result.estimate) == (0.8, 0.1, 0.75)

@@ -1,6 +1,7 @@
 """Selection of audited rows, and the recipe that a re-evaluation proposes."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,7 +15,10 @@ from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import Rows, Splits
-from tailorbird.operate.audited_data import propose_training, usable_rows
+from tailorbird.data.tasks import data_task
+from tailorbird.operate.audited_data import corrected_by_feedback, propose_training, usable_rows
+from tests.unit.monitoring.test_chat import ChatTask, feedback, logged
+from tests.unit.monitoring.test_daily_report import FIRST, write
 
 AUDITED = Rows(
     row_ids=("a:0", "b:1"), texts=("my knee hurts", "a rash"), labels=("3", "1"), groups={"ward": ("east", "unstated")}
@@ -36,7 +40,7 @@ def recipe_of(folder: Path, **data: Any) -> Recipe:
 def propose(folder: Path, recipe: Recipe, *, rows: Rows = AUDITED) -> Recipe:
     """Return the proposed recipe, with a folder as registry."""
     here = recipe.model_copy(update={"registry": folder.as_uri()})
-    uri = propose_training(here, rows, uri=f"{here.task_uri}/reevaluations/today")
+    uri = propose_training(here, {"": rows}, uri=f"{here.task_uri}/reevaluations/today")
     text = storage.read_bytes(uri).replace(f"registry: {folder.as_uri()}".encode(), b"registry: s3://models")
     return parse_recipe(text, path=uri)
 
@@ -80,3 +84,52 @@ def test_a_text_is_used_once_and_not_if_it_is_in_a_split_before_redaction() -> N
     usable, dropped = usable_rows(audited, splits, evaluated={"d"})
     assert usable.row_ids == ("b", "d")  # not f: its text was evaluated as d
     assert dropped == {"train": 1, "validation": 1, "test": 0, "duplicate": 2}
+
+
+CHAT = Rows(
+    ("a:0", "b:0"),
+    ("my knee", "hello\nhi\na rash"),
+    ("rest", "a cream"),
+    conversations=((("user", "my knee"),), (("user", "hello"), ("assistant", "hi"), ("user", "a rash"))),
+)
+
+
+@pytest.mark.parametrize("layout", ["messages", "prompt"])
+def test_conversations_are_written_in_the_layout_of_the_training_data(tmp_path: Path, layout: str) -> None:
+    turns = [{"role": "user", "content": "a cough"}, {"role": "assistant", "content": "tea"}]
+    columns: dict[str, Any] = {"messages": [turns]} if layout == "messages" else {"prompt": ["a cough"]}
+    columns |= {} if layout == "messages" else {"completion": ["tea"]}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    uri = (tmp_path / "train.parquet").as_uri()
+    data = {"train": uri, "test": uri} | ({"messages": "messages"} if layout == "messages" else {})
+    content: dict[str, Any] = {
+        "name": "knees",
+        "task": "chat",
+        "base_model": "hf://a/b@c",
+        "registry": "s3://models",
+        "data": data,
+    }
+    content["evaluation"] = {"metric": "exact_match"}
+    here = Recipe.model_validate(content).model_copy(update={"registry": tmp_path.as_uri()})
+    parts = {"": CHAT, "-feedback": CHAT.take([])}
+    proposed = propose_training(here, parts, uri=f"{here.task_uri}/reevaluations/today")
+    text = storage.read_bytes(proposed).replace(f"registry: {tmp_path.as_uri()}".encode(), b"registry: s3://models")
+    wider = parse_recipe(text, path=proposed).data
+    assert len(wider.train_uris) == 2  # the empty part is not written
+    rows = read_splits(wider.model_copy(update={"validation": wider.test}), task=data_task("chat")).train
+    added = CHAT.take([0, 1] if layout == "messages" else [0])
+    assert (rows.conversations or ())[1:] == added.conversations
+    assert rows.labels[1:] == added.labels
+
+
+def test_feedback_counts_with_the_latest_correct_answer_of_the_key_that_got_the_answer(tmp_path: Path) -> None:
+    task = ChatTask(tmp_path)
+    rows = [logged(FIRST, number, caller="app") for number in range(4)]
+    write(task.log, "answers", FIRST, [*rows, logged(FIRST, 0, caller="app", arm="shadow", text="a shadow")])
+    corrections = [feedback(FIRST, 0, correct_answer="former"), feedback(FIRST, 0, correct_answer="latest")]
+    corrections[1]["at"] += timedelta(minutes=1)
+    own = [row | {"caller": "app"} for row in (*corrections, feedback(FIRST, 1, score=0.0))]
+    write(task.log, "feedback", FIRST, [*own, feedback(FIRST, 2, correct_answer="of another key")])
+    corrected = corrected_by_feedback(task.recipe, since=datetime(2026, 3, 1, tzinfo=UTC))
+    assert (corrected.texts, corrected.labels) == ((rows[0]["text"],), ("latest",))
+    assert len(corrected_by_feedback(task.recipe, since=datetime(2026, 3, 2, tzinfo=UTC))) == 0

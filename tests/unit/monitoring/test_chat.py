@@ -1,0 +1,232 @@
+"""Monitoring of chat: scores of answers, audits, and drift of prompts."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tailorbird.config.recipe import Recipe
+from tailorbird.monitoring import daily_report
+from tailorbird.monitoring.drift import TrafficSample
+from tailorbird.monitoring.drift_reference import DriftReference, ensure_reference, hashed_ngrams, read_reference
+from tailorbird.monitoring.label_audit import AuditError, audited_rows, export_answers, import_labels
+from tailorbird.monitoring.quality import ALL, GroupAccuracy
+from tailorbird.monitoring.report import Report
+from tailorbird.monitoring.report_window import ServedVersions
+from tailorbird.registry.versions import ModelVersion
+from tests.unit.monitoring import test_daily_report
+from tests.unit.monitoring.test_daily_report import CHAMPION, DIGEST, FIRST, days_from, write
+
+TRIAL = ModelVersion.model_construct(version="v2", digest="trial-digest")
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+KNOWN = ("where is my order", "how do I return a shirt", "the parcel has not arrived", "can I pay by invoice")
+FOREIGN = ("write a poem about rain", "solve x squared plus one", "translate this song", "who won the cup in 1990")
+
+
+def logged(day: Any, number: int, **fields: Any) -> dict[str, Any]:
+    """Return a row of the log of a chat service."""
+    texts = {"text": f"{KNOWN[number % 4]}, {number}", "answer": "yes", "context": None}
+    row = test_daily_report.answer(day, number, label=None, score=None, attributes=None, **texts)
+    return row | {"route": "chat", "finish_reason": "stop", "text_chars": len(texts["text"] or "")} | fields
+
+
+def feedback(day: Any, number: int, **fields: Any) -> dict[str, Any]:
+    """Return feedback on an answer of the day."""
+    at = datetime(day.year, day.month, day.day, 13, tzinfo=UTC)
+    row = {"request_id": f"{day}-{number}", "row": 0, "at": at, "caller": None}
+    return row | {"label": None, "score": None, "correct_answer": None} | fields
+
+
+def reference() -> DriftReference:
+    texts = [f"{KNOWN[number % 4]}, {number}" for number in range(400)]
+    lengths = np.array([len(text) for text in texts], np.float64)
+    sample = TrafficSample(np.full(400, np.nan), (), hashed_ngrams(texts), None, lengths)
+    return DriftReference(DIGEST, "2026-02-28", sample, np.zeros(0, bool), {})
+
+
+@dataclass
+class ChatTask(test_daily_report.Task):
+    @property
+    def recipe(self) -> Recipe:
+        content: dict[str, Any] = {
+            "name": "task",
+            "task": "chat",
+            "base_model": "hf://a/b@c",
+            "registry": "s3://models",
+        }
+        content["data"] = {"train": "s3://lake/train"}
+        content["serving"] = {"request_log": self.log.as_uri(), "log_texts": True}
+        content["evaluation"] = {"metric": "token_f1"}
+        recipe = Recipe.model_validate(content)
+        return recipe.model_copy(update={"registry": (self.folder / "models").as_uri()})
+
+    def watch_chat(self, *, days: int = 1, tested: GroupAccuracy | None = None) -> Report:
+        served = ServedVersions(CHAMPION, None, TRIAL, FIRST, tested)
+        today = FIRST + timedelta(days=days)
+        return daily_report.make_reports(self.recipe, served, today=today, progress=self.recorder)[-1]
+
+    def exported(self, **fields: Any) -> pa.Table:
+        to = self.folder / "audit.parquet"
+        export_answers(self.recipe, digest=DIGEST, days=[FIRST], num_rows=100, to=to.as_uri(), **fields)
+        return pq.read_table(to)
+
+    def imported(self, table: pa.Table, **columns: list[Any]) -> tuple[str, int]:
+        for name, values in columns.items():
+            table = table.set_column(table.column_names.index(name), name, pa.array(values))
+        pq.write_table(table, self.folder / "filled.parquet")
+        return import_labels(self.recipe, (self.folder / "filled.parquet").as_uri(), classes=())
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChatTask:
+    monkeypatch.setattr(daily_report, "read_reference", lambda *_: reference())
+    return ChatTask(tmp_path)
+
+
+def test_feedback_is_scored_by_the_metric_or_has_the_score_of_a_person(task: ChatTask) -> None:
+    write(task.log, "answers", FIRST, [logged(FIRST, number, answer="a cat") for number in range(8)])
+    corrected = [feedback(FIRST, 0, correct_answer="a cat"), feedback(FIRST, 1, correct_answer="a dog")]
+    scored = [feedback(FIRST, 2, score=0.25), feedback(FIRST, 3, label="good"), feedback(FIRST, 4, label="bad")]
+    both = feedback(FIRST, 5, label="bad", correct_answer="a cat")
+    write(task.log, "feedback", FIRST, [*corrected, *scored, both, feedback(FIRST, 6, label="other")])
+    report = task.watch_chat()
+    assert (report.feedback.labelled, report.feedback.accuracy) == (2, 0.75)  # token F1 of 1 and 0.5
+    assert (report.feedback_scores.labelled, report.feedback_scores.accuracy) == (4, 1.25 / 4)
+    assert (report.audit.labelled, report.audit_scores.labelled) == (0, 0)
+
+
+def test_rows_without_a_complete_answer_are_only_counted(task: ChatTask) -> None:
+    odd = [logged(FIRST, 1, finish_reason=None), logged(FIRST, 2, route="completion")]
+    write(task.log, "answers", FIRST, [logged(FIRST, 0), *odd])
+    write(task.log, "feedback", FIRST, [feedback(FIRST, number, score=1.0) for number in range(3)])
+    report = task.watch_chat()
+    assert "2 rows have no class or complete chat answer and are only counted" in report.notes
+    assert report.feedback_scores.labelled == 1
+
+
+def test_a_correct_answer_scores_champion_and_shadow_and_a_persons_score_only_the_champion(task: ChatTask) -> None:
+    shadow = {"arm": "shadow", "digest": TRIAL.digest, "answer": "no"}
+    rows = [[logged(FIRST, number), logged(FIRST, number, **shadow)] for number in range(4)]
+    write(task.log, "answers", FIRST, [row for pair in rows for row in pair])
+    task.imported(task.exported(), correct_answer=["yes", "no", None, None])
+    task.imported(task.exported(with_answers=True), score=[1.0, 0.5])
+    report = task.watch_chat()
+    assert (report.audit.labelled, report.audit.right) == (2, 1)
+    assert (report.audit_scores.labelled, report.audit_scores.right) == (2, 1.5)
+    assert report.challenger is not None
+    assert sorted(outcome.right for outcome in report.challenger.outcomes) == [-1, 1]
+
+
+def test_an_answer_that_the_metric_cannot_compare_is_not_counted(task: ChatTask) -> None:
+    write(task.log, "answers", FIRST, [logged(FIRST, 0, answer=None), logged(FIRST, 1)])
+    write(task.log, "feedback", FIRST, [feedback(FIRST, number, correct_answer="yes") for number in range(2)])
+    assert task.watch_chat().feedback.labelled == 1
+
+
+def test_a_proven_loss_of_the_mean_score_is_an_alarm(task: ChatTask) -> None:
+    write(task.log, "answers", FIRST, [logged(FIRST, number) for number in range(100)])
+    task.imported(task.exported(), correct_answer=["no"] * 60 + ["yes"] * 40)
+    good = GroupAccuracy(500, 440.5, 500)
+    report = task.watch_chat(tested=good)
+    assert [bound.what for bound in report.groups.bounds] == [f"change for {ALL}"]
+    assert f"change for {ALL}: -48.1 points" in report.alarms[-1]
+    assert task.watch_chat(tested=GroupAccuracy(500, 200, 500)).failures == {}
+
+
+def test_drift_of_prompts_is_found_and_traffic_like_the_reference_raises_no_alarm(task: ChatTask) -> None:
+    for day in days_from(FIRST, 2):
+        write(task.log, "answers", day, [logged(day, 3 * number) for number in range(100)])
+    report = task.watch_chat(days=2)
+    assert [statistic.name for statistic in report.drift] == ["unfamiliar", "length", "two-sample"]
+    assert report.drift_alarms == ()
+    for day in days_from(FIRST, 2):
+        foreign = [f"{FOREIGN[number % 4]}, {number}" for number in range(60)]
+        rows = [logged(day, 500 + number, text=text, text_chars=len(text)) for number, text in enumerate(foreign)]
+        write(task.log, "answers", day, rows)
+    assert {"unfamiliar", "two-sample"} <= {
+        statistic.name for statistic in task.watch_chat(days=2).drift if statistic.alarm
+    }
+
+
+def test_without_texts_only_the_lengths_are_compared(task: ChatTask) -> None:
+    rows = [logged(FIRST, number, text=None, answer=None, text_chars=500 + number) for number in range(100)]
+    write(task.log, "answers", FIRST, rows)
+    report = task.watch_chat()
+    assert [(statistic.name, statistic.alarm) for statistic in report.drift] == [("length", True)]
+
+
+def test_a_blind_audit_has_no_answers_and_its_correct_answers_are_rows_of_data(task: ChatTask) -> None:
+    turns = '[["user", "hello"], ["assistant", "hi"]]'
+    write(task.log, "answers", FIRST, [logged(FIRST, 0, context=turns, text="abc"), logged(FIRST, 1, text=None)])
+    table = task.exported()
+    assert (len(table), {"answer", "score", "digest", "arm", "label"} & set(table.column_names)) == (1, set())
+    task.imported(table, correct_answer=["write to ann@example.org"])
+    rows = audited_rows(task.recipe, since=LONG_AGO)
+    assert rows.conversations == ((("user", "hello"), ("assistant", "hi"), ("user", "abc")),)
+    assert (rows.texts, rows.labels) == (("hello\nhi\nabc",), ("write to [email]",))
+
+
+def test_correct_answers_of_scored_rows_are_no_random_sample(task: ChatTask) -> None:
+    write(task.log, "answers", FIRST, [logged(FIRST, number) for number in range(3)])
+    table = task.exported(with_answers=True)
+    assert table["answer"].to_pylist() == ["yes"] * 3
+    stored, num = task.imported(table, score=["1", "0.5", ""], correct_answer=[None, "no", None])
+    assert num == 2
+    assert "answer" not in pq.read_table(stored.removeprefix("file://")).column_names
+    assert len(audited_rows(task.recipe, since=LONG_AGO)) == 0
+    assert audited_rows(task.recipe, since=LONG_AGO, corrected=True).labels == ("no",)
+
+
+@pytest.mark.parametrize(
+    ("with_answers", "columns", "fault"),
+    [
+        (True, {"score": [1.5, None]}, "the score 1.5 in row 0; give a number from 0 to 1"),
+        (True, {"score": ["nan", None]}, "the score 'nan' in row 0"),
+        (True, {"score": [1.0, None], "correct_answer": [None, "no"]}, "1 correct answers without a score"),
+        (False, {"correct_answer": [None, " "]}, "no scores and no correct answers"),
+    ],
+)
+def test_an_unusable_chat_audit_is_rejected(task: ChatTask, with_answers: bool, columns: Any, fault: str) -> None:
+    write(task.log, "answers", FIRST, [logged(FIRST, number) for number in range(2)])
+    table = task.exported(with_answers=with_answers)
+    with pytest.raises(AuditError, match=fault):
+        task.imported(table, **columns)
+
+
+def test_a_correct_answer_without_a_value_for_the_metric_is_rejected(task: ChatTask) -> None:
+    write(task.log, "answers", FIRST, [logged(FIRST, 0)])
+    table = task.exported()
+    answers = type(task.recipe.evaluation).model_validate({"metric": "numeric", "answers": {"numeric": {}}})
+    recipe = task.recipe.model_copy(update={"evaluation": answers})
+    table = table.set_column(table.column_names.index("correct_answer"), "correct_answer", pa.array(["none"]))
+    pq.write_table(table, task.folder / "filled.parquet")
+    with pytest.raises(AuditError, match="the correct answer 'none', which has no number"):
+        import_labels(recipe, (task.folder / "filled.parquet").as_uri(), classes=())
+
+
+def test_a_chat_audit_needs_texts(task: ChatTask) -> None:
+    unlogged = task.recipe.serving.model_copy(update={"log_texts": False})
+    recipe = task.recipe.model_copy(update={"serving": unlogged})
+    with pytest.raises(AuditError, match=r"serving\.log_texts is not set"):
+        export_answers(recipe, digest=DIGEST, days=[FIRST], num_rows=1, to="file:///nowhere")
+
+
+def test_the_reference_has_the_lengths_and_embeddings_of_the_redacted_last_messages(tmp_path: Path) -> None:
+    texts = [f"order {number}0000000 is late" for number in range(60)]
+    pq.write_table(pa.table({"prompt": texts, "completion": ["yes"] * 60}), tmp_path / "rows.parquet")
+    recipe = ChatTask(tmp_path).recipe
+    data = recipe.data.model_copy(
+        update=dict.fromkeys(("train", "validation", "test"), (tmp_path / "rows.parquet").as_uri())
+    )
+    recipe = recipe.model_copy(update={"data": data})
+    ensure_reference(recipe, CHAMPION, made_at="2026-03-01")
+    stored = read_reference(recipe.task_uri, CHAMPION)
+    assert stored.sample.lengths is not None
+    assert stored.sample.lengths.tolist() == [len(text) for text in texts]
+    np.testing.assert_array_equal(stored.sample.embeddings, hashed_ngrams(["order [number] is late"] * 60))
+    assert (stored.encoder, stored.group_accuracies()) == (None, {})
