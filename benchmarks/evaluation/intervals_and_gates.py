@@ -1,11 +1,12 @@
 """Measure the statistics of documents, calibration and groups: claimed and measured rates with the Monte Carlo error.
 
-    python -m benchmarks.evaluation.intervals_and_gates [documents] [calibration] [groups]
+    python -m benchmarks.evaluation.intervals_and_gates [documents] [calibration] [groups] [suites]
 
 Documents: coverage of the 95% interval of a gain over rows that share documents of even or uneven sizes. Calibration:
 coverage of the interval of the debiased calibration error, and how often a calibrated and a miscalibrated model pass
 the gate. Groups: how often the gate refuses a candidate that gains 3 points in every group, and how often it does not
-refuse one that loses 10 points in one of 12 groups.
+refuse one that loses 10 points in one of 12 groups. Suites: how often the gate fails and passes for a candidate without
+a loss, with a loss of the margin, and with a loss of 20 points on one suite.
 """
 
 import sys
@@ -17,9 +18,11 @@ from scipy.stats import norm, t
 
 from benchmarks.rounds import Figures, finish, print_table
 from tailorbird.config.evaluation import CalibrationGateConfig, SubgroupGateConfig
+from tailorbird.config.suites import SuiteConfig
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.gates.calibration import NUM_BINS, calibration_gate
 from tailorbird.evaluation.gates.subgroups import Change, MeanChange, group_bounds
+from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect
 from tailorbird.evaluation.statistics.documents import Documents, cluster_robust_means, documents_of
@@ -34,6 +37,7 @@ NUM_EFFECTS, NUM_MACRO_F1, NUM_CALIBRATIONS, NUM_GATES = 4_000, 200, 400, 1_000
 GAIN, DISCORDANCE = 0.02, 0.2
 HARM, NUM_GROUPS = -0.10, 12
 GROUP_SIZES = (30, 50, 80, 200, 500)
+NUM_SUITES, SUITE_ROWS, SUITE_HARM = (1, 4, 10), (100, 400), 0.20
 BOUNDS = {
     "lowest_coverage_of_documents": ">= 0.92",
     "mean_coverage_of_documents": ">= 0.93",
@@ -43,12 +47,20 @@ BOUNDS = {
     "lowest_coverage_of_ece_difference_to_0": ">= 0.92",
     "groups_false_refusals": "<= 0.06",
     "harmful_groups_that_pass": "<= 0.05",
+    "suites_without_loss_that_fail": "<= 0.05",
+    "suites_with_the_margin_as_loss_that_fail": "<= 0.05",
+    "suites_with_the_margin_as_loss_that_pass": "<= 0.05",
 }
 
 
 def main() -> None:
     """Prints a table per part, then one line of JSON."""
-    parts: dict[str, Callable[[], Figures]] = {"documents": documents, "calibration": calibration, "groups": groups}
+    parts: dict[str, Callable[[], Figures]] = {
+        "documents": documents,
+        "calibration": calibration,
+        "groups": groups,
+        "suites": suites,
+    }
     chosen = sys.argv[1:] or list(parts)
     figures = {name: value for part in chosen for name, value in parts[part]().items()}
     finish("intervals_and_gates", figures, bounds={name: BOUNDS[name] for name in BOUNDS if name in figures})
@@ -135,6 +147,50 @@ def groups() -> Figures:
         "harmful_groups_that_pass": max(row["passes"] for row in harmful.values()),
         "harmful_groups_refused_at_200_rows": harmful["200 rows"]["refused"],
     }
+
+
+def suites() -> Figures:
+    """Error rates of the suites gate, with the default margin on every suite."""
+    margin = SuiteConfig(uri="builtin://general").max_loss
+    rows: dict[str, Figures] = {}
+    for num in NUM_SUITES:
+        for n in SUITE_ROWS:
+            for loss in (0.0, margin):
+                rows[f"{num} x {n} rows, loss {loss:g}"] = _suite_rates([loss] * num, n=n)
+            rows[f"{num} x {n} rows, loss {SUITE_HARM:g} on one"] = _suite_rates([SUITE_HARM] + [0.0] * (num - 1), n=n)
+    print_table("The suites gate with a margin of 5 points", rows)
+
+    def worst(column: str, *, loss: str) -> float:
+        return max(row[column] for name, row in rows.items() if name.endswith(loss))
+
+    return {
+        "suites_without_loss_that_fail": worst("fails", loss="loss 0"),
+        "suites_with_the_margin_as_loss_that_fail": worst("fails", loss=f"loss {margin:g}"),
+        "suites_with_the_margin_as_loss_that_pass": worst("passes", loss=f"loss {margin:g}"),
+        "harmful_suites_that_fail_at_100_rows": rows[f"4 x 100 rows, loss {SUITE_HARM:g} on one"]["fails"],
+    }
+
+
+def _suite_rates(losses: list[float], *, n: int) -> Figures:
+    """Return how often the gate fails and passes. One model alone is right on 15% of the rows, or on more."""
+    generator, results = np.random.default_rng((SEED, len(losses), n)), []
+    for _ in range(NUM_GATES):
+        answered = {}
+        for number, loss in enumerate(losses):
+            discordance = max(0.15, loss)
+            won, lost = (discordance - loss) / 2, (discordance + loss) / 2
+            shares = (0.7 * (1 - discordance), won, lost, 0.3 * (1 - discordance))
+            cells = generator.choice(4, n, p=shares)  # both right, only the candidate, only the incumbent, neither
+            ours, theirs = (_answers((cells == 0) | (cells == alone)) for alone in (1, 2))
+            answered[str(number)] = AnsweredSuite(SuiteConfig(uri="builtin://general"), ours, theirs)
+        results.append(suites_gate(answered, alpha=ALPHA).state)
+    failed = results.count(State.FAILS) / NUM_GATES
+    return {"fails": failed, "passes": results.count(State.PASSES) / NUM_GATES, "+-": _error(failed, NUM_GATES)}
+
+
+def _answers(right: NDArray[np.bool_]) -> Predictions:
+    n, scores = len(right), right.astype(np.float64)
+    return Predictions("simulated", ("r",) * n, ("a",) * n, ("a",) * n, scores, scores, scores)
 
 
 def _error(rate: float, num: int) -> float:
