@@ -17,6 +17,7 @@ def estimate_run(inputs: RunInputs, task: Task) -> PlanEvent:
         classes=len(task.classes),
         groups=num_groups_that_fit(training),
         cost_rows=min(len(splits.test), task.num_cost_rows),
+        suites=sum(map(len, inputs.suites.values())),
     )
     rates = task.measure_rates()
     text = f"rates of one worker, measured on {rates.num_rows} rows; stages that stop early take less"

@@ -192,7 +192,7 @@ def predict_all(
     tables = {}
     for role, contender in contenders.items():
         for name in ("test", *sets):
-            progress.activity(f"{role} on the {ROWS_NAMES.get(name, f'rows of the {name}')}")
+            progress.activity(f"{role} on the {ROWS_NAMES.get(name) or name.replace(SUITE_PREFIX, 'suite ')}")
             table = _predict(context, contender.uri, rows_name=name)
             tables[role if name == "test" else f"{role}_{name}"] = table
     for role, contender in on_validation.items():

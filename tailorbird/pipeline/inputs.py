@@ -147,9 +147,11 @@ def inspect_inputs(recipe: Recipe) -> RunInputs | None:
     if data is None:
         return None
     require_readable_answers(data.splits)
-    load_suites(recipe, train=data.splits.train)
+    suites = load_suites(recipe, train=data.splits.train)
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
-    return RunInputs(recipe, data, _record(recipe.base_model, uri=uri, registry=recipe.registry), CodeVersion("", ""))
+    return RunInputs(
+        recipe, data, _record(recipe.base_model, uri=uri, registry=recipe.registry), CodeVersion("", ""), suites=suites
+    )
 
 
 def require_readable_answers(splits: Splits) -> None:

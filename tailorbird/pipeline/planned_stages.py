@@ -31,6 +31,7 @@ class Sizes:
     classes: int  # 0 for a chat task
     groups: int  # trainings that the cluster has room for at the same time
     cost_rows: int  # test rows on which the cost is measured
+    suites: int = 0  # rows of all suites
 
 
 def planned_stages(recipe: Recipe, sizes: Sizes, *, rates: Rates) -> tuple[PlannedStage, ...]:
@@ -80,7 +81,7 @@ def _baselines(recipe: Recipe, sizes: Sizes, *, rates: Rates) -> PlannedStage:
 
 def _test(recipe: Recipe, sizes: Sizes, *, rates: Rates) -> PlannedStage:
     changed = changed_sets(recipe.evaluation.gates) if sizes.classes else ()
-    num_rows = NUM_MODELS * (sizes.test * (1 + len(changed)) + (1 + MIN_ROUNDS) * sizes.cost_rows)
+    num_rows = NUM_MODELS * (sizes.test * (1 + len(changed)) + sizes.suites + (1 + MIN_ROUNDS) * sizes.cost_rows)
     text = f"up to {NUM_MODELS} models, {num_rows:,} rows with those of gates and cost, at {rate(rates.prediction)}"
     return PlannedStage("test", num_rows / rates.prediction, text)
 

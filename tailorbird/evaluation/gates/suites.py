@@ -1,6 +1,6 @@
 """The suites gate: the candidate loses at most a margin to the incumbent on each regression suite."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,25 +48,26 @@ class AnsweredSuite(NamedTuple):
         return next((table.model for table in tables if np.isnan(table.scores).any()), None)
 
 
-def suites_gate(suites: Mapping[str, AnsweredSuite], *, alpha: float) -> Gate:
+def suites_gate(suites: Mapping[str, AnsweredSuite], *, alpha: float, omitted: Sequence[str] = ()) -> Gate:
     """Test non-inferiority of the candidate on each suite, by name.
 
     A suite passes if the 1 - alpha interval of its loss ends at or below `max_loss`. It fails if the loss is above
     `max_loss` by Holm's method over the suites. The gate is not assessable if a model cannot answer a suite, and not
-    applicable without suites.
+    applicable without suites. `omitted` are the extraction suites without rows.
     """
+    notes = [f"{name} is omitted: no answer of a single training row has personal data" for name in omitted]
     if not suites:
-        return Gate("suites", State.NOT_APPLICABLE, (), "no suite has rows to ask")
+        return Gate("suites", State.NOT_APPLICABLE, (), "; ".join(notes))
     compared = {name: suite for name, suite in suites.items() if suite.unanswered is None}
     failing, level = _failing(compared, alpha=alpha)
     bounds = [_bound(name, suite, alpha=alpha, level=level, fails=name in failing) for name, suite in compared.items()]
-    notes = [
+    unanswered = [
         f"{name} needs log-likelihoods of given answers, which the kind {suite.unanswered} does not have"
         for name, suite in suites.items()
         if suite.unanswered is not None
     ]
-    result = gate("suites", bounds, note="; ".join(notes))
-    if notes and result.state is State.PASSES:
+    result = gate("suites", bounds, note="; ".join((*unanswered, *notes)))
+    if unanswered and result.state is State.PASSES:
         return Gate("suites", State.NOT_ASSESSABLE, result.bounds, result.note)
     return result
 

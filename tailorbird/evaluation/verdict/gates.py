@@ -46,7 +46,8 @@ def evaluate_gates(inputs: VerdictInputs, *, protocol: TestProtocol) -> tuple[Ga
             for name, config in limits.suites.items()
             if name in protocol.suites
         }
-        gates.append(suites_gate(answered, alpha=alpha))
+        omitted = [name for name in limits.suites if name not in answered]
+        gates.append(suites_gate(answered, alpha=alpha, omitted=omitted))
     if protocol.cost is not None and inputs.costs is None:
         gates.append(Gate("cost", State.NOT_ASSESSABLE, (), "the serving cost is not measured"))
     elif protocol.cost is not None and inputs.costs is not None:

@@ -70,3 +70,5 @@ def test_a_chat_task_answers_the_validation_rows_once_for_each_prompt(tmp_path: 
     assert stages[0].seconds == (1 + 2 + 2) * 80 / 40
     assert stages[0].basis == "400 answers with 5 prompts, at 40 rows/s"
     assert stages[-1].seconds == pytest.approx(4 * (200 + 6 * 16) / 40)  # no changed sets of rows
+    with_suites = planned_stages(chat, replace(sizes, suites=100), rates=RATES)
+    assert with_suites[-1].seconds == pytest.approx(4 * (200 + 100 + 6 * 16) / 40)
