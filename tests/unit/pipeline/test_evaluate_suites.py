@@ -1,0 +1,62 @@
+"""A run of a tiny chat model on local folders, in which all models answer the suites."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tailorbird.data.rows import Rows, Splits
+from tailorbird.pipeline.artifacts import Contender
+from tailorbird.pipeline.evaluate import predict_all
+from tailorbird.pipeline.suites import load_suites
+from tests import small_chat
+from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally
+from tests.unit.pipeline.test_suites import suite_at
+
+PAIRS = (("a b", "yes"), ("b c", "no"), ("c d", "yes"), ("d e", "no"))
+
+
+def rows_of(name: str) -> Rows:
+    texts = tuple(f"{name} {text}" for text, _ in PAIRS)
+    conversations = tuple((("user", text),) for text in texts)
+    return Rows(tuple("0123"), texts, tuple(answer for _, answer in PAIRS), conversations=conversations)
+
+
+def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_locally(monkeypatch)
+    small_chat.save(tmp_path / "base")
+    suites = suite_at(
+        tmp_path, prompt="yes or no", metric="forced_choice", expectation="yes", options=["yes", "no"], group="a"
+    )
+    evaluation: dict[str, Any] = {"metric": "exact_match", "prompt_draws": 1, "retrieved_examples": [1]}
+    recipe = recipe_at(
+        tmp_path / "registry",
+        task="chat",
+        data={"train": "s3://lake/x", "max_new_tokens": 3},
+        evaluation=evaluation | {"gates": {"suites": suites}},
+    )
+    splits = Splits(rows_of("train"), rows_of("check"), rows_of("test"))
+    context = context_of(recipe, splits, base_model=(tmp_path / "base").as_uri())
+    context = replace(context, inputs=replace(context.inputs, suites=load_suites(recipe, train=splits.train)))
+    baselines = {baseline.kind: baseline for baseline in context.task.fit_baselines()}
+    contenders = {
+        role: Contender(kind, str(baselines[kind].uri), 0.0)
+        for role, kind in (("incumbent", "nearest"), ("candidate", "zero_shot"))
+    }
+    tables = predict_all(context, contenders, on_validation={})
+    assert set(tables) == {"incumbent", "candidate", "incumbent_suite-own", "candidate_suite-own"}
+    candidate, incumbent = tables["candidate_suite-own"], tables["incumbent_suite-own"]
+    assert (candidate.model, len(candidate), candidate.groups) == ("zero_shot", 1, {"group": ("a",)})
+    assert candidate.scores[0] in (0.0, 1.0)
+    assert np.isnan(incumbent.scores).all()
+
+    def fail(*_: Any, **__: Any) -> Any:
+        pytest.fail("a suite is answered again")
+
+    monkeypatch.setattr("tailorbird.pipeline.evaluate.predict_contender", fail)
+    again = predict_all(context, contenders, on_validation={})["candidate_suite-own"]
+    assert again.logprobs_of(0) == pytest.approx(candidate.logprobs_of(0))
+    hashes = context.inputs.hashes
+    assert set(hashes) == {"train", "validation", "test", "suite-own"}
