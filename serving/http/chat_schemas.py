@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, HttpModel, RequestError, faults_of
+from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, HttpModel, RequestError, faults_of, require_few_values
 from tailorbird.registry.routing import PartName
 
 
@@ -270,7 +270,10 @@ class CompletionRequest(PromptRequest):
 
 
 def parse_chat(body: bytes) -> ChatRequest:
-    """Return the request in a body; raise RequestError 400, which names the field, if it is not supported."""
+    """Return the request in a body.
+
+    Raises RequestError 400, which names the field, if it is not supported, and 413 if it has too many values.
+    """
     request = _parse(ChatRequest, body, neutral=NEUTRAL)
     for index, message in enumerate(request.messages):
         for name, value in (message.model_extra or {}).items():
@@ -292,6 +295,7 @@ def parse_completion(body: bytes) -> CompletionRequest:
 
 
 def _parse(model: type[PromptRequestT], body: bytes, *, neutral: Mapping[str, object]) -> PromptRequestT:
+    require_few_values(body)
     try:
         request = model.model_validate_json(body)
     except ValidationError as error:

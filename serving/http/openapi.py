@@ -26,7 +26,7 @@ ERROR_DESCRIPTIONS = {
     "`batch_prefixes` (batches) or `api_keys` (console).",
     408: "The body did not arrive within 20 s.",
     409: "The batch exists with other columns, or has already ended and cannot be cancelled.",
-    413: "The body has more than {max_body_bytes} bytes.",
+    413: "The body has more than {max_body_bytes} bytes, or too many JSON values. The message gives the limit.",
     422: "A field is missing, unknown or out of range, or a text is too large. The message names the field.",
     429: "A limit of the key is used up, or this client has too much in progress. Retry after the time in "
     "`retry-after`.",

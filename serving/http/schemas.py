@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 from pydantic_core import ErrorDetails
 
+from serving.http.json_values import has_more_values
 from tailorbird.config.answers import THUMBS
 from tailorbird.registry.routing import PartName
 
@@ -20,6 +21,8 @@ MAX_ATTRIBUTE_CHARS = 256
 MAX_ANSWER_CHARS = 1 << 16  # of a correct answer in feedback
 MAX_ATTRIBUTES_BYTES = 2048  # of one object; the request log stores it with each text of a request
 SCORES_AT_ONCE = 4096  # scores that are written without a pause, in about 4 ms
+MAX_VALUES = 20_000  # values and names in a body, unless it may have very many texts; 330,000 lists take a second
+VALUES_PER_TEXT = 2 * MAX_ATTRIBUTES + 2  # of a text with its attributes
 MAX_FAULTS = 100  # faults of a body that are described; pydantic takes 3 microseconds for each
 
 _AnswerId = Annotated[StrictStr, Field(pattern=rf"^({CHAT_ID}|{COMPLETION_ID})?[0-9a-f]{{32}}$")]
@@ -293,7 +296,7 @@ def parse_request(body: bytes, *, max_texts: int, max_text_bytes: int) -> Classi
 
     Raises the errors of `parse_body`, and 422 for too many texts, a text that is too large, or too many attributes.
     """
-    request = parse_body(ClassifyRequest, body)
+    request = parse_body(ClassifyRequest, body, max_values=max(MAX_VALUES, VALUES_PER_TEXT * (max_texts + 1)))
     num_texts = len(request.texts)
     if not 0 < num_texts <= max_texts:
         raise RequestError(422, "invalid_request", f"input: give 1 to {max_texts} texts, not {num_texts}")
@@ -313,12 +316,23 @@ def parse_request(body: bytes, *, max_texts: int, max_text_bytes: int) -> Classi
     return request
 
 
-def parse_body(model: type[HttpModelT], body: bytes) -> HttpModelT:
-    """Return the request in a body; raise RequestError 400 if it is not JSON, 422 if it is not valid."""
+def parse_body(model: type[HttpModelT], body: bytes, *, max_values: int = MAX_VALUES) -> HttpModelT:
+    """Return the request in a body.
+
+    Raises RequestError 400 if it is not JSON, 413 if it has too many values, and 422 if it is not valid.
+    """
+    require_few_values(body, max_values=max_values)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise _invalid_request(error) from None
+
+
+def require_few_values(body: bytes, *, max_values: int = MAX_VALUES) -> None:
+    """Raise RequestError 413 if a body has more JSON values and names than `max_values`."""
+    if has_more_values(body, max_values):
+        message = f"the body has more than {max_values:,} JSON values and names; send fewer in each request"
+        raise RequestError(413, "body_too_large", message)
 
 
 async def write_answer(fields: Mapping[str, object], *, results: Sequence[Mapping[str, object]]) -> bytes:

@@ -8,7 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from serving.http.schemas import (
+    MAX_ATTRIBUTES,
     MAX_FAULTS,
+    MAX_VALUES,
     SCORES_AT_ONCE,
     ClassifyRequest,
     ClassifyResponse,
@@ -141,6 +143,23 @@ def test_many_faults_are_counted_and_not_described(num_unknown: int) -> None:
     named = num_unknown <= MAX_FAULTS
     assert ("field 0: Extra inputs are not permitted" in caught.value.message) == named
     assert (f"the body has {num_unknown} invalid or unknown fields" in caught.value.message) != named
+
+
+@pytest.mark.parametrize("item", [1, "a", [], {}])
+def test_a_body_with_too_many_values_is_not_validated(item: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ClassifyRequest, "model_validate_json", None)
+    with pytest.raises(RequestError) as caught:
+        parse_request(json.dumps({"input": [item] * MAX_VALUES}).encode(), max_texts=256, max_text_bytes=100)
+    assert (caught.value.status, caught.value.type) == (413, "body_too_large")
+    assert f"more than {MAX_VALUES:,} JSON values and names" in caught.value.message
+
+
+@pytest.mark.parametrize("max_texts", [256, 2000])
+def test_the_most_texts_with_the_most_attributes_are_accepted(max_texts: int) -> None:
+    attributes = [{str(name): "" for name in range(MAX_ATTRIBUTES)}] * max_texts
+    fields = {"input": ["a"] * max_texts, "attributes": attributes, "model": "m", "scores": True, "subject": "s"}
+    request = parse_request(json.dumps(fields).encode(), max_texts=max_texts, max_text_bytes=100)
+    assert len(request.texts) == max_texts
 
 
 FIELDS = {"request_id": "r", "model": "m", "version": "v"}
