@@ -11,7 +11,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from starlette import routing
@@ -21,7 +21,9 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from serving.http.admission import client_name
 from serving.http.api_keys import KeyScope
+from serving.http.body_turns import BodyTurns
 from serving.http.schemas import RequestError
 from serving.http.security_headers import DATA_POLICY, security_headers
 
@@ -105,8 +107,9 @@ def http_app(
         message = f"no route {scope['path']}; the routes are {known}"
         await error_response(RequestError(404, "unknown_route", message))(scope, receive, send)
 
+    turns = BodyTurns()
     endpoints = [
-        Endpoint(path, routes[path], max_body_bytes, authenticate, admit)
+        Endpoint(path, routes[path], max_body_bytes, authenticate, admit, turns)
         for path in sorted(routes, key=lambda path: "{" in path)
     ]
     return routing.Router(
@@ -141,6 +144,7 @@ class Endpoint:
     max_body_bytes: int
     authenticate: Callable[[Mapping[str, str], Route], None]
     admit: Callable[[Request], AbstractContextManager[None]] = lambda _: nullcontext()
+    turns: BodyTurns = field(default_factory=BodyTurns)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, route = Request(scope, receive), self.route
@@ -153,6 +157,7 @@ class Endpoint:
                 if not route.open:
                     admitted.enter_context(self.admit(request))
                 body = await read_body(request, max_bytes=self.max_body_bytes) if route.method == "POST" else b""
+                await self.turns.wait(client=client_name(), num_bytes=len(body))
             except RequestError as error:
                 await error_response(error)(scope, receive, send)
                 return

@@ -1,0 +1,107 @@
+"""Turns of large bodies: small bodies do not wait, and clients with large ones take turns."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.types import Message
+
+from serving.http import body_turns
+from serving.http.admission import Admission, Amounts
+from serving.http.asgi import ASGIApp, Route, http_app
+from serving.http.body_turns import SMALL_BODY_BYTES
+
+LARGE = b"a" * (SMALL_BODY_BYTES + 1)
+SMALL = b"a" * SMALL_BODY_BYTES
+
+
+class Service:
+    """An application that records the clients of its requests in the order of their answers."""
+
+    def __init__(self) -> None:
+        self.answered: list[str] = []
+        admission = Admission(Amounts(requests=100))
+
+        def admit(request: Request) -> AbstractContextManager[None]:
+            return admission.request(request.headers["client"])
+
+        async def answer(body: bytes, _request_id: str) -> tuple[int, bytes]:
+            self.answered.append(body[-4:].decode())
+            return 200, b"{}"
+
+        self.app: ASGIApp = http_app(
+            {"/": Route("POST", answer)},
+            max_body_bytes=1 << 20,
+            authenticate=lambda _headers, _route: None,
+            admit=admit,
+        )
+
+    def send(self, client: str, body: bytes) -> asyncio.Task[None]:
+        """Send a body, the end of which is replaced by the name of the client."""
+        message = {"type": "http.request", "body": body[:-4] + client.encode(), "more_body": False}
+
+        async def receive() -> Message:
+            return message
+
+        async def ignore(_message: Message) -> None:
+            pass
+
+        headers = [(b"client", client.encode())]
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": headers, "query_string": b""}
+        return asyncio.create_task(self.app(scope, receive, ignore))
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await scenario()
+
+    asyncio.run(bounded())
+
+
+def test_a_large_body_of_another_client_is_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_turns, "BYTES_PER_S", len(LARGE) / 0.2)
+
+    async def scenario() -> None:
+        service = Service()
+        await service.send("many", LARGE)
+        requests = [service.send("many", LARGE) for _ in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.gather(*requests, service.send("some", LARGE))
+        assert service.answered == ["many", "some", "many", "many", "many"]
+
+    run(scenario)
+
+
+def test_only_large_bodies_wait_for_the_pause_after_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_turns, "BYTES_PER_S", 1.0)  # the pause takes hours
+
+    async def scenario() -> None:
+        service = Service()
+        await service.send("many", LARGE)
+        waiting = [service.send(client, LARGE) for client in ("many", "some")]
+        await asyncio.gather(*(service.send(client, SMALL) for client in ("many", "tiny")))
+        assert service.answered == ["many", "many", "tiny"]
+        for request in waiting:
+            request.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_a_cancelled_request_leaves_its_turn_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_turns, "BYTES_PER_S", len(LARGE) / 0.2)
+
+    async def scenario() -> None:
+        service = Service()
+        await service.send("many", LARGE)
+        cancelled, kept = service.send("many", LARGE), service.send("some", LARGE)
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await kept
+        assert service.answered == ["many", "some"]
+
+    run(scenario)
