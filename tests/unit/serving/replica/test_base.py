@@ -1,6 +1,7 @@
 """Readiness, assignment to experiment arms, and refused subjects of all replicas."""
 
 import asyncio
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ def test_readyz_reports_the_loaded_version_and_configuration() -> None:
         status, readiness = await ready(replica)
         assert (status, readiness.pop("config")) == (200, config_id(config("one")))
         assert readiness == {"status": "ready", "version": "one", "digest": "d-one"}
+
+    asyncio.run(scenario())
+
+
+def test_garbage_collections_skip_the_objects_of_the_first_load() -> None:
+    async def scenario() -> None:
+        gc.unfreeze()
+        await new_replica().reconfigure(config("one"))
+        assert gc.get_freeze_count() > 100_000  # of torch and Ray
+        gc.unfreeze()
 
     asyncio.run(scenario())
 
