@@ -2,8 +2,9 @@
 
 import asyncio
 import time
+from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from serving.endpoint.loading import load_chat
 from serving.engines.base_chat import ChatEngine, EngineInput, GenerationRequest, PartialAnswer
@@ -19,16 +20,25 @@ from serving.http.metrics import TOKENS, Meter, record_version
 from serving.http.schemas import RequestError
 from serving.hybrid.chat_engine import HybridChatEngine
 from serving.replica.base import Replica, RequestContext, configure_process
-from serving.replica.generation import generation_request, stream_events, token_limit, usage_of, whole_answer
+from serving.replica.experiment import CHALLENGER, ShadowRunner
+from serving.replica.generation import (
+    generation_request,
+    partial_answers,
+    stream_events,
+    token_limit,
+    usage_of,
+    whole_answer,
+)
 from serving.replica.served_versions import ServedVersions
 from serving.version_checks import require_digest
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.conversations import context_json
-from tailorbird.data.rows import Conversation, DataError
+from tailorbird.data.rows import DataError
 from tailorbird.registry.draws import draw_secret
 from tailorbird.registry.versions import Hybrid, ModelVersion, read_parts, read_version
 
 PROMPT_THREADS = 4  # prompts that are tokenized at the same time, outside of the event loop
+SHADOW_ATTEMPTS = 3  # generations of a shadow answer that clients may interrupt, before the answer is dropped
 
 
 class Chat:
@@ -41,6 +51,7 @@ class Chat:
         versions = ServedVersions(load, read_secret=read_secret, unload=ChatEngine.unload)
         self._replica = Replica(versions, task_uri=task_uri, config=self._config, meter=meter)
         self._prompts = FairSlots(PROMPT_THREADS)
+        self._shadows = ShadowRunner(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         routes = {
@@ -76,20 +87,19 @@ class Chat:
     ) -> tuple[int, bytes | Events]:
         engine, context = self._assign(request, context)
         limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
-        if isinstance(request, ChatRequest):
-            param, turns = "messages", request.conversation
-            prompt_of = partial(_chat_prompt, request, engine=engine, max_new_tokens=limit)
-        else:
-            param, turns, prompt_of = "prompt", (("user", request.text),), partial(engine.text_prompt, request.text)
         self._replica.charge(texts=1)  # also for a prompt that is refused because of its length
-        with engine.in_use():
-            # A thread keeps the event loop free for streams: tokenizing a prompt of 1 MB takes a second.
-            prompt = await self._prompts.run(prompt_of, client=client_name(), cost=num_bytes)
-        generation = generation_request(request, prompt, engine=engine, param=param, max_new_tokens=limit)
+        generation = await self._generation(request, engine=engine, limit=limit, num_bytes=num_bytes)
+        prompt = generation.prompt
         admit(tokens=engine.num_tokens(prompt, max_new_tokens=limit))
         self._replica.charge(tokens=len(prompt))
-        logged = await self._replica.loggable([content for _, content in turns])
-        record = partial(self._record, generation, context=context, turns=turns, logged=logged)
+        logged = await self._logged_prompt(request)
+
+        def record(answer: PartialAnswer) -> None:
+            self._count(generation, answer)
+            self._log(generation, answer, prompt=logged, context=context)
+            if answer.finish_reason is not None:
+                self._mirror(request, context, prompt=logged, num_bytes=num_bytes)
+
         # For a client that disconnects before the answer: how much was generated is not known.
         charge_limit = partial(self._replica.charge, tokens=limit or 0)
         version = engine.version
@@ -117,6 +127,77 @@ class Chat:
         record(answer)
         return 200, format.whole(head, answer, usage=usage_of(generation, answer))
 
+    async def _generation(
+        self, request: ChatRequest | CompletionRequest, *, engine: ChatEngine, limit: int | None, num_bytes: int
+    ) -> GenerationRequest:
+        """Return the request for one answer of the engine; raise RequestError 400 if the prompt cannot be used."""
+        if isinstance(request, ChatRequest):
+            param, prompt_of = "messages", partial(_chat_prompt, request, engine=engine, max_new_tokens=limit)
+        else:
+            param, prompt_of = "prompt", partial(engine.text_prompt, request.text)
+        with engine.in_use():
+            # A thread keeps the event loop free for streams: tokenizing a prompt of 1 MB takes a second.
+            prompt = await self._prompts.run(prompt_of, client=client_name(), cost=num_bytes)
+        return generation_request(request, prompt, engine=engine, param=param, max_new_tokens=limit)
+
+    async def _logged_prompt(self, request: ChatRequest | CompletionRequest) -> "_LoggedPrompt":
+        """Return the prompt as the request log stores it, without texts if the log does not store them."""
+        turns = request.conversation if isinstance(request, ChatRequest) else (("user", request.text),)
+        contents = await self._replica.loggable([content for _, content in turns])
+        earlier = [(role, text) for (role, _), text in zip(turns[:-1], contents, strict=False) if text is not None]
+        return _LoggedPrompt(len(turns[-1][1]), contents[-1], context_json(tuple(earlier)))
+
+    def _mirror(
+        self,
+        request: ChatRequest | CompletionRequest,
+        context: RequestContext,
+        *,
+        prompt: "_LoggedPrompt",
+        num_bytes: int,
+    ) -> None:
+        """Queue a request that the champion has answered for the shadow. Text completions are not mirrored."""
+        if context.arm != "champion" or not isinstance(request, ChatRequest):
+            return
+        shadow = self._replica.versions.challenger_for("shadow", unit=context.unit)
+        if shadow is not None:
+            context = context._replace(arm="shadow")
+            run = partial(self._run_shadow, request, context, engine=shadow, prompt=prompt, num_bytes=num_bytes)
+            self._shadows.add(run, num_bytes=num_bytes, caller=context.caller)
+
+    async def _run_shadow(
+        self,
+        request: ChatRequest,
+        context: RequestContext,
+        *,
+        engine: ChatEngine,
+        prompt: "_LoggedPrompt",
+        num_bytes: int,
+    ) -> None:
+        """Log the challenger's answer. If a client sends a request meanwhile, stop, and start again when it is quiet.
+
+        A client therefore waits for one step of the generation at most.
+        """
+        limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
+        for _ in range(SHADOW_ATTEMPTS):
+            await self._shadows.quiet()
+            if not self._replica.versions.is_challenger(engine):
+                return
+            generation = await self._generation(request, engine=engine, limit=limit, num_bytes=num_bytes)
+            async with aclosing(partial_answers(generation, streaming=True)) as answers:
+                async for answer in answers:
+                    if answer.finish_reason is not None:
+                        self._log(generation, answer, prompt=prompt, context=context)
+                        return
+                    if not self._is_quiet():
+                        break
+
+    def _is_quiet(self) -> bool:
+        """Return True if no engine except the challenger's answers a request."""
+        challenger = self._replica.versions.engines.get(CHALLENGER)
+        return all(
+            engine.num_active == 0 for engine in self._replica.versions.engines.values() if engine is not challenger
+        )
+
     def _assign(self, request: PromptRequest, context: RequestContext) -> tuple[ChatEngine, RequestContext]:
         """Return the engine that answers, and the context with its arm."""
         engine, context = self._replica.assign(context, model=request.model, subject=request.subject)
@@ -125,33 +206,30 @@ class Chat:
         record_version(engine.version)
         return engine, context
 
-    def _record(
-        self,
-        generation: GenerationRequest,
-        answer: PartialAnswer,
-        *,
-        context: RequestContext,
-        turns: Conversation,
-        logged: list[str | None],
-    ) -> None:
-        """Count and charge the answer's tokens, and log the answer with the contents of the turns as in `loggable`."""
+    def _count(self, generation: GenerationRequest, answer: PartialAnswer) -> None:
+        """Count the answer's tokens, and charge them to the API key."""
         usage = usage_of(generation, answer)
         num_estimated = len(generation.prompt)  # charged before the answer
         self._replica.charge(tokens=usage.completion_tokens + max(0, usage.prompt_tokens - num_estimated))
-        log, meter, version = self._replica.log, self._replica.meter, generation.engine.version
+        meter, version = self._replica.meter, generation.engine.version
         meter.count(TOKENS, version.name, version.version, "prompt", by=usage.prompt_tokens)
         meter.count(TOKENS, version.name, version.version, "completion", by=usage.completion_tokens)
         meter.count_part(version, answer.answered_by, is_fallback=answer.is_fallback)
+
+    def _log(
+        self, generation: GenerationRequest, answer: PartialAnswer, *, prompt: "_LoggedPrompt", context: RequestContext
+    ) -> None:
+        log, usage = self._replica.log, usage_of(generation, answer)
         if log is None:
             return
-        entry = context.log_entry(version)(
+        entry = context.log_entry(generation.engine.version)(
             row=0,
             score=answer.confidence,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
-            text_chars=len(turns[-1][1]),
-            text=logged[-1],
-            context=_context(turns, logged=logged),
+            text_chars=prompt.chars,
+            text=prompt.text,
+            context=prompt.context,
             answer=log.loggable(answer.text),
             finish_reason=answer.finish_reason,
             answered_by=answer.answered_by,
@@ -161,18 +239,20 @@ class Chat:
         log.answers.add([entry])
 
 
+class _LoggedPrompt(NamedTuple):
+    """The prompt of a request in the request log."""
+
+    chars: int  # length of the last message
+    text: str | None  # last message; None if texts are not stored
+    context: str | None  # earlier messages as JSON, if there are any
+
+
 def _chat_prompt(request: ChatRequest, *, engine: ChatEngine, max_new_tokens: int | None) -> EngineInput:
     """Return the prompt of the conversation; raise RequestError 400 if the model's chat template rejects it."""
     try:
         return engine.chat_prompt(request.conversation, max_new_tokens=max_new_tokens)
     except DataError as error:
         raise RequestError(400, "invalid_request", f"messages: {error}", param="messages") from None
-
-
-def _context(turns: Conversation, *, logged: list[str | None]) -> str | None:
-    """Return the turns before the last one with their logged contents; None if the log stores no texts."""
-    contents = [(role, content) for (role, _), content in zip(turns[:-1], logged, strict=False) if content is not None]
-    return context_json(tuple(contents))
 
 
 class _Loader:

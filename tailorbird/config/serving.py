@@ -22,8 +22,8 @@ class ChallengerConfig(ConfigSection):
     `subject` or, without one, at random. A subject that was assigned to the challenger stays assigned when the share
     grows."""
     shadow: float | None = Field(default=None, gt=0, le=1)
-    """(classification only) Share of the champion's requests that the challenger also answers. Replicas compute these
-    answers while idle and write them to the request log; clients do not receive them. Requires `request_log`."""
+    """Share of the champion's requests that the challenger also answers. Replicas compute these answers while idle and
+    write them to the request log; clients do not receive them. Requires `request_log`."""
 
     @model_validator(mode="after")
     def _canary_or_shadow(self) -> Self:

@@ -328,13 +328,11 @@ def test_a_challenger_has_one_version_and_one_share(tmp_path: Path, challenger: 
         load_recipe(written(tmp_path, minimal() | {"serving": {"challenger": challenger}}))
 
 
-def test_a_chat_challenger_can_be_a_canary_but_not_a_shadow(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arm", ["canary", "shadow"])
+def test_a_chat_challenger_can_be_a_canary_or_a_shadow(tmp_path: Path, arm: str) -> None:
     chat = minimal() | {"task": "chat", "evaluation": {"metric": "exact_match"}}
-    challenger: dict[str, Any] = {"version": "candidate", "canary": 0.1}
-    assert load_recipe(written(tmp_path, chat | {"serving": {"challenger": challenger}})).serving.challenger is not None
-    serving = {"request_log": "s3://lake/log", "challenger": {"version": "candidate", "shadow": 0.1}}
-    with pytest.raises(RecipeError, match=r"serving\.challenger\.shadow is not available for chat"):
-        load_recipe(written(tmp_path, chat | {"serving": serving}))
+    serving = {"request_log": "s3://lake/log", "challenger": {"version": "candidate", arm: 0.1}}
+    assert load_recipe(written(tmp_path, chat | {"serving": serving})).serving.challenger is not None
 
 
 def test_overrides_set_and_remove_the_challenger(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from serving.http.chat_schemas import parse_chat, parse_completion
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
+from serving.replica.config import ReplicaConfig
+from serving.replica.experiment import ShadowRunner
 from serving.replica.generation import generation_request
 from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
@@ -141,6 +143,55 @@ def test_feedback_on_an_answer_is_logged_and_a_correct_answer_only_with_texts(tm
     assert sorted(stored, key=str) == sorted(expected, key=str)
 
 
+class InterruptedEngine(FakeEngine):
+    """An engine during whose first answers a client sends a request to the champion."""
+
+    def __init__(self, text: str, *, champion: FakeEngine, num_interruptions: int) -> None:
+        super().__init__(text)
+        self.version.digest = "c" * 64
+        self.champion, self.left, self.num_starts = champion, num_interruptions, 0
+
+    async def generate(self, generation: Any) -> Any:
+        self.num_starts += 1
+        async for tokens, is_last in super().generate(generation):
+            if self.left:
+                self.left -= 1
+                self.champion.num_active += 1
+                asyncio.get_running_loop().call_later(0.05, self._end_request)
+            yield tokens, is_last
+
+    def _end_request(self) -> None:
+        self.champion.num_active -= 1
+
+
+@pytest.mark.parametrize(("num_interruptions", "num_starts", "logged"), [(0, 1, True), (1, 2, True), (9, 3, False)])
+def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interrupts_it(
+    tmp_path: Path, num_interruptions: int, num_starts: int, logged: bool
+) -> None:
+    service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=True))
+    versions = service._replica.versions
+    champion = versions.engines["champion"]
+    shadow = InterruptedEngine("two</s>", champion=champion, num_interruptions=num_interruptions)
+    versions.engines = {"champion": champion, "challenger": shadow}
+    config = {"champion": {"uri": "u", "digest": "d"}, "challenger": {"uri": "v", "digest": "c", "shadow": 1.0}}
+    versions._config = ReplicaConfig.model_validate(config)
+    body = json.dumps({"messages": [{"role": "user", "content": "abc"}]}).encode()
+
+    async def request() -> None:
+        _, answer = await service._chat(body, "r")
+        assert json.loads(answer)["choices"][0]["message"]["content"] == "one"
+        while service._shadows._tasks:
+            await asyncio.sleep(0.01)
+        await service._replica.log.close()
+
+    asyncio.run(request())
+    rows = pq.read_table(tmp_path / "answers").to_pylist()
+    answers = [(row["arm"], row["text"], row["answer"], row["request_id"]) for row in rows]
+    expected = [("champion", "abc", "one", "r"), ("shadow", "abc", "two", "r")]
+    assert sorted(answers) == (expected if logged else expected[:1])
+    assert (shadow.num_starts, shadow.num_active) == (num_starts, 0)
+
+
 def new_chat(config: ServingConfig) -> Any:
     """Return the deployment with an engine that answers `one`."""
     engine = FakeEngine("one</s>")
@@ -151,6 +202,7 @@ def new_chat(config: ServingConfig) -> Any:
     service._config = config
     service._replica = Replica(versions, task_uri="s3://models/task", config=config)
     service._prompts = FairSlots(1)
+    service._shadows = ShadowRunner(service._is_quiet)
     return service
 
 
