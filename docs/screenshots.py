@@ -23,7 +23,7 @@ from tailorbird.registry.champion import read_champion
 
 IMAGES = Path(__file__).parent / "images"
 THEMES = ("light", "dark")
-WIDTH, HEIGHT, TABLE_HEIGHT = 1200, 800, 320  # CSS pixels
+WIDTH, HEIGHT, RUN_HEIGHT, TABLE_HEIGHT = 1200, 800, 1000, 320  # CSS pixels
 MAX_BYTES = 200_000
 TIMEOUT_MS = 300_000
 
@@ -73,7 +73,7 @@ def demo_pages(folder: Path) -> dict[str, Picture]:
     return {
         "report": Picture(report.as_uri(), "main", themes=THEMES),
         "page": Picture(f"{serve_client.application_url(service)}/#text={text}", "#both section"),
-        "console": Picture(f"{console.url}/{recipe.name}/runs/{champion.run.rpartition('/')[2]}", "#ladder-title"),
+        "console": Picture(f"{console.url}/{recipe.name}/runs/{champion.run.rpartition('/')[2]}", "main", RUN_HEIGHT),
         "answers": Picture(answers.as_uri(), "iframe", TABLE_HEIGHT),
     }
 
