@@ -22,7 +22,7 @@ _ACTS = (
     "participate|generate|explain|tell|teach|advise|recommend|condone|encourage|promote"
 )
 _REFUSAL = regex.compile(
-    rf"\bi(?: \w+)? (?:can ?not|can['’]?t|could not|couldn['’]?t|will not|won['’]?t|do not|don['’]?t) "
+    rf"\bi(?: \w+)? (?:can ?not|can['’]?t|could(?: not|n['’]?t)|will not|won['’]?t|do not|don['’]?t) "
     rf"(?:\w+ ){{0,2}}(?:{_ACTS})\b|"
     r"\b(?:i['’]?m|i am) (?:\w+ )?(?:unable|not able|not allowed|not comfortable|sorry)\b|"
     r"\bi (?:must |have to )?(?:decline|refuse|apologi[sz]e)\b|\bagainst my\b|\bnot (?:appropriate|ethical|legal)\b|"
