@@ -20,6 +20,8 @@ from tailorbird.evaluation.verdict.formatting import interval_name, points
 from tailorbird.evaluation.verdict.parts import ContenderCost, CostDifference, GainOverSelected
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 
+EQUAL_COSTS = 0.001  # share of the lowest cost by which another cost may exceed it and count as equal
+
 
 def contender_costs(
     assessment: Assessment, *, selected: str, training: TrainingUsage, protocol: TestProtocol
@@ -97,10 +99,18 @@ def _difference(
 def cheapest_of(costs: tuple[ContenderCost, ...], allowed: Callable[[GainOverSelected], bool]) -> ContenderCost | None:
     """Return the cheapest of the selected model and those whose gain over it is allowed; None if no cost is known.
 
-    Of equal costs, the selected model's is returned.
+    If the selected model costs at most `EQUAL_COSTS` more than the cheapest, it is returned.
     """
     known = [cost for cost in costs if cost.total is not None and (cost.gain is None or allowed(cost.gain))]
-    return min(known, key=lambda cost: (cost.total, cost.gain is not None), default=None)
+    if not known:
+        return None
+    lowest = min(cost.total for cost in known if cost.total is not None)
+
+    def order(cost: ContenderCost) -> tuple[bool, float]:
+        assert cost.total is not None
+        return cost.gain is not None or cost.total > (1 + EQUAL_COSTS) * lowest, cost.total
+
+    return min(known, key=order)
 
 
 def cheapest_sentences(costs: tuple[ContenderCost, ...], *, protocol: TestProtocol) -> tuple[str, ...]:

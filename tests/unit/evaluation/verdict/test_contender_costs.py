@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tailorbird.evaluation.gates.cost import ServingUsage, Tokens, TrainingUsage
+from tailorbird.evaluation.verdict.contender_costs import cheapest_of
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.parts import ContenderCost
 from tailorbird.evaluation.verdict.types import Verdict
@@ -149,6 +150,19 @@ def test_of_equal_costs_the_selected_model_is_the_cheapest() -> None:
     assert {cost.total for cost in verdict.costs} == {730 * 10 * 3.6}
     assert verdict.cost_ratio == (1, 1, 1)
     assert reason(verdict, "cost: the incumbent is the cheapest of the contenders")
+
+
+def test_a_contender_that_is_cheaper_by_less_than_a_thousandth_is_not_named() -> None:
+    (incumbent, *others) = verdict_of(simulation_of(candidate=0.7), training=TrainingUsage()).costs
+    assert incumbent.gain is None
+    for ratio, role in ((0.9995, "incumbent"), (0.998, others[0].role)):
+        costs = (
+            incumbent.model_copy(update={"total": 438.0}),
+            others[0].model_copy(update={"total": 438.0 * ratio}),
+        )
+        cheapest = cheapest_of(costs, lambda _: True)
+        assert cheapest is not None
+        assert cheapest.role == role
 
 
 def test_the_cost_does_not_change_the_outcome() -> None:
