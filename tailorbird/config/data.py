@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from tailorbird.config.base import STORES, ConfigSection, with_scheme
+from tailorbird.config.response_format import StructuredFormat
 
 
 class DataConfig(ConfigSection):
@@ -36,6 +37,9 @@ class DataConfig(ConfigSection):
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
     """(chat only) Maximum number of tokens that the model generates for an answer. Raise it if the answers in the data
     are longer."""
+    response_format: StructuredFormat | None = None
+    """(chat only) Format that every generated answer has, in evaluation, batches and serving: `{type: json_object}`,
+    `{type: json_schema, json_schema: {schema: ...}}` or `{type: choice, choice: [...]}`. By default, any text."""
     split_by: str | None = None
     """Column with an identifier, such as a document or patient id. Rows with the same value go to the same split, and
     confidence intervals treat them as dependent. By default, only copies of a text are kept together. Set it if rows of

@@ -10,6 +10,7 @@ from tailorbird.config.data import DataConfig
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.monitoring import MonitoringConfig
+from tailorbird.config.response_format import ChoiceFormat
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.tasks import TASKS, TaskName
 from tailorbird.config.training import TrainingConfig
@@ -97,6 +98,15 @@ class Recipe(ConfigSection):
             raise ValueError("evaluation.hybrid.by 'group' is not available for chat tasks; use `by: cascade`")
         if hybrid and hybrid.column is not None and hybrid.column not in self.data.groups:
             raise ValueError(f"evaluation.hybrid.column {hybrid.column!r} is not in data.groups {self.data.groups}")
+        return self
+
+    @model_validator(mode="after")
+    def _endpoint_has_the_format(self) -> Self:
+        if self.evaluation.endpoint is not None and isinstance(self.data.response_format, ChoiceFormat):
+            raise ValueError(
+                "data.response_format has the type `choice`, which evaluation.endpoint cannot have; use `json_schema` "
+                "with an `enum`"
+            )
         return self
 
     @model_validator(mode="after")

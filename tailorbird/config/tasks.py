@@ -38,6 +38,7 @@ TASKS: dict[TaskName, TaskRules] = {
             "evaluation.retrieval_encoder": None,
             "evaluation.answers": None,
             "evaluation.gates.suites": None,
+            "data.response_format": None,
         },
         hub_task="text-classification",
         hub_example=lambda text: {"text": text},

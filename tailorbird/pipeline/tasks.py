@@ -120,7 +120,9 @@ class ChatTask:
     def prompting(self) -> Prompting:
         """Prompting without examples."""
         config = self.inputs.recipe.data
-        return Prompting(system=config.system, max_new_tokens=config.max_new_tokens)
+        return Prompting(
+            system=config.system, max_new_tokens=config.max_new_tokens, response_format=config.response_format
+        )
 
     @property
     def training_inputs(self) -> dict[str, object]:

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from tailorbird import storage
+from tailorbird.config.response_format import StructuredFormat
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.routing import PARTS, Routing
 from tailorbird.storage import MANIFEST, StorageError
@@ -32,11 +33,7 @@ MIXED_KINDS: Mapping[str, Kind] = {"lora": "lora_bag", "full": "full_bag"}
 """Kinds of a fine-tuned classifier mixed with a bag of words, by the kind of the unmixed classifier."""
 ADAPTER_KINDS = ("lora", MIXED_KINDS["lora"])  # kinds with a LoRA adapter
 BAG_KINDS = ("bag_of_words", "probe_bag", *MIXED_KINDS.values())  # kinds with a bag of words
-INDEX_KINDS: tuple[Kind, ...] = (
-    "retrieved",
-    "nearest",
-    "endpoint_retrieved",
-)  # kinds that require an index of training rows
+INDEX_KINDS: tuple[Kind, ...] = ("retrieved", "nearest", "endpoint_retrieved")  # with an index of training rows
 INDEX_FILES = ("retrieval.safetensors", "retrieval_rows.parquet")
 BAG_FILES = ("bag_of_words.json", "bag_of_words.safetensors")
 CONFIG = "config.json"
@@ -133,6 +130,7 @@ class Prompting(Frozen):
     shots: tuple[tuple[str, str], ...] = ()
     """Turns (role, content) before each conversation: the examples of the kind `few_shot`."""
     max_new_tokens: int
+    response_format: StructuredFormat | None = None  # of the answers; None for any text
     retrieval: Retrieval | None = None  # (versions with an index of training rows)
 
     def within(self, max_prompt_tokens: int) -> Self:

@@ -80,6 +80,10 @@ def test_gates_for_classification_are_off_for_chat_tasks() -> None:
         ),
         (minimal() | {"serving": {"engine": "vllm"}}, "serving.engine is not available for classification"),
         (
+            minimal() | {"data": {"train": "s3://data/train", "response_format": {"type": "json_object"}}},
+            "data.response_format is not available for classification tasks; remove it",
+        ),
+        (
             minimal() | {"training": {"with_retrieved": True}},
             "training.with_retrieved is not available for classification tasks; remove it",
         ),

@@ -1,0 +1,270 @@
+"""The JSON Schemas that an answer can be constrained to, as a subset whose grammars are exact and small."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tailorbird.config.schema_pattern import exact_pattern
+
+MAX_BYTES, MAX_DEPTH, MAX_SUBSCHEMAS, MAX_VALUES = 16_384, 16, 512, 1024
+MAX_PROPERTIES = 128  # of an object; the time to compile a grammar grows with the square of their number
+MAX_ALTERNATIVES = 32  # of `anyOf`
+MAX_COUNT = 100_000  # of characters or items
+ANNOTATIONS = frozenset(
+    ("title", "description", "default", "examples", "$schema", "$comment", "deprecated", "readOnly", "writeOnly")
+)
+DEFINITIONS = ("$defs", "definitions")
+KEYWORDS: Mapping[str, tuple[str, ...]] = {
+    "object": ("properties", "required", "additionalProperties"),
+    "array": ("items", "minItems", "maxItems"),
+    "string": ("minLength", "maxLength", "pattern", "format"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    "boolean": (),
+    "null": (),
+}
+"""Supported keywords by type. Keywords of another type have no effect in JSON Schema, and are refused."""
+Schema = dict[str, Any] | bool
+
+
+def supported_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema in which each subschema has one form: `$ref`, `enum`, `anyOf` or a single `type`.
+
+    Each value that satisfies the result satisfies the schema. It is the same without annotations and, for objects with
+    `properties`, without further properties. Raises ValueError, which names the place, for a schema that is too large
+    or has keywords that a grammar cannot express.
+    """
+    size = len(json.dumps(schema))
+    if size > MAX_BYTES:
+        raise ValueError(f"the schema has {size:,} bytes, but at most {MAX_BYTES:,} are supported; shorten it")
+    return _Checker(schema).root()
+
+
+class _Checker:
+    """The walk through one schema, which counts its parts."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._schema = schema
+        self._num_subschemas = self._num_values = 0
+
+    def root(self) -> dict[str, Any]:
+        definitions = {
+            part: {name: self._form(value, f"/{part}/{name}", 1) for name, value in self._named(part, self._schema)}
+            for part in DEFINITIONS
+            if part in self._schema
+        }
+        content = {name: value for name, value in self._schema.items() if name not in DEFINITIONS}
+        form = self._form(content, "", 0)
+        assert isinstance(form, dict)  # the schema is an object
+        _require_content(
+            {"#": form}
+            | {f"#/{part}/{name}": value for part, values in definitions.items() for name, value in values.items()}
+        )
+        return form | definitions
+
+    def _form(self, schema: Any, where: str, depth: int) -> Schema:
+        self._num_subschemas += 1
+        if self._num_subschemas > MAX_SUBSCHEMAS or depth > MAX_DEPTH:
+            raise ValueError(
+                f"{where}: the schema has more than {MAX_SUBSCHEMAS} subschemas or {MAX_DEPTH} levels; simplify it"
+            )
+        if schema is True:
+            return {}
+        if not isinstance(schema, Mapping):
+            raise ValueError(f"{where or 'the schema'}: must be an object, not {_shown(schema)}")
+        content = {name: value for name, value in schema.items() if name not in ANNOTATIONS}
+        forms: dict[str, Callable[[Mapping[str, Any], str, int], Schema]] = {
+            "$ref": self._reference,
+            "const": self._values,
+            "enum": self._values,
+            "anyOf": self._alternatives,
+        }
+        for name, form in forms.items():
+            if name in content:
+                return form(content, where, depth)
+        return self._typed(content, where, depth)
+
+    def _reference(self, schema: Mapping[str, Any], where: str, depth: int) -> Schema:  # noqa: ARG002
+        _require_only(schema, ("$ref",), where)
+        target = schema["$ref"]
+        parts = target.split("/") if isinstance(target, str) else []
+        if target != "#" and not (
+            len(parts) == 3
+            and parts[0] == "#"
+            and parts[1] in DEFINITIONS
+            and parts[2] in (self._schema.get(parts[1]) or ())
+            and not {"~", "%"} & set(parts[2])
+        ):
+            raise ValueError(f"{where}/$ref: {_shown(target)} is not in the schema's $defs; use '#/$defs/NAME'")
+        return {"$ref": target}
+
+    def _values(self, schema: Mapping[str, Any], where: str, depth: int) -> Schema:  # noqa: ARG002
+        name = "const" if "const" in schema else "enum"
+        _require_only(schema, (name, "type"), where)
+        values = [schema["const"]] if name == "const" else schema["enum"]
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{where}/enum: must be a list of values, not {_shown(values)}")
+        types = _types(schema, where) if "type" in schema else None
+        for value in values:
+            if not isinstance(value, str | int | float | None):
+                raise ValueError(f"{where}/{name}: {_shown(value)} is not a text, a number, a boolean or null")
+            if types is not None and not any(_is_of(value, each) for each in types):
+                raise ValueError(f"{where}/{name}: {_shown(value)} is not of type {' or '.join(types)}")
+        self._num_values += len(values)
+        if self._num_values > MAX_VALUES:
+            raise ValueError(f"{where}/{name}: the schema lists more than {MAX_VALUES:,} values; shorten it")
+        return {"enum": list(values)}
+
+    def _alternatives(self, schema: Mapping[str, Any], where: str, depth: int) -> Schema:
+        _require_only(schema, ("anyOf",), where)
+        alternatives = schema["anyOf"]
+        if not isinstance(alternatives, list) or not 1 <= len(alternatives) <= MAX_ALTERNATIVES:
+            raise ValueError(f"{where}/anyOf: must be a list of 1 to {MAX_ALTERNATIVES} schemas")
+        return {
+            "anyOf": [self._form(value, f"{where}/anyOf/{row}", depth + 1) for row, value in enumerate(alternatives)]
+        }
+
+    def _typed(self, schema: Mapping[str, Any], where: str, depth: int) -> Schema:
+        if not schema:
+            return {}
+        if "type" not in schema:
+            inferred = next((name for name, keywords in KEYWORDS.items() if set(schema) & set(keywords)), None)
+            schema = {"type": inferred or "object", **schema}
+        types = _types(schema, where)
+        _require_only(schema, ("type", *(keyword for each in types for keyword in KEYWORDS[each])), where)
+        builders = {"object": self._object, "array": self._array}
+        forms: list[Schema] = []
+        for name in types:
+            keywords = {keyword: schema[keyword] for keyword in KEYWORDS[name] if keyword in schema}
+            build = builders.get(name)
+            forms.append(build(keywords, where, depth) if build else _scalar(name, keywords, where))
+        return forms[0] if len(forms) == 1 else {"anyOf": forms}
+
+    def _object(self, keywords: Mapping[str, Any], where: str, depth: int) -> Schema:
+        named = self._named("properties", keywords, where)
+        if len(named) > MAX_PROPERTIES:
+            raise ValueError(
+                f"{where}: the object has {len(named)} properties, but at most {MAX_PROPERTIES} can be used"
+            )
+        properties = {name: self._form(value, f"{where}/properties/{name}", depth + 1) for name, value in named}
+        required = keywords.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+            raise ValueError(f"{where}/required: must be a list of names, not {_shown(required)}")
+        unknown = [name for name in required if name not in properties]
+        if unknown:
+            raise ValueError(f"{where}/required: {unknown[0]!r} is not in `properties`; add it there")
+        if properties:
+            form = {"type": "object", "properties": properties, "additionalProperties": False}
+            return form | ({"required": list(dict.fromkeys(required))} if required else {})
+        other = keywords.get("additionalProperties", True)
+        if other is False:
+            return {"type": "object", "properties": {}, "additionalProperties": False}
+        return {
+            "type": "object",
+            "additionalProperties": self._form(other, f"{where}/additionalProperties", depth + 1) or True,
+        }
+
+    def _array(self, keywords: Mapping[str, Any], where: str, depth: int) -> Schema:
+        form = {"type": "array", "items": self._form(keywords.get("items", True), f"{where}/items", depth + 1)}
+        return form | _counts(keywords, ("minItems", "maxItems"), where)
+
+    def _named(self, part: str, schema: Mapping[str, Any], where: str = "") -> list[tuple[str, Any]]:
+        value = schema.get(part, {})
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}/{part}: must be an object, not {_shown(value)}")
+        return list(value.items())
+
+
+def _require_content(forms: Mapping[str, Any]) -> None:
+    """Raise ValueError if a schema refers to itself without an object or a list in between; `forms` by reference."""
+    for start in forms:
+        reached, waiting = set[str](), [start]
+        while waiting:
+            form = forms[waiting.pop()]
+            parts = form.get("anyOf", [form])
+            for target in (part["$ref"] for part in parts if "$ref" in part):
+                if target == start:
+                    raise ValueError(f"{start}: the schema refers to itself without an object or a list in between")
+                waiting += [target] if target not in reached else []
+                reached.add(target)
+
+
+def _scalar(name: str, keywords: Mapping[str, Any], where: str) -> Schema:
+    if name == "string":
+        return {"type": name} | _string(keywords, where)
+    for keyword, value in keywords.items():
+        whole = name != "integer" or isinstance(value, int)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not whole or abs(value) > 2**53:
+            kind = "whole number" if name == "integer" else "number"
+            raise ValueError(f"{where}/{keyword}: must be a {kind} of at most 2**53, not {_shown(value)}")
+    lows = [keywords[key] + shift for key, shift in (("minimum", 0), ("exclusiveMinimum", 1)) if key in keywords]
+    highs = [keywords[key] - shift for key, shift in (("maximum", 0), ("exclusiveMaximum", 1)) if key in keywords]
+    if name == "integer" and lows and highs and max(lows) > min(highs):
+        raise ValueError(f"{where}: no integer is between {max(lows)} and {min(highs)}")
+    return {"type": name} | dict(keywords)
+
+
+def _string(keywords: Mapping[str, Any], where: str) -> dict[str, Any]:
+    counts = _counts(keywords, ("minLength", "maxLength"), where)
+    if "pattern" in keywords:
+        if len(keywords) > 1:
+            raise ValueError(
+                f"{where}: a `pattern` cannot be combined with {_others(keywords)}; put it into the pattern"
+            )
+        try:
+            return {"pattern": exact_pattern(keywords["pattern"])}
+        except ValueError as error:
+            raise ValueError(f"{where}/pattern: {error}") from None
+    # JSON Schema defines `format` as an annotation, so an answer of any format satisfies it.
+    return dict(counts)
+
+
+def _counts(keywords: Mapping[str, Any], names: tuple[str, str], where: str) -> dict[str, int]:
+    counts = {name: keywords[name] for name in names if name in keywords}
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_COUNT:
+            raise ValueError(f"{where}/{name}: must be a whole number from 0 to {MAX_COUNT:,}, not {_shown(value)}")
+    if len(counts) == 2 and counts[names[0]] > counts[names[1]]:
+        raise ValueError(f"{where}: {names[0]} {counts[names[0]]} is above {names[1]} {counts[names[1]]}")
+    return counts
+
+
+def _types(schema: Mapping[str, Any], where: str) -> list[str]:
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    for name in types:
+        if not isinstance(name, str) or name not in KEYWORDS:
+            raise ValueError(f"{where}/type: {_shown(name)} is not one of {', '.join(KEYWORDS)}")
+    if not types:
+        raise ValueError(f"{where}/type: must name a type")
+    return list(dict.fromkeys(types))
+
+
+def _is_of(value: object, name: str) -> bool:
+    if isinstance(value, bool) or value is None:
+        return name == ("null" if value is None else "boolean")
+    if isinstance(value, str):
+        return name == "string"
+    return name == "number" or (name == "integer" and isinstance(value, int))
+
+
+def _require_only(schema: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+    unknown = next(_unknown(schema, allowed), None)
+    if unknown is not None:
+        raise ValueError(
+            f"{where or 'the schema'}: the keyword {unknown!r} is not supported here; supported with it are "
+            f"{', '.join(allowed)}"
+        )
+
+
+def _unknown(schema: Mapping[str, Any], allowed: tuple[str, ...]) -> Iterator[str]:
+    return (str(name) for name in schema if name not in allowed)
+
+
+def _others(keywords: Mapping[str, Any]) -> str:
+    return " and ".join(f"`{name}`" for name in keywords if name != "pattern")
+
+
+def _shown(value: object) -> str:
+    """Return a value in a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,0 +1,98 @@
+"""JSON Schemas are reduced to the forms that a grammar expresses; others are refused with the place."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tailorbird.config.json_schema import MAX_ALTERNATIVES, MAX_PROPERTIES, supported_schema
+
+ANY_OBJECT = {"type": "object", "additionalProperties": True}
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({}, {}),
+        ({"title": "T", "description": "d", "type": "string", "format": "date", "default": "x"}, {"type": "string"}),
+        ({"type": "object"}, ANY_OBJECT),
+        ({"additionalProperties": {"type": "null"}}, {"type": "object", "additionalProperties": {"type": "null"}}),
+        (
+            {"properties": {"b": True, "a": {}}, "required": ["a", "a"], "additionalProperties": True},
+            {"type": "object", "properties": {"b": {}, "a": {}}, "required": ["a"], "additionalProperties": False},
+        ),
+        (
+            {"type": ["string", "null"], "minLength": 2},
+            {"anyOf": [{"type": "string", "minLength": 2}, {"type": "null"}]},
+        ),
+        ({"const": 1}, {"enum": [1]}),
+        ({"type": "string", "enum": ["a"]}, {"enum": ["a"]}),
+        ({"type": "string", "pattern": "^a?$"}, {"type": "string", "pattern": "([a]|)"}),
+        (
+            {"$ref": "#/definitions/x", "definitions": {"x": {"type": "array", "items": {"$ref": "#"}}}},
+            {"$ref": "#/definitions/x", "definitions": {"x": {"type": "array", "items": {"$ref": "#"}}}},
+        ),
+    ],
+)
+def test_a_supported_schema_has_one_form_for_each_subschema(schema: Any, expected: Any) -> None:
+    assert supported_schema(schema) == expected
+    assert supported_schema(expected) == expected
+
+
+def test_properties_keep_their_order() -> None:
+    properties: Any = supported_schema({"properties": {"z": {}, "a": {}}})
+    assert list(properties["properties"]) == ["z", "a"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "person"}, "/type: 'person' is not one of object, array"),
+        ({"type": []}, "/type: must name a type"),
+        ({"properties": {"a": {"oneOf": []}}}, "/properties/a: the keyword 'oneOf' is not supported here"),
+        ({"not": {}}, "the schema: the keyword 'not' is not supported here"),
+        ({"type": "number", "multipleOf": 2}, "the keyword 'multipleOf' is not supported"),
+        ({"type": "string", "minimum": 2}, "the keyword 'minimum' is not supported here"),
+        ({"type": "array", "uniqueItems": True}, "the keyword 'uniqueItems' is not supported"),
+        ({"anyOf": [{}], "type": "string"}, "the keyword 'type' is not supported here; supported with it are anyOf"),
+        ({"anyOf": []}, f"/anyOf: must be a list of 1 to {MAX_ALTERNATIVES} schemas"),
+        ({"$ref": "#/$defs/a"}, "/$ref: '#/$defs/a' is not in the schema's $defs"),
+        ({"$ref": "https://example.com/schema"}, "is not in the schema's $defs"),
+        ({"$ref": "#"}, "#: the schema refers to itself without an object or a list in between"),
+        (
+            {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}, {}]}, "b": {"$ref": "#/$defs/a"}}},
+            "#/$defs/a: the schema refers to itself",
+        ),
+        ({"properties": []}, "/properties: must be an object, not []"),
+        ({"properties": {"a": 3}}, "/properties/a: must be an object, not 3"),
+        ({"properties": {"a": False}}, "/properties/a: must be an object, not False"),
+        ({"properties": {"a": {}}, "required": ["b"]}, "/required: 'b' is not in `properties`"),
+        ({"enum": []}, "/enum: must be a list of values"),
+        ({"enum": [[1]]}, "/enum: [1] is not a text, a number, a boolean or null"),
+        ({"type": "string", "enum": [1]}, "/enum: 1 is not of type string"),
+        ({"type": "integer", "const": True}, "/const: True is not of type integer"),
+        ({"enum": list(range(1025))}, "lists more than 1,024 values"),
+        ({"type": "string", "maxLength": -1}, "/maxLength: must be a whole number from 0 to 100,000, not -1"),
+        ({"type": "string", "maxLength": 10**9}, "/maxLength: must be a whole number from 0 to 100,000"),
+        ({"type": "array", "minItems": 3, "maxItems": 2}, "minItems 3 is above maxItems 2"),
+        ({"type": "integer", "minimum": 2, "exclusiveMaximum": 2}, "no integer is between 2 and 1"),
+        ({"type": "integer", "minimum": 1.5}, "/minimum: must be a whole number of at most 2**53, not 1.5"),
+        ({"type": "number", "minimum": "1"}, "/minimum: must be a number of at most 2**53, not '1'"),
+        ({"type": "number", "maximum": 1e300}, "/maximum: must be a number of at most 2**53"),
+        ({"type": "string", "pattern": "(?=a)"}, "/pattern: has a group with options"),
+        ({"type": "string", "pattern": "a", "maxLength": 3}, "a `pattern` cannot be combined with `maxLength`"),
+        ({"properties": {str(n): {} for n in range(MAX_PROPERTIES + 1)}}, "has 129 properties, but at most 128"),
+        ({"description": "a" * 20_000}, "the schema has 20,019 bytes, but at most 16,384 are supported"),
+    ],
+)
+def test_other_schemas_are_refused_with_the_place(schema: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        supported_schema(schema)
+
+
+def test_a_schema_with_many_levels_is_refused() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(100):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(ValueError, match="16 levels"):
+        supported_schema(schema)

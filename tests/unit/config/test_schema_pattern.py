@@ -1,0 +1,82 @@
+"""Patterns of JSON Schemas are rewritten into patterns that match a part of the same texts."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailorbird.config.schema_pattern import MAX_SIZE, exact_pattern
+
+ATOMS = st.sampled_from(["a", "b", "[ab]", "[^b-z]", ".", r"\d", r"\w", r"\.", "é", "[a-c.]"])
+QUANTIFIERS = st.sampled_from(["", "*", "+", "?", "{2}", "{0,2}", "{1,}"])
+
+
+def _longer(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    def repeated(pattern: str, quantifier: str) -> str:
+        return f"(?:{pattern}){quantifier}"
+
+    return (
+        st.builds(repeated, inner, QUANTIFIERS)
+        | st.builds("{}|{}".format, inner, inner)
+        | st.builds("{}{}".format, inner, inner)
+    )
+
+
+PATTERNS = st.recursive(st.builds("{}{}".format, ATOMS, QUANTIFIERS), _longer, max_leaves=5)
+
+
+@given(PATTERNS, st.text("ab.1é", max_size=6))
+def test_a_text_matches_the_rewritten_pattern_if_the_whole_pattern_matches_it(pattern: str, text: str) -> None:
+    rewritten = exact_pattern(pattern)
+    if re.fullmatch(rewritten, text):
+        assert re.fullmatch(pattern, text)
+    elif text.isascii():  # \d and \w are those of ASCII
+        assert not re.fullmatch(pattern, text)
+    assert not set(re.sub(r"\[(\\.|[^\]])*\]", "", rewritten)) - set("()|*+")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("^[A-Z]{2}$", "[A-Z][A-Z]"),
+        ("a{1,3}", "[a]([a]([a]|)|)"),
+        ("^a|b$", "[a]|[b]"),
+        (r"[ -~]", r"[ -!#-\[\]-~]"),
+        (r"\d{2,}", "[0-9][0-9][0-9]*"),
+        (r"[\d-]", r"[\--\-0-9]".replace(r"\--\-", r"\-")),
+    ],
+)
+def test_counts_and_anchors_are_written_as_groups(pattern: str, expected: str) -> None:
+    assert exact_pattern(pattern) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (3, "must be a regular expression of 1 to 256 characters"),
+        ("", "must be a regular expression of 1 to 256 characters"),
+        ("a" * 257, "must be a regular expression of 1 to 256 characters"),
+        ("((", "is not a regular expression"),
+        ("(?=a)b", "a group with options, a name or a look-around"),
+        ("(?P<name>a)", "a group with options, a name or a look-around"),
+        (r"a\b", r"has the escape \\b"),
+        (r"(a)\1", r"has the escape \\1"),
+        (r"\W", r"has the escape \\W"),
+        ("a^b", "has an anchor inside"),
+        ("a$b", "has an anchor inside"),
+        ("(a|b$)c", "has an anchor inside"),
+        ("a+?", "lazy, possessive or double quantifier"),
+        ("a{,3}", "has a brace that is no count"),
+        ('say "hi"', "has the character '\"'"),
+        (r"\\", r"has the escape \\\\"),
+        ("\n", "has the character"),
+        ("[]a]", "has a class that starts with `]`"),
+        ("^$", "matches only the empty text"),
+        (f"a{{{MAX_SIZE + 1}}}", "repeats 257 characters or more"),
+        ("((a{100}){100}){100}", "repeats 10,000 characters or more"),
+    ],
+)
+def test_other_patterns_are_refused_with_the_reason(pattern: object, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message).replace(r"\\\\", r"\\")):
+        exact_pattern(pattern)
