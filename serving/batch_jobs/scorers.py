@@ -90,6 +90,7 @@ def _answer_chat(
     if isinstance(loaded, LoadedHybrid):
         return _answer_cascade(loaded, rows, batch_size=batch_size)
     from tailorbird.models.generation import answer_prompts, context_length
+    from tailorbird.models.grammar.compiler import grammar_for
     from tailorbird.models.loading import LoadedNearest
     from tailorbird.models.retrieval.chat_prompt import nearest_answer
 
@@ -104,9 +105,15 @@ def _answer_chat(
     if isinstance(loaded, VllmModel):
         answers = loaded.answer(_prompts(rows, loaded=loaded, max_length=loaded.max_length))
     else:
-        lm, limit = loaded.model.lm, loaded.prompting.max_new_tokens
+        lm, prompting = loaded.model.lm, loaded.prompting
         prompts = _prompts(rows, loaded=loaded, max_length=context_length(lm))
-        answers = answer_prompts(lm, prompts, max_new_tokens=limit, end_id=int(tokenizer.eos_token_id))
+        answers = answer_prompts(
+            lm,
+            prompts,
+            max_new_tokens=prompting.max_new_tokens,
+            end_id=int(tokenizer.eos_token_id),
+            grammar=grammar_for(prompting.response_format, lm=lm, tokenizer=tokenizer),
+        )
     texts = [str(tokenizer.decode(answer.tokens, skip_special_tokens=True)).strip() for answer in answers]
     return {
         "answer": pa.array(texts),

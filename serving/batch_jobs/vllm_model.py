@@ -33,10 +33,13 @@ class VllmModel:
     def answer(self, prompts: Sequence[Sequence[int]]) -> "list[Answer]":
         """Return the greedy answers to prompts of token ids, in order."""
         from tailorbird.models.generation import Answer
+        from tailorbird.models.grammar.compiler import grammar_of
 
-        end_id = int(self.tokenizer.eos_token_id)
+        end_id, limit = int(self.tokenizer.eos_token_id), self.prompting.max_new_tokens
+        format = self.prompting.response_format
+        grammar = None if format is None else str(grammar_of(format))
         answers = []
-        for tokens, logprobs in self._engine.greedy(prompts, max_tokens=self.prompting.max_new_tokens, end_id=end_id):
+        for tokens, logprobs in self._engine.greedy(prompts, max_tokens=limit, end_id=end_id, grammar=grammar):
             finished = tokens[-1:] == [end_id]
             confidence = math.exp(fmean(logprobs)) if logprobs else 0.0
             answers.append(Answer(tokens[:-1] if finished else tokens, finished, confidence, tuple(logprobs)))

@@ -13,7 +13,10 @@ from tailorbird.data.chat_template import Tokens
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.packing import pack
 from tailorbird.models.attention.continuous_batching_attention import register_request_attention
+from tailorbird.models.attention.transformers_private import set_logits_processor
 from tailorbird.models.causal_lm import ChatModel, as_tensors
+from tailorbird.models.grammar.compiler import Grammar
+from tailorbird.models.grammar.processor import GrammarProcessor
 
 CACHE_TOKENS, PAGE_TOKENS, BATCH_TOKENS = 16384, 32, 512
 """Continuous batching on CPU: number of tokens in the key-value cache, in a page of it, and in a forward pass.
@@ -38,19 +41,41 @@ class GenerateAnswers(Protocol):
     """A function that generates the greedy answers of a language model to tokenized prompts."""
 
     def __call__(
-        self, lm: Any, prompts: Sequence[Sequence[int]], /, *, max_new_tokens: int, end_id: int
+        self,
+        lm: Any,
+        prompts: Sequence[Sequence[int]],
+        /,
+        *,
+        max_new_tokens: int,
+        end_id: int,
+        grammar: Grammar | None = None,
     ) -> list[Answer]: ...
 
 
-def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int) -> list[Answer]:
-    """Decode greedily with the continuous batching of transformers. Raises RuntimeError if a prompt fails."""
+def answer_prompts(
+    lm: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    end_id: int,
+    grammar: Grammar | None = None,
+) -> list[Answer]:
+    """Decode greedily with the continuous batching of transformers, by the grammar if there is one.
+
+    Raises RuntimeError if a prompt fails, and FormatError if the grammar is too slow or the tokenizer cannot follow it.
+    """
     register_request_attention()
-    outputs = lm.generate_batch(
-        [list(prompt) for prompt in prompts],
-        generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),
-        continuous_batching_config=batching_config(lm.device, return_logprobs=True),
-        warmup=False,
-    )
+    config, ids = greedy(max_new_tokens=max_new_tokens, end_id=end_id), [list(prompt) for prompt in prompts]
+    if grammar is None:
+        outputs = lm.generate_batch(
+            ids,
+            generation_config=config,
+            continuous_batching_config=batching_config(lm.device, return_logprobs=True),
+            warmup=False,
+        )
+    else:
+        outputs = _constrained_outputs(lm, ids, config=config, grammar=grammar)
+        grammar.require_usable()
     answers = []
     for index, output in enumerate(outputs.values()):
         if output.error is not None or not output.is_finished():
@@ -64,6 +89,32 @@ def answer_prompts(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
     if len(answers) != len(prompts):
         raise RuntimeError(f"the model answered {len(answers)} of {len(prompts)} prompts; see the log for the error")
     return answers
+
+
+def _constrained_outputs(lm: Any, prompts: list[list[int]], *, config: Any, grammar: Grammar) -> dict[str, Any]:
+    """Return what `generate_batch` returns, which has no argument for a logits processor per request."""
+    with torch.inference_mode():
+        manager = lm.init_continuous_batching(
+            generation_config=config,
+            continuous_batching_config=batching_config(
+                lm.device, return_logprobs=True, use_cuda_graph=False, use_async_batching=False
+            ),
+        )
+    set_logits_processor(manager, GrammarProcessor(grammar))
+    manager.start()
+    try:
+        ids = manager.add_requests(inputs=prompts, max_new_tokens=config.max_new_tokens)
+        outputs: dict[str, Any] = {}
+        while len(outputs) < len(ids):
+            output = manager.get_result(timeout=1)
+            if output is not None and output.is_finished():
+                outputs[output.request_id] = output
+            elif output is None and not manager.is_running():
+                break
+        return {request: outputs[request] for request in ids if request in outputs}
+    finally:
+        manager.stop(block=True, timeout=5)
+        manager.destroy()
 
 
 def greedy(*, max_new_tokens: int, end_id: int) -> Any:

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from tailorbird.models.generation import Answer, greedy
+from tailorbird.models.grammar.compiler import Grammar
+from tailorbird.models.grammar.processor import GrammarLogits
 from tailorbird.models.pretrained import default_device
 
 BATCH_ROWS = 64  # maximum prompts that a rank answers at a time
@@ -24,7 +26,14 @@ class _LogProbabilities(LogitsProcessor):  # type: ignore[misc]
         return scores
 
 
-def synced_answers(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int) -> list[Answer]:
+def synced_answers(
+    lm: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    end_id: int,
+    grammar: Grammar | None = None,
+) -> list[Answer]:
     """Return the greedy answer to each prompt of this rank. Every rank must call it, also without prompts.
 
     Each forward pass gathers the parameters layer by layer, so all ranks run the same number of passes.
@@ -36,20 +45,24 @@ def synced_answers(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens:
     for start in range(0, int(longest), BATCH_ROWS):
         rows = order[start : start + BATCH_ROWS]
         batch = [prompts[index] for index in rows] or [[end_id]]  # the answer to this prompt is discarded
-        answers |= zip(rows, _answer_batch(lm, batch, max_new_tokens=max_new_tokens, end_id=end_id), strict=False)
+        answered = _answer_batch(lm, batch, max_new_tokens=max_new_tokens, end_id=end_id, grammar=grammar)
+        answers |= zip(rows, answered, strict=False)
     return [answers[index] for index in range(len(prompts))]
 
 
-def _answer_batch(lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int) -> list[Answer]:
+def _answer_batch(
+    lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int, grammar: Grammar | None
+) -> list[Answer]:
     width = max(map(len, prompts))
     input_ids = torch.tensor([[end_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     recorded = _LogProbabilities()
+    constraint = [] if grammar is None else [GrammarLogits(grammar, num_rows=len(prompts))]
     output = lm.generate(
         input_ids=input_ids.to(default_device()),
         attention_mask=mask.to(default_device()),
         generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),
-        logits_processor=LogitsProcessorList([recorded]),
+        logits_processor=LogitsProcessorList([*constraint, recorded]),
         synced_gpus=True,
     )
     log_probabilities = torch.stack(recorded.steps, dim=1)

@@ -7,6 +7,7 @@ from tailorbird.data.chat_template import conversation_tokens
 from tailorbird.data.rows import Conversation, Rows
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import GenerateAnswers, answer_prompts, log_likelihoods
+from tailorbird.models.grammar.compiler import grammar_for
 from tailorbird.models.loading import LoadedChat, LoadedNearest
 from tailorbird.models.retrieval.chat_prompt import chat_prompt, nearest_answer
 from tailorbird.registry.versions import Prompting, VersionConfig
@@ -36,9 +37,11 @@ def answer_rows(
     index: "RetrievalIndex | None" = None,
     generate: GenerateAnswers = answer_prompts,
 ) -> list[Answer]:
-    """Return the greedy answer to each row; raise DataError if the chat template refuses a conversation.
+    """Return the greedy answer to each row, in the format of the prompting.
 
-    A row of a suite may have the start of its answer. The model then generates the rest, which is returned.
+    A row of a suite may have the start of its answer. The model then generates the rest, which is returned. Answers to
+    suites are free texts, because suites ask other questions. Raises DataError if the chat template refuses a
+    conversation, and FormatError for a format that cannot be generated.
     """
     prompts = [
         chat_prompt(conversation, tokenizer=tokenizer, prompting=prompting, index=index).tokens
@@ -48,7 +51,10 @@ def answer_rows(
         starts = (tokenizer(start, add_special_tokens=False)["input_ids"] for start in rows.suite.starts)
         prompts = [[*prompt, *start] for prompt, start in zip(prompts, starts, strict=True)]
     end_id = int(tokenizer.eos_token_id)
-    answers = generate(model.lm, prompts, max_new_tokens=prompting.max_new_tokens, end_id=end_id)
+    format = None if rows.suite is not None else prompting.response_format
+    grammar = grammar_for(format, lm=model.lm, tokenizer=tokenizer)
+    limit = prompting.max_new_tokens
+    answers = generate(model.lm, prompts, max_new_tokens=limit, end_id=end_id, grammar=grammar)
     texts = [str(tokenizer.decode(list(answer.tokens), skip_special_tokens=True)).strip() for answer in answers]
     return [Answer(text, answer.confidence, answer.logprobs) for text, answer in zip(texts, answers, strict=True)]
 

@@ -54,7 +54,10 @@ def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predicti
 
 
 def request_bodies(rows: Rows, *, version: VersionConfig, index: "RetrievalIndex | None") -> list[Body]:
-    """Return the request of a version for each row."""
+    """Return the request of a version for each row, without its response format for rows of a suite."""
+    if rows.suite is not None and version.prompting is not None:
+        free = version.prompting.model_copy(update={"response_format": None})
+        version = version.model_copy(update={"prompting": free})
     conversations = rows.conversations or label_conversations(rows).conversations
     assert conversations is not None
     return [request_body(conversation, version=version, index=index) for conversation in conversations]

@@ -90,6 +90,15 @@ def request_progress(request: Any) -> tuple[Mapping[str, Any], int]:
     return state.logit_processor_kwargs, len(state.initial_tokens) + len(state.generated_tokens)
 
 
+def tokens_from(request: Any, position: int) -> list[int]:
+    """Return the tokens of a request from a position on, of its prompt and its answer so far."""
+    state = request.state
+    num_initial = len(state.initial_tokens)  # with the first tokens of the answer, after an eviction from the cache
+    if position >= num_initial:
+        return list(state.generated_tokens[position - num_initial :])
+    return [*state.initial_tokens[position:], *state.generated_tokens]
+
+
 def set_logits_processor(manager: Any, processor: ContinuousBatchingLogitsProcessor) -> None:
     """Set the only logits processor of a continuous batching manager that has not started."""
     manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([processor]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from tailorbird.config.response_format import ChoiceFormat, StructuredFormat, openai_format
 from tailorbird.data.chat_template import with_system
 from tailorbird.data.rows import Conversation, Rows, query_of
 from tailorbird.data.splits import normalise
@@ -53,9 +54,17 @@ def endpoint_messages(
 
 
 def chat_body(
-    messages: Conversation, *, model: str, max_tokens: int, classes: tuple[str, ...] = ()
+    messages: Conversation,
+    *,
+    model: str,
+    max_tokens: int,
+    classes: tuple[str, ...] = (),
+    format: StructuredFormat | None = None,
 ) -> dict[str, JsonValue]:
-    """Return a request for the most probable answer with its log-probabilities; with classes, for one of them."""
+    """Return a request for the most probable answer with its log-probabilities; with classes, for one of them.
+
+    Raises ValueError for the format `choice`, which OpenAI's API does not have.
+    """
     body: dict[str, JsonValue] = {
         "model": model,
         "messages": [{"role": role, "content": content} for role, content in messages],
@@ -63,6 +72,10 @@ def chat_body(
         "temperature": 0,
         "logprobs": True,
     }
+    if isinstance(format, ChoiceFormat):
+        raise ValueError("an endpoint has no format `choice`; use `json_schema` with an `enum`")
+    if format is not None:
+        body["response_format"] = openai_format(format)
     return body | {"response_format": label_format(classes)} if classes else body
 
 
@@ -76,8 +89,13 @@ def request_body(
     assert version.prompting is not None
     assert version.endpoint is not None  # `VersionConfig` requires both for the kinds of endpoints
     messages = endpoint_messages(conversation, prompting=version.prompting, index=index)
-    max_tokens = version.prompting.max_new_tokens
-    return chat_body(messages, model=version.endpoint.model, max_tokens=max_tokens, classes=version.classes)
+    return chat_body(
+        messages,
+        model=version.endpoint.model,
+        max_tokens=version.prompting.max_new_tokens,
+        classes=version.classes,
+        format=version.prompting.response_format,
+    )
 
 
 def label_prompting(classes: Sequence[str]) -> Prompting:

@@ -1,0 +1,1 @@
+"""Constrain generated answers to a response format, with grammars of xgrammar."""

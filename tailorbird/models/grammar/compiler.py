@@ -1,0 +1,158 @@
+"""Compile response formats into grammars over the tokens of a model. All uses of xgrammar are in this folder."""
+
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tailorbird.config.json_schema import supported_schema
+from tailorbird.config.response_format import (
+    ChoiceFormat,
+    JsonSchemaFormat,
+    StructuredFormat,
+    format_key,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_GRAMMARS, MAX_BYTES = 64, 128 << 20  # of the grammars that a compiler keeps
+MAX_WHITESPACE = 8
+"""Maximum number of spaces and line breaks between two parts of JSON. Without a limit, a small model can repeat them to
+the end of the answer. With indentation by two spaces, four levels of nesting fit."""
+TEXT_CLASSES = (r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]")
+"""Characters of JSON texts in the EBNF of xgrammar, with and without a limit of their length."""
+TEXT_CLASS = r"[^\0-\x1f\"\\\ud800-\udfff]"
+"""The class that replaces them, of characters that JSON allows without an escape. The first one of `TEXT_CLASSES` also
+has control characters, and both have surrogates, whose bytes are decoded as several characters. It is negated, because
+xgrammar rejects tokens that it has allowed if another class is repeated more than 128 times."""
+_SOURCE = re.compile(r"^\[[^\]]*\] \S+: ")  # time, file and line before a message of xgrammar
+
+
+class FormatError(ValueError):
+    """A response format that no grammar expresses, or whose grammar is too slow. Its message is for clients."""
+
+
+@dataclass(eq=False)
+class Grammar:
+    """A compiled response format. Its matchers can run in several threads."""
+
+    compiled: Any  # xgrammar's `CompiledGrammar`
+    end_id: int
+    num_bytes: int
+    fault: str | None = None
+    """Why answers cannot be generated with it. It is set when that is found during an answer."""
+
+    def require_usable(self) -> None:
+        """Raise FormatError if an earlier answer could not be generated."""
+        if self.fault is not None:
+            raise FormatError(self.fault)
+
+
+class GrammarCompiler:
+    """Compiles response formats for one model, one at a time, and keeps the grammars that were used last."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, vocab_size: int, end_id: int) -> None:
+        """Create a compiler for logits of `vocab_size` tokens; they can be more than those of the tokenizer."""
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._end_id = end_id
+        self._compiler: Any = None
+        self._compiling, self._lock = threading.Lock(), threading.Lock()
+        self._grammars: OrderedDict[str, Grammar] = OrderedDict()
+
+    def known(self, format: StructuredFormat) -> Grammar | None:
+        """Return the grammar of a format if it is kept, without waiting for another compilation."""
+        with self._lock:
+            grammar = self._grammars.get(format_key(format))
+            if grammar is not None:
+                self._grammars.move_to_end(format_key(format))
+            return grammar
+
+    def compile(self, format: StructuredFormat) -> Grammar:
+        """Return the grammar of a format. This call blocks, for up to seconds. Raises FormatError."""
+        with self._compiling:
+            known = self.known(format)
+            if known is not None:
+                return known
+            import xgrammar
+
+            if self._compiler is None:
+                info = token_info(self._tokenizer, vocab_size=self._vocab_size, end_id=self._end_id)
+                self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+            grammar = grammar_of(format)
+            try:
+                compiled = self._compiler.compile_grammar(grammar)
+            except (RuntimeError, ValueError) as error:
+                raise _unsupported(error) from None
+        kept = Grammar(compiled, self._end_id, int(compiled.memory_size_bytes))
+        with self._lock:
+            self._grammars[format_key(format)] = kept
+            while len(self._grammars) > MAX_GRAMMARS or self.num_bytes > MAX_BYTES:
+                self._grammars.popitem(last=False)
+        return kept
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the grammars that are kept."""
+        return sum(grammar.num_bytes for grammar in self._grammars.values())
+
+
+def grammar_for(format: StructuredFormat | None, *, lm: Any, tokenizer: "PreTrainedTokenizerBase") -> Grammar | None:
+    """Return the grammar of a format for a language model; None for any text. Raises FormatError."""
+    if format is None:
+        return None
+    return compiler_for(lm, tokenizer=tokenizer).compile(format)
+
+
+def compiler_for(lm: Any, *, tokenizer: "PreTrainedTokenizerBase") -> GrammarCompiler:
+    """Return a compiler for a language model."""
+    end_id: Any = tokenizer.eos_token_id
+    return GrammarCompiler(tokenizer, vocab_size=lm.config.get_text_config().vocab_size, end_id=end_id)
+
+
+def grammar_of(format: StructuredFormat) -> Any:
+    """Return xgrammar's `Grammar` of a format, whose text is its EBNF. Raises FormatError if there is none."""
+    import xgrammar
+
+    if isinstance(format, ChoiceFormat):
+        return xgrammar.Grammar.from_ebnf("root ::= " + " | ".join(map(_literal, format.choice)))
+    schema: dict[str, Any] = {"type": "object", "additionalProperties": True}
+    if isinstance(format, JsonSchemaFormat):
+        schema = supported_schema(format.json_schema.content)
+    try:
+        grammar = xgrammar.Grammar.from_json_schema(
+            schema, any_whitespace=True, max_whitespace_cnt=MAX_WHITESPACE, strict_mode=True
+        )
+        text = str(grammar)
+        for text_class in TEXT_CLASSES:
+            text = text.replace(text_class, TEXT_CLASS)
+        return xgrammar.Grammar.from_ebnf(text)
+    except (RuntimeError, ValueError) as error:
+        raise _unsupported(error) from None
+
+
+def token_info(tokenizer: "PreTrainedTokenizerBase", *, vocab_size: int, end_id: int) -> Any:
+    """Return xgrammar's `TokenizerInfo`. Special tokens have no text in the answer, so they are not used."""
+    import xgrammar
+
+    detected = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size, stop_token_ids=[end_id])
+    texts = list(detected.decoded_vocab)
+    for token, added in tokenizer.added_tokens_decoder.items():
+        if token < vocab_size:
+            texts[token] = b"" if added.special else added.content.encode()
+    texts[end_id] = b""
+    return xgrammar.TokenizerInfo(
+        texts, xgrammar.VocabType.RAW, vocab_size=vocab_size, stop_token_ids=[end_id],
+        add_prefix_space=detected.add_prefix_space,
+    )  # fmt: skip
+
+
+def _literal(text: str) -> str:
+    """Return a text as a literal of EBNF."""
+    return '"' + "".join(char if char.isalnum() else f"\\U{ord(char):08x}" for char in text) + '"'
+
+
+def _unsupported(error: Exception) -> FormatError:
+    return FormatError(f"the format is not supported: {_SOURCE.sub('', str(error)).strip()[:300]}")

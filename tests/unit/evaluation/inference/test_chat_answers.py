@@ -1,0 +1,100 @@
+"""Answers in a response format: evaluation, validation at ZeRO stage 3 and batch jobs with one model."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
+import pyarrow as pa
+import pytest
+import torch
+from transformers import LogitsProcessorList
+
+from serving.batch_jobs import scorers
+from serving.batch_jobs.schema import Part
+from tailorbird.config.response_format import ChoiceFormat, JsonObjectFormat, JsonSchemaFormat
+from tailorbird.data.rows import Rows, SuiteColumns
+from tailorbird.evaluation.inference.chat_answers import answer_rows
+from tailorbird.models.causal_lm import ChatModel
+from tailorbird.models.generation import answer_prompts, greedy
+from tailorbird.models.grammar.compiler import FormatError, grammar_for
+from tailorbird.models.grammar.processor import GrammarLogits
+from tailorbird.registry.versions import Prompting
+from tests import small_chat
+from tests.byte_level import language_model, tokenizer
+
+TOKENIZER, LM, LIMIT = tokenizer(), language_model(), 40
+END = int(TOKENIZER.eos_token_id)
+TEXTS = ("how old", "is it", "x", "yes or no")
+ROWS = Rows(tuple("0123"), TEXTS, TEXTS, conversations=tuple((("user", text),) for text in TEXTS))
+CHOICE = ChoiceFormat(type="choice", choice=("yes", "no", "not sure"))
+SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+OBJECT = JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": {"schema": SCHEMA}})
+
+
+def prompting_of(format: Any) -> Prompting:
+    return Prompting(system=None, max_new_tokens=LIMIT, response_format=format)
+
+
+def answers_of(format: Any) -> list[Any]:
+    return answer_rows(ChatModel(LM), ROWS, tokenizer=TOKENIZER, prompting=prompting_of(format))
+
+
+def test_evaluated_answers_have_the_format_of_the_prompting() -> None:
+    assert {answer.text for answer in answers_of(CHOICE)} <= set(CHOICE.choice)
+    for answer in answers_of(OBJECT):
+        if len(answer.logprobs) < LIMIT:
+            jsonschema.validate(json.loads(answer.text), SCHEMA)
+        assert answer.text.startswith("{")
+
+
+def test_answers_to_suites_are_free_texts() -> None:
+    empty = ("",) * len(TEXTS)
+    suite = replace(ROWS, suite=SuiteColumns(("contains",) * len(TEXTS), ((),) * len(TEXTS), empty, empty))
+    answers = answer_rows(ChatModel(LM), suite, tokenizer=TOKENIZER, prompting=prompting_of(CHOICE))
+    assert answers == answer_rows(ChatModel(LM), ROWS, tokenizer=TOKENIZER, prompting=prompting_of(None))
+
+
+def test_the_confidence_is_that_among_the_allowed_tokens() -> None:
+    one_way = ChoiceFormat(type="choice", choice=("abc", "xyz"))
+    for answer in answers_of(one_way):
+        assert 0 < answer.confidence <= 1
+        assert answer.logprobs[-1] == 0  # only the end of the turn can follow
+
+
+def test_a_batch_answers_as_the_evaluation() -> None:
+    loaded: Any = SimpleNamespace(model=ChatModel(LM), tokenizer=TOKENIZER, prompting=prompting_of(CHOICE), index=None)
+    part = Part(number=0, uri="file:///rows.parquet", start=0, first=0, num_rows=len(TEXTS), etag="e")
+    rows = scorers.PartRows(pa.table({"prompt": list(TEXTS)}), part, "prompt")
+    columns = scorers._answer_chat(loaded, rows, batch_size=4)
+    evaluated = answers_of(CHOICE)
+    assert columns["answer"].to_pylist() == [answer.text for answer in evaluated]
+    assert columns["confidence"].to_pylist() == pytest.approx([answer.confidence for answer in evaluated], abs=1e-5)
+    assert set(columns["finish_reason"].to_pylist()) == {"stop"}
+
+
+def test_generation_in_step_gives_the_answers_of_the_evaluation() -> None:
+    prompts = [TOKENIZER(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    grammar = grammar_for(CHOICE, lm=LM, tokenizer=TOKENIZER)
+    assert grammar is not None
+    expected = answer_prompts(LM, prompts, max_new_tokens=LIMIT, end_id=END, grammar=grammar)
+    width = max(map(len, prompts))
+    padded = torch.tensor([[END] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    output = LM.generate(
+        input_ids=padded,
+        attention_mask=mask,
+        generation_config=greedy(max_new_tokens=LIMIT, end_id=END),
+        logits_processor=LogitsProcessorList([GrammarLogits(grammar, num_rows=len(prompts))]),
+    )
+    for tokens, answer in zip(output[:, width:].tolist(), expected, strict=True):
+        assert tokens[: len(answer.tokens)] == answer.tokens
+        assert set(tokens[len(answer.tokens) :]) <= {END}
+
+
+def test_a_model_that_cannot_write_the_format_is_an_error() -> None:
+    letters, lm = small_chat.tokenizer(), small_chat.language_model()
+    prompting = prompting_of(JsonObjectFormat(type="json_object"))
+    with pytest.raises(FormatError, match="has no token with which an answer in this format can continue"):
+        answer_rows(ChatModel(lm), ROWS, tokenizer=letters, prompting=prompting)

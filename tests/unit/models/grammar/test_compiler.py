@@ -1,0 +1,180 @@
+"""Answers of random tokens that a grammar allows satisfy the response format."""
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailorbird.config.response_format import ChoiceFormat, JsonObjectFormat, JsonSchemaFormat
+from tailorbird.models.grammar import compiler as compiling
+from tailorbird.models.grammar.compiler import FormatError, Grammar, GrammarCompiler, grammar_of
+from tailorbird.models.grammar.matcher import NO_TOKEN, TOO_SLOW, AnswerMatcher
+from tests import small_chat
+from tests.byte_level import PADDED, random_answer, tokenizer
+
+TOKENIZER = tokenizer()
+END = int(TOKENIZER.eos_token_id)
+COMPILER = GrammarCompiler(TOKENIZER, vocab_size=len(TOKENIZER) + PADDED, end_id=END)
+
+TEXTS: tuple[dict[str, Any], ...] = (
+    {"type": "string"},
+    {"type": "string", "minLength": 2, "maxLength": 5},
+    {"type": "string", "maxLength": 400},
+    {"type": "string", "pattern": "^[A-Z]{1,3}[0-9]{2}(\\.[0-9]+)?$"},
+    {"type": "string", "pattern": "^.{0,3}(x[^a-y]+)?$"},
+    {"type": "string", "format": "date"},
+)
+NUMBERS: tuple[dict[str, Any], ...] = (
+    {"type": "integer"},
+    {"type": "integer", "minimum": -12, "exclusiveMaximum": 1234},
+    {"type": "number"},
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 1.5},
+    {"type": "number", "maximum": -1000},
+)
+OTHERS: tuple[dict[str, Any], ...] = (
+    {"type": "boolean"},
+    {"type": ["null", "integer", "string"], "maxLength": 3, "maximum": 7},
+    {"enum": ["a", 'é"x\\', "x\ny", "</s>", "<user>", 1, 2.5, True, None, "日本"]},
+    {"const": "only this"},
+    {},
+)
+NAMES = st.lists(st.sampled_from(["name", "a b", 'é"\\', "", "日", "</s>"]), unique=True, max_size=3)
+
+
+def _objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    def with_names(names: list[str], values: list[Any], required: int) -> dict[str, Any]:
+        properties = dict(zip(names, values, strict=False))
+        return {"type": "object", "properties": properties, "required": list(properties)[:required]}
+
+    objects = st.builds(with_names, NAMES, st.lists(inner, min_size=3, max_size=3), st.integers(0, 3))
+    maps = st.builds(lambda value: {"type": "object", "additionalProperties": value}, inner)
+    arrays = st.builds(lambda items: {"type": "array", "items": items, "minItems": 1, "maxItems": 3}, inner)
+    alternatives = st.builds(lambda values: {"anyOf": values}, st.lists(inner, min_size=1, max_size=3))
+    return objects | maps | arrays | alternatives
+
+
+SCHEMAS = st.recursive(st.sampled_from([*TEXTS, *NUMBERS, *OTHERS]), _objects, max_leaves=5)
+
+
+def schema_format(schema: Any) -> JsonSchemaFormat:
+    return JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": {"schema": schema}})
+
+
+def answers(grammar: Grammar, *, seed: int, count: int) -> list[str]:
+    """Return the answers of several draws that end in time."""
+    draw = random.Random(seed)
+    drawn = [random_answer(grammar, draw, tokenizer=TOKENIZER) for _ in range(count)]
+    return [answer for answer in drawn if answer is not None]
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCHEMAS, st.integers(0, 1000))
+def test_every_answer_satisfies_the_schema(schema: Any, seed: int) -> None:
+    for answer in answers(COMPILER.compile(schema_format(schema)), seed=seed, count=3):
+        jsonschema.validate(json.loads(answer), schema)
+
+
+@pytest.mark.parametrize("schema", [*TEXTS, *NUMBERS, *OTHERS])
+def test_every_answer_satisfies_a_simple_schema(schema: Any) -> None:
+    found = answers(COMPILER.compile(schema_format(schema)), seed=0, count=20)
+    assert len(found) > 10
+    for answer in found:
+        jsonschema.validate(json.loads(answer), schema)
+
+
+def test_a_recursive_schema_is_satisfied() -> None:
+    node = {
+        "type": "object",
+        "properties": {"value": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+        "required": ["value", "next"],
+    }
+    schema = {"$ref": "#/$defs/node", "$defs": {"node": node}}
+    found = answers(COMPILER.compile(schema_format(schema)), seed=1, count=20)
+    assert found
+    for answer in found:
+        jsonschema.validate(json.loads(answer), schema)
+
+
+def test_an_object_without_a_schema_is_json() -> None:
+    found = answers(COMPILER.compile(JsonObjectFormat(type="json_object")), seed=2, count=30)
+    assert len(set(found)) > 10
+    assert all(isinstance(json.loads(answer), dict) for answer in found)
+
+
+def test_a_choice_gives_each_option_exactly_and_nothing_else() -> None:
+    options = ("yes", "no", "not sure", 'say "é" \\ 日', "<user>", "</s>", "x[1]{2}")
+    grammar = COMPILER.compile(ChoiceFormat(type="choice", choice=options))
+    assert set(answers(grammar, seed=3, count=150)) == set(options)
+
+
+def test_the_text_of_a_grammar_is_the_same_grammar() -> None:
+    import xgrammar
+
+    for schema in [*TEXTS, *NUMBERS, *OTHERS]:
+        text = str(grammar_of(schema_format(schema)))
+        assert str(xgrammar.Grammar.from_ebnf(text)) == text
+
+
+def test_an_error_of_the_library_is_reported_without_its_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "supported_schema", lambda _: {"type": "person"})
+    with pytest.raises(FormatError, match=r'^the format is not supported: Unsupported type "person"$'):
+        COMPILER.compile(schema_format({"type": "object", "properties": {"a": {}}}))
+
+
+def test_a_compiler_keeps_the_grammars_that_were_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "MAX_GRAMMARS", 2)
+    small = GrammarCompiler(TOKENIZER, vocab_size=len(TOKENIZER), end_id=END)
+    first, second, third = (ChoiceFormat(type="choice", choice=("a", end)) for end in "bcd")
+    kept = small.compile(first)
+    assert small.compile(first) is kept
+    small.compile(second)
+    assert small.known(first) is kept
+    small.compile(third)
+    assert small.known(second) is None
+    assert small.known(first) is kept
+    monkeypatch.setattr(compiling, "MAX_BYTES", kept.num_bytes)
+    small.compile(second)
+    assert small.known(first) is None
+    assert small.num_bytes <= kept.num_bytes
+
+
+def test_the_order_of_properties_makes_another_grammar() -> None:
+    forward, backward = ({"properties": {name: {"type": "null"} for name in names}} for names in ("ab", "ba"))
+    assert COMPILER.compile(schema_format(forward)) is not COMPILER.compile(schema_format(backward))
+
+
+def test_a_grammar_whose_tokens_take_too_long_to_find_is_refused_from_then_on() -> None:
+    grammar = COMPILER.compile(schema_format({"type": "array", "items": {"type": "string", "maxLength": 77}}))
+    times = iter([0.0, 0.1, 1.0, 3.0])
+    matcher = AnswerMatcher(grammar, max_mask_s=1.0, clock=lambda: next(times))
+    matcher.constrain(score_row(), [])
+    matcher.require_usable()
+    scores = score_row()
+    matcher.constrain(scores, TOKENIZER("[", add_special_tokens=False)["input_ids"])
+    assert scores.isfinite().nonzero().tolist() == [[END]]
+    for check in (matcher.require_usable, grammar.require_usable):
+        with pytest.raises(FormatError, match=TOO_SLOW):
+            check()
+
+
+def test_a_tokenizer_without_the_characters_of_a_format_is_an_error() -> None:
+    letters = small_chat.tokenizer()
+    end = int(letters.eos_token_id)
+    grammar = GrammarCompiler(letters, vocab_size=len(letters), end_id=end).compile(
+        JsonObjectFormat(type="json_object")
+    )
+    matcher, scores = AnswerMatcher(grammar), score_row(len(letters))
+    matcher.constrain(scores, [])
+    assert scores.isfinite().nonzero().tolist() == [[end]]
+    with pytest.raises(FormatError, match=NO_TOKEN):
+        matcher.require_usable()
+
+
+def score_row(num_tokens: int = len(TOKENIZER) + PADDED) -> Any:
+    import torch
+
+    return torch.zeros(num_tokens)
