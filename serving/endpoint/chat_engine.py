@@ -65,7 +65,9 @@ class EndpointChatEngine(ChatEngine):
 
     async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
         decoded, num_pieces, last, stops = "", 0, Piece(), request.stops
-        async with aclosing(self._upstream.pieces(self._body(request), streaming=streaming)) as pieces:
+        chosen = () if request.format is None else ("response_format",)
+        upstream = self._upstream.pieces(self._body(request), streaming=streaming, chosen=chosen)
+        async with aclosing(upstream) as pieces:
             async for piece in pieces:
                 last = _merged(last, piece)
                 if not piece.text:
@@ -89,7 +91,11 @@ class EndpointChatEngine(ChatEngine):
         assert isinstance(prompt, EndpointPrompt)
         assert endpoint is not None  # a version of an endpoint kind
         max_tokens = request.max_new_tokens or self.prompting.max_new_tokens
-        body = chat_body(prompt.messages, model=endpoint.model, max_tokens=max_tokens)
+        try:
+            format = self.format_of(request)
+            body = chat_body(prompt.messages, model=endpoint.model, max_tokens=max_tokens, format=format)
+        except ValueError as error:
+            raise RequestError(400, "invalid_request", f"response_format: {error}", param="response_format") from None
         del body["logprobs"]  # they only serve the evaluation
         if request.stops:
             body["stop"] = list(request.stops)

@@ -20,7 +20,7 @@ MAX_RETRY_AFTER_S = 60  # longest `Retry-After` for clients
 RETRY_AFTER_S = 5  # the same, if the endpoint gives none
 CONTENT_CODES = ("content_filter", "content_policy_violation", "invalid_prompt", "string_above_max_length")
 """Error codes of OpenAI and Azure for requests that the client can correct."""
-CHOSEN = ("stop", "seed", "top_p", "temperature")  # parameters that clients can set
+CHOSEN = ("stop", "seed", "top_p", "temperature", "response_format")  # parameters that clients can set
 
 
 def request_error(error: EndpointError, *, body: Body) -> RequestError:

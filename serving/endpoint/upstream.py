@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, aclosing
 from typing import NamedTuple
@@ -81,18 +81,19 @@ class Upstream:
         refused = set(version.endpoint.omitted)
         self._connection = Connection(version.endpoint, client, limits.timeout_s, retry, refused)
 
-    async def pieces(self, body: Body, *, streaming: bool) -> AsyncGenerator[Piece, None]:
+    async def pieces(self, body: Body, *, streaming: bool, chosen: Collection[str] = ()) -> AsyncGenerator[Piece, None]:
         """Send a request and yield the parts of its answer; one part if not `streaming`.
 
         A request that failed before the first part is sent again, as `RetryPolicy` states, except after a time-out: the
         endpoint may charge for that answer, and the client has waited for long. Parameters that the endpoint refuses
-        are left out or renamed, as in the evaluation; in later requests too, once it has answered without them. Closing
-        the generator cancels the request. Raises RequestError.
+        are left out or renamed, as in the evaluation; in later requests too, once it has answered without them. A
+        temperature above 0 and the parameters in `chosen`, which a client set, are never left out. Closing the
+        generator cancels the request. Raises RequestError.
         """
         self._loop = asyncio.get_running_loop()
         refused, attempt = set(self._connection.refused), 1
         while True:
-            adapted = adapted_body(body, refused=refused)
+            adapted = adapted_body(body, refused=refused.difference(chosen))
             started = False
             try:
                 async with aclosing(self._attempt(adapted, streaming=streaming)) as pieces:
@@ -104,7 +105,7 @@ class Upstream:
                 return
             except EndpointRefused as error:
                 name = refused_parameter(error.fault, body=adapted)
-                if name is None or (name == "temperature" and body["temperature"]):  # a value that a client chose
+                if name is None or name in chosen or (name == "temperature" and body["temperature"]):
                     raise request_error(error, body=body) from None
                 refused.add(name)
             except EndpointError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from serving.engines.fair_slots import FairSlots
 from serving.http.schemas import RequestError
+from tailorbird.config.response_format import ResponseFormat, StructuredFormat, TextFormat
 from tailorbird.data.rows import Conversation
 from tailorbird.registry.routing import PartName
 
@@ -65,7 +66,7 @@ the prompt; for a hybrid, of the longer one."""
 
 
 class LikelyToken(NamedTuple):
-    """A token and its log-probability, in nats, before temperature and top_p."""
+    """A token and its log-probability, in nats, after the response format, and before temperature and top_p."""
 
     token: str
     logprob: float
@@ -93,6 +94,8 @@ class GenerationRequest(NamedTuple):
     token; None for no log-probabilities."""
     seed: int | None = None
     """The seed in the request; None if it has none, and `sampling.seed` is random."""
+    format: ResponseFormat | None = None
+    """The response format in the request; None for that of the version."""
 
 
 class PartialAnswer(NamedTuple):
@@ -132,6 +135,8 @@ class ChatEngine(ABC):
     """True if a complete answer ends at the request's stop texts without a stream."""
     has_logprobs = True
     """False if answers have no log-probabilities."""
+    has_formats = True
+    """False if a request cannot set the format of its answer."""
 
     def __init__(self, *, version: "ModelVersion", prompting: "Prompting") -> None:
         self.version = version
@@ -171,6 +176,11 @@ class ChatEngine(ABC):
         The last item has a finish reason. Closing the generator cancels the request. Raises RequestError if the engine
         fails.
         """
+
+    def format_of(self, request: GenerationRequest) -> StructuredFormat | None:
+        """Return the format of an answer: that of the request or of the version; None for any text."""
+        format = request.format or (None if request.continues else self.prompting.response_format)
+        return None if isinstance(format, TextFormat) else format
 
     @abstractmethod
     def end(self) -> None:

@@ -10,7 +10,9 @@ from serving.engines.base_chat import ChatEngine, GenerationRequest, LikelyToken
 from serving.engines.detokenizer import IncrementalDetokenizer
 from serving.engines.stop_sequences import visible_text
 from serving.http.schemas import RequestError
+from tailorbird.config.response_format import StructuredFormat
 from tailorbird.data.rows import Conversation
+from tailorbird.models.grammar.compiler import FormatError
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 
 if TYPE_CHECKING:
@@ -62,6 +64,12 @@ class Generation(NamedTuple):
     sampling: Sampling
     streaming: bool = False  # if False, all tokens are yielded together at the end
     likelihoods: Likelihoods | None = None  # has those of all tokens when the last tokens are yielded
+    format: StructuredFormat | None = None  # of the answer; None for any text
+
+
+def refused_format(error: FormatError) -> RequestError:
+    """Return the error for a client whose response format cannot be generated."""
+    return RequestError(400, "invalid_request", f"response_format: {error}", param="response_format")
 
 
 class LanguageModelEngine(ChatEngine):
@@ -81,7 +89,7 @@ class LanguageModelEngine(ChatEngine):
         """Yield the new tokens, and True if the answer is complete.
 
         The tokens include the end-of-turn token. Closing the generator cancels the request. Raises RequestError if the
-        engine fails.
+        engine fails, and with status 400 for a format that cannot be generated.
         """
 
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> list[int]:
@@ -103,7 +111,8 @@ class LanguageModelEngine(ChatEngine):
         detokenizer = IncrementalDetokenizer(self.tokenizer, context=context)
         decoded, num_tokens = "", 0
         likelihoods = None if request.num_likely is None else Likelihoods(request.num_likely)
-        generation = Generation(prompt, max_new_tokens, request.sampling, streaming, likelihoods)
+        format = self.format_of(request)
+        generation = Generation(prompt, max_new_tokens, request.sampling, streaming, likelihoods, format)
         async with aclosing(self.generate(generation)) as generating:
             async for tokens, ended in generating:
                 num_tokens += len(tokens)

@@ -23,7 +23,7 @@ class NearestEngine(ChatEngine):
     The base model's tokenizer only counts tokens and applies a request's `max_tokens`.
     """
 
-    has_logprobs = False
+    has_logprobs = has_formats = False
 
     def __init__(self, loaded: "LoadedNearest[ModelVersion]", *, tokenizer: "PreTrainedTokenizerBase") -> None:
         super().__init__(version=loaded.version, prompting=loaded.prompting)

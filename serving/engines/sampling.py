@@ -1,5 +1,6 @@
 """Sampling in continuous batching, with a temperature, a top_p and a seed per request."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from tailorbird.models.attention.transformers_private import (
     request_id,
     request_progress,
 )
+from tailorbird.models.grammar.matcher import AnswerMatcher
+from tailorbird.models.grammar.processor import MatchedRow, matched_row
 
 NUM_LIKELY = 512  # number of most likely tokens that are tried for `top_p` before the whole vocabulary is sorted
 
@@ -19,9 +22,10 @@ NUM_LIKELY = 512  # number of most likely tokens that are tried for `top_p` befo
 class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     """A logits processor that samples a token for each request with a temperature above 0.
 
-    It sets the scores so that the engine's argmax is this token. Before that, it adds the log-probabilities of the new
-    tokens of each request in `recorded`. It keeps the requests of a pass between its two calls,
-    so the engine must not use CUDA graphs or double buffering.
+    It sets the scores so that the engine's argmax is this token. Before that, it sets the scores of the tokens that the
+    grammar of a request in `matchers` does not allow to -inf, and then adds the log-probabilities of the new tokens of
+    each request in `recorded`. The rows of other requests are not changed. It keeps the requests of a pass between its
+    two calls, so the engine must not use CUDA graphs or double buffering.
 
     The warpers of transformers are not used: they sort the whole vocabulary for every request, use one random stream
     for all requests, and break ties at random, whereas greedy decoding in the evaluation takes the first of equally
@@ -37,6 +41,8 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
         number."""
         self._likelihoods: list[tuple[int, Likelihoods]] = []  # rows whose log-probabilities are recorded
         self.recorded: dict[str, Likelihoods] = {}  # by request id; set and removed by other threads
+        self._matched: list[MatchedRow] = []
+        self.matchers: dict[str, AnswerMatcher] = {}  # by request id; set and removed by other threads
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         """Fill the argument tensor with zeros, because the processor has no tensor arguments."""
@@ -46,6 +52,10 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
         """Record the rows to sample and the positions of their new tokens."""
         recorded = [(row, self.recorded.get(request_id(each))) for row, each in enumerate(requests_with_new_token)]
         self._likelihoods = [(row, likelihoods) for row, likelihoods in recorded if likelihoods is not None]
+        matchers = [
+            (row, each, self.matchers.get(request_id(each))) for row, each in enumerate(requests_with_new_token)
+        ]
+        self._matched = [matched_row(row, each, matcher=matcher) for row, each, matcher in matchers if matcher]
         progress = map(request_progress, requests_with_new_token)
         self._sampled = [
             (row, Sampling(**options), position)
@@ -56,6 +66,8 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, scores: torch.Tensor, _tensor_arg: torch.Tensor) -> torch.Tensor:
         """Return the scores [B, V]. A sampled row is 0 at its token and -inf elsewhere."""
+        for matched in self._matched:
+            matched.constrain(scores)
         logprobs = {row: torch.log_softmax(scores[row].float(), dim=-1) for row, _ in self._likelihoods}
         for row, sampling, position in self._sampled:
             uniform = float(np.random.default_rng([sampling.seed, position]).random())
@@ -69,10 +81,10 @@ class Sampler(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
 
 
 def _likelihood(token: int, logprobs: torch.Tensor, *, num_likely: int) -> Likelihood:
-    """Return the log-probability of a token from those of the vocabulary [V], with the most likely tokens."""
+    """Return the log-probability of a token from those of the vocabulary [V], with the most likely possible tokens."""
     likely = torch.topk(logprobs, min(num_likely, len(logprobs)))
     pairs = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
-    return Likelihood(token, float(logprobs[token]), tuple(pairs))
+    return Likelihood(token, float(logprobs[token]), tuple(pair for pair in pairs if pair[1] > -math.inf))
 
 
 def sample_token(logits: torch.Tensor, *, temperature: float, top_p: float, uniform: float) -> int:

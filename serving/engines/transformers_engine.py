@@ -3,14 +3,20 @@
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from serving.engines.language_model import Generation, LanguageModelEngine
+from serving.engines.fair_slots import FairSlots
+from serving.engines.language_model import Generation, LanguageModelEngine, refused_format
+from serving.http.admission import client_name
 from serving.http.schemas import RequestError
+from tailorbird.config.response_format import StructuredFormat, format_key
 from tailorbird.data.chat_template import prompt_tokens
+from tailorbird.models.grammar.compiler import FormatError, Grammar, compiler_for
 
 if TYPE_CHECKING:
     from serving.engines.sampling import Sampler
+    from tailorbird.models.grammar.matcher import AnswerMatcher
     from tailorbird.models.loading import LoadedChat
     from tailorbird.registry.versions import ModelVersion
 
@@ -28,6 +34,8 @@ class TransformersEngine(LanguageModelEngine):
         from serving.engines.sampling import Sampler
 
         self._sampler = Sampler()
+        self._grammars = compiler_for(loaded.model.lm, tokenizer=loaded.tokenizer)
+        self._compiling = FairSlots(1)  # compiling takes up to seconds; clients take turns
         options = {"max_requests_per_batch": max_batch_size, **cache_options(num_gpus)}
         self._manager = _start(loaded, sampler=self._sampler, end_id=self.end_id, options=options)
         self.max_length = _max_length(loaded.model.lm, self._manager)
@@ -41,7 +49,9 @@ class TransformersEngine(LanguageModelEngine):
 
     async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
         from tailorbird.models.attention.transformers_private import discard_unrouted_outputs, remove_result_handler
+        from tailorbird.models.grammar.matcher import AnswerMatcher
 
+        matcher = None if generation.format is None else AnswerMatcher(await self._grammar(generation.format))
         request_id, updated = uuid.uuid4().hex, asyncio.Event()
         latest: list[Any] = []
 
@@ -53,6 +63,8 @@ class TransformersEngine(LanguageModelEngine):
         self._manager.register_result_handler(request_id, on_output)
         if generation.likelihoods is not None:
             self._sampler.recorded[request_id] = generation.likelihoods
+        if matcher is not None:
+            self._sampler.matchers[request_id] = matcher
         accepted = self._manager.add_request(
             generation.prompt,
             request_id=request_id,
@@ -73,12 +85,34 @@ class TransformersEngine(LanguageModelEngine):
                     raise RequestError(500, "engine_failed", f"the engine failed to answer the request: {output.error}")
                 tokens = output.generated_tokens[num_yielded:]
                 num_yielded += len(tokens)
+                if ended and matcher is not None:
+                    _require_usable(matcher)
                 yield tokens, ended
         finally:
             self._sampler.recorded.pop(request_id, None)
+            self._sampler.matchers.pop(request_id, None)
             if not ended:
                 self._manager.cancel_request(request_id)
                 remove_result_handler(self._manager, request_id)
+
+    async def _grammar(self, format: StructuredFormat) -> Grammar:
+        """Return the grammar of a format, compiled in a thread if it is not kept. Raises RequestError 400."""
+        try:
+            grammar = self._grammars.known(format)
+            if grammar is None:
+                compile = partial(self._grammars.compile, format)
+                grammar = await self._compiling.run(compile, client=client_name(), cost=len(format_key(format)))
+            grammar.require_usable()
+        except FormatError as error:
+            raise refused_format(error) from None
+        return grammar
+
+
+def _require_usable(matcher: "AnswerMatcher") -> None:
+    try:
+        matcher.require_usable()
+    except FormatError as error:
+        raise refused_format(error) from None
 
 
 def cache_options(num_gpus: float) -> dict[str, float]:

@@ -5,6 +5,7 @@ baselines with this base model are served together, or the weights of one versio
 it, so its actor is killed.
 """
 
+import asyncio
 import importlib.util
 import json
 import tempfile
@@ -21,11 +22,13 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from serving.engines.fair_slots import FairSlots
-from serving.engines.language_model import Generation, LanguageModelEngine, LanguageModelVersion
+from serving.engines.language_model import Generation, LanguageModelEngine, LanguageModelVersion, refused_format
 from serving.engines.vllm_server import EngineStopped, ServerOptions, TokenRequest, VllmServer, llm_config
 from serving.http.schemas import RequestError
 from serving.version_checks import require_digest
+from tailorbird.config.response_format import StructuredFormat
 from tailorbird.config.serving import ServingConfig
+from tailorbird.models.grammar.compiler import FormatError, grammar_of
 
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
@@ -196,6 +199,7 @@ class VllmEngine(LanguageModelEngine):
 
     async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
         sampling, likelihoods = generation.sampling, generation.likelihoods
+        grammar = None if generation.format is None else await asyncio.to_thread(_ebnf, generation.format)
         request = TokenRequest(
             model=self._adapter or self._server.options.name,
             prompt=generation.prompt,
@@ -206,6 +210,7 @@ class VllmEngine(LanguageModelEngine):
             max_tokens=generation.max_new_tokens,
             stop_token_ids=[self.end_id],
             logprobs=None if likelihoods is None else likelihoods.num_likely,
+            structured_outputs=None if grammar is None else {"grammar": grammar},
         )
         ended = False
         deltas = self._server.actor.answer.remote(request)
@@ -225,6 +230,14 @@ class VllmEngine(LanguageModelEngine):
         finally:
             if not ended:  # the client has disconnected
                 ray.cancel(deltas)
+
+
+def _ebnf(format: StructuredFormat) -> str:
+    """Return the grammar of the evaluation as text; raise RequestError 400 if there is none."""
+    try:
+        return str(grammar_of(format))
+    except FormatError as error:
+        raise refused_format(error) from None
 
 
 def require_installed() -> None:

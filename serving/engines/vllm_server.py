@@ -20,6 +20,7 @@ CACHE_BYTES = 1 << 30  # size of the KV cache without a GPU, instead of a share 
 STREAM_INTERVAL_S = 0.02  # tokens that are generated within this time are streamed together
 HEALTH_CHECK_S = 1.0  # time between two health checks of the server
 LlmConfig = dict[str, Any]  # fields of Ray's `LLMConfig`, which needs vLLM to be installed
+IMPOSSIBLE = -9999.0  # vLLM's log-probability of a token that the grammar does not allow
 FINISH_REASONS = ("stop", "length")  # finish reasons of complete answers
 
 
@@ -51,6 +52,8 @@ class TokenRequest:
     stop_token_ids: list[int]
     logprobs: int | None
     """Number of most likely tokens whose log-probabilities are returned, with that of each token; None for none."""
+    structured_outputs: dict[str, str] | None = None
+    """Grammar of the answer, as `{"grammar": ...}` in EBNF; None for any text."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,12 @@ def _likelihoods(logprobs: Any) -> list[Likelihood]:
         Likelihood(
             id_of(token),
             logprob,
-            tuple(sorted(((id_of(name), value) for name, value in likely.items()), key=lambda pair: -pair[1])),
+            tuple(
+                sorted(
+                    ((id_of(name), value) for name, value in likely.items() if value > IMPOSSIBLE),
+                    key=lambda pair: -pair[1],
+                )
+            ),
         )
         for token, logprob, likely in zip(*columns, strict=True)
     ]
@@ -256,13 +264,22 @@ class OfflineEngine:
         self.max_length = int(self._llm.model_config.max_model_len)
 
     def greedy(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, end_id: int
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, end_id: int, grammar: str | None = None
     ) -> list[tuple[list[int], list[float]]]:
-        """Return the tokens of each answer, with the end token, and the log-probability of each in nats."""
+        """Return the tokens of each answer, with the end token, and the log-probability of each in nats.
+
+        The answers follow `grammar`, in EBNF, if it is set.
+        """
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
         sampling = SamplingParams(
-            temperature=0.0, max_tokens=max_tokens, stop_token_ids=[end_id], logprobs=0, detokenize=False
+            temperature=0.0,
+            max_tokens=max_tokens,
+            stop_token_ids=[end_id],
+            logprobs=0,
+            detokenize=False,
+            structured_outputs=None if grammar is None else StructuredOutputsParams(grammar=grammar),
         )
         outputs = self._llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],

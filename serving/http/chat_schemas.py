@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, HttpModel, RequestError, faults_of, require_few_values
+from tailorbird.config.response_format import ResponseFormat
 from tailorbird.registry.routing import PartName
 
 
@@ -37,14 +38,14 @@ class Delta(HttpModel):
 class LikelyTokenLogprob(HttpModel):
     token: str
     logprob: float
-    """Log-probability in nats, before temperature and top_p."""
+    """Log-probability in nats among the tokens that the response format allows, before temperature and top_p."""
     bytes: list[int] | None
     """The token's bytes in UTF-8; null for a part of a character."""
 
 
 class GeneratedTokenLogprob(LikelyTokenLogprob):
     top_logprobs: list[LikelyTokenLogprob]
-    """The most likely tokens at this position."""
+    """The most likely tokens at this position; fewer if the response format allows fewer."""
 
 
 class ChatLogprobs(HttpModel):
@@ -151,11 +152,17 @@ NEUTRAL: Mapping[str, object] = {
     "logit_bias": {},
     "tools": [],
     "tool_choice": "none",
-    "response_format": {"type": "text"},
     "modalities": ["text"],
 }
 """Fields that are accepted only with this value, which has no effect."""
-TEXT_NEUTRAL: Mapping[str, object] = {**NEUTRAL, "logprobs": False, "best_of": 1, "echo": False, "suffix": ""}
+TEXT_NEUTRAL: Mapping[str, object] = {
+    **NEUTRAL,
+    "logprobs": False,
+    "best_of": 1,
+    "echo": False,
+    "suffix": "",
+    "response_format": {"type": "text"},
+}
 """Like `NEUTRAL`, for `/v1/completions`."""
 MAX_STOPS = 4
 MAX_STOP_CHARS = 256  # after each token of a stream, the end of the answer is compared with each start of a stop text
@@ -248,6 +255,11 @@ class ChatRequest(PromptRequest):
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=MAX_LIKELY)] | None = None
     """Number of most likely tokens that are returned at each position. Only accepted with `logprobs: true`."""
 
+    response_format: ResponseFormat | None = None
+    """Format of the answer: a JSON Schema, any JSON object, one of several texts (`choice`), or any text (`text`). The
+    default is the recipe's `data.response_format`, as in the evaluation. A part of JSON Schema is supported; other
+    schemas are refused. An answer that reaches `max_tokens` is incomplete, and has the finish reason `length`."""
+
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
         """Return the messages as turns."""
@@ -324,4 +336,6 @@ def _invalid_request(error: ValidationError) -> RequestError:
         return _invalid_field("stop", _STOP)
     if loc[:1] == ("messages",) and loc[2:3] == ("content",) and detail["type"] != "missing":
         return _invalid_field(f"messages.{loc[1]}.content", _CONTENT)
+    if loc[:1] == ("response_format",):  # the rest of the location repeats the type, and can contain the client's names
+        return _invalid_field("response_format", detail["msg"].removeprefix("Value error, "))
     return _invalid_field(".".join(str(part) for part in loc) or "body", detail["msg"])

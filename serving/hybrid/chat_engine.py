@@ -50,6 +50,7 @@ class HybridChatEngine(ChatEngine):
         self.first, self.second = parts
         self.max_length = self.default_max_tokens = None  # those of the part apply
         self.has_logprobs = any(part.has_logprobs for part in parts)
+        self.has_formats = all(part.has_formats for part in parts)
         self._routing: Routing = version.hybrid.routing
         self._max_new_tokens = max_new_tokens
         self._timeout_s = timeout_s

@@ -13,6 +13,7 @@ from serving.http.chat_format import LAST_EVENT, AnswerFormat, AnswerHead, Usage
 from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequest
 from serving.http.metrics import record_failure
 from serving.http.schemas import RequestError
+from tailorbird.config.response_format import ResponseFormat, TextFormat
 
 _log = logging.getLogger("ray.serve")
 
@@ -56,6 +57,7 @@ def generation_request(
         continues=isinstance(request, CompletionRequest),
         num_likely=_num_likely(request, engine=engine),
         seed=request.seed,
+        format=_format(request, engine=engine),
     )
 
 
@@ -66,6 +68,15 @@ def _num_likely(request: PromptRequest, *, engine: ChatEngine) -> int | None:
         message = f"answers of version {engine.version.version} have no log-probabilities; omit it"
         raise RequestError(400, "invalid_request", f"logprobs: {message}", param="logprobs")
     return num_likely
+
+
+def _format(request: PromptRequest, *, engine: ChatEngine) -> ResponseFormat | None:
+    """Return the format in a request; raise RequestError 400 if the engine's answers cannot have one."""
+    format = request.response_format if isinstance(request, ChatRequest) else None
+    if format is not None and not isinstance(format, TextFormat) and not engine.has_formats:
+        message = f"version {engine.version.version} returns stored answers, whose format cannot be set; omit it"
+        raise RequestError(400, "invalid_request", f"response_format: {message}", param="response_format")
+    return format
 
 
 def usage_of(generation: GenerationRequest, answer: PartialAnswer) -> Usage:

@@ -22,6 +22,7 @@ from serving.http.schemas import RequestError
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
 from serving.replica.served_versions import ServedVersions
+from tailorbird.config.response_format import JsonObjectFormat
 from tailorbird.config.serving import ServingConfig
 from tailorbird.models.endpoint.client import RetryPolicy
 from tailorbird.models.endpoint.errors import EndpointKeyMissing
@@ -91,6 +92,37 @@ def test_a_request_has_the_prompt_of_the_evaluation_the_clients_options_and_the_
     options = {"temperature": 0.5, "top_p": 0.9, "seed": (1 << 63) - 1, "stop": ["x"], "max_tokens": 4}
     assert server.bodies == [prompt | options, prompt | {"temperature": 0, "max_tokens": 8}]
     assert server.authorizations == [f"Bearer {KEY}"] * 2
+
+
+def test_a_format_of_a_request_is_passed_on_and_never_left_out() -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+
+    def reply(body: dict[str, Any], _number: int) -> Reply:
+        if body.get("response_format") == schema:
+            return refusal(400, "response_format is not supported")
+        return completion("{}")
+
+    with endpoint_server(reply) as server, client_of(engine_of(server)) as client:
+        accepted = chat(client, response_format={"type": "json_object"})
+        chat(client, response_format={"type": "text"})
+        refused = [chat(client, response_format=schema) for _ in range(2)]
+        choice = chat(client, response_format={"type": "choice", "choice": ["yes", "no"]})
+    assert accepted.json()["choices"][0]["message"]["content"] == "{}"
+    assert [body.get("response_format") for body in server.bodies] == [{"type": "json_object"}, None, schema, schema]
+    assert [response.status_code for response in refused] == [400, 400]
+    assert choice.status_code == 400
+    assert choice.json()["error"]["param"] == "response_format"
+
+
+def test_the_format_of_a_version_is_left_out_if_the_endpoint_refused_it_in_the_evaluation() -> None:
+    format = JsonObjectFormat(type="json_object")
+    with endpoint_server(lambda *_: completion("{}")) as server:
+        for omitted in ((), ("response_format",)):
+            engine = engine_of(server, omitted=omitted)
+            engine.prompting = engine.prompting.model_copy(update={"response_format": format})
+            with client_of(engine) as client:
+                assert chat(client).status_code == 200
+    assert [body.get("response_format") for body in server.bodies] == [{"type": "json_object"}, None]
 
 
 def test_a_stream_is_passed_on_piece_by_piece() -> None:

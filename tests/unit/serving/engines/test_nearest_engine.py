@@ -90,3 +90,10 @@ def test_a_text_cannot_be_continued_without_a_language_model() -> None:
     with pytest.raises(RequestError, match=r"version v returns stored answers.*use /v1/chat/completions") as caught:
         engine_of().text_prompt("abc")
     assert caught.value.status == 400
+
+
+def test_a_request_cannot_set_the_format_of_a_stored_answer() -> None:
+    with pytest.raises(RequestError, match="returns stored answers, whose format cannot be set") as caught:
+        answer_of("blue sky", response_format={"type": "json_object"})
+    assert (caught.value.status, caught.value.param) == (400, "response_format")
+    assert answer_of("blue sky", response_format={"type": "text"})[0].text == ANSWERS["blue sky"]

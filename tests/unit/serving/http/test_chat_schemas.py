@@ -13,6 +13,10 @@ MESSAGES = [{"role": "user", "content": "Fear of flying"}]
 PART = {"type": "text", "text": "a"}
 
 
+def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
 def parse(**fields: Any) -> Any:
     return parse_chat(json.dumps({"messages": MESSAGES} | fields).encode())
 
@@ -25,6 +29,15 @@ def test_omitted_and_null_fields_have_their_defaults() -> None:
         assert (request.model, request.conversation) == ("champion", (("user", "Fear of flying"),))
         assert not request.stream
         assert (request.stops, request.limit, request.seed, request.temperature) == ((), None, None, None)
+
+
+def test_a_response_format_is_a_schema_a_json_object_or_a_choice() -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}}
+    assert parse(response_format=schema_format(schema)).response_format.json_schema.content == schema
+    assert parse(response_format={"type": "json_object"}).response_format.type == "json_object"
+    assert parse(response_format={"type": "choice", "choice": ["yes", "no"]}).response_format.choice == ("yes", "no")
+    assert parse(response_format={"type": "text"}).response_format.type == "text"
+    assert parse().response_format is None
 
 
 def test_a_content_can_be_a_list_of_text_parts() -> None:
@@ -106,7 +119,11 @@ def test_fields_without_effect_are_accepted() -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options", "only accepted with stream: true"),
         ({"n": 2}, "n", "only 1 is accepted"),
         ({"presence_penalty": 0.5}, "presence_penalty", "only 0 is accepted"),
-        ({"response_format": {"type": "json_object"}}, "response_format", 'only {"type": "text"} is accepted'),
+        ({"response_format": {"type": "grammar"}}, "response_format", "'json_object'"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "Field required"),
+        ({"response_format": schema_format({"type": "person"})}, "response_format", "/type: 'person' is not one of"),
+        ({"response_format": schema_format({"multipleOf": 2})}, "response_format", "'multipleOf' is not supported"),
+        ({"response_format": {"type": "choice", "choice": ["yes"]}}, "response_format", "at least 2 items"),
         ({"tools": [{"type": "function"}]}, "tools", "only [] is accepted"),
         ({"temprature": 1}, "temprature", "unknown field"),
     ],

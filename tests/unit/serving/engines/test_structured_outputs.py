@@ -1,0 +1,253 @@
+"""Answers in a response format by the transformers engine, with a tiny model with random weights."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import aclosing
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from serving.engines.base_chat import GenerationRequest, PartialAnswer, Sampling
+from serving.engines.language_model import Likelihoods
+from serving.engines.sampling import Sampler
+from serving.engines.transformers_engine import TransformersEngine
+from serving.http.schemas import RequestError
+from tailorbird.config.response_format import ChoiceFormat, ResponseFormat, TextFormat
+from tailorbird.data.chat_template import prompt_tokens
+from tailorbird.models.causal_lm import ChatModel
+from tailorbird.models.generation import answer_prompts
+from tailorbird.models.grammar import compiler
+from tailorbird.models.grammar.compiler import FormatError, grammar_for
+from tailorbird.models.grammar.matcher import TOO_SLOW, AnswerMatcher
+from tailorbird.registry.versions import Prompting
+from tests.byte_level import language_model, tokenizer
+
+TOKENIZER, LIMIT = tokenizer(), 60
+PROMPTS = [
+    prompt_tokens((("user", text),), tokenizer=TOKENIZER, system=None)
+    for text in ("how old is Jane", "x", "the code of Fear of flying", "yes or no")
+]
+GREEDY = Sampling(temperature=0.0, top_p=1.0, seed=0)
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "ok": {"type": "boolean"},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "code": {"type": "string", "pattern": "^[A-Z][0-9]{2}$"},
+    },
+    "required": ["ok", "age", "code"],
+}
+FORMATS: TypeAdapter[Any] = TypeAdapter(ResponseFormat)
+PERSON = FORMATS.validate_python({"type": "json_schema", "json_schema": {"schema": SCHEMA}})
+CHOICE = ChoiceFormat(type="choice", choice=("yes", "no", "not sure"))
+ANY = TextFormat(type="text")
+
+
+def engine_of(prompting: Prompting) -> TransformersEngine:
+    version = SimpleNamespace(version="v")
+    loaded: Any = SimpleNamespace(
+        model=ChatModel(language_model()), tokenizer=TOKENIZER, prompting=prompting, version=version, index=None
+    )
+    return TransformersEngine(loaded, max_batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[TransformersEngine]:
+    started = engine_of(Prompting(system=None, max_new_tokens=LIMIT))
+    yield started
+    started._manager.destroy()
+
+
+async def pieces(engine: TransformersEngine, prompt: list[int], *, streaming: bool = False, **options: Any) -> Any:
+    """Return the parts of an answer."""
+    fields: dict[str, Any] = {"max_new_tokens": LIMIT, "sampling": GREEDY, "stops": ()} | options
+    request = GenerationRequest(engine, prompt, **fields)
+    async with aclosing(engine.answers(request, streaming=streaming)) as answers:
+        return [answer async for answer in answers]
+
+
+async def last(engine: TransformersEngine, prompt: list[int], **options: Any) -> PartialAnswer:
+    answer: PartialAnswer = (await pieces(engine, prompt, **options))[-1]
+    return answer
+
+
+async def together(*works: Any) -> Any:
+    return await asyncio.gather(*works)
+
+
+def sampled(seed: int) -> Sampling:
+    return Sampling(temperature=1.0, top_p=0.95, seed=seed)
+
+
+def test_sampled_answers_satisfy_the_schema_or_are_cut(engine: TransformersEngine) -> None:
+    works = [last(engine, PROMPTS[seed % 4], sampling=sampled(seed), format=PERSON) for seed in range(24)]
+    answers = asyncio.run(together(*works))
+    finished = [answer for answer in answers if answer.finish_reason == "stop"]
+    assert len(finished) > 8
+    assert len({answer.text for answer in finished}) > 4
+    for answer in finished:
+        jsonschema.validate(json.loads(answer.text), SCHEMA)
+    assert all(answer.num_tokens == LIMIT for answer in answers if answer.finish_reason == "length")
+
+
+def test_sampled_choices_are_exactly_the_options(engine: TransformersEngine) -> None:
+    works = [last(engine, PROMPTS[3], sampling=sampled(seed), format=CHOICE) for seed in range(40)]
+    answers = asyncio.run(together(*works))
+    assert {answer.text for answer in answers} == set(CHOICE.choice)
+    assert {answer.finish_reason for answer in answers} == {"stop"}
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_greedy_answers_and_their_log_probabilities_equal_those_of_the_evaluation(
+    engine: TransformersEngine, streaming: bool
+) -> None:
+    lm = language_model()
+    grammar = grammar_for(PERSON, lm=lm, tokenizer=TOKENIZER)
+    end_id = TOKENIZER.eos_token_id
+    expected = answer_prompts(lm, PROMPTS, max_new_tokens=LIMIT, end_id=end_id, grammar=grammar)
+    works = [last(engine, prompt, format=PERSON, num_likely=3, streaming=streaming) for prompt in PROMPTS]
+    for served, evaluated in zip(asyncio.run(together(*works)), expected, strict=True):
+        assert served.text == TOKENIZER.decode(evaluated.tokens, skip_special_tokens=True).strip()
+        assert (served.finish_reason == "stop") == evaluated.finished
+        logprobs = [token.generated.logprob for token in served.logprobs]
+        torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(evaluated.logprobs), atol=1e-4, rtol=0)
+
+
+def test_the_format_of_the_version_is_the_default_and_a_request_can_replace_it() -> None:
+    constrained = engine_of(Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE))
+    try:
+        works = [last(constrained, PROMPTS[0], format=format) for format in (None, PERSON, ANY)]
+        default, person, text = asyncio.run(together(*works))
+        continued = asyncio.run(last(constrained, PROMPTS[0], continues=True))
+    finally:
+        constrained._manager.destroy()
+    assert default.text in CHOICE.choice
+    assert person.text.startswith("{")
+    assert text.text not in CHOICE.choice
+    assert continued.text.strip() == text.text
+
+
+def test_answers_without_a_format_are_the_same_next_to_answers_with_one(engine: TransformersEngine) -> None:
+    options = [{"sampling": sampled(seed)} for seed in range(3)] + [{"sampling": GREEDY}]
+
+    def plain() -> Any:
+        return [last(engine, prompt, **each) for prompt, each in zip(PROMPTS, options, strict=True)]
+
+    alone = asyncio.run(together(*plain()))
+    mixed = asyncio.run(together(*plain(), *[last(engine, prompt, format=PERSON) for prompt in PROMPTS]))
+    assert mixed[:4] == alone
+    assert all(answer.text.startswith("{") for answer in mixed[4:])
+
+
+def test_scores_and_log_probabilities_of_rows_without_a_format_are_the_same_to_the_bit() -> None:
+    grammar = grammar_for(CHOICE, lm=language_model(), tokenizer=TOKENIZER)
+    assert grammar is not None
+    torch.manual_seed(0)
+    logits = torch.randn(4, language_model().config.vocab_size)
+
+    def passed(matchers: dict[str, AnswerMatcher]) -> tuple[torch.Tensor, list[Any]]:
+        """Return the scores and the recorded log-probabilities of a pass; rows 0 and 1 are sampled."""
+        sampler, recorded = Sampler(), {str(row): Likelihoods(5) for row in range(4)}
+        sampler.matchers, sampler.recorded = matchers, recorded
+        states = [
+            SimpleNamespace(
+                request_id=str(row),
+                logit_processor_kwargs=sampled(row)._asdict() if row < 2 else {},
+                initial_tokens=[5, 6, 7],
+                generated_tokens=[],
+            )
+            for row in range(4)
+        ]
+        args = sampler.prepare_tensor_args([SimpleNamespace(state=state) for state in states])
+        scores = sampler(logits.clone(), args)
+        return scores, [likelihoods.tokens for likelihoods in recorded.values()]
+
+    plain, plain_logprobs = passed({})
+    mixed, mixed_logprobs = passed({row: AnswerMatcher(grammar) for row in "13"})
+    for row in (0, 2):
+        assert torch.equal(mixed[row], plain[row])
+        assert mixed_logprobs[row] == plain_logprobs[row]
+    for row in (1, 3):
+        assert not torch.equal(mixed[row], plain[row])
+        assert TOKENIZER.decode([int(mixed[row].argmax())])[0] in "yn"
+
+
+def test_the_pieces_of_a_stream_are_the_whole_answer(engine: TransformersEngine) -> None:
+    parts = asyncio.run(pieces(engine, PROMPTS[1], streaming=True, format=PERSON))
+    whole = asyncio.run(last(engine, PROMPTS[1], format=PERSON))
+    assert len(parts) > 3
+    assert parts[-1] == whole
+    assert all(whole.text.startswith(part.text) for part in parts)
+
+
+def test_max_tokens_cuts_the_json_and_a_stop_text_ends_it(engine: TransformersEngine) -> None:
+    cut = asyncio.run(last(engine, PROMPTS[1], format=PERSON, max_new_tokens=5))
+    assert (cut.finish_reason, cut.num_tokens) == ("length", 5)
+    stopped = asyncio.run(last(engine, PROMPTS[1], format=PERSON, stops=(":",), streaming=True))
+    assert stopped.finish_reason == "stop"
+    assert stopped.text.endswith('"ok"')
+
+
+def test_log_probabilities_contain_only_tokens_that_the_format_allows(engine: TransformersEngine) -> None:
+    answer = asyncio.run(last(engine, PROMPTS[2], format=CHOICE, num_likely=20))
+    assert answer.logprobs is not None
+    for token in answer.logprobs:
+        probabilities = torch.tensor([likely.logprob for likely in token.most_likely]).exp()
+        assert token.generated == token.most_likely[0]
+        assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)
+    first = {likely.token for likely in answer.logprobs[0].most_likely}
+    assert all(any(option.startswith(token) for option in CHOICE.choice) for token in first)
+    assert "j" not in first
+
+
+def test_a_cancelled_answer_leaves_no_state(engine: TransformersEngine) -> None:
+    async def cancel() -> None:
+        request = GenerationRequest(engine, PROMPTS[0], 200, GREEDY, (), format=PERSON)
+        async with aclosing(engine.answers(request, streaming=True)) as answers:
+            await anext(answers)
+
+    asyncio.run(cancel())
+    assert not engine._sampler.matchers
+
+
+def test_a_format_that_cannot_be_compiled_is_a_400_before_the_answer(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_format: object) -> object:
+        raise FormatError("the format is not supported: too long")
+
+    monkeypatch.setattr(compiler, "grammar_of", fail)
+    with pytest.raises(RequestError, match="response_format: the format is not supported: too long") as caught:
+        asyncio.run(pieces(engine, PROMPTS[0], format=ChoiceFormat(type="choice", choice=("one", "two"))))
+    assert (caught.value.status, caught.value.param) == (400, "response_format")
+
+
+def test_a_format_that_turns_out_too_slow_ends_its_answers_but_no_others(engine: TransformersEngine) -> None:
+    format = ChoiceFormat(type="choice", choice=("slow", "slower"))
+    engine._grammars.compile(format).fault = TOO_SLOW
+    with pytest.raises(RequestError, match="takes too long") as caught:
+        asyncio.run(pieces(engine, PROMPTS[0], format=format))
+    assert caught.value.status == 400
+    assert asyncio.run(last(engine, PROMPTS[0], format=CHOICE)).text in CHOICE.choice
+
+
+def test_a_format_that_fails_during_an_answer_is_an_error(engine: TransformersEngine) -> None:
+    format = ChoiceFormat(type="choice", choice=("a long option", "a long one"))
+
+    async def fail() -> None:
+        request = GenerationRequest(engine, PROMPTS[0], LIMIT, GREEDY, (), format=format)
+        async with aclosing(engine.answers(request, streaming=True)) as answers:
+            await anext(answers)
+            grammar = engine._grammars.known(format)
+            assert grammar is not None
+            grammar.fault = TOO_SLOW
+            async for _ in answers:
+                pass
+
+    with pytest.raises(RequestError, match="takes too long"):
+        asyncio.run(fail())
