@@ -95,6 +95,8 @@ def _type(field: FieldInfo) -> str:
     choices = get_args(field.annotation)
     if _section(field):
         return "`int` or section" if any(int in get_args(choice) for choice in choices) else "section"
+    if any(get_origin(choice) is Annotated and len(get_args(get_args(choice)[0])) > 1 for choice in choices):
+        return "one of several sections"
     if choices and all(isinstance(choice, str | int) for choice in choices):
         return " or ".join(f"`{choice}`" for choice in choices)
     name = getattr(field.annotation, "__name__", "") if not choices else str(field.annotation)
@@ -222,8 +224,8 @@ def _schema_type(schema: Schema) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
-    if "anyOf" in schema:
-        return " or ".join(_schema_type(choice) for choice in schema["anyOf"])
+    if "anyOf" in schema or "oneOf" in schema:
+        return " or ".join(_schema_type(choice) for choice in schema.get("anyOf") or schema["oneOf"])
     if "enum" in schema or "const" in schema:
         return " or ".join(f"`{json.dumps(value)}`" for value in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array" and "items" in schema:
