@@ -42,7 +42,7 @@ class Grammar:
     end_id: int
     num_bytes: int
     fault: str | None = None
-    """Why answers cannot be generated with it. It is set when that is found during an answer."""
+    """Why answers cannot be generated with it. An answer that fails sets it."""
 
     def require_usable(self) -> None:
         """Raise FormatError if an earlier answer could not be generated."""

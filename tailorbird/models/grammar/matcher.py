@@ -54,7 +54,7 @@ class AnswerMatcher:
         scores.masked_fill_(~allowed, -torch.inf)
 
     def require_usable(self) -> None:
-        """Raise FormatError if the answer ended because no token could be found."""
+        """Raise FormatError if the answer ended because no token can follow."""
         self._grammar.require_usable()
 
     def _allowed(self, vocab_size: int, device: torch.device) -> torch.Tensor:

@@ -67,8 +67,8 @@ def schema_format(schema: Any) -> JsonSchemaFormat:
 def answers(grammar: Grammar, *, seed: int, count: int) -> list[str]:
     """Return the answers of several draws that end in time."""
     draw = random.Random(seed)
-    drawn = [random_answer(grammar, draw, tokenizer=TOKENIZER) for _ in range(count)]
-    return [answer for answer in drawn if answer is not None]
+    texts = [random_answer(grammar, draw, tokenizer=TOKENIZER) for _ in range(count)]
+    return [answer for answer in texts if answer is not None]
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,9 +80,9 @@ def test_every_answer_satisfies_the_schema(schema: Any, seed: int) -> None:
 
 @pytest.mark.parametrize("schema", [*TEXTS, *NUMBERS, *OTHERS])
 def test_every_answer_satisfies_a_simple_schema(schema: Any) -> None:
-    found = answers(COMPILER.compile(schema_format(schema)), seed=0, count=20)
-    assert len(found) > 10
-    for answer in found:
+    drawn = answers(COMPILER.compile(schema_format(schema)), seed=0, count=20)
+    assert len(drawn) > 10
+    for answer in drawn:
         jsonschema.validate(json.loads(answer), schema)
 
 
@@ -93,16 +93,16 @@ def test_a_recursive_schema_is_satisfied() -> None:
         "required": ["value", "next"],
     }
     schema = {"$ref": "#/$defs/node", "$defs": {"node": node}}
-    found = answers(COMPILER.compile(schema_format(schema)), seed=1, count=20)
-    assert found
-    for answer in found:
+    drawn = answers(COMPILER.compile(schema_format(schema)), seed=1, count=20)
+    assert drawn
+    for answer in drawn:
         jsonschema.validate(json.loads(answer), schema)
 
 
 def test_an_object_without_a_schema_is_json() -> None:
-    found = answers(COMPILER.compile(JsonObjectFormat(type="json_object")), seed=2, count=30)
-    assert len(set(found)) > 10
-    assert all(isinstance(json.loads(answer), dict) for answer in found)
+    drawn = answers(COMPILER.compile(JsonObjectFormat(type="json_object")), seed=2, count=30)
+    assert len(set(drawn)) > 10
+    assert all(isinstance(json.loads(answer), dict) for answer in drawn)
 
 
 def test_a_choice_gives_each_option_exactly_and_nothing_else() -> None:
