@@ -24,7 +24,7 @@ import torch
 from benchmarks.rounds import Figures, finish, medians, print_table, take_turns
 from serving.engines.base_chat import GenerationRequest, Sampling
 from serving.engines.transformers_engine import TransformersEngine
-from tailorbird.config.response_format import JsonSchemaFormat
+from tailorbird.config.formats.response_format import JsonSchemaFormat
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models import base_model

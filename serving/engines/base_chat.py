@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from serving.engines.fair_slots import FairSlots
 from serving.http.schemas import RequestError
-from tailorbird.config.response_format import ResponseFormat, StructuredFormat, TextFormat
+from tailorbird.config.formats.response_format import ResponseFormat, StructuredFormat, TextFormat
 from tailorbird.data.rows import Conversation
 from tailorbird.registry.routing import PartName
 

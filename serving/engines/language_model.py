@@ -10,7 +10,7 @@ from serving.engines.base_chat import ChatEngine, GenerationRequest, LikelyToken
 from serving.engines.detokenizer import IncrementalDetokenizer
 from serving.engines.stop_sequences import visible_text
 from serving.http.schemas import RequestError
-from tailorbird.config.response_format import StructuredFormat
+from tailorbird.config.formats.response_format import StructuredFormat
 from tailorbird.data.rows import Conversation
 from tailorbird.models.grammar.compiler import FormatError
 from tailorbird.models.retrieval.chat_prompt import chat_prompt

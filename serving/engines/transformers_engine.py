@@ -10,7 +10,7 @@ from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Generation, LanguageModelEngine, refused_format
 from serving.http.admission import client_name
 from serving.http.schemas import RequestError
-from tailorbird.config.response_format import StructuredFormat, format_key
+from tailorbird.config.formats.response_format import StructuredFormat, format_key
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.grammar.compiler import FormatError, Grammar, compiler_for
 

@@ -26,7 +26,7 @@ from serving.engines.language_model import Generation, LanguageModelEngine, Lang
 from serving.engines.vllm_server import EngineStopped, ServerOptions, TokenRequest, VllmServer, llm_config
 from serving.http.schemas import RequestError
 from serving.version_checks import require_digest
-from tailorbird.config.response_format import StructuredFormat
+from tailorbird.config.formats.response_format import StructuredFormat
 from tailorbird.config.serving import ServingConfig
 from tailorbird.models.grammar.compiler import FormatError, grammar_of
 

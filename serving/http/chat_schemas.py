@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, HttpModel, RequestError, faults_of, require_few_values
-from tailorbird.config.response_format import ResponseFormat
+from tailorbird.config.formats.response_format import ResponseFormat
 from tailorbird.registry.routing import PartName
 
 

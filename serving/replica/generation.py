@@ -13,7 +13,7 @@ from serving.http.chat_format import LAST_EVENT, AnswerFormat, AnswerHead, Usage
 from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequest
 from serving.http.metrics import record_failure
 from serving.http.schemas import RequestError
-from tailorbird.config.response_format import ResponseFormat, TextFormat
+from tailorbird.config.formats.response_format import ResponseFormat, TextFormat
 
 _log = logging.getLogger("ray.serve")
 

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from tailorbird.config.base import STORES, ConfigSection, with_scheme
-from tailorbird.config.response_format import StructuredFormat
+from tailorbird.config.formats.response_format import StructuredFormat
 
 
 class DataConfig(ConfigSection):

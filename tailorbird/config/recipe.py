@@ -8,9 +8,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from tailorbird.config.base import MODEL_STORES, STORES, ConfigSection, with_scheme
 from tailorbird.config.data import DataConfig
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.config.formats.response_format import ChoiceFormat
 from tailorbird.config.model_uri import parse_model_uri
 from tailorbird.config.monitoring import MonitoringConfig
-from tailorbird.config.response_format import ChoiceFormat
 from tailorbird.config.serving import ServingConfig
 from tailorbird.config.tasks import TASKS, TaskName
 from tailorbird.config.training import TrainingConfig

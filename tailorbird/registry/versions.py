@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from tailorbird import storage
-from tailorbird.config.response_format import StructuredFormat
+from tailorbird.config.formats.response_format import StructuredFormat
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.routing import PARTS, Routing
 from tailorbird.storage import MANIFEST, StorageError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from tailorbird.config.response_format import ChoiceFormat, StructuredFormat, openai_format
+from tailorbird.config.formats.response_format import ChoiceFormat, StructuredFormat, openai_format
 from tailorbird.data.chat_template import with_system
 from tailorbird.data.rows import Conversation, Rows, query_of
 from tailorbird.data.splits import normalise

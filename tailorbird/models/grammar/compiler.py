@@ -6,8 +6,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tailorbird.config.json_schema import supported_schema
-from tailorbird.config.response_format import (
+from tailorbird.config.formats.json_schema import supported_schema
+from tailorbird.config.formats.response_format import (
     ChoiceFormat,
     JsonSchemaFormat,
     StructuredFormat,

@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList
 
 from serving.batch_jobs import scorers
 from serving.batch_jobs.schema import Part
-from tailorbird.config.response_format import ChoiceFormat, JsonObjectFormat, JsonSchemaFormat
+from tailorbird.config.formats.response_format import ChoiceFormat, JsonObjectFormat, JsonSchemaFormat
 from tailorbird.data.rows import Rows, SuiteColumns
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.models.causal_lm import ChatModel
@@ -22,7 +22,7 @@ from tailorbird.models.grammar.compiler import FormatError, grammar_for
 from tailorbird.models.grammar.processor import GrammarLogits
 from tailorbird.registry.versions import Prompting
 from tests import small_chat
-from tests.byte_level import language_model, tokenizer
+from tests.unit.byte_level import language_model, tokenizer
 
 TOKENIZER, LM, LIMIT = tokenizer(), language_model(), 40
 END = int(TOKENIZER.eos_token_id)

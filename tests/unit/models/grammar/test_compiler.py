@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailorbird.config.response_format import ChoiceFormat, JsonObjectFormat, JsonSchemaFormat
+from tailorbird.config.formats.response_format import ChoiceFormat, JsonObjectFormat, JsonSchemaFormat
 from tailorbird.models.grammar import compiler as compiling
 from tailorbird.models.grammar.compiler import FormatError, Grammar, GrammarCompiler, grammar_of
 from tailorbird.models.grammar.matcher import NO_TOKEN, TOO_SLOW, AnswerMatcher
 from tests import small_chat
-from tests.byte_level import PADDED, random_answer, tokenizer
+from tests.unit.byte_level import PADDED, random_answer, tokenizer
 
 TOKENIZER = tokenizer()
 END = int(TOKENIZER.eos_token_id)

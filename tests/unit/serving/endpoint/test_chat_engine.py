@@ -17,7 +17,7 @@ from serving.endpoint.upstream import Limits, Upstream
 from serving.engines.base_chat import GenerationRequest, Sampling
 from serving.http.metrics import ENDPOINT_REQUESTS, ENDPOINT_SPEND, ENDPOINT_TOKENS, OTHER_MODEL, Meter
 from serving.http.schemas import RequestError
-from tailorbird.config.response_format import JsonObjectFormat
+from tailorbird.config.formats.response_format import JsonObjectFormat
 from tailorbird.models.endpoint.errors import EndpointKeyMissing
 from tests.endpoint_server import Reply, completion, endpoint_server, event, last_events, refusal, stream
 from tests.unit.serving.endpoint.clients import chat, client_of, engine_of

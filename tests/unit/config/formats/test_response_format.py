@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tailorbird.config.recipe import Recipe
-from tailorbird.config.response_format import (
+from tailorbird.config.formats.response_format import (
     ChoiceFormat,
     JsonObjectFormat,
     JsonSchemaFormat,
     format_key,
     openai_format,
 )
+from tailorbird.config.recipe import Recipe
 from tailorbird.registry.versions import Prompting
 
 SCHEMA = {"type": "object", "properties": {"z": {"type": "integer"}, "a": {"type": "string"}}}

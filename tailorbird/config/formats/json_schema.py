@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tailorbird.config.schema_pattern import exact_pattern
+from tailorbird.config.formats.schema_pattern import exact_pattern
 
 MAX_BYTES, MAX_DEPTH, MAX_SUBSCHEMAS, MAX_VALUES = 16_384, 16, 512, 1024
 MAX_PROPERTIES = 128  # of an object; the time to compile a grammar grows with the square of their number

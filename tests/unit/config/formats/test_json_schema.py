@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tailorbird.config.json_schema import MAX_ALTERNATIVES, MAX_PROPERTIES, supported_schema
+from tailorbird.config.formats.json_schema import MAX_ALTERNATIVES, MAX_PROPERTIES, supported_schema
 
 ANY_OBJECT = {"type": "object", "additionalProperties": True}
 

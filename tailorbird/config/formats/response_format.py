@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tailorbird.config.base import ConfigSection
-from tailorbird.config.json_schema import supported_schema
+from tailorbird.config.formats.json_schema import supported_schema
 
 MAX_OPTIONS, MAX_OPTION_CHARS = 256, 256
 

@@ -17,7 +17,7 @@ from serving.engines.language_model import Likelihoods
 from serving.engines.sampling import Sampler
 from serving.engines.transformers_engine import TransformersEngine
 from serving.http.schemas import RequestError
-from tailorbird.config.response_format import ChoiceFormat, ResponseFormat, TextFormat
+from tailorbird.config.formats.response_format import ChoiceFormat, ResponseFormat, TextFormat
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts
@@ -25,7 +25,7 @@ from tailorbird.models.grammar import compiler
 from tailorbird.models.grammar.compiler import FormatError, grammar_for
 from tailorbird.models.grammar.matcher import TOO_SLOW, AnswerMatcher
 from tailorbird.registry.versions import Prompting
-from tests.byte_level import language_model, tokenizer
+from tests.unit.byte_level import language_model, tokenizer
 
 TOKENIZER, LIMIT = tokenizer(), 60
 PROMPTS = [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.config.schema_pattern import MAX_SIZE, exact_pattern
+from tailorbird.config.formats.schema_pattern import MAX_SIZE, exact_pattern
 
 ATOMS = st.sampled_from(["a", "b", "[ab]", "[^b-z]", ".", r"\d", r"\w", r"\.", "é", "[a-c.]"])
 QUANTIFIERS = st.sampled_from(["", "*", "+", "?", "{2}", "{0,2}", "{1,}"])

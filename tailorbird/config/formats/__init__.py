@@ -1,0 +1,1 @@
+"""Response formats, and the part of JSON Schema that they can have."""
