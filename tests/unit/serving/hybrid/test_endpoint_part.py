@@ -6,8 +6,8 @@ import pytest
 
 from serving.http.metrics import ENDPOINT_SPEND, Meter
 from tests.endpoint_server import completion, endpoint_server, refusal
+from tests.unit.serving.endpoint.clients import engine_of as endpoint_engine
 from tests.unit.serving.endpoint.test_chat_engine import counts
-from tests.unit.serving.endpoint.test_chat_engine import engine_of as endpoint_engine
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE
 from tests.unit.serving.engines.test_nearest_engine import engine_of as nearest_engine
 from tests.unit.serving.hybrid.test_chat_engine import KNOWN, SIMILAR, answers_of, hybrid_of
