@@ -121,6 +121,15 @@ def test_vllms_client_has_the_parts_that_the_engine_uses() -> None:
 
 
 @needs_vllm
+def test_vllm_accepts_a_grammar() -> None:
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+
+    grammar = 'root ::= "a"'
+    sampling = SamplingParams(structured_outputs=StructuredOutputsParams(grammar=grammar))
+    assert sampling.structured_outputs.grammar == grammar, "vLLM: StructuredOutputsParams.grammar moved"
+
+
+@needs_vllm
 def test_a_completion_request_has_the_fields_that_the_engine_sets() -> None:
     from ray.serve.llm.openai_api_models import CompletionRequest
 
