@@ -40,7 +40,8 @@ def answer_rows_of_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> t
 def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predictions:
     """Return the predictions of the endpoint version or artifact at `uri`; see `fetch_answers` for errors.
 
-    An endpoint returns no log-likelihoods of given texts, so rows of a suite that need them have no score.
+    An endpoint returns no log-likelihoods of given texts, so rows of a suite that need them have no score. It does not
+    continue the start of an answer, so it gets only the prompt.
     """
     if rows.suite is not None:
         positions, kind = generated_positions(rows), read_artifact_config(uri).kind

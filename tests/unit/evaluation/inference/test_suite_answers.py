@@ -1,6 +1,8 @@
 """A tiny chat model answers suites, in all ways in which a version answers."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.generation import log_likelihoods
 from tailorbird.models.loading import LoadedChat, load_artifact
-from tailorbird.registry.versions import Prompting, VersionConfig
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.versions import Prompting, VersionConfig, write_config
+from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, question
 from tests.small_chat import save
 
 PROMPTING = Prompting(system="s", max_new_tokens=4)
@@ -107,3 +111,24 @@ def test_the_model_continues_the_start_of_an_answer(artifacts: str) -> None:
     started = replace(SUITE, suite=replace(SUITE.suite, starts=starts)).take([1])
     plain, continued = (predict_rows(f"{artifacts}/zero_shot", rows=rows) for rows in (SUITE.take([1]), started))
     assert plain.confidences[0] != continued.confidences[0]
+
+
+def test_an_endpoint_answers_the_rows_that_need_no_likelihoods_and_gets_no_other_request(tmp_path: Path) -> None:
+    def reply(body: dict[str, Any], _: int) -> Reply:
+        return completion(f"a zebra: {question(body)}", logprobs=(-1.0, -1.0))
+
+    with endpoint_server(reply) as server:
+        uri = tmp_path / "task" / "stages" / "endpoint"
+        uri.mkdir(parents=True)
+        config = VersionConfig(
+            kind="endpoint_zero_shot", classes=(), base_model="s3://m/base", max_length=64, dtype="float32", code="",
+            recipe_hash="", created_at="", prompting=PROMPTING,
+            endpoint=Endpoint(url=server.url, model="m", reported_model=MODEL),
+        )  # fmt: skip
+        write_config(uri, config)
+        table = predict_rows(uri.as_uri(), rows=SUITE)
+        np.testing.assert_array_equal(table.scores, [np.nan, 1, np.nan, np.nan])
+        assert table.confidences[1] == pytest.approx(np.exp(-1))
+        assert [question(body) for body in server.bodies] == ["blue?"]
+        assert np.isnan(predict_rows(uri.as_uri(), rows=SUITE.take([0])).scores).all()
+        assert len(server.bodies) == 1
