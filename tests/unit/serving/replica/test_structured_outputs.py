@@ -11,13 +11,19 @@ import jsonschema
 import pytest
 import torch
 from pydantic import TypeAdapter
+from starlette.testclient import TestClient
 
 from serving.engines.base_chat import GenerationRequest, PartialAnswer, Sampling
+from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Likelihoods
 from serving.engines.sampling import Sampler
 from serving.engines.transformers_engine import TransformersEngine
 from serving.http.schemas import RequestError
+from serving.replica.base import Replica
+from serving.replica.chat import Chat
+from serving.replica.served_versions import ServedVersions
 from tailorbird.config.formats.response_format import ChoiceFormat, ResponseFormat, TextFormat
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts
@@ -49,7 +55,7 @@ ANY = TextFormat(type="text")
 
 
 def engine_of(prompting: Prompting) -> TransformersEngine:
-    version = SimpleNamespace(version="v")
+    version = SimpleNamespace(name="task", version="v", digest="d")
     loaded: Any = SimpleNamespace(
         model=ChatModel(language_model()), tokenizer=TOKENIZER, prompting=prompting, version=version, index=None
     )
@@ -251,3 +257,33 @@ def test_a_format_that_fails_during_an_answer_is_an_error(engine: TransformersEn
 
     with pytest.raises(RequestError, match="takes too long"):
         asyncio.run(fail())
+
+
+def test_the_route_answers_in_the_format_of_the_request_complete_and_streamed(engine: TransformersEngine) -> None:
+    versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
+    versions.engines = {"champion": engine}
+    service: Any = object.__new__(Chat)
+    service._config = ServingConfig()
+    service._replica = Replica(versions, task_uri="s3://models/task", config=service._config)
+    service._prompts = FairSlots(1)
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "yes or no"}], "max_tokens": LIMIT}
+    body |= {"response_format": {"type": "choice", "choice": list(CHOICE.choice)}}
+    route = "/v1/chat/completions"
+    with TestClient(service.__serve_build_asgi_app__(), base_url="http://127.0.0.1") as client:
+        whole = client.post(route, json=body | {"logprobs": True, "top_logprobs": 20}).json()["choices"][0]
+        events = client.post(route, json=body | {"stream": True}).text.split("\n\n")
+        lookaround = {"schema": {"type": "string", "pattern": "(?=a)"}}
+        refused = client.post(
+            route, json=body | {"stream": True, "response_format": {"type": "json_schema", "json_schema": lookaround}}
+        )
+        tools = client.post(route, json=body | {"tools": [{"type": "function", "function": {"name": "f"}}]})
+    assert whole["message"]["content"] in CHOICE.choice
+    assert whole["finish_reason"] == "stop"
+    assert all(
+        -100 < likely["logprob"] <= 0 for token in whole["logprobs"]["content"] for likely in token["top_logprobs"]
+    )
+    deltas = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events if "delta" in event]
+    assert "".join(delta.get("content", "") for delta in deltas) == whole["message"]["content"]
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"].startswith("response_format: /pattern: has a group with options")
+    assert (tools.status_code, tools.json()["error"]["param"]) == (400, "tools")
