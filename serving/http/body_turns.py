@@ -5,8 +5,8 @@ import asyncio
 from serving.engines.fair_queue import FairQueue
 
 SMALL_BODY_BYTES = 16 << 10  # parsed at once: 8,000 invalid items take about a millisecond
-BYTES_PER_S = 20e6
-"""Rate at which a replica parses large bodies. To receive and parse 1 MB takes 3 to 15 ms of the event loop."""
+BYTES_PER_S = 10e6
+"""Rate at which a replica parses large bodies. To receive and parse 1 MB takes 5 to 20 ms of the event loop."""
 
 
 class BodyTurns:
