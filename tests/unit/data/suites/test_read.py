@@ -45,7 +45,7 @@ def test_the_hash_of_a_suite_depends_on_each_column(tmp_path: Path) -> None:
     assert len({rows_sha256(read(tmp_path, pair | change)) for change in changes}) == len(changes)
 
 
-@pytest.mark.parametrize("name", set(BUILTIN_SUITES) - {EXTRACTION.removeprefix(BUILTIN)})
+@pytest.mark.parametrize("name", sorted(set(BUILTIN_SUITES) - {EXTRACTION.removeprefix(BUILTIN)}))
 def test_the_suites_of_the_package_have_a_hundred_rows_in_groups(name: str) -> None:
     rows = read_suite(f"{BUILTIN}{name}")
     assert len(rows) == 100
