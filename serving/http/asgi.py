@@ -23,7 +23,7 @@ from starlette.websockets import WebSocketClose
 
 from serving.http.admission import client_name
 from serving.http.api_keys import KeyScope
-from serving.http.body_turns import BodyTurns
+from serving.http.body_turns import SMALL_BODY_BYTES, BodyTurns
 from serving.http.schemas import RequestError
 from serving.http.security_headers import DATA_POLICY, security_headers
 
@@ -157,7 +157,7 @@ class Endpoint:
                 if not route.open:
                     admitted.enter_context(self.admit(request))
                 body = await read_body(request, max_bytes=self.max_body_bytes) if route.method == "POST" else b""
-                await self.turns.wait(client=client_name(), num_bytes=len(body))
+                await self._wait_for_turn(body, receive)
             except RequestError as error:
                 await error_response(error)(scope, receive, send)
                 return
@@ -166,6 +166,14 @@ class Endpoint:
             answering = _answer(route, body, request, send)
             watched = route.watched() if callable(route.watched) else route.watched
             await (_while_connected(answering, receive) if watched else answering)
+
+    async def _wait_for_turn(self, body: bytes, receive: Receive) -> None:
+        """Wait until the body may be parsed. Raises RequestError if the client disconnects meanwhile."""
+        if len(body) <= SMALL_BODY_BYTES:
+            return
+        turn = self.turns.wait(client=client_name(), num_bytes=len(body))
+        if not await _while_connected(turn, receive):
+            raise RequestError(400, "disconnected", "the client closed the connection before its body was parsed")
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
@@ -256,8 +264,8 @@ def _redirect(location: str) -> Response:
     return response
 
 
-async def _while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Run `work`, and cancel it if the client disconnects."""
+async def _while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> bool:
+    """Run `work`, and cancel it if the client disconnects. Return whether it was not cancelled."""
     tasks = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(receive))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -265,6 +273,7 @@ async def _while_connected(work: Coroutine[Any, Any, None], receive: Receive) ->
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    return not tasks[0].cancelled()
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

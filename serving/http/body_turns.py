@@ -18,12 +18,10 @@ class BodyTurns:
 
     def __init__(self) -> None:
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
-        self._next_at = 0.0  # time of the event loop at which the pause ends
+        self._paused = False
 
     async def wait(self, *, client: str, num_bytes: int) -> None:
-        """Wait until a body may be parsed; return at once if it is small. A cancelled call leaves the queue."""
-        if num_bytes <= SMALL_BODY_BYTES:
-            return
+        """Wait until a body of more than `SMALL_BODY_BYTES` may be parsed. A cancelled call leaves the queue."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entries = self._queue.add(client, [(turn, num_bytes)])
         self._start()
@@ -34,16 +32,15 @@ class BodyTurns:
 
     def _start(self) -> None:
         """Begin the next turn, unless the pause after the last one has not ended."""
-        loop = asyncio.get_running_loop()
-        while loop.time() >= self._next_at and (entry := self._queue.first(allowed=lambda _client: True)):
+        while not self._paused and (entry := self._queue.first(allowed=lambda _client: True)):
             if entry.item.done():  # cancelled
                 self._queue.discard([entry])
                 continue
             self._queue.serve([entry])
-            self._next_at = loop.time() + entry.cost / BYTES_PER_S
-            loop.call_at(self._next_at, self._end_pause)
+            self._paused = True
+            asyncio.get_running_loop().call_later(entry.cost / BYTES_PER_S, self._end_pause)
             entry.item.set_result(None)
 
     def _end_pause(self) -> None:
-        self._next_at = 0.0  # the event loop may call this a moment too early
+        self._paused = False
         self._start()

@@ -39,12 +39,15 @@ class Service:
             admit=admit,
         )
 
-    def send(self, client: str, body: bytes) -> asyncio.Task[None]:
-        """Send a body, the end of which is replaced by the name of the client."""
-        message = {"type": "http.request", "body": body[:-4] + client.encode(), "more_body": False}
+    def send(self, client: str, body: bytes, *, disconnect: asyncio.Event | None = None) -> asyncio.Task[None]:
+        """Send a body, the end of which is replaced by the name of the client, who stays until `disconnect` is set."""
+        messages = [{"type": "http.request", "body": body[:-4] + client.encode(), "more_body": False}]
 
         async def receive() -> Message:
-            return message
+            if messages:
+                return messages.pop()
+            await (disconnect or asyncio.Event()).wait()
+            return {"type": "http.disconnect"}
 
         async def ignore(_message: Message) -> None:
             pass
@@ -103,5 +106,36 @@ def test_a_cancelled_request_leaves_its_turn_to_the_next_one(monkeypatch: pytest
         cancelled.cancel()
         await kept
         assert service.answered == ["many", "some"]
+
+    run(scenario)
+
+
+def test_a_client_that_disconnects_leaves_its_turn_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_turns, "BYTES_PER_S", len(LARGE) / 0.2)
+
+    async def scenario() -> None:
+        service, disconnect = Service(), asyncio.Event()
+        await service.send("many", LARGE)
+        gone, kept = service.send("gone", LARGE, disconnect=disconnect), service.send("some", LARGE)
+        await asyncio.sleep(0)
+        disconnect.set()
+        await asyncio.gather(gone, kept)
+        assert service.answered == ["many", "some"]
+
+    run(scenario)
+
+
+def test_a_pause_that_ends_late_is_followed_by_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[Callable[[], None]] = []
+
+    async def scenario() -> None:
+        turns, loop = body_turns.BodyTurns(), asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "call_later", lambda _delay, callback: pauses.append(callback))
+        waiting = [asyncio.create_task(turns.wait(client=name, num_bytes=1000)) for name in ("one", "two", "three")]
+        for num_done in (1, 2, 3):
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert sum(task.done() for task in waiting) == num_done == len(pauses)
+            pauses[-1]()
 
     run(scenario)
