@@ -18,7 +18,7 @@ from tailorbird.data.rows import Rows, Splits
 from tailorbird.data.splits import normalise
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.statistics.answer_metrics import unreadable
-from tailorbird.monitoring.label_audit import labelled_rows
+from tailorbird.monitoring.label_audit import audited_rows, labelled_rows
 from tailorbird.monitoring.log_reader import ANSWERS, FEEDBACK, by_day, is_answered, key_of, read_columns
 from tailorbird.monitoring.traffic import SHADOW
 from tailorbird.registry.draws import draw_secret
@@ -82,6 +82,29 @@ def corrected_by_feedback(recipe: Recipe, *, since: datetime) -> Rows:
             if is_first and (code := key(row)) in latest:
                 logged[code] = row | {"correct_answer": latest[code][1]}
     return labelled_rows(recipe, [logged[code] for code in sorted(logged)])
+
+
+def training_parts(
+    recipe: Recipe, audited: Rows, *, splits: Splits, since: datetime
+) -> tuple[dict[str, Rows], str | None]:
+    """Return the rows to propose as training data, by suffix of their file, and why corrections are left out, if so.
+
+    `audited` are the usable rows of blind audits since a time. For chat, corrections are added: the correct answers of
+    scored audits and of feedback. They are no random sample, and clients can write any text as feedback, so no row of
+    validation or test may be one. They are left out if such rows are split off `data.train`.
+    """
+    if recipe.task != "chat":
+        return {"": audited}, None
+    unset = " and ".join(f"data.{name}" for name in ("validation", "test") if getattr(recipe.data, name) is None)
+    if unset:
+        return {"": audited}, (
+            f"corrections by feedback and scored audits are left out: {unset} is not set, so a part of data.train "
+            f"would be tested on; to train on corrections, set {unset} and re-evaluate"
+        )
+    rows, _ = usable_rows(audited_rows(recipe, since=since, corrected=True), splits)
+    feedback, _ = usable_rows(corrected_by_feedback(recipe, since=since), splits)
+    others = [index for index, row_id in enumerate(feedback.row_ids) if row_id not in rows.row_ids]
+    return {"": rows, "-feedback": feedback.take(others)}, None
 
 
 def propose_training(recipe: Recipe, parts: Mapping[str, Rows], *, uri: str) -> str:

@@ -23,7 +23,7 @@ from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.monitoring.label_audit import audited_rows
-from tailorbird.operate.audited_data import corrected_by_feedback, propose_training, usable_rows
+from tailorbird.operate.audited_data import propose_training, training_parts, usable_rows
 from tailorbird.operate.reevaluation_evidence import (
     AuditedData,
     ReevaluationEvidence,
@@ -54,6 +54,7 @@ class Reevaluation:
     rollback_uri: str  # URI of the version that a rollback restores
     champion: Champion  # after the re-evaluation
     proposed: str | None  # URI of a recipe that also trains on the audited rows, if the verdict no longer holds
+    left_out: str | None = None  # reason why the proposed recipe trains on no corrections, if that is so
 
     def sentence(self) -> str:
         state = {True: "holds", False: "no longer holds", None: "is not decided by these rows"}
@@ -71,6 +72,7 @@ class Reevaluation:
                 else f"to roll back: `tailorbird rollback {recipe} --reason ...`"
             )
             next_steps = [f"{rollback}; to train on current requests: `tailorbird run {self.proposed}`"]
+            next_steps += [self.left_out] if self.left_out else []
         reasons = (f"  - {reason}" for reason in (*self.verdict.reasons, self.new_rows))
         return [self.sentence(), *reasons, *next_steps, f"evidence: {self.uri}"]
 
@@ -124,27 +126,17 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
         expires_at=expires.isoformat(timespec="seconds") if verdict.holds else None,
     )
     # The evidence is written last, because its rows are not new to a later re-evaluation.
-    proposed = _propose(recipe, champion, audited=audited, uri=uri) if verdict.holds is False else None
+    proposed = left_out = None
+    if verdict.holds is False:
+        since = datetime.fromisoformat(champion.since)
+        parts, left_out = training_parts(recipe, audited.rows, splits=audited.splits, since=since)
+        proposed = propose_training(recipe, parts, uri=uri)
     write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
     if verdict.holds is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.numbers()} ({uri})"
         champion = roll_back(recipe.task_uri, reason=reason, of=champion)
     new_rows = _of_new_rows(tables, new=audited.new, metric=verdict.metric)
-    return Reevaluation(uri, verdict, new_rows, former.uri, champion, proposed)
-
-
-def _propose(recipe: Recipe, champion: Champion, *, audited: "_Audited", uri: str) -> str:
-    """Write the audited rows and, for chat, corrected answers as training data, and return the proposed recipe's URI.
-
-    Corrected answers are those of scored audits and of feedback. They are no random sample, so no test uses them.
-    """
-    if recipe.task != "chat":
-        return propose_training(recipe, {"": audited.rows}, uri=uri)
-    since = datetime.fromisoformat(champion.since)
-    rows, _ = usable_rows(audited_rows(recipe, since=since, corrected=True), audited.splits)
-    feedback, _ = usable_rows(corrected_by_feedback(recipe, since=since), audited.splits)
-    others = [index for index, row_id in enumerate(feedback.row_ids) if row_id not in rows.row_ids]
-    return propose_training(recipe, {"": rows, "-feedback": feedback.take(others)}, uri=uri)
+    return Reevaluation(uri, verdict, new_rows, former.uri, champion, proposed, left_out)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ class ChatTask(test_daily_report.Task):
 
     def exported(self, **fields: Any) -> pa.Table:
         to = self.folder / "audit.parquet"
-        export_answers(self.recipe, digest=DIGEST, days=[FIRST], num_rows=100, to=to.as_uri(), **fields)
+        options = {"num_rows": 100} | fields
+        export_answers(self.recipe, digest=DIGEST, days=[FIRST], to=to.as_uri(), **options)
         return pq.read_table(to)
 
     def imported(self, table: pa.Table, **columns: list[Any]) -> tuple[str, int]:

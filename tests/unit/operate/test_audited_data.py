@@ -16,7 +16,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.data.tasks import data_task
-from tailorbird.operate.audited_data import corrected_by_feedback, propose_training, usable_rows
+from tailorbird.operate.audited_data import corrected_by_feedback, propose_training, training_parts, usable_rows
 from tests.unit.monitoring.test_chat import ChatTask, feedback, logged
 from tests.unit.monitoring.test_daily_report import FIRST, write
 
@@ -133,3 +133,24 @@ def test_feedback_counts_with_the_latest_correct_answer_of_the_key_that_got_the_
     corrected = corrected_by_feedback(task.recipe, since=datetime(2026, 3, 1, tzinfo=UTC))
     assert (corrected.texts, corrected.labels) == ((rows[0]["text"],), ("latest",))
     assert len(corrected_by_feedback(task.recipe, since=datetime(2026, 3, 2, tzinfo=UTC))) == 0
+
+
+@pytest.mark.parametrize("unset", ["validation", "test"])
+def test_corrections_are_not_proposed_if_a_part_of_the_training_data_is_tested_on(tmp_path: Path, unset: str) -> None:
+    task = ChatTask(tmp_path)
+    write(task.log, "answers", FIRST, [logged(FIRST, number) for number in range(2)])
+    task.imported(task.exported(num_rows=1, with_answers=True), score=[0.0], correct_answer=["of a scored audit"])
+    write(task.log, "feedback", FIRST, [feedback(FIRST, number, correct_answer="of a client") for number in range(2)])
+    splits, since = Splits(*[Rows((), (), ())] * 3), datetime(2026, 3, 1, tzinfo=UTC)
+    files = dict.fromkeys(("validation", "test"), "s3://lake/file.parquet")
+    data = task.recipe.data.model_copy(update=files)
+    recipe = task.recipe.model_copy(update={"data": data})
+    parts, left_out = training_parts(recipe, CHAT, splits=splits, since=since)
+    assert ({name: rows.labels for name, rows in parts.items()}, left_out) == (
+        {"": ("of a scored audit",), "-feedback": ("of a client",)},
+        None,
+    )
+    recipe = recipe.model_copy(update={"data": data.model_copy(update={unset: None})})
+    parts, left_out = training_parts(recipe, CHAT, splits=splits, since=since)
+    assert parts == {"": CHAT}
+    assert f"data.{unset} is not set, so a part of data.train would be tested on" in (left_out or "")

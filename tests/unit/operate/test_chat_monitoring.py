@@ -110,3 +110,4 @@ def test_a_champion_that_answers_wrongly_is_found_in_the_log_and_rolled_back(
     rows = read_splits(wider.data, task=data_task("chat")).train
     assert len(rows) == 30 + 57 + 3
     assert {QUESTIONS[text] for text in rows.texts[-3:]} == set(rows.labels[-3:]) == set(replicas.ANSWERS.values())
+    assert done.left_out is None
