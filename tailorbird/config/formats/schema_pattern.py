@@ -6,6 +6,8 @@ from typing import NamedTuple
 MAX_CHARS = 256
 MAX_SIZE = 256
 """Maximum number of characters and classes of a pattern, each counted as often as it is repeated."""
+MAX_TEXT = 16_384
+"""Maximum number of characters of a rewritten pattern."""
 Ranges = tuple[tuple[int, int], ...]  # first and last code points, in order, without overlaps
 
 PLAIN: Ranges = (
@@ -60,23 +62,22 @@ class _Parser:
         return self._pattern[self.position] if self.position < len(self._pattern) else ""
 
     def alternatives(self) -> _Part:
-        parts = [self._sequence()]
+        part = self._sequence()
         while self._next() == "|":
             self.position += 1
-            parts.append(self._sequence())
-        size = _limited(sum(part.size for part in parts))
-        return parts[0] if len(parts) == 1 else _Part("|".join(part.text for part in parts), size)
+            other = self._sequence()
+            part = _limited(_Part(f"{part.text}|{other.text}", part.size + other.size))
+        return part
 
     def _sequence(self) -> _Part:
-        texts, size = [], 0
+        whole = _Part("", 0)
         while self._next() not in ("", "|", ")"):
             if self._is_outer_anchor():
                 self.position += 1
                 continue
             part = self._repeated(self._element())
-            texts.append(part.text)
-            size = _limited(size + part.size)
-        return _Part("".join(texts), size)
+            whole = _limited(_Part(whole.text + part.text, whole.size + part.size))
+        return whole
 
     def _is_outer_anchor(self) -> bool:
         """Return True for an anchor at the start or end of the pattern, which full matches do not need."""
@@ -137,6 +138,8 @@ class _Parser:
         char, text = self._next(), part.text
         if char not in ("*", "+", "?", "{"):
             return part
+        if not part.size:
+            raise ValueError("repeats the empty text; remove the quantifier")
         count = _COUNT.match(self._pattern, self.position)
         if char == "{" and count is None:
             raise ValueError("has a brace that is no count; escape it")
@@ -146,17 +149,26 @@ class _Parser:
         if char in ("*", "+"):
             return _Part(text + char, part.size)
         fewest, most = (0, 1) if count is None else (int(count[1]), int(count[3] or count[1]))
-        size = _limited(part.size * max(most, 1))
-        if count is not None and count[2] and not count[3]:
-            return _Part(text * fewest + text + "*", _limited(size + part.size))
+        unlimited = count is not None and bool(count[2]) and not count[3]
+        copies = most + unlimited
+        size = part.size * copies
+        _require_small(size, (len(text) + 3) * copies)  # before the text is written
+        if unlimited:
+            return _Part(text * fewest + text + "*", size)
         optional = most - fewest  # nested, because a flat sequence of options is ambiguous and slow
         return _Part(text * fewest + f"({text}" * optional + "|)" * optional, size)
 
 
-def _limited(size: int) -> int:
+def _limited(part: _Part) -> _Part:
+    _require_small(part.size, len(part.text))
+    return part
+
+
+def _require_small(size: int, num_chars: int) -> None:
     if size > MAX_SIZE:
         raise ValueError(f"repeats {size:,} characters or more, but at most {MAX_SIZE} are supported; lower the counts")
-    return size
+    if num_chars > MAX_TEXT:
+        raise ValueError("repeats long classes or groups too often; lower the counts")
 
 
 def _class_text(ranges: Ranges) -> str:
