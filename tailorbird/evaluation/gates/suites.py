@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tailorbird.config.suites import EXTRACTION, SuiteConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, at_most, gate
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import mean_change, newcombe_paired_interval, paired_counts
 from tailorbird.registry.versions import INDEX_KINDS
 
@@ -26,14 +27,20 @@ class AnsweredSuite(NamedTuple):
     def loss(self, *, alpha: float) -> tuple[float, Interval]:
         """Return the loss of the mean score (incumbent minus candidate), with its interval at level 1 - alpha.
 
-        Newcombe's interval for scores of 0 and 1 on independent rows, `mean_change` otherwise.
+        Newcombe's interval for scores of 0 and 1 on independent rows, `mean_change` otherwise. Both ends are at least
+        the unseen rate from the loss: rows with small differences do not exclude a large loss on a few other rows.
         """
         ours, theirs, clusters = self.candidate.scores, self._reference(), self.candidate.clusters
         if clusters is None and np.isin((ours, theirs), (0.0, 1.0)).all():
             counts = paired_counts(theirs, other=ours)
-            return counts.gain, newcombe_paired_interval(counts, alpha=alpha)
-        effect = mean_change(theirs, ours, alpha=alpha, clusters=clusters)
-        return effect.gain, effect.interval
+            loss, (low, high) = counts.gain, newcombe_paired_interval(counts, alpha=alpha)
+            num_units = float(len(ours))
+        else:
+            effect = mean_change(theirs, ours, alpha=alpha, clusters=clusters)
+            loss, (low, high) = effect.gain, effect.interval
+            num_units = float(len(ours)) if effect.degrees_of_freedom is None else effect.degrees_of_freedom + 1
+        unseen = unseen_rate(num_units, alpha=alpha)
+        return loss, (max(min(low, loss - unseen), -1.0), min(max(high, loss + unseen), 1.0))
 
     def _reference(self) -> NDArray[np.float64]:
         """Return the incumbent's scores; 1 for each span of training rows if it holds these rows as text."""
