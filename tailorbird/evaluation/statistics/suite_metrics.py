@@ -81,7 +81,7 @@ def choice_score(likelihoods: Sequence[float], *, metric: str, options: Sequence
     pair = values.reshape(2, len(options))
     odds = np.exp(pair - pair.max(axis=1, keepdims=True))
     first, second = odds / odds.sum(axis=1, keepdims=True)
-    return float(1 - np.abs(first - second).sum() / 2)
+    return max(0.0, float(1 - np.abs(first - second).sum() / 2))  # rounding can exceed a distance of 1
 
 
 def _structured(metric: str, *, options: Sequence[str]) -> AnswerMetric:

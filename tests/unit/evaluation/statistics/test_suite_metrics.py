@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tailorbird.data.rows import Rows, SuiteColumns
@@ -59,6 +60,15 @@ def test_the_same_distribution_over_the_options_scores_1_and_opposite_ones_0() -
     assert score((0, -100), (-100, 0)) == pytest.approx(0)
     assert score((0, 0), (0, -100)) == pytest.approx(0.5)
     assert score((-900, -901), (-1, -2)) == pytest.approx(1)
+
+
+def test_a_score_of_opposite_distributions_is_not_below_0_by_rounding() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        first, second = generator.normal(0, 3, (2, 4))
+        pair = (*first, *(second - 100), *(first - 100), *second)
+        score = choice_score(pair, metric="same_choice", options=tuple("abcdefgh"), expectation="")
+        assert 0 <= score < 1e-9
 
 
 @pytest.mark.parametrize("name", ["general", "refusals", "bias"])
