@@ -14,6 +14,7 @@ from tailorbird.data.rows import Conversation
 from tailorbird.registry.routing import PartName
 
 if TYPE_CHECKING:
+    from tailorbird.models.grammar.compiler import Grammar
     from tailorbird.registry.versions import ModelVersion, Prompting
 
 
@@ -96,6 +97,8 @@ class GenerationRequest(NamedTuple):
     """The seed in the request; None if it has none, and `sampling.seed` is random."""
     format: ResponseFormat | None = None
     """The response format in the request; None for that of the version."""
+    grammar: "Grammar | str | None" = None
+    """The grammar of the answer's format, which `ChatEngine.prepared` sets; a text for vLLM."""
 
 
 class PartialAnswer(NamedTuple):
@@ -142,6 +145,8 @@ class ChatEngine(ABC):
         self.version = version
         self.prompting = prompting
         self.num_active = 0
+        """Number of answers that are generated or wait for their slot."""
+        self._num_kept = 0
         self.slots: FairSlots | None = None
         """Slots of answers that are generated at the same time; None for no limit."""
         self._unloaded = False
@@ -182,6 +187,14 @@ class ChatEngine(ABC):
         format = request.format or (None if request.continues else self.prompting.response_format)
         return None if isinstance(format, TextFormat) else format
 
+    async def prepared(self, request: GenerationRequest) -> GenerationRequest:
+        """Return the request with the grammar of its answer, if the engine uses grammars.
+
+        Compiling it can take seconds, so await this before `slot`. Raises RequestError 400 for a format that cannot be
+        generated.
+        """
+        return request
+
     @abstractmethod
     def end(self) -> None:
         """Release the engine's resources. This call blocks."""
@@ -211,14 +224,24 @@ class ChatEngine(ABC):
             raise RequestError(400, "too_long", message, param=param, code="context_length_exceeded")
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
+    def kept(self) -> Iterator[None]:
         """Keep the engine running during the block and until the next iteration of the event loop."""
-        self.num_active += 1
+        self._num_kept += 1
         try:
             yield
         finally:
-            self.num_active -= 1
+            self._num_kept -= 1
             asyncio.get_running_loop().call_soon(self._end_if_unused)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the engine running, as `kept`, and count it as active, so that a shadow waits."""
+        self.num_active += 1
+        try:
+            with self.kept():
+                yield
+        finally:
+            self.num_active -= 1
 
     def unload(self) -> None:
         """End the engine after its last request."""
@@ -226,5 +249,5 @@ class ChatEngine(ABC):
         self._end_if_unused()
 
     def _end_if_unused(self) -> None:
-        if self._unloaded and self.num_active == 0 and self._ending is None:
+        if self._unloaded and self._num_kept == 0 and self._ending is None:
             self._ending = asyncio.get_running_loop().run_in_executor(None, self.end)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 from serving.engines.fair_queue import FairQueue
@@ -58,14 +58,14 @@ class FairSlots:
             self._start()
 
     async def run(self, call: Callable[[], ResultT], *, client: str, cost: float) -> ResultT:
-        """Return the result of a call in a thread. It holds a slot until its end, even if the caller is cancelled."""
-        async with self.held(client, cost=cost):
-            work = asyncio.create_task(asyncio.to_thread(call))
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await asyncio.wait([work])
-                raise
+        """Return the result of a call in a thread.
+
+        A cancelled caller does not wait for the thread, which holds its slot until it ends.
+        """
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.held(client, cost=cost))
+            work = asyncio.create_task(_run_in_thread(call, stack.pop_all()))
+        return await asyncio.shield(work)
 
     def _start(self) -> None:
         """Give free slots to waiting clients."""
@@ -79,3 +79,9 @@ class FairSlots:
 
     def _may_start(self, client: str) -> bool:
         return may_start(held=self._held[client], total=self._held.total(), num_slots=self._num_slots)
+
+
+async def _run_in_thread(call: Callable[[], ResultT], slot: AsyncExitStack) -> ResultT:
+    """Return the result of a call in a thread, and release the slot when it ends."""
+    async with slot:
+        return await asyncio.to_thread(call)

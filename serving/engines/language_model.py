@@ -10,9 +10,8 @@ from serving.engines.base_chat import ChatEngine, GenerationRequest, LikelyToken
 from serving.engines.detokenizer import IncrementalDetokenizer
 from serving.engines.stop_sequences import visible_text
 from serving.http.schemas import RequestError
-from tailorbird.config.formats.response_format import StructuredFormat
 from tailorbird.data.rows import Conversation
-from tailorbird.models.grammar.compiler import FormatError
+from tailorbird.models.grammar.compiler import FormatError, Grammar
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ class Generation(NamedTuple):
     sampling: Sampling
     streaming: bool = False  # if False, all tokens are yielded together at the end
     likelihoods: Likelihoods | None = None  # has those of all tokens when the last tokens are yielded
-    format: StructuredFormat | None = None  # of the answer; None for any text
+    grammar: Grammar | str | None = None  # of the answer; None for any text
 
 
 def refused_format(error: FormatError) -> RequestError:
@@ -89,7 +88,7 @@ class LanguageModelEngine(ChatEngine):
         """Yield the new tokens, and True if the answer is complete.
 
         The tokens include the end-of-turn token. Closing the generator cancels the request. Raises RequestError if the
-        engine fails, and with status 400 for a format that cannot be generated.
+        engine fails, and with status 400 for a format that turns out too slow.
         """
 
     def chat_prompt(self, conversation: Conversation, *, max_new_tokens: int | None) -> list[int]:
@@ -105,14 +104,14 @@ class LanguageModelEngine(ChatEngine):
 
     async def answers(self, request: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
         prompt, max_new_tokens = request.prompt, request.max_new_tokens
+        grammar = (await self.prepared(request)).grammar
         assert isinstance(prompt, list)
         assert max_new_tokens is not None
         context = prompt[-NUM_CONTEXT_TOKENS:] if request.continues else []
         detokenizer = IncrementalDetokenizer(self.tokenizer, context=context)
         decoded, num_tokens = "", 0
         likelihoods = None if request.num_likely is None else Likelihoods(request.num_likely)
-        format = self.format_of(request)
-        generation = Generation(prompt, max_new_tokens, request.sampling, streaming, likelihoods, format)
+        generation = Generation(prompt, max_new_tokens, request.sampling, streaming, likelihoods, grammar)
         async with aclosing(self.generate(generation)) as generating:
             async for tokens, ended in generating:
                 num_tokens += len(tokens)

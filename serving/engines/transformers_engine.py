@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from serving.engines.base_chat import GenerationRequest
 from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Generation, LanguageModelEngine, refused_format
 from serving.http.admission import client_name
@@ -47,11 +48,18 @@ class TransformersEngine(LanguageModelEngine):
     def end(self) -> None:
         self._manager.destroy()
 
+    async def prepared(self, request: GenerationRequest) -> GenerationRequest:
+        format = self.format_of(request)
+        if format is None or request.grammar is not None:
+            return request
+        return request._replace(grammar=await self._grammar(format))
+
     async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
         from tailorbird.models.attention.transformers_private import discard_unrouted_outputs, remove_result_handler
         from tailorbird.models.grammar.matcher import AnswerMatcher
 
-        matcher = None if generation.format is None else AnswerMatcher(await self._grammar(generation.format))
+        assert not isinstance(generation.grammar, str)  # `prepared` sets it
+        matcher = None if generation.grammar is None else AnswerMatcher(generation.grammar)
         request_id, updated = uuid.uuid4().hex, asyncio.Event()
         latest: list[Any] = []
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from serving.engines.base_chat import GenerationRequest
 from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Generation, LanguageModelEngine, LanguageModelVersion, refused_format
 from serving.engines.vllm_server import EngineStopped, ServerOptions, TokenRequest, VllmServer, llm_config
@@ -197,9 +198,15 @@ class VllmEngine(LanguageModelEngine):
     def end(self) -> None:
         self._pool.release(self._server, adapter=self._adapter)
 
+    async def prepared(self, request: GenerationRequest) -> GenerationRequest:
+        format = self.format_of(request)
+        if format is None or request.grammar is not None:
+            return request
+        return request._replace(grammar=await asyncio.to_thread(_ebnf, format))
+
     async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
-        sampling, likelihoods = generation.sampling, generation.likelihoods
-        grammar = None if generation.format is None else await asyncio.to_thread(_ebnf, generation.format)
+        sampling, likelihoods, grammar = generation.sampling, generation.likelihoods, generation.grammar
+        assert grammar is None or isinstance(grammar, str)  # `prepared` sets it
         request = TokenRequest(
             model=self._adapter or self._server.options.name,
             prompt=generation.prompt,

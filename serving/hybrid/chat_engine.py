@@ -200,13 +200,14 @@ class HybridChatEngine(ChatEngine):
     ) -> AsyncGenerator[PartialAnswer, None]:
         """Yield a part's answer as it grows.
 
-        Raises TimeoutError if the wait for a slot and for the first output takes too long.
+        Raises TimeoutError if the wait for a grammar, a slot and the first output takes too long.
         """
         part = self._part(name)
         limit = self._limit(part, request.max_new_tokens)
         of_part = request._replace(engine=part, prompt=prompt, max_new_tokens=limit)
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self._timeout_s):
+                of_part = await part.prepared(of_part)
                 await stack.enter_async_context(part.slot(of_part, client=client_name()))
                 answers = await stack.enter_async_context(aclosing(part.answers(of_part, streaming=streaming)))
                 answer = await anext(answers)

@@ -88,13 +88,15 @@ def usage_of(generation: GenerationRequest, answer: PartialAnswer) -> Usage:
 async def partial_answers(generation: GenerationRequest, *, streaming: bool) -> AsyncGenerator[PartialAnswer, None]:
     """Yield the answer of the engine (see `ChatEngine.answers`), which runs until the end of the answer."""
     engine = generation.engine
-    with engine.in_use():
-        async with (
-            engine.slot(generation, client=client_name()),
-            aclosing(engine.answers(generation, streaming=streaming)) as answers,
-        ):
-            async for answer in answers:
-                yield answer
+    with engine.kept():
+        prepared = await engine.prepared(generation)  # a slow format keeps no slot, and does not stop a shadow
+        with engine.in_use():
+            async with (
+                engine.slot(prepared, client=client_name()),
+                aclosing(engine.answers(prepared, streaming=streaming)) as answers,
+            ):
+                async for answer in answers:
+                    yield answer
 
 
 async def whole_answer(generation: GenerationRequest) -> PartialAnswer:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from serving.engines.transformers_engine import TransformersEngine
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica
 from serving.replica.chat import Chat
+from serving.replica.generation import whole_answer
 from serving.replica.served_versions import ServedVersions
 from tailorbird.config.formats.response_format import ChoiceFormat, ResponseFormat, TextFormat
 from tailorbird.config.serving import ServingConfig
@@ -28,7 +30,7 @@ from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts
 from tailorbird.models.grammar import compiler
-from tailorbird.models.grammar.compiler import FormatError, grammar_for
+from tailorbird.models.grammar.compiler import FormatError, grammar_for, grammar_of
 from tailorbird.models.grammar.matcher import TOO_SLOW, AnswerMatcher
 from tailorbird.registry.versions import Prompting
 from tests.unit.byte_level import language_model, tokenizer
@@ -231,6 +233,50 @@ def test_a_format_that_cannot_be_compiled_is_a_400_before_the_answer(
     with pytest.raises(RequestError, match="response_format: the format is not supported: too long") as caught:
         asyncio.run(pieces(engine, PROMPTS[0], format=ChoiceFormat(type="choice", choice=("one", "two"))))
     assert (caught.value.status, caught.value.param) == (400, "response_format")
+
+
+@pytest.fixture
+def slow_compilation(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Compilations that wait for the second event, after they have set the first one."""
+    started, go = threading.Event(), threading.Event()
+
+    def slow(format: Any) -> Any:
+        started.set()
+        assert go.wait(30)
+        return grammar_of(format)
+
+    monkeypatch.setattr(compiler, "grammar_of", slow)
+    yield started, go
+    go.set()
+
+
+@pytest.mark.parametrize("disconnected", [True, False])
+def test_a_compilation_holds_no_slot_of_generation_and_does_not_stop_a_shadow(
+    engine: TransformersEngine,
+    slow_compilation: tuple[threading.Event, threading.Event],
+    monkeypatch: pytest.MonkeyPatch,
+    disconnected: bool,
+) -> None:
+    started, go = slow_compilation
+    monkeypatch.setattr(engine, "slots", FairSlots(1))
+    format = ChoiceFormat(type="choice", choice=("compiled slowly", str(disconnected)))
+    request = GenerationRequest(engine, PROMPTS[0], LIMIT, GREEDY, ())
+
+    async def scenario() -> None:
+        waiting = asyncio.create_task(whole_answer(request._replace(format=format)))
+        assert await asyncio.to_thread(started.wait, 30)
+        assert engine.num_active == 0
+        if disconnected:
+            waiting.cancel()
+            await asyncio.wait([waiting], timeout=10)
+            assert waiting.cancelled()
+        assert (await whole_answer(request)).finish_reason is not None
+        assert engine._compiling._held.total() == 1
+        go.set()
+        if not disconnected:
+            assert (await waiting).text in format.choice
+
+    asyncio.run(scenario())
 
 
 def test_a_format_that_turns_out_too_slow_ends_its_answers_but_no_others(engine: TransformersEngine) -> None:
