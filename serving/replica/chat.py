@@ -173,23 +173,46 @@ class Chat:
         prompt: "_LoggedPrompt",
         num_bytes: int,
     ) -> None:
+        """Log the challenger's answer or, if there is none, the reason.
+
+        Long answers are interrupted more often, so `watch` must know how many answers are missing.
+        """
+        log_failure = partial(self._log_failure, context=context, engine=engine, prompt=prompt)
+        try:
+            answered = await self._shadow_answer(request, context, engine=engine, prompt=prompt, num_bytes=num_bytes)
+        except Exception:
+            log_failure("failed")
+            raise
+        if not answered and self._replica.versions.is_challenger(engine):
+            log_failure("interrupted")
+
+    async def _shadow_answer(
+        self,
+        request: ChatRequest,
+        context: RequestContext,
+        *,
+        engine: ChatEngine,
+        prompt: "_LoggedPrompt",
+        num_bytes: int,
+    ) -> bool:
         """Log the challenger's answer. If a client sends a request meanwhile, stop, and start again when it is quiet.
 
-        A client therefore waits for one step of the generation at most.
+        A client therefore waits for one step of the generation at most. Return False if there is no answer.
         """
         limit = token_limit(request, engine=engine, max_new_tokens=self._config.max_new_tokens)
         for _ in range(SHADOW_ATTEMPTS):
             await self._shadows.quiet()
             if not self._replica.versions.is_challenger(engine):
-                return
+                return False
             generation = await self._generation(request, engine=engine, limit=limit, num_bytes=num_bytes)
             async with aclosing(partial_answers(generation, streaming=True)) as answers:
                 async for answer in answers:
                     if answer.finish_reason is not None:
                         self._log(generation, answer, prompt=prompt, context=context)
-                        return
+                        return True
                     if not self._is_quiet():
                         break
+        return False
 
     def _is_quiet(self) -> bool:
         """Return True if no engine except the challenger's answers a request."""
@@ -237,6 +260,13 @@ class Chat:
             reported_model=answer.reported_model,
         )
         log.answers.add([entry])
+
+    def _log_failure(
+        self, failure: str, *, context: RequestContext, engine: ChatEngine, prompt: "_LoggedPrompt"
+    ) -> None:
+        log = self._replica.log
+        if log is not None:
+            log.answers.add([context.log_entry(engine.version)(row=0, text_chars=prompt.chars, failure=failure)])
 
 
 class _LoggedPrompt(NamedTuple):

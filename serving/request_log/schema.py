@@ -33,6 +33,7 @@ ANSWERS = {
     "context": "string",
     "answer": "string",
     "finish_reason": "string",
+    "failure": "string",
     "reported_model": "string",
     "route": "string",
     "caller": "string",
@@ -76,6 +77,7 @@ class LogEntry:
     context: str | None = None  # earlier messages of a conversation as JSON (see `data.rows.context_json`), if any
     answer: str | None = None  # answer of a chat model
     finish_reason: str | None = None  # finish reason of a chat model; None if the generation failed
+    failure: str | None = None  # (chat) why a shadow has no answer: `interrupted` or `failed`
     reported_model: str | None = None  # the model that an endpoint reported; None for models of this service
     route: str = "classify"  # `classify`, `compare`, `chat` or `completion`
     caller: str | None = None  # name of the request's API key

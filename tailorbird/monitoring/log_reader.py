@@ -174,10 +174,11 @@ class Reader:
         challenger = answered & is_arm & (digests == self.versions.challenger)
         indices, is_labelled = self._find_labels(keys)
         rows = np.flatnonzero((champion | challenger) & is_labelled)
+        versions = [(arm or "", digest) for arm, digest in zip(arms, digests, strict=True)]
         return Traffic(
             num_rows=len(table),
-            rows=Counter(zip((arm or "" for arm in arms), digests, strict=True)),
-            unanswered=int((~answered).sum()),
+            rows=Counter(versions),
+            unanswered=Counter(version for version, is_answer in zip(versions, answered, strict=True) if not is_answer),
             outcomes=self._outcomes(table.take(rows), keys=keys[rows], label_indices=indices[rows]),
             sample=_sample(table, keys=keys, rows=np.flatnonzero(champion), is_chat=self.versions.metric is not None),
             misplaced=_misplaced(_microseconds(table), day_of(uri)),

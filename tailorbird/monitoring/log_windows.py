@@ -48,6 +48,10 @@ class LogDays:
         in_time = outcomes.audited | (outcomes.labelled_at < microseconds(last + timedelta(days=label_days + 1)))
         return traffic if in_time.all() else replace(traffic, outcomes=outcomes.where(in_time))
 
+    def day(self, day: date) -> Traffic:
+        """Return the traffic of one day of the last window, with all labels."""
+        return self._days[day]
+
     def num_unmatched(self, first: date, last: date, *, label_days: int) -> int:
         """Return the number of texts with feedback on these days and no answer on these days or `label_days` before."""
         labels = self.labels

@@ -1,13 +1,17 @@
 """Recommend a re-evaluation, and decide on the challenger, from reports. This module does not act on either."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 
 from tailorbird.monitoring.challenger_units import UnitOutcome, unit_differences
 from tailorbird.monitoring.report import ChallengerDay, Report
 from tailorbird.monitoring.sequential_test import ChallengerDecision, decide_challenger, log_e_value
+from tailorbird.monitoring.traffic import SHADOW
 from tailorbird.registry.watch_record import ChallengerPoint
+
+MAX_UNANSWERED = 0.02
+"""Share of mirrored requests without an answer of the shadow, above which its answers are not compared."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,27 @@ def recommend(
 
 
 def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float, gain: float) -> ChallengerDecision:
-    """Return the decision on the challenger over all of its days."""
+    """Return the decision on the challenger over all of its days.
+
+    A shadow's answers that are missing are no random sample: long ones are interrupted more often. Above
+    `MAX_UNANSWERED`, the decision does not use the shadow's answers.
+    """
     days = _challenger_days(reports, digest=digest)
     outcomes = [outcome for day in days.values() for outcome in day.outcomes]
+    mirrored, unanswered = (sum(getattr(day, name) for day in days.values()) for name in ("mirrored", "unanswered"))
+    is_selected = unanswered > MAX_UNANSWERED * mirrored
+    if is_selected:
+        outcomes = [outcome for outcome in outcomes if outcome.arm != SHADOW]
     names = sorted({name for day in days.values() for name in day.groups})
     groups = {name: unit_differences(outcomes, group=name) for name in names}
-    return decide_challenger(unit_differences(outcomes), groups=groups, alpha=alpha, gain=gain)
+    decision = decide_challenger(unit_differences(outcomes), groups=groups, alpha=alpha, gain=gain)
+    if not is_selected:
+        return decision
+    ignored = (
+        f"the shadow has no answer to {unanswered:,} of {mirrored:,} mirrored requests, more than "
+        f"{MAX_UNANSWERED:.0%}, so its answers are not compared; use a canary"
+    )
+    return replace(decision, reason=f"{decision.reason}; {ignored}")
 
 
 def challenger_course(reports: Sequence[Report], *, digest: str) -> tuple[ChallengerPoint, ...]:

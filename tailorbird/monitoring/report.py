@@ -26,6 +26,8 @@ class ChallengerDay(Frozen):
     digest: str  # digest of the challenger
     groups: tuple[str, ...]  # all groups of the reference, including those without answers
     outcomes: tuple[UnitOutcome, ...]
+    mirrored: int = 0  # rows of the shadow
+    unanswered: int = 0  # of these, rows without an answer
 
 
 class Report(StoredModel):

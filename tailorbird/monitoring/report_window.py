@@ -224,7 +224,14 @@ class ReportWindow:
         columns = self.days.versions.groups
         fixed = quality.fixed_groups(self.reference.group_accuracies(), columns=columns)
         of_day = unit_outcomes(last_day, columns=columns, fixed=fixed, share=self._control_share)
-        return ChallengerDay(digest=self.served.challenger.digest, groups=fixed, outcomes=of_day)
+        digest, traffic = self.served.challenger.digest, self.days.day(self.day)
+        return ChallengerDay(
+            digest=digest,
+            groups=fixed,
+            outcomes=of_day,
+            mirrored=traffic.num_rows_of(SHADOW, digest),
+            unanswered=traffic.unanswered.get((SHADOW, digest), 0),
+        )
 
 
 def map_on_cluster(read_part: ReadPart, parts: Iterable[list[str]]) -> Iterator[Traffic]:
@@ -269,8 +276,8 @@ def _sha256(values: list[object]) -> str:
 
 def _irregularities(traffic: Traffic, *, unmatched: int) -> list[str]:
     notes = []
-    if traffic.unanswered:
-        notes.append(f"{traffic.unanswered:,} rows have no class or complete chat answer and are only counted")
+    if unanswered := sum(traffic.unanswered.values()):
+        notes.append(f"{unanswered:,} rows have no class or complete chat answer and are only counted")
     if traffic.misplaced:
         notes.append(f"{traffic.misplaced:,} answers are stored under another day than that of their timestamp")
     if unmatched:

@@ -89,7 +89,8 @@ class Traffic:
     num_rows: int = 0
     rows: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Number of rows by arm and digest; the arm is empty if the request named the model."""
-    unanswered: int = 0  # rows without an answer: refused requests, failed generations, text completions
+    unanswered: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Number of rows without a complete answer: failed and interrupted generations, text completions."""
     outcomes: Outcomes = Outcomes()
     sample: AnswerSample = AnswerSample()
     misplaced: int = 0  # rows whose timestamp is on another day than their folder
@@ -113,12 +114,12 @@ class WatchedVersions:
 
 def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
     """Merge parts of the log; release each part after it is merged."""
-    rows = Counter[tuple[str, str]]()
-    num_rows = unanswered = misplaced = 0
+    rows, unanswered = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    num_rows = misplaced = 0
     sample, outcomes, answered = AnswerSample(), [Outcomes()], [Traffic().answered]
     for part in parts:
         num_rows += part.num_rows
-        unanswered += part.unanswered
+        unanswered.update(part.unanswered)
         misplaced += part.misplaced
         rows.update(part.rows)
         sample = _merge_samples(sample, part.sample)

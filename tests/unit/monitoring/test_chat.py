@@ -123,6 +123,23 @@ def test_a_correct_answer_scores_champion_and_shadow_and_a_persons_score_only_th
     assert sorted(outcome.right for outcome in report.challenger.outcomes) == [-1, 1]
 
 
+def test_failed_and_interrupted_answers_are_excluded_in_each_arm_and_counted_for_a_shadow(task: ChatTask) -> None:
+    arms = [(arm, DIGEST if arm == "champion" else TRIAL.digest) for arm in ("champion", "canary", "shadow")]
+    rows = [
+        logged(FIRST, number, arm=arm, digest=digest, finish_reason=reason)
+        for arm, digest in arms
+        for number, reason in ((0, "stop"), (1, None))
+    ]
+    write(task.log, "answers", FIRST, rows)
+    write(task.log, "feedback", FIRST, [feedback(FIRST, number, score=1.0) for number in range(2)])
+    report = task.watch_chat()
+    assert report.feedback_scores.labelled == 1
+    assert report.challenger is not None
+    assert (report.challenger.mirrored, report.challenger.unanswered) == (2, 1)
+    exported = task.exported(challenger=TRIAL.digest)
+    assert exported["request_id"].to_pylist() == [f"{FIRST}-0"] * 2  # of champion and canary
+
+
 def test_an_answer_that_the_metric_cannot_compare_is_not_counted(task: ChatTask) -> None:
     write(task.log, "answers", FIRST, [logged(FIRST, 0, answer=None), logged(FIRST, 1)])
     write(task.log, "feedback", FIRST, [feedback(FIRST, number, correct_answer="yes") for number in range(2)])

@@ -48,7 +48,9 @@ def test_accuracy_has_an_interval_and_the_share_of_labelled_answers() -> None:
     sample = AnswerSample(
         np.arange(4, dtype=np.uint64), ("a",) * 4, np.array([1, 1, 0.5, 0.5], np.float32), (None,) * 4
     )
-    traffic = Traffic(1000, {("champion", "d"): 1000}, unanswered=500, outcomes=labelled, sample=sample)
+    traffic = Traffic(
+        1000, {("champion", "d"): 1000}, unanswered={("champion", "d"): 500}, outcomes=labelled, sample=sample
+    )
     result = quality(traffic, champion="d", alpha=ALPHA, audited=False)
     # answers without a class have no confidence
     assert (result.accuracy, result.coverage, result.estimate) == (0.8, 0.1, 0.75)

@@ -142,6 +142,17 @@ def test_the_days_of_a_challenger_count_once_and_so_do_its_subjects() -> None:
     assert decided().overall.num_answers == 0
 
 
+@pytest.mark.parametrize(("unanswered", "decision"), [(2, Decision.PROMOTE), (3, Decision.CONTINUE)])
+def test_a_shadow_that_does_not_answer_more_than_two_percent_is_not_compared(unanswered: int, decision: str) -> None:
+    won = day_of("2026-03-06", units=range(40))
+    assert won.challenger is not None
+    selected = won.challenger.model_copy(update={"mirrored": 100, "unanswered": unanswered})
+    result = decided(won.model_copy(update={"challenger": selected}))
+    assert result.decision is decision
+    assert ("no answer to 3 of 100 mirrored requests" in result.reason) == (decision is Decision.CONTINUE)
+    assert len(result.overall) == (40 if decision is Decision.PROMOTE else 0)
+
+
 def test_groups_without_answers_are_hypotheses_too() -> None:
     assert set(decided(day_of("2026-03-06", units=[1])).groups) == {"sex = f", "sex = m"}
     assert decided(day_of("2026-03-06", units=range(6), won=-1)).decision is Decision.CONTINUE

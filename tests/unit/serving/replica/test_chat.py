@@ -144,7 +144,7 @@ def test_feedback_on_an_answer_is_logged_and_a_correct_answer_only_with_texts(tm
 
 
 class InterruptedEngine(FakeEngine):
-    """An engine during whose first answers a client sends a request to the champion."""
+    """An engine during whose first answers a client sends a request to the champion; it fails if they are below 0."""
 
     def __init__(self, text: str, *, champion: FakeEngine, num_interruptions: int) -> None:
         super().__init__(text)
@@ -153,6 +153,8 @@ class InterruptedEngine(FakeEngine):
 
     async def generate(self, generation: Any) -> Any:
         self.num_starts += 1
+        if self.left < 0:
+            raise RuntimeError("the engine failed")
         async for tokens, is_last in super().generate(generation):
             if self.left:
                 self.left -= 1
@@ -164,9 +166,12 @@ class InterruptedEngine(FakeEngine):
         self.champion.num_active -= 1
 
 
-@pytest.mark.parametrize(("num_interruptions", "num_starts", "logged"), [(0, 1, True), (1, 2, True), (9, 3, False)])
+@pytest.mark.parametrize(
+    ("num_interruptions", "num_starts", "answer", "failure"),
+    [(0, 1, "two", None), (1, 2, "two", None), (9, 3, None, "interrupted"), (-1, 1, None, "failed")],
+)
 def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interrupts_it(
-    tmp_path: Path, num_interruptions: int, num_starts: int, logged: bool
+    tmp_path: Path, num_interruptions: int, num_starts: int, answer: str | None, failure: str | None
 ) -> None:
     service = new_chat(ServingConfig(request_log=tmp_path.as_uri(), log_texts=True))
     versions = service._replica.versions
@@ -178,17 +183,18 @@ def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interr
     body = json.dumps({"messages": [{"role": "user", "content": "abc"}]}).encode()
 
     async def request() -> None:
-        _, answer = await service._chat(body, "r")
-        assert json.loads(answer)["choices"][0]["message"]["content"] == "one"
+        _, own = await service._chat(body, "r")
+        assert json.loads(own)["choices"][0]["message"]["content"] == "one"
         while service._shadows._tasks:
             await asyncio.sleep(0.01)
         await service._replica.log.close()
 
     asyncio.run(request())
     rows = pq.read_table(tmp_path / "answers").to_pylist()
-    answers = [(row["arm"], row["text"], row["answer"], row["request_id"]) for row in rows]
-    expected = [("champion", "abc", "one", "r"), ("shadow", "abc", "two", "r")]
-    assert sorted(answers) == (expected if logged else expected[:1])
+    names = ("answer", "failure", "text_chars", "request_id")
+    by_arm = {row["arm"]: tuple(row[name] for name in names) for row in rows}
+    assert by_arm == {"champion": ("one", None, 3, "r"), "shadow": (answer, failure, 3, "r")}
+    assert (len(rows), [row["text"] for row in rows if row["answer"]]) == (2, ["abc"] * (2 if answer else 1))
     assert (shadow.num_starts, shadow.num_active) == (num_starts, 0)
 
 
