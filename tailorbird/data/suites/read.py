@@ -51,7 +51,7 @@ def _parquet(uri: str) -> pa.Table:
 
 
 def _builtin(name: str) -> pa.Table:
-    lines = Path(__file__).with_name(f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = Path(__file__).with_name(f"{name}.ndjson").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     columns = {column: [record.get(column) for record in records] for column in (*REQUIRED, *OPTIONAL)}
     types = {column: pa.list_(pa.string()) if column == "options" else pa.string() for column in columns}
