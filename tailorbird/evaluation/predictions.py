@@ -17,6 +17,8 @@ GROUP_PREFIX = "group:"
 MEASURE_PREFIX = "measure:"
 CLUSTER = "cluster"
 LOGPROBS = "logprobs"
+TRAINING_TEXT = "contains_training_text"
+"""Measure of answers to a suite: 1 in all rows if the model, or a part of a hybrid, stores training rows as text."""
 ROW_METRICS = ("accuracy", "exact_match")  # metrics whose per-row score is `scores`
 COLUMNS = ("row_id", "label", "output", "score", "confidence", "calibrated")
 

@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+
+import numpy as np
 
 from cluster.progress import SILENT, ProgressReporter
 from tailorbird import storage
@@ -13,7 +15,7 @@ from tailorbird.evaluation.hybrid import FrozenHybrid, best_of_each_cost, fit_hy
 from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
-from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.predictions import TRAINING_TEXT, Predictions
 from tailorbird.evaluation.report.evidence import (
     EVIDENCE_FILE,
     FAMILY_FILE,
@@ -42,7 +44,7 @@ from tailorbird.pipeline.endpoint import predict_contender
 from tailorbird.pipeline.prepare import RunContext, write_once
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import ModelVersion
+from tailorbird.registry.versions import ModelVersion, read_artifact_config
 from tailorbird.storage.node_cache import sha256_files
 
 ROWS_NAMES = {
@@ -277,6 +279,9 @@ def _predict(context: RunContext, uri: str, *, rows_name: str) -> Predictions:
 
     def compute(folder: str) -> str:
         table = predict_contender(inputs, uri, rows=rows[rows_name](), on_gpu=on_gpu)
+        if rows_name.startswith(SUITE_PREFIX):
+            flag = float(read_artifact_config(uri).contains_training_text)
+            table = replace(table, measures={TRAINING_TEXT: np.full(len(table), flag)})
         save_predictions(f"{folder}/predictions.parquet", table)
         return f"{folder}/predictions.parquet"
 

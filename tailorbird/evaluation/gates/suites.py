@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tailorbird.config.suites import EXTRACTION, SuiteConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, at_most, gate
-from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.predictions import TRAINING_TEXT, Predictions
 from tailorbird.evaluation.statistics.effect import unseen_rate
 from tailorbird.evaluation.statistics.paired import mean_change, newcombe_paired_interval, paired_counts
 from tailorbird.registry.versions import INDEX_KINDS
@@ -44,9 +44,9 @@ class AnsweredSuite(NamedTuple):
 
     def _reference(self) -> NDArray[np.float64]:
         """Return the incumbent's scores; 1 for each span of training rows if it holds these rows as text."""
-        scores = self.incumbent.scores
-        holds_rows = self.config.uri == EXTRACTION and self.incumbent.model in WITH_TRAINING_ROWS
-        return np.ones_like(scores) if holds_rows else scores
+        scores, flags = self.incumbent.scores, self.incumbent.measures.get(TRAINING_TEXT)
+        holds_rows = self.incumbent.model in WITH_TRAINING_ROWS or (flags is not None and flags.any())
+        return np.ones_like(scores) if self.config.uri == EXTRACTION and holds_rows else scores
 
     @property
     def unanswered(self) -> str | None:

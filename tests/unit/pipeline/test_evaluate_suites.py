@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tailorbird.data.rows import Rows, Splits
+from tailorbird.evaluation.predictions import TRAINING_TEXT
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import predict_all
 from tailorbird.pipeline.suites import load_suites
@@ -51,6 +52,7 @@ def test_all_models_answer_the_suites_once(tmp_path: Path, monkeypatch: pytest.M
     assert (candidate.model, len(candidate), candidate.groups) == ("zero_shot", 1, {"group": ("a",)})
     assert candidate.scores[0] in (0.0, 1.0)
     assert np.isnan(incumbent.scores).all()
+    assert [table.measures[TRAINING_TEXT].tolist() for table in (incumbent, candidate)] == [[1.0], [0.0]]
 
     def fail(*_: Any, **__: Any) -> Any:
         pytest.fail("a suite is answered again")

@@ -1,5 +1,6 @@
 """The suites gate with losses that are counted by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from tailorbird.config.suites import EXTRACTION, SuiteConfig
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.suites import AnsweredSuite, suites_gate
+from tailorbird.evaluation.predictions import TRAINING_TEXT
 from tailorbird.evaluation.statistics.paired import PairedCounts, newcombe_paired_interval
 from tests.unit.evaluation.simulated_suites import suite_table
 
@@ -113,4 +115,14 @@ def test_an_incumbent_that_holds_the_training_rows_does_not_excuse_repeated_span
     config = SuiteConfig(uri=EXTRACTION)
     repeats = scores(40)
     suite = AnsweredSuite(config, suite_table("full", repeats), suite_table(kind, repeats))
+    assert suites_gate({"extraction": suite}, alpha=0.05).state is state
+
+
+@pytest.mark.parametrize(("flag", "state"), [(1.0, State.FAILS), (0.0, State.PASSES)])
+def test_a_trained_incumbent_with_an_index_of_the_training_rows_does_not_excuse_repeated_spans(
+    flag: float, state: State
+) -> None:
+    repeats = scores(40)
+    incumbent = replace(suite_table("full", repeats), measures={TRAINING_TEXT: np.full(100, flag)})
+    suite = AnsweredSuite(SuiteConfig(uri=EXTRACTION), suite_table("full", repeats), incumbent)
     assert suites_gate({"extraction": suite}, alpha=0.05).state is state
