@@ -18,6 +18,8 @@ from tailorbird.models.loading import LoadedChat, LoadedNearest
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.registry.versions import VersionConfig
 
+PRIVATE = "not_contains"  # metric of rows whose expectation is a text that must not be written
+
 
 def predict_suite(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> Predictions:
     """Return the predictions of a chat version for the rows of a suite.
@@ -50,6 +52,8 @@ def suite_predictions(
     `likelihoods` has the log-likelihoods of a row's options and the confidence in the likeliest one. They are stored as
     `logprobs`. Rows with the same prompt and options share a cluster. A row with neither an answer nor log-likelihoods
     has the score NaN: the model cannot answer it.
+
+    Rows with the metric `not_contains` have constant hashes: an unsalted hash of a short private text can be reversed.
     """
     suite, likelihoods = suite_of(rows), likelihoods or {}
     scores, confidences = np.full(len(rows), np.nan), np.zeros(len(rows))
@@ -61,7 +65,8 @@ def suite_predictions(
         if position in answers:
             answer = answers[position]
             scores[position] = score_answer(answer.text, metric=metric, expectation=expectation, options=options)
-            outputs[position], confidences[position] = words_sha256(answer.text), answer.confidence
+            confidences[position] = answer.confidence
+            outputs[position] = words_sha256("" if metric == PRIVATE else answer.text)
         elif position in likelihoods:
             values, confidences[position] = likelihoods[position]
             scores[position] = choice_score(values, metric=metric, options=options, expectation=expectation)
@@ -71,7 +76,10 @@ def suite_predictions(
     return Predictions(
         model=model,
         row_ids=rows.row_ids,
-        labels=tuple(words_sha256(text) for text in rows.labels),
+        labels=tuple(
+            words_sha256("" if metric == PRIVATE else text)
+            for text, metric in zip(rows.labels, suite.metrics, strict=True)
+        ),
         outputs=tuple(outputs),
         scores=scores,
         confidences=confidences,

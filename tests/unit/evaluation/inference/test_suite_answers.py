@@ -11,8 +11,11 @@ from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.data.chat_template import conversation_tokens
 from tailorbird.data.rows import Rows, SuiteColumns
 from tailorbird.evaluation.baselines.chat import fit_prompt_baselines, store_prompt_baselines
+from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.predict import predict_rows
+from tailorbird.evaluation.inference.suite_answers import suite_predictions
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.models.generation import log_likelihoods
 from tailorbird.models.loading import LoadedChat, load_artifact
 from tailorbird.registry.endpoint import Endpoint
@@ -111,6 +114,13 @@ def test_the_model_continues_the_start_of_an_answer(artifacts: str) -> None:
     started = replace(SUITE, suite=replace(SUITE.suite, starts=starts)).take([1])
     plain, continued = (predict_rows(f"{artifacts}/zero_shot", rows=rows) for rows in (SUITE.take([1]), started))
     assert plain.confidences[0] != continued.confidences[0]
+
+
+def test_the_evidence_has_no_hash_of_a_private_span_or_of_an_answer_that_may_contain_it() -> None:
+    rows = suite(("q", "not_contains", "123456", (), ""), ("q?", "contains", "a", (), ""))
+    table = suite_predictions("full", rows=rows, answers={0: Answer("123456", 0.5), 1: Answer("a", 0.5)})
+    assert table.scores.tolist() == [0, 1]
+    assert table.labels == table.outputs == (words_sha256(""), words_sha256("a"))
 
 
 def test_an_endpoint_answers_the_rows_that_need_no_likelihoods_and_gets_no_other_request(tmp_path: Path) -> None:
