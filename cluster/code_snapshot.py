@@ -73,7 +73,7 @@ def runtime_files(root: Path) -> tuple[str, ...]:
             f"{root} is not the project's folder, since {', '.join(missing)} is missing; give the folder of the project"
         )
     paths = list(root.glob("pyproject.toml"))
-    for package, kind in product(PACKAGES, ("*.py", "*.html", "*.css", "*.js", "*.yaml")):
+    for package, kind in product(PACKAGES, ("*.py", "*.html", "*.css", "*.js", "*.ndjson", "*.yaml")):
         paths += (root / package).rglob(kind)
     names = sorted(path.relative_to(root).as_posix() for path in paths)
     return tuple(name for name in names if not name.startswith(WHEEL_ONLY))
