@@ -38,3 +38,8 @@ def redact(text: str) -> str:
     for placeholder, pattern in PATTERNS:
         text = pattern.sub(f"[{placeholder}]", text)
     return text
+
+
+def is_redacted(text: str) -> bool:
+    """Return True if a text contains a placeholder of `redact`. Two different texts may be equal after redaction."""
+    return any(f"[{placeholder}]" in text for placeholder, _ in PATTERNS)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.conversations import logged_conversation
-from tailorbird.data.pii import redact
+from tailorbird.data.pii import is_redacted, redact
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.statistics.answer_metrics import unreadable
 from tailorbird.monitoring.challenger_units import control_share
@@ -147,10 +147,10 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     except TrafficError as error:
         raise AuditError(f"{error}; give a file written by `tailorbird audit export`") from None
     if is_chat:
-        rows = _scored(uri, table.to_pylist())
+        rows = [_redacted(row) for row in _scored(uri, table.to_pylist())]
         _require_chat_labels(uri, rows, recipe=recipe)
     else:
-        rows = [row for row in table.to_pylist() if row["label"] is not None and str(row["label"]).strip()]
+        rows = [_redacted(row) for row in table.to_pylist() if row["label"] is not None and str(row["label"]).strip()]
         unknown = sorted({str(row["label"]) for row in rows} - set(classes))
         if unknown or not rows:
             fault = f"labels that are not classes: {', '.join(unknown[:5])}" if unknown else "no labels"
@@ -162,8 +162,7 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
             f"{uri} has {damaged} labelled rows without request_id, row or at; fill in the empty columns only, and "
             "keep the other columns"
         )
-    redacted = [{name: row[name] and redact(str(row[name])) for name in PEOPLES_TEXTS & set(row)} for row in rows]
-    content = _to_parquet([row | texts for row, texts in zip(rows, redacted, strict=True)], columns=STORED_COLUMNS)
+    content = _to_parquet(rows, columns=STORED_COLUMNS)
     digest = hashlib.sha256(content).hexdigest()[:16]
     audits = audit_files(recipe.task_uri)
     if audits and audits[-1].endswith(f"{digest}.parquet"):
@@ -171,6 +170,10 @@ def import_labels(recipe: Recipe, uri: str, *, classes: Sequence[str]) -> tuple[
     stored = TaskPaths(recipe.task_uri).audit(len(audits) + 1, digest)
     storage.write_bytes(stored, content)
     return stored, len(rows)
+
+
+def _redacted(row: Row) -> Row:
+    return row | {name: row[name] and redact(str(row[name])) for name in PEOPLES_TEXTS & set(row)}
 
 
 def _scored(uri: str, rows: Sequence[Row]) -> list[Row]:
@@ -194,6 +197,7 @@ def _require_chat_labels(uri: str, rows: Sequence[Row], *, recipe: Recipe) -> No
 
     A file has either scores or correct answers, because the two are not comparable. If people saw the model's answers,
     each row with a correct answer needs a score: people correct wrong answers, which are no random sample.
+    Correct answers from which personal data are removed are stored, but neither compared nor trained on.
     """
     if not rows:
         raise AuditError(f"{uri} has no scores and no correct answers; fill in `score` or `correct_answer`")
@@ -206,6 +210,7 @@ def _require_chat_labels(uri: str, rows: Sequence[Row], *, recipe: Recipe) -> No
     if 0 < num_scores < len(rows):
         raise AuditError(f"{uri} has {num_scores} scores for {len(rows)} rows; give a score for each row, or for none")
     corrected = [row["correct_answer"] for row in rows if row["correct_answer"]]
+    corrected = [answer for answer in corrected if not is_redacted(answer)]
     fault = unreadable(corrected, config=recipe.evaluation.answers)
     if fault is not None:
         raise AuditError(f"{uri} has the correct answer {corrected[fault[0]][:80]!r}, which has no {fault[1]}")

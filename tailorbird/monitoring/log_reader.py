@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tailorbird import storage
 from tailorbird.config.answers import THUMBS
 from tailorbird.data.arrow_safety import extension_columns
+from tailorbird.data.pii import is_redacted
 from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.statistics.answer_metrics import scorer
 from tailorbird.monitoring import traffic
@@ -174,12 +175,14 @@ class Reader:
         challenger = answered & is_arm & (digests == self.versions.challenger)
         indices, is_labelled = self._find_labels(keys)
         rows = np.flatnonzero((champion | challenger) & is_labelled)
+        outcomes, redacted = self._outcomes(table.take(rows), keys=keys[rows], label_indices=indices[rows])
         versions = [(arm or "", digest) for arm, digest in zip(arms, digests, strict=True)]
         return Traffic(
             num_rows=len(table),
             rows=Counter(versions),
             unanswered=Counter(version for version, is_answer in zip(versions, answered, strict=True) if not is_answer),
-            outcomes=self._outcomes(table.take(rows), keys=keys[rows], label_indices=indices[rows]),
+            outcomes=outcomes,
+            redacted=redacted,
             sample=_sample(table, keys=keys, rows=np.flatnonzero(champion), is_chat=self.versions.metric is not None),
             misplaced=_misplaced(_microseconds(table), day_of(uri)),
             answered=np.unique(indices[is_labelled]).astype(np.int32),
@@ -192,8 +195,10 @@ class Reader:
         indices = np.minimum(np.searchsorted(self.labels.keys, keys), len(self.labels) - 1)
         return indices, self.labels.keys[indices] == keys
 
-    def _outcomes(self, table: pa.Table, *, keys: NDArray[np.uint64], label_indices: NDArray[np.int64]) -> Outcomes:
-        """Return the rows that can be scored.
+    def _outcomes(
+        self, table: pa.Table, *, keys: NDArray[np.uint64], label_indices: NDArray[np.int64]
+    ) -> tuple[Outcomes, int]:
+        """Return the rows that can be scored, and the number of rows whose correct answer is redacted.
 
         A correct answer scores the answers of all arms. A person's score does not score the shadow's answer, which the
         person did not see.
@@ -205,7 +210,9 @@ class Reader:
         scores = self.labels.scores[label_indices].astype(np.float64)
         by_person = ~np.isnan(scores)
         scores[by_person & (arms == ARMS.index(traffic.SHADOW))] = np.nan
-        scores[~by_person] = self._metric_scores(table.filter(pa.array(~by_person)), indices=label_indices[~by_person])
+        unscored = label_indices[~by_person]
+        scores[~by_person] = self._metric_scores(table.filter(pa.array(~by_person)), indices=unscored)
+        redacted = 0 if self.versions.metric is None else sum(map(is_redacted, self._references(unscored)))
         outcomes = Outcomes(
             keys=keys,
             arms=arms,
@@ -218,14 +225,18 @@ class Reader:
             units=np.fromiter(units, np.uint64, len(table)),
             is_subject=table["subject"].is_valid().to_numpy(),
         )
-        return outcomes if not np.isnan(scores).any() else outcomes.where(~np.isnan(scores))
+        return outcomes if not np.isnan(scores).any() else outcomes.where(~np.isnan(scores)), redacted
+
+    def _references(self, indices: NDArray[np.int64]) -> list[str]:
+        return [self.labels.names[code] for code in self.labels.codes[indices]]
 
     def _metric_scores(self, table: pa.Table, *, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the score [N] of each answer against its label; NaN for one whose text was not stored.
 
-        It is also NaN for a correct answer that the metric cannot read, such as a text without a number.
+        It is also NaN for a correct answer that the metric cannot read, such as a text without a number, and for a
+        redacted one, to which a wrong answer may be equal.
         """
-        labels = [self.labels.names[code] for code in self.labels.codes[indices]]
+        labels = self._references(indices)
         if self.versions.metric is None:
             pairs = zip(table["label"].to_pylist(), labels, strict=True)
             return np.array([answer == label for answer, label in pairs], np.float64)
@@ -233,7 +244,7 @@ class Reader:
 
         def score(answer: str | None, reference: str) -> float:
             try:
-                return np.nan if answer is None else metric(answer, reference)
+                return np.nan if answer is None or is_redacted(reference) else metric(answer, reference)
             except ValueError:
                 return np.nan
 

@@ -33,6 +33,7 @@ from tailorbird.registry.versions import ModelVersion, now
 MAX_COUNTERFACTUAL_TEXTS = 500  # maximum sampled texts for the counterfactual gate
 MAX_CLEAN_WINDOWS = 12  # maximum earlier windows that show how much days differ
 RELABELLED = "texts were labelled more than once; the latest label counts"
+REDACTED = "labelled answers are not scored: personal data were redacted in the correct answer"
 
 Unlabelled = tuple[tuple[DriftStatistic, ...], Gate | None, tuple[str, ...]]
 """The parts of a report that need no labels: drift, counterfactual gate, notes."""
@@ -96,8 +97,9 @@ class ReportWindow:
         """Compute the report; copy the parts without labels from a stored report of the same answers."""
         traffic = self.days.window(self.first, self.day, label_days=self.recipe.monitoring.label_days)
         relabelled = int((self.days.labels.counts[traffic.answered] > 1).sum())
+        label_notes = [f"{n:,} {what}" for n, what in ((relabelled, RELABELLED), (traffic.redacted, REDACTED)) if n]
         outcomes = _outcomes_fingerprint(
-            traffic.outcomes, relabelled=relabelled, challenger=(self._challenger_digest, self._control_share)
+            traffic.outcomes, notes=label_notes, challenger=(self._challenger_digest, self._control_share)
         )
         inputs = f"{self.answers_fingerprint}:{self.labels_fingerprint}:{outcomes}"
         if stored is not None and not stored.inputs.startswith(f"{self.answers_fingerprint}:"):
@@ -119,7 +121,7 @@ class ReportWindow:
             counts=tuple(ArmCount(arm=arm, digest=digest or "", rows=rows) for (arm, digest), rows in counts),
             labels_until=self.last_label_day.isoformat(),
             challenger=self._challenger(traffic.outcomes),
-            notes=(*notes, *((f"{relabelled:,} {RELABELLED}",) if relabelled else ())),
+            notes=(*notes, *label_notes),
             drift=drift,
             counterfactual=counterfactual,
             feedback=measure(audited=False),
@@ -257,14 +259,14 @@ def map_on_cluster(read_part: ReadPart, parts: Iterable[list[str]]) -> Iterator[
 
 
 def _stored_unlabelled(stored: Report) -> Unlabelled:
-    notes = tuple(note for note in stored.notes if not note.endswith(RELABELLED))
+    notes = tuple(note for note in stored.notes if not note.endswith((RELABELLED, REDACTED)))
     return stored.drift, stored.counterfactual, notes
 
 
-def _outcomes_fingerprint(outcomes: Outcomes, *, relabelled: int, challenger: tuple[str | None, float]) -> str:
+def _outcomes_fingerprint(outcomes: Outcomes, *, notes: list[str], challenger: tuple[str | None, float]) -> str:
     """Hash the parts of a report that depend on labels, regardless of the order in which the log was read."""
     order = np.lexsort((outcomes.at, outcomes.arms, outcomes.keys))
-    digest = hashlib.sha256(json.dumps([relabelled, challenger]).encode())
+    digest = hashlib.sha256(json.dumps([notes, challenger]).encode())
     for name in ("keys", "arms", "at", "scores", "by_person", "audits", "units"):
         digest.update(getattr(outcomes, name)[order].tobytes())
     return digest.hexdigest()

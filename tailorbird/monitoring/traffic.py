@@ -93,6 +93,7 @@ class Traffic:
     """Number of rows without a complete answer: failed and interrupted generations, text completions."""
     outcomes: Outcomes = Outcomes()
     sample: AnswerSample = AnswerSample()
+    redacted: int = 0  # (chat) labelled rows that are not scored, because personal data in the label were redacted
     misplaced: int = 0  # rows whose timestamp is on another day than their folder
     answered: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     """Sorted indices of the labels whose text any version answered in this part."""
@@ -115,12 +116,13 @@ class WatchedVersions:
 def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
     """Merge parts of the log; release each part after it is merged."""
     rows, unanswered = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    num_rows = misplaced = 0
+    num_rows = misplaced = redacted = 0
     sample, outcomes, answered = AnswerSample(), [Outcomes()], [Traffic().answered]
     for part in parts:
         num_rows += part.num_rows
         unanswered.update(part.unanswered)
         misplaced += part.misplaced
+        redacted += part.redacted
         rows.update(part.rows)
         sample = _merge_samples(sample, part.sample)
         outcomes.append(part.outcomes)
@@ -134,6 +136,7 @@ def merge_traffic(parts: Iterable[Traffic]) -> Traffic:
         outcomes=Outcomes(**arrays, groups=groups),
         sample=sample,
         misplaced=misplaced,
+        redacted=redacted,
         answered=np.unique(np.concatenate(answered)),
     )
 

@@ -13,7 +13,7 @@ from tailorbird import storage
 from tailorbird.config.loader import recipe_text
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.parquet import read_table
-from tailorbird.data.pii import redact
+from tailorbird.data.pii import is_redacted, redact
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.data.splits import normalise
 from tailorbird.data.tasks import data_task
@@ -28,11 +28,12 @@ from tailorbird.storage.paths import TaskPaths
 def usable_rows(rows: Rows, splits: Splits, *, evaluated: Set[str] = frozenset()) -> tuple[Rows, dict[str, int]]:
     """Return the rows that are in no split, and the number of dropped rows by reason.
 
+    For chat, a row with a redacted correct answer is dropped: no answer of a model is equal to it.
     A row is also dropped if its text occurs in an earlier row or in a row of `evaluated` (ids), which are kept. Texts
     are compared in the form of the request log: normalised and redacted.
     """
     split_texts = {name: {_as_logged(text) for text in split.texts} for name, split in splits.items()}
-    dropped = dict.fromkeys((*split_texts, "duplicate"), 0)
+    dropped = dict.fromkeys((*split_texts, "duplicate", "redacted"), 0)
     texts = [_as_logged(text) for text in rows.texts]
     seen = {text for row_id, text in zip(rows.row_ids, texts, strict=True) if row_id in evaluated}
     kept = []
@@ -40,6 +41,8 @@ def usable_rows(rows: Rows, splits: Splits, *, evaluated: Set[str] = frozenset()
         reason = next((name for name, texts_of_split in split_texts.items() if text in texts_of_split), None)
         if reason is None and text in seen and row_id not in evaluated:
             reason = "duplicate"
+        if reason is None and rows.conversations is not None and is_redacted(rows.labels[index]):
+            reason = "redacted"
         seen.add(text)
         if reason is None:
             kept.append(index)

@@ -227,6 +227,14 @@ def test_a_correct_answer_without_a_value_for_the_metric_is_rejected(task: ChatT
         import_labels(recipe, (task.folder / "filled.parquet").as_uri(), classes=())
 
 
+def test_a_redacted_correct_answer_scores_no_answer_and_is_counted(task: ChatTask) -> None:
+    write(task.log, "answers", FIRST, [logged(FIRST, number, answer="call [number]") for number in range(3)])
+    task.imported(task.exported(), correct_answer=["call 555 123 4567", "call nobody", None])
+    report = task.watch_chat()
+    assert (report.audit.labelled, report.audit.right) == (1, 0.5)
+    assert "1 labelled answers are not scored: personal data were redacted in the correct answer" in report.notes
+
+
 def test_a_chat_audit_needs_texts(task: ChatTask) -> None:
     unlogged = task.recipe.serving.model_copy(update={"log_texts": False})
     recipe = task.recipe.model_copy(update={"serving": unlogged})

@@ -83,7 +83,7 @@ def test_a_text_is_used_once_and_not_if_it_is_in_a_split_before_redaction() -> N
     audited = rows(a="my card [number] was refused", b="My knee", c="my knee", f="An eye", d="an eye", e="a cough")
     usable, dropped = usable_rows(audited, splits, evaluated={"d"})
     assert usable.row_ids == ("b", "d")  # not f: its text was evaluated as d
-    assert dropped == {"train": 1, "validation": 1, "test": 0, "duplicate": 2}
+    assert dropped == {"train": 1, "validation": 1, "test": 0, "duplicate": 2, "redacted": 0}
 
 
 CHAT = Rows(
@@ -154,3 +154,8 @@ def test_corrections_are_not_proposed_if_a_part_of_the_training_data_is_tested_o
     parts, left_out = training_parts(recipe, CHAT, splits=splits, since=since)
     assert parts == {"": CHAT}
     assert f"data.{unset} is not set, so a part of data.train would be tested on" in (left_out or "")
+
+
+def test_a_conversation_with_a_redacted_correct_answer_is_not_used() -> None:
+    usable, dropped = usable_rows(replace(CHAT, labels=("call [number]", "a cream")), Splits(*[Rows((), (), ())] * 3))
+    assert (usable.labels, dropped["redacted"]) == (("a cream",), 1)
