@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tailorbird.config.formats.schema_pattern import exact_pattern
+from tailorbird.config.formats.schema_pattern import MAX_CHOICES, exact_pattern
 
 MAX_BYTES, MAX_DEPTH, MAX_SUBSCHEMAS, MAX_VALUES = 16_384, 16, 512, 1024
 MAX_PROPERTIES = 128  # of an object; the time to compile a grammar grows with the square of their number
 MAX_ALTERNATIVES = 32  # of `anyOf`
 MAX_COUNT = 100_000  # of characters or items
+MAX_COST = 512 * MAX_CHOICES  # of patterns and lengths; about 2 s to compile for 49,152 tokens
+MAX_COUNTED = 192  # characters from which a higher `minLength` or `maxLength` does not cost more
 ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "$schema", "$comment", "deprecated", "readOnly", "writeOnly")
 )
@@ -46,6 +48,7 @@ class _Checker:
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._schema = schema
         self._num_subschemas = self._num_values = 0
+        self._costs: dict[object, int] = {}  # by place of a pattern, or by the lengths, whose grammar is shared
 
     def root(self) -> dict[str, Any]:
         definitions = {
@@ -132,12 +135,12 @@ class _Checker:
             schema = {"type": inferred or "object", **schema}
         types = _types(schema, where)
         _require_only(schema, ("type", *(keyword for each in types for keyword in KEYWORDS[each])), where)
-        builders = {"object": self._object, "array": self._array}
+        builders = {"object": self._object, "array": self._array, "string": self._string}
         forms: list[Schema] = []
         for name in types:
             keywords = {keyword: schema[keyword] for keyword in KEYWORDS[name] if keyword in schema}
             build = builders.get(name)
-            forms.append(build(keywords, where, depth) if build else _scalar(name, keywords, where))
+            forms.append(build(keywords, where, depth) if build else _number(name, keywords, where))
         return forms[0] if len(forms) == 1 else {"anyOf": forms}
 
     def _object(self, keywords: Mapping[str, Any], where: str, depth: int) -> Schema:
@@ -168,6 +171,33 @@ class _Checker:
         form = {"type": "array", "items": self._form(keywords.get("items", True), f"{where}/items", depth + 1)}
         return form | _counts(keywords, ("minItems", "maxItems"), where)
 
+    def _string(self, keywords: Mapping[str, Any], where: str, depth: int) -> Schema:  # noqa: ARG002
+        counts = _counts(keywords, ("minLength", "maxLength"), where)
+        if "pattern" not in keywords:
+            # JSON Schema defines `format` as an annotation, so an answer of any format satisfies it.
+            fewest = min(counts.get("minLength", 0), MAX_COUNTED)
+            most = min(counts.get("maxLength", fewest), MAX_COUNTED)
+            self._add_cost(tuple(counts.items()), (2 * most - fewest) * MAX_CHOICES, where)
+            return {"type": "string"} | counts
+        if len(keywords) > 1:
+            raise ValueError(
+                f"{where}: a `pattern` cannot be combined with {_others(keywords)}; put it into the pattern"
+            )
+        try:
+            pattern = exact_pattern(keywords["pattern"])
+        except ValueError as error:
+            raise ValueError(f"{where}/pattern: {error}") from None
+        self._add_cost(where, pattern.cost, where)
+        return {"type": "string", "pattern": pattern.text}
+
+    def _add_cost(self, part: object, cost: int, where: str) -> None:
+        self._costs[part] = cost
+        if sum(self._costs.values()) > MAX_COST:
+            raise ValueError(
+                f"{where}: the patterns and lengths of the schema allow too many characters for a grammar; use narrow "
+                "classes such as [a-z], lower counts, fewer options, or the same lengths for several texts"
+            )
+
     def _named(self, part: str, schema: Mapping[str, Any], where: str = "") -> list[tuple[str, Any]]:
         value = schema.get(part, {})
         if not isinstance(value, Mapping):
@@ -189,9 +219,7 @@ def _require_content(forms: Mapping[str, Any]) -> None:
                 reached.add(target)
 
 
-def _scalar(name: str, keywords: Mapping[str, Any], where: str) -> Schema:
-    if name == "string":
-        return {"type": name} | _string(keywords, where)
+def _number(name: str, keywords: Mapping[str, Any], where: str) -> Schema:
     for keyword, value in keywords.items():
         whole = name != "integer" or isinstance(value, int)
         if isinstance(value, bool) or not isinstance(value, int | float) or not whole or abs(value) > 2**53:
@@ -202,21 +230,6 @@ def _scalar(name: str, keywords: Mapping[str, Any], where: str) -> Schema:
     if name == "integer" and lows and highs and max(lows) > min(highs):
         raise ValueError(f"{where}: no integer is between {max(lows)} and {min(highs)}")
     return {"type": name} | dict(keywords)
-
-
-def _string(keywords: Mapping[str, Any], where: str) -> dict[str, Any]:
-    counts = _counts(keywords, ("minLength", "maxLength"), where)
-    if "pattern" in keywords:
-        if len(keywords) > 1:
-            raise ValueError(
-                f"{where}: a `pattern` cannot be combined with {_others(keywords)}; put it into the pattern"
-            )
-        try:
-            return {"pattern": exact_pattern(keywords["pattern"])}
-        except ValueError as error:
-            raise ValueError(f"{where}/pattern: {error}") from None
-    # JSON Schema defines `format` as an annotation, so an answer of any format satisfies it.
-    return dict(counts)
 
 
 def _counts(keywords: Mapping[str, Any], names: tuple[str, str], where: str) -> dict[str, int]:

@@ -90,6 +90,30 @@ def test_other_schemas_are_refused_with_the_place(schema: Any, message: str) -> 
         supported_schema(schema)
 
 
+@pytest.mark.parametrize(
+    ("accepted", "refused"),
+    [
+        ([{"pattern": ".{0,256}"}], [{"pattern": ".{0,256}"}, {"pattern": "."}]),
+        ([{"pattern": ".{256}"}] * 2, [{"pattern": ".{256}"}] * 2 + [{"pattern": "a"}]),
+        ([{"pattern": r"\d{0,256}"}] * 9, [{"pattern": r"\d{0,256}"}] * 10),
+        ([{"pattern": "(.+|a.){11}"}], [{"pattern": "(.+|a.){12}"}]),
+        ([{"pattern": "(.?){22}"}], [{"pattern": "(.?){23}"}]),
+        ([{"maxLength": 100_000}] * 9, [{"maxLength": 100_000}, {"maxLength": 99_999}]),
+        ([{"maxLength": 40}, {"maxLength": 200}], [{"maxLength": 80}, {"maxLength": 200}]),
+        ([{"minLength": 300}, {"minLength": 400}], [{"minLength": 300}, {"minLength": 200}, {"minLength": 400}]),
+        ([{"maxLength": 200}, {"pattern": ".{128}"}], [{"maxLength": 200}, {"pattern": ".{129}"}]),
+    ],
+)
+def test_the_patterns_and_lengths_of_a_schema_are_limited_together(accepted: Any, refused: Any) -> None:
+    assert supported_schema(_with_properties(accepted))
+    with pytest.raises(ValueError, match=r"/properties/p[0-9]: the patterns and lengths of the schema allow too many"):
+        supported_schema(_with_properties(refused))
+
+
+def _with_properties(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"properties": {f"p{row}": {"type": "string"} | schema for row, schema in enumerate(schemas)}}
+
+
 def test_a_schema_with_many_levels_is_refused() -> None:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(100):
