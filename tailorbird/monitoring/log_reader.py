@@ -286,13 +286,16 @@ def _scores(table: pa.Table) -> NDArray[np.float64]:
 
 
 def _sample(table: pa.Table, *, keys: NDArray[np.uint64], rows: NDArray[np.int64], is_chat: bool) -> AnswerSample:
+    """Return a sample of the rows; for chat, of those with the length of their text."""
+    if is_chat:
+        rows = rows[table["text_chars"].is_valid().to_numpy()[rows]]
     if len(rows) > traffic.MAX_SAMPLE_ROWS:
         rows = rows[np.argpartition(keys[rows], traffic.MAX_SAMPLE_ROWS)[: traffic.MAX_SAMPLE_ROWS]]
     table = table.take(rows)
     labels, texts = (tuple(table[name].to_pylist()) for name in ("label", "text"))
     days = (_microseconds(table) // DAY_US).astype(np.int32)
     scores = np.full(len(rows), np.nan) if is_chat else _scores(table)  # of chat, only some kinds have a confidence
-    lengths = table["text_chars"].fill_null(0).to_numpy()
+    lengths = table["text_chars"].fill_null(0).to_numpy()  # nulls are left for classification only, without lengths
     return traffic.smallest_keys(
         AnswerSample(keys[rows], labels, scores.astype(np.float32), texts, lengths.astype(np.int32), days)
     )

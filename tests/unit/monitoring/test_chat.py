@@ -178,6 +178,14 @@ def test_without_texts_only_the_lengths_are_compared(task: ChatTask) -> None:
     assert [(statistic.name, statistic.alarm) for statistic in report.drift] == [("length", True)]
 
 
+def test_a_missing_length_is_not_compared(task: ChatTask) -> None:
+    write(task.log, "answers", FIRST, [logged(FIRST, 3 * number + 1, text_chars=None) for number in range(100)])
+    assert task.watch_chat().drift == ()
+    write(task.log, "answers", FIRST, [logged(FIRST, 3 * number) for number in range(100)])
+    lengths = [statistic for statistic in task.watch_chat().drift if statistic.name == "length"]
+    assert [(statistic.n, statistic.alarm) for statistic in lengths] == [(100, False)]
+
+
 def test_a_blind_audit_has_no_answers_and_its_correct_answers_are_rows_of_data(task: ChatTask) -> None:
     turns = '[["user", "hello"], ["assistant", "hi"]]'
     write(task.log, "answers", FIRST, [logged(FIRST, 0, context=turns, text="abc"), logged(FIRST, 1, text=None)])
