@@ -30,11 +30,12 @@ def usable_rows(rows: Rows, splits: Splits, *, evaluated: Set[str] = frozenset()
 
     For chat, a row with a redacted correct answer is dropped: no answer of a model is equal to it.
     A row is also dropped if its text occurs in an earlier row or in a row of `evaluated` (ids), which are kept. Texts
-    are compared in the form of the request log: normalised and redacted.
+    are compared in the form of the request log: normalised and redacted. Conversations are compared without system
+    messages, because an application may add one to a question of a training row.
     """
-    split_texts = {name: {_as_logged(text) for text in split.texts} for name, split in splits.items()}
+    split_texts = {name: set(_as_logged(split)) for name, split in splits.items()}
     dropped = dict.fromkeys((*split_texts, "duplicate", "redacted"), 0)
-    texts = [_as_logged(text) for text in rows.texts]
+    texts = _as_logged(rows)
     seen = {text for row_id, text in zip(rows.row_ids, texts, strict=True) if row_id in evaluated}
     kept = []
     for index, (row_id, text) in enumerate(zip(rows.row_ids, texts, strict=True)):
@@ -51,8 +52,12 @@ def usable_rows(rows: Rows, splits: Splits, *, evaluated: Set[str] = frozenset()
     return rows.take(np.array(kept, np.int64)), dropped
 
 
-def _as_logged(text: str) -> str:
-    return normalise(redact(text))
+def _as_logged(rows: Rows) -> list[str]:
+    texts: Sequence[str] = rows.texts
+    if rows.conversations is not None:
+        turns = ([content for role, content in turns if role != "system"] for turns in rows.conversations)
+        texts = ["\n".join(contents) for contents in turns]
+    return [normalise(redact(text)) for text in texts]
 
 
 def corrected_by_feedback(recipe: Recipe, *, since: datetime) -> Rows:

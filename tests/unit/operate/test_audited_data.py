@@ -14,7 +14,7 @@ from tailorbird import storage
 from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_splits
-from tailorbird.data.rows import Rows, Splits
+from tailorbird.data.rows import Conversation, Rows, Splits
 from tailorbird.data.tasks import data_task
 from tailorbird.operate.audited_data import corrected_by_feedback, propose_training, training_parts, usable_rows
 from tests.unit.monitoring.test_chat import ChatTask, feedback, logged
@@ -159,3 +159,15 @@ def test_corrections_are_not_proposed_if_a_part_of_the_training_data_is_tested_o
 def test_a_conversation_with_a_redacted_correct_answer_is_not_used() -> None:
     usable, dropped = usable_rows(replace(CHAT, labels=("call [number]", "a cream")), Splits(*[Rows((), (), ())] * 3))
     assert (usable.labels, dropped["redacted"]) == (("a cream",), 1)
+
+
+def test_a_system_message_does_not_hide_a_row_of_a_split() -> None:
+    def rows(*turns: Conversation) -> Rows:
+        texts = tuple("\n".join(content for _, content in conversation) for conversation in turns)
+        return Rows(tuple(map(str, range(len(turns)))), texts, ("rest",) * len(turns), conversations=turns)
+
+    system, other, knee, eye = ("system", "be brief"), ("system", "be kind"), ("user", "my knee"), ("user", "my eye")
+    splits = Splits(rows((other, knee)), rows(), rows())
+    usable, dropped = usable_rows(rows((system, knee), (knee,), (system, eye), (eye,)), splits)
+    assert usable.conversations == ((system, eye),)
+    assert (dropped["train"], dropped["duplicate"]) == (2, 1)
