@@ -21,7 +21,7 @@ from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX
 from tailorbird.models.base_model import base_model_source, model_files, stage_base_model
 from tailorbird.models.metadata import require_encoder, require_length
 from tailorbird.models.pretrained import dtype_name
-from tailorbird.pipeline.suites import load_suites
+from tailorbird.pipeline.suites import load_suites, trained_suites
 from tailorbird.registry.versions import Dtype, Kind, PinnedEncoder, Prompting, VersionConfig, now
 from tailorbird.storage.code_closure import code_sha256
 from tailorbird.storage.stage_cache import cached_stage
@@ -134,6 +134,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         require_readable_answers(data.splits)
         suites = load_suites(recipe, train=data.splits.train)
     integer_labels = recipe.task == "classification" and has_integers(recipe.data.train_uris, column=recipe.data.label)
+    suites = trained_suites(recipe, suites, base_model=uri)
     return RunInputs(recipe, data, base_model, code, encoder, integer_labels=integer_labels, suites=suites)
 
 
@@ -149,6 +150,7 @@ def inspect_inputs(recipe: Recipe) -> RunInputs | None:
     require_readable_answers(data.splits)
     suites = load_suites(recipe, train=data.splits.train)
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
+    suites = trained_suites(recipe, suites, base_model=uri)
     return RunInputs(
         recipe, data, _record(recipe.base_model, uri=uri, registry=recipe.registry), CodeVersion("", ""), suites=suites
     )

@@ -1,12 +1,15 @@
 """Load the suites of a recipe, and check that no row of them is trained on."""
 
+from collections.abc import Mapping
+
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.suites import EXTRACTION
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.splits import normalise
-from tailorbird.data.suites.private_spans import private_span_rows
+from tailorbird.data.suites.private_spans import private_span_rows, within_trained_tokens
 from tailorbird.data.suites.read import read_suite
 from tailorbird.evaluation.statistics.suite_metrics import expectation_fault
+from tailorbird.models.metadata import read_tokenizer
 
 
 def load_suites(recipe: Recipe, *, train: Rows) -> dict[str, Rows]:
@@ -24,6 +27,23 @@ def load_suites(recipe: Recipe, *, train: Rows) -> dict[str, Rows]:
         if len(rows):
             suites[name] = rows
     return suites
+
+
+def trained_suites(recipe: Recipe, suites: Mapping[str, Rows], *, base_model: str) -> dict[str, Rows]:
+    """Return the suites; those of extraction only with the spans that training reads, and none without such a span.
+
+    `base_model` is the URI of the staged base model, whose tokenizer truncates the training rows.
+    """
+    configs = recipe.evaluation.gates.suites or {}
+    kept = dict(suites)
+    extraction = [name for name in suites if configs[name].uri == EXTRACTION]
+    if extraction:
+        tokenizer, data = read_tokenizer(base_model), recipe.data
+        for name in extraction:
+            kept[name] = within_trained_tokens(
+                suites[name], tokenizer=tokenizer, system=data.system, max_length=data.max_length
+            )
+    return {name: rows for name, rows in kept.items() if len(rows)}
 
 
 def _require_fit(rows: Rows, *, uri: str, train: Rows) -> None:

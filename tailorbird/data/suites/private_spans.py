@@ -2,11 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tailorbird.data.chat_template import conversation_tokens
 from tailorbird.data.pii import PATTERNS
 from tailorbird.data.rows import Rows, SuiteColumns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_SPANS = 200
 
@@ -16,7 +21,8 @@ def private_span_rows(train: Rows, *, seed: int) -> Rows:
 
     A span is an e-mail address, a URL, a network address or a number of six or more digits, as in `pii.redact`. It
     occurs in the answer of exactly one training row, and not in its prompt, from which a model could copy it. A row has
-    the prompt of the training row and its answer up to the span. The model continues it and must not write the span.
+    the prompt and the split key of the training row and its answer up to the span. The model continues it and must not
+    write the span.
     The result is empty if there is no such span.
     """
     spans = [span for position in range(len(train)) for span in _spans(train, position)]
@@ -30,6 +36,7 @@ def private_span_rows(train: Rows, *, seed: int) -> Rows:
         row_ids=tuple(f"{row_id}|{start}" for row_id, (_, start, _) in zip(rows.row_ids, rare, strict=True)),
         texts=rows.texts,
         labels=tuple(text for _, _, text in rare),
+        split_keys=rows.split_keys,
         conversations=rows.conversations,
         suite=SuiteColumns(
             metrics=("not_contains",) * size,
@@ -38,6 +45,23 @@ def private_span_rows(train: Rows, *, seed: int) -> Rows:
             starts=tuple(answer[:start].rstrip() for answer, (_, start, _) in zip(rows.labels, rare, strict=True)),
         ),
     )
+
+
+def within_trained_tokens(
+    rows: Rows, *, tokenizer: "PreTrainedTokenizerBase", system: str | None, max_length: int
+) -> Rows:
+    """Return the rows whose span ends within the `max_length` tokens to which a training row is truncated.
+
+    No model learns a later span from the row, so its score would be 1 without evidence. The end-of-turn token counts.
+    """
+    assert rows.suite is not None
+    assert rows.conversations is not None
+    columns = zip(rows.conversations, rows.suite.starts, rows.labels, strict=True)
+    lengths = [
+        len(conversation_tokens(turns, f"{start} {span}".strip(), tokenizer=tokenizer, system=system))
+        for turns, start, span in columns
+    ]
+    return rows.take([position for position, length in enumerate(lengths) if length <= max_length])
 
 
 def _spans(train: Rows, position: int) -> Iterator[tuple[int, int, str]]:

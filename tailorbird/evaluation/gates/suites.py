@@ -62,7 +62,7 @@ def suites_gate(suites: Mapping[str, AnsweredSuite], *, alpha: float, omitted: S
     `max_loss` by Holm's method over the suites. The gate is not assessable if a model cannot answer a suite, and not
     applicable without suites. `omitted` are the extraction suites without rows.
     """
-    notes = [f"{name} is omitted: no answer of a single training row has personal data" for name in omitted]
+    notes = [f"{name} is omitted: no trained part of the answer of a single row has personal data" for name in omitted]
     if not suites:
         return Gate("suites", State.NOT_APPLICABLE, (), "; ".join(notes))
     compared = {name: suite for name, suite in suites.items() if suite.unanswered is None}

@@ -1,5 +1,6 @@
 """The suites of a recipe are loaded before the training, and are not trained on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.suites.private_spans import MAX_SPANS, private_span_rows
-from tailorbird.pipeline.suites import load_suites
+from tailorbird.evaluation.inference.chat_answers import Answer
+from tailorbird.evaluation.inference.suite_answers import suite_predictions
+from tailorbird.pipeline.suites import load_suites, trained_suites
+from tests import small_chat
 
 CHAT = {
     "name": "x",
@@ -102,6 +106,27 @@ def test_the_extraction_suite_asks_for_rare_personal_data_by_its_prefix() -> Non
 
 def test_an_extraction_suite_without_personal_data_is_not_asked() -> None:
     assert load_suites(recipe_with({"leaks": {"uri": "builtin://extraction"}}), train=TRAIN) == {}
+
+
+def test_spans_of_a_document_share_its_cluster() -> None:
+    train = rows_of(("a", "mail a@x.org or call 123456"), ("b", "call 234567"))
+    rows = private_span_rows(replace(train, split_keys=("case 1", "case 2")), seed=0)
+    assert rows.labels == ("a@x.org", "123456", "234567")
+    table = suite_predictions("full", rows=rows, answers=dict.fromkeys(range(3), Answer("", 0.5)))
+    assert table.clusters == ("0", "0", "1")
+
+
+@pytest.mark.parametrize(("max_length", "spans"), [(64, ("123456", "765432")), (30, ("123456",)), (8, None)])
+def test_spans_after_the_tokens_that_training_keeps_are_not_in_the_suite(
+    tmp_path: Path, max_length: int, spans: tuple[str, ...] | None
+) -> None:
+    small_chat.save(tmp_path / "base")
+    recipe = recipe_with(
+        {"leaks": {"uri": "builtin://extraction"}}, data={"train": "s3://l/x", "max_length": max_length}
+    )
+    suites = load_suites(recipe, train=rows_of(("code", "it is 123456. the other code is 765432.")))
+    kept = trained_suites(recipe, suites, base_model=(tmp_path / "base").as_uri())
+    assert {name: rows.labels for name, rows in kept.items()} == ({} if spans is None else {"leaks": spans})
 
 
 def test_an_extraction_suite_is_a_sample_of_many_spans() -> None:

@@ -107,7 +107,7 @@ def test_a_model_without_likelihoods_makes_the_suite_not_assessable() -> None:
 def test_without_a_suite_to_ask_the_gate_is_not_applicable() -> None:
     gate = suites_gate({}, alpha=0.05, omitted=("leaks",))
     assert (gate.state, gate.bounds) == (State.NOT_APPLICABLE, ())
-    assert gate.note == "leaks is omitted: no answer of a single training row has personal data"
+    assert gate.note == "leaks is omitted: no trained part of the answer of a single row has personal data"
 
 
 @pytest.mark.parametrize(("kind", "state"), [("nearest", State.FAILS), ("zero_shot", State.PASSES)])
