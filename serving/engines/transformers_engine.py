@@ -31,12 +31,16 @@ class TransformersEngine(LanguageModelEngine):
     """An engine that runs forward passes over all active requests in a separate thread."""
 
     def __init__(self, loaded: "LoadedChat[ModelVersion]", *, max_batch_size: int, num_gpus: float = 0) -> None:
+        """Start the engine of a version. Raises FormatError for its format, and RuntimeError if it does not answer."""
         super().__init__(loaded)
         from serving.engines.sampling import Sampler
 
         self._sampler = Sampler()
         self._grammars = compiler_for(loaded.model.lm, tokenizer=loaded.tokenizer)
         self._compiling = FairSlots(1)  # compiling takes up to seconds; clients take turns
+        self._own: dict[str, Grammar] = {}  # of the version's format, by key; formats of clients cannot replace it
+        if (format := loaded.prompting.response_format) is not None:
+            self._own[format_key(format)] = self._grammars.compile(format, keep=False)
         options = {"max_requests_per_batch": max_batch_size, **cache_options(num_gpus)}
         self._manager = _start(loaded, sampler=self._sampler, end_id=self.end_id, options=options)
         self.max_length = _max_length(loaded.model.lm, self._manager)
@@ -105,6 +109,9 @@ class TransformersEngine(LanguageModelEngine):
 
     async def _grammar(self, format: StructuredFormat) -> Grammar:
         """Return the grammar of a format, compiled in a thread if it is not kept. Raises RequestError 400."""
+        own = self._own.get(format_key(format))
+        if own is not None:
+            return own
         try:
             grammar = self._grammars.known(format)
             if grammar is None:

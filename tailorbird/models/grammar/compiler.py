@@ -70,7 +70,7 @@ class GrammarCompiler:
                 self._grammars.move_to_end(format_key(format))
             return grammar
 
-    def compile(self, format: StructuredFormat) -> Grammar:
+    def compile(self, format: StructuredFormat, *, keep: bool = True) -> Grammar:
         """Return the grammar of a format. This call blocks, for up to seconds. Raises FormatError."""
         with self._compiling:
             known = self.known(format)
@@ -87,6 +87,8 @@ class GrammarCompiler:
             except (RuntimeError, ValueError) as error:
                 raise _unsupported(error) from None
         kept = Grammar(compiled, self._end_id, int(compiled.memory_size_bytes))
+        if not keep:
+            return kept
         with self._lock:
             self._grammars[format_key(format)] = kept
             while len(self._grammars) > MAX_GRAMMARS or self.num_bytes > MAX_BYTES:

@@ -53,6 +53,7 @@ SCHEMA = {
 FORMATS: TypeAdapter[Any] = TypeAdapter(ResponseFormat)
 PERSON = FORMATS.validate_python({"type": "json_schema", "json_schema": {"schema": SCHEMA}})
 CHOICE = ChoiceFormat(type="choice", choice=("yes", "no", "not sure"))
+OTHER = ChoiceFormat(type="choice", choice=("one", "two"))
 ANY = TextFormat(type="text")
 
 
@@ -138,6 +139,30 @@ def test_the_format_of_the_version_is_the_default_and_a_request_can_replace_it()
     assert person.text.startswith("{")
     assert text.text not in CHOICE.choice
     assert continued.text.strip() == text.text
+
+
+def fail_to_compile(_format: object) -> object:
+    raise FormatError("the format is not supported: too long")
+
+
+def test_the_format_of_the_version_is_compiled_at_the_load_and_formats_of_clients_do_not_replace_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiler, "MAX_GRAMMARS", 1)
+    constrained = engine_of(Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE))
+    try:
+        asyncio.run(together(*[last(constrained, PROMPTS[0], format=format) for format in (PERSON, OTHER)]))
+        monkeypatch.setattr(compiler, "grammar_of", fail_to_compile)
+        answer = asyncio.run(last(constrained, PROMPTS[0]))
+    finally:
+        constrained._manager.destroy()
+    assert answer.text in CHOICE.choice
+
+
+def test_a_version_whose_format_cannot_be_compiled_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "grammar_of", fail_to_compile)
+    with pytest.raises(FormatError, match="the format is not supported: too long"):
+        engine_of(Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE))
 
 
 def test_answers_without_a_format_are_the_same_next_to_answers_with_one(engine: TransformersEngine) -> None:
@@ -226,12 +251,9 @@ def test_a_cancelled_answer_leaves_no_state(engine: TransformersEngine) -> None:
 def test_a_format_that_cannot_be_compiled_is_a_400_before_the_answer(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_format: object) -> object:
-        raise FormatError("the format is not supported: too long")
-
-    monkeypatch.setattr(compiler, "grammar_of", fail)
+    monkeypatch.setattr(compiler, "grammar_of", fail_to_compile)
     with pytest.raises(RequestError, match="response_format: the format is not supported: too long") as caught:
-        asyncio.run(pieces(engine, PROMPTS[0], format=ChoiceFormat(type="choice", choice=("one", "two"))))
+        asyncio.run(pieces(engine, PROMPTS[0], format=OTHER))
     assert (caught.value.status, caught.value.param) == (400, "response_format")
 
 
