@@ -1,6 +1,7 @@
 """Load the suites of a recipe, and check that no row of them is trained on."""
 
 from collections.abc import Mapping
+from itertools import chain
 
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.suites import EXTRACTION
@@ -15,7 +16,8 @@ from tailorbird.models.metadata import read_tokenizer
 def load_suites(recipe: Recipe, *, train: Rows) -> dict[str, Rows]:
     """Return the rows of each suite of the gate `suites` by name; without those of an extraction suite that has none.
 
-    Raises DataError if a suite cannot be read, or if one of its prompts is the query of a training row.
+    Raises DataError if a suite cannot be read, or if one of its prompts or counterparts is a turn of the user
+    in a training row.
     """
     suites = {}
     for name, config in (recipe.evaluation.gates.suites or {}).items():
@@ -50,8 +52,11 @@ def _require_fit(rows: Rows, *, uri: str, train: Rows) -> None:
     if (fault := expectation_fault(rows)) is not None:
         position, what = fault
         raise DataError(f"{uri}: row {position} of the suite {what}; correct or drop the row")
-    queries = set(map(normalise, train.queries))
-    if trained := [row_id for row_id, text in zip(rows.row_ids, rows.texts, strict=True) if normalise(text) in queries]:
+    assert rows.suite is not None
+    turns = chain.from_iterable(train.conversations or ())
+    queries = {*map(normalise, train.queries), *(normalise(content) for role, content in turns if role == "user")}
+    prompts = zip(rows.row_ids, rows.texts, rows.suite.counterparts, strict=True)
+    if trained := [row_id for row_id, *texts in prompts if not queries.isdisjoint(map(normalise, filter(None, texts)))]:
         raise DataError(
             f"{uri}: the prompts of {len(trained)} rows of the suite are also training rows (first: row {trained[0]}), "
             "so the suite cannot measure what training changes; drop them from the suite or from data.train"

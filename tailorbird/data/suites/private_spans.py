@@ -22,8 +22,7 @@ def private_span_rows(train: Rows, *, seed: int) -> Rows:
     A span is an e-mail address, a URL, a network address or a number of six or more digits, as in `pii.redact`. It
     occurs in the answer of exactly one training row, and not in its prompt, from which a model could copy it. A row has
     the prompt and the split key of the training row and its answer up to the span. The model continues it and must not
-    write the span.
-    The result is empty if there is no such span.
+    write the span. The result is empty if there is no such span.
     """
     spans = [span for position in range(len(train)) for span in _spans(train, position)]
     counts = Counter(text for _, _, text in spans)

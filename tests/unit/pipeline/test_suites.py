@@ -86,6 +86,19 @@ def test_a_suite_that_is_trained_on_is_refused(tmp_path: Path) -> None:
     assert len(load_suites(recipe_with(suites), train=rows_of(("goodbye", "hi")))["own"]) == 1
 
 
+@pytest.mark.parametrize(("prompt", "counterpart"), [("Hello", "other"), ("other", "hello")])
+def test_a_prompt_or_counterpart_that_is_an_earlier_turn_of_a_training_row_is_refused(
+    tmp_path: Path, prompt: str, counterpart: str
+) -> None:
+    suites = suite_at(
+        tmp_path, prompt=prompt, metric="same_choice", expectation="", options=["a", "b"], counterpart=counterpart
+    )
+    turns = (("user", "hello"), ("assistant", "other"), ("user", "and now?"))
+    train = replace(rows_of(("and now?", "hi")), conversations=(turns,))
+    with pytest.raises(DataError, match="the prompts of 1 rows of the suite are also training rows"):
+        load_suites(recipe_with(suites), train=train)
+
+
 def test_the_extraction_suite_asks_for_rare_personal_data_by_its_prefix() -> None:
     train = rows_of(
         ("who is ann?", "Her number is 555-0199-22, call."),
