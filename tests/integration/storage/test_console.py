@@ -33,7 +33,7 @@ def test_the_pages_show_what_is_on_s3_and_change_with_it(bucket: str) -> None:
     assert "The registry contains no task yet" in page_at(site, None, now=now)[1]
     made.add_progress(paths, "0" * 16, started=now - timedelta(minutes=9), updated=now)
     assert "Run under way" in page_at(site, None, now=now)[1]
-    assert 'http-equiv="refresh"' in page_at(site, f"icd10-chapters/runs/{'0' * 16}", now=now)[1]
+    assert '_live.js" defer' in page_at(site, f"icd10-chapters/runs/{'0' * 16}", now=now)[1]
     evidence = made.add_run(paths, "0" * 16, at=now)
     made.add_progress(paths, "0" * 16, started=now - timedelta(minutes=9), updated=now, status="finished")
     uri = made.add_version(paths, "full-1", kind="bag_of_words", at=now, evidence=evidence)
