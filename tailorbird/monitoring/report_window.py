@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from functools import cached_property, partial
 
@@ -75,11 +75,13 @@ class ReportWindow:
 
     @cached_property
     def answers_fingerprint(self) -> str:
-        """Hash of the answer files and of all settings that affect what the report reads from them."""
+        """Hash of the answer files and of all settings and test results that affect what the report computes."""
         config = self.recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"})
         files = files_between(self.days.answers, self.first, self.day)
-        versions, tested = self.days.versions, self.served.tested and self.served.tested.right
-        settings = [config, versions.groups, versions.metric, tested]
+        versions, tested = self.days.versions, self.served.tested and asdict(self.served.tested)
+        answers = versions.answers and versions.answers.model_dump(mode="json")
+        gates = [self.group_limits.model_dump(mode="json"), self.recipe.evaluation.alpha]
+        settings = [config, versions.groups, versions.metric, answers, tested, gates]
         return _sha256([*files, versions.champion, self.reference.made_at, *settings])
 
     @cached_property

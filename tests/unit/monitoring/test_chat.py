@@ -1,6 +1,6 @@
 """Monitoring of chat: scores of answers, audits, and drift of prompts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ def reference() -> DriftReference:
 
 @dataclass
 class ChatTask(test_daily_report.Task):
+    evaluation: dict[str, Any] = field(default_factory=lambda: {"metric": "token_f1"})
+
     @property
     def recipe(self) -> Recipe:
         content: dict[str, Any] = {
@@ -61,7 +63,7 @@ class ChatTask(test_daily_report.Task):
         }
         content["data"] = {"train": "s3://lake/train"}
         content["serving"] = {"request_log": self.log.as_uri(), "log_texts": True}
-        content["evaluation"] = {"metric": "token_f1"}
+        content["evaluation"] = self.evaluation
         recipe = Recipe.model_validate(content)
         return recipe.model_copy(update={"registry": (self.folder / "models").as_uri()})
 
@@ -154,6 +156,18 @@ def test_a_proven_loss_of_the_mean_score_is_an_alarm(task: ChatTask) -> None:
     assert [bound.what for bound in report.groups.bounds] == [f"change for {ALL}"]
     assert f"change for {ALL}: -48.1 points" in report.alarms[-1]
     assert task.watch_chat(tested=GroupAccuracy(500, 200, 500)).failures == {}
+
+
+def test_a_stored_report_is_made_again_if_the_metric_or_the_result_of_the_test_changed(task: ChatTask) -> None:
+    write(task.log, "answers", FIRST, [logged(FIRST, number, answer="2 of 3") for number in range(100)])
+    task.imported(task.exported(), correct_answer=["2.02 of 3.02"] * 100)
+    tested, states = GroupAccuracy(500, 440.0, 500), []
+    for absolute in (0.01, 0.1):
+        task.evaluation = {"metric": "numeric", "answers": {"numeric": {"absolute": absolute}}}
+        states.append(task.watch_chat(tested=tested).audit.right)
+    assert states == [0, 100]
+    few = GroupAccuracy(500, 440.0, 5)
+    assert task.watch_chat(tested=few).groups != task.watch_chat(tested=tested).groups
 
 
 def test_drift_of_prompts_is_found_and_traffic_like_the_reference_raises_no_alarm(task: ChatTask) -> None:
