@@ -5,7 +5,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +20,7 @@ from tailorbird.config.answers import THUMBS
 from tailorbird.data.arrow_safety import extension_columns
 from tailorbird.data.pii import is_redacted
 from tailorbird.data.rows import NO_GROUP
-from tailorbird.evaluation.statistics.answer_metrics import scorer
+from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout, scorer
 from tailorbird.monitoring import traffic
 from tailorbird.monitoring.traffic import ARMS, DAY_US, AnswerSample, Labels, Outcomes, Traffic, WatchedVersions
 from tailorbird.registry.draws import draw_code
@@ -159,6 +159,7 @@ class Reader:
     versions: WatchedVersions
     labels: Labels
     secret: bytes
+    slow: set[str | None] = field(default_factory=set)  # API keys whose feedback takes too long to read
 
     def __call__(self, files: Sequence[str]) -> Traffic:
         return traffic.merge_traffic(self._read_file(uri) for uri in files)
@@ -234,7 +235,8 @@ class Reader:
         """Return the score [N] of each answer against its label; NaN for one whose text was not stored.
 
         It is also NaN for a correct answer that the metric cannot read, such as a text without a number, and for a
-        redacted one, to which a wrong answer may be equal.
+        redacted one, to which a wrong answer may be equal. After a text of feedback on which the regular expression
+        takes too long, it is NaN for all further feedback of the API key, so that no key delays a report for long.
         """
         labels = self._references(indices)
         if self.versions.metric is None:
@@ -242,13 +244,20 @@ class Reader:
             return np.array([answer == label for answer, label in pairs], np.float64)
         metric = scorer(self.versions.metric, config=self.versions.answers)
 
-        def score(answer: str | None, reference: str) -> float:
+        def score(answer: str | None, reference: str, caller: str | None, audit: int) -> float:
+            if answer is None or is_redacted(reference) or (not audit and caller in self.slow):
+                return np.nan
             try:
-                return np.nan if answer is None or is_redacted(reference) else metric(answer, reference)
+                return metric(answer, reference)
+            except PatternTimeout:
+                if not audit:
+                    self.slow.add(caller)
+                return np.nan
             except ValueError:
                 return np.nan
 
-        return np.array(list(map(score, table["answer"].to_pylist(), labels)), np.float64)
+        columns = (table["answer"].to_pylist(), labels, table["caller"].to_pylist(), self.labels.audits[indices])
+        return np.array(list(map(score, *columns)), np.float64)
 
 
 def is_answered(table: pa.Table) -> NDArray[np.bool_]:

@@ -17,7 +17,7 @@ from tailorbird.data.pii import is_redacted, redact
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.data.splits import normalise
 from tailorbird.data.tasks import data_task
-from tailorbird.evaluation.statistics.answer_metrics import unreadable
+from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout, unreadable
 from tailorbird.monitoring.label_audit import audited_rows, labelled_rows
 from tailorbird.monitoring.log_reader import ANSWERS, FEEDBACK, by_day, is_answered, key_of, read_columns
 from tailorbird.monitoring.traffic import SHADOW
@@ -64,6 +64,7 @@ def corrected_by_feedback(recipe: Recipe, *, since: datetime) -> Rows:
     """Return the logged conversations since a time whose answers clients corrected, with the latest correct answer.
 
     Only feedback of the API key that got the answer counts. A correct answer that the metric cannot read is omitted.
+    After one on which the regular expression takes too long, so is all further feedback of its key.
     """
     if recipe.serving.request_log is None:
         return labelled_rows(recipe, [])
@@ -75,11 +76,20 @@ def corrected_by_feedback(recipe: Recipe, *, since: datetime) -> Rows:
     def key(row: Mapping[str, Any]) -> int:
         return key_of(row["request_id"], row["row"], caller=row["caller"], secret=secret)
 
+    slow = set[str | None]()
+
+    def is_readable(answer: str, caller: str | None) -> bool:
+        try:
+            return caller not in slow and unreadable([answer], config=recipe.evaluation.answers) is None
+        except PatternTimeout:
+            slow.add(caller)
+            return False
+
     latest: dict[int, tuple[datetime, str]] = {}
     for uri in files("feedback"):
         for row in read_columns(uri, FEEDBACK).to_pylist():
             answer = row["correct_answer"]
-            if answer is not None and unreadable([answer], config=recipe.evaluation.answers) is None:
+            if answer is not None and is_readable(answer, row["caller"]):
                 code = key(row)
                 latest[code] = max(latest.get(code, (row["at"], answer)), (row["at"], answer))
     logged: dict[int, dict[str, Any]] = {}

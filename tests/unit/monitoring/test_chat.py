@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.config.recipe import Recipe
+from tailorbird.evaluation.statistics import answer_metrics
 from tailorbird.monitoring import daily_report
 from tailorbird.monitoring.drift import TrafficSample
 from tailorbird.monitoring.drift_reference import DriftReference, ensure_reference, hashed_ngrams, read_reference
@@ -255,6 +256,21 @@ def test_a_redacted_correct_answer_scores_no_answer_and_is_counted(task: ChatTas
     report = task.watch_chat()
     assert (report.audit.labelled, report.audit.right) == (1, 0.5)
     assert "1 labelled answers are not scored: personal data were redacted in the correct answer" in report.notes
+
+
+def test_feedback_of_a_key_is_not_read_after_a_correct_answer_that_takes_too_long(
+    task: ChatTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_metrics, "PATTERN_SECONDS", 0.05)
+    task.evaluation = {"metric": "regex", "answers": {"regex": {"pattern": r"((?:(a|aa)+)+)$"}}}
+    rows = [logged(FIRST, number, answer="aa", caller="slow" if number < 3 else "calm") for number in range(5)]
+    write(task.log, "answers", FIRST, rows)
+    correct = ["aa", "a" * 60 + "!", "aa", "aa", "aaa"]
+    given = [feedback(FIRST, number, correct_answer=correct[number]) for number in range(5)]
+    labels = [row | {"caller": logged_row["caller"]} for row, logged_row in zip(given, rows, strict=True)]
+    write(task.log, "feedback", FIRST, labels)
+    report = task.watch_chat()
+    assert (report.feedback.labelled, report.feedback.right) == (3, 2)
 
 
 def test_a_chat_audit_needs_texts(task: ChatTask) -> None:

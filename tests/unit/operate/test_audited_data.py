@@ -16,6 +16,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.loader import read_splits
 from tailorbird.data.rows import Conversation, Rows, Splits
 from tailorbird.data.tasks import data_task
+from tailorbird.evaluation.statistics import answer_metrics
 from tailorbird.operate.audited_data import corrected_by_feedback, propose_training, training_parts, usable_rows
 from tests.unit.monitoring.test_chat import ChatTask, feedback, logged
 from tests.unit.monitoring.test_daily_report import FIRST, write
@@ -133,6 +134,21 @@ def test_feedback_counts_with_the_latest_correct_answer_of_the_key_that_got_the_
     corrected = corrected_by_feedback(task.recipe, since=datetime(2026, 3, 1, tzinfo=UTC))
     assert (corrected.texts, corrected.labels) == ((rows[0]["text"],), ("latest",))
     assert len(corrected_by_feedback(task.recipe, since=datetime(2026, 3, 2, tzinfo=UTC))) == 0
+
+
+def test_a_correct_answer_of_feedback_that_takes_too_long_to_read_does_not_stop_a_reevaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_metrics, "PATTERN_SECONDS", 0.05)
+    task = ChatTask(tmp_path)
+    task.evaluation = {"metric": "regex", "answers": {"regex": {"pattern": r"((?:(a|aa)+)+)$"}}}
+    callers = ("slow", "slow", "slow", "calm")
+    write(task.log, "answers", FIRST, [logged(FIRST, number, caller=callers[number]) for number in range(4)])
+    correct = ("a", "a" * 60 + "!", "aa", "aaa")
+    given = [feedback(FIRST, number, correct_answer=correct[number], caller=callers[number]) for number in range(4)]
+    write(task.log, "feedback", FIRST, given)
+    corrected = corrected_by_feedback(task.recipe, since=datetime(2026, 3, 1, tzinfo=UTC))
+    assert sorted(corrected.labels) == ["a", "aaa"]
 
 
 @pytest.mark.parametrize("unset", ["validation", "test"])
