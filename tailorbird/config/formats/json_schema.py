@@ -51,10 +51,10 @@ class _Checker:
         self._costs: dict[object, int] = {}  # by place of a pattern, or by the lengths, whose grammar is shared
 
     def root(self) -> dict[str, Any]:
+        named = {part: self._named(part, self._schema) for part in DEFINITIONS if part in self._schema}
         definitions = {
-            part: {name: self._form(value, f"/{part}/{name}", 1) for name, value in self._named(part, self._schema)}
-            for part in DEFINITIONS
-            if part in self._schema
+            part: {name: self._form(value, f"/{part}/{name}", 1) for name, value in values}
+            for part, values in named.items()
         }
         content = {name: value for name, value in self._schema.items() if name not in DEFINITIONS}
         form = self._form(content, "", 0)
@@ -95,7 +95,7 @@ class _Checker:
             len(parts) == 3
             and parts[0] == "#"
             and parts[1] in DEFINITIONS
-            and parts[2] in (self._schema.get(parts[1]) or ())
+            and parts[2] in self._schema.get(parts[1], {})
             and not {"~", "%"} & set(parts[2])
         ):
             raise ValueError(f"{where}/$ref: {_shown(target)} is not in the schema's $defs; use '#/$defs/NAME'")

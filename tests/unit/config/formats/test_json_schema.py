@@ -1,12 +1,32 @@
 """JSON Schemas are reduced to the forms that a grammar expresses; others are refused with the place."""
 
+import contextlib
 import re
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tailorbird.config.formats.json_schema import MAX_ALTERNATIVES, MAX_PROPERTIES, supported_schema
+from tailorbird.config.formats.json_schema import (
+    DEFINITIONS,
+    KEYWORDS,
+    MAX_ALTERNATIVES,
+    MAX_PROPERTIES,
+    supported_schema,
+)
 
+OTHER_NAMES = ["type", "$ref", "enum", "const", "anyOf", "a", "title", "oneOf"]
+NAMES = st.sampled_from([*sorted(set().union(*KEYWORDS.values())), *KEYWORDS, *DEFINITIONS, *OTHER_NAMES])
+REFERENCES = st.sampled_from(["#", "#/$defs/a", "#/definitions/a", "#/$defs/", "#/a"])
+TEXTS = NAMES | REFERENCES | st.sampled_from(["a|b", "(", ""])
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
+SUBSCHEMAS = st.builds(lambda target: {"$ref": target}, REFERENCES)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=15,
+)
 ANY_OBJECT = {"type": "object", "additionalProperties": True}
 
 
@@ -63,6 +83,11 @@ def test_properties_keep_their_order() -> None:
             {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}, {}]}, "b": {"$ref": "#/$defs/a"}}},
             "#/$defs/a: the schema refers to itself",
         ),
+        (
+            {"type": "array", "items": {}, "$defs": {"a": {"$ref": "#/definitions/b"}}, "definitions": 5},
+            "/definitions: must be an object, not 5",
+        ),
+        ({"$ref": "#/$defs/a", "$defs": None}, "/$defs: must be an object, not None"),
         ({"properties": []}, "/properties: must be an object, not []"),
         ({"properties": {"a": 3}}, "/properties/a: must be an object, not 3"),
         ({"properties": {"a": False}}, "/properties/a: must be an object, not False"),
@@ -112,6 +137,16 @@ def test_the_patterns_and_lengths_of_a_schema_are_limited_together(accepted: Any
 
 def _with_properties(schemas: list[dict[str, Any]]) -> dict[str, Any]:
     return {"properties": {f"p{row}": {"type": "string"} | schema for row, schema in enumerate(schemas)}}
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.dictionaries(NAMES, JSON, max_size=4),
+    st.dictionaries(st.sampled_from(DEFINITIONS), SCALARS | JSON | st.fixed_dictionaries({"a": SUBSCHEMAS})),
+)
+def test_arbitrary_json_has_no_other_error(schema: dict[str, Any], definitions: dict[str, Any]) -> None:
+    with contextlib.suppress(ValueError):
+        assert isinstance(supported_schema(schema | definitions), dict)
 
 
 def test_a_schema_with_many_levels_is_refused() -> None:
