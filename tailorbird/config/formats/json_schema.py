@@ -1,6 +1,7 @@
 """The JSON Schemas that an answer can be constrained to, as a subset whose grammars are exact and small."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -36,7 +37,10 @@ def supported_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     `properties`, without further properties. Raises ValueError, which names the place, for a schema that is too large
     or has keywords that a grammar cannot express.
     """
-    size = len(json.dumps(schema))
+    try:
+        size = len(json.dumps(schema, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        raise ValueError("the schema has half of a surrogate pair, which is not a character; remove it") from None
     if size > MAX_BYTES:
         raise ValueError(f"the schema has {size:,} bytes, but at most {MAX_BYTES:,} are supported; shorten it")
     return _Checker(schema).root()
@@ -111,6 +115,8 @@ class _Checker:
         for value in values:
             if not isinstance(value, str | int | float | None):
                 raise ValueError(f"{where}/{name}: {_shown(value)} is not a text, a number, a boolean or null")
+            if isinstance(value, int | float) and not _is_exact(value):
+                raise ValueError(f"{where}/{name}: {_shown(value)} is not finite, or an integer beyond 2**53")
             if types is not None and not any(_is_of(value, each) for each in types):
                 raise ValueError(f"{where}/{name}: {_shown(value)} is not of type {' or '.join(types)}")
         self._num_values += len(values)
@@ -222,13 +228,17 @@ def _require_content(forms: Mapping[str, Any]) -> None:
 def _number(name: str, keywords: Mapping[str, Any], where: str) -> Schema:
     for keyword, value in keywords.items():
         whole = name != "integer" or isinstance(value, int)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not whole or abs(value) > 2**53:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not whole or not abs(value) <= 2**53:
             kind = "whole number" if name == "integer" else "number"
             raise ValueError(f"{where}/{keyword}: must be a {kind} of at most 2**53, not {_shown(value)}")
-    lows = [keywords[key] + shift for key, shift in (("minimum", 0), ("exclusiveMinimum", 1)) if key in keywords]
-    highs = [keywords[key] - shift for key, shift in (("maximum", 0), ("exclusiveMaximum", 1)) if key in keywords]
-    if name == "integer" and lows and highs and max(lows) > min(highs):
-        raise ValueError(f"{where}: no integer is between {max(lows)} and {min(highs)}")
+    step = 1 if name == "integer" else 0
+    lows = [keywords[key] + shift for key, shift in (("minimum", 0), ("exclusiveMinimum", step)) if key in keywords]
+    highs = [keywords[key] - shift for key, shift in (("maximum", 0), ("exclusiveMaximum", step)) if key in keywords]
+    if lows and highs:
+        low, high = max(lows), min(highs)
+        is_open = low == keywords.get("exclusiveMinimum") or high == keywords.get("exclusiveMaximum")
+        if low > high or (low == high and is_open and not step):
+            raise ValueError(f"{where}: no {name} is between {low} and {high}")
     return {"type": name} | dict(keywords)
 
 
@@ -250,6 +260,11 @@ def _types(schema: Mapping[str, Any], where: str) -> list[str]:
     if not types:
         raise ValueError(f"{where}/type: must name a type")
     return list(dict.fromkeys(types))
+
+
+def _is_exact(value: float) -> bool:
+    """Return True for a number that is finite and, as an integer, not changed as a float."""
+    return math.isfinite(value) if isinstance(value, float) else abs(value) <= 2**53
 
 
 def _is_of(value: object, name: str) -> bool:

@@ -1,6 +1,6 @@
 """Compile response formats into grammars over the tokens of a model. All uses of xgrammar are in this folder."""
 
-import re
+import logging
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ TEXT_CLASS = r"[^\0-\x1f\"\\\ud800-\udfff]"
 """The class that replaces them, of characters that JSON allows without an escape. The first one of `TEXT_CLASSES` also
 has control characters, and both have surrogates, whose bytes are decoded as several characters. It is negated, because
 xgrammar rejects tokens that it has allowed if another class is repeated more than 128 times."""
-_SOURCE = re.compile(r"^\[[^\]]*\] \S+: ")  # time, file and line before a message of xgrammar
+_log = logging.getLogger(__name__)
 
 
 class FormatError(ValueError):
@@ -157,4 +157,6 @@ def _literal(text: str) -> str:
 
 
 def _unsupported(error: Exception) -> FormatError:
-    return FormatError(f"the format is not supported: {_SOURCE.sub('', str(error)).strip()[:300]}")
+    """Return an error without the message of xgrammar, which can be empty or have the library's paths."""
+    _log.warning("xgrammar cannot compile a response format: %s", str(error)[:300])
+    return FormatError("the format is not supported: no grammar can be compiled for it; use a simpler schema")
