@@ -38,8 +38,9 @@ class DataConfig(ConfigSection):
     """(chat only) Maximum number of tokens that the model generates for an answer. Raise it if the answers in the data
     are longer."""
     response_format: StructuredFormat | None = None
-    """(chat only) Format that every generated answer has, in evaluation, batches and serving: `{type: json_object}`,
-    `{type: json_schema, json_schema: {schema: ...}}` or `{type: choice, choice: [...]}`. By default, any text."""
+    """(chat only) Format of generated answers in evaluation, batches and serving: `{type: json_object}`,
+    `{type: json_schema, json_schema: {schema: ...}}` or `{type: choice, choice: [...]}`. By default, any text. It does
+    not apply to suites, `/v1/completions`, answers of `nearest`, and endpoints that refuse the parameter."""
     split_by: str | None = None
     """Column with an identifier, such as a document or patient id. Rows with the same value go to the same split, and
     confidence intervals treat them as dependent. By default, only copies of a text are kept together. Set it if rows of
