@@ -62,8 +62,9 @@ class TransformersEngine(LanguageModelEngine):
         from tailorbird.models.attention.transformers_private import discard_unrouted_outputs, remove_result_handler
         from tailorbird.models.grammar.matcher import AnswerMatcher
 
-        assert not isinstance(generation.grammar, str)  # `prepared` sets it
-        matcher = None if generation.grammar is None else AnswerMatcher(generation.grammar)
+        grammar = generation.grammar
+        assert not isinstance(grammar, str)  # `prepared` sets it
+        matcher = None if grammar is None else AnswerMatcher(grammar)
         request_id, updated = uuid.uuid4().hex, asyncio.Event()
         latest: list[Any] = []
 
@@ -97,8 +98,8 @@ class TransformersEngine(LanguageModelEngine):
                     raise RequestError(500, "engine_failed", f"the engine failed to answer the request: {output.error}")
                 tokens = output.generated_tokens[num_yielded:]
                 num_yielded += len(tokens)
-                if ended and matcher is not None:
-                    _require_usable(matcher)
+                if ended and matcher is not None and grammar is not None:
+                    _require_usable(matcher, is_own=grammar.is_own)
                 yield tokens, ended
         finally:
             self._sampler.recorded.pop(request_id, None)
@@ -123,11 +124,17 @@ class TransformersEngine(LanguageModelEngine):
         return grammar
 
 
-def _require_usable(matcher: "AnswerMatcher") -> None:
+def _require_usable(matcher: "AnswerMatcher", *, is_own: bool) -> None:
+    """Raise RequestError if the answer failed: 500 because of the model, and 400 because of the client's format."""
     try:
         matcher.require_usable()
     except FormatError as error:
-        raise refused_format(error) from None
+        if not is_own:
+            raise refused_format(error) from None
+        message = f"the model cannot answer in the format of its version: {error}"
+        raise RequestError(500, "engine_failed", message) from None
+    except RuntimeError as error:
+        raise RequestError(500, "engine_failed", f"the engine failed to answer the request: {error}") from None
 
 
 def cache_options(num_gpus: float) -> dict[str, float]:

@@ -75,7 +75,6 @@ def answer_prompts(
         )
     else:
         outputs = _constrained_outputs(lm, ids, config=config, grammar=grammar)
-        grammar.require_usable()
     answers = []
     for index, output in enumerate(outputs.values()):
         if output.error is not None or not output.is_finished():
@@ -100,7 +99,8 @@ def _constrained_outputs(lm: Any, prompts: list[list[int]], *, config: Any, gram
                 lm.device, return_logprobs=True, use_cuda_graph=False, use_async_batching=False
             ),
         )
-    set_logits_processor(manager, GrammarProcessor(grammar))
+    processor = GrammarProcessor(grammar)
+    set_logits_processor(manager, processor)
     manager.start()
     try:
         ids = manager.add_requests(inputs=prompts, max_new_tokens=config.max_new_tokens)
@@ -111,6 +111,7 @@ def _constrained_outputs(lm: Any, prompts: list[list[int]], *, config: Any, gram
                 outputs[output.request_id] = output
             elif output is None and not manager.is_running():
                 break
+        processor.require_usable()
         return {request: outputs[request] for request in ids if request in outputs}
     finally:
         manager.stop(block=True, timeout=5)

@@ -41,8 +41,10 @@ class Grammar:
     compiled: Any  # xgrammar's `CompiledGrammar`
     end_id: int
     num_bytes: int
+    is_own: bool = False
+    """True for the format of a served version: a fault of one answer does not end others."""
     fault: str | None = None
-    """Why answers cannot be generated with it. An answer that fails sets it."""
+    """Why no more answers are generated with it. An answer whose next tokens take too long to find sets it."""
 
     def require_usable(self) -> None:
         """Raise FormatError if an earlier answer could not be generated."""
@@ -71,7 +73,10 @@ class GrammarCompiler:
             return grammar
 
     def compile(self, format: StructuredFormat, *, keep: bool = True) -> Grammar:
-        """Return the grammar of a format. This call blocks, for up to seconds. Raises FormatError."""
+        """Return the grammar of a format. This call blocks, for up to seconds. Raises FormatError.
+
+        Do not `keep` that of a served version, which its engine holds.
+        """
         with self._compiling:
             known = self.known(format)
             if known is not None:
@@ -86,7 +91,7 @@ class GrammarCompiler:
                 compiled = self._compiler.compile_grammar(grammar)
             except (RuntimeError, ValueError) as error:
                 raise _unsupported(error) from None
-        kept = Grammar(compiled, self._end_id, int(compiled.memory_size_bytes))
+        kept = Grammar(compiled, self._end_id, int(compiled.memory_size_bytes), is_own=not keep)
         if not keep:
             return kept
         with self._lock:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tailorbird.models.grammar.compiler import Grammar
+from tailorbird.models.grammar.compiler import FormatError, Grammar
 
 MAX_MASK_S = 0.5
 """Maximum processor time to find the allowed tokens at a position; 0.1 ms is usual. A grammar with many alternatives
@@ -29,6 +29,7 @@ class AnswerMatcher:
         self._matcher = xgrammar.GrammarMatcher(grammar.compiled)
         self._words = xgrammar.allocate_token_bitmask(1, grammar.compiled.tokenizer_info.vocab_size)
         self._max_mask_s, self._clock = max_mask_s, clock
+        self._fault: str | None = None
         self._first: int | None = None
         self._num_accepted = 0
 
@@ -49,24 +50,32 @@ class AnswerMatcher:
         for token in tokens:
             self._num_accepted += 1
             if not self._matcher.is_terminated() and not self._matcher.accept_token(token):
-                self._grammar.fault = NOT_FOLLOWED
+                self._fault = NOT_FOLLOWED
         allowed = self._allowed(len(scores), scores.device)
         scores.masked_fill_(~allowed, -torch.inf)
 
     def require_usable(self) -> None:
-        """Raise FormatError if the answer ended because no token can follow."""
-        self._grammar.require_usable()
+        """Raise FormatError if the answer ended because of its format, and RuntimeError if because of its scores."""
+        if self._fault == NOT_FOLLOWED:
+            raise RuntimeError(NOT_FOLLOWED)
+        if self._fault is not None:
+            raise FormatError(self._fault)
 
     def _allowed(self, vocab_size: int, device: torch.device) -> torch.Tensor:
         """Return the tokens that can follow, as booleans [V]."""
         only_end = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         only_end[self._grammar.end_id] = True
-        if self._matcher.is_terminated() or self._grammar.fault is not None:
+        if self._matcher.is_terminated():
+            return only_end
+        self._fault = self._fault or self._grammar.fault
+        if self._fault is not None:
             return only_end
         started = self._clock()
         is_limited = self._matcher.fill_next_token_bitmask(self._words)
         if self._clock() - started > self._max_mask_s:
-            self._grammar.fault = TOO_SLOW
+            self._fault = TOO_SLOW
+            if not self._grammar.is_own:
+                self._grammar.fault = TOO_SLOW
             return only_end
         if not is_limited:
             return torch.ones(vocab_size, dtype=torch.bool, device=device)
@@ -76,6 +85,6 @@ class AnswerMatcher:
         known = bits.flatten()[:vocab_size].bool()
         allowed[: len(known)] = known
         if not bool(allowed.any()):
-            self._grammar.fault = NO_TOKEN
+            self._fault = NO_TOKEN
             return only_end
         return allowed

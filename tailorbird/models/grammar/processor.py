@@ -65,6 +65,11 @@ class GrammarProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
             self._matchers[request] = AnswerMatcher(self._grammar)
         return self._matchers[request]
 
+    def require_usable(self) -> None:
+        """Raise the errors of `AnswerMatcher.require_usable`, of all answers."""
+        for matcher in self._matchers.values():
+            matcher.require_usable()
+
     def __call__(self, scores: torch.Tensor, _tensor_arg: torch.Tensor) -> torch.Tensor:
         """Return the scores [B, V] with -inf for tokens that cannot follow."""
         for row in self._rows:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tailorbird.config.formats.response_format import ChoiceFormat, JsonObjectFormat, JsonSchemaFormat
 from tailorbird.models.grammar import compiler as compiling
 from tailorbird.models.grammar.compiler import FormatError, Grammar, GrammarCompiler, grammar_of
-from tailorbird.models.grammar.matcher import NO_TOKEN, TOO_SLOW, AnswerMatcher
+from tailorbird.models.grammar.matcher import NO_TOKEN, NOT_FOLLOWED, TOO_SLOW, AnswerMatcher
 from tests import small_chat
 from tests.unit.byte_level import PADDED, random_answer, tokenizer
 
@@ -162,6 +162,35 @@ def test_a_grammar_whose_tokens_take_too_long_to_find_is_refused_from_then_on() 
     for check in (matcher.require_usable, grammar.require_usable):
         with pytest.raises(FormatError, match=TOO_SLOW):
             check()
+
+
+def test_scores_that_are_not_numbers_fail_one_answer_and_not_the_grammar() -> None:
+    grammar = COMPILER.compile(ChoiceFormat(type="choice", choice=("yes", "no")))
+    failed, other = AnswerMatcher(grammar), AnswerMatcher(grammar)
+    for matcher in (failed, other):
+        matcher.constrain(score_row(), [])
+    scores = score_row()
+    failed.constrain(scores, TOKENIZER("{", add_special_tokens=False)["input_ids"])
+    assert scores.isfinite().nonzero().tolist() == [[END]]
+    with pytest.raises(RuntimeError, match=NOT_FOLLOWED):
+        failed.require_usable()
+    scores = score_row()
+    other.constrain(scores, TOKENIZER("y", add_special_tokens=False)["input_ids"])
+    assert END not in scores.isfinite().nonzero()[:, 0].tolist()
+    other.require_usable()
+    grammar.require_usable()
+
+
+def test_a_slow_answer_in_the_format_of_a_version_does_not_end_others() -> None:
+    grammar = COMPILER.compile(ChoiceFormat(type="choice", choice=("own", "other")), keep=False)
+    times = iter([0.0, 3.0])
+    slow = AnswerMatcher(grammar, max_mask_s=1.0, clock=lambda: next(times))
+    slow.constrain(score_row(), [])
+    with pytest.raises(FormatError, match=TOO_SLOW):
+        slow.require_usable()
+    other = AnswerMatcher(grammar)
+    other.constrain(score_row(), [])
+    other.require_usable()
 
 
 def test_a_tokenizer_without_the_characters_of_a_format_is_an_error() -> None:

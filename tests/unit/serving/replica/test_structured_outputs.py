@@ -327,6 +327,20 @@ def test_a_format_that_fails_during_an_answer_is_an_error(engine: TransformersEn
         asyncio.run(fail())
 
 
+def test_a_fault_in_the_format_of_the_version_fails_one_answer_with_500(monkeypatch: pytest.MonkeyPatch) -> None:
+    constrained = engine_of(Prompting(system=None, max_new_tokens=LIMIT, response_format=CHOICE))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(AnswerMatcher.__init__, "__kwdefaults__", {"max_mask_s": -1.0, "clock": lambda: 0.0})
+            with pytest.raises(RequestError, match="cannot answer in the format of its version: finding") as caught:
+                asyncio.run(last(constrained, PROMPTS[0]))
+        answer = asyncio.run(last(constrained, PROMPTS[0]))
+    finally:
+        constrained._manager.destroy()
+    assert caught.value.status == 500
+    assert answer.text in CHOICE.choice
+
+
 def test_the_route_answers_in_the_format_of_the_request_complete_and_streamed(engine: TransformersEngine) -> None:
     versions: ServedVersions[Any] = ServedVersions(lambda _uri, _digest: engine, read_secret=bytes)
     versions.engines = {"champion": engine}
