@@ -8,7 +8,7 @@ import torch.distributed as dist
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from tailorbird.models.generation import Answer, greedy
-from tailorbird.models.grammar.compiler import Grammar
+from tailorbird.models.grammar.compiler import FormatError, Grammar
 from tailorbird.models.grammar.processor import GrammarLogits
 from tailorbird.models.pretrained import default_device
 
@@ -36,33 +36,45 @@ def synced_answers(
 ) -> list[Answer]:
     """Return the greedy answer to each prompt of this rank. Every rank must call it, also without prompts.
 
-    Each forward pass gathers the parameters layer by layer, so all ranks run the same number of passes.
+    Each forward pass gathers the parameters layer by layer, so all ranks run the same number of passes. Raises
+    FormatError on every rank if an answer of one ended because of its format.
     """
     longest = torch.tensor(len(prompts), device=default_device())
     dist.all_reduce(longest, op=dist.ReduceOp.MAX)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: dict[int, Answer] = {}
+    fault: str | None = None
     for start in range(0, int(longest), BATCH_ROWS):
         rows = order[start : start + BATCH_ROWS]
         batch = [prompts[index] for index in rows] or [[end_id]]  # the answer to this prompt is discarded
-        answered = _answer_batch(lm, batch, max_new_tokens=max_new_tokens, end_id=end_id, grammar=grammar)
+        constraint = None if grammar is None else GrammarLogits(grammar, num_rows=len(batch))
+        answered = _answer_batch(lm, batch, max_new_tokens=max_new_tokens, end_id=end_id, constraint=constraint)
+        fault = fault or (constraint and constraint.format_fault())
         answers |= zip(rows, answered, strict=False)
+    _require_no_fault(fault)
     return [answers[index] for index in range(len(prompts))]
 
 
+def _require_no_fault(fault: str | None) -> None:
+    """Raise FormatError on every rank if one has a fault. Every rank must call it."""
+    any_fault = torch.tensor(int(fault is not None), device=default_device())
+    dist.all_reduce(any_fault, op=dist.ReduceOp.MAX)
+    if int(any_fault):
+        raise FormatError(fault or "another rank could not generate an answer in the format; its log has the cause")
+
+
 def _answer_batch(
-    lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int, grammar: Grammar | None
+    lm: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, end_id: int, constraint: GrammarLogits | None
 ) -> list[Answer]:
     width = max(map(len, prompts))
     input_ids = torch.tensor([[end_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     recorded = _LogProbabilities()
-    constraint = [] if grammar is None else [GrammarLogits(grammar, num_rows=len(prompts))]
     output = lm.generate(
         input_ids=input_ids.to(default_device()),
         attention_mask=mask.to(default_device()),
         generation_config=greedy(max_new_tokens=max_new_tokens, end_id=end_id),
-        logits_processor=LogitsProcessorList([*constraint, recorded]),
+        logits_processor=LogitsProcessorList([recorded] if constraint is None else [constraint, recorded]),
         synced_gpus=True,
     )
     log_probabilities = torch.stack(recorded.steps, dim=1)

@@ -12,7 +12,7 @@ from tailorbird.models.attention.transformers_private import (
     request_progress,
     tokens_from,
 )
-from tailorbird.models.grammar.compiler import Grammar
+from tailorbird.models.grammar.compiler import FormatError, Grammar
 from tailorbird.models.grammar.matcher import AnswerMatcher
 
 
@@ -82,6 +82,20 @@ class GrammarLogits(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, grammar: Grammar, *, num_rows: int) -> None:
         self._matchers = [AnswerMatcher(grammar) for _ in range(num_rows)]
+
+    def format_fault(self) -> str | None:
+        """Return why a row ended because of its format, or None. Scores that are not numbers are no such fault.
+
+        Their log-probabilities are not numbers either, which the caller can see.
+        """
+        for matcher in self._matchers:
+            try:
+                matcher.require_usable()
+            except FormatError as error:
+                return str(error)
+            except RuntimeError:
+                continue
+        return None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores [B, V] with -inf for tokens that cannot follow; `input_ids` are prompts and answers."""
