@@ -3,8 +3,9 @@
 import logging
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from tailorbird.config.formats.json_schema import supported_schema
 from tailorbird.config.formats.response_format import (
@@ -57,7 +58,7 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, vocab_size: int, end_id: int) -> None:
         """Create a compiler for logits of `vocab_size` tokens; they can be more than those of the tokenizer."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._end_id = end_id
         self._compiler: Any = None
@@ -84,7 +85,7 @@ class GrammarCompiler:
             import xgrammar
 
             if self._compiler is None:
-                info = token_info(self._tokenizer, vocab_size=self._vocab_size, end_id=self._end_id)
+                info = token_info(self.tokenizer, vocab_size=self._vocab_size, end_id=self._end_id)
                 self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
             grammar = grammar_of(format)
             try:
@@ -106,11 +107,20 @@ class GrammarCompiler:
         return sum(grammar.num_bytes for grammar in self._grammars.values())
 
 
+_COMPILERS: WeakKeyDictionary[Any, GrammarCompiler] = WeakKeyDictionary()  # by language model, for `grammar_for`
+
+
 def grammar_for(format: StructuredFormat | None, *, lm: Any, tokenizer: "PreTrainedTokenizerBase") -> Grammar | None:
-    """Return the grammar of a format for a language model; None for any text. Raises FormatError."""
+    """Return the grammar of a format for a language model; None for any text. Raises FormatError.
+
+    It is compiled once per model. A fault of earlier answers is not in it.
+    """
     if format is None:
         return None
-    return compiler_for(lm, tokenizer=tokenizer).compile(format)
+    compiler = _COMPILERS.get(lm)
+    if compiler is None or compiler.tokenizer is not tokenizer:
+        compiler = _COMPILERS[lm] = compiler_for(lm, tokenizer=tokenizer)
+    return replace(compiler.compile(format), fault=None)
 
 
 def compiler_for(lm: Any, *, tokenizer: "PreTrainedTokenizerBase") -> GrammarCompiler:

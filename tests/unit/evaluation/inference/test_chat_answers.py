@@ -1,5 +1,6 @@
 """Answers in a response format: evaluation, validation at ZeRO stage 3 and batch jobs with one model."""
 
+import gc
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from tailorbird.data.rows import Rows, SuiteColumns
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import answer_prompts, greedy
+from tailorbird.models.grammar import compiler
 from tailorbird.models.grammar.compiler import FormatError, grammar_for
 from tailorbird.models.grammar.processor import GrammarLogits
 from tailorbird.registry.versions import Prompting
@@ -91,6 +93,21 @@ def test_generation_in_step_gives_the_answers_of_the_evaluation() -> None:
     for tokens, answer in zip(output[:, width:].tolist(), expected, strict=True):
         assert tokens[: len(answer.tokens)] == answer.tokens
         assert set(tokens[len(answer.tokens) :]) <= {END}
+
+
+def test_a_format_is_compiled_once_for_a_model() -> None:
+    lm = language_model()
+    first = grammar_for(CHOICE, lm=lm, tokenizer=TOKENIZER)
+    assert first is not None
+    first.fault = "it was slow"
+    again = grammar_for(CHOICE, lm=lm, tokenizer=TOKENIZER)
+    assert again is not None
+    assert again.compiled is first.compiled
+    assert again.fault is None
+    num_models = len(compiler._COMPILERS)
+    del lm
+    gc.collect()
+    assert len(compiler._COMPILERS) < num_models
 
 
 def test_a_model_that_cannot_write_the_format_is_an_error() -> None:
