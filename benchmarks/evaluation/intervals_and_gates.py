@@ -6,7 +6,8 @@ Documents: coverage of the 95% interval of a gain over rows that share documents
 coverage of the interval of the debiased calibration error, and how often a calibrated and a miscalibrated model pass
 the gate. Groups: how often the gate refuses a candidate that gains 3 points in every group, and how often it does not
 refuse one that loses 10 points in one of 12 groups. Suites: how often the gate fails and passes for a candidate without
-a loss, with a loss of the margin, and with a loss of 20 points on one suite.
+a loss, with a loss of the margin, and with a loss of 20 points on one suite; with scores between 0 and 1, how often a
+suite passes whose loss is the margin, by rare losses of 90 points.
 """
 
 import sys
@@ -38,6 +39,8 @@ GAIN, DISCORDANCE = 0.02, 0.2
 HARM, NUM_GROUPS = -0.10, 12
 GROUP_SIZES = (30, 50, 80, 200, 500)
 NUM_SUITES, SUITE_ROWS, SUITE_HARM = (1, 4, 10), (100, 400), 0.20
+RARE_LOSS, RARE_LOSS_SUITES = 0.9, ((5, 0.25), (20, 0.05), (50, 0.05), (50, 0.2), (150, 0.05))
+"""Loss on a rare row; rows and margin of the suites that have such rows."""
 BOUNDS = {
     "lowest_coverage_of_documents": ">= 0.92",
     "mean_coverage_of_documents": ">= 0.93",
@@ -50,6 +53,7 @@ BOUNDS = {
     "suites_without_loss_that_fail": "<= 0.05",
     "suites_with_the_margin_as_loss_that_fail": "<= 0.05",
     "suites_with_the_margin_as_loss_that_pass": "<= 0.05",
+    "suites_with_rare_losses_that_pass": "<= 0.06",
 }
 
 
@@ -159,6 +163,8 @@ def suites() -> Figures:
                 rows[f"{num} x {n} rows, loss {loss:g}"] = _suite_rates([loss] * num, n=n)
             rows[f"{num} x {n} rows, loss {SUITE_HARM:g} on one"] = _suite_rates([SUITE_HARM] + [0.0] * (num - 1), n=n)
     print_table("The suites gate with a margin of 5 points", rows)
+    rare = {f"{n} rows, margin {margin:g}": _rare_loss_rates(n, max_loss=margin) for n, margin in RARE_LOSS_SUITES}
+    print_table("Nearly equal scores with rare losses", rare)
 
     def worst(column: str, *, loss: str) -> float:
         return max(row[column] for name, row in rows.items() if name.endswith(loss))
@@ -167,6 +173,7 @@ def suites() -> Figures:
         "suites_without_loss_that_fail": worst("fails", loss="loss 0"),
         "suites_with_the_margin_as_loss_that_fail": worst("fails", loss=f"loss {margin:g}"),
         "suites_with_the_margin_as_loss_that_pass": worst("passes", loss=f"loss {margin:g}"),
+        "suites_with_rare_losses_that_pass": max(row["passes"] for row in rare.values()),
         "harmful_suites_that_fail_at_100_rows": rows[f"4 x 100 rows, loss {SUITE_HARM:g} on one"]["fails"],
     }
 
@@ -188,8 +195,20 @@ def _suite_rates(losses: list[float], *, n: int) -> Figures:
     return {"fails": failed, "passes": results.count(State.PASSES) / NUM_GATES, "+-": _error(failed, NUM_GATES)}
 
 
-def _answers(right: NDArray[np.bool_]) -> Predictions:
-    n, scores = len(right), right.astype(np.float64)
+def _rare_loss_rates(n: int, *, max_loss: float) -> Figures:
+    """Return how often a suite passes whose loss is `max_loss`: 0.9 on rare rows, and about 0 on the other rows."""
+    generator, passes = np.random.default_rng((SEED, n)), 0
+    config = SuiteConfig(uri="builtin://general", max_loss=max_loss)
+    for _ in range(NUM_GATES):
+        theirs = generator.uniform(0.95, 0.99, n)
+        ours = theirs + generator.normal(0, 0.002, n) - RARE_LOSS * (generator.random(n) < max_loss / RARE_LOSS)
+        answered = AnsweredSuite(config, _answers(ours), _answers(theirs))
+        passes += suites_gate({"suite": answered}, alpha=ALPHA).state is State.PASSES
+    return {"passes": passes / NUM_GATES, "+-": _error(passes / NUM_GATES, NUM_GATES)}
+
+
+def _answers(values: NDArray[np.bool_] | FloatArray) -> Predictions:
+    n, scores = len(values), values.astype(np.float64)
     return Predictions("simulated", ("r",) * n, ("a",) * n, ("a",) * n, scores, scores, scores)
 
 

@@ -27,8 +27,10 @@ class AnsweredSuite(NamedTuple):
     def loss(self, *, alpha: float) -> tuple[float, Interval]:
         """Return the loss of the mean score (incumbent minus candidate), with its interval at level 1 - alpha.
 
-        Newcombe's interval for scores of 0 and 1 on independent rows, `mean_change` otherwise. Both ends are at least
-        the unseen rate from the loss: rows with small differences do not exclude a large loss on a few other rows.
+        Newcombe's interval for scores of 0 and 1 on independent rows, `mean_change` otherwise. For other scores of
+        independent rows, the bootstrap also draws a row with a loss of 1 and one with a gain of 1, because the interval
+        of few large losses is too narrow without them. Both ends are at least the unseen rate from the loss: rows with
+        small differences do not exclude a large loss on other rows.
         """
         ours, theirs, clusters = self.candidate.scores, self._reference(), self.candidate.clusters
         if clusters is None and np.isin((ours, theirs), (0.0, 1.0)).all():
@@ -36,9 +38,12 @@ class AnsweredSuite(NamedTuple):
             loss, (low, high) = counts.gain, newcombe_paired_interval(counts, alpha=alpha)
             num_units = float(len(ours))
         else:
+            loss, num_rows = float(np.mean(theirs - ours)), len(ours)
+            if clusters is None:
+                theirs, ours = np.append(theirs, (1.0, 0.0)), np.append(ours, (0.0, 1.0))
             effect = mean_change(theirs, ours, alpha=alpha, clusters=clusters)
-            loss, (low, high) = effect.gain, effect.interval
-            num_units = float(len(ours)) if effect.degrees_of_freedom is None else effect.degrees_of_freedom + 1
+            low, high = effect.interval
+            num_units = float(num_rows) if effect.degrees_of_freedom is None else effect.degrees_of_freedom + 1
         unseen = unseen_rate(num_units, alpha=alpha)
         return loss, (max(min(low, loss - unseen), -1.0), min(max(high, loss + unseen), 1.0))
 

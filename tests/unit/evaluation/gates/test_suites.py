@@ -71,19 +71,16 @@ def test_scores_between_0_and_1_are_compared_by_their_means() -> None:
     assert gate_of((theirs.tolist(), theirs.tolist())).state is State.PASSES
 
 
-@pytest.mark.parametrize(("num_rows", "max_loss"), [(5, 0.25), (20, 0.05), (50, 0.05), (50, 0.2)])
+@pytest.mark.parametrize(("num_rows", "max_loss"), [(5, 0.25), (20, 0.05), (50, 0.05), (50, 0.2), (150, 0.05)])
 def test_rare_large_losses_of_the_margin_seldom_pass_among_nearly_equal_scores(num_rows: int, max_loss: float) -> None:
-    """Of 150 suites whose true loss is the margin, by a loss of 0.9 on some rows, at most 5% pass; 10% at 0.2.
-
-    The larger rate is that of the bootstrap at 11 expected losses.
-    """
+    """Of 150 suites whose true loss is the margin, by a loss of 0.9 on some rows, at most 6% pass."""
     generator, passes = np.random.default_rng(0), 0
     for _ in range(150):
         theirs = generator.uniform(0.95, 0.99, num_rows)
         rare = generator.random(num_rows) < max_loss / 0.9
         ours = theirs + generator.normal(0, 0.002, num_rows) - 0.9 * rare
         passes += gate_of((ours.tolist(), theirs.tolist()), max_loss=max_loss).state is State.PASSES
-    assert passes <= (0.1 if max_loss == 0.2 else 0.05) * 150
+    assert passes <= 0.06 * 150
 
 
 @pytest.mark.parametrize("right", [0.0, 0.5, 1.0])
