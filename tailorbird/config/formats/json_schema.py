@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 from tailorbird.config.formats.schema_pattern import MAX_CHOICES, exact_pattern
@@ -11,6 +12,7 @@ MAX_BYTES, MAX_DEPTH, MAX_SUBSCHEMAS, MAX_VALUES = 16_384, 16, 512, 1024
 MAX_PROPERTIES = 128  # of an object; the time to compile a grammar grows with the square of their number
 MAX_ALTERNATIVES = 32  # of `anyOf`
 MAX_COUNT = 100_000  # of characters or items
+MAX_DECIMALS = 6  # of numbers with a limit, in grammars of xgrammar
 MAX_COST = 512 * MAX_CHOICES  # of patterns and lengths; about 2 s to compile for 49,152 tokens
 MAX_COUNTED = 192  # characters from which a higher `minLength` or `maxLength` does not cost more
 ANNOTATIONS = frozenset(
@@ -231,14 +233,15 @@ def _number(name: str, keywords: Mapping[str, Any], where: str) -> Schema:
         if isinstance(value, bool) or not isinstance(value, int | float) or not whole or not abs(value) <= 2**53:
             kind = "whole number" if name == "integer" else "number"
             raise ValueError(f"{where}/{keyword}: must be a {kind} of at most 2**53, not {_shown(value)}")
-    step = 1 if name == "integer" else 0
-    lows = [keywords[key] + shift for key, shift in (("minimum", 0), ("exclusiveMinimum", step)) if key in keywords]
-    highs = [keywords[key] - shift for key, shift in (("maximum", 0), ("exclusiveMaximum", step)) if key in keywords]
-    if lows and highs:
-        low, high = max(lows), min(highs)
-        is_open = low == keywords.get("exclusiveMinimum") or high == keywords.get("exclusiveMaximum")
-        if low > high or (low == high and is_open and not step):
-            raise ValueError(f"{where}: no {name} is between {low} and {high}")
+    scale = 1 if name == "integer" else 10**MAX_DECIMALS
+    scaled = {keyword: Fraction(str(value)) * scale for keyword, value in keywords.items()}
+    lows = [math.ceil(scaled["minimum"])] if "minimum" in scaled else []
+    lows += [math.floor(scaled["exclusiveMinimum"]) + 1] if "exclusiveMinimum" in scaled else []
+    highs = [math.floor(scaled["maximum"])] if "maximum" in scaled else []
+    highs += [math.ceil(scaled["exclusiveMaximum"]) - 1] if "exclusiveMaximum" in scaled else []
+    if lows and highs and max(lows) > min(highs):
+        kind = name if name == "integer" else f"number with at most {MAX_DECIMALS} decimals"
+        raise ValueError(f"{where or 'the schema'}: no {kind} is in the range")
     return {"type": name} | dict(keywords)
 
 

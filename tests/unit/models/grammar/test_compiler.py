@@ -34,6 +34,7 @@ NUMBERS: tuple[dict[str, Any], ...] = (
     {"type": "number"},
     {"type": "number", "exclusiveMinimum": 0, "maximum": 1.5},
     {"type": "number", "maximum": -1000},
+    {"type": "number", "exclusiveMinimum": 0.1, "exclusiveMaximum": 0.100002},
 )
 OTHERS: tuple[dict[str, Any], ...] = (
     {"type": "boolean"},
