@@ -13,6 +13,7 @@ from serving.engines.fair_slots import FairSlots
 from serving.engines.stop_sequences import visible_text
 from serving.engines.text_rows import num_bytes
 from serving.http.schemas import RequestError
+from tailorbird.config.formats.response_format import ChoiceFormat, ResponseFormat
 from tailorbird.data.rows import Conversation
 from tailorbird.models.endpoint.prompts import BYTES_PER_TOKEN, chat_body, endpoint_messages
 
@@ -48,6 +49,11 @@ class EndpointChatEngine(ChatEngine):
     @property
     def running(self) -> bool:
         return True
+
+    def require_format(self, format: ResponseFormat) -> None:
+        if isinstance(format, ChoiceFormat):
+            message = "an endpoint has no format `choice`; use `json_schema` with an `enum`"
+            raise RequestError(400, "invalid_request", f"response_format: {message}", param="response_format")
 
     def end(self) -> None:
         self._upstream.close()

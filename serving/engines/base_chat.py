@@ -187,6 +187,12 @@ class ChatEngine(ABC):
         format = request.format or (None if request.continues else self.prompting.response_format)
         return None if isinstance(format, TextFormat) else format
 
+    def require_format(self, format: ResponseFormat) -> None:
+        """Raise RequestError 400 if a request cannot set this format of its answer."""
+        if not isinstance(format, TextFormat) and not self.has_formats:
+            message = f"version {self.version.version} returns stored answers, whose format cannot be set; omit it"
+            raise RequestError(400, "invalid_request", f"response_format: {message}", param="response_format")
+
     async def prepared(self, request: GenerationRequest) -> GenerationRequest:
         """Return the request with the grammar of its answer, if the engine uses grammars.
 

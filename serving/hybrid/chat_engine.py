@@ -18,6 +18,7 @@ from serving.engines.base_chat import (
 from serving.http.admission import client_name
 from serving.http.schemas import RequestError, is_client_error, is_too_long, no_part_answers
 from serving.hybrid.part_state import PartState
+from tailorbird.config.formats.response_format import ResponseFormat
 from tailorbird.data.rows import Conversation, DataError
 from tailorbird.registry.routing import PARTS, PartName, Routing, routes_to_second
 
@@ -50,7 +51,6 @@ class HybridChatEngine(ChatEngine):
         self.first, self.second = parts
         self.max_length = self.default_max_tokens = None  # those of the part apply
         self.has_logprobs = any(part.has_logprobs for part in parts)
-        self.has_formats = all(part.has_formats for part in parts)
         self._routing: Routing = version.hybrid.routing
         self._max_new_tokens = max_new_tokens
         self._timeout_s = timeout_s
@@ -63,6 +63,11 @@ class HybridChatEngine(ChatEngine):
     @property
     def can_answer(self) -> bool:
         return self.first.can_answer or self.second.can_answer
+
+    def require_format(self, format: ResponseFormat) -> None:
+        """Raise RequestError 400 if one part cannot have the format, because either can answer."""
+        self.first.require_format(format)
+        self.second.require_format(format)
 
     def end(self) -> None:
         self.first.end()

@@ -224,7 +224,7 @@ class Chat:
     def _assign(self, request: PromptRequest, context: RequestContext) -> tuple[ChatEngine, RequestContext]:
         """Return the engine that answers, and the context with its arm."""
         engine, context = self._replica.assign(context, model=request.model, subject=request.subject)
-        if context.arm == "canary" and not engine.can_answer:
+        if context.arm == "canary" and not (engine.can_answer and _has_format(engine, request)):
             engine, context = self._replica.versions.champion, context._replace(arm="champion")
         record_version(engine.version)
         return engine, context
@@ -275,6 +275,17 @@ class _LoggedPrompt(NamedTuple):
     chars: int  # length of the last message
     text: str | None  # last message; None if texts are not stored
     context: str | None  # earlier messages as JSON, if there are any
+
+
+def _has_format(engine: ChatEngine, request: PromptRequest) -> bool:
+    """Return True if the engine's answers can have the format of a request."""
+    if not isinstance(request, ChatRequest) or request.response_format is None:
+        return True
+    try:
+        engine.require_format(request.response_format)
+    except RequestError:
+        return False
+    return True
 
 
 def _chat_prompt(request: ChatRequest, *, engine: ChatEngine, max_new_tokens: int | None) -> EngineInput:

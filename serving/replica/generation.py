@@ -13,7 +13,7 @@ from serving.http.chat_format import LAST_EVENT, AnswerFormat, AnswerHead, Usage
 from serving.http.chat_schemas import ChatRequest, CompletionRequest, PromptRequest
 from serving.http.metrics import record_failure
 from serving.http.schemas import RequestError
-from tailorbird.config.formats.response_format import ResponseFormat, TextFormat
+from tailorbird.config.formats.response_format import ResponseFormat
 
 _log = logging.getLogger("ray.serve")
 
@@ -71,11 +71,10 @@ def _num_likely(request: PromptRequest, *, engine: ChatEngine) -> int | None:
 
 
 def _format(request: PromptRequest, *, engine: ChatEngine) -> ResponseFormat | None:
-    """Return the format in a request; raise RequestError 400 if the engine's answers cannot have one."""
+    """Return the format in a request; raise RequestError 400 if the engine's answers cannot have it."""
     format = request.response_format if isinstance(request, ChatRequest) else None
-    if format is not None and not isinstance(format, TextFormat) and not engine.has_formats:
-        message = f"version {engine.version.version} returns stored answers, whose format cannot be set; omit it"
-        raise RequestError(400, "invalid_request", f"response_format: {message}", param="response_format")
+    if format is not None:
+        engine.require_format(format)
     return format
 
 

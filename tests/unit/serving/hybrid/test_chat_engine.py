@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from serving.endpoint.chat_engine import EndpointChatEngine
 from serving.engines.base_chat import ChatEngine, HybridInput, PartialAnswer, StoredAnswer
 from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Generation, Likelihood
@@ -262,3 +263,18 @@ def test_a_hybrid_can_answer_while_one_part_runs_and_ends_both() -> None:
     assert not engine.can_answer
     engine.end()
     assert (first.ended, second.ended) == (True, True)
+
+
+def test_a_format_that_one_part_cannot_have_is_refused_whichever_part_would_answer() -> None:
+    version: Any = SimpleNamespace(name="task", version="remote", prompting=PROMPTING)
+    upstream: Any = None  # no request is sent
+    remote = EndpointChatEngine(version, upstream=upstream, concurrency=1)
+    choice = {"type": "choice", "choice": ["yes", "no"]}
+    for parts in ((ModelEngine("one"), remote), (remote, ModelEngine("one"))):
+        with pytest.raises(RequestError, match="an endpoint has no format `choice`") as caught:
+            generation_of(hybrid_of(*parts), OTHER, response_format=choice)
+        assert (caught.value.status, caught.value.param) == (400, "response_format")
+    with pytest.raises(RequestError, match="returns stored answers"):
+        generation_of(hybrid_of(engine_of(), ModelEngine("two")), OTHER, response_format=choice)
+    accepted = generation_of(hybrid_of(ModelEngine("one"), ModelEngine("two")), OTHER, response_format=choice)
+    assert accepted.format.choice == ("yes", "no")

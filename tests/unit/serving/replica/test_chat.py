@@ -198,6 +198,25 @@ def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interr
     assert (shadow.num_starts, shadow.num_active) == (num_starts, 0)
 
 
+def test_the_champion_answers_in_a_format_that_the_challenger_cannot_have() -> None:
+    service = new_chat(ServingConfig())
+    versions = service._replica.versions
+    challenger: Any = FakeEngine("two</s>")
+    challenger.has_formats, challenger.version.digest = False, "c" * 64
+    versions.engines |= {"challenger": challenger}
+    config = {"champion": {"uri": "u", "digest": "d"}, "challenger": {"uri": "v", "digest": "c", "canary": 1.0}}
+    versions._config = ReplicaConfig.model_validate(config)
+
+    def answer(**fields: Any) -> Any:
+        body = {"messages": [{"role": "user", "content": "abc"}]} | fields
+        _, content = asyncio.run(service._chat(json.dumps(body).encode(), "r"))
+        return json.loads(content)["choices"][0]["message"]["content"]
+
+    assert answer() == "two"
+    assert answer(response_format={"type": "text"}) == "two"
+    assert answer(response_format={"type": "json_object"}) == "one"
+
+
 def new_chat(config: ServingConfig) -> Any:
     """Return the deployment with an engine that answers `one`."""
     engine = FakeEngine("one</s>")
