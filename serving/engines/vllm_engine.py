@@ -5,7 +5,6 @@ baselines with this base model are served together, or the weights of one versio
 it, so its actor is killed.
 """
 
-import asyncio
 import importlib.util
 import json
 import tempfile
@@ -25,9 +24,10 @@ from serving.engines.base_chat import GenerationRequest
 from serving.engines.fair_slots import FairSlots
 from serving.engines.language_model import Generation, LanguageModelEngine, LanguageModelVersion, refused_format
 from serving.engines.vllm_server import EngineStopped, ServerOptions, TokenRequest, VllmServer, llm_config
+from serving.http.admission import client_name
 from serving.http.schemas import RequestError
 from serving.version_checks import require_digest
-from tailorbird.config.formats.response_format import StructuredFormat
+from tailorbird.config.formats.response_format import StructuredFormat, format_key
 from tailorbird.config.serving import ServingConfig
 from tailorbird.models.grammar.compiler import FormatError, grammar_of
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 GPU_SHARE = 0.42  # share of a replica's part of a GPU per server; two servers run during a replacement
 USABLE_SHARE = 0.9  # share of a GPU's memory that servers can use together
+MAX_GRAMMARS = 16  # formats of clients whose grammars an engine keeps as text
 START_S = 1800  # timeout of the start, during which a large model's kernels are compiled
 ADAPTER_S = 300  # timeout of loading or removing an adapter
 SHUTDOWN_S = 30
@@ -180,6 +181,30 @@ class VllmPool:
                 ray.get(server.actor.remove_adapter.remote(adapter), timeout=ADAPTER_S)
 
 
+class GrammarTexts:
+    """Grammars of formats as text, which are those of the evaluation. Clients take turns; recent grammars are kept."""
+
+    def __init__(self, *, own: StructuredFormat | None) -> None:
+        """Convert the version's own format, which clients' formats cannot replace. Raises FormatError."""
+        self._own = {} if own is None else {format_key(own): str(grammar_of(own))}
+        self._recent: dict[str, str] = {}
+        self._converting = FairSlots(1)  # it takes up to seconds in a thread of the pool that other requests use too
+
+    async def text_of(self, format: StructuredFormat) -> str:
+        """Return the grammar of a format; raise RequestError 400 if there is none."""
+        key = format_key(format)
+        text = self._own.get(key) or self._recent.get(key)
+        if text is None:
+            try:
+                text = await self._converting.run(lambda: str(grammar_of(format)), client=client_name(), cost=len(key))
+            except FormatError as error:
+                raise refused_format(error) from None
+            self._recent[key] = text
+            if len(self._recent) > MAX_GRAMMARS:
+                del self._recent[next(iter(self._recent))]
+        return text
+
+
 class VllmEngine(LanguageModelEngine):
     """An engine whose version runs in a separate server, which batches all active requests."""
 
@@ -190,6 +215,7 @@ class VllmEngine(LanguageModelEngine):
         self._adapter = adapter
         self.max_length = server.max_length
         self.slots = server.slots
+        self._grammars = GrammarTexts(own=parts.prompting.response_format)
 
     @property
     def running(self) -> bool:
@@ -202,7 +228,7 @@ class VllmEngine(LanguageModelEngine):
         format = self.format_of(request)
         if format is None or request.grammar is not None:
             return request
-        return request._replace(grammar=await asyncio.to_thread(_ebnf, format))
+        return request._replace(grammar=await self._grammars.text_of(format))
 
     async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
         sampling, likelihoods, grammar = generation.sampling, generation.likelihoods, generation.grammar
@@ -237,14 +263,6 @@ class VllmEngine(LanguageModelEngine):
         finally:
             if not ended:  # the client has disconnected
                 ray.cancel(deltas)
-
-
-def _ebnf(format: StructuredFormat) -> str:
-    """Return the grammar of the evaluation as text; raise RequestError 400 if there is none."""
-    try:
-        return str(grammar_of(format))
-    except FormatError as error:
-        raise refused_format(error) from None
 
 
 def require_installed() -> None:
