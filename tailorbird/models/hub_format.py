@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from tailorbird.config.formats.response_format import ChoiceFormat, StructuredFormat, openai_format
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.classifier import Classifier
 from tailorbird.models.errors import ModelError
 from tailorbird.models.generation import greedy
+from tailorbird.models.grammar.compiler import grammar_of
 from tailorbird.models.loading import checked_copy, load_chat_weights, load_weights
 from tailorbird.models.lora import require_adapter
 from tailorbird.models.pretrained import cast_parameters, load_causal, load_encoder
@@ -24,6 +26,7 @@ Library = Literal["transformers", "peft", "sentence-transformers"]
 BASE = "base"  # subfolder with the base model of an adapter
 ADAPTER_CONFIG = "adapter_config.json"
 PROMPTING = "prompting.json"
+RESPONSE_FORMAT, GRAMMAR = "response_format.json", "grammar.ebnf"
 MODULES = "sentence_transformers.models"
 
 
@@ -36,7 +39,8 @@ def write_hub_format(
     model is written to `base/`, unless `hub_base`, its id on the Hub, is given. A classifier becomes the modules
     encoder, mean pooling and head of sentence-transformers, always merged and in fp32; its outputs are the logits,
     divided by the temperature. `encoder_only` omits the bag of words of a mixed classifier. The generation config of a
-    chat model is that of the evaluation. License files in the folder of the base model are copied.
+    chat model is that of the evaluation. Its response format is written as in requests, and as the grammar that
+    constrained the evaluated answers. License files in the folder of the base model are copied.
 
     Raises ModelError for a version that these libraries cannot represent, and the errors of `checked_copy`.
     """
@@ -59,6 +63,8 @@ def write_hub_format(
     _write_tokenizer(tokenizer, folder)
     if version.prompting is not None:
         _write_prompting(version.prompting, folder)
+        if version.prompting.response_format is not None:
+            _write_response_format(version.prompting.response_format, folder)
     for file in base.iterdir():
         if file.is_file() and is_license_file(file.name):
             shutil.copy(file, folder / file.name)
@@ -156,6 +162,13 @@ def _write_prompting(prompting: Prompting, folder: Path) -> None:
     system = [] if prompting.system is None else [("system", prompting.system)]
     messages = [{"role": role, "content": content} for role, content in (*system, *prompting.shots)]
     _write_json(folder / PROMPTING, {"messages": messages, "max_new_tokens": prompting.max_new_tokens})
+
+
+def _write_response_format(format: StructuredFormat, folder: Path) -> None:
+    """Write a response format as in requests, and its grammar in the EBNF that xgrammar and vLLM read."""
+    content = format.model_dump(mode="json") if isinstance(format, ChoiceFormat) else openai_format(format)
+    _write_json(folder / RESPONSE_FORMAT, content)
+    (folder / GRAMMAR).write_text(str(grammar_of(format)), encoding="utf-8")
 
 
 def _write_json(path: Path, value: Any) -> None:

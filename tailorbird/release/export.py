@@ -7,15 +7,30 @@ from pathlib import Path
 
 from cluster.progress import current_progress
 from tailorbird import storage
+from tailorbird.config.formats.response_format import ChoiceFormat, StructuredFormat
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST, read_evidence
 from tailorbird.evaluation.report.model_card import to_model_card
-from tailorbird.models.hub_format import BASE, PROMPTING, Library, require_exportable, write_hub_format
+from tailorbird.models.hub_format import (
+    BASE,
+    GRAMMAR,
+    PROMPTING,
+    RESPONSE_FORMAT,
+    Library,
+    require_exportable,
+    write_hub_format,
+)
 from tailorbird.registry.versions import BAG_KINDS, ModelVersion, read_version
 from tailorbird.storage.node_cache import is_license_file
 
 CARD = "README.md"
 HUB = "hf://"
+FORMAT_IMPORTS = "import xgrammar\nfrom xgrammar.contrib.hf import LogitsProcessor\n"
+FORMAT_CODE = (
+    "vocab_size = model.config.get_text_config().vocab_size\n"
+    "tokens = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)\n"
+    f'grammar = xgrammar.GrammarCompiler(tokens).compile_grammar(open("FOLDER/{GRAMMAR}").read())\n'
+)
 WITHOUT_BAG = (
     "The evaluated version adds the logits of a bag of words, which is not in this folder. The scores and the verdict "
     "in the card are not those of the model in this folder."
@@ -129,6 +144,10 @@ def _usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> 
             "labels = [model[0].auto_model.config.id2label[index] for index in logits.argmax(1)]\n"
             "```\n"
         )
+    return _chat_usage(version, library=library, hub_base=hub_base)
+
+
+def _chat_usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> str:
     base = f'"{hub_base.partition("@")[0]}"' if hub_base else f'"FOLDER/{BASE}"'
     revision = f', revision="{hub_base.partition("@")[2]}"' if hub_base and "@" in hub_base else ""
     dtype = f"dtype=torch.{version.dtype}"
@@ -139,15 +158,29 @@ def _usage(version: ModelVersion, *, library: Library, hub_base: str | None) -> 
         load += 'model = PeftModel.from_pretrained(base, "FOLDER")\n'
     names = "AutoModelForCausalLM, AutoTokenizer" + (", GenerationConfig" if library == "peft" else "")
     imports = "import json\n\nimport torch\n" + ("from peft import PeftModel\n" if library == "peft" else "")
+    format = version.prompting.response_format if version.prompting else None
+    constrained = ", logits_processor=[LogitsProcessor(grammar)]" if format else ""
     return (
-        f"```python\n{imports}from transformers import {names}\n\n"
+        f"```python\n{imports}from transformers import {names}\n{FORMAT_IMPORTS if format else ''}\n"
         f'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n{load}'
         f'prompting = json.load(open("FOLDER/{PROMPTING}"))\n'
         'messages = prompting["messages"] + [{"role": "user", "content": "a question"}]\n'
         "inputs = tokenizer.apply_chat_template(\n"
         '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
-        'output = model.generate(**inputs, max_new_tokens=prompting["max_new_tokens"], do_sample=False)\n'
+        f"{FORMAT_CODE if format else ''}"
+        "output = model.generate(\n"
+        f'    **inputs, max_new_tokens=prompting["max_new_tokens"], do_sample=False{constrained}\n)\n'
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))\n```\n\n'
         f"`{PROMPTING}` has the messages that the evaluation put before each conversation. Its system message is for "
-        "conversations without their own one.\n"
+        "conversations without their own one.\n" + (_format_note(format) if format else "")
+    )
+
+
+def _format_note(format: StructuredFormat) -> str:
+    """Return what the files of a response format are, and how servers receive them."""
+    field = "" if isinstance(format, ChoiceFormat) else f", the `response_format` of OpenAI's API (`{RESPONSE_FORMAT}`)"
+    return (
+        f"\nThe evaluated answers were constrained to the response format `{format.type}`{field}. Without it, answers "
+        f"can differ and be invalid. `{GRAMMAR}` is its grammar. Requests to vLLM have it as "
+        '`"structured_outputs": {"grammar": "..."}`. The evaluation also excluded special tokens within answers.\n'
     )

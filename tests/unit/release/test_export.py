@@ -9,16 +9,24 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from tailorbird import storage
 from tailorbird.cli.app import app
+from tailorbird.config.formats.response_format import (
+    ChoiceFormat,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    StructuredFormat,
+)
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.evaluation.mix import write_mix
 from tailorbird.models.classifier import logits_rows
 from tailorbird.models.errors import ModelError
 from tailorbird.models.generation import answer_prompts
+from tailorbird.models.grammar.compiler import grammar_for
 from tailorbird.models.hub_format import require_exportable, write_hub_format
 from tailorbird.models.loading import LoadedChat, LoadedClassifier, load_model
 from tailorbird.models.lora import add_adapter
@@ -37,6 +45,7 @@ from tailorbird.registry.versions import (
 )
 from tailorbird.release.export import card_text, export_version
 from tests import small_chat
+from tests.unit import byte_level
 from tests.unit.evaluation.simulated import Simulation, evidence_of
 from tests.unit.evaluation.test_mix import CLASSES, artifact, base
 from tests.unit.release.loaded_folders import logits_of
@@ -50,6 +59,11 @@ HYBRID = Hybrid(
     first=PinnedVersion(uri="s3://first", digest="d"),
     second=PinnedVersion(uri="s3://second", digest="d"),
 )
+ANSWER_SCHEMA = {
+    "type": "object",
+    "properties": {"code": {"type": "string", "pattern": "^[A-Z][0-9]{2}$"}, "ok": {"type": "boolean"}},
+    "required": ["code", "ok"],
+}
 PROMPTING = Prompting(system="be brief", shots=(("user", "a"), ("assistant", "b")), max_new_tokens=8)
 
 
@@ -155,6 +169,35 @@ def test_a_chat_folder_decodes_like_the_evaluation(tmp_path: Path, capsys: pytes
         without_repeats = names["model"].generate(**names["inputs"], max_new_tokens=8, no_repeat_ngram_size=2)
         assert without_repeats[0].tolist() != names["output"][0].tolist()
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "format",
+    [
+        JsonSchemaFormat.model_validate({"type": "json_schema", "json_schema": {"schema": ANSWER_SCHEMA}}),
+        JsonObjectFormat(type="json_object"),
+        ChoiceFormat(type="choice", choice=("not sure", "yes, always")),
+    ],
+)
+def test_the_exported_format_gives_the_answers_of_the_evaluation(
+    format: StructuredFormat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    byte_level.language_model(scale=0.5).save_pretrained(tmp_path / "base")
+    byte_level.tokenizer().save_pretrained(tmp_path / "base")
+    prompting = PROMPTING.model_copy(update={"response_format": format, "max_new_tokens": 40})
+    uri = chat_version(tmp_path / "source", kind="few_shot", base=tmp_path / "base", prompting=prompting)
+    export_version(uri, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"were constrained to the response format `{format.type}`" in card
+    capsys.readouterr()
+    exec(card.split("```python")[1].split("```")[0].replace("FOLDER", str(tmp_path / "out")), {})
+    loaded = load_model(uri, LoadedChat)
+    grammar = grammar_for(format, lm=loaded.model.causal, tokenizer=loaded.tokenizer)
+    prompt = chat_prompt((("user", "a question"),), tokenizer=loaded.tokenizer, prompting=prompting, index=None)
+    [answer] = answer_prompts(loaded.model.causal, [prompt.tokens], max_new_tokens=40, end_id=0, grammar=grammar)
+    assert capsys.readouterr().out.strip() == loaded.tokenizer.decode(answer.tokens).strip()
+    written = json.loads((tmp_path / "out" / "response_format.json").read_text())
+    assert TypeAdapter(StructuredFormat).validate_python(written) == format
 
 
 def artifact_folder(folder: Path, kind: Kind, base: Path) -> Path:
