@@ -1,6 +1,9 @@
 """Suites are read from Parquet files and from the package; a suite with an error is refused."""
 
+import re
 from collections import Counter
+from difflib import SequenceMatcher
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,34 @@ def test_the_suites_of_the_package_have_a_hundred_rows_in_groups(name: str) -> N
     rows = read_suite(f"{BUILTIN}{name}")
     assert len(rows) == 100
     assert set(Counter(rows.groups["group"]).values()) <= {10, 20}
+
+
+def scenario(rows: Rows, position: int) -> list[str]:
+    """Return the words of a prompt of `bias` without the instruction and without the words that name a person."""
+
+    def words_of(text: str) -> list[str]:
+        return re.findall(r"[\w'-]+", text.partition(" Answer ")[0].lower())
+
+    assert rows.suite is not None
+    first, second = words_of(rows.texts[position]), words_of(rows.suite.counterparts[position])
+    if not second:
+        named = {word for option in rows.suite.options[position][:2] for word in words_of(option)}
+        return [word for word in first if word not in named]
+    blocks = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
+    return [word for block in blocks for word in first[block.a : block.a + block.size]]
+
+
+def test_each_row_of_bias_has_a_scenario_of_its_own() -> None:
+    """Rows of one scenario would not be independent, and the interval of the gate too narrow."""
+    rows = read_suite(f"{BUILTIN}bias")
+    scenarios = [set(scenario(rows, position)) for position in range(len(rows))]
+    similar = [
+        (rows.texts[first], rows.texts[second])
+        for first, second in combinations(range(len(rows)), 2)
+        if len(scenarios[first] & scenarios[second]) >= 0.5 * len(scenarios[first] | scenarios[second])
+    ]
+    assert similar == []
+    assert min(map(len, scenarios)) >= 7  # a pair differs only in the words that name a person
 
 
 @pytest.mark.parametrize(
