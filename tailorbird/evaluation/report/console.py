@@ -4,7 +4,7 @@ from tailorbird.evaluation.report.costs import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence, MixRecord, ModelScore
 from tailorbird.evaluation.report.outlook import outlook_sentence
 from tailorbird.evaluation.statistics.power import MAX_ROWS
-from tailorbird.evaluation.verdict.formatting import model_name, size
+from tailorbird.evaluation.verdict.formatting import model_name, rows_text, size
 from tailorbird.evaluation.verdict.types import Verdict
 
 
@@ -61,7 +61,7 @@ def power_sentence(verdict: Verdict) -> str:
     for_expected = f"{MAX_ROWS:,} test rows do not give 80%" if needed is None else f"{needed:,} test rows give 80%"
     hybrid = "" if verdict.hybrid_power is None else f"; HYBRID in {verdict.hybrid_power:.0%} if both parts are equal"
     minimum = f"{size(verdict.minimum_gain)} (minimum_gain)"
-    for_minimum = "" if least is None else f", and one of {minimum} on {least:,} rows"
+    for_minimum = f", and one of {minimum} on {rows_text(least)}" if verdict.minimum_gain > 0 else ""
     return (
         f"power: FINE_TUNE in {verdict.power_at_expected_gain:.0%} of such tests at a true gain of "
         f"{size(verdict.expected_gain)} (expected_gain) over the incumbent ({for_expected}); otherwise most often "

@@ -2,8 +2,7 @@
 
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.report.evidence import Evidence, ModelScore
-from tailorbird.evaluation.verdict.formatting import PERCENTAGES, model_name, size
-from tailorbird.evaluation.verdict.rules import Outcome
+from tailorbird.evaluation.verdict.formatting import PERCENTAGES, model_name, rows_text, size
 from tailorbird.evaluation.verdict.types import Verdict
 
 PRETRAINED_ALONE = ("zero_shot", "centroid", "probe", "few_shot")
@@ -78,10 +77,17 @@ def _what_would_replace(verdict: Verdict) -> str:
         return f"A candidate that also passes the {' and the '.join(stopping)} gate would replace it"
     if verdict.rule == 6:
         return "The rows that the open gates need would decide"
-    if verdict.outcome is Outcome.INSUFFICIENT_EVIDENCE and verdict.rows_needed is not None:
-        expected = size(verdict.expected_gain)
-        if verdict.rows_needed > verdict.n:
-            rows = f"{verdict.rows_needed:,} test rows"
-            return f"With about {rows}, a true gain of {expected} leads to FINE_TUNE in 80% of tests"
-        return f"These {verdict.n:,} test rows suffice for a true gain of {expected}; a smaller gain may need more"
+    if verdict.rule == 8:
+        return _rows_for_both_gains(verdict)
     return f"A candidate that is proven better, with a gain of {size(verdict.minimum_gain)} or more, would replace it"
+
+
+def _rows_for_both_gains(verdict: Verdict) -> str:
+    """Return the rows that the minimum gain and the expected gain need, and the rows of this test."""
+    least, needed = rows_text(verdict.rows_needed_for_minimum_gain), rows_text(verdict.rows_needed)
+    if verdict.expected_gain <= verdict.minimum_gain:  # then the estimate is below the minimum gain too often
+        needed = "no number of test rows"
+    parts = [f"give FINE_TUNE at a true gain of {size(verdict.expected_gain)} (expected_gain) with {needed}"]
+    if verdict.minimum_gain > 0:
+        parts = [f"detect a true gain of {size(verdict.minimum_gain)} (minimum_gain) with {least}", *parts]
+    return f"80% of tests {', and '.join(parts)}; this test has {verdict.n:,}"

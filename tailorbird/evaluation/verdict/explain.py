@@ -7,7 +7,7 @@ from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.evaluation.verdict.assess import Assessment
-from tailorbird.evaluation.verdict.formatting import cost_basis, p_text, points, size
+from tailorbird.evaluation.verdict.formatting import cost_basis, p_text, points, rows_text, size
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridPart
 from tailorbird.evaluation.verdict.power import VerdictPower
@@ -105,22 +105,12 @@ def _rows_needed(inputs: ExplanationInputs) -> tuple[str, ...]:
     gain = f"a true gain of {expected} (expected_gain) over the incumbent"
     now = f"{gain} gives FINE_TUNE in {power.fine_tune:.0%} of such tests"
     same_size = "" if main.num_units == n else " (with as many rows per document as now)"
-    if power.needed.rows is None:
-        rows = f"rows needed: {now}; {power.needed.reason}"
-    elif power.needed.rows > n:
-        rows = f"rows needed: {now}, and about {power.needed.rows:,} test rows in 80%{same_size}; this test has {n:,}"
-    else:
-        rows = (
-            f"rows needed: {now}, so the {n:,} test rows are enough for it (about {power.needed.rows:,} are needed); a "
-            "smaller gain needs more rows"
-        )
-    least = power.needed_for_minimum
-    if least.rows is None or least.rows <= n:
-        return (rows,)
-    return (
-        rows,
-        f"to detect a true gain of {minimum} with 80% power, about {least.rows:,} test rows are needed{same_size}",
-    )
+    needed = f"80% of tests need {rows_text(power.needed.rows)}{same_size}"
+    for_expected = f"rows needed: {now}; {power.needed.reason if power.needed.rows is None else needed}"
+    least = f"{rows_text(power.needed_for_minimum.rows)} are needed{same_size}; this test has {n:,}"
+    if protocol.minimum_gain == 0:
+        return (f"{for_expected}; this test has {n:,}",)
+    return for_expected, f"to detect a true gain of {minimum} (minimum_gain) with 80% power, {least}"
 
 
 def _stay(inputs: ExplanationInputs) -> tuple[str, ...]:

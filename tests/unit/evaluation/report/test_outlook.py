@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
-from tailorbird.evaluation.report.outlook import outlook_sentence
+import pytest
+
+from tailorbird.evaluation.report.console import power_sentence
+from tailorbird.evaluation.report.outlook import outlook_sentence, what_would_change
 from tests.unit.evaluation.report.test_html import evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of
 
@@ -16,7 +19,27 @@ def test_the_incumbent_serves_as_the_best_baseline_and_rows_would_change_it() ->
     sentence = outlook_sentence(evidence_for("INSUFFICIENT_EVIDENCE"))
     assert sentence is not None
     assert "is served, because it is the best servable baseline on validation" in sentence
-    assert " test rows, a true gain of 2 points leads to FINE_TUNE in 80% of tests" in sentence
+    assert " give FINE_TUNE at a true gain of 2 points (expected_gain) with about " in sentence
+
+
+@pytest.mark.parametrize(
+    ("least", "needed", "expected"),
+    [
+        (12_427, 313, ("about 12,427", "about 313")),
+        (None, 313, ("more than 10,000,000", "about 313")),
+        (12_427, None, ("about 12,427", "more than 10,000,000")),
+    ],
+)
+def test_rule_8_states_the_rows_for_both_gains(
+    least: int | None, needed: int | None, expected: tuple[str, str]
+) -> None:
+    rows = {"rows_needed": needed, "rows_needed_for_minimum_gain": least}
+    verdict = evidence_for("INSUFFICIENT_EVIDENCE").verdict.model_copy(update=rows)
+    assert what_would_change(verdict) == (
+        f"80% of tests detect a true gain of 1 point (minimum_gain) with {expected[0]} test rows, and give FINE_TUNE "
+        f"at a true gain of 2 points (expected_gain) with {expected[1]} test rows; this test has {verdict.n:,}."
+    )
+    assert f"one of 1 point (minimum_gain) on {expected[0]} test rows" in power_sentence(verdict)
 
 
 def test_a_champion_serves_as_the_champion() -> None:

@@ -1,11 +1,10 @@
-"""Tests of the charts of the report, and of what would change a verdict."""
+"""Tests of the charts of the report."""
 
 import re
 
 from tailorbird.evaluation.report import charts
 from tailorbird.evaluation.report.evidence import PRETRAINED, TrialRecord
 from tailorbird.evaluation.report.html import to_html
-from tailorbird.evaluation.report.outlook import what_would_change
 from tailorbird.pages.charts import Dot, Line, Text
 from tests.unit.evaluation.report.test_html import ON_GPU, Page, evidence_for
 from tests.unit.evaluation.simulated import Simulation, evidence_of
@@ -65,9 +64,3 @@ def test_outcomes_of_a_metric_that_is_not_exact_match_are_titled_by_exact_match(
     counts, exact_match = charts.outcome_counts(evidence.verdict), evidence.verdict.second_metric
     right = counts["both right"] + counts["only the candidate right"]
     assert right == round(exact_match.candidate * evidence.verdict.n)
-
-
-def test_rows_needed_that_suffice_do_not_rule_out_smaller_gains() -> None:
-    verdict = evidence_for("INSUFFICIENT_EVIDENCE").verdict
-    enough = verdict.model_copy(update={"rows_needed": verdict.n - 1})
-    assert what_would_change(enough).startswith(f"These {verdict.n:,} test rows suffice for a true gain of")

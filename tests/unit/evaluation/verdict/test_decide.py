@@ -123,14 +123,21 @@ def test_rule_8_states_the_number_of_rows_needed() -> None:
     assert f"about {verdict.rows_needed:,}" in verdict.reasons[1]
 
 
-def test_rule_8_reports_that_the_rows_are_enough_for_the_expected_gain() -> None:
+def test_rule_8_states_the_rows_for_both_gains_even_if_there_are_enough_for_one() -> None:
     verdict = verdict_of(1400, 120, 108, 523, expected_gain=0.06)
     assert (verdict.rule, verdict.proven) == (8, False)
-    assert "rows are enough for it" in verdict.reasons[1]
-    assert "a smaller gain needs more" in verdict.reasons[1]
+    assert verdict.rows_needed is not None
+    assert verdict.rows_needed < verdict.n
+    assert f"80% of tests need about {verdict.rows_needed:,} test rows" in verdict.reasons[1]
     assert verdict.rows_needed_for_minimum_gain is not None
-    needed = f"about {verdict.rows_needed_for_minimum_gain:,} test rows"
-    assert f"to detect a true gain of 1 point with 80% power, {needed} are needed" in verdict.reasons[2]
+    needed = f"about {verdict.rows_needed_for_minimum_gain:,} test rows are needed; this test has {verdict.n:,}"
+    assert f"to detect a true gain of 1 point (minimum_gain) with 80% power, {needed}" in verdict.reasons[2]
+
+
+def test_rule_8_states_that_the_minimum_gain_needs_more_rows_than_the_search_tries() -> None:
+    verdict = verdict_of(200, 30, 25, 45, minimum_gain=1e-5, expected_gain=0.06)
+    assert (verdict.rule, verdict.rows_needed_for_minimum_gain) == (8, None)
+    assert "80% power, more than 10,000,000 test rows are needed" in verdict.reasons[2]
 
 
 def test_rule_8_reports_that_no_number_of_rows_is_enough() -> None:
