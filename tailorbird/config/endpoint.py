@@ -37,7 +37,9 @@ class EndpointConfig(ConfigSection):
     """Maximum number of requests at the same time."""
     max_spend: float | None = Field(default=None, gt=0)
     """Maximum price of all answers of this endpoint that are stored for the recipe's `name`, in the same currency; it
-    requires both prices. No request starts after the limit is reached. A resumed run with a higher limit continues."""
+    requires both prices. A request starts only if its largest possible price fits, with those of the requests that run:
+    each byte counts as an input token, and the maximum length of the answer as output tokens. A resumed run with a
+    higher limit continues."""
     timeout_s: float = Field(default=60, gt=0, le=3600)
     """Number of seconds after which a request without a complete answer fails. Failed requests are sent again a few
     times."""

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.endpoint import EndpointConfig
+from tailorbird.evaluation.inference.endpoint_spend import SpendLimit, spend_unknown
 from tailorbird.models.endpoint.client import Body, Connection, RetryPolicy, complete, connect, require_model
 from tailorbird.models.endpoint.completion import EndpointAnswer
-from tailorbird.models.endpoint.errors import EndpointAnswerInvalid, EndpointSpendExceeded
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.storage.paths import TaskPaths
 
@@ -72,9 +72,9 @@ def fetch_answers(
 
     Each new answer is stored before the next request of the same connection starts. All answers must be of one model:
     `endpoint.reported_model` or, if it is None, the model of the first answer. After an error, no request starts, and
-    those that have started are completed and stored. Raises EndpointSpendExceeded before the first request that starts
-    at or above `limits.max_spend`, the errors of `complete`, and ValueError before the first request if the spend is
-    limited and a price is missing.
+    those that have started are completed and stored. Raises EndpointSpendExceeded if a further request could exceed
+    `limits.max_spend`, the errors of `complete`, and ValueError before the first request if the spend is limited and a
+    price is missing.
     """
     endpoint = limits.priced(endpoint)
     folder = TaskPaths(task_uri).endpoint_answers(digest({"url": endpoint.url, "model": endpoint.model})[:16])
@@ -93,7 +93,7 @@ def fetch_answers(
                 "evaluation.endpoint.max_spend"
             )
         if stored.num_unknown and limits.max_spend is not None:
-            raise _spend_unknown(endpoint)
+            raise spend_unknown(endpoint)
         answers |= _run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, spent=stored.spent))
     return tuple(answers[name] for name in names)
 
@@ -140,18 +140,18 @@ async def _send(
     """
     answers: dict[str, EndpointAnswer] = {}
     failures: list[Exception] = []
+    limit = SpendLimit(limits.max_spend, endpoint=endpoint, spent=spent)
 
     async def work(connection: Connection, requests: Iterator[tuple[str, Body]]) -> None:
-        nonlocal spent
         for name, body in requests:
-            if failures:
-                return
             try:
-                _require_budget(spent, remaining=len(bodies) - len(answers), endpoint=endpoint, limits=limits)
-                answer = await complete(connection, body)
-                await asyncio.to_thread(_store, answer, f"{folder}/{name}")
-                answers[name] = answer
-                spent += _price(answer, endpoint=endpoint, limits=limits)
+                async with limit.reserved(body) as count:
+                    if failures or count is None:
+                        return
+                    answer = await complete(connection, body)
+                    await asyncio.to_thread(_store, answer, f"{folder}/{name}")
+                    answers[name] = answer
+                    count(answer)
             except Exception as error:  # raised below, after the other requests that have started
                 failures.append(error)
 
@@ -166,31 +166,9 @@ async def _send(
             break
     if failures:
         raise failures[0]
+    if len(answers) < len(bodies):
+        raise limit.exceeded(num_left=len(bodies) - len(answers))
     return answers
-
-
-def _require_budget(spent: float, *, remaining: int, endpoint: Endpoint, limits: RequestLimits) -> None:
-    if limits.max_spend is not None and spent >= limits.max_spend:
-        raise EndpointSpendExceeded(
-            f"the stored answers of {endpoint.model!r} at {endpoint.url} cost {spent:.6g}, and "
-            f"evaluation.endpoint.max_spend is {limits.max_spend:g}; {remaining:,} requests of this stage "
-            "remain. Raise max_spend and start the run again: it uses the stored answers"
-        )
-
-
-def _price(answer: EndpointAnswer, *, endpoint: Endpoint, limits: RequestLimits) -> float:
-    """Return the price of an answer; raise EndpointAnswerInvalid if a limit needs it and it is unknown."""
-    price = endpoint.price(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
-    if price is None and limits.max_spend is not None:
-        raise _spend_unknown(endpoint)
-    return price or 0.0
-
-
-def _spend_unknown(endpoint: Endpoint) -> EndpointAnswerInvalid:
-    return EndpointAnswerInvalid(
-        f"{endpoint.url} does not report the tokens of some answers (`usage`), so the spend cannot be limited; remove "
-        "evaluation.endpoint.max_spend"
-    )
 
 
 def _stored(folder: str, *, endpoint: Endpoint) -> _Stored:

@@ -48,8 +48,8 @@ OVERRIDES = (
     "evaluation.gates.robustness=null",
     "evaluation.endpoint.model=m",
     f"evaluation.endpoint.api_key=env://{VARIABLE}",
-    "evaluation.endpoint.price_input=0.1",
-    "evaluation.endpoint.price_output=0.5",  # an answer of 10 and 2 tokens costs 0.002
+    "evaluation.endpoint.price_input=0",
+    "evaluation.endpoint.price_output=1",  # an answer of 2 output tokens costs 0.002
     "evaluation.cost={value_of_correct: 1, requests_per_month: 1000, price_per_cpu_hour: 0.05}",
 )
 

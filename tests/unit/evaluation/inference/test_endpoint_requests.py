@@ -11,6 +11,7 @@ import pytest
 
 from tailorbird import storage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers, request_sha256
+from tailorbird.evaluation.inference.endpoint_spend import largest_price
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.client import Body, RetryPolicy
 from tailorbird.models.endpoint.prompts import chat_body
@@ -18,11 +19,11 @@ from tailorbird.registry.endpoint import Endpoint
 from tests.endpoint_server import Reply, Server, completion, endpoint_server, question, refusal
 
 RETRY = RetryPolicy(max_attempts=2, first_delay_s=0.01, max_delay_s=0.02)
-PRICED = {"price_input": 50.0, "price_output": 250.0}  # an answer of 10 and 2 tokens costs 1
+PRICED = {"price_input": 0.0, "price_output": 500.0}  # an answer of 2 output tokens, the maximum, costs 1
 
 
 def bodies(*numbers: int) -> list[Body]:
-    return [chat_body((("user", str(number)),), model="m", max_tokens=8) for number in numbers]
+    return [chat_body((("user", str(number)),), model="m", max_tokens=2) for number in numbers]
 
 
 def texts(server: Server, task: Path, *numbers: int, limits: RequestLimits | None = None, **fields: Any) -> list[str]:
@@ -111,21 +112,56 @@ def test_requests_that_have_started_are_stored_if_another_one_fails(tmp_path: Pa
         assert len(server.bodies) < 10
 
 
-def test_no_request_starts_after_the_spend_is_reached_and_a_higher_limit_continues(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_concurrency", [1, 32])
+def test_the_answers_never_cost_more_than_max_spend_and_a_higher_limit_continues(
+    tmp_path: Path, max_concurrency: int
+) -> None:
     def limits(spend: float) -> RequestLimits:
-        return RequestLimits(max_concurrency=1, max_spend=spend, retry=RETRY)
+        return RequestLimits(max_concurrency=max_concurrency, max_spend=spend, retry=RETRY)
 
     with endpoint_server(echo) as server:
-        message = r"cost 3, and evaluation.endpoint.max_spend is 2.5; 7 requests .* Raise max_spend"
+        message = (
+            r"cost 3, and the next request can cost up to 1, .*max_spend is 3.5 .*; 47 requests .* Raise max_spend"
+        )
         with pytest.raises(errors.EndpointSpendExceeded, match=message):
-            texts(server, tmp_path, *range(10), limits=limits(2.5))
+            texts(server, tmp_path, *range(50), limits=limits(3.5))
         assert len(server.bodies) == 3
         with pytest.raises(errors.EndpointSpendExceeded, match="cost 3, "):  # stored answers count
-            texts(server, tmp_path, *range(10), limits=limits(2.5))
+            texts(server, tmp_path, *range(50), limits=limits(3.5))
         assert len(server.bodies) == 3
-        assert texts(server, tmp_path, 0, 2, limits=limits(2.5)) == ["0", "2"]  # stored answers cost nothing more
-        assert len(texts(server, tmp_path, *range(10), limits=limits(20))) == 10
-        assert len(server.bodies) == 10
+        first = [int(question(body)) for body in server.bodies]
+        assert texts(server, tmp_path, *first, limits=limits(3.5)) == list(map(str, first))  # nothing more to pay
+        assert len(texts(server, tmp_path, *range(50), limits=limits(50))) == 50  # the limit can be reached exactly
+        assert len(server.bodies) == 50
+
+
+def test_requests_that_run_count_with_their_largest_price_until_their_answer_arrives(tmp_path: Path) -> None:
+    prices = {"price_input": 0.0, "price_output": 1000.0}
+
+    def short(body: dict[str, Any], _: int) -> Reply:
+        return completion(question(body), tokens=(10, 1))
+
+    with endpoint_server(short) as server:
+        limits = RequestLimits(max_concurrency=32, max_spend=21.0, retry=RETRY)
+        assert len(texts(server, tmp_path, *range(20), limits=limits, **prices)) == 20
+        assert server.max_at_once <= 10  # each request that runs can cost 2
+
+
+def test_requests_of_an_endpoint_that_charges_more_than_the_largest_price_count_with_what_it_charges(
+    tmp_path: Path,
+) -> None:
+    with endpoint_server(lambda *_: completion("yes", tokens=(10, 6))) as server:  # 3 instead of up to 1
+        limits = RequestLimits(max_concurrency=32, max_spend=9.0, retry=RETRY)
+        with pytest.raises(errors.EndpointSpendExceeded, match="cost 9, and the next request can cost up to 3,"):
+            texts(server, tmp_path, *range(50), limits=limits)
+        assert len(server.bodies) == 3
+
+
+def test_the_largest_price_of_a_request_counts_a_token_for_each_byte_and_the_longest_answer() -> None:
+    endpoint = Endpoint(url="http://h/v1", model="m", price_input=1.0, price_output=1000.0)
+    [short], long = bodies(1), chat_body((("user", "ü\ud800" * 1000),), model="m", max_tokens=2)
+    assert 2.0 < largest_price(short, endpoint=endpoint) < 2.5
+    assert 7.0 < largest_price(long, endpoint=endpoint) < 7.5
 
 
 def test_spend_cannot_be_limited_without_the_tokens_of_an_answer(tmp_path: Path) -> None:
@@ -146,7 +182,7 @@ def test_the_prices_of_the_recipe_apply_to_its_endpoint_if_that_was_registered_w
     with endpoint_server(echo) as server:
         recipe = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
         limits = RequestLimits(max_spend=2.5, max_concurrency=1, retry=RETRY, recipe=recipe)
-        with pytest.raises(errors.EndpointSpendExceeded, match="cost 3, "):
+        with pytest.raises(errors.EndpointSpendExceeded, match="cost 2, "):
             texts(server, tmp_path, *range(10), limits=limits, **unpriced)
         num_requests = len(server.bodies)
         other = replace(limits, recipe=recipe.model_copy(update={"model": "n"}))

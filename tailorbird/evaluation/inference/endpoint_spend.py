@@ -1,0 +1,95 @@
+"""Limit what the requests to an endpoint cost, those that run included."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from tailorbird.models.endpoint.client import Body
+from tailorbird.models.endpoint.completion import EndpointAnswer
+from tailorbird.models.endpoint.errors import EndpointAnswerInvalid, EndpointSpendExceeded
+from tailorbird.registry.endpoint import Endpoint
+
+ROUNDING = 1 + 1e-9  # so that a sum of prices that equals the limit does not exceed it
+
+
+class SpendLimit:
+    """The limit of what the answers of an endpoint cost. A request that runs counts with its largest possible price."""
+
+    def __init__(self, max_spend: float | None, *, endpoint: Endpoint, spent: float) -> None:
+        """Make a limit, None for no limit; `spent` is the price of the answers that are stored already."""
+        self.max_spend, self.endpoint, self.spent = max_spend, endpoint, spent
+        self._reserved, self._num_running, self._refused = 0.0, 0, 0.0
+        self._factor = 1.0  # the largest price of an answer divided by `largest_price`, if that is above 1
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def reserved(self, body: Body) -> AsyncIterator[Callable[[EndpointAnswer], None] | None]:
+        """Yield a function that counts the answer to a request, or None if the request could exceed the limit.
+
+        The block waits for other requests if only their reservations prevent this one. The function raises
+        EndpointAnswerInvalid if an answer has no known price.
+        """
+        if self.max_spend is None:
+            yield lambda _: None
+            return
+        largest = self._factor * largest_price(body, endpoint=self.endpoint)
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._num_running == 0 or self._fits(self._reserved + largest))
+            granted = self._fits(self._reserved + largest)
+            if granted:
+                self._num_running, self._reserved = self._num_running + 1, self._reserved + largest
+            else:
+                self._refused = largest
+        if not granted:
+            yield None
+            return
+
+        def count(answer: EndpointAnswer) -> None:
+            price = self.endpoint.price(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
+            if price is None:
+                raise spend_unknown(self.endpoint)
+            self.spent += price
+            if price > largest:
+                self._factor *= price / largest
+
+        try:
+            yield count
+        finally:
+            async with self._changed:
+                self._num_running -= 1
+                self._reserved = self._reserved - largest if self._num_running else 0.0
+                self._changed.notify_all()
+
+    def _fits(self, price: float) -> bool:
+        return self.max_spend is None or self.spent + price <= self.max_spend * ROUNDING
+
+    def exceeded(self, *, num_left: int) -> EndpointSpendExceeded:
+        """Return the error for requests that were not sent because of the limit."""
+        return EndpointSpendExceeded(
+            f"the stored answers of {self.endpoint.model!r} at {self.endpoint.url} cost {self.spent:.6g}, and the next "
+            f"request can cost up to {self._refused:.3g}, so evaluation.endpoint.max_spend is {self.max_spend:g} and "
+            f"could be exceeded; {num_left:,} requests of this stage remain. Raise max_spend and start the run again: "
+            "it uses the stored answers"
+        )
+
+
+def largest_price(body: Body, *, endpoint: Endpoint) -> float:
+    """Return an upper bound of the price of a request: each byte is an input token, and `max_tokens` are the output.
+
+    A token has at least one byte. The endpoint must have prices.
+    """
+    num_bytes = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    max_tokens = body["max_tokens"]
+    assert isinstance(max_tokens, int)
+    price = endpoint.price(input_tokens=num_bytes, output_tokens=max_tokens)
+    assert price is not None
+    return price
+
+
+def spend_unknown(endpoint: Endpoint) -> EndpointAnswerInvalid:
+    """Return the error for answers without a known price."""
+    return EndpointAnswerInvalid(
+        f"{endpoint.url} does not report the tokens of some answers (`usage`), so the spend cannot be limited; remove "
+        "evaluation.endpoint.max_spend"
+    )
