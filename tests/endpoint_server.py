@@ -32,6 +32,7 @@ class Server:
     url: str
     bodies: list[dict[str, Any]] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)  # of GET requests
     max_at_once: int = 0  # largest number of requests at the same time
 
 
@@ -89,8 +90,8 @@ def question(body: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def endpoint_server(answer: Answer) -> Iterator[Server]:
-    """Run a server during the block."""
+def endpoint_server(answer: Answer, *, models: int = 404) -> Iterator[Server]:
+    """Run a server during the block; `models` is the status of its answer to a request for the list of models."""
     lock, stopped, running = threading.Lock(), threading.Event(), 0
 
     class Handler(BaseHTTPRequestHandler):
@@ -120,6 +121,13 @@ def endpoint_server(answer: Answer) -> Iterator[Server]:
                 with closing(reply.pieces) as pieces:
                     for piece in pieces:
                         self.wfile.write(piece)
+
+        def do_GET(self) -> None:
+            server.paths.append(self.path)
+            server.authorizations.append(self.headers["Authorization"])
+            self.send_response(models)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, *_: object) -> None:
             """Do not write to stderr."""

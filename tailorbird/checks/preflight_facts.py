@@ -2,10 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from cluster import resources
@@ -20,10 +21,11 @@ from tailorbird.data.loader import SPLIT_FRACTIONS
 from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read_table
 from tailorbird.data.tasks import DataTask, data_task
 from tailorbird.models.base_model import stage_base_model
+from tailorbird.models.endpoint.reachability import require_answering
 from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.endpoint import Endpoint
-from tailorbird.registry.versions import read_parts
+from tailorbird.registry.hybrids import called_endpoints
 
 FOOTERS = 16  # maximum footers to read of a folder of Parquet files: the first ones and the last
 NUM_READERS = 8
@@ -73,6 +75,8 @@ class PreflightFacts:
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
     encoder_fault: str | None = None  # reason why the encoder for retrieval cannot be used
     champion_endpoints: tuple[Endpoint, ...] = ()  # of the champion and its parts; none if it cannot be read
+    endpoint_faults: Mapping[str, str] = field(default_factory=dict)
+    """Why the endpoint of the recipe or of the champion cannot be used from here, by URL."""
     without_cluster: bool = False  # True if the cluster was not inspected on purpose
 
 
@@ -99,6 +103,9 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         )
         cluster, unreachable = _or_fault(lambda: inspect_cluster(request))
     planned, _ = _or_fault(lambda: planned_test(recipe, tables))
+    of_champion = _or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or ()
+    of_recipe = recipe.evaluation.endpoint
+    endpoints = (*of_champion, *(() if of_recipe is None else (Endpoint.from_config(of_recipe),)))
     return PreflightFacts(
         wanted,
         here,
@@ -112,7 +119,8 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         model_fault=model_fault,
         planned=planned,
         encoder_fault=encoder_fault,
-        champion_endpoints=_or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or (),
+        champion_endpoints=of_champion,
+        endpoint_faults=endpoint_faults(endpoints),
         without_cluster=without_cluster,
     )
 
@@ -122,9 +130,17 @@ def champion_endpoints(task_uri: str) -> tuple[Endpoint, ...]:
     stored = read_champion(task_uri)
     if stored is None:
         return ()
-    version = champion_version(stored[0])
-    parts = read_parts(version.hybrid) if version.hybrid else (version,)
-    return tuple(part.endpoint for part in parts if part.endpoint is not None)
+    return called_endpoints(champion_version(stored[0]))
+
+
+def endpoint_faults(endpoints: Sequence[Endpoint]) -> dict[str, str]:
+    """Return why an endpoint cannot be used from this process, by URL; those that answer are omitted."""
+    faults = {}
+    for endpoint in dict.fromkeys(endpoints):
+        _, reason = _or_fault(partial(require_answering, endpoint))
+        if reason is not None:
+            faults[endpoint.url] = reason
+    return faults
 
 
 def versions_match(here: Versions, theirs: Versions | None, *, any_patch: bool) -> bool:

@@ -12,6 +12,7 @@ from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence import AverageRecord
 from tailorbird.evaluation.statistics.scoring import score_table
+from tailorbird.models.endpoint.reachability import require_answering
 from tailorbird.pipeline.artifacts import Contender, set_temperature
 from tailorbird.pipeline.endpoint import endpoint_baselines, predict_contender
 from tailorbird.pipeline.estimate import estimate_run
@@ -21,6 +22,8 @@ from tailorbird.pipeline.prepare import RunContext, prepare
 from tailorbird.pipeline.progress_record import first_record, recorded
 from tailorbird.pipeline.record import TrainedModels
 from tailorbird.pipeline.side_by_side import run_side_by_side
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.hybrids import called_endpoints
 from tailorbird.registry.versions import Dtype, read_version
 from training.export import average_weights
 from training.reports import TrainingResult
@@ -51,6 +54,7 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
         progress.note(f"this run is already finished: {context.run}")
         return finished
     with recorded(progress, first=first_record(context)) as progress:
+        require_endpoints(context, progress=progress)
         if may_train:
             progress.activity("checking that the base model can be trained on the rows")
             context.task.require_trainable()
@@ -84,6 +88,7 @@ def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
     """Run a recipe up to its sweep."""
     require_trackers(recipe.tuning)
     context = prepare(recipe, progress=progress)
+    require_endpoints(context, progress=progress)
     progress.activity("checking that the base model can be trained on the rows")
     context.task.require_trainable()
     with forward_events(progress) as events:
@@ -95,9 +100,23 @@ def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
 def baselines_only(recipe: Recipe, *, progress: ProgressReporter) -> tuple[Baseline, ...]:
     """Run a recipe up to its baselines."""
     context = prepare(recipe, progress=progress)
+    require_endpoints(context, progress=progress)
     with forward_events(progress) as events:
         progress = queue_progress(events)
         return fit_baselines(context.reporting_to(progress), progress=progress)
+
+
+def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> None:
+    """Raise EndpointError if the endpoint of the recipe or of the champion cannot be used from this process.
+
+    Requests to it follow the baselines of the base model, which can take long.
+    """
+    config = context.recipe.evaluation.endpoint
+    of_recipe = () if config is None else (Endpoint.from_config(config),)
+    of_champion = () if context.champion is None else called_endpoints(read_version(context.champion))
+    for endpoint in dict.fromkeys((*of_recipe, *of_champion)):
+        progress.activity(f"checking that {endpoint.url} answers")
+        require_answering(endpoint)
 
 
 def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[Baseline, ...]:

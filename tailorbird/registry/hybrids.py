@@ -1,7 +1,8 @@
-"""The config of a hybrid, from those of its parts."""
+"""The config of a hybrid, from those of its parts, and the endpoints that a version calls."""
 
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.versions import Hybrid, ModelVersion, RegistryError, VersionConfig
+from tailorbird.registry.versions import Hybrid, ModelVersion, RegistryError, VersionConfig, read_parts
 
 
 def hybrid_config(first: ModelVersion, *, second: ModelVersion, routing: Routing) -> VersionConfig:
@@ -29,3 +30,9 @@ def hybrid_config(first: ModelVersion, *, second: ModelVersion, routing: Routing
         hybrid=Hybrid(routing=routing, first=first.pinned, second=second.pinned),
         prompting=next(with_text, second.prompting),
     )
+
+
+def called_endpoints(version: ModelVersion) -> tuple[Endpoint, ...]:
+    """Return the endpoints that a version and its parts call; raise RegistryError if a part cannot be used."""
+    parts = read_parts(version.hybrid) if version.hybrid else (version,)
+    return tuple(part.endpoint for part in parts if part.endpoint is not None)

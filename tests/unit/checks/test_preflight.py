@@ -106,6 +106,13 @@ def test_without_a_cluster_everything_else_is_checked() -> None:
     assert not passes(check_facts(recipe(), replace(facts, written=WriteCheck(fault="denied"))))
 
 
+def test_an_endpoint_that_cannot_be_used_is_a_fault_and_without_a_cluster_a_note() -> None:
+    facts = replace(GOOD, endpoint_faults={"http://h/v1": "http://h/v1/models cannot be reached"})
+    found = only_fault(facts)
+    assert (found.name, found.message) == ("endpoint", "http://h/v1/models cannot be reached")
+    assert passes(check_facts(recipe(), replace(facts, theirs=None, cluster=None, without_cluster=True)))
+
+
 @pytest.mark.parametrize(
     "theirs", [Versions("2.59.0", "3.11.7"), Versions("2.60.0", "3.12.1"), Versions("2.60.0", "3.11.9")]
 )

@@ -9,8 +9,10 @@ from tailorbird.checks.preflight_endpoint import check_endpoint
 from tailorbird.checks.preflight_facts import Table
 from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.registry import hybrids
 from tailorbird.registry.endpoint import Endpoint
-from tests.unit.serving.endpoint.versions import endpoint_version
+from tests.endpoint_server import completion, endpoint_server
+from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_version
 
 TABLES = tuple(
     Table(split, f"s3://lake/{split}", num_rows=300, num_files=1, num_read=1) for split in ("train", "validation")
@@ -51,7 +53,21 @@ def test_the_endpoints_of_a_champion_are_those_of_its_parts(monkeypatch: pytest.
     other = of_endpoint.model_copy(update={"endpoint": None})
     hybrid = other.model_copy(update={"hybrid": "pinned parts"})
     monkeypatch.setattr(preflight_facts, "read_champion", lambda _: ("champion", "etag"))
-    monkeypatch.setattr(preflight_facts, "read_parts", lambda _: (other, of_endpoint))
+    monkeypatch.setattr(hybrids, "read_parts", lambda _: (other, of_endpoint))
     for version, expected in ((of_endpoint, 1), (other, 0), (hybrid, 1)):
         monkeypatch.setattr(preflight_facts, "champion_version", lambda _, version=version: version)
         assert preflight_facts.champion_endpoints("s3://b/t") == (of_endpoint.endpoint,) * expected
+
+
+def test_endpoints_that_cannot_be_used_are_found_without_a_request_for_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with endpoint_server(lambda *_: completion("yes")) as server:
+        keyed = Endpoint(url=server.url, model="m", api_key=f"env://{VARIABLE}")
+        closed = Endpoint(url="http://127.0.0.1:9/v1", model="m")
+        faults = preflight_facts.endpoint_faults((keyed, closed))
+        assert f"{VARIABLE}, which contains the API key of {server.url}, is not set" in faults[keyed.url]
+        assert "http://127.0.0.1:9/v1/models cannot be reached" in faults[closed.url]
+        monkeypatch.setenv(VARIABLE, KEY)
+        assert preflight_facts.endpoint_faults((keyed, keyed)) == {}
+        assert (server.bodies, server.paths) == ([], ["/v1/models"])

@@ -13,12 +13,14 @@ from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import DataError, Rows, Splits
 from tailorbird.evaluation.baselines.baseline import Baseline
+from tailorbird.models.endpoint.errors import EndpointError
 from tailorbird.pipeline import run
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.run import best_on_validation, measure_curve
 from tailorbird.registry.versions import Dtype
 from tests import small_chat
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally, splits_of
+from tests.unit.serving.endpoint.versions import endpoint_version
 from training.reports import TrainingResult
 from training.trainer import finetune
 from tuning.sweep import SweepResult, sweep
@@ -142,3 +144,24 @@ def test_an_untrainable_chat_row_is_reported_before_the_baselines_are_fitted(
     for start in (run.run_pipeline, run.sweep_only):
         with pytest.raises(DataError, match=r"training row 8: a turn of the user contains the special token '</s>'"):
             start(recipe, progress=SILENT)
+
+
+def test_an_endpoint_that_cannot_be_used_is_reported_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = {"url": "http://127.0.0.1:9/v1", "model": "m"}
+    of_recipe = context_of(recipe_at(tmp_path, evaluation={"endpoint": endpoint}), splits_of())
+    of_champion = replace(context_of(recipe_at(tmp_path), splits_of()), champion="s3://m/task/versions/e-1")
+    keyed = endpoint_version("http://127.0.0.1:9/v1")
+    for name, replacement in {
+        "require_trackers": lambda _: None,
+        "find_finished_run": lambda _: None,
+        "read_version": lambda _: keyed,
+        "fit_baselines": lambda *_, **__: pytest.fail("the baselines were fitted first"),
+    }.items():
+        monkeypatch.setattr(run, name, replacement)
+    for context, message in ((of_recipe, "127.0.0.1:9/v1/models cannot be reached"), (of_champion, "is not set in")):
+        monkeypatch.setattr(run, "prepare", lambda *_, context=context, **__: context)
+        for start in (run.run_pipeline, run.sweep_only, run.baselines_only):
+            with pytest.raises(EndpointError, match=message):
+                start(context.recipe, progress=SILENT)
