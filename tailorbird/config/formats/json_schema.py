@@ -14,7 +14,8 @@ MAX_ALTERNATIVES = 32  # of `anyOf`
 MAX_COUNT = 100_000  # of characters or items
 MAX_DECIMALS = 6  # of numbers with a limit, in grammars of xgrammar
 MAX_COST = 512 * MAX_CHOICES  # of patterns and lengths; about 2 s to compile for 49,152 tokens
-MAX_COUNTED = 192  # characters from which a higher `minLength` or `maxLength` does not cost more
+NEAR_END = 32  # characters at the end of a longer text whose grammar is shared by all texts with a `maxLength`
+MAX_COUNTED = 192  # characters from which a higher `minLength` does not cost more
 ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "$schema", "$comment", "deprecated", "readOnly", "writeOnly")
 )
@@ -183,9 +184,8 @@ class _Checker:
         counts = _counts(keywords, ("minLength", "maxLength"), where)
         if "pattern" not in keywords:
             # JSON Schema defines `format` as an annotation, so an answer of any format satisfies it.
-            fewest = min(counts.get("minLength", 0), MAX_COUNTED)
-            most = min(counts.get("maxLength", fewest), MAX_COUNTED)
-            self._add_cost(tuple(counts.items()), (2 * most - fewest) * MAX_CHOICES, where)
+            for part, num_chars in _length_costs(counts.get("minLength", 0), counts.get("maxLength")).items():
+                self._add_cost(part, num_chars * MAX_CHOICES, where)
             return {"type": "string"} | counts
         if len(keywords) > 1:
             raise ValueError(
@@ -253,6 +253,18 @@ def _counts(keywords: Mapping[str, Any], names: tuple[str, str], where: str) -> 
     if len(counts) == 2 and counts[names[0]] > counts[names[1]]:
         raise ValueError(f"{where}: {names[0]} {counts[names[0]]} is above {names[1]} {counts[names[1]]}")
     return counts
+
+
+def _length_costs(fewest: int, most: int | None) -> dict[object, int]:
+    """Return the cost of the parts of a text's grammar, in characters; see `tailorbird.models.grammar.text_lengths`.
+
+    Parts with the same name are compiled once. A character that the text can end before costs two.
+    """
+    if most is not None and fewest <= NEAR_END < most:
+        start: dict[object, int] = {("start", fewest): 2 * (NEAR_END - 1) - fewest} if fewest < NEAR_END else {}
+        return {"end": NEAR_END + 4, ("lengths", fewest, most): 1, **start}
+    longest = fewest if most is None else most
+    return {("lengths", fewest, most): 2 * min(longest, MAX_COUNTED) - min(fewest, MAX_COUNTED)}
 
 
 def _types(schema: Mapping[str, Any], where: str) -> list[str]:

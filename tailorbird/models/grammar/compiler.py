@@ -14,6 +14,7 @@ from tailorbird.config.formats.response_format import (
     StructuredFormat,
     format_key,
 )
+from tailorbird.models.grammar.text_lengths import with_shared_lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -145,7 +146,7 @@ def grammar_of(format: StructuredFormat) -> Any:
         text = str(grammar)
         for text_class in TEXT_CLASSES:
             text = text.replace(text_class, TEXT_CLASS)
-        return xgrammar.Grammar.from_ebnf(text)
+        return xgrammar.Grammar.from_ebnf(with_shared_lengths(text, char=TEXT_CLASS))
     except (RuntimeError, ValueError) as error:
         raise _unsupported(error) from None
 

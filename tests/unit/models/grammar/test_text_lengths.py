@@ -1,0 +1,67 @@
+"""All texts with a maximum length share rules, and each has exactly the texts of its lengths."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from tailorbird.config.formats.json_schema import NEAR_END
+from tailorbird.models.grammar.compiler import grammar_of
+from tailorbird.models.grammar.matcher import AnswerMatcher
+from tests.unit.models.grammar.test_compiler import COMPILER, TOKENIZER, schema_format, score_row
+
+WORDS = "yes, a naïve 日本語 text with 12 words; " * 30
+
+
+def follows(text: str, schema: dict[str, Any]) -> bool:
+    """Return True if each token of the answer, with the end, is allowed after the earlier ones."""
+    ids = [*TOKENIZER(text, add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
+    matcher = AnswerMatcher(COMPILER.compile(schema_format(schema)))
+    for position, token in enumerate(ids):
+        scores = score_row()
+        matcher.constrain(scores, ids[position - 1 : position] if position else [])
+        if not torch.isfinite(scores[token]):
+            return False
+    matcher.require_usable()
+    return True
+
+
+@pytest.mark.parametrize(
+    ("fewest", "most"), [(0, 33), (0, 200), (5, 200), (31, 64), (32, 64), (32, 33), (0, 1000), (33, 70), (0, 32)]
+)
+def test_a_text_follows_the_grammar_if_its_length_is_in_the_limits(fewest: int, most: int) -> None:
+    schema = {"type": "string", "minLength": fewest, "maxLength": most}
+    near = {count + change for count in (0, fewest, NEAR_END, 2 * NEAR_END, most) for change in (-1, 0, 1)}
+    for length in sorted(near - {-1}):
+        answer = json.dumps(WORDS[:length], ensure_ascii=False)
+        assert follows(answer, schema) == (fewest <= length <= most), length
+
+
+def test_the_rules_of_long_texts_are_shared() -> None:
+    properties = {
+        "title": {"type": "string", "maxLength": 200},
+        "summary": {"type": "string", "maxLength": 1000},
+        "topic": {"type": "string", "minLength": 3, "maxLength": 40},
+        "code": {"type": "string", "maxLength": 8},
+        "quote": {"type": "string", "minLength": 40, "maxLength": 60},
+    }
+    rules = str(grammar_of(schema_format({"type": "object", "properties": properties}))).splitlines()
+    texts = [rule.partition(" ::= ")[2] for rule in rules if rule.startswith("root_prop_") and "{" in rule]
+    assert texts == [
+        r'(("\"" text_length_short_0) | ("\"" text_length_more{0, 168} text_length_end))',
+        r'(("\"" text_length_short_0) | ("\"" text_length_more{0, 968} text_length_end))',
+        r'(("\"" text_length_short_3) | ("\"" text_length_more{0, 8} text_length_end))',
+        r'(("\"" root_prop_3_characters{0, 8} "\""))',
+        r'(("\"" root_prop_4_characters{40, 60} "\""))',
+    ]
+
+
+def test_an_added_length_adds_little_to_the_grammar() -> None:
+    texts = {str(most): {"type": "string", "maxLength": most} for most in (200, 1000, 5000)}
+    one, three = (
+        COMPILER.compile(schema_format({"properties": {name: texts[name] for name in names}})).compiled
+        for names in (("200",), tuple(texts))
+    )
+    native = COMPILER.compile(schema_format({"type": "string", "minLength": 33, "maxLength": 200})).compiled
+    assert three.memory_size_bytes - one.memory_size_bytes < native.memory_size_bytes
