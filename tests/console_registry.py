@@ -11,7 +11,7 @@ from tailorbird import storage
 from tailorbird.evaluation.gates.base import at_most, gate
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.monitoring.drift import DriftStatistic
-from tailorbird.monitoring.quality import Quality
+from tailorbird.monitoring.quality import NO_ANSWERS, Quality
 from tailorbird.monitoring.report import Report
 from tailorbird.registry.champion import Champion, ChangeReason, ChosenBy
 from tailorbird.registry.run_progress import ContenderProgress, RunProgress, StageProgress
@@ -26,9 +26,9 @@ Status = Literal["running", "finished", "failed"]
 
 
 @cache
-def simulated(candidate: float = 0.78, num_rows: int = 300) -> Evidence:
+def simulated(candidate: float = 0.78, num_rows: int = 300, *, chat: bool = False) -> Evidence:
     """Return the evidence of a simulated run; a candidate's accuracy of 0.7 is that of the incumbent."""
-    return evidence_of(Simulation(candidate=candidate, num_rows=num_rows))
+    return evidence_of(Simulation(candidate=candidate, num_rows=num_rows, chat=chat))
 
 
 def add_run(
@@ -103,8 +103,13 @@ def add_champion(paths: TaskPaths, uri: str, *, at: datetime, evidence: Evidence
     return champion
 
 
-def add_reports(paths: TaskPaths, *, until: datetime, num_days: int, alarm: bool = False) -> list[Report]:
-    """Write daily reports on the champion up to the day before `until`; `alarm` is that of the last day."""
+def add_reports(
+    paths: TaskPaths, *, until: datetime, num_days: int, alarm: bool = False, chat: bool = False
+) -> list[Report]:
+    """Write daily reports on the champion up to the day before `until`; `alarm` is that of the last day.
+
+    Answers of a `chat` model also have scores by people: on the last three days from audits, on all from feedback.
+    """
     reports = []
     for number in range(num_days):
         day = (until - timedelta(days=num_days - number)).date().isoformat()
@@ -133,6 +138,8 @@ def add_reports(paths: TaskPaths, *, until: datetime, num_days: int, alarm: bool
             feedback=Quality(900, 14, 6, (0.2, 0.7), 0.83),
             confident=0.62 + 0.01 * (number % 4),
             groups=gate("groups", (bound,)),
+            audit_scores=Quality(900, 40, 31.5, (0.64, 0.88), None) if chat and number >= num_days - 3 else NO_ANSWERS,
+            feedback_scores=Quality(900, 25, 9.0, (0.2, 0.55), None) if chat else NO_ANSWERS,
         )
         storage.write_bytes(paths.daily_report(day), report.model_dump_json().encode())
         reports.append(report)

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
-from tailorbird.console.records import DayReport
+from tailorbird.console.records import DayReport, Labelled
 from tailorbird.pages.charts import Box, Chart, Dot, Line, Mark, Scale, Text, around, axes, path, share_bar, sparkline
 from tailorbird.registry.run_progress import ContenderProgress
 from tailorbird.registry.watch_record import ChallengerRecord
@@ -84,9 +85,10 @@ def drift(reports: Sequence[DayReport], name: str) -> Chart:
     return sparkline(values, limit=limit, label=f"values of {len(values)} reports")
 
 
-def accuracy(reports: Sequence[DayReport]) -> Chart | None:
-    """Return the accuracy on audited answers with its interval, by report; None without labels."""
-    audited = [(index, report.audit) for index, report in enumerate(reports) if report.audit.labelled]
+def quality(reports: Sequence[DayReport], source: Literal["audit", "audit_scores"], name: str) -> Chart | None:
+    """Return the accuracy or mean score on audited answers with its interval, by report; None without labels."""
+    qualities: list[tuple[int, Labelled]] = [(index, getattr(report, source)) for index, report in enumerate(reports)]
+    audited = [(index, audit) for index, audit in qualities if audit.labelled]
     if not audited:
         return None
     height = 160.0
@@ -96,14 +98,14 @@ def accuracy(reports: Sequence[DayReport]) -> Chart | None:
     marks = axes(
         across,
         up,
-        names=("day", "accuracy"),
+        names=("day", name),
         forms=(day_names(days), lambda y: f"{100 * y:.4g}%"),
         ticks=(min(5, len(days)), 4),
     )
     for index, audit in audited:
         x, (low, high) = across.at(index), (up.down(end) for end in audit.interval)
         marks += [Line(x, low, x, high, "whisker"), Dot(x, up.down(audit.accuracy or 0.0), 4, "dot chosen")]
-    return Chart(tuple(marks), height, "accuracy on audited answers by report; see the table", "plot medium")
+    return Chart(tuple(marks), height, f"{name} on audited answers by report; see the table", "plot medium")
 
 
 def evidence_course(challenger: ChallengerRecord) -> Chart | None:

@@ -102,11 +102,11 @@ class Statistic(Part):
 
 
 class Labelled(Part):
-    """The champion's accuracy on labelled answers."""
+    """The champion's accuracy, or mean score, on labelled answers."""
 
-    labelled: int
-    right: float
-    interval: tuple[float, float]
+    labelled: int = 0
+    right: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
 
     @property
     def accuracy(self) -> float | None:
@@ -139,8 +139,15 @@ class DayReport(Part):
     rows: int
     drift: tuple[Statistic, ...] = ()
     audit: Labelled
+    audit_scores: Labelled = Labelled()  # (chat) scores that people gave
+    feedback_scores: Labelled = Labelled()
     confident: float | None = None
     groups: GateRecord
+
+    @property
+    def scored(self) -> bool:
+        """True if people gave scores to answers."""
+        return bool(self.audit_scores.labelled or self.feedback_scores.labelled)
 
 
 class ReevaluationRecord(Part):

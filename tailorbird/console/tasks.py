@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from tailorbird.config.tasks import TASKS
 from tailorbird.console.reader import Reader
 from tailorbird.console.records import DayReport, RunEvidence
 from tailorbird.console.runs import Run, read_active
@@ -58,6 +59,12 @@ class TaskSummary:
     def outcome(self) -> str:
         """The outcome of this verdict; empty if there is none."""
         return self.champion.verdict.outcome if self.champion and self.champion.verdict else ""
+
+    @property
+    def quality_name(self) -> str:
+        """What the reports measure on answers with a correct answer."""
+        metric = self.evidence.verdict.metric if self.evidence else ""
+        return "mean score" if metric in TASKS["chat"].metrics else "accuracy"
 
     @property
     def since(self) -> datetime | None:

@@ -55,10 +55,10 @@ def add_progress(
     set_times(paths, run, updated)
 
 
-def add_champion(paths: TaskPaths, *, days_ago: int, valid_days: int = 365) -> None:
+def add_champion(paths: TaskPaths, *, days_ago: int, valid_days: int = 365, chat: bool = False) -> None:
     """Write a run and its winner as the champion."""
     at = NOW - timedelta(days=days_ago)
-    evidence = made.add_run(paths, RUN, at=at, valid_days=valid_days)
+    evidence = made.add_run(paths, RUN, at=at, valid_days=valid_days, evidence=made.simulated(chat=chat))
     uri = made.add_version(paths, "full-1", kind="bag_of_words", at=at, evidence=evidence)
     made.add_champion(paths, uri, at=at + timedelta(hours=1), evidence=evidence)
     made.add_looks(paths, evidence)
@@ -108,6 +108,26 @@ def test_recommendations_and_alarms_of_the_last_watch_need_attention(paths: Task
     assert "share of far texts 0.031 0.020 alarm" in text
     assert "Challenger lora-0f3a9c21d4e7 continue : +3.0 points over 320 subjects" in text
     assert "2026-11-27 120 +3.00 0.28 -0.26" in text  # log10 e-values: 0.64 and -0.6 divided by ln(10)
+
+
+def test_the_page_of_a_chat_task_has_the_scores_that_people_gave(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=8, chat=True)
+    made.add_reports(paths, until=NOW, num_days=5, chat=True)
+    text = page(paths, "icd10-chapters")
+    assert "Mean score on audited answers, with its interval." in text
+    assert "Change of the mean score by group" in text
+    table = text.partition("Scores by people, the newest first")[2]
+    assert "2026-11-27 40 78.8% 64.0% to 88.0% 25 36.0% 20.0% to 55.0%" in table
+    assert "2026-11-24 0 25 36.0%" in table  # feedback only
+    assert "ccuracy" not in text.partition("Quality")[2].partition("Challenger")[0]
+
+
+def test_the_page_of_a_classifier_has_no_scores_by_people(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=8)
+    made.add_reports(paths, until=NOW, num_days=5)
+    text = page(paths, "icd10-chapters")
+    assert "Accuracy on audited answers, with its interval." in text
+    assert "Scores by people" not in text
 
 
 def test_a_new_watch_shows_its_new_reports_through_the_same_cache(paths: TaskPaths) -> None:

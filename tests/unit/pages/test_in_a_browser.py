@@ -73,6 +73,12 @@ def add_watched_champion(paths: TaskPaths) -> None:
     made.add_watch(paths, at=NOW, reasons=["share of far texts: 0.031"], challenger_days=3, expires=expires)
 
 
+def add_watched_chat(paths: TaskPaths) -> None:
+    add_champion(paths, days_ago=40, chat=True)
+    made.add_reports(paths, until=NOW, num_days=5, chat=True)
+    made.add_watch(paths, at=NOW, expires=NOW + timedelta(days=300))
+
+
 def add_many_runs(paths: TaskPaths) -> None:
     """Write runs for three pages of the list."""
     times = (NOW - timedelta(hours=hours) for hours in range(40, 0, -1))
@@ -98,6 +104,7 @@ PAGES: dict[str, Callable[[Path], str]] = {
     "console, empty": partial(console_page, None, nothing),
     "console, tasks": partial(console_page, None, add_watched_champion),
     "console, task": partial(console_page, TASK, add_watched_champion),
+    "console, chat task": partial(console_page, TASK, add_watched_chat),
     "console, expired": partial(console_page, TASK, partial(add_champion, days_ago=400)),
     "console, many runs": partial(console_page, TASK, add_many_runs),
     "console, no champion": partial(console_page, TASK, lambda paths: made.add_run(paths, RUN, at=NOW)),
