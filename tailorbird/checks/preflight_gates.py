@@ -87,13 +87,16 @@ def check_prices(recipe: Recipe) -> Iterator[CheckResult]:
     missing = {
         "evaluation.cost.price_per_cpu_hour": cost.price_per_cpu_hour is None,
         "evaluation.cost.price_per_gpu_hour": on_gpu and cost.price_per_gpu_hour is None,
+        "evaluation.cost.price_per_gb_month": cost.price_per_gb_month is None,
         "evaluation.endpoint.price_input and price_output": endpoint is not None and endpoint.price_input is None,
     }
     names = [name for name, holds in missing.items() if holds]
     if names:
         text = f"{', '.join(names)} is not set, so the cost of the models that use it is not assessable"
         stops = "; with evaluation.regulated, no such model is chosen" if recipe.evaluation.regulated else ""
-        yield note("prices", f"{text}{stops}", "set the price, or expect a cost gate that is not assessable")
+        yield note(
+            "prices", f"{text}{stops}", "set the price (0 if free), or expect a cost gate that is not assessable"
+        )
     else:
         yield ok("prices", "all resources that the recipe uses have a price")
 

@@ -76,12 +76,12 @@ class ServingPrice:
     replicas: NDArray[np.float64]  # [K] cost of the paid replica-hours
     busy: NDArray[np.float64]  # [K] the part of `replicas` for the hours in which a replica answers
     tokens: NDArray[np.float64]  # [K]
-    storage: float | None  # None if the recipe has no price for storage
+    storage: float
 
     @property
     def total(self) -> NDArray[np.float64]:
         """The cost of serving [K]."""
-        return self.replicas + self.tokens + (self.storage or 0.0)
+        return self.replicas + self.tokens + self.storage
 
 
 def missing_for_serving(usage: ServingUsage, *, terms: CostTerms) -> tuple[str, ...]:
@@ -98,8 +98,9 @@ def missing_for_serving(usage: ServingUsage, *, terms: CostTerms) -> tuple[str, 
         f"evaluation.endpoint is not {tokens.endpoint if tokens else ''}": tokens is not None and not ours,
         "evaluation.endpoint.price_input is not set": ours and terms.price_input is None,
         "evaluation.endpoint.price_output is not set": ours and terms.price_output is None,
-        "the size of the stored version was not measured": (
-            terms.price_per_gb_month is not None and usage.stored_bytes is None
+        "evaluation.cost.price_per_gb_month is not set": terms.price_per_gb_month is None,
+        "the size of the stored version was not measured": bool(
+            terms.price_per_gb_month and usage.stored_bytes is None
         ),
     }
     return tuple(phrase for phrase, holds in missing.items() if holds)
@@ -142,15 +143,13 @@ def price_serving(usage: ServingUsage, *, terms: CostTerms) -> ServingPrice:
         tokens = np.array(usage.tokens.input) * (terms.price_input or 0.0)
         tokens = (tokens + np.array(usage.tokens.output) * (terms.price_output or 0.0)) / 1000
     replica_hour = terms.replica_hour(with_gpus=usage.gpu_s is not None)
-    storage = None
-    if terms.price_per_gb_month is not None and usage.stored_bytes is not None:
-        storage = usage.stored_bytes / BYTES_PER_GB * terms.price_per_gb_month * months
+    price_per_gb = _known(terms.price_per_gb_month, "evaluation.cost.price_per_gb_month")
     return ServingPrice(
         replica_hours=paid_hours,
         replicas=paid_hours * months * replica_hour,
         busy=busy_hours * months * replica_hour,
         tokens=tokens * thousands * months,
-        storage=storage,
+        storage=(usage.stored_bytes or 0) / BYTES_PER_GB * price_per_gb * months,  # not measured only if it is free
     )
 
 

@@ -41,11 +41,10 @@ def terms_sentence(terms: CostTerms) -> str:
     resources = _count(terms.cpus_per_replica, "CPU core")
     if terms.gpus_per_replica:
         resources += f" and {_count(terms.gpus_per_replica, 'GPU')}"
-    stored = "" if terms.price_per_gb_month is not None else "; storage is not priced"
     replicas = f"at least {_count(terms.min_replicas, 'replica')}, each with {resources}"
     listed = ", ".join(known) or "none"
     volume = f"{terms.requests_per_month:,.0f} requests a month"
-    return f"{volume}, {replicas}; prices in the recipe's currency: {listed}{stored}"
+    return f"{volume}, {replicas}; prices in the recipe's currency: {listed}"
 
 
 def _count(number: float, noun: str) -> str:

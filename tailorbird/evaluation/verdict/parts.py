@@ -142,7 +142,7 @@ class ContenderCost(VerdictPart):
     tokens: float | None = None
     """Cost of the tokens of an external endpoint."""
     storage: float | None = None
-    """Cost of storing the version; None if the recipe has no price for storage."""
+    """Cost of storing the version; None if the total is not known. Former releases left it out without a price."""
     training: float | None = None
     """Cost of the training of this run, with the sweep; 0 for a model that this run did not train."""
     difference: CostDifference | None = None

@@ -24,8 +24,8 @@ from tailorbird.evaluation.gates.prices import (
 )
 
 VOLUME: dict[str, Any] = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12}
-TERMS = CostTerms(**VOLUME, price_per_cpu_hour=0.36)
-ON_GPU = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gpu_hour=3.6, gpus_per_replica=1)
+TERMS = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gb_month=0)
+ON_GPU = CostTerms(**VOLUME, price_per_cpu_hour=0.36, price_per_gpu_hour=3.6, price_per_gb_month=0, gpus_per_replica=1)
 ENDPOINT = "m at https://host/v1"
 TOKENS = Tokens(ENDPOINT, (100_000.0,) * 5, (20_000.0,) * 5)
 
@@ -78,11 +78,11 @@ def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
     assert total(ServingUsage((10.0,) * 5, (10.0,) * 5), prices) == pytest.approx(730 * 12 * (0.36 + 3.6))
 
 
-def test_storage_is_paid_by_the_month_or_stated_as_not_priced() -> None:
+def test_storage_is_paid_by_the_month() -> None:
     usage = ServingUsage((500.0,) * 5, stored_bytes=2_000_000_000)
     assert price_serving(usage, terms=terms(price_per_gb_month=0.02)).storage == pytest.approx(0.48)
     assert total(usage, terms(price_per_gb_month=0.02)) == pytest.approx(0.60 + 0.48)
-    assert price_serving(usage, terms=TERMS).storage is None
+    assert price_serving(usage, terms=TERMS).storage == 0
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,11 @@ def test_storage_is_paid_by_the_month_or_stated_as_not_priced() -> None:
             "m at https://host/v1 does not report its tokens",
         ),
         ({}, ServingUsage((1.0,) * 5, tokens=TOKENS), "evaluation.endpoint is not m at https://host/v1"),
+        (
+            {"price_per_gb_month": None},
+            ServingUsage((1.0,) * 5, stored_bytes=1),
+            "evaluation.cost.price_per_gb_month is not set",
+        ),
         ({"price_per_gb_month": 1}, ServingUsage((1.0,) * 5), "size of the stored version was not measured"),
     ],
 )

@@ -27,7 +27,13 @@ from tests.unit.evaluation.simulated import (
     tables_of,
 )
 
-PRICES = {"value_of_correct": 0.5, "requests_per_month": 1000, "horizon_months": 12, "price_per_cpu_hour": 0.36}
+PRICES = {
+    "value_of_correct": 0.5,
+    "requests_per_month": 1000,
+    "horizon_months": 12,
+    "price_per_cpu_hour": 0.36,
+    "price_per_gb_month": 0,
+}
 BETTER = Simulation(num_rows=900, incumbent=0.3, candidate=0.5, contenders={"few_shot": 0.25}, chat=True)
 PROVEN = Simulation(num_rows=900, incumbent=0.5, candidate=0.8, gates=False)
 EQUAL = Simulation(num_rows=900, incumbent=0.4, candidate=0.4, contenders={"few_shot": 0.25}, chat=True, gates=False)
