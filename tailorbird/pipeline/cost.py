@@ -112,7 +112,7 @@ def _row_tokens(context: RunContext, uri: str, *, rows: Rows, answered: NDArray[
     counts: list[list[int | None]] = [[0] * len(rows), [0] * len(rows)]
     for position, row in enumerate(sent):
         counts[0][row], counts[1][row] = tokens.input[position], tokens.output[position]
-    return RowTokens(tokens.endpoint, tuple(counts[0]), tuple(counts[1]))
+    return replace(tokens, input=tuple(counts[0]), output=tuple(counts[1]))
 
 
 def _lengths(rows: Rows, table: Predictions | None) -> NDArray[np.float64]:

@@ -118,6 +118,7 @@ def row_tokens(inputs: RunInputs, uri: str, *, rows: Rows) -> RowTokens | None:
         endpoint_name(config.endpoint.model, url=config.endpoint.url),
         tuple(answer.input_tokens for answer in answers),
         tuple(answer.output_tokens for answer in answers),
+        config.endpoint.prices,
     )
 
 

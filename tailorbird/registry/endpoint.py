@@ -28,8 +28,15 @@ class Endpoint(BaseModel):
         """Return the endpoint of a recipe, before its first answer."""
         return cls(**config.model_dump(exclude=set(LIMITS)))
 
+    @property
+    def prices(self) -> tuple[float, float] | None:
+        """Prices of 1,000 input and 1,000 output tokens; None if one is unknown."""
+        if self.price_input is None or self.price_output is None:
+            return None
+        return self.price_input, self.price_output
+
     def price(self, *, input_tokens: int | None, output_tokens: int | None) -> float | None:
         """Return the price of an answer, or None if a price or a number of tokens is unknown."""
-        if self.price_input is None or self.price_output is None or input_tokens is None or output_tokens is None:
+        if self.prices is None or input_tokens is None or output_tokens is None:
             return None
-        return (input_tokens * self.price_input + output_tokens * self.price_output) / 1000
+        return (input_tokens * self.prices[0] + output_tokens * self.prices[1]) / 1000

@@ -19,12 +19,16 @@ class Tokens:
     endpoint: str  # name and URL of the model, see `endpoint_name`
     input: tuple[float, ...]  # empty if the endpoint does not report its tokens
     output: tuple[float, ...]  # the same
+    prices: tuple[float, float] | None = None
+    """Prices of 1,000 input and 1,000 output tokens that are stored with the version; None if it has none."""
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
             counts = getattr(self, name)
             if not (np.isfinite(counts) & (np.array(counts) >= 0)).all():
                 raise ValueError(f"{name} tokens {sorted(counts)} must be finite and 0 or more")
+        if self.prices is not None and not all(np.isfinite(price) and price >= 0 for price in self.prices):
+            raise ValueError(f"prices of tokens {self.prices} must be finite and 0 or more")
         if len(self.input) != len(self.output):
             raise ValueError(
                 f"{len(self.input)} rounds have input tokens and {len(self.output)} have output tokens; give both for "
@@ -49,6 +53,7 @@ class RowTokens:
     endpoint: str  # see `endpoint_name`
     input: tuple[int | None, ...]
     output: tuple[int | None, ...]
+    prices: tuple[float, float] | None = None  # see `Tokens`
 
 
 def tokens_by_round(
@@ -65,10 +70,10 @@ def tokens_by_round(
         for counts in (rows.input, rows.output)
     )
     if None in sent or None in received or len(sent) < num_rounds:
-        return Tokens(rows.endpoint, (), ())
+        return Tokens(rows.endpoint, (), (), rows.prices)
     parts = (np.array_split(np.array(counts, dtype=np.float64), num_rounds) for counts in (sent, received))
     inputs, outputs = (tuple(float(1000 * part.mean()) for part in of_all) for of_all in parts)
-    return Tokens(rows.endpoint, inputs, outputs)
+    return Tokens(rows.endpoint, inputs, outputs, rows.prices)
 
 
 def shares_by_round(
@@ -156,15 +161,16 @@ def scaled_tokens(tokens: Tokens, *, shares: Sequence[float]) -> Tokens:
         tuple(share * count for share, count in zip(shares, of_all, strict=True))
         for of_all in (tokens.input, tokens.output)
     )
-    return Tokens(tokens.endpoint, *counts)
+    return Tokens(tokens.endpoint, *counts, prices=tokens.prices)
 
 
 def _added(tokens: Sequence[Tokens]) -> Tokens:
     name = " and ".join(dict.fromkeys(each.endpoint for each in tokens))
+    prices = tokens[0].prices if len({(each.endpoint, each.prices) for each in tokens}) == 1 else None
     if not all(each.reported for each in tokens):
-        return Tokens(name, (), ())
+        return Tokens(name, (), (), prices)
     sums = [np.sum([getattr(each, kind) for each in tokens], axis=0).tolist() for kind in ("input", "output")]
-    return Tokens(name, tuple(sums[0]), tuple(sums[1]))
+    return Tokens(name, tuple(sums[0]), tuple(sums[1]), prices)
 
 
 ServingCosts = Mapping[str, ServingUsage]

@@ -15,6 +15,7 @@ from tailorbird.evaluation.gates.cost import (
     CostPair,
     SecondsUnit,
     ServingUsage,
+    Tokens,
     TrainingUsage,
     endpoint_name,
 )
@@ -86,16 +87,17 @@ class ServingPrice:
 
 def missing_for_serving(usage: ServingUsage, *, terms: CostTerms) -> tuple[str, ...]:
     """Return what prevents a price for serving, one phrase each: a missing price, or a missing measurement."""
-    tokens = usage.tokens
+    tokens, stored = usage.tokens, usage.tokens and usage.tokens.prices
     on_gpu = terms.gpus_per_replica > 0 and not _without_gpus(usage)
-    ours = tokens is not None and tokens.endpoint == terms.endpoint
+    ours = tokens is not None and stored is None and tokens.endpoint == terms.endpoint
+    other = tokens is not None and stored is None and tokens.endpoint != terms.endpoint
     missing = {
         "evaluation.cost.price_per_cpu_hour is not set": terms.price_per_cpu_hour is None,
         "evaluation.cost.price_per_gpu_hour is not set": on_gpu and terms.price_per_gpu_hour is None,
         "GPU-seconds were not measured": on_gpu and usage.gpu_s is None,
         "serving.gpus_per_replica was 0 when the run was registered": not on_gpu and usage.gpu_s is not None,
         f"{tokens.endpoint if tokens else ''} does not report its tokens": tokens is not None and not tokens.reported,
-        f"evaluation.endpoint is not {tokens.endpoint if tokens else ''}": tokens is not None and not ours,
+        f"evaluation.endpoint is not {tokens.endpoint if tokens else ''}": other,
         "evaluation.endpoint.price_input is not set": ours and terms.price_input is None,
         "evaluation.endpoint.price_output is not set": ours and terms.price_output is None,
         "evaluation.cost.price_per_gb_month is not set": terms.price_per_gb_month is None,
@@ -140,17 +142,25 @@ def price_serving(usage: ServingUsage, *, terms: CostTerms) -> ServingPrice:
     paid_hours = np.maximum(busy_hours, terms.min_replicas * HOURS_PER_MONTH)
     tokens = np.zeros(len(busy))
     if usage.tokens is not None:
-        tokens = np.array(usage.tokens.input) * (terms.price_input or 0.0)
-        tokens = (tokens + np.array(usage.tokens.output) * (terms.price_output or 0.0)) / 1000
+        price_input, price_output = _token_prices(usage.tokens, terms=terms)
+        tokens = np.array(usage.tokens.input) * price_input + np.array(usage.tokens.output) * price_output
     replica_hour = terms.replica_hour(with_gpus=usage.gpu_s is not None)
     price_per_gb = _known(terms.price_per_gb_month, "evaluation.cost.price_per_gb_month")
     return ServingPrice(
         replica_hours=paid_hours,
         replicas=paid_hours * months * replica_hour,
         busy=busy_hours * months * replica_hour,
-        tokens=tokens * thousands * months,
+        tokens=tokens / 1000 * thousands * months,
         storage=(usage.stored_bytes or 0) / BYTES_PER_GB * price_per_gb * months,  # not measured only if it is free
     )
+
+
+def _token_prices(tokens: Tokens, *, terms: CostTerms) -> tuple[float, float]:
+    """Return the prices of 1,000 tokens: those of the recipe if it names the endpoint, else those of the version."""
+    if tokens.endpoint == terms.endpoint and terms.price_input is not None and terms.price_output is not None:
+        return terms.price_input, terms.price_output
+    assert tokens.prices is not None, "`missing_for_serving` names a missing price"
+    return tokens.prices
 
 
 def price_training(training: TrainingUsage, *, terms: CostTerms) -> float:

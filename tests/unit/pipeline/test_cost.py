@@ -18,6 +18,7 @@ from tests.unit.pipeline.contexts import rows_of
 
 ROWS = rows_of(["short", "a longer text"] * 5, ["a", "b"] * 5)
 SURE = np.array([0.9, 0.1] * 5)  # the longer texts are routed to the endpoint
+PRICES = (0.1, 0.2)
 MEASURED = {
     "incumbent: first part": ServingUsage((1.0,) * 5, stored_bytes=1),
     "incumbent: second part": ServingUsage((2.0,) * 5, stored_bytes=2),
@@ -42,7 +43,7 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
         if uri != "endpoint":
             return None
         requested.extend(rows.row_ids)
-        return RowTokens("m", (20,) * len(rows), (3 if reported else None,) * len(rows))
+        return RowTokens("m", (20,) * len(rows), (3 if reported else None,) * len(rows), PRICES)
 
     def measured(_: object, uris: Mapping[str, str], *, tokens: Mapping[str, Tokens]) -> MeasuredCosts:
         assert dict(uris) == {"candidate": "full", "incumbent: first part": "bag", "incumbent: second part": "endpoint"}
@@ -67,7 +68,8 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
     assert list(result.serving) == ["incumbent", "candidate"]
     assert result.serving["candidate"] == MEASURED["candidate"]
     usage = result.serving["incumbent"]
-    assert usage.tokens == Tokens("m", (10_000.0,) * 5, (1_500.0,) * 5) if reported else Tokens("m", (), ())
+    counts = ((10_000.0,) * 5, (1_500.0,) * 5) if reported else ((), ())
+    assert usage.tokens == Tokens("m", *counts, PRICES)
     assert usage.cpu_s == pytest.approx((1 + 2 * 13 / 18,) * 5)  # 13 of 18 characters
     assert usage.stored_bytes == 3
     assert result.device.emulated == ("incumbent",)

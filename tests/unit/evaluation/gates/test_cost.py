@@ -13,6 +13,7 @@ from tailorbird.evaluation.gates.cost import (
     Tokens,
     TrainingUsage,
     combined_usage,
+    scaled_tokens,
     shares_by_round,
     tokens_by_round,
 )
@@ -92,6 +93,19 @@ def test_the_tokens_of_an_endpoint_that_does_not_report_them_are_unknown() -> No
     assert known.tokens is not None
     assert known.tokens.reported
     assert combined_usage(((HALF, known), (HALF, replace(known, tokens=unknown)))).tokens == unknown
+
+
+def test_tokens_keep_the_prices_of_the_version_unless_they_are_those_of_several_endpoints() -> None:
+    tokens = tokens_by_round(RowTokens("m", (10,) * 10, (1,) * 10, prices=(1.0, 2.0)))
+    assert tokens.prices == scaled_tokens(tokens, shares=HALF).prices == (1.0, 2.0)
+    usage = ServingUsage((1.0,) * 5, tokens=tokens)
+    for other, expected in ((tokens, (1.0, 2.0)), (replace(tokens, endpoint="n"), None)):
+        added = combined_usage(((HALF, usage), (HALF, replace(usage, tokens=other)))).tokens
+        assert added is not None
+        assert added.prices == expected
+    for prices in ((-1.0, 2.0), (1.0, math.nan)):
+        with pytest.raises(ValueError, match="prices of tokens"):
+            replace(tokens, prices=prices)
 
 
 def test_models_that_share_the_rows_add_their_resources_by_share_and_are_all_stored() -> None:

@@ -72,6 +72,17 @@ def test_the_tokens_of_an_endpoint_are_paid_in_addition_to_the_replica_that_call
     assert total(usage, prices) == pytest.approx(12 * (0.10 + 0.08) + 0.012)
 
 
+def test_the_prices_of_the_version_apply_if_the_recipe_does_not_name_its_endpoint() -> None:
+    usage = ServingUsage((10.0,) * 5, tokens=replace(TOKENS, prices=(0.001, 0.004)))
+    expected = 12 * (0.10 + 0.08) + 0.012
+    other = terms(endpoint="other at https://host/v1", price_input=9, price_output=9)
+    for prices in (TERMS, other, terms(endpoint=ENDPOINT)):
+        assert missing_for_serving(usage, terms=prices) == ()
+        assert total(usage, prices) == pytest.approx(expected)
+    named = terms(endpoint=ENDPOINT, price_input=0.002, price_output=0.008)  # the recipe has newer prices
+    assert total(usage, named) == pytest.approx(2 * (expected - 0.012) + 0.012)
+
+
 def test_the_replicas_of_an_endpoint_have_no_gpu() -> None:
     prices = terms(ON_GPU, endpoint=ENDPOINT, price_input=0, price_output=0, min_replicas=1)
     assert total(ServingUsage((10.0,) * 5, tokens=TOKENS), prices) == pytest.approx(730 * 12 * 0.36)
