@@ -25,6 +25,9 @@ class EndpointConfig(ConfigSection):
     model: str = Field(min_length=1)
     """Name of the model in the requests. Prefer a dated name: if the model that the server reports changes during a
     run, the run stops."""
+    revision: str | None = Field(default=None, min_length=1, max_length=64)
+    """Any text. Change it if the provider has replaced the model behind the same name for good: a new run then sends
+    all requests again, because answers of the former model are not those of this revision."""
     api_key: str | None = None
     """Environment variable with the API key, as `env://NAME`. It must be set where the run's driver process and, for a
     served version, the replicas run. The key itself is not allowed here, and it is never stored."""

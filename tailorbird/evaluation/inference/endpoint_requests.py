@@ -60,9 +60,9 @@ class RequestLimits:
 class _Stored:
     """The stored answers of an endpoint for a task."""
 
-    uris: Mapping[str, str]  # by the hash of the request
-    spent: float  # price of all answers whose price is known
-    num_unknown: int  # answers without the tokens that determine their price
+    uris: Mapping[str, str]  # of the answers of this revision, by the hash of the request
+    spent: float  # price of the answers of all revisions whose price is known
+    num_unknown: int  # answers of all revisions without the tokens that determine their price
 
 
 def fetch_answers(
@@ -77,8 +77,9 @@ def fetch_answers(
     price is missing.
     """
     endpoint = limits.priced(endpoint)
-    folder = TaskPaths(task_uri).endpoint_answers(digest({"url": endpoint.url, "model": endpoint.model})[:16])
-    stored = _stored(folder, endpoint=endpoint)
+    of_all = TaskPaths(task_uri).endpoint_answers(digest({"url": endpoint.url, "model": endpoint.model})[:16])
+    folder = of_all if endpoint.revision is None else f"{of_all}/{digest({'revision': endpoint.revision})[:16]}"
+    stored = _stored(of_all, folder=folder, endpoint=endpoint)
     names = [request_sha256(body, url=endpoint.url) for body in bodies]
     answers = _read({name: stored.uris[name] for name in names if name in stored.uris})
     for answer in answers.values():
@@ -171,16 +172,21 @@ async def _send(
     return answers
 
 
-def _stored(folder: str, *, endpoint: Endpoint) -> _Stored:
-    """Return the stored answers. Their tokens are part of their names, so no answer has to be read."""
+def _stored(of_all: str, *, folder: str, endpoint: Endpoint) -> _Stored:
+    """Return the stored answers in `folder`, and the price of those of all revisions, which are under `of_all`.
+
+    The tokens of an answer are part of its name, so it does not have to be read.
+    """
     uris, spent, num_unknown = {}, 0.0, 0
-    for uri in storage.list_files(folder, missing_ok=True):
-        match = _FILE.fullmatch(uri.rpartition("/")[2])
+    for uri in storage.list_files(of_all, missing_ok=True):
+        parent, _, file = uri.rpartition("/")
+        match = _FILE.fullmatch(file)
         if match is None:
             continue
         name, *counts = match.groups()
         tokens = [None if count == UNKNOWN else int(count) for count in counts]
-        uris[name] = uri
+        if parent.rpartition("/")[2] == folder.rpartition("/")[2]:
+            uris[name] = uri
         spent += endpoint.price(input_tokens=tokens[0], output_tokens=tokens[1]) or 0.0
         num_unknown += None in tokens
     return _Stored(uris, spent, num_unknown)

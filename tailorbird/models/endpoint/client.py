@@ -152,7 +152,10 @@ def require_model(reported: str, *, endpoint: Endpoint) -> None:
         raise errors.EndpointModelChanged(
             f"{endpoint.url} now answers {endpoint.model!r} with the model {reported!r}, but it was "
             f"{endpoint.reported_model!r} before; answers of different models cannot be compared. Set "
-            "evaluation.endpoint.model to a name that always means the same model, and start a new run"
+            "evaluation.endpoint.model to a name that always means the same model or, if the change is permanent, "
+            "evaluation.endpoint.revision to a new text, and start a new run. A champion whose model no longer answers "
+            "cannot be compared on new rows: roll back to another version, or give the recipe another name, which is a "
+            "task without a champion"
         )
 
 

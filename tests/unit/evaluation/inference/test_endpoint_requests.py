@@ -120,9 +120,7 @@ def test_the_answers_never_cost_more_than_max_spend_and_a_higher_limit_continues
         return RequestLimits(max_concurrency=max_concurrency, max_spend=spend, retry=RETRY)
 
     with endpoint_server(echo) as server:
-        message = (
-            r"cost 3, and the next request can cost up to 1, .*max_spend is 3.5 .*; 47 requests .* Raise max_spend"
-        )
+        message = r"cost 3, and the next request can cost up to 1, .*max_spend is 3.5 .*; 47 requests .* Raise max_spend"
         with pytest.raises(errors.EndpointSpendExceeded, match=message):
             texts(server, tmp_path, *range(50), limits=limits(3.5))
         assert len(server.bodies) == 3
@@ -206,6 +204,26 @@ def test_a_model_that_changes_during_a_run_ends_it_and_its_answers_are_not_store
         assert texts(server, tmp_path, 0, 1, 2) == ["0", "1", "2"]
         with pytest.raises(errors.EndpointModelChanged):  # a version that was evaluated with another model
             texts(server, tmp_path, 0, reported_model="m-2")
+
+
+def test_another_revision_uses_no_answer_of_the_former_model_but_what_they_cost_counts(tmp_path: Path) -> None:
+    model = "m-1"
+    with endpoint_server(lambda body, _: completion(question(body), model=model)) as server:
+        limits = RequestLimits(max_spend=5.0, retry=RETRY)
+        assert texts(server, tmp_path, 0, 1, limits=limits) == ["0", "1"]
+        model = "m-2"
+        with pytest.raises(
+            errors.EndpointModelChanged, match=r"permanent, evaluation\.endpoint\.revision to a new text"
+        ):
+            texts(server, tmp_path, 0, 1, 2, limits=limits)
+        number = len(server.bodies)
+        assert texts(server, tmp_path, 0, 1, 2, limits=limits, revision="2") == ["0", "1", "2"]
+        assert len(server.bodies) == number + 3
+        assert texts(server, tmp_path, 0, 1, 2, limits=limits, revision="2") == ["0", "1", "2"]
+        assert texts(server, tmp_path, 0, 1, limits=limits, reported_model="m-1") == ["0", "1"]  # a champion, old rows
+        assert len(server.bodies) == number + 3
+        with pytest.raises(errors.EndpointSpendExceeded, match="cost 5, "):
+            texts(server, tmp_path, 3, limits=limits, revision="2")
 
 
 def test_a_stored_answer_contains_neither_the_request_nor_the_key(

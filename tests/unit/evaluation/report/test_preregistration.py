@@ -26,6 +26,8 @@ def test_other_limits_of_the_requests_to_an_endpoint_resume_the_run(changed: dic
     assert evaluated_recipe(recipe(**changed)) == evaluated_recipe(recipe())
 
 
-@pytest.mark.parametrize("changed", [{"model": "n"}, {"url": "https://other/v1"}, {"price_input": 2}])
+@pytest.mark.parametrize(
+    "changed", [{"model": "n"}, {"url": "https://other/v1"}, {"price_input": 2}, {"revision": "2"}]
+)
 def test_another_endpoint_or_price_starts_a_new_run(changed: dict[str, Any]) -> None:
     assert evaluated_recipe(recipe(**changed)) != evaluated_recipe(recipe())
