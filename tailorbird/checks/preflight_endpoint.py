@@ -25,6 +25,9 @@ def check_endpoint(
         )
         is_limited = endpoint is not None and (endpoint.url, endpoint.model) == (other.url, other.model)
         remedy = "" if is_limited else f"to limit them, set evaluation.endpoint with the model {other.model!r} there"
+        if not is_limited and other.max_spend is not None:
+            text += f"; all its stored answers may cost {other.max_spend:g}, the max_spend of its version"
+            remedy = f"to change this limit, set evaluation.endpoint with the model {other.model!r} there"
         yield note("champion", text, remedy)
     if endpoint is None:
         return

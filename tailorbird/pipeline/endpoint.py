@@ -74,7 +74,7 @@ def endpoint_baselines(
         return store_endpoint_baselines(uri, results, index_files=files)
 
     named = {
-        "endpoint": endpoint.model_dump(mode="json"),
+        "endpoint": endpoint.model_dump(mode="json", exclude={"max_spend"}),
         "prompting": config.prompting and config.prompting.model_dump(mode="json"),
         "shots": evaluation.prompt_shots,
         "draws": evaluation.prompt_draws,

@@ -19,6 +19,8 @@ class Endpoint(BaseModel):
     """Reference to the environment variable with the API key, `env://NAME`. The key itself is never stored."""
     price_input: float | None = None  # price of 1,000 input tokens; None if unknown
     price_output: float | None = None  # price of 1,000 output tokens; None if unknown
+    max_spend: float | None = None
+    """`evaluation.endpoint.max_spend` when it was evaluated. It limits later runs whose recipe does not name it."""
     reported_model: str | None = None
     """Model that the endpoint named in the answers of the evaluation; None before the first answer."""
     omitted: tuple[str, ...] = ()
@@ -27,7 +29,7 @@ class Endpoint(BaseModel):
     @classmethod
     def from_config(cls, config: EndpointConfig) -> Self:
         """Return the endpoint of a recipe, before its first answer."""
-        return cls(**config.model_dump(exclude=set(LIMITS)))
+        return cls(**config.model_dump(exclude=LIMITS - {"max_spend"}))
 
     @property
     def prices(self) -> tuple[float, float] | None:

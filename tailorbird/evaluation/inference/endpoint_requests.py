@@ -35,7 +35,7 @@ class RequestLimits:
 
     timeout_s: float = 60.0  # per request
     max_concurrency: int = 8
-    max_spend: float | None = None  # of all stored answers of the endpoint for a task
+    max_spend: float | None = None  # of all stored answers of the endpoint for a task; see `max_spend_of`
     retry: RetryPolicy | None = None  # None for the default
     recipe: Endpoint | None = None  # endpoint of the recipe; None if it has none
 
@@ -47,11 +47,18 @@ class RequestLimits:
         recipe = Endpoint.from_config(config)
         return cls(config.timeout_s, config.max_concurrency, config.max_spend, recipe=recipe)
 
+    def names(self, endpoint: Endpoint) -> bool:
+        """Return whether an endpoint is the recipe's."""
+        return self.recipe is not None and (self.recipe.url, self.recipe.model) == (endpoint.url, endpoint.model)
+
+    def max_spend_of(self, endpoint: Endpoint) -> float | None:
+        """Return the recipe's limit if it names the endpoint, else that of the endpoint's version if it has one."""
+        return self.max_spend if self.names(endpoint) or endpoint.max_spend is None else endpoint.max_spend
+
     def priced(self, endpoint: Endpoint) -> Endpoint:
         """Return an endpoint with the recipe's prices, if it was registered without prices and is the recipe's."""
-        recipe = self.recipe
-        if endpoint.price_input is None and recipe and (recipe.url, recipe.model) == (endpoint.url, endpoint.model):
-            prices = {"price_input": recipe.price_input, "price_output": recipe.price_output}
+        if endpoint.price_input is None and self.recipe is not None and self.names(endpoint):
+            prices = {"price_input": self.recipe.price_input, "price_output": self.recipe.price_output}
             endpoint = endpoint.model_copy(update=prices)
         return endpoint
 
@@ -73,8 +80,8 @@ def fetch_answers(
     Each new answer is stored before the next request of the same connection starts. All answers must be of one model:
     `endpoint.reported_model` or, if it is None, the model of the first answer. After an error, no request starts, and
     those that have started are completed and stored. Raises EndpointSpendExceeded if a further request could exceed
-    `limits.max_spend`, the errors of `complete`, and ValueError before the first request if the spend is limited and a
-    price is missing.
+    `limits.max_spend_of(endpoint)`, the errors of `complete`, and ValueError before the first request if the spend is
+    limited and a price is missing.
     """
     endpoint = limits.priced(endpoint)
     of_all = TaskPaths(task_uri).endpoint_answers(digest({"url": endpoint.url, "model": endpoint.model})[:16])
@@ -87,15 +94,17 @@ def fetch_answers(
         endpoint = endpoint.model_copy(update={"reported_model": answer.model})
     missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in answers}
     if missing:
-        if limits.max_spend is not None and (endpoint.price_input is None or endpoint.price_output is None):
+        max_spend = limits.max_spend_of(endpoint)
+        if max_spend is not None and endpoint.prices is None:
             raise ValueError(
                 f"{endpoint.model!r} at {endpoint.url} was registered without prices, and the prices of "
                 "evaluation.endpoint are those of another URL or model, so the spend cannot be limited; remove "
                 "evaluation.endpoint.max_spend"
             )
-        if stored.num_unknown and limits.max_spend is not None:
+        if stored.num_unknown and max_spend is not None:
             raise spend_unknown(endpoint)
-        answers |= _run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, spent=stored.spent))
+        limit = SpendLimit(max_spend, endpoint=endpoint, spent=stored.spent)
+        answers |= _run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, limit=limit))
     return tuple(answers[name] for name in names)
 
 
@@ -133,15 +142,14 @@ def _run(work: Coroutine[object, object, T]) -> T:
 
 
 async def _send(
-    bodies: Mapping[str, Body], *, endpoint: Endpoint, folder: str, limits: RequestLimits, spent: float
+    bodies: Mapping[str, Body], *, endpoint: Endpoint, folder: str, limits: RequestLimits, limit: SpendLimit
 ) -> dict[str, EndpointAnswer]:
-    """Send requests and store their answers; `spent` is the price of the answers that are stored already.
+    """Send requests and store their answers.
 
     The first request is sent alone. It shows the model, and the parameters that the endpoint refuses.
     """
     answers: dict[str, EndpointAnswer] = {}
     failures: list[Exception] = []
-    limit = SpendLimit(limits.max_spend, endpoint=endpoint, spent=spent)
 
     async def work(connection: Connection, requests: Iterator[tuple[str, Body]]) -> None:
         for name, body in requests:

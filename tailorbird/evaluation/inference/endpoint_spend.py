@@ -68,9 +68,10 @@ class SpendLimit:
         """Return the error for requests that were not sent because of the limit."""
         return EndpointSpendExceeded(
             f"the stored answers of {self.endpoint.model!r} at {self.endpoint.url} cost {self.spent:.6g}, and the next "
-            f"request can cost up to {self._refused:.3g}, so evaluation.endpoint.max_spend is {self.max_spend:g} and "
-            f"could be exceeded; {num_left:,} requests of this stage remain. Raise max_spend and start the run again: "
-            "it uses the stored answers"
+            f"request can cost up to {self._refused:.3g}, but evaluation.endpoint.max_spend is {self.max_spend:g}; "
+            f"{num_left:,} requests of this stage remain. Raise max_spend and start the run again: it uses the stored "
+            "answers. If the recipe does not name this endpoint, the limit is that of the champion; name it in "
+            "evaluation.endpoint with a higher one"
         )
 
 

@@ -48,6 +48,14 @@ def test_the_requests_of_a_champion_are_stated_and_how_to_limit_them(named: str 
     assert ("set evaluation.endpoint with the model 'm'" in text) is remedy
 
 
+def test_the_limit_that_is_stored_with_the_champion_is_stated() -> None:
+    of_champion = (Endpoint(url="https://host/v1", model="m", max_spend=20),)
+    (champion,) = check_endpoint(EvaluationConfig(), TABLES, of_champion=of_champion)
+    text = " ".join(champion.lines())
+    assert "may cost 20, the max_spend of its version" in text
+    assert "to change this limit, set evaluation.endpoint with the model 'm'" in text
+
+
 def test_the_endpoints_of_a_champion_are_those_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     of_endpoint = endpoint_version("https://host/v1")
     other = of_endpoint.model_copy(update={"endpoint": None})

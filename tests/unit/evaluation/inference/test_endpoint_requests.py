@@ -120,7 +120,7 @@ def test_the_answers_never_cost_more_than_max_spend_and_a_higher_limit_continues
         return RequestLimits(max_concurrency=max_concurrency, max_spend=spend, retry=RETRY)
 
     with endpoint_server(echo) as server:
-        message = r"cost 3, and the next request can cost up to 1, .*max_spend is 3.5 .*; 47 requests .* Raise max_spend"
+        message = r"cost 3, and the next request can cost up to 1, .*max_spend is 3.5; 47 requests .* Raise max_spend"
         with pytest.raises(errors.EndpointSpendExceeded, match=message):
             texts(server, tmp_path, *range(50), limits=limits(3.5))
         assert len(server.bodies) == 3
@@ -188,6 +188,20 @@ def test_the_prices_of_the_recipe_apply_to_its_endpoint_if_that_was_registered_w
             texts(server, tmp_path, *range(10), limits=other, **unpriced)
         assert len(server.bodies) == num_requests
         assert texts(server, tmp_path, 0, limits=other, **unpriced) == ["0"]  # stored, so there is nothing to pay
+
+
+def test_the_limit_of_a_version_holds_unless_the_recipe_names_its_endpoint(tmp_path: Path) -> None:
+    with endpoint_server(echo) as server:
+        ours = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
+        other = ours.model_copy(update={"model": "n"})
+        for limits in (RequestLimits(), RequestLimits(max_spend=9.0, recipe=other)):
+            with pytest.raises(errors.EndpointSpendExceeded, match=r"max_spend is 2; .*If the recipe does not name"):
+                texts(server, tmp_path, *range(5), limits=limits, max_spend=2.0)
+        assert len(server.bodies) == 2
+        with pytest.raises(errors.EndpointSpendExceeded, match="max_spend is 3;"):
+            texts(server, tmp_path, *range(5), limits=RequestLimits(max_spend=3.0, recipe=ours), max_spend=2.0)
+        without = RequestLimits(recipe=ours)  # the recipe sets no limit
+        assert len(texts(server, tmp_path, *range(5), limits=without, max_spend=2.0)) == 5
 
 
 def test_a_model_that_changes_during_a_run_ends_it_and_its_answers_are_not_stored(tmp_path: Path) -> None:
