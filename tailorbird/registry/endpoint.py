@@ -29,7 +29,7 @@ class Endpoint(BaseModel):
     @classmethod
     def from_config(cls, config: EndpointConfig) -> Self:
         """Return the endpoint of a recipe, before its first answer."""
-        return cls(**config.model_dump(exclude=LIMITS - {"max_spend"}))
+        return cls(**config.model_dump(exclude=set(LIMITS - {"max_spend"})))
 
     @property
     def prices(self) -> tuple[float, float] | None:

@@ -1,7 +1,7 @@
 """The resources that models use: measured for serving and training, without prices (see `gates.prices`)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -157,11 +157,11 @@ def scaled_tokens(tokens: Tokens, *, shares: Sequence[float]) -> Tokens:
     """Return the tokens of an endpoint that answers a share of the rows, which has a value per round."""
     if not tokens.reported:
         return tokens
-    counts = (
+    sent, received = (
         tuple(share * count for share, count in zip(shares, of_all, strict=True))
         for of_all in (tokens.input, tokens.output)
     )
-    return Tokens(tokens.endpoint, *counts, prices=tokens.prices)
+    return replace(tokens, input=sent, output=received)
 
 
 def _added(tokens: Sequence[Tokens]) -> Tokens:

@@ -69,7 +69,7 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
     assert result.serving["candidate"] == MEASURED["candidate"]
     usage = result.serving["incumbent"]
     counts = ((10_000.0,) * 5, (1_500.0,) * 5) if reported else ((), ())
-    assert usage.tokens == Tokens("m", *counts, PRICES)
+    assert usage.tokens == Tokens("m", counts[0], counts[1], PRICES)
     assert usage.cpu_s == pytest.approx((1 + 2 * 13 / 18,) * 5)  # 13 of 18 characters
     assert usage.stored_bytes == 3
     assert result.device.emulated == ("incumbent",)
