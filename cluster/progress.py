@@ -158,17 +158,28 @@ Batch = TypeVar("Batch", bound=Sized)
 
 def tracked(batches: Iterable[Batch], *, total: int) -> Iterator[Batch]:
     """Yield batches of rows, and report to `current_progress` how many of `total` rows are done."""
-    progress, started, done = current_progress(), time.monotonic(), 0
-    if progress is SILENT:
-        yield from batches
-        return
-    reported = started
+    count = counter(total)
     for batch in batches:
         yield batch
-        done, now = done + len(batch), time.monotonic()
-        if now - reported >= REPORT_INTERVAL_S and done < total:
+        count(len(batch))
+
+
+def counter(total: int, *, unit: str = "rows") -> Callable[[int], None]:
+    """Return a function that adds a number to what is done of `total`, and reports it to `current_progress`.
+
+    The reporter is that of this call, so another thread can call the function.
+    """
+    progress, started, done = current_progress(), time.monotonic(), 0
+    reported = started
+
+    def count(number: int) -> None:
+        nonlocal done, reported
+        done, now = done + number, time.monotonic()
+        if progress is not SILENT and now - reported >= REPORT_INTERVAL_S and done < total:
             reported = now
-            progress.report(RowsEvent(done, total, done / (now - started)))
+            progress.report(RowsEvent(done, total, done / (now - started), unit=unit))
+
+    return count
 
 
 def byte_reporter(progress: ProgressReporter) -> Callable[[str, int, int], None]:

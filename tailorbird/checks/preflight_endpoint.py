@@ -31,7 +31,7 @@ def check_endpoint(
         yield note("champion", text, remedy)
     if endpoint is None:
         return
-    per_row = 1 + config.prompt_draws + len(set(config.retrieved_examples))
+    per_row = config.requests_per_row
     number = f"{per_row} requests for each validation row"
     if num_rows:
         number = f"{per_row * num_rows:,} requests for {num_rows:,} validation rows"

@@ -30,5 +30,7 @@ def expected_time(recipe: Recipe, *, progress: ProgressReporter) -> tuple[CheckR
 def time_results(plan: PlanEvent) -> tuple[CheckResult, ...]:
     """Return a result for the whole run and one for each stage."""
     total = sum(stage.seconds or 0.0 for stage in plan.stages)
+    unknown = [stage.name for stage in plan.stages if stage.seconds is None]
+    without = f" without {' and '.join(unknown)}" if unknown else ""
     stages = (ok(stage.name, f"{estimate(stage.seconds)}: {stage.basis}") for stage in plan.stages)
-    return (ok("expected time", f"{estimate(total)} ({plan.text})"), *stages)
+    return (ok("expected time", f"{estimate(total)}{without} ({plan.text})"), *stages)

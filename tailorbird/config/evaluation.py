@@ -203,3 +203,8 @@ class EvaluationConfig(ConfigSection):
         if self.minimum_gain == 0 and self.expected_gain is None:
             raise ValueError("minimum_gain 0 gives no default for expected_gain; set expected_gain")
         return self
+
+    @property
+    def requests_per_row(self) -> int:
+        """Number of requests to the endpoint for each validation row: one for each setting of its baselines."""
+        return 1 + self.prompt_draws + len(set(self.retrieved_examples))

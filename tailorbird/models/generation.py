@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from cluster.progress import counter, tracked
 from tailorbird.data.chat_template import Tokens
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.packing import pack
 from tailorbird.models.attention.continuous_batching_attention import register_request_attention
-from tailorbird.models.attention.transformers_private import set_logits_processor
+from tailorbird.models.attention.transformers_private import set_logits_processor, workload_hints
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.grammar.compiler import Grammar
 from tailorbird.models.grammar.processor import GrammarProcessor
@@ -66,13 +67,10 @@ def answer_prompts(
     """
     register_request_attention()
     config, ids = greedy(max_new_tokens=max_new_tokens, end_id=end_id), [list(prompt) for prompt in prompts]
+    if not ids:
+        return []
     if grammar is None:
-        outputs = lm.generate_batch(
-            ids,
-            generation_config=config,
-            continuous_batching_config=batching_config(lm.device, return_logprobs=True),
-            warmup=False,
-        )
+        outputs = _free_outputs(lm, ids, config=config)
     else:
         outputs = _constrained_outputs(lm, ids, config=config, grammar=grammar)
     answers = []
@@ -90,6 +88,40 @@ def answer_prompts(
     return answers
 
 
+def _free_outputs(lm: Any, prompts: list[list[int]], *, config: Any) -> dict[str, Any]:
+    """Return what `generate_batch` returns, which does not report its progress."""
+    hints = workload_hints(prompts, max_new_tokens=config.max_new_tokens)
+    with (
+        torch.no_grad(),
+        lm.continuous_batching_context_manager(
+            generation_config=config,
+            continuous_batching_config=batching_config(lm.device, return_logprobs=True),
+            timeout=5,
+            warmup=False,
+            workload_hints=hints,
+        ) as manager,
+    ):
+        return _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
+
+
+def _finished_outputs(manager: Any, prompts: list[list[int]], *, max_new_tokens: int) -> dict[str, Any]:
+    """Return the outputs of a running manager in the order of the prompts, without those that it did not finish.
+
+    Reports the number of answers to `current_progress`.
+    """
+    ids = manager.add_requests(inputs=prompts, max_new_tokens=max_new_tokens)
+    outputs: dict[str, Any] = {}
+    count = counter(len(ids), unit="answers")
+    while len(outputs) < len(ids):
+        output = manager.get_result(timeout=1)
+        if output is not None and output.is_finished():
+            outputs[output.request_id] = output
+            count(1)
+        elif output is None and not manager.is_running():
+            break
+    return {request: outputs[request] for request in ids if request in outputs}
+
+
 def _constrained_outputs(lm: Any, prompts: list[list[int]], *, config: Any, grammar: Grammar) -> dict[str, Any]:
     """Return what `generate_batch` returns, which has no argument for a logits processor per request."""
     with torch.inference_mode():
@@ -103,16 +135,9 @@ def _constrained_outputs(lm: Any, prompts: list[list[int]], *, config: Any, gram
     set_logits_processor(manager, processor)
     manager.start()
     try:
-        ids = manager.add_requests(inputs=prompts, max_new_tokens=config.max_new_tokens)
-        outputs: dict[str, Any] = {}
-        while len(outputs) < len(ids):
-            output = manager.get_result(timeout=1)
-            if output is not None and output.is_finished():
-                outputs[output.request_id] = output
-            elif output is None and not manager.is_running():
-                break
+        outputs = _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
         processor.require_usable()
-        return {request: outputs[request] for request in ids if request in outputs}
+        return outputs
     finally:
         manager.stop(block=True, timeout=5)
         manager.destroy()
@@ -146,7 +171,8 @@ def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) ->
     device = next(model.parameters()).device
     result = np.zeros(len(rows))
     with torch.inference_mode():
-        for indices in length_batches([len(row) for row in rows], max_rows=SCORED_TOKENS, cost=_pass_cost):
+        batches = length_batches([len(row) for row in rows], max_rows=SCORED_TOKENS, cost=_pass_cost)
+        for indices in tracked(batches, total=len(rows)):
             batch = pack([rows[index] for index in indices], pad_id=pad_id)
             logits = model(*as_tensors(batch, device=device))
             targets = torch.from_numpy(batch.targets).to(device)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cluster.display.state import rate
 from cluster.progress import PlannedStage
+from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.tasks import TaskName
 from tailorbird.evaluation.baselines.baseline import NUM_FURTHER
@@ -35,7 +36,10 @@ class Sizes:
 
 
 def planned_stages(recipe: Recipe, sizes: Sizes, *, rates: Rates) -> tuple[PlannedStage, ...]:
-    """Return the stages after `prepare` with their expected durations. Linear heads and requests are not included."""
+    """Return the stages after `prepare` with their expected durations, which do not include linear heads.
+
+    The duration of requests to an endpoint is not known before its first answers. Then their progress states the rate.
+    """
     training, tuning = recipe.training, recipe.tuning
     train_rate = rates.training * training.max_workers
     score_rate = rates.prediction * training.max_workers
@@ -49,6 +53,7 @@ def planned_stages(recipe: Recipe, sizes: Sizes, *, rates: Rates) -> tuple[Plann
     of_trial = f"{_count(training.epochs, 'epoch')} of {sizes.train:,} rows at {rate(train_rate)}"
     stages = [
         _baselines(recipe, sizes, rates=rates),
+        *_endpoint(recipe.evaluation, sizes),
         PlannedStage(
             "sweep",
             GROUP_START_S + (seconds(sizes.train) - GROUP_START_S) * tuning.num_trials / at_once,
@@ -79,10 +84,19 @@ def _baselines(recipe: Recipe, sizes: Sizes, *, rates: Rates) -> PlannedStage:
     return PlannedStage("baselines", num_rows / rates.prediction, f"{num_rows:,} {text}, at {rate(rates.prediction)}")
 
 
+def _endpoint(config: EvaluationConfig, sizes: Sizes) -> tuple[PlannedStage, ...]:
+    if config.endpoint is None:
+        return ()
+    number = config.requests_per_row * sizes.validation
+    text = f"{number:,} requests, up to {config.endpoint.max_concurrency} at the same time, unless they are stored"
+    return (PlannedStage("endpoint", None, text),)
+
+
 def _test(recipe: Recipe, sizes: Sizes, *, rates: Rates) -> PlannedStage:
     changed = changed_sets(recipe.evaluation.gates) if sizes.classes else ()
     num_rows = NUM_MODELS * (sizes.test * (1 + len(changed)) + sizes.suites + (1 + MIN_ROUNDS) * sizes.cost_rows)
     text = f"up to {NUM_MODELS} models, {num_rows:,} rows with those of gates and cost, at {rate(rates.prediction)}"
+    text += "" if recipe.evaluation.endpoint is None else "; requests to an endpoint are not included"
     return PlannedStage("test", num_rows / rates.prediction, text)
 
 

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from cluster.event_queue import forward_events, queue_progress
-from cluster.progress import ProgressReporter
+from cluster.progress import ProgressReporter, reporting_to
 from cluster.remote import note_shortage
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
@@ -58,8 +58,8 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
         if may_train:
             progress.activity("checking that the base model can be trained on the rows")
             context.task.require_trainable()
-        with forward_events(progress) as queue:
-            return _run_stages(context, progress=queue_progress(queue), events=queue if may_train else None)
+        with forward_events(progress) as queue, reporting_to(queue_progress(queue)) as progress:
+            return _run_stages(context, progress=progress, events=queue if may_train else None)
 
 
 def _run_stages(context: RunContext, *, progress: ProgressReporter, events: Any) -> RunResult:
@@ -91,8 +91,7 @@ def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
     require_endpoints(context, progress=progress)
     progress.activity("checking that the base model can be trained on the rows")
     context.task.require_trainable()
-    with forward_events(progress) as events:
-        progress = queue_progress(events)
+    with forward_events(progress) as events, reporting_to(queue_progress(events)) as progress:
         context = context.reporting_to(progress)
         return run_sweep(context, fit_baselines(context, progress=progress), progress=progress, events=events)
 
@@ -101,8 +100,7 @@ def baselines_only(recipe: Recipe, *, progress: ProgressReporter) -> tuple[Basel
     """Run a recipe up to its baselines."""
     context = prepare(recipe, progress=progress)
     require_endpoints(context, progress=progress)
-    with forward_events(progress) as events:
-        progress = queue_progress(events)
+    with forward_events(progress) as events, reporting_to(queue_progress(events)) as progress:
         return fit_baselines(context.reporting_to(progress), progress=progress)
 
 
@@ -123,14 +121,16 @@ def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[B
     """Return the baselines, with the champion first if there is one."""
     progress.stage("baselines: models that need no fine-tuning")
     baselines = context.task.fit_baselines()
-    if context.recipe.evaluation.endpoint is not None:
-        progress.note("external endpoint: requests for the validation rows, unless their answers are stored")
-        progress.activity("requests to the external endpoint")
-        config = context.task.version_config("zero_shot", dtype="float32")
-        baselines = (*baselines, *endpoint_baselines(context.inputs, baselines, config=config))
+    champion: tuple[Baseline, ...] = ()
     if context.champion is not None:
         progress.activity("champion on the validation rows")
-        baselines = (_score_champion(context, context.champion), *baselines)
+        champion = (_score_champion(context, context.champion),)
+    of_endpoint: tuple[Baseline, ...] = ()
+    if context.recipe.evaluation.endpoint is not None:
+        progress.stage("endpoint: requests for the validation rows, unless their answers are stored")
+        config = context.task.version_config("zero_shot", dtype="float32")
+        of_endpoint = endpoint_baselines(context.inputs, baselines, config=config)
+    baselines = (*champion, *baselines, *of_endpoint)
     for baseline in baselines:  # those fitted now were already reported by the task that fitted them
         progress.score(baseline.kind, baseline.validation, baseline.note)
     return baselines

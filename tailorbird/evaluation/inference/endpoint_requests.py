@@ -5,12 +5,14 @@ import re
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Self, TypeVar
 
 from pydantic import TypeAdapter
 
+from cluster.progress import counter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.endpoint import EndpointConfig
@@ -133,7 +135,7 @@ def _run(work: Coroutine[object, object, T]) -> T:
         return task.result()
 
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(asyncio.run, until_interrupted())
+        running = pool.submit(copy_context().run, asyncio.run, until_interrupted())  # with `current_progress`
         try:
             return running.result()
         except BaseException:
@@ -160,11 +162,12 @@ async def _send(
                     answer = await complete(connection, body)
                     await asyncio.to_thread(_store, answer, f"{folder}/{name}")
                     answers[name] = answer
+                    count_done(1)
                     count(answer)
             except Exception as error:  # raised below, after the other requests that have started
                 failures.append(error)
 
-    pending = iter(bodies.items())
+    pending, count_done = iter(bodies.items()), counter(len(bodies), unit="requests")
     async with connect(
         endpoint, timeout_s=limits.timeout_s, max_connections=limits.max_concurrency, retry=limits.retry
     ) as connection:

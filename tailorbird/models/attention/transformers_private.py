@@ -1,7 +1,7 @@
 """All uses of private parts of transformers, written for `TRANSFORMERS_VERSION`."""
 
 import queue
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor as ContinuousBatchingLogitsProcessor,
 )
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
+from transformers.generation.continuous_batching.utils import WorkloadHints
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -24,6 +25,12 @@ Bounds = tuple[int, ...]  # start of each request's tokens in a packed pass, and
 def has_causal_model(model_type: str) -> bool:
     """Return True if transformers has a causal language model of this type."""
     return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def workload_hints(prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> WorkloadHints:
+    """Return the hints with which `generate_batch` sizes the cache of continuous batching."""
+    longest = max(len(prompt) for prompt in prompts)
+    return WorkloadHints(max_prompt_length=longest, max_generated_length=max_new_tokens, num_requests=len(prompts))
 
 
 def attention_implementation(config: Any) -> str | None:

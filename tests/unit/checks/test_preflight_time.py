@@ -22,6 +22,13 @@ def test_the_run_and_each_stage_have_an_expected_duration() -> None:
     )
 
 
+def test_stages_of_unknown_duration_are_not_part_of_the_sum() -> None:
+    stages = (PlannedStage("baselines", 40.0, "500 rows at 12 rows/s"), PlannedStage("endpoint", None, "9 requests"))
+    total, _, unknown = time_results(PlanEvent(stages, "rates of 16 rows"))
+    assert total == ok("expected time", "about 40 s without endpoint (rates of 16 rows)")
+    assert unknown == ok("endpoint", "unknown: 9 requests")
+
+
 def test_rows_that_a_run_refuses_are_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Recipe) -> None:
         raise DataError("train has no rows left; give more rows")

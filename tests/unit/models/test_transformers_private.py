@@ -36,6 +36,7 @@ def test_the_installed_version_of_transformers_is_the_expected_one() -> None:
         f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.prepare_tensor_args",
         f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.supported_kwargs",
         f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessorList",
+        f"{BATCHING}.utils:WorkloadHints",
         "transformers.integrations.sdpa_attention:sdpa_attention_forward",
         "transformers.models.auto.modeling_auto:MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     ],

@@ -58,6 +58,16 @@ def test_stages_that_the_recipe_does_not_have_are_not_planned(tmp_path: Path) ->
     assert "learning curve" in seconds(recipe(tmp_path, learning_curve=True))
 
 
+def test_the_requests_to_an_endpoint_are_a_stage_of_unknown_duration(tmp_path: Path) -> None:
+    endpoint = {"url": "https://host/v1", "model": "m", "max_concurrency": 4}
+    evaluation = {"prompt_draws": 2, "retrieved_examples": [1, 4, 4], "endpoint": endpoint}
+    stages = planned_stages(recipe_at(tmp_path, evaluation=evaluation), SIZES, rates=RATES)
+    assert [stage.name for stage in stages][:3] == ["baselines", "endpoint", "sweep"]
+    assert stages[1].seconds is None
+    assert stages[1].basis == "400 requests, up to 4 at the same time, unless they are stored"
+    assert stages[-1].basis.endswith("; requests to an endpoint are not included")
+
+
 def test_a_chat_task_answers_the_validation_rows_once_for_each_prompt(tmp_path: Path) -> None:
     chat = recipe_at(
         tmp_path,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cluster.progress import RowsEvent, reporting_to
 from tailorbird import storage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers, request_sha256
 from tailorbird.evaluation.inference.endpoint_spend import largest_price
@@ -17,6 +18,7 @@ from tailorbird.models.endpoint.client import Body, RetryPolicy
 from tailorbird.models.endpoint.prompts import chat_body
 from tailorbird.registry.endpoint import Endpoint
 from tests.endpoint_server import Reply, Server, completion, endpoint_server, question, refusal
+from tests.progress import ProgressRecorder
 
 RETRY = RetryPolicy(max_attempts=2, first_delay_s=0.01, max_delay_s=0.02)
 PRICED = {"price_input": 0.0, "price_output": 500.0}  # an answer of 2 output tokens, the maximum, costs 1
@@ -52,6 +54,24 @@ def test_at_most_max_concurrency_requests_run_at_the_same_time(tmp_path: Path) -
         texts(server, tmp_path, *range(20), limits=RequestLimits(max_concurrency=2, retry=RETRY))
         assert server.max_at_once <= 2
         assert len(server.bodies) == 20
+
+
+def test_the_number_of_answers_is_reported_also_in_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.progress.REPORT_INTERVAL_S", 0.0)
+
+    async def cell(server: Server) -> list[str]:
+        return texts(server, tmp_path, 4, 5, 6)
+
+    with endpoint_server(echo) as server:
+        for in_notebook in (False, True):
+            recorder = ProgressRecorder()
+            with reporting_to(recorder):
+                if in_notebook:
+                    asyncio.run(cell(server))
+                else:
+                    texts(server, tmp_path, 1, 2, 3)
+            done = [(event.done, event.total, event.unit) for event in recorder.events if isinstance(event, RowsEvent)]
+            assert done == [(1, 3, "requests"), (2, 3, "requests")]
 
 
 def test_requests_are_sent_from_a_notebook_whose_thread_runs_an_event_loop(tmp_path: Path) -> None:
