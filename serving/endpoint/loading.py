@@ -21,17 +21,27 @@ def endpoint_limits(config: ServingConfig) -> Limits:
     return Limits(max(1, config.endpoint_concurrency // config.max_replicas), config.endpoint_timeout_s)
 
 
-def load_chat(version: "ModelVersion", *, config: ServingConfig, meter: Meter) -> EndpointChatEngine:
-    """Return the engine of a chat version. Raises EndpointKeyMissing if the replica has no API key for the endpoint."""
+def load_chat(
+    version: "ModelVersion", *, config: ServingConfig, meter: Meter, may_lack_key: bool = False
+) -> EndpointChatEngine:
+    """Return the engine of a chat version.
+
+    Raises EndpointKeyMissing if the replica has no API key for the endpoint; with `may_lack_key`, see `Upstream`.
+    """
     limits = endpoint_limits(config)
-    upstream = Upstream(version, limits=limits, meter=meter)
+    upstream = Upstream(version, limits=limits, meter=meter, may_lack_key=may_lack_key)
     return EndpointChatEngine(version, upstream=upstream, concurrency=limits.concurrency, index=_index(version))
 
 
-def load_classifier(version: "ModelVersion", *, limits: Limits, meter: Meter) -> ClassifierEngine:
-    """Return the engine of a classifier. Raises EndpointKeyMissing if the replica has no API key for the endpoint."""
+def load_classifier(
+    version: "ModelVersion", *, limits: Limits, meter: Meter, may_lack_key: bool = False
+) -> ClassifierEngine:
+    """Return the engine of a classifier.
+
+    Raises EndpointKeyMissing if the replica has no API key for the endpoint; with `may_lack_key`, see `Upstream`.
+    """
     loaded = EndpointVersion(version, _index(version))
-    upstream = Upstream(version, limits=limits, meter=meter)
+    upstream = Upstream(version, limits=limits, meter=meter, may_lack_key=may_lack_key)
     classifier = EndpointClassifier(loaded, upstream=upstream, concurrency=limits.concurrency)
     return ClassifierEngine(
         loaded,

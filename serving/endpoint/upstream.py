@@ -28,6 +28,7 @@ from tailorbird.models.endpoint.completion import parse_completion
 from tailorbird.models.endpoint.errors import (
     EndpointAnswerInvalid,
     EndpointError,
+    EndpointKeyMissing,
     EndpointRefused,
     EndpointRetryable,
     EndpointTimeout,
@@ -60,17 +61,33 @@ class Upstream:
     """The endpoint of a version. Use it in one event loop.
 
     Requests go to the URL of the version only: clients do not choose it, and redirects are not followed. Raises
-    EndpointKeyMissing if the environment has no API key for it.
+    EndpointKeyMissing if the environment has no API key for it. With `may_lack_key`, for a part of a hybrid, each
+    request fails instead, so that the other part answers.
     """
 
-    def __init__(self, version: ModelVersion, *, limits: Limits, meter: Meter, retry: RetryPolicy = RETRY) -> None:
+    def __init__(
+        self,
+        version: ModelVersion,
+        *,
+        limits: Limits,
+        meter: Meter,
+        retry: RetryPolicy = RETRY,
+        may_lack_key: bool = False,
+    ) -> None:
         assert version.endpoint is not None  # a version of an endpoint kind
         self._version = version
         self._endpoint = version.endpoint
         self._meter = meter
         self._warned_at: dict[str, float] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        key = read_key(version.endpoint)
+        key, self._key_missing = None, None
+        try:
+            key = read_key(version.endpoint)
+        except EndpointKeyMissing as error:
+            if not may_lack_key:
+                raise
+            self._key_missing = error
+            _log.error("%s: %s; until then, the other part of the hybrid answers", version.version, error)
         client = httpx2.AsyncClient(
             headers={"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {}),
             follow_redirects=False,
@@ -90,6 +107,8 @@ class Upstream:
         temperature above 0 and the parameters in `chosen`, which a client set, are never left out. Closing the
         generator cancels the request. Raises RequestError.
         """
+        if self._key_missing is not None:
+            raise request_error(self._key_missing, body=body)
         self._loop = asyncio.get_running_loop()
         refused, attempt = set(self._connection.refused), 1
         while True:

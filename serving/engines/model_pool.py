@@ -5,7 +5,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from serving.engines.classify import AnyClassifier, Prediction, predict_shared, predict_texts
 from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
@@ -50,6 +50,12 @@ class ClassifierEngine:
     @property
     def version(self) -> "ModelVersion":
         return self.loaded.version
+
+
+class LoadEndpoint(Protocol):
+    """A function that loads a version of an endpoint; see `serving.endpoint.loading.load_classifier`."""
+
+    def __call__(self, version: "ModelVersion", /, *, may_lack_key: bool) -> ClassifierEngine: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,8 @@ class _SharedVersion:
 class ModelPool:
     """A loader of versions into engines. All models run in the single thread of `worker`.
 
-    `load_endpoint` loads a version of an endpoint, which needs neither the thread nor a queue.
+    `load_endpoint` loads a version of an endpoint, which needs neither the thread nor a queue. A part of a hybrid may
+    lack its API key, so that the other part answers.
     """
 
     def __init__(
@@ -111,7 +118,7 @@ class ModelPool:
         worker: Executor,
         batch_size: int,
         meter: Meter,
-        load_endpoint: "Callable[[ModelVersion], ClassifierEngine]",
+        load_endpoint: "LoadEndpoint",
         fallback_timeout_s: float = FALLBACK_TIMEOUT_S,
     ) -> None:
         self._worker = worker
@@ -121,7 +128,7 @@ class ModelPool:
         self._fallback_timeout_s = fallback_timeout_s
         self._shared: dict[tuple[str, str], _SharedBase] = {}
 
-    def load(self, uri: str, digest: str) -> ClassifierEngine:
+    def load(self, uri: str, digest: str, *, of_hybrid: bool = False) -> ClassifierEngine:
         """Load a version, run a warm-up pass, and return its engine.
 
         Files are checked, and base models and bags of words are loaded, in the caller's thread. Make one call at a
@@ -138,7 +145,7 @@ class ModelPool:
         version = read_version(uri)
         require_digest(version, digest=digest)
         if version.endpoint is not None:
-            return self._load_endpoint(version)
+            return self._load_endpoint(version, may_lack_key=of_hybrid)
         if version.hybrid is not None:
             checked_copy(version.pinned)
             return self._load_hybrid(version, version.hybrid)
@@ -166,9 +173,9 @@ class ModelPool:
         from tailorbird.registry.versions import read_parts
 
         read_parts(hybrid)  # before the first part is loaded
-        first = self.load(hybrid.first.uri, hybrid.first.digest)
+        first = self.load(hybrid.first.uri, hybrid.first.digest, of_hybrid=True)
         try:
-            second = self.load(hybrid.second.uri, hybrid.second.digest)
+            second = self.load(hybrid.second.uri, hybrid.second.digest, of_hybrid=True)
         except Exception:
             first.unload()
             raise

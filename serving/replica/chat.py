@@ -304,14 +304,14 @@ class _Loader:
         self._meter = meter
         self._pool: VllmPool | None = None
 
-    def load(self, uri: str, digest: str) -> ChatEngine:
-        """Load a version. Make one call at a time."""
+    def load(self, uri: str, digest: str, *, of_hybrid: bool = False) -> ChatEngine:
+        """Load a version. Make one call at a time. An endpoint of a hybrid may lack its API key; see `Upstream`."""
         from tailorbird.models.loading import LoadedChat, LoadedNearest, load_model
 
         version = read_version(uri)
         require_digest(version, digest=digest)
         if version.endpoint is not None:
-            return load_chat(version, config=self._config, meter=self._meter)
+            return load_chat(version, config=self._config, meter=self._meter, may_lack_key=of_hybrid)
         if version.hybrid is not None:
             return self._load_hybrid(version, version.hybrid)
         if version.kind == "nearest":
@@ -336,9 +336,9 @@ class _Loader:
 
         checked_copy(version.pinned)
         read_parts(hybrid)  # before the first part is loaded
-        first = self.load(hybrid.first.uri, hybrid.first.digest)
+        first = self.load(hybrid.first.uri, hybrid.first.digest, of_hybrid=True)
         try:
-            second = self.load(hybrid.second.uri, hybrid.second.digest)
+            second = self.load(hybrid.second.uri, hybrid.second.digest, of_hybrid=True)
         except Exception:
             first.end()
             raise
