@@ -1,6 +1,6 @@
 """Error rates of the verdict, by simulation: claimed and measured rates with the Monte Carlo error.
 
-    python -m benchmarks.evaluation.verdict_error_rates [equal] [protocol] [cascade] [power]
+    python -m benchmarks.evaluation.verdict_error_rates [equal] [protocol] [cascade] [scores] [power]
 
 - equal: two equally good models at many sizes, by the candidate's comparison alone; coverage of the interval.
 - protocol: the whole protocol with a champion in place. Of 20 candidates, the best on 1,500 validation rows is tested
@@ -8,16 +8,19 @@
   equal. Rule 7 errs if the cheaper candidate is worse by the margin.
 - cascade: the same with a cascade of a bag of words, the champion or candidate, and an endpoint. Rule 3 errs if the
   frozen cascade is truly worse than the best of its parts and the incumbent by the margin or more.
+- scores: runs of a chat metric without further contenders. Rare answers lose 90 points, or all rows of rare documents.
+  Rule 7 errs if the cheaper candidate thereby loses the margin and is else nearly equal, rule 4 if small gains of all
+  other answers make up for the losses. With normal differences, the power of rule 4 and of Student's t test alone.
 - power: the claimed probability of FINE_TUNE, computed from the rows of single runs, and its measured frequency.
 """
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import norm, ttest_1samp
 
 from benchmarks.rounds import Figures, finish, print_table
 from tailorbird.config.evaluation import HybridConfig, SubgroupGateConfig
@@ -38,6 +41,8 @@ TRUTHS = ((0.05, 0.9), (0.10, 0.75), (0.20, 0.66))  # discordance, incumbent's a
 NUM_CANDIDATES, NUM_VALIDATION, NUM_TEST, NUM_PROTOCOLS = 20, 1500, 1000, 400
 NUM_RUNS, NUM_CLAIMS, NUM_GROUPS = 200, 30, 3
 CLASS_SHARES, NUM_MACRO_F1 = (0.45, 0.25, 0.15, 0.10, 0.05), 200
+RARE_LOSS, CHAT_SIZES = 0.9, (200, 500, 1000)
+NORMAL = ((160, 0.06), (300, 0.05), (1000, 0.03))  # rows, and the mean of differences with a standard deviation of 0.25
 CHEAP, DEAR = ServingUsage((1.0, 1.01, 0.99, 1.0, 1.0)), ServingUsage((2.0, 2.02, 1.98, 2.0, 2.0))
 DEAREST = ServingUsage((9.0, 9.02, 8.98, 9.0, 9.0))
 BOUNDS = {
@@ -49,6 +54,10 @@ BOUNDS = {
     "rule_3_of_a_cascade_worse_by_the_margin": "<= 0.05",
     "rule_4_with_a_cascade": "<= 0.05",
     "rule_7_of_a_candidate_worse_by_the_margin": "<= 0.05",
+    "rule_7_with_rare_losses_of_the_margin": "<= 0.05",
+    "rule_7_with_rare_losses_of_the_margin_by_documents": "<= 0.08",
+    "rule_4_with_rare_losses_and_small_gains": "<= 0.05",
+    "power_of_rule_4_lost_to_a_t_test": "<= 0.03",
     "largest_difference_of_power_claimed_and_measured": "<= 0.1",
 }
 
@@ -56,7 +65,7 @@ BOUNDS = {
 def main() -> None:
     """Print a table per part, then one line of JSON."""
     parts: dict[str, Callable[[], Figures]] = {
-        "equal": equal, "protocol": whole_protocol, "cascade": cascade, "power": power
+        "equal": equal, "protocol": whole_protocol, "cascade": cascade, "scores": scores, "power": power
     }  # fmt: skip
     figures = {name: value for part in sys.argv[1:] or parts for name, value in parts[part]().items()}
     finish("verdict_error_rates", figures, bounds={name: BOUNDS[name] for name in BOUNDS if name in figures})
@@ -210,6 +219,37 @@ def _one_cascade(generator: np.random.Generator, truth: CascadeTruth) -> Cascade
     return CascadeRun(rule, is_frozen=True, loss=true_loss)
 
 
+def scores() -> Figures:
+    """False decisions by rules 4 and 7 with a chat metric if large losses are rare, and the power of rule 4."""
+    generator = np.random.default_rng((4, 7))
+
+    def lost(n: int, mean: float) -> NDArray[np.float64]:
+        return np.asarray(RARE_LOSS * (generator.random(n) < mean / RARE_LOSS), dtype=np.float64)
+
+    rows: dict[str, Figures] = {}
+    for n in CHAT_SIZES:
+        alike = [generator.choice([-0.001, 0.001], n) - lost(n, MINIMUM_GAIN) for _ in range(NUM_PROTOCOLS)]
+        rows[f"{n} rows lose the margin"] = _chat_rates(7, alike)
+        rows[f"{n} documents lose the margin"] = _chat_rates(7, alike, rows_of_document=2)
+        rows[f"{n} rows, small gains"] = _chat_rates(4, [0.04 - lost(n, 0.04) for _ in range(NUM_PROTOCOLS)])
+    for n, gain in NORMAL:
+        normal = generator.normal(gain, 0.25, (NUM_PROTOCOLS, n)).clip(-1, 1)
+        rows[f"{n} rows, normal, +{gain:g}"] = _chat_rates(4, list(normal))
+    print_table(f"Runs of a chat metric, {NUM_PROTOCOLS} protocols", rows)
+
+    def worst(case: str) -> float:
+        return max(row["measured"] for name, row in rows.items() if name.endswith(case))
+
+    return {
+        "rule_7_with_rare_losses_of_the_margin": worst("rows lose the margin"),
+        "rule_7_with_rare_losses_of_the_margin_by_documents": worst("documents lose the margin"),
+        "rule_4_with_rare_losses_and_small_gains": worst("small gains"),
+        "power_of_rule_4_lost_to_a_t_test": max(
+            row["t interval"] - row["measured"] for name, row in rows.items() if "normal" in name
+        ),
+    }
+
+
 def power() -> Figures:
     """The claimed and the measured probability of FINE_TUNE, with a groups gate."""
     rows: dict[str, Figures] = {}
@@ -258,6 +298,28 @@ def _one_protocol(generator: np.random.Generator, truth: Truth) -> int:
     return assess(inputs, protocol=_protocol(NUM_TEST)).rule
 
 
+def _chat_rates(rule: int, runs: list[NDArray[np.float64]], *, rows_of_document: int = 1) -> Figures:
+    """Return how often the rule decides runs with these differences [N] in token F1, by row or by document.
+
+    Also return how often it would with Student's t interval of the differences.
+    """
+    decided, by_t = [], []
+    for differences in runs:
+        values = np.repeat(differences, rows_of_document)
+        documents = tuple(str(row // rows_of_document) for row in range(len(values))) if rows_of_document > 1 else None
+        old, new = (
+            replace(_predictions(name, values > 1), clusters=documents, measures={"token_f1": part.clip(min=0)})
+            for name, part in (("old", -values), ("new", values))
+        )
+        costs = {"incumbent": DEAR, "candidate": CHEAP if rule == 7 else DEAR}
+        inputs = VerdictInputs(ModelPredictions(old), ModelPredictions(new), "simulated", costs=costs)
+        decided.append(assess(inputs, protocol=_protocol(len(values), metric="token_f1")).rule == rule)
+        low, gain = ttest_1samp(differences, 0.0).confidence_interval(1 - ALPHA).low, differences.mean()
+        by_t.append(low > -MINIMUM_GAIN if rule == 7 else low > 0 and gain >= MINIMUM_GAIN)
+    measured = float(np.mean(decided))
+    return {"measured": measured, "+-": _error(measured, len(runs)), "t interval": float(np.mean(by_t))}
+
+
 def _protocol(
     num_rows: int,
     *,
@@ -265,10 +327,11 @@ def _protocol(
     groups: bool = False,
     regulated: bool = False,
     hybrid: HybridConfig | None = None,
+    metric: str = "accuracy",
 ) -> TestProtocol:
     gates = NO_GATES.model_copy(update={"groups": SubgroupGateConfig()}) if groups else NO_GATES
     return TestProtocol(
-        metric="accuracy",
+        metric=metric,
         minimum_gain=MINIMUM_GAIN,
         non_inferiority_margin=MINIMUM_GAIN,
         expected_gain=expected_gain,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tailorbird.config.suites import EXTRACTION, SuiteConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, at_most, gate
 from tailorbird.evaluation.predictions import TRAINING_TEXT, Predictions
-from tailorbird.evaluation.statistics.effect import unseen_rate
+from tailorbird.evaluation.statistics.effect import Effect, with_unseen
 from tailorbird.evaluation.statistics.paired import mean_change, newcombe_paired_interval, paired_counts
 from tailorbird.registry.versions import INDEX_KINDS
 
@@ -27,25 +27,17 @@ class AnsweredSuite(NamedTuple):
     def loss(self, *, alpha: float) -> tuple[float, Interval]:
         """Return the loss of the mean score (incumbent minus candidate), with its interval at level 1 - alpha.
 
-        Newcombe's interval for scores of 0 and 1 on independent rows, `mean_change` otherwise. For other scores of
-        independent rows, the bootstrap also draws a row with a loss of 1 and one with a gain of 1, because the interval
-        of few large losses is too narrow without them. Both ends are at least the unseen rate from the loss: rows with
-        small differences do not exclude a large loss on other rows.
+        Newcombe's interval for scores of 0 and 1 on independent rows, at least the unseen rate wide to both sides, and
+        `mean_change` otherwise.
         """
         ours, theirs, clusters = self.candidate.scores, self._reference(), self.candidate.clusters
         if clusters is None and np.isin((ours, theirs), (0.0, 1.0)).all():
             counts = paired_counts(theirs, other=ours)
-            loss, (low, high) = counts.gain, newcombe_paired_interval(counts, alpha=alpha)
-            num_units = float(len(ours))
+            interval = newcombe_paired_interval(counts, alpha=alpha)
+            effect = with_unseen(Effect(counts.gain, interval, 1.0, 0.0), num_units=counts.n, alpha=alpha)
         else:
-            loss, num_rows = float(np.mean(theirs - ours)), len(ours)
-            if clusters is None:
-                theirs, ours = np.append(theirs, (1.0, 0.0)), np.append(ours, (0.0, 1.0))
             effect = mean_change(theirs, ours, alpha=alpha, clusters=clusters)
-            low, high = effect.interval
-            num_units = float(num_rows) if effect.degrees_of_freedom is None else effect.degrees_of_freedom + 1
-        unseen = unseen_rate(num_units, alpha=alpha)
-        return loss, (max(min(low, loss - unseen), -1.0), min(max(high, loss + unseen), 1.0))
+        return effect.gain, effect.interval
 
     def _reference(self) -> NDArray[np.float64]:
         """Return the incumbent's scores; 1 for each span of training rows if it holds these rows as text."""

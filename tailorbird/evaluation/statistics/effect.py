@@ -14,7 +14,7 @@ class Effect:
     p_value: float  # two-sided, for the hypothesis that the gain is 0
     standard_error: float
     degrees_of_freedom: float | None = None
-    """Of Student's t, from which interval and p value come; None if they come from a bootstrap over rows."""
+    """Of Student's t, from which interval and p value come; None for independent rows."""
 
 
 def t_effect(gain: float, *, standard_error: float, degrees_of_freedom: float, alpha: float) -> Effect:
@@ -37,6 +37,16 @@ def with_least_p(effect: Effect, *, num_differing: int, alpha: float) -> Effect:
     low, high = effect.interval
     interval = effect.interval if p_value < alpha else (min(low, 0.0), max(high, 0.0))
     return replace(effect, p_value=p_value, interval=interval)
+
+
+def with_unseen(effect: Effect, *, num_units: float, alpha: float) -> Effect:
+    """Return the effect with an interval that reaches at least the unseen rate of the units to both sides of the gain.
+
+    Units with small differences do not exclude a large loss or gain of other units.
+    """
+    reach, gain, (low, high) = unseen_rate(num_units, alpha=alpha), effect.gain, effect.interval
+    ends = max(min(low, gain - reach), min(gain, -1.0)), min(max(high, gain + reach), max(gain, 1.0))
+    return replace(effect, interval=ends)
 
 
 def unseen_rate(n: float, *, alpha: float) -> float:

@@ -8,10 +8,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr
 
 from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, align
-from tailorbird.evaluation.statistics.bootstrap import macro_f1_effect, mean_effect
+from tailorbird.evaluation.statistics.bootstrap import likelihood_interval, macro_f1_effect, mean_effect
 from tailorbird.evaluation.statistics.distributions import norm_isf
-from tailorbird.evaluation.statistics.documents import document_effect, documents_of
-from tailorbird.evaluation.statistics.effect import Effect, unseen_rate
+from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, document_effect, documents_of
+from tailorbird.evaluation.statistics.effect import Effect, with_unseen
 from tailorbird.evaluation.statistics.scoring import score_table
 
 FloatArray = NDArray[np.float64]
@@ -59,8 +59,8 @@ class Comparison:
     other_score: float
     gain: float  # candidate's score minus the other's
     interval: tuple[float, float]
-    """Two-sided interval of the gain: Newcombe's for accuracy and exact match, bootstrap percentiles otherwise. If rows
-    share documents, Student's t over documents for any metric."""
+    """Two-sided interval of the gain: Newcombe's for accuracy and exact match, bootstrap percentiles for macro-F1,
+    empirical likelihood for other means. If rows share documents, Student's t over documents for any metric."""
     p_value: float
     """Two-sided p value for a gain of 0: McNemar's mid-p for accuracy and exact match, bootstrap for macro-F1, sign
     flips for other means. If rows share documents, from the same t statistic as the interval."""
@@ -200,17 +200,26 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
 def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None) -> Effect:
     """Return the change of the mean of two models' per-row scores [N].
 
-    `bootstrap.mean_effect` if rows are independent, `documents.document_effect` if they share documents. Independent
-    rows without a difference have the interval of the unseen rate, and a single row has the interval (-1, 1) and p = 1.
+    `bootstrap.mean_effect` if rows are independent, `documents.document_effect` if they share documents. The interval
+    of independent rows reaches at least the unseen rate to both sides of the change. An interval over documents does,
+    too, and contains that of `bootstrap.likelihood_interval`, so that it does not exclude rare large losses. But an end
+    that separates it from 0 is that of the t test. A single row has the interval (-1, 1) and p = 1.
     """
-    if clusters is not None:
-        documents = documents_of(clusters, num_rows=len(ours))
-        return document_effect(ours - theirs, documents=documents, alpha=alpha)
-    if len(ours) < 2:
+    if clusters is None and len(ours) < 2:
         return Effect(float(np.mean(ours - theirs)), (-1.0, 1.0), 1.0, 1.0)
-    effect = mean_effect(ours, other_scores=theirs, alpha=alpha)
-    unseen = unseen_rate(len(ours), alpha=alpha)
-    return effect if (ours != theirs).any() else replace(effect, interval=(-unseen, unseen))
+    if clusters is None:
+        return with_unseen(mean_effect(ours, other_scores=theirs, alpha=alpha), num_units=len(ours), alpha=alpha)
+    documents = documents_of(clusters, num_rows=len(ours))
+    effect = document_effect(ours - theirs, documents=documents, alpha=alpha)
+    freedom, (low, high) = effect.degrees_of_freedom, effect.interval
+    if documents.num < LEAST_DOCUMENTS or freedom is None:
+        return effect
+    lowest, highest = likelihood_interval(
+        documents.sums(ours - theirs), sizes=documents.sizes, alpha=alpha, degrees_of_freedom=freedom
+    )
+    wide = replace(effect, interval=(min(low, lowest), max(high, highest)))
+    lowest, highest = with_unseen(wide, num_units=freedom + 1, alpha=alpha).interval
+    return replace(effect, interval=(low if low > 0 else lowest, high if high < 0 else highest))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -27,6 +27,7 @@ RIDGE = 1e-9  # keeps the tilt finite if a group cannot have its change
 class SimulatedTests:
     """Estimates of B simulated tests: C comparisons, and the first of them in K groups."""
 
+    num_rows: int
     gains: FloatArray  # [B, C]
     p_values: FloatArray  # [B, C]
     cells: NDArray[np.int64] | None  # [B, C, 4] of `PairedCounts`; None if the intervals are Student's t
@@ -41,7 +42,14 @@ class SimulatedTests:
         if self.cells is not None:
             return newcombe_limits(self.cells, alpha=alpha)
         half = t_isf(alpha / 2, self.freedom) * self.errors
-        return self.gains - half, self.gains + half
+        low, high = self.gains - half, self.gains + half
+        of_documents = np.isfinite(self.freedom)
+        reach = 1 - (alpha / 2) ** (1 / np.where(of_documents, self.freedom + 1, self.num_rows))
+        # See `paired.mean_change`.
+        return (
+            np.where(of_documents & (low > 0), low, np.minimum(low, self.gains - reach)),
+            np.where(of_documents & (high < 0), high, np.maximum(high, self.gains + reach)),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +141,7 @@ class TestedRows:
         sizes = np.maximum(weights @ inside.astype(np.float64), 1)
         group_gains, discordance = (wins - losses) / sizes, np.maximum((wins + losses) / sizes, 1 / sizes)
         return SimulatedTests(
+            num_rows=int(weights[0].sum()),
             gains=(cells[..., 1] - cells[..., 2]) / cells.sum(axis=-1),
             p_values=midp_values(cells[..., 1], only_other=cells[..., 2]),
             cells=cells,
@@ -180,6 +189,7 @@ class TestedRows:
         if self.documents is not None and self.num_units * scale < LEAST_DOCUMENTS:
             errors = np.full_like(errors, np.inf)
         return SimulatedTests(
+            num_rows=max(1, round(scale * len(self.ours))),
             gains=drawn[:, :num],
             p_values=2 * t_sf(np.abs(drawn) / errors, freedom)[:, :num],
             cells=None,

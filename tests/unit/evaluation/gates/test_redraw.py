@@ -52,7 +52,7 @@ def test_the_states_of_simulated_groups_are_those_of_the_groups_gate() -> None:
     gains = np.array([[each.gain for each in counts]])
     errors = np.sqrt([[(each.discordance - each.gain**2) / each.n for each in counts]])
     empty, freedom = np.zeros((1, 0)), np.full(4, np.inf)
-    tests = SimulatedTests(empty, empty, None, empty, np.zeros(0), gains, errors, freedom)
+    tests = SimulatedTests(100, empty, empty, None, empty, np.zeros(0), gains, errors, freedom)
     limits = SubgroupGateConfig()
     states = group_states(tests, limits=limits, level=harm_level(counts, limits=limits, alpha=0.05), alpha=0.05)
     assert states[0].tolist() == [bound.state for bound in group_bounds(tables, limits=limits, alpha=0.05)]

@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics import bootstrap
 from tailorbird.evaluation.statistics.bootstrap import (
+    likelihood_interval,
     macro_f1_effect,
     mean_effect,
     multinomial_counts,
@@ -89,7 +90,8 @@ def test_effects_are_deterministic() -> None:
 
 def test_a_model_against_itself_has_no_gain_and_p_is_one() -> None:
     model, _ = answers(200, accuracies=(0.8, 0.7), seed=0)
-    assert mean_effect(model.scores, other_scores=model.scores, alpha=0.05) == Effect(0.0, (0.0, 0.0), 1.0, 0.0)
+    equal = mean_effect(model.scores, other_scores=model.scores, alpha=0.05)
+    assert (equal.gain, equal.p_value, equal.standard_error) == (0.0, 1.0, 0.0)
     same = macro_f1_effect(model, other=model, alpha=0.05)
     assert (same.gain, same.p_value, same.standard_error) == (0.0, 1.0, 0.0)
 
@@ -174,16 +176,27 @@ def test_the_two_sided_p_value_adds_1_and_counts_ties_on_both_sides() -> None:
     assert two_sided(np.zeros(99)) == 1
 
 
-def test_the_interval_of_a_mean_equals_scipys_percentile_bootstrap() -> None:
+def test_the_interval_of_the_mean_of_many_rows_equals_scipys_t_interval() -> None:
     generator = np.random.default_rng(6)
-    ours, theirs = generator.random(80), generator.random(80) * 0.9
+    ours, theirs = generator.random(400), generator.random(400) * 0.9
     effect = mean_effect(ours, other_scores=theirs, alpha=0.05)
-    expected = stats.bootstrap(
-        (ours - theirs,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(7)
-    )
+    expected = stats.ttest_rel(ours, theirs)
     assert effect.gain == pytest.approx(np.mean(ours - theirs))
-    assert effect.interval == pytest.approx(expected.confidence_interval, abs=0.1 * effect.standard_error)
-    assert effect.standard_error == pytest.approx(expected.standard_error, rel=0.05)
+    assert effect.interval == pytest.approx(expected.confidence_interval(), abs=0.02 * effect.standard_error)
+    assert effect.standard_error == pytest.approx(stats.sem(ours - theirs))
+
+
+def test_the_likelihood_interval_of_equal_losses_is_that_of_a_binomial_share() -> None:
+    """k losses of 1 among n rows: the limits solve n log-likelihood ratio = threshold of F(1, n - 1) / 2."""
+    losses = np.repeat([0.0, -1.0], [95, 5])
+    low, high = likelihood_interval(losses, alpha=0.05)
+    threshold = stats.f.isf(0.05, 1, 99) / 2
+
+    def ratio(share: float) -> float:
+        return float(5 * np.log(0.05 / share) + 95 * np.log(0.95 / (1 - share)))
+
+    assert ratio(-low) == pytest.approx(threshold, abs=1e-6)
+    assert low < -0.05 < high < 0
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.25])

@@ -9,12 +9,14 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused
+from tailorbird.evaluation.statistics import bootstrap
 from tailorbird.evaluation.statistics.paired import (
     PairedCounts,
     compare,
     holm,
     mcnemar_exact,
     mcnemar_midp,
+    mean_change,
     midp_values,
     newcombe_limits,
     newcombe_paired_interval,
@@ -177,6 +179,30 @@ def test_different_rows_and_unknown_metrics_are_refused() -> None:
         compare(predictions("ab", labels="ab"), other=predictions("ab", labels="bb"), metric="macro_f1", alpha=0.05)
     with pytest.raises(ValueError, match="allowed: accuracy, macro_f1"):
         compare(predictions("a", labels="a"), other=predictions("a", labels="a"), metric="rouge", alpha=0.05)
+
+
+@pytest.mark.parametrize("num_rows", [200, 500])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 3])
+def test_rare_large_losses_are_not_hidden_by_nearly_equal_scores(
+    num_rows: int, alpha: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean loss is 1 point, by a loss of 0.9 on rare rows: at most alpha / 2 of the intervals may exclude it."""
+    monkeypatch.setattr(bootstrap, "NUM_RESAMPLES", 10)  # of the p value, which is not read
+    generator, num_tests, excluded = np.random.default_rng(0), 200, 0
+    for _ in range(num_tests):
+        theirs = generator.uniform(0.91, 1, num_rows)
+        ours = theirs + generator.choice([-0.001, 0.001], num_rows) - 0.9 * (generator.random(num_rows) < 0.01 / 0.9)
+        excluded += mean_change(ours, theirs, alpha=alpha).interval[0] > -0.01
+    assert excluded / num_tests <= alpha / 2 + 3 * np.sqrt(alpha / 2 / num_tests)
+
+
+def test_documents_that_are_nearly_equal_do_not_exclude_losses_of_other_documents() -> None:
+    ours = 0.5 + np.resize([-0.001, 0.001], 300)
+    clusters = [str(row // 3) for row in range(300)]
+    low, high = mean_change(ours, np.full(300, 0.5), alpha=0.05, clusters=clusters).interval
+    assert (low < -0.03, high > 0.03) == (True, True)  # 3.6% of documents may be unlike these 100
+    proven = mean_change(ours + 0.025, np.full(300, 0.5), alpha=0.05, clusters=clusters)
+    assert proven.interval[0] > 0.02
 
 
 def test_holm_steps_down_from_the_smallest_p_and_keeps_the_order() -> None:
