@@ -15,10 +15,11 @@ from tailorbird.evaluation.statistics.documents import documents_of
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.explain import failed_gates, open_gates
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points, size
-from tailorbird.evaluation.verdict.gates import evaluate_gates
+from tailorbird.evaluation.verdict.gates import CostComparison, evaluate_gates
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
 from tailorbird.evaluation.verdict.parts import VerdictPart
 from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO
 
 
 class ReevaluationVerdict(VerdictPart):
@@ -57,9 +58,10 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
 
     `inputs` have all audited rows; `number` counts the re-evaluations of the champion, from 1. The verdict is renewed
     if the gain is proven to be above 0 and measured as at least the minimum gain, and no gate stops it. It is withdrawn
-    if a gate fails, or if the minimum gain is out of reach and the gain is not proven to be above 0. Exception: a
-    champion of unknown cost may have been chosen for its cost, and is kept if it is non-inferior. Raises
-    VerdictRefused and ValueError as `verdict.decide` does.
+    if a gate fails, or if the minimum gain is out of reach and the gain is not proven to be above 0. A cheaper champion
+    (rule 7) is also renewed if it is non-inferior, and is withdrawn only if it is proven to lose the margin. One of
+    unknown cost may have been chosen for its cost, and is not withdrawn if it is non-inferior. Raises VerdictRefused
+    and ValueError as `verdict.decide` does.
     """
     require_same_rows(inputs, protocol=protocol)
     champion, former = inputs.candidate.clean, inputs.incumbent.clean
@@ -71,9 +73,9 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
         scores = [score_table(protocol.metric, table) for table in (champion, former)]
     gain = scores[0] - scores[1]
     gates = evaluate_gates(inputs, protocol=_of_gates(protocol, number=number))
-    holds, why = _decide(
-        gain, interval=interval, gates=gates, protocol=protocol, cost_is_known=inputs.costs is not None
-    )
+    ratio = CostComparison(inputs.costs, protocol.cost, protocol.alpha).ratio()
+    is_cheaper = None if ratio is None else ratio[2] < CHEAPER_RATIO
+    holds, why = _decide(gain, interval=interval, gates=gates, protocol=protocol, is_cheaper=is_cheaper)
     return ReevaluationVerdict(
         holds=holds,
         reasons=why,
@@ -92,9 +94,17 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
 
 
 def _decide(
-    gain: float, *, interval: tuple[float, float], gates: tuple[Gate, ...], protocol: TestProtocol, cost_is_known: bool
+    gain: float,
+    *,
+    interval: tuple[float, float],
+    gates: tuple[Gate, ...],
+    protocol: TestProtocol,
+    is_cheaper: bool | None,
 ) -> tuple[bool | None, tuple[str, ...]]:
-    """Return True, False or None as `ReevaluationVerdict.holds`, and the reasons."""
+    """Return True, False or None as `ReevaluationVerdict.holds`, and the reasons.
+
+    `is_cheaper` is None if the costs of the two versions cannot be compared.
+    """
     (low, high), minimum = interval, size(protocol.minimum_gain)
     reaches = gain >= protocol.minimum_gain
     # The interval of accuracy cannot exclude a gain of macro-F1, so there the champion must be proven worse.
@@ -105,18 +115,35 @@ def _decide(
         return False, failed_gates(gates)
     if low > 0 and reaches and not (protocol.regulated and unassessed):
         return True, (f"a gain above 0 is proven, and the estimate reaches the minimum gain of {minimum}", *unassessed)
-    if low > 0:
+    if low > 0 and not is_cheaper:
         small = f"{ends} is above 0, but the measured gain is below the minimum gain of {minimum}"
         return None, unassessed if reaches else (f"{small}: a rollback would make the service worse",)
+    if is_cheaper:
+        return _decide_cheaper(interval, protocol=protocol, ends=ends, unassessed=unassessed)
     if high >= limit or reaches:
         return None, (f"{ends} does not decide between no gain and the minimum gain of {minimum}", *unassessed)
-    if not cost_is_known and low > -protocol.non_inferiority_margin:
+    if is_cheaper is None and low > -protocol.non_inferiority_margin:
         limit_text = f"above {points(-protocol.non_inferiority_margin)} points"
         return None, (
             f"{ends} is {limit_text}, and the champion may have been chosen for its cost, which is not known",
         )
     excluded = f"a gain of {size(limit)}" if limit else "a gain"
     return False, (f"{ends} excludes {excluded}",)
+
+
+def _decide_cheaper(
+    interval: tuple[float, float], *, protocol: TestProtocol, ends: str, unassessed: tuple[str, ...]
+) -> tuple[bool | None, tuple[str, ...]]:
+    """Return the result for a champion that is cheaper, by the condition of rule 7: it is non-inferior."""
+    (low, high), least = interval, -protocol.non_inferiority_margin
+    if low > least:
+        kept = f"{ends} is above {points(least)} points, and the champion is cheaper"
+        # The interval of accuracy does not show that macro-F1 is non-inferior.
+        is_open = protocol.metric == "macro_f1" or (protocol.regulated and unassessed)
+        return None if is_open else True, (kept, *unassessed)
+    if high < least:
+        return False, (f"{ends} is below {points(least)} points, which its lower cost does not outweigh",)
+    return None, (f"{ends} does not decide whether the champion, which is cheaper, loses {size(-least)}", *unassessed)
 
 
 def _by_unit(

@@ -8,20 +8,27 @@ import pytest
 
 from tailorbird.config.evaluation import GatesConfig
 from tailorbird.evaluation.gates.base import State
+from tailorbird.evaluation.gates.cost import ServingCosts, ServingUsage
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict, decide_reevaluation
 from tests.unit.evaluation.verdict.test_decide import inputs_of, models, predictions, protocol_for
 
 ONLY_GROUPS = GatesConfig(calibration=None, counterfactual=None, robustness=None)
 
 
-def result_of(*tables: Predictions, number: int = 1, costly: bool = False, **changes: Any) -> ReevaluationVerdict:
-    """Return the result from the tables of the former version and of the champion."""
+def result_of(*tables: Predictions, number: int = 1, cost: float | None = None, **changes: Any) -> ReevaluationVerdict:
+    """Return the result from the tables of the former version and of the champion; `cost` is relative to the former."""
     protocol = protocol_for(len(tables[0]), **changes)
     inputs = inputs_of(*tables)
-    if costly:
-        inputs = replace(inputs, costs=object())  # type: ignore[arg-type]
+    if cost is not None:
+        inputs = replace(inputs, costs=costs_of(cost))
     return decide_reevaluation(inputs, protocol=protocol, number=number)
+
+
+def costs_of(cost: float) -> ServingCosts:
+    rounds = np.array([1.0, 1.01, 0.99, 1.0, 1.005])
+    return {"incumbent": ServingUsage(tuple(rounds)), "candidate": ServingUsage(tuple(cost * rounds[::-1]))}
 
 
 def result(*table: int, **changes: Any) -> ReevaluationVerdict:
@@ -54,7 +61,25 @@ def test_a_champion_of_unknown_cost_is_not_withdrawn_if_it_is_not_worse() -> Non
     as_good = result(*table)
     assert as_good.holds is None
     assert "may have been chosen for its cost" in as_good.reasons[0]
-    assert result(*table, costly=True).holds is False
+    assert result(*table, cost=1.0).holds is False
+    assert result(*table, cost=0.92).holds is False
+
+
+def test_a_champion_that_was_chosen_for_its_lower_cost_is_kept_while_it_is_not_inferior() -> None:
+    run = replace(inputs_of(*models(9_000, 100, 100, 800)), costs=costs_of(0.5))
+    assert decide(run, protocol=protocol_for(10_000)).rule == 7
+    renewed = result(90_000, 1_000, 1_000, 8_000, cost=0.5)
+    assert (renewed.holds, renewed.interval[1] < 0.01) == (True, True)
+    assert renewed.reasons[0].endswith("is above -1.00 points, and the champion is cheaper")
+    assert result(90_000, 1_000, 1_000, 8_000, cost=0.5, metric="macro_f1").holds is None
+
+
+def test_a_cheaper_champion_is_withdrawn_only_if_it_is_proven_to_lose_the_margin() -> None:
+    unclear, lost = result(900, 20, 40, 40, cost=0.5), result(8_000, 400, 800, 800, cost=0.5)
+    assert (unclear.holds, lost.holds) == (None, False)
+    assert unclear.reasons[0].endswith("does not decide whether the champion, which is cheaper, loses 1 point")
+    assert "which its lower cost does not outweigh" in lost.reasons[0]
+    assert result(50_000, 600, 300, 49_100, cost=0.5).holds is True  # better by less than the minimum gain
 
 
 def test_the_interval_does_not_depend_on_the_number_of_reevaluations() -> None:
