@@ -57,6 +57,10 @@ def promote(
 def rollback(
     recipe: options.RecipePath,
     reason: Annotated[str, typer.Option(help="Reason, stored with the champion.")],
+    other_weights: Annotated[
+        bool,
+        typer.Option("--other-weights", help="Skip former champions that differ from the champion in the engine only."),
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Make the previous champion the champion again, and switch a running service to it.
@@ -67,7 +71,7 @@ def rollback(
     with options.deploy_progress() as progress:
         from tailorbird.release.promotion import roll_back
 
-        champion = roll_back(task_uri, reason=reason, progress=progress)
+        champion = roll_back(task_uri, reason=reason, other_weights=other_weights, progress=progress)
     lines = [f"champion: {champion.version}, {champion.reason.sentence()}"]
     options.print_result(champion.model_dump(), as_json=as_json, lines=lines)
 

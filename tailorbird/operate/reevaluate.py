@@ -69,7 +69,7 @@ class Reevaluation:
             rollback = (
                 f"{version} is the champion again"
                 if rolled_back
-                else f"to roll back: `tailorbird rollback {recipe} --reason ...`"
+                else f"to roll back: `tailorbird rollback {recipe} --other-weights --reason ...`"
             )
             next_steps = [f"{rollback}; to train on current requests: `tailorbird run {self.proposed}`"]
             next_steps += [self.left_out] if self.left_out else []
@@ -78,7 +78,7 @@ class Reevaluation:
 
 
 def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reevaluation:
-    """Compare the champion with the version that a rollback restores, on all rows audited since its promotion.
+    """Compare the champion with the one before it that has other weights, on all rows audited since its promotion.
 
     All re-evaluations of a champion are one sequential test (see `decide_reevaluation`), so it may be re-evaluated at
     any time. If the verdict no longer holds, write a recipe that also trains on these rows, but do not run it. With
@@ -88,7 +88,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     Raises ReevaluationError if fewer than `monitoring.min_labels` rows are new; PromotionRefused if there is no
     champion or no version to roll back to, and if the champion changed meanwhile.
     """
-    champion, former, _ = rollback_target(recipe.task_uri)
+    champion, former, _ = rollback_target(recipe.task_uri, other_weights=True)
     versions = {"incumbent": read_pinned(former.pinned), "candidate": champion_version(champion)}
     earlier = read_reevaluations(recipe.task_uri, champion=champion)
     audited = _audited(recipe, champion=champion, earlier=earlier)
@@ -134,7 +134,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     write_reevaluation(recipe.task_uri, uri, evidence, tables=tables)
     if verdict.holds is False and recipe.monitoring.rollback == "automatic":
         reason = f"the verdict no longer holds: {verdict.numbers()} ({uri})"
-        champion = roll_back(recipe.task_uri, reason=reason, of=champion)
+        champion = roll_back(recipe.task_uri, reason=reason, of=champion, other_weights=True)
     new_rows = _of_new_rows(tables, new=audited.new, metric=verdict.metric)
     return Reevaluation(uri, verdict, new_rows, former.uri, champion, proposed, left_out)
 
@@ -175,7 +175,7 @@ def _withdrawal(earlier: Mapping[str, ReevaluationEvidence]) -> str:
     latest = list(earlier.items())[-1:]
     return "".join(
         f". The latest re-evaluation, {uri}, found that the verdict no longer holds: to roll back, run `tailorbird "
-        "rollback RECIPE --reason ...`"
+        "rollback RECIPE --other-weights --reason ...`"
         for uri, evidence in latest
         if evidence.verdict.holds is False
     )

@@ -142,12 +142,18 @@ def _promoted(
 
 
 def roll_back(
-    task_uri: str, *, reason: str, of: Champion | None = None, progress: ProgressReporter = SILENT
+    task_uri: str,
+    *,
+    reason: str,
+    of: Champion | None = None,
+    other_weights: bool = False,
+    progress: ProgressReporter = SILENT,
 ) -> Champion:
     """Make the former champion the champion again, and switch the service to it if the task is served.
 
     The first champion is replaced by the incumbent of its verdict. Neither a verdict nor the parity gate is required.
-    `reason` is stored with the champion. `of` is the champion to roll back.
+    `reason` is stored with the champion. `of` is the champion to roll back. With `other_weights`, former champions with
+    the weights of the champion, which differ in the engine only, are skipped and rolled back too.
 
     Raises RegistryError if a file of the former champion was changed, is missing or was added; PromotionRefused if
     there is no former champion, if its files changed, or if `of` is no longer the champion;
@@ -155,7 +161,7 @@ def roll_back(
     """
     if not reason.strip():
         raise PromotionRefused("--reason is empty; give a reason, which is stored with the champion")
-    champion, former, etag = rollback_target(task_uri)
+    champion, former, etag = rollback_target(task_uri, other_weights=other_weights)
     if of is not None and (champion.digest, champion.since) != (of.digest, of.since):
         raise PromotionRefused(
             f"not rolled back: {of.version} is no longer the champion; the champion is {champion.version}"
@@ -166,12 +172,15 @@ def roll_back(
     weights = _weights_of(champion)
     if weights is not None and weights not in (champion.digest, weights_digest(version)):
         rolled_back.append(weights)  # the weights are rolled back too, not only the engine
+    # The last one, or -1 for the incumbent of the first champion.
+    position = max((index for index, each in enumerate(champion.former) if each == former), default=-1)
+    rolled_back += [skipped.digest for skipped in champion.former[position + 1 :] if skipped.digest not in rolled_back]
     restored = Champion(
         **dict(former),
         version=version.version,
         reason=ChangeReason(change="rollback", text=f"rolled back from {champion.version}: {reason.strip()}"),
         since=now(),
-        former=champion.former[:-1],
+        former=champion.former[: max(position, 0)],
         rolled_back=(*champion.rolled_back, *rolled_back),
     )
     _write(task_uri, restored, etag=etag)
@@ -179,7 +188,7 @@ def roll_back(
     return restored
 
 
-def rollback_target(task_uri: str) -> tuple[Champion, FormerChampion, str]:
+def rollback_target(task_uri: str, *, other_weights: bool = False) -> tuple[Champion, FormerChampion, str]:
     """Return the champion, the version that `roll_back` restores, and the ETag of the champion.
 
     Raise PromotionRefused if there is no champion or nothing to restore.
@@ -188,7 +197,9 @@ def rollback_target(task_uri: str) -> tuple[Champion, FormerChampion, str]:
     if stored is None:
         raise PromotionRefused(f"{task_uri} has no champion, so there is nothing to roll back")
     champion, etag = stored
-    former = champion.former[-1] if champion.former else _first_incumbent(champion)
+    own = weights_digest(champion_version(champion)) if other_weights else ""
+    others = (former for former in reversed(champion.former) if not own or _weights_of(former) != own)
+    former = next(others, None) or _first_incumbent(champion)
     if read_version(former.uri).digest != former.digest:
         raise PromotionRefused(
             f"{former.uri} was changed after it was the champion: its digest differs; restore it from a copy"
@@ -211,8 +222,8 @@ def _keep(task_uri: str, champion: Champion) -> Champion:
     return champion
 
 
-def _weights_of(champion: Champion) -> str | None:
-    """Return the champion's weights digest, or None if the version is damaged."""
+def _weights_of(champion: FormerChampion) -> str | None:
+    """Return the weights digest of a champion or former champion, or None if the version is damaged."""
     with suppress(ValueError):
         return weights_digest(read_version(champion.uri))
     return None

@@ -50,7 +50,7 @@ def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     versions = {uri: SimpleNamespace(uri=uri, version=uri[-7:], digest="d", pinned=pinned[uri]) for uri in pinned}
     champion, splits = champion_since("2026-03-01T00:00:00+00:00"), Splits(rows(5), rows(0), rows(0))
     replaced = {
-        "rollback_target": lambda _: (champion, SimpleNamespace(uri=OLD, pinned=pinned[OLD]), "etag"),
+        "rollback_target": lambda *_, **__: (champion, SimpleNamespace(uri=OLD, pinned=pinned[OLD]), "etag"),
         "read_pinned": lambda pinned: versions[pinned.uri],
         "champion_version": lambda _: versions[NEW],
         "load_inputs": lambda _: SimpleNamespace(splits=splits),

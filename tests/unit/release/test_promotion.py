@@ -28,14 +28,17 @@ class Task:
         self.uri = (folder / "task").as_uri()
         self.champion: Champion | None = None
 
-    def register(self, name: str, *, kind: Any = "full", base_model: str = BASE, code: str = CODE) -> ModelVersion:
+    def register(
+        self, name: str, *, kind: Any = "full", base_model: str = BASE, code: str = CODE, **changes: Any
+    ) -> ModelVersion:
         folder = self.folder / name
         folder.mkdir()
-        for file in ("head.safetensors", "encoder.safetensors"):
+        encoder = "encoder.onnx" if "engine" in changes else "encoder.safetensors"
+        for file in ("head.safetensors", encoder):
             (folder / file).write_text(name)
         config = VersionConfig(
             kind=kind, classes=("a", "b"), base_model=base_model, max_length=16, dtype="float32", code=code,
-            recipe_hash="0" * 64, created_at="2026-01-01T00:00:00+00:00",
+            recipe_hash="0" * 64, created_at="2026-01-01T00:00:00+00:00", **changes,
         )  # fmt: skip
         write_config(folder, config)
         return register(self.uri, folder)
@@ -227,3 +230,19 @@ def test_the_losses_accepted_for_cost_are_stored_with_the_champion(task: Task) -
     assert task.promote(second, incumbent=first, verdict=cheaper).accepted_loss == 0.004
     assert task.promote(third, incumbent=second).accepted_loss == 0.0
     assert promotion.roll_back(task.uri, reason="worse").accepted_loss == 0.004
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_exported_champion_is_compared_with_the_model_before_it(task: Task, is_first: bool) -> None:
+    baseline, trained = task.register("baseline", kind="probe"), task.register("1")
+    exported = task.register("onnx", engine="openvino", exported_from=trained.pinned)
+    if not is_first:
+        task.promote(baseline, incumbent=trained, champion=None)
+    torch = task.promote(trained, incumbent=baseline)
+    changes = {"version": exported.version, "uri": exported.uri, "digest": exported.digest}
+    task.champion = torch.model_copy(update=changes | {"former": (*torch.former, torch.as_former)})
+    assert promotion.rollback_target(task.uri)[1].uri == trained.uri
+    assert promotion.rollback_target(task.uri, other_weights=True)[1].uri == baseline.uri
+    restored = promotion.roll_back(task.uri, reason="worse", other_weights=True)
+    assert (restored.uri, restored.former) == (baseline.uri, ())
+    assert set(restored.rolled_back) == {trained.digest, exported.digest}
