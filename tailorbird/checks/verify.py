@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 
@@ -38,6 +39,7 @@ from tailorbird.evaluation.report.preregistration import (
     run_name,
 )
 from tailorbird.evaluation.report.suite_scores import suite_scores
+from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import (
     CHANGED_SETS,
@@ -85,8 +87,10 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     faults += unreadable
     checks: tuple[Callable[[], Iterator[str]], ...] = (
         lambda: differences(stored, evidence, at="", other="the parsed value is"),
+        lambda: _subject_faults(uri, evidence=evidence),
         lambda: _protocol_faults(evidence, registration=registration),
         lambda: _family_faults(uri, evidence=evidence),
+        lambda: _validation_faults(evidence, tables=tables),
         lambda: _hybrid_faults(evidence, tables=tables),
         lambda: _verdict_faults(evidence, tables=tables),
         lambda: _test_access_faults(evidence),
@@ -130,6 +134,16 @@ def restore_pages(uri: str) -> tuple[str, ...]:
     if updated != manifest:  # this code renders other pages than the code that wrote the evidence
         storage.write_bytes(f"{uri}/{MANIFEST}", json.dumps(updated, indent=1).encode())
     return tuple(changed)
+
+
+def _subject_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
+    """Check that the evidence is that of the run or the version at the URI.
+
+    The files of the versions in the evidence are checked against their digests by `verify_files.evaluated_faults`.
+    """
+    versions = [version.uri for version in evidence.versions.values()]
+    if uri not in (evidence.run, *versions):
+        yield f"this is the evidence of {evidence.run} and its versions {', '.join(versions)}, not of {uri}"
 
 
 def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None) -> Iterator[str]:
@@ -207,6 +221,22 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
     expected = [(score.kind, score.validation) for score in further]
     stated = [(models[role].kind, models[role].validation) for role in evidence.family.contenders]
     yield from differences(stated, expected, at="the further contenders", other="the best on validation are")
+
+
+def _validation_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
+    """Compare the scores on validation of the frozen models with those of the stored predictions.
+
+    Training and evaluation may round differently, so scores of n rows may differ by two rows or half of the largest
+    standard error of an accuracy, 0.25 / sqrt(n).
+    """
+    for model in evidence.family.predicting:
+        table = tables.get(f"{model.role}_{VALIDATION}")
+        if table is None:
+            continue  # only the parts of a possible hybrid have a table
+        score, num_rows = score_table(evidence.protocol.metric, table), len(table)
+        if abs(score - model.validation) > max(2 / num_rows, 0.25 / math.sqrt(num_rows)):
+            stated = f"the score of the {model.role} on validation is {model.validation:.4f} in {FAMILY_FILE}"
+            yield f"{stated}, but its stored predictions score {score:.4f}"
 
 
 def _validation_roles(evidence: Evidence) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tailorbird.evaluation.report.evidence_files import MANIFEST
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.storage.s3 import StorageError
-from tests.unit.checks.finished_run import concluded, flip, rewrite, run_of, write_ledger
+from tests.unit.checks.finished_run import concluded, flip, registered, rewrite, run_of, write_ledger
 from tests.unit.evaluation.simulated import Simulation, on_cpu
 
 HYBRID = Simulation(
@@ -110,6 +111,44 @@ def test_a_validation_score_that_was_changed_after_the_models_were_frozen_is_det
     rewrite(run, scores=[score | ({"validation": 0.9} if score["role"] == "candidate" else {}) for score in scores])
     (fault,) = verify_evidence(run.as_uri())
     assert fault.startswith("scores on validation.candidate is 0.9 in evidence.json; in family.json it is 0.7")
+
+
+@pytest.mark.parametrize(("role", "index"), [("candidate", 1), ("incumbent", 0)])
+def test_a_validation_score_that_the_stored_predictions_do_not_give_is_a_fault(
+    task_folder: Path, role: str, index: int
+) -> None:
+    run = run_of(task_folder)
+    evidence = json.loads((run / "evidence.json").read_text())
+    scores = [score | ({"validation": 0.99} if score["role"] == role else {}) for score in evidence["scores"]]
+    evidence["family"]["models"][index]["validation"] = 0.99
+    content = json.dumps(evidence["family"]).encode()
+    (run / "family.json").write_bytes(content)
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["family.json"] = hashlib.sha256(content).hexdigest()
+    (run / MANIFEST).write_text(json.dumps(manifest))
+    rewrite(run, scores=scores, family=evidence["family"])
+    (fault,) = verify_evidence(run.as_uri())
+    assert fault.startswith(f"the score of the {role} on validation is 0.9900 in family.json, but its stored")
+
+
+def test_evidence_of_another_version_is_a_fault(task_folder: Path) -> None:
+    evaluated, other = task_folder / "versions" / "full-1", task_folder / "versions" / "lora-9"
+    registered(other, "lora")
+    for name in (*json.loads((evaluated / MANIFEST).read_text()), MANIFEST):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(evaluated / name, other / name)
+    (fault,) = verify_evidence(other.as_uri())
+    assert fault.startswith("this is the evidence of")
+    assert fault.endswith(f"not of {other.as_uri()}")
+    (other / "head.safetensors").write_bytes(b"other weights")
+    assert verify_evidence(other.as_uri()) == (fault,)
+
+
+def test_evidence_of_a_run_of_another_task_is_a_fault(task_folder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "task2" / "runs" / "deadbeef"
+    shutil.copytree(run_of(task_folder), copied)
+    (fault,) = verify_evidence(copied.as_uri())
+    assert fault.startswith(f"this is the evidence of {run_of(task_folder).as_uri()} and its versions")
 
 
 def test_changed_confusions_are_detected(task_folder: Path) -> None:
