@@ -30,7 +30,7 @@ CLASSES = ("a", "b")
 class FakePool(ModelPool):
     """A pool of engines whose labels are the names of their versions."""
 
-    def load(self, uri: str, digest: str, *, of_hybrid: bool = False) -> Any:
+    def load(self, uri: str, digest: str, *, of_hybrid: bool = False) -> Any:  # noqa: ARG002
         version = SimpleNamespace(
             name="task", version=uri, digest=digest, endpoint=None, hybrid=None, task="classification"
         )
