@@ -29,6 +29,7 @@ WHEN_IT_HAPPENS = {
     "ray_tailorbird_first_token_seconds_bucket",
     "ray_tailorbird_endpoint_other_model_total",
     "ray_tailorbird_endpoint_requests_total",
+    "ray_tailorbird_endpoint_spend_total",
     "ray_tailorbird_hybrid_answers_total",
 }
 """Metrics that do not exist until rows are lost, a chat model streams, or an endpoint or a hybrid answers."""

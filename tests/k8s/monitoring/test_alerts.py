@@ -1,5 +1,6 @@
 """Prometheus accepts the rules, and each alert fires when it should."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from serving.http.metrics import ENDPOINT_SPEND
 from tests.k8s.manifests import build, of_kind
 from tests.k8s.monitoring import queries
 
@@ -351,3 +353,22 @@ def test_each_alert_fires_on_time_and_only_above_its_threshold(promtool: Path) -
         )
     (promtool / "tests.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": tests}))
     run_promtool(promtool, "test", "rules", "tests.yaml")
+
+
+def test_the_documented_example_of_an_alert_on_the_spend_fires_above_its_limit(promtool: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(- alert:.*?)```", queries.ALERTS.read_text(), flags=re.DOTALL)
+    (rule,) = yaml.safe_load(example)
+    (promtool / "spend.yaml").write_text(yaml.safe_dump({"groups": [{"name": "spend", "rules": [rule]}]}))
+    assert set(queries.NAME.findall(rule["expr"])) == {f"ray_{ENDPOINT_SPEND.name}"}
+    tests = []
+    for each_hour, exp_alerts in ((2, True), (0.5, False)):  # 48 and 12 a day
+        spend = [
+            series(f"ray_{ENDPOINT_SPEND.name}", f'{A}, version="{version}"', f"0+{each_hour / 2}x48")
+            for version in ("v", "w")
+        ]
+        annotations = {"alarm": "spend", "summary": "the endpoint of a cost 48 within a day"}
+        alert = {"exp_labels": LABELS_OF_A | rule["labels"], "exp_annotations": annotations}
+        fires = {"eval_time": "30h", "alertname": rule["alert"], "exp_alerts": [alert] if exp_alerts else []}
+        tests.append({"interval": "1h", "input_series": spend, "alert_rule_test": [fires]})
+    (promtool / "spend-tests.yaml").write_text(yaml.safe_dump({"rule_files": ["spend.yaml"], "tests": tests}))
+    run_promtool(promtool, "test", "rules", "spend-tests.yaml")
