@@ -43,8 +43,8 @@ class DataConfig(ConfigSection):
     not apply to suites, `/v1/completions`, answers of `nearest`, and endpoints that refuse the parameter."""
     split_by: str | None = None
     """Column with an identifier, such as a document or patient id. Rows with the same value go to the same split, and
-    confidence intervals treat them as dependent. By default, only copies of a text are kept together. Set it if rows of
-    one source resemble each other."""
+    confidence intervals treat them as dependent. By default, only copies of a text are kept together and, for chat,
+    conversations with the same beginning. Set it if rows of one source resemble each other."""
     groups: tuple[str, ...] = ()
     """Columns that group the rows, such as language or sex. Results are reported by group, and the gate `groups` checks
     each group."""

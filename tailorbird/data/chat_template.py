@@ -33,15 +33,23 @@ class Prompt(NamedTuple):
     examples: Conversation
 
 
-def example_turns(conversation: Conversation, answer: str) -> Conversation:
+def example_turns(conversation: Conversation, answer: str, *, untrained: Sequence[int] = ()) -> Conversation:
     """Return a conversation with its answer as an example for other prompts; empty without a turn of the user.
 
     An example starts with the first turn of the user, because it follows the answer of another example, and many chat
-    templates reject two turns of the assistant in a row. System messages are omitted.
+    templates reject two turns of the assistant in a row. It starts after the last turn of the assistant at the
+    positions `untrained`: a turn with weight 0 may be wrong, or the answer to a test row. System messages are omitted.
     """
-    turns = [turn for turn in conversation if turn[0] != "system"]
+    turns = [turn for turn in conversation[max(untrained, default=-1) + 1 :] if turn[0] != "system"]
     first = next((position for position, (role, _) in enumerate(turns) if role == "user"), None)
     return () if first is None else (*turns[first:], ("assistant", answer))
+
+
+def examples_of(rows: Rows) -> list[Conversation]:
+    """Return each row as an example; see `example_turns`."""
+    assert rows.conversations is not None
+    columns = zip(rows.conversations, rows.labels, rows.untrained_turns or ((),) * len(rows), strict=True)
+    return [example_turns(turns, answer, untrained=untrained) for turns, answer, untrained in columns]
 
 
 def prompt_tokens(

@@ -4,8 +4,8 @@ import numpy as np
 
 from tailorbird.config.data import DataConfig
 from tailorbird.data.parquet import concat_tables, read_table
-from tailorbird.data.rows import SPLIT_NAMES, DataError, Rows, Splits
-from tailorbird.data.splits import normalise, split_by_key, subsample
+from tailorbird.data.rows import SPLIT_NAMES, DataError, Rows, Splits, document_keys
+from tailorbird.data.splits import split_by_key, subsample
 from tailorbird.data.tasks import CLASSIFICATION, DataTask
 
 SPLIT_FRACTIONS = (0.72, 0.11, 0.17)
@@ -16,8 +16,8 @@ def read_splits(config: DataConfig, *, task: DataTask = CLASSIFICATION) -> Split
     """Read the three splits.
 
     Without `test`, `train` is split 72/11/17. Without `validation` only, `validation_share` of `train` is split off.
-    Rows with the same value of `split_by`, or by default the same normalised text, stay in one split. Raises DataError
-    like `read_rows`. `quality.clean` checks the splits against each other.
+    The rows of a document (`document_keys`) stay in one split. Raises DataError like `read_rows`. `quality.clean`
+    checks the splits against each other.
     """
     train = read_rows(*config.train_uris, config=config, task=task)
     if config.test is None:
@@ -63,8 +63,8 @@ def _at_most(rows: Rows, size: int | None) -> Rows:
 
 
 def _split(rows: Rows, *, fractions: tuple[float, float, float], config: DataConfig) -> tuple[Rows, Rows, Rows]:
-    """Return train, validation and test; raise DataError if the values of `split_by` are too few for all of them."""
-    keys = rows.split_keys if rows.split_keys is not None else [normalise(text) for text in rows.texts]
+    """Return train, validation and test; raise DataError if there are too few documents for all of them."""
+    keys = document_keys(rows)
     splits = split_by_key(keys, fractions=fractions, seed=SPLIT_SEED)
     train, validation, test = (rows.take(np.flatnonzero(splits == split)) for split in range(3))
     empty = [
@@ -72,6 +72,12 @@ def _split(rows: Rows, *, fractions: tuple[float, float, float], config: DataCon
         for name, part, fraction in zip(SPLIT_NAMES, (train, validation, test), fractions, strict=True)
         if fraction and not len(part)
     ]
+    if rows.split_keys is None and rows.conversations is not None and empty:
+        raise DataError(
+            f"the conversations to split have too few different beginnings ({len(set(keys)):,}): no row is left for "
+            f"{' and '.join(empty)}. Add other conversations, set data.train, data.validation and data.test, or set "
+            "data.split_by to a column with an id of the conversation"
+        )
     if config.split_by is not None and empty:
         raise DataError(
             f"data.split_by {config.split_by!r} has too few different values ({len(set(keys)):,}) in the rows to "

@@ -3,13 +3,15 @@
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from tailorbird.data.near_duplicates import near_duplicates
-from tailorbird.data.rows import DataError, Splits
+from tailorbird.data.rows import DataError, Rows, Splits, text_of, trained_turns
 from tailorbird.data.splits import normalise, subsample_of_classes
 
+EVALUATION_SPLITS = ("test", "validation")
+"""Splits whose texts are not trained on. A text that is in both counts as a copy of the first."""
 RARE_ROWS = 10
 MAX_LISTED = 5
 
@@ -37,37 +39,79 @@ class DataReport:
     near_duplicate_test_rows: tuple[str, ...] = ()
     """Ids of the rows in `near_duplicates_of_test`."""
     test_answers_in_train: int | None = None  # (chat only) test rows whose normalised answer is in train
+    train_turn_copies_of_test: int = 0
+    """(chat only) Turns before the answer of a training row that are not trained on, because all turns before them are
+    the prompt of a test row. The model still reads them."""
+    train_turn_copies_of_validation: int = 0
     num_in_memory: int | None = None
     """(sharded data only) Training rows of the random sample in memory. Conflicts, near-duplicates and answers in train
     are counted, and baselines fitted, on this sample."""
 
 
-def clean(splits: Splits) -> tuple[Splits, DataReport]:
-    """Drop rows of train and validation whose normalised text is in a later split. Test is not changed.
+@dataclass(frozen=True)
+class Copies:
+    """Numbers of copies of rows in test and validation, by split. A copy of both counts for test only."""
 
-    Near-duplicates are counted but kept: production traffic contains them too, so a test without them would not be
-    representative. Raises DataError for an empty split, a single class, or a label in validation or test that is not
-    in train.
+    rows: Counter[str] = field(default_factory=Counter)  # training rows that were dropped
+    turns: Counter[str] = field(default_factory=Counter)  # (chat only) earlier turns that are no longer trained on
+
+
+def drop_copies(train: Rows, *, evaluated: Mapping[str, Set[str]]) -> tuple[Rows, Copies]:
+    """Return training rows without training on copies of evaluation rows, and the numbers of copies.
+
+    `evaluated` has the normalised texts of test and validation by split. A row whose text is among them is dropped. In
+    a conversation, a turn before the answer is also trained on: if the text up to it is among them, it becomes context,
+    as a turn with weight 0, because the same beginning ("Hello") can be in many conversations.
+    """
+    copies = Copies()
+
+    def is_copy(text: str, counts: Counter[str]) -> bool:
+        normalised = normalise(text)
+        split = next((split for split in EVALUATION_SPLITS if normalised in evaluated[split]), None)
+        counts.update([split] if split else [])
+        return split is not None
+
+    rows = train.take([row for row, text in enumerate(train.texts) if not is_copy(text, copies.rows)])
+    if rows.conversations is None:
+        return rows, copies
+    untrained = rows.untrained_turns or ((),) * len(rows)
+    with_copies = tuple(
+        tuple(
+            at
+            for at, (role, _) in enumerate(turns)
+            if at in known or (role == "assistant" and is_copy(text_of(turns[:at]), copies.turns))
+        )
+        for turns, known in zip(rows.conversations, untrained, strict=True)
+    )
+    return (replace(rows, untrained_turns=with_copies) if copies.turns else rows), copies
+
+
+def clean(splits: Splits) -> tuple[Splits, DataReport]:
+    """Drop rows of train and validation whose normalised text is in a later split, and see `drop_copies` for chat.
+
+    Test is not changed. Near-duplicates are counted but kept: production traffic contains them too, so a test without
+    them would not be representative. Raises DataError for an empty split, a single class, or a label in validation or
+    test that is not in train.
     """
     _require_rows(splits, when="")
     texts = {name: [normalise(text) for text in rows.texts] for name, rows in splits.items()}
-    in_test, in_validation = set(texts["test"]), set(texts["validation"])
-    validation = [row for row, text in enumerate(texts["validation"]) if text not in in_test]
-    train = [row for row, text in enumerate(texts["train"]) if text not in in_test and text not in in_validation]
-    cleaned = Splits(train=splits.train.take(train), validation=splits.validation.take(validation), test=splits.test)
+    evaluated = {split: set(texts[split]) for split in EVALUATION_SPLITS}
+    validation = [row for row, text in enumerate(texts["validation"]) if text not in evaluated["test"]]
+    train, copies = drop_copies(splits.train, evaluated=evaluated)
+    cleaned = Splits(train=train, validation=splits.validation.take(validation), test=splits.test)
     _require_rows(cleaned, when=" after exact copies of rows in later splits were dropped")
     _require_classes(cleaned)
-    copies_of_test = sum(text in in_test for text in texts["train"])
+    trained = trained_turns(train)
     per_class = Counter(cleaned.train.labels)
-    near_test = near_duplicates(cleaned.test.texts, among=cleaned.train.texts)
-    near_validation = near_duplicates(cleaned.validation.texts, among=cleaned.train.texts)
+    near_test = near_duplicates(cleaned.test.texts, among=trained.texts)
+    near_validation = near_duplicates(cleaned.validation.texts, among=trained.texts)
     return cleaned, DataReport(
         num_train=len(cleaned.train),
         num_validation=len(cleaned.validation),
         num_test=len(cleaned.test),
         num_classes=len(per_class),
-        train_copies_of_test=copies_of_test,
-        train_copies_of_validation=len(splits.train) - len(train) - copies_of_test,
+        train_copies_of_test=copies.rows["test"],
+        train_copies_of_validation=copies.rows["validation"],
         validation_copies_of_test=len(splits.validation) - len(validation),
         near_duplicates_of_test=near_test.num_duplicates,
         near_duplicates_compared=near_test.num_compared,
@@ -78,24 +122,37 @@ def clean(splits: Splits) -> tuple[Splits, DataReport]:
         rare_classes=rare_classes(Counter(cleaned.train.class_labels)),
         leaks=leaks_between(cleaned),
         near_duplicate_test_rows=tuple(cleaned.test.row_ids[position] for position in near_test.positions),
-        test_answers_in_train=_answers_in_train(cleaned),
+        test_answers_in_train=_answers_in_train(trained, test=cleaned.test),
+        train_turn_copies_of_test=copies.turns["test"],
+        train_turn_copies_of_validation=copies.turns["validation"],
     )
 
 
-def _answers_in_train(splits: Splits) -> int | None:
-    """Return the number of test rows whose answer is the answer to a training row; None for classes."""
-    if splits.test.conversations is None:
+def _answers_in_train(trained: Rows, *, test: Rows) -> int | None:
+    """Return the number of test rows whose answer is one of the trained turns; None for classes."""
+    if test.conversations is None:
         return None
-    answers = set(map(normalise, splits.train.labels))
-    return sum(normalise(answer) in answers for answer in splits.test.labels)
+    answers = set(map(normalise, trained.labels))
+    return sum(normalise(answer) in answers for answer in test.labels)
 
 
 def leaks_between(splits: Splits) -> tuple[str, ...]:
     """Return the sentences of `leaks_of` for splits in memory."""
     return leaks_of(
         {name: set(rows.split_keys or ()) for name, rows in splits.items()},
-        {name: set(map(normalise, rows.texts)) for name, rows in splits.items()},
+        texts_by_split(splits),
     )
+
+
+def texts_by_split(splits: Splits) -> dict[str, set[str]]:
+    """Return the normalised texts of each split, in train only those that are also in another split.
+
+    In train, these are the texts up to each turn that is trained on.
+    """
+    texts = {split: set(map(normalise, getattr(splits, split).texts)) for split in EVALUATION_SPLITS}
+    evaluated = set().union(*texts.values())
+    trained = {text for text in map(normalise, trained_turns(splits.train).texts) if text in evaluated}
+    return {"train": trained, "validation": texts["validation"], "test": texts["test"]}
 
 
 def leaks_of(keys: Mapping[str, Set[str]], texts: Mapping[str, Set[str]]) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import chain
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ Conversation = tuple[Message, ...]
 
 SPLIT_NAMES = ("train", "validation", "test")
 NO_GROUP = "(none)"
+MAX_BRANCHES = 10
+"""Most ways in which the conversations of one document continue its beginning."""
 
 
 class DataError(ValueError):
@@ -105,10 +107,66 @@ class Splits:
         return iter((name, getattr(self, name)) for name in SPLIT_NAMES)
 
 
+def text_of(turns: Conversation) -> str:
+    """Return the text of a prompt: the joined content of its turns."""
+    return "\n".join(content for _, content in turns)
+
+
 def query_of(conversation: Conversation) -> str:
     """Return the text by which a conversation is compared: its last turn of the user, or else its last turn."""
     users = [content for role, content in conversation if role == "user"]
     return users[-1] if users else conversation[-1][1]
+
+
+def trained_turns(rows: Rows) -> Rows:
+    """Return a row for each turn that is trained on: the turns before it, and the turn as the answer.
+
+    A row of the result has the row id, split key and groups of its conversation. Rows of classes are not changed.
+    """
+    if rows.conversations is None:
+        return rows
+    untrained = rows.untrained_turns or ((),) * len(rows)
+    whole = [(*turns, ("assistant", answer)) for turns, answer in zip(rows.conversations, rows.labels, strict=True)]
+    parts = [
+        (row, turns, position)
+        for row, turns in enumerate(whole)
+        for position, (role, _) in enumerate(turns)
+        if role == "assistant" and position not in untrained[row]
+    ]
+    conversations = tuple(turns[:position] for _, turns, position in parts)
+    return replace(
+        rows.take([row for row, _, _ in parts]),
+        texts=tuple(map(text_of, conversations)),
+        labels=tuple(turns[position][1] for _, turns, position in parts),
+        conversations=conversations,
+        untrained_turns=tuple(tuple(at for at in untrained[row] if at < position) for row, _, position in parts),
+    )
+
+
+def document_keys(rows: Rows) -> list[str]:
+    """Return the key of each row's document: its value of `split_by`, or else its normalised text.
+
+    Without `split_by`, the key of a conversation is its text up to the first turn of the user, so that the parts of a
+    conversation are one document. If it continues in more than `MAX_BRANCHES` different texts up to the next turn of
+    the user, as a greeting does, many conversations begin with it, and the key is the text up to the next turn.
+    """
+    if rows.split_keys is not None:
+        return list(rows.split_keys)
+    if rows.conversations is None:
+        return [normalise(text) for text in rows.texts]
+    beginnings = [_beginnings(turns) for turns in rows.conversations]
+    branches: dict[str, set[str]] = {}
+    for text, longer in chain.from_iterable(map(pairwise, beginnings)):
+        branches.setdefault(text, set()).add(longer)
+    return [
+        next((text for text in texts if len(branches.get(text, ())) <= MAX_BRANCHES), texts[-1]) for texts in beginnings
+    ]
+
+
+def _beginnings(conversation: Conversation) -> list[str]:
+    """Return the normalised texts up to each turn of the user; if there is none, the whole text."""
+    users = [position for position, (role, _) in enumerate(conversation) if role == "user"]
+    return [normalise(text_of(conversation[: position + 1])) for position in users or [len(conversation)]]
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:

@@ -11,7 +11,7 @@ from tailorbird.config.data import DataConfig
 from tailorbird.data.chat_template import Prompt, conversation_tokens, training_tokens
 from tailorbird.data.conversations import answer_fault
 from tailorbird.data.parquet import conversations_of, groups_of, read_strings, texts_of
-from tailorbird.data.rows import DataError, Rows
+from tailorbird.data.rows import DataError, Rows, text_of
 from tailorbird.data.tokenize import encode_texts
 from tailorbird.data.tokenized import TokenLists
 
@@ -87,10 +87,16 @@ class ChatData:
                 raise DataError(
                     f"{uri}: the conversation in row {position} has no answer; {fault}. Correct or drop the row"
                 )
-        texts = tuple("\n".join(content for _, content in turns[:-1]) for turns in conversations)
         labels = tuple(turns[-1][1] for turns in conversations)
         prompted = tuple(turns[:-1] for turns in conversations)
-        rows = Rows((), texts, labels, conversations=prompted, untrained_turns=untrained, answers=self.answers)
+        rows = Rows(
+            (),
+            tuple(map(text_of, prompted)),
+            labels,
+            conversations=prompted,
+            untrained_turns=untrained,
+            answers=self.answers,
+        )
         return _with_keys_and_groups(rows, table, config=config, uri=uri, first=first)
 
     def require_types(self, schema: pa.Schema, *, config: DataConfig, uri: str) -> None:

@@ -220,6 +220,8 @@ def _checked(report: DataReport) -> Iterator[str]:
         f"The rows passed the checks of a run: {report.num_train:,} train, {report.num_validation:,} validation and "
         f"{report.num_test:,} test rows. {copies:,} rows were dropped because their text is also in a later split"
     )
+    if turns := report.train_turn_copies_of_test + report.train_turn_copies_of_validation:
+        yield f"{turns:,} turns of training conversations answer a validation or test row, so they are not trained on"
     if report.near_duplicates_of_test:
         near, compared = report.near_duplicates_of_test, report.near_duplicates_compared
         yield f"{near:,} of {compared:,} test rows are near-duplicates of a training row"

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.data.loader import read_splits, read_validation_and_test
-from tailorbird.data.quality import DataReport, clean, leaks_of, rare_classes, take_training_rows
+from tailorbird.data.quality import DataReport, clean, leaks_of, rare_classes, take_training_rows, texts_by_split
 from tailorbird.data.rows import DataError, Splits, digest_of, fingerprint, rows_sha256
 from tailorbird.data.sharding.shards import Shards
 from tailorbird.data.sharding.worker import ShardingJob, ShardReport, read_sample, run_job, shard_specs
@@ -60,8 +60,8 @@ def load_sharded(
     """Read and check the rows of a recipe, and tokenize the training rows into shards.
 
     The shards are the output of a stage under `task_uri`, cached by `inputs` and the state of the files. Memory is
-    bounded: a task holds a few thousand rows, and this process holds the sample. As in `quality.clean`, training rows
-    whose text is in validation or test are dropped. Raises DataError like `quality.clean`, and if the recipe does not
+    bounded: a task holds a few thousand rows, and this process holds the sample. As in `quality.clean`, copies of
+    validation and test rows are not trained on. Raises DataError like `quality.clean`, and if the recipe does not
     set validation and test.
     """
     _require_shardable(config)
@@ -103,6 +103,7 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
     keys = {name: set(rows.split_keys or ()) for name, rows in splits.items()}
     keys["train"] = {key for report in reports for key in report.shared_keys}
     copies = sum((Counter(report.copies) for report in reports), Counter[str]())
+    turn_copies = sum((Counter(report.turn_copies) for report in reports), Counter[str]())
     num_empty = sum(not normalise(text) for rows in (evaluated.validation, evaluated.test) for text in rows.texts)
     report = replace(
         sample_report,
@@ -111,9 +112,11 @@ def _with_shards(evaluated: Splits, stage: _ShardsStage) -> LoadedDataset:
         num_classes=len(labels) or sample_report.num_classes,  # for chat tasks, the answers in the sample
         train_copies_of_test=copies["test"],
         train_copies_of_validation=copies["validation"],
+        train_turn_copies_of_test=turn_copies["test"],
+        train_turn_copies_of_validation=turn_copies["validation"],
         empty_texts=num_empty + sum(report.num_empty for report in reports),
         rare_classes=rare_classes(labels),
-        leaks=leaks_of(keys, {name: set(map(normalise, rows.texts)) for name, rows in splits.items()}),
+        leaks=leaks_of(keys, texts_by_split(splits)),
     )
     hashes = fingerprint(splits) | {"train": digest_of(report.sha256 for report in reports)}
     shards = Shards(stage.uri, sizes, labels_of(list(labels)))

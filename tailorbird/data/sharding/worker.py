@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from tailorbird import storage
 from tailorbird.config.data import DataConfig
 from tailorbird.data.parquet import open_parquet, parquet_files
+from tailorbird.data.quality import drop_copies
 from tailorbird.data.rows import DataError, Rows, concat_rows, digest_of, rows_sha256
 from tailorbird.data.sharding.shards import write_shard_file
 from tailorbird.data.splits import normalise
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 SHARD_ROWS = 1 << 17
 BATCH_ROWS = 1 << 13  # rows in memory of a task
 SEED = 0
-EVALUATION_SPLITS = ("test", "validation")
-"""Splits whose texts are dropped from train. A text that is in both counts as a copy of the first."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,8 @@ class ShardReport(BaseModel, frozen=True):
     num_empty: int
     copies: dict[str, int]
     """Rows dropped because their text is in an evaluation split, by split."""
+    turn_copies: dict[str, int]
+    """(chat only) Earlier turns that are not trained on because the text up to them is in an evaluation split."""
     shared_keys: tuple[str, ...]
     """Values of `split_by` that are also in an evaluation split."""
     labels: dict[str, int]
@@ -153,18 +154,17 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
     if storage.exists(record_uri):
         return ShardRecord.model_validate(storage.read_json(record_uri)).report
     generator = np.random.default_rng((SEED, spec.number))
-    num_empty, copies, labels = 0, Counter[str](), Counter[str]()
+    num_empty, copies, turn_copies, labels = 0, Counter[str](), Counter[str](), Counter[str]()
     shared_keys: set[str] = set()
     digests: list[str] = []
     sample: list[Rows] = []
     first_rows: dict[str, Rows] = {}
     with write_shard_file(job.uri, spec.number) as shard:
         for batch in _batches(spec, job):
-            texts = [normalise(text) for text in batch.texts]
-            num_empty += sum(not text for text in texts)
-            copied_from = [_evaluation_split(text, job) for text in texts]
-            copies.update(split for split in copied_from if split)
-            rows = batch.take([row for row, split in enumerate(copied_from) if not split])
+            num_empty += sum(not normalise(text) for text in batch.texts)
+            rows, found = drop_copies(batch, evaluated=job.evaluation_texts)
+            copies += found.rows
+            turn_copies += found.turns
             shard.add(rows.row_ids, job.task.encode(rows, tokenizer=tokenizer, max_length=job.config.max_length))
             digests.append(rows_sha256(rows))
             shared_keys |= job.evaluation_keys.intersection(rows.split_keys or ())
@@ -178,6 +178,7 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
         num_rows=shard.num_rows,
         num_empty=num_empty,
         copies=copies,
+        turn_copies=turn_copies,
         shared_keys=tuple(sorted(shared_keys)),
         labels=labels,
         sha256=digest_of(digests),
@@ -185,11 +186,6 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
     record = ShardRecord(report=report, sample=tuple(sample), first_rows=first_rows)
     storage.write_json(record_uri, record.model_dump(mode="json"), retry_policy=s3.PERSISTENT)
     return report
-
-
-def _evaluation_split(text: str, job: ShardingJob) -> str | None:
-    """Return the first evaluation split that contains a normalised text; None if there is none."""
-    return next((split for split in EVALUATION_SPLITS if text in job.evaluation_texts[split]), None)
 
 
 def _batches(spec: ShardSpec, job: ShardingJob) -> Iterator[Rows]:

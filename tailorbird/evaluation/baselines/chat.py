@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cluster.progress import current_progress
 from tailorbird import storage
 from tailorbird.config.evaluation import EvaluationConfig
-from tailorbird.data.chat_template import example_turns
+from tailorbird.data.chat_template import examples_of
 from tailorbird.data.rows import Rows, query_of
 from tailorbird.data.splits import subsample
 from tailorbird.data.tokenize import load_tokenizer
@@ -215,5 +215,4 @@ def store_prompt_baselines(uri: str, results: ChatBaselines, *, config: VersionC
 
 def replace_shots(prompting: Prompting, rows: Rows) -> Prompting:
     """Return the prompting with the rows as examples."""
-    shots = chain.from_iterable(map(example_turns, conversations(rows), rows.labels))
-    return prompting.model_copy(update={"shots": tuple(shots)})
+    return prompting.model_copy(update={"shots": tuple(chain.from_iterable(examples_of(rows)))})

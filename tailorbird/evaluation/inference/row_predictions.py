@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tailorbird.data.rows import Rows
-from tailorbird.data.splits import normalise
+from tailorbird.data.rows import Rows, document_keys
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.answer_metrics import answer_metrics, per_row
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS, words_sha256
@@ -65,15 +64,13 @@ def text_predictions(
 
 
 def documents(rows: Rows) -> tuple[str, ...] | None:
-    """Return the document number of each row; rows with the same `split_by` value share a document.
+    """Return the document number of each row (see `document_keys`).
 
-    Without `split_by`, rows with the same text share a document; the result is None if all texts differ. Documents are
-    numbered because `split_by` values may identify a person.
+    Without `split_by`, the result is None if each row is a document. Documents are numbered because `split_by` values
+    may identify a person.
     """
-    keys: Sequence[str] | None = rows.split_keys
-    if keys is None:
-        keys = [normalise(text) for text in rows.texts]
-        if len(set(keys)) == len(keys):
-            return None
+    keys = document_keys(rows)
+    if rows.split_keys is None and len(set(keys)) == len(keys):
+        return None
     numbers = {key: str(number) for number, key in enumerate(dict.fromkeys(keys))}
     return tuple(numbers[key] for key in keys)

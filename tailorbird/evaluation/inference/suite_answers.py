@@ -85,7 +85,7 @@ def suite_predictions(
         confidences=confidences,
         calibrated=confidences,
         groups=rows.groups,
-        clusters=documents(replace(rows, texts=questions)),
+        clusters=documents(replace(rows, texts=questions, conversations=None)),
         logprobs=tuple(logprobs) if likelihoods else None,
     )
 

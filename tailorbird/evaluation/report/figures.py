@@ -22,6 +22,8 @@ FIELD_NAMES = {
     "num_classes": "classes (chat: distinct answers)",
     "train_copies_of_test": "training rows removed as copies of test rows",
     "train_copies_of_validation": "training rows removed as copies of validation rows",
+    "train_turn_copies_of_test": "training turns not trained on because they answer a test row",
+    "train_turn_copies_of_validation": "training turns not trained on because they answer a validation row",
     "validation_copies_of_test": "validation rows removed as copies of test rows",
     "near_duplicates_of_test": "test rows with a near-duplicate in the training rows",
     "near_duplicates_compared": "test rows checked for near-duplicates",

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from tailorbird.data.chat_template import example_turns
-from tailorbird.data.rows import Conversation, DataError, Rows, query_of
+from tailorbird.data.chat_template import examples_of
+from tailorbird.data.rows import Conversation, DataError, Rows, query_of, trained_turns
 from tailorbird.data.splits import normalise, subsample
 
 if TYPE_CHECKING:
@@ -190,12 +190,13 @@ def group_hash(key: str) -> str:
 def build_index(rows: Rows, *, seed: int) -> RetrievalIndex:
     """Return the index of training rows of a chat task.
 
-    Rows with the same query and answer are indexed once, and rows without a turn of the user are not indexed. At most
+    Each turn that a fine-tuned model is trained on is indexed as a row with the turns before it. Rows with the same
+    query and answer are indexed once, and rows that are no examples (`example_turns`) are not indexed. At most
     `MAX_ROWS` rows and about `MAX_CHARACTERS` characters are indexed, a random sample of more. Raises DataError if no
     row can be indexed.
     """
-    assert rows.conversations is not None
-    rows = rows.take([row for row, turns in enumerate(rows.conversations) if any(role == "user" for role, _ in turns)])
+    rows = trained_turns(rows)
+    rows = rows.take([row for row, turns in enumerate(examples_of(rows)) if turns])
     assert rows.conversations is not None
     if not len(rows):
         raise DataError("no training row has a turn of the user, so none can be retrieved; add rows with such a turn")
@@ -221,11 +222,7 @@ def embed_index(index: RetrievalIndex, *, encoder: "TextEncoder", weight: float)
 
 
 def _table(rows: Rows) -> pa.Table:
-    assert rows.conversations is not None
-    turns = [
-        [{"role": role, "content": content} for role, content in example_turns(conversation, answer)[:-1]]
-        for conversation, answer in zip(rows.conversations, rows.labels, strict=True)
-    ]
+    turns = [[{"role": role, "content": content} for role, content in turns[:-1]] for turns in examples_of(rows)]
     groups = [None if key is None else group_hash(key) for key in rows.split_keys or [None] * len(rows)]
     columns = {"turns": turns, "answer": rows.labels, "group": groups}
     return pa.table(columns, schema=SCHEMA)

@@ -6,7 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tailorbird.data.chat_template import Prompt, conversation_tokens, example_turns, prompt_tokens, training_tokens
+from tailorbird.data.chat_template import (
+    Prompt,
+    conversation_tokens,
+    example_turns,
+    examples_of,
+    prompt_tokens,
+    training_tokens,
+)
 from tailorbird.data.rows import DataError, Rows
 from tests.small_chat import TEMPLATE, tokenizer
 
@@ -125,3 +132,10 @@ def test_an_example_has_no_system_message_and_starts_with_the_first_turn_of_the_
     turns = (("system", "s"), ("assistant", "hello"), ("user", "a"), ("assistant", "b"), ("user", "c"))
     assert example_turns(turns, "d") == (*turns[2:], ("assistant", "d"))
     assert example_turns(turns[:2], "d") == ()
+
+
+def test_an_example_starts_after_the_last_turn_that_is_not_trained_on() -> None:
+    turns = (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"))
+    rows = Rows(("0", "1"), ("", ""), ("f", "f"), conversations=(turns, turns), untrained_turns=((1,), ()))
+    assert examples_of(rows) == [(*turns[2:], ("assistant", "f")), (*turns, ("assistant", "f"))]
+    assert example_turns(turns[:4], "f", untrained=(1, 3)) == ()

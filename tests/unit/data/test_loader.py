@@ -12,6 +12,7 @@ from tailorbird.data.loader import read_rows, read_splits
 from tailorbird.data.parquet import has_integers, read_table
 from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.splits import normalise
+from tailorbird.data.tasks import ChatData
 
 
 def put(path: Path, **columns: Any) -> str:
@@ -235,6 +236,30 @@ def test_without_a_key_copies_of_a_text_stay_together(tmp_path: Path) -> None:
     splits = read_splits(config_of(uri))
     texts_of_splits = [{normalise(text) for text in rows.texts} for _, rows in splits.items()]
     assert sum(len(texts) for texts in texts_of_splits) == len(set.union(*texts_of_splits)) == 100
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[at % 2], "content": content} for at, content in enumerate(contents)]
+
+
+def test_the_parts_of_a_conversation_are_in_one_split(tmp_path: Path) -> None:
+    whole = [[f"question {row}", f"answer {row}", f"more {row}", f"also {row}"] for row in range(300)]
+    parts = [turns(*contents[:length]) for contents in whole for length in (2, 4)]
+    config = config_of(put(tmp_path / "rows.parquet", messages=parts), messages="messages")
+    splits = read_splits(config, task=ChatData())
+    sizes = [len(rows) for _, rows in splits.items()]
+    assert all(sizes)
+    assert sum(sizes) == 600
+    beginnings = [{text.partition("\n")[0] for text in rows.texts} for _, rows in splits.items()]
+    assert sum(map(len, beginnings)) == 300
+    assert sizes == [2 * len(texts) for texts in beginnings]
+
+
+def test_conversations_with_the_same_beginning_cannot_be_split(tmp_path: Path) -> None:
+    same = [turns("hello", "hi", f"question {row % 5}", "answer") for row in range(50)]
+    config = config_of(put(tmp_path / "rows.parquet", messages=same), messages="messages")
+    with pytest.raises(DataError, match=r"different beginnings \(1\): no row is left for .*set data\.split_by"):
+        read_splits(config, task=ChatData())
 
 
 def test_subsets_of_validation_and_test_are_the_same_in_every_run(tmp_path: Path) -> None:

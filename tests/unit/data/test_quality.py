@@ -35,6 +35,19 @@ def conversations(*pairs: tuple[str, str]) -> Rows:
     return replace(rows(*pairs), conversations=tuple((("user", text),) for text, _ in pairs))
 
 
+def dialogues(*contents: str, untrained: tuple[tuple[int, ...], ...] | None = None) -> Rows:
+    """Return conversations from their turns, separated by `/`: user and assistant in turn, the answer last."""
+    turns = [content.split("/") for content in contents]
+    roles = ("user", "assistant")
+    return Rows(
+        row_ids=tuple(map(str, range(len(turns)))),
+        texts=tuple("\n".join(row[:-1]) for row in turns),
+        labels=tuple(row[-1] for row in turns),
+        conversations=tuple(tuple((roles[at % 2], text) for at, text in enumerate(row[:-1])) for row in turns),
+        untrained_turns=untrained or ((),) * len(turns),
+    )
+
+
 BASE = (("fever", "a"), ("cough", "b"))
 few_texts = st.sampled_from(["Pain", "pain ", "PAIN", "rash", "Rash", "itch", "", " ", "burn", "cold", "ache"])
 pair_lists = st.lists(st.tuples(few_texts, st.sampled_from("ab")), max_size=12)
@@ -151,6 +164,55 @@ def test_test_answers_that_occur_in_train_are_counted_for_chat_tasks() -> None:
     )
     _, report = clean(splits)
     assert report.test_answers_in_train == 2
+
+
+def test_an_earlier_turn_that_answers_a_row_of_a_later_split_is_not_trained_on() -> None:
+    splits = Splits(
+        train=dialogues(
+            "Q1 /a1/thanks/welcome",
+            "q2/a2/more/yes/thanks/welcome",
+            "q3/a3/q4/a4",
+            "q1/a1",
+            untrained=((), (), (1,), ()),
+        ),
+        validation=dialogues("q2/a2", "q3/a3"),
+        test=dialogues("q1/a1", "q2/a2/more/yes"),
+    )
+    cleaned, report = clean(splits)
+    assert cleaned.train.row_ids == ("0", "1", "2")
+    assert cleaned.train.untrained_turns == ((1,), (1, 3), (1,))
+    assert cleaned.train.conversations == tuple(splits.train.conversations or ())[:3]
+    assert (report.train_copies_of_test, report.train_copies_of_validation) == (1, 0)
+    assert (report.train_turn_copies_of_test, report.train_turn_copies_of_validation) == (2, 1)
+    assert [leak[:7] for leak in leaks_between(splits)] == ["1 texts", "2 texts"]
+    assert report.leaks == leaks_between(cleaned) == ()
+    again, second = clean(cleaned)
+    assert again == cleaned
+    assert (second.train_turn_copies_of_test, second.train_turn_copies_of_validation) == (0, 0)
+
+
+def test_the_same_beginning_of_many_conversations_costs_no_training_row() -> None:
+    splits = Splits(
+        train=dialogues("hello/hi/q1/a1", "hello/hi/q2/a2"),
+        validation=dialogues("hello/hi/q3/a3"),
+        test=dialogues("hello/hi", "hello/hi/q4/a4"),
+    )
+    cleaned, report = clean(splits)
+    assert cleaned.train.untrained_turns == ((1,), (1,))
+    assert report.train_turn_copies_of_test == 2
+
+
+def test_near_duplicates_and_answers_are_compared_with_every_trained_turn() -> None:
+    splits = Splits(
+        train=dialogues("my card has not arrived yet, where is it/N13/and of the duct/K83", "itch/L29/pain/R52"),
+        validation=dialogues("ache/R10"),
+        test=dialogues("My card has not arrived yet, where is it?/N13", "burn/T30"),
+    )
+    _, report = clean(splits)
+    assert report.near_duplicate_test_rows == ("0",)
+    assert report.test_answers_in_train == 1
+    _, report = clean(replace(splits, train=replace(splits.train, untrained_turns=((1,), ()))))
+    assert (report.near_duplicates_of_test, report.test_answers_in_train) == (0, 0)
 
 
 def test_a_split_by_value_in_two_splits_is_reported_but_not_dropped() -> None:

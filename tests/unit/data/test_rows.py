@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.data.rows import Rows, Splits, contents_of, fingerprint
+from tailorbird.data.rows import Rows, Splits, contents_of, document_keys, fingerprint, trained_turns
 
 
 def test_rows_are_returned_in_the_requested_order() -> None:
@@ -54,3 +54,47 @@ def _rows(triples_of_split: list[tuple[str, str, str]]) -> Rows:
         (tuple(column) for column in zip(*triples_of_split, strict=True)) if triples_of_split else ((), (), ())
     )
     return Rows(ids, texts, labels)
+
+
+U, A = "user", "assistant"
+TALKS = Rows(
+    row_ids=("0", "1", "2"),
+    texts=("s\nHow?\nso\nWhy?", "hi\nHow?", "s"),
+    labels=("because", "thus", "end"),
+    groups={"g": ("x", "y", "z")},
+    conversations=(
+        (("system", "s"), (U, "How?"), (A, "so"), (U, "Why?")),
+        ((A, "hi"), (U, "How?")),
+        (("system", "s"),),
+    ),
+    untrained_turns=((), (0,), ()),
+)
+
+
+def test_each_trained_turn_of_a_conversation_is_a_row_with_the_turns_before_it() -> None:
+    rows = trained_turns(TALKS)
+    assert rows.row_ids == ("0", "0", "1", "2")
+    assert rows.texts == ("s\nHow?", *TALKS.texts)
+    assert rows.labels == ("so", *TALKS.labels)
+    assert rows.groups == {"g": ("x", "x", "y", "z")}
+    assert rows.conversations is not None
+    assert rows.conversations[:2] == ((("system", "s"), (U, "How?")), (TALKS.conversations or ())[0])
+    assert rows.untrained_turns == ((), (), (0,), ())
+    classes = Rows(("0",), ("t",), ("l",))
+    assert trained_turns(classes) is classes
+
+
+def test_a_conversation_up_to_the_first_question_is_its_document() -> None:
+    assert document_keys(TALKS) == ["s how?", "hi how?", "s"]
+    assert document_keys(replace(TALKS, split_keys=("a", "B", "a"))) == ["a", "B", "a"]
+
+
+def test_a_greeting_of_many_conversations_is_no_document() -> None:
+    greeted = [((U, "Hello"), (A, "hi"), (U, f"q{row}")) for row in range(11)]
+    longer = (*greeted[3], (A, "a"), (U, "more"))
+    talks = ((greeted[0][0],), *greeted, longer)
+    blank = ("",) * len(talks)
+    rows = Rows(tuple(map(str, range(len(talks)))), blank, blank, conversations=talks)
+    keys = document_keys(rows)
+    assert keys == ["hello", *(f"hello hi q{row}" for row in range(11)), "hello hi q3"]
+    assert set(document_keys(rows.take([0, 1, 2, 3, 4, 12]))) == {"hello"}

@@ -107,6 +107,26 @@ def test_conversations_are_written_with_their_assistant_mask(tmp_path: Path) -> 
     assert rows.num_assistant_tokens(range(40)) == expected.assistant_mask.sum() > 40
 
 
+def test_an_earlier_turn_that_answers_an_evaluation_row_is_written_without_its_mask(tmp_path: Path) -> None:
+    talk = [("user", "a b"), ("assistant", "d"), ("user", "c"), ("assistant", "e f")]
+    messages = [[{"role": role, "content": content} for role, content in talk]] * 3
+    pq.write_table(pa.table({"messages": messages}), tmp_path / "train.parquet")
+    config = DataConfig(train=(tmp_path / "train.parquet").as_uri(), messages="messages")
+    (spec,) = worker.shard_specs(config)
+    evaluated = {"test": frozenset({"a b"}), "validation": frozenset({"a b"})}
+    job = job_of(config, tmp_path, task=ChatData(), sample_share=1.0, evaluation_texts=evaluated)
+    report = write_shard(spec, job, tokenizer())
+    assert (report.num_rows, report.copies, report.turn_copies) == (3, {}, {"test": 3})
+    rows = Shards(job.uri, (3,), ()).read(Shards(job.uri, (3,), ()).chunks())
+    sample = read_sample(job.uri, num_files=1)
+    assert sample.untrained_turns == ((1,),) * 3
+    tokens = ChatData().encode(sample, tokenizer=tokenizer(), max_length=16)
+    expected = TokenizedRows.from_lists(sample.row_ids, tokens, classes=()).assistant_mask
+    assert expected is not None
+    assert rows.assistant_mask is not None
+    assert np.array_equal(rows.assistant_mask, expected)
+
+
 def test_a_record_is_restored_from_json() -> None:
     rows = Rows(
         ("0",),
@@ -116,7 +136,9 @@ def test_a_record_is_restored_from_json() -> None:
         groups={"g": ("x",)},
         conversations=((("user", "a"), ("assistant", "b")),),
     )
-    report = ShardReport(number=0, num_rows=1, num_empty=0, copies={}, shared_keys=(), labels={"l": 1}, sha256="")
+    report = ShardReport(
+        number=0, num_rows=1, num_empty=0, copies={}, turn_copies={}, shared_keys=(), labels={"l": 1}, sha256=""
+    )
     record = ShardRecord(report=report, sample=(rows,), first_rows={"l": rows})
     assert ShardRecord.model_validate_json(record.model_dump_json()) == record
     assert concat_rows([rows, rows]) == rows.take([0, 0])

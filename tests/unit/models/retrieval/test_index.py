@@ -145,6 +145,16 @@ def test_a_training_row_excludes_longer_and_shorter_parts_of_its_conversation() 
     assert excluded == [{"yes", "here", "ok"}, {"yes", "here", "ok"}, {"yes", "here", "ok"}, {"there"}]
 
 
+def test_every_turn_that_is_trained_on_is_indexed_with_the_trained_turns_before_it() -> None:
+    turns = (("user", "where"), ("assistant", "here"), ("user", "when"), ("assistant", "now"), ("user", "why"))
+    rows = Rows(("0", "1"), ("", ""), ("so", "so"), conversations=(turns, turns), untrained_turns=((), (1, 3)))
+    index = build_index(rows, seed=0)
+    examples = {index.turns(row) for row in range(len(index))}
+    assert examples == {(*turns[:2],), (*turns[:4],), (*turns, ("assistant", "so"))}
+    index = build_index(rows.take([1]), seed=0)
+    assert [index.turns(row) for row in range(len(index))] == [(("user", "why"), ("assistant", "so"))]
+
+
 def test_the_query_of_a_conversation_is_the_last_turn_of_the_user() -> None:
     turns = (("system", "s"), ("user", "first"), ("assistant", "a"), ("user", "second"))
     assert query_of(turns) == "second"
@@ -155,7 +165,7 @@ def test_the_query_of_a_conversation_is_the_last_turn_of_the_user() -> None:
 def test_turns_contain_the_answer_and_no_system_message() -> None:
     turns = (("system", "s"), ("user", "first"), ("assistant", "a"), ("user", "second"))
     index = build_index(Rows(("0",), ("first\na\nsecond",), ("b",), conversations=(turns,)), seed=0)
-    assert index.turns(0) == (*turns[1:], ("assistant", "b"))
+    assert {index.turns(row) for row in range(len(index))} == {turns[1:3], (*turns[1:], ("assistant", "b"))}
 
 
 def test_an_example_starts_with_the_first_turn_of_the_user() -> None:
