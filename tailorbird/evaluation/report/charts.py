@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from tailorbird.evaluation.gates.base import Bound, Gate
 from tailorbird.evaluation.predictions import ROW_METRICS
+from tailorbird.evaluation.report.costs import UNKNOWN
 from tailorbird.evaluation.report.evidence import (
     PRETRAINED,
     Confusion,
@@ -40,6 +41,7 @@ from tailorbird.pages.charts import (
 LABEL_HEIGHT = 16  # pixels between the labels of two contenders
 ROW_HEIGHT = 46  # pixels of a contender in a chart without costs
 SAME_COST = 4.0  # percent of the width below which two contenders are drawn next to each other
+PRICED = 80.0  # percent of the width for the known costs, if others are not known
 OUTCOME_CLASSES = ("right", "won", "lost", "wrong")
 
 
@@ -57,7 +59,7 @@ class Contender:
     selected: bool = False
     cost: float | None = None  # a month, in the recipe's currency
     cost_interval: tuple[float, float] | None = None
-    cost_at: str | None = None  # path of the total from which `cost` is computed
+    cost_at: str | None = None  # path of the total from which `cost` is computed, or of why it is not known
 
     @property
     def tone(self) -> str:
@@ -67,6 +69,10 @@ class Contender:
     @property
     def label(self) -> str:
         return f"{self.role} (selected)" if self.selected else self.role
+
+    @property
+    def cost_text(self) -> str:
+        return UNKNOWN if self.cost is None else money(self.cost)
 
 
 def contenders_of(evidence: Evidence) -> tuple[Contender, ...]:
@@ -101,8 +107,11 @@ def _with_cost(model: Contender, evidence: Evidence) -> Contender:
     selected = replace(model, selected=model.role == evidence.verdict.winner)
     costs, terms = evidence.verdict.costs, evidence.protocol.cost
     number = next((number for number, cost in enumerate(costs) if cost.role == model.role), None)
-    if number is None or (cost := costs[number]).total is None or cost.interval is None or terms is None:
+    if number is None or terms is None:
         return selected
+    cost = costs[number]
+    if cost.total is None or cost.interval is None:
+        return replace(selected, cost_at=f"verdict.costs.{number}.missing.0")
     months, (low, high) = terms.horizon_months, cost.interval
     return replace(
         selected,
@@ -113,12 +122,12 @@ def _with_cost(model: Contender, evidence: Evidence) -> Contender:
 
 
 def contenders(evidence: Evidence) -> Chart:
-    """Return the contenders with their intervals: score against cost a month, or scores alone if a cost is not known.
+    """Return the contenders with their intervals: score against cost a month, or scores alone if no cost is known.
 
     The band is from the incumbent's score to the score with the minimum gain.
     """
     models, verdict = contenders_of(evidence), evidence.verdict
-    if all(model.cost is not None for model in models):
+    if any(model.cost is not None for model in models):
         return _score_against_cost(models, verdict)
     return _scores(models, verdict)
 
@@ -149,19 +158,24 @@ def _tick_text(verdict: Verdict, value: float) -> str:
 
 
 def _score_against_cost(models: Sequence[Contender], verdict: Verdict) -> Chart:
+    """Return the chart with the models whose cost is not known in a strip at its right edge."""
     height, base = 300.0, verdict.incumbent_score
     up = _span(models, verdict, length=height)
-    across = Scale(0.0, 1.1 * max((model.cost_interval or (0.0, model.cost or 0.0))[1] for model in models) or 1.0)
+    largest = 1.1 * max((model.cost_interval or (0.0, model.cost or 0.0))[1] for model in models)
+    some_unknown = any(model.cost is None for model in models)
+    across = Scale(0.0, largest or 1.0, PRICED if some_unknown else 100.0)
     top, bottom = up.down(base + verdict.minimum_gain), up.down(base)
     marks: list[Mark] = [Box(0, top, 100, round(bottom - top, 2), "band")]
     marks += axes(
         across, up, names=("cost a month", "score"), forms=(lambda x: f"{x:,g}", lambda y: _tick_text(verdict, y))
     )
     marks += [Line(0, bottom, 100, bottom, "guide")]
-    shifts, heights = _shifts(models, across), _label_heights([up.down(model.score) for model in models], height)
-    for model, shift, label_y in zip(models, shifts, heights, strict=True):
-        assert model.cost is not None
-        x, y = across.at(model.cost), up.down(model.score)
+    if some_unknown:
+        marks += [Line(PRICED, 0, PRICED, height, "guide"), Text(100, -12, f"cost {UNKNOWN}", "name", "end")]
+    positions = [(PRICED + 100) / 2 if model.cost is None else across.at(model.cost) for model in models]
+    shifts, heights = _shifts(positions), _label_heights([up.down(model.score) for model in models], height)
+    for model, x, shift, label_y in zip(models, positions, shifts, heights, strict=True):
+        y = up.down(model.score)
         low, high = (up.down(end) for end in _ends(model, base))
         marks += [Line(x, low, x, high, f"whisker {model.tone}", shift)]
         if model.cost_interval is not None:
@@ -174,16 +188,19 @@ def _score_against_cost(models: Sequence[Contender], verdict: Verdict) -> Chart:
 
 
 def _dot(x: float, y: float, model: Contender, *, shift: float = 0.0) -> Dot:
-    cost = "" if model.cost is None else f", {money(model.cost)} a month"
+    cost = "" if model.cost_at is None else f", {_cost(model)}"
     return Dot(x, y, 7 if model.selected else 5.5, f"dot {model.tone}", shift, f"{model.role}{cost}")
 
 
-def _shifts(models: Sequence[Contender], across: Scale) -> list[float]:
+def _cost(model: Contender) -> str:
+    return f"cost {UNKNOWN}" if model.cost is None else f"{model.cost_text} a month"
+
+
+def _shifts(positions: Sequence[float]) -> list[float]:
     """Return pixels by which to move each contender, so that those of nearly the same cost are next to each other."""
     shifts: list[float] = []
-    positions = [across.at(model.cost or 0.0) for model in models]
     for index, position in enumerate(positions):
-        same = [other for other in range(len(models)) if abs(positions[other] - position) < SAME_COST]
+        same = [other for other in range(len(positions)) if abs(positions[other] - position) < SAME_COST]
         shifts.append(18.0 * (same.index(index) - (len(same) - 1) / 2))
     return shifts
 
@@ -220,7 +237,7 @@ def _scores(models: Sequence[Contender], verdict: Verdict) -> Chart:
 def _described(models: Sequence[Contender], verdict: Verdict) -> str:
     parts = []
     for model in models:
-        cost = "" if model.cost is None else f" at {money(model.cost)} a month"
+        cost = "" if model.cost_at is None else f" at {_cost(model)}"
         parts.append(f"{model.label} {_score_text(verdict, model.score)}{cost}")
     return "Contenders: " + ", ".join(parts) + ". The table has the intervals."
 

@@ -1,5 +1,6 @@
 """The measured costs and the cost of each contender at the recipe's volume, in sentences and in Markdown."""
 
+from collections.abc import Sequence
 from statistics import fmean
 
 from tailorbird.evaluation.gates.prices import CostTerms
@@ -116,9 +117,13 @@ def cost_answer(evidence: Evidence) -> str:
         shown = [role for role in dict.fromkeys((verdict.winner, "incumbent", "candidate")) if role in known]
         listed = ", ".join(f"{named(role)} {money(known[role])}" for role in shown)
         volume = f"{terms.requests_per_month:,.0f} requests a month, with the training of this run spread over "
-        if verdict.winner in known:
-            return f"A month costs, in the recipe's currency: {listed}. At {volume}{terms.horizon_months:g} months."
-        return f"The cost of {named(verdict.winner)} is not assessable: {', '.join(costs[verdict.winner].missing)}."
+        sentences = [
+            f"A month costs, in the recipe's currency: {listed}. At {volume}{terms.horizon_months:g} months."
+            if shown
+            else "",
+            *_not_assessable(verdict.costs),
+        ]
+        return " ".join(filter(None, sentences))
     unpriced = "The recipe has no prices (`evaluation.cost`), so there is no cost a month."
     if verdict.cost_ratio is not None and evidence.cost.device is not None:
         estimate, low, high = verdict.cost_ratio
@@ -127,3 +132,12 @@ def cost_answer(evidence: Evidence) -> str:
             f"{cost_basis(verdict.cost_unit)}, measured on {evidence.cost.device.name}). {unpriced}"
         )
     return f"The cost of serving was not measured. {unpriced}"
+
+
+def _not_assessable(costs: Sequence[ContenderCost]) -> list[str]:
+    """Return a sentence for each set of reasons, with the contenders whose cost is not assessable for them."""
+    roles: dict[tuple[str, ...], list[str]] = {}
+    for cost in costs:
+        if cost.missing:
+            roles.setdefault(cost.missing, []).append(named(cost.role))
+    return [f"The cost of {', '.join(names)} is {UNKNOWN}: {', '.join(why)}." for why, names in roles.items()]

@@ -23,8 +23,9 @@ from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
 from tests.browser import WIDTHS, OpenPage, accessibility_faults, broken_links, keyboard_faults, overflow
 from tests.unit.console.test_states import NOW, RUN, add_champion, add_progress, html_of
-from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
+from tests.unit.evaluation.report.test_html import PARTLY_PRICED, SIMULATIONS, evidence_for
 from tests.unit.evaluation.report.test_version_comparison import stored
+from tests.unit.evaluation.simulated import evidence_of
 from tests.unit.interface.test_notebook import ANSWER, page_in
 from tests.unit.monitoring.test_recommendation import ALARM, TODAY, day_of, decided, failing, report
 from tests.unit.serving.http.application import application, request
@@ -92,6 +93,7 @@ def nothing(_paths: TaskPaths) -> None:
 TASK, PAGE_OF_RUN = "icd10-chapters", f"icd10-chapters/runs/{RUN}"
 PAGES: dict[str, Callable[[Path], str]] = {
     **{f"report {outcome}": partial(report_page, outcome) for outcome in SIMULATIONS},
+    "report with a cost that is not known": lambda _: to_html(evidence_of(PARTLY_PRICED)),
     "answers in a notebook": answers_page,
     "comparison in a notebook": comparison_page,
     "watch without answers": lambda _: watch_page(),

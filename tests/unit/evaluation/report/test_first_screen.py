@@ -9,8 +9,10 @@ import pytest
 
 from tailorbird.evaluation.report import charts
 from tailorbird.evaluation.report.html import to_html
+from tailorbird.evaluation.verdict.contender_costs import money
 from tailorbird.pages.charts import Box, Dot
-from tests.unit.evaluation.report.test_html import SIMULATIONS, Page, evidence_for, value_at
+from tests.unit.evaluation.report.test_html import PARTLY_PRICED, SIMULATIONS, Page, evidence_for, value_at
+from tests.unit.evaluation.simulated import evidence_of
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
@@ -45,6 +47,22 @@ def test_contenders_of_nearly_the_same_cost_are_drawn_next_to_each_other() -> No
     at_left = [dot.shift for dot in dots if dot.x < charts.SAME_COST]
     assert len(at_left) > 1
     assert len(set(at_left)) == len(at_left)
+
+
+def test_a_cost_that_is_not_known_hides_none_of_the_known_costs() -> None:
+    evidence = evidence_of(PARTLY_PRICED)
+    costs = {model.role: model.cost for model in charts.contenders_of(evidence)}
+    assert [role for role, cost in costs.items() if cost is None] == ["endpoint_zero_shot"]
+    dots = {str(mark.title): mark.x for mark in charts.contenders(evidence).marks if isinstance(mark, Dot)}
+    at = {title.partition(",")[0]: x for title, x in dots.items()}
+    assert at["endpoint_zero_shot"] > charts.PRICED > at["incumbent"] > at["bag_of_words"] > 0
+    assert "endpoint_zero_shot, cost not assessable" in dots
+    page = Page(to_html(evidence))
+    first = page.text[: page.text.index("Candidate against incumbent")]
+    assert all(f"{money(cost)}" in first for cost in costs.values() if cost is not None)
+    why = "m at https://api.example.org/v1 does not report its tokens"
+    assert f"The cost of endpoint_zero_shot is not assessable: {why}" in first
+    assert f"A month costs, in the recipe's currency: the incumbent {money(costs['incumbent'] or 0)}" in first
 
 
 def test_every_value_links_to_its_exact_value_and_every_section_is_in_the_contents() -> None:
