@@ -135,6 +135,19 @@ def test_a_page_is_accessible_and_fits_each_width(open_page: OpenPage, tmp_path:
     assert broken_links(page) == []
 
 
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("report ")])
+def test_the_four_answers_of_a_report_are_on_the_first_screen(open_page: OpenPage, tmp_path: Path, name: str) -> None:
+    (tmp_path / "page.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
+    page = open_page((tmp_path / "page.html").as_uri())
+    page.set_viewport_size({"width": 1200, "height": 800})
+    ends = page.evaluate(
+        """Object.fromEntries([...document.querySelectorAll(".verdict, .answers > section")]
+        .map(part => [part.querySelector("h2").firstChild.textContent.trim(), part.getBoundingClientRect().bottom]))"""
+    )
+    assert list(ends) == ["What should I do?", "How sure is this?", "What does it cost?", "What would change it?"]
+    assert {question: end for question, end in ends.items() if end > 800} == {}
+
+
 @pytest.mark.parametrize("outcome", SIMULATIONS)
 def test_a_report_shows_outcome_and_interval(open_page: OpenPage, tmp_path: Path, outcome: str) -> None:
     verdict = evidence_for(outcome).verdict
