@@ -330,12 +330,12 @@ def sweep(trials: Sequence[TrialRecord]) -> Chart:
     across = Scale(0.0, len(trials) + 1.0)
     tuned = [trial for trial in trials if trial.status != PRETRAINED]
     best = max(tuned, key=lambda trial: trial.validation, default=None)
-    shown = {index + 1.0: trial.trial for index, trial in enumerate(trials)} if len(trials) <= MAX_NAMED else {}
+    shown = {index + 1.0: trial.name for index, trial in enumerate(trials)} if len(trials) <= MAX_NAMED else {}
     forms = (lambda x: shown.get(x, ""), lambda y: f"{y:.4g}")
     marks = axes(across, up, names=("trial", "validation score"), forms=forms, ticks=(len(shown) + 1, 4))
     for index, trial in enumerate(trials):
         kind = "chosen" if trial is best else "other" if trial.status == PRETRAINED else "candidate"
-        where, title = across.at(index + 1.0), f"{trial.trial}: {trial.validation:.4f} ({trial.status})"
+        where, title = across.at(index + 1.0), f"{trial.name}: {trial.validation:.4f} ({trial.status})"
         marks.append(Dot(where, up.down(trial.validation), 6 if trial is best else 4.5, f"dot {kind}", title=title))
     return Chart(tuple(marks), height, "validation score of each trial; see the table", "plot short")
 
@@ -361,7 +361,7 @@ def epochs(trials: Sequence[TrialRecord]) -> Chart | None:
         tone = "chosen" if trial is best else "incumbent"
         points = [(across.at(epoch + 1.0), up.down(score), 0) for epoch, score in enumerate(trial.scores)]
         marks += path(points, kind=f"path {tone}")
-        title = f"{trial.trial}: {', '.join(f'{score:.4f}' for score in trial.scores)} ({trial.status})"
+        title = f"{trial.name}: {', '.join(f'{score:.4f}' for score in trial.scores)} ({trial.status})"
         marks += [Dot(x, y, 4.0, f"dot {tone}", title=title) for x, y, _ in points]
     return Chart(tuple(marks), height, "validation score of each trial by epoch; see the table", "plot medium")
 

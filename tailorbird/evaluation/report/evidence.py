@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from cluster.code_snapshot import CodeVersion
+from cluster.display.state import trial_name
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, TrainingUsage
@@ -63,6 +64,11 @@ class TrialRecord:
     seconds: float  # time in training steps
     status: str
     scores: tuple[float, ...] = ()  # validation score after each epoch; none for a baseline
+
+    @property
+    def name(self) -> str:
+        """The name for people: that of the baseline, or `trial` with the end of the id, as in the terminal."""
+        return self.trial if self.status == PRETRAINED else trial_name(self.trial)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, JsonValue
 
+from cluster.display.state import trial_name
 from tailorbird.evaluation.statistics.power import MAX_ROWS
 from tailorbird.evaluation.verdict.contender_costs import money
 from tailorbird.evaluation.verdict.formatting import p_text, points
@@ -58,6 +59,7 @@ FORMS: Mapping[str, Callable[[Any], str]] = {
     "money": money,
     "p": p_text,
     "plain": plain,
+    "trial": trial_name,
     "time": lambda time: f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
     "rows": _rows,
 }

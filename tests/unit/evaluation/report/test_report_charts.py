@@ -20,26 +20,26 @@ def test_the_bound_of_the_cost_gate_is_described_in_the_currency() -> None:
 
 
 def test_the_chart_of_the_sweep_marks_the_best_trial_and_omits_failed_ones() -> None:
-    trials = (("probe", 0, 0.9, PRETRAINED), ("first", 2, 0.7, "completed"), ("second", 2, 0.8, "completed"))
+    trials = (("probe", 0, 0.9, PRETRAINED), ("1af31", 2, 0.7, "completed"), ("17b62", 2, 0.8, "completed"))
     rows = [
         TrialRecord(name, "full", {}, epochs, score, 1.0, status)
         for name, epochs, score, status in (*trials, ("broken", 0, 0.0, "failed"))
     ]
     marks = {mark.title: mark.kind for mark in charts.sweep(rows).marks if isinstance(mark, Dot)}
     kinds = {title.partition(":")[0]: kind for title, kind in marks.items()}
-    assert kinds == {"probe": "dot other", "first": "dot candidate", "second": "dot chosen"}
+    assert kinds == {"probe": "dot other", "trial 1af31": "dot candidate", "trial 17b62": "dot chosen"}
 
 
 def test_the_learning_curve_of_each_trial_is_drawn_over_the_best_baseline() -> None:
     trials = [
         TrialRecord("probe", "probe", {}, 0, 0.75, 0.0, PRETRAINED),
-        TrialRecord("short", "full", {}, 1, 0.6, 1.0, "stopped", scores=(0.6,)),
-        TrialRecord("best", "full", {}, 3, 0.9, 1.0, "completed", scores=(0.7, 0.8, 0.9)),
+        TrialRecord("1af31", "full", {}, 1, 0.6, 1.0, "stopped", scores=(0.6,)),
+        TrialRecord("17b62", "full", {}, 3, 0.9, 1.0, "completed", scores=(0.7, 0.8, 0.9)),
     ]
     chart = charts.epochs(trials)
     assert chart is not None
     dots = [(mark.title.partition(":")[0], mark.kind) for mark in chart.marks if isinstance(mark, Dot)]
-    assert dots == [("short", "dot incumbent"), *[("best", "dot chosen")] * 3]
+    assert dots == [("trial 1af31", "dot incumbent"), *[("trial 17b62", "dot chosen")] * 3]
     lines = [mark.kind for mark in chart.marks if isinstance(mark, Line)]
     assert (lines.count("path chosen"), lines.count("guide")) == (2, 1)
     assert {"1", "2", "3"} <= {mark.text for mark in chart.marks if isinstance(mark, Text)}
