@@ -1,6 +1,7 @@
 """What `tailorbird init` warns about: languages that the base model may not know, unequal classes, unequal splits."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -47,11 +48,14 @@ def uneven_classes(counts: Counter[str], *, least: int) -> str | None:
 
 def split_warnings(splits: Splits) -> tuple[str, ...]:
     """Return a warning for each split of other rows than the test rows: class shares or text lengths differ."""
-    test, warnings = _sample(splits.test), []
-    for name in ("validation", "train"):
-        differences = split_differences(
-            _sample(getattr(splits, name)), test=test, names=(name, "test"), least=LEAST_FACTOR
-        )
+    return sample_warnings({name: _sample(getattr(splits, name)) for name in ("validation", "train", "test")})
+
+
+def sample_warnings(samples: Mapping[str, SplitSample]) -> tuple[str, ...]:
+    """Return a warning for each sample that differs from that of `test`; `samples` are by the name of the split."""
+    warnings = []
+    for name in (name for name in samples if name != "test"):
+        differences = split_differences(samples[name], test=samples["test"], names=(name, "test"), least=LEAST_FACTOR)
         if differences:
             warnings.append(
                 f"{name} and test differ by more than chance (p < {ALPHA:g} after Holm's correction) and by a factor "

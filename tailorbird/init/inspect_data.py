@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tailorbird.config.data import DataConfig
 from tailorbird.data.conversations import answer_fault, conversation_of
 from tailorbird.data.loader import SPLIT_FRACTIONS, read_splits
 from tailorbird.data.parquet import parquet_files
-from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_roles
+from tailorbird.data.profiling.column_roles import ColumnRoles, infer_column_roles, roles_of
 from tailorbird.data.profiling.languages import Languages, languages_of
 from tailorbird.data.profiling.sample import SAMPLE_ROWS, Sample, count_rows, read_sample
 from tailorbird.data.profiling.token_lengths import TokenLengths, conversation_lengths, text_lengths
 from tailorbird.data.quality import DataReport, clean, leaks_between
 from tailorbird.data.rows import Conversation, DataError
 from tailorbird.data.tasks import data_task
-from tailorbird.init.data_warnings import split_warnings
+from tailorbird.evaluation.statistics.split_differences import SplitSample
+from tailorbird.init.data_warnings import sample_warnings, split_warnings
 from tailorbird.init.task_defaults import DEFAULTS
 from tailorbird.init.time_budget import DraftRows
 from tailorbird.models.base_model import staged_base_model
@@ -56,6 +59,7 @@ class SplitCheck:
     fault: str | None = None  # reason why a run would reject the rows
     rejected: tuple[str, ...] = ()  # reasons why candidate columns cannot be `split_by`
     warnings: tuple[str, ...] = ()  # differences between named splits that are larger than chance
+    compared: str | None = None  # rows of each split that were compared, if not all
 
 
 @dataclass(frozen=True)
@@ -193,11 +197,13 @@ def max_length(summary: DataSummary) -> int:
 def check_splits(summary: DataSummary) -> SplitCheck:
     """Read and check the rows as a run does, and return the first column that splits them without a leak, if any.
 
-    If the data is too large to read, return the most likely column without a check.
+    If the data is too large to read, return the most likely column without a check, and compare samples of the splits.
     """
     keys = [key.name for key in summary.roles.keys[:MAX_KEYS]]
     if not summary.sample.is_whole or summary.num_train + summary.num_test > 2 * SAMPLE_ROWS:
-        return SplitCheck(keys[0] if keys and summary.uris.test is None else None)
+        if summary.uris.test is None:  # a run draws the splits at random
+            return SplitCheck(keys[0] if keys else None)
+        return _compare_samples(summary)
     rejected: list[str] = []
     for key in (*keys, None):
         try:
@@ -212,6 +218,32 @@ def check_splits(summary: DataSummary) -> SplitCheck:
                 return SplitCheck(None, fault=str(error), rejected=tuple(rejected))
             rejected.append(f"{key} cannot be split_by: {error}")
     raise AssertionError("the last key is None")
+
+
+def _compare_samples(summary: DataSummary) -> SplitCheck:
+    """Return the differences between samples of the named splits, or the column that one of them lacks."""
+    assert summary.uris.test is not None
+    samples = {"validation": read_sample(summary.uris.validation)} if summary.uris.validation is not None else {}
+    samples |= {"train": summary.sample, "test": read_sample(summary.uris.test)}
+    try:
+        compared = {name: _split_sample(sample, roles=summary.roles) for name, sample in samples.items()}
+    except DataError as error:
+        return SplitCheck(None, fault=str(error))
+    seen = ", ".join(f"{sample.num_sampled:,} of {sample.num_rows:,} {name}" for name, sample in samples.items())
+    note = f"init compared the first rows only ({seen} rows), which differ if the files are sorted"
+    return SplitCheck(
+        None, warnings=tuple(f"{warning}; {note}" for warning in sample_warnings(compared)), compared=seen
+    )
+
+
+def _split_sample(sample: Sample, *, roles: ColumnRoles) -> SplitSample:
+    """Return the labels and text lengths of a sample, with the most likely column to split by as documents."""
+    found = roles_of(sample, roles=roles)
+    lengths = np.array([len(text) for text in texts_in(found)], dtype=np.float64)
+    labels = () if found.label is None else tuple(str(label) for label in found.label.column.values)
+    key = sample.column(roles.keys[0].name) if roles.keys and found.label is not None else None
+    documents = None if key is None else tuple(value or f"row {row}" for row, value in enumerate(key.values))
+    return SplitSample(labels, lengths, documents)
 
 
 def _offline_tokenizer(base_model: str, *, registry: str) -> Any:

@@ -78,7 +78,14 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
 def _warnings(summary: DataSummary, check: SplitCheck, budget: TimeBudget) -> tuple[str, ...]:
     language = _language_warning(summary)
     time = _expected_time(summary, budget) if budget.is_over else None
-    return tuple(warning for warning in (language, *check.warnings, time) if warning is not None)
+    uneven = _uneven_classes(summary)
+    metric = None if uneven is None else f"evaluation.metric is macro_f1: {uneven}"
+    return tuple(warning for warning in (language, metric, *check.warnings, time) if warning is not None)
+
+
+def _uneven_classes(summary: DataSummary) -> str | None:
+    label = summary.roles.label
+    return None if label is None else uneven_classes(label.column.counts, least=FEW_CLASS_ROWS)
 
 
 def _language_warning(summary: DataSummary) -> str | None:
@@ -167,6 +174,10 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
         yield from _comments(_checked(check.report))
     else:
         yield "  # `tailorbird init` did not check all rows, because there are too many. `tailorbird run` checks them."
+        if check.compared is not None:
+            yield from _comments(
+                [f"Class shares and text lengths were compared on the first rows: {check.compared} rows"]
+            )
 
 
 def _rows_seen(summary: DataSummary) -> Iterator[str]:
@@ -304,8 +315,7 @@ def _metric(summary: DataSummary) -> str:
         words = sum(map(len, answers)) / max(1, len(answers))
         metric = "rouge_l" if words > 8 else "token_f1" if words > 1.5 else "exact_match"
         return f"{metric}  # answers have {words:.1f} words on average"
-    counts = summary.roles.label.column.counts
-    reason = uneven_classes(counts, least=FEW_CLASS_ROWS)
+    counts, reason = summary.roles.label.column.counts, _uneven_classes(summary)
     if reason is not None:
         return f"macro_f1  # {reason}"
     share = max(counts.values()) / sum(counts.values())

@@ -67,6 +67,23 @@ def infer_column_roles(sample: Sample, *, text: str | None = None, label: str | 
     )
 
 
+def roles_of(sample: Sample, *, roles: ColumnRoles) -> ColumnRoles:
+    """Return the roles of text, label, prompt, completion and messages for another sample, by their column names.
+
+    Raises DataError if the sample lacks one of these columns.
+    """
+    found: dict[str, ColumnRole] = {}
+    for name in ("text", "label", "prompt", "completion", "messages"):
+        role: ColumnRole | None = getattr(roles, name)
+        if role is None:
+            continue
+        column = sample.column(role.name)
+        if column is None:
+            raise DataError(f"{sample.uri} has no column {role.name!r} that a recipe can use, but the training rows do")
+        found[name] = ColumnRole(column, role.reason)
+    return ColumnRoles(**found)
+
+
 def _input_roles(sample: Sample, *, text: str | None, label: str | None) -> ColumnRoles:
     if text is None and label is None:
         messages = next((column for column in sample.columns if column.kind == "messages"), None)

@@ -147,6 +147,35 @@ def test_the_draft_reports_that_large_data_is_read_in_part(tmp_path: Path, monke
     assert recipe.data.split_by == "patient_id"
 
 
+@pytest.mark.parametrize("share", [0.03, 0.18])
+def test_named_splits_of_large_data_are_compared_by_their_first_rows(
+    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailorbird.data.profiling.sample.SAMPLE_ROWS", 1500)
+    source, rng = tmp_path / "rows", np.random.default_rng(5)
+    source.mkdir()
+    for number, (split, of_split) in enumerate({"train": 0.18, "validation": share, "test": 0.18}.items()):
+        columns = notes(3000, seed=number)
+        out_of_scope = rng.random(3000) < of_split
+        columns["ward"] = np.where(out_of_scope, "out of scope", rng.choice(["eyes", "surgery"], 3000)).tolist()
+        pq.write_table(pa.table(columns), source / f"{split}.parquet", row_group_size=500)
+    draft = write_recipe(str(source), tmp_path / "task.yaml", options=DraftOptions())
+    compared = [warning for warning in draft.warnings if warning.startswith("validation and test differ")]
+    assert len(compared) == (share == 0.03)
+    assert all("init compared the first rows only (1,500 of 3,000 validation, 1,500 of" in text for text in compared)
+    text = " ".join((tmp_path / "task.yaml").read_text().replace("#", "").split())
+    assert "compared on the first rows: 1,500 of 3,000 validation, 1,500 of 3,000 train, 1,500 of 3,000 test" in text
+
+
+def test_uneven_classes_are_a_warning_with_the_metric(tmp_path: Path) -> None:
+    columns = notes(600, seed=1)
+    columns["ward"] = ["eyes" if row % 10 else "surgery" for row in range(600)]
+    pq.write_table(pa.table(columns), tmp_path / "notes.parquet")
+    draft = write_recipe(str(tmp_path / "notes.parquet"), tmp_path / "task.yaml", options=DraftOptions())
+    assert draft.recipe.evaluation.metric == "macro_f1"
+    assert "evaluation.metric is macro_f1: the largest class has 90% of the rows, so" in " ".join(draft.warnings)
+
+
 def test_an_existing_recipe_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine")
@@ -201,7 +230,8 @@ def test_rows_of_real_data_sets_pass_the_checks_of_the_drafted_recipe(name: str,
         pq.write_table(table, source / file.name)
     draft = write_recipe(str(source), path, options=DraftOptions())
     recipe = draft.recipe
-    assert [warning for warning in draft.warnings if not warning.startswith("A run takes")] == []
+    expected = ("A run takes", "evaluation.metric is macro_f1") if name == "hatecheck" else "A run takes"
+    assert [warning for warning in draft.warnings if not warning.startswith(expected)] == []
     assert recipe.task == ("chat" if name == "medquad_sft" else "classification")
     assert recipe.data.split_by == {"medquad_sft": "focus", "hatecheck": "templ_id"}.get(name)
     text = " ".join(path.read_text().replace("#", "").split())
