@@ -124,6 +124,9 @@ class Predictions:
         def texts(name: str) -> tuple[str, ...]:
             return tuple(table[name].to_pylist())
 
+        def numbers(name: str) -> NDArray[np.float64]:
+            return np.array(table[name].to_pylist(), dtype=np.float64)  # `to_numpy` would import pandas
+
         groups = [name for name in names if name.startswith(GROUP_PREFIX)]
         measures = [name for name in names if name.startswith(MEASURE_PREFIX)]
         return cls(
@@ -131,11 +134,11 @@ class Predictions:
             row_ids=texts("row_id"),
             labels=texts("label"),
             outputs=texts("output"),
-            scores=table["score"].to_numpy(),
-            confidences=table["confidence"].to_numpy(),
-            calibrated=table["calibrated"].to_numpy(),
+            scores=numbers("score"),
+            confidences=numbers("confidence"),
+            calibrated=numbers("calibrated"),
             groups={name.removeprefix(GROUP_PREFIX): texts(name) for name in groups},
-            measures={name.removeprefix(MEASURE_PREFIX): table[name].to_numpy() for name in measures},
+            measures={name.removeprefix(MEASURE_PREFIX): numbers(name) for name in measures},
             clusters=texts(CLUSTER) if CLUSTER in names else None,
             logprobs=tuple(map(tuple, table[LOGPROBS].to_pylist())) if LOGPROBS in names else None,
         )

@@ -1,18 +1,25 @@
 """Reports and stored pages on this machine, and downloads."""
 
 import json
+import subprocess
+import sys
 import webbrowser
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from tailorbird.cli.app import app
 from tailorbird.cli.options import ExitCode
 from tailorbird.evaluation.statistics import bootstrap
 from tailorbird.evaluation.verdict import power
-from tests.unit.checks.finished_run import concluded
+from tailorbird.storage.paths import TaskPaths
+from tests import console_registry as made
+from tests.unit.checks.finished_run import ROOT, concluded
+from tests.unit.cli.test_app import LARGE
 from tests.unit.evaluation.simulated import Simulation
 
 
@@ -43,6 +50,33 @@ def test_without_an_option_the_page_and_the_options_that_show_it_are_printed(run
     assert f"page: {run}/report.html\n" in output
     assert "add --open" in output
     assert json.loads(invoke("report", run, "--json"))["file"] is None
+
+
+COMMANDS = """
+import json, sys
+from tailorbird.cli.app import app
+from tailorbird.evaluation.statistics import bootstrap
+from tailorbird.evaluation.verdict import power
+bootstrap.NUM_RESAMPLES, power.NUM_TESTS, power.NUM_SEARCH_TESTS = 200, 50, 50
+commands, large = map(json.loads, sys.argv[1:])
+for command in commands:
+    app(command, standalone_mode=False)
+    print("imported by", command[0], *sorted(set(large) & set(sys.modules)))
+"""
+"""A program that runs commands and prints which large packages they import; its verdict is that of `run`."""
+
+
+def test_commands_that_only_read_import_no_large_package(run: str, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((ROOT / "recipes" / "icd10_demo.yaml").read_text(encoding="utf-8"))
+    task = run.rpartition("/runs/")[0]
+    recipe |= {"registry": task.rpartition("/")[0], "name": task.rpartition("/")[2]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    made.add_version(TaskPaths(task), "lora-2", kind="bag_of_words", at=datetime(2026, 11, 28, tzinfo=UTC))
+    commands = [["models", str(tmp_path / "recipe.yaml")], ["report", run], ["verify", run], ["compare", run, run]]
+    code = [sys.executable, "-c", COMMANDS, json.dumps(commands), json.dumps(LARGE)]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = [line for line in done.stdout.splitlines() if line.startswith("imported by")]
+    assert imported == [f"imported by {command[0]}" for command in commands]
 
 
 def test_open_shows_a_copy_of_the_page_in_the_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
