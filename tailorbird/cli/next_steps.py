@@ -15,7 +15,7 @@ def download(uri: str) -> str:
 
 
 def after_run(run: str, *, winner: str, champion: str | None, recipe: str | None) -> list[str]:
-    """Return the commands that follow a run, with their purpose.
+    """Return the two or three commands that follow a run, with their purpose.
 
     `winner` and `champion` are URIs of versions. `recipe` is the path that `promote` and `serve` read; None if they
     would not act on this run.
@@ -25,7 +25,9 @@ def after_run(run: str, *, winner: str, champion: str | None, recipe: str | None
         if winner != champion:
             steps[f"make {winner.rpartition('/')[2]} the champion"] = f"tailorbird promote {shlex.quote(recipe)}"
         steps["serve the champion"] = f"tailorbird serve {shlex.quote(recipe)}"
-    return ["next steps:", *aligned(steps | {"recompute the verdict": f"tailorbird verify {shlex.quote(run)}"})]
+    if len(steps) < 3:
+        steps["recompute the verdict"] = f"tailorbird verify {shlex.quote(run)}"
+    return ["next steps:", *aligned(steps)]
 
 
 def aligned(steps: Mapping[str, str]) -> list[str]:

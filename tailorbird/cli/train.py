@@ -92,7 +92,7 @@ def run(
         from tailorbird.pipeline.run import run_pipeline
 
         result = run_pipeline(loaded, progress=progress)
-    _print_verdict(result.evidence, recipe=recipe, as_json=as_json)
+    print_verdict(result.evidence, recipe=recipe, as_json=as_json)
 
 
 def baseline(recipe: options.RecipePath, overrides: options.Overrides = None, as_json: options.AsJson = False) -> None:
@@ -142,11 +142,11 @@ def evaluate(recipe: options.RecipePath, overrides: options.Overrides = None, as
         from tailorbird.pipeline.run import run_pipeline
 
         result = run_pipeline(loaded, progress=progress, may_train=False)
-    _print_verdict(result.evidence, recipe=recipe, as_json=as_json)
+    print_verdict(result.evidence, recipe=recipe, as_json=as_json)
 
 
-def _print_verdict(evidence: "Evidence", *, recipe: str, as_json: bool) -> None:
-    """Print the verdict of a run and the commands that follow it.
+def print_verdict(evidence: "Evidence", *, recipe: str, as_json: bool) -> None:
+    """Print the verdict of a run, what is served next, and the commands that follow; the report has the reasons.
 
     Commands without overrides act on the task of the recipe as it is in the file. If overrides have changed the task,
     the commands that read the recipe are omitted.
@@ -154,7 +154,7 @@ def _print_verdict(evidence: "Evidence", *, recipe: str, as_json: bool) -> None:
     from cluster.job_package import RECIPE_FILE
     from tailorbird.cli.next_steps import after_run
     from tailorbird.config.base import RecipeError
-    from tailorbird.evaluation.report.console import detail_lines, verdict_panel
+    from tailorbird.evaluation.report.console import verdict_panel
 
     run, winner = evidence.run, evidence.winner.uri
     try:
@@ -164,7 +164,7 @@ def _print_verdict(evidence: "Evidence", *, recipe: str, as_json: bool) -> None:
     path = "RECIPE" if recipe == RECIPE_FILE else recipe  # the name of a submitted job's copy means nothing to its user
     steps = after_run(run, winner=winner, champion=evidence.champion, recipe=path if is_of_file else None)
     value = {"run": run, "winner": winner, "verdict": evidence.verdict.model_dump(mode="json")}
-    options.print_result(value, as_json=as_json, lines=detail_lines(evidence))
-    if not as_json:
-        title = f"verdict: {evidence.verdict.outcome}"
-        options.print_panel(Console(), [*verdict_panel(evidence), f"evidence: {run}", *steps], title=title)
+    if as_json:
+        options.print_result(value, as_json=True, lines=())
+        return
+    options.print_panel(Console(), [*verdict_panel(evidence), *steps], title=f"verdict: {evidence.verdict.outcome}")

@@ -9,21 +9,7 @@ from tailorbird.evaluation.verdict.types import Verdict
 
 
 def verdict_lines(evidence: Evidence) -> list[str]:
-    """Return lines with the verdict and its details."""
-    verdict = evidence.verdict
-    return [verdict.sentence(), f"  {verdict.numbers()}", *detail_lines(evidence)]
-
-
-def verdict_panel(evidence: Evidence) -> list[str]:
-    """Return the verdict in words and in numbers, and the version that is served next."""
-    verdict, winner = evidence.verdict, evidence.winner
-    version = f"{winner.uri.rpartition('/')[2]} ({model_name(winner.kind)})"
-    served = f"the champion {version}, as before" if winner.uri == evidence.champion else f"{version}, once promoted"
-    return [verdict.sentence(), verdict.numbers(), f"served next: {served}"]
-
-
-def detail_lines(evidence: Evidence) -> list[str]:
-    """Return lines with the reasons of the verdict, the gates, the power of the test and a table of scores.
+    """Return lines with the verdict, its reasons, the gates, the power of the test and a table of scores.
 
     The gates are those of the hybrid or the further contender if it is selected, and of the candidate otherwise.
     """
@@ -34,6 +20,8 @@ def detail_lines(evidence: Evidence) -> list[str]:
     gates = ", ".join(f"{gate.name} {gate.state}" for gate in verdict.shown.gates)
     gated = "candidate" if verdict.shown is verdict else verdict.winner
     return [
+        verdict.sentence(),
+        f"  {verdict.numbers()}",
         *([f"  {sentence}"] if (sentence := outlook_sentence(evidence)) else []),
         *(f"  - {reason}" for reason in verdict.reasons),
         *([f"  gates of the {gated}: {gates}"] if gates else []),
@@ -46,6 +34,14 @@ def detail_lines(evidence: Evidence) -> list[str]:
         "",
         *table,
     ]
+
+
+def verdict_panel(evidence: Evidence) -> list[str]:
+    """Return the verdict in words and in numbers, and the version that is served next."""
+    verdict, winner = evidence.verdict, evidence.winner
+    version = f"{winner.uri.rpartition('/')[2]} ({model_name(winner.kind)})"
+    served = f"the champion {version}, as before" if winner.uri == evidence.champion else f"{version}, once promoted"
+    return [verdict.sentence(), verdict.numbers(), f"served next: {served}"]
 
 
 def score_cells(score: ModelScore) -> tuple[str, str, str, str]:

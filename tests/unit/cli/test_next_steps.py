@@ -2,8 +2,12 @@
 
 import pytest
 
-from tailorbird.cli.next_steps import after_run, download
+from tailorbird.cli.next_steps import after_run, aligned, download
+from tailorbird.cli.train import print_verdict
+from tailorbird.config.loader import load_recipe
 from tests.docs.test_pages import unknown_part
+from tests.unit.checks.finished_run import ROOT
+from tests.unit.evaluation.report.test_html import evidence_for
 
 RUN, PROBE, LORA = (f"s3://models/topics/{name}" for name in ("runs/0f3a", "versions/probe-1", "versions/lora-2"))
 
@@ -11,8 +15,8 @@ RUN, PROBE, LORA = (f"s3://models/topics/{name}" for name in ("runs/0f3a", "vers
 @pytest.mark.parametrize(
     ("champion", "recipe", "verbs"),
     [
-        (None, "my task.yaml", ["report", "promote", "serve", "verify"]),
-        (PROBE, "my task.yaml", ["report", "promote", "serve", "verify"]),
+        (None, "my task.yaml", ["report", "promote", "serve"]),
+        (PROBE, "my task.yaml", ["report", "promote", "serve"]),
         (LORA, "my task.yaml", ["report", "serve", "verify"]),
         (PROBE, None, ["report", "verify"]),
     ],
@@ -35,3 +39,24 @@ def test_a_path_with_a_space_is_quoted_and_the_version_is_named() -> None:
 
 def test_a_download_goes_to_a_folder_that_the_uploaded_one_does_not_block() -> None:
     assert download("s3://lake/icd10/") == "tailorbird data get s3://lake/icd10/ icd10-copy"
+
+
+def test_a_run_ends_with_one_panel(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(ROOT / "recipes" / "icd10_demo.yaml")
+    evidence = evidence_for("FINE_TUNE").model_copy(update={"recipe": load_recipe(recipe)})
+    print_verdict(evidence, recipe=recipe, as_json=False)
+    version = evidence.winner.uri.rpartition("/")[2]
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        evidence.verdict.sentence(),
+        evidence.verdict.numbers(),
+        f"served next: {version} (fine-tuned model), once promoted",
+        "next steps:",
+        *aligned(
+            {
+                "read the report": f"tailorbird report {evidence.run} --open",
+                f"make {version} the champion": f"tailorbird promote {recipe}",
+                "serve the champion": f"tailorbird serve {recipe}",
+            }
+        ),
+    ]

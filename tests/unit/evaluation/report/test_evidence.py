@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tailorbird.evaluation.gates.calibration import ece
-from tailorbird.evaluation.report.console import detail_lines, verdict_lines, verdict_panel
+from tailorbird.evaluation.report.console import verdict_lines, verdict_panel
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.evidence_files import read_evidence, render_files, write_evidence
 from tailorbird.evaluation.report.model_scores import reliability_bins
@@ -84,7 +84,6 @@ def test_a_run_ends_with_the_verdict_and_what_is_served_next() -> None:
     assert (sentence, numbers) == (evidence.verdict.sentence(), evidence.verdict.numbers())
     version = evidence.winner.uri.rpartition("/")[2]
     assert served == f"served next: {version} (fine-tuned model), once promoted"
-    assert not {sentence, f"  {numbers}"} & set(detail_lines(evidence))  # the verdict is printed once
 
 
 def test_a_champion_that_wins_is_served_as_before() -> None:
