@@ -285,6 +285,14 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     text += f"assuming that {DEFAULTS[task].assumption}. To detect a smaller gain, use more test rows"
     yield from _comments([text])
     yield f"  expected_gain: {gain:g}"
+    yield from _comments(
+        [
+            "Remove the # of the next line to also test a cascade: a cheap model answers where it is confident, and a "
+            "more expensive one otherwise. It is one more comparison on the same test rows, often the fourth, so to prove the "
+            "same gain takes up to 6% more of them"
+        ]
+    )
+    yield "  # hybrid: {by: cascade}"
     if task == "classification":
         yield "  # In a regulated domain, set `regulated: true`. A gate that cannot be assessed then prevents a change."
         if not summary.roles.groups:

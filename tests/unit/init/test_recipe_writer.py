@@ -13,6 +13,8 @@ import pytest
 
 from cluster.progress import ActivityEvent, reporting_to
 from tailorbird.config.answers import AnswersConfig, JsonFieldsConfig
+from tailorbird.config.evaluation import HybridConfig
+from tailorbird.config.loader import parse_recipe
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.tasks import TaskName
 from tailorbird.data.loader import read_splits
@@ -95,6 +97,19 @@ def test_named_splits_are_used_and_a_leaking_key_is_rejected(tmp_path: Path) -> 
     assert recipe.data.split_by is None
     assert re.search("patient_id cannot be split_by: 30 values of split_by are in both train and validation", text)
     assert "With about 120 test rows" in text
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_a_cascade_is_drafted_as_a_comment(tmp_path: Path, is_chat: bool) -> None:
+    rows = notes(300, seed=1)
+    columns = {"prompt": rows["note"], "completion": rows["patient_id"]} if is_chat else rows
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    recipe, text = drafted(tmp_path / "rows.parquet")
+    assert (recipe.evaluation.hybrid, recipe.task) == (None, "chat" if is_chat else "classification")
+    assert "one more comparison on the same test rows" in text
+    path = tmp_path / "out" / "my_task.yaml"
+    used = path.read_text().replace("  # hybrid:", "  hybrid:")
+    assert parse_recipe(used.encode(), path=path).evaluation.hybrid == HybridConfig(by="cascade")
 
 
 @pytest.mark.parametrize("as_messages", [True, False])
