@@ -1,10 +1,11 @@
 """`tailorbird init`: draft a recipe from Parquet files, with a reason for each value."""
 
+import json
 import os
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.statistics.answer_metrics import unreadable
 from tailorbird.init import inspect_data as inspection
 from tailorbird.init.data_warnings import language_warning, uneven_classes
+from tailorbird.init.examples import example_texts
 from tailorbird.init.inspect_data import DataSummary, DraftOptions, SplitCheck, conversations_in, texts_in
 from tailorbird.init.task_defaults import DEFAULTS, expected_gain, minimum_gain
 from tailorbird.init.time_budget import MAX_SECONDS, RunSettings, TimeBudget, fit_settings
@@ -58,7 +60,7 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
     summary = inspection.inspect_data(source, options=options)
     progress.activity("comparing the splits of the sample")
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "my-task"
-    check = inspection.check_splits(summary)
+    check = replace(inspection.check_splits(summary), examples=example_texts(summary))
     progress.activity("choosing settings that end in time")
     budget = TimeBudget(RunSettings(_epochs(summary)), None)
     first = parse_recipe(recipe_text(summary, check, budget, name=name, registry=options.registry).encode(), path=path)
@@ -96,7 +98,7 @@ def _language_warning(summary: DataSummary) -> str | None:
 
 def recipe_text(summary: DataSummary, check: SplitCheck, budget: TimeBudget, *, name: str, registry: str) -> str:
     lines = [*_head(summary, budget, name=name, registry=registry), *_data(summary, check, budget.settings)]
-    lines += [*_training(summary, budget), *_evaluation(summary, budget.settings)]
+    lines += [*_training(summary, budget), *_evaluation(summary, budget.settings), *_examples(check.examples)]
     lines += ["# Set `license` to add a license to the model cards, for example `license: apache-2.0`."]
     lines += [f"registry: {_yaml(registry)}"]
     return "\n".join(lines) + "\n"
@@ -285,18 +287,32 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     text += f"assuming that {DEFAULTS[task].assumption}. To detect a smaller gain, use more test rows"
     yield from _comments([text])
     yield f"  expected_gain: {gain:g}"
-    yield from _comments(
-        [
-            "Remove the # of the next line to also test a cascade: a cheap model answers where it is confident, and a "
-            "more expensive one otherwise. It is one more comparison on the same test rows, often the fourth, so to prove the "
-            "same gain takes up to 6% more of them"
-        ]
+    text = (
+        "Remove the # of the next line to also test a cascade: a cheap model answers where it is confident, and a more "
     )
+    text += (
+        "expensive one otherwise. It is one more comparison on the same test rows, often the fourth, so to prove the "
+    )
+    yield from _comments([f"{text}same gain takes up to 6% more of them"])
     yield "  # hybrid: {by: cascade}"
     if task == "classification":
         yield "  # In a regulated domain, set `regulated: true`. A gate that cannot be assessed then prevents a change."
         if not summary.roles.groups:
             yield "  # Also set `gates: {groups: null}`, because the data has no groups."
+
+
+def _examples(texts: Sequence[str]) -> Iterator[str]:
+    if texts:
+        seen = "These are training rows, and no test row has the same text. If everyone may read them, remove the #"
+        yield from _comments([f"The page of the service and the model cards can show examples. {seen}"], indent="")
+        yield from (
+            "# serving:",
+            "#   examples:",
+            *(f"#     - {json.dumps(text, ensure_ascii=False)}" for text in texts),
+        )
+    else:
+        yield "# The page of the service can show examples. Write texts that are not test rows, and remove the #:"
+        yield '# serving: {examples: ["a first text", "a second text"]}'
 
 
 def _answer_texts(summary: DataSummary) -> list[str]:

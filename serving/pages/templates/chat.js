@@ -103,6 +103,7 @@ function setBusy(busy) {
   byId("stop").hidden = !busy;
   byId("new").hidden = busy || !byId("messages").children.length;
   byId("examples-field").hidden = byId("messages").children.length > 0 || !byId("examples").children.length;
+  byId("no-examples").hidden = byId("messages").children.length > 0 || byId("examples").children.length > 0;
   if (busy && hadFocus) byId("stop").focus();
 }
 

@@ -80,6 +80,7 @@ function showOthers() {
 function showExamples() {
   const texts = served.examples.length ? served.examples : champion().classes.slice(0, NUM_CLASSES_SHOWN);
   byId("examples-field").hidden = !texts.length;
+  byId("no-examples").hidden = texts.length > 0;
   byId("examples-name").textContent = served.examples.length ? "Examples" : "Names of classes, as examples";
   byId("examples").replaceChildren(...texts.map(text => element("li", {}, element("button", {
     type: "button", className: "quiet small", text, onclick: () => { byId("text").value = text; submit(); },

@@ -102,7 +102,7 @@ def test_named_splits_are_used_and_a_leaking_key_is_rejected(tmp_path: Path) -> 
 @pytest.mark.parametrize("is_chat", [True, False])
 def test_a_cascade_is_drafted_as_a_comment(tmp_path: Path, is_chat: bool) -> None:
     rows = notes(300, seed=1)
-    columns = {"prompt": rows["note"], "completion": rows["patient_id"]} if is_chat else rows
+    columns = {"prompt": rows["note"], "completion": rows["note"][::-1]} if is_chat else rows
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
     recipe, text = drafted(tmp_path / "rows.parquet")
     assert (recipe.evaluation.hybrid, recipe.task) == (None, "chat" if is_chat else "classification")
@@ -180,6 +180,36 @@ def test_named_splits_of_large_data_are_compared_by_their_first_rows(
     assert all("init compared the first rows only (1,500 of 3,000 validation, 1,500 of" in text for text in compared)
     text = " ".join((tmp_path / "task.yaml").read_text().replace("#", "").split())
     assert "compared on the first rows: 1,500 of 3,000 validation, 1,500 of 3,000 train, 1,500 of 3,000 test" in text
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_examples_are_drafted_from_training_rows_that_are_no_test_rows(tmp_path: Path, is_chat: bool) -> None:
+    source, path = tmp_path / "rows", tmp_path / "out" / "my_task.yaml"
+    source.mkdir()
+    for seed, split in enumerate(("train", "validation", "test")):
+        columns = notes(200 if split == "train" else 60, seed=seed)
+        columns["note"] = [f"{text} as seen" for text in columns["note"]]
+        if split != "validation":
+            columns["note"][:2] = ["a text of both splits", "write to ann@example.org about it"]
+        if is_chat:
+            columns = {"prompt": columns["note"], "completion": columns["note"][::-1]}
+        pq.write_table(pa.table(columns), source / f"{split}.parquet")
+        if split == "test":
+            tested = set(columns["prompt" if is_chat else "note"])
+    recipe, text = drafted(source)
+    assert (recipe.serving.examples, recipe.task) == ((), "chat" if is_chat else "classification")
+    assert "If everyone may read them, remove the" in text
+    head, _, tail = path.read_text().partition("# serving:")
+    used = head + "serving:" + re.sub("^#(   *[e-])", r"\1", tail, flags=re.MULTILINE)
+    examples = parse_recipe(used.encode(), path=path).serving.examples
+    assert len(examples) == 3
+    assert not tested & set(examples)
+
+
+def test_examples_are_left_to_the_author_if_a_run_splits_the_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table(notes(300, seed=1)), tmp_path / "rows.parquet")
+    _, text = drafted(tmp_path / "rows.parquet")
+    assert "Write texts that are not test rows, and remove the :" in text  # without the # of each comment
 
 
 def test_uneven_classes_are_a_warning_with_the_metric(tmp_path: Path) -> None:

@@ -258,6 +258,18 @@ def test_both_models_answer_side_by_side_and_feedback_is_logged(
     assert list(rated.values()) == ["bad"]
 
 
+def test_a_chat_without_examples_says_how_to_add_them(open_page: OpenPage, serve: Serve, models: Models) -> None:
+    with serve(models.nearest, fields={}) as url:
+        page = open_page(url)
+        hint = page.get_by_text("This service has no examples. To show some here, set serving.examples in the recipe")
+        hint.wait_for()
+        assert faults(page) == []
+        page.get_by_label("Your message").fill(QUESTIONS[0])
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Copy").wait_for()
+        assert not hint.is_visible()
+
+
 def test_an_answer_can_be_copied_and_a_request_stopped(open_page: OpenPage, chats: str) -> None:
     page = open_page(link(chats, QUESTIONS[0]))
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
