@@ -72,7 +72,8 @@ async function answer(model, reply, question, signal) {
       if (choice && choice.finish_reason) {
         facts.push(chunk.version);
         if (choice.finish_reason === "length") facts.push("cut at the token limit");
-        if (choice.answered_by) facts.push("by the " + choice.answered_by + " part");
+        if (choice.answered_by) facts.push("by the " + choice.answered_by + " part" + (choice.fallback ? " (fallback)" : ""));
+        if (choice.reported_model) facts.push("endpoint: " + choice.reported_model);
         if (choice.confidence !== undefined) facts.push("similarity " + choice.confidence.toFixed(2));
       }
       if (chunk.usage) facts.push(chunk.usage.prompt_tokens + " tokens in, " + chunk.usage.completion_tokens + " out");

@@ -19,6 +19,9 @@ from tailorbird.evaluation.baselines.linear_head import HeadData
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import build_index
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.hybrids import hybrid_config
+from tailorbird.registry.routing import Routing
 from tailorbird.registry.versions import (
     ModelVersion,
     Prompting,
@@ -29,6 +32,7 @@ from tailorbird.registry.versions import (
     write_config,
 )
 from tests import small_chat
+from tests.endpoint_server import MODEL
 
 COST = "1.20 a month at 10,000 requests"
 CLASSES = ("animals", "plants", "weather")
@@ -69,6 +73,16 @@ def register_nearest(task_uri: str, folder: Path, *, base: str) -> ModelVersion:
     retrieval = Retrieval(num_examples=1, max_prompt_tokens=64, index_sha256=index_sha256(files))
     prompting = Prompting(system=SYSTEM, max_new_tokens=24, retrieval=retrieval)
     return _register(task_uri, folder, files=files, config=_config("nearest", prompting=prompting, base_model=base))
+
+
+def register_cascade(task_uri: str, folder: Path, *, first: ModelVersion, url: str) -> ModelVersion:
+    """Register a cascade whose second part is the endpoint at `url`; it answers texts that are not in `ANSWERS`."""
+    endpoint = Endpoint(url=url, model="m", reported_model=MODEL)
+    prompting = Prompting(system=SYSTEM, max_new_tokens=24)
+    fields = {"prompting": prompting, "base_model": first.base_model, "endpoint": endpoint}
+    second = _register(task_uri, folder / "second", files={}, config=_config("endpoint_zero_shot", **fields))
+    routing = Routing(by="cascade", threshold=0.99)
+    return _register(task_uri, folder / "both", files={}, config=hybrid_config(first, second=second, routing=routing))
 
 
 def save_chat_base(folder: Path) -> str:

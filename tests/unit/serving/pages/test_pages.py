@@ -18,6 +18,7 @@ from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
 from tailorbird.registry.versions import ModelVersion
 from tests.browser import WIDTHS, OpenPage, accessibility_faults, keyboard_faults, overflow
+from tests.endpoint_server import MODEL, Reply, endpoint_server, event, last_events, refusal, stream
 from tests.unit.serving.pages import replicas
 
 EXAMPLES = ("a cat <b>sleeps</b>", "snow and rain")
@@ -256,6 +257,29 @@ def test_both_models_answer_side_by_side_and_feedback_is_logged(
     rated = {row["request_id"]: row["label"] for row in feedback}
     assert [row["version"] for row in answers if row["request_id"] in rated] == [models.nearest.version]
     assert list(rated.values()) == ["bad"]
+
+
+def test_the_page_of_a_hybrid_shows_the_part_a_fallback_and_the_model_of_an_endpoint(
+    open_page: OpenPage, serve: Serve, models: Models
+) -> None:
+    away = False
+
+    def reply(_body: Any, _number: int) -> Reply:
+        return refusal(401, "no") if away else stream([event("a stone"), event(end="stop"), *last_events()])
+
+    task = (models.folder / "registry" / "letters").as_uri()
+    with endpoint_server(reply) as server:
+        hybrid = replicas.register_cascade(task, models.folder / "cascade", first=models.nearest, url=server.url)
+        with serve(hybrid, fields={"examples": QUESTIONS}) as url:
+            page = open_page(link(url, "which thing is hard and grey"))
+            page.get_by_text(f"by the second part; endpoint: {MODEL}").wait_for()
+            assert page.locator(".reply .content").inner_text() == "a stone"
+            assert faults(page) == []
+            away = True
+            page.get_by_label("Your message").fill("which thing is soft and red")
+            page.keyboard.press("Enter")
+            page.get_by_text("by the first part (fallback)").wait_for()
+            assert faults(page) == []
 
 
 def test_a_chat_without_examples_says_how_to_add_them(open_page: OpenPage, serve: Serve, models: Models) -> None:
