@@ -1,5 +1,6 @@
 """All stored pages in a real browser: accessible, without overflow and requests, and usable with the keyboard alone."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,6 +31,7 @@ from tests.unit.interface.test_notebook import ANSWER, page_in
 from tests.unit.monitoring.test_recommendation import ALARM, TODAY, day_of, decided, failing, report
 from tests.unit.serving.http.application import application, request
 
+SHEET_WIDTH = 672  # CSS pixels of A4 (210 mm) between the margins of 16 mm
 EXPIRED = "2026-01-01T00:00:00+00:00"
 
 
@@ -146,6 +148,25 @@ def test_the_four_answers_of_a_report_are_on_the_first_screen(open_page: OpenPag
     )
     assert list(ends) == ["What should I do?", "How sure is this?", "What does it cost?", "What would change it?"]
     assert {question: end for question, end in ends.items() if end > 800} == {}
+
+
+@pytest.mark.parametrize("name", ["report FINE_TUNE", "report HYBRID"])
+def test_a_report_is_printed_within_the_sheet(open_page: OpenPage, tmp_path: Path, name: str) -> None:
+    (tmp_path / "page.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
+    page = open_page((tmp_path / "page.html").as_uri())
+    page.emulate_media(media="print")
+    assert overflow(page, width=SHEET_WIDTH) == 0
+    wider = page.evaluate(
+        """[...document.querySelectorAll("main, .wide, table, figure, pre, dl")]
+        .filter(part => part.checkVisibility() && part.scrollWidth > part.clientWidth + 1)
+        .map(part => part.outerHTML.slice(0, 80))"""
+    )
+    assert wider == []
+    protocol = page.locator("details.printed pre")  # closed on the screen
+    assert (protocol.is_visible(), page.locator("#values").is_visible()) == (True, False)
+    printed = page.pdf(format="A4", prefer_css_page_size=True)
+    assert printed.startswith(b"%PDF-")
+    assert 4 < len(re.findall(rb"/Type\s*/Page\b", printed)) < 25
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)
