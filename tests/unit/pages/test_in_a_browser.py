@@ -14,17 +14,19 @@ import tailorbird
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
+from tailorbird.evaluation.report.evidence import PairedExample
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.interface.answers import Answers
 from tailorbird.monitoring.recommendation import recommend
 from tailorbird.monitoring.render import render_page
 from tailorbird.monitoring.report import Report
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
 from tests.browser import WIDTHS, OpenPage, accessibility_faults, broken_links, keyboard_faults, overflow
 from tests.unit.console.test_states import NOW, RUN, add_champion, add_progress, html_of
-from tests.unit.evaluation.report.test_html import PARTLY_PRICED, SIMULATIONS, evidence_for
+from tests.unit.evaluation.report.test_html import CASCADE, PARTLY_PRICED, SIMULATIONS, evidence_for
 from tests.unit.evaluation.report.test_version_comparison import stored
 from tests.unit.evaluation.simulated import evidence_of
 from tests.unit.interface.test_notebook import ANSWER, page_in
@@ -33,6 +35,11 @@ from tests.unit.serving.http.application import application, request
 
 SHEET_WIDTH = 672  # CSS pixels of A4 (210 mm) between the margins of 16 mm
 EXPIRED = "2026-01-01T00:00:00+00:00"
+EXAMPLES = tuple(
+    PairedExample(str(row), better, "a text " * 20, "a", {"candidate": "a", "incumbent": "b" * 60}, {"candidate": 1.0})
+    for row, better in enumerate(("candidate", "incumbent"))
+)
+ENDPOINT = Endpoint(url="https://api.example.org/v1", model="m", reported_model="m-2026-01-01")
 
 
 def report_page(outcome: str, _folder: Path) -> str:
@@ -88,6 +95,14 @@ def add_many_runs(paths: TaskPaths) -> None:
     made.add_looks(paths, *(made.add_run(paths, f"{number:016x}", at=at) for number, at in enumerate(times)))
 
 
+def add_damaged_run(paths: TaskPaths) -> None:
+    """Write a champion whose run has a damaged progress record and evidence."""
+    add_champion(paths, days_ago=8)
+    add_progress(paths, RUN, minutes_ago=9)
+    for uri in (paths.progress(RUN), f"{paths.run(RUN)}/evidence.json"):
+        Path(uri.removeprefix("file://")).write_text("{", encoding="utf-8")
+
+
 def nothing(_paths: TaskPaths) -> None:
     """Write nothing."""
 
@@ -96,6 +111,10 @@ TASK, PAGE_OF_RUN = "icd10-chapters", f"icd10-chapters/runs/{RUN}"
 PAGES: dict[str, Callable[[Path], str]] = {
     **{f"report {outcome}": partial(report_page, outcome) for outcome in SIMULATIONS},
     "report with a cost that is not known": lambda _: to_html(evidence_of(PARTLY_PRICED)),
+    "report of a cascade": lambda _: to_html(evidence_of(CASCADE)),
+    "report with examples and an endpoint": lambda _: to_html(
+        evidence_for("FINE_TUNE").model_copy(update={"examples": EXAMPLES, "endpoint": ENDPOINT})
+    ),
     "answers in a notebook": answers_page,
     "comparison in a notebook": comparison_page,
     "watch without answers": lambda _: watch_page(),
@@ -122,6 +141,8 @@ PAGES: dict[str, Callable[[Path], str]] = {
         PAGE_OF_RUN,
         lambda paths: add_progress(paths, RUN, minutes_ago=9, status="failed", error="TrainingFailed: " + "x" * 200),
     ),
+    "console, damaged records": partial(console_page, None, add_damaged_run),
+    "console, run with damaged records": partial(console_page, PAGE_OF_RUN, add_damaged_run),
     "console, missing": partial(console_page, "none", nothing, status=404),
 }
 """Stored pages by name and state, each as a function of a folder that returns its HTML."""

@@ -80,6 +80,13 @@ PARTLY_PRICED = Simulation(
     evaluation={"cost": {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_cpu_hour": 0.05}},
 )
 """A run with an external endpoint that has no prices and does not report its tokens."""
+CASCADE = Simulation(
+    num_rows=1000,
+    evaluation={"hybrid": {"by": "cascade"}},
+    routing=Routing("cascade", threshold=0.7),
+    costs=on_cpu(SECONDS),
+)
+"""A run that tested a cascade of the incumbent and the candidate."""
 VOID = ("meta", "br")
 
 
