@@ -72,16 +72,18 @@ def roles_of(sample: Sample, *, roles: ColumnRoles) -> ColumnRoles:
 
     Raises DataError if the sample lacks one of these columns.
     """
-    found: dict[str, ColumnRole] = {}
-    for name in ("text", "label", "prompt", "completion", "messages"):
-        role: ColumnRole | None = getattr(roles, name)
+
+    def found(role: ColumnRole | None) -> ColumnRole | None:
         if role is None:
-            continue
+            return None
         column = sample.column(role.name)
         if column is None:
             raise DataError(f"{sample.uri} has no column {role.name!r} that a recipe can use, but the training rows do")
-        found[name] = ColumnRole(column, role.reason)
-    return ColumnRoles(**found)
+        return ColumnRole(column, role.reason)
+
+    return ColumnRoles(
+        found(roles.text), found(roles.label), found(roles.prompt), found(roles.completion), found(roles.messages)
+    )
 
 
 def _input_roles(sample: Sample, *, text: str | None, label: str | None) -> ColumnRoles:

@@ -35,9 +35,10 @@ from tests.unit.serving.http.application import application, request
 
 SHEET_WIDTH = 672  # CSS pixels of A4 (210 mm) between the margins of 16 mm
 EXPIRED = "2026-01-01T00:00:00+00:00"
-EXAMPLES = tuple(
-    PairedExample(str(row), better, "a text " * 20, "a", {"candidate": "a", "incumbent": "b" * 60}, {"candidate": 1.0})
-    for row, better in enumerate(("candidate", "incumbent"))
+OUTPUTS, SCORES = {"candidate": "a", "incumbent": "b" * 60}, {"candidate": 1.0, "incumbent": 0.0}
+EXAMPLES = (
+    PairedExample("1", "candidate", "a text " * 20, "a", OUTPUTS, SCORES),
+    PairedExample("2", "incumbent", "another text", "b", None, SCORES),
 )
 ENDPOINT = Endpoint(url="https://api.example.org/v1", model="m", reported_model="m-2026-01-01")
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.stats.meta_analysis import combine_effects
 
 from tailorbird.config.evaluation import SubgroupGateConfig
 from tailorbird.evaluation.gates.base import Gate, State
@@ -163,6 +164,18 @@ def test_changes_are_shrunken_to_their_mean_and_to_one_value_if_they_differ_by_c
     assert all(0 < move < 0.05 for move in centre)
     assert -0.10 < shrunken[2] < 0 < shrunken[1]
     assert shrunken_changes([(0.05, 0.01)]) == [0.05]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.05])
+def test_shrunken_changes_are_those_of_statsmodels(spread: float) -> None:
+    generator = np.random.default_rng(3)
+    for _ in range(50):
+        errors = generator.uniform(0.005, 0.05, 6)
+        changes = generator.normal(0.02, spread, 6) + errors * generator.normal(size=6)
+        pooled = combine_effects(changes, errors**2, method_re="iterated")
+        own = pooled.tau2 / (pooled.tau2 + errors**2)
+        expected = own * changes + (1 - own) * pooled.mean_effect_re
+        assert shrunken_changes(list(zip(changes, errors, strict=True))) == pytest.approx(expected, abs=1e-12)
 
 
 def test_each_bound_has_the_shrunken_change() -> None:

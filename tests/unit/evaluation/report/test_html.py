@@ -75,8 +75,10 @@ ON_GPU = Simulation(
 PARTLY_PRICED = Simulation(
     candidate=0.70,
     contenders={"endpoint_zero_shot": 0.69, "bag_of_words": 0.66},
-    costs=on_cpu({role: SECONDS[role] for role in ("incumbent", "candidate", "bag_of_words")})
-    | {"endpoint_zero_shot": ServingUsage((0.1,) * 5, tokens=Tokens("m at https://api.example.org/v1", (), ()))},
+    costs={
+        **on_cpu({role: SECONDS[role] for role in ("incumbent", "candidate", "bag_of_words")}),
+        "endpoint_zero_shot": ServingUsage((0.1,) * 5, tokens=Tokens("m at https://api.example.org/v1", (), ())),
+    },
     evaluation={"cost": {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_cpu_hour": 0.05}},
 )
 """A run with an external endpoint that has no prices and does not report its tokens."""
