@@ -79,7 +79,7 @@ PARTLY_PRICED = Simulation(
         **on_cpu({role: SECONDS[role] for role in ("incumbent", "candidate", "bag_of_words")}),
         "endpoint_zero_shot": ServingUsage((0.1,) * 5, tokens=Tokens("m at https://api.example.org/v1", (), ())),
     },
-    evaluation={"cost": {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_cpu_hour": 0.05}},
+    evaluation=SIMULATIONS["FINE_TUNE"].evaluation,
 )
 """A run with an external endpoint that has no prices and does not report its tokens."""
 CASCADE = Simulation(
