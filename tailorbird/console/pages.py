@@ -17,6 +17,7 @@ from tailorbird.console.tasks import TaskSummary
 from tailorbird.console.times import parse_time, relative_text, time_text
 from tailorbird.console.versions import Change, VersionsPage
 from tailorbird.evaluation.report import charts as report_charts
+from tailorbird.evaluation.report import contender_chart
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.report.figures import FORMS, TONES
 from tailorbird.evaluation.verdict.formatting import interval_name, model_name, outcome_basis, size
@@ -108,6 +109,7 @@ def _templates() -> Environment:
     templates.globals |= {
         "draw": own_charts,
         "report_draw": report_charts,
+        "contender_chart": contender_chart,
         "tones": TONES,
         "states": RunState,
         "max_looks": MAX_LOOKS,

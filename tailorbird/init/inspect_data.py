@@ -239,10 +239,10 @@ def _compare_samples(summary: DataSummary) -> SplitCheck:
 
 def _split_sample(sample: Sample, *, roles: ColumnRoles) -> SplitSample:
     """Return the labels and text lengths of a sample, with the most likely column to split by as documents."""
-    found = roles_of(sample, roles=roles)
-    lengths = np.array([len(text) for text in texts_in(found)], dtype=np.float64)
-    labels = () if found.label is None else tuple(str(label) for label in found.label.column.values)
-    key = sample.column(roles.keys[0].name) if roles.keys and found.label is not None else None
+    own = roles_of(sample, roles=roles)
+    lengths = np.array([len(text) for text in texts_in(own)], dtype=np.float64)
+    labels = () if own.label is None else tuple(str(label) for label in own.label.column.values)
+    key = sample.column(roles.keys[0].name) if roles.keys and own.label is not None else None
     documents = None if key is None else tuple(value or f"row {row}" for row, value in enumerate(key.values))
     return SplitSample(labels, lengths, documents)
 

@@ -73,7 +73,7 @@ def roles_of(sample: Sample, *, roles: ColumnRoles) -> ColumnRoles:
     Raises DataError if the sample lacks one of these columns.
     """
 
-    def found(role: ColumnRole | None) -> ColumnRole | None:
+    def here(role: ColumnRole | None) -> ColumnRole | None:
         if role is None:
             return None
         column = sample.column(role.name)
@@ -82,7 +82,7 @@ def roles_of(sample: Sample, *, roles: ColumnRoles) -> ColumnRoles:
         return ColumnRole(column, role.reason)
 
     return ColumnRoles(
-        found(roles.text), found(roles.label), found(roles.prompt), found(roles.completion), found(roles.messages)
+        here(roles.text), here(roles.label), here(roles.prompt), here(roles.completion), here(roles.messages)
     )
 
 

@@ -3,8 +3,8 @@
 from tailorbird.evaluation.report.costs import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence, MixRecord, ModelScore
 from tailorbird.evaluation.report.outlook import outlook_sentence
-from tailorbird.evaluation.statistics.power import MAX_ROWS
-from tailorbird.evaluation.verdict.formatting import model_name, rows_text, size
+from tailorbird.evaluation.statistics.power import MAX_ROWS, rows_text
+from tailorbird.evaluation.verdict.formatting import model_name, size
 from tailorbird.evaluation.verdict.types import Verdict
 
 

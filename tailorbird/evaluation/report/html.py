@@ -11,7 +11,7 @@ from pydantic import BaseModel, JsonValue
 
 from tailorbird.config.base import digest
 from tailorbird.evaluation.predictions import ROW_METRICS
-from tailorbird.evaluation.report import charts, costs
+from tailorbird.evaluation.report import charts, contender_chart, costs
 from tailorbird.evaluation.report.console import mix_sentence, seed_sentence, streaming_sentence
 from tailorbird.evaluation.report.evidence import PRETRAINED, Evidence
 from tailorbird.evaluation.report.figures import FIELD_NAMES, TONES, UNLISTED, Figures
@@ -58,6 +58,7 @@ def to_html(evidence: Evidence) -> str:
         figures=Figures(evidence),
         contents=[],  # filled with the id and the title of each section
         draw=charts,
+        contender_chart=contender_chart,
         parts=PARTS,
         duties=load_duties(),
         protocol_sha256=digest(evidence.protocol),

@@ -2,7 +2,8 @@
 
 from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.report.evidence import Evidence, ModelScore
-from tailorbird.evaluation.verdict.formatting import PERCENTAGES, model_name, rows_text, size
+from tailorbird.evaluation.statistics.power import rows_text
+from tailorbird.evaluation.verdict.formatting import PERCENTAGES, model_name, size
 from tailorbird.evaluation.verdict.types import Verdict
 
 PRETRAINED_ALONE = ("zero_shot", "centroid", "probe", "few_shot")

@@ -179,6 +179,11 @@ def _rows(rows: int, gain: float) -> RowsNeeded:
     return RowsNeeded(rows, f"{rows:,} rows give 80% power at a true gain of {100 * gain:.4g} points")
 
 
+def rows_text(rows: int | None) -> str:
+    """Return a number of rows needed: `about 2,903 test rows`; None is more than the search tries."""
+    return f"more than {MAX_ROWS:,} test rows" if rows is None else f"about {rows:,} test rows"
+
+
 def no_rows(gain: float, minimum_gain: float) -> RowsNeeded:
     """Return that no number of rows is enough, because the gain is not above the minimum gain."""
     gains = f"the expected gain of {100 * gain:.4g} points is not above the minimum gain of {100 * minimum_gain:.4g}"

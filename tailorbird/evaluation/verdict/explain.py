@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.statistics.paired import Comparison
+from tailorbird.evaluation.statistics.power import rows_text
 from tailorbird.evaluation.verdict.assess import Assessment
-from tailorbird.evaluation.verdict.formatting import cost_basis, p_text, points, rows_text, size
+from tailorbird.evaluation.verdict.formatting import cost_basis, p_text, points, size
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridPart
 from tailorbird.evaluation.verdict.power import VerdictPower

@@ -2,7 +2,6 @@
 
 from tailorbird.config.answers import ANSWER_METRICS
 from tailorbird.evaluation.predictions import ROW_METRICS
-from tailorbird.evaluation.statistics.power import MAX_ROWS
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -56,11 +55,6 @@ def size(share: float) -> str:
     """Return a share in percentage points without a sign: `1 point`, `2.5 points`."""
     number = f"{100 * share:.4g}"
     return f"{number} {'point' if number == '1' else 'points'}"
-
-
-def rows_text(rows: int | None) -> str:
-    """Return a number of rows needed: `about 2,903 test rows`; None is more than the search tries."""
-    return f"more than {MAX_ROWS:,} test rows" if rows is None else f"about {rows:,} test rows"
 
 
 def interval_name(level: float) -> str:

@@ -26,7 +26,8 @@ from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
 from tests.browser import WIDTHS, OpenPage, accessibility_faults, broken_links, keyboard_faults, overflow
 from tests.unit.console.test_states import NOW, RUN, add_champion, add_progress, html_of
-from tests.unit.evaluation.report.test_html import CASCADE, PARTLY_PRICED, SIMULATIONS, evidence_for
+from tests.unit.evaluation.report.test_first_screen import CASCADE, PARTLY_PRICED
+from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.evaluation.report.test_version_comparison import stored
 from tests.unit.evaluation.simulated import evidence_of
 from tests.unit.interface.test_notebook import ANSWER, page_in

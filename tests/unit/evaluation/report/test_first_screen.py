@@ -7,12 +7,32 @@ from itertools import pairwise
 
 import pytest
 
-from tailorbird.evaluation.report import charts
+from tailorbird.evaluation.gates.cost import ServingUsage, Tokens
+from tailorbird.evaluation.report import contender_chart as charts
 from tailorbird.evaluation.report.html import to_html
 from tailorbird.evaluation.verdict.contender_costs import money
 from tailorbird.pages.charts import Box, Dot
-from tests.unit.evaluation.report.test_html import PARTLY_PRICED, SIMULATIONS, Page, evidence_for, value_at
-from tests.unit.evaluation.simulated import evidence_of
+from tailorbird.registry.routing import Routing
+from tests.unit.evaluation.report.test_html import SECONDS, SIMULATIONS, Page, evidence_for, value_at
+from tests.unit.evaluation.simulated import Simulation, evidence_of, on_cpu
+
+PARTLY_PRICED = Simulation(
+    candidate=0.70,
+    contenders={"endpoint_zero_shot": 0.69, "bag_of_words": 0.66},
+    costs={
+        **on_cpu({role: SECONDS[role] for role in ("incumbent", "candidate", "bag_of_words")}),
+        "endpoint_zero_shot": ServingUsage((0.1,) * 5, tokens=Tokens("m at https://api.example.org/v1", (), ())),
+    },
+    evaluation=SIMULATIONS["FINE_TUNE"].evaluation,
+)
+"""A run with an external endpoint that has no prices and does not report its tokens."""
+CASCADE = Simulation(
+    num_rows=1000,
+    evaluation={"hybrid": {"by": "cascade"}},
+    routing=Routing("cascade", threshold=0.7),
+    costs=on_cpu(SECONDS),
+)
+"""A run that tested a cascade of the incumbent and the candidate."""
 
 
 @pytest.mark.parametrize("outcome", SIMULATIONS)

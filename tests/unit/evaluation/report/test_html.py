@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tailorbird.evaluation.gates.cost import ServingDevice, ServingUsage, Tokens, TrainingUsage
+from tailorbird.evaluation.gates.cost import ServingDevice, ServingUsage, TrainingUsage
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.costs import cost_sentence, costs_by_digest
 from tailorbird.evaluation.report.evidence import (
@@ -72,23 +72,6 @@ ON_GPU = Simulation(
     },
     serving={"min_replicas": 0, "gpus_per_replica": 1},
 )
-PARTLY_PRICED = Simulation(
-    candidate=0.70,
-    contenders={"endpoint_zero_shot": 0.69, "bag_of_words": 0.66},
-    costs={
-        **on_cpu({role: SECONDS[role] for role in ("incumbent", "candidate", "bag_of_words")}),
-        "endpoint_zero_shot": ServingUsage((0.1,) * 5, tokens=Tokens("m at https://api.example.org/v1", (), ())),
-    },
-    evaluation=SIMULATIONS["FINE_TUNE"].evaluation,
-)
-"""A run with an external endpoint that has no prices and does not report its tokens."""
-CASCADE = Simulation(
-    num_rows=1000,
-    evaluation={"hybrid": {"by": "cascade"}},
-    routing=Routing("cascade", threshold=0.7),
-    costs=on_cpu(SECONDS),
-)
-"""A run that tested a cascade of the incumbent and the candidate."""
 VOID = ("meta", "br")
 
 
