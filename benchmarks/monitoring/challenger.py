@@ -11,7 +11,14 @@ days. The false decisions promote a challenger that answers exactly as well as t
 - scores: answers have scores from 0 to 1 (chat) with these means and a Beta distribution.
 
 `before` is the share of false decisions if each pair of answers is one bet, and a canary's answers of a day are paired
-with the champion's in order of time. `by_day` bets once per unit and day. The power figures are the labels and units
+with the champion's in order of time. `by_day` bets once per unit and day. Two more kinds of experiments compare `watch`
+with the former test, in which `before` is its share of false decisions:
+
+- missing: the shadow fails to answer 2% of the requests, only such that it would answer worse than the champion. They
+  were not compared before;
+- both: a shadow for 14 days, then a canary. After many missing answers, the canary was compared alone.
+
+The power figures are the labels and units
 that prove a challenger that is right in 83% of the requests against a champion that is right in 80%.
 """
 
@@ -50,6 +57,7 @@ class Setting:
     graded: bool = False  # answers have scores from 0 to 1 with these means, instead of being right or wrong
     gain: float = 0.0  # of the challenger
     same: float = 0.0  # share of the requests that both versions answer equally well (shadow)
+    missing: float = 0.0  # share of the requests that the shadow fails to answer, all worse than the champion
 
 
 SETTINGS = {
@@ -64,6 +72,14 @@ SETTINGS = {
     "scores, shadow": Setting(None, night=0.6, day=0.9, graded=True),
     "scores and subjects, canary": Setting(0.3, subjects=1000, repeat=0.8, night=0.6, day=0.9, graded=True),
     "scores and subjects, shadow": Setting(None, subjects=300, repeat=0.8, graded=True),
+}
+MISSING = {
+    "missing, shadow": Setting(None, same=0.6, missing=0.02),
+    "missing, scores, shadow": Setting(None, same=0.6, missing=0.02, graded=True),
+}
+BOTH = {
+    "both": (Setting(None), Setting(0.3)),
+    "both, scores": (Setting(None, graded=True), Setting(0.3, graded=True)),
 }
 POWER = {
     "shadow": Setting(None, gain=0.03, same=0.6),
@@ -90,6 +106,7 @@ def main() -> None:
         figures |= {f"before: {name}": before, f"now: {name}": now}
         print(name, rates[name], flush=True)
     print_table(f"share of {num} experiments that promote an equal challenger (alpha {ALPHA})", rates)
+    figures |= _compared_with_before(num)
     power: dict[str, dict[str, float]] = {}
     for name, setting in POWER.items():
         rng = np.random.default_rng([SEED, 100 + len(power)])
@@ -97,13 +114,37 @@ def main() -> None:
         figures[f"labels, median: {name}"] = power[name]["labels, median"]
         print(name, power[name], flush=True)
     print_table("labelled answers until a challenger with +3 points is promoted", power)
-    bounds = {f"now: {name}": "<= 0.08" for name in SETTINGS}
+    bounds = {f"now: {name}": "<= 0.08" for name in (*SETTINGS, *MISSING, *BOTH)}
     for mean in (0.5, 0.8, 0.95):
         name = f"quality alarm: mean score {mean}"
         figures[name] = _quality_alarms(mean, num=25 * num)
         bounds[name] = "<= 0.05"
         print(name, figures[name], flush=True)
     finish("challenger", figures, bounds=bounds)
+
+
+def _compared_with_before(num: int) -> dict[str, float]:
+    """Return the false decisions of experiments with missing answers, and of those with both arms."""
+    rates: dict[str, dict[str, float]] = {}
+    for row, (name, setting) in enumerate(MISSING.items()):
+        rng, promoted = np.random.default_rng([SEED, 50 + row]), np.zeros(2)
+        for _ in range(num):
+            log = _log(setting, rng)
+            former = log.where(~log.missing)
+            promoted += [_proven_from(_compared(each, setting)) is not None for each in (former, log)]
+        rates[name] = dict(zip(("before", "now"), (promoted / num).tolist(), strict=True))
+        print(name, rates[name], flush=True)
+    for row, (name, (shadow, canary)) in enumerate(BOTH.items()):
+        rng, promoted = np.random.default_rng([SEED, 60 + row]), np.zeros(2)
+        for _ in range(num):
+            first, last = (_compared(_log(each, rng, days=DAYS // 2), each) for each in (shadow, canary))
+            moved = [outcome.model_copy(update={"audit": outcome.audit + DAYS}) for outcome in last]
+            alone = [_proven_from(of_arm, days=DAYS // 2) is not None for of_arm in (first, last)]
+            promoted += [any(alone), _proven_from([*first, *moved], days=AUDIT_DAYS * 2 * DAYS) is not None]
+        rates[name] = dict(zip(("before", "now"), (promoted / num).tolist(), strict=True))
+        print(name, rates[name], flush=True)
+    print_table(f"share of {num} experiments that promote an equal challenger (alpha {ALPHA})", rates)
+    return {f"{when}: {name}": rate for name, of_name in rates.items() for when, rate in of_name.items()}
 
 
 def _quality_alarms(mean: float, *, num: int) -> float:
@@ -122,6 +163,7 @@ def _quality_alarms(mean: float, *, num: int) -> float:
             units=np.arange(300, dtype=np.uint64),
             is_subject=np.zeros(300, bool),
             by_person=np.zeros(300, bool),
+            missing=np.zeros(300, bool),
         )
         reference = {ALL: GroupAccuracy.of(tested, keys=np.arange(500))}
         checked = group_gate(outcomes, columns=(), reference=reference, limits=SubgroupGateConfig(), alpha=ALPHA)
@@ -159,6 +201,12 @@ def _log(setting: Setting, rng: np.random.Generator, *, days: int = DAYS) -> Out
     arms = np.where(is_canary[of_unit], 1, 0)
     if setting.canary is None:
         rows, arms, scores = np.tile(rows, 2), np.repeat([0, 2], len(rows)), scores.reshape(1, -1).repeat(2, 0)
+    missing = np.zeros(len(rows), bool)
+    if setting.missing:
+        half = len(rows) // 2
+        worse = np.flatnonzero(scores[0, half:] < scores[0, :half])  # the shadow's answers are the second half
+        missing[half + rng.choice(worse, min(int(setting.missing * half), len(worse)), replace=False)] = True
+        scores = np.where(missing & (arms == 2), 0.0, scores)
     at = (day * DAY_US + hour * HOUR_US + rng.integers(0, HOUR_US, num))[rows]
     return Outcomes(
         keys=np.resize(rng.integers(0, 2**63, num * setting.texts).astype(np.uint64), len(rows)),
@@ -171,6 +219,7 @@ def _log(setting: Setting, rng: np.random.Generator, *, days: int = DAYS) -> Out
         units=codes[unit[rows]],
         is_subject=np.full(len(rows), bool(setting.subjects)),
         by_person=np.zeros(len(rows), bool),
+        missing=missing,
     )
 
 

@@ -3,11 +3,13 @@
 A unit counts once in the whole experiment, with the first audit that has labels of its answers. Later audits do not
 change it, so all decisions on a challenger are about one growing sequence of independent units.
 
-A shadow answers the champion's texts, so each unit is compared with itself. A canary has units of its own. They are
+A shadow answers the champion's texts, so each unit is compared with itself. Its missing answers have bounds: the score
+is between 0 and 1. A canary has units of its own. They are
 compared with the control units: a random sample of the champion's units, about as many as the canary has or, if the
 canary has more than half of the requests, all of them. Each canary unit is matched at random with a control unit of the
 same hour, because requests of other hours may be harder. Units without a match in their hour are matched within the
-day. In both arms, a unit belongs to the hour of its first audited answer.
+day. In both arms, a unit belongs to the hour of its first audited answer. A unit with answers in several arms counts in
+that of its first audit, and in the shadow if that is one of them, so both kinds of differences are one sequence.
 """
 
 from collections import defaultdict
@@ -37,6 +39,7 @@ class UnitOutcome(Frozen):
     answers: int
     right: float
     """Right answers or, for chat, the sum of the scores; for a shadow, minus the champion's to the same texts."""
+    missing: int = 0  # of these, answers that the shadow failed to give; they count 0 in `right`
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class _Unit:
     hour: int
     answers: int
     share: float  # of right answers, or the mean score; for a shadow, minus the champion's
+    missing: float  # share of answers that the shadow failed to give
+    num_missing: int
 
 
 def control_share(canary: float | None) -> float:
@@ -74,14 +79,16 @@ def unit_outcomes(
     control = champion[outcomes.units[champion].astype(np.float64) < share * CODES]
     masks = group_masks(outcomes, columns=columns, fixed=fixed)
     sums: dict[tuple[str, int, int, tuple[str, ...]], UnitOutcome] = {}
+    columns_of_rows = (outcomes.units, outcomes.is_subject, outcomes.audits, outcomes.at // HOUR_US, outcomes.missing)
     for arm, rows, right in (
         (SHADOW, shadow[theirs], difference),
         (CANARY, canary, outcomes.scores[canary]),
         (CHAMPION, control, outcomes.scores[control]),
     ):
-        columns_of_rows = (outcomes.units, outcomes.is_subject, outcomes.audits, outcomes.at // HOUR_US)
-        of_rows = zip(*(column[rows].tolist() for column in columns_of_rows), strict=True)
-        for row, value, (unit, is_subject, audit, hour) in zip(rows.tolist(), right.tolist(), of_rows, strict=True):
+        of_rows = zip(
+            rows.tolist(), right.tolist(), *(column[rows].tolist() for column in columns_of_rows), strict=True
+        )
+        for row, value, unit, is_subject, audit, hour, missing in of_rows:
             outcome = UnitOutcome(
                 unit=unit,
                 is_subject=is_subject,
@@ -91,6 +98,7 @@ def unit_outcomes(
                 groups=tuple(name for name in fixed if masks[name][row]),
                 answers=1,
                 right=value,
+                missing=int(missing),
             )
             key = (arm, outcome.unit, outcome.audit, outcome.groups)
             sums[key] = _sum(sums[key], outcome) if key in sums else outcome
@@ -99,7 +107,8 @@ def unit_outcomes(
 
 def _sum(first: UnitOutcome, second: UnitOutcome) -> UnitOutcome:
     answers, right = first.answers + second.answers, first.right + second.right
-    return first.model_copy(update={"hour": min(first.hour, second.hour), "answers": answers, "right": right})
+    hour, missing = min(first.hour, second.hour), first.missing + second.missing
+    return first.model_copy(update={"hour": hour, "answers": answers, "right": right, "missing": missing})
 
 
 def unit_differences(outcomes: Sequence[UnitOutcome], *, group: str | None = None) -> UnitDifferences:
@@ -114,11 +123,14 @@ def unit_differences(outcomes: Sequence[UnitOutcome], *, group: str | None = Non
         if not before and (group is None or group in outcome.groups):
             by_arm[outcome.arm].append(outcome)
     shadow, canary, control = (_units(by_arm[arm]) for arm in (SHADOW, CANARY, CHAMPION))
+    mirrored = [unit for unit in shadow.values() if not _is_in_earlier_audit(unit, canary, control)]
     pairs = _match(_without(canary, shadow, control), _without(control, shadow, canary))
-    values = [unit.share for unit in shadow.values()] + [ours.share - theirs.share for ours, theirs in pairs]
-    units = [*shadow.values(), *(ours for ours, _ in pairs)]
+    values = [unit.share for unit in mirrored] + [ours.share - theirs.share for ours, theirs in pairs]
+    units = [*mirrored, *(ours for ours, _ in pairs)]
     return UnitDifferences(
         np.array(values, np.float64),
+        missing=np.array([unit.missing for unit in units], np.float64),
+        num_missing=sum(unit.num_missing for unit in units),
         num_subjects=sum(unit.is_subject for unit in units),
         num_answers=sum(unit.answers for unit in units),
         matched=bool(pairs),
@@ -135,17 +147,31 @@ def _units(outcomes: Sequence[UnitOutcome]) -> dict[int, _Unit]:
         if outcome.audit == first[outcome.unit]:
             sums[outcome.unit] = _sum(sums[outcome.unit], outcome) if outcome.unit in sums else outcome
     return {
-        code: _Unit(code, summed.is_subject, summed.audit, summed.hour, summed.answers, summed.right / summed.answers)
+        code: _Unit(
+            code,
+            summed.is_subject,
+            summed.audit,
+            summed.hour,
+            summed.answers,
+            summed.right / summed.answers,
+            summed.missing / summed.answers,
+            summed.missing,
+        )
         for code, summed in sums.items()
     }
 
 
+def _is_in_earlier_audit(unit: _Unit, *arms: dict[int, _Unit]) -> bool:
+    return any(unit.code in arm and arm[unit.code].audit < unit.audit for arm in arms)
+
+
 def _without(units: dict[int, _Unit], shadow: dict[int, _Unit], other: dict[int, _Unit]) -> list[_Unit]:
-    """Return the units that are not in the shadow and have no earlier or equally early answer in the other arm."""
+    """Return the units whose first audit is before that in the shadow and first answer before that in the other arm."""
     return [
         unit
         for code, unit in units.items()
-        if code not in shadow and (code not in other or (unit.audit, unit.hour) < (other[code].audit, other[code].hour))
+        if (code not in shadow or unit.audit < shadow[code].audit)
+        and (code not in other or (unit.audit, unit.hour) < (other[code].audit, other[code].hour))
     ]
 
 

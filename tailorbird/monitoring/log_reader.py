@@ -174,9 +174,12 @@ class Reader:
         champion = answered & (digests == self.versions.champion) & (arms == traffic.CHAMPION)
         is_arm = np.isin(arms, (traffic.CANARY, traffic.SHADOW))
         challenger = answered & is_arm & (digests == self.versions.challenger)
+        missing = ~answered & (arms == traffic.SHADOW) & (digests == self.versions.challenger)
         indices, is_labelled = self._find_labels(keys)
-        rows = np.flatnonzero((champion | challenger) & is_labelled)
-        outcomes, redacted = self._outcomes(table.take(rows), keys=keys[rows], label_indices=indices[rows])
+        rows = np.flatnonzero((champion | challenger | missing) & is_labelled)
+        outcomes, redacted = self._outcomes(
+            table.take(rows), keys=keys[rows], label_indices=indices[rows], missing=missing[rows]
+        )
         versions = [(arm or "", digest) for arm, digest in zip(arms, digests, strict=True)]
         return Traffic(
             num_rows=len(table),
@@ -197,12 +200,17 @@ class Reader:
         return indices, self.labels.keys[indices] == keys
 
     def _outcomes(
-        self, table: pa.Table, *, keys: NDArray[np.uint64], label_indices: NDArray[np.int64]
+        self,
+        table: pa.Table,
+        *,
+        keys: NDArray[np.uint64],
+        label_indices: NDArray[np.int64],
+        missing: NDArray[np.bool_],
     ) -> tuple[Outcomes, int]:
         """Return the rows that can be scored, and the number of rows whose correct answer is redacted.
 
-        A correct answer scores the answers of all arms. A person's score does not score the shadow's answer, which the
-        person did not see.
+        A correct answer scores the answers of all arms; a `missing` one [N] has the score 0. A person's score does not
+        score the shadow's answer, which the person did not see.
         """
         subjects, request_ids = table["subject"].to_pylist(), table["request_id"].to_pylist()
         names = (subject or request_id for subject, request_id in zip(subjects, request_ids, strict=True))
@@ -213,6 +221,7 @@ class Reader:
         scores[by_person & (arms == ARMS.index(traffic.SHADOW))] = np.nan
         unscored = label_indices[~by_person]
         scores[~by_person] = self._metric_scores(table.filter(pa.array(~by_person)), indices=unscored)
+        scores[missing & ~by_person] = 0.0
         redacted = 0 if self.versions.metric is None else sum(map(is_redacted, self._references(unscored)))
         outcomes = Outcomes(
             keys=keys,
@@ -225,6 +234,7 @@ class Reader:
             labelled_at=self.labels.labelled_at[label_indices],
             units=np.fromiter(units, np.uint64, len(table)),
             is_subject=table["subject"].is_valid().to_numpy(),
+            missing=missing,
         )
         return outcomes if not np.isnan(scores).any() else outcomes.where(~np.isnan(scores)), redacted
 

@@ -1,6 +1,6 @@
 """Recommend a re-evaluation, and decide on the challenger, from reports. This module does not act on either."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 
@@ -11,7 +11,8 @@ from tailorbird.monitoring.traffic import SHADOW
 from tailorbird.registry.watch_record import ChallengerPoint
 
 MAX_UNANSWERED = 0.02
-"""Share of mirrored requests without an answer of the shadow, above which its answers are not compared."""
+"""Share of mirrored requests without an answer of the shadow, above which its answers of later days are not compared.
+Missing answers count as the worst ones, so more of them leave no proof of a gain."""
 
 
 @dataclass(frozen=True)
@@ -56,35 +57,47 @@ def recommend(
 
 
 def challenger_decision(reports: Sequence[Report], *, digest: str, alpha: float, gain: float) -> ChallengerDecision:
-    """Return the decision on the challenger over all of its days.
+    """Return the decision on the challenger over all of its days, as one sequential test.
 
-    A shadow's answers that are missing are no random sample: long ones are interrupted more often. Above
-    `MAX_UNANSWERED`, the decision does not use the shadow's answers.
+    A shadow's answers that are missing are no random sample: long ones are interrupted more often. They count as the
+    worst ones. After the days with more than `MAX_UNANSWERED`, the shadow's answers are not compared.
     """
     days = _challenger_days(reports, digest=digest)
-    outcomes = [outcome for day in days.values() for outcome in day.outcomes]
-    mirrored, unanswered = (sum(getattr(day, name) for day in days.values()) for name in ("mirrored", "unanswered"))
-    is_selected = unanswered > MAX_UNANSWERED * mirrored
-    if is_selected:
-        outcomes = [outcome for outcome in outcomes if outcome.arm != SHADOW]
+    by_day, is_selected = _compared(days)
+    outcomes = [outcome for of_day in by_day for outcome in of_day]
     names = sorted({name for day in days.values() for name in day.groups})
     groups = {name: unit_differences(outcomes, group=name) for name in names}
     decision = decide_challenger(unit_differences(outcomes), groups=groups, alpha=alpha, gain=gain)
     if not is_selected:
         return decision
+    mirrored, unanswered = (sum(getattr(day, name) for day in days.values()) for name in ("mirrored", "unanswered"))
     ignored = (
         f"the shadow has no answer to {unanswered:,} of {mirrored:,} mirrored requests, more than "
-        f"{MAX_UNANSWERED:.0%}, so its answers are not compared; use a canary"
+        f"{MAX_UNANSWERED:.0%}, so its next answers are not compared; use a canary"
     )
     return replace(decision, reason=f"{decision.reason}; {ignored}")
+
+
+def _compared(days: Mapping[str, ChallengerDay]) -> tuple[list[list[UnitOutcome]], bool]:
+    """Return the compared outcomes of each day, and True if the shadow's answers of the next day are not compared.
+
+    Only earlier days decide whether a shadow's answers are compared, so the choice does not depend on their scores.
+    """
+    by_day, mirrored, unanswered = [], 0, 0
+    for _, day in sorted(days.items()):
+        is_selected = unanswered > MAX_UNANSWERED * mirrored
+        by_day.append([outcome for outcome in day.outcomes if outcome.arm != SHADOW or not is_selected])
+        mirrored, unanswered = mirrored + day.mirrored, unanswered + day.unanswered
+    return by_day, unanswered > MAX_UNANSWERED * mirrored
 
 
 def challenger_course(reports: Sequence[Report], *, digest: str) -> tuple[ChallengerPoint, ...]:
     """Return the comparison of the challenger with the champion after each of its days, in order."""
     outcomes: list[UnitOutcome] = []
     points = []
-    for day, of_day in sorted(_challenger_days(reports, digest=digest).items()):
-        outcomes += of_day.outcomes
+    days = _challenger_days(reports, digest=digest)
+    for day, of_day in zip(sorted(days), _compared(days)[0], strict=True):
+        outcomes += of_day
         units = unit_differences(outcomes)
         points.append(
             ChallengerPoint(
@@ -92,7 +105,7 @@ def challenger_course(reports: Sequence[Report], *, digest: str) -> tuple[Challe
                 units=len(units),
                 gain=units.mean,
                 log_e_better=log_e_value(units.values),
-                log_e_worse=log_e_value(-units.values),
+                log_e_worse=log_e_value(-units.highest),
             )
         )
     return tuple(points)

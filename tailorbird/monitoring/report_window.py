@@ -269,7 +269,7 @@ def _outcomes_fingerprint(outcomes: Outcomes, *, notes: list[str], challenger: t
     """Hash the parts of a report that depend on labels, regardless of the order in which the log was read."""
     order = np.lexsort((outcomes.at, outcomes.arms, outcomes.keys))
     digest = hashlib.sha256(json.dumps([notes, challenger]).encode())
-    for name in ("keys", "arms", "at", "scores", "by_person", "audits", "units"):
+    for name in ("keys", "arms", "at", "scores", "by_person", "audits", "units", "missing"):
         digest.update(getattr(outcomes, name)[order].tobytes())
     return digest.hexdigest()
 

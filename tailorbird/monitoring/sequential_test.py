@@ -43,14 +43,22 @@ class UnitDifferences:
     values: FloatArray = field(default_factory=lambda: np.zeros(0))  # [U] from -1 to 1
     num_subjects: int = 0  # the other units are requests
     num_answers: int = 0  # labelled answers of the challenger
-    matched: bool = False  # True if each unit is compared with another unit (canary), not with itself (shadow)
+    matched: bool = False  # True if a unit is compared with another unit (canary), not with itself (shadow)
+    missing: FloatArray = field(default_factory=lambda: np.zeros(0))  # [U] share of answers without a score; or empty
+    num_missing: int = 0
+    """Labelled answers that the challenger failed to give. `values` counts each as 0, the lowest score."""
 
     def __post_init__(self) -> None:
-        if len(self.values) and not np.abs(self.values).max() <= 1:
+        if len(self.values) and not max(np.abs(self.values).max(), np.abs(self.highest).max()) <= 1:
             raise ValueError("a difference between two shares or mean scores must be from -1 to 1")
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def highest(self) -> FloatArray:
+        """The differences [U] if each missing answer had the highest score."""
+        return np.minimum(self.values + self.missing, 1.0) if len(self.missing) else self.values
 
     @property
     def mean(self) -> float:
@@ -63,7 +71,8 @@ class UnitDifferences:
         units += [_counted(requests, "request")] if requests or not units else []
         matched = ", each matched with one of the champion's" if self.matched else ""
         mean = f"{100 * self.mean:+.1f} points over " if len(self) else ""
-        return f"{mean}{' and '.join(units)} ({_counted(self.num_answers, 'labelled answer')}){matched}"
+        missing = f", of which {self.num_missing:,} missing ones count as 0" if self.num_missing else ""
+        return f"{mean}{' and '.join(units)} ({_counted(self.num_answers, 'labelled answer')}{missing}){matched}"
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,9 @@ def decide_challenger(
 ) -> ChallengerDecision:
     """Decide to promote, continue or stop. Each error has probability at most alpha, at any number of decisions.
 
+    This includes experiments with a shadow and a canary, whose units are one sequence, and missing answers: they count
+    as 0 in the proof that the challenger is better, and as 1 in the proof that it is worse.
+
     Stop if the challenger is proven worse overall or in a group, each at alpha divided by the number of these
     hypotheses. Promote if the challenger is proven better overall and worse in no group. `groups` are all groups by
     name, including those without units; they must be fixed before the experiment. To continue, the reason has the
@@ -105,10 +117,10 @@ def decide_challenger(
     """
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha is {alpha}; it must be above 0 and below 0.5")
-    better, worse = _e_value(overall.values), _e_value(-overall.values)
+    better, worse = _e_value(overall.values), _e_value(-overall.highest)
     level = alpha / (len(groups) + 1)
     at = f"alpha {level:.4g}, one of {len(groups) + 1} hypotheses" if groups else f"alpha {level:.4g}"
-    harmed = sorted(name for name, group in groups.items() if _e_value(-group.values) >= 1 / level)
+    harmed = sorted(name for name, group in groups.items() if _e_value(-group.highest) >= 1 / level)
     if harmed:
         decision, reason = Decision.STOP, f"proven worse in {', '.join(harmed)} ({at})"
     elif worse >= 1 / level:

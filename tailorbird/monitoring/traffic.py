@@ -12,7 +12,18 @@ from tailorbird.config.answers import AnswersConfig
 CHAMPION, CANARY, SHADOW = ARMS = ("champion", "canary", "shadow")
 MAX_SAMPLE_ROWS = 5_000
 """Maximum rows of a window for drift: those with the smallest codes, so every reader draws the same rows."""
-OUTCOME_ARRAYS = ("keys", "arms", "at", "scores", "by_person", "audits", "labelled_at", "units", "is_subject")
+OUTCOME_ARRAYS = (
+    "keys",
+    "arms",
+    "at",
+    "scores",
+    "by_person",
+    "audits",
+    "labelled_at",
+    "units",
+    "is_subject",
+    "missing",
+)
 DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
 
 
@@ -53,6 +64,8 @@ class Outcomes:
     is_subject: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     by_person: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     """(chat) True for a score that a person gave, False for the recipe's metric against a correct answer."""
+    missing: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """True for an answer that the shadow failed to give; its score is 0."""
 
     def __len__(self) -> int:
         return len(self.keys)

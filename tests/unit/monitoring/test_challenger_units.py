@@ -1,6 +1,7 @@
 """Units of the comparison between challenger and champion; a row is (key, arm, right, unit, hour, audit)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ def logged(*rows: Row, sexes: Sequence[str] = (), subjects: bool = True) -> Outc
         units=np.array(units, np.uint64),
         is_subject=np.full(len(rows), subjects),
         by_person=np.zeros(len(rows), bool),
+        missing=np.zeros(len(rows), bool),
     )
 
 
@@ -45,6 +47,45 @@ def test_the_texts_of_a_unit_are_one_difference() -> None:
     assert result.values.tolist() == [0.75, -1.0]
     assert (result.num_subjects, result.num_answers, result.matched) == (2, 9, False)
     assert compared(logged(*rows, subjects=False)).num_subjects == 0
+
+
+def test_missing_answers_of_a_shadow_have_bounds() -> None:
+    rows = both(1, champion=True, shadow=False, unit=1) + both(2, champion=False, shadow=False, unit=1)
+    rows += both(3, champion=True, shadow=False, unit=2) + both(4, champion=False, shadow=True, unit=3)
+    outcomes = replace(logged(*rows), missing=np.arange(8) % 4 == 1)  # the first answers of units 1 and 2
+    result = compared(outcomes)
+    assert result.values.tolist() == [-0.5, -1.0, 1.0]
+    assert result.highest.tolist() == [0.0, 0.0, 1.0]
+    assert result.num_missing == 2
+    assert "(4 labelled answers, of which 2 missing ones count as 0)" in result.sentence()
+
+
+def test_missing_answers_prove_neither_a_gain_nor_a_loss() -> None:
+    """The shadow answers as well as the champion, and either its wrong or its right answers are missing."""
+    for lost in (False, True):
+        rows = [
+            row for key in range(400) for row in both(key, champion=key % 4 < 2, shadow=key % 2 < 1, unit=1000 + key)
+        ]
+        log = logged(*rows)
+        is_lost = (log.arms == ARMS.index("shadow")) & (log.scores == lost)
+        log = replace(log, missing=is_lost, scores=np.where(is_lost, 0.0, log.scores))
+        kept = compared(logged(*(row for row, is_missing in zip(rows, is_lost, strict=True) if not is_missing)))
+        assert log_e_value(kept.values if not lost else -kept.values) > np.log(20)  # without the missing answers
+        result = compared(log)
+        assert max(log_e_value(result.values), log_e_value(-result.highest)) < np.log(20)
+
+
+def test_a_unit_in_both_arms_counts_in_that_of_its_first_audit() -> None:
+    first: list[Row] = [(1, "canary", True, 1, 8, 1), (2, "champion", False, 2, 8, 1)]
+    later = both(3, champion=True, shadow=False, unit=1, audit=2) + both(
+        4, champion=True, shadow=False, unit=2, audit=2
+    )
+    new = both(5, champion=False, shadow=True, unit=3, audit=2)
+    assert compared(logged(*first)).values.tolist() == [1.0]
+    result = compared(logged(*first, *later, *new))
+    assert (sorted(result.values.tolist()), result.matched) == ([1.0, 1.0], True)  # the first decision stays valid
+    same_audit = both(3, champion=True, shadow=False, unit=1, audit=1)
+    assert compared(logged(*first, *same_audit)).values.tolist() == [-1.0]
 
 
 def test_a_unit_counts_once_with_its_first_audit() -> None:

@@ -143,6 +143,19 @@ def test_failed_and_interrupted_answers_are_excluded_in_each_arm_and_counted_for
     assert exported["request_id"].to_pylist() == [f"{FIRST}-0"] * 2  # of champion and canary
 
 
+def test_a_missing_answer_of_a_shadow_counts_as_the_worst_one(task: ChatTask) -> None:
+    shadow = {"arm": "shadow", "digest": TRIAL.digest}
+    failed = shadow | {"answer": None, "finish_reason": None}
+    rows = [[logged(FIRST, number), logged(FIRST, number, **(failed if number else shadow))] for number in range(3)]
+    write(task.log, "answers", FIRST, [row for pair in rows for row in pair])
+    task.imported(task.exported(), correct_answer=["yes", "yes", None])
+    task.imported(task.exported(with_answers=True), score=[1.0])  # not of the shadow's answer
+    report = task.watch_chat()
+    assert report.audit.labelled == 2
+    assert report.challenger is not None
+    assert sorted((each.right, each.missing) for each in report.challenger.outcomes) == [(-1, 1), (0, 0)]
+
+
 def test_an_answer_that_the_metric_cannot_compare_is_not_counted(task: ChatTask) -> None:
     write(task.log, "answers", FIRST, [logged(FIRST, 0, answer=None), logged(FIRST, 1)])
     write(task.log, "feedback", FIRST, [feedback(FIRST, number, correct_answer="yes") for number in range(2)])

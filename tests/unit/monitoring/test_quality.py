@@ -32,6 +32,7 @@ def outcomes(*rows: tuple[int, str, bool, str], audited: bool = True) -> Outcome
         units=np.arange(len(rows), dtype=np.uint64),
         is_subject=np.zeros(len(rows), bool),
         by_person=np.zeros(len(rows), bool),
+        missing=np.zeros(len(rows), bool),
     )
 
 

@@ -142,15 +142,38 @@ def test_the_days_of_a_challenger_count_once_and_so_do_its_subjects() -> None:
     assert decided().overall.num_answers == 0
 
 
-@pytest.mark.parametrize(("unanswered", "decision"), [(2, Decision.PROMOTE), (3, Decision.CONTINUE)])
-def test_a_shadow_that_does_not_answer_more_than_two_percent_is_not_compared(unanswered: int, decision: str) -> None:
-    won = day_of("2026-03-06", units=range(40))
-    assert won.challenger is not None
-    selected = won.challenger.model_copy(update={"mirrored": 100, "unanswered": unanswered})
-    result = decided(won.model_copy(update={"challenger": selected}))
-    assert result.decision is decision
-    assert ("no answer to 3 of 100 mirrored requests" in result.reason) == (decision is Decision.CONTINUE)
-    assert len(result.overall) == (40 if decision is Decision.PROMOTE else 0)
+@pytest.mark.parametrize(("unanswered", "num_units"), [(2, 60), (3, 40)])
+def test_a_shadow_is_not_compared_after_days_with_more_than_two_percent_missing(
+    unanswered: int, num_units: int
+) -> None:
+    first, second = day_of("2026-03-06", units=range(40)), day_of("2026-03-07", units=range(40, 60))
+    assert first.challenger is not None
+    counted = first.challenger.model_copy(update={"mirrored": 100, "unanswered": unanswered})
+    reports = (first.model_copy(update={"challenger": counted}), second)
+    result = decided(*reports)
+    assert len(result.overall) == num_units
+    assert ("no answer to 3 of 100 mirrored requests" in result.reason) == (num_units == 40)
+    course = challenger_course(reports, digest="t")
+    assert [point.units for point in course] == [40, num_units]
+
+
+def test_a_canary_continues_the_test_of_a_shadow_that_is_no_longer_compared() -> None:
+    """The proof of the canary alone would be a second test, with its own error."""
+    lost = day_of("2026-03-06", units=range(40), won=-1)
+    canary = tuple(
+        UnitOutcome(unit=unit, is_subject=True, arm=arm, audit=2, hour=30, groups=(), answers=1, right=arm == "canary")
+        for arm, units in (("canary", range(100, 110)), ("champion", range(200, 210)))
+        for unit in units
+    )
+    assert lost.challenger is not None
+    counted = lost.challenger.model_copy(update={"mirrored": 100, "unanswered": 50})
+    later = day_of("2026-03-07", units=()).challenger
+    assert later is not None
+    won = report(day="2026-03-07", challenger=later.model_copy(update={"outcomes": canary}))
+    alone = decided(won)
+    both = decided(lost.model_copy(update={"challenger": counted}), won)
+    assert alone.decision is Decision.PROMOTE
+    assert (both.decision, len(both.overall)) == (Decision.STOP, 50)
 
 
 def test_groups_without_answers_are_hypotheses_too() -> None:
