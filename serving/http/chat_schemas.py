@@ -6,7 +6,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from serving.http.schemas import CHAMPION, MAX_ATTRIBUTE_CHARS, HttpModel, RequestError, faults_of, require_few_values
+from serving.http.schemas import CHAMPION, HttpModel, RequestError, faults_of, require_few_values
+from serving.request_log.attributes import LIMITS, MAX_ATTRIBUTE_CHARS, Attributes
 from tailorbird.config.formats.response_format import ResponseFormat
 from tailorbird.registry.routing import PartName
 
@@ -260,6 +261,10 @@ class ChatRequest(PromptRequest):
     default is the recipe's `data.response_format`, as in the evaluation. A part of JSON Schema is supported; other
     schemas are refused. An answer that reaches `max_tokens` is incomplete, and has the finish reason `length`."""
 
+    attributes: Attributes | None = None
+    """Attributes of the conversation by name, such as the language. They are logged, so that `watch` can compare the
+    groups of the recipe's `data.groups`. At most 32 and 2,048 bytes; names and values have at most 256 characters."""
+
     @property
     def conversation(self) -> tuple[tuple[str, str], ...]:
         """Return the messages as turns."""
@@ -336,6 +341,8 @@ def _invalid_request(error: ValidationError) -> RequestError:
         return _invalid_field("stop", _STOP)
     if loc[:1] == ("messages",) and loc[2:3] == ("content",) and detail["type"] != "missing":
         return _invalid_field(f"messages.{loc[1]}.content", _CONTENT)
+    if loc[:1] == ("attributes",):  # the rest of the location may contain a name that the client sent
+        return _invalid_field("attributes", f"must be an object; {LIMITS}")
     if loc[:1] == ("response_format",):  # the rest of the location repeats the type, and can contain the client's names
         return _invalid_field("response_format", detail["msg"].removeprefix("Value error, "))
     return _invalid_field(".".join(str(part) for part in loc) or "body", detail["msg"])

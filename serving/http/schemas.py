@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, Validat
 from pydantic_core import ErrorDetails
 
 from serving.http.json_values import has_more_values
+from serving.request_log.attributes import LIMITS, MAX_ATTRIBUTES, Attribute, Attributes
 from tailorbird.config.answers import THUMBS
 from tailorbird.registry.routing import PartName
 
@@ -16,19 +17,14 @@ CHAMPION = "champion"
 PRETRAINED = "pretrained"
 CHAT_ID, COMPLETION_ID = "chatcmpl-", "cmpl-"  # prefixes of response ids, before the request's id
 LOCAL = ("127.0.0.1", "localhost", "::1")  # loopback host names
-MAX_ATTRIBUTES = 32
-MAX_ATTRIBUTE_CHARS = 256
 MAX_ANSWER_CHARS = 1 << 16  # of a correct answer in feedback
-MAX_ATTRIBUTES_BYTES = 2048  # of one object; the request log stores it with each text of a request
 SCORES_AT_ONCE = 4096  # scores that are written without a pause, in about 4 ms
 MAX_VALUES = 20_000  # values and names in a body, unless it may have very many texts; 330,000 lists take a second
 VALUES_PER_TEXT = 2 * MAX_ATTRIBUTES + 2  # of a text with its attributes
 MAX_FAULTS = 100  # faults of a body that are described; pydantic takes 3 microseconds for each
 
 _AnswerId = Annotated[StrictStr, Field(pattern=rf"^({CHAT_ID}|{COMPLETION_ID})?[0-9a-f]{{32}}$")]
-_Attribute = Annotated[StrictStr, Field(max_length=MAX_ATTRIBUTE_CHARS)]
 _Integer = Annotated[StrictInt, Field(ge=-(1 << 63), lt=1 << 63)]
-Attributes = Annotated[dict[_Attribute, _Attribute], Field(max_length=MAX_ATTRIBUTES)]  # attributes of a text, by name
 
 
 class HttpModel(BaseModel):
@@ -51,7 +47,7 @@ class ClassifyRequest(HttpModel):
     """Attributes of the texts by name. A hybrid that routes by group uses the attribute with the name of its group
     column. Give one object for all texts, or a list with one object per text. An object has at most 32 attributes and
     2,048 bytes; names and values have at most 256 characters. Other models only log them."""
-    subject: _Attribute | None = None
+    subject: Attribute | None = None
     """The caller's id for the person that the request is about. The request log stores a keyed hash of it."""
 
     @property
@@ -64,7 +60,7 @@ class FeedbackRequest(HttpModel):
     request_id: _AnswerId
     """The `request_id` of the answer that the feedback is about or, for chat, its `id`. Your own `X-Request-Id` is not
     accepted."""
-    label: _Attribute | _Integer | None = None
+    label: Attribute | _Integer | None = None
     """The correct label: a string, or an integer as in the answer. For chat, `good` or `bad`, short for a score of 1 or
     0."""
     score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
@@ -310,9 +306,6 @@ def parse_request(body: bytes, *, max_texts: int, max_text_bytes: int) -> Classi
     if isinstance(request.attributes, list) and len(attributes) != num_texts:
         reason = f"give one object for all texts, or a list of {num_texts} objects, not {len(attributes)}"
         raise RequestError(422, "invalid_request", f"attributes: {reason}")
-    for values in attributes if isinstance(attributes, list) else [attributes]:
-        if sum(len(name.encode()) + len(value.encode()) for name, value in values.items()) > MAX_ATTRIBUTES_BYTES:
-            raise RequestError(422, "invalid_request", f"attributes: {_ATTRIBUTES}")
     return request
 
 
@@ -363,10 +356,7 @@ def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-_ATTRIBUTES = (
-    f"must be an object, or a list with one object per text; an object has at most {MAX_ATTRIBUTES} attributes, "
-    f"whose names and values have at most {MAX_ATTRIBUTE_CHARS} characters and together {MAX_ATTRIBUTES_BYTES} bytes"
-)
+_ATTRIBUTES = f"must be an object, or a list with one object per text; {LIMITS}"
 
 
 def faults_of(error: ValidationError, *, status: int) -> list[ErrorDetails]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any, NamedTuple
@@ -145,7 +146,8 @@ class Chat:
         turns = request.conversation if isinstance(request, ChatRequest) else (("user", request.text),)
         contents = await self._replica.loggable([content for _, content in turns])
         earlier = [(role, text) for (role, _), text in zip(turns[:-1], contents, strict=False) if text is not None]
-        return _LoggedPrompt(len(turns[-1][1]), contents[-1], context_json(tuple(earlier)))
+        attributes = request.attributes if isinstance(request, ChatRequest) else None
+        return _LoggedPrompt(len(turns[-1][1]), contents[-1], context_json(tuple(earlier)), attributes)
 
     def _mirror(
         self,
@@ -253,6 +255,7 @@ class Chat:
             text_chars=prompt.chars,
             text=prompt.text,
             context=prompt.context,
+            attributes=prompt.attributes,
             answer=log.loggable(answer.text),
             finish_reason=answer.finish_reason,
             answered_by=answer.answered_by,
@@ -266,7 +269,10 @@ class Chat:
     ) -> None:
         log = self._replica.log
         if log is not None:
-            log.answers.add([context.log_entry(engine.version)(row=0, text_chars=prompt.chars, failure=failure)])
+            entry = context.log_entry(engine.version)(
+                row=0, text_chars=prompt.chars, attributes=prompt.attributes, failure=failure
+            )
+            log.answers.add([entry])
 
 
 class _LoggedPrompt(NamedTuple):
@@ -275,6 +281,7 @@ class _LoggedPrompt(NamedTuple):
     chars: int  # length of the last message
     text: str | None  # last message; None if texts are not stored
     context: str | None  # earlier messages as JSON, if there are any
+    attributes: Mapping[str, str] | None
 
 
 def _has_format(engine: ChatEngine, request: PromptRequest) -> bool:

@@ -48,11 +48,11 @@ def make_reports(recipe: Recipe, served: ServedVersions, *, today: date, progres
 
 
 def watched_versions(recipe: Recipe, *, champion: str, challenger: str | None) -> WatchedVersions:
-    """Return what is read about these versions (digests). Chat requests have no attributes, and so no groups."""
+    """Return what is read about these versions (digests)."""
+    groups, config = recipe.data.groups, recipe.evaluation
     if recipe.task == "classification":
-        return WatchedVersions(champion, challenger, recipe.data.groups)
-    config = recipe.evaluation
-    return WatchedVersions(champion, challenger, metric=config.metric, answers=config.answers)
+        return WatchedVersions(champion, challenger, groups)
+    return WatchedVersions(champion, challenger, groups, metric=config.metric, answers=config.answers)
 
 
 def read_reports(task_uri: str) -> list[Report]:

@@ -29,7 +29,7 @@ from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.classifier import Classifier, embed_rows, zero_head
 from tailorbird.models.pretrained import load_encoder
 from tailorbird.monitoring.drift import TrafficSample
-from tailorbird.monitoring.quality import GroupAccuracy
+from tailorbird.monitoring.quality import GroupAccuracy, group_accuracies
 from tailorbird.registry.versions import ModelVersion, read_version
 from tailorbird.storage.node_cache import local_copy
 from tailorbird.storage.paths import TaskPaths
@@ -71,14 +71,7 @@ class DriftReference:
     def group_accuracies(self) -> dict[str, GroupAccuracy]:
         """Return the accuracy in each group by name, `column = value`."""
         keys = np.arange(len(self.right)) if self.sample.keys is None else self.sample.keys
-        accuracies = {}
-        for column, values in self.groups.items():
-            for value in sorted(set(values)):
-                mask = np.array([row_value == value for row_value in values])
-                accuracies[f"{column} = {value}"] = GroupAccuracy.of(
-                    self.right[mask].astype(np.float64), keys=keys[mask]
-                )
-        return accuracies
+        return group_accuracies(self.right.astype(np.float64), groups=self.groups, keys=keys)
 
 
 def ensure_reference(recipe: Recipe, version: ModelVersion, *, made_at: str) -> str:

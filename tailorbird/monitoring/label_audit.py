@@ -38,7 +38,7 @@ from tailorbird.registry.draws import CODES, draw_secret
 from tailorbird.storage.paths import TaskPaths
 
 COLUMNS = ("request_id", "row", "caller", "at", "subject", "text", "attributes", "label")
-CHAT_COLUMNS = ("request_id", "row", "caller", "at", "subject", "context", "text", "correct_answer")
+CHAT_COLUMNS = ("request_id", "row", "caller", "at", "subject", "attributes", "context", "text", "correct_answer")
 SCORED_COLUMNS = (*CHAT_COLUMNS[:-1], "answer", "score", "correct_answer")
 STORED_COLUMNS = (*COLUMNS, "context", "score", "correct_answer")
 FILLED_IN = {"label", "score", "correct_answer"}

@@ -31,7 +31,7 @@ ANSWERS = (
 )
 FEEDBACK = ("request_id", "row", "caller", "at", "label", "score", "correct_answer")
 OPTIONAL = {
-    **dict.fromkeys(("route", "finish_reason", "answer", "context", "correct_answer"), pa.string()),
+    **dict.fromkeys(("route", "finish_reason", "answer", "context", "correct_answer", "attributes"), pa.string()),
     "text_chars": pa.int32(),
     "score": pa.float32(),
 }

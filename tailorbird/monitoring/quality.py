@@ -22,7 +22,7 @@ from tailorbird.monitoring.day_variance import effective_rows
 from tailorbird.monitoring.traffic import ARMS, CHAMPION, Outcomes, Traffic
 
 ALL = "all requests"
-"""(chat) Group of all answers; requests have no attributes by which they could be grouped."""
+"""(chat) Group of all answers."""
 OTHERS = "(others)"
 """Group of all values that are not in the reference. Clients may send any value, even a person's name, so reports only
 contain values of the reference."""
@@ -71,6 +71,18 @@ class GroupAccuracy:
     @property
     def effective_right(self) -> float:
         return self.right / self.n * self.effective if self.n else 0.0
+
+
+def group_accuracies(
+    scores: NDArray[np.float64], *, groups: Mapping[str, Sequence[str]], keys: NDArray[np.int64] | NDArray[np.uint64]
+) -> dict[str, GroupAccuracy]:
+    """Return the accuracy in each group, `column = value`, of scores [N] whose values are given by column; see `of`."""
+    accuracies = {}
+    for column, values in groups.items():
+        for value in sorted(set(values)):
+            mask = np.array([row_value == value for row_value in values])
+            accuracies[f"{column} = {value}"] = GroupAccuracy.of(scores[mask], keys=keys[mask])
+    return accuracies
 
 
 def feedback_as_audit(outcomes: Outcomes) -> Outcomes:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from functools import cached_property, partial
 
@@ -25,7 +25,7 @@ from tailorbird.monitoring.drift import MIN_ROWS, DriftError, DriftStatistic, Tr
 from tailorbird.monitoring.drift_reference import DriftReference, embed_prompts, embed_texts
 from tailorbird.monitoring.log_reader import ReadPart
 from tailorbird.monitoring.log_windows import LogDays, files_between, microseconds
-from tailorbird.monitoring.quality import ALL, GroupAccuracy, feedback_as_audit
+from tailorbird.monitoring.quality import GroupAccuracy, feedback_as_audit
 from tailorbird.monitoring.report import NO_GROUPS, ArmCount, ChallengerDay, Report
 from tailorbird.monitoring.traffic import CANARY, CHAMPION, DAY_US, SHADOW, AnswerSample, Outcomes, Traffic
 from tailorbird.registry.versions import ModelVersion, now
@@ -47,7 +47,8 @@ class ServedVersions:
     pretrained: ModelVersion | None  # served as `model: pretrained`: a baseline
     challenger: ModelVersion | None
     since: date  # first day of the champion, UTC
-    tested: GroupAccuracy | None = None  # (chat) score of the champion in the test of its run; None if it has none
+    tested: Mapping[str, GroupAccuracy] = field(default_factory=dict)
+    """(chat) Scores of the champion in the test of its run: of all rows (`ALL`) and by group. Empty without any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ class ReportWindow:
         """Hash of the answer files and of all settings and test results that affect what the report computes."""
         config = self.recipe.monitoring.model_dump(mode="json", exclude={"rollback", "keep_days"})
         files = files_between(self.days.answers, self.first, self.day)
-        versions, tested = self.days.versions, self.served.tested and asdict(self.served.tested)
+        versions, tested = self.days.versions, {name: asdict(group) for name, group in self.served.tested.items()}
         answers = versions.answers and versions.answers.model_dump(mode="json")
         gates = [self.group_limits.model_dump(mode="json"), self.recipe.evaluation.alpha]
         settings = [config, versions.groups, versions.metric, answers, tested, gates]
@@ -144,6 +145,11 @@ class ReportWindow:
         challenger = self.recipe.serving.challenger
         return control_share(challenger.canary if challenger else None)
 
+    @cached_property
+    def references(self) -> dict[str, GroupAccuracy]:
+        """The champion's accuracy or mean score by group, before any traffic."""
+        return self.reference.group_accuracies() | dict(self.served.tested)
+
     def _has_answers(self, traffic: Traffic) -> bool:
         return traffic.num_rows_of(CHAMPION, self.served.champion.digest) > 0
 
@@ -151,10 +157,8 @@ class ReportWindow:
         if not self._has_answers(traffic):
             return NO_GROUPS
         columns, alpha = self.days.versions.groups, self.recipe.evaluation.alpha
-        reference = self.reference.group_accuracies()
-        if self.served.tested is not None:
-            reference |= {ALL: self.served.tested}
-        return quality.group_gate(outcomes, columns=columns, reference=reference, limits=self.group_limits, alpha=alpha)
+        limits = self.group_limits
+        return quality.group_gate(outcomes, columns=columns, reference=self.references, limits=limits, alpha=alpha)
 
     def _unlabelled(self, traffic: Traffic) -> Unlabelled:
         unmatched = self.days.num_unmatched(self.first, self.day, label_days=self.recipe.monitoring.label_days)
@@ -226,7 +230,7 @@ class ReportWindow:
         start = microseconds(self.day)
         last_day = outcomes.where((outcomes.at >= start) & (outcomes.at < start + DAY_US))
         columns = self.days.versions.groups
-        fixed = quality.fixed_groups(self.reference.group_accuracies(), columns=columns)
+        fixed = quality.fixed_groups(self.references, columns=columns)
         of_day = unit_outcomes(last_day, columns=columns, fixed=fixed, share=self._control_share)
         digest, traffic = self.served.challenger.digest, self.days.day(self.day)
         return ChallengerDay(

@@ -17,7 +17,7 @@ from tailorbird.monitoring.daily_report import make_reports, read_reports
 from tailorbird.monitoring.drift_reference import ensure_reference
 from tailorbird.monitoring.label_audit import export_answers
 from tailorbird.monitoring.log_reader import day_of
-from tailorbird.monitoring.quality import GroupAccuracy
+from tailorbird.monitoring.quality import ALL, GroupAccuracy, group_accuracies
 from tailorbird.monitoring.recommendation import (
     Recommendation,
     challenger_course,
@@ -63,7 +63,7 @@ def watch_champion(recipe: Recipe, *, today: date, progress: ProgressReporter) -
     progress.stage(f"the request log of {version.version}")
     ensure_reference(recipe, version, made_at=now())
     since = champion.since[:10]
-    tested = _tested(recipe, champion) if recipe.task == "chat" else None
+    tested = _tested(recipe, champion) if recipe.task == "chat" else {}
     served = ServedVersions(version, pretrained, challenger, date.fromisoformat(since), tested)
     make_reports(recipe, served, today=today, progress=progress)
     reevaluations = list(read_reevaluations(recipe.task_uri, champion=champion).values())
@@ -143,21 +143,24 @@ def draw_audit(recipe: Recipe, *, days: Sequence[date], num_rows: int, to: str, 
     )
 
 
-def _tested(recipe: Recipe, champion: Champion) -> GroupAccuracy | None:
-    """Return the champion's scores in the test of its run; None without a run that tested it with this metric."""
+def _tested(recipe: Recipe, champion: Champion) -> dict[str, GroupAccuracy]:
+    """Return the champion's scores in the test of its run, of all rows and by group.
+
+    The result is empty without a run that tested it with this metric.
+    """
     if not champion.run or not storage.exists(f"{champion.run}/{EVIDENCE_FILE}"):
-        return None
+        return {}
     versions = read_evidence(champion.run).versions
     role = next((role for role in ROLES if role in versions and versions[role].digest == champion.digest), None)
     if role is None:
-        return None
+        return {}
     table = load_predictions(f"{champion.run}/predictions/{role}.parquet")
     try:
         scores = table.per_row(recipe.evaluation.metric)
     except VerdictRefused:
-        return None
+        return {}
     keys = np.arange(len(table)) if table.clusters is None else np.unique(table.clusters, return_inverse=True)[1]
-    return GroupAccuracy.of(scores, keys=keys)
+    return {ALL: GroupAccuracy.of(scores, keys=keys)} | group_accuracies(scores, groups=table.groups, keys=keys)
 
 
 def _champion(recipe: Recipe) -> Champion:

@@ -1,5 +1,6 @@
 """Monitoring of chat: scores of answers, audits, and drift of prompts."""
 
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailorbird.config.recipe import Recipe
+from tailorbird.data.rows import NO_GROUP
 from tailorbird.evaluation.statistics import answer_metrics
 from tailorbird.monitoring import daily_report
 from tailorbird.monitoring.drift import TrafficSample
@@ -53,6 +55,7 @@ def reference() -> DriftReference:
 @dataclass
 class ChatTask(test_daily_report.Task):
     evaluation: dict[str, Any] = field(default_factory=lambda: {"metric": "token_f1"})
+    groups: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -62,14 +65,16 @@ class ChatTask(test_daily_report.Task):
             "base_model": "hf://a/b@c",
             "registry": "s3://models",
         }
-        content["data"] = {"train": "s3://lake/train"}
+        content["data"] = {"train": "s3://lake/train", "groups": self.groups}
         content["serving"] = {"request_log": self.log.as_uri(), "log_texts": True}
         content["evaluation"] = self.evaluation
         recipe = Recipe.model_validate(content)
         return recipe.model_copy(update={"registry": (self.folder / "models").as_uri()})
 
-    def watch_chat(self, *, days: int = 1, tested: GroupAccuracy | None = None) -> Report:
-        served = ServedVersions(CHAMPION, None, TRIAL, FIRST, tested)
+    def watch_chat(self, *, days: int = 1, tested: GroupAccuracy | None = None, **groups: GroupAccuracy) -> Report:
+        of_test = {ALL: tested} if tested else {}
+        of_test |= {f"language = {value}": accuracy for value, accuracy in groups.items()}
+        served = ServedVersions(CHAMPION, None, TRIAL, FIRST, of_test)
         today = FIRST + timedelta(days=days)
         return daily_report.make_reports(self.recipe, served, today=today, progress=self.recorder)[-1]
 
@@ -170,6 +175,33 @@ def test_a_proven_loss_of_the_mean_score_is_an_alarm(task: ChatTask) -> None:
     assert [bound.what for bound in report.groups.bounds] == [f"change for {ALL}"]
     assert f"change for {ALL}: -48.1 points" in report.alarms[-1]
     assert task.watch_chat(tested=GroupAccuracy(500, 200, 500)).failures == {}
+
+
+def test_a_proven_loss_of_a_group_is_an_alarm(task: ChatTask) -> None:
+    task.groups = ("language",)
+    languages = ["de" if number % 2 else "en" for number in range(200)]
+    rows = [logged(FIRST, number, attributes=json.dumps({"language": languages[number]})) for number in range(199)]
+    shadow = {"arm": "shadow", "digest": TRIAL.digest, "answer": "no", "attributes": rows[1]["attributes"]}
+    write(task.log, "answers", FIRST, [*rows, logged(FIRST, 199), logged(FIRST, 1, **shadow)])
+    table = task.exported(num_rows=200)
+    german = [int(name.rpartition("-")[2]) % 2 == 1 for name in table["request_id"].to_pylist()]
+    task.imported(table, correct_answer=["no" if is_german else "yes" for is_german in german])
+    audited = audited_rows(task.recipe, since=LONG_AGO).groups["language"]
+    assert [audited.count(value) for value in ("de", "en", NO_GROUP)] == [99, 100, 1]
+    everyone, half = GroupAccuracy(500, 250.0, 500), GroupAccuracy(250, 125.0, 250)
+    report = task.watch_chat(tested=everyone, en=half, de=half)
+    assert [(bound.what, bound.n, bound.state) for bound in report.groups.bounds] == [
+        (f"change for {ALL}", 200, "not assessable"),
+        ("change for language = de", 99, "fails"),
+        ("change for language = en", 100, "passes"),
+    ]
+    assert "labelled rows that were not compared: 1 of language = (others)" in report.groups.note
+    assert list(report.failures) == ["change for language = de"]
+    assert report.challenger is not None
+    assert report.challenger.groups == ("language = de", "language = en")
+    assert [outcome.groups for outcome in report.challenger.outcomes] == [("language = de",)]
+    few = GroupAccuracy(250, 1.0, 250)
+    assert task.watch_chat(tested=everyone, en=half, de=few).failures == {}  # the report is made again
 
 
 def test_a_stored_report_is_made_again_if_the_metric_or_the_result_of_the_test_changed(task: ChatTask) -> None:

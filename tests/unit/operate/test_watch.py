@@ -1,4 +1,4 @@
-"""The date of `watch`, and the deletion of old log files."""
+"""The date of `watch`, the reference of chat, and the deletion of old log files."""
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -10,8 +10,15 @@ from typer.testing import CliRunner
 from tailorbird import storage
 from tailorbird.cli.app import app
 from tailorbird.config.loader import recipe_text
+from tailorbird.evaluation.prediction_store import save_predictions
+from tailorbird.monitoring.quality import ALL
 from tailorbird.monitoring.request_log import MonitoringError
+from tailorbird.operate import watch
 from tailorbird.operate.watch import delete_old_log, parse_today
+from tailorbird.registry.champion import Champion
+from tailorbird.storage.paths import TaskPaths
+from tests import console_registry as made
+from tests.unit.evaluation.simulated import Simulation, evidence_of, recipe_of, tables_of
 from tests.unit.pipeline.contexts import recipe_at
 
 
@@ -59,3 +66,20 @@ def test_watch_without_a_request_log_ends_before_it_connects_to_ray(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     done = CliRunner().invoke(app, ["watch", str(recipe)])
     assert (done.exit_code, done.stderr.partition("; ")[0]) == (2, "error: serving.request_log is not set")
+
+
+def test_the_test_scores_of_a_chat_champion_are_known_by_group(tmp_path: Path) -> None:
+    simulation = Simulation(chat=True, num_rows=90)
+    paths = TaskPaths(f"{tmp_path.as_uri()}/icd10-chapters")
+    evidence = made.add_run(paths, "0" * 16, at=datetime(2026, 3, 1, tzinfo=UTC), evidence=evidence_of(simulation))
+    table = tables_of(simulation)["candidate"]
+    save_predictions(f"{evidence.run}/predictions/candidate.parquet", table)
+    champion = Champion.model_construct(digest=evidence.versions["candidate"].digest, run=evidence.run)
+    tested = watch._tested(recipe_of(simulation), champion)
+    sexes = [f"sex = {value}" for value in sorted(set(table.groups["sex"]))]
+    assert list(tested) == [ALL, *sexes]
+    assert len(sexes) == 3
+    assert tested[ALL].right == pytest.approx(sum(tested[name].right for name in sexes))
+    assert (tested[ALL].n, sum(tested[name].n for name in sexes)) == (90, 90)
+    assert watch._tested(recipe_of(simulation), Champion.model_construct(digest="other", run=evidence.run)) == {}
+    assert watch._tested(recipe_of(simulation), Champion.model_construct(digest="other", run="")) == {}

@@ -8,7 +8,6 @@ import pytest
 from pydantic import ValidationError
 
 from serving.http.schemas import (
-    MAX_ATTRIBUTES,
     MAX_FAULTS,
     MAX_VALUES,
     SCORES_AT_ONCE,
@@ -22,6 +21,7 @@ from serving.http.schemas import (
     write_answer,
     write_comparison,
 )
+from serving.request_log.attributes import MAX_ATTRIBUTES
 
 ID = "2c9a7f40d1e84b5b9f36a0c7e5128d34"
 

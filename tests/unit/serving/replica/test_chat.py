@@ -180,7 +180,8 @@ def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interr
     versions.engines = {"champion": champion, "challenger": shadow}
     config = {"champion": {"uri": "u", "digest": "d"}, "challenger": {"uri": "v", "digest": "c", "shadow": 1.0}}
     versions._config = ReplicaConfig.model_validate(config)
-    body = json.dumps({"messages": [{"role": "user", "content": "abc"}]}).encode()
+    message = {"role": "user", "content": "abc"}
+    body = json.dumps({"messages": [message], "attributes": {"language": "en"}}).encode()
 
     async def request() -> None:
         _, own = await service._chat(body, "r")
@@ -194,6 +195,7 @@ def test_a_shadow_answers_after_the_champion_and_starts_again_if_a_client_interr
     names = ("answer", "failure", "text_chars", "request_id")
     by_arm = {row["arm"]: tuple(row[name] for name in names) for row in rows}
     assert by_arm == {"champion": ("one", None, 3, "r"), "shadow": (answer, failure, 3, "r")}
+    assert [row["attributes"] for row in rows] == ['{"language": "en"}'] * 2
     assert (len(rows), [row["text"] for row in rows if row["answer"]]) == (2, ["abc"] * (2 if answer else 1))
     assert (shadow.num_starts, shadow.num_active) == (num_starts, 0)
 
