@@ -162,9 +162,9 @@ def write_shard(spec: ShardSpec, job: ShardingJob, tokenizer: "PreTrainedTokeniz
     with write_shard_file(job.uri, spec.number) as shard:
         for batch in _batches(spec, job):
             num_empty += sum(not normalise(text) for text in batch.texts)
-            rows, found = drop_copies(batch, evaluated=job.evaluation_texts)
-            copies += found.rows
-            turn_copies += found.turns
+            rows, dropped = drop_copies(batch, evaluated=job.evaluation_texts)
+            copies += dropped.rows
+            turn_copies += dropped.turns
             shard.add(rows.row_ids, job.task.encode(rows, tokenizer=tokenizer, max_length=job.config.max_length))
             digests.append(rows_sha256(rows))
             shared_keys |= job.evaluation_keys.intersection(rows.split_keys or ())

@@ -108,8 +108,8 @@ def test_without_a_cluster_everything_else_is_checked() -> None:
 
 def test_an_endpoint_that_cannot_be_used_is_a_fault_and_without_a_cluster_a_note() -> None:
     facts = replace(GOOD, endpoint_faults={"http://h/v1": "http://h/v1/models cannot be reached"})
-    found = only_fault(facts)
-    assert (found.name, found.message) == ("endpoint", "http://h/v1/models cannot be reached")
+    fault = only_fault(facts)
+    assert (fault.name, fault.message) == ("endpoint", "http://h/v1/models cannot be reached")
     assert passes(check_facts(recipe(), replace(facts, theirs=None, cluster=None, without_cluster=True)))
 
 
