@@ -41,8 +41,8 @@ from cluster.progress import (
 )
 
 SILENCE_S = 5.0
-"""Seconds without output after which a log gets a line about the current activity. Each further line of the same
-activity waits twice as long as the last, up to `MAX_SILENCE_S`, so that logs stay short."""
+"""Seconds without output after which a log gets a line about the current activity. In a log for people, each further
+line of the same activity waits twice as long as the last, up to `MAX_SILENCE_S`, so that the log stays short."""
 MAX_SILENCE_S = 60.0
 LOG_INTERVAL_S = 15.0  # minimum seconds between two lines about training steps in a log
 MIN_SHOWN_S = 1.0  # shorter stages end without a line in a log
@@ -111,7 +111,7 @@ class LogDisplay:
             now = self._clock()
             if now - self._printed < self._allowed_s:
                 return
-            self._allowed_s = min(MAX_SILENCE_S, 2 * self._allowed_s)
+            self._allowed_s = SILENCE_S if self._as_json else min(MAX_SILENCE_S, 2 * self._allowed_s)
             line = activity_line(self._state, now=now)
             if self._as_json:
                 self._print_json("alive", {"stage": self._state.stage, "text": line}, now=now)

@@ -55,7 +55,8 @@ def watch(
     lines += [f"page: {result.page}", f"to open it: {show_page(result.page)}"]
     options.print_result(value, as_json=as_json, lines=lines)
     if push is not None:  # last, so that the recommendation is printed even if the Pushgateway does not answer
-        push_metrics(result.metrics, to=push, model=loaded.name)
+        with options.activity(f"pushing the metrics to {push}"):
+            push_metrics(result.metrics, to=push, model=loaded.name)
     if recommendation.reevaluate:
         raise typer.Exit(options.ExitCode.REEVALUATION_DUE)
 

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,9 +133,12 @@ def read_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
     changes = tuple(overrides or ())
     if "://" not in path:
         return load_recipe(path, overrides=changes)
-    from tailorbird import storage
+    from cluster.progress import SILENT, current_progress
 
-    return parse_recipe(storage.read_bytes(path), path=path, overrides=changes)
+    with activity(f"reading {path}") if current_progress() is SILENT else nullcontext():
+        from tailorbird import storage
+
+        return parse_recipe(storage.read_bytes(path), path=path, overrides=changes)
 
 
 def read_text(path: str) -> str:

@@ -212,3 +212,13 @@ def test_the_live_view_has_no_color_with_no_color() -> None:
     assert "\x1b[32m" in printed(colored, RUN)
     plain = Console(file=io.StringIO(), force_terminal=True, width=100, _environ=variables | {"NO_COLOR": "1"})
     assert "\x1b[32m" not in printed(plain, RUN)
+
+
+def test_json_lines_are_at_most_5_seconds_apart() -> None:
+    clock, out = Clock(), console()
+    log = LogDisplay(out, as_json=True, clock=clock)
+    log.report(ActivityEvent("reading the rows"))
+    for second in range(1, 31):
+        clock.now = float(second)
+        log.tick()
+    assert [json.loads(line)["elapsed_s"] for line in text_of(out).splitlines()] == [0, 5, 10, 15, 20, 25, 30]
