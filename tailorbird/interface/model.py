@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, overload
 
 from tailorbird.interface.answer import Answer, Input, last_text
 from tailorbird.interface.answers import Answers
+from tailorbird.interface.endpoint_model import EndpointModel
 from tailorbird.interface.environment import use_running_stack
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ BATCH_SIZE = 64
 class Model:
     """A loaded version. Its answers are those of the service, without requests, limits and the request log."""
 
-    loaded: "AnyLoaded" = field(repr=False)
+    loaded: "AnyLoaded | EndpointModel" = field(repr=False)
     uri: str
     kind: str
     """For example `probe`, `full` or `hybrid`."""
@@ -54,7 +55,11 @@ class Model:
             raise ValueError(f"groups: give one value{column} per input, that is {len(listed)} values")
         if not listed:
             return Answers()
-        if self.version.task == "classification":
+        if isinstance(self.loaded, EndpointModel):
+            if self.version.task == "classification":
+                _texts(listed)
+            answers = self.loaded.answers(listed, groups=groups)
+        elif self.version.task == "classification":
             answers = _classify(self.loaded, _texts(listed), groups=groups)  # type: ignore[arg-type]
         else:
             answers = _answer(self.loaded, listed)
@@ -64,15 +69,37 @@ class Model:
 def load(uri: str, *, device: str | None = None) -> Model:
     """Download, check and load the version at a URI, for example `run.winner`.
 
-    `device` is a torch device, for example `cpu`; by default, the GPU if there is one. Raises RegistryError if a file
-    is missing or was changed, StorageError if S3 cannot be reached, and ModelError for a version of an endpoint, which
-    has no model to load.
+    `device` is a torch device, for example `cpu`; by default, the GPU if there is one. A version of an endpoint has no
+    model to load: predictions are requests to its endpoint, see `EndpointModel`. Raises RegistryError if a file is
+    missing or was changed, StorageError if S3 cannot be reached, and EndpointKeyMissing if the environment has no key
+    for the endpoint.
     """
     use_running_stack()
+    from tailorbird.registry.versions import calls_endpoint, read_version
+
+    version = read_version(uri.rstrip("/"))
+    loaded = _with_endpoint(version, device=device) if calls_endpoint(version) else _load(version.uri, device=device)
+    return Model(loaded, uri=loaded.version.uri, kind=loaded.version.kind)
+
+
+def _load(uri: str, *, device: str | None) -> "AnyLoaded":
     from tailorbird.models.loading import load_model
 
-    loaded = load_model(uri.rstrip("/"), device=device)
-    return Model(loaded, uri=loaded.version.uri, kind=loaded.version.kind)
+    return load_model(uri, device=device)
+
+
+def _with_endpoint(version: "ModelVersion", *, device: str | None) -> EndpointModel:
+    from tailorbird.models.endpoint.client import read_key
+    from tailorbird.models.loading import checked_copy
+    from tailorbird.registry.versions import read_parts
+
+    checked_copy(version.pinned)
+    if version.endpoint is not None:
+        read_key(version.endpoint)  # before the first prediction
+    if version.hybrid is None:
+        return EndpointModel(version)
+    first, second = (load(part.uri, device=device) for part in read_parts(version.hybrid))
+    return EndpointModel(version, (first.predict, second.predict))
 
 
 def _texts(inputs: list[Input]) -> list[str]:

@@ -52,9 +52,9 @@ def register_config(folder: Path, name: str, config: VersionConfig, files: dict[
     return register((folder / "registry" / "task").as_uri(), local)
 
 
-def endpoint_of(version: ModelVersion, prompting: Prompting) -> VersionConfig:
+def endpoint_of(version: ModelVersion, prompting: Prompting, *, endpoint: Endpoint = ENDPOINT) -> VersionConfig:
     fields = version.model_dump(include=set(VersionConfig.model_fields))
-    return VersionConfig(**fields | {"kind": "endpoint_zero_shot", "prompting": prompting, "endpoint": ENDPOINT})
+    return VersionConfig(**fields | {"kind": "endpoint_zero_shot", "prompting": prompting, "endpoint": endpoint})
 
 
 def test_a_classifier_answers_with_its_first_part(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

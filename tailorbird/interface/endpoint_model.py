@@ -1,0 +1,110 @@
+"""Predict with a version of an external endpoint, or with a hybrid that has such a part."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tailorbird.interface.answer import Answer, Input, last_text
+from tailorbird.interface.answers import Answers
+
+if TYPE_CHECKING:
+    from tailorbird.data.rows import Rows
+    from tailorbird.registry.versions import ModelVersion
+
+PredictPart = Callable[[list[Input]], Answers]
+
+
+@dataclass(frozen=True)
+class EndpointModel:
+    """A version whose endpoint answers or, with `parts`, a hybrid in which one of the parts is such a version.
+
+    Requests are sent as in the evaluation: with the prompt and the `max_spend` of the version, and not again for an
+    input whose answer is stored in the registry.
+    """
+
+    version: "ModelVersion"
+    parts: tuple[PredictPart, PredictPart] | None = None
+
+    def answers(self, inputs: list[Input], *, groups: Sequence[str | None] | None = None) -> Answers:
+        """Return the answers to inputs; see `fetch_answers` for errors of the endpoint."""
+        if self.parts is None:
+            return _of_endpoint(self.version, inputs)
+        return _of_hybrid(self.version, self.parts, inputs, groups=groups)
+
+
+def _of_endpoint(version: "ModelVersion", inputs: list[Input]) -> Answers:
+    from tailorbird.evaluation.inference.endpoint import NO_LABEL, answer_rows_of_endpoint
+    from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
+    from tailorbird.models.endpoint.prompts import label_of
+
+    is_chat = version.task == "chat"
+    answers = answer_rows_of_endpoint(version.uri, rows=_rows(inputs, is_chat=is_chat), limits=RequestLimits())
+    return Answers(
+        Answer(
+            input=last_text(value),
+            output=answer.text
+            if is_chat
+            else version.typed_label(label_of(answer.text, classes=version.classes) or NO_LABEL),
+            confidence=answer.confidence if is_chat else answer.probability,
+            version=version.version,
+            finish_reason=answer.finish_reason if is_chat else None,
+            reported_model=answer.model,
+            row=row,
+        )
+        for row, (value, answer) in enumerate(zip(inputs, answers, strict=True))
+    )
+
+
+def _rows(inputs: list[Input], *, is_chat: bool) -> "Rows":
+    """Return inputs as rows without labels; raise DataError for a conversation that does not end with the user."""
+    from tailorbird.data.rows import DataError, Rows
+
+    texts = tuple(map(last_text, inputs))
+    ids, labels = tuple(map(str, range(len(inputs)))), ("",) * len(inputs)
+    if not is_chat:
+        return Rows(ids, texts, labels)
+    conversations = tuple(
+        (("user", value),)
+        if isinstance(value, str)
+        else tuple((message["role"], message["content"]) for message in value)
+        for value in inputs
+    )
+    for position, conversation in enumerate(conversations):
+        if conversation[-1][0] != "user":
+            raise DataError(
+                f"the conversation in row {position} does not end with a user message; remove the messages after the "
+                "last user message"
+            )
+    return Rows(ids, texts, labels, conversations=conversations)
+
+
+def _of_hybrid(
+    version: "ModelVersion",
+    parts: tuple[PredictPart, PredictPart],
+    inputs: list[Input],
+    *,
+    groups: Sequence[str | None] | None,
+) -> Answers:
+    from tailorbird.registry.routing import PARTS, routes_to_second
+
+    assert version.hybrid is not None
+    routing = version.hybrid.routing
+    if routing.by == "group":
+        routed = routes_to_second(routing, groups=groups)
+        of_first = parts[0]([value for value, to_second in zip(inputs, routed, strict=True) if not to_second])
+    else:
+        first = parts[0](inputs)
+        routed = routes_to_second(routing, confidences=[answer.confidence or 0.0 for answer in first])
+        of_first = Answers(answer for answer, to_second in zip(first, routed, strict=True) if not to_second)
+    of_second = parts[1]([value for value, to_second in zip(inputs, routed, strict=True) if to_second])
+    answers: dict[int, Answer] = {}
+    for name, mask, of_part in zip(PARTS, (~routed, routed), (of_first, of_second), strict=True):
+        for row, answer in zip(np.flatnonzero(mask).tolist(), of_part, strict=True):
+            scores = None if answer.scores is None else dict.fromkeys(version.classes, 0.0) | dict(answer.scores)
+            output = version.typed_label(str(answer.output)) if version.task == "classification" else answer.output
+            answers[row] = replace(
+                answer, output=output, version=version.version, scores=scores, answered_by=name, row=row
+            )
+    return Answers(answers[row] for row in range(len(inputs)))
