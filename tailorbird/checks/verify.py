@@ -51,6 +51,7 @@ from tailorbird.evaluation.verdict.inputs import (
 from tailorbird.evaluation.verdict.protocol import build_protocol
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.registry.test_set_ledger import recount_access
+from tailorbird.registry.versions import RegistryError, read_version
 from tailorbird.storage import s3
 from tailorbird.storage.paths import parse_run_uri
 
@@ -320,6 +321,7 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
     faults += unreadable
     try:
         record = EngineEvidence.model_validate(read_value(f"{uri}/{ENGINE_EVIDENCE}"))
+        faults += engine_subject_faults(uri, record=record)
         faults += _run_faults(record, tables=tables)
         inputs = VerdictInputs(
             incumbent=model_predictions("incumbent", tables),
@@ -339,6 +341,17 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
     except verify_files.UNREADABLE as error:
         faults.append(f"{ENGINE_EVIDENCE} is damaged: {type(error).__name__}: {error}")
     return tuple(faults)
+
+
+def engine_subject_faults(uri: str, *, record: EngineEvidence) -> Iterator[str]:
+    """Check that the version at the URI was exported from the version of the evidence, for the same engine."""
+    try:
+        version = read_version(uri)
+    except RegistryError:
+        return  # reported by `verify_files.named_version_faults`
+    if version.exported_from != record.evaluated or not record.engine.startswith(version.engine):
+        exported = f"an export of {record.evaluated.uri} for {record.engine}"
+        yield f"this is the evidence of {exported}, which {uri} is not"
 
 
 def _run_faults(record: EngineEvidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tailorbird.checks.verify import restore_pages, verify_evidence
+from tailorbird.checks.verify import engine_subject_faults, restore_pages, verify_evidence
 from tailorbird.cli.app import app
 from tailorbird.evaluation.hybrid import FrozenHybrid
+from tailorbird.evaluation.report.evidence import EngineEvidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
+from tailorbird.registry.versions import PinnedVersion, VersionConfig, now, register, write_config
 from tailorbird.storage.s3 import StorageError
 from tests.unit.checks.finished_run import concluded, flip, registered, rewrite, run_of, write_ledger
 from tests.unit.evaluation.simulated import Simulation, on_cpu
@@ -149,6 +151,23 @@ def test_evidence_of_a_run_of_another_task_is_a_fault(task_folder: Path, tmp_pat
     shutil.copytree(run_of(task_folder), copied)
     (fault,) = verify_evidence(copied.as_uri())
     assert fault.startswith(f"this is the evidence of {run_of(task_folder).as_uri()} and its versions")
+
+
+def test_engine_evidence_of_another_export_is_a_fault(tmp_path: Path) -> None:
+    folder, evaluated = tmp_path / "export", PinnedVersion(uri="s3://m/t/versions/full-1", digest="ab")
+    folder.mkdir()
+    for name in ("encoder.onnx", "head.safetensors"):
+        (folder / name).write_text(name)
+    config = VersionConfig(
+        kind="full", classes=("a", "b"), base_model="b", max_length=8, dtype="float32", code="c", recipe_hash="r",
+        created_at=now(), engine="openvino", exported_from=evaluated,
+    )  # fmt: skip
+    write_config(folder, config)
+    uri = register((tmp_path / "task").as_uri(), folder).uri
+    for engine, digest, is_own in (("openvino", "ab", True), ("openvino", "cd", False), ("torch", "ab", False)):
+        of = evaluated.model_copy(update={"digest": digest})
+        record = EngineEvidence.model_construct(engine=engine, evaluated=of)
+        assert (list(engine_subject_faults(uri, record=record)) == []) is is_own
 
 
 def test_changed_confusions_are_detected(task_folder: Path) -> None:
