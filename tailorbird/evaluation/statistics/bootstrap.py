@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.sparse import csr_array
 
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.statistics.distributions import t_isf
+from tailorbird.evaluation.statistics.distributions import norm_isf, norm_sf, t_isf
 from tailorbird.evaluation.statistics.documents import Documents, documents_of, of_documents
 from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_least_p
 from tailorbird.evaluation.statistics.scoring import class_codes, mean_f1
@@ -27,6 +27,8 @@ FEW_ROWS = 16
 CHUNK_ELEMENTS = 4_000_000
 # Rare rows drawn at once: few enough for the processor's cache.
 RARE_ROWS_AT_ONCE = 1 << 16
+# The quantile beyond which there are this many resamples is the last that they give; the normal tail continues it.
+NUM_BEYOND = 10
 # Gains closer to 0 than this are ties: only rounding separates them from 0.
 ROUNDING = 1e-12
 
@@ -57,8 +59,9 @@ class ResampledGain:
     def effect(self, *, alpha: float) -> Effect:
         """Return the effect with the interval at level 1 - alpha.
 
-        For independent rows, the interval is the percentile interval and the p value that of `two_sided`; without a
-        different output, the interval is the unseen rate. For documents, both are Student's t (`of_documents`).
+        For independent rows, the interval is the percentile interval and the p value that of `two_sided`, both with the
+        normal tail of `_quantile`; without a different output, the interval is the unseen rate. For documents, both are
+        Student's t (`of_documents`).
         """
         error, num_differing = self.standard_error, self.num_differing
         if self.documents is not None:
@@ -68,9 +71,34 @@ class ResampledGain:
         if not num_differing:
             unseen = unseen_rate(self.n, alpha=alpha)
             return Effect(self.gain, (-unseen, unseen), 1.0, error)
-        low, high = np.quantile(self.resampled, [alpha / 2, 1 - alpha / 2])
-        effect = Effect(self.gain, (float(low), float(high)), two_sided(self.resampled), error)
+        interval = self._quantile(alpha / 2), self._quantile(1 - alpha / 2)
+        effect = Effect(self.gain, interval, self._p_value(), error)
         return with_least_p(effect, num_differing=num_differing, alpha=alpha)
+
+    def _quantile(self, share: float) -> float:
+        """Return the quantile of the resampled gains at this share.
+
+        Beyond the last quantile that the resamples give, the tail is normal: its spread is that of the last quantile
+        or, if larger, the standard error.
+        """
+        tail, last = min(share, 1 - share), NUM_BEYOND / len(self.resampled)
+        if tail >= last:
+            return float(np.quantile(self.resampled, share))
+        side = -1 if share < 0.5 else 1
+        return self.gain + side * self._spread(side) * float(norm_isf(tail))
+
+    def _spread(self, side: int) -> float:
+        """Return the standard deviation of the normal tail below the gain (side -1) or above it (1)."""
+        last = NUM_BEYOND / len(self.resampled)
+        distance = side * (self._quantile(last if side < 0 else 1 - last) - self.gain)
+        return max(distance / float(norm_isf(last)), self.standard_error, ROUNDING)
+
+    def _p_value(self) -> float:
+        """Return the p value of `two_sided` or, if 0 is beyond the last quantile, that of the tail of `_quantile`."""
+        last, side = NUM_BEYOND / len(self.resampled), -1 if self.gain > 0 else 1
+        if side * self._quantile(last if side < 0 else 1 - last) >= 0:
+            return two_sided(self.resampled)
+        return min(2 * last, 2 * float(norm_sf(abs(self.gain) / self._spread(side))))
 
 
 def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float) -> Effect:
@@ -237,7 +265,8 @@ def two_sided(gains: FloatArray) -> float:
 def _sign_flip(units: FloatArray) -> float:
     """Return the sign-flip p value: the share of random sign vectors with a sum at least as far from 0.
 
-    1 is added to count and total.
+    1 is added to count and total. Few random sign vectors give no small p value, so the bound of Hoeffding,
+    2 exp(-sum^2 / (2 sum of squares)), is returned if it is smaller. It holds for any differences.
     """
     sizes = np.abs(units[units != 0])  # signs do not affect differences of 0
     total, seen = float(sizes.sum()), abs(float(units.sum()))
@@ -249,7 +278,8 @@ def _sign_flip(units: FloatArray) -> float:
         random = np.frombuffer(generator.bytes(num * num_bytes), dtype=np.uint8).reshape(num, num_bytes)
         positive = np.unpackbits(random, axis=1, count=len(sizes)).astype(np.float64) @ sizes
         as_far += int(np.sum(np.abs(2 * positive - total) >= seen - ROUNDING * total))
-    return (as_far + 1) / (NUM_RESAMPLES + 1)
+    bound = 2 * math.exp(-(seen**2) / (2 * float(sizes @ sizes))) if len(sizes) else 1.0
+    return min((as_far + 1) / (NUM_RESAMPLES + 1), bound)
 
 
 def _distinct(values: NDArray[np.generic]) -> tuple[IntArray, IntArray]:

@@ -12,12 +12,14 @@ from tailorbird.evaluation.statistics import bootstrap
 from tailorbird.evaluation.statistics.bootstrap import (
     likelihood_interval,
     macro_f1_effect,
+    macro_f1_gain,
     mean_effect,
     multinomial_counts,
     two_sided,
 )
 from tailorbird.evaluation.statistics.effect import Effect
 from tailorbird.evaluation.statistics.scoring import macro_f1
+from tailorbird.evaluation.verdict.protocol import spent_alpha
 
 letters = st.sampled_from("abcd")
 answered = st.lists(st.tuples(letters, letters, letters), min_size=1, max_size=60)
@@ -239,3 +241,28 @@ def test_equal_means_are_significant_at_most_at_alpha() -> None:
 def test_invalid_scores_are_refused(ours: list[float], theirs: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mean_effect(np.array(ours), other_scores=np.array(theirs), alpha=0.05)
+
+
+@pytest.mark.parametrize("access_number", [1, 8, 9, 24])
+def test_a_large_gain_is_proven_at_any_access(access_number: int) -> None:
+    """The level of the 24th access, divided by a family of three, is below the resolution of 10,000 resamples."""
+    level = spent_alpha(0.05, access_number=access_number) / 3
+    better, worse = answers(600, accuracies=(0.95, 0.5), seed=12)
+    macro = macro_f1_effect(better, other=worse, alpha=level)
+    generator = np.random.default_rng(13)
+    mean = mean_effect(generator.normal(0.6, 0.1, 600), other_scores=generator.normal(0.4, 0.1, 600), alpha=level)
+    for effect in (macro, mean):
+        assert effect.p_value < level / 3
+        assert effect.interval[0] > 0.1
+
+
+def test_the_interval_continues_beyond_the_resamples_and_agrees_with_the_p_value() -> None:
+    better, worse = answers(300, accuracies=(0.85, 0.65), seed=14)
+    gain = macro_f1_gain(better, other=worse)
+    effects = {alpha: gain.effect(alpha=alpha) for alpha in (0.05, 0.002, 0.0019, 1e-4, 1e-6, 1e-12)}
+    lows = [effect.interval[0] for effect in effects.values()]
+    assert lows == sorted(lows, reverse=True)
+    assert lows[2] == pytest.approx(lows[1], abs=0.005)
+    p_value = effects[0.05].p_value
+    assert 1e-12 < p_value < 0.002
+    assert gain.effect(alpha=p_value * 1.01).interval[0] > 0 >= gain.effect(alpha=p_value * 0.99).interval[0]
