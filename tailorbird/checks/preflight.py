@@ -64,9 +64,8 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     results += _model(recipe, facts)
     results += check_prices(recipe)
     results += check_endpoint(recipe.evaluation, facts.tables, of_champion=facts.champion_endpoints)
-    of_driver = note if facts.without_cluster else fault  # without the cluster, this is rarely the machine that sends
-    remedy = "a run sends the requests from its driver process; a submitted job has the environment of Ray"
-    results += [of_driver("endpoint", text, remedy) for text in facts.endpoint_faults.values()]
+    remedy = "or check where the driver of a run sends the requests: submit preflight as a job, as the run"
+    results += [fault("endpoint", text, remedy) for text in facts.endpoint_faults.values()]
     if facts.encoder_fault is not None:
         results.append(fault("retrieval encoder", facts.encoder_fault))
     if facts.planned is not None:

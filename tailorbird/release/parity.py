@@ -229,7 +229,7 @@ def compare_endpoint(
         reported = ", ".join(sorted(map(repr, models)))
         raise ParityRefused(
             f"the endpoint of {version.version} now reports the model {reported}, but {expected!r} was evaluated, so "
-            "it is not promoted; run the recipe again to evaluate the new model"
+            "it is not promoted; set evaluation.endpoint.revision to a new text and run the recipe again to evaluate it"
         )
     differing = [pair for pair in zip(probes, answers, strict=True) if pair[0].output != pair[1].output]
     if version.task == "classification" and 2 * len(differing) > len(probes):

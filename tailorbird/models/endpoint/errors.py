@@ -49,4 +49,4 @@ class EndpointModelChanged(EndpointError):
 
 
 class EndpointSpendExceeded(EndpointError):
-    """The answers cost more than `max_spend`."""
+    """A further request could cost more than `max_spend` allows."""
