@@ -7,7 +7,8 @@ coverage of the interval of the debiased calibration error, and how often a cali
 the gate. Groups: how often the gate refuses a candidate that gains 3 points in every group, and how often it does not
 refuse one that loses 10 points in one of 12 groups. Suites: how often the gate fails and passes for a candidate without
 a loss, with a loss of the margin, and with a loss of 20 points on one suite; with scores between 0 and 1, how often a
-suite passes whose loss is the margin, by rare losses of 90 points.
+suite passes whose loss is the margin, by rare losses of 90 points; and how often a candidate without a loss passes a
+suite of pairs and of questions, as `bias` has them.
 """
 
 import sys
@@ -41,6 +42,8 @@ GROUP_SIZES = (30, 50, 80, 200, 500)
 NUM_SUITES, SUITE_ROWS, SUITE_HARM = (1, 4, 10), (100, 400), 0.20
 RARE_LOSS, RARE_LOSS_SUITES = 0.9, ((5, 0.25), (20, 0.05), (50, 0.05), (50, 0.2), (150, 0.05))
 """Loss on a rare row; rows and margin of the suites that have such rows."""
+NUM_PAIR_SUITES, NUM_PAIRS, NUM_QUESTIONS, CHANGED_ANSWERS = 200, 80, 20, (0.0, 0.05, 0.15)
+"""Suites like `bias`: pairs with scores from 0.8 to 1, and questions, on shares of which one model alone is right."""
 BOUNDS = {
     "lowest_coverage_of_documents": ">= 0.92",
     "mean_coverage_of_documents": ">= 0.93",
@@ -165,6 +168,8 @@ def suites() -> Figures:
     print_table("The suites gate with a margin of 5 points", rows)
     rare = {f"{n} rows, margin {margin:g}": _rare_loss_rates(n, max_loss=margin) for n, margin in RARE_LOSS_SUITES}
     print_table("Nearly equal scores with rare losses", rare)
+    paired = {f"{share:.0%} of the questions differ": _pair_rates(share) for share in CHANGED_ANSWERS}
+    print_table(f"{NUM_PAIRS} pairs and {NUM_QUESTIONS} questions, no loss", paired)
 
     def worst(column: str, *, loss: str) -> float:
         return max(row[column] for name, row in rows.items() if name.endswith(loss))
@@ -174,6 +179,7 @@ def suites() -> Figures:
         "suites_with_the_margin_as_loss_that_fail": worst("fails", loss=f"loss {margin:g}"),
         "suites_with_the_margin_as_loss_that_pass": worst("passes", loss=f"loss {margin:g}"),
         "suites_with_rare_losses_that_pass": max(row["passes"] for row in rare.values()),
+        "equal_models_that_pass_pairs_and_questions": min(row["passes"] for row in paired.values()),
         "harmful_suites_that_fail_at_100_rows": rows[f"4 x 100 rows, loss {SUITE_HARM:g} on one"]["fails"],
     }
 
@@ -205,6 +211,21 @@ def _rare_loss_rates(n: int, *, max_loss: float) -> Figures:
         answered = AnsweredSuite(config, _answers(ours), _answers(theirs))
         passes += suites_gate({"suite": answered}, alpha=ALPHA).state is State.PASSES
     return {"passes": passes / NUM_GATES, "+-": _error(passes / NUM_GATES, NUM_GATES)}
+
+
+def _pair_rates(share: float) -> Figures:
+    """Return how often an equal model passes. Scores of pairs vary by 5 points; one model is right on `share` alone."""
+    generator, passes = np.random.default_rng(SEED), 0
+    accuracy = (1 + np.sqrt(1 - 2 * share)) / 2
+    for _ in range(NUM_PAIR_SUITES):
+        means, tables = generator.uniform(0.8, 1, NUM_PAIRS), []
+        for _ in range(2):
+            pairs = np.clip(means + generator.normal(0, 0.05, NUM_PAIRS), 0, 1)
+            tables.append(_answers(np.append(pairs, generator.random(NUM_QUESTIONS) < accuracy)))
+        answered = AnsweredSuite(SuiteConfig(uri="builtin://bias"), *tables)
+        passes += suites_gate({"suite": answered}, alpha=ALPHA).state is State.PASSES
+    rate = passes / NUM_PAIR_SUITES
+    return {"passes": rate, "+-": _error(rate, NUM_PAIR_SUITES)}
 
 
 def _answers(values: NDArray[np.bool_] | FloatArray) -> Predictions:
