@@ -106,7 +106,7 @@ def faults(page: Any) -> list[str]:
 
 def test_the_page_of_a_classifier_is_accessible_in_each_state(open_page: OpenPage, classifiers: str) -> None:
     page = open_page(classifiers)
-    page.get_by_text("Examples").wait_for()
+    page.get_by_text("Examples", exact=True).wait_for()
     assert faults(page) == []
     assert keyboard_faults(page) == []
     for text, state in ((AGREED, "Both models answer: weather"), (DISAGREED, "The models disagree.")):
@@ -320,7 +320,7 @@ def test_a_stream_that_ends_early_is_an_error(open_page: OpenPage, chats: str) -
 def test_the_page_works_at_a_prefix_without_a_slash_at_its_end(open_page: OpenPage, classifiers: str) -> None:
     page = open_page(f"{classifiers}letters")
     assert page.url == f"{classifiers}letters/"
-    page.get_by_text("Examples").wait_for()
+    page.get_by_text("Examples", exact=True).wait_for()
 
 
 @pytest.mark.parametrize(("scopes", "detailed"), [("answer,feedback", False), ("read", True), ("admin", True)])
