@@ -222,7 +222,7 @@ def check_splits(summary: DataSummary) -> SplitCheck:
 
 
 def _compare_samples(summary: DataSummary) -> SplitCheck:
-    """Return the differences between samples of the named splits, or the column that one of them lacks."""
+    """Return the differences between samples of the named splits, or what one of them lacks."""
     assert summary.uris.test is not None
     samples = {"validation": read_sample(summary.uris.validation)} if summary.uris.validation is not None else {}
     samples |= {"train": summary.sample, "test": read_sample(summary.uris.test)}
@@ -241,6 +241,8 @@ def _split_sample(sample: Sample, *, roles: ColumnRoles) -> SplitSample:
     """Return the labels and text lengths of a sample, with the most likely column to split by as documents."""
     own = roles_of(sample, roles=roles)
     lengths = np.array([len(text) for text in texts_in(own)], dtype=np.float64)
+    if not len(lengths):
+        raise DataError(f"the first {sample.num_sampled:,} rows of {sample.uri} contain no text that a run can use")
     labels = () if own.label is None else tuple(str(label) for label in own.label.column.values)
     key = sample.column(roles.keys[0].name) if roles.keys and own.label is not None else None
     documents = None if key is None else tuple(value or f"row {row}" for row, value in enumerate(key.values))

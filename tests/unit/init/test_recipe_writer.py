@@ -212,6 +212,19 @@ def test_examples_are_left_to_the_author_if_a_run_splits_the_rows(tmp_path: Path
     assert "Write texts that are not test rows, and remove the :" in text  # without the # of each comment
 
 
+def test_a_split_of_large_data_without_a_column_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailorbird.data.profiling.sample.SAMPLE_ROWS", 150)
+    source = tmp_path / "rows"
+    source.mkdir()
+    for split in ("train", "test"):
+        columns = notes(600, seed=1)
+        columns |= {"label_of_test": columns.pop("ward")} if split == "test" else {}
+        pq.write_table(pa.table(columns), source / f"{split}.parquet", row_group_size=100)
+    _, text = drafted(source)
+    assert "FIX THIS FIRST, a run rejects these rows" in text
+    assert "test.parquet has no column 'ward' that a recipe can use" in text
+
+
 def test_uneven_classes_are_a_warning_with_the_metric(tmp_path: Path) -> None:
     columns = notes(600, seed=1)
     columns["ward"] = ["eyes" if row % 10 else "surgery" for row in range(600)]
