@@ -110,8 +110,8 @@ def test_an_endpoint_that_cannot_be_used_is_a_fault_also_without_a_cluster() -> 
     """The job `preflight` on Kubernetes has the environment and the network of a run, but no cluster."""
     facts = replace(GOOD, endpoint_faults={"http://h/v1": "http://h/v1/models cannot be reached"})
     for checked in (facts, replace(facts, theirs=None, cluster=None, without_cluster=True)):
-        found = only_fault(checked)
-        assert (found.name, found.message) == ("endpoint", "http://h/v1/models cannot be reached")
+        fault = only_fault(checked)
+        assert (fault.name, fault.message) == ("endpoint", "http://h/v1/models cannot be reached")
 
 
 @pytest.mark.parametrize(
