@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from benchmarks.rounds import finish, print_table
+from tailorbird.evaluation.gates.cost import ServingUsage
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.statistics import bootstrap
 from tailorbird.evaluation.statistics.bootstrap import ResampledGain, macro_f1_gain, mean_effect
@@ -55,6 +56,9 @@ BOUNDS = {
     "rate_of_missing_an_equal_champion_with_few_subjects_within_a_year": f"<= {ALPHA}",
     "rate_of_renewing_an_equal_champion_within_a_year": f"<= {ALPHA}",
     "rate_of_missing_the_mean_of_scores_between_0_and_1_within_a_year": f"<= {ALPHA}",
+    "rate_of_withdrawing_a_cheaper_champion_at_minus_the_margin_within_a_year": f"<= {ALPHA}",
+    "rate_of_renewing_a_cheaper_champion_at_minus_the_margin_within_a_year": f"<= {ALPHA}",
+    "rate_of_withdrawing_an_equal_cheaper_champion_within_a_year": f"<= {ALPHA}",
     "rate_of_renewing_a_champion_at_3_points_in_month_12": ">= 0.97",
     "rate_of_withdrawing_a_champion_at_minus_3_points_within_a_year": ">= 0.97",
     "decisions_unlike_the_rule": "<= 0",
@@ -93,6 +97,9 @@ def main() -> None:
         "rate_of_missing_it_if_rows_counted_as_independent": _misses_with_few_subjects(by_subject=False),
         "rate_of_renewing_an_equal_champion_within_a_year": worst["renewed at 0"],
         "rate_of_missing_the_mean_of_scores_between_0_and_1_within_a_year": _misses_of_partial_scores(),
+        "rate_of_withdrawing_a_cheaper_champion_at_minus_the_margin_within_a_year": worst["cheaper, withdrawn at -1"],
+        "rate_of_renewing_a_cheaper_champion_at_minus_the_margin_within_a_year": worst["cheaper, renewed at -1"],
+        "rate_of_withdrawing_an_equal_cheaper_champion_within_a_year": worst["cheaper, withdrawn at 0"],
         "rate_of_renewing_a_champion_at_3_points_in_month_12": usual["renewed at +3, month 12"],
         "rate_of_withdrawing_a_champion_at_minus_3_points_within_a_year": usual["withdrawn at -3"],
         "rate_of_renewing_it_in_month_12_by_separate_tests": usual["renewed at +3, month 12, separate tests"],
@@ -212,6 +219,10 @@ def _years(discordance: float) -> dict[str, float]:
     for gain, name in ((-0.03, "-3"), (0.01, "+1"), (0.03, "+3")):
         figures[f"withdrawn at {name}"] = float(_decided(_monthly(gain, discordance))[1].any(axis=1).mean())
     figures["withdrawn at -3, separate tests"] = float(_separately(-0.03, discordance)[1].any(axis=1).mean())
+    for gain, name in ((-MINIMUM_GAIN, "-1"), (0.0, "0"), (-0.03, "-3")):
+        renewed, withdrawn = _decided_for_cost(_monthly(gain, discordance))
+        figures[f"cheaper, renewed at {name}"] = float(renewed.any(axis=1).mean())
+        figures[f"cheaper, withdrawn at {name}"] = float(withdrawn.any(axis=1).mean())
     figures["renewed at 0"] = float(_decided(_monthly(0.0, discordance))[0].any(axis=1).mean())
     return figures
 
@@ -223,6 +234,14 @@ def _decided(months: Indices) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     better = log_wealth(VALUES, counts=counts, mean=0.0) >= LEVEL
     out_of_reach = log_wealth(VALUES, counts=counts[..., ::-1], mean=-MINIMUM_GAIN) >= LEVEL
     return better & (gain >= MINIMUM_GAIN), out_of_reach & ~better
+
+
+def _decided_for_cost(months: Indices) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the same as `_decided` for a champion that is cheaper, with the minimum gain as the margin."""
+    counts = months.cumsum(axis=1)
+    not_inferior = log_wealth(VALUES, counts=counts, mean=-MINIMUM_GAIN) >= LEVEL
+    inferior = log_wealth(VALUES, counts=counts[..., ::-1], mean=MINIMUM_GAIN) >= LEVEL
+    return not_inferior, inferior & ~not_inferior
 
 
 def _separately(gain: float, discordance: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -308,18 +327,19 @@ def _misses_of_partial_scores() -> float:
 def _decisions_unlike_rule() -> int:
     """Return the number of full decisions, from predictions to result, that differ from the rule on the same counts."""
     different = 0
-    for gain in (-0.03, 0.01, 0.03):
+    for gain, is_cheaper in ((-0.03, False), (0.01, False), (0.03, False), (-0.03, True), (0.0, True)):
         months = _monthly(gain, 0.12)[:NUM_DECISIONS]
-        renewed, withdrawn = _decided(months)
+        renewed, withdrawn = _decided_for_cost(months) if is_cheaper else _decided(months)
         for year, month in enumerate(np.random.default_rng(3).integers(0, MONTHS, NUM_DECISIONS)):
-            holds = _result(months[year, : month + 1].sum(axis=0))
+            holds = _result(months[year, : month + 1].sum(axis=0), is_cheaper=is_cheaper)
             rule = True if renewed[year, month] else False if withdrawn[year, month] else None
             different += holds is not rule
     return different
 
 
-def _result(counts: Indices) -> bool | None:
+def _result(counts: Indices, *, is_cheaper: bool) -> bool | None:
     """Return the result of the real decision for numbers of losses, ties and wins."""
+    cost = ServingUsage((1.0, 1.01, 0.99, 1.0, 1.0))
     losses, ties, wins = counts.tolist()
     num_rows = losses + ties + wins
     table = _table(num_rows)
@@ -327,6 +347,7 @@ def _result(counts: Indices) -> bool | None:
         ModelPredictions(table("former", np.arange(num_rows) < losses)),
         ModelPredictions(table("champion", np.arange(num_rows) >= losses + ties)),
         "simulated",
+        costs={"incumbent": ServingUsage((2.0,) * 5), "candidate": cost} if is_cheaper else None,
     )
     protocol = TestProtocol(
         metric="accuracy",

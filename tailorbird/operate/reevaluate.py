@@ -35,7 +35,7 @@ from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict, decide_
 from tailorbird.pipeline.inputs import load_inputs
 from tailorbird.registry.champion import Champion, champion_version
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import ModelVersion, now, read_pinned
+from tailorbird.registry.versions import ModelVersion, now, read_pinned, weights_digest
 from tailorbird.release.promotion import roll_back, rollback_target
 from tailorbird.storage.paths import TaskPaths
 
@@ -94,7 +94,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     audited = _audited(recipe, champion=champion, earlier=earlier)
     rows = audited.rows
     progress.stage(f"the champion and {versions['incumbent'].version} on {len(rows):,} audited rows")
-    protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, incumbent=versions["incumbent"])
+    protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, versions=versions)
     uri = TaskPaths(recipe.task_uri).reevaluation(now().replace(":", ""))
     record_test_access(  # a run on these rows must know that the champion was compared on them
         recipe.task_uri,
@@ -191,12 +191,13 @@ def _of_new_rows(tables: Mapping[str, Predictions], *, new: list[int], metric: s
 
 
 def protocol_for(
-    champion: Champion, *, recipe: Recipe, rows: Rows, incumbent: ModelVersion
+    champion: Champion, *, recipe: Recipe, rows: Rows, versions: Mapping[str, ModelVersion]
 ) -> tuple[TestProtocol, CostRecord]:
     """Return the test protocol and the measured cost for a re-evaluation on these rows.
 
     The protocol is that of the run that chose the champion, or else the recipe's. The cost is that run's, if it
-    compared these two versions.
+    compared these two versions. For a champion that was exported for another engine, it is that of the same weights,
+    which cost more: an export must be cheaper.
     """
     protocol = build_protocol(
         recipe.evaluation, serving=recipe.serving, test_sha256=rows_sha256(rows), num_test_rows=len(rows)
@@ -207,7 +208,7 @@ def protocol_for(
         test_rows = {"test_sha256": protocol.test_sha256, "num_test_rows": len(rows)}
         protocol = evidence.protocol.model_copy(update=test_rows)
         digests = {role: evidence.versions[role].digest for role in ROLES}
-        if digests == {"incumbent": incumbent.digest, "candidate": champion.digest}:
+        if digests == {"incumbent": versions["incumbent"].digest, "candidate": weights_digest(versions["candidate"])}:
             cost = evidence.cost
     priced = protocol.cost if cost.serving is not None else None
     gates = protocol.gates.model_copy(update={"suites": None})  # the weights are those that answered the suites

@@ -10,7 +10,7 @@ from tailorbird.config.suites import EXTRACTION, SuiteConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State, at_most, gate
 from tailorbird.evaluation.predictions import TRAINING_TEXT, Predictions
 from tailorbird.evaluation.statistics.effect import Effect, with_unseen
-from tailorbird.evaluation.statistics.paired import mean_change, newcombe_paired_interval, paired_counts
+from tailorbird.evaluation.statistics.paired import cautious_change, newcombe_paired_interval, paired_counts
 from tailorbird.registry.versions import INDEX_KINDS
 
 WITH_TRAINING_ROWS = ("few_shot", "endpoint_few_shot", *INDEX_KINDS)  # kinds that contain training rows as text
@@ -28,7 +28,7 @@ class AnsweredSuite(NamedTuple):
         """Return the loss of the mean score (incumbent minus candidate), with its interval at level 1 - alpha.
 
         Newcombe's interval for scores of 0 and 1 on independent rows, at least the unseen rate wide to both sides, and
-        `mean_change` otherwise.
+        `cautious_change` otherwise.
         """
         ours, theirs, clusters = self.candidate.scores, self._reference(), self.candidate.clusters
         if clusters is None and np.isin((ours, theirs), (0.0, 1.0)).all():
@@ -36,7 +36,7 @@ class AnsweredSuite(NamedTuple):
             interval = newcombe_paired_interval(counts, alpha=alpha)
             effect = with_unseen(Effect(counts.gain, interval, 1.0, 0.0), num_units=counts.n, alpha=alpha)
         else:
-            effect = mean_change(theirs, ours, alpha=alpha, clusters=clusters)
+            effect = cautious_change(theirs, ours, alpha=alpha, clusters=clusters)
         return effect.gain, effect.interval
 
     def _reference(self) -> NDArray[np.float64]:

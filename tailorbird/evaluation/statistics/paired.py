@@ -70,6 +70,13 @@ class Comparison:
     """Standard error of the gain; None for a share of independent rows, which needs only the counts."""
     num_units: int  # independent units: rows, or documents if rows share documents
     degrees_of_freedom: float | None = None  # of Student's t; None if rows are independent
+    cautious_low: float | None = None
+    """Lower end of `cautious_change`, if that is not the interval's: for a mean over documents."""
+
+    @property
+    def lowest(self) -> float:
+        """The lower end of the gain in tests of non-inferiority."""
+        return self.interval[0] if self.cautious_low is None else self.cautious_low
 
 
 def wilson_interval(num_right: float, *, n: float, alpha: float = 0.05) -> tuple[float, float]:
@@ -179,11 +186,14 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
             standard_error=None,
             num_units=counts.n,
         )
+    cautious_low = None
     if metric == "macro_f1":
         effect = macro_f1_effect(candidate, other=other, alpha=alpha)
     else:
-        pair = candidate.per_row(metric), other.per_row(metric)
-        effect = mean_change(*pair, alpha=alpha, clusters=candidate.clusters)
+        pair, clusters = (candidate.per_row(metric), other.per_row(metric)), candidate.clusters
+        effect = mean_change(*pair, alpha=alpha, clusters=clusters)
+        if clusters is not None:
+            cautious_low = cautious_change(*pair, alpha=alpha, clusters=clusters).interval[0]
     return Comparison(
         counts,
         *scores,
@@ -194,6 +204,7 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
         standard_error=effect.standard_error,
         num_units=counts.n if candidate.clusters is None else len(set(candidate.clusters)),
         degrees_of_freedom=effect.degrees_of_freedom,
+        cautious_low=cautious_low,
     )
 
 
@@ -201,25 +212,34 @@ def mean_change(ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters:
     """Return the change of the mean of two models' per-row scores [N].
 
     `bootstrap.mean_effect` if rows are independent, `documents.document_effect` if they share documents. The interval
-    of independent rows reaches at least the unseen rate to both sides of the change. An interval over documents does,
-    too, and contains that of `bootstrap.likelihood_interval`, so that it does not exclude rare large losses. But an end
-    that separates it from 0 is that of the t test. A single row has the interval (-1, 1) and p = 1.
+    of independent rows reaches at least the unseen rate to both sides of the change. A single row has the interval (-1,
+    1) and p = 1.
     """
-    if clusters is None and len(ours) < 2:
+    if clusters is not None:
+        documents = documents_of(clusters, num_rows=len(ours))
+        return document_effect(ours - theirs, documents=documents, alpha=alpha)
+    if len(ours) < 2:
         return Effect(float(np.mean(ours - theirs)), (-1.0, 1.0), 1.0, 1.0)
-    if clusters is None:
-        return with_unseen(mean_effect(ours, other_scores=theirs, alpha=alpha), num_units=len(ours), alpha=alpha)
-    documents = documents_of(clusters, num_rows=len(ours))
-    effect = document_effect(ours - theirs, documents=documents, alpha=alpha)
-    freedom, (low, high) = effect.degrees_of_freedom, effect.interval
-    if documents.num < LEAST_DOCUMENTS or freedom is None:
+    return with_unseen(mean_effect(ours, other_scores=theirs, alpha=alpha), num_units=len(ours), alpha=alpha)
+
+
+def cautious_change(
+    ours: FloatArray, theirs: FloatArray, *, alpha: float, clusters: Sequence[str] | None = None
+) -> Effect:
+    """Return `mean_change` with an interval for tests of non-inferiority, which does not exclude rare large losses.
+
+    That of independent rows does not do so anyway. Over documents, it also contains that of
+    `bootstrap.likelihood_interval`, and reaches at least the unseen rate to both sides of the change.
+    """
+    effect = mean_change(ours, theirs, alpha=alpha, clusters=clusters)
+    documents, freedom = documents_of(clusters, num_rows=len(ours)), effect.degrees_of_freedom
+    if freedom is None or documents.num < LEAST_DOCUMENTS:
         return effect
-    lowest, highest = likelihood_interval(
+    low, high = likelihood_interval(
         documents.sums(ours - theirs), sizes=documents.sizes, alpha=alpha, degrees_of_freedom=freedom
     )
-    wide = replace(effect, interval=(min(low, lowest), max(high, highest)))
-    lowest, highest = with_unseen(wide, num_units=freedom + 1, alpha=alpha).interval
-    return replace(effect, interval=(low if low > 0 else lowest, high if high < 0 else highest))
+    wide = replace(effect, interval=(min(low, effect.interval[0]), max(high, effect.interval[1])))
+    return with_unseen(wide, num_units=freedom + 1, alpha=alpha)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -42,14 +42,13 @@ class SimulatedTests:
         if self.cells is not None:
             return newcombe_limits(self.cells, alpha=alpha)
         half = t_isf(alpha / 2, self.freedom) * self.errors
-        low, high = self.gains - half, self.gains + half
-        of_documents = np.isfinite(self.freedom)
-        reach = 1 - (alpha / 2) ** (1 / np.where(of_documents, self.freedom + 1, self.num_rows))
-        # See `paired.mean_change`.
-        return (
-            np.where(of_documents & (low > 0), low, np.minimum(low, self.gains - reach)),
-            np.where(of_documents & (high < 0), high, np.maximum(high, self.gains + reach)),
-        )
+        half = np.where(np.isfinite(self.freedom), half, np.maximum(half, self.unseen(alpha)))
+        return self.gains - half, self.gains + half
+
+    def unseen(self, alpha: float) -> FloatArray:
+        """Return the rates [C] of `effect.unseen_rate`; see `paired.cautious_change`."""
+        num_units = np.where(np.isfinite(self.freedom), self.freedom + 1, self.num_rows)
+        return np.asarray(1 - (alpha / 2) ** (1 / num_units), dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ class Assessment:
     cost_ratio: Ratio | None
     cost_unit: CostUnit | None
     hybrid: HybridVerdict | None
+    hybrid_lowest: float | None  # lowest gain that its tests of non-inferiority do not exclude
     contenders: tuple[ContenderVerdict, ...]
     tables: Mapping[str, Predictions]  # test predictions by role, of the incumbent and the family
     costs: ServingCosts | None  # measured resources by role, with the hybrid's; None if not measured
@@ -64,9 +65,9 @@ def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
         _contender(role, inputs, result=family[role], protocol=protocol, costs=costs) for role in inputs.contenders
     )
     better = [inputs.contenders[contender.role].clean for contender in contenders if contender.eligible]
-    of_hybrid = None
+    of_hybrid = lowest = None
     if hybrid is not None:
-        of_hybrid = _hybrid(hybrid, inputs, result=family["hybrid"], protocol=protocol, costs=costs)
+        of_hybrid, lowest = _hybrid(hybrid, inputs, result=family["hybrid"], protocol=protocol, costs=costs)
     main, gates = family["candidate"], evaluate_gates(inputs, protocol=protocol)
     above_hybrid = better
     if inputs.hybrid is not None and "candidate" not in inputs.hybrid.parts and main.proven:
@@ -80,6 +81,7 @@ def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
         leaks=bool(inputs.leaks),
         proven=main.proven,
         low=main.comparison.interval[0],
+        cautious_low=main.comparison.cautious_low,
         high=main.comparison.interval[1],
         minimum_gain=protocol.minimum_gain,
         margin=protocol.non_inferiority_margin,
@@ -103,6 +105,7 @@ def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
         cost_ratio=ratio,
         cost_unit=costs.unit,
         hybrid=of_hybrid,
+        hybrid_lowest=lowest,
         contenders=contenders,
         tables={"incumbent": inputs.incumbent.clean, **tables},
         costs=costs.serving,
@@ -181,7 +184,7 @@ def _hybrid(
     result: FamilyComparison,
     protocol: TestProtocol,
     costs: CostComparison,
-) -> HybridVerdict:
+) -> tuple[HybridVerdict, float]:
     frozen = inputs.hybrid
     assert frozen is not None  # the predictions of a hybrid need one
     comparison, tests = result.comparison, _tests(inputs, protocol=protocol)
@@ -209,10 +212,24 @@ def _hybrid(
         cost_ratio=costs.ratio("hybrid", incumbent=frozen.best_part),
         holds=False,
     )
-    not_inferior = verdict.lowest > -protocol.non_inferiority_margin
+    lowest = _lowest_of_hybrid(verdict, hybrid, inputs=inputs, protocol=tests)
+    not_inferior = lowest > -protocol.non_inferiority_margin
     better = result.proven and all(part.hybrid_gain.proven for part in verdict.parts if part.role != "incumbent")
     cheaper = verdict.cost_ratio is not None and verdict.cost_ratio[2] < 1
-    return verdict.model_copy(update={"holds": not_inferior and (better or cheaper)})
+    return verdict.model_copy(update={"holds": not_inferior and (better or cheaper)}), lowest
+
+
+def _lowest_of_hybrid(
+    verdict: HybridVerdict, hybrid: ModelPredictions, *, inputs: VerdictInputs, protocol: TestProtocol
+) -> float:
+    """Return the lowest gain over the incumbent and each part that the tests of non-inferiority do not exclude."""
+    if inputs.incumbent.clean.clusters is None:
+        return verdict.lowest
+    others = [
+        inputs.models[role].clean for role in dict.fromkeys(("incumbent", verdict.first.role, verdict.second.role))
+    ]
+    compared = [compare(hybrid.clean, other=other, metric=protocol.metric, alpha=protocol.alpha) for other in others]
+    return min(verdict.lowest, *(comparison.lowest for comparison in compared))
 
 
 def _part(role: str, hybrid: Predictions, *, inputs: VerdictInputs, protocol: TestProtocol) -> HybridPart:

@@ -221,10 +221,11 @@ def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
         if protocol.hybrid.by == "group":
             why = "on validation one model would answer every row, or the incumbent is already a hybrid"
         return (f"no hybrid was evaluated: {why}",)
-    if hybrid.lowest <= -protocol.non_inferiority_margin:
+    lowest = inputs.assessment.hybrid_lowest
+    if lowest is not None and lowest <= -protocol.non_inferiority_margin:
         return (
             "the hybrid may be inferior to the incumbent or to one of its parts: the interval of its gain starts at "
-            f"{points(hybrid.lowest)} points, not above the limit of {points(-protocol.non_inferiority_margin)}",
+            f"{points(lowest)} points, not above the limit of {points(-protocol.non_inferiority_margin)}",
         )
     if not hybrid.holds:
         return (
@@ -272,7 +273,7 @@ def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
 def _not_for_cost(inputs: ExplanationInputs) -> tuple[str, ...]:
     """Return why a candidate that is cheaper and non-inferior does not replace the incumbent."""
     facts = inputs.assessment.facts
-    if facts.proven or facts.surpassed or not facts.cheaper or facts.low <= -facts.margin:
+    if facts.proven or facts.surpassed or not facts.cheaper or not facts.not_inferior:
         return ()
     if not is_affordable(facts.accepted_loss, minimum_gain=facts.minimum_gain):
         return (

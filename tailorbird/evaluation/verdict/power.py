@@ -74,6 +74,7 @@ class Procedure:
                 self.assessment.facts,
                 proven=bool(drawn.proven[test, 0]),
                 low=float(drawn.lows[test, 0]),
+                cautious_low=float(drawn.lowest[test, 0]),
                 high=float(drawn.highs[test, 0]),
                 hybrid_holds=bool(drawn.hybrid_holds[test]),
                 other_proven=bool(drawn.other_proven[test]),
@@ -104,6 +105,10 @@ class Procedure:
             np.take_along_axis(np.stack([ends[side][:, :num] for ends in by_share]), share[None], axis=0)[0]
             for side in (0, 1)
         )
+        lowest = lows
+        if tests.cells is None:  # see `paired.cautious_change`
+            unseen = np.stack([tests.unseen(alpha / size)[:num] for size in range(1, num + 1)])
+            lowest = np.minimum(lows, tests.gains[:, :num] - unseen[share, np.arange(num)])
         proven = (ranks < rejected) & (lows > 0) & (tests.gains[:, :num] >= minimum)
         # The comparisons with the candidate follow those with the incumbent, in the same order without the candidate.
         # Those of the hybrid with its parts are the last.
@@ -116,8 +121,9 @@ class Procedure:
             cheaper = hybrid.cost_ratio is not None and hybrid.cost_ratio[2] < 1
             part_lows, part_gains = by_share[0][0][:, of_parts], tests.gains[:, of_parts]
             better = proven[:, 1] & ((part_lows > 0) & (part_gains >= minimum)).all(axis=1)
-            lowest = np.minimum(lows[:, 1], part_lows.min(axis=1))
-            holds = (lowest > -self.protocol.non_inferiority_margin) & (better | cheaper)
+            least = part_lows if tests.cells is not None else part_gains - tests.unseen(alpha)[of_parts]
+            lowest_of_hybrid = np.minimum(lowest[:, 1], np.minimum(part_lows, least).min(axis=1))
+            holds = (lowest_of_hybrid > -self.protocol.non_inferiority_margin) & (better | cheaper)
             if "candidate" not in {part.role for part in hybrid.parts}:
                 holds &= ~(proven[:, 0] & (by_share[0][1][:, num] < 0))
         surpassing = [proven[:, role] & (against[:, role - 1] > 0) for role in others]
@@ -125,6 +131,7 @@ class Procedure:
             proven,
             lows,
             highs,
+            lowest,
             hybrid_holds=holds,
             other_proven=proven[:, others].any(axis=1),
             surpassed=np.any(surpassing, axis=0) if surpassing else np.zeros(len(p_values), dtype=bool),
@@ -139,6 +146,7 @@ class _Drawn:
     proven: NDArray[np.bool_]  # [B, R]
     lows: NDArray[np.float64]  # [B, R]
     highs: NDArray[np.float64]  # [B, R]
+    lowest: NDArray[np.float64]  # [B, R] lower ends in tests of non-inferiority
     hybrid_holds: NDArray[np.bool_]  # [B]
     other_proven: NDArray[np.bool_]  # [B]
     surpassed: NDArray[np.bool_]  # [B]
@@ -147,7 +155,7 @@ class _Drawn:
     def read(self, protocol: TestProtocol) -> list[NDArray[np.bool_]]:
         """Return the conditions [B] of the rules."""
         low, high = self.lows[:, 0], self.highs[:, 0]
-        ends = [low > -protocol.non_inferiority_margin, (low <= 0) & (high >= protocol.minimum_gain)]
+        ends = [self.lowest[:, 0] > -protocol.non_inferiority_margin, (low <= 0) & (high >= protocol.minimum_gain)]
         affordable = (self.losses < protocol.minimum_gain) | (self.losses == 0)
         return [self.proven[:, 0], *ends, self.hybrid_holds, self.other_proven, self.surpassed, affordable]
 

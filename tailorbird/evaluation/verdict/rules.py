@@ -51,11 +51,17 @@ class Facts:
     No other model that may replace the incumbent is better than it.
     """
     hybrid_gates: Mapping[str, State] = field(default_factory=dict)
+    cautious_low: float | None = None
+    """Lower end of the gain in the test of non-inferiority, if it is not `low`."""
     cheaper: bool = False
     """The candidate is cheaper than the incumbent and than each other contender that is not proven worse than it."""
     accepted_loss: float = 0.0  # losses accepted for cost since the last proven champion, with this candidate's
     other_proven: bool = False  # a further contender is proven better than the incumbent and passes its gates
     surpassed: bool = False  # a further contender that may replace the incumbent is also better than the candidate
+
+    @property
+    def not_inferior(self) -> bool:
+        return (self.low if self.cautious_low is None else self.cautious_low) > -self.margin
 
 
 def select_rule(facts: Facts) -> int:
@@ -79,7 +85,7 @@ def cheaper_and_not_inferior(facts: Facts) -> bool:
     """Return True if the candidate is cheaper and non-inferior, its gates pass, and the accepted losses stay small."""
     affordable = is_affordable(facts.accepted_loss, minimum_gain=facts.minimum_gain)
     passes = gates_pass(facts.gates, regulated=facts.regulated)
-    return facts.cheaper and facts.low > -facts.margin and affordable and passes
+    return facts.cheaper and facts.not_inferior and affordable and passes
 
 
 def is_affordable(accepted_loss: float, *, minimum_gain: float) -> bool:

@@ -47,7 +47,10 @@ def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The recorded accesses; the champion, its predictions and its splits need neither Ray nor S3."""
     recorded: list[dict[str, Any]] = []
     pinned = {uri: PinnedVersion(uri=uri, digest="d") for uri in (OLD, NEW)}
-    versions = {uri: SimpleNamespace(uri=uri, version=uri[-7:], digest="d", pinned=pinned[uri]) for uri in pinned}
+    versions = {
+        uri: SimpleNamespace(uri=uri, version=uri[-7:], digest="d", pinned=pinned[uri], exported_from=None)
+        for uri in pinned
+    }
     champion, splits = champion_since("2026-03-01T00:00:00+00:00"), Splits(rows(5), rows(0), rows(0))
     replaced = {
         "rollback_target": lambda *_, **__: (champion, SimpleNamespace(uri=OLD, pinned=pinned[OLD]), "etag"),
