@@ -11,6 +11,7 @@ from cluster.resources import Resources, live_nodes, worker_resources
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder
 from tailorbird.storage.s3 import PERSISTENT, filesystem
+from tailorbird.storage.stage_cache import new_name
 from training.errors import describe_failure
 from training.reports import TrainingResult
 from training.tokenization import with_tokenized_rows
@@ -31,18 +32,19 @@ class TrainingFailed(RuntimeError):
 
 
 def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: Any = None) -> TrainingResult:
-    """Train one configuration with one seed and export it to `uri`/weights; checkpoints are stored in `uri`/train.
+    """Train one configuration with one seed and export it to a new folder in `uri`; checkpoints are in `uri`/train.
 
     `events` is the handle of an EventQueue that receives step and epoch events. If the driver fails, another call
     resumes from the last checkpoint. Raises TrainingFailed. A training that diverged is not retried and keeps its last
     checkpoint.
     """
     task_ref = ray.put(with_tokenized_rows(task))
+    weights = f"{uri}/weights-{new_name()}"  # another driver of the same training must not replace them
 
     def work() -> TrainingResult | str:
         from training.worker import train_and_export  # in workers only, because it imports DeepSpeed
 
-        return train_and_export(config, task_ref=task_ref, uri=uri, events=events)
+        return train_and_export(config, task_ref=task_ref, weights=weights, events=events)
 
     trainer = build_torch_trainer(work, config=config, uri=f"{uri}/train")
     try:

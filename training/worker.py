@@ -32,8 +32,8 @@ def epoch_event(report: EpochReport, *, seed: int | None = None, trial: str | No
     return EpochEvent(report.epoch, report.score, report.loss, report.rows_per_second, seed=seed, trial=trial)
 
 
-def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events: Any) -> TrainingResult | str:
-    """Train and export in a Ray Train worker.
+def train_and_export(config: TrainingConfig, *, task_ref: Any, weights: str, events: Any) -> TrainingResult | str:
+    """Train in a Ray Train worker, and export to the folder `weights`.
 
     Return a message instead of raising an exception if a retry would fail again, because Ray Train retries after
     exceptions.
@@ -41,9 +41,9 @@ def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events:
     preemption.install_handlers()
     runtime = ray.get(task_ref).load_runtime(attention_dropout=config.attention_dropout)
     try:
-        engine, progress = _start_or_resume(config, runtime, uri=uri)
+        engine, progress = _start_or_resume(config, runtime, scheme=weights.partition("://")[0])
     except UnusableCheckpoint as error:
-        return f"{error}; to start a new training, delete {uri}/train and run again"
+        return f"{error}; to start a new training, delete {weights.rpartition('/')[0]}/train and run again"
     except (MissingKernels, ModelError) as error:
         return str(error)
     save = _checkpoint_callback(config)
@@ -60,7 +60,7 @@ def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events:
         report = train(engine, config, runtime=runtime, callbacks=callbacks, progress=progress)
     except Diverged as error:
         return str(error)
-    weights, refused = f"{uri}/weights", ""
+    refused = ""
     _wait_for_upload()  # its files are deleted before the weights are written to the same disk
     with temporary_directory() as folder:
         try:
@@ -76,12 +76,12 @@ def train_and_export(config: TrainingConfig, *, task_ref: Any, uri: str, events:
     return TrainingResult.of_report(report, weights=weights, dtype=compute_dtype_name(config))
 
 
-def _start_or_resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[Any, Progress]:
+def _start_or_resume(config: TrainingConfig, runtime: TaskRuntime, *, scheme: str) -> tuple[Any, Progress]:
     """Return an engine and its progress, resumed from Ray Train's last checkpoint if there is one."""
     saved = ray.train.get_checkpoint()
     if saved is None:
         return build_engine(config, runtime), Progress()
-    return checkpoint.resume(config, runtime, uri=f"{uri.partition('://')[0]}://{saved.path}")
+    return checkpoint.resume(config, runtime, uri=f"{scheme}://{saved.path}")
 
 
 def _checkpoint_callback(config: TrainingConfig) -> OnSave:

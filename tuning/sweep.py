@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from cluster.remote import this_node_selector
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
-from tailorbird.storage import delete_folder
+from tailorbird.storage import delete_folder, folder_sizes
+from tailorbird.storage.stage_cache import new_name
 from tailorbird.storage.stored_model import StoredModel
 from training.reports import TrainingResult
 from training.task import TrainingTask
@@ -59,7 +60,7 @@ def sweep(
     broker = actor.remote(keep=partial(write_journal, uri=uri), num_trials=config.num_trials, known=known)
     num_rows, num_groups = len(task.validation), config.trials_at_once(room=num_groups_that_fit(training))
     task_ref = ray.put(with_tokenized_rows(task))
-    job = WorkerGroupJob(group="", training=training, task=task_ref, broker=broker, events=events, uri=uri)
+    job = WorkerGroupJob("", training, task=task_ref, broker=broker, events=events, uri=uri, run=new_name())
     with run_worker_groups(job, num_groups=num_groups) as errors:
         stopper = FutilityStopper(target, broker=broker, num_trials=config.num_trials, num_rows=num_rows)
         tuner = build_tuner(
@@ -68,9 +69,6 @@ def sweep(
         tuner.fit()
     journal = ray.get(broker.journal.remote())
     trained = select_trial(journal, errors=errors)
-    for record in journal.trials:
-        if record is not trained:
-            delete_folder(f"{uri}/trial-{record.trial}")
     delete_folder(f"{uri}/checkpoints")
     assert trained.result is not None
     return SweepResult(
@@ -79,6 +77,18 @@ def sweep(
         trained=trained.result,
         ended=journal.ended,
     )
+
+
+def delete_other_weights(result: SweepResult) -> None:
+    """Delete the weights of the trials that were not selected.
+
+    Call it when the result is stored: until then, another driver of the same sweep may select one of these trials.
+    """
+    folder, _, selected = result.trained.weights.rpartition("/")
+    for name in sorted({name.partition("/")[0] for name in folder_sizes(folder)}):
+        # Calibrated copies of the selected weights (`set_temperature`) have names that start with the same name.
+        if name.startswith("trial-") and not name.startswith(selected):
+            delete_folder(f"{folder}/{name}")
 
 
 def table(journal: SweepJournal, *, training: TrainingConfig, target: Target, num_rows: int) -> tuple[TrialRow, ...]:

@@ -63,6 +63,7 @@ class WorkerGroupJob:
     broker: Any  # handle of the TrialBroker
     events: Any  # handle of a `cluster.event_queue.EventQueue`, or None
     uri: str
+    run: str = ""  # name of this run of the sweep; another driver must not replace the weights of its trials
 
 
 class TrialBroker:

@@ -90,7 +90,7 @@ class _TrialRun:
             destroy_engine(engine)
             return self._give_up(str(error))
         completed = report.epoch + 1 == self._config.epochs
-        weights = f"{self._job.uri}/trial-{self._trial}"
+        weights = f"{self._job.uri}/trial-{self._trial}-{self._job.run}"
         is_best = answer(lambda: self._broker.is_best.remote(score=report.score, completed=completed).future())
         self._finish_uploads()  # their files are deleted before the weights are written to the same disk
         refused = self._export(engine, weights) if is_best else ""

@@ -77,9 +77,18 @@ class RunInputs:
             inputs = {"answers": answers.model_dump(mode="json"), **inputs}
         return {"code": code_sha256(*functions), "base_model": asdict(self.base_model), "data": rows, **inputs}
 
-    def cached(self, name: str, *, output: type[R], inputs: Mapping[str, object], compute: Callable[[str], R]) -> R:
+    def cached(
+        self,
+        name: str,
+        *,
+        output: type[R],
+        inputs: Mapping[str, object],
+        compute: Callable[[str], R],
+        resumes: bool = False,
+    ) -> R:
         """Return the output of a stage of this task; see `cached_stage`."""
-        return cached_stage(self.recipe.task_uri, name, output=output, inputs=inputs, compute=compute)
+        task_uri = self.recipe.task_uri
+        return cached_stage(task_uri, name, output=output, inputs=inputs, compute=compute, resumes=resumes)
 
     def remote(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return a function that runs as a Ray task with a training worker's resources. A call waits for its result."""

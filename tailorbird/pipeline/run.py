@@ -31,7 +31,7 @@ from training.trainer import finetune
 from tuning.experiment_tracking import require_trackers
 from tuning.futility import set_target
 from tuning.learning_curve import LearningCurve, curve_sizes, fit_curve
-from tuning.sweep import SweepResult, sweep
+from tuning.sweep import SweepResult, delete_other_weights, sweep
 from tuning.worker_groups import num_groups_that_fit
 
 NOT_OF_TRIALS = {"learning_curve", "trackers", "max_concurrent_trials"}
@@ -160,7 +160,8 @@ def run_sweep(
         baselines=dict(target.baselines),
         to_beat=target.to_beat,
     )
-    sweep_result = inputs.cached("sweep", output=SweepResult, inputs=stage_inputs, compute=compute)
+    sweep_result = inputs.cached("sweep", output=SweepResult, inputs=stage_inputs, compute=compute, resumes=True)
+    delete_other_weights(sweep_result)
     current = {name: getattr(training, name) for name in NOT_OF_RESULTS - set(tuning.space)}
     sweep_result = sweep_result.model_copy(update={"selected": sweep_result.selected.model_copy(update=current)})
     if sweep_result.ended:
@@ -275,7 +276,7 @@ def _train(
         **context.task.training_inputs,
         num_train_rows=num_train_rows,
     )
-    return context.inputs.cached(name, output=TrainingResult, inputs=inputs, compute=compute)
+    return context.inputs.cached(name, output=TrainingResult, inputs=inputs, compute=compute, resumes=True)
 
 
 def _score_champion(context: RunContext, uri: str) -> Baseline:

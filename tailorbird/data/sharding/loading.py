@@ -87,7 +87,8 @@ def load_sharded(
         "files": [storage.file_state(uri) for uri in dict.fromkeys(spec.uri for spec in specs)],
         "evaluation": {name: rows_sha256(rows) for name, rows in evaluation.items()},
     }
-    stage = cached_stage(task_uri, "shards", output=_ShardsStage, inputs={**inputs, **key}, compute=compute)
+    stage_inputs = {**inputs, **key}  # every process writes the same shards
+    stage = cached_stage(task_uri, "shards", output=_ShardsStage, inputs=stage_inputs, compute=compute, resumes=True)
     if not sum(report.num_rows for report in stage.reports):
         raise DataError("train has no rows after exact copies of rows in later splits were dropped; give more data")
     train = read_sample(stage.uri, num_files=len(stage.reports))

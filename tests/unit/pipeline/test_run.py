@@ -92,7 +92,9 @@ def test_fields_that_affect_no_result_can_change_without_a_new_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sweep that ran out of memory resumes with gradient_checkpointing, and the seed runs use it too."""
-    sweep_result = SweepResult(rows=(), selected=TrainingConfig(batch_size=16), trained=result_of("sweep", 0.5))
+    weights = (tmp_path / "weights" / "trial-a").as_uri()
+    storage.write_bytes(f"{weights}/head.safetensors", b"")
+    sweep_result = SweepResult(rows=(), selected=TrainingConfig(batch_size=16), trained=result_of(weights, 0.5))
     monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
     monkeypatch.setattr(run, "sweep", fake(sweep, lambda *_, **__: sweep_result))
     monkeypatch.setattr(run, "finetune", fake(finetune, lambda *_, **__: result_of("seed", 0.5)))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tailorbird.storage.stage_cache import cached_stage
+from tailorbird import storage
+from tailorbird.storage.stage_cache import cached_stage, new_name
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,44 @@ def test_an_interrupted_stage_is_computed_again(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=interrupted)
     assert cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=lambda _: 0.5) == 0.5
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_two_processes_that_compute_a_stage_return_the_first_result_and_its_files(
+    tmp_path: Path, resumes: bool
+) -> None:
+    inside: list[str] = []
+
+    def stage(weights: bytes, *, meanwhile: Callable[[], object] = int) -> str:
+        def compute(uri: str) -> str:
+            inside.append(uri)
+            meanwhile()
+            folder = f"{uri}/weights-{new_name()}" if resumes else f"{uri}/weights"
+            storage.write_bytes(f"{folder}/model", weights)
+            return folder
+
+        return cached_stage(tmp_path.as_uri(), "x", output=str, inputs={}, compute=compute, resumes=resumes)
+
+    first: list[str] = []
+    slow = stage(b"slow", meanwhile=lambda: first.append(stage(b"fast")))
+    assert [slow] == first
+    assert storage.read_bytes(f"{slow}/model") == b"fast" == storage.read_bytes(f"{stage(b'late')}/model")
+    assert len(inside) == 2
+    assert len(set(inside)) == (1 if resumes else 2)
+    assert len(storage.list_files(tmp_path.as_uri())) == (3 if resumes else 2)
+
+
+def test_a_stage_that_resumes_gets_the_folder_of_its_interrupted_computation(tmp_path: Path) -> None:
+    def interrupted(uri: str) -> float:
+        storage.write_bytes(f"{uri}/checkpoint", b"0.5")
+        raise KeyboardInterrupt
+
+    def resumed(uri: str) -> float:
+        return float(storage.read_bytes(f"{uri}/checkpoint"))
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=interrupted, resumes=True)
+    assert cached_stage(tmp_path.as_uri(), "x", output=float, inputs={}, compute=resumed, resumes=True) == 0.5
 
 
 def test_a_stored_output_of_a_newer_format_is_rejected(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """Storage of a sweep and selection of a trial, without Ray."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tailorbird import storage
 from tailorbird.config.training import TrainingConfig
 from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage import s3
+from training.reports import TrainingResult
 from training.trainer import TrainingFailed
-from tuning.sweep import select_trial
+from tuning.sweep import SweepResult, delete_other_weights, select_trial
 from tuning.trial_record import SweepJournal, TrialRecord, write_journal
 from tuning.tuner import build_tuner
 
@@ -37,3 +40,20 @@ def test_a_sweep_without_weights_fails_with_all_causes() -> None:
     journal = SweepJournal(trials=(TrialRecord(trial="a", config={}, failure="the loss is nan"),))
     with pytest.raises(TrainingFailed, match="no trial produced weights: out of memory; the loss is nan"):
         select_trial(journal, errors=["out of memory"])
+
+
+def test_only_the_selected_weights_and_their_copies_are_kept(tmp_path: Path) -> None:
+    uri = tmp_path.as_uri()
+    for name in ("trial-a-1", "trial-a-2", "trial-a-2-1.5", "trial-b-2", "tune", "journal.json"):
+        storage.write_bytes(f"{uri}/{name}/file", b"")
+    trained = TrainingResult(
+        weights=f"{uri}/trial-a-2",
+        score=0.5,
+        epochs=1,
+        rows_per_second=1.0,
+        padding_share=0.0,
+        step_seconds=1.0,
+        dtype="float32",
+    )
+    delete_other_weights(SweepResult(rows=(), selected=TrainingConfig(), trained=trained))
+    assert {path.name for path in tmp_path.iterdir()} == {"trial-a-2", "trial-a-2-1.5", "tune", "journal.json"}
