@@ -4,12 +4,12 @@ A unit counts once in the whole experiment, with the first audit that has labels
 change it, so all decisions on a challenger are about one growing sequence of independent units.
 
 A shadow answers the champion's texts, so each unit is compared with itself. Its missing answers have bounds: the score
-is between 0 and 1. A canary has units of its own. They are
-compared with the control units: a random sample of the champion's units, about as many as the canary has or, if the
-canary has more than half of the requests, all of them. Each canary unit is matched at random with a control unit of the
-same hour, because requests of other hours may be harder. Units without a match in their hour are matched within the
-day. In both arms, a unit belongs to the hour of its first audited answer. A unit with answers in several arms counts in
-that of its first audit, and in the shadow if that is one of them, so both kinds of differences are one sequence.
+is between 0 and 1. A canary has units of its own. They are compared with the control units: a random sample of the
+champion's units, about as many as the canary has or, if the canary has more than half of the requests, all of them.
+Each canary unit is matched at random with a control unit of the same hour, because requests of other hours may be
+harder. Units without a match in their hour are matched within the day. In both arms, a unit belongs to the hour of its
+first audited answer. A unit with answers in several arms counts in that of its first audit, and in the shadow if that
+is one of them, so both kinds of differences are one sequence.
 """
 
 from collections import defaultdict
