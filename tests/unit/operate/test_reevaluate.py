@@ -11,12 +11,15 @@ from cluster.progress import SILENT
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import Rows, Splits
+from tailorbird.evaluation.gates.cost import ServingUsage, TrainingUsage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.report.evidence import CandidateRecord, CostRecord
 from tailorbird.operate import reevaluate
-from tailorbird.operate.reevaluate import ReevaluationError, reevaluate_champion
+from tailorbird.operate.reevaluate import ReevaluationError, protocol_for, reevaluate_champion
 from tailorbird.registry import security_log
 from tailorbird.registry.versions import PinnedVersion
+from tests.finished_runs import write_finished_run
 from tests.unit.operate.test_reevaluation_evidence import champion_since
 from tests.unit.pipeline.contexts import recipe_at, rows_of
 
@@ -133,3 +136,16 @@ def test_a_reevaluation_needs_new_rows(recipe: Recipe, monkeypatch: pytest.Monke
     audit(monkeypatch, 304)
     with pytest.raises(ReevaluationError, match=r"only 99 audited rows since .* are new .*or lower min_labels$"):
         reevaluate_champion(recipe, progress=SILENT)
+
+
+def test_an_exported_champion_has_the_cost_of_the_same_weights(recipe: Recipe) -> None:
+    record = {"incumbent": CandidateRecord("probe", OLD, "old"), "candidate": CandidateRecord("full", NEW, "new")}
+    run = f"{recipe.task_uri}/runs/r"
+    cost = CostRecord({"incumbent": ServingUsage((2.0,) * 5), "candidate": ServingUsage((1.0,) * 5)}, TrainingUsage())
+    write_finished_run(run, versions=record, cost=cost)
+    champion = champion_since("2026-03-01T00:00:00+00:00").model_copy(update={"run": run, "digest": "export"})
+    former, weights = SimpleNamespace(digest="old"), PinnedVersion(uri=NEW, digest="new")
+    for exported_from, stated in ((weights, cost), (None, CostRecord(None, TrainingUsage()))):
+        exported = SimpleNamespace(digest="export", exported_from=exported_from)
+        versions: Any = {"incumbent": former, "candidate": exported}
+        assert protocol_for(champion, recipe=recipe, rows=rows(9), versions=versions)[1] == stated

@@ -26,6 +26,7 @@ from tests.unit.evaluation.simulated import (
     protocol_of,
     tables_of,
 )
+from tests.unit.evaluation.verdict.test_decide import inputs_of, models, protocol_for
 
 PRICES = {
     "value_of_correct": 0.5,
@@ -100,6 +101,23 @@ def test_the_interval_of_identical_answers_is_not_a_single_point() -> None:
     )  # fmt: skip
     verdict = decide(case, protocol=protocol_of(EQUAL))
     assert verdict.interval[0] < 0 < verdict.interval[1]
+
+
+@pytest.mark.parametrize("in_documents", [False, True])
+@pytest.mark.parametrize("num_units", [300, 900])
+def test_rule_7_needs_the_rows_or_documents_that_exclude_an_unseen_loss(in_documents: bool, num_units: int) -> None:
+    """Nearly equal scores do not exclude a loss of 1 in 1.2% of 300 units, which is above the margin, or 0.4% of 900."""
+    size = 2 if in_documents else 1
+    scores = 0.5 + np.repeat(np.resize([-0.001, 0.001], num_units), size)
+    clusters = tuple(str(row // size) for row in range(len(scores))) if in_documents else None
+    tables = [
+        replace(table, measures={"token_f1": measure}, clusters=clusters)
+        for table, measure in zip(models(0, 0, 0, len(scores)), (np.full(len(scores), 0.5), scores), strict=True)
+    ]
+    costs = on_cpu({"incumbent": (2.0,) * 5, "candidate": (1.0,) * 5})
+    protocol = protocol_for(len(scores), metric="token_f1")
+    verdict = decide(replace(inputs_of(*tables), costs=costs), protocol=protocol)
+    assert (verdict.rule == 7) is (num_units == 900)
 
 
 def test_groups_of_a_chat_task_are_compared_by_its_metric() -> None:
