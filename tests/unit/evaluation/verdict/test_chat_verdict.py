@@ -106,7 +106,7 @@ def test_the_interval_of_identical_answers_is_not_a_single_point() -> None:
 @pytest.mark.parametrize("in_documents", [False, True])
 @pytest.mark.parametrize("num_units", [300, 900])
 def test_rule_7_needs_the_rows_or_documents_that_exclude_an_unseen_loss(in_documents: bool, num_units: int) -> None:
-    """Nearly equal scores do not exclude a loss of 1 in 1.2% of 300 units, which is above the margin, or 0.4% of 900."""
+    """Nearly equal scores do not exclude a loss of 1 in 1.2% of 300 units, above the margin, or in 0.4% of 900."""
     size = 2 if in_documents else 1
     scores = 0.5 + np.repeat(np.resize([-0.001, 0.001], num_units), size)
     clusters = tuple(str(row // size) for row in range(len(scores))) if in_documents else None
