@@ -59,7 +59,6 @@ class SplitCheck:
     fault: str | None = None  # reason why a run would reject the rows
     rejected: tuple[str, ...] = ()  # reasons why candidate columns cannot be `split_by`
     warnings: tuple[str, ...] = ()  # differences between named splits that are larger than chance
-    examples: tuple[str, ...] = ()  # training texts that no test row has
     compared: str | None = None  # rows of each split that were compared, if not all
 
 

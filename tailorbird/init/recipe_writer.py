@@ -1,11 +1,10 @@
 """`tailorbird init`: draft a recipe from Parquet files, with a reason for each value."""
 
-import json
 import os
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.statistics.answer_metrics import unreadable
 from tailorbird.init import inspect_data as inspection
 from tailorbird.init.data_warnings import language_warning, uneven_classes
-from tailorbird.init.examples import example_texts
 from tailorbird.init.inspect_data import DataSummary, DraftOptions, SplitCheck, conversations_in, texts_in
 from tailorbird.init.task_defaults import DEFAULTS, expected_gain, minimum_gain
 from tailorbird.init.time_budget import MAX_SECONDS, RunSettings, TimeBudget, fit_settings
@@ -60,7 +58,7 @@ def write_recipe(source: str, path: Path, *, options: DraftOptions, force: bool 
     summary = inspection.inspect_data(source, options=options)
     progress.activity("comparing the splits of the sample")
     name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63] or "my-task"
-    check = replace(inspection.check_splits(summary), examples=example_texts(summary))
+    check = inspection.check_splits(summary)
     progress.activity("choosing settings that end in time")
     budget = TimeBudget(RunSettings(_epochs(summary)), None)
     first = parse_recipe(recipe_text(summary, check, budget, name=name, registry=options.registry).encode(), path=path)
@@ -98,7 +96,9 @@ def _language_warning(summary: DataSummary) -> str | None:
 
 def recipe_text(summary: DataSummary, check: SplitCheck, budget: TimeBudget, *, name: str, registry: str) -> str:
     lines = [*_head(summary, budget, name=name, registry=registry), *_data(summary, check, budget.settings)]
-    lines += [*_training(summary, budget), *_evaluation(summary, budget.settings), *_examples(check.examples)]
+    lines += [*_training(summary, budget), *_evaluation(summary, budget.settings)]
+    lines += ["# The page of the service can show examples. Write texts that are not test rows, and remove the #:"]
+    lines += ['# serving: {examples: ["a first text", "a second text"]}']
     lines += ["# Set `license` to add a license to the model cards, for example `license: apache-2.0`."]
     lines += [f"registry: {_yaml(registry)}"]
     return "\n".join(lines) + "\n"
@@ -299,20 +299,6 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
         yield "  # In a regulated domain, set `regulated: true`. A gate that cannot be assessed then prevents a change."
         if not summary.roles.groups:
             yield "  # Also set `gates: {groups: null}`, because the data has no groups."
-
-
-def _examples(texts: Sequence[str]) -> Iterator[str]:
-    if texts:
-        seen = "These are training rows, and no test row has the same text. If everyone may read them, remove the #"
-        yield from _comments([f"The page of the service and the model cards can show examples. {seen}"], indent="")
-        yield from (
-            "# serving:",
-            "#   examples:",
-            *(f"#     - {json.dumps(text, ensure_ascii=False)}" for text in texts),
-        )
-    else:
-        yield "# The page of the service can show examples. Write texts that are not test rows, and remove the #:"
-        yield '# serving: {examples: ["a first text", "a second text"]}'
 
 
 def _answer_texts(summary: DataSummary) -> list[str]:
