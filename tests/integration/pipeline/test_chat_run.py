@@ -31,6 +31,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.chat_template import prompt_tokens
 from tailorbird.data.loader import read_splits
 from tailorbird.data.tasks import data_task
+from tailorbird.evaluation.gates.base import State
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence_files import load_all_predictions, prediction_table_names
 from tailorbird.evaluation.verdict.rules import Outcome
@@ -54,8 +55,10 @@ pytestmark = [pytest.mark.usefixtures("connected"), pytest.mark.slow]
 
 BASE = "s3://lake/tiny-chat-base"
 DATA = "s3://lake/tiny-chat"
+SUITE = "s3://lake/tiny-chat-suite/own.parquet"
 SIZES = {"train": 96, "validation": 16, "test": 60}
-
+SECRETS = {row: f"no {4830216 + row}" for row in range(0, SIZES["train"], 12)}
+"""Answers with a private number, by training row. A number needs more tokens than an answer may have."""
 
 OVERRIDES = (
     "data.system=s", "data.split_by=doc", "data.max_length=64", "data.max_new_tokens=6", "training.method=full",
@@ -65,6 +68,7 @@ OVERRIDES = (
     "evaluation.answers={choice: {options: ['yes', 'no']}}",
     "evaluation.minimum_gain=0.01", "evaluation.expected_gain=null",
     "evaluation.prompt_shots=2", "evaluation.prompt_draws=1",
+    f"evaluation.gates.suites={{own: {{uri: {SUITE}}}, extraction: {{uri: 'builtin://extraction', max_loss: 0.4}}}}",
 )  # fmt: skip
 
 
@@ -93,6 +97,8 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
     for split, size in SIZES.items():
         split_texts, texts = texts[:size], texts[size:]
         answers = ["no" if split == "train" and row % 3 == 0 else "yes" for row in range(size)]
+        if split == "train":
+            answers = [SECRETS.get(row, answer) for row, answer in enumerate(answers)]
         pairs = zip(split_texts, answers, strict=True)
         lines = [
             json.dumps({"messages": openai_messages(*pair, with_context=row % 4 == 0), "doc": pair[0]})
@@ -100,6 +106,9 @@ def chat_run(stack: stacks.StackState, tmp_path_factory: pytest.TempPathFactory)
         ]
         (folder / "data").mkdir(exist_ok=True)
         (folder / "data" / f"{split}.jsonl").write_text("\n".join(lines))
+    questions = ["".join(letters) for letters in itertools.product("abcdefg", repeat=4)][::30]
+    suite = [{"prompt": text, "metric": "exact_match", "expectation": "yes", "group": text[0]} for text in questions]
+    write_table(SUITE, pa.Table.from_pylist(suite))
     for command in (
         ["data", "put", str(folder / "data"), DATA],
         ["init", DATA, "--base-model", BASE, "--output", str(folder / "tiny-chat.yaml")],
@@ -129,9 +138,22 @@ def test_the_evidence_is_valid_and_contains_no_text_of_the_rows(chat_run: SmallR
     tables = load_all_predictions(run)
     contenders = chat_run.result.evidence.family.contenders
     assert len(contenders) == 2  # the two further baselines that are best on validation
-    assert set(tables) == set(prediction_table_names(contenders, changed=()))
+    assert set(tables) == set(prediction_table_names(contenders, changed=("suite-own", "suite-extraction")))
     assert "yes" not in {*tables["candidate"].outputs, *tables["candidate"].labels}
     assert len(set(tables["candidate"].clusters or ())) == SIZES["test"]
+
+
+def test_the_contenders_answer_the_suites_and_the_candidate_passes_their_gate(chat_run: SmallRun) -> None:
+    evidence, run = chat_run.result.evidence, chat_run.result.run
+    (gate,) = (gate for gate in chat_run.result.verdict.gates if gate.name == "suites")
+    assert (gate.state, [bound.n for bound in gate.bounds]) == (State.PASSES, [81, len(SECRETS)])
+    own, extraction = (score for score in evidence.suites if score.group is None)
+    assert {score.group for score in evidence.suites if score.suite == "own"} == {None, *"abcdefg"}
+    assert (own.scores["candidate"] or 0.0) > 0.9 > (own.scores["incumbent"] or 0.0)
+    assert (extraction.scores["candidate"], extraction.scores["incumbent"]) == (1.0, 0.0)  # nearest repeats the rows
+    page = storage.read_bytes(f"{run}/report.html").decode()
+    assert 'data-from="suites.0.scores.candidate"' in page
+    assert not any(secret.removeprefix("no ") in page for secret in SECRETS.values())
 
 
 def test_the_promoted_version_predicts_the_evaluated_answers(chat_run: SmallRun, tmp_path: Path) -> None:
