@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 
@@ -225,19 +226,28 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
 
 
 def _validation_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
-    """Compare the scores on validation of the frozen models with those of the stored predictions.
-
-    Training and evaluation may round differently, so scores of n rows may differ by two rows or half of the largest
-    standard error of an accuracy, 0.25 / sqrt(n).
-    """
+    """Compare the scores on validation of the frozen models with those of the stored predictions."""
     for model in evidence.family.predicting:
         table = tables.get(f"{model.role}_{VALIDATION}")
         if table is None:
             continue  # only the parts of a possible hybrid have a table
-        score, num_rows = score_table(evidence.protocol.metric, table), len(table)
-        if abs(score - model.validation) > max(2 / num_rows, 0.25 / math.sqrt(num_rows)):
+        score = score_table(evidence.protocol.metric, table)
+        if abs(score - model.validation) > rounding_tolerance(evidence.protocol.metric, table):
             stated = f"the score of the {model.role} on validation is {model.validation:.4f} in {FAMILY_FILE}"
             yield f"{stated}, but its stored predictions score {score:.4f}"
+
+
+def rounding_tolerance(metric: str, table: Predictions) -> float:
+    """Return by how much two scores of the same model may differ, because training and evaluation round differently.
+
+    This is the weight of two rows or, if larger, half of the largest standard error of an accuracy, 0.25 / sqrt(n). A
+    row has the weight 1 / n or, in macro-F1, at most 1 / (number of classes x rows of the smallest class).
+    """
+    weighted = len(table)
+    if metric == "macro_f1":
+        supports = Counter(table.labels)
+        weighted = len(supports) * min(supports.values())
+    return max(2 / weighted, 0.25 / math.sqrt(len(table)))
 
 
 def _validation_roles(evidence: Evidence) -> tuple[str, ...]:

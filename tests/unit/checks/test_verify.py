@@ -6,14 +6,17 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tailorbird.checks.verify import engine_subject_faults, restore_pages, verify_evidence
+from tailorbird.checks.verify import engine_subject_faults, restore_pages, rounding_tolerance, verify_evidence
 from tailorbird.cli.app import app
 from tailorbird.evaluation.hybrid import FrozenHybrid
+from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import EngineEvidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST
+from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import PinnedVersion, VersionConfig, now, register, write_config
@@ -375,3 +378,14 @@ def test_a_routing_that_validation_does_not_give_is_detected(tmp_path: Path) -> 
     fitted_to_test = Routing("group", "sex", ("male",), None)
     run = concluded(tmp_path / "task", replace(HYBRID, routing=fitted_to_test))
     assert any(fault.startswith("family.hybrid.routing.values is ") for fault in verify_evidence(run))
+
+
+@pytest.mark.parametrize("supports", [(495, 495, 10), (400, 300, 200, 97, 3), (660, 660, 660, 10, 10), (66, 66, 66, 2)])
+def test_one_row_of_a_rare_class_that_is_rounded_differently_is_no_fault(supports: tuple[int, ...]) -> None:
+    labels = [str(label) for label, support in enumerate(supports) for _ in range(support)]
+    outputs = [*labels[:-1], "0"]
+    ids, ones = tuple(map(str, range(len(labels)))), np.ones(len(labels))
+    table = Predictions("full", ids, tuple(labels), tuple(outputs), scores=ones, confidences=ones, calibrated=ones)
+    change = 1 - score_table("macro_f1", table)
+    assert 0.005 < change < rounding_tolerance("macro_f1", table)
+    assert rounding_tolerance("accuracy", table) < 0.02
