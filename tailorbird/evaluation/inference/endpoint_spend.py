@@ -33,7 +33,8 @@ class SpendLimit:
         if self.max_spend is None:
             yield lambda _: None
             return
-        largest = self._factor * largest_price(body, endpoint=self.endpoint)
+        bound = largest_price(body, endpoint=self.endpoint)
+        largest = self._factor * bound
         async with self._changed:
             await self._changed.wait_for(lambda: self._num_running == 0 or self._fits(self._reserved + largest))
             granted = self._fits(self._reserved + largest)
@@ -50,8 +51,8 @@ class SpendLimit:
             if price is None:
                 raise spend_unknown(self.endpoint)
             self.spent += price
-            if price > largest:
-                self._factor *= price / largest
+            if price > bound:
+                self._factor = max(self._factor, price / bound)
 
         try:
             yield count

@@ -12,9 +12,10 @@ import pytest
 from cluster.progress import RowsEvent, reporting_to
 from tailorbird import storage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers, request_sha256
-from tailorbird.evaluation.inference.endpoint_spend import largest_price
+from tailorbird.evaluation.inference.endpoint_spend import SpendLimit, largest_price
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.client import Body, RetryPolicy
+from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.prompts import chat_body
 from tailorbird.registry.endpoint import Endpoint
 from tests.endpoint_server import Reply, Server, completion, endpoint_server, question, refusal
@@ -273,3 +274,21 @@ def test_a_stored_answer_contains_neither_the_request_nor_the_key(
     assert request_sha256(bodies(12345)[0], url=server.url) in uri
     assert "12345" not in content
     assert "sk-secret" not in content + uri
+
+
+def test_answers_above_their_largest_price_at_the_same_time_raise_later_reservations_once() -> None:
+    endpoint = Endpoint(url="http://127.0.0.1/v1", model="m", price_input=0.0, price_output=500.0)
+    (body,) = bodies(0)  # costs at most 1
+    answer = EndpointAnswer("text", None, input_tokens=0, output_tokens=12, model="m", logprobs=None)  # costs 6
+
+    async def is_granted() -> bool:
+        limit = SpendLimit(2 * 6 + 7, endpoint=endpoint, spent=0.0)
+        async with limit.reserved(body) as first, limit.reserved(body) as second:
+            assert first is not None
+            assert second is not None
+            first(answer)
+            second(answer)
+        async with limit.reserved(body) as third:
+            return third is not None
+
+    assert asyncio.run(is_granted())
