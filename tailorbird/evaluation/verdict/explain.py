@@ -13,7 +13,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridPart
 from tailorbird.evaluation.verdict.power import VerdictPower
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import is_affordable
+from tailorbird.evaluation.verdict.rules import Facts, is_affordable
 
 
 @dataclass(frozen=True)
@@ -263,18 +263,30 @@ def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
     return (
         f"cost: to serve, the candidate costs {ratio[0]:.2f} times as much as the incumbent ("
         f"{cost_basis(inputs.assessment.cost_unit)}; the interval ends at {ratio[2]:.2f}){others}",
-        f"the candidate is non-inferior: the interval of its gain starts at {points(facts.low)} points, above the "
-        f"limit of {points(-facts.margin)}",
+        f"the candidate is non-inferior: {interval_start(facts)}, above the limit of {points(-facts.margin)}",
         f"the losses accepted for lower cost since the last proven champion sum to {size(facts.accepted_loss)}, under "
         f"the minimum gain of {size(facts.minimum_gain)}",
     )
 
 
+def interval_start(facts: Facts, *, of: str = "gain") -> str:
+    """Return where the interval in the test of non-inferiority starts, and why if it is not the reported interval."""
+    if facts.lowest == facts.low:
+        return f"the interval of the {of} starts at {points(facts.low)} points"
+    return (
+        f"the interval of the {of} starts at {points(facts.lowest)} points if rare large losses are considered, as "
+        "in each test of non-inferiority over documents"
+    )
+
+
 def _not_for_cost(inputs: ExplanationInputs) -> tuple[str, ...]:
-    """Return why a candidate that is cheaper and non-inferior does not replace the incumbent."""
+    """Return why a cheaper candidate with an interval above the limit does not replace the incumbent."""
     facts = inputs.assessment.facts
-    if facts.proven or facts.surpassed or not facts.cheaper or not facts.not_inferior:
+    if facts.proven or facts.surpassed or not facts.cheaper or facts.low <= -facts.margin:
         return ()
+    if not facts.not_inferior:
+        limit = f"not above the limit of {points(-facts.margin)}"
+        return (f"the candidate costs less, but it may be inferior: {interval_start(facts)}, {limit}",)
     if not is_affordable(facts.accepted_loss, minimum_gain=facts.minimum_gain):
         return (
             "the candidate costs less and is non-inferior, but the losses accepted for lower cost since the last "

@@ -60,8 +60,13 @@ class Facts:
     surpassed: bool = False  # a further contender that may replace the incumbent is also better than the candidate
 
     @property
+    def lowest(self) -> float:
+        """The lower end of the gain in the test of non-inferiority."""
+        return self.low if self.cautious_low is None else self.cautious_low
+
+    @property
     def not_inferior(self) -> bool:
-        return (self.low if self.cautious_low is None else self.cautious_low) > -self.margin
+        return self.lowest > -self.margin
 
 
 def select_rule(facts: Facts) -> int:

@@ -2,7 +2,7 @@
 
 from tailorbird.evaluation.gates.base import Gate
 from tailorbird.evaluation.statistics.paired import compare
-from tailorbird.evaluation.verdict.explain import failed_gates, open_gates
+from tailorbird.evaluation.verdict.explain import failed_gates, interval_start, open_gates
 from tailorbird.evaluation.verdict.formatting import points
 from tailorbird.evaluation.verdict.gates import CostComparison, evaluate_gates, states_of
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
@@ -50,6 +50,7 @@ def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Eq
         leaks=False,
         proven=False,
         low=comparison.interval[0],
+        cautious_low=comparison.cautious_low,
         high=comparison.interval[1],
         minimum_gain=protocol.minimum_gain,
         margin=protocol.non_inferiority_margin,
@@ -78,11 +79,11 @@ def _reasons(facts: Facts, *, ratio: tuple[float, float, float], gates: tuple[Ga
         f"the exported model uses {ratio[0]:.2f} times the evaluated engine's CPU-seconds per row (the interval ends "
         f"at {ratio[2]:.2f})"
     )
-    difference = f"the interval of the difference starts at {points(facts.low)} points"
+    difference = interval_start(facts, of="difference")
     limit = f"the limit of {points(-facts.margin)}"
     return (
         cost if facts.cheaper else f"{cost}, which is not proven to be below {CHEAPER_RATIO}",
-        f"{difference}, {'above' if facts.low > -facts.margin else 'not above'} {limit}",
+        f"{difference}, {'above' if facts.not_inferior else 'not above'} {limit}",
         *failed_gates(gates),
         *open_gates(gates, regulated=facts.regulated),
     )

@@ -45,6 +45,14 @@ def models(both: int, only_candidate: int, only_incumbent: int, neither: int) ->
     return predictions("probe", (cells == 0) | (cells == 2)), predictions("full", (cells == 0) | (cells == 1))
 
 
+def models_in_documents(num_documents: int, *, size: int) -> tuple[Predictions, Predictions]:
+    """Return the incumbent's and the candidate's table; three rows are lost and two gained, in different documents."""
+    rows, documents = np.arange(num_documents * size), tuple(str(i // size) for i in range(num_documents * size))
+    incumbent, candidate = ~np.isin(rows, (size * 3, size * 4)), ~np.isin(rows, (0, size, size * 2))
+    tables = predictions("probe", incumbent), predictions("full", candidate)
+    return replace(tables[0], clusters=documents), replace(tables[1], clusters=documents)
+
+
 def protocol_for(num_test_rows: int, **changes: Any) -> TestProtocol:
     values = {"metric": "accuracy", "minimum_gain": 0.01, "expected_gain": 0.02, "alpha": 0.05, "test_sha256": SHA}
     values |= {"num_test_rows": num_test_rows, "non_inferiority_margin": 0.01}

@@ -6,11 +6,11 @@ import pytest
 
 from tailorbird.config.evaluation import CalibrationGateConfig, GatesConfig
 from tailorbird.evaluation.gates.cost import ServingCosts
-from tailorbird.evaluation.predictions import ModelPredictions, VerdictRefused
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence, evaluate_equivalence
 from tests.unit.evaluation.simulated import on_cpu
-from tests.unit.evaluation.verdict.test_decide import SHA, models, protocol_for
+from tests.unit.evaluation.verdict.test_decide import SHA, models, models_in_documents, protocol_for
 
 CHEAP = on_cpu({"incumbent": (10.0, 10.2, 9.9, 10.1, 10.0), "candidate": (5.0, 5.1, 5.0, 4.9, 5.0)})
 EQUALLY_EXPENSIVE = {**CHEAP, **on_cpu({"candidate": (9.0, 10.1, 9.9, 9.0, 10.0)})}
@@ -18,9 +18,14 @@ EQUALLY_EXPENSIVE = {**CHEAP, **on_cpu({"candidate": (9.0, 10.1, 9.9, 9.0, 10.0)
 
 def equivalence_of(*table: int, costs: ServingCosts | None = CHEAP, **changes: Any) -> Equivalence:
     """Return the result for numbers of rows: both right, only the exported, only the evaluated, neither."""
-    evaluated, exported = models(*table)
+    return equivalence_of_tables(*models(*table), costs=costs, **changes)
+
+
+def equivalence_of_tables(
+    evaluated: Predictions, exported: Predictions, *, costs: ServingCosts | None = CHEAP, **changes: Any
+) -> Equivalence:
     inputs = VerdictInputs(ModelPredictions(evaluated), ModelPredictions(exported), SHA, costs=costs)
-    return evaluate_equivalence(inputs, protocol=protocol_for(sum(table), **changes))
+    return evaluate_equivalence(inputs, protocol=protocol_for(len(evaluated), **changes))
 
 
 def test_a_cheaper_engine_with_the_same_answers_is_accepted() -> None:
@@ -47,6 +52,17 @@ def test_an_engine_that_may_lose_more_than_a_point_is_not_accepted() -> None:
 def test_few_rows_cannot_rule_out_a_loss() -> None:
     assert not equivalence_of(150, 0, 0, 50).accepted
     assert equivalence_of(450, 0, 0, 150).accepted
+
+
+def test_few_documents_cannot_rule_out_rare_losses_whether_outputs_differ_or_not() -> None:
+    evaluated, exported = models_in_documents(60, size=20)
+    result = equivalence_of_tables(evaluated, exported)
+    assert result.interval[0] > -0.01
+    assert not result.accepted
+    assert "starts at -6.05 points if rare large losses are considered" in result.reasons[1]
+    assert result.reasons[1].endswith("not above the limit of -1.00")
+    assert not equivalence_of_tables(evaluated, evaluated).accepted
+    assert equivalence_of_tables(*models_in_documents(500, size=4)).accepted
 
 
 def test_a_failed_gate_or_an_open_gate_in_a_regulated_recipe_prevents_acceptance() -> None:
