@@ -26,7 +26,7 @@ def watch(
 
     Example: tailorbird watch recipes/icd10_demo.yaml
     """
-    with options.activity("reading the recipe"):
+    with options.activity("reading the recipe", as_json=as_json):
         from tailorbird.monitoring.request_log import require_request_log
         from tailorbird.operate.pushgateway import push_metrics
 
@@ -55,7 +55,7 @@ def watch(
     lines += [f"page: {result.page}", f"to open it: {show_page(result.page)}"]
     options.print_result(value, as_json=as_json, lines=lines)
     if push is not None:  # last, so that the recommendation is printed even if the Pushgateway does not answer
-        with options.activity(f"pushing the metrics to {push}"):
+        with options.activity(f"pushing the metrics to {push}", as_json=as_json):
             push_metrics(result.metrics, to=push, model=loaded.name)
     if recommendation.reevaluate:
         raise typer.Exit(options.ExitCode.REEVALUATION_DUE)

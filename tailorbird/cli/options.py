@@ -83,7 +83,7 @@ def connected_recipe(
 
     If `queued` is true, wait until no other queued command uses the embedded stack.
     """
-    recipe = read_recipe(path, overrides)
+    recipe = read_recipe(path, overrides, as_json=as_json)
     from cluster.connection import Terminated, connect, sigterm_raises
     from cluster.display.console import display
     from cluster.local.run_queue import stack_in_use, turn
@@ -119,23 +119,24 @@ def deploy_progress(*, as_json: bool = False) -> Iterator[Any]:
 
 
 @contextmanager
-def activity(text: str) -> Iterator[None]:
+def activity(text: str, *, as_json: bool = False) -> Iterator[None]:
     """Print to standard error that the command does `text` if the block takes more than a few seconds.
 
-    Wrap also the imports of a command: on a busy machine they take seconds.
+    Wrap also the imports of a command: on a busy machine they take seconds. `as_json` is for commands that print their
+    progress as lines of JSON.
     """
-    with deploy_progress() as progress:
+    with deploy_progress(as_json=as_json) as progress:
         progress.activity(text)
         yield
 
 
-def read_recipe(path: str, overrides: list[str] | None = None) -> Recipe:
+def read_recipe(path: str, overrides: list[str] | None = None, *, as_json: bool = False) -> Recipe:
     changes = tuple(overrides or ())
     if "://" not in path:
         return load_recipe(path, overrides=changes)
     from cluster.progress import SILENT, current_progress
 
-    with activity(f"reading {path}") if current_progress() is SILENT else nullcontext():
+    with activity(f"reading {path}", as_json=as_json) if current_progress() is SILENT else nullcontext():
         from tailorbird import storage
 
         return parse_recipe(storage.read_bytes(path), path=path, overrides=changes)

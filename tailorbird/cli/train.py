@@ -59,7 +59,7 @@ def preflight(
 
     Example: tailorbird preflight recipes/icd10_demo.yaml training.num_workers=4
     """
-    loaded = options.read_recipe(recipe, overrides)
+    loaded = options.read_recipe(recipe, overrides, as_json=as_json)
     with options.deploy_progress(as_json=as_json) as progress:
         from tailorbird.checks.preflight import check_recipe
 
@@ -84,7 +84,7 @@ def run(
     if keep_log:
         from tailorbird.pipeline.kept_log import run_and_keep_log
 
-        task_uri = options.read_recipe(recipe, overrides).task_uri
+        task_uri = options.read_recipe(recipe, overrides, as_json=as_json).task_uri
         command = [sys.executable, "-m", "tailorbird", "run", recipe, *(overrides or ())]
         code = run_and_keep_log([*command, "--json"] if as_json else command, task_uri=task_uri)
         raise typer.Exit(code)
@@ -158,7 +158,7 @@ def print_verdict(evidence: "Evidence", *, recipe: str, as_json: bool) -> None:
 
     run, winner = evidence.run, evidence.winner.uri
     try:
-        is_of_file = options.read_recipe(recipe).task_uri == evidence.recipe.task_uri
+        is_of_file = options.read_recipe(recipe, as_json=as_json).task_uri == evidence.recipe.task_uri
     except RecipeError:  # only valid with the overrides, or changed during the run
         is_of_file = False
     path = "RECIPE" if recipe == RECIPE_FILE else recipe  # the name of a submitted job's copy means nothing to its user

@@ -1,5 +1,6 @@
 """A verb that waits prints within seconds what it waits for."""
 
+import json
 import time
 from pathlib import Path
 from typing import Never
@@ -24,8 +25,9 @@ VERBS = [
 ]
 
 
-@pytest.mark.parametrize("command", VERBS, ids=[command[0] for command in VERBS])
-def test_a_verb_that_waits_for_storage_says_so(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def slow_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that fails after the allowed silence."""
     now, num_ticks, tick = 0.0, 0, LogDisplay.tick
 
     def counted_tick(log: LogDisplay) -> None:
@@ -49,6 +51,20 @@ def test_a_verb_that_waits_for_storage_says_so(command: list[str], monkeypatch: 
     monkeypatch.setitem(console.display.__wrapped__.__kwdefaults__, "clock", lambda: now)  # type: ignore[attr-defined]
     for name in ("read_bytes", "exists"):
         monkeypatch.setattr(storage, name, slow)
+
+
+@pytest.mark.usefixtures("slow_storage")
+@pytest.mark.parametrize("command", VERBS, ids=[command[0] for command in VERBS])
+def test_a_verb_that_waits_for_storage_says_so(command: list[str]) -> None:
     done = CliRunner().invoke(app, command)
     assert (done.exit_code, "the storage does not answer" in done.stderr) == (ExitCode.USER_ERROR, True), done.output
     assert "  … " in done.stderr
+
+
+@pytest.mark.usefixtures("slow_storage")
+@pytest.mark.parametrize("verb", ["preflight", "run", "baseline", "sweep", "evaluate", "watch", "reevaluate"])
+def test_a_verb_that_prints_its_progress_as_json_prints_no_other_lines(verb: str) -> None:
+    done = CliRunner().invoke(app, [verb, RECIPE, "--json"])
+    *lines, error = done.stderr.splitlines()
+    assert error == "error: the storage does not answer"
+    assert {json.loads(line)["event"] for line in lines} == {"activity", "alive"}
