@@ -66,19 +66,21 @@ def kind_of_artifact(contender: Contender) -> str:
     return versions.read_artifact_config(contender.uri).kind
 
 
-def register_contender(task_uri: str, contender: Contender, *, code: str) -> ModelVersion:
+def register_contender(task_uri: str, contender: Contender, *, code: str, max_spend: float | None) -> ModelVersion:
     """Register an artifact as a version that is served by the code at the URI `code`.
 
     If the contender is a version already, return it unchanged. The artifact may come from the stage cache of an earlier
-    run with another code snapshot, so its config gets the current one.
+    run with another code snapshot or, for an endpoint, another limit, so its config gets `code` and `max_spend`.
     """
     if is_version_uri(contender.uri):
         return versions.read_version(contender.uri)
     folder = local_copy(contender.uri)
     config = versions.read_artifact_config(folder.as_uri())
-    if config.code == code:
+    endpoint = config.endpoint and config.endpoint.model_copy(update={"max_spend": max_spend})
+    current = config.model_copy(update={"code": code, "endpoint": endpoint})
+    if current == config:
         return versions.register(task_uri, folder)
-    with _copy_with_config(folder, config.model_copy(update={"code": code})) as renewed:
+    with _copy_with_config(folder, current) as renewed:
         return versions.register(task_uri, renewed)
 
 

@@ -40,7 +40,7 @@ from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, VerdictInputs, mo
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, kind_of_artifact, register_contender, register_hybrid
 from tailorbird.pipeline.cost import measure_cost
-from tailorbird.pipeline.endpoint import predict_contender
+from tailorbird.pipeline.endpoint import predict_contender, request_limits
 from tailorbird.pipeline.prepare import RunContext, write_once
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.test_set_ledger import record_test_access
@@ -249,13 +249,14 @@ def _register(
     context: RunContext, contenders: Mapping[str, Contender], *, winner: str, hybrid: FrozenHybrid | None
 ) -> dict[str, ModelVersion]:
     """Return the registered versions by role: the incumbent, the winner, and both parts of a hybrid."""
-    task_uri, code = context.recipe.task_uri, context.inputs.code.uri
+    task_uri, max_spend = context.recipe.task_uri, request_limits(context.inputs).max_spend
+    register = partial(register_contender, task_uri, code=context.inputs.code.uri, max_spend=max_spend)
     if winner != "hybrid":
         roles = dict.fromkeys(("incumbent", winner))
-        return {role: register_contender(task_uri, contenders[role], code=code) for role in roles}
+        return {role: register(contenders[role]) for role in roles}
     assert hybrid is not None  # rule 3 returns HYBRID only with a hybrid
     roles = dict.fromkeys(("incumbent", *hybrid.parts))
-    versions = {role: register_contender(task_uri, contenders[role], code=code) for role in roles}
+    versions = {role: register(contenders[role]) for role in roles}
     first, second = (versions[role] for role in hybrid.parts)
     return versions | {"hybrid": register_hybrid(task_uri, first, second=second, routing=hybrid.routing)}
 

@@ -23,6 +23,7 @@ from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
+from tailorbird.pipeline.endpoint import request_limits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.test_set_ledger import TestSetAccess
@@ -147,14 +148,15 @@ def build_evidence(
         code=inputs.code,
         base_model=inputs.base_model,
         retrieval_encoder=inputs.encoder,
-        endpoint=_endpoint(trained.baselines),
+        endpoint=_endpoint(trained.baselines, max_spend=request_limits(inputs).max_spend),
     )
 
 
-def _endpoint(baselines: Sequence[Baseline]) -> Endpoint | None:
-    """Return the recipe's endpoint with the model that it reported."""
+def _endpoint(baselines: Sequence[Baseline], *, max_spend: float | None) -> Endpoint | None:
+    """Return the recipe's endpoint with the model that it reported and with the limit of this run."""
     uris = [baseline.uri for baseline in baselines if baseline.kind in ENDPOINT_KINDS]
-    return read_artifact_config(str(uris[0])).endpoint if uris else None
+    stored = read_artifact_config(str(uris[0])).endpoint if uris else None
+    return stored and stored.model_copy(update={"max_spend": max_spend})
 
 
 def _differences(context: RunContext, predictions: Mapping[str, Predictions]) -> tuple[str, ...]:

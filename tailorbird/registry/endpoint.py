@@ -20,7 +20,7 @@ class Endpoint(BaseModel):
     price_input: float | None = None  # price of 1,000 input tokens; None if unknown
     price_output: float | None = None  # price of 1,000 output tokens; None if unknown
     max_spend: float | None = None
-    """`evaluation.endpoint.max_spend` when it was evaluated. It limits later runs whose recipe does not name it."""
+    """`evaluation.endpoint.max_spend` when it was registered. It limits later runs whose recipe does not name it."""
     reported_model: str | None = None
     """Model that the endpoint named in the answers of the evaluation; None before the first answer."""
     omitted: tuple[str, ...] = ()

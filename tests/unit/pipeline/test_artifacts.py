@@ -8,7 +8,8 @@ from safetensors.numpy import save_file
 
 from tailorbird import storage
 from tailorbird.pipeline.artifacts import Contender, make_loadable, register_contender, set_temperature
-from tailorbird.registry.versions import VersionConfig, read_artifact_config, write_artifact_config
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.versions import Prompting, VersionConfig, read_artifact_config, write_artifact_config
 
 
 def config_of(code: str = "s3://m/code/c.zip", created_at: str = "2026-01-01T00:00:00+00:00") -> VersionConfig:
@@ -51,7 +52,9 @@ def test_an_artifact_of_an_earlier_run_is_registered_with_the_current_code(
 ) -> None:
     task_uri = (tmp_path / "task").as_uri()
     before = storage.read_bytes(f"{contender.uri}/config.json")
-    same, renewed = (register_contender(task_uri, contender, code=f"s3://m/code/{name}.zip") for name in "cd")
+    same, renewed = (
+        register_contender(task_uri, contender, code=f"s3://m/code/{name}.zip", max_spend=None) for name in "cd"
+    )
     assert (same.code, renewed.code) == ("s3://m/code/c.zip", "s3://m/code/d.zip")
     assert same.digest != renewed.digest
     assert storage.read_bytes(f"{contender.uri}/config.json") == before
@@ -61,10 +64,25 @@ def test_an_artifact_of_an_earlier_run_is_registered_with_the_current_code(
         )
 
 
+def test_an_endpoint_is_registered_with_the_limit_of_the_run_that_registers_it(tmp_path: Path) -> None:
+    endpoint = Endpoint(
+        url="https://host/v1", model="m", price_input=1, price_output=1, max_spend=5, reported_model="m"
+    )
+    prompting = Prompting(system="own", max_new_tokens=8)
+    fields = {"kind": "endpoint_zero_shot", "endpoint": endpoint, "prompting": prompting}
+    write_artifact_config((tmp_path / "artifact").as_uri(), config_of().model_copy(update=fields))
+    contender = Contender("endpoint_zero_shot", (tmp_path / "artifact").as_uri(), 0.5)
+    task_uri, code = (tmp_path / "task").as_uri(), config_of().code
+    versions = [register_contender(task_uri, contender, code=code, max_spend=limit) for limit in (5, 50, None)]
+    assert [version.endpoint and version.endpoint.max_spend for version in versions] == [5, 50, None]
+    assert read_artifact_config(versions[1].uri).endpoint == endpoint.model_copy(update={"max_spend": 50})
+    assert read_artifact_config(contender.uri).endpoint == endpoint  # models are compared by the URI of the artifact
+
+
 def test_a_version_is_not_registered_again(tmp_path: Path, contender: Contender) -> None:
-    version = register_contender((tmp_path / "task").as_uri(), contender, code="s3://m/code/c.zip")
+    version = register_contender((tmp_path / "task").as_uri(), contender, code="s3://m/code/c.zip", max_spend=None)
     champion = Contender("champion", version.uri, 0.5)
-    again = register_contender((tmp_path / "task").as_uri(), champion, code="s3://m/code/d.zip")
+    again = register_contender((tmp_path / "task").as_uri(), champion, code="s3://m/code/d.zip", max_spend=None)
     assert again == version
 
 
