@@ -39,7 +39,8 @@ def test_the_stage_returns_the_better_model_and_is_cached(
     results = [mix_candidate(context, UNMIXED, baselines=[BAG], progress=progress) for _ in range(2)]
     (call,) = calls
     (stage,) = storage.list_files(f"{context.recipe.task_uri}/stages")
-    expected = Contender("full_bag", stage.replace("/done.json", "/model"), 0.75) if weight < 1 else UNMIXED
+    assert call["to"].startswith(stage.removesuffix("done.json"))
+    expected = Contender("full_bag", call["to"], 0.75) if weight < 1 else UNMIXED
     assert results[0] == results[1]
     assert results[0].candidate == expected
     assert results[0].record == record
