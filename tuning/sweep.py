@@ -79,15 +79,16 @@ def sweep(
     )
 
 
-def delete_other_weights(result: SweepResult) -> None:
-    """Delete the weights of the trials that were not selected.
+def delete_other_weights(trained: TrainingResult) -> None:
+    """Delete the other weights of the stage of `trained`: of trials not selected, or of other drivers of a training.
 
-    Call it when the result is stored: until then, another driver of the same sweep may select one of these trials.
+    Call it when the result is stored: until then, another driver of the same stage may return some of these weights.
     """
-    folder, _, selected = result.trained.weights.rpartition("/")
+    folder, _, selected = trained.weights.rpartition("/")
+    prefix = f"{selected.partition('-')[0]}-"  # `trial-` or `weights-`
     for name in sorted({name.partition("/")[0] for name in folder_sizes(folder)}):
         # Calibrated copies of the selected weights (`set_temperature`) have names that start with the same name.
-        if name.startswith("trial-") and not name.startswith(selected):
+        if name.startswith(prefix) and not name.startswith(selected):
             delete_folder(f"{folder}/{name}")
 
 

@@ -161,7 +161,7 @@ def run_sweep(
         to_beat=target.to_beat,
     )
     sweep_result = inputs.cached("sweep", output=SweepResult, inputs=stage_inputs, compute=compute, resumes=True)
-    delete_other_weights(sweep_result)
+    delete_other_weights(sweep_result.trained)
     current = {name: getattr(training, name) for name in NOT_OF_RESULTS - set(tuning.space)}
     sweep_result = sweep_result.model_copy(update={"selected": sweep_result.selected.model_copy(update=current)})
     if sweep_result.ended:
@@ -276,7 +276,9 @@ def _train(
         **context.task.training_inputs,
         num_train_rows=num_train_rows,
     )
-    return context.inputs.cached(name, output=TrainingResult, inputs=inputs, compute=compute, resumes=True)
+    result = context.inputs.cached(name, output=TrainingResult, inputs=inputs, compute=compute, resumes=True)
+    delete_other_weights(result)
+    return result
 
 
 def _score_champion(context: RunContext, uri: str) -> Baseline:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 from pydantic import JsonValue, TypeAdapter
@@ -11,7 +12,7 @@ from pydantic import JsonValue, TypeAdapter
 from tailorbird.storage.conditional import write_if_match
 from tailorbird.storage.objects import delete_folder, exists, read_bytes
 from tailorbird.storage.paths import TaskPaths
-from tailorbird.storage.s3 import PreconditionFailed
+from tailorbird.storage.s3 import PreconditionFailed, StorageError
 from tailorbird.storage.stored_model import StoredModel
 
 T = TypeVar("T")
@@ -38,9 +39,9 @@ def cached_stage(
     `inputs` is JSON-serializable and contains everything that the output depends on, including the code
     (`code_closure.code_sha256`). Several processes may compute a stage at the same time: all return the first stored
     result, and none changes its files. So `compute` receives the URI of a new folder for its files, in
-    `<task_uri>/stages/<name>-<fingerprint>`. If it `resumes` after an interruption, it receives that folder instead,
-    where other processes may write too. It must then give the files of its result new names (`new_name`), or the same
-    content in every process.
+    `<task_uri>/stages/<name>-<fingerprint>`; if it fails or is interrupted, the new folder is deleted. If it `resumes`
+    after an interruption, it receives the folder of the stage instead, where other processes may write too. It must
+    then give the files of its result new names (`new_name`), or the same content in every process.
     """
     adapter = TypeAdapter(output)
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
@@ -53,7 +54,13 @@ def cached_stage(
     if exists(done_uri):
         return adapter.validate_python(stored().value)
     uri = folder if resumes else f"{folder}/{new_name()}"
-    value = compute(uri)
+    try:
+        value = compute(uri)
+    except BaseException:
+        if not resumes:
+            with suppress(StorageError):  # the caller needs the error of `compute`
+                delete_folder(uri)
+        raise
     done = _Done(inputs=json.loads(text), value=adapter.dump_python(value, mode="json"))
     try:
         write_if_match(done_uri, json.dumps(done.model_dump(), allow_nan=False).encode(), etag=None)

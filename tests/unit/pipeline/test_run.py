@@ -97,7 +97,7 @@ def test_fields_that_affect_no_result_can_change_without_a_new_sweep(
     sweep_result = SweepResult(rows=(), selected=TrainingConfig(batch_size=16), trained=result_of(weights, 0.5))
     monkeypatch.setattr(run, "note_shortage", lambda *_, **__: None)
     monkeypatch.setattr(run, "sweep", fake(sweep, lambda *_, **__: sweep_result))
-    monkeypatch.setattr(run, "finetune", fake(finetune, lambda *_, **__: result_of("seed", 0.5)))
+    monkeypatch.setattr(run, "finetune", fake(finetune, lambda *_, **__: result_of(weights, 0.5)))
     configs: list[TrainingConfig] = []
     train = run._train
 
@@ -117,6 +117,20 @@ def test_fields_that_affect_no_result_can_change_without_a_new_sweep(
     assert stages[0] == stages[1]
     assert [name.rpartition("-")[0] for name in stages[0]] == ["seed-1", "sweep"]
     assert [(config.gradient_checkpointing, config.max_failures) for config in configs] == [(False, 2), (True, 9)]
+
+
+def test_a_training_keeps_only_the_weights_of_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: Any, uri: str, **__: Any) -> TrainingResult:
+        for name in ("weights-interrupted", "weights-exported"):
+            storage.write_bytes(f"{uri}/{name}/head.safetensors", b"")
+        return result_of(f"{uri}/weights-exported", 0.5)
+
+    monkeypatch.setattr(run, "finetune", fake(finetune, train))
+    context = context_of(recipe_at(tmp_path), splits_of())
+    trained = run._train(context, TrainingConfig(), name="seed-1", events="events")
+    files = [uri.rpartition("/")[2] for uri in storage.list_files(trained.weights.rpartition("/")[0])]
+    assert sorted(files) == ["done.json", "head.safetensors"]
+    assert storage.exists(f"{trained.weights}/head.safetensors")
 
 
 def test_a_run_without_an_event_queue_does_not_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from tailorbird.config.tuning import TuningConfig
 from tailorbird.storage import s3
 from training.reports import TrainingResult
 from training.trainer import TrainingFailed
-from tuning.sweep import SweepResult, delete_other_weights, select_trial
+from tuning.sweep import delete_other_weights, select_trial
 from tuning.trial_record import SweepJournal, TrialRecord, write_journal
 from tuning.tuner import build_tuner
 
@@ -42,12 +42,19 @@ def test_a_sweep_without_weights_fails_with_all_causes() -> None:
         select_trial(journal, errors=["out of memory"])
 
 
-def test_only_the_selected_weights_and_their_copies_are_kept(tmp_path: Path) -> None:
-    uri = tmp_path.as_uri()
-    for name in ("trial-a-1", "trial-a-2", "trial-a-2-1.5", "trial-b-2", "tune", "journal.json"):
-        storage.write_bytes(f"{uri}/{name}/file", b"")
+@pytest.mark.parametrize(
+    ("selected", "others"),
+    [
+        ("trial-a-2", ["trial-a-1", "trial-b-2"]),
+        ("weights-9f86d081884c", ["weights-60303ae22b99", "weights-5e884898da28"]),
+    ],
+)
+def test_only_the_selected_weights_and_their_copies_are_kept(selected: str, others: list[str], tmp_path: Path) -> None:
+    kept = {selected, f"{selected}-1.5", "tune", "train", "journal.json", "done.json"}
+    for name in (*kept, *others):
+        storage.write_bytes(f"{tmp_path.as_uri()}/{name}/file", b"")
     trained = TrainingResult(
-        weights=f"{uri}/trial-a-2",
+        weights=f"{tmp_path.as_uri()}/{selected}",
         score=0.5,
         epochs=1,
         rows_per_second=1.0,
@@ -55,5 +62,5 @@ def test_only_the_selected_weights_and_their_copies_are_kept(tmp_path: Path) -> 
         step_seconds=1.0,
         dtype="float32",
     )
-    delete_other_weights(SweepResult(rows=(), selected=TrainingConfig(), trained=trained))
-    assert {path.name for path in tmp_path.iterdir()} == {"trial-a-2", "trial-a-2-1.5", "tune", "journal.json"}
+    delete_other_weights(trained)
+    assert {path.name for path in tmp_path.iterdir()} == kept
