@@ -287,13 +287,9 @@ def _evaluation(summary: DataSummary, settings: RunSettings) -> Iterator[str]:
     text += f"assuming that {DEFAULTS[task].assumption}. To detect a smaller gain, use more test rows"
     yield from _comments([text])
     yield f"  expected_gain: {gain:g}"
-    text = (
-        "Remove the # of the next line to also test a cascade: a cheap model answers where it is confident, and a more "
-    )
-    text += (
-        "expensive one otherwise. It is one more comparison on the same test rows, often the fourth, so to prove the "
-    )
-    yield from _comments([f"{text}same gain takes up to 6% more of them"])
+    cascade = "Remove the # of the next line to also test a cascade: a cheap model answers where it is confident, and a"
+    price = "It is one more comparison on the same test rows, often the fourth, so a proof needs up to 6% more rows"
+    yield from _comments([f"{cascade} more expensive one otherwise. {price}"])
     yield "  # hybrid: {by: cascade}"
     if task == "classification":
         yield "  # In a regulated domain, set `regulated: true`. A gate that cannot be assessed then prevents a change."

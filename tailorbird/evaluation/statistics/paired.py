@@ -228,8 +228,8 @@ def cautious_change(
 ) -> Effect:
     """Return `mean_change` with an interval for tests of non-inferiority, which does not exclude rare large losses.
 
-    That of independent rows does not do so anyway. Over documents, it also contains that of
-    `bootstrap.likelihood_interval`, and reaches at least the unseen rate to both sides of the change.
+    For independent rows, this is the interval of `mean_change`. Over documents, it also contains the interval of
+    `bootstrap.likelihood_interval` and reaches at least the unseen rate to both sides of the change.
     """
     effect = mean_change(ours, theirs, alpha=alpha, clusters=clusters)
     documents, freedom = documents_of(clusters, num_rows=len(ours)), effect.degrees_of_freedom
