@@ -185,8 +185,10 @@ def _hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
     others = [part.hybrid_gain for part in hybrid.parts if part.role != "incumbent"]
     lows = [points(low) for low in (hybrid.interval[0], *(gain.interval[0] for gain in others))]
     compared = f"{_listed(names)}: the intervals of its gains start at {_listed(lows)} points"
+    lowest = inputs.assessment.hybrid_lowest
+    rare = "" if lowest is None or lowest == hybrid.lowest else f", and the lowest one at {_with_rare_losses(lowest)}"
     reasons = [
-        f"the hybrid is non-inferior to {compared}, above the limit of {points(-margin)}"
+        f"the hybrid is non-inferior to {compared}{rare}, above the limit of {points(-margin)}"
         if hybrid.lowest <= 0
         else f"the hybrid is better than {compared}"
     ]
@@ -223,9 +225,10 @@ def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
         return (f"no hybrid was evaluated: {why}",)
     lowest = inputs.assessment.hybrid_lowest
     if lowest is not None and lowest <= -protocol.non_inferiority_margin:
+        start = f"{points(lowest)} points" if lowest == hybrid.lowest else _with_rare_losses(lowest)
         return (
             "the hybrid may be inferior to the incumbent or to one of its parts: the interval of its gain starts at "
-            f"{points(lowest)} points, not above the limit of {points(-protocol.non_inferiority_margin)}",
+            f"{start}, not above the limit of {points(-protocol.non_inferiority_margin)}",
         )
     if not hybrid.holds:
         return (
@@ -273,10 +276,13 @@ def interval_start(facts: Facts, *, of: str = "gain") -> str:
     """Return where the interval in the test of non-inferiority starts, and why if it is not the reported interval."""
     if facts.lowest == facts.low:
         return f"the interval of the {of} starts at {points(facts.low)} points"
-    return (
-        f"the interval of the {of} starts at {points(facts.lowest)} points if rare large losses are considered, as "
-        "in each test of non-inferiority over documents"
-    )
+    return f"the interval of the {of} starts at {_with_rare_losses(facts.lowest)}"
+
+
+def _with_rare_losses(lowest: float) -> str:
+    """Return the start of an interval that is wider than the reported one."""
+    why = "if rare large losses are considered, as in each test of non-inferiority over documents"
+    return f"{points(lowest)} points {why}"
 
 
 def _not_for_cost(inputs: ExplanationInputs) -> tuple[str, ...]:

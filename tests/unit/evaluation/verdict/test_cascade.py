@@ -98,6 +98,29 @@ def test_a_cascade_that_loses_where_its_cheap_part_answers_is_not_chosen() -> No
     assert any("may be inferior to the incumbent or to one of its parts" in reason for reason in reasons)
 
 
+@pytest.mark.parametrize(("size", "rule", "start"), [(2, 3, "-0.94"), (8, 8, "-3.11")])
+def test_the_reason_for_a_cascade_over_documents_has_the_tested_value(size: int, rule: int, start: str) -> None:
+    documents = tuple(str(row // size) for row in range(N))
+
+    def clustered(model: ModelPredictions) -> ModelPredictions:
+        return replace(model, clean=replace(model.clean, clusters=documents))
+
+    inputs = inputs_of(cheap=CHEAP & (ROW % 500 != 4))  # two rows are lost, in different documents
+    inputs = replace(
+        inputs,
+        incumbent=clustered(inputs.incumbent),
+        candidate=clustered(inputs.candidate),
+        contenders={role: clustered(model) for role, model in inputs.contenders.items()},
+        hybrid_parts={role: clustered(model) for role, model in inputs.hybrid_parts.items()},
+    )
+    verdict = decide(inputs, protocol=PROTOCOL)
+    assert verdict.rule == rule
+    assert verdict.hybrid is not None
+    assert verdict.hybrid.lowest > -PROTOCOL.non_inferiority_margin
+    [reason] = [reason for reason in verdict.reasons if "inferior to the incumbent" in reason]
+    assert f"at {start} points if rare large losses are considered" in reason
+
+
 def test_a_cascade_is_not_chosen_if_a_candidate_that_is_no_part_is_proven_better() -> None:
     candidate = ROW % 10 < 8
     assessment = assess(inputs_of(candidate=candidate), protocol=PROTOCOL)
