@@ -325,7 +325,7 @@ def _metric(summary: DataSummary) -> str:
     if reason is not None:
         return f"macro_f1  # {reason}"
     share = max(counts.values()) / sum(counts.values())
-    return f"accuracy  # the largest class has {share:.0%} of the rows; macro_f1 weights all classes equally"
+    return f"accuracy  # the largest class has {share:.0%} of the rows; to weight all classes equally, use macro_f1"
 
 
 def _comments(texts: Iterable[str], *, indent: str = "  ") -> Iterator[str]:

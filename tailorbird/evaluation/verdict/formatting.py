@@ -26,7 +26,7 @@ MODEL_NAMES = {
     "centroid": "pretrained model with class averages",
     "bag_of_words": "bag-of-words model",
     "probe": "pretrained model with a linear head",
-    "probe_bag": "bag-of-words + pretrained model",
+    "probe_bag": "pretrained model with a bag of words",
     "lora": FINE_TUNED,
     "lora_bag": f"{FINE_TUNED} with a bag of words",
     "full": FINE_TUNED,
