@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tailorbird.evaluation.statistics.power import MAX_ROWS
+
 
 class State(StrEnum):
     """State of a bound or a gate."""
@@ -25,7 +27,7 @@ class Bound:
     n: int  # rows from which the estimate is computed
     state: State
     rows_needed: int | None = None
-    """Rows that decide the bound if the estimate does not change; None if it is decided or no number is enough."""
+    """Rows that decide the bound if the estimate does not change; None if it is decided or `MAX_ROWS` are too few."""
     shrunken: float | None = None
     """(groups only) The estimate shrunken to the mean of all groups (partial pooling)."""
 
@@ -49,7 +51,7 @@ def at_most(limit: float, *, what: str, estimate: float, interval: tuple[float, 
         return Bound(what, estimate, interval, limit, n, State.FAILS)
     half, distance = (high - low) / 2, abs(estimate - limit)
     # The width of an interval decreases with the square root of the rows. No number is enough if estimate equals limit.
-    needed = None if distance == 0 else max(n + 1, round(n * (half / distance) ** 2))
+    needed = None if distance**2 * MAX_ROWS < n * half**2 else max(n + 1, round(n * (half / distance) ** 2))
     return Bound(what, estimate, interval, limit, n, State.NOT_ASSESSABLE, needed)
 
 
