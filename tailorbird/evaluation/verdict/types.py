@@ -236,4 +236,4 @@ def _score(verdict: Verdict, score: float) -> str:
 def _difference(gain: float, interval: tuple[float, float]) -> str:
     """Return a gain with its interval, in points."""
     low, high = (f"{100 * end:+.1f}" for end in interval)
-    return f"{100 * gain:+.1f} points, {low} to {high}"
+    return f"{100 * gain:+.1f} points (interval {low} to {high})"

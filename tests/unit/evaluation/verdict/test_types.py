@@ -24,7 +24,7 @@ def sentence(verdict: Verdict, **changes: Any) -> str:
 def test_a_fine_tuned_model_that_is_better_is_recommended() -> None:
     assert verdict_of(*PROVEN).sentence() == (
         "Use the fine-tuned model (73.9%). It is better than the pretrained model with a linear head (66.0%): "
-        "+7.9 points, +6.1 to +9.7."
+        "+7.9 points (interval +6.1 to +9.7)."
     )
 
 
