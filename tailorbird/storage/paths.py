@@ -175,7 +175,7 @@ def is_version_uri(uri: str) -> bool:
     return uri.rstrip("/").rsplit("/", 2)[1:2] == ["versions"]
 
 
-def task_of(uri: str) -> TaskPaths:
+def task_of_artifact(uri: str) -> TaskPaths:
     """Return the task of an artifact or version; raise ValueError if `uri` is neither."""
     for segment in ("/versions/", "/stages/"):
         task_uri, separator, _ = uri.rpartition(segment)

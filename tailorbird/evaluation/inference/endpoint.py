@@ -17,7 +17,7 @@ from tailorbird.models.endpoint.prompts import label_conversations, label_of, re
 from tailorbird.models.loading import load_retrieval_index
 from tailorbird.registry.versions import VersionConfig, read_artifact_config
 from tailorbird.storage.node_cache import local_copy
-from tailorbird.storage.paths import task_of
+from tailorbird.storage.paths import task_of_artifact
 
 if TYPE_CHECKING:
     from tailorbird.models.retrieval.index import RetrievalIndex
@@ -34,7 +34,7 @@ def answer_rows_of_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> t
     folder = local_copy(uri)
     index = load_retrieval_index(folder, retrieval=config.prompting.retrieval, device="cpu")
     bodies = request_bodies(rows, version=config, index=index)
-    return fetch_answers(bodies, endpoint=config.endpoint, task_uri=task_of(uri).task_uri, limits=limits)
+    return fetch_answers(bodies, endpoint=config.endpoint, task_uri=task_of_artifact(uri).task_uri, limits=limits)
 
 
 def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predictions:
