@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -166,6 +166,13 @@ def leaks_of(keys: Mapping[str, Set[str]], texts: Mapping[str, Set[str]]) -> tup
         if copies := texts[earlier] & texts[later]:
             sentences.append(f"{len(copies):,} texts are in both {earlier} and {later}")
     return tuple(sentences)
+
+
+def require_no_test_row(examples: Sequence[str], *, test: Rows) -> None:
+    """Raise DataError if an example, which clients and model cards show, is the query of a test row."""
+    queries = set(map(normalise, test.queries))
+    if shown := [example for example in examples if normalise(example) in queries]:
+        raise DataError(f"serving.examples has a text of the test rows: {shown[0]!r}; choose another example")
 
 
 def listed(names: Collection[str]) -> str:

@@ -41,7 +41,7 @@ from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, kind_of_artifact, register_contender, register_hybrid
 from tailorbird.pipeline.cost import measure_cost
 from tailorbird.pipeline.endpoint import predict_contender, request_limits
-from tailorbird.pipeline.prepare import RunContext, write_once
+from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import ModelVersion, read_artifact_config
@@ -144,7 +144,7 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
             if role not in known
         )
         family = family.model_copy(update={"hybrid_parts": parts})
-    stored = write_once(f"{context.run}/{FAMILY_FILE}", family)
+    stored = storage.write_once(f"{context.run}/{FAMILY_FILE}", family)
     if stored != family:
         what = "other models" if stored.predicting != family.predicting else "another hybrid"
         raise ValueError(

@@ -3,7 +3,15 @@
 # mypy: implicit-reexport
 # ruff: noqa: F401
 
-from tailorbird.storage.conditional import delete, head, heads, read_versioned, update_json, write_if_match
+from tailorbird.storage.conditional import (
+    delete,
+    head,
+    heads,
+    read_versioned,
+    update_json,
+    write_if_match,
+    write_once,
+)
 from tailorbird.storage.objects import (
     MANIFEST,
     comes_from_storage,

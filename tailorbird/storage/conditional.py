@@ -12,16 +12,18 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tailorbird.storage import s3
-from tailorbird.storage.objects import NUM_TRANSFERS, write_bytes
+from tailorbird.storage.objects import NUM_TRANSFERS, exists, read_bytes, write_bytes
 from tailorbird.storage.s3 import PreconditionFailed, StorageError, storage_errors
+from tailorbird.storage.stored_model import StoredModel
 
+M = TypeVar("M", bound=StoredModel)
 NUM_ATTEMPTS = 50
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 0.5
@@ -104,6 +106,14 @@ def write_if_match(uri: str, data: bytes, *, etag: str | None) -> str:
             raise _precondition_failed(uri, etag=etag) from error
         raise s3.to_storage_error(uri, error) from error
     return str(answer["ETag"])
+
+
+def write_once(uri: str, value: M) -> M:
+    """Write the value unless the object exists, and return the stored value (the first writer's)."""
+    if not exists(uri):
+        with suppress(PreconditionFailed):  # another process wrote it first
+            write_if_match(uri, value.model_dump_json(indent=2).encode(), etag=None)
+    return type(value).model_validate_json(read_bytes(uri))
 
 
 def update_json(uri: str, change: Callable[[Any], Any]) -> Any:

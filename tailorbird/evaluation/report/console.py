@@ -1,11 +1,62 @@
-"""Format a verdict for the terminal."""
+"""Format the data and the verdict of a run for the terminal."""
 
+from tailorbird.data.quality import RARE_ROWS, listed
+from tailorbird.data.rows import Rows
+from tailorbird.data.sharding.loading import LoadedDataset
+from tailorbird.evaluation.inference.row_predictions import documents
 from tailorbird.evaluation.report.costs import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence, MixRecord, ModelScore
 from tailorbird.evaluation.report.outlook import outlook_sentence
+from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.statistics.power import MAX_ROWS, rows_text
 from tailorbird.evaluation.verdict.formatting import model_name, size
+from tailorbird.evaluation.verdict.protocol import spent_alpha
 from tailorbird.evaluation.verdict.types import Verdict
+
+
+def data_lines(data: LoadedDataset, *, label_noun: str) -> list[str]:
+    """Return lines about the rows of a run: sizes, near-duplicates, rare classes, and what limits the verdict."""
+    report = data.report
+    sizes = {name: len(rows) for name, rows in data.splits.items()} | {"train": data.num_train}
+    counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+    lines = [f"{counts} rows, {report.num_classes} {label_noun}"]
+    if report.test_answers_in_train is not None:
+        near, compared = report.near_duplicates_of_test, report.near_duplicates_compared
+        lines.append(
+            f"{report.test_answers_in_train:,} of {report.num_test:,} test answers are also answers in train; {near:,} "
+            f"of {compared:,} test rows have a near-duplicate in train"
+        )
+    if data.shards is not None:
+        sample = len(data.splits.train)
+        lines.append(f"training rows are streamed; baselines and some checks use a random sample of {sample:,} rows")
+    if report.rare_classes:
+        rare = listed(report.rare_classes)
+        lines.append(f"classes with fewer than {RARE_ROWS} training rows, which a model hardly learns: {rare}")
+    if report.empty_texts:
+        lines.append(f"rows with an empty text, which all get the same answer: {report.empty_texts:,}")
+    if (few := _few_documents(data.splits.test)) is not None:
+        lines.append(few)
+    for leak in report.leaks[:1]:
+        lines.append(f"{leak}; the verdict will be INSUFFICIENT_EVIDENCE (rule 2). Split the rows again")
+    return lines
+
+
+def _few_documents(test: Rows) -> str | None:
+    """Return a sentence if the test rows come from too few documents for an interval."""
+    clusters = documents(test)
+    if clusters is None:
+        return None
+    reason = few_documents(len(set(clusters)), num_rows=len(test))
+    return reason and f"{reason}, or the verdict will be INSUFFICIENT_EVIDENCE (rule 8)"
+
+
+def earlier_tests_line(num_seen: int, *, alpha: float, access_number: int) -> str:
+    """Return a line about test rows that earlier tests have used, with the lower alpha of a further test."""
+    spent = spent_alpha(alpha, access_number=access_number)
+    return (
+        f"{num_seen:,} distinct test rows were used in earlier tests; a new test on these rows has an alpha of "
+        f"{spent:.2g} instead of {alpha:g}"
+    )
 
 
 def verdict_lines(evidence: Evidence) -> list[str]:

@@ -6,11 +6,14 @@ from dataclasses import asdict
 from pydantic import JsonValue
 from pydantic.main import IncEx
 
+from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.endpoint import LIMITS
 from tailorbird.config.recipe import Recipe
 from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.registry.champion import Champion
+from tailorbird.storage.paths import TaskPaths
 from tailorbird.storage.stored_model import StoredModel
 
 PROTOCOL_FILE = "protocol.json"  # file name of the `Preregistration` in the folder of a run or a version
@@ -65,9 +68,22 @@ def request_digest(
     """Return the hash of recipe, code, data and models."""
     models = {"base_model": base_model, "retrieval_encoder": retrieval_encoder}
     records = {name: asdict(model) if model else None for name, model in models.items()}
-    return digest({"recipe": evaluated_recipe(recipe), "code": code, "data": dict(data), **records})
+    request = {"recipe": evaluated_recipe(recipe), "code": code, "data": dict(data), **records}
+    return digest(request)
 
 
 def run_name(request_sha256: str, *, champion: str | None) -> str:
     """Return the name of a run: a hash of the request digest and of the champion's URI, if there is a champion."""
     return digest({"request": request_sha256, "champion": champion})[:16]
+
+
+def run_uri(task_uri: str, request_sha256: str, *, champion: Champion | None) -> str:
+    """Return the URI of the run with this request digest.
+
+    If the request is that of the champion's own run, return the URI of that run, so its stored result is reused.
+    """
+    if champion is not None and champion.run and storage.exists(f"{champion.run}/{PROTOCOL_FILE}"):
+        stored = Preregistration.model_validate_json(storage.read_bytes(f"{champion.run}/{PROTOCOL_FILE}"))
+        if stored.request_sha256 == request_sha256:
+            return champion.run
+    return TaskPaths(task_uri).run(run_name(request_sha256, champion=champion.uri if champion else None))

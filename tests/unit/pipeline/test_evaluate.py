@@ -58,7 +58,7 @@ def _on_this_machine() -> Iterator[None]:
         )
         # The ledger needs conditional writes, which a local folder does not support.
         monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: access)
-        monkeypatch.setattr(evaluate, "write_once", write_once)
+        monkeypatch.setattr(storage, "write_once", write_once)
         yield
 
 
