@@ -10,8 +10,9 @@ from tailorbird import storage
 from tailorbird.checks.differences import differences, read_content, read_value
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.report.evidence import UNREGISTERED, BaseModelRecord, Evidence
+from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
 from tailorbird.evaluation.report.evidence_files import MANIFEST
+from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.routing import PARTS
 from tailorbird.registry.version_files import version_faults
 from tailorbird.registry.versions import Hybrid, PinnedVersion, RegistryError, read_version

@@ -8,14 +8,15 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packaging.utils import parse_wheel_filename
 
 from tailorbird.config.model_uri import ModelUri, parse_model_uri
 from tailorbird.storage import objects, paths
-from tailorbird.storage.conditional import write_if_match
+from tailorbird.storage.conditional import write_once
 from tailorbird.storage.node_cache import (
     LICENSE_NAMES,
     MODEL_SUFFIXES,
@@ -24,7 +25,6 @@ from tailorbird.storage.node_cache import (
     sha256_files,
     sha256_folder,
 )
-from tailorbird.storage.s3 import PreconditionFailed
 from tailorbird.storage.stored_model import StoredModel
 
 GGUF_SUFFIX = ".gguf"
@@ -37,6 +37,26 @@ NUM_DIGITS = 32
 
 class FetchError(ValueError):
     """A base model cannot be fetched."""
+
+
+@dataclass(frozen=True)
+class BaseModelRecord:
+    """A staged pretrained model: the base model, or the encoder for retrieval."""
+
+    source: str  # URI with version and sha256 of the wheel (`pypi://`), or with the commit (`hf://`)
+    uri: str  # folder on S3 or disk
+    files: Mapping[str, str]  # sha256 of each file by name
+
+    def note(self, given: str, *, field: str) -> str:
+        """Return a line with the version of the model that a field of the recipe names as `given`.
+
+        It states how to pin the model if it is not pinned.
+        """
+        name = field.replace("_", " ")
+        if given.rstrip("/") == self.source:
+            return f"{name}: {self.source}"
+        staged = f"{name}: {given} is {self.source}, as first staged in this registry"
+        return f"{staged}; to use the same version with other registries, set {field} to this URI"
 
 
 class _Pin(StoredModel):
@@ -65,27 +85,25 @@ def stage_base_model(uri: str, *, registry: str) -> str:
     """
     if uri.startswith(("s3://", "file://")):
         return _checked(uri.rstrip("/"))
-    staged = staged_base_model(uri, registry=registry)
-    if staged is not None:
-        return staged
     model = _parsed(uri)
+    if (pin := _pin(model, registry=registry)) is not None:
+        return pin.uri
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as temporary:
         folder, source = _fetch(model, Path(temporary))
         staged = _upload_once(folder, source=source, registry=registry)
-    if (faster := staged_base_model(uri, registry=registry)) is not None:
-        return faster  # another process has pinned the URI during the download
-    pin = _Pin(requested=uri, source=str(source), uri=staged).model_dump_json(indent=2)
-    try:
-        _create(_pin_uri(model, registry=registry), pin.encode())
-    except PreconditionFailed:
-        return staged_base_model(uri, registry=registry) or staged
-    return staged
+    pin = _Pin(requested=uri, source=str(source), uri=staged)
+    return write_once(_pin_uri(model, registry=registry), pin).uri  # that of another process if it was faster
 
 
 def staged_base_model(uri: str, *, registry: str) -> str | None:
     """Return the URI of a `pypi://` or `hf://` model that was staged before, or None."""
     pin = _pin(_parsed(uri), registry=registry)
     return pin.uri if pin else None
+
+
+def model_record(given: str, *, uri: str, registry: str) -> BaseModelRecord:
+    """Return the record of the model that the recipe names as `given` and that is staged at `uri`."""
+    return BaseModelRecord(base_model_source(given, registry=registry), uri, model_files(uri))
 
 
 def base_model_source(uri: str, *, registry: str) -> str:
@@ -137,14 +155,6 @@ def _pin(model: ModelUri, *, registry: str) -> _Pin | None:
             if candidate == model or model.allows(parse_model_uri(pin.source)):
                 return pin
     return None
-
-
-def _create(uri: str, content: bytes) -> None:
-    """Write a new object; raise PreconditionFailed if it exists on S3. On disk, it is overwritten."""
-    if uri.startswith("s3://"):
-        write_if_match(uri, content, etag=None)
-    else:
-        objects.write_bytes(uri, content)
 
 
 def _pin_uri(model: ModelUri, *, registry: str) -> str:

@@ -12,16 +12,15 @@ from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.parquet import has_integers
-from tailorbird.data.rows import DataError, Rows, Splits, rows_sha256
+from tailorbird.data.rows import Rows, Splits, rows_sha256
 from tailorbird.data.sharding.loading import LoadedDataset, load_in_memory, load_sharded
 from tailorbird.data.tasks import data_task
-from tailorbird.evaluation.report.evidence import BaseModelRecord
-from tailorbird.evaluation.statistics.answer_metrics import unreadable
+from tailorbird.evaluation.statistics.answer_metrics import require_readable_answers
+from tailorbird.evaluation.suites import load_suites, trained_suites
 from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX
-from tailorbird.models.base_model import base_model_source, model_files, stage_base_model
+from tailorbird.models.base_model import BaseModelRecord, model_record, stage_base_model
 from tailorbird.models.metadata import require_encoder, require_length
 from tailorbird.models.pretrained import dtype_name
-from tailorbird.pipeline.suites import load_suites, trained_suites
 from tailorbird.registry.versions import Dtype, Kind, PinnedEncoder, Prompting, VersionConfig, now
 from tailorbird.storage.code_closure import code_sha256
 from tailorbird.storage.stage_cache import cached_stage
@@ -132,7 +131,7 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
     progress.activity(f"reading the base model {recipe.base_model}, which is copied to the registry on first use")
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
     require_length(uri, max_length=recipe.data.max_length, task=task)
-    base_model = _record(recipe.base_model, uri=uri, registry=recipe.registry)
+    base_model = model_record(recipe.base_model, uri=uri, registry=recipe.registry)
     encoder = _stage_encoder(recipe)
     progress.activity("copying the code to the registry")
     code = ship_code(recipe.task_uri, PROJECT_ROOT)
@@ -159,21 +158,9 @@ def inspect_inputs(recipe: Recipe) -> RunInputs | None:
     require_readable_answers(data.splits)
     suites = load_suites(recipe, train=data.splits.train)
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
+    base_model = model_record(recipe.base_model, uri=uri, registry=recipe.registry)
     suites = trained_suites(recipe, suites, base_model=uri)
-    return RunInputs(
-        recipe, data, _record(recipe.base_model, uri=uri, registry=recipe.registry), CodeVersion("", ""), suites=suites
-    )
-
-
-def require_readable_answers(splits: Splits) -> None:
-    """Raise DataError for a validation or test row whose answer has no value for a metric of `evaluation.answers`."""
-    for name, rows in (("validation", splits.validation), ("test", splits.test)):
-        if (fault := unreadable(rows.labels, config=rows.answers)) is not None:
-            position, what = fault
-            raise DataError(
-                f"the answer of {name} row {rows.row_ids[position]} has no {what}; correct the row, or "
-                "evaluation.answers in the recipe"
-            )
+    return RunInputs(recipe, data, base_model, CodeVersion("", ""), suites=suites)
 
 
 def _stage_encoder(recipe: Recipe) -> BaseModelRecord | None:
@@ -182,9 +169,4 @@ def _stage_encoder(recipe: Recipe) -> BaseModelRecord | None:
         return None
     uri = stage_base_model(recipe.evaluation.retrieval_encoder, registry=recipe.registry)
     require_encoder(uri)
-    return _record(recipe.evaluation.retrieval_encoder, uri=uri, registry=recipe.registry)
-
-
-def _record(given: str, *, uri: str, registry: str) -> BaseModelRecord:
-    """Return the record of the model that the recipe names as `given` and that is staged at `uri`."""
-    return BaseModelRecord(base_model_source(given, registry=registry), uri, model_files(uri))
+    return model_record(recipe.evaluation.retrieval_encoder, uri=uri, registry=recipe.registry)

@@ -8,7 +8,6 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import listed, require_no_test_row
 from tailorbird.data.rows import Splits, contents_of
 from tailorbird.evaluation.report.console import data_lines, earlier_tests_line
-from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, request_digest, run_uri
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
 from tailorbird.pipeline.inputs import RunInputs, load_inputs
@@ -51,9 +50,9 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
     progress.stage("data: reading and checking the rows")
     inputs = load_inputs(recipe, progress=progress)
     require_no_test_row(recipe.serving.examples, test=inputs.splits.test)
-    progress.note(model_note(recipe.base_model, inputs.base_model, field="base_model"))
+    progress.note(inputs.base_model.note(recipe.base_model, field="base_model"))
     if recipe.evaluation.retrieval_encoder is not None and inputs.encoder is not None:
-        progress.note(model_note(recipe.evaluation.retrieval_encoder, inputs.encoder, field="retrieval_encoder"))
+        progress.note(inputs.encoder.note(recipe.evaluation.retrieval_encoder, field="retrieval_encoder"))
     task = task_of(inputs)
     champion = _read_champion(recipe, classes=task.classes)
     for line in data_lines(inputs.data, label_noun=task.label_noun):
@@ -96,15 +95,6 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
         accepted_loss=registered.accepted_loss,
         requested_by=registered.requested_by,
     )
-
-
-def model_note(uri: str, model: BaseModelRecord, *, field: str) -> str:
-    """Return a line with the version of the model in a field of the recipe, and how to pin it if it is not pinned."""
-    name = field.replace("_", " ")
-    if uri.rstrip("/") == model.source:
-        return f"{name}: {model.source}"
-    staged = f"{name}: {uri} is {model.source}, as first staged in this registry"
-    return f"{staged}; to use the same version with other registries, set {field} to this URI"
 
 
 def _read_champion(recipe: Recipe, *, classes: tuple[str, ...]) -> Champion | None:

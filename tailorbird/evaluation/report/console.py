@@ -36,8 +36,8 @@ def data_lines(data: LoadedDataset, *, label_noun: str) -> list[str]:
         lines.append(f"rows with an empty text, which all get the same answer: {report.empty_texts:,}")
     if (few := _few_documents(data.splits.test)) is not None:
         lines.append(few)
-    for leak in report.leaks[:1]:
-        lines.append(f"{leak}; the verdict will be INSUFFICIENT_EVIDENCE (rule 2). Split the rows again")
+    if report.leaks:
+        lines.append(f"{report.leaks[0]}; the verdict will be INSUFFICIENT_EVIDENCE (rule 2). Split the rows again")
     return lines
 
 

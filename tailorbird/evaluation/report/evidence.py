@@ -17,6 +17,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_prediction
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.test_set_ledger import TestSetAccess
 from tailorbird.registry.versions import PinnedVersion
@@ -169,15 +170,6 @@ class CandidateRecord:
     uri: str
     digest: str  # `UNREGISTERED` if the verdict did not select it
     files: Mapping[str, str] | None = None  # sha256 of each file by name; only for an unregistered version
-
-
-@dataclass(frozen=True)
-class BaseModelRecord:
-    """A staged pretrained model: the base model, or the encoder for retrieval."""
-
-    source: str  # URI with version and sha256 of the wheel (`pypi://`), or with the commit (`hf://`)
-    uri: str  # folder on S3 or disk
-    files: Mapping[str, str]  # sha256 of each file by name
 
 
 @dataclass(frozen=True)

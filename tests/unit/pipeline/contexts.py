@@ -9,8 +9,8 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import clean
 from tailorbird.data.rows import Rows, Splits, fingerprint
 from tailorbird.data.sharding.loading import LoadedDataset
-from tailorbird.evaluation.report.evidence import BaseModelRecord
 from tailorbird.evaluation.verdict.protocol import build_protocol
+from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.pipeline.inputs import RunInputs
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.tasks import task_of

@@ -9,12 +9,12 @@ import pytest
 
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.predictions import TRAINING_TEXT
+from tailorbird.evaluation.suites import load_suites
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.evaluate import predict_all
-from tailorbird.pipeline.suites import load_suites
 from tests import small_chat
+from tests.unit.evaluation.test_suites import suite_at
 from tests.unit.pipeline.contexts import context_of, recipe_at, run_locally
-from tests.unit.pipeline.test_suites import suite_at
 
 PAIRS = (("a b", "yes"), ("b c", "no"), ("c d", "yes"), ("d e", "no"))
 

@@ -12,6 +12,7 @@ from cluster.progress import SILENT, NoteEvent
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import DataError
+from tailorbird.models import base_model
 from tailorbird.models.metadata import MetadataError
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.pipeline import inputs
@@ -181,7 +182,7 @@ def test_a_run_prints_the_version_of_its_base_model_and_pinning_it_does_not_chan
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = f"pypi://tiny@1.0#sha256={'5f' * 32}"
-    monkeypatch.setattr(inputs, "base_model_source", lambda *_, **__: source)
+    monkeypatch.setattr(base_model, "base_model_source", lambda *_, **__: source)
     runs, notes = [], []
     for uri in ("pypi://tiny", source):
         recorder = ProgressRecorder()

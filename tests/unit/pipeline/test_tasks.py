@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tailorbird.data.rows import DataError, Rows, Splits
-from tailorbird.evaluation.report.evidence import BaseModelRecord
+from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.models.errors import ModelError
 from tailorbird.models.pretrained import dtype_name, inference_dtype
 from tailorbird.pipeline.prepare import RunContext

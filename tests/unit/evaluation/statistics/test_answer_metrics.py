@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -13,8 +14,14 @@ from pydantic import ValidationError
 
 from tailorbird.config.answers import AnswersConfig, schema_paths
 from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.data.rows import DataError, Rows, Splits
 from tailorbird.evaluation.statistics import answer_metrics as metrics
-from tailorbird.evaluation.statistics.answer_metrics import PatternTimeout, per_row, unreadable
+from tailorbird.evaluation.statistics.answer_metrics import (
+    PatternTimeout,
+    per_row,
+    require_readable_answers,
+    unreadable,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
@@ -293,3 +300,14 @@ def test_a_metric_requires_its_section(metric: str) -> None:
         ValidationError, match=rf"metric '{metric}' requires the section answers\.{metric}; .*`answers:"
     ):
         EvaluationConfig.model_validate({"metric": metric})
+
+
+def test_a_test_row_whose_answer_has_no_value_is_refused_with_its_id() -> None:
+    answers = AnswersConfig.model_validate({"numeric": {}})
+    rows = Rows(("7", "8"), ("a", "b"), ("1", "2"), conversations=((("user", "a"),),) * 2, answers=answers)
+    faulty = replace(rows, labels=("1", "two"))
+    require_readable_answers(Splits(faulty, rows, rows))
+    with pytest.raises(DataError, match=r"the answer of test row 8 has no number; correct the row, or evaluation\."):
+        require_readable_answers(Splits(rows, rows, faulty))
+    with pytest.raises(DataError, match="the answer of validation row 8 has no number"):
+        require_readable_answers(Splits(rows, faulty, rows))

@@ -13,7 +13,7 @@ from tailorbird.data.rows import DataError, Rows
 from tailorbird.data.suites.private_spans import MAX_SPANS, private_span_rows
 from tailorbird.evaluation.inference.chat_answers import Answer
 from tailorbird.evaluation.inference.suite_answers import suite_predictions
-from tailorbird.pipeline.suites import load_suites, trained_suites
+from tailorbird.evaluation.suites import load_suites, trained_suites
 from tests import small_chat
 
 CHAT = {
