@@ -7,102 +7,29 @@ from types import TracebackType
 from typing import Self, TypeVar, overload
 
 import httpx2
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import JsonValue, ValidationError
 
 from tailorbird.interface.answer import Answer, Input, last_text
 from tailorbird.interface.answers import Answers
+from tailorbird.interface.responses import (
+    Choice,
+    Classified,
+    Completion,
+    Models,
+    Received,
+    ServedModel,
+    ServiceError,
+    invalid,
+    parse_event,
+    refusal,
+    unreachable,
+)
 
 API_KEY_VARIABLE = "TAILORBIRD_API_KEY"
 LAST_EVENT = "[DONE]"
 
 Body = dict[str, JsonValue]
-
-
-class ServiceError(RuntimeError):
-    """A request that the service did not answer. `status` is the HTTP status; None if there was no valid response.
-
-    `type` is the service's name of the error, for example `missing_api_key`, and `retry_after_s` the time in seconds
-    after which a repetition can succeed, if the service states them.
-    """
-
-    def __init__(
-        self, message: str, *, status: int | None = None, type: str | None = None, retry_after_s: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.type, self.retry_after_s = status, type, retry_after_s
-
-
-class _Received(BaseModel):
-    """A part of a response. Unknown fields are ignored, so a client can use a newer service."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class ServedModel(_Received):
-    """A model of a service."""
-
-    id: str
-    """Value for `model` in requests: `champion`, `pretrained`, `challenger` or a version."""
-    name: str
-    version: str
-    kind: str
-    digest: str
-    """SHA-256 of the version's manifest."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes; empty for a chat model."""
-    verdict: str | None = None
-    """Summary of the verdict that selected the champion; None for other models."""
-
-
-class _Models(_Received):
-    data: tuple[ServedModel, ...]
-
-
-class _Answered(_Received):
-    answered_by: str | None = None
-    fallback: bool | None = None
-    reported_model: str | None = None
-
-
-class _Result(_Answered):
-    label: str | int
-    score: float | None
-    scores: dict[str, float] | None = None
-
-
-class _Classified(_Received):
-    request_id: str
-    version: str
-    results: list[_Result]
-
-
-class _Text(_Received):
-    content: str | None = None
-
-
-class _Choice(_Answered):
-    message: _Text = _Text()  # of a complete answer
-    delta: _Text = _Text()  # of an event of a stream
-    finish_reason: str | None = None
-    confidence: float | None = None
-
-
-class _Completion(_Received):
-    id: str
-    version: str
-    choices: list[_Choice] = Field(max_length=1)
-
-
-class _Error(_Received):
-    message: str
-    type: str | None = None
-
-
-class _ErrorBody(_Received):
-    error: _Error
-
-
-ReceivedT = TypeVar("ReceivedT", bound=_Received)
+ReceivedT = TypeVar("ReceivedT", bound=Received)
 
 
 @dataclass(frozen=True)
@@ -161,7 +88,7 @@ class Client:
 
     def models(self) -> tuple[ServedModel, ...]:
         """Return the models that the service can use, the champion first."""
-        return self._request("GET", "/v1/models", received=_Models).data
+        return self._request("GET", "/v1/models", received=Models).data
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # a text is a sequence of texts too
@@ -211,7 +138,7 @@ class Client:
             body["attributes"] = each
         if subject is not None:
             body["subject"] = subject
-        received = self._request("POST", "/v1/classify", body, received=_Classified)
+        received = self._request("POST", "/v1/classify", body, received=Classified)
         answers = Answers(
             Answer(
                 input=text,
@@ -236,15 +163,18 @@ class Client:
         model: str = "champion",
         max_tokens: int | None = None,
         temperature: float | None = None,
+        attributes: Mapping[str, str] | None = None,
         subject: str | None = None,
     ) -> Answer:
         """Return the answer to a prompt or to a conversation, when it is complete.
 
-        The defaults of `max_tokens` and `temperature` are those of the evaluation. `subject` is your id for the person
-        that the conversation is about.
+        The defaults of `max_tokens` and `temperature` are those of the evaluation. `attributes` are those of the
+        conversation by name, for the groups in the reports of `watch`. `subject` is your id for the person that the
+        conversation is about.
         """
-        body = _chat_body(messages, model=model, max_tokens=max_tokens, temperature=temperature, subject=subject)
-        received = self._request("POST", "/v1/chat/completions", body, received=_Completion)
+        options: Body = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
+        body = _chat_body(messages, options, attributes=attributes, subject=subject)
+        received = self._request("POST", "/v1/chat/completions", body, received=Completion)
         if not received.choices:
             raise ServiceError(f"{self.url} sent a completion without an answer", status=200)
         choice = received.choices[0]
@@ -257,6 +187,7 @@ class Client:
         model: str = "champion",
         max_tokens: int | None = None,
         temperature: float | None = None,
+        attributes: Mapping[str, str] | None = None,
         subject: str | None = None,
     ) -> Iterator[Piece]:
         """Yield the answer to a prompt or to a conversation in pieces, as the model generates it.
@@ -264,16 +195,17 @@ class Client:
         The request is sent when the first piece is requested. To stop the generation, close the iterator. Arguments are
         those of `chat`. Also raises ServiceError if the generation fails after its start.
         """
-        body = _chat_body(messages, model=model, max_tokens=max_tokens, temperature=temperature, subject=subject)
+        options: Body = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
+        body = _chat_body(messages, options, attributes=attributes, subject=subject) | {"stream": True}
         texts, url = list[str](), f"{self.url}/v1/chat/completions"
         try:
-            with self._open().stream("POST", url, json=body | {"stream": True}) as response:
+            with self._open().stream("POST", url, json=body) as response:
                 if response.status_code != 200:
-                    raise _refusal(response, response.read(), url=url)
+                    raise refusal(response, response.read(), url=url)
                 for event in httpx2.EventSource(response):
                     if event.data == LAST_EVENT:
                         break
-                    chunk = _parse_event(event.data, url=url)
+                    chunk = parse_event(event.data, url=url)
                     for choice in chunk.choices:
                         text = choice.delta.content or ""
                         texts.append(text)
@@ -285,7 +217,7 @@ class Client:
                         if answer:
                             return
         except httpx2.HTTPError as error:
-            raise _unreachable(error, url=url) from None
+            raise unreachable(error, url=url) from None
         raise ServiceError(f"{url} ended a stream before the end of the answer; send the request again")
 
     def feedback(
@@ -302,7 +234,7 @@ class Client:
         given = {"label": label, "score": score, "correct_answer": correct_answer or None}
         body: Body = {"request_id": answer.request_id, "row": answer.row}
         body |= {name: value for name, value in given.items() if value is not None}
-        self._request("POST", "/v1/feedback", body, received=_Received)
+        self._request("POST", "/v1/feedback", body, received=Received)
 
     def _open(self) -> httpx2.Client:
         if self._http.is_closed:
@@ -314,13 +246,13 @@ class Client:
         try:
             response = self._open().request(method, url, json=body)
         except httpx2.HTTPError as error:
-            raise _unreachable(error, url=url) from None
+            raise unreachable(error, url=url) from None
         if not response.is_success:
-            raise _refusal(response, response.content, url=url)
+            raise refusal(response, response.content, url=url)
         try:
             return received.model_validate_json(response.content)
         except ValidationError as error:
-            raise _invalid(error, url=url) from None
+            raise invalid(error, url=url) from None
 
 
 def _is_address(url: str) -> bool:
@@ -332,16 +264,18 @@ def _is_address(url: str) -> bool:
     return address.scheme in ("http", "https") and bool(address.host) and port_exists and not {"?", "#"} & set(url)
 
 
-def _chat_body(
-    messages: Input, *, model: str, max_tokens: int | None, temperature: float | None, subject: str | None
-) -> Body:
+def _chat_body(messages: Input, options: Body, *, attributes: Mapping[str, str] | None, subject: str | None) -> Body:
+    """Return the body of a request; arguments that are None are not sent."""
     conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    body: Body = {"messages": [dict[str, JsonValue](message) for message in conversation], "model": model}
-    options: Body = {"max_tokens": max_tokens, "temperature": temperature, "safety_identifier": subject}
-    return body | {name: value for name, value in options.items() if value is not None}
+    fields: Body = {
+        "messages": [dict[str, JsonValue](message) for message in conversation],
+        "attributes": None if attributes is None else dict[str, JsonValue](attributes),
+        "safety_identifier": subject,
+    }
+    return {name: value for name, value in (fields | options).items() if value is not None}
 
 
-def _chat_answer(received: _Completion, choice: _Choice, *, text: str, prompt: str) -> Answer:
+def _chat_answer(received: Completion, choice: Choice, *, text: str, prompt: str) -> Answer:
     return Answer(
         input=prompt,
         output=text,
@@ -353,47 +287,3 @@ def _chat_answer(received: _Completion, choice: _Choice, *, text: str, prompt: s
         reported_model=choice.reported_model,
         request_id=received.id,
     )
-
-
-def _parse_event(data: str, *, url: str) -> _Completion:
-    """Return an event of a stream; raise ServiceError if it is an error or is not in OpenAI's format."""
-    try:
-        return _Completion.model_validate_json(data)
-    except ValidationError as error:
-        failure = _error_of(data.encode())
-        if failure is None:
-            raise _invalid(error, url=url) from None
-        raise ServiceError(f"{url} failed within the answer: {failure.message}", type=failure.type) from None
-
-
-def _refusal(response: httpx2.Response, content: bytes, *, url: str) -> ServiceError:
-    """Return the error of a response; a proxy's response is not in the service's format, and is not repeated."""
-    status, failure = response.status_code, _error_of(content)
-    message = f"{url} answered {status}" + (f": {failure.message}" if failure else "; check the address of the service")
-    after = response.headers.get("Retry-After", "")
-    return ServiceError(
-        message,
-        status=status,
-        type=failure.type if failure else None,
-        retry_after_s=float(after) if after.isdecimal() else None,
-    )
-
-
-def _error_of(content: bytes) -> _Error | None:
-    try:
-        return _ErrorBody.model_validate_json(content).error
-    except ValidationError:
-        return None
-
-
-def _invalid(error: ValidationError, *, url: str) -> ServiceError:
-    fault = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in fault["loc"]) or "body"
-    return ServiceError(f"{url} is not a service of this kind: {where}: {fault['msg']}; check the address", status=200)
-
-
-def _unreachable(error: httpx2.HTTPError, *, url: str) -> ServiceError:
-    if isinstance(error, httpx2.TimeoutException):
-        return ServiceError(f"{url} did not answer in time; raise timeout_s or send the request again")
-    reason = str(error) or type(error).__name__
-    return ServiceError(f"{url} cannot be reached ({reason}); check the address and that the task is served")

@@ -6,16 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
 from serving.http.api_keys import new_key
 from serving.http.asgi import ASGIApp
+from serving.replica.chat import Chat
 from tailorbird import Client
+from tailorbird.config.serving import ServingConfig
 from tailorbird.interface.answer import Answer
-from tailorbird.interface.client import API_KEY_VARIABLE, ServiceError
+from tailorbird.interface.client import API_KEY_VARIABLE
+from tailorbird.interface.responses import ServiceError
 from tests.endpoint_server import Reply, endpoint_server, refusal, stream
 from tests.unit.serving.batch_jobs.test_scoring import version
+from tests.unit.serving.pages import replicas
 from tests.unit.serving.replica.fake_engine import PROMPTING, FakeEngine
 from tests.unit.serving.replica.loads import config
 from tests.unit.serving.replica.test_charges import new_chat
@@ -133,6 +138,24 @@ def test_the_pieces_of_a_streamed_answer_are_the_answer_of_the_chat(connect: Con
     with pytest.raises(ServiceError, match="max_tokens") as refused:
         list(client.stream("x", max_tokens=10**6))
     assert refused.value.status == 400
+
+
+def test_attributes_of_a_conversation_are_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("serving.replica.chat.configure_process", ServingConfig.model_validate_json)
+    task_uri = (tmp_path / "task").as_uri()
+    champion = replicas.register_nearest(
+        task_uri, tmp_path / "nearest", base=replicas.save_chat_base(tmp_path / "base")
+    )
+    replica = replicas.replica_of(Chat, task_uri, request_log=(tmp_path / "log").as_uri())
+    with replicas.served(replica, replicas.user_config(champion, verdict="")) as url, Client(url) as client:
+        client.chat("x", attributes={"language": "de"})
+        list(client.stream("x", attributes={"language": "fr", "branch": "Lyon"}))
+        client.chat("x")
+        with pytest.raises(ServiceError, match="attributes: must be an object") as refused:
+            client.chat("x", attributes={"language": 1})  # type: ignore[dict-item]
+        assert refused.value.status == 400
+    rows = pq.read_table(tmp_path / "log" / "answers").sort_by("at").to_pylist()
+    assert [row["attributes"] for row in rows] == ['{"language": "de"}', '{"branch": "Lyon", "language": "fr"}', None]
 
 
 def test_a_failure_within_a_stream_is_raised_after_its_pieces(connect: Connect, key: tuple[str, str]) -> None:

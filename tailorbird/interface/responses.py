@@ -1,0 +1,132 @@
+"""The responses of a service: answers, models and errors."""
+
+import httpx2
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ServiceError(RuntimeError):
+    """A request that the service did not answer. `status` is the HTTP status; None if there was no valid response.
+
+    `type` is the service's name of the error, for example `missing_api_key`, and `retry_after_s` the time in seconds
+    after which a repetition can succeed, if the service states them.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, type: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.type, self.retry_after_s = status, type, retry_after_s
+
+
+class Received(BaseModel):
+    """A part of a response. Unknown fields are ignored, so a client can use a newer service."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ServedModel(Received):
+    """A model of a service."""
+
+    id: str
+    """Value for `model` in requests: `champion`, `pretrained`, `challenger` or a version."""
+    name: str
+    version: str
+    kind: str
+    digest: str
+    """SHA-256 of the version's manifest."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes; empty for a chat model."""
+    verdict: str | None = None
+    """Summary of the verdict that selected the champion; None for other models."""
+
+
+class Models(Received):
+    data: tuple[ServedModel, ...]
+
+
+class Answered(Received):
+    answered_by: str | None = None
+    fallback: bool | None = None
+    reported_model: str | None = None
+
+
+class Result(Answered):
+    label: str | int
+    score: float | None
+    scores: dict[str, float] | None = None
+
+
+class Classified(Received):
+    request_id: str
+    version: str
+    results: list[Result]
+
+
+class Text(Received):
+    content: str | None = None
+
+
+class Choice(Answered):
+    message: Text = Text()  # of a complete answer
+    delta: Text = Text()  # of an event of a stream
+    finish_reason: str | None = None
+    confidence: float | None = None
+
+
+class Completion(Received):
+    id: str
+    version: str
+    choices: list[Choice] = Field(max_length=1)
+
+
+class Error(Received):
+    message: str
+    type: str | None = None
+
+
+class ErrorBody(Received):
+    error: Error
+
+
+def parse_event(data: str, *, url: str) -> Completion:
+    """Return an event of a stream; raise ServiceError if it is an error or is not in OpenAI's format."""
+    try:
+        return Completion.model_validate_json(data)
+    except ValidationError as error:
+        failure = _error_of(data.encode())
+        if failure is None:
+            raise invalid(error, url=url) from None
+        raise ServiceError(f"{url} failed within the answer: {failure.message}", type=failure.type) from None
+
+
+def refusal(response: httpx2.Response, content: bytes, *, url: str) -> ServiceError:
+    """Return the error of a response; a proxy's response is not in the service's format, and is not repeated."""
+    status, failure = response.status_code, _error_of(content)
+    message = f"{url} answered {status}" + (f": {failure.message}" if failure else "; check the address of the service")
+    after = response.headers.get("Retry-After", "")
+    return ServiceError(
+        message,
+        status=status,
+        type=failure.type if failure else None,
+        retry_after_s=float(after) if after.isdecimal() else None,
+    )
+
+
+def _error_of(content: bytes) -> Error | None:
+    try:
+        return ErrorBody.model_validate_json(content).error
+    except ValidationError:
+        return None
+
+
+def invalid(error: ValidationError, *, url: str) -> ServiceError:
+    fault = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in fault["loc"]) or "body"
+    return ServiceError(f"{url} is not a service of this kind: {where}: {fault['msg']}; check the address", status=200)
+
+
+def unreachable(error: httpx2.HTTPError, *, url: str) -> ServiceError:
+    if isinstance(error, httpx2.TimeoutException):
+        return ServiceError(f"{url} did not answer in time; raise timeout_s or send the request again")
+    reason = str(error) or type(error).__name__
+    return ServiceError(f"{url} cannot be reached ({reason}); check the address and that the task is served")
