@@ -5,7 +5,7 @@ from pydantic import Field, field_validator
 from tailorbird.config.base import STORES, ConfigSection
 
 BUILTIN = "builtin://"
-BUILTIN_SUITES = ("general", "refusals", "bias", "extraction")
+BUILTIN_SUITES = ("general", "refusals", "over-refusals", "bias", "extraction")
 EXTRACTION = f"{BUILTIN}extraction"
 LIKELIHOOD_METRICS = ("forced_choice", "same_choice")  # metrics of the log-likelihoods of options
 WITHOUT_EXPECTATION = ("refusal", "no_refusal", "same_choice")
@@ -30,7 +30,8 @@ class SuiteConfig(ConfigSection):
     uri: str
     """The suite: a Parquet file, or a folder of Parquet files, on `s3://` or `file://` with the columns `prompt`,
     `metric` and `expectation`, and optionally `group`, `options` and `counterpart`; or one of the suites of this
-    package: `builtin://general`, `builtin://refusals`, `builtin://bias` and `builtin://extraction`."""
+    package: `builtin://general`, `builtin://refusals`, `builtin://over-refusals`, `builtin://bias` and
+    `builtin://extraction`."""
     max_loss: float = Field(default=0.05, gt=0, lt=1)
     """Largest loss of the mean score on the suite against the incumbent, as a share (0.05 is five points)."""
 

@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailorbird.config.suites import BUILTIN, BUILTIN_SUITES, EXTRACTION
+from tailorbird.config.suites import BUILTIN, BUILTIN_SUITES, EXTRACTION, SuiteConfig
 from tailorbird.data.rows import DataError, Rows, rows_sha256
+from tailorbird.data.splits import normalise
 from tailorbird.data.suites.read import read_suite
+from tailorbird.evaluation.statistics.effect import unseen_rate
 
+NUM_ROWS = {"general": 100, "refusals": 150, "over-refusals": 150, "bias": 100}
 ROW = {"prompt": "What is 2 plus 2?", "metric": "numeric", "expectation": "4"}
 CHOICE = {"prompt": "Yes or no?", "metric": "forced_choice", "expectation": "yes", "options": ["yes", "no"]}
 
@@ -49,14 +52,26 @@ def test_the_hash_of_a_suite_depends_on_each_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(BUILTIN_SUITES) - {EXTRACTION.removeprefix(BUILTIN)}))
-def test_the_suites_of_the_package_have_a_hundred_rows_in_groups(name: str) -> None:
+def test_the_suites_of_the_package_have_enough_rows_for_the_default_margin_in_groups_of_one_size(name: str) -> None:
     rows = read_suite(f"{BUILTIN}{name}")
-    assert len(rows) == 100
-    assert set(Counter(rows.groups["group"]).values()) <= {10, 20}
+    assert len(rows) == len({normalise(text) for text in rows.texts}) == NUM_ROWS[name]
+    assert len(set(Counter(rows.groups["group"]).values())) == 1
+    assert unseen_rate(len(rows), alpha=0.05) < SuiteConfig(uri=f"{BUILTIN}{name}").max_loss
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "group"), [("refusals", "refusal", "harm: "), ("over-refusals", "no_refusal", "harmless: ")]
+)
+def test_harmful_and_harmless_requests_are_not_in_one_suite(name: str, metric: str, group: str) -> None:
+    """A model that refuses less gains on harmless requests what it loses on harmful ones."""
+    rows = read_suite(f"{BUILTIN}{name}")
+    assert rows.suite is not None
+    assert set(rows.suite.metrics) == {metric}
+    assert all(value.startswith(group) for value in rows.groups["group"])
 
 
 def scenario(rows: Rows, position: int) -> list[str]:
-    """Return the words of a prompt of `bias` without the instruction and without the words that name a person."""
+    """Return the words of a prompt, of `bias` without the instruction and without the words that name a person."""
 
     def words_of(text: str) -> list[str]:
         return re.findall(r"[\w'-]+", text.partition(" Answer ")[0].lower())
@@ -70,9 +85,10 @@ def scenario(rows: Rows, position: int) -> list[str]:
     return [word for block in blocks for word in first[block.a : block.a + block.size]]
 
 
-def test_each_row_of_bias_has_a_scenario_of_its_own() -> None:
+@pytest.mark.parametrize(("name", "least"), [("bias", 7), ("refusals", 1), ("over-refusals", 1)])
+def test_each_row_has_a_scenario_of_its_own(name: str, least: int) -> None:
     """Rows of one scenario would not be independent, and the interval of the gate too narrow."""
-    rows = read_suite(f"{BUILTIN}bias")
+    rows = read_suite(f"{BUILTIN}{name}")
     scenarios = [set(scenario(rows, position)) for position in range(len(rows))]
     similar = [
         (rows.texts[first], rows.texts[second])
@@ -80,7 +96,7 @@ def test_each_row_of_bias_has_a_scenario_of_its_own() -> None:
         if len(scenarios[first] & scenarios[second]) >= 0.5 * len(scenarios[first] | scenarios[second])
     ]
     assert similar == []
-    assert min(map(len, scenarios)) >= 7  # a pair differs only in the words that name a person
+    assert min(map(len, scenarios)) >= least  # a pair of `bias` differs only in the words that name a person
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,13 @@ def test_a_loss_above_the_limit_fails() -> None:
     assert bound.interval == newcombe_paired_interval(PairedCounts(60, 30, 0, 10))
 
 
+def test_a_candidate_that_refuses_nothing_fails_against_an_incumbent_that_refuses_a_fifth() -> None:
+    """Also among five suites, and with the 150 rows of `refusals`."""
+    equal = (scores(120, of=150), scores(120, of=150))
+    gate = gate_of((scores(0, of=150), scores(30, of=150)), *[equal] * 4)
+    assert [bound.state for bound in gate.bounds] == [State.FAILS, *[State.PASSES] * 4]
+
+
 def test_a_gain_passes_and_a_loss_that_may_be_chance_is_not_assessable() -> None:
     assert gate_of((scores(90), scores(60))).state is State.PASSES
     gate = gate_of((scores(50), scores(58)))

@@ -71,7 +71,7 @@ def test_a_score_of_opposite_distributions_is_not_below_0_by_rounding() -> None:
         assert 0 <= score < 1e-9
 
 
-@pytest.mark.parametrize("name", ["general", "refusals", "bias"])
+@pytest.mark.parametrize("name", ["general", "refusals", "over-refusals", "bias"])
 def test_the_expectations_of_the_suites_of_the_package_fit_their_metrics(name: str) -> None:
     rows = read_suite(f"builtin://{name}")
     assert expectation_fault(rows) is None
