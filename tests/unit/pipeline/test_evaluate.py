@@ -16,7 +16,7 @@ from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.predict import predict_rows
-from tailorbird.evaluation.report.evidence import Family, PairedExample
+from tailorbird.evaluation.report.evidence import PairedExample
 from tailorbird.evaluation.report.evidence_files import MANIFEST, prediction_table_names, render_files, write_evidence
 from tailorbird.evaluation.verdict.inputs import CHANGED_SETS
 from tailorbird.pipeline import evaluate
@@ -39,13 +39,6 @@ def rows(name: str, size: int) -> Rows:
     return rows_of(texts, ["ab"[index % 2] for index in range(size)])
 
 
-def write_once(uri: str, family: Family) -> Family:
-    """Write the family unless it exists, without a conditional write."""
-    if not storage.exists(uri):
-        storage.write_bytes(uri, family.model_dump_json().encode())
-    return Family.model_validate_json(storage.read_bytes(uri))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _on_this_machine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -58,7 +51,6 @@ def _on_this_machine() -> Iterator[None]:
         )
         # The ledger needs conditional writes, which a local folder does not support.
         monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: access)
-        monkeypatch.setattr(storage, "write_once", write_once)
         yield
 
 

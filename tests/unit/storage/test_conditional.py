@@ -6,6 +6,7 @@ import pytest
 
 from tailorbird import storage
 from tailorbird.storage import conditional, s3
+from tailorbird.storage.stored_model import StoredModel
 from tests.conditional_writes import check_absent_file, check_concurrent_changes, check_etags
 
 URI = "s3://lake/value.json"
@@ -66,3 +67,23 @@ def test_a_local_file_is_written_only_with_its_current_etag(tmp_path: Path) -> N
 
 def test_no_change_of_a_local_file_by_concurrent_writers_is_lost(tmp_path: Path) -> None:
     check_concurrent_changes((tmp_path / "counts.json").as_uri(), num_changes=40)
+
+
+class Note(StoredModel):
+    text: str
+
+
+def test_a_value_that_is_written_once_is_that_of_the_first_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [(tmp_path / name).as_uri() for name in ("before.json", "meanwhile.json")]
+    assert storage.write_once(uris[0], Note(text="first")) == storage.write_once(uris[0], Note(text="second"))
+    write = conditional.write_if_match
+
+    def write_late(uri: str, data: bytes, *, etag: str | None) -> str:
+        storage.write_bytes(uri, Note(text="first").model_dump_json().encode())
+        return write(uri, data, etag=etag)
+
+    monkeypatch.setattr(conditional, "write_if_match", write_late)
+    assert storage.write_once(uris[1], Note(text="second")).text == "first"
+    assert storage.read_bytes(uris[1]) == Note(text="first").model_dump_json().encode()

@@ -1,11 +1,15 @@
 """The request of a run: which changes of a recipe start a new run."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tailorbird import storage
 from tailorbird.config.recipe import Recipe
-from tailorbird.evaluation.report.preregistration import evaluated_recipe
+from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, evaluated_recipe, run_uri
+from tailorbird.registry.champion import Champion, ChangeReason
+from tests.unit.evaluation.simulated import Simulation, registration_of
 
 ENDPOINT: dict[str, Any] = {"url": "https://host/v1", "model": "m", "price_input": 1, "price_output": 1}
 
@@ -31,3 +35,19 @@ def test_other_limits_of_the_requests_to_an_endpoint_resume_the_run(changed: dic
 )
 def test_another_endpoint_or_price_starts_a_new_run(changed: dict[str, Any]) -> None:
     assert evaluated_recipe(recipe(**changed)) != evaluated_recipe(recipe())
+
+
+def test_the_request_of_the_champions_own_run_resumes_that_run(tmp_path: Path) -> None:
+    task_uri, run = (tmp_path / "task").as_uri(), (tmp_path / "task" / "runs" / "first").as_uri()
+    registration = registration_of(Simulation(), task_uri=task_uri)
+    reason = ChangeReason(change="promotion", text="a test")
+    champion = Champion(version="v", uri="s3://m/v", digest="5f", run=run, reason=reason, since="2026-11-24")
+    assert run_uri(task_uri, registration.request_sha256, champion=champion) != run  # its protocol is not stored
+    storage.write_once(f"{run}/{PROTOCOL_FILE}", registration)
+    assert run_uri(task_uri, registration.request_sha256, champion=champion) == run
+    others = {
+        run_uri(task_uri, request, champion=incumbent)
+        for request, incumbent in (("0" * 64, champion), (registration.request_sha256, None), ("0" * 64, None))
+    }
+    assert len(others) == 3
+    assert run not in others
