@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from cluster.progress import SILENT, ProgressReporter, current_progress, reporting_to
-from cluster.resources import Resources, held_by, holders_or_none, is_waiting
+from cluster.resources import Resources, gpu_visibility, held_by, holders_or_none, is_waiting
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,17 +71,18 @@ def _report_waiting(result: Any, *, resources: Resources, progress: ProgressRepo
         progress.activity("the task has started")
 
 
-def task_options(resources: Resources, *, available: Mapping[str, float] | None) -> dict[str, float]:
-    """Return Ray's options for a task with these resources, limited to `available`.
+def task_options(resources: Resources, *, available: Mapping[str, float] | None) -> dict[str, Any]:
+    """Return Ray's options for a task with these resources, limited to `available`. Without a GPU, it sees none.
 
     `available` contains the resources of a cluster of fixed size, where a task that requests more would wait forever.
     It is None if nodes can join the cluster.
     """
     amounts = {"num_cpus": ("CPU", resources.cpus), "num_gpus": ("GPU", resources.gpus)}
-    return {
+    limited = {
         option: float(amount if available is None else min(amount, available.get(name, 0.0)))
         for option, (name, amount) in amounts.items()
     }
+    return {**limited, "runtime_env": {"env_vars": gpu_visibility(limited["num_gpus"])}}
 
 
 def this_node_selector() -> dict[str, str]:

@@ -43,6 +43,15 @@ class Resources:
         return min(int(total / required + 1e-6) if required else UNBOUNDED for total, required in pairs)
 
 
+def gpu_visibility(gpus: float) -> dict[str, str]:
+    """Return the environment variables of a process with `gpus` GPUs. Without a GPU, the process sees none.
+
+    Ray assigns GPUs through CUDA_VISIBLE_DEVICES, but does not set it for a process without GPUs, which would see all
+    GPUs of the node. Tasks and actors that the process starts inherit the value, so Ray cannot give them a GPU.
+    """
+    return {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+
+
 def worker_resources(config: TrainingConfig) -> Resources:
     return Resources(config.cpus_per_worker, config.gpus_per_worker)
 

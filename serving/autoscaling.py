@@ -5,6 +5,7 @@ from typing import Any
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
+from cluster.resources import gpu_visibility
 from serving.http.server_middleware import SETTINGS
 from serving.tasks import RETRY_AFTER_S, SERVED_TASKS
 from tailorbird.config.serving import ServingConfig
@@ -25,6 +26,8 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
         # The handlers do not block the event loop, and a separate thread would double the time of a request.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         **SETTINGS,
+        # The actors of an engine inherit it, so a replica whose GPUs are in its placement group must not be limited.
+        **gpu_visibility(config.gpus_per_replica),
     }
     resources: dict[str, float] = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
     placement: dict[str, object] = {}

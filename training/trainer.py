@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from cluster import ray_private
-from cluster.resources import Resources, live_nodes, worker_resources
+from cluster.resources import Resources, gpu_visibility, live_nodes, worker_resources
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder
 from tailorbird.storage.s3 import PERSISTENT, filesystem
@@ -121,6 +121,8 @@ def placement_strategy(config: TrainingConfig, *, nodes: Sequence[Resources]) ->
 def worker_environment(config: TrainingConfig) -> dict[str, str]:
     """Return a worker's environment: one torch thread per CPU, more S3 retries, and a malloc that keeps freed memory.
 
+    A worker without a GPU sees none.
+
     By default, glibc returns freed large blocks to the kernel and maps them again at the next allocation. This causes
     100,000 page faults per step, a third of the CPU time. With these settings, training processes 89 to 102 rows per
     CPU-second instead of 59 to 63 (MiniLM, stage 1, 32 rows of 12 tokens).
@@ -133,4 +135,5 @@ def worker_environment(config: TrainingConfig) -> dict[str, str]:
         "AWS_MAX_ATTEMPTS": str(PERSISTENT.min_attempts),
         "TOKENIZERS_PARALLELISM": "false",
         "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in malloc.items()),
+        **gpu_visibility(config.gpus_per_worker),
     }

@@ -221,16 +221,17 @@ def test_a_task_requests_at_most_the_resources_of_a_cluster_of_fixed_size(
     available: dict[str, float] | None, cpus: float, gpus: float
 ) -> None:
     options = remote_module.task_options(Resources(4, 1), available=available)
-    assert options == {"num_cpus": cpus, "num_gpus": gpus}
+    assert (options["num_cpus"], options["num_gpus"]) == (cpus, gpus)
+    assert options["runtime_env"]["env_vars"] == ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
 
 
 @pytest.mark.parametrize(("address", "cpus"), [("local", 2.0), ("10.0.0.1:6379", 4.0)])
 def test_only_a_local_ray_has_a_fixed_size(address: str, cpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    options_used: list[dict[str, float]] = []
+    cpus_used: list[float] = []
 
     class Task:
-        def options(self, **options: float) -> "Task":
-            options_used.append(options)
+        def options(self, *, num_cpus: float, **_: object) -> "Task":
+            cpus_used.append(num_cpus)
             return self
 
         def remote(self) -> str:
@@ -244,7 +245,7 @@ def test_only_a_local_ray_has_a_fixed_size(address: str, cpus: float, monkeypatc
         remote_module.run_remote(lambda: None, resources=worker_resources(TrainingConfig(cpus_per_worker=4)))()
         == "value"
     )
-    assert options_used == [{"num_cpus": cpus, "num_gpus": 0.0}]
+    assert cpus_used == [cpus]
 
 
 def test_the_token_of_another_cluster_is_sent_to_the_given_address(

@@ -128,6 +128,16 @@ def test_other_replicas_use_their_gpu_themselves(num_gpus: float) -> None:
     assert options["ray_actor_options"]["num_gpus"] == num_gpus
 
 
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_replica_without_gpus_sees_none_and_a_server_sees_those_of_its_placement_group(engine: str) -> None:
+    def environment(gpus: float) -> Any:
+        config = ServingConfig.model_validate({"engine": engine, "gpus_per_replica": gpus})
+        return deployment_options(config, task="chat")["ray_actor_options"]["runtime_env"]["env_vars"]
+
+    assert environment(0)["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in environment(1)
+
+
 @pytest.mark.parametrize("task", ["classification", "chat"])
 def test_serve_limits_the_replicas_of_a_node_if_the_recipe_does(task: str) -> None:
     options = deployment_options(ServingConfig(max_replicas_per_node=2), task=task)

@@ -8,7 +8,7 @@ import pytest
 from cluster.resources import Resources
 from tailorbird.config.training import TrainingConfig
 from training import trainer
-from training.trainer import START_TIMEOUT, build_torch_trainer, placement_strategy
+from training.trainer import START_TIMEOUT, build_torch_trainer, placement_strategy, worker_environment
 
 GPU_NODE = Resources(64, 8)
 
@@ -41,3 +41,8 @@ def test_the_start_of_workers_may_take_as_long_as_the_recipe_says(
     monkeypatch.setattr(trainer, "live_nodes", lambda: ())
     build_torch_trainer(lambda: None, config=TrainingConfig.model_validate(fields), uri="file:///tmp/training")
     assert float(os.environ[START_TIMEOUT]) == seconds
+
+
+def test_a_worker_without_a_gpu_sees_none() -> None:
+    assert worker_environment(TrainingConfig(gpus_per_worker=0))["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in worker_environment(TrainingConfig(gpus_per_worker=1))
