@@ -39,13 +39,13 @@ def test_a_mixed_model_is_named_plainly(kind: str) -> None:
     [
         (
             EQUAL,
-            "Keep the pretrained model with a bag of words (91.0%). The fine-tuned model has not been shown to be better",
+            "Keep the pretrained model with a bag of words (91.0%). The fine-tuned model has not been shown to be",
         ),
         (WORSE, "Keep the pretrained model with a bag of words (82.0%). The fine-tuned model is worse: -10.0"),
         (SMALL, "The fine-tuned model is better, but the measured gain is below the minimum gain: +0.6"),
         (
             UNCLEAR,
-            "Keep the pretrained model with a bag of words (75.0%) for now. The fine-tuned model has not been shown to be",
+            "Keep the pretrained model with a bag of words (75.0%) for now. The fine-tuned model has not been shown",
         ),
     ],
 )
