@@ -28,7 +28,9 @@ def expected_time(recipe: Recipe, *, progress: ProgressReporter) -> tuple[CheckR
 
 
 def time_results(plan: PlanEvent) -> tuple[CheckResult, ...]:
-    """Return a result for the whole run and one for each stage."""
+    """Return a result for the whole run and one for each stage; a note if no stage was estimated."""
+    if not plan.stages:
+        return (note("expected time", f"not estimated: {plan.text}"),)
     total = sum(stage.seconds or 0.0 for stage in plan.stages)
     unknown = [stage.name for stage in plan.stages if stage.seconds is None]
     without = f" without {' and '.join(unknown)}" if unknown else ""

@@ -24,7 +24,7 @@ from tailorbird.registry.versions import Dtype, Kind, Prompting, Retrieval, Vers
 from training.chat_task import ChatTrainingTask
 from training.classification_task import ClassificationTrainingTask
 from training.rates import NUM_ROWS, measure_rates
-from training.reports import Rates
+from training.reports import NOT_MEASURED, Rates
 from training.task import TrainingTask, check_trainable
 
 
@@ -173,6 +173,8 @@ class ChatTask:
         """Return the rows and answers per second of a worker, without examples in the prompt."""
         task = _few_rows(self._training_task(None, None), self.inputs)
         rates = self.inputs.remote(measure_rates)(task, config=self.inputs.recipe.training)
+        if rates == NOT_MEASURED:
+            return rates
         validation = self.inputs.splits.validation
         answered = validation.take(range(min(NUM_ANSWERS, len(validation))))
         answers = self.inputs.remote(measure_answers)(

@@ -29,6 +29,12 @@ def test_stages_of_unknown_duration_are_not_part_of_the_sum() -> None:
     assert unknown == ok("endpoint", "unknown: 9 requests")
 
 
+def test_a_plan_without_stages_is_a_note() -> None:
+    assert time_results(PlanEvent((), "no speed was measured")) == (
+        note("expected time", "not estimated: no speed was measured"),
+    )
+
+
 def test_rows_that_a_run_refuses_are_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Recipe) -> None:
         raise DataError("train has no rows left; give more rows")
