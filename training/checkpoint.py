@@ -115,11 +115,11 @@ def _restore(engine: Any, config: TrainingConfig, *, folder: Path, uri: str) -> 
     if path is None:
         raise UnusableCheckpoint(f"checkpoint {uri} contains no state")
     # At stage 3, a universal checkpoint gives all groups the learning rate and weight decay of the first group, and all
-    # parameters share one step tensor.
+    # parameters share one step tensor. It is on the CPU, but fused AdamW requires it on the device of its parameter.
     for group, values, rate in zip(optimizer.param_groups, options, engine.lr_scheduler.get_last_lr(), strict=True):
         group.update(values | {"lr": rate})
-    for state in optimizer.state.values():
-        state["step"] = state["step"].clone()
+    for parameter, state in optimizer.state.items():
+        state["step"] = state["step"].to(parameter.device, copy=True)
 
 
 def _progress(folder: Path, *, num_ranks: int) -> Progress:

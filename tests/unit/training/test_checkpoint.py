@@ -172,6 +172,28 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_refused_before_it_is_written
         require_room(1_000 << 40, what="a checkpoint")
 
 
+def test_the_steps_of_a_universal_checkpoint_are_copied_to_the_device_of_their_parameters(tmp_path: Path) -> None:
+    parameters = [torch.nn.Parameter(torch.empty(4, device="meta")) for _ in range(2)]
+    optimizer, loaded = torch.optim.AdamW(parameters), torch.tensor(3.0)
+
+    class Engine:
+        """An engine that loads a step as DeepSpeed does: one tensor on the CPU for all parameters."""
+
+        def __init__(self) -> None:
+            self.optimizer = optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+        def load_checkpoint(self, *_: object, **__: object) -> tuple[str, dict[str, Any]]:
+            for parameter in parameters:
+                optimizer.state[parameter] = {"step": loaded}
+            return str(tmp_path), {}
+
+    checkpoint._restore(Engine(), config_of(), folder=tmp_path, uri=tmp_path.as_uri())
+    first, second = (optimizer.state[parameter]["step"] for parameter in parameters)
+    assert first.device == second.device == torch.device("meta")
+    assert first is not second
+
+
 def test_a_node_downloads_the_shards_of_its_own_ranks() -> None:
     needed = checkpoint.files_to_download([*SHARDS, *STATES, *COMMON], ranks={4, 11}, num_ranks=12, zero_stage=1)
     assert needed == {*COMMON, SHARDS[4], STATES[4], SHARDS[11], STATES[11]}
