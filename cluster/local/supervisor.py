@@ -18,7 +18,6 @@ from cluster.bearer_auth import bearer
 from cluster.local import ports
 from cluster.local.processes import Process, program, start
 from cluster.local.ray_env import Keys, environment, stack_keys, write_private
-from cluster.local.s3_server import require_closed, s3_answers, start_s3
 from cluster.local.stack import POLL_S, STATE_FILE, StackError, StackState, await_end, family
 
 SERVER_START_TIMEOUT_S = 150
@@ -30,6 +29,9 @@ OBJECT_STORE_BYTES = 1 << 30
 
 def main(folder: Path, num_cpus: int | None) -> None:
     """Run the stack of `folder` until SIGTERM or SIGINT, or until its S3 server or Ray ends."""
+    # Imported here, because `benchmarks.gpu` uses `start_ray` on a machine without `cryptography`.
+    from cluster.local.s3_server import require_closed, s3_answers, start_s3
+
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

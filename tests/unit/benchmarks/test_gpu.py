@@ -1,10 +1,13 @@
 """The acceptance test on a GPU: its coverage of settings, its report, and the sets of wheels."""
 
 import importlib
+import importlib.metadata
 import itertools
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 import zipfile
@@ -17,6 +20,18 @@ import pytest
 from benchmarks.gpu import wheels
 from benchmarks.gpu.report import Failed, Report, from_child, in_child, time_limit
 
+IMPORT_ALL = """
+import importlib, pkgutil
+names = []
+for root in ("benchmarks.gpu", "cluster", "training", "tuning", "serving", "tailorbird"):
+    folders = importlib.import_module(root).__path__
+    names += [module.name for module in pkgutil.walk_packages(folders, f"{root}.")]
+for name in names:
+    if not name.endswith("__main__") and name != "cluster.local.s3_server":
+        importlib.import_module(name)
+print(len(names))
+"""
+"""Imports all modules that `make gpu` could need. It starts no S3 server."""
 LEAST_STAGE = {"none": 0, "optimizer": 1, "parameters": 3}
 
 
@@ -107,6 +122,32 @@ def test_wheels_are_divided_into_sets_of_limited_size() -> None:
 def test_the_machine_s_own_packages_are_not_fetched() -> None:
     lock = "# header\nray==2.60.0 \\\n    --hash=sha256:1\ntorch==2.13.0 \\\nnvidia-nccl-cu13==2.0 ; x\npeft==0.21.2\n"
     assert wheels.requirements(lock) == ["ray==2.60.0", "peft==0.21.2"]
+
+
+def test_the_wheels_and_the_machine_s_own_packages_suffice_for_all_imports(tmp_path: Path) -> None:
+    lock = (wheels.ROOT / "locks" / "cpu.txt").read_text(encoding="utf-8")
+    fetched = {canonical(line.partition("==")[0]) for line in wheels.requirements(lock)}
+    for distribution in importlib.metadata.distributions():
+        name = canonical(distribution.name)
+        if name not in fetched and not wheels.PREINSTALLED.match(f"{name}=="):
+            continue
+        for top in {file.parts[0] for file in distribution.files or ()} - {".."}:
+            source = Path(str(distribution.locate_file(top)))
+            if source.exists() and not (tmp_path / top).exists():
+                (tmp_path / top).symlink_to(source)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{wheels.ROOT}:{tmp_path}"}
+    # -S: without the folder in which all packages are installed
+    process = subprocess.run(
+        [sys.executable, "-S", "-c", IMPORT_ALL], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) > 300
+    assert not (tmp_path / "cryptography").exists()  # in the lock, but no wheel is fetched
+
+
+def canonical(name: str) -> str:
+    """Return the name of a distribution as in a lock."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_folders_are_removed_from_a_wheel_and_its_record(tmp_path: Path) -> None:
