@@ -8,7 +8,7 @@ training rows (docs/results.md). The benchmark runs `training.loop.train` with a
 process group with one rank and one torch thread, which needs the fewest CPU-seconds. CPU-seconds are those of the
 training steps, over all threads.
 
-A single training reaches 0.932 to 0.938 (measured earlier, docs/results.md). `recipes/banking77.yaml` averages the
+A single training reaches 0.932 to 0.938 with an earlier version. `recipes/banking77.yaml` averages the
 weights of five seeds, which reached 0.941.
 """
 
