@@ -24,11 +24,13 @@ def run_remote(
 
     It raises an error of the task with its original type. It reports to `progress`, or by default to this process's
     `current_progress`, why the task does not start. If `progress` is given, it must be that of an event queue, and is
-    the `current_progress` of the task.
+    the `current_progress` of the task. The process of a task with GPUs ends with the task, because it would keep memory
+    of the GPU; Ray does this by default only if the decorator, not `options`, sets `num_gpus`.
     """
     import ray
 
-    task = ray.remote(function if progress is SILENT else _reporting(function, progress))
+    in_task = function if progress is SILENT else _reporting(function, progress)
+    task = ray.remote(max_calls=1)(in_task) if resources.gpus else ray.remote(in_task)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         here = current_progress()

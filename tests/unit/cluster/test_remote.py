@@ -1,6 +1,7 @@
 """A call of a Ray task reports what the task waits for, and the task reports to its run."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -50,6 +51,22 @@ def test_a_task_that_starts_at_once_reports_only_its_own_progress(waits: list[bo
     assert waits == []
     assert run_remote(add, resources=Resources(1), progress=recorder)(1, 2) == 3
     assert recorder.events == [ActivityEvent("adding 1 and 2")]
+
+
+@pytest.mark.parametrize(("gpus", "max_calls"), [(0, None), (0.5, 1), (1, 1)])
+def test_the_process_of_a_task_with_gpus_ends_with_the_task(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, max_calls: int | None
+) -> None:
+    created = []
+
+    def remote_of_ray(*args: Any, **options: Any) -> Any:
+        created.append(options.get("max_calls"))
+        return ray_remote(*args, **options)
+
+    ray_remote = ray.remote
+    monkeypatch.setattr(ray, "remote", remote_of_ray)
+    run_remote(add, resources=Resources(1, gpus))
+    assert created == [max_calls]
 
 
 def test_without_an_event_queue_the_wait_is_reported_to_the_command(waits: list[bool]) -> None:
