@@ -74,7 +74,7 @@ class ServingConfig(ConfigSection):
     """(chat with `engine: vllm` only) Further options of vLLM's engine, such as `max_model_len`, `quantization` or
     `kv_cache_dtype`. Options that a field of this section or the version sets are not allowed. By default, the engine
     takes 42 % of a replica's GPU memory, so that two base models fit while one replaces the other; a larger
-    `gpu_memory_utilization` leaves room for one."""
+    `gpu_memory_utilization` leaves room for one. It is a share of the whole GPU, up to `gpus_per_replica`."""
     merge_adapters: bool = False
     """(chat with `engine: vllm` only) Merge LoRA adapters into the weights, as in the evaluation. Each version then has
     an engine of its own, which is faster. By default, versions with the same base model share one engine, and the
@@ -178,6 +178,12 @@ class ServingConfig(ConfigSection):
             error = vllm_option_error(self.vllm)
             if error is not None:
                 raise ValueError(f"vllm: {error}")
+            share, gpus = self.vllm.get("gpu_memory_utilization", 0), self.gpus_per_replica
+            if 0 < gpus < share:  # Ray would wait forever for a GPU with this share in the replica's placement group
+                raise ValueError(
+                    f"vllm: gpu_memory_utilization {share:g} is a share of the whole GPU, of which the replica has "
+                    f"{gpus:g}; lower it to at most {gpus:g}, or raise gpus_per_replica"
+                )
             return self
         for name in ("vllm", "merge_adapters"):
             if getattr(self, name):

@@ -16,6 +16,8 @@ from tailorbird.config.serving import ServingConfig
         {"engine": "vllm", "gpus_per_replica": 8},
         {"engine": "vllm", "vllm": {"max_model_len": 8192, "quantization": "fp8", "kv_cache_dtype": "fp8"}},
         {"engine": "vllm", "vllm": {"gpu_memory_utilization": 0.9, "max_loras": 4}, "merge_adapters": True},
+        {"engine": "vllm", "gpus_per_replica": 0.5, "vllm": {"gpu_memory_utilization": 0.5}},
+        {"engine": "vllm", "gpus_per_replica": 2, "vllm": {"gpu_memory_utilization": 0.9}},
     ],
 )
 def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str, Any]) -> None:
@@ -50,6 +52,10 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
         (
             {"engine": "vllm", "vllm": {"gpu_memory_utilization": 1.2}},
             "a share of the GPU's memory above 0",
+        ),
+        (
+            {"engine": "vllm", "gpus_per_replica": 0.5, "vllm": {"gpu_memory_utilization": 0.9}},
+            "0.9 is a share of the whole GPU, of which the replica has 0.5; lower it to at most 0.5, or raise gpus_per",
         ),
         ({"engine": "vllm", "vllm": {"max_loras": 0}}, "max_loras must be a positive number of adapters"),
         ({"deploy_timeout_s": 0}, "greater than 0"),
