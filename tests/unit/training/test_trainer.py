@@ -8,7 +8,7 @@ import pytest
 from cluster.resources import Resources
 from tailorbird.config.training import TrainingConfig
 from training import trainer
-from training.trainer import START_TIMEOUT, build_torch_trainer, placement_strategy, worker_environment
+from training.trainer import ALLOCATOR, START_TIMEOUT, build_torch_trainer, placement_strategy, worker_environment
 
 GPU_NODE = Resources(64, 8)
 
@@ -46,3 +46,22 @@ def test_the_start_of_workers_may_take_as_long_as_the_recipe_says(
 def test_a_worker_without_a_gpu_sees_none() -> None:
     assert worker_environment(TrainingConfig(gpus_per_worker=0))["CUDA_VISIBLE_DEVICES"] == ""
     assert "CUDA_VISIBLE_DEVICES" not in worker_environment(TrainingConfig(gpus_per_worker=1))
+
+
+@pytest.mark.parametrize(
+    ("of_driver", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+    ],
+)
+def test_a_gpu_worker_allocates_expandable_segments_unless_the_user_has_other_options(
+    monkeypatch: pytest.MonkeyPatch, of_driver: dict[str, str], expected: str
+) -> None:
+    for name in ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in of_driver.items():
+        monkeypatch.setenv(name, value)
+    assert worker_environment(TrainingConfig(gpus_per_worker=1))["PYTORCH_ALLOC_CONF"] == expected
+    assert "PYTORCH_ALLOC_CONF" not in worker_environment(TrainingConfig(gpus_per_worker=0))
