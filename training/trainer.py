@@ -57,8 +57,8 @@ def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: 
         retries = f" after {config.max_failures} retries" if isinstance(error, ray.train.WorkerGroupError) else ""
         advice = (
             "run it again to resume from the last checkpoint; you may change training.gradient_checkpointing, "
-            "checkpoint_interval_s, max_failures and start_timeout_s (any other change of the training section starts "
-            "a new training)"
+            "checkpoint_interval_s, max_failures, start_timeout_s and process_group_timeout_s (any other change of the "
+            "training section starts a new training)"
         )
         cause = describe_failure(error, uri=uri)
         raise TrainingFailed(f"training failed{retries}: {cause}; {advice}") from error
@@ -76,6 +76,7 @@ def build_torch_trainer(
     The trainer retries after a failure, at most `max_failures` times.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
 
     fixed = config.min_workers == config.max_workers
     timeout_s = config.start_timeout_s or (START_TIMEOUT_S if fixed else ELASTIC_START_TIMEOUT_S)
@@ -89,6 +90,7 @@ def build_torch_trainer(
     return ray_private.torch_trainer(
         function,
         workers_per_node=config.workers_per_node,
+        torch_config=TorchConfig(timeout_s=config.process_group_timeout_s),
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=config.gpus_per_worker > 0,

@@ -157,11 +157,14 @@ class TrainingConfig(ConfigSection):
     max_failures: int = Field(default=2, ge=0)
     """Maximum number of failures of workers, nodes or S3 after which training resumes from a checkpoint. The same limit
     applies separately to preemptions."""
-
     start_timeout_s: float | None = Field(default=None, gt=0)
     """Number of seconds that a training waits for the resources of its workers before it tries again, at most three
     times. By default 600, or 120 if `num_workers` is a range, because a smaller group can start only after the time-out
     of a larger one. Raise it if an autoscaler adds nodes that take longer to start, as GPU nodes often do."""
+    process_group_timeout_s: int = Field(default=7200, ge=60)
+    """Number of seconds for which workers wait for another one. It must cover the time in which the first worker alone
+    checks and uploads the weights, or one worker of a node converts a checkpoint for another number of workers. A lost
+    worker is noticed at once; only one that hangs is noticed after this time."""
 
     @model_validator(mode="after")
     def _every_micro_batch_has_rows(self) -> Self:

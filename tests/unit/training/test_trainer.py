@@ -1,9 +1,14 @@
-"""Where Ray Train places the workers of a training, and how long it waits for their resources."""
+"""Where Ray Train places the workers of a training, and how long it waits for their resources and for a slow worker."""
 
 import os
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
+from ray.train.torch.config import _setup_torch_process_group
+from torch.multiprocessing.spawn import spawn
 
 from cluster.resources import Resources
 from tailorbird.config.training import TrainingConfig
@@ -65,3 +70,34 @@ def test_a_gpu_worker_allocates_expandable_segments_unless_the_user_has_other_op
         monkeypatch.setenv(name, value)
     assert worker_environment(TrainingConfig(gpus_per_worker=1))["PYTORCH_ALLOC_CONF"] == expected
     assert "PYTORCH_ALLOC_CONF" not in worker_environment(TrainingConfig(gpus_per_worker=0))
+
+
+def group_timeout(monkeypatch: pytest.MonkeyPatch, config: TrainingConfig) -> Any:
+    monkeypatch.setattr(trainer, "live_nodes", lambda: ())
+    return build_torch_trainer(lambda: None, config=config, uri="file:///tmp/training").backend_config.timeout_s
+
+
+def test_by_default_workers_wait_two_hours_for_one_that_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert group_timeout(monkeypatch, TrainingConfig()) == 7200
+
+
+def wait_for_rank_0(rank: int, timeout_s: int, folder: Path) -> None:
+    """Wait on rank 1 for rank 0, which works alone for longer than the time-out, and write the error."""
+    _setup_torch_process_group("gloo", rank, 2, (folder / "store").as_uri(), timeout_s)
+    if rank == 0:
+        deadline = time.monotonic() + 60
+        while not (folder / "error").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return
+    with pytest.raises(RuntimeError) as raised:
+        dist.barrier()
+    (folder / "error").write_text(str(raised.value))
+
+
+@pytest.mark.slow
+def test_workers_wait_for_one_that_works_alone_no_longer_than_the_recipe_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = TrainingConfig().model_copy(update={"process_group_timeout_s": 1})
+    spawn(wait_for_rank_0, (group_timeout(monkeypatch, config), tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    assert "Timed out waiting 1000ms" in (tmp_path / "error").read_text()
