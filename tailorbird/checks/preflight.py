@@ -12,13 +12,13 @@ from cluster.resources import (
     UNBOUNDED,
     Holder,
     Resources,
-    evaluation_resources,
     worker_resources,
     workers_of_types,
     workers_that_fit,
 )
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_endpoint import check_endpoint
+from tailorbird.checks.preflight_evaluation import check_evaluation
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
 from tailorbird.checks.preflight_gates import check_documents, check_gates, check_prices
 from tailorbird.checks.preflight_time import expected_time
@@ -78,7 +78,7 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     if cluster is None:
         text = "workers, memory and the nodes' access to S3 were not checked, because no cluster could be joined"
         return (*results, fault("nodes", text, "fix the faults above, then run preflight again"))
-    results += [*_workers(recipe, cluster), *_evaluation(recipe, cluster)]
+    results += [*_workers(recipe, cluster), *check_evaluation(recipe, facts.model, cluster=cluster)]
     return (*results, *_nodes(recipe, facts, cluster), *_memory(recipe, facts, cluster))
 
 
@@ -200,19 +200,6 @@ def _workers(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
         yield note("free now", f"{text}. A run waits until the autoscaler adds the missing nodes")
     else:
         yield fault("free now", text, "stop the actors and jobs that use them, wait until they end, or add nodes")
-
-
-def _evaluation(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check that a node has the GPU that the evaluation of a service on GPUs needs; otherwise it would wait forever."""
-    if not recipe.serving.gpus_per_replica:
-        return
-    needed = evaluation_resources(recipe.training, recipe.serving)
-    rooms = [node.total for node in cluster.nodes] + [kind.resources for kind in cluster.node_types or ()]
-    if any(room.num_workers(needed) for room in rooms):
-        yield ok("evaluation", f"a node has room for the evaluation, which needs {_room(needed)}")
-    else:
-        text = f"no node has room for the evaluation, which runs on a GPU like the service and needs {_room(needed)}"
-        yield fault("evaluation", text, "add nodes with GPUs, or set serving.gpus_per_replica to 0")
 
 
 def _too_few(cluster: Cluster, worker: Resources, *, wanted: str, have: int) -> CheckResult:

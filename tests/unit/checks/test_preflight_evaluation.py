@@ -1,0 +1,32 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tailorbird.checks.doctor import GIB
+from tailorbird.checks.preflight import check_facts
+from tailorbird.checks.result import CheckResult
+from tests.unit.checks.test_preflight import CLUSTER, GOOD, MODEL, REPORT, SHAPE, recipe
+
+LARGE = replace(MODEL, shape=replace(SHAPE, num_parameters=70_000_000_000), num_stored=70_000_000_000)
+ON_GPUS = ({"training": {"gpus_per_worker": 1}}, {"serving": {"gpus_per_replica": 1}})
+
+
+def on_one_gpu(sections: dict[str, Any], *, gpu_bytes: tuple[int, ...]) -> list[CheckResult]:
+    cluster = replace(CLUSTER, reports={"1": replace(REPORT, gpu_bytes=gpu_bytes)})
+    lines = check_facts(recipe(**sections), replace(GOOD, model=LARGE, cluster=cluster))
+    return [line for line in lines if line.name == "model on one GPU"]
+
+
+@pytest.mark.parametrize("sections", ON_GPUS)
+def test_a_model_that_only_several_gpus_can_hold_is_refused_because_one_judges_it(sections: dict[str, Any]) -> None:
+    (line,) = on_one_gpu(sections, gpu_bytes=(80 * GIB,) * 8)
+    assert line.state == "fault"
+    assert "the weights take 130 GiB in bf16, and the smallest GPU has 80 GiB" in line.message
+
+
+@pytest.mark.parametrize(("sections", "gpu_bytes"), [(ON_GPUS[0], (141 * GIB,)), (ON_GPUS[0], ()), ({}, (80 * GIB,))])
+def test_a_model_is_not_refused_on_a_large_gpu_an_unknown_one_or_on_cpus(
+    sections: dict[str, Any], gpu_bytes: tuple[int, ...]
+) -> None:
+    assert on_one_gpu(sections, gpu_bytes=gpu_bytes) == []
