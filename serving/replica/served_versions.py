@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from serving.http.schemas import CHAMPION, RequestError
@@ -78,7 +79,8 @@ class ServedVersions(Generic[EngineT]):
     async def _change(self, config: ReplicaConfig, *, digest: str, after: asyncio.Task[None] | None) -> None:
         """Load and swap after the earlier changes, so that the last configuration is the final one."""
         if after is not None:
-            await after
+            with suppress(Exception):  # a failure of an earlier change must not stop this one
+                await after
         try:
             engines, absent = await asyncio.to_thread(self._load_all, config)
         except Exception as error:
@@ -105,7 +107,12 @@ class ServedVersions(Generic[EngineT]):
 
     async def _retry(self) -> None:
         assert self._config is not None
-        self._swap(*await asyncio.to_thread(self._load_all, self._config))
+        try:
+            engines, absent = await asyncio.to_thread(self._load_all, self._config)
+        except Exception:
+            _log.exception("the champion has stopped and cannot be reloaded; the replica tries again later")
+            return
+        self._swap(engines, absent)
 
     def _load_all(self, config: ReplicaConfig) -> tuple[dict[str, EngineT], dict[str, str]]:
         """Return the engines by name, and the reasons why other versions are absent.

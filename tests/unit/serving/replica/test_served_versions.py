@@ -1,6 +1,7 @@
 """Versions are swapped while they answer, and the last configuration wins."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -182,3 +183,35 @@ def test_a_stopped_version_other_than_the_champion_is_reloaded(monkeypatch: pyte
         retries.cancel()
 
     asyncio.run(scenario())
+
+
+def test_a_promotion_after_a_failed_reload_of_the_stopped_champion_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(served_versions, "RETRY_S", 0.01)
+    available, failed = True, threading.Event()
+
+    async def scenario() -> None:
+        nonlocal available
+        loads = Loads()
+
+        def load(uri: str, digest: str) -> Any:
+            if not available:
+                failed.set()
+                raise OSError("storage is unavailable")
+            return loads.load(uri, digest)
+
+        versions: ServedVersions[Any] = ServedVersions(load, read_secret=bytes)
+        await versions.reconfigure(config("one"))
+        versions.champion.running, available = False, False
+        retries = asyncio.create_task(versions.keep_retrying())
+        while not failed.is_set():
+            await asyncio.sleep(0.01)
+        retries.cancel()
+        available = True
+        await change(versions, config("two"))
+        assert (champion(versions), versions.config_id) == ("two", config_id(config("two")))
+
+    asyncio.run(scenario())
+    assert "cannot be reloaded" in caplog.text
+    assert "storage is unavailable" in caplog.text
