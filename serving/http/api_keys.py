@@ -217,3 +217,25 @@ def require_local_caller(headers: Mapping[str, str]) -> None:
             "pages of other sites; set serving.api_keys in the recipe to accept others"
         )
         raise RequestError(403, "foreign_page", message)
+
+
+def require_own_page(headers: Mapping[str, str]) -> None:
+    """Raise RequestError 403 for a request of a browser from a page of another origin, which could use its cookies.
+
+    Browsers state the relation in `Sec-Fetch-Site`, except to sites without TLS and old browsers: then the host of
+    `Origin` must be that of `Host` or `X-Forwarded-Host`, which such a page cannot set.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        is_own = site in ("same-origin", "none")
+    else:
+        hosts = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
+        is_own = origin is None or _host_name(origin) in {_host_name(host) for host in hosts if host}
+    if not is_own:
+        message = "requests from pages of other origins are not accepted; a gateway must pass Host or X-Forwarded-Host"
+        raise RequestError(403, "foreign_page", message)
+
+
+def _host_name(text: str) -> str:
+    """Return the host of an origin or of a `Host` header, without the port."""
+    return re.sub(r"^https?://|:\d+$", "", text.strip().lower())

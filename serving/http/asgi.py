@@ -120,11 +120,16 @@ def http_app(
     )
 
 
-def with_request_check(app: ASGIApp, *, check: Callable[[Mapping[str, str]], None]) -> ASGIApp:
-    """Return the application, which answers only requests whose headers `check` accepts; it raises RequestError."""
+def with_request_check(
+    app: ASGIApp, *, check: Callable[[Mapping[str, str]], None], only_posts: bool = False
+) -> ASGIApp:
+    """Return the application, which answers only requests whose headers `check` accepts; it raises RequestError.
+
+    If `only_posts` is true, requests with other methods are not checked.
+    """
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] == "http" and (scope["method"] == "POST" or not only_posts):
             try:
                 check(Headers(scope=scope))
             except RequestError as error:

@@ -208,7 +208,7 @@ def _error_statuses(operation: Operation, route: Route, config: ServingConfig) -
         statuses |= {408, 413}
     if config.api_keys is not None:
         statuses |= set() if route.open else {401, 403} if route.scopes else {401}
-    elif not config.guarded:
+    elif route.method == "POST" or not config.guarded:
         statuses.add(403)
     return sorted(statuses)
 

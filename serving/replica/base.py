@@ -18,7 +18,7 @@ from serving.batch_jobs.routes import BatchRoutes
 from serving.engines.fair_slots import FairSlots
 from serving.engines.text_rows import num_bytes
 from serving.http.admission import Admission, Amounts, client_name, network_of
-from serving.http.api_keys import read_subject_key, require_local_caller
+from serving.http.api_keys import read_subject_key, require_local_caller, require_own_page
 from serving.http.asgi import ASGIApp, Route, caller, http_app, with_request_check, x_request_id
 from serving.http.authenticator import ApiKeyAuthenticator, has_scope, is_admin
 from serving.http.metrics import (
@@ -183,7 +183,9 @@ class Replica(Generic[EngineT]):
             on_startup=self._batches.resume,
             on_shutdown=self._close,
         )
-        if self._authenticator is None and not self._config.guarded:
+        if self._authenticator is None and self._config.guarded:  # it may authenticate by cookies
+            app = with_request_check(app, check=require_own_page, only_posts=True)
+        elif self._authenticator is None:
             app = with_request_check(app, check=require_local_caller)
         return with_refusal_counts(with_request_metrics(app, meter=self.meter), add=self._security.refusals.add)
 

@@ -113,7 +113,9 @@ class ServingConfig(ConfigSection):
     listens on the loopback interface, or if `guarded` is set."""
     guarded: bool = False
     """Allow Serve to listen on other interfaces without `api_keys`. Set it only if a gateway in front of Serve
-    authenticates clients."""
+    authenticates clients. POST requests of pages of other origins are refused, so the gateway must pass the header
+    `Host`, or add `X-Forwarded-Host`. For pages of your own on other origins, it must check and then remove `Origin`
+    and `Sec-Fetch-Site`."""
     examples: tuple[str, ...] = Field(default=(), max_length=12)
     """Texts or, for chat tasks, messages that the page at `/` of the service and the model cards show as examples. Do
     not take them from the test rows: a run refuses an example that is a test text or, for chat, the last message of the

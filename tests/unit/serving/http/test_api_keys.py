@@ -14,6 +14,7 @@ from serving.http.api_keys import (
     parse_keys,
     read_keys,
     require_local_caller,
+    require_own_page,
     sha256_of,
 )
 from serving.http.schemas import RequestError
@@ -154,3 +155,31 @@ def test_without_keys_only_local_same_origin_requests_are_accepted(host: str, or
     with pytest.raises(RequestError, match=r"without API keys, only requests to 127\.0\.0\.1") as caught:
         require_local_caller(headers)
     assert caught.value.status == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({}, True),  # not a browser
+        ({"origin": "https://api.example"}, True),
+        ({"origin": "https://API.example:8443"}, True),
+        ({"origin": "https://chat.example", "x-forwarded-host": "front.example, Chat.example:443"}, True),
+        ({"origin": "https://chat.example", "sec-fetch-site": "same-origin"}, True),  # the gateway has changed Host
+        ({"sec-fetch-site": "none"}, True),
+        ({"origin": "https://evil.example"}, False),
+        ({"origin": "https://api.example.evil.example"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": ""}, False),
+        ({"origin": "http://["}, False),
+        ({"origin": "https://api.example", "sec-fetch-site": "cross-site"}, False),
+        ({"origin": "https://chat.example", "sec-fetch-site": "same-site"}, False),
+    ],
+)
+def test_behind_a_gateway_pages_of_other_origins_are_refused(headers: dict[str, str], allowed: bool) -> None:
+    given = {"host": "api.example"} | headers
+    if allowed:
+        require_own_page(given)
+        return
+    with pytest.raises(RequestError, match="pages of other origins are not accepted") as caught:
+        require_own_page(given)
+    assert (caught.value.status, caught.value.type) == (403, "foreign_page")

@@ -213,3 +213,17 @@ def test_a_background_task_that_fails_is_logged(
     (record,) = [record for record in caplog.records if record.exc_info]
     assert "background task" in record.message
     assert "it gave up" in caplog.text
+
+
+def test_behind_a_gateway_a_page_of_another_site_can_read_but_not_post() -> None:
+    replica = new_replica(ServingConfig(guarded=True))
+    client = TestClient(replica.asgi_app({}, page="classify"), base_url="https://api.example")
+
+    def statuses(**headers: str) -> tuple[int, int]:
+        posted = client.post("/v1/feedback", content="{}", headers={"content-type": "text/plain", **headers})
+        return client.get("/healthz", headers=headers).status_code, posted.status_code
+
+    evil = "https://evil.example"
+    assert statuses() == statuses(origin="https://api.example") == (200, 422)
+    assert statuses(origin=evil, **{"sec-fetch-site": "cross-site"}) == statuses(origin=evil) == (200, 403)
+    assert [refusal.type for refusal in replica._security.refusals.take()] == ["foreign_page"]
