@@ -71,6 +71,11 @@ def refused_format(error: FormatError) -> RequestError:
     return RequestError(400, "invalid_request", f"response_format: {error}", param="response_format")
 
 
+def engine_failed() -> RequestError:
+    """Return the error for a client whose answer failed. Raise it from the reason, which only the log contains."""
+    return RequestError(500, "engine_failed", "the engine failed; see the replica's log")
+
+
 class LanguageModelEngine(ChatEngine):
     """An engine with one language model and, if the version retrieves examples, its index."""
 

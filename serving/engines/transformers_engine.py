@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.engines.base_chat import GenerationRequest
 from serving.engines.fair_slots import FairSlots
-from serving.engines.language_model import Generation, LanguageModelEngine, refused_format
+from serving.engines.language_model import Generation, LanguageModelEngine, engine_failed, refused_format
 from serving.http.admission import client_name
 from serving.http.schemas import RequestError
 from tailorbird.config.formats.response_format import StructuredFormat, format_key
@@ -95,7 +95,7 @@ class TransformersEngine(LanguageModelEngine):
                 output = latest[0]
                 ended = output.is_finished()
                 if output.error is not None:
-                    raise RequestError(500, "engine_failed", f"the engine failed to answer the request: {output.error}")
+                    raise engine_failed() from RuntimeError(output.error)
                 tokens = output.generated_tokens[num_yielded:]
                 num_yielded += len(tokens)
                 if ended and matcher is not None and grammar is not None:
@@ -134,7 +134,7 @@ def _require_usable(matcher: "AnswerMatcher", *, is_own: bool) -> None:
         message = f"the model cannot answer in the format of its version: {error}"
         raise RequestError(500, "engine_failed", message) from None
     except RuntimeError as error:
-        raise RequestError(500, "engine_failed", f"the engine failed to answer the request: {error}") from None
+        raise engine_failed() from error
 
 
 def cache_options(num_gpus: float) -> dict[str, float]:

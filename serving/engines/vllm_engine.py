@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from serving.engines.base_chat import GenerationRequest
 from serving.engines.fair_slots import FairSlots
-from serving.engines.language_model import Generation, LanguageModelEngine, LanguageModelVersion, refused_format
+from serving.engines.language_model import Generation, LanguageModelEngine, LanguageModelVersion, engine_failed, refused_format
 from serving.engines.vllm_server import EngineStopped, ServerOptions, TokenRequest, VllmServer, llm_config
 from serving.http.admission import client_name
 from serving.http.schemas import RequestError
@@ -256,8 +256,7 @@ class VllmEngine(LanguageModelEngine):
         except RayTaskError as error:
             if isinstance(error.cause, EngineStopped) or not self.running:
                 raise _stopped_error() from None
-            message = f"the engine failed to answer the request: {error.cause}"
-            raise RequestError(500, "engine_failed", message) from None
+            raise engine_failed() from error
         except RayActorError:
             raise _stopped_error() from None
         finally:

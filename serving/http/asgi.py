@@ -237,6 +237,8 @@ async def _answer(route: Route, body: bytes, request: Request, send: Send) -> No
             response = StreamingResponse(content, status, media_type="text/event-stream")
         response.raw_headers.extend(security_headers(policy))
     except RequestError as error:
+        if error.status >= 500:
+            _log.error("request %s failed with status %d: %s", request_id, error.status, error.reason)
         response = error_response(error)
     except Exception:
         _log.exception("request %s failed", request_id)

@@ -260,6 +260,11 @@ class RequestError(ValueError):
         self.param, self.code, self.headers = param, code, headers
 
     @property
+    def reason(self) -> str:
+        """Return the message for the log, with the internal error that it was raised from."""
+        return self.message if self.__cause__ is None else f"{self.message} ({self.__cause__})"
+
+    @property
     def body(self) -> bytes:
         """Return the response body as JSON."""
         detail = ErrorDetail(message=self.message, type=self.type, param=self.param, code=self.code)

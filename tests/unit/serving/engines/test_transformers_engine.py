@@ -148,6 +148,23 @@ def test_an_unloaded_engine_releases_its_model() -> None:
     assert left() is None
 
 
+def test_the_reason_of_a_failed_pass_is_the_cause_of_the_error_and_not_in_its_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm: Any = language_model()
+    broken = engine(lm)
+
+    def fail(*_args: Any, **_options: Any) -> Any:
+        raise RuntimeError("out of memory for s3://models/task")
+
+    monkeypatch.setattr(lm, "forward", fail)
+    with pytest.raises(RequestError) as caught:
+        asyncio.run(tokens(broken, PROMPTS[0]))
+    assert (caught.value.status, caught.value.message) == (500, "the engine failed; see the replica's log")
+    assert "out of memory for s3://models/task" in caught.value.reason
+    broken._manager.destroy()
+
+
 def test_the_maximum_length_is_the_models_number_of_positions(shared: TransformersEngine) -> None:
     assert shared.max_length == 256
 

@@ -24,6 +24,8 @@ async def _echo(body: bytes, request_id: str) -> tuple[int, bytes]:
         raise RequestError(422, "invalid_request", "refused")
     if body == b"break":
         raise RuntimeError("secret detail")
+    if body == b"fail":
+        raise RequestError(500, "engine_failed", "the engine failed") from RuntimeError("secret detail")
     content = {"bytes": len(body), "id": request_id, "x_id": x_request_id.get()} | (
         {"caller": caller.get()} if body == b"who" else {}
     )
@@ -193,6 +195,18 @@ def test_an_unexpected_error_is_a_500_with_a_request_id_and_no_details(caplog: p
     assert request_id in caplog.text
     assert "r-1" not in body["error"]["message"]
     assert "secret" not in body["error"]["message"]
+
+
+def test_the_reason_of_a_failure_is_in_the_log_with_the_request_id_and_not_in_the_response(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    status, body, _ = _request("POST", "/echo", chunks=(b"fail",))
+    assert (status, body["error"]["message"]) == (500, "the engine failed")
+    (record,) = caplog.records
+    pattern = r"request [0-9a-f]{32} failed with status 500: the engine failed \(secret detail\)"
+    assert re.fullmatch(pattern, record.getMessage())
+    _request("POST", "/echo", chunks=(b"refuse",))
+    assert len(caplog.records) == 1
 
 
 class Streaming:
