@@ -22,7 +22,13 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from serving.engines.base_chat import GenerationRequest
 from serving.engines.fair_slots import FairSlots
-from serving.engines.language_model import Generation, LanguageModelEngine, LanguageModelVersion, engine_failed, refused_format
+from serving.engines.language_model import (
+    Generation,
+    LanguageModelEngine,
+    LanguageModelVersion,
+    engine_failed,
+    refused_format,
+)
 from serving.engines.vllm_server import EngineStopped, ServerOptions, TokenRequest, VllmServer, llm_config
 from serving.http.admission import client_name
 from serving.http.schemas import RequestError
