@@ -71,7 +71,7 @@ class KeyFile(NamedTuple):
     errors: tuple[str, ...] = ()
     """An error for each line that cannot be read, without the content of the line."""
     unreadable: frozenset[str] = frozenset()
-    """The first words of these lines, which are names of keys unless the line has no name."""
+    """The words of these lines without quotation marks, some of which are names and hashes of keys."""
 
 
 def new_key(name: str, *, options: Sequence[str] = ()) -> tuple[str, ApiKey]:
@@ -104,7 +104,7 @@ def parse_keys(content: bytes, *, source: str) -> KeyFile:
     """Return the keys of the valid lines, and an error for each other line; `source` is named in the errors."""
     keys: dict[str, ApiKey] = {}
     errors, unreadable = list[str](), set[str]()
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(content.decode("utf-8-sig", "replace").splitlines(), 1):
         text = line.split("#", 1)[0].strip()
         if not text:
             continue
@@ -114,7 +114,7 @@ def parse_keys(content: bytes, *, source: str) -> KeyFile:
                 raise KeysError("duplicate key")
         except KeysError as error:
             errors.append(f"{source}, line {number}: {error}")
-            unreadable.add(text.split()[0])
+            unreadable.update(word.strip("\"'`,;") for word in text.split())
         else:
             keys[key.sha256] = key
     return KeyFile(tuple(keys.values()), tuple(errors), frozenset(unreadable))
@@ -123,13 +123,14 @@ def parse_keys(content: bytes, *, source: str) -> KeyFile:
 def keys_in_force(file: KeyFile, *, former: Sequence[ApiKey]) -> tuple[ApiKey, ...]:
     """Return the keys in force after a change of the file. A mistake in a line neither adds nor removes a key.
 
-    A line that cannot be read leaves the former keys of its name unchanged. If no line can be read, for example because
-    of the file's encoding, all former keys stay. An empty file removes all keys.
+    A line that cannot be read leaves the former keys unchanged whose name or hash is one of its words. If no line can
+    be read, for example because of the file's encoding, all former keys stay. An empty file removes all keys.
     """
     if file.errors and not file.keys:
         return tuple(former)
     hashes = {key.sha256 for key in file.keys}
-    return file.keys + tuple(key for key in former if key.name in file.unreadable and key.sha256 not in hashes)
+    kept = (key for key in former if {key.name, key.sha256} & file.unreadable and key.sha256 not in hashes)
+    return file.keys + tuple(kept)
 
 
 def _parse_line(text: str) -> ApiKey:

@@ -103,6 +103,12 @@ def test_an_error_gives_the_line_number_and_not_the_line(tmp_path: Path) -> None
         ("o1\napp oops\na1", "app-1 app-2 other"),
         ("o1\nnew oops", "other"),  # nobody is let in
         ("a1\nother oops texts=-1", "app-1 other"),
+        (f"o1\nthe app {'a' * 64}", "app-1 app-2 other"),  # mistakes in the name
+        (f"o1\nà pp {'b' * 64}", "app-2 other"),
+        (f"o1\n{'a' * 64} app", "app-1 app-2 other"),
+        (f"o1\n'application {'a' * 64}'", "app-1 other"),
+        ("o1\n'app' oops", "app-1 app-2 other"),
+        ("\ufeffa1\no1", "app-1 other"),  # an editor has added a byte order mark
     ],
 )
 def test_a_line_that_cannot_be_read_neither_adds_nor_removes_a_key(content: str, in_force: str) -> None:
