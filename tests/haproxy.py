@@ -29,7 +29,7 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def render(folder: Path, *, port: int, servers: Sequence[int], host: str = "127.0.0.1") -> Path:
+def render(folder: Path, *, port: int, servers: Sequence[int], host: str = "127.0.0.1", maxconn: int = 4096) -> Path:
     """Write HAProxy's configuration for one application at `/`, or for none without servers."""
     metrics, stats = free_ports(2)
     config = HAProxyConfig(
@@ -41,6 +41,7 @@ def render(folder: Path, *, port: int, servers: Sequence[int], host: str = "127.
         metrics_port=metrics,
         stats_port=stats,
         nbthread=1,
+        maxconn=maxconn,
         retry_on=SETTINGS["RAY_SERVE_HAPROXY_RETRY_ON"],
         retries=int(SETTINGS["RAY_SERVE_HAPROXY_RETRIES"]),
         balance_algorithm=SETTINGS["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"],
@@ -63,10 +64,10 @@ def start(path: Path, *arguments: str) -> "subprocess.Popen[bytes]":
 
 
 @contextmanager
-def running(folder: Path, *, servers: Sequence[int], host: str = "127.0.0.1") -> Iterator[int]:
+def running(folder: Path, *, servers: Sequence[int], host: str = "127.0.0.1", maxconn: int = 4096) -> Iterator[int]:
     """Run HAProxy until the block ends, and yield its port when it has reached a server."""
     (port,) = free_ports(1)
-    process = start(render(folder, port=port, servers=servers, host=host))
+    process = start(render(folder, port=port, servers=servers, host=host, maxconn=maxconn))
     try:
         await_answer(port, process)
         yield port
@@ -84,10 +85,10 @@ def await_answer(port: int, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.05)
 
 
-def send(port: int, request: bytes) -> bytes:
-    """Send the bytes, and return all bytes of the response, or none if the connection fails."""
+def send(port: int, request: bytes, *, client: str = "127.0.0.1") -> bytes:
+    """Send the bytes from an address, and return all bytes of the response, or none if the connection fails."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=30, source_address=(client, 0)) as connection:
             connection.sendall(request)
             return b"".join(iter(lambda: connection.recv(1 << 16), b""))
     except ConnectionError:

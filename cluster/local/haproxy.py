@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Rules for Ray Serve's HAProxy, written for Ray 2.60: retries, errors as JSON, known methods, hosts.
+"""Rules for Ray Serve's HAProxy, written for Ray 2.60: connections, retries, errors as JSON, known methods, hosts.
 
 Ray starts this file as HAProxy's program, because its settings do not reach all sections of the configuration. The
 file adds the rules to the configuration that Ray has written, and then becomes HAProxy, also at each reload.
@@ -66,6 +66,12 @@ RULES = rf"""    acl known_method method {METHODS}
 LOCAL_RULES = r"""    acl local_host req.fhdr(host) -i -m reg ^(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?$
     http-request deny deny_status 403 if { path_beg -i /-/ } { req.fhdr(host) -m found } !local_host
 """
+# Otherwise one client with idle connections would leave none for others. A gateway's clients share its address, so the
+# limit is not lower.
+CONNECTION_RULES = """    stick-table type ipv6 size 100k expire 1m store conn_cur
+    tcp-request connection track-sc0 src,ipmask(32,64)
+    tcp-request connection reject if {{ sc0_conn_cur gt {most} }}
+"""
 UNKNOWN_PATH = "    http-request deny deny_status 404 if TRUE\n"
 
 
@@ -88,8 +94,12 @@ def with_rules(configuration: str) -> str:
     bound = re.search(r"^frontend http_frontend\n    bind (\S+):\d+\n", configuration, re.MULTILINE)
     if bound is None:
         raise ValueError("HAProxy's configuration has no http_frontend as in Ray 2.60; the rules cannot be added")
+    maxconn = re.search(r"^    maxconn (\d+)$", configuration, re.MULTILINE)
+    if maxconn is None:
+        raise ValueError("HAProxy's configuration has no maxconn as in Ray 2.60; the rules cannot be added")
     local = bound[1] in LOOPBACK
-    text = _replaced(configuration, bound[0], bound[0] + RULES + (LOCAL_RULES if local else ""))
+    rules = CONNECTION_RULES.format(most=int(maxconn[1]) // 2) + RULES + (LOCAL_RULES if local else "")
+    text = _replaced(configuration, bound[0], bound[0] + rules)
     defaults = DEFAULTS + "".join(map(_error, ERRORS))
     text = _replaced(text, "\nfrontend prometheus\n", f"\n{defaults}frontend prometheus\n")
     text = _replaced(text, "\nbackend default_backend\n", f"\nbackend default_backend\n{UNKNOWN_PATH}")

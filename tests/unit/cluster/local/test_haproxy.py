@@ -145,6 +145,19 @@ def test_a_service_for_other_machines_answers_for_every_name(tmp_path: Path) -> 
             assert haproxy.error_type(nowhere) == (404, "unknown_route")
 
 
+def test_a_client_with_idle_connections_leaves_half_of_them_for_others(tmp_path: Path) -> None:
+    request = b"GET /-/healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    servers = Servers()
+    with haproxy.running(tmp_path, servers=servers.start(), maxconn=40) as port, ExitStack() as idle:
+        for _ in range(19):
+            idle.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert haproxy.parsed(haproxy.send(port, request))[0] == 200
+        for _ in range(21):
+            idle.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert haproxy.send(port, request) == b""
+        assert haproxy.parsed(haproxy.send(port, request, client="127.0.0.2"))[0] == 200
+
+
 def test_rules_survive_a_reload(tmp_path: Path) -> None:
     (port,) = haproxy.free_ports(1)
     path = haproxy.render(tmp_path, port=port, servers=[])
@@ -169,7 +182,7 @@ def test_rules_are_added_once_and_only_to_the_configuration_of_rays_template(tmp
     written = haproxy.render(tmp_path, port=1, servers=[]).read_text()
     once = with_rules(written)
     assert with_rules(once) == once
-    for section in ("frontend http_frontend", "frontend prometheus", "backend default_backend", "mode 666"):
+    for section in ("frontend http_frontend", "frontend prometheus", "backend default_backend", "mode 666", "maxconn"):
         with pytest.raises(ValueError, match=r"Ray 2\.60"):
             with_rules(written.replace(section, "other"))
 
