@@ -10,8 +10,9 @@ from pydantic_core import PydanticCustomError
 from tailorbird.config.base import SECRET, ConfigSection
 
 KEY_REFERENCE = re.compile(r"env://[A-Za-z_][A-Za-z0-9_]*")
-OTHER_SECRETS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN"})
-"""Variables that are not API keys of endpoints, and must not be sent to one."""
+OTHER_SECRETS = ("AWS_", "RAY_", "TAILORBIRD_", "MLFLOW_", "SUBJECT_KEY")
+"""Beginnings of the names of variables that are not API keys of endpoints, and must not be sent to one."""
+OTHER_SECRET = f"variable for another service (names with {', '.join(OTHER_SECRETS)} at the beginning are)"
 LIMITS = frozenset({"max_concurrency", "max_spend", "timeout_s"})
 """Fields of the config that do not affect an answer. A run can be resumed with other values of them."""
 
@@ -71,8 +72,8 @@ class EndpointConfig(ConfigSection):
                 "the key itself is not allowed in a recipe, because recipes are stored; put it into an environment "
                 "variable, and give the variable's name as `env://NAME`"
             )
-        if key is not None and key.removeprefix("env://") in OTHER_SECRETS:
-            raise ValueError(f"{key} is a credential of S3 or Ray; give the variable with the API key of the endpoint")
+        if key is not None and is_other_secret(key.removeprefix("env://")):
+            raise ValueError(f"{key} is a {OTHER_SECRET}; give the variable with the API key of the endpoint")
         return key
 
     @model_validator(mode="after")
@@ -82,6 +83,11 @@ class EndpointConfig(ConfigSection):
         if self.max_spend is not None and self.price_input is None:
             raise ValueError("max_spend requires prices; set price_input and price_output, or remove max_spend")
         return self
+
+
+def is_other_secret(variable: str) -> bool:
+    """Return whether a variable is reserved for other services, so that its content is not sent to an endpoint."""
+    return variable.startswith(OTHER_SECRETS)
 
 
 def _secret(message: str) -> PydanticCustomError:

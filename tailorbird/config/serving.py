@@ -135,7 +135,8 @@ class ServingConfig(ConfigSection):
     or more digits are redacted; names are not. Requires `request_log`."""
     subject_key: str | None = None
     """Location, as in `api_keys`, of the secret with which the log hashes the `subject` of a request (HMAC-SHA256).
-    Without it, the log has no subjects. Requires `request_log`."""
+    Without it, the log has no subjects. Begin a variable's name with `SUBJECT_KEY` or `TAILORBIRD_`: such variables are
+    not sent to endpoints. Requires `request_log`."""
     batch_prefixes: tuple[str, ...] = ()
     """`s3://` prefixes that `POST /v1/batches` can read and write. The cluster needs access to them and to
     `<registry>/<name>/batches/`. By default, batches are disabled."""

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 import httpx2
 from pydantic import JsonValue
 
-from tailorbird.config.endpoint import OTHER_SECRETS
+from tailorbird.config.endpoint import OTHER_SECRET, is_other_secret
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.completion import EndpointAnswer, parse_completion
 from tailorbird.models.endpoint.fault import TOO_LONG, EndpointFault, parse_fault
@@ -92,8 +92,8 @@ def read_key(endpoint: Endpoint) -> str | None:
     if endpoint.api_key is None:
         return None
     name = endpoint.api_key.removeprefix("env://")
-    if name in OTHER_SECRETS:
-        raise errors.EndpointKeyMissing(f"{name} is a credential of S3 or Ray, which is not sent to {endpoint.url}")
+    if is_other_secret(name):
+        raise errors.EndpointKeyMissing(f"{name} is a {OTHER_SECRET}; its content is not sent to {endpoint.url}")
     key = os.environ.get(name, "").strip()
     if not key:
         raise errors.EndpointKeyMissing(

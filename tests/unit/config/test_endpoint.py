@@ -54,7 +54,7 @@ def test_prices_and_limits_that_do_not_fit_are_refused(fields: dict[str, Any], m
     [
         ("api_key=sk-secret", "give the variable's name as `env://NAME`"),
         ("api_key=env://sk-secret", "give the variable's name as `env://NAME`"),
-        ("api_key=env://AWS_SECRET_ACCESS_KEY", "env://AWS_SECRET_ACCESS_KEY is a credential of S3 or Ray"),
+        ("api_key=env://AWS_SECRET_ACCESS_KEY", "env://AWS_SECRET_ACCESS_KEY is a variable for another service"),
         ("url=https://me:sk-secret@host/v1", "a user name or password in the URL is not allowed"),
     ],
 )

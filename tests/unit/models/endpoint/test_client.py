@@ -12,7 +12,6 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from serving.endpoint.events import _Event
-from tailorbird.config.endpoint import OTHER_SECRETS
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.client import (
     MAX_RETRY_AFTER_S,
@@ -319,9 +318,18 @@ def test_the_name_of_a_model_has_a_bound() -> None:
         parse_completion(json.dumps(body).encode(), url="https://host")
 
 
-def test_a_version_cannot_send_the_credentials_of_s3_and_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in OTHER_SECRETS:
-        monkeypatch.setenv(name, "the secret")
-        with pytest.raises(errors.EndpointKeyMissing, match=f"{name} is a credential of S3 or Ray") as refused:
-            read_key(Endpoint(url="http://127.0.0.1:1/v1", model="m", api_key=f"env://{name}"))
-        assert "the secret" not in str(refused.value)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+        "RAY_AUTH_TOKEN",
+        "TAILORBIRD_API_KEY",
+        "SUBJECT_KEY",
+    ],
+)
+def test_a_version_cannot_send_secrets_of_other_services(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "the secret")
+    with pytest.raises(errors.EndpointKeyMissing, match=f"{name} is a variable for another service") as refused:
+        read_key(Endpoint(url="http://127.0.0.1:1/v1", model="m", api_key=f"env://{name}"))
+    assert "the secret" not in str(refused.value)
