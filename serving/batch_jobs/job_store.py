@@ -1,9 +1,16 @@
-"""States of batch jobs on S3: one JSON object per job, updated by compare-and-swap."""
+"""States of batch jobs on S3: one JSON object per job, updated by compare-and-swap.
+
+Each submission also writes a marker, an object whose name contains the job's id, after the job's state. So a marker of
+a job that has ended can be deleted, and only the states of unfinished jobs are read.
+"""
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -17,6 +24,10 @@ if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
 ID_CHARS = 24
+MAX_UNFINISHED = 100
+"""Maximum number of unfinished jobs of an owner."""
+RETRY_AFTER_S = 60
+THREADS = 16  # objects that are read or deleted at the same time
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +66,7 @@ def update_running_job(task_uri: str, batch_id: str, **fields: object) -> BatchJ
 def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion", *, owner: str | None) -> BatchJob:
     """Queue a job, or return the owner's existing job if it is unfinished. A job that has ended is queued again.
 
-    Raises RequestError 409 if the existing job reads other columns.
+    Raises RequestError 409 if the existing job reads other columns, and 429 if the owner has `MAX_UNFINISHED` others.
     """
     from tailorbird.registry.versions import now
 
@@ -71,7 +82,18 @@ def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion", *, owne
         updated_at=created_at,
     )
 
+    folder = _marker_folder(task_uri, owner=owner)
+    unfinished = {other.id for other in _jobs_with_markers(task_uri, folder=folder)}
+    if job.id not in unfinished and len(unfinished) >= MAX_UNFINISHED:
+        message = f"{MAX_UNFINISHED} batches of this key are queued or running; wait until one has ended, or cancel one"
+        raise RequestError(
+            429, "too_many_batches", message, code="rate_limit_exceeded", headers={"retry-after": str(RETRY_AFTER_S)}
+        )
+    needs_marker = True
+
     def queued(stored: Any) -> Any:
+        nonlocal needs_marker
+        needs_marker = True
         if stored is None:
             return job.model_dump(mode="json")
         current = BatchJob.model_validate(stored)
@@ -83,35 +105,55 @@ def submit_job(task_uri: str, batch: BatchSpec, version: "ModelVersion", *, owne
             )
             raise RequestError(409, "other_columns", message, param="column")
         if current.is_unfinished:
+            needs_marker = job.id not in unfinished
             return None
         update = {"status": "queued", "error": None, "updated_at": now()}
         return current.model_copy(update=update).model_dump(mode="json")
 
-    return BatchJob.model_validate(storage.update_json(TaskPaths(task_uri).batch(job.id), queued))
+    submitted = BatchJob.model_validate(storage.update_json(TaskPaths(task_uri).batch(job.id), queued))
+    if needs_marker:
+        storage.write_bytes(f"{folder}/{job.id}-{secrets.token_hex(8)}", b"{}")
+    return submitted
 
 
 def unfinished_jobs(task_uri: str) -> list[BatchJob]:
-    """Return the jobs that are queued or running, in the order in which they should run; see `in_turn`."""
-    jobs = []
-    for uri in storage.list_files(TaskPaths(task_uri).batches, missing_ok=True):
-        try:
-            jobs.append(BatchJob.model_validate_json(storage.read_bytes(uri)))
-        except ValidationError as error:  # a file of another format or code must not block the other jobs
-            _log.error("batch job %s is skipped because its state is not valid: %s", uri, error)
-    return in_turn(jobs)
+    """Return the jobs that are queued or running. The markers of jobs that have ended are deleted."""
+    return _jobs_with_markers(task_uri, folder=TaskPaths(task_uri).unfinished_batches)
 
 
-def in_turn(jobs: Sequence[BatchJob]) -> list[BatchJob]:
-    """Return the unfinished jobs: running ones, then those of the owner whose turn was longest ago, then the oldest.
+def _marker_folder(task_uri: str, *, owner: str | None) -> str:
+    name = hashlib.sha256(json.dumps(owner).encode()).hexdigest()[:ID_CHARS]
+    return f"{TaskPaths(task_uri).unfinished_batches}/{name}"
 
-    So an owner with many jobs does not delay those of others by more than one job.
+
+def _jobs_with_markers(task_uri: str, *, folder: str) -> list[BatchJob]:
+    markers: dict[str, list[str]] = {}
+    for uri in storage.list_files(folder, missing_ok=True):
+        markers.setdefault(uri.rpartition("/")[2].partition("-")[0], []).append(uri)
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs = dict(zip(markers, pool.map(partial(_read_valid_job, task_uri), markers), strict=True))
+        ended = [uri for id, job in jobs.items() if job and not job.is_unfinished for uri in markers[id]]
+        for _ in pool.map(storage.delete, ended):
+            pass
+    return [job for job in jobs.values() if job and job.is_unfinished]
+
+
+def _read_valid_job(task_uri: str, batch_id: str) -> BatchJob | None:
+    try:
+        return read_job(task_uri, batch_id)
+    except ValidationError as error:  # a file of another format or code must not block the other jobs
+        _log.error("batch job %s is skipped because its state is not valid: %s", batch_id, error)
+        return None
+
+
+def in_turn(jobs: Sequence[BatchJob], *, turns: Mapping[str | None, int]) -> list[BatchJob]:
+    """Return the jobs: running ones, then those of the owner whose turn was longest ago, then the oldest.
+
+    `turns` are the numbers of the owners' last turns. So an owner with many jobs does not delay those of others by more
+    than one job.
     """
-    last_turns: dict[str | None, str] = {}
-    for job in jobs:
-        if job.updated_at > job.created_at:
-            last_turns[job.owner] = max(last_turns.get(job.owner, ""), job.updated_at)
 
-    def turn(job: BatchJob) -> tuple[bool, str, str, str]:
-        return job.status != "running", last_turns.get(job.owner, ""), job.created_at, job.id
+    def turn(job: BatchJob) -> tuple[bool, int, str, str]:
+        return job.status != "running", turns.get(job.owner, -1), job.created_at, job.id
 
-    return sorted((job for job in jobs if job.is_unfinished), key=turn)
+    return sorted(jobs, key=turn)

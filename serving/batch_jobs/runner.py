@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from serving.batch_jobs.job_store import read_job, unfinished_jobs, update_job, update_running_job
+from serving.batch_jobs.job_store import in_turn, read_job, unfinished_jobs, update_job, update_running_job
 from serving.batch_jobs.locations import location_error
 from serving.batch_jobs.schema import BatchError, BatchSpec
 from serving.batch_jobs.scoring import score_batch
@@ -90,8 +90,11 @@ class BatchRunner:
         known = self._predecessors | {ray.get_runtime_context().get_actor_name()}
         while running_runners(self._task_uri) & self._predecessors:
             time.sleep(POLL_S)
+        turns: dict[str | None, int] = {}
         while (jobs := unfinished_jobs(self._task_uri)) and not running_runners(self._task_uri) - known:
-            self._run(jobs[0].id)
+            job = in_turn(jobs, turns=turns)[0]
+            turns[job.owner] = max(turns.values(), default=-1) + 1
+            self._run(job.id)
         ray.actor.exit_actor()
 
     def _run(self, batch_id: str) -> None:

@@ -95,6 +95,11 @@ class TaskPaths:
     def batches(self) -> str:
         return f"{self.task_uri}/batches"
 
+    @property
+    def unfinished_batches(self) -> str:
+        """Folder with a file for each submission of a batch job that has not ended; see `job_store`."""
+        return f"{self.batches}/unfinished"
+
     def batch(self, batch_id: str) -> str:
         """The status of a batch job."""
         return f"{self.batches}/{batch_id}.json"
