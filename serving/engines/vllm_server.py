@@ -22,6 +22,7 @@ HEALTH_CHECK_S = 1.0  # time between two health checks of the server
 LlmConfig = dict[str, Any]  # fields of Ray's `LLMConfig`, which needs vLLM to be installed
 IMPOSSIBLE = -9999.0  # vLLM's log-probability of a token that the grammar does not allow
 FINISH_REASONS = ("stop", "length")  # finish reasons of complete answers
+EXCLUDED = -100.0  # smallest logit bias of vLLM
 
 
 class TokenDelta(NamedTuple):
@@ -133,10 +134,12 @@ class VllmServer:
                 await self.engine.start()
 
         self._server = ServerWithoutReports.sync_init(LLMConfig(**config))
+        self._excluded: dict[str, float] = {}
 
     async def start(self) -> int:
         """Start the engine, and return the maximum number of tokens of a prompt and its answer."""
         await self._server.start()
+        self._excluded = {str(token): bias for token, bias in special_token_biases(self._client).items()}
         return int(self._client.model_config.max_model_len)
 
     @property
@@ -180,7 +183,9 @@ class VllmServer:
         """Yield the answer's tokens. Raises EngineStopped, and ValueError if the server rejects the request."""
         from ray.serve.llm.openai_api_models import CompletionRequest
 
-        options = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+        options: dict[str, Any] = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+        if request.structured_outputs is not None and self._excluded:
+            options["logit_bias"] = self._excluded
         completion = CompletionRequest(**options, **asdict(request))
         try:
             async for response in await self._server.completions(completion):
@@ -195,6 +200,23 @@ class VllmServer:
             except Exception as error:
                 raise EngineStopped(str(error)) from None
             raise
+
+
+def special_token_biases(engine: Any) -> dict[int, float]:
+    """Return the logit biases of an answer in a format, which exclude the special tokens of an engine's tokenizer.
+
+    In vLLM's grammars, the text of a special token is its name, but in the answer it has none. The end token has no
+    bias, because grammars allow it only at the end. There are no biases with speculative decoding, which does not
+    support them, and with tokenizers of other libraries than transformers.
+    """
+    if engine.vllm_config.speculative_config is not None:
+        return {}
+    tokenizer, vocab_size = engine.renderer.tokenizer, engine.model_config.get_vocab_size()
+    return {
+        token: EXCLUDED
+        for token, added in getattr(tokenizer, "added_tokens_decoder", {}).items()
+        if added.special and token != tokenizer.eos_token_id and token < vocab_size
+    }
 
 
 def _token_delta(response: Any) -> TokenDelta | None:
@@ -259,7 +281,9 @@ class OfflineEngine:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
-        self._llm = LLM(model=options.folder, disable_log_stats=True, **options.engine_kwargs())
+        kwargs = options.engine_kwargs() | {"logprobs_mode": "processed_logprobs"}  # without excluded tokens
+        self._llm = LLM(model=options.folder, disable_log_stats=True, **kwargs)
+        self._excluded = special_token_biases(self._llm.llm_engine)
         self._adapter = None if adapter is None else LoRARequest("adapter", 1, str(adapter))
         self.max_length = int(self._llm.model_config.max_model_len)
 
@@ -280,6 +304,7 @@ class OfflineEngine:
             logprobs=0,
             detokenize=False,
             structured_outputs=None if grammar is None else StructuredOutputsParams(grammar=grammar),
+            logit_bias=None if grammar is None else self._excluded,
         )
         outputs = self._llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],

@@ -34,13 +34,13 @@ def tokenizer() -> Any:
     return fast
 
 
-def language_model(*, seed: int = 0, scale: float = 0.1) -> LlamaForCausalLM:
+def language_model(*, seed: int = 0, scale: float = 0.1, width: int = 32) -> LlamaForCausalLM:
     """Return a model with random weights; a larger scale makes its choices more certain."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer()) + PADDED,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

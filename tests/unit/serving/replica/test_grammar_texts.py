@@ -1,14 +1,22 @@
 """Grammars of response formats as text, which vLLM receives."""
 
 import asyncio
+import random
 import threading
+from typing import Any
 
 import pytest
+import torch
 
 from serving.engines import vllm_engine
 from serving.http.schemas import RequestError
-from tailorbird.config.formats.response_format import ChoiceFormat, StructuredFormat
-from tailorbird.models.grammar.compiler import FormatError, grammar_of
+from tailorbird.config.formats.response_format import ChoiceFormat, JsonObjectFormat, StructuredFormat
+from tailorbird.models.grammar.compiler import FormatError, GrammarCompiler, grammar_of
+from tests.unit.byte_level import PADDED, tokenizer
+from tests.unit.models.grammar.test_compiler import NUMBERS, OTHERS, TEXTS, schema_format
+
+TOKENIZER = tokenizer()
+VOCAB_SIZE, END = len(TOKENIZER) + PADDED, int(TOKENIZER.eos_token_id)
 
 
 def test_grammars_are_converted_one_at_a_time_and_kept_and_the_version_s_own_is_not_replaced(
@@ -52,3 +60,42 @@ def test_a_format_without_a_grammar_is_refused_as_an_invalid_request(monkeypatch
     with pytest.raises(RequestError, match="it is not supported") as error:
         asyncio.run(texts.text_of(ChoiceFormat(type="choice", choice=("a", "b"))))
     assert error.value.status == 400
+
+
+def allowed_tokens(matcher: Any) -> set[int]:
+    import xgrammar
+
+    scores = torch.zeros(1, VOCAB_SIZE)
+    words = xgrammar.allocate_token_bitmask(1, VOCAB_SIZE)
+    matcher.fill_next_token_bitmask(words)
+    xgrammar.apply_token_bitmask_inplace(scores, words)
+    return set(scores[0].isfinite().nonzero()[:, 0].tolist())
+
+
+def test_the_grammars_that_vllm_compiles_from_the_texts_allow_the_same_tokens_and_special_ones() -> None:
+    """vLLM excludes the special tokens by biases; see `special_token_biases`."""
+    import xgrammar
+
+    options = ("yes", "not sure", 'say "é" \\ 日', "<user>")
+    formats = [JsonObjectFormat(type="json_object"), ChoiceFormat(type="choice", choice=options)]
+    own = GrammarCompiler(TOKENIZER, vocab_size=VOCAB_SIZE, end_id=END)
+    of_vllm = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(TOKENIZER, vocab_size=VOCAB_SIZE))
+    special = {token for token, added in TOKENIZER.added_tokens_decoder.items() if added.special}
+    additional = set[int]()
+    for format in [*map(schema_format, (*TEXTS, *NUMBERS, *OTHERS)), *formats]:
+        compiled = of_vllm.compile_grammar(str(grammar_of(format)))
+        draw = random.Random(0)
+        matcher = xgrammar.GrammarMatcher(own.compile(format).compiled)
+        vllms = xgrammar.GrammarMatcher(compiled, override_stop_tokens=[END])
+        for _ in range(60):
+            allowed, vllm_allowed = allowed_tokens(matcher), allowed_tokens(vllms)
+            assert vllm_allowed - special == allowed - special
+            assert allowed & special <= {END}
+            additional |= vllm_allowed - allowed
+            token = draw.choice(sorted(allowed))
+            assert matcher.accept_token(token)
+            assert vllms.accept_token(token)
+            if matcher.is_terminated():
+                assert vllms.is_terminated()
+                break
+    assert additional == special - {END}

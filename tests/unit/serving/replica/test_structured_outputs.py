@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from serving.engines.base_chat import GenerationRequest, PartialAnswer, Sampling
 from serving.engines.fair_slots import FairSlots
-from serving.engines.language_model import Likelihoods
+from serving.engines.language_model import LanguageModelEngine, Likelihoods
 from serving.engines.sampling import Sampler
 from serving.engines.transformers_engine import TransformersEngine
 from serving.http.schemas import RequestError
@@ -72,7 +72,7 @@ def engine() -> Iterator[TransformersEngine]:
     started._manager.destroy()
 
 
-async def pieces(engine: TransformersEngine, prompt: list[int], *, streaming: bool = False, **options: Any) -> Any:
+async def pieces(engine: LanguageModelEngine, prompt: list[int], *, streaming: bool = False, **options: Any) -> Any:
     """Return the parts of an answer."""
     fields: dict[str, Any] = {"max_new_tokens": LIMIT, "sampling": GREEDY, "stops": ()} | options
     request = GenerationRequest(engine, prompt, **fields)
@@ -80,7 +80,7 @@ async def pieces(engine: TransformersEngine, prompt: list[int], *, streaming: bo
         return [answer async for answer in answers]
 
 
-async def last(engine: TransformersEngine, prompt: list[int], **options: Any) -> PartialAnswer:
+async def last(engine: LanguageModelEngine, prompt: list[int], **options: Any) -> PartialAnswer:
     answer: PartialAnswer = (await pieces(engine, prompt, **options))[-1]
     return answer
 
