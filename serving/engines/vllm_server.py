@@ -7,10 +7,14 @@ one of them, tests/unit/serving/engines/test_vllm_private.py fails with its name
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from serving.engines.language_model import Likelihood
 
@@ -23,6 +27,15 @@ LlmConfig = dict[str, Any]  # fields of Ray's `LLMConfig`, which needs vLLM to b
 IMPOSSIBLE = -9999.0  # vLLM's log-probability of a token that the grammar does not allow
 FINISH_REASONS = ("stop", "length")  # finish reasons of complete answers
 EXCLUDED = -100.0  # smallest logit bias of vLLM
+GUARD = """
+import contextlib, signal, sys
+sys.stdin.read()
+for process in sys.argv[1:]:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(int(process), signal.SIGKILL)
+"""
+"""A program that waits for the end of its input, which comes when its parent dies, and then kills processes by file
+descriptor."""
 
 
 class TokenDelta(NamedTuple):
@@ -135,10 +148,12 @@ class VllmServer:
 
         self._server = ServerWithoutReports.sync_init(LLMConfig(**config))
         self._excluded: dict[str, float] = {}
+        self._guard: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> int:
         """Start the engine, and return the maximum number of tokens of a prompt and its answer."""
         await self._server.start()
+        self._guard = guard_children()
         self._excluded = {str(token): bias for token, bias in special_token_biases(self._client).items()}
         return int(self._client.model_config.max_model_len)
 
@@ -177,6 +192,8 @@ class VllmServer:
 
     async def stop(self) -> None:
         """Stop the engine's processes, which release their shared memory."""
+        if self._guard is not None:
+            self._guard.kill()
         await asyncio.to_thread(self._client.shutdown)
 
     async def answer(self, request: TokenRequest) -> AsyncGenerator[TokenDelta, None]:
@@ -200,6 +217,20 @@ class VllmServer:
             except Exception as error:
                 raise EngineStopped(str(error)) from None
             raise
+
+
+def guard_children() -> subprocess.Popen[bytes]:
+    """Start a process that kills this process's current children when this process dies.
+
+    Without it, vLLM's processes would keep running, and keep the GPU's memory, if their actor is killed.
+    """
+    children = [os.pidfd_open(child.pid) for child in psutil.Process().children(recursive=True)]
+    try:
+        command = [sys.executable, "-S", "-c", GUARD, *map(str, children)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=children, start_new_session=True)
+    finally:
+        for child in children:
+            os.close(child)
 
 
 def special_token_biases(engine: Any) -> dict[int, float]:

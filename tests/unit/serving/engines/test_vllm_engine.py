@@ -5,8 +5,11 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -297,6 +300,29 @@ def test_a_batch_has_the_answers_and_the_confidence_of_the_evaluation(versions: 
         for answer, wanted in zip(model.answer(PROMPTS), expected(versions[name]), strict=True):
             assert (answer.tokens, answer.finished) == (wanted.tokens, wanted.finished)
             assert answer.confidence == pytest.approx(wanted.confidence, rel=1e-3)
+
+
+PARENT = """
+import subprocess, time
+from serving.engines.vllm_server import guard_children
+print(subprocess.Popen(["sleep", "600"]).pid, guard_children().pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_children_of_a_killed_process_are_killed() -> None:
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as parent:
+        assert parent.stdout is not None
+        children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        assert all(child.is_running() for child in children)
+        parent.kill()
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            while child.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.1)
 
 
 def test_an_event_without_tokens_can_end_an_answer() -> None:
