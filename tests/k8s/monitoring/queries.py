@@ -13,6 +13,8 @@ OPERATIONS, ALERTS = ROOT / "docs" / "operations.md", ROOT / "docs" / "alerts.md
 NAME = re.compile(r"\b(?:ray|probe)_\w+")
 OF_THE_EXPORTER = {"probe_success"}
 """Metrics of the blackbox exporter, which are not in Ray's output."""
+OF_VLLM = "ray_vllm_.+"
+"""Pattern of the metrics of vLLM, which only services with `serving.engine: vllm` have."""
 OF_KUBERNETES = {
     "kuberay_job_deployment_status": {"namespace", "name", "uid", "deployment_status"},
     "kuberay_service_condition_ready": {"namespace", "name", "uid", "condition"},
