@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 GPU_SHARE = 0.42  # share of a replica's part of a GPU per server; two servers run during a replacement
 USABLE_SHARE = 0.9  # share of a GPU's memory that servers can use together
 MAX_GRAMMARS = 16  # formats of clients whose grammars an engine keeps as text
+NOT_GENERATED = (
+    "vLLM cannot generate an answer in it: the model's tokenizer lacks characters of the format, no grammar can be "
+    "compiled, or the model's scores are not numbers"
+)
 START_S = 1800  # timeout of the start, during which a large model's kernels are compiled
 ADAPTER_S = 300  # timeout of loading or removing an adapter
 SHUTDOWN_S = 30
@@ -193,6 +197,7 @@ class GrammarTexts:
     def __init__(self, *, own: StructuredFormat | None) -> None:
         """Convert the version's own format, which clients' formats cannot replace. Raises FormatError."""
         self._own = {} if own is None else {format_key(own): str(grammar_of(own))}
+        self.own_texts = set(self._own.values())
         self._recent: dict[str, str] = {}
         self._converting = FairSlots(1)  # it takes up to seconds in a thread of the pool that other requests use too
 
@@ -262,7 +267,9 @@ class VllmEngine(LanguageModelEngine):
         except RayTaskError as error:
             if isinstance(error.cause, EngineStopped) or not self.running:
                 raise _stopped_error() from None
-            raise engine_failed() from error
+            if grammar is None or grammar in self._grammars.own_texts:
+                raise engine_failed() from error
+            raise refused_format(FormatError(NOT_GENERATED)) from error  # vLLM does not report which one it is
         except RayActorError:
             raise _stopped_error() from None
         finally:

@@ -77,12 +77,13 @@ def test_the_grammars_that_vllm_compiles_from_the_texts_allow_the_same_tokens_an
     import xgrammar
 
     options = ("yes", "not sure", 'say "é" \\ 日', "<user>")
-    formats = [JsonObjectFormat(type="json_object"), ChoiceFormat(type="choice", choice=options)]
+    formats: list[StructuredFormat] = list(map(schema_format, (*TEXTS, *NUMBERS, *OTHERS)))
+    formats += [JsonObjectFormat(type="json_object"), ChoiceFormat(type="choice", choice=options)]
     own = GrammarCompiler(TOKENIZER, vocab_size=VOCAB_SIZE, end_id=END)
     of_vllm = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(TOKENIZER, vocab_size=VOCAB_SIZE))
     special = {token for token, added in TOKENIZER.added_tokens_decoder.items() if added.special}
     additional = set[int]()
-    for format in [*map(schema_format, (*TEXTS, *NUMBERS, *OTHERS)), *formats]:
+    for format in formats:
         compiled = of_vllm.compile_grammar(str(grammar_of(format)))
         draw = random.Random(0)
         matcher = xgrammar.GrammarMatcher(own.compile(format).compiled)
