@@ -26,10 +26,13 @@ def normalized_locations(*, input: str, output: str) -> tuple[str, str]:
 
 
 def location_error(uri: str, *, task_uri: str, config: ServingConfig) -> str | None:
-    """Return the reason why a batch must not read or write at `uri`, or None if it may."""
+    """Return the reason why a batch must not read or write at `uri`, or None if it may.
+
+    Clients read it, so it names no other location.
+    """
     for prefix, name in ((TaskPaths(task_uri).registry, "model registry"), (config.request_log, "request log")):
         if prefix is not None and (is_under(uri, prefix.rstrip("/")) or is_under(prefix.rstrip("/"), uri)):
             return f"{uri} overlaps the {name}, which batches must not read or write; give another prefix"
     if not any(is_under(uri, prefix) for prefix in config.batch_prefixes):
-        return f"{uri} is not under {', '.join(config.batch_prefixes)} (the recipe's serving.batch_prefixes)"
+        return f"{uri} is not under a prefix that the recipe's serving.batch_prefixes allows"
     return None

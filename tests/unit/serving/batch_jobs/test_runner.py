@@ -56,4 +56,4 @@ def test_a_manipulated_state_on_s3_gives_no_access_to_other_locations(monkeypatc
     monkeypatch.setattr(runner, "score_batch", None)  # not reached
     error = runner.run_job(TASK_URI, "0" * 24, CONFIG)
     assert error is not None
-    assert "s3://lake/secrets is not under s3://lake/pre" in error
+    assert "s3://lake/secrets is not under a prefix" in error
