@@ -195,7 +195,8 @@ class Replica(Generic[EngineT]):
     async def loggable(self, texts: Sequence[str]) -> list[str | None]:
         """Return the texts as the request log stores them: None for each if it does not store texts.
 
-        A thread redacts them: 1 MB takes 0.2 to 0.5 s, for which other requests would wait in the event loop.
+        A thread redacts them: 1 MB takes 0.2 to 0.5 s, for which other requests would wait in the event loop. They
+        still wait for a part without two words in a row, which is redacted in one piece.
         """
         log = self.log
         if log is None or not self._config.log_texts:

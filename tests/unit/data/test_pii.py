@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from tailorbird.data.pii import redact
+from tailorbird.data import pii
+from tailorbird.data.pii import PATTERNS, PIECE_CHARS, pieces, redact
 
 FOUND = ("CREDIT_CARD", "EMAIL_ADDRESS", "IBAN_CODE", "IP_ADDRESS", "PHONE_NUMBER", "US_SSN")
 SETS = os.environ.get("TAILORBIRD_DATA")
@@ -67,6 +70,29 @@ def test_other_content_is_kept(text: str) -> None:
 )
 def test_adversarial_texts_are_redacted_in_linear_time(piece: str) -> None:
     assert redact(piece * 30_000 + "!").endswith("!")
+
+
+WORDS = ("123456789", "GB29 6016", "12", "7b", "NWBK", "a", "x", "-", "(", "a@b.org", "www.a.de", "::", "1.2.3.4", "[")
+
+
+@example([("123456789", " "), ("-", " "), ("123456789", "")])
+@example([("a", " "), ("a", " "), ("GB29", " "), ("NWBK", " "), ("6016 1331", "")])
+@given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(("", " ", "  ", "\n", "\u00a0", "-"))), max_size=30))
+def test_a_text_is_redacted_as_a_whole_although_in_pieces(words: list[tuple[str, str]]) -> None:
+    text = whole = "".join(word + between for word, between in words)
+    for placeholder, pattern in PATTERNS:
+        whole = pattern.sub(f"[{placeholder}]", whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pii, "PIECE_CHARS", 1)
+        assert redact(text) == whole
+
+
+def test_a_long_text_is_redacted_in_pieces() -> None:
+    text = "see report 12 of the ward " * 10_000
+    found = [*pieces(text)]
+    assert "".join(found) == text
+    assert max(map(len, found)) < PIECE_CHARS + 100
+    assert [*pieces("a1" * PIECE_CHARS)] == ["a1" * PIECE_CHARS]
 
 
 @pytest.mark.skipif(SETS is None, reason="TAILORBIRD_DATA names no folder with the set pii_presidio")
