@@ -1,6 +1,12 @@
-"""Prompts of an engine with retrieved examples."""
+"""Prompts of an engine with retrieved examples, and log-probabilities of its answers."""
 
-from serving.engines.language_model import LanguageModelEngine
+import asyncio
+import threading
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from serving.engines.base_chat import GenerationRequest, PartialAnswer, Sampling
+from serving.engines.language_model import Generation, LanguageModelEngine, Likelihood
 from tailorbird.data.rows import Rows
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index
 from tailorbird.registry.versions import Prompting, Retrieval
@@ -44,3 +50,43 @@ def test_examples_that_leave_no_room_for_the_answer_are_omitted() -> None:
     assert (
         shown(engine_of(max_length=20), "green leafs", max_new_tokens=40) == plain
     )  # a later check rejects its length
+
+
+class RecordingTokenizer:
+    """A tokenizer that records the threads that decode single tokens."""
+
+    def __init__(self) -> None:
+        self.threads = set[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(TOKENIZER, name)
+
+    def decode(self, tokens: list[int], **options: Any) -> Any:
+        if not options:
+            self.threads.add(threading.get_ident())
+        return TOKENIZER.decode(tokens, **options)
+
+
+class LikelyEngine(FakeEngine):
+    """An engine that reports each token as certain."""
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[tuple[list[int], bool], None]:
+        assert generation.likelihoods is not None
+        generation.likelihoods.add(Likelihood(token, 0.0, ((token, 0.0),)) for token in self.tokens)
+        yield self.tokens, True
+
+
+def test_the_event_loop_does_not_decode_the_tokens_of_log_probabilities() -> None:
+    engine = LikelyEngine("blue sky")
+    engine.tokenizer = tokenizer = RecordingTokenizer()
+
+    async def answer() -> PartialAnswer:
+        request = GenerationRequest(engine, [1], 8, Sampling(0.0, 1.0, 0), (), num_likely=1)
+        (answer,) = [answer async for answer in engine.answers(request, streaming=False)]
+        assert threading.get_ident() not in tokenizer.threads
+        return answer
+
+    logprobs = asyncio.run(answer()).logprobs
+    assert logprobs is not None
+    assert "".join(token.generated.token for token in logprobs) == "blue sky"
+    assert tokenizer.threads
