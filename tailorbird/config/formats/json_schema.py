@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from tailorbird.config.formats.schema_pattern import MAX_CHOICES, exact_pattern
+from tailorbird.config.formats.pattern_positions import MAX_CHOICES
+from tailorbird.config.formats.schema_pattern import exact_pattern
 
 MAX_BYTES, MAX_DEPTH, MAX_SUBSCHEMAS, MAX_VALUES = 16_384, 16, 512, 1024
 MAX_PROPERTIES = 128  # of an object; the time to compile a grammar grows with the square of their number
@@ -215,16 +216,20 @@ class _Checker:
 
 def _require_content(forms: Mapping[str, Any]) -> None:
     """Raise ValueError if a schema refers to itself without an object or a list in between; `forms` by reference."""
+    complete, opened = set[str](), set[str]()
     for start in forms:
-        reached, waiting = set[str](), [start]
+        waiting = [start]
         while waiting:
-            form = forms[waiting.pop()]
-            parts = form.get("anyOf", [form])
-            for target in (part["$ref"] for part in parts if "$ref" in part):
-                if target == start:
-                    raise ValueError(f"{start}: the schema refers to itself without an object or a list in between")
-                waiting += [target] if target not in reached else []
-                reached.add(target)
+            name = waiting[-1]
+            if name in complete or name in opened:  # all that it refers to is complete
+                complete.add(waiting.pop())
+                continue
+            opened.add(name)
+            targets = [part["$ref"] for part in forms[name].get("anyOf", [forms[name]]) if "$ref" in part]
+            for target in targets:
+                if target in opened and target not in complete:
+                    raise ValueError(f"{target}: the schema refers to itself without an object or a list in between")
+            waiting += targets
 
 
 def _number(name: str, keywords: Mapping[str, Any], where: str) -> Schema:

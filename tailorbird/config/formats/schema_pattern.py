@@ -1,16 +1,30 @@
 """Regular expressions in JSON Schemas, rewritten into constructs whose grammars are exact."""
 
 import re
+from collections.abc import Iterable
+from itertools import accumulate
 from typing import NamedTuple
+
+from tailorbird.config.formats.pattern_positions import (
+    MAX_CHOICES,
+    Positions,
+    Ranges,
+    alternatives_of,
+    loop_of,
+    num_choices,
+    of_class,
+    overlaps,
+    sequence_of,
+)
 
 MAX_CHARS = 256
 MAX_SIZE = 256
 """Maximum number of characters and classes of a pattern, each counted as often as it is repeated."""
 MAX_TEXT = 16_384
 """Maximum number of characters of a rewritten pattern."""
-MAX_CHOICES = 96
-"""Characters of a class from which it costs as much as `.`, because most tokens are possible."""
-Ranges = tuple[tuple[int, int], ...]  # first and last code points, in order, without overlaps
+MAX_CODE = 0x10FFFF  # of a character
+MAX_AMBIGUITY = 16 * MAX_CHOICES
+"""Maximum ambiguity of a pattern: six successive `.?` have 15 * `MAX_CHOICES`."""
 
 PLAIN: Ranges = (
     (0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0xA1, 0x2027), (0x202A, 0xD7FF), (0xE000, 0xFEFE), (0xFF00, 0xFFFD),
@@ -39,6 +53,7 @@ class _Part(NamedTuple):
     """Sum of the numbers of characters of its classes, at most `MAX_CHOICES` each."""
     branches: int = 0
     """Number of options, alternatives and loops. Each can add a position at which the same text is parsed."""
+    positions: Positions = Positions()
 
 
 def exact_pattern(pattern: object) -> ExactPattern:
@@ -60,6 +75,11 @@ def exact_pattern(pattern: object) -> ExactPattern:
         raise ValueError(f"has {pattern[parser.position]!r} without an opening parenthesis")
     if not part.size:
         raise ValueError("matches only the empty text; use `const`")
+    if any(total > MAX_AMBIGUITY for total in accumulate(overlaps(part.positions))):
+        raise ValueError(
+            "has too many parts that can start with the same character; join options, as in `.{0,9}` instead of "
+            "`.?.?.?`, and give alternatives different first characters"
+        )
     return ExactPattern(part.text, part.choices * (1 + part.branches))
 
 
@@ -74,20 +94,20 @@ class _Parser:
         return self._pattern[self.position] if self.position < len(self._pattern) else ""
 
     def alternatives(self) -> _Part:
-        part = self._sequence()
+        parts = [self._sequence()]
         while self._next() == "|":
             self.position += 1
-            part = _joined(part, "|", self._sequence())
-        return part
+            parts.append(self._sequence())
+        return _joined(parts, "|") if len(parts) > 1 else parts[0]
 
     def _sequence(self) -> _Part:
-        whole = _Part("", 0)
+        parts: list[_Part] = []
         while self._next() not in ("", "|", ")"):
             if self._is_outer_anchor():
                 self.position += 1
                 continue
-            whole = _joined(whole, "", self._repeated(self._element()))
-        return whole
+            parts.append(self._repeated(self._element()))
+        return _joined(parts, "")
 
     def _is_outer_anchor(self) -> bool:
         """Return True for an anchor at the start or end of the pattern, which full matches do not need."""
@@ -141,7 +161,7 @@ class _Parser:
                 first = ((first[0][0], last[-1][1]),)
             ranges += first
         self.position += 1
-        return _without(PLAIN, ranges) if negated else tuple(sorted(ranges))
+        return _others(_merged(ranges)) if negated else tuple(ranges)
 
     def _repeated(self, part: _Part) -> _Part:
         """Return an element with its quantifier; counts and options are written as alternatives."""
@@ -157,23 +177,33 @@ class _Parser:
         if self._next() in ("*", "+", "?", "{"):
             raise ValueError("has a lazy, possessive or double quantifier; remove it")
         if char in ("*", "+"):
-            return part._replace(text=text + char, branches=part.branches + 1)
+            positions = loop_of(part.positions)
+            positions = positions._replace(is_optional=positions.is_optional or char == "*")
+            return part._replace(text=text + char, branches=part.branches + 1, positions=positions)
         fewest, most = (0, 1) if count is None else (int(count[1]), int(count[3] or count[1]))
         unlimited = count is not None and bool(count[2]) and not count[3]
         copies = most + unlimited
         size = part.size * copies
         _require_small(size, (len(text) + 3) * copies)  # before the text is written
+        if part.positions.is_optional:
+            fewest = most  # matches the same texts, in fewer ways
         optional = most - fewest  # nested, because a flat sequence of options is ambiguous and slow
         ending = text + "*" if unlimited else f"({text}" * optional + "|)" * optional
         branches = part.branches * copies + bool(unlimited or optional)
-        return _Part(text * fewest + ending, size, part.choices * copies, branches)
+        repeated = [part.positions] * most + ([loop_of(part.positions)] if unlimited else [])
+        positions = sequence_of(repeated, num_required=fewest)
+        return _Part(text * fewest + ending, size, part.choices * copies, branches, positions)
 
 
-def _joined(first: _Part, separator: str, second: _Part) -> _Part:
-    text, size = first.text + separator + second.text, first.size + second.size
-    _require_small(size, len(text))
-    branches = first.branches + second.branches + len(separator)
-    return _Part(text, size, first.choices + second.choices, branches)
+def _joined(parts: list[_Part], separator: str) -> _Part:
+    """Return parts in turn, or with the separator `|` as alternatives."""
+    size = sum(part.size for part in parts)
+    _require_small(size, sum(len(part.text) + len(separator) for part in parts))
+    branches = sum(part.branches for part in parts) + len(separator) * (len(parts) - 1)
+    join = alternatives_of if separator else sequence_of
+    positions = join([part.positions for part in parts])
+    text, choices = separator.join(part.text for part in parts), sum(part.choices for part in parts)
+    return _Part(text, size, choices, branches, positions)
 
 
 def _require_small(size: int, num_chars: int) -> None:
@@ -185,27 +215,36 @@ def _require_small(size: int, num_chars: int) -> None:
 
 def _class_part(ranges: Ranges) -> _Part:
     """Return the class of the characters in both `ranges` and `PLAIN`; raise ValueError if there is none."""
-    kept = sorted(
-        {
-            (max(first, low), min(last, high))
-            for first, last in ranges
-            for low, high in PLAIN
-            if max(first, low) <= min(last, high)
-        }
+    kept = _merged(
+        (max(first, low), min(last, high))
+        for first, last in ranges
+        for low, high in PLAIN
+        if first <= high and low <= last
     )
     if not kept:
-        raise ValueError(f"has the character {chr(ranges[0][0])!r}, which JSON writes as an escape; leave it out")
+        given = f"the character {chr(ranges[0][0])!r}, which" if ranges else "a class of characters that"
+        raise ValueError(f"has {given} JSON writes as an escape; leave it out")
     text = "".join(_char(first) + (f"-{_char(last)}" if last > first else "") for first, last in kept)
-    return _Part(f"[{text}]", 1, min(sum(last - first + 1 for first, last in kept), MAX_CHOICES))
+    return _Part(f"[{text}]", 1, num_choices(kept), positions=of_class(kept))
 
 
 def _char(code: int) -> str:
     return f"\\{chr(code)}" if chr(code) in "[]^-\\" else chr(code)
 
 
-def _without(ranges: Ranges, removed: list[tuple[int, int]]) -> Ranges:
-    """Return the ranges without the characters of others."""
-    for first, last in removed:
-        pieces = [((low, min(high, first - 1)), (max(low, last + 1), high)) for low, high in ranges]
-        ranges = tuple(piece for pair in pieces for piece in pair if piece[0] <= piece[1])
-    return ranges
+def _merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """Return ranges in order, without overlaps."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return tuple(merged)
+
+
+def _others(ranges: Ranges) -> Ranges:
+    """Return the ranges of all other characters."""
+    starts = [0, *(last + 1 for _, last in ranges)]
+    ends = [*(first - 1 for first, _ in ranges), MAX_CODE]
+    return tuple((start, end) for start, end in zip(starts, ends, strict=True) if start <= end)

@@ -1,8 +1,11 @@
 """Compile response formats into grammars over the tokens of a model. All uses of xgrammar are in this folder."""
 
 import logging
+import random
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -20,6 +23,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_GRAMMARS, MAX_BYTES = 64, 128 << 20  # of the grammars that a compiler keeps
+TRIAL_TOKENS, MAX_TRIAL_S = 16, 0.5
+"""Tokens of the answer that a new grammar is tried with, and the maximum processor time to find those allowed before
+each of them, together. The trial runs where grammars are compiled, so a slow one delays no answer of another format."""
+TOO_SLOW = (
+    "finding the tokens that the schema allows takes too long; reduce the alternatives that start with the same text"
+)
 MAX_WHITESPACE = 8
 """Maximum number of spaces and line breaks between two parts of JSON. Without a limit, a small model can repeat them to
 the end of the answer. With indentation by two spaces, four levels of nesting fit."""
@@ -57,9 +66,17 @@ class Grammar:
 class GrammarCompiler:
     """Compiles response formats for one model, one at a time, and keeps the grammars that were used last."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, vocab_size: int, end_id: int) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        vocab_size: int,
+        end_id: int,
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         """Create a compiler for logits of `vocab_size` tokens; they can be more than those of the tokenizer."""
         self.tokenizer = tokenizer
+        self._clock = clock
         self._vocab_size = vocab_size
         self._end_id = end_id
         self._compiler: Any = None
@@ -77,7 +94,7 @@ class GrammarCompiler:
     def compile(self, format: StructuredFormat, *, keep: bool = True) -> Grammar:
         """Return the grammar of a format. This call blocks, for up to seconds. Raises FormatError.
 
-        Do not `keep` that of a served version, which its engine holds.
+        Do not `keep` that of a served version, which its engine holds. A kept grammar must pass a trial.
         """
         with self._compiling:
             known = self.known(format)
@@ -93,7 +110,9 @@ class GrammarCompiler:
                 compiled = self._compiler.compile_grammar(grammar)
             except (RuntimeError, ValueError) as error:
                 raise _unsupported(error) from None
-        kept = Grammar(compiled, self._end_id, int(compiled.memory_size_bytes), is_own=not keep)
+            kept = Grammar(compiled, self._end_id, int(compiled.memory_size_bytes), is_own=not keep)
+            if keep:
+                self._require_quick(compiled)
         if not keep:
             return kept
         with self._lock:
@@ -101,6 +120,24 @@ class GrammarCompiler:
             while len(self._grammars) > MAX_GRAMMARS or self.num_bytes > MAX_BYTES:
                 self._grammars.popitem(last=False)
         return kept
+
+    def _require_quick(self, compiled: Any) -> None:
+        """Raise FormatError if the tokens of a random answer are slow to find."""
+        import torch
+        import xgrammar
+
+        matcher, draw = xgrammar.GrammarMatcher(compiled), random.Random(0)
+        words = xgrammar.allocate_token_bitmask(1, self._vocab_size)
+        bits = torch.arange(32, dtype=torch.int32)
+        started = self._clock()
+        for _ in range(TRIAL_TOKENS):
+            matcher.fill_next_token_bitmask(words)
+            if self._clock() - started > MAX_TRIAL_S:
+                raise FormatError(TOO_SLOW)
+            allowed = (words[0, :, None] >> bits & 1).flatten().nonzero().flatten().tolist()
+            following = [token for token in allowed if token != self._end_id]
+            if not following or not matcher.accept_token(draw.choice(following)):
+                return
 
     @property
     def num_bytes(self) -> int:

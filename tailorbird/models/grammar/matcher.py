@@ -5,14 +5,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from tailorbird.models.grammar.compiler import FormatError, Grammar
+from tailorbird.models.grammar.compiler import TOO_SLOW, FormatError, Grammar
 
 MAX_MASK_S = 0.5
 """Maximum processor time to find the allowed tokens at a position; 0.1 ms is usual. A grammar with many alternatives
 that start alike can take seconds, during which no other answer of the batch grows."""
-TOO_SLOW = (
-    "finding the tokens that the schema allows takes too long; reduce the alternatives that start with the same text"
-)
 NOT_FOLLOWED = "the model generated a token that the format does not allow, which happens if its scores are not numbers"
 NO_TOKEN = "the model's tokenizer has no token with which an answer in this format can continue"
 

@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 
 from tailorbird.config.formats.response_format import ChoiceFormat, JsonObjectFormat, JsonSchemaFormat
 from tailorbird.models.grammar import compiler as compiling
-from tailorbird.models.grammar.compiler import FormatError, Grammar, GrammarCompiler, grammar_of
-from tailorbird.models.grammar.matcher import NO_TOKEN, NOT_FOLLOWED, TOO_SLOW, AnswerMatcher
+from tailorbird.models.grammar.compiler import (
+    MAX_TRIAL_S,
+    TOO_SLOW,
+    FormatError,
+    Grammar,
+    GrammarCompiler,
+    grammar_of,
+)
+from tailorbird.models.grammar.matcher import NO_TOKEN, NOT_FOLLOWED, AnswerMatcher
 from tests import small_chat
 from tests.unit.byte_level import PADDED, random_answer, tokenizer
 
@@ -166,6 +173,18 @@ def test_a_grammar_whose_tokens_take_too_long_to_find_is_refused_from_then_on() 
     for check in (matcher.require_usable, grammar.require_usable):
         with pytest.raises(FormatError, match=TOO_SLOW):
             check()
+
+
+def test_a_grammar_whose_tokens_take_too_long_in_a_trial_is_not_kept() -> None:
+    times = iter([0.0, *(0.1 * MAX_TRIAL_S * step for step in range(1, 100))])
+    trying = GrammarCompiler(TOKENIZER, vocab_size=len(TOKENIZER) + PADDED, end_id=END, clock=lambda: next(times))
+    slow, quick = schema_format({"type": "string"}), ChoiceFormat(type="choice", choice=("yes", "no"))
+    with pytest.raises(FormatError, match=TOO_SLOW):
+        trying.compile(slow)
+    assert next(times) == pytest.approx(1.2 * MAX_TRIAL_S)  # not tried further
+    assert trying.known(slow) is None
+    assert trying.compile(quick) is trying.known(quick)  # ends before the limit
+    assert trying.compile(slow, keep=False).is_own  # the format of a version is not tried
 
 
 def test_scores_that_are_not_numbers_fail_one_answer_and_not_the_grammar() -> None:
