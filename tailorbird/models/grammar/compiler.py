@@ -134,7 +134,7 @@ class GrammarCompiler:
             matcher.fill_next_token_bitmask(words)
             if self._clock() - started > MAX_TRIAL_S:
                 raise FormatError(TOO_SLOW)
-            allowed = (words[0, :, None] >> bits & 1).flatten().nonzero().flatten().tolist()
+            allowed = (words[0, :, None] >> bits & 1).flatten()[: self._vocab_size].nonzero().flatten().tolist()
             following = [token for token in allowed if token != self._end_id]
             if not following or not matcher.accept_token(draw.choice(following)):
                 return

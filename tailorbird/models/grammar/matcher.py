@@ -8,8 +8,8 @@ import torch
 from tailorbird.models.grammar.compiler import TOO_SLOW, FormatError, Grammar
 
 MAX_MASK_S = 0.5
-"""Maximum processor time to find the allowed tokens at a position; 0.1 ms is usual. A grammar with many alternatives
-that start alike can take seconds, during which no other answer of the batch grows."""
+"""Maximum processor time to find the allowed tokens at a position; 0.1 ms is usual. It is checked after the position,
+during which no other answer of the batch grows, so schemas whose positions take seconds are refused beforehand."""
 NOT_FOLLOWED = "the model generated a token that the format does not allow, which happens if its scores are not numbers"
 NO_TOKEN = "the model's tokenizer has no token with which an answer in this format can continue"
 

@@ -178,7 +178,7 @@ def test_a_grammar_whose_tokens_take_too_long_to_find_is_refused_from_then_on() 
 def test_a_grammar_whose_tokens_take_too_long_in_a_trial_is_not_kept() -> None:
     times = iter([0.0, *(0.1 * MAX_TRIAL_S * step for step in range(1, 100))])
     trying = GrammarCompiler(TOKENIZER, vocab_size=len(TOKENIZER) + PADDED, end_id=END, clock=lambda: next(times))
-    slow, quick = schema_format({"type": "string"}), ChoiceFormat(type="choice", choice=("yes", "no"))
+    slow, quick = schema_format({"type": "string", "minLength": 60}), ChoiceFormat(type="choice", choice=("yes", "no"))
     with pytest.raises(FormatError, match=TOO_SLOW):
         trying.compile(slow)
     assert next(times) == pytest.approx(1.2 * MAX_TRIAL_S)  # not tried further
