@@ -324,7 +324,8 @@ class _Loader:
         if version.kind == "nearest":
             from tailorbird.models.metadata import read_tokenizer
 
-            nearest = load_model(uri, LoadedNearest)
+            on_cpu = self._config.engine == "vllm"  # the GPUs of the replica belong to the engine's actors
+            nearest = load_model(uri, LoadedNearest, device="cpu" if on_cpu else None)
             require_digest(nearest.version, digest=digest)
             return NearestEngine(nearest, tokenizer=read_tokenizer(version.base_model))
         if self._config.engine == "vllm":

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -11,9 +12,10 @@ import pytest
 
 from serving.engines.fair_slots import FairSlots
 from serving.http.chat_schemas import parse_chat, parse_completion
+from serving.http.metrics import Meter
 from serving.http.schemas import RequestError
 from serving.replica.base import Replica
-from serving.replica.chat import Chat
+from serving.replica.chat import Chat, _Loader
 from serving.replica.config import ReplicaConfig
 from serving.replica.experiment import ShadowRunner
 from serving.replica.generation import generation_request
@@ -244,3 +246,22 @@ def test_the_prompt_is_that_of_the_evaluation_unless_the_request_has_a_system_me
     assert prompt_text({}) == f"<system>own</s>{shots}<user>abc</s><assistant>"
     turns = [{"role": "system", "content": "z"}, {"role": "user", "content": "abc"}]
     assert prompt_text({"messages": turns}) == f"<system>z</s>{shots}<user>abc</s><assistant>"
+
+
+@pytest.mark.parametrize(("engine", "device"), [("transformers", None), ("vllm", "cpu")])
+def test_a_vllm_replica_embeds_on_the_cpu_because_its_gpus_belong_to_the_engines_actors(
+    monkeypatch: pytest.MonkeyPatch, engine: str, device: str | None
+) -> None:
+    class Loading(Exception):
+        pass
+
+    def load_model(_uri: str, _kind: type, *, device: str | None) -> None:
+        raise Loading(device)
+
+    version = SimpleNamespace(kind="nearest", endpoint=None, hybrid=None, digest="d")
+    monkeypatch.setattr("serving.replica.chat.read_version", lambda _: version)
+    monkeypatch.setattr("tailorbird.models.loading.load_model", load_model)
+    config = ServingConfig.model_validate({"engine": engine, "gpus_per_replica": 1})
+    with pytest.raises(Loading) as raised:
+        _Loader(config, meter=Meter()).load("s3://models/t/versions/nearest-1", "d")
+    assert raised.value.args == (device,)
