@@ -19,9 +19,9 @@ class RetrievedExamples:
     retrieval: Retrieval  # with the digest of this index
     rows: tuple[tuple[int, ...], ...]
 
-    def load_index(self) -> RetrievalIndex:
+    def load_index(self, *, device: str | None = None) -> RetrievalIndex:
         """Load the index, downloaded once per node, and its encoder. Raises ModelError if a file is damaged."""
-        index = load_retrieval_index(local_copy(self.index_uri), retrieval=self.retrieval)
+        index = load_retrieval_index(local_copy(self.index_uri), retrieval=self.retrieval, device=device)
         assert index is not None
         return index
 

@@ -16,7 +16,8 @@ from tailorbird.models.attention import packed_attention
 from tailorbird.models.errors import ModelError
 from tailorbird.models.pretrained import cast_parameters
 from tailorbird.models.retrieval.training_examples import find_examples
-from tailorbird.registry.versions import Prompting, Retrieval
+from tailorbird.registry.versions import PinnedEncoder, Prompting, Retrieval
+from tests import small_encoder
 from tests.small_chat import language_model, model_of, save, tokenizer
 from tests.unit.models.reference_attention import reference_varlen_attn
 from tests.unit.models.retrieval.test_training_examples import rows_of as example_rows
@@ -290,10 +291,19 @@ def test_a_model_that_separates_packed_conversations_is_accepted(
     check_trainable(task_of(tmp_path.as_uri()))
 
 
-def task_with_examples(folder: Path, *, max_prompt_tokens: int = 100, **fields: Any) -> ChatTrainingTask:
+def task_with_examples(
+    folder: Path, *, max_prompt_tokens: int = 100, encoder: PinnedEncoder | None = None, **fields: Any
+) -> ChatTrainingTask:
     save(folder / "base")
     rows = example_rows()
-    retrieval = Retrieval(num_examples=2, max_prompt_tokens=max_prompt_tokens, index_sha256="")
+    weight = 0.0 if encoder is None else 1.0
+    retrieval = Retrieval(
+        num_examples=2,
+        max_prompt_tokens=max_prompt_tokens,
+        index_sha256="",
+        encoder=encoder,
+        embedding_weight=weight,
+    )
     examples = find_examples(rows, retrieval=retrieval, seed=0, uri=(folder / "index").as_uri())
     values: dict[str, Any] = {
         "base_model": (folder / "base").as_uri(),
@@ -318,6 +328,12 @@ def test_the_loss_covers_only_the_answer_of_the_row_and_not_its_examples(tmp_pat
         learned = np.array(tokens.ids)[tokens.assistant_mask]
         assert "".join(tokenizer().convert_ids_to_tokens(learned)) == f"answer {row}</s>"
         assert runtime.weight(sample, np.array([row])) == len("answer 0") + 1
+
+
+def test_tokenizing_rows_with_examples_uses_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    task = task_with_examples(tmp_path, encoder=small_encoder.save(tmp_path / "encoder"))
+    monkeypatch.setattr("tailorbird.models.loading.default_device", lambda: pytest.fail("the default device is used"))
+    assert len(task.tokenize(range(2), tokenizer=tokenizer())) == 2
 
 
 def test_examples_that_do_not_fit_are_omitted_and_do_not_shorten_the_row(tmp_path: Path) -> None:
