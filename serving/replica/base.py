@@ -183,7 +183,7 @@ class Replica(Generic[EngineT]):
             on_startup=self._batches.resume,
             on_shutdown=self._close,
         )
-        if self._authenticator is None and self._config.guarded:  # it may authenticate by cookies
+        if self._authenticator is None and self._config.guarded:  # the gateway may use cookies
             app = with_request_check(app, check=require_own_page, only_posts=True)
         elif self._authenticator is None:
             app = with_request_check(app, check=require_local_caller)
