@@ -43,7 +43,7 @@ from tests.tracked_memory import TrackedMemory
 from training.batches import Batch as TrainingBatch
 from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.memory_estimate import Batch, held_bytes, step_bytes, validation_bytes
+from training.engine.memory_estimate import ANSWERED_ROWS, Batch, held_bytes, step_bytes, validation_bytes
 from training.loop import build_engine, train
 from training.task import Diverged
 
@@ -54,6 +54,7 @@ SIZES = {
     "300M": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 20, "vocab_size": 20_000},
 }
 LENGTH, MICRO_BATCH = 256, 1
+PROMPT, TEMPLATE, MAX_NEW_TOKENS = 32, 3, 4  # tokens of a validation row: its prompt with the template, its answer
 BUCKETS = {"full": 1_000_000, "lora": 100_000}
 """Parameters in a buffer for gradients, by method: fewer than are trained. DeepSpeed's default is larger than these
 models. The unused part of a buffer takes no memory on CPU, but would be counted."""
@@ -184,11 +185,13 @@ def _run(case: Case, folder: Path) -> dict[str, float]:
 
 
 def _compared(case: Case, measured: dict[str, int], *, shape: ModelShape) -> dict[str, float]:
-    batch = Batch(LENGTH, packed=True, autocast=inference_dtype() == torch.bfloat16)
+    autocast = inference_dtype() == torch.bfloat16
+    batch = Batch(LENGTH, max_new_tokens=MAX_NEW_TOKENS, packed=True, autocast=autocast)
+    prompts = replace(batch, max_length=PROMPT)
     known: dict[str, Any] = {"shape": shape, "batch": batch}
     held = held_bytes(case.config, num_workers=case.ranks, **known)
     step = step_bytes(case.config, num_workers=case.ranks, **known)
-    validation = validation_bytes(case.config, **known)
+    validation = validation_bytes(case.config, shape=shape, batch=prompts)
     estimates = {"held": sum(held.values())}
     estimates["step"] = estimates["held"] + sum(step.values())
     estimates["validation"] = estimates["held"] + sum(validation.values())
@@ -221,20 +224,28 @@ def saved_model(size: str, folder: Path) -> Path:
 
 
 def random_runtime(lm: torch.nn.Module, memory: TrackedMemory, *, num_rows: int) -> _MeasuredRuntime:
-    """Return a runtime with rows of `LENGTH` tokens, almost all of them in the answer."""
-    ids = tuple(map(str, range(num_rows)))
-    conversations = tuple((("user", "a"),) for _ in ids)
-    rows = Rows(ids, ("a",) * num_rows, ("b" * LENGTH,) * num_rows, conversations=conversations)
-    prompting = Prompting(system=None, max_new_tokens=4)
+    """Return a runtime with training rows of `LENGTH` tokens, almost all of them in the answer.
+
+    Each rank has as many validation rows, with prompts of `PROMPT` tokens, as it answers at a time at stage 3.
+    """
+    rows = _rows(num_rows, prompt="a")
+    validation = _rows(ANSWERED_ROWS * dist.get_world_size(), prompt="a" * (PROMPT - TEMPLATE))
+    prompting = Prompting(system=None, max_new_tokens=MAX_NEW_TOKENS)
     task = ChatTrainingTask(
         base_model="",
         train=rows,
-        validation=rows.take([0]),
+        validation=validation,
         max_length=LENGTH,
         metric="exact_match",
         prompting=prompting,
     )
     return _MeasuredRuntime(lm, tokenizer(), task, task.dataset(tokenizer()), memory=memory)
+
+
+def _rows(number: int, *, prompt: str) -> Rows:
+    ids = tuple(map(str, range(number)))
+    conversations = tuple((("user", prompt),) for _ in ids)
+    return Rows(ids, (prompt,) * number, ("b" * LENGTH,) * number, conversations=conversations)
 
 
 if __name__ == "__main__":

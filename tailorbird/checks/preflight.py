@@ -337,7 +337,12 @@ def _gpu_memory(estimate: _Estimate, sizes: Sequence[int]) -> CheckResult:
 
 def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool) -> _Estimate:
     """Return the maximum memory of a worker in the sweep; with the fewest workers, each needs the most."""
-    batch = Batch(_longest_training_row(recipe), packed=recipe.task == "chat", autocast=autocast)
+    batch = Batch(
+        _longest_training_row(recipe),
+        max_new_tokens=recipe.data.max_new_tokens,
+        packed=recipe.task == "chat",
+        autocast=autocast,
+    )
     estimates = [
         _Estimate(config, shape, batch, worker_memory(config, shape=shape, batch=batch, num_workers=config.min_workers))
         for config in tried_configs(recipe)

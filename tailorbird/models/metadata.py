@@ -132,7 +132,8 @@ def shape_of(model: Any) -> ModelShape:
         for own in module.parameters(recurse=False)
     }
     config = model.config
-    hidden = int(config.hidden_size)
+    hidden, num_heads = int(config.hidden_size), int(config.num_attention_heads)
+    num_kv_heads = int(getattr(config, "num_key_value_heads", None) or num_heads)
     dropouts = [getattr(config, name) for name in ATTENTION_DROPOUT if getattr(config, name, None) is not None]
     return ModelShape(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -141,10 +142,11 @@ def shape_of(model: Any) -> ModelShape:
         hidden=hidden,
         intermediate=int(getattr(config, "intermediate_size", None) or 4 * hidden),
         num_layers=int(config.num_hidden_layers),
-        num_heads=int(config.num_attention_heads),
+        num_heads=num_heads,
         vocabulary=int(config.vocab_size),
         gated=any("gate" in name for name, _ in model.named_modules()),
         attention_dropout=float(dropouts[0]) if dropouts else 0.0,
+        kv_width=num_kv_heads * int(getattr(config, "head_dim", None) or hidden // num_heads),
     )
 
 

@@ -18,4 +18,5 @@ class ModelShape:
     vocabulary: int
     gated: bool = False  # true if the feed-forward network is gated, as in Llama
     attention_dropout: float = 0.0
+    kv_width: int | None = None  # width of a layer's keys, and of its values; None if it is `hidden`
     stored_bf16: bool = False  # true if most of its weights are stored in bfloat16

@@ -19,6 +19,8 @@ PACKED_TOKENS = 128  # minimum length of a packed row
 LOGIT_BYTES = 12
 """Bytes for a logit at the start of the backward pass: its log-probability and two gradients. With autocast, the second
 gradient also exists in bf16."""
+ANSWERED_ROWS, ANSWERED_TOKENS = 64, 1 << 15
+"""Maximum rows, and tokens of their prompts and answers, that a rank generates answers to at a time at ZeRO stage 3."""
 MASK = 1
 """Bytes of the mask of dropout. An adapter keeps it and the value after dropout for each input of its linear layer."""
 
@@ -31,6 +33,7 @@ class Batch:
     """Properties of a batch that determine the memory of a forward pass."""
 
     max_length: int
+    max_new_tokens: int = 0  # of an answer to a validation row of a chat task
     packed: bool = False  # conversations packed into one row, with logits at each token; else padded rows
     autocast: bool = False  # linear layers compute in bfloat16
 
@@ -139,10 +142,12 @@ def validation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch)
     """Return the additional memory of a validation.
 
     A chat model is validated with its own weights in the dtype of inference. LoRA needs a copy of the layers with
-    merged weights, and of the others if they are stored in another dtype.
+    merged weights, and of the others if they are stored in another dtype. At stage 3, the model generates with its
+    parameters; at the other stages, the cache has what is free on a GPU.
     """
     if config.zero_stage == 3:
-        return {"gathered weights": _gathered_bytes(config, shape=shape, batch=batch)}
+        gathered = {"gathered weights": _gathered_bytes(config, shape=shape, batch=batch)}
+        return gathered | (_answer_bytes(config, shape=shape, batch=batch) if batch.packed else {})
     if not batch.packed:
         return {}
     trained_in_bf16 = config.parameter_dtype == "bf16"
@@ -152,6 +157,31 @@ def validation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch)
     else:
         copied = 0 if in_bf16 == trained_in_bf16 else shape.num_parameters
     return {"validation": (BF16 if in_bf16 else FP32) * copied}
+
+
+def answered_rows(num_tokens: int) -> int:
+    """Return the number of rows that a rank answers at a time, if prompt and answer have up to `num_tokens` tokens."""
+    return max(1, min(ANSWERED_ROWS, ANSWERED_TOKENS // num_tokens))
+
+
+def _answer_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> Parts:
+    """Return the bytes for the generation of answers to prompts of `max_length` tokens at stage 3.
+
+    The forward pass over the prompts needs the most in its last layer: in the attention, with a copy of the mask in the
+    dtype of the computation, or in the feed-forward network. When a token is added, the cache of a layer is copied.
+    With autocast, rotary embeddings make keys fp32, while values are bf16.
+    """
+    length = batch.max_length + batch.max_new_tokens
+    num_rows = answered_rows(length)
+    residual = BF16 if config.parameter_dtype == "bf16" else FP32
+    computed = BF16 if batch.autocast else residual
+    mask = batch.max_length if num_rows > 1 else 0  # one row needs no padding
+    attention = 7 * residual * shape.hidden + computed * mask
+    network = 4 * residual * shape.hidden + (3 if shape.gated else 2) * computed * shape.intermediate
+    prompts = num_rows * batch.max_length * (mask + max(attention, network))
+    cached = num_rows * (shape.kv_width or shape.hidden) * (residual + computed)  # of a layer, for each token
+    answers = cached * (shape.num_layers * batch.max_new_tokens + length)
+    return {"cache": cached * shape.num_layers * batch.max_length, "answers": max(prompts, answers)}
 
 
 def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:

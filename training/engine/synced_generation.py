@@ -11,8 +11,7 @@ from tailorbird.models.generation import Answer, greedy
 from tailorbird.models.grammar.compiler import FormatError, Grammar
 from tailorbird.models.grammar.processor import GrammarLogits
 from tailorbird.models.pretrained import default_device
-
-BATCH_ROWS = 64  # maximum prompts that a rank answers at a time
+from training.engine.memory_estimate import answered_rows
 
 
 class _LogProbabilities(LogitsProcessor):  # type: ignore[misc]
@@ -36,16 +35,19 @@ def synced_answers(
 ) -> list[Answer]:
     """Return the greedy answer to each prompt of this rank. Every rank must call it, also without prompts.
 
-    Each forward pass gathers the parameters layer by layer, so all ranks run the same number of passes. Raises
-    FormatError on every rank if an answer of one ended because of its format.
+    Each forward pass gathers the parameters layer by layer, so all ranks run the same number of passes: the longest
+    prompt of any rank determines how many prompts each of them answers at a time. Raises FormatError on every rank if
+    an answer of one ended because of its format.
     """
-    longest = torch.tensor(len(prompts), device=default_device())
-    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    most = torch.tensor([len(prompts), max(map(len, prompts), default=1)], device=default_device())
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    num_prompts, longest = most.tolist()
+    num_rows = answered_rows(longest + max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     answers: dict[int, Answer] = {}
     fault: str | None = None
-    for start in range(0, int(longest), BATCH_ROWS):
-        rows = order[start : start + BATCH_ROWS]
+    for start in range(0, num_prompts, num_rows):
+        rows = order[start : start + num_rows]
         batch = [prompts[index] for index in rows] or [[end_id]]  # the answer to this prompt is discarded
         constraint = None if grammar is None else GrammarLogits(grammar, num_rows=len(batch))
         answered = _answer_batch(lm, batch, max_new_tokens=max_new_tokens, end_id=end_id, constraint=constraint)

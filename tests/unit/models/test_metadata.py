@@ -45,6 +45,7 @@ def test_the_adapter_of_a_chat_model_excludes_the_output_layer() -> None:
     model = small_chat.language_model()
     shape = shape_of(model)
     assert shape.gated
+    assert shape.kv_width == model.model.layers[0].self_attn.k_proj.out_features == shape.hidden // 2
     adapted = add_adapter(model, r=2, alpha=4, dropout=0.0)
     assert 2 * shape.num_linear_ends == sum(
         parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad

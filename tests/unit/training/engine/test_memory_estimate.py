@@ -12,8 +12,10 @@ from training.engine.memory_estimate import (
     Batch,
     WorkerMemory,
     activation_bytes,
+    answered_rows,
     held_bytes,
     smaller_alternatives,
+    validation_bytes,
     worker_memory,
 )
 
@@ -47,6 +49,7 @@ def llama(*, hidden: int, intermediate: int, layers: int, vocabulary: int = 128_
         num_heads=hidden // 128,
         vocabulary=vocabulary,
         gated=True,
+        kv_width=kv,
         stored_bf16=True,
     )
 
@@ -131,6 +134,23 @@ def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
     assert activations(batch_size=64, gradient_checkpointing=True) < full_batch / 2
     assert activations(batch_size=64, length=128) > 2 * full_batch  # attention weights grow quadratically
     assert activations(batch_size=64, length=128, attention_dropout=0.0) < activations(batch_size=64, length=128)
+
+
+def test_long_prompts_are_answered_in_smaller_batches() -> None:
+    assert [answered_rows(tokens) for tokens in (1, 512, 513, 4096, 32_768, 100_000)] == [64, 64, 63, 8, 1, 1]
+
+
+def test_a_validation_at_stage_3_counts_the_cache_and_the_forward_pass_of_the_prompts() -> None:
+    def validation(length: int, **fields: Any) -> dict[str, int]:
+        batch = Batch(length, max_new_tokens=128, packed=True, autocast=True)
+        return validation_bytes(config_of(zero_stage=3, **fields), shape=LLAMA_8B, batch=batch)
+
+    assert validation(256)["cache"] == 64 * 256 * 32 * 1024 * (4 + 2)  # keys are fp32, values are bf16
+    assert validation(256, parameter_dtype="bf16")["cache"] == 64 * 256 * 32 * 1024 * (2 + 2)
+    totals = [sum(validation(length).values()) for length in (64, 128, 256, 4096)]
+    assert totals == sorted(totals)
+    assert totals[-1] < 3 * totals[-2]  # 16 times the tokens in an eighth of the rows
+    assert "cache" not in validation_bytes(config_of(zero_stage=3), shape=MINILM, batch=Batch(64))
 
 
 def test_offloaded_states_are_counted_as_host_memory() -> None:
