@@ -24,7 +24,14 @@ from tailorbird.models.metadata import read_metadata
 from tailorbird.models.pretrained import inference_dtype
 from tailorbird.models.shape import ModelShape
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.memory_estimate import DEVICE_RUNTIME_BYTES, RUNTIME_BYTES, Batch, held_bytes, step_bytes
+from training.engine.memory_estimate import (
+    DEVICE_RUNTIME_BYTES,
+    RUNTIME_BYTES,
+    Batch,
+    held_bytes,
+    start_bytes,
+    step_bytes,
+)
 from training.loop import Callbacks, build_engine, train
 from training.task import Diverged, TrainingTask
 
@@ -34,7 +41,7 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure_stages(folder: Path, world_size: int, reduced: bool) -> Iterator[dict[str, float]]:
-    """Yield the estimated and measured peak of one step of full training at each stage, on rank 0 of `world_size`.
+    """Yield the estimated and measured peak of start and step of full training at each stage, on rank 0 of a group.
 
     The parameters are fp32, or bf16 at a stage at which fp32 does not fit on the GPU by the estimate. On a CPU only
     stage 3 is measured, because a process does not return the memory of a stage.
@@ -49,7 +56,7 @@ def measure_stages(folder: Path, world_size: int, reduced: bool) -> Iterator[dic
     room = math.inf if reduced else torch.cuda.get_device_properties(0).total_memory - DEVICE_RUNTIME_BYTES
     for stage in (3,) if reduced else (1, 2, 3):
         config = config_that_fits(stage, world_size, shape=shape, room=room, gpus_per_worker=0 if reduced else 1)
-        estimated = estimated_bytes(config, shape=shape)
+        estimated = estimated_bytes(config, shape=shape, room=room)
         figures = {"estimate_gib": estimated / GIB}
         name = f"memory_{world_size}_ranks_stage_{stage}_{config.parameter_dtype}"
         if estimated < room:
@@ -80,20 +87,23 @@ def config_that_fits(
         )
 
     in_fp32 = config("fp32")
-    return in_fp32 if estimated_bytes(in_fp32, shape=shape) < room else config("bf16")
+    return in_fp32 if estimated_bytes(in_fp32, shape=shape, room=room) < room else config("bf16")
 
 
-def estimated_bytes(config: TrainingConfig, *, shape: ModelShape) -> float:
-    """Return the estimated peak bytes of a step, without validation: of the GPU without the CUDA context, or of the
-    process on a CPU."""
+def estimated_bytes(config: TrainingConfig, *, shape: ModelShape, room: float) -> float:
+    """Return the estimated peak bytes of start and step: of the GPU without the CUDA context, or of a process on CPU.
+
+    DeepSpeed flattens the weights in host memory if the GPU does not have `room` for them.
+    """
     on_gpu = config.gpus_per_worker > 0
     autocast = on_gpu or inference_dtype() == torch.bfloat16
     batch = Batch(NUM_TOKENS if on_gpu else REDUCED_NUM_TOKENS, packed=True, autocast=autocast)
     num_workers = config.max_workers
     held = held_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
     step = step_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
+    start = sum(start_bytes(config, shape=shape, batch=batch).values())
     process = 0 if on_gpu else RUNTIME_BYTES
-    return float(process + sum(held.values()) + sum(step.values()))
+    return float(process + max(sum(held.values()) + sum(step.values()), start if start < room else 0))
 
 
 def _peak_bytes(config: TrainingConfig, task: TrainingTask) -> float:

@@ -274,7 +274,9 @@ def _memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator
     most = recipe.tuning.trials_at_once(room=room) * config.max_workers
     probed = [(node, cluster.reports[node.id]) for node in cluster.nodes if node.id in cluster.reports]
     autocast = any(report.bfloat16 for _, report in probed) or config.gpus_per_worker > 0
-    estimate = _worst_memory(recipe, facts.model.shape, autocast=autocast)
+    gpu_sizes = [size for _, report in probed for size in report.gpu_bytes]
+    gpu_bytes = min(gpu_sizes, default=None)
+    estimate = _worst_memory(recipe, facts.model.shape, autocast=autocast, gpu_bytes=gpu_bytes)
     needed = estimate.memory
     parts = ", ".join(f"{name} {_size(size)}" for name, size in needed.host.items() if size >= GIB // 100)
     short, allowed_bytes = [], []
@@ -294,7 +296,7 @@ def _memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator
     else:
         yield note("memory", f"{text}; no node reported its memory")
     if needed.device:
-        yield _gpu_memory(estimate, [size for _, report in probed for size in report.gpu_bytes])
+        yield _gpu_memory(estimate, gpu_sizes)
 
 
 @dataclass(frozen=True)
@@ -304,12 +306,17 @@ class _Estimate:
     config: TrainingConfig
     shape: ModelShape
     batch: Batch
+    gpu_bytes: int | None
     memory: WorkerMemory
 
     def remedy(self, needed: Callable[[WorkerMemory], int], *, allowed: int) -> str:
         """Return the first change of each field of the recipe with which a worker needs at most `allowed` bytes."""
         alternatives = smaller_alternatives(
-            self.config, shape=self.shape, batch=self.batch, num_workers=self.config.min_workers
+            self.config,
+            shape=self.shape,
+            batch=self.batch,
+            num_workers=self.config.min_workers,
+            gpu_bytes=self.gpu_bytes,
         )
         fitting: dict[str, str] = {}
         for change, memory in alternatives:
@@ -335,7 +342,7 @@ def _gpu_memory(estimate: _Estimate, sizes: Sequence[int]) -> CheckResult:
     return fault("GPU memory", text, estimate.remedy(lambda memory: memory.device_bytes, allowed=min(sizes)))
 
 
-def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool) -> _Estimate:
+def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool, gpu_bytes: int | None) -> _Estimate:
     """Return the maximum memory of a worker in the sweep; with the fewest workers, each needs the most."""
     batch = Batch(
         _longest_training_row(recipe),
@@ -343,10 +350,13 @@ def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool) -> _Esti
         packed=recipe.task == "chat",
         autocast=autocast,
     )
-    estimates = [
-        _Estimate(config, shape, batch, worker_memory(config, shape=shape, batch=batch, num_workers=config.min_workers))
-        for config in tried_configs(recipe)
-    ]
+
+    def estimate(config: TrainingConfig) -> _Estimate:
+        num_workers = config.min_workers
+        memory = worker_memory(config, shape=shape, batch=batch, num_workers=num_workers, gpu_bytes=gpu_bytes)
+        return _Estimate(config, shape, batch, gpu_bytes, memory)
+
+    estimates = map(estimate, tried_configs(recipe))
     return max(estimates, key=lambda estimate: (estimate.memory.device_bytes, estimate.memory.host_bytes))
 
 

@@ -21,6 +21,8 @@ LOGIT_BYTES = 12
 gradient also exists in bf16."""
 ANSWERED_ROWS, ANSWERED_TOKENS = 64, 1 << 15
 """Maximum rows, and tokens of their prompts and answers, that a rank generates answers to at a time at ZeRO stage 3."""
+FLATTENING = "flattened weights"
+"""Name of the part of `start_bytes` that is a copy of the trained weights."""
 MASK = 1
 """Bytes of the mask of dropout. An adapter keeps it and the value after dropout for each input of its linear layer."""
 
@@ -54,25 +56,46 @@ class WorkerMemory:
         return sum(self.device.values())
 
 
-def worker_memory(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> WorkerMemory:
+def worker_memory(
+    config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int, gpu_bytes: int | None = None
+) -> WorkerMemory:
     """Return the estimated peak memory of one of `num_workers` workers. A CPU worker uses only host memory.
 
-    It is the memory that is always held, and that of the phase that needs the most: forward and backward pass, update
-    of the weights, validation, or export. Base weights are mapped from a file that all workers of a node share, and are
-    not counted.
+    It is that of the phase that needs the most: start of the engine, forward and backward pass, update of the weights,
+    validation, or export. Base weights are mapped from a file that all workers of a node share, and are not counted.
+    `gpu_bytes` is the memory of a GPU, if it is known. At stages 1 and 2, DeepSpeed flattens the weights in host memory
+    if the GPU does not have enough.
     """
     held = held_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
     step = step_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
     validation = validation_bytes(config, shape=shape, batch=batch)
     exported = {"export": FP32 * shape.num_parameters}  # the trained weights, or the base model with a merged adapter
+    process, started = {"process": RUNTIME_BYTES}, start_bytes(config, shape=shape, batch=batch)
     if config.gpus_per_worker == 0:
-        phase = max(step, validation, exported, key=_total)
-        return WorkerMemory({"process": RUNTIME_BYTES} | held | phase, {})
+        phases = [held | step, held | validation, held | exported, started]
+        return WorkerMemory(process | max(phases, key=_total), {})
+    device_process = {"process": DEVICE_RUNTIME_BYTES}
     offloaded = ["optimizer states", "weights of the optimizer"] if config.offload != "none" else []
     offloaded += ["weights"] if config.offload == "parameters" else []
-    host = {"process": RUNTIME_BYTES} | {name: held.pop(name) for name in offloaded if name in held} | exported
-    phase = max(step, validation, key=_total)
-    return WorkerMemory(host, {"process": DEVICE_RUNTIME_BYTES} | held | phase)
+    on_host = [{name: held.pop(name) for name in offloaded if name in held} | exported]
+    on_device = [held | step, held | validation]
+    if gpu_bytes is None or _total(device_process | started) <= gpu_bytes:
+        on_device.append(started)
+    elif FLATTENING in started:
+        on_host.append({FLATTENING: 2 * started[FLATTENING]})
+    return WorkerMemory(process | max(on_host, key=_total), device_process | max(on_device, key=_total))
+
+
+def start_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> Parts:
+    """Return the memory during the start of the engine, if it is not less than what is held later.
+
+    At stages 1 and 2, the trained weights are copied to one tensor, which replaces them. Nothing else is held then.
+    """
+    if config.zero_stage not in (1, 2):
+        return {}
+    dtype_bytes = BF16 if config.parameter_dtype == "bf16" else FP32
+    weights = _weight_bytes(config, shape=shape, batch=batch)
+    return {"weights": weights, FLATTENING: dtype_bytes * _trained(config, shape)}
 
 
 def held_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> Parts:
@@ -295,7 +318,7 @@ def _total(parts: Parts) -> int:
 
 
 def smaller_alternatives(
-    config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int
+    config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int, gpu_bytes: int | None = None
 ) -> Iterator[tuple[str, WorkerMemory]]:
     """Yield changes of the recipe that lower the memory of a worker, each with the memory that it needs then.
 
@@ -303,7 +326,7 @@ def smaller_alternatives(
     """
 
     def estimate(config: TrainingConfig, batch: Batch) -> WorkerMemory:
-        return worker_memory(config, shape=shape, batch=batch, num_workers=num_workers)
+        return worker_memory(config, shape=shape, batch=batch, num_workers=num_workers, gpu_bytes=gpu_bytes)
 
     changes: list[tuple[str, dict[str, Any]]] = [
         (f"training.zero_stage: {stage}", {"zero_stage": stage})

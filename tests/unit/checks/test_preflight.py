@@ -339,6 +339,16 @@ def test_the_largest_batch_tokens_that_fit_are_proposed() -> None:
     assert not [change for change in others if change.startswith("training.batch_tokens")]
 
 
+def test_weights_that_a_small_gpu_cannot_flatten_are_counted_in_host_memory() -> None:
+    changed_recipe = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
+    texts = []
+    for size in (80 * GIB, GIB):
+        reports = {"1": replace(REPORT, gpu_bytes=(size,))}
+        lines = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(4, 1)), reports=reports))
+        texts.append(next(line.message for line in lines if line.name == "memory"))
+    assert ["flattened weights" in text for text in texts] == [False, True]
+
+
 def test_a_small_gpu_is_a_fault_and_an_unknown_one_a_note() -> None:
     changed_recipe = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
     room = nodes(Resources(4, 1))

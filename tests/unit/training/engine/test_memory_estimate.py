@@ -15,6 +15,7 @@ from training.engine.memory_estimate import (
     answered_rows,
     held_bytes,
     smaller_alternatives,
+    start_bytes,
     validation_bytes,
     worker_memory,
 )
@@ -151,6 +152,35 @@ def test_a_validation_at_stage_3_counts_the_cache_and_the_forward_pass_of_the_pr
     assert totals == sorted(totals)
     assert totals[-1] < 3 * totals[-2]  # 16 times the tokens in an eighth of the rows
     assert "cache" not in validation_bytes(config_of(zero_stage=3), shape=MINILM, batch=Batch(64))
+
+
+def test_trained_weights_are_held_twice_while_stages_1_and_2_start() -> None:
+    number = LLAMA_8B.num_parameters
+    plain, small = (
+        worker_memory(
+            config_of(num_workers=32, batch_size=32, gpus_per_worker=1, gradient_checkpointing=True, zero_stage=2),
+            shape=LLAMA_8B,
+            batch=Batch(64, packed=True, autocast=True),
+            num_workers=32,
+            gpu_bytes=size,
+        )
+        for size in (None, 60 * GIB)
+    )
+    assert plain.device == {"process": 1 * GIB, "weights": 4 * number, "flattened weights": 4 * number}
+    assert "flattened weights" not in plain.host
+    assert small.device_bytes < 60 * GIB  # DeepSpeed flattens in host memory, where it also copies the weights
+    assert small.host["flattened weights"] == 2 * 4 * number
+    assert start_bytes(config_of(zero_stage=3), shape=LLAMA_8B, batch=LONG) == {}
+    lora = start_bytes(config_of(zero_stage=1, method="lora", lora_r=16), shape=LLAMA_8B, batch=LONG)
+    assert lora["flattened weights"] == 4 * 16 * LLAMA_8B.num_linear_ends
+
+
+@pytest.mark.slow
+def test_the_estimate_of_the_start_is_the_memory_of_its_tensors(tmp_path: Path) -> None:
+    case = Case("1M", 32, {"zero_stage": 2, "gradient_checkpointing": True})
+    figures = measure([case], folder=tmp_path)[case.name]
+    assert figures["measured start"] > 1.5 * 32 * figures["model / ranks"]
+    assert figures["estimated start"] == pytest.approx(figures["measured start"], rel=0.1)
 
 
 def test_offloaded_states_are_counted_as_host_memory() -> None:
