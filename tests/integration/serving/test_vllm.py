@@ -1,0 +1,131 @@
+"""A chat service over vLLM: answers in a format, the engine's metrics, and an engine that is killed."""
+
+import itertools
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import openai
+import psutil
+import pytest
+import ray
+import requests
+
+from cluster.connection import connect
+from cluster.local import stack
+from serving.deploy import application, rollout
+from tests.integration.serving.chat_service import QUESTIONS, TASK_URI, Service
+from tests.integration.serving.classification.service import metrics_url, wait_until
+from tests.k8s.monitoring import queries
+from tests.unit.serving.engines.test_vllm_engine import needs_vllm
+
+pytestmark = needs_vllm
+OPTIONS = ("dog", "cat", "cat and dog")
+CHOICE = {"response_format": {"type": "choice", "choice": list(OPTIONS)}}
+ENGINE, SERVER, REPLICA = "^VLLM::EngineCore", "^ray::VllmServer", "^ray::ServeReplica"
+
+
+@pytest.fixture(scope="module")
+def service(stack: stack.StackState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    assert stack.serve_port
+    service = Service(tmp_path_factory.mktemp("vllm"))
+    service.deploy(service.first)
+    yield service
+    rollout.undeploy(application.application_name(TASK_URI))
+
+
+def processes(state: stack.StackState, pattern: str) -> set[int]:
+    """Return the ids of the stack's processes whose title matches the pattern."""
+    pids = set()
+    for process in psutil.Process(state.pid).children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and re.search(pattern, " ".join(process.cmdline())):
+                pids.add(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return pids
+
+
+def test_choices_and_their_log_probabilities_are_those_of_the_format(service: Service) -> None:
+    for question in QUESTIONS:
+        whole = service.ask(question, logprobs=True, top_logprobs=5, extra_body=CHOICE)
+        assert whole.choices[0].message.content in OPTIONS
+        assert whole.choices[0].finish_reason == "stop"
+        for token in whole.choices[0].logprobs.content:
+            assert token.logprob == token.top_logprobs[0].logprob
+            assert all(likely.logprob > -100 for likely in token.top_logprobs)
+        chunks = list(service.ask(question, stream=True, extra_body=CHOICE))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+
+
+def test_a_format_that_is_not_supported_is_a_400_and_does_not_affect_later_requests(service: Service) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "string", "not": {}}}}
+    with pytest.raises(openai.BadRequestError, match="'not' is not supported") as caught:
+        service.ask("abc", extra_body={"response_format": schema})
+    assert caught.value.param == "response_format"
+    with pytest.raises(openai.BadRequestError, match="response_format") as caught:
+        service.ask("abc", extra_body={"response_format": {"type": "json_object"}})  # the tokenizer has no braces
+    assert service.ask("abc", extra_body=CHOICE).choices[0].message.content in OPTIONS
+
+
+def test_rays_prometheus_endpoint_has_the_metrics_of_the_engine(service: Service) -> None:
+    service.ask("abc")
+    with connect():
+        (node,) = ray.nodes()
+    names = {
+        "ray_vllm_num_requests_running",
+        "ray_vllm_kv_cache_usage_perc",
+        "ray_vllm_generation_tokens_total",
+        "ray_vllm_time_to_first_token_seconds_bucket",
+    }
+    wait_until(lambda: names <= queries.exposed(requests.get(metrics_url(node), timeout=60).text))
+    assert queries.OF_VLLM in queries.kept()
+    metrics = requests.get(metrics_url(node), timeout=60).text
+    (line,) = [line for line in metrics.splitlines() if line.startswith("ray_vllm_generation_tokens_total{")]
+    assert float(line.rsplit(" ", 1)[-1]) > 0
+
+
+@contextmanager
+def under_load(service: Service) -> Iterator[list[int]]:
+    """Send questions from four clients until the block ends, and yield the statuses of the responses so far."""
+    statuses: list[int] = []
+    over = threading.Event()
+
+    def send(number: int) -> None:
+        for question in itertools.islice(itertools.cycle(QUESTIONS), number, None):
+            body = {"messages": [{"role": "user", "content": question}]}
+            statuses.append(requests.post(f"{service.url}/v1/chat/completions", json=body, timeout=60).status_code)
+            if over.wait(0.05):
+                return
+
+    with ThreadPoolExecutor(4) as clients:
+        sending = [clients.submit(send, number) for number in range(4)]
+        try:
+            yield statuses
+        finally:
+            over.set()
+        for future in sending:
+            future.result()  # a request without a response within 60 s is an error
+
+
+@pytest.mark.parametrize("victim", [ENGINE, SERVER], ids=["engine", "server"])
+def test_an_engine_that_is_killed_is_replaced_and_requests_are_answered_again(
+    stack: stack.StackState, service: Service, victim: str
+) -> None:
+    expected = service.expected(service.first)
+    before = {pattern: processes(stack, pattern) for pattern in (ENGINE, SERVER, REPLICA)}
+    assert all(before.values()), before
+    with under_load(service) as statuses:
+        wait_until(lambda: len(statuses) > 20)
+        for pid in before[victim]:
+            psutil.Process(pid).kill()
+        wait_until(lambda: processes(stack, ENGINE) - before[ENGINE])
+        wait_until(lambda: set(statuses[-20:]) == {200})
+    counts = Counter(statuses)
+    assert set(counts) <= {200, 500, 503}, counts
+    assert counts[500] <= 4, counts  # at most one per client, in the second before the engine's end is noticed
+    assert [service.ask(question).choices[0].message.content for question in QUESTIONS] == expected
+    wait_until(lambda: not any(pids & processes(stack, pattern) for pattern, pids in before.items()))
