@@ -89,9 +89,9 @@ def test_a_text_is_redacted_as_a_whole_although_in_pieces(words: list[tuple[str,
 
 def test_a_long_text_is_redacted_in_pieces() -> None:
     text = "see report 12 of the ward " * 10_000
-    found = [*pieces(text)]
-    assert "".join(found) == text
-    assert max(map(len, found)) < PIECE_CHARS + 100
+    parts = [*pieces(text)]
+    assert "".join(parts) == text
+    assert max(map(len, parts)) < PIECE_CHARS + 100
     assert [*pieces("a1" * PIECE_CHARS)] == ["a1" * PIECE_CHARS]
 
 
