@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from cluster.progress import ProgressReporter
+from cluster.resources import gpu_visibility
 from serving.batch_jobs.locations import normalized_locations
 from serving.batch_jobs.schema import BatchError, BatchSpec, InputFile, OutputClaim, OutputManifest, Part, PartResult
 from serving.batch_jobs.scorers import SCORERS
@@ -275,6 +276,7 @@ def _score_parts(parts: Sequence[Part], batch: BatchSpec, config: ServingConfig)
         compute=pool,
         num_cpus=config.cpus_per_replica,
         num_gpus=gpus,
+        runtime_env={"env_vars": gpu_visibility(gpus)},
         # By default, restarts are unlimited, so a row that kills its worker would be repeated forever.
         max_restarts=RESTARTS,
         max_task_retries=RESTARTS,

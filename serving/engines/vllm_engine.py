@@ -7,6 +7,7 @@ it, so its actor is killed.
 
 import importlib.util
 import json
+import logging
 import tempfile
 import threading
 import time
@@ -52,6 +53,8 @@ ADAPTER_S = 300  # timeout of loading or removing an adapter
 SHUTDOWN_S = 30
 STAGED_ADAPTERS = 2  # in addition to the champion and `serving.versions`: a challenger, a version in promotion
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf")
+
+_log = logging.getLogger("ray.serve")
 
 
 class EngineNotInstalled(RuntimeError):
@@ -269,6 +272,7 @@ class VllmEngine(LanguageModelEngine):
                 raise _stopped_error() from None
             if grammar is None or grammar in self._grammars.own_texts:
                 raise engine_failed() from error
+            _log.warning("vLLM failed to generate an answer in a client's format: %s", error.cause)
             raise refused_format(FormatError(NOT_GENERATED)) from error  # vLLM does not report which one it is
         except RayActorError:
             raise _stopped_error() from None

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -224,13 +225,16 @@ def guard_children() -> subprocess.Popen[bytes]:
 
     Without it, vLLM's processes would keep running, and keep the GPU's memory, if their actor is killed.
     """
-    children = [os.pidfd_open(child.pid) for child in psutil.Process().children(recursive=True)]
+    children = list[int]()
     try:
+        for child in psutil.Process().children(recursive=True):
+            with suppress(ProcessLookupError):  # it has ended
+                children.append(os.pidfd_open(child.pid))
         command = [sys.executable, "-S", "-c", GUARD, *map(str, children)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=children, start_new_session=True)
     finally:
-        for child in children:
-            os.close(child)
+        for descriptor in children:
+            os.close(descriptor)
 
 
 def special_token_biases(engine: Any) -> dict[int, float]:

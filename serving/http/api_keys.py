@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date
+from itertools import takewhile
 from typing import Literal, NamedTuple, get_args
 
 from serving.http.schemas import LOCAL, RequestError
@@ -114,7 +115,8 @@ def parse_keys(content: bytes, *, source: str) -> KeyFile:
                 raise KeysError("duplicate key")
         except KeysError as error:
             errors.append(f"{source}, line {number}: {error}")
-            unreadable.update(word.strip("\"'`,;") for word in text.split())
+            words = takewhile(lambda word: "=" not in word, text.split())  # without options
+            unreadable.update(word.strip("\"'`,;") for word in words)
         else:
             keys[key.sha256] = key
     return KeyFile(tuple(keys.values()), tuple(errors), frozenset(unreadable))
@@ -123,8 +125,9 @@ def parse_keys(content: bytes, *, source: str) -> KeyFile:
 def keys_in_force(file: KeyFile, *, former: Sequence[ApiKey]) -> tuple[ApiKey, ...]:
     """Return the keys in force after a change of the file. A mistake in a line neither adds nor removes a key.
 
-    A line that cannot be read leaves the former keys unchanged whose name or hash is one of its words. If no line can
-    be read, for example because of the file's encoding, all former keys stay. An empty file removes all keys.
+    A line that cannot be read leaves the former keys unchanged whose name or hash is one of its words before the
+    options. If no line can be read, for example because of the file's encoding, all former keys stay. An empty file
+    removes all keys.
     """
     if file.errors and not file.keys:
         return tuple(former)
@@ -233,7 +236,8 @@ def require_own_page(headers: Mapping[str, str]) -> None:
         hosts = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
         is_own = origin is None or _host_name(origin) in {_host_name(host) for host in hosts if host}
     if not is_own:
-        message = "requests from pages of other origins are not accepted; a gateway must pass Host or X-Forwarded-Host"
+        remedy = "pass Host or X-Forwarded-Host" if site is None else "check and remove Origin and Sec-Fetch-Site"
+        message = f"requests from pages of other origins are not accepted; a gateway can {remedy}"
         raise RequestError(403, "foreign_page", message)
 
 

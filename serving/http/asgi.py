@@ -23,7 +23,7 @@ from starlette.websockets import WebSocketClose
 
 from serving.http.admission import client_name
 from serving.http.api_keys import KeyScope
-from serving.http.body_turns import BodyTurns, turn_bytes
+from serving.http.body_turns import SMALL_BODY_BYTES, BodyTurns
 from serving.http.schemas import RequestError
 from serving.http.security_headers import DATA_POLICY, security_headers
 
@@ -174,10 +174,9 @@ class Endpoint:
 
     async def _wait_for_turn(self, body: bytes, receive: Receive) -> None:
         """Wait until the body may be parsed. Raises RequestError if the client disconnects meanwhile."""
-        num_bytes = turn_bytes(body)
-        if not num_bytes:
+        if len(body) <= SMALL_BODY_BYTES:
             return
-        turn = self.turns.wait(client=client_name(), num_bytes=num_bytes)
+        turn = self.turns.wait(client=client_name(), num_bytes=len(body))
         if not await _while_connected(turn, receive):
             raise RequestError(400, "disconnected", "the client closed the connection before its body was parsed")
 

@@ -108,6 +108,7 @@ def test_an_error_gives_the_line_number_and_not_the_line(tmp_path: Path) -> None
         (f"o1\n{'a' * 64} app", "app-1 app-2 other"),
         (f"o1\n'application {'a' * 64}'", "app-1 other"),
         ("o1\n'app' oops", "app-1 app-2 other"),
+        ("o1\nnew oops scopes=predict, app", "other"),  # a word of an option is no name
         ("\ufeffa1\no1", "app-1 other"),  # an editor has added a byte order mark
     ],
 )

@@ -1,4 +1,4 @@
-"""Turns of large bodies and schemas: other bodies do not wait, and clients take turns."""
+"""Turns of large bodies: small bodies do not wait, and clients with large ones take turns."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -93,28 +93,6 @@ def test_only_large_bodies_wait_for_the_pause_after_a_large_one(monkeypatch: pyt
         await asyncio.gather(*waiting, return_exceptions=True)
 
     run(scenario)
-
-
-@pytest.mark.parametrize("name", [b'"json_schema"', rb'"json\u005fschema"', rb'"\u006Ason_schema"'])
-def test_a_schema_waits_for_its_turn_and_takes_longer_than_its_size(
-    monkeypatch: pytest.MonkeyPatch, name: bytes
-) -> None:
-    monkeypatch.setattr(body_turns, "BYTES_PER_S", 1.0)  # the pause takes hours
-    schema = b'{"type": ' + name + b"}" + b" " * 1000
-
-    async def scenario() -> None:
-        service = Service()
-        await service.send("many", schema)
-        waiting = [service.send(client, schema) for client in ("many", "some")]
-        await service.send("tiny", SMALL)
-        assert service.answered == ["many", "tiny"]
-        for request in waiting:
-            request.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-
-    run(scenario)
-    assert body_turns.turn_bytes(schema) > 50 * len(schema)
-    assert body_turns.turn_bytes(SMALL) == body_turns.turn_bytes(rb'"caf\u00e9 \u003c3"') == 0
 
 
 def test_a_cancelled_request_leaves_its_turn_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
