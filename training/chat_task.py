@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ from training.task import Diverged, TrainingTask, means_over_ranks, trainable_co
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COMPARED_ROWS = 4
+COMPARED_ROWS, COMPARED_TOKENS, COMPARED_LOGITS = 4, 4096, 256
 ISOLATION_TOKENS, ISOLATION_TOLERANCE = (8, 7), 1e-4
 """Lengths of the two conversations of the isolation check, and the tolerated difference of a logit, relative to the
 largest logit. Rounding in fp32 causes a thousandth of this difference. A leak between the conversations exceeds it even
@@ -170,9 +170,13 @@ class ChatRuntime:
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
         sample = self.train.sample()
-        rows = sample.conversations(range(min(COMPARED_ROWS, len(sample))))
+        sizes = np.cumsum(sample.lengths[:COMPARED_ROWS])
+        rows = sample.conversations(range(max(1, int((sizes <= COMPARED_TOKENS).sum()))))
+        batch = pack(rows, pad_id=self._pad_id)
+        step = 1 + len(batch.positions) // COMPARED_LOGITS  # a position has a value per token of the vocabulary
+        batch = replace(batch, positions=batch.positions[::step], targets=batch.targets[::step])
         with model.dense_attention(), fp32_weights(model):  # flash attention computes in half precision only
-            logits: torch.Tensor = model(*as_tensors(pack(rows, pad_id=self._pad_id), device=device))
+            logits: torch.Tensor = model(*as_tensors(batch, device=device))
         return logits
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:

@@ -19,6 +19,9 @@ from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.grammar.compiler import Grammar
 from tailorbird.models.grammar.processor import GrammarProcessor
 
+MAX_GPU_REQUESTS = 128
+"""Requests in a forward pass on a GPU by default. Attention computes each request over the keys of all requests, and
+masks those of the others, so its time increases with the square of their number."""
 CACHE_TOKENS, PAGE_TOKENS, BATCH_TOKENS = 16384, 32, 512
 """Continuous batching on CPU: number of tokens in the key-value cache, in a page of it, and in a forward pass.
 
@@ -159,11 +162,15 @@ def context_length(lm: Any) -> int | None:
 
 
 def batching_config(device: torch.device | str, **options: Any) -> Any:
-    """Return the continuous batching config for a model on a device; transformers sets the sizes on a GPU."""
+    """Return the continuous batching config for a model on a device; transformers sets the size of the cache on a GPU.
+
+    The attention is not replaced by that of an installed package, which can load code of a hub.
+    """
     if torch.device(device).type == "cpu":
         sizes = {"num_blocks": CACHE_TOKENS // PAGE_TOKENS, "page_size": PAGE_TOKENS, "max_batch_tokens": BATCH_TOKENS}
-        options = sizes | options
-    return ContinuousBatchingConfig(**options)
+    else:
+        sizes = {"max_requests_per_batch": MAX_GPU_REQUESTS}
+    return ContinuousBatchingConfig(auto_switch_to_flash=False, **(sizes | options))
 
 
 def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) -> NDArray[np.float64]:

@@ -29,8 +29,10 @@ def _attention(
 
     Shapes: [1, H, Q, D], [1, K, KV, D], [1, K, KV, D], [1, 1, Q, KV] -> [1, Q, H, D], where H is a multiple of K.
     """
-    bounds = request_bounds(options)
-    if bounds is None or query.device.type != "cpu" or attention_mask is None or attention_mask.shape[1] != 1:
+    is_masked = attention_mask is not None and attention_mask.shape[1] == 1
+    # On a GPU, reading the bounds would wait for all work before.
+    bounds = request_bounds(options) if is_masked and query.device.type == "cpu" else None
+    if bounds is None or attention_mask is None:
         output: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
         return output, None
     queries, keys = bounds

@@ -82,3 +82,10 @@ def test_short_and_long_requests_are_in_different_groups() -> None:
     queries, keys = (0, *accumulate([1] * 4)), (0, *accumulate([3, 90, 4, 31]))
     lengths = [(indices.shape, int((~padding).sum())) for _, indices, padding in _groups(queries, keys)]
     assert lengths == [((2, 4), 7), ((1, 31), 31), ((1, 90), 90)]
+
+
+def test_on_another_device_than_a_cpu_no_value_is_read() -> None:
+    states, options = packed_pass([(1, 9), (1, 7), (3, 8)])
+    on_meta = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    output, _ = _attention(MODULE, *(state.to("meta") for state in states), scaling=0.3, **on_meta)
+    assert output.shape == (1, 5, HEADS, WIDTH)

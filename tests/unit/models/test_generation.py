@@ -7,7 +7,7 @@ import torch
 from cluster.progress import ProgressEvent, ProgressReporter, RowsEvent, reporting_to
 from tailorbird.data.chat_template import Tokens, conversation_tokens, prompt_tokens
 from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.generation import answer_prompts, log_likelihoods
+from tailorbird.models.generation import MAX_GPU_REQUESTS, answer_prompts, batching_config, log_likelihoods
 from tests.small_chat import language_model, tokenizer
 
 TOKENIZER, LM = tokenizer(), language_model()
@@ -56,3 +56,10 @@ def test_answers_in_a_batch_equal_the_answers_of_single_prompts() -> None:
         assert answer.finished == (answered[-1] == TOKENIZER.eos_token_id)
         assert answer.tokens == (answered[:-1] if answer.finished else answered)
         assert 0 < answer.confidence <= 1
+
+
+def test_on_a_gpu_requests_are_limited_and_no_installed_package_replaces_the_attention() -> None:
+    config = batching_config("cuda")
+    assert (config.max_requests_per_batch, config.auto_switch_to_flash) == (MAX_GPU_REQUESTS, False)
+    assert batching_config("cuda", max_requests_per_batch=64).max_requests_per_batch == 64
+    assert batching_config("cpu").auto_switch_to_flash is False

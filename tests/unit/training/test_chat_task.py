@@ -259,6 +259,22 @@ def test_rows_are_truncated_at_max_length(tmp_path: Path) -> None:
     assert torch.isfinite(runtime.logits(runtime.build(config_of()), device="cpu")).all()
 
 
+def test_an_export_is_compared_by_few_logits_of_long_conversations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_task, "COMPARED_LOGITS", 3)
+    save(tmp_path)
+    runtime = task_of(tmp_path.as_uri()).load_runtime()
+    model = runtime.build(config_of())
+    few = runtime.logits(model, device="cpu")
+    assert 1 < len(few) <= 3
+    monkeypatch.setattr(chat_task, "COMPARED_LOGITS", 256)
+    every = runtime.logits(model, device="cpu")
+    torch.testing.assert_close(few, every[:: 1 + len(every) // 3])
+    monkeypatch.setattr(chat_task, "COMPARED_TOKENS", 1)
+    assert len(runtime.logits(model, device="cpu")) < len(every)  # those of the first conversation
+
+
 def test_conversations_without_room_for_an_answer_are_rejected(tmp_path: Path) -> None:
     save(tmp_path)
     with pytest.raises(DataError, match=r"12 training conversations have no answer.*\(rows 2, 3, 4, 7, 8\)"):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from deepspeed.utils.config import get_timers_config
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -56,6 +57,7 @@ def test_deepspeed_gets_the_batch_size_of_each_worker(stage: int) -> None:
     assert config["train_micro_batch_size_per_gpu"] == 8
     assert config["zero_optimization"]["stage"] == stage
     assert config["torch_autocast"]["enabled"] is True
+    assert get_timers_config(config).enabled is False
     assert deepspeed_config(training, num_workers=2, autocast=False)["torch_autocast"]["enabled"] is False
 
 
