@@ -226,8 +226,8 @@ def test_max_tokens_cuts_the_json_and_a_stop_text_ends_it(engine: TransformersEn
     assert stopped.text.endswith('"ok"')
 
 
-def test_log_probabilities_contain_only_tokens_that_the_format_allows(engine: TransformersEngine) -> None:
-    answer = asyncio.run(last(engine, PROMPTS[2], format=CHOICE, num_likely=20))
+def first_tokens_of_choice(answer: Any) -> set[str]:
+    """Check the log-probabilities of an answer in `CHOICE`; return the tokens with which it could begin."""
     assert answer.logprobs is not None
     for token in answer.logprobs:
         probabilities = torch.tensor([likely.logprob for likely in token.most_likely]).exp()
@@ -235,6 +235,12 @@ def test_log_probabilities_contain_only_tokens_that_the_format_allows(engine: Tr
         assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)
     first = {likely.token for likely in answer.logprobs[0].most_likely}
     assert all(any(option.startswith(token) for option in CHOICE.choice) for token in first)
+    return first
+
+
+def test_log_probabilities_contain_only_tokens_that_the_format_allows(engine: TransformersEngine) -> None:
+    answer = asyncio.run(last(engine, PROMPTS[2], format=CHOICE, num_likely=20))
+    first = first_tokens_of_choice(answer)
     assert "j" not in first
 
 

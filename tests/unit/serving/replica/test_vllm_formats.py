@@ -29,6 +29,7 @@ from tests.unit.serving.replica.test_structured_outputs import (
     PROMPTS,
     SCHEMA,
     TOKENIZER,
+    first_tokens_of_choice,
     last,
     pieces,
     sampled,
@@ -162,13 +163,7 @@ def test_the_pieces_of_a_stream_are_the_whole_answer_and_max_tokens_or_a_stop_te
 
 def test_log_probabilities_contain_only_tokens_that_the_format_allows(engine: VllmEngine, loop: asyncio.Runner) -> None:
     answer = loop.run(last(engine, PROMPTS[2], format=CHOICE, num_likely=20))
-    assert answer.logprobs is not None
-    for token in answer.logprobs:
-        probabilities = torch.tensor([likely.logprob for likely in token.most_likely]).exp()
-        assert token.generated == token.most_likely[0]
-        assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)
-    first = {likely.token for likely in answer.logprobs[0].most_likely}
-    assert all(any(option.startswith(token) for option in CHOICE.choice) for token in first)
+    assert first_tokens_of_choice(answer)
 
 
 def test_a_batch_in_the_format_of_its_version_has_the_answers_and_log_probabilities_of_the_evaluation(
