@@ -29,7 +29,7 @@ ENTRYPOINT = f"python -m tailorbird run {RECIPE_FILE} --keep-log"
 DRIVER_MEMORY_GIB = 2.0
 HEAD_SHARE = 0.001  # of the head's own resource, which places the driver there
 SUBMISSION = "SUBMISSION"
-SUCCEEDED, STOPPED = "SUCCEEDED", "STOPPED"
+PENDING, SUCCEEDED, STOPPED = "PENDING", "SUCCEEDED", "STOPPED"
 OVER = (SUCCEEDED, STOPPED, "FAILED")
 FAILURE = 1
 SIGNALLED = 128  # plus the signal's number: exit code of a process that a signal ended
@@ -38,11 +38,13 @@ MAX_OUTAGE_S = 120.0
 MAX_LOG_OUTAGE_S = 10.0
 RETRY_S = 1.0
 HEARTBEAT_S = 30.0
+STATUS_S = 5.0  # between two reads of the status of a job whose log is followed
 CONNECT_S = 10.0
 STOP_S = 30.0
 
 Value = TypeVar("Value")
 Write = Callable[[str], Any]
+OnStatus = Callable[["Job"], Any]
 
 
 class JobError(ValueError):
@@ -80,6 +82,12 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"metadata": dict(self.metadata), "exit_code": self.exit_code}
+
+    def activity(self) -> str:
+        """Return what the job does or waits for, while its log has no new lines."""
+        if self.status == PENDING:
+            return f"{self.id} is pending: {self.message.rstrip('.')}"
+        return f"{self.id} is {self.status.lower()}; its log has no new line"
 
     def line(self) -> str:
         started = "" if self.started_s is None else f"{datetime.fromtimestamp(self.started_s, UTC):%Y-%m-%d %H:%M:%S}"
@@ -217,12 +225,15 @@ def stop(job_id: str) -> Job:
     return job
 
 
-def follow(job_id: str, *, write: Write, max_outage_s: float = MAX_OUTAGE_S) -> Job:
+def follow(
+    job_id: str, *, write: Write, on_status: OnStatus = lambda _: None, max_outage_s: float = MAX_OUTAGE_S
+) -> Job:
     """Write the job's log as it grows, and return the job when it has ended.
 
-    A dashboard outage of up to `max_outage_s` seconds only causes a delay. Raises SessionError after a longer outage.
+    `on_status` receives the job at the start and then every STATUS_S seconds. A dashboard outage of up to
+    `max_outage_s` seconds only causes a delay. Raises SessionError after a longer outage.
     """
-    read_job(job_id)
+    on_status(read_job(job_id))
     num_written = 0
 
     def write_new(text: str, start: int) -> None:
@@ -233,7 +244,7 @@ def follow(job_id: str, *, write: Write, max_outage_s: float = MAX_OUTAGE_S) -> 
 
     while True:
         with suppress(aiohttp.ClientError, OSError):  # the job's status is read below
-            asyncio.run(_tail(job_id, write_new))
+            asyncio.run(_tail(job_id, write_new, on_status))
         job = _retry_unreachable(lambda: read_job(job_id), max_outage_s=max_outage_s)
         try:  # write the part that the stream did not deliver
             write_new(
@@ -247,9 +258,9 @@ def follow(job_id: str, *, write: Write, max_outage_s: float = MAX_OUTAGE_S) -> 
         time.sleep(RETRY_S)
 
 
-async def _tail(job_id: str, write_at: Callable[[str, int], None]) -> None:
+async def _tail(job_id: str, write_at: Callable[[str, int], None], on_status: OnStatus) -> None:
     """Pass the stream of the log to `write_at(text, position)` until the job ends or the stream breaks off."""
-    url, headers = f"{dashboard_url()}/api/jobs/{quote(job_id, safe='')}/logs/tail", auth_headers()
+    url, headers = f"{dashboard_url()}/api/jobs/{quote(job_id, safe='')}", auth_headers()
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
     position = 0
 
@@ -260,12 +271,25 @@ async def _tail(job_id: str, write_at: Callable[[str, int], None]) -> None:
 
     async with (
         aiohttp.ClientSession(middlewares=(authorize,), timeout=timeout, trust_env=True) as session,
-        session.ws_connect(url, heartbeat=HEARTBEAT_S, max_msg_size=0, ssl=ssl_context()) as stream,
+        session.ws_connect(f"{url}/logs/tail", heartbeat=HEARTBEAT_S, max_msg_size=0, ssl=ssl_context()) as stream,
     ):
-        async for message in stream:
-            if message.type is aiohttp.WSMsgType.TEXT:
-                write_at(message.data, position)
-                position += len(message.data)
+        polling = asyncio.create_task(_poll(session, url, on_status))
+        try:
+            async for message in stream:
+                if message.type is aiohttp.WSMsgType.TEXT:
+                    write_at(message.data, position)
+                    position += len(message.data)
+        finally:
+            polling.cancel()
+
+
+async def _poll(session: aiohttp.ClientSession, url: str, on_status: OnStatus) -> None:
+    """Pass the job at `url` to `on_status` every STATUS_S seconds, if the dashboard answers."""
+    while True:
+        await asyncio.sleep(STATUS_S)
+        with suppress(aiohttp.ClientError, OSError, ValueError):
+            async with session.get(url, ssl=ssl_context(), raise_for_status=True) as answer:
+                on_status(_job(await answer.json()))
 
 
 def _retry_unreachable(request: Callable[[], Value], *, max_outage_s: float) -> Value:

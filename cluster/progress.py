@@ -43,6 +43,13 @@ class NoteEvent:
 
 
 @dataclass(frozen=True)
+class LineEvent:
+    """A line of the log of a job, which is printed as it is."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class ActivityEvent:
     """What the current stage does from now on, or what it waits for."""
 
@@ -104,7 +111,16 @@ class StepEvent:
 
 
 ProgressEvent = (
-    PlanEvent | StageEvent | NoteEvent | ActivityEvent | RowsEvent | ScoreEvent | TrialEvent | EpochEvent | StepEvent
+    PlanEvent
+    | StageEvent
+    | NoteEvent
+    | LineEvent
+    | ActivityEvent
+    | RowsEvent
+    | ScoreEvent
+    | TrialEvent
+    | EpochEvent
+    | StepEvent
 )
 
 

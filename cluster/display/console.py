@@ -29,6 +29,7 @@ from cluster.display.state import (
 )
 from cluster.progress import (
     EpochEvent,
+    LineEvent,
     NoteEvent,
     PlanEvent,
     ProgressEvent,
@@ -41,10 +42,11 @@ from cluster.progress import (
 )
 
 SILENCE_S = 5.0
-"""Seconds without output after which a log gets a line about the current activity. In a log for people, each further
-line of the same activity waits twice as long as the last, up to `MAX_SILENCE_S`, so that the log stays short."""
-MAX_SILENCE_S = 60.0
-LOG_INTERVAL_S = 15.0  # minimum seconds between two lines about training steps in a log
+"""Seconds without output after which a log gets a line about the current activity."""
+LOG_INTERVAL_S = 15.0
+"""Minimum seconds between two lines about training steps in a log, and in a log for people also the maximum seconds
+without output: the first line about an activity comes after `SILENCE_S`, the second 10 s later, and the others at this
+interval, so that a stage of an hour adds about 240 lines."""
 MIN_SHOWN_S = 1.0  # shorter stages end without a line in a log
 TICK_S = 1.0
 
@@ -111,7 +113,7 @@ class LogDisplay:
             now = self._clock()
             if now - self._printed < self._allowed_s:
                 return
-            self._allowed_s = SILENCE_S if self._as_json else min(MAX_SILENCE_S, 2 * self._allowed_s)
+            self._allowed_s = SILENCE_S if self._as_json else min(LOG_INTERVAL_S, 2 * self._allowed_s)
             line = activity_line(self._state, now=now)
             if self._as_json:
                 self._print_json("alive", {"stage": self._state.stage, "text": line}, now=now)
@@ -120,7 +122,7 @@ class LogDisplay:
 
     def _print(self, line: str, *, now: float) -> None:
         self._printed = now
-        self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _print_json(self, name: str, values: dict[str, object], *, now: float) -> None:
         content = {"event": name, "elapsed_s": round(now - self._started, 1), **values}
@@ -128,7 +130,7 @@ class LogDisplay:
 
 
 class TerminalDisplay:
-    """Printer of stages and notes above a live view of the run."""
+    """Printer of stages, notes and lines above a live view of the run."""
 
     def __init__(self, console: Console, *, clock: Clock = time.monotonic) -> None:
         self._console, self._clock = console, clock
@@ -137,7 +139,7 @@ class TerminalDisplay:
         self._spinner = Spinner("dots")
 
     def report(self, event: ProgressEvent) -> None:
-        """Change the live view. Stages, notes and plans are also printed above it."""
+        """Change the live view. Stages, notes, lines and plans are also printed above it."""
         with self._lock:  # not while printing, for which rich waits until its thread has called `view`
             now = self._clock()
             before, self._state = self._state, next_state(self._state, event, now=now)
@@ -146,9 +148,9 @@ class TerminalDisplay:
                 took = duration(now - before.since)
                 self._console.print(f"  [green]✓[/green] {escape(before.stage)} took {took}", highlight=False)
             self._console.print(f"[bold]{escape(printable(event.text))}[/bold]", highlight=False, soft_wrap=True)
-        elif isinstance(event, NoteEvent | PlanEvent):
+        elif isinstance(event, NoteEvent | LineEvent | PlanEvent):
             for line in log_lines(event):
-                self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+                self._console.print(printable(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def view(self) -> RenderableType:
         """Return the live view: the current activity, the stages and the contenders.
@@ -173,7 +175,7 @@ class TerminalDisplay:
 def log_lines(event: ProgressEvent) -> list[str]:
     """Return the lines of an event in a log. The line about the activity, after `SILENCE_S`, contains its rows."""
     match event:
-        case StageEvent(text):
+        case StageEvent(text) | LineEvent(text):
             return [text]
         case NoteEvent(text):
             return [f"  {text}"]

@@ -25,7 +25,7 @@ def console(
     """
     import webbrowser
 
-    with options.activity(f"listing the tasks of {uri}"):
+    with options.activity(f"listing the tasks of {uri}", as_json=as_json):
         from cluster.connection import sigterm_raises
         from serving.console_server import ConsoleServer, private_link
         from tailorbird.storage.listing import list_folder

@@ -4,8 +4,8 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from cluster.display.control_characters import printable
 from tailorbird import PROJECT_ROOT
 from tailorbird.cli import options
 
@@ -32,13 +32,12 @@ def submit(
     from cluster import jobs
     from cluster.dashboard import use_dashboard
 
-    loaded = options.read_recipe(recipe, overrides)
+    loaded = options.read_recipe(recipe, overrides, as_json=as_json)
     use_dashboard(address)
-    with options.activity("packing this checkout and submitting the job"):
+    with options.activity("packing this checkout and submitting the job", as_json=as_json):
         submission = jobs.submit(loaded, root=PROJECT_ROOT, again=again, driver_memory_gib=driver_memory)
     if follow:
-        print(submission.line(), file=sys.stderr)
-        _follow(submission.job.id, as_json=as_json, value={"how": submission.how})
+        _follow(submission.job.id, as_json=as_json, value={"how": submission.how}, first=submission.line())
     lines = [submission.line(), f"to follow its log: tailorbird jobs logs {submission.job.id} --follow"]
     options.print_result(submission.job.to_dict() | {"how": submission.how}, as_json=as_json, lines=lines)
 
@@ -53,7 +52,7 @@ def list_jobs(address: options.Address = None, as_json: options.AsJson = False) 
     from cluster.dashboard import use_dashboard
 
     use_dashboard(address)
-    with options.activity("reading the jobs of the cluster"):
+    with options.activity("reading the jobs of the cluster", as_json=as_json):
         submitted = jobs.list_jobs()
     lines = [job.line() for job in submitted] or ["no jobs; run `tailorbird submit RECIPE` to submit one"]
     options.print_result({"jobs": [job.to_dict() for job in submitted]}, as_json=as_json, lines=lines)
@@ -69,7 +68,7 @@ def job_status(job: options.JobId, address: options.Address = None, as_json: opt
     from cluster.dashboard import use_dashboard
 
     use_dashboard(address)
-    with options.activity(f"reading the status of {job}"):
+    with options.activity(f"reading the status of {job}", as_json=as_json):
         status = jobs.read_job(job)
     options.print_result(status.to_dict(), as_json=as_json, lines=[status.line(), status.message])
 
@@ -88,7 +87,7 @@ def logs(
     use_dashboard(address)
     if follow:
         _follow(job, as_json=as_json, value={})
-    with options.activity(f"reading the log of {job}"):
+    with options.activity(f"reading the log of {job}", as_json=as_json):
         text = jobs.read_log(jobs.read_job(job).id)
     options.print_result({"job": job, "log": text}, as_json=as_json, lines=[text.rstrip("\n")])
 
@@ -103,18 +102,41 @@ def stop_job(job: options.JobId, address: options.Address = None, as_json: optio
     from cluster.dashboard import use_dashboard
 
     use_dashboard(address)
-    with options.activity(f"waiting until {job} has stopped"):
+    with options.activity(f"waiting until {job} has stopped", as_json=as_json):
         status = jobs.stop(job)
     options.print_result(status.to_dict(), as_json=as_json, lines=[status.line()])
 
 
-def _follow(job_id: str, *, as_json: bool, value: dict[str, Any]) -> None:
-    """Print the log until the job ends and exit with its code; on Ctrl-C, exit without stopping the job."""
-    from cluster import jobs
+def _follow(job_id: str, *, as_json: bool, value: dict[str, Any], first: str | None = None) -> None:
+    """Print the log until the job ends and exit with its code; on Ctrl-C, exit without stopping the job.
 
-    stream = sys.stderr if as_json else sys.stdout
+    While the log has no new lines, print the job's status. `first` is a line to print before the log.
+    """
+    from cluster import jobs
+    from cluster.display.console import display
+    from cluster.progress import LineEvent
+
+    rest, activity = "", ""
     try:
-        job = jobs.follow(job_id, write=lambda text: print(printable(text), end="", file=stream, flush=True))
+        with display(Console(stderr=as_json), as_json=as_json) as progress:
+
+            def write(text: str) -> None:
+                nonlocal rest
+                *lines, rest = (rest + text).split("\n")
+                for line in lines:
+                    progress.report(LineEvent(line))
+
+            def show_status(job: jobs.Job) -> None:
+                nonlocal activity
+                if job.activity() != activity:
+                    activity = job.activity()
+                    progress.activity(activity)
+
+            if first is not None:
+                progress.note(first)
+            progress.activity(f"reading the status of {job_id}")
+            job = jobs.follow(job_id, write=write, on_status=show_status)
+            write("\n" if rest else "")
     except KeyboardInterrupt:
         follow, stop = f"tailorbird jobs logs {job_id} --follow", f"tailorbird jobs stop {job_id}"
         print(f"\n{job_id} continues; run `{follow}` to see its log or `{stop}` to stop it", file=sys.stderr)

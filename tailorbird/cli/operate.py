@@ -30,7 +30,7 @@ def watch(
         from tailorbird.monitoring.request_log import require_request_log
         from tailorbird.operate.pushgateway import push_metrics
 
-        require_request_log(options.read_recipe(recipe))
+        require_request_log(options.read_recipe(recipe, as_json=as_json))
     with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
         from tailorbird.operate.watch import parse_today, watch_champion
 
@@ -95,12 +95,16 @@ def export_audit(
 
     Example: tailorbird audit export recipes/icd10_demo.yaml --days 2026-03-01:2026-03-07 --to file:///tmp/audit.parquet
     """
-    with options.activity("drawing a sample of the request log"):
+    with options.activity("drawing a sample of the request log", as_json=as_json):
         from tailorbird.monitoring.label_audit import parse_days
         from tailorbird.operate.watch import draw_audit
 
         num = draw_audit(
-            options.read_recipe(recipe), days=parse_days(days), num_rows=rows, to=to, with_answers=with_answers
+            options.read_recipe(recipe, as_json=as_json),
+            days=parse_days(days),
+            num_rows=rows,
+            to=to,
+            with_answers=with_answers,
         )
     lines = [f"wrote {num} answers to label to {to}", f"to download it: {download(to)}"]
     options.print_result({"rows": num, "to": to}, as_json=as_json, lines=lines)
@@ -116,11 +120,11 @@ def import_audit(
 
     Example: tailorbird audit import recipes/icd10_demo.yaml file:///tmp/audit.parquet
     """
-    with options.activity(f"storing the labels of {uri}"):
+    with options.activity(f"storing the labels of {uri}", as_json=as_json):
         from tailorbird.monitoring.label_audit import import_labels
         from tailorbird.operate.watch import champion_of
 
-        loaded = options.read_recipe(recipe)
+        loaded = options.read_recipe(recipe, as_json=as_json)
         kept, num = import_labels(loaded, uri, classes=champion_of(loaded).classes)
     lines = [f"stored {num} labels in {kept}", f"to download them: {download(kept)}"]
     options.print_result({"labels": num, "kept": kept}, as_json=as_json, lines=lines)

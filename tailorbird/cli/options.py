@@ -22,7 +22,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Override values of the recipe.")
 ]
 RunOrVersion = Annotated[str, typer.Argument(metavar="URI", help="URI of a run or a version.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object to standard output, and progress as lines of JSON.")
+]
 Address = Annotated[
     str | None,
     typer.Option("--address", metavar="URL", help="URL of Ray's dashboard. Default: $RAY_API_SERVER_ADDRESS."),
@@ -110,7 +112,7 @@ def connected_recipe(
 
 
 @contextmanager
-def deploy_progress(*, as_json: bool = False) -> Iterator[Any]:
+def deploy_progress(*, as_json: bool) -> Iterator[Any]:
     """Yield a progress reporter that prints to standard error; for commands that need no connection to Ray."""
     from cluster.display.console import display
 
@@ -119,18 +121,17 @@ def deploy_progress(*, as_json: bool = False) -> Iterator[Any]:
 
 
 @contextmanager
-def activity(text: str, *, as_json: bool = False) -> Iterator[None]:
+def activity(text: str, *, as_json: bool) -> Iterator[None]:
     """Print to standard error that the command does `text` if the block takes more than a few seconds.
 
-    Wrap also the imports of a command: on a busy machine they take seconds. `as_json` is for commands that print their
-    progress as lines of JSON.
+    Wrap also the imports of a command: on a busy machine they take seconds.
     """
     with deploy_progress(as_json=as_json) as progress:
         progress.activity(text)
         yield
 
 
-def read_recipe(path: str, overrides: list[str] | None = None, *, as_json: bool = False) -> Recipe:
+def read_recipe(path: str, overrides: list[str] | None = None, *, as_json: bool) -> Recipe:
     changes = tuple(overrides or ())
     if "://" not in path:
         return load_recipe(path, overrides=changes)

@@ -13,7 +13,6 @@ from tailorbird.cli.options import (
     RecipePath,
     RunOrVersion,
     activity,
-    deploy_progress,
     print_result,
     read_recipe,
 )
@@ -24,11 +23,11 @@ def models(recipe: RecipePath, as_json: AsJson = False) -> None:
 
     Example: tailorbird models recipes/icd10_demo.yaml --json
     """
-    with activity("reading the registry"):
+    with activity("reading the registry", as_json=as_json):
         from tailorbird.registry.champion import read_champion
         from tailorbird.registry.versions import list_versions
 
-        task_uri = read_recipe(recipe).task_uri
+        task_uri = read_recipe(recipe, as_json=as_json).task_uri
         serving = read_champion(task_uri)
         champion, parity = (serving[0].uri, serving[0].parity) if serving else (None, None)
         versions = list_versions(task_uri)
@@ -55,7 +54,7 @@ def verify(uri: RunOrVersion, as_json: AsJson = False) -> None:
     """
     from tailorbird.cli.next_steps import show_page
 
-    with activity(f"recomputing the verdict at {uri}"):
+    with activity(f"recomputing the verdict at {uri}", as_json=as_json):
         from tailorbird import storage
         from tailorbird.checks.verify import verify_evidence
         from tailorbird.evaluation.report.evidence import ENGINE_EVIDENCE
@@ -83,7 +82,7 @@ def report(
 
     Example: tailorbird report s3://models/icd10-chapters/monitoring/monitoring.html --output monitoring.html
     """
-    with activity(f"reading the report at {uri}"):
+    with activity(f"reading the report at {uri}", as_json=as_json):
         from tailorbird.cli.pages import fetch_page, open_page, save_page
 
         page, changed = fetch_page(uri)
@@ -108,7 +107,7 @@ def compare(
     """
     from tailorbird.cli.next_steps import show_page
 
-    with activity("comparing the stored predictions"):
+    with activity("comparing the stored predictions", as_json=as_json):
         from tailorbird.evaluation.report.version_comparison import compare_versions
 
         comparison = compare_versions(first, second=second)
@@ -131,9 +130,9 @@ def export(
 
     Example: tailorbird export s3://models/support/versions/lora-0f3a9c21d4e7 --to support-model --merged
     """
-    from tailorbird.release.export import export_version
+    with activity(f"reading {uri}", as_json=as_json):
+        from tailorbird.release.export import export_version
 
-    with deploy_progress(as_json=as_json):
         exported = export_version(uri.rstrip("/"), to, merged=merged, encoder_only=encoder_only)
     lines = [f"{to}: {exported.library} loads it; {to}/README.md shows how, and has the verdict"]
     lines += exported.notes
@@ -163,7 +162,7 @@ def security_log(
     """
     last = (until or datetime.now(UTC)).date()
     first = since.date() if since else last - timedelta(days=30)
-    with activity(f"reading the security log of {uri}"):
+    with activity(f"reading the security log of {uri}", as_json=as_json):
         from tailorbird.registry.security_log import read
 
         log = read(uri, since=first, until=last)

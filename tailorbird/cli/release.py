@@ -34,8 +34,8 @@ def promote(
     Example: tailorbird promote recipes/icd10_demo.yaml --engine auto
     """
     if engine is None:  # does not need Ray if the task is not served
-        task_uri = options.read_recipe(recipe).task_uri
-        with options.deploy_progress() as progress:
+        task_uri = options.read_recipe(recipe, as_json=as_json).task_uri
+        with options.deploy_progress(as_json=as_json) as progress:
             from tailorbird.release.promotion import promote_version
 
             champion = promote_version(task_uri, version=version, override=override, progress=progress)
@@ -67,8 +67,8 @@ def rollback(
 
     Example: tailorbird rollback recipes/icd10_demo.yaml --reason "complaints about burns"
     """
-    task_uri = options.read_recipe(recipe).task_uri
-    with options.deploy_progress() as progress:
+    task_uri = options.read_recipe(recipe, as_json=as_json).task_uri
+    with options.deploy_progress(as_json=as_json) as progress:
         from tailorbird.release.promotion import roll_back
 
         champion = roll_back(task_uri, reason=reason, other_weights=other_weights, progress=progress)
@@ -90,15 +90,15 @@ def serve(
 
     Example: tailorbird serve recipes/icd10_demo.yaml --stop
     """
-    loaded = options.read_recipe(recipe, overrides)
+    loaded = options.read_recipe(recipe, overrides, as_json=as_json)
     if stop:
-        with options.activity(f"stopping the service of {loaded.name}"):
+        with options.activity(f"stopping the service of {loaded.name}", as_json=as_json):
             from tailorbird.release.serving import stop_service
 
             stop_service(loaded.task_uri)
         options.print_result({"stopped": loaded.name}, as_json=as_json, lines=[f"{loaded.name} is no longer served"])
         return
-    with options.deploy_progress() as progress:
+    with options.deploy_progress(as_json=as_json) as progress:
         from serving.deploy.rollout import challenger_digest
         from serving.tasks import SERVED_TASKS
         from tailorbird.release.serving import serve_champion
@@ -123,10 +123,10 @@ def scale(recipe: options.RecipePath, as_json: options.AsJson = False) -> None:
 
     Example: tailorbird scale recipes/my_task.yaml
     """
-    with options.activity("changing the worker bounds of the running cluster"):
+    with options.activity("changing the worker bounds of the running cluster", as_json=as_json):
         from tailorbird.release.rayservice import scale_clusters
 
-        lines = scale_clusters(options.read_recipe(recipe))
+        lines = scale_clusters(options.read_recipe(recipe, as_json=as_json))
     options.print_result({"changes": list(lines)}, as_json=as_json, lines=lines)
 
 
@@ -178,7 +178,7 @@ def key(
 
     Example: tailorbird key mobile-app --expires 2027-06-30 --requests 600 --tokens 1000000
     """
-    with options.activity("loading the format of keys"):
+    with options.activity("loading the format of keys", as_json=as_json):
         from serving.http.api_keys import new_key
 
     given = {"scopes": scopes, "expires": expires, "requests": requests, "texts": texts, "tokens": tokens}
@@ -234,10 +234,10 @@ def render(
     if overlay is not None:
         if to is not None or base is not None or output is None:
             raise ValueError("--overlay renders all targets to a folder; give --output, and neither --to nor --base")
-        with options.activity(f"rendering {overlay}"):
+        with options.activity(f"rendering {overlay}", as_json=as_json):
             from tailorbird.release.kube_environment import render_environment, write_environment
 
-            written = render_environment(options.read_recipe(recipe, overrides), overlay=overlay)
+            written = render_environment(options.read_recipe(recipe, overrides, as_json=as_json), overlay=overlay)
             write_environment(written, output)
         _print_notes(written.notes)
         files = [str(output / path) for path in written.files]
@@ -248,10 +248,10 @@ def render(
     if to is None:
         raise ValueError("give --to TARGET, or --overlay FOLDER --output FOLDER")
     template = base if base is None else sys.stdin.read() if base == "-" else options.read_text(base)
-    with options.activity(f"rendering the manifest {to}"):
+    with options.activity(f"rendering the manifest {to}", as_json=as_json):
         from tailorbird.release.manifests import render_manifest
 
-        done = render_manifest(options.read_recipe(recipe, overrides), to=to, base=template, name=name)
+        done = render_manifest(options.read_recipe(recipe, overrides, as_json=as_json), to=to, base=template, name=name)
     _print_notes(done.notes)
     lines = [done.text.removesuffix("\n")]
     if output is not None:
@@ -277,11 +277,11 @@ def iam(
 
     Example: tailorbird iam recipes/my_task.yaml --output policies
     """
-    with options.activity("writing the policies"):
+    with options.activity("writing the policies", as_json=as_json):
         from tailorbird.release.iam import Cluster, role_documents
 
         cluster = Cluster(namespace, account_id=account_id, oidc_provider=oidc_provider)
-        documents = role_documents(options.read_recipe(recipe, overrides), cluster=cluster)
+        documents = role_documents(options.read_recipe(recipe, overrides, as_json=as_json), cluster=cluster)
     lines = [json.dumps(documents, indent=1)]
     if output is not None:
         lines = []

@@ -79,6 +79,8 @@ def run(
 
     A rerun resumes after the last finished stage.
 
+    In a log, a line about the current activity is printed after 5 s without output, and then at least every 15 s.
+
     Example: tailorbird run recipes/icd10_demo.yaml tuning.num_trials=4
     """
     if keep_log:

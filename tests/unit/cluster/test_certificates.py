@@ -115,7 +115,7 @@ def test_one_variable_is_enough_for_requests_and_for_the_stream_of_a_log(
     monkeypatch.setenv(variable, authority)
     assert request_dashboard("GET", "/api/version").status_code == 200
     lines: list[str] = []
-    asyncio.run(_tail("some", lambda text, _: lines.append(text)))
+    asyncio.run(_tail("some", lambda text, _: lines.append(text), print))
     assert lines == ["a line"]
 
 

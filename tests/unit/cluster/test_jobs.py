@@ -16,7 +16,7 @@ from cluster.jobs import Job, Submitted, _job, _tail
 from tailorbird.cli.app import app
 
 
-def _details(**changes: Any) -> dict[str, Any]:
+def job_details(**changes: Any) -> dict[str, Any]:
     """A job as Ray's REST API returns it."""
     return {
         "type": "SUBMISSION",
@@ -47,24 +47,24 @@ def _details(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_the_exit_code_of_a_job_is_that_of_its_driver(status: str, driver: int | None, expected: int | None) -> None:
-    assert _job(_details(status=status, driver_exit_code=driver)).exit_code == expected
+    assert _job(job_details(status=status, driver_exit_code=driver)).exit_code == expected
 
 
 @given(status=st.sampled_from(["STOPPED", "FAILED"]), driver=st.none() | st.integers(-64, 255))
 def test_a_stopped_or_failed_job_has_a_non_zero_exit_code(status: str, driver: int | None) -> None:
-    code = _job(_details(status=status, driver_exit_code=driver)).exit_code
+    code = _job(job_details(status=status, driver_exit_code=driver)).exit_code
     assert code is not None
     assert 0 < code < 256
 
 
 def test_environment_variables_of_a_job_are_not_shown() -> None:
-    job = _job(_details())
+    job = _job(job_details())
     assert "hf_a-secret" not in json.dumps(job.to_dict()) + job.line() + repr(job)
 
 
 def test_times_are_in_seconds() -> None:
-    assert _job(_details()).started_s == 1_700_000_000.5
-    assert _job(_details(start_time=None)).started_s is None
+    assert _job(job_details()).started_s == 1_700_000_000.5
+    assert _job(job_details(start_time=None)).started_s is None
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_times_are_in_seconds() -> None:
     ],
 )
 def test_submitting_a_job_reports_its_effect(how: Any, text: str) -> None:
-    job: Job = _job(_details())
+    job: Job = _job(job_details())
     assert Submitted(job, how).line().startswith(job.id)
     assert text in Submitted(job, how).line()
 
@@ -141,7 +141,7 @@ def test_a_log_is_followed_with_the_token_even_if_netrc_has_an_entry_for_the_hos
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{runner.addresses[0][1]}")
-        await _tail("some", lambda text, _: lines.append(text))
+        await _tail("some", lambda text, _: lines.append(text), print)
         await runner.cleanup()
 
     asyncio.run(follow())
@@ -156,7 +156,7 @@ def dashboard_of_a_job() -> Iterator[str]:
     """A stand-in for Ray's dashboard with an ended job; the stream of its log breaks off after the first line."""
 
     async def serve_job(_: web.Request) -> web.Response:
-        return web.json_response(_details(submission_id="some", status="SUCCEEDED"))
+        return web.json_response(job_details(submission_id="some", status="SUCCEEDED"))
 
     async def serve_log(_: web.Request) -> web.Response:
         return web.json_response({"logs": LOG})
@@ -196,6 +196,9 @@ def test_a_printed_log_contains_no_control_characters(
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")  # the option --address overrides it
     done = CliRunner().invoke(app, ["jobs", "logs", "some", *options, "--address", dashboard_of_a_job])
     assert done.exit_code == 0
-    shown = done.stderr if "--json" in options else done.stdout
-    assert "red\n\ufffd]0;title\ufffd \ufffd2J\ufffd\ufffd\n" in shown
+    if "--json" in options:
+        events = [json.loads(line) for line in done.stderr.splitlines()]
+        assert "".join(f"{event['text']}\n" for event in events if event["event"] == "line") == LOG
+    else:
+        assert "red\n\ufffd]0;title\ufffd \ufffd2J\ufffd\ufffd\n" in done.stdout
     assert not set(done.output) & set("\x1b\x07\x9b\r\u202e")

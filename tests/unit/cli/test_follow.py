@@ -1,0 +1,114 @@
+"""The log of a job that is followed, and the status of the job while its log has no new lines."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from aiohttp import web
+from typer.testing import CliRunner
+
+from cluster import jobs
+from cluster.display import console
+from cluster.display.console import LogDisplay
+from tailorbird.cli.app import app
+from tests.unit.cluster.test_jobs import job_details
+
+REASON = "Job has not started yet. It may be waiting for resources."
+LOG = "a line with :warning: and [b]\nthe rest"
+
+
+class Dashboard:
+    """A stand-in for Ray's dashboard with one job, which is pending, then running, and then prints `LOG` and ends.
+
+    It keeps each status until the display has looked at its clock twice after a request for the status was answered.
+    """
+
+    def __init__(self) -> None:
+        self.status, self.num_reads, self.num_ticks = "PENDING", 0, 0
+
+    async def serve_job(self, _: web.Request) -> web.Response:
+        self.num_reads += 1
+        message = REASON if self.status == "PENDING" else "Job is currently running."
+        return web.json_response(job_details(submission_id="some", status=self.status, message=message))
+
+    async def serve_log(self, _: web.Request) -> web.Response:
+        return web.json_response({"logs": LOG})
+
+    async def serve_tail(self, request: web.Request) -> web.WebSocketResponse:
+        stream = web.WebSocketResponse()
+        await stream.prepare(request)
+        for self.status in ("PENDING", "RUNNING"):
+            num_reads = self.num_reads
+            while self.num_reads < num_reads + 2:
+                await asyncio.sleep(0.01)
+            num_ticks = self.num_ticks
+            while self.num_ticks < num_ticks + 2:
+                await asyncio.sleep(0.01)
+        self.status = "SUCCEEDED"
+        await stream.send_str(LOG)
+        await stream.close()
+        return stream
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a dashboard. The display's clock is fast: each tick is later than the longest silence."""
+    dashboard, tick, started = Dashboard(), LogDisplay.tick, time.monotonic()
+
+    def counted_tick(log: LogDisplay) -> None:
+        tick(log)
+        dashboard.num_ticks += 1
+
+    def clock() -> float:
+        return 2 * console.LOG_INTERVAL_S * (time.monotonic() - started) / console.TICK_S
+
+    monkeypatch.setattr(console, "TICK_S", 0.01)
+    monkeypatch.setattr(LogDisplay, "tick", counted_tick)
+    monkeypatch.setitem(console.display.__wrapped__.__kwdefaults__, "clock", clock)  # type: ignore[attr-defined]
+    monkeypatch.setattr(jobs, "STATUS_S", 0.01)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")  # the option --address overrides it
+
+    async def start() -> tuple[web.AppRunner, int]:
+        pages = web.Application()
+        pages.router.add_get("/api/jobs/some", dashboard.serve_job)
+        pages.router.add_get("/api/jobs/some/logs", dashboard.serve_log)
+        pages.router.add_get("/api/jobs/some/logs/tail", dashboard.serve_tail)
+        runner = web.AppRunner(pages)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner, runner.addresses[0][1]
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    runner, port = asyncio.run_coroutine_threadsafe(start(), loop).result()
+    yield f"http://127.0.0.1:{port}"
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_the_status_of_a_job_is_shown_while_its_log_has_no_new_lines(address: str) -> None:
+    done = CliRunner().invoke(app, ["jobs", "logs", "some", "--follow", "--address", address])
+    *log, status = [line for line in done.stdout.splitlines() if not line.startswith("  … ")]
+    assert (log, status.split()[:2]) == (LOG.splitlines(), ["some", "SUCCEEDED"])
+    shown = [line.removeprefix("  … ").partition(" (start: ")[0] for line in done.stdout.splitlines()]
+    expected = [f"some is pending: {REASON.rstrip('.')}", "some is running; its log has no new line"]
+    assert [text for text in dict.fromkeys(shown) if text.startswith("some is ")] == expected
+
+
+def test_with_json_the_log_and_the_status_are_events(address: str) -> None:
+    done = CliRunner().invoke(app, ["jobs", "logs", "some", "--follow", "--json", "--address", address])
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert json.loads(done.stdout)["status"] == "SUCCEEDED"
+    assert [event["text"] for event in events if event["event"] == "line"] == LOG.splitlines()
+    assert [event["text"] for event in events if event["event"] == "activity"] == [
+        "reading the status of some",
+        f"some is pending: {REASON.rstrip('.')}",
+        "some is running; its log has no new line",
+    ]
+    assert {event["event"] for event in events} == {"activity", "alive", "line"}
