@@ -12,7 +12,7 @@ async function ask(model, text) {
 
 const percent = score => score === null ? "confidence not known" : (100 * score).toFixed(1) + "%";
 
-function card(answer, isChampion) {
+function card(answer) {
   const likely = Object.entries(answer.scores || {[answer.label]: answer.score});
   likely.sort((first, second) => second[1] - first[1]);
   const rows = likely.slice(0, NUM_SCORES).map(([label, score]) => {
@@ -26,7 +26,7 @@ function card(answer, isChampion) {
   if (answer.by.cost) facts.push("costs " + answer.by.cost);
   if (answer.answered_by) facts.push("by the " + answer.answered_by + " part" + (answer.fallback ? " (fallback)" : ""));
   if (answer.reported_model) facts.push("endpoint: " + answer.reported_model);
-  return element("section", {className: isChampion ? "champion" : "other"},
+  return element("section", {className: answer.by.id === "champion" ? "champion" : "other"},
     element("h2", {text: answer.by.description}),
     element("p", {className: "soft version", text: roleOf(answer.by) + ": " + answer.version}),
     element("ul", {className: "scores"}, ...rows),
@@ -34,14 +34,13 @@ function card(answer, isChampion) {
 }
 
 function showAgreement(answers) {
-  const agree = answers[0].label === answers.at(-1).label;
-  const text = answers.length === 1 ? "" : agree ? "Both models answer: " + answers[0].label : "The models disagree.";
-  const tone = answers.length > 1 ? "state " + (agree ? "passes" : "open") : "";
-  byId("agreement").replaceChildren(...(text ? [element("span", {className: tone, text})] : []));
+  const several = answers.length > 1, agree = several && answers[0].label === answers[1].label;
+  const text = !several ? "" : agree ? "Both models answer: " + answers[0].label : "The models disagree.";
+  byId("agreement").replaceChildren(...(text ? [element("span", {className: "state " + (agree ? "passes" : "open"), text})] : []));
 }
 
 function showFeedback(answers) {
-  byId("feedback").hidden = !served.feedback;
+  byId("feedback").hidden = !served.feedback || !answers.length;
   byId("saved").textContent = "";
   const labels = [...new Set(answers.map(answer => answer.label))];
   const rest = champion().classes.filter(label => !labels.map(String).includes(label));
@@ -57,17 +56,24 @@ function showFeedback(answers) {
   byId("labels").replaceChildren(...(rest.length ? buttons : buttons.slice(0, labels.length)));
 }
 
+// The error of one model, if the other one has answered.
+const named = ({model, error}) => Object.assign(error, {message: roleOf(model) + ": " + error.message});
+
 async function classify() {
   if (byId("go").disabled) return;
   byId("go").disabled = true;
   byId("error").textContent = "";
   try {
     if (!served) await showService();
-    const models = [champion(), ...(compared() ? [compared()] : [])], answers = [];
-    for (const model of models) answers.push(await ask(model, byId("text").value));
-    byId("both").replaceChildren(...answers.map((answer, index) => card(answer, index === 0)));
+    const models = [champion(), ...(compared() ? [compared()] : [])], text = byId("text").value;
+    const answers = [], failures = [];
+    for (const model of models) {
+      await ask(model, text).then(answer => answers.push(answer), error => failures.push({model, error}));
+    }
+    byId("both").replaceChildren(...answers.map(card));
     showAgreement(answers);
     showFeedback(answers);
+    if (failures.length) throw answers.length ? named(failures[0]) : failures[0].error;
   } catch (error) {
     showError(error);
   } finally {

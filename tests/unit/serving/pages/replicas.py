@@ -17,6 +17,7 @@ from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.classification import fit_bag
 from tailorbird.evaluation.baselines.linear_head import HeadData
 from tailorbird.models.bag_of_words import BagOfWords, bag_files, fit_vectorizers
+from tailorbird.models.endpoint.prompts import label_prompting
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import build_index
 from tailorbird.registry.endpoint import Endpoint
@@ -76,10 +77,13 @@ def register_nearest(task_uri: str, folder: Path, *, base: str) -> ModelVersion:
 
 
 def register_cascade(task_uri: str, folder: Path, *, first: ModelVersion, url: str) -> ModelVersion:
-    """Register a cascade whose second part is the endpoint at `url`; it answers texts that are not in `ANSWERS`."""
+    """Register a cascade whose second part is the endpoint at `url`.
+
+    The endpoint answers texts that are not in `ANSWERS`, or for which a classifier is not sure.
+    """
     endpoint = Endpoint(url=url, model="m", reported_model=MODEL)
-    prompting = Prompting(system=SYSTEM, max_new_tokens=24)
-    fields = {"prompting": prompting, "base_model": first.base_model, "endpoint": endpoint}
+    prompting = label_prompting(first.classes) if first.classes else Prompting(system=SYSTEM, max_new_tokens=24)
+    fields = {"prompting": prompting, "classes": first.classes, "base_model": first.base_model, "endpoint": endpoint}
     second = _register(task_uri, folder / "second", files={}, config=_config("endpoint_zero_shot", **fields))
     routing = Routing(by="cascade", threshold=0.99)
     return _register(task_uri, folder / "both", files={}, config=hybrid_config(first, second=second, routing=routing))

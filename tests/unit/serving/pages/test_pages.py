@@ -16,9 +16,10 @@ from serving.http.api_keys import new_key
 from serving.replica.chat import Chat
 from serving.replica.classifier import Classifier
 from tailorbird.config.serving import ServingConfig
+from tailorbird.models.endpoint.prompts import label_answer
 from tailorbird.registry.versions import ModelVersion
 from tests.browser import WIDTHS, OpenPage, accessibility_faults, keyboard_faults, overflow
-from tests.endpoint_server import MODEL, Reply, endpoint_server, event, last_events, refusal, stream
+from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, event, last_events, refusal, stream
 from tests.unit.serving.pages import replicas
 
 EXAMPLES = ("a cat <b>sleeps</b>", "snow and rain")
@@ -144,6 +145,36 @@ def test_the_page_shows_who_answers_and_why_and_data_is_never_html(
         assert (replicas.COST in card.inner_text()) == (version is models.bag)
         track, bar = (first.locator(part).bounding_box()["width"] for part in (".track", ".track div"))
         assert bar / track == pytest.approx(share / 100, abs=0.02)
+
+
+def test_if_one_model_fails_the_answer_of_the_other_is_shown_with_the_error(
+    open_page: OpenPage, classifiers: str, models: Models
+) -> None:
+    failing = models.swapped
+
+    def fail(route: Any) -> None:
+        if route.request.post_data_json["model"] == failing.version:
+            route.fulfill(status=429, json={"error": {"message": "too many requests"}})
+        else:
+            route.continue_()
+
+    page = open_page(link(classifiers, DISAGREED))
+    page.get_by_text("The models disagree.").wait_for()
+    page.route("**/v1/classify", fail)
+    for role, other in (("Baseline", models.bag), ("Champion", models.swapped)):
+        page.get_by_role("button", name="Classify").click()
+        page.get_by_text(f"{role}: too many requests").wait_for()
+        assert other.version in page.locator("#both section").inner_text()  # fails for two cards
+        assert page.locator("#agreement").inner_text() == ""
+        assert page.get_by_text("Which class is right?").is_visible()
+        assert faults(page) == []
+        failing = models.bag
+    page.route("**/v1/classify", lambda route: route.abort())
+    page.get_by_label("Text to classify").fill(AGREED)
+    page.get_by_role("button", name="Classify").click()
+    page.locator("#both section").wait_for(state="detached")  # the answer to another text
+    assert page.locator("#error").inner_text() != ""
+    assert not page.get_by_text("Which class is right?").is_visible()
 
 
 def test_feedback_is_written_to_the_request_log_with_the_keyboard_alone(
@@ -279,6 +310,32 @@ def test_the_page_of_a_hybrid_shows_the_part_a_fallback_and_the_model_of_an_endp
             page.get_by_label("Your message").fill("which thing is soft and red")
             page.keyboard.press("Enter")
             page.get_by_text("by the first part (fallback)").wait_for()
+            assert faults(page) == []
+
+
+def test_the_page_of_a_hybrid_classifier_shows_the_part_a_fallback_and_an_unknown_confidence(
+    open_page: OpenPage, serve: Serve, models: Models
+) -> None:
+    away = False
+
+    def reply(_body: Any, _number: int) -> Reply:  # without log probabilities
+        return refusal(401, "no") if away else completion(label_answer("plants"))
+
+    task = (models.folder / "registry" / "letters").as_uri()
+    with endpoint_server(reply) as server:
+        hybrid = replicas.register_cascade(task, models.folder / "classifiers", first=models.bag, url=server.url)
+        with serve(hybrid, fields={"examples": EXAMPLES}, pretrained=models.bag) as url:
+            page = open_page(link(url, DISAGREED))
+            page.get_by_text("The models disagree.").wait_for()
+            both = page.locator("#both section").first
+            assert both.locator("li").all_inner_texts() == ["plants\nconfidence not known"]
+            assert both.locator(".track div").bounding_box()["width"] == 0
+            assert f"by the second part\nendpoint: {MODEL}" in both.inner_text()
+            assert faults(page) == []
+            away = True
+            page.get_by_role("button", name="Classify").click()
+            page.get_by_text("by the first part (fallback)").wait_for()
+            assert page.get_by_text("Both models answer: animals").is_visible()
             assert faults(page) == []
 
 
