@@ -3,8 +3,9 @@
     python -m benchmarks.evaluation.reading_commands
 
 The registry is a temporary folder with a finished run: a simulated test with gates on 1,800 rows, its stored
-predictions, its versions and the code. `models` lists another task with 20 versions. Each command is a new process, so the times include the start of Python and
-all imports. The CPU seconds are those of the process with its children. `verify` recomputes the whole verdict.
+predictions, its versions and the code. `models` lists another task with 20 versions. Each command is a new process, so
+the times include the start of Python and all imports. The CPU seconds are those of the process with its children.
+`verify` recomputes the whole verdict.
 """
 
 import os
