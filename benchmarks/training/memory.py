@@ -72,6 +72,10 @@ Group = Literal["fake", "gloo"]
 BOUNDS = {"smallest_ratio": ">= 0.85", "largest_ratio": "<= 1.15"}
 
 
+OFFLOADS = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")]
+"""Stages and what is offloaded. Without a GPU, host and device are one memory, and nothing is page-locked."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A training whose memory is measured."""
@@ -100,6 +104,10 @@ CASES = [
         for size, dtype, less, method, stage in product(
             ("1M", "30M"), ("fp32", "bf16"), (False, True), ("full", "lora"), range(4)
         )
+    ),
+    *(
+        Case("30M", 2, {"zero_stage": stage, "method": method, "parameter_dtype": dtype, "offload": offload})
+        for method, dtype, (stage, offload) in product(("full", "lora"), ("fp32", "bf16"), OFFLOADS)
     ),
     *(Case("300M", 2, {"zero_stage": stage, "method": method}) for method in ("full", "lora") for stage in (0, 3)),
     *(Case("300M", 2, {"zero_stage": stage, "method": "lora"}, "gloo") for stage in (0, 3)),

@@ -26,7 +26,8 @@ from tailorbird.checks.result import CheckResult, fault, note, ok, passes
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
-from training.engine.memory_estimate import Batch, WorkerMemory, smaller_alternatives, worker_memory
+from training.engine.memory_alternatives import smaller_alternatives
+from training.engine.memory_estimate import Batch, WorkerMemory, worker_memory
 
 RAY_KILLS_AT = 0.95  # share of a node's memory in use above which Ray kills workers
 LEAST_STORED = 0.9  # minimum share of parameters in the files; unused heads may be missing

@@ -97,8 +97,10 @@ class TrainingConfig(ConfigSection):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them, which uses less memory and more time."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """State that is kept in CPU memory instead of GPU memory: `optimizer` states (ZeRO stages 1 to 3), or also
-    `parameters` (stage 3)."""
+    """State that is kept in CPU memory instead of GPU memory: `optimizer` states and their gradients (ZeRO stages 1 to
+    3), or also `parameters` (stage 3). A worker then needs 20 bytes or more of CPU memory for each parameter that its
+    optimizer updates; `preflight` estimates it. Prefer stage 3: at the other stages, DeepSpeed waits for the GPU once
+    per weight in the backward pass."""
     parameter_dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the parameters. `fp32` computes in bf16 if the hardware supports it (torch's autocast). `bf16` also
     stores parameters and gradients in bf16, which halves their memory; the optimizer updates fp32 master weights, which

@@ -1,7 +1,6 @@
 """Estimate the memory of a training worker from its config and the shape of the model."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tailorbird.config.training import TrainingConfig
@@ -25,6 +24,18 @@ FLATTENING = "flattened weights"
 """Name of the part of `start_bytes` that is a copy of the trained weights."""
 MASK = 1
 """Bytes of the mask of dropout. An adapter keeps it and the value after dropout for each input of its linear layer."""
+OFFLOADED = (
+    "optimizer states",
+    "weights of the optimizer",
+    "gradients",
+    "fp32 gradients",
+    "updated weights",
+    "accumulated gradients",
+    "largest gradient",
+)
+"""Parts of `held_bytes` that are in host memory with `offload`. With `parameters`, the weights are too."""
+ROUNDED = ("fp32 gradients", "updated weights", "gradients", "largest gradient")
+"""Those of them that are one page-locked tensor, whose size torch rounds up to a power of two."""
 
 Parts = dict[str, int]
 """Bytes by purpose."""
@@ -75,15 +86,31 @@ def worker_memory(
         phases = [held | step, held | validation, held | exported, started]
         return WorkerMemory(process | max(phases, key=_total), {})
     device_process = {"process": DEVICE_RUNTIME_BYTES}
-    offloaded = ["optimizer states", "weights of the optimizer"] if config.offload != "none" else []
-    offloaded += ["weights"] if config.offload == "parameters" else []
-    on_host = [{name: held.pop(name) for name in offloaded if name in held} | exported]
+    on_host = [_take_offloaded(held, config) | exported]
     on_device = [held | step, held | validation]
     if gpu_bytes is None or _total(device_process | started) <= gpu_bytes:
         on_device.append(started)
     elif FLATTENING in started:
         on_host.append({FLATTENING: 2 * started[FLATTENING]})
     return WorkerMemory(process | max(on_host, key=_total), device_process | max(on_device, key=_total))
+
+
+def _take_offloaded(held: Parts, config: TrainingConfig) -> Parts:
+    """Remove from `held` what is in host memory with `offload`, and return it.
+
+    Torch rounds the size of a page-locked tensor up to a power of two, and keeps such memory when the tensor is freed
+    (torch 2.13, ATen/core/CachingHostAllocator.h:302). None of this was measured on a GPU.
+    """
+    if config.offload == "none":
+        return {}
+    parts = {name: held.pop(name) for name in OFFLOADED if name in held}
+    rounded = ROUNDED if config.zero_stage == 3 else (*ROUNDED, "weights of the optimizer")
+    if config.offload == "parameters":
+        parts |= {name: held.pop(name) for name in ("weights", "weights for the node") if name in held}
+        if config.method == "full":  # single weights were page-locked before they were copied to one tensor
+            parts["weights before flattening"] = parts["weights"]
+            rounded = (*rounded, "weights")
+    return {name: 1 << (size - 1).bit_length() if name in rounded else size for name, size in parts.items()}
 
 
 def start_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> Parts:
@@ -103,7 +130,7 @@ def held_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
 
     Trained weights and the two moments of AdamW are fp32: 4 + 8 bytes per parameter. ZeRO shards the moments from stage
     1, and the weights at stage 3 (Rajbhandari et al., ZeRO, 2020, section 3). The optimizer has a copy of its shard of
-    the weights. At stage 3, buffers for gradients are never freed.
+    the weights. At stage 3, buffers for gradients are never freed. With `offload`, gradients are held too.
     """
     shards = num_workers
     trained, weights = _trained(config, shape), _weight_bytes(config, shape=shape, batch=batch)
@@ -119,6 +146,28 @@ def held_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
         parts["weights"] //= shards
         parts["gradients"] = _gradient_bytes(config) * trained // shards
         parts["gradient buffers"] = _buffer_bytes(config, trained=trained, autocast=batch.autocast)
+    if config.offload != "none":
+        parts |= _offloaded_gradients(config, shape=shape, num_workers=num_workers)
+    return parts
+
+
+def _offloaded_gradients(config: TrainingConfig, *, shape: ModelShape, num_workers: int) -> Parts:
+    """Return the additional memory that is held with `offload`; see DeepSpeed 0.19.8.
+
+    The fp32 gradients of a shard are never freed (zero/stage_1_and_2.py:937, zero/stage3.py:1338). At stages 1 and 2,
+    updated weights leave the host in the dtype of the parameters (:569), and both sides have a buffer for the gradient
+    of the largest weight (:653). At stage 2, each micro-batch adds its gradients on the host (:1823).
+    """
+    own, parameter = _trained(config, shape) // num_workers, _parameter_bytes(config)
+    parts = {"fp32 gradients": FP32 * own}
+    if config.zero_stage == 3:
+        return parts
+    parts["updated weights"] = parameter * own
+    if config.method == "full":
+        largest = parameter * shape.vocabulary * shape.hidden
+        parts |= {"largest gradient": largest, "largest gradient on the device": largest}
+    if config.zero_stage == 2 and _accumulates(config, num_workers):
+        parts["accumulated gradients"] = parameter * own
     return parts
 
 
@@ -133,8 +182,8 @@ def step_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
     computed = {"activations": activation_bytes(config, shape=shape, batch=batch, num_workers=num_workers)}
     gradient = _gradient_bytes(config)
     own = gradient * trained // (shards if stage >= 2 else 1)
-    accumulates = config.batch_tokens is not None or config.accumulation_steps(num_workers) > 1
-    if accumulates and stage < 3:
+    whole = stage < (3 if config.offload == "none" else 2)  # gradients stay on the device until the update
+    if whole and _accumulates(config, num_workers):
         computed["gradients"] = own
     buffers = _buffer_bytes(config, trained=trained, autocast=batch.autocast)
     if stage in (1, 2):
@@ -148,13 +197,13 @@ def step_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
         if config.method == "full":  # of the largest weight, before it is partitioned
             computed["full gradient"] = gradient * shape.vocabulary * shape.hidden
     updated: Parts = {}
-    if stage < 3:
+    if whole:
         updated["gradients"] = own
     if stage == 0:  # the buffers are free again before the copies are made
         reduced = gradient * min(trained, BUCKET_PARAMETERS) if shards > 1 else 0
         copied = FP32 * trained if gradient == BF16 else 0
         updated |= {"gradient buffers": reduced} if reduced > copied else {"fp32 gradients": copied}
-    else:
+    elif config.offload == "none":
         updated["flat gradients"] = (FP32 + (BF16 if gradient == BF16 else 0)) * trained // shards
     if stage in (1, 2):
         updated["gradient buffers"] = buffers
@@ -214,7 +263,7 @@ def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch,
     Reducing Activation Recomputation in Large Transformer Models, 2022, section 4.1. With checkpointing, only the input
     of each layer is kept, and one layer is computed again at a time.
     """
-    tokens = _num_tokens(config, batch=batch, num_workers=num_workers)
+    tokens = micro_batch_tokens(config, batch=batch, num_workers=num_workers)
     layer = tokens * _layer_bytes(config, shape=shape, batch=batch)
     logits = _logit_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
     if config.gradient_checkpointing:
@@ -223,7 +272,7 @@ def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch,
     return shape.num_layers * layer + logits
 
 
-def _num_tokens(config: TrainingConfig, *, batch: Batch, num_workers: int) -> int:
+def micro_batch_tokens(config: TrainingConfig, *, batch: Batch, num_workers: int) -> int:
     """Return the number of tokens of a worker's micro-batch."""
     rows = config.micro_batch_size(num_workers)
     if config.batch_tokens is not None:
@@ -236,7 +285,7 @@ def _logit_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num
     if not batch.packed:
         return 0
     logit = LOGIT_BYTES + (BF16 if batch.autocast or config.parameter_dtype == "bf16" else 0)
-    return logit * shape.vocabulary * _num_tokens(config, batch=batch, num_workers=num_workers)
+    return logit * shape.vocabulary * micro_batch_tokens(config, batch=batch, num_workers=num_workers)
 
 
 def _layer_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:
@@ -261,6 +310,16 @@ def _layer_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> 
         width = max(batch.max_length, PACKED_TOKENS) if batch.packed else batch.max_length
         layer += 3 * (BF16 if bf16 else FP32) * shape.num_heads * width
     return layer
+
+
+def _accumulates(config: TrainingConfig, num_workers: int) -> bool:
+    """Return True if a step can have several micro-batches."""
+    return config.batch_tokens is not None or config.accumulation_steps(num_workers) > 1
+
+
+def _parameter_bytes(config: TrainingConfig) -> int:
+    """Return the bytes of a trained parameter."""
+    return BF16 if config.parameter_dtype == "bf16" else FP32
 
 
 def _trained(config: TrainingConfig, shape: ModelShape) -> int:
@@ -315,50 +374,3 @@ def _zero_option(config: TrainingConfig, name: str, default: int) -> int:
 
 def _total(parts: Parts) -> int:
     return sum(parts.values())
-
-
-def smaller_alternatives(
-    config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int, gpu_bytes: int | None = None
-) -> Iterator[tuple[str, WorkerMemory]]:
-    """Yield changes of the recipe that lower the memory of a worker, each with the memory that it needs then.
-
-    Changes that keep the result of a training come first. The last ones are for all changes together.
-    """
-
-    def estimate(config: TrainingConfig, batch: Batch) -> WorkerMemory:
-        return worker_memory(config, shape=shape, batch=batch, num_workers=num_workers, gpu_bytes=gpu_bytes)
-
-    changes: list[tuple[str, dict[str, Any]]] = [
-        (f"training.zero_stage: {stage}", {"zero_stage": stage})
-        for stage in range(config.zero_stage + 1, 4)
-        if num_workers > 1
-    ]
-    if not config.gradient_checkpointing:
-        changes.append(("training.gradient_checkpointing: true", {"gradient_checkpointing": True}))
-    if config.batch_tokens is None:
-        steps = config.batch_size // config.max_workers  # with fewer workers there are proportionally more
-        changes.append((f"training.gradient_accumulation_steps: {steps}", {"gradient_accumulation_steps": steps}))
-    else:
-        num_tokens = _num_tokens(config, batch=batch, num_workers=num_workers)
-        while (num_tokens := num_tokens // batch.max_length // 2 * batch.max_length) > 0:
-            changes.append((f"training.batch_tokens: {num_tokens}", {"batch_tokens": num_tokens}))
-    if config.gpus_per_worker and config.offload == "none":
-        changes.append(
-            ("training.offload: optimizer", {"offload": "optimizer", "zero_stage": max(1, config.zero_stage)})
-        )
-    if config.method == "full":
-        changes.append(("training.method: lora", {"method": "lora"}))
-    now, together = estimate(config, batch), config
-    key = "device_bytes" if config.gpus_per_worker else "host_bytes"
-    chosen: dict[str, str] = {}  # the last change of each field
-    for name, fields in changes:
-        changed = estimate(config.model_copy(update=fields), batch)
-        if getattr(changed, key) < getattr(now, key):
-            yield name, changed
-            together = together.model_copy(update=fields)
-            chosen[name.partition(":")[0]] = name
-    shorter = replace(batch, max_length=batch.max_length // 2)
-    yield "half of data.max_length", estimate(config, shorter)
-    if len(chosen) > 1:
-        yield " with ".join(chosen.values()), estimate(together, batch)
-        yield " with ".join([*chosen.values(), "half of data.max_length"]), estimate(together, shorter)

@@ -8,14 +8,15 @@ import pytest
 from benchmarks.training.memory import Case, measure
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
+from training.engine.memory_alternatives import smaller_alternatives
 from training.engine.memory_estimate import (
     Batch,
     WorkerMemory,
     activation_bytes,
     answered_rows,
     held_bytes,
-    smaller_alternatives,
     start_bytes,
+    step_bytes,
     validation_bytes,
     worker_memory,
 )
@@ -183,12 +184,47 @@ def test_the_estimate_of_the_start_is_the_memory_of_its_tensors(tmp_path: Path) 
     assert figures["estimated start"] == pytest.approx(figures["measured start"], rel=0.1)
 
 
-def test_offloaded_states_are_counted_as_host_memory() -> None:
-    plain, offloaded = on_gpus(8, LLAMA_8B), on_gpus(8, LLAMA_8B, offload="parameters")
-    assert plain.device["optimizer states"] == offloaded.host["optimizer states"]
-    assert plain.device["weights"] == offloaded.host["weights"]
-    assert not {"optimizer states", "weights"} & set(offloaded.device)
-    assert offloaded.device["activations"] == plain.device["activations"]
+def test_offloaded_states_and_their_gradients_are_in_host_memory() -> None:
+    number, shards = LLAMA_8B.num_parameters, 6
+    plain, states, all_of_them = (
+        on_gpus(shards, LLAMA_8B, offload=offload) for offload in ("none", "optimizer", "parameters")
+    )
+    assert "fp32 gradients" not in plain.host
+    page_locked = 1 << (4 * number // shards).bit_length()  # torch rounds it up to a power of two
+    assert {name: size for name, size in states.host.items() if name not in ("process", "export")} == {
+        "optimizer states": 8 * number // shards,
+        "weights of the optimizer": 4 * number // shards,
+        "fp32 gradients": page_locked,
+        "gradients": page_locked,
+    }
+    for name in ("optimizer states", "weights of the optimizer", "gradients", "flat gradients"):
+        assert name not in states.device
+    assert states.device["weights"] == plain.device["weights"]
+    assert all_of_them.host["weights"] == page_locked
+    assert all_of_them.host["weights before flattening"] == plain.device["weights"]
+    assert "weights" not in all_of_them.device
+    assert all_of_them.device["activations"] == plain.device["activations"]
+
+
+@pytest.mark.parametrize(("stage", "steps", "accumulated"), [(1, 1, False), (1, 2, False), (2, 1, False), (2, 2, True)])
+def test_stages_1_and_2_offload_gradients_through_buffers(stage: int, steps: int, accumulated: bool) -> None:
+    fields = {"zero_stage": stage, "batch_size": 64, "gradient_accumulation_steps": steps}
+    plain, offloaded = held(**fields), held(**fields, offload="optimizer")
+    own, largest = 4 * MINILM.num_parameters // 4, 4 * MINILM.vocabulary * MINILM.hidden
+    buffers = {"largest gradient": largest, "largest gradient on the device": largest}
+    added = {"fp32 gradients": own, "updated weights": own} | ({"accumulated gradients": own} if accumulated else {})
+    assert offloaded == plain | added | buffers
+    adapter = held(**fields, offload="optimizer", method="lora", lora_r=16)
+    assert adapter["fp32 gradients"] == 4 * 16 * MINILM.num_linear_ends // 4
+    assert not buffers.keys() & adapter.keys()  # the largest weight of an adapter is small
+
+
+@pytest.mark.parametrize(("stage", "on_device"), [(1, True), (2, False)])
+def test_gradients_stay_on_the_device_until_the_update_only_at_stage_1(stage: int, on_device: bool) -> None:
+    fields: dict[str, Any] = {"zero_stage": stage, "offload": "optimizer", "gradient_checkpointing": True}
+    step = step_bytes(config_of(**fields), shape=MINILM, batch=Batch(8), num_workers=4)
+    assert ("gradients" in step) is on_device
+    assert "flat gradients" not in step
 
 
 def test_proposed_changes_lower_the_memory_and_a_model_that_cannot_fit_has_none() -> None:
@@ -223,5 +259,6 @@ def test_the_estimate_is_within_15_percent_of_real_trainings(tmp_path: Path) -> 
     options: list[dict[str, Any]] = [{}, less, lora, lora | less, bf16]
     cases = [Case("1M", 2, {"zero_stage": stage} | more) for stage in (1, 3) for more in options]
     cases += [Case("1M", 2, {"zero_stage": stage} | more) for stage, more in ((0, bf16), (0, {}), (2, {}))]
+    cases += [Case("1M", 2, {"zero_stage": stage, "offload": "optimizer"}) for stage in (1, 2, 3)]
     for name, figures in measure(cases, folder=tmp_path).items():
         assert figures["estimate / peak"] == pytest.approx(1, abs=0.15), (name, figures)
