@@ -4,20 +4,23 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import pyarrow.parquet as pq
 import yaml
 
 from cluster.requirements import installed_version
-from cluster.resources import Node, NodeType, Versions, local_versions, parse_node_types
+from cluster.resources import Node, NodeType, Versions, live_nodes, local_versions, parse_node_types
 from tailorbird import storage
 from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
+
+T = TypeVar("T")
 
 PROBE_TIMEOUT_S = 60
 ABSENT_ETAG = '"00000000000000000000000000000000"'  # an ETag that no object has
@@ -57,29 +60,40 @@ class NodeReport:
 
 
 def probe_nodes(nodes: Sequence[Node], request: ProbeRequest) -> tuple[dict[str, NodeReport], dict[str, str]]:
-    """Probe all nodes concurrently; return the reports, and the errors of nodes without a report, by node id.
+    """Probe all nodes concurrently; return the reports, and the errors of nodes without a report, by node id."""
+    return _on_each(nodes, probe_node, request)
+
+
+def gpu_bytes_of_cluster() -> tuple[int, ...]:
+    """Return the memory in bytes of each GPU of the connected cluster. Nodes that do not report it are omitted."""
+    reports, _ = _on_each([node for node in live_nodes() if node.total.gpus], gpu_bytes)
+    return tuple(size for report in reports.values() for size in report)
+
+
+def _on_each(nodes: Sequence[Node], probe: Callable[..., T], *arguments: Any) -> tuple[dict[str, T], dict[str, str]]:
+    """Run `probe` on all nodes concurrently; return its results, and the errors of nodes without one, by node id.
 
     Probes request no CPU, so they also run on a busy cluster. They time out after PROBE_TIMEOUT_S seconds.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=0)(probe_node)
+    task = ray.remote(num_cpus=0, max_retries=0)(probe)
     running = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(request): node
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*arguments): node
         for node in nodes
     }
     done, late = ray.wait(list(running), num_returns=len(running), timeout=PROBE_TIMEOUT_S)
     reports, faults = {}, {}
-    for probe in late:
-        ray.cancel(probe, force=True)
-        faults[running[probe].id] = f"no answer within {PROBE_TIMEOUT_S} s"
-    for probe in done:
+    for result in late:
+        ray.cancel(result, force=True)
+        faults[running[result].id] = f"no answer within {PROBE_TIMEOUT_S} s"
+    for result in done:
         try:
-            reports[running[probe].id] = ray.get(probe)
+            reports[running[result].id] = ray.get(result)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            faults[running[probe].id] = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[-1]}"
+            faults[running[result].id] = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[-1]}"
     return reports, faults
 
 
@@ -96,7 +110,7 @@ def probe_node(request: ProbeRequest) -> NodeReport:
         written=check_writing(request.task_uri),
         memory_bytes=total,
         free_bytes=free,
-        gpu_bytes=_gpu_bytes(),
+        gpu_bytes=gpu_bytes(),
         bfloat16=_has_bfloat16(),
         node_types=_bootstrap_types(),
         in_kubernetes="KUBERNETES_SERVICE_HOST" in os.environ,
@@ -166,8 +180,8 @@ def _absence(uri: str) -> str | None:
         return str(error)
 
 
-def _gpu_bytes() -> tuple[int, ...]:
-    """Return the memory of each GPU in bytes. nvidia-smi is used because it creates no CUDA context."""
+def gpu_bytes() -> tuple[int, ...]:
+    """Return the memory of each GPU of this node in bytes. nvidia-smi is used because it creates no CUDA context."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()

@@ -1,13 +1,15 @@
-"""Checks of `tailorbird preflight` on the GPU that baselines and the evaluation use."""
+"""Checks of `tailorbird preflight` and of each run on the GPU that baselines and the evaluation use."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from cluster.node_probe import gpu_bytes_of_cluster
 from cluster.resources import evaluation_resources
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster
 from tailorbird.checks.result import CheckResult, fault, ok
 from tailorbird.config.recipe import Recipe
-from tailorbird.models.metadata import ModelMetadata
+from tailorbird.data.tasks import data_task
+from tailorbird.models.metadata import ModelMetadata, read_metadata
 
 BF16_BYTES = 2
 
@@ -28,13 +30,33 @@ def check_evaluation(recipe: Recipe, model: ModelMetadata | None, *, cluster: Cl
             )
             yield fault("evaluation", text, "add nodes with GPUs, or set serving.gpus_per_replica to 0")
     sizes = [size for report in cluster.reports.values() for size in report.gpu_bytes]
-    if model is None or not sizes or not (recipe.training.gpus_per_worker or recipe.serving.gpus_per_replica):
+    if model is not None:
+        yield from check_one_gpu(recipe, model, gpu_bytes=sizes)
+
+
+def check_one_gpu(recipe: Recipe, model: ModelMetadata, *, gpu_bytes: Sequence[int]) -> Iterator[CheckResult]:
+    """Check that the model fits the smallest GPU of the cluster; `gpu_bytes` has the memory of each GPU, if known."""
+    if not gpu_bytes or not uses_gpu(recipe):
         return
     weights = BF16_BYTES * model.shape.num_parameters
-    if weights >= min(sizes):
+    if weights >= min(gpu_bytes):
         yield fault(
             "model on one GPU",
-            f"the weights take {weights / GIB:.0f} GiB in bf16, and the smallest GPU has {min(sizes) / GIB:.0f} GiB. "
-            "Baselines and the evaluation hold the whole model on one GPU, even if several GPUs train it",
+            f"the weights take {weights / GIB:.0f} GiB in bf16, and the smallest GPU has {min(gpu_bytes) / GIB:.0f} "
+            "GiB. Baselines and the evaluation hold the whole model on one GPU, even if several GPUs train it",
             "choose a smaller base model, or GPUs with more memory",
         )
+
+
+def require_one_gpu(recipe: Recipe, *, base_model: str) -> None:
+    """Raise ValueError if the staged base model does not fit a GPU of the connected cluster; see `check_one_gpu`."""
+    if not uses_gpu(recipe):
+        return
+    model = read_metadata(base_model, task=data_task(recipe.task, system=recipe.data.system))
+    for result in check_one_gpu(recipe, model, gpu_bytes=gpu_bytes_of_cluster()):
+        raise ValueError(f"{result.message}; {result.remedy}")
+
+
+def uses_gpu(recipe: Recipe) -> bool:
+    """Return True if baselines or the evaluation use a GPU."""
+    return bool(recipe.training.gpus_per_worker or recipe.serving.gpus_per_replica)

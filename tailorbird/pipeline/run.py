@@ -6,6 +6,7 @@ from typing import Any
 from cluster.event_queue import forward_events, queue_progress
 from cluster.progress import ProgressReporter, reporting_to
 from cluster.remote import note_shortage
+from tailorbird.checks.preflight_evaluation import require_one_gpu
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline
@@ -60,7 +61,7 @@ def run_pipeline(recipe: Recipe, *, progress: ProgressReporter, may_train: bool 
         progress.note(f"this run is already finished: {context.run}")
         return finished
     with recorded(progress, first=first_record(context)) as progress:
-        require_endpoints(context, progress=progress)
+        require_usable(context, progress=progress)
         if may_train:
             progress.activity("checking that the base model can be trained on the rows")
             context.task.require_trainable()
@@ -94,7 +95,7 @@ def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
     """Run a recipe up to its sweep."""
     require_trackers(recipe.tuning)
     context = prepare(recipe, progress=progress)
-    require_endpoints(context, progress=progress)
+    require_usable(context, progress=progress)
     progress.activity("checking that the base model can be trained on the rows")
     context.task.require_trainable()
     with forward_events(progress) as events, reporting_to(queue_progress(events)) as progress:
@@ -105,9 +106,15 @@ def sweep_only(recipe: Recipe, *, progress: ProgressReporter) -> SweepResult:
 def baselines_only(recipe: Recipe, *, progress: ProgressReporter) -> tuple[Baseline, ...]:
     """Run a recipe up to its baselines."""
     context = prepare(recipe, progress=progress)
-    require_endpoints(context, progress=progress)
+    require_usable(context, progress=progress)
     with forward_events(progress) as events, reporting_to(queue_progress(events)) as progress:
         return fit_baselines(context.reporting_to(progress), progress=progress)
+
+
+def require_usable(context: RunContext, *, progress: ProgressReporter) -> None:
+    """Raise ValueError if the base model does not fit the GPU that evaluates it, or an endpoint cannot be used."""
+    require_one_gpu(context.recipe, base_model=context.inputs.base_model.uri)
+    require_endpoints(context, progress=progress)
 
 
 def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> None:

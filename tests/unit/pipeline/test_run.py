@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from cluster.progress import SILENT
 from tailorbird import storage
+from tailorbird.checks import preflight_evaluation
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import DataError, Rows, Splits
 from tailorbird.evaluation.baselines.baseline import Baseline
@@ -181,3 +182,27 @@ def test_an_endpoint_that_cannot_be_used_is_reported_before_anything_else(
         for start in (run.run_pipeline, run.sweep_only, run.baselines_only):
             with pytest.raises(EndpointError, match=message):
                 start(context.recipe, progress=SILENT)
+
+
+@pytest.mark.parametrize("sections", [{"training": {"gpus_per_worker": 1}}, {"serving": {"gpus_per_replica": 1}}])
+def test_a_model_that_one_gpu_cannot_hold_is_refused_before_the_baselines_as_by_preflight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
+    small_chat.save(tmp_path / "base")
+    base = (tmp_path / "base").as_uri()
+    recipe = recipe_at(tmp_path, task="chat", evaluation={"metric": "token_f1"}, **sections)
+    context = context_of(recipe, splits_of(), base_model=base)
+    for name, replacement in {
+        "require_trackers": lambda _: None,
+        "prepare": lambda *_, **__: context,
+        "find_finished_run": lambda _: None,
+        "fit_baselines": lambda *_, **__: pytest.fail("the baselines were fitted first"),
+    }.items():
+        monkeypatch.setattr(run, name, replacement)
+    evaluate = partial(run.run_pipeline, may_train=False)
+    monkeypatch.setattr(preflight_evaluation, "gpu_bytes_of_cluster", lambda: (80 << 30, 1 << 10))
+    for start in (run.run_pipeline, run.sweep_only, run.baselines_only, evaluate):
+        with pytest.raises(ValueError, match=r"the weights take .* GiB in bf16, and the smallest GPU has 0 GiB"):
+            start(recipe, progress=SILENT)
+    monkeypatch.setattr(preflight_evaluation, "gpu_bytes_of_cluster", lambda: (80 << 30,))
+    run.require_usable(context, progress=SILENT)
