@@ -13,13 +13,12 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.data.length_batches import length_batches
 from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import CLASSIFICATION
 from tailorbird.data.tokenize import collate, encode_texts, label_indices, load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.statistics.scoring import score_of
-from tailorbird.models.classifier import Classifier, zero_head
+from tailorbird.models.classifier import GPU_ROWS, Classifier, device_batches, zero_head
 from tailorbird.models.loading import load_weights
 from tailorbird.models.pretrained import default_device, fp32_copy, load_encoder
 from tailorbird.storage.node_cache import local_copy
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COMPARED_ROWS = 8
+VALIDATION_TOKENS = 16_384  # in a forward pass on a GPU, whose memory also holds the states of the training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class ClassifierRuntime:
         """Return the validation score. Every rank runs the same number of forward passes."""
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
         lengths = np.array([len(tokens) for tokens in self.validation_tokens])
-        batches = length_batches(lengths, max_rows=64)
+        batches = validation_batches(lengths, num_ranks=num_ranks, device=engine.device.type)
         answers = torch.zeros(len(lengths), dtype=torch.int64, device=default_device())
         finite = True
         engine.eval()
@@ -145,3 +145,12 @@ class ClassifierRuntime:
 
     def load(self, folder: Path, *, config: TrainingConfig) -> Classifier:
         return load_weights(folder, encoder=fp32_copy(self.encoder), kind=config.method)
+
+
+def validation_batches(lengths: NDArray[np.int64], *, num_ranks: int, device: str) -> list[NDArray[np.int64]]:
+    """Return the rows of each forward pass of a validation, as many as suit the device.
+
+    On a GPU, where a pass can have more rows than a rank has, every rank has a pass.
+    """
+    batch_size = None if device == "cpu" else min(GPU_ROWS, -(-len(lengths) // num_ranks))
+    return device_batches(lengths.tolist(), device=device, batch_size=batch_size, max_tokens=VALIDATION_TOKENS)

@@ -39,6 +39,7 @@ class PartScorer:
         self._batch = batch
         self._config = config
         self._loaded: Any = None
+        self._batch_size = 1  # until a version is loaded
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         """Score the `Part` in `row["part"]` and return its `PartResult` in `result`, both as JSON.
@@ -65,8 +66,9 @@ class PartScorer:
                 return PartResult(part=part.number, num_rows=file.metadata.num_rows)
         if self._loaded is None:
             self._loaded = _load(batch, config=self._config)
+            self._batch_size = self._config.batch_size(self._loaded.version.task)
         started = time.time()
-        table = score_part(part, batch, loaded=self._loaded, batch_size=self._config.max_batch_size)
+        table = score_part(part, batch, loaded=self._loaded, batch_size=self._batch_size)
         if storage.head(part.uri)[0] != part.etag:
             raise DataError(f"{part.uri} changed during the batch; score it again to another output")
         sink = io.BytesIO()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from serving.engines.classify import AnyClassifier, Prediction, predict_shared, predict_texts
 from serving.engines.dynamic_batcher import DynamicBatcher, PassResult, Window
 from serving.engines.passes import pass_costs
-from serving.engines.text_rows import PASSES, TextRow, cost_of_row, run_pass
+from serving.engines.text_rows import MAX_OFFERED, PASSES, TextRow, cost_of_row, run_pass
 from serving.http.metrics import BATCH_TEXTS, Meter
 from serving.hybrid.classifier_queue import HybridQueue, Submit, SubmitEach, failing_together
 from serving.version_checks import require_digest
@@ -239,7 +239,8 @@ class ModelPool:
             self._meter.observe(BATCH_TEXTS, *labels, value=len(done.results))
             return done
 
-        window = Window(PASSES * self._batch_size, PASSES * costs.alone, costs.alone, costs.share)
+        num_rows = max(self._batch_size, min(PASSES * self._batch_size, MAX_OFFERED))
+        window = Window(num_rows, PASSES * costs.alone, costs.alone, costs.share)
         return DynamicBatcher(run, executor=self._worker, window=window, full_rows=self._batch_size, linger_s=LINGER_S)
 
     def unload(self, engine: ClassifierEngine) -> None:

@@ -343,7 +343,7 @@ def server_options(files: VersionFiles, *, config: ServingConfig, folder: Path) 
         name=version.base_model.rstrip("/").rpartition("/")[2] if files.shares_base else version.version,
         folder=str(folder),
         dtype=version.dtype,
-        max_batch_size=config.max_batch_size,
+        max_batch_size=config.batch_size("chat"),
         max_lora_rank=files.lora_rank,
         max_loras=1 + config.versions + STAGED_ADAPTERS,
         num_gpus=gpus,

@@ -133,7 +133,7 @@ class Replica(Generic[EngineT]):
             self._authenticator = ApiKeyAuthenticator(config.api_keys, on_change=self._security.add_key_change)
         self._admission = Admission(
             Amounts(
-                requests=config.max_batch_size + config.max_queued_requests,
+                requests=config.max_requests,
                 texts=config.max_queued_texts,
                 tokens=config.max_queued_tokens,
             )

@@ -333,9 +333,9 @@ class _Loader:
             return self._pool.load(uri, digest)
         loaded = load_model(uri, LoadedChat)
         require_digest(loaded.version, digest=digest)
-        config = self._config
-        engine = TransformersEngine(loaded, max_batch_size=config.max_batch_size, num_gpus=config.gpus_per_replica)
-        engine.slots = FairSlots(config.max_batch_size)
+        num_slots = self._config.batch_size("chat")
+        engine = TransformersEngine(loaded, max_batch_size=num_slots, num_gpus=self._config.gpus_per_replica)
+        engine.slots = FairSlots(num_slots)
         return engine
 
     def _load_hybrid(self, version: ModelVersion, hybrid: Hybrid) -> ChatEngine:

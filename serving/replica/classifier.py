@@ -32,7 +32,7 @@ class Classifier:
         load_endpoint = partial(load_classifier, limits=endpoint_limits(self._config), meter=meter)
         pool = ModelPool(
             worker=worker,
-            batch_size=self._config.max_batch_size,
+            batch_size=self._config.batch_size("classification"),
             meter=meter,
             load_endpoint=load_endpoint,
             fallback_timeout_s=self._config.fallback_timeout_s,

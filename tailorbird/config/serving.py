@@ -10,6 +10,8 @@ from tailorbird.config.vllm_options import vllm_option_error
 DEPLOY_TIMEOUT_S = 1800.0
 FALLBACK_TIMEOUT_S = 60.0
 MAX_EXAMPLE_CHARS = 500
+BATCH_SIZE = 64  # default of `ServingConfig.max_batch_size`
+GPU_BATCH_SIZE = 256  # the same for texts on a GPU; up to it, a pass of short texts takes about as long as a small one
 
 
 class ChallengerConfig(ConfigSection):
@@ -79,8 +81,10 @@ class ServingConfig(ConfigSection):
     """(chat with `engine: vllm` only) Merge LoRA adapters into the weights, as in the evaluation. Each version then has
     an engine of its own, which is faster. By default, versions with the same base model share one engine, and the
     adapters of a batch are applied to each of its requests."""
-    max_batch_size: int = Field(default=64, ge=1)
-    """Maximum number of texts in a forward pass or, for chat tasks, of conversations answered at the same time."""
+    max_batch_size: int | None = Field(default=None, ge=1)
+    """Maximum number of texts in a forward pass or, for chat tasks, of conversations answered at the same time. By
+    default 64, and 256 texts on a GPU. A forward pass also has a maximum number of tokens: 1,024 on a CPU and 65,536 on
+    a GPU."""
     max_texts: int = Field(default=256, ge=1)
     """Maximum number of texts per request."""
     max_text_bytes: int = Field(default=1 << 16, ge=1)
@@ -197,6 +201,17 @@ class ServingConfig(ConfigSection):
                 "GPU; for more throughput, raise max_replicas"
             )
         return self
+
+    def batch_size(self, task: str) -> int:
+        """Return the maximum number of texts in a forward pass or, for chat, of conversations at the same time."""
+        if self.max_batch_size is not None:
+            return self.max_batch_size
+        return GPU_BATCH_SIZE if self.gpus_per_replica and task == "classification" else BATCH_SIZE
+
+    @property
+    def max_requests(self) -> int:
+        """Maximum number of requests in a replica: those that share a forward pass, and those that wait."""
+        return max(self.batch_size(task) for task in ("classification", "chat")) + self.max_queued_requests
 
     @property
     def shares_chat_base(self) -> bool:

@@ -95,13 +95,19 @@ def _over_rows(
     return result
 
 
-def device_batches(lengths: Sequence[int], *, device: str, batch_size: int | None = None) -> list[NDArray[np.int64]]:
-    """Return the rows of each forward pass, of up to `batch_size` rows or, by default, as many as suit the device."""
-    if batch_size is not None or device == "cpu":
-        return length_batches(lengths, max_rows=batch_size or CPU_ROWS)
-    return length_batches(lengths, max_rows=GPU_ROWS, cost=_gpu_cost)
+def device_batches(
+    lengths: Sequence[int], *, device: str, batch_size: int | None = None, max_tokens: int = GPU_TOKENS
+) -> list[NDArray[np.int64]]:
+    """Return the rows of each forward pass, of up to `batch_size` rows or, by default, as many as suit the device.
 
+    On a GPU, passes of several rows also have at most `max_tokens` tokens with padding.
+    """
+    max_rows = batch_size or (CPU_ROWS if device == "cpu" else GPU_ROWS)
+    fits = len(lengths) <= max_rows and len(lengths) * max(lengths, default=0) <= max_tokens
+    if device == "cpu" or fits:
+        return length_batches(lengths, max_rows=max_rows)
 
-def _gpu_cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return a cost of 1 per pass; infinity for passes of several rows with more than `GPU_TOKENS` tokens."""
-    return np.where((num_rows > 1) & (num_rows * longest > GPU_TOKENS), np.inf, 1.0)
+    def cost(num_rows: NDArray[np.int64], longest: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.where((num_rows > 1) & (num_rows * longest > max_tokens), np.inf, 1.0)
+
+    return length_batches(lengths, max_rows=max_rows, cost=cost)

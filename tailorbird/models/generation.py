@@ -63,19 +63,22 @@ def answer_prompts(
     max_new_tokens: int,
     end_id: int,
     grammar: Grammar | None = None,
+    max_requests: int | None = None,
 ) -> list[Answer]:
     """Decode greedily with the continuous batching of transformers, by the grammar if there is one.
 
+    `max_requests` is the maximum number of prompts that are answered at the same time. By default, it suits the device.
     Raises RuntimeError if a prompt fails, and FormatError if the grammar is too slow or the tokenizer cannot follow it.
     """
     register_request_attention()
     config, ids = greedy(max_new_tokens=max_new_tokens, end_id=end_id), [list(prompt) for prompt in prompts]
+    options: dict[str, Any] = {} if max_requests is None else {"max_requests_per_batch": max_requests}
     if not ids:
         return []
     if grammar is None:
-        outputs = _free_outputs(lm, ids, config=config)
+        outputs = _free_outputs(lm, ids, config=config, options=options)
     else:
-        outputs = _constrained_outputs(lm, ids, config=config, grammar=grammar)
+        outputs = _constrained_outputs(lm, ids, config=config, grammar=grammar, options=options)
     answers = []
     for index, output in enumerate(outputs.values()):
         if output.error is not None or not output.is_finished():
@@ -91,14 +94,14 @@ def answer_prompts(
     return answers
 
 
-def _free_outputs(lm: Any, prompts: list[list[int]], *, config: Any) -> dict[str, Any]:
+def _free_outputs(lm: Any, prompts: list[list[int]], *, config: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return what `generate_batch` returns, which does not report its progress."""
     hints = workload_hints(prompts, max_new_tokens=config.max_new_tokens)
     with (
         torch.no_grad(),
         lm.continuous_batching_context_manager(
             generation_config=config,
-            continuous_batching_config=batching_config(lm.device, return_logprobs=True),
+            continuous_batching_config=batching_config(lm.device, return_logprobs=True, **options),
             timeout=5,
             warmup=False,
             workload_hints=hints,
@@ -125,13 +128,15 @@ def _finished_outputs(manager: Any, prompts: list[list[int]], *, max_new_tokens:
     return {request: outputs[request] for request in ids if request in outputs}
 
 
-def _constrained_outputs(lm: Any, prompts: list[list[int]], *, config: Any, grammar: Grammar) -> dict[str, Any]:
+def _constrained_outputs(
+    lm: Any, prompts: list[list[int]], *, config: Any, grammar: Grammar, options: dict[str, Any]
+) -> dict[str, Any]:
     """Return what `generate_batch` returns, which has no argument for a logits processor per request."""
     with torch.inference_mode():
         manager = lm.init_continuous_batching(
             generation_config=config,
             continuous_batching_config=batching_config(
-                lm.device, return_logprobs=True, use_cuda_graph=False, use_async_batching=False
+                lm.device, return_logprobs=True, use_cuda_graph=False, use_async_batching=False, **options
             ),
         )
     processor = GrammarProcessor(grammar)

@@ -131,10 +131,12 @@ def _measured(context: RunContext, uris: Mapping[str, str], *, tokens: Mapping[s
     inputs, test, on_gpu = context.inputs, context.splits.test, context.recipe.serving.gpus_per_replica > 0
     num_rows = context.task.num_cost_rows_gpu if on_gpu else context.task.num_cost_rows
     rows = test.take(range(min(len(test), num_rows)))
-    named = {"models": uris, "test": inputs.data.hashes["test"], "on_gpu": on_gpu}
+    batch_size = context.recipe.serving.batch_size(context.recipe.task)
+    named = {"models": uris, "test": inputs.data.hashes["test"], "on_gpu": on_gpu, "batch_size": batch_size}
     stage_inputs = inputs.stage_inputs(measure_serving, **named)
 
     def compute(_: str) -> MeasuredCosts:
-        return inputs.remote_evaluation(measure_serving)(uris, rows=rows, on_gpu=on_gpu, tokens=tokens)
+        measure = inputs.remote_evaluation(measure_serving)
+        return measure(uris, rows=rows, on_gpu=on_gpu, tokens=tokens, batch_size=batch_size)
 
     return inputs.cached("cost", output=MeasuredCosts, inputs=stage_inputs, compute=compute)

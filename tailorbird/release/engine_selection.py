@@ -143,7 +143,9 @@ class _Export:
         }
         cost_rows = self._test.take(range(min(len(self._test), NUM_COST_ROWS)))
         uris = {"incumbent": self._evaluated.uri, "candidate": f"{uri}/model"}
-        measured = run_remote(measure_serving, resources=self._resources)(uris, rows=cost_rows)
+        batch_size = self._evidence.recipe.serving.batch_size("classification")
+        measure = run_remote(measure_serving, resources=self._resources)
+        measured = measure(uris, rows=cost_rows, batch_size=batch_size)
         evaluated, exported = model_predictions("incumbent", tables), model_predictions("candidate", tables)
         inputs = VerdictInputs(evaluated, exported, self._protocol.test_sha256, costs=measured.serving)
         try:

@@ -183,6 +183,7 @@ class ServingDevice:
 
     name: str  # for example `CPU` or `NVIDIA H100 80GB HBM3`
     emulated: tuple[str, ...] = ()  # roles of models whose dtype the device emulates, so that they are slow
+    engine: str = "transformers"  # engine of the language models, also if the service uses another
 
 
 @dataclass(frozen=True)

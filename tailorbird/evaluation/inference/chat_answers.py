@@ -59,11 +59,23 @@ def answer_rows(
     return [Answer(text, answer.confidence, answer.logprobs) for text, answer in zip(texts, answers, strict=True)]
 
 
-def answer_texts(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig], rows: Rows) -> list[Answer]:
+def answer_texts(
+    loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionConfig],
+    rows: Rows,
+    *,
+    generate: GenerateAnswers = answer_prompts,
+) -> list[Answer]:
     """Return the answer of a chat version to each row; raise DataError if the chat template refuses a conversation."""
     if isinstance(loaded, LoadedNearest):
         return [Answer(*nearest_answer(conversation, index=loaded.index)) for conversation in conversations(rows)]
-    return answer_rows(loaded.model, rows, tokenizer=loaded.tokenizer, prompting=loaded.prompting, index=loaded.index)
+    return answer_rows(
+        loaded.model,
+        rows,
+        tokenizer=loaded.tokenizer,
+        prompting=loaded.prompting,
+        index=loaded.index,
+        generate=generate,
+    )
 
 
 def reference_likelihoods(loaded: LoadedChat[VersionConfig], rows: Rows) -> list[float]:

@@ -79,12 +79,15 @@ def _predict_answers(loaded: LoadedChat[VersionConfig] | LoadedNearest[VersionCo
     )
 
 
-def class_logits(loaded: LoadedClassifier[VersionConfig], rows: Rows) -> np.ndarray:
-    """Return the classifier's logits [N, L] for rows."""
+def class_logits(loaded: LoadedClassifier[VersionConfig], rows: Rows, *, batch_size: int | None = None) -> np.ndarray:
+    """Return the classifier's logits [N, L] for rows.
+
+    `batch_size` is the maximum number of rows of a forward pass. By default, the passes suit the model's device.
+    """
     logits = np.zeros((len(rows), len(loaded.classes)), dtype=np.float32)
     if loaded.model is not None and loaded.tokenizer is not None:
         tokens = encode_texts(rows.texts, tokenizer=loaded.tokenizer, max_length=loaded.max_length)
-        logits += logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id))
+        logits += logits_rows(loaded.model, tokens, pad_id=int(loaded.tokenizer.pad_token_id), batch_size=batch_size)
     if loaded.bag is not None:
         logits += loaded.bag.logits(rows.texts)
     return logits

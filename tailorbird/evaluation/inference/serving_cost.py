@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 from tailorbird import storage
+from tailorbird.config.serving import BATCH_SIZE
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS, MeasuredCosts, ServingDevice, ServingUsage, Tokens
 from tailorbird.evaluation.inference.chat_answers import answer_texts
 from tailorbird.evaluation.inference.device import emulates, evaluation_device
 from tailorbird.evaluation.inference.endpoint import request_bodies
 from tailorbird.evaluation.inference.predict import class_logits
+from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import AnyArtifact, LoadedChat, LoadedClassifier, load_artifact, load_retrieval_index
 from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.routing import Routing, routes_to_second
@@ -52,6 +54,7 @@ def measure_serving(
     on_gpu: bool = False,
     num_rounds: int = MIN_ROUNDS,
     tokens: Mapping[str, Tokens] | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> MeasuredCosts:
     """Return the resources for a thousand rows, from text to answer, by role and round.
 
@@ -60,6 +63,9 @@ def measure_serving(
     each round; every second round has the reverse order. CPU-seconds include all threads of the process. GPU-seconds
     are the elapsed time between two synchronizations of the GPU: while a replica answers, it keeps its GPU from other
     work. A model that needs no GPU is charged for it too, because every replica has one.
+
+    `batch_size` is that of the service: the maximum number of rows of a forward pass or, for a language model, of rows
+    that are answered at the same time. A language model runs in transformers, even if the service uses vLLM.
 
     `tokens` has the tokens of each external endpoint by role. No request is sent: the CPU-seconds of an endpoint are
     those in which its requests are prepared, and its replicas have no GPU.
@@ -72,7 +78,7 @@ def measure_serving(
             f"models, at least 1 row and at least {MIN_ROUNDS} rounds"
         )
     device = evaluation_device(on_gpu=True) if on_gpu else "cpu"
-    models = {role: _model(uri, device=device) for role, uri in uris.items()}
+    models = {role: _model(uri, device=device, batch_size=batch_size) for role, uri in uris.items()}
     for model in models.values():
         _seconds(model, rows, device=device)
     measured: dict[str, list[Seconds]] = {role: [] for role in models}
@@ -124,7 +130,7 @@ def _on_device(weights: Sequence[torch.nn.Module], *, device: str) -> Iterator[N
         torch.cuda.empty_cache()
 
 
-def _model(uri: str, *, device: str) -> _Model:
+def _model(uri: str, *, device: str, batch_size: int) -> _Model:
     """Load the artifact as a model whose weights wait in the host's memory for their turn."""
     config = read_artifact_config(uri)
     if config.endpoint is not None:
@@ -139,9 +145,9 @@ def _model(uri: str, *, device: str) -> _Model:
             weights.append(loaded.model)
             if device != "cpu":
                 loaded.model.to("cpu")
-    answer: Callable[[Rows], object] = partial(_answer, parts[0])
+    answer: Callable[[Rows], object] = partial(_answer, parts[0], batch_size=batch_size)
     if hybrid is not None:
-        answer = partial(_answer_hybrid, first=parts[0], second=parts[1], routing=hybrid.routing)
+        answer = partial(_answer_hybrid, first=parts[0], second=parts[1], routing=hybrid.routing, batch_size=batch_size)
     sizes = [storage.folder_sizes(each) for each in dict.fromkeys((uri, *uris))]
     return _Model(
         answer,
@@ -162,27 +168,30 @@ def _endpoint_model(uri: str, *, config: VersionConfig) -> _Model:
     return _Model(prepare, (), frozenset(), stored_bytes=sum(storage.folder_sizes(uri).values()))
 
 
-def _answer(loaded: Loaded, rows: Rows) -> object:
-    return class_logits(loaded, rows) if isinstance(loaded, LoadedClassifier) else answer_texts(loaded, rows)
+def _answer(loaded: Loaded, rows: Rows, *, batch_size: int) -> object:
+    if isinstance(loaded, LoadedClassifier):
+        return class_logits(loaded, rows, batch_size=batch_size)
+    return answer_texts(loaded, rows, generate=partial(answer_prompts, max_requests=batch_size))
 
 
-def _answer_hybrid(rows: Rows, *, first: Loaded, second: Loaded, routing: Routing) -> None:
+def _answer_hybrid(rows: Rows, *, first: Loaded, second: Loaded, routing: Routing, batch_size: int) -> None:
     """Answer rows as a hybrid does: in a cascade, the first part answers all rows first."""
     if routing.column is not None:
         routed = routes_to_second(routing, groups=rows.groups[routing.column])
         kept = np.flatnonzero(~routed)
         if len(kept):
-            _answer(first, rows.take(kept))
+            _answer(first, rows.take(kept), batch_size=batch_size)
     else:
-        routed = routes_to_second(routing, confidences=_confidences(first, rows))
+        routed = routes_to_second(routing, confidences=_confidences(first, rows, batch_size=batch_size))
     to_second = np.flatnonzero(routed)
     if len(to_second):
-        _answer(second, rows.take(to_second))
+        _answer(second, rows.take(to_second), batch_size=batch_size)
 
 
-def _confidences(loaded: Loaded, rows: Rows) -> np.ndarray:
+def _confidences(loaded: Loaded, rows: Rows, *, batch_size: int) -> np.ndarray:
     """Answer rows, and return the confidences that a cascade compares with its threshold."""
     if isinstance(loaded, LoadedClassifier):
-        logits = class_logits(loaded, rows)
+        logits = class_logits(loaded, rows, batch_size=batch_size)
         return np.asarray(temperature_softmax(logits, temperature=loaded.version.temperature).max(1))
-    return np.array([answer.confidence for answer in answer_texts(loaded, rows)])
+    generate = partial(answer_prompts, max_requests=batch_size)
+    return np.array([answer.confidence for answer in answer_texts(loaded, rows, generate=generate)])

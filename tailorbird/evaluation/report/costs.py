@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+from tailorbird.evaluation.gates.cost import ServingDevice
 from tailorbird.evaluation.gates.prices import CostTerms
 from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
 from tailorbird.evaluation.verdict.contender_costs import money, named
@@ -23,10 +24,17 @@ def cost_sentence(evidence: Evidence) -> str | None:
         estimate, low, high = verdict.cost_ratio
         ratio = (
             f"to serve, the candidate costs {estimate:.2f} times as much as the incumbent ({low:.2f} to {high:.2f}, "
-            f"{cost_basis(verdict.cost_unit)}, measured on {cost.device.name})"
+            f"{cost_basis(verdict.cost_unit)}, {measured_on(evidence, cost.device)})"
         )
     sentence = f"cost: {ratio}; training used {cost.training}"
     return sentence if terms is None else f"{sentence}; {terms_sentence(terms)}"
+
+
+def measured_on(evidence: Evidence, device: ServingDevice) -> str:
+    """Return the device of the measured costs, and the engine if the service has another."""
+    engine = evidence.recipe.serving.engine
+    other = "" if engine == device.engine else f" with {device.engine}, although the service uses {engine}"
+    return f"measured on {device.name}{other}"
 
 
 def terms_sentence(terms: CostTerms) -> str:
@@ -129,7 +137,7 @@ def cost_answer(evidence: Evidence) -> str:
         estimate, low, high = verdict.cost_ratio
         return (
             f"To serve, the candidate costs {estimate:.2f} times as much as the incumbent ({low:.2f} to {high:.2f}, "
-            f"{cost_basis(verdict.cost_unit)}, measured on {evidence.cost.device.name}). {unpriced}"
+            f"{cost_basis(verdict.cost_unit)}, {measured_on(evidence, evidence.cost.device)}). {unpriced}"
         )
     return f"The cost of serving was not measured. {unpriced}"
 

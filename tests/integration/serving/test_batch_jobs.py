@@ -127,7 +127,7 @@ def test_the_command_resumes_after_a_kill_without_repeated_parts_or_rows(
     # In the same batches, because rounding in bfloat16 depends on the batch.
     for indices in np.array_split(np.arange(len(rows)), 20):
         texts = [(rows["text"][index].as_py(), groups[index]) for index in indices.tolist()]
-        expected += predict_hybrid(loaded, texts, batch_size=CONFIG.max_batch_size)
+        expected += predict_hybrid(loaded, texts, batch_size=CONFIG.batch_size("classification"))
     assert answers["label"].to_pylist() == [prediction.label for prediction in expected]
     assert np.allclose(answers["score"].to_numpy(), [prediction.score for prediction in expected], atol=1e-5)
     manifest = storage.read_json(result["manifest"])

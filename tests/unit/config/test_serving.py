@@ -66,3 +66,13 @@ def test_gpus_and_options_that_an_engine_supports_are_accepted(fields: dict[str,
 def test_other_gpus_and_options_are_refused_with_what_to_do(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ServingConfig(**fields)
+
+
+def test_only_passes_of_texts_are_larger_on_a_gpu_by_default() -> None:
+    sizes = {
+        (gpus, task): ServingConfig(gpus_per_replica=gpus).batch_size(task)
+        for gpus in (0, 0.5)
+        for task in ("classification", "chat")
+    }
+    assert sizes == {(0, "classification"): 64, (0, "chat"): 64, (0.5, "classification"): 256, (0.5, "chat"): 64}
+    assert ServingConfig(gpus_per_replica=1, max_batch_size=8).batch_size("classification") == 8

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 
 from tailorbird.data.tokenize import collate
 from tailorbird.evaluation.baselines.linear_head import Head
-from tailorbird.models.classifier import Classifier, embed_rows, logits_rows, zero_head
+from tailorbird.models.classifier import GPU_TOKENS, Classifier, device_batches, embed_rows, logits_rows, zero_head
 from tailorbird.models.loading import load_weights
 from tailorbird.models.pretrained import without_pooler
 
@@ -86,3 +86,16 @@ def test_an_fp32_head_on_a_bf16_encoder_gives_the_logits_of_the_baseline() -> No
     weight, bias = model.head.weight.detach().numpy(), model.head.bias.detach().numpy()
     expected = embed_rows(model, rows, pad_id=0) @ weight.T + bias
     np.testing.assert_allclose(logits_rows(model, rows, pad_id=0), expected, atol=1e-6)
+
+
+def test_a_pass_on_a_gpu_has_a_maximum_of_rows_and_of_tokens() -> None:
+    def sizes(lengths: list[int], batch_size: int | None = None) -> list[int]:
+        batches = device_batches(lengths, device="cuda", batch_size=batch_size)
+        assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+        return sorted(map(len, batches))
+
+    assert sizes([16] * 300) == [300]
+    assert sizes([16] * 300, batch_size=256) == [44, 256]
+    assert sizes([GPU_TOKENS // 2] * 3, batch_size=256) == [1, 2]
+    assert sizes([2 * GPU_TOKENS, 1], batch_size=256) == [1, 1]
+    assert [len(batch) for batch in device_batches([GPU_TOKENS] * 65, device="cpu")] == [64, 1]

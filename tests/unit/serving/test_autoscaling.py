@@ -99,7 +99,7 @@ def test_a_change_of_the_challenger_keeps_the_number_of_replicas() -> None:
 @pytest.mark.parametrize("task", ["classification", "chat"])
 def test_serve_sends_a_replica_more_requests_than_all_clients_may_hold(task: str) -> None:
     config = ServingConfig()
-    limit = config.max_batch_size + config.max_queued_requests
+    limit = config.batch_size(task) + config.max_queued_requests
     assert deployment_options(config, task=task)["max_ongoing_requests"] > limit
 
 

@@ -15,7 +15,7 @@ from tests.unit.training.small import config_of, reports_of, small_runtime
 from tests.unit.training.test_chat_task import runtime_of
 from training.batches import Batch, collated_steps, micro_batches
 from training.chat_task import ChatRuntime
-from training.classification_task import ClassifierRuntime
+from training.classification_task import ClassifierRuntime, validation_batches
 from training.dataset import rank_rows
 
 
@@ -88,3 +88,14 @@ def test_an_error_in_the_thread_reaches_the_training(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ClassifierRuntime, "collate", broken)
     with pytest.raises(RuntimeError, match="no such row"):
         reports_of(small_runtime(dropout=0.0))
+
+
+def test_a_validation_on_a_gpu_has_passes_by_tokens_and_work_for_every_rank() -> None:
+    lengths = np.full(512, 10)
+    sizes = {
+        (device, num_ranks): [len(rows) for rows in validation_batches(lengths, num_ranks=num_ranks, device=device)]
+        for device, num_ranks in (("cpu", 8), ("cuda", 1), ("cuda", 4))
+    }
+    assert sizes == {("cpu", 8): [64] * 8, ("cuda", 1): [512], ("cuda", 4): [128] * 4}
+    long = validation_batches(np.full(64, 8192), num_ranks=1, device="cuda")
+    assert {len(rows) for rows in long} == {2}

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.gates.cost import ServingDevice
+from tailorbird.evaluation.gates.cost import MIN_ROUNDS, ServingDevice
 from tailorbird.evaluation.inference import device, serving_cost
 from tailorbird.evaluation.inference.device import DeviceError
 from tailorbird.evaluation.inference.serving_cost import Seconds, usage_of
+from tailorbird.models.classifier import Classifier
 from tailorbird.models.loading import load_artifact
 from tailorbird.registry.routing import PARTS, Routing
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, write_config
@@ -74,7 +75,7 @@ def test_the_order_alternates_after_a_warm_up_and_times_are_per_thousand_rows(
         return Seconds(cpu=len(answered) * len(rows) / 1000, elapsed=1.0)
 
     monkeypatch.setattr(
-        serving_cost, "_model", lambda uri, device: SimpleNamespace(uri=uri, dtypes={device}, stored_bytes=7)
+        serving_cost, "_model", lambda uri, device, **_: SimpleNamespace(uri=uri, dtypes={device}, stored_bytes=7)
     )
     monkeypatch.setattr(serving_cost, "_seconds", counted)
     in_order = {role: uris[role] for role in ("incumbent", "candidate")} | {"probe": "file:///probe"}
@@ -112,14 +113,15 @@ def test_a_hybrid_costs_the_rows_that_each_part_answers(
     parts = dict(zip(PARTS, loaded, strict=True))
     counts: dict[str, int] = {}
 
-    def logits(loaded: object, rows: Rows) -> np.ndarray:
+    def logits(loaded: object, rows: Rows, *, batch_size: int) -> np.ndarray:
+        assert batch_size == 2
         [role] = [role for role, part in parts.items() if part is loaded]
         counts[role] = len(rows)
         return np.zeros((len(rows), 2), dtype=np.float32)
 
     monkeypatch.setattr(serving_cost, "class_logits", logits)
     rows = replace(rows_of(["heart"] * 4), groups={"sex": ("f", "m", "m", "m")})
-    serving_cost._answer_hybrid(rows, **parts, routing=routing)
+    serving_cost._answer_hybrid(rows, **parts, routing=routing, batch_size=2)
     assert counts == answered
 
 
@@ -146,3 +148,20 @@ def test_a_model_whose_dtype_the_machine_emulates_is_named(
         monkeypatch.setattr(device, "cpu_supports_bfloat16", lambda supported=supported: supported)
         measured = serving_cost.measure_serving(uris, rows=rows_of(["heart"]))
         assert measured.device.emulated == emulated
+
+
+@pytest.mark.parametrize(("batch_size", "passes"), [(4, [4, 4, 2]), (64, [10])])
+def test_a_classifier_answers_in_passes_of_the_size_of_the_service(
+    uris: dict[str, str], batch_size: int, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, passes of short texts that are larger than those of the service would be too cheap."""
+    sizes: list[int] = []
+    forward = Classifier.forward
+
+    def recorded(model: Classifier, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(input_ids))
+        return forward(model, input_ids, attention_mask)
+
+    monkeypatch.setattr(Classifier, "forward", recorded)
+    serving_cost.measure_serving(uris, rows=rows_of(["heart"] * 10), batch_size=batch_size)
+    assert sizes == passes * 2 * (1 + MIN_ROUNDS)  # two models, a warm-up and the rounds

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.gates.cost import ServingDevice, ServingUsage, TrainingUsage
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.costs import cost_sentence, costs_by_digest
@@ -331,6 +332,11 @@ def test_gpu_seconds_are_never_called_cpu_seconds() -> None:
     )
     assert f"  {sentence}" in verdict_lines(evidence)
     assert f"- {sentence}" in to_model_card(evidence)
+    served_by_vllm = ServingConfig(engine="vllm", gpus_per_replica=1)
+    recipe = evidence.recipe.model_copy(update={"serving": served_by_vllm})
+    other = cost_sentence(evidence.model_copy(update={"recipe": recipe}))
+    assert other is not None
+    assert "measured on NVIDIA H100 with transformers, although the service uses vllm" in other
     page = Page(to_html(evidence))
     assert "GPU-seconds per thousand rows in alternating rounds" in page.text
     assert "GPU-seconds of training, including the sweep" in page.text
