@@ -87,11 +87,16 @@ def verdict_lines(evidence: Evidence) -> list[str]:
     ]
 
 
-def verdict_panel(evidence: Evidence) -> list[str]:
-    """Return the verdict in words and in numbers, and the version that is served next."""
+def verdict_panel(evidence: Evidence, *, promoted: bool = False) -> list[str]:
+    """Return the verdict in words and in numbers, and the version that is served next.
+
+    `promoted` is true if the winner was promoted after the run.
+    """
     verdict, winner = evidence.verdict, evidence.winner
     version = f"{winner.uri.rpartition('/')[2]} ({model_name(winner.kind)})"
-    served = f"the champion {version}, as before" if winner.uri == evidence.champion else f"{version}, once promoted"
+    served = f"{version}, {'now the champion' if promoted else 'once promoted'}"
+    if winner.uri == evidence.champion:
+        served = f"the champion {version}, as before"
     return [verdict.sentence(), verdict.numbers(), f"served next: {served}"]
 
 

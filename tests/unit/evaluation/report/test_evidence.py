@@ -84,6 +84,7 @@ def test_a_run_ends_with_the_verdict_and_what_is_served_next() -> None:
     assert (sentence, numbers) == (evidence.verdict.sentence(), evidence.verdict.numbers())
     version = evidence.winner.uri.rpartition("/")[2]
     assert served == f"served next: {version} (fine-tuned model), once promoted"
+    assert verdict_panel(evidence, promoted=True)[2] == f"served next: {version} (fine-tuned model), now the champion"
 
 
 def test_a_champion_that_wins_is_served_as_before() -> None:
