@@ -24,13 +24,13 @@ def tokenizer(template: str | None = TEMPLATE) -> Any:
     return fast
 
 
-def language_model(*, width: int = 32, dropout: float = 0.0) -> LlamaForCausalLM:
+def language_model(*, width: int = 32, layers: int = 2, dropout: float = 0.0) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(WORDS),
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,

@@ -28,7 +28,7 @@ from tailorbird.models.causal_lm import ChatModel, as_tensors, model_inputs
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
 from tailorbird.models.lora import merge_layers
-from tailorbird.models.pretrained import default_device, fp32_copy, load_causal, share_weights
+from tailorbird.models.pretrained import default_device, load_causal, share_weights
 from tailorbird.models.retrieval.chat_prompt import chat_prompt
 from tailorbird.models.retrieval.index import RetrievalIndex
 from tailorbird.models.retrieval.training_examples import RetrievedExamples
@@ -38,7 +38,7 @@ from training.batches import Batch
 from training.dataset import TrainingDataset
 from training.engine.deepspeed_engine import compute_dtype
 from training.engine.deepspeed_private import fp32_values
-from training.engine.placement import fp32_weights, layerwise_copy, place_weights
+from training.engine.placement import layerwise_copy, place_weights
 from training.engine.synced_generation import synced_answers
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
 
@@ -175,7 +175,7 @@ class ChatRuntime:
         batch = pack(rows, pad_id=self._pad_id)
         step = 1 + len(batch.positions) // COMPARED_LOGITS  # a position has a value per token of the vocabulary
         batch = replace(batch, positions=batch.positions[::step], targets=batch.targets[::step])
-        with model.dense_attention(), fp32_weights(model):  # flash attention computes in half precision only
+        with model.dense_attention():  # flash attention computes in half precision only
             logits: torch.Tensor = model(*as_tensors(batch, device=device))
         return logits
 
@@ -188,8 +188,7 @@ class ChatRuntime:
             save_file(weights, folder / "model.safetensors")
 
     def load(self, folder: Path, *, config: TrainingConfig) -> ChatModel:
-        lm = fp32_copy(self.lm) if config.method == "lora" else share_weights(self.lm)  # merging changes it in place
-        return load_chat_weights(folder, lm=lm, kind=config.method)
+        return load_chat_weights(folder, lm=share_weights(self.lm), kind=config.method, merge=False)
 
     @property
     def _pad_id(self) -> int:

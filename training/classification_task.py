@@ -20,11 +20,11 @@ from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.classifier import GPU_ROWS, Classifier, device_batches, zero_head
 from tailorbird.models.loading import load_weights
-from tailorbird.models.pretrained import default_device, fp32_copy, load_encoder
+from tailorbird.models.pretrained import default_device, load_encoder, share_weights
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
-from training.engine.placement import fp32_weights, place_weights
+from training.engine.placement import place_weights
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
 
 if TYPE_CHECKING:
@@ -127,8 +127,7 @@ class ClassifierRuntime:
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
         input_ids, attention_mask = collate(self.validation_tokens[:COMPARED_ROWS], pad_id=self.pad_id)
-        with fp32_weights(model):
-            logits: torch.Tensor = model(input_ids.to(device), attention_mask.to(device))
+        logits: torch.Tensor = model(input_ids.to(device), attention_mask.to(device))
         return logits
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
@@ -144,7 +143,7 @@ class ClassifierRuntime:
             save_file(encoder, folder / "encoder.safetensors")
 
     def load(self, folder: Path, *, config: TrainingConfig) -> Classifier:
-        return load_weights(folder, encoder=fp32_copy(self.encoder), kind=config.method)
+        return load_weights(folder, encoder=share_weights(self.encoder), kind=config.method, merge=False)
 
 
 def validation_batches(lengths: NDArray[np.int64], *, num_ranks: int, device: str) -> list[NDArray[np.int64]]:

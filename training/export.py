@@ -11,15 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.models.lora import stored_adapter
-from tailorbird.models.pretrained import cast_parameters
 from tailorbird.registry.versions import INDEX_FILES
 from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
 from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered, num_values
 from training.engine.memory_estimate import FP32
 from training.engine.node_disk import require_room
-from training.engine.placement import layerwise_copy
+from training.engine.placement import fp32_weights, layerwise_copy
 from training.task import TaskRuntime
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
@@ -59,16 +57,18 @@ def _exported(engine: Any, config: TrainingConfig) -> dict[str, torch.nn.Paramet
 def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, folder: Path) -> None:
     """Write the trained weights as the task's artifact on rank 0. Every rank must call it.
 
-    To check the files, load them into a copy of the base model. The exported weights must be equal to those that the
-    engine computes with, if both are rounded to its precision, and the logits must be equal within `TOLERANCE`. Raises
-    UnusableWeights on rank 0 if they are not, a weight is not finite, or an adapter is empty. Raises DiskFull on every
-    rank, before anything is written, if the disk of rank 0 does not have enough room.
+    To check the files, load them on top of the base model, whose memory is shared, and merge an adapter one layer at a
+    time, so that rank 0 needs no second model. The exported weights must be equal to those that the engine computes
+    with, if both are rounded to its precision, and the logits must be equal within `TOLERANCE`. Raises UnusableWeights
+    on rank 0 if they are not, a weight is not finite, or an adapter is empty. Raises DiskFull on every rank, before
+    anything is written, if the disk of rank 0 does not have enough room.
     """
     num_bytes = sum(FP32 * num_values(parameter) for parameter in _exported(engine, config).values())
     require_room(num_bytes if dist.get_rank() == 0 else 0, what="the export")
     state = full_state(engine, config)
     different = _differing_from_engine(state, engine=engine, config=config)
-    trained = _logits(engine.module, runtime, device=engine.device)
+    with fp32_weights(engine.module):
+        trained = _logits(engine.module, runtime, device=engine.device)
     if dist.get_rank() != 0:
         return
     broken = [name for name, value in state.items() if not torch.isfinite(value).all() or value.numel() == 0]
@@ -80,7 +80,7 @@ def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime,
     try:
         runtime.write(state, model=engine.module, config=config, folder=folder)
         loaded = runtime.load(folder, config=config)
-        different += _differing_from_files(state, loaded=loaded, folder=folder, config=config)
+        different += _differing_from_files(state, loaded=loaded)
     except ValueError as error:  # includes ModelError
         raise UnusableWeights(str(error)) from None
     if different:
@@ -89,7 +89,7 @@ def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime,
     dtypes = {forward_dtype(parameter) for parameter in engine.module.parameters()}
     precision = torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
     dtype = torch.bfloat16 if config.parameter_dtype == "bf16" else torch.float32
-    loaded = layerwise_copy(cast_parameters(loaded, dtype), dtype=dtype, device=engine.device)
+    loaded = layerwise_copy(loaded, dtype=dtype, device=engine.device)
     difference = float((_logits(loaded, runtime, device=engine.device) - trained).abs().max())
     if not difference < TOLERANCE[precision] * max(1.0, float(trained.abs().max())):
         raise UnusableWeights(
@@ -111,15 +111,9 @@ def _differing_from_engine(state: dict[str, torch.Tensor], *, engine: Any, confi
     return names
 
 
-def _differing_from_files(
-    state: dict[str, torch.Tensor], *, loaded: torch.nn.Module, folder: Path, config: TrainingConfig
-) -> list[str]:
-    """Return the names of the weights with other values than those in the files, or in the model loaded from them."""
-    stored: dict[str, torch.Tensor] = dict(loaded.named_parameters())
-    if config.method == "lora":  # the loaded model has merged weights
-        adapter = stored_adapter(folder / "adapter")
-        prefix = next(name for name in state if "lora_" in name).partition(".")[0]
-        stored |= {f"{prefix}.{name}": value for name, value in adapter.items()}
+def _differing_from_files(state: dict[str, torch.Tensor], *, loaded: torch.nn.Module) -> list[str]:
+    """Return the names of the weights with other values than in the model that was loaded from the files."""
+    stored = dict(loaded.named_parameters())
     return [name for name, value in state.items() if name not in stored or not _equal(stored[name].detach(), value)]
 
 

@@ -17,7 +17,7 @@ from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.classifier import Classifier, UnitLinear
 from tailorbird.models.errors import ModelError
-from tailorbird.models.lora import merge_adapter
+from tailorbird.models.lora import load_adapter, merge_adapter
 from tailorbird.models.pretrained import cast_parameters, default_device, load_causal, load_encoder
 from tailorbird.models.runtimes import load_exported
 from tailorbird.registry import versions
@@ -91,17 +91,18 @@ class LoadedHybrid:
     version: ModelVersion
 
 
-def load_weights(folder: Path, *, encoder: nn.Module, kind: str) -> Classifier:
+def load_weights(folder: Path, *, encoder: nn.Module, kind: str, merge: bool = True) -> Classifier:
     """Load a version's head, and its adapter or encoder weights by kind, into the pretrained encoder.
 
-    Raises ModelError if a weight is missing or the weights belong to another encoder.
+    Encoder weights are mapped from their file. An adapter is merged in place, unless `merge` is false. Raises
+    ModelError if a weight is missing or the weights belong to another encoder.
     """
     head = load_head(folder, kind=kind)
     with _weight_errors(folder):
         if kind in versions.ADAPTER_KINDS:
-            encoder = merge_adapter(encoder, folder / "adapter")
+            encoder = (merge_adapter if merge else load_adapter)(encoder, folder / "adapter")
         elif kind in versions.CLASSIFIER_WEIGHTS:
-            encoder.load_state_dict(_tensors(folder / "encoder.safetensors"))
+            encoder.load_state_dict(_tensors(folder / "encoder.safetensors"), assign=True)
     return Classifier(encoder, head)
 
 
@@ -155,11 +156,14 @@ def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> "T
     return loaded
 
 
-def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str) -> ChatModel:
-    """Load a chat version's weights, if any, into the pretrained model. Raises ModelError."""
+def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str, merge: bool = True) -> ChatModel:
+    """Load a chat version's weights, if any, into the pretrained model. Raises ModelError.
+
+    An adapter is merged in place, unless `merge` is false.
+    """
     with _weight_errors(folder):
         if kind == "lora":
-            lm = merge_adapter(lm, folder / "adapter")
+            lm = (merge_adapter if merge else load_adapter)(lm, folder / "adapter")
         elif kind == "full":
             load_causal_state(lm, _tensors(folder / "model.safetensors"))
     return ChatModel(lm)

@@ -1,12 +1,12 @@
 """LoRA adapters: apply, check and merge."""
 
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from tailorbird.models.errors import ModelError
 
@@ -26,14 +26,19 @@ def add_adapter(encoder: nn.Module, *, r: int, alpha: int, dropout: float, use_r
     return adapted
 
 
-def merge_adapter(encoder: nn.Module, folder: Path) -> nn.Module:
-    """Merge an adapter into the weights of the encoder."""
+def load_adapter(model: nn.Module, folder: Path) -> Any:
+    """Return a PEFT model with a stored adapter in fp32 on top of a model. Raises ModelError."""
     from peft import PeftModel
 
     require_adapter(folder)
-    adapted = PeftModel.from_pretrained(encoder, folder)
+    adapted = PeftModel.from_pretrained(model, folder)
     require_whole_adapter(adapted, folder)
-    merged: nn.Module = adapted.merge_and_unload()
+    return adapted
+
+
+def merge_adapter(encoder: nn.Module, folder: Path) -> nn.Module:
+    """Merge an adapter into the weights of the encoder."""
+    merged: nn.Module = load_adapter(encoder, folder).merge_and_unload()
     return merged
 
 
@@ -43,24 +48,28 @@ def merge_layers(adapted: Any, *, dtype: torch.dtype, device: Any) -> nn.Module:
     The result is that of `merge_adapter` on a model in fp32, cast to `dtype` afterwards, but only one layer at a time
     is in fp32. Weights are replaced, not changed in place, so other models may share the memory of the base model.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for layer in adapted.modules():
-        if isinstance(layer, BaseTunerLayer):
-            weight = layer.get_base_layer().weight
-            weight.data = weight.data.to(device, torch.float32, copy=True)
-            layer.merge()
-            weight.data = weight.data.to(dtype)
+    for layer in unmerged_layers(adapted):
+        merge_layer(layer, dtype=dtype, device=device)
     merged: nn.Module = adapted.unload()
     for parameter in merged.parameters():
         parameter.data = parameter.data.to(device, dtype)
     return merged
 
 
-def stored_adapter(folder: Path) -> dict[str, Tensor]:
-    """Return the weights in an adapter's file, by their parameter's name in a PEFT model."""
-    weights = load_file(folder / ADAPTER_WEIGHTS)
-    return {re.sub(r"(\.lora_[AB])\.", r"\1.default.", name): value for name, value in weights.items()}
+def unmerged_layers(module: nn.Module) -> Iterator[Any]:
+    """Yield the layers of PEFT whose adapter is not merged."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return (layer for layer in module.modules() if isinstance(layer, BaseTunerLayer) and not layer.merged)
+
+
+def merge_layer(layer: Any, *, dtype: torch.dtype, device: Any) -> None:
+    """Merge the adapter of a layer of PEFT in fp32, and cast the merged weight. The weight is replaced."""
+    weight = layer.get_base_layer().weight
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.to(device, torch.float32, copy=parameter is weight)
+    layer.merge()
+    weight.data = weight.data.to(dtype)
 
 
 def require_adapter(folder: Path) -> None:

@@ -148,11 +148,3 @@ def share_weights(model: nn.Module) -> Any:
         id(value): nn.Parameter(value.detach(), requires_grad=value.requires_grad) for value in model.parameters()
     }
     return copy.deepcopy(model, shared)
-
-
-def fp32_copy(model: nn.Module) -> Any:
-    """Return a copy of a model with its own parameters in fp32."""
-    copied = share_weights(model)
-    for parameter in copied.parameters():
-        parameter.data = parameter.data.to(torch.float32, copy=True)
-    return copied

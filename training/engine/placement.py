@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tailorbird.config.training import TrainingConfig
+from tailorbird.models.lora import merge_layer, unmerged_layers
 from tailorbird.models.pretrained import default_device, share_weights
 from training.engine.deepspeed_engine import deepspeed_config
 from training.engine.deepspeed_private import parameter_partitioner
@@ -75,11 +76,16 @@ def fp32_weights(model: nn.Module) -> Iterator[None]:
 def layerwise_copy(model: nn.Module, *, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> Any:
     """Return a copy of a model with parameters in `dtype` on a device, which holds one repeated layer at a time.
 
-    The weights of the other layers stay where they are, for example in a mapped file.
+    The weights of the other layers stay where they are, for example in a mapped file. The adapter of a PEFT model is
+    merged in fp32 before its layer computes, with the result of `merge_layers`.
     """
     copied = share_weights(model)
     layers = [layer for blocks in copied.modules() if isinstance(blocks, nn.ModuleList) for layer in blocks]
     repeated = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    for adapted in unmerged_layers(copied):
+        if id(adapted) not in inside:
+            merge_layer(adapted, dtype=dtype, device=device)
     for parameter in copied.parameters():
         if id(parameter) not in repeated:
             parameter.data = parameter.data.to(device, dtype)
@@ -92,16 +98,23 @@ def layerwise_copy(model: nn.Module, *, dtype: torch.dtype = torch.float32, devi
 
 def _cast_while_computing(layer: nn.Module, *, dtype: torch.dtype, device: Any) -> None:
     stored: list[torch.Tensor] = []
+    merged: list[Any] = []
 
     def cast(*_: object) -> None:
+        stored.extend(parameter.data for parameter in layer.parameters())
+        merged.extend(unmerged_layers(layer))
+        for adapted in merged:
+            merge_layer(adapted, dtype=dtype, device=device)
         for parameter in layer.parameters():
-            stored.append(parameter.data)
             parameter.data = parameter.data.to(device, dtype)
 
     def restore(*_: object) -> None:
         for parameter, data in zip(layer.parameters(), stored, strict=True):
             parameter.data = data
+        for adapted in merged:
+            adapted.merged_adapters.clear()
         stored.clear()
+        merged.clear()
 
     layer.register_forward_pre_hook(cast)
     layer.register_forward_hook(restore)

@@ -1,6 +1,7 @@
 """Training of a chat task in one process, with a tiny language model: learning, export, resumes and rejected models."""
 
 import itertools
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from tailorbird.data.rows import DataError, Rows
 from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.models.attention import packed_attention
 from tailorbird.models.errors import ModelError
+from tailorbird.models.loading import load_chat_weights
 from tailorbird.models.pretrained import cast_parameters
 from tailorbird.models.retrieval.training_examples import find_examples
 from tailorbird.registry.versions import PinnedEncoder, Prompting, Retrieval
 from tests import small_encoder
 from tests.small_chat import language_model, model_of, save, tokenizer
+from tests.tracked_memory import TrackedMemory
 from tests.unit.models.reference_attention import reference_varlen_attn
 from tests.unit.models.retrieval.test_training_examples import rows_of as example_rows
 from tests.unit.training.small import config_of, reports_of
@@ -89,6 +92,21 @@ def test_deepspeed_7900_trl_4416_the_exported_model_predicts_as_the_trained_mode
     assert (tmp_path / file).stat().st_size > 1000
 
 
+def test_the_export_of_an_adapter_holds_no_second_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
+    lm = language_model(width=256, layers=8).bfloat16()
+    runtime = replace(runtime_of(), lm=lm)
+    config = config_of(epochs=1, method="lora", lora_r=1)
+    engine = build_engine(config, runtime)
+    train(engine, config, runtime=runtime)
+    with TrackedMemory(torch.nn.ModuleList([lm, engine.module])) as memory:
+        export_weights(engine, config, runtime=runtime, folder=tmp_path)
+    destroy_engine(engine)
+    whole = 4 * sum(parameter.numel() for parameter in lm.parameters())
+    assert memory.peak < 0.5 * whole  # a layer has an eighth, and one is in memory at a time
+    assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize(("stage", "dtype"), [(0, torch.float32), (0, torch.bfloat16), (3, torch.float32)])
 def test_validation_gives_the_answers_of_the_exported_model(
@@ -103,7 +121,7 @@ def test_validation_gives_the_answers_of_the_exported_model(
     answers = runtime.answers(engine, config, runtime.task.validation)
     runtime.write(full_state(engine, config), model=engine.module, config=config, folder=tmp_path)
     destroy_engine(engine)
-    exported = runtime.load(tmp_path, config=config).to(dtype).eval()
+    exported = load_chat_weights(tmp_path, lm=deepcopy(runtime.lm), kind=method).to(dtype).eval()
     expected = answer_rows(exported, runtime.task.validation, tokenizer=tokenizer(), prompting=PROMPTING)
     tolerance = 1e-3 if dtype == torch.float32 else 0.05
     assert len({answer.text for answer in expected}) > 1
@@ -129,7 +147,8 @@ def test_the_validated_weights_are_those_of_the_exported_model(
     validated = dict(runtime.inference_model(engine, config).named_parameters())
     runtime.write(full_state(engine, config), model=engine.module, config=config, folder=tmp_path)
     destroy_engine(engine)
-    exported = dict(cast_parameters(runtime.load(tmp_path, config=config), compute_dtype(config)).named_parameters())
+    loaded = load_chat_weights(tmp_path, lm=deepcopy(runtime.lm).float(), kind=method)
+    exported = dict(cast_parameters(loaded, compute_dtype(config)).named_parameters())
     assert validated.keys() == exported.keys()
     assert {name for name, value in exported.items() if not torch.equal(value, validated[name])} == set()
     assert all(map(torch.equal, runtime.lm.parameters(), base))
