@@ -26,6 +26,7 @@ NUM_DRAWS = 1_000
 SEED = 2017
 TEMPERATURES = (0.01, 100.0)
 ECE = "debiased ECE"  # name of the bounded estimate
+INDEPENDENT = 1e-9  # share of the variance of a bin that is added to it, so that its covariance has a Cholesky factor
 SLACK = 1e-6  # an fp32 softmax may exceed 1 by this much
 
 
@@ -154,9 +155,10 @@ def _debiased(tables: Sequence[Predictions], *, documents: Documents, alpha: flo
     by_document = np.stack(sums, axis=1)
     covariance = documents.mean_covariance(by_document)
     covariance += np.diag(np.maximum(np.array(least) - np.diag(covariance), 0.0))
-    values, vectors = np.linalg.eigh(covariance)
+    # Cholesky's factor is unique, unlike eigenvectors; models with the same answers have a singular covariance.
+    factor = np.linalg.cholesky(covariance + INDEPENDENT * np.diag(np.diag(covariance)))
     generator = np.random.default_rng(SEED)
-    normal = generator.standard_normal((NUM_DRAWS, len(values))) @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    normal = generator.standard_normal((NUM_DRAWS, len(factor))) @ factor.T
     noise = normal * np.sqrt(freedom / generator.chisquare(freedom, size=(NUM_DRAWS, 1)))  # Student's t
     means = by_document.sum(axis=0) / n
     ends = np.cumsum([0, *num_bins])

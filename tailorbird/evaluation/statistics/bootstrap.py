@@ -1,7 +1,6 @@
 """Interval and p value of macro-F1 (paired bootstrap) and of mean scores (empirical likelihood, sign flips)."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy.sparse import csr_array
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.distributions import norm_isf, norm_sf, t_isf
 from tailorbird.evaluation.statistics.documents import Documents, documents_of, of_documents
+from tailorbird.evaluation.statistics.draws import CHUNK_ELEMENTS, multinomial_counts
 from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_least_p
 from tailorbird.evaluation.statistics.scoring import class_codes, mean_f1
 
@@ -21,12 +21,6 @@ IntArray = NDArray[np.int64]
 NUM_RESAMPLES = 10_000
 # The seeds are fixed so that recomputing a verdict gives the same draws.
 BOOTSTRAP_SEED, SIGN_SEED = 1979, 1935
-# Cells with fewer rows are drawn row by row, which is cheaper than one binomial draw.
-FEW_ROWS = 16
-# Elements of one chunk of resamples: about 32 MB at 8 bytes each, for any number of rows.
-CHUNK_ELEMENTS = 4_000_000
-# Rare rows drawn at once: few enough for the processor's cache.
-RARE_ROWS_AT_ONCE = 1 << 16
 # The quantile beyond which there are this many resamples is the last that they give; the normal tail continues it.
 NUM_BEYOND = 10
 # Gains closer to 0 than this are ties: only rounding separates them from 0.
@@ -227,33 +221,6 @@ def _log_likelihood_ratio(distances: FloatArray, *, furthest: float) -> float:
         return 0.0
     tilt = steepest if slope(steepest) >= 0 else float(brentq(slope, 0.0, steepest))
     return float(np.sum(np.log1p(tilt * distances)))
-
-
-def multinomial_counts(counts: IntArray, *, num_resamples: int, seed: int) -> Iterator[IntArray]:
-    """Yield resampled cell counts as arrays [chunk, cells] with `num_resamples` rows in total.
-
-    Each resample draws sum(counts) rows from a multinomial in two steps: first the number of rows in rare cells, then
-    rare cells row by row and common cells cell by cell.
-    """
-    generator, n = np.random.default_rng(seed), int(counts.sum())
-    rare = counts < FEW_ROWS
-    rare_rows = np.repeat(np.flatnonzero(rare), counts[rare])
-    common = counts[~rare] / max(n - len(rare_rows), 1)
-    chunk = max(1, CHUNK_ELEMENTS // len(counts))
-    for start in range(0, num_resamples, chunk):
-        weights = np.zeros((min(chunk, num_resamples - start), len(counts)), dtype=np.int64)
-        num_rare = generator.binomial(n, len(rare_rows) / n, size=len(weights))
-        if common.size:
-            weights[:, ~rare] = generator.multinomial(n - num_rare, common)
-        if rare_rows.size:
-            step = max(1, RARE_ROWS_AT_ONCE // len(rare_rows))
-            for first in range(0, len(weights), step):
-                sizes = num_rare[first : first + step]
-                drawn = rare_rows[generator.integers(0, len(rare_rows), size=sizes.sum())]
-                cells = np.repeat(np.arange(len(sizes)) * len(counts), sizes) + drawn
-                added = np.bincount(cells, minlength=len(sizes) * len(counts))
-                weights[first : first + step] += added.reshape(len(sizes), len(counts))
-        yield weights
 
 
 def two_sided(gains: FloatArray) -> float:

@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 
 from tailorbird.evaluation.statistics.distributions import t_isf, t_sf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents
+from tailorbird.evaluation.statistics.draws import multinomial
 from tailorbird.evaluation.statistics.paired import midp_values, newcombe_limits
 
 FloatArray = NDArray[np.float64]
@@ -77,7 +78,7 @@ class TestedRows:
         if self.counted:
             if gain not in self._tilts:
                 self._tilts[gain] = self._tilted(gain)
-            weights = generator.multinomial(num_rows, self._tilts[gain], size=num_tests)
+            weights = multinomial(generator, self._tilts[gain], num_rows=num_rows, num_tests=num_tests)
             return self._from_counts(weights.astype(np.float64))
         return self._from_normal(generator, gain, scale=num_rows / len(self.ours), num_tests=num_tests)
 
@@ -179,8 +180,7 @@ class TestedRows:
         aims[num:] = self._group_aims(gain, sizes=self.members.sum(axis=0).astype(np.float64))
         least = np.eye(len(means)) / len(self.ours) / self.num_units  # as if one unit differed
         covariance, freedom = (covariance + least) / scale, freedom * scale
-        centre = np.zeros(len(aims))
-        half_of_them = generator.multivariate_normal(centre, covariance, size=-(-num_tests // 2), method="eigh")
+        half_of_them = generator.standard_normal((-(-num_tests // 2), len(aims))) @ np.linalg.cholesky(covariance).T
         drawn = aims + np.concatenate([half_of_them, -half_of_them])[:num_tests]  # their mean is the true gain
         finite = np.where(np.isfinite(freedom), freedom, 1e9)
         noise = np.sqrt(generator.chisquare(finite, size=drawn.shape) / finite)

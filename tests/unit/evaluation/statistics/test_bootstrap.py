@@ -14,7 +14,6 @@ from tailorbird.evaluation.statistics.bootstrap import (
     macro_f1_effect,
     macro_f1_gain,
     mean_effect,
-    multinomial_counts,
     two_sided,
 )
 from tailorbird.evaluation.statistics.effect import Effect
@@ -152,24 +151,6 @@ def test_the_macro_f1_interval_has_its_nominal_coverage_and_the_p_value_its_nomi
     # 200 tests: three standard errors of a rate of 0.1 are 0.064.
     assert held / 200 >= 0.9 - 0.064
     assert apart / 200 <= 0.1 + 0.064
-
-
-@pytest.mark.parametrize("counts", [[400, 90, 10], [1] * 40, [3, 200, 1, 15, 16, 5]])
-def test_cells_are_drawn_from_the_multinomial(counts: list[int]) -> None:
-    cells, n = np.array(counts), sum(counts)
-    drawn = np.concatenate(list(multinomial_counts(cells, num_resamples=20_000, seed=0)))
-    assert drawn.shape == (20_000, len(counts))
-    assert (drawn.sum(axis=1) == n).all()
-    shares = cells / n
-    covariance = n * (np.diag(shares) - np.outer(shares, shares))
-    assert drawn.mean(axis=0) == pytest.approx(cells, abs=5 * np.sqrt(covariance.max() / 20_000))
-    assert np.cov(drawn.T) == pytest.approx(covariance, abs=0.05 * covariance.max())
-
-
-def test_chunks_of_resamples_have_at_most_chunk_elements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "CHUNK_ELEMENTS", 1_000)
-    chunks = [len(weights) for weights in multinomial_counts(np.full(300, 2), num_resamples=10, seed=0)]
-    assert chunks == [3, 3, 3, 1]
 
 
 def test_the_two_sided_p_value_adds_1_and_counts_ties_on_both_sides() -> None:
