@@ -72,27 +72,42 @@ class ResampledGain:
     def _quantile(self, share: float) -> float:
         """Return the quantile of the resampled gains at this share.
 
-        Beyond the last quantile that the resamples give, the tail is normal: its spread is that of the last quantile
-        or, if larger, the standard error.
+        Beyond the last quantile that the resamples give, the tail is normal (`_tail`). If it is wider than the last
+        quantile there, the interval reaches it one standard deviation further, so that it has no jump.
         """
-        tail, last = min(share, 1 - share), NUM_BEYOND / len(self.resampled)
-        if tail >= last:
+        beyond = min(share, 1 - share)
+        if beyond >= NUM_BEYOND / len(self.resampled):
             return float(np.quantile(self.resampled, share))
         side = -1 if share < 0.5 else 1
-        return self.gain + side * self._spread(side) * float(norm_isf(tail))
-
-    def _spread(self, side: int) -> float:
-        """Return the standard deviation of the normal tail below the gain (side -1) or above it (1)."""
-        last = NUM_BEYOND / len(self.resampled)
-        distance = side * (self._quantile(last if side < 0 else 1 - last) - self.gain)
-        return max(distance / float(norm_isf(last)), self.standard_error, ROUNDING)
+        last, spread, gap = self._tail(side)
+        z = float(norm_isf(beyond)) - self._last_z
+        return last + side * min((spread + gap) * z, gap + spread * z)
 
     def _p_value(self) -> float:
         """Return the p value of `two_sided` or, if 0 is beyond the last quantile, that of the tail of `_quantile`."""
-        last, side = NUM_BEYOND / len(self.resampled), -1 if self.gain > 0 else 1
-        if side * self._quantile(last if side < 0 else 1 - last) >= 0:
+        side = -1 if self.gain > 0 else 1
+        last, spread, gap = self._tail(side)
+        if side * last >= 0:
             return two_sided(self.resampled)
-        return min(2 * last, 2 * float(norm_sf(abs(self.gain) / self._spread(side))))
+        z = max(abs(last) / (spread + gap), (abs(last) - gap) / spread)
+        return 2 * float(norm_sf(self._last_z + z))
+
+    def _tail(self, side: int) -> tuple[float, float, float]:
+        """Return the last quantile below the gain (side -1) or above it (1), the tail's standard deviation, and a gap.
+
+        The standard deviation is that of the last quantile or, if larger, the standard error. The gap is the distance
+        from the last quantile to that of the normal distribution with this standard deviation.
+        """
+        share = NUM_BEYOND / len(self.resampled)
+        last = float(np.quantile(self.resampled, share if side < 0 else 1 - share))
+        distance = side * (last - self.gain)
+        spread = max(distance / self._last_z, self.standard_error, ROUNDING)
+        return last, spread, spread * self._last_z - distance
+
+    @property
+    def _last_z(self) -> float:
+        """Return the standard normal quantile at the last share that the resamples give."""
+        return float(norm_isf(NUM_BEYOND / len(self.resampled)))
 
 
 def macro_f1_effect(candidate: Predictions, *, other: Predictions, alpha: float) -> Effect:
