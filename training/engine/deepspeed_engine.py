@@ -15,7 +15,7 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.models.attention.transformers_private import transformer_layers, transformers_model
 from tailorbird.models.pretrained import inference_dtype
 from tailorbird.registry.versions import Dtype
-from training.engine.deepspeed_private import disable_gradient_allreduce, disable_shm_allreduce, import_deepspeed
+from training.engine.deepspeed_private import disable_gradient_allreduce, import_deepspeed, init_distributed
 
 LIGER_PACKAGE = "liger_kernel"
 
@@ -183,8 +183,7 @@ def initialize_engine(model: nn.Module, config: TrainingConfig, *, num_steps: in
     """
     deepspeed = import_deepspeed()
     raise_on_all_ranks(lambda: use_kernels(model, config), MissingKernels)
-    if not torch.cuda.is_available():
-        disable_shm_allreduce()
+    init_distributed(timeout_s=config.process_group_timeout_s)
     groups: list[Any] = [group for group in parameter_groups(model, config) if group["params"]]
     engine, *_ = deepspeed.initialize(
         model=model,

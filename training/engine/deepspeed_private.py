@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import datetime
+import functools
 import gc
 import importlib
 import io
@@ -41,6 +43,20 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
+def init_distributed(*, timeout_s: float) -> None:
+    """Connect DeepSpeed to torch's default process group, and give the groups that it creates this time-out.
+
+    DeepSpeed creates a copy of the default group for the gradients, and further groups, all without a time-out. Torch's
+    default would apply: with NCCL, training would fail if a rank waits for a file for more than 10 minutes.
+    """
+    deepspeed = import_deepspeed()
+    if not torch.cuda.is_available():
+        disable_shm_allreduce()
+    deepspeed.init_distributed(dist_init_required=False)
+    timeout = datetime.timedelta(seconds=timeout_s)
+    deepspeed.comm.comm.cdb.new_group = functools.partial(torch.distributed.new_group, timeout=timeout)
+
+
 def disable_shm_allreduce() -> None:
     """Prevent DeepSpeed from compiling its shared-memory all-reduce for CPUs, which training never calls."""
     import_deepspeed().ops.__compatible_ops__[SHM_OP] = False
@@ -51,16 +67,14 @@ def disable_gradient_allreduce(engine: Any) -> None:
     engine.enable_backward_allreduce = False
 
 
-def parameter_partitioner(config: dict[str, Any]) -> Callable[[nn.Parameter], None]:
+def parameter_partitioner(config: dict[str, Any], *, timeout_s: float) -> Callable[[nn.Parameter], None]:
     """Return a function that partitions a parameter among the ranks, with the values of rank 0 (ZeRO stage 3).
 
     It does what `deepspeed.zero.Init` does to the parameters of a module, but to one parameter at a time. An engine
     accepts a model with such parameters. `config` is DeepSpeed's configuration of the engine.
     """
     deepspeed = import_deepspeed()
-    if not torch.cuda.is_available():
-        disable_shm_allreduce()
-    deepspeed.init_distributed(dist_init_required=False)  # as `deepspeed.initialize` does
+    init_distributed(timeout_s=timeout_s)  # as `deepspeed.initialize` does
     group = deepspeed.utils.groups._get_zero_param_intra_parallel_group()  # of an earlier training of this process
     init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config, zero_param_parallel_group=group)
     return lambda parameter: init._convert_to_zero_parameters([parameter])

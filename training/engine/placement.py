@@ -26,7 +26,8 @@ def place_weights(model: Model, config: TrainingConfig, *, autocast: bool) -> Mo
     device, rounded = default_device(), _rounded_weights(model) if autocast else set()
     if config.zero_stage == 3:
         partition = parameter_partitioner(
-            deepspeed_config(config, num_workers=dist.get_world_size(), autocast=autocast)
+            deepspeed_config(config, num_workers=dist.get_world_size(), autocast=autocast),
+            timeout_s=config.process_group_timeout_s,
         )
     for parameter in model.parameters():
         in_bf16 = id(parameter) in rounded or config.parameter_dtype == "bf16"

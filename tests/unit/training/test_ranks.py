@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint, loop, reports
 from training.engine.deepspeed_engine import MissingKernels
-from training.engine.deepspeed_private import destroy_engine, num_values
+from training.engine.deepspeed_private import destroy_engine, import_deepspeed, num_values
 from training.errors import DiskFull
 from training.export import export_weights
 
@@ -75,6 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (export, EXPORTED, folder / "exported"),
         (raise_on_rank_1, [(0, "full")], folder / "raised"),
         (export_without_room, [(0, "full"), (3, "lora")], folder / "without-room"),
+        (write_timeouts, [(1, "full"), (3, "full")], folder / "timeouts"),
     )
     merge_checkpoints(folder / "2", num_ranks=2)
     on_ranks(1, (resume_training, RESIZED, folder / "2"))
@@ -217,6 +218,31 @@ def test_two_workers_export_the_trained_model_at_every_stage_and_method(trained:
     for stage, method in EXPORTED:
         names = {path.name for path in (trained / "exported" / f"{stage}-{method}").iterdir()}
         assert names == {"head.safetensors", "encoder.safetensors" if method == "full" else "adapter"}
+
+
+def write_timeouts(folder: Path, stage: int, method: str) -> None:
+    """Build an engine, and write the time-out in seconds of each of DeepSpeed's groups.
+
+    At stage 3, these are also the groups of `zero_hpz_partition_size`, which DeepSpeed keeps for later engines.
+    """
+    config = config_of(num_workers=2, zero_stage=stage, method=method, zero_hpz_partition_size=2 if stage == 3 else 1)
+    engine = loop.build_engine(config, small_runtime(dropout=0.0))
+    groups = import_deepspeed().utils.groups
+    created = {"data": groups._get_data_parallel_group(), "parameters": groups._get_zero_param_intra_parallel_group()}
+    timeouts = {
+        name: group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+        for name, group in created.items()
+        if group is not None
+    }
+    (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(timeouts))
+    destroy_engine(engine)
+
+
+def test_the_groups_that_deepspeed_creates_have_the_time_out_of_the_recipe(trained: Path) -> None:
+    expected = {"1-full": {"data": 7200}, "3-full": {"data": 7200, "parameters": 7200}}
+    for case, timeouts in expected.items():
+        for rank in range(2):
+            assert json.loads((trained / "timeouts" / case / f"rank-{rank}.json").read_text()) == timeouts, case
 
 
 def test_an_error_of_one_worker_is_raised_by_all_instead_of_a_time_out(trained: Path) -> None:

@@ -21,6 +21,7 @@ from training.engine.deepspeed_private import (
     forward_dtype,
     fp32_values,
     import_deepspeed,
+    init_distributed,
     inner_optimizer,
 )
 from training.loop import build_engine, train
@@ -43,6 +44,14 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
 def test_a_class_or_function_exists(module: str, name: str) -> None:
     import_deepspeed()
     assert hasattr(importlib.import_module(module), name), missing(f"{module}.{name}")
+
+
+def test_the_creation_of_groups_is_found_on_the_backend() -> None:
+    init_distributed(timeout_s=7200)
+    backend = import_deepspeed().comm.comm.cdb
+    assert hasattr(type(backend), "new_group"), missing("comm.comm.cdb.new_group")
+    group = import_deepspeed().comm.new_group([0])
+    assert group._get_backend(torch.device("cpu")).options._timeout.total_seconds() == 7200
 
 
 def test_the_shared_memory_operator_can_be_disabled() -> None:
