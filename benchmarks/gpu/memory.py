@@ -24,14 +24,8 @@ from tailorbird.models.metadata import read_metadata
 from tailorbird.models.pretrained import inference_dtype
 from tailorbird.models.shape import ModelShape
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.memory_estimate import (
-    DEVICE_RUNTIME_BYTES,
-    RUNTIME_BYTES,
-    Batch,
-    held_bytes,
-    start_bytes,
-    step_bytes,
-)
+from training.engine.memory_estimate import DEVICE_RUNTIME_BYTES, RUNTIME_BYTES, held_bytes, start_bytes, step_bytes
+from training.engine.worker_memory import Batch
 from training.loop import Callbacks, build_engine, train
 from training.task import Diverged, TrainingTask
 

@@ -43,14 +43,8 @@ from tests.tracked_memory import TrackedMemory
 from training.batches import Batch as TrainingBatch
 from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.memory_estimate import (
-    ANSWERED_ROWS,
-    Batch,
-    held_bytes,
-    start_bytes,
-    step_bytes,
-    validation_bytes,
-)
+from training.engine.memory_estimate import ANSWERED_ROWS, held_bytes, start_bytes, step_bytes, validation_bytes
+from training.engine.worker_memory import Batch
 from training.loop import build_engine, train
 from training.task import Diverged
 

@@ -1,9 +1,7 @@
 """`tailorbird preflight`: check whether a run would fail, from collected facts."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from cluster.node_probe import NodeReport, WriteCheck
 from cluster.progress import SILENT, ProgressReporter
@@ -16,31 +14,16 @@ from cluster.resources import (
     workers_of_types,
     workers_that_fit,
 )
-from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_endpoint import check_endpoint
 from tailorbird.checks.preflight_evaluation import check_evaluation
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
 from tailorbird.checks.preflight_gates import check_documents, check_gates, check_prices
+from tailorbird.checks.preflight_memory import check_memory
 from tailorbird.checks.preflight_time import expected_time
 from tailorbird.checks.result import CheckResult, fault, note, ok, passes
 from tailorbird.config.recipe import Recipe
-from tailorbird.config.training import TrainingConfig
-from tailorbird.models.shape import ModelShape
-from training.engine.memory_alternatives import smaller_alternatives
-from training.engine.memory_estimate import Batch, WorkerMemory, worker_memory
 
-RAY_KILLS_AT = 0.95  # share of a node's memory in use above which Ray kills workers
 LEAST_STORED = 0.9  # minimum share of parameters in the files; unused heads may be missing
-SIZES = (
-    "method",
-    "batch_size",
-    "batch_tokens",
-    "gradient_accumulation_steps",
-    "gradient_checkpointing",
-    "lora_r",
-    "parameter_dtype",
-)
-"""Fields of `training` that a sweep may vary and that change the memory of a worker."""
 NUM_LISTED = 5
 
 
@@ -80,7 +63,7 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
         text = "workers, memory and the nodes' access to S3 were not checked, because no cluster could be joined"
         return (*results, fault("nodes", text, "fix the faults above, then run preflight again"))
     results += [*_workers(recipe, cluster), *check_evaluation(recipe, facts.model, cluster=cluster)]
-    return (*results, *_nodes(recipe, facts, cluster), *_memory(recipe, facts, cluster))
+    return (*results, *_nodes(recipe, facts, cluster), *check_memory(recipe, facts, cluster))
 
 
 def _ray(facts: PreflightFacts) -> Iterator[CheckResult]:
@@ -264,120 +247,6 @@ def _node_faults(report: NodeReport, *, recipe: Recipe, facts: PreflightFacts) -
         yield fault("", text, "build the nodes' image with a supported version of Python")
 
 
-def _memory(recipe: Recipe, facts: PreflightFacts, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check that the workers fit the memory of each node, and one worker fits the memory of a GPU."""
-    if facts.model is None:
-        yield fault("memory", "not estimated, because the base model could not be read", "fix the fault above")
-        return
-    config, total = recipe.training, sum(node.total.cpus for node in cluster.nodes)
-    worker = worker_resources(config)
-    room = max(1, int(total) // (config.max_workers * config.cpus_per_worker))
-    most = recipe.tuning.trials_at_once(room=room) * config.max_workers
-    probed = [(node, cluster.reports[node.id]) for node in cluster.nodes if node.id in cluster.reports]
-    autocast = any(report.bfloat16 for _, report in probed) or config.gpus_per_worker > 0
-    gpu_sizes = [size for _, report in probed for size in report.gpu_bytes]
-    gpu_bytes = min(gpu_sizes, default=None)
-    estimate = _worst_memory(recipe, facts.model.shape, autocast=autocast, gpu_bytes=gpu_bytes)
-    needed = estimate.memory
-    parts = ", ".join(f"{name} {_size(size)}" for name, size in needed.host.items() if size >= GIB // 100)
-    short, allowed_bytes = [], []
-    for node, report in probed:
-        num_workers = min(most, node.total.num_workers(worker))
-        allowed = max(0, report.free_bytes - int((1 - RAY_KILLS_AT) * report.memory_bytes))
-        if num_workers * needed.host_bytes > allowed:
-            short.append(f"{node.address} has {_size(allowed)} free for {num_workers} workers")
-            allowed_bytes.append(allowed // num_workers)
-    text = f"up to about {_size(needed.host_bytes)} per worker ({parts})"
-    if short:
-        remedy = estimate.remedy(lambda memory: memory.host_bytes, allowed=min(allowed_bytes))
-        remedy += ", or raise training.cpus_per_worker, so that fewer workers share a node"
-        yield fault("memory", f"{text}; {', '.join(short[:NUM_LISTED])}", remedy)
-    elif probed:
-        yield ok("memory", f"{text}; every node has enough for its workers")
-    else:
-        yield note("memory", f"{text}; no node reported its memory")
-    if needed.device:
-        yield _gpu_memory(estimate, gpu_sizes)
-
-
-@dataclass(frozen=True)
-class _Estimate:
-    """The memory of a worker, and what it depends on."""
-
-    config: TrainingConfig
-    shape: ModelShape
-    batch: Batch
-    gpu_bytes: int | None
-    memory: WorkerMemory
-
-    def remedy(self, needed: Callable[[WorkerMemory], int], *, allowed: int) -> str:
-        """Return the first change of each field of the recipe with which a worker needs at most `allowed` bytes."""
-        alternatives = smaller_alternatives(
-            self.config,
-            shape=self.shape,
-            batch=self.batch,
-            num_workers=self.config.min_workers,
-            gpu_bytes=self.gpu_bytes,
-        )
-        fitting: dict[str, str] = {}
-        for change, memory in alternatives:
-            if (size := needed(memory)) <= allowed:
-                fitting.setdefault(change.partition(":")[0], f"{change} ({_size(size)})")
-        if not fitting:
-            return "use more workers with training.zero_stage: 3, or a smaller base model"
-        return f"set {' or '.join(list(fitting.values())[:NUM_LISTED])}"
-
-
-def _gpu_memory(estimate: _Estimate, sizes: Sequence[int]) -> CheckResult:
-    needed = estimate.memory.device_bytes
-    parts = ", ".join(f"{name} {_size(size)}" for name, size in estimate.memory.device.items() if size >= GIB // 100)
-    text = f"up to about {_size(needed)} per GPU ({parts})"
-    if not sizes:
-        return note(
-            "GPU memory",
-            f"{text}; the nodes did not report the memory of their GPUs (check with nvidia-smi on the nodes)",
-        )
-    text += f"; the smallest has {_size(min(sizes))}"
-    if needed <= min(sizes):
-        return ok("GPU memory", text)
-    return fault("GPU memory", text, estimate.remedy(lambda memory: memory.device_bytes, allowed=min(sizes)))
-
-
-def _worst_memory(recipe: Recipe, shape: ModelShape, *, autocast: bool, gpu_bytes: int | None) -> _Estimate:
-    """Return the maximum memory of a worker in the sweep; with the fewest workers, each needs the most."""
-    batch = Batch(
-        _longest_training_row(recipe),
-        max_new_tokens=recipe.data.max_new_tokens,
-        packed=recipe.task == "chat",
-        autocast=autocast,
-    )
-
-    def estimate(config: TrainingConfig) -> _Estimate:
-        num_workers = config.min_workers
-        memory = worker_memory(config, shape=shape, batch=batch, num_workers=num_workers, gpu_bytes=gpu_bytes)
-        return _Estimate(config, shape, batch, gpu_bytes, memory)
-
-    estimates = map(estimate, tried_configs(recipe))
-    return max(estimates, key=lambda estimate: (estimate.memory.device_bytes, estimate.memory.host_bytes))
-
-
-def _longest_training_row(recipe: Recipe) -> int:
-    """Return the maximum tokens of a training row, including retrieved examples of at most `data.max_length` each."""
-    max_length, evaluation = recipe.data.max_length, recipe.evaluation
-    if not recipe.training.with_retrieved:
-        return max_length
-    return max_length + min(evaluation.retrieved_tokens, max(evaluation.retrieved_examples) * max_length)
-
-
-def tried_configs(recipe: Recipe) -> list[TrainingConfig]:
-    """Return the training config for each combination of values of `SIZES` in the search space."""
-    space = recipe.tuning.space
-    varied: dict[str, Any] = {name: space[name].choice for name in SIZES if name in space and space[name].choice}
-    plain = recipe.training.model_dump()
-    combinations = product(*varied.values())
-    return [TrainingConfig.model_validate(plain | dict(zip(varied, values, strict=True))) for values in combinations]
-
-
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
     return ", ".join(names[:NUM_LISTED]) + more
@@ -394,7 +263,3 @@ def _count(number: float, noun: str) -> str:
 
 def _many(number: int) -> str:
     return "any number" if number >= UNBOUNDED else str(number)
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.2f} GiB"

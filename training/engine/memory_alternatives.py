@@ -1,12 +1,32 @@
 """Changes of a recipe that lower the memory of a training worker."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
-from training.engine.memory_estimate import Batch, WorkerMemory, micro_batch_tokens, worker_memory
+from training.engine.memory_estimate import micro_batch_tokens, worker_memory
+from training.engine.worker_memory import Batch, WorkerMemory
+
+GIB = 1 << 30
+MAX_LISTED = 5
+
+
+def remedy(
+    alternatives: Iterable[tuple[str, WorkerMemory]], *, needed: Callable[[WorkerMemory], int], allowed: int
+) -> str:
+    """Return advice with the first change of each field of the recipe after which at most `allowed` bytes are needed.
+
+    `alternatives` are those of `smaller_alternatives`.
+    """
+    fitting: dict[str, str] = {}
+    for change, memory in alternatives:
+        if (size := needed(memory)) <= allowed:
+            fitting.setdefault(change.partition(":")[0], f"{change} ({size / GIB:.2f} GiB)")
+    if not fitting:
+        return "use more workers with training.zero_stage: 3, or a smaller base model"
+    return f"set {' or '.join(list(fitting.values())[:MAX_LISTED])}"
 
 
 def smaller_alternatives(

@@ -1,10 +1,10 @@
 """Estimate the memory of a training worker from its config and the shape of the model."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
+from training.engine.worker_memory import Batch, Parts, WorkerMemory
 
 FP32, BF16 = 4, 2
 RUNTIME_BYTES = 800 << 20
@@ -37,35 +37,6 @@ OFFLOADED = (
 ROUNDED = ("fp32 gradients", "updated weights", "gradients", "largest gradient")
 """Those of them that are one page-locked tensor, whose size torch rounds up to a power of two."""
 
-Parts = dict[str, int]
-"""Bytes by purpose."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Properties of a batch that determine the memory of a forward pass."""
-
-    max_length: int
-    max_new_tokens: int = 0  # of an answer to a validation row of a chat task
-    packed: bool = False  # conversations packed into one row, with logits at each token; else padded rows
-    autocast: bool = False  # linear layers compute in bfloat16
-
-
-@dataclass(frozen=True)
-class WorkerMemory:
-    """Peak memory of a worker in bytes, by purpose."""
-
-    host: Parts
-    device: Parts  # memory of its GPU; empty if it trains on CPU
-
-    @property
-    def host_bytes(self) -> int:
-        return sum(self.host.values())
-
-    @property
-    def device_bytes(self) -> int:
-        return sum(self.device.values())
-
 
 def worker_memory(
     config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int, gpu_bytes: int | None = None
@@ -80,19 +51,21 @@ def worker_memory(
     held = held_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
     step = step_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
     validation = validation_bytes(config, shape=shape, batch=batch)
-    exported = {"export": FP32 * shape.num_parameters}  # the trained weights, or the base model with a merged adapter
+    exported, compared = export_bytes(config, shape=shape, batch=batch)
     process, started = {"process": RUNTIME_BYTES}, start_bytes(config, shape=shape, batch=batch)
     if config.gpus_per_worker == 0:
-        phases = [held | step, held | validation, held | exported, started]
-        return WorkerMemory(process | max(phases, key=_total), {})
+        phases = [held | step, held | validation, started]
+        host, exporting = max(phases, key=_total), max([*phases, held | exported | compared], key=_total)
+        return WorkerMemory(process | host, {}, process | exporting)
     device_process = {"process": DEVICE_RUNTIME_BYTES}
-    on_host = [_take_offloaded(held, config) | exported]
-    on_device = [held | step, held | validation]
+    on_host = [_take_offloaded(held, config)]
+    on_device = [held | step, held | validation, held | compared]
     if gpu_bytes is None or _total(device_process | started) <= gpu_bytes:
         on_device.append(started)
     elif FLATTENING in started:
         on_host.append({FLATTENING: 2 * started[FLATTENING]})
-    return WorkerMemory(process | max(on_host, key=_total), device_process | max(on_device, key=_total))
+    host, exporting = max(on_host, key=_total), max([*on_host, on_host[0] | exported], key=_total)
+    return WorkerMemory(process | host, device_process | max(on_device, key=_total), process | exporting)
 
 
 def _take_offloaded(held: Parts, config: TrainingConfig) -> Parts:
@@ -123,6 +96,22 @@ def start_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> P
     dtype_bytes = BF16 if config.parameter_dtype == "bf16" else FP32
     weights = _weight_bytes(config, shape=shape, batch=batch)
     return {"weights": weights, FLATTENING: dtype_bytes * _trained(config, shape)}
+
+
+def export_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> tuple[Parts, Parts]:
+    """Return the additional memory of rank 0 during an export: in host memory, and on its device.
+
+    It holds the trained weights in fp32, and reads an adapter again from its file. To compare the logits, it copies the
+    base model to the device, one layer at a time, and merges the layer's adapter: one matrix at a time is added to
+    another one in fp32, which is a product that is scaled. An output layer is assumed to have its own weights.
+    """
+    trained = FP32 * _trained(config, shape)
+    layer = shape.num_linear // shape.num_layers
+    others = shape.num_parameters - shape.num_linear + (shape.vocabulary * shape.hidden if batch.packed else 0)
+    copied = {"compared weights": _parameter_bytes(config) * (layer + others)}
+    if config.method == "full":
+        return {"export": trained}, copied
+    return {"export": 2 * trained}, copied | {"merged matrix": 2 * FP32 * shape.hidden * shape.intermediate}
 
 
 def held_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> Parts:

@@ -10,16 +10,16 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape
 from training.engine.memory_alternatives import smaller_alternatives
 from training.engine.memory_estimate import (
-    Batch,
-    WorkerMemory,
     activation_bytes,
     answered_rows,
+    export_bytes,
     held_bytes,
     start_bytes,
     step_bytes,
     validation_bytes,
     worker_memory,
 )
+from training.engine.worker_memory import Batch, WorkerMemory
 
 MINILM = ModelShape(
     num_parameters=22_565_376,
@@ -99,6 +99,17 @@ def test_a_70b_model_with_lora_fits_8_gpus_of_80_gib() -> None:
     memory = on_gpus(8, LLAMA_70B, method="lora")
     assert memory.device["weights"] / GIB == pytest.approx(17, rel=0.03)
     assert memory.device_bytes / GIB < 75
+
+
+def test_only_the_worker_that_exports_holds_the_trained_weights() -> None:
+    full, lora = on_gpus(8, LLAMA_8B), on_gpus(8, LLAMA_70B, method="lora", lora_r=16)
+    assert full.exporting_bytes - full.host_bytes == 4 * LLAMA_8B.num_parameters
+    assert full.node_bytes(16, num_groups=2) == 14 * full.host_bytes + 2 * full.exporting_bytes
+    assert lora.exporting["export"] == 2 * 4 * 16 * LLAMA_70B.num_linear_ends  # once trained, once from the file
+    assert lora.node_bytes(8, num_groups=1) < 9 * GIB
+    config = config_of(method="lora", num_workers=8, zero_stage=3, gpus_per_worker=1)
+    _, device = export_bytes(config, shape=LLAMA_70B, batch=LONG)
+    assert sum(device.values()) < 0.06 * 4 * LLAMA_70B.num_parameters  # a layer and the embeddings
 
 
 def test_a_second_partition_in_a_node_and_bf16_parameters_are_counted() -> None:

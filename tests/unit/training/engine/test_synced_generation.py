@@ -15,8 +15,9 @@ from tests.tracked_memory import TrackedMemory
 from tests.unit import byte_level
 from tests.unit.training.small import config_of
 from training.engine import memory_estimate
-from training.engine.memory_estimate import Batch, validation_bytes
+from training.engine.memory_estimate import validation_bytes
 from training.engine.synced_generation import synced_answers
+from training.engine.worker_memory import Batch
 
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
 

@@ -1,0 +1,88 @@
+"""Checks of the memory of nodes and GPUs."""
+
+from dataclasses import replace
+
+from cluster.resources import Resources
+from tailorbird.checks.doctor import GIB
+from tailorbird.checks.preflight import check_facts
+from tailorbird.checks.preflight_memory import tried_configs
+from tests.unit.checks.test_preflight import CLUSTER, MODEL, REPORT, SHAPE, nodes, on, only_fault, recipe
+from training.engine.memory_estimate import worker_memory
+from training.engine.worker_memory import Batch
+
+
+def test_the_workers_of_a_node_must_fit_its_memory() -> None:
+    little = replace(REPORT, memory_bytes=4 * GIB, free_bytes=2 * GIB)
+    line = only_fault(on(CLUSTER, reports={"1": little}))
+    assert line.name == "memory"
+    assert "10.0.0.1 has 1.80 GiB free for 4 workers" in line.message  # the CPUs fit two trials of two workers
+    assert "a smaller base model" in line.remedy  # the process alone needs more than a quarter of it
+    more = replace(REPORT, memory_bytes=8 * GIB, free_bytes=5 * GIB)
+    line = only_fault(on(CLUSTER, reports={"1": more}))
+    assert "10.0.0.1 has 4.60 GiB free for 4 workers" in line.message
+    assert "set training.method: lora (" in line.remedy
+
+
+def test_the_export_is_counted_once_for_a_group_of_workers() -> None:
+    wide = replace(MODEL, shape=replace(SHAPE, num_parameters=2**30, num_linear=2**29, num_layers=100))
+    training = {"gpus_per_worker": 1, "num_workers": 4, "zero_stage": 3}
+    fields = {"training": training, "tuning": {"num_trials": 1}}
+    node = nodes(Resources(4, 4))
+    for free, state in ((8, "ok"), (6, "fault")):  # 4 processes of 0.8 GiB, and 4 GiB of weights
+        report = replace(REPORT, memory_bytes=32 * GIB, free_bytes=int((free + 1.6) * GIB), gpu_bytes=(80 * GIB,))
+        facts = replace(on(CLUSTER, nodes=node, reports={"1": report}), model=wide)
+        (line,) = [line for line in check_facts(recipe(**fields), facts) if line.name == "memory"]
+        assert line.state == state, line
+        assert "per worker (process 0.78 GiB), and 4.78 GiB for the one that exports" in line.message
+
+
+def test_the_largest_batch_tokens_that_fit_are_proposed() -> None:
+    length = recipe().data.max_length
+    training = {"gpus_per_worker": 1, "num_workers": 1, "batch_size": 512}
+    too_large, fitting = (recipe(training=training | {"batch_tokens": rows * length}) for rows in (512, 64))
+    batch = Batch(length, autocast=True)
+    size = worker_memory(fitting.training, shape=SHAPE, batch=batch, num_workers=1).device_bytes
+    facts = on(CLUSTER, nodes=nodes(Resources(4, 1)), reports={"1": replace(REPORT, gpu_bytes=(size,))})
+    line = only_fault(facts, too_large)
+    assert line.name == "GPU memory"
+    first, *others = line.remedy.removeprefix("set ").split(" or ")
+    assert first.startswith(f"training.batch_tokens: {64 * length} (")
+    assert not [change for change in others if change.startswith("training.batch_tokens")]
+
+
+def test_weights_that_a_small_gpu_cannot_flatten_are_counted_in_host_memory() -> None:
+    changed_recipe = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
+    texts = []
+    for size in (80 * GIB, GIB):
+        reports = {"1": replace(REPORT, gpu_bytes=(size,))}
+        lines = check_facts(changed_recipe, on(CLUSTER, nodes=nodes(Resources(4, 1)), reports=reports))
+        texts.append(next(line.message for line in lines if line.name == "memory"))
+    assert ["flattened weights" in text for text in texts] == [False, True]
+
+
+def test_a_small_gpu_is_a_fault_and_an_unknown_one_a_note() -> None:
+    changed_recipe = recipe(training={"gpus_per_worker": 1, "num_workers": 1})
+    room = nodes(Resources(4, 1))
+    states = {}
+    for sizes in ((), (GIB,), (80 * GIB,)):
+        reports = {"1": replace(REPORT, gpu_bytes=sizes)}
+        lines = check_facts(changed_recipe, on(CLUSTER, nodes=room, reports=reports))
+        states[sizes] = next(line.state for line in lines if line.name == "GPU memory")
+    assert list(states.values()) == ["note", "fault", "ok"]
+
+
+def test_memory_is_estimated_for_all_configurations_of_the_sweep() -> None:
+    space = {"batch_size": {"choice": [16, 64]}, "method": {"choice": ["full", "lora"]}}
+    tried = tried_configs(recipe(tuning={"space": space}))
+    assert {(config.batch_size, config.method) for config in tried} == {
+        (16, "full"),
+        (16, "lora"),
+        (64, "full"),
+        (64, "lora"),
+    }
+
+
+def test_unknown_memory_of_nodes_is_a_note() -> None:
+    lines = check_facts(recipe(), on(CLUSTER, reports={}, probe_errors={"1": "no answer within 60 s"}))
+    (line,) = [line for line in lines if line.name == "memory"]
+    assert line.state == "note"
