@@ -41,14 +41,16 @@ Answer = Callable[[dict[str, Any], int], Reply]
 
 
 def completion(
-    text: str,
+    text: str | None,
     *,
     model: str = MODEL,
+    finish_reason: str = "stop",
     logprobs: tuple[float, ...] | None = None,
     tokens: tuple[int, int] | None = (10, 2),
 ) -> Reply:
     """Return a chat completion; `tokens` are those of the input and the output."""
-    choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}}
+    choice["finish_reason"] = finish_reason
     if logprobs is not None:
         choice["logprobs"] = {"content": [{"token": "t", "logprob": value} for value in logprobs]}
     content: dict[str, Any] = {"object": "chat.completion", "model": model, "choices": [choice]}
@@ -57,10 +59,10 @@ def completion(
     return Reply(content=json.dumps(content).encode())
 
 
-def refusal(status: int, message: str, **headers: str) -> Reply:
+def refusal(status: int, message: str, *, code: str | None = None, **headers: str) -> Reply:
     """Return an error in OpenAI's format; `Retry_After="1"` is the header `Retry-After: 1`."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Reply(status, json.dumps({"error": {"message": message}}).encode(), named)
+    return Reply(status, json.dumps({"error": {"message": message, "code": code}}).encode(), named)
 
 
 def stream(pieces: Iterator[bytes] | Sequence[bytes]) -> Reply:
@@ -90,8 +92,8 @@ def question(body: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def endpoint_server(answer: Answer, *, models: int = 404) -> Iterator[Server]:
-    """Run a server during the block; `models` is the status of its answer to a request for the list of models."""
+def endpoint_server(answer: Answer, *, models: int = 404, listed: bytes = b"") -> Iterator[Server]:
+    """Run a server during the block; `models` and `listed` are its answer to a request for the list of models."""
     lock, stopped, running = threading.Lock(), threading.Event(), 0
 
     class Handler(BaseHTTPRequestHandler):
@@ -126,8 +128,9 @@ def endpoint_server(answer: Answer, *, models: int = 404) -> Iterator[Server]:
             server.paths.append(self.path)
             server.authorizations.append(self.headers["Authorization"])
             self.send_response(models)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(listed)))
             self.end_headers()
+            self.wfile.write(listed)
 
         def log_message(self, *_: object) -> None:
             """Do not write to stderr."""

@@ -14,12 +14,10 @@ from tailorbird.models.endpoint.errors import (
     EndpointRetryable,
     EndpointTimeout,
 )
-from tailorbird.models.endpoint.fault import TOO_LONG, EndpointFault
+from tailorbird.models.endpoint.fault import CONTENT_CODES, TOO_LONG, EndpointFault
 
 MAX_RETRY_AFTER_S = 60  # longest `Retry-After` for clients
 RETRY_AFTER_S = 5  # the same, if the endpoint gives none
-CONTENT_CODES = ("content_filter", "content_policy_violation", "invalid_prompt", "string_above_max_length")
-"""Error codes of OpenAI and Azure for requests that the client can correct."""
 CHOSEN = ("stop", "seed", "top_p", "temperature", "response_format")  # parameters that clients can set
 
 

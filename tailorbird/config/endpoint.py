@@ -32,6 +32,10 @@ class EndpointConfig(ConfigSection):
     api_key: str | None = None
     """Environment variable with the API key, as `env://NAME`. It must be set where the run's driver process and, for a
     served version, the replicas run. The key itself is not allowed here, and it is never stored."""
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Maximum number of output tokens of an answer, also as `max_completion_tokens`. A model that reasons counts its
+    hidden tokens. By default, it is `data.max_new_tokens` and, for classification, the bytes of the longest label and a
+    few more, which is enough for a model that does not reason."""
     price_input: float | None = Field(default=None, ge=0)
     """Price of 1,000 input tokens, in the currency of `evaluation.cost`. Without prices, the cost of the endpoint
     cannot be assessed."""

@@ -1,7 +1,7 @@
 """Predict with a version of an external endpoint, or with a hybrid that has such a part."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ from tailorbird.interface.answers import Answers
 
 if TYPE_CHECKING:
     from tailorbird.data.rows import Rows
+    from tailorbird.evaluation.inference.endpoint_requests import StoredAnswers
     from tailorbird.registry.versions import ModelVersion
 
 PredictPart = Callable[[list[Input]], Answers]
@@ -26,21 +27,23 @@ class EndpointModel:
 
     version: "ModelVersion"
     parts: tuple[PredictPart, PredictPart] | None = None
+    _kept: "dict[str, StoredAnswers]" = field(default_factory=dict, repr=False, compare=False)  # see `fetch_answers`
 
     def answers(self, inputs: list[Input], *, groups: Sequence[str | None] | None = None) -> Answers:
         """Return the answers to inputs; see `fetch_answers` for errors of the endpoint."""
         if self.parts is None:
-            return _of_endpoint(self.version, inputs)
+            return _of_endpoint(self.version, inputs, kept=self._kept)
         return _of_hybrid(self.version, self.parts, inputs, groups=groups)
 
 
-def _of_endpoint(version: "ModelVersion", inputs: list[Input]) -> Answers:
+def _of_endpoint(version: "ModelVersion", inputs: list[Input], *, kept: "dict[str, StoredAnswers]") -> Answers:
     from tailorbird.evaluation.inference.endpoint import NO_LABEL, answer_rows_of_endpoint
     from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
     from tailorbird.models.endpoint.prompts import label_of
 
     is_chat = version.task == "chat"
-    answers = answer_rows_of_endpoint(version.uri, rows=_rows(inputs, is_chat=is_chat), limits=RequestLimits())
+    rows, limits = _rows(inputs, is_chat=is_chat), RequestLimits()
+    answers = answer_rows_of_endpoint(version.uri, rows=rows, limits=limits, kept=kept)
     return Answers(
         Answer(
             input=last_text(value),
@@ -50,7 +53,7 @@ def _of_endpoint(version: "ModelVersion", inputs: list[Input]) -> Answers:
             confidence=answer.confidence if is_chat else answer.probability,
             version=version.version,
             finish_reason=answer.finish_reason if is_chat else None,
-            reported_model=answer.model,
+            reported_model=answer.model or None,
             row=row,
         )
         for row, (value, answer) in enumerate(zip(inputs, answers, strict=True))

@@ -12,10 +12,12 @@ from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.endpoint import (
     EndpointContender,
     fit_endpoint_baselines,
+    require_names,
     store_endpoint_baselines,
 )
 from tailorbird.evaluation.gates.cost import RowTokens, endpoint_name
-from tailorbird.evaluation.inference.endpoint import answer_rows_of_endpoint
+from tailorbird.evaluation.inference.endpoint import answer_rows_of_endpoint, request_bodies
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.predict import predict_rows
@@ -25,12 +27,13 @@ from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.prompts import label_conversations, label_prompting
 from tailorbird.models.loading import load_retrieval_index
 from tailorbird.models.retrieval.files import index_files, index_sha256
-from tailorbird.models.retrieval.index import build_index
+from tailorbird.models.retrieval.index import RetrievalIndex, build_index
 from tailorbird.pipeline.inputs import RunInputs
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import (
     ENDPOINT_KINDS,
     INDEX_FILES,
+    Prompting,
     Retrieval,
     VersionConfig,
     read_artifact_config,
@@ -54,17 +57,15 @@ def endpoint_baselines(
     evaluation, seed = recipe.evaluation, recipe.training.seed
     retrieved = next((baseline.uri for baseline in baselines if baseline.kind == "retrieved"), None)
 
+    prompting = _prompting(inputs, config)
+
     def send(bodies: Sequence[Body], endpoint: Endpoint) -> Sequence[EndpointAnswer]:
         return fetch_answers(bodies, endpoint=endpoint, task_uri=recipe.task_uri, limits=limits)
 
     def compute(uri: str) -> tuple[Baseline, ...]:
-        contender, files = (
-            _classifier(inputs, endpoint, config=config)
-            if retrieved is None
-            else _chat(retrieved, endpoint, config=config)
-        )
+        index, retrieval, files = _of_training_rows(inputs) if retrieved is None else _of_baseline(retrieved)
         results = fit_endpoint_baselines(
-            contender,
+            EndpointContender(endpoint, prompting, index, retrieval, config),
             train=splits.train,
             validation=splits.validation,
             config=evaluation,
@@ -75,7 +76,7 @@ def endpoint_baselines(
 
     named = {
         "endpoint": endpoint.model_dump(mode="json", exclude={"max_spend"}),
-        "prompting": config.prompting and config.prompting.model_dump(mode="json"),
+        "prompting": prompting.model_dump(mode="json"),
         "shots": evaluation.prompt_shots,
         "draws": evaluation.prompt_draws,
         "retrieved": [evaluation.retrieved_examples, evaluation.retrieved_tokens, retrieved],
@@ -84,6 +85,23 @@ def endpoint_baselines(
     }
     stage_inputs = inputs.stage_inputs(fit_endpoint_baselines, endpoint_baselines, **named)
     return inputs.cached("endpoint", output=tuple[Baseline, ...], inputs=stage_inputs, compute=compute)
+
+
+def first_answer(inputs: RunInputs, *, config: VersionConfig) -> AnswerCounts | None:
+    """Send the request for the first validation row without examples, unless its answer is stored, and count it.
+
+    A wrong name of the model or a missing permission is an error of this request, before the baselines of the base
+    model, which can take long. Returns None for a recipe without an endpoint. See `fetch_answers` for errors.
+    """
+    recipe = inputs.recipe
+    if recipe.evaluation.endpoint is None:
+        return None
+    require_names(config.classes)
+    endpoint, prompting = Endpoint.from_config(recipe.evaluation.endpoint), _prompting(inputs, config)
+    fields = {"kind": "endpoint_zero_shot", "prompting": prompting, "endpoint": endpoint}
+    bodies = request_bodies(inputs.splits.validation.take((0,)), version=config.model_copy(update=fields), index=None)
+    answers = fetch_answers(bodies, endpoint=endpoint, task_uri=recipe.task_uri, limits=request_limits(inputs))
+    return count_answers(answers, classes=config.classes)
 
 
 def predict_contender(inputs: RunInputs, uri: str, *, rows: Rows, on_gpu: bool = False) -> Predictions:
@@ -122,29 +140,43 @@ def row_tokens(inputs: RunInputs, uri: str, *, rows: Rows) -> RowTokens | None:
     )
 
 
+def answer_counts(inputs: RunInputs, uri: str, *, rows: Rows) -> AnswerCounts | None:
+    """Return the counts of an endpoint's answers to rows; None if the model at `uri` is not an endpoint.
+
+    The requests for the rows are sent unless their answers are stored.
+    """
+    config = read_artifact_config(uri)
+    if config.endpoint is None:
+        return None
+    answers = answer_rows_of_endpoint(uri, rows=rows, limits=request_limits(inputs))
+    return count_answers(answers, classes=config.classes)
+
+
 def request_limits(inputs: RunInputs) -> RequestLimits:
     """Return the limits of requests to the endpoint of the recipe."""
     return RequestLimits.from_config(inputs.recipe.evaluation.endpoint)
 
 
-def _chat(
-    retrieved: str, endpoint: Endpoint, *, config: VersionConfig
-) -> tuple[EndpointContender, Mapping[str, bytes]]:
-    """Return the contender with the index of the baseline at `retrieved`, and the files of the index."""
+def _prompting(inputs: RunInputs, config: VersionConfig) -> Prompting:
+    """Return the prompting without examples, with the recipe's limit of an answer."""
+    prompting, endpoint = config.prompting or label_prompting(config.classes), inputs.recipe.evaluation.endpoint
+    if endpoint is None or endpoint.max_tokens is None:
+        return prompting
+    return prompting.model_copy(update={"max_new_tokens": endpoint.max_tokens})
+
+
+def _of_baseline(retrieved: str) -> tuple[RetrievalIndex, Retrieval, Mapping[str, bytes]]:
+    """Return the index of the baseline at `retrieved` with its settings and files."""
     with_index = read_artifact_config(retrieved).prompting
     assert with_index is not None
     assert with_index.retrieval is not None
     index = load_retrieval_index(local_copy(retrieved), retrieval=with_index.retrieval, device="cpu")
     assert index is not None
-    files = {name: storage.read_bytes(f"{retrieved}/{name}") for name in INDEX_FILES}
-    assert config.prompting is not None
-    return EndpointContender(endpoint, config.prompting, index, with_index.retrieval, config), files
+    return index, with_index.retrieval, {name: storage.read_bytes(f"{retrieved}/{name}") for name in INDEX_FILES}
 
 
-def _classifier(
-    inputs: RunInputs, endpoint: Endpoint, *, config: VersionConfig
-) -> tuple[EndpointContender, Mapping[str, bytes]]:
-    """Return the contender with an index of the training rows by n-grams, and the files of the index."""
+def _of_training_rows(inputs: RunInputs) -> tuple[RetrievalIndex, Retrieval, Mapping[str, bytes]]:
+    """Return an index of the labelled training rows by n-grams, with its settings and files."""
     index = build_index(label_conversations(inputs.splits.train), seed=inputs.recipe.training.seed)
     files = index_files(index)
     retrieval = Retrieval(
@@ -152,4 +184,4 @@ def _classifier(
         max_prompt_tokens=inputs.recipe.evaluation.retrieved_tokens,
         index_sha256=index_sha256(files),
     )
-    return EndpointContender(endpoint, label_prompting(config.classes), index, retrieval, config), files
+    return index, retrieval, files

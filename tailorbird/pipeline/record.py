@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
+from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline, further_contenders, select_incumbent
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report import evidence
@@ -23,7 +23,7 @@ from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.endpoint import request_limits
+from tailorbird.pipeline.endpoint import answer_counts, request_limits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.test_set_ledger import TestSetAccess
@@ -149,6 +149,12 @@ def build_evidence(
         base_model=inputs.base_model,
         retrieval_encoder=inputs.encoder,
         endpoint=_endpoint(trained.baselines, max_spend=request_limits(inputs).max_spend),
+        endpoint_answers={
+            model.role: counts
+            for model in evaluated.family.predicting
+            if model.kind in (CHAMPION, *ENDPOINT_KINDS)
+            and (counts := answer_counts(inputs, model.uri, rows=context.splits.test)) is not None
+        },
     )
 
 

@@ -28,8 +28,8 @@ class Endpoint(BaseModel):
 
     @classmethod
     def from_config(cls, config: EndpointConfig) -> Self:
-        """Return the endpoint of a recipe, before its first answer."""
-        return cls(**config.model_dump(exclude=set(LIMITS - {"max_spend"})))
+        """Return the endpoint of a recipe, before its first answer. `max_tokens` is part of a version's `Prompting`."""
+        return cls(**config.model_dump(exclude={"max_tokens", *(LIMITS - {"max_spend"})}))
 
     @property
     def prices(self) -> tuple[float, float] | None:

@@ -19,6 +19,7 @@ from tailorbird.evaluation.hybrid import apply_routing, routed_to_second
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions
 from tailorbird.evaluation.report.evidence import Evidence
+from tailorbird.evaluation.statistics.text_metrics import words_sha256
 from tailorbird.registry.champion import ParityResult
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.routing import PARTS, PartName
@@ -85,8 +86,8 @@ def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tup
         )
     evaluated, ambiguous, of_endpoint = _evaluated(evidence, uri=uri, version=version)
     assert evaluated.row_ids == rows.row_ids
-    # The service refuses to answer rows for which the endpoint names no class.
-    unlabeled = frozenset(row for row, output in enumerate(evaluated.outputs) if not output)
+    # The service does not answer rows that the endpoint refuses, or for which it names no class.
+    unanswered = frozenset(row for row, output in enumerate(evaluated.outputs) if output in ("", words_sha256("")))
 
     def probes(without: frozenset[int], *, part: PartName | None = None) -> list[ParityProbe]:
         selected = select_rows(evaluated.row_ids, labels=evaluated.labels, digest=version.digest, without=without)
@@ -94,11 +95,11 @@ def sample_probes(evidence: Evidence, *, uri: str, version: ModelVersion) -> tup
         return [_probe(rows, evaluated, row, version=version, endpoint_part=part) for row in selected[:limit]]
 
     if version.endpoint is not None:
-        return tuple(probes(unlabeled))
+        return tuple(probes(unanswered))
     selected = probes(ambiguous.union(*of_endpoint.values()))
     every = frozenset(range(len(rows)))
     for part, answered in of_endpoint.items():
-        selected += probes((every - answered) | ambiguous | unlabeled, part=part)
+        selected += probes((every - answered) | ambiguous | unanswered, part=part)
     return tuple(selected)
 
 

@@ -12,6 +12,7 @@ from tailorbird.data.splits import subsample
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import replace_shots
 from tailorbird.evaluation.inference.endpoint import NO_LABEL, endpoint_predictions, request_bodies
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.client import Body
 from tailorbird.models.endpoint.completion import EndpointAnswer
@@ -42,6 +43,7 @@ class _Scored:
     version: VersionConfig
     score: float
     share_without_label: float  # of the answers; 0 for chat
+    counts: AnswerCounts
     shares_without: Mapping[str, float]  # of the answers whose request was sent without a parameter, by parameter
     detail: str  # description of its prompt
 
@@ -49,9 +51,11 @@ class _Scored:
         assert self.version.endpoint is not None
         note = f"{self.version.endpoint.reported_model}: {self.detail}"
         if self.share_without_label:
-            note += f"; {100 * self.share_without_label:.2g}% of the answers are no label"
+            note += f"; {self.share_without_label:.1%} of the answers are no label"
+        if str(self.counts):
+            note += f"; {self.counts}"
         for name, share in self.shares_without.items():
-            requests = "the requests" if share == 1 else f"{100 * share:.2g}% of the requests"
+            requests = "the requests" if share == 1 else f"{share:.1%} of the requests"
             note += f"; {requests} had no {name}, which the endpoint refused"
         return Baseline(self.version.kind, None, self.score, True, note)
 
@@ -71,8 +75,7 @@ def fit_endpoint_baselines(
     must be of the model that the endpoint reports first. Raises DataError for an empty label, which an endpoint cannot
     name, and the errors of `fetch_answers`.
     """
-    if NO_LABEL in contender.config.classes:
-        raise DataError("a label is empty, and an endpoint cannot name it; give the label a name, or remove the rows")
+    require_names(contender.config.classes)
     examples = train if train.conversations is not None else label_conversations(train)
     pinned = contender.endpoint
 
@@ -80,12 +83,16 @@ def fit_endpoint_baselines(
         nonlocal pinned
         version = contender.config.model_copy(update={"kind": kind, "prompting": prompting, "endpoint": pinned})
         answers = fetch_answers(request_bodies(validation, version=version, index=contender.index), pinned)
-        shares_without = _shares_without_parameters(answers)
+        predictions = endpoint_predictions(answers, rows=validation, version=version)
+        shares_without = _shares_without_parameters([answer for answer in answers if answer.model])
         omitted = tuple(sorted({*pinned.omitted, *shares_without}))
-        pinned = pinned.model_copy(update={"reported_model": answers[0].model, "omitted": omitted})
+        reported = next((answer.model for answer in answers if answer.model), pinned.reported_model)
+        pinned = pinned.model_copy(update={"reported_model": reported, "omitted": omitted})
         version = version.model_copy(update={"endpoint": pinned})
-        score = score_table(config.metric, endpoint_predictions(answers, rows=validation, version=version))
-        return _Scored(version, score, _share_without_label(answers, classes=version.classes), shares_without, detail)
+        share_without_label = _share_without_label(answers, classes=version.classes)
+        counts = count_answers(answers, classes=version.classes)
+        score = score_table(config.metric, predictions)
+        return _Scored(version, score, share_without_label, counts, shares_without, detail)
 
     def few_shot() -> Iterable[_Scored]:
         for draw in range(config.prompt_draws):
@@ -107,6 +114,12 @@ def fit_endpoint_baselines(
         *(max(tried, key=lambda result: result.score) for tried in (few_shot(), retrieved())),
     )
     return tuple((result.baseline(), result.version) for result in best)
+
+
+def require_names(classes: Sequence[str]) -> None:
+    """Raise DataError for an empty label."""
+    if NO_LABEL in classes:
+        raise DataError("a label is empty, and an endpoint cannot name it; give the label a name, or remove the rows")
 
 
 def store_endpoint_baselines(

@@ -7,7 +7,8 @@ import numpy as np
 
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.chat_answers import Answer
-from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
+from tailorbird.evaluation.inference.endpoint_coverage import require_answers
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, StoredAnswers, fetch_answers
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
 from tailorbird.evaluation.inference.suite_answers import generated_positions, suite_predictions
 from tailorbird.evaluation.predictions import Predictions
@@ -26,15 +27,18 @@ NO_LABEL = ""
 """Output for an answer that names no class. No class is empty (see `baselines.endpoint`), so it is never right."""
 
 
-def answer_rows_of_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> tuple[EndpointAnswer, ...]:
-    """Return the answer of the endpoint version or artifact at `uri` to each row; see `fetch_answers` for errors."""
+def answer_rows_of_endpoint(
+    uri: str, *, rows: Rows, limits: RequestLimits, kept: dict[str, StoredAnswers] | None = None
+) -> tuple[EndpointAnswer, ...]:
+    """Return the answer of the endpoint version or artifact at `uri` to each row; see `fetch_answers`."""
     config = read_artifact_config(uri)
     assert config.endpoint is not None
     assert config.prompting is not None
     folder = local_copy(uri)
     index = load_retrieval_index(folder, retrieval=config.prompting.retrieval, device="cpu")
     bodies = request_bodies(rows, version=config, index=index)
-    return fetch_answers(bodies, endpoint=config.endpoint, task_uri=task_of_artifact(uri).task_uri, limits=limits)
+    task_uri = task_of_artifact(uri).task_uri
+    return fetch_answers(bodies, endpoint=config.endpoint, task_uri=task_uri, limits=limits, kept=kept)
 
 
 def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predictions:
@@ -46,7 +50,8 @@ def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predicti
     if rows.suite is not None:
         positions, kind = generated_positions(rows), read_artifact_config(uri).kind
         completions = answer_rows_of_endpoint(uri, rows=rows.take(positions), limits=limits) if positions else ()
-        confidences = _values([answer.confidence for answer in completions])
+        require_answers(completions, rows=rows.take(positions), version=read_artifact_config(uri))
+        confidences = _confidences(completions)
         answers = [Answer(answer.text, float(value)) for answer, value in zip(completions, confidences, strict=True)]
         return suite_predictions(kind, rows=rows, answers=dict(zip(positions, answers, strict=True)))
     return endpoint_predictions(
@@ -67,18 +72,24 @@ def request_bodies(rows: Rows, *, version: VersionConfig, index: "RetrievalIndex
 def endpoint_predictions(answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig) -> Predictions:
     """Return the predictions of an endpoint from its answers.
 
-    Confidences are NaN if the endpoint returns no log-probabilities for some of the rows. They are not calibrated.
+    Confidences are NaN if the endpoint returns no log-probabilities for some of the rows, without those that it
+    refused, whose confidence is 0. They are not calibrated. Raises EndpointAnswersMissing; see `require_answers`.
     """
+    require_answers(answers, rows=rows, version=version)
     if rows.conversations is None:
         outputs = tuple(label_of(answer.text, classes=version.classes) or NO_LABEL for answer in answers)
-        confidences = _values([answer.probability for answer in answers])
+        confidences = _values([0.0 if answer.refused else answer.probability for answer in answers])
         return label_predictions(
             version.kind, rows=rows, outputs=outputs, confidences=confidences, calibrated=confidences
         )
-    confidences = _values([answer.confidence for answer in answers])
+    confidences = _confidences(answers)
     return text_predictions(
         version.kind, rows=rows, outputs=[answer.text for answer in answers], confidences=confidences
     )
+
+
+def _confidences(answers: Sequence[EndpointAnswer]) -> np.ndarray:
+    return _values([0.0 if answer.refused else answer.confidence for answer in answers])
 
 
 def _values(confidences: Sequence[float | None]) -> np.ndarray:

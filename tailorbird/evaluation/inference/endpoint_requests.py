@@ -18,7 +18,8 @@ from tailorbird.config.base import digest
 from tailorbird.config.endpoint import EndpointConfig
 from tailorbird.evaluation.inference.endpoint_spend import SpendLimit, spend_unknown
 from tailorbird.models.endpoint.client import Body, Connection, RetryPolicy, complete, connect, require_model
-from tailorbird.models.endpoint.completion import EndpointAnswer
+from tailorbird.models.endpoint.completion import REFUSALS, EndpointAnswer, refused_answer
+from tailorbird.models.endpoint.errors import EndpointRefused
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.storage.paths import TaskPaths
 
@@ -65,35 +66,51 @@ class RequestLimits:
         return endpoint
 
 
-@dataclass(frozen=True)
-class _Stored:
+@dataclass
+class StoredAnswers:
     """The stored answers of an endpoint for a task."""
 
-    uris: Mapping[str, str]  # of the answers of this revision, by the hash of the request
+    uris: dict[str, str]  # of the answers of this revision, by the hash of the request
     spent: float  # price of the answers of all revisions whose price is known
     num_unknown: int  # answers of all revisions without the tokens that determine their price
 
+    def count(self, *, input_tokens: int | None, output_tokens: int | None, endpoint: Endpoint) -> None:
+        """Add the price of an answer."""
+        self.spent += endpoint.price(input_tokens=input_tokens, output_tokens=output_tokens) or 0.0
+        self.num_unknown += input_tokens is None or output_tokens is None
+
 
 def fetch_answers(
-    bodies: Sequence[Body], *, endpoint: Endpoint, task_uri: str, limits: RequestLimits
+    bodies: Sequence[Body],
+    *,
+    endpoint: Endpoint,
+    task_uri: str,
+    limits: RequestLimits,
+    kept: dict[str, StoredAnswers] | None = None,
 ) -> tuple[EndpointAnswer, ...]:
     """Return the answer to each request, from the registry if it is stored there.
 
     Each new answer is stored before the next request of the same connection starts. All answers must be of one model:
-    `endpoint.reported_model` or, if it is None, the model of the first answer. After an error, no request starts, and
-    those that have started are completed and stored. Raises EndpointSpendExceeded if a further request could exceed
-    `limits.max_spend_of(endpoint)`, the errors of `complete`, and ValueError before the first request if the spend is
-    limited and a price is missing.
+    `endpoint.reported_model` or, if it is None, the model of the first answer. A request that the endpoint refuses
+    because of its texts has an empty answer (see `EndpointAnswer.refused`), which is stored too. After another error,
+    no request starts, and those that have started are completed and stored.
+
+    The stored answers are listed in each call. A caller with many calls gives a dictionary `kept`, in which the list
+    remains until an error; answers that another process stores meanwhile are neither used nor counted as spend.
+
+    Raises EndpointSpendExceeded if a further request could exceed `limits.max_spend_of(endpoint)`, the errors of
+    `complete`, and ValueError before the first request if the spend is limited and a price is missing.
     """
     endpoint = limits.priced(endpoint)
     of_all = TaskPaths(task_uri).endpoint_answers(digest({"url": endpoint.url, "model": endpoint.model})[:16])
     folder = of_all if endpoint.revision is None else f"{of_all}/{digest({'revision': endpoint.revision})[:16]}"
-    stored = _stored(of_all, folder=folder, endpoint=endpoint)
+    kept = {} if kept is None else kept
+    stored = kept.pop(folder, None) or _stored(of_all, folder=folder, endpoint=endpoint)
     names = [request_sha256(body, url=endpoint.url) for body in bodies]
     answers = _read({name: stored.uris[name] for name in names if name in stored.uris})
-    for answer in answers.values():
-        require_model(answer.model, endpoint=endpoint)
-        endpoint = endpoint.model_copy(update={"reported_model": answer.model})
+    for model in (answer.model for answer in answers.values() if answer.model):
+        require_model(model, endpoint=endpoint)
+        endpoint = endpoint.model_copy(update={"reported_model": model})
     missing = {name: body for name, body in zip(names, bodies, strict=True) if name not in answers}
     if missing:
         max_spend = limits.max_spend_of(endpoint)
@@ -106,7 +123,12 @@ def fetch_answers(
         if stored.num_unknown and max_spend is not None:
             raise spend_unknown(endpoint)
         limit = SpendLimit(max_spend, endpoint=endpoint, spent=stored.spent)
-        answers |= _run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, limit=limit))
+        sent = _run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, limit=limit))
+        for name, answer in sent.items():
+            stored.uris[name] = _uri(answer, folder=folder, name=name)
+            stored.count(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens, endpoint=endpoint)
+        answers |= sent
+    kept[folder] = stored
     return tuple(answers[name] for name in names)
 
 
@@ -159,8 +181,8 @@ async def _send(
                 async with limit.reserved(body) as count:
                     if failures or count is None:
                         return
-                    answer = await complete(connection, body)
-                    await asyncio.to_thread(_store, answer, f"{folder}/{name}")
+                    answer = await _answer(connection, body)
+                    await asyncio.to_thread(_store, answer, _uri(answer, folder=folder, name=name))
                     answers[name] = answer
                     count_done(1)
                     count(answer)
@@ -171,11 +193,14 @@ async def _send(
     async with connect(
         endpoint, timeout_s=limits.timeout_s, max_connections=limits.max_concurrency, retry=limits.retry
     ) as connection:
-        await work(connection, islice(pending, 1))
-        for first in answers.values():
-            connection = replace(connection, endpoint=endpoint.model_copy(update={"reported_model": first.model}))
+        model, num_sent = "", -1
+        while not model and len(answers) > num_sent:  # a refused request shows no model
+            num_sent = len(answers)
+            await work(connection, islice(pending, 1))
+            model = next((answer.model for answer in answers.values() if answer.model), "")
+        if model:
+            connection = replace(connection, endpoint=endpoint.model_copy(update={"reported_model": model}))
             await asyncio.gather(*(work(connection, pending) for _ in range(limits.max_concurrency)))
-            break
     if failures:
         raise failures[0]
     if len(answers) < len(bodies):
@@ -183,29 +208,43 @@ async def _send(
     return answers
 
 
-def _stored(of_all: str, *, folder: str, endpoint: Endpoint) -> _Stored:
+async def _answer(connection: Connection, body: Body) -> EndpointAnswer:
+    """Return the answer to a request; an empty one if the endpoint refuses it because of its texts."""
+    try:
+        return await complete(connection, body)
+    except EndpointRefused as error:
+        if error.fault.code not in REFUSALS:
+            raise
+        return refused_answer(error.fault.code)
+
+
+def _stored(of_all: str, *, folder: str, endpoint: Endpoint) -> StoredAnswers:
     """Return the stored answers in `folder`, and the price of those of all revisions, which are under `of_all`.
 
     The tokens of an answer are part of its name, so it does not have to be read.
     """
-    uris, spent, num_unknown = {}, 0.0, 0
+    stored = StoredAnswers({}, 0.0, 0)
     for uri in storage.list_files(of_all, missing_ok=True):
         parent, _, file = uri.rpartition("/")
         match = _FILE.fullmatch(file)
         if match is None:
             continue
         name, *counts = match.groups()
-        tokens = [None if count == UNKNOWN else int(count) for count in counts]
+        input_tokens, output_tokens = [None if count == UNKNOWN else int(count) for count in counts]
         if parent.rpartition("/")[2] == folder.rpartition("/")[2]:
-            uris[name] = uri
-        spent += endpoint.price(input_tokens=tokens[0], output_tokens=tokens[1]) or 0.0
-        num_unknown += None in tokens
-    return _Stored(uris, spent, num_unknown)
+            stored.uris[name] = uri
+        stored.count(input_tokens=input_tokens, output_tokens=output_tokens, endpoint=endpoint)
+    return stored
+
+
+def _uri(answer: EndpointAnswer, *, folder: str, name: str) -> str:
+    """Return the URI of an answer. Its tokens are part of it, so that the price is known without reading it."""
+    counts = (UNKNOWN if count is None else str(count) for count in (answer.input_tokens, answer.output_tokens))
+    return f"{folder}/{name}-{'-'.join(counts)}.json"
 
 
 def _store(answer: EndpointAnswer, uri: str) -> None:
-    counts = (UNKNOWN if count is None else str(count) for count in (answer.input_tokens, answer.output_tokens))
-    storage.write_bytes(f"{uri}-{'-'.join(counts)}.json", _ANSWER.dump_json(answer))
+    storage.write_bytes(uri, _ANSWER.dump_json(answer))
 
 
 def _read(uris: Mapping[str, str]) -> dict[str, EndpointAnswer]:

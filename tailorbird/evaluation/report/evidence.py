@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from cluster.code_snapshot import CodeVersion
 from cluster.display.state import trial_name
@@ -12,6 +12,7 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.quality import DataReport
 from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, TrainingUsage
 from tailorbird.evaluation.hybrid import FrozenHybrid
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol
@@ -282,6 +283,8 @@ class Evidence(StoredModel):
     """(chat only) The encoder of `evaluation.retrieval_encoder`, if the recipe names one."""
     endpoint: Endpoint | None = None
     """The endpoint of `evaluation.endpoint` with the model that it reported, if the recipe names one."""
+    endpoint_answers: dict[str, AnswerCounts] = Field(default_factory=dict)
+    """Test rows by what an endpoint answered, by role of the models that are an endpoint."""
 
     @property
     def winning_role(self) -> str:

@@ -7,6 +7,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tailorbird.models.endpoint.errors import EndpointAnswerInvalid
+from tailorbird.models.endpoint.fault import CONTENT_CODES, TOO_LONG
+
+REFUSALS = (*CONTENT_CODES, TOO_LONG)
+"""Error codes for a request that is refused because of its texts. Other requests can be answered."""
 
 NumTokens = Annotated[int, Field(ge=0)]
 ModelName = Annotated[str, Field(max_length=256)]  # it is stored with each answer, and written to logs
@@ -17,12 +21,22 @@ class EndpointAnswer:
     """The answer of an endpoint to a request."""
 
     text: str
-    finish_reason: str | None
+    finish_reason: str | None  # of `REFUSALS`, without a text, if the endpoint refused the request
     input_tokens: int | None  # None if the endpoint does not report it
     output_tokens: int | None
-    model: str  # model that the endpoint named in its answer
+    model: str  # model that the endpoint named in its answer; empty in an answer of `refused_answer`
     logprobs: tuple[float, ...] | None  # of each output token; None if the endpoint does not return them
     omitted: tuple[str, ...] = ()  # parameters that the endpoint refused, so the request was sent without them
+
+    @property
+    def refused(self) -> bool:
+        """Return whether the endpoint refused the request or the answer because of its text."""
+        return not self.text and self.finish_reason in REFUSALS
+
+    @property
+    def truncated(self) -> bool:
+        """Return whether the answer ended at `max_tokens`."""
+        return self.finish_reason == "length"
 
     @property
     def confidence(self) -> float | None:
@@ -33,6 +47,11 @@ class EndpointAnswer:
     def probability(self) -> float | None:
         """Return the probability of the whole answer, or None without log-probabilities."""
         return math.exp(sum(self.logprobs)) if self.logprobs else None
+
+
+def refused_answer(code: str) -> EndpointAnswer:
+    """Return the empty answer to a request that was refused with a code of `REFUSALS`; it has no tokens to pay."""
+    return EndpointAnswer("", code, input_tokens=0, output_tokens=0, model="", logprobs=None)
 
 
 class _Part(BaseModel):

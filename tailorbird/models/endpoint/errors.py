@@ -44,6 +44,10 @@ class EndpointAnswerInvalid(EndpointError):
     """The answer is not a chat completion."""
 
 
+class EndpointAnswersMissing(EndpointError):
+    """Too many rows have no usable answer, so a comparison would not be one of the models."""
+
+
 class EndpointModelChanged(EndpointError):
     """The endpoint answered with another model than before."""
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 TOO_LONG = "context_length_exceeded"  # OpenAI's error code
+CONTENT_CODES = ("content_filter", "content_policy_violation", "invalid_prompt", "string_above_max_length")
+"""Error codes of OpenAI and Azure for requests that are refused for their content."""
 TOO_LONG_TEXT = "maximum context length"  # in the messages of servers without error codes
 PARAMETERS = (
     *("max_tokens", "max_completion_tokens", "response_format", "logprobs", "temperature"),

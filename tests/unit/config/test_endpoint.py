@@ -40,6 +40,7 @@ def test_another_url_is_refused(url: Any) -> None:
         ({"max_spend": 1}, "max_spend requires prices"),
         ({"price_input": 1, "price_output": 1, "max_spend": 0}, "greater than 0"),
         ({"max_concurrency": 0}, "max_concurrency"),
+        ({"max_tokens": 0}, "max_tokens"),
         ({"timeout_s": 0}, "timeout_s"),
         ({"model": ""}, "model"),
     ],

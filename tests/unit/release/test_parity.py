@@ -168,9 +168,13 @@ def test_a_probe_that_an_endpoint_may_answer_is_not_sent_again_after_a_time_out(
 
 
 def hybrid_with_endpoint(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, routing: Routing, endpoint: PartName, num_rows: int = 40
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, routing: Routing, endpoint: PartName, unanswered: str = ""
 ) -> tuple[ModelVersion, tuple[ParityProbe, ...]]:
-    """Return a hybrid and its probes: confidences of the first part rise with the number of the row."""
+    """Return a hybrid and its probes: confidences of the first part rise with the number of the row.
+
+    `unanswered` is the output of the endpoint for row 0.
+    """
+    num_rows = 40
     outputs = tuple("eye" if row % 2 else "bone" for row in range(num_rows))
     row_ids = tuple(map(str, range(num_rows)))
     groups = {"ward": tuple("a" if row < num_rows // 2 else "b" for row in range(num_rows))}
@@ -179,7 +183,7 @@ def hybrid_with_endpoint(
     other = of_endpoint.model_copy(update={"kind": "full", "endpoint": None, "prompting": None})
     parts = {"first": other, "second": other} | {endpoint: of_endpoint}
     for name, role in zip(parts, ("incumbent", "candidate"), strict=True):
-        named = ("", *outputs[1:]) if name == endpoint else outputs  # the endpoint names no class for row 0
+        named = (unanswered, *outputs[1:]) if name == endpoint else outputs
         confidences = np.linspace(0, 1, num_rows)
         table = Predictions(
             parts[name].kind, row_ids, outputs, named, np.ones(num_rows), confidences, confidences, groups
@@ -204,11 +208,12 @@ BY_GROUP = Routing(by="group", column="ward", values=("b",))
 CASCADE = Routing(by="cascade", threshold=0.5)
 
 
+@pytest.mark.parametrize("unanswered", ["", words_sha256("")], ids=["no class", "refused chat"])
 @pytest.mark.parametrize(("routing", "endpoint"), [(BY_GROUP, "first"), (BY_GROUP, "second"), (CASCADE, "second")])
 def test_few_rows_of_a_hybrid_go_to_its_endpoint_and_they_are_checked_apart(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, routing: Routing, endpoint: PartName
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, routing: Routing, endpoint: PartName, unanswered: str
 ) -> None:
-    _, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=routing, endpoint=endpoint)
+    _, probes = hybrid_with_endpoint(monkeypatch, tmp_path, routing=routing, endpoint=endpoint, unanswered=unanswered)
     paid = {int(each.row_id) for each in probes if each.endpoint_part == endpoint}
     exact = {int(each.row_id) for each in probes if each.endpoint_part is None}
     low, high = set(range(20)), set(range(20, 40))

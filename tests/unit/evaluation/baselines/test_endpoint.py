@@ -22,7 +22,7 @@ from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fet
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.inference.serving_cost import measure_serving
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.models.endpoint.errors import EndpointModelChanged
+from tailorbird.models.endpoint.errors import EndpointAnswersMissing, EndpointModelChanged
 from tailorbird.models.endpoint.prompts import label_answer, label_conversations, label_prompting
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_artifact
@@ -53,9 +53,12 @@ def version_config(*, chat: bool, prompting: Prompting | None = None) -> Version
     )  # fmt: skip
 
 
-def fit(url: str, task: Path, *, chat: bool = False, **changes: Any) -> tuple[Baseline, ...]:
-    """Return the stored baselines, whose artifacts are in a stage of the task."""
-    train, validation = rows_of(PAIRS, chat=chat), rows_of(VALIDATION, chat=chat)
+def fit(
+    url: str, task: Path, *, chat: bool = False, pairs: tuple[tuple[str, str], ...] = VALIDATION, **changes: Any
+) -> tuple[Baseline, ...]:
+    """Return the stored baselines, whose artifacts are in a stage of the task; `pairs` are the validation rows."""
+    train, validation = rows_of(PAIRS, chat=chat), rows_of(pairs, chat=chat)
+    settings = CONFIG if pairs == VALIDATION else FEW_SETTINGS
     index = build_index(train if chat else label_conversations(train), seed=0)
     files = index_files(index)
     retrieval = Retrieval(num_examples=1, max_prompt_tokens=2048, index_sha256=index_sha256(files))
@@ -65,7 +68,7 @@ def fit(url: str, task: Path, *, chat: bool = False, **changes: Any) -> tuple[Ba
         EndpointContender(Endpoint(url=url, model="m"), prompting, index, retrieval, config),
         train=train,
         validation=validation,
-        config=CONFIG.model_copy(update={"metric": "token_f1"}) if chat else CONFIG,
+        config=settings.model_copy(update={"metric": "token_f1"}) if chat else settings,
         seed=0,
         fetch_answers=lambda bodies, endpoint: fetch_answers(
             bodies, endpoint=endpoint, task_uri=task.as_uri(), limits=RequestLimits(max_concurrency=2)
@@ -93,7 +96,7 @@ def test_a_classifier_chooses_labels_and_the_share_of_other_answers_is_stated(tm
         "endpoint_retrieved",
     ]
     assert zero_shot.validation == 0.5  # neither `azure` nor `roses` is a class
-    assert zero_shot.note == f"{MODEL}: no examples in the prompt; 50% of the answers are no label"
+    assert zero_shot.note == f"{MODEL}: no examples in the prompt; 50.0% of the answers are no label"
     assert few_shot.note == f"{MODEL}: 2 examples in the prompt, best of 2 random sets"
     assert retrieved.note == f"{MODEL}: nearest training rows in the prompt: 1, best of 1, 2"
     assert retrieved.validation >= 0.75  # the nearest row of `roses` is `red rose`
@@ -124,7 +127,7 @@ def test_answers_to_requests_with_different_parameters_are_stated(tmp_path: Path
 
     with endpoint_server(refuses_once) as server:
         zero_shot, *_ = fit(server.url, tmp_path)
-    assert re.search(r"; (25|50|75)% of the requests had no response_format", str(zero_shot.note))
+    assert re.search(r"; (25|50|75)\.0% of the requests had no response_format", str(zero_shot.note))
 
 
 def test_a_stored_baseline_is_a_version_and_predicts_the_same(tmp_path: Path) -> None:
@@ -214,3 +217,80 @@ def test_a_label_that_the_endpoint_cannot_name_is_refused_before_the_first_reque
         with pytest.raises(DataError, match="a label is empty, and an endpoint cannot name it"):
             fit(server.url, tmp_path, classes=("", "sky"))
         assert server.bodies == []
+
+
+MANY = tuple((f"sky number {number}", "sky") for number in range(50))
+FEW_SETTINGS = CONFIG.model_copy(update={"prompt_draws": 1, "retrieved_examples": (1,)})
+
+
+def only_at(*numbers: int, reply: Reply) -> Answer:
+    """Return an endpoint with another reply to the rows of `MANY` with these numbers."""
+    return lambda body, number: reply if int(question(body).split()[-1]) in numbers else by_word(body, number)
+
+
+CUT = completion(None, finish_reason="length")  # as of a model that reasons
+FILTERED = refusal(400, "filtered", code="content_filter")
+
+
+@pytest.mark.parametrize(("chat", "limit", "kind"), [(False, 33, "a label"), (True, 8, "a text")])
+def test_truncated_answers_without_a_result_end_the_run_before_a_decision(
+    tmp_path: Path, chat: bool, limit: int, kind: str
+) -> None:
+    message = rf"^4% of .* 'm' .*\(endpoint_zero_shot\) end at {limit} tokens without {kind},.* Raise .*max_tokens"
+    with endpoint_server(only_at(3, 5, reply=CUT)) as server, pytest.raises(EndpointAnswersMissing, match=message):
+        fit(server.url, tmp_path, chat=chat, pairs=MANY)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_few_truncated_answers_are_stated_and_wrong(tmp_path: Path, chat: bool) -> None:
+    with endpoint_server(only_at(3, reply=CUT)) as server:
+        zero_shot, *_ = fit(server.url, tmp_path, chat=chat, pairs=MANY)
+    stated = "; 1 of 50 rows (2.0%) with an answer that ends at max_tokens, 1 of them empty and wrong"
+    assert str(zero_shot.note).endswith(stated)
+    assert chat or zero_shot.validation == 0.98
+
+
+def test_truncated_answers_of_a_chat_endpoint_that_have_a_text_are_stated(tmp_path: Path) -> None:
+    with endpoint_server(lambda *_: completion("the sky", finish_reason="length")) as server:
+        zero_shot, *_ = fit(server.url, tmp_path, chat=True)
+    assert str(zero_shot.note).endswith("; 4 of 4 rows (100.0%) with an answer that ends at max_tokens")
+
+
+def test_a_refused_row_is_wrong_with_confidence_0_and_stated(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], _: int) -> Reply:
+        if question(body).endswith(" 0"):  # the first request
+            return FILTERED
+        if "logprobs" in body:
+            return refusal(400, "logprobs are not supported here")
+        return completion(label_answer("sky"))
+
+    with endpoint_server(answer) as server:
+        zero_shot, *_ = fit(server.url, tmp_path, pairs=MANY)
+        before = len(server.bodies)
+        table = predict_rows(str(zero_shot.uri), rows=rows_of(MANY))
+        assert len(server.bodies) == before
+    assert zero_shot.note == (
+        f"{MODEL}: no examples in the prompt; 2.0% of the answers are no label; 1 of 50 rows (2.0%) refused for the "
+        "text, counted as wrong; the requests had no logprobs, which the endpoint refused"
+    )
+    assert (table.outputs[:2], table.scores[:2].tolist()) == (("", "sky"), [0, 1])
+
+
+def test_refused_rows_do_not_remove_the_confidences_of_others(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], _: int) -> Reply:
+        return FILTERED if question(body) == "azure" else completion(label_answer("sky"), logprobs=(-0.5,))
+
+    with endpoint_server(answer) as server:
+        zero_shot, *_ = fit(server.url, tmp_path)
+        table = predict_rows(str(zero_shot.uri), rows=rows_of(VALIDATION))
+    assert has_confidences(table)
+    np.testing.assert_allclose(table.confidences[[1, 2]], [np.exp(-0.5), 0.0])
+
+
+def test_many_refused_rows_end_the_run_and_are_named_by_id_without_their_texts(tmp_path: Path) -> None:
+    with endpoint_server(only_at(4, 7, reply=FILTERED)) as server:
+        for _ in range(2):
+            with pytest.raises(EndpointAnswersMissing, match=r"refused 2 of 50 .*content_filter.* 4, 7 of") as raised:
+                fit(server.url, tmp_path, pairs=MANY)
+            assert len(server.bodies) == len(MANY)
+    assert "sky" not in str(raised.value)

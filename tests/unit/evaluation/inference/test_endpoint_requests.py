@@ -11,14 +11,19 @@ import pytest
 
 from cluster.progress import RowsEvent, reporting_to
 from tailorbird import storage
-from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers, request_sha256
+from tailorbird.evaluation.inference.endpoint_requests import (
+    RequestLimits,
+    StoredAnswers,
+    fetch_answers,
+    request_sha256,
+)
 from tailorbird.evaluation.inference.endpoint_spend import SpendLimit, largest_price
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.client import Body, RetryPolicy
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.prompts import chat_body
 from tailorbird.registry.endpoint import Endpoint
-from tests.endpoint_server import Reply, Server, completion, endpoint_server, question, refusal
+from tests.endpoint_server import MODEL, Reply, Server, completion, endpoint_server, question, refusal
 from tests.progress import ProgressRecorder
 
 RETRY = RetryPolicy(max_attempts=2, first_delay_s=0.01, max_delay_s=0.02)
@@ -292,3 +297,71 @@ def test_answers_above_their_largest_price_at_the_same_time_raise_later_reservat
             return third is not None
 
     assert asyncio.run(is_granted())
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        refusal(400, "no", code="content_filter"),
+        refusal(400, "no", code="invalid_prompt"),
+        refusal(400, "This model's maximum context length is 8 tokens"),
+        completion(None, finish_reason="content_filter"),
+    ],
+)
+def test_a_request_that_is_refused_because_of_its_texts_has_an_empty_answer_that_is_stored(
+    tmp_path: Path, reply: Reply
+) -> None:
+    def refuses(body: dict[str, Any], number: int) -> Reply:
+        return reply if question(body) in "013" else echo(body, number)
+
+    with endpoint_server(refuses) as server:
+        limits = RequestLimits(max_spend=100.0, retry=RETRY)  # their price is known: 0, or that of their tokens
+        endpoint = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
+        for _ in range(2):
+            answers = fetch_answers(bodies(0, 1, 2, 3), endpoint=endpoint, task_uri=tmp_path.as_uri(), limits=limits)
+            assert [answer.text for answer in answers] == ["", "", "2", ""]
+            assert [answer.refused for answer in answers] == [True, True, False, True]
+        assert len(server.bodies) == 4
+        assert texts(server, tmp_path, 1, limits=limits, reported_model=MODEL) == [""]
+
+
+def test_the_model_is_that_of_the_first_answer_that_is_not_refused(tmp_path: Path) -> None:
+    def changes(body: dict[str, Any], number: int) -> Reply:
+        if number < 2:
+            return refusal(400, "no", code="content_filter")
+        return completion(question(body), model="m-1" if number < 4 else "m-2")
+
+    with endpoint_server(changes) as server:
+        with pytest.raises(errors.EndpointModelChanged, match="'m-2', but it was 'm-1' before"):
+            texts(server, tmp_path, *range(8))
+        assert texts(server, tmp_path, 0, 1) == ["", ""]
+
+
+def test_a_kept_list_of_the_stored_answers_is_read_once_and_again_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists: list[str] = []
+    list_files = storage.list_files
+
+    def counted(uri: str, *, missing_ok: bool = False) -> list[str]:
+        lists.append(uri)
+        return list_files(uri, missing_ok=missing_ok)
+
+    monkeypatch.setattr(storage, "list_files", counted)
+    kept: dict[str, StoredAnswers] = {}
+
+    def ask(server: Server, number: int, *, spend: float) -> str:
+        endpoint = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
+        limits = RequestLimits(max_spend=spend, retry=RETRY)
+        task_uri = tmp_path.as_uri()
+        [answer] = fetch_answers(bodies(number), endpoint=endpoint, task_uri=task_uri, limits=limits, kept=kept)
+        return answer.text
+
+    with endpoint_server(echo) as server:
+        for number in (1, 2, 1, 2):
+            assert ask(server, number, spend=2.0) == str(number)
+        assert (len(lists), len(server.bodies)) == (1, 2)
+        with pytest.raises(errors.EndpointSpendExceeded, match="cost 2, "):
+            ask(server, 3, spend=2.0)
+        assert ask(server, 3, spend=3.0) == "3"
+        assert (len(lists), len(server.bodies)) == (2, 3)

@@ -10,6 +10,7 @@ import pytest
 
 from tailorbird.config.serving import ServingConfig
 from tailorbird.evaluation.gates.cost import ServingDevice, ServingUsage, TrainingUsage
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.report.console import verdict_lines
 from tailorbird.evaluation.report.costs import cost_sentence, costs_by_digest
 from tailorbird.evaluation.report.evidence import (
@@ -357,6 +358,13 @@ def test_the_page_names_the_endpoint_and_the_model_that_it_reported() -> None:
     page = Page(to_html(evidence_for().model_copy(update={"endpoint": endpoint})))
     for field, value in {"url": "https://host/v1", "model": "m", "reported_model": "m-2026-01-01"}.items():
         assert (f"endpoint.{field}", value) in page.figures
+
+
+def test_the_page_states_the_test_rows_that_an_endpoint_refused_or_answered_in_part() -> None:
+    counts = {"incumbent": AnswerCounts(rows=1000, refused=7, truncated=5, empty=2)}
+    page = Page(to_html(evidence_for().model_copy(update={"endpoint_answers": counts})))
+    for field, value in {"rows": "1000", "refused": "7", "truncated": "5", "empty": "2"}.items():
+        assert (f"endpoint_answers.incumbent.{field}", value) in page.figures
 
 
 def test_report_and_card_have_the_cost_of_each_contender_with_its_parts() -> None:

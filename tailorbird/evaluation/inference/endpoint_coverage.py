@@ -1,0 +1,84 @@
+"""Rows without a usable answer of an endpoint: requests that it refused, and answers that ended at `max_tokens`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tailorbird.data.rows import Rows
+from tailorbird.models.endpoint.completion import EndpointAnswer
+from tailorbird.models.endpoint.errors import EndpointAnswersMissing
+from tailorbird.models.endpoint.prompts import label_of
+from tailorbird.registry.versions import VersionConfig
+
+MAX_SHARE = 0.02
+"""Largest share of the rows without a usable answer for one reason. One row is always allowed."""
+MAX_NAMED = 10  # rows that a message names
+
+
+@dataclass(frozen=True)
+class AnswerCounts:
+    """Numbers of rows by what the endpoint answered. Rows without a label or a text count as wrong."""
+
+    rows: int
+    refused: int  # the endpoint refused the request because of its texts
+    truncated: int  # the answer ended at the maximum number of tokens
+    empty: int  # of the truncated ones, those without a label or, for chat, without a text
+
+    def __str__(self) -> str:
+        """Return a description for notes; empty if the endpoint completed all answers."""
+        parts = []
+        if self.refused:
+            parts.append(f"{self._share(self.refused)} refused for the text, counted as wrong")
+        if self.truncated:
+            empty = f", {self.empty:,} of them empty and wrong" if self.empty else ""
+            parts.append(f"{self._share(self.truncated)} with an answer that ends at max_tokens{empty}")
+        return "; ".join(parts)
+
+    def _share(self, number: int) -> str:
+        return f"{number:,} of {self.rows:,} rows ({number / self.rows:.1%})"
+
+
+def count_answers(answers: Sequence[EndpointAnswer], *, classes: tuple[str, ...]) -> AnswerCounts:
+    """Return the counts of the answers to rows; `classes` is empty for chat."""
+    return AnswerCounts(
+        len(answers),
+        refused=sum(answer.refused for answer in answers),
+        truncated=sum(answer.truncated for answer in answers),
+        empty=sum(_is_empty(answer, classes=classes) for answer in answers),
+    )
+
+
+def require_answers(answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig) -> None:
+    """Raise EndpointAnswersMissing if more than `MAX_SHARE` of the rows have no usable answer, for one reason.
+
+    The message names rows by id, without their texts. A suite can test texts that should be refused, so its rows may
+    be.
+    """
+    assert version.endpoint is not None
+    assert version.prompting is not None
+    counts = count_answers(answers, classes=() if rows.conversations is not None else version.classes)
+    limit, stated = max(1.0, MAX_SHARE * counts.rows), f"{version.endpoint.model!r} at {version.endpoint.url}"
+    if counts.empty > limit:
+        raise EndpointAnswersMissing(
+            f"{counts.empty / counts.rows:.0%} of the answers of {stated} ({version.kind}) end at "
+            f"{version.prompting.max_new_tokens} tokens without a {'text' if rows.conversations else 'label'}, so they "
+            "show this limit and not what the model can do; a model that reasons counts its hidden tokens. Raise "
+            "evaluation.endpoint.max_tokens, or set the model to reason less, and start the run again. A registered "
+            "version keeps its limit"
+        )
+    if counts.refused > limit and rows.suite is None:
+        refused = [position for position, answer in enumerate(answers) if answer.refused]
+        codes = ", ".join(sorted({str(answers[position].finish_reason) for position in refused}))
+        named = ", ".join(rows.row_ids[position] for position in refused[:MAX_NAMED])
+        more = f" and {len(refused) - MAX_NAMED:,} more" if len(refused) > MAX_NAMED else ""
+        raise EndpointAnswersMissing(
+            f"{stated} ({version.kind}) refused {counts.refused:,} of {counts.rows:,} requests because of their texts "
+            f"({codes}), and at most {MAX_SHARE:.0%} may be: the rows at the positions {named}{more} of their file. "
+            "Remove them, or lower evaluation.retrieved_tokens or evaluation.endpoint.max_tokens if they are too long, "
+            "or set evaluation.endpoint.revision to a new text if the provider accepts them now; start the run again"
+        )
+
+
+def _is_empty(answer: EndpointAnswer, *, classes: tuple[str, ...]) -> bool:
+    if not answer.truncated:
+        return False
+    return label_of(answer.text, classes=classes) is None if classes else not answer.text
