@@ -50,6 +50,7 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     results += check_endpoint(recipe.evaluation, facts.tables, of_champion=facts.champion_endpoints)
     remedy = "or check where the driver of a run sends the requests: submit preflight as a job, as the run"
     results += [fault("endpoint", text, remedy) for text in facts.endpoint_faults.values()]
+    results += [note("endpoint", text) for text in facts.endpoint_warnings]
     if facts.encoder_fault is not None:
         results.append(fault("retrieval encoder", facts.encoder_fault))
     if facts.planned is not None:

@@ -21,7 +21,7 @@ from tailorbird.data.loader import SPLIT_FRACTIONS
 from tailorbird.data.parquet import groups_of, open_parquet, parquet_files, read_table
 from tailorbird.data.tasks import DataTask, data_task
 from tailorbird.models.base_model import stage_base_model
-from tailorbird.models.endpoint.reachability import require_answering
+from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.endpoint import Endpoint
@@ -77,6 +77,7 @@ class PreflightFacts:
     champion_endpoints: tuple[Endpoint, ...] = ()  # of the champion and its parts; none if it cannot be read
     endpoint_faults: Mapping[str, str] = field(default_factory=dict)
     """Why the endpoint of the recipe or of the champion cannot be used from here, by URL."""
+    endpoint_warnings: tuple[str, ...] = ()  # of the endpoints that can be used; see `check_answering`
     without_cluster: bool = False  # True if the cluster was not inspected on purpose
 
 
@@ -106,6 +107,7 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
     of_champion = _or_fault(lambda: champion_endpoints(recipe.task_uri))[0] or ()
     of_recipe = recipe.evaluation.endpoint
     endpoints = (*of_champion, *(() if of_recipe is None else (Endpoint.from_config(of_recipe),)))
+    faults_of_endpoints, warnings = endpoint_faults(endpoints)
     return PreflightFacts(
         wanted,
         here,
@@ -120,7 +122,8 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         planned=planned,
         encoder_fault=encoder_fault,
         champion_endpoints=of_champion,
-        endpoint_faults=endpoint_faults(endpoints),
+        endpoint_faults=faults_of_endpoints,
+        endpoint_warnings=warnings,
         without_cluster=without_cluster,
     )
 
@@ -133,14 +136,16 @@ def champion_endpoints(task_uri: str) -> tuple[Endpoint, ...]:
     return called_endpoints(champion_version(stored[0]))
 
 
-def endpoint_faults(endpoints: Sequence[Endpoint]) -> dict[str, str]:
-    """Return why an endpoint cannot be used from this process, by URL; those that answer are omitted."""
-    faults = {}
+def endpoint_faults(endpoints: Sequence[Endpoint]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return why an endpoint cannot be used from this process, by URL, and the warnings about those that answer."""
+    faults, warnings = {}, []
     for endpoint in dict.fromkeys(endpoints):
-        _, reason = _or_fault(partial(require_answering, endpoint))
+        warning, reason = _or_fault(partial(check_answering, endpoint))
         if reason is not None:
             faults[endpoint.url] = reason
-    return faults
+        if warning is not None:
+            warnings.append(warning)
+    return faults, tuple(dict.fromkeys(warnings))
 
 
 def versions_match(here: Versions, theirs: Versions | None, *, any_patch: bool) -> bool:

@@ -10,12 +10,13 @@ from tailorbird.checks.preflight_evaluation import require_one_gpu
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline
+from tailorbird.evaluation.inference.endpoint_coverage import MAX_SHARE
 from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.report.evidence import AverageRecord
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.models.endpoint.reachability import require_answering
+from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.pipeline.artifacts import Contender, set_temperature
-from tailorbird.pipeline.endpoint import endpoint_baselines, predict_contender
+from tailorbird.pipeline.endpoint import endpoint_baselines, first_answer, predict_contender
 from tailorbird.pipeline.estimate import estimate_run
 from tailorbird.pipeline.evaluate import RunResult, evaluate_run, find_finished_run
 from tailorbird.pipeline.mix import mix_candidate
@@ -120,14 +121,24 @@ def require_usable(context: RunContext, *, progress: ProgressReporter) -> None:
 def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> None:
     """Raise EndpointError if the endpoint of the recipe or of the champion cannot be used from this process.
 
-    Requests to it follow the baselines of the base model, which can take long.
+    Other requests to it follow the baselines of the base model, which can take long. So the first request for an answer
+    is sent here. It costs money like the others, and its answer is stored like theirs.
     """
     config = context.recipe.evaluation.endpoint
     of_recipe = () if config is None else (Endpoint.from_config(config),)
     of_champion = () if context.champion is None else called_endpoints(read_version(context.champion))
     for endpoint in dict.fromkeys((*of_recipe, *of_champion)):
         progress.activity(f"checking that {endpoint.url} answers")
-        require_answering(endpoint)
+        if warning := check_answering(endpoint):
+            progress.note(warning)
+    if config is not None:
+        counts = first_answer(context.inputs, config=context.task.version_config("zero_shot", dtype="float32"))
+        if counts and counts.empty:
+            progress.note(
+                "the first answer of the endpoint ends at its maximum number of tokens without a "
+                f"{'label' if context.task.classes else 'text'}; a run stops if more than {MAX_SHARE:.0%} of them do. "
+                "A model that reasons needs a higher evaluation.endpoint.max_tokens"
+            )
 
 
 def fit_baselines(context: RunContext, *, progress: ProgressReporter) -> tuple[Baseline, ...]:

@@ -1,6 +1,7 @@
 """Check that an endpoint answers and accepts the API key, without a request for a completion, which costs money."""
 
 import httpx2
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tailorbird.models.endpoint import errors
 from tailorbird.models.endpoint.client import read_key, uses_proxy
@@ -8,13 +9,25 @@ from tailorbird.registry.endpoint import Endpoint
 
 TIMEOUT_S = 10.0
 NOT_IMPLEMENTED = 501
+MAX_LIST_BYTES = 4 << 20
 
 
-def require_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> None:
-    """Raise EndpointError if the key is not set or refused (401), or the endpoint cannot be reached or fails (5xx).
+class _Model(BaseModel):
+    id: str
 
-    The request is for the list of models. A server without this list, or a key without permission to read it (403),
-    also answers.
+
+class _Models(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    data: list[_Model]
+
+
+def check_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> str | None:
+    """Return a warning if the endpoint lists its models without the configured one, else None.
+
+    The only request is for this list. Some servers do not list all names that they accept, so this is no error. A
+    server without a list, or a key without permission to read it (403), also answers. Raises EndpointError if the key
+    is not set or refused (401), or if the endpoint cannot be reached or fails (5xx).
     """
     url, key = f"{endpoint.url}/models", read_key(endpoint)
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -24,6 +37,7 @@ def require_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> No
             client.stream("GET", url) as response,
         ):
             status = response.status_code
+            content = _read(response) if status == 200 else b""
     except httpx2.HTTPError as error:
         raise errors.EndpointUnreachable(
             f"{url} cannot be reached: {error or type(error).__name__}; check evaluation.endpoint.url and the network"
@@ -34,3 +48,20 @@ def require_answering(endpoint: Endpoint, *, timeout_s: float = TIMEOUT_S) -> No
         )
     if status >= 500 and status != NOT_IMPLEMENTED:
         raise errors.EndpointUnreachable(f"{url} failed ({status}); try again later")
+    try:
+        names = {model.id for model in _Models.model_validate_json(content).data}
+    except ValidationError:
+        return None
+    if not names or endpoint.model in names:
+        return None
+    return f"{url} does not list the model {endpoint.model!r}; check evaluation.endpoint.model unless it is an alias"
+
+
+def _read(response: httpx2.Response) -> bytes:
+    """Return the body of a response, or nothing if it is larger than `MAX_LIST_BYTES`."""
+    content = b""
+    for part in response.iter_bytes():
+        content += part
+        if len(content) > MAX_LIST_BYTES:
+            return b""
+    return content

@@ -1,10 +1,12 @@
 """The requests to an endpoint that preflight announces."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tailorbird.checks import preflight_facts
+from tailorbird.checks.preflight import check_facts
 from tailorbird.checks.preflight_endpoint import check_endpoint
 from tailorbird.checks.preflight_facts import Table
 from tailorbird.config.endpoint import EndpointConfig
@@ -12,6 +14,7 @@ from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.registry import hybrids
 from tailorbird.registry.endpoint import Endpoint
 from tests.endpoint_server import completion, endpoint_server
+from tests.unit.checks.test_preflight import GOOD, recipe
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE, endpoint_version
 
 TABLES = tuple(
@@ -73,9 +76,19 @@ def test_endpoints_that_cannot_be_used_are_found_without_a_request_for_an_answer
     with endpoint_server(lambda *_: completion("yes")) as server:
         keyed = Endpoint(url=server.url, model="m", api_key=f"env://{VARIABLE}")
         closed = Endpoint(url="http://127.0.0.1:9/v1", model="m")
-        faults = preflight_facts.endpoint_faults((keyed, closed))
+        faults, _ = preflight_facts.endpoint_faults((keyed, closed))
         assert f"{VARIABLE}, which contains the API key of {server.url}, is not set" in faults[keyed.url]
         assert "http://127.0.0.1:9/v1/models cannot be reached" in faults[closed.url]
         monkeypatch.setenv(VARIABLE, KEY)
-        assert preflight_facts.endpoint_faults((keyed, keyed)) == {}
+        assert preflight_facts.endpoint_faults((keyed, keyed)) == ({}, ())
         assert (server.bodies, server.paths) == ([], ["/v1/models"])
+
+
+def test_a_model_that_is_not_listed_is_a_note_because_some_servers_do_not_list_aliases() -> None:
+    with endpoint_server(lambda *_: completion("yes"), models=200, listed=b'{"data": [{"id": "other"}]}') as server:
+        faults, warnings = preflight_facts.endpoint_faults((Endpoint(url=server.url, model="m"),))
+    assert faults == {}
+    lines = check_facts(recipe(), replace(GOOD, endpoint_warnings=warnings))
+    [line] = [line for line in lines if line.name == "endpoint"]
+    assert (line.state, line.message) == ("note", warnings[0])
+    assert "does not list the model 'm'" in warnings[0]

@@ -1,9 +1,11 @@
 """An endpoint is checked without a request for a completion."""
 
+import json
+
 import pytest
 
 from tailorbird.models.endpoint import errors
-from tailorbird.models.endpoint.reachability import require_answering
+from tailorbird.models.endpoint.reachability import MAX_LIST_BYTES, check_answering
 from tailorbird.registry.endpoint import Endpoint
 from tests.endpoint_server import completion, endpoint_server
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE
@@ -15,7 +17,7 @@ def test_a_server_that_answers_can_be_used_even_without_a_list_of_models(
 ) -> None:
     monkeypatch.setenv(VARIABLE, KEY)
     with endpoint_server(lambda *_: completion("yes"), models=status) as server:
-        require_answering(Endpoint(url=server.url, model="m", api_key=f"env://{VARIABLE}"))
+        assert check_answering(Endpoint(url=server.url, model="m", api_key=f"env://{VARIABLE}")) is None
         assert server.authorizations == [f"Bearer {KEY}"]
 
 
@@ -27,5 +29,25 @@ def test_a_refused_key_and_a_failure_are_errors(
     with endpoint_server(lambda *_: completion("yes"), models=status) as server:
         endpoint = Endpoint(url=server.url, model="m", api_key=f"env://{VARIABLE}")
         with pytest.raises(error, match=f"{server.url}/models .*{status}") as caught:
-            require_answering(endpoint)
+            check_answering(endpoint)
         assert KEY not in str(caught.value)
+
+
+def listed(*names: str) -> bytes:
+    return json.dumps({"object": "list", "data": [{"id": name, "object": "model"} for name in names]}).encode()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"not JSON", listed(), listed("m"), listed("n", "m"), b" " * MAX_LIST_BYTES + listed("n")]
+)
+def test_a_list_that_has_the_model_or_cannot_be_read_gives_no_warning(content: bytes) -> None:
+    with endpoint_server(lambda *_: completion("yes"), models=200, listed=content) as server:
+        assert check_answering(Endpoint(url=server.url, model="m")) is None
+
+
+def test_a_list_without_the_model_gives_a_warning() -> None:
+    with endpoint_server(lambda *_: completion("yes"), models=200, listed=listed("n", "m-2")) as server:
+        warning = check_answering(Endpoint(url=server.url, model="m"))
+        assert warning is not None
+        assert f"{server.url}/models does not list the model 'm'; check evaluation.endpoint.model" in warning
+        assert server.bodies == []

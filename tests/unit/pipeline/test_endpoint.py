@@ -1,0 +1,107 @@
+"""The endpoint of a recipe: its first request, before other baselines, and the limit of its answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailorbird.data.rows import DataError, Splits
+from tailorbird.models.endpoint import errors
+from tailorbird.models.endpoint.prompts import label_answer
+from tailorbird.pipeline.endpoint import answer_counts, endpoint_baselines
+from tailorbird.pipeline.prepare import RunContext
+from tailorbird.pipeline.run import require_endpoints
+from tailorbird.registry.versions import read_artifact_config
+from tests.endpoint_server import Reply, Server, completion, endpoint_server, question, refusal
+from tests.progress import ProgressRecorder
+from tests.unit.pipeline.contexts import context_of, recipe_at, rows_of, splits_of
+
+
+def context_at(server: Server, folder: Path, *, splits: Splits | None = None, **fields: Any) -> RunContext:
+    endpoint = {"url": server.url, "model": "m"} | fields
+    recipe = recipe_at(folder, evaluation={"endpoint": endpoint, "prompt_draws": 1, "retrieved_examples": (1,)})
+    return context_of(recipe, splits or splits_of())
+
+
+def by_last_letter(body: dict[str, Any], _: int) -> Reply:
+    return completion(label_answer(question(body)[-1]))
+
+
+def notes(context: RunContext) -> str:
+    """Return what the start of a run states about the endpoint."""
+    recorder = ProgressRecorder()
+    require_endpoints(context, progress=recorder)
+    return " ".join(map(str, recorder.events))
+
+
+def test_the_first_request_is_sent_before_the_baselines_and_not_again(tmp_path: Path) -> None:
+    with endpoint_server(by_last_letter) as server:
+        context = context_at(server, tmp_path)
+        require_endpoints(context, progress=ProgressRecorder())
+        [first] = server.bodies
+        assert question(first) == context.splits.validation.texts[0]
+        require_endpoints(context, progress=ProgressRecorder())
+        assert len(server.bodies) == 1
+        config = context.task.version_config("zero_shot", dtype="float32")
+        baselines = endpoint_baselines(context.inputs, (), config=config)
+        assert len(server.bodies) == len({json.dumps(body) for body in server.bodies}) == 12
+        counts = answer_counts(context.inputs, str(baselines[0].uri), rows=context.splits.validation)
+    assert [baseline.validation for baseline in baselines] == [1.0, 1.0, 1.0]
+    assert counts is not None
+    assert (counts.rows, counts.refused, counts.truncated) == (4, 0, 0)
+
+
+def test_a_wrong_model_is_an_error_of_the_first_request(tmp_path: Path) -> None:
+    unknown = refusal(404, "no such model", code="model_not_found")
+    listed = b'{"data": [{"id": "n"}]}'
+    with endpoint_server(lambda *_: unknown, models=200, listed=listed) as server:
+        context = context_at(server, tmp_path)
+        with pytest.raises(errors.EndpointRefused, match=r"model_not_found.*check evaluation.endpoint.url and model"):
+            require_endpoints(context, progress=ProgressRecorder())
+        assert len(server.bodies) == 1
+
+
+def test_a_model_that_is_not_listed_and_answers_is_a_note(tmp_path: Path) -> None:
+    with endpoint_server(by_last_letter, models=200, listed=b'{"data": [{"id": "n"}]}') as server:
+        assert "does not list the model 'm'" in notes(context_at(server, tmp_path))
+    with endpoint_server(by_last_letter, models=200, listed=b'{"data": [{"id": "m"}]}') as server:
+        assert "does not list" not in notes(context_at(server, tmp_path))
+
+
+@pytest.mark.parametrize(("fields", "limit"), [({}, 30), ({"max_tokens": 400}, 400)])
+def test_max_tokens_is_the_limit_of_all_requests_and_of_the_version(
+    tmp_path: Path, fields: dict[str, Any], limit: int
+) -> None:
+    """A model that reasons needs 300 tokens before its answer."""
+
+    def reasons(body: dict[str, Any], number: int) -> Reply:
+        if "max_tokens" in body:
+            return refusal(400, "use max_completion_tokens instead of max_tokens")
+        enough = body["max_completion_tokens"] > 300
+        return by_last_letter(body, number) if enough else completion(None, finish_reason="length")
+
+    with endpoint_server(reasons) as server:
+        context = context_at(server, tmp_path, **fields)
+        config = context.task.version_config("zero_shot", dtype="float32")
+        assert ("A model that reasons needs a higher evaluation.endpoint.max_tokens" in notes(context)) is (not fields)
+        if fields:
+            for baseline in endpoint_baselines(context.inputs, (), config=config):
+                assert baseline.validation == 1.0
+                stored = read_artifact_config(str(baseline.uri))
+                assert stored.prompting is not None
+                assert stored.prompting.max_new_tokens == limit
+        else:
+            with pytest.raises(errors.EndpointAnswersMissing, match="100% of the answers of 'm'"):
+                endpoint_baselines(context.inputs, (), config=config)
+        limits = {body.get("max_tokens", body.get("max_completion_tokens")) for body in server.bodies}
+    assert limits == {limit}
+
+
+def test_an_empty_label_is_refused_before_the_first_request(tmp_path: Path) -> None:
+    train, validation, test = (rows_of([f"{name} a", f"{name} b"], ["", "b"]) for name in "xyz")
+    with endpoint_server(by_last_letter) as server:
+        context = context_at(server, tmp_path, splits=Splits(train, validation, test))
+        with pytest.raises(DataError, match="a label is empty"):
+            require_endpoints(context, progress=ProgressRecorder())
+        assert server.bodies == []
