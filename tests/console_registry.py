@@ -227,6 +227,7 @@ def add_progress(
             StageProgress(name="test", state="planned", expected_s=95.0, basis="up to 4 models"),
         ),
         activity="trial 17b62 epoch 5",
+        validation_rows=1389,
         rows=(61, 141),
         seconds_left=86.0,
         contenders=tuple(contenders),

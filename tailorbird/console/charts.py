@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from tailorbird.console.records import DayReport, Labelled
+from tailorbird.evaluation.statistics.paired import wilson_interval
 from tailorbird.pages.charts import Box, Chart, Dot, Line, Mark, Scale, Text, around, axes, path, share_bar, sparkline
 from tailorbird.registry.run_progress import ContenderProgress
 from tailorbird.registry.watch_record import ChallengerRecord
@@ -46,11 +47,18 @@ def learning_curves(contenders: Sequence[ContenderProgress]) -> Chart | None:
     return Chart(tuple(marks), height, f"learning curves of {len(trained)} trainings; see the table", "plot medium")
 
 
-def score_bar(contender: ContenderProgress, *, best: bool) -> Chart | None:
-    """Return the validation score of a contender as a bar from 0 to 1; None without one."""
+def score_interval(score: float | None, num_rows: int | None) -> tuple[float, float] | None:
+    """Return Wilson's 95% interval of a share of correct rows; None if the score or the number is None."""
+    return None if score is None or not num_rows else wilson_interval(round(score * num_rows), n=num_rows)
+
+
+def score_bar(contender: ContenderProgress, *, num_rows: int | None, best: bool) -> Chart | None:
+    """Return the validation score of a contender as a bar from 0 to 1 with its interval; None without a score."""
     if contender.score is None:
         return None
-    return share_bar(contender.score, interval=None, label=f"{contender.score:.3f}", chosen=best)
+    interval = score_interval(contender.score, num_rows)
+    label = f"{contender.score:.3f}" + ("" if interval is None else " ({:.3f} to {:.3f})".format(*interval))
+    return share_bar(contender.score, interval=interval, label=label, chosen=best)
 
 
 def done_bar(done: int, total: int) -> Chart:

@@ -16,6 +16,7 @@ from tailorbird.console.runs import Looks, Run, RunsPage, RunState
 from tailorbird.console.tasks import TaskSummary
 from tailorbird.console.times import parse_time, relative_text, time_text
 from tailorbird.console.versions import Change, VersionsPage
+from tailorbird.evaluation.predictions import ROW_METRICS
 from tailorbird.evaluation.report import charts as report_charts
 from tailorbird.evaluation.report import contender_chart
 from tailorbird.evaluation.report.evidence import Evidence
@@ -89,7 +90,15 @@ def run_page(frame: Frame, task: str, run: Run, evidence: Evidence | None) -> st
         run=run,
         evidence=evidence,
         verdict=evidence.verdict if evidence else None,
+        validation_rows=_validation_rows(run, evidence),
     )
+
+
+def _validation_rows(run: Run, evidence: Evidence | None) -> int | None:
+    """Return the number of validation rows if a score is the share of correct ones; None if not, or if unknown."""
+    if evidence is not None:
+        return evidence.data.report.num_validation if evidence.verdict.metric in ROW_METRICS else None
+    return run.progress.validation_rows if run.progress else None
 
 
 def error_page(frame: Frame, *, title: str, text: str) -> str:

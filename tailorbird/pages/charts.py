@@ -15,14 +15,13 @@ TICK_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 @dataclass(frozen=True)
 class Line:
-    """A straight line; `kind` is its CSS class, `shift` moves it to the right by pixels."""
+    """A straight line; `kind` is its CSS class."""
 
     x1: float
     y1: float
     x2: float
     y2: float
     kind: str = "axis"
-    shift: float = 0.0
     shape: ClassVar[str] = "line"
 
 
@@ -47,7 +46,6 @@ class Dot:
     y: float
     radius: float = 4.0
     kind: str = "dot"
-    shift: float = 0.0
     title: str = ""
     shape: ClassVar[str] = "dot"
 
@@ -80,20 +78,21 @@ class Chart:
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear axis from `low` to `high`, over `length` percent or pixels."""
+    """A linear axis from `low` to `high`, over `length` percent or pixels from the position `start`."""
 
     low: float
     high: float
     length: float = 100.0
+    start: float = 0.0
 
     def at(self, value: float) -> float:
         """Return the position of a value; values outside the axis are moved to its ends."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
-        return round(self.length * min(max(share, 0.0), 1.0), 2)
+        return round(self.start + self.length * min(max(share, 0.0), 1.0), 2)
 
     def down(self, value: float) -> float:
-        """Return the position of a value on an axis that points upwards."""
-        return round(self.length - self.at(value), 2)
+        """Return the position of a value on an axis that points upwards and has its high end at 0."""
+        return round(self.length + self.start - self.at(value), 2)
 
     def ticks(self, *, about: int) -> tuple[float, ...]:
         """Return round values inside the axis, about as many as requested."""

@@ -45,6 +45,8 @@ class RunProgress(StoredModel):
     stages: tuple[StageProgress, ...] = ()
     activity: str = ""
     """What the run does now."""
+    validation_rows: int | None = None
+    """Validation rows, if a score is the share of correct ones; None for other metrics."""
     rows: tuple[int, int] | None = None
     """Rows or steps of the activity: done, and all."""
     seconds_left: float | None = None

@@ -1,20 +1,19 @@
-"""The first chart of the report and of the console: the contenders, score against cost a month."""
+"""The first chart of the report and of the console: the scores of the contenders, and their costs a month."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tailorbird.evaluation.report.costs import UNKNOWN
 from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.verdict.contender_costs import money
+from tailorbird.evaluation.verdict.contender_costs import common_cost, money
 from tailorbird.evaluation.verdict.formatting import PERCENTAGES
 from tailorbird.evaluation.verdict.parts import FamilyVerdict
 from tailorbird.evaluation.verdict.types import Verdict
-from tailorbird.pages.charts import Box, Chart, Dot, Line, Mark, Scale, Text, around, axes, interval_marks
+from tailorbird.pages.charts import Box, Chart, Dot, Line, Mark, Scale, Text, around, interval_marks
 
-LABEL_HEIGHT = 16  # pixels between the labels of two contenders
-ROW_HEIGHT = 46  # pixels of a contender in a chart without costs
-SAME_COST = 4.0  # percent of the width below which two contenders are drawn next to each other
-PRICED = 80.0  # percent of the width for the known costs, if others are not known
+ROW_HEIGHT, PRICED_ROW_HEIGHT = 46.0, 62.0  # pixels of a contender in a chart of scores, and of scores and costs
+SAME_COST = 0.04  # share of the lowest cost by which another one may exceed it in a chart without costs
+SCORES_END, COSTS_START = 62.0, 70.0  # percent of the width, in a chart of scores and costs
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,31 @@ def _with_cost(model: Contender, evidence: Evidence) -> Contender:
 
 
 def contenders(evidence: Evidence) -> Chart:
-    """Return the contenders with their intervals: score against cost a month, or scores alone if no cost is known.
+    """Return the scores with their intervals, one row for each contender, and their costs a month if these differ.
 
-    The band is from the incumbent's score to the score with the minimum gain.
+    Models on replicas of the same size often cost the same, so a point for each model by cost and score would draw
+    them over each other. The band is from the incumbent's score to the score with the minimum gain.
     """
     models, verdict = contenders_of(evidence), evidence.verdict
-    if any(model.cost is not None for model in models):
-        return _score_against_cost(models, verdict)
-    return _scores(models, verdict)
+    return _scores_and_costs(models, verdict) if costs_differ(models) else _scores(models, verdict)
+
+
+def costs_differ(models: Sequence[Contender]) -> bool:
+    """Return True if costs are known and are not all about the same."""
+    return any(model.cost is not None for model in models) and _same_cost(models) is None
+
+
+def cost_note(models: Sequence[Contender]) -> str:
+    """Return a sentence on the costs that the chart does not show because they are the same; empty otherwise."""
+    same = _same_cost(models)
+    if same is None:
+        return ""
+    known = " with a known cost" if any(model.cost is None for model in models) else ""
+    return f"All contenders{known} cost about {money(same)} a month."
+
+
+def _same_cost(models: Sequence[Contender]) -> float | None:
+    return common_cost([model.cost for model in models if model.cost is not None], tolerance=SAME_COST)
 
 
 def _ends(model: Contender, incumbent: float) -> tuple[float, float]:
@@ -129,81 +145,67 @@ def _tick_text(verdict: Verdict, value: float) -> str:
     return f"{100 * value:.4g}%" if verdict.metric in PERCENTAGES else f"{value:.4g}"
 
 
-def _score_against_cost(models: Sequence[Contender], verdict: Verdict) -> Chart:
-    """Return the chart with the models whose cost is not known in a strip at its right edge."""
-    height, base = 300.0, verdict.incumbent_score
-    up = _span(models, verdict, length=height)
-    largest = 1.1 * max((model.cost_interval or (0.0, model.cost or 0.0))[1] for model in models)
-    some_unknown = any(model.cost is None for model in models)
-    across = Scale(0.0, largest or 1.0, PRICED if some_unknown else 100.0)
-    top, bottom = up.down(base + verdict.minimum_gain), up.down(base)
-    marks: list[Mark] = [Box(0, top, 100, round(bottom - top, 2), "band")]
-    marks += axes(
-        across, up, names=("cost a month", "score"), forms=(lambda x: f"{x:,g}", lambda y: _tick_text(verdict, y))
-    )
-    marks += [Line(0, bottom, 100, bottom, "guide")]
-    if some_unknown:
-        marks += [Line(PRICED, 0, PRICED, height, "guide"), Text(100, -12, f"cost {UNKNOWN}", "name", "end")]
-    positions = [(PRICED + 100) / 2 if model.cost is None else across.at(model.cost) for model in models]
-    shifts, heights = _shifts(positions), _label_heights([up.down(model.score) for model in models], height)
-    for model, x, shift, label_y in zip(models, positions, shifts, heights, strict=True):
-        y = up.down(model.score)
-        low, high = (up.down(end) for end in _ends(model, base))
-        marks += [Line(x, low, x, high, f"whisker {model.tone}", shift)]
-        if model.cost_interval is not None:
-            left, right = (across.at(end) for end in model.cost_interval)
-            marks += [Line(left, y, right, y, f"whisker {model.tone}", shift)]
-        marks.append(_dot(x, y, model, shift=shift))
-        anchor, away = ("end", -12.0) if x > 55 else ("start", 12.0)
-        marks += [Text(x, label_y + 4, model.label, f"label {model.tone}", anchor, shift + away)]
-    return Chart(tuple(marks), height, _described(models, verdict), "plot")
-
-
-def _dot(x: float, y: float, model: Contender, *, shift: float = 0.0) -> Dot:
-    cost = "" if model.cost_at is None else f", {_cost(model)}"
-    return Dot(x, y, 7 if model.selected else 5.5, f"dot {model.tone}", shift, f"{model.role}{cost}")
-
-
-def _cost(model: Contender) -> str:
-    return f"cost {UNKNOWN}" if model.cost is None else f"{model.cost_text} a month"
-
-
-def _shifts(positions: Sequence[float]) -> list[float]:
-    """Return pixels by which to move each contender, so that those of nearly the same cost are next to each other."""
-    shifts: list[float] = []
-    for index, position in enumerate(positions):
-        same = [other for other in range(len(positions)) if abs(positions[other] - position) < SAME_COST]
-        shifts.append(18.0 * (same.index(index) - (len(same) - 1) / 2))
-    return shifts
-
-
-def _label_heights(heights: Sequence[float], limit: float) -> list[float]:
-    """Return the heights of the labels, moved apart to at least `LABEL_HEIGHT`, within 0 to `limit`."""
-    order = sorted(range(len(heights)), key=lambda index: heights[index])
-    moved, last = list(heights), -LABEL_HEIGHT / 2
-    for index in order:
-        moved[index] = last = max(moved[index], last + LABEL_HEIGHT)
-    excess = max(0.0, last - limit)
-    return [height - excess for height in moved]
-
-
-def _scores(models: Sequence[Contender], verdict: Verdict) -> Chart:
-    base, height = verdict.incumbent_score, float(ROW_HEIGHT * len(models))
-    scale = _span(models, verdict, length=100.0)
+def _score_axis(scale: Scale, verdict: Verdict, *, height: float) -> list[Mark]:
+    """Return the band of the minimum gain, a dashed line at the incumbent's score, and the axis of the scores."""
+    base = verdict.incumbent_score
     left, right = scale.at(base), scale.at(base + verdict.minimum_gain)
     marks: list[Mark] = [Box(left, 0, round(right - left, 2), height, "band")]
     for value in scale.ticks(about=4):
         x = scale.at(value)
         marks += [Line(x, 0, x, height, "grid"), Text(x, height + 18, _tick_text(verdict, value), anchor="middle")]
-    marks += [Line(left, 0, left, height, "guide"), Line(0, height, 100, height, "axis")]
+    return [*marks, Line(left, 0, left, height, "guide"), Line(0, height, scale.length, height, "axis")]
+
+
+def _scores(models: Sequence[Contender], verdict: Verdict) -> Chart:
+    height, scale = ROW_HEIGHT * len(models), _span(models, verdict, length=100.0)
+    marks = _score_axis(scale, verdict, height=height)
     for index, model in enumerate(models):
-        y, (low, high) = ROW_HEIGHT * index + 30.0, _ends(model, base)
+        y = ROW_HEIGHT * index + 30
         marks.append(Text(0, y - 14, model.label, f"label {model.tone}"))
         marks.append(Text(100, y - 14, _score_text(verdict, model.score), f"label {model.tone}", "end"))
-        if model.interval is not None:
-            marks += interval_marks(low, model.score, high, scale=scale, y=y, kind=model.tone)[:3]
-        marks.append(_dot(scale.at(model.score), y, model))
+        marks += _score_marks(model, verdict, scale=scale, y=y)
     return Chart(tuple(marks), height, _described(models, verdict), "plot rows")
+
+
+def _scores_and_costs(models: Sequence[Contender], verdict: Verdict) -> Chart:
+    """Return the chart with the scores at the left and the costs a month, from 0, at the right."""
+    height, scale = PRICED_ROW_HEIGHT * len(models), _span(models, verdict, length=SCORES_END)
+    largest = max(end for model in models for end in model.cost_interval or (0.0,))
+    costs = Scale(0.0, 1.1 * largest or 1.0, 100 - COSTS_START, COSTS_START)
+    marks = _score_axis(scale, verdict, height=height)
+    for value in costs.ticks(about=2):
+        x = costs.at(value)
+        marks += [Line(x, 0, x, height, "grid"), Text(x, height + 18, f"{value:,.10g}", anchor="middle")]
+    marks += [Line(COSTS_START, height, 100, height, "axis")]
+    marks += [Text(0, height + 36, "score", "name"), Text(100, height + 36, "cost a month", "name", "end")]
+    for index, model in enumerate(models):
+        y, tone = PRICED_ROW_HEIGHT * index + 46, f"label {model.tone}"
+        marks += [Text(0, y - 30, model.label, tone), Text(0, y - 13, _score_text(verdict, model.score), tone)]
+        marks += _score_marks(model, verdict, scale=scale, y=y)
+        marks.append(Text(COSTS_START, y - 13, model.cost_text, tone))
+        if model.cost is not None:
+            low, high = model.cost_interval or (model.cost, model.cost)
+            marks += interval_marks(low, model.cost, high, scale=costs, y=y, kind=model.tone)[:3]
+            marks.append(_dot(costs.at(model.cost), y, model))
+    return Chart(tuple(marks), height, _described(models, verdict), "plot rows priced")
+
+
+def _score_marks(model: Contender, verdict: Verdict, *, scale: Scale, y: float) -> list[Mark]:
+    """Return the interval of the score, and its dot."""
+    low, high = _ends(model, verdict.incumbent_score)
+    marks: list[Mark] = []
+    if model.interval is not None:
+        marks += interval_marks(low, model.score, high, scale=scale, y=y, kind=model.tone)[:3]
+    return [*marks, _dot(scale.at(model.score), y, model)]
+
+
+def _dot(x: float, y: float, model: Contender) -> Dot:
+    cost = "" if model.cost_at is None else f", {_cost(model)}"
+    return Dot(x, y, 7 if model.selected else 5.5, f"dot {model.tone}", title=f"{model.role}{cost}")
+
+
+def _cost(model: Contender) -> str:
+    return f"cost {UNKNOWN}" if model.cost is None else f"{model.cost_text} a month"
 
 
 def _described(models: Sequence[Contender], verdict: Verdict) -> str:

@@ -1,14 +1,15 @@
 """The measured costs and the cost of each contender at the recipe's volume, in sentences and in Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from tailorbird.evaluation.gates.cost import ServingDevice
 from tailorbird.evaluation.gates.prices import CostTerms
 from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
-from tailorbird.evaluation.verdict.contender_costs import money, named
+from tailorbird.evaluation.verdict.contender_costs import common_cost, money, named
 from tailorbird.evaluation.verdict.formatting import cost_basis
 from tailorbird.evaluation.verdict.parts import ContenderCost
+from tailorbird.evaluation.verdict.types import Verdict
 
 PARTS = ("replicas", "tokens", "storage", "training")
 UNKNOWN = "not assessable"
@@ -122,13 +123,9 @@ def cost_answer(evidence: Evidence) -> str:
     costs = {cost.role: cost for cost in verdict.costs}
     if terms is not None and costs:
         known = {role: cost.total / terms.horizon_months for role, cost in costs.items() if cost.total is not None}
-        shown = [role for role in dict.fromkeys((verdict.winner, "incumbent", "candidate")) if role in known]
-        listed = ", ".join(f"{named(role)} {money(known[role])}" for role in shown)
-        volume = f"{terms.requests_per_month:,.0f} requests a month, with the training of this run spread over "
+        volume = f"At {terms.requests_per_month:,.0f} requests a month, with the training of this run spread over "
         sentences = [
-            f"A month costs, in the recipe's currency: {listed}. At {volume}{terms.horizon_months:g} months."
-            if shown
-            else "",
+            f"{a_month} {volume}{terms.horizon_months:g} months." if (a_month := _a_month(known, verdict)) else "",
             *_not_assessable(verdict.costs),
         ]
         return " ".join(filter(None, sentences))
@@ -140,6 +137,19 @@ def cost_answer(evidence: Evidence) -> str:
             f"{cost_basis(verdict.cost_unit)}, {measured_on(evidence, evidence.cost.device)}). {unpriced}"
         )
     return f"The cost of serving was not measured. {unpriced}"
+
+
+def _a_month(known: Mapping[str, float], verdict: Verdict) -> str:
+    """Return the known costs a month of the selected model, incumbent and candidate, once if they are the same."""
+    shown = [role for role in dict.fromkeys((verdict.winner, "incumbent", "candidate")) if role in known]
+    every = "all contenders" if len(known) == len(verdict.costs) else "all contenders with a known cost"
+    same, which = common_cost(list(known.values())), every
+    if same is None:
+        same, which = common_cost([known[role] for role in shown]), " and ".join(map(named, shown))
+    if same is not None:
+        return f"A month costs the same for {which}: about {money(same)}, in the recipe's currency."
+    amounts = ", ".join(f"{named(role)} {money(known[role])}" for role in shown)
+    return f"A month costs, in the recipe's currency: {amounts}." if shown else ""
 
 
 def _not_assessable(costs: Sequence[ContenderCost]) -> list[str]:

@@ -18,6 +18,7 @@ from tailorbird.evaluation.report.figures import FIELD_NAMES, TONES, UNLISTED, F
 from tailorbird.evaluation.report.model_scores import COMPARED
 from tailorbird.evaluation.report.outlook import served_sentence, what_would_change
 from tailorbird.evaluation.verdict.contender_costs import money
+from tailorbird.evaluation.verdict.explain import why_no_hybrid
 from tailorbird.evaluation.verdict.formatting import (
     METRIC_NAMES,
     cost_basis,
@@ -62,6 +63,7 @@ def to_html(evidence: Evidence) -> str:
         parts=PARTS,
         duties=load_duties(),
         protocol_sha256=digest(evidence.protocol),
+        why_no_hybrid=why_no_hybrid,
         served=served_sentence(evidence),
         would_change=what_would_change(evidence.verdict),
         cost=costs.cost_sentence(evidence),

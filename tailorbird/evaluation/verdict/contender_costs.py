@@ -16,7 +16,7 @@ from tailorbird.evaluation.gates.prices import (
 )
 from tailorbird.evaluation.verdict.assess import Assessment
 from tailorbird.evaluation.verdict.family import compare_family
-from tailorbird.evaluation.verdict.formatting import interval_name, points
+from tailorbird.evaluation.verdict.formatting import interval_name, listed, points
 from tailorbird.evaluation.verdict.parts import ContenderCost, CostDifference, GainOverSelected
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 
@@ -113,36 +113,69 @@ def cheapest_of(costs: tuple[ContenderCost, ...], allowed: Callable[[GainOverSel
     return min(known, key=order)
 
 
+def common_cost(amounts: Sequence[float], *, tolerance: float = EQUAL_COSTS) -> float | None:
+    """Return the mean of two or more costs that are the same; None if they differ, or if there are fewer.
+
+    Costs are the same if the highest exceeds the lowest by at most `tolerance`, a share of the lowest.
+    """
+    same = len(amounts) > 1 and max(amounts) <= (1 + tolerance) * min(amounts)
+    return sum(amounts) / len(amounts) if same else None
+
+
 def cheapest_sentences(costs: tuple[ContenderCost, ...], *, protocol: TestProtocol) -> tuple[str, ...]:
     """Return a sentence on the cheapest contender that is not shown to be worse than the selected model.
 
     *Not shown to be worse* means that the interval of its gain does not end below 0. *Non-inferior* is the stronger
     statement of rule 7: the interval starts above minus the non-inferiority margin. If another contender is the
-    cheapest of those that are non-inferior, a second sentence names it. A last one names the costs that are not known.
+    cheapest of those that are non-inferior, a second sentence names it. If all known costs are the same, one sentence
+    states this instead. A last one names the costs that are not known.
     """
-    terms, margin = protocol.cost, protocol.non_inferiority_margin
+    terms = protocol.cost
     if terms is None or not costs:
         return ()
+    volume = f"for {terms.requests_per_month:,.0f} requests a month over {terms.horizon_months:g} months"
+    known = " with a known cost" if any(cost.missing for cost in costs) else ""
+    same = common_cost([cost.total for cost in costs if cost.total is not None])
+    if same is not None:
+        sentences = [f"cost: all contenders{known} cost the same: about {money(same)} {volume}"]
+    else:
+        sentences = _different(costs, known=known, volume=volume, margin=protocol.non_inferiority_margin)
+    sentences += [
+        f"the cost of {named(cost.role)} is not assessable: {', '.join(cost.missing)}" for cost in costs if cost.missing
+    ]
+    return tuple(sentences)
+
+
+def _different(costs: tuple[ContenderCost, ...], *, known: str, volume: str, margin: float) -> list[str]:
+    """Return the sentences on the cheapest contenders if the costs differ."""
     selected = next(cost for cost in costs if cost.gain is None)
     cheapest = cheapest_of(costs, lambda gain: gain.not_worse)
     non_inferior = cheapest_of(costs, lambda gain: gain.is_above(-margin))
     sentences = []
-    volume = f"for {terms.requests_per_month:,.0f} requests a month over {terms.horizon_months:g} months"
-    known = " with a known cost" if any(cost.missing for cost in costs) else ""
-    if cheapest is not None:
-        what = f"contender{known} that is not shown to be worse than the selected model, {named(selected.role)}"
-        if cheapest is selected:
+    if cheapest is selected:
+        same = [cost for cost in costs if cost.gain is not None and cost.gain.not_worse and _equal(cost, selected)]
+        if same:
+            others, what = listed([named(cost.role) for cost in same]), f"{money(selected.total or 0.0)} {volume}"
+            sentences.append(
+                f"cost: {named(selected.role)} costs about the same as {others}: {what}; no contender{known} that is "
+                "not shown to be worse costs less"
+            )
+        else:
             what = f"of the contenders{known} that are not shown to be worse than it"
+            sentences.append(_cheapest(selected, selected=selected, what=what, volume=volume, margin=margin))
+    elif cheapest is not None:
+        what = f"contender{known} that is not shown to be worse than the selected model, {named(selected.role)}"
         sentences.append(_cheapest(cheapest, selected=selected, what=what, volume=volume, margin=margin))
     if non_inferior is selected is not cheapest:
         sentences.append(f"cost: no contender{known} that is non-inferior to {named(selected.role)} costs less than it")
     elif non_inferior is not None and non_inferior is not cheapest:
         what = f"contender{known} that is non-inferior to {named(selected.role)}"
         sentences.append(_cheapest(non_inferior, selected=selected, what=what, volume=volume, margin=margin))
-    sentences += [
-        f"the cost of {named(cost.role)} is not assessable: {', '.join(cost.missing)}" for cost in costs if cost.missing
-    ]
-    return tuple(sentences)
+    return sentences
+
+
+def _equal(one: ContenderCost, other: ContenderCost) -> bool:
+    return common_cost([cost.total for cost in (one, other) if cost.total is not None]) is not None
 
 
 def _cheapest(cost: ContenderCost, *, selected: ContenderCost, what: str, volume: str, margin: float) -> str:

@@ -1,14 +1,14 @@
 """The reasons of a verdict as sentences; no sentence claims more than the interval supports."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.evaluation.statistics.power import rows_text
 from tailorbird.evaluation.verdict.assess import Assessment
-from tailorbird.evaluation.verdict.formatting import cost_basis, p_text, points, size
+from tailorbird.evaluation.verdict.formatting import cost_basis, listed, p_text, points, size
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridPart
 from tailorbird.evaluation.verdict.power import VerdictPower
@@ -184,7 +184,7 @@ def _hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
     names = ["the incumbent", *(_part_name(part) for part in hybrid.parts if part.role != "incumbent")]
     others = [part.hybrid_gain for part in hybrid.parts if part.role != "incumbent"]
     lows = [points(low) for low in (hybrid.interval[0], *(gain.interval[0] for gain in others))]
-    compared = f"{_listed(names)}: the intervals of its gains start at {_listed(lows)} points"
+    compared = f"{listed(names)}: the intervals of its gains start at {listed(lows)} points"
     lowest = inputs.assessment.hybrid_lowest
     rare = "" if lowest is None or lowest == hybrid.lowest else f", and the lowest one at {_with_rare_losses(lowest)}"
     reasons = [
@@ -208,9 +208,11 @@ def _part_name(part: HybridPart) -> str:
     return f"the {part.role}" if part.role in ("incumbent", "candidate") else f"the contender {part.role}"
 
 
-def _listed(words: Sequence[str]) -> str:
-    *some, last = words
-    return f"{', '.join(some)} and {last}" if some else last
+def why_no_hybrid(config: HybridConfig) -> str:
+    """Return why the validation rows gave no hybrid."""
+    if config.by == "group":
+        return "on validation one model would answer every row, or the incumbent is already a hybrid"
+    return "on validation, none scores as high as the best single model"
 
 
 def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
@@ -219,10 +221,7 @@ def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
     if protocol.hybrid is None:
         return ()
     if hybrid is None:
-        why = "on validation, none scores as high as the best single model"
-        if protocol.hybrid.by == "group":
-            why = "on validation one model would answer every row, or the incumbent is already a hybrid"
-        return (f"no hybrid was evaluated: {why}",)
+        return (f"no hybrid was evaluated: {why_no_hybrid(protocol.hybrid)}",)
     lowest = inputs.assessment.hybrid_lowest
     if lowest is not None and lowest <= -protocol.non_inferiority_margin:
         start = f"{points(lowest)} points" if lowest == hybrid.lowest else _with_rare_losses(lowest)

@@ -1,5 +1,7 @@
 """Names of metrics and models, and the format of gains, sizes and p values."""
 
+from collections.abc import Sequence
+
 from tailorbird.config.answers import ANSWER_METRICS
 from tailorbird.evaluation.predictions import ROW_METRICS
 
@@ -78,3 +80,9 @@ def outcome_basis(metric: str) -> str:
 def cost_basis(unit: str | None) -> str:
     """Return how costs are compared: `by CPU-seconds per row`, or by the price at the recipe's volume."""
     return "by price at the recipe's volume" if unit == "price" else f"by {unit} per row"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return one or more words as a list in a sentence: `a, b and c`."""
+    *some, last = words
+    return f"{', '.join(some)} and {last}" if some else last

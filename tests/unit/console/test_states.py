@@ -11,6 +11,7 @@ import pytest
 
 from tailorbird.console.runs import RUNS_PER_PAGE, STALE_AFTER
 from tailorbird.console.site import Site, page_at
+from tailorbird.evaluation.statistics.paired import wilson_interval
 from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
 from tests.unit.evaluation.simulated import Simulation, evidence_of
@@ -168,7 +169,10 @@ def test_a_running_run_is_live_and_shows_stages_curves_and_what_is_left(paths: T
     assert "about 1 min 26 s left of this step" in text
     assert "baselines finished 1 min 14 s 1 min 20 s 10,356 rows" in text
     assert "test planned 1 min 35 s up to 4 models" in text
-    assert "trial 17b62 0.7190 4 training learning_rate 0.0001, method full" in text
+    low, high = wilson_interval(round(0.719 * 1389), n=1389)
+    assert f"trial 17b62 0.7190 {low:.4f} to {high:.4f} 4 training learning_rate 0.0001, method full" in text
+    assert "Wilson's 95% interval of the share of correct rows, of 1,389 validation rows." in text
+    assert "no measured cost" not in text
     assert "target 0.678 (probe + 0.01)" in text
     assert all("_live.js" in html_of(paths, path) for path in (None, "icd10-chapters"))
 
@@ -180,7 +184,7 @@ def test_a_run_without_news_is_neither_running_nor_live(paths: TaskPaths) -> Non
     assert "_live.js" not in content
     assert "There is no news of this run since 2026-11-28 11:54 UTC (6 minutes ago)" in text_of(content)
     assert "sweep not finished" in text_of(content)
-    assert "trial 17b62 0.7190 4 not finished" in text_of(content)
+    assert re.search(r"trial 17b62 0\.7190 0\.\d{4} to 0\.\d{4} 4 not finished", text_of(content))
 
 
 def test_a_failed_run_shows_its_error_and_how_to_resume(paths: TaskPaths) -> None:
@@ -203,8 +207,18 @@ def test_a_finished_run_shows_contenders_outcomes_gates_and_groups(paths: TaskPa
             assert bound.what in text
     assert any("sex = female" in bound.what for gate in verdict.gates for bound in gate.bounds)
     assert 'aria-label="Contenders: ' in content
+    low, high = wilson_interval(round(0.741 * 1389), n=1389)
+    assert f"{evidence.sweep[0].validation:.4f} {low:.4f} to {high:.4f}" in text
+    assert "Models that were not tested on the test rows have no test score and no measured cost." in text
     assert f"tailorbird verify {evidence.run}" in text
     assert verdict.sentence() in page(paths, f"icd10-chapters/runs/{RUN}/report")
+
+
+def test_scores_that_are_no_share_of_rows_have_no_intervals(paths: TaskPaths) -> None:
+    made.add_run(paths, RUN, at=NOW, evidence=evidence_of(Simulation(num_rows=300, evaluation={"metric": "macro_f1"})))
+    text = page(paths, f"icd10-chapters/runs/{RUN}")
+    assert "full 0.7410 3 completed" in text
+    assert "Wilson" not in text
 
 
 def test_the_outcomes_of_a_chat_run_are_titled_by_exact_match(paths: TaskPaths) -> None:

@@ -24,6 +24,8 @@ def test_positions_are_clamped_to_the_axis_and_point_upwards_on_request() -> Non
     assert [scale.at(value) for value in (-1, 0, 1, 3)] == [0, 0, 150, 300]
     assert scale.down(0.5) == 225
     assert around([3.0, 3.0]).at(3.0) == 50
+    right = Scale(0.0, 2.0, 30.0, 70.0)
+    assert [right.at(value) for value in (-1, 0, 1, 3)] == [70, 70, 85, 100]
 
 
 def test_the_parts_of_a_bar_fill_its_width() -> None:
@@ -47,7 +49,7 @@ def test_a_sparkline_omits_unknown_values_and_marks_those_above_the_limit() -> N
 def test_a_chart_is_drawn_with_every_mark_and_escaped_text() -> None:
     marks = (
         Text(1, 2, "<b>", shift=-8),
-        Dot(3, 4, title="<i>", shift=5),
+        Dot(3, 4, title="<i>"),
         Line(0, 0, 100, 0),
         *share_bar(0.5, interval=None, label="").marks,
     )
@@ -58,7 +60,7 @@ def test_a_chart_is_drawn_with_every_mark_and_escaped_text() -> None:
     for expected in (
         '<svg class="strip" height="20" role="img" aria-label="a &#34;label&#34;">',
         '<text class="label" x="1%" y="2" text-anchor="start" dx="-8">&lt;b&gt;</text>',
-        '<circle class="dot" cx="3%" cy="4" r="4.0" transform="translate(5 0)"><title>&lt;i&gt;</title></circle>',
+        '<circle class="dot" cx="3%" cy="4" r="4.0"><title>&lt;i&gt;</title></circle>',
         '<line class="axis" x1="0%" y1="0" x2="100%" y2="0"/>',
         '<rect class="bar" x="0%" y="4" width="50.0%" height="12"></rect>',
     ):

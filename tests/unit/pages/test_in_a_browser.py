@@ -26,10 +26,10 @@ from tailorbird.storage.paths import TaskPaths
 from tests import console_registry as made
 from tests.browser import WIDTHS, OpenPage, accessibility_faults, broken_links, keyboard_faults, overflow
 from tests.unit.console.test_states import NOW, RUN, add_champion, add_progress, html_of
-from tests.unit.evaluation.report.test_first_screen import CASCADE, PARTLY_PRICED
+from tests.unit.evaluation.report.test_first_screen import CASCADE, CLOSE, EQUALLY_PRICED, PARTLY_PRICED
 from tests.unit.evaluation.report.test_html import SIMULATIONS, evidence_for
 from tests.unit.evaluation.report.test_version_comparison import stored
-from tests.unit.evaluation.simulated import evidence_of
+from tests.unit.evaluation.simulated import Simulation, evidence_of
 from tests.unit.interface.test_notebook import ANSWER, page_in
 from tests.unit.monitoring.test_recommendation import ALARM, TODAY, day_of, decided, failing, report
 from tests.unit.serving.http.application import application, request
@@ -105,6 +105,10 @@ def add_damaged_run(paths: TaskPaths) -> None:
         Path(uri.removeprefix("file://")).write_text("{", encoding="utf-8")
 
 
+def add_priced_run(paths: TaskPaths, *, simulation: Simulation) -> None:
+    made.add_run(paths, RUN, at=NOW, evidence=evidence_of(simulation))
+
+
 def nothing(_paths: TaskPaths) -> None:
     """Write nothing."""
 
@@ -113,6 +117,8 @@ TASK, PAGE_OF_RUN = "icd10-chapters", f"icd10-chapters/runs/{RUN}"
 PAGES: dict[str, Callable[[Path], str]] = {
     **{f"report {outcome}": partial(report_page, outcome) for outcome in SIMULATIONS},
     "report with a cost that is not known": lambda _: to_html(evidence_of(PARTLY_PRICED)),
+    "report of equal costs": lambda _: to_html(evidence_of(EQUALLY_PRICED)),
+    "report of close scores": lambda _: to_html(evidence_of(CLOSE)),
     "report of a cascade": lambda _: to_html(evidence_of(CASCADE)),
     "report with examples and an endpoint": lambda _: to_html(
         evidence_for("FINE_TUNE").model_copy(update={"examples": EXAMPLES, "endpoint": ENDPOINT})
@@ -136,6 +142,10 @@ PAGES: dict[str, Callable[[Path], str]] = {
     "console, tasks during a run": partial(console_page, None, lambda paths: add_progress(paths, RUN, minutes_ago=1)),
     "console, versions": partial(console_page, f"{TASK}/versions", partial(add_champion, days_ago=8)),
     "console, finished run": partial(console_page, PAGE_OF_RUN, partial(add_champion, days_ago=8)),
+    "console, run of equal costs": partial(
+        console_page, PAGE_OF_RUN, partial(add_priced_run, simulation=EQUALLY_PRICED)
+    ),
+    "console, run of close scores": partial(console_page, PAGE_OF_RUN, partial(add_priced_run, simulation=CLOSE)),
     "console, running": partial(console_page, PAGE_OF_RUN, lambda paths: add_progress(paths, RUN, minutes_ago=1)),
     "console, stale": partial(console_page, PAGE_OF_RUN, lambda paths: add_progress(paths, RUN, minutes_ago=600)),
     "console, failed": partial(
@@ -171,6 +181,49 @@ def test_the_four_answers_of_a_report_are_on_the_first_screen(open_page: OpenPag
     )
     assert list(ends) == ["What should I do?", "How sure is this?", "What does it cost?", "What would change it?"]
     assert {question: end for question, end in ends.items() if end > 800} == {}
+
+
+CHARTS = [
+    *(f"report {outcome}" for outcome in SIMULATIONS),
+    "report with a cost that is not known",
+    "report of equal costs",
+    "report of close scores",
+    "report of a cascade",
+    "console, finished run",
+    "console, run of equal costs",
+    "console, run of close scores",
+]
+"""Pages with the chart of the contenders."""
+OVERLAPS = """() => {
+    const chart = document.querySelector("svg.rows"), frame = chart.getBoundingClientRect();
+    const boxes = name => [...chart.querySelectorAll(name)].map(node => [node, node.getBoundingClientRect()]);
+    const overlap = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+    const name = node => node.textContent || node.outerHTML;
+    const dots = boxes("circle"), texts = boxes("text");
+    const faults = [];
+    for (const [index, [dot, box]] of dots.entries()) {
+        const middle = (box.left + box.right) / 2;
+        if (middle < frame.left - 1 || middle > frame.right + 1) faults.push(`${name(dot)} is outside of the chart`);
+        for (const [other, its] of [...texts, ...dots.slice(index + 1)])
+            if (overlap(box, its)) faults.push(`${name(other)} covers ${name(dot)}`);
+    }
+    for (const [index, [text, box]] of texts.entries())
+        for (const [other, its] of texts.slice(index + 1))
+            if (overlap(box, its)) faults.push(`${name(other)} covers ${name(text)}`);
+    return [dots.length, faults];
+}"""
+"""Returns the number of dots, and the labels and dots of the chart that cover a dot or a label."""
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_no_label_and_no_dot_covers_a_dot_of_the_contenders(open_page: OpenPage, tmp_path: Path, name: str) -> None:
+    (tmp_path / "page.html").write_text(PAGES[name](tmp_path), encoding="utf-8")
+    page = open_page((tmp_path / "page.html").as_uri())
+    for width in (*WIDTHS, 360, 1200):
+        page.set_viewport_size({"width": width, "height": 900})
+        num_dots, faults = page.evaluate(OVERLAPS)
+        assert num_dots > 1
+        assert (width, faults) == (width, [])
 
 
 @pytest.mark.parametrize("name", ["report FINE_TUNE", "report HYBRID"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tailorbird.evaluation.gates.cost import ServingUsage, Tokens, TrainingUsage
-from tailorbird.evaluation.verdict.contender_costs import cheapest_of
+from tailorbird.evaluation.verdict.contender_costs import cheapest_of, common_cost
 from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.parts import ContenderCost
 from tailorbird.evaluation.verdict.types import Verdict
@@ -150,12 +150,41 @@ def test_a_missing_price_is_named_and_its_contender_is_never_the_cheapest() -> N
     assert "with a known cost" in reason(verdict, "cost: ")
 
 
-def test_of_equal_costs_the_selected_model_is_the_cheapest() -> None:
+def test_equal_costs_are_stated_once() -> None:
     simulation = simulation_of(candidate=0.7, serving={"min_replicas": 1})
     verdict = verdict_of(simulation, training=TrainingUsage())
     assert {cost.total for cost in verdict.costs} == {730 * 10 * 3.6}
     assert verdict.cost_ratio == (1, 1, 1)
-    assert reason(verdict, "cost: the incumbent is the cheapest of the contenders")
+    assert [text for text in verdict.reasons if "cost" in text] == [
+        "cost: all contenders cost the same: about 26,280.00 for 1,000 requests a month over 10 months"
+    ]
+
+
+def test_equal_costs_are_stated_with_the_costs_that_are_not_known() -> None:
+    tokens = Tokens("m at https://host/v1", (1000.0,) * 5, (100.0,) * 5)
+    costs = {**on_cpu(SECONDS), "bag_of_words": ServingUsage((0.1,) * 5, tokens=tokens)}
+    verdict = verdict_of(simulation_of(candidate=0.7, serving={"min_replicas": 1}), costs=costs)
+    assert reason(verdict, "cost: ").startswith("cost: all contenders with a known cost cost the same: about 26,281.20")
+    assert reason(verdict, "the cost of bag_of_words is not assessable")
+    assert not any("cheapest" in text for text in verdict.reasons)
+
+
+def test_a_contender_that_costs_the_same_as_the_selected_model_is_named() -> None:
+    equal = on_cpu(SECONDS | {"candidate": SECONDS["incumbent"]})
+    verdict = verdict_of(simulation_of(candidate=0.7), costs=equal, training=TrainingUsage())
+    assert verdict.winner == "incumbent"
+    assert reason(verdict, "cost: ") == (
+        "cost: the incumbent costs about the same as the candidate: 5.00 for 1,000 requests a month over 10 months; no "
+        "contender that is not shown to be worse costs less"
+    )
+
+
+@pytest.mark.parametrize(
+    ("amounts", "expected"),
+    [((), None), ((5.0,), None), ((1000.0, 1000.8), 1000.4), ((1000.0, 1001.1), None), ((0.0, 0.0), 0.0)],
+)
+def test_costs_are_the_same_within_a_thousandth(amounts: tuple[float, ...], expected: float | None) -> None:
+    assert common_cost(amounts) == expected
 
 
 def test_a_contender_that_is_cheaper_by_less_than_a_thousandth_is_not_named() -> None:
