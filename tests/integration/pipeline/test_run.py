@@ -356,6 +356,7 @@ def test_the_progress_of_the_run_is_stored_with_its_learning_curves(small_run: S
     paths, name = parse_run_uri(small_run.result.run)
     record = RunProgress.model_validate_json(storage.read_bytes(paths.progress(name)))
     assert (record.run, record.status, record.error) == (small_run.result.run, "finished", None)
+    assert record.validation_rows == small_run.result.evidence.data.report.num_validation
     assert {"baselines", "sweep", "test"} <= {stage.name for stage in record.stages if stage.seconds is not None}
     scores = {contender.name: contender.score for contender in record.contenders}
     trained = [contender for contender in record.contenders if contender.curve]
