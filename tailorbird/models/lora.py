@@ -67,7 +67,7 @@ def merge_layer(layer: Any, *, dtype: torch.dtype, device: Any) -> None:
     """Merge the adapter of a layer of PEFT in fp32, and cast the merged weight. The weight is replaced."""
     weight = layer.get_base_layer().weight
     for parameter in layer.parameters():
-        parameter.data = parameter.data.to(device, torch.float32, copy=parameter is weight)
+        parameter.data = parameter.data.to(device).to(torch.float32, copy=parameter is weight)
     layer.merge()
     weight.data = weight.data.to(dtype)
 
