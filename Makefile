@@ -104,7 +104,7 @@ bench: $(SETUP)
 
 # The acceptance test on a machine with a GPU, with the environment of the machine (benchmarks/gpu/README.md).
 gpu:
-	$(PYTHON) -m benchmarks.gpu $(if $(PART),--part $(PART)) $(if $(REDUCED),--reduced)
+	$(PYTHON) -m benchmarks.gpu $(if $(PART),--part $(PART)) $(if $(KEEP_GOING),--keep-going) $(if $(REDUCED),--reduced)
 
 clean:
 	rm -rf .venv dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

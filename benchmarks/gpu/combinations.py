@@ -1,6 +1,7 @@
 """Five steps, an export and a resume for ten configurations that cover all pairs of their settings."""
 
 import itertools
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,16 +76,15 @@ def check_combinations(folder: Path, reduced: bool) -> dict[str, float]:
     bases = {task: saved_model(folder, task, size) for task, size in sizes.items()}
     differences = []
     with process_group():
-        for number, combination in enumerate(COMBINATIONS):
+        for combination in COMBINATIONS:
             task = training_task(
                 bases[combination.task], combination.task, num_rows=NUM_STEPS * BATCH_SIZE, num_tokens=NUM_TOKENS
             )
-            own = folder / str(number)
-            own.mkdir()
             try:
-                differences.append(
-                    difference_after_resume(combination, task.load_runtime(), folder=own, gpu=not reduced)
-                )
+                with tempfile.TemporaryDirectory(dir=folder) as own:  # the checkpoints of all would take 10 GB
+                    differences.append(
+                        difference_after_resume(combination, task.load_runtime(), folder=Path(own), gpu=not reduced)
+                    )
             except Exception as error:
                 raise RuntimeError(f"{combination.name}: {type(error).__name__}: {error}") from error
             print(f"{combination.name}: loss differs by {differences[-1]:.2g} after a resume", flush=True)

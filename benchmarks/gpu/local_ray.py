@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.gpu.report import Failed
 from cluster.local import ports
 from cluster.local.ray_env import environment, stack_keys
+from cluster.local.stack import StackError
 from cluster.local.supervisor import ray_answers, start_ray, stop_servers
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ START_TIMEOUT_S = 120
 def local_ray(folder: Path) -> Iterator[None]:
     """Start a Ray head with a dashboard, and set the environment variables of this process for it.
 
-    A cluster that RAY_ADDRESS names is used instead.
+    A cluster that RAY_ADDRESS names is used instead. Raises Failed.
     """
     if os.environ.get("RAY_ADDRESS"):
         yield
@@ -33,7 +34,10 @@ def local_ray(folder: Path) -> Iterator[None]:
     os.environ.update({name: value for name, value in variables.items() if not name.startswith("AWS_")})
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["TAILORBIRD_CACHE"] = str(folder / "cache")
-    server = start_ray(base, temp_dir=temp_dir, num_cpus=None)
+    try:
+        server = start_ray(base, temp_dir=temp_dir, num_cpus=None)
+    except StackError as error:  # Ray is not installed
+        raise Failed(str(error)) from None
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ray_answers(base, keys=keys):
@@ -47,3 +51,12 @@ def local_ray(folder: Path) -> Iterator[None]:
         stop_servers([server])
         shutil.rmtree(temp_dir, ignore_errors=True)
         claim.close()
+
+
+def require_gpus(num_gpus: int) -> None:
+    """Raise Failed if the connected Ray has fewer GPUs. A training would wait for them until the time limit."""
+    import ray
+
+    found = ray.cluster_resources().get("GPU", 0.0)
+    if found < num_gpus:
+        raise Failed(f"Ray finds {found:g} GPUs on this machine instead of {num_gpus}; it needs the driver's NVML")

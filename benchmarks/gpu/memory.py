@@ -29,6 +29,7 @@ from training.engine.worker_memory import Batch
 from training.loop import Callbacks, build_engine, train
 from training.task import Diverged, TrainingTask
 
+NUM_STEPS = 2  # the moments of the optimizer exist from the end of the first step
 NUM_TOKENS, REDUCED_NUM_TOKENS = 2048, 64
 GIB = 2**30
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -43,9 +44,8 @@ def measure_stages(folder: Path, world_size: int, reduced: bool) -> Iterator[dic
     base_model = saved_model(folder, "chat", LLAMA_TINY if reduced else LLAMA_8B)
     os.environ.update(RANK_VARIABLES | {"WORLD_SIZE": str(world_size)})
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    task = training_task(
-        base_model, "chat", num_rows=world_size, num_tokens=REDUCED_NUM_TOKENS if reduced else NUM_TOKENS
-    )
+    num_tokens = REDUCED_NUM_TOKENS if reduced else NUM_TOKENS
+    task = training_task(base_model, "chat", num_rows=NUM_STEPS * world_size, num_tokens=num_tokens)
     shape = read_metadata(base_model, task=ChatData()).shape
     room = math.inf if reduced else torch.cuda.get_device_properties(0).total_memory - DEVICE_RUNTIME_BYTES
     for stage in (3,) if reduced else (1, 2, 3):
@@ -101,15 +101,16 @@ def estimated_bytes(config: TrainingConfig, *, shape: ModelShape, room: float) -
 
 
 def _peak_bytes(config: TrainingConfig, task: TrainingTask) -> float:
-    """Return the peak of one step, with the loading of the model."""
+    """Return the peak of `NUM_STEPS` steps, with the loading of the model."""
     _reset_peak()
     runtime = task.load_runtime()
     engine = build_engine(config, runtime)
 
-    def on_step(_: StepEvent) -> None:
-        raise _Measured
+    def on_step(event: StepEvent) -> None:
+        if event.step == event.num_steps:
+            raise _Measured
 
-    # Parameters that are gathered by the fake group are uninitialized, so the loss may not be finite.
+    # The fake group gathers other values than those of the model, so the loss may not be finite.
     with suppress(_Measured, Diverged):
         train(engine, config, runtime=runtime, callbacks=Callbacks(on_step=on_step))
     peak = _peak()
@@ -120,7 +121,7 @@ def _peak_bytes(config: TrainingConfig, task: TrainingTask) -> float:
 
 
 class _Measured(Exception):
-    """The step is over; the validation is not needed."""
+    """The steps are over; the validation is not needed."""
 
 
 def _reset_peak() -> None:

@@ -1,4 +1,4 @@
-"""Tokens per second of training and of validation, compared with transformers.Trainer on the same rows."""
+"""Tokens per second of training and of validation, measured in turn with transformers.Trainer on the same rows."""
 
 import gc
 import os
@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +28,7 @@ from benchmarks.gpu.models import (
     training_task,
 )
 from benchmarks.gpu.rows import CLASSES
+from benchmarks.rounds import Figures, take_turns
 from benchmarks.training.trainer import RANK_VARIABLES
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
@@ -40,6 +43,8 @@ from training.task import TaskRuntime, TrainingTask
 
 PEAK_FLOPS = 989e12
 """Peak of an H100 SXM (and H200) in bf16 without sparsity."""
+ROUNDS = 3
+"""Rounds in which both training loops are measured, every second one in reverse order."""
 FIRST_STEPS = 3
 """Steps before the measurement, in which kernels are selected and the allocator grows."""
 VALIDATION_PROMPTS, VALIDATION_TOKENS = 64, 128
@@ -50,6 +55,7 @@ class Case:
     """A training whose rate is measured."""
 
     name: str
+    section: str  # of part a
     task: Literal["chat", "classification"]
     size: Size
     config: TrainingConfig
@@ -67,61 +73,78 @@ def cases(reduced: bool) -> tuple[Case, ...]:
     if reduced:
         full, lora = config(batch_size=4), config(batch_size=4, method="lora", gradient_checkpointing=True)
         return (
-            Case("tiny_full", "chat", LLAMA_TINY, full, 64, num_steps=6, validates=True),
-            Case("tiny_lora", "chat", LLAMA_TINY, lora, 64, num_steps=6),
-            Case("tiny_encoder", "classification", BERT_TINY, full, 64, num_steps=6),
+            Case("tiny_full", "1.2b", "chat", LLAMA_TINY, full, 64, num_steps=6, validates=True),
+            Case("tiny_lora", "8b", "chat", LLAMA_TINY, lora, 64, num_steps=6),
+            Case("tiny_encoder", "encoder", "classification", BERT_TINY, full, 64, num_steps=6),
         )
     # 8,192 tokens in a micro-batch of a chat model, 16,384 in one of the encoder.
     short = config(batch_size=8, gradient_accumulation_steps=2)
     long = config(batch_size=2, gradient_accumulation_steps=2, gradient_checkpointing=True)
     lora = config(batch_size=2, method="lora", gradient_checkpointing=True)
+    encoder_128, encoder_512 = config(batch_size=128), config(batch_size=32)
     return (
-        Case("1.2b_full_2k", "chat", LLAMA_1B, short, 2048, num_steps=30, validates=True),
-        Case("1.2b_full_8k", "chat", LLAMA_1B, long, 8192, num_steps=24),
-        Case("8b_lora_4k", "chat", LLAMA_8B, lora, 4096, num_steps=12),
-        Case("0.4b_encoder_128", "classification", BERT_400M, config(batch_size=128), 128, num_steps=60),
-        Case("0.4b_encoder_512", "classification", BERT_400M, config(batch_size=32), 512, num_steps=60),
+        Case("1.2b_full_2k", "1.2b", "chat", LLAMA_1B, short, 2048, num_steps=16, validates=True),
+        Case("1.2b_full_8k", "1.2b", "chat", LLAMA_1B, long, 8192, num_steps=12),
+        Case("8b_lora_4k", "8b", "chat", LLAMA_8B, lora, 4096, num_steps=10),
+        Case("0.4b_encoder_128", "encoder", "classification", BERT_400M, encoder_128, 128, num_steps=48),
+        Case("0.4b_encoder_512", "encoder", "classification", BERT_400M, encoder_512, 512, num_steps=48),
     )
 
 
-def measure_cases(folder: Path, reduced: bool) -> Iterator[dict[str, float]]:
-    """Yield the figures of each case: tokens per second, the ratio to Trainer, and the model FLOPs utilization (MFU).
+def measure_section(section: str, folder: Path, reduced: bool) -> Iterator[dict[str, float]]:
+    """Yield the figures of each case of a section of part a; their names begin with that of the case.
 
-    The names of the figures begin with that of the case. The base models remain in `folder`.
+    The base models remain in `folder`.
     """
     with process_group():  # one for all cases, because DeepSpeed keeps the first one of a process
         for case in cases(reduced):
-            base_model = saved_model(folder, case.task, case.size)
-            task = _task(case, base_model)
-            figures = measure_ours(case, task)
-            _free_memory()
-            theirs = _trainer(case, task)
-            _free_memory()
-            data = CLASSIFICATION if case.task == "classification" else ChatData()
-            shape = read_metadata(base_model, task=data).shape
-            figures |= {
-                "trainer_tokens_per_second": theirs,
-                "ratio_to_trainer": figures["tokens_per_second"] / theirs,
-                "mfu": figures["tokens_per_second"] * flops_per_token(case, shape) / PEAK_FLOPS,
-            }
-            yield {f"{case.name}.{name}": value for name, value in figures.items()}
+            if case.section == section:
+                figures = measure_case(case, saved_model(folder, case.task, case.size))
+                yield {f"{case.name}.{name}": value for name, value in figures.items()}
+
+
+def measure_case(case: Case, base_model: str) -> dict[str, float]:
+    """Return the medians over `ROUNDS` rounds of the tokens per second, and the model FLOPs utilization (MFU).
+
+    `ratio_to_trainer` is the median of the ratios of the rounds, and `ratio_spread` their largest minus their smallest
+    one: the resolution of this measurement.
+    """
+    task = _task(case, base_model)
+    runtime = task.load_runtime()
+    variants = {"ours": partial(measure_ours, case, runtime), "trainer": partial(_trainer, case, task, runtime)}
+    ours, theirs = (
+        [figures["tokens_per_second"] for figures in rounds] for rounds in take_turns(variants, rounds=ROUNDS).values()
+    )
+    ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
+    data = CLASSIFICATION if case.task == "classification" else ChatData()
+    flops = flops_per_token(case, read_metadata(base_model, task=data).shape)
+    figures = {
+        "tokens_per_second": median(ours),
+        "trainer_tokens_per_second": median(theirs),
+        "rounds": float(len(ratios)),
+        "ratio_to_trainer": median(ratios),
+        "ratio_spread": max(ratios) - min(ratios),
+        "mfu": median(ours) * flops / PEAK_FLOPS,
+    }
+    return figures | (measure_validation(case, runtime) if case.validates else {})
 
 
 def flops_per_token(case: Case, shape: ModelShape) -> float:
     """Return the FLOPs of a token's forward and backward pass, without recomputation.
 
-    Each weight of a linear layer takes 2 FLOPs in the forward pass and, if it is trained, 4 in the backward pass,
+    Each weight of a matrix product takes 2 FLOPs in the forward pass and, if it is trained, 4 in the backward pass,
     otherwise 2. Attention takes 12 FLOPs for each layer, feature and attended token (Chowdhery et al., PaLM, 2022,
     appendix B); a causal model attends to half of the tokens.
     """
     passes = 6 if case.config.method == "full" else 4
     attended = case.num_tokens / 2 if case.task == "chat" else case.num_tokens
-    return passes * shape.num_linear + 12 * shape.num_layers * shape.hidden * attended
+    # `num_linear` lacks the output weights if the input embedding shares them.
+    tied = shape.vocabulary * shape.hidden if case.size.get("tie_word_embeddings") else 0
+    return passes * (shape.num_linear + tied) + 12 * shape.num_layers * shape.hidden * attended
 
 
-def measure_ours(case: Case, task: TrainingTask) -> dict[str, float]:
-    """Return the tokens per second of `training.loop.train` in this process, and of the validation."""
-    runtime = task.load_runtime()
+def measure_ours(case: Case, runtime: TaskRuntime) -> Figures:
+    """Return the tokens per second of `training.loop.train` in this process."""
     engine = build_engine(case.config, runtime)
     marks = [(0, _now())]
 
@@ -132,24 +155,31 @@ def measure_ours(case: Case, task: TrainingTask) -> dict[str, float]:
 
     with suppress(_Measured):  # before the validation
         train(engine, case.config, runtime=runtime, callbacks=Callbacks(on_step=on_step))
-    figures = {"tokens_per_second": _rate(case, marks)}
-    if case.validates:
-        figures |= _validation(case, runtime, engine)
     destroy_engine(engine)
-    return figures
+    del engine
+    _free_memory()
+    return {"tokens_per_second": _rate(case, marks)}
 
 
 class _Measured(Exception):
     """All steps are measured; the rest of the epoch is not needed."""
 
 
-def _validation(case: Case, runtime: TaskRuntime, engine: Any) -> dict[str, float]:
-    """Return the generated tokens per second of the second of two validations. No answer ends before its limit."""
+def measure_validation(case: Case, runtime: TaskRuntime) -> dict[str, float]:
+    """Return the generated tokens per second of the second of two validations of an engine that has not been trained.
+
+    No answer ends before its limit; see `save_chat_model`.
+    """
+    engine = build_engine(case.config, runtime)
     runtime.score(engine, case.config)
     started = _now()
     runtime.score(engine, case.config)
-    tokens = len(runtime.task.validation) * runtime.task.prompting.max_new_tokens  # type: ignore[attr-defined]
-    return {"validation_tokens_per_second": tokens / (_now() - started)}
+    seconds = _now() - started
+    destroy_engine(engine)
+    del engine
+    _free_memory()
+    num_tokens = len(runtime.task.validation) * runtime.task.prompting.max_new_tokens  # type: ignore[attr-defined]
+    return {"validation_tokens_per_second": num_tokens / seconds}
 
 
 def _task(case: Case, base_model: str) -> TrainingTask:
@@ -164,11 +194,11 @@ def _task(case: Case, base_model: str) -> TrainingTask:
     )
 
 
-def _trainer(case: Case, task: TrainingTask) -> float:
+def _trainer(case: Case, task: TrainingTask, runtime: TaskRuntime) -> Figures:
     """Return the tokens per second of transformers.Trainer with bf16, sdpa, fused AdamW and the same checkpointing."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    marks = [(0, _now())]
+    marks: list[tuple[int, float]] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, _arguments: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -176,7 +206,7 @@ def _trainer(case: Case, task: TrainingTask) -> float:
                 marks.append((state.global_step, _now()))
 
     config, on_gpu = case.config, case.config.gpus_per_worker == 1
-    model, rows = _trainer_model(case, task), _trainer_rows(task)
+    model, rows = _trainer_model(case, task), _trainer_rows(runtime)
     with tempfile.TemporaryDirectory(prefix="tailorbird-") as folder, _without_rank_variables():
         arguments = TrainingArguments(
             output_dir=folder,
@@ -188,16 +218,18 @@ def _trainer(case: Case, task: TrainingTask) -> float:
             optim="adamw_torch_fused",
             gradient_checkpointing=config.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False},
-            dataloader_num_workers=2 if on_gpu else 0,
+            dataloader_num_workers=2,
             use_cpu=not on_gpu,
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
         )
-        marks[0] = (0, _now())
+        marks.append((0, _now()))
         Trainer(model=model, args=arguments, train_dataset=rows, data_collator=_stacked, callbacks=[Clock()]).train()
-    return _rate(case, marks)
+    del model
+    _free_memory()
+    return {"tokens_per_second": _rate(case, marks)}
 
 
 @contextmanager
@@ -225,9 +257,9 @@ def _trainer_model(case: Case, task: TrainingTask) -> Any:
     return add_adapter(lm, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout) if lora else lm
 
 
-def _trainer_rows(task: TrainingTask) -> list[dict[str, Any]]:
+def _trainer_rows(runtime: TaskRuntime) -> list[dict[str, Any]]:
     """Return the tokens of the training rows with the targets of `training.loop`."""
-    window = task.load_runtime().train.sample()
+    window = runtime.train.sample()
     if window.labels is not None:
         labels = window.labels.tolist()
         return [

@@ -1,10 +1,12 @@
-"""Fetch the wheels that part a to c need on a machine without a network: `python -m benchmarks.gpu.wheels FOLDER`.
+"""Fetch the wheels that parts a to c need on a machine without a network: `python -m benchmarks.gpu.wheels FOLDER`.
 
-The wheels are for Python 3.12 on x86_64 Linux, in the versions of locks/cpu.txt, in folders of at most 60 MiB.
+The wheels are for Python 3.12 on x86_64 Linux, in the versions of locks/cpu.txt, in folders of at most 53 MiB.
 DeepSpeed is published as source only, so its wheel is built here. Unused parts of Ray's wheel are removed.
 """
 
+import argparse
 import csv
+import importlib.metadata
 import io
 import re
 import subprocess
@@ -14,14 +16,15 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).parents[2]
 PLATFORMS = ("2_34", "2_28", "2_27", "2_26", "2_24", "2_17", "2_12", "2_5")
-MAX_SET_BYTES = 60 << 20
-PREINSTALLED = re.compile(
-    r"(torch|triton|numpy|sympy|mpmath|networkx|filelock|fsspec|jinja2|markupsafe|packaging|pyyaml|regex|tqdm|"
-    r"typing-extensions|setuptools|nvidia-.*|cuda-.*)=="
-)
-"""Packages of the machine: torch and what torch and transformers require.
+MAX_SET_BYTES = 53 << 20
+"""Together with the 9 MiB of the project, less than the 64 MiB that may be copied at once."""
+PREINSTALLED = re.compile(r"(torch|triton|numpy|sympy|mpmath|networkx|setuptools|nvidia-.*|cuda-.*)==")
+"""Packages of the machine: torch, and large ones that torch requires.
 
 Its transformers 5.17 is replaced by the version of the lock, because some fields have other names there, for example
 `ContinuousBatchingConfig.page_size`.
@@ -35,16 +38,16 @@ SOURCE_ONLY = re.compile(r"deepspeed==")
 RAY_UNUSED = ("ray/jars/", "ray/rllib/", "ray/cpp/")
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *, installed: str) -> None:
     """Download, build and repack the wheels, and divide them into sets."""
     wheels = folder / "all"
     wheels.mkdir(parents=True)
-    locked = requirements((ROOT / "locks" / "cpu.txt").read_text(encoding="utf-8"))
+    locked = missing(requirements((ROOT / "locks" / "cpu.txt").read_text(encoding="utf-8")), installed=installed)
     _download([line for line in locked if not SOURCE_ONLY.match(line)], wheels)
     for line in filter(SOURCE_ONLY.match, locked):
         _pip("wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={wheels}", line)
-    (ray,) = wheels.glob("ray-*.whl")
-    without(ray, RAY_UNUSED)
+    for ray in wheels.glob("ray-*.whl"):
+        without(ray, RAY_UNUSED)
     for number, names in enumerate(sets({path.name: path.stat().st_size for path in wheels.glob("*.whl")}), 1):
         target = folder / f"set-{number}"
         target.mkdir()
@@ -59,6 +62,22 @@ def requirements(lock: str) -> list[str]:
     """Return the lines `name==version` of a lock that the machine needs in addition to its own packages."""
     lines = re.findall(r"^([A-Za-z0-9._-]+==[^ ;\\\n]+)", lock, re.MULTILINE)
     return [line for line in lines if not PREINSTALLED.match(line) and not UNUSED.match(line)]
+
+
+def missing(lines: Sequence[str], *, installed: str) -> list[str]:
+    """Return the lines `name==version` without those that the machine has in a version that all packages here allow.
+
+    `installed` is the output of `pip freeze` on the machine.
+    """
+    found = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", installed, re.MULTILINE)
+    versions = {canonicalize_name(name): version for name, version in found}
+    needs = [Requirement(text) for own in importlib.metadata.distributions() for text in own.requires or ()]
+    for need in needs:
+        version = versions.get(canonicalize_name(need.name))
+        applies = need.marker is None or need.marker.evaluate({"extra": ""})
+        if version is not None and applies and not need.specifier.contains(version, prereleases=True):
+            del versions[canonicalize_name(need.name)]
+    return [line for line in lines if canonicalize_name(line.partition("==")[0]) not in versions]
 
 
 def sets(sizes: dict[str, int]) -> list[list[str]]:
@@ -108,4 +127,8 @@ def _pip(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.wheels", description=__doc__)
+    parser.add_argument("folder", type=Path, help="new folder for the wheels")
+    parser.add_argument("--installed", type=Path, help="file with the output of `pip freeze` on the machine")
+    given = parser.parse_args()
+    main(given.folder, installed=given.installed.read_text(encoding="utf-8") if given.installed else "")
