@@ -18,20 +18,23 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 from transformers import BertConfig, BertModel
 
+from tailorbird.config.training import TrainingConfig
 from tailorbird.models.pretrained import without_pooler
 from tests.small_chat import language_model, tokenizer
 from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import task_of
+from training import checkpoint
 from training.chat_task import ChatRuntime
 from training.dataset import rank_rows
 from training.engine.deepspeed_engine import initialize_engine
-from training.engine.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import destroy_engine, forward_dtype
 from training.export import UnusableWeights, export_weights, full_state
+from training.reports import Progress
 from training.task import TaskRuntime
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS, BATCH_SIZE, RATE = 2, 4, 1e-3
+NUM_STEPS, MORE_STEPS, BATCH_SIZE, RATE = 2, 2, 4, 1e-3
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Case:
         return "_".join((*parts, *self.options))
 
 
+TARGET = Case(3, "lora", "wide", "bf16")
+"""An adapter on a large language model, whose frozen linear weights are gathered in bf16, and the others in fp32."""
 CASES = [
     Case(0, "full", "chat", "fp32"),
     Case(0, "lora", "classification", "bf16"),
@@ -56,7 +61,7 @@ CASES = [
     Case(2, "full", "chat", "bf16", options={"overlap_comm": True}),
     Case(2, "lora", "classification", "fp32"),
     Case(3, "full", "wide", "fp32"),
-    Case(3, "lora", "wide", "fp32"),
+    TARGET,
     Case(3, "full", "classification", "fp32"),
     Case(3, "lora", "classification", "bf16", options={"zero_hpz_partition_size": 2}),
     Case(3, "full", "chat", "bf16", options={"overlap_comm": False}),
@@ -73,7 +78,7 @@ CASES = [
 ]
 WRONG = [
     Case(3, "full", "wide", "fp32"),
-    Case(3, "lora", "wide", "fp32"),
+    TARGET,
     Case(1, "full", "chat", "fp32", "bf16"),
     Case(2, "lora", "chat", "bf16", "bf16"),
     Case(0, "full", "classification", "fp32"),
@@ -91,14 +96,12 @@ def runtime_of(case: Case) -> TaskRuntime:
         runtime = ChatRuntime(base, tokenizer(), task_of(), task_of().dataset(tokenizer()))
     if case.stored == "bf16":
         for parameter in base.parameters():
-            parameter.data = parameter.data.bfloat16().float()
+            parameter.data = parameter.data.bfloat16()
     return runtime  # type: ignore[no-any-return]
 
 
-def train(case: Case, *, on_step: Callable[[Any], None] = lambda _: None) -> tuple[Any, Any, TaskRuntime]:
-    """Train a few steps with the configuration of GPUs, and return the engine, the config and the runtime."""
-    runtime = runtime_of(case)
-    config = config_of(
+def gpu_config(case: Case) -> TrainingConfig:
+    return config_of(
         num_workers=2,
         gpus_per_worker=1,
         batch_size=BATCH_SIZE,
@@ -108,16 +111,29 @@ def train(case: Case, *, on_step: Callable[[Any], None] = lambda _: None) -> tup
         parameter_dtype=case.parameters,
         **case.options,
     )
+
+
+def train(case: Case, *, on_step: Callable[[Any], None] = lambda _: None) -> tuple[Any, Any, TaskRuntime]:
+    """Train a few steps with the configuration of GPUs, and return the engine, the config and the runtime."""
+    runtime, config = runtime_of(case), gpu_config(case)
     torch.manual_seed(dist.get_rank())
-    engine = initialize_engine(runtime.build(config), config, num_steps=NUM_STEPS, autocast=True)
-    window = runtime.train.sample()
-    for step in range(NUM_STEPS):
+    model = runtime.build(config, autocast=True)
+    engine = initialize_engine(model, config, num_steps=NUM_STEPS + MORE_STEPS, autocast=True)
+    for number in range(NUM_STEPS):
         on_step(engine)
-        rows = rank_rows(torch.arange(BATCH_SIZE).numpy() + step, rank=dist.get_rank(), num_ranks=2)
-        batch = runtime.collate(config, window, rows).to(engine.device)
-        engine.backward(runtime.loss(engine, config, batch) / runtime.weight(window, rows))
-        engine.step()
+        step(engine, config, runtime, number=number)
     return engine, config, runtime
+
+
+def step(engine: Any, config: TrainingConfig, runtime: TaskRuntime, *, number: int) -> float:
+    """Run a step, and return the loss of this rank."""
+    window = runtime.train.sample()
+    rows = rank_rows(torch.arange(BATCH_SIZE).numpy() + number, rank=dist.get_rank(), num_ranks=2)
+    batch = runtime.collate(config, window, rows).to(engine.device)
+    loss = runtime.loss(engine, config, batch) / runtime.weight(window, rows)
+    engine.backward(loss)
+    engine.step()
+    return float(loss.detach())
 
 
 def export(case: Case, folder: Path) -> str:
@@ -130,6 +146,24 @@ def export(case: Case, folder: Path) -> str:
     finally:
         destroy_engine(engine)
     return ""
+
+
+def validate_and_resume(case: Case, folder: Path) -> dict[str, Any]:
+    """Train, validate, and continue from a checkpoint; return the score and the losses without and with the resume."""
+    engine, config, runtime = train(case)
+    gathered_in = {forward_dtype(parameter) for parameter in engine.module.parameters() if not parameter.requires_grad}
+    score = runtime.score(engine, config)
+    checkpoint.save(engine, config, folder=folder, progress=Progress(step=NUM_STEPS))
+    dist.barrier()
+    numbers = range(NUM_STEPS, NUM_STEPS + MORE_STEPS)
+    losses = [[step(engine, config, runtime, number=number) for number in numbers]]
+    destroy_engine(engine)
+    with mock.patch("training.loop.inference_dtype", return_value=torch.bfloat16):
+        engine, progress = checkpoint.resume(config, runtime, uri=folder.as_uri())
+    assert progress.step == NUM_STEPS
+    losses.append([step(engine, config, runtime, number=number) for number in numbers])
+    destroy_engine(engine)
+    return {"score": score, "losses": losses, "gathered in": sorted(map(str, gathered_in))}
 
 
 @contextmanager
@@ -191,6 +225,7 @@ def run_rank(rank: int, folder: Path) -> None:
     gc.freeze()
     dist.init_process_group("gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2)
     reasons: dict[str, Any] = {str(case): export(case, folder / str(case)) for case in CASES}
+    reasons["target"] = validate_and_resume(TARGET, folder / "target")
     reasons["wrong"] = {str(case): export_wrong(case, folder / "wrong" / str(case)) for case in WRONG}
     if rank == 0:
         (folder / "reasons.json").write_text(json.dumps(reasons))
@@ -221,6 +256,16 @@ def test_a_trained_model_is_exported_exactly_in_every_precision(
         assert value.dtype == torch.float32
         # Weights that were rounded to bf16 on the way would be equal to their rounded values.
         assert (value != value.bfloat16().float()).float().mean() > 0.5, name
+
+
+def test_an_adapter_on_weights_in_bf16_is_validated_and_resumed_at_stage_3(
+    exported: tuple[Path, dict[str, Any]],
+) -> None:
+    target = exported[1]["target"]
+    assert target["gathered in"] == ["torch.bfloat16", "torch.float32"]
+    assert 0 <= target["score"] <= 1
+    uninterrupted, resumed = target["losses"]
+    assert resumed == uninterrupted
 
 
 @pytest.mark.parametrize("case", WRONG, ids=str)
