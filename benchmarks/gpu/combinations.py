@@ -55,7 +55,7 @@ COMBINATIONS = (
     Combination(1, "lora", "classification", True, "none"),
     Combination(2, "full", "classification", False, "none"),
     Combination(2, "lora", "chat", True, "optimizer"),
-    Combination(3, "full", "chat", True, "none"),
+    Combination(3, "lora", "chat", True, "none"),
     Combination(3, "full", "chat", True, "parameters"),
     Combination(3, "lora", "classification", False, "optimizer"),
     Combination(3, "lora", "classification", False, "parameters"),
