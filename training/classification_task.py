@@ -20,11 +20,15 @@ from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.classifier import GPU_ROWS, Classifier, device_batches, zero_head
 from tailorbird.models.loading import load_weights
+from tailorbird.models.metadata import shape_of
 from tailorbird.models.pretrained import default_device, load_encoder, share_weights
+from tailorbird.models.shape import ModelShape
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
+from training.engine.deepspeed_engine import compute_dtype
 from training.engine.placement import place_weights
+from training.engine.worker_memory import Batch as BatchShape
 from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
 
 if TYPE_CHECKING:
@@ -129,6 +133,10 @@ class ClassifierRuntime:
         input_ids, attention_mask = collate(self.validation_tokens[:COMPARED_ROWS], pad_id=self.pad_id)
         logits: torch.Tensor = model(input_ids.to(device), attention_mask.to(device))
         return logits
+
+    def sizes(self, config: TrainingConfig) -> tuple[ModelShape, BatchShape]:
+        autocast = compute_dtype(config) == torch.bfloat16
+        return shape_of(self.encoder), BatchShape(self.task.max_length, autocast=autocast)
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """Write `head.safetensors`, and `encoder.safetensors` or `adapter/`."""

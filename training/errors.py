@@ -21,6 +21,10 @@ class DiskFull(OSError):
     """The disk of a worker's temporary folder is full."""
 
 
+class OutOfMemory(RuntimeError):
+    """A GPU does not have enough memory for a worker. A retry would fail the same way."""
+
+
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
     """Yield a temporary folder, and delete it after the block. Raise DiskFull if the block fails for lack of space."""
@@ -62,9 +66,10 @@ def describe_failure(error: Exception, *, uri: str) -> str:
     if not isinstance(error, WorkerGroupError):
         return _message(getattr(error, "controller_failure", error), uri=uri)
     failures = {rank: unwrap_worker_failure(failure) for rank, failure in sorted(error.worker_failures.items())}
+    causes = (RayActorError, Interrupted, OSError, OutOfMemory, StorageError)
     # When a worker fails, the other workers lose their connections. Their errors do not name the cause.
-    causes = {r: f for r, f in failures.items() if isinstance(f, (RayActorError, Interrupted, OSError, StorageError))}
-    return "; ".join(f"worker {rank}: {_message(failure, uri=uri)}" for rank, failure in (causes or failures).items())
+    named = {rank: failure for rank, failure in failures.items() if isinstance(failure, causes)}
+    return "; ".join(f"worker {rank}: {_message(failure, uri=uri)}" for rank, failure in (named or failures).items())
 
 
 def _message(failure: BaseException, *, uri: str) -> str:
@@ -73,7 +78,7 @@ def _message(failure: BaseException, *, uri: str) -> str:
     text = str(failure)
     if isinstance(failure, RayActorError):
         return _death_message(text)
-    if isinstance(failure, (StorageError, Interrupted, DiskFull)):
+    if isinstance(failure, (StorageError, Interrupted, DiskFull, OutOfMemory)):
         return text
     if isinstance(failure, OSError):
         try:

@@ -12,7 +12,7 @@ from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import delete_folder
 from tailorbird.storage.s3 import PERSISTENT, filesystem
 from tailorbird.storage.stage_cache import new_name
-from training.errors import describe_failure
+from training.errors import OutOfMemory, describe_failure
 from training.reports import TrainingResult
 from training.tokenization import with_tokenized_rows
 
@@ -32,7 +32,7 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 class TrainingFailed(RuntimeError):
-    """The training diverged, its checkpoint is unusable, or its workers failed more than `max_failures` times."""
+    """The training diverged, its checkpoint is unusable, a GPU has too little memory, or too many workers failed."""
 
 
 def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: Any = None) -> TrainingResult:
@@ -50,7 +50,7 @@ def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: 
 
         return train_and_export(config, task_ref=task_ref, weights=weights, events=events)
 
-    trainer = build_torch_trainer(work, config=config, uri=f"{uri}/train")
+    trainer = build_torch_trainer(work, config=config, uri=f"{uri}/train", callbacks=[no_retry_callback()])
     try:
         outcome: TrainingResult | str = trainer.fit().return_value
     except Exception as error:
@@ -111,6 +111,24 @@ def build_torch_trainer(
             worker_runtime_env={"env_vars": worker_environment(config)},
         ),
     )
+
+
+def no_retry_callback() -> Any:
+    """Return a callback of Ray Train that ends a run with OutOfMemory if a worker raises it.
+
+    Ray Train does not retry after an error of a callback. A worker that returned instead would leave the other workers
+    waiting for it in a collective.
+    """
+    from ray.train import UserCallback
+
+    class NoRetry(UserCallback):  # type: ignore[misc]
+        def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
+            for rank, failure in sorted(worker_exceptions.items()):
+                error = ray_private.unwrap_worker_failure(failure)
+                if isinstance(error, OutOfMemory):
+                    raise OutOfMemory(f"worker {rank}: {error}")
+
+    return NoRetry()
 
 
 def placement_strategy(config: TrainingConfig, *, nodes: Sequence[Resources]) -> str:

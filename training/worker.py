@@ -16,6 +16,7 @@ from training.engine.deepspeed_private import destroy_engine
 from training.errors import temporary_directory
 from training.export import UnusableWeights, export_weights
 from training.loop import Callbacks, OnSave, build_engine, train
+from training.out_of_memory import out_of_memory_reported
 from training.reports import EpochReport, Progress, TrainingResult
 from training.safe_checkpoint_loading import UnusableCheckpoint
 from training.task import Diverged, TaskRuntime
@@ -35,11 +36,18 @@ def epoch_event(report: EpochReport, *, seed: int | None = None, trial: str | No
 def train_and_export(config: TrainingConfig, *, task_ref: Any, weights: str, events: Any) -> TrainingResult | str:
     """Train in a Ray Train worker, and export to the folder `weights`.
 
-    Return a message instead of raising an exception if a retry would fail again, because Ray Train retries after
-    exceptions.
+    Return a message instead of raising an exception if a retry would fail again on all ranks, because Ray Train retries
+    after exceptions, except after OutOfMemory; see `training.trainer.no_retry_callback`.
     """
     preemption.install_handlers()
     runtime = ray.get(task_ref).load_runtime(attention_dropout=config.attention_dropout)
+    with out_of_memory_reported(config, runtime):
+        return _train_and_export(config, runtime, weights=weights, events=events)
+
+
+def _train_and_export(
+    config: TrainingConfig, runtime: TaskRuntime, *, weights: str, events: Any
+) -> TrainingResult | str:
     try:
         engine, progress = _start_or_resume(config, runtime, scheme=weights.partition("://")[0])
     except UnusableCheckpoint as error:

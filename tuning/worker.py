@@ -21,9 +21,10 @@ from tailorbird.storage import delete_folder, upload_folder
 from training import checkpoint, preemption
 from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
-from training.errors import temporary_directory
+from training.errors import OutOfMemory, temporary_directory
 from training.export import UnusableWeights, export_weights
 from training.loop import Callbacks, build_engine, train
+from training.out_of_memory import out_of_memory_reported
 from training.reports import EpochReport, Progress, TrainingResult
 from training.safe_checkpoint_loading import UnusableCheckpoint
 from training.task import Diverged, TaskRuntime, means_over_ranks
@@ -73,7 +74,18 @@ class _TrialRun:
         self._upload = checkpoint.Upload()
 
     def run(self) -> str:
-        """Train, export the weights if they are the best so far, and return the trial's final status."""
+        """Train, export the weights if they are the best so far, and return the trial's final status.
+
+        Raises OutOfMemory, after which this group restarts with another trial.
+        """
+        try:
+            with out_of_memory_reported(self._config, self._runtime):
+                return self._run()
+        except OutOfMemory as error:  # the other ranks wait for this one in a collective
+            ray.get(self._broker.give_up.remote(self._job.group, self._trial, f"worker {dist.get_rank()}: {error}"))
+            raise
+
+    def _run(self) -> str:
         try:
             engine, progress = self._start_or_resume()
         except (UnusableCheckpoint, MissingKernels, ModelError) as error:

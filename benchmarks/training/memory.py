@@ -193,7 +193,7 @@ def _run(case: Case, folder: Path) -> dict[str, float]:
         runtime.figures["start"] = memory.reset_peak()
         train(engine, case.config, runtime=runtime)
     destroy_engine(engine)
-    return _compared(case, runtime.figures, shape=replace(shape_of(lm), stored_bf16=True))
+    return _compared(case, runtime.figures, shape=shape_of(lm))
 
 
 def _compared(case: Case, measured: dict[str, int], *, shape: ModelShape) -> dict[str, float]:

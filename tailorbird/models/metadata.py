@@ -131,12 +131,13 @@ def shape_of(model: Any) -> ModelShape:
         if not isinstance(module, nn.Linear)
         for own in module.parameters(recurse=False)
     }
-    config = model.config
+    config, parameters = model.config, list(model.parameters())
+    num_parameters = sum(value.numel() for value in parameters)
     hidden, num_heads = int(config.hidden_size), int(config.num_attention_heads)
     num_kv_heads = int(getattr(config, "num_key_value_heads", None) or num_heads)
     dropouts = [getattr(config, name) for name in ATTENTION_DROPOUT if getattr(config, name, None) is not None]
     return ModelShape(
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=num_parameters,
         num_linear=sum(weight.numel() for weight in {module.weight for module in linear} - others),
         num_linear_ends=sum(module.in_features + module.out_features for module in adapted),
         hidden=hidden,
@@ -147,6 +148,7 @@ def shape_of(model: Any) -> ModelShape:
         gated=any("gate" in name for name, _ in model.named_modules()),
         attention_dropout=float(dropouts[0]) if dropouts else 0.0,
         kv_width=num_kv_heads * int(getattr(config, "head_dim", None) or hidden // num_heads),
+        stored_bf16=2 * sum(value.numel() for value in parameters if value.dtype == torch.bfloat16) > num_parameters,
     )
 
 

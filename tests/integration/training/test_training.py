@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from ray.util import state as ray_state
 
 from cluster.connection import connect
@@ -33,7 +34,7 @@ from tests.progress import ProgressRecorder
 from tests.unit.training.test_chat_task import task_of
 from tests.unit.training.test_tokenization import assert_equal, chat_task, classification_task
 from training import tokenization
-from training.classification_task import ClassificationTrainingTask
+from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
 from training.reports import TrainingResult
 from training.task import TrainingTask
 from training.tokenization import with_tokenized_rows
@@ -119,6 +120,24 @@ def test_training_that_diverges_fails_without_a_retry_and_names_step_and_rows(sm
     ):
         finetune(config, task=task, uri=f"{REGISTRY}/training-{uuid.uuid4().hex}", events=events)
     assert [event.step for event in recorder.of_kind(StepEvent)] in ([], [1])  # nothing was retried
+
+
+@pytest.mark.slow
+def test_a_worker_whose_gpu_is_too_small_is_not_started_again(small_data: str, tmp_path: Path) -> None:
+    class TooLarge(ClassificationTrainingTask):
+        def load_runtime(self, *, attention_dropout: float | None = None) -> ClassifierRuntime:
+            (tmp_path / uuid.uuid4().hex).touch()
+            runtime = super().load_runtime(attention_dropout=attention_dropout)
+            vars(runtime)["loss"] = out_of_memory
+            return runtime
+
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.70 GiB. GPU 0 has a total capacity")
+
+    fields = vars(training_task(small_data, num_rows=64))
+    with connect(), pytest.raises(TrainingFailed, match=r"14\.70 GiB; set training\.gradient_"):
+        finetune(TrainingConfig(batch_size=16), task=TooLarge(**fields), uri=f"{REGISTRY}/training-{uuid.uuid4().hex}")
+    assert len(list(tmp_path.iterdir())) == TrainingConfig().max_workers
 
 
 @pytest.mark.long

@@ -9,8 +9,9 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from tailorbird.storage.s3 import StorageError
-from training.errors import DiskFull, describe_failure, temporary_directory
+from training.errors import DiskFull, OutOfMemory, describe_failure, temporary_directory
 from training.preemption import Interrupted
+from training.trainer import no_retry_callback
 
 URI = "s3://models/task/train"
 
@@ -49,6 +50,17 @@ def group(*failures: Exception) -> WorkerGroupError:
 def test_the_message_has_the_cause_and_the_remedy(error: Exception, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(describe_failure(error, uri=URI))
+
+
+def test_a_gpu_out_of_memory_ends_the_run_without_a_retry() -> None:
+    callback = no_retry_callback()
+    lost, full = raised(RuntimeError("Connection closed by peer")), raised(OutOfMemory("CUDA out of memory; set x"))
+    callback.after_exception(run_context=None, worker_exceptions={0: lost})
+    with pytest.raises(OutOfMemory, match=r"^worker 1: CUDA out of memory; set x$"):
+        callback.after_exception(run_context=None, worker_exceptions={0: lost, 1: full})
+    error = ControllerError(OutOfMemory("worker 1: CUDA out of memory; set x"))
+    assert describe_failure(error, uri=URI) == "worker 1: CUDA out of memory; set x"
+    assert describe_failure(group(lost, full), uri=URI) == "worker 1: CUDA out of memory; set x"
 
 
 def test_the_message_names_the_dead_worker_and_not_lost_connections() -> None:
