@@ -17,7 +17,7 @@ from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.classifier import Classifier, UnitLinear
 from tailorbird.models.errors import ModelError
-from tailorbird.models.lora import load_adapter, merge_adapter
+from tailorbird.models.lora import load_adapter, merge_adapter, merge_layers
 from tailorbird.models.pretrained import cast_parameters, default_device, load_causal, load_encoder
 from tailorbird.models.runtimes import load_exported
 from tailorbird.registry import versions
@@ -203,6 +203,8 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
 AnyPart = LoadedClassifier[ModelVersion] | LoadedChat[ModelVersion] | LoadedNearest[ModelVersion]
 AnyLoaded = AnyPart | LoadedHybrid
 AnyArtifact = LoadedClassifier[Version] | LoadedChat[Version] | LoadedNearest[Version]
+PretrainedModels = dict[tuple[str, str], ChatModel]
+"""Pretrained language models by URI and dtype."""
 Loaded = TypeVar("Loaded", LoadedClassifier[ModelVersion], LoadedChat[ModelVersion], LoadedNearest[ModelVersion])
 
 
@@ -241,19 +243,35 @@ def _loaded_type(version: ModelVersion) -> type[AnyLoaded]:
     return LoadedClassifier if version.task == "classification" else LoadedChat
 
 
-def load_artifact(uri: str, *, device: str | None = None) -> AnyArtifact[VersionConfig]:
+def load_artifact(
+    uri: str,
+    *,
+    device: str | None = None,
+    weights_device: str | None = None,
+    pretrained: PretrainedModels | None = None,
+) -> AnyArtifact[VersionConfig]:
     """Load a baseline, a candidate or a version from its URI.
 
-    The files of a version are checked; see `checked_copy`. Raises ModelError for a hybrid.
+    The files of a version are checked; see `checked_copy`. `weights_device` is that of the model's weights, if they are
+    not on the device of the rest. Artifacts that use the same language model unchanged share its memory if they are
+    loaded with the same `pretrained`, to which the model is added. Raises ModelError for a hybrid.
     """
     version = versions.read_version(uri) if is_version_uri(uri) else None
     config = version or versions.read_artifact_config(uri)
     if config.kind == "hybrid":
         raise ModelError(f"{uri} is a hybrid of two versions; load its parts, or use `load_model`")
-    return _load(checked_copy(version.pinned) if version else local_copy(uri), config, device=device)
+    folder = checked_copy(version.pinned) if version else local_copy(uri)
+    return _load(folder, config, device=device, weights_device=weights_device, pretrained=pretrained)
 
 
-def _load(folder: Path, config: Version, *, device: str | None) -> AnyArtifact[Version]:
+def _load(
+    folder: Path,
+    config: Version,
+    *,
+    device: str | None,
+    weights_device: str | None = None,
+    pretrained: PretrainedModels | None = None,
+) -> AnyArtifact[Version]:
     if config.endpoint is not None:
         raise ModelError(f"{folder} has no model: {config.endpoint.url} answers for it; send it requests instead")
     bag = load_bag_of_words(folder, kind=config.kind)
@@ -268,11 +286,14 @@ def _load(folder: Path, config: Version, *, device: str | None) -> AnyArtifact[V
         return LoadedNearest(index, config.prompting, config)
     base = local_copy(config.base_model)
     tokenizer = load_tokenizer(base)
-    device, dtype = device or default_device(), getattr(torch, config.dtype)
+    device, dtype = weights_device or device or default_device(), getattr(torch, config.dtype)
     if config.prompting is not None:
-        chat = load_chat_weights(folder, lm=load_causal(base), kind=config.kind)
-        chat = cast_parameters(chat, dtype).to(device)
-        return LoadedChat(chat.eval().requires_grad_(False), tokenizer, config.prompting, config, index)
+        known = {} if pretrained is None or config.kind in versions.CHAT_WEIGHTS else pretrained
+        key = config.base_model, config.dtype
+        if key not in known:
+            chat = _chat_model(folder, base=base, kind=config.kind, dtype=dtype)
+            known[key] = chat.to(device).eval().requires_grad_(False)
+        return LoadedChat(known[key], tokenizer, config.prompting, config, index)
     if config.engine == "torch":
         model = load_weights(folder, encoder=load_encoder(base), kind=config.kind)
         model = cast_parameters(model, dtype).to(device)
@@ -283,6 +304,19 @@ def _load(folder: Path, config: Version, *, device: str | None) -> AnyArtifact[V
         )
     model = model.eval().requires_grad_(False)
     return LoadedClassifier(model, tokenizer, config.classes, config.max_length, config, bag)
+
+
+def _chat_model(folder: Path, *, base: Path, kind: str, dtype: torch.dtype) -> ChatModel:
+    """Load a chat version's model on the CPU, in `dtype`. Weights that are stored in it and unchanged are mapped.
+
+    An adapter is merged in fp32, one layer after another.
+    """
+    if kind not in versions.CHAT_WEIGHTS:
+        return ChatModel(load_causal(base, dtype=dtype))
+    chat = load_chat_weights(folder, lm=load_causal(base, dtype=None), kind=kind, merge=False)
+    if kind == "lora":
+        chat = ChatModel(merge_layers(chat.lm, dtype=dtype, device="cpu"))
+    return cast_parameters(chat, dtype)
 
 
 def checked_copy(version: PinnedVersion) -> Path:

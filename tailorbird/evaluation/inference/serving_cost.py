@@ -20,7 +20,14 @@ from tailorbird.evaluation.inference.device import emulates, evaluation_device
 from tailorbird.evaluation.inference.endpoint import request_bodies
 from tailorbird.evaluation.inference.predict import class_logits
 from tailorbird.models.generation import answer_prompts
-from tailorbird.models.loading import AnyArtifact, LoadedChat, LoadedClassifier, load_artifact, load_retrieval_index
+from tailorbird.models.loading import (
+    AnyArtifact,
+    LoadedChat,
+    LoadedClassifier,
+    PretrainedModels,
+    load_artifact,
+    load_retrieval_index,
+)
 from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.routing import Routing, routes_to_second
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
@@ -78,7 +85,8 @@ def measure_serving(
             f"models, at least 1 row and at least {MIN_ROUNDS} rounds"
         )
     device = evaluation_device(on_gpu=True) if on_gpu else "cpu"
-    models = {role: _model(uri, device=device, batch_size=batch_size) for role, uri in uris.items()}
+    load = partial(_model, device=device, batch_size=batch_size, pretrained={})
+    models = {role: load(uri) for role, uri in uris.items()}
     for model in models.values():
         _seconds(model, rows, device=device)
     measured: dict[str, list[Seconds]] = {role: [] for role in models}
@@ -106,6 +114,8 @@ def usage_of(rounds: Sequence[Seconds], *, num_rows: int, on_gpu: bool, stored_b
 
 def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
     with _on_device(model.weights, device=device):
+        if device != "cpu":
+            torch.cuda.synchronize()
         cpu, elapsed = time.process_time(), time.perf_counter()
         model.answer(rows)
         if device != "cpu":
@@ -115,23 +125,30 @@ def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
 
 @contextmanager
 def _on_device(weights: Sequence[torch.nn.Module], *, device: str) -> Iterator[None]:
-    """Keep weights on the device during the block only, so that each model has all of its memory, as in serving."""
+    """Keep weights on the device during the block only, so that each model has all of its memory, as in serving.
+
+    The weights in the host's memory stay there, so that those that are mapped from files take no memory.
+    """
     if device == "cpu":
         yield
         return
-    for module in weights:
-        module.to(device)
-    torch.cuda.synchronize()
+    tensors = {tensor for module in weights for tensor in (*module.parameters(), *module.buffers())}
+    on_host = {tensor: tensor.data for tensor in tensors}
     try:
+        for tensor in tensors:
+            tensor.data = tensor.data.to(device)
         yield
     finally:
-        for module in weights:
-            module.to("cpu")
+        for tensor, data in on_host.items():
+            tensor.data = data
         torch.cuda.empty_cache()
 
 
-def _model(uri: str, *, device: str, batch_size: int) -> _Model:
-    """Load the artifact as a model whose weights wait in the host's memory for their turn."""
+def _model(uri: str, *, device: str, batch_size: int, pretrained: PretrainedModels) -> _Model:
+    """Load the artifact as a model whose weights wait in the host's memory for their turn.
+
+    Artifacts that use the same language model unchanged share it.
+    """
     config = read_artifact_config(uri)
     if config.endpoint is not None:
         return _endpoint_model(uri, config=config)
@@ -139,12 +156,10 @@ def _model(uri: str, *, device: str, batch_size: int) -> _Model:
     uris = [uri] if hybrid is None else [part.uri for part in read_parts(hybrid)]
     parts, weights = [], []
     for part_uri in uris:
-        loaded = load_artifact(part_uri, device=device)
+        loaded = load_artifact(part_uri, device=device, weights_device="cpu", pretrained=pretrained)
         parts.append(loaded)
         if isinstance(loaded, LoadedChat | LoadedClassifier) and loaded.model is not None:
             weights.append(loaded.model)
-            if device != "cpu":
-                loaded.model.to("cpu")
     answer: Callable[[Rows], object] = partial(_answer, parts[0], batch_size=batch_size)
     if hybrid is not None:
         answer = partial(_answer_hybrid, first=parts[0], second=parts[1], routing=hybrid.routing, batch_size=batch_size)

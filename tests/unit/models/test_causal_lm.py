@@ -12,9 +12,10 @@ from tailorbird.data.chat_template import Tokens, conversation_tokens
 from tailorbird.data.packing import pack
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import load_causal_state, load_chat_weights
+from tailorbird.models.loading import _chat_model, load_causal_state, load_chat_weights
 from tailorbird.models.lora import add_adapter
-from tests.small_chat import language_model, model_of, tokenizer
+from tailorbird.models.pretrained import cast_parameters, load_causal
+from tests.small_chat import language_model, model_of, save, tokenizer
 
 TOKENIZER, LM = tokenizer(), language_model()
 MODEL = ChatModel(LM).eval()
@@ -90,3 +91,30 @@ def test_an_adapter_of_another_base_model_is_rejected(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match="do not fit their base model"):
         load_chat_weights(tmp_path, lm=language_model(), kind="lora")
+
+
+@pytest.mark.parametrize("kind", ["zero_shot", "lora", "full"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_loaded_in_their_stored_dtype_with_the_values_of_fp32(
+    tmp_path: Path, kind: str, stored: torch.dtype, dtype: torch.dtype
+) -> None:
+    """A base model in bf16 that is loaded in fp32 would take twice the memory of the host."""
+    save(tmp_path / "base", language_model().to(stored))
+    if kind == "lora":
+        adapted = add_adapter(language_model(), r=2, alpha=4, dropout=0.0)
+        for parameter in adapted.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        adapted.save_pretrained(tmp_path / "adapter")  # type: ignore[operator]
+    state = {name: 2 * value.detach().clone() for name, value in LM.named_parameters()}
+    save_file(state, tmp_path / "model.safetensors")
+    loaded = _chat_model(tmp_path, base=tmp_path / "base", kind=kind, dtype=dtype)
+    in_fp32 = load_chat_weights(tmp_path, lm=load_causal(tmp_path / "base"), kind=kind)
+    expected = cast_parameters(in_fp32, dtype)
+    assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in expected.named_parameters()]
+    for value, other in zip(loaded.parameters(), expected.parameters(), strict=True):
+        assert value.dtype == dtype
+        assert torch.equal(value, other)
+    for value, other in zip(loaded.buffers(), expected.buffers(), strict=True):
+        assert value.dtype == torch.float32
+        assert torch.equal(value, other)

@@ -15,7 +15,7 @@ from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.inference.serving_cost import measure_serving
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import LoadedChat, LoadedNearest, load_artifact, load_model
+from tailorbird.models.loading import LoadedChat, LoadedNearest, PretrainedModels, load_artifact, load_model
 from tailorbird.registry.versions import INDEX_FILES, PinnedEncoder, Prompting, RegistryError, VersionConfig, register
 from tailorbird.storage.node_cache import local_copy
 from tests import small_encoder
@@ -179,6 +179,16 @@ def test_an_artifact_with_the_index_of_another_training_set_is_refused(
 def test_a_config_of_these_kinds_requires_the_index(base: str, kind: str) -> None:
     with pytest.raises(ValueError, match=f"`prompting.retrieval` is required for the kind `{kind}`"):
         VersionConfig.model_validate(config_of(base).model_dump() | {"kind": kind})
+
+
+def test_artifacts_with_the_same_language_model_share_its_memory(artifacts: str) -> None:
+    pretrained: PretrainedModels = {}
+    uris = [f"{artifacts}/{kind}" for kind in ("zero_shot", "few_shot", "retrieved")]
+    together, alone = ([load_artifact(uri, pretrained=known) for uri in uris] for known in (pretrained, None))
+    models = [loaded.model for loaded in (*together, *alone) if isinstance(loaded, LoadedChat)]
+    assert models[0] is models[1] is models[2]
+    assert len({id(model) for model in models[2:]}) == 4
+    assert len(pretrained) == 1
 
 
 def test_the_cost_of_nearest_is_measured(artifacts: str) -> None:

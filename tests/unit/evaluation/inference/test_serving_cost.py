@@ -16,7 +16,7 @@ from tailorbird.evaluation.inference import device, serving_cost
 from tailorbird.evaluation.inference.device import DeviceError
 from tailorbird.evaluation.inference.serving_cost import Seconds, usage_of
 from tailorbird.models.classifier import Classifier
-from tailorbird.models.loading import load_artifact
+from tailorbird.models.loading import LoadedClassifier, load_artifact
 from tailorbird.registry.routing import PARTS, Routing
 from tailorbird.registry.versions import VersionConfig, read_artifact_config, write_config
 
@@ -165,3 +165,16 @@ def test_a_classifier_answers_in_passes_of_the_size_of_the_service(
     monkeypatch.setattr(Classifier, "forward", recorded)
     serving_cost.measure_serving(uris, rows=rows_of(["heart"] * 10), batch_size=batch_size)
     assert sizes == passes * 2 * (1 + MIN_ROUNDS)  # two models, a warm-up and the rounds
+
+
+def test_after_a_turn_the_weights_in_the_memory_of_the_host_are_used_again(uris: dict[str, str]) -> None:
+    """Copies from the device would take memory that weights mapped from files do not."""
+    loaded = load_artifact(uris["candidate"], device="cpu")
+    assert isinstance(loaded, LoadedClassifier)
+    assert loaded.model is not None
+    tensors = (*loaded.model.parameters(), *loaded.model.buffers())
+    before = [tensor.data_ptr() for tensor in tensors]
+    with serving_cost._on_device((loaded.model, loaded.model), device="cpu:0"):  # a hybrid's parts can share a model
+        for tensor in tensors:
+            tensor.data = tensor.data.clone()
+    assert [tensor.data_ptr() for tensor in tensors] == before
