@@ -16,7 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage import download_folder, folder_sizes
-from training.engine.deepspeed_private import checkpoint_bytes, convert_to_universal, inner_optimizer
+from training.engine.deepspeed_private import (
+    checkpoint_bytes,
+    convert_to_universal,
+    inner_optimizer,
+    mapped_files,
+)
 from training.engine.node_disk import gather, node_name, require_room
 from training.errors import staging_directory, temporary_directory
 from training.loop import build_engine
@@ -27,6 +32,7 @@ from training.task import TaskRuntime, means_over_ranks
 TAG = "step"
 CONVERSION_COPIES = 3
 """Copies of a checkpoint on the disk while it is converted: its shards, their slices, and the result."""
+MAX_THREADS = 16  # of a conversion; each holds a parameter and its copy in memory
 _PROGRESS = TypeAdapter(Progress)
 
 
@@ -59,9 +65,8 @@ def resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[A
     sizes = folder_sizes(uri)
     num_ranks = sum(name.startswith("progress-") for name in sizes)
     converts = num_ranks != dist.get_world_size() and config.zero_stage > 0  # stage 0 has no shards
-    needed = files_to_download(
-        sizes, ranks=local_ranks(), num_ranks=dist.get_world_size(), zero_stage=config.zero_stage
-    )
+    ranks = local_ranks()
+    needed = files_to_download(sizes, ranks=ranks, num_ranks=dist.get_world_size(), zero_stage=config.zero_stage)
     num_bytes = sum(sizes[name] for name in needed) * (CONVERSION_COPIES if converts else 1)
     with node_directory() as (parent, leads):
         require_room(num_bytes if leads else 0, what="the checkpoint to resume from")
@@ -74,9 +79,11 @@ def resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[A
                 f"checkpoint {uri} was changed after it was written: {unsafe or 'see the error of another worker'}; "
                 "check the write permissions of this path"
             )
-        with tensors_only():
+        with tensors_only(), mapped_files() if converts else nullcontext():
             if converts and leads:
-                convert_to_universal(folder / TAG, parent / "universal" / TAG)
+                # The other workers of the node wait meanwhile.
+                num_threads = min(MAX_THREADS, len(ranks) * config.cpus_per_worker)
+                convert_to_universal(folder / TAG, parent / "universal" / TAG, num_threads=num_threads)
             dist.barrier()
             engine = build_engine(_universal(config) if converts else config, runtime)
             _restore(engine, config, folder=parent / "universal" if converts else folder, uri=uri)

@@ -9,14 +9,17 @@ import importlib
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import serialization
 
 VERSION = "0.19.8"  # DeepSpeed version for which this module was written
 SHM_OP = "deepspeed_shm_comm"
+EXECUTOR = "ProcessPoolExecutor"  # with which `ds_to_universal` converts parts of a checkpoint
 RECORDS = (
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
     ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
@@ -156,23 +159,53 @@ def checkpoint_records() -> list[Callable[..., Any] | tuple[Callable[..., Any], 
     return [getattr(importlib.import_module(module), name) for module, name in RECORDS]
 
 
-def convert_to_universal(shards: Path, folder: Path) -> None:
-    """Convert a checkpoint of any number of ranks to DeepSpeed's universal checkpoint (Lian et al., 2024)."""
+def convert_to_universal(shards: Path, folder: Path, *, num_threads: int) -> None:
+    """Convert a checkpoint of any number of ranks to DeepSpeed's universal checkpoint (Lian et al., 2024).
+
+    Each thread reads a shard, and then the slices of a parameter, from mapped files, so it holds one parameter in
+    memory. DeepSpeed would start processes: forks of this one, which are unsafe once it has threads of its own.
+    """
     import_deepspeed()
     from deepspeed.checkpoint import ds_to_universal
 
+    threads = functools.partial(ThreadPoolExecutor, initializer=_map_files_in_thread)
     folder.mkdir(parents=True)
     arguments = argparse.Namespace(
         input_folder=str(shards),
         output_folder=str(folder),
-        num_extract_workers=1,
-        num_merge_workers=1,
+        num_extract_workers=num_threads,
+        num_merge_workers=num_threads,
         keep_temp_folder=False,
         strict=True,
         inject_missing_state=True,
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # the conversion prints every step
+    # The conversion prints every step.
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        mapped_files(),
+        _replaced(ds_to_universal, EXECUTOR, threads),
+    ):
         ds_to_universal.main(arguments)
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute of a module within the block."""
+    former = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, former)
+
+
+def mapped_files() -> Any:
+    """Return a context manager in which `torch.load` of this thread maps files, so that only used parts are read."""
+    return serialization.config.patch("load.mmap", True)
+
+
+def _map_files_in_thread() -> None:
+    serialization.config.load.mmap = True  # torch's overrides apply to a thread
 
 
 def destroy_engine(engine: Any) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils import serialization
 
 from tailorbird.config.training import TrainingConfig
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint
-from training.checkpoint import Upload, node_directory
+from training.checkpoint import TAG, Upload, node_directory
 from training.classification_task import ClassifierRuntime
-from training.engine.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import convert_to_universal, destroy_engine
 from training.engine.node_disk import require_room
 from training.errors import DiskFull, staging_directory
 from training.loop import build_engine, train
@@ -148,6 +149,33 @@ def test_a_truncated_file_is_rejected(checkpoints: dict[int, Path], tmp_path: Pa
     (folder / OPTIMIZER).write_bytes(content[: len(content) // 2])
     with pytest.raises(UnusableCheckpoint, match=f"{OPTIMIZER} is not a torch file"):
         resume(folder, stage=1)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_checkpoint_is_converted_by_several_threads_from_mapped_files(
+    checkpoints: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    names, load, maps = set(), torch.load, set()
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        names.add(threading.current_thread().name)
+        maps.add(serialization.config.load.mmap)
+        return load(*args, **kwargs)
+
+    contents = []
+    for num_threads in (1, 3):
+        if num_threads > 1:
+            monkeypatch.setattr(torch, "load", recorded)
+        folder = tmp_path / str(num_threads)
+        with tensors_only():
+            convert_to_universal(checkpoints[stage] / TAG, folder, num_threads=num_threads)
+        states = (folder / "zero").glob("*/*.pt")
+        contents.append({str(file.relative_to(folder)): load(file, weights_only=True) for file in states})
+    assert any(name.startswith("ThreadPool") for name in names)
+    assert maps == {True}
+    assert contents[0]
+    torch.testing.assert_close(*contents, rtol=0, atol=0)
+    assert not serialization.config.load.mmap
 
 
 def test_environment_variables_do_not_disable_the_protection_and_are_restored(

@@ -12,6 +12,7 @@ from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint
 from training.engine.deepspeed_engine import initialize_engine
 from training.engine.deepspeed_private import (
+    EXECUTOR,
     PARAMETER_ATTRIBUTES,
     RECORDS,
     SHM_OP,
@@ -40,7 +41,10 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
     destroy_engine(engine)
 
 
-@pytest.mark.parametrize(("module", "name"), [*RECORDS, ("deepspeed.checkpoint.ds_to_universal", "main")])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [*RECORDS, ("deepspeed.checkpoint.ds_to_universal", "main"), ("deepspeed.checkpoint.ds_to_universal", EXECUTOR)],
+)
 def test_a_class_or_function_exists(module: str, name: str) -> None:
     import_deepspeed()
     assert hasattr(importlib.import_module(module), name), missing(f"{module}.{name}")
