@@ -1,9 +1,9 @@
 """Training of a classification task: the classifier, its loss, its validation score and its export."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import CLASSIFICATION
-from tailorbird.data.tokenize import collate, encode_texts, label_indices, load_tokenizer
+from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.classifier import GPU_ROWS, Classifier, device_batches, zero_head
@@ -44,6 +44,7 @@ class ClassificationTrainingTask(TrainingTask):
 
     classes: tuple[str, ...]
     metric: str = "accuracy"
+    validates_tokens: ClassVar[bool] = True
 
     def load_runtime(self, *, attention_dropout: float | None = None) -> "ClassifierRuntime":
         folder = local_copy(self.base_model)
@@ -52,10 +53,15 @@ class ClassificationTrainingTask(TrainingTask):
             encoder=load_encoder(folder, dtype=None, attention_dropout=attention_dropout),
             task=self,
             train=self.dataset(tokenizer),
-            validation_tokens=encode_texts(self.validation.texts, tokenizer=tokenizer, max_length=self.max_length),
-            validation_labels=label_indices(self.validation.labels, classes=self.classes),
+            validation=self.validation_rows(tokenizer),
             pad_id=int(tokenizer.pad_token_id or 0),
         )
+
+    def validation_rows(self, tokenizer: "PreTrainedTokenizerBase") -> TokenizedRows:
+        """Return the tokens of the validation rows. Rows that are not tokenized are tokenized first."""
+        if self.validation_tokens is not None:
+            return self.validation_tokens
+        return replace(self, train=self.validation).tokenize(range(len(self.validation)), tokenizer=tokenizer)
 
     def tokenize(self, rows: Sequence[int], *, tokenizer: "PreTrainedTokenizerBase") -> TokenizedRows:
         assert isinstance(self.train, Rows)
@@ -71,8 +77,7 @@ class ClassifierRuntime:
     encoder: torch.nn.Module
     task: ClassificationTrainingTask
     train: TrainingDataset
-    validation_tokens: list[list[int]]
-    validation_labels: NDArray[np.int64]
+    validation: TokenizedRows
     pad_id: int
     checkpoint_before_score: bool = False
 
@@ -99,9 +104,8 @@ class ClassifierRuntime:
 
     def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch:  # noqa: ARG002
         assert window.labels is not None
-        input_ids, attention_mask = window.padded(rows, pad_id=self.pad_id)
-        inputs = torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
-        return Batch(inputs, torch.from_numpy(window.labels[rows]), input_ids.size)
+        inputs = self._inputs(window, rows)
+        return Batch(inputs, torch.from_numpy(window.labels[rows]), inputs[0].numel())
 
     def loss(self, engine: Any, config: TrainingConfig, batch: Batch) -> torch.Tensor:
         logits = engine(*batch.inputs)
@@ -110,7 +114,7 @@ class ClassifierRuntime:
     def score(self, engine: Any, config: TrainingConfig) -> float:  # noqa: ARG002  part of the protocol
         """Return the validation score. Every rank runs the same number of forward passes."""
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
-        lengths = np.array([len(tokens) for tokens in self.validation_tokens])
+        lengths = self.validation.lengths
         batches = validation_batches(lengths, num_ranks=num_ranks, device=engine.device.type)
         answers = torch.zeros(len(lengths), dtype=torch.int64, device=default_device())
         finite = True
@@ -118,8 +122,8 @@ class ClassifierRuntime:
         with torch.no_grad():
             for start in range(0, len(batches), num_ranks):
                 rows = batches[min(start + rank, len(batches) - 1)]
-                input_ids, attention_mask = collate([self.validation_tokens[row] for row in rows], pad_id=self.pad_id)
-                logits = engine(input_ids.to(engine.device), attention_mask.to(engine.device))
+                inputs = self._inputs(self.validation, rows)
+                logits = engine(*(value.to(engine.device) for value in inputs))
                 finite = finite and bool(torch.isfinite(logits).all())
                 if start + rank < len(batches):
                     answers[torch.from_numpy(rows).to(answers.device)] = logits.argmax(-1)
@@ -127,16 +131,22 @@ class ClassifierRuntime:
         if means_over_ranks(float(finite))[0] < 1:
             raise Diverged("predictions are not finite")
         dist.all_reduce(answers)  # one rank predicts each row; the other ranks have 0
-        return score_of(self.task.metric, labels=self.validation_labels, outputs=answers.cpu().numpy())
+        assert self.validation.labels is not None
+        return score_of(self.task.metric, labels=self.validation.labels, outputs=answers.cpu().numpy())
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
-        input_ids, attention_mask = collate(self.validation_tokens[:COMPARED_ROWS], pad_id=self.pad_id)
-        logits: torch.Tensor = model(input_ids.to(device), attention_mask.to(device))
+        inputs = self._inputs(self.validation, np.arange(min(COMPARED_ROWS, len(self.validation))))
+        logits: torch.Tensor = model(*(value.to(device) for value in inputs))
         return logits
 
     def sizes(self, config: TrainingConfig) -> tuple[ModelShape, BatchShape]:
         autocast = compute_dtype(config) == torch.bfloat16
         return shape_of(self.encoder), BatchShape(self.task.max_length, autocast=autocast)
+
+    def _inputs(self, tokens: TokenizedRows, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the token ids and the attention mask [B, T] of these rows on the CPU."""
+        input_ids, attention_mask = tokens.padded(rows, pad_id=self.pad_id)
+        return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """Write `head.safetensors`, and `encoder.safetensors` or `adapter/`."""

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class TrainingTask(ABC):
     validation: Rows
     max_length: int
     metric: str  # metric of the validation score; one of the task's `metrics` in `tailorbird.config.tasks.TASKS`
+    validation_tokens: TokenizedRows | None = None  # tokens of `validation`, if they are known
+    validates_tokens: ClassVar[bool] = False  # true if a validation reads the tokens of training, and no texts
 
     @abstractmethod
     def load_runtime(self, *, attention_dropout: float | None = None) -> "TaskRuntime":

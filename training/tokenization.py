@@ -1,4 +1,4 @@
-"""Tokenize the training rows once, before the workers start, on all CPUs of the cluster."""
+"""Tokenize the training and validation rows once, before the workers start, on all CPUs of the cluster."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -19,13 +19,23 @@ worth its start."""
 
 
 def with_tokenized_rows(task: "TrainingTask", *, part_chars: int = PART_CHARS) -> "TrainingTask":
-    """Return the task with tokens instead of training rows. All workers of a node share them in Ray's object store.
+    """Return the task with tokens instead of training rows, and of validation rows if it validates tokens.
 
-    A set of at least twice `part_chars` characters is divided among Ray tasks, one for each CPU of the cluster. Shards
-    are tokenized already. Raises DataError like `TrainingTask.load_runtime`.
+    All workers of a node share them in Ray's object store. A set of at least twice `part_chars` characters is divided
+    among Ray tasks, one for each CPU of the cluster. Shards are tokenized already. Raises DataError like
+    `TrainingTask.load_runtime`.
     """
+    if task.validates_tokens and task.validation_tokens is None:
+        tokens = _train_tokens(replace(task, train=task.validation), part_chars=part_chars)
+        task = replace(task, validation_tokens=tokens)
     if not isinstance(task.train, Rows):
         return task
+    return replace(task, train=_train_tokens(task, part_chars=part_chars))
+
+
+def _train_tokens(task: "TrainingTask", *, part_chars: int) -> TokenizedRows:
+    """Return the tokens of the training rows, which must be in memory."""
+    assert isinstance(task.train, Rows)
     num_chars = sum(map(len, task.train.texts)) + sum(map(len, task.train.labels))
     num_parts = min(num_chars // part_chars, len(task.train)) or 1
     if num_parts > 1:
@@ -33,7 +43,7 @@ def with_tokenized_rows(task: "TrainingTask", *, part_chars: int = PART_CHARS) -
     bounds = np.linspace(0, len(task.train), num_parts + 1).astype(int).tolist()
     parts = [range(first, end) for first, end in pairwise(bounds)]
     tokens = [_tokenize(task, parts[0])] if num_parts == 1 else _in_parallel(task, parts)
-    return replace(task, train=concat_tokenized(tokens))
+    return concat_tokenized(tokens)
 
 
 def _in_parallel(task: "TrainingTask", parts: list[range]) -> list[TokenizedRows]:

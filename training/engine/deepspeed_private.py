@@ -189,19 +189,19 @@ def convert_to_universal(shards: Path, folder: Path, *, num_threads: int) -> Non
 
 
 @contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace an attribute of a module within the block."""
-    former = getattr(module, name)
-    setattr(module, name, value)
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute within the block."""
+    former = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(module, name, former)
+        setattr(owner, name, former)
 
 
 def mapped_files() -> Any:
     """Return a context manager in which `torch.load` of this thread maps files, so that only used parts are read."""
-    return serialization.config.patch("load.mmap", True)
+    return _replaced(serialization.config.load, "mmap", True)
 
 
 def _map_files_in_thread() -> None:

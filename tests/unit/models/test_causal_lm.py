@@ -115,6 +115,6 @@ def test_weights_are_loaded_in_their_stored_dtype_with_the_values_of_fp32(
     for value, other in zip(loaded.parameters(), expected.parameters(), strict=True):
         assert value.dtype == dtype
         assert torch.equal(value, other)
-    for value, other in zip(loaded.buffers(), expected.buffers(), strict=True):
-        assert value.dtype == torch.float32
-        assert torch.equal(value, other)
+    for buffer, other_buffer in zip(loaded.buffers(), expected.buffers(), strict=True):
+        assert buffer.dtype == torch.float32
+        assert torch.equal(buffer, other_buffer)

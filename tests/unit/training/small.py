@@ -42,17 +42,14 @@ def small_runtime(*, dropout: float, hidden_size: int = 16) -> ClassifierRuntime
         attention_probs_dropout_prob=dropout,
     )
     rows, tokens = rows_of(NUM_ROWS)
-    labels = np.array([int(label) for label in rows.labels])
+    tokenized = TokenizedRows.from_lists(rows.row_ids, TokenLists(tokens, labels=rows.labels), classes=("0", "1", "2"))
     return ClassifierRuntime(
         encoder=without_pooler(BertModel(config)),
         task=ClassificationTrainingTask(
             base_model="", train=rows, validation=rows, classes=("0", "1", "2"), max_length=12
         ),
-        train=InMemoryDataset(
-            TokenizedRows.from_lists(rows.row_ids, TokenLists(tokens, labels=rows.labels), classes=("0", "1", "2"))
-        ),
-        validation_tokens=tokens,
-        validation_labels=labels,
+        train=InMemoryDataset(tokenized),
+        validation=tokenized,
         pad_id=0,
     )
 

@@ -52,6 +52,13 @@ def test_tokenizing_in_parts_or_before_the_start_gives_the_tokens_of_a_worker(tm
     assert isinstance(tokenized.train, TokenizedRows)
     assert_equal(tokenized.train, expected)
     assert with_tokenized_rows(tokenized) is tokenized
+    assert (tokenized.validation_tokens is not None) == task.validates_tokens
+    if isinstance(task, ClassificationTrainingTask):  # its validation rows are its training rows
+        assert tokenized.validation_tokens is not None
+        assert_equal(tokenized.validation_tokens, expected)
+        assert isinstance(tokenized, ClassificationTrainingTask)
+        assert tokenized.validation_rows(tokenizer) is tokenized.validation_tokens
+        assert_equal(task.validation_rows(tokenizer), expected)
     assert tokenized.dataset(tokenizer).sample() is tokenized.train
 
 
