@@ -98,7 +98,7 @@ def _run_demo(console: Console, *, overrides: tuple[str, ...]) -> tuple["Evidenc
         progress.stage(f"ICD-10-CM as Parquet at {DATA}: {rows} rows")
         result = run_pipeline(recipe, progress=progress)
         champion = promote_version(recipe.task_uri, version=result.winner)
-        progress.stage(f"serving {champion.version} on Ray Serve")
+        progress.stage(f"serving {champion.version} on Ray Serve", name="serving")
         url, _ = serve_champion(recipe.serving, task_uri=recipe.task_uri)
     console.print(f"\n[bold]POST {url}/v1/classify[/bold]")
     for term, (label, score) in zip(TERMS, _classify(url, TERMS), strict=True):
