@@ -36,7 +36,8 @@ def run(report: Report, _sections: tuple[str, ...]) -> None:
     case = cases(report.reduced)[-1]
     with tempfile.TemporaryDirectory(prefix="tailorbird-gpu-") as temporary:
         folder = Path(temporary)
-        environment = worker_environment(report.reduced)
+        # In a process of its own, because Ray reads its settings, which `local_ray` makes, when it is imported.
+        environment = in_child(worker_environment, report.reduced)
         base_model, in_process = in_child(train_in_process, case, folder, environment=environment)
         report.add("in_process_tokens_per_second", in_process.tokens_per_second)
         with local_ray(folder), connect():

@@ -1,5 +1,7 @@
 """The bounds of part b of the acceptance test on a GPU, with reported events instead of measured ones."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,11 +9,31 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu import part_b
+from benchmarks.gpu.local_ray import ROOT
 from benchmarks.gpu.report import Failed, Report
 from benchmarks.gpu.throughput import cases
 from benchmarks.gpu.worker_log import WorkerLog
 from cluster.progress import EpochEvent, TrialEvent
 
+UNTIL_RAY_STARTS = """
+import sys
+from benchmarks.gpu import part_b
+from benchmarks.gpu.report import Report
+
+def in_child(function, *arguments, environment=None):
+    if function is part_b.worker_environment:
+        return start(function, *arguments)
+    assert environment["OMP_NUM_THREADS"] == "1"
+    return "file:///base", part_b.InProcess(1.0, (1.0,))
+
+def local_ray(_):
+    print("ray" in sys.modules)
+    sys.exit()
+
+start, part_b.in_child, part_b.local_ray = part_b.in_child, in_child, local_ray
+part_b.run(Report("b", reduced=True), ())
+"""
+"""Run part b until it starts Ray, without its training."""
 CASE = cases(reduced=True)[-1]
 LOSSES = (1.4, 1.3, 1.2, 1.1)
 
@@ -91,3 +113,10 @@ def test_memory_that_grows_over_trials_or_a_missing_trial_fails(
     else:
         with pytest.raises(Failed, match=message):
             part_b._trials(report, CASE, base_model="", folder=tmp_path)
+
+
+def test_ray_is_not_imported_before_its_settings_are_made() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNTIL_RAY_STARTS], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "False"
