@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from cluster.progress import SILENT, ProgressReporter, current_progress, reporting_to
-from cluster.resources import Resources, gpu_visibility, held_by, holders_or_none, is_waiting
+from cluster.resources import Resources, gpu_visibility, held_by, holders_or_none, is_waiting, live_nodes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,8 +35,10 @@ def run_remote(
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         here = current_progress()
         available = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
+        largest = max((node.memory_bytes for node in live_nodes()), default=0) if resources.memory_bytes else 0
         try:
-            result = task.options(**task_options(resources, available=available)).remote(*args, **kwargs)
+            options = task_options(resources, available=available, largest_memory=largest)
+            result = task.options(**options).remote(*args, **kwargs)
             _report_waiting(result, resources=resources, progress=progress if progress is not SILENT else here)
             value: R = ray.get(result)
         except ray.exceptions.RayTaskError as error:
@@ -73,17 +75,22 @@ def _report_waiting(result: Any, *, resources: Resources, progress: ProgressRepo
         progress.activity("the task has started")
 
 
-def task_options(resources: Resources, *, available: Mapping[str, float] | None) -> dict[str, Any]:
+def task_options(
+    resources: Resources, *, available: Mapping[str, float] | None, largest_memory: int = 0
+) -> dict[str, Any]:
     """Return Ray's options for a task with these resources, limited to `available`. Without a GPU, it sees none.
 
     `available` contains the resources of a cluster of fixed size, where a task that requests more would wait forever.
-    It is None if nodes can join the cluster.
+    It is None if nodes can join the cluster. The memory is an estimate, so it is also limited to `largest_memory`, that
+    of the largest node.
     """
     amounts = {"num_cpus": ("CPU", resources.cpus), "num_gpus": ("GPU", resources.gpus)}
     limited = {
         option: float(amount if available is None else min(amount, available.get(name, 0.0)))
         for option, (name, amount) in amounts.items()
     }
+    if memory := min(resources.memory_bytes, largest_memory):
+        limited["memory"] = memory
     return {**limited, "runtime_env": {"env_vars": gpu_visibility(limited["num_gpus"])}}
 
 

@@ -12,6 +12,7 @@ from tailorbird.config.serving import ServingConfig
 from tailorbird.config.training import TrainingConfig
 
 REACH_TIMEOUT_S = 5
+GIB = 1 << 30
 MAX_LISTED = 1000  # maximum number of actors or placement groups in a response of Ray's state API
 MAX_NAMED = 3  # maximum number of holders in a message
 UNBOUNDED = 1000  # number of workers or nodes without a limit
@@ -31,11 +32,13 @@ class Resources:
 
     cpus: float
     gpus: float = 0.0
+    memory_bytes: int = 0  # of the host; only tasks that hold several models require some
 
     def text(self) -> str:
         """Return text such as `2 CPUs and 1 GPU`."""
         amounts = [(self.cpus, "CPU"), (self.gpus, "GPU")]
-        return " and ".join(f"{amount:g} {name}{'' if amount == 1 else 's'}" for amount, name in amounts if amount)
+        texts = [f"{amount:g} {name}{'' if amount == 1 else 's'}" for amount, name in amounts if amount]
+        return " and ".join([*texts, *([f"{self.memory_bytes / GIB:.1f} GiB"] if self.memory_bytes else [])])
 
     def num_workers(self, worker: "Resources") -> int:
         """Return the number of workers with these resources that fit a node with the resources `self`."""
@@ -56,15 +59,15 @@ def worker_resources(config: TrainingConfig) -> Resources:
     return Resources(config.cpus_per_worker, config.gpus_per_worker)
 
 
-def evaluation_resources(training: TrainingConfig, serving: ServingConfig) -> Resources:
+def evaluation_resources(training: TrainingConfig, serving: ServingConfig, *, memory_bytes: int = 0) -> Resources:
     """Return the resources of a task that predicts test rows or measures the cost of serving.
 
     They are those of a training worker, with one whole GPU if replicas have GPUs: nothing else must use it meanwhile.
     """
     worker = worker_resources(training)
     if not serving.gpus_per_replica:
-        return worker
-    return Resources(max(worker.cpus, serving.cpus_per_replica), gpus=1)
+        return Resources(worker.cpus, worker.gpus, memory_bytes)
+    return Resources(max(worker.cpus, serving.cpus_per_replica), 1, memory_bytes)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from cluster.node_probe import gpu_bytes_of_cluster
 from cluster.resources import evaluation_resources
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster
+from tailorbird.checks.preflight_memory import RAY_KILLS_AT, tried_configs
 from tailorbird.checks.result import CheckResult, fault, ok
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.tasks import data_task
+from tailorbird.evaluation.inference.serving_cost import BF16_BYTES, host_bytes
 from tailorbird.models.metadata import ModelMetadata, read_metadata
-
-BF16_BYTES = 2
 
 
 def check_evaluation(recipe: Recipe, model: ModelMetadata | None, *, cluster: Cluster) -> Iterator[CheckResult]:
@@ -32,6 +32,7 @@ def check_evaluation(recipe: Recipe, model: ModelMetadata | None, *, cluster: Cl
     sizes = [size for report in cluster.reports.values() for size in report.gpu_bytes]
     if model is not None:
         yield from check_one_gpu(recipe, model, gpu_bytes=sizes)
+        yield from _check_host(recipe, model, cluster=cluster)
 
 
 def check_one_gpu(recipe: Recipe, model: ModelMetadata, *, gpu_bytes: Sequence[int]) -> Iterator[CheckResult]:
@@ -46,6 +47,18 @@ def check_one_gpu(recipe: Recipe, model: ModelMetadata, *, gpu_bytes: Sequence[i
             "GiB. Baselines and the evaluation hold the whole model on one GPU, even if several GPUs train it",
             "choose a smaller base model, or GPUs with more memory",
         )
+
+
+def _check_host(recipe: Recipe, model: ModelMetadata, *, cluster: Cluster) -> Iterator[CheckResult]:
+    """Check that a node has the memory for the models whose cost is compared: the candidate, a champion, a baseline."""
+    reports = cluster.reports.values()
+    most = max((report.memory_bytes for report in reports), default=0)
+    methods = [config.method for config in tried_configs(recipe)]
+    bf16 = recipe.serving.gpus_per_replica > 0 or any(report.bfloat16 for report in reports)
+    needed = max(host_bytes(("zero_shot", method, method), shape=model.shape, bf16=bf16) for method in methods)
+    if most and needed > RAY_KILLS_AT * most:
+        text = f"the comparison of costs holds models of {needed / GIB:.0f} GiB in the host's memory, and the largest "
+        yield fault("memory of the evaluation", f"{text}node has {most / GIB:.0f} GiB", "add a node with more memory")
 
 
 def require_one_gpu(recipe: Recipe, *, base_model: str) -> None:

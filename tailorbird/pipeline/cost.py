@@ -1,16 +1,18 @@
 """The cost of serving all contenders of a run, and the hybrid's from its parts and the test rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.data.rows import Rows
+from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.gates.cost import MeasuredCosts, RowTokens, ServingUsage, Tokens, tokens_by_round
 from tailorbird.evaluation.hybrid import FrozenHybrid, PartUsage, hybrid_usage, routed_to_second
-from tailorbird.evaluation.inference.serving_cost import measure_serving
+from tailorbird.evaluation.inference.serving_cost import host_bytes, measure_serving
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.models.metadata import read_metadata
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.endpoint import row_tokens
 from tailorbird.pipeline.prepare import RunContext
@@ -136,7 +138,18 @@ def _measured(context: RunContext, uris: Mapping[str, str], *, tokens: Mapping[s
     stage_inputs = inputs.stage_inputs(measure_serving, **named)
 
     def compute(_: str) -> MeasuredCosts:
-        measure = inputs.remote_evaluation(measure_serving)
+        measure = inputs.remote_evaluation(measure_serving, memory_bytes=_host_bytes(context, uris.values()))
         return measure(uris, rows=rows, on_gpu=on_gpu, tokens=tokens, batch_size=batch_size)
 
     return inputs.cached("cost", output=MeasuredCosts, inputs=stage_inputs, compute=compute)
+
+
+def _host_bytes(context: RunContext, uris: Iterable[str]) -> int:
+    """Return the memory of the host that the measurement of these models needs."""
+    recipe = context.recipe
+    configs = [read_artifact_config(uri) for uri in uris]
+    parts = [read_parts(config.hybrid) if config.hybrid is not None else (config,) for config in configs]
+    models = [part for of_one in parts for part in of_one]
+    metadata = read_metadata(context.inputs.base_model.uri, task=data_task(recipe.task, system=recipe.data.system))
+    bf16 = any(model.dtype == "bfloat16" for model in models)
+    return host_bytes([model.kind for model in models], shape=metadata.shape, bf16=bf16)

@@ -93,9 +93,9 @@ class RunInputs:
         """Return a function that runs as a Ray task with a training worker's resources. A call waits for its result."""
         return run_remote(function, resources=worker_resources(self.recipe.training), progress=self.progress)
 
-    def remote_evaluation(self, function: Callable[P, R]) -> Callable[P, R]:
+    def remote_evaluation(self, function: Callable[P, R], *, memory_bytes: int = 0) -> Callable[P, R]:
         """Return a function that runs as a Ray task like `remote`, with a GPU if replicas have any."""
-        resources = evaluation_resources(self.recipe.training, self.recipe.serving)
+        resources = evaluation_resources(self.recipe.training, self.recipe.serving, memory_bytes=memory_bytes)
         return run_remote(function, resources=resources, progress=self.progress)
 
     def version_config(

@@ -28,13 +28,21 @@ from tailorbird.models.loading import (
     load_artifact,
     load_retrieval_index,
 )
+from tailorbird.models.shape import ModelShape
 from tailorbird.models.temperature import temperature_softmax
 from tailorbird.registry.routing import Routing, routes_to_second
-from tailorbird.registry.versions import VersionConfig, read_artifact_config, read_parts
+from tailorbird.registry.versions import (
+    CLASSIFIER_WEIGHTS,
+    WITHOUT_BASE_MODEL,
+    VersionConfig,
+    read_artifact_config,
+    read_parts,
+)
 from tailorbird.storage.node_cache import local_copy
 
 Loaded = AnyArtifact[VersionConfig]
 CPU_NAME = "CPU"
+FP32_BYTES, BF16_BYTES = 4, 2
 
 
 class Seconds(NamedTuple):
@@ -103,6 +111,20 @@ def measure_serving(
     for role, counts in (tokens or {}).items():
         costs[role] = replace(costs[role], gpu_s=None, tokens=counts)
     return MeasuredCosts(ServingDevice(name, emulated), costs)
+
+
+def host_bytes(kinds: Sequence[str], *, shape: ModelShape, bf16: bool) -> int:
+    """Return the memory of the host in bytes for the weights that `measure_serving` holds of models of these kinds.
+
+    Unchanged weights that are stored in the dtype of the models are mapped from files and take none; in another dtype,
+    they are shared. The weights of `full` are stored and first loaded in fp32.
+    """
+    size = BF16_BYTES if bf16 else FP32_BYTES
+    num_own = sum(kind in CLASSIFIER_WEIGHTS for kind in kinds)  # includes the kinds of `CHAT_WEIGHTS`
+    is_unchanged = any(kind not in CLASSIFIER_WEIGHTS and kind not in WITHOUT_BASE_MODEL for kind in kinds)
+    num_copies = num_own + int(is_unchanged and shape.stored_bf16 != bf16)
+    loading = FP32_BYTES - size if any(kind.startswith("full") for kind in kinds) else 0
+    return (num_copies * size + loading) * shape.num_parameters
 
 
 def usage_of(rounds: Sequence[Seconds], *, num_rows: int, on_gpu: bool, stored_bytes: int | None) -> ServingUsage:

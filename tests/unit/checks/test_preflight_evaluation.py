@@ -30,3 +30,15 @@ def test_a_model_is_not_refused_on_a_large_gpu_an_unknown_one_or_on_cpus(
     sections: dict[str, Any], gpu_bytes: tuple[int, ...]
 ) -> None:
     assert on_one_gpu(sections, gpu_bytes=gpu_bytes) == []
+
+
+@pytest.mark.parametrize(("memory_gib", "is_refused"), [(120, True), (512, False)])
+def test_models_that_no_node_can_hold_for_the_comparison_of_costs_are_refused(
+    memory_gib: int, is_refused: bool
+) -> None:
+    report = replace(REPORT, memory_bytes=memory_gib * GIB, gpu_bytes=(80 * GIB,))
+    large = replace(MODEL, shape=replace(SHAPE, num_parameters=32_000_000_000, stored_bf16=True))
+    facts = replace(GOOD, model=large, cluster=replace(CLUSTER, reports={"1": report}))
+    lines = check_facts(recipe(serving={"gpus_per_replica": 1}, training={"method": "lora"}), facts)
+    texts = [line.message for line in lines if line.name == "memory of the evaluation"]
+    assert ["holds models of 119 GiB" in text for text in texts] == [True] * is_refused

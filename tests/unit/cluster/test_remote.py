@@ -8,7 +8,7 @@ import ray
 
 from cluster import remote
 from cluster.progress import SILENT, ActivityEvent, current_progress, reporting_to
-from cluster.remote import run_remote
+from cluster.remote import run_remote, task_options
 from cluster.resources import Holder, Resources
 from tests.progress import ProgressRecorder
 
@@ -79,3 +79,11 @@ def test_without_an_event_queue_the_wait_is_reported_to_the_command(waits: list[
         "the task has started",
     ]
     assert current_progress() is SILENT
+
+
+def test_a_task_requests_memory_that_a_node_has() -> None:
+    """The memory is an estimate; a task that requests more than a node has would wait forever."""
+    for requested, largest, memory in ((3 << 30, 8 << 30, 3 << 30), (9 << 30, 8 << 30, 8 << 30), (0, 8 << 30, None)):
+        resources = Resources(1, memory_bytes=requested)
+        assert task_options(resources, available=None, largest_memory=largest).get("memory") == memory
+    assert Resources(2, 1, 3 << 30).text() == "2 CPUs and 1 GPU and 3.0 GiB"
