@@ -14,6 +14,7 @@ R = TypeVar("R")
 
 LOCAL = "local"  # value of RAY_ADDRESS with which `ray.init` starts Ray on this machine for this process only
 RELEASE_TIMEOUT_S = 2.0
+MEMORY_SHARE = 0.8  # of a node, that a task can request; the rest can be reserved by the drivers of jobs
 WAIT_INTERVAL_S = 2.0  # seconds between two requests for the state of a task that has not ended
 
 
@@ -81,15 +82,15 @@ def task_options(
     """Return Ray's options for a task with these resources, limited to `available`. Without a GPU, it sees none.
 
     `available` contains the resources of a cluster of fixed size, where a task that requests more would wait forever.
-    It is None if nodes can join the cluster. The memory is an estimate, so it is also limited to `largest_memory`, that
-    of the largest node.
+    It is None if nodes can join the cluster. The memory is an estimate, so it is limited to a share of `largest_memory`,
+    that of the largest node.
     """
     amounts = {"num_cpus": ("CPU", resources.cpus), "num_gpus": ("GPU", resources.gpus)}
     limited = {
         option: float(amount if available is None else min(amount, available.get(name, 0.0)))
         for option, (name, amount) in amounts.items()
     }
-    if memory := min(resources.memory_bytes, largest_memory):
+    if memory := min(resources.memory_bytes, int(MEMORY_SHARE * largest_memory)):
         limited["memory"] = memory
     return {**limited, "runtime_env": {"env_vars": gpu_visibility(limited["num_gpus"])}}
 

@@ -63,10 +63,11 @@ def evaluation_resources(training: TrainingConfig, serving: ServingConfig, *, me
     """Return the resources of a task that predicts test rows or measures the cost of serving.
 
     They are those of a training worker, with one whole GPU if replicas have GPUs: nothing else must use it meanwhile.
+    Then the task also has `memory_bytes` of the host; models that are served on CPUs are small.
     """
     worker = worker_resources(training)
     if not serving.gpus_per_replica:
-        return Resources(worker.cpus, worker.gpus, memory_bytes)
+        return worker
     return Resources(max(worker.cpus, serving.cpus_per_replica), 1, memory_bytes)
 
 

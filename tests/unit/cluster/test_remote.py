@@ -83,7 +83,7 @@ def test_without_an_event_queue_the_wait_is_reported_to_the_command(waits: list[
 
 def test_a_task_requests_memory_that_a_node_has() -> None:
     """The memory is an estimate; a task that requests more than a node has would wait forever."""
-    for requested, largest, memory in ((3 << 30, 8 << 30, 3 << 30), (9 << 30, 8 << 30, 8 << 30), (0, 8 << 30, None)):
+    for requested, largest, memory in ((3 << 30, 10 << 30, 3 << 30), (9 << 30, 10 << 30, 8 << 30), (0, 8 << 30, None)):
         resources = Resources(1, memory_bytes=requested)
         assert task_options(resources, available=None, largest_memory=largest).get("memory") == memory
     assert Resources(2, 1, 3 << 30).text() == "2 CPUs and 1 GPU and 3.0 GiB"

@@ -5,11 +5,14 @@ from cluster.resources import (
     NodeType,
     Resources,
     command_name,
+    evaluation_resources,
     held_by,
     parse_node_types,
     workers_of_types,
     workers_that_fit,
 )
+from tailorbird.config.serving import ServingConfig
+from tailorbird.config.training import TrainingConfig
 
 
 @pytest.mark.parametrize(
@@ -92,3 +95,9 @@ def test_a_wait_names_up_to_three_holders() -> None:
     )
     assert held_by(None) == "held by unknown processes, because the dashboard does not answer"
     assert held_by([]) == "which Ray is about to assign"
+
+
+def test_only_a_task_that_evaluates_on_a_gpu_requests_memory() -> None:
+    for gpus, expected in ((0.5, Resources(1, 1, 7)), (0, Resources(1))):
+        serving = ServingConfig(gpus_per_replica=gpus)
+        assert evaluation_resources(TrainingConfig(), serving, memory_bytes=7) == expected
