@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Batch:
     """Collated rows: the inputs of the model, and what its outputs are compared with."""
 
-    inputs: tuple[Tensor | int, ...]
+    inputs: tuple[Tensor | int | None, ...]
     targets: Tensor
     num_tokens: int  # computed tokens, including padding
 

@@ -15,13 +15,13 @@ from torch.nn.functional import cross_entropy
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import CLASSIFICATION
-from tailorbird.data.tokenize import load_tokenizer
+from tailorbird.data.tokenize import load_tokenizer, to_device
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.statistics.scoring import score_of
 from tailorbird.models.classifier import GPU_ROWS, Classifier, device_batches, zero_head
 from tailorbird.models.loading import load_weights
 from tailorbird.models.metadata import shape_of
-from tailorbird.models.pretrained import default_device, load_encoder, share_weights
+from tailorbird.models.pretrained import load_encoder, share_weights
 from tailorbird.models.shape import ModelShape
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
@@ -104,8 +104,8 @@ class ClassifierRuntime:
 
     def collate(self, config: TrainingConfig, window: TokenizedRows, rows: NDArray[np.int64]) -> Batch:  # noqa: ARG002
         assert window.labels is not None
-        inputs = self._inputs(window, rows)
-        return Batch(inputs, torch.from_numpy(window.labels[rows]), inputs[0].numel())
+        input_ids, attention_mask = self._inputs(window, rows)
+        return Batch((input_ids, attention_mask), torch.from_numpy(window.labels[rows]), input_ids.numel())
 
     def loss(self, engine: Any, config: TrainingConfig, batch: Batch) -> torch.Tensor:
         logits = engine(*batch.inputs)
@@ -116,37 +116,41 @@ class ClassifierRuntime:
         rank, num_ranks = dist.get_rank(), dist.get_world_size()
         lengths = self.validation.lengths
         batches = validation_batches(lengths, num_ranks=num_ranks, device=engine.device.type)
-        answers = torch.zeros(len(lengths), dtype=torch.int64, device=default_device())
-        finite = True
+        answers = torch.zeros(len(lengths), dtype=torch.int64, device=engine.device)
+        own: list[tuple[NDArray[np.int64], torch.Tensor]] = []  # read after the last pass
+        finite = torch.ones((), dtype=torch.bool, device=engine.device)
         engine.eval()
         with torch.no_grad():
             for start in range(0, len(batches), num_ranks):
                 rows = batches[min(start + rank, len(batches) - 1)]
-                inputs = self._inputs(self.validation, rows)
-                logits = engine(*(value.to(engine.device) for value in inputs))
-                finite = finite and bool(torch.isfinite(logits).all())
+                logits = engine(*self._inputs(self.validation, rows, device=engine.device))
+                finite &= torch.isfinite(logits).all()
                 if start + rank < len(batches):
-                    answers[torch.from_numpy(rows).to(answers.device)] = logits.argmax(-1)
+                    own.append((rows, logits.argmax(-1)))
         engine.train()
         if means_over_ranks(float(finite))[0] < 1:
             raise Diverged("predictions are not finite")
+        for rows, predicted in own:
+            answers[torch.from_numpy(rows).to(engine.device)] = predicted
         dist.all_reduce(answers)  # one rank predicts each row; the other ranks have 0
         assert self.validation.labels is not None
         return score_of(self.task.metric, labels=self.validation.labels, outputs=answers.cpu().numpy())
 
     def logits(self, model: Any, *, device: Any) -> torch.Tensor:
-        inputs = self._inputs(self.validation, np.arange(min(COMPARED_ROWS, len(self.validation))))
-        logits: torch.Tensor = model(*(value.to(device) for value in inputs))
+        rows = np.arange(min(COMPARED_ROWS, len(self.validation)))
+        logits: torch.Tensor = model(*self._inputs(self.validation, rows, device=device))
         return logits
 
     def sizes(self, config: TrainingConfig) -> tuple[ModelShape, BatchShape]:
         autocast = compute_dtype(config) == torch.bfloat16
         return shape_of(self.encoder), BatchShape(self.task.max_length, autocast=autocast)
 
-    def _inputs(self, tokens: TokenizedRows, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the token ids and the attention mask [B, T] of these rows on the CPU."""
+    def _inputs(
+        self, tokens: TokenizedRows, rows: NDArray[np.int64], *, device: Any = "cpu"
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the token ids and the attention mask [B, T] of these rows; no mask if there is no padding."""
         input_ids, attention_mask = tokens.padded(rows, pad_id=self.pad_id)
-        return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+        return to_device(input_ids, device), None if attention_mask is None else to_device(attention_mask, device)
 
     def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """Write `head.safetensors`, and `encoder.safetensors` or `adapter/`."""

@@ -103,11 +103,12 @@ def predict_shared(
     digests = np.array([loaded.version.digest for loaded, _ in rows])
     results: list[Any] = [None] * len(rows)
     cost = cost_of(pass_costs(torch.device(encoder.device).type))
+    pad_id = int(encoder.tokenizer.pad_token_id)
     with torch.inference_mode():
         for batch in length_batches([len(row) for row in tokens], max_rows=batch_size, cost=cost):
-            ids, mask = collate([tokens[row] for row in batch], pad_id=int(encoder.tokenizer.pad_token_id))
+            inputs = collate([tokens[row] for row in batch], pad_id=pad_id, device=encoder.device)
             adapters = [adapter_of(rows[row][0]) for row in batch]
-            embedded = encoder.embed(ids.to(encoder.device), mask.to(encoder.device), adapters=adapters)
+            embedded = encoder.embed(*inputs, adapters=adapters)
             for digest, loaded in members.items():
                 part = np.flatnonzero(digests[batch] == digest)
                 if not part.size:

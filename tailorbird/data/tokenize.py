@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,16 +47,29 @@ def encode_texts(texts: Sequence[str], *, tokenizer: "PreTrainedTokenizerBase", 
     return [list(tokens) or [unknown] for tokens in encoded["input_ids"]]  # the mean over zero tokens would be NaN
 
 
-def collate(token_lists: Sequence[Sequence[int]], *, pad_id: int) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Return (input_ids, attention_mask), torch int64 [B, T], padded on the right to the longest row."""
-    import torch  # imported here, since data preparation does not need it
+def collate(
+    token_lists: Sequence[Sequence[int]], *, pad_id: int, device: Any = "cpu"
+) -> tuple["torch.Tensor", "torch.Tensor | None"]:
+    """Return (input_ids, attention_mask), torch int64 [B, T] on the device, padded on the right to the longest row.
 
+    The mask is None if there is no padding.
+    """
     lengths = np.fromiter((len(tokens) for tokens in token_lists), dtype=np.int64, count=len(token_lists))
     width = int(lengths.max(initial=0))
     mask = np.arange(width)[None, :] < lengths[:, None]
     input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
     input_ids[mask] = np.fromiter((token for tokens in token_lists for token in tokens), np.int64, int(lengths.sum()))
-    return torch.from_numpy(input_ids), torch.from_numpy(mask.astype(np.int64))
+    return to_device(input_ids, device), None if mask.all() else to_device(mask.astype(np.int64), device)
+
+
+def to_device(values: np.ndarray, device: Any) -> "torch.Tensor":
+    """Return an array as a tensor on a device. A copy to a GPU does not wait for the GPU's earlier work."""
+    import torch  # imported here, since data preparation does not need it
+
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def labels_of(labels: Sequence[str]) -> tuple[str, ...]:

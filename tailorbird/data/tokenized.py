@@ -58,14 +58,17 @@ class TokenizedRows:
         """Return the token ids of these rows."""
         return [self.ids[self.offsets[row] : self.offsets[row + 1]].tolist() for row in rows]
 
-    def padded(self, rows: RowIndices, *, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the token ids and the attention mask of these rows [B, T], padded on the right to the longest row."""
+    def padded(self, rows: RowIndices, *, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """Return the token ids and the attention mask of these rows [B, T], padded on the right to the longest row.
+
+        The mask is None if there is no padding.
+        """
         lengths = self.lengths[rows]
         steps = np.arange(int(lengths.max(initial=0)))
         mask = steps < lengths[:, None]
         input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
         input_ids[mask] = self.ids[(self.offsets[rows][:, None] + steps)[mask]]
-        return input_ids, mask.astype(np.int64)
+        return input_ids, None if mask.all() else mask.astype(np.int64)
 
     def conversations(self, rows: RowIndices) -> list["TokenArrays"]:
         """(chat only) Return these rows with their assistant masks, without copying."""

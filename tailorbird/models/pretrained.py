@@ -65,7 +65,10 @@ def load_encoder(
     processes of a node share them. None keeps the stored dtype. `attention_dropout` is for training; None keeps the
     model's value. `with_pooler` keeps BERT's pooler. Raises ModelError.
     """
+    from tailorbird.models.attention.padded_attention import use_padded_attention  # slow to import
+
     encoder = _pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout)
+    use_padded_attention(encoder)
     return encoder if with_pooler else without_pooler(encoder)
 
 

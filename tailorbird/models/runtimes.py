@@ -30,8 +30,9 @@ class ExportedClassifier(Classifier):
         self.run = run
         self.head = head
 
-    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self.run(input_ids.numpy(), attention_mask.numpy()))
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return torch.from_numpy(self.run(input_ids.numpy(), mask.numpy()))
 
 
 def load_exported(folder: Path, *, head: nn.Linear, engine: str, dtype: str) -> ExportedClassifier:

@@ -100,7 +100,9 @@ class SharedEncoder:
         else:
             self._adapted.delete_adapter(name)
 
-    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, adapters: Sequence[str]) -> torch.Tensor:
+    def embed(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, *, adapters: Sequence[str]
+    ) -> torch.Tensor:
         """Return the mean of the last hidden states, with an adapter for each row: [B, T], [B, T] -> [B, D].
 
         Raises KeyError for an adapter that is not loaded, because PEFT would ignore it.
@@ -142,5 +144,5 @@ class SharedEncoderClassifier(Classifier):
         self.adapter = adapter
         self.head = head
 
-    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         return self.shared.embed(input_ids, attention_mask, adapters=[self.adapter] * len(input_ids))

@@ -13,7 +13,9 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.continuous_batching.utils import WorkloadHints
+from transformers.integrations.flex_attention import flex_attention_forward as flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask as sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -44,15 +46,20 @@ def set_attention_implementation(lm: Any, name: str) -> None:
     lm.set_attn_implementation(name)
 
 
+def can_set_attention_implementation(lm: Any) -> bool:
+    """Return True if a loaded model has no fixed attention."""
+    return bool(lm._can_set_attn_implementation())
+
+
 def supports_flex_attention(lm: Any) -> bool:
     """Return True if transformers runs this model with FlexAttention."""
-    return bool(lm._supports_flex_attn and lm._can_set_attn_implementation())
+    return bool(lm._supports_flex_attn and can_set_attention_implementation(lm))
 
 
 def flash_restriction(lm: Any, *, max_head_size: int) -> str | None:
     """Return the reason why this model cannot be trained with a plain flash attention kernel, or None."""
     config, kind = lm.config.get_text_config(), lm.config.model_type
-    if not (lm._supports_flash_attn and lm._supports_attention_backend and lm._can_set_attn_implementation()):
+    if not (lm._supports_flash_attn and lm._supports_attention_backend and can_set_attention_implementation(lm)):
         return f"models of type {kind} do not support flash attention"
     if getattr(lm, "_compatible_flash_implementations", None):  # attention sinks
         return f"models of type {kind} need a kernel of their own"

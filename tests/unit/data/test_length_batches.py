@@ -26,8 +26,9 @@ def test_batches_contain_each_row_once(token_lists: list[list[int]], max_rows: i
     read_back: dict[int, list[int]] = {}
     for batch in batches:
         input_ids, mask = collate([token_lists[row] for row in batch], pad_id=0)
-        for row, ids, is_token in zip(batch.tolist(), input_ids, mask.bool(), strict=True):
-            read_back[row] = ids[is_token].tolist()
+        lengths = [input_ids.shape[1]] * len(batch) if mask is None else mask.sum(1).tolist()
+        for row, ids, length in zip(batch.tolist(), input_ids.tolist(), lengths, strict=True):
+            read_back[row] = ids[:length]
     assert [read_back[row] for row in range(len(token_lists))] == token_lists
 
 

@@ -77,9 +77,11 @@ def test_a_folder_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
 
 
 @given(token_lists=token_lists_strategy)
-def test_a_batch_contains_each_token_once_and_masks_padding(token_lists: list[list[int]]) -> None:
+def test_a_batch_contains_each_token_once_and_has_a_mask_if_it_has_padding(token_lists: list[list[int]]) -> None:
     input_ids, mask = collate(token_lists, pad_id=0)
     width = max(len(tokens) for tokens in token_lists)
+    assert (mask is None) == all(len(tokens) == width for tokens in token_lists)
+    mask = torch.ones_like(input_ids) if mask is None else mask
     assert input_ids.dtype == mask.dtype == torch.int64
     assert input_ids.shape == mask.shape == (len(token_lists), width)
     for row, tokens in enumerate(token_lists):
@@ -89,7 +91,8 @@ def test_a_batch_contains_each_token_once_and_masks_padding(token_lists: list[li
 
 def test_an_empty_batch_has_no_rows() -> None:
     input_ids, mask = collate([], pad_id=0)
-    assert input_ids.shape == mask.shape == (0, 0)
+    assert input_ids.shape == (0, 0)
+    assert mask is None
 
 
 @given(labels=st.lists(st.text(max_size=5), min_size=1, max_size=40))

@@ -42,6 +42,7 @@ def test_the_logits_of_a_row_do_not_depend_on_its_batch(rows: list[list[int]], b
 
 def test_the_embedding_is_the_mean_over_tokens_without_padding() -> None:
     ids, mask = collate([[5, 6, 7], [8]], pad_id=0)
+    assert mask is not None
     filled = ids.masked_fill(mask == 0, 33)
     with torch.no_grad():
         embedded, refilled = MODEL.embed(ids, mask), MODEL.embed(filled, mask)

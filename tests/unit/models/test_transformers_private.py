@@ -37,7 +37,9 @@ def test_the_installed_version_of_transformers_is_the_expected_one() -> None:
         f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor.supported_kwargs",
         f"{BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessorList",
         f"{BATCHING}.utils:WorkloadHints",
+        "transformers.integrations.flex_attention:flex_attention_forward",
         "transformers.integrations.sdpa_attention:sdpa_attention_forward",
+        "transformers.masking_utils:sdpa_mask",
         "transformers.models.auto.modeling_auto:MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     ],
 )

@@ -1,0 +1,79 @@
+"""Encoders mask padding without a read of the device, and with the results of transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, DistilBertConfig
+
+from tailorbird.data.tokenize import collate
+from tailorbird.models.attention.padded_attention import PADDED
+from tailorbird.models.classifier import Classifier, masked_mean
+from tailorbird.models.pretrained import load_encoder
+from tests.device_reads import DeviceReads
+from tests.small_chat import model_of, save
+
+SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+IDS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
+PADDED_ROWS, EQUAL_ROWS = [[5, 6, 7, 8], [8], [9, 10]], [[5, 6, 7, 8], [8, 7, 6, 5]]
+
+
+def encoder_of(kind: str, folder: Path) -> Path:
+    """Save a tiny random encoder of a model type of transformers, and return its folder."""
+    torch.manual_seed(0)
+    if kind == "modernbert":  # the second layer attends to one token on each side
+        config = AutoConfig.for_model(kind, **SIZES, **IDS, local_attention=2, global_attn_every_n_layers=2)
+    elif kind == "distilbert":
+        config = DistilBertConfig(vocab_size=50, dim=32, hidden_dim=64, n_layers=2, n_heads=2)
+    else:
+        config = AutoConfig.for_model(kind, **SIZES, pad_token_id=0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("rows", [PADDED_ROWS, EQUAL_ROWS], ids=["padded", "equal"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "modernbert"])
+def test_an_encoder_reads_nothing_and_has_the_hidden_states_of_transformers(
+    kind: str, rows: list[list[int]], tmp_path: Path
+) -> None:
+    folder = encoder_of(kind, tmp_path)
+    model = Classifier(load_encoder(folder), torch.nn.Linear(32, 2)).eval()
+    plain = AutoModel.from_pretrained(folder).eval()
+    input_ids, mask = collate(rows, pad_id=0)
+    ones = torch.ones_like(input_ids) if mask is None else mask
+    with torch.no_grad():
+        with DeviceReads() as reads:
+            embedded = model.embed(input_ids, mask)
+        with DeviceReads() as plain_reads:
+            expected = masked_mean(plain(input_ids=input_ids, attention_mask=ones).last_hidden_state, ones)
+    assert plain_reads.places  # of the mask; without them, this attention is not needed
+    assert reads.places == []
+    assert torch.equal(embedded, expected)
+
+
+def test_a_causal_model_masks_padding_like_transformers(tmp_path: Path) -> None:
+    save(tmp_path, model_of("llama"))
+    model: Any = load_encoder(tmp_path).eval()
+    plain = AutoModel.from_pretrained(tmp_path).eval()
+    assert model.config._attn_implementation == PADDED
+    input_ids, mask = collate(PADDED_ROWS, pad_id=0)
+    with torch.no_grad():
+        with DeviceReads() as reads:
+            hidden = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        expected = plain(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    assert reads.places == []
+    assert torch.equal(hidden, expected)
+
+
+def test_a_model_with_an_attention_of_its_own_keeps_it(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("deberta-v2", **SIZES, pad_token_id=0)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    encoder: Any = load_encoder(tmp_path)
+    assert encoder.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mean_without_a_mask_is_the_mean_with_a_mask_of_ones(dtype: torch.dtype) -> None:
+    hidden = torch.randn(3, 301, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(masked_mean(hidden, None), masked_mean(hidden, torch.ones(3, 301, dtype=torch.int64)))
