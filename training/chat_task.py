@@ -196,7 +196,7 @@ class ChatRuntime:
             save_file(weights, folder / "model.safetensors")
 
     def load(self, folder: Path, *, config: TrainingConfig) -> ChatModel:
-        return load_chat_weights(folder, lm=share_weights(self.lm), kind=config.method, merge=False)
+        return load_chat_weights(folder, lm=share_weights(self.lm), kind=config.method, dtype=None)
 
     @property
     def _pad_id(self) -> int:

@@ -165,7 +165,7 @@ class ClassifierRuntime:
             save_file(encoder, folder / "encoder.safetensors")
 
     def load(self, folder: Path, *, config: TrainingConfig) -> Classifier:
-        return load_weights(folder, encoder=share_weights(self.encoder), kind=config.method, merge=False)
+        return load_weights(folder, encoder=share_weights(self.encoder), kind=config.method, dtype=None)
 
 
 def validation_batches(lengths: NDArray[np.int64], *, num_ranks: int, device: str) -> list[NDArray[np.int64]]:

@@ -15,7 +15,7 @@ from tailorbird.models.classifier import Classifier
 from tailorbird.models.errors import ModelError
 from tailorbird.models.generation import greedy
 from tailorbird.models.grammar.compiler import grammar_of
-from tailorbird.models.loading import checked_copy, load_chat_weights, load_weights
+from tailorbird.models.loading import checked_copy, load_chat, load_weights
 from tailorbird.models.lora import require_adapter
 from tailorbird.models.pretrained import cast_parameters, load_causal, load_encoder
 from tailorbird.registry.versions import ADAPTER_KINDS, BAG_KINDS, MIXED_KINDS, ModelVersion, Prompting
@@ -56,7 +56,7 @@ def write_hub_format(
         _write_adapter(source, base, folder, generation=_generation(version, tokenizer), hub_base=hub_base)
         library = "peft"
     else:
-        lm = load_chat_weights(source, lm=load_causal(base), kind=version.kind).causal
+        lm = load_chat(source, base=base, kind=version.kind, dtype=getattr(torch, version.dtype)).causal
         lm.generation_config = _generation(version, tokenizer)
         _save_model(lm, folder, dtype=getattr(torch, version.dtype))
         library = "transformers"

@@ -17,7 +17,7 @@ from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.classifier import Classifier, UnitLinear
 from tailorbird.models.errors import ModelError
-from tailorbird.models.lora import load_adapter, merge_adapter, merge_layers
+from tailorbird.models.lora import load_adapter, merge_layers
 from tailorbird.models.pretrained import cast_parameters, default_device, load_causal, load_encoder
 from tailorbird.models.runtimes import load_exported
 from tailorbird.registry import versions
@@ -91,19 +91,28 @@ class LoadedHybrid:
     version: ModelVersion
 
 
-def load_weights(folder: Path, *, encoder: nn.Module, kind: str, merge: bool = True) -> Classifier:
+def load_weights(
+    folder: Path, *, encoder: nn.Module, kind: str, dtype: torch.dtype | None = torch.float32
+) -> Classifier:
     """Load a version's head, and its adapter or encoder weights by kind, into the pretrained encoder.
 
-    Encoder weights are mapped from their file. An adapter is merged in place, unless `merge` is false. Raises
-    ModelError if a weight is missing or the weights belong to another encoder.
+    The result is in `dtype`, with a head in fp32. None keeps the dtype of each weight, and does not merge an adapter.
+    The encoder may share its memory with another model or a file. Raises ModelError if a weight is missing or the
+    weights belong to another encoder.
     """
     head = load_head(folder, kind=kind)
     with _weight_errors(folder):
         if kind in versions.ADAPTER_KINDS:
-            encoder = (merge_adapter if merge else load_adapter)(encoder, folder / "adapter")
+            encoder = _with_adapter(encoder, folder / "adapter", dtype=dtype)
         elif kind in versions.CLASSIFIER_WEIGHTS:
             encoder.load_state_dict(_tensors(folder / "encoder.safetensors"), assign=True)
-    return Classifier(encoder, head)
+    return Classifier(encoder if dtype is None else cast_parameters(encoder, dtype), head)
+
+
+def _with_adapter(model: nn.Module, folder: Path, *, dtype: torch.dtype | None) -> nn.Module:
+    """Return a model with an adapter that is merged, unless `dtype` is None."""
+    adapted = load_adapter(model, folder)
+    return adapted if dtype is None else merge_layers(adapted, dtype=dtype, device="cpu")
 
 
 def load_head(folder: Path, *, kind: str) -> nn.Linear:
@@ -150,23 +159,32 @@ def load_text_encoder(pinned: PinnedEncoder, *, device: str | None = None) -> "T
     if (known := _text_encoders.get((pinned, device))) is not None:
         return known
     folder = checked_files(pinned)
-    encoder, tokenizer = load_encoder(folder), load_tokenizer(folder)
+    encoder, tokenizer = load_encoder(folder, dtype=getattr(torch, pinned.dtype)), load_tokenizer(folder)
     loaded = text_encoder(encoder, tokenizer=tokenizer, pinned=pinned, device=device)
     _text_encoders[pinned, device] = loaded
     return loaded
 
 
-def load_chat_weights(folder: Path, *, lm: nn.Module, kind: str, merge: bool = True) -> ChatModel:
-    """Load a chat version's weights, if any, into the pretrained model. Raises ModelError.
-
-    An adapter is merged in place, unless `merge` is false.
-    """
+def load_chat_weights(
+    folder: Path, *, lm: nn.Module, kind: str, dtype: torch.dtype | None = torch.float32
+) -> ChatModel:
+    """Load a chat version's weights, if any, into the pretrained model; see `load_weights`. Raises ModelError."""
     with _weight_errors(folder):
         if kind == "lora":
-            lm = (merge_adapter if merge else load_adapter)(lm, folder / "adapter")
+            lm = _with_adapter(lm, folder / "adapter", dtype=dtype)
         elif kind == "full":
             load_causal_state(lm, _tensors(folder / "model.safetensors"))
-    return ChatModel(lm)
+    return ChatModel(lm if dtype is None else cast_parameters(lm, dtype))
+
+
+def load_chat(folder: Path, *, base: Path, kind: str, dtype: torch.dtype) -> ChatModel:
+    """Load a chat version from its local folder and that of its base model on the CPU, in `dtype`. Raises ModelError.
+
+    Base weights that are merged or replaced are mapped in their stored dtype, and the others are loaded in `dtype`, so
+    there is no copy in fp32. In both cases, transformers computes buffers in fp32.
+    """
+    lm = load_causal(base, dtype=None if kind in versions.CHAT_WEIGHTS else dtype)
+    return load_chat_weights(folder, lm=lm, kind=kind, dtype=dtype)
 
 
 @contextmanager
@@ -291,32 +309,19 @@ def _load(
         known = {} if pretrained is None or config.kind in versions.CHAT_WEIGHTS else pretrained
         key = config.base_model, config.dtype
         if key not in known:
-            chat = _chat_model(folder, base=base, kind=config.kind, dtype=dtype)
+            chat = load_chat(folder, base=base, kind=config.kind, dtype=dtype)
             known[key] = chat.to(device).eval().requires_grad_(False)
         return LoadedChat(known[key], tokenizer, config.prompting, config, index)
     if config.engine == "torch":
-        model = load_weights(folder, encoder=load_encoder(base), kind=config.kind)
-        model = cast_parameters(model, dtype).to(device)
-        model.head.float()  # as in evaluation, because a bfloat16 head changes the class of close predictions
+        # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of close predictions.
+        encoder = load_encoder(base, dtype=None if config.kind in versions.CLASSIFIER_WEIGHTS else dtype)
+        model = load_weights(folder, encoder=encoder, kind=config.kind, dtype=dtype).to(device)
     else:
         model = load_exported(
             folder, head=load_head(folder, kind=config.kind), engine=config.engine, dtype=config.dtype
         )
     model = model.eval().requires_grad_(False)
     return LoadedClassifier(model, tokenizer, config.classes, config.max_length, config, bag)
-
-
-def _chat_model(folder: Path, *, base: Path, kind: str, dtype: torch.dtype) -> ChatModel:
-    """Load a chat version's model on the CPU, in `dtype`. Weights that are stored in it and unchanged are mapped.
-
-    An adapter is merged in fp32, one layer after another.
-    """
-    if kind not in versions.CHAT_WEIGHTS:
-        return ChatModel(load_causal(base, dtype=dtype))
-    chat = load_chat_weights(folder, lm=load_causal(base, dtype=None), kind=kind, merge=False)
-    if kind == "lora":
-        chat = ChatModel(merge_layers(chat.lm, dtype=dtype, device="cpu"))
-    return cast_parameters(chat, dtype)
 
 
 def checked_copy(version: PinnedVersion) -> Path:

@@ -36,17 +36,12 @@ def load_adapter(model: nn.Module, folder: Path) -> Any:
     return adapted
 
 
-def merge_adapter(encoder: nn.Module, folder: Path) -> nn.Module:
-    """Merge an adapter into the weights of the encoder."""
-    merged: nn.Module = load_adapter(encoder, folder).merge_and_unload()
-    return merged
-
-
 def merge_layers(adapted: Any, *, dtype: torch.dtype, device: Any) -> nn.Module:
     """Merge the adapter of a PEFT model layer by layer in fp32, and return the model without it, in `dtype`.
 
-    The result is that of `merge_adapter` on a model in fp32, cast to `dtype` afterwards, but only one layer at a time
-    is in fp32. Weights are replaced, not changed in place, so other models may share the memory of the base model.
+    The result is that of PEFT on a model in fp32, cast to `dtype` afterwards, but only one layer at a time is in fp32.
+    Weights are replaced, not changed in place, so other models may share the memory of the base model, and it can be
+    mapped from a file.
     """
     for layer in unmerged_layers(adapted):
         merge_layer(layer, dtype=dtype, device=device)

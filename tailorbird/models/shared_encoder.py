@@ -13,7 +13,7 @@ from tailorbird.models.classifier import Classifier, masked_mean
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import LoadedClassifier, load_head
 from tailorbird.models.lora import require_adapter, require_whole_adapter
-from tailorbird.models.pretrained import cast_parameters, default_device, load_encoder
+from tailorbird.models.pretrained import default_device, load_encoder
 from tailorbird.registry.versions import ADAPTER_KINDS, ModelVersion
 from tailorbird.storage.node_cache import local_copy
 
@@ -41,7 +41,7 @@ class SharedEncoder:
         folder = local_copy(base_model)
         self.device = device or default_device()
         self.tokenizer = load_tokenizer(folder)
-        encoder = cast_parameters(load_encoder(folder), getattr(torch, dtype)).to(self.device)
+        encoder = load_encoder(folder, dtype=getattr(torch, dtype)).to(self.device)
         self._encoder = encoder.eval().requires_grad_(False)
         self._adapted: Any = None
         self._active = ""

@@ -12,7 +12,7 @@ from tailorbird.data.chat_template import Tokens, conversation_tokens
 from tailorbird.data.packing import pack
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
-from tailorbird.models.loading import _chat_model, load_causal_state, load_chat_weights
+from tailorbird.models.loading import load_causal_state, load_chat, load_chat_weights
 from tailorbird.models.lora import add_adapter
 from tailorbird.models.pretrained import cast_parameters, load_causal
 from tests.small_chat import language_model, model_of, save, tokenizer
@@ -108,7 +108,7 @@ def test_weights_are_loaded_in_their_stored_dtype_with_the_values_of_fp32(
         adapted.save_pretrained(tmp_path / "adapter")  # type: ignore[operator]
     state = {name: 2 * value.detach().clone() for name, value in LM.named_parameters()}
     save_file(state, tmp_path / "model.safetensors")
-    loaded = _chat_model(tmp_path, base=tmp_path / "base", kind=kind, dtype=dtype)
+    loaded = load_chat(tmp_path, base=tmp_path / "base", kind=kind, dtype=dtype)
     in_fp32 = load_chat_weights(tmp_path, lm=load_causal(tmp_path / "base"), kind=kind)
     expected = cast_parameters(in_fp32, dtype)
     assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in expected.named_parameters()]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
@@ -19,7 +19,7 @@ from tailorbird.models.classifier import Classifier, logits_rows
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_weights
 from tailorbird.models.lora import add_adapter
-from tailorbird.models.pretrained import load_encoder, without_pooler
+from tailorbird.models.pretrained import cast_parameters, load_encoder, share_weights, without_pooler
 
 ROWS = [[1, 2, 3], [4], [5, 6, 7, 8]]
 
@@ -210,3 +210,24 @@ def test_a_config_that_refers_to_code_on_the_hub_is_rejected(base: Path, fields:
     (base / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ModelError, match=r"config.json refers to external code, 'owner/kernel"):
         load_encoder(base)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_an_adapter_is_merged_in_fp32_into_weights_that_are_stored_in_bf16(
+    base: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    BertModel.from_pretrained(base).to(torch.bfloat16).save_pretrained(base)
+    file = save_version(base, tmp_path / "lora")
+    adapter = {name: torch.randn_like(value) for name, value in load_file(file).items()}
+    save_file(adapter, file)
+    merged: Any = PeftModel.from_pretrained(load_encoder(base), file.parent).merge_and_unload()
+    stored = load_encoder(base, dtype=None)
+    before = {name: value.clone() for name, value in stored.named_parameters()}
+    loaded = load_weights(tmp_path / "lora", encoder=share_weights(stored), kind="lora", dtype=dtype)
+    expected = dict(cast_parameters(merged, dtype).named_parameters())
+    assert {name: value.dtype for name, value in loaded.encoder.named_parameters()} == dict.fromkeys(expected, dtype)
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.encoder.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in stored.named_parameters())
+    assert {value.dtype for value in stored.parameters()} == {torch.bfloat16}
+    head = load_file(tmp_path / "lora" / "head.safetensors")
+    assert torch.equal(loaded.head.weight, head["weight"])  # in fp32

@@ -1,21 +1,78 @@
-"""A model that is cast to bf16 computes like one that is loaded in bf16."""
+"""A model that is loaded in bf16 computes like one that is loaded in fp32 and cast, and so it is loaded directly."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
 
-from tailorbird.models.pretrained import cast_parameters, load_causal
-from tests.small_chat import language_model, save
+from tailorbird.models.pretrained import cast_parameters, load_causal, load_encoder
+from tests.small_chat import language_model, model_of, save
 
 LENGTH = 200
+SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+NO_IDS = {"bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
 
 
-def test_a_cast_model_has_the_logits_of_a_model_loaded_in_bf16(tmp_path: Path) -> None:
-    save(tmp_path, language_model(width=64))
+def buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_buffers())
+
+
+def assert_equal_models(loaded: nn.Module, cast: nn.Module) -> None:
+    """Check that all parameters and buffers have the same dtype and values."""
+    for values in (dict(loaded.named_parameters()), buffers(loaded)):
+        others = {**dict(cast.named_parameters()), **buffers(cast)}
+        for name, value in values.items():
+            assert value.dtype == others[name].dtype, name
+            assert torch.equal(value, others[name]), name
+    assert buffers(loaded).keys() == buffers(cast).keys()
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("llama", {}),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0}}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("gemma3_text", {}),  # scales embeddings by a buffer
+    ],
+    ids=lambda value: value if isinstance(value, str) else "scaled" if value else "plain",
+)
+def test_a_language_model_loaded_in_bf16_is_one_that_was_cast(
+    kind: str, fields: dict[str, Any], stored: torch.dtype, tmp_path: Path
+) -> None:
+    save(tmp_path, model_of(kind, **fields).to(stored))
     ids = torch.arange(LENGTH)[None] % 40
     loaded, cast = load_causal(tmp_path, dtype=torch.bfloat16), cast_parameters(load_causal(tmp_path), torch.bfloat16)
     with torch.no_grad():
-        expected = loaded(input_ids=ids).logits
-        assert torch.equal(cast(input_ids=ids).logits, expected)
-        # The frequencies of the rotary embeddings are buffers, which `Module.to` rounds too.
-        assert not torch.equal(cast.to(torch.bfloat16)(input_ids=ids).logits, expected)
+        assert torch.equal(loaded(input_ids=ids).logits, cast(input_ids=ids).logits)
+    if kind != "gemma3_text":  # rounds the buffer when it uses it
+        assert_equal_models(loaded, cast)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("bert", {}), ("roberta", {}), ("modernbert", NO_IDS | {"local_attention": 16, "global_attn_every_n_layers": 2})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_encoder_loaded_in_bf16_is_one_that_was_cast(kind: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(kind, **SIZES, pad_token_id=0, **fields)).save_pretrained(tmp_path)
+    loaded, cast = load_encoder(tmp_path, dtype=torch.bfloat16), cast_parameters(load_encoder(tmp_path), torch.bfloat16)
+    assert_equal_models(loaded, cast)
+    ids = torch.arange(LENGTH)[None] % 50
+    with torch.no_grad():
+        states = [model.eval()(input_ids=ids).last_hidden_state for model in (loaded, cast)]
+    assert torch.equal(*states)
+
+
+def test_a_module_that_is_cast_as_a_whole_has_rounded_buffers(tmp_path: Path) -> None:
+    save(tmp_path, language_model(width=64))
+    ids = torch.arange(LENGTH)[None] % 40
+    loaded, cast = load_causal(tmp_path, dtype=torch.bfloat16), load_causal(tmp_path).to(torch.bfloat16)
+    with torch.no_grad():
+        assert not torch.equal(cast(input_ids=ids).logits, loaded(input_ids=ids).logits)
