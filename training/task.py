@@ -131,7 +131,8 @@ def means_over_ranks(*values: float) -> list[float]:
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64, device=default_device())
     dist.all_reduce(tensor)
-    return [float(total) / dist.get_world_size() for total in tensor]
+    totals: list[float] = tensor.tolist()
+    return [total / dist.get_world_size() for total in totals]
 
 
 def trainable_copy(base: nn.Module, config: TrainingConfig) -> Any:

@@ -21,7 +21,7 @@ class _LogProbabilities(LogitsProcessor):  # type: ignore[misc]
         self.steps: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        self.steps.append(torch.log_softmax(scores.float(), dim=-1).amax(dim=-1).cpu())
+        self.steps.append(torch.log_softmax(scores.float(), dim=-1).amax(dim=-1))
         return scores
 
 
@@ -79,7 +79,7 @@ def _answer_batch(
         logits_processor=LogitsProcessorList([recorded] if constraint is None else [constraint, recorded]),
         synced_gpus=True,
     )
-    log_probabilities = torch.stack(recorded.steps, dim=1)
+    log_probabilities = torch.stack(recorded.steps, dim=1).cpu()
     return [
         _answer(tokens, row, end_id=end_id)
         for tokens, row in zip(output[:, width:].tolist(), log_probabilities, strict=True)

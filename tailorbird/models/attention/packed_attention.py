@@ -6,6 +6,7 @@ conversations. The other two compute only the pairs within a conversation. They 
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,14 +17,16 @@ from transformers import AttentionInterface
 from tailorbird.models.attention.transformers_private import (
     attention_implementation,
     flash_restriction,
+    flex_attention_forward,
     set_attention_implementation,
     supports_flex_attention,
 )
 from tailorbird.models.errors import ModelError
 
 Attention = Literal["flash", "flex", "dense"]
-FLASH, FLEX = "packed_varlen", "flex_attention"
-"""Names in transformers, which loads its own flash kernels for any name with `flash`."""
+FLASH, FLEX = "packed_varlen", "packed_flex_attention"
+"""Names in transformers, which loads its own flash kernels for any name with `flash`, and checks for any name with
+`flex_attention` that torch has it."""
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 MAX_FLASH_HEAD, MIN_FLASH_CAPABILITY = 256, (8, 0)  # limits of torch's flash attention
 
@@ -77,7 +80,9 @@ def _dropout_obstacle(lm: Any) -> str | None:
 def set_attention(lm: Any, attention: Attention, *, dense: str) -> None:
     """Set the attention of a transformers model; `dense` is its own implementation. Raises ModelError if refused."""
     if attention == "flash":
-        AttentionInterface.register(FLASH, flash_attention)
+        AttentionInterface.register(FLASH, _flash_attention())
+    if attention == "flex":
+        AttentionInterface.register(FLEX, flex_attention)
     name = {"flash": FLASH, "flex": FLEX, "dense": dense}[attention]
     set_attention_implementation(lm, name)
     if attention_implementation(lm.config) != name:
@@ -135,6 +140,13 @@ def _varlen_kernel() -> Callable[..., Any] | None:
     return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
 
 
+def _flash_attention() -> Callable[..., tuple[Tensor, None]]:
+    """Return `flash_attention` with the installed kernel, which is inspected once and not in each layer."""
+    kernel = _varlen_kernel()
+    assert kernel is not None
+    return partial(flash_attention, kernel=kernel, grouped="enable_gqa" in inspect.signature(kernel).parameters)
+
+
 def flash_attention(
     module: Any,  # noqa: ARG001  part of the interface
     query: Tensor,
@@ -142,6 +154,8 @@ def flash_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
+    kernel: Callable[..., Any],
+    grouped: bool,
     cu_seq_lens_q: Tensor,
     max_length_q: int,
     scaling: float | None = None,
@@ -150,25 +164,43 @@ def flash_attention(
 ) -> tuple[Tensor, None]:
     """Return the causal attention output within each conversation, as an attention function of transformers.
 
-    Shapes: [B, H, T, D], [B, K, T, D], [B, K, T, D] -> [B, T, H, D], where H is a multiple of K. A sliding window is
-    ignored, because no conversation is longer than it (see `ChatData.longest_row`).
+    Shapes: [B, H, T, D], [B, K, T, D], [B, K, T, D] -> [B, T, H, D], where H is a multiple of K. `grouped` tells if
+    `kernel` accepts them as they are. A sliding window is ignored, because no conversation is longer than it (see
+    `ChatData.longest_row`).
     """
     unsupported = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
     assert attention_mask is None
     if unsupported or dropout:
         raise ModelError(f"flash attention has no {', '.join(unsupported) or 'dropout'}; set training.attention: flex")
-    kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
-    kernel = _varlen_kernel()
-    assert kernel is not None
     groups: dict[str, Any] = {}
     if query.shape[1] != key.shape[1]:
-        if "enable_gqa" in inspect.signature(kernel).parameters:
+        if grouped:
             groups = {"enable_gqa": True}
         else:  # torch 2.11
             key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
-    flat = [states.transpose(1, 2).flatten(0, 1).to(dtype) for states in (query, key, value)]
+    flat = [states.transpose(1, 2).flatten(0, 1) for states in _in_one_dtype(query, key, value)]
     output = kernel(
         *flat, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0), **groups
     )
     return output.unflatten(0, (query.shape[0], query.shape[2])), None
+
+
+def flex_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: BlockMask, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Return the output of FlexAttention in the dtype of autocast, as an attention function of transformers."""
+    output: tuple[Tensor, Tensor | None] = flex_attention_forward(
+        module, *_in_one_dtype(query, key, value), attention_mask, **options
+    )
+    return output
+
+
+def _in_one_dtype(*states: Tensor) -> tuple[Tensor, ...]:
+    """Return the states in the dtype of autocast, or else in that of the last of them.
+
+    With autocast, rotary embeddings make queries and keys fp32. FlexAttention of older torch versions rejects that
+    (pytorch#165468) or computes in fp32.
+    """
+    kind = states[-1].device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states[-1].dtype
+    return tuple(state.to(dtype) for state in states)

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from tailorbird.data.packing import PackedRows, pack
 from tailorbird.models.attention import packed_attention
 from tailorbird.models.attention.packed_attention import Attention, attention_name, choose_attention
+from tailorbird.models.attention.transformers_private import flex_attention_forward
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import add_adapter
@@ -96,6 +97,24 @@ def test_flex_attention_gives_the_logits_of_the_dense_mask(kind: str, fields: di
         model.set_attention("flex")
         flex_logits = model(*as_tensors(batch, device="cpu"))
     torch.testing.assert_close(flex_logits, logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("eager_flex")
+def test_flex_attention_computes_in_the_dtype_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = ChatModel(model_of("gemma2")), packed()
+    dtypes: set[torch.dtype] = set()
+
+    def noted(module: Any, *states: Any, **options: Any) -> Any:
+        dtypes.update(state.dtype for state in states[:3])
+        return flex_attention_forward(module, *states, **options)
+
+    monkeypatch.setattr(packed_attention, "flex_attention_forward", noted)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(*as_tensors(batch, device="cpu"))
+        model.set_attention("flex")
+        flex_logits = model(*as_tensors(batch, device="cpu"))
+    assert dtypes == {torch.bfloat16}  # rotary embeddings return fp32
+    torch.testing.assert_close(flex_logits, logits, atol=0.05, rtol=0.05)
 
 
 def test_a_block_mask_has_no_blocks_of_pairs_of_other_conversations() -> None:
