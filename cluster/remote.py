@@ -82,8 +82,8 @@ def task_options(
     """Return Ray's options for a task with these resources, limited to `available`. Without a GPU, it sees none.
 
     `available` contains the resources of a cluster of fixed size, where a task that requests more would wait forever.
-    It is None if nodes can join the cluster. The memory is an estimate, so it is limited to a share of `largest_memory`,
-    that of the largest node.
+    It is None if nodes can join the cluster. The memory is an estimate, so it is limited to a share of
+    `largest_memory`, that of the largest node.
     """
     amounts = {"num_cpus": ("CPU", resources.cpus), "num_gpus": ("GPU", resources.gpus)}
     limited = {
