@@ -96,6 +96,6 @@ def _add_rows(weights: IntArray, generator: np.random.Generator, *, rows: IntArr
     step = max(1, ROWS_AT_ONCE // max(1, int(sizes.max())))
     for first in range(0, len(weights), step):
         added, num = weights[first : first + step], sizes[first : first + step]
-        cells = rows[generator.integers(0, len(rows), size=num.sum(), dtype=np.int32)]
+        cells = rows[generator.integers(0, len(rows), size=num.sum())]
         cells += np.repeat(np.arange(len(num)) * weights.shape[1], num)
-        added += np.bincount(cells, minlength=added.size).reshape(added.shape)
+        np.add.at(added.reshape(-1), cells, 1)  # a view, because `weights` is contiguous
