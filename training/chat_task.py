@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.chat_template import Tokens
@@ -120,8 +119,8 @@ class ChatRuntime:
         return Batch(model_inputs(batch), torch.from_numpy(batch.targets), batch.input_ids.size)
 
     def loss(self, engine: Any, config: TrainingConfig, batch: Batch) -> torch.Tensor:
-        logits = engine(*batch.inputs)
-        return cross_entropy(logits, batch.targets, reduction="sum", label_smoothing=config.label_smoothing)
+        loss: torch.Tensor = engine(*batch.inputs, targets=batch.targets, label_smoothing=config.label_smoothing)
+        return loss
 
     def score(self, engine: Any, config: TrainingConfig) -> float:
         """Return the score of greedy answers to the validation rows, which are divided among the ranks."""

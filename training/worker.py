@@ -13,10 +13,10 @@ from tailorbird.storage import upload_folder
 from training import checkpoint, preemption
 from training.engine.deepspeed_engine import MissingKernels, compute_dtype_name
 from training.engine.deepspeed_private import destroy_engine
+from training.engine.out_of_memory import out_of_memory_reported
 from training.errors import temporary_directory
 from training.export import UnusableWeights, export_weights
 from training.loop import Callbacks, OnSave, build_engine, train
-from training.out_of_memory import out_of_memory_reported
 from training.reports import EpochReport, Progress, TrainingResult
 from training.safe_checkpoint_loading import UnusableCheckpoint
 from training.task import Diverged, TaskRuntime

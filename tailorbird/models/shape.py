@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+CHUNK_LOGITS = 1 << 27
+"""Logits that a loss computes at a time, for example those of 1,046 tokens of Llama 3, which take up to 1.75 GiB."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -20,3 +23,9 @@ class ModelShape:
     attention_dropout: float = 0.0
     kv_width: int | None = None  # width of a layer's keys, and of its values; None if it is `hidden`
     stored_bf16: bool = False  # true if most of its weights are stored in bfloat16
+    scales_logits: bool = False  # true if it changes the output of its head, so that the loss needs all logits
+
+
+def rows_of_loss_chunk(vocabulary: int) -> int:
+    """Return the number of tokens whose logits a loss computes at a time."""
+    return max(1, CHUNK_LOGITS // vocabulary)

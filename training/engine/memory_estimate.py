@@ -3,7 +3,7 @@
 from typing import Any
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.models.shape import ModelShape
+from tailorbird.models.shape import ModelShape, rows_of_loss_chunk
 from training.engine.worker_memory import Batch, Parts, WorkerMemory
 
 FP32, BF16 = 4, 2
@@ -255,10 +255,11 @@ def activation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch,
     tokens = micro_batch_tokens(config, batch=batch, num_workers=num_workers)
     layer = tokens * _layer_bytes(config, shape=shape, batch=batch)
     logits = _logit_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
+    gradient = _head_gradient_bytes(config, shape=shape, batch=batch, num_workers=num_workers)
     if config.gradient_checkpointing:
         kept = BF16 if config.parameter_dtype == "bf16" else FP32
-        return tokens * kept * shape.num_layers * shape.hidden + max(layer, logits)
-    return shape.num_layers * layer + logits
+        return tokens * kept * shape.num_layers * shape.hidden + max(layer, logits) + gradient
+    return shape.num_layers * layer + logits + gradient
 
 
 def micro_batch_tokens(config: TrainingConfig, *, batch: Batch, num_workers: int) -> int:
@@ -270,11 +271,33 @@ def micro_batch_tokens(config: TrainingConfig, *, batch: Batch, num_workers: int
 
 
 def _logit_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:
-    """Return the bytes of the logits of a micro-batch. They are computed at each token of packed rows."""
+    """Return the bytes of the logits of a micro-batch, computed at each token of packed rows, or of a chunk of them."""
     if not batch.packed:
         return 0
-    logit = LOGIT_BYTES + (BF16 if batch.autocast or config.parameter_dtype == "bf16" else 0)
-    return logit * shape.vocabulary * micro_batch_tokens(config, batch=batch, num_workers=num_workers)
+    num_tokens, rows = _loss_tokens(config, shape=shape, batch=batch, num_workers=num_workers)
+    return (LOGIT_BYTES + (BF16 if _in_bf16(config, batch) else 0)) * shape.vocabulary * min(num_tokens, rows)
+
+
+def _head_gradient_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> int:
+    """Return the bytes of the gradient of the head's weight, if the loss computes it in the forward pass, in chunks.
+
+    It is the sum in fp32 and the gradient of a chunk.
+    """
+    num_tokens, rows = _loss_tokens(config, shape=shape, batch=batch, num_workers=num_workers)
+    if not batch.packed or config.method == "lora" or num_tokens <= rows:
+        return 0
+    return (FP32 + (BF16 if _in_bf16(config, batch) else FP32)) * shape.vocabulary * shape.hidden
+
+
+def _loss_tokens(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> tuple[int, int]:
+    """Return the number of tokens of a micro-batch, and the number of them whose logits are computed at a time."""
+    num_tokens = micro_batch_tokens(config, batch=batch, num_workers=num_workers)
+    return num_tokens, num_tokens if shape.scales_logits else rows_of_loss_chunk(shape.vocabulary)
+
+
+def _in_bf16(config: TrainingConfig, batch: Batch) -> bool:
+    """Return True if linear layers compute in bf16."""
+    return batch.autocast or config.parameter_dtype == "bf16"
 
 
 def _layer_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> int:

@@ -1,8 +1,8 @@
 """All uses of private parts of transformers, written for `TRANSFORMERS_VERSION`."""
 
 import queue
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers.integrations.flex_attention import flex_attention_forward as f
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask as sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 TRANSFORMERS_VERSION = "5.24"  # checked by tests/unit/models/test_transformers_private.py
@@ -135,3 +136,34 @@ def discard_unrouted_outputs(manager: Any) -> None:
 def remove_result_handler(manager: Any, request_id: str) -> None:
     """Remove the result handler of a cancelled request, if it still exists."""
     manager.output_router.result_handlers.pop(request_id, None)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace a module's forward function within the block. Its hooks, such as those of DeepSpeed, still run."""
+    own = vars(module).get("forward")  # a kernel's, if any
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def scales_logits(causal: Any) -> bool:
+    """Return True if a transformers model changes the output of its head: some models scale or cap it.
+
+    Also true if this cannot be found out without the other layers.
+    """
+    base, head = causal.base_model, causal.get_output_embeddings()
+    if base is causal or type(head) is not nn.Linear:
+        return True
+    output = torch.zeros(1, 1, 1)
+    states = MoeModelOutputWithPast(last_hidden_state=output)
+    try:
+        with replaced_forward(base, lambda *_, **__: states), replaced_forward(head, lambda _: output):
+            return causal.forward(input_ids=torch.zeros(1, 1, dtype=torch.int64)).logits is not output
+    except Exception:  # models need various other outputs of their layers
+        return True

@@ -113,12 +113,14 @@ def gpu_config(case: Case) -> TrainingConfig:
     )
 
 
-def train(case: Case, *, on_step: Callable[[Any], None] = lambda _: None) -> tuple[Any, Any, TaskRuntime]:
+def train(
+    case: Case, *, on_step: Callable[[Any], None] = lambda _: None, autocast: bool = True
+) -> tuple[Any, Any, TaskRuntime]:
     """Train a few steps with the configuration of GPUs, and return the engine, the config and the runtime."""
     runtime, config = runtime_of(case), gpu_config(case)
     torch.manual_seed(dist.get_rank())
-    model = runtime.build(config, autocast=True)
-    engine = initialize_engine(model, config, num_steps=NUM_STEPS + MORE_STEPS, autocast=True)
+    model = runtime.build(config, autocast=autocast)
+    engine = initialize_engine(model, config, num_steps=NUM_STEPS + MORE_STEPS, autocast=autocast)
     for number in range(NUM_STEPS):
         on_step(engine)
         step(engine, config, runtime, number=number)

@@ -1,5 +1,6 @@
 """The memory estimate of a worker, its comparison with real trainings, and the changes that it proposes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,21 @@ def test_smaller_micro_batches_and_checkpointing_need_less_memory() -> None:
     assert activations(batch_size=64, length=128, attention_dropout=0.0) < activations(batch_size=64, length=128)
 
 
+def test_logits_of_a_long_context_are_counted_in_chunks() -> None:
+    def activations(length: int, shape: ModelShape = LLAMA_8B, **fields: Any) -> int:
+        config = config_of(num_workers=1, batch_size=1, gpus_per_worker=1, gradient_checkpointing=True, **fields)
+        return activation_bytes(config, shape=shape, batch=replace(LONG, max_length=length), num_workers=1)
+
+    kept = 4 * LLAMA_8B.num_layers * LLAMA_8B.hidden  # bytes for a token
+    short, long = activations(1024), activations(8192)
+    assert short == 1024 * kept + 14 * 1024 * 128_256
+    layer = 8192 * (34 * LLAMA_8B.hidden + 8 * LLAMA_8B.intermediate)
+    assert long == 8192 * kept + layer + 6 * 128_256 * LLAMA_8B.hidden
+    assert activations(8192, replace(LLAMA_8B, scales_logits=True)) == 8192 * kept + 14 * 8192 * 128_256
+    assert activations(8192, method="lora") < long
+    assert 20 < activations(32_768, method="lora") / GIB < 32  # the logits alone would take 55 GiB
+
+
 def test_long_prompts_are_answered_in_smaller_batches() -> None:
     assert [answered_rows(tokens) for tokens in (1, 512, 513, 4096, 32_768, 100_000)] == [64, 64, 63, 8, 1, 1]
 
@@ -214,7 +230,7 @@ def test_offloaded_states_and_their_gradients_are_in_host_memory() -> None:
     assert all_of_them.host["weights"] == page_locked
     assert all_of_them.host["weights before flattening"] == plain.device["weights"]
     assert "weights" not in all_of_them.device
-    assert all_of_them.device["activations"] == plain.device["activations"]
+    assert all_of_them.device["gathered weights"] == plain.device["gathered weights"]
 
 
 @pytest.mark.parametrize(("stage", "steps", "accumulated"), [(1, 1, False), (1, 2, False), (2, 1, False), (2, 2, True)])

@@ -5,8 +5,8 @@ import torch
 
 from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import runtime_of
+from training.engine.out_of_memory import out_of_memory_reported
 from training.errors import OutOfMemory
-from training.out_of_memory import out_of_memory_reported
 from training.task import TaskRuntime
 
 TORCH_TEXT = "CUDA out of memory. Tried to allocate 14.70 GiB. GPU 0 has a total capacity of 79.11 GiB."

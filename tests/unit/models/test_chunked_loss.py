@@ -1,0 +1,105 @@
+"""The loss in chunks: the values and gradients of the plain loss, for the models that allow it."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from transformers import PhiConfig, PhiForCausalLM
+
+from tailorbird.data.packing import pack
+from tailorbird.models.attention.transformers_private import scales_logits
+from tailorbird.models.causal_lm import ChatModel, as_tensors, linear_cross_entropy
+from tailorbird.models.lora import add_adapter
+from tests.small_chat import WORDS, language_model, model_of
+from tests.tracked_memory import TrackedMemory
+from tests.unit.models.test_causal_lm import rows as conversations
+
+CHUNK = "tailorbird.models.shape.CHUNK_LOGITS"
+
+
+def gradients(model: ChatModel, *, autocast: bool = False, **options: Any) -> dict[str, torch.Tensor]:
+    """Return the loss and the gradient of each trained parameter."""
+    model.zero_grad()
+    rows = pack(conversations(), pad_id=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(*as_tensors(rows, device="cpu"), targets=torch.from_numpy(rows.targets), **options)
+    (3.0 * loss).backward()
+    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    return found | {"loss": loss.detach()}
+
+
+def untied() -> Any:
+    return model_of("llama", tie_word_embeddings=False)
+
+
+def with_bias() -> Any:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return PhiForCausalLM(PhiConfig(vocab_size=len(WORDS), **sizes)).eval()
+
+
+MODELS = {"untied": untied, "bias": with_bias}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["tied", "untied", "bias", "lora"])
+def test_loss_and_gradients_are_those_of_the_plain_loss(kind: str, smoothing: float) -> None:
+    lm = MODELS.get(kind, language_model)()
+    if kind == "lora":
+        lm = add_adapter(lm, r=2, alpha=4, dropout=0.0)
+    model = ChatModel(lm)
+    plain = gradients(model, label_smoothing=smoothing)
+    for rows in (1, 3, 5):
+        with mock.patch(CHUNK, rows * len(WORDS)):
+            chunked = gradients(model, label_smoothing=smoothing)
+        assert chunked.keys() == plain.keys()
+        for name, value in chunked.items():
+            assert (value - plain[name]).norm() <= 1e-5 * plain[name].norm(), name
+    assert any("lora_A" in name for name in plain) == (kind == "lora")
+
+
+def test_with_autocast_the_gradients_differ_by_rounding() -> None:
+    model = ChatModel(untied())
+    plain, exact = gradients(model, autocast=True), gradients(model)
+    with mock.patch(CHUNK, 3 * len(WORDS)):
+        chunked = gradients(model, autocast=True)
+    torch.testing.assert_close(chunked["loss"], plain["loss"], rtol=1e-6, atol=0)
+    for name, value in chunked.items():
+        rounding = (plain[name] - exact[name]).norm()
+        assert (value - exact[name]).norm() <= 1.2 * rounding + 1e-6, name
+
+
+def test_a_loss_in_chunks_holds_the_logits_of_one_chunk() -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 1000, bias=False).requires_grad_(False)
+    hidden, targets = torch.randn(512, 8, requires_grad=True), torch.arange(512)
+    peaks = []
+    for rows in (32, 512):
+        with mock.patch(CHUNK, rows * 1000), TrackedMemory(head) as memory:
+            torch.autograd.backward(linear_cross_entropy(head, hidden, targets=targets, label_smoothing=0.0))
+        peaks.append(memory.peak)
+    assert peaks[0] < 20 * 32 * 1000 < 8 * 512 * 1000 < peaks[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "scales"),
+    [
+        ("llama", {}, False),
+        ("qwen2", {}, False),
+        ("qwen3", {}, False),
+        ("gemma3_text", {}, False),
+        ("mixtral", {}, False),
+        ("gemma2", {"final_logit_softcapping": 0.5}, True),
+        ("granite", {"logits_scaling": 8.0}, True),
+        ("cohere", {"logit_scale": 0.5}, True),
+    ],
+)
+def test_models_that_scale_logits_compute_all_of_them(kind: str, fields: dict[str, Any], scales: bool) -> None:
+    lm = model_of(kind, **fields)
+    assert scales_logits(lm) == scales
+    model = ChatModel(lm)
+    plain = gradients(model)
+    with mock.patch(CHUNK, 2 * len(WORDS)):
+        chunked = gradients(model)
+    for name, value in chunked.items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-5)
