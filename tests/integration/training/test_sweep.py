@@ -8,9 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.util import placement_group_table
 
 from cluster.connection import connect
@@ -25,6 +27,7 @@ from tests.integration.machines import wait
 from tests.integration.small import REGISTRY
 from tests.integration.training.test_training import training_task, worker_pid
 from tests.progress import ProgressRecorder
+from training.batches import Batch
 from training.classification_task import ClassificationTrainingTask, ClassifierRuntime
 from tuning.experiment_tracking import MLFLOW_URI, PACKAGES
 from tuning.futility import Target
@@ -143,16 +146,38 @@ class RefusingRuntime(ClassifierRuntime):
         return super().load(folder, config=config)
 
 
-def test_a_trial_whose_export_is_refused_fails_with_the_reason_and_another_trial_is_selected(
-    small_data: str, tmp_path: Path
+class OneTooLarge(OneRefusedExport):
+    def load_runtime(self, *, attention_dropout: float | None = None) -> ClassifierRuntime:
+        return TooLargeRuntime(**vars(super().load_runtime(attention_dropout=attention_dropout)))
+
+
+class TooLargeRuntime(ClassifierRuntime):
+    def loss(self, engine: Any, config: TrainingConfig, batch: Batch) -> torch.Tensor:
+        assert isinstance(self.task, OneTooLarge)
+        with suppress(FileExistsError):
+            self.task.marker.mkdir()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
+        return super().loss(engine, config, batch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (OneRefusedExport, "failed: these weights are refused"),
+        (OneTooLarge, "failed: worker 0: CUDA out of memory. Tried to allocate 2.00 GiB; set training."),
+    ],
+)
+def test_a_trial_whose_export_is_refused_or_that_exceeds_its_gpu_fails_and_another_trial_is_selected(
+    small_data: str, tmp_path: Path, kind: type[OneRefusedExport], reason: str
 ) -> None:
-    task = OneRefusedExport(**vars(training_task(small_data, num_rows=32)), marker=tmp_path / "refused")
+    task = kind(**vars(training_task(small_data, num_rows=32)), marker=tmp_path / "refused")
     training = TrainingConfig(num_workers=1, epochs=1, batch_size=16)
     with connect():
         config = TuningConfig(num_trials=2, space=RATES)
         result = sweep(config, training=training, task=task, target=NO_TARGET, uri=a_uri())
     statuses = {row.status: row.config["learning_rate"] for row in result.rows}
-    assert statuses.keys() == {"failed: these weights are refused", "completed"}
+    (failed,) = statuses.keys() - {"completed"}  # it was not tried again
+    assert failed.startswith(reason)
     assert result.selected.learning_rate == statuses["completed"]
     assert storage.exists(f"{result.trained.weights}/head.safetensors")
 
