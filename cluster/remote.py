@@ -2,12 +2,12 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from cluster.progress import SILENT, ProgressReporter, current_progress, reporting_to
-from cluster.resources import Resources, gpu_visibility, held_by, holders_or_none, is_waiting, live_nodes
+from cluster.resources import Node, Resources, gpu_visibility, held_by, holders_or_none, is_waiting, live_nodes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,9 +36,9 @@ def run_remote(
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         here = current_progress()
         available = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
-        largest = max((node.memory_bytes for node in live_nodes()), default=0) if resources.memory_bytes else 0
+        nodes = live_nodes() if resources.memory_bytes else ()
         try:
-            options = task_options(resources, available=available, largest_memory=largest)
+            options = task_options(resources, available=available, nodes=nodes)
             result = task.options(**options).remote(*args, **kwargs)
             _report_waiting(result, resources=resources, progress=progress if progress is not SILENT else here)
             value: R = ray.get(result)
@@ -77,20 +77,22 @@ def _report_waiting(result: Any, *, resources: Resources, progress: ProgressRepo
 
 
 def task_options(
-    resources: Resources, *, available: Mapping[str, float] | None, largest_memory: int = 0
+    resources: Resources, *, available: Mapping[str, float] | None, nodes: Sequence[Node] = ()
 ) -> dict[str, Any]:
     """Return Ray's options for a task with these resources, limited to `available`. Without a GPU, it sees none.
 
     `available` contains the resources of a cluster of fixed size, where a task that requests more would wait forever.
-    It is None if nodes can join the cluster. The memory is an estimate, so it is limited to a share of
-    `largest_memory`, that of the largest node.
+    It is None if nodes can join the cluster. The memory is an estimate, so it is limited to a share of the largest
+    memory of those `nodes` that have the CPUs and GPUs; if none has them, the task requests no memory.
     """
     amounts = {"num_cpus": ("CPU", resources.cpus), "num_gpus": ("GPU", resources.gpus)}
     limited = {
         option: float(amount if available is None else min(amount, available.get(name, 0.0)))
         for option, (name, amount) in amounts.items()
     }
-    if memory := min(resources.memory_bytes, int(MEMORY_SHARE * largest_memory)):
+    required = Resources(limited["num_cpus"], limited["num_gpus"])
+    largest = max((node.memory_bytes for node in nodes if node.total.num_workers(required)), default=0)
+    if memory := min(resources.memory_bytes, int(MEMORY_SHARE * largest)):
         limited["memory"] = memory
     return {**limited, "runtime_env": {"env_vars": gpu_visibility(limited["num_gpus"])}}
 

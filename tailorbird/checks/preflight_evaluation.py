@@ -50,15 +50,20 @@ def check_one_gpu(recipe: Recipe, model: ModelMetadata, *, gpu_bytes: Sequence[i
 
 
 def _check_host(recipe: Recipe, model: ModelMetadata, *, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check that a node has the memory for the models whose cost is compared: the candidate, a champion, a baseline."""
-    reports = cluster.reports.values()
-    most = max((report.memory_bytes for report in reports), default=0)
+    """Check that a node has the memory for the models whose cost is compared: the candidate, a champion, a baseline.
+
+    Only nodes with the CPUs and GPUs for the comparison count. Without a report of one, nothing is checked.
+    """
+    resources, reports = evaluation_resources(recipe.training, recipe.serving), cluster.reports
+    rooms = [node.id for node in cluster.nodes if node.total.num_workers(resources)]
+    most = max((reports[node].memory_bytes for node in rooms if node in reports), default=0)
     methods = [config.method for config in tried_configs(recipe)]
-    bf16 = recipe.serving.gpus_per_replica > 0 or any(report.bfloat16 for report in reports)
+    bf16 = recipe.serving.gpus_per_replica > 0 or any(report.bfloat16 for report in reports.values())
     needed = max(host_bytes(("zero_shot", method, method), shape=model.shape, bf16=bf16) for method in methods)
     if most and needed > RAY_KILLS_AT * most:
         text = f"the comparison of costs holds models of {needed / GIB:.0f} GiB in the host's memory, and the largest "
-        yield fault("memory of the evaluation", f"{text}node has {most / GIB:.0f} GiB", "add a node with more memory")
+        text += f"node with {resources.text()} has {most / GIB:.0f} GiB"
+        yield fault("memory of the evaluation", text, f"add a node with {resources.text()} and more memory")
 
 
 def require_one_gpu(recipe: Recipe, *, base_model: str) -> None:
