@@ -22,7 +22,17 @@ class DiskFull(OSError):
 
 
 class OutOfMemory(RuntimeError):
-    """A GPU does not have enough memory for a worker. A retry would fail the same way."""
+    """A GPU does not have enough memory for a worker of a group of `num_workers` workers.
+
+    A retry with as many workers would fail the same way.
+    """
+
+    def __init__(self, message: str, num_workers: int) -> None:
+        super().__init__(message, num_workers)  # pickle calls the class with both
+        self.num_workers = num_workers
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: 
 
         return train_and_export(config, task_ref=task_ref, weights=weights, events=events)
 
-    trainer = build_torch_trainer(work, config=config, uri=f"{uri}/train", callbacks=[no_retry_callback()])
+    trainer = build_torch_trainer(work, config=config, uri=f"{uri}/train", callbacks=[no_retry_callback(config)])
     try:
         outcome: TrainingResult | str = trainer.fit().return_value
     except Exception as error:
@@ -113,11 +113,12 @@ def build_torch_trainer(
     )
 
 
-def no_retry_callback() -> Any:
-    """Return a callback of Ray Train that ends a run with OutOfMemory if a worker raises it.
+def no_retry_callback(config: TrainingConfig) -> Any:
+    """Return a callback of Ray Train that ends a run with OutOfMemory if a worker of the largest group raises it.
 
     Ray Train does not retry after an error of a callback. A worker that returned instead would leave the other workers
-    waiting for it in a collective.
+    waiting for it in a collective. A smaller group is retried, because its workers hold larger shares of the states,
+    and a lost node may be back.
     """
     from ray.train import UserCallback
 
@@ -125,8 +126,8 @@ def no_retry_callback() -> Any:
         def after_exception(self, *, worker_exceptions: dict[int, Exception], **_: Any) -> None:
             for rank, failure in sorted(worker_exceptions.items()):
                 error = ray_private.unwrap_worker_failure(failure)
-                if isinstance(error, OutOfMemory):
-                    raise OutOfMemory(f"worker {rank}: {error}")
+                if isinstance(error, OutOfMemory) and error.num_workers == config.max_workers:
+                    raise OutOfMemory(f"worker {rank}: {error}", error.num_workers)
 
     return NoRetry()
 

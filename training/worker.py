@@ -37,7 +37,7 @@ def train_and_export(config: TrainingConfig, *, task_ref: Any, weights: str, eve
     """Train in a Ray Train worker, and export to the folder `weights`.
 
     Return a message instead of raising an exception if a retry would fail again on all ranks, because Ray Train retries
-    after exceptions, except after OutOfMemory; see `training.trainer.no_retry_callback`.
+    after exceptions, except after OutOfMemory in the largest group; see `training.trainer.no_retry_callback`.
     """
     preemption.install_handlers()
     runtime = ray.get(task_ref).load_runtime(attention_dropout=config.attention_dropout)

@@ -21,7 +21,8 @@ def out_of_memory_reported(config: TrainingConfig, runtime: TaskRuntime) -> Iter
         yield
     except torch.OutOfMemoryError as error:
         text, _, _ = str(error).partition(". GPU ")  # the rest describes the allocator
-        raise OutOfMemory(f"{text}; {_advice(config, runtime)}") from None  # without the tensors of its traceback
+        message = f"{text}; {_advice(config, runtime)}"
+        raise OutOfMemory(message, dist.get_world_size()) from None  # without the tensors of its traceback
 
 
 def _advice(config: TrainingConfig, runtime: TaskRuntime) -> str:

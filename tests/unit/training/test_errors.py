@@ -1,5 +1,6 @@
 """The message of a failed training has the cause and the remedy."""
 
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
+from tailorbird.config.training import TrainingConfig
 from tailorbird.storage.s3 import StorageError
 from training.errors import DiskFull, OutOfMemory, describe_failure, temporary_directory
 from training.preemption import Interrupted
@@ -53,14 +55,23 @@ def test_the_message_has_the_cause_and_the_remedy(error: Exception, message: str
 
 
 def test_a_gpu_out_of_memory_ends_the_run_without_a_retry() -> None:
-    callback = no_retry_callback()
-    lost, full = raised(RuntimeError("Connection closed by peer")), raised(OutOfMemory("CUDA out of memory; set x"))
+    callback = no_retry_callback(TrainingConfig(num_workers=2))
+    lost, full = raised(RuntimeError("Connection closed by peer")), raised(OutOfMemory("CUDA out of memory; set x", 2))
     callback.after_exception(run_context=None, worker_exceptions={0: lost})
     with pytest.raises(OutOfMemory, match=r"^worker 1: CUDA out of memory; set x$"):
         callback.after_exception(run_context=None, worker_exceptions={0: lost, 1: full})
-    error = ControllerError(OutOfMemory("worker 1: CUDA out of memory; set x"))
+    error = ControllerError(OutOfMemory("worker 1: CUDA out of memory; set x", 2))
     assert describe_failure(error, uri=URI) == "worker 1: CUDA out of memory; set x"
     assert describe_failure(group(lost, full), uri=URI) == "worker 1: CUDA out of memory; set x"
+
+
+def test_a_gpu_out_of_memory_is_final_only_with_the_maximum_number_of_workers() -> None:
+    """Workers of a group that lost a node hold more of the sharded states than those of a full group."""
+    callback = no_retry_callback(TrainingConfig.model_validate({"num_workers": {"min": 2, "max": 4}}))
+    smaller, full = (pickle.loads(pickle.dumps(OutOfMemory("CUDA out of memory", number))) for number in (2, 4))
+    callback.after_exception(run_context=None, worker_exceptions={0: raised(smaller)})
+    with pytest.raises(OutOfMemory, match=r"^worker 0: CUDA out of memory$"):
+        callback.after_exception(run_context=None, worker_exceptions={0: raised(full)})
 
 
 def test_the_message_names_the_dead_worker_and_not_lost_connections() -> None:

@@ -21,6 +21,7 @@ def test_the_advice_names_changes_of_the_recipe_that_need_less_memory(runtime: T
     assert text.startswith("CUDA out of memory. Tried to allocate 14.70 GiB; set training.gradient_checkpointing: true")
     assert "training.gradient_accumulation_steps: 64" in text
     assert "79.11" not in text
+    assert raised.value.num_workers == 1
 
 
 def test_other_errors_are_not_changed() -> None:
