@@ -69,11 +69,17 @@ def finetune(config: TrainingConfig, *, task: "TrainingTask", uri: str, events: 
 
 
 def build_torch_trainer(
-    function: Callable[[], Any], *, config: TrainingConfig, uri: str, callbacks: Sequence[Any] = ()
+    function: Callable[[], Any],
+    *,
+    config: TrainingConfig,
+    uri: str,
+    callbacks: Sequence[Any] = (),
+    more_failures: int = 0,
 ) -> Any:
     """Return a TorchTrainer that runs `function` in the config's workers and stores its state in `uri`.
 
-    The trainer retries after a failure, at most `max_failures` times.
+    The trainer retries after a failure, at most `max_failures` plus `more_failures` times, and separately after a
+    preemption, at most `max_failures` times.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
@@ -104,7 +110,7 @@ def build_torch_trainer(
             callbacks=list(callbacks),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(
-                max_failures=config.max_failures,
+                max_failures=config.max_failures + more_failures,
                 max_preemption_failures=config.max_failures,  # Ray's default is unlimited
                 controller_failure_limit=2,
             ),

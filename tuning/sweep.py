@@ -60,7 +60,16 @@ def sweep(
     broker = actor.remote(keep=partial(write_journal, uri=uri), num_trials=config.num_trials, known=known)
     num_rows, num_groups = len(task.validation), config.trials_at_once(room=num_groups_that_fit(training))
     task_ref = ray.put(with_tokenized_rows(task))
-    job = WorkerGroupJob("", training, task=task_ref, broker=broker, events=events, uri=uri, run=new_name())
+    job = WorkerGroupJob(
+        "",
+        training,
+        task=task_ref,
+        broker=broker,
+        events=events,
+        uri=uri,
+        run=new_name(),
+        num_trials=config.num_trials,
+    )
     with run_worker_groups(job, num_groups=num_groups) as errors:
         stopper = FutilityStopper(target, broker=broker, num_trials=config.num_trials, num_rows=num_rows)
         tuner = build_tuner(

@@ -64,6 +64,7 @@ class WorkerGroupJob:
     events: Any  # handle of a `cluster.event_queue.EventQueue`, or None
     uri: str
     run: str = ""  # name of this run of the sweep; another driver must not replace the weights of its trials
+    num_trials: int = 0  # of the sweep; each can fail the group once more, if it exceeds the memory of its GPU
 
 
 class TrialBroker:

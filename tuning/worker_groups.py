@@ -86,7 +86,11 @@ class RequeueOnFailure(UserCallback):  # type: ignore[misc]
 
 
 def _run_group(job: WorkerGroupJob) -> str | None:
-    """Run a group until it ends, and return its error or None."""
+    """Run a group until it ends, and return its error or None.
+
+    A trial that exceeds the memory of its GPU fails the group once, and the broker does not assign it again. Ray Train
+    counts all failures of the group, so their limit is higher by the number of trials.
+    """
 
     def work() -> None:
         from tuning.worker import train_trials  # in workers only, because it imports DeepSpeed
@@ -97,7 +101,7 @@ def _run_group(job: WorkerGroupJob) -> str | None:
     callbacks = [RequeueOnFailure(job.broker, job.group, uri=job.uri)]
     uri = f"{job.uri}/groups/{job.group}"
     try:
-        build_torch_trainer(work, config=training, uri=uri, callbacks=callbacks).fit()
+        build_torch_trainer(work, config=training, uri=uri, callbacks=callbacks, more_failures=job.num_trials).fit()
     except Exception as error:
-        return f"worker group failed {training.max_failures + 1} times: {describe_failure(error, uri=job.uri)}"
+        return f"worker group failed: {describe_failure(error, uri=job.uri)}"
     return None

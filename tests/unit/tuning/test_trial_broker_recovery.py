@@ -68,7 +68,7 @@ def test_tune_gets_the_error_of_the_last_group() -> None:
         await broker.submit("a", {})
         requested = asyncio.create_task(broker.next_report("a"))
         await settle()
-        await broker.group_lost("group-0", "worker group failed 3 times: out of memory", last=True)
+        await broker.group_lost("group-0", "worker group failed: out of memory", last=True)
         with pytest.raises(SweepFailed, match="out of memory"):
             await requested
 

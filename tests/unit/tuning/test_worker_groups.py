@@ -6,9 +6,14 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import OutOfMemoryError
+from ray.train import WorkerGroupError
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from cluster.resources import Node, Resources
 from tailorbird.config.training import TrainingConfig
+from training import trainer
+from training.errors import OutOfMemory
 from tuning import worker_groups
 from tuning.trial_broker import WorkerGroupJob
 from tuning.worker_groups import RequeueOnFailure, num_groups_that_fit, run_worker_groups
@@ -55,6 +60,32 @@ def test_groups_run_without_a_process_each_and_a_lost_group_is_reported(monkeypa
         pass
     assert errors == ["no node"]
     assert lost == [("group-1", "no node")]
+
+
+@pytest.mark.parametrize("max_failures", [0, 2])
+def test_a_group_restarts_after_each_trial_that_exceeds_its_gpu_and_its_own_failures_are_limited(
+    monkeypatch: pytest.MonkeyPatch, max_failures: int
+) -> None:
+    """Ray's own policy decides about the failures; the workers do not run."""
+    num_failures = 0
+
+    def fit(torch_trainer: Any) -> None:
+        nonlocal num_failures
+        policy = DefaultFailurePolicy(torch_trainer.run_config.failure_config)
+        error = WorkerGroupError("long", {0: OutOfMemory("CUDA out of memory", 1)})
+        while policy.make_decision(error) == FailureDecision.RETRY:
+            num_failures += 1
+        raise error
+
+    monkeypatch.setattr(trainer, "live_nodes", lambda: ())
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    nothing: Any = None
+    training = TrainingConfig(max_failures=max_failures)
+    job = WorkerGroupJob(
+        "group-0", training, task=nothing, broker=nothing, events=nothing, uri="file:///tmp/sweep", num_trials=20
+    )
+    assert worker_groups._run_group(job) == "worker group failed: worker 0: CUDA out of memory"
+    assert num_failures == max_failures + 20
 
 
 def test_the_trial_of_a_failed_group_is_requeued_with_the_cause() -> None:
