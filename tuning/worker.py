@@ -76,14 +76,17 @@ class _TrialRun:
     def run(self) -> str:
         """Train, export the weights if they are the best so far, and return the trial's final status.
 
-        Raises OutOfMemory, after which this group restarts with another trial.
+        Raises OutOfMemory, after which this group restarts. The trial has then failed if the group has `max_workers`.
+        In a smaller group, whose workers hold larger shares of the states, the broker requeues it.
         """
         try:
             with out_of_memory_reported(self._config, self._runtime):
                 return self._run()
-        except OutOfMemory as error:  # the other ranks wait for this one in a collective
-            ray.get(self._broker.give_up.remote(self._job.group, self._trial, f"worker {dist.get_rank()}: {error}"))
-            raise
+        except OutOfMemory as error:
+            if error.num_workers == self._config.max_workers:
+                message = f"worker {dist.get_rank()}: {error}"
+                ray.get(self._broker.give_up.remote(self._job.group, self._trial, message))
+            raise  # the other ranks wait for this one in a collective
 
     def _run(self) -> str:
         try:

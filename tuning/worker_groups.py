@@ -88,8 +88,8 @@ class RequeueOnFailure(UserCallback):  # type: ignore[misc]
 def _run_group(job: WorkerGroupJob) -> str | None:
     """Run a group until it ends, and return its error or None.
 
-    A trial that exceeds the memory of its GPU fails the group once, and the broker does not assign it again. Ray Train
-    counts all failures of the group, so their limit is higher by the number of trials.
+    A trial that exceeds the memory of its GPU fails a group of `max_workers` once, and the broker does not assign it
+    again. Ray Train counts all failures of the group, so their limit is higher by the number of trials.
     """
 
     def work() -> None:

@@ -4,13 +4,18 @@ import threading
 from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from tailorbird.config.training import TrainingConfig
+from training.errors import OutOfMemory
 from tuning import worker
+from tuning.trial_broker import TrialAssignment, WorkerGroupJob
 
 GROUP_TIMEOUT_S, POLL_S, ANSWER_AFTER_S = 5, 0.5, 12
 
@@ -30,3 +35,25 @@ def wait_for_the_broker(rank: int, folder: Path) -> None:
 def test_a_late_answer_of_the_broker_does_not_end_the_waiting_ranks(tmp_path: Path) -> None:
     spawn(wait_for_the_broker, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["trial-1", "trial-1"]
+
+
+@pytest.mark.parametrize(("num_workers", "is_final"), [(4, True), (2, False)])
+def test_a_trial_that_exceeds_its_gpu_is_retried_only_if_the_group_has_lost_workers(
+    monkeypatch: pytest.MonkeyPatch, num_workers: int, is_final: bool
+) -> None:
+    failed: list[tuple[str, str, str]] = []
+
+    def out_of_memory(_: object) -> str:
+        raise OutOfMemory("CUDA out of memory", num_workers)
+
+    monkeypatch.setattr(worker._TrialRun, "_run", out_of_memory)
+    monkeypatch.setattr(ray, "get", lambda value: value)  # no cluster runs
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    broker = SimpleNamespace(give_up=SimpleNamespace(remote=lambda *arguments: failed.append(arguments)))
+    nothing: Any = None
+    training = TrainingConfig.model_validate({"num_workers": {"min": 2, "max": 4}})
+    job = WorkerGroupJob("group-0", training, task=nothing, broker=broker, events=nothing, uri="")
+    trial = worker._TrialRun(job, TrialAssignment("trial-1", {}, checkpoint=None), nothing)
+    with pytest.raises(OutOfMemory):
+        trial.run()
+    assert failed == [("group-0", "trial-1", "worker 1: CUDA out of memory")] * is_final
