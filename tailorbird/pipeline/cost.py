@@ -1,4 +1,4 @@
-"""The cost of serving all contenders of a run, and the hybrid's from its parts and the test rows."""
+"""The cost of serving all contenders of a run, the hybrid's from its parts and the test rows, and counts of answers."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -10,11 +10,12 @@ from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.gates.cost import MeasuredCosts, RowTokens, ServingUsage, Tokens, tokens_by_round
 from tailorbird.evaluation.hybrid import FrozenHybrid, PartUsage, hybrid_usage, routed_to_second
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.inference.serving_cost import host_bytes, measure_serving
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.models.metadata import read_metadata
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.endpoint import row_tokens
+from tailorbird.pipeline.endpoint import answer_counts, row_tokens
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.versions import Hybrid, read_artifact_config, read_parts
 
@@ -38,14 +39,9 @@ def measure_cost(
     """
     test = context.splits.test
     champions = _hybrids_with_endpoint(contenders)
-    uris = {role: contender.uri for role, contender in contenders.items() if role not in champions}
-    for role, champion in champions.items():
-        uris |= dict(zip(_names(role), (part.uri for part in champion.parts), strict=True))
+    uris = _measured_uris(contenders, champions)
     parts_of = {role: _names(role) for role in champions}
-    routed = {
-        role: routed_to_second(champion.routing, _routing_table(champion, role, tables=tables, predict=predict))
-        for role, champion in champions.items()
-    }
+    routed = _routed(champions, tables=tables, predict=predict)
     answered = {name: mask for role, mask in routed.items() for name, mask in _answered(champions[role], role, mask)}
     tokens = {
         name: counted
@@ -74,6 +70,25 @@ def measure_cost(
     return MeasuredCosts(replace(measured.device, emulated=emulated), serving)
 
 
+def endpoint_answers(
+    context: RunContext,
+    contenders: Mapping[str, Contender],
+    *,
+    tables: Mapping[str, Predictions],
+    predict: Callable[[str], Predictions],
+) -> dict[str, AnswerCounts]:
+    """Return the counts of the answers of each endpoint to the test rows that it answers, by role or name of a part."""
+    test, champions = context.splits.test, _hybrids_with_endpoint(contenders)
+    routed = _routed(champions, tables=tables, predict=predict)
+    answered = {name: mask for role, mask in routed.items() for name, mask in _answered(champions[role], role, mask)}
+    counts = {}
+    for name, uri in _measured_uris(contenders, champions).items():
+        rows = test.take(np.flatnonzero(answered[name])) if name in answered else test
+        if (counted := answer_counts(context.inputs, uri, rows=rows)) is not None:
+            counts[name] = counted
+    return counts
+
+
 def _hybrids_with_endpoint(contenders: Mapping[str, Contender]) -> dict[str, Hybrid]:
     """Return the champions that are hybrids with an endpoint as a part, by role."""
     hybrids = {role: read_artifact_config(contender.uri).hybrid for role, contender in contenders.items()}
@@ -81,6 +96,24 @@ def _hybrids_with_endpoint(contenders: Mapping[str, Contender]) -> dict[str, Hyb
         role: hybrid
         for role, hybrid in hybrids.items()
         if hybrid is not None and any(part.endpoint for part in read_parts(hybrid))
+    }
+
+
+def _measured_uris(contenders: Mapping[str, Contender], champions: Mapping[str, Hybrid]) -> dict[str, str]:
+    """Return the URIs of the contenders by role, with the parts of `champions` instead of these."""
+    uris = {role: contender.uri for role, contender in contenders.items() if role not in champions}
+    for role, champion in champions.items():
+        uris |= dict(zip(_names(role), (part.uri for part in champion.parts), strict=True))
+    return uris
+
+
+def _routed(
+    champions: Mapping[str, Hybrid], *, tables: Mapping[str, Predictions], predict: Callable[[str], Predictions]
+) -> dict[str, NDArray[np.bool_]]:
+    """Return for each champion the mask [N] of the test rows that its second part answers."""
+    return {
+        role: routed_to_second(champion.routing, _routing_table(champion, role, tables=tables, predict=predict))
+        for role, champion in champions.items()
     }
 
 

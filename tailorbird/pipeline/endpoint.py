@@ -17,7 +17,7 @@ from tailorbird.evaluation.baselines.endpoint import (
 )
 from tailorbird.evaluation.gates.cost import RowTokens, endpoint_name
 from tailorbird.evaluation.inference.endpoint import answer_rows_of_endpoint, request_bodies
-from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers, require_room
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
 from tailorbird.evaluation.inference.predict import predict_rows
@@ -88,10 +88,11 @@ def endpoint_baselines(
 
 
 def first_answer(inputs: RunInputs, *, config: VersionConfig) -> AnswerCounts | None:
-    """Send the request for the first validation row without examples, unless its answer is stored, and count it.
+    """Send the request for the shortest validation row without examples, unless its answer is stored, and count it.
 
-    A wrong name of the model or a missing permission is an error of this request, before the baselines of the base
-    model, which can take long. Returns None for a recipe without an endpoint. See `fetch_answers` for errors.
+    A wrong name of the model, a missing permission or a too large `max_tokens` is an error of this request, before the
+    baselines of the base model, which can take long. Returns None for a recipe without an endpoint. Raises the errors
+    of `fetch_answers` and `require_room`.
     """
     recipe = inputs.recipe
     if recipe.evaluation.endpoint is None:
@@ -99,8 +100,12 @@ def first_answer(inputs: RunInputs, *, config: VersionConfig) -> AnswerCounts | 
     require_names(config.classes)
     endpoint, prompting = Endpoint.from_config(recipe.evaluation.endpoint), _prompting(inputs, config)
     fields = {"kind": "endpoint_zero_shot", "prompting": prompting, "endpoint": endpoint}
-    bodies = request_bodies(inputs.splits.validation.take((0,)), version=config.model_copy(update=fields), index=None)
+    validation = inputs.splits.validation
+    shortest = min(range(len(validation)), key=lambda position: len(validation.texts[position]))
+    row = validation.take((shortest,))
+    bodies = request_bodies(row, version=config.model_copy(update=fields), index=None)
     answers = fetch_answers(bodies, endpoint=endpoint, task_uri=recipe.task_uri, limits=request_limits(inputs))
+    require_room(answers[0], endpoint=endpoint, max_tokens=prompting.max_new_tokens)
     return count_answers(answers, classes=config.classes)
 
 

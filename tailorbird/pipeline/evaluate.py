@@ -39,7 +39,7 @@ from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, kind_of_artifact, register_contender, register_hybrid
-from tailorbird.pipeline.cost import measure_cost
+from tailorbird.pipeline.cost import endpoint_answers, measure_cost
 from tailorbird.pipeline.endpoint import predict_contender, request_limits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
@@ -121,7 +121,8 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     measured = measure_cost(context, compared, hybrid=hybrid, tables=tables, predict=predict)
     progress.activity("computing the verdict")
     cost = CostRecord(measured.serving, trained.usage(context.recipe.training), measured.device)
-    evaluated = EvaluatedModels(family, access, tables, cost)
+    answers = endpoint_answers(context, compared, tables=tables, predict=predict)
+    evaluated = EvaluatedModels(family, access, tables, cost, answers)
     verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
     if access.number > 1:
         progress.note(verdict.access())

@@ -1,14 +1,15 @@
 """Collect the results of a run's stages, and build its evidence."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 
 import numpy as np
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline, further_contenders, select_incumbent
+from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
 from tailorbird.evaluation.gates.cost import TrainingUsage
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report import evidence
 from tailorbird.evaluation.report.examples import paired_examples
@@ -23,7 +24,7 @@ from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.endpoint import answer_counts, request_limits
+from tailorbird.pipeline.endpoint import request_limits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.test_set_ledger import TestSetAccess
@@ -89,6 +90,7 @@ class EvaluatedModels:
     test_access: TestSetAccess
     predictions: Mapping[str, Predictions]  # by table name
     cost: evidence.CostRecord
+    endpoint_answers: Mapping[str, AnswerCounts] = field(default_factory=dict)  # see `Evidence.endpoint_answers`
 
 
 def build_evidence(
@@ -149,12 +151,7 @@ def build_evidence(
         base_model=inputs.base_model,
         retrieval_encoder=inputs.encoder,
         endpoint=_endpoint(trained.baselines, max_spend=request_limits(inputs).max_spend),
-        endpoint_answers={
-            model.role: counts
-            for model in evaluated.family.predicting
-            if model.kind in (CHAMPION, *ENDPOINT_KINDS)
-            and (counts := answer_counts(inputs, model.uri, rows=context.splits.test)) is not None
-        },
+        endpoint_answers=dict(evaluated.endpoint_answers),
     )
 
 

@@ -136,7 +136,8 @@ def require_endpoints(context: RunContext, *, progress: ProgressReporter) -> Non
         if counts and counts.empty:
             progress.note(
                 "the first answer of the endpoint ends at its maximum number of tokens without a "
-                f"{'label' if context.task.classes else 'text'}; a run stops if more than {MAX_SHARE:.0%} of them do. "
+                f"{'label' if context.task.classes else 'text'}; a run stops if more than {MAX_SHARE:.0%} of those to "
+                "validation rows do. "
                 "A model that reasons needs a higher evaluation.endpoint.max_tokens"
             )
 

@@ -12,7 +12,7 @@ from tailorbird.data.splits import subsample
 from tailorbird.evaluation.baselines.baseline import Baseline
 from tailorbird.evaluation.baselines.chat import replace_shots
 from tailorbird.evaluation.inference.endpoint import NO_LABEL, endpoint_predictions, request_bodies
-from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers, require_answers
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.models.endpoint.client import Body
 from tailorbird.models.endpoint.completion import EndpointAnswer
@@ -73,7 +73,7 @@ def fit_endpoint_baselines(
 
     They are those of `fit_prompt_baselines` with the same settings, without the nearest row's own answer. All answers
     must be of the model that the endpoint reports first. Raises DataError for an empty label, which an endpoint cannot
-    name, and the errors of `fetch_answers`.
+    name, and the errors of `fetch_answers` and `require_answers`.
     """
     require_names(contender.config.classes)
     examples = train if train.conversations is not None else label_conversations(train)
@@ -83,6 +83,7 @@ def fit_endpoint_baselines(
         nonlocal pinned
         version = contender.config.model_copy(update={"kind": kind, "prompting": prompting, "endpoint": pinned})
         answers = fetch_answers(request_bodies(validation, version=version, index=contender.index), pinned)
+        require_answers(answers, rows=validation, version=version)
         predictions = endpoint_predictions(answers, rows=validation, version=version)
         shares_without = _shares_without_parameters([answer for answer in answers if answer.model])
         omitted = tuple(sorted({*pinned.omitted, *shares_without}))

@@ -7,7 +7,6 @@ import numpy as np
 
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.inference.chat_answers import Answer
-from tailorbird.evaluation.inference.endpoint_coverage import require_answers
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, StoredAnswers, fetch_answers
 from tailorbird.evaluation.inference.row_predictions import label_predictions, text_predictions
 from tailorbird.evaluation.inference.suite_answers import generated_positions, suite_predictions
@@ -50,7 +49,6 @@ def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predicti
     if rows.suite is not None:
         positions, kind = generated_positions(rows), read_artifact_config(uri).kind
         completions = answer_rows_of_endpoint(uri, rows=rows.take(positions), limits=limits) if positions else ()
-        require_answers(completions, rows=rows.take(positions), version=read_artifact_config(uri))
         confidences = _confidences(completions)
         answers = [Answer(answer.text, float(value)) for answer, value in zip(completions, confidences, strict=True)]
         return suite_predictions(kind, rows=rows, answers=dict(zip(positions, answers, strict=True)))
@@ -70,12 +68,11 @@ def request_bodies(rows: Rows, *, version: VersionConfig, index: "RetrievalIndex
 
 
 def endpoint_predictions(answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig) -> Predictions:
-    """Return the predictions of an endpoint from its answers.
+    """Return the predictions of an endpoint from its answers; an empty answer is wrong.
 
     Confidences are NaN if the endpoint returns no log-probabilities for some of the rows, without those that it
-    refused, whose confidence is 0. They are not calibrated. Raises EndpointAnswersMissing; see `require_answers`.
+    refused, whose confidence is 0. They are not calibrated.
     """
-    require_answers(answers, rows=rows, version=version)
     if rows.conversations is None:
         outputs = tuple(label_of(answer.text, classes=version.classes) or NO_LABEL for answer in answers)
         confidences = _values([0.0 if answer.refused else answer.probability for answer in answers])

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from tailorbird.data.rows import Rows
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.errors import EndpointAnswersMissing
+from tailorbird.models.endpoint.fault import TOO_LONG
 from tailorbird.models.endpoint.prompts import label_of
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.versions import VersionConfig
 
 MAX_SHARE = 0.02
@@ -47,34 +49,64 @@ def count_answers(answers: Sequence[EndpointAnswer], *, classes: tuple[str, ...]
     )
 
 
-def require_answers(answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig) -> None:
-    """Raise EndpointAnswersMissing if more than `MAX_SHARE` of the rows have no usable answer, for one reason.
+def max_missing(num_rows: int) -> float:
+    """Return how many of the rows may have no usable answer, for one reason."""
+    return max(1.0, MAX_SHARE * num_rows)
 
-    The message names rows by id, without their texts. A suite can test texts that should be refused, so its rows may
-    be.
+
+def require_answers(answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig) -> None:
+    """Raise EndpointAnswersMissing if more than `max_missing` validation rows have no usable answer, for one reason.
+
+    This is a check of the settings before a version exists. The answers of a version are its behaviour, so on other
+    rows those that are missing count as wrong. The message names rows by id, without their texts.
     """
     assert version.endpoint is not None
     assert version.prompting is not None
     counts = count_answers(answers, classes=() if rows.conversations is not None else version.classes)
-    limit, stated = max(1.0, MAX_SHARE * counts.rows), f"{version.endpoint.model!r} at {version.endpoint.url}"
+    limit, stated = max_missing(counts.rows), f"{version.endpoint.model!r} at {version.endpoint.url}"
     if counts.empty > limit:
         raise EndpointAnswersMissing(
-            f"{counts.empty / counts.rows:.0%} of the answers of {stated} ({version.kind}) end at "
+            f"{counts.empty / counts.rows:.0%} of the answers of {stated} ({version.kind}) to validation rows end at "
             f"{version.prompting.max_new_tokens} tokens without a {'text' if rows.conversations else 'label'}, so they "
             "show this limit and not what the model can do; a model that reasons counts its hidden tokens. Raise "
-            "evaluation.endpoint.max_tokens, or set the model to reason less, and start the run again. A registered "
-            "version keeps its limit"
+            "evaluation.endpoint.max_tokens, or set the model to reason less, and start the run again"
         )
-    if counts.refused > limit and rows.suite is None:
+    if counts.refused > limit:
         refused = [position for position, answer in enumerate(answers) if answer.refused]
         codes = ", ".join(sorted({str(answers[position].finish_reason) for position in refused}))
         named = ", ".join(rows.row_ids[position] for position in refused[:MAX_NAMED])
         more = f" and {len(refused) - MAX_NAMED:,} more" if len(refused) > MAX_NAMED else ""
         raise EndpointAnswersMissing(
             f"{stated} ({version.kind}) refused {counts.refused:,} of {counts.rows:,} requests because of their texts "
-            f"({codes}), and at most {MAX_SHARE:.0%} may be: the rows at the positions {named}{more} of their file. "
-            "Remove them, or lower evaluation.retrieved_tokens or evaluation.endpoint.max_tokens if they are too long, "
-            "or set evaluation.endpoint.revision to a new text if the provider accepts them now; start the run again"
+            f"({codes}), and at most {MAX_SHARE:.0%} may be: the validation rows at the positions {named}{more} of "
+            "their file. Lower evaluation.endpoint.max_tokens or evaluation.retrieved_tokens if they are too long, or "
+            "set evaluation.endpoint.revision to a new text if the provider accepts them now, or remove these "
+            "validation rows; start the run again"
+        )
+
+
+def refused_first(answers: Sequence[EndpointAnswer], *, num_rows: int, endpoint: Endpoint) -> EndpointAnswersMissing:
+    """Return the error if an endpoint refuses the first requests of a run because of their texts.
+
+    `num_rows` is the number of all requests, of which at most `max_missing` may be refused.
+    """
+    codes = ", ".join(sorted({str(answer.finish_reason) for answer in answers}))
+    return EndpointAnswersMissing(
+        f"{endpoint.model!r} at {endpoint.url} refused the first {len(answers):,} of {num_rows:,} requests because of "
+        f"their texts ({codes}), so the others were not sent. Lower evaluation.endpoint.max_tokens or "
+        "evaluation.retrieved_tokens if the requests are too long, or set evaluation.endpoint.revision to a new text "
+        "if the provider accepts them now; start the run again"
+    )
+
+
+def require_room(answer: EndpointAnswer, *, endpoint: Endpoint, max_tokens: int) -> None:
+    """Raise EndpointAnswersMissing if `answer`, to the shortest validation row, is a refusal because of its length."""
+    if answer.finish_reason == TOO_LONG:
+        raise EndpointAnswersMissing(
+            f"{endpoint.model!r} at {endpoint.url} refused the request for the shortest validation row as too long "
+            f"({TOO_LONG}): its context has no room for this prompt and an answer of {max_tokens:,} tokens. Lower "
+            "evaluation.endpoint.max_tokens, or let the server accept longer requests and set "
+            "evaluation.endpoint.revision to a new text; start the run again"
         )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from cluster.progress import counter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.endpoint import EndpointConfig
+from tailorbird.evaluation.inference.endpoint_coverage import max_missing, refused_first
 from tailorbird.evaluation.inference.endpoint_spend import SpendLimit, spend_unknown
 from tailorbird.models.endpoint.client import Body, Connection, RetryPolicy, complete, connect, require_model
 from tailorbird.models.endpoint.completion import REFUSALS, EndpointAnswer, refused_answer
@@ -95,6 +96,9 @@ def fetch_answers(
     because of its texts has an empty answer (see `EndpointAnswer.refused`), which is stored too. After another error,
     no request starts, and those that have started are completed and stored.
 
+    While no model is known, requests are sent one at a time. If the endpoint refuses the first of them and they are
+    more than `max_missing` of all, EndpointAnswersMissing is raised.
+
     The stored answers are listed in each call. A caller with many calls gives a dictionary `kept`, in which the list
     remains until an error; answers that another process stores meanwhile are neither used nor counted as spend.
 
@@ -123,7 +127,7 @@ def fetch_answers(
         if stored.num_unknown and max_spend is not None:
             raise spend_unknown(endpoint)
         limit = SpendLimit(max_spend, endpoint=endpoint, spent=stored.spent)
-        sent = _run(_send(missing, endpoint=endpoint, folder=folder, limits=limits, limit=limit))
+        sent = _run(_send(missing, known=answers, endpoint=endpoint, folder=folder, limits=limits, limit=limit))
         for name, answer in sent.items():
             stored.uris[name] = _uri(answer, folder=folder, name=name)
             stored.count(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens, endpoint=endpoint)
@@ -166,9 +170,15 @@ def _run(work: Coroutine[object, object, T]) -> T:
 
 
 async def _send(
-    bodies: Mapping[str, Body], *, endpoint: Endpoint, folder: str, limits: RequestLimits, limit: SpendLimit
+    bodies: Mapping[str, Body],
+    *,
+    known: Mapping[str, EndpointAnswer],
+    endpoint: Endpoint,
+    folder: str,
+    limits: RequestLimits,
+    limit: SpendLimit,
 ) -> dict[str, EndpointAnswer]:
-    """Send requests and store their answers.
+    """Send requests and store their answers. `known` has the stored answers to the other requests.
 
     The first request is sent alone. It shows the model, and the parameters that the endpoint refuses.
     """
@@ -193,11 +203,14 @@ async def _send(
     async with connect(
         endpoint, timeout_s=limits.timeout_s, max_connections=limits.max_concurrency, retry=limits.retry
     ) as connection:
-        model, num_sent = "", -1
-        while not model and len(answers) > num_sent:  # a refused request shows no model
+        model, num_rows, num_sent = endpoint.reported_model, len(known) + len(bodies), 0
+        await work(connection, islice(pending, 1))
+        while not (model := model or _model_of(answers.values())) and len(answers) > num_sent:
+            refused = (*known.values(), *answers.values())  # a refused request shows no model
+            if len(refused) > max_missing(num_rows):
+                raise refused_first(refused, num_rows=num_rows, endpoint=endpoint)
             num_sent = len(answers)
             await work(connection, islice(pending, 1))
-            model = next((answer.model for answer in answers.values() if answer.model), "")
         if model:
             connection = replace(connection, endpoint=endpoint.model_copy(update={"reported_model": model}))
             await asyncio.gather(*(work(connection, pending) for _ in range(limits.max_concurrency)))
@@ -206,6 +219,11 @@ async def _send(
     if len(answers) < len(bodies):
         raise limit.exceeded(num_left=len(bodies) - len(answers))
     return answers
+
+
+def _model_of(answers: Iterable[EndpointAnswer]) -> str | None:
+    """Return the model of the first answer that names one."""
+    return next((answer.model for answer in answers if answer.model), None)
 
 
 async def _answer(connection: Connection, body: Body) -> EndpointAnswer:

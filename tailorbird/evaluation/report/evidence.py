@@ -284,7 +284,7 @@ class Evidence(StoredModel):
     endpoint: Endpoint | None = None
     """The endpoint of `evaluation.endpoint` with the model that it reported, if the recipe names one."""
     endpoint_answers: dict[str, AnswerCounts] = Field(default_factory=dict)
-    """Test rows by what an endpoint answered, by role of the models that are an endpoint."""
+    """Test rows by what an endpoint answered, by role; for a champion that is a hybrid, of the part that is one."""
 
     @property
     def winning_role(self) -> str:

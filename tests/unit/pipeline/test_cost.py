@@ -8,11 +8,12 @@ import pytest
 
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import MeasuredCosts, RowTokens, ServingDevice, ServingUsage, Tokens
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.inference.row_predictions import label_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.pipeline import cost
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.cost import measure_cost
+from tailorbird.pipeline.cost import endpoint_answers, measure_cost
 from tailorbird.registry.routing import Routing
 from tests.unit.pipeline.contexts import rows_of
 
@@ -73,3 +74,31 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
     assert usage.cpu_s == pytest.approx((1 + 2 * 13 / 18,) * 5)  # 13 of 18 characters
     assert usage.stored_bytes == 3
     assert result.device.emulated == ("incumbent",)
+
+
+def test_the_answers_of_an_endpoint_in_a_champion_cascade_are_counted_on_the_rows_that_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = (SimpleNamespace(uri="bag", endpoint=None), SimpleNamespace(uri="endpoint", endpoint="m"))
+    cascade = SimpleNamespace(routing=Routing(by="cascade", threshold=0.5), parts=parts)
+    config = {"cascade": SimpleNamespace(hybrid=cascade), "full": SimpleNamespace(hybrid=None)}
+    counted: list[str] = []
+
+    def answer_counts(_: object, uri: str, *, rows: Rows) -> AnswerCounts | None:
+        if uri != "endpoint":
+            return None
+        counted.extend(rows.row_ids)
+        return AnswerCounts(len(rows), refused=1, truncated=2, empty=2)
+
+    monkeypatch.setattr(cost, "read_artifact_config", config.__getitem__)
+    monkeypatch.setattr(cost, "read_parts", lambda hybrid: hybrid.parts)
+    monkeypatch.setattr(cost, "answer_counts", answer_counts)
+    context = SimpleNamespace(splits=SimpleNamespace(test=ROWS), inputs=None)
+    answers = endpoint_answers(
+        context,  # type: ignore[arg-type]
+        CONTENDERS,
+        tables={"incumbent": table("hybrid"), "candidate": table("full")},
+        predict=lambda uri: table({"bag": "bag_of_words"}[uri]),
+    )
+    assert answers == {"incumbent: second part": AnswerCounts(5, refused=1, truncated=2, empty=2)}
+    assert counted == ["1", "3", "5", "7", "9"]

@@ -1,6 +1,7 @@
 """The endpoint of a recipe: its first request, before other baselines, and the limit of its answers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,20 @@ def test_the_first_request_is_sent_before_the_baselines_and_not_again(tmp_path: 
     assert [baseline.validation for baseline in baselines] == [1.0, 1.0, 1.0]
     assert counts is not None
     assert (counts.rows, counts.refused, counts.truncated) == (4, 0, 0)
+
+
+def test_a_request_for_the_shortest_row_that_is_refused_as_too_long_ends_the_run_at_once(tmp_path: Path) -> None:
+    too_long = refusal(400, "This model's maximum context length is 4096 tokens")
+    pairs = [("a longer row of a", "a"), ("of b", "b"), ("another row of a", "a")]
+    validation = rows_of(*([column[index] for column in pairs] for index in (0, 1)))
+    splits = replace(splits_of(), validation=validation)
+    with endpoint_server(lambda *_: too_long) as server:
+        context = context_at(server, tmp_path, splits=splits, max_tokens=5000)
+        message = r"the shortest validation row as too long .* an answer of 5,000 tokens. Lower .*max_tokens"
+        for _ in range(2):
+            with pytest.raises(errors.EndpointAnswersMissing, match=message):
+                require_endpoints(context, progress=ProgressRecorder())
+        assert [question(body) for body in server.bodies] == ["of b"]
 
 
 def test_a_wrong_model_is_an_error_of_the_first_request(tmp_path: Path) -> None:

@@ -236,7 +236,9 @@ FILTERED = refusal(400, "filtered", code="content_filter")
 def test_truncated_answers_without_a_result_end_the_run_before_a_decision(
     tmp_path: Path, chat: bool, limit: int, kind: str
 ) -> None:
-    message = rf"^4% of .* 'm' .*\(endpoint_zero_shot\) end at {limit} tokens without {kind},.* Raise .*max_tokens"
+    message = (
+        rf"^4% of .* 'm' .*\(endpoint_zero_shot\) to .* end at {limit} tokens without {kind},.* Raise .*max_tokens"
+    )
     with endpoint_server(only_at(3, 5, reply=CUT)) as server, pytest.raises(EndpointAnswersMissing, match=message):
         fit(server.url, tmp_path, chat=chat, pairs=MANY)
 
@@ -290,7 +292,22 @@ def test_refused_rows_do_not_remove_the_confidences_of_others(tmp_path: Path) ->
 def test_many_refused_rows_end_the_run_and_are_named_by_id_without_their_texts(tmp_path: Path) -> None:
     with endpoint_server(only_at(4, 7, reply=FILTERED)) as server:
         for _ in range(2):
-            with pytest.raises(EndpointAnswersMissing, match=r"refused 2 of 50 .*content_filter.* 4, 7 of") as raised:
+            with pytest.raises(
+                EndpointAnswersMissing, match=r"refused 2 of 50 .*content_filter.* validation rows .* 4, 7 of"
+            ) as raised:
                 fit(server.url, tmp_path, pairs=MANY)
             assert len(server.bodies) == len(MANY)
     assert "sky" not in str(raised.value)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("reply", [CUT, FILTERED])
+def test_empty_answers_to_other_rows_than_validation_are_wrong_and_do_not_end_a_run(
+    tmp_path: Path, chat: bool, reply: Reply
+) -> None:
+    other = tuple((f"a blue sky number {number}", "sky") for number in range(4))
+    with endpoint_server(lambda body, number: reply if "number" in question(body) else by_word(body, number)) as server:
+        zero_shot, *_ = fit(server.url, tmp_path, chat=chat)
+        table = predict_rows(str(zero_shot.uri), rows=rows_of((*TEST, *other), chat=chat))
+    metric = table.measures["token_f1"] if chat else table.scores
+    assert (metric > 0).tolist() == [True, True, False, False, False, False]

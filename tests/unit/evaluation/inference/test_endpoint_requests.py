@@ -312,29 +312,40 @@ def test_a_request_that_is_refused_because_of_its_texts_has_an_empty_answer_that
     tmp_path: Path, reply: Reply
 ) -> None:
     def refuses(body: dict[str, Any], number: int) -> Reply:
-        return reply if question(body) in "013" else echo(body, number)
+        return reply if question(body) in "03" else echo(body, number)
 
     with endpoint_server(refuses) as server:
         limits = RequestLimits(max_spend=100.0, retry=RETRY)  # their price is known: 0, or that of their tokens
         endpoint = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
         for _ in range(2):
             answers = fetch_answers(bodies(0, 1, 2, 3), endpoint=endpoint, task_uri=tmp_path.as_uri(), limits=limits)
-            assert [answer.text for answer in answers] == ["", "", "2", ""]
-            assert [answer.refused for answer in answers] == [True, True, False, True]
+            assert [answer.text for answer in answers] == ["", "1", "2", ""]
+            assert [answer.refused for answer in answers] == [True, False, False, True]
         assert len(server.bodies) == 4
-        assert texts(server, tmp_path, 1, limits=limits, reported_model=MODEL) == [""]
+        assert texts(server, tmp_path, 0, limits=limits, reported_model=MODEL) == [""]
 
 
 def test_the_model_is_that_of_the_first_answer_that_is_not_refused(tmp_path: Path) -> None:
     def changes(body: dict[str, Any], number: int) -> Reply:
-        if number < 2:
+        if number < 1:
             return refusal(400, "no", code="content_filter")
         return completion(question(body), model="m-1" if number < 4 else "m-2")
 
     with endpoint_server(changes) as server:
         with pytest.raises(errors.EndpointModelChanged, match="'m-2', but it was 'm-1' before"):
             texts(server, tmp_path, *range(8))
-        assert texts(server, tmp_path, 0, 1) == ["", ""]
+        assert texts(server, tmp_path, 0, 1) == ["", "1"]
+
+
+def test_an_endpoint_that_refuses_the_first_requests_gets_no_others_unless_its_model_is_known(tmp_path: Path) -> None:
+    with endpoint_server(lambda *_: refusal(400, "This model's maximum context length is 8 tokens")) as server:
+        message = r"'m' at .* refused the first {} of 100 requests .*\(context_length_exceeded\).* Lower .*max_tokens"
+        for number in (3, 4):  # a second run sends one more request
+            with pytest.raises(errors.EndpointAnswersMissing, match=message.format(number)):
+                texts(server, tmp_path, *range(100))
+            assert len(server.bodies) == number
+        assert texts(server, tmp_path, *range(100), reported_model="m-1") == [""] * 100  # a champion
+        assert len(server.bodies) == 100
 
 
 def test_a_kept_list_of_the_stored_answers_is_read_once_and_again_after_an_error(

@@ -361,10 +361,11 @@ def test_the_page_names_the_endpoint_and_the_model_that_it_reported() -> None:
 
 
 def test_the_page_states_the_test_rows_that_an_endpoint_refused_or_answered_in_part() -> None:
-    counts = {"incumbent": AnswerCounts(rows=1000, refused=7, truncated=5, empty=2)}
+    role = "incumbent: second part"
+    counts = {role: AnswerCounts(rows=1000, refused=7, truncated=5, empty=2)}
     page = Page(to_html(evidence_for().model_copy(update={"endpoint_answers": counts})))
     for field, value in {"rows": "1000", "refused": "7", "truncated": "5", "empty": "2"}.items():
-        assert (f"endpoint_answers.incumbent.{field}", value) in page.figures
+        assert (f"endpoint_answers.{role}.{field}", value) in page.figures
 
 
 def test_report_and_card_have_the_cost_of_each_contender_with_its_parts() -> None:
