@@ -57,6 +57,6 @@ def require_gpus(num_gpus: int) -> None:
     """Raise Failed if the connected Ray has fewer GPUs. A training would wait for them until the time limit."""
     import ray
 
-    found = ray.cluster_resources().get("GPU", 0.0)
-    if found < num_gpus:
-        raise Failed(f"Ray finds {found:g} GPUs on this machine instead of {num_gpus}; it needs the driver's NVML")
+    available = ray.cluster_resources().get("GPU", 0.0)
+    if available < num_gpus:
+        raise Failed(f"Ray finds {available:g} GPUs on this machine instead of {num_gpus}; it needs the driver's NVML")

@@ -69,8 +69,8 @@ def missing(lines: Sequence[str], *, installed: str) -> list[str]:
 
     `installed` is the output of `pip freeze` on the machine.
     """
-    found = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", installed, re.MULTILINE)
-    versions = {canonicalize_name(name): version for name, version in found}
+    pinned = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", installed, re.MULTILINE)
+    versions = {canonicalize_name(name): version for name, version in pinned}
     needs = [Requirement(text) for own in importlib.metadata.distributions() for text in own.requires or ()]
     for need in needs:
         version = versions.get(canonicalize_name(need.name))

@@ -25,8 +25,8 @@ def gradients(model: ChatModel, *, autocast: bool = False, **options: Any) -> di
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = model(*as_tensors(rows, device="cpu"), targets=torch.from_numpy(rows.targets), **options)
     (3.0 * loss).backward()
-    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
-    return found | {"loss": loss.detach()}
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    return gradients | {"loss": loss.detach()}
 
 
 def untied() -> Any:

@@ -23,7 +23,7 @@ from tailorbird.registry.versions import PinnedEncoder, Prompting, Retrieval
 from tests import small_encoder
 from tests.small_chat import language_model, model_of, save, tokenizer
 from tests.tracked_memory import TrackedMemory
-from tests.unit.models.reference_attention import reference_varlen_attn
+from tests.unit.models.attention.reference_attention import reference_varlen_attn
 from tests.unit.models.retrieval.test_training_examples import rows_of as example_rows
 from tests.unit.training.small import config_of, reports_of
 from training import chat_task, checkpoint

@@ -36,18 +36,12 @@ CURVE = CurveRecord(
     interval=(0.751, 0.786),
     sentence="twice the data (17,934 rows) would give a validation score of about 0.768",
 )
+COST = {"value_of_correct": 0.5, "requests_per_month": 10000, "price_per_cpu_hour": 0.05, "price_per_gb_month": 0}
 SIMULATIONS = {
     "FINE_TUNE": Simulation(
         costs=on_cpu(SECONDS),
         curve=CURVE,
-        evaluation={
-            "cost": {
-                "value_of_correct": 0.5,
-                "requests_per_month": 10000,
-                "price_per_cpu_hour": 0.05,
-                "price_per_gb_month": 0,
-            }
-        },
+        evaluation={"cost": COST},
     ),
     "STAY": Simulation(num_rows=3000, candidate=0.66),
     "INSUFFICIENT_EVIDENCE": Simulation(num_rows=150, candidate=0.72, access_number=2, num_rows_seen=140),

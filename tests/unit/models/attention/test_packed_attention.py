@@ -17,7 +17,7 @@ from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import add_adapter
 from tests.small_chat import language_model, model_of
-from tests.unit.models.reference_attention import reference_varlen_attn
+from tests.unit.models.attention.reference_attention import reference_varlen_attn
 from tests.unit.models.test_causal_lm import rows
 
 Gradients = dict[str, Tensor]
