@@ -9,7 +9,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from tailorbird.models.pretrained import load_encoder
-from tests.device_reads import DeviceReads
+from tests.unit.device_reads import DeviceReads
 from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import runtime_of
 from training.engine.deepspeed_private import destroy_engine

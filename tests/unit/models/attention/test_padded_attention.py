@@ -11,8 +11,8 @@ from tailorbird.data.tokenize import collate
 from tailorbird.models.attention.padded_attention import PADDED
 from tailorbird.models.classifier import Classifier, masked_mean
 from tailorbird.models.pretrained import load_encoder
-from tests.device_reads import DeviceReads
 from tests.small_chat import model_of, save
+from tests.unit.device_reads import DeviceReads
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 IDS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
