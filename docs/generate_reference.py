@@ -178,9 +178,8 @@ def _openapi(service: type) -> Schema:
     os.environ["DOCUMENTED_KEYS"] = f"client {'0' * 64}"
     config = ServingConfig(api_keys="env://DOCUMENTED_KEYS")
     deployment: Any = object.__new__(service)
-    deployment._replica = Replica(
-        ServedVersions(_load_nothing, read_secret=bytes), task_uri="s3://models/task", config=config
-    )
+    versions, task = ServedVersions(_load_nothing, read_secret=bytes), "chat" if service is Chat else "classification"
+    deployment._replica = Replica(versions, task=task, task_uri="s3://models/task", config=config)
     client = TestClient(deployment.__serve_build_asgi_app__(), base_url="http://127.0.0.1")
     document: Schema = client.get("/openapi.json").json()
     return document

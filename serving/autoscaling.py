@@ -50,7 +50,7 @@ def deployment_options(config: ServingConfig, *, task: str) -> dict[str, Any]:
             look_back_period_s=config.look_back_period_s,
             metrics_interval_s=0.5,
         ),
-        "max_ongoing_requests": config.max_requests + SPARE_REQUESTS,
+        "max_ongoing_requests": config.max_requests(task) + SPARE_REQUESTS,
         "max_queued_requests": config.max_queued_requests,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
         "max_surge_percent": 25,

@@ -116,7 +116,13 @@ class Replica(Generic[EngineT]):
     """The part of a replica that all tasks share. A deployment adds the routes of its task."""
 
     def __init__(
-        self, versions: ServedVersions[EngineT], *, task_uri: str, config: ServingConfig, meter: Meter | None = None
+        self,
+        versions: ServedVersions[EngineT],
+        *,
+        task: str,
+        task_uri: str,
+        config: ServingConfig,
+        meter: Meter | None = None,
     ) -> None:
         self.versions = versions
         self.meter = meter or Meter()
@@ -133,7 +139,7 @@ class Replica(Generic[EngineT]):
             self._authenticator = ApiKeyAuthenticator(config.api_keys, on_change=self._security.add_key_change)
         self._admission = Admission(
             Amounts(
-                requests=config.max_requests,
+                requests=config.max_requests(task),
                 texts=config.max_queued_texts,
                 tokens=config.max_queued_tokens,
             )

@@ -50,7 +50,7 @@ class Chat:
         meter = Meter()
         load, read_secret = _Loader(self._config, meter=meter).load, partial(draw_secret, task_uri)
         versions = ServedVersions(load, read_secret=read_secret, unload=ChatEngine.unload)
-        self._replica = Replica(versions, task_uri=task_uri, config=self._config, meter=meter)
+        self._replica = Replica(versions, task="chat", task_uri=task_uri, config=self._config, meter=meter)
         self._prompts = FairSlots(PROMPT_THREADS)
         self._shadows = ShadowRunner(self._is_quiet)
 

@@ -38,7 +38,7 @@ class Classifier:
             fallback_timeout_s=self._config.fallback_timeout_s,
         )
         versions = ServedVersions(pool.load, read_secret=partial(draw_secret, task_uri), unload=pool.unload)
-        self._replica = Replica(versions, task_uri=task_uri, config=self._config, meter=meter)
+        self._replica = Replica(versions, task="classification", task_uri=task_uri, config=self._config, meter=meter)
         self._shadows = ShadowRunner(self._is_quiet)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -208,10 +208,9 @@ class ServingConfig(ConfigSection):
             return self.max_batch_size
         return GPU_BATCH_SIZE if self.gpus_per_replica and task == "classification" else BATCH_SIZE
 
-    @property
-    def max_requests(self) -> int:
-        """Maximum number of requests in a replica: those that share a forward pass, and those that wait."""
-        return max(self.batch_size(task) for task in ("classification", "chat")) + self.max_queued_requests
+    def max_requests(self, task: str) -> int:
+        """Return the maximum number of requests in a replica: those answered at the same time, and those that wait."""
+        return self.batch_size(task) + self.max_queued_requests
 
     @property
     def shares_chat_base(self) -> bool:

@@ -10,7 +10,9 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from ray.serve.schema import DeploymentSchema
 
 from serving.autoscaling import deployment_options
+from serving.replica.base import Replica
 from tailorbird.config.serving import ServingConfig
+from tests.unit.serving.replica.loads import Loads
 
 TICK_S = 0.1
 LOADS_IN_S = 10.0
@@ -96,11 +98,17 @@ def test_a_change_of_the_challenger_keeps_the_number_of_replicas() -> None:
     assert config.initial_replicas is None  # Serve would scale to it at each change of `user_config`
 
 
-@pytest.mark.parametrize("task", ["classification", "chat"])
-def test_serve_sends_a_replica_more_requests_than_all_clients_may_hold(task: str) -> None:
-    config = ServingConfig()
-    limit = config.batch_size(task) + config.max_queued_requests
-    assert deployment_options(config, task=task)["max_ongoing_requests"] > limit
+@pytest.mark.parametrize(
+    ("num_gpus", "task", "limit"),
+    [(0, "classification", 164), (0, "chat", 164), (1, "classification", 356), (1, "chat", 164)],
+)
+def test_serve_sends_a_replica_256_requests_more_than_all_clients_may_hold(
+    num_gpus: float, task: str, limit: int
+) -> None:
+    config = ServingConfig(gpus_per_replica=num_gpus, max_queued_requests=100)
+    replica = Replica(Loads().versions(), task=task, task_uri="s3://models/task", config=config)
+    assert replica._admission._limits.requests == limit
+    assert deployment_options(config, task=task)["max_ongoing_requests"] == limit + 256
 
 
 @pytest.mark.parametrize(

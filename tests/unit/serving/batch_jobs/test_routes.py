@@ -29,7 +29,9 @@ def job(owner: str | None) -> BatchJob:
 
 
 def app(config: ServingConfig) -> TestClient:
-    replica: Replica[Any] = Replica(Loads().versions(), task_uri="s3://models/task", config=config)
+    replica: Replica[Any] = Replica(
+        Loads().versions(), task="classification", task_uri="s3://models/task", config=config
+    )
     return TestClient(replica.asgi_app({}, page="classify"), base_url="http://127.0.0.1")
 
 

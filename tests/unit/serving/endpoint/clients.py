@@ -30,7 +30,7 @@ def client_of(engine: EndpointChatEngine, *, meter: Meter | None = None) -> Test
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = ServingConfig()
-    service._replica = Replica(versions, task_uri="s3://models/task", config=service._config, meter=meter)
+    service._replica = Replica(versions, task="chat", task_uri="s3://models/task", config=service._config, meter=meter)
     service._prompts = FairSlots(1)
     return TestClient(service.__serve_build_asgi_app__(), base_url="http://127.0.0.1")
 

@@ -7,6 +7,7 @@ from starlette.types import Message
 
 from serving.http.asgi import ASGIApp
 from serving.replica.base import Replica
+from serving.replica.chat import Chat
 from serving.replica.served_versions import ServedVersions
 from tailorbird.config.serving import ServingConfig
 
@@ -19,7 +20,8 @@ def application(service: type, config: ServingConfig) -> ASGIApp:
 
     deployment: Any = object.__new__(service)
     deployment._config = config
-    deployment._replica = Replica(ServedVersions(load, read_secret=bytes), task_uri="s3://models/task", config=config)
+    versions, task = ServedVersions(load, read_secret=bytes), "chat" if service is Chat else "classification"
+    deployment._replica = Replica(versions, task=task, task_uri="s3://models/task", config=config)
     app: ASGIApp = deployment.__serve_build_asgi_app__()
     return app
 

@@ -43,7 +43,7 @@ def paths(tmp_path: Path) -> TaskPaths:
 
 
 def service(paths: TaskPaths, config: ServingConfig) -> TestClient:
-    replica = Replica(Loads().versions(), task_uri=paths.task_uri, config=config)
+    replica = Replica(Loads().versions(), task="classification", task_uri=paths.task_uri, config=config)
     return TestClient(replica.asgi_app({}, page="classify"), base_url="http://127.0.0.1")
 
 

@@ -22,7 +22,9 @@ from tests.unit.serving.replica.loads import Loads, config, ref, settle
 
 
 def new_replica(config: ServingConfig | None = None) -> Replica[Any]:
-    return Replica(Loads().versions(), task_uri="s3://models/task", config=config or ServingConfig())
+    return Replica(
+        Loads().versions(), task="classification", task_uri="s3://models/task", config=config or ServingConfig()
+    )
 
 
 async def ready(replica: Replica[Any]) -> tuple[int, Any]:

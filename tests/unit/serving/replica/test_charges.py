@@ -32,7 +32,7 @@ def new_chat(engine: FakeEngine, keys_uri: str) -> Any:
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = ServingConfig(api_keys=keys_uri)
-    service._replica = Replica(versions, task_uri="s3://models/task", config=service._config)
+    service._replica = Replica(versions, task="chat", task_uri="s3://models/task", config=service._config)
     service._prompts = FairSlots(1)
     return service
 

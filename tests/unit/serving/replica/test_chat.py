@@ -60,7 +60,7 @@ def test_tokenization_does_not_block_other_requests_and_keeps_the_engine(
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = ServingConfig()
-    service._replica = Replica(versions, task_uri="s3://models/task", config=service._config)
+    service._replica = Replica(versions, task="chat", task_uri="s3://models/task", config=service._config)
     service._prompts = FairSlots(1)
     answers = {"/v1/chat/completions": service._chat, "/v1/completions": service._complete}
 
@@ -229,7 +229,7 @@ def new_chat(config: ServingConfig) -> Any:
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = config
-    service._replica = Replica(versions, task_uri="s3://models/task", config=config)
+    service._replica = Replica(versions, task="chat", task_uri="s3://models/task", config=config)
     service._prompts = FairSlots(1)
     service._shadows = ShadowRunner(service._is_quiet)
     return service

@@ -352,7 +352,7 @@ def test_the_route_answers_in_the_format_of_the_request_complete_and_streamed(en
     versions.engines = {"champion": engine}
     service: Any = object.__new__(Chat)
     service._config = ServingConfig()
-    service._replica = Replica(versions, task_uri="s3://models/task", config=service._config)
+    service._replica = Replica(versions, task="chat", task_uri="s3://models/task", config=service._config)
     service._prompts = FairSlots(1)
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "yes or no"}], "max_tokens": LIMIT}
     body |= {"response_format": {"type": "choice", "choice": list(CHOICE.choice)}}

@@ -67,7 +67,8 @@ def application(service: type, engine: Any) -> ASGIApp:
     deployment: Any = object.__new__(service)
     deployment._config = CONFIG
     deployment._prompts = FairSlots(1)  # unused by classifiers
-    deployment._replica = Replica(versions, task_uri="s3://models/task", config=CONFIG)
+    task = "chat" if service is Chat else "classification"
+    deployment._replica = Replica(versions, task=task, task_uri="s3://models/task", config=CONFIG)
     app: ASGIApp = deployment.__serve_build_asgi_app__()
     return app
 
