@@ -54,19 +54,24 @@ Clock = Callable[[], float]
 
 
 @contextmanager
-def display(console: Console, *, as_json: bool = False, clock: Clock = time.monotonic) -> Iterator[ProgressReporter]:
+def display(
+    console: Console, *, as_json: bool = False, lines: Console | None = None, clock: Clock = time.monotonic
+) -> Iterator[ProgressReporter]:
     """Yield a reporter that prints events on a console, also as `current_progress` of this process.
 
     On a terminal, a live view shows the stages with elapsed and expected times, all contenders and the current
     activity. The contenders are printed once more at the end. With `as_json`, each event is a JSON object on a line.
-    Without a terminal, no output is wrapped or colored.
+    Without a terminal, no output is wrapped or colored. The texts of `LineEvent` are printed on `lines` instead, except
+    with `as_json`, or if both are terminals, because the live view must not be interrupted.
     """
+    if lines is None or (lines.is_terminal and console.is_terminal):
+        lines = console
     if as_json or not console.is_terminal:
-        log = LogDisplay(console, as_json=as_json, clock=clock)
+        log = LogDisplay(console, as_json=as_json, lines=lines, clock=clock)
         with _ticking(log), reporting_to(ProgressReporter(log.report)) as progress:
             yield progress
         return
-    terminal = TerminalDisplay(console, clock=clock)
+    terminal = TerminalDisplay(console, lines=lines, clock=clock)
     with Live(console=console, transient=True, get_renderable=terminal.view):
         try:
             with reporting_to(ProgressReporter(terminal.report)) as progress:
@@ -78,8 +83,15 @@ def display(console: Console, *, as_json: bool = False, clock: Clock = time.mono
 class LogDisplay:
     """Writer of one line per event, and of a line about the current activity after a silence."""
 
-    def __init__(self, console: Console, *, as_json: bool = False, clock: Clock = time.monotonic) -> None:
-        self._console, self._as_json, self._clock = console, as_json, clock
+    def __init__(
+        self,
+        console: Console,
+        *,
+        as_json: bool = False,
+        lines: Console | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._console, self._lines, self._as_json, self._clock = console, lines or console, as_json, clock
         self._lock = threading.Lock()
         self._started = self._printed = self._steps_printed = clock()
         self._state = State(since=self._started)
@@ -105,7 +117,7 @@ class LogDisplay:
             if self._state.stage != before.stage and before.stage and now - before.since >= MIN_SHOWN_S:
                 self._print(f"  {before.stage} took {duration(now - before.since)}", now=now)
             for line in log_lines(event):
-                self._print(line, now=now)
+                self._print(line, now=now, console=self._lines if isinstance(event, LineEvent) else None)
 
     def tick(self) -> None:
         """Print the current activity if nothing was printed for the allowed time."""
@@ -120,9 +132,9 @@ class LogDisplay:
             else:
                 self._print(f"  … {line}", now=now)
 
-    def _print(self, line: str, *, now: float) -> None:
+    def _print(self, line: str, *, now: float, console: Console | None = None) -> None:
         self._printed = now
-        self._console.print(printable(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
+        (console or self._console).print(printable(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def _print_json(self, name: str, values: dict[str, object], *, now: float) -> None:
         content = {"event": name, "elapsed_s": round(now - self._started, 1), **values}
@@ -132,8 +144,8 @@ class LogDisplay:
 class TerminalDisplay:
     """Printer of stages, notes and lines above a live view of the run."""
 
-    def __init__(self, console: Console, *, clock: Clock = time.monotonic) -> None:
-        self._console, self._clock = console, clock
+    def __init__(self, console: Console, *, lines: Console | None = None, clock: Clock = time.monotonic) -> None:
+        self._console, self._lines, self._clock = console, lines or console, clock
         self._lock = threading.Lock()
         self._state = State(since=clock())
         self._spinner = Spinner("dots")
@@ -149,8 +161,9 @@ class TerminalDisplay:
                 self._console.print(f"  [green]✓[/green] {escape(before.stage)} took {took}", highlight=False)
             self._console.print(f"[bold]{escape(printable(event.text))}[/bold]", highlight=False, soft_wrap=True)
         elif isinstance(event, NoteEvent | LineEvent | PlanEvent):
+            console = self._lines if isinstance(event, LineEvent) else self._console
             for line in log_lines(event):
-                self._console.print(printable(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
+                console.print(printable(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def view(self) -> RenderableType:
         """Return the live view: the current activity, the stages and the contenders.

@@ -110,15 +110,17 @@ def stop_job(job: options.JobId, address: options.Address = None, as_json: optio
 def _follow(job_id: str, *, as_json: bool, value: dict[str, Any], first: str | None = None) -> None:
     """Print the log until the job ends and exit with its code; on Ctrl-C, exit without stopping the job.
 
-    While the log has no new lines, print the job's status. `first` is a line to print before the log.
+    Everything but the log is printed to standard error: `first` before it, the job's status while it has no new lines,
+    and the final status. With `as_json`, the log is printed there too, and the final status to standard output.
     """
     from cluster import jobs
     from cluster.display.console import display
+    from cluster.display.control_characters import printable
     from cluster.progress import LineEvent
 
     rest, activity = "", ""
     try:
-        with display(Console(stderr=as_json), as_json=as_json) as progress:
+        with display(Console(stderr=True), as_json=as_json, lines=Console()) as progress:
 
             def write(text: str) -> None:
                 nonlocal rest
@@ -142,5 +144,7 @@ def _follow(job_id: str, *, as_json: bool, value: dict[str, Any], first: str | N
         print(f"\n{job_id} continues; run `{follow}` to see its log or `{stop}` to stop it", file=sys.stderr)
         raise typer.Exit(options.ExitCode.INTERRUPTED) from None
     assert job.exit_code is not None  # it has ended
-    options.print_result(job.to_dict() | value, as_json=as_json, lines=[job.line()])
+    options.print_result(job.to_dict() | value, as_json=as_json, lines=[])
+    if not as_json:
+        print(printable(job.line()), file=sys.stderr)
     raise typer.Exit(job.exit_code)

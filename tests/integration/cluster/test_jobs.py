@@ -89,7 +89,7 @@ def test_following_a_job_survives_an_outage_of_the_dashboard_and_returns_its_exi
     logs = _tailorbird("jobs", "logs", name, "--follow")
     assert logs.exit_code == 7
     assert [line for line in logs.stdout.splitlines() if line in LINES] == LINES
-    assert f"{name} " in logs.stdout.splitlines()[-1]
+    assert f"{name} " in logs.stderr.splitlines()[-1]
     again = jobs.start(name, entrypoint="true", package=package)
     assert (again.how, again.job.id) == ("started again", f"{name}-2")
     assert "line 6" in jobs.read_log(name)

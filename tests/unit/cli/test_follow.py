@@ -94,9 +94,9 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_status_of_a_job_is_shown_while_its_log_has_no_new_lines(address: str) -> None:
     done = CliRunner().invoke(app, ["jobs", "logs", "some", "--follow", "--address", address])
-    *log, status = [line for line in done.stdout.splitlines() if not line.startswith("  … ")]
-    assert (log, status.split()[:2]) == (LOG.splitlines(), ["some", "SUCCEEDED"])
-    shown = [line.removeprefix("  … ").partition(" (start: ")[0] for line in done.stdout.splitlines()]
+    assert done.stdout == f"{LOG}\n"
+    *shown, status = [line.removeprefix("  … ").partition(" (start: ")[0] for line in done.stderr.splitlines()]
+    assert status.split()[:2] == ["some", "SUCCEEDED"]
     expected = [f"some is pending: {REASON.rstrip('.')}", "some is running; its log has no new line"]
     assert [text for text in dict.fromkeys(shown) if text.startswith("some is ")] == expected
 

@@ -14,6 +14,7 @@ from cluster.progress import (
     SILENT,
     ActivityEvent,
     EpochEvent,
+    LineEvent,
     NoteEvent,
     PlanEvent,
     PlannedStage,
@@ -87,6 +88,27 @@ def test_a_log_has_a_plain_line_for_each_event_and_the_time_of_each_stage() -> N
         "  trial 337d2 epoch 1, step 3/25, loss 1.000, 7 rows/s, about 50 s left",
         "  trial 337d2 epoch 1: validation 0.700, loss 1.000, 9 rows/s",
     ]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_lines_alone_are_on_standard_output_if_it_is_no_terminal(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = console(is_terminal=is_terminal)
+    with display(out, lines=Console()) as progress:
+        progress.note("a note")
+        progress.report(LineEvent("a line with [b]"))
+    assert capsys.readouterr().out == "a line with [b]\n"
+    assert "a note" in text_of(out)
+    assert "a line" not in text_of(out)
+
+
+def test_lines_are_above_the_live_view_if_both_are_terminals() -> None:
+    out, lines = console(is_terminal=True), console(is_terminal=True)
+    with display(out, lines=lines) as progress:
+        progress.report(LineEvent("a line"))
+    assert "a line\n" in text_of(out)
+    assert text_of(lines) == ""
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
