@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.gpu.models import LLAMA_8B, LLAMA_TINY, saved_model, training_task
+from benchmarks.gpu.report import Failed
 from benchmarks.training.trainer import RANK_VARIABLES
 from cluster.progress import StepEvent
 from tailorbird.config.training import TrainingConfig
@@ -101,7 +102,10 @@ def estimated_bytes(config: TrainingConfig, *, shape: ModelShape, room: float) -
 
 
 def _peak_bytes(config: TrainingConfig, task: TrainingTask) -> float:
-    """Return the peak of `NUM_STEPS` steps, with the loading of the model."""
+    """Return the peak of `NUM_STEPS` steps, with the loading of the model.
+
+    Raises Failed if fewer steps ran, or if the optimizer skipped one because of gradients that are not finite.
+    """
     _reset_peak()
     runtime = task.load_runtime()
     engine = build_engine(config, runtime)
@@ -110,10 +114,13 @@ def _peak_bytes(config: TrainingConfig, task: TrainingTask) -> float:
         if event.step == event.num_steps:
             raise _Measured
 
-    # The fake group gathers other values than those of the model, so the loss may not be finite.
+    # A gather of the fake group copies this rank's part to the others': losses are finite, but not those of the model.
     with suppress(_Measured, Diverged):
         train(engine, config, runtime=runtime, callbacks=Callbacks(on_step=on_step))
     peak = _peak()
+    if (engine.global_steps, engine.skipped_steps) != (NUM_STEPS, 0):  # the moments may not exist
+        steps = f"{engine.global_steps} of {NUM_STEPS} steps ran, and the optimizer skipped {engine.skipped_steps}"
+        raise Failed(f"the peak with the optimizer's moments was not measured: {steps}")
     destroy_engine(engine)
     del engine, runtime
     gc.collect()
