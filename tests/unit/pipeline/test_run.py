@@ -44,6 +44,13 @@ def fake(function: Callable[..., Any], value: Callable[..., Any]) -> Callable[..
     return wraps(function)(lambda *args, **kwargs: value(*args, **kwargs))
 
 
+def fail_at_the_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a new run fail the test if it reaches its baselines."""
+    monkeypatch.setattr(run, "require_trackers", lambda _: None)
+    monkeypatch.setattr(run, "find_finished_run", lambda _: None)
+    monkeypatch.setattr(run, "fit_baselines", lambda *_, **__: pytest.fail("the baselines were fitted first"))
+
+
 @pytest.mark.parametrize(("mean", "chosen"), [(None, "seed-1"), (0.739, "seed-1"), (0.74, "mean"), (0.75, "mean")])
 def test_the_mean_of_the_weights_is_the_candidate_unless_a_seed_is_better(mean: float | None, chosen: str) -> None:
     seeds = tuple(result_of(f"seed-{number}", score) for number, score in enumerate((0.71, 0.74, 0.73)))
@@ -151,13 +158,8 @@ def test_an_untrainable_chat_row_is_reported_before_the_baselines_are_fitted(
     recipe = recipe_at(tmp_path, task="chat", evaluation={"metric": "token_f1"})
     context = context_of(recipe, Splits(rows, *others), base_model=(tmp_path / "base").as_uri())
     run_locally(monkeypatch)
-    for name, replacement in {
-        "require_trackers": lambda _: None,
-        "prepare": lambda *_, **__: context,
-        "find_finished_run": lambda _: None,
-        "fit_baselines": lambda *_, **__: pytest.fail("the baselines were fitted first"),
-    }.items():
-        monkeypatch.setattr(run, name, replacement)
+    fail_at_the_baselines(monkeypatch)
+    monkeypatch.setattr(run, "prepare", lambda *_, **__: context)
     for start in (run.run_pipeline, run.sweep_only):
         with pytest.raises(DataError, match=r"training row 8: a turn of the user contains the special token '</s>'"):
             start(recipe, progress=SILENT)
@@ -170,13 +172,8 @@ def test_an_endpoint_that_cannot_be_used_is_reported_before_anything_else(
     of_recipe = context_of(recipe_at(tmp_path, evaluation={"endpoint": endpoint}), splits_of())
     of_champion = replace(context_of(recipe_at(tmp_path), splits_of()), champion="s3://m/task/versions/e-1")
     keyed = endpoint_version("http://127.0.0.1:9/v1")
-    for name, replacement in {
-        "require_trackers": lambda _: None,
-        "find_finished_run": lambda _: None,
-        "read_version": lambda _: keyed,
-        "fit_baselines": lambda *_, **__: pytest.fail("the baselines were fitted first"),
-    }.items():
-        monkeypatch.setattr(run, name, replacement)
+    fail_at_the_baselines(monkeypatch)
+    monkeypatch.setattr(run, "read_version", lambda _: keyed)
     for context, message in ((of_recipe, "127.0.0.1:9/v1/models cannot be reached"), (of_champion, "is not set in")):
         monkeypatch.setattr(run, "prepare", lambda *_, context=context, **__: context)
         for start in (run.run_pipeline, run.sweep_only, run.baselines_only):
@@ -192,13 +189,8 @@ def test_a_model_that_one_gpu_cannot_hold_is_refused_before_the_baselines_as_by_
     base = (tmp_path / "base").as_uri()
     recipe = recipe_at(tmp_path, task="chat", evaluation={"metric": "token_f1"}, **sections)
     context = context_of(recipe, splits_of(), base_model=base)
-    for name, replacement in {
-        "require_trackers": lambda _: None,
-        "prepare": lambda *_, **__: context,
-        "find_finished_run": lambda _: None,
-        "fit_baselines": lambda *_, **__: pytest.fail("the baselines were fitted first"),
-    }.items():
-        monkeypatch.setattr(run, name, replacement)
+    fail_at_the_baselines(monkeypatch)
+    monkeypatch.setattr(run, "prepare", lambda *_, **__: context)
     evaluate = partial(run.run_pipeline, may_train=False)
     monkeypatch.setattr(preflight_evaluation, "gpu_bytes_of_cluster", lambda: (80 << 30, 1 << 10))
     for start in (run.run_pipeline, run.sweep_only, run.baselines_only, evaluate):
