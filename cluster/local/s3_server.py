@@ -29,6 +29,9 @@ SECURITY_FILE = "security.toml"
 """SeaweedFS reads this file from its working directory."""
 GRPC_PARTS = ("master", "volume", "filer", "s3", "admin", "worker", "client")
 HTTP_PARTS = ("master", "volume", "filer", "admin")
+MAX_VOLUMES = 1000
+"""By default, SeaweedFS allows as many volumes as fit the disk's free space at its start. With a few GiB free, these are
+so few that it soon refuses new objects, although most of the space is still free."""
 TIMEOUT_S = 5
 VALIDITY = datetime.timedelta(days=3650)
 
@@ -46,6 +49,7 @@ def start_s3(folder: Path, *, base: int, temp_dir: Path) -> Process:
         *(program("weed"), f"-logdir={private}", "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
         *(f"-{name}.port={base + offset}" for name, offset in ports.SEAWEEDFS.items()),
         *("-s3.port.lance=0", "-s3.port.iceberg=0", "-admin.ui=false", "-webdav=false", "-s3.iam=false"),
+        f"-volume.max={MAX_VOLUMES}",
         *("-master.telemetry=false", "-s3.autoCreateBucket=false", f"-bucket={','.join(BUCKETS)}"),
         *(f"-s3.localSocket={private}/s3.sock", f"-filer.localSocket={private}/filer.sock"),
     ]
