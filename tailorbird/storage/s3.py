@@ -253,7 +253,9 @@ def to_storage_error(uri: str, error: Exception) -> StorageError:
     if _has_code(error, _UNREACHABLE) or isinstance(error, (ConnectionError, TimeoutError)):
         reason = f"is not reachable; check AWS_ENDPOINT_URL, and check that the server is running ({error})"
         return StorageError(f"{uri}: {_endpoint()} {reason}")
-    return StorageError(f"{uri}: {_endpoint()} returned an error; try again, or check the server's log ({error})")
+    return StorageError(
+        f"{uri}: {_endpoint()} returned an error; try again, or check the server's log and its disk space ({error})"
+    )
 
 
 def _no_bucket(uri: str) -> StorageError:
