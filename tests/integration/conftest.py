@@ -47,6 +47,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.StackStat
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ClassificationTask, "num_cost_rows", 32)  # a cost measurement answers each row twelve times
         patched.setenv(VARIABLE, KEY)  # replicas inherit the environment in which Ray starts
+        patched.setenv("TAILORBIRD_CACHE", str(tmp_path_factory.mktemp("cache")))
         patched.setenv("RAY_worker_niceness", "0")  # with Ray's 15, workers starve if other processes use the cores
         state = stacks.up(folder, num_cpus=2)
         guard = subprocess.Popen(
@@ -55,7 +56,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.StackStat
         try:
             for name, value in state.environment().items():
                 patched.setenv(name, value)
-            patched.setenv("TAILORBIRD_CACHE", str(tmp_path_factory.mktemp("cache")))
             reset_auth_token_state()  # Ray reads the path of its token once, and a unit test may have imported it
             yield state
         finally:
