@@ -24,7 +24,7 @@ def test_contrast_in_dark_mode_width_order_and_focus_are_checked(open_page: Open
     (tmp_path / "page.html").write_text(PAGE)
     page = open_page((tmp_path / "page.html").as_uri())
     faults = accessibility_faults(page)
-    assert [fault for fault in faults if fault.startswith("dark, 320 px: ") and "['p']" in fault]
+    assert [fault for fault in faults if fault.startswith("dark, 1280 px: ") and "['p']" in fault]
     assert not [fault for fault in faults if fault.startswith("light, ") and "contrast" in fault]
     assert overflow(page, width=320) > 0
     assert overflow(page, width=768) == 0
