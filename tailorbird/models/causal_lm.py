@@ -14,8 +14,8 @@ from tailorbird.data.packing import PackedRows
 from tailorbird.models.attention.packed_attention import Attention, attention_inputs, attention_name, set_attention
 from tailorbird.models.attention.transformers_private import (
     attention_implementation,
+    needs_all_logits,
     replaced_forward,
-    scales_logits,
 )
 from tailorbird.models.shape import rows_of_loss_chunk
 
@@ -31,7 +31,7 @@ class ChatModel(nn.Module):
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()
         self.lm = lm
-        self._scales_logits = scales_logits(self.causal)
+        self._needs_all_logits = needs_all_logits(self.causal)
         self._dense = attention_implementation(self.causal.config) or "eager"
 
     @property
@@ -86,7 +86,7 @@ class ChatModel(nn.Module):
 
         head = causal.get_output_embeddings()
         chunked: AbstractContextManager[None] = nullcontext()
-        if targets is not None and not self._scales_logits and len(targets) > rows_of_loss_chunk(head.out_features):
+        if targets is not None and not self._needs_all_logits and len(targets) > rows_of_loss_chunk(head.out_features):
             loss = partial(linear_cross_entropy, head, targets=targets, label_smoothing=label_smoothing)
             chunked = replaced_forward(head, loss)
         restricted = attention_inputs(causal, conversation_ids, bounds, longest=longest)
@@ -111,41 +111,36 @@ def as_tensors(rows: PackedRows, *, device: Any) -> tuple[Any, ...]:
 
 
 def linear_cross_entropy(head: nn.Linear, hidden: Tensor, *, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Return the summed cross-entropy of a head's logits for hidden states [N, D] and targets [N].
+    """Return the summed cross-entropy of the logits of a head without bias for hidden states [N, D] and targets [N].
 
     Logits of a chunk of targets are computed at a time, with their gradients, so that the backward pass needs neither
     the logits nor the weight. The gradient of the weight is summed in fp32, and it is kept until the backward pass.
     """
-    loss: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, targets, label_smoothing
-    )
+    loss: Tensor = _ChunkedLoss.apply(hidden, head.weight, targets, label_smoothing)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, label_smoothing: float
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        inputs = (hidden, weight, bias)
+        inputs = (hidden, weight)
         sums: Gradients = [
-            torch.zeros_like(value, dtype=torch.float32) if value is not None and needed else None
+            torch.zeros_like(value, dtype=torch.float32) if needed else None
             for value, needed in zip(inputs, ctx.needs_input_grad, strict=False)
         ]
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(device, enabled=False):
-            cast = [None if value is None else value.detach().to(dtype or value.dtype) for value in (weight, bias)]
+            cast = weight.detach().to(dtype or weight.dtype)
             rows = rows_of_loss_chunk(len(weight))
             for start in range(0, len(hidden), rows):
                 part = slice(start, start + rows)
                 own = hidden[part].detach().to(dtype or hidden.dtype)
-                own_sums = [None if sums[0] is None else sums[0][part], *sums[1:]]
-                total += _add_chunk([own, *cast], targets[part], own_sums, label_smoothing=label_smoothing)
+                own_sums = [None if sums[0] is None else sums[0][part], sums[1]]
+                total += _add_chunk(own, cast, targets[part], own_sums, label_smoothing=label_smoothing)
         ctx.gradients = [
-            None if value is None or grad is None else grad.to(value.dtype)
-            for value, grad in zip(inputs, sums, strict=True)
+            None if grad is None else grad.to(value.dtype) for value, grad in zip(inputs, sums, strict=True)
         ]
         return total
 
@@ -156,19 +151,16 @@ class _ChunkedLoss(torch.autograd.Function):
         return *(None if value is None else value.mul_(grad) for value in gradients), None, None
 
 
-def _add_chunk(inputs: Gradients, targets: Tensor, sums: Gradients, *, label_smoothing: float) -> Tensor:
+def _add_chunk(hidden: Tensor, weight: Tensor, targets: Tensor, sums: Gradients, *, label_smoothing: float) -> Tensor:
     """Return the loss of a chunk, and add its gradients to `sums`, which has None for inputs without a gradient."""
     with torch.enable_grad():
         leaves = [
-            None if value is None else value.detach().requires_grad_(total is not None)
-            for value, total in zip(inputs, sums, strict=True)
+            value.detach().requires_grad_(total is not None)
+            for value, total in zip((hidden, weight), sums, strict=True)
         ]
-        hidden, weight, bias = leaves
-        assert hidden is not None
-        assert weight is not None
-        logits = linear(hidden, weight, bias).float()
+        logits = linear(*leaves).float()
         loss = cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
-    trained = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+    trained = [leaf for leaf in leaves if leaf.requires_grad]
     if trained:
         totals = [total for total in sums if total is not None]
         for total, gradient in zip(totals, torch.autograd.grad(loss, trained), strict=True):

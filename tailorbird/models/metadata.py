@@ -18,7 +18,7 @@ from tailorbird import storage
 from tailorbird.data.rows import DataError
 from tailorbird.data.tasks import DataTask
 from tailorbird.data.tokenize import load_tokenizer
-from tailorbird.models.attention.transformers_private import has_causal_model, scales_logits
+from tailorbird.models.attention.transformers_private import has_causal_model, needs_all_logits
 from tailorbird.models.pretrained import ATTENTION_DROPOUT, without_pooler
 from tailorbird.models.shape import ModelShape
 from tailorbird.storage import s3
@@ -148,7 +148,7 @@ def shape_of(model: Any) -> ModelShape:
         gated=any("gate" in name for name, _ in model.named_modules()),
         attention_dropout=float(dropouts[0]) if dropouts else 0.0,
         kv_width=num_kv_heads * int(getattr(config, "head_dim", None) or hidden // num_heads),
-        scales_logits=output is not None and scales_logits(model),
+        needs_all_logits=output is not None and needs_all_logits(model),
         stored_bf16=2 * sum(value.numel() for value in parameters if value.dtype == torch.bfloat16) > num_parameters,
     )
 

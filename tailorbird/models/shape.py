@@ -23,7 +23,7 @@ class ModelShape:
     attention_dropout: float = 0.0
     kv_width: int | None = None  # width of a layer's keys, and of its values; None if it is `hidden`
     stored_bf16: bool = False  # true if most of its weights are stored in bfloat16
-    scales_logits: bool = False  # true if it changes the output of its head, so that the loss needs all logits
+    needs_all_logits: bool = False  # true if its loss cannot be computed in chunks of the logits
 
 
 def rows_of_loss_chunk(vocabulary: int) -> int:

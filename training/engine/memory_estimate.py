@@ -292,7 +292,7 @@ def _head_gradient_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Ba
 def _loss_tokens(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> tuple[int, int]:
     """Return the number of tokens of a micro-batch, and the number of them whose logits are computed at a time."""
     num_tokens = micro_batch_tokens(config, batch=batch, num_workers=num_workers)
-    return num_tokens, num_tokens if shape.scales_logits else rows_of_loss_chunk(shape.vocabulary)
+    return num_tokens, num_tokens if shape.needs_all_logits else rows_of_loss_chunk(shape.vocabulary)
 
 
 def _in_bf16(config: TrainingConfig, batch: Batch) -> bool:

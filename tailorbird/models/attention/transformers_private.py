@@ -152,13 +152,15 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.forward = own
 
 
-def scales_logits(causal: Any) -> bool:
-    """Return True if a transformers model changes the output of its head: some models scale or cap it.
+def needs_all_logits(causal: Any) -> bool:
+    """Return True if the loss of a transformers model cannot be computed in chunks of its head's output.
 
-    Also true if this cannot be found out without the other layers.
+    Some models scale or cap the output of the head; also true if this cannot be found out without the other layers.
+    A loss in chunks would return the gradients of a weight and a bias in another order, and DeepSpeed reduces gradients
+    in their order, which must be the same on ranks with few targets.
     """
     base, head = causal.base_model, causal.get_output_embeddings()
-    if base is causal or type(head) is not nn.Linear:
+    if base is causal or type(head) is not nn.Linear or head.bias is not None:
         return True
     output = torch.zeros(1, 1, 1)
     states = MoeModelOutputWithPast(last_hidden_state=output)

@@ -160,7 +160,7 @@ def test_logits_of_a_long_context_are_counted_in_chunks() -> None:
     assert short == 1024 * kept + 14 * 1024 * 128_256
     layer = 8192 * (34 * LLAMA_8B.hidden + 8 * LLAMA_8B.intermediate)
     assert long == 8192 * kept + layer + 6 * 128_256 * LLAMA_8B.hidden
-    assert activations(8192, replace(LLAMA_8B, scales_logits=True)) == 8192 * kept + 14 * 8192 * 128_256
+    assert activations(8192, replace(LLAMA_8B, needs_all_logits=True)) == 8192 * kept + 14 * 8192 * 128_256
     assert activations(8192, method="lora") < long
     assert 20 < activations(32_768, method="lora") / GIB < 32  # the logits alone would take 55 GiB
 
