@@ -49,7 +49,7 @@ def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predicti
     if rows.suite is not None:
         positions, kind = generated_positions(rows), read_artifact_config(uri).kind
         completions = answer_rows_of_endpoint(uri, rows=rows.take(positions), limits=limits) if positions else ()
-        confidences = _confidences(completions)
+        confidences = _known([answer.confidence for answer in completions], answers=completions)
         answers = [Answer(answer.text, float(value)) for answer, value in zip(completions, confidences, strict=True)]
         return suite_predictions(kind, rows=rows, answers=dict(zip(positions, answers, strict=True)))
     return endpoint_predictions(
@@ -68,27 +68,26 @@ def request_bodies(rows: Rows, *, version: VersionConfig, index: "RetrievalIndex
 
 
 def endpoint_predictions(answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig) -> Predictions:
-    """Return the predictions of an endpoint from its answers; an empty answer is wrong.
+    """Return the predictions of an endpoint from its answers; an empty answer is wrong, with confidence 0.
 
-    Confidences are NaN if the endpoint returns no log-probabilities for some of the rows, without those that it
-    refused, whose confidence is 0. They are not calibrated.
+    Confidences are NaN if the endpoint returns no log-probabilities for some of the other answers. They are not
+    calibrated.
     """
     if rows.conversations is None:
         outputs = tuple(label_of(answer.text, classes=version.classes) or NO_LABEL for answer in answers)
-        confidences = _values([0.0 if answer.refused else answer.probability for answer in answers])
+        confidences = _known([answer.probability for answer in answers], answers=answers)
         return label_predictions(
             version.kind, rows=rows, outputs=outputs, confidences=confidences, calibrated=confidences
         )
-    confidences = _confidences(answers)
+    confidences = _known([answer.confidence for answer in answers], answers=answers)
     return text_predictions(
         version.kind, rows=rows, outputs=[answer.text for answer in answers], confidences=confidences
     )
 
 
-def _confidences(answers: Sequence[EndpointAnswer]) -> np.ndarray:
-    return _values([0.0 if answer.refused else answer.confidence for answer in answers])
-
-
-def _values(confidences: Sequence[float | None]) -> np.ndarray:
-    known = [value for value in confidences if value is not None]
-    return np.array(known if len(known) == len(confidences) else [np.nan] * len(confidences), dtype=np.float64)
+def _known(confidences: Sequence[float | None], *, answers: Sequence[EndpointAnswer]) -> np.ndarray:
+    """Return confidences [N], 0 for an empty answer without one; NaN for all if another answer has none."""
+    known = [
+        0.0 if value is None and not answer.text else value for value, answer in zip(confidences, answers, strict=True)
+    ]
+    return np.array([np.nan] * len(known) if None in known else known, dtype=np.float64)

@@ -278,13 +278,15 @@ def test_a_refused_row_is_wrong_with_confidence_0_and_stated(tmp_path: Path) -> 
     assert (table.outputs[:2], table.scores[:2].tolist()) == (("", "sky"), [0, 1])
 
 
-def test_refused_rows_do_not_remove_the_confidences_of_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("reply", [CUT, FILTERED, completion("")])
+def test_empty_answers_do_not_remove_the_confidences_of_others(tmp_path: Path, chat: bool, reply: Reply) -> None:
     def answer(body: dict[str, Any], _: int) -> Reply:
-        return FILTERED if question(body) == "azure" else completion(label_answer("sky"), logprobs=(-0.5,))
+        return reply if question(body) == "azure" else completion(label_answer("sky"), logprobs=(-0.5,))
 
     with endpoint_server(answer) as server:
-        zero_shot, *_ = fit(server.url, tmp_path)
-        table = predict_rows(str(zero_shot.uri), rows=rows_of(VALIDATION))
+        zero_shot, *_ = fit(server.url, tmp_path, chat=chat)
+        table = predict_rows(str(zero_shot.uri), rows=rows_of(VALIDATION, chat=chat))
     assert has_confidences(table)
     np.testing.assert_allclose(table.confidences[[1, 2]], [np.exp(-0.5), 0.0])
 
