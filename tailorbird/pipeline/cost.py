@@ -1,23 +1,34 @@
 """The cost of serving all contenders of a run, the hybrid's from its parts and the test rows, and counts of answers."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import data_task
-from tailorbird.evaluation.gates.cost import MeasuredCosts, RowTokens, ServingUsage, Tokens, tokens_by_round
+from tailorbird.evaluation.gates.cost import (
+    MeasuredCosts,
+    RowTokens,
+    ServingUsage,
+    Tokens,
+    endpoint_name,
+    tokens_by_round,
+)
 from tailorbird.evaluation.hybrid import FrozenHybrid, PartUsage, hybrid_usage, routed_to_second
-from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
+from tailorbird.evaluation.inference.endpoint import answer_rows_of_endpoint
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.serving_cost import host_bytes, measure_serving
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.metadata import read_metadata
 from tailorbird.pipeline.artifacts import Contender
-from tailorbird.pipeline.endpoint import answer_counts, row_tokens
+from tailorbird.pipeline.endpoint import request_limits
 from tailorbird.pipeline.prepare import RunContext
-from tailorbird.registry.versions import Hybrid, read_artifact_config, read_parts
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.versions import Hybrid, VersionConfig, read_artifact_config, read_parts
 
 Parts = tuple[str, str]
 """Names under which the parts of a hybrid are measured."""
@@ -37,17 +48,13 @@ def measure_cost(
     that is a hybrid with an endpoint is measured as its parts. The cost of such a champion and of the run's `hybrid` is
     that of the parts for the test rows that each answers (see `hybrid_usage`).
     """
-    test = context.splits.test
-    champions = _hybrids_with_endpoint(contenders)
-    uris = _measured_uris(contenders, champions)
+    test, models = context.splits.test, {role: contender.uri for role, contender in contenders.items()}
+    champions = _hybrids_with_endpoint(models)
+    uris = _measured_uris(models, champions)
     parts_of = {role: _names(role) for role in champions}
     routed = _routed(champions, tables=tables, predict=predict)
-    answered = {name: mask for role, mask in routed.items() for name, mask in _answered(champions[role], role, mask)}
-    tokens = {
-        name: counted
-        for name, uri in uris.items()
-        if (counted := _row_tokens(context, uri, rows=test, answered=answered.get(name))) is not None
-    }
+    of_endpoints = _of_endpoints(uris, champions, routed=routed, rows=test, limits=request_limits(context.inputs))
+    tokens = {name: of_endpoint.row_tokens(len(test)) for name, of_endpoint in of_endpoints.items()}
     measured = _measured(context, uris, tokens={name: tokens_by_round(rows) for name, rows in tokens.items()})
     lengths = {name: _lengths(test, tables.get(name)) for name in uris}
 
@@ -71,27 +78,69 @@ def measure_cost(
 
 
 def endpoint_answers(
-    context: RunContext,
-    contenders: Mapping[str, Contender],
+    models: Mapping[str, str],
     *,
+    rows: Rows,
     tables: Mapping[str, Predictions],
     predict: Callable[[str], Predictions],
+    limits: RequestLimits,
 ) -> dict[str, AnswerCounts]:
-    """Return the counts of the answers of each endpoint to the test rows that it answers, by role or name of a part."""
-    test, champions = context.splits.test, _hybrids_with_endpoint(contenders)
-    routed = _routed(champions, tables=tables, predict=predict)
+    """Return the counts of the answers of each endpoint to the rows that it answers, by role or name of a part.
+
+    `models` has the URIs by role, `tables` the predictions of the rows by role, and `predict` returns those of the
+    model at a URI. Requests are sent unless their answers are stored.
+    """
+    champions = _hybrids_with_endpoint(models)
+    uris, routed = _measured_uris(models, champions), _routed(champions, tables=tables, predict=predict)
+    of_endpoints = _of_endpoints(uris, champions, routed=routed, rows=rows, limits=limits)
+    return {
+        name: count_answers(tuple(of_endpoint.answers.values()), classes=of_endpoint.config.classes)
+        for name, of_endpoint in of_endpoints.items()
+    }
+
+
+@dataclass(frozen=True)
+class _OfEndpoint:
+    """The answers of an endpoint."""
+
+    config: VersionConfig
+    endpoint: Endpoint
+    answers: Mapping[int, EndpointAnswer]  # by the position of the row, only of rows that it answers
+
+    def row_tokens(self, num_rows: int) -> RowTokens:
+        """Return the tokens for each row, 0 for those that it does not answer."""
+        rows = [self.answers.get(row) for row in range(num_rows)]
+        return RowTokens(
+            endpoint_name(self.endpoint.model, url=self.endpoint.url),
+            tuple(0 if answer is None else answer.input_tokens for answer in rows),
+            tuple(0 if answer is None else answer.output_tokens for answer in rows),
+            self.endpoint.prices,
+        )
+
+
+def _of_endpoints(
+    uris: Mapping[str, str],
+    champions: Mapping[str, Hybrid],
+    *,
+    routed: Mapping[str, NDArray[np.bool_]],
+    rows: Rows,
+    limits: RequestLimits,
+) -> dict[str, _OfEndpoint]:
+    """Return the answers of the endpoints at `uris` to the rows that they answer, by name."""
     answered = {name: mask for role, mask in routed.items() for name, mask in _answered(champions[role], role, mask)}
-    counts = {}
-    for name, uri in _measured_uris(contenders, champions).items():
-        rows = test.take(np.flatnonzero(answered[name])) if name in answered else test
-        if (counted := answer_counts(context.inputs, uri, rows=rows)) is not None:
-            counts[name] = counted
-    return counts
+    of_endpoints = {}
+    for name, uri in uris.items():
+        config = read_artifact_config(uri)
+        if config.endpoint is not None:
+            sent = np.flatnonzero(answered.get(name, np.ones(len(rows), bool))).tolist()
+            answers = answer_rows_of_endpoint(uri, rows=rows.take(sent), limits=limits)
+            of_endpoints[name] = _OfEndpoint(config, config.endpoint, dict(zip(sent, answers, strict=True)))
+    return of_endpoints
 
 
-def _hybrids_with_endpoint(contenders: Mapping[str, Contender]) -> dict[str, Hybrid]:
-    """Return the champions that are hybrids with an endpoint as a part, by role."""
-    hybrids = {role: read_artifact_config(contender.uri).hybrid for role, contender in contenders.items()}
+def _hybrids_with_endpoint(models: Mapping[str, str]) -> dict[str, Hybrid]:
+    """Return the models that are hybrids with an endpoint as a part, by role."""
+    hybrids = {role: read_artifact_config(uri).hybrid for role, uri in models.items()}
     return {
         role: hybrid
         for role, hybrid in hybrids.items()
@@ -99,9 +148,9 @@ def _hybrids_with_endpoint(contenders: Mapping[str, Contender]) -> dict[str, Hyb
     }
 
 
-def _measured_uris(contenders: Mapping[str, Contender], champions: Mapping[str, Hybrid]) -> dict[str, str]:
-    """Return the URIs of the contenders by role, with the parts of `champions` instead of these."""
-    uris = {role: contender.uri for role, contender in contenders.items() if role not in champions}
+def _measured_uris(models: Mapping[str, str], champions: Mapping[str, Hybrid]) -> dict[str, str]:
+    """Return the URIs of the models by role, with the parts of `champions` instead of these."""
+    uris = {role: uri for role, uri in models.items() if role not in champions}
     for role, champion in champions.items():
         uris |= dict(zip(_names(role), (part.uri for part in champion.parts), strict=True))
     return uris
@@ -134,20 +183,6 @@ def _answered(
     """Return the names of the parts, each with the mask [N] of the rows that it answers."""
     first, second = _names(role)
     return (first, ~routed if champion.routing.by == "group" else np.ones_like(routed)), (second, routed)
-
-
-def _row_tokens(context: RunContext, uri: str, *, rows: Rows, answered: NDArray[np.bool_] | None) -> RowTokens | None:
-    """Return the tokens of an endpoint for each row, 0 for those that it does not answer; None for other models."""
-    if answered is None:
-        return row_tokens(context.inputs, uri, rows=rows)
-    sent = np.flatnonzero(answered)
-    tokens = row_tokens(context.inputs, uri, rows=rows.take(sent))
-    if tokens is None:
-        return None
-    counts: list[list[int | None]] = [[0] * len(rows), [0] * len(rows)]
-    for position, row in enumerate(sent):
-        counts[0][row], counts[1][row] = tokens.input[position], tokens.output[position]
-    return replace(tokens, input=tuple(counts[0]), output=tuple(counts[1]))
 
 
 def _lengths(rows: Rows, table: Predictions | None) -> NDArray[np.float64]:

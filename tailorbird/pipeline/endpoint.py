@@ -15,8 +15,7 @@ from tailorbird.evaluation.baselines.endpoint import (
     require_names,
     store_endpoint_baselines,
 )
-from tailorbird.evaluation.gates.cost import RowTokens, endpoint_name
-from tailorbird.evaluation.inference.endpoint import answer_rows_of_endpoint, request_bodies
+from tailorbird.evaluation.inference.endpoint import request_bodies
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts, count_answers, require_room
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, fetch_answers
 from tailorbird.evaluation.inference.hybrid_rows import predict_hybrid
@@ -126,35 +125,6 @@ def predict_contender(inputs: RunInputs, uri: str, *, rows: Rows, on_gpu: bool =
 
 def _predict_part(inputs: RunInputs, uri: str, rows: Rows, *, on_gpu: bool) -> Predictions:
     return predict_contender(inputs, uri, rows=rows, on_gpu=on_gpu)
-
-
-def row_tokens(inputs: RunInputs, uri: str, *, rows: Rows) -> RowTokens | None:
-    """Return the tokens of an endpoint for each row; None if the model at `uri` is not an endpoint.
-
-    The requests for the rows are sent unless their answers are stored.
-    """
-    config = read_artifact_config(uri)
-    if config.endpoint is None:
-        return None
-    answers = answer_rows_of_endpoint(uri, rows=rows, limits=request_limits(inputs))
-    return RowTokens(
-        endpoint_name(config.endpoint.model, url=config.endpoint.url),
-        tuple(answer.input_tokens for answer in answers),
-        tuple(answer.output_tokens for answer in answers),
-        config.endpoint.prices,
-    )
-
-
-def answer_counts(inputs: RunInputs, uri: str, *, rows: Rows) -> AnswerCounts | None:
-    """Return the counts of an endpoint's answers to rows; None if the model at `uri` is not an endpoint.
-
-    The requests for the rows are sent unless their answers are stored.
-    """
-    config = read_artifact_config(uri)
-    if config.endpoint is None:
-        return None
-    answers = answer_rows_of_endpoint(uri, rows=rows, limits=request_limits(inputs))
-    return count_answers(answers, classes=config.classes)
 
 
 def request_limits(inputs: RunInputs) -> RequestLimits:

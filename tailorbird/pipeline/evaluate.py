@@ -121,7 +121,8 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     measured = measure_cost(context, compared, hybrid=hybrid, tables=tables, predict=predict)
     progress.activity("computing the verdict")
     cost = CostRecord(measured.serving, trained.usage(context.recipe.training), measured.device)
-    answers = endpoint_answers(context, compared, tables=tables, predict=predict)
+    models, limits = {model.role: model.uri for model in family.predicting}, request_limits(context.inputs)
+    answers = endpoint_answers(models, rows=test, tables=tables, predict=predict, limits=limits)
     evaluated = EvaluatedModels(family, access, tables, cost, answers)
     verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
     if access.number > 1:

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 from tailorbird.data.rows import Rows
-from tailorbird.evaluation.gates.cost import MeasuredCosts, RowTokens, ServingDevice, ServingUsage, Tokens
+from tailorbird.evaluation.gates.cost import MeasuredCosts, ServingDevice, ServingUsage, Tokens
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.row_predictions import label_predictions
 from tailorbird.evaluation.predictions import Predictions
+from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.pipeline import cost
 from tailorbird.pipeline.artifacts import Contender
 from tailorbird.pipeline.cost import endpoint_answers, measure_cost
+from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.routing import Routing
 from tests.unit.pipeline.contexts import rows_of
 
@@ -32,30 +35,46 @@ def table(kind: str) -> Predictions:
     return label_predictions(kind, rows=ROWS, outputs=ROWS.labels, confidences=SURE, calibrated=SURE)
 
 
+def answered(text: str, *, finish_reason: str = "stop", output_tokens: int | None = 3) -> EndpointAnswer:
+    return EndpointAnswer(text, finish_reason, 20, output_tokens, model="m-1", logprobs=None)
+
+
+def champion_cascade(monkeypatch: pytest.MonkeyPatch, answer: EndpointAnswer) -> list[str]:
+    """Let the incumbent be a cascade whose endpoint answers each row with `answer`; return the ids of these rows."""
+    endpoint = Endpoint(url="http://host", model="m", price_input=PRICES[0], price_output=PRICES[1])
+    parts = (SimpleNamespace(uri="bag", endpoint=None), SimpleNamespace(uri="endpoint", endpoint=endpoint))
+    cascade = SimpleNamespace(routing=Routing(by="cascade", threshold=0.5), parts=parts)
+    configs = {"cascade": (cascade, None), "full": (None, None), "bag": (None, None), "endpoint": (None, endpoint)}
+    requested: list[str] = []
+
+    def answer_rows(uri: str, *, rows: Rows, limits: RequestLimits) -> list[EndpointAnswer]:
+        assert (uri, limits) == ("endpoint", RequestLimits())
+        requested.extend(rows.row_ids)
+        return [answer] * len(rows)
+
+    def config_of(uri: str) -> SimpleNamespace:
+        hybrid, of_endpoint = configs[uri]
+        return SimpleNamespace(hybrid=hybrid, endpoint=of_endpoint, classes=("a", "b"))
+
+    monkeypatch.setattr(cost, "read_artifact_config", config_of)
+    monkeypatch.setattr(cost, "read_parts", lambda hybrid: hybrid.parts)
+    monkeypatch.setattr(cost, "answer_rows_of_endpoint", answer_rows)
+    return requested
+
+
 @pytest.mark.parametrize("reported", [True, False])
 def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
     reported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = (SimpleNamespace(uri="bag", endpoint=None), SimpleNamespace(uri="endpoint", endpoint="m"))
-    cascade = SimpleNamespace(routing=Routing(by="cascade", threshold=0.5), parts=parts)
-    requested: list[str] = []
-
-    def row_tokens(_: object, uri: str, *, rows: Rows) -> RowTokens | None:
-        if uri != "endpoint":
-            return None
-        requested.extend(rows.row_ids)
-        return RowTokens("m", (20,) * len(rows), (3 if reported else None,) * len(rows), PRICES)
+    requested = champion_cascade(monkeypatch, answered("b", output_tokens=3 if reported else None))
 
     def measured(_: object, uris: Mapping[str, str], *, tokens: Mapping[str, Tokens]) -> MeasuredCosts:
         assert dict(uris) == {"candidate": "full", "incumbent: first part": "bag", "incumbent: second part": "endpoint"}
         assert list(tokens) == ["incumbent: second part"]
         return MeasuredCosts(ServingDevice("CPU", ("incumbent: first part",)), MEASURED)
 
-    config = {"cascade": SimpleNamespace(hybrid=cascade), "full": SimpleNamespace(hybrid=None)}
-    monkeypatch.setattr(cost, "read_artifact_config", config.__getitem__)
-    monkeypatch.setattr(cost, "read_parts", lambda hybrid: hybrid.parts)
-    monkeypatch.setattr(cost, "row_tokens", row_tokens)
     monkeypatch.setattr(cost, "_measured", measured)
+    monkeypatch.setattr(cost, "request_limits", lambda _: RequestLimits())
     context = SimpleNamespace(splits=SimpleNamespace(test=ROWS), inputs=None)
     tables = {"incumbent": table("hybrid"), "candidate": table("full")}
     result = measure_cost(
@@ -70,7 +89,7 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
     assert result.serving["candidate"] == MEASURED["candidate"]
     usage = result.serving["incumbent"]
     counts = ((10_000.0,) * 5, (1_500.0,) * 5) if reported else ((), ())
-    assert usage.tokens == Tokens("m", counts[0], counts[1], PRICES)
+    assert usage.tokens == Tokens("m at http://host", counts[0], counts[1], PRICES)
     assert usage.cpu_s == pytest.approx((1 + 2 * 13 / 18,) * 5)  # 13 of 18 characters
     assert usage.stored_bytes == 3
     assert result.device.emulated == ("incumbent",)
@@ -79,26 +98,13 @@ def test_a_champion_cascade_costs_its_parts_and_the_tokens_of_routed_rows(
 def test_the_answers_of_an_endpoint_in_a_champion_cascade_are_counted_on_the_rows_that_it_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parts = (SimpleNamespace(uri="bag", endpoint=None), SimpleNamespace(uri="endpoint", endpoint="m"))
-    cascade = SimpleNamespace(routing=Routing(by="cascade", threshold=0.5), parts=parts)
-    config = {"cascade": SimpleNamespace(hybrid=cascade), "full": SimpleNamespace(hybrid=None)}
-    counted: list[str] = []
-
-    def answer_counts(_: object, uri: str, *, rows: Rows) -> AnswerCounts | None:
-        if uri != "endpoint":
-            return None
-        counted.extend(rows.row_ids)
-        return AnswerCounts(len(rows), refused=1, truncated=2, empty=2)
-
-    monkeypatch.setattr(cost, "read_artifact_config", config.__getitem__)
-    monkeypatch.setattr(cost, "read_parts", lambda hybrid: hybrid.parts)
-    monkeypatch.setattr(cost, "answer_counts", answer_counts)
-    context = SimpleNamespace(splits=SimpleNamespace(test=ROWS), inputs=None)
+    counted = champion_cascade(monkeypatch, answered("", finish_reason="length"))
     answers = endpoint_answers(
-        context,  # type: ignore[arg-type]
-        CONTENDERS,
+        {role: contender.uri for role, contender in CONTENDERS.items()},
+        rows=ROWS,
         tables={"incumbent": table("hybrid"), "candidate": table("full")},
         predict=lambda uri: table({"bag": "bag_of_words"}[uri]),
+        limits=RequestLimits(),
     )
-    assert answers == {"incumbent: second part": AnswerCounts(5, refused=1, truncated=2, empty=2)}
+    assert answers == {"incumbent: second part": AnswerCounts(5, refused=0, truncated=5, empty=5)}
     assert counted == ["1", "3", "5", "7", "9"]
