@@ -1,6 +1,6 @@
 """Re-evaluate a served champion on audited rows, and roll it back if its verdict no longer holds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -32,6 +32,7 @@ from tailorbird.operate.reevaluation_evidence import (
     write_reevaluation,
 )
 from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict, decide_reevaluation
+from tailorbird.pipeline.cost import endpoint_answers
 from tailorbird.pipeline.inputs import load_inputs
 from tailorbird.registry.champion import Champion, champion_version
 from tailorbird.registry.test_set_ledger import record_test_access
@@ -94,16 +95,23 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     audited = _audited(recipe, champion=champion, earlier=earlier)
     rows = audited.rows
     progress.stage(f"the champion and {versions['incumbent'].version} on {len(rows):,} audited rows")
+    models = {role: version.uri for role, version in versions.items()}
     protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, versions=versions)
     uri = TaskPaths(recipe.task_uri).reevaluation(now().replace(":", ""))
     record_test_access(  # a run on these rows must know that the champion was compared on them
         recipe.task_uri,
         contents=contents_of(rows.take(audited.new)),
-        models=[version.uri for version in versions.values()],
+        models=list(models.values()),
         protocol=digest(protocol),
         run=uri,
     )
-    tables = _predict(recipe, versions, rows=rows, protocol=protocol)
+    limits = RequestLimits.from_config(recipe.evaluation.endpoint)
+    predict = partial(
+        run_remote(predict_rows, resources=evaluation_resources(recipe.training, recipe.serving)),
+        on_gpu=recipe.serving.gpus_per_replica > 0,
+        limits=limits,
+    )
+    tables = _predict(predict, models, rows=rows, protocol=protocol)
     inputs = VerdictInputs(
         model_predictions("incumbent", tables),
         model_predictions("candidate", tables),
@@ -124,6 +132,9 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
         at=at,
         verdict=verdict,
         expires_at=expires.isoformat(timespec="seconds") if verdict.holds else None,
+        endpoint_answers=endpoint_answers(
+            models, rows=rows, tables=tables, predict=partial(predict, rows=rows), limits=limits
+        ),
     )
     # The evidence is written last, because its rows are not new to a later re-evaluation.
     proposed = left_out = None
@@ -216,16 +227,10 @@ def protocol_for(
 
 
 def _predict(
-    recipe: Recipe, versions: Mapping[str, ModelVersion], *, rows: Rows, protocol: TestProtocol
+    predict: Callable[..., Predictions], models: Mapping[str, str], *, rows: Rows, protocol: TestProtocol
 ) -> dict[str, Predictions]:
     """Return the predictions of both models for the rows, and for the perturbed rows of the gates."""
-    resources = evaluation_resources(recipe.training, recipe.serving)
-    predict = partial(
-        run_remote(predict_rows, resources=resources),
-        on_gpu=recipe.serving.gpus_per_replica > 0,
-        limits=RequestLimits.from_config(recipe.evaluation.endpoint),
-    )
-    tables = {role: predict(version.uri, rows=rows) for role, version in versions.items()}
+    tables = {role: predict(uri, rows=rows) for role, uri in models.items()}
     for name, perturbed in perturbed_rows(rows, protocol.gates).items():
-        tables |= {f"{role}_{name}": predict(version.uri, rows=perturbed) for role, version in versions.items()}
+        tables |= {f"{role}_{name}": predict(uri, rows=perturbed) for role, uri in models.items()}
     return tables

@@ -3,7 +3,10 @@
 from collections.abc import Iterable
 from contextlib import nullcontext
 
+from pydantic import Field
+
 from tailorbird import storage
+from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.prediction_store import load_predictions, save_predictions
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, CostRecord
@@ -37,6 +40,8 @@ class ReevaluationEvidence(StoredModel):
     at: str  # ISO 8601
     verdict: ReevaluationVerdict
     expires_at: str | None  # expiry of the renewed verdict; None unless it is renewed
+    endpoint_answers: dict[str, AnswerCounts] = Field(default_factory=dict)
+    """Rows by what an endpoint answered, as in the evidence of a run."""
 
 
 def read_reevaluations(task_uri: str, *, champion: Champion) -> dict[str, ReevaluationEvidence]:

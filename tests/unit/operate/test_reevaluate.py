@@ -13,12 +13,17 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import Rows, Splits
 from tailorbird.evaluation.gates.cost import ServingUsage, TrainingUsage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
+from tailorbird.evaluation.inference.predict import predict_rows
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.report.evidence import CandidateRecord, CostRecord
+from tailorbird.models.endpoint.prompts import label_answer, label_prompting
 from tailorbird.operate import reevaluate
 from tailorbird.operate.reevaluate import ReevaluationError, protocol_for, reevaluate_champion
+from tailorbird.pipeline.cost import endpoint_answers
 from tailorbird.registry import security_log
-from tailorbird.registry.versions import PinnedVersion
+from tailorbird.registry.endpoint import Endpoint
+from tailorbird.registry.versions import PinnedVersion, VersionConfig, register, write_artifact_config
+from tests.endpoint_server import MODEL, Reply, completion, endpoint_server, question, refusal
 from tests.finished_runs import write_finished_run
 from tests.unit.operate.test_reevaluation_evidence import champion_since
 from tests.unit.pipeline.contexts import recipe_at, rows_of
@@ -62,6 +67,7 @@ def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "load_inputs": lambda _: SimpleNamespace(splits=splits),
         "run_remote": lambda *_, **__: predict,
         "record_test_access": lambda _, **access: recorded.append(access),
+        "endpoint_answers": lambda *_, **__: {},  # the versions are not stored, and are no endpoints
     }
     for name, value in replaced.items():
         monkeypatch.setattr(reevaluate, name, value)
@@ -96,6 +102,41 @@ def test_a_reevaluation_uses_all_audited_rows_and_records_only_the_new_ones_as_a
     stored = storage.read_json(f"{second.uri}/evidence.json")
     assert (stored["data"]["num_new"], stored["data"]["dropped"]["train"]) == (100, 5)
     assert stored["expires_at"] == "2100-01-01T00:00:00+00:00"
+
+
+@pytest.mark.usefixtures("accesses")
+def test_the_evidence_states_the_answers_that_an_endpoint_refused(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(body: dict[str, Any], _: int) -> Reply:
+        refused = question(body).startswith(("request 9 ", "request 19 "))
+        return refusal(400, "filtered", code="content_filter") if refused else completion(label_answer("a"))
+
+    audit(monkeypatch, 205)
+    with endpoint_server(answer) as server:
+        config = VersionConfig(
+            kind="endpoint_zero_shot", classes=("a", "b"), base_model="s3://m/base", max_length=64, dtype="float32",
+            code="", recipe_hash="", created_at="", prompting=label_prompting(("a", "b")),
+            endpoint=Endpoint(url=server.url, model="m", reported_model=MODEL),
+        )  # fmt: skip
+        folder = tmp_path / "artifact"
+        write_artifact_config(folder.as_uri(), config)
+        version = register(recipe.task_uri, folder)
+        replaced = {
+            "champion_version": lambda _: version,
+            "run_remote": lambda *_, **__: predict_rows,
+            "endpoint_answers": endpoint_answers,
+            "read_pinned": lambda _: version,
+        }
+        for name, value in replaced.items():
+            monkeypatch.setattr(reevaluate, name, value)
+        result = reevaluate_champion(recipe, progress=SILENT)
+        assert len(server.bodies) == 200
+    counts = {"rows": 200, "refused": 2, "truncated": 0, "empty": 0}
+    assert storage.read_json(f"{result.uri}/evidence.json")["endpoint_answers"] == {
+        "incumbent": counts,
+        "candidate": counts,
+    }
 
 
 @pytest.mark.usefixtures("accesses")
