@@ -145,7 +145,7 @@ def _data(summary: DataSummary, check: SplitCheck, settings: RunSettings) -> Ite
     roles, config = summary.roles, inspection.data_config(summary, split_by=check.split_by)
     yield "data:"
     if summary.uris.test is None:
-        yield "  # There is no test split, so a run splits `train` at random: 72% train, 11% validation and 17% test."
+        yield "  # Without a test split, a run splits `train` at random: about 72% train, 11% validation and 17% test."
     for name in ("train", "validation", "test"):
         value = getattr(config, name)
         if value is not None:
