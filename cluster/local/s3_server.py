@@ -30,8 +30,8 @@ SECURITY_FILE = "security.toml"
 GRPC_PARTS = ("master", "volume", "filer", "s3", "admin", "worker", "client")
 HTTP_PARTS = ("master", "volume", "filer", "admin")
 MAX_VOLUMES = 1000
-"""By default, SeaweedFS allows as many volumes as fit the disk's free space at its start. With a few GiB free, these are
-so few that it soon refuses new objects, although most of the space is still free."""
+"""By default, SeaweedFS allows as many volumes as fit the disk's free space at its start. With a few GiB free, these
+are so few that it soon refuses new objects, although most of the space is still free."""
 TIMEOUT_S = 5
 VALIDITY = datetime.timedelta(days=3650)
 
