@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from tailorbird.storage.paths import is_staged_base_model
 
 # Files of a model: weights as safetensors (not pickles, which run code when loaded), tokenizer and configuration.
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
+UNUSED_DAYS = 7
+"""Copies that no process has requested for so long are removed. Processes read a copy when they start."""
 LICENSE_NAMES = ("license", "licence", "notice", "use_policy")  # starts of the names of license files
 
 
@@ -56,8 +59,9 @@ def local_copy(uri: str, *, cache: Path | None = None) -> Path:
     """Return a local folder with the files under `uri`, downloaded once per node; a `file://` folder is not copied.
 
     The copy is stored under `cache` (default: `cache_folder()`) and named by the sha256 of the folder's manifest.json
-    or, without one, of its listing. If several processes call at the same time, one of them downloads. Raises
-    StorageError if a staged base model was changed.
+    or, without one, of its listing. If several processes call at the same time, one of them downloads. Before a
+    download, copies are removed that were not requested in the last UNUSED_DAYS. Raises StorageError if a staged base
+    model was changed.
     """
     store, path = s3.filesystem(uri)
     if isinstance(store, pafs.LocalFileSystem):
@@ -65,6 +69,7 @@ def local_copy(uri: str, *, cache: Path | None = None) -> Path:
         return Path(path)
     with _locked_folder(uri, cache=cache) as local:
         if not local.exists():
+            _remove_unused(local.parent)
             objects.download_folder(uri, local, check=partial(_require_staged_files, uri))
     return local
 
@@ -86,12 +91,26 @@ def repaired_copy(uri: str, *, is_intact: Callable[[Path], bool], cache: Path | 
 
 @contextmanager
 def _locked_folder(uri: str, *, cache: Path | None) -> Iterator[Path]:
-    """Yield the path of a folder's copy, locked against other processes on this node."""
+    """Yield the path of a folder's copy, locked against other processes on this node.
+
+    The lock file remains. The time of its last change is that of the last request.
+    """
     root = private_folder((cache or cache_folder()) / "folders")
     key = _content_key(uri.rstrip("/"))
     with (root / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        os.utime(lock.fileno())
         yield root / key
+
+
+def _remove_unused(root: Path) -> None:
+    """Remove the copies that no process has requested for UNUSED_DAYS, except those that are locked."""
+    last = time.time() - UNUSED_DAYS * 24 * 3600
+    for path in root.glob("*.lock"):
+        with path.open("r+") as lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_mtime < last:
+                shutil.rmtree(root / path.stem, ignore_errors=True)
 
 
 def private_folder(folder: Path) -> Path:

@@ -1,4 +1,6 @@
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -86,6 +88,22 @@ def test_a_changed_folder_gets_a_new_local_copy(bucket: str, tmp_path: Path) -> 
     second = node_cache.local_copy(f"{bucket}/folder/", cache=tmp_path)
     assert first != second
     assert (first / "manifest.json").read_bytes() == b"1"
+
+
+def test_a_download_removes_the_copies_that_were_not_requested_for_a_week(bucket: str, tmp_path: Path) -> None:
+    for name in ("unused", "locked", "used", "new"):
+        storage.write_bytes(f"{bucket}/{name}/manifest.json", name.encode())
+    unused, locked, used = (
+        node_cache.local_copy(f"{bucket}/{name}", cache=tmp_path) for name in ("unused", "locked", "used")
+    )
+    for copy in (unused, locked, used):
+        os.utime(f"{copy}.lock", (0, 0))
+    assert node_cache.local_copy(f"{bucket}/used", cache=tmp_path) == used
+    with open(f"{locked}.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        new = node_cache.local_copy(f"{bucket}/new", cache=tmp_path)
+    assert {path for path in (tmp_path / "folders").iterdir() if path.is_dir()} == {locked, used, new}
+    assert (node_cache.local_copy(f"{bucket}/unused", cache=tmp_path) / "manifest.json").read_bytes() == b"unused"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.txt"])
