@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ from cluster import jobs
 from cluster.display import console
 from cluster.display.console import LogDisplay
 from tailorbird.cli.app import app
+from tests.unit.cluster.dashboard import dashboard_of_a_job
 from tests.unit.cluster.test_jobs import job_details
 
 REASON = "Job has not started yet. It may be waiting for resources."
@@ -71,25 +71,8 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(jobs, "STATUS_S", 0.01)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")  # the option --address overrides it
 
-    async def start() -> tuple[web.AppRunner, int]:
-        pages = web.Application()
-        pages.router.add_get("/api/jobs/some", dashboard.serve_job)
-        pages.router.add_get("/api/jobs/some/logs", dashboard.serve_log)
-        pages.router.add_get("/api/jobs/some/logs/tail", dashboard.serve_tail)
-        runner = web.AppRunner(pages)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return runner, runner.addresses[0][1]
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    runner, port = asyncio.run_coroutine_threadsafe(start(), loop).result()
-    yield f"http://127.0.0.1:{port}"
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    with dashboard_of_a_job(job=dashboard.serve_job, log=dashboard.serve_log, tail=dashboard.serve_tail) as address:
+        yield address
 
 
 def test_the_status_of_a_job_is_shown_while_its_log_has_no_new_lines(address: str) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from cluster.jobs import Job, Submitted, _job, _tail
 from tailorbird.cli.app import app
+from tests.unit.cluster.dashboard import dashboard_of_a_job
 
 
 def job_details(**changes: Any) -> dict[str, Any]:
@@ -152,8 +153,8 @@ LOG = "\x1b[31mred\x1b[0m\n\x1b]0;title\x07 \x9b2J\r\u202e\n"
 
 
 @pytest.fixture
-def dashboard_of_a_job() -> Iterator[str]:
-    """A stand-in for Ray's dashboard with an ended job; the stream of its log breaks off after the first line."""
+def address() -> Iterator[str]:
+    """The address of a dashboard with an ended job; the stream of its log breaks off after the first line."""
 
     async def serve_job(_: web.Request) -> web.Response:
         return web.json_response(job_details(submission_id="some", status="SUCCEEDED"))
@@ -168,33 +169,16 @@ def dashboard_of_a_job() -> Iterator[str]:
         await stream.close()
         return stream
 
-    async def start() -> tuple[web.AppRunner, int]:
-        pages = web.Application()
-        pages.router.add_get("/api/jobs/some", serve_job)
-        pages.router.add_get("/api/jobs/some/logs", serve_log)
-        pages.router.add_get("/api/jobs/some/logs/tail", serve_tail)
-        runner = web.AppRunner(pages)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return runner, runner.addresses[0][1]
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    runner, port = asyncio.run_coroutine_threadsafe(start(), loop).result()
-    yield f"http://127.0.0.1:{port}"
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    with dashboard_of_a_job(job=serve_job, log=serve_log, tail=serve_tail) as address:
+        yield address
 
 
 @pytest.mark.parametrize("options", [[], ["--follow"], ["--follow", "--json"]])
 def test_a_printed_log_contains_no_control_characters(
-    options: list[str], dashboard_of_a_job: str, monkeypatch: pytest.MonkeyPatch
+    options: list[str], address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:2")  # the option --address overrides it
-    done = CliRunner().invoke(app, ["jobs", "logs", "some", *options, "--address", dashboard_of_a_job])
+    done = CliRunner().invoke(app, ["jobs", "logs", "some", *options, "--address", address])
     assert done.exit_code == 0
     if "--json" in options:
         events = [json.loads(line) for line in done.stderr.splitlines()]

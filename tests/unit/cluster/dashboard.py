@@ -1,0 +1,36 @@
+"""A stand-in for Ray's dashboard on the loopback interface."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@contextmanager
+def dashboard_of_a_job(*, job: Handler, log: Handler, tail: Handler) -> Iterator[str]:
+    """Run a server with the pages of the job `some` in a thread during the block, and yield its address."""
+
+    async def start() -> web.AppRunner:
+        pages = web.Application()
+        for path, handler in {"": job, "/logs": log, "/logs/tail": tail}.items():
+            pages.router.add_get(f"/api/jobs/some{path}", handler)
+        runner = web.AppRunner(pages)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    runner = asyncio.run_coroutine_threadsafe(start(), loop).result()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
