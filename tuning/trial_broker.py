@@ -210,9 +210,10 @@ class TrialBroker:
             self._best = max(self._best or (False, 0.0), (record.completed, result.score))
         await self._write()
 
-    async def give_up(self, group: str, name: str, message: str) -> None:
-        """(Worker group) Record that the trial failed and is not retried."""
+    async def give_up(self, group: str, name: str, message: str, *, by_workers: bool = False) -> None:
+        """(Worker group) Record that the trial failed and is not retried in this run; see `failed_by_workers`."""
         self._assigned.pop(group, None)
+        self._trials[name].record.failed_by_workers = by_workers
         await self._fail(name, message)
 
     async def end(self, reason: str) -> None:

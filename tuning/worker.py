@@ -85,7 +85,7 @@ class _TrialRun:
         except OutOfMemory as error:
             if error.num_workers == self._config.max_workers:
                 message = f"worker {dist.get_rank()}: {error}"
-                ray.get(self._broker.give_up.remote(self._job.group, self._trial, message))
+                ray.get(self._broker.give_up.remote(self._job.group, self._trial, message, by_workers=True))
             raise  # the other ranks wait for this one in a collective
 
     def _run(self) -> str:

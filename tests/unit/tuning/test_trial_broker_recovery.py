@@ -256,6 +256,24 @@ def test_a_trial_that_failed_by_its_groups_is_retried_after_a_restart() -> None:
     run(scenario())
 
 
+def test_a_trial_that_exceeded_its_gpu_is_retried_after_a_restart_which_can_have_gradient_checkpointing() -> None:
+    async def scenario() -> None:
+        journals: list[SweepJournal] = []
+        broker = new_broker(journals=journals)
+        await broker.submit("a", {"x": 1})
+        assert await take(broker) == "a"
+        await save(broker, "a", "s3://kept")
+        await broker.give_up("group-0", "a", "CUDA out of memory", by_workers=True)
+        with pytest.raises(SweepFailed, match="CUDA out of memory"):
+            await broker.next_report("a")
+        restarted = new_broker(known=journals[-1].trials)
+        await restarted.submit("new", {"x": 1})
+        assert await restarted.take("group-0") == TrialAssignment("a", {"x": 1}, "s3://kept")
+        assert record(restarted, "a").failure is None
+
+    run(scenario())
+
+
 def test_each_trial_continues_another_known_trial_of_the_same_configuration() -> None:
     async def scenario() -> None:
         broker = new_broker(

@@ -41,7 +41,10 @@ def test_a_late_answer_of_the_broker_does_not_end_the_waiting_ranks(tmp_path: Pa
 def test_a_trial_that_exceeds_its_gpu_is_retried_only_if_the_group_has_lost_workers(
     monkeypatch: pytest.MonkeyPatch, num_workers: int, is_final: bool
 ) -> None:
-    failed: list[tuple[str, str, str]] = []
+    failed: list[tuple[str, str, str, bool]] = []
+
+    def give_up(group: str, trial: str, message: str, *, by_workers: bool) -> None:
+        failed.append((group, trial, message, by_workers))
 
     def out_of_memory(_: object) -> str:
         raise OutOfMemory("CUDA out of memory", num_workers)
@@ -49,11 +52,11 @@ def test_a_trial_that_exceeds_its_gpu_is_retried_only_if_the_group_has_lost_work
     monkeypatch.setattr(worker._TrialRun, "_run", out_of_memory)
     monkeypatch.setattr(ray, "get", lambda value: value)  # no cluster runs
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
-    broker = SimpleNamespace(give_up=SimpleNamespace(remote=lambda *arguments: failed.append(arguments)))
+    broker = SimpleNamespace(give_up=SimpleNamespace(remote=give_up))
     nothing: Any = None
     training = TrainingConfig.model_validate({"num_workers": {"min": 2, "max": 4}})
     job = WorkerGroupJob("group-0", training, task=nothing, broker=broker, events=nothing, uri="")
     trial = worker._TrialRun(job, TrialAssignment("trial-1", {}, checkpoint=None), nothing)
     with pytest.raises(OutOfMemory):
         trial.run()
-    assert failed == [("group-0", "trial-1", "worker 1: CUDA out of memory")] * is_final
+    assert failed == [("group-0", "trial-1", "worker 1: CUDA out of memory", True)] * is_final
