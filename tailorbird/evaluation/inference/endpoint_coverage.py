@@ -14,6 +14,8 @@ from tailorbird.registry.versions import VersionConfig
 MAX_SHARE = 0.02
 """Largest share of the rows without a usable answer for one reason. One row is always allowed."""
 MAX_NAMED = 10  # rows that a message names
+LENGTHS = {"endpoint_few_shot": "evaluation.prompt_shots", "endpoint_retrieved": "evaluation.retrieved_tokens"}
+"""Fields of the recipe that determine the length of a prompt, by kind."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,11 @@ def require_answers(answers: Sequence[EndpointAnswer], *, rows: Rows, version: V
         codes = ", ".join(sorted({str(answers[position].finish_reason) for position in refused}))
         named = ", ".join(rows.row_ids[position] for position in refused[:MAX_NAMED])
         more = f" and {len(refused) - MAX_NAMED:,} more" if len(refused) > MAX_NAMED else ""
+        lower = " or ".join(filter(None, ("evaluation.endpoint.max_tokens", LENGTHS.get(version.kind))))
         raise EndpointAnswersMissing(
             f"{stated} ({version.kind}) refused {counts.refused:,} of {counts.rows:,} requests because of their texts "
             f"({codes}), and at most {MAX_SHARE:.0%} may be: the validation rows at the positions {named}{more} of "
-            "their file. Lower evaluation.endpoint.max_tokens or evaluation.retrieved_tokens if they are too long, or "
+            f"their file. Lower {lower} if they are too long, or "
             "set evaluation.endpoint.revision to a new text if the provider accepts them now, or remove these "
             "validation rows; start the run again"
         )
@@ -93,9 +96,9 @@ def refused_first(answers: Sequence[EndpointAnswer], *, num_rows: int, endpoint:
     codes = ", ".join(sorted({str(answer.finish_reason) for answer in answers}))
     return EndpointAnswersMissing(
         f"{endpoint.model!r} at {endpoint.url} refused the first {len(answers):,} of {num_rows:,} requests because of "
-        f"their texts ({codes}), so the others were not sent. Lower evaluation.endpoint.max_tokens or "
-        "evaluation.retrieved_tokens if the requests are too long, or set evaluation.endpoint.revision to a new text "
-        "if the provider accepts them now; start the run again"
+        f"their texts ({codes}), so the others were not sent. Lower evaluation.endpoint.max_tokens if the requests are "
+        "too long, or set evaluation.endpoint.revision to a new text if the provider accepts them now; start the run "
+        "again"
     )
 
 

@@ -302,6 +302,24 @@ def test_many_refused_rows_end_the_run_and_are_named_by_id_without_their_texts(t
     assert "sky" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("turns", "kind", "field"),
+    [(6, "endpoint_few_shot", "evaluation.prompt_shots"), (4, "endpoint_retrieved", "evaluation.retrieved_tokens")],
+)
+def test_prompts_that_are_too_long_are_an_error_that_names_the_field_of_their_length(
+    tmp_path: Path, turns: int, kind: str, field: str
+) -> None:
+    def answer(body: dict[str, Any], number: int) -> Reply:
+        too_long = len(body["messages"]) == turns  # system message, examples and the row
+        return refusal(400, "too long", code="context_length_exceeded") if too_long else by_word(body, number)
+
+    with (
+        endpoint_server(answer) as server,
+        pytest.raises(EndpointAnswersMissing, match=rf"\({kind}\) refused .* Lower .*max_tokens or {field} if they"),
+    ):
+        fit(server.url, tmp_path)
+
+
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("reply", [CUT, FILTERED])
 def test_empty_answers_to_other_rows_than_validation_are_wrong_and_do_not_end_a_run(
