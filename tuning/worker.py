@@ -84,6 +84,9 @@ class _TrialRun:
                 return self._run()
         except OutOfMemory as error:
             if error.num_workers == self._config.max_workers:
+                if self._job.events is not None:  # from this rank, because rank 0 may wait for it
+                    failed = TrialEvent(self._trial, self._assignment.config, "failed")
+                    self._job.events.put.remote(failed)
                 message = f"worker {dist.get_rank()}: {error}"
                 ray.get(self._broker.give_up.remote(self._job.group, self._trial, message, by_workers=True))
             raise  # the other ranks wait for this one in a collective

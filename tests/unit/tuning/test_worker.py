@@ -12,6 +12,7 @@ import ray
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from cluster.progress import TrialEvent
 from tailorbird.config.training import TrainingConfig
 from training.errors import OutOfMemory
 from tuning import worker
@@ -42,6 +43,7 @@ def test_a_trial_that_exceeds_its_gpu_is_retried_only_if_the_group_has_lost_work
     monkeypatch: pytest.MonkeyPatch, num_workers: int, is_final: bool
 ) -> None:
     failed: list[tuple[str, str, str, bool]] = []
+    sent: list[TrialEvent] = []
 
     def give_up(group: str, trial: str, message: str, *, by_workers: bool) -> None:
         failed.append((group, trial, message, by_workers))
@@ -53,10 +55,12 @@ def test_a_trial_that_exceeds_its_gpu_is_retried_only_if_the_group_has_lost_work
     monkeypatch.setattr(ray, "get", lambda value: value)  # no cluster runs
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     broker = SimpleNamespace(give_up=SimpleNamespace(remote=give_up))
+    events = SimpleNamespace(put=SimpleNamespace(remote=sent.append))
     nothing: Any = None
     training = TrainingConfig.model_validate({"num_workers": {"min": 2, "max": 4}})
-    job = WorkerGroupJob("group-0", training, task=nothing, broker=broker, events=nothing, uri="")
+    job = WorkerGroupJob("group-0", training, task=nothing, broker=broker, events=events, uri="")
     trial = worker._TrialRun(job, TrialAssignment("trial-1", {}, checkpoint=None), nothing)
     with pytest.raises(OutOfMemory):
         trial.run()
     assert failed == [("group-0", "trial-1", "worker 1: CUDA out of memory", True)] * is_final
+    assert sent == [TrialEvent("trial-1", {}, "failed")] * is_final
