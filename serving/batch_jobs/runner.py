@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from serving.batch_jobs.job_store import in_turn, read_job, unfinished_jobs, update_job, update_running_job
 from serving.batch_jobs.locations import location_error
-from serving.batch_jobs.schema import BatchError, BatchSpec
+from serving.batch_jobs.schema import BatchError, BatchSpec, EndpointFailed
 from serving.batch_jobs.scoring import score_batch
 from serving.deploy.application import application_name
 from serving.version_checks import require_shipped_code
@@ -143,6 +143,10 @@ def run_job(task_uri: str, batch_id: str, config: ServingConfig) -> str | None:
         score_batch(batch, config, version=read_version(batch.version_uri), on_progress=report)
     except BatchNotRunning:
         return None
+    except EndpointFailed as error:
+        _log.error("batch %s stopped: %s", batch_id, error)
+        stopped = f"an error of the endpoint stopped the batch ({error.kind}); see the cluster's log"
+        return f"{stopped}. Repeat the request to resume it"
     except (BatchError, DataError, s3.StorageError, RegistryError) as error:
         if isinstance(error, (BatchError, DataError)) and not storage.comes_from_storage(error):
             return str(error)

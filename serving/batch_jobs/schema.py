@@ -9,6 +9,12 @@ class BatchError(ValueError):
     """A batch that cannot be scored as requested. The message states what to change."""
 
 
+class EndpointFailed(BatchError):
+    """An error of an endpoint that stopped a batch. The message names the endpoint, so clients do not receive it."""
+
+    kind: str = ""  # the name of the endpoint error's class
+
+
 class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -68,6 +74,10 @@ class PartResult(_Stored):
     error: str | None = None
     """Reason why the part cannot be scored, or None."""
     is_storage_error: bool = False
+    endpoint_error: str | None = None
+    """Name of the class of an endpoint's error, for example `EndpointSpendExceeded`; None for other errors."""
+    num_unanswered: int = 0
+    """Rows that the endpoint refused, or for which it named no class."""
 
 
 class PartSource(_Stored):
@@ -98,3 +108,5 @@ class OutputManifest(_Stored):
     inputs: tuple[InputFile, ...]
     num_rows: int
     num_parts: int
+    num_unanswered: int = 0
+    """Rows that the endpoint refused, or for which it named no class. Their label or answer is null."""

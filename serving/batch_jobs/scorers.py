@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from serving.batch_jobs.endpoint import LoadedEndpoint
 from serving.batch_jobs.schema import Part
 from serving.batch_jobs.vllm_model import VllmModel
-from serving.engines.classify import predict_hybrid, predict_texts
+from serving.engines.classify import Prediction, predict_hybrid, predict_texts
 from tailorbird.config.data import DataConfig
 from tailorbird.data.parquet import conversations_of, groups_of, texts_of
 from tailorbird.data.rows import Conversation, DataError
@@ -52,7 +53,10 @@ class Scorer:
     """`(loaded, rows, batch_size=...)` -> answers in row order, by output column."""
 
 
-def _classify(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", rows: PartRows, *, batch_size: int) -> Columns:
+def _classify(
+    loaded: "LoadedClassifier[ModelVersion] | LoadedEndpoint | LoadedHybrid", rows: PartRows, *, batch_size: int
+) -> Columns:
+    """Return labels and scores. The label of a text is null if the endpoint refuses it or names no class."""
     from tailorbird.models.loading import LoadedHybrid
 
     table, part = rows.table, rows.part
@@ -63,32 +67,50 @@ def _classify(loaded: "LoadedClassifier[ModelVersion] | LoadedHybrid", rows: Par
         if loaded.routing.column is not None:
             groups = groups_of(table, loaded.routing.column, uri=part.uri, first=part.start)
             columns["group"] = pa.array(groups)
-        predictions = predict_hybrid(loaded, list(zip(texts, groups, strict=True)), batch_size=batch_size)
+        hybrid_rows = list(zip(texts, groups, strict=True))
+        predictions = predict_hybrid(loaded, hybrid_rows, batch_size=batch_size, predict=_predict)
         columns["answered_by"] = pa.array([prediction.answered_by for prediction in predictions])
     else:
-        predictions = predict_texts(loaded, texts, batch_size=batch_size)
-    labels = pa.array([prediction.label for prediction in predictions])
+        predictions = _predict(loaded, texts, batch_size=batch_size)
+    known = frozenset(loaded.classes)
+    labels = pa.array([each.label if each.label in known else None for each in predictions], pa.string())
     if loaded.version.integer_labels:
         typed = (loaded.version.typed_label(prediction.label) for prediction in predictions)
         labels = pa.array([label if isinstance(label, int) else None for label in typed], pa.int64())
-    scores = pa.array([prediction.score for prediction in predictions], pa.float32())
+    scores = pa.array([prediction.known_score for prediction in predictions], pa.float32())
     return {"label": labels, "score": scores} | columns
 
 
+def _predict(
+    loaded: "LoadedClassifier[ModelVersion] | LoadedEndpoint", texts: Sequence[str], *, batch_size: int
+) -> list[Prediction]:
+    if isinstance(loaded, LoadedEndpoint):
+        return loaded.predict(texts)
+    return predict_texts(loaded, texts, batch_size=batch_size)
+
+
 def _answer_chat(
-    loaded: "LoadedChat[ModelVersion] | LoadedNearest[ModelVersion] | LoadedHybrid | VllmModel",
+    loaded: "LoadedChat[ModelVersion] | LoadedNearest[ModelVersion] | LoadedEndpoint | LoadedHybrid | VllmModel",
     rows: PartRows,
     *,
     batch_size: int,
 ) -> Columns:
     """Return greedy answers, as in the evaluation, by continuous batching over the whole part.
 
-    A version of the kind `nearest` returns stored answers, with the similarity as confidence.
+    A version of the kind `nearest` returns stored answers, with the similarity as confidence. The answer is null if an
+    endpoint refuses the row, and `finish_reason` is then the error code.
     """
     from tailorbird.models.loading import LoadedHybrid
 
     if isinstance(loaded, LoadedHybrid):
         return _answer_cascade(loaded, rows, batch_size=batch_size)
+    if isinstance(loaded, LoadedEndpoint):
+        completions = loaded.answers([conversation for _, conversation in _conversations(rows)])
+        return {
+            "answer": pa.array([None if each.refused else each.text for each in completions], pa.string()),
+            "finish_reason": pa.array([each.finish_reason for each in completions], pa.string()),
+            "confidence": pa.array([each.confidence for each in completions], pa.float32()),
+        }
     from tailorbird.models.generation import answer_prompts, context_length
     from tailorbird.models.grammar.compiler import grammar_for
     from tailorbird.models.loading import LoadedNearest

@@ -10,14 +10,25 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.progress import ProgressReporter
 from cluster.resources import gpu_visibility
+from serving.batch_jobs import endpoint
 from serving.batch_jobs.locations import normalized_locations
-from serving.batch_jobs.schema import BatchError, BatchSpec, InputFile, OutputClaim, OutputManifest, Part, PartResult
+from serving.batch_jobs.schema import (
+    BatchError,
+    BatchSpec,
+    EndpointFailed,
+    InputFile,
+    OutputClaim,
+    OutputManifest,
+    Part,
+    PartResult,
+)
 from serving.batch_jobs.scorers import SCORERS
 from serving.batch_jobs.worker import PartScorer, columns_of
 from serving.http.schemas import CHAMPION, PRETRAINED
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.parquet import open_parquet, parquet_files
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.registry.versions import calls_endpoint
 from tailorbird.storage import s3
 from tailorbird.storage.paths import TaskPaths
@@ -44,13 +55,16 @@ class ScoringResult:
     busy_s: float
     """Seconds from the start of the first part to the end of the last part, without the start of the workers and the
     loading of the model."""
+    num_unanswered: int = 0
+    """Rows that the endpoint refused, or for which it named no class."""
 
     def line(self) -> str:
         """Return a one-line summary."""
         rate = f", {self.num_new / self.busy_s:,.0f} rows/s after the workers started" if self.busy_s else ""
         before = self.num_rows - self.num_new
         stored = f" ({before:,} were already stored)" if before else ""
-        return f"{self.num_rows:,} rows in, {self.num_rows:,} rows out{stored}, {self.num_parts} parts{rate}"
+        null = f", {self.num_unanswered:,} of them without an answer (null)" if self.num_unanswered else ""
+        return f"{self.num_rows:,} rows in, {self.num_rows:,} rows out{null}{stored}, {self.num_parts} parts{rate}"
 
 
 def resolve_version(task_uri: str, model: str) -> "ModelVersion":
@@ -96,13 +110,8 @@ def check_batch(batch: BatchSpec, *, version: "ModelVersion") -> None:
     """Check that a batch can be scored, without reading rows.
 
     Raises DataError for an input without files, and BatchError if the first file lacks a column or the output folder
-    contains other files, or if the version is one of an endpoint.
+    contains other files.
     """
-    if calls_endpoint(version):
-        raise BatchError(
-            f"{version.version} is answered by an endpoint, which scores no batches here; choose another version, or "
-            "send the rows to the service as requests"
-        )
     first = parquet_files(batch.input)[0]
     with open_parquet(first, columns=(), in_parts=True) as file:
         _require_columns(file, first, columns_of(batch, version))
@@ -114,18 +123,26 @@ def check_batch(batch: BatchSpec, *, version: "ModelVersion") -> None:
 
 
 def score_batch(
-    batch: BatchSpec, config: ServingConfig, *, version: "ModelVersion", on_progress: ProgressCallback
+    batch: BatchSpec,
+    config: ServingConfig,
+    *,
+    version: "ModelVersion",
+    on_progress: ProgressCallback,
+    limits: RequestLimits | None = None,
 ) -> ScoringResult:
     """Score the input on the connected Ray cluster: one output row per input row, with the code of the service.
 
     After an interruption, a new call scores only the missing parts. The manifest is written last. A worker keeps one
     part in memory. Raises BatchError for rows that cannot be scored, for an output folder with other files, and for an
     input that changed during the batch. Also raises DataError and StorageError. An exception in `on_progress` ends the
-    batch.
+    batch. `limits` are those of requests to an endpoint, by default the service's; EndpointFailed is raised if it
+    cannot answer or if the limit of its spend is reached.
     """
     check_batch(batch, version=version)
     inputs = tuple(_inputs(batch, columns=columns_of(batch, version)))
     part_rows = SCORERS[version.task].part_rows
+    if calls_endpoint(version):
+        part_rows = min(part_rows, endpoint.PART_ROWS)
     parts = list(parts_of(inputs, size=part_rows))
     if not parts:
         raise BatchError(f"{batch.input} has no rows; give files with at least one row")
@@ -134,27 +151,49 @@ def score_batch(
     manifest_uri = f"{batch.output}/{MANIFEST}"
     if storage.exists(manifest_uri):
         on_progress(total, total)
-        return ScoringResult(manifest_uri, total, len(parts), 0, 0.0)
+        stored = OutputManifest.model_validate(storage.read_json(manifest_uri))
+        return ScoringResult(manifest_uri, total, len(parts), 0, 0.0, stored.num_unanswered)
     results: dict[int, PartResult] = {}
     num_done = 0
-    with closing(_score_parts(parts, batch, config)) as running:
+    with closing(_score_parts(parts, batch, config, version=version, limits=limits)) as running:
         for result in running:
             if result.error is not None:
-                raise (s3.StorageError if result.is_storage_error else BatchError)(result.error)
+                raise _error(result, batch=batch)
             results[result.part] = result
             num_done += result.num_rows
             on_progress(num_done, total)
     _require_all_rows(parts, results, output=batch.output)
     if storage.heads([file.uri for file in inputs]) != [(file.etag, file.size_bytes) for file in inputs]:
         raise BatchError(f"{batch.input} changed during the batch; score it again to another output")
+    num_unanswered = sum(result.num_unanswered for result in results.values())
     manifest = OutputManifest(
-        batch=batch, model=version.name, version=version.version, inputs=inputs, num_rows=total, num_parts=len(parts)
+        batch=batch,
+        model=version.name,
+        version=version.version,
+        inputs=inputs,
+        num_rows=total,
+        num_parts=len(parts),
+        num_unanswered=num_unanswered,
     )
     storage.write_json(manifest_uri, manifest.model_dump(mode="json"))
     num_new = sum(result.num_rows for result in results.values() if result.started)
     started = [result.started for result in results.values() if result.started]
     ended = [result.ended for result in results.values() if result.ended]
-    return ScoringResult(manifest_uri, total, len(parts), num_new, max(ended) - min(started) if started else 0.0)
+    busy_s = max(ended) - min(started) if started else 0.0
+    return ScoringResult(manifest_uri, total, len(parts), num_new, busy_s, num_unanswered)
+
+
+def _error(result: PartResult, *, batch: BatchSpec) -> Exception:
+    """Return the error that ends a batch because of a part."""
+    assert result.error is not None
+    if result.endpoint_error is None:
+        return (s3.StorageError if result.is_storage_error else BatchError)(result.error)
+    error = EndpointFailed(
+        f"{result.error}. Complete parts and the answers of the other ones are stored in {batch.output}; repeat the "
+        "request to resume the batch"
+    )
+    error.kind = result.endpoint_error
+    return error
 
 
 def progress_notes(progress: ProgressReporter) -> ProgressCallback:
@@ -254,17 +293,27 @@ def _require_equal(output: str, stored: BaseModel, requested: BaseModel) -> None
         )
 
 
-def _score_parts(parts: Sequence[Part], batch: BatchSpec, config: ServingConfig) -> Generator[PartResult, None, None]:
-    """Yield the result of each part, in the order of completion."""
+def _score_parts(
+    parts: Sequence[Part],
+    batch: BatchSpec,
+    config: ServingConfig,
+    *,
+    version: "ModelVersion",
+    limits: RequestLimits | None,
+) -> Generator[PartResult, None, None]:
+    """Yield the result of each part, in the order of completion.
+
+    If an endpoint answers, there is one worker, so that `limits` hold for the whole batch.
+    """
     import ray
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    resources, gpus = ray.cluster_resources(), config.gpus_per_replica
+    resources, gpus = ray.cluster_resources(), 0 if version.endpoint else config.gpus_per_replica
     room = int(resources.get("CPU", 1)) // config.cpus_per_replica
     if gpus:
         room = min(room, int(resources.get("GPU", 0) / gpus))
-    workers = max(1, min(len(parts), room, config.max_batch_workers or room))
+    workers = 1 if calls_endpoint(version) else max(1, min(len(parts), room, config.max_batch_workers or room))
     # The batch starts with one worker, so it does not wait for cores that replicas use.
     pool = ray.data.ActorPoolStrategy(
         min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=2
@@ -272,7 +321,7 @@ def _score_parts(parts: Sequence[Part], batch: BatchSpec, config: ServingConfig)
     rows = [{"part": part.model_dump_json()} for part in parts]
     dataset = ray.data.from_items(rows, override_num_blocks=len(parts)).map(
         PartScorer,
-        fn_constructor_args=(batch, config),
+        fn_constructor_args=(batch, config, limits or endpoint.request_limits(config)),
         compute=pool,
         num_cpus=config.cpus_per_replica,
         num_gpus=gpus,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.batch_jobs.endpoint import load_version
 from serving.batch_jobs.schema import BatchSpec, Part, PartResult, PartSource
 from serving.batch_jobs.scorers import SCORERS, PartRows
 from serving.batch_jobs.vllm_model import VllmModel
@@ -17,13 +18,17 @@ from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.parquet import open_parquet
 from tailorbird.data.rows import DataError
-from tailorbird.registry.versions import kind_of
+from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
+from tailorbird.models.endpoint.errors import EndpointError
+from tailorbird.registry.versions import calls_endpoint, kind_of, read_version
 from tailorbird.storage import s3
 
 if TYPE_CHECKING:
     from tailorbird.registry.versions import ModelVersion
 
 SOURCE_KEY = b"tailorbird"  # key of the `PartSource` in a part's Parquet metadata
+ANSWERS = ("label", "answer")  # output columns, which are null in rows without an answer
+UNANSWERED_KEY = b"tailorbird_unanswered"  # key of the number of rows without an answer
 
 
 def columns_of(batch: BatchSpec, version: "ModelVersion") -> list[str]:
@@ -33,24 +38,34 @@ def columns_of(batch: BatchSpec, version: "ModelVersion") -> list[str]:
 
 
 class PartScorer:
-    """The class of Ray Data's actors. It loads the version at the first part that is not stored."""
+    """The class of Ray Data's actors. It loads the version at the first part that is not stored.
 
-    def __init__(self, batch: BatchSpec, config: ServingConfig) -> None:
+    `limits` are those of the requests to an endpoint, if the version has one. After an error of the endpoint, no
+    further request is sent.
+    """
+
+    def __init__(self, batch: BatchSpec, config: ServingConfig, limits: RequestLimits) -> None:
         self._batch = batch
         self._config = config
+        self._limits = limits
+        self._failed: EndpointError | None = None
         self._loaded: Any = None
         self._batch_size = 1  # until a version is loaded
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         """Score the `Part` in `row["part"]` and return its `PartResult` in `result`, both as JSON.
 
-        Data and storage errors are returned in the result, because raised errors reach the driver as a traceback.
+        Errors of data, storage and endpoints are returned in the result, because raised errors reach the driver as a
+        traceback.
         """
         part = Part.model_validate_json(row["part"])
         try:
             result = self._score(part)
         except (DataError, s3.StorageError) as error:
             result = PartResult(part=part.number, error=str(error), is_storage_error=storage.comes_from_storage(error))
+        except EndpointError as error:
+            self._failed = error
+            result = PartResult(part=part.number, error=str(error), endpoint_error=type(error).__name__)
         return {"result": result.model_dump_json()}
 
     def _score(self, part: Part) -> PartResult:
@@ -63,21 +78,33 @@ class PartScorer:
                     raise DataError(
                         f"{uri} has answers to other rows or of another version; delete it and repeat the request"
                     )
-                return PartResult(part=part.number, num_rows=file.metadata.num_rows)
+                num_unanswered = int(file.schema_arrow.metadata.get(UNANSWERED_KEY, b"0"))
+                return PartResult(part=part.number, num_rows=file.metadata.num_rows, num_unanswered=num_unanswered)
+        if self._failed is not None:
+            raise self._failed
         if self._loaded is None:
-            self._loaded = _load(batch, config=self._config)
+            self._loaded = _load(batch, config=self._config, limits=self._limits)
             self._batch_size = self._config.batch_size(self._loaded.version.task)
         started = time.time()
         table = score_part(part, batch, loaded=self._loaded, batch_size=self._batch_size)
         if storage.head(part.uri)[0] != part.etag:
             raise DataError(f"{part.uri} changed during the batch; score it again to another output")
+        num_unanswered = sum(table.column(name).null_count for name in ANSWERS if name in table.column_names)
         sink = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata({SOURCE_KEY: source}), sink)
+        pq.write_table(
+            table.replace_schema_metadata({SOURCE_KEY: source, UNANSWERED_KEY: str(num_unanswered).encode()}), sink
+        )
         storage.write_bytes(uri, sink.getvalue(), retry_policy=s3.PERSISTENT)
-        return PartResult(part=part.number, num_rows=table.num_rows, started=started, ended=time.time())
+        return PartResult(
+            part=part.number,
+            num_rows=table.num_rows,
+            started=started,
+            ended=time.time(),
+            num_unanswered=num_unanswered,
+        )
 
 
-def _load(batch: BatchSpec, *, config: ServingConfig) -> Any:
+def _load(batch: BatchSpec, *, config: ServingConfig, limits: RequestLimits) -> Any:
     import torch
 
     from tailorbird.models.loading import load_model
@@ -87,6 +114,10 @@ def _load(batch: BatchSpec, *, config: ServingConfig) -> Any:
     try:
         if config.engine == "vllm" and kind_of(batch.version_uri) == "hybrid":
             raise DataError(f"{batch.version_uri} is a hybrid, which batches answer with engine: transformers only")
+        version = read_version(batch.version_uri)
+        if calls_endpoint(version):
+            require_digest(version, digest=batch.digest)
+            return load_version(version, limits=limits, output=batch.output)
         if config.engine == "vllm" and kind_of(batch.version_uri) != "nearest":
             return VllmModel(batch.version_uri, batch.digest, config=config)
         loaded = load_model(batch.version_uri)

@@ -1,7 +1,7 @@
 """Predict texts with a classifier, or with the model of a hybrid that its routing selects."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -143,15 +143,18 @@ def hybrid_rows(routing: Routing, request: ClassifyRequest) -> list[tuple[str, s
 
 
 def predict_hybrid(
-    loaded: "LoadedHybrid", rows: Sequence[tuple[str, str | None]], *, batch_size: int
+    loaded: "LoadedHybrid",
+    rows: Sequence[tuple[str, str | None]],
+    *,
+    batch_size: int,
+    predict: Callable[..., list[Prediction]] = predict_texts,
 ) -> list[Prediction]:
     """Return the predictions of `hybrid_rows`, in order, each by the part that `routes_to_second` selects.
 
     In a cascade, the first part predicts all texts, and the second part those with low confidence. An error of a part
-    is raised: a batch is repeated, and does not fall back on the other part.
+    is raised: a batch is repeated, and does not fall back on the other part. `predict` returns the predictions of a
+    part, and has the arguments of `predict_texts`.
     """
-    from tailorbird.models.loading import LoadedClassifier
-
     texts = [text for text, _ in rows]
     results: list[Any] = [None] * len(rows)
 
@@ -159,8 +162,7 @@ def predict_hybrid(
         if not indices.size:
             return
         part = loaded.first if name == "first" else loaded.second
-        assert isinstance(part, LoadedClassifier)  # the parts have the task of the hybrid
-        predictions = predict_texts(part, [texts[index] for index in indices], batch_size=batch_size)
+        predictions = predict(part, [texts[index] for index in indices], batch_size=batch_size)
         for index, prediction in zip(indices, predictions, strict=True):
             results[index] = prediction._replace(answered_by=name)
 

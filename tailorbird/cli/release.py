@@ -149,11 +149,15 @@ def score(
 
     with options.connected_recipe(recipe, None, as_json=as_json) as (loaded, progress):
         from serving.batch_jobs.scoring import new_batch, progress_notes, resolve_version, score_batch
+        from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 
         version = resolve_version(loaded.task_uri, model)
         column = column or loaded.input_column
         batch = new_batch(version, input=input, output=output, column=column, id_column=id_column)
-        done = score_batch(batch, loaded.serving, version=version, on_progress=progress_notes(progress))
+        named = loaded.evaluation.endpoint
+        limits = None if named is None else RequestLimits.from_config(named)
+        notes = progress_notes(progress)
+        done = score_batch(batch, loaded.serving, version=version, on_progress=notes, limits=limits)
     value = asdict(done) | {"version": version.version, "digest": version.digest}
     lines = [done.line(), f"manifest: {done.manifest}", f"to download the output: {download(output)}"]
     options.print_result(value, as_json=as_json, lines=lines)

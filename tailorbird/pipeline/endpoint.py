@@ -59,7 +59,7 @@ def endpoint_baselines(
     prompting = _prompting(inputs, config)
 
     def send(bodies: Sequence[Body], endpoint: Endpoint) -> Sequence[EndpointAnswer]:
-        return fetch_answers(bodies, endpoint=endpoint, task_uri=recipe.task_uri, limits=limits)
+        return fetch_answers(bodies, endpoint=endpoint, parent=recipe.task_uri, limits=limits)
 
     def compute(uri: str) -> tuple[Baseline, ...]:
         index, retrieval, files = _of_training_rows(inputs) if retrieved is None else _of_baseline(retrieved)
@@ -103,7 +103,7 @@ def first_answer(inputs: RunInputs, *, config: VersionConfig) -> AnswerCounts | 
     shortest = min(range(len(validation)), key=lambda position: len(validation.texts[position]))
     row = validation.take((shortest,))
     bodies = request_bodies(row, version=config.model_copy(update=fields), index=None)
-    answers = fetch_answers(bodies, endpoint=endpoint, task_uri=recipe.task_uri, limits=request_limits(inputs))
+    answers = fetch_answers(bodies, endpoint=endpoint, parent=recipe.task_uri, limits=request_limits(inputs))
     require_room(answers[0], endpoint=endpoint, max_tokens=prompting.max_new_tokens)
     return count_answers(answers, classes=config.classes)
 

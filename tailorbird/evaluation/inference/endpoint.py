@@ -37,7 +37,7 @@ def answer_rows_of_endpoint(
     index = load_retrieval_index(folder, retrieval=config.prompting.retrieval, device="cpu")
     bodies = request_bodies(rows, version=config, index=index)
     task_uri = task_of_artifact(uri).task_uri
-    return fetch_answers(bodies, endpoint=config.endpoint, task_uri=task_uri, limits=limits, kept=kept)
+    return fetch_answers(bodies, endpoint=config.endpoint, parent=task_uri, limits=limits, kept=kept)
 
 
 def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predictions:

@@ -85,11 +85,11 @@ def fetch_answers(
     bodies: Sequence[Body],
     *,
     endpoint: Endpoint,
-    task_uri: str,
+    parent: str,
     limits: RequestLimits,
     kept: dict[str, StoredAnswers] | None = None,
 ) -> tuple[EndpointAnswer, ...]:
-    """Return the answer to each request, from the registry if it is stored there.
+    """Return the answer to each request, from S3 if it is stored there: under `parent`, a task or a batch's output.
 
     Each new answer is stored before the next request of the same connection starts. All answers must be of one model:
     `endpoint.reported_model` or, if it is None, the model of the first answer. A request that the endpoint refuses
@@ -106,7 +106,7 @@ def fetch_answers(
     `complete`, and ValueError before the first request if the spend is limited and a price is missing.
     """
     endpoint = limits.priced(endpoint)
-    of_all = TaskPaths(task_uri).endpoint_answers(digest({"url": endpoint.url, "model": endpoint.model})[:16])
+    of_all = TaskPaths(parent).endpoint_answers(digest({"url": endpoint.url, "model": endpoint.model})[:16])
     folder = of_all if endpoint.revision is None else f"{of_all}/{digest({'revision': endpoint.revision})[:16]}"
     kept = {} if kept is None else kept
     stored = kept.pop(folder, None) or _stored(of_all, folder=folder, endpoint=endpoint)

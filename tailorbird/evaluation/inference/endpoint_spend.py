@@ -70,9 +70,9 @@ class SpendLimit:
         return EndpointSpendExceeded(
             f"the stored answers of {self.endpoint.model!r} at {self.endpoint.url} cost {self.spent:.6g}, and the next "
             f"request can cost up to {self._refused:.3g}, but evaluation.endpoint.max_spend is {self.max_spend:g}; "
-            f"{num_left:,} requests of this stage remain. Raise max_spend and start the run again: it uses the stored "
-            "answers. If the recipe does not name this endpoint, the limit is that of the champion; name it in "
-            "evaluation.endpoint with a higher one"
+            f"{num_left:,} requests of this stage or part of a batch remain. Raise max_spend and start again: "
+            "stored answers are used. If the recipe does not name this endpoint, the limit is that of its version; "
+            "name it in evaluation.endpoint with a higher one"
         )
 
 

@@ -13,6 +13,7 @@ import requests
 
 from cluster import code_snapshot
 from cluster.local import stack
+from serving.batch_jobs import scoring
 from serving.deploy import application, rollout
 from serving.http.api_keys import new_key
 from tailorbird import storage
@@ -32,6 +33,7 @@ from tests.endpoint_server import (
     refusal,
     stream,
 )
+from tests.integration.small import write_table
 from tests.unit.serving.endpoint.versions import KEY, VARIABLE
 
 ROOT = Path(__file__).parents[3]
@@ -85,6 +87,34 @@ def logged_answers(log: str, *, num_rows: int) -> list[dict[str, Any]]:
             return rows
         time.sleep(0.5)
     raise AssertionError(f"{log} has fewer than {num_rows} rows after {LOG_S} s")
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_batch_is_scored_by_one_worker_with_the_key_of_its_environment_and_resumed_without_a_request(
+    tmp_path: Path, bucket: str
+) -> None:
+    texts = [f"row {number}" for number in range(40)]
+    for number, rows in enumerate((texts[:25], texts[25:])):
+        write_table(f"{bucket}/in/{number}.parquet", pa.table({"prompt": rows}))
+    with endpoint_server(answer) as server:
+        version = register(tmp_path / "brief", server.url, system="brief")
+        batch = scoring.new_batch(version, input=f"{bucket}/in", output=f"{bucket}/out")
+
+        def score() -> scoring.ScoringResult:
+            config = ServingConfig(endpoint_concurrency=2)
+            return scoring.score_batch(batch, config, version=version, on_progress=lambda _done, _total: None)
+
+        result = score()
+        assert (result.num_rows, result.num_parts, result.num_new, result.num_unanswered) == (40, 2, 40, 0)
+        assert server.max_at_once <= 2
+        assert set(server.authorizations) == {f"Bearer {KEY}"}
+        part = f"{bucket}/out/part-000001.parquet"
+        scored = pq.read_table(pa.BufferReader(storage.read_bytes(part)))
+        assert scored["answer"].to_pylist() == [f"brief: {text}" for text in texts[25:]]
+        for uri in (part, result.manifest):  # as after an interruption before the end of the last part
+            storage.delete(uri)
+        assert score().num_new == 15
+        assert sorted(map(question, server.bodies)) == sorted(texts)
 
 
 @pytest.mark.usefixtures("undeployed")

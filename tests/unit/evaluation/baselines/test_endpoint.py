@@ -71,7 +71,7 @@ def fit(
         config=settings.model_copy(update={"metric": "token_f1"}) if chat else settings,
         seed=0,
         fetch_answers=lambda bodies, endpoint: fetch_answers(
-            bodies, endpoint=endpoint, task_uri=task.as_uri(), limits=RequestLimits(max_concurrency=2)
+            bodies, endpoint=endpoint, parent=task.as_uri(), limits=RequestLimits(max_concurrency=2)
         ),
     )
     return store_endpoint_baselines(f"{task.as_uri()}/stages/endpoint-0", results, index_files=files)

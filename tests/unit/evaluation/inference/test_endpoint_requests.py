@@ -37,7 +37,7 @@ def bodies(*numbers: int) -> list[Body]:
 def texts(server: Server, task: Path, *numbers: int, limits: RequestLimits | None = None, **fields: Any) -> list[str]:
     endpoint = Endpoint(url=server.url, model="m", **(PRICED | fields))
     answers = fetch_answers(
-        bodies(*numbers), endpoint=endpoint, task_uri=task.as_uri(), limits=limits or RequestLimits(retry=RETRY)
+        bodies(*numbers), endpoint=endpoint, parent=task.as_uri(), limits=limits or RequestLimits(retry=RETRY)
     )
     return [answer.text for answer in answers]
 
@@ -119,7 +119,7 @@ def test_a_run_that_failed_continues_with_the_missing_requests(tmp_path: Path) -
         url = server.url
         with endpoint_server(echo) as repaired:
             stored = Endpoint(url=url, model="m")
-            [answer] = fetch_answers(bodies(4), endpoint=stored, task_uri=tmp_path.as_uri(), limits=RequestLimits())
+            [answer] = fetch_answers(bodies(4), endpoint=stored, parent=tmp_path.as_uri(), limits=RequestLimits())
             assert answer.text == "4"
             assert texts(repaired, tmp_path, 4) == ["4"]  # another URL is another endpoint
             assert len(repaired.bodies) == 1
@@ -272,7 +272,7 @@ def test_a_stored_answer_contains_neither_the_request_nor_the_key(
     monkeypatch.setenv("THE_KEY", "sk-secret")
     with endpoint_server(lambda *_: completion("yes")) as server:
         endpoint = Endpoint(url=server.url, model="m", api_key="env://THE_KEY")
-        fetch_answers(bodies(12345), endpoint=endpoint, task_uri=tmp_path.as_uri(), limits=RequestLimits())
+        fetch_answers(bodies(12345), endpoint=endpoint, parent=tmp_path.as_uri(), limits=RequestLimits())
         assert server.authorizations == ["Bearer sk-secret"]
     [uri] = storage.list_files(tmp_path.as_uri())
     content = storage.read_bytes(uri).decode()
@@ -318,7 +318,7 @@ def test_a_request_that_is_refused_because_of_its_texts_has_an_empty_answer_that
         limits = RequestLimits(max_spend=100.0, retry=RETRY)  # their price is known: 0, or that of their tokens
         endpoint = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
         for _ in range(2):
-            answers = fetch_answers(bodies(0, 1, 2, 3), endpoint=endpoint, task_uri=tmp_path.as_uri(), limits=limits)
+            answers = fetch_answers(bodies(0, 1, 2, 3), endpoint=endpoint, parent=tmp_path.as_uri(), limits=limits)
             assert [answer.text for answer in answers] == ["", "1", "2", ""]
             assert [answer.refused for answer in answers] == [True, False, False, True]
         assert len(server.bodies) == 4
@@ -365,7 +365,7 @@ def test_a_kept_list_of_the_stored_answers_is_read_once_and_again_after_an_error
         endpoint = Endpoint.model_validate({"url": server.url, "model": "m"} | PRICED)
         limits = RequestLimits(max_spend=spend, retry=RETRY)
         task_uri = tmp_path.as_uri()
-        [answer] = fetch_answers(bodies(number), endpoint=endpoint, task_uri=task_uri, limits=limits, kept=kept)
+        [answer] = fetch_answers(bodies(number), endpoint=endpoint, parent=task_uri, limits=limits, kept=kept)
         return answer.text
 
     with endpoint_server(echo) as server:

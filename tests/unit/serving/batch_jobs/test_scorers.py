@@ -23,7 +23,7 @@ def test_the_label_column_has_the_type_of_the_training_labels(
 
     monkeypatch.setattr(scorers, "predict_texts", predict)
     version = SimpleNamespace(integer_labels=is_integer, typed_label=int if is_integer else str)
-    loaded: Any = SimpleNamespace(version=version)
+    loaded: Any = SimpleNamespace(version=version, classes=("-1", "20"))
     rows = scorers.PartRows(
         pa.table({"text": ["-1", "20"]}),
         Part(number=0, uri="file:///rows.parquet", start=0, first=0, num_rows=2, etag="e"),

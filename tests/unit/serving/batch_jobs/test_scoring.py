@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from serving.batch_jobs.schema import BatchError, InputFile
-from serving.batch_jobs.scoring import PART_BYTES, _read_bytes, check_batch, new_batch, parts_of
+from serving.batch_jobs.scoring import PART_BYTES, _read_bytes, new_batch, parts_of
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.parquet import parquet_files
 from tailorbird.data.rows import DataError
 from tailorbird.registry.versions import ModelVersion, Prompting
 from tailorbird.storage import s3
-from tests.unit.serving.endpoint.versions import endpoint_version
 
 
 def version(prompting: Prompting | None = None) -> ModelVersion:
@@ -90,10 +89,3 @@ def test_batch_prefixes_must_be_on_s3() -> None:
     assert ServingConfig(batch_prefixes=("s3://lake/a/",)).batch_prefixes == ("s3://lake/a",)
     with pytest.raises(ValidationError, match="s3://"):
         ServingConfig(batch_prefixes=("file:///lake",))
-
-
-def test_a_version_of_an_endpoint_scores_no_batches() -> None:
-    version = endpoint_version("http://127.0.0.1:1/v1")
-    batch = new_batch(version, input="s3://lake/in", output="s3://lake/out")
-    with pytest.raises(BatchError, match="is answered by an endpoint, which scores no batches"):
-        check_batch(batch, version=version)
