@@ -96,7 +96,12 @@ def test_a_batch_is_scored_by_one_worker_with_the_key_of_its_environment_and_res
     texts = [f"row {number}" for number in range(40)]
     for number, rows in enumerate((texts[:25], texts[25:])):
         write_table(f"{bucket}/in/{number}.parquet", pa.table({"prompt": rows}))
-    with endpoint_server(answer) as server:
+
+    def slow(body: dict[str, Any], number: int) -> Reply:
+        time.sleep(0.2)  # so that the requests of several workers would overlap
+        return answer(body, number)
+
+    with endpoint_server(slow) as server:
         version = register(tmp_path / "brief", server.url, system="brief")
         batch = scoring.new_batch(version, input=f"{bucket}/in", output=f"{bucket}/out")
 
