@@ -49,8 +49,9 @@ def predict_endpoint(uri: str, *, rows: Rows, limits: RequestLimits) -> Predicti
     if rows.suite is not None:
         positions, kind = generated_positions(rows), read_artifact_config(uri).kind
         completions = answer_rows_of_endpoint(uri, rows=rows.take(positions), limits=limits) if positions else ()
-        confidences = _known([answer.confidence for answer in completions], answers=completions)
-        answers = [Answer(answer.text, float(value)) for answer, value in zip(completions, confidences, strict=True)]
+        texts = [answer.text for answer in completions]
+        confidences = _known([answer.confidence for answer in completions], outputs=texts)
+        answers = [Answer(text, float(value)) for text, value in zip(texts, confidences, strict=True)]
         return suite_predictions(kind, rows=rows, answers=dict(zip(positions, answers, strict=True)))
     return endpoint_predictions(
         answer_rows_of_endpoint(uri, rows=rows, limits=limits), rows=rows, version=read_artifact_config(uri)
@@ -68,26 +69,24 @@ def request_bodies(rows: Rows, *, version: VersionConfig, index: "RetrievalIndex
 
 
 def endpoint_predictions(answers: Sequence[EndpointAnswer], *, rows: Rows, version: VersionConfig) -> Predictions:
-    """Return the predictions of an endpoint from its answers; an empty answer is wrong, with confidence 0.
+    """Return the predictions of an endpoint from its answers; one without a label or text is wrong.
 
-    Confidences are NaN if the endpoint returns no log-probabilities for some of the other answers. They are not
-    calibrated.
+    Confidences are 0 for such answers without log-probabilities, and NaN for all rows if another answer has none. They
+    are not calibrated.
     """
     if rows.conversations is None:
         outputs = tuple(label_of(answer.text, classes=version.classes) or NO_LABEL for answer in answers)
-        confidences = _known([answer.probability for answer in answers], answers=answers)
+        confidences = _known([answer.probability for answer in answers], outputs=outputs)
         return label_predictions(
             version.kind, rows=rows, outputs=outputs, confidences=confidences, calibrated=confidences
         )
-    confidences = _known([answer.confidence for answer in answers], answers=answers)
-    return text_predictions(
-        version.kind, rows=rows, outputs=[answer.text for answer in answers], confidences=confidences
-    )
+    texts = [answer.text for answer in answers]
+    confidences = _known([answer.confidence for answer in answers], outputs=texts)
+    return text_predictions(version.kind, rows=rows, outputs=texts, confidences=confidences)
 
 
-def _known(confidences: Sequence[float | None], *, answers: Sequence[EndpointAnswer]) -> np.ndarray:
-    """Return confidences [N], 0 for an empty answer without one; NaN for all if another answer has none."""
-    known = [
-        0.0 if value is None and not answer.text else value for value, answer in zip(confidences, answers, strict=True)
-    ]
+def _known(confidences: Sequence[float | None], *, outputs: Sequence[str]) -> np.ndarray:
+    """Return confidences [N], 0 for an empty output without one; NaN for all if another output has none."""
+    pairs = zip(confidences, outputs, strict=True)
+    known = [0.0 if value is None and not output else value for value, output in pairs]
     return np.array([np.nan] * len(known) if None in known else known, dtype=np.float64)

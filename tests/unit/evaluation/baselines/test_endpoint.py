@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -278,9 +279,15 @@ def test_a_refused_row_is_wrong_with_confidence_0_and_stated(tmp_path: Path) -> 
     assert (table.outputs[:2], table.scores[:2].tolist()) == (("", "sky"), [0, 1])
 
 
-@pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize("reply", [CUT, FILTERED, completion("")])
-def test_empty_answers_do_not_remove_the_confidences_of_others(tmp_path: Path, chat: bool, reply: Reply) -> None:
+CUT_LABEL = completion('{"label": "sk', finish_reason="length")
+
+
+@pytest.mark.parametrize(
+    ("chat", "reply"), [*product((False, True), (CUT, FILTERED, completion(""))), (False, CUT_LABEL)]
+)
+def test_answers_without_a_result_do_not_remove_the_confidences_of_others(
+    tmp_path: Path, chat: bool, reply: Reply
+) -> None:
     def answer(body: dict[str, Any], _: int) -> Reply:
         return reply if question(body) == "azure" else completion(label_answer("sky"), logprobs=(-0.5,))
 
