@@ -13,7 +13,6 @@ import numpy as np
 from serving.engines.classify import Prediction
 from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import Conversation, DataError
-from tailorbird.evaluation.inference.endpoint import NO_LABEL
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits, StoredAnswers, fetch_answers
 from tailorbird.models.endpoint.completion import EndpointAnswer
 from tailorbird.models.endpoint.errors import EndpointError
@@ -65,6 +64,8 @@ class LoadedEndpoint:
 
         An endpoint does not return the probabilities of other classes.
         """
+        from tailorbird.evaluation.inference.endpoint import NO_LABEL  # imports torch, which replicas may not need
+
         return [
             Prediction(
                 label_of(answer.text, classes=self.classes) or NO_LABEL,

@@ -1,6 +1,8 @@
-"""Which keys can read and cancel a batch."""
+"""Which keys can read and cancel a batch, and what the routes import."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +19,15 @@ from serving.replica.base import Replica
 from tailorbird.config.serving import ServingConfig
 from tests.unit.serving.replica.loads import Loads
 
+ROOT = Path(__file__).parents[4]
 BATCH_ID = "0" * 24
 OWNERS = {"app": "scopes=batch", "other": "scopes=batch", "operator": "scopes=admin", "asker": "scopes=answer"}
+
+
+def test_the_routes_import_no_torch_which_replicas_of_an_endpoint_do_not_need() -> None:
+    code = "import sys, serving.batch_jobs.routes; print(*{'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def job(owner: str | None) -> BatchJob:
