@@ -1,7 +1,7 @@
 """Checkpoints between two steps: DeepSpeed's shards, the progress and random states of each rank, and their upload."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -15,24 +15,17 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.storage import download_folder, folder_sizes
-from training.engine.deepspeed_private import (
-    checkpoint_bytes,
-    convert_to_universal,
-    inner_optimizer,
-    mapped_files,
-)
+from tailorbird.storage import download_folder, folder_sizes, read_bytes
+from training.engine.deepspeed_private import checkpoint_bytes, destroy_engine
 from training.engine.node_disk import gather, node_name, require_room
+from training.engine.resharding import load_resharded
 from training.errors import staging_directory, temporary_directory
 from training.loop import build_engine
 from training.reports import Progress
-from training.safe_checkpoint_loading import UnusableCheckpoint, find_unsafe_file, tensors_only
+from training.safe_checkpoint_loading import CHANGED, UnusableCheckpoint, find_unsafe_file, tensors_only
 from training.task import TaskRuntime, means_over_ranks
 
 TAG = "step"
-CONVERSION_COPIES = 3
-"""Copies of a checkpoint on the disk while it is converted: its shards, their slices, and the result."""
-MAX_THREADS = 16  # of a conversion; each holds a parameter and its copy in memory
 _PROGRESS = TypeAdapter(Progress)
 
 
@@ -57,92 +50,75 @@ def stage(engine: Any, config: TrainingConfig, *, progress: Progress) -> Path:
 def resume(config: TrainingConfig, runtime: TaskRuntime, *, uri: str) -> tuple[Any, Progress]:
     """Return an engine in the state of the checkpoint at `uri`, and this rank's progress.
 
-    The workers of a node share one download of the files that they need. If the number of ranks has changed, they also
-    share the conversion of the shards to DeepSpeed's universal checkpoint, and dropout masks differ from an
-    uninterrupted training. No code from the files is run. Raises UnusableCheckpoint on every rank if a file is unsafe
-    or invalid.
+    The workers of a node share one download of the files that they need. If the number of ranks has changed, each rank
+    reads its part of the shards without a download, and dropout masks differ from an uninterrupted training. No code
+    from the files is run. Raises UnusableCheckpoint on every rank if a file is unsafe or invalid.
     """
     sizes = folder_sizes(uri)
     num_ranks = sum(name.startswith("progress-") for name in sizes)
-    converts = num_ranks != dist.get_world_size() and config.zero_stage > 0  # stage 0 has no shards
-    ranks = local_ranks()
-    needed = files_to_download(sizes, ranks=ranks, num_ranks=dist.get_world_size(), zero_stage=config.zero_stage)
-    num_bytes = sum(sizes[name] for name in needed) * (CONVERSION_COPIES if converts else 1)
+    if num_ranks != dist.get_world_size() and config.zero_stage > 0:  # stage 0 has no shards
+        engine = build_engine(config, runtime)
+        try:
+            load_resharded(engine, uri=uri, names=sizes, num_saved=num_ranks)
+        except UnusableCheckpoint:
+            destroy_engine(engine)  # a worker group of a sweep trains the next trial
+            raise
+    else:
+        engine = _load(config, runtime, uri=uri, sizes=sizes, num_ranks=num_ranks)
+    return engine, _progress(uri, num_ranks=num_ranks)
+
+
+def _load(config: TrainingConfig, runtime: TaskRuntime, *, uri: str, sizes: Mapping[str, int], num_ranks: int) -> Any:
+    """Return an engine in the state of the files that this rank wrote."""
+    needed = files_to_download(sizes, ranks=local_ranks(), changed=num_ranks != dist.get_world_size())
     with node_directory() as (parent, leads):
-        require_room(num_bytes if leads else 0, what="the checkpoint to resume from")
+        require_room(sum(sizes[name] for name in needed) if leads else 0, what="the checkpoint to resume from")
         folder = parent / "checkpoint"
         if leads:
             download_folder(uri, folder, includes=needed.__contains__)
         unsafe = find_unsafe_file(folder) if leads else None
         if means_over_ranks(float(unsafe is not None))[0]:
-            raise UnusableCheckpoint(
-                f"checkpoint {uri} was changed after it was written: {unsafe or 'see the error of another worker'}; "
-                "check the write permissions of this path"
-            )
-        with tensors_only(), mapped_files() if converts else nullcontext():
-            if converts and leads:
-                # The other workers of the node wait meanwhile.
-                num_threads = min(MAX_THREADS, len(ranks) * config.cpus_per_worker)
-                convert_to_universal(folder / TAG, parent / "universal" / TAG, num_threads=num_threads)
-            dist.barrier()
-            engine = build_engine(_universal(config) if converts else config, runtime)
-            _restore(engine, config, folder=parent / "universal" if converts else folder, uri=uri)
+            raise UnusableCheckpoint(CHANGED.format(uri=uri, problem=unsafe or "see the error of another worker"))
+        engine = build_engine(config, runtime)
+        with tensors_only():
+            path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=config.method != "lora")
+        if path is None:
+            raise UnusableCheckpoint(f"checkpoint {uri} contains no state")
         if num_ranks == dist.get_world_size():
             states = load_file(folder / f"rng-{dist.get_rank()}.safetensors")
             torch.set_rng_state(states["cpu"])
             if "cuda" in states:
                 torch.cuda.set_rng_state(states["cuda"])
-        return engine, _progress(folder, num_ranks=num_ranks)
+    return engine
 
 
-def files_to_download(
-    names: Iterable[str], *, ranks: AbstractSet[int], num_ranks: int, zero_stage: int
-) -> frozenset[str]:
-    """Return the files of a checkpoint that a node with these ranks needs, to resume with `num_ranks` ranks.
+def files_to_download(names: Iterable[str], *, ranks: AbstractSet[int], changed: bool) -> frozenset[str]:
+    """Return the files of a checkpoint that a node with these ranks needs, except for the progress of the ranks.
 
-    With as many ranks as before, these are the shards of its own ranks; with another number, those of all ranks. The
-    states of the random generators are only needed in the first case. The progress of all ranks is always needed.
+    With as many ranks as before, these include the shards and the random states of its own ranks. If the number of
+    ranks has changed, the checkpoint is one of stage 0, which has no shards, and no random states are needed.
     """
-    names = frozenset(names)
-    unchanged = sum(name.startswith("progress-") for name in names) == num_ranks
 
     def is_needed(name: str) -> bool:
-        of_rank = re.search(r"(zero_pp_rank_|rng-)(\d+)", name)
-        if of_rank is None:
-            return True
-        return int(of_rank[2]) in ranks if unchanged else of_rank[1] != "rng-" and zero_stage > 0
+        of_rank = re.search(r"(zero_pp_rank_|rng-|progress-)(\d+)", name)
+        return of_rank is None or (int(of_rank[2]) in ranks and of_rank[1] != "progress-" and not changed)
 
     return frozenset(filter(is_needed, names))
 
 
-def _restore(engine: Any, config: TrainingConfig, *, folder: Path, uri: str) -> None:
-    optimizer = inner_optimizer(engine)
-    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=config.method != "lora")
-    if path is None:
-        raise UnusableCheckpoint(f"checkpoint {uri} contains no state")
-    # At stage 3, a universal checkpoint gives all groups the learning rate and weight decay of the first group, and all
-    # parameters share one step tensor. It is on the CPU, but fused AdamW requires it on the device of its parameter.
-    for group, values, rate in zip(optimizer.param_groups, options, engine.lr_scheduler.get_last_lr(), strict=True):
-        group.update(values | {"lr": rate})
-    for parameter, state in optimizer.state.items():
-        state["step"] = state["step"].to(parameter.device, copy=True)
-
-
-def _progress(folder: Path, *, num_ranks: int) -> Progress:
+def _progress(uri: str, *, num_ranks: int) -> Progress:
     """Return this rank's progress.
 
     If the number of ranks has changed, return the progress of rank 0 with the token counts of all former ranks.
     """
-    ranks = [_PROGRESS.validate_json((folder / f"progress-{rank}.json").read_bytes()) for rank in range(num_ranks)]
+
+    def of_rank(rank: int) -> Progress:
+        return _PROGRESS.validate_json(read_bytes(f"{uri}/progress-{rank}.json"))
+
     if num_ranks == dist.get_world_size():
-        return ranks[dist.get_rank()]
+        return of_rank(dist.get_rank())
+    ranks = [of_rank(rank) for rank in range(num_ranks)]
     return replace(ranks[0], tokens=sum(rank.tokens for rank in ranks), padded=sum(rank.padded for rank in ranks))
-
-
-def _universal(config: TrainingConfig) -> TrainingConfig:
-    options = config.deepspeed.get("checkpoint", {}) | {"load_universal": True}
-    return config.model_copy(update={"deepspeed": config.deepspeed | {"checkpoint": options}})
 
 
 def _random_states() -> dict[str, torch.Tensor]:

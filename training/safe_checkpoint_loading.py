@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LO
 """Environment variables of torch. The first overrides the `weights_only` argument of every `torch.load`."""
 SUFFIX = ".pt"
 MAX_NAMED = 3
+CHANGED = "checkpoint {uri} was changed after it was written: {problem}; check the write permissions of this path"
 
 
 class UnusableCheckpoint(ValueError):
@@ -48,11 +50,41 @@ def find_unsafe_file(folder: Path) -> str | None:
     """
     with torch.serialization.safe_globals(checkpoint_records()):
         for file in sorted(folder.rglob(f"*{SUFFIX}")):
-            try:
-                foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-            except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
-                first_line = (str(error).splitlines() or [type(error).__name__])[0]
-                return f"{file.relative_to(folder)} is not a torch file ({first_line})"
-            if foreign:
-                return f"{file.relative_to(folder)} would run code when loaded ({', '.join(foreign[:MAX_NAMED])})"
+            problem = _problem(file)
+            if problem:
+                return f"{file.relative_to(folder)} {problem}"
     return None
+
+
+def read_header(file: Any, name: str, *, uri: str) -> dict[str, Any]:
+    """Return the content of an open torch file, the file `name` of a checkpoint, with tensors on the meta device.
+
+    Must be called within `tensors_only`. Several threads can call it. Raises UnusableCheckpoint if the file is unsafe
+    or invalid.
+    """
+    problem = _problem(file)
+    if problem:
+        raise UnusableCheckpoint(CHANGED.format(uri=uri, problem=f"{name} {problem}"))
+    file.seek(0)
+    header: dict[str, Any] = torch.load(file, map_location="meta", weights_only=True)
+    return header
+
+
+def position_in_file(tensor: torch.Tensor) -> int:
+    """Return the position in bytes of the first value of a tensor from `read_header`, or of a slice of it.
+
+    torch records the position of each storage that it loads on the meta device, but does not document the attribute.
+    """
+    start = tensor.untyped_storage()._checkpoint_offset
+    assert start is not None, f"torch {torch.__version__} records no positions"
+    return start + int(tensor.storage_offset()) * tensor.element_size()
+
+
+def _problem(file: Any) -> str | None:
+    """Return why a torch file, open or at a path, is unsafe or invalid; None if it is neither."""
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"is not a torch file ({first_line})"
+    return f"would run code when loaded ({', '.join(foreign[:MAX_NAMED])})" if foreign else None

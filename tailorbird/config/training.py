@@ -166,8 +166,8 @@ class TrainingConfig(ConfigSection):
     of a larger one. Raise it if an autoscaler adds nodes that take longer to start, as GPU nodes often do."""
     process_group_timeout_s: int = Field(default=7200, ge=60)
     """Number of seconds for which workers wait for another one. It must cover the time in which the first worker alone
-    checks and uploads the weights, or one worker of a node converts a checkpoint for another number of workers. A lost
-    worker is noticed at once; only one that hangs is noticed after this time."""
+    checks and uploads the weights, or one worker of a node downloads a checkpoint. A lost worker is noticed at once;
+    only one that hangs is noticed after this time."""
 
     @model_validator(mode="after")
     def _every_micro_batch_has_rows(self) -> Self:

@@ -21,6 +21,7 @@ from tailorbird.storage.objects import (
     file_state,
     folder_sizes,
     list_files,
+    open_file,
     read_bytes,
     read_json,
     sha256_file,

@@ -5,9 +5,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ def read_bytes(uri: str) -> bytes:
 def write_bytes(uri: str, data: bytes, *, retry_policy: RetryPolicy = STANDARD) -> None:
     """Write an object, replacing an existing one. Readers never see it incomplete."""
     _write(uri, lambda stream: stream.write(data), retry_policy=retry_policy)
+
+
+@contextmanager
+def open_file(uri: str) -> Iterator[Any]:
+    """Yield an object as an open file of pyarrow. Several threads can call its `read_at(num_bytes, offset)`."""
+    store, path = filesystem(uri)
+    with storage_errors(uri), store.open_input_file(path) as file:
+        yield file
 
 
 def read_json(uri: str) -> Any:

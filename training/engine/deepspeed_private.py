@@ -1,25 +1,28 @@
 """All uses of private or undocumented parts of DeepSpeed. Its test fails if another version moves one of them."""
 
-import argparse
-import contextlib
 import datetime
 import functools
 import gc
 import importlib
-import io
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import serialization
 
 VERSION = "0.19.8"  # DeepSpeed version for which this module was written
 SHM_OP = "deepspeed_shm_comm"
-EXECUTOR = "ProcessPoolExecutor"  # with which `ds_to_universal` converts parts of a checkpoint
+OPTIMIZER = "optimizer_state_dict"  # in the file of a rank
+ADAM_STATE = ("base_optimizer_state", "optimizer_state_dict")  # at stages 1 and 2, and at stage 3
+FLAT_WEIGHTS = ("single_partition_of_fp32_groups", "fp32_flat_groups")  # at stages 1 and 2, and at stage 3
+WEIGHTS, MOMENTS, STEP = "fp32", ("exp_avg", "exp_avg_sq"), "step"
+SHARD = r".*zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt"
+COMMON = r"(?:.*/)?(?:zero_pp_rank_0_)?mp_rank_00_model_states\.pt"
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+LOSS_SCALE = ("loss_scaler", "dynamic_loss_scale", "overflow")
+PARAMETER_SHAPES = "param_shapes"  # in the common file
 RECORDS = (
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
     ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
@@ -159,53 +162,77 @@ def checkpoint_records() -> list[Callable[..., Any] | tuple[Callable[..., Any], 
     return [getattr(importlib.import_module(module), name) for module, name in RECORDS]
 
 
-def convert_to_universal(shards: Path, folder: Path, *, num_threads: int) -> None:
-    """Convert a checkpoint of any number of ranks to DeepSpeed's universal checkpoint (Lian et al., 2024).
+def common_and_shards(names: Iterable[str]) -> tuple[str | None, list[str]]:
+    """Return the file of a checkpoint with what all ranks share, and those with the optimizer state of each rank."""
+    names = list(names)
+    shards = {int(shard[1]): shard[0] for shard in map(re.compile(SHARD).fullmatch, names) if shard}
+    return next(filter(re.compile(COMMON).fullmatch, names), None), [shards[rank] for rank in sorted(shards)]
 
-    Each thread reads a shard, and then the slices of a parameter, from mapped files, so it holds one parameter in
-    memory. DeepSpeed would start processes: forks of this one, which are unsafe once it has threads of its own.
+
+def new_optimizer_state(engine: Any) -> dict[str, Any]:
+    """Return the optimizer state of this rank of a new engine, as it would save it, with moments and steps of zero.
+
+    The weights are the engine's own tensors. `load_optimizer_state` must follow.
     """
-    import_deepspeed()
-    from deepspeed.checkpoint import ds_to_universal
-
-    threads = functools.partial(ThreadPoolExecutor, initializer=_map_files_in_thread)
-    folder.mkdir(parents=True)
-    arguments = argparse.Namespace(
-        input_folder=str(shards),
-        output_folder=str(folder),
-        num_extract_workers=num_threads,
-        num_merge_workers=num_threads,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    # The conversion prints every step.
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        mapped_files(),
-        _replaced(ds_to_universal, EXECUTOR, threads),
-    ):
-        ds_to_universal.main(arguments)
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.checkpoint_event_prologue()  # partitions the parameters that it keeps gathered
+    state: dict[str, Any] = engine.optimizer.state_dict()
+    weights = _flat_weights(state)
+    paddings = state.get("group_paddings", [0] * len(weights))  # at stages 1 and 2, weights are saved without padding
+    _adam_state(state)["state"] = {
+        index: {STEP: torch.zeros(()), **{name: own.new_zeros(len(own) + padding) for name in MOMENTS}}
+        for index, (own, padding) in enumerate(zip(weights, paddings, strict=True))
+    }
+    return state
 
 
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace an attribute within the block."""
-    former = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, former)
+def flat_tensors(state: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """Return the weights, moments and step of each flat tensor of a rank's optimizer state."""
+    adam = _adam_state(state)["state"]
+    return [{WEIGHTS: weights, **adam[index]} for index, weights in enumerate(_flat_weights(state))]
 
 
-def mapped_files() -> Any:
-    """Return a context manager in which `torch.load` of this thread maps files, so that only used parts are read."""
-    return _replaced(serialization.config.load, "mmap", True)
+def _flat_weights(state: dict[str, Any]) -> list[torch.Tensor]:
+    weights: list[torch.Tensor] = state[FLAT_WEIGHTS[FLAT_WEIGHTS[0] not in state]]
+    return weights
 
 
-def _map_files_in_thread() -> None:
-    serialization.config.load.mmap = True  # torch's overrides apply to a thread
+def _adam_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of torch's optimizer within the state of ZeRO's."""
+    adam: dict[str, Any] = state[ADAM_STATE[ADAM_STATE[0] not in state]]
+    return adam
+
+
+def slice_mappings(state: dict[str, Any]) -> list[dict[str, tuple[int, int]]] | None:
+    """Return the start and length of each parameter's values in each flat tensor; None at stage 3."""
+    mappings = state.get("param_slice_mappings")
+    if mappings is None:
+        return None
+    return [{name: (piece.start, piece.numel) for name, piece in mapping.items()} for mapping in mappings]
+
+
+def parameter_shapes(engine: Any) -> list[dict[str, Sequence[int]]]:
+    """Return the shapes of the parameters in each flat tensor, in their order, as the common file has them."""
+    shapes: list[dict[str, Sequence[int]]] = engine._get_zero_param_shapes()
+    return shapes
+
+
+def load_optimizer_state(engine: Any, state: dict[str, Any], *, common: dict[str, Any]) -> None:
+    """Load the state that `new_optimizer_state` returned, and the counters and learning rates of a checkpoint.
+
+    Every rank must call it.
+    """
+    optimizer = engine.optimizer
+    optimizer.load_state_dict({torch.distributed.get_rank(): state}, load_from_fp32_weights=True)
+    if engine.zero_optimization_stage() == 3:
+        optimizer.checkpoint_event_epilogue()
+    else:
+        optimizer.update_lp_params()
+    engine.lr_scheduler.load_state_dict(common["lr_scheduler"])
+    for group, rate in zip(inner_optimizer(engine).param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
+        group["lr"] = rate
+    for name in COUNTERS:
+        setattr(engine, name, common[name])
 
 
 def destroy_engine(engine: Any) -> None:

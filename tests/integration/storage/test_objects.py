@@ -24,6 +24,14 @@ def test_the_error_for_invalid_json_names_the_object(bucket: str) -> None:
         storage.read_json(f"{bucket}/broken.json")
 
 
+def test_threads_read_parts_of_an_open_file(bucket: str) -> None:
+    content = bytes(range(256)) * 40
+    storage.write_bytes(f"{bucket}/file", content)
+    with storage.open_file(f"{bucket}/file") as file, ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda start: file.read_at(100, start), range(0, len(content), 100)))
+    assert b"".join(parts) == content
+
+
 def test_a_prefix_exists_if_it_contains_an_object(bucket: str) -> None:
     storage.write_bytes(f"{bucket}/folder/file", b"1")
     assert storage.exists(bucket)
@@ -51,6 +59,14 @@ def test_the_error_for_a_missing_object_names_it(bucket: str, read: object) -> N
     assert callable(read)
     with pytest.raises(s3.StorageError, match=r"/none does not exist; check the URI"):
         read(f"{bucket}/none")
+
+
+def test_the_error_for_a_missing_file_that_is_opened_names_it(bucket: str) -> None:
+    with (
+        pytest.raises(s3.StorageError, match=r"/none does not exist; check the URI"),
+        storage.open_file(f"{bucket}/none") as file,
+    ):
+        file.read_at(1, 0)
 
 
 CALLS = [

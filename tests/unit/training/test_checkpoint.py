@@ -14,24 +14,32 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils import serialization
 
 from tailorbird.config.training import TrainingConfig
 from tests.unit.training.small import config_of, small_runtime
-from training import checkpoint
-from training.checkpoint import TAG, Upload, node_directory
+from training import checkpoint, safe_checkpoint_loading
+from training.checkpoint import Upload, node_directory
 from training.classification_task import ClassifierRuntime
-from training.engine.deepspeed_private import convert_to_universal, destroy_engine
+from training.engine.deepspeed_private import destroy_engine
 from training.engine.node_disk import require_room
 from training.errors import DiskFull, staging_directory
 from training.loop import build_engine, train
 from training.reports import Progress
-from training.safe_checkpoint_loading import FORBID, FORCE, UnusableCheckpoint, find_unsafe_file, tensors_only
+from training.safe_checkpoint_loading import (
+    FORBID,
+    FORCE,
+    UnusableCheckpoint,
+    find_unsafe_file,
+    position_in_file,
+    read_header,
+    tensors_only,
+)
 
 LIMIT_S = 20
 SHARDS = [f"step/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(12)]
 STATES = [f"rng-{rank}.safetensors" for rank in range(12)]
-COMMON = ["latest", "step/mp_rank_00_model_states.pt", *(f"progress-{rank}.json" for rank in range(12))]
+COMMON = ["latest", "step/mp_rank_00_model_states.pt"]
+PROGRESS = [f"progress-{rank}.json" for rank in range(12)]
 MODEL = {stage: f"step/{'zero_pp_rank_0_' if stage == 3 else ''}mp_rank_00_model_states.pt" for stage in (0, 1, 3)}
 OPTIMIZER = "step/zero_pp_rank_0_mp_rank_00_optim_states.pt"
 READ = [(0, MODEL[0]), (1, MODEL[1]), (1, OPTIMIZER), (3, MODEL[3]), (3, OPTIMIZER)]
@@ -87,6 +95,14 @@ def resume(folder: Path, *, stage: int) -> None:
     destroy_engine(engine)
 
 
+def of_two_ranks(source: Path, folder: Path) -> Path:
+    """Copy the checkpoint of one rank, and repeat the files of rank 0 as those of rank 1."""
+    shutil.copytree(source, folder)
+    for file in [path for path in folder.rglob("*") if "rank_0_" in path.name or "progress-0" in path.name]:
+        shutil.copy(file, file.with_name(file.name.replace("rank_0_", "rank_1_").replace("-0", "-1")))
+    return folder
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize(("stage", "name"), READ)
 def test_a_checkpoint_with_code_is_rejected_and_the_code_does_not_run(
@@ -114,17 +130,48 @@ def test_deepspeed_loads_a_checkpoint_without_running_its_code(
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(("stage", "name"), READ[1:])
+def test_with_another_number_of_ranks_a_checkpoint_with_code_is_rejected_and_the_code_does_not_run(
+    checkpoints: dict[int, Path], tmp_path: Path, stage: int, name: str, attack: Callable[[Path, Payload], None]
+) -> None:
+    folder, marker = of_two_ranks(checkpoints[stage], tmp_path / "copy"), tmp_path / "it-ran"
+    attack(folder / name, Payload(marker))
+    with pytest.raises(
+        UnusableCheckpoint, match=rf"checkpoint {folder.as_uri()} was changed .*{name}.* check the write permissions"
+    ):
+        resume(folder, stage=stage)
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize("name", [MODEL[1], OPTIMIZER])
-def test_the_conversion_of_shards_does_not_run_code(
+def test_with_another_number_of_ranks_code_does_not_run_without_the_check(
     checkpoints: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(checkpoint, "find_unsafe_file", lambda _: None)
-    folder, marker = shutil.copytree(checkpoints[1], tmp_path / "copy"), tmp_path / "it-ran"
-    shutil.copy(folder / "progress-0.json", folder / "progress-1.json")
+    monkeypatch.setattr(safe_checkpoint_loading, "_problem", lambda _: None)
+    folder, marker = of_two_ranks(checkpoints[1], tmp_path / "copy"), tmp_path / "it-ran"
     inside_the_state(folder / name, Payload(marker))
     with pytest.raises(pickle.UnpicklingError):
         resume(folder, stage=1)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_checkpoint_without_the_shard_of_a_rank_is_rejected(
+    checkpoints: dict[int, Path], tmp_path: Path, stage: int
+) -> None:
+    folder = of_two_ranks(checkpoints[stage], tmp_path / "copy")
+    (folder / OPTIMIZER).unlink()
+    with pytest.raises(UnusableCheckpoint, match="has 1 shards instead of 2"):
+        resume(folder, stage=stage)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_checkpoint_of_another_model_is_rejected(checkpoints: dict[int, Path], tmp_path: Path, stage: int) -> None:
+    folder = of_two_ranks(checkpoints[stage], tmp_path / "copy")
+    runtime, config = small_runtime(dropout=0.0, hidden_size=64), config_of(zero_stage=stage, epochs=1)
+    with pytest.raises(UnusableCheckpoint, match=r"does not fit the model: \d+ instead of \d+ values of "):
+        checkpoint.resume(config, runtime, uri=folder.as_uri())
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -151,31 +198,17 @@ def test_a_truncated_file_is_rejected(checkpoints: dict[int, Path], tmp_path: Pa
         resume(folder, stage=1)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_a_checkpoint_is_converted_by_several_threads_from_mapped_files(
-    checkpoints: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
-) -> None:
-    names, load, maps = set(), torch.load, set()
-
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        names.add(threading.current_thread().name)
-        maps.add(serialization.config.load.mmap)
-        return load(*args, **kwargs)
-
-    contents = []
-    for num_threads in (1, 3):
-        if num_threads > 1:
-            monkeypatch.setattr(torch, "load", recorded)
-        folder = tmp_path / str(num_threads)
+@pytest.mark.parametrize("start", [0, 5])
+def test_the_header_of_a_file_has_the_positions_of_its_values(tmp_path: Path, start: int) -> None:
+    values = torch.arange(100.0)
+    torch.save({"other": torch.zeros(3), "values": values[10:60]}, tmp_path / "state.pt")
+    with (tmp_path / "state.pt").open("rb") as file:
         with tensors_only():
-            convert_to_universal(checkpoints[stage] / TAG, folder, num_threads=num_threads)
-        states = (folder / "zero").glob("*/*.pt")
-        contents.append({str(file.relative_to(folder)): load(file, weights_only=True) for file in states})
-    assert any(name.startswith("ThreadPool") for name in names)
-    assert maps == {True}
-    assert contents[0]
-    torch.testing.assert_close(*contents, rtol=0, atol=0)
-    assert not serialization.config.load.mmap
+            header = read_header(file, "state.pt", uri="")
+        assert header["values"].is_meta
+        file.seek(position_in_file(header["values"][start:]))
+        content = torch.frombuffer(bytearray(file.read(40)), dtype=torch.float32)
+    assert torch.equal(content, values[10 + start : 20 + start])
 
 
 def test_environment_variables_do_not_disable_the_protection_and_are_restored(
@@ -200,38 +233,13 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_refused_before_it_is_written
         require_room(1_000 << 40, what="a checkpoint")
 
 
-def test_the_steps_of_a_universal_checkpoint_are_copied_to_the_device_of_their_parameters(tmp_path: Path) -> None:
-    parameters = [torch.nn.Parameter(torch.empty(4, device="meta")) for _ in range(2)]
-    optimizer, loaded = torch.optim.AdamW(parameters), torch.tensor(3.0)
-
-    class Engine:
-        """An engine that loads a step as DeepSpeed does: one tensor on the CPU for all parameters."""
-
-        def __init__(self) -> None:
-            self.optimizer = optimizer
-            self.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-
-        def load_checkpoint(self, *_: object, **__: object) -> tuple[str, dict[str, Any]]:
-            for parameter in parameters:
-                optimizer.state[parameter] = {"step": loaded}
-            return str(tmp_path), {}
-
-    checkpoint._restore(Engine(), config_of(), folder=tmp_path, uri=tmp_path.as_uri())
-    first, second = (optimizer.state[parameter]["step"] for parameter in parameters)
-    assert first.device == second.device == torch.device("meta")
-    assert first is not second
-
-
 def test_a_node_downloads_the_shards_of_its_own_ranks() -> None:
-    needed = checkpoint.files_to_download([*SHARDS, *STATES, *COMMON], ranks={4, 11}, num_ranks=12, zero_stage=1)
+    needed = checkpoint.files_to_download([*SHARDS, *STATES, *COMMON, *PROGRESS], ranks={4, 11}, changed=False)
     assert needed == {*COMMON, SHARDS[4], STATES[4], SHARDS[11], STATES[11]}
 
 
-def test_with_another_number_of_ranks_all_shards_are_converted_and_no_random_state_is_needed() -> None:
-    names = [*SHARDS, *STATES, *COMMON]
-    needed = checkpoint.files_to_download(names, ranks={0, 1}, num_ranks=8, zero_stage=1)
-    assert needed == {*COMMON, *SHARDS}
-    assert checkpoint.files_to_download([*STATES, *COMMON], ranks={0}, num_ranks=8, zero_stage=0) == set(COMMON)
+def test_with_another_number_of_ranks_no_random_state_is_downloaded() -> None:
+    assert checkpoint.files_to_download([*STATES, *COMMON, *PROGRESS], ranks={0}, changed=True) == set(COMMON)
 
 
 def test_a_folder_of_the_node_is_deleted_after_its_use() -> None:

@@ -4,7 +4,8 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,10 +15,11 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from tailorbird.storage import open_file
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint, loop, reports
 from training.engine.deepspeed_engine import MissingKernels
-from training.engine.deepspeed_private import destroy_engine, import_deepspeed, num_values
+from training.engine.deepspeed_private import destroy_engine, import_deepspeed, inner_optimizer, num_values
 from training.errors import DiskFull
 from training.export import export_weights
 
@@ -28,6 +30,7 @@ METHODS = ("full", "lora")
 Case = tuple[int, str]
 """ZeRO stage and method."""
 RESIZED: list[Case] = [(stage, method) for stage in (1, 3) for method in METHODS]
+RESIZED_TO_3: list[Case] = [(2, "full"), (3, "lora")]
 ON_NODES: list[Case] = [(1, "full"), (3, "lora")]
 EXPORTED: list[Case] = [(stage, method) for stage in range(4) for method in METHODS]
 
@@ -60,7 +63,8 @@ def _run_rank(rank: int, num_ranks: int, jobs: tuple[Job, ...]) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train with one worker and with two, resume each training with the other number, and export with two.
 
-    Return the folder with a folder for each number of workers at the start, and `exported`.
+    Return the folder with a folder for each number of workers at the start, `exported`, and `3` for the training that
+    was resumed with three workers instead of two.
     """
     folder = tmp_path_factory.mktemp("ranks")
     for name in ("1", "2"):
@@ -71,6 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         2,
         (resume_training, RESIZED, folder / "1"),
         (start_training, RESIZED, folder / "2"),
+        (start_training, [(2, "full")], folder / "2"),
         (resume_on_two_nodes, ON_NODES, folder / "2"),
         (export, EXPORTED, folder / "exported"),
         (raise_on_rank_1, [(0, "full")], folder / "raised"),
@@ -79,13 +84,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     merge_checkpoints(folder / "2", num_ranks=2)
     on_ranks(1, (resume_training, RESIZED, folder / "2"))
+    shutil.copytree(folder / "2", folder / "3")
+    on_ranks(3, (resume_training, RESIZED_TO_3, folder / "3"))
     return folder
 
 
 def merge_checkpoints(folder: Path, *, num_ranks: int) -> None:
     """Merge the folders of all ranks, as Ray Train does."""
-    for stage, method in RESIZED:
-        own = folder / f"{stage}-{method}"
+    for own in folder.glob("[0-3]-*"):
         for rank in range(num_ranks):
             shutil.copytree(own / f"rank-{rank}", own / "merged", dirs_exist_ok=True)
 
@@ -124,7 +130,7 @@ def train(folder: Path, stage: int, method: str, *, resume_from: str | None) -> 
     """Train two epochs; rank 0 writes the last report."""
     runtime = small_runtime(dropout=0.0)
     config = config_of(
-        num_workers={"min": 1, "max": 2},
+        num_workers={"min": 1, "max": 3},
         batch_size=7,  # not a multiple of two workers; one worker accumulates two micro-batches
         zero_stage=stage,
         method=method,
@@ -140,11 +146,16 @@ def train(folder: Path, stage: int, method: str, *, resume_from: str | None) -> 
             checkpoint.save(engine, config, folder=own, progress=progress)
 
     # The rounding of bf16 depends on the shape of the batch, and so on the number of ranks.
-    with mock.patch("training.loop.inference_dtype", return_value=torch.float32):
+    with mock.patch("training.loop.inference_dtype", return_value=torch.float32), bytes_read() as reads:
         if resume_from is not None:
             engine, progress = checkpoint.resume(config, runtime, uri=(folder / resume_from).as_uri())
         else:
             engine, progress = loop.build_engine(config, runtime), reports.Progress()
+    if resume_from == "merged":
+        num_steps = len(inner_optimizer(engine).state)
+        trained = sum(num_values(parameter) for parameter in engine.module.parameters() if parameter.requires_grad)
+        figures = {"bytes": sum(reads) - 4 * num_steps, "trained": trained, "ranks": dist.get_world_size()}
+        (folder / f"reads-{dist.get_rank()}.json").write_text(json.dumps(figures))
     last = loop.train(
         engine,
         config,
@@ -157,10 +168,42 @@ def train(folder: Path, stage: int, method: str, *, resume_from: str | None) -> 
     destroy_engine(engine)
 
 
-@pytest.mark.parametrize("before", [2, 1])
-def test_deepspeed_3810_a_training_resumes_with_another_number_of_workers(trained: Path, before: int) -> None:
-    for stage, method in RESIZED:
-        folder = trained / str(before) / f"{stage}-{method}"
+@contextmanager
+def bytes_read() -> Iterator[list[int]]:
+    """Yield a list of the bytes of each read of values from a checkpoint of another number of ranks."""
+    reads: list[int] = []
+
+    @contextmanager
+    def open_recorded(uri: str) -> Iterator[Any]:
+        with open_file(uri) as file:
+
+            def read_at(num_bytes: int, offset: int) -> bytes:
+                reads.append(num_bytes)
+                return bytes(file.read_at(num_bytes, offset))
+
+            yield mock.Mock(wraps=file, read_at=read_at)
+
+    with mock.patch("training.engine.resharding.open_file", open_recorded):
+        yield reads
+
+
+@pytest.mark.parametrize(("name", "cases"), [("2", RESIZED), ("1", RESIZED), ("3", RESIZED_TO_3)])
+def test_the_ranks_read_each_value_of_a_checkpoint_once(trained: Path, name: str, cases: list[Case]) -> None:
+    for stage, method in cases:
+        files = (trained / name / f"{stage}-{method}").glob("reads-*.json")
+        figures = [json.loads(file.read_text()) for file in files]
+        num_bytes = [figure["bytes"] for figure in figures]
+        assert len(figures) == figures[0]["ranks"]
+        assert sum(num_bytes) == 3 * 4 * figures[0]["trained"], (stage, method)  # weights and two moments
+        assert max(num_bytes) < 1.1 * sum(num_bytes) / len(figures), (stage, method)
+
+
+@pytest.mark.parametrize(("name", "cases"), [("2", RESIZED), ("1", RESIZED), ("3", RESIZED_TO_3)])
+def test_deepspeed_3810_a_training_resumes_with_another_number_of_workers(
+    trained: Path, name: str, cases: list[Case]
+) -> None:
+    for stage, method in cases:
+        folder = trained / name / f"{stage}-{method}"
         uninterrupted, resumed_report = (
             json.loads((folder / f"report-{source}.json").read_text()) for source in (None, "merged")
         )

@@ -12,21 +12,32 @@ from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint
 from training.engine.deepspeed_engine import initialize_engine
 from training.engine.deepspeed_private import (
-    EXECUTOR,
+    COUNTERS,
+    MOMENTS,
+    OPTIMIZER,
     PARAMETER_ATTRIBUTES,
+    PARAMETER_SHAPES,
     RECORDS,
     SHM_OP,
+    STEP,
     VERSION,
+    WEIGHTS,
     checkpoint_bytes,
+    common_and_shards,
     destroy_engine,
+    flat_tensors,
     forward_dtype,
     fp32_values,
     import_deepspeed,
     init_distributed,
     inner_optimizer,
+    new_optimizer_state,
+    parameter_shapes,
+    slice_mappings,
 )
 from training.loop import build_engine, train
 from training.reports import Progress
+from training.safe_checkpoint_loading import tensors_only
 
 
 def missing(name: str) -> str:
@@ -41,11 +52,8 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
     destroy_engine(engine)
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [*RECORDS, ("deepspeed.checkpoint.ds_to_universal", "main"), ("deepspeed.checkpoint.ds_to_universal", EXECUTOR)],
-)
-def test_a_class_or_function_exists(module: str, name: str) -> None:
+@pytest.mark.parametrize(("module", "name"), RECORDS)
+def test_a_class_exists(module: str, name: str) -> None:
     import_deepspeed()
     assert hasattr(importlib.import_module(module), name), missing(f"{module}.{name}")
 
@@ -89,6 +97,38 @@ def test_the_size_of_a_checkpoint_is_known_before_it_is_written(tmp_path: Path, 
     written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert expected > 1 << 20
     assert expected <= written < 1.1 * expected
+
+
+@pytest.mark.parametrize("parameter_dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_new_optimizer_state_has_the_tensors_that_a_checkpoint_has(
+    tmp_path: Path, stage: int, parameter_dtype: str
+) -> None:
+    runtime = small_runtime(dropout=0.0)
+    config = config_of(zero_stage=stage, epochs=1, parameter_dtype=parameter_dtype)
+    engine = build_engine(config, runtime)
+    shapes = parameter_shapes(engine)
+    new = shapes_and_dtypes(state := new_optimizer_state(engine))
+    assert {STEP, WEIGHTS, *MOMENTS} == set(new[0]), missing("state of AdamW with these moments")
+    train(engine, config, runtime=runtime)
+    checkpoint.save(engine, config, folder=tmp_path, progress=Progress(epoch=1))
+    destroy_engine(engine)
+    names = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+    common, shards = common_and_shards(names)
+    assert common is not None, missing("file of model states with its former name")
+    assert len(shards) == 1, missing("file of optimizer states with its former name")
+    with tensors_only():
+        saved_common, saved = torch.load(tmp_path / common), torch.load(tmp_path / shards[0])[OPTIMIZER]
+    assert saved.keys() == state.keys(), missing("optimizer state with its former keys")
+    assert shapes_and_dtypes(saved) == new
+    assert slice_mappings(saved) == slice_mappings(state)
+    assert (slice_mappings(saved) is None) == (stage == 3)
+    assert saved_common[PARAMETER_SHAPES] == shapes
+    assert {"lr_scheduler", *COUNTERS} <= saved_common.keys()
+
+
+def shapes_and_dtypes(state: dict[str, Any]) -> list[dict[str, tuple[torch.Size, torch.dtype]]]:
+    return [{name: (own.shape, own.dtype) for name, own in tensors.items()} for tensors in flat_tensors(state)]
 
 
 def test_destroy_removes_the_optimizer_and_the_attributes_of_parameters() -> None:

@@ -1,0 +1,71 @@
+"""Every value of a new rank comes from its place in the tensors of the former ranks, for any number of ranks."""
+
+from collections.abc import Callable, Iterator
+from math import ceil, prod
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.engine.partitions import Piece, copies, pieces_of_concatenation, pieces_of_parameters
+
+PADDING = -1
+SHAPES = st.lists(st.lists(st.integers(1, 5), max_size=2), min_size=1, max_size=5)
+RANKS = st.integers(1, 7)
+Layout = tuple[list[list[list[int]]], list[list[Piece]]]
+"""The values of each flat tensor of each rank, and the pieces of each rank."""
+
+
+def concatenated(shapes: list[list[int]], num_ranks: int) -> Layout:
+    """Lay out two flat tensors as stages 1 and 2 do: concatenate the parameters, pad them, and split the result."""
+    flats: list[list[list[int]]] = [[] for _ in range(num_ranks)]
+    mappings: list[list[dict[str, tuple[int, int]]]] = [[] for _ in range(num_ranks)]
+    for numbers in halves(len(shapes)):
+        values = [(number, value) for number in numbers for value in range(prod(shapes[number]))]
+        length = ceil(len(values) / num_ranks) + 1  # also with padding if the division is exact
+        for rank in range(num_ranks):
+            own = values[rank * length : (rank + 1) * length]
+            parameters = [number for number, _ in own]
+            flats[rank].append([1000 * number + value for number, value in own] + [PADDING] * (length - len(own)))
+            mappings[rank].append({str(n): (parameters.index(n), parameters.count(n)) for n in parameters})
+    return flats, pieces_of_concatenation(mappings)
+
+
+def split(shapes: list[list[int]], num_ranks: int) -> Layout:
+    """Lay out two flat tensors as stage 3 does: pad and split each parameter, and concatenate the parts of a rank."""
+    flats: list[list[list[int]]] = [[] for _ in range(num_ranks)]
+    for numbers in halves(len(shapes)):
+        for rank in range(num_ranks):
+            flats[rank].append([])
+            for number in numbers:
+                values = [1000 * number + value for value in range(prod(shapes[number]))]
+                length = ceil(len(values) / num_ranks)
+                own = values[rank * length : (rank + 1) * length]
+                flats[rank][-1] += own + [PADDING] * (length - len(own))
+    tensors = [{str(number): shapes[number] for number in numbers} for numbers in halves(len(shapes))]
+    return flats, pieces_of_parameters(tensors, num_ranks=num_ranks)
+
+
+def halves(number: int) -> Iterator[range]:
+    yield range(number // 2)
+    yield range(number // 2, number)
+
+
+@pytest.mark.parametrize("layout", [concatenated, split])
+@given(shapes=SHAPES, before=RANKS, after=RANKS)
+def test_a_new_rank_copies_each_of_its_values_from_the_former_ranks(
+    layout: Callable[[list[list[int]], int], Layout], shapes: list[list[int]], before: int, after: int
+) -> None:
+    (former, saved), (expected, pieces) = layout(shapes, before), layout(shapes, after)
+    for rank in range(after):
+        result = [[PADDING] * len(flat) for flat in expected[rank]]
+        for copy in copies(pieces[rank], saved=saved):
+            values = former[copy.rank][copy.source][copy.source_start : copy.source_start + copy.length]
+            result[copy.target][copy.target_start : copy.target_start + copy.length] = values
+        assert result == expected[rank]
+
+
+def test_a_missing_shard_is_an_error() -> None:
+    (_, saved), (_, pieces) = concatenated([[4, 3]], 3), concatenated([[4, 3]], 2)
+    with pytest.raises(ValueError, match="3 instead of 5 values of 0 were saved"):
+        list(copies(pieces[1], saved=saved[:-1]))

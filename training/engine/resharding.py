@@ -1,0 +1,106 @@
+"""Load a checkpoint with another number of ranks: each rank reads only the values of its own partition from storage.
+
+A checkpoint has a shard for each former rank. A new rank reads the headers of the shards, computes where the values of
+its partition are, and reads these byte ranges into the tensors of its engine. Nothing is written to a disk.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tailorbird.storage import open_file
+from training.engine.deepspeed_engine import raise_on_all_ranks
+from training.engine.deepspeed_private import (
+    LOSS_SCALE,
+    MOMENTS,
+    OPTIMIZER,
+    PARAMETER_SHAPES,
+    STEP,
+    WEIGHTS,
+    common_and_shards,
+    flat_tensors,
+    load_optimizer_state,
+    new_optimizer_state,
+    parameter_shapes,
+    slice_mappings,
+)
+from training.engine.node_disk import gather
+from training.engine.partitions import Copy, Piece, copies, pieces_of_concatenation, pieces_of_parameters
+from training.safe_checkpoint_loading import UnusableCheckpoint, position_in_file, read_header, tensors_only
+
+NUM_THREADS = 8  # that read at the same time; each holds a chunk twice
+CHUNK = 4 << 20  # values of a read
+
+
+def load_resharded(engine: Any, *, uri: str, names: Iterable[str], num_saved: int) -> None:
+    """Load the files `names` under `uri`, which `num_saved` ranks wrote, into a new engine.
+
+    Every rank must call it. Raises UnusableCheckpoint on every rank.
+    """
+    state = new_optimizer_state(engine)
+    mappings, rank, num_ranks = slice_mappings(state), dist.get_rank(), dist.get_world_size()
+    if mappings is None:
+        own = pieces_of_parameters(parameter_shapes(engine), num_ranks=num_ranks)[rank]
+    else:
+        own = pieces_of_concatenation(gather(mappings))[rank]
+    common: dict[str, Any] = {}
+    raise_on_all_ranks(
+        lambda: common.update(_read(state, own=own, uri=uri, names=names, num_saved=num_saved)), UnusableCheckpoint
+    )
+    load_optimizer_state(engine, state, common=common)
+
+
+def _read(
+    state: dict[str, Any], *, own: Sequence[Piece], uri: str, names: Iterable[str], num_saved: int
+) -> dict[str, Any]:
+    """Read the values of `own` into the tensors of `state`, and return the header of the file that all ranks share.
+
+    Raises UnusableCheckpoint.
+    """
+    common_name, shard_names = common_and_shards(names)
+    if common_name is None or len(shard_names) != num_saved:
+        raise UnusableCheckpoint(f"checkpoint {uri} has {len(shard_names)} shards instead of {num_saved}")
+    with ExitStack() as stack, tensors_only(), ThreadPoolExecutor(NUM_THREADS) as pool:
+        files = [stack.enter_context(open_file(f"{uri}/{name}")) for name in (common_name, *shard_names)]
+        common, *headers = pool.map(partial(read_header, uri=uri), files, (common_name, *shard_names))
+        shards = [header[OPTIMIZER] for header in headers]
+        try:
+            reads = list(_reads(state, shards=shards, copied=copies(own, saved=_saved_pieces(shards, common))))
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UnusableCheckpoint(f"checkpoint {uri} does not fit the model: {error}") from error
+        for _ in pool.map(lambda read: _read_values(files[1 + read[0]], *read[1:]), reads):
+            pass
+    state.update({name: shards[0][name] for name in LOSS_SCALE if name in shards[0]})
+    return common
+
+
+def _reads(
+    state: dict[str, Any], *, shards: Sequence[dict[str, Any]], copied: Iterable[Copy]
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield the rank of a shard, values of its header, and the values of `state` to which they must be read."""
+    sources, targets = [flat_tensors(shard) for shard in shards], flat_tensors(state)
+    for target in targets:
+        yield 0, sources[0][0][STEP].view(1), target[STEP].view(1)
+    for copy in copied:
+        for name in (WEIGHTS, *MOMENTS):
+            source = sources[copy.rank][copy.source][name].narrow(0, copy.source_start, copy.length)
+            values = targets[copy.target][name].detach().narrow(0, copy.target_start, copy.length)
+            for pair in zip(torch.split(source, CHUNK), torch.split(values, CHUNK), strict=True):
+                yield copy.rank, *pair
+
+
+def _saved_pieces(shards: Sequence[dict[str, Any]], common: dict[str, Any]) -> list[list[Piece]]:
+    mappings = [slice_mappings(shard) for shard in shards]
+    if None in mappings:
+        return pieces_of_parameters(common[PARAMETER_SHAPES], num_ranks=len(shards))
+    return pieces_of_concatenation(mapping for mapping in mappings if mapping is not None)
+
+
+def _read_values(file: Any, source: torch.Tensor, values: torch.Tensor) -> None:
+    data = file.read_at(source.numel() * source.element_size(), position_in_file(source))
+    values.copy_(torch.frombuffer(bytearray(data), dtype=source.dtype))
