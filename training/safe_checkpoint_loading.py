@@ -3,7 +3,7 @@
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,41 @@ def read_header(file: Any, name: str, *, uri: str) -> dict[str, Any]:
     """Return the content of an open torch file, the file `name` of a checkpoint, with tensors on the meta device.
 
     Must be called within `tensors_only`. Several threads can call it. Raises UnusableCheckpoint if the file is unsafe
-    or invalid.
+    or invalid, and errors of the storage as they are.
     """
-    problem = _problem(file)
+    reader: Any = _Reader(file)
+    try:
+        problem = _problem(reader)
+        file.seek(0)
+        header: dict[str, Any] = {} if problem else torch.load(reader, map_location="meta", weights_only=True)
+    finally:
+        if reader.error is not None:
+            raise reader.error
     if problem:
         raise UnusableCheckpoint(CHANGED.format(uri=uri, problem=f"{name} {problem}"))
-    file.seek(0)
-    header: dict[str, Any] = torch.load(file, map_location="meta", weights_only=True)
     return header
+
+
+class _Reader:
+    """An open file that keeps the error of a read. torch can raise another one instead, such as SystemError."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.error: OSError | None = None
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(self._kept(self._file.read, size))
+
+    def readinto(self, buffer: Any) -> int:
+        return int(self._kept(self._file.readinto, buffer))
+
+    def _kept(self, read: Callable[[Any], Any], argument: Any) -> Any:
+        try:
+            return read(argument)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def position_in_file(tensor: torch.Tensor) -> int:

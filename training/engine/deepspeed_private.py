@@ -193,13 +193,13 @@ def flat_tensors(state: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
 
 
 def _flat_weights(state: dict[str, Any]) -> list[torch.Tensor]:
-    weights: list[torch.Tensor] = state[FLAT_WEIGHTS[FLAT_WEIGHTS[0] not in state]]
+    weights: list[torch.Tensor] = next(state[name] for name in FLAT_WEIGHTS if name in state)
     return weights
 
 
 def _adam_state(state: dict[str, Any]) -> dict[str, Any]:
     """Return the state of torch's optimizer within the state of ZeRO's."""
-    adam: dict[str, Any] = state[ADAM_STATE[ADAM_STATE[0] not in state]]
+    adam: dict[str, Any] = next(state[name] for name in ADAM_STATE if name in state)
     return adam
 
 

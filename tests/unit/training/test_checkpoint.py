@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -209,6 +210,16 @@ def test_the_header_of_a_file_has_the_positions_of_its_values(tmp_path: Path, st
         file.seek(position_in_file(header["values"][start:]))
         content = torch.frombuffer(bytearray(file.read(40)), dtype=torch.float32)
     assert torch.equal(content, values[10 + start : 20 + start])
+
+
+def test_an_error_of_the_storage_does_not_make_a_checkpoint_unusable(checkpoints: dict[int, Path]) -> None:
+    with (checkpoints[1] / OPTIMIZER).open("rb") as file, tensors_only():
+        on_s3 = mock.Mock(wraps=file)
+        read_header(on_s3, OPTIMIZER, uri="")
+        file.seek(0)
+        on_s3.readinto.side_effect = OSError("AWS Error NETWORK_CONNECTION")
+        with pytest.raises(OSError, match="AWS Error NETWORK_CONNECTION"):
+            read_header(on_s3, OPTIMIZER, uri="")
 
 
 def test_environment_variables_do_not_disable_the_protection_and_are_restored(
