@@ -30,7 +30,7 @@ def run_remote(
     """
     import ray
 
-    in_task = function if progress is SILENT else _reporting(function, progress)
+    in_task = function if progress is SILENT else reporting_function(function, progress)
     task = ray.remote(max_calls=1)(in_task) if resources.gpus else ray.remote(in_task)
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -40,7 +40,7 @@ def run_remote(
         try:
             options = task_options(resources, available=available, nodes=nodes)
             result = task.options(**options).remote(*args, **kwargs)
-            _report_waiting(result, resources=resources, progress=progress if progress is not SILENT else here)
+            report_waiting(result, resources=resources, progress=progress if progress is not SILENT else here)
             value: R = ray.get(result)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # the original error; the message of a RayTaskError is the remote traceback
@@ -49,7 +49,7 @@ def run_remote(
     return call
 
 
-def _reporting(function: Callable[P, R], progress: ProgressReporter) -> Callable[P, R]:
+def reporting_function(function: Callable[P, R], progress: ProgressReporter) -> Callable[P, R]:
     """Return `function` with `progress` as the result of `current_progress`."""
 
     @wraps(function)
@@ -60,7 +60,7 @@ def _reporting(function: Callable[P, R], progress: ProgressReporter) -> Callable
     return call
 
 
-def _report_waiting(result: Any, *, resources: Resources, progress: ProgressReporter) -> None:
+def report_waiting(result: Any, *, resources: Resources, progress: ProgressReporter) -> None:
     """Wait until the task of `result` has started or ended, and report what it waits for when this changes."""
     import ray
 

@@ -60,15 +60,21 @@ def worker_resources(config: TrainingConfig) -> Resources:
 
 
 def evaluation_resources(training: TrainingConfig, serving: ServingConfig, *, memory_bytes: int = 0) -> Resources:
-    """Return the resources of a task that predicts test rows or measures the cost of serving.
+    """Return the resources of an evaluation: predictions of test rows, or the cost measurement.
 
-    They are those of a training worker, with one whole GPU if replicas have GPUs: nothing else must use it meanwhile.
-    Then the task also has `memory_bytes` of the host; models that are served on CPUs are small.
+    They are those of a training worker for each of its processes. If replicas have GPUs, each process has a whole one:
+    nothing else must use it meanwhile. Then the evaluation also has `memory_bytes` of the host; models that are served
+    on CPUs are small.
     """
-    worker = worker_resources(training)
+    worker, num_ranks = worker_resources(training), evaluation_ranks(serving)
     if not serving.gpus_per_replica:
         return worker
-    return Resources(max(worker.cpus, serving.cpus_per_replica), 1, memory_bytes)
+    return Resources(max(num_ranks * worker.cpus, serving.cpus_per_replica), num_ranks, memory_bytes)
+
+
+def evaluation_ranks(serving: ServingConfig) -> int:
+    """Return the number of processes that hold a model together in the evaluation: as many as a replica has GPUs."""
+    return max(1, int(serving.gpus_per_replica))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Checks of `tailorbird preflight` and of each run on the GPU that baselines and the evaluation use."""
+"""Checks of `tailorbird preflight` and of each run on the GPUs that baselines and the evaluation use."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from cluster.node_probe import gpu_bytes_of_cluster
-from cluster.resources import evaluation_resources
+from cluster.resources import evaluation_ranks, evaluation_resources
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster
 from tailorbird.checks.preflight_memory import RAY_KILLS_AT, tried_configs
@@ -12,10 +13,11 @@ from tailorbird.config.recipe import Recipe
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.inference.serving_cost import BF16_BYTES, host_bytes
 from tailorbird.models.metadata import ModelMetadata, read_metadata
+from tailorbird.models.tensor_parallel.plan import division_fault
 
 
 def check_evaluation(recipe: Recipe, model: ModelMetadata | None, *, cluster: Cluster) -> Iterator[CheckResult]:
-    """Check that a node has the GPU that the evaluation of a service on GPUs needs, and that the model fits it.
+    """Check that a node has the GPUs that the evaluation of a service on GPUs needs, and that the model fits them.
 
     Without such a node, the evaluation would wait forever.
     """
@@ -25,27 +27,30 @@ def check_evaluation(recipe: Recipe, model: ModelMetadata | None, *, cluster: Cl
         if any(room.num_workers(needed) for room in rooms):
             yield ok("evaluation", f"a node has room for the evaluation, which needs {needed.text()}")
         else:
-            text = (
-                f"no node has room for the evaluation, which runs on a GPU like the service and needs {needed.text()}"
-            )
-            yield fault("evaluation", text, "add nodes with GPUs, or set serving.gpus_per_replica to 0")
+            text = f"no node has room for the evaluation, which runs on GPUs like the service and needs {needed.text()}"
+            yield fault("evaluation", text, "add nodes with as many GPUs, or lower serving.gpus_per_replica")
     sizes = [size for report in cluster.reports.values() for size in report.gpu_bytes]
     if model is not None:
-        yield from check_one_gpu(recipe, model, gpu_bytes=sizes)
+        yield from check_gpus(recipe, model, gpu_bytes=sizes)
         yield from _check_host(recipe, model, cluster=cluster)
 
 
-def check_one_gpu(recipe: Recipe, model: ModelMetadata, *, gpu_bytes: Sequence[int]) -> Iterator[CheckResult]:
-    """Check that the model fits the smallest GPU of the cluster; `gpu_bytes` has the memory of each GPU, if known."""
-    if not gpu_bytes or not uses_gpu(recipe):
+def check_gpus(recipe: Recipe, model: ModelMetadata, *, gpu_bytes: Sequence[int]) -> Iterator[CheckResult]:
+    """Check that the GPUs of an evaluation can hold the model; `gpu_bytes` has the memory of each GPU, if known."""
+    if not uses_gpu(recipe):
         return
+    num_gpus = evaluation_ranks(recipe.serving)
+    if (reason := division_fault(model.rank_divisor, num_ranks=num_gpus)) is not None:
+        yield fault("model on GPUs", reason, "change serving.gpus_per_replica, or choose another base model")
     weights = BF16_BYTES * model.shape.num_parameters
-    if weights >= min(gpu_bytes):
+    if gpu_bytes and weights >= num_gpus * min(gpu_bytes):
+        gpus = "one GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
         yield fault(
-            "model on one GPU",
+            "model on GPUs",
             f"the weights take {weights / GIB:.0f} GiB in bf16, and the smallest GPU has {min(gpu_bytes) / GIB:.0f} "
-            "GiB. Baselines and the evaluation hold the whole model on one GPU, even if several GPUs train it",
-            "choose a smaller base model, or GPUs with more memory",
+            f"GiB. Baselines and the evaluation hold the whole model on {gpus}, even if more GPUs train it",
+            "raise serving.gpus_per_replica (chat with engine: vllm), or choose a smaller base model, or GPUs with "
+            "more memory",
         )
 
 
@@ -59,19 +64,20 @@ def _check_host(recipe: Recipe, model: ModelMetadata, *, cluster: Cluster) -> It
     most = max((reports[node].memory_bytes for node in rooms if node in reports), default=0)
     methods = [config.method for config in tried_configs(recipe)]
     bf16 = recipe.serving.gpus_per_replica > 0 or any(report.bfloat16 for report in reports.values())
-    needed = max(host_bytes(("zero_shot", method, method), shape=model.shape, bf16=bf16) for method in methods)
+    size = partial(host_bytes, shape=model.shape, bf16=bf16, num_ranks=evaluation_ranks(recipe.serving))
+    needed = max(size(("zero_shot", method, method)) for method in methods)
     if most and needed > RAY_KILLS_AT * most:
         text = f"the comparison of costs holds models of {needed / GIB:.0f} GiB in the host's memory, and the largest "
         text += f"node with {resources.text()} has {most / GIB:.0f} GiB"
         yield fault("memory of the evaluation", text, f"add a node with {resources.text()} and more memory")
 
 
-def require_one_gpu(recipe: Recipe, *, base_model: str) -> None:
-    """Raise ValueError if the staged base model does not fit a GPU of the connected cluster; see `check_one_gpu`."""
+def require_gpus(recipe: Recipe, *, base_model: str) -> None:
+    """Raise ValueError if the GPUs of an evaluation in the connected cluster cannot hold the staged base model."""
     if not uses_gpu(recipe):
         return
     model = read_metadata(base_model, task=data_task(recipe.task, system=recipe.data.system))
-    for result in check_one_gpu(recipe, model, gpu_bytes=gpu_bytes_of_cluster()):
+    for result in check_gpus(recipe, model, gpu_bytes=gpu_bytes_of_cluster()):
         raise ValueError(f"{result.message}; {result.remedy}")
 
 

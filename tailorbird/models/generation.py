@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from cluster.progress import counter, tracked
+from cluster.ranks.process_group import current_group, on_first_rank
 from tailorbird.data.chat_template import Tokens
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.packing import pack
@@ -17,6 +18,7 @@ from tailorbird.models.attention.continuous_batching_attention import register_r
 from tailorbird.models.attention.transformers_private import set_logits_processor, workload_hints
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.grammar.compiler import Grammar
+from tailorbird.models.grammar.matcher import MAX_MASK_S
 from tailorbird.models.grammar.processor import GrammarProcessor
 
 MAX_GPU_REQUESTS = 128
@@ -68,6 +70,7 @@ def answer_prompts(
     """Decode greedily with the continuous batching of transformers, by the grammar if there is one.
 
     `max_requests` is the maximum number of prompts that are answered at the same time. By default, it suits the device.
+    If ranks hold the model together, every rank must call it, and gets the answers to the prompts of the first one.
     Raises RuntimeError if a prompt fails, and FormatError if the grammar is too slow or the tokenizer cannot follow it.
     """
     register_request_attention()
@@ -132,14 +135,15 @@ def _constrained_outputs(
     lm: Any, prompts: list[list[int]], *, config: Any, grammar: Grammar, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what `generate_batch` returns, which has no argument for a logits processor per request."""
-    with torch.inference_mode():
+    with torch.no_grad():  # in inference mode, ranks could not change their tensors from the manager's thread
         manager = lm.init_continuous_batching(
             generation_config=config,
             continuous_batching_config=batching_config(
                 lm.device, return_logprobs=True, use_cuda_graph=False, use_async_batching=False, **options
             ),
         )
-    processor = GrammarProcessor(grammar)
+    limit = MAX_MASK_S if current_group().size == 1 else float("inf")
+    processor = GrammarProcessor(grammar, max_mask_s=limit)
     set_logits_processor(manager, processor)
     manager.start()
     try:
@@ -179,8 +183,11 @@ def batching_config(device: torch.device | str, **options: Any) -> Any:
 
 
 def log_likelihoods(model: ChatModel, rows: Sequence[Tokens], *, pad_id: int) -> NDArray[np.float64]:
-    """Return the mean log-probability, in nats, of the assistant's tokens in each row: [N]."""
-    device = next(model.parameters()).device
+    """Return the mean log-probability, in nats, of the assistant's tokens in each row: [N].
+
+    If ranks hold the model together, they compute the rows of the first one, as `answer_prompts` does.
+    """
+    rows, device = on_first_rank(lambda: rows), next(model.parameters()).device
     result = np.zeros(len(rows))
     with torch.inference_mode():
         batches = length_batches([len(row) for row in rows], max_rows=SCORED_TOKENS, cost=_pass_cost)

@@ -13,13 +13,15 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from cluster.ranks.process_group import current_group
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.classifier import Classifier, UnitLinear
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import load_adapter, merge_layers
-from tailorbird.models.pretrained import cast_parameters, default_device, load_causal, load_encoder
+from tailorbird.models.pretrained import cast_parameters, default_device, inference_dtype, load_causal, load_encoder
 from tailorbird.models.runtimes import load_exported
+from tailorbird.models.tensor_parallel.parts import load_divided
 from tailorbird.registry import versions
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.version_files import require_intact, version_faults
@@ -182,9 +184,27 @@ def load_chat(folder: Path, *, base: Path, kind: str, dtype: torch.dtype) -> Cha
 
     Base weights that are merged or replaced are mapped in their stored dtype, and the others are loaded in `dtype`, so
     there is no copy in fp32. In both cases, transformers computes buffers in fp32.
+
+    In a process group of several ranks, this rank's part is loaded on its device; see `load_divided`.
     """
-    lm = load_causal(base, dtype=None if kind in versions.CHAT_WEIGHTS else dtype)
-    return load_chat_weights(folder, lm=lm, kind=kind, dtype=dtype)
+    has_weights, num_ranks = kind in versions.CHAT_WEIGHTS, current_group().size
+    if num_ranks == 1:
+        lm = load_causal(base, dtype=None if has_weights else dtype)
+        return load_chat_weights(folder, lm=lm, kind=kind, dtype=dtype)
+    changed = None
+    if has_weights:
+        changed = load_chat_weights(folder, lm=load_causal(base, dtype=None), kind=kind, dtype=None).lm
+    return ChatModel(load_divided(base, changed=changed, dtype=dtype, num_ranks=num_ranks))
+
+
+def load_pretrained_chat(base: Path) -> ChatModel:
+    """Load a pretrained language model on the device and in the dtype of this process; see `load_chat`."""
+    return _ready(load_chat(base, base=base, kind="zero_shot", dtype=inference_dtype()), default_device())
+
+
+def _ready(model: ChatModel, device: str) -> ChatModel:
+    """Move a model to a device for inference, and return it."""
+    return model.to(device).eval().requires_grad_(False)
 
 
 @contextmanager
@@ -309,8 +329,7 @@ def _load(
         known = {} if pretrained is None or config.kind in versions.CHAT_WEIGHTS else pretrained
         key = config.base_model, config.dtype
         if key not in known:
-            chat = load_chat(folder, base=base, kind=config.kind, dtype=dtype)
-            known[key] = chat.to(device).eval().requires_grad_(False)
+            known[key] = _ready(load_chat(folder, base=base, kind=config.kind, dtype=dtype), device)
         return LoadedChat(known[key], tokenizer, config.prompting, config, index)
     if config.engine == "torch":
         # The head is in fp32, as in evaluation, because a bfloat16 head changes the class of close predictions.

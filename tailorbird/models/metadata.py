@@ -21,6 +21,7 @@ from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.models.attention.transformers_private import has_causal_model, needs_all_logits
 from tailorbird.models.pretrained import ATTENTION_DROPOUT, without_pooler
 from tailorbird.models.shape import ModelShape
+from tailorbird.models.tensor_parallel.plan import rank_divisor
 from tailorbird.storage import s3
 
 SMALL_FILES = (".json", ".jinja", ".txt", ".model")  # suffixes of configuration and tokenizer files
@@ -41,6 +42,7 @@ class ModelMetadata:
     longest: int | None  # maximum number of tokens of a row; see `DataTask.longest_row`
     shape: ModelShape
     num_stored: int  # number of values in the safetensors files
+    rank_divisor: int = 1  # see `tailorbird.models.tensor_parallel.plan.rank_divisor`
     template_error: str | None = None  # (chat only) reason why the chat template cannot be used
 
 
@@ -66,6 +68,7 @@ def read_metadata(uri: str, *, task: DataTask) -> ModelMetadata:
         longest=task.longest_row(config),
         shape=replace(shape_of(model), stored_bf16=2 * stored["BF16"] > stored.total()),
         num_stored=stored.total(),
+        rank_divisor=rank_divisor(model),
         template_error=task.template_error(tokenizer),
     )
 

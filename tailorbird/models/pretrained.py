@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers.distributed import DistributedConfig
 
 from tailorbird.models.errors import ModelError
 from tailorbird.registry.versions import Dtype
@@ -67,7 +68,7 @@ def load_encoder(
     """
     from tailorbird.models.attention.padded_attention import use_padded_attention  # slow to import
 
-    encoder = _pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout)
+    encoder: nn.Module = _pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout)
     use_padded_attention(encoder)
     return encoder if with_pooler else without_pooler(encoder)
 
@@ -76,26 +77,38 @@ def load_causal(
     folder: Path, *, dtype: torch.dtype | None = torch.float32, attention_dropout: float | None = None
 ) -> nn.Module:
     """Load a pretrained causal language model from a local folder; see `load_encoder`."""
-    return _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=attention_dropout)
+    lm: nn.Module = _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=attention_dropout)
+    return lm
 
 
-def _pretrained(kind: Any, folder: Path, *, dtype: torch.dtype | None, attention_dropout: float | None) -> nn.Module:
+def load_causal_part(folder: Path, *, dtype: torch.dtype, num_ranks: int) -> Any:
+    """Load this rank's part of a pretrained causal language model on its device, reading only this part.
+
+    Every rank of the process group must call it; see `tailorbird.models.tensor_parallel.parts`. Raises ModelError.
+    """
+    divided = DistributedConfig(tp_size=num_ranks)
+    return _pretrained(AutoModelForCausalLM, folder, dtype=dtype, attention_dropout=None, distributed_config=divided)
+
+
+def _pretrained(
+    kind: Any, folder: Path, *, dtype: torch.dtype | None, attention_dropout: float | None, **options: Any
+) -> Any:
     _reject_remote_code(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if attention_dropout is not None:
             _set_attention_dropout(config, attention_dropout)
-        model: nn.Module = kind.from_pretrained(
+        return kind.from_pretrained(
             folder,
             config=config,
             dtype=dtype or "auto",
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            **options,
         )
     except (ImportError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"base model {folder} cannot be loaded: {error}") from None
-    return model
 
 
 def _reject_remote_code(folder: Path) -> None:

@@ -6,8 +6,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from cluster.progress import ProgressReporter
-from cluster.remote import run_remote
-from cluster.resources import evaluation_resources
+from cluster.ranks.remote_ranks import run_evaluation
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
@@ -107,7 +106,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     )
     limits = RequestLimits.from_config(recipe.evaluation.endpoint)
     predict = partial(
-        run_remote(predict_rows, resources=evaluation_resources(recipe.training, recipe.serving)),
+        run_evaluation(predict_rows, training=recipe.training, serving=recipe.serving),
         on_gpu=recipe.serving.gpus_per_replica > 0,
         limits=limits,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.resources import evaluation_ranks
 from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.gates.cost import (
@@ -202,7 +203,8 @@ def _measured(context: RunContext, uris: Mapping[str, str], *, tokens: Mapping[s
     num_rows = context.task.num_cost_rows_gpu if on_gpu else context.task.num_cost_rows
     rows = test.take(range(min(len(test), num_rows)))
     batch_size = context.recipe.serving.batch_size(context.recipe.task)
-    named = {"models": uris, "test": inputs.data.hashes["test"], "on_gpu": on_gpu, "batch_size": batch_size}
+    num_gpus = evaluation_ranks(context.recipe.serving) if on_gpu else 0
+    named = {"models": uris, "test": inputs.data.hashes["test"], "num_gpus": num_gpus, "batch_size": batch_size}
     stage_inputs = inputs.stage_inputs(measure_serving, **named)
 
     def compute(_: str) -> MeasuredCosts:
@@ -220,4 +222,5 @@ def _host_bytes(context: RunContext, uris: Iterable[str]) -> int:
     models = [part for of_one in parts for part in of_one]
     metadata = read_metadata(context.inputs.base_model.uri, task=data_task(recipe.task, system=recipe.data.system))
     bf16 = any(model.dtype == "bfloat16" for model in models)
-    return host_bytes([model.kind for model in models], shape=metadata.shape, bf16=bf16)
+    num_ranks = evaluation_ranks(recipe.serving)
+    return host_bytes([model.kind for model in models], shape=metadata.shape, bf16=bf16, num_ranks=num_ranks)

@@ -6,8 +6,9 @@ from typing import ParamSpec, TypeVar
 
 from cluster.code_snapshot import CodeVersion, ship_code
 from cluster.progress import SILENT, ProgressReporter
+from cluster.ranks.remote_ranks import run_evaluation
 from cluster.remote import run_remote
-from cluster.resources import evaluation_resources, worker_resources
+from cluster.resources import evaluation_ranks, worker_resources
 from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
@@ -93,10 +94,17 @@ class RunInputs:
         """Return a function that runs as a Ray task with a training worker's resources. A call waits for its result."""
         return run_remote(function, resources=worker_resources(self.recipe.training), progress=self.progress)
 
+    def remote_model(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return a function that runs like `remote`, or on ranks that hold a model together if replicas do."""
+        divided = evaluation_ranks(self.recipe.serving) > 1
+        return self.remote_evaluation(function) if divided else self.remote(function)
+
     def remote_evaluation(self, function: Callable[P, R], *, memory_bytes: int = 0) -> Callable[P, R]:
-        """Return a function that runs as a Ray task like `remote`, with a GPU if replicas have any."""
-        resources = evaluation_resources(self.recipe.training, self.recipe.serving, memory_bytes=memory_bytes)
-        return run_remote(function, resources=resources, progress=self.progress)
+        """Return a function that runs like `remote`, on as many GPUs as the evaluation needs."""
+        training, serving, progress = self.recipe.training, self.recipe.serving, self.progress
+        return run_evaluation(
+            function, training=training, serving=serving, memory_bytes=memory_bytes, progress=progress
+        )
 
     def version_config(
         self, kind: Kind, *, dtype: Dtype, classes: tuple[str, ...] = (), prompting: Prompting | None = None

@@ -6,7 +6,7 @@ from typing import Any
 from cluster.event_queue import forward_events, queue_progress
 from cluster.progress import ProgressReporter, reporting_to
 from cluster.remote import note_shortage
-from tailorbird.checks.preflight_evaluation import require_one_gpu
+from tailorbird.checks.preflight_evaluation import require_gpus
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.training import TrainingConfig
 from tailorbird.evaluation.baselines.baseline import CHAMPION, Baseline
@@ -113,8 +113,8 @@ def baselines_only(recipe: Recipe, *, progress: ProgressReporter) -> tuple[Basel
 
 
 def require_usable(context: RunContext, *, progress: ProgressReporter) -> None:
-    """Raise ValueError if the base model does not fit the GPU that evaluates it, or an endpoint cannot be used."""
-    require_one_gpu(context.recipe, base_model=context.inputs.base_model.uri)
+    """Raise ValueError if the base model does not fit the GPUs that evaluate it, or an endpoint cannot be used."""
+    require_gpus(context.recipe, base_model=context.inputs.base_model.uri)
     require_endpoints(context, progress=progress)
 
 
@@ -256,7 +256,7 @@ def average_seeds(
         progress.activity("averaging the weights of the seeds")
         inputs.remote(average_weights)(weights, f"{uri}/weights")
         context.task.make_loadable(f"{uri}/weights", kind=selected.method, dtype=seeds[0].dtype)
-        table = inputs.remote(predict_rows)(f"{uri}/weights", rows=context.splits.validation)
+        table = inputs.remote_model(predict_rows)(f"{uri}/weights", rows=context.splits.validation)
         return Contender(selected.method, f"{uri}/weights", score_table(metric, table))
 
     stage_inputs = inputs.stage_inputs(average_weights, predict_rows, weights=weights, metric=metric)

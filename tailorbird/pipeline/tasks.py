@@ -142,7 +142,7 @@ class ChatTask:
         splits, config, seed = self.inputs.splits, self.inputs.recipe.evaluation, self.inputs.recipe.training.seed
 
         def compute(uri: str) -> tuple[Baseline, ...]:
-            baselines = self.inputs.remote(fit_prompt_baselines)(
+            baselines = self.inputs.remote_model(fit_prompt_baselines)(
                 self.inputs.base_model.uri,
                 train=splits.train,
                 validation=splits.validation,
@@ -177,7 +177,7 @@ class ChatTask:
             return rates
         validation = self.inputs.splits.validation
         answered = validation.take(range(min(NUM_ANSWERS, len(validation))))
-        answers = self.inputs.remote(measure_answers)(
+        answers = self.inputs.remote_model(measure_answers)(
             self.inputs.base_model.uri, rows=answered, prompting=self.prompting
         )
         return replace(rates, prediction=answers)

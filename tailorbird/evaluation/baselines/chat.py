@@ -20,8 +20,8 @@ from tailorbird.evaluation.inference.chat_answers import answer_rows, conversati
 from tailorbird.evaluation.statistics.answer_metrics import per_row
 from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.generation import context_length
-from tailorbird.models.loading import load_text_encoder
-from tailorbird.models.pretrained import default_device, dtype_name, inference_dtype, load_causal
+from tailorbird.models.loading import load_pretrained_chat, load_text_encoder
+from tailorbird.models.pretrained import dtype_name
 from tailorbird.models.retrieval.chat_prompt import nearest_answer
 from tailorbird.models.retrieval.files import index_files, index_sha256
 from tailorbird.models.retrieval.index import RetrievalIndex, build_index, embed_index
@@ -98,7 +98,7 @@ def fit_prompt_baselines(
         encoder = encoder.model_copy(update={"dtype": dtype_name()})
         index = add_embeddings(index, encoder=encoder, validation=validation, metric=config.metric)
     files = index_files(index)
-    model = ChatModel(load_causal(base, dtype=inference_dtype()).to(default_device()).eval())
+    model = load_pretrained_chat(base)
     scorer = _Scorer(model, load_tokenizer(base), index, validation, config.metric)
     context = context_length(model.lm)
     limit = config.retrieved_tokens

@@ -99,8 +99,8 @@ class ServingUsage:
 
     cpu_s: tuple[float, ...]  # CPU-seconds; of an external endpoint, those of the replica that calls it
     gpu_s: tuple[float, ...] | None = None
-    """GPU-seconds: the time in which a replica with one GPU is busy. None if replicas have no GPU, as those of an
-    external endpoint."""
+    """GPU-seconds: the time in which a replica is busy, times its whole GPUs or 1. None if replicas have no GPU, as
+    those of an external endpoint."""
     tokens: Tokens | None = None
     """The tokens of an external endpoint. None if no endpoint answers any row."""
     stored_bytes: int | None = None

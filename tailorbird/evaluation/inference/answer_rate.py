@@ -5,8 +5,7 @@ import time
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import load_tokenizer
 from tailorbird.evaluation.inference.chat_answers import answer_rows
-from tailorbird.models.causal_lm import ChatModel
-from tailorbird.models.pretrained import default_device, inference_dtype, load_causal
+from tailorbird.models.loading import load_pretrained_chat
 from tailorbird.registry.versions import Prompting
 from tailorbird.storage.node_cache import local_copy
 
@@ -17,7 +16,7 @@ NUM_TOKENS = 16  # maximum tokens of an answer
 def measure_answers(base_model: str, *, rows: Rows, prompting: Prompting) -> float:
     """Return the answers per second if every answer has `prompting.max_new_tokens` tokens, from shorter ones."""
     base = local_copy(base_model)
-    model = ChatModel(load_causal(base, dtype=inference_dtype()).to(default_device()).eval())
+    model = load_pretrained_chat(base)
     num_tokens = min(NUM_TOKENS, prompting.max_new_tokens)
     short = prompting.model_copy(update={"max_new_tokens": num_tokens})
     tokenizer = load_tokenizer(base)

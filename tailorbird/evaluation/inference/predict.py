@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 
+from cluster.ranks.process_group import on_first_rank
 from tailorbird.data.rows import Rows
 from tailorbird.data.tokenize import encode_texts, label_indices
 from tailorbird.evaluation.gates.calibration import fit_temperature
@@ -29,7 +30,7 @@ def predict_rows(uri: str, *, rows: Rows, on_gpu: bool = False, limits: RequestL
     `fetch_answers` for errors.
     """
     if read_artifact_config(uri).endpoint is not None:
-        return predict_endpoint(uri, rows=rows, limits=limits or RequestLimits())
+        return on_first_rank(partial(predict_endpoint, uri, rows=rows, limits=limits or RequestLimits()))
     device = evaluation_device(on_gpu=on_gpu)
     hybrid = read_artifact_config(uri).hybrid
     if hybrid is not None:

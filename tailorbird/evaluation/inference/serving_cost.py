@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from cluster.ranks.process_group import current_group, wait_for_ranks
 from tailorbird import storage
 from tailorbird.config.serving import BATCH_SIZE
 from tailorbird.data.rows import Rows
@@ -74,10 +75,13 @@ def measure_serving(
     """Return the resources for a thousand rows, from text to answer, by role and round.
 
     `uris` has the URIs of the artifacts by role, and `on_gpu` is true if replicas have GPUs. All models run in this
-    process, on one GPU if replicas have any, else on CPU. After a warm-up on all rows, all models answer all rows in
+    process, on its GPU if replicas have any, else on CPU. After a warm-up on all rows, all models answer all rows in
     each round; every second round has the reverse order. CPU-seconds include all threads of the process. GPU-seconds
     are the elapsed time between two synchronizations of the GPU: while a replica answers, it keeps its GPU from other
     work. A model that needs no GPU is charged for it too, because every replica has one.
+
+    If ranks hold the models together, GPU-seconds are those of all of their GPUs, and CPU-seconds those of the first
+    rank, because the others repeat its work.
 
     `batch_size` is that of the service: the maximum number of rows of a forward pass or, for a language model, of rows
     that are answered at the same time. A language model runs in transformers, even if the service uses vLLM.
@@ -103,41 +107,51 @@ def measure_serving(
         for role in roles if number % 2 == 0 else roles[::-1]:
             measured[role].append(_seconds(models[role], rows, device=device))
     emulated = tuple(role for role, model in models.items() if emulates(model.dtypes, device=device))
-    name = torch.cuda.get_device_name() if on_gpu else CPU_NAME
+    num_gpus = current_group().size if on_gpu else 0
     costs = {
-        role: usage_of(values, num_rows=len(rows), on_gpu=on_gpu, stored_bytes=models[role].stored_bytes)
+        role: usage_of(values, num_rows=len(rows), num_gpus=num_gpus, stored_bytes=models[role].stored_bytes)
         for role, values in measured.items()
     }
     for role, counts in (tokens or {}).items():
         costs[role] = replace(costs[role], gpu_s=None, tokens=counts)
-    return MeasuredCosts(ServingDevice(name, emulated), costs)
+    return MeasuredCosts(ServingDevice(_device_name(num_gpus), emulated), costs)
 
 
-def host_bytes(kinds: Sequence[str], *, shape: ModelShape, bf16: bool) -> int:
+def _device_name(num_gpus: int) -> str:
+    """Return the name of the GPUs, such as `8 x NVIDIA H100`, or that of the CPU."""
+    if not num_gpus:
+        return CPU_NAME
+    name = torch.cuda.get_device_name()
+    return name if num_gpus == 1 else f"{num_gpus} x {name}"
+
+
+def host_bytes(kinds: Sequence[str], *, shape: ModelShape, bf16: bool, num_ranks: int = 1) -> int:
     """Return the memory of the host in bytes for the weights that `measure_serving` holds of models of these kinds.
 
     Unchanged weights that are stored in the dtype of the models are mapped from files and take none; in another dtype,
-    they are shared. The weights of `full` are stored and first loaded in fp32.
+    or if ranks hold the models together, they are shared. The weights of `full` are stored in fp32, and one process
+    first loads them in it.
     """
     size = BF16_BYTES if bf16 else FP32_BYTES
     num_own = sum(kind in CLASSIFIER_WEIGHTS for kind in kinds)  # includes the kinds of `CHAT_WEIGHTS`
     is_unchanged = any(kind not in CLASSIFIER_WEIGHTS and kind not in WITHOUT_BASE_MODEL for kind in kinds)
-    num_copies = num_own + int(is_unchanged and shape.stored_bf16 != bf16)
-    loading = FP32_BYTES - size if any(kind.startswith("full") for kind in kinds) else 0
+    num_copies = num_own + int(is_unchanged and (shape.stored_bf16 != bf16 or num_ranks > 1))
+    loading = FP32_BYTES - size if any(kind.startswith("full") for kind in kinds) and num_ranks == 1 else 0
     return (num_copies * size + loading) * shape.num_parameters
 
 
-def usage_of(rounds: Sequence[Seconds], *, num_rows: int, on_gpu: bool, stored_bytes: int | None) -> ServingUsage:
-    """Return the resources for a thousand rows, from the times of the rounds."""
+def usage_of(rounds: Sequence[Seconds], *, num_rows: int, num_gpus: int, stored_bytes: int | None) -> ServingUsage:
+    """Return the resources for a thousand rows, from the times of the rounds; `num_gpus` is 0 on CPU."""
     cpu_s = tuple(1000 * seconds.cpu / num_rows for seconds in rounds)
-    gpu_s = tuple(1000 * seconds.elapsed / num_rows for seconds in rounds)
-    return ServingUsage(cpu_s, gpu_s if on_gpu else None, stored_bytes=stored_bytes)
+    gpu_s = tuple(1000 * num_gpus * seconds.elapsed / num_rows for seconds in rounds)
+    return ServingUsage(cpu_s, gpu_s if num_gpus else None, stored_bytes=stored_bytes)
 
 
 def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
     with _on_device(model.weights, device=device):
         if device != "cpu":
             torch.cuda.synchronize()
+        wait_for_ranks()
         cpu, elapsed = time.process_time(), time.perf_counter()
         model.answer(rows)
         if device != "cpu":
@@ -149,10 +163,21 @@ def _seconds(model: _Model, rows: Rows, *, device: str) -> Seconds:
 def _on_device(weights: Sequence[torch.nn.Module], *, device: str) -> Iterator[None]:
     """Keep weights on the device during the block only, so that each model has all of its memory, as in serving.
 
-    The weights in the host's memory stay there, so that those that are mapped from files take no memory.
+    The weights in the host's memory stay there, so that those that are mapped from files take no memory. Parts of
+    models that ranks hold together are moved instead.
     """
     if device == "cpu":
         yield
+        return
+    if current_group().size > 1:
+        for module in weights:
+            module.to(device)
+        try:
+            yield
+        finally:
+            for module in weights:
+                module.to("cpu")
+            torch.cuda.empty_cache()
         return
     tensors = {tensor for module in weights for tensor in (*module.parameters(), *module.buffers())}
     on_host = {tensor: tensor.data for tensor in tensors}

@@ -13,24 +13,49 @@ LARGE = replace(MODEL, shape=replace(SHAPE, num_parameters=70_000_000_000), num_
 ON_GPUS = ({"training": {"gpus_per_worker": 1}}, {"serving": {"gpus_per_replica": 1}})
 
 
-def on_one_gpu(sections: dict[str, Any], *, gpu_bytes: tuple[int, ...]) -> list[CheckResult]:
+def on_gpus(sections: dict[str, Any], *, gpu_bytes: tuple[int, ...], divisor: int = 8) -> list[CheckResult]:
     cluster = replace(CLUSTER, reports={"1": replace(REPORT, gpu_bytes=gpu_bytes)})
-    lines = check_facts(recipe(**sections), replace(GOOD, model=LARGE, cluster=cluster))
-    return [line for line in lines if line.name == "model on one GPU"]
+    model = replace(LARGE, rank_divisor=divisor)
+    lines = check_facts(recipe(**sections), replace(GOOD, model=model, cluster=cluster))
+    return [line for line in lines if line.name == "model on GPUs"]
+
+
+def divided(num_gpus: int) -> dict[str, Any]:
+    return {
+        "task": "chat",
+        "evaluation": {"metric": "rouge_l"},
+        "serving": {"engine": "vllm", "gpus_per_replica": num_gpus},
+    }
 
 
 @pytest.mark.parametrize("sections", ON_GPUS)
-def test_a_model_that_only_several_gpus_can_hold_is_refused_because_one_judges_it(sections: dict[str, Any]) -> None:
-    (line,) = on_one_gpu(sections, gpu_bytes=(80 * GIB,) * 8)
+def test_a_model_that_only_several_gpus_can_hold_is_refused_if_one_judges_it(sections: dict[str, Any]) -> None:
+    (line,) = on_gpus(sections, gpu_bytes=(80 * GIB,) * 8)
     assert line.state == "fault"
     assert "the weights take 130 GiB in bf16, and the smallest GPU has 80 GiB" in line.message
+    assert "raise serving.gpus_per_replica" in str(line.remedy)
+
+
+@pytest.mark.parametrize(("num_gpus", "gib", "is_refused"), [(8, 80, False), (2, 80, False), (2, 48, True)])
+def test_several_gpus_of_a_replica_judge_a_model_that_they_hold_together(
+    num_gpus: int, gib: int, is_refused: bool
+) -> None:
+    lines = on_gpus(divided(num_gpus), gpu_bytes=(gib * GIB,) * 8)
+    assert [f"on {num_gpus} GPUs, even if more" in line.message for line in lines] == [True] * is_refused
+
+
+@pytest.mark.parametrize(("num_gpus", "divisor"), [(8, 4), (3, 8), (2, 1)])
+def test_a_model_that_cannot_be_divided_among_the_gpus_of_a_replica_is_refused(num_gpus: int, divisor: int) -> None:
+    (line,) = on_gpus(divided(num_gpus), gpu_bytes=(), divisor=divisor)
+    assert line.state == "fault"
+    assert f"among {num_gpus} GPUs" in line.message
 
 
 @pytest.mark.parametrize(("sections", "gpu_bytes"), [(ON_GPUS[0], (141 * GIB,)), (ON_GPUS[0], ()), ({}, (80 * GIB,))])
 def test_a_model_is_not_refused_on_a_large_gpu_an_unknown_one_or_on_cpus(
     sections: dict[str, Any], gpu_bytes: tuple[int, ...]
 ) -> None:
-    assert on_one_gpu(sections, gpu_bytes=gpu_bytes) == []
+    assert on_gpus(sections, gpu_bytes=gpu_bytes, divisor=1) == []
 
 
 @pytest.mark.parametrize(("memory_gib", "is_refused"), [(120, True), (512, False)])

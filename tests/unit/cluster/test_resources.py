@@ -5,6 +5,7 @@ from cluster.resources import (
     NodeType,
     Resources,
     command_name,
+    evaluation_ranks,
     evaluation_resources,
     held_by,
     parse_node_types,
@@ -101,3 +102,9 @@ def test_only_a_task_that_evaluates_on_a_gpu_requests_memory() -> None:
     for gpus, expected in ((0.5, Resources(1, 1, 7)), (0, Resources(1))):
         serving = ServingConfig(gpus_per_replica=gpus)
         assert evaluation_resources(TrainingConfig(), serving, memory_bytes=7) == expected
+
+
+def test_an_evaluation_has_the_gpus_of_a_replica_and_the_cpus_of_as_many_workers() -> None:
+    serving = ServingConfig(engine="vllm", gpus_per_replica=8, cpus_per_replica=4)
+    assert evaluation_resources(TrainingConfig(cpus_per_worker=2), serving) == Resources(16, 8)
+    assert [evaluation_ranks(ServingConfig(gpus_per_replica=gpus)) for gpus in (0, 0.5, 1)] == [1, 1, 1]

@@ -48,7 +48,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     content |= {"evaluation": {"metric": "exact_match"}, "monitoring": {"min_labels": 50, "rollback": "automatic"}}
     monkeypatch.setenv("TAILORBIRD_JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setattr("serving.replica.chat.configure_process", ServingConfig.model_validate_json)
-    monkeypatch.setattr(reevaluate, "run_remote", lambda function, **_: function)
+    monkeypatch.setattr(reevaluate, "run_evaluation", lambda function, **_: function)
     monkeypatch.setattr(promotion, "switch_service", lambda *_, **__: None)
     return Recipe.model_validate(content)
 

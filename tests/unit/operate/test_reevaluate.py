@@ -65,7 +65,7 @@ def accesses(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "read_pinned": lambda pinned: versions[pinned.uri],
         "champion_version": lambda _: versions[NEW],
         "load_inputs": lambda _: SimpleNamespace(splits=splits),
-        "run_remote": lambda *_, **__: predict,
+        "run_evaluation": lambda *_, **__: predict,
         "record_test_access": lambda _, **access: recorded.append(access),
         "endpoint_answers": lambda *_, **__: {},  # the versions are not stored, and are no endpoints
     }
@@ -124,7 +124,7 @@ def test_the_evidence_states_the_answers_that_an_endpoint_refused(
         version = register(recipe.task_uri, folder)
         replaced = {
             "champion_version": lambda _: version,
-            "run_remote": lambda *_, **__: predict_rows,
+            "run_evaluation": lambda *_, **__: predict_rows,
             "endpoint_answers": endpoint_answers,
             "read_pinned": lambda _: version,
         }
@@ -149,7 +149,9 @@ def test_a_reevaluation_that_failed_after_its_predictions_can_be_repeated(
     audit(monkeypatch, 205)
     monkeypatch.setattr(reevaluate, "propose_training", fail)
     with monkeypatch.context() as worse:
-        worse.setattr(reevaluate, "run_remote", lambda *_, **__: lambda uri, **options: predict(other(uri), **options))
+        worse.setattr(
+            reevaluate, "run_evaluation", lambda *_, **__: lambda uri, **options: predict(other(uri), **options)
+        )
         with pytest.raises(OSError, match="the storage is away"):
             reevaluate_champion(recipe, progress=SILENT)
     assert reevaluate_champion(recipe, progress=SILENT).verdict.n == 200
@@ -162,7 +164,7 @@ def test_without_new_rows_a_champion_whose_verdict_was_withdrawn_is_named(
     audit(monkeypatch, 205)
     monkeypatch.setattr(reevaluate, "propose_training", lambda *_, **__: "s3://m/recipe.yaml")
     monkeypatch.setattr(
-        reevaluate, "run_remote", lambda *_, **__: lambda uri, **options: predict(other(uri), **options)
+        reevaluate, "run_evaluation", lambda *_, **__: lambda uri, **options: predict(other(uri), **options)
     )
     withdrawn = reevaluate_champion(recipe, progress=SILENT)
     assert (withdrawn.verdict.holds, withdrawn.proposed) == (False, "s3://m/recipe.yaml")

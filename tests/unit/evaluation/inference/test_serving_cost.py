@@ -126,12 +126,13 @@ def test_a_hybrid_costs_the_rows_that_each_part_answers(
     assert counts == answered
 
 
-def test_gpu_seconds_are_the_elapsed_time() -> None:
+def test_gpu_seconds_are_the_elapsed_time_on_all_gpus_of_a_replica() -> None:
     rounds = [Seconds(cpu=0.2, elapsed=0.5)] * 5
-    usage = usage_of(rounds, num_rows=50, on_gpu=True, stored_bytes=3)
+    usage = usage_of(rounds, num_rows=50, num_gpus=1, stored_bytes=3)
     assert (usage.cpu_s, usage.gpu_s) == ((4.0,) * 5, (10.0,) * 5)
     assert (usage.unit, usage.device_s) == ("GPU-seconds", usage.gpu_s)
-    assert usage_of(rounds, num_rows=50, on_gpu=False, stored_bytes=3).unit == "CPU-seconds"
+    assert usage_of(rounds, num_rows=50, num_gpus=8, stored_bytes=3).gpu_s == (80.0,) * 5
+    assert usage_of(rounds, num_rows=50, num_gpus=0, stored_bytes=3).unit == "CPU-seconds"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -198,3 +199,9 @@ def test_the_memory_of_the_host_is_that_of_weights_that_are_not_mapped(
     shape = ModelShape(1000, 0, 0, hidden=1, intermediate=1, num_layers=1, num_heads=1, vocabulary=1)
     shape = replace(shape, stored_bf16=stored_bf16)
     assert serving_cost.host_bytes(kinds, shape=shape, bf16=bf16) == 1000 * bytes_per_parameter
+
+
+def test_ranks_hold_all_models_in_the_memory_of_the_host() -> None:
+    """Parts of a model are not mapped from files."""
+    shape = ModelShape(1000, 0, 0, hidden=1, intermediate=1, num_layers=1, num_heads=1, vocabulary=1, stored_bf16=True)
+    assert serving_cost.host_bytes(("zero_shot", "few_shot", "lora"), shape=shape, bf16=True, num_ranks=8) == 4000

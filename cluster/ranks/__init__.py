@@ -1,0 +1,1 @@
+"""Processes that hold a model together."""

@@ -1,0 +1,101 @@
+"""Run a function on several processes of one node that hold a model together, or on one process."""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from cluster.progress import SILENT, ProgressReporter, current_progress
+from cluster.ranks.process_group import Group, join_group
+from cluster.remote import LOCAL, report_waiting, reporting_function, run_remote, task_options
+from cluster.resources import Resources, evaluation_ranks, evaluation_resources, live_nodes
+from tailorbird.config.serving import ServingConfig
+from tailorbird.config.training import TrainingConfig
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def run_evaluation(
+    function: Callable[P, R],
+    *,
+    training: TrainingConfig,
+    serving: ServingConfig,
+    memory_bytes: int = 0,
+    progress: ProgressReporter = SILENT,
+) -> Callable[P, R]:
+    """Return a function that runs `function` with the resources of an evaluation, on one process or several ranks."""
+    resources, num_ranks = evaluation_resources(training, serving, memory_bytes=memory_bytes), evaluation_ranks(serving)
+    if num_ranks == 1:
+        return run_remote(function, resources=resources, progress=progress)
+    return run_on_ranks(function, num_ranks=num_ranks, resources=resources, progress=progress)
+
+
+def run_on_ranks(
+    function: Callable[P, R], *, num_ranks: int, resources: Resources, progress: ProgressReporter = SILENT
+) -> Callable[P, R]:
+    """Return a function that runs `function` in `num_ranks` processes of one node, and returns the first one's result.
+
+    The processes form a process group; see `join_group`. They have `resources` together, in equal parts. A call ends
+    all of them at the first error, and raises it with its original type. See `run_remote` for `progress`, which is that
+    of the first process. Raises ValueError for more GPUs than a cluster of fixed size has.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    first = function if progress is SILENT else reporting_function(function, progress)
+    task = ray.remote(max_calls=1, max_retries=0)(_run_rank)  # a rank that is run again would not find the others
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        here = current_progress()
+        available = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
+        options = task_options(resources, available=available, nodes=live_nodes() if resources.memory_bytes else ())
+        if options["num_gpus"] < resources.gpus:
+            raise ValueError(f"a model on {resources.gpus:g} GPUs needs as many; Ray has {options['num_gpus']:g} here")
+        part = {"CPU": options["num_cpus"] / num_ranks, "GPU": options["num_gpus"] / num_ranks}
+        part["memory"] = options.get("memory", 0) // num_ranks
+        bundle = {name: amount for name, amount in part.items() if amount}
+        store, arguments = f"tailorbird-ranks-{uuid.uuid4().hex}", ray.put((args, kwargs))
+        group = placement_group([bundle] * num_ranks, strategy="STRICT_PACK")
+        try:
+            ranks = [
+                task.options(
+                    num_cpus=part["CPU"],
+                    num_gpus=part["GPU"],
+                    memory=part["memory"],
+                    runtime_env=options["runtime_env"],
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+                ).remote(function if rank else first, Group(rank, num_ranks), store, arguments)
+                for rank in range(num_ranks)
+            ]
+            report_waiting(ranks[0], resources=resources, progress=progress if progress is not SILENT else here)
+            running = ranks
+            while running:
+                ended, running = ray.wait(running)
+                ray.get(ended)
+            value: R = ray.get(ranks[0])
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        finally:
+            remove_placement_group(group)
+        return value
+
+    return call
+
+
+def _run_rank(
+    function: Callable[..., R], group: Group, store: str, arguments: tuple[Sequence[Any], Mapping[str, Any]]
+) -> R | None:
+    """Return the result of `function` on the first rank, and None on the others."""
+    args, kwargs = arguments
+    file = Path(tempfile.gettempdir()) / store
+    try:
+        with join_group(group, store=file):
+            result = function(*args, **kwargs)
+    except BaseException:
+        file.unlink(missing_ok=True)  # torch removes it at the end of a complete group
+        raise
+    return None if group.rank else result

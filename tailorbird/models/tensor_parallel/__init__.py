@@ -1,0 +1,1 @@
+"""Language models whose weights are divided among the ranks of a process group (tensor parallelism)."""
