@@ -82,7 +82,7 @@ def test_baselines_have_the_precision_of_the_worker_that_fitted_them(
     def run_on_other_hardware(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             with monkeypatch.context() as patch:
-                for module in ("tailorbird.models.pretrained", "tailorbird.evaluation.baselines.chat"):
+                for module in ("tailorbird.models.pretrained", "tailorbird.models.loading"):
                     patch.setattr(f"{module}.inference_dtype", lambda: of_the_worker)
                 return function(*args, **kwargs)
 
