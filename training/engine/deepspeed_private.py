@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.engine.partitions import Shapes
+
 VERSION = "0.19.8"  # DeepSpeed version for which this module was written
 SHM_OP = "deepspeed_shm_comm"
 OPTIMIZER = "optimizer_state_dict"  # in the file of a rank
@@ -22,6 +24,7 @@ SHARD = r".*zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt"
 COMMON = r"(?:.*/)?(?:zero_pp_rank_0_)?mp_rank_00_model_states\.pt"
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 LOSS_SCALE = ("loss_scaler", "dynamic_loss_scale", "overflow")
+PADDINGS = "param_alignment_paddings"  # at stages 1 and 2
 PARAMETER_SHAPES = "param_shapes"  # in the common file
 RECORDS = (
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
@@ -177,11 +180,11 @@ def new_optimizer_state(engine: Any) -> dict[str, Any]:
     if engine.zero_optimization_stage() == 3:
         engine.optimizer.checkpoint_event_prologue()  # partitions the parameters that it keeps gathered
     state: dict[str, Any] = engine.optimizer.state_dict()
-    weights = _flat_weights(state)
-    paddings = state.get("group_paddings", [0] * len(weights))  # at stages 1 and 2, weights are saved without padding
+    # Weights are saved without padding at stages 1 and 2. At stage 3, torch's optimizer has parameters only in a step.
+    parameters = [own for group in inner_optimizer(engine).param_groups for own in group["params"]]
     _adam_state(state)["state"] = {
-        index: {STEP: torch.zeros(()), **{name: own.new_zeros(len(own) + padding) for name in MOMENTS}}
-        for index, (own, padding) in enumerate(zip(weights, paddings, strict=True))
+        index: {STEP: torch.zeros(()), **{name: torch.zeros_like(own) for name in MOMENTS}}
+        for index, own in enumerate(parameters or _flat_weights(state))
     }
     return state
 
@@ -203,17 +206,20 @@ def _adam_state(state: dict[str, Any]) -> dict[str, Any]:
     return adam
 
 
-def slice_mappings(state: dict[str, Any]) -> list[dict[str, tuple[int, int]]] | None:
-    """Return the start and length of each parameter's values in each flat tensor; None at stage 3."""
-    mappings = state.get("param_slice_mappings")
-    if mappings is None:
-        return None
-    return [{name: (piece.start, piece.numel) for name, piece in mapping.items()} for mapping in mappings]
+def splits_parameters(state: dict[str, Any]) -> bool:
+    """Return True at stage 3, where ranks split each parameter, and False if they split the concatenation of all."""
+    return FLAT_WEIGHTS[1] in state
 
 
-def parameter_shapes(engine: Any) -> list[dict[str, Sequence[int]]]:
+def paddings_of_parameters(state: dict[str, Any], shapes: Sequence[Shapes]) -> list[list[int]]:
+    """Return the number of values after each parameter at stages 1 and 2, where alignment can be configured."""
+    paddings: list[list[int]] = state.get(PADDINGS) or [[0] * len(tensor) for tensor in shapes]
+    return paddings
+
+
+def parameter_shapes(engine: Any) -> list[Shapes]:
     """Return the shapes of the parameters in each flat tensor, in their order, as the common file has them."""
-    shapes: list[dict[str, Sequence[int]]] = engine._get_zero_param_shapes()
+    shapes: list[Shapes] = engine._get_zero_param_shapes()
     return shapes
 
 

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
+Shapes = Mapping[str, Sequence[int]]
+"""The shapes of the parameters of a flat tensor, in their order."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -35,27 +38,29 @@ class Copy:
     length: int
 
 
-def pieces_of_concatenation(ranks: Iterable[Sequence[Mapping[str, tuple[int, int]]]]) -> list[list[Piece]]:
+def pieces_of_concatenation(
+    tensors: Sequence[Shapes], *, num_ranks: int, lengths: Sequence[int], paddings: Sequence[Sequence[int]]
+) -> list[list[Piece]]:
     """Return the pieces of each rank at stages 1 and 2, where the ranks split the concatenation of the parameters.
 
-    `ranks` has, in the order of the ranks, the start and length of each parameter's piece in each flat tensor.
+    `lengths` has the length of each flat tensor of a rank, and `paddings` the values after each of its parameters.
     """
-    offsets: dict[str, int] = defaultdict(int)
-    pieces: list[list[Piece]] = []
-    for tensors in ranks:
-        pieces.append([])
-        for index, parameters in enumerate(tensors):
-            for name, (start, length) in parameters.items():
-                pieces[-1].append(Piece(name, offsets[name], length, index, start))
-                offsets[name] += length
+    pieces: list[list[Piece]] = [[] for _ in range(num_ranks)]
+    for index, (shapes, length) in enumerate(zip(tensors, lengths, strict=True)):
+        first = 0
+        for (name, shape), padding in zip(shapes.items(), paddings[index], strict=True):
+            last = first + prod(shape)
+            for rank in range(first // length, ceil(last / length)):
+                start, end = max(first, rank * length), min(last, (rank + 1) * length)
+                pieces[rank].append(Piece(name, start - first, end - start, index, start - rank * length))
+            first = last + padding
     return pieces
 
 
-def pieces_of_parameters(tensors: Iterable[Mapping[str, Sequence[int]]], *, num_ranks: int) -> list[list[Piece]]:
+def pieces_of_parameters(tensors: Iterable[Shapes], *, num_ranks: int) -> list[list[Piece]]:
     """Return the pieces of each rank at stage 3, where the ranks split each parameter.
 
-    `tensors` has the shapes of the parameters of each flat tensor. All ranks have the same number of values of a
-    parameter; the last values can be padding.
+    All ranks have the same number of values of a parameter; the last values can be padding.
     """
     pieces: list[list[Piece]] = [[] for _ in range(num_ranks)]
     for index, shapes in enumerate(tensors):

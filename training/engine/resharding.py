@@ -26,11 +26,11 @@ from training.engine.deepspeed_private import (
     flat_tensors,
     load_optimizer_state,
     new_optimizer_state,
+    paddings_of_parameters,
     parameter_shapes,
-    slice_mappings,
+    splits_parameters,
 )
-from training.engine.node_disk import gather
-from training.engine.partitions import Copy, Piece, copies, pieces_of_concatenation, pieces_of_parameters
+from training.engine.partitions import Copy, Piece, Shapes, copies, pieces_of_concatenation, pieces_of_parameters
 from training.safe_checkpoint_loading import UnusableCheckpoint, position_in_file, read_header, tensors_only
 
 NUM_THREADS = 8  # that read at the same time; each holds a chunk twice
@@ -43,11 +43,7 @@ def load_resharded(engine: Any, *, uri: str, names: Iterable[str], num_saved: in
     Every rank must call it. Raises UnusableCheckpoint on every rank.
     """
     state = new_optimizer_state(engine)
-    mappings, rank, num_ranks = slice_mappings(state), dist.get_rank(), dist.get_world_size()
-    if mappings is None:
-        own = pieces_of_parameters(parameter_shapes(engine), num_ranks=num_ranks)[rank]
-    else:
-        own = pieces_of_concatenation(gather(mappings))[rank]
+    own = _pieces(state, parameter_shapes(engine), num_ranks=dist.get_world_size())[dist.get_rank()]
     common: dict[str, Any] = {}
     raise_on_all_ranks(
         lambda: common.update(_read(state, own=own, uri=uri, names=names, num_saved=num_saved)), UnusableCheckpoint
@@ -70,8 +66,9 @@ def _read(
         common, *headers = pool.map(partial(read_header, uri=uri), files, (common_name, *shard_names))
         shards = [header[OPTIMIZER] for header in headers]
         try:
-            reads = list(_reads(state, shards=shards, copied=copies(own, saved=_saved_pieces(shards, common))))
-        except (KeyError, RuntimeError, ValueError) as error:
+            saved = _pieces(shards[0], common[PARAMETER_SHAPES], num_ranks=num_saved)
+            reads = list(_reads(state, shards=shards, copied=copies(own, saved=saved)))
+        except (LookupError, RuntimeError, ValueError) as error:
             raise UnusableCheckpoint(f"checkpoint {uri} does not fit the model: {error}") from error
         for _ in pool.map(lambda read: _read_values(files[1 + read[0]], *read[1:]), reads):
             pass
@@ -94,11 +91,12 @@ def _reads(
                 yield copy.rank, *pair
 
 
-def _saved_pieces(shards: Sequence[dict[str, Any]], common: dict[str, Any]) -> list[list[Piece]]:
-    mappings = [slice_mappings(shard) for shard in shards]
-    if None in mappings:
-        return pieces_of_parameters(common[PARAMETER_SHAPES], num_ranks=len(shards))
-    return pieces_of_concatenation(mapping for mapping in mappings if mapping is not None)
+def _pieces(state: dict[str, Any], shapes: Sequence[Shapes], *, num_ranks: int) -> list[list[Piece]]:
+    if splits_parameters(state):
+        return pieces_of_parameters(shapes, num_ranks=num_ranks)
+    lengths = [len(tensors[MOMENTS[0]]) for tensors in flat_tensors(state)]
+    paddings = paddings_of_parameters(state, shapes)
+    return pieces_of_concatenation(shapes, num_ranks=num_ranks, lengths=lengths, paddings=paddings)
 
 
 def _read_values(file: Any, source: torch.Tensor, values: torch.Tensor) -> None:

@@ -15,6 +15,7 @@ from training.engine.deepspeed_private import (
     COUNTERS,
     MOMENTS,
     OPTIMIZER,
+    PADDINGS,
     PARAMETER_ATTRIBUTES,
     PARAMETER_SHAPES,
     RECORDS,
@@ -33,7 +34,7 @@ from training.engine.deepspeed_private import (
     inner_optimizer,
     new_optimizer_state,
     parameter_shapes,
-    slice_mappings,
+    splits_parameters,
 )
 from training.loop import build_engine, train
 from training.reports import Progress
@@ -121,8 +122,8 @@ def test_a_new_optimizer_state_has_the_tensors_that_a_checkpoint_has(
         saved_common, saved = torch.load(tmp_path / common), torch.load(tmp_path / shards[0])[OPTIMIZER]
     assert saved.keys() == state.keys(), missing("optimizer state with its former keys")
     assert shapes_and_dtypes(saved) == new
-    assert slice_mappings(saved) == slice_mappings(state)
-    assert (slice_mappings(saved) is None) == (stage == 3)
+    assert splits_parameters(saved) == (stage == 3)
+    assert (PADDINGS in saved) == (stage < 3), missing(PADDINGS)
     assert saved_common[PARAMETER_SHAPES] == shapes
     assert {"lr_scheduler", *COUNTERS} <= saved_common.keys()
 

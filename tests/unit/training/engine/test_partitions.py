@@ -19,16 +19,18 @@ Layout = tuple[list[list[list[int]]], list[list[Piece]]]
 def concatenated(shapes: list[list[int]], num_ranks: int) -> Layout:
     """Lay out two flat tensors as stages 1 and 2 do: concatenate the parameters, pad them, and split the result."""
     flats: list[list[list[int]]] = [[] for _ in range(num_ranks)]
-    mappings: list[list[dict[str, tuple[int, int]]]] = [[] for _ in range(num_ranks)]
+    lengths, paddings = [], []
     for numbers in halves(len(shapes)):
-        values = [(number, value) for number in numbers for value in range(prod(shapes[number]))]
-        length = ceil(len(values) / num_ranks) + 1  # also with padding if the division is exact
-        for rank in range(num_ranks):
-            own = values[rank * length : (rank + 1) * length]
-            parameters = [number for number, _ in own]
-            flats[rank].append([1000 * number + value for number, value in own] + [PADDING] * (length - len(own)))
-            mappings[rank].append({str(n): (parameters.index(n), parameters.count(n)) for n in parameters})
-    return flats, pieces_of_concatenation(mappings)
+        paddings.append([number % 3 for number in numbers])
+        values = []
+        for number in numbers:
+            values += [1000 * number + value for value in range(prod(shapes[number]))] + [PADDING] * (number % 3)
+        lengths.append(ceil(len(values) / num_ranks) + 1)  # also with padding if the division is exact
+        for rank, flat in enumerate(flats):
+            own = values[rank * lengths[-1] : (rank + 1) * lengths[-1]]
+            flat.append(own + [PADDING] * (lengths[-1] - len(own)))
+    tensors = named(shapes)
+    return flats, pieces_of_concatenation(tensors, num_ranks=num_ranks, lengths=lengths, paddings=paddings)
 
 
 def split(shapes: list[list[int]], num_ranks: int) -> Layout:
@@ -42,8 +44,11 @@ def split(shapes: list[list[int]], num_ranks: int) -> Layout:
                 length = ceil(len(values) / num_ranks)
                 own = values[rank * length : (rank + 1) * length]
                 flats[rank][-1] += own + [PADDING] * (length - len(own))
-    tensors = [{str(number): shapes[number] for number in numbers} for numbers in halves(len(shapes))]
-    return flats, pieces_of_parameters(tensors, num_ranks=num_ranks)
+    return flats, pieces_of_parameters(named(shapes), num_ranks=num_ranks)
+
+
+def named(shapes: list[list[int]]) -> list[dict[str, list[int]]]:
+    return [{str(number): shapes[number] for number in numbers} for numbers in halves(len(shapes))]
 
 
 def halves(number: int) -> Iterator[range]:
