@@ -3,19 +3,22 @@
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tailorbird.storage import storage_errors
 from training.engine.deepspeed_private import checkpoint_records
 
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """Environment variables of torch. The first overrides the `weights_only` argument of every `torch.load`."""
 SUFFIX = ".pt"
 MAX_NAMED = 3
+BLOCK = 1 << 17  # bytes of a read from a header
+INVALID = (AssertionError, EOFError, LookupError, RuntimeError, TypeError, ValueError)  # errors of torch's reader
 CHANGED = "checkpoint {uri} was changed after it was written: {problem}; check the write permissions of this path"
 
 
@@ -59,39 +62,68 @@ def find_unsafe_file(folder: Path) -> str | None:
 def read_header(file: Any, name: str, *, uri: str) -> dict[str, Any]:
     """Return the content of an open torch file, the file `name` of a checkpoint, with tensors on the meta device.
 
-    Must be called within `tensors_only`. Several threads can call it. Raises UnusableCheckpoint if the file is unsafe
-    or invalid, and errors of the storage as they are.
+    Must be called within `tensors_only`. Several threads can call it, each with its own file. Raises UnusableCheckpoint
+    if the file is unsafe or invalid, and StorageError.
     """
     reader: Any = _Reader(file)
     try:
         problem = _problem(reader)
-        file.seek(0)
+        reader.seek(0)
         header: dict[str, Any] = {} if problem else torch.load(reader, map_location="meta", weights_only=True)
+    except INVALID as error:
+        problem = _not_a_torch_file(error)
     finally:
         if reader.error is not None:
-            raise reader.error
+            with storage_errors(f"{uri}/{name}"):
+                raise reader.error
     if problem:
         raise UnusableCheckpoint(CHANGED.format(uri=uri, problem=f"{name} {problem}"))
     return header
 
 
 class _Reader:
-    """An open file that keeps the error of a read. torch can raise another one instead, such as SystemError."""
+    """An open file for torch's reader. It reads blocks and keeps them, because torch reads a few bytes at a time.
+
+    It also keeps the error of a read, because torch can raise another one instead, such as SystemError.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
+        self._blocks: dict[int, bytes] = {}
+        self._position = 0
         self.error: OSError | None = None
-        self.seek, self.tell = file.seek, file.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = int(self._file.seek(offset, whence))
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
 
     def read(self, size: int = -1) -> bytes:
-        return bytes(self._kept(self._file.read, size))
+        first, start = divmod(self._position, BLOCK)
+        if 0 <= size <= BLOCK:
+            blocks = range(first, (self._position + size - 1) // BLOCK + 1)
+            data = b"".join(map(self._block, blocks))[start : start + size]
+        else:
+            data = self._read(self._position, size)
+        self._position += len(data)
+        return data
 
     def readinto(self, buffer: Any) -> int:
-        return int(self._kept(self._file.readinto, buffer))
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
-    def _kept(self, read: Callable[[Any], Any], argument: Any) -> Any:
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks:
+            self._blocks[number] = self._read(number * BLOCK, BLOCK)
+        return self._blocks[number]
+
+    def _read(self, start: int, size: int) -> bytes:
         try:
-            return read(argument)
+            self._file.seek(start)
+            return bytes(self._file.read(size))
         except OSError as error:
             self.error = error
             raise
@@ -112,6 +144,10 @@ def _problem(file: Any) -> str | None:
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"is not a torch file ({first_line})"
+        return _not_a_torch_file(error)
     return f"would run code when loaded ({', '.join(foreign[:MAX_NAMED])})" if foreign else None
+
+
+def _not_a_torch_file(error: Exception) -> str:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"is not a torch file ({first_line})"

@@ -22,7 +22,8 @@ FLAT_WEIGHTS = ("single_partition_of_fp32_groups", "fp32_flat_groups")  # at sta
 WEIGHTS, MOMENTS, STEP = "fp32", ("exp_avg", "exp_avg_sq"), "step"
 SHARD = r".*zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt"
 COMMON = r"(?:.*/)?(?:zero_pp_rank_0_)?mp_rank_00_model_states\.pt"
-COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+SCHEDULE, COUNTERS = "lr_scheduler", ("global_steps", "global_samples", "skipped_steps")
+COMMON_STATE = (SCHEDULE, *COUNTERS)  # in the common file
 LOSS_SCALE = ("loss_scaler", "dynamic_loss_scale", "overflow")
 PADDINGS = "param_alignment_paddings"  # at stages 1 and 2
 PARAMETER_SHAPES = "param_shapes"  # in the common file
@@ -224,7 +225,7 @@ def parameter_shapes(engine: Any) -> list[Shapes]:
 
 
 def load_optimizer_state(engine: Any, state: dict[str, Any], *, common: dict[str, Any]) -> None:
-    """Load the state that `new_optimizer_state` returned, and the counters and learning rates of a checkpoint.
+    """Load the state that `new_optimizer_state` returned, and the counters and learning rates (COMMON_STATE).
 
     Every rank must call it.
     """
@@ -234,7 +235,7 @@ def load_optimizer_state(engine: Any, state: dict[str, Any], *, common: dict[str
         optimizer.checkpoint_event_epilogue()
     else:
         optimizer.update_lp_params()
-    engine.lr_scheduler.load_state_dict(common["lr_scheduler"])
+    engine.lr_scheduler.load_state_dict(common[SCHEDULE])
     for group, rate in zip(inner_optimizer(engine).param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
     for name in COUNTERS:

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tailorbird.storage import open_file
+from tailorbird.storage import open_file, storage_errors
 from training.engine.deepspeed_engine import raise_on_all_ranks
 from training.engine.deepspeed_private import (
+    COMMON_STATE,
     LOSS_SCALE,
     MOMENTS,
     OPTIMIZER,
     PARAMETER_SHAPES,
     STEP,
+    VERSION,
     WEIGHTS,
     common_and_shards,
     flat_tensors,
@@ -54,7 +56,7 @@ def load_resharded(engine: Any, *, uri: str, names: Iterable[str], num_saved: in
 def _read(
     state: dict[str, Any], *, own: Sequence[Piece], uri: str, names: Iterable[str], num_saved: int
 ) -> dict[str, Any]:
-    """Read the values of `own` into the tensors of `state`, and return the header of the file that all ranks share.
+    """Read the values of `own` into the tensors of `state`, and return what all ranks share (COMMON_STATE).
 
     Raises UnusableCheckpoint.
     """
@@ -63,14 +65,20 @@ def _read(
         raise UnusableCheckpoint(f"checkpoint {uri} has {len(shard_names)} shards instead of {num_saved}")
     with ExitStack() as stack, tensors_only(), ThreadPoolExecutor(NUM_THREADS) as pool:
         files = [stack.enter_context(open_file(f"{uri}/{name}")) for name in (common_name, *shard_names)]
-        common, *headers = pool.map(partial(read_header, uri=uri), files, (common_name, *shard_names))
-        shards = [header[OPTIMIZER] for header in headers]
+        header, *headers = pool.map(partial(read_header, uri=uri), files, (common_name, *shard_names))
         try:
-            saved = _pieces(shards[0], common[PARAMETER_SHAPES], num_ranks=num_saved)
+            shards = [of_rank[OPTIMIZER] for of_rank in headers]
+            saved = _pieces(shards[0], header[PARAMETER_SHAPES], num_ranks=num_saved)
             reads = list(_reads(state, shards=shards, copied=copies(own, saved=saved)))
-        except (LookupError, RuntimeError, ValueError) as error:
+            common = {name: header[name] for name in COMMON_STATE}
+        except ValueError as error:
             raise UnusableCheckpoint(f"checkpoint {uri} does not fit the model: {error}") from error
-        for _ in pool.map(lambda read: _read_values(files[1 + read[0]], *read[1:]), reads):
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise UnusableCheckpoint(
+                f"checkpoint {uri} does not have the layout of DeepSpeed {VERSION} ({type(error).__name__}: {error})"
+            ) from error
+        uris = [f"{uri}/{name}" for name in shard_names]
+        for _ in pool.map(lambda read: _read_values(files[1 + read[0]], *read[1:], uri=uris[read[0]]), reads):
             pass
     state.update({name: shards[0][name] for name in LOSS_SCALE if name in shards[0]})
     return common
@@ -99,6 +107,10 @@ def _pieces(state: dict[str, Any], shapes: Sequence[Shapes], *, num_ranks: int) 
     return pieces_of_concatenation(shapes, num_ranks=num_ranks, lengths=lengths, paddings=paddings)
 
 
-def _read_values(file: Any, source: torch.Tensor, values: torch.Tensor) -> None:
-    data = file.read_at(source.numel() * source.element_size(), position_in_file(source))
+def _read_values(file: Any, source: torch.Tensor, values: torch.Tensor, *, uri: str) -> None:
+    num_bytes = source.numel() * source.element_size()
+    with storage_errors(uri):
+        data = file.read_at(num_bytes, position_in_file(source))
+    if len(data) != num_bytes:
+        raise UnusableCheckpoint(f"{uri} is truncated: {len(data)} instead of {num_bytes} bytes of a tensor were read")
     values.copy_(torch.frombuffer(bytearray(data), dtype=source.dtype))

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import tempfile
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import pytest
 import torch
 
 from tailorbird.config.training import TrainingConfig
+from tailorbird.storage import StorageError
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint, safe_checkpoint_loading
 from training.checkpoint import Upload, node_directory
 from training.classification_task import ClassifierRuntime
-from training.engine.deepspeed_private import destroy_engine
+from training.engine.deepspeed_private import VERSION, destroy_engine
 from training.engine.node_disk import require_room
 from training.errors import DiskFull, staging_directory
 from training.loop import build_engine, train
@@ -175,6 +177,58 @@ def test_a_checkpoint_of_another_model_is_rejected(checkpoints: dict[int, Path],
         checkpoint.resume(config, runtime, uri=folder.as_uri())
 
 
+def without_optimizer(content: dict[str, Any]) -> Any:
+    return {name: value for name, value in content.items() if name != "optimizer_state_dict"}
+
+
+def with_other_optimizer(content: dict[str, Any]) -> Any:
+    return content | {"optimizer_state_dict": dict.fromkeys(content["optimizer_state_dict"])}
+
+
+def without_schedule(content: dict[str, Any]) -> Any:
+    return {name: value for name, value in content.items() if name != "lr_scheduler"}
+
+
+def as_list(content: dict[str, Any]) -> Any:
+    return list(content)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "change"),
+    [
+        *(
+            (stage, OPTIMIZER, change)
+            for stage in (1, 3)
+            for change in (without_optimizer, with_other_optimizer, as_list)
+        ),
+        *((stage, MODEL[stage], change) for stage in (1, 3) for change in (without_schedule, as_list)),
+    ],
+)
+def test_a_checkpoint_with_another_layout_is_rejected(
+    checkpoints: dict[int, Path], tmp_path: Path, stage: int, name: str, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    folder = of_two_ranks(checkpoints[stage], tmp_path / "copy")
+    torch.save(change(torch.load(folder / name, weights_only=False)), folder / name)
+    with pytest.raises(UnusableCheckpoint, match=rf"does not have the layout of DeepSpeed {VERSION} \(\w+Error: "):
+        resume(folder, stage=stage)
+
+
+@pytest.mark.parametrize(
+    ("missing", "problem"),
+    [("data.pkl", "is not a torch file"), ("data/0", "is not a torch file"), ("data/4", "truncated")],
+)
+def test_a_shard_with_a_missing_part_is_rejected(
+    checkpoints: dict[int, Path], tmp_path: Path, missing: str, problem: str
+) -> None:
+    folder = of_two_ranks(checkpoints[1], tmp_path / "copy")
+    with zipfile.ZipFile(checkpoints[1] / OPTIMIZER) as source, zipfile.ZipFile(folder / OPTIMIZER, "w") as target:
+        for name in source.namelist():
+            if not name.endswith(f"/{missing}"):
+                target.writestr(name, source.read(name))
+    with pytest.raises(UnusableCheckpoint, match=f"{OPTIMIZER} .*{problem}"):
+        resume(folder, stage=1)
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_payload_runs_without_protection(
     checkpoints: dict[int, Path], tmp_path: Path, attack: Callable[[Path, Payload], None]
@@ -215,11 +269,27 @@ def test_the_header_of_a_file_has_the_positions_of_its_values(tmp_path: Path, st
 def test_an_error_of_the_storage_does_not_make_a_checkpoint_unusable(checkpoints: dict[int, Path]) -> None:
     with (checkpoints[1] / OPTIMIZER).open("rb") as file, tensors_only():
         on_s3 = mock.Mock(wraps=file)
-        read_header(on_s3, OPTIMIZER, uri="")
+        read_header(on_s3, OPTIMIZER, uri="s3://bucket")
         file.seek(0)
-        on_s3.readinto.side_effect = OSError("AWS Error NETWORK_CONNECTION")
-        with pytest.raises(OSError, match="AWS Error NETWORK_CONNECTION"):
-            read_header(on_s3, OPTIMIZER, uri="")
+        on_s3.read.side_effect = OSError("AWS Error NETWORK_CONNECTION")
+        with pytest.raises(StorageError, match=f"s3://bucket/{OPTIMIZER}"):
+            read_header(on_s3, OPTIMIZER, uri="s3://bucket")
+
+
+def test_an_error_of_the_storage_names_the_file_that_was_read(checkpoints: dict[int, Path], tmp_path: Path) -> None:
+    folder = of_two_ranks(checkpoints[1], tmp_path / "copy")
+    (folder / OPTIMIZER).unlink()
+    (folder / OPTIMIZER).symlink_to("/proc/self/mem")  # can be opened, but not read
+    with pytest.raises(StorageError, match=f"{folder.as_uri()}/{OPTIMIZER}"):
+        resume(folder, stage=1)
+
+
+def test_the_header_of_a_file_is_read_in_few_requests(tmp_path: Path) -> None:
+    torch.save({str(number): torch.zeros(1000) for number in range(500)}, tmp_path / "state.pt")
+    with (tmp_path / "state.pt").open("rb") as file, tensors_only():
+        counted = mock.Mock(wraps=file)
+        assert len(read_header(counted, "state.pt", uri="")) == 500
+    assert counted.read.call_count <= 3  # the first block and the last ones; torch itself reads 33 times
 
 
 def test_environment_variables_do_not_disable_the_protection_and_are_restored(

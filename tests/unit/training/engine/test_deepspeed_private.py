@@ -12,7 +12,7 @@ from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint
 from training.engine.deepspeed_engine import initialize_engine
 from training.engine.deepspeed_private import (
-    COUNTERS,
+    COMMON_STATE,
     MOMENTS,
     OPTIMIZER,
     PADDINGS,
@@ -100,13 +100,19 @@ def test_the_size_of_a_checkpoint_is_known_before_it_is_written(tmp_path: Path, 
     assert expected <= written < 1.1 * expected
 
 
-@pytest.mark.parametrize("parameter_dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [1, 2, 3])
+GRADIENTS_IN_FP32 = {"data_types": {"grad_accum_dtype": "fp32"}}
+"""Options with which DeepSpeed uses another optimizer for bf16 parameters at stage 1."""
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameter_dtype", "options"),
+    [(1, "bf16", GRADIENTS_IN_FP32), *((stage, dtype, {}) for stage in (1, 2, 3) for dtype in ("fp32", "bf16"))],
+)
 def test_a_new_optimizer_state_has_the_tensors_that_a_checkpoint_has(
-    tmp_path: Path, stage: int, parameter_dtype: str
+    tmp_path: Path, stage: int, parameter_dtype: str, options: dict[str, Any]
 ) -> None:
     runtime = small_runtime(dropout=0.0)
-    config = config_of(zero_stage=stage, epochs=1, parameter_dtype=parameter_dtype)
+    config = config_of(zero_stage=stage, epochs=1, parameter_dtype=parameter_dtype, deepspeed=options)
     engine = build_engine(config, runtime)
     shapes = parameter_shapes(engine)
     new = shapes_and_dtypes(state := new_optimizer_state(engine))
@@ -123,9 +129,9 @@ def test_a_new_optimizer_state_has_the_tensors_that_a_checkpoint_has(
     assert saved.keys() == state.keys(), missing("optimizer state with its former keys")
     assert shapes_and_dtypes(saved) == new
     assert splits_parameters(saved) == (stage == 3)
-    assert (PADDINGS in saved) == (stage < 3), missing(PADDINGS)
+    assert (PADDINGS in saved) == (stage < 3 and not options), missing(PADDINGS)
     assert saved_common[PARAMETER_SHAPES] == shapes
-    assert {"lr_scheduler", *COUNTERS} <= saved_common.keys()
+    assert set(COMMON_STATE) <= saved_common.keys()
 
 
 def shapes_and_dtypes(state: dict[str, Any]) -> list[dict[str, tuple[torch.Size, torch.dtype]]]:
