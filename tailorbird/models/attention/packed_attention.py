@@ -58,8 +58,6 @@ def _flash_obstacle(lm: Any, *, device: str, dtype: torch.dtype) -> str | None:
         return "the GPU is older than NVIDIA Ampere"
     if dtype not in FLASH_DTYPES:
         return f"it computes in bfloat16 or float16, not in {dtype}"
-    if _varlen_kernel() is None:
-        return f"torch {torch.__version__} has no torch.nn.attention.varlen with window_size"
     return _dropout_obstacle(lm) or flash_restriction(lm, max_head_size=MAX_FLASH_HEAD)
 
 
@@ -131,19 +129,16 @@ def block_mask(conversation_ids: Tensor) -> BlockMask:
     )
 
 
-def _varlen_kernel() -> Callable[..., Any] | None:
-    """Return torch's variable-length flash attention; None before torch 2.11, which has it without `window_size`."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+def _varlen_kernel() -> Callable[..., Any]:
+    """Return torch's variable-length flash attention."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn
 
 
 def _flash_attention() -> Callable[..., tuple[Tensor, None]]:
     """Return `flash_attention` with the installed kernel, which is inspected once and not in each layer."""
     kernel = _varlen_kernel()
-    assert kernel is not None
     return partial(flash_attention, kernel=kernel, grouped="enable_gqa" in inspect.signature(kernel).parameters)
 
 
