@@ -253,4 +253,8 @@ class TrainingConfig(ConfigSection):
                 value = value.get(part) if isinstance(value, dict) else None
             if value is not None:
                 raise ValueError(f"{path} cannot be set here; set training.{name}")
+        zero = options.get("zero_optimization")
+        if isinstance(zero, dict) and zero.get("round_robin_gradients"):
+            # DeepSpeed 0.19 then gives the fp32 values of other parameters, so weights could not be exported.
+            raise ValueError("zero_optimization.round_robin_gradients is not supported; remove it")
         return options

@@ -154,6 +154,11 @@ def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
             {"zero_optimization": {"overlap_comm": True}},
             "zero_optimization.overlap_comm cannot be set here; set training.overlap_comm",
         ),
+        (
+            "training.deepspeed",
+            {"zero_optimization": {"round_robin_gradients": True}},
+            "zero_optimization.round_robin_gradients is not supported; remove it",
+        ),
         ("training.zero_hpz_partition_size", 2, "training: zero_hpz_partition_size 2 requires zero_stage 3, not 1"),
         ("training.liger_kernel", True, "training: liger_kernel requires gpus_per_worker 1"),
         ("training.use_rslora", True, "training: use_rslora requires method lora"),

@@ -135,7 +135,6 @@ def train(folder: Path, stage: int, method: str, *, resume_from: str | None) -> 
         zero_stage=stage,
         method=method,
         lora_dropout=0.0,
-        deepspeed={"zero_optimization": {"round_robin_gradients": stage == 2}},  # the order depends on the ranks
         epochs=2,
         checkpoint_interval_s=0,
     )
