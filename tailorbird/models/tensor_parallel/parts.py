@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tailorbird.models.errors import ModelError
 from tailorbird.models.lora import merge_layer, unmerged_layers
@@ -26,7 +26,7 @@ def load_divided(base: Path, *, changed: nn.Module | None, dtype: torch.dtype, n
     if fault is not None:
         raise ModelError(fault)
     for name, weight in () if changed is None else _changed_weights(changed, dtype=dtype, device=lm.device):
-        _set_part(lm.get_parameter(name), weight, name=name)
+        _set_part(lm.get_parameter(name), weight)
     return lm
 
 
@@ -45,12 +45,10 @@ def _changed_weights(model: Any, *, dtype: torch.dtype, device: Any) -> Iterator
 
 
 @torch.no_grad()
-def _set_part(parameter: Tensor, whole: Tensor, *, name: str) -> None:
+def _set_part(parameter: Tensor, whole: Tensor) -> None:
     """Set a parameter to this rank's part of a weight."""
     if not isinstance(parameter, DTensor):
         parameter.copy_(whole)
         return
-    if not all(type(placement) in (Shard, Replicate) for placement in parameter.placements):
-        raise ModelError(f"the evaluation cannot divide the changed weight {name} of a model of this type among GPUs")
     part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
     parameter.to_local().copy_(part.to_local())

@@ -26,7 +26,7 @@ from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import load_chat
 from tailorbird.models.lora import add_adapter
 from tailorbird.registry.versions import Prompting, VersionConfig, write_config
-from tests.small_chat import WORDS, language_model, save
+from tests.small_chat import WORDS, language_model, model_of, save
 
 TOLERANCE = 1e-5  # of log-probabilities in fp32: the ranks add up parts of sums, in another order than one process
 KINDS, DTYPES = ("zero_shot", "lora", "full"), (torch.float32, torch.bfloat16)
@@ -67,6 +67,14 @@ def write_versions(folder: Path, *, tied: bool) -> None:
     adapted.save_pretrained(folder / "lora" / "adapter")
 
 
+def write_full(folder: Path, lm: Any) -> None:
+    """Write a base model and the weights of a version with other ones."""
+    save(folder / "base", lm)
+    (folder / "full").mkdir()
+    weights = {name: value.detach() + 0.05 * torch.randn_like(value) for name, value in lm.named_parameters()}
+    save_file(weights, folder / "full" / "model.safetensors")
+
+
 def versions_in(folder: Path, *names: str) -> list[Path]:
     """Return the folders of versions with these names, of one base model or of all in `folder`."""
     bases = [folder] if (folder / "base").is_dir() else [folder / "tied", folder / "untied"]
@@ -79,6 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     for base in ("tied", "untied"):
         write_versions(folder / base, tied=base == "tied")
+    write_full(folder / "experts", model_of("mixtral", num_local_experts=4))
     one_head, other = language_model().config, folder / "other"
     one_head.num_key_value_heads = 1
     save(folder / "one-head" / "base", LlamaForCausalLM(one_head))
@@ -133,7 +142,8 @@ def baselines_in(folder: Path) -> ChatBaselines:
 
 
 def weight_cases(folder: Path) -> list[tuple[Path, torch.dtype]]:
-    return [(version, dtype) for version in versions_in(folder, *KINDS) for dtype in DTYPES]
+    versions = (*versions_in(folder, *KINDS), folder / "experts" / "full")
+    return [(version, dtype) for version in versions for dtype in DTYPES]
 
 
 def weights_of(version: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -190,7 +200,7 @@ def test_baselines_of_ranks_are_those_of_one_process(folder: Path) -> None:
 
 
 def test_parts_of_ranks_are_parts_of_the_weights_of_one_process(folder: Path) -> None:
-    """Also if an adapter is merged, or weights are stored in another dtype than that of the version."""
+    """Also if an adapter is merged, if weights are stored in another dtype, and if projections are one weight."""
     for divided in results_in(folder, "weights"):
         for case in weight_cases(folder):
             expected = weights_of(*case)
