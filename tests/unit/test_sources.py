@@ -17,8 +17,12 @@ CALLS = (
     *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "eval", "exec", "os.system", "os.popen", "tempfile.mktemp"),
 )
 """Calls that may run code in their input."""
-EXCEPT = {"tailorbird/monitoring/report_window.py": ["pickle.loads"]}
-"""Exceptions. The pickled value comes from a Ray task that the same process has started."""
+EXCEPT = {
+    "tailorbird/monitoring/report_window.py": ["pickle.loads"],
+    "training/safe_checkpoint_loading.py": ["torch.load"],
+}
+"""Exceptions. The pickled value comes from a Ray task that the same process has started. The header of a checkpoint is
+loaded with `weights_only`, after a check of the names in it."""
 FORBIDDEN, REQUIRED = ("shell", "trust_remote_code", "allow_pickle"), ("weights_only", "use_safetensors")
 SAFE = dict.fromkeys(FORBIDDEN, False) | dict.fromkeys(REQUIRED, True)
 """Keyword arguments with the only value that is allowed."""
