@@ -53,6 +53,7 @@ print(json.dumps([results, failed, is_equal, refused]))
 
 def test_ranks_have_a_gpu_each_predict_together_and_all_end_with_an_error_of_one(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name not in OF_ANOTHER_RAY}
+    env["RAY_worker_niceness"] = "0"  # see `stack` in conftest.py
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
         cwd=ROOT,
