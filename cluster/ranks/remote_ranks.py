@@ -54,7 +54,7 @@ def run_on_ranks(
         available = ray.cluster_resources() if os.environ.get("RAY_ADDRESS") == LOCAL else None
         options = task_options(resources, available=available, nodes=live_nodes() if resources.memory_bytes else ())
         if options["num_gpus"] < resources.gpus:
-            raise ValueError(f"a model on {resources.gpus:g} GPUs needs as many; Ray has {options['num_gpus']:g} here")
+            raise ValueError(f"the evaluation needs {resources.gpus:g} GPUs, and Ray has {options['num_gpus']:g} here")
         part = {"CPU": options["num_cpus"] / num_ranks, "GPU": options["num_gpus"] / num_ranks}
         part["memory"] = options.get("memory", 0) // num_ranks
         bundle = {name: amount for name, amount in part.items() if amount}

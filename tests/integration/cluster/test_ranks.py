@@ -66,4 +66,4 @@ def test_ranks_have_a_gpu_each_predict_together_and_all_end_with_an_error_of_one
     assert (results[:2], sorted(results[2])) == ([0, 12], ["0", "1"])
     assert failed == "ModelError: the second rank fails"
     assert is_equal  # and the failed ranks keep no CPUs
-    assert refused == "ValueError: a model on 4 GPUs needs as many; Ray has 2 here"
+    assert refused == "ValueError: the evaluation needs 4 GPUs, and Ray has 2 here"
