@@ -23,7 +23,7 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 from ray._private.utils import get_system_memory, get_used_memory
 
 from cluster.connection import connect
-from cluster.local import stack
+from cluster.local import ports, stack
 from serving.deploy import rollout, serve_client
 from tailorbird import storage
 from tailorbird.config.serving import ServingConfig
@@ -69,11 +69,21 @@ class Faulty:
         return self.processes("^ray::ServeReplica")
 
     def is_whole(self) -> bool:
-        """Return True if all replicas are running."""
+        """Return True if all replicas are running and HAProxy sends requests to each of them."""
         pids = {process.pid for process in self.replicas()}
         replicas = serve_client.replicas_of("serving-faults")
-        running = {replica.pid for replica in replicas if replica.state == "RUNNING"}
-        return len(running) == NUM_REPLICAS and running <= pids
+        running = {replica.pid: replica.replica_id for replica in replicas if replica.state == "RUNNING"}
+        return len(running) == NUM_REPLICAS and running.keys() <= pids and self._proxied() == set(running.values())
+
+    def _proxied(self) -> set[str]:
+        """Return the ids of the replicas that HAProxy regards as up. It knows a new replica seconds after Serve."""
+        port = self.state.serve_port + ports.HAPROXY_METRICS - ports.SERVE
+        try:
+            metrics = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+        except requests.ConnectionError:  # HAProxy is being restarted
+            return set()
+        up = r'^haproxy_server_status\{proxy="http-serving-faults",server="SERVE_REPLICA_[^"]*-(\w+)",state="UP"\} 1'
+        return set(re.findall(up, metrics, re.MULTILINE))
 
     def wait_for_recovery(self, responses: Responses | None = None) -> None:
         """Wait until all replicas are running, and then until clients have sent further requests."""
