@@ -14,14 +14,23 @@ class TrackedMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that operations return within the block, until they are freed.
 
     The backward pass counts too. Memory that a kernel uses internally does not, and neither do the tensors of other
-    threads and the weights of `shared`, such as those that are mapped from a file.
+    threads and the weights of `shared`.
     """
 
     def __init__(self, shared: nn.Module | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.peak = 0
-        self._shared = {value.untyped_storage()._cdata for value in (shared.parameters() if shared else ())}
+        self._shared: set[int] = set()
         self._known: set[int] = set()
+        if shared is not None:
+            self.share(shared)
+
+    def share(self, module: nn.Module) -> None:
+        """Do not count the weights of a module, for example because they are mapped from a file."""
+        for value in module.parameters():
+            storage = value.untyped_storage()
+            self._remove(storage._cdata, storage.nbytes())
+            self._shared.add(storage._cdata)
 
     def reset_peak(self) -> int:
         """Return the peak since the last call, and start a new one."""
@@ -48,5 +57,6 @@ class TrackedMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weakref.finalize(storage, self._remove, key, size)
 
     def _remove(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.bytes -= size
+        if key in self._known:
+            self._known.remove(key)
+            self.bytes -= size

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.chat_template import Tokens
@@ -38,11 +37,12 @@ from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
 from training.engine.deepspeed_engine import compute_dtype
-from training.engine.deepspeed_private import fp32_values
+from training.engine.deepspeed_private import fp32_values, full_shapes
 from training.engine.placement import layerwise_copy, place_weights
 from training.engine.synced_generation import synced_answers
+from training.engine.tensor_file import save_tensors
 from training.engine.worker_memory import Batch as BatchShape
-from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
+from training.task import Diverged, TrainingTask, Weights, means_over_ranks, trainable_copy, write_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -186,13 +186,13 @@ class ChatRuntime:
         autocast = compute_dtype(config) == torch.bfloat16
         return shape_of(self.lm), BatchShape(self.task.max_length, answer, packed=True, autocast=autocast)
 
-    def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
+    def write(self, weights: Weights, *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """Write `model.safetensors` or `adapter/`."""
-        weights = {name.removeprefix("lm."): value for name, value in state.items()}
+        named = ((name.removeprefix("lm."), value) for name, value in weights)
         if config.method == "lora":
-            write_adapter(model.lm, weights, folder=folder / "adapter")
+            write_adapter(model.lm, dict(named), folder=folder / "adapter")
         else:
-            save_file(weights, folder / "model.safetensors")
+            save_tensors(named, folder / "model.safetensors", shapes=full_shapes(model.lm))
 
     def load(self, folder: Path, *, config: TrainingConfig) -> ChatModel:
         return load_chat_weights(folder, lm=share_weights(self.lm), kind=config.method, dtype=None)

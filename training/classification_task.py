@@ -27,9 +27,11 @@ from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
 from training.engine.deepspeed_engine import compute_dtype
+from training.engine.deepspeed_private import full_shapes
 from training.engine.placement import place_weights
+from training.engine.tensor_file import save_tensors
 from training.engine.worker_memory import Batch as BatchShape
-from training.task import Diverged, TrainingTask, means_over_ranks, trainable_copy, write_adapter
+from training.task import Diverged, TrainingTask, Weights, means_over_ranks, trainable_copy, write_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -152,17 +154,23 @@ class ClassifierRuntime:
         input_ids, attention_mask = tokens.padded(rows, pad_id=self.pad_id)
         return to_device(input_ids, device), None if attention_mask is None else to_device(attention_mask, device)
 
-    def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
+    def write(self, weights: Weights, *, model: Any, config: TrainingConfig, folder: Path) -> None:
         """Write `head.safetensors`, and `encoder.safetensors` or `adapter/`."""
-        head, encoder = (
-            {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            for prefix in ("head.", "encoder.")
-        )
-        save_file(head, folder / "head.safetensors")
+        head: dict[str, torch.Tensor] = {}
+
+        def encoder_weights() -> Weights:
+            for name, value in weights:
+                part, _, own_name = name.partition(".")
+                if part == "head":
+                    head[own_name] = value
+                else:
+                    yield own_name, value
+
         if config.method == "lora":
-            write_adapter(model.encoder, encoder, folder=folder / "adapter")
+            write_adapter(model.encoder, dict(encoder_weights()), folder=folder / "adapter")
         else:
-            save_file(encoder, folder / "encoder.safetensors")
+            save_tensors(encoder_weights(), folder / "encoder.safetensors", shapes=full_shapes(model.encoder))
+        save_file(head, folder / "head.safetensors")
 
     def load(self, folder: Path, *, config: TrainingConfig) -> Classifier:
         return load_weights(folder, encoder=share_weights(self.encoder), kind=config.method, dtype=None)

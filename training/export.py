@@ -1,14 +1,13 @@
 """Export an engine's weights as fp32 safetensors, and average exported weights."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.registry.versions import INDEX_FILES
@@ -16,8 +15,9 @@ from tailorbird.storage import upload_folder
 from tailorbird.storage.node_cache import local_copy
 from training.engine.deepspeed_private import forward_dtype, fp32_values, gathered, num_values
 from training.engine.memory_estimate import FP32
-from training.engine.node_disk import require_room
+from training.engine.node_disk import gather, require_room
 from training.engine.placement import fp32_weights, layerwise_copy
+from training.engine.tensor_file import save_tensors
 from training.task import TaskRuntime
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
@@ -36,17 +36,15 @@ class UnusableWeights(ValueError):
     """Exported weights are empty, not finite, or differ from the trained model when they are loaded again."""
 
 
-def full_state(engine: Any, config: TrainingConfig) -> dict[str, torch.Tensor]:
-    """Return the full trained parameters in fp32 on rank 0. Every rank must call it.
+def exported_values(engine: Any, config: TrainingConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the name and the fp32 value of each exported weight, in host memory on rank 0. Every rank must iterate.
 
-    They are read one after another, so that a GPU holds only one of them in addition to its part of the model.
+    They are read one after another, so that a GPU and the host hold only one of them in addition to their parts of the
+    model.
     """
     parameters = _exported(engine, config)
-    state: dict[str, torch.Tensor] = {}
     for name, value in zip(parameters, fp32_values(engine, parameters.values()), strict=True):
-        if dist.get_rank() == 0:
-            state[name] = value.to("cpu", copy=True)
-    return state
+        yield name, value.to("cpu", copy=True) if dist.get_rank() == 0 else value
 
 
 def _exported(engine: Any, config: TrainingConfig) -> dict[str, torch.nn.Parameter]:
@@ -60,32 +58,20 @@ def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime,
     To check the files, load them on top of the base model, whose memory is shared, and merge an adapter one layer at a
     time, so that rank 0 needs no second model. The exported weights must be equal to those that the engine computes
     with, if both are rounded to its precision, and the logits must be equal within `TOLERANCE`. Raises UnusableWeights
-    on rank 0 if they are not, a weight is not finite, or an adapter is empty. Raises DiskFull on every rank, before
-    anything is written, if the disk of rank 0 does not have enough room.
+    on rank 0 if they are not, and on every rank if a weight is not finite, or an adapter is empty. Raises DiskFull on
+    every rank, before anything is written, if the disk of rank 0 does not have enough room.
     """
     num_bytes = sum(FP32 * num_values(parameter) for parameter in _exported(engine, config).values())
     require_room(num_bytes if dist.get_rank() == 0 else 0, what="the export")
-    state = full_state(engine, config)
-    different = _differing_from_engine(state, engine=engine, config=config)
+    loaded = _write_and_load(engine, config, runtime=runtime, folder=folder)
+    stored = {} if loaded is None else {name: weight.detach() for name, weight in loaded.named_parameters()}
+    different = _differing_from_engine(engine, config, stored=stored)
     with fp32_weights(engine.module):
         trained = _logits(engine.module, runtime, device=engine.device)
-    if dist.get_rank() != 0:
+    if loaded is None:
         return
-    broken = [name for name, value in state.items() if not torch.isfinite(value).all() or value.numel() == 0]
-    if broken:
-        raise UnusableWeights(
-            f"weights are empty or not finite in {', '.join(broken[:3])}; lower training.learning_rate"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        runtime.write(state, model=engine.module, config=config, folder=folder)
-        loaded = runtime.load(folder, config=config)
-        different += _differing_from_files(state, loaded=loaded)
-    except ValueError as error:  # includes ModelError
-        raise UnusableWeights(str(error)) from None
     if different:
         raise UnusableWeights(f"the exported weights differ from the trained model in {', '.join(different[:3])}")
-    state.clear()
     dtypes = {forward_dtype(parameter) for parameter in engine.module.parameters()}
     precision = torch.bfloat16 if torch.bfloat16 in dtypes else torch.float32
     dtype = torch.bfloat16 if config.parameter_dtype == "bf16" else torch.float32
@@ -97,28 +83,59 @@ def export_weights(engine: Any, config: TrainingConfig, *, runtime: TaskRuntime,
         )
 
 
-def _differing_from_engine(state: dict[str, torch.Tensor], *, engine: Any, config: TrainingConfig) -> list[str]:
-    """Return the names of the weights on rank 0 with other values than the engine's forward pass, if both are rounded.
+def _write_and_load(
+    engine: Any, config: TrainingConfig, *, runtime: TaskRuntime, folder: Path
+) -> torch.nn.Module | None:
+    """Write the weights on rank 0, and return the model that is loaded from the files; return None on other ranks.
 
-    Every rank must call it.
+    Every rank must call it. Raises UnusableWeights on every rank.
+    """
+    values, loaded, refusal = exported_values(engine, config), None, ""
+    if dist.get_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            runtime.write(_finite(values), model=engine.module, config=config, folder=folder)
+            loaded = runtime.load(folder, config=config)
+        except ValueError as error:  # includes ModelError
+            refusal = str(error)
+    for _ in values:  # other ranks, and rank 0 after an error, take part in reading each value
+        pass
+    refusal = gather(refusal)[0]
+    if refusal:
+        raise UnusableWeights(refusal)
+    return loaded
+
+
+def _finite(values: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the values. Raises UnusableWeights for one that is empty or not finite."""
+    for name, value in values:
+        if value.numel() == 0 or not all(map(torch.isfinite, value.aminmax())):  # which allocates nothing
+            raise UnusableWeights(f"weights are empty or not finite in {name}; lower training.learning_rate")
+        yield name, value
+
+
+def _differing_from_engine(engine: Any, config: TrainingConfig, *, stored: dict[str, torch.Tensor]) -> list[str]:
+    """Return the names of the weights that differ between the files and the engine. Every rank must call it.
+
+    They must be equal to the engine's fp32 values, and to the values in its forward pass if both are rounded. `stored`
+    has the weights from the files on rank 0, and is empty on other ranks.
     """
     names = []
+    for name, value in exported_values(engine, config):
+        if stored and (name not in stored or not _equal(stored[name], value)):
+            names.append(name)
     for name, parameter in _exported(engine, config).items():
         with gathered(parameter):
             dtype = forward_dtype(parameter)
-            if name in state and not _equal(state[name].to(dtype), parameter.detach().to("cpu", dtype=dtype)):
+            if name in stored and not _equal(stored[name].to(dtype), parameter.detach().to("cpu", dtype=dtype)):
                 names.append(name)
     return names
 
 
-def _differing_from_files(state: dict[str, torch.Tensor], *, loaded: torch.nn.Module) -> list[str]:
-    """Return the names of the weights with other values than in the model that was loaded from the files."""
-    stored = dict(loaded.named_parameters())
-    return [name for name, value in state.items() if name not in stored or not _equal(stored[name].detach(), value)]
-
-
 def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Return True if two tensors have the same shape and values; NaN is equal to NaN."""
+    if torch.equal(left, right):  # without the temporary tensors of `allclose`
+        return True
     return left.shape == right.shape and torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
 
 
@@ -151,15 +168,14 @@ def average_weights(uris: Sequence[str], uri: str) -> None:
 
 
 def _average_file(files: Sequence[Path], mean: Path) -> None:
-    """Write the mean of the files' tensors. One tensor of each file is in memory at a time, in addition to the mean."""
+    """Write the mean of the files' tensors in fp32, one tensor after another."""
     opened: list[Any] = [safe_open(file, framework="pt") for file in files]
-    keys = set(opened[0].keys())
-    if any(set(file.keys()) != keys for file in opened):
+    keys = sorted(opened[0].keys())
+    if any(sorted(file.keys()) != keys for file in opened):
         raise ValueError(f"the weights in {', '.join(map(str, files))} have different names")
-    tensors = {}
-    for key in sorted(keys):
-        values = [file.get_tensor(key) for file in opened]
-        if any(value.shape != values[0].shape for value in values):
+    shapes = {key: opened[0].get_slice(key).get_shape() for key in keys}
+    for key, shape in shapes.items():
+        if any(file.get_slice(key).get_shape() != shape for file in opened):
             raise ValueError(f"the weights {key!r} in {', '.join(map(str, files))} have different shapes")
-        tensors[key] = (sum(value.double() for value in values) / len(values)).to(values[0].dtype)
-    save_file(tensors, mean)
+    means = ((key, sum(file.get_tensor(key).double() for file in opened) / len(opened)) for key in keys)
+    save_tensors(((key, value.float()) for key, value in means), mean, shapes=shapes)

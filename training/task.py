@@ -1,7 +1,7 @@
 """A training task (base model and rows), and its runtime in a worker (model, loss, validation score, export)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -25,6 +25,10 @@ from training.engine.worker_memory import Batch as BatchShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+Weights = Iterator[tuple[str, torch.Tensor]]
+"""Name in the trained model and whole fp32 value of each exported weight, in host memory."""
 
 
 class Diverged(ValueError):
@@ -110,8 +114,11 @@ class TaskRuntime(Protocol):
     def sizes(self, config: TrainingConfig) -> tuple[ModelShape, BatchShape]:
         """Return the sizes of the base model and of a batch, to estimate the memory of a worker."""
 
-    def write(self, state: dict[str, torch.Tensor], *, model: Any, config: TrainingConfig, folder: Path) -> None:
-        """Write the full trained weights as the files of an artifact."""
+    def write(self, weights: Weights, *, model: Any, config: TrainingConfig, folder: Path) -> None:
+        """Write the trained weights as the files of an artifact, one after another if all weights were trained.
+
+        `model` is the trained one, whose parameters can be partitioned. Raises ValueError if nothing was trained.
+        """
 
     def load(self, folder: Path, *, config: TrainingConfig) -> nn.Module:
         """Load the files that `write` wrote into a copy of the base model, in fp32 and in host memory.

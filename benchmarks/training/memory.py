@@ -4,14 +4,15 @@
 
 Each case is a process that builds an engine for a language model with random weights, trains two steps and validates.
 The tensors of rank 0 are counted exactly, on CPU. Most cases run only rank 0, in torch's fake process group, whose
-collectives do nothing, so the numbers of ranks can be large. In the cases with gloo, all ranks run. Base weights are
-stored in bf16 and mapped from a file, which takes no memory of the process and is not counted.
+collectives do nothing, so the numbers of ranks can be large. In the cases with gloo, all ranks run, and the weights are
+exported. Base weights are stored in bf16 and mapped from a file, which takes no memory of the process and is not
+counted; neither are exported weights that are mapped to be checked.
 
 The largest cases need 7 GiB of memory. A rank that trains all parameters of the 300M model needs 4.3 GiB at stage 3 and
 5.5 GiB at stage 0, without the process, so two of them would need up to 12 GiB; only rank 0 runs.
 
 - held: what remains between two steps; `held / part` compares it with the model's share of a rank.
-- peak: of the start of the engine, of a step, or of the validation.
+- peak: of the start of the engine, of a step, of the validation, or of the export.
 """
 
 import json
@@ -34,6 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.rounds import finish, print_table
 from tailorbird.config.training import TrainingConfig
 from tailorbird.data.rows import Rows
+from tailorbird.models.causal_lm import ChatModel
 from tailorbird.models.metadata import shape_of
 from tailorbird.models.pretrained import inference_dtype, load_causal
 from tailorbird.models.shape import ModelShape
@@ -43,8 +45,16 @@ from tests.tracked_memory import TrackedMemory
 from training.batches import Batch as TrainingBatch
 from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.memory_estimate import ANSWERED_ROWS, held_bytes, start_bytes, step_bytes, validation_bytes
+from training.engine.memory_estimate import (
+    ANSWERED_ROWS,
+    export_bytes,
+    held_bytes,
+    start_bytes,
+    step_bytes,
+    validation_bytes,
+)
 from training.engine.worker_memory import Batch
+from training.export import export_weights
 from training.loop import build_engine, train
 from training.task import Diverged
 
@@ -113,7 +123,7 @@ CASES = [
 
 @dataclass(frozen=True)
 class _MeasuredRuntime(ChatRuntime):
-    """A runtime that notes the memory before and after the validation."""
+    """A runtime that notes the memory before and after the validation, and does not count files that are mapped."""
 
     memory: TrackedMemory = field(default_factory=TrackedMemory)
     figures: dict[str, int] = field(default_factory=dict)
@@ -127,6 +137,14 @@ class _MeasuredRuntime(ChatRuntime):
             super().score(engine, config)
         self.figures["validation"] = self.memory.reset_peak()
         return 0.0
+
+    def load(self, folder: Path, *, config: TrainingConfig) -> ChatModel:
+        peak = self.memory.peak
+        loaded = super().load(folder, config=config)
+        if config.method == "full":
+            self.memory.share(loaded)
+            self.memory.peak = peak
+        return loaded
 
 
 def main() -> None:
@@ -192,6 +210,10 @@ def _run(case: Case, folder: Path) -> dict[str, float]:
         engine = build_engine(case.config, runtime)
         runtime.figures["start"] = memory.reset_peak()
         train(engine, case.config, runtime=runtime)
+        if case.group == "gloo":
+            memory.reset_peak()
+            export_weights(engine, case.config, runtime=runtime, folder=folder / case.name)
+            runtime.figures["export"] = memory.reset_peak()
     destroy_engine(engine)
     return _compared(case, runtime.figures, shape=shape_of(lm))
 
@@ -207,12 +229,15 @@ def _compared(case: Case, measured: dict[str, int], *, shape: ModelShape) -> dic
     estimates = {"start": sum(start_bytes(case.config, **known).values()), "held": sum(held.values())}
     estimates["step"] = estimates["held"] + sum(step.values())
     estimates["validation"] = estimates["held"] + sum(validation.values())
+    if "export" in measured:
+        exported, compared = export_bytes(case.config, shape=shape, batch=batch)
+        estimates["export"] = estimates["held"] + sum((exported | compared).values())
     figures = {
         f"{kind} {name}": value / MIB
         for name in estimates
         for kind, value in (("measured", measured[name]), ("estimated", estimates[name]))
     }
-    peaks = ("start", "step", "validation")
+    peaks = estimates.keys() - {"held"}
     return figures | {
         "model / ranks": 4 * shape.num_parameters / case.ranks / MIB,
         "estimate / peak": max(map(estimates.__getitem__, peaks)) / max(map(measured.__getitem__, peaks)),

@@ -120,6 +120,11 @@ def num_values(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
+def full_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each whole parameter by name, also if stage 3 has partitioned it."""
+    return {name: tuple(getattr(own, "ds_shape", own.shape)) for name, own in module.named_parameters()}
+
+
 def fp32_values(engine: Any, parameters: Iterable[nn.Parameter]) -> Iterator[torch.Tensor]:
     """Yield the exact fp32 value of each parameter, one at a time. Every rank must iterate over all of them.
 

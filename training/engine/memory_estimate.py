@@ -101,17 +101,20 @@ def start_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> P
 def export_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> tuple[Parts, Parts]:
     """Return the additional memory of rank 0 during an export: in host memory, and on its device.
 
-    It holds the trained weights in fp32, and reads an adapter again from its file. To compare the logits, it copies the
-    base model to the device, one layer at a time, and merges the layer's adapter: one matrix at a time is added to
-    another one in fp32, which is a product that is scaled. An output layer is assumed to have its own weights.
+    All weights are written one after another, so it holds the largest one in fp32, and without a GPU also DeepSpeed's
+    two copies of it; their file is mapped. An adapter is held in fp32, and read again from its file. To compare the
+    logits, it copies the base model to the device, one layer at a time, and merges the layer's adapter: one matrix at a
+    time is added to another one in fp32, which is a product that is scaled. An output layer is assumed to have its own
+    weights.
     """
-    trained = FP32 * _trained(config, shape)
     layer = shape.num_linear // shape.num_layers
     others = shape.num_parameters - shape.num_linear + (shape.vocabulary * shape.hidden if batch.packed else 0)
     copied = {"compared weights": _parameter_bytes(config) * (layer + others)}
+    matrix = FP32 * shape.hidden * shape.intermediate
     if config.method == "full":
-        return {"export": trained}, copied
-    return {"export": 2 * trained}, copied | {"merged matrix": 2 * FP32 * shape.hidden * shape.intermediate}
+        copies = 3 if config.gpus_per_worker == 0 else 1
+        return {"export": copies * max(FP32 * shape.vocabulary * shape.hidden, matrix)}, copied
+    return {"export": 2 * FP32 * _trained(config, shape)}, copied | {"merged matrix": 2 * matrix}
 
 
 def held_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_workers: int) -> Parts:

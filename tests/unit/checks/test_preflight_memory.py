@@ -24,11 +24,12 @@ def test_the_workers_of_a_node_must_fit_its_memory() -> None:
 
 
 def test_the_export_is_counted_once_for_a_group_of_workers() -> None:
-    wide = replace(MODEL, shape=replace(SHAPE, num_parameters=2**30, num_linear=2**29, num_layers=100))
+    shape = replace(SHAPE, num_parameters=2**30, num_linear=2**20, vocabulary=2**30 // SHAPE.hidden)
+    wide = replace(MODEL, shape=shape)
     training = {"gpus_per_worker": 1, "num_workers": 4, "zero_stage": 3}
     fields = {"training": training, "tuning": {"num_trials": 1}}
     node = nodes(Resources(4, 4))
-    for free, state in ((8, "ok"), (6, "fault")):  # 4 processes of 0.8 GiB, and 4 GiB of weights
+    for free, state in ((8, "ok"), (6, "fault")):  # 4 processes of 0.8 GiB, and the largest weight of 4 GiB
         report = replace(REPORT, memory_bytes=32 * GIB, free_bytes=int((free + 1.6) * GIB), gpu_bytes=(80 * GIB,))
         facts = replace(on(CLUSTER, nodes=node, reports={"1": report}), model=wide)
         (line,) = [line for line in check_facts(recipe(**fields), facts) if line.name == "memory"]

@@ -16,13 +16,11 @@ from tailorbird.evaluation.inference.chat_answers import answer_rows
 from tailorbird.models.attention import packed_attention
 from tailorbird.models.errors import ModelError
 from tailorbird.models.loading import load_chat_weights
-from tailorbird.models.metadata import shape_of
 from tailorbird.models.pretrained import cast_parameters
 from tailorbird.models.retrieval.training_examples import find_examples
 from tailorbird.registry.versions import PinnedEncoder, Prompting, Retrieval
 from tests import small_encoder
 from tests.small_chat import language_model, model_of, save, tokenizer
-from tests.tracked_memory import TrackedMemory
 from tests.unit.models.attention.reference_attention import reference_varlen_attn
 from tests.unit.models.retrieval.test_training_examples import rows_of as example_rows
 from tests.unit.training.small import config_of, reports_of
@@ -30,9 +28,7 @@ from training import chat_task, checkpoint
 from training.chat_task import ChatRuntime, ChatTrainingTask
 from training.engine.deepspeed_engine import compute_dtype
 from training.engine.deepspeed_private import destroy_engine
-from training.engine.memory_estimate import export_bytes
-from training.engine.worker_memory import Batch
-from training.export import export_weights, full_state
+from training.export import export_weights, exported_values
 from training.loop import Callbacks, build_engine, train
 from training.reports import Progress
 from training.task import Diverged, check_trainable
@@ -95,24 +91,6 @@ def test_deepspeed_7900_trl_4416_the_exported_model_predicts_as_the_trained_mode
     assert (tmp_path / file).stat().st_size > 1000
 
 
-def test_the_export_of_an_adapter_holds_no_second_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
-    monkeypatch.setattr("training.loop.inference_dtype", lambda: torch.float32)
-    lm = language_model(width=256, layers=8).bfloat16()
-    runtime = replace(runtime_of(), lm=lm)
-    config = config_of(epochs=1, method="lora", lora_r=1)
-    engine = build_engine(config, runtime)
-    train(engine, config, runtime=runtime)
-    with TrackedMemory(torch.nn.ModuleList([lm, engine.module])) as memory:
-        export_weights(engine, config, runtime=runtime, folder=tmp_path)
-    destroy_engine(engine)
-    shape = shape_of(lm)
-    parts = export_bytes(config, shape=shape, batch=Batch(64, packed=True))
-    assert memory.peak == pytest.approx(sum(size for part in parts for size in part.values()), rel=0.1)
-    assert memory.peak < 0.25 * 4 * shape.num_parameters
-    assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
-
-
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize(("stage", "dtype"), [(0, torch.float32), (0, torch.bfloat16), (3, torch.float32)])
 def test_validation_gives_the_answers_of_the_exported_model(
@@ -125,7 +103,7 @@ def test_validation_gives_the_answers_of_the_exported_model(
     engine = build_engine(config, runtime)
     train(engine, config, runtime=runtime)
     answers = runtime.answers(engine, config, runtime.task.validation)
-    runtime.write(full_state(engine, config), model=engine.module, config=config, folder=tmp_path)
+    runtime.write(exported_values(engine, config), model=engine.module, config=config, folder=tmp_path)
     destroy_engine(engine)
     exported = load_chat_weights(tmp_path, lm=deepcopy(runtime.lm), kind=method).to(dtype).eval()
     expected = answer_rows(exported, runtime.task.validation, tokenizer=tokenizer(), prompting=PROMPTING)
@@ -151,7 +129,7 @@ def test_the_validated_weights_are_those_of_the_exported_model(
     engine = build_engine(config, runtime)
     train(engine, config, runtime=runtime)
     validated = dict(runtime.inference_model(engine, config).named_parameters())
-    runtime.write(full_state(engine, config), model=engine.module, config=config, folder=tmp_path)
+    runtime.write(exported_values(engine, config), model=engine.module, config=config, folder=tmp_path)
     destroy_engine(engine)
     loaded = load_chat_weights(tmp_path, lm=deepcopy(runtime.lm).float(), kind=method)
     exported = dict(cast_parameters(loaded, compute_dtype(config)).named_parameters())

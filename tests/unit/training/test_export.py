@@ -1,13 +1,26 @@
-"""The mean of the weights of several trainings."""
+"""Memory of an export, and the mean of the weights of several trainings."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tailorbird.config.training import TrainingConfig
+from tailorbird.models.causal_lm import ChatModel
+from tailorbird.models.metadata import shape_of
 from tailorbird.registry.versions import INDEX_FILES
-from training.export import average_weights
+from tests.small_chat import language_model
+from tests.tracked_memory import TrackedMemory
+from tests.unit.training.small import config_of
+from tests.unit.training.test_chat_task import runtime_of
+from training.chat_task import ChatRuntime
+from training.engine.deepspeed_private import destroy_engine
+from training.engine.memory_estimate import export_bytes
+from training.engine.worker_memory import Batch
+from training.export import average_weights, export_weights
+from training.loop import build_engine, train
 
 
 def weights(folder: Path, name: str, **tensors: torch.Tensor) -> str:
@@ -44,3 +57,50 @@ def test_weights_that_do_not_match_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="do not contain the same safetensors files"):
         average_weights([first, names], (tmp_path / "mean").as_uri())
     assert not (tmp_path / "mean").exists()
+
+
+def test_the_export_of_an_adapter_holds_no_second_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
+    monkeypatch.setattr("training.loop.inference_dtype", lambda: torch.float32)
+    lm = language_model(width=256, layers=8).bfloat16()
+    runtime = replace(runtime_of(), lm=lm)
+    config = config_of(epochs=1, method="lora", lora_r=1)
+    engine = build_engine(config, runtime)
+    train(engine, config, runtime=runtime)
+    with TrackedMemory(torch.nn.ModuleList([lm, engine.module])) as memory:
+        export_weights(engine, config, runtime=runtime, folder=tmp_path)
+    destroy_engine(engine)
+    shape = shape_of(lm)
+    parts = export_bytes(config, shape=shape, batch=Batch(64, packed=True))
+    assert memory.peak == pytest.approx(sum(size for part in parts for size in part.values()), rel=0.1)
+    assert memory.peak < 0.25 * 4 * shape.num_parameters
+    assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_export_of_all_weights_holds_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    monkeypatch.setattr(ChatRuntime, "score", lambda *_: 0.0)
+    monkeypatch.setattr("training.loop.inference_dtype", lambda: torch.float32)
+    runtime = replace(runtime_of(), lm=language_model(width=256, layers=8))
+    config = config_of(epochs=1, method="full", zero_stage=stage)
+    memory, load = TrackedMemory(runtime.lm), ChatRuntime.load
+
+    def load_mapped(self: ChatRuntime, folder: Path, *, config: TrainingConfig) -> ChatModel:
+        peak, loaded = memory.peak, load(self, folder, config=config)
+        memory.share(loaded)  # mapped from the files
+        memory.peak = peak
+        return loaded
+
+    monkeypatch.setattr(ChatRuntime, "load", load_mapped)
+    with memory:
+        engine = build_engine(config, runtime)
+        train(engine, config, runtime=runtime)
+        memory.reset_peak()
+        held = memory.bytes
+        export_weights(engine, config, runtime=runtime, folder=tmp_path)
+    destroy_engine(engine)
+    largest = 4 * max(parameter.numel() for parameter in runtime.lm.parameters())
+    assert largest < memory.peak - held < 4 * largest
+    assert memory.peak - held < 0.25 * 4 * shape_of(runtime.lm).num_parameters

@@ -28,9 +28,9 @@ from training.chat_task import ChatRuntime
 from training.dataset import rank_rows
 from training.engine.deepspeed_engine import initialize_engine
 from training.engine.deepspeed_private import destroy_engine, forward_dtype
-from training.export import UnusableWeights, export_weights, full_state
+from training.export import UnusableWeights, export_weights, exported_values
 from training.reports import Progress
-from training.task import TaskRuntime
+from training.task import TaskRuntime, Weights
 
 pytestmark = pytest.mark.slow
 
@@ -173,11 +173,16 @@ def wrong_files(kind: str, *, before: dict[str, torch.Tensor], runtime: TaskRunt
     """Write one matrix with other values than the trained ones: untrained, transposed, or of the step before."""
     write = type(runtime).write
 
-    def write_wrong(self: Any, state: dict[str, torch.Tensor], **options: Any) -> None:
-        names = [name for name, value in state.items() if value.ndim == 2 and value.shape[0] == value.shape[1]]
-        name = next(name for name in (*names, *state) if name in names or "lora_B" in name)
-        changed = state[name].T.contiguous() if kind == "transposed" else before[name]
-        write(self, state | {name: changed}, **options)
+    names = [name for name, value in before.items() if value.ndim == 2 and value.shape[0] == value.shape[1]]
+    wrong = next((name for name in (*names, *before) if name in names or "lora_B" in name), "")
+
+    def write_wrong(self: Any, weights: Weights, **options: Any) -> None:
+        def values() -> Weights:
+            for name, value in weights:
+                changed = value.T if kind == "transposed" else before[name]
+                yield name, changed if name == wrong else value
+
+        write(self, values(), **options)
 
     with mock.patch.object(type(runtime), "write", write_wrong):
         yield
@@ -186,8 +191,12 @@ def wrong_files(kind: str, *, before: dict[str, torch.Tensor], runtime: TaskRunt
 @contextmanager
 def wrong_masters(before: dict[str, torch.Tensor]) -> Iterator[None]:
     """Export the weights of the step before."""
-    stale = {name: value.clone() for name, value in before.items()}
-    with mock.patch("training.export.full_state", return_value=stale):
+
+    def stale(engine: Any, config: TrainingConfig) -> Weights:
+        for name, value in exported_values(engine, config):
+            yield name, before.get(name, value)
+
+    with mock.patch("training.export.exported_values", stale):
         yield
 
 
@@ -197,7 +206,8 @@ def export_wrong(case: Case, folder: Path) -> dict[str, str]:
     lora = case.method == "lora"
 
     def on_step(engine: Any) -> None:
-        states.append(full_state(engine, config_of(method=case.method)))
+        values = exported_values(engine, config_of(method=case.method))
+        states.append({name: value for name, value in values if dist.get_rank() == 0})
 
     engine, config, runtime = train(case, on_step=on_step)
     untrained, last = states
