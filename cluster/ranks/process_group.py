@@ -24,6 +24,10 @@ class Group:
     size: int = 1
 
 
+class OtherRankFailed(RuntimeError):
+    """Raised on a rank that cannot continue because another rank of its process group has failed."""
+
+
 _current: ContextVar[Group | None] = ContextVar("group", default=None)
 
 
@@ -36,7 +40,7 @@ def current_group() -> Group:
 def join_group(group: Group, *, store: Path) -> Iterator[None]:
     """Join a process group within the block, over NCCL if this process has a GPU, else over gloo.
 
-    All ranks are on one node. They find each other by the file `store`, which must not exist before.
+    All ranks are on one node. They find each other by the file `store`, which must be empty or not exist before.
     """
     import torch
     from torch import distributed

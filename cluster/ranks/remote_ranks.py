@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from cluster.progress import SILENT, ProgressReporter, current_progress
-from cluster.ranks.process_group import Group, join_group
+from cluster.ranks.process_group import Group, OtherRankFailed, join_group
 from cluster.remote import LOCAL, report_waiting, reporting_function, run_remote, task_options
 from cluster.resources import Resources, evaluation_ranks, evaluation_resources, live_nodes
 from tailorbird.config.serving import ServingConfig
@@ -39,8 +39,9 @@ def run_on_ranks(
     """Return a function that runs `function` in `num_ranks` processes of one node, and returns the first one's result.
 
     The processes form a process group; see `join_group`. They have `resources` together, in equal parts. A call ends
-    all of them at the first error, and raises it with its original type. See `run_remote` for `progress`, which is that
-    of the first process. Raises ValueError for more GPUs than a cluster of fixed size has.
+    all of them at the first error, and raises it with its original type, not an error of another process that follows
+    from it. See `run_remote` for `progress`, which is that of the first process. Raises ValueError for more GPUs than a
+    cluster of fixed size has.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -75,7 +76,11 @@ def run_on_ranks(
             running = ranks
             while running:
                 ended, running = ray.wait(running)
-                ray.get(ended)
+                try:
+                    ray.get(ended)
+                except ray.exceptions.RayTaskError as error:
+                    if not isinstance(error.cause, OtherRankFailed):
+                        raise
             value: R = ray.get(ranks[0])
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
@@ -89,13 +94,22 @@ def run_on_ranks(
 def _run_rank(
     function: Callable[..., R], group: Group, store: str, arguments: tuple[Sequence[Any], Mapping[str, Any]]
 ) -> R | None:
-    """Return the result of `function` on the first rank, and None on the others."""
+    """Return the result of `function` on the first rank, and None on the others.
+
+    Raises OtherRankFailed for an error that follows one of another rank, such as that of a closed connection.
+    """
     args, kwargs = arguments
     file = Path(tempfile.gettempdir()) / store
+    file.touch()
     try:
         with join_group(group, store=file):
             result = function(*args, **kwargs)
-    except BaseException:
-        file.unlink(missing_ok=True)  # torch removes it at the end of a complete group
+    except OtherRankFailed:
+        raise
+    except BaseException as error:
+        try:
+            file.unlink()  # only the first rank that fails can; torch removes the file of a complete group
+        except FileNotFoundError:
+            raise OtherRankFailed(f"another rank failed before: {error}") from error
         raise
     return None if group.rank else result

@@ -1,6 +1,7 @@
 """Generate answers with a causal language model, and compute the likelihood of reference answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,12 +11,17 @@ from numpy.typing import NDArray
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from cluster.progress import counter, tracked
-from cluster.ranks.process_group import current_group, on_first_rank
+from cluster.ranks.process_group import OtherRankFailed, current_group, on_first_rank
 from tailorbird.data.chat_template import Tokens
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.packing import pack
 from tailorbird.models.attention.continuous_batching_attention import register_request_attention
-from tailorbird.models.attention.transformers_private import set_logits_processor, workload_hints
+from tailorbird.models.attention.transformers_private import (
+    fatal_error,
+    set_logits_processor,
+    stopped_by_other_rank,
+    workload_hints,
+)
 from tailorbird.models.causal_lm import ChatModel, as_tensors
 from tailorbird.models.grammar.compiler import Grammar
 from tailorbird.models.grammar.matcher import MAX_MASK_S
@@ -71,7 +77,8 @@ def answer_prompts(
 
     `max_requests` is the maximum number of prompts that are answered at the same time. By default, it suits the device.
     If ranks hold the model together, every rank must call it, and gets the answers to the prompts of the first one.
-    Raises RuntimeError if a prompt fails, and FormatError if the grammar is too slow or the tokenizer cannot follow it.
+    Raises RuntimeError if a prompt fails, its subclass OtherRankFailed if another rank caused this, and FormatError if
+    the grammar is too slow or the tokenizer cannot follow it.
     """
     register_request_attention()
     config, ids = greedy(max_new_tokens=max_new_tokens, end_id=end_id), [list(prompt) for prompt in prompts]
@@ -92,29 +99,35 @@ def answer_prompts(
         finished = bool(tokens) and tokens[-1] == end_id
         confidence = float(np.exp(np.mean(output.logprobs))) if output.logprobs else 0.0
         answers.append(Answer(tokens[:-1] if finished else tokens, finished, confidence, tuple(output.logprobs)))
-    if len(answers) != len(prompts):
-        raise RuntimeError(f"the model answered {len(answers)} of {len(prompts)} prompts; see the log for the error")
     return answers
 
 
 def _free_outputs(lm: Any, prompts: list[list[int]], *, config: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return what `generate_batch` returns, which does not report its progress."""
-    hints = workload_hints(prompts, max_new_tokens=config.max_new_tokens)
-    with (
-        torch.no_grad(),
-        lm.continuous_batching_context_manager(
+    with torch.no_grad():
+        manager = lm.init_continuous_batching(
             generation_config=config,
             continuous_batching_config=batching_config(lm.device, return_logprobs=True, **options),
-            timeout=5,
-            warmup=False,
-            workload_hints=hints,
-        ) as manager,
-    ):
-        return _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
+            workload_hints=workload_hints(prompts, max_new_tokens=config.max_new_tokens),
+        )
+        with _running(manager):
+            return _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
+
+
+@contextmanager
+def _running(manager: Any) -> Iterator[None]:
+    """Run a manager within the block."""
+    manager.start()
+    try:
+        yield
+    finally:
+        manager.stop(block=True, timeout=5)
+        if fatal_error(manager) is None or not manager.is_running():
+            manager.destroy()  # waits for the manager's thread, which after an error can itself wait for another rank
 
 
 def _finished_outputs(manager: Any, prompts: list[list[int]], *, max_new_tokens: int) -> dict[str, Any]:
-    """Return the outputs of a running manager in the order of the prompts, without those that it did not finish.
+    """Return the outputs of a running manager in the order of the prompts; see `answer_prompts` for errors.
 
     Reports the number of answers to `current_progress`.
     """
@@ -126,9 +139,15 @@ def _finished_outputs(manager: Any, prompts: list[list[int]], *, max_new_tokens:
         if output is not None and output.is_finished():
             outputs[output.request_id] = output
             count(1)
-        elif output is None and not manager.is_running():
+        elif output is None and (fatal_error(manager) is not None or not manager.is_running()):
             break
-    return {request: outputs[request] for request in ids if request in outputs}
+    if stopped_by_other_rank(manager):
+        raise OtherRankFailed("another rank failed while it generated answers, which stopped this rank")
+    if len(outputs) < len(ids):
+        error = fatal_error(manager)
+        reason = error or "see the log for the error"
+        raise RuntimeError(f"generation ended before all {len(ids)} prompts were answered: {reason}") from error
+    return {request: outputs[request] for request in ids}
 
 
 def _constrained_outputs(
@@ -145,14 +164,10 @@ def _constrained_outputs(
     limit = MAX_MASK_S if current_group().size == 1 else float("inf")
     processor = GrammarProcessor(grammar, max_mask_s=limit)
     set_logits_processor(manager, processor)
-    manager.start()
-    try:
+    with _running(manager):
         outputs = _finished_outputs(manager, prompts, max_new_tokens=config.max_new_tokens)
         processor.require_usable()
         return outputs
-    finally:
-        manager.stop(block=True, timeout=5)
-        manager.destroy()
 
 
 def greedy(*, max_new_tokens: int, end_id: int) -> Any:

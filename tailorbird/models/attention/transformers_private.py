@@ -12,6 +12,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor as ContinuousBatchingLogitsProcessor,
 )
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
+from transformers.generation.continuous_batching.continuous_api import BackgroundThreadStatus
 from transformers.generation.continuous_batching.utils import WorkloadHints
 from transformers.integrations.flex_attention import flex_attention_forward as flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
@@ -124,6 +125,20 @@ def cache_size(manager: Any) -> int:
     """Return the size of a continuous batching manager's key-value cache, in tokens."""
     config = manager.continuous_batching_config
     return int(config.num_blocks * config.page_size)
+
+
+def fatal_error(manager: Any) -> Exception | None:
+    """Return the error that ended the thread of a continuous batching manager, or None.
+
+    The thread of a rank with an error waits until the other ranks have stopped, so it can still run.
+    """
+    error: Exception | None = manager.background_thread_status.fatal_error
+    return error
+
+
+def stopped_by_other_rank(manager: Any) -> bool:
+    """Return True if an error of another rank stopped a continuous batching manager."""
+    return bool(manager.background_thread_status.tp_status == BackgroundThreadStatus.HARD_STOP)
 
 
 def discard_unrouted_outputs(manager: Any) -> None:
