@@ -59,22 +59,19 @@ def worker_resources(config: TrainingConfig) -> Resources:
     return Resources(config.cpus_per_worker, config.gpus_per_worker)
 
 
-def evaluation_resources(training: TrainingConfig, serving: ServingConfig, *, memory_bytes: int = 0) -> Resources:
+def evaluation_resources(
+    training: TrainingConfig, serving: ServingConfig, *, num_ranks: int, memory_bytes: int = 0
+) -> Resources:
     """Return the resources of an evaluation: predictions of test rows, or the cost measurement.
 
-    They are those of a training worker for each of its processes. If replicas have GPUs, each process has a whole one:
-    nothing else must use it meanwhile. Then the evaluation also has `memory_bytes` of the host; models that are served
-    on CPUs are small.
+    They are those of a training worker for each of its `num_ranks` processes. If replicas have GPUs, each process has a
+    whole one: nothing else must use it meanwhile. Then the evaluation also has `memory_bytes` of the host; models that
+    are served on CPUs are small.
     """
-    worker, num_ranks = worker_resources(training), evaluation_ranks(serving)
+    worker = worker_resources(training)
     if not serving.gpus_per_replica:
         return worker
     return Resources(max(num_ranks * worker.cpus, serving.cpus_per_replica), num_ranks, memory_bytes)
-
-
-def evaluation_ranks(serving: ServingConfig) -> int:
-    """Return the number of processes that hold a model together in the evaluation: as many as a replica has GPUs."""
-    return max(1, int(serving.gpus_per_replica))
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,19 @@ from typing import Any, ParamSpec, TypeVar
 from cluster.progress import SILENT, ProgressReporter, current_progress
 from cluster.ranks.process_group import Group, OtherRankFailed, join_group
 from cluster.remote import LOCAL, report_waiting, reporting_function, run_remote, task_options
-from cluster.resources import Resources, evaluation_ranks, evaluation_resources, live_nodes
-from tailorbird.config.serving import ServingConfig
-from tailorbird.config.training import TrainingConfig
+from cluster.resources import Resources, live_nodes
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def run_evaluation(
-    function: Callable[P, R],
-    *,
-    training: TrainingConfig,
-    serving: ServingConfig,
-    memory_bytes: int = 0,
-    progress: ProgressReporter = SILENT,
+    function: Callable[P, R], *, num_ranks: int, resources: Resources, progress: ProgressReporter = SILENT
 ) -> Callable[P, R]:
-    """Return a function that runs `function` with the resources of an evaluation, on one process or several ranks."""
-    resources, num_ranks = evaluation_resources(training, serving, memory_bytes=memory_bytes), evaluation_ranks(serving)
+    """Return a function that runs `function` on one process, or on several ranks that hold a model together.
+
+    See `run_remote` and `run_on_ranks`.
+    """
     if num_ranks == 1:
         return run_remote(function, resources=resources, progress=progress)
     return run_on_ranks(function, num_ranks=num_ranks, resources=resources, progress=progress)

@@ -63,7 +63,8 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
     if cluster is None:
         text = "workers, memory and the nodes' access to S3 were not checked, because no cluster could be joined"
         return (*results, fault("nodes", text, "fix the faults above, then run preflight again"))
-    results += [*_workers(recipe, cluster), *check_evaluation(recipe, facts.model, cluster=cluster)]
+    results += _workers(recipe, cluster)
+    results += check_evaluation(recipe, facts.model, ranks=facts.ranks, cluster=cluster)
     return (*results, *_nodes(recipe, facts, cluster), *check_memory(recipe, facts, cluster))
 
 

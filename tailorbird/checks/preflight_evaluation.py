@@ -4,25 +4,27 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from cluster.node_probe import gpu_bytes_of_cluster
-from cluster.resources import evaluation_ranks, evaluation_resources
+from cluster.resources import evaluation_resources
 from tailorbird.checks.doctor import GIB
 from tailorbird.checks.preflight_facts import Cluster
 from tailorbird.checks.preflight_memory import RAY_KILLS_AT, tried_configs
-from tailorbird.checks.result import CheckResult, fault, ok
+from tailorbird.checks.result import CheckResult, fault, note, ok
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.inference.serving_cost import BF16_BYTES, host_bytes
 from tailorbird.models.metadata import ModelMetadata, read_metadata
-from tailorbird.models.tensor_parallel.plan import division_fault
+from tailorbird.models.tensor_parallel.ranks import Ranks
 
 
-def check_evaluation(recipe: Recipe, model: ModelMetadata | None, *, cluster: Cluster) -> Iterator[CheckResult]:
+def check_evaluation(
+    recipe: Recipe, model: ModelMetadata | None, *, ranks: Ranks, cluster: Cluster
+) -> Iterator[CheckResult]:
     """Check that a node has the GPUs that the evaluation of a service on GPUs needs, and that the model fits them.
 
     Without such a node, the evaluation would wait forever.
     """
     if recipe.serving.gpus_per_replica:
-        needed = evaluation_resources(recipe.training, recipe.serving)
+        needed = evaluation_resources(recipe.training, recipe.serving, num_ranks=ranks.number)
         rooms = [node.total for node in cluster.nodes] + [kind.resources for kind in cluster.node_types or ()]
         if any(room.num_workers(needed) for room in rooms):
             yield ok("evaluation", f"a node has room for the evaluation, which needs {needed.text()}")
@@ -31,40 +33,44 @@ def check_evaluation(recipe: Recipe, model: ModelMetadata | None, *, cluster: Cl
             yield fault("evaluation", text, "add nodes with as many GPUs, or lower serving.gpus_per_replica")
     sizes = [size for report in cluster.reports.values() for size in report.gpu_bytes]
     if model is not None:
-        yield from check_gpus(recipe, model, gpu_bytes=sizes)
-        yield from _check_host(recipe, model, cluster=cluster)
+        yield from check_gpus(recipe, model, ranks=ranks, gpu_bytes=sizes)
+        yield from _check_host(recipe, model, num_ranks=ranks.number, cluster=cluster)
 
 
-def check_gpus(recipe: Recipe, model: ModelMetadata, *, gpu_bytes: Sequence[int]) -> Iterator[CheckResult]:
+def check_gpus(
+    recipe: Recipe, model: ModelMetadata, *, ranks: Ranks, gpu_bytes: Sequence[int]
+) -> Iterator[CheckResult]:
     """Check that the GPUs of an evaluation can hold the model; `gpu_bytes` has the memory of each GPU, if known."""
     if not uses_gpu(recipe):
         return
-    num_gpus = evaluation_ranks(recipe.serving)
-    if (reason := division_fault(model.rank_divisor, num_ranks=num_gpus)) is not None:
-        yield fault("model on GPUs", reason, "change serving.gpus_per_replica, or choose another base model")
     weights = BF16_BYTES * model.shape.num_parameters
-    if gpu_bytes and weights >= num_gpus * min(gpu_bytes):
-        gpus = "one GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
-        yield fault(
-            "model on GPUs",
-            f"the weights take {weights / GIB:.0f} GiB in bf16, and the smallest GPU has {min(gpu_bytes) / GIB:.0f} "
-            f"GiB. Baselines and the evaluation hold the whole model on {gpus}, even if more GPUs train it",
-            "raise serving.gpus_per_replica (chat with engine: vllm), or choose a smaller base model, or GPUs with "
-            "more memory",
+    if gpu_bytes and weights >= ranks.number * min(gpu_bytes):
+        gpus = "one GPU" if ranks.number == 1 else f"{ranks.number} GPUs"
+        text = (
+            f"the weights take {weights / GIB:.0f} GiB in bf16, and the smallest GPU has {min(gpu_bytes) / GIB:.0f} GiB"
         )
+        if ranks.reason is None:
+            text += f". Baselines and the evaluation hold the whole model on {gpus}, even if more GPUs train it"
+            remedy = "raise serving.gpus_per_replica (chat with engine: vllm), or choose a smaller base model"
+        else:
+            text += f"; {ranks.reason}"
+            remedy = "choose another base model, or a serving.gpus_per_replica that divides its heads"
+        yield fault("model on GPUs", text, f"{remedy}, or GPUs with more memory")
+    elif ranks.note is not None:
+        yield note("model on GPUs", ranks.note)
 
 
-def _check_host(recipe: Recipe, model: ModelMetadata, *, cluster: Cluster) -> Iterator[CheckResult]:
+def _check_host(recipe: Recipe, model: ModelMetadata, *, num_ranks: int, cluster: Cluster) -> Iterator[CheckResult]:
     """Check that a node has the memory for the models whose cost is compared: the candidate, a champion, a baseline.
 
     Only nodes with the CPUs and GPUs for the comparison count. Without a report of one, nothing is checked.
     """
-    resources, reports = evaluation_resources(recipe.training, recipe.serving), cluster.reports
+    resources, reports = evaluation_resources(recipe.training, recipe.serving, num_ranks=num_ranks), cluster.reports
     rooms = [node.id for node in cluster.nodes if node.total.num_workers(resources)]
     most = max((reports[node].memory_bytes for node in rooms if node in reports), default=0)
     methods = [config.method for config in tried_configs(recipe)]
     bf16 = recipe.serving.gpus_per_replica > 0 or any(report.bfloat16 for report in reports.values())
-    size = partial(host_bytes, shape=model.shape, bf16=bf16, num_ranks=evaluation_ranks(recipe.serving))
+    size = partial(host_bytes, shape=model.shape, bf16=bf16, num_ranks=num_ranks)
     needed = max(size(("zero_shot", method, method)) for method in methods)
     if most and needed > RAY_KILLS_AT * most:
         text = f"the comparison of costs holds models of {needed / GIB:.0f} GiB in the host's memory, and the largest "
@@ -72,13 +78,14 @@ def _check_host(recipe: Recipe, model: ModelMetadata, *, cluster: Cluster) -> It
         yield fault("memory of the evaluation", text, f"add a node with {resources.text()} and more memory")
 
 
-def require_gpus(recipe: Recipe, *, base_model: str) -> None:
+def require_gpus(recipe: Recipe, *, base_model: str, ranks: Ranks) -> None:
     """Raise ValueError if the GPUs of an evaluation in the connected cluster cannot hold the staged base model."""
     if not uses_gpu(recipe):
         return
     model = read_metadata(base_model, task=data_task(recipe.task, system=recipe.data.system))
-    for result in check_gpus(recipe, model, gpu_bytes=gpu_bytes_of_cluster()):
-        raise ValueError(f"{result.message}; {result.remedy}")
+    for result in check_gpus(recipe, model, ranks=ranks, gpu_bytes=gpu_bytes_of_cluster()):
+        if result.state == "fault":
+            raise ValueError(f"{result.message}; {result.remedy}")
 
 
 def uses_gpu(recipe: Recipe) -> bool:

@@ -23,6 +23,8 @@ from tailorbird.data.tasks import DataTask, data_task
 from tailorbird.models.base_model import stage_base_model
 from tailorbird.models.endpoint.reachability import check_answering
 from tailorbird.models.metadata import ModelMetadata, read_metadata, require_encoder
+from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, plan_ranks
+from tailorbird.pipeline.inputs import run_ranks
 from tailorbird.registry.champion import champion_version, read_champion
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.hybrids import called_endpoints
@@ -72,6 +74,7 @@ class PreflightFacts:
     written: WriteCheck  # result of a write to the registry from this machine
     model: ModelMetadata | None
     model_fault: str | None
+    ranks: Ranks = ONE_RANK  # that hold each model of the evaluation together
     planned: PlannedTest | None = None  # the test rows; None if they cannot be read or are too many
     encoder_fault: str | None = None  # reason why the encoder for retrieval cannot be used
     champion_endpoints: tuple[Endpoint, ...] = ()  # of the champion and its parts; none if it cannot be read
@@ -88,6 +91,7 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
     """
     tables, written = inspect_tables(recipe), check_writing(recipe.task_uri)
     model, model_fault = _or_fault(lambda: _model(recipe))
+    ranks = None if model is None else _or_fault(lambda: run_ranks(recipe, base_model=model.uri))[0]
     _, encoder_fault = _or_fault(lambda: _require_encoder(recipe))
     wanted, here, any_patch = requirements(), resources.local_versions(), os.environ.get(MATCH_LEVEL) == "minor"
     theirs = None
@@ -119,6 +123,7 @@ def collect_facts(recipe: Recipe, *, without_cluster: bool = False) -> Preflight
         written,
         model=model,
         model_fault=model_fault,
+        ranks=ranks or plan_ranks(recipe.serving, {}),
         planned=planned,
         encoder_fault=encoder_fault,
         champion_endpoints=of_champion,

@@ -66,8 +66,8 @@ class ServingConfig(ConfigSection):
     fails earlier if Serve reports a failure. Nodes that start, images and large models need minutes."""
     gpus_per_replica: float = Field(default=0, ge=0)
     """Number of GPUs per replica: 0, a fraction of one GPU that replicas share, or a whole number. With `vllm`, several
-    GPUs hold one model by tensor parallelism, in the service and in the evaluation; they must be on one node, and their
-    number must divide the model's key-value heads. `transformers` and classifiers use at most one GPU. A fraction
+    GPUs of one node hold one model by tensor parallelism, also in the evaluation if their number divides the model's
+    key-value heads; otherwise one GPU evaluates it. `transformers` and classifiers use at most one GPU. A fraction
     reserves no memory: replicas on the same GPU must fit it together."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """(chat only) Inference engine. `vllm` is faster; it needs `pip install --editable '.[gpu]'` on every node with

@@ -7,10 +7,12 @@ from functools import partial
 
 from cluster.progress import ProgressReporter
 from cluster.ranks.remote_ranks import run_evaluation
+from cluster.resources import evaluation_resources
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
 from tailorbird.data.rows import Rows, Splits, contents_of, rows_sha256
+from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
 from tailorbird.evaluation.inference.perturbations import perturbed_rows
@@ -21,6 +23,7 @@ from tailorbird.evaluation.report.evidence_files import read_evidence
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
+from tailorbird.models.tensor_parallel.ranks import comparison_ranks
 from tailorbird.monitoring.label_audit import audited_rows
 from tailorbird.operate.audited_data import propose_training, training_parts, usable_rows
 from tailorbird.operate.reevaluation_evidence import (
@@ -34,6 +37,7 @@ from tailorbird.operate.reevaluation_verdict import ReevaluationVerdict, decide_
 from tailorbird.pipeline.cost import endpoint_answers
 from tailorbird.pipeline.inputs import load_inputs
 from tailorbird.registry.champion import Champion, champion_version
+from tailorbird.registry.hybrids import used_base_models
 from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import ModelVersion, now, read_pinned, weights_digest
 from tailorbird.release.promotion import roll_back, rollback_target
@@ -97,18 +101,14 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     models = {role: version.uri for role, version in versions.items()}
     protocol, cost = protocol_for(champion, recipe=recipe, rows=rows, versions=versions)
     uri = TaskPaths(recipe.task_uri).reevaluation(now().replace(":", ""))
+    limits = RequestLimits.from_config(recipe.evaluation.endpoint)
+    predict = _remote_predict(recipe, versions, limits=limits, progress=progress)
     record_test_access(  # a run on these rows must know that the champion was compared on them
         recipe.task_uri,
         contents=contents_of(rows.take(audited.new)),
         models=list(models.values()),
         protocol=digest(protocol),
         run=uri,
-    )
-    limits = RequestLimits.from_config(recipe.evaluation.endpoint)
-    predict = partial(
-        run_evaluation(predict_rows, training=recipe.training, serving=recipe.serving),
-        on_gpu=recipe.serving.gpus_per_replica > 0,
-        limits=limits,
     )
     tables = _predict(predict, models, rows=rows, protocol=protocol)
     inputs = VerdictInputs(
@@ -223,6 +223,22 @@ def protocol_for(
     priced = protocol.cost if cost.serving is not None else None
     gates = protocol.gates.model_copy(update={"suites": None})  # the weights are those that answered the suites
     return protocol.model_copy(update={"cost": priced, "hybrid": None, "gates": gates, "suites": {}}), cost
+
+
+def _remote_predict(
+    recipe: Recipe, versions: Mapping[str, ModelVersion], *, limits: RequestLimits, progress: ProgressReporter
+) -> Callable[..., Predictions]:
+    """Return `predict_rows` as a function that runs with the resources of an evaluation of both versions."""
+    ranks = comparison_ranks(
+        recipe.serving,
+        task=data_task(recipe.task, system=recipe.data.system),
+        base_models=(uri for version in versions.values() for uri in used_base_models(version)),
+    )
+    if ranks.reason is not None:
+        progress.note(ranks.reason)
+    resources = evaluation_resources(recipe.training, recipe.serving, num_ranks=ranks.number)
+    predict = run_evaluation(predict_rows, num_ranks=ranks.number, resources=resources)
+    return partial(predict, on_gpu=recipe.serving.gpus_per_replica > 0, limits=limits)
 
 
 def _predict(

@@ -1,12 +1,12 @@
 """The cost of serving all contenders of a run, the hybrid's from its parts and the test rows, and counts of answers."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.resources import evaluation_ranks
 from tailorbird.data.rows import Rows
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.gates.cost import (
@@ -199,17 +199,17 @@ def _lengths(rows: Rows, table: Predictions | None) -> NDArray[np.float64]:
 
 def _measured(context: RunContext, uris: Mapping[str, str], *, tokens: Mapping[str, Tokens]) -> MeasuredCosts:
     """Return the cost of the models at `uris` for all rows; a cached stage."""
-    inputs, test, on_gpu = context.inputs, context.splits.test, context.recipe.serving.gpus_per_replica > 0
-    num_rows = context.task.num_cost_rows_gpu if on_gpu else context.task.num_cost_rows
+    inputs, test = context.inputs, context.splits.test
+    num_gpus = math.ceil(context.recipe.serving.gpus_per_replica)
+    num_rows = context.task.num_cost_rows_gpu if num_gpus else context.task.num_cost_rows
     rows = test.take(range(min(len(test), num_rows)))
     batch_size = context.recipe.serving.batch_size(context.recipe.task)
-    num_gpus = evaluation_ranks(context.recipe.serving) if on_gpu else 0
     named = {"models": uris, "test": inputs.data.hashes["test"], "num_gpus": num_gpus, "batch_size": batch_size}
-    stage_inputs = inputs.stage_inputs(measure_serving, **named)
+    stage_inputs = inputs.stage_inputs(measure_serving, num_ranks=inputs.ranks.number, **named)
 
     def compute(_: str) -> MeasuredCosts:
         measure = inputs.remote_evaluation(measure_serving, memory_bytes=_host_bytes(context, uris.values()))
-        return measure(uris, rows=rows, on_gpu=on_gpu, tokens=tokens, batch_size=batch_size)
+        return measure(uris, rows=rows, num_gpus=num_gpus, tokens=tokens, batch_size=batch_size)
 
     return inputs.cached("cost", output=MeasuredCosts, inputs=stage_inputs, compute=compute)
 
@@ -222,5 +222,5 @@ def _host_bytes(context: RunContext, uris: Iterable[str]) -> int:
     models = [part for of_one in parts for part in of_one]
     metadata = read_metadata(context.inputs.base_model.uri, task=data_task(recipe.task, system=recipe.data.system))
     bf16 = any(model.dtype == "bfloat16" for model in models)
-    num_ranks = evaluation_ranks(recipe.serving)
-    return host_bytes([model.kind for model in models], shape=metadata.shape, bf16=bf16, num_ranks=num_ranks)
+    kinds, num_ranks = [model.kind for model in models], context.inputs.ranks.number
+    return host_bytes(kinds, shape=metadata.shape, bf16=bf16, num_ranks=num_ranks)

@@ -1,6 +1,6 @@
 """The inputs of a run: the recipe's rows, base model and code, checked and staged on S3."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -8,7 +8,7 @@ from cluster.code_snapshot import CodeVersion, ship_code
 from cluster.progress import SILENT, ProgressReporter
 from cluster.ranks.remote_ranks import run_evaluation
 from cluster.remote import run_remote
-from cluster.resources import evaluation_ranks, worker_resources
+from cluster.resources import evaluation_resources, worker_resources
 from tailorbird import PROJECT_ROOT
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
@@ -22,6 +22,9 @@ from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX
 from tailorbird.models.base_model import BaseModelRecord, model_record, stage_base_model
 from tailorbird.models.metadata import require_encoder, require_length
 from tailorbird.models.pretrained import dtype_name
+from tailorbird.models.tensor_parallel.ranks import ONE_RANK, Ranks, comparison_ranks
+from tailorbird.registry.champion import champion_version, read_champion
+from tailorbird.registry.hybrids import used_base_models
 from tailorbird.registry.versions import Dtype, Kind, PinnedEncoder, Prompting, VersionConfig, now
 from tailorbird.storage.code_closure import code_sha256
 from tailorbird.storage.stage_cache import cached_stage
@@ -42,6 +45,7 @@ class RunInputs:
     progress: ProgressReporter = SILENT  # reporter for Ray tasks; see `cluster.remote.run_remote`
     integer_labels: bool = False  # the label column of a classification task holds integers
     suites: Mapping[str, Rows] = field(default_factory=dict)  # rows of the suites to ask, by name
+    ranks: Ranks = ONE_RANK  # that hold each model of the run together
 
     @property
     def splits(self) -> Splits:
@@ -95,16 +99,14 @@ class RunInputs:
         return run_remote(function, resources=worker_resources(self.recipe.training), progress=self.progress)
 
     def remote_model(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Return a function that runs like `remote`, or on ranks that hold a model together if replicas do."""
-        divided = evaluation_ranks(self.recipe.serving) > 1
-        return self.remote_evaluation(function) if divided else self.remote(function)
+        """Return a function that runs like `remote`, or on ranks if these hold a model together."""
+        return self.remote_evaluation(function) if self.ranks.number > 1 else self.remote(function)
 
     def remote_evaluation(self, function: Callable[P, R], *, memory_bytes: int = 0) -> Callable[P, R]:
         """Return a function that runs like `remote`, on as many GPUs as the evaluation needs."""
-        training, serving, progress = self.recipe.training, self.recipe.serving, self.progress
-        return run_evaluation(
-            function, training=training, serving=serving, memory_bytes=memory_bytes, progress=progress
-        )
+        training, serving, num_ranks = self.recipe.training, self.recipe.serving, self.ranks.number
+        resources = evaluation_resources(training, serving, num_ranks=num_ranks, memory_bytes=memory_bytes)
+        return run_evaluation(function, num_ranks=num_ranks, resources=resources, progress=self.progress)
 
     def version_config(
         self, kind: Kind, *, dtype: Dtype, classes: tuple[str, ...] = (), prompting: Prompting | None = None
@@ -151,7 +153,8 @@ def load_inputs(recipe: Recipe, *, progress: ProgressReporter = SILENT) -> RunIn
         suites = load_suites(recipe, train=data.splits.train)
     integer_labels = recipe.task == "classification" and has_integers(recipe.data.train_uris, column=recipe.data.label)
     suites = trained_suites(recipe, suites, base_model=uri)
-    return RunInputs(recipe, data, base_model, code, encoder, integer_labels=integer_labels, suites=suites)
+    ranks = run_ranks(recipe, base_model=uri)
+    return RunInputs(recipe, data, base_model, code, encoder, integer_labels=integer_labels, suites=suites, ranks=ranks)
 
 
 def inspect_inputs(recipe: Recipe) -> RunInputs | None:
@@ -168,7 +171,22 @@ def inspect_inputs(recipe: Recipe) -> RunInputs | None:
     uri = stage_base_model(recipe.base_model, registry=recipe.registry)
     base_model = model_record(recipe.base_model, uri=uri, registry=recipe.registry)
     suites = trained_suites(recipe, suites, base_model=uri)
-    return RunInputs(recipe, data, base_model, CodeVersion("", ""), suites=suites)
+    ranks = run_ranks(recipe, base_model=uri)
+    return RunInputs(recipe, data, base_model, CodeVersion("", ""), suites=suites, ranks=ranks)
+
+
+def run_ranks(recipe: Recipe, *, base_model: str) -> Ranks:
+    """Return the ranks that hold each model of a run together: those of the staged base model, and the champion."""
+    task = data_task(recipe.task, system=recipe.data.system)
+    return comparison_ranks(recipe.serving, task=task, base_models=_compared_base_models(recipe, base_model))
+
+
+def _compared_base_models(recipe: Recipe, base_model: str) -> Iterator[str]:
+    yield base_model
+    champion = read_champion(recipe.task_uri)
+    version = None if champion is None else champion_version(champion[0])
+    if version is not None and version.task == recipe.task:
+        yield from used_base_models(version)
 
 
 def _stage_encoder(recipe: Recipe) -> BaseModelRecord | None:

@@ -55,6 +55,8 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
         progress.note(inputs.encoder.note(recipe.evaluation.retrieval_encoder, field="retrieval_encoder"))
     task = task_of(inputs)
     champion = _read_champion(recipe, classes=task.classes)
+    if inputs.ranks.note is not None:
+        progress.note(inputs.ranks.note)
     for line in data_lines(inputs.data, label_noun=task.label_noun):
         progress.note(line)
     number, num_seen = next_access(recipe.task_uri, contents=contents_of(inputs.splits.test))

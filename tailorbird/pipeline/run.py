@@ -114,7 +114,7 @@ def baselines_only(recipe: Recipe, *, progress: ProgressReporter) -> tuple[Basel
 
 def require_usable(context: RunContext, *, progress: ProgressReporter) -> None:
     """Raise ValueError if the base model does not fit the GPUs that evaluate it, or an endpoint cannot be used."""
-    require_gpus(context.recipe, base_model=context.inputs.base_model.uri)
+    require_gpus(context.recipe, base_model=context.inputs.base_model.uri, ranks=context.inputs.ranks)
     require_endpoints(context, progress=progress)
 
 

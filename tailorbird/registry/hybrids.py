@@ -1,8 +1,15 @@
-"""The config of a hybrid, from those of its parts, and the endpoints that a version calls."""
+"""The config of a hybrid, from those of its parts, and the endpoints and base models that a version uses."""
 
 from tailorbird.registry.endpoint import Endpoint
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.versions import Hybrid, ModelVersion, RegistryError, VersionConfig, read_parts
+from tailorbird.registry.versions import (
+    WITHOUT_BASE_MODEL,
+    Hybrid,
+    ModelVersion,
+    RegistryError,
+    VersionConfig,
+    read_parts,
+)
 
 
 def hybrid_config(first: ModelVersion, *, second: ModelVersion, routing: Routing) -> VersionConfig:
@@ -36,3 +43,9 @@ def called_endpoints(version: ModelVersion) -> tuple[Endpoint, ...]:
     """Return the endpoints that a version and its parts call; raise RegistryError if a part cannot be used."""
     parts = read_parts(version.hybrid) if version.hybrid else (version,)
     return tuple(part.endpoint for part in parts if part.endpoint is not None)
+
+
+def used_base_models(version: ModelVersion) -> tuple[str, ...]:
+    """Return the URIs of the base models of a version or of its parts; raise RegistryError if a part cannot be used."""
+    parts = read_parts(version.hybrid) if version.hybrid else (version,)
+    return tuple(part.base_model for part in parts if part.kind not in WITHOUT_BASE_MODEL)

@@ -67,21 +67,24 @@ def measure_serving(
     uris: Mapping[str, str],
     *,
     rows: Rows,
-    on_gpu: bool = False,
+    num_gpus: int = 0,
     num_rounds: int = MIN_ROUNDS,
     tokens: Mapping[str, Tokens] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> MeasuredCosts:
     """Return the resources for a thousand rows, from text to answer, by role and round.
 
-    `uris` has the URIs of the artifacts by role, and `on_gpu` is true if replicas have GPUs. All models run in this
-    process, on its GPU if replicas have any, else on CPU. After a warm-up on all rows, all models answer all rows in
-    each round; every second round has the reverse order. CPU-seconds include all threads of the process. GPU-seconds
-    are the elapsed time between two synchronizations of the GPU: while a replica answers, it keeps its GPU from other
-    work. A model that needs no GPU is charged for it too, because every replica has one.
+    `uris` has the URIs of the artifacts by role, and `num_gpus` is the number of GPUs of a replica, rounded up. All
+    models run in this process, on its GPU if replicas have any, else on CPU. After a warm-up on all rows, all models
+    answer all rows in each round; every second round has the reverse order. CPU-seconds include all threads of the
+    process. GPU-seconds are the elapsed time between two synchronizations of the GPU, times `num_gpus`: while a replica
+    answers, it keeps its GPUs from other work. A model that needs no GPU is charged for them too, because every replica
+    has them.
 
-    If ranks hold the models together, GPU-seconds are those of all of their GPUs, and CPU-seconds those of the first
-    rank, because the others repeat its work.
+    If ranks hold the models together, CPU-seconds are those of the first rank, because the others repeat its work.
+    If this process alone holds models that a replica divides among several GPUs, GPU-seconds still count all of these,
+    for the time that one needs. They are an upper bound, also of the difference between two models, provided that
+    several GPUs answer no slower than one.
 
     `batch_size` is that of the service: the maximum number of rows of a forward pass or, for a language model, of rows
     that are answered at the same time. A language model runs in transformers, even if the service uses vLLM.
@@ -96,7 +99,7 @@ def measure_serving(
             f"cannot measure the cost of {sorted(uris)} on {len(rows)} rows in {num_rounds} rounds; give at least 2 "
             f"models, at least 1 row and at least {MIN_ROUNDS} rounds"
         )
-    device = evaluation_device(on_gpu=True) if on_gpu else "cpu"
+    device = evaluation_device(on_gpu=True) if num_gpus else "cpu"
     load = partial(_model, device=device, batch_size=batch_size, pretrained={})
     models = {role: load(uri) for role, uri in uris.items()}
     for model in models.values():
@@ -107,7 +110,6 @@ def measure_serving(
         for role in roles if number % 2 == 0 else roles[::-1]:
             measured[role].append(_seconds(models[role], rows, device=device))
     emulated = tuple(role for role, model in models.items() if emulates(model.dtypes, device=device))
-    num_gpus = current_group().size if on_gpu else 0
     costs = {
         role: usage_of(values, num_rows=len(rows), num_gpus=num_gpus, stored_bytes=models[role].stored_bytes)
         for role, values in measured.items()
@@ -121,7 +123,9 @@ def _device_name(num_gpus: int) -> str:
     """Return the name of the GPUs, such as `8 x NVIDIA H100`, or that of the CPU."""
     if not num_gpus:
         return CPU_NAME
-    name = torch.cuda.get_device_name()
+    name, num_ranks = torch.cuda.get_device_name(), current_group().size
+    if num_ranks < num_gpus:
+        return f"{name} (counted as {num_gpus})"
     return name if num_gpus == 1 else f"{num_gpus} x {name}"
 
 

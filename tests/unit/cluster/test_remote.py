@@ -11,8 +11,6 @@ from cluster.progress import SILENT, ActivityEvent, current_progress, reporting_
 from cluster.ranks import remote_ranks
 from cluster.remote import run_remote, task_options
 from cluster.resources import Holder, Node, Resources
-from tailorbird.config.serving import ServingConfig
-from tailorbird.config.training import TrainingConfig
 from tests.progress import ProgressRecorder
 
 HOLDERS = (Holder("tailorbird run a.yaml", Resources(2)),)
@@ -131,15 +129,15 @@ def test_the_text_of_resources_has_the_memory() -> None:
     assert Resources(2, 1, 3 << 30).text() == "2 CPUs and 1 GPU and 3.0 GiB"
 
 
-@pytest.mark.parametrize(("gpus", "expected"), [(0, "one"), (1, "one"), (2, "2 ranks with 2 CPUs and 2 GPUs")])
-def test_an_evaluation_runs_on_as_many_ranks_as_a_replica_has_gpus(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, expected: str
+@pytest.mark.parametrize(("num_ranks", "expected"), [(1, "one"), (2, "2 ranks with 2 CPUs and 2 GPUs")])
+def test_an_evaluation_runs_in_one_process_or_on_several_ranks(
+    monkeypatch: pytest.MonkeyPatch, num_ranks: int, expected: str
 ) -> None:
     def on_ranks(_: object, *, num_ranks: int, resources: Resources, **__: object) -> str:
         return f"{num_ranks} ranks with {resources.text()}"
 
     monkeypatch.setattr(remote_ranks, "run_remote", lambda *_, **__: "one")
     monkeypatch.setattr(remote_ranks, "run_on_ranks", on_ranks)
-    serving = ServingConfig(engine="vllm", gpus_per_replica=gpus)
-    chosen: object = remote_ranks.run_evaluation(add, training=TrainingConfig(), serving=serving)
+    resources = Resources(num_ranks, num_ranks)
+    chosen: object = remote_ranks.run_evaluation(add, num_ranks=num_ranks, resources=resources)
     assert chosen == expected

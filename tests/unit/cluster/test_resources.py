@@ -5,7 +5,6 @@ from cluster.resources import (
     NodeType,
     Resources,
     command_name,
-    evaluation_ranks,
     evaluation_resources,
     held_by,
     parse_node_types,
@@ -101,10 +100,10 @@ def test_a_wait_names_up_to_three_holders() -> None:
 def test_only_a_task_that_evaluates_on_a_gpu_requests_memory() -> None:
     for gpus, expected in ((0.5, Resources(1, 1, 7)), (0, Resources(1))):
         serving = ServingConfig(gpus_per_replica=gpus)
-        assert evaluation_resources(TrainingConfig(), serving, memory_bytes=7) == expected
+        assert evaluation_resources(TrainingConfig(), serving, num_ranks=1, memory_bytes=7) == expected
 
 
-def test_an_evaluation_has_the_gpus_of_a_replica_and_the_cpus_of_as_many_workers() -> None:
+def test_an_evaluation_has_a_gpu_and_the_cpus_of_a_worker_for_each_rank() -> None:
     serving = ServingConfig(engine="vllm", gpus_per_replica=8, cpus_per_replica=4)
-    assert evaluation_resources(TrainingConfig(cpus_per_worker=2), serving) == Resources(16, 8)
-    assert [evaluation_ranks(ServingConfig(gpus_per_replica=gpus)) for gpus in (0, 0.5, 1)] == [1, 1, 1]
+    for num_ranks, expected in ((8, Resources(16, 8)), (1, Resources(4, 1))):
+        assert evaluation_resources(TrainingConfig(cpus_per_worker=2), serving, num_ranks=num_ranks) == expected

@@ -1,9 +1,14 @@
 """Which models can be divided among ranks; tests/unit/evaluation/inference/test_two_ranks.py divides some."""
 
+from pathlib import Path
+
 import pytest
 
+from tailorbird.config.serving import ServingConfig
+from tailorbird.data.tasks import data_task
 from tailorbird.models.tensor_parallel.plan import division_fault, rank_divisor
-from tests.small_chat import model_of
+from tailorbird.models.tensor_parallel.ranks import Ranks, comparison_ranks, plan_ranks
+from tests.small_chat import model_of, save
 
 
 @pytest.mark.parametrize(
@@ -18,3 +23,29 @@ def test_the_reason_why_a_model_cannot_be_divided_names_the_numbers_that_work() 
     assert [division_fault(8, num_ranks=number) for number in (1, 2, 8)] == [None] * 3
     assert "only among a divisor of 8" in str(division_fault(8, num_ranks=3))
     assert "because of its type or its heads" in str(division_fault(1, num_ranks=2))
+
+
+def test_models_that_are_compared_use_as_many_ranks_as_gpus_or_one_if_a_model_cannot_be_divided() -> None:
+    def ranks(gpus: float, *divisors: int) -> int:
+        serving = ServingConfig(engine="vllm", gpus_per_replica=gpus)
+        return plan_ranks(serving, {f"s3://m/{number}": divisor for number, divisor in enumerate(divisors)}).number
+
+    assert [ranks(gpus, 1) for gpus in (0, 0.5, 1)] == [1, 1, 1]
+    assert [ranks(4, 4), ranks(4, 4, 8), ranks(4)] == [4, 4, 4]
+    assert [ranks(4, 2), ranks(4, 4, 1), ranks(4, 1, 4)] == [1, 1, 1]
+
+
+def test_base_models_are_read_only_if_replicas_have_several_gpus(tmp_path: Path) -> None:
+    for kind in ("llama", "phi3"):
+        save(tmp_path / kind, model_of(kind))
+
+    def ranks(gpus: float, *kinds: str) -> Ranks:
+        serving = ServingConfig(engine="vllm", gpus_per_replica=gpus)
+        uris = ((tmp_path / kind).as_uri() for kind in kinds)
+        return comparison_ranks(serving, task=data_task("chat"), base_models=uris)
+
+    assert ranks(1, "missing") == Ranks(1)
+    assert ranks(2, "llama") == Ranks(2)
+    both = ranks(2, "llama", "phi3")
+    assert both.number == 1
+    assert f"among 2 GPUs, because of its type or its heads ({(tmp_path / 'phi3').as_uri()})" in str(both.reason)

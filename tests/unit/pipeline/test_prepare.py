@@ -11,6 +11,7 @@ import pytest
 from cluster.progress import SILENT, NoteEvent
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
+from tailorbird.config.serving import ServingConfig
 from tailorbird.data.rows import DataError
 from tailorbird.models import base_model
 from tailorbird.models.metadata import MetadataError
@@ -225,6 +226,40 @@ def test_an_example_that_is_the_last_message_of_a_test_row_is_refused(tmp_path: 
         serving = chat.serving.model_copy(update={"examples": ("hello", example)})
         with pytest.raises(DataError, match=f"serving.examples has a text of the test rows: '{example}'"):
             prepared(chat.model_copy(update={"serving": serving}))
+
+
+def on_two_gpus(recipe: Recipe) -> Recipe:
+    serving = {"engine": "vllm", "gpus_per_replica": 2}
+    return recipe.model_copy(update={"serving": ServingConfig.model_validate(serving)})
+
+
+def notes_on_ranks(recipe: Recipe) -> tuple[int, list[str]]:
+    """Return the number of ranks of a run, and the notes on them."""
+    recorder = ProgressRecorder()
+    ranks = prepare(recipe, progress=recorder).inputs.ranks
+    return ranks.number, [event.text for event in recorder.of_kind(NoteEvent) if "cannot divide" in event.text]
+
+
+def test_a_base_model_that_cannot_be_divided_among_the_gpus_of_a_replica_is_evaluated_on_one(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    chat = on_two_gpus(chat_recipe(recipe, encoder=None))
+    assert notes_on_ranks(chat) == (2, [])
+    small_chat.save(tmp_path / "model", small_chat.model_of("phi3"))
+    number, (note,) = notes_on_ranks(chat)
+    assert number == 1
+    assert "cannot divide this model among 2 GPUs, because of its type or its heads" in note
+    assert note.endswith("the measured cost is an upper bound: all GPUs of a replica for the time that one needs")
+
+
+def test_one_gpu_evaluates_all_models_if_that_of_the_champion_cannot_be_divided(recipe: Recipe, tmp_path: Path) -> None:
+    chat = on_two_gpus(chat_recipe(recipe, encoder=None))
+    small_chat.save(tmp_path / "other", small_chat.model_of("phi3"))
+    base, prompting = (tmp_path / "other").as_uri(), {"system": None, "max_new_tokens": 4}
+    champion_of(chat, tmp_path / "champion", kind="zero_shot", classes=(), base_model=base, prompting=prompting)
+    number, (note,) = notes_on_ranks(chat)
+    assert number == 1
+    assert f"because of its type or its heads ({base})" in note
 
 
 def test_the_run_depends_on_the_files_of_the_encoder_for_retrieval(recipe: Recipe, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from cluster.ranks.process_group import Group
 from tailorbird.data.rows import Rows
 from tailorbird.evaluation.gates.cost import MIN_ROUNDS, ServingDevice
 from tailorbird.evaluation.inference import device, serving_cost
@@ -135,10 +136,28 @@ def test_gpu_seconds_are_the_elapsed_time_on_all_gpus_of_a_replica() -> None:
     assert usage_of(rounds, num_rows=50, num_gpus=0, stored_bytes=3).unit == "CPU-seconds"
 
 
+def test_all_gpus_of_a_replica_are_counted_if_one_measures_its_models(
+    uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The models run on CPU here; only the name of the device and the number of GPUs are those of a GPU."""
+    monkeypatch.setattr(serving_cost, "evaluation_device", lambda *, on_gpu: "cpu" if on_gpu else "")
+    monkeypatch.setattr(serving_cost, "_seconds", lambda *_, **__: Seconds(cpu=0.2, elapsed=0.5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    for size, num_gpus, name in (
+        (1, 1, "NVIDIA H100"),
+        (2, 2, "2 x NVIDIA H100"),
+        (1, 2, "NVIDIA H100 (counted as 2)"),
+    ):
+        monkeypatch.setattr(serving_cost, "current_group", lambda size=size: Group(size=size))
+        measured = serving_cost.measure_serving(uris, rows=rows_of(["heart"] * 50), num_gpus=num_gpus)
+        assert measured.device.name == name
+        assert {usage.gpu_s for usage in measured.serving.values()} == {(10.0 * num_gpus,) * 5}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_the_cost_of_a_replica_with_a_gpu_is_not_measured_on_cpu(uris: dict[str, str]) -> None:
     with pytest.raises(DeviceError, match=r"gpus_per_replica is set, but .* finds no GPU"):
-        serving_cost.measure_serving(uris, rows=rows_of(["heart"]), on_gpu=True)
+        serving_cost.measure_serving(uris, rows=rows_of(["heart"]), num_gpus=1)
 
 
 def test_a_model_whose_dtype_the_machine_emulates_is_named(
