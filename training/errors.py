@@ -3,7 +3,7 @@
 import errno
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,10 @@ class OutOfMemory(RuntimeError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class RepeatedFailure(RuntimeError):
+    """The workers of a sweep's worker group failed several times, and no trial finished in between."""
 
 
 @contextmanager
@@ -82,13 +86,28 @@ def describe_failure(error: Exception, *, uri: str) -> str:
     return "; ".join(f"worker {rank}: {_message(failure, uri=uri)}" for rank, failure in (named or failures).items())
 
 
+def restart_is_expected(failures: Iterable[BaseException]) -> bool:
+    """Return True if a worker of a group ran out of memory, or was preempted or terminated after a notice.
+
+    The group itself is sound then: the next trial may need less memory, or another node runs the worker.
+    """
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    for failure in map(unwrap_worker_failure, failures):
+        if isinstance(failure, (Interrupted, OutOfMemory, OutOfMemoryError)):
+            return True
+        if isinstance(failure, RayActorError) and (failure.preempted or _exceeded_node(str(failure))):
+            return True
+    return False
+
+
 def _message(failure: BaseException, *, uri: str) -> str:
     from ray.exceptions import RayActorError
 
     text = str(failure)
     if isinstance(failure, RayActorError):
         return _death_message(text)
-    if isinstance(failure, (StorageError, Interrupted, DiskFull, OutOfMemory)):
+    if isinstance(failure, (StorageError, Interrupted, DiskFull, OutOfMemory, RepeatedFailure)):
         return text
     if isinstance(failure, OSError):
         try:
@@ -101,7 +120,7 @@ def _message(failure: BaseException, *, uri: str) -> str:
 
 def _death_message(text: str) -> str:
     """Return the reason why a worker died; `text` is Ray's long message."""
-    if "low on memory" in text or "OutOfMemory" in text:
+    if _exceeded_node(text):
         return (
             "Ray killed its process because the node ran out of memory; set training.gradient_checkpointing, lower "
             "training.batch_size, or raise training.gradient_accumulation_steps (or lower training.batch_tokens)"
@@ -112,6 +131,11 @@ def _death_message(text: str) -> str:
         "its process crashed or was killed, most often by the kernel's out-of-memory killer; check dmesg on its node, "
         f"and set training.gradient_checkpointing or lower training.batch_size ({_first_line(text, 'exit')})"
     )
+
+
+def _exceeded_node(text: str) -> bool:
+    """Return True if Ray killed a worker because its node was low on memory."""
+    return "low on memory" in text or "OutOfMemory" in text
 
 
 def _first_line(text: str, word: str) -> str:

@@ -1,7 +1,7 @@
 """The actor between Ray Tune and the worker groups, where trials are submitted, assigned, reported and cancelled."""
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +87,8 @@ class TrialBroker:
         self._waiting: deque[str] = deque()
         self._assigned: dict[str, str] = {}
         """Name of the trial of each group."""
+        self._failures: defaultdict[str, list[str]] = defaultdict(list)
+        """Reasons of the failures of each group since it finished a trial."""
         self._best = max((rank for record in known if (rank := record.exported_rank) is not None), default=None)
         self._closed = False
         self._ended: str | None = None
@@ -203,6 +205,7 @@ class TrialBroker:
         """(Worker group) Record the trial's result."""
         record = self._trials[name].record
         self._assigned.pop(group, None)
+        self._failures.pop(group, None)
         if record.over:  # this group was considered dead, and another group has finished the trial
             return
         record.result = result
@@ -213,6 +216,8 @@ class TrialBroker:
     async def give_up(self, group: str, name: str, message: str, *, by_workers: bool = False) -> None:
         """(Worker group) Record that the trial failed and is not retried in this run; see `failed_by_workers`."""
         self._assigned.pop(group, None)
+        if not by_workers:
+            self._failures.pop(group, None)
         self._trials[name].record.failed_by_workers = by_workers
         await self._fail(name, message)
 
@@ -242,6 +247,11 @@ class TrialBroker:
             return
         self._waiting.appendleft(name)
         await self._notify()
+
+    def count_failure(self, group: str, reason: str) -> tuple[str, ...]:
+        """(Ray Train) Return the reasons of the failures of a group since it finished a trial, with this one."""
+        self._failures[group].append(reason)
+        return tuple(self._failures[group])
 
     async def close(self) -> None:
         """(Sweep) Accept no more trials, and let waiting groups end."""

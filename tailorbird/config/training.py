@@ -158,8 +158,9 @@ class TrainingConfig(ConfigSection):
     younger than this interval or 120 seconds, whichever is shorter."""
     max_failures: int = Field(default=2, ge=0)
     """Maximum number of failures of workers, nodes or S3 after which training resumes from a checkpoint. The same limit
-    applies separately to preemptions. In a sweep, the limit for each worker group is higher by `num_trials`, because
-    each trial can exceed the memory of its GPU once."""
+    applies separately to preemptions. In a sweep, a worker group ends after more failures than this without a finished
+    trial in between. A lack of memory does not count there, but all failures are limited to `max_failures` plus
+    `num_trials`."""
     start_timeout_s: float | None = Field(default=None, gt=0)
     """Number of seconds that a training waits for the resources of its workers before it tries again, at most three
     times. By default 600, or 120 if `num_workers` is a range, because a smaller group can start only after the time-out

@@ -5,13 +5,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.storage.s3 import StorageError
-from training.errors import DiskFull, OutOfMemory, describe_failure, temporary_directory
+from training.errors import DiskFull, OutOfMemory, describe_failure, restart_is_expected, temporary_directory
 from training.preemption import Interrupted
 from training.trainer import no_retry_callback
 
@@ -72,6 +72,31 @@ def test_a_gpu_out_of_memory_is_final_only_with_the_maximum_number_of_workers() 
     callback.after_exception(run_context=None, worker_exceptions={0: raised(smaller)})
     with pytest.raises(OutOfMemory, match=r"^worker 0: CUDA out of memory$"):
         callback.after_exception(run_context=None, worker_exceptions={0: raised(full)})
+
+
+def preempted() -> Exception:
+    error = died("its node was preempted")
+    error.health_check_failure._preempted = True  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (raised(OutOfMemory("CUDA out of memory", 2)), True),
+        (OutOfMemoryError("Task was killed due to the node running low on memory."), True),
+        (died("Task was killed due to the node running low on memory."), True),
+        (raised(Interrupted("the worker received SIGTERM")), True),
+        (preempted(), True),
+        (died("The actor died because its node has died. Node Id: 7f"), False),
+        (raised(StorageError("s3://a cannot be reached")), False),
+        (raised(ModuleNotFoundError("No module named 'x'")), False),
+    ],
+)
+def test_a_restart_is_expected_after_a_lack_of_memory_or_a_preemption_of_any_worker(
+    error: Exception, expected: bool
+) -> None:
+    assert restart_is_expected([raised(RuntimeError("Connection closed by peer")), error]) is expected
 
 
 def test_the_message_names_the_dead_worker_and_not_lost_connections() -> None:

@@ -62,6 +62,25 @@ def test_a_trial_that_repeatedly_kills_its_group_fails_and_the_next_trial_runs()
     run(scenario())
 
 
+def test_the_failures_of_a_group_are_counted_again_after_it_has_finished_a_trial() -> None:
+    async def scenario() -> None:
+        broker = new_broker()
+        for name in ("completed", "diverged", "too-large"):
+            await broker.submit(name, {"name": name})
+        await broker.take("group-0")
+        assert broker.count_failure("group-0", "a") == ("a",)
+        assert broker.count_failure("group-0", "b") == ("a", "b")
+        assert broker.count_failure("group-1", "c") == ("c",)
+        await broker.finish("group-0", "completed", result())
+        assert broker.count_failure("group-0", "d") == ("d",)
+        await broker.give_up("group-0", "diverged", "the loss is nan")
+        assert broker.count_failure("group-0", "e") == ("e",)
+        await broker.give_up("group-0", "too-large", "CUDA out of memory", by_workers=True)
+        assert broker.count_failure("group-0", "f") == ("e", "f")
+
+    run(scenario())
+
+
 def test_tune_gets_the_error_of_the_last_group() -> None:
     async def scenario() -> None:
         broker = new_broker()
