@@ -18,11 +18,11 @@ from tailorbird.data.tasks import CLASSIFICATION
 from tailorbird.data.tokenize import load_tokenizer, to_device
 from tailorbird.data.tokenized import TokenizedRows
 from tailorbird.evaluation.statistics.scoring import score_of
-from tailorbird.models.classifier import GPU_ROWS, Classifier, device_batches, zero_head
+from tailorbird.models.classifier import Classifier, device_batches, zero_head
 from tailorbird.models.loading import load_weights
 from tailorbird.models.metadata import shape_of
 from tailorbird.models.pretrained import load_encoder, share_weights
-from tailorbird.models.shape import ModelShape
+from tailorbird.models.shape import GPU_ROWS, ModelShape
 from tailorbird.storage.node_cache import local_copy
 from training.batches import Batch
 from training.dataset import TrainingDataset
@@ -30,6 +30,7 @@ from training.engine.deepspeed_engine import compute_dtype
 from training.engine.deepspeed_private import full_shapes
 from training.engine.placement import place_weights
 from training.engine.tensor_file import save_tensors
+from training.engine.validation_memory import VALIDATION_TOKENS
 from training.engine.worker_memory import Batch as BatchShape
 from training.task import Diverged, TrainingTask, Weights, means_over_ranks, trainable_copy, write_adapter
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COMPARED_ROWS = 8
-VALIDATION_TOKENS = 16_384  # in a forward pass on a GPU, whose memory also holds the states of the training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,8 @@ class ClassifierRuntime:
 
     def sizes(self, config: TrainingConfig) -> tuple[ModelShape, BatchShape]:
         autocast = compute_dtype(config) == torch.bfloat16
-        return shape_of(self.encoder), BatchShape(self.task.max_length, autocast=autocast)
+        batch = BatchShape(self.task.max_length, autocast=autocast, validation_rows=len(self.validation))
+        return shape_of(self.encoder), batch
 
     def _inputs(
         self, tokens: TokenizedRows, rows: NDArray[np.int64], *, device: Any = "cpu"

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from cluster.progress import tracked
 from tailorbird.data.length_batches import length_batches
 from tailorbird.data.tokenize import collate
+from tailorbird.models.shape import CPU_ROWS, GPU_ROWS
 
 TokenIds = Sequence[Sequence[int]]  # token ids of each row, unpadded
-CPU_ROWS = 64  # maximum number of rows of a forward pass on CPU
-GPU_ROWS, GPU_TOKENS = 1024, 65_536
-"""Maximum number of rows, and of tokens with padding, of a forward pass on a GPU. These numbers are estimates."""
+GPU_TOKENS = 65_536  # maximum number of tokens with padding of a forward pass on a GPU; an estimate
 
 
 class Classifier(nn.Module):

@@ -149,6 +149,7 @@ def shape_of(model: Any) -> ModelShape:
         num_heads=num_heads,
         vocabulary=int(config.vocab_size),
         gated=any("gate" in name for name, _ in model.named_modules()),
+        rotary=any("rotary" in name for name, _ in model.named_modules()),
         attention_dropout=float(dropouts[0]) if dropouts else 0.0,
         kv_width=num_kv_heads * int(getattr(config, "head_dim", None) or hidden // num_heads),
         needs_all_logits=output is not None and needs_all_logits(model),

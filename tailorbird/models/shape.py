@@ -5,6 +5,9 @@ from dataclasses import dataclass
 CHUNK_LOGITS = 1 << 27
 """Logits that a loss computes at a time, for example those of 1,046 tokens of Llama 3, which take up to 1.75 GiB."""
 
+CPU_ROWS = 64  # maximum number of rows of a classifier's forward pass on CPU
+GPU_ROWS = 1024  # and on a GPU; an estimate
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -20,6 +23,7 @@ class ModelShape:
     num_heads: int
     vocabulary: int
     gated: bool = False  # true if the feed-forward network is gated, as in Llama
+    rotary: bool = False  # true if queries and keys are rotated by their positions
     attention_dropout: float = 0.0
     kv_width: int | None = None  # width of a layer's keys, and of its values; None if it is `hidden`
     stored_bf16: bool = False  # true if most of its weights are stored in bfloat16

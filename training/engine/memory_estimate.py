@@ -4,6 +4,7 @@ from typing import Any
 
 from tailorbird.config.training import TrainingConfig
 from tailorbird.models.shape import ModelShape, rows_of_loss_chunk
+from training.engine.validation_memory import forward_bytes
 from training.engine.worker_memory import Batch, Parts, WorkerMemory
 
 FP32, BF16 = 4, 2
@@ -205,16 +206,20 @@ def step_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch, num_w
 def validation_bytes(config: TrainingConfig, *, shape: ModelShape, batch: Batch) -> Parts:
     """Return the additional memory of a validation.
 
-    A chat model is validated with its own weights in the dtype of inference. LoRA needs a copy of the layers with
-    merged weights, and of the others if they are stored in another dtype. At stage 3, the model generates with its
-    parameters; at the other stages, the cache has what is free on a GPU.
+    A classifier runs a forward pass over many rows, in which autocast keeps copies of trained weights. A chat model is
+    validated with its own weights in the dtype of inference. LoRA needs a copy of the layers with merged weights, and
+    of the others if they are stored in another dtype. At stage 3, the model generates with its parameters; at the other
+    stages, the cache has what is free on a GPU.
     """
+    trained_in_bf16, parts = config.parameter_dtype == "bf16", {}
     if config.zero_stage == 3:
-        gathered = {"gathered weights": _gathered_bytes(config, shape=shape, batch=batch)}
-        return gathered | (_answer_bytes(config, shape=shape, batch=batch) if batch.packed else {})
+        parts["gathered weights"] = _gathered_bytes(config, shape=shape, batch=batch)
+    elif batch.autocast and not trained_in_bf16 and config.method == "full":
+        parts["weights in bfloat16"] = BF16 * shape.num_linear
     if not batch.packed:
-        return {}
-    trained_in_bf16 = config.parameter_dtype == "bf16"
+        return parts | {"validation": forward_bytes(config, shape=shape, batch=batch)}
+    if config.zero_stage == 3:
+        return parts | _answer_bytes(config, shape=shape, batch=batch)
     in_bf16 = batch.autocast or trained_in_bf16
     if config.method == "lora":
         copied = shape.num_linear if in_bf16 == shape.stored_bf16 else shape.num_parameters

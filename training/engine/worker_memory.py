@@ -14,6 +14,7 @@ class Batch:
     max_new_tokens: int = 0  # of an answer to a validation row of a chat task
     packed: bool = False  # conversations packed into one row, with logits at each token; else padded rows
     autocast: bool = False  # linear layers compute in bfloat16
+    validation_rows: int | None = None  # of a classification task; None if the number is not known
 
 
 @dataclass(frozen=True)

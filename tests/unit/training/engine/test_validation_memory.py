@@ -1,0 +1,103 @@
+"""The memory of the forward passes in which a classifier is validated, as estimated and as measured."""
+
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel
+
+from tailorbird.data.rows import Rows
+from tailorbird.data.tokenized import TokenizedRows, TokenLists
+from tailorbird.models.metadata import shape_of
+from tailorbird.models.pretrained import without_pooler
+from tests.tracked_memory import TrackedMemory
+from tests.unit.training.small import config_of, small_runtime
+from training.classification_task import ClassifierRuntime, validation_batches
+from training.engine.deepspeed_private import destroy_engine
+from training.engine.memory_estimate import validation_bytes, worker_memory
+from training.engine.validation_memory import VALIDATION_TOKENS, validated_rows
+from training.engine.worker_memory import Batch
+from training.loop import build_engine
+
+LENGTH = 256
+SIZES = {"vocab_size": 50, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def bert() -> nn.Module:
+    return without_pooler(BertModel(BertConfig(**SIZES, intermediate_size=512)))
+
+
+def modernbert() -> Any:
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    return AutoModel.from_config(AutoConfig.for_model("modernbert", **SIZES, **ids, intermediate_size=192))
+
+
+def validating_runtime(encoder: nn.Module) -> ClassifierRuntime:
+    """Return a runtime whose validation is one pass of 64 rows on CPU, as many tokens as on a GPU, with padding."""
+    lengths = [LENGTH] * (VALIDATION_TOKENS // LENGTH - 1) + [LENGTH - 1]
+    names = tuple(str(number) for number in range(len(lengths)))
+    rows = Rows(names, names, tuple(str(number % 3) for number in range(len(lengths))))
+    tokens = TokenLists([[5] * length for length in lengths], labels=rows.labels)
+    tokenized = TokenizedRows.from_lists(names, tokens, classes=("0", "1", "2"))
+    return replace(small_runtime(dropout=0.0), encoder=encoder, validation=tokenized)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "autocast"),
+    [
+        (bert, {}, False),
+        (bert, {}, True),
+        (bert, {"method": "lora"}, False),
+        (bert, {"method": "lora"}, True),
+        (bert, {"zero_stage": 1, "parameter_dtype": "bf16"}, False),
+        (bert, {"zero_stage": 1, "method": "lora", "parameter_dtype": "bf16"}, False),
+        (bert, {"zero_stage": 3}, True),
+        (modernbert, {}, False),
+        (modernbert, {}, True),
+        (modernbert, {"method": "lora"}, True),
+        (modernbert, {"zero_stage": 1, "parameter_dtype": "bf16"}, False),
+    ],
+)
+def test_the_estimate_of_a_validation_is_the_memory_of_its_tensors(
+    kind: Any, fields: dict[str, Any], autocast: bool
+) -> None:
+    torch.manual_seed(0)
+    runtime = validating_runtime(kind())
+    config = config_of(**fields)
+    dtype = torch.bfloat16 if autocast else torch.float32
+    with mock.patch("training.loop.inference_dtype", return_value=dtype), TrackedMemory() as memory:
+        engine = build_engine(config, runtime)
+        held = memory.bytes
+        memory.reset_peak()
+        runtime.score(engine, config)
+        measured = memory.reset_peak() - held
+    destroy_engine(engine)
+    estimate = validation_bytes(config, shape=shape_of(runtime.encoder), batch=Batch(LENGTH, autocast=autocast))
+    assert sum(estimate.values()) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("length", [8, 100, 512, 20_000])
+def test_no_pass_of_a_validation_has_more_rows_than_estimated(length: int) -> None:
+    lengths = np.full(5000, length)
+    for device in ("cpu", "cuda"):
+        batches = validation_batches(lengths, num_ranks=2, device=device)
+        assert max(map(len, batches)) == validated_rows(length, on_gpu=device == "cuda")
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_worker_with_a_small_micro_batch_needs_the_most_for_the_validation(gpus: int) -> None:
+    shape, batch = shape_of(bert()), Batch(LENGTH, autocast=True)
+    config = config_of(gpus_per_worker=gpus, batch_size=1)
+    memory = worker_memory(config, shape=shape, batch=batch, num_workers=1)
+    parts = memory.device if gpus else memory.host
+    needed = validation_bytes(config, shape=shape, batch=batch)["validation"]
+    assert parts["validation"] == needed
+    few = replace(batch, validation_rows=4)
+    assert validation_bytes(config, shape=shape, batch=few)["validation"] == needed // 16  # 4 instead of 64 rows
+    larger = config_of(gpus_per_worker=gpus, batch_size=64)
+    memory = worker_memory(larger, shape=shape, batch=batch, num_workers=1)
+    assert "activations" in (memory.device if gpus else memory.host)
