@@ -68,9 +68,11 @@ def load_encoder(
     """
     from tailorbird.models.attention.padded_attention import use_padded_attention  # slow to import
 
-    encoder: nn.Module = _pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout)
-    use_padded_attention(encoder)
-    return encoder if with_pooler else without_pooler(encoder)
+    loaded = _pretrained(AutoModel, folder, dtype=dtype, attention_dropout=attention_dropout)
+    loaded.config.use_cache = False  # a decoder would keep the keys and values of all layers until the end of a pass
+    use_padded_attention(loaded)
+    encoder: nn.Module = loaded if with_pooler else without_pooler(loaded)
+    return encoder
 
 
 def load_causal(

@@ -76,3 +76,12 @@ def test_a_module_that_is_cast_as_a_whole_has_rounded_buffers(tmp_path: Path) ->
     loaded, cast = load_causal(tmp_path, dtype=torch.bfloat16), load_causal(tmp_path).to(torch.bfloat16)
     with torch.no_grad():
         assert not torch.equal(cast(input_ids=ids).logits, loaded(input_ids=ids).logits)
+
+
+def test_a_decoder_used_as_an_encoder_keeps_no_keys_and_values(tmp_path: Path) -> None:
+    lm = language_model()
+    lm.model.save_pretrained(tmp_path)
+    encoder, ids = load_encoder(tmp_path).eval(), torch.tensor([[5, 6, 7]])
+    output = encoder(input_ids=ids)
+    assert output.past_key_values is None
+    assert torch.equal(output.last_hidden_state, lm.model(input_ids=ids).last_hidden_state)
