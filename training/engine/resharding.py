@@ -1,12 +1,14 @@
 """Load a checkpoint with another number of ranks: each rank reads only the values of its own partition from storage.
 
 A checkpoint has a shard for each former rank. A new rank reads the headers of the shards, computes where the values of
-its partition are, and reads these byte ranges into the tensors of its engine. Nothing is written to a disk.
+its partition are, and reads these byte ranges into the tensors of its engine. Nothing is written to a disk. Ranges that
+are close together in a file are read at once, because each read is a request to S3.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,8 +37,28 @@ from training.engine.deepspeed_private import (
 from training.engine.partitions import Copy, Piece, Shapes, copies, pieces_of_concatenation, pieces_of_parameters
 from training.safe_checkpoint_loading import UnusableCheckpoint, position_in_file, read_header, tensors_only
 
-NUM_THREADS = 8  # that read at the same time; each holds a chunk twice
-CHUNK = 4 << 20  # values of a read
+NUM_THREADS = 8  # that read at the same time; each holds the bytes of a read up to twice
+CHUNK = 16 << 20  # maximum bytes of a read
+MAX_GAP = 1 << 20
+"""Maximum bytes between two ranges of a read. To read and discard them takes about as long as another request to S3."""
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """Consecutive values in the file of a shard, and where this rank needs them."""
+
+    rank: int
+    """The former rank that wrote the shard."""
+    start: int
+    """Position of the first byte in the file."""
+    dtype: torch.dtype
+    """Type of the values in the file."""
+    target: torch.Tensor
+    """As many values of this rank's state, which the values in the file replace."""
+
+    @property
+    def end(self) -> int:
+        return self.start + self.target.numel() * self.dtype.itemsize
 
 
 def load_resharded(engine: Any, *, uri: str, names: Iterable[str], num_saved: int) -> None:
@@ -69,7 +91,7 @@ def _read(
         try:
             shards = [of_rank[OPTIMIZER] for of_rank in headers]
             saved = _pieces(shards[0], header[PARAMETER_SHAPES], num_ranks=num_saved)
-            reads = list(_reads(state, shards=shards, copied=copies(own, saved=saved)))
+            reads = coalesced(_file_ranges(state, shards=shards, copied=copies(own, saved=saved)))
             common = {name: header[name] for name in COMMON_STATE}
         except ValueError as error:
             raise UnusableCheckpoint(f"checkpoint {uri} does not fit the model: {error}") from error
@@ -78,25 +100,46 @@ def _read(
                 f"checkpoint {uri} does not have the layout of DeepSpeed {VERSION} ({type(error).__name__}: {error})"
             ) from error
         uris = [f"{uri}/{name}" for name in shard_names]
-        for _ in pool.map(lambda read: _read_values(files[1 + read[0]], *read[1:], uri=uris[read[0]]), reads):
+        for _ in pool.map(lambda read: _read_ranges(files[1 + read[0].rank], read, uri=uris[read[0].rank]), reads):
             pass
     state.update({name: shards[0][name] for name in LOSS_SCALE if name in shards[0]})
     return common
 
 
-def _reads(
+def _file_ranges(
     state: dict[str, Any], *, shards: Sequence[dict[str, Any]], copied: Iterable[Copy]
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Yield the rank of a shard, values of its header, and the values of `state` to which they must be read."""
+) -> Iterator[FileRange]:
+    """Yield the ranges of at most `CHUNK` bytes from which the values of `state` must be read.
+
+    `shards` are the headers of the shards.
+    """
     sources, targets = [flat_tensors(shard) for shard in shards], flat_tensors(state)
+    step = sources[0][0][STEP]
     for target in targets:
-        yield 0, sources[0][0][STEP].view(1), target[STEP].view(1)
+        yield FileRange(0, position_in_file(step), step.dtype, target[STEP].view(1))
     for copy in copied:
         for name in (WEIGHTS, *MOMENTS):
             source = sources[copy.rank][copy.source][name].narrow(0, copy.source_start, copy.length)
             values = targets[copy.target][name].detach().narrow(0, copy.target_start, copy.length)
-            for pair in zip(torch.split(source, CHUNK), torch.split(values, CHUNK), strict=True):
-                yield copy.rank, *pair
+            size = CHUNK // source.dtype.itemsize
+            for part, target_part in zip(torch.split(source, size), torch.split(values, size), strict=True):
+                yield FileRange(copy.rank, position_in_file(part), part.dtype, target_part)
+
+
+def coalesced(ranges: Iterable[FileRange]) -> list[list[FileRange]]:
+    """Return the ranges of each read, sorted by their position in the file.
+
+    They are of one file, at most `MAX_GAP` bytes apart, and together at most `CHUNK` bytes with the bytes in between.
+    """
+    reads: list[list[FileRange]] = []
+    for own in sorted(ranges, key=lambda own: (own.rank, own.start)):
+        last = reads[-1] if reads else [own]
+        near = own.rank == last[0].rank and own.start - last[-1].end <= MAX_GAP
+        if reads and near and own.end - last[0].start <= CHUNK:
+            last.append(own)
+        else:
+            reads.append([own])
+    return reads
 
 
 def _pieces(state: dict[str, Any], shapes: Sequence[Shapes], *, num_ranks: int) -> list[list[Piece]]:
@@ -107,10 +150,14 @@ def _pieces(state: dict[str, Any], shapes: Sequence[Shapes], *, num_ranks: int) 
     return pieces_of_concatenation(shapes, num_ranks=num_ranks, lengths=lengths, paddings=paddings)
 
 
-def _read_values(file: Any, source: torch.Tensor, values: torch.Tensor, *, uri: str) -> None:
-    num_bytes = source.numel() * source.element_size()
+def _read_ranges(file: Any, ranges: Sequence[FileRange], *, uri: str) -> None:
+    """Read ranges of a file, in one read, into the tensors that need them."""
+    start = ranges[0].start
+    num_bytes = max(own.end for own in ranges) - start
     with storage_errors(uri):
-        data = file.read_at(num_bytes, position_in_file(source))
+        data = memoryview(file.read_at(num_bytes, start))
     if len(data) != num_bytes:
-        raise UnusableCheckpoint(f"{uri} is truncated: {len(data)} instead of {num_bytes} bytes of a tensor were read")
-    values.copy_(torch.frombuffer(bytearray(data), dtype=source.dtype))
+        raise UnusableCheckpoint(f"{uri} is truncated: {len(data)} instead of {num_bytes} bytes of tensors were read")
+    for own in ranges:
+        values = bytearray(data[own.start - start : own.end - start])
+        own.target.copy_(torch.frombuffer(values, dtype=own.dtype))

@@ -1,18 +1,25 @@
 """The state that a rank reads from shards is exact. `tests.unit.training.test_ranks` does it with several ranks."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.small_chat import language_model, tokenizer
+from tests.unit.training.reads import bytes_read
 from tests.unit.training.small import config_of, small_runtime
+from tests.unit.training.test_chat_task import task_of
 from training import checkpoint
+from training.chat_task import ChatRuntime
 from training.engine import resharding
-from training.engine.deepspeed_private import destroy_engine, inner_optimizer
-from training.engine.resharding import load_resharded
+from training.engine.deepspeed_private import destroy_engine, flat_tensors, inner_optimizer
+from training.engine.partitions import copies, pieces_of_parameters
+from training.engine.resharding import CHUNK, MAX_GAP, FileRange, coalesced, load_resharded
 from training.loop import Callbacks, build_engine, train
 from training.reports import Progress
+from training.task import TaskRuntime
 
 ALIGNED = {"zero_optimization": {"parameter_alignment": True}}
 
@@ -22,7 +29,7 @@ ALIGNED = {"zero_optimization": {"parameter_alignment": True}}
 def test_a_state_that_is_read_from_shards_continues_the_training_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, method: str
 ) -> None:
-    monkeypatch.setattr(resharding, "CHUNK", 500)  # most tensors are read in several chunks
+    monkeypatch.setattr(resharding, "CHUNK", 2000)  # most tensors are read in several chunks
     runtime = small_runtime(dropout=0.0)
     fields: dict[str, Any] = {"parameter_dtype": "bf16", "deepspeed": ALIGNED} if stage == 2 else {}
     config = config_of(zero_stage=stage, method=method, epochs=2, lora_dropout=0.0, checkpoint_interval_s=0, **fields)
@@ -46,6 +53,70 @@ def test_a_state_that_is_read_from_shards_continues_the_training_exactly(
     resumed = train(engine, config, runtime=runtime, progress=progress[0])
     destroy_engine(engine)
     assert (resumed.loss, resumed.score) == (uninterrupted.loss, uninterrupted.score)
+
+
+def adapted() -> TaskRuntime:
+    return small_runtime(dropout=0.0)
+
+
+def tied() -> TaskRuntime:
+    """Return a runtime whose model has one weight for its embeddings and its output layer."""
+    lm = language_model()
+    assert lm.lm_head.weight is lm.model.embed_tokens.weight
+    return ChatRuntime(lm, tokenizer(), task_of(), task_of().dataset(tokenizer()))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize(("kind", "method"), [(adapted, "lora"), (tied, "full")])
+def test_values_that_are_read_together_are_equal_and_take_one_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[], TaskRuntime], method: str, stage: int
+) -> None:
+    def states() -> list[dict[str, torch.Tensor]]:
+        flat = flat_tensors(engine.optimizer.state_dict())
+        return [{name: value.detach().clone() for name, value in tensors.items()} for tensors in flat]
+
+    runtime, config = kind(), config_of(zero_stage=stage, method=method, epochs=1, checkpoint_interval_s=0)
+    engine = build_engine(config, runtime)
+    train(engine, config, runtime=runtime)
+    checkpoint.save(engine, config, folder=tmp_path, progress=Progress())
+    saved = states()
+    destroy_engine(engine)
+    names = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+    num_reads = []
+    for max_gap in (-1, MAX_GAP):
+        monkeypatch.setattr(resharding, "MAX_GAP", max_gap)
+        engine = build_engine(config, runtime)
+        with bytes_read() as reads:
+            load_resharded(engine, uri=tmp_path.as_uri(), names=names, num_saved=1)
+        num_reads.append(len(reads))
+        for loaded, expected in zip(states(), saved, strict=True):
+            assert loaded.keys() == expected.keys()
+            assert all(torch.equal(value, expected[name]) for name, value in loaded.items())
+        trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+        destroy_engine(engine)
+    assert num_reads[0] >= 3 * len(trained)  # the weight and two moments of each parameter
+    assert num_reads[1] == 1
+
+
+def test_a_rank_reads_its_parts_of_hundreds_of_small_matrices_in_few_reads() -> None:
+    matrices = [{f"{number}": (16, 1024) for number in range(300)}]
+    saved = pieces_of_parameters(matrices, num_ranks=1)
+    own = pieces_of_parameters(matrices, num_ranks=4)[1]
+    ranges = [range_of(copy.rank, 4 * copy.source_start, 4 * copy.length) for copy in copies(own, saved=saved)]
+    reads = coalesced(reversed(ranges))
+    assert (len(ranges), len(reads)) == (300, 2)
+    assert [own for read in reads for own in read] == ranges
+    assert max(read[-1].end - read[0].start for read in reads) <= CHUNK
+
+
+def range_of(rank: int, start: int, num_bytes: int) -> FileRange:
+    return FileRange(rank, start, torch.float32, torch.empty(num_bytes // 4, device="meta"))
+
+
+def test_a_read_has_neighbours_in_one_file_and_a_limited_size() -> None:
+    first, near, far = range_of(0, 0, 8), range_of(0, 8 + MAX_GAP, 8), range_of(0, 20 + 2 * MAX_GAP, 8)
+    other_file, large = range_of(1, far.end, 8), range_of(1, far.end + 8, CHUNK)
+    assert coalesced([first, near, far, other_file, large]) == [[first, near], [far], [other_file], [large]]
 
 
 def test_torch_moves_steps_to_the_device_of_their_parameters() -> None:
