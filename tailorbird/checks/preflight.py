@@ -181,7 +181,8 @@ def _workers(recipe: Recipe, cluster: Cluster) -> Iterator[CheckResult]:
     free = workers_that_fit((node.free for node in cluster.nodes), worker)
     text = f"resources for {free} of {_count(least, 'worker')} are free now; {_held(cluster.holders)}"
     if free >= least:
-        yield ok("free now", f"resources for {_many(free)} such workers are free")
+        workers = "any number of workers" if free >= UNBOUNDED else _count(free, "worker")
+        yield ok("free now", f"resources for {workers} are free")
     elif scaled > have:
         yield note("free now", f"{text}. A run waits until the autoscaler adds the missing nodes")
     else:
