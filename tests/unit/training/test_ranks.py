@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from tests.unit.training.reads import bytes_read
+from tests.unit.training.engine.reads import bytes_read
 from tests.unit.training.small import config_of, small_runtime
 from training import checkpoint, loop, reports
 from training.engine.deepspeed_engine import MissingKernels

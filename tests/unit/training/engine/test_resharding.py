@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.small_chat import language_model, tokenizer
-from tests.unit.training.reads import bytes_read
+from tests.unit.training.engine.reads import bytes_read
 from tests.unit.training.small import config_of, small_runtime
 from tests.unit.training.test_chat_task import task_of
 from training import checkpoint
