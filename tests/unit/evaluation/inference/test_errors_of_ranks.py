@@ -15,6 +15,8 @@ from tailorbird.models.generation import answer_prompts
 from tailorbird.models.loading import load_pretrained_chat
 from tests import small_chat
 
+pytestmark = pytest.mark.slow
+
 
 def fail(*_: Any) -> NoReturn:
     raise ValueError("of the second rank")

@@ -28,6 +28,8 @@ from tailorbird.models.lora import add_adapter
 from tailorbird.registry.versions import Prompting, VersionConfig, write_config
 from tests.small_chat import WORDS, language_model, model_of, save
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # of log-probabilities in fp32: the ranks add up parts of sums, in another order than one process
 KINDS, DTYPES = ("zero_shot", "lora", "full"), (torch.float32, torch.bfloat16)
 QUESTIONS = ("abc", "what is a dog", "x", "zzzz zzzz zzzz", "one two three four five six")
