@@ -11,7 +11,6 @@ import numpy as np
 from tailorbird.checks.result import CheckResult, note, ok
 from tailorbird.config.evaluation import EvaluationConfig
 from tailorbird.config.recipe import Recipe
-from tailorbird.evaluation.baselines.baseline import NUM_FURTHER
 from tailorbird.evaluation.gates.base import Gate, State
 from tailorbird.evaluation.gates.behavioral import robustness_gate
 from tailorbird.evaluation.gates.calibration import calibration_gate
@@ -73,7 +72,7 @@ def check_documents(planned: PlannedTest) -> Iterator[CheckResult]:
         return
     text = (
         f"data.split_by {planned.split_by!r} has {planned.num_documents:,} different values in the rows for the test, "
-        f"but an interval needs at least {LEAST_DOCUMENTS}, so the verdict would be INSUFFICIENT_EVIDENCE (rule 8)"
+        f"but an interval needs at least {LEAST_DOCUMENTS}, so the verdict would be INSUFFICIENT_EVIDENCE"
     )
     yield note("documents", text, "add test rows with other values, or remove split_by if the rows are independent")
 
@@ -106,8 +105,7 @@ def settled_shares(config: EvaluationConfig, planned: PlannedTest, *, gain: floa
     generator, limits = np.random.default_rng(SEED), config.gates
     rows = _rows(generator, planned, gain=gain)
     tests = rows.simulate(gain, num_rows=planned.num_rows, num_tests=NUM_TESTS)
-    # The first of Holm's levels, because the other contenders of the family are assumed to gain nothing.
-    level = config.alpha / (1 + NUM_FURTHER + (config.hybrid is not None))
+    level = config.alpha
     proven = (tests.p_values[:, 0] < level) & (tests.intervals(level)[0][:, 0] > 0)
     holds = proven & (tests.gains[:, 0] >= config.minimum_gain)
     shares: dict[str, float] = {}

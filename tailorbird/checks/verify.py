@@ -12,7 +12,7 @@ from tailorbird import PROJECT_ROOT, storage
 from tailorbird.checks import verify_files
 from tailorbird.checks.differences import differences, read_content, read_value
 from tailorbird.config.base import digest
-from tailorbird.evaluation.baselines.baseline import CHAMPION, select_further
+from tailorbird.evaluation.baselines.baseline import CHAMPION, select_others
 from tailorbird.evaluation.hybrid import best_of_each_cost, fit_hybrid
 from tailorbird.evaluation.prediction_store import load_predictions
 from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
@@ -30,7 +30,6 @@ from tailorbird.evaluation.report.model_scores import (
     confusions,
     mean_measures,
     reliability_by_role,
-    scores_without_near_duplicates,
 )
 from tailorbird.evaluation.report.preregistration import (
     PROTOCOL_FILE,
@@ -41,7 +40,6 @@ from tailorbird.evaluation.report.preregistration import (
 )
 from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.evaluation.verdict.decide import decide
 from tailorbird.evaluation.verdict.inputs import (
     CHANGED_SETS,
     SUITE_PREFIX,
@@ -50,6 +48,7 @@ from tailorbird.evaluation.verdict.inputs import (
     require_valid_scores,
 )
 from tailorbird.evaluation.verdict.protocol import build_protocol
+from tailorbird.evaluation.verdict.reach import ANCHOR, reach_verdict
 from tailorbird.evaluation.verdict.runtime_equivalence import evaluate_equivalence
 from tailorbird.registry.test_set_ledger import recount_access
 from tailorbird.registry.versions import RegistryError, read_version
@@ -81,7 +80,9 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
     except ValueError as error:
         files = verify_files.file_faults(uri, needed=NEEDED, tables=ROLES)
         return (*files, f"{EVIDENCE_FILE} is damaged, so the verdict cannot be recomputed: {error}")
-    others = [model.role for model in evidence.family.predicting if model.role not in ROLES]
+    others = [model.role for model in evidence.family.models if model.role not in ROLES]
+    if evidence.family.anchor is not None and not evidence.family.anchor.problem:
+        others.append(ANCHOR)
     on_validation = _validation_roles(evidence)
     names = evidence_files.prediction_table_names(others, changed=(), on_validation=on_validation)
     faults = list(verify_files.file_faults(uri, needed=NEEDED, tables=names))
@@ -107,7 +108,7 @@ def verify_evidence(uri: str) -> tuple[str, ...]:
         except s3.StorageError:
             raise  # a fault of the storage, not of the evidence
         except VerdictRefused as error:
-            faults.append(f"the verdict is refused (rule 1): {error}")
+            faults.append(f"the verdict is refused: {error}")
         except verify_files.UNREADABLE as error:
             faults.append(f"{EVIDENCE_FILE} is damaged: {type(error).__name__}: {error}")
     if faults and evidence.code.sha256 != code_sha256(PROJECT_ROOT):
@@ -167,9 +168,10 @@ def _protocol_faults(evidence: Evidence, *, registration: Preregistration | None
     name = run_name(sha256, champion=registration.champion)
     if evidence.run.rpartition("/")[2] != name:
         yield f"{evidence.run} is not the run of this protocol, which is {name}"
+    anchor = evidence.family.anchor
     pairs = {
         "base_model": (evidence.base_model, registration.base_model),
-        "accepted_loss": (evidence.accepted_loss, registration.accepted_loss),
+        "anchor": (anchor and anchor.uri, registration.anchor),
         "champion": (evidence.champion, registration.champion),
         "code": (evidence.code.sha256, registration.code),
         "data.sha256": ({split: evidence.data.sha256.get(split) for split in registration.data}, registration.data),
@@ -206,7 +208,7 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
         yield f"{FAMILY_FILE} is missing or damaged, so the models frozen before the test are unknown"
         return
     yield from differences(evidence.family, frozen, at="family", other=f"in {FAMILY_FILE} it is")
-    models = {model.role: model for model in evidence.family.predicting}
+    models = {model.role: model for model in evidence.family.models}
     if missing := {*models, "incumbent", "candidate"} - set(evidence.versions):
         yield f"evidence.json has no version of the models: {', '.join(sorted(missing))}"
     baselines = [score for score in evidence.scores if score.role != "candidate" and score.servable]
@@ -219,15 +221,21 @@ def _family_faults(uri: str, *, evidence: Evidence) -> Iterator[str]:
     frozen_scores = {role: models[role].validation for role in ROLES}
     yield from differences(validation, frozen_scores, at="scores on validation", other=f"in {FAMILY_FILE} it is")
     others = [score for score in baselines if score is not incumbent]
-    further = select_further(others, incumbent=incumbent.kind if incumbent else "")
-    expected = [(score.kind, score.validation) for score in further]
-    stated = [(models[role].kind, models[role].validation) for role in evidence.family.contenders]
-    yield from differences(stated, expected, at="the further contenders", other="the best on validation are")
+    selected = select_others(others, incumbent=incumbent.kind if incumbent else "")
+    expected = [(score.kind, score.validation) for score in selected.tested]
+    parts = evidence.family.hybrid.parts if evidence.family.hybrid else ()
+    further = [model for model in evidence.family.models if model.role not in ROLES]
+    stated = [(model.kind, model.validation) for model in further[: len(expected)]]
+    yield from differences(stated, expected, at="the other models", other="by the scores on validation they are")
+    added = [model.role for model in further[len(expected) :] if model.role not in parts]
+    yield from differences(added, [], at="the models after them", other="only parts of the hybrid are allowed, not")
+    replacing = evidence.family.replacing
+    yield from differences(replacing, selected.replacing, at="family.replacing", other="by the scores it is")
 
 
 def _validation_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
     """Compare the scores on validation of the frozen models with those of the stored predictions."""
-    for model in evidence.family.predicting:
+    for model in evidence.family.models:
         table = tables.get(f"{model.role}_{VALIDATION}")
         if table is None:
             continue  # only the parts of a possible hybrid have a table
@@ -274,35 +282,25 @@ def _hybrid_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> 
         require_valid_scores(table)
     hybrid = None if config is None else fit_hybrid(config, predictions, metric=evidence.protocol.metric)
     yield from differences(evidence.family.hybrid, hybrid, at="family.hybrid", other="the validation rows give")
-    known = {model.role for model in evidence.family.models}
-    expected = () if hybrid is None else tuple(role for role in hybrid.parts if role not in known)
-    stated = tuple(part.role for part in evidence.family.hybrid_parts)
-    yield from differences(stated, expected, at="family.hybrid_parts", other="the hybrid has")
 
 
 def _verdict_faults(evidence: Evidence, *, tables: Mapping[str, Predictions]) -> Iterator[str]:
     """Recompute the verdict and the report's figures from the predictions."""
-    missing = [model.role for model in evidence.family.predicting if model.role not in tables]
+    missing = [model.role for model in evidence.family.models if model.role not in tables]
     if missing:
         yield f"the verdict cannot be recomputed without predictions of: {', '.join(missing)}"
         return
-    verdict = decide(evidence.verdict_inputs(tables), protocol=evidence.protocol)
+    verdict = reach_verdict(evidence.verdict_inputs(tables), protocol=evidence.protocol)
     yield from differences(evidence.verdict, verdict, at="verdict", other=RECOMPUTED)
     yield from differences(evidence.reliability, reliability_by_role(tables), at="reliability", other=RECOMPUTED)
     yield from differences(evidence.confusions, confusions(tables), at="confusions", other=RECOMPUTED)
     yield from differences(evidence.measures, mean_measures(tables), at="measures", other=RECOMPUTED)
-    roles = [model.role for model in evidence.family.predicting]
+    roles = [model.role for model in evidence.family.models]
     on_suites = suite_scores(tables, suites=tuple(evidence.protocol.suites), roles=roles)
     yield from differences(evidence.suites, on_suites, at="suites", other=RECOMPUTED)
-    report, metric = evidence.data.report, evidence.protocol.metric
-    contenders = evidence.family.contenders
-    distinct = scores_without_near_duplicates(tables, contenders=contenders, report=report, metric=metric)
-    yield from differences(evidence.distinct, distinct, at="distinct", other=RECOMPUTED)
-    tested = {contender.role: contender.score for contender in verdict.contenders}
     for index, score in enumerate(evidence.scores):
-        test = tested.get(score.kind) if score.role == "contender" else None
-        if score.role in ROLES:
-            test = getattr(verdict, f"{score.role}_score")
+        role = score.role if score.role in ROLES else score.kind
+        test = verdict.model(role).score if score.role is not None and verdict.has(role) else None
         yield from differences(score.test, test, at=f"scores.{index}.test", other=RECOMPUTED)
 
 
@@ -315,7 +313,7 @@ def _test_access_faults(evidence: Evidence) -> Iterator[str]:
         yield f"the test-set ledger {paths.test_set_ledger} does not contain this access"
         return
     yield from differences(stated, entry, at="test_access", other="the test-set ledger gives")
-    models = [model.uri for model in evidence.family.predicting]
+    models = [model.uri for model in evidence.family.models]
     yield from differences(stated.models, models, at="test_access.models", other="the family has")
     protocol = digest(evidence.protocol)
     yield from differences(stated.protocol, protocol, at="test_access.protocol", other="the protocol gives")
@@ -334,8 +332,7 @@ def _engine_faults(uri: str) -> tuple[str, ...]:
         faults += engine_subject_faults(uri, record=record)
         faults += _run_faults(record, tables=tables)
         inputs = VerdictInputs(
-            incumbent=model_predictions("incumbent", tables),
-            candidate=model_predictions("candidate", tables),
+            models={role: model_predictions(role, tables) for role in ROLES},
             test_sha256=record.protocol.test_sha256,
             costs=record.serving,
         )

@@ -184,6 +184,16 @@ class EvaluationConfig(ConfigSection):
     """Number of days, counted from the evaluation on the test rows, after which a verdict expires and can no longer
     promote a model."""
 
+    @model_validator(mode="after")
+    def _margin_is_at_most_the_gain(self) -> Self:
+        margin = self.non_inferiority_margin
+        if margin is not None and margin > self.minimum_gain:
+            raise ValueError(
+                f"non_inferiority_margin {margin:g} is above minimum_gain {self.minimum_gain:g}, so two models could "
+                "each deserve to replace the other; lower the margin, or raise minimum_gain"
+            )
+        return self
+
     @field_validator("retrieval_encoder")
     @classmethod
     def _known_model_store(cls, uri: str | None) -> str | None:

@@ -32,7 +32,6 @@ class FrozenHybrid:
     routing: Routing
     first: str
     second: str
-    best_part: str  # the part with the higher score on validation
     validation: float  # score on validation
     share_to_second: float  # share of the validation rows that the second part answers
 
@@ -165,12 +164,10 @@ def _thresholds(confidences: NDArray[np.float64]) -> Iterator[float]:
 def _frozen(
     routing: Routing, tables: Mapping[str, Predictions], *, first: str, second: str, metric: str
 ) -> FrozenHybrid:
-    scores = {role: score_table(metric, tables[role]) for role in (first, second)}
     return FrozenHybrid(
         routing=routing,
         first=first,
         second=second,
-        best_part=second if scores[second] >= scores[first] else first,
         validation=score_table(metric, _routed(routing, first=tables[first], second=tables[second])),
         share_to_second=share_to_second(routing, tables[first]),
     )

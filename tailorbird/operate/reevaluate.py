@@ -112,8 +112,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     )
     tables = _predict(predict, models, rows=rows, protocol=protocol)
     inputs = VerdictInputs(
-        model_predictions("incumbent", tables),
-        model_predictions("candidate", tables),
+        {role: model_predictions(role, tables) for role in ROLES},
         test_sha256=protocol.test_sha256,
         costs=cost.serving,
         training=cost.training,

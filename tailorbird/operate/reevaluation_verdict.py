@@ -9,17 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.evaluation.gates.base import Gate, State
+from tailorbird.evaluation.gates.cost import cost_pair
+from tailorbird.evaluation.gates.prices import cost_ratio
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.confidence_sequence import confidence_sequence
 from tailorbird.evaluation.statistics.documents import documents_of
 from tailorbird.evaluation.statistics.scoring import score_table
 from tailorbird.evaluation.verdict.explain import failed_gates, open_gates
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points, size
-from tailorbird.evaluation.verdict.gates import CostComparison, evaluate_gates
+from tailorbird.evaluation.verdict.gates import evaluate_gates
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
 from tailorbird.evaluation.verdict.parts import VerdictPart
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO
+from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO
 
 
 class ReevaluationVerdict(VerdictPart):
@@ -59,9 +61,9 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
     `inputs` have all audited rows; `number` counts the re-evaluations of the champion, from 1. The verdict is renewed
     if the gain is proven to be above 0 and measured as at least the minimum gain, and no gate stops it. It is withdrawn
     if a gate fails, or if the minimum gain is out of reach and the gain is not proven to be above 0. A cheaper champion
-    (rule 7) is also renewed if it is non-inferior, and is withdrawn only if it is proven to lose the margin. One of
+    is also renewed if it is non-inferior, and is withdrawn only if it is proven to lose the margin. One of
     unknown cost may have been chosen for its cost, and is not withdrawn if it is non-inferior. Raises VerdictRefused
-    and ValueError as `verdict.decide` does.
+    and ValueError as `reach_verdict` does.
     """
     require_same_rows(inputs, protocol=protocol)
     champion, former = inputs.candidate.clean, inputs.incumbent.clean
@@ -72,8 +74,15 @@ def decide_reevaluation(inputs: VerdictInputs, *, protocol: TestProtocol, number
     if compared != protocol.metric:
         scores = [score_table(protocol.metric, table) for table in (champion, former)]
     gain = scores[0] - scores[1]
-    gates = evaluate_gates(inputs, protocol=_of_gates(protocol, number=number))
-    ratio = CostComparison(inputs.costs, protocol.cost, protocol.alpha).ratio()
+    pair = None if inputs.costs is None else cost_pair(inputs.costs)
+    gates = evaluate_gates(
+        inputs.candidate,
+        incumbent=inputs.incumbent,
+        protocol=_of_gates(protocol, number=number),
+        costs=pair,
+        training=inputs.training,
+    )
+    ratio = None if pair is None else cost_ratio(pair, alpha=protocol.alpha, terms=protocol.cost)
     is_cheaper = None if ratio is None else ratio[2] < CHEAPER_RATIO
     holds, why = _decide(gain, interval=interval, gates=gates, protocol=protocol, is_cheaper=is_cheaper)
     return ReevaluationVerdict(
@@ -134,7 +143,7 @@ def _decide(
 def _decide_cheaper(
     interval: tuple[float, float], *, protocol: TestProtocol, ends: str, unassessed: tuple[str, ...]
 ) -> tuple[bool | None, tuple[str, ...]]:
-    """Return the result for a champion that is cheaper, by the condition of rule 7: it is non-inferior."""
+    """Return the result for a champion that is cheaper, if it is non-inferior."""
     (low, high), least = interval, -protocol.non_inferiority_margin
     if low > least:
         kept = f"{ends} is above {points(least)} points, and the champion is cheaper"

@@ -11,6 +11,7 @@ from cluster.progress import SILENT, ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.data.rows import Rows, contents_of
+from tailorbird.evaluation.baselines.baseline import other_baselines
 from tailorbird.evaluation.hybrid import FrozenHybrid, best_of_each_cost, fit_hybrid
 from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
@@ -25,6 +26,7 @@ from tailorbird.evaluation.report.evidence import (
     CostRecord,
     Evidence,
     Family,
+    FrozenAnchor,
     FrozenModel,
 )
 from tailorbird.evaluation.report.evidence_files import (
@@ -35,8 +37,8 @@ from tailorbird.evaluation.report.evidence_files import (
     write_evidence,
 )
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
-from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, Anchor, TestSetLook, VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.reach import ANCHOR, reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, kind_of_artifact, register_contender, register_hybrid
 from tailorbird.pipeline.cost import endpoint_answers, measure_cost
@@ -44,7 +46,7 @@ from tailorbird.pipeline.endpoint import predict_contender, request_limits
 from tailorbird.pipeline.prepare import RunContext
 from tailorbird.pipeline.record import EvaluatedModels, TrainedModels, build_evidence
 from tailorbird.registry.test_set_ledger import record_test_access
-from tailorbird.registry.versions import ModelVersion, read_artifact_config
+from tailorbird.registry.versions import ModelVersion, RegistryError, read_artifact_config, read_version
 from tailorbird.storage.node_cache import sha256_files
 
 ROWS_NAMES = {
@@ -101,7 +103,7 @@ def find_finished_run(context: RunContext) -> RunResult | None:
 def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: ProgressReporter) -> RunResult:
     """Freeze the models to compare, predict the test rows once, decide, and publish the evidence."""
     family, test = freeze_family(context, trained), context.splits.test
-    kinds = [model.kind for model in family.predicting]
+    kinds = [model.kind for model in family.models]
     progress.stage(f"test: {', '.join(kinds[:-1])} and {kinds[-1]} on the same {len(test):,} rows")
     if (hybrid := family.hybrid) is not None:
         progress.note(f"hybrid of {hybrid.first} and {hybrid.second}: validation {hybrid.validation:.3f}")
@@ -109,24 +111,25 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     access = record_test_access(
         context.recipe.task_uri,
         contents=contents_of(test),
-        models=[model.uri for model in family.predicting],
+        models=[model.uri for model in family.models],
         protocol=digest(context.protocol.model_dump(mode="json")),
         run=context.run,
     )
-    compared = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.predicting}
+    compared = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.models}
     on_validation = {role: trained.servable[role] for role in validation_roles(context, trained)}
     tables = predict_all(context, compared, on_validation=on_validation, progress=progress)
+    if family.anchor is not None and not family.anchor.problem:
+        progress.activity("the anchor on the test rows")
+        tables[ANCHOR] = _predict(context, family.anchor.uri, rows_name="test")
     predict = partial(_predict, context, rows_name="test")
     progress.activity("measuring the cost of all models in alternating rounds")
     measured = measure_cost(context, compared, hybrid=hybrid, tables=tables, predict=predict)
     progress.activity("computing the verdict")
     cost = CostRecord(measured.serving, trained.usage(context.recipe.training), measured.device)
-    models, limits = {model.role: model.uri for model in family.predicting}, request_limits(context.inputs)
+    models, limits = {model.role: model.uri for model in family.models}, request_limits(context.inputs)
     answers = endpoint_answers(models, rows=test, tables=tables, predict=predict, limits=limits)
     evaluated = EvaluatedModels(family, access, tables, cost, answers)
-    verdict = decide(verdict_inputs(context, evaluated), protocol=context.protocol)
-    if access.number > 1:
-        progress.note(verdict.access())
+    verdict = reach_verdict(verdict_inputs(context, evaluated), protocol=context.protocol)
     progress.stage("registry: storing the verdict, its evidence and the selected version")
     return publish(context, trained, evaluated, verdict)
 
@@ -137,23 +140,39 @@ def freeze_family(context: RunContext, trained: TrainedModels) -> Family:
     Raises ValueError if an interrupted run was resumed with other models or another hybrid.
     """
     hybrid = fit_hybrid_on_validation(context, trained)
-    family = Family(models=trained.models, hybrid=hybrid)
-    if hybrid is not None:
-        known, servable = {model.role for model in trained.models}, trained.servable
-        parts = tuple(
-            FrozenModel(role, servable[role].kind, servable[role].uri, servable[role].validation)
-            for role in hybrid.parts
-            if role not in known
-        )
-        family = family.model_copy(update={"hybrid_parts": parts})
+    models = list(trained.models)
+    for role in hybrid.parts if hybrid is not None else ():
+        if role not in {model.role for model in models}:
+            part = trained.servable[role]
+            models.append(FrozenModel(role, part.kind, part.uri, part.validation))
+    family = Family(
+        models=tuple(models),
+        replacing=other_baselines(trained.baselines).replacing,
+        hybrid=hybrid,
+        anchor=_freeze_anchor(context),
+    )
     stored = storage.write_once(f"{context.run}/{FAMILY_FILE}", family)
     if stored != family:
-        what = "other models" if stored.predicting != family.predicting else "another hybrid"
+        what = "other models" if stored.models != family.models else "another hybrid or anchor"
         raise ValueError(
             f"{context.run}/{FAMILY_FILE} has {what} than this run; change the recipe (for example the seed) to start "
             "a new run"
         )
     return stored
+
+
+def _freeze_anchor(context: RunContext) -> FrozenAnchor | None:
+    """Return the anchor, with the reason if it cannot predict the test rows; None if the incumbent is the anchor."""
+    uri = context.anchor
+    if uri is None:
+        return None
+    try:
+        version = read_version(uri)
+    except RegistryError as error:
+        return FrozenAnchor(uri, f"it cannot be read: {error}")
+    if (version.task, version.classes) != (context.recipe.task, context.task.classes):
+        return FrozenAnchor(uri, "it has another task or other classes")
+    return FrozenAnchor(uri)
 
 
 def fit_hybrid_on_validation(context: RunContext, trained: TrainedModels) -> FrozenHybrid | None:
@@ -207,27 +226,26 @@ def predict_all(
 
 def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictInputs:
     """Return the inputs of the verdict."""
-    tables, family = evaluated.predictions, evaluated.family
+    tables = evaluated.predictions
+    family = evaluated.family
+    anchor = family.anchor
+    of_anchor = model_predictions(ANCHOR, tables) if anchor is not None and not anchor.problem else None
     return VerdictInputs(
-        incumbent=model_predictions("incumbent", tables),
-        candidate=model_predictions("candidate", tables),
+        models={model.role: model_predictions(model.role, tables) for model in family.models},
         test_sha256=context.inputs.data.hashes["test"],
-        leaks=context.inputs.data.report.leaks,
-        access_number=evaluated.test_access.number,
-        num_rows_seen=evaluated.test_access.num_seen,
-        contenders={role: model_predictions(role, tables) for role in family.contenders},
+        replacing=family.replacing,
         hybrid=family.hybrid,
-        hybrid_parts={part.role: model_predictions(part.role, tables) for part in family.hybrid_parts},
+        anchor=None if anchor is None else Anchor(anchor.uri, of_anchor, anchor.problem),
         costs=evaluated.cost.serving,
         training=evaluated.cost.training,
-        accepted_loss=context.accepted_loss,
+        look=TestSetLook(evaluated.test_access.number, evaluated.test_access.num_seen),
     )
 
 
 def publish(context: RunContext, trained: TrainedModels, evaluated: EvaluatedModels, verdict: Verdict) -> RunResult:
     """Register the incumbent and the winner, and write the evidence to the run and to the versions."""
-    chosen, family = verdict.winner, evaluated.family
-    contenders = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.predicting}
+    chosen, family = verdict.selected, evaluated.family
+    contenders = {model.role: Contender(model.kind, model.uri, model.validation) for model in family.models}
     versions = _register(context, contenders, winner=chosen, hybrid=family.hybrid)
     compared = {
         role: CandidateRecord(contender.kind, contender.uri, UNREGISTERED, sha256_files(contender.uri))
@@ -256,7 +274,7 @@ def _register(
     if winner != "hybrid":
         roles = dict.fromkeys(("incumbent", winner))
         return {role: register(contenders[role]) for role in roles}
-    assert hybrid is not None  # rule 3 returns HYBRID only with a hybrid
+    assert hybrid is not None  # a selected hybrid was frozen
     roles = dict.fromkeys(("incumbent", *hybrid.parts))
     versions = {role: register(contenders[role]) for role in roles}
     first, second = (versions[role] for role in hybrid.parts)

@@ -27,7 +27,7 @@ class RunContext:
     task: Task
     protocol: TestProtocol
     champion: str | None  # URI of the champion at the time when the protocol was registered
-    accepted_loss: float  # losses accepted for lower cost since the last proven champion
+    anchor: str | None  # URI of the last champion that was proven better, unless it is the champion
     requested_by: str
 
     def reporting_to(self, progress: ProgressReporter) -> "RunContext":
@@ -83,7 +83,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
         base_model=inputs.base_model,
         retrieval_encoder=inputs.encoder,
         champion=champion.uri if champion else None,
-        accepted_loss=champion.accepted_loss if champion else 0.0,
+        anchor=champion.anchor.uri if champion is not None and champion.anchor is not None else None,
         requested_by=current_user(),
         requested_at=now(),
     )
@@ -94,7 +94,7 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
         task,
         protocol=registered.protocol,
         champion=registered.champion,
-        accepted_loss=registered.accepted_loss,
+        anchor=registered.anchor,
         requested_by=registered.requested_by,
     )
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from tailorbird.config.training import TrainingConfig
-from tailorbird.evaluation.baselines.baseline import Baseline, further_contenders, select_incumbent
+from tailorbird.evaluation.baselines.baseline import Baseline, other_baselines, select_incumbent
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.predictions import Predictions
@@ -18,7 +18,6 @@ from tailorbird.evaluation.report.model_scores import (
     mean_measures,
     model_scores,
     reliability_by_role,
-    scores_without_near_duplicates,
 )
 from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.split_differences import SplitSample, split_differences
@@ -48,13 +47,15 @@ class TrainedModels:
 
     @property
     def contenders(self) -> dict[str, Contender]:
-        """The incumbent, the candidate and the further contenders, by role."""
-        best, *further = (
-            Contender(baseline.kind, baseline.uri, baseline.validation)
-            for baseline in (select_incumbent(self.baselines), *further_contenders(self.baselines))
+        """The incumbent, the candidate and the other models without fine-tuning that predict the test rows, by role."""
+        baselines = {"incumbent": select_incumbent(self.baselines)}
+        baselines |= {baseline.kind: baseline for baseline in other_baselines(self.baselines).tested}
+        contenders = {
+            role: Contender(baseline.kind, baseline.uri, baseline.validation)
+            for role, baseline in baselines.items()
             if baseline.uri is not None  # servable baselines have artifacts
-        )
-        return {"incumbent": best, "candidate": self.candidate, **{contender.kind: contender for contender in further}}
+        }
+        return {"incumbent": contenders.pop("incumbent"), "candidate": self.candidate, **contenders}
 
     @property
     def servable(self) -> dict[str, Contender]:
@@ -116,7 +117,6 @@ def build_evidence(
         verdict=verdict,
         test_access=evaluated.test_access,
         family=evaluated.family,
-        accepted_loss=context.accepted_loss,
         data=evidence.DataRecord(data.report, data.num_train, inputs.hashes, _differences(context, predictions)),
         scores=model_scores(
             trained.baselines,
@@ -140,10 +140,7 @@ def build_evidence(
         ),
         measures=mean_measures(predictions),
         suites=suite_scores(
-            predictions, suites=tuple(protocol.suites), roles=[model.role for model in evaluated.family.predicting]
-        ),
-        distinct=scores_without_near_duplicates(
-            predictions, contenders=evaluated.family.contenders, report=data.report, metric=protocol.metric
+            predictions, suites=tuple(protocol.suites), roles=[model.role for model in evaluated.family.models]
         ),
         versions=dict(versions),
         champion=context.champion,

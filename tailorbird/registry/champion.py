@@ -53,7 +53,6 @@ class ChosenBy(Frozen):
     """The verdict that selected a version."""
 
     outcome: str
-    rule: int
     sentence: str
     costs: Mapping[str, str] = Field(default_factory=dict)
     """Measured cost of serving the versions that were compared, in words, by digest; empty if it was not measured."""
@@ -81,8 +80,8 @@ class FormerChampion(Frozen):
     digest: str
     run: str  # URI of the run whose verdict selected it; empty if there is none
     verdict: ChosenBy | None = None
-    accepted_loss: float = 0.0
-    """Sum of the losses that were accepted for lower cost since the last champion that was proven better."""
+    anchor: PinnedVersion | None = None
+    """The last champion that was proven better than its predecessor; None if that is this version."""
     pretrained: PinnedVersion | None = None  # served as `model: pretrained`: a baseline, which may be this version
     parity: ParityResult | None = None  # None if nothing was served at its promotion; `serve` then checks parity
 

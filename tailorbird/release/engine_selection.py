@@ -147,7 +147,9 @@ class _Export:
         measure = run_remote(measure_serving, resources=self._resources)
         measured = measure(uris, rows=cost_rows, batch_size=batch_size)
         evaluated, exported = model_predictions("incumbent", tables), model_predictions("candidate", tables)
-        inputs = VerdictInputs(evaluated, exported, self._protocol.test_sha256, costs=measured.serving)
+        inputs = VerdictInputs(
+            {"incumbent": evaluated, "candidate": exported}, self._protocol.test_sha256, costs=measured.serving
+        )
         try:
             equivalence = evaluate_equivalence(inputs, protocol=self._protocol)
         except VerdictRefused as error:  # scores that are not finite

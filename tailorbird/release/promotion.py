@@ -120,10 +120,7 @@ def _promoted(
         runtime = f"{version.engine} in {version.dtype} ({ENGINE_EVIDENCE})"
         reason = reason.model_copy(update={"runtime": runtime})
     kept = former if reason.change == "engine" else None
-    accepted = kept.accepted_loss if kept else verdict.accepted_loss
-    chosen_by = ChosenBy(
-        outcome=verdict.outcome, rule=verdict.rule, sentence=verdict.sentence(), costs=costs_by_digest(evidence)
-    )
+    chosen_by = ChosenBy(outcome=verdict.outcome, sentence=verdict.sentence(), costs=costs_by_digest(evidence))
     digests = (version.digest, evaluation.weights.digest)
     return Champion(
         version=version.version,
@@ -131,7 +128,7 @@ def _promoted(
         digest=version.digest,
         run=kept.run if kept else evidence.run,
         verdict=kept.verdict if kept else chosen_by,
-        accepted_loss=accepted,
+        anchor=_anchor(version, evaluation=evaluation, former=former, reason=reason),
         pretrained=kept.pretrained if kept else _pretrained(version, evidence=evidence, former=former),
         parity=parity,
         reason=reason,
@@ -139,6 +136,16 @@ def _promoted(
         former=(*former.former, former.as_former) if former else (),
         rolled_back=tuple(digest for digest in (former.rolled_back if former else ()) if digest not in digests),
     )
+
+
+def _anchor(
+    version: ModelVersion, *, evaluation: _Evaluation, former: Champion | None, reason: ChangeReason
+) -> PinnedVersion | None:
+    """Return the last champion that was proven better than its predecessor; None if that is the version itself."""
+    is_for_cost = reason.change == "engine" or evaluation.evidence.verdict.replaces_for_cost
+    if is_for_cost and former is not None:
+        return former.anchor or former.pinned
+    return None if version.digest == evaluation.weights.digest else evaluation.weights.pinned
 
 
 def roll_back(
@@ -286,7 +293,5 @@ def _promotion_reason(evaluation: _Evaluation, *, champion: Champion | None, ove
     if rolled_back and override is None:
         raise PromotionRefused(f"the version was rolled back; to promote it again, give the reason: {OVERRIDE}")
     reason = override.strip() if rolled_back and override is not None else None
-    text = f"{verdict.outcome} by rule {verdict.rule}"
-    if verdict.replacement is not None:
-        text += f": {verdict.replacement} is proven better than the incumbent"
+    text = f"{verdict.outcome}: {verdict.selected} dominates the incumbent"
     return ChangeReason(change="promotion", text=text, override=reason)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from tailorbird.registry.versions import ENDPOINT_KINDS
 
@@ -20,7 +20,9 @@ class Baseline:
     note: str  # description for reports
 
 
-NUM_FURTHER = 2  # number of further contenders
+NUM_REPLACING = 3  # baselines that may replace the incumbent
+ALWAYS_TESTED = ("zero_shot", "centroid", "bag_of_words", "probe", "probe_bag")
+"""Kinds that predict the test rows in any case, because they are cheap."""
 
 
 class Scored(Protocol):
@@ -35,6 +37,14 @@ class Scored(Protocol):
 S = TypeVar("S", bound=Scored)
 
 
+@dataclass(frozen=True)
+class Others(Generic[S]):
+    """The baselines other than the incumbent that predict the test rows."""
+
+    tested: tuple[S, ...]  # best on validation first
+    replacing: tuple[str, ...]  # kinds of those that may replace the incumbent
+
+
 def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:
     """Return the model that the candidate must beat: the champion, or else the best servable baseline on validation.
 
@@ -46,25 +56,25 @@ def select_incumbent(baselines: Sequence[Baseline]) -> Baseline:
     return champion or max(servable, key=lambda baseline: baseline.validation)
 
 
-def further_contenders(baselines: Sequence[Baseline]) -> tuple[Baseline, ...]:
-    """Return the further contenders other than the incumbent, at most `NUM_FURTHER`, best on validation first.
+def select_others(others: Sequence[S], *, incumbent: str) -> Others[S]:
+    """Return the servable baselines other than the incumbent that predict the test rows, best on validation first.
 
-    They are tested against the incumbent together with the candidate.
-    """
-    incumbent = select_incumbent(baselines)
-    others = [baseline for baseline in baselines if baseline.servable and baseline is not incumbent]
-    return select_further(others, incumbent=incumbent.kind)
-
-
-def select_further(others: Sequence[S], *, incumbent: str) -> tuple[S, ...]:
-    """Return the best of the other servable baselines on validation, best first; `incumbent` is the incumbent's kind.
-
-    If an external endpoint is a baseline, its best kind is tested in any case, as a contender or as the incumbent: a
-    recipe names an endpoint to compare it.
+    Pretrained models, heads on a frozen encoder and bags of words are cheap, and all of them can block a fine-tuned
+    model. The best `NUM_REPLACING` on validation can also replace the incumbent. If an external endpoint is a baseline,
+    its best kind can replace the incumbent in any case, because a recipe names an endpoint to compare it. `incumbent`
+    is the incumbent's kind.
     """
     ranked = sorted(others, key=lambda baseline: -baseline.validation)
-    chosen = ranked[:NUM_FURTHER]
-    endpoint = next((baseline for baseline in ranked if baseline.kind in ENDPOINT_KINDS), None)
-    if endpoint is not None and not any(kind in ENDPOINT_KINDS for kind in (incumbent, *(one.kind for one in chosen))):
-        chosen[-1] = endpoint
-    return tuple(chosen)
+    replacing = ranked[:NUM_REPLACING]
+    named = [baseline for baseline in ranked if baseline.kind in ENDPOINT_KINDS]
+    if named and incumbent not in ENDPOINT_KINDS and named[0] not in replacing:
+        replacing.append(named[0])
+    tested = [baseline for baseline in ranked if baseline in replacing or baseline.kind in ALWAYS_TESTED]
+    return Others(tuple(tested), tuple(baseline.kind for baseline in replacing))
+
+
+def other_baselines(baselines: Sequence[Baseline]) -> Others[Baseline]:
+    """Return the servable baselines other than the incumbent that predict the test rows."""
+    incumbent = select_incumbent(baselines)
+    others = [baseline for baseline in baselines if baseline.servable and baseline is not incumbent]
+    return select_others(others, incumbent=incumbent.kind)

@@ -53,8 +53,10 @@ def outcome_counts(verdict: Verdict) -> dict[str, int]:
 
     A model is right if its output equals the label, for any metric; pages add `formatting.outcome_basis`.
     """
-    accuracy = verdict.incumbent_score if verdict.metric in ROW_METRICS else verdict.second_metric.incumbent
-    won, lost = verdict.only_candidate_right, verdict.only_incumbent_right
+    accuracy = next(score for metric, score in verdict.incumbent.scores.items() if metric in ROW_METRICS)
+    relation = verdict.relation("candidate", "incumbent")
+    won = relation.only_first_right
+    lost = relation.only_second_right
     both = round(accuracy * verdict.n) - lost
     return {
         "both right": both,

@@ -6,9 +6,9 @@ from tailorbird.data.sharding.loading import LoadedDataset
 from tailorbird.evaluation.inference.row_predictions import documents
 from tailorbird.evaluation.report.costs import cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence, MixRecord, ModelScore
-from tailorbird.evaluation.report.outlook import outlook_sentence
 from tailorbird.evaluation.statistics.documents import few_documents
-from tailorbird.evaluation.statistics.power import MAX_ROWS, rows_text
+from tailorbird.evaluation.statistics.power import rows_text
+from tailorbird.evaluation.verdict.contender_costs import named
 from tailorbird.evaluation.verdict.formatting import model_name, size
 from tailorbird.evaluation.verdict.protocol import spent_alpha
 from tailorbird.evaluation.verdict.types import Verdict
@@ -36,8 +36,6 @@ def data_lines(data: LoadedDataset, *, label_noun: str) -> list[str]:
         lines.append(f"rows with an empty text, which all get the same answer: {report.empty_texts:,}")
     if (few := _few_documents(data.splits.test)) is not None:
         lines.append(few)
-    if report.leaks:
-        lines.append(f"{report.leaks[0]}; the verdict will be INSUFFICIENT_EVIDENCE (rule 2). Split the rows again")
     return lines
 
 
@@ -47,7 +45,7 @@ def _few_documents(test: Rows) -> str | None:
     if clusters is None:
         return None
     reason = few_documents(len(set(clusters)), num_rows=len(test))
-    return reason and f"{reason}, or the verdict will be INSUFFICIENT_EVIDENCE (rule 8)"
+    return reason and f"{reason}, or the verdict will be INSUFFICIENT_EVIDENCE"
 
 
 def earlier_tests_line(num_seen: int, *, alpha: float, access_number: int) -> str:
@@ -60,28 +58,27 @@ def earlier_tests_line(num_seen: int, *, alpha: float, access_number: int) -> st
 
 
 def verdict_lines(evidence: Evidence) -> list[str]:
-    """Return lines with the verdict, its reasons, the gates, the power of the test and a table of scores.
-
-    The gates are those of the hybrid or the further contender if it is selected, and of the candidate otherwise.
-    """
+    """Return the verdict as a chain of sentences, then the power of the test, the costs and a table of scores."""
     verdict = evidence.verdict
     rows = [("model", "validation", "95% interval", "test"), *map(score_cells, evidence.scores)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    gates = ", ".join(f"{gate.name} {gate.state}" for gate in verdict.shown.gates)
-    gated = "candidate" if verdict.shown is verdict else verdict.winner
+    table = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        table.append("  ".join(cells).rstrip())
+    details = [
+        *evidence.data.differences,
+        power_sentence(verdict),
+        seed_sentence(evidence),
+        mix_sentence(evidence.mix) if evidence.mix else None,
+        cost_sentence(evidence),
+        streaming_sentence(evidence),
+    ]
     return [
-        verdict.sentence(),
-        f"  {verdict.numbers()}",
-        *([f"  {sentence}"] if (sentence := outlook_sentence(evidence)) else []),
-        *(f"  - {reason}" for reason in verdict.reasons),
-        *([f"  gates of the {gated}: {gates}"] if gates else []),
-        *(f"  - {difference}" for difference in evidence.data.differences),
-        f"  {power_sentence(verdict)}",
-        f"  {seed_sentence(evidence)}",
-        *([f"  {mix_sentence(evidence.mix)}"] if evidence.mix else []),
-        *([f"  {sentence}"] if (sentence := cost_sentence(evidence)) else []),
-        *([f"  {sentence}"] if (sentence := streaming_sentence(evidence)) else []),
+        f"{verdict.outcome}: {verdict.sentence()}",
+        *(f"  {number}. {sentence}" for number, sentence in enumerate(verdict.sentences[1:], start=2)),
+        "",
+        *(f"  {detail}" for detail in details if detail),
         "",
         *table,
     ]
@@ -108,17 +105,16 @@ def score_cells(score: ModelScore) -> tuple[str, str, str, str]:
 
 
 def power_sentence(verdict: Verdict) -> str:
-    """Return the probability of FINE_TUNE, what limits it, and the rows needed for both gains."""
-    needed, least = verdict.rows_needed, verdict.rows_needed_for_minimum_gain
-    for_expected = f"{MAX_ROWS:,} test rows do not give 80%" if needed is None else f"{needed:,} test rows give 80%"
-    hybrid = "" if verdict.hybrid_power is None else f"; HYBRID in {verdict.hybrid_power:.0%} if both parts are equal"
-    minimum = f"{size(verdict.minimum_gain)} (minimum_gain)"
-    for_minimum = f", and one of {minimum} on {rows_text(least)}" if verdict.minimum_gain > 0 else ""
+    """Return the probability that such a test chooses a fine-tuned model, what prevents it, and the rows needed."""
+    power = verdict.power
+    over = named(power.over)
+    at_minimum = f"{power.at_minimum_gain:.0%} at a true gain of {size(verdict.minimum_gain)} (minimum_gain)"
+    at_expected = f"{power.at_expected_gain:.0%} at {size(verdict.expected_gain)} (expected_gain)"
+    limit = f"; otherwise most often blocked by {named(power.limited_by)}" if power.limited_by else ""
     return (
-        f"power: FINE_TUNE in {verdict.power_at_expected_gain:.0%} of such tests at a true gain of "
-        f"{size(verdict.expected_gain)} (expected_gain) over the incumbent ({for_expected}); otherwise most often "
-        f"{verdict.power_limited_by}{hybrid}; with 80% power, the comparison alone detects a gain of "
-        f"{100 * verdict.minimum_detectable_effect:.2f} points on these {verdict.n:,} rows{for_minimum}"
+        f"power: a fine-tuned model is chosen in {at_minimum} and in {at_expected} over {over}{limit}; "
+        f"{rows_text(power.rows_needed)} give 80%; {verdict.n:,} rows show a gain of "
+        f"{100 * power.smallest_detectable:.2f} points over {over} in 80% of tests"
     )
 
 

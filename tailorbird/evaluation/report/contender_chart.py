@@ -7,7 +7,6 @@ from tailorbird.evaluation.report.costs import UNKNOWN
 from tailorbird.evaluation.report.evidence import Evidence
 from tailorbird.evaluation.verdict.contender_costs import common_cost, money
 from tailorbird.evaluation.verdict.formatting import PERCENTAGES
-from tailorbird.evaluation.verdict.parts import FamilyVerdict
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pages.charts import Box, Chart, Dot, Line, Mark, Scale, Text, around, interval_marks
 
@@ -47,35 +46,24 @@ class Contender:
 
 
 def contenders_of(evidence: Evidence) -> tuple[Contender, ...]:
-    """Return the incumbent, the candidate, the hybrid and the further contenders, with their costs if known."""
-    verdict, hybrid = evidence.verdict, evidence.verdict.hybrid
-    models = [
-        Contender("incumbent", verdict.incumbent_kind, verdict.incumbent_score, score_at="verdict.incumbent_score"),
-        Contender(
-            "candidate",
-            verdict.candidate_kind,
-            verdict.candidate_score,
-            gain=verdict.gain,
-            interval=verdict.interval,
-            score_at="verdict.candidate_score",
-            gain_at="verdict",
-        ),
-    ]
-    others: list[tuple[str, str, str, FamilyVerdict]]
-    others = [("verdict.hybrid", "hybrid", "hybrid", hybrid)] if hybrid is not None else []
-    others += [
-        (f"verdict.contenders.{index}", each.role, each.kind, each) for index, each in enumerate(verdict.contenders)
-    ]
-    models += [
-        Contender(role, kind, each.score, gain=each.gain, interval=each.interval, score_at=f"{at}.score", gain_at=at)
-        for at, role, kind, each in others
-    ]
-    return tuple(_with_cost(model, evidence) for model in models)
+    """Return all compared models with the gain over the incumbent, and their costs if known."""
+    verdict = evidence.verdict
+    models = []
+    for number, model in enumerate(verdict.models):
+        contender = Contender(model.role, model.kind, model.score, f"verdict.models.{number}.scores.{verdict.metric}")
+        position = verdict.position(model.role, "incumbent")
+        if position is not None:
+            relation = verdict.relations[position]
+            contender = replace(
+                contender, gain=relation.gain, interval=relation.interval, gain_at=f"verdict.relations.{position}"
+            )
+        models.append(_with_cost(contender, evidence))
+    return tuple(models)
 
 
 def _with_cost(model: Contender, evidence: Evidence) -> Contender:
     """Return the contender with its cost a month, if it is known, and whether the verdict selects it."""
-    selected = replace(model, selected=model.role == evidence.verdict.winner)
+    selected = replace(model, selected=model.role == evidence.verdict.selected)
     costs, terms = evidence.verdict.costs, evidence.protocol.cost
     number = next((number for number, cost in enumerate(costs) if cost.role == model.role), None)
     if number is None or terms is None:
@@ -126,7 +114,7 @@ def _ends(model: Contender, incumbent: float) -> tuple[float, float]:
 
 
 def _span(models: Sequence[Contender], verdict: Verdict, *, length: float) -> Scale:
-    base = verdict.incumbent_score
+    base = verdict.incumbent.score
     values = [end for model in models for end in (*_ends(model, base), model.score)]
     return around([*values, base, base + verdict.minimum_gain], length=length)
 
@@ -147,7 +135,7 @@ def _tick_text(verdict: Verdict, value: float) -> str:
 
 def _score_axis(scale: Scale, verdict: Verdict, *, height: float) -> list[Mark]:
     """Return the band of the minimum gain, a dashed line at the incumbent's score, and the axis of the scores."""
-    base = verdict.incumbent_score
+    base = verdict.incumbent.score
     left, right = scale.at(base), scale.at(base + verdict.minimum_gain)
     marks: list[Mark] = [Box(left, 0, round(right - left, 2), height, "band")]
     for value in scale.ticks(about=4):
@@ -192,7 +180,7 @@ def _scores_and_costs(models: Sequence[Contender], verdict: Verdict) -> Chart:
 
 def _score_marks(model: Contender, verdict: Verdict, *, scale: Scale, y: float) -> list[Mark]:
     """Return the interval of the score, and its dot."""
-    low, high = _ends(model, verdict.incumbent_score)
+    low, high = _ends(model, verdict.incumbent.score)
     marks: list[Mark] = []
     if model.interval is not None:
         marks += interval_marks(low, model.score, high, scale=scale, y=y, kind=model.tone)[:3]

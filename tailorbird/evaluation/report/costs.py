@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from tailorbird.evaluation.gates.cost import ServingDevice
-from tailorbird.evaluation.gates.prices import CostTerms
+from tailorbird.evaluation.gates.prices import CostTerms, Ratio
 from tailorbird.evaluation.report.evidence import UNREGISTERED, Evidence
 from tailorbird.evaluation.verdict.contender_costs import common_cost, money, named
 from tailorbird.evaluation.verdict.formatting import cost_basis
@@ -17,18 +17,26 @@ UNKNOWN = "not assessable"
 
 def cost_sentence(evidence: Evidence) -> str | None:
     """Return the ratio of the measured costs, the training and the prices; None if the costs were not measured."""
-    verdict, cost, terms = evidence.verdict, evidence.cost, evidence.protocol.cost
+    cost = evidence.cost
+    terms = evidence.protocol.cost
     if cost.serving is None or cost.device is None:
         return None
     ratio = "the costs of serving the candidate and the incumbent cannot be compared"
-    if verdict.cost_ratio is not None:
-        estimate, low, high = verdict.cost_ratio
+    unit = evidence.verdict.cost_unit
+    measured = _ratio(evidence.verdict)
+    if measured is not None:
+        estimate, low, high = measured
         ratio = (
             f"to serve, the candidate costs {estimate:.2f} times as much as the incumbent ({low:.2f} to {high:.2f}, "
-            f"{cost_basis(verdict.cost_unit)}, {measured_on(evidence, cost.device)})"
+            f"{cost_basis(unit)}, {measured_on(evidence, cost.device)})"
         )
     sentence = f"cost: {ratio}; training used {cost.training}"
     return sentence if terms is None else f"{sentence}; {terms_sentence(terms)}"
+
+
+def _ratio(verdict: Verdict) -> Ratio | None:
+    """Return the candidate's cost of serving divided by the incumbent's, with its interval."""
+    return verdict.relation("candidate", "incumbent").cost_ratio
 
 
 def measured_on(evidence: Evidence, device: ServingDevice) -> str:
@@ -130,8 +138,9 @@ def cost_answer(evidence: Evidence) -> str:
         ]
         return " ".join(filter(None, sentences))
     unpriced = "The recipe has no prices (`evaluation.cost`), so there is no cost a month."
-    if verdict.cost_ratio is not None and evidence.cost.device is not None:
-        estimate, low, high = verdict.cost_ratio
+    measured = _ratio(verdict)
+    if measured is not None and evidence.cost.device is not None:
+        estimate, low, high = measured
         return (
             f"To serve, the candidate costs {estimate:.2f} times as much as the incumbent ({low:.2f} to {high:.2f}, "
             f"{cost_basis(verdict.cost_unit)}, {measured_on(evidence, evidence.cost.device)}). {unpriced}"
@@ -141,7 +150,7 @@ def cost_answer(evidence: Evidence) -> str:
 
 def _a_month(known: Mapping[str, float], verdict: Verdict) -> str:
     """Return the known costs a month of the selected model, incumbent and candidate, once if they are the same."""
-    shown = [role for role in dict.fromkeys((verdict.winner, "incumbent", "candidate")) if role in known]
+    shown = [role for role in dict.fromkeys((verdict.selected, "incumbent", "candidate")) if role in known]
     every = "all contenders" if len(known) == len(verdict.costs) else "all contenders with a known cost"
     same, which = common_cost(list(known.values())), every
     if same is None:

@@ -14,7 +14,7 @@ from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, Traini
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import Anchor, TestSetLook, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
@@ -40,14 +40,6 @@ class DataRecord:
     sha256: Mapping[str, str]  # sha256 of each split by name
     differences: tuple[str, ...] = ()
     """Sentences about differences between validation and test that are larger than chance."""
-
-
-@dataclass(frozen=True)
-class DistinctRecord:
-    """Scores on the test rows without a near-duplicate in train, in the verdict's metric. They do not affect it."""
-
-    n: int  # number of these rows
-    scores: Mapping[str, float]  # by role
 
 
 PRETRAINED = "pretrained"
@@ -143,24 +135,24 @@ class FrozenModel:
     validation: float  # validation score
 
 
+@dataclass(frozen=True)
+class FrozenAnchor:
+    """The last champion that was proven better than its predecessor, unless it is the incumbent."""
+
+    uri: str
+    problem: str = ""  # why it cannot predict the test rows; then no model replaces another for its cost
+
+
 class Family(StoredModel):
     """The models of a run's comparison, and the hybrid; stored before the test rows are predicted."""
 
     models: tuple[FrozenModel, ...]
-    """The incumbent, the candidate, then the further contenders, best on validation first."""
+    """The incumbent, the candidate, then the other models without fine-tuning, best on validation first. Parts of the
+    hybrid are among them."""
+    replacing: tuple[str, ...] = ()
+    """Roles of the other models that may replace the incumbent."""
     hybrid: FrozenHybrid | None = None
-    hybrid_parts: tuple[FrozenModel, ...] = ()
-    """Parts of the hybrid that are not in `models`. They predict the test rows, and are not tested themselves."""
-
-    @property
-    def contenders(self) -> tuple[str, ...]:
-        """The roles of the further contenders."""
-        return tuple(model.role for model in self.models if model.role not in ROLES)
-
-    @property
-    def predicting(self) -> tuple[FrozenModel, ...]:
-        """All models that predict the test rows."""
-        return self.models + self.hybrid_parts
+    anchor: FrozenAnchor | None = None
 
 
 @dataclass(frozen=True)
@@ -244,8 +236,6 @@ class Evidence(StoredModel):
     """The entry in the test-set ledger."""
     family: Family
     """The compared models, as frozen before the test rows were read."""
-    accepted_loss: float
-    """Losses accepted for lower cost since the last proven champion, before this run."""
     data: DataRecord
     scores: tuple[ModelScore, ...]
     """Scores of each baseline, then of the candidate."""
@@ -271,8 +261,6 @@ class Evidence(StoredModel):
     """(chat only) `log_likelihood` by role: mean over the test rows, in nats per token."""
     suites: tuple[SuiteScore, ...] = ()
     """(chat only) Scores on the suites of the gate `suites`."""
-    distinct: DistinctRecord | None
-    """Scores without near-duplicates of training rows; None if there are none, or if only a sample was compared."""
     versions: dict[str, CandidateRecord]
     """Versions by role: those of `family` with the parts of its hybrid, and `hybrid` if the verdict selected it."""
     champion: str | None
@@ -289,7 +277,7 @@ class Evidence(StoredModel):
     @property
     def winning_role(self) -> str:
         """The role that the verdict selected."""
-        return self.verdict.winner
+        return self.verdict.selected
 
     @property
     def winner(self) -> CandidateRecord:
@@ -303,19 +291,17 @@ class Evidence(StoredModel):
 
     def verdict_inputs(self, tables: Mapping[str, Predictions]) -> VerdictInputs:
         """Return the inputs of the verdict; `tables` are the run's predictions by name."""
+        anchor = self.family.anchor
+        of_anchor = model_predictions("anchor", tables) if anchor is not None and not anchor.problem else None
         return VerdictInputs(
-            incumbent=model_predictions("incumbent", tables),
-            candidate=model_predictions("candidate", tables),
+            models={model.role: model_predictions(model.role, tables) for model in self.family.models},
             test_sha256=self.data.sha256["test"],
-            leaks=self.data.report.leaks,
-            access_number=self.test_access.number,
-            num_rows_seen=self.test_access.num_seen,
-            contenders={role: model_predictions(role, tables) for role in self.family.contenders},
+            replacing=self.family.replacing,
             hybrid=self.family.hybrid,
-            hybrid_parts={part.role: model_predictions(part.role, tables) for part in self.family.hybrid_parts},
+            anchor=None if anchor is None else Anchor(anchor.uri, of_anchor, anchor.problem),
             costs=self.cost.serving,
             training=self.cost.training,
-            accepted_loss=self.accepted_loss,
+            look=TestSetLook(self.test_access.number, self.test_access.num_seen),
         )
 
 

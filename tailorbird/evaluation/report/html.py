@@ -16,8 +16,7 @@ from tailorbird.evaluation.report.console import mix_sentence, seed_sentence, st
 from tailorbird.evaluation.report.evidence import PRETRAINED, Evidence
 from tailorbird.evaluation.report.figures import FIELD_NAMES, TONES, UNLISTED, Figures
 from tailorbird.evaluation.report.model_scores import COMPARED
-from tailorbird.evaluation.report.outlook import served_sentence, what_would_change
-from tailorbird.evaluation.verdict.contender_costs import money
+from tailorbird.evaluation.verdict.contender_costs import money, named
 from tailorbird.evaluation.verdict.explain import why_no_hybrid
 from tailorbird.evaluation.verdict.formatting import (
     METRIC_NAMES,
@@ -64,8 +63,6 @@ def to_html(evidence: Evidence) -> str:
         duties=load_duties(),
         protocol_sha256=digest(evidence.protocol),
         why_no_hybrid=why_no_hybrid,
-        served=served_sentence(evidence),
-        would_change=what_would_change(evidence.verdict),
         cost=costs.cost_sentence(evidence),
         cost_answer=costs.cost_answer(evidence),
         terms=costs.terms_sentence(evidence.protocol.cost) if evidence.protocol.cost else "",
@@ -85,6 +82,7 @@ def _templates() -> Environment:
         "model_name": model_name,
         "outcome_basis": outcome_basis,
         "money": money,
+        "named": named,
         "plain": plain,
         "as_json": _as_json,
         "size": size,

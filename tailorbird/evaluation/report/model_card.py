@@ -16,9 +16,10 @@ from tailorbird.evaluation.report.console import (
 )
 from tailorbird.evaluation.report.costs import cost_lines, cost_sentence
 from tailorbird.evaluation.report.evidence import Evidence
-from tailorbird.evaluation.report.outlook import outlook_sentence
-from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, interval_name, p_text, points
-from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridPart, HybridVerdict
+from tailorbird.evaluation.verdict.contender_costs import named
+from tailorbird.evaluation.verdict.explain import gain_text
+from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, points
+from tailorbird.evaluation.verdict.parts import TestedHybrid
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.registry.versions import ENDPOINT_KINDS, MIXED_KINDS, WITHOUT_BASE_MODEL
 
@@ -64,16 +65,14 @@ def to_model_card(
     if difference is not None:
         del front["metrics"], front["model-index"]
     body = [
-        f"# {evidence.name}: {version.kind} ({_role_name(verdict, role=role)})",
+        f"# {evidence.name}: {version.kind} ({_role_name(role)})",
         _what(evidence, verdict, role=role),
         *([difference] if difference else []),
         "## Scores",
         _scores(evidence, verdict, role=role),
-        "## Candidate against incumbent",
-        verdict.sentence(),
-        *([sentence] if (sentence := outlook_sentence(evidence)) else []),
-        verdict.numbers() + ".",
-        "\n".join(f"- {reason}" for reason in verdict.reasons),
+        "## Verdict",
+        f"**{verdict.outcome}**",
+        "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(verdict.sentences, start=1)),
         _access(evidence),
         "| model | validation | interval | test |\n|---|---|---|---|\n"
         + "\n".join("| " + " | ".join(score_cells(row)) + " |" for row in evidence.scores),
@@ -97,19 +96,10 @@ def to_model_card(
 def scores_of(evidence: Evidence, *, role: str) -> dict[str, float]:
     """Return the test scores of the version in a role: the verdict's metric, the second metric and the ECE.
 
-    Only candidate and incumbent have the second metric. The ECE needs the calibration gate.
+    The ECE needs the calibration gate.
     """
     verdict = evidence.verdict
-    second = verdict.second_metric
-    if role == "hybrid":
-        assert verdict.hybrid is not None  # the role requires a hybrid
-        scores = {verdict.metric: verdict.hybrid.score}
-    elif model := _contender(verdict, role=role) or _part_only(verdict, role=role):
-        scores = {verdict.metric: model.score}
-    elif role == "candidate":
-        scores = {verdict.metric: verdict.candidate_score, second.metric: second.candidate}
-    else:
-        scores = {verdict.metric: verdict.incumbent_score, second.metric: second.incumbent}
+    scores = dict(verdict.model(role).scores)
     gate = _gates(verdict, role=role).get("calibration")
     if gate is not None and gate.bounds:
         of_candidate, *increases = (bound.estimate for bound in gate.bounds)
@@ -158,15 +148,17 @@ def _what(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     else:
         built = f"{ARCHITECTURES.get(kind, task.architecture)}kind `{kind}`"
     base = "" if kind in WITHOUT_BASE_MODEL else f", based on `{evidence.base_model.source}`"
-    name = _role_name(verdict, role=role)
-    return f"{task.model} for the task `{evidence.name}`{base}: {built}. It is the {name} of run `{evidence.run}`."
+    name = _role_name(role)
+    return f"{task.model} for the task `{evidence.name}`{base}: {built}. It is {name} of run `{evidence.run}`."
 
 
-def _hybrid(evidence: Evidence, hybrid: HybridVerdict) -> str:
+def _hybrid(evidence: Evidence, hybrid: TestedHybrid) -> str:
     """Return the parts of a hybrid, their scores alone, and the rule that routes between them."""
-    first, second = (
-        f"`{evidence.versions[part.role].uri}` (kind `{part.kind}`, alone {part.score:.4f})" for part in hybrid.parts
-    )
+    names = []
+    for role in (hybrid.first, hybrid.second):
+        part = evidence.verdict.model(role)
+        names.append(f"`{evidence.versions[role].uri}` (kind `{part.kind}`, alone {part.score:.4f})")
+    first, second = names
     share = f"{hybrid.share_to_second:.0%} of the test rows ({hybrid.validation_share_to_second:.0%} on validation)"
     if hybrid.routing.by == "group":
         values = ", ".join(hybrid.routing.values)
@@ -180,14 +172,8 @@ def _hybrid(evidence: Evidence, hybrid: HybridVerdict) -> str:
 def _scores(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     names = METRIC_NAMES | {"ece": "expected calibration error (debiased)"}
     lines = [f"- {names[name]}: {value:.4f}" for name, value in scores_of(evidence, role=role).items()]
-    first = verdict.access_number == 1
-    rows = f"{verdict.n:,} test rows" + (" that were not used to train or select a model before" if first else "")
-    distinct = evidence.distinct
-    if distinct is not None and role in distinct.scores:
-        name = names[verdict.metric]
-        lines.append(
-            f"- {name} on the {distinct.n:,} rows without a near-duplicate in train: {distinct.scores[role]:.4f}"
-        )
+    is_first = evidence.test_access.number == 1
+    rows = f"{verdict.n:,} test rows" + (" that were not used to train or select a model before" if is_first else "")
     return f"On {rows}:\n\n" + "\n".join(lines)
 
 
@@ -200,14 +186,12 @@ def _sentences(evidence: Evidence) -> list[str]:
 
 def _access(evidence: Evidence) -> str:
     access = evidence.test_access
-    seen = f"{access.num_seen:,} of {access.num_rows:,} different rows are in earlier accesses"
-    return f"The test is {evidence.verdict.access()} ({seen})."
+    seen = f"{access.num_seen:,} of {access.num_rows:,} different rows are known from earlier looks"
+    return f"The test is look {access.number} at these rows ({seen}; alpha {evidence.verdict.alpha:.2g})."
 
 
 def _groups(verdict: Verdict, *, role: str) -> str:
     gate = _gates(verdict, role=role).get("groups")
-    if _part_only(verdict, role=role):
-        return "The groups of this version alone were not assessed. It was tested as a part of the hybrid."
     if gate is None:
         return "The recipe has no groups gate, so the scores of single groups are not known."
     rows = []
@@ -262,17 +246,12 @@ def _limits(evidence: Evidence, verdict: Verdict, *, role: str) -> str:
     subject = "candidate" if role == "incumbent" else role
     lines += [f"The {name} gate {states[gate.state]} for the {subject}." for name, gate in gates.items()]
     lines += [f"{what} was not assessed." for name, what in BEHAVIORAL_GATES.items() if name not in gates]
-    tested = (verdict.hybrid if role == "hybrid" else _contender(verdict, role=role)) or verdict
-    low, high = tested.interval
-    if _part_only(verdict, role=role):
-        lines.append("This version alone was not compared with the incumbent. It was tested as a part of the hybrid.")
-    else:
-        lines.append(
-            f"The gain of the {subject} over the incumbent is uncertain: the {interval_name(tested.level)} is "
-            f"{points(low)} to {points(high)} points ({p_text(tested.p_holm)})."
-        )
+    gain = verdict.relation(subject, "incumbent")
+    lines.append(f"The gain of {named(subject)} over the incumbent is uncertain: {gain_text(gain)}.")
     kind, has_index = evidence.versions[role].kind, evidence.recipe.training.with_retrieved and role == "candidate"
-    parts = [part.kind for part in verdict.hybrid.parts] if role == "hybrid" and verdict.hybrid else [kind]
+    parts = [kind]
+    if role == "hybrid" and verdict.hybrid is not None:
+        parts = [verdict.model(part).kind for part in (verdict.hybrid.first, verdict.hybrid.second)]
     if not set(parts).isdisjoint(WITH_TRAINING_ROWS) or has_index:
         lines.append("The version contains training rows as text. Protect and delete it like the training rows.")
     lines += [f"{part[0].upper()}{part[1:]}." for part in evidence.data.differences]
@@ -294,32 +273,14 @@ def _out_of_scope(evidence: Evidence) -> str:
 
 
 def _gates(verdict: Verdict, *, role: str) -> dict[str, Gate]:
-    """Return the gates of the hybrid or a further contender by name; for the other roles, those of the candidate."""
-    gates = verdict.hybrid.gates if role == "hybrid" and verdict.hybrid else verdict.gates
-    if contender := _contender(verdict, role=role):
-        gates = contender.gates
-    if _part_only(verdict, role=role):
-        gates = ()
-    return {gate.name: gate for gate in gates}
+    """Return the gates of the model in a role by name; for the incumbent, those of the candidate."""
+    model = verdict.candidate if role == "incumbent" else verdict.model(role)
+    return {gate.name: gate for gate in model.gates}
 
 
-def _role_name(verdict: Verdict, *, role: str) -> str:
-    """Return the role in a sentence; the role of a further contender is its kind."""
-    if _part_only(verdict, role=role):
-        return "part of a hybrid"
-    return "further contender" if _contender(verdict, role=role) else role
-
-
-def _part_only(verdict: Verdict, *, role: str) -> HybridPart | None:
-    """Return the part of the hybrid in a role that is no member of the family, if it is one."""
-    parts = verdict.hybrid.parts if verdict.hybrid else ()
-    tested = {"incumbent", "candidate", *(contender.role for contender in verdict.contenders)}
-    return next((part for part in parts if part.role == role and role not in tested), None)
-
-
-def _contender(verdict: Verdict, *, role: str) -> ContenderVerdict | None:
-    """Return the evaluation of the further contender in a role, if it is one."""
-    return next((contender for contender in verdict.contenders if contender.role == role), None)
+def _role_name(role: str) -> str:
+    """Return the role in a sentence; the role of another model without fine-tuning is its kind."""
+    return named(role) if role in ("incumbent", "candidate", "hybrid") else "a model without fine-tuning"
 
 
 def _base_model_id(uri: str) -> str:

@@ -35,8 +35,8 @@ class Preregistration(StoredModel):
     """Encoder for retrieval, if the recipe names one."""
     champion: str | None
     """URI of the champion, if there is one."""
-    accepted_loss: float
-    """Losses accepted for lower cost since the last proven champion."""
+    anchor: str | None
+    """URI of the last champion that was proven better than its predecessor, unless it is the champion."""
     requested_by: str
     requested_at: str
     """ISO 8601."""

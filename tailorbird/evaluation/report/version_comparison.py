@@ -7,9 +7,9 @@ from tailorbird.evaluation.predictions import Predictions, VerdictRefused, align
 from tailorbird.evaluation.report.evidence import EVIDENCE_FILE, Evidence
 from tailorbird.evaluation.report.evidence_files import load_all_predictions
 from tailorbird.evaluation.statistics.paired import Comparison, compare
-from tailorbird.evaluation.verdict.assess import hybrid_predictions
 from tailorbird.evaluation.verdict.formatting import METRIC_NAMES, p_text, points
 from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.reach import hybrid_predictions
 
 
 class VersionComparison(BaseModel, frozen=True):

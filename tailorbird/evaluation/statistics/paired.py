@@ -1,4 +1,4 @@
-"""Paired statistics of two models on the same rows: McNemar, Newcombe, Wilson, Holm; `compare` by any metric."""
+"""Paired statistics of two models on the same rows: McNemar, Newcombe, Wilson; `compare` by any metric."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from tailorbird.evaluation.predictions import ROW_METRICS, Predictions, align
 from tailorbird.evaluation.statistics.bootstrap import likelihood_interval, macro_f1_effect, mean_effect
 from tailorbird.evaluation.statistics.distributions import norm_isf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, document_effect, documents_of
-from tailorbird.evaluation.statistics.effect import Effect, with_unseen
+from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_unseen
 from tailorbird.evaluation.statistics.scoring import score_table
 
 FloatArray = NDArray[np.float64]
@@ -64,19 +64,13 @@ class Comparison:
     p_value: float
     """Two-sided p value for a gain of 0: McNemar's mid-p for accuracy and exact match, bootstrap for macro-F1, sign
     flips for other means. If rows share documents, from the same t statistic as the interval."""
-    p_exact: float | None
-    """p value of McNemar's exact test; None if the metric is not a share of rows or rows share documents."""
     standard_error: float | None
     """Standard error of the gain; None for a share of independent rows, which needs only the counts."""
     num_units: int  # independent units: rows, or documents if rows share documents
+    lowest: float
+    """Lower end of the gain in tests of non-inferiority: that of `interval`. For a mean over documents, it is at most
+    the gain minus the unseen rate, because few documents seldom contain a rare one with large losses."""
     degrees_of_freedom: float | None = None  # of Student's t; None if rows are independent
-    cautious_low: float | None = None
-    """Lower end of `cautious_change`, if that is not the interval's: for a mean over documents."""
-
-    @property
-    def lowest(self) -> float:
-        """The lower end of the gain in tests of non-inferiority."""
-        return self.interval[0] if self.cautious_low is None else self.cautious_low
 
 
 def wilson_interval(num_right: float, *, n: float, alpha: float = 0.05) -> tuple[float, float]:
@@ -113,13 +107,6 @@ def paired_counts(candidate: FloatArray, *, other: FloatArray) -> PairedCounts:
         only_other_right=int(np.sum(~ours & theirs)),
         neither_right=int(np.sum(~ours & ~theirs)),
     )
-
-
-def mcnemar_exact(counts: PairedCounts) -> float:
-    """Return McNemar's exact two-sided p value (binomial on the discordant rows); 1 without discordant rows."""
-    fewer = min(counts.only_candidate_right, counts.only_other_right)
-    discordant = counts.only_candidate_right + counts.only_other_right
-    return float(min(2 * bdtr(fewer, discordant, 0.5), 1.0))
 
 
 def mcnemar_midp(counts: PairedCounts) -> float:
@@ -176,35 +163,35 @@ def compare(candidate: Predictions, *, other: Predictions, metric: str, alpha: f
     counts = paired_counts(candidate.scores, other=other.scores)
     scores = score_table(metric, candidate), score_table(metric, other)
     if metric in ROW_METRICS and candidate.clusters is None:
+        interval = newcombe_paired_interval(counts, alpha=alpha)
         return Comparison(
             counts,
             *scores,
             gain=counts.gain,
-            interval=newcombe_paired_interval(counts, alpha=alpha),
+            interval=interval,
             p_value=mcnemar_midp(counts),
-            p_exact=mcnemar_exact(counts),
             standard_error=None,
             num_units=counts.n,
+            lowest=interval[0],
         )
-    cautious_low = None
     if metric == "macro_f1":
         effect = macro_f1_effect(candidate, other=other, alpha=alpha)
     else:
-        pair, clusters = (candidate.per_row(metric), other.per_row(metric)), candidate.clusters
-        effect = mean_change(*pair, alpha=alpha, clusters=clusters)
-        if clusters is not None:
-            cautious_low = cautious_change(*pair, alpha=alpha, clusters=clusters).interval[0]
+        scores_of_both = (candidate.per_row(metric), other.per_row(metric))
+        effect = mean_change(*scores_of_both, alpha=alpha, clusters=candidate.clusters)
+    lowest = effect.interval[0]
+    if metric != "macro_f1" and effect.degrees_of_freedom is not None:
+        lowest = min(lowest, effect.gain - unseen_rate(effect.degrees_of_freedom + 1, alpha=alpha))
     return Comparison(
         counts,
         *scores,
         gain=effect.gain,
         interval=effect.interval,
         p_value=effect.p_value,
-        p_exact=None,
         standard_error=effect.standard_error,
         num_units=counts.n if candidate.clusters is None else len(set(candidate.clusters)),
         degrees_of_freedom=effect.degrees_of_freedom,
-        cautious_low=cautious_low,
+        lowest=lowest,
     )
 
 

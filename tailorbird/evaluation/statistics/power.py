@@ -1,36 +1,16 @@
-"""Power of one comparison: smallest detectable gain, power of the rule, rows needed."""
+"""Power of one comparison by plain formulas: smallest detectable gain and rows needed (see `verdict.power`)."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tailorbird.evaluation.statistics.distributions import norm_ppf, norm_sf, t_ppf
 from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS
-from tailorbird.evaluation.statistics.paired import Comparison, midp_values, newcombe_limits
+from tailorbird.evaluation.statistics.paired import Comparison
 
 TARGET_POWER = 0.8
-NUM_DRAWS = 20_000
-SEED = 1998
 MAX_ROWS = 10_000_000
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Hypothetical true values of the candidate's gain, the discordance and the incumbent's accuracy."""
-
-    gain: float
-    discordance: float  # share of rows on which exactly one model is right; raised to abs(gain) if it is smaller
-    incumbent_accuracy: float
-
-    def probabilities(self) -> NDArray[np.float64]:
-        """Return the probabilities [4] of the cells of `PairedCounts`."""
-        discordance = max(self.discordance, abs(self.gain))
-        ours, theirs = (discordance + self.gain) / 2, (discordance - self.gain) / 2
-        both = min(max(self.incumbent_accuracy - theirs, 0.0), 1 - discordance)
-        cells = np.clip(np.array([both, ours, theirs, 1 - discordance - both]), 0.0, 1.0)
-        return np.asarray(cells / cells.sum(), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -91,16 +71,6 @@ def smallest_detectable(main: Comparison, *, alpha: float) -> float:
     return float(precision.half_width(alpha) + norm_ppf(TARGET_POWER) * precision.standard_error)
 
 
-def rows_to_detect(gain: float, *, main: Comparison, alpha: float) -> RowsNeeded:
-    """Return the rows with which a true gain is significantly above 0 in 80% of tests, whatever its estimate."""
-    if gain <= 0:
-        return no_rows(gain, 0.0)
-    if main.standard_error is None:
-        discordance = max(main.counts.discordance, gain, 1 / main.counts.n)
-        return _rows(plain_rows_needed(gain, discordance=discordance, alpha=alpha), gain)
-    return rows_by_normal(_precision(main), gains=(gain, 0.0), alpha=alpha)
-
-
 def _precision(main: Comparison) -> Precision:
     assert main.standard_error is not None  # of a comparison that is not a share of independent rows
     return observed_precision(
@@ -121,29 +91,6 @@ def plain_rows_needed(gain: float, *, discordance: float, alpha: float) -> int:
     if gain == 0:
         raise ValueError("gain is 0, which no number of rows can detect; give a gain other than 0")
     return round(_z_sum(alpha) ** 2 * discordance / gain**2)
-
-
-def rule_holds(cells: NDArray[np.int64], *, minimum_gain: float, alpha: float) -> NDArray[np.bool_]:
-    """Return for each table [..., 4] whether p < alpha, the interval is above 0 and the gain reaches `minimum_gain`.
-
-    The cells are in the order of `PairedCounts`. This is the condition of `Verdict.proven`.
-    """
-    low, _ = newcombe_limits(cells, alpha=alpha)
-    p_value = midp_values(cells[..., 1], only_other=cells[..., 2])
-    gain = (cells[..., 1] - cells[..., 2]) / cells.sum(axis=-1)
-    return np.asarray((p_value < alpha) & (low > 0) & (gain >= minimum_gain), dtype=np.bool_)
-
-
-def draw_tables(n: int, *, scenario: Scenario, num_draws: int, seed: int) -> NDArray[np.int64]:
-    """Return simulated tests of n rows each: tables [num_draws, 4]."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(n, scenario.probabilities(), size=num_draws)
-
-
-def rule_power(n: int, *, scenario: Scenario, minimum_gain: float, alpha: float, num_draws: int = NUM_DRAWS) -> float:
-    """Return the share of simulated tests of n rows in which the rule holds (fixed seed, standard error 0.0035)."""
-    tables = draw_tables(n, scenario=scenario, num_draws=num_draws, seed=SEED)
-    return float(np.mean(rule_holds(tables, minimum_gain=minimum_gain, alpha=alpha)))
 
 
 def observed_precision(

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from tailorbird.evaluation.statistics.distributions import norm_sf
 from tailorbird.evaluation.statistics.documents import documents_of
-from tailorbird.evaluation.statistics.paired import holm
 
 FloatArray = NDArray[np.float64]
 
@@ -31,8 +30,9 @@ class SplitSample:
 def split_differences(
     validation: SplitSample, *, test: SplitSample, names: tuple[str, str] = ("validation", "test"), least: float = 1.0
 ) -> tuple[str, ...]:
-    """Return a sentence for each difference between the splits that is significant by Holm, the largest first.
+    """Return a sentence for each significant difference between the splits, the largest first.
 
+    A difference is significant at `ALPHA` divided by the number of compared differences.
     The variance of each mean counts documents as units. `names` are those of the splits in the sentences. Differences
     by a factor of less than `least` are omitted.
     """
@@ -57,8 +57,9 @@ def split_differences(
         sentences.append(f"the incumbent's score is {first} on {names[0]} and {second} on {names[1]}")
         p_values.append(_p_value(scores, splits=splits))
         factors.append(_factor(scores))
-    by_p_value = sorted(zip(holm(p_values), sentences, factors, strict=True))
-    listed = [sentence for p_value, sentence, factor in by_p_value if p_value < ALPHA and factor >= least]
+    level = ALPHA / len(p_values)
+    by_p_value = sorted(zip(p_values, sentences, factors, strict=True))
+    listed = [sentence for p_value, sentence, factor in by_p_value if p_value < level and factor >= least]
     return tuple(listed[:MAX_LISTED])
 
 

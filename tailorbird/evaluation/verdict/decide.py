@@ -1,118 +1,113 @@
-"""Decide which model is served, from predictions on the same test rows (a pure function)."""
+"""Decide whether a fine-tuned model deserves to serve, and which model serves: one relation, *dominates*.
 
-from tailorbird.config.answers import ANSWER_METRICS
-from tailorbird.evaluation.statistics.paired import compare
-from tailorbird.evaluation.statistics.posterior import posterior_of
-from tailorbird.evaluation.verdict.assess import Assessment, assess
-from tailorbird.evaluation.verdict.contender_costs import cheapest_sentences, contender_costs
-from tailorbird.evaluation.verdict.explain import ExplanationInputs, explain, further_access
-from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
-from tailorbird.evaluation.verdict.parts import SecondMetric
-from tailorbird.evaluation.verdict.power import power_of
+- The candidate must dominate every model without fine-tuning. The hybrid must dominate the candidate, too.
+- Another model without fine-tuning may replace the incumbent if it dominates it.
+- A model whose gates do not pass neither blocks another nor is selected. The incumbent always counts.
+
+Where next: `relation` (what *dominates* means), `reach` (what is compared), `explain` (the decision in sentences).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Outcome
-from tailorbird.evaluation.verdict.types import Verdict, winner_of
+from tailorbird.evaluation.verdict.relation import Relate, Relation
 
-SECOND_METRIC = {
-    "accuracy": "macro_f1",
-    "macro_f1": "accuracy",
-    "exact_match": "token_f1",
-    "token_f1": "exact_match",
-    "rouge_l": "exact_match",
-    **dict.fromkeys(ANSWER_METRICS, "exact_match"),
-}
-"""The second metric that is reported with each metric; no rule reads it."""
+INCUMBENT, CANDIDATE, HYBRID = "incumbent", "candidate", "hybrid"
 
 
-def decide(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
-    """Return the verdict on replacing the incumbent with the candidate.
+class Outcome(StrEnum):
+    """Whether a fine-tuned model deserves to serve."""
 
-    The first rule of the outcome table that holds decides. Gates have the level of the protocol, because they only
-    prevent a change of model; everything else has the level of the access to the test rows. Raises VerdictRefused (rule
-    1) if test rows changed or predictions are misaligned or not finite. Raises ValueError if predictions or
-    measurements that the protocol's gates need are missing.
+    FINE_TUNE = "FINE_TUNE"
+    STAY = "STAY"
+    HYBRID = "HYBRID"
+    INSUFFICIENT_EVIDENCE = "INSUFFICIENT_EVIDENCE"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the comparison, and what its gates allow."""
+
+    role: str
+    is_fine_tuned: bool = False  # by this run: the candidate, or a hybrid with it
+    may_replace: bool = False  # a model without fine-tuning that may replace the incumbent
+    passes: bool = True  # no gate stops it
+    fails: bool = False  # a gate fails, so more rows do not help
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The two answers, and the models without fine-tuning that the candidate does not dominate."""
+
+    outcome: Outcome
+    selected: str
+    blocked_by: tuple[str, ...] = ()
+
+
+def decide(entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol) -> Decision:
+    """Return the outcome and the role of the model that serves."""
+    by_role = {entry.role: entry for entry in entries}
+    candidate = by_role[CANDIDATE]
+    blocking = blocking_roles(entries)
+    blocked_by = tuple(role for role in blocking if not relate(CANDIDATE, role, 1).dominates)
+
+    hybrid = by_role.get(HYBRID, candidate)
+    if hybrid.is_fine_tuned and hybrid.passes and hybrid is not candidate:
+        others = [*blocking, CANDIDATE] if candidate.passes else blocking
+        if all(relate(HYBRID, role, 1).dominates for role in others):
+            return Decision(Outcome.HYBRID, HYBRID, blocked_by)
+
+    if candidate.passes and not blocked_by:
+        return Decision(Outcome.FINE_TUNE, CANDIDATE)
+
+    outcome = Outcome.INSUFFICIENT_EVIDENCE
+    if candidate.fails or any(_is_out_of_reach(relate(CANDIDATE, role, 1), protocol) for role in blocking):
+        outcome = Outcome.STAY
+    return Decision(outcome, _without_proof_over_all(entries, relate, protocol=protocol), blocked_by)
+
+
+def blocking_roles(entries: Sequence[Entry]) -> list[str]:
+    """Return the roles of the models without fine-tuning that the candidate must dominate."""
+    return [entry.role for entry in entries if not entry.is_fine_tuned and (entry.passes or entry.role == INCUMBENT)]
+
+
+def _is_out_of_reach(relation: Relation, protocol: TestProtocol) -> bool:
+    """Return True if more rows would not make the first model dominate the second."""
+    limit = -protocol.non_inferiority_margin if relation.is_cheaper else protocol.minimum_gain
+    return relation.interval[1] < limit
+
+
+def _without_proof_over_all(entries: Sequence[Entry], relate: Relate, *, protocol: TestProtocol) -> str:
+    """Return the model to serve if no fine-tuned model is eligible: one that dominates the incumbent, or else it.
+
+    Models without fine-tuning come first, then the cheapest of those that are not shown to gain less than the best.
     """
-    require_same_rows(inputs, protocol=protocol)
-    assessment = assess(inputs, protocol=protocol)
-    result, rule, alpha = assessment.main, assessment.rule, assessment.alpha
-    main, outcome = result.comparison, OUTCOME_OF_RULE[rule]
-    power = power_of(inputs, assessment=assessment, protocol=protocol)
-    replacement = assessment.replacement if outcome is Outcome.STAY else None
-    selected = winner_of(outcome, replacement=replacement.role if replacement else None)
-    costs = contender_costs(assessment, selected=selected, training=inputs.training, protocol=protocol)
-    explained = ExplanationInputs(assessment, protocol, power, inputs.leaks, replacement)
-    return Verdict(
-        outcome=outcome,
-        rule=rule,
-        reasons=(
-            *explain(rule, explained),
-            *(cheapest_sentences(costs, protocol=protocol) if rule != 2 else ()),
-            *further_access(inputs, alpha=alpha, protocol_alpha=protocol.alpha),
-        ),
-        metric=protocol.metric,
-        n=main.counts.n,
-        alpha=alpha,
-        protocol_alpha=protocol.alpha,
-        access_number=inputs.access_number,
-        minimum_gain=protocol.minimum_gain,
-        non_inferiority_margin=protocol.non_inferiority_margin,
-        expected_gain=protocol.expected_gain,
-        regulated=protocol.regulated,
-        incumbent_kind=inputs.incumbent.clean.model,
-        candidate_kind=inputs.candidate.clean.model,
-        incumbent_score=main.other_score,
-        candidate_score=main.candidate_score,
-        gain=main.gain,
-        interval=main.interval,
-        level=result.level,
-        p_value=main.p_value,
-        p_holm=result.p_holm,
-        p_exact=main.p_exact,
-        only_incumbent_right=main.counts.only_other_right,
-        only_candidate_right=main.counts.only_candidate_right,
-        second_metric=_second_metric(inputs, metric=SECOND_METRIC[protocol.metric], alpha=alpha),
-        minimum_detectable_effect=power.minimum_detectable_effect,
-        power_at_expected_gain=power.fine_tune,
-        power_limited_by=power.blocked_by,
-        hybrid_power=power.hybrid,
-        rows_needed=power.needed.rows,
-        rows_needed_for_minimum_gain=power.needed_for_minimum.rows,
-        proven=result.proven,
-        posterior=posterior_of(
-            inputs.candidate.clean,
-            other=inputs.incumbent.clean,
-            metric=protocol.metric,
-            minimum_gain=protocol.minimum_gain,
-        ),
-        gates=assessment.gates,
-        cost_ratio=assessment.cost_ratio,
-        cost_unit=assessment.cost_unit,
-        costs=costs,
-        hybrid=assessment.hybrid,
-        contenders=assessment.contenders,
-        replacement=replacement.role if replacement else None,
-        accepted_loss=_accepted_loss(assessment, inputs, replaced=replacement is not None),
-    )
+    num_replacing = sum(entry.may_replace for entry in entries)
+    gains: dict[str, float] = {}
+    for entry in entries:
+        if entry.role == INCUMBENT or not entry.passes or not (entry.may_replace or entry.is_fine_tuned):
+            continue
+        relation = relate(entry.role, INCUMBENT, num_replacing if entry.may_replace else 1)
+        if relation.dominates:
+            gains[entry.role] = relation.gain
+    if not gains:
+        return INCUMBENT
 
+    def is_dominated(role: str) -> bool:
+        return any(relate(other, role, 1).dominates for other in gains if other != role)
 
-def _accepted_loss(assessment: Assessment, inputs: VerdictInputs, *, replaced: bool) -> float:
-    """Return the losses accepted for lower cost since the last proven champion, if the winner is served."""
-    hybrid = assessment.hybrid
-    if assessment.rule == 7:
-        return assessment.facts.accepted_loss
-    if assessment.rule == 3 and hybrid is not None and not hybrid.proven:
-        return inputs.accepted_loss + max(0.0, -hybrid.gain)
-    is_proven = replaced or assessment.rule in (3, 4)
-    return 0.0 if is_proven else inputs.accepted_loss
+    undominated = [role for role in gains if not is_dominated(role)] or list(gains)
+    fine_tuned = {entry.role for entry in entries if entry.is_fine_tuned}
+    allowed = [role for role in undominated if role not in fine_tuned] or undominated
+    best = max(allowed, key=lambda role: gains[role])
+    if protocol.cost is None:
+        return best
 
-
-def _second_metric(inputs: VerdictInputs, *, metric: str, alpha: float) -> SecondMetric:
-    comparison = compare(inputs.candidate.clean, other=inputs.incumbent.clean, metric=metric, alpha=alpha)
-    return SecondMetric(
-        metric=metric,
-        incumbent=comparison.other_score,
-        candidate=comparison.candidate_score,
-        gain=comparison.gain,
-        interval=comparison.interval,
-        p_value=comparison.p_value,
-    )
+    costs = {best: 1.0}
+    for role in allowed:
+        to_best = relate(role, best, 1) if role != best else None
+        if to_best is not None and to_best.cost_ratio is not None and to_best.interval[1] >= 0:
+            costs[role] = to_best.cost_ratio[0]
+    return min(costs, key=lambda role: costs[role])

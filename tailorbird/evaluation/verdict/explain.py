@@ -1,134 +1,251 @@
-"""The reasons of a verdict as sentences; no sentence claims more than the interval supports."""
-
-from dataclasses import dataclass
+"""The verdict as a chain of at most eight sentences, each with its figure."""
 
 from tailorbird.config.evaluation import HybridConfig
 from tailorbird.evaluation.gates.base import Bound, Gate, State
 from tailorbird.evaluation.statistics.documents import few_documents
-from tailorbird.evaluation.statistics.paired import Comparison
 from tailorbird.evaluation.statistics.power import rows_text
-from tailorbird.evaluation.verdict.assess import Assessment
-from tailorbird.evaluation.verdict.formatting import cost_basis, listed, p_text, points, size
+from tailorbird.evaluation.verdict.contender_costs import money, named
+from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Outcome
+from tailorbird.evaluation.verdict.formatting import (
+    METRIC_NAMES,
+    PERCENTAGES,
+    cost_basis,
+    interval_name,
+    listed,
+    model_name,
+    points,
+    size,
+)
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
-from tailorbird.evaluation.verdict.parts import ContenderVerdict, HybridPart
-from tailorbird.evaluation.verdict.power import VerdictPower
+from tailorbird.evaluation.verdict.parts import TestedModel
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import Facts, is_affordable
+from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO, Relation
+from tailorbird.evaluation.verdict.types import Verdict
 
 
-@dataclass(frozen=True)
-class ExplanationInputs:
-    """The quantities that determine the verdict."""
+def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) -> tuple[str, ...]:
+    """Return answers, compared models, the comparison that decides, costs, gates, rows, and what would change it."""
+    chain = [
+        _answers(verdict),
+        _compared(verdict),
+        _deciding(verdict),
+        _replacement(verdict),
+        _cost(verdict, protocol=protocol),
+        _gates(verdict, protocol=protocol),
+        _rows(verdict, inputs=inputs, protocol=protocol),
+        what_would_change(verdict),
+    ]
+    return tuple(sentence for sentence in chain if sentence)
 
-    assessment: Assessment
-    protocol: TestProtocol
-    power: VerdictPower
-    leaks: tuple[str, ...]
-    replacement: ContenderVerdict | None
 
-    @property
-    def main(self) -> Comparison:
-        """The comparison of the candidate with the incumbent."""
-        return self.assessment.main.comparison
+def score_text(metric: str, score: float) -> str:
+    """Return a score as a percentage, or as a number with its metric."""
+    return f"{100 * score:.1f}%" if metric in PERCENTAGES else f"{METRIC_NAMES[metric]} {score:.3f}"
 
 
-def explain(rule: int, inputs: ExplanationInputs) -> tuple[str, ...]:
-    """Return the reasons for the rule that decided, most important first, and the statistical units if not rows."""
-    main, protocol, gates = inputs.main, inputs.protocol, inputs.assessment.gates
-    proven = _proven(main, protocol=protocol)
-    reasons: tuple[str, ...]
-    if rule == 2:
-        reasons = tuple(f"leak: {leak}" for leak in inputs.leaks)
-    elif rule == 3:
-        reasons = _hybrid(inputs)
-    elif rule == 4:
-        reasons = (*proven, *open_gates(gates))
-    elif rule == 5:
-        reasons = (*failed_gates(gates), *proven)
-    elif rule == 6:
-        reasons = (*open_gates(gates, regulated=True), *proven)
-    elif rule == 7:
-        reasons = (*_cheaper(inputs), *open_gates(gates))
-    elif rule == 8:
-        reasons = (*_insufficient(inputs), *_not_for_cost(inputs))
+def _model(verdict: Verdict, role: str) -> str:
+    """Return a model with its score: `the incumbent, a bag-of-words model (74.0%)`."""
+    model = verdict.model(role)
+    name = model_name(model.kind)
+    if model.role == model.kind:
+        return f"{role} ({score_text(verdict.metric, model.score)})"
+    return f"{named(role)}, the {name} ({score_text(verdict.metric, model.score)})"
+
+
+def _answers(verdict: Verdict) -> str:
+    """Return the two answers: whether to fine-tune, and what serves."""
+    selected = _model(verdict, verdict.selected)
+    answer = {
+        Outcome.FINE_TUNE: "fine-tuning pays: use",
+        Outcome.HYBRID: "the hybrid with a fine-tuned part pays: use",
+        Outcome.STAY: "fine-tuning does not pay: keep",
+        Outcome.INSUFFICIENT_EVIDENCE: "these rows do not decide whether fine-tuning pays: for now, keep",
+    }[verdict.outcome]
+    if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID) or verdict.selected == INCUMBENT:
+        return f"{answer} {selected}"
+    return f"{answer.removesuffix('keep')}replace {_model(verdict, INCUMBENT)} by {selected}"
+
+
+def _compared(verdict: Verdict) -> str:
+    others = [_score_of(verdict, model) for model in verdict.models if model.role not in (INCUMBENT, CANDIDATE, HYBRID)]
+    names = [_model(verdict, INCUMBENT), _model(verdict, CANDIDATE)]
+    if verdict.has(HYBRID):
+        names.append(_model(verdict, HYBRID))
+    further = f", and without fine-tuning {listed(others)}" if others else ""
+    return f"compared on the same {verdict.n:,} test rows: {'; '.join(names)}{further}"
+
+
+def _score_of(verdict: Verdict, model: TestedModel) -> str:
+    stopped = "" if model.passes else ", stopped by its gates"
+    return f"{model.role} {score_text(verdict.metric, model.score)}{stopped}"
+
+
+def gain_text(relation: Relation) -> str:
+    """Return a gain with its interval: `+2.39 points (95% interval +0.56 to +4.22)`."""
+    low, high = relation.interval
+    interval = f"{interval_name(relation.level)} {points(low)} to {points(high)}"
+    return f"{points(relation.gain)} points ({interval})"
+
+
+def _deciding(verdict: Verdict) -> str:
+    """Return the comparison that decides, and by which part of *dominates*."""
+    relation = verdict.closest
+    first, second = named(relation.first), named(relation.second)
+    gain = gain_text(relation)
+    if relation.is_better:
+        least = f"the interval is above 0 and the gain at least {size(verdict.minimum_gain)}"
+        dominated = f"{first} is proven better than {second}: {gain}; {least}"
+    elif relation.dominates:
+        dominated = f"{first} costs less than {second} and is non-inferior: {gain}; {_limit(verdict, relation)}"
     else:
-        reasons = (*_stay(inputs), *_disagreement(inputs), *_not_for_cost(inputs))
-    if inputs.replacement is not None:
-        reasons = (*_replacement(inputs.replacement, inputs), *reasons)
-    if rule > 4:
-        reasons = (*reasons, *_no_hybrid(inputs))
-    n, units = main.counts.n, main.num_units
-    if units == n:
-        return reasons
-    if (few := few_documents(units, num_rows=n)) is not None:
-        return (few, *reasons)
-    clustered = (
-        f"the {n:,} test rows come from {units:,} documents or texts; each document or text counts as one unit, "
-        "because its rows are not independent"
+        return f"{first} does not dominate {second}: {gain}; {_why_not(verdict, relation)}"
+    num_others = sum(other.first == relation.first for other in verdict.relations) - 1
+    if num_others == 0 or verdict.outcome not in (Outcome.FINE_TUNE, Outcome.HYBRID):
+        return dominated
+    rest = "the other model" if num_others == 1 else f"each of the {num_others} other models"
+    return f"{dominated}; it dominates {rest} too, by more"
+
+
+def _limit(verdict: Verdict, relation: Relation) -> str:
+    return f"the loss is below {size(verdict.non_inferiority_margin)} (lowest {points(relation.lowest)})"
+
+
+def _why_not(verdict: Verdict, relation: Relation) -> str:
+    low, high = relation.interval
+    if high < 0:
+        return "it is worse"
+    if relation.net is not None and relation.net <= 0 and low > 0:
+        return f"the gain is worth less than its further cost (net {money(relation.net)})"
+    if low > 0:
+        return f"the gain is above 0, but measured below the minimum gain of {size(verdict.minimum_gain)}"
+    if relation.is_cheaper and relation.is_non_inferior:
+        return "it costs less and is non-inferior, but not to the last champion that was proven better"
+    if relation.is_cheaper:
+        margin = points(-verdict.non_inferiority_margin)
+        return f"it costs less, but a loss beyond {margin} points is not ruled out (lowest {points(relation.lowest)})"
+    if high < verdict.minimum_gain:
+        return f"a gain of {size(verdict.minimum_gain)} is ruled out"
+    return f"both 0 and the minimum gain of {size(verdict.minimum_gain)} are possible"
+
+
+def _replacement(verdict: Verdict) -> str:
+    """Return why another model replaces the incumbent, if no fine-tuned model is eligible."""
+    if verdict.selected == INCUMBENT or verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
+        return ""
+    relation = verdict.relation(verdict.selected, INCUMBENT)
+    num_replacing = sum(model.may_replace for model in verdict.models)
+    level = f", at alpha / {num_replacing} because {num_replacing} models could replace it" if num_replacing > 1 else ""
+    if relation.is_better:
+        return f"{named(verdict.selected)} is proven better than the incumbent: {gain_text(relation)}{level}"
+    gain = f"{gain_text(relation)}{level}; {_limit(verdict, relation)}"
+    return f"{named(verdict.selected)} costs less than the incumbent and is non-inferior: {gain}"
+
+
+def _cost(verdict: Verdict, *, protocol: TestProtocol) -> str:
+    """Return what the selected model costs against the incumbent, or a non-inferior model that needs less."""
+    if verdict.cost_unit is None:
+        return ""
+    basis = cost_basis(verdict.cost_unit)
+    if verdict.selected != INCUMBENT:
+        relation = verdict.relation(verdict.selected, INCUMBENT)
+        text = f"{named(verdict.selected)} costs {_ratio(relation)} what the incumbent costs to serve ({basis})"
+    else:
+        relation = verdict.relation(CANDIDATE, INCUMBENT)
+        text = f"the candidate costs {_ratio(relation)} what the incumbent costs to serve ({basis})"
+    if relation.cost_ratio is None:
+        text = f"the costs of {named(relation.first)} and of the incumbent cannot be compared, so it is not cheaper"
+    if relation.net is not None:
+        text += (
+            f", with a net benefit of {money(relation.net)} over {protocol.cost.horizon_months:g} months"
+            if protocol.cost
+            else ""
+        )
+    return text + _needs_less(verdict)
+
+
+def _ratio(relation: Relation) -> str:
+    if relation.cost_ratio is None:
+        return ""
+    estimate, low, high = relation.cost_ratio
+    return f"{estimate:.2f} ({low:.2f} to {high:.2f}) times"
+
+
+def _needs_less(verdict: Verdict) -> str:
+    """Return the non-inferior model that needs least, if another than the selected model needs clearly less."""
+    less = [
+        relation
+        for relation in verdict.relations
+        if relation.second == verdict.selected
+        and relation.is_non_inferior
+        and relation.cost_ratio is not None
+        and relation.cost_ratio[2] < CHEAPER_RATIO
+        and verdict.model(relation.first).passes
+    ]
+    if not less:
+        return ""
+    least = min(less, key=lambda relation: relation.cost_ratio[0] if relation.cost_ratio else 1.0)
+    return f"; {named(least.first)} is non-inferior to {named(verdict.selected)} and needs {_ratio(least)} as much"
+
+
+def _gates(verdict: Verdict, *, protocol: TestProtocol) -> str:
+    """Return the states of the candidate's gates, or of the hybrid's if it is selected."""
+    role = HYBRID if verdict.selected == HYBRID else CANDIDATE
+    gates = verdict.model(role).gates
+    failed = failed_gates(gates, owner=f"{named(role)}'s")
+    undecided = open_gates(gates, regulated=protocol.regulated, owner=f"{named(role)}'s")
+    passing = [gate.name for gate in gates if gate.state is State.PASSES]
+    passed = (f"{named(role)} passes {listed(passing)}",) if passing else ()
+    return "; ".join((*failed, *undecided, *passed))
+
+
+def _rows(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) -> str:
+    """Return what the rows limit: known rows, rows that a model was trained on, and units of several rows."""
+    parts = []
+    look = inputs.look
+    if look.num_known:
+        parts.append(
+            f"{look.num_known:,} different test rows are known from earlier looks, so alpha is {verdict.alpha:.2g} "
+            f"instead of {protocol.alpha:g}"
+        )
+    if verdict.num_trained_rows:
+        total = verdict.n + verdict.num_trained_rows
+        roles = listed([named(role) for role, rows in inputs.trained_on.items() if rows])
+        parts.append(f"{verdict.num_trained_rows:,} of {total:,} test rows left, because {roles} was trained on them")
+    if verdict.unknown_training:
+        roles = listed([named(role) for role in verdict.unknown_training])
+        parts.append(f"it is unknown whether {roles} was trained on test rows")
+    few = few_documents(verdict.num_units, num_rows=verdict.n) if verdict.num_units < verdict.n else None
+    if few is not None:
+        parts.append(few)
+    elif verdict.num_units < verdict.n:
+        parts.append(f"the {verdict.n:,} rows are {verdict.num_units:,} independent documents or groups of near copies")
+    return "; ".join(parts)
+
+
+def what_would_change(verdict: Verdict) -> str:
+    """Return what would lead to another outcome."""
+    gain = size(verdict.minimum_gain)
+    if verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
+        selected = named(verdict.selected)
+        return f"a later run replaces {selected} if a model dominates it, with a proven gain of {gain} or more"
+    power = verdict.power
+    expected = size(verdict.expected_gain)
+    needed = f"{rows_text(power.rows_needed)} would choose a fine-tuned model in 80% of tests"
+    if power.rows_needed is None:
+        needed = f"{rows_text(None)} would be needed"
+    now = (
+        f"if the candidate were {expected} better than {named(power.over)}, {power.at_expected_gain:.0%} of such tests"
     )
-    return *reasons, clustered
-
-
-def further_access(inputs: VerdictInputs, *, alpha: float, protocol_alpha: float) -> tuple[str, ...]:
-    """Return a sentence if the test rows are in earlier accesses."""
-    if inputs.access_number == 1:
-        return ()
-    return (
-        f"access {inputs.access_number} to these rows: alpha {alpha:.2g} instead of {protocol_alpha:g}, because "
-        f"{inputs.num_rows_seen:,} different test rows are in earlier accesses; fresh test rows have the full alpha",
-    )
-
-
-def _proven(main: Comparison, *, protocol: TestProtocol) -> tuple[str, ...]:
-    minimum, (low, _) = size(protocol.minimum_gain), main.interval
-    start = f"the interval starts at {points(low)} points"
-    gain = f"a gain of at least {minimum} is proven: {start}"
-    if low < protocol.minimum_gain:
-        estimate = f"the estimate of {points(main.gain)} points reaches the minimum gain of {minimum}"
-        gain = f"a gain above 0 is proven, and {estimate}; {start}, so the true gain may be below the minimum"
-    return (gain,)
-
-
-def _insufficient(inputs: ExplanationInputs) -> tuple[str, ...]:
-    main, protocol = inputs.main, inputs.protocol
-    low, high = main.interval
-    why = (
-        f"the interval from {points(low)} to {points(high)} points contains both 0 and the minimum gain of "
-        f"{size(protocol.minimum_gain)}"
-    )
-    return why, *_rows_needed(inputs), *_disagreement(inputs)
-
-
-def _rows_needed(inputs: ExplanationInputs) -> tuple[str, ...]:
-    """Return the power and the rows needed, for the expected gain and for the minimum gain."""
-    main, power, protocol = inputs.main, inputs.power, inputs.protocol
-    n, expected, minimum = main.counts.n, size(protocol.expected_gain), size(protocol.minimum_gain)
-    gain = f"a true gain of {expected} (expected_gain) over the incumbent"
-    now = f"{gain} gives FINE_TUNE in {power.fine_tune:.0%} of such tests"
-    same_size = "" if main.num_units == n else " (with as many rows per document as now)"
-    needed = f"80% of tests need {rows_text(power.needed.rows)}{same_size}"
-    for_expected = f"rows needed: {now}; {power.needed.reason if power.needed.rows is None else needed}"
-    least = f"{rows_text(power.needed_for_minimum.rows)} are needed{same_size}; this test has {n:,}"
-    if protocol.minimum_gain == 0:
-        return (f"{for_expected}; this test has {n:,}",)
-    return for_expected, f"to detect a true gain of {minimum} (minimum_gain) with 80% power, {least}"
-
-
-def _stay(inputs: ExplanationInputs) -> tuple[str, ...]:
-    main, protocol, facts = inputs.main, inputs.protocol, inputs.assessment.facts
-    high, gain, minimum = main.interval[1], main.gain, size(protocol.minimum_gain)
-    reasons = []
-    if facts.proven:
-        better = " and the other contender is better than the candidate" if facts.surpassed else ""
-        reasons += [f"the candidate is better than the incumbent, too{better}: {points(gain)} points"]
-        reasons += [] if facts.surpassed else open_gates(inputs.assessment.gates, regulated=True)
-    elif high < 0:
-        reasons.append(f"the candidate is worse than the incumbent: the interval ends at {points(high)} points")
-    elif high < protocol.minimum_gain:
-        reasons.append(f"a gain of {minimum} is ruled out: the interval ends at {points(high)} points")
-    elif gain < protocol.minimum_gain:
-        reasons.append(f"the measured gain of {points(gain)} points is below the minimum gain of {minimum}")
-    return tuple(reasons)
+    if verdict.expected_gain <= verdict.minimum_gain:
+        needed = f"no number of rows gives 80%, because expected_gain is not above minimum_gain ({gain})"
+    chosen = f"{now} of {verdict.n:,} rows would choose it; {needed}"
+    failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
+    if failed:
+        return f"a candidate that passes {listed(failed)} would be chosen if it dominates all models; {chosen}"
+    if verdict.blocked_by:
+        blocking = listed([named(role) for role in verdict.blocked_by])
+        return f"a candidate that dominates {blocking} too would be chosen; {chosen}"
+    return "rows that decide the open gates would choose the candidate"
 
 
 def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:
@@ -178,136 +295,8 @@ def _bound_text(bound: Bound, *, money: bool) -> str:
     return f"the {bound.what} is {estimate}{unit} (interval {low} to {high}, limit {limit}, n = {bound.n:,}"
 
 
-def _hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
-    hybrid, margin = inputs.assessment.hybrid, inputs.protocol.non_inferiority_margin
-    assert hybrid is not None  # rule 3 requires a hybrid
-    names = ["the incumbent", *(_part_name(part) for part in hybrid.parts if part.role != "incumbent")]
-    others = [part.hybrid_gain for part in hybrid.parts if part.role != "incumbent"]
-    lows = [points(low) for low in (hybrid.interval[0], *(gain.interval[0] for gain in others))]
-    compared = f"{listed(names)}: the intervals of its gains start at {listed(lows)} points"
-    lowest = inputs.assessment.hybrid_lowest
-    rare = "" if lowest is None or lowest == hybrid.lowest else f", and the lowest one at {_with_rare_losses(lowest)}"
-    reasons = [
-        f"the hybrid is non-inferior to {compared}{rare}, above the limit of {points(-margin)}"
-        if hybrid.lowest <= 0
-        else f"the hybrid is better than {compared}"
-    ]
-    if hybrid.cost_ratio is not None and hybrid.cost_ratio[2] < 1:
-        best = next(part for part in hybrid.parts if part.role == hybrid.best_part)
-        reasons.append(
-            f"to serve, it costs {hybrid.cost_ratio[0]:.2f} times as much as {_part_name(best)}, its better part on "
-            f"validation ({cost_basis(inputs.assessment.cost_unit)}; the interval ends at "
-            f"{hybrid.cost_ratio[2]:.2f})"
-        )
-    reasons.append(f"{_part_name(hybrid.second)} answers {hybrid.share_to_second:.0%} of the test rows")
-    return *reasons, *open_gates(hybrid.gates, owner="the hybrid's")
-
-
-def _part_name(part: HybridPart) -> str:
-    """Return the role in a sentence, with the kind of a part that is neither incumbent nor candidate."""
-    return f"the {part.role}" if part.role in ("incumbent", "candidate") else f"the contender {part.role}"
-
-
 def why_no_hybrid(config: HybridConfig) -> str:
     """Return why the validation rows gave no hybrid."""
     if config.by == "group":
         return "on validation one model would answer every row, or the incumbent is already a hybrid"
     return "on validation, none scores as high as the best single model"
-
-
-def _no_hybrid(inputs: ExplanationInputs) -> tuple[str, ...]:
-    """Return why the hybrid was not chosen."""
-    protocol, hybrid = inputs.protocol, inputs.assessment.hybrid
-    if protocol.hybrid is None:
-        return ()
-    if hybrid is None:
-        return (f"no hybrid was evaluated: {why_no_hybrid(protocol.hybrid)}",)
-    lowest = inputs.assessment.hybrid_lowest
-    if lowest is not None and lowest <= -protocol.non_inferiority_margin:
-        start = f"{points(lowest)} points" if lowest == hybrid.lowest else _with_rare_losses(lowest)
-        return (
-            "the hybrid may be inferior to the incumbent or to one of its parts: the interval of its gain starts at "
-            f"{start}, not above the limit of {points(-protocol.non_inferiority_margin)}",
-        )
-    if not hybrid.holds:
-        return (
-            "the hybrid is non-inferior, but neither proven to be better than the incumbent and its parts nor to cost "
-            f"less than its better part, the {hybrid.best_part}",
-        )
-    if not inputs.assessment.facts.hybrid_holds:
-        return ("another model that is proven better than the incumbent is also better than the hybrid",)
-    owner = "the hybrid's"
-    return (
-        *failed_gates(hybrid.gates, owner=owner),
-        *(open_gates(hybrid.gates, regulated=True, owner=owner) if protocol.regulated else ()),
-    )
-
-
-def _replacement(contender: ContenderVerdict, inputs: ExplanationInputs) -> tuple[str, ...]:
-    minimum = size(inputs.protocol.minimum_gain)
-    size_of_family = len(inputs.assessment.contenders) + 1 + (inputs.assessment.hybrid is not None)
-    return (
-        f"the contender {contender.role} needs no fine-tuning and is proven better than the incumbent: "
-        f"{points(contender.gain)} points (the interval starts at {points(contender.interval[0])}, Holm-adjusted "
-        f"{p_text(contender.p_holm)}, minimum gain {minimum}); `tailorbird promote` makes it the champion",
-        f"{contender.role} is one of {size_of_family} contenders that these rows compare with the incumbent, so its "
-        "gain is slightly optimistic",
-        *open_gates(contender.gates, owner=f"for {contender.role}, the"),
-    )
-
-
-def _cheaper(inputs: ExplanationInputs) -> tuple[str, ...]:
-    ratio, facts = inputs.assessment.cost_ratio, inputs.assessment.facts
-    assert ratio is not None  # rule 7 requires a measured cost
-    others = ""
-    if inputs.assessment.contenders or inputs.assessment.hybrid:
-        others = ", and it is also cheaper than each other contender that is not proven worse than it"
-    return (
-        f"cost: to serve, the candidate costs {ratio[0]:.2f} times as much as the incumbent ("
-        f"{cost_basis(inputs.assessment.cost_unit)}; the interval ends at {ratio[2]:.2f}){others}",
-        f"the candidate is non-inferior: {interval_start(facts)}, above the limit of {points(-facts.margin)}",
-        f"the losses accepted for lower cost since the last proven champion sum to {size(facts.accepted_loss)}, under "
-        f"the minimum gain of {size(facts.minimum_gain)}",
-    )
-
-
-def interval_start(facts: Facts, *, of: str = "gain") -> str:
-    """Return where the interval in the test of non-inferiority starts, and why if it is not the reported interval."""
-    if facts.lowest == facts.low:
-        return f"the interval of the {of} starts at {points(facts.low)} points"
-    return f"the interval of the {of} starts at {_with_rare_losses(facts.lowest)}"
-
-
-def _with_rare_losses(lowest: float) -> str:
-    """Return the start of an interval that is wider than the reported one."""
-    why = "if rare large losses are considered, as in each test of non-inferiority over documents"
-    return f"{points(lowest)} points {why}"
-
-
-def _not_for_cost(inputs: ExplanationInputs) -> tuple[str, ...]:
-    """Return why a cheaper candidate with an interval above the limit does not replace the incumbent."""
-    facts = inputs.assessment.facts
-    if facts.proven or facts.surpassed or not facts.cheaper or facts.low <= -facts.margin:
-        return ()
-    if not facts.not_inferior:
-        limit = f"not above the limit of {points(-facts.margin)}"
-        return (f"the candidate costs less, but it may be inferior: {interval_start(facts)}, {limit}",)
-    if not is_affordable(facts.accepted_loss, minimum_gain=facts.minimum_gain):
-        return (
-            "the candidate costs less and is non-inferior, but the losses accepted for lower cost since the last "
-            f"proven champion would sum to {size(facts.accepted_loss)}, not under the minimum gain of "
-            f"{size(facts.minimum_gain)}",
-        )
-    gates = inputs.assessment.gates
-    return (*failed_gates(gates), *(open_gates(gates, regulated=True) if facts.regulated else ()))
-
-
-def _disagreement(inputs: ExplanationInputs) -> tuple[str, ...]:
-    low, high = inputs.main.interval
-    p_value, alpha = inputs.assessment.main.p_holm, inputs.assessment.alpha
-    if (p_value < alpha) == (low > 0 or high < 0):
-        return ()
-    return (
-        f"the p value and the interval disagree: {p_text(p_value)} at alpha = {alpha:.2g}, interval {points(low)} to "
-        f"{points(high)} points",
-    )

@@ -1,7 +1,7 @@
 """The predictions and measurements from which a verdict is computed and recomputed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,29 +18,50 @@ SUITE_PREFIX = "suite-"
 
 
 @dataclass(frozen=True)
-class VerdictInputs:
-    """The inputs of `decide` in addition to the protocol."""
+class TestSetLook:
+    """A look at test rows, of which some are known from earlier looks."""
 
-    incumbent: ModelPredictions
-    candidate: ModelPredictions
+    __test__ = False  # pytest must not collect this class
+
+    number: int = 1
+    num_known: int = 0  # distinct rows that are in an earlier look
+    alpha_share: float = 1.0  # share of the protocol's alpha
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The last champion that was proven better than its predecessor; whoever replaces for cost is compared with it."""
+
+    uri: str
+    predictions: ModelPredictions | None  # None if it cannot predict today's rows
+    problem: str = ""  # why it cannot predict
+
+
+@dataclass(frozen=True)
+class VerdictInputs:
+    """The inputs of `reach_verdict` in addition to the protocol."""
+
+    models: Mapping[str, ModelPredictions]
+    """Predictions by role: `incumbent`, `candidate`, then the other models without fine-tuning, best on validation
+    first. The hybrid is computed from its parts."""
     test_sha256: str
-    leaks: tuple[str, ...] = ()
-    access_number: int = 1  # number of the access to these test rows, from 1
-    num_rows_seen: int = 0  # test rows that are in an earlier access
-    contenders: Mapping[str, ModelPredictions] = field(default_factory=dict)
-    """The further contenders by role, best on validation first."""
+    replacing: tuple[str, ...] = ()  # roles of the other models that may replace the incumbent
     hybrid: FrozenHybrid | None = None  # fitted on validation before the test rows are read
-    hybrid_parts: Mapping[str, ModelPredictions] = field(default_factory=dict)
-    """Parts of the hybrid that are no members of the family, by role."""
+    anchor: Anchor | None = None  # None if the incumbent is the anchor, or there is no champion
     costs: ServingCosts | None = None  # resources for serving each model by role; None if not measured
     training: TrainingUsage = field(default_factory=TrainingUsage)  # resources of the training, with the sweep
-    accepted_loss: float = 0.0  # losses accepted for lower cost since the last proven champion
+    look: TestSetLook = field(default_factory=TestSetLook)
+    trained_on: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Ids of the test rows that the model in a role was trained on. They leave the comparison."""
+    unknown_training: tuple[str, ...] = ()  # roles of models whose training rows are unknown
 
     @property
-    def models(self) -> Mapping[str, ModelPredictions]:
-        """All models with predictions, by role."""
-        members = {"incumbent": self.incumbent, "candidate": self.candidate, **self.contenders}
-        return members | dict(self.hybrid_parts)
+    def incumbent(self) -> ModelPredictions:
+        return self.models["incumbent"]
+
+    @property
+    def candidate(self) -> ModelPredictions:
+        return self.models["candidate"]
 
 
 def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPredictions:
@@ -50,41 +71,73 @@ def model_predictions(role: str, tables: Mapping[str, Predictions]) -> ModelPred
     return ModelPredictions(tables[role], changed)
 
 
+def without_trained_rows(inputs: VerdictInputs) -> VerdictInputs:
+    """Return the inputs without the test rows that a compared model was trained on, also in their changed forms."""
+    trained = frozenset[str]().union(*inputs.trained_on.values())
+    if not trained:
+        return inputs
+    models = {role: _without(model, trained) for role, model in inputs.models.items()}
+    anchor = inputs.anchor
+    if anchor is not None and anchor.predictions is not None:
+        anchor = replace(anchor, predictions=_without(anchor.predictions, trained))
+    return replace(inputs, models=models, anchor=anchor)
+
+
+def _without(model: ModelPredictions, trained: frozenset[str]) -> ModelPredictions:
+    changed = dict(model.changed)
+    for name in CHANGED_SETS:
+        if name in changed:
+            sources = [row.rpartition("|")[0] for row in changed[name].row_ids]
+            changed[name] = changed[name].take([row for row, source in enumerate(sources) if source not in trained])
+    kept = [row for row, row_id in enumerate(model.clean.row_ids) if row_id not in trained]
+    return ModelPredictions(model.clean.take(kept), changed)
+
+
 def require_same_rows(inputs: VerdictInputs, *, protocol: TestProtocol) -> None:
-    """Raise VerdictRefused (rule 1) if test rows changed, rows are misaligned, or scores are invalid."""
+    """Raise VerdictRefused if test rows changed, rows are misaligned, or scores are invalid.
+
+    Raise ValueError if predictions that a gate needs are missing.
+    """
     if inputs.test_sha256 != protocol.test_sha256:
         hashes = f"their sha256 is {inputs.test_sha256}, but the protocol has {protocol.test_sha256}"
         raise VerdictRefused(f"the test rows changed: {hashes}; restore the test rows, or start a new run")
-    models = tuple(model.clean for model in inputs.models.values())
-    align(*models)
-    if len(models[0]) != protocol.num_test_rows:
+    models = list(inputs.models.values())
+    tables = [model.clean for model in models]
+    if inputs.anchor is not None and inputs.anchor.predictions is not None:
+        tables.append(inputs.anchor.predictions.clean)
+    align(*tables)
+    if len(tables[0]) != protocol.num_test_rows:
         raise VerdictRefused(
-            f"{len(models[0])} rows have predictions, but the protocol has {protocol.num_test_rows} test rows; predict "
+            f"{len(tables[0])} rows have predictions, but the protocol has {protocol.num_test_rows} test rows; predict "
             "all of them"
         )
-    known = set(models[0].row_ids)
     for name, gate in zip(CHANGED_SETS, (protocol.gates.counterfactual, protocol.gates.robustness), strict=True):
-        all_changed = [model.changed.get(name) for model in inputs.models.values()]
-        if gate is not None and None in all_changed:
-            raise ValueError(f"the recipe has a gate on {name} rows; give all models' predictions for these rows")
-        if name == "noise" and any(table is not None and len(table) != len(models[0]) for table in all_changed):
-            raise VerdictRefused(
-                "the noise set must have one row per test row; create the set again from all test rows"
-            )
-        tables = [table for table in all_changed if table is not None and len(table)]
-        if len(tables) > 1:
-            align(*tables)
-            foreign = next((row for row in tables[0].row_ids if row.rpartition("|")[0] not in known), None)
-            if foreign is not None:
-                raise VerdictRefused(f"the {name} row {foreign!r} has no test row as its source; create the set again")
-            models = (*models, *tables)
-    for model in models:
-        require_valid_scores(model)
+        tables += _changed_tables(name, models, is_required=gate is not None)
+    for table in tables:
+        require_valid_scores(table)
     for name in protocol.suites:
-        answers = [model.changed.get(f"{SUITE_PREFIX}{name}") for model in inputs.models.values()]
+        answers = [model.changed.get(f"{SUITE_PREFIX}{name}") for model in models]
         if None in answers:
             raise ValueError(f"the recipe has the suite {name}; give all models' answers to it")
         _require_same_suite(name, [table for table in answers if table is not None])
+
+
+def _changed_tables(name: str, models: list[ModelPredictions], *, is_required: bool) -> list[Predictions]:
+    """Return the aligned predictions of a set of changed rows; raise VerdictRefused if they have no test row."""
+    tables = [model.changed[name] for model in models if name in model.changed]
+    if is_required and len(tables) < len(models):
+        raise ValueError(f"the recipe has a gate on {name} rows; give all models' predictions for these rows")
+    clean = models[0].clean
+    if name == "noise" and any(len(table) != len(clean) for table in tables):
+        raise VerdictRefused("the noise set must have one row per test row; create the set again from all test rows")
+    if len(tables) < 2 or not len(tables[0]):
+        return []
+    align(*tables)
+    known = set(clean.row_ids)
+    foreign = next((row for row in tables[0].row_ids if row.rpartition("|")[0] not in known), None)
+    if foreign is not None:
+        raise VerdictRefused(f"the {name} row {foreign!r} has no test row as its source; create the set again")
+    return tables
 
 
 def _require_same_suite(name: str, tables: list[Predictions]) -> None:

@@ -12,119 +12,69 @@ class VerdictPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Difference(VerdictPart):
-    """A paired difference of two models in the verdict's metric, with an interval at level 1 - alpha."""
+class TestedModel(VerdictPart):
+    """A model that was compared on the test rows."""
 
-    gain: float
-    interval: tuple[float, float]
-    p_value: float
-    proven: bool
-    """True if p < alpha, the interval is above 0, and the gain is at least `minimum_gain`."""
-
-
-class FamilyVerdict(VerdictPart):
-    """The evaluation of a model of the family other than the candidate, by the same tests as the candidate."""
-
-    score: float
-    gain: float
-    interval: tuple[float, float]
-    """Of the gain over the incumbent, two-sided at 1 - `level`."""
-    level: float
-    """The level at which Holm's method tests this gain (see `verdict.family`)."""
-    p_value: float
-    p_holm: float
-    """p value adjusted by Holm's method over all contenders of the family."""
-    proven: bool
-    gates: tuple[Gate, ...]
-    """Empty for a further contender that is not proven."""
-    against_candidate: Difference
-    """The score of this model minus the candidate's."""
-    candidate_cost: tuple[float, float, float] | None
-    """Cost of serving, candidate divided by this model: estimate and 1 - alpha interval."""
-
-
-class ContenderVerdict(FamilyVerdict):
-    """The evaluation of a further contender: a baseline that is tested against the incumbent with the candidate."""
+    __test__ = False  # pytest must not collect this class
 
     role: str
-    """Role in the evidence: the kind of the baseline."""
+    """`incumbent`, `candidate`, `hybrid`, or the kind of another model without fine-tuning."""
     kind: str
-    eligible: bool
-    """True if the contender is proven better than the incumbent and no gate stops it."""
+    scores: dict[str, float]
+    """Score on the compared rows by metric: that of the verdict, then a second one that no decision reads."""
+    score_on_all: float | None = None
+    """Score in the verdict's metric on all test rows, if a compared model was trained on some of them."""
+    may_replace: bool
+    """True for a model without fine-tuning that may replace the incumbent."""
+    passes: bool
+    """True if no gate stops the model. A model that does not pass neither blocks another nor is selected."""
+    gates: tuple[Gate, ...] = ()
+    """Gates against the incumbent."""
+
+    @property
+    def score(self) -> float:
+        """Score in the verdict's metric."""
+        return next(iter(self.scores.values()))
 
 
-class HybridPart(VerdictPart):
-    """A part of the hybrid, with its scores alone."""
+class TestedHybrid(VerdictPart):
+    """The rule of the hybrid that was fixed on validation, and the share of the rows of each part."""
 
-    role: str
-    kind: str
-    score: float
-    """Score on the test rows."""
-    hybrid_gain: Difference
-    """The hybrid's score minus that of the part."""
-
-
-class HybridVerdict(FamilyVerdict):
-    """The evaluation of the hybrid that was fitted on validation."""
+    __test__ = False
 
     routing: Routing
-    first: HybridPart
-    """The part that answers first in a cascade; the incumbent if the routing is by group."""
-    second: HybridPart
+    first: str
+    """Role of the part that answers first in a cascade; the incumbent if the routing is by group."""
+    second: str
     share_to_second: float
-    """Share of the test rows that the second part answers."""
+    """Share of the compared rows that the second part answers."""
     validation: float
     """Score on validation."""
     validation_share_to_second: float
-    """Share of the validation rows that the second part answers."""
-    best_part: str
-    """Role of the part with the higher score on validation."""
-    cost_ratio: tuple[float, float, float] | None
-    """Cost of serving, hybrid divided by its best part: estimate and 1 - alpha interval."""
-    holds: bool
-    """True if the hybrid is non-inferior to the incumbent and its parts, and costs less than the best part or is proven
-    better."""
-
-    @property
-    def parts(self) -> tuple[HybridPart, HybridPart]:
-        """Both parts, the first one first."""
-        return self.first, self.second
-
-    @property
-    def lowest(self) -> float:
-        """The lowest end of the intervals of the gains over the incumbent and over each part."""
-        others = [part.hybrid_gain.interval[0] for part in self.parts if part.role != "incumbent"]
-        return min(self.interval[0], *others)
 
 
-class GainOverSelected(VerdictPart):
-    """The score of a contender minus that of the selected model, tested by Holm's method over the other contenders."""
+class Power(VerdictPart):
+    """How often a test like this one would choose a fine-tuned model, by resampling its rows.
 
-    gain: float
-    interval: tuple[float, float]
-    """Two-sided at 1 - `level`."""
-    level: float
+    The candidate's answers are changed on random rows until its gain over the strongest model without fine-tuning is
+    the stated one. Gates keep their states.
+    """
 
-    @property
-    def not_worse(self) -> bool:
-        """True if the contender is not shown to be worse: the interval does not end below 0."""
-        return self.interval[1] >= 0
-
-    def is_above(self, limit: float) -> bool:
-        """Return True if the whole interval is above the limit."""
-        return self.interval[0] > limit
-
-
-class CostDifference(VerdictPart):
-    """The total of a contender minus that of the selected model."""
-
-    estimate: float
-    interval: tuple[float, float]
-    """Student's t over paired rounds, two-sided at level 1 - alpha."""
+    over: str
+    """Role of the strongest model without fine-tuning on the compared rows."""
+    at_minimum_gain: float
+    """Share of tests with FINE_TUNE or HYBRID at a true gain of `minimum_gain`."""
+    at_expected_gain: float
+    rows_needed: int | None
+    """Rows for FINE_TUNE or HYBRID in 80% of tests at the expected gain; None if `MAX_ROWS` are too few."""
+    smallest_detectable: float
+    """Smallest true gain over the strongest model that is above 0 in 80% of such tests, by the plain formula."""
+    limited_by: str
+    """Role of the model that most often blocks the candidate at the expected gain, or `gates`; empty if none does."""
 
 
 class ContenderCost(VerdictPart):
-    """The cost of a contender at the recipe's volume over the horizon, in the recipe's currency."""
+    """The cost of a model at the recipe's volume over the horizon, in the recipe's currency."""
 
     role: str
     missing: tuple[str, ...] = ()
@@ -142,21 +92,5 @@ class ContenderCost(VerdictPart):
     tokens: float | None = None
     """Cost of the tokens of an external endpoint."""
     storage: float | None = None
-    """Cost of storing the version; None if the total is not known. Former releases left it out without a price."""
     training: float | None = None
     """Cost of the training of this run, with the sweep; 0 for a model that this run did not train."""
-    difference: CostDifference | None = None
-    """None for the selected model, and if one of the two totals is not known."""
-    gain: GainOverSelected | None = None
-    """None for the selected model."""
-
-
-class SecondMetric(VerdictPart):
-    """The comparison by a second metric, which no rule reads."""
-
-    metric: str
-    incumbent: float
-    candidate: float
-    gain: float
-    interval: tuple[float, float]
-    p_value: float

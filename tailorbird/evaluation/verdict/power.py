@@ -1,288 +1,287 @@
-"""The power of the verdict: how often the whole procedure, gates included, chooses the candidate or the hybrid."""
+"""Was the test big enough? Resample its rows, call `decide` each time, and count the outcomes.
+
+Before, the candidate's answers are changed on random rows until its gain over the strongest model without fine-tuning
+is the stated one. Intervals in the resamples need no bootstrap: Newcombe's for shares of independent rows, the normal
+interval for other metrics (with the influence function of macro-F1), Student's t over documents.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tailorbird.evaluation.gates.base import Gate, State
-from tailorbird.evaluation.gates.redraw import all_of, group_states, redrawn_states
-from tailorbird.evaluation.gates.subgroups import likely_level
-from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.hybrid import FrozenHybrid, apply_routing
+from tailorbird.evaluation.predictions import ROW_METRICS, ModelPredictions, Predictions
 from tailorbird.evaluation.statistics.bootstrap import macro_f1_contributions
-from tailorbird.evaluation.statistics.documents import documents_of
-from tailorbird.evaluation.statistics.power import (
-    MAX_ROWS,
-    TARGET_POWER,
-    RowsNeeded,
-    no_rows,
-    rows_to_detect,
-    smallest_detectable,
-)
-from tailorbird.evaluation.statistics.simulation import SimulatedTests, TestedRows
-from tailorbird.evaluation.verdict.assess import Assessment, hybrid_predictions
-from tailorbird.evaluation.verdict.inputs import VerdictInputs
+from tailorbird.evaluation.statistics.distributions import t_isf
+from tailorbird.evaluation.statistics.documents import LEAST_DOCUMENTS, Documents, documents_of
+from tailorbird.evaluation.statistics.effect import unseen_rate
+from tailorbird.evaluation.statistics.paired import compare, newcombe_limits
+from tailorbird.evaluation.statistics.power import MAX_ROWS, TARGET_POWER, smallest_detectable
+from tailorbird.evaluation.statistics.scoring import score_table
+from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, Entry, Outcome, blocking_roles, decide
+from tailorbird.evaluation.verdict.parts import Power
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import OUTCOME_OF_RULE, Facts, Outcome, gates_pass, select_rule
+from tailorbird.evaluation.verdict.relation import CostTable, Gain, PairCost, Relation, relation_of
 
-NUM_TESTS, NUM_SEARCH_TESTS = 2_000, 1_000
-OTHER = {"hybrid": "the hybrid is chosen instead", "surpassed": "a further contender is better"}
+FloatArray = NDArray[np.float64]
+
+NUM_TESTS = 400
+SEED = 1998
+CHOSEN = (Outcome.FINE_TUNE, Outcome.HYBRID)
+GATES = "gates"
+ANCHOR = "anchor"
 
 
 @dataclass(frozen=True)
-class VerdictPower:
-    """How often tests like this one have each outcome, if the candidate's true gain is the expected one."""
+class PowerInputs:
+    """The compared models of a test."""
 
-    fine_tune: float  # probability of FINE_TUNE at the expected gain
-    hybrid: float | None  # probability of HYBRID if the candidate's true gain is 0; None without a hybrid
-    blocked_by: str  # what most often prevents FINE_TUNE at the expected gain
-    minimum_detectable_effect: float  # true gain over the incumbent that the test alone detects with a power of 0.8
-    needed: RowsNeeded  # rows for a probability of 0.8 of FINE_TUNE at the expected gain
-    needed_for_minimum: RowsNeeded
-    """Rows with which a true gain of `minimum_gain` over the incumbent is significantly above 0 in 80% of tests."""
+    tables: Mapping[str, Predictions]  # by role, with the hybrid's
+    entries: tuple[Entry, ...]
+    costs: CostTable
+    hybrid: FrozenHybrid | None = None
+    anchor: Predictions | None = None
 
-
-@dataclass(frozen=True, eq=False)
-class Procedure:
-    """Everything that is resampled or redrawn in a simulated test, and the rest of the verdict's facts."""
-
-    rows: TestedRows
-    roles: tuple[str, ...]  # of the comparisons with the incumbent, the candidate's first
-    assessment: Assessment
-    protocol: TestProtocol
-    accepted_loss: float  # losses accepted for cost before this test
-
-    def rules(self, gain: float, *, num_rows: int, num_tests: int) -> tuple[list[int], list[str]]:
-        """Return the rule that decides each simulated test, and why FINE_TUNE is prevented where it is."""
-        tests = self.rows.simulate(gain, num_rows=num_rows, num_tests=num_tests)
-        main = self.assessment.main.comparison
-        redraw = _Redraw(tests, self.rows, self.protocol, num_rows / len(self.rows.ours), gain - main.gain)
-        gates = {gate.name: redraw.states(gate) for gate in self.assessment.gates}
-        of_hybrid = self.assessment.hybrid.gates if self.assessment.hybrid else ()
-        hybrid_gates = {gate.name: redraw.states(gate, of_groups=False) for gate in of_hybrid}
-        drawn = self._drawn(tests)
-        # Tests that agree in everything that the rules read have the same outcome.
-        states = [of_gate == state for of_gate in (*gates.values(), *hybrid_gates.values()) for state in State]
-        _, first, kind = np.unique(
-            np.stack([*drawn.read(self.protocol), *states], axis=1), axis=0, return_index=True, return_inverse=True
-        )
-        decided = []
-        for test in first:
-            facts = replace(
-                self.assessment.facts,
-                proven=bool(drawn.proven[test, 0]),
-                low=float(drawn.lows[test, 0]),
-                cautious_low=float(drawn.lowest[test, 0]),
-                high=float(drawn.highs[test, 0]),
-                hybrid_holds=bool(drawn.hybrid_holds[test]),
-                other_proven=bool(drawn.other_proven[test]),
-                surpassed=bool(drawn.surpassed[test]),
-                accepted_loss=float(drawn.losses[test]),
-                gates={name: of_gate[test] for name, of_gate in gates.items()},
-                hybrid_gates={name: of_gate[test] for name, of_gate in hybrid_gates.items()},
-            )
-            rule = select_rule(facts)
-            decided.append((rule, "" if OUTCOME_OF_RULE[rule] is Outcome.FINE_TUNE else _reason(rule, facts)))
-        rules, reasons = zip(*(decided[each] for each in kind.ravel()), strict=True)
-        return list(rules), [reason for reason in reasons if reason]
-
-    def _drawn(self, tests: SimulatedTests) -> "_Drawn":
-        """Return what the rules read of simulated tests, by Holm's method over the comparisons with the incumbent.
-
-        The candidate, and a further contender unless a gate stopped it in the test itself, are assumed to pass their
-        gates. Further contenders are assumed not to be better than the hybrid.
-        """
-        alpha, num, minimum = self.assessment.alpha, len(self.roles), self.protocol.minimum_gain
-        p_values = tests.p_values[:, :num]
-        ranks = p_values.argsort(axis=1).argsort(axis=1)
-        steps = np.sort(p_values, axis=1) * np.arange(num, 0, -1)
-        rejected = (np.maximum.accumulate(steps, axis=1) < alpha).sum(axis=1, keepdims=True)
-        by_share = [tests.intervals(alpha / share) for share in range(1, num + 1)]
-        share = num - np.minimum(ranks, np.minimum(rejected, num - 1)) - 1  # position in by_share
-        lows, highs = (
-            np.take_along_axis(np.stack([ends[side][:, :num] for ends in by_share]), share[None], axis=0)[0]
-            for side in (0, 1)
-        )
-        lowest = lows
-        if tests.cells is None:  # see `paired.cautious_change`
-            unseen = np.stack([tests.unseen(alpha / size)[:num] for size in range(1, num + 1)])
-            lowest = np.minimum(lows, tests.gains[:, :num] - unseen[share, np.arange(num)])
-        proven = (ranks < rejected) & (lows > 0) & (tests.gains[:, :num] >= minimum)
-        # The comparisons with the candidate follow those with the incumbent, in the same order without the candidate.
-        # Those of the hybrid with its parts are the last.
-        against = by_share[0][0][:, num:]
-        stopped = {each.role for each in self.assessment.contenders if each.proven and not each.eligible}
-        others = [role for role in range(1, num) if self.roles[role] not in stopped | {"hybrid"}]
-        of_parts = slice(2 * num - 1, None)
-        holds, hybrid = np.zeros(len(p_values), dtype=bool), self.assessment.hybrid
-        if hybrid is not None:
-            cheaper = hybrid.cost_ratio is not None and hybrid.cost_ratio[2] < 1
-            part_lows, part_gains = by_share[0][0][:, of_parts], tests.gains[:, of_parts]
-            better = proven[:, 1] & ((part_lows > 0) & (part_gains >= minimum)).all(axis=1)
-            least = part_lows if tests.cells is not None else part_gains - tests.unseen(alpha)[of_parts]
-            lowest_of_hybrid = np.minimum(lowest[:, 1], np.minimum(part_lows, least).min(axis=1))
-            holds = (lowest_of_hybrid > -self.protocol.non_inferiority_margin) & (better | cheaper)
-            if "candidate" not in {part.role for part in hybrid.parts}:
-                holds &= ~(proven[:, 0] & (by_share[0][1][:, num] < 0))
-        surpassing = [proven[:, role] & (against[:, role - 1] > 0) for role in others]
-        return _Drawn(
-            proven,
-            lows,
-            highs,
-            lowest,
-            hybrid_holds=holds,
-            other_proven=proven[:, others].any(axis=1),
-            surpassed=np.any(surpassing, axis=0) if surpassing else np.zeros(len(p_values), dtype=bool),
-            losses=self.accepted_loss + np.maximum(-tests.gains[:, 0], 0.0),
-        )
+    @property
+    def protocol(self) -> TestProtocol:
+        return self.costs.protocol
 
 
-@dataclass(frozen=True, eq=False)
-class _Drawn:
-    """What the rules read of B simulated tests with R comparisons with the incumbent."""
-
-    proven: NDArray[np.bool_]  # [B, R]
-    lows: NDArray[np.float64]  # [B, R]
-    highs: NDArray[np.float64]  # [B, R]
-    lowest: NDArray[np.float64]  # [B, R] lower ends in tests of non-inferiority
-    hybrid_holds: NDArray[np.bool_]  # [B]
-    other_proven: NDArray[np.bool_]  # [B]
-    surpassed: NDArray[np.bool_]  # [B]
-    losses: NDArray[np.float64]  # [B] losses accepted for cost, with the candidate's
-
-    def read(self, protocol: TestProtocol) -> list[NDArray[np.bool_]]:
-        """Return the conditions [B] of the rules."""
-        low, high = self.lows[:, 0], self.highs[:, 0]
-        ends = [self.lowest[:, 0] > -protocol.non_inferiority_margin, (low <= 0) & (high >= protocol.minimum_gain)]
-        affordable = (self.losses < protocol.minimum_gain) | (self.losses == 0)
-        return [self.proven[:, 0], *ends, self.hybrid_holds, self.other_proven, self.surpassed, affordable]
-
-
-@dataclass(frozen=True, eq=False)
-class _Redraw:
-    """The states of the gates in simulated tests with `scale` times the rows."""
-
-    tests: SimulatedTests
-    rows: TestedRows
-    protocol: TestProtocol
-    scale: float
-    shift: float  # true gain minus the measured gain
-
-    def states(self, gate: Gate, *, of_groups: bool = True) -> NDArray[np.object_]:
-        limits, alpha = self.protocol.gates.groups, self.protocol.alpha
-        if gate.name == "groups" and gate.bounds and limits is not None and of_groups:
-            level = likely_level(
-                float(self.tests.gains[:, 0].mean()),
-                errors=self.tests.group_errors.mean(axis=0),
-                freedom=self.tests.group_freedom,
-                limits=limits,
-            )
-            return all_of(group_states(self.tests, limits=limits, level=level, alpha=alpha))
-        cost, shift = self.protocol.cost, 0.0
-        if gate.name == "cost" and cost is not None:
-            shift = self.shift * cost.value_of_correct * cost.requests_per_month * cost.horizon_months
-        num = len(self.tests.gains)
-        return redrawn_states(gate, num_tests=num, scale=self.scale, alpha=alpha, shift=shift)
-
-
-def power_of(inputs: VerdictInputs, *, assessment: Assessment, protocol: TestProtocol) -> VerdictPower:
-    """Return the power of the verdict by simulation from its own rows (fixed seeds)."""
-    procedure = _procedure(inputs, assessment=assessment, protocol=protocol)
-    main, alpha = assessment.main.comparison, assessment.main.level
-    num_rows, gain = main.counts.n, protocol.expected_gain
-    rules, reasons = procedure.rules(gain, num_rows=num_rows, num_tests=NUM_TESTS)
-    hybrid = None
-    if assessment.hybrid is not None:
-        of_equals, _ = procedure.rules(0.0, num_rows=num_rows, num_tests=NUM_TESTS)
-        hybrid = _share(of_equals, Outcome.HYBRID)
-    return VerdictPower(
-        fine_tune=_share(rules, Outcome.FINE_TUNE),
-        hybrid=hybrid,
-        blocked_by=_most_common(reasons),
-        minimum_detectable_effect=smallest_detectable(main, alpha=alpha),
-        needed=_needed(procedure, gain, num_rows=num_rows, minimum_gain=protocol.minimum_gain),
-        needed_for_minimum=rows_to_detect(protocol.minimum_gain, main=main, alpha=alpha),
+def power_of(inputs: PowerInputs) -> Power:
+    """Return how often such tests choose a fine-tuned model (fixed seeds)."""
+    protocol = inputs.protocol
+    strongest = _strongest(inputs)
+    num_rows = len(inputs.tables[CANDIDATE])
+    by_gain = {}
+    for gain in (protocol.minimum_gain, protocol.expected_gain):
+        by_gain[gain] = SimulatedTests(_at_gain(inputs, gain=gain, over=strongest))
+    expected = by_gain[protocol.expected_gain]
+    at_expected, limits = expected.outcomes(num_rows)
+    at_minimum, _ = by_gain[protocol.minimum_gain].outcomes(num_rows)
+    main = compare(
+        inputs.tables[CANDIDATE],
+        other=inputs.tables[strongest],
+        metric=protocol.metric,
+        alpha=inputs.costs.alpha,
+    )
+    return Power(
+        over=strongest,
+        at_minimum_gain=at_minimum,
+        at_expected_gain=at_expected,
+        rows_needed=_rows_needed(expected, num_rows=num_rows, is_enough=at_expected >= TARGET_POWER),
+        smallest_detectable=smallest_detectable(main, alpha=inputs.costs.alpha),
+        limited_by=limits.most_common(1)[0][0] if limits else "",
     )
 
 
-def _needed(procedure: Procedure, gain: float, *, num_rows: int, minimum_gain: float) -> RowsNeeded:
-    """Return the rows for a probability of FINE_TUNE of 0.8, by bisection to 3%."""
-    if gain <= minimum_gain:
-        return no_rows(gain, minimum_gain)
+def _strongest(inputs: PowerInputs) -> str:
+    """Return the role of the model with the highest score of those that block the candidate."""
+    return max(
+        blocking_roles(inputs.entries), key=lambda role: score_table(inputs.protocol.metric, inputs.tables[role])
+    )
+
+
+def _rows_needed(tests: "SimulatedTests", *, num_rows: int, is_enough: bool) -> int | None:
+    """Return the rows with which a fine-tuned model is chosen in 80% of tests, by bisection to 5%."""
 
     def enough(rows: int) -> bool:
-        rules, _ = procedure.rules(gain, num_rows=rows, num_tests=NUM_SEARCH_TESTS)
-        return _share(rules, Outcome.FINE_TUNE) >= TARGET_POWER
+        return tests.outcomes(rows)[0] >= TARGET_POWER
 
-    too_few, rows = 1, num_rows
-    while not enough(rows):
-        too_few, rows = rows, 2 * rows
-        if rows > MAX_ROWS:
-            _, reasons = procedure.rules(gain, num_rows=MAX_ROWS, num_tests=NUM_SEARCH_TESTS)
-            return RowsNeeded(None, f"more rows do not give 80% power, because {_most_common(reasons)}")
-    if too_few == 1:
-        while rows > 2 and enough(rows // 2):
-            rows //= 2
-        too_few = rows // 2
-    while rows > 1.03 * too_few + 1:
-        middle = round((rows * too_few) ** 0.5)
-        too_few, rows = (too_few, middle) if enough(middle) else (middle, rows)
-    return RowsNeeded(rows, f"{rows:,} rows give 80% power at a true gain of {100 * gain:.4g} points")
-
-
-def _procedure(inputs: VerdictInputs, *, assessment: Assessment, protocol: TestProtocol) -> Procedure:
-    incumbent, candidate = inputs.incumbent.clean, inputs.candidate.clean
-    hybrid = hybrid_predictions(inputs, protocol=protocol) if assessment.hybrid is not None else None
-    others = {"hybrid": hybrid.clean} if hybrid is not None else {}
-    others |= {role: model.clean for role, model in inputs.contenders.items()}
-    pairs = [(table, incumbent) for table in (candidate, *others.values())]
-    pairs += [(table, candidate) for table in others.values()]
-    if hybrid is not None and inputs.hybrid is not None:
-        pairs += [(hybrid.clean, inputs.models[role].clean) for role in inputs.hybrid.parts]
-    ours, theirs = (
-        np.stack([_scores(pair[side], metric=protocol.metric) for pair in pairs], axis=1) for side in (0, 1)
-    )
-    groups = next((gate for gate in assessment.gates if gate.name == "groups"), None)
-    changes = [] if groups is None else [bound.shrunken or 0.0 for bound in groups.bounds]
-    rows = TestedRows(
-        ours,
-        theirs,
-        members=_members(candidate) if changes else np.zeros((len(candidate), 0), dtype=bool),
-        group_changes=np.array(changes),
-        documents=None if candidate.clusters is None else documents_of(candidate.clusters, num_rows=len(candidate)),
-    )
-    return Procedure(rows, ("candidate", *others), assessment, protocol, inputs.accepted_loss)
+    low = num_rows
+    high = num_rows
+    if is_enough:
+        while low > 2 and enough(low):
+            high = low
+            low = low // 2
+    else:
+        while not enough(high):
+            low = high
+            high = 2 * high
+            if high > MAX_ROWS:
+                return None
+    while high > 1.05 * low + 1:
+        middle = round((low * high) ** 0.5)
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return high
 
 
-def _members(table: Predictions) -> NDArray[np.bool_]:
-    """Return the rows [N, K] of each group, in the order of the bounds of the groups gate."""
-    columns = [np.array(values, dtype=object) for _, values in sorted(table.groups.items())]
-    return np.stack([column == value for column in columns for value in sorted(set(column))], axis=1)
+def _at_gain(inputs: PowerInputs, *, gain: float, over: str) -> PowerInputs:
+    """Return the inputs with a candidate whose gain over the model in the role `over` is `gain`."""
+    metric = inputs.protocol.metric
+    target = score_table(metric, inputs.tables[over]) + gain
+    tables = dict(inputs.tables)
+    tables[CANDIDATE] = with_score(tables[CANDIDATE], target=target, metric=metric)
+    if inputs.hybrid is not None:
+        first = ModelPredictions(tables[inputs.hybrid.first])
+        second = ModelPredictions(tables[inputs.hybrid.second])
+        tables[HYBRID] = apply_routing(inputs.hybrid.routing, first=first, second=second).clean
+    return replace(inputs, tables=tables)
 
 
-def _scores(table: Predictions, *, metric: str) -> NDArray[np.float64]:
+def with_score(table: Predictions, *, target: float, metric: str) -> Predictions:
+    """Return the predictions with random rows made right, or wrong, until the score is the target."""
+    score = score_table(metric, table)
+    is_better = target > score
+    order = np.random.RandomState(SEED).permutation(len(table))
+    low = 0
+    high = len(table)
+    while low < high:  # bisection of the number of changed rows
+        middle = (low + high) // 2
+        changed = score_table(metric, _changed(table, order[:middle], is_right=is_better, metric=metric))
+        if (changed < target) if is_better else (changed > target):
+            low = middle + 1
+        else:
+            high = middle
+    return _changed(table, order[:low], is_right=is_better, metric=metric)
+
+
+def _changed(table: Predictions, rows: NDArray[np.int64], *, is_right: bool, metric: str) -> Predictions:
+    scores = np.array(table.scores)
+    scores[rows] = float(is_right)
+    outputs = list(table.outputs)
+    classes = sorted(set(table.labels))
+    following = dict(zip(classes, classes[1:] + classes[:1], strict=True))
+    for row in rows:
+        outputs[row] = table.labels[row] if is_right else following[table.labels[row]]
+    measures = dict(table.measures)
+    if metric in measures:
+        measures[metric] = np.array(measures[metric])
+        measures[metric][rows] = float(is_right)
+    return replace(table, scores=scores, outputs=tuple(outputs), measures=measures)
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """The gains of one pair of models in B resamples, with what their intervals need."""
+
+    gains: FloatArray  # [B]
+    cells: NDArray[np.int64] | None  # [B, 4] of `PairedCounts`; None if intervals come from the standard errors
+    errors: FloatArray  # [B]
+    freedom: FloatArray  # [B] degrees of freedom; inf for the normal distribution
+    num_units: FloatArray  # [B]
+
+    def ends(self, level: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return the lower and upper ends [B] of the intervals, and the lower ends in tests of non-inferiority."""
+        if self.cells is not None:
+            low, high = newcombe_limits(self.cells, alpha=level)
+            return low, high, low
+        half = t_isf(level / 2, self.freedom) * self.errors
+        unseen = np.array([unseen_rate(units, alpha=level) for units in self.num_units])
+        is_independent = np.isinf(self.freedom)
+        half = np.where(is_independent, np.maximum(half, unseen), half)
+        return self.gains - half, self.gains + half, self.gains - np.maximum(half, unseen)
+
+
+class SimulatedTests:
+    """Resampled tests of the same models: `decide` is called on each of them.
+
+    Rows are drawn with replacement, or whole documents if rows share documents. A row that is drawn twice is two units.
+    """
+
+    def __init__(self, inputs: PowerInputs) -> None:
+        self._inputs = inputs
+        tables = dict(inputs.tables)
+        if inputs.anchor is not None:
+            tables[ANCHOR] = inputs.anchor
+        first = inputs.tables[CANDIDATE]
+        metric = inputs.protocol.metric
+        self._is_counted = metric in ROW_METRICS and first.clusters is None
+        scores = {role: _scores(table, metric=metric) for role, table in tables.items()}
+        self._documents = documents_of(first.clusters, num_rows=len(first))
+        self._is_clustered = first.clusters is not None
+        # Rows on which all models have the same scores are drawn together.
+        stacked = np.stack(list(scores.values()), axis=1)
+        self._unit_counts = np.ones(self._documents.num)
+        if not self._is_clustered:
+            stacked, counts = np.unique(stacked, axis=0, return_counts=True)
+            self._unit_counts = counts.astype(np.float64)
+        self._scores = dict(zip(scores, stacked.T, strict=True))
+
+    def outcomes(self, num_rows: int) -> tuple[float, Counter[str]]:
+        """Return the share of tests of `num_rows` rows that choose a fine-tuned model, and what prevents the others."""
+        num_units = max(1, round(num_rows * self._unit_counts.sum() / len(self._inputs.tables[CANDIDATE])))
+        shares = self._unit_counts / self._unit_counts.sum()
+        # NumPy never changes the numbers of a RandomState, so `verify` draws the same ones.
+        weights = np.random.RandomState(SEED).multinomial(num_units, shares, size=NUM_TESTS).astype(np.float64)
+        pairs: dict[tuple[str, str], _Resampled] = {}
+        ends: dict[tuple[str, str, int], tuple[FloatArray, FloatArray, FloatArray]] = {}
+        costs: dict[tuple[str, str], PairCost] = {}
+        inputs = self._inputs
+        alpha = inputs.costs.alpha
+
+        def relate_in(test: int, first: str, second: str, share: int) -> Relation:
+            pair = (first, second)
+            if pair not in pairs:
+                pairs[pair] = self._resample(pair, weights)
+                costs[pair] = inputs.costs.pair(first, second)
+            if (first, second, share) not in ends:
+                ends[first, second, share] = pairs[pair].ends(alpha / share)
+            low, high, lowest = (values[test] for values in ends[first, second, share])
+            gain = Gain(float(pairs[pair].gains[test]), (float(low), float(high)), float(lowest), alpha / share)
+            is_anchored = True
+            if inputs.anchor is not None and first != ANCHOR:
+                is_anchored = relate_in(test, first, ANCHOR, 1).is_non_inferior
+            return relation_of(pair, gain, cost=costs[pair], protocol=inputs.protocol, is_anchored=is_anchored)
+
+        num_chosen = 0
+        limits: Counter[str] = Counter()
+        for test in range(NUM_TESTS):
+            decision = decide(inputs.entries, partial(relate_in, test), protocol=inputs.protocol)
+            if decision.outcome in CHOSEN:
+                num_chosen += 1
+            else:
+                limits[decision.blocked_by[0] if decision.blocked_by else GATES] += 1
+        return num_chosen / NUM_TESTS, limits
+
+    def _resample(self, pair: tuple[str, str], weights: FloatArray) -> _Resampled:
+        ours = self._scores[pair[0]]
+        theirs = self._scores[pair[1]]
+        differences = ours - theirs
+        if self._is_clustered:
+            return _clustered(self._documents, differences, weights)
+        totals = weights.sum(axis=1)
+        gains = weights @ differences / totals
+        if self._is_counted:
+            kinds = np.stack(
+                [ours * theirs, ours * (1 - theirs), (1 - ours) * theirs, (1 - ours) * (1 - theirs)], axis=1
+            )
+            cells = np.rint(weights @ kinds).astype(np.int64)
+            gains = (cells[:, 1] - cells[:, 2]) / totals  # exact, so that comparisons with limits are
+            return _Resampled(gains, cells, np.zeros(len(gains)), np.full(len(gains), np.inf), totals)
+        variances = np.maximum(weights @ differences**2 / totals - gains**2, 0.0) / totals
+        return _Resampled(gains, None, np.sqrt(variances), np.full(len(gains), np.inf), totals)
+
+
+def _clustered(documents: Documents, differences: FloatArray, weights: FloatArray) -> _Resampled:
+    """Return the CR2 estimates of resampled documents (see `statistics.documents`).
+
+    The share of a document is that in a resample of average size.
+    """
+    sums = documents.sums(differences)
+    sizes = documents.sizes
+    num_rows = weights @ sizes
+    gains = weights @ sums / num_rows
+    shares = sizes / num_rows.mean()
+    kept = 1 - shares
+    squares = weights @ (sums**2 / kept) - 2 * gains * (weights @ (sums * sizes / kept))
+    squares += gains**2 * (weights @ (sizes**2 / kept))
+    errors = np.sqrt(np.maximum(squares, 0.0)) / num_rows
+    across = shares**2 / kept
+    inverse = weights @ shares**2 + (weights @ across) ** 2 - weights @ across**2
+    freedom = 1 / inverse
+    num_units = weights.sum(axis=1)
+    errors = np.where(num_units < LEAST_DOCUMENTS, np.inf, errors)
+    return _Resampled(gains, None, errors, freedom, freedom + 1)
+
+
+def _scores(table: Predictions, *, metric: str) -> FloatArray:
     if metric == "macro_f1":
         return macro_f1_contributions(table)
     return table.per_row(metric)
-
-
-def _share(rules: Sequence[int], outcome: Outcome) -> float:
-    return float(np.mean([OUTCOME_OF_RULE[rule] is outcome for rule in rules]))
-
-
-def _reason(rule: int, facts: Facts) -> str:
-    """Return what prevents FINE_TUNE."""
-    if facts.leaks:
-        return "two splits share a document or a text"
-    if OUTCOME_OF_RULE[rule] is Outcome.HYBRID:
-        return OTHER["hybrid"]
-    if not facts.proven:
-        return "the gain of the candidate over the incumbent is not proven"
-    stops = [name for name, state in facts.gates.items() if not gates_pass({name: state}, regulated=facts.regulated)]
-    return f"the {stops[0]} gate does not pass" if stops else OTHER["surpassed"]
-
-
-def _most_common(reasons: Sequence[str]) -> str:
-    return Counter(reasons).most_common(1)[0][0] if reasons else "nothing prevents FINE_TUNE"

@@ -1,14 +1,16 @@
-"""Test whether another engine may serve an evaluated model: same weights, cheaper and non-inferior (rule 7)."""
+"""Test whether another engine may serve an evaluated model: same weights, cheaper and non-inferior."""
 
 from tailorbird.evaluation.gates.base import Gate
+from tailorbird.evaluation.gates.cost import TrainingUsage, cost_pair
+from tailorbird.evaluation.gates.prices import cost_ratio
 from tailorbird.evaluation.statistics.paired import compare
-from tailorbird.evaluation.verdict.explain import failed_gates, interval_start, open_gates
+from tailorbird.evaluation.verdict.explain import failed_gates, open_gates
 from tailorbird.evaluation.verdict.formatting import points
-from tailorbird.evaluation.verdict.gates import CostComparison, evaluate_gates, states_of
+from tailorbird.evaluation.verdict.gates import evaluate_gates, gates_pass
 from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows
 from tailorbird.evaluation.verdict.parts import VerdictPart
 from tailorbird.evaluation.verdict.protocol import TestProtocol
-from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, Facts, cheaper_and_not_inferior
+from tailorbird.evaluation.verdict.relation import CHEAPER_RATIO
 
 
 class Equivalence(VerdictPart):
@@ -32,58 +34,48 @@ class Equivalence(VerdictPart):
 
 
 def evaluate_equivalence(inputs: VerdictInputs, *, protocol: TestProtocol) -> Equivalence:
-    """Apply the conditions of rule 7 with the evaluated version as incumbent and its export as candidate.
+    """Test whether the export (the candidate of `inputs`) is cheaper than and non-inferior to the evaluated version.
 
     The costs are compared in CPU-seconds, also if the recipe has prices: both engines serve the same weights on the
-    same replicas, and fewer CPU-seconds let a replica answer more requests. The comparison does not count as an access
-    to the test set, because it does not select weights. Raises VerdictRefused under the same conditions as `decide`,
-    and ValueError if a measurement or table is missing.
+    same replicas, and fewer CPU-seconds let a replica answer more requests. The comparison does not count as a look at
+    the test set, because it does not select weights. Raises VerdictRefused under the same conditions as
+    `reach_verdict`, and ValueError if a measurement or table is missing.
     """
     require_same_rows(inputs, protocol=protocol)
-    ratio = CostComparison(inputs.costs, terms=None, alpha=protocol.alpha).ratio()
+    pair = None if inputs.costs is None else cost_pair(inputs.costs)
+    ratio = None if pair is None else cost_ratio(pair, alpha=protocol.alpha)
     if ratio is None:
         raise ValueError("the cost of the two engines was not measured; measure it in alternating rounds")
-    exported, evaluated = inputs.candidate.clean, inputs.incumbent.clean
-    comparison = compare(exported, other=evaluated, metric=protocol.metric, alpha=protocol.alpha)
-    gates = evaluate_gates(inputs, protocol=protocol)
-    facts = Facts(
-        leaks=False,
-        proven=False,
-        low=comparison.interval[0],
-        cautious_low=comparison.cautious_low,
-        high=comparison.interval[1],
-        minimum_gain=protocol.minimum_gain,
-        margin=protocol.non_inferiority_margin,
-        regulated=protocol.regulated,
-        gates=states_of(gates),
-        cheaper=ratio[2] < CHEAPER_RATIO,
+    exported = inputs.candidate.clean
+    evaluated = inputs.incumbent.clean
+    found = compare(exported, other=evaluated, metric=protocol.metric, alpha=protocol.alpha)
+    gates = evaluate_gates(
+        inputs.candidate, incumbent=inputs.incumbent, protocol=protocol, costs=pair, training=TrainingUsage()
     )
-    return Equivalence(
-        accepted=cheaper_and_not_inferior(facts),
-        reasons=_reasons(facts, ratio=ratio, gates=gates),
-        metric=protocol.metric,
-        n=comparison.counts.n,
-        alpha=protocol.alpha,
-        evaluated_score=comparison.other_score,
-        exported_score=comparison.candidate_score,
-        gain=comparison.gain,
-        interval=comparison.interval,
-        num_different=sum(a != b for a, b in zip(exported.outputs, evaluated.outputs, strict=True)),
-        gates=gates,
-        cost_ratio=ratio,
-    )
-
-
-def _reasons(facts: Facts, *, ratio: tuple[float, float, float], gates: tuple[Gate, ...]) -> tuple[str, ...]:
+    is_cheaper = ratio[2] < CHEAPER_RATIO
+    is_non_inferior = found.lowest > -protocol.non_inferiority_margin
+    limit = points(-protocol.non_inferiority_margin)
     cost = (
         f"the exported model uses {ratio[0]:.2f} times the evaluated engine's CPU-seconds per row (the interval ends "
         f"at {ratio[2]:.2f})"
     )
-    difference = interval_start(facts, of="difference")
-    limit = f"the limit of {points(-facts.margin)}"
-    return (
-        cost if facts.cheaper else f"{cost}, which is not proven to be below {CHEAPER_RATIO}",
-        f"{difference}, {'above' if facts.not_inferior else 'not above'} {limit}",
-        *failed_gates(gates),
-        *open_gates(gates, regulated=facts.regulated),
+    return Equivalence(
+        accepted=is_cheaper and is_non_inferior and gates_pass(gates, regulated=protocol.regulated),
+        reasons=(
+            cost if is_cheaper else f"{cost}, which is not proven to be below {CHEAPER_RATIO}",
+            f"the interval of the difference starts at {points(found.lowest)} points, "
+            f"{'above' if is_non_inferior else 'not above'} the limit of {limit}",
+            *failed_gates(gates),
+            *open_gates(gates, regulated=protocol.regulated),
+        ),
+        metric=protocol.metric,
+        n=found.counts.n,
+        alpha=protocol.alpha,
+        evaluated_score=found.other_score,
+        exported_score=found.candidate_score,
+        gain=found.gain,
+        interval=found.interval,
+        num_different=sum(a != b for a, b in zip(exported.outputs, evaluated.outputs, strict=True)),
+        gates=gates,
+        cost_ratio=ratio,
     )

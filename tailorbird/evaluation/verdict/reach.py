@@ -1,0 +1,216 @@
+"""Reach a verdict from predictions on the same test rows (a pure function)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tailorbird.config.answers import ANSWER_METRICS
+from tailorbird.evaluation.gates.base import Gate
+from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage, cost_pair
+from tailorbird.evaluation.gates.prices import CostUnit, cost_unit
+from tailorbird.evaluation.hybrid import PartUsage, apply_routing, hybrid_usage, routed_to_second, share_to_second
+from tailorbird.evaluation.predictions import ModelPredictions, Predictions
+from tailorbird.evaluation.statistics.documents import documents_of
+from tailorbird.evaluation.statistics.scoring import score_table
+from tailorbird.evaluation.verdict.contender_costs import contender_costs
+from tailorbird.evaluation.verdict.decide import CANDIDATE, HYBRID, INCUMBENT, Decision, Entry, decide
+from tailorbird.evaluation.verdict.explain import explain
+from tailorbird.evaluation.verdict.gates import evaluate_gates, gates_pass, has_failed
+from tailorbird.evaluation.verdict.inputs import VerdictInputs, require_same_rows, without_trained_rows
+from tailorbird.evaluation.verdict.parts import TestedHybrid, TestedModel
+from tailorbird.evaluation.verdict.power import PowerInputs, power_of
+from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.evaluation.verdict.relation import CostTable, Relate, Relation, relations
+from tailorbird.evaluation.verdict.types import Verdict
+
+ANCHOR = "anchor"
+SECOND_METRIC = {
+    "accuracy": "macro_f1",
+    "macro_f1": "accuracy",
+    "exact_match": "token_f1",
+    "token_f1": "exact_match",
+    "rouge_l": "exact_match",
+    **dict.fromkeys(ANSWER_METRICS, "exact_match"),
+}
+"""The second metric that is reported with each metric; no decision reads it."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The models of a comparison with their gates and costs."""
+
+    models: Mapping[str, ModelPredictions]  # by role, with the hybrid
+    entries: tuple[Entry, ...]
+    tested: tuple[TestedModel, ...]
+    costs: CostTable
+    relate: Relate
+    known: Mapping[tuple[str, str, int], Relation]  # relations that were computed
+
+
+def reach_verdict(inputs: VerdictInputs, *, protocol: TestProtocol) -> Verdict:
+    """Return whether a fine-tuned model deserves to serve, and which model serves.
+
+    Test rows that a compared model was trained on leave the comparison. Gates have the level of the protocol, because
+    they only prevent a change of model; everything else has the level of this look at the test rows. Raises
+    VerdictRefused if test rows changed or predictions are misaligned or not finite. Raises ValueError if predictions or
+    measurements that the protocol's gates need are missing.
+    """
+    require_same_rows(inputs, protocol=protocol)
+    on_all_rows = inputs
+    inputs = without_trained_rows(inputs)
+    compared = compare_models(inputs, on_all_rows=on_all_rows, protocol=protocol)
+    decision = decide(compared.entries, compared.relate, protocol=protocol)
+    power = power_of(
+        PowerInputs(
+            {role: model.clean for role, model in compared.models.items()},
+            compared.entries,
+            compared.costs,
+            hybrid=inputs.hybrid if HYBRID in compared.models else None,
+            anchor=_anchor_table(inputs),
+        )
+    )
+    _compare_for_readers(compared, decision)
+    first = inputs.incumbent.clean
+    verdict = Verdict(
+        outcome=decision.outcome,
+        selected=decision.selected,
+        sentences=("",),
+        metric=protocol.metric,
+        n=len(first),
+        num_units=documents_of(first.clusters, num_rows=len(first)).num,
+        alpha=compared.costs.alpha,
+        minimum_gain=protocol.minimum_gain,
+        non_inferiority_margin=protocol.non_inferiority_margin,
+        expected_gain=protocol.expected_gain,
+        models=compared.tested,
+        relations=tuple(compared.known.values()),
+        blocked_by=decision.blocked_by,
+        replaces_for_cost=_replaces_for_cost(compared, decision),
+        power=power,
+        hybrid=_tested_hybrid(inputs) if HYBRID in compared.models else None,
+        costs=contender_costs(compared.costs, [model.role for model in compared.tested]),
+        cost_unit=_cost_unit(compared.costs),
+        num_trained_rows=len(on_all_rows.incumbent.clean) - len(first),
+        unknown_training=inputs.unknown_training,
+    )
+    return verdict.model_copy(update={"sentences": explain(verdict, inputs=inputs, protocol=protocol)})
+
+
+def compare_models(inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protocol: TestProtocol) -> Compared:
+    """Return the models with their gates, and the function that compares two of them."""
+    alpha = protocol.alpha * inputs.look.alpha_share
+    models = _with_hybrid(inputs, protocol=protocol)
+    has_fine_tuned_hybrid = inputs.hybrid is not None and CANDIDATE in inputs.hybrid.parts
+    fine_tuned = {CANDIDATE, HYBRID} if has_fine_tuned_hybrid else {CANDIDATE}
+    training = dict.fromkeys(fine_tuned, inputs.training)
+    costs = CostTable(_serving_costs(inputs), training, protocol, alpha)
+    replacing = {*inputs.replacing} if has_fine_tuned_hybrid else {*inputs.replacing, HYBRID}
+    on_all = _with_hybrid(on_all_rows, protocol=protocol) if on_all_rows is not inputs else {}
+
+    entries = []
+    tested = []
+    for role, model in models.items():
+        gates: tuple[Gate, ...] = ()
+        if role != INCUMBENT:
+            pair = None if costs.serving is None else cost_pair(costs.serving, candidate=role)
+            used = training.get(role, TrainingUsage())
+            gates = evaluate_gates(model, incumbent=inputs.incumbent, protocol=protocol, costs=pair, training=used)
+        passes = gates_pass(gates, regulated=protocol.regulated)
+        entries.append(Entry(role, role in fine_tuned, role in replacing, passes, has_failed(gates)))
+        metrics = (protocol.metric, SECOND_METRIC[protocol.metric])
+        tested.append(
+            TestedModel(
+                role=role,
+                kind=model.clean.model,
+                scores={metric: score_table(metric, model.clean) for metric in metrics},
+                score_on_all=score_table(protocol.metric, on_all[role].clean) if role in on_all else None,
+                may_replace=role in replacing,
+                passes=passes,
+                gates=gates,
+            )
+        )
+
+    tables = {role: model.clean for role, model in models.items()}
+    anchor = _anchor_table(inputs)
+    if anchor is not None:
+        tables[ANCHOR] = anchor
+    with_anchor, _ = relations(tables, costs=costs)
+
+    def can_replace_for_cost(role: str) -> bool:
+        if inputs.anchor is None:
+            return True
+        return anchor is not None and role != ANCHOR and with_anchor(role, ANCHOR, 1).is_non_inferior
+
+    relate, known = relations(tables, costs=costs, can_replace_for_cost=can_replace_for_cost)
+    return Compared(models, tuple(entries), tuple(tested), costs, relate, known)
+
+
+def _anchor_table(inputs: VerdictInputs) -> Predictions | None:
+    if inputs.anchor is None or inputs.anchor.predictions is None:
+        return None
+    return inputs.anchor.predictions.clean
+
+
+def _with_hybrid(inputs: VerdictInputs, *, protocol: TestProtocol) -> dict[str, ModelPredictions]:
+    """Return the predictions by role: incumbent, candidate, hybrid, others."""
+    hybrid = hybrid_predictions(inputs, protocol=protocol)
+    models = {INCUMBENT: inputs.incumbent, CANDIDATE: inputs.candidate}
+    if hybrid is not None:
+        models[HYBRID] = hybrid
+    return models | {role: model for role, model in inputs.models.items() if role not in models}
+
+
+def hybrid_predictions(inputs: VerdictInputs, *, protocol: TestProtocol) -> ModelPredictions | None:
+    """Return the hybrid's predictions, or None if no hybrid was frozen."""
+    frozen = inputs.hybrid
+    if frozen is None or protocol.hybrid is None:
+        return None
+    return apply_routing(frozen.routing, first=inputs.models[frozen.first], second=inputs.models[frozen.second])
+
+
+def _serving_costs(inputs: VerdictInputs) -> ServingCosts | None:
+    """Return the costs by role. If those of the hybrid are not given, every row has the same cost in one model."""
+    frozen = inputs.hybrid
+    if inputs.costs is None or frozen is None or HYBRID in inputs.costs:
+        return inputs.costs
+    first = PartUsage(inputs.costs[frozen.first])
+    second = PartUsage(inputs.costs[frozen.second])
+    routed = routed_to_second(frozen.routing, inputs.models[frozen.first].clean)
+    return {**inputs.costs, HYBRID: hybrid_usage(frozen.routing, routed=routed, first=first, second=second)}
+
+
+def _compare_for_readers(compared: Compared, decision: Decision) -> None:
+    """Compare each pair of models that a reader of the verdict asks for; most are compared by the decision, too."""
+    num_replacing = sum(entry.may_replace for entry in compared.entries)
+    for entry in compared.entries:
+        if entry.role != INCUMBENT:
+            compared.relate(entry.role, INCUMBENT, num_replacing if entry.may_replace else 1)
+        for first in (CANDIDATE, HYBRID, decision.selected):
+            is_compared = any((first, entry.role) == key[:2] for key in compared.known)
+            if first in compared.models and entry.role != first and not is_compared:
+                compared.relate(first, entry.role, 1)
+
+
+def _replaces_for_cost(compared: Compared, decision: Decision) -> bool:
+    if decision.selected == INCUMBENT:
+        return False
+    found = [relation for key, relation in compared.known.items() if key[:2] == (decision.selected, INCUMBENT)]
+    return not any(relation.is_better for relation in found)
+
+
+def _tested_hybrid(inputs: VerdictInputs) -> TestedHybrid:
+    frozen = inputs.hybrid
+    assert frozen is not None  # a tested hybrid was frozen
+    return TestedHybrid(
+        routing=frozen.routing,
+        first=frozen.first,
+        second=frozen.second,
+        share_to_second=share_to_second(frozen.routing, inputs.models[frozen.first].clean),
+        validation=frozen.validation,
+        validation_share_to_second=frozen.share_to_second,
+    )
+
+
+def _cost_unit(costs: CostTable) -> CostUnit | None:
+    if costs.serving is None:
+        return None
+    return cost_unit(cost_pair(costs.serving), terms=costs.protocol.cost)

@@ -1,0 +1,151 @@
+"""How one model compares with another on the same rows: proven better, non-inferior, cheaper, and what follows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage, cost_pair
+from tailorbird.evaluation.gates.net_benefit import NetBenefit, net_benefit
+from tailorbird.evaluation.gates.prices import Ratio, cost_ratio, missing_for_serving, missing_for_training
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.paired import compare
+from tailorbird.evaluation.verdict.protocol import TestProtocol
+
+CHEAPER_RATIO = 0.9
+"""A model is cheaper if the interval of its cost divided by the other model's ends below this."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """The first model compared with the second; gains are the first model's score minus the second's, as shares."""
+
+    first: str  # role
+    second: str  # role
+    gain: float
+    interval: tuple[float, float]  # two-sided at 1 - `level`
+    lowest: float  # lower end of the gain in the test of non-inferiority
+    level: float
+    is_better: bool  # proven better: the interval is above 0, the gain is at least `minimum_gain`, the net not negative
+    is_non_inferior: bool
+    is_cheaper: bool  # in prices; False without `evaluation.cost`
+    is_anchored: bool = True
+    """False if the first model may not replace any for its cost, because it is not non-inferior to the anchor."""
+    cost_ratio: Ratio | None = None  # the first model's cost of serving divided by the second's
+    net: float | None = None  # value of the gain minus all further cost over the horizon, in the recipe's currency
+    p_value: float | None = None  # two-sided; no decision reads it
+    only_first_right: int = 0  # rows
+    only_second_right: int = 0
+
+    @property
+    def dominates(self) -> bool:
+        """True if the first model deserves to replace the second."""
+        return self.is_better or (self.is_non_inferior and self.is_cheaper and self.is_anchored)
+
+
+Relate = Callable[[str, str, int], Relation]
+"""Returns the relation of the models in two roles, with intervals at alpha divided by the last argument."""
+
+
+@dataclass(frozen=True)
+class PairCost:
+    """The cost of serving one model instead of another. Both values are None if they are not known."""
+
+    ratio: Ratio | None = None
+    benefit: NetBenefit | None = None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a relation needs of a comparison; see `Relation`."""
+
+    gain: float
+    interval: tuple[float, float]
+    lowest: float
+    level: float
+
+
+def relation_of(
+    roles: tuple[str, str], gain: Gain, *, cost: PairCost, protocol: TestProtocol, is_anchored: bool = True
+) -> Relation:
+    """Return the relation of the models in two roles.
+
+    Where the recipe names prices and the value of a correct answer, a model with a negative net benefit is neither
+    proven better nor cheaper. Unknown costs are "not cheaper".
+    """
+    net = None if cost.benefit is None else cost.benefit.at(gain.gain)
+    pays = net is None or net > 0
+    is_above = gain.interval[0] > 0 and gain.gain >= protocol.minimum_gain
+    has_lower_cost = cost.ratio is not None and cost.ratio[2] < CHEAPER_RATIO
+    return Relation(
+        first=roles[0],
+        second=roles[1],
+        gain=gain.gain,
+        interval=gain.interval,
+        lowest=gain.lowest,
+        level=gain.level,
+        is_better=is_above and pays,
+        is_non_inferior=gain.lowest > -protocol.non_inferiority_margin,
+        is_cheaper=has_lower_cost and pays and protocol.cost is not None,
+        is_anchored=is_anchored,
+        cost_ratio=cost.ratio,
+        net=net,
+    )
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The measured resources of all models by role, with the prices of the protocol."""
+
+    serving: ServingCosts | None  # None if they were not measured
+    training: Mapping[str, TrainingUsage]  # of the models that this run trained
+    protocol: TestProtocol
+    alpha: float
+
+    def pair(self, first: str, second: str) -> PairCost:
+        """Return the cost of serving the model in one role instead of the other."""
+        if self.serving is None or first not in self.serving or second not in self.serving:
+            return PairCost()
+        terms = self.protocol.cost
+        pair = cost_pair(self.serving, candidate=first, incumbent=second)
+        ratio = cost_ratio(pair, alpha=self.alpha, terms=terms)
+        training = self.training.get(first, TrainingUsage())
+        if terms is None or missing_for_training(training, terms=terms):
+            return PairCost(ratio)
+        if any(missing_for_serving(usage, terms=terms) for usage in (pair.candidate, pair.incumbent)):
+            return PairCost(ratio)
+        return PairCost(ratio, net_benefit(terms, pair=pair, training=training, alpha=self.alpha))
+
+
+def relations(
+    tables: Mapping[str, Predictions], *, costs: CostTable, can_replace_for_cost: Callable[[str], bool] = lambda _: True
+) -> tuple[Relate, dict[tuple[str, str, int], Relation]]:
+    """Return a function that compares the models in two roles, and the relations that it has computed.
+
+    `can_replace_for_cost` tells whether the model in a role is non-inferior to the anchor.
+    """
+    known: dict[tuple[str, str, int], Relation] = {}
+
+    def relate(first: str, second: str, share: int = 1) -> Relation:
+        key = (first, second, share)
+        if key not in known:
+            known[key] = _compared(tables, key, costs=costs, is_anchored=can_replace_for_cost(first))
+        return known[key]
+
+    return relate, known
+
+
+def _compared(
+    tables: Mapping[str, Predictions], key: tuple[str, str, int], *, costs: CostTable, is_anchored: bool
+) -> Relation:
+    first, second, share = key
+    level = costs.alpha / share
+    found = compare(tables[first], other=tables[second], metric=costs.protocol.metric, alpha=level)
+    gain = Gain(found.gain, found.interval, found.lowest, level)
+    relation = relation_of(
+        (first, second), gain, cost=costs.pair(first, second), protocol=costs.protocol, is_anchored=is_anchored
+    )
+    return replace(
+        relation,
+        p_value=found.p_value,
+        only_first_right=found.counts.only_candidate_right,
+        only_second_right=found.counts.only_other_right,
+    )
