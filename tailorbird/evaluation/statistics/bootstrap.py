@@ -11,7 +11,6 @@ from scipy.sparse import csr_array
 from tailorbird.evaluation.predictions import Predictions
 from tailorbird.evaluation.statistics.distributions import norm_isf, norm_sf, t_isf
 from tailorbird.evaluation.statistics.documents import Documents, documents_of, of_documents
-from tailorbird.evaluation.statistics.draws import CHUNK_ELEMENTS, multinomial_counts
 from tailorbird.evaluation.statistics.effect import Effect, unseen_rate, with_least_p
 from tailorbird.evaluation.statistics.scoring import class_codes, mean_f1
 
@@ -21,8 +20,9 @@ IntArray = NDArray[np.int64]
 NUM_RESAMPLES = 10_000
 # The seeds are fixed so that recomputing a verdict gives the same draws.
 BOOTSTRAP_SEED, SIGN_SEED = 1979, 1935
-# The quantile beyond which there are this many resamples is the last that they give; the normal tail continues it.
+# The quantile beyond which there are this many resamples is the last that they give.
 NUM_BEYOND = 10
+CHUNK_ELEMENTS = 4_000_000  # about 32 MB at 8 bytes each
 # Gains closer to 0 than this are ties: only rounding separates them from 0.
 ROUNDING = 1e-12
 
@@ -53,56 +53,47 @@ class ResampledGain:
     def effect(self, *, alpha: float) -> Effect:
         """Return the effect with the interval at level 1 - alpha.
 
-        For independent rows, the interval is the percentile interval and the p value that of `two_sided`, both with the
-        normal tail of `_quantile`; without a different output, the interval is the unseen rate. For documents, both are
-        Student's t (`of_documents`).
+        For independent rows, this is the percentile interval. Beyond the last quantile that the resamples give, a
+        normal tail continues it. Without a different output, it is the unseen rate. For documents, interval and p
+        value are Student's t (`of_documents`).
         """
-        error, num_differing = self.standard_error, self.num_differing
+        error = self.standard_error
         if self.documents is not None:
             return of_documents(
-                self.gain, standard_error=error, documents=self.documents, alpha=alpha, num_differing=num_differing
+                self.gain,
+                standard_error=error,
+                documents=self.documents,
+                alpha=alpha,
+                num_differing=self.num_differing,
             )
-        if not num_differing:
+        if not self.num_differing:
             unseen = unseen_rate(self.n, alpha=alpha)
             return Effect(self.gain, (-unseen, unseen), 1.0, error)
-        interval = self._quantile(alpha / 2), self._quantile(1 - alpha / 2)
+        interval = (self._end(alpha / 2, side=-1), self._end(alpha / 2, side=1))
         effect = Effect(self.gain, interval, self._p_value(), error)
-        return with_least_p(effect, num_differing=num_differing, alpha=alpha)
+        return with_least_p(effect, num_differing=self.num_differing, alpha=alpha)
 
-    def _quantile(self, share: float) -> float:
-        """Return the quantile of the resampled gains at this share.
-
-        Beyond the last quantile that the resamples give, the tail is normal (`_tail`). If it is wider than the last
-        quantile there, the interval reaches it one standard deviation further, so that it has no jump.
-        """
-        beyond = min(share, 1 - share)
-        if beyond >= NUM_BEYOND / len(self.resampled):
-            return float(np.quantile(self.resampled, share))
-        side = -1 if share < 0.5 else 1
-        last, spread, gap = self._tail(side)
-        z = float(norm_isf(beyond)) - self._last_z
-        return last + side * min((spread + gap) * z, gap + spread * z)
+    def _end(self, share: float, *, side: int) -> float:
+        """Return the gain beyond which this share of the resamples is, below the gain (side -1) or above it (1)."""
+        if share >= NUM_BEYOND / len(self.resampled):
+            return float(np.quantile(self.resampled, share if side < 0 else 1 - share))
+        last, spread = self._tail(side)
+        return last + side * spread * (float(norm_isf(share)) - self._last_z)
 
     def _p_value(self) -> float:
-        """Return the p value of `two_sided` or, if 0 is beyond the last quantile, that of the tail of `_quantile`."""
+        """Return the p value of `two_sided` or, if 0 is beyond the last quantile, that of the tail of `_end`."""
         side = -1 if self.gain > 0 else 1
-        last, spread, gap = self._tail(side)
+        last, spread = self._tail(side)
         if side * last >= 0:
             return two_sided(self.resampled)
-        z = max(abs(last) / (spread + gap), (abs(last) - gap) / spread)
-        return 2 * float(norm_sf(self._last_z + z))
+        return 2 * float(norm_sf(self._last_z + abs(last) / spread))
 
-    def _tail(self, side: int) -> tuple[float, float, float]:
-        """Return the last quantile below the gain (side -1) or above it (1), the tail's standard deviation, and a gap.
-
-        The standard deviation is that of the last quantile or, if larger, the standard error. The gap is the distance
-        from the last quantile to that of the normal distribution with this standard deviation.
-        """
+    def _tail(self, side: int) -> tuple[float, float]:
+        """Return the last quantile that the resamples give, and the standard deviation of the normal tail beyond it."""
         share = NUM_BEYOND / len(self.resampled)
         last = float(np.quantile(self.resampled, share if side < 0 else 1 - share))
-        distance = side * (last - self.gain)
-        spread = max(distance / self._last_z, self.standard_error, ROUNDING)
-        return last, spread, spread * self._last_z - distance
+        spread = max(side * (last - self.gain) / self._last_z, self.standard_error, ROUNDING)
+        return last, spread
 
     @property
     def _last_z(self) -> float:
@@ -148,8 +139,12 @@ def macro_f1_gain(candidate: Predictions, *, other: Predictions, rows: IntArray 
         mine = mean_f1(support, answered=our_answers, right=our_right)
         return mine - mean_f1(support, answered=their_answers, right=their_right)
 
-    draws = multinomial_counts(counts, num_resamples=NUM_RESAMPLES, seed=BOOTSTRAP_SEED)
-    resampled = np.concatenate([gains_of(weights) for weights in draws])
+    # NumPy never changes the numbers of a RandomState, so `verify` draws the same ones.
+    generator = np.random.RandomState(BOOTSTRAP_SEED)
+    num_rows = int(counts.sum())
+    chunk = max(1, CHUNK_ELEMENTS // len(counts))
+    sizes = [min(chunk, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, chunk)]
+    resampled = np.concatenate([gains_of(generator.multinomial(num_rows, counts / num_rows, size)) for size in sizes])
     return ResampledGain(float(gains_of(counts[None, :])[0]), resampled, documents, len(truth), num_differing)
 
 

@@ -29,14 +29,14 @@ def t_effect(gain: float, *, standard_error: float, degrees_of_freedom: float, a
 
 
 def with_least_p(effect: Effect, *, num_differing: int, alpha: float) -> Effect:
-    """Return the effect with the p value of at least 2^(1 - d), where d units differ, and an interval that agrees.
+    """Return the effect with a p value of at least 2^(1 - d), where d units differ, and an interval that agrees.
 
-    No sign-flip test over d units has a smaller p value. If the p value is not below alpha, the interval contains 0.
+    No sign-flip test over d units has a smaller p value. If it is not below alpha, the interval contains 0.
     """
-    p_value = min(1.0, max(effect.p_value, 2.0 ** (1 - num_differing)))
+    least = 2.0 ** (1 - num_differing)
     low, high = effect.interval
-    interval = effect.interval if p_value < alpha else (min(low, 0.0), max(high, 0.0))
-    return replace(effect, p_value=p_value, interval=interval)
+    interval = effect.interval if least < alpha else (min(low, 0.0), max(high, 0.0))
+    return replace(effect, p_value=min(1.0, max(effect.p_value, least)), interval=interval)
 
 
 def with_unseen(effect: Effect, *, num_units: float, alpha: float) -> Effect:
