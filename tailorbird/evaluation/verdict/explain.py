@@ -99,7 +99,7 @@ def _deciding(verdict: Verdict) -> str:
         dominated = f"{first} costs less than {second} and is non-inferior: {gain}; {_limit(verdict, relation)}"
     else:
         return f"{first} does not dominate {second}: {gain}; {_why_not(verdict, relation)}"
-    num_others = sum(other.first == relation.first for other in verdict.relations) - 1
+    num_others = len(verdict.required) - 1
     if num_others == 0 or verdict.outcome not in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return dominated
     rest = "the other model" if num_others == 1 else f"each of the {num_others} other models"

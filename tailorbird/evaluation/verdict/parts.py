@@ -24,6 +24,8 @@ class TestedModel(VerdictPart):
     """Score on the compared rows by metric: that of the verdict, then a second one that no decision reads."""
     score_on_all: float | None = None
     """Score in the verdict's metric on all test rows, if a compared model was trained on some of them."""
+    is_fine_tuned: bool
+    """True if this run trained it: the candidate, or a hybrid with the candidate."""
     may_replace: bool
     """True for a model without fine-tuning that may replace the incumbent."""
     passes: bool

@@ -123,6 +123,7 @@ def compare_models(inputs: VerdictInputs, *, on_all_rows: VerdictInputs, protoco
                 kind=model.clean.model,
                 scores={metric: score_table(metric, model.clean) for metric in metrics},
                 score_on_all=score_table(protocol.metric, on_all[role].clean) if role in on_all else None,
+                is_fine_tuned=role in fine_tuned,
                 may_replace=role in replacing,
                 passes=passes,
                 gates=gates,

@@ -95,17 +95,21 @@ class Verdict(VerdictPart):
         return self.candidate.gates
 
     @property
-    def closest(self) -> Relation:
-        """The comparison that decides: of the chosen fine-tuned model with the model that it beats by least.
-
-        If no fine-tuned model is chosen, it is the candidate's comparison with the first model that blocks it, or with
-        the incumbent if none does.
-        """
+    def required(self) -> tuple[Relation, ...]:
+        """The comparisons that decide the outcome: of the candidate, or the hybrid, with all that it must dominate."""
         first = HYBRID if self.outcome is Outcome.HYBRID else CANDIDATE
-        seconds = self.blocked_by if first == CANDIDATE else ()
-        compared = [relation for relation in self.relations if relation.first == first]
-        blocking = [relation for relation in compared if relation.second in seconds]
-        return min(blocking or compared, key=lambda relation: relation.gain)
+        must_dominate = {INCUMBENT}
+        for model in self.models:
+            is_candidate = model.role == CANDIDATE and first == HYBRID
+            if model.passes and (is_candidate or not model.is_fine_tuned):
+                must_dominate.add(model.role)
+        return tuple(each for each in self.relations if each.first == first and each.second in must_dominate)
+
+    @property
+    def closest(self) -> Relation:
+        """The comparison of `required` that is furthest from *dominates*, or closest to it if all dominate."""
+        failing = [relation for relation in self.required if not relation.dominates]
+        return min(failing or self.required, key=lambda relation: relation.gain)
 
     def sentence(self) -> str:
         """Return the model to use and why, without further figures: the first of `sentences`."""
