@@ -35,9 +35,9 @@ from tailorbird.evaluation.report.model_scores import confusions, mean_measures,
 from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
 from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.evaluation.verdict.decide import decide
-from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import TestSetLook, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
+from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.routing import Routing
 from tailorbird.registry.test_set_ledger import Hashes, TestSetAccess
@@ -53,6 +53,8 @@ FURTHER_VALIDATION = 0.65  # validation score of the best further contender
 TASK_URI = "s3://models/icd10-chapters"
 ACCESSED_AT = "2026-11-24T16:30:00+00:00"
 TRAINING = TrainingUsage(cpu_s=3600.0)
+KINDS = {"incumbent": "probe", "candidate": "full"}
+"""Kinds of models by role; the role of each other model is its kind."""
 
 
 def on_cpu(seconds: Mapping[str, tuple[float, ...]]) -> ServingCosts:
@@ -81,6 +83,8 @@ class Simulation:
     """Accuracy of the further contenders by kind, best on validation first."""
     access_number: int = 1
     num_rows_seen: int = 0
+    alpha_share: float = 1.0
+    """Share of alpha that this look at the test rows has."""
     gates: bool = True
     chat: bool = False
     """True for a chat task with token F1: no changed rows, clusters of three rows."""
@@ -140,7 +144,7 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
     shared, spread = generator.random(n), generator.uniform(-0.2, 0.2, n)
     return {
         role: _answers(
-            role,
+            KINDS.get(role, role),
             level + spread,  # probability of being right, which is also the confidence
             labels=labels,
             sex=sex,
@@ -156,15 +160,13 @@ def _clean(simulation: Simulation, generator: np.random.Generator, *, num_rows: 
 
 def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> VerdictInputs:
     return VerdictInputs(
-        incumbent=model_predictions("incumbent", tables),
-        candidate=model_predictions("candidate", tables),
+        models={role: model_predictions(role, tables) for role in ("incumbent", "candidate", *simulation.contenders)},
         test_sha256=SHA,
-        access_number=simulation.access_number,
-        num_rows_seen=simulation.num_rows_seen,
-        contenders={kind: model_predictions(kind, tables) for kind in simulation.contenders},
+        replacing=tuple(simulation.contenders),
         hybrid=family_of(simulation, tables).hybrid,
         costs=simulation.costs,
         training=simulation.training,
+        look=TestSetLook(simulation.access_number, simulation.num_rows_seen, simulation.alpha_share),
     )
 
 
@@ -178,11 +180,12 @@ def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
     metric = recipe_of(simulation).evaluation.metric
     scores = {role: score_table(metric, tables[f"{role}_validation"]) for role in ("incumbent", "candidate")}
     scores |= {kind: FURTHER_VALIDATION - 0.01 * rank for rank, kind in enumerate(simulation.contenders)}
-    kinds = {"incumbent": "probe", "candidate": "full"}
     models = (
-        FrozenModel(role, kinds.get(role, role), f"{TASK_URI}/stages/{role}", score) for role, score in scores.items()
+        FrozenModel(role, KINDS.get(role, role), f"{TASK_URI}/stages/{role}", score) for role, score in scores.items()
     )
-    return Family(models=tuple(models), hybrid=_hybrid(simulation, tables))
+    return Family(
+        models=tuple(models), replacing=tuple(simulation.contenders), hybrid=_hybrid(simulation, tables), anchor=None
+    )
 
 
 def _hybrid(simulation: Simulation, tables: dict[str, Predictions]) -> FrozenHybrid | None:
@@ -192,12 +195,10 @@ def _hybrid(simulation: Simulation, tables: dict[str, Predictions]) -> FrozenHyb
         return None
     first, second = (ModelPredictions(tables[f"{role}_validation"]) for role in ("incumbent", "candidate"))
     metric = recipe_of(simulation).evaluation.metric
-    scores = [score_table(metric, part.clean) for part in (first, second)]
     return FrozenHybrid(
         routing,
         "incumbent",
         "candidate",
-        best_part="candidate" if scores[1] >= scores[0] else "incumbent",
         validation=score_table(metric, apply_routing(routing, first=first, second=second).clean),
         share_to_second=share_to_second(routing, first.clean),
     )
@@ -231,7 +232,7 @@ def registration_of(simulation: Simulation, *, task_uri: str = TASK_URI, code: s
         base_model=base_model,
         retrieval_encoder=None,
         champion=None,
-        accepted_loss=0.0,
+        anchor=None,
         requested_by="an engineer",
         requested_at="2026-11-24T16:00:00+00:00",
     )
@@ -242,10 +243,10 @@ def evidence_of(
 ) -> Evidence:
     """Return the evidence of a simulated run with versions under `task_uri`."""
     tables, registration = tables_of(simulation), registration_of(simulation, task_uri=task_uri, code=code)
-    verdict = decide(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
+    verdict = reach_verdict(inputs_of_tables(simulation, tables), protocol=protocol_of(simulation))
     family = family_of(simulation, tables)
-    parts = family.hybrid.parts if family.hybrid is not None and verdict.winner == "hybrid" else ()
-    registered = {"incumbent", verdict.winner, *parts}
+    parts = family.hybrid.parts if family.hybrid is not None and verdict.selected == "hybrid" else ()
+    registered = {"incumbent", verdict.selected, *parts}
     kinds = {model.role: model.kind for model in family.models} | ({"hybrid": "hybrid"} if simulation.routing else {})
     baselines = (
         _baseline("majority", 0.18, servable=False),
@@ -272,9 +273,7 @@ def evidence_of(
         confusions=confusions(tables),
         measures=mean_measures(tables),
         suites=suite_scores(tables, suites=tuple(simulation.suites), roles=[model.role for model in family.models]),
-        distinct=None,
         champion=None,
-        accepted_loss=0.0,
         code=CodeVersion(sha256=code, uri=f"{task_uri}/code/{code}.zip"),
         base_model=registration.base_model,
         retrieval_encoder=None,
