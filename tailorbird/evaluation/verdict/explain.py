@@ -35,7 +35,7 @@ def explain(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) 
         _rows(verdict, inputs=inputs, protocol=protocol),
         what_would_change(verdict),
     ]
-    return tuple(sentence for sentence in chain if sentence)
+    return tuple(f"{sentence[0].upper()}{sentence[1:]}." for sentence in chain if sentence)
 
 
 def score_text(metric: str, score: float) -> str:
@@ -133,12 +133,16 @@ def _replacement(verdict: Verdict) -> str:
     if verdict.selected == INCUMBENT or verdict.outcome in (Outcome.FINE_TUNE, Outcome.HYBRID):
         return ""
     relation = verdict.relation(verdict.selected, INCUMBENT)
+    selected = named(verdict.selected)
     num_replacing = sum(model.may_replace for model in verdict.models)
-    level = f", at alpha / {num_replacing} because {num_replacing} models could replace it" if num_replacing > 1 else ""
+    level = ""
+    if verdict.model(verdict.selected).may_replace and num_replacing > 1:
+        level = f", at alpha / {num_replacing} because {num_replacing} models could replace it"
+    gain = f"{gain_text(relation)}{level}"
     if relation.is_better:
-        return f"{named(verdict.selected)} is proven better than the incumbent: {gain_text(relation)}{level}"
-    gain = f"{gain_text(relation)}{level}; {_limit(verdict, relation)}"
-    return f"{named(verdict.selected)} costs less than the incumbent and is non-inferior: {gain}"
+        return f"the incumbent is replaced, because {selected} is proven better: {gain}"
+    limit = _limit(verdict, relation)
+    return f"the incumbent is replaced, because {selected} costs less and is non-inferior: {gain}; {limit}"
 
 
 def _cost(verdict: Verdict, *, protocol: TestProtocol) -> str:
@@ -148,18 +152,14 @@ def _cost(verdict: Verdict, *, protocol: TestProtocol) -> str:
     basis = cost_basis(verdict.cost_unit)
     if verdict.selected != INCUMBENT:
         relation = verdict.relation(verdict.selected, INCUMBENT)
-        text = f"{named(verdict.selected)} costs {_ratio(relation)} what the incumbent costs to serve ({basis})"
+        text = f"to serve, {named(verdict.selected)} costs {_ratio(relation)} what the incumbent costs ({basis})"
     else:
         relation = verdict.relation(CANDIDATE, INCUMBENT)
-        text = f"the candidate costs {_ratio(relation)} what the incumbent costs to serve ({basis})"
+        text = f"to serve, the candidate costs {_ratio(relation)} what the incumbent costs ({basis})"
     if relation.cost_ratio is None:
         text = f"the costs of {named(relation.first)} and of the incumbent cannot be compared, so it is not cheaper"
-    if relation.net is not None:
-        text += (
-            f", with a net benefit of {money(relation.net)} over {protocol.cost.horizon_months:g} months"
-            if protocol.cost
-            else ""
-        )
+    if relation.net is not None and protocol.cost is not None:
+        text += f", with a net benefit of {money(relation.net)} over {protocol.cost.horizon_months:g} months"
     return text + _needs_less(verdict)
 
 
@@ -242,10 +242,13 @@ def what_would_change(verdict: Verdict) -> str:
     failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
     if failed:
         return f"a candidate that passes {listed(failed)} would be chosen if it dominates all models; {chosen}"
+    if not verdict.candidate.passes:
+        undecided = [gate.name for gate in verdict.gates if gate.state is State.NOT_ASSESSABLE]
+        return f"more rows would settle the open gates ({listed(undecided)}); if they pass, {chosen}"
     if verdict.blocked_by:
         blocking = listed([named(role) for role in verdict.blocked_by])
         return f"a candidate that dominates {blocking} too would be chosen; {chosen}"
-    return "rows that decide the open gates would choose the candidate"
+    return chosen
 
 
 def failed_gates(gates: tuple[Gate, ...], *, owner: str = "the") -> tuple[str, ...]:

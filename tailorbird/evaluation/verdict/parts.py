@@ -59,7 +59,7 @@ class Power(VerdictPart):
     """How often a test like this one would choose a fine-tuned model, by resampling its rows.
 
     The candidate's answers are changed on random rows until its gain over the strongest model without fine-tuning is
-    the stated one. Gates keep their states.
+    the stated one. Gates that fail keep this state, and all others are assumed to pass.
     """
 
     over: str

@@ -1,7 +1,7 @@
 """Was the test big enough? Resample its rows, call `decide` each time, and count the outcomes.
 
 Before, the candidate's answers are changed on random rows until its gain over the strongest model without fine-tuning
-is the stated one. Intervals in the resamples need no bootstrap: Newcombe's for shares of independent rows, the normal
+is the stated one. Gates that fail keep this state, and all others are assumed to pass. Intervals in the resamples need no bootstrap: Newcombe's for shares of independent rows, the normal
 interval for other metrics (with the influence function of macro-F1), Student's t over documents.
 """
 
@@ -53,6 +53,8 @@ class PowerInputs:
 
 def power_of(inputs: PowerInputs) -> Power:
     """Return how often such tests choose a fine-tuned model (fixed seeds)."""
+    entries = tuple(replace(entry, passes=not entry.fails) for entry in inputs.entries)
+    inputs = replace(inputs, entries=entries)
     protocol = inputs.protocol
     strongest = _strongest(inputs)
     num_rows = len(inputs.tables[CANDIDATE])
