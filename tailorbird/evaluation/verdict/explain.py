@@ -230,21 +230,19 @@ def what_would_change(verdict: Verdict) -> str:
         return f"a later run replaces {selected} if a model dominates it, with a proven gain of {gain} or more"
     power = verdict.power
     expected = size(verdict.expected_gain)
-    needed = f"{rows_text(power.rows_needed)} would choose a fine-tuned model in 80% of tests"
+    needed = f"{rows_text(power.rows_needed)} would do so in 80% of tests"
     if power.rows_needed is None:
         needed = f"{rows_text(None)} would be needed"
-    now = (
-        f"if the candidate were {expected} better than {named(power.over)}, {power.at_expected_gain:.0%} of such tests"
-    )
+    share = f"{power.at_expected_gain:.0%} of such tests of {verdict.n:,} rows"
     if verdict.expected_gain <= verdict.minimum_gain:
         needed = f"no number of rows gives 80%, because expected_gain is not above minimum_gain ({gain})"
-    chosen = f"{now} of {verdict.n:,} rows would choose it; {needed}"
+    chosen = f"{share} would choose a candidate that is {expected} better than {named(power.over)}; {needed}"
     failed = [gate.name for gate in verdict.gates if gate.state is State.FAILS]
     if failed:
         return f"a candidate that passes {listed(failed)} would be chosen if it dominates all models; {chosen}"
     if not verdict.candidate.passes:
         undecided = [gate.name for gate in verdict.gates if gate.state is State.NOT_ASSESSABLE]
-        return f"more rows would settle the open gates ({listed(undecided)}); if they pass, {chosen}"
+        return f"more rows would settle the open gates ({listed(undecided)}); assuming that they pass, {chosen}"
     if verdict.blocked_by:
         blocking = listed([named(role) for role in verdict.blocked_by])
         return f"a candidate that dominates {blocking} too would be chosen; {chosen}"

@@ -1,8 +1,9 @@
 """Was the test big enough? Resample its rows, call `decide` each time, and count the outcomes.
 
 Before, the candidate's answers are changed on random rows until its gain over the strongest model without fine-tuning
-is the stated one. Gates that fail keep this state, and all others are assumed to pass. Intervals in the resamples need no bootstrap: Newcombe's for shares of independent rows, the normal
-interval for other metrics (with the influence function of macro-F1), Student's t over documents.
+is the stated one. Gates that fail keep this state, and all others are assumed to pass. Intervals in the resamples need
+no bootstrap: they are Newcombe's for shares of independent rows, Student's t over documents, and normal for other
+metrics, with the influence function of macro-F1.
 """
 
 from collections import Counter
