@@ -18,6 +18,7 @@ from tailorbird.checks.preflight_endpoint import check_endpoint
 from tailorbird.checks.preflight_evaluation import check_evaluation
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
 from tailorbird.checks.preflight_gates import check_documents, check_gates, check_prices
+from tailorbird.checks.preflight_power import check_power
 from tailorbird.checks.preflight_memory import check_memory
 from tailorbird.checks.preflight_time import expected_time
 from tailorbird.checks.result import CheckResult, fault, note, ok, passes
@@ -55,6 +56,7 @@ def check_facts(recipe: Recipe, facts: PreflightFacts) -> tuple[CheckResult, ...
         results.append(fault("retrieval encoder", facts.encoder_fault))
     if facts.planned is not None:
         results += check_documents(facts.planned)
+        results += check_power(recipe.evaluation, facts.planned)
         results += check_gates(recipe.evaluation, facts.planned)
     cluster = facts.cluster
     if facts.without_cluster:

@@ -1,0 +1,76 @@
+"""Simulate how often the planned test rows choose a fine-tuned model, by the function that a verdict uses."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tailorbird.checks.preflight_gates import PlannedTest
+from tailorbird.checks.result import CheckResult, note, ok
+from tailorbird.config.evaluation import EvaluationConfig
+from tailorbird.evaluation.gates.cost import TrainingUsage
+from tailorbird.evaluation.predictions import Predictions
+from tailorbird.evaluation.statistics.power import TARGET_POWER, rows_text
+from tailorbird.evaluation.verdict.contender_costs import named
+from tailorbird.evaluation.verdict.decide import CANDIDATE, INCUMBENT, Entry
+from tailorbird.evaluation.verdict.formatting import size
+from tailorbird.evaluation.verdict.parts import Power
+from tailorbird.evaluation.verdict.power import PowerInputs, power_of
+from tailorbird.evaluation.verdict.protocol import TestProtocol, expected_gain
+from tailorbird.evaluation.verdict.relation import CostTable
+
+ACCURACY = {INCUMBENT: 0.75, CANDIDATE: 0.75, "second": 0.74, "third": 0.72}
+"""Assumed accuracy before any model is evaluated. The power function changes that of the candidate."""
+SHARED = 0.6
+"""Share of the rows on which all models are right or wrong together. Two equal models then differ on 15% of the rows."""
+MAX_ROWS = 20_000  # more rows decide about gains of one point
+SEED = 1991
+
+
+def check_power(config: EvaluationConfig, planned: PlannedTest) -> Iterator[CheckResult]:
+    """Report how often a candidate with the expected gain is chosen, and the rows that are needed."""
+    power = planned_power(config, planned)
+    gain = size(expected_gain(config))
+    text = (
+        f"a candidate that is {gain} better than the best of three baselines is chosen in {power.at_expected_gain:.0%} "
+        f"of simulated tests of {planned.num_rows:,} rows, if its gates pass"
+    )
+    if power.at_expected_gain >= TARGET_POWER:
+        yield ok("power", text)
+    else:
+        remedy = f"{rows_text(power.rows_needed)} give {TARGET_POWER:.0%}; add test rows, or expect a larger gain"
+        yield note("power", text, remedy)
+
+
+def planned_power(config: EvaluationConfig, planned: PlannedTest) -> Power:
+    """Return the power of the first look at the planned rows, for models with the assumed accuracies."""
+    num_rows = min(planned.num_rows, MAX_ROWS)
+    margin = config.non_inferiority_margin
+    protocol = TestProtocol(
+        metric="accuracy",
+        minimum_gain=config.minimum_gain,
+        expected_gain=expected_gain(config),
+        non_inferiority_margin=config.minimum_gain if margin is None else margin,
+        alpha=config.alpha,
+        test_sha256="",
+        num_test_rows=num_rows,
+    )
+    generator = np.random.default_rng(SEED)
+    shared = generator.random(num_rows)
+    is_shared = generator.random(num_rows) < SHARED
+    clusters = None
+    if planned.num_documents is not None:
+        clusters = tuple(str(row % planned.num_documents) for row in range(num_rows))
+    tables = {}
+    for role, accuracy in ACCURACY.items():
+        luck = np.where(is_shared, shared, generator.random(num_rows))
+        tables[role] = _table(role, luck < accuracy, clusters=clusters)
+    entries = tuple(Entry(role, is_fine_tuned=role == CANDIDATE) for role in ACCURACY)
+    costs = CostTable(None, {CANDIDATE: TrainingUsage()}, protocol, config.alpha)
+    return power_of(PowerInputs(tables, entries, costs))
+
+
+def _table(role: str, right: np.ndarray, *, clusters: tuple[str, ...] | None) -> Predictions:
+    scores = right.astype(np.float64)
+    row_ids = tuple(map(str, range(len(right))))
+    outputs = tuple(np.where(right, "a", "b").tolist())
+    return Predictions(named(role), row_ids, ("a",) * len(right), outputs, scores, scores, scores, clusters=clusters)

@@ -1,0 +1,29 @@
+import pytest
+
+from tailorbird.checks.preflight_gates import PlannedTest
+from tailorbird.checks.preflight_power import check_power, planned_power
+from tailorbird.config.evaluation import EvaluationConfig
+
+EVALUATION = EvaluationConfig(minimum_gain=0.01, expected_gain=0.03)
+
+
+def test_more_rows_and_a_larger_gain_give_more_power() -> None:
+    few, many = (planned_power(EVALUATION, PlannedTest(rows)).at_expected_gain for rows in (300, 3000))
+    assert few < 0.4
+    assert many > 0.8
+    larger = EVALUATION.model_copy(update={"expected_gain": 0.1})
+    assert planned_power(larger, PlannedTest(300)).at_expected_gain > few
+
+
+def test_a_small_test_is_reported_with_the_rows_that_it_needs() -> None:
+    [small] = check_power(EVALUATION, PlannedTest(300))
+    [large] = check_power(EVALUATION, PlannedTest(5000))
+    assert small.state == "note"
+    assert "test rows give 80%" in str(small.remedy)
+    assert large.state == "ok"
+
+
+@pytest.mark.parametrize("documents", [3, 200])
+def test_documents_are_the_units(documents: int) -> None:
+    power = planned_power(EVALUATION, PlannedTest(3000, num_documents=documents))
+    assert (power.at_expected_gain == 0) == (documents == 3)
