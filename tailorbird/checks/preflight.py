@@ -18,8 +18,8 @@ from tailorbird.checks.preflight_endpoint import check_endpoint
 from tailorbird.checks.preflight_evaluation import check_evaluation
 from tailorbird.checks.preflight_facts import Cluster, PreflightFacts, collect_facts, versions_match
 from tailorbird.checks.preflight_gates import check_documents, check_gates, check_prices
-from tailorbird.checks.preflight_power import check_power
 from tailorbird.checks.preflight_memory import check_memory
+from tailorbird.checks.preflight_power import check_power
 from tailorbird.checks.preflight_time import expected_time
 from tailorbird.checks.result import CheckResult, fault, note, ok, passes
 from tailorbird.config.recipe import Recipe

@@ -21,7 +21,7 @@ from tailorbird.evaluation.verdict.relation import CostTable
 ACCURACY = {INCUMBENT: 0.75, CANDIDATE: 0.75, "second": 0.74, "third": 0.72}
 """Assumed accuracy before any model is evaluated. The power function changes that of the candidate."""
 SHARED = 0.6
-"""Share of the rows on which all models are right or wrong together. Two equal models then differ on 15% of the rows."""
+"""Share of the rows on which all models are right or wrong together. Two equal models then differ on 15% of them."""
 MAX_ROWS = 20_000  # more rows decide about gains of one point
 SEED = 1991
 
