@@ -10,7 +10,8 @@ import numpy as np
 from cluster.progress import SILENT, ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
-from tailorbird.data.rows import Rows, contents_of
+from tailorbird.data.fingerprints import fingerprints, user_texts
+from tailorbird.data.rows import Rows
 from tailorbird.evaluation.hybrid import FrozenHybrid, best_of_each_cost, fit_hybrid
 from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
 from tailorbird.evaluation.inference.predict import predict_rows
@@ -108,7 +109,7 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     # Record the access before the first prediction, so that a run that fails later is counted too.
     access = record_test_access(
         context.recipe.task_uri,
-        contents=contents_of(test),
+        rows=fingerprints(user_texts(test)),
         models=[model.uri for model in family.predicting],
         protocol=digest(context.protocol.model_dump(mode="json")),
         run=context.run,
@@ -215,6 +216,7 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
         leaks=context.inputs.data.report.leaks,
         access_number=evaluated.test_access.number,
         num_rows_seen=evaluated.test_access.num_seen,
+        alpha_share=evaluated.test_access.alpha_share,
         contenders={role: model_predictions(role, tables) for role in family.contenders},
         hybrid=family.hybrid,
         hybrid_parts={part.role: model_predictions(part.role, tables) for part in family.hybrid_parts},

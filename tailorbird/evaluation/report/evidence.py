@@ -310,6 +310,7 @@ class Evidence(StoredModel):
             leaks=self.data.report.leaks,
             access_number=self.test_access.number,
             num_rows_seen=self.test_access.num_seen,
+            alpha_share=self.test_access.alpha_share,
             contenders={role: model_predictions(role, tables) for role in self.family.contenders},
             hybrid=self.family.hybrid,
             hybrid_parts={part.role: model_predictions(part.role, tables) for part in self.family.hybrid_parts},

@@ -21,7 +21,7 @@ from tailorbird.evaluation.verdict.family import FamilyComparison, compare_famil
 from tailorbird.evaluation.verdict.gates import CostComparison, evaluate_gates, states_of
 from tailorbird.evaluation.verdict.inputs import VerdictInputs
 from tailorbird.evaluation.verdict.parts import ContenderVerdict, Difference, HybridPart, HybridVerdict
-from tailorbird.evaluation.verdict.protocol import TestProtocol, spent_alpha
+from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.rules import CHEAPER_RATIO, Facts, gates_pass, select_rule
 
 
@@ -114,8 +114,7 @@ def assess(inputs: VerdictInputs, *, protocol: TestProtocol) -> Assessment:
 
 def _tests(inputs: VerdictInputs, *, protocol: TestProtocol) -> TestProtocol:
     """Return the protocol with the level of this access to the test rows."""
-    alpha = spent_alpha(protocol.alpha, access_number=inputs.access_number)
-    return protocol.model_copy(update={"alpha": alpha})
+    return protocol.model_copy(update={"alpha": protocol.alpha * inputs.alpha_share})
 
 
 def hybrid_predictions(inputs: VerdictInputs, *, protocol: TestProtocol) -> ModelPredictions | None:

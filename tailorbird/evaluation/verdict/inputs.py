@@ -27,6 +27,7 @@ class VerdictInputs:
     leaks: tuple[str, ...] = ()
     access_number: int = 1  # number of the access to these test rows, from 1
     num_rows_seen: int = 0  # test rows that are in an earlier access
+    alpha_share: float = 1.0  # level of this access as a share of alpha
     contenders: Mapping[str, ModelPredictions] = field(default_factory=dict)
     """The further contenders by role, best on validation first."""
     hybrid: FrozenHybrid | None = None  # fitted on validation before the test rows are read

@@ -40,7 +40,7 @@ from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_prediction
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.test_set_ledger import Hashes, TestSetAccess
+from tailorbird.registry.test_set_ledger import Hashes, TestSetAccess, share_of_alpha
 from tests.unit.evaluation.simulated_suites import suite_hashes, suite_tables, suites_section
 
 SHA = "5f" * 32
@@ -161,6 +161,7 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         test_sha256=SHA,
         access_number=simulation.access_number,
         num_rows_seen=simulation.num_rows_seen,
+        alpha_share=alpha_share_of(simulation),
         contenders={kind: model_predictions(kind, tables) for kind in simulation.contenders},
         hybrid=family_of(simulation, tables).hybrid,
         costs=simulation.costs,
@@ -171,6 +172,11 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
 def hashes_of(simulation: Simulation) -> Hashes:
     """Return the hashes of the test rows in the ledger."""
     return np.arange(simulation.num_rows, dtype="<u8")
+
+
+def alpha_share_of(simulation: Simulation) -> float:
+    """Return the share of alpha if all rows are in all earlier accesses."""
+    return share_of_alpha(np.full(simulation.num_rows, simulation.access_number))
 
 
 def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
@@ -310,6 +316,7 @@ def evidence_of(
             number=simulation.access_number,
             num_rows=simulation.num_rows,
             num_seen=simulation.num_rows_seen,
+            alpha_share=alpha_share_of(simulation),
             rows=sha256(hashes_of(simulation).tobytes()).hexdigest(),
             models=tuple(model.uri for model in family.models),
             protocol=digest(registration.protocol),
