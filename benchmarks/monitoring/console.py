@@ -72,9 +72,9 @@ def _times(registry: str, path: str | None) -> dict[str, float]:
 def _write(registry: str) -> int:
     """Write the registry and return its number of runs."""
     now = datetime.now(UTC).replace(microsecond=0)
-    evidence, looks = made.simulated(num_rows=NUM_ROWS), []
+    evidence, num_runs = made.simulated(num_rows=NUM_ROWS), 0
     for task in range(NUM_TASKS):
-        paths = TaskPaths(f"{registry}/task-{task:02}")
+        paths, looks = TaskPaths(f"{registry}/task-{task:02}"), []
         for number in range(NUM_RUNS_OF_OTHERS if task else NUM_RUNS_OF_FIRST):
             at = now - timedelta(hours=5 * number)
             looks.append(made.add_run(paths, f"{task:04x}{number:012x}", at=at, evidence=evidence))
@@ -82,11 +82,12 @@ def _write(registry: str) -> int:
                 uri = made.add_version(paths, f"full-{number:012x}", kind="bag_of_words", at=at, evidence=looks[-1])
             if number == 0:
                 made.add_champion(paths, uri, at=now - timedelta(days=NUM_DAYS), evidence=looks[-1])
+        num_runs += len(looks)
+        made.add_looks(paths, *looks)
         made.add_reports(paths, until=now, num_days=NUM_DAYS)
         made.add_watch(paths, at=now, challenger_days=NUM_DAYS, expires=now + timedelta(days=300))
     made.add_progress(TaskPaths(f"{registry}/task-00"), "f" * 16, started=now, updated=now)
-    made.add_looks(TaskPaths(f"{registry}/task-00"), *looks)
-    return len(looks)
+    return num_runs
 
 
 if __name__ == "__main__":

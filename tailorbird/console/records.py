@@ -65,7 +65,7 @@ class Registration(Part):
 
 
 class Ledger(Part):
-    """The accesses to test rows, without the key of their hashes."""
+    """The accesses of a task to test rows."""
 
     entries: tuple[TestSetAccess, ...] = ()
 

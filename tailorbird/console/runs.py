@@ -150,12 +150,10 @@ class Looks:
 
 
 def read_looks(reader: Reader, paths: TaskPaths) -> Looks:
-    """Return the task's accesses. The ledger is that of the registry, which the role of a service may not read."""
+    """Return the task's accesses. The ledger belongs to the registry: the role of a service may not read it."""
     own = Reader(reader.cache)
     ledger = own.read(paths.test_set_ledger, Ledger)
-    entries = ledger.entries if ledger else ()
-    of_task = tuple(entry for entry in entries if entry.run.startswith(f"{paths.task_uri}/"))
-    return Looks(of_task, "; ".join(own.problems))
+    return Looks(ledger.entries if ledger else (), "; ".join(own.problems))
 
 
 def read_full_evidence(reader: Reader, paths: TaskPaths, name: str) -> Evidence | None:

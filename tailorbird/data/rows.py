@@ -191,11 +191,6 @@ def digest_of(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def contents_of(rows: Rows) -> list[tuple[str, str]]:
-    """Return normalised text and label of each row, which identify it in any data set."""
-    return [(normalise(text), label) for text, label in zip(rows.texts, rows.labels, strict=True)]
-
-
 def rows_sha256(rows: Rows) -> str:
     """Return the sha256 of rows over all columns, as in `fingerprint`."""
     columns = {"row_id": rows.row_ids, "text": rows.texts, "label": rows.labels}

@@ -11,7 +11,8 @@ from cluster.resources import evaluation_resources
 from tailorbird import storage
 from tailorbird.config.base import digest
 from tailorbird.config.recipe import Recipe
-from tailorbird.data.rows import Rows, Splits, contents_of, rows_sha256
+from tailorbird.data.fingerprints import fingerprints, user_texts
+from tailorbird.data.rows import Rows, Splits, rows_sha256
 from tailorbird.data.tasks import data_task
 from tailorbird.evaluation.gates.cost import TrainingUsage
 from tailorbird.evaluation.inference.endpoint_requests import RequestLimits
@@ -105,7 +106,7 @@ def reevaluate_champion(recipe: Recipe, *, progress: ProgressReporter) -> Reeval
     predict = _remote_predict(recipe, versions, limits=limits, progress=progress)
     record_test_access(  # a run on these rows must know that the champion was compared on them
         recipe.task_uri,
-        contents=contents_of(rows.take(audited.new)),
+        rows=fingerprints(user_texts(rows.take(audited.new))),
         models=list(models.values()),
         protocol=digest(protocol),
         run=uri,

@@ -10,7 +10,8 @@ import numpy as np
 from cluster.progress import SILENT, ProgressReporter
 from tailorbird import storage
 from tailorbird.config.base import digest
-from tailorbird.data.rows import Rows, contents_of
+from tailorbird.data.fingerprints import fingerprints, user_texts
+from tailorbird.data.rows import Rows
 from tailorbird.evaluation.baselines.baseline import other_baselines
 from tailorbird.evaluation.hybrid import FrozenHybrid, best_of_each_cost, fit_hybrid
 from tailorbird.evaluation.inference.perturbations import add_typos, swap_demographics
@@ -37,7 +38,7 @@ from tailorbird.evaluation.report.evidence_files import (
     write_evidence,
 )
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE
-from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, Anchor, TestSetLook, VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import SUITE_PREFIX, Anchor, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.reach import ANCHOR, reach_verdict
 from tailorbird.evaluation.verdict.types import Verdict
 from tailorbird.pipeline.artifacts import Contender, kind_of_artifact, register_contender, register_hybrid
@@ -110,7 +111,7 @@ def evaluate_run(context: RunContext, trained: TrainedModels, *, progress: Progr
     # Record the access before the first prediction, so that a run that fails later is counted too.
     access = record_test_access(
         context.recipe.task_uri,
-        contents=contents_of(test),
+        rows=fingerprints(user_texts(test)),
         models=[model.uri for model in family.models],
         protocol=digest(context.protocol.model_dump(mode="json")),
         run=context.run,
@@ -238,7 +239,7 @@ def verdict_inputs(context: RunContext, evaluated: EvaluatedModels) -> VerdictIn
         anchor=None if anchor is None else Anchor(anchor.uri, of_anchor, anchor.problem),
         costs=evaluated.cost.serving,
         training=evaluated.cost.training,
-        look=TestSetLook(evaluated.test_access.number, evaluated.test_access.num_seen),
+        look=evaluated.test_access,
     )
 
 

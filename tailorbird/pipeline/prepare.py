@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from cluster.progress import ProgressReporter
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
+from tailorbird.data.fingerprints import fingerprints, user_texts
 from tailorbird.data.quality import listed, require_no_test_row
-from tailorbird.data.rows import Splits, contents_of
+from tailorbird.data.rows import Splits
 from tailorbird.evaluation.report.console import data_lines, earlier_tests_line
 from tailorbird.evaluation.report.preregistration import PROTOCOL_FILE, Preregistration, request_digest, run_uri
 from tailorbird.evaluation.verdict.protocol import TestProtocol, build_protocol
@@ -59,9 +60,9 @@ def prepare(recipe: Recipe, *, progress: ProgressReporter) -> RunContext:
         progress.note(inputs.ranks.note)
     for line in data_lines(inputs.data, label_noun=task.label_noun):
         progress.note(line)
-    number, num_seen = next_access(recipe.task_uri, contents=contents_of(inputs.splits.test))
-    if number > 1:  # report a lower alpha before the training, because a user may prefer to collect fresh rows
-        progress.note(earlier_tests_line(num_seen, alpha=recipe.evaluation.alpha, access_number=number))
+    use = next_access(recipe.task_uri, rows=fingerprints(user_texts(inputs.splits.test)))
+    if use.num_seen:  # report a lower alpha before the training, because a user may prefer to collect fresh rows
+        progress.note(earlier_tests_line(use, alpha=recipe.evaluation.alpha))
     hashes, code = inputs.hashes, inputs.code.sha256
     protocol = build_protocol(
         recipe.evaluation,

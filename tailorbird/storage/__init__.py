@@ -8,6 +8,7 @@ from tailorbird.storage.conditional import (
     head,
     heads,
     read_versioned,
+    update_bytes,
     update_json,
     write_if_match,
     write_once,

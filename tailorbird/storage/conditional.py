@@ -116,22 +116,21 @@ def write_once(uri: str, value: M) -> M:
     return type(value).model_validate_json(read_bytes(uri))
 
 
-def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
-    """Change a JSON object by compare-and-swap and return the stored value.
+def update_bytes(uri: str, change: Callable[[bytes | None], bytes | None]) -> bytes | None:
+    """Change an object by compare-and-swap and return the stored content.
 
-    `change` receives the stored value, or None if there is no object. It returns the new value, or None to keep the
+    `change` receives the stored content, or None if there is no object. It returns the new content, or None to keep the
     stored one. It is called again if another writer has changed the object in between, so it must not have side
-    effects. Raises StorageError
-    after 50 attempts, or if the object is not JSON.
+    effects. Raises StorageError after 50 attempts.
     """
     for attempt in range(NUM_ATTEMPTS):
         stored = read_versioned(uri)
-        value = None if stored is None else _parse_json(uri, stored[0])
-        changed = change(value)
+        content = None if stored is None else stored[0]
+        changed = change(content)
         if changed is None:
-            return value
+            return content
         try:
-            write_if_match(uri, json.dumps(changed, indent=1).encode(), etag=stored[1] if stored else None)
+            write_if_match(uri, changed, etag=stored[1] if stored else None)
         except PreconditionFailed:  # another writer changed the object, or the client repeated a successful write
             time.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)))
             continue
@@ -139,9 +138,19 @@ def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
     raise StorageError(f"{uri} was changed by other writers during {NUM_ATTEMPTS} attempts; try again later")
 
 
-def _parse_json(uri: str, content: bytes) -> Any:
+def update_json(uri: str, change: Callable[[Any], Any]) -> Any:
+    """Change a JSON object and return the stored value, like `update_bytes`; raise StorageError if it is not JSON."""
+
+    def change_bytes(content: bytes | None) -> bytes | None:
+        changed = change(_parse_json(uri, content))
+        return None if changed is None else json.dumps(changed, indent=1).encode()
+
+    return _parse_json(uri, update_bytes(uri, change_bytes))
+
+
+def _parse_json(uri: str, content: bytes | None) -> Any:
     try:
-        return json.loads(content)
+        return None if content is None else json.loads(content)
     except ValueError as error:
         raise StorageError(f"{uri} is not valid JSON: {error}; restore it from a backup") from None
 

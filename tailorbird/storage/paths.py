@@ -79,12 +79,17 @@ class TaskPaths:
 
     @property
     def test_set_ledger(self) -> str:
-        """The test-set ledger of the registry: the accesses to test rows of all tasks."""
-        return f"{self.registry}/_ledger/accesses.json"
+        """The task's accesses to test rows, in the test-set ledger of the registry."""
+        return f"{self.registry}/_ledger/accesses/{self.name}.json"
 
-    def test_set_rows(self, digest: str) -> str:
-        """Hashes of the rows of an access to test rows, in a file whose sha256 is `digest`."""
-        return f"{self.registry}/_ledger/rows/{digest}"
+    @property
+    def test_rows(self) -> str:
+        """Folder of the test rows of all tasks of the registry, in the test-set ledger."""
+        return f"{self.registry}/_ledger/rows"
+
+    def test_rows_shard(self, digit: str) -> str:
+        """The test rows whose hash begins with a hexadecimal digit."""
+        return f"{self.test_rows}/{digit}.parquet"
 
     @property
     def draw_secret(self) -> str:

@@ -10,8 +10,8 @@ from tailorbird.evaluation.statistics.documents import few_documents
 from tailorbird.evaluation.statistics.power import rows_text
 from tailorbird.evaluation.verdict.contender_costs import named
 from tailorbird.evaluation.verdict.formatting import model_name, size
-from tailorbird.evaluation.verdict.protocol import spent_alpha
 from tailorbird.evaluation.verdict.types import Verdict
+from tailorbird.registry.test_set_ledger import RowUse
 
 
 def data_lines(data: LoadedDataset, *, label_noun: str) -> list[str]:
@@ -48,12 +48,11 @@ def _few_documents(test: Rows) -> str | None:
     return reason and f"{reason}, or the verdict will be INSUFFICIENT_EVIDENCE"
 
 
-def earlier_tests_line(num_seen: int, *, alpha: float, access_number: int) -> str:
+def earlier_tests_line(use: RowUse, *, alpha: float) -> str:
     """Return a line about test rows that earlier tests have used, with the lower alpha of a further test."""
-    spent = spent_alpha(alpha, access_number=access_number)
     return (
-        f"{num_seen:,} distinct test rows were used in earlier tests; a new test on these rows has an alpha of "
-        f"{spent:.2g} instead of {alpha:g}"
+        f"{use.num_seen:,} of {use.num_rows:,} distinct test rows were used in earlier tests, so a new test has an "
+        f"alpha of {alpha * use.alpha_share:.2g} ({alpha:g} on fresh rows)"
     )
 
 

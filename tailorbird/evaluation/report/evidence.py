@@ -14,7 +14,7 @@ from tailorbird.evaluation.gates.cost import ServingCosts, ServingDevice, Traini
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.inference.endpoint_coverage import AnswerCounts
 from tailorbird.evaluation.predictions import Predictions
-from tailorbird.evaluation.verdict.inputs import Anchor, TestSetLook, VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import Anchor, VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import TestProtocol
 from tailorbird.evaluation.verdict.runtime_equivalence import Equivalence
 from tailorbird.evaluation.verdict.types import Verdict
@@ -301,7 +301,7 @@ class Evidence(StoredModel):
             anchor=None if anchor is None else Anchor(anchor.uri, of_anchor, anchor.problem),
             costs=self.cost.serving,
             training=self.cost.training,
-            look=TestSetLook(self.test_access.number, self.test_access.num_seen),
+            look=self.test_access,
         )
 
 

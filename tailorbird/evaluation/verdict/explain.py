@@ -202,9 +202,9 @@ def _rows(verdict: Verdict, *, inputs: VerdictInputs, protocol: TestProtocol) ->
     """Return what the rows limit: known rows, rows that a model was trained on, and units of several rows."""
     parts = []
     look = inputs.look
-    if look.num_known:
+    if look.num_seen:
         parts.append(
-            f"{look.num_known:,} different test rows are known from earlier looks, so alpha is {verdict.alpha:.2g} "
+            f"{look.num_seen:,} different test rows are known from earlier looks, so alpha is {verdict.alpha:.2g} "
             f"instead of {protocol.alpha:g}"
         )
     if verdict.num_trained_rows:

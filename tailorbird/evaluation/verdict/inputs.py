@@ -9,6 +9,7 @@ from tailorbird.evaluation.gates.cost import ServingCosts, TrainingUsage
 from tailorbird.evaluation.hybrid import FrozenHybrid
 from tailorbird.evaluation.predictions import ModelPredictions, Predictions, VerdictRefused, align
 from tailorbird.evaluation.verdict.protocol import TestProtocol
+from tailorbird.registry.test_set_ledger import RowUse
 
 CHANGED_SETS = ("counterfactual", "noise")
 """Sets of changed rows that gates need: a name, sex or age swapped; typing errors, changed case and white space."""
@@ -17,15 +18,8 @@ SUITE_PREFIX = "suite-"
 """A suite is a set with this prefix before its name."""
 
 
-@dataclass(frozen=True)
-class TestSetLook:
-    """A look at test rows, of which some are known from earlier looks."""
-
-    __test__ = False  # pytest must not collect this class
-
-    number: int = 1
-    num_known: int = 0  # distinct rows that are in an earlier look
-    alpha_share: float = 1.0  # share of the protocol's alpha
+FIRST_LOOK = RowUse(number=1, num_rows=0, num_seen=0, alpha_share=1.0)
+"""A look at test rows of which none is in an earlier look."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class VerdictInputs:
     anchor: Anchor | None = None  # None if the incumbent is the anchor, or there is no champion
     costs: ServingCosts | None = None  # resources for serving each model by role; None if not measured
     training: TrainingUsage = field(default_factory=TrainingUsage)  # resources of the training, with the sweep
-    look: TestSetLook = field(default_factory=TestSetLook)
+    look: RowUse = FIRST_LOOK  # how much the test rows were used before
     trained_on: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Ids of the test rows that the model in a role was trained on. They leave the comparison."""
     unknown_training: tuple[str, ...] = ()  # roles of models whose training rows are unknown

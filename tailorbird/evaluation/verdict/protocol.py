@@ -56,15 +56,6 @@ class TestProtocol(BaseModel):
         return metric
 
 
-def spent_alpha(alpha: float, *, access_number: int) -> float:
-    """Return the level of the n-th access to the same test rows: alpha for the first, then alpha / (n (n + 1)).
-
-    The levels of all accesses sum to less than 1.5 alpha. A gain above 0 has half of each level, so FINE_TUNE has an
-    error rate below alpha over all accesses.
-    """
-    return alpha if access_number == 1 else alpha / (access_number * (access_number + 1))
-
-
 def build_protocol(
     config: EvaluationConfig,
     *,

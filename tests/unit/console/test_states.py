@@ -329,12 +329,6 @@ def test_a_console_of_one_task_shows_no_other(paths: TaskPaths) -> None:
     assert page_at(site, "contracts", now=NOW)[0] == 404
 
 
-def test_no_page_shows_a_secret_of_the_registry(paths: TaskPaths) -> None:
-    add_champion(paths, days_ago=8)
-    for path in (None, "icd10-chapters", "icd10-chapters/versions", f"icd10-chapters/runs/{RUN}"):
-        assert "5e" * 16 not in html_of(paths, path)  # the key of the ledger's hashes
-
-
 def test_a_ledger_that_cannot_be_read_is_named_in_its_section_only(paths: TaskPaths) -> None:
     add_champion(paths, days_ago=8)
     Path(paths.test_set_ledger.removeprefix("file://")).write_text("{")

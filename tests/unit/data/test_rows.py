@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.data.rows import Rows, Splits, contents_of, document_keys, fingerprint, trained_turns
+from tailorbird.data.rows import Rows, Splits, document_keys, fingerprint, trained_turns
 
 
 def test_rows_are_returned_in_the_requested_order() -> None:
@@ -42,11 +42,6 @@ def test_the_fingerprint_depends_on_the_role_and_name_of_a_column() -> None:
     assert len({fingerprint(Splits(train=rows, validation=empty, test=empty))["train"] for rows in variants}) == len(
         variants
     )
-
-
-def test_the_content_of_a_row_is_its_normalised_text_and_its_label() -> None:
-    rows = Rows(("0", "1"), ("A  text ", "b"), ("x", "Y"), split_keys=("k", "l"), groups={"sex": ("f", "m")})
-    assert contents_of(rows) == [("a text", "x"), ("b", "Y")]
 
 
 def _rows(triples_of_split: list[tuple[str, str, str]]) -> Rows:

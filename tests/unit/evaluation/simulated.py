@@ -35,12 +35,12 @@ from tailorbird.evaluation.report.model_scores import confusions, mean_measures,
 from tailorbird.evaluation.report.preregistration import Preregistration, request_digest, run_name
 from tailorbird.evaluation.report.suite_scores import suite_scores
 from tailorbird.evaluation.statistics.scoring import score_table
-from tailorbird.evaluation.verdict.inputs import TestSetLook, VerdictInputs, model_predictions
+from tailorbird.evaluation.verdict.inputs import VerdictInputs, model_predictions
 from tailorbird.evaluation.verdict.protocol import NO_GATES, TestProtocol, build_protocol
 from tailorbird.evaluation.verdict.reach import reach_verdict
 from tailorbird.models.base_model import BaseModelRecord
 from tailorbird.registry.routing import Routing
-from tailorbird.registry.test_set_ledger import Hashes, TestSetAccess
+from tailorbird.registry.test_set_ledger import Hashes, RowUse, TestSetAccess, share_of_alpha
 from tests.unit.evaluation.simulated_suites import suite_hashes, suite_tables, suites_section
 
 SHA = "5f" * 32
@@ -83,8 +83,6 @@ class Simulation:
     """Accuracy of the further contenders by kind, best on validation first."""
     access_number: int = 1
     num_rows_seen: int = 0
-    alpha_share: float = 1.0
-    """Share of alpha that this look at the test rows has."""
     gates: bool = True
     chat: bool = False
     """True for a chat task with token F1: no changed rows, clusters of three rows."""
@@ -166,13 +164,23 @@ def inputs_of_tables(simulation: Simulation, tables: dict[str, Predictions]) -> 
         hybrid=family_of(simulation, tables).hybrid,
         costs=simulation.costs,
         training=simulation.training,
-        look=TestSetLook(simulation.access_number, simulation.num_rows_seen, simulation.alpha_share),
+        look=look_of(simulation),
     )
 
 
 def hashes_of(simulation: Simulation) -> Hashes:
     """Return the hashes of the test rows in the ledger."""
     return np.arange(simulation.num_rows, dtype="<u8")
+
+
+def look_of(simulation: Simulation) -> RowUse:
+    """Return the use of the test rows if all of them are in all earlier accesses."""
+    return RowUse(
+        number=simulation.access_number,
+        num_rows=simulation.num_rows,
+        num_seen=simulation.num_rows_seen,
+        alpha_share=share_of_alpha(np.full(simulation.num_rows, simulation.access_number)),
+    )
 
 
 def family_of(simulation: Simulation, tables: dict[str, Predictions]) -> Family:
@@ -306,9 +314,7 @@ def evidence_of(
             for role, kind in kinds.items()
         },
         test_access=TestSetAccess(
-            number=simulation.access_number,
-            num_rows=simulation.num_rows,
-            num_seen=simulation.num_rows_seen,
+            **look_of(simulation).model_dump(),
             rows=sha256(hashes_of(simulation).tobytes()).hexdigest(),
             models=tuple(model.uri for model in family.models),
             protocol=digest(registration.protocol),

@@ -90,13 +90,13 @@ def test_a_reevaluation_uses_all_audited_rows_and_records_only_the_new_ones_as_a
 ) -> None:
     audit(monkeypatch, 205)
     first = reevaluate_champion(recipe, progress=SILENT)
-    assert (first.verdict.n, len(accesses[0]["contents"]), accesses[0]["models"]) == (200, 200, [OLD, NEW])
+    assert (first.verdict.n, len(accesses[0]["rows"]), accesses[0]["models"]) == (200, 200, [OLD, NEW])
     assert first.verdict.gain == pytest.approx(0.1)
     assert "on the 200 rows that are new, the champion is right on 90.0% (+10.00 points)" in first.new_rows
     monkeypatch.setattr(reevaluate, "now", lambda: "2099-01-01T00:00:00+00:00")
     audit(monkeypatch, 305)
     second = reevaluate_champion(recipe, progress=SILENT)
-    assert (second.verdict.n, len(accesses[1]["contents"])) == (300, 100)
+    assert (second.verdict.n, len(accesses[1]["rows"])) == (300, 100)
     assert np.ptp(second.verdict.interval) < np.ptp(first.verdict.interval)
     assert (second.verdict.holds, second.proposed) == (True, None)
     stored = storage.read_json(f"{second.uri}/evidence.json")

@@ -47,7 +47,7 @@ def _on_this_machine() -> Iterator[None]:
         monkeypatch.setattr("tailorbird.config.recipe.with_scheme", lambda uri, _: uri)
         at = "2026-01-01T00:00:00+00:00"
         access = TestSetAccess(
-            number=1, num_rows=40, num_seen=0, rows="5f", models=("c",), protocol="p", run="r", at=at
+            number=1, num_rows=40, num_seen=0, alpha_share=1.0, rows="5f", models=("c",), protocol="p", run="r", at=at
         )
         # The ledger needs conditional writes, which a local folder does not support.
         monkeypatch.setattr(evaluate, "record_test_access", lambda *_, **__: access)

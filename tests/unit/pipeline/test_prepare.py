@@ -12,12 +12,14 @@ from cluster.progress import SILENT, NoteEvent
 from tailorbird import storage
 from tailorbird.config.recipe import Recipe
 from tailorbird.config.serving import ServingConfig
+from tailorbird.data.fingerprints import fingerprints, user_texts
 from tailorbird.data.rows import DataError
 from tailorbird.models import base_model
 from tailorbird.models.metadata import MetadataError
 from tailorbird.models.pretrained import dtype_name
 from tailorbird.pipeline import inputs
 from tailorbird.pipeline.prepare import RunContext, prepare
+from tailorbird.registry.test_set_ledger import record_test_access
 from tailorbird.registry.versions import VersionConfig, register, write_config
 from tests import small_chat, small_encoder
 from tests.champions import set_champion
@@ -75,17 +77,21 @@ def test_the_protocol_is_registered_once(recipe: Recipe, monkeypatch: pytest.Mon
     assert storage.exists(first.inputs.code.uri)
 
 
-def test_test_rows_of_earlier_accesses_are_reported_before_the_training(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_test_rows_of_earlier_accesses_are_reported_before_the_training(recipe: Recipe) -> None:
     recorder = ProgressRecorder()
-    for earlier, notes in (((1, 1), 0), ((2, 13), 1)):
-        monkeypatch.setattr("tailorbird.pipeline.prepare.next_access", lambda *_, result=earlier, **__: result)
-        prepare(recipe, progress=recorder)
-        texts = [event.text for event in recorder.of_kind(NoteEvent) if "earlier tests" in event.text]
-        assert len(texts) == notes
-    assert texts[0].startswith("13 distinct test rows were used in earlier tests; ")
-    assert texts[0].endswith("an alpha of 0.0083 instead of 0.05")
+    rows = fingerprints(user_texts(prepare(recipe, progress=recorder).splits.test))
+    assert not _notes_on_earlier_tests(recorder)
+    another_task = recipe.task_uri.rpartition("/")[0] + "/another"
+    record_test_access(another_task, rows=rows[: len(rows) // 2], models=["m"], protocol="p", run="s3://r")
+    prepare(recipe, progress=recorder)
+    (text,) = _notes_on_earlier_tests(recorder)
+    seen, num = len(rows) // 2, len(rows)
+    assert text.startswith(f"{seen} of {num} distinct test rows were used in earlier tests, so a new test has an alpha")
+    assert text.endswith(f" of {0.05 * (1 - seen / num * 5 / 6):.2g} (0.05 on fresh rows)")
+
+
+def _notes_on_earlier_tests(recorder: ProgressRecorder) -> list[str]:
+    return [event.text for event in recorder.of_kind(NoteEvent) if "earlier tests" in event.text]
 
 
 def champion_of(recipe: Recipe, folder: Path, **fields: Any) -> str:

@@ -23,7 +23,15 @@ from tuning.sweep import SweepResult, TrialRow
 from tuning.trial_record import SampledValues
 
 ACCESS = TestSetAccess(
-    number=1, num_rows=9, num_seen=0, rows="5f", models=("c",), protocol="p", run="r", at="2026-11-24T16:30:00+00:00"
+    number=1,
+    num_rows=9,
+    num_seen=0,
+    alpha_share=1.0,
+    rows="5f",
+    models=("c",),
+    protocol="p",
+    run="r",
+    at="2026-11-24T16:30:00+00:00",
 )
 
 

@@ -1,163 +1,146 @@
 """Tests of the test-set ledger. Integration tests cover concurrent accesses on a real S3 server."""
 
-import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tailorbird import storage
 from tailorbird.registry import test_set_ledger
 from tailorbird.registry.test_set_ledger import (
+    EMPTY,
+    Hashes,
     TestSetAccess,
-    count_access,
-    hash_rows,
     next_access,
+    parts_by_digit,
     read_test_accesses,
     record_test_access,
     recount_access,
+    row_use,
+    share_of_alpha,
 )
-from tailorbird.storage import conditional, s3
+from tailorbird.storage import s3
+from tailorbird.storage.paths import TaskPaths
 
-KEY = "00" * 16
-
-
-def contents(*numbers: int) -> list[tuple[str, str]]:
-    return [(f"row {number}", "ab"[number % 2]) for number in numbers]
-
-
-def access(
-    rows: range = range(100), *, task_uri: str = "s3://models/task", model: str = "a", protocol: str = "q"
-) -> TestSetAccess:
-    return record_test_access(
-        task_uri, contents=contents(*rows), models=["incumbent", model], protocol=protocol, run="s3://r"
-    )
+HASHES = np.random.default_rng(0).integers(2**64, size=2_000, dtype=np.uint64)
 
 
 @pytest.fixture
-def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The content of an in-memory storage by URI."""
-    objects: dict[str, bytes] = {}
-
-    def write(uri: str, data: bytes, *, etag: str | None = None) -> str:
-        assert (etag is None) == (uri not in objects) or "/rows/" in uri
-        objects[uri] = data
-        return "etag"
-
-    monkeypatch.setattr(conditional, "read_versioned", lambda uri: (objects[uri], "etag") if uri in objects else None)
-    monkeypatch.setattr(conditional, "write_if_match", write)
-    monkeypatch.setattr(test_set_ledger, "write_bytes", write)
-    monkeypatch.setattr(test_set_ledger, "read_bytes", lambda uri: objects[uri])
-    monkeypatch.setattr(test_set_ledger, "exists", lambda uri: uri in objects)
-    return objects
+def task_uri(tmp_path: Path) -> str:
+    return f"{tmp_path.as_uri()}/task"
 
 
-def numbers(*sets: range) -> list[int]:
-    """Return the number of each access to these sets of rows, in order."""
-    hashes = [np.array(rows, np.uint64) for rows in sets]
-    return [count_access(rows, earlier=hashes[:index])[0] for index, rows in enumerate(hashes)]
+def access(
+    task_uri: str, rows: Hashes = HASHES[:100], *, model: str = "a", protocol: str = "q", run: str = "s3://r"
+) -> TestSetAccess:
+    return record_test_access(task_uri, rows=rows, models=["incumbent", model], protocol=protocol, run=run)
 
 
-@pytest.mark.parametrize(
-    ("sets", "expected"),
-    [
-        ([range(1000)] * 3, [1, 2, 3]),
-        ([range(1000), range(999)], [1, 2]),  # one row fewer
-        ([range(500), range(1000), range(1500), range(2000)], [1, 2, 3, 4]),  # 500 further rows each time
-        ([range(1000), range(1000, 2000), range(2000)], [1, 1, 2]),  # each row was seen once
-        ([range(1000), range(950, 1950)], [1, 1]),  # 5% were seen
-        ([range(1000), range(949, 1949)], [1, 2]),
-        ([range(10), range(9, 19)], [1, 2]),  # one of few rows is more than 5%
-    ],
-)
-def test_an_access_has_the_smallest_number_that_at_most_5_percent_of_its_rows_exceed(
-    sets: list[range], expected: list[int]
-) -> None:
-    assert numbers(*sets) == expected
+def test_the_share_of_alpha_is_the_mean_over_the_rows() -> None:
+    assert [share_of_alpha(np.array([number])) for number in (1, 2, 3)] == [1, 1 / 6, 1 / 12]
+    assert share_of_alpha(np.array([1, 1, 2, 3])) == pytest.approx((1 + 1 + 1 / 6 + 1 / 12) / 4)
+    assert sum(share_of_alpha(np.array([number])) for number in range(1, 10_000)) < 1.5
 
 
-def test_the_accesses_to_a_sliding_test_set_are_counted_by_its_most_used_rows() -> None:
-    sets = [range(start, start + 100) for start in range(0, 1000, 10)]
-    assert numbers(*sets)[:4] == [1, 2, 3, 4]
-    assert max(numbers(*sets)) == 10
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.data())
+def test_a_row_that_was_used_more_often_never_raises_the_share(numbers: list[int], data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, len(numbers) - 1))
+    more = [number + (index == position) for index, number in enumerate(numbers)]
+    assert 0 < share_of_alpha(np.array(more)) < share_of_alpha(np.array(numbers)) <= 1
 
 
-def test_rows_seen_before_are_counted_by_text_and_label() -> None:
-    hashes = hash_rows(contents(0, 1, 1, 2, 3), key=KEY)
-    relabelled = hash_rows([("row 0", "b"), *contents(1, 2, 3)], key=KEY)
-    assert len(hashes) == 4  # equal rows count once
-    assert count_access(relabelled, earlier=[hashes]) == (2, 3)
-    assert not set(hash_rows(contents(1), key="01" * 16)) & set(hashes)
+def test_one_row_changes_the_level_only_a_little() -> None:
+    shares = [share_of_alpha(np.where(np.arange(1_000) < seen, 2, 1)) for seen in range(1_001)]
+    assert np.diff(shares) == pytest.approx(-(1 - 1 / 6) / 1_000)
 
 
-def test_text_and_label_are_not_mixed_up() -> None:
-    pairs = [("ab", "c"), ("a", "bc"), ("abc", "")]
-    assert len(hash_rows(pairs, key=KEY)) == 3
+@given(st.lists(st.sets(st.integers(0, 9), min_size=1), max_size=8))
+def test_a_shard_numbers_the_accesses_to_each_row(sets: list[set[int]]) -> None:
+    shard = EMPTY
+    for number, rows in enumerate(sets):
+        shard = shard.add(np.array(sorted(rows), np.uint64), access=np.uint64(number))
+    for number, rows in enumerate(sets):
+        stored, numbers = shard.rows_of(np.uint64(number))
+        assert stored.tolist() == sorted(rows)
+        assert numbers.tolist() == [sum(row in earlier for earlier in sets[: number + 1]) for row in sorted(rows)]
+        assert shard.add(stored, access=np.uint64(number)) is shard
 
 
-def test_a_repeated_test_keeps_its_entry_and_any_change_is_a_further_access(
-    stored: dict[str, bytes],
-) -> None:
-    first = access()
-    assert (first.number, first.num_rows, first.num_seen) == (1, 100, 0)
-    assert access() == first
+def test_each_hash_is_in_the_shard_of_its_first_digit() -> None:
+    parts = dict(parts_by_digit(np.unique(HASHES)))
+    assert sum(map(len, parts.values())) == len(HASHES)
+    assert {f"{row:016x}"[0] for row in parts["b"].tolist()} == {"b"}
+    assert list(dict(parts_by_digit(np.array([1, 2**64 - 1], np.uint64)))) == ["0", "f"]
+
+
+def test_a_repeated_test_keeps_its_entry_and_any_change_is_a_further_access(task_uri: str) -> None:
+    first = access(task_uri)
+    assert (first.number, first.num_rows, first.num_seen, first.alpha_share) == (1, 100, 0, 1)
+    assert access(task_uri, np.tile(HASHES[:100], 2), run="s3://another") == first  # in any order, with copies
     further = [
-        access(model="b"),
-        access(protocol="a smaller gain"),
-        access(range(99)),
-        access(model="c", task_uri="s3://models/another-name"),
-        access(range(150), model="b"),
+        access(task_uri, model="b"),
+        access(task_uri, protocol="a smaller gain"),
+        access(task_uri, HASHES[:99]),
+        access(task_uri.replace("task", "another-name"), model="c"),
+        access(task_uri, HASHES[:150], model="b"),
     ]
     assert [(entry.number, entry.num_seen) for entry in further] == [(2, 100), (3, 100), (4, 99), (5, 100), (6, 100)]
-    assert access(range(1000, 1100)).number == 1
-    assert json.loads(stored["s3://models/_ledger/accesses.json"])["format"] == 1
+    assert further[-1].alpha_share == pytest.approx((50 + 99 / 42 + 1 / 30) / 150)  # one row has four earlier accesses
+    assert access(task_uri, HASHES[1_000:]).alpha_share == 1
+    assert [entry.number for entry in read_test_accesses(task_uri)] == [1, 2, 3, 4, 6, 1]
 
 
-def test_an_access_is_recounted_from_the_ledger(stored: dict[str, bytes]) -> None:
-    entries = [access(), access(model="b"), access(range(50, 150))]
-    assert list(read_test_accesses("s3://models/other")) == entries
+def test_an_access_is_recounted_from_the_ledger(task_uri: str) -> None:
+    entries = [access(task_uri), access(task_uri, model="b"), access(task_uri, HASHES[50:150])]
+    assert list(read_test_accesses(task_uri)) == entries
     for entry in entries:
-        claimed = entry.model_copy(update={"number": 1, "num_seen": 0, "num_rows": 1})
-        assert recount_access("s3://models/task", access=claimed) == entry
+        claimed = entry.model_copy(update={"number": 1, "num_seen": 0, "num_rows": 1, "alpha_share": 1.0})
+        assert recount_access(task_uri, access=claimed) == entry
     unknown = entries[0].model_copy(update={"models": ("c",)})
-    assert recount_access("s3://models/task", access=unknown) is None
-    stored[f"s3://models/_ledger/rows/{entries[0].rows}"] = b"\0" * 800
-    with pytest.raises(s3.StorageError, match="its sha256 differs from its name"):
-        recount_access("s3://models/task", access=entries[2])
+    assert recount_access(task_uri, access=unknown) is None
+    storage.delete(TaskPaths(task_uri).test_rows_shard("3"))
+    with pytest.raises(s3.StorageError, match="does not contain the rows of s3://r; restore the folder from a copy"):
+        recount_access(task_uri, access=entries[2])
 
 
-@pytest.mark.usefixtures("stored")
-def test_the_number_of_the_next_access_is_known_without_recording_it() -> None:
-    assert next_access("s3://models/task", contents=contents(*range(100))) == (1, 0)
-    access(range(50))
-    access(range(100))
-    assert next_access("s3://models/task", contents=contents(*range(100))) == (3, 100)
-    assert next_access("s3://models/task", contents=contents(*range(100, 200))) == (1, 0)
-    assert len(read_test_accesses("s3://models/task")) == 2
+def test_the_use_of_the_rows_is_known_without_recording_an_access(task_uri: str) -> None:
+    assert next_access(task_uri, rows=HASHES[:100]) == row_use(np.full(100, 1))
+    access(task_uri, HASHES[:50])
+    access(task_uri, HASHES[:100])
+    expected = row_use(np.repeat([3, 2, 1], [50, 50, 100]))
+    assert next_access(task_uri, rows=HASHES[:200]) == expected
+    assert (expected.number, expected.num_rows, expected.num_seen) == (3, 200, 100)
+    assert len(read_test_accesses(task_uri)) == 2
 
 
-def test_rows_are_stored_as_8_bytes_without_their_text(stored: dict[str, bytes]) -> None:
-    entry = access(range(1000))
-    content = stored[f"s3://models/_ledger/rows/{entry.rows}"]
-    assert len(content) == 8_000
-    assert not any(b"row" in value for uri, value in stored.items() if "/rows/" in uri)
+def test_an_interrupted_access_counts_for_later_ones_and_once_if_it_is_repeated(
+    task_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(test_set_ledger, "update_json", lambda *_: pytest.fail("interrupted"))
+        with pytest.raises(pytest.fail.Exception, match="interrupted"):
+            access(task_uri)
+    assert read_test_accesses(task_uri) == ()
+    assert access(task_uri, model="b").number == 2
+    assert access(task_uri).number == 1
 
 
-@pytest.mark.usefixtures("stored")
-def test_an_access_without_models_or_rows_is_refused() -> None:
+def test_an_access_without_models_or_rows_is_refused(task_uri: str) -> None:
     with pytest.raises(ValueError, match="there are no models"):
-        record_test_access("s3://models/task", contents=contents(1), models=[], protocol="q", run="s3://r")
+        record_test_access(task_uri, rows=HASHES, models=[], protocol="q", run="s3://r")
     with pytest.raises(ValueError, match="there are no test rows; give at least one"):
-        access(range(0))
-    assert read_test_accesses("s3://models/task") == ()
+        access(task_uri, HASHES[:0])
+    assert not storage.exists(f"{TaskPaths(task_uri).registry}/_ledger")
 
 
-@pytest.mark.usefixtures("stored")
-def test_an_access_fails_if_other_writers_change_the_ledger_at_every_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    access()
-
-    def refuse(uri: str, data: bytes, *, etag: str | None) -> str:
-        raise s3.PreconditionFailed(f"{uri} {len(data)} {etag}")
-
-    monkeypatch.setattr(conditional, "write_if_match", refuse)
-    monkeypatch.setattr(conditional, "LONGEST_WAIT_S", 0)
-    with pytest.raises(s3.StorageError, match="changed by other writers during 50 attempts; try again"):
-        access(model="b")
+def test_a_damaged_shard_is_refused_and_not_changed(task_uri: str) -> None:
+    uri = TaskPaths(task_uri).test_rows_shard("b")
+    storage.write_bytes(uri, b"not Parquet")
+    for function in (access, lambda task_uri: next_access(task_uri, rows=HASHES)):
+        with pytest.raises(
+            s3.StorageError, match=r"b\.parquet is not a valid shard of test rows: .*; restore the file"
+        ):
+            function(task_uri)
+    assert storage.read_bytes(uri) == b"not Parquet"

@@ -98,7 +98,7 @@ def test_watch_deletes_old_files_of_the_request_log_only_if_the_recipe_limits_th
 
 def test_a_training_writes_its_task_and_the_shared_folders_and_reads_the_data() -> None:
     policy = documents()["training-policy"]
-    for path in ("my-task/stages/a/b", "_base/minilm/model.safetensors", "_ledger/accesses.json"):
+    for path in ("my-task/stages/a/b", "_base/minilm/model.safetensors", "_ledger/rows/0.parquet"):
         assert allows(policy, "s3:PutObject", f"models/team/{path}")
         assert allows(policy, "s3:DeleteObject", f"models/team/{path}")
     assert allows(policy, "s3:GetObject", "lake/rows/train/part.parquet")
@@ -120,7 +120,7 @@ def test_a_release_writes_the_task_and_lists_only_below_its_prefix() -> None:
     assert allows(policy, "s3:GetObject", "lake/rows/train/part.parquet")  # the rows of the parity gate
     assert allows(policy, "s3:ListBucket", "models", prefix="team/my-task/runs/")
     for action, path in (
-        ("s3:PutObject", "models/team/_ledger/accesses.json"),
+        ("s3:PutObject", "models/team/_ledger/rows/0.parquet"),
         ("s3:PutObject", "models/team/_base/minilm/model.safetensors"),
         ("s3:ListBucket", "models"),
         ("s3:PutObject", "models/team/other/champion.json"),

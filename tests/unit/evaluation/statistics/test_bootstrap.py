@@ -18,7 +18,7 @@ from tailorbird.evaluation.statistics.bootstrap import (
 )
 from tailorbird.evaluation.statistics.effect import Effect
 from tailorbird.evaluation.statistics.scoring import macro_f1
-from tailorbird.evaluation.verdict.protocol import spent_alpha
+from tailorbird.registry.test_set_ledger import share_of_alpha
 
 letters = st.sampled_from("abcd")
 answered = st.lists(st.tuples(letters, letters, letters), min_size=1, max_size=60)
@@ -227,7 +227,7 @@ def test_invalid_scores_are_refused(ours: list[float], theirs: list[float], mess
 @pytest.mark.parametrize("access_number", [1, 8, 9, 24])
 def test_a_large_gain_is_proven_at_any_access(access_number: int) -> None:
     """The level of the 24th access, divided by a family of three, is below the resolution of 10,000 resamples."""
-    level = spent_alpha(0.05, access_number=access_number) / 3
+    level = 0.05 * share_of_alpha(np.array([access_number])) / 3
     better, worse = answers(600, accuracies=(0.95, 0.5), seed=12)
     macro = macro_f1_effect(better, other=worse, alpha=level)
     generator = np.random.default_rng(13)

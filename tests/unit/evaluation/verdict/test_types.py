@@ -70,7 +70,7 @@ def test_a_required_gate_that_cannot_be_assessed_is_the_reason_to_wait() -> None
 
 def test_the_numbers_of_a_further_access_to_the_test_rows_state_its_level() -> None:
     first = verdict_of(*PROVEN)
-    inputs = replace(inputs_of(*models(*PROVEN)), access_number=2, num_rows_seen=200)
+    inputs = replace(inputs_of(*models(*PROVEN)), access_number=2, num_rows_seen=200, alpha_share=1 / 6)
     later = decide(inputs, protocol=protocol_for(sum(PROVEN)))
     assert "access" not in first.numbers()
     assert later.numbers().endswith("; access 2 to these rows: alpha 0.0083 instead of 0.05")
